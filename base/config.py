@@ -1,0 +1,311 @@
+"""Settings: a flag over the environment over a TOML file over the default, each with its origin.
+
+Runs on: node and server.  Reached from: node.py, server.py, control.py.  Hands on to: them, a `Settings`.
+Threads: none.
+Errors: SettingsError, which names file, table and key (or flag, or variable), what it got and what it takes.
+
+A program lists its settings as `Setting` rows, one a key. `node.default.toml` and `server.default.toml` are the same
+lists for people; a test holds them together. tomllib is imported only when there is a file: it costs 0.6 MiB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from base.errors import SettingsError
+from base.net import split_address
+
+Parse = Callable[[Any], Any]
+
+_DEEPEST = 8  # tables and lists in a file, within each other
+
+
+class Setting(NamedTuple):
+    """One key. `parse` takes what a file or a text gives; for what it does not take it raises ValueError, in words."""
+
+    table: str
+    key: str
+    parse: Parse
+    default: Any
+    help: str
+    flag: str = ""
+    metavar: str = ""
+    many: bool = False  # a list: the flag may be given again and again, the variable holds commas
+    secret: bool = False
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that gives it."""
+        return f"PIGEONPOST_{self.table}_{self.key}".upper()
+
+
+class Option(NamedTuple):
+    """One key of a table in an array of tables, as [[sensor]]; a default of None: it need not be there, or must be."""
+
+    key: str
+    parse: Parse
+    default: Any
+    help: str
+
+
+def read_options(table: Mapping[str, Any], options: Sequence[Option], where: str) -> dict[str, Any]:
+    """The values of one such table, all keys present. `where` names it in a SettingsError."""
+    check_keys(table, [option.key for option in options], where)
+    found = {option.key: option.default for option in options}
+    for option in options:
+        if option.key in table:
+            try:
+                found[option.key] = option.parse(table[option.key])
+            except ValueError as error:
+                raise SettingsError(f"{where}: {option.key} {error}, not {table[option.key]!r}") from None
+    return found
+
+
+class Settings:
+    """The values in force. `settings["node", "every"]`; `origin` tells where a value is from."""
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[str, str], Any] = {}
+        self._given: dict[tuple[str, str], Any] = {}  # as they were written
+        self._origins: dict[tuple[str, str], str] = {}
+        self._secrets: set[tuple[str, str]] = set()
+        self.file = ""
+        self.tables: dict[str, list[dict[str, Any]]] = {}  # arrays of tables, as [[sensor]]
+
+    def __getitem__(self, key: tuple[str, str]) -> Any:
+        return self._values[key]
+
+    def origin(self, table: str, key: str) -> str:
+        """`default`, the file's name, the variable's or the flag's."""
+        return self._origins[table, key]
+
+    def put(self, setting: Setting, value: Any, origin: str) -> None:
+        """Take `value` for a setting; SettingsError when it does not fit."""
+        key = setting.table, setting.key
+        items: list[Any] = value if setting.many and isinstance(value, list) else [value]
+        parsed = []
+        for item in items:
+            try:
+                if setting.many and not isinstance(value, list):
+                    raise ValueError("takes a list")
+                parsed.append(setting.parse(item))
+            except ValueError as error:
+                shown = "what it got" if setting.secret else repr(item)
+                raise SettingsError(f"{origin}: [{setting.table}] {setting.key} {error}, not {shown}") from None
+        self._given[key] = items if setting.many else items[0]
+        self._values[key], self._origins[key] = parsed if setting.many else parsed[0], origin
+        if setting.secret:
+            self._secrets.add(key)
+
+    def show(self) -> str:
+        """Every setting, a line each: value and origin; secrets only as set or not."""
+        lines = []
+        for (table, key), value in sorted(self._given.items()):
+            shown = ("(set)" if value else "(not set)") if (table, key) in self._secrets else _toml(value)
+            lines.append(f"[{table}] {key} = {shown}  # {self._origins[table, key]}")
+        for name, entries in self.tables.items():
+            lines += [f"[[{name}]] {_toml(entry)}  # {self.file}" for entry in entries]
+        return "\n".join(lines)
+
+
+def load(
+    settings: Sequence[Setting],
+    arguments: argparse.Namespace,
+    default_file: str,
+    arrays: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """The settings in force.
+
+    arguments     as parsed with the flags that `add_flags` made, and `--config`
+    default_file  read when `--config` is not given and it is there
+    arrays        names of arrays of tables that the file may have; their keys are looked at by whoever uses them
+    """
+    environment = os.environ if environment is None else environment
+    found = Settings()
+    for setting in settings:
+        found.put(setting, setting.default, "default")
+    path = arguments.config or (default_file if os.path.exists(default_file) else "")
+    if path:
+        _read_file(found, settings, path, arrays)
+    for setting in settings:
+        given = environment.get(setting.variable)
+        if given is not None:
+            items = [item.strip() for item in given.split(",") if item.strip()]
+            found.put(setting, items if setting.many else given, setting.variable)
+    for setting in settings:
+        value = getattr(arguments, _name(setting), None) if setting.flag else None
+        if value is not None:
+            found.put(setting, value, setting.flag)
+    return found
+
+
+def add_flags(parser: argparse.ArgumentParser, settings: Sequence[Setting]) -> None:
+    """Give `parser` the flags of those settings that have one, and --config."""
+    parser.add_argument("--config", metavar="FILE", help="settings file (TOML)")
+    for setting in settings:
+        if not setting.flag:
+            continue
+        if setting.parse is switch:
+            parser.add_argument(setting.flag, dest=_name(setting), action="store_true", default=None, help=setting.help)
+        else:
+            action = "append" if setting.many else "store"
+            parser.add_argument(
+                setting.flag, dest=_name(setting), metavar=setting.metavar, action=action, help=setting.help
+            )
+
+
+def check_keys(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """SettingsError for a key that is not known, with the nearest that is."""
+    for key in table:
+        if key not in known:
+            import difflib
+
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f'did you mean "{near[0]}"?' if near else f"it takes {', '.join(known)}"
+            raise SettingsError(f"{where}: unknown key {key!r}; {hint}")
+
+
+def _read_file(found: Settings, settings: Sequence[Setting], path: str, arrays: Sequence[str]) -> None:
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            content = tomllib.load(file)
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from error
+    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, an integer longer than Python converts
+        raise SettingsError(f"{path}: not TOML: {error}") from error
+    except RecursionError as error:
+        raise SettingsError(f"{path}: nested too deeply") from error
+    _refuse_odd(content, path)
+    found.file = path
+    tables = list(dict.fromkeys(setting.table for setting in settings))
+    check_keys(content, [*tables, *arrays], path)
+    for name, table in content.items():
+        if name in arrays:
+            if not isinstance(table, list) or not all(isinstance(entry, dict) for entry in table):
+                raise SettingsError(f"{path}: {name} is written [[{name}]], once for each")
+            found.tables[name] = table
+            continue
+        if not isinstance(table, dict):
+            raise SettingsError(f"{path}: {name} is a table, written [{name}]")
+        by_key = {setting.key: setting for setting in settings if setting.table == name}
+        check_keys(table, list(by_key), f"{path}: [{name}]")
+        for key, value in table.items():
+            found.put(by_key[key], value, path)
+
+
+def _refuse_odd(value: Any, where: str, depth: int = 0) -> None:
+    """SettingsError for what TOML's reader lets through and nothing here can use."""
+    if depth > _DEEPEST:
+        raise SettingsError(f"{where:.200}: nested too deeply")
+    if isinstance(value, int) and value.bit_length() > 14_000:  # 4,300 digits; longer ones Python does not print
+        raise SettingsError(f"{where}: takes no number so large")
+    if isinstance(value, str) and "\0" in value:
+        raise SettingsError(f"{where}: takes no NUL character (\\u0000)")
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        _refuse_odd(item, f"{where}: {key}" if isinstance(key, str) else where, depth + 1)
+
+
+def _name(setting: Setting) -> str:
+    return f"{setting.table}_{setting.key}"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)  # whose escapes are TOML's too
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+    return str(value)
+
+
+def data_folder(chosen: str) -> str:
+    """Where a program keeps its data: as chosen, else where systemd wants it, else ./data."""
+    return chosen or os.environ.get("STATE_DIRECTORY", "").partition(":")[0] or "data"
+
+
+# ------------------------------------------------------------------------------------------- what a value may be
+
+
+def text(value: Any) -> str:
+    """Any text."""
+    if not isinstance(value, str):
+        raise ValueError("takes a text")
+    return value
+
+
+def switch(value: Any) -> bool:
+    """true or false; in the environment also 1, 0, yes, no, on, off."""
+    if isinstance(value, bool):
+        return value
+    known = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if not isinstance(value, str) or value.lower() not in known:
+        raise ValueError("takes true or false")
+    return known[value.lower()]
+
+
+def number(low: float, high: float, whole: bool = False) -> Parse:
+    """A parser for numbers from `low` to `high`, both included."""
+
+    def parse(value: Any) -> float | int:
+        takes = f"takes a {'whole ' if whole else ''}number from {low:g} to {high:g}"
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError(takes)
+        try:
+            found = int(value) if whole and not isinstance(value, float) else float(value)
+        except (ValueError, OverflowError):
+            raise ValueError(takes) from None
+        if not low <= found <= high or (whole and found != int(found)):
+            raise ValueError(takes)
+        return int(found) if whole else found
+
+    return parse
+
+
+def one_of(*choices: str) -> Parse:
+    """A parser for one of a few words."""
+
+    def parse(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"takes {' or '.join(repr(choice) for choice in choices)}")
+        return str(value)
+
+    return parse
+
+
+def a_table(value: Any) -> dict[str, Any]:
+    """A parser for a table within one."""
+    if not isinstance(value, dict):
+        raise ValueError("takes a table")
+    return value
+
+
+def matching(match: Callable[[str], object], takes: str) -> Parse:
+    """A parser for texts that a pattern matches."""
+
+    def parse(value: Any) -> str:
+        if not isinstance(value, str) or not match(value):
+            raise ValueError(f"takes {takes}")
+        return value
+
+    return parse
+
+
+def address(default_port: int | None = None) -> Parse:
+    """A parser for HOST:PORT; gives the pair."""
+
+    def parse(value: Any) -> tuple[str, int]:
+        if not isinstance(value, str):
+            raise ValueError("takes HOST:PORT")
+        return split_address(value, default_port)
+
+    return parse

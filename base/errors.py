@@ -1,0 +1,117 @@
+"""Every error that Pigeonpost raises on purpose, with the code it has on the wire and as an exit status.
+
+Runs on: node and server.  Reached from: everywhere.  Hands on to: nobody.  Threads: none.
+
+Each class is one of ours and a built-in at once, so that a caller may catch either. Exit statuses above 2 are those of
+sysexits.h (BSD), which systemd and other supervisors print by name.
+"""
+
+from __future__ import annotations
+
+
+class PigeonpostError(Exception):
+    """The root of all of them. `exit_status` is what a program ends with when nobody handled it."""
+
+    exit_status = 1
+
+
+class SettingsError(PigeonpostError, ValueError):
+    """A setting, a flag or a settings file is wrong. The message names file, table and key, and what would be right."""
+
+    exit_status = 2
+
+
+class SensorError(PigeonpostError, OSError):
+    """A sensor gave no reading this time. The message says why and, where there is one, the exact remedy."""
+
+
+class DiskError(PigeonpostError, OSError):
+    """The disk did not take what must be durable. The program stops; its supervisor starts it again."""
+
+    exit_status = 74  # EX_IOERR
+
+
+class NotStored(PigeonpostError, OSError):
+    """The store could not take it now: its disk is full, or it is locked. Nothing is acknowledged, the nodes keep
+    everything, and it is tried again."""
+
+
+class InUse(PigeonpostError):
+    """Another process already works on the same data."""
+
+    exit_status = 75  # EX_TEMPFAIL
+
+
+class WireError(PigeonpostError, ValueError):
+    """What the other end said was wrong: a line, or a request.
+
+    `code` is what `ERROR` names on the wire (docs/protocol.md); `closes` tells whether the connection ends with it.
+    """
+
+    code = "bad-argument"
+    closes = False
+
+
+class BadArgument(WireError):
+    """A known word with arguments that do not fit."""
+
+
+class UnknownWord(WireError):
+    """A line that starts with none of the words of the link."""
+
+    code = "unknown-word"
+
+
+class NotUtf8(WireError):
+    """A line whose bytes are not UTF-8."""
+
+    code = "not-utf8"
+
+
+class TooLong(WireError):
+    """A line over the limit. What follows it cannot be trusted to start at a line's beginning."""
+
+    code = "too-long"
+    closes = True
+
+
+class AuthFailed(WireError):
+    """The peer did not prove that it knows the node's token."""
+
+    code = "auth"
+    closes = True
+
+
+class Protected(WireError):
+    """The node has no token, so it answers only this machine."""
+
+    code = "protected"
+    closes = True
+
+
+class WrongVersion(WireError):
+    """The peer speaks another version of the link."""
+
+    code = "version"
+    closes = True
+
+
+class Unexpected(WireError):
+    """A right word at the wrong moment, or samples that leave a hole."""
+
+    code = "expected"
+    closes = True
+
+
+class BadAck(WireError):
+    """An acknowledgement of something that was never sent."""
+
+    code = "bad-ack"
+    closes = True
+
+
+class TooMany(WireError):
+    """As many connections as are allowed are open already."""
+
+    code = "too-many"
+    closes = True

@@ -1,0 +1,154 @@
+"""How a program runs: its parts start in order, it waits, they stop in reverse. Signals, systemd, the last word.
+
+Runs on: node and server.  Reached from: node.py, server.py.  Hands on to: the parts.
+Threads: the main thread starts and stops everything; any thread may call `end` or `fail`.
+Errors: PigeonpostError from a part's start ends the program with its exit status, the parts before it stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import NamedTuple
+
+from base.errors import PigeonpostError
+
+log = logging.getLogger(__name__)
+
+STOP_S = 4.0  # for all parts together: under the 5 s in which people expect a program to be gone
+
+
+class Part(NamedTuple):
+    """A part of a program. `stop` gets the seconds that it may take, and says what it left undone."""
+
+    name: str
+    start: Callable[[], object]
+    stop: Callable[[float], str | None]
+
+
+class Running:
+    """The parts of one program, in the order in which they start."""
+
+    def __init__(self, parts: list[Part]) -> None:
+        self._parts = parts
+        # Not an Event: a signal's handler runs between any two steps of the main thread, also while that holds the
+        # Event's lock, and would wait for it for ever. And a signal that another thread gets, or that comes just before
+        # the main thread waits, interrupts no waiting for a lock; but Python writes to this pipe at once.
+        self._woken, self._waker = os.pipe()
+        os.set_blocking(self._woken, False)
+        os.set_blocking(self._waker, False)
+        self._has_ended = False
+        self._status = 0
+        self.reason = ""
+
+    def __del__(self) -> None:  # not earlier: any thread, and any signal, may call `end`
+        os.close(self._woken)
+        os.close(self._waker)
+
+    def end(self, reason: str = "") -> None:
+        """Ask the program to stop; returns at once."""
+        self.reason = self.reason or reason
+        self._has_ended = True
+        try:
+            os.write(self._waker, b"\0")
+        except BlockingIOError:
+            pass  # woken 65,536 times already
+
+    def fail(self, error: BaseException) -> None:
+        """Stop the program with the exit status of `error`: for parts that cannot go on."""
+        log.critical("%s", error)
+        self._status = self._status or getattr(error, "exit_status", 70)  # 70: EX_SOFTWARE
+        self.end(str(error))
+
+    def run(self, ready: Callable[[], object]) -> int:
+        """Start everything, call `ready`, wait to be ended, stop everything; the exit status."""
+        signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        threading.excepthook = self._on_lost_thread
+        started: list[Part] = []
+        try:
+            for part in self._parts:
+                part.start()
+                started.append(part)
+            ready()
+            _notify("READY=1")
+            while not self._has_ended:
+                self._wait(_watchdog_s())
+        except PigeonpostError as error:
+            self.fail(error)
+        _notify("STOPPING=1")
+        give_up_s = time.monotonic() + STOP_S
+        for part in reversed(started):
+            self._stop(part, max(0.1, give_up_s - time.monotonic()))
+        log.info("ended%s", f": {self.reason}" if self.reason else "")
+        return self._status
+
+    def _wait(self, seconds: float | None) -> None:
+        if select.select([self._woken], [], [], seconds)[0]:
+            os.read(self._woken, 4096)
+        else:
+            _notify("WATCHDOG=1")
+
+    def _stop(self, part: Part, limit_s: float) -> None:
+        try:
+            undone = part.stop(limit_s)
+        except Exception as error:  # the parts below it still have to be stopped
+            log.exception("%s: a fault while it was stopped", part.name)
+            self.fail(error)
+            return
+        if undone:
+            log.warning("%s: %s", part.name, undone)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.end(f"told to by {signal.Signals(number).name}")
+
+    def _on_lost_thread(self, lost: threading.ExceptHookArgs) -> None:
+        """A thread of ours died of a fault of ours: say all about it, and let the supervisor start the program anew."""
+        name = lost.thread.name if lost.thread else "a thread"
+        exception = (lost.exc_type, lost.exc_value or lost.exc_type(), lost.exc_traceback)
+        log.critical("%s died", name, exc_info=exception)
+        self.fail(exception[1])
+
+
+def _notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)) where it wants to be told."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if path:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            try:
+                sock.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
+            except OSError as error:
+                log.warning("systemd could not be told %s: %s", state, error)
+
+
+def _watchdog_s() -> float | None:
+    """Half of the interval in which systemd wants to hear of us (sd_watchdog_enabled(3)); None: it does not."""
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    return int(microseconds) / 2e6 if microseconds.isdigit() else None
+
+
+class _OneLine(logging.Formatter):
+    """A record in one line, whatever a stranger's text in it says: control characters are shown, not obeyed."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return super().formatMessage(record).translate(_SHOWN_CONTROLS)
+
+
+_SHOWN_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+
+
+def start_logging(verbose: bool = False) -> None:
+    """Log to standard error: with the time, but not where systemd's journal adds its own."""
+    handler = logging.StreamHandler(sys.stderr)
+    stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
+    handler.setFormatter(_OneLine(stamp + "%(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])

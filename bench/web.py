@@ -1,0 +1,141 @@
+"""How fast the page is: `/` for one and for many, the log's download, and what that costs in memory.
+
+    python3 -m bench.web
+
+A real server with one simulated node and, for the download, a log made 1 GiB long. The clients are of this module:
+raw sockets kept alive, since what a client library costs is not the server's.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+from bench.machine import rss_mib, table
+from protocol import Sample
+from stores import Filing, Mark, Stretch
+from stores.sqlite import SqliteStore
+
+_GIB = 1 << 30
+_REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\nAccept: text/html\r\n\r\n"
+
+
+class Client:
+    """One kept-alive connection."""
+
+    def __init__(self, port: int) -> None:
+        self.sock = socket.create_connection(("127.0.0.1", port))
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._rest = b""
+
+    def get(self, request: bytes = _REQUEST) -> int:
+        """Ask, and read the whole answer; its length."""
+        self.sock.sendall(request)
+        data = self._rest
+        while b"\r\n\r\n" not in data:
+            data += self.sock.recv(1 << 16)
+        head, _, body = data.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200"), head[:80]
+        length = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0])
+        while len(body) < length:
+            body += self.sock.recv(1 << 16)
+        self._rest = body[length:]
+        return length
+
+
+def fresh_page_ms(port: int) -> float:
+    """Median time of `/` when a new picture has to be taken and drawn."""
+    client, times = Client(port), []
+    for _ in range(15):
+        time.sleep(1.05)
+        began_s = time.perf_counter()
+        client.get()
+        times.append(time.perf_counter() - began_s)
+    return sorted(times)[len(times) // 2] * 1000
+
+
+def requests_a_second(port: int, clients: int, seconds: float = 5.0) -> float:
+    counts = [0] * clients
+    end_s = time.monotonic() + seconds
+
+    def ask(number: int) -> None:
+        client = Client(port)
+        while time.monotonic() < end_s:
+            client.get()
+            counts[number] += 1
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / seconds
+
+
+def from_another_process(port: int, clients: int) -> float:
+    """Requests a second, asked from a process of its own: in this one the clients would wait for each other."""
+    code = f"from bench.web import requests_a_second; print(requests_a_second({port}, {clients}))"
+    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+def download(port: int) -> tuple[float, int]:
+    """Seconds for the whole log, and its length."""
+    sock = socket.create_connection(("127.0.0.1", port))
+    began_s = time.monotonic()
+    sock.sendall(b"GET /log.csv HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    buffer, total = bytearray(1 << 20), 0
+    while got := sock.recv_into(buffer):
+        total += got
+    return time.monotonic() - began_s, total
+
+
+def long_log(data: str) -> None:
+    """Make the log of the next run long: a store whose samples were never logged owes all of them to it."""
+    store = SqliteStore(data)
+    samples = [
+        Sample(seq, 1_795_000_000_000 + seq * 1000, seq, {f"value_{k:02d}": 20.125 + k for k in range(40)}, {}, "")
+        for seq in range(1, 20_001)
+    ]
+    for epoch in range(24):  # 24 x 20,000 x 40 rows of 58 bytes
+        filing = Filing("long", "0" * 16, f"{epoch:016x}", Mark(20_000, 0))
+        filing.items = [Stretch(samples)]
+        with store.writing(()):
+            store.put([filing], 0, None)
+    store.close()
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as data:
+        long_log(data)
+        command = [sys.executable, "server.py", "--demo", "--data", data, "--web", "127.0.0.1:0"]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        try:
+            assert server.stdout is not None
+            found = re.search(r":(\d+)/", server.stdout.readline())
+            assert found, "the server did not start"
+            port = int(found[1])
+            time.sleep(3)
+            rows = [("`/`, drawn anew, median", f"{fresh_page_ms(port):.1f} ms, {Client(port).get() / 1000:.1f} kB")]
+            rows += [
+                (f"`/` kept alive, {clients} at once", f"{from_another_process(port, clients):,.0f} requests/s")
+                for clients in (1, 8)
+            ]
+            download(port)
+            before = rss_mib(server.pid)
+            took_s, length = download(port)
+            rows.append(("`/log.csv`", f"{length / _GIB:.2f} GiB at {length / took_s / _GIB:.2f} GiB/s"))
+            rows.append(("memory before and after it", f"{before:.1f} and {rss_mib(server.pid):.1f} MiB"))
+            table("server: the page", rows)
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.wait(20)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,319 @@
+"""The operator's command line: tokens, password, status, switching nodes, checking, verifying.
+
+    python3 control.py token basement            make a token for a node
+    python3 control.py status                    ask the running server
+    python3 control.py send basement off         turn a node off
+
+Runs on: node and server.  Reached from: people, cron, container health checks.
+Hands on to: the files in the data folder; a running server, over its JSON interface; a node itself, over the link.
+Threads: none.
+Errors: exit status 0 done; 1 failed, with one line a fault; 2 wrong usage or settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import getpass
+import http.client
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from base import config
+from base.disk import only_one
+from base.errors import InUse, PigeonpostError, SettingsError
+from base.net import join_address, split_address
+from base.version import VERSION
+from csvbuffer import FOLDER, verify_logs
+from gate.tokens import Tokens
+from gate.users import Users
+from protocol import DEFAULT_PORT, NODE_NAME, NODE_NAME_TAKES, decode, encode
+from settings import SERVER
+from stores.sqlite import SqliteStore
+
+ANSWER_S = 10.0  # for a running server or a node
+
+
+class Failed(PigeonpostError):
+    """The command was understood but could not be done."""
+
+
+class Command(NamedTuple):
+    """One command: what it does in a line, its arguments for argparse, and the function that does it."""
+
+    help: str
+    arguments: Sequence[tuple[str, dict[str, Any]]]
+    run: Callable[[Context], int]
+
+
+class Context(NamedTuple):
+    """What a command works with."""
+
+    data: str
+    arguments: argparse.Namespace
+
+
+# ------------------------------------------------------------------------------------------ tokens and passwords
+
+
+def _node_name(text: str) -> str:
+    if not NODE_NAME(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no node name: {NODE_NAME_TAKES}")
+    return text
+
+
+def _place(text: str) -> tuple[str, int]:
+    try:
+        return split_address(text, DEFAULT_PORT)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}, not {text!r}") from None
+
+
+def token(context: Context) -> int:
+    """Make a node's token, and show it this once."""
+    tokens, node = Tokens(context.data), context.arguments.node
+    if tokens.text_of(node) is not None:
+        raise Failed(
+            f"{node} has a token already: `get_token {node}` shows it, `revoke {node}` makes room for a new one"
+        )
+    print(tokens.make(node))
+    print(
+        f"Give it to the node, as PIGEONPOST_NODE_TOKEN or in its node.toml; this server knows it by the name {node}:\n"
+        f"    python3 server.py --node {node}@ADDRESS",
+        file=sys.stderr,
+    )
+    return 0
+
+
+def get_token(context: Context) -> int:
+    """Show a node's token, made when it is first asked for; the same one ever after."""
+    tokens, node = Tokens(context.data), context.arguments.node
+    print(tokens.text_of(node) or tokens.make(node))
+    return 0
+
+
+def list_tokens(context: Context) -> int:
+    """The nodes that have a token."""
+    for node in sorted(Tokens(context.data)):
+        print(node)
+    return 0
+
+
+def revoke(context: Context) -> int:
+    """Forget a node's token: it is not collected from any more until it has a new one."""
+    if not Tokens(context.data).revoke(context.arguments.node):
+        raise Failed(f"{context.arguments.node} has no token; `tokens` lists those that have")
+    return 0
+
+
+def password(context: Context) -> int:
+    """Set the password of a user of the page, asked for twice; from a pipe, the first line."""
+    user = context.arguments.user
+    if sys.stdin.isatty():
+        new = getpass.getpass(f"New password of {user}: ")
+        if new != getpass.getpass("Again: "):
+            raise Failed("the two differ; nothing was changed")
+    else:
+        new = sys.stdin.readline().rstrip("\r\n")
+    Users(context.data).set_password(user, new)
+    print(f"The page now asks for a password; the user is {user}.", file=sys.stderr)
+    return 0
+
+
+# ------------------------------------------------------------------------------------------- a running server
+
+
+def ask_server(data: str, method: str, path: str, content: Any = None) -> Any:
+    """What the server that runs on `data` answers, decoded; Failed when it does not run or refuses."""
+    try:
+        with open(os.path.join(data, "running.json"), encoding="utf-8") as file:
+            about = json.load(file)
+    except FileNotFoundError:
+        raise Failed(f"no server runs on {data} (--data DIR, before the command, names another folder)") from None
+    except PermissionError:
+        raise Failed(f"{data}/running.json may be read only by the user who runs the server") from None
+    host, port = about["web"][0]
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    link = http.client.HTTPConnection(here, port, timeout=ANSWER_S)
+    try:
+        body = None if content is None else json.dumps(content)
+        headers = {"Authorization": f"Bearer {about['key']}", "Content-Type": "application/json"}
+        link.request(method, path, body, headers)
+        answer = link.getresponse()
+        text = answer.read()
+    except (OSError, http.client.HTTPException) as error:  # the latter from another program that has the port now
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise Failed(f"the server at {join_address(here, port)} does not answer: {why}") from None
+    finally:
+        link.close()
+    found = json.loads(text) if answer.headers.get_content_type() == "application/json" else text.decode()
+    if answer.status >= 400:
+        raise Failed(found["error"]["text"] if isinstance(found, dict) else str(found).strip())
+    return found
+
+
+def status(context: Context) -> int:
+    """How the nodes are, as the running server sees them; with --link, as a node itself says."""
+    if context.arguments.link:
+        print(ask_node(context, "CHECK"))
+        return 0
+    nodes = ask_server(context.data, "GET", "/api/v1/nodes")["nodes"]
+    wanted = context.arguments.node
+    chosen = [node for node in nodes if wanted in (None, node["name"])]
+    if wanted and not chosen:
+        raise Failed(
+            f"the server knows no node {wanted!r}; it knows {', '.join(node['name'] for node in nodes) or 'none'}"
+        )
+    for node in chosen:
+        print(describe(node))
+    return 0
+
+
+def send(context: Context) -> int:
+    """Turn a node's sampling on or off, and wait for its word that it is."""
+    on = context.arguments.state == "on"
+    node = context.arguments.node
+    if context.arguments.link:
+        print(ask_node(context, "SEND", on))
+    else:
+        ask_server(context.data, "POST", f"/api/v1/nodes/{quote(node)}/send", {"on": on})
+        print(f"{node} is {context.arguments.state}")
+    return 0
+
+
+def check(context: Context) -> int:
+    """Exit 0 when the server and its nodes are well; else 1, with one line a fault. For cron."""
+    faults = ask_server(context.data, "GET", "/api/v1/health")["faults"]
+    for fault in faults:
+        print(fault)
+    return 1 if faults else 0
+
+
+def alive(context: Context) -> int:
+    """Exit 0 when the program in this container or on this data answers. For health checks."""
+    if os.path.exists(os.path.join(context.data, "running.json")):
+        ask_server(context.data, "GET", "/healthz")
+    else:
+        context.arguments.link = "127.0.0.1", DEFAULT_PORT
+        ask_node(context, "CHECK")
+    return 0
+
+
+def ask_node(context: Context, word: str, *arguments: Any) -> str:
+    """Say one word to a node in a plain session, with its token if there is one; the line that it answers."""
+    address: tuple[str, int] = context.arguments.link
+    place = join_address(*address)
+    secret = os.environ.get("PIGEONPOST_NODE_TOKEN") or Tokens(context.data).text_of(
+        getattr(context.arguments, "node", None) or ""
+    )
+    try:
+        with socket.create_connection(address, ANSWER_S) as link:
+            if secret:
+                link.sendall(encode("AUTH", {"token": secret}))
+            link.sendall(encode(word, *arguments))
+            line = link.makefile("rb").readline()
+    except OSError as error:
+        raise Failed(f"{place}: {error.strerror or error}") from None
+    if not line:
+        raise Failed(f"{place}: closed without an answer")
+    answer = decode(line)
+    if answer is not None and answer.word == "ERROR":
+        raise Failed(f"{place}: {answer.args[1].get('text', answer.args[0])}")
+    return line.decode().rstrip()
+
+
+def describe(node: dict[str, Any]) -> str:
+    """A node, as the JSON interface tells it, in one line."""
+    if not node["connected"]:
+        state = node["fault"] or "not connected"
+    else:
+        state = {True: "on", False: "OFF", None: "connected"}[node["on"]]
+    rest = [f"last sample {node['last_sample']['time']}"] if node.get("last_sample") else []
+    rest += [f"{node['missing']} samples missing"] if node.get("missing") else []
+    return f"{node['name'] or node['address']}: " + "; ".join([state, *rest])
+
+
+# ------------------------------------------------------------------------------------------------------- the data
+
+
+def verify(context: Context) -> int:
+    """Look at everything that is stored; one line a fault."""
+    path = os.path.join(context.data, "pigeonpost.sqlite3")
+    if not os.path.exists(path):
+        raise SettingsError(f"there is no database in {context.data}; --data DIR, before the command, names its folder")
+    with contextlib.closing(SqliteStore(context.data, look_only=True)) as store:
+        faults = list(store.verify())
+        try:
+            lock = only_one(os.path.join(context.data, "server.lock"))
+        except InUse:
+            print(
+                "the server runs, so the logs are not compared with the store (stop it to have that done)",
+                file=sys.stderr,
+            )
+        else:
+            faults += verify_logs(os.path.join(context.data, FOLDER), store)
+            os.close(lock)
+        for fault in faults:
+            print(fault)
+        if not faults:
+            total = sum(node["samples"] for node in store.nodes())
+            print(f"{total} samples of {len(store.nodes())} nodes: all there, each once")
+    return 1 if faults else 0
+
+
+_NODE = ("node", {"metavar": "NODE", "type": _node_name})
+_LINK = ("--link", {"metavar": "HOST:PORT", "type": _place, "help": "ask the node itself, not a server"})
+
+COMMANDS = {
+    "token": Command("make a node's token, and show it this once", [_NODE], token),
+    "get_token": Command("show a node's token, made when first asked for", [_NODE], get_token),
+    "tokens": Command("list the nodes that have a token", [], list_tokens),
+    "revoke": Command("forget a node's token", [_NODE], revoke),
+    "password": Command(
+        "set the page's password", [("user", {"metavar": "USER", "nargs": "?", "default": "admin"})], password
+    ),
+    "status": Command("how the nodes are", [("node", {"metavar": "NODE", "nargs": "?"}), _LINK], status),
+    "send": Command("turn a node on or off", [_NODE, ("state", {"choices": ["on", "off"]}), _LINK], send),
+    "check": Command("exit 0 when all is well, else 1 and one line a fault (for cron)", [], check),
+    "alive": Command("exit 0 when the program answers (for health checks)", [], alive),
+    "verify": Command("look at all that is stored, and say what is wrong with it", [], verify),
+}
+
+_EXAMPLES = """examples:
+  python3 control.py token basement
+  python3 control.py --data /var/lib/pigeonpost status
+  python3 control.py send basement off
+  python3 control.py status --link 192.168.1.20:5003
+  */5 * * * * python3 control.py check || mail -s pigeonpost you@example.org"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do one command; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="control.py", description="Look after Pigeonpost: tokens, password, status, data.",
+        epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--data", metavar="DIR", help="the data folder (as the server's)")
+    parser.add_argument("--config", metavar="FILE", help="the server's settings file")
+    parser.add_argument("--version", action="version", version=f"pigeonpost {VERSION}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(name, help=command.help, description=command.run.__doc__)
+        for argument, options in command.arguments:
+            sub.add_argument(argument, **options)
+    chosen = parser.parse_args(arguments)
+    try:
+        settings = config.load(SERVER, argparse.Namespace(config=chosen.config, server_data=chosen.data), "server.toml")
+        return COMMANDS[chosen.command].run(Context(config.data_folder(settings["server", "data"]), chosen))
+    except (PigeonpostError, ValueError) as error:
+        print(f"control.py: {error}", file=sys.stderr)
+        return 2 if isinstance(error, SettingsError) or not isinstance(error, PigeonpostError) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

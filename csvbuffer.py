@@ -1,0 +1,385 @@
+"""The CSV log of one run, and the lock-protected buffer before it. Derived from the store, and always whole.
+
+Runs on: server.  Reached from: intake (add, flush, due), webui (last, whole).  Hands on to: the disk.
+Threads: the intake's writer thread adds, flushes and syncs; web threads look. `_lock` guards the buffer, the last
+  samples, and which file is whole up to where; it is held while these are changed or copied, never during a disk
+  call.
+Errors: none that stop the server, since the store has everything: `fault` says why rows wait there.
+
+    time,node,sensor,value,unit
+    2026-11-20T16:36:10.123+01:00,basement,temperature,23.4,°C
+
+How it stays whole. A commit stores samples and, in the same transaction, a *filing* for each stretch of the log that
+they make. Then the rows go into the file. Now and then the file is synced, and the next transaction records how long
+it then was (`LogMark`) and forgets the filings that this covers; a new file gets no rows before it is recorded. After
+a crash the filings that are left tell which bytes belong behind that length: what is there and right is kept, the
+rest is cut, and what is missing is written. A file that somebody changed is left alone, and what it lacks opens the
+next one.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from base.clock import Clock, parse_rfc3339
+from base.disk import sync_folder
+from base.errors import NotStored
+from protocol import Gap, Sample
+from stores import Filing, Logged, LogMark, Store, Stretch
+
+log = logging.getLogger(__name__)
+
+FOLDER = "logs"
+HEADER = "time,node,sensor,value,unit\n"
+SHOWN = 10  # samples that Log Check shows
+SYNC_S = 60.0  # the file is synced when rows have waited so long,
+SYNC_BYTES = 16 << 20  # or when there are so many
+_TAIL_BYTES = 4096
+
+
+class Shown(NamedTuple):
+    """A sample as Log Check shows it."""
+
+    node: str
+    sample: Sample
+    units: Mapping[str, str]
+
+
+class CsvLog:
+    """The log of this run, and the mending of the one before."""
+
+    def __init__(self, data: str, store: Store, clock: Clock) -> None:
+        """data: the folder in which `logs/` is."""
+        self._folder = os.path.join(data, FOLDER)
+        self._store = store
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._buffer: list[str] = []
+        self._shown: deque[Shown] = deque(maxlen=SHOWN)
+        self._fd = -1
+        self._behind = False  # whether the file lacks rows that are no longer in memory
+        self._tail = b""  # the last bytes of the file
+        self._filed = 0  # the filing up to which the file has all rows
+        self._recorded = LogMark("", 0, 0, 0)
+        self._synced_s = clock.monotonic()
+        self.name = ""
+        self.size = 0  # so many bytes of it are whole rows
+        self.fault = ""
+
+    # ------------------------------------------------------------------------------- the writer's part
+
+    def start(self) -> None:
+        """Make the last run's file whole, and begin this run's."""
+        mark = self._store.log_mark()
+        if mark is not None:
+            self._filed = mark.filed
+            self._mend(mark)
+        self.flush(self._filed)
+        self.record()
+
+    def record(self) -> None:
+        """Sync the file and record it, in a transaction of its own: at the start and at the end of a run."""
+        try:
+            for _ in range(2):  # a file that has just begun is recorded empty, gets what it owes, is recorded again
+                with self._store.writing(()):
+                    self._store.put((), self._clock.wall_ms(), self.due(now=True))
+                if self._behind:
+                    self.flush(self._filed)
+        except NotStored as error:
+            log.warning("the CSV log is not recorded yet: %s", error)
+
+    def add(self, filing: Filing, noted_ms: int) -> None:
+        """Put into the buffer what a commit has stored."""
+        rows = [_rows(filing.node, filing.epoch, item, filing.units, noted_ms) for item in filing.items]
+        with self._lock:
+            self._buffer += rows
+            for item in filing.items[-SHOWN:]:
+                if isinstance(item, Stretch):
+                    self._shown.extend(Shown(filing.node, sample, filing.units) for sample in item.samples[-SHOWN:])
+
+    def flush(self, filed: int) -> None:
+        """Write the buffer to the file, which then has all rows up to filing number `filed`."""
+        with self._lock:
+            rows, self._buffer = self._buffer, []
+        try:
+            if self._fd < 0 or self._is_changed():
+                self._begin()
+            if self.size == 0:
+                self._write(HEADER.encode(), self._filed)
+            if self._recorded.name != self.name:
+                self._behind = True  # a crash now would not find these rows, and write them again
+            elif self._behind:
+                self._catch_up()
+            else:
+                self._write("".join(rows).encode(), filed)
+            self.fault = ""
+        except OSError as error:
+            self._behind = True
+            if not self.fault:
+                log.error("the CSV log waits, its rows are safe in the database: %s", error)
+            self.fault = f"the CSV log waits: {error.strerror or error}"
+
+    def due(self, now: bool = False) -> LogMark | None:
+        """Sync the file where it is time to (or `now`); what the next transaction is to record then."""
+        old = self._recorded
+        grown = self.size - (old.size if old.name == self.name else 0)
+        waited_s = self._clock.monotonic() - self._synced_s
+        if not grown or not (now or old.name != self.name or grown >= SYNC_BYTES or waited_s >= SYNC_S):
+            return None
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            log.error("%s: %s", self._path(), error)
+            return None
+        self._synced_s = self._clock.monotonic()
+        self._recorded = LogMark(self.name, self.size, zlib.crc32(self._tail), self._filed)
+        return self._recorded
+
+    def close(self) -> None:
+        """Give the file back; `due(now=True)` comes first."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    # ---------------------------------------------------------------------------------- anybody's part
+
+    def last(self) -> list[Shown]:
+        """The last samples of this run, oldest first."""
+        with self._lock:
+            return list(self._shown)
+
+    def whole(self) -> tuple[str, int]:
+        """The path of this run's file, and how many bytes of it are whole rows."""
+        with self._lock:
+            return self._path(), self.size
+
+    # --------------------------------------------------------------------------------------- the file
+
+    def _path(self) -> str:
+        return os.path.join(self._folder, self.name)
+
+    def _begin(self) -> None:
+        """Begin a new file, named by the minute."""
+        os.makedirs(self._folder, exist_ok=True)
+        stem = time.strftime("sensorlog_%d%m%y_%H%M", time.localtime(self._clock.wall_ms() / 1000))
+        count, name = 1, f"{stem}.csv"
+        while os.path.exists(os.path.join(self._folder, name)):
+            count += 1
+            name = f"{stem}_{count}.csv"
+        fd = os.open(os.path.join(self._folder, name), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        self.close()
+        with self._lock:
+            self._fd, self.name, self.size, self._tail = fd, name, 0, b""
+        sync_folder(self._path())
+
+    def _is_changed(self) -> bool:
+        """Whether somebody else wrote to this run's file, replaced it or removed it."""
+        try:
+            named, ours = os.stat(self._path()), os.fstat(self._fd)
+            changed = named.st_ino != ours.st_ino or ours.st_size != self.size
+        except FileNotFoundError:
+            changed = True
+        if changed:
+            log.warning("%s was changed by somebody else: it is left alone, and a new log begins", self._path())
+        return changed
+
+    def _write(self, data: bytes, filed: int) -> None:
+        """Append whole rows, or nothing."""
+        size = _append(self._fd, data, self.size)
+        with self._lock:
+            self.size = size
+        self._tail = (self._tail + data[-_TAIL_BYTES:])[-_TAIL_BYTES:]
+        self._filed = filed
+
+    def _catch_up(self) -> None:
+        for logged in self._store.logged_after(self._filed):
+            self._write(_logged_rows(logged), logged.filed)
+        self._behind = False
+
+    # ------------------------------------------------------------------------------------------ mending
+
+    def _mend(self, mark: LogMark) -> None:
+        """Make the file of `mark` say what the store has; what cannot be put there is left for the next file."""
+        owed = [(logged.filed, _logged_rows(logged)) for logged in self._store.logged_after(mark.filed)]
+        path = os.path.join(self._folder, mark.name)
+        try:
+            fd = os.open(path, os.O_RDWR)
+        except OSError as error:
+            if owed:
+                log.warning("%s: %s; what it lacked opens the next log", path, error.strerror)
+        else:
+            try:
+                owed = self._mend_open(fd, path, mark, owed)
+            except OSError as error:
+                log.warning("%s: %s; what it lacked opens the next log", path, error.strerror)
+            finally:
+                os.close(fd)
+        self._behind = bool(owed)
+
+    def _mend_open(self, fd: int, path: str, mark: LogMark, owed: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+        """The same, with the file open. Returns what the file could not be given."""
+        tail_at = max(0, mark.size - _TAIL_BYTES)
+        if zlib.crc32(os.pread(fd, mark.size - tail_at, tail_at)) != mark.tail:
+            log.warning("%s was changed by hand: it is left alone, and what it lacked opens the next log", path)
+            return owed
+        at = mark.size
+        while owed and (length := _says_the_same(os.pread(fd, 2 * len(owed[0][1]), at), owed[0][1])):
+            at += length
+            self._filed = owed.pop(0)[0]
+        if not _is_left_by_crash(os.pread(fd, os.fstat(fd).st_size - at, at), b"".join(rows for _, rows in owed)):
+            log.warning("%s was added to by hand: it is left alone, and what it lacked opens the next log", path)
+            return owed
+        os.ftruncate(fd, at)
+        while owed:
+            filed, rows = owed[0]
+            at = _append(fd, rows, at)
+            self._filed = filed
+            del owed[0]
+        os.fsync(fd)
+        return []
+
+
+def _append(fd: int, data: bytes, size: int) -> int:
+    """Write `data` at the end of a file of `size` bytes, wholly or not at all; its new size."""
+    at, view = size, memoryview(data)
+    try:
+        while view:
+            written = os.pwrite(fd, view, at)
+            view, at = view[written:], at + written
+    except OSError:
+        os.ftruncate(fd, size)
+        raise
+    return at
+
+
+def _says_the_same(there: bytes, rows: bytes) -> int:
+    """How many bytes of `there` say what `rows` do: all of `rows` in the usual case, 0 when it does not.
+
+    Time zone and unit may have been others when a row was written; then they may differ, and the length with them.
+    """
+    if there.startswith(rows):
+        return len(rows)
+    wanted = rows.splitlines(keepends=True)
+    found = there.splitlines(keepends=True)[: len(wanted)]
+    same = len(found) == len(wanted) and all(map(_is_same_row, found, wanted))
+    return sum(map(len, found)) if same else 0
+
+
+def _is_same_row(one: bytes, other: bytes) -> bool:
+    return one.endswith(b"\n") and _meaning(one) == _meaning(other)
+
+
+def _meaning(row: bytes) -> Any:
+    try:
+        time_text, node, sensor, value, _ = next(csv.reader([row.decode()]))
+        return parse_rfc3339(time_text), node, sensor, value
+    except (ValueError, csv.Error):  # the latter: of a cell longer than 128 KiB, as blocks of zeros are
+        return row
+
+
+def _is_left_by_crash(there: bytes, wanted: bytes) -> bool:
+    """Whether every byte of `there` is what was to be written there, or zero (a block that was never written)."""
+    wanted = wanted[: len(there)].ljust(len(there), b"\0")
+    step = 4096
+    return all(
+        there[k : k + step] == wanted[k : k + step]
+        or all(a in (0, b) for a, b in zip(there[k : k + step], wanted[k : k + step], strict=True))
+        for k in range(0, len(there), step)
+    )
+
+
+def verify_logs(folder: str, store: Store) -> Iterator[str]:
+    """Compare all logs in `folder` with what is stored; a line for each fault. No server may run meanwhile.
+
+    Every row is counted and added up as a hash: so both sides are read once, in any order, in little memory.
+    """
+    written = logged_gaps = written_sum = 0
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+        with open(os.path.join(folder, name), newline="", encoding="utf-8", errors="replace") as log:
+            for line in log:
+                if line == HEADER:
+                    continue
+                meaning = _meaning(line.encode()) if line.endswith("\n") else None
+                if not isinstance(meaning, tuple):
+                    yield f"{name}: a torn row: {line.strip()[:60]!r}"
+                elif meaning[2] == "gap" and "samples " in line:
+                    logged_gaps += 1
+                else:
+                    written, written_sum = written + 1, written_sum + hash(meaning)
+    stored = stored_sum = 0
+    for point in store.every_sample():
+        for sensor, value in point.values.items():
+            text = "" if value is None else repr(value)
+            stored, stored_sum = stored + 1, stored_sum + hash((point.time_ms, point.node, sensor, text))
+    if (written, written_sum) != (stored, stored_sum):
+        yield f"the logs hold {written} readings and the store {stored}; they are not the same (was a log changed?)"
+    if logged_gaps != (gaps := len(store.gaps(-1))):
+        yield f"the logs tell of {logged_gaps} gaps and the store of {gaps}"
+
+
+# ------------------------------------------------------------------------------------------------------------ rows
+
+
+def _logged_rows(logged: Logged) -> bytes:
+    return _rows(logged.node, logged.epoch, logged.item, logged.units, logged.noted_ms).encode()
+
+
+def _rows(node: str, epoch: str, item: Stretch | Gap, units: Mapping[str, str], noted_ms: int) -> str:
+    """The rows of samples: one a value, an empty value where a sensor failed. A gap is one row, its value the count."""
+    if isinstance(item, Gap):
+        count = item.last - item.first + 1 + item.before
+        which = f"samples {item.first} to {item.last} of epoch {epoch}"
+        more = f" and {item.before} of earlier epochs" if item.before else ""
+        return f"{local_time(noted_ms)},{node},gap,{count},{_cell(f'{which}{more}: {item.why}')}\n"
+    templates: dict[tuple[str, ...], str] = {}
+    rows = []
+    for (_, time_ms, _, values, _, _), texts in zip(item.samples, item.texts):
+        names = tuple(values)
+        template = templates.get(names)
+        if template is None:
+            template = templates[names] = "".join([f"\0,{node},{name},%s,{_unit(units, name)}\n" for name in names])
+        if "None" in texts:
+            texts = tuple(["" if text == "None" else text for text in texts])
+        rows.append((template % texts).replace("\0", local_time(time_ms)))
+    return "".join(rows)
+
+
+def _unit(units: Mapping[str, str], name: str) -> str:
+    return _cell(units.get(name, "")).replace("%", "%%")
+
+
+def _cell(text: str) -> str:
+    """A text as a CSV cell (RFC 4180) that no spreadsheet takes for a formula."""
+    if text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        text = "'" + text
+    if any(mark in text for mark in ',"\r\n'):
+        text = '"' + text.replace('"', '""') + '"'
+    return text
+
+
+def local_time(time_ms: int) -> str:
+    """RFC 3339 with this machine's offset from UTC at that time: `2026-11-20T16:36:10.123+01:00`."""
+    minute, rest = divmod(time_ms, 60_000)
+    ends = _minutes.get(minute)
+    if ends is None:
+        if len(_minutes) >= 4096:
+            _minutes.clear()
+        t = time.localtime(minute * 60)
+        if t.tm_gmtoff % 60:  # a town's own time of long ago, which RFC 3339 cannot write
+            t = time.gmtime(minute * 60)
+        hours, minutes = divmod(abs(t.tm_gmtoff) // 60, 60)
+        sign = "-" if t.tm_gmtoff < 0 else "+"
+        ends = _minutes[minute] = "%04d-%02d-%02dT%02d:%02d:" % t[:5], f"{sign}{hours:02d}:{minutes:02d}"
+    return "%s%06.3f%s" % (ends[0], rest / 1000, ends[1])
+
+
+# Minutes since 1970 to how their times begin and end: the zone is asked once a minute of log, not once a row.
+_minutes: dict[int, tuple[str, str]] = {}

@@ -1,0 +1,112 @@
+"""The last day of every node in a few columns, kept at hand: no page reads a day of samples to draw a line.
+
+Runs on: server.  Reached from: webui, which makes it; pages/overview, which asks; the intake's writer, by `note`.
+Hands on to: the store, asked only for the columns in which something new was stored.
+Threads: `_lock` guards the days and is held while they are brought up to date, reading the store included; `_touching`
+  guards what has changed since, so that the writer never waits for a reader.
+Errors: those of the store.
+
+    a node's first sample is less than ... old     10 min    1 h      else
+    the last ... are kept                          10 min    1 h      24 h
+    in columns of                                  10 s      1 min    10 min
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from stores import Column, Filing, Store, Stretch
+
+_SPANS = ((600_000, 10_000), (3_600_000, 60_000), (86_400_000, 600_000))  # ms
+_FORGET_MS = 3_600_000  # all is read anew so often: a clock that stepped back leaves nothing wrong for longer
+
+
+class Day(NamedTuple):
+    """A node's last day (or hour, or ten minutes): of each sensor the columns that are not empty, places from 0."""
+
+    from_ms: int
+    span_ms: int
+    width_ms: int
+    columns: dict[str, list[Column]]
+
+
+class _Book:
+    """What is kept of one node. Places count from 1970, so that time passing moves nothing."""
+
+    def __init__(self, span_ms: int, width_ms: int, made_ms: int) -> None:
+        self.span_ms = span_ms
+        self.width_ms = width_ms
+        self.made_ms = made_ms
+        self.last = -1  # the last place that was read: later ones may have samples too, of a node whose clock is ahead
+        self.columns: dict[str, dict[int, Column]] = {}
+
+    def read(self, store: Store, node: str, first: int, last: int) -> None:
+        """Read places `first` to `last` anew."""
+        width = self.width_ms
+        found = store.summary(node, first * width, (last + 1) * width, last + 1 - first)
+        self.last = max(self.last, last)
+        for columns in self.columns.values():
+            for place in range(first, last + 1):
+                columns.pop(place, None)
+        for sensor, fresh in found.items():
+            columns = self.columns.setdefault(sensor, {})
+            columns.update({first + column.place: column for column in fresh})
+
+    def forget_before(self, first: int) -> None:
+        for columns in self.columns.values():
+            for place in [place for place in columns if place < first]:
+                del columns[place]
+
+
+class DayBook:
+    """The days of all nodes."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._books: dict[str, _Book] = {}
+        self._touching = threading.Lock()
+        self._touched: dict[str, tuple[int, int]] = {}  # node to the earliest and the latest time stored since
+
+    def note(self, filings: Sequence[Filing]) -> None:
+        """Remember that these were stored; called by the writer, so it only notes from when to when."""
+        for filing in filings:
+            times = list(_ends(filing))
+            if times:
+                with self._touching:
+                    low, high = self._touched.get(filing.node, (times[0], times[0]))
+                    self._touched[filing.node] = min(low, *times), max(high, *times)
+
+    def day(self, node: str, first_ms: int | None, now_ms: int) -> Day:
+        """The last day of `node`, whose first sample is from `first_ms` (None: it has none)."""
+        old_ms = 0 if first_ms is None else max(0, now_ms - first_ms)
+        span_ms, width_ms = next((span for span in _SPANS if old_ms < span[0]), _SPANS[-1])
+        last = now_ms // width_ms
+        first = last + 1 - span_ms // width_ms
+        with self._lock:
+            with self._touching:
+                low_ms, high_ms = self._touched.pop(node, (now_ms, 0))
+            book = self._books.pop(node, None)  # and back when it is up to date, so not when reading fails
+            if book is None or book.width_ms != width_ms or not 0 <= now_ms - book.made_ms < _FORGET_MS:
+                book = _Book(span_ms, width_ms, now_ms)
+            low, high = max(min(low_ms // width_ms, book.last + 1), first), min(high_ms // width_ms, last)
+            if last > book.last:  # columns have begun since: what was stored ahead of its time is seen in them now
+                high = last
+            if low <= high:
+                book.read(self._store, node, low, high)
+            book.forget_before(first)
+            self._books[node] = book
+            columns = {
+                sensor: [places[place]._replace(place=place - first) for place in sorted(places) if place <= last]
+                for sensor, places in book.columns.items()
+            }
+        return Day(first * width_ms, span_ms, width_ms, columns)
+
+
+def _ends(filing: Filing) -> Iterable[int]:
+    for item in filing.items:
+        if isinstance(item, Stretch):
+            yield item.samples[0].time_ms
+            yield item.samples[-1].time_ms

@@ -1,0 +1,91 @@
+"""The node that `server.py --demo` brings along: a real one, with a simulated chip, in a process of its own.
+
+Runs on: server.  Reached from: server.py.  Hands on to: node.py.
+Threads: none; its output goes where the server's goes.
+Errors: SettingsError when it does not come up.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import subprocess
+import sys
+
+from base.errors import SettingsError
+from base.net import split_address
+
+START_S = 10.0
+
+_SETTINGS = """# Written by server.py --demo.
+[node]
+name = "demo"
+every = 1
+simulate = true
+
+[[sensor]]  # simulated: there is no chip
+kind = "adc"
+[sensor.channels]
+temperature = {input = 1, convert = "mcp9700"}
+light = {input = 2, convert = "counts"}
+
+[[sensor]]  # real: this computer itself
+kind = "machine"
+"""
+
+
+class DemoNode:
+    """The process, and where it listens."""
+
+    def __init__(self, folder: str) -> None:
+        """folder: of the demonstration; the node's part of it is folder/node."""
+        self._folder = os.path.join(folder, "node")
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> tuple[str, int]:
+        """Start it; its address once it listens."""
+        os.makedirs(self._folder, exist_ok=True)
+        settings = os.path.join(self._folder, "node.toml")
+        with open(settings, "w", encoding="utf-8") as file:
+            file.write(_SETTINGS)
+        program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "node.py")
+        self._process = subprocess.Popen(
+            [sys.executable, program, "--config", settings, "--listen", "127.0.0.1:0", "--data", self._folder],
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=_end_with_parent,
+        )
+        line = _first_line(self._process)
+        if not line.startswith("listening on "):
+            raise SettingsError(f"the demonstration's node did not start within {START_S:.0f} s; it says why above")
+        return split_address(line.removeprefix("listening on ").strip())
+
+    def stop(self, limit_s: float) -> str | None:
+        """End it; as a Part's stop."""
+        if self._process is None or self._process.poll() is not None:
+            return None
+        self._process.terminate()
+        try:
+            self._process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            return "the demonstration's node had to be killed"
+        return None
+
+
+def _first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    with selectors.DefaultSelector() as chooser:
+        chooser.register(process.stdout, selectors.EVENT_READ)
+        return process.stdout.readline() if chooser.select(START_S) else ""
+
+
+def _end_with_parent() -> None:
+    """In the child, before it becomes the node: when the server is killed, the kernel ends the node too (prctl(2))."""
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):  # Linux
+        libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

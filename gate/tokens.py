@@ -1,0 +1,102 @@
+"""The tokens of nodes: what a node and its servers both know, and nobody else.
+
+Runs on: node (LinkKey of its own), server (Tokens: all that it made), control.  Reached from: the programs.
+Hands on to: session, as `Key`.  Threads: none; `Tokens` may be read by any, and re-reads its file when that has
+  changed.
+Errors: SettingsError for a token file that does not read.
+
+A token is never sent on the link: either side proves by HMAC-SHA-256 (RFC 2104) over both sides' fresh nonces that it
+knows it. This file imports hashlib, which costs 3.7 MiB; so a node without a token does not import this file.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+
+from base.disk import replace_file
+from base.errors import SettingsError
+
+FILE = "tokens.json"
+
+
+class LinkKey:
+    """One token, as session.Key."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token.encode()
+
+    def sign(self, side: str, server: str, node: str, outbox: str, nonces: Sequence[str]) -> str:
+        """As session.Key.sign."""
+        text = "|".join(("pigeonpost-link-1", side, server, node, outbox, *nonces))
+        return hmac.digest(self._token, text.encode(), "sha256").hex()
+
+    def proves(self, mac: object, side: str, server: str, node: str, outbox: str, nonces: Sequence[str]) -> bool:
+        """As session.Key.proves."""
+        return _is_same(mac, self.sign(side, server, node, outbox, nonces))
+
+    def is_token(self, token: object) -> bool:
+        """As session.Key.is_token."""
+        return _is_same(token, self._token.decode())
+
+
+def _is_same(said: object, right: str) -> bool:
+    return isinstance(said, str) and hmac.compare_digest(said.encode(), right.encode())
+
+
+class Tokens(Mapping[str, LinkKey]):
+    """All tokens that this server made, by node: `tokens.json` in its data folder, for its owner's eyes only."""
+
+    def __init__(self, data: str) -> None:
+        self._path = os.path.join(data, FILE)
+        self._seen: object = None
+        self._tokens: dict[str, str] = {}
+
+    def make(self, node: str) -> str:
+        """A new token for `node`, in place of any it had."""
+        token = secrets.token_hex(16)
+        self._write({**self._now(), node: token})
+        return token
+
+    def revoke(self, node: str) -> bool:
+        """Forget the node's token; whether it had one."""
+        tokens = dict(self._now())
+        if tokens.pop(node, None) is None:
+            return False
+        self._write(tokens)
+        return True
+
+    def text_of(self, node: str) -> str | None:
+        """The token itself, to be shown to the owner."""
+        return self._now().get(node)
+
+    def __getitem__(self, node: str) -> LinkKey:
+        return LinkKey(self._now()[node])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._now())
+
+    def __len__(self) -> int:
+        return len(self._now())
+
+    def _now(self) -> dict[str, str]:
+        """The tokens as the file has them now."""
+        try:
+            status = os.stat(self._path)
+        except FileNotFoundError:
+            return {}
+        seen = status.st_ino, status.st_mtime_ns
+        if seen != self._seen:
+            try:
+                with open(self._path, encoding="utf-8") as file:
+                    self._tokens = {str(node): str(token) for node, token in json.load(file).items()}
+            except (OSError, ValueError, AttributeError) as error:
+                raise SettingsError(f"{self._path} does not read as a list of tokens: {error}") from error
+            self._seen = seen
+        return self._tokens
+
+    def _write(self, tokens: Mapping[str, str]) -> None:
+        replace_file(self._path, json.dumps(tokens, indent=1).encode() + b"\n", mode=0o600)

@@ -1,0 +1,267 @@
+"""The server's only door in: who, seen before?, commit, then acknowledge and hand on.
+
+Runs on: server.  Reached from: the roads (`accept`, `marks`).  Hands on to: a store, the CSV log, whoever `watch`es.
+Threads: one of its own, the writer, which alone commits. Roads wait in `accept` while too much is uncommitted, and so
+  stop reading from their nodes, which hold everything. `_changed` (a Condition and its lock) guards the waiting
+  batches and their count; it is held to add or take batches, never during a commit.
+Errors: NotStored is tried again, nothing is acknowledged meanwhile; DiskError ends the program (`failed` is told).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from base.clock import Clock
+from base.errors import DiskError, NotStored, Unexpected
+from csvbuffer import CsvLog
+from protocol import WINDOW_SAMPLES, Batch, Gap, Sample
+from stores import NOTHING, Filing, Mark, Store, Stretch
+
+log = logging.getLogger(__name__)
+
+_HASTE_SAMPLES = WINDOW_SAMPLES // 2  # of one node: so many wait for their ACK that it soon must not send more
+_RETRY_S = 1.0
+
+
+class Latest(NamedTuple):
+    """The last sample committed of a node, and when."""
+
+    sample: Sample
+    units: Mapping[str, str]
+    committed_ms: int
+
+
+Watcher = Callable[[Sequence[Filing]], Any]
+
+
+class Intake:
+    """The queue, the writer thread, and what was stored last of each node."""
+
+    def __init__(
+        self,
+        store: Store,
+        csv: CsvLog,
+        clock: Clock,
+        commit_s: float = 1.0,
+        buffer_samples: int = 20_000,
+        failed: Callable[[BaseException], Any] = lambda error: None,
+    ) -> None:
+        """
+        commit_s        seconds between two commits; sooner while nodes catch up
+        buffer_samples  uncommitted samples at most
+        failed          told when the disk fails; ends the program
+        """
+        self.identity = store.identity
+        self.latest: dict[str, Latest] = {}
+        self.fault = ""  # why nothing can be stored now; empty when all is well
+        self.stored = self.repeated = self.commits = 0  # of this run
+        self._store = store
+        self._csv = csv
+        self._clock = clock
+        self._commit_s = commit_s
+        self._buffer_samples = buffer_samples
+        self._failed = failed
+        self._watchers: list[Watcher] = []
+        self._changed = threading.Condition()
+        self._batches: list[Batch] = []
+        self._waiting = 0  # samples in them,
+        self._waiting_of: dict[str, int] = {}  # and of each node
+        self._hurry = False
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="intake", daemon=True)
+
+    def start(self) -> None:
+        """Begin to commit what is accepted."""
+        self._thread.start()
+
+    def stop(self, limit_s: float) -> str | None:
+        """Take nothing more, commit what was taken, sync the log; says so when `limit_s` seconds were not enough."""
+        self._stopping.set()
+        with self._changed:
+            self._changed.notify_all()
+        self._thread.join(limit_s)
+        return f"{self._waiting} samples were not stored; their nodes keep them" if self._thread.is_alive() else None
+
+    def settle(self, limit_s: float) -> bool:
+        """Commit what was accepted so far without waiting for its time; whether that was done within `limit_s`."""
+        give_up_s = self._clock.monotonic() + limit_s
+        with self._changed:
+            last = self._batches[-1] if self._batches else None
+            self._hurry = self._hurry or last is not None
+            self._changed.notify_all()
+            while last is not None and any(batch is last for batch in self._batches):
+                left_s = give_up_s - self._clock.monotonic()
+                if left_s <= 0:
+                    return False
+                self._changed.wait(left_s)
+        return True
+
+    def watch(self, watcher: Watcher) -> None:
+        """Hand every commit's filings to `watcher` too, once they are durable; it must not wait."""
+        self._watchers.append(watcher)
+
+    # ------------------------------------------------------------------------------------ the roads' part
+
+    def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, Mark]]:
+        """As Store.marks: what is durable, so not what still waits here."""
+        return self._store.marks(node, outbox, epochs)
+
+    def accept(self, batch: Batch) -> None:
+        """Take a batch, waiting while there is too much. It is answered when it is durable, or when it is refused.
+
+        While the program stops nothing is taken and nothing answered: the node keeps what is not acknowledged.
+        """
+        with self._changed:
+            while self._waiting >= self._buffer_samples and not self._stopping.is_set():
+                self._changed.wait(1.0)
+            if self._stopping.is_set():
+                return
+            self._batches.append(batch)
+            was_calm = not self._hurry
+            self._count(batch)
+            if len(self._batches) == 1 or (self._hurry and was_calm):
+                self._changed.notify_all()
+
+    def _count(self, batch: Batch) -> None:
+        self._waiting += len(batch.samples)
+        of_node = self._waiting_of.get(batch.node, 0) + len(batch.samples)
+        self._waiting_of[batch.node] = of_node
+        self._hurry = self._hurry or of_node >= _HASTE_SAMPLES or self._waiting >= self._buffer_samples
+
+    # ----------------------------------------------------------------------------------- the writer's part
+
+    def commit(self) -> None:
+        """Store what was accepted so far, answer it, hand it on. Raises NotStored or DiskError and keeps all of it."""
+        with self._changed:
+            batches = list(self._batches)
+        noted_ms = self._clock.wall_ms()
+        answers: dict[tuple[Callable[[str, int], Any], str], int] = {}
+        refusals: list[tuple[Batch, Unexpected]] = []
+        # Read before the transaction, and true in it: only this thread writes.
+        tops = {key: self._store.marks(*key, ())[0] for key in {_outbox(b) for b in batches if b.gap and b.gap.before}}
+        with self._store.writing({(batch.node, batch.epoch): None for batch in batches}) as marks:
+            filings = _filings(batches, marks, tops, answers, refusals)
+            filed = self._store.put(filings, noted_ms, self._csv.due())
+        with self._changed:
+            del self._batches[: len(batches)]
+            self._waiting, self._waiting_of, self._hurry = 0, {}, False
+            for batch in self._batches:
+                self._count(batch)
+            self._changed.notify_all()
+        for (done, epoch), seq in answers.items():
+            done(epoch, seq)
+        for batch, error in refusals:
+            batch.refused(error)
+        self._hand_on(filings, filed, noted_ms)
+        self.repeated += sum(len(batch.samples) for batch in batches) - sum(filing.count for filing in filings)
+
+    def _hand_on(self, filings: Sequence[Filing], filed: int, noted_ms: int) -> None:
+        self.commits += 1
+        for filing in filings:
+            self.stored += filing.count
+            self._csv.add(filing, noted_ms)
+            stretch = next((item for item in reversed(filing.items) if isinstance(item, Stretch)), None)
+            if stretch:
+                self.latest[filing.node] = Latest(stretch.samples[-1], filing.units, noted_ms)
+        self._csv.flush(filed)
+        for watcher in self._watchers:
+            watcher(filings)
+
+    def _run(self) -> None:
+        try:
+            next_s = self._clock.monotonic()
+            while self._gather(next_s):
+                next_s = self._clock.monotonic() + self._commit_s
+                self._commit_or_wait()
+            self._finish()
+        except DiskError as error:
+            self._failed(error)
+
+    def _gather(self, next_s: float) -> bool:
+        """Wait until it is time to commit; False when the program stops."""
+        with self._changed:
+            while not self._stopping.is_set():
+                left = next_s - self._clock.monotonic()
+                if self._batches and (self._hurry or left <= 0):
+                    return True
+                self._changed.wait(max(left, 0.001) if self._batches else None)
+            return False
+
+    def _commit_or_wait(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self.commit()
+                if self.fault:
+                    log.warning("storing again")
+                self.fault = ""
+                return
+            except NotStored as error:
+                if not self.fault:
+                    log.error("nothing can be stored, the nodes keep everything: %s", error)
+                self.fault = f"nothing can be stored: {error}"
+            self._stopping.wait(_RETRY_S)
+
+    def _finish(self) -> None:
+        """The last commit, and the log synced with it."""
+        try:
+            self.commit()
+            self._csv.record()
+        except NotStored as error:
+            log.error("not stored: %s; the nodes keep it", error)
+
+
+def _filings(
+    batches: Iterable[Batch],
+    marks: Mapping[tuple[str, str], Mark],
+    tops: Mapping[tuple[str, str], int],
+    answers: dict[tuple[Callable[[str, int], Any], str], int],
+    refusals: list[tuple[Batch, Unexpected]],
+) -> list[Filing]:
+    """What of `batches` is new, by epoch. Whom to acknowledge up to where goes to `answers`, holes go to `refusals`.
+
+    tops  the highest running number stored, of each outbox of which a gap counts earlier epochs
+    """
+    filings: dict[tuple[str, str], Filing] = {}
+    for batch in batches:
+        key = batch.node, batch.epoch
+        filing = filings.get(key)
+        if filing is None:
+            filing = filings[key] = Filing(batch.node, batch.outbox, batch.epoch, marks.get(key, NOTHING))
+        mark = filing.mark
+        first, last = (batch.samples[0].seq, batch.samples[-1].seq) if batch.samples else _ends(batch)
+        if first > mark.seq + 1:
+            refusals.append(
+                (batch, Unexpected(f"sample {mark.seq + 1} of epoch {batch.epoch} comes next, not {first}"))
+            )
+            continue
+        answers[batch.done, batch.epoch] = last
+        filing.units = batch.units
+        if batch.gap is not None and batch.gap.before:
+            filed = [other.top for other in filings.values() if (other.node, other.outbox) == _outbox(batch)]
+            is_known = key in marks or bool(filing.items)
+            batch = _not_counted_yet(batch, batch.gap, max(tops[_outbox(batch)], *filed), is_known)
+        if last > mark.seq or (batch.gap is not None and batch.gap.before):
+            filing.add(batch, mark.seq + 1 - first)
+    return [filing for filing in filings.values() if filing.items]
+
+
+def _outbox(batch: Batch) -> tuple[str, str]:
+    return batch.node, batch.outbox
+
+
+def _not_counted_yet(batch: Batch, gap: Gap, top: int, is_known: bool) -> Batch:
+    """`batch`, its gap counting of the earlier epochs only what is not accounted for: numbers above `top`.
+
+    The node counts from what was durable when the session began. Since then more may have been stored, or the same gap.
+    Where numbers are not told, earlier epochs are counted with the first thing of an epoch only (`is_known`: it came).
+    """
+    left = (0 if is_known else gap.before) if batch.base is None else max(0, batch.base - top)
+    return batch._replace(gap=gap._replace(before=min(gap.before, left)))
+
+
+def _ends(batch: Batch) -> tuple[int, int]:
+    assert batch.gap is not None, "a batch brings samples or a gap"
+    return batch.gap.first, batch.gap.last

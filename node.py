@@ -1,0 +1,211 @@
+"""Pi1: samples sensors on time, keeps the samples safe, and gives them to the servers that ask.
+
+    python3 node.py --simulate          try it without hardware
+    python3 node.py                     an MCP3008 on SPI 0.0: temperature on input 1, light on input 2
+
+Runs on: node.  Reached from: the command line, systemd, a container.  Hands on to: everything below; only here it is
+  put together.
+Threads: the main thread starts the parts in order, waits, and stops them in reverse; each part owns its own.
+Errors: exit status 2 for wrong settings, 74 when the disk fails, 75 when another node uses the same data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import adc
+from base import config
+from base.clock import Clock
+from base.config import Settings
+from base.disk import kind_of_filesystem, only_one
+from base.errors import PigeonpostError, SettingsError
+from base.net import join_address, own_name
+from base.running import Part, Running, start_logging
+from base.version import VERSION
+from links.tcp import NodeEnd
+from outbox import Outbox
+from protocol import LINE_BYTES, write_json
+from ring import Ring, slot_bytes_for
+from sampler import Sampler
+from sensors import Channel, Source
+from session import Key
+from session_node import NodeFacts
+from settings import NODE
+
+log = logging.getLogger("node")
+
+# What a node reads when its settings do not say: the chip with the two sensors of the first practical, and the machine.
+_CHIP = {
+    "kind": "adc",
+    "channels": {"temperature": {"input": 1, "convert": "mcp9700"}, "light": {"input": 2, "convert": "counts"}},
+}
+_MACHINE = {"kind": "machine"}
+
+_EXAMPLES = """examples:
+  python3 node.py --simulate --every 1           try it without hardware
+  python3 node.py --name basement --every 10     sample the chip every 10 s
+  PIGEONPOST_NODE_TOKEN=... python3 node.py      let a server on another machine collect"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a node until it is told to stop; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="node.py", description="Sample sensors on time, keep the samples safe, give them to the servers that ask.",
+        epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    config.add_flags(parser, NODE)
+    parser.add_argument("--show", action="store_true", help="print every setting with its origin, and stop")
+    parser.add_argument("--version", action="version", version=f"pigeonpost {VERSION}")
+    chosen = parser.parse_args(arguments)
+    start_logging()
+    sys.setswitchinterval(0.0005)  # so that a busy connection delays a sample by half a millisecond, not by five
+    try:
+        settings = config.load(NODE, chosen, "node.toml", arrays=("sensor",))
+        if chosen.show:
+            print(settings.show())
+            return 0
+        return Node(settings).run()
+    except PigeonpostError as error:
+        print(f"node.py: {error}", file=sys.stderr)
+        return error.exit_status
+
+
+class Node:
+    """All parts of a node, put together."""
+
+    def __init__(self, settings: Settings) -> None:
+        data = config.data_folder(settings["node", "data"])
+        only_one(os.path.join(data, "outbox.lock"))
+        _name_risky_filesystem(data)
+        self.clock = Clock()
+        self.sources = make_sources(settings)
+        channels = [channel for source in self.sources for channel in source.channels]
+        self.every_s = settings["node", "every"]
+        self.ring = Ring(data, settings["outbox", "slots"], _slot_bytes([channel.name for channel in channels]))
+        self.outbox = Outbox(self.ring, self.clock.boot_id, settings["outbox", "sync"], self._fail)
+        self.sampler = Sampler(self.sources, self.outbox.put, self.every_s, self.clock, lambda: self.outbox.on)
+        _refuse_too_many(channels)
+        key = _key(settings["node", "token"])
+        facts = NodeFacts(
+            settings["node", "name"] or own_name(),
+            [{"name": c.name, "unit": c.unit} | ({"simulated": True} if c.simulated else {}) for c in channels],
+            self.every_s, key, self.outbox.switch, self._details,
+        )  # fmt: skip
+        self.link = NodeEnd(settings["node", "listen"], facts, self.outbox, self.clock)
+        self.facts = facts
+        self._running = Running([
+            Part("link", self.link.start, self.link.stop),
+            Part("outbox", self.outbox.start, self.outbox.stop),
+            Part("sampler", self.sampler.start, self.sampler.stop),
+        ])  # fmt: skip
+
+    def run(self) -> int:
+        """Start, say where it listens, wait, stop; the exit status."""
+        return self._running.run(self._say_ready)
+
+    def _say_ready(self) -> None:
+        log.info(
+            "node %s: %s, every %g s, %s; %d samples held",
+            self.facts.name, ", ".join(sensor["name"] for sensor in self.facts.sensors), self.every_s,
+            "on" if self.outbox.on else "OFF", self._held(),
+        )  # fmt: skip
+        if self.facts.key is None:
+            log.info("no token: only this machine is answered (control.py token %s makes one)", self.facts.name)
+        # The one line on standard output: for scripts that asked for port 0.
+        print(f"listening on {join_address(*self.link.address)}", flush=True)
+
+    def _held(self) -> int:
+        return sum(run.last - run.first + 1 for run in self.ring.runs)
+
+    def _details(self) -> dict[str, Any]:
+        """What STATUS tells beside ON or OFF."""
+        return {
+            "version": VERSION, "every": self.every_s, "held": self._held(), "slots": self.ring.slots,
+            "taken": self.sampler.taken, "missed": self.sampler.missed, "failed": self.sampler.failed,
+            "dropped": self.outbox.dropped, "collectors": self.link.collectors,
+            "up": self.clock.up_ms(), "clock": "set" if self.clock.is_set() else "unset",
+        }  # fmt: skip
+
+    def _fail(self, error: BaseException) -> None:
+        self._running.fail(error)
+
+
+def make_sources(settings: Settings) -> list[Source]:
+    """The sources that the settings' [[sensor]] tables describe; without any, the chip and this machine.
+
+    With --simulate every "adc" is a simulated chip, and without tables it is the only source: then a trial says the
+    same on every machine. Raises SettingsError, also when two sources give a channel of one name.
+    """
+    simulate = settings["node", "simulate"]
+    tables: Sequence[Mapping[str, Any]] = settings.tables.get("sensor") or ([_CHIP] if simulate else [_CHIP, _MACHINE])
+    sources = [_make_source(table, f"{settings.file}: [[sensor]] {n}", simulate) for n, table in enumerate(tables, 1)]
+    seen: set[str] = set()
+    for source in sources:
+        for channel in source.channels:
+            if channel.name in seen:
+                raise SettingsError(f"{settings.file}: two sensors give a channel {channel.name!r}; rename one of them")
+            seen.add(channel.name)
+    return sources
+
+
+def _make_source(table: Mapping[str, Any], where: str, simulate: bool) -> Source:
+    kind = table.get("kind")
+    if kind not in _kinds():
+        raise SettingsError(f"{where}: kind takes {', '.join(_kinds())}, not {kind!r}")
+    options = {key: value for key, value in table.items() if key != "kind"}
+    if kind == "adc" and simulate:
+        simulated = importlib.import_module("sensors.simulated")
+        return adc.make(options, where, simulated.SimulatedChip(simulated.room()))
+    member: Any = adc if kind == "adc" else importlib.import_module(f"sensors.{kind}")
+    source = member.make(options, where)
+    assert isinstance(source, Source)
+    return source
+
+
+def _kinds() -> list[str]:
+    """The kinds of source there are: the files in sensors/, and adc."""
+    folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sensors")
+    files = {name.removesuffix(".py") for name in os.listdir(folder) if name.endswith(".py")}
+    return sorted((files - {"__init__", "simulated"}) | {"adc"})
+
+
+def _refuse_too_many(channels: Sequence[Channel]) -> None:
+    """All sensors are told in one line, HELLO, and that has an end."""
+    if sum(len(write_json([channel.name, channel.unit])) + 50 for channel in channels) > LINE_BYTES // 2:
+        raise SettingsError(f"{len(channels)} sensors are too many for one node: give some of them to a second one")
+
+
+def _slot_bytes(names: Sequence[str]) -> int:
+    try:
+        return slot_bytes_for(names)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+
+
+def _key(token: str) -> Key | None:
+    """The key of the token in the settings, or of systemd's credential node-token; None without either."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    path = os.path.join(folder, "node-token")
+    if not token and folder and os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            token = file.read().strip()
+    if not token:
+        return None
+    key: Key = importlib.import_module("gate.tokens").LinkKey(token)
+    return key
+
+
+def _name_risky_filesystem(data: str) -> None:
+    kind = kind_of_filesystem(data)
+    if kind in ("tmpfs", "ramfs", "overlay"):
+        log.warning("%s is on %s: what it holds is gone after a restart of the machine or container", data, kind)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

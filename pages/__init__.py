@@ -1,0 +1,338 @@
+"""What people see: the house as the pages may look at it, and what every page is made with.
+
+Runs on: server.  Reached from: webui, which has the routes; server.py, which fills in the House; the members.
+Members: one file a page or a piece of one; `style.css` and `script.js` are served as they stand.
+Hands on to: nobody.
+Threads: every request has its own; what stands in the House may be read by all of them.
+Errors: none of their own.
+
+A member has functions that take a Visit and give an Answer. What it needs of another member webui hands to it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from base.clock import parse_rfc3339
+from base.errors import BadArgument
+from http_head import HTML, JSON, TEXT, Answer, Refusal, Request
+from protocol import read_json, write_json
+
+if TYPE_CHECKING:
+    from base.clock import Clock
+    from csvbuffer import CsvLog
+    from gate.users import Users
+    from intake import Intake
+    from links.tcp import ServerEnd
+    from stores import Column, Store
+
+
+class House(NamedTuple):
+    """The server's parts, as they are handed to the pages. Nothing is fetched from anywhere else.
+
+    name      this server's name
+    data      the folder of its data
+    links     one for each node it collects from: `state` (session_server.NodeState) to read, `ask` to send
+    users     who may come in; without any, only this machine
+    control   the key by which control.py on this machine is known (Authorization: Bearer ...)
+    names     by which browsers may call this server, beside the usual ones
+    stop      asks the program to end; the reason is logged
+    """
+
+    name: str
+    data: str
+    clock: Clock
+    store: Store
+    csv: CsvLog
+    intake: Intake
+    links: Sequence[ServerEnd]
+    users: Users
+    control: str
+    started_ms: int
+    names: Sequence[str]
+    stop: Callable[[str], object]
+
+
+class Visit(NamedTuple):
+    """One request to one page, let in.
+
+    args     what the route's pattern found in the path
+    picture  how things are now
+    role     "look" or "control"
+    user     who is there, for people
+    csrf     what forms carry; empty where none is needed
+    """
+
+    house: House
+    request: Request
+    args: Sequence[str]
+    picture: Callable[[], Picture]
+    role: str = "control"
+    user: str = ""
+    csrf: str = ""
+
+
+# ---------------------------------------------------------------------------------------------------- how things are
+
+
+class SensorView(NamedTuple):
+    """One sensor now, and its last day in columns.
+
+    value    of its last sample; None: it failed, and `fault` says how
+    low, high, mean  of today; None: nothing today
+    trend    1 rising, -1 falling, 0 steady, None not known
+    columns  places 0 to `span_ms // width_ms` - 1, the last of them now; empty ones are absent
+    number   of the sensor in its node, for its colour
+    """
+
+    node: str
+    name: str
+    unit: str
+    number: int
+    simulated: bool
+    value: int | float | None
+    fault: str
+    time_ms: int | None
+    is_late: bool
+    low: float | None
+    high: float | None
+    trend: int | None
+    columns: Sequence[Column]
+    width_ms: int
+    span_ms: int
+
+
+class NodeView(NamedTuple):
+    """One node now.
+
+    name     empty while a node that the settings do not name was not reached
+    state    "reporting", "waiting" (for its first sample), "late", "off", "lost", or "past" (nobody collects from it)
+    words    the same for people, with the reason
+    since_ms when that began, where it is known
+    shift_ms its clock minus ours        held, slots  samples in its outbox, and how many have room
+    missing  samples that are known to be lost for ever
+    last_sent  when it last sent one, HH:MM:SS by its own clock, as STATUS said; empty: not asked, or none yet
+    """
+
+    name: str
+    address: str
+    state: str
+    words: str
+    since_ms: int | None
+    connected: bool
+    on: bool | None
+    every_s: float | None
+    last_ms: int | None
+    age_s: float | None
+    held: int | None
+    slots: int | None
+    samples: int
+    missing: int
+    shift_ms: int | None
+    round_trip_ms: float | None
+    version: str
+    last_sent: str
+    sensors: Sequence[SensorView]
+
+
+class Picture(NamedTuple):
+    """The house at one moment.
+
+    verdict  one sentence, without its last full stop and without the age of the last sample
+    level    "good", "wait" (nothing is wrong, but something is missing), "bad"
+    faults   of this server itself
+    """
+
+    now_ms: int
+    verdict: str
+    level: str
+    last_ms: int | None
+    faults: Sequence[str]
+    nodes: Sequence[NodeView]
+
+    def node(self, name: str) -> NodeView | None:
+        return next((node for node in self.nodes if node.name == name), None)
+
+
+# ------------------------------------------------------------------------------------------------------------ markup
+
+
+class Html(str):
+    """Text that is markup already. `Html("<b>{}</b>").format(x)` escapes what it is given, unless that is Html."""
+
+    __slots__ = ()
+
+    def format(self, *args: object, **named: object) -> Html:
+        """As str.format, escaping."""
+        return Html(super().format(*map(escaped, args), **{name: escaped(value) for name, value in named.items()}))
+
+
+def escaped(value: object) -> str:
+    """`value` as text that is no markup, in an element or in a quoted attribute."""
+    return value if isinstance(value, Html) else str(value).translate(_ESCAPES)
+
+
+def together(parts: Iterable[object], between: str = "") -> Html:
+    """The parts in a row, each escaped unless it is Html."""
+    return Html(between.join(map(escaped, parts)))
+
+
+_ESCAPES = {ord("&"): "&amp;", ord("<"): "&lt;", ord(">"): "&gt;", ord('"'): "&quot;", ord("'"): "&#39;"}
+# What XML and HTML take for no character at all is shown as such.
+_ESCAPES.update(dict.fromkeys((*range(9), 11, 12, *range(14, 32), 127), "\ufffd"))
+
+# The meta element named referrer: under `no-referrer`, as the header has it, browsers say `Origin: null` with our own
+# forms (Fetch standard, "append a request Origin header"), and the door would take each button for another site's.
+# Other sites still hear nothing.
+_FRAME = Html(
+    '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title} – Pigeonpost</title>\n'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    '<meta name="color-scheme" content="light dark"><meta name="referrer" content="same-origin">\n'
+    '<link rel="icon" href="/favicon.svg" type="image/svg+xml"><link rel="stylesheet" href="/style.css">'
+    '<script src="/script.js" defer></script></head>\n'
+    "<body{live}>\n<header><a class=brand href=/>{brand}</a>{nav}</header>\n"
+    "<main>\n{body}\n</main>\n{foot}</body></html>\n"
+)
+_NAV = Html('<nav><a href="/">Now</a> <a href="/log">Log Check</a> <a href="/log.csv">Log Download</a></nav>')
+
+
+def html_page(
+    title: str, body: Html, visit: Visit | None = None, live: bool = False, foot: object = "", status: int = 200
+) -> Answer:
+    """A page.
+
+    visit  whose it is; None: somebody's who is not let in, and sees nothing of the house
+    live   the script keeps it up to date
+    """
+    text = _FRAME.format(
+        title=title, body=body, foot=foot,
+        brand=f"Pigeonpost {visit.house.name}" if visit else "Pigeonpost",
+        nav=_NAV if visit else "",
+        live=Html(' data-now="{}"').format(visit.house.clock.wall_ms()) if live and visit else "",
+    )  # fmt: skip
+    return Answer(text.encode(), HTML, status, PAGE_HEADERS)
+
+
+def text_page(text: str, status: int = 200) -> Answer:
+    """A page for a terminal."""
+    return Answer(text.encode(), TEXT, status, PAGE_HEADERS)
+
+
+def see_other(path: str, headers: Mapping[str, str] | None = None) -> Answer:
+    """Behind a change: the browser shows the page at `path`, and reloading that repeats nothing."""
+    return text_page(f"see {path}\n", 303)._replace(headers={**PAGE_HEADERS, "Location": path, **(headers or {})})
+
+
+def json_answer(value: Any, status: int = 200) -> Answer:
+    """`value` for programs."""
+    return Answer(write_json(value).encode() + b"\n", JSON, status, {"Cache-Control": "no-store"})
+
+
+def json_body(request: Request) -> dict[str, Any]:
+    """The JSON object that a program has sent; Refusal 400 when it is none."""
+    try:
+        value = read_json(request.body.decode("utf-8").strip())
+    except (BadArgument, UnicodeDecodeError) as error:
+        raise Refusal(400, f"The body does not read as JSON: {error}.", "json") from None
+    if not isinstance(value, dict):
+        raise Refusal(400, "The body is a JSON object.", "json")
+    return value
+
+
+# Pages carry who is logged in, so nobody between keeps them.
+PAGE_HEADERS: Mapping[str, str] = {"Vary": "Accept", "Cache-Control": "no-store"}
+
+
+def button(path: str, label: str, visit: Visit, what: str = "", kind: str = "", off: bool = False) -> Html:
+    """A button that changes something: a form of its own. `what` tells a screen reader what it is for."""
+    return Html(
+        '<form method="post" action="{path}"><input type="hidden" name="csrf" value="{csrf}">'
+        '<button class="{kind}"{label}{off}>{text}</button></form>'
+    ).format(
+        path=path, csrf=visit.csrf, kind=kind, text=label,
+        label=Html(' aria-label="{}"').format(f"{label}, {what}") if what else "",
+        off=Html(" disabled") if off else "",
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- words and numbers
+
+
+def age(seconds: float) -> str:
+    """How long ago: `4 s`, `3 min`, `2 h`, `5 days`."""
+    if seconds < 120:
+        return f"{max(0.0, seconds):.0f} s"
+    if seconds < 120 * 60:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.0f} h"
+    return f"{seconds / 86_400:.0f} days"
+
+
+def number(value: float | None) -> str:
+    """A value for people: up to four figures that count, no exponent."""
+    if value is None:
+        return "–"
+    if isinstance(value, int) or abs(value) >= 1000 or value == int(value):
+        return f"{value:,.0f}".replace("-", "−") if abs(value) < 1e15 else f"{value:.3e}"
+    if abs(value) < 0.01:
+        return f"{value:.3g}".replace("-", "−")
+    decimals = 1 if abs(value) >= 100 else 2 if abs(value) >= 10 else 3
+    return f"{value:.{decimals}f}".rstrip("0").rstrip(".").replace("-", "−")
+
+
+def clock(time_ms: int, now_ms: int) -> str:
+    """A moment in local time: `16:36` today, else `20 Nov 16:36`, and the year where it is another one."""
+    t, now = time.localtime(time_ms // 1000), time.localtime(now_ms // 1000)
+    if t[:3] == now[:3]:
+        return time.strftime("%H:%M", t)
+    day = f"{t.tm_mday} {MONTHS[t.tm_mon - 1]}"
+    return f"{day} {time.strftime('%H:%M', t)}" if t.tm_year == now.tm_year else f"{day} {t.tm_year}"
+
+
+def with_unit(text: str, unit: str) -> str:
+    """`23.4 °C`, `21 %`, `512`."""
+    return f"{text} {unit}" if unit else text
+
+
+def size(count: float) -> str:
+    """Bytes for people: `12.3 kB`."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+# ------------------------------------------------------------------------------------------------ what a query may say
+
+
+def moment(text: str) -> int:
+    """A time in a query, in ms since 1970: RFC 3339, or those milliseconds themselves. Refusal 400 for others."""
+    try:
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else parse_rfc3339(text)
+    except (ValueError, OverflowError):
+        raise Refusal(400, "A time is like 2026-11-20T15:36:10Z, or milliseconds since 1970.", "time") from None
+
+
+def span_ms(text: str) -> int:
+    """A length of time in a query, as `90s`, `10m`, `24h`, `7d`, in ms; a bare number is seconds. Refusal 400."""
+    unit = _UNITS_MS.get(text[-1:], 0)
+    digits = text[:-1] if unit else text
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 10 and int(digits)):
+        raise Refusal(400, "A length of time is like 90s, 10m, 24h or 7d.", "span")
+    return int(digits) * (unit or 1000)
+
+
+def name_in(query: Mapping[str, str], key: str, match: Callable[[str], object]) -> str:
+    """The name that a query gives under `key`, empty without one; Refusal 400 when it cannot be one."""
+    name = query.get(key, "")
+    if name and not match(name):
+        raise Refusal(400, f"That is no name for a {key}.", "name")
+    return name
+
+
+_UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")

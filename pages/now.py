@@ -1,0 +1,357 @@
+"""How things are now: the front page, and the page of one node; as HTML, and as text for a terminal.
+
+Runs on: server.  Reached from: webui.  Hands on to: the picture that each Visit brings.
+Threads: none of its own.  Errors: Refusal for a node that nobody knows.
+
+The page is whole without its script. That puts new values in (`data-live`), counts ages on (`data-time`), and exchanges
+the pieces that it finds in a fresh copy of the page (`data-piece`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from urllib.parse import quote, urlencode
+
+from base.clock import rfc3339
+from base.version import VERSION
+from http_head import Answer, Refusal
+from pages import (
+    Html,
+    NodeView,
+    Picture,
+    SensorView,
+    Visit,
+    age,
+    button,
+    clock,
+    html_page,
+    number,
+    text_page,
+    together,
+    with_unit,
+)
+
+_CHARTS = 4  # on the front page; each node's page has all of its own
+_SPANS = (("10m", "10 minutes"), ("1h", "hour"), ("24h", "day"), ("7d", "week"), ("30d", "30 days"))
+_TRENDS = {1: "↗", 0: "→", -1: "↘", None: ""}
+_TREND_WORDS = {1: "rising", 0: "steady", -1: "falling", None: ""}
+_SPARK_PLACES, _SPARK_HEIGHT = 48, 24
+
+_ON_OFF = {True: "on", False: "off", None: "not known"}
+_NOTICES = {
+    "on": "{node} is on: it samples.",
+    "off": "{node} is off: it takes no samples. What it holds still comes.",
+    "status": "{node} answered: sampling is {on}, its last sample was sent at {sent} by its own clock.",
+    "silent": "{node} did not answer. It will be asked again when it is connected.",
+}
+
+
+def front(visit: Visit) -> Answer:
+    """`/`: the verdict, a card a sensor, charts, the nodes and their buttons."""
+    picture = visit.picture()
+    if not visit.request.wants_html:
+        return text_page(_front_text(visit, picture))
+    sensors = [sensor for node in picture.nodes for sensor in node.sensors if node.state != "past"]
+    body = together((
+        _verdict(picture),
+        _house_buttons(visit, picture),
+        Html('<section class="cards" aria-label="Sensors" data-piece="cards">{}</section>').format(
+            together(_card(sensor, len(picture.nodes) > 1) for sensor in sensors)
+        ),
+        _charts(sensors[:_CHARTS]),
+        _node_table(visit, picture),
+    ), "\n")  # fmt: skip
+    return html_page("Now", body, visit, live=True, foot=_foot(visit))
+
+
+def node_page(visit: Visit) -> Answer:
+    """`/nodes/NAME`: the same of one node, all that it says of itself, and what is missing of it."""
+    picture = visit.picture()
+    node = picture.node(visit.args[0])
+    if node is None or not node.name:
+        raise Refusal(404, "There is no node of that name.", "unknown-node")
+    missing = [gap for gap in visit.house.store.gaps(200) if gap["node"] == node.name]
+    if not visit.request.wants_html:
+        return text_page(_node_text(visit, picture, node, missing))
+    span = visit.request.query.get("span", "")
+    span = span if span in dict(_SPANS) else _usual_span(node.sensors[0]) if node.sensors else "24h"
+    body = together((
+        Html("<h1>{}</h1>").format(node.name),
+        _notice(visit, node),
+        Html('<p class="verdict {}" data-piece="verdict">{}.</p>').format(_level(node), _says(node)),
+        Html('<div class="buttons" data-piece="buttons">{}</div>').format(_node_buttons(visit, node)),
+        Html('<section class="cards" aria-label="Sensors" data-piece="cards">{}</section>').format(
+            together(_card(sensor, False) for sensor in node.sensors)
+        ),
+        _span_links(node, span),
+        _charts(node.sensors, span),
+        Html('<section data-piece="about"><h2>About this node</h2><table class="facts">{}</table></section>').format(
+            together(Html("<tr><th>{}</th><td>{}</td></tr>").format(*fact) for fact in _facts(node, picture.now_ms))
+        ),
+        _missing(missing, picture.now_ms),
+    ), "\n")  # fmt: skip
+    return html_page(node.name, body, visit, live=True, foot=_foot(visit))
+
+
+# ------------------------------------------------------------------------------------------------------------ pieces
+
+
+def _verdict(picture: Picture) -> Html:
+    last = Html("")
+    if picture.last_ms is not None:
+        last = Html('; last sample <span data-live="last" data-time="{}">{} ago</span>').format(
+            picture.last_ms, age((picture.now_ms - picture.last_ms) / 1000)
+        )
+    return Html('<h1 class="verdict {}" data-piece="verdict">{}{}.</h1>').format(picture.level, picture.verdict, last)
+
+
+def _house_buttons(visit: Visit, picture: Picture) -> Html:
+    """With one node all six buttons stand in one row; with more the node's own three stand beside each node."""
+    watched = [node for node in picture.nodes if node.name and node.state != "past"]
+    own = _node_buttons(visit, watched[0]) if len(watched) == 1 else Html("")
+    return Html(
+        '<div class="buttons" data-piece="buttons">{own}<a class="button" href="/log">Log Check</a>'
+        '<a class="button" href="/log.csv">Log Download</a>{exit}</div>'
+    ).format(own=own, exit=button("/exit", "Exit", visit, "stop the server") if visit.role == "control" else "")
+
+
+def _node_buttons(visit: Visit, node: NodeView) -> Html:
+    if visit.role != "control" or not node.name or node.state == "past":
+        return Html("")
+    path, away = f"/nodes/{quote(node.name)}", not node.connected
+    return together((
+        button(f"{path}/on", "Sensor On", visit, node.name, "chosen" if node.on else "", away),
+        button(f"{path}/off", "Sensor Off", visit, node.name, "chosen" if node.on is False else "", away),
+        button(f"{path}/status", "Status", visit, node.name, off=away),
+    ))  # fmt: skip
+
+
+def _card(sensor: SensorView, names_node: bool) -> Html:
+    """One sensor: its value, where it is heading, its day."""
+    stale = "stale" if sensor.is_late or sensor.value is None else ""
+    low_high = f"{number(sensor.low)} to {number(sensor.high)} today" if sensor.low is not None else "nothing today"
+    return Html(
+        '<a class="card {stale}" href="/nodes/{path}"><span class="name">{name}{of}{made}</span>'
+        '<span class="value"><b data-live="{key}">{value}</b> <span class="unit">{unit}</span>{trend}</span>'
+        '{spark}<span class="day">{day}</span></a>\n'
+    ).format(
+        stale=stale, path=quote(sensor.node), name=sensor.name.replace("_", " "),
+        of=Html(' <span class="of">{}</span>').format(sensor.node) if names_node else "",
+        made=Html(' <span class="tag">simulated</span>') if sensor.simulated else "",
+        key=f"{sensor.node}/{sensor.name}", value=number(sensor.value), unit=sensor.unit,
+        trend=Html(' <span class="trend" title="{0}" role="img" aria-label="{0}">{1}</span>').format(
+            _TREND_WORDS[sensor.trend], _TRENDS[sensor.trend]) if sensor.trend is not None else "",
+        spark=_spark(sensor), day=sensor.fault or low_high,
+    )  # fmt: skip
+
+
+def _spark(sensor: SensorView) -> Html:
+    """The day as a small line: of a few columns together the mean, broken where there is nothing."""
+    count = sensor.span_ms // sensor.width_ms
+    group = max(1, count // _SPARK_PLACES)
+    sums: dict[int, tuple[float, int]] = {}
+    for column in sensor.columns:
+        total, values = sums.get(column.place // group, (0.0, 0))
+        sums[column.place // group] = total + column.mean * column.values, values + column.values
+    means = {place: total / values for place, (total, values) in sums.items()}
+    if len(means) < 2:
+        return Html('<svg class="spark"></svg>')
+    low, high = min(means.values()), max(means.values())
+    scale = (_SPARK_HEIGHT - 4) / ((high - low) or 1.0)
+    path, before = [], -9
+    for place, mean in sorted(means.items()):
+        path.append(f"{'L' if place - before <= 2 else 'M'}{place} {_SPARK_HEIGHT - 2 - (mean - low) * scale:.1f}")
+        before = place
+    return Html(
+        '<svg class="spark s{}" viewBox="0 0 {} {}" preserveAspectRatio="none" aria-hidden="true"><path d="{}"/></svg>'
+    ).format(sensor.number % 4, max(count // group - 1, 1), _SPARK_HEIGHT, "".join(path))
+
+
+def _charts(sensors: Sequence[SensorView], span: str = "") -> Html:
+    """Charts of the last `span`; where nothing is said, of the time that there is something of."""
+    charts = []
+    for sensor in sensors:
+        query = {"node": sensor.node, "sensor": sensor.name, "span": span or _usual_span(sensor), "size": "small"}
+        charts.append(Html('<img src="/chart.svg?{}" alt="{}" width="420" height="190" loading="lazy">\n').format(
+            urlencode(query), f"{sensor.name} of {sensor.node}, last {dict(_SPANS)[query['span']]}"
+        ))  # fmt: skip
+    return Html('<section class="charts" aria-label="Charts">{}</section>').format(together(charts))
+
+
+def _usual_span(sensor: SensorView) -> str:
+    return {600_000: "10m", 3_600_000: "1h"}.get(sensor.span_ms, "24h")
+
+
+def _span_links(node: NodeView, span: str) -> Html:
+    links = together((
+        Html('<a href="/nodes/{}?span={}"{}>{}</a>').format(
+            quote(node.name), key, Html(' aria-current="true"') if key == span else "", words
+        )
+        for key, words in _SPANS
+    ), " ")  # fmt: skip
+    return Html('<nav class="spans" aria-label="Span of the charts">{}</nav>').format(links)
+
+
+def _node_table(visit: Visit, picture: Picture) -> Html:
+    if not picture.nodes:
+        return Html("")
+    many = sum(1 for node in picture.nodes if node.state != "past") > 1
+    head = ("node", "state", "last sample", "in its outbox", "missing", "clock", "answers in")
+    rows = together(
+        Html("<tr>{}<td>{}</td></tr>\n").format(
+            together(Html('<td data-label="{}">{}</td>').format(*cell) for cell in zip(head, _cells(node, picture))),
+            Html('<div class="buttons small">{}</div>').format(_node_buttons(visit, node)) if many else "",
+        )
+        for node in picture.nodes
+    )
+    return Html(
+        '<section data-piece="nodes"><h2>Nodes</h2><table class="nodes"><thead><tr>{}<th></th></tr></thead>'
+        "<tbody>\n{}</tbody></table></section>"
+    ).format(together(Html("<th>{}</th>").format(text) for text in head), rows)
+
+
+def _cells(node: NodeView, picture: Picture) -> Iterator[object]:
+    link = Html('<a href="/nodes/{}">{}</a>').format(quote(node.name), node.name)
+    yield link if node.name else node.address
+    yield Html('<span class="{}">{}</span>').format(_level(node), node.words)
+    yield f"{age(node.age_s)} ago" if node.age_s is not None else "–"
+    yield f"{node.held:,}" if node.held is not None else "–"
+    yield Html('<span class="bad">{}</span>').format(f"{node.missing:,}") if node.missing else "none"
+    yield _shift(node.shift_ms)
+    yield f"{node.round_trip_ms:.0f} ms" if node.round_trip_ms is not None else "–"
+
+
+def _missing(gaps: Sequence[dict[str, object]], now_ms: int) -> Html:
+    if not gaps:
+        return Html("<p>Nothing of this node is missing.</p>")
+    rows = together(
+        Html("<tr><td>{}</td><td>{}</td><td>{}</td></tr>").format(said, _told_ms(gap, now_ms), gap["why"])
+        for gap in gaps
+        for said in [_gap_words(gap)]
+    )
+    return Html(
+        '<section><h2>What is missing, and why</h2><table class="facts"><thead><tr><th>samples</th><th>known since</th>'
+        "<th>why</th></tr></thead><tbody>{}</tbody></table></section>"
+    ).format(rows)
+
+
+def _gap_words(gap: dict[str, object]) -> str:
+    first, last, before = int(str(gap["from"])), int(str(gap["to"])), int(str(gap["before"]))
+    parts = [f"{first} to {last} of epoch {gap['epoch']}"] if last >= first else []
+    parts += [f"{before} of earlier epochs"] if before else []
+    return " and ".join(parts)
+
+
+def _told_ms(gap: dict[str, object], now_ms: int) -> str:
+    return clock(int(str(gap["noted_ms"])), now_ms)
+
+
+def _notice(visit: Visit, node: NodeView) -> Html:
+    """What came of the button just pressed: one of our own sentences, never text of the address."""
+    words = _NOTICES.get(visit.request.query.get("notice", ""))
+    if not words:
+        return Html("")
+    on, sent = _ON_OFF[node.on], node.last_sent or "–"
+    return Html('<p class="notice" role="status">{}</p>').format(words.format(node=node.name, on=on, sent=sent))
+
+
+def _foot(visit: Visit) -> Html:
+    out = button("/logout", "Log out", visit, kind="quiet") if visit.csrf and visit.user != "this machine" else Html("")
+    who = f"You are {visit.user}, and may {visit.role}." if visit.user else ""
+    return Html("<footer>Pigeonpost {}, server {}. {}{}</footer>\n").format(VERSION, visit.house.name, who, out)
+
+
+# ------------------------------------------------------------------------------------------------------------- words
+
+
+def _level(node: NodeView) -> str:
+    return {"reporting": "good", "late": "bad", "lost": "bad"}.get(node.state, "wait")
+
+
+def _says(node: NodeView) -> str:
+    last = f"; last sample {age(node.age_s)} ago" if node.age_s is not None else ""
+    return f"{node.words[:1].upper()}{node.words[1:]}{last}"
+
+
+def _shift(shift_ms: int | None) -> str:
+    if shift_ms is None:
+        return "–"
+    if abs(shift_ms) < 1000:
+        return "right"
+    return f"{age(abs(shift_ms) / 1000)} {'ahead' if shift_ms > 0 else 'behind'}"
+
+
+def _facts(node: NodeView, now_ms: int) -> Iterator[tuple[str, str]]:
+    yield "address", node.address or "–"
+    yield "state", node.words + (f", since {clock(node.since_ms, now_ms)}" if node.since_ms is not None else "")
+    yield "sampling", _ON_OFF[node.on]
+    yield "last sent", f"{node.last_sent} by its own clock" if node.last_sent else "–"
+    yield "sampling interval", f"{node.every_s:g} s" if node.every_s else "–"
+    yield "last sample", rfc3339(node.last_ms) if node.last_ms is not None else "–"
+    yield "stored here", f"{node.samples:,} samples"
+    yield "missing", f"{node.missing:,} samples" if node.missing else "none"
+    room = f" of {node.slots:,}" if node.slots else ""
+    yield "in its outbox", f"{node.held:,}{room}" if node.held is not None else "–"
+    yield "its clock", _shift(node.shift_ms)
+    yield "answers in", f"{node.round_trip_ms:.1f} ms" if node.round_trip_ms is not None else "–"
+    yield "version", node.version or "–"
+
+
+# -------------------------------------------------------------------------------------------------- for a terminal
+
+
+def _front_text(visit: Visit, picture: Picture) -> str:
+    here = visit.request.headers.get("host", "localhost")
+    last = f"; last sample {age((picture.now_ms - picture.last_ms) / 1000)} ago" if picture.last_ms is not None else ""
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(picture.now_ms // 1000))
+    lines = [f"{f'Pigeonpost {visit.house.name}'[:58]:<60}{stamp:>19}", "", f"{picture.verdict}{last}.", ""]
+    sensors = [sensor for node in picture.nodes for sensor in node.sensors if node.state != "past"]
+    lines += _sensor_lines(sensors)
+    nodes = [(node.name or node.address, node.words, *_numbers(node)) for node in picture.nodes]
+    if nodes:
+        lines += ["", *_table(("NODE", "STATE", "HELD", "MISSING"), nodes, "<<>>")]
+    lines += [
+        "",
+        f"The last ten samples:  curl http://{here}/log",
+        f"All of this run:       curl -O http://{here}/log.csv",
+    ]
+    lines += [f"A node, in full:       curl http://{here}/nodes/{node.name}" for node in picture.nodes[:1] if node.name]
+    return "\n".join(lines) + "\n"
+
+
+def _node_text(visit: Visit, picture: Picture, node: NodeView, missing: Sequence[dict[str, object]]) -> str:
+    here = visit.request.headers.get("host", "localhost")
+    lines = [f"{node.name}: {_says(node)}.", "", *_sensor_lines(node.sensors), ""]
+    lines += [f"{name:<20}{value}" for name, value in _facts(node, picture.now_ms)]
+    lines += ["", "Missing:", *(f"  {_gap_words(gap)}: {gap['why']}" for gap in missing)] if missing else []
+    lines += ["", "Off:  curl --json '{\"on\": false}' " + f"http://{here}/api/v1/nodes/{node.name}/send"]
+    return "\n".join(lines) + "\n"
+
+
+def _sensor_lines(sensors: Iterable[SensorView]) -> list[str]:
+    rows = [
+        (
+            sensor.node,
+            sensor.name,
+            sensor.fault or with_unit(number(sensor.value), sensor.unit),
+            _TREND_WORDS[sensor.trend],
+            f"{number(sensor.low)} to {number(sensor.high)}" if sensor.low is not None else "–",
+            "simulated" if sensor.simulated else "late" if sensor.is_late else "",
+        )
+        for sensor in sensors
+    ]
+    return _table(("NODE", "SENSOR", "NOW", "", "TODAY", ""), rows, "<<><<<") if rows else ["No sensor is known yet."]
+
+
+def _numbers(node: NodeView) -> tuple[str, str]:
+    return f"{node.held:,}" if node.held is not None else "–", f"{node.missing:,}" if node.missing else "none"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> list[str]:
+    """Columns as wide as what is in them, each left (<) or right (>)."""
+    widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
+    lines = [
+        "  ".join(f"{text:{side}{width}}" for text, side, width in zip(row, sides, widths)) for row in (head, *rows)
+    ]
+    return [line.rstrip() for line in lines]

@@ -1,0 +1,426 @@
+"""The words of the link: what a line may say, how it is written, and what a sample looks like on the wire.
+
+Runs on: node and server.  Reached from: the roads in links/, session, sampler, outbox, intake.
+Hands on to: base.clock (how a time is written).  Threads: none; nothing here reads a clock, a file or a socket.
+Errors: the WireError family of base.errors, each with its code on the wire.
+
+docs/protocol.md is this file for people. One table, WORDS, says what each word takes; both ends write and read by it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from base.clock import parse_rfc3339, rfc3339
+from base.errors import BadArgument, NotUtf8, TooLong, UnknownWord, WireError
+
+VERSION = 1
+DEFAULT_PORT = 5003
+
+LINE_BYTES = 65_536  # a line at most, its LF included
+BATCH_SAMPLES = 500  # samples in one SENSORS line at most
+WINDOW_SAMPLES = 5_000  # samples that a node sends ahead of the last ACK at most
+CHECK_AFTER_S = 15.0  # a server that said nothing for so long says CHECK
+SILENCE_S = 45.0  # who hears nothing for so long closes
+AUTH_S = 5.0  # authentication is done within this, or the connection is closed
+DEEPEST_JSON = 8  # nesting of any JSON value on the link at most
+LARGEST_INTEGER = 2**63 - 1  # of a value, either sign
+LARGEST_SEQ = 10**18 - 1  # what an ACK can say; also of every other count, so that the sum of two fits 64 bits
+
+SENSOR_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}").fullmatch
+NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}").fullmatch
+UNIT = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{0,32}").fullmatch
+HEX_16 = re.compile(r"[0-9a-f]{16}").fullmatch
+
+Number = int | float
+Values = dict[str, Number | None]
+
+
+class Sample(NamedTuple):
+    """Everything that was read at one moment.
+
+    seq      1, 2, 3 ... within the epoch
+    time_ms  when it was taken: UTC, milliseconds since 1970
+    up_ms    the same moment in milliseconds since the node's boot
+    values   sensor name to number, or None when that sensor failed
+    errors   sensor name to what was wrong, for the None values
+    clock    "" (the node's own set clock), "unset" or "server"
+    """
+
+    seq: int
+    time_ms: int
+    up_ms: int
+    values: Values
+    errors: Mapping[str, str]
+    clock: str
+
+
+class Gap(NamedTuple):
+    """Samples that will never come: seq `first` to `last`, and `before` others of earlier epochs (link: GAP)."""
+
+    first: int
+    last: int
+    before: int
+    why: str
+
+
+class Batch(NamedTuple):
+    """What a road hands to the server's intake: samples of one epoch, or a gap in it.
+
+    base     the running number of seq 0 of this epoch within its outbox; None when the node did not tell
+    units    sensor name to unit, as the node told them
+    done     called with (epoch, seq) when everything up to seq is durable; returns at once, from any thread
+    refused  called instead, with the error, when the samples would leave a hole
+    """
+
+    node: str
+    outbox: str
+    epoch: str
+    base: int | None
+    samples: Sequence[Sample]
+    gap: Gap | None
+    units: Mapping[str, str]
+    done: Callable[[str, int], Any]
+    refused: Callable[[WireError], Any]
+
+
+class Message(NamedTuple):
+    """One line, read: the word in capitals, and its arguments as the shapes in WORDS give them."""
+
+    word: str
+    args: tuple[Any, ...]
+
+
+class Word(NamedTuple):
+    """A row of the table: who may say it, the shapes of its arguments, what it means."""
+
+    said_by: str
+    shapes: tuple[Shape, ...]
+    meaning: str
+
+
+class Shape(NamedTuple):
+    """One kind of argument: how it is read from text and written to it, and what it takes, in words."""
+
+    takes: str
+    read: Callable[[str], Any]
+    write: Callable[[Any], str]
+
+
+# ---------------------------------------------------------------------------------------------------------- lines
+
+
+def encode(word: str, *args: Any) -> bytes:
+    """The line that says `word` with `args` (one for each shape in WORDS), its LF included.
+
+    Raises TooLong when the line would pass LINE_BYTES; KeyError or ValueError for what is no line of the link at all.
+    """
+    shapes = WORDS[word].shapes
+    parts = [shape.write(arg) for shape, arg in zip(shapes, args, strict=True)]
+    line = " ".join((word, *parts)).encode() + b"\n"
+    if len(line) > LINE_BYTES:
+        raise TooLong(f"{word}: a line of {len(line)} bytes; at most {LINE_BYTES}")
+    return line
+
+
+def decode(line: bytes) -> Message | None:
+    """What one line says; None for an empty one. Its end (CR, LF) may be there or not.
+
+    Raises one of the WireError family, whose text names what was wrong and what would be right.
+    """
+    try:
+        text = line.decode().rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise NotUtf8(f"byte {error.start} is not UTF-8: {error.reason}") from None
+    said, _, rest = text.partition(" ")
+    word = WORDS.get(said)
+    if word is None:
+        if not text.strip():
+            return None
+        said = _capitals(said)
+        said = _READ_AS.get(said, said)
+        word = WORDS.get(said)
+        if word is None:
+            raise UnknownWord(f"unknown word {_shown(text.split(' ')[0])}; the words are {', '.join(WORDS)}")
+    shapes = word.shapes
+    parts = rest.split(" ", len(shapes) - 1) if rest else []
+    if len(parts) != len(shapes):
+        raise BadArgument(f"{said} takes {' and '.join(shape.takes for shape in shapes) or 'no argument'}")
+    return Message(said, tuple([shape.read(part) for shape, part in zip(shapes, parts)]))
+
+
+def error_line(error: WireError, line: bytes) -> bytes:
+    """The ERROR line that tells the peer what was wrong with `line`."""
+    text = str(error)[:_LONGEST_TEXT].encode(errors="replace").decode()
+    shown = line[:400].decode(errors="replace").rstrip("\r\n")[:80]
+    return encode("ERROR", error.code, {"text": text, "line": shown})
+
+
+def _capitals(text: str) -> str:
+    """`text` in capitals where it is ASCII: some other letters have ASCII capitals too, as the long s."""
+    return text.upper() if text.isascii() else text
+
+
+_LONGEST_TEXT = 1000  # letters of an ERROR's text; each may need six bytes
+
+
+# ----------------------------------------------------------------------------------------------------------- JSON
+
+
+def read_json(text: str) -> Any:
+    """The one JSON value that `text` is: finite numbers, no key twice, at most DEEPEST_JSON deep; else BadArgument."""
+    return _read_json(text, _DECODER)
+
+
+def write_json(value: Any) -> str:
+    """`value` as JSON on one line, without spaces; ValueError for NaN and the infinities."""
+    return _ENCODER.encode(value)
+
+
+def _read_json(text: str, decoder: json.JSONDecoder) -> Any:
+    # The C parser recurses once a level, and a thread's stack is small: deep nesting must not reach it.
+    if _depth_left(text) and _depth_left(_STRING.sub("", text)):
+        raise BadArgument(f"JSON nested deeper than {DEEPEST_JSON}")
+    try:
+        value, end = decoder.scan_once(text, 0)  # type: ignore[attr-defined]  # as decode() does, but for the search for space before and after
+        if end != len(text):
+            value = decoder.decode(text)
+        if "\\u" in text and _SURROGATE.search(text):
+            write_json(value).encode()
+    except WireError:
+        raise
+    except StopIteration:
+        raise BadArgument("JSON was expected here") from None
+    except UnicodeEncodeError:
+        raise BadArgument("a text with half a surrogate pair, which is no Unicode") from None
+    except ValueError as error:  # JSONDecodeError, and integers of more digits than Python converts
+        raise BadArgument(f"not JSON: {error}") from None
+    return value
+
+
+def _depth_left(text: str) -> bool:
+    """Whether brackets are left when innermost pairs are struck out DEEPEST_JSON times (some may stand in strings)."""
+    brackets = text.encode().translate(_AS_BRACES, _NO_BRACKETS)
+    if len(brackets) <= 2 * DEEPEST_JSON:
+        return False
+    for _ in range(DEEPEST_JSON):
+        brackets = brackets.replace(b"{}", b"")
+        if not brackets:
+            return False
+    return True
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise BadArgument(f"the key {twice[:40]!r} stands twice in one JSON object")
+    return found
+
+
+def _finite(literal: str) -> float:
+    number = float(literal)
+    if number - number != 0:
+        raise BadArgument(f"{literal[:40]} is not a finite number")
+    return number
+
+
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_AS_BRACES = bytes.maketrans(b"[]", b"{}")
+# A string, or what was meant to be one; possessive, since backtracking costs a hostile line's length squared.
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_DECODER = json.JSONDecoder(object_pairs_hook=_no_key_twice, parse_float=_finite, parse_constant=_finite)
+# For arrays of samples, all in C: `_sample` looks at the numbers, `_read_sample_array` at the keys.
+_SAMPLES_DECODER = json.JSONDecoder(parse_constant=_finite)
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+# -------------------------------------------------------------------------------------------------------- samples
+
+
+def read_samples(items: Any) -> list[Sample]:
+    """The samples of one epoch that a decoded JSON array holds: one or more, `seq` without holes.
+
+    Every road brings samples in this form. Raises BadArgument, naming the sample and the key.
+    """
+    if type(items) is not list or not 0 < len(items) <= BATCH_SAMPLES:
+        raise BadArgument(f"samples come as a JSON array of 1 to {BATCH_SAMPLES}")
+    samples = [_sample(item) for item in items]
+    first = samples[0].seq
+    for expected, sample in enumerate(samples, first):
+        if sample[0] != expected:
+            raise BadArgument(f"sample {sample.seq} follows {expected - 1}; seq has no holes within one line")
+    return samples
+
+
+def _sample(item: Any) -> Sample:
+    try:
+        seq, time, up_ms, values = item["seq"], item["time"], item["up"], item["values"]
+    except (KeyError, TypeError):
+        raise BadArgument("a sample is an object with seq, time, up and values") from None
+    if type(seq) is not int or not 0 < seq <= LARGEST_SEQ:
+        raise BadArgument(f"seq is a whole number from 1, not {_shown(seq)}")
+    if type(up_ms) is not int or not 0 <= up_ms <= LARGEST_INTEGER:
+        raise BadArgument(f"sample {seq}: up is milliseconds since boot, a whole number from 0, not {_shown(up_ms)}")
+    try:
+        time_ms = parse_rfc3339(time)
+    except (ValueError, TypeError, OverflowError):
+        raise BadArgument(f"sample {seq}: time is like 2026-11-20T15:36:10.123Z, not {_shown(time)}") from None
+    _check_values(seq, values)
+    if len(item) == 4:  # the usual case, made without the detour of a NamedTuple's constructor
+        return _new_tuple(Sample, (seq, time_ms, up_ms, values, _NO_ERRORS, ""))
+    clock = item.get("clock", "")
+    if clock not in _CLOCKS:
+        raise BadArgument(f'sample {seq}: clock is "unset" or "server" or absent, not {_shown(clock)}')
+    return Sample(seq, time_ms, up_ms, values, _errors(seq, item.get("errors"), values), clock)
+
+
+def _check_values(seq: int, values: Any) -> None:
+    if type(values) is not dict or not values:
+        raise BadArgument(f"sample {seq}: values is an object of sensor names and numbers")
+    names = tuple(values)
+    if names not in _good_names:
+        for name in names:
+            if not SENSOR_NAME(name):
+                raise BadArgument(f"sample {seq}: {_shown(name)} is no sensor name ({SENSOR_NAME_TAKES})")
+        if len(_good_names) >= _MOST_REMEMBERED:
+            _good_names.clear()
+        if len(names) <= _MOST_REMEMBERED:
+            _good_names.add(names)
+    for name, value in values.items():
+        kind = type(value)
+        if (kind is float and value - value == 0) or (kind is int and -LARGEST_INTEGER <= value <= LARGEST_INTEGER):
+            continue
+        if value is not None:
+            raise BadArgument(f"sample {seq}: {name} is a finite number or null, not {_shown(value)}")
+
+
+def _errors(seq: int, errors: Any, values: Values) -> Mapping[str, str]:
+    if errors is None:
+        return _NO_ERRORS
+    if type(errors) is not dict or not all(name in values and type(text) is str for name, text in errors.items()):
+        raise BadArgument(f"sample {seq}: errors is an object of sensor names of this sample and texts")
+    return errors
+
+
+def sample_body(values: Mapping[str, Number | None], errors: Mapping[str, str]) -> str:
+    """The part of a sample's JSON that never changes: `"values":{...}` and, where there are any, `,"errors":{...}`."""
+    body = '"values":' + write_json(values)
+    return body + ',"errors":' + write_json(errors) if errors else body
+
+
+def sample_text(seq: int, time_ms: int, up_ms: int, body: str, clock: str) -> str:
+    """A sample as JSON, from the `body` that `sample_body` wrote once and for all when it was taken."""
+    flag = f',"clock":"{clock}"' if clock else ""
+    return f'{{"seq":{seq},"time":"{rfc3339(time_ms)}","up":{up_ms},{body}{flag}}}'
+
+
+def _shown(value: Any) -> str:
+    """A stranger's value in an error text: short, and in one line."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+SENSOR_NAME_TAKES = "a small letter, then up to 31 small letters, digits and _"
+NODE_NAME_TAKES = "a letter or digit, then up to 62 letters, digits, dots, _ and -"
+_CLOCKS = ("", "unset", "server")
+_NO_ERRORS: Mapping[str, str] = {}
+_new_tuple = tuple.__new__
+_good_names: set[tuple[str, ...]] = set()  # the names of a sample's values, found right before
+_MOST_REMEMBERED = 256  # of them, and of names in each: a stranger may make them up
+
+
+# --------------------------------------------------------------------------------------------- shapes and the table
+
+
+def _read_switch(text: str) -> bool:
+    state = _capitals(text)
+    if state not in ("ON", "OFF"):
+        raise BadArgument(f"ON or OFF, not {_shown(text)}")
+    return state == "ON"
+
+
+def _read_clock_time(text: str) -> str | None:
+    if text == "-":
+        return None
+    if not _CLOCK_TIME(text):
+        raise BadArgument(f"a time of day is like 15:36:10, or - for none, not {_shown(text)}")
+    return text
+
+
+def _read_epoch(text: str) -> str:
+    if not HEX_16(text):
+        raise BadArgument(f"an epoch is 16 hex digits (0-9, a-f), not {_shown(text)}")
+    return text
+
+
+def _read_seq(text: str) -> int:
+    if not _SEQ(text):
+        raise BadArgument(f"a sequence number is a whole number from 0, not {_shown(text)}")
+    return int(text)
+
+
+def _read_code(text: str) -> str:
+    if not _CODE(text):
+        raise BadArgument(f"an error code is small letters and -, not {_shown(text)}")
+    return text
+
+
+def _read_object(text: str) -> dict[str, Any]:
+    value = read_json(text)
+    if type(value) is not dict:
+        raise BadArgument(f"a JSON object, not {_shown(value)}")
+    return value
+
+
+def _read_sample_array(text: str) -> list[Sample]:
+    items = _read_json(text, _SAMPLES_DECODER)
+    samples = read_samples(items)
+    # This decoder lets a key stand twice, for speed. So the quotes in the text are counted: each key and each text has
+    # two. Where there are more (a key twice, one that is not known, a quote in a text) the strict decoder decides.
+    if text.count('"') != 10 * len(samples) + sum([
+        2 * len(values) + (2 + 4 * len(errors) if errors else 0) + (4 if clock else 0)
+        for _, _, _, values, errors, clock in samples
+    ]):  # fmt: skip
+        samples = read_samples(read_json(text))
+    return samples
+
+
+def _write_sample_array(texts: Iterable[str]) -> str:
+    return "[" + ",".join(texts) + "]"
+
+
+_CLOCK_TIME = re.compile(r"[0-2][0-9]:[0-5][0-9]:[0-6][0-9]").fullmatch
+_SEQ = re.compile(r"[0-9]{1,18}").fullmatch
+_CODE = re.compile(r"[a-z][a-z0-9-]{0,31}").fullmatch
+
+_SWITCH = Shape("ON or OFF", _read_switch, lambda on: "ON" if on else "OFF")
+_CLOCK = Shape("HH:MM:SS or -", _read_clock_time, lambda text: text or "-")
+_EPOCH = Shape("an epoch (16 hex digits)", _read_epoch, str)
+_NUMBER = Shape("a sequence number", _read_seq, str)
+_ERROR = Shape("a code", _read_code, str)
+_OBJECT = Shape("a JSON object", _read_object, write_json)
+_SAMPLES = Shape("a JSON array of samples", _read_sample_array, _write_sample_array)
+
+WORDS: Mapping[str, Word] = {
+    "HELLO": Word("both", (_OBJECT,), "opens a collecting session"),
+    "AUTH": Word("server", (_OBJECT,), "proves that the server knows the node's token"),
+    "HELD": Word("node", (_OBJECT,), "goes on with HELLO's list of what the outbox holds"),
+    "RESUME": Word("server", (_OBJECT,), "what the server has of each epoch; the node starts sending on it"),
+    "SEND": Word("server", (_SWITCH,), "turns the node's sampling and sending on or off"),
+    "SENDBACK": Word("node", (_SWITCH,), "acknowledges SEND with the state now in force"),
+    "CHECK": Word("server", (), "are you active?"),
+    "STATUS": Word("node", (_SWITCH, _CLOCK, _OBJECT), "answer to CHECK: on or off, last sample sent, details"),
+    "SENSORS": Word("node", (_EPOCH, _SAMPLES), "samples of one epoch, oldest first, seq without holes"),
+    "GAP": Word("node", (_EPOCH, _OBJECT), "these samples will never come"),
+    "ACK": Word("server", (_EPOCH, _NUMBER), "everything of this epoch up to here is durably stored"),
+    "ERROR": Word("both", (_ERROR, _OBJECT), "what was wrong, in words"),
+    "BYE": Word("both", (), "closes on purpose"),
+}
+
+_READ_AS = {"SENDACK": "SENDBACK"}  # some older programs say it so

@@ -1,0 +1,95 @@
+"""This computer itself: processor temperature, load, free memory and free disk. True readings without any hardware.
+
+Runs on: node.  Reached from: node.py (kind = "machine"), sampler.  Hands on to: /proc and /sys.
+Threads: as every source.  Errors: SensorError for one channel whose file is not there or does not read.
+
+    cpu_temperature  °C     /sys/class/thermal/thermal_zone*/temp, m°C (Documentation/ABI/testing/sysfs-class-thermal)
+    load             (none) /proc/loadavg, the mean of the last minute (proc_loadavg(5))
+    memory_free      MiB    /proc/meminfo, MemAvailable (proc_meminfo(5))
+    disk_free        MiB    statvfs(3) of `disk`, what a user without privileges may still write
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from base.config import Option, read_options, text
+from base.errors import SensorError
+from protocol import Number
+from sensors import Channel, Readings, Source
+
+OPTIONS = (
+    Option("disk", text, "/", "the folder whose free space is read"),
+    Option("root", text, "/", "where proc and sys are"),
+)
+
+_CHANNELS = (
+    Channel("cpu_temperature", "°C"),
+    Channel("load", ""),
+    Channel("memory_free", "MiB"),
+    Channel("disk_free", "MiB"),
+)
+
+
+class MachineSource(Source):
+    """The four readings of this machine; without cpu_temperature where the machine has no sensor for it."""
+
+    def __init__(self, root: str = "/", disk: str = "/") -> None:
+        self._root = root
+        self._disk = disk
+        self._zone = self._find_zone()
+        self._readers: Mapping[str, Callable[[], Number]] = {
+            "cpu_temperature": self._cpu_temperature,
+            "load": lambda: float(self._text("proc/loadavg").split()[0]),
+            "memory_free": self._memory_free,
+            "disk_free": self._disk_free,
+        }
+        self.channels = [channel for channel in _CHANNELS if self._zone or channel.name != "cpu_temperature"]
+
+    def read(self) -> Readings:
+        readings: dict[str, Number | SensorError] = {}
+        for channel in self.channels:
+            try:
+                readings[channel.name] = self._readers[channel.name]()
+            except (OSError, ValueError, IndexError) as error:
+                readings[channel.name] = SensorError(f"this machine's {channel.name} does not read: {error}")
+        return readings
+
+    def _text(self, name: str) -> str:
+        with open(os.path.join(self._root, name), encoding="ascii", errors="replace") as file:
+            return file.read()
+
+    def _find_zone(self) -> str:
+        """The thermal zone of the processor: chosen by its type, since the numbers change from boot to boot."""
+        folder = os.path.join(self._root, "sys/class/thermal")
+        try:
+            zones = sorted(name for name in os.listdir(folder) if name.startswith("thermal_zone"))
+        except OSError:
+            return ""
+        kinds = {}
+        for zone in zones:
+            try:
+                kinds[zone] = self._text(f"sys/class/thermal/{zone}/type").strip()
+            except OSError:
+                continue
+        chosen = next((zone for zone, kind in kinds.items() if "cpu" in kind or "x86_pkg" in kind), None)
+        return f"sys/class/thermal/{chosen or next(iter(kinds))}/temp" if kinds else ""
+
+    def _cpu_temperature(self) -> Number:
+        return round(int(self._text(self._zone)) / 1000, 1)
+
+    def _memory_free(self) -> Number:
+        lines = self._text("proc/meminfo").splitlines()
+        line = next((line for line in lines if line.startswith("MemAvailable:")), "")  # not in every container
+        return int(line.split()[1]) // 1024
+
+    def _disk_free(self) -> Number:
+        status = os.statvfs(self._disk)
+        return status.f_bavail * status.f_frsize >> 20
+
+
+def make(settings: Mapping[str, Any], where: str) -> MachineSource:
+    """The source that a [[sensor]] table with kind = "machine" describes."""
+    return MachineSource(**read_options(settings, OPTIONS, where))

@@ -1,0 +1,224 @@
+"""Pi2, or any machine: collects from nodes, stores each sample once, writes the CSV log, and shows a page.
+
+    python3 server.py --demo                             see it work: a simulated node comes with it
+    python3 server.py --node basement@192.168.1.20       collect from a Pi
+
+Runs on: server.  Reached from: the command line, systemd, a container.
+Hands on to: everything below; only here it is put together.
+Threads: the main thread starts the parts in order, waits, and stops them in reverse; each part owns its own.
+Errors: exit status 2 for wrong settings, 74 when the disk fails, 75 when another server uses the same data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import logging
+import os
+import resource
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable, Sequence
+
+from base import config
+from base.clock import Clock
+from base.config import Settings
+from base.disk import only_one, replace_file
+from base.errors import DiskError, PigeonpostError
+from base.net import join_address, own_address, own_name
+from base.running import Part, Running, start_logging
+from base.version import VERSION
+from csvbuffer import CsvLog
+from demo import DemoNode
+from gate.tokens import Tokens
+from gate.users import Users
+from intake import Intake
+from links.tcp import ServerEnd
+from pages import House
+from settings import SERVER
+from stores.sqlite import SqliteStore
+from webui import WebEnd
+
+log = logging.getLogger("server")
+
+RUNNING_FILE = "running.json"  # in the data folder, while the server runs: how control.py reaches it
+_STACK_BYTES = 512 << 10  # of a thread: a thousand of them then fit the address space of a 32-bit Pi
+
+
+_EXAMPLES = """examples:
+  python3 server.py --demo                            see it work, without any hardware
+  python3 server.py --node basement@192.168.1.20      collect from a Pi (give it a token: control.py token basement)
+  python3 server.py --node a@10.0.0.5 --node b@10.0.0.6:5003 --web 0.0.0.0:80"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a server until it is told to stop; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="server.py", description="Collect samples from nodes, keep each of them once, and show them.",
+        epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    config.add_flags(parser, SERVER)
+    parser.add_argument("--demo", action="store_true", help="collect from a simulated node, started for the purpose")
+    parser.add_argument("--show", action="store_true", help="print every setting with its origin, and stop")
+    parser.add_argument("--version", action="version", version=f"pigeonpost {VERSION}")
+    chosen = parser.parse_args(arguments)
+    start_logging()
+    try:
+        settings = config.load(SERVER, chosen, "server.toml")
+        if chosen.show:
+            print(settings.show())
+            return 0
+        make_room()
+        if chosen.demo:
+            return run_demo(settings)
+        data = config.data_folder(settings["server", "data"])
+        return Server(settings, data, settings["server", "nodes"], _web_addresses(settings)).run()
+    except PigeonpostError as error:
+        print(f"server.py: {error}", file=sys.stderr)
+        return error.exit_status
+
+
+def make_room() -> None:
+    """Set this process up for many connections and many samples."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection takes three
+    threading.stack_size(_STACK_BYTES)
+    # What waits for a commit is many small objects, none of them in a cycle: a collection that walks them finds
+    # nothing, and at full speed took a sixth of the time.
+    gc.set_threshold(200_000, 10, 10)
+
+
+def run_demo(settings: Settings) -> int:
+    """The same server with a simulated node beside it; in a temporary folder, gone at the end, unless --data."""
+    folder = settings["server", "data"] or tempfile.mkdtemp(prefix="pigeonpost-demo-")
+    demo = DemoNode(folder)
+    try:
+        web = _web_addresses(settings)
+        if settings.origin("web", "listen") == "default" and not _is_free(web[0]):
+            web = [(web[0][0], 0)]
+        return Server(settings, folder, [("demo", demo.start())], web).run(demo)
+    finally:
+        demo.stop(2.0)
+        if not settings["server", "data"]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class Server:
+    """All parts of a server, put together."""
+
+    def __init__(
+        self, settings: Settings, data: str, nodes: Sequence[tuple[str, tuple[str, int]]], web: list[tuple[str, int]]
+    ) -> None:
+        """
+        data   folder of everything it keeps
+        nodes  name (or empty) and address of each node to collect from
+        web    addresses of the page
+        """
+        self._lock = only_one(os.path.join(data, "server.lock"))
+        name, clock = settings["server", "name"] or own_name(), Clock()
+        self._running_file = os.path.join(data, RUNNING_FILE)
+        self._control = secrets.token_urlsafe(24)
+        store = SqliteStore(data)
+        csv = CsvLog(data, store, clock)
+        intake = Intake(store, csv, clock, settings["store", "commit"], settings["store", "buffer"], self._fail)
+        tokens = Tokens(data)
+        links = [ServerEnd(address, expected, name, intake, tokens, clock) for expected, address in nodes]
+        self.house = House(
+            name=name, data=data, clock=clock, store=store, csv=csv, intake=intake, links=links, users=Users(data),
+            control=self._control, started_ms=clock.wall_ms(), stop=self._end, names=settings["web", "names"],
+        )  # fmt: skip
+        self.web = WebEnd(web, self.house)
+        self._running = Running([
+            Part("store", lambda: None, lambda limit_s: store.close()),
+            Part("CSV log", csv.start, lambda limit_s: csv.close()),
+            # The links stop after the intake: the last samples are acknowledged only when they are committed.
+            Part("links", lambda: _start_all(links), self._stop_links),
+            Part("intake", intake.start, intake.stop),
+            Part("page", self.web.start, self.web.stop),
+            Part("control", self._open_to_control, self._close_to_control),
+        ])  # fmt: skip
+
+    def run(self, demo: DemoNode | None = None) -> int:
+        """Start, say where the page is, wait, stop; the exit status."""
+        return self._running.run(lambda: self._say_ready(demo))
+
+    def _say_ready(self, demo: DemoNode | None) -> None:
+        house = self.house
+        count = "1 node" if len(house.links) == 1 else f"{len(house.links)} nodes"
+        log.info("server %s: %s to collect from; data in %s", house.name, count, house.data)
+        if demo is not None:
+            log.info("a demonstration: node `demo` has a simulated chip (and tells this computer's true readings)")
+        for address in self.web.addresses:
+            for line in _page_addresses(address, self.web.first_key):
+                print(f"the page is at {line}", flush=True)
+
+    def _stop_links(self, limit_s: float) -> str | None:
+        give_up_s = self.house.clock.monotonic() + limit_s
+        for link in self.house.links:
+            link.end()
+        undone = [link.stop(max(0.0, give_up_s - self.house.clock.monotonic())) for link in self.house.links]
+        return "; ".join(text for text in undone if text) or None
+
+    def _open_to_control(self) -> None:
+        about = {"pid": os.getpid(), "web": [list(address) for address in self.web.addresses], "key": self._control}
+        try:
+            replace_file(self._running_file, json.dumps(about).encode(), mode=0o600)
+        except DiskError as error:  # a full disk: collecting goes on, and the page answers
+            log.warning("control.py cannot find this server: %s", error)
+
+    def _close_to_control(self, limit_s: float) -> None:
+        try:
+            os.unlink(self._running_file)
+        except FileNotFoundError:
+            pass  # somebody tidied up
+
+    def _end(self, reason: str) -> None:
+        self._running.end(reason)
+
+    def _fail(self, error: BaseException) -> None:
+        self._running.fail(error)
+
+
+def _start_all(links: Iterable[ServerEnd]) -> None:
+    """Begin to collect; no node waits for another."""
+    for link in links:
+        link.start()
+
+
+def _web_addresses(settings: Settings) -> list[tuple[str, int]]:
+    """As set; without a setting on balena port 80, which is the one that its public address leads to."""
+    addresses: list[tuple[str, int]] = settings["web", "listen"]
+    if settings.origin("web", "listen") == "default" and "BALENA" in os.environ:
+        return [("0.0.0.0", 80)]
+    return addresses
+
+
+def _is_free(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_server(address).close()
+    except OSError:
+        return False
+    return True
+
+
+def _page_addresses(address: tuple[str, int], first_key: str) -> list[str]:
+    """What to type into a browser here and, where the page is open to the network, elsewhere."""
+    host, port = address
+    if host not in ("0.0.0.0", "::"):
+        return [f"http://{join_address(host, port)}/"]
+    key = f"?key={first_key}" if first_key else ""
+    found = [f"http://127.0.0.1:{port}/"]
+    elsewhere = own_address()
+    if elsewhere:
+        once = " (from another machine; the key lets one browser in)" if key else ""
+        found.append(f"http://{join_address(elsewhere, port)}/{key}{once}")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""What both ends of a link share: lines in, lines out, and when it is over. No socket, no thread.
+
+Runs on: node and server.  Reached from: session_node, session_server (which say what comes next), links/tcp (which
+  moves the lines), and tests that hold both ends in one hand.  Hands on to: protocol.
+Threads: a session belongs to the one thread that serves its connection.
+Errors: what the peer says wrong becomes an ERROR line to it, and `closing` where the wire says that it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeGuard
+
+from base.clock import Clock
+from base.errors import AuthFailed, WireError
+from protocol import LARGEST_SEQ, Message, decode, encode, error_line
+
+log = logging.getLogger(__name__)
+
+ENTRIES_A_LINE = 500  # of the lists in HELD and RESUME: 64 bytes each at most, with room to spare
+MOST_WARNINGS = 20  # of one session in the log, so that a peer cannot fill the disk with nonsense
+
+
+class Key(Protocol):
+    """What a session needs of a node's token (gate/tokens.py is the real one)."""
+
+    def sign(self, side: str, server: str, node: str, outbox: str, nonces: Sequence[str]) -> str:
+        """The proof that `side` ("node" or "server") knows the token: 64 hex digits, good for these nonces only."""
+
+    def proves(self, mac: object, side: str, server: str, node: str, outbox: str, nonces: Sequence[str]) -> bool:
+        """Whether `mac` is what `sign` gives for the same arguments, compared in constant time."""
+
+    def is_token(self, token: object) -> bool:
+        """Whether `token` is the token itself, compared in constant time."""
+
+
+class Session:
+    """One end of a connection. Its owner feeds `receive`, sends `take_output`, calls `tick`, and ends on `closing`."""
+
+    def __init__(self, clock: Clock, peer: str) -> None:
+        """`peer` is how the other end is named in the log, its address first."""
+        self.clock = clock
+        self.peer = peer
+        self.closing = False
+        self.auth_failed = False
+        self._warnings = 0
+        self._out: list[bytes] = []
+        self._heard_s = self._said_s = clock.monotonic()
+
+    def receive(self, line: bytes) -> None:
+        """Take one line of the peer's. It never raises for what the peer says: that is answered with ERROR."""
+        self._heard_s = self.clock.monotonic()
+        if self.closing:
+            return
+        try:
+            message = decode(line)
+            if message is not None:
+                self._take(message)
+        except WireError as error:
+            self.refuse(error, line)
+
+    def take_output(self) -> bytes:
+        """The lines that are to be sent now; each is handed out once."""
+        if not self._out:
+            return b""
+        self._said_s = self.clock.monotonic()
+        lines, self._out = self._out, []
+        return b"".join(lines)
+
+    def refuse(self, error: WireError, line: bytes = b"") -> None:
+        """Tell the peer what was wrong, with `line` if it was one; close where the wire says so."""
+        self._warn(error.code, str(error), error.closes)
+        self._out.append(error_line(error, line))
+        self.closing = self.closing or error.closes
+        self.auth_failed = self.auth_failed or isinstance(error, AuthFailed)
+
+    def tick(self) -> float:
+        """Do what is due by the clock, as giving up; the seconds until the next look is due."""
+        raise NotImplementedError
+
+    def _take(self, message: Message) -> None:
+        raise NotImplementedError
+
+    def _say(self, word: str, *args: Any) -> None:
+        self._out.append(encode(word, *args))
+
+    def _on_error(self, code: str, details: Mapping[str, Any]) -> None:
+        self._warn(f"says {code}", details.get("text", "(no text)"))
+
+    def _warn(self, what: str, text: object, last: bool = False) -> None:
+        """Log what went wrong, as long as it is not too often; the `last` of a session always."""
+        self._warnings += 1
+        if last or self._warnings <= MOST_WARNINGS:
+            more = " (and no more of such lines is logged)" if self._warnings == MOST_WARNINGS else ""
+            log.warning("%s: %s: %s%s", self.peer, what, text, more)
+
+    def _on_bye(self) -> None:
+        self.closing = True
+
+
+def is_count(value: Any) -> TypeGuard[int]:
+    """Whether a stranger's JSON value is a whole number from 0, and not too large to be reckoned with and stored."""
+    return type(value) is int and 0 <= value <= LARGEST_SEQ
+
+
+def parts(items: Sequence[Any]) -> list[tuple[Sequence[Any], dict[str, bool]]]:
+    """A list cut into what fits a line each, with the `"more": true` that goes beside all parts but the last."""
+    starts = range(0, max(1, len(items)), ENTRIES_A_LINE)
+    return [
+        (items[start : start + ENTRIES_A_LINE], {"more": True} if start + ENTRIES_A_LINE < len(items) else {})
+        for start in starts
+    ]

@@ -1,0 +1,327 @@
+"""The node's end of a link: what it answers, and what it sends next. docs/protocol.md tells the same in words.
+
+Runs on: node.  Reached from: links/tcp.  Hands on to: outbox (reading, forks), the switch that it is handed.
+Threads: belongs to the thread that serves the connection; what is shared among sessions stands in NodeFacts.
+Errors: as session.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from base.clock import Clock, parse_rfc3339, rfc3339
+from base.errors import AuthFailed, BadAck, BadArgument, Protected, Unexpected, UnknownWord, WrongVersion
+from outbox import Outbox
+from protocol import (
+    AUTH_S,
+    BATCH_SAMPLES,
+    LINE_BYTES,
+    NODE_NAME,
+    SILENCE_S,
+    VERSION,
+    WINDOW_SAMPLES,
+    Message,
+    sample_text,
+)
+from ring import Run, Slot
+from session import Key, Session, is_count, parts
+
+log = logging.getLogger(__name__)
+
+# A session begins with short lines, each twice as long as the one before: over a network that cuts every connection
+# after some kilobytes a backlog would never get smaller if it always came in the longest lines.
+FIRST_LINE_SAMPLES = 16
+
+
+class NodeFacts:
+    """What all sessions of a node tell about it, and the switch they share."""
+
+    def __init__(
+        self,
+        name: str,
+        sensors: Sequence[Mapping[str, Any]],
+        every_s: float,
+        key: Key | None,
+        switch: Callable[[bool], Any],
+        details: Callable[[], dict[str, Any]],
+    ) -> None:
+        """
+        sensors  `{"name": ..., "unit": ...}` of each
+        key      of the node's token; None: this machine alone may ask
+        switch   turns sampling on or off, durably
+        details  what STATUS adds, as JSON
+        """
+        self.name = name
+        self.sensors = sensors
+        self.every_s = every_s
+        self.key = key
+        self.switch = switch
+        self.details = details
+        self.last_sent_ms: int | None = None
+
+
+class NodeSession(Session):
+    """The node's end of one connection: plain until HELLO, then collecting."""
+
+    def __init__(self, facts: NodeFacts, outbox: Outbox, clock: Clock, peer: str, local: bool) -> None:
+        """`local`: the peer is on this machine, and may ask a node that has no token."""
+        super().__init__(clock, peer)
+        self._facts = facts
+        self._outbox = outbox
+        self._began_s = clock.monotonic()
+        self._trusted = facts.key is None
+        self._server = ""  # its name, once it said HELLO
+        self._nonces: tuple[str, str] | None = None
+        self._collecting = False  # RESUME was heard
+        self._listed: set[str] = set()  # the epochs that HELLO and HELD named
+        self._resume: dict[str, Any] = {}
+        self._live = False  # whether samples are sent: after RESUME, or plain after SEND ON
+        self._offset_ms: int | None = None  # the server's date minus our uptime
+        # Of each epoch the highest seq that the peer has or was sent, and the highest running number of all.
+        self._sent: dict[str, int] = {}
+        self._accounted = 0
+        self._next_number = 1
+        self._line_samples = FIRST_LINE_SAMPLES  # at most in the next SENSORS line
+        self._unacked: list[tuple[str, int, int]] = []  # epoch, last seq, how many: what was sent, oldest first
+        if facts.key is None and not local:
+            self.refuse(Protected(_HOW_TO_PROTECT))
+
+    @property
+    def server(self) -> str:
+        """The name of the server that collects by this session; empty for any other."""
+        return self._server if self._collecting else ""
+
+    def tick(self) -> float:
+        """Give up where it is time to; returns the seconds until the next look is due."""
+        now = self.clock.monotonic()
+        if not self._trusted:
+            left = self._began_s + AUTH_S - now
+            if left <= 0:
+                self.refuse(AuthFailed(f"no AUTH within {AUTH_S:.0f} s"))
+            return left
+        if not self._server:
+            return SILENCE_S
+        left = self._heard_s + SILENCE_S - now
+        if left <= 0:
+            log.warning("%s: heard nothing for %.0f s, closing", self.peer, SILENCE_S)
+            self.closing = True
+        return left
+
+    def _take(self, message: Message) -> None:
+        word = message.word
+        if not self._trusted and word not in ("AUTH", "HELLO", "ERROR", "BYE"):
+            raise AuthFailed("this node has a token: start with AUTH or HELLO")
+        handler = self._HANDLERS.get(word)
+        if handler is None:
+            raise UnknownWord(f"{word} is for the node to say; a node takes {', '.join(self._HANDLERS)}")
+        handler(self, *message.args)
+
+    # ---------------------------------------------------------------------------------- opening a session
+
+    def _on_hello(self, hello: dict[str, Any]) -> None:
+        if self._server:
+            raise Unexpected("HELLO once in a session")
+        if hello.get("link") != VERSION:
+            raise WrongVersion(f"this node speaks link {VERSION}, not {hello.get('link')!r}")
+        server = hello.get("server")
+        if not isinstance(server, str) or not NODE_NAME(server):
+            raise BadArgument("HELLO without the server's name")
+        self._note_time(hello)
+        facts, outbox = self._facts, self._outbox
+        answer = {
+            "link": VERSION, "node": facts.name, "outbox": outbox.ring.identity,
+            "every": facts.every_s, "sensors": list(facts.sensors), "time": rfc3339(self.clock.wall_ms()),
+        }  # fmt: skip
+        if facts.key is not None:
+            answer |= self._prove(facts.key, server, hello.get("nonce"))
+        self._server = server
+        everything = outbox.held()
+        self._listed = {entry[0] for entry in everything}
+        for held, more in parts(everything):
+            self._say("HELLO" if answer else "HELD", {**answer, "held": held, **more})
+            answer = {}
+
+    def _prove(self, key: Key, server: str, nonce: Any) -> dict[str, str]:
+        if not isinstance(nonce, str) or not 16 <= len(nonce) <= 128:
+            raise AuthFailed(f"this node has a token: give it to the server (control.py token {self._facts.name})")
+        self._nonces = nonce, os.urandom(16).hex()
+        mac = key.sign("node", server, self._facts.name, self._outbox.ring.identity, self._nonces)
+        return {"nonce": self._nonces[1], "mac": mac}
+
+    def _note_time(self, hello: dict[str, Any]) -> None:
+        if hello.get("clock") == "set":
+            try:
+                self._offset_ms = parse_rfc3339(hello["time"]) - self.clock.up_ms()
+            except (KeyError, TypeError, ValueError):
+                raise BadArgument("HELLO: time is like 2026-11-20T15:36:10.123Z") from None
+
+    def _on_auth(self, proof: dict[str, Any]) -> None:
+        key = self._facts.key
+        if key is None or self._trusted:
+            return  # nothing to prove
+        if self._nonces:
+            names = "server", self._server, self._facts.name, self._outbox.ring.identity
+            right = key.proves(proof.get("mac"), *names, self._nonces)
+        else:
+            right = key.is_token(proof.get("token"))
+        if not right:
+            raise AuthFailed("that is not this node's token")
+        self._trusted = True
+
+    def _on_resume(self, resume: dict[str, Any]) -> None:
+        if not self._server or not self._trusted or self._collecting:
+            raise Unexpected("RESUME comes once, after HELLO" + (" and AUTH" if self._facts.key else ""))
+        self._resume |= {key: entry for key, entry in resume.items() if key == "id" or key in self._listed}
+        if resume.get("more") is True:
+            return
+        number = self._resume.pop("id", None)
+        # Without "id" it is not known which older epochs the server has: then none is said to be missing.
+        self._accounted = number if is_count(number) else self._outbox.ring.last
+        for epoch, entry in self._resume.items():
+            self._sent[epoch] = self._resumed_at(epoch, entry)
+        self._resume = {}
+        self._collecting = self._live = True
+        log.info("%s: %s collects, %s", self.peer, self._server, self._what_is_due())
+
+    def _resumed_at(self, epoch: str, entry: Any) -> int:
+        """The seq that the server has of `epoch`; a sample of ours with that seq but another `up` is a fork's."""
+        if not isinstance(entry, list) or len(entry) != 2 or not is_count(entry[0]):
+            raise BadArgument(f"RESUME: {epoch} takes [highest seq stored, its up or null]")
+        seq: int = entry[0]
+        run = self._outbox.run_of(epoch)
+        ours = self._outbox.read(run.number + seq - run.first, 1)[0] if run and run.first <= seq <= run.last else None
+        is_other = ours is not None and is_count(entry[1]) and ours.up_ms != entry[1]
+        is_ahead = epoch == self._outbox.epoch and seq > (run.last if run else 0)
+        if not is_other and not is_ahead:
+            return seq
+        new = self._outbox.fork(epoch, seq if is_other else seq + 1)
+        log.error(
+            "%s: %s has another sample %d of epoch %s than this node: another live copy of this card sent it."
+            " From there on this node's samples are those of epoch %s", self.peer, self._server, seq, epoch, new,
+        )  # fmt: skip
+        self._say("HELD", {"held": [entry for entry in self._outbox.held() if entry[0] == new]})
+        return seq
+
+    def _what_is_due(self) -> str:
+        due = sum(run.last - self._sent.get(run.epoch, 0) for run in self._outbox.ring.runs)
+        return f"{due} samples are due"
+
+    # ------------------------------------------------------------------------------------------ commands
+
+    def _on_send(self, on: bool) -> None:
+        runs = self._outbox.ring.runs  # looked at before: what is taken as soon as it is on is sent
+        self._facts.switch(on)
+        log.info("%s: sampling %s", self.peer, "on" if on else "off")
+        self._say("SENDBACK", on)
+        if not self._server and not self._live and on:  # a plain session: what is taken from now on
+            self._live = True
+            self._sent = {run.epoch: run.last for run in runs[-1:]}
+            self._accounted = runs[-1].last_number if runs else 0
+            self._next_number = self._accounted + 1
+
+    def _on_check(self) -> None:
+        sent_ms = self._facts.last_sent_ms
+        at = time.strftime("%H:%M:%S", time.localtime(sent_ms / 1000)) if sent_ms is not None else None
+        now = rfc3339(self.clock.wall_ms())
+        self._say("STATUS", self._outbox.on, at, {"time": now, **self._facts.details()})
+
+    def _on_ack(self, epoch: str, seq: int) -> None:
+        if not self._collecting:
+            raise Unexpected("ACK belongs to a collecting session")
+        if seq > self._sent.get(epoch, 0):
+            raise BadAck(f"epoch {epoch} was sent up to {self._sent.get(epoch, 0)}, not {seq}")
+        unacked = []
+        for e, last, count in self._unacked:
+            if e == epoch:
+                count = min(count, last - seq)
+            if count > 0:
+                unacked.append((e, last, count))
+        self._unacked = unacked
+
+    # ----------------------------------------------------------------------------------------- streaming
+
+    def stream(self) -> bool:
+        """Say the next SENSORS or GAP line; False when there is none to say now."""
+        room = WINDOW_SAMPLES - sum(count for _, _, count in self._unacked)
+        if not self._live or self.closing or room <= 0:
+            return False
+        run = self._outbox.run_at(self._next_number)
+        while run is not None and self._sent.get(run.epoch, 0) >= run.last:
+            self._next_number = run.last_number + 1
+            self._accounted = max(self._accounted, run.last_number)
+            run = self._outbox.run_at(self._next_number)
+        if run is None:
+            return False
+        have = self._sent.get(run.epoch, 0)
+        first = max(have + 1, run.first)
+        before = max(0, run.number - 1 - self._accounted - (run.first - 1 - have if have < run.first else 0))
+        self._accounted = max(self._accounted, run.number - 1)
+        if first > have + 1 or before:
+            self._say_gap(run.epoch, have + 1, first - 1, before, "overwritten")
+        else:
+            self._say_samples(run, first, min(self._line_samples, BATCH_SAMPLES, room))
+            self._line_samples = min(2 * self._line_samples, BATCH_SAMPLES)
+        return True
+
+    def _say_gap(self, epoch: str, first: int, last: int, before: int, why: str) -> None:
+        log.warning("%s: samples %d to %d of epoch %s are %s", self.peer, first, last, epoch, why)
+        more = {"before": before} if before else {}
+        self._say("GAP", epoch, {"from": first, "to": last, "why": why, **more})
+        self._sent[epoch] = last
+
+    def _say_samples(self, run: Run, first: int, most: int) -> None:
+        number = run.number + first - run.first
+        slots = self._outbox.read(number, min(most, run.last - first + 1))
+        texts: list[str] = []
+        room = LINE_BYTES - len("SENSORS 0123456789abcdef []\n")
+        for seq, slot in enumerate(slots, first):
+            if slot is None:
+                break
+            time_ms, flag = self._dated(slot)
+            text = sample_text(seq, time_ms, slot.up_ms, slot.body, flag)
+            room -= len(text.encode()) + 1
+            if room < 0:
+                break
+            texts.append(text)
+            self._facts.last_sent_ms = time_ms
+        if not texts:
+            self._skip_damaged(run, first, slots)
+            return
+        self._say("SENSORS", run.epoch, texts)
+        self._sent[run.epoch] = first + len(texts) - 1
+        self._accounted = max(self._accounted, number + len(texts) - 1)
+        if self._collecting:
+            self._unacked.append((run.epoch, first + len(texts) - 1, len(texts)))
+
+    def _skip_damaged(self, run: Run, first: int, slots: Sequence[Slot | None]) -> None:
+        now = self._outbox.run_of(run.epoch)
+        if now is None or now.first > first:
+            return  # overwritten while it was read: the next look at the runs says so
+        damaged = next((k for k, slot in enumerate(slots) if slot is not None), len(slots))
+        self._say_gap(run.epoch, first, first + damaged - 1, 0, "damaged")
+
+    def _dated(self, slot: Slot) -> tuple[int, str]:
+        """When the sample was taken, as well as it is known now, and the flag that says how it is known."""
+        if slot.clock_set:
+            return slot.wall_ms, ""
+        if slot.boot == int(self.clock.boot_id, 16):
+            if self.clock.is_set():
+                return self.clock.wall_ms() - (self.clock.up_ms() - slot.up_ms), ""
+            if self._offset_ms is not None:
+                return slot.up_ms + self._offset_ms, "server"
+        return slot.wall_ms, "unset"
+
+    _HANDLERS: ClassVar[dict[str, Callable[..., None]]] = {
+        "HELLO": _on_hello, "AUTH": _on_auth, "RESUME": _on_resume, "SEND": _on_send, "CHECK": _on_check,
+        "ACK": _on_ack, "ERROR": Session._on_error, "BYE": Session._on_bye,
+    }  # fmt: skip
+
+
+_HOW_TO_PROTECT = (
+    "this node has no token, so it answers only its own machine. On the server run `control.py token NODE`,"
+    " and start the node with PIGEONPOST_NODE_TOKEN set to what it prints"
+)

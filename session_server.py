@@ -1,0 +1,327 @@
+"""The server's end of a link: opens a collecting session, hands samples to the intake, acknowledges what is durable.
+
+Runs on: server.  Reached from: links/tcp.  Hands on to: the intake, which it is given as `ledger`.
+Threads: belongs to the thread that serves the connection. `committed`, `refused` and `ask` may be called from any
+  other: each appends to a deque, which `take_output` empties in the owner's thread.
+Errors: as session.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+from base.clock import Clock, parse_rfc3339, rfc3339
+from base.errors import AuthFailed, BadArgument, Unexpected, UnknownWord, WireError, WrongVersion
+from protocol import (
+    AUTH_S,
+    CHECK_AFTER_S,
+    HEX_16,
+    NODE_NAME,
+    SENSOR_NAME,
+    SILENCE_S,
+    UNIT,
+    VERSION,
+    Batch,
+    Gap,
+    Message,
+    Sample,
+)
+from session import Key, Session, is_count, parts
+
+log = logging.getLogger(__name__)
+
+_ASK_AFTER_S = 60.0
+
+MOST_EPOCHS = 100_000  # that a node may list; an outbox of the usual size holds 65,536 samples
+
+Marks = tuple[int, Mapping[str, tuple[int, int | None]]]
+
+
+class Ledger(Protocol):
+    """What a session needs of the intake."""
+
+    identity: str
+
+    def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> Marks:
+        """What is durably stored: the highest running number of `outbox` (0: none), and of each of `epochs` that is
+        known its highest seq with that sample's `up` (None where a gap ended there)."""
+
+    def accept(self, batch: Batch) -> None:
+        """Take a batch; may wait while there is too much to store. Answers through batch.done or batch.refused."""
+
+
+class NodeState:
+    """What the server knows of one node, for people to look at. Written by the session, read by anybody."""
+
+    def __init__(self, address: str, expected: str = "") -> None:
+        """`expected` is the name that the settings give the node at this address; empty: whoever answers there."""
+        self.address = address
+        self.expected = expected
+        self.name = expected  # until the node has told its own
+        self.connected = False
+        self.since_ms: int | None = None  # when it was connected, or was lost
+        self.fault = "not reached yet"  # why it is not connected; empty when it is
+        self.on: bool | None = None
+        self.last_sent: str | None = None  # local time of the last sample sent, as the node says it: HH:MM:SS
+        self.details: Mapping[str, Any] = {}  # of its last STATUS
+        self.sensors: list[dict[str, Any]] = []
+        self.every_s: float | None = None
+        self.offset_ms: int | None = None  # its date minus ours
+        self.round_trip_ms: float | None = None
+        self.checked_ms: int | None = None  # when its last STATUS came
+
+
+class ServerSession(Session):
+    """The server's end of one connection; says HELLO at once."""
+
+    def __init__(
+        self,
+        server: str,
+        ledger: Ledger,
+        keys: Mapping[str, Key],
+        state: NodeState,
+        clock: Clock,
+        wake: Callable[[], Any],
+        answered: Callable[..., Any] = lambda *answer: None,
+    ) -> None:
+        """
+        server    this server's name
+        keys      of the nodes that have a token here, by name
+        state     what is known of the node; kept up to date
+        wake      makes the owner call `take_output` soon
+        answered  called with ("SENDBACK", on) or ("STATUS",) when the node has answered, and `state` says so
+        """
+        super().__init__(clock, state.address)
+        self._server, self._ledger, self._keys, self._state = server, ledger, keys, state
+        self._wake, self._answered = wake, answered
+        self.fault = ""  # why the node closes, in its own words
+        self._began_s = self._checked_s = clock.monotonic()
+        self._began_ms = clock.wall_ms()
+        self._nonce = os.urandom(16).hex() if (state.expected in keys if state.expected else keys) else ""
+        self._hello: dict[str, Any] = {}
+        self._bases: dict[str, int] = {}  # epoch to the running number of its seq 0
+        self._next: dict[str, int] = {}  # epoch to the seq that comes next
+        self._units: dict[str, str] = {}
+        self._from_others: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
+        self._acks: dict[str, int] = {}
+        self._samples: list[Sample] = []  # that came since the last output, of one epoch
+        self._samples_epoch = ""
+        self.collecting = False
+        hello = {
+            "link": VERSION,
+            "server": server,
+            "ledger": ledger.identity,
+            "time": rfc3339(self._began_ms),
+            "clock": "set" if clock.is_set() else "unset",
+        }
+        self._say("HELLO", hello | ({"nonce": self._nonce} if self._nonce else {}))
+
+    # ------------------------------------------------------------------------------------ from any thread
+
+    def committed(self, epoch: str, seq: int) -> None:
+        """Everything of `epoch` up to `seq` is durable: it is acknowledged with the next output."""
+        self._leave(self._acks.__setitem__, epoch, seq)
+
+    def refused(self, error: WireError) -> None:
+        """The intake would not have a batch: the node is told, and the connection closed."""
+        self._leave(self.refuse, error)
+
+    def ask(self, word: str, *args: Any) -> None:
+        """SEND or CHECK is said with the next output."""
+        self._leave(self._ask, word, *args)
+
+    def _leave(self, call: Callable[..., Any], *args: Any) -> None:
+        self._from_others.append((call, args))
+        self._wake()
+
+    # ----------------------------------------------------------------------------------- the owner's part
+
+    def take_output(self) -> bytes:
+        self._hand_on_samples()
+        while self._from_others:
+            call, args = self._from_others.popleft()
+            call(*args)
+        if self._acks:
+            acks, self._acks = self._acks, {}
+            for epoch, seq in acks.items():
+                self._say("ACK", epoch, seq)
+        return super().take_output()
+
+    def tick(self) -> float:
+        """Check where the link is quiet, give up where it is dead; the seconds until the next look is due."""
+        now = self.clock.monotonic()
+        if not self.collecting:
+            left = self._began_s + 2 * AUTH_S - now
+            if left <= 0:
+                self.refuse(Unexpected(f"no whole HELLO within {2 * AUTH_S:.0f} s"))
+            return left
+        silent = self._heard_s + SILENCE_S - now
+        if silent <= 0:
+            log.warning("%s: heard nothing for %.0f s, closing", self.peer, SILENCE_S)
+            self.closing = True
+        # Also beside a stream of samples it is asked now and then: what STATUS tells would grow old.
+        check = min(max(self._said_s, self._checked_s) + CHECK_AFTER_S, self._checked_s + _ASK_AFTER_S) - now
+        if check <= 0:
+            self._ask("CHECK")
+            check = CHECK_AFTER_S
+        return min(silent, check)
+
+    def _ask(self, word: str, *args: Any) -> None:
+        if word == "CHECK":
+            self._checked_s = self.clock.monotonic()
+        self._say(word, *args)
+
+    def _take(self, message: Message) -> None:
+        handler = self._HANDLERS.get(message.word)
+        if handler is None:
+            raise UnknownWord(f"{message.word} is for the server to say")
+        handler(self, *message.args)
+
+    # ---------------------------------------------------------------------------------- opening a session
+
+    def _on_hello(self, hello: dict[str, Any]) -> None:
+        if self._hello:
+            raise Unexpected("HELLO once in a session")
+        if hello.get("link") != VERSION:
+            raise WrongVersion(f"this server speaks link {VERSION}, not {hello.get('link')!r}")
+        name, outbox = hello.get("node"), hello.get("outbox")
+        if not isinstance(name, str) or not NODE_NAME(name):
+            raise BadArgument("HELLO without the node's name")
+        if self._state.expected not in ("", name):
+            raise Unexpected(f"this is node {name!r}, but the settings say that {self._state.expected!r} is here")
+        if not isinstance(outbox, str) or not HEX_16(outbox):
+            raise BadArgument("HELLO without the id of the outbox (16 hex digits)")
+        state = self._state
+        self.peer = f"{state.address} {name}"
+        self._prove(name, outbox, hello)  # before any of it is believed
+        self._note_sensors(hello.get("sensors"))
+        every = hello.get("every")
+        state.name = name
+        state.every_s = float(every) if isinstance(every, int | float) and 0 < every < 1e9 else None
+        state.round_trip_ms = (self.clock.monotonic() - self._began_s) * 1000
+        self._note_offset(hello.get("time"), self._began_ms)
+        self._hello = hello
+        self._on_held(hello)
+
+    def _note_sensors(self, sensors: Any) -> None:
+        try:
+            self._units = {sensor["name"]: sensor.get("unit", "") for sensor in sensors}
+            right = all(SENSOR_NAME(name) and UNIT(unit) for name, unit in self._units.items())
+        except (TypeError, KeyError, AttributeError):
+            right = False
+        if not right:
+            raise BadArgument(
+                'HELLO: sensors is a list of {"name": ..., "unit": ...}, a unit up to 32 printable characters'
+            )
+        self._state.sensors = sensors
+
+    def _note_offset(self, time: Any, asked_ms: int) -> None:
+        try:
+            self._state.offset_ms = parse_rfc3339(time) - (asked_ms + self.clock.wall_ms()) // 2
+        except (TypeError, ValueError):
+            self._state.offset_ms = None
+
+    def _prove(self, name: str, outbox: str, hello: Mapping[str, Any]) -> None:
+        key, nonce = self._keys.get(name), hello.get("nonce")
+        if key is None:
+            if "mac" in hello:
+                raise AuthFailed(f"node {name} has a token that this server does not know (control.py token {name})")
+            return
+        names, nonces = (self._server, name, outbox), (self._nonce, str(nonce))
+        if not key.proves(hello.get("mac"), "node", *names, nonces):
+            raise AuthFailed(f"node {name} does not know the token that this server has for it")
+        self._say("AUTH", {"mac": key.sign("server", *names, nonces)})
+
+    def _on_held(self, held: Mapping[str, Any]) -> None:
+        if not self._hello:
+            raise Unexpected("HELD goes on with HELLO")
+        try:
+            for epoch, first, last, number in held["held"]:
+                if not (HEX_16(epoch) and is_count(first) and is_count(last) and is_count(number)):
+                    raise ValueError
+                self._bases[epoch] = number - first
+        except (KeyError, TypeError, ValueError):
+            raise BadArgument(
+                f"held is a list of [epoch, first, last, number of first]: {held.get('held')!r:.80}"
+            ) from None
+        if len(self._bases) > MOST_EPOCHS:
+            raise Unexpected(f"a node lists {MOST_EPOCHS} epochs at most")
+        if held.get("more") is not True and not self.collecting:
+            self._resume()
+
+    def _resume(self) -> None:
+        top, marks = self._ledger.marks(self._state.name, self._hello["outbox"], self._bases)
+        self._next = {epoch: seq + 1 for epoch, (seq, _) in marks.items()}
+        first = {"id": top}
+        for part, more in parts([(epoch, list(mark)) for epoch, mark in marks.items()]):
+            self._say("RESUME", {**first, **dict(part), **more})
+            first = {}
+        self.collecting = True
+        self._state.connected, self._state.fault = True, ""
+        self._state.since_ms = self.clock.wall_ms()
+        log.info("%s: collecting; %d of %d epochs known", self.peer, len(marks), len(self._bases))
+        self._ask("CHECK")
+
+    # -------------------------------------------------------------------------------------------- samples
+
+    def _on_sensors(self, epoch: str, samples: list[Sample]) -> None:
+        self._expect(epoch, samples[0].seq)
+        # Lines that came together go to the intake together: with one sample a line that is three times as fast.
+        if self._samples and (epoch != self._samples_epoch or samples[0].seq != self._samples[-1].seq + 1):
+            self._hand_on_samples()
+        self._samples_epoch = epoch
+        self._samples += samples
+        self._next[epoch] = max(samples[-1].seq + 1, self._next.get(epoch, 1))
+
+    def _on_gap(self, epoch: str, gap: Mapping[str, Any]) -> None:
+        numbers = [gap.get("from"), gap.get("to"), gap.get("before", 0)]
+        first, last, before = [number if is_count(number) else -1 for number in numbers]
+        if first < 1 or last < first - 1 or before < 0:
+            raise BadArgument('GAP takes {"from": first seq, "to": last seq, "why": text}')
+        self._expect(epoch, first)
+        self._hand_on_samples()
+        self._next[epoch] = max(last + 1, self._next.get(epoch, 1))
+        self._hand_on(epoch, (), Gap(first, last, before, str(gap.get("why", ""))[:80]))
+
+    def _expect(self, epoch: str, first: int) -> None:
+        if not self.collecting:
+            raise Unexpected("samples come after RESUME")
+        expected = self._next.get(epoch, 1)
+        if first > expected:
+            raise Unexpected(f"sample {expected} of epoch {epoch} comes next, not {first}; a hole needs a GAP")
+
+    def _hand_on_samples(self) -> None:
+        if self._samples:
+            samples, self._samples = self._samples, []
+            self._hand_on(self._samples_epoch, samples, None)
+
+    def _hand_on(self, epoch: str, samples: Sequence[Sample], gap: Gap | None) -> None:
+        name, outbox, base = self._state.name, self._hello["outbox"], self._bases.get(epoch)
+        self._ledger.accept(Batch(name, outbox, epoch, base, samples, gap, self._units, self.committed, self.refused))
+
+    # ------------------------------------------------------------------------------------------- answers
+
+    def _on_status(self, on: bool, last_sent: str | None, details: dict[str, Any]) -> None:
+        state = self._state
+        state.on, state.last_sent, state.details, state.checked_ms = on, last_sent, details, self.clock.wall_ms()
+        trip_s = self.clock.monotonic() - self._checked_s
+        state.round_trip_ms = trip_s * 1000
+        self._note_offset(details.get("time"), state.checked_ms - int(trip_s * 1000))
+        self._answered("STATUS")
+
+    def _on_sendback(self, on: bool) -> None:
+        self._state.on = on
+        self._answered("SENDBACK", on)
+
+    def _on_error(self, code: str, details: Mapping[str, Any]) -> None:
+        super()._on_error(code, details)
+        self.fault = f"refuses: {details.get('text', code)}"[:200]
+
+    _HANDLERS: ClassVar[dict[str, Callable[..., None]]] = {
+        "HELLO": _on_hello, "HELD": _on_held, "SENDBACK": _on_sendback, "STATUS": _on_status, "SENSORS": _on_sensors,
+        "GAP": _on_gap, "ERROR": _on_error, "BYE": Session._on_bye,
+    }  # fmt: skip

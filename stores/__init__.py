@@ -1,0 +1,195 @@
+"""Where samples are kept on the server: what every store must do, whichever database is below it.
+
+Runs on: server.  Reached from: intake (writing), webui and control (reading).  Members: sqlite (the default).
+Threads: `writing` and `put` belong to the intake's one writer thread; everything else may be called from any.
+Errors: NotStored (try again later), DiskError (end the program); either way nothing was stored.
+
+The promise rests on one rule: samples, their high-water mark, gaps and how far the CSV log is written are in *one*
+transaction. So a mark never says more, or less, than what is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+from protocol import Batch, Gap, Sample, Values
+
+
+class Mark(NamedTuple):
+    """The high-water mark of one epoch: everything up to `seq` is stored, or is a recorded gap.
+
+    `up_ms` is sample `seq`'s, by which a node recognises that a copy of its card was here; None where a gap ended.
+    """
+
+    seq: int
+    up_ms: int | None
+
+
+NOTHING = Mark(0, None)
+
+
+class Stretch:
+    """Samples of one epoch that follow each other, and their values as texts, made once for the store and the log."""
+
+    def __init__(self, samples: list[Sample]) -> None:
+        self.samples = samples
+        self._texts: list[tuple[str, ...]] = []
+
+    @property
+    def texts(self) -> list[tuple[str, ...]]:
+        """Of each sample its values as Python writes them: as JSON has them, but for `None`."""
+        if len(self._texts) != len(self.samples):
+            self._texts = [tuple(map(repr, sample.values.values())) for sample in self.samples]
+        return self._texts
+
+
+class Filing:
+    """What one commit adds to one epoch, in the order in which it is to stand in the log."""
+
+    def __init__(self, node: str, outbox: str, epoch: str, mark: Mark) -> None:
+        self.node = node
+        self.outbox = outbox
+        self.epoch = epoch
+        self.mark = mark  # in force once `items` are stored
+        self.top = 0  # the highest running number of `outbox` that is accounted for; 0: not known
+        self.units: Mapping[str, str] = {}
+        self.items: list[Stretch | Gap] = []
+        self.count = 0  # samples in them
+
+    def add(self, batch: Batch, known: int) -> None:
+        """File what is new in `batch`: all but the first `known` of its samples, or of its gap."""
+        if batch.gap is not None:
+            gap = batch.gap
+            first = min(gap.first + known, gap.last + 1)
+            self.items.append(gap._replace(first=first))
+            self.mark = Mark(max(gap.last, self.mark.seq), None if gap.last > self.mark.seq else self.mark.up_ms)
+        else:
+            new = batch.samples[known:]
+            if self.items and isinstance(self.items[-1], Stretch):
+                self.items[-1].samples += new
+            else:
+                self.items.append(Stretch(list(new)))
+            self.mark = Mark(new[-1].seq, new[-1].up_ms)
+            self.count += len(new)
+        if batch.base is not None:
+            self.top = max(self.top, batch.base + self.mark.seq)
+
+
+class LogMark(NamedTuple):
+    """How far a CSV log is written and synced: `size` bytes, which cover all filings up to number `filed`.
+
+    tail   CRC-32 of the last bytes before `size`, to see later whether somebody changed the file
+    """
+
+    name: str
+    size: int
+    tail: int
+    filed: int
+
+
+class Logged(NamedTuple):
+    """One stretch of the log, read back from the store: samples of one epoch, or a gap in it."""
+
+    filed: int
+    node: str
+    epoch: str
+    item: Stretch | Gap
+    noted_ms: int
+    units: Mapping[str, str]
+
+
+class Point(NamedTuple):
+    """One sample as people ask for it."""
+
+    node: str
+    time_ms: int
+    epoch: str
+    seq: int
+    values: Values
+    clock: str
+
+
+class Column(NamedTuple):
+    """One pixel column of a chart: which one it is (0, 1 ...), how many values fell into it, their range and mean."""
+
+    place: int
+    values: int
+    low: float
+    high: float
+    mean: float
+
+    def with_other(self, other: Column) -> Column:
+        """This one with the values of another that has the same place."""
+        values = self.values + other.values
+        mean = (self.mean * self.values + other.mean * other.values) / values
+        return Column(self.place, values, min(self.low, other.low), max(self.high, other.high), mean)
+
+
+class Store:
+    """The contract. Every member keeps it, and one test class proves it of each."""
+
+    identity: str  # 16 hex digits drawn when the store was made: a deleted or restored one is told by them
+
+    # ----------------------------------------------------------------------------------- the writer's part
+
+    def writing(self, epochs: Iterable[tuple[str, str]]) -> AbstractContextManager[Mapping[tuple[str, str], Mark]]:
+        """A transaction, committed durably at the end of the block, or not at all when that raises.
+
+        Gives the marks of the asked (node, epoch) pairs as they are in this transaction; those not stored are absent.
+        """
+        raise NotImplementedError
+
+    def put(self, filings: Sequence[Filing], noted_ms: int, log: LogMark | None) -> int:
+        """Within `writing`: store the filings, and that the CSV log is written as far as `log` says.
+
+        Returns the number of the last filing: the log owes everything after `log.filed` up to it.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give everything back."""
+        raise NotImplementedError
+
+    # ----------------------------------------------------------------------------------- anybody's part
+
+    def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, Mark]]:
+        """The highest running number stored of `outbox` (0: none), and the marks of those `epochs` that are known."""
+        raise NotImplementedError
+
+    def log_mark(self) -> LogMark | None:
+        """How far the CSV log of the last run is known to be written; None when there never was one."""
+        raise NotImplementedError
+
+    def logged_after(self, filed: int) -> Iterator[Logged]:
+        """What the CSV log owes after filing number `filed`, in its order."""
+        raise NotImplementedError
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Every node ever stored: name, samples, gaps, first and last time (ms), sensors with their units."""
+        raise NotImplementedError
+
+    def points(self, node: str, from_ms: int, to_ms: int, limit: int) -> list[Point]:
+        """Samples of `node` taken in [from_ms, to_ms), oldest first; the last `limit` of them."""
+        raise NotImplementedError
+
+    def columns(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Column]:
+        """One sensor's values in [from_ms, to_ms), summed up in `count` equal columns; empty ones are absent."""
+        raise NotImplementedError
+
+    def summary(self, node: str, from_ms: int, to_ms: int, count: int) -> dict[str, list[Column]]:
+        """As `columns`, of every sensor of `node` at once: one pass over its samples."""
+        raise NotImplementedError
+
+    def gaps(self, limit: int) -> list[dict[str, Any]]:
+        """What is missing and why, the newest `limit` (-1: all)."""
+        raise NotImplementedError
+
+    def every_sample(self) -> Iterator[Point]:
+        """All samples, node by node in the order of their times: for looking through everything, not for pages."""
+        raise NotImplementedError
+
+    def verify(self) -> Iterator[str]:
+        """Look at everything; a line for each fault found."""
+        raise NotImplementedError

@@ -1,0 +1,321 @@
+"""The page in Chromium: it lives without being reloaded, every button does what it says, on a phone and in the dark."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import unittest
+from urllib.parse import urlsplit
+
+from tests.page_support import Node, Server, control
+from tests.support import ROOT, temp_folder, wait_until
+
+try:
+    from playwright.sync_api import Error, expect, sync_playwright
+except ImportError:
+    sync_playwright = None
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+LIMIT_MS = 30_000
+PHONE = {"width": 360, "height": 740}
+BUTTONS = ["Sensor On", "Sensor Off", "Status", "Log Check", "Log Download", "Exit"]
+browser = None
+
+
+def setUpModule():
+    global browser
+    if sync_playwright is None:
+        raise unittest.SkipTest("playwright is not installed for this Python")
+    if CHROMIUM is None:
+        raise unittest.SkipTest("there is no chromium")
+    playwright = sync_playwright().start()
+    unittest.addModuleCleanup(playwright.stop)
+    # Chromium does not start in its sandbox as root, nor with /dev/shm as small as containers have it.
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+    unittest.addModuleCleanup(browser.close)
+    expect.set_options(timeout=LIMIT_MS)
+
+
+class BrowserCase(unittest.TestCase):
+    """Every test has a browser window of its own, in which nothing may go wrong and nothing be fetched elsewhere."""
+
+    def setUp(self):
+        self.wrong = []
+        self.hosts = set()
+        self.expected = ()  # parts of messages that belong to the test
+
+    def open(self, server, path="/", **options):
+        """A new window on a page of `server`."""
+        options = {"viewport": {"width": 1100, "height": 1000}, **options}
+        base = "http://{}:{}".format(*server.page)
+        context = browser.new_context(base_url=base, **options)
+        self.addCleanup(context.close)
+        context.set_default_timeout(LIMIT_MS)
+        context.on("console", self.note)
+        context.on("weberror", lambda error: self.wrong.append(str(error.error)))
+        context.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
+        page = context.new_page()
+        page.goto(path)
+        return page
+
+    def note(self, message):
+        """Keep what the browser's console says of errors, and of which address."""
+        if message.type == "error":
+            self.wrong.append(f"{message.text} ({message.location.get('url', '')})")
+
+    def tearDown(self):
+        wrong = [text for text in self.wrong if not any(part in text for part in self.expected)]
+        self.assertEqual(wrong, [])
+        self.assertLessEqual(len(self.hosts), 1)
+
+    def values(self, page):
+        """What the cards show: sensor to text."""
+        return page.eval_on_selector_all(
+            "b[data-live]", "all => Object.fromEntries(all.map(one => [one.dataset.live, one.textContent]))"
+        )
+
+    def assert_fits(self, page):
+        """Nothing is wider than the window."""
+        page.wait_for_load_state("load")
+        wide, window = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+        self.assertLessEqual(wide, window, page.url)
+
+
+class Demo(BrowserCase):
+    """One demonstration for all of these; each leaves its node switched on."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.addCleanup = cls.addClassCleanup  # the program ends after the class, not after a test
+        try:
+            cls.server = Server(cls, "--demo")
+        finally:
+            del cls.addCleanup
+        wait_until(lambda: "is reporting" in cls.server.get("/")[1], "the demonstration's node reports")
+
+    def test_values_change_without_reloading(self):
+        page = self.open(self.server)
+        page.evaluate("window.same = true")
+        before = self.values(page)
+        self.assertLess({"demo/temperature", "demo/light", "demo/load"}, set(before))
+        page.wait_for_function(
+            "before => [...document.querySelectorAll('b[data-live]')]"
+            ".some(one => one.textContent !== before[one.dataset.live])",
+            arg=before,
+        )
+        expect(page.locator('[data-live="last"]')).to_have_text(re.compile(r"^\d s ago$"))
+        self.assertTrue(page.evaluate("window.same"))
+
+    def test_the_six_buttons_are_there_and_named(self):
+        page = self.open(self.server)
+        self.assertEqual(page.locator(".buttons button, .buttons a").all_inner_texts(), BUTTONS)
+        for name in BUTTONS[:3]:
+            expect(page.get_by_role("button", name=f"{name}, demo")).to_be_enabled()
+
+    def test_what_does_not_change_is_not_exchanged(self):
+        """A button that was replaced under a finger would not be pressed."""
+        page = self.open(self.server)
+        buttons = page.locator(".buttons").element_handle()
+        cards = page.locator("section.cards").element_handle()
+        page.wait_for_function("cards => !cards.isConnected", arg=cards)  # so the page was refreshed since
+        self.assertTrue(buttons.evaluate("buttons => buttons.isConnected"))
+
+    def test_off_and_on(self):
+        page = self.open(self.server)
+        page.get_by_text("Sensor Off").click()
+        expect(page.get_by_role("status")).to_have_text("demo is off: it takes no samples. What it holds still comes.")
+        expect(page.locator("p.verdict")).to_contain_text("Switched off")
+        page.get_by_role("link", name="Now").click()
+        expect(page.locator("h1")).to_contain_text("Node demo is switched off; last sample")
+        page.get_by_text("Sensor On").click()
+        expect(page.get_by_role("status")).to_have_text("demo is on: it samples.")
+        expect(page.locator("p.verdict")).to_contain_text("Reporting")
+
+    def test_status(self):
+        page = self.open(self.server)
+        page.get_by_text("Status", exact=True).click()
+        expect(page.get_by_role("status")).to_have_text(
+            re.compile(
+                r"^demo answered: sampling is on, its last sample was sent at \d\d:\d\d:\d\d by its own clock\.$"
+            )
+        )
+
+    def test_log_check_shows_ten_rows_and_stays_up_to_date(self):
+        page = self.open(self.server)
+        page.get_by_role("link", name="Log Check").last.click()
+        rows = page.locator("table.log tbody tr")
+        expect(rows).to_have_count(10)
+        expect(rows.first).to_contain_text("temperature")
+        expect(rows.first).to_contain_text("°C")
+        first = rows.first.inner_text()
+        expect(rows.first).not_to_have_text(first)
+
+    def test_log_download(self):
+        page = self.open(self.server)
+        with page.expect_download() as download:
+            page.get_by_role("link", name="Log Download").last.click()
+        self.assertRegex(download.value.suggested_filename, r"^sensorlog_\d{6}_\d{4}(_\d+)?\.csv$")
+        path = os.path.join(temp_folder(self), "log.csv")
+        download.value.save_as(path)
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        self.assertTrue(text.startswith("time,node,sensor,value,unit\n") and text.endswith("\n"))
+        self.assertIn(",demo,temperature,", text)
+
+    def test_charts_are_drawn(self):
+        page = self.open(self.server)
+        charts = page.locator(".charts img")
+        expect(charts).to_have_count(4)
+        for chart in charts.all():
+            chart.scroll_into_view_if_needed()
+            page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=chart.element_handle())
+        self.expected = ("/favicon.ico",)  # which Chromium asks for when a picture is opened by itself
+        page.goto(charts.first.get_attribute("src"))
+        colour = page.evaluate("getComputedStyle(document.querySelector('.mean')).stroke")
+        self.assertEqual(colour, "rgb(0, 114, 178)")  # so the style in the file is let in by its policy
+
+    def test_with_the_keyboard_alone(self):
+        page = self.open(self.server)
+        reached = []
+        for _ in range(20):
+            page.keyboard.press("Tab")
+            text, outline = page.evaluate(
+                "[document.activeElement.textContent, getComputedStyle(document.activeElement).outlineStyle]"
+            )
+            if text in BUTTONS and page.evaluate("document.activeElement.closest('.buttons') !== null"):
+                reached.append(text)
+                self.assertEqual(outline, "solid", text)
+            if text == "Exit":
+                break
+        self.assertEqual(reached, BUTTONS)
+        page.goto("/")
+        while page.evaluate("document.activeElement.textContent") != "Status":
+            page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("status")).to_contain_text("demo answered")
+
+    def test_on_a_phone_nothing_is_wider_than_it(self):
+        page = self.open(self.server, viewport=PHONE, is_mobile=True, has_touch=True, device_scale_factor=2)
+        for path in ("/", "/nodes/demo", "/log", "/login", "/nothing-here"):
+            self.expected = ("404",)
+            page.goto(path)
+            self.assert_fits(page)
+        page.goto("/")
+        for name in BUTTONS:
+            box = page.locator(".buttons").get_by_text(name, exact=True).bounding_box()
+            self.assertGreaterEqual(box["height"], 44, name)  # for a thumb
+
+    def test_at_other_widths_too(self):
+        for width in (320, 500, 640, 800, 1920):
+            page = self.open(self.server, viewport={"width": width, "height": 800})
+            self.assert_fits(page)
+            page.goto("/nodes/demo")
+            self.assert_fits(page)
+
+    def test_in_the_dark(self):
+        colours = {}
+        for scheme in ("light", "dark"):
+            page = self.open(self.server, color_scheme=scheme, viewport=PHONE)
+            self.assert_fits(page)
+            colours[scheme] = page.evaluate(
+                "['backgroundColor', 'color'].map(key => getComputedStyle(document.body)[key])"
+            )
+        self.assertEqual(colours["light"], ["rgb(250, 249, 246)", "rgb(28, 31, 34)"])
+        self.assertEqual(colours["dark"], ["rgb(22, 24, 26)", "rgb(232, 230, 225)"])
+
+    def test_without_its_script_the_page_is_whole(self):
+        page = self.open(self.server, java_script_enabled=False)
+        self.assertEqual(page.locator(".buttons button, .buttons a").all_inner_texts(), BUTTONS)
+        expect(page.locator("h1")).to_contain_text("Node demo is reporting; last sample")
+        page.get_by_text("Status", exact=True).click()
+        expect(page.get_by_role("status")).to_contain_text("demo answered")
+
+    @unittest.skipUnless(os.environ.get("PIGEONPOST_TEST_PICTURES") == "1", "PIGEONPOST_TEST_PICTURES=1 is not set")
+    def test_pictures(self):
+        """Those in the manual, drawn anew when there is a minute of values to be seen."""
+        folder = os.path.join(ROOT, "docs", "pictures")
+        os.makedirs(folder, exist_ok=True)
+        wait_until(lambda: self.stored() >= 70, "a minute of samples", 180)
+        for name, options in (
+            ("page", {}),
+            ("phone", {"viewport": PHONE, "is_mobile": True, "device_scale_factor": 2}),
+        ):
+            page = self.open(self.server, **options)
+            for chart in page.locator(".charts img").all():
+                chart.scroll_into_view_if_needed()
+                page.wait_for_function("image => image.complete", arg=chart.element_handle())
+            page.evaluate("scrollTo(0, 0)")
+            page.screenshot(path=os.path.join(folder, f"{name}.png"))
+
+    def stored(self):
+        return json.loads(self.server.get("/api/v1/nodes/demo")[1])["samples"]
+
+
+class Alone(BrowserCase):
+    """Those that need a server of their own."""
+
+    def test_exit_asks_first(self):
+        server = Server(self, "--demo")
+        page = self.open(server)
+        page.get_by_role("button", name="Exit").click()
+        expect(page.locator("h1")).to_have_text("Stop this server?")
+        page.get_by_text("No, go back").click()
+        expect(page.locator("h1.verdict")).to_be_visible()
+        page.get_by_role("button", name="Exit").click()
+        expect(page.locator("h1")).to_have_text("Stop this server?")
+        page.get_by_role("button", name="Exit").click()
+        expect(page.locator("h1")).to_have_text("exited")
+        expect(page.locator("main")).to_contain_text(re.compile(r"Flushed: .* stored; the log .*\.csv is whole"))
+        self.assertEqual(server.wait(), 0, server.logged)
+
+    def test_a_password(self):
+        self.expected = ("403",)  # Chromium tells of the wrong password in its console
+        data = temp_folder(self)
+        self.assertEqual(control(self, "--data", data, "password", said="correct horse\n")[0], 0)
+        page = self.open(Server(self, data=data))
+        self.assertEqual(urlsplit(page.url).path, "/login")
+        self.assert_fits(page)
+        page.get_by_label("Password").fill("wrong horse")
+        page.get_by_role("button", name="Log in").click()
+        expect(page.get_by_role("alert")).to_have_text("That is not the password of that user.")
+        page.get_by_label("Password").fill("correct horse")
+        page.keyboard.press("Enter")
+        expect(page.locator("footer")).to_contain_text("You are admin, and may control.")
+        page.get_by_role("button", name="Log out").click()
+        expect(page.locator("h1")).to_have_text("Log in")
+        page.goto("/log")
+        self.assertEqual(urlsplit(page.url).path, "/login")
+
+    def test_a_page_that_was_opened_before_anything_was_there(self):
+        """Buttons, cards and charts come by themselves when the node does."""
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            place = f"127.0.0.1:{free.getsockname()[1]}"
+        server = Server(self, "--node", f"basement@{place}")
+        page = self.open(server)
+        log = self.open(server, "/log")
+        page.evaluate("window.same = true")
+        expect(page.get_by_role("button", name="Sensor Off")).to_be_disabled()
+        self.assertEqual(page.locator(".card").count(), 0)
+        expect(log.locator("main")).to_contain_text("No sample has come in this run yet.")
+        Node(self, "--listen", place)
+        expect(page.get_by_role("button", name="Sensor Off")).to_be_enabled()
+        expect(page.locator(".card")).to_have_count(2)
+        expect(page.locator(".charts img")).to_have_count(2)
+        expect(page.locator("h1")).to_contain_text("Node basement is reporting")
+        expect(log.locator("table.log tbody tr")).to_have_count(10)
+        self.assertTrue(page.evaluate("window.same"))
+
+    def test_when_the_server_is_away_the_page_tells_by_its_age(self):
+        self.expected = ("ERR_", "Failed to load resource")
+        server = Server(self, "--demo")
+        page = self.open(server)
+        expect(page.locator("h1")).to_contain_text("Node demo is reporting")
+        server.terminate()
+        server.wait()
+        expect(page.locator('[data-live="last"]')).to_have_text(re.compile(r"^([6-9]|\d\d) s ago$"))
+        self.assertFalse([error for error in self.wrong if isinstance(error, Error)])
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,1 @@
+"""What keeps the promise when things are killed, cut and filled up: real programs, real files."""

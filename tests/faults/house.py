@@ -1,0 +1,305 @@
+"""A node and a server as real programs in one folder, to be killed at will, and the oracle of what was accepted.
+
+The oracle is told by the node itself, outside of the disk under test: a plain session gets every sample once it is
+accepted. At the end everything that it heard, and everything that the node's ring holds, must be in the server's
+store and in its CSV logs: once, in order.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from base.clock import parse_rfc3339
+from ring import Disk, Ring
+from tests.support import LIMIT_S, wait_until
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+ORACLE = "127.0.0.2", 0  # from where it connects: what is done to the connections of 127.0.0.1 spares it
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+class OnlyLooks(Disk):
+    """A disk that nothing is written to: who opens a ring beside its node must not."""
+
+    pwrite = staticmethod(lambda fd, data, at: len(data))
+    fdatasync = fsync = staticmethod(lambda fd: None)
+
+
+class Program:
+    """One of the two programs: started, killed, started again, its log kept in one file."""
+
+    def __init__(self, folder: Path, script: str, *arguments: str, wrapper: tuple[str, ...] = ()) -> None:
+        self.command = [sys.executable, str(ROOT / script), *arguments]
+        self.wrapper = wrapper
+        self.log = folder / f"{script}.log"
+        self.environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+        self.process: subprocess.Popen[bytes] | None = None
+        self.kills = 0
+
+    def start(self) -> None:
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [*self.wrapper, *self.command],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=self.environment,
+                cwd=self.log.parent,
+            )
+
+    def kill(self) -> None:
+        """kill -9."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+            self.kills += 1
+
+    def stop(self, limit_s: float = LIMIT_S) -> int:
+        """SIGTERM; the exit status."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(limit_s)
+        finally:
+            self.kill()
+
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+
+class House:
+    """Both programs, and the checks."""
+
+    def __init__(
+        self,
+        folder: str,
+        every_s: float = 0.02,
+        node_options: tuple[str, ...] = (),
+        data: str = "",
+        slots: int = 65_536,
+    ) -> None:
+        """
+        folder  where the programs run and leave their logs
+        data    the disk under test, on which both keep everything; the same folder when it is empty
+        """
+        self.folder = Path(folder)
+        self.data = Path(data or folder)
+        self.port = free_port()
+        self.node = Program(
+            self.folder, "node.py", "--simulate", "--name", "n", "--every", str(every_s),
+            "--listen", f"127.0.0.1:{self.port}", "--data", str(self.data / "node"), *node_options,
+        )  # fmt: skip
+        self.server = Program(
+            self.folder, "server.py", "--node", f"n@127.0.0.1:{self.port}", "--web", "127.0.0.1:0",
+            "--data", str(self.data / "server"),
+        )  # fmt: skip
+        self.node.environment["PIGEONPOST_OUTBOX_SLOTS"] = str(slots)
+        self.server.environment["PIGEONPOST_STORE_COMMIT"] = "0.05"
+        self.heard: list[tuple[str, int]] = []
+        self._ended = threading.Event()
+        self._opening = threading.Lock()  # held while the oracle says SEND ON, so that it never does after the end
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+
+    def start(self) -> None:
+        self.node.start()
+        self.server.start()
+        self._listener.start()
+
+    def close(self) -> None:
+        self._ended.set()
+        self.node.kill()
+        self.server.kill()
+
+    def _listen(self) -> None:
+        """The oracle: a plain session, opened again whenever the node is there again."""
+        while not self._ended.is_set():
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), 1.0, ORACLE) as link:
+                    with self._opening:
+                        if self._ended.is_set():
+                            return
+                        link.sendall(b"SEND ON\n")
+                        lines = link.makefile("rb")
+                        lines.readline()
+                    link.settimeout(None)
+                    for line in lines:
+                        if line.startswith(b"SENSORS ") and line.endswith(b"\n"):
+                            _, epoch, samples = line.split(b" ", 2)
+                            self.heard += [(epoch.decode(), sample["seq"]) for sample in json.loads(samples)]
+            except OSError:
+                self._ended.wait(0.01)
+
+    def ask(self, text: str, port: int = 0) -> str:
+        """Say one line to the node (or to the one at `port`) in a plain session; its answer."""
+        with socket.create_connection(("127.0.0.1", port or self.port), 5.0, ORACLE) as link:
+            link.sendall(text.encode() + b"\n")
+            return link.makefile("r").readline()
+
+    def query(self, sql: str) -> list[Any]:
+        """What the server's store says."""
+        db = sqlite3.connect(f"file:{self.data / 'server' / 'pigeonpost.sqlite3'}?mode=ro", uri=True)
+        try:
+            return db.execute(sql).fetchall()
+        finally:
+            db.close()
+
+    def stored(self) -> list[tuple[str, int]]:
+        """(epoch, seq) of everything stored, as it lies in the store."""
+        return self.query("SELECT e.epoch, s.seq FROM samples s JOIN epochs e ON e.id = s.epoch")
+
+    def is_stored(self, count: int) -> bool:
+        """Whether the first `count` samples that were heard are stored."""
+        try:
+            return len(self.heard) >= count and set(self.heard[:count]) <= set(self.stored())
+        except sqlite3.Error:
+            return False  # the server is only just making its database
+
+    def has_stored_after(self, count: int) -> bool:
+        """Whether something is stored that was heard after the first `count` samples."""
+        try:
+            return not set(self.heard[count:]).isdisjoint(self.stored())
+        except sqlite3.Error:
+            return False
+
+    def held(self, folder: Path | None = None) -> set[tuple[str, int]]:
+        """(epoch, seq) of everything that the node's ring (or the one in `folder`) holds, read from the file."""
+        ring = self.ring(folder)
+        found = {(run.epoch, seq) for run in ring.runs for seq in range(run.first, run.last + 1)}
+        ring.close()
+        return found
+
+    def ring(self, folder: Path | None = None) -> Ring:
+        """The node's ring (or the one in `folder`), to be looked at while the node runs."""
+        return Ring(str(folder or self.data / "node"), 1, 128, OnlyLooks())
+
+    def has_heard_all(self) -> bool:
+        """Whether the oracle has heard the last sample that the node took; it has to be switched off."""
+        status = self.try_ask("CHECK").partition("{")
+        newest = self.heard[-1]
+        return bool(status[1]) and json.loads("{" + status[2])["taken"] == newest[1]
+
+    def settle(self, limit_s: float = 2 * LIMIT_S) -> None:
+        """Let the node stop sampling and the server get everything; then stop both as people do."""
+        for program in (self.node, self.server):
+            if not program.is_running():
+                program.start()
+        with self._opening:
+            self._ended.set()
+        wait_until(lambda: self.try_ask("SEND OFF").startswith("SENDBACK OFF"), "the node answers", limit_s)
+        wait_until(lambda: self.held() <= set(self.stored()), "the server has everything", limit_s)
+        assert self.server.stop() == 0, self.server.log.read_text()[-3000:]
+        assert self.node.stop() == 0, self.node.log.read_text()[-3000:]
+
+    def try_ask(self, text: str, port: int = 0) -> str:
+        try:
+            return self.ask(text, port)
+        except OSError:
+            return ""
+
+    def check(self, with_gaps: bool = False) -> dict[str, int]:
+        """Everything accepted is there once, also in the logs; the figures.
+
+        with_gaps  samples may be missing, where exactly as many are said to be: the card was overwritten
+        """
+        stored = self.stored()
+        accepted = set(self.heard) | self.held()
+        if with_gaps:  # also those that were taken, and overwritten, before the oracle listened
+            tops: dict[str, int] = {}
+            for epoch, seq in accepted:
+                tops[epoch] = max(seq, tops.get(epoch, 0))
+            accepted = {(epoch, seq) for epoch, top in tops.items() for seq in range(1, top + 1)}
+        missing, repeated = accepted - set(stored), len(stored) - len(set(stored))
+        assert with_gaps or not missing, f"{len(missing)} lost: {sorted(missing)[:5]}"
+        assert not repeated, f"{repeated} repeated"
+        store = sqlite3.connect(self.data / "server" / "pigeonpost.sqlite3")
+        rows = Counter((parse_rfc3339(row[0]), row[2], row[3]) for row in self._csv_rows())
+        wanted = Counter(self._wanted_rows(store))
+        assert rows == wanted, (
+            f"the CSV logs lack {(wanted - rows)!r:.300}, and have too often {(rows - wanted)!r:.300}"
+        )
+        gaps = store.execute("SELECT coalesce(sum(last - first + 1 + before), 0) FROM gaps").fetchone()[0]
+        assert store.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        store.close()
+        assert gaps == len(missing), f"{gaps} are said to be missing, and {len(missing)} are"
+        return {
+            "accepted": len(accepted), "lost": len(missing) - gaps, "repeated": repeated, "gaps": gaps,
+            "kills": self.node.kills + self.server.kills,
+        }  # fmt: skip
+
+    def _wanted_rows(self, store: sqlite3.Connection) -> Iterator[tuple[int, str, str]]:
+        """What the store says that the logs must have."""
+        shapes = {id: json.loads(names) for id, names in store.execute("SELECT id, names FROM shapes")}
+        for time_ms, shape, values in store.execute('SELECT time, shape, "values" FROM samples'):
+            for name, value in zip(shapes[shape], json.loads(values)):
+                yield time_ms, name, "" if value is None else repr(value)
+
+    def _csv_rows(self) -> list[tuple[str, ...]]:
+        rows = []
+        for path in sorted((self.data / "server" / "logs").iterdir()):
+            content = path.read_text(encoding="utf-8")
+            assert content.endswith("\n") or not content, f"{path}: a torn row at its end"
+            header, *found = list(csv.reader(content.splitlines())) or [[]]
+            assert not content or header == ["time", "node", "sensor", "value", "unit"], path
+            assert all(len(row) == 5 for row in found), f"{path}: a torn row"
+            rows += [tuple(row) for row in found if row[2] != "gap"]
+        return rows
+
+
+@contextmanager
+def trial(what: str, **options: Any) -> Iterator[tuple[House, random.Random]]:
+    """A house with samples flowing, and what its moments are drawn from. In the end it is stopped and checked.
+
+    Prints one line of figures; when something is wrong, the seed and the programs' own logs.
+    """
+    seed = random.randrange(1 << 32)
+    with_gaps = options.pop("with_gaps", False)
+    with tempfile.TemporaryDirectory() as folder:
+        house = House(folder, **options)
+        try:
+            house.start()
+            wait_until(lambda: len(house.heard) > 10, "samples flow")
+            yield house, random.Random(seed)
+            house.settle()
+            print(f"{what}:", ", ".join(f"{name} {value}" for name, value in house.check(with_gaps).items()))
+        except BaseException:
+            print(f"seed {seed}\n{house.server.log.read_text()[-4000:]}\n{house.node.log.read_text()[-4000:]}")
+            raise
+        finally:
+            house.close()
+
+
+def kill_at_random(house: House, kills: int, chance: random.Random, start_s: float) -> None:
+    """Kill one of the programs, or both, again and again, and start them again.
+
+    start_s  what a start takes here: kills come while a program starts, and while it works
+    """
+    longest_s = max(0.6, min(2 * start_s, 1.5))
+    while house.node.kills + house.server.kills < kills:
+        time.sleep(chance.uniform(0.02, longest_s))  # mischief at random moments: nothing is waited for here
+        victims = chance.choice(([house.node], [house.server], [house.node, house.server]))
+        for victim in victims:
+            victim.kill()
+        time.sleep(chance.uniform(0, 0.1))
+        for victim in victims:
+            victim.start()

@@ -1,0 +1,306 @@
+"""The machines of the simulation: nodes and servers that run the real modules, and the connections between them.
+
+Played here is only what those modules stand on: the card (sim_disk), the clock, the bytes under way, the store, which
+is in memory and as durable as SQLite's, and the moment at which a process ends. `World` is what they report to.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from base.clock import FakeClock
+from base.errors import DiskError, NotStored
+from gate.tokens import LinkKey
+from intake import Intake
+from outbox import Outbox
+from ring import Ring, Taken
+from session_node import NodeFacts, NodeSession
+from session_server import NodeState, ServerSession
+from stores import NOTHING, LogMark, Mark
+from tests.faults.sim_disk import FOLDER, Died, SimDisk
+from tests.faults.sim_oracle import Oracle, Violation
+from tests.memory_store import MemoryStore
+
+NODE = "n"  # the name that all nodes have: they are one node, and copies of it
+
+
+class World(Protocol):
+    """What the machines need of the simulation."""
+
+    chance: random.Random
+    counts: Counter[str]
+    oracle: Oracle
+    key: LinkKey | None
+    intake_type: type[Intake]
+    connections: list[Connection]
+
+
+# ------------------------------------------------------------------------------------------------------ the node
+
+
+class NodeMachine:
+    """A Pi: its card, its clock, and the program while it runs."""
+
+    def __init__(self, world: World, disk: SimDisk, slots: int) -> None:
+        self.world = world
+        self.disk = disk
+        self.slots = slots
+        self.clock = FakeClock(up_ms=world.chance.randrange(1 << 30), known=world.chance.random() < 0.5)
+        self.sensors = 1
+        self.card = ""  # the id of the outbox on it, once that was seen
+        self.outbox: Outbox | None = None  # None: the program does not run
+        self.failed = False  # the outbox has said that its disk failed
+        self._noted = 0  # the running number up to which the oracle knows what was accepted
+        self._queued: list[Taken] = []
+
+    def start(self, doomed: bool = False) -> bool:
+        """Start the program; whether it runs. `doomed`: it may be killed meanwhile."""
+        chance = self.world.chance
+        if doomed and chance.random() < 0.1:
+            self.disk.dies_in = chance.randrange(1, 12)
+        try:
+            ring = Ring(FOLDER, self.slots, 128 * self.sensors, self.disk)
+        except (DiskError, Died):
+            self.world.counts["node: ended while it started"] += 1
+            self.die(power=chance.random() < 0.5)
+            return False
+        self.disk.dies_in = 0
+        oracle = self.world.oracle
+        self._run(
+            Outbox(ring, self.clock.boot_id, failed=self._fail,
+                   new_epoch=lambda: oracle.new_epoch(ring.identity, chance.randbytes(8).hex()))
+        )  # fmt: skip
+        return True
+
+    def _run(self, outbox: Outbox) -> None:
+        self.outbox, self.failed, self._queued, self._noted = outbox, False, [], outbox.ring.last
+        self.card = outbox.ring.identity
+        outbox.watch(self._note_accepted)
+        sensors = [{"name": "x", "unit": ""}]
+        self.facts = NodeFacts(NODE, sensors, 1.0, self.world.key, outbox.switch, lambda: {"held": 1})
+        self.world.oracle.saw(outbox)
+
+    def run_as_copy_of(self, other: NodeMachine) -> None:
+        """Go on from the memory and the card that `other` has now: a virtual machine's snapshot."""
+        assert other.outbox is not None
+        self.disk = other.disk.copy()
+        self.clock.boot_id, self.clock.now_ms = other.clock.boot_id, other.clock.now_ms + 1
+        self.sensors = other.sensors
+        if self.start():
+            assert self.outbox is not None
+            self.outbox.epoch, self.outbox._next_seq = other.outbox.epoch, other.outbox._next_seq
+
+    def _fail(self, error: BaseException) -> None:
+        self.failed = True
+
+    def die(self, power: bool) -> None:
+        """The program ends; with `power` the machine does, and what was not synced may be gone."""
+        self.outbox = None
+        self.world.connections = [c for c in self.world.connections if c.node is not self]
+        if not power:
+            self.disk.killed()
+            return
+        chance = self.world.chance
+        self.disk.crash()
+        self.clock.boot_id = chance.randbytes(8).hex()
+        self.clock.now_ms = float(chance.randrange(1 << 20))
+        self.clock.known = chance.random() < 0.5
+
+    def take(self, count: int) -> None:
+        """Take samples, as the sampler does."""
+        outbox, clock = self.outbox, self.clock
+        if outbox is None or not outbox.on:
+            return
+        for _ in range(count):
+            clock.now_ms += self.world.chance.randrange(1, 5000)
+            taken = Taken(clock.wall_ms(), clock.up_ms(), clock.known, {"x": self.world.oracle.next_value()}, {})
+            self._queued.append(taken)
+            outbox.put(taken)
+
+    def commit(self) -> None:
+        """Have the outbox make durable what is queued. It tells `_note_accepted` what it accepted."""
+        outbox = self.outbox
+        if outbox is None or not self._queued:
+            return
+        try:
+            while self._queued:
+                self.world.oracle.attempt(outbox, self._queued)
+                outbox.commit()
+        except (Died, DiskError):
+            self.die(power=self.world.chance.random() < 0.6)
+
+    def _note_accepted(self) -> None:
+        assert self.outbox is not None
+        ring = self.outbox.ring
+        count = ring.last - self._noted
+        self.world.oracle.accept(self.outbox, self._noted + 1, self._queued[:count])
+        del self._queued[:count]
+        self._noted = ring.last
+
+
+# ----------------------------------------------------------------------------------------------------- the server
+
+
+class SimStore(MemoryStore):
+    """A store whose process may die in a commit, before or after that was durable."""
+
+    doom = ""  # "", "before" or "after"
+
+    @contextmanager
+    def writing(self, epochs: Iterable[tuple[str, str]]) -> Iterator[Mapping[tuple[str, str], Mark]]:
+        with super().writing(epochs) as marks:
+            yield marks
+            if self.doom == "before":
+                raise Died
+        if self.doom == "after":
+            raise Died
+
+
+class _NoLog:
+    """The CSV log is not played here: it is derived, and has its own tests."""
+
+    def due(self, now: bool = False) -> LogMark | None:
+        return None
+
+    def add(self, filing: Any, noted_ms: int) -> None:
+        pass
+
+    def flush(self, filed: int) -> None:
+        pass
+
+
+class ServerMachine:
+    """A server: its store, its clock, and the program while it runs."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.name = name
+        self.clock = FakeClock(known=world.chance.random() < 0.7)
+        self.use(SimStore(world.chance.randbytes(8).hex()))
+
+    def use(self, store: MemoryStore) -> None:
+        """Start the program on this data."""
+        store.__class__ = SimStore  # a backup is a plain one
+        self.store = store
+        self.intake = self.world.intake_type(store, _NoLog(), self.clock)  # type: ignore[arg-type]
+
+    def die(self) -> None:
+        """What was taken and not committed is gone; it was not acknowledged."""
+        self.world.connections = [c for c in self.world.connections if c.server is not self]
+        self.world.counts["server: killed with samples not stored"] += bool(self.intake._batches)
+        self.store.doom, self.store.full = "", False
+        self.use(self.store)
+
+    def commit(self) -> None:
+        """One turn of the intake's writer thread."""
+        try:
+            self.intake.commit()
+        except NotStored:
+            self.world.counts["server: not stored, its disk is full"] += 1
+        except Died:
+            self.world.counts["server: killed in a commit"] += 1
+            self.die()
+
+
+# ------------------------------------------------------------------------------------------------- the connection
+
+
+class Connection:
+    """A TCP connection between two programs: bytes under way in each direction."""
+
+    def __init__(self, world: World, node: NodeMachine, server: ServerMachine) -> None:
+        assert node.outbox is not None
+        self.world, self.node, self.server = world, node, server
+        self.node_end = NodeSession(node.facts, node.outbox, node.clock, "server", True)
+        keys = {NODE: world.key} if world.key else {}
+        self.server_end = ServerSession(
+            server.name, server.intake, keys, NodeState("node", NODE), server.clock, lambda: None
+        )
+        self.to_node = self.server_end.take_output()
+        self.to_server = b""
+        self._part_node = self._part_server = b""
+
+    @property
+    def is_over(self) -> bool:
+        return self.node_end.closing or self.server_end.closing
+
+    @property
+    def is_between_lines(self) -> bool:
+        return not self._part_node and not self._part_server
+
+    def deliver_to_node(self, count: int) -> None:
+        """Let `count` bytes arrive, and the node do what it does then. It may die of it."""
+        *lines, self._part_node = (self._part_node + self.to_node[:count]).split(b"\n")
+        self.to_node = self.to_node[count:]
+        self.tell_node(lines)
+
+    def tell_node(self, lines: Iterable[bytes]) -> None:
+        """Let the node take these lines, then send what is due."""
+        end = self.node_end
+        try:
+            for line in lines:
+                end.receive(line)
+            sent = [end.take_output()]
+            room = 4000 - len(self.to_server)
+            while room > 0 and end.stream():
+                sent.append(end.take_output())
+                room -= len(sent[-1])
+        except Died:
+            self.node.die(power=self.world.chance.random() < 0.5)
+            return
+        except DiskError:  # links/tcp closes the connection; the program ends when the outbox says so
+            end.closing = True
+            if self.node.failed:
+                self.node.die(power=self.world.chance.random() < 0.5)
+            return
+        output = b"".join(sent)
+        if b"GAP " in output or b"HELD " in output or b'"more"' in output or b'"clock":"' in output:
+            self._look_at(output)
+        self.to_server += output
+
+    def _look_at(self, output: bytes) -> None:
+        counts = self.world.counts
+        for line in output.splitlines():
+            if line.startswith(b"GAP "):
+                counts["gap"] += 1
+                counts["gap with `before`"] += b'"before"' in line
+                counts["gap: damaged"] += b'"damaged"' in line
+                assert self.node.outbox is not None
+                self.world.oracle.look_at_gap(self.node.outbox, line)
+            counts["fork"] += line.startswith(b"HELD ") and self.server_end.collecting
+            counts["held with more"] += line.startswith((b"HELLO ", b"HELD ")) and b'"more":true' in line
+            if line.startswith(b"SENSORS "):
+                counts["dated by the server's clock"] += b'"clock":"server"' in line
+                counts["sent with clock unset"] += b'"clock":"unset"' in line
+
+    def deliver_to_server(self, count: int) -> None:
+        """Let `count` bytes arrive, and the server do what it does then."""
+        *lines, self._part_server = (self._part_server + self.to_server[:count]).split(b"\n")
+        self.to_server = self.to_server[count:]
+        for line in lines:
+            self.server_end.receive(line)
+        self.take_server_output()
+
+    def take_server_output(self) -> None:
+        """What the server says now goes on its way."""
+        output = self.server_end.take_output()
+        if b"ACK " in output:
+            self._check_acks(output)
+        if b"comes next, not" in output:
+            self.world.counts["hole refused"] += 1
+        if b'"more":true' in output:
+            self.world.counts["resume with more"] += output.count(b"RESUME ") > 0
+        self.to_node += output
+
+    def _check_acks(self, output: bytes) -> None:
+        """An ACK is a promise: what it names must be durable by now."""
+        for line in output.splitlines():
+            if line.startswith(b"ACK "):
+                _, epoch, seq = line.decode().split(" ")
+                mark = self.server.store.epochs.get((NODE, epoch), NOTHING)  # ACK 0 answers a GAP that said nothing new
+                if mark.seq < int(seq):
+                    raise Violation(f"{self.server.name} said {line.decode()}, but its store has {mark}")

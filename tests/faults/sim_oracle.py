@@ -1,0 +1,170 @@
+"""The oracle of the simulation: it writes down what nodes accept, outside of every disk, and judges the stores by it.
+
+What docs/promise.md does not promise is named here card by card (an outbox's id stands for a card from its making on):
+
+- `ended`: the card was wiped or replaced. What it had not delivered is gone.
+- `doubtful`: the card was set back to an image, or runs twice. Then numbers count more than one thing, and the sum of
+  what is missing cannot be told; but every sample still has its own name, and what is held must arrive.
+
+Everything else has to be in the store once and in order, or be missing there because the ring was overrun, and then
+be in a gap or be counted by one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from outbox import Outbox
+from ring import Taken
+from tests.memory_store import MemoryStore
+
+Identity = tuple[str, int]  # epoch, seq
+
+
+class Violation(AssertionError):
+    """The promise was broken."""
+
+
+class Accepted(NamedTuple):
+    """A sample that a node has accepted, with its running number on that card."""
+
+    card: str
+    number: int
+    value: int
+    up_ms: int
+
+
+class Oracle:
+    """What was accepted, and what was at least tried."""
+
+    def __init__(self) -> None:
+        self.accepted: dict[Identity, list[Accepted]] = {}  # of one name several only where a machine was copied
+        self.ended: set[str] = set()
+        self.doubtful: set[str] = set()
+        self._value = 0
+        self._tried: set[tuple[Identity, int]] = set()  # with its value: what a crash may have left of it is that
+        self._cards: dict[str, str] = {}  # epoch to card
+        self._slots: dict[str, int] = {}
+        self._highest: dict[str, int] = {}  # running number that was ever tried on this card
+
+    # ----------------------------------------------------------------------------------- what nodes report
+
+    def next_value(self) -> int:
+        """A value that no sample had before: samples are told apart, and put in order, by it."""
+        self._value += 1
+        return self._value
+
+    def saw(self, outbox: Outbox) -> None:
+        """This card is in use."""
+        ring = outbox.ring
+        self._slots[ring.identity] = ring.slots
+        self._highest[ring.identity] = max(ring.last, self._highest.get(ring.identity, 0))
+
+    def new_epoch(self, card: str, epoch: str) -> str:
+        """A node begins this epoch."""
+        self._cards[epoch] = card
+        return epoch
+
+    def attempt(self, outbox: Outbox, queued: Sequence[Taken]) -> None:
+        """The node is about to write the first of these."""
+        ring = outbox.ring
+        batch = queued[: ring.most_at_once]
+        self._highest[ring.identity] = max(ring.last + len(batch), self._highest[ring.identity])
+        seq = outbox._next_seq
+        self._tried.update(((outbox.epoch, seq + k), taken.values["x"]) for k, taken in enumerate(batch))  # type: ignore[misc]
+
+    def accept(self, outbox: Outbox, number: int, taken: Iterable[Taken]) -> None:
+        """The node has accepted these, with running numbers from `number` on."""
+        ring = outbox.ring
+        run = ring.runs[-1]
+        for n, sample in enumerate(taken, number):
+            entry = Accepted(ring.identity, n, sample.values["x"], sample.up_ms)  # type: ignore[arg-type]
+            self.accepted.setdefault((run.epoch, run.seq_of(n)), []).append(entry)
+
+    def look_at_gap(self, outbox: Outbox, line: bytes) -> None:
+        """A node says that samples will never come: then they must be overwritten, or be none that it accepted."""
+        _, epoch, text = line.decode().split(" ", 2)
+        last = json.loads(text)["to"]
+        for sample in self.accepted.get((epoch, last), ()):
+            if sample.card == outbox.ring.identity and not self._is_overrun(sample) and not self._is_excused(sample):
+                raise Violation(f"the node says {line.decode()}, but it must still hold number {sample.number}")
+
+    def _is_overrun(self, sample: Accepted) -> bool:
+        return sample.number <= self._highest[sample.card] - self._slots[sample.card]
+
+    def _is_excused(self, sample: Accepted) -> bool:
+        return sample.card in self.ended or sample.card in self.doubtful
+
+    # ----------------------------------------------------------------------------------------- the judgement
+
+    def judge(self, name: str, store: MemoryStore, held: Sequence[Outbox]) -> dict[str, int]:
+        """Raise Violation unless the store has all that is promised; `held`: the outboxes that have delivered it."""
+        for fault in store.verify():
+            raise Violation(f"{name}: {fault}")
+        stored = self._judge_stored(name, store)
+        told = {(epoch, seq) for _, epoch, gap, _ in store.gap_rows for seq in range(gap.first, gap.last + 1)}
+        for outbox in held:
+            for run in outbox.ring.runs:
+                for seq in range(run.first, run.last + 1):
+                    if (run.epoch, seq) not in stored and (run.epoch, seq) not in told:
+                        raise Violation(f"{name}: {run.epoch} {seq} is held and not stored")
+        missing = self._missing(name, store, stored)
+        silent = {card: [one for one in identities if one not in told] for card, identities in missing.items()}
+        self._judge_sums(name, store, stored, silent, {outbox.ring.identity: outbox for outbox in held})
+        return {"stored": len(stored), "missing": sum(map(len, missing.values()))}
+
+    def _judge_stored(self, name: str, store: MemoryStore) -> set[Identity]:
+        """Each sample is one that a node took, under its name, as it was taken, and in its node's order."""
+        stored = set()
+        latest: dict[str, int] = {}
+        for _, epoch, sample in store.samples:
+            identity, value = (epoch, sample.seq), sample.values["x"]
+            stored.add(identity)
+            card = self._cards.get(epoch, "")
+            entry = next((entry for entry in self.accepted.get(identity, ()) if entry.value == value), None)
+            if entry is None and (identity, value) not in self._tried and card not in self.doubtful:
+                raise Violation(f"{name}: {identity} is {value}; accepted was {self.accepted.get(identity)}")
+            if entry is not None and entry.up_ms != sample.up_ms:
+                raise Violation(f"{name}: {identity} was taken {entry.up_ms} ms after boot, not {sample.up_ms}")
+            if value <= latest.get(card, 0) and card not in self.doubtful:
+                raise Violation(f"{name}: {identity} with value {value} stands after value {latest[card]}")
+            latest[card] = value  # type: ignore[assignment]
+        return stored
+
+    def _missing(self, name: str, store: MemoryStore, stored: set[Identity]) -> dict[str, list[Identity]]:
+        """What was accepted and is not stored, by card; only what was overwritten may be."""
+        missing: dict[str, list[Identity]] = {}
+        for identity, entries in self.accepted.items():
+            if identity in stored:
+                continue
+            for entry in entries:
+                if not self._is_excused(entry):
+                    if not self._is_overrun(entry):
+                        raise Violation(f"{name}: {identity} was accepted as number {entry.number}, and is lost")
+                    missing.setdefault(entry.card, []).append(identity)
+        return missing
+
+    def _judge_sums(
+        self, name: str, store: MemoryStore, stored: set[Identity], silent: dict[str, list[Identity]],
+        outboxes: dict[str, Outbox],
+    ) -> None:  # fmt: skip
+        """What is missing is in a gap, or counted by one; and gaps count nothing else."""
+        before: dict[str, int] = {}
+        for _, epoch, gap, _ in store.gap_rows:
+            card = self._cards.get(epoch, "")
+            before[card] = before.get(card, 0) + gap.before
+        for card, outbox in outboxes.items():
+            if card in self.doubtful or card in self.ended:
+                continue
+            counted, missed = before.get(card, 0), silent.get(card, [])
+            if len(missed) > counted:
+                raise Violation(f"{name}: {len(missed)} are missing, {counted} counted: {missed[:3]}")
+            marks = sum(mark.seq for (_, epoch), mark in store.epochs.items() if self._cards.get(epoch) == card)
+            ghosts = sum(self._cards.get(epoch) == card and (epoch, seq) not in self.accepted for epoch, seq in stored)
+            if not outbox.ring.last <= marks + counted <= outbox.ring.last + ghosts:
+                raise Violation(
+                    f"{name}: {outbox.ring.last} samples are numbered, but {marks} stored or in gaps and {counted}"
+                    f" counted before gaps ({ghosts} were stored and never accepted)"
+                )

@@ -1,0 +1,114 @@
+"""Cards and databases that are copied, rolled back, wiped: what people do to them between two starts."""
+
+import os
+import random
+import shutil
+import tempfile
+import unittest
+
+from tests.faults.house import House, Program, free_port
+from tests.support import wait_until
+
+TIMES = int(os.environ.get("PIGEONPOST_TEST_COPIES", "1"))
+
+
+class Copies(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.house = House(folder.name)
+        self.addCleanup(self.house.close)
+        self.node, self.ledger = self.house.data / "node", self.house.data / "server"
+        self.backup = self.house.data / "backup"
+        self.chance = random.Random(random.randrange(1 << 32))
+        self.house.start()
+        self.collect()
+
+    def collect(self):
+        """Some more samples, all of them stored."""
+        wanted = len(self.house.heard) + self.chance.randrange(5, 40)
+        wait_until(lambda: self.house.is_stored(wanted), "samples are stored")
+
+    def take(self, folder):
+        """A copy of a folder, as a backup has it that was made while nobody wrote."""
+        shutil.rmtree(self.backup, ignore_errors=True)
+        shutil.copytree(folder, self.backup)
+
+    def put_back(self, folder):
+        shutil.rmtree(folder)
+        shutil.copytree(self.backup, folder)
+
+    def check(self):
+        self.house.settle()
+        print(f"{self.id().rpartition('.')[2]}, {TIMES} times:", self.house.check())
+
+    def test_a_server_without_its_data_gets_again_what_the_node_holds(self):
+        for _ in range(TIMES):
+            self.house.server.kill()
+            shutil.rmtree(self.ledger)
+            self.house.server.start()
+            self.collect()
+        self.check()
+
+    def test_a_server_restored_from_a_backup_gets_what_it_lost(self):
+        for _ in range(TIMES):
+            self.house.server.stop()
+            self.take(self.ledger)
+            self.house.server.start()
+            self.collect()
+            self.house.server.kill()
+            self.put_back(self.ledger)
+            self.house.server.start()
+            self.collect()
+        self.house.settle()
+        # The logs written since the backup are gone with it, so the store alone has to have everything.
+        self.assertLessEqual(self.house.held() | set(self.house.heard), set(self.house.stored()))
+        self.assertEqual(len(self.house.stored()), len(set(self.house.stored())))
+
+    def test_a_card_that_was_rolled_back_gives_no_number_twice(self):
+        for _ in range(TIMES):
+            self.house.node.stop()
+            self.take(self.node)
+            self.house.node.start()
+            self.collect()
+            self.house.node.kill()
+            self.put_back(self.node)
+            self.house.node.start()
+            self.collect()
+        self.check()
+
+    def test_a_card_that_was_wiped_begins_anew(self):
+        for _ in range(TIMES):
+            wait_until(lambda: self.house.try_ask("SEND OFF").startswith("SENDBACK OFF"), "the node answers")
+            wait_until(lambda: self.house.held() <= set(self.house.stored()), "nothing undelivered is on the card")
+            self.house.node.kill()
+            shutil.rmtree(self.node)
+            self.house.node.start()
+            self.collect()
+        self.check()
+
+    def test_a_copied_card_in_a_second_pi_is_another_history(self):
+        port = free_port()
+        self.house.server.stop()
+        self.house.server.command += ["--node", f"n@127.0.0.1:{port}"]
+        self.house.server.start()
+        for number in range(TIMES):
+            copy = self.house.data / f"copy{number}"
+            self.house.node.stop()
+            shutil.copytree(self.node, copy)
+            self.house.node.start()
+            twin = Program(
+                self.house.folder, "node.py", "--simulate", "--name", "n", "--every", "0.02", "--listen",
+                f"127.0.0.1:{port}", "--data", str(copy),
+            )  # fmt: skip
+            self.addCleanup(twin.kill)
+            twin.start()
+            self.collect()
+            wait_until(lambda: self.house.try_ask("SEND OFF", port).startswith("SENDBACK OFF"), "the twin answers")
+            wait_until(lambda copy=copy: self.house.held(copy) <= set(self.house.stored()), "its samples are stored")
+            twin.stop()
+        self.check()
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,239 @@
+"""The simulation of both ends: many seeds, proof that it would notice, and what it once found.
+
+PIGEONPOST_TEST_SEEDS says how many seeds are played, of 1,000 events each; PIGEONPOST_TEST_FIRST_SEED from which on,
+else they are others in every run.
+"""
+
+import contextlib
+import logging
+import os
+import random
+import subprocess
+import sys
+import unittest
+from collections import Counter
+from unittest import mock
+
+import intake
+from base.errors import DiskError
+from intake import Intake
+from outbox import Outbox
+from ring import Ring, Taken
+from session_node import NodeSession
+from stores import Mark
+from tests.faults.house import ROOT
+from tests.faults.sim_disk import FOLDER, Died, SimDisk
+from tests.faults.sim_oracle import Violation
+from tests.faults.simulate import play, play_many
+
+SEEDS = int(os.environ.get("PIGEONPOST_TEST_SEEDS", "100"))
+FIRST = int(os.environ.get("PIGEONPOST_TEST_FIRST_SEED", "-1"))
+BOOT = "00000000000000b0"
+
+# What must really happen in so many runs, or they prove nothing.
+HAPPENS = [
+    "accepted", "stored", "missing", "two servers", "ring overrun", "gap", "gap with `before`", "gap: damaged",
+    "connection cut", "session replaced", "session closed by an end", "line of an earlier session", "resume with more",
+    "held with more", "fork", "dated by the server's clock", "sent with clock unset", "clock stepped",
+    "node: killed", "node: power cut", "node: killed in a disk call", "node: ended while it started",
+    "node: a write torn by a power cut", "node: short write", "node: I/O error", "node: no space left on its disk",
+    "node: its cache shows what is not on the card", "slots made wider", "card copied", "card set back", "card wiped",
+    "node copied alive", "server: killed", "server: killed in a commit", "server: killed with samples not stored",
+    "server: not stored, its disk is full", "ledger deleted", "ledger restored",
+]  # fmt: skip
+
+
+class Seeds(unittest.TestCase):
+    def test_many_seeds(self):
+        first = FIRST if FIRST >= 0 else random.randrange(1 << 40)
+        counts, faults = play_many(range(first, first + SEEDS))
+        self.assertEqual(faults, [], "\n".join(["", *faults]))
+        if SEEDS >= 200:
+            rare = [name for name in HAPPENS if not counts[name]]
+            self.assertEqual(rare, [], f"never happened in the {SEEDS} seeds from {first} on")
+
+    def test_a_seed_tells_the_same_story_again(self):
+        for seed in (3, 4):
+            stories = []
+            for hash_seed in ("1", "2"):
+                told = subprocess.run(
+                    [sys.executable, "-m", "tests.faults.simulate", "--seed", str(seed)],
+                    env={**os.environ, "PYTHONHASHSEED": hash_seed}, cwd=ROOT, capture_output=True, check=True,
+                )  # fmt: skip
+                stories.append(told.stdout)
+            self.assertIn(b"all is well", stories[0])
+            self.assertEqual(*stories)
+
+
+class HastyIntake(Intake):
+    """Acknowledges what it has not stored."""
+
+    def accept(self, batch):
+        super().accept(batch)
+        batch.done(batch.epoch, batch.samples[-1].seq if batch.samples else batch.gap.last)
+
+
+class ForgetfulIntake(Intake):
+    """Takes everything for new, as if nothing were stored."""
+
+    def commit(self):
+        with mock.patch("intake._filings", _filings_of_all):
+            super().commit()
+
+
+def _filings_of_all(batches, marks, *rest, real=intake._filings):
+    marks = {}
+    for batch in batches:
+        first = batch.samples[0].seq if batch.samples else batch.gap.first
+        marks.setdefault((batch.node, batch.epoch), Mark(first - 1, None))
+    return real(batches, marks, *rest)
+
+
+class Controls(unittest.TestCase):
+    """Things that break the promise: the oracle must say so, and of nothing else."""
+
+    def setUp(self):
+        logging.disable(logging.CRITICAL)
+        self.addCleanup(logging.disable, logging.NOTSET)
+
+    def violation(self, **options):
+        """What the oracle says of the first seed in which it notices; without what is wrong it says nothing."""
+        for seed in range(40):
+            play(seed)
+            try:
+                play(seed, **options)
+            except Violation as violation:
+                return str(violation)
+        return "nothing"
+
+    def test_a_disk_that_lies_about_fdatasync(self):
+        self.assertRegex(self.violation(lies=True), "must still hold|is lost|are numbered|are missing")
+
+    def test_a_server_that_acknowledges_before_its_commit(self):
+        self.assertRegex(self.violation(intake_type=HastyIntake), r"said ACK .*, but its store has")
+
+    def test_a_server_that_stores_repeats(self):
+        self.assertRegex(self.violation(intake_type=ForgetfulIntake), "do not make up its mark|stands after")
+
+    def test_a_node_that_keeps_silent_about_older_epochs(self):
+        real = NodeSession._say_gap
+
+        def say_gap(session, epoch, first, last, before, why):
+            real(session, epoch, first, last, 0, why)
+
+        with (
+            mock.patch.object(NodeSession, "_say_gap", say_gap),
+            self.assertRaisesRegex(Violation, "are (missing|num)"),
+        ):
+            for seed in range(40):
+                play(seed)
+
+
+def taken(value):
+    return Taken(1_795_000_000_000 + value, value, True, {"x": value}, {})
+
+
+class Chance(random.Random):
+    """A power cut keeps nothing that was not synced."""
+
+    def random(self):
+        return 0.1
+
+    def shuffle(self, items):
+        pass
+
+
+class Found(unittest.TestCase):
+    """Faults of the product that the simulation found."""
+
+    def setUp(self):
+        self.disk = SimDisk(Chance(0), Counter())
+
+    def open(self, slots=64):
+        return Ring(FOLDER, slots, 128, self.disk)
+
+    def test_what_a_killed_node_had_written_is_durable_before_anybody_sees_it(self):
+        """Else a server could get it, a power cut take it from the card, and its number be given to another sample."""
+        outbox = Outbox(self.open(), BOOT)
+        outbox.put(taken(1))
+        self.disk.dies_in = 2  # it is written, and not synced
+        with self.assertRaises(Died):
+            outbox.commit()
+        self.disk.killed()
+        seen = self.open().last
+        self.disk.crash()
+        self.assertEqual((seen, self.open().last), (1, 1))
+
+    def test_what_a_failed_sync_left_in_the_cache_is_durable_before_anybody_sees_it(self):
+        """The kernel forgets that it is not on the card; a later sample would be written over one that was accepted."""
+        for does in (Outbox.commit, lambda outbox: outbox.switch(False)):
+            outbox = Outbox(self.open(), BOOT)
+            outbox.put(taken(1))
+            before = outbox.ring.last, outbox.ring.state["on"]
+            self.disk.fails_in = 2  # it is written, and the sync fails
+            with self.assertRaises(DiskError):
+                does(outbox)
+            self.disk.killed()
+            ring = self.open()
+            seen = ring.last, ring.state["on"]
+            self.disk.crash()
+            ring = self.open()
+            self.assertNotEqual(seen, before)
+            self.assertEqual((ring.last, ring.state["on"]), seen)
+
+    def test_whatever_fails_while_the_file_is_made_it_is_not_lost_later(self):
+        calls = 0
+        while not self.disk.fails_in:
+            calls += 1
+            self.setUp()
+            self.disk.fails_in = calls
+            with contextlib.suppress(DiskError):
+                self.open()
+            if not self.disk.fails_in:
+                outbox = Outbox(self.open(), BOOT)
+                outbox.put(taken(1))
+                outbox.commit()
+                self.disk.crash()
+                self.assertEqual(self.open().last, 1, f"call {calls} failed")
+        self.assertGreater(calls, 5)
+
+    def test_a_power_cut_in_a_batch_leaves_the_newest_that_were_accepted(self):
+        """Else the numbers begin anew, and nobody knows that anything is missing."""
+        outbox = Outbox(self.open(slots=8), BOOT)
+        for value in range(1, 101):
+            outbox.put(taken(value))
+        while outbox.commit():
+            pass
+        for value in range(101, 120):
+            outbox.put(taken(value))
+        self.disk.dies_in = 3
+        with self.assertRaises(Died):
+            outbox.commit()
+        self.disk.dies_in = 0
+        for file in self.disk.names.values():  # of each write only the first byte reaches the card
+            for at, data in file.pending:
+                for slot in range(0, len(data), 128):
+                    file.durable[at + slot] ^= 255
+            file.pending = []
+        self.disk.crash()
+        ring = self.open(slots=8)
+        self.assertEqual(ring.last, 100)
+        self.assertEqual(ring.runs[-1].last, 100)
+
+    def test_a_switch_that_the_disk_refuses_ends_the_program(self):
+        """The session that asked for it cannot tell that from a broken connection, and would go on."""
+        failures = []
+        outbox = Outbox(self.open(), BOOT, failed=failures.append)
+        self.disk.fails_in = 1
+        with self.assertRaises(DiskError):
+            outbox.switch(False)
+        self.assertEqual(len(failures), 1)
+        self.disk.fails_in = 1
+        with self.assertRaises(DiskError):
+            outbox.fork(outbox.epoch, 1)
+            outbox.switch(False)
+        self.assertEqual(len(failures), 2)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,222 @@
+"""Node and server killed in their k-th pwrite, fdatasync, fsync, ftruncate and send, for every k, and told of a broken
+or full disk by the k-th of them: nothing that was accepted is lost, and they say why they end.
+
+strace does it (`--inject`), so this runs where strace may trace. PIGEONPOST_TEST_SYSCALLS says how many samples a run
+of the node takes, and so how far k goes, PIGEONPOST_TEST_STRIDE in which steps (4 when it is not set);
+PIGEONPOST_TEST_SERVER_CALLS how far it goes for the server.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import unittest
+from pathlib import Path
+
+from ring import FILE, Ring, Taken
+from stores.sqlite import FILE as DATABASE
+from tests.faults.house import Program, free_port, trial
+from tests.support import wait_until
+
+SAMPLES = int(os.environ.get("PIGEONPOST_TEST_SYSCALLS", "2"))
+STRIDE = int(os.environ.get("PIGEONPOST_TEST_STRIDE", "4"))
+SERVER_CALLS = int(os.environ.get("PIGEONPOST_TEST_SERVER_CALLS", "1"))
+SLOTS = 64
+HELD = 20  # samples that are in the ring before
+BOOT, EPOCH = "00000000000000b0", "00000000000000e1"
+LIMIT_S = 60.0
+DISK_ERROR = 74
+
+
+def may_trace() -> bool:
+    try:
+        return (
+            subprocess.run(["strace", "-D", "-o", "/dev/null", "true"], capture_output=True, timeout=30).returncode == 0
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def injecting(fault: str, *only: str) -> tuple[str, ...]:
+    """What goes before a command, so that strace injects `fault` (`pwrite64:error=EIO:when=3`) into it."""
+    # Without --seccomp-bpf: with it strace 6.1 injects errors, but no signals.
+    trace = ("strace", "-D", "-f", "-q", "-o", "/dev/null", *only)
+    return (*trace, "-e", f"trace={fault.partition(':')[0]}", "-e", f"inject={fault}")
+
+
+@unittest.skipUnless(may_trace(), "strace is not here, or may not trace")
+class OfTheNode(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.filled = self.folder / "filled"
+        self.filled.mkdir()
+        ring = Ring(str(self.filled), SLOTS, 256)
+        ring.append(EPOCH, 1, BOOT, [Taken(k, k, True, {"temperature": k, "light": k}, {}) for k in range(HELD)])
+        ring.close()
+
+    # ---------------------------------------------------------------------------------------- one run
+
+    def node(self, wrapper=()):
+        self.port = free_port()
+        program = Program(
+            self.folder, "node.py", "--simulate", "--name", "n", "--every", "0.03",
+            "--listen", f"127.0.0.1:{self.port}", "--data", str(self.data), wrapper=wrapper,
+        )  # fmt: skip
+        program.environment["PIGEONPOST_OUTBOX_SLOTS"] = str(SLOTS)
+        self.addCleanup(program.kill)
+        program.start()
+        return program
+
+    def hear(self, program, count):
+        """Listen as the oracle does, until `count` samples have come, or the node is gone; switch it off and on."""
+        while program.is_running():
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), 1.0) as link:
+                    link.settimeout(LIMIT_S)
+                    lines = link.makefile("rb")
+                    link.sendall(b"SEND ON\n")
+                    for line in lines:
+                        if line.startswith(b"SENSORS ") and line.endswith(b"\n"):
+                            _, epoch, samples = line.split(b" ", 2)
+                            for sample in json.loads(samples):
+                                self.heard[epoch.decode(), sample["seq"]] = sample["values"]
+                                count -= 1
+                            if count <= 0:
+                                link.sendall(b"SEND OFF\nSEND ON\nBYE\n")
+                                for _ in lines:
+                                    pass
+                                return
+            except OSError:
+                pass  # not there yet, or not there any more
+
+    def run_with(self, injected, fresh):
+        """One node with a fault injected, on new data or on old; its exit status, or None when it went on."""
+        self.heard = {}
+        self.data = self.folder / "node"
+        shutil.rmtree(self.data, ignore_errors=True)
+        if not fresh:
+            shutil.copytree(self.filled, self.data)
+        call = injected.partition(":")[0]
+        paths = () if call in ("sendto", "ftruncate") else (FILE, f"{FILE}.new", "")
+        only = [option for path in paths for option in ("-P", str(self.data / path).rstrip("/"))]
+        program = self.node(injecting(injected, *only))
+        self.hear(program, SAMPLES)
+        assert program.process is not None
+        try:
+            return program.process.wait(1.0 if not program.is_running() else 0.3)
+        except subprocess.TimeoutExpired:
+            program.kill()
+            return None
+
+    def check(self):
+        """Start it again, without a fault: everything accepted is there, and it goes on."""
+        before = dict(self.heard)
+        program = self.node()
+        self.hear(program, 2)
+        self.assertEqual(program.stop(LIMIT_S), 0, program.log.read_text()[-2000:])
+        self.assertGreater(len(self.heard), len(before))
+        ring = Ring(str(self.data), SLOTS, 128)
+        held = {}
+        for run in ring.runs:
+            for number in range(run.number, run.last_number + 1):
+                slot = ring.read(number, 1)[0]
+                if slot is not None:
+                    held[run.epoch, run.seq_of(number)] = json.loads(f"{{{slot.body}}}")["values"]
+        ring.close()
+        self.assertEqual({key: held.get(key) for key in self.heard}, self.heard)
+        return held
+
+    def every(self, call, fault, fresh, expected):
+        """Inject at the 1st, 2nd ... `call` (of any one thread) until that is not reached any more; how many it was."""
+        k, status = 1 - STRIDE, expected
+        while status is not None:
+            k += STRIDE
+            with self.subTest(call=call, k=k, fresh=fresh):
+                status = self.run_with(f"{call}:{fault}:when={k}", fresh)
+                self.assertIn(status, (expected, None), self.log())
+                held = self.check()
+                if not fresh:
+                    old = {(EPOCH, seq) for seq in range(1, HELD + 1)}
+                    self.assertLessEqual(old, held.keys())
+        return k - STRIDE
+
+    def log(self):
+        return (self.folder / "node.py.log").read_text()[-2000:]
+
+    # ---------------------------------------------------------------------------------------- all of them
+
+    def kill_at_every(self, calls, fresh):
+        reached = {call: self.every(call, "signal=KILL", fresh, -9) for call in calls}
+        self.assertTrue(all(reached.values()), reached)
+
+    def test_killed_while_it_makes_its_outbox(self):
+        self.kill_at_every(("pwrite64", "fdatasync", "fsync", "ftruncate"), fresh=True)
+
+    def test_killed_while_it_writes_its_outbox(self):
+        self.kill_at_every(("pwrite64", "fdatasync"), fresh=False)
+
+    def test_killed_while_it_sends(self):
+        self.kill_at_every(("sendto",), fresh=False)
+
+    def test_a_disk_that_fails_while_it_makes_its_outbox(self):
+        for call in ("pwrite64", "fdatasync", "fsync"):
+            self.assertGreater(self.every(call, "error=EIO", True, DISK_ERROR), 0)
+
+    def test_a_disk_that_fails_while_it_writes_its_outbox(self):
+        for call in ("pwrite64", "fdatasync"):
+            self.assertGreater(self.every(call, "error=EIO", False, DISK_ERROR), 0)
+            self.assertIn("Input/output error", self.log())
+
+    def test_a_disk_that_is_full(self):
+        self.assertGreater(self.every("pwrite64", "error=ENOSPC", True, DISK_ERROR), 0)
+        self.assertGreater(self.every("pwrite64", "error=ENOSPC", False, DISK_ERROR), 0)
+        self.assertIn("No space left on device", self.log())
+
+
+@unittest.skipUnless(may_trace(), "strace is not here, or may not trace")
+class OfTheServer(unittest.TestCase):
+    """One server after another collects from a node that goes on; each has a fault in the k-th call of one thread."""
+
+    def every(self, what, faults, statuses):
+        reached = 0
+        with trial(f"the server {what}") as (house, _):
+            house.server.stop()
+            for fault in faults:
+                for k in range(1, SERVER_CALLS + 1):
+                    with self.subTest(fault=fault, k=k):
+                        status = self.run_with(house, f"{fault}:when={k}")
+                        self.assertIn(status, (0, *statuses), house.server.log.read_text()[-2000:])
+                        reached += status in statuses
+            house.server.wrapper = ()
+        self.assertGreater(reached, 0)
+        print(f"in {reached} of {len(faults) * SERVER_CALLS} runs that ended it")
+
+    def run_with(self, house, injected):
+        """A server with a fault injected; its exit status when it has ended by itself, or was told to after a while."""
+        database = house.data / "server" / DATABASE
+        # What ld.so reads is not meant: a broken loader says nothing of this program.
+        only = ("-P", str(database), "-P", f"{database}-wal") if injected.startswith("pread") else ()
+        house.server.wrapper = injecting(injected, *only)
+        house.server.start()
+        wanted = len(house.heard) + 10
+        wait_until(lambda: not house.server.is_running() or house.has_stored_after(wanted), "it works or ends")
+        status = house.server.stop() if house.server.is_running() else house.server.process.wait()
+        house.server.process = None
+        house.server.kills += status == -9
+        return status
+
+    def test_killed_in_every_call(self):
+        calls = ("pwrite64", "fdatasync", "fsync", "ftruncate", "write", "sendto", "unlink")
+        self.every("killed in every call", [f"{call}:signal=KILL" for call in calls], [-9])
+
+    def test_a_disk_that_fails(self):
+        calls = ("pwrite64", "fdatasync", "fsync", "pread64", "ftruncate")
+        self.every("has a disk that fails", [f"{call}:error=EIO" for call in calls], [DISK_ERROR])
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,118 @@
+"""A write of the ring that a power cut tore, at every byte, in a real file: a sample is whole or is none."""
+
+import os
+import tempfile
+import unittest
+
+from ring import FILE, Ring, Taken
+
+SLOTS, SLOT_BYTES = 8, 128
+SLOTS_AT, STATES_AT = 12_288, (4_096, 8_192)
+BOOT, EPOCH, LATER = "00000000000000b0", "00000000000000e1", "00000000000000e2"
+
+
+def taken(value):
+    return Taken(1_795_000_000_000 + value, value, True, {"x": value, "y": value / 7}, {})
+
+
+class Torn(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = folder.name
+        self.path = os.path.join(folder.name, FILE)
+
+    def ring(self):
+        return Ring(self.folder, SLOTS, SLOT_BYTES)
+
+    def content(self):
+        with open(self.path, "rb") as file:
+            return file.read()
+
+    def mixtures(self, old, new, at, size):
+        """Every file of which a write of `size` bytes at `at` got to the disk in part: its beginning, or its end."""
+        for cut in range(size + 1):
+            middle = at + cut
+            yield f"the first {cut} bytes are new", new[:middle] + old[middle:]
+            yield f"the first {cut} bytes are old", old[:middle] + new[middle:]
+
+    def put(self, content):
+        with open(self.path, "wb") as file:
+            file.write(content)
+
+    def samples(self, ring):
+        """Running number to value, of all that the ring gives."""
+        found = {}
+        for run in ring.runs:
+            for number in range(run.number, run.last_number + 1):
+                slot = ring.read(number, 1)[0]
+                if slot is not None:
+                    self.assertEqual(slot.body, f'"values":{{"x":{slot.up_ms},"y":{slot.up_ms / 7}}}')
+                    found[number] = slot.up_ms
+        return found
+
+    def tear(self, count):
+        """Write `count` samples, tear the writing of one more at every byte, and look at what is left."""
+        ring = self.ring()
+        ring.append(EPOCH, 1, BOOT, [taken(value) for value in range(1, min(count, SLOTS) + 1)])
+        for value in range(SLOTS + 1, count + 1):
+            ring.append(EPOCH, value, BOOT, [taken(value)])
+        old, before = self.content(), self.samples(ring)
+        ring.append(EPOCH, count + 1, BOOT, [taken(count + 1)])
+        new, after = self.content(), self.samples(ring)
+        ring.close()
+        kept = {number: value for number, value in after.items() if number <= count}
+        at = SLOTS_AT + (count + 1) % SLOTS * SLOT_BYTES
+        for how, content in self.mixtures(old, new, at, SLOT_BYTES):
+            with self.subTest(how, count=count):
+                self.put(content)
+                ring = self.ring()
+                expected = after if content == new else before if content == old else kept
+                self.assertEqual(self.samples(ring), expected)
+                number = ring.last + 1
+                ring.append(LATER, 1, BOOT, [taken(1000)])
+                ring.close()
+                ring = self.ring()
+                self.assertEqual(ring.last, number)
+                self.assertEqual(self.samples(ring)[number], 1000)
+                ring.close()
+
+    def test_a_slot_that_was_empty(self):
+        self.tear(3)
+
+    def test_a_slot_that_held_an_older_sample(self):
+        self.tear(13)
+
+    def test_the_first_and_the_last_slot_of_the_file(self):
+        self.tear(15)
+        os.remove(self.path)
+        self.tear(14)
+
+    def test_the_state(self):
+        """Torn, it is the one before or the new one, in either of its two places."""
+        for times in (1, 2):
+            ring = self.ring()
+            ring.append(EPOCH, 1, BOOT, [taken(1)])
+            for time in range(times):
+                ring.change_state(on=bool(time % 2), forks=[])
+            old, state = self.content(), dict(ring.state)
+            ring.change_state(on=not state["on"], forks=[[1, 1, LATER]])
+            new, changed = self.content(), dict(ring.state)
+            ring.close()
+            at = STATES_AT[times % 2]
+            for how, content in self.mixtures(old, new, at, 100):
+                with self.subTest(how, times=times):
+                    self.put(content)
+                    ring = self.ring()
+                    self.assertEqual(ring.state, changed if content == new else state)
+                    self.assertEqual(ring.runs[0].epoch, ring.state["forks"][0][2] if ring.state["forks"] else EPOCH)
+                    ring.change_state(on=True)
+                    ring.close()
+                    ring = self.ring()
+                    self.assertTrue(ring.state["on"])
+                    ring.close()
+            os.remove(self.path)
+
+
+if __name__ == "__main__":
+    unittest.main()

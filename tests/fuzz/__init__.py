@@ -1,0 +1,102 @@
+"""Inputs that nobody would write, by the thousand, and those that once did harm: nothing crashes, hangs or grows.
+
+python3 -m venv /tmp/fuzz && /tmp/fuzz/bin/pip install hypothesis
+PIGEONPOST_TEST_FUZZ=1000 /tmp/fuzz/bin/python -m unittest discover -t . -s tests/fuzz
+
+PIGEONPOST_TEST_FUZZ is how many inputs each test makes up (50). Without hypothesis only those in corpus/ are tried: a
+folder for each target, a file for each input, named by what it is. hypothesis keeps what failed in the folder for
+temporary files, and tries it first the next time.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import tempfile
+import tracemalloc
+import unittest
+from pathlib import Path
+
+try:
+    import hypothesis
+    from hypothesis import strategies as st
+except ImportError:
+    hypothesis = st = None
+else:
+    from hypothesis.configuration import set_hypothesis_home_dir
+    from hypothesis.database import DirectoryBasedExampleDatabase
+
+    _home = os.path.join(tempfile.gettempdir(), f"pigeonpost-fuzz-{os.getuid()}")
+    set_hypothesis_home_dir(_home)  # nothing is written into the tree
+    _PROFILE = hypothesis.settings(
+        max_examples=int(os.environ.get("PIGEONPOST_TEST_FUZZ", "50")), deadline=None, print_blob=True,
+        database=DirectoryBasedExampleDatabase(os.path.join(_home, "examples")), derandomize=False,
+        # Lists of right lines, changed here and there, are slow to draw on a slow machine: that is no fault of ours.
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )  # fmt: skip
+
+CORPUS = Path(__file__).parent / "corpus"
+
+
+def fuzzed(inputs):
+    """A test method that is called with what the strategy `inputs()` makes up; skipped without hypothesis."""
+    if hypothesis is None:
+        return unittest.skip("hypothesis is not installed")
+    return lambda test: _PROFILE(hypothesis.given(inputs())(test))
+
+
+class Target:
+    """What takes strangers' bytes. A test case names its folder of the corpus, and says in `check` what must hold."""
+
+    corpus = ""
+    CPU_S = 1.0  # for one input, which takes milliseconds; the processor's time, since others may use it too
+    MEMORY_BYTES = 4 << 20
+
+    def setUp(self):
+        logging.disable(logging.CRITICAL)
+        self.addCleanup(logging.disable, logging.NOTSET)
+        super().setUp()
+
+    def test_the_corpus(self):
+        kept = sorted((CORPUS / self.corpus).iterdir())
+        self.assertTrue(kept, "the corpus is empty")
+        for path in kept:
+            with self.subTest(path.name):
+                self.check(path.read_bytes())
+
+    @contextlib.contextmanager
+    def bounded(self):
+        """The block ends within CPU_S and MEMORY_BYTES."""
+
+        def hangs(*_):
+            raise AssertionError(f"not done within {self.CPU_S} s of the processor's time")
+
+        old = signal.signal(signal.SIGVTALRM, hangs)
+        signal.setitimer(signal.ITIMER_VIRTUAL, self.CPU_S)
+        tracemalloc.start()
+        try:
+            yield
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            tracemalloc.stop()
+            signal.signal(signal.SIGVTALRM, old)
+        self.assertLess(peak, self.MEMORY_BYTES)
+
+
+def mutated(right, pieces, most):
+    """A strategy: bytes that the strategy `right` makes, with up to four changes; or any bytes. At most `most`."""
+
+    @st.composite
+    def changed(draw):
+        data = bytearray(draw(right))
+        for _ in range(draw(st.integers(0, 4))):
+            at = draw(st.integers(0, len(data)))
+            end = at + draw(st.integers(0, 20))
+            own = bytes(data[at : at + 30])  # doubled, or moved
+            piece = draw(st.sampled_from((*pieces, own)) | st.binary(max_size=4))
+            data[at:end] = piece * draw(st.sampled_from((1, 1, 1, 0, 2, 12, 5000)))
+            del data[most:]
+        return bytes(data)
+
+    return changed() | changed() | changed() | st.binary(max_size=80)

@@ -1,0 +1,134 @@
+"""Lines of the link: what reads, reads again when it is written; a session answers everything, and in few words."""
+
+import unittest
+
+import protocol
+from base.clock import FakeClock
+from base.errors import WireError
+from gate.tokens import LinkKey
+from outbox import Outbox
+from protocol import LARGEST_SEQ, LINE_BYTES, WORDS, decode, encode
+from ring import Ring
+from session_node import NodeFacts, NodeSession
+from session_server import NodeState, ServerSession
+from tests.fuzz import Target, fuzzed, mutated, st
+from tests.fuzz.test_samples import PIECES, json_texts, sample_texts
+from tests.support import BOOT, EPOCH, FakeLedger, MemoryDisk, sensors_line, taken
+from tests.test_protocol import TIME
+
+TOKEN = "a token of 16 letters or more"
+EPOCHS = [f"{n:016x}" for n in range(0xF00, 0xF10)]
+SENSORS = [{"name": "temperature", "unit": "°C"}]
+NODE_HELLO = {"link": 1, "node": "basement", "outbox": "0b" * 8, "held": [[EPOCH, 1, 9, 1]], "every": 10.0,
+              "sensors": SENSORS, "time": TIME}  # fmt: skip
+SERVER_HELLO = {"link": 1, "server": "home", "time": TIME, "clock": "set", "nonce": "5e" * 16}
+SEEDS = [line[:-1] for line in (
+    encode("HELLO", NODE_HELLO), encode("HELLO", SERVER_HELLO), encode("AUTH", {"token": TOKEN}),
+    encode("AUTH", {"mac": "ab" * 32}), encode("HELD", {"held": [[EPOCH, 1, 9, 1]], "more": True}),
+    encode("RESUME", {"id": 3, EPOCH: [2, 2]}), encode("RESUME", {"id": 0, "more": True}), encode("SEND", True),
+    encode("SENDBACK", False), encode("CHECK"), encode("STATUS", True, "15:36:10", {"time": TIME, "held": 1}),
+    sensors_line(EPOCH, 1, 3), sensors_line(EPOCH, 2, 1), encode("ACK", EPOCH, 3), encode("BYE"),
+    encode("STATUS", False, None, {}),
+    encode("GAP", EPOCH, {"from": 1, "to": 5, "why": "wet", "before": 2}), encode("ERROR", "auth", {"text": ""}),
+)]  # fmt: skip
+
+
+def lines():
+    """A line of the link, without its end."""
+    simple = st.sampled_from(["ON", "off", "-", "15:36:10", EPOCH, "0", "9" * 18, "9" * 19, "bad-argument"])
+    word = st.sampled_from([*WORDS, "SENDACK", "hello", "ſEND"])
+    built = st.tuples(word, st.lists(simple, max_size=2), json_texts()).map(lambda p: " ".join((p[0], *p[1], p[2])))
+    sampled = sample_texts().map(f"SENSORS {EPOCH} {{}}".format)
+    return mutated(st.sampled_from(SEEDS) | (built | sampled).map(str.encode), PIECES, LINE_BYTES)
+
+
+def conversations():
+    """Lines one after the other, as a stream has them; a dot is time that passes."""
+    return st.lists(st.sampled_from(SEEDS[:3]) | st.sampled_from([*SEEDS, b"."]) | lines(), max_size=12).map(b"\n".join)
+
+
+def again(word, args):
+    """What is read of the line that says what was read."""
+    return decode(encode(word, *([text(one) for one in arg] if isinstance(arg, list) else arg for arg in args)))
+
+
+def text(sample):
+    body = protocol.sample_body(sample.values, sample.errors)
+    return protocol.sample_text(sample.seq, sample.time_ms, sample.up_ms, body, sample.clock)
+
+
+class Lines(Target, unittest.TestCase):
+    corpus = "lines"
+
+    def check(self, data):
+        with self.bounded():
+            try:
+                message = decode(data)
+            except WireError as error:
+                message = decode(protocol.error_line(error, data))
+                self.assertEqual((message.word, message.args[0]), ("ERROR", error.code))
+                return
+        if message is not None:
+            self.assertEqual(again(*message), message)
+            self.assertIn(data.rstrip(b"\r\n").split(b" ")[0].upper(), (message.word.encode(), b"SENDACK"))
+            self.assertTrue(all(arg <= LARGEST_SEQ for arg in message.args if type(arg) is int))
+
+    @fuzzed(lines)
+    def test_lines(self, data):
+        self.check(data)
+
+
+class Sessions(Target, unittest.TestCase):
+    """Both ends, each with and without a token, hear the same lines."""
+
+    corpus = "sessions"
+
+    def check(self, data):
+        for key in (None, LinkKey(TOKEN)):
+            ledger, clock = FakeLedger(), FakeClock()
+            state, keys = NodeState("192.0.2.5:5003", "basement"), {"basement": key} if key else {}
+            self.talk(ServerSession("home", ledger, keys, state, clock, int), clock, data)
+            self.check_ledger(ledger, key)
+            outbox = Outbox(Ring("/card", 64, 128, MemoryDisk()), BOOT, new_epoch=iter((EPOCH, *EPOCHS)).__next__)
+            for number in range(1, 6):
+                outbox.put(taken(number, up_ms=number))
+            while outbox.commit():
+                pass
+            facts = NodeFacts("basement", SENSORS, 10.0, key, outbox.switch, dict)
+            self.talk(NodeSession(facts, outbox, clock, "192.0.2.7:1", True), clock, data)
+            self.assertEqual([slot.up_ms for slot in outbox.read(1, 5)], [1, 2, 3, 4, 5])
+
+    def talk(self, session, clock, data):
+        """The session hears every line, until it closes; what it says is lines of the link, and not many."""
+        with self.bounded():
+            for line in data.split(b"\n"):
+                if line == b".":
+                    clock.sleep(7)
+                    session.tick()
+                else:
+                    session.receive(line)
+                while isinstance(session, NodeSession) and session.stream():
+                    pass
+                said = session.take_output()
+                self.assertLess(len(said), 16 << 10, line[:80])
+                for answer in said.splitlines(keepends=True):
+                    self.assertIsNotNone(decode(answer))
+                if session.closing:
+                    break
+
+    def check_ledger(self, ledger, key):
+        """What came to be stored can be told on, stands there once, and is nothing where nothing was proved."""
+        self.assertFalse(key and (ledger.rows or ledger.gaps))
+        for _, epoch, sample in ledger.rows:
+            self.assertEqual(again("SENSORS", (epoch, [sample])).args[1], [sample])
+            self.assertEqual(ledger.seqs(epoch), sorted(set(ledger.seqs(epoch))))
+        for _, _, first, last, before, why in ledger.gaps:
+            self.assertTrue(0 < first <= last + 1 <= LARGEST_SEQ + 1 and 0 <= before <= LARGEST_SEQ and len(why) <= 80)
+
+    @fuzzed(conversations)
+    def test_conversations(self, data):
+        self.check(data)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,143 @@
+"""A store in memory: keeps the whole contract but durability and threads, for tests that need thousands of it.
+
+A transaction works on copies that are small: marks and tops of what it touches, and lists that are cut back to their
+old length when it fails. `backup` and `restored` are what `cp -a` of a data folder is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from base.errors import NotStored
+from protocol import Gap, Sample
+from stores import Column, Filing, Logged, LogMark, Mark, Point, Store, Stretch
+
+
+class MemoryStore(Store):
+    def __init__(self, identity: str | None = None) -> None:
+        self.identity = identity or os.urandom(8).hex()
+        self.epochs: dict[tuple[str, str], Mark] = {}
+        self.tops: dict[tuple[str, str], int] = {}
+        self.samples: list[tuple[str, str, Sample]] = []
+        self.gap_rows: list[tuple[str, str, Gap, int]] = []
+        self.units: dict[str, dict[str, str]] = {}
+        self.filings: list[tuple[int, str, str, Stretch | Gap, int]] = []
+        self.last_filed = 0
+        self.logs: list[LogMark] = []
+        self.full = False
+        self._staged: list[Any] = []
+
+    # --------------------------------------------------------------------------------------- writing
+
+    @contextmanager
+    def writing(self, epochs: Iterable[tuple[str, str]]) -> Iterator[Mapping[tuple[str, str], Mark]]:
+        self._staged = []
+        try:
+            yield {key: self.epochs[key] for key in epochs if key in self.epochs}
+            if self.full and self._staged:
+                raise NotStored("the disk is full")
+            for filings, noted_ms, log in self._staged:
+                self._apply(filings, noted_ms, log)
+        finally:
+            self._staged = []
+
+    def put(self, filings: Sequence[Filing], noted_ms: int, log: LogMark | None) -> int:
+        self._staged.append((filings, noted_ms, log))
+        return self.last_filed + sum(len(filing.items) for filing in filings)
+
+    def _apply(self, filings: Sequence[Filing], noted_ms: int, log: LogMark | None) -> None:
+        for filing in filings:
+            key = filing.node, filing.epoch
+            self.epochs[key] = filing.mark
+            if filing.top:
+                outbox = filing.node, filing.outbox
+                self.tops[outbox] = max(filing.top, self.tops.get(outbox, 0))
+            self.units.setdefault(filing.node, {}).update(filing.units)
+            for item in filing.items:
+                self.last_filed += 1
+                self.filings.append((self.last_filed, *key, item, noted_ms))
+                if isinstance(item, Gap):
+                    self.gap_rows.append((*key, item, noted_ms))
+                else:
+                    self.samples += [(*key, sample) for sample in item.samples]
+        if log is not None:
+            self.logs = [other for other in self.logs if other.name != log.name] + [log]
+            self.filings = [entry for entry in self.filings if entry[0] > log.filed]
+
+    def close(self) -> None:
+        pass
+
+    def backup(self) -> MemoryStore:
+        """A copy of everything, as it is now."""
+        copy = MemoryStore(self.identity)
+        copy.epochs, copy.tops, copy.samples = dict(self.epochs), dict(self.tops), list(self.samples)
+        copy.gap_rows, copy.filings, copy.logs = list(self.gap_rows), list(self.filings), list(self.logs)
+        copy.units = {node: dict(units) for node, units in self.units.items()}
+        copy.last_filed = self.last_filed
+        return copy
+
+    # --------------------------------------------------------------------------------------- reading
+
+    def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, Mark]]:
+        known = {epoch: self.epochs[node, epoch] for epoch in epochs if (node, epoch) in self.epochs}
+        return self.tops.get((node, outbox), 0), known
+
+    def log_mark(self) -> LogMark | None:
+        return self.logs[-1] if self.logs else None
+
+    def logged_after(self, filed: int) -> Iterator[Logged]:
+        for number, node, epoch, item, noted_ms in self.filings:
+            if number > filed:
+                yield Logged(number, node, epoch, item, noted_ms, self.units.get(node, {}))
+
+    def nodes(self) -> list[dict[str, Any]]:
+        found = []
+        for name in sorted({node for node, _ in self.epochs}):
+            times = [sample.time_ms for node, _, sample in self.samples if node == name]
+            gaps = [gap for node, _, gap, _ in self.gap_rows if node == name]
+            found.append({
+                "name": name, "samples": len(times), "missing": sum(g.last - g.first + 1 + g.before for g in gaps),
+                "first_ms": min(times, default=None), "last_ms": max(times, default=None),
+                "sensors": dict(sorted(self.units.get(name, {}).items())),
+            })  # fmt: skip
+        return found
+
+    def points(self, node: str, from_ms: int, to_ms: int, limit: int) -> list[Point]:
+        found = [point for point in self.every_sample() if point.node == node and from_ms <= point.time_ms < to_ms]
+        return found[-limit:]
+
+    def columns(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Column]:
+        places: dict[int, list[Any]] = {}
+        for point in self.points(node, from_ms, to_ms, 1 << 60):
+            if point.values.get(sensor) is not None:
+                place = (point.time_ms - from_ms) * count // (to_ms - from_ms)
+                places.setdefault(place, []).append(point.values[sensor])
+        return [Column(p, len(v), min(v), max(v), sum(v) / len(v)) for p, v in sorted(places.items())]
+
+    def gaps(self, limit: int) -> list[dict[str, Any]]:
+        rows = [
+            {"node": node, "epoch": epoch, "from": gap.first, "to": gap.last, "before": gap.before, "why": gap.why,
+             "noted_ms": noted_ms}
+            for node, epoch, gap, noted_ms in reversed(self.gap_rows)
+        ]  # fmt: skip
+        return rows if limit < 0 else rows[:limit]
+
+    def every_sample(self) -> Iterator[Point]:
+        order = sorted(self.samples, key=lambda entry: (entry[0], entry[2].time_ms, entry[1], entry[2].seq))
+        for node, epoch, sample in order:
+            yield Point(node, sample.time_ms, epoch, sample.seq, sample.values, sample.clock)
+
+    def verify(self) -> Iterator[str]:
+        """Every seq of every epoch up to its mark stored once, or in a gap."""
+        seen: dict[tuple[str, str], list[int]] = {key: [] for key in self.epochs}
+        for node, epoch, sample in self.samples:
+            seen[node, epoch].append(sample.seq)
+        for node, epoch, gap, _ in self.gap_rows:
+            seen[node, epoch] += range(gap.first, gap.last + 1)
+        for (node, epoch), seqs in seen.items():
+            if sorted(seqs) != list(range(1, self.epochs[node, epoch].seq + 1)):
+                mark = self.epochs[node, epoch].seq
+                yield f"node {node}, epoch {epoch}: {len(seqs)} seqs do not make up its mark {mark}"

@@ -1,0 +1,430 @@
+"""What the tests share: folders that go away, a disk in memory that can fail and forget, a ledger, programs, waiting.
+
+Nothing here sleeps in the hope that something has happened: every wait is for a condition, and has a limit.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from base.errors import Unexpected
+from protocol import Batch, Message, Sample, decode, encode, sample_body, sample_text
+from ring import Disk, Taken
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+LIMIT_S = 60.0  # for anything that takes milliseconds on a quiet machine
+EPOCH = "0123456789abcdef"
+BOOT = "fedcba9876543210"
+WALL_MS = 1_795_188_970_123  # 2026-11-20T15:36:10.123Z
+
+
+def temp_folder(test: unittest.TestCase) -> str:
+    """A folder of this test's own, removed after it."""
+    folder = tempfile.mkdtemp(prefix="pigeonpost-test-")
+    test.addCleanup(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def wait_until(condition: Callable[[], Any], what: str = "the condition", limit_s: float = LIMIT_S) -> Any:
+    """What `condition` gives, as soon as that is true; AssertionError after `limit_s`."""
+    give_up_s = time.monotonic() + limit_s
+    pause_s = 0.002
+    while not (found := condition()):
+        if time.monotonic() > give_up_s:
+            raise AssertionError(f"{what}: not within {limit_s:g} s")
+        time.sleep(pause_s)
+        pause_s = min(1.2 * pause_s, 0.05)  # what takes long may be looked for less often
+    return found
+
+
+def taken(value: float = 21.5, wall_ms: int = WALL_MS, up_ms: int = 48_000_000, **more: Any) -> Taken:
+    """A sample of one sensor, as the sampler takes it."""
+    values = more.pop("values", {"temperature": value})
+    return Taken(wall_ms, up_ms, more.pop("clock_set", True), values, more.pop("errors", {}))
+
+
+def sensors_line(epoch: str, first: int, count: int, up_ms: int = 1000) -> bytes:
+    """A SENSORS line of `count` samples."""
+    texts = [
+        sample_text(seq, WALL_MS + seq * 1000, up_ms + seq, sample_body({"temperature": seq / 4}, {}), "")
+        for seq in range(first, first + count)
+    ]
+    return encode("SENSORS", epoch, texts)
+
+
+# ------------------------------------------------------------------------------------------------------- a disk
+
+
+class Killed(BaseException):
+    """The program died at this very call: nothing of it, not even an `except`, runs on."""
+
+
+class _File:
+    def __init__(self) -> None:
+        self.seen = bytearray()  # what a program reads,
+        self.kept = bytearray()  # and what is left of it when the power is cut
+        self.unsynced: list[tuple[int, bytes]] = []
+
+
+def _put(content: bytearray, at: int, data: bytes) -> None:
+    if len(content) < at:
+        content.extend(bytes(at - len(content)))
+    content[at : at + len(data)] = data
+
+
+class MemoryDisk(Disk):
+    """A disk in memory, as the ring asks for it. What was not synced is lost, kept or torn when the power is cut.
+
+    fault   called with each call's name before it is done: raises OSError (a sick disk) or Killed
+    short   gives how many bytes of a pwrite are taken
+    """
+
+    def __init__(self, seed: object = 0) -> None:
+        self.random = random.Random(f"disk {seed}")
+        self.calls: list[str] = []
+        self.fault: Callable[[str], Any] = lambda call: None
+        self.short: Callable[[int], int] = lambda length: length
+        self.names: dict[str, _File] = {}
+        self._kept_names: dict[str, _File] = {}
+        self._open: dict[int, _File | str] = {}
+        self._next_fd = 1000
+        self.exists = self.names.__contains__  # type: ignore[method-assign, assignment]
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        self.fault(name)
+
+    def open(self, path: str, flags: int, mode: int = 0) -> int:  # type: ignore[override]
+        self._call("open")
+        self._next_fd += 1
+        if flags & os.O_ACCMODE == os.O_RDONLY:
+            self._open[self._next_fd] = path  # a folder: only synced
+            return self._next_fd
+        if path not in self.names:
+            if not flags & os.O_CREAT:
+                raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
+            self.names[path] = _File()
+        elif flags & os.O_TRUNC:
+            self.names[path] = _File()  # the old content may be durable still, but under no name
+        self._open[self._next_fd] = self.names[path]
+        return self._next_fd
+
+    def close(self, fd: int) -> None:  # type: ignore[override]
+        self._call("close")
+        del self._open[fd]
+
+    def pread(self, fd: int, count: int, at: int) -> bytes:  # type: ignore[override]
+        self._call("pread")
+        return bytes(self._file(fd).seen[at : at + count])
+
+    def pwrite(self, fd: int, data: Any, at: int) -> int:  # type: ignore[override]
+        self._call("pwrite")
+        written = bytes(data[: self.short(len(data))])
+        file = self._file(fd)
+        _put(file.seen, at, written)
+        file.unsynced.append((at, written))
+        return len(written)
+
+    def fdatasync(self, fd: int) -> None:  # type: ignore[override]
+        self._call("fdatasync")
+        self._sync(self._file(fd))
+
+    def fsync(self, fd: int) -> None:  # type: ignore[override]
+        self._call("fsync")
+        file = self._open[fd]
+        if isinstance(file, str):
+            self._kept_names = dict(self.names)
+        else:
+            self._sync(file)
+
+    def rename(self, old: str, new: str) -> None:  # type: ignore[override]
+        self._call("rename")
+        self.names[new] = self.names.pop(old)
+
+    def lay(self, path: str, content: bytes) -> None:
+        """A file that is there, durably, whatever was."""
+        file = self.names[path] = self._kept_names[path] = _File()
+        file.seen, file.kept = bytearray(content), bytearray(content)
+
+    def content(self, path: str) -> bytes:
+        """What a program would read of a file."""
+        return bytes(self.names[path].seen)
+
+    def die_at(self, call: int, error: BaseException | None = None) -> None:
+        """From now on the call with this number (0: the next) raises `error`; without one the program dies there."""
+        left = [call]
+
+        def fault(name: str) -> None:
+            left[0] -= 1
+            if left[0] == -1:
+                raise error or Killed(name)
+
+        self.fault = fault
+
+    def kill(self) -> None:
+        """As kill -9: what was written is seen by whoever starts next, though it is not durable."""
+        self._open.clear()
+        self.fault = lambda call: None
+
+    def cut_power(self) -> None:
+        """As if the plug was pulled: each unsynced write, and each unsynced name, is kept, lost or torn."""
+        self.kill()
+        names = dict(self._kept_names)
+        for name in self.names.keys() | self._kept_names.keys():
+            if self.names.get(name) is not self._kept_names.get(name) and self.random.random() < 0.5:
+                if name in self.names:
+                    names[name] = self.names[name]
+                else:
+                    names.pop(name, None)
+        for file in {id(file): file for file in (*names.values(), *self.names.values())}.values():
+            for at, data in file.unsynced:
+                start, end = sorted(self.random.choices((0, len(data), self.random.randint(0, len(data))), k=2))
+                _put(file.kept, at + start, data[start:end])
+            file.unsynced = []
+            file.seen = bytearray(file.kept)
+        self.names.clear()
+        self.names.update(names)
+        self._kept_names = dict(names)
+
+    def _file(self, fd: int) -> _File:
+        file = self._open[fd]
+        assert isinstance(file, _File)
+        return file
+
+    @staticmethod
+    def _sync(file: _File) -> None:
+        for at, data in file.unsynced:
+            _put(file.kept, at, data)
+        file.unsynced = []
+
+
+# ------------------------------------------------------------------------------------------------------ a ledger
+
+
+class FakeLedger:
+    """The intake in a few lines: numbered rows and gaps, stored when `commit` is called (or at once)."""
+
+    def __init__(self, at_once: bool = True) -> None:
+        self.identity = "1edce41edce41edc"
+        self.at_once = at_once
+        self.rows: list[tuple[str, str, Sample]] = []  # node, epoch, sample
+        self.gaps: list[tuple[str, str, int, int, int, str]] = []  # node, epoch, first, last (new ones only), before
+        self.repeats = 0
+        self.tops: dict[str, int] = {}  # of each outbox the highest running number stored
+        self.stored: dict[tuple[str, str], tuple[int, int | None]] = {}
+        self.changed = threading.Condition()
+        self._waiting: list[Batch] = []
+
+    def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, tuple[int, int | None]]]:
+        with self.changed:
+            known = {epoch: self.stored[node, epoch] for epoch in epochs if (node, epoch) in self.stored}
+            return self.tops.get(outbox, 0), known
+
+    def accept(self, batch: Batch) -> None:
+        with self.changed:
+            self._waiting.append(batch)
+        if self.at_once:
+            self.commit()
+
+    def forget(self) -> None:
+        """The program died: what was not committed is gone."""
+        with self.changed:
+            self._waiting = []
+
+    def commit(self, most: int | None = None) -> None:
+        """Store what waits (`most` batches of it), and answer it."""
+        with self.changed:
+            batches, self._waiting = self._waiting[:most], self._waiting[len(self._waiting[:most]) :]
+            answers = [self._store(batch) for batch in batches]
+            self.changed.notify_all()
+        for answer in answers:
+            answer()
+
+    def _store(self, batch: Batch) -> Callable[[], Any]:
+        have, up_ms = self.stored.get((batch.node, batch.epoch), (0, None))
+        if batch.gap is not None:
+            first, last = batch.gap.first, batch.gap.last
+        else:
+            first, last = batch.samples[0].seq, batch.samples[-1].seq
+        if first > have + 1:
+            error = Unexpected(f"sample {have + 1} comes next, not {first}")
+            return lambda: batch.refused(error)
+        if batch.gap is not None:
+            new = max(first, have + 1)
+            if new <= last or batch.gap.before:
+                self.gaps.append((batch.node, batch.epoch, new, last, batch.gap.before, batch.gap.why))
+            mark = (last, None) if last > have else (have, up_ms)
+        else:
+            fresh = [sample for sample in batch.samples if sample.seq > have]
+            self.repeats += len(batch.samples) - len(fresh)
+            self.rows += [(batch.node, batch.epoch, sample) for sample in fresh]
+            mark = (last, batch.samples[-1].up_ms) if fresh else (have, up_ms)
+        self.stored[batch.node, batch.epoch] = mark
+        if batch.base is not None:
+            self.tops[batch.outbox] = max(self.tops.get(batch.outbox, 0), batch.base + mark[0])
+        return lambda: batch.done(batch.epoch, last)
+
+    def seqs(self, epoch: str) -> list[int]:
+        """The numbers stored of `epoch`, in their order."""
+        with self.changed:
+            return [sample.seq for _, e, sample in self.rows if e == epoch]
+
+    def wait_for(self, count: int, limit_s: float = LIMIT_S) -> None:
+        """Until `count` samples are stored."""
+        with self.changed:
+            if not self.changed.wait_for(lambda: len(self.rows) >= count, limit_s):
+                raise AssertionError(f"{len(self.rows)} of {count} samples came within {limit_s:g} s")
+
+
+# --------------------------------------------------------------------------------------------- a talk over a socket
+
+
+class Talk:
+    """A connection as a person with nc has it: lines out, lines in."""
+
+    def __init__(self, address: tuple[str, int], limit_s: float = LIMIT_S) -> None:
+        self.sock = socket.create_connection(address, limit_s)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._part = b""
+
+    def __enter__(self) -> Talk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def say(self, word: str, *args: Any) -> None:
+        self.sock.sendall(encode(word, *args))
+
+    def line(self) -> bytes | None:
+        """The next line without its LF; None when the peer has closed."""
+        while b"\n" not in self._part:
+            try:
+                block = self.sock.recv(1 << 16)
+            except ConnectionResetError:
+                return None
+            if not block:
+                return None
+            self._part += block
+        line, _, self._part = self._part.partition(b"\n")
+        return line
+
+    def message(self) -> Message | None:
+        """The next line, decoded."""
+        line = self.line()
+        return None if line is None else decode(line)
+
+    def until(self, word: str) -> Message:
+        """Read on until a line says `word`."""
+        while (message := self.message()) is not None:
+            if message.word == word:
+                return message
+        raise AssertionError(f"closed before {word} came")
+
+    def rest(self) -> list[Message]:
+        """All that comes until the peer closes."""
+        found = []
+        while (message := self.message()) is not None:
+            found.append(message)
+        return found
+
+
+# ---------------------------------------------------------------------------------------------------- programs
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """This process's environment without what would change a program of ours."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PIGEONPOST_", "BALENA_"))}
+    for key in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "JOURNAL_STREAM", "STATE_DIRECTORY", "CREDENTIALS_DIRECTORY"):
+        kept.pop(key, None)
+    return {**kept, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", **more}
+
+
+class Program:
+    """One of our programs as a process; its lines on standard output and standard error are read as they come."""
+
+    def __init__(self, test: unittest.TestCase, *arguments: str, folder: str | None = None, **environment: str) -> None:
+        """`arguments` begin with the program's file; `folder` is where it runs; both pipes end with the test."""
+        self.process = subprocess.Popen(
+            [sys.executable, os.path.join(ROOT, arguments[0]), *arguments[1:]],
+            cwd=folder or temp_folder(test), env=clean_environment(**environment), stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+        )  # fmt: skip
+        self.said: list[str] = []
+        self.logged: list[str] = []
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._readers = [
+            threading.Thread(target=self._read, args=(self.process.stdout, self.said, self._lines), daemon=True),
+            threading.Thread(target=self._read, args=(self.process.stderr, self.logged, None), daemon=True),
+        ]
+        for reader in self._readers:
+            reader.start()
+        test.addCleanup(self.kill)
+
+    @staticmethod
+    def _read(pipe: Any, lines: list[str], told: queue.SimpleQueue[str | None] | None) -> None:
+        for line in pipe:
+            lines.append(line.rstrip("\n"))
+            if told:
+                told.put(lines[-1])
+        if told:
+            told.put(None)
+
+    def line(self, limit_s: float = LIMIT_S) -> str:
+        """The next line on standard output."""
+        try:
+            line = self._lines.get(timeout=limit_s)
+        except queue.Empty:
+            raise AssertionError(f"no line within {limit_s:g} s; logged: {self.logged}") from None
+        if line is None:
+            raise AssertionError(f"it ended with {self.wait()}; logged: {self.logged}")
+        return line
+
+    def address(self) -> tuple[str, int]:
+        """Where it says that it listens."""
+        line = self.line()
+        while not line.startswith("listening on "):
+            line = self.line()
+        host, _, port = line.removeprefix("listening on ").rpartition(":")
+        return ("127.0.0.1" if host == "0.0.0.0" else host), int(port)
+
+    def logs(self, text: str, limit_s: float = LIMIT_S) -> str:
+        """The first line of its log that has `text` in it, once there is one."""
+        found: str = wait_until(lambda: next((line for line in self.logged if text in line), ""), text, limit_s)
+        return found
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self, limit_s: float = LIMIT_S) -> int:
+        """Its exit status, once it has ended and all that it said is read."""
+        status = self.process.wait(limit_s)
+        for reader in self._readers:
+            reader.join(limit_s)
+        return status
+
+    def kill(self) -> None:
+        """kill -9; returns when it is gone. For a process that has ended already: nothing."""
+        self.process.kill()
+        self.wait()
+        for pipe in (self.process.stdout, self.process.stderr):
+            if pipe:
+                pipe.close()

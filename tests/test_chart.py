@@ -1,0 +1,382 @@
+"""Charts: round moments and numbers at the axes, gaps drawn as gaps, small files, and what may be asked for."""
+
+import re
+import time
+import unittest
+import xml.etree.ElementTree as ET
+from types import SimpleNamespace
+
+from base.clock import FakeClock, parse_rfc3339
+from http_head import Refusal, Request
+from pages import Visit
+from pages.chart import SMALL, STYLE, WIDE, Charts, Series, _y_range, draw, ticks
+from stores import Column
+from tests.page_support import set_zone
+from tests.support import WALL_MS
+
+MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86_400
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def column(place, low, high=None, mean=None, values=1):
+    high = low if high is None else high
+    return Column(place, values, low, high, (low + high) / 2 if mean is None else mean)
+
+
+def series(columns, frame=WIDE, span_ms=DAY_S * 1000, every_ms=None, **more):
+    about = {"node": "basement", "sensor": "temperature", "unit": "°C", "colour": 0}
+    return Series(
+        *(about | more).values(), columns, frame.columns, WALL_MS - span_ms, WALL_MS, every_ms
+    )  # fmt: skip
+
+
+def drawn(*args, frame=WIDE, **more):
+    return ET.fromstring(draw(series(*args, frame=frame, **more), frame, WALL_MS))
+
+
+def texts(svg):
+    return [element.text for element in svg.iter(f"{SVG}text")]
+
+
+def path(svg, kind):
+    found = [element.get("d") for element in svg.iter(f"{SVG}path") if element.get("class") == kind]
+    return found[0] if found else ""
+
+
+def points(drawing):
+    """The points of a path of M, L, l and h steps."""
+    x = y = 0.0
+    found = []
+    for letter, text in re.findall(r"([MLlhz])([^MLlhz]*)", drawing):
+        numbers = [float(number) for number in re.findall(r"-?[0-9.]+", text)]
+        if letter in "ML":
+            x, y = numbers
+        elif letter == "l":
+            x, y = x + numbers[0], y + numbers[1]
+        elif letter == "h":
+            x += numbers[0]
+        found.append((letter, x, y))
+    return found
+
+
+class Ticks(unittest.TestCase):
+    def at(self, zone, begin, hours, most=8):
+        set_zone(self, zone)
+        from_s = parse_rfc3339(begin) // 1000
+        found = ticks(from_s, from_s + int(hours * HOUR_S), most)
+        for time_s, _ in found:
+            self.assertTrue(from_s <= time_s <= from_s + hours * HOUR_S)
+        self.assertLessEqual(len(found), most + 1)
+        return [label for _, label in found]
+
+    def test_steps_are_round(self):
+        for hours, labels in (
+            (1 / 240, ["12:00", "12:00:05", "12:00:10", "12:00:15"]),
+            (10 / 60, ["12:00", "12:02", "12:04", "12:06", "12:08", "12:10"]),
+            (1, ["12:00", "12:10", "12:20", "12:30", "12:40", "12:50", "13:00"]),
+            (6, ["12:00", "13:00", "14:00", "15:00", "16:00", "17:00", "18:00"]),
+            (24, ["12:00", "15:00", "18:00", "21:00", "21 Nov", "03:00", "06:00", "09:00", "12:00"]),
+            (48, ["12:00", "18:00", "21 Nov", "06:00", "12:00", "18:00", "22 Nov", "06:00", "12:00"]),
+            (168, ["21 Nov", "22 Nov", "23 Nov", "24 Nov", "25 Nov", "26 Nov", "27 Nov"]),
+            (30 * 24, ["22 Nov", "29 Nov", "6 Dec", "13 Dec", "20 Dec"]),
+        ):
+            self.assertEqual(self.at("UTC", "2026-11-20T12:00:00Z", hours), labels, hours)
+
+    def test_the_day_that_loses_an_hour_has_no_mark_in_it(self):
+        self.assertEqual(
+            self.at("Europe/Berlin", "2026-03-28T23:00:00Z", 5), ["29 Mar", "01:00", "03:00", "04:00", "05:00", "06:00"]
+        )
+
+    def test_the_day_that_gains_an_hour_has_that_hour_twice(self):
+        self.assertEqual(
+            self.at("Europe/Berlin", "2026-10-24T22:00:00Z", 5),
+            ["25 Oct", "01:00", "02:00", "02:00", "03:00", "04:00"],
+        )
+
+    def test_steps_of_hours_stay_on_the_clock_behind_the_change(self):
+        self.assertEqual(
+            self.at("Europe/Berlin", "2026-03-28T11:00:00Z", 36, 4), ["12:00", "29 Mar", "12:00", "30 Mar"]
+        )
+
+    def test_days_are_midnights_over_the_change(self):
+        set_zone(self, "Europe/Berlin")
+        for begin in ("2026-03-25T11:00:00Z", "2026-10-21T11:00:00Z"):
+            from_s = parse_rfc3339(begin) // 1000
+            found = ticks(from_s, from_s + 7 * DAY_S, 8)
+            self.assertEqual(len(found), 7)
+            for time_s, _ in found:
+                self.assertEqual(time.localtime(time_s)[3:6], (0, 0, 0))
+
+    def test_a_zone_with_three_quarters_of_an_hour(self):
+        self.assertEqual(
+            self.at("Asia/Kathmandu", "2026-11-20T15:20:00Z", 6, 7),
+            ["22:00", "23:00", "21 Nov", "01:00", "02:00", "03:00"],
+        )
+
+    def test_half_an_hour_of_summer_time(self):
+        """Lord Howe: 02:00 at +10:30 is 02:30 at +11:00."""
+        self.assertEqual(
+            self.at("Australia/Lord_Howe", "2026-10-03T14:30:00Z", 3),
+            ["01:00", "01:30", "02:30", "03:00", "03:30", "04:00", "04:30"],
+        )
+
+    def test_there_are_never_more_than_fit(self):
+        set_zone(self, "Europe/Berlin")
+        for span_s in (1, 59, 600, 3601, 40_000, DAY_S, 8 * DAY_S, 40 * DAY_S, 92 * DAY_S):
+            for most in (3, 4, 8):
+                for begin in (1_774_700_000, 1_792_800_123, 1_795_188_970):
+                    found = ticks(begin, begin + span_s, most)
+                    self.assertLessEqual(len(found), most + 2, (span_s, most))  # a day with 25 hours may have one more
+                    self.assertEqual(found, sorted(found))
+
+
+class Numbers(unittest.TestCase):
+    def range(self, *values):
+        return tuple(round(number, 9) for number in _y_range([column(k, value) for k, value in enumerate(values)]))
+
+    def test_the_axis_has_round_ends(self):
+        for values, expected in (
+            ((20.1, 23.9), (20, 24, 1)),
+            ((20.0, 24.0), (20, 24, 1)),
+            ((0, 1023), (0, 1500, 500)),
+            ((-7.3, 2.2), (-10, 5, 5)),
+            ((0.001, 0.0042), (0.001, 0.005, 0.001)),
+            ((698, 722), (690, 730, 10)),
+        ):
+            self.assertEqual(self.range(*values), expected, values)
+
+    def test_what_never_changes_has_an_axis_too(self):
+        for value in (0, 21.5, -40, 1e-9, 123456789, 80_564):
+            low, high, step = _y_range([column(0, value)])
+            self.assertTrue(low <= value <= high and low < high and step > 0, value)
+
+    def test_nothing_has_one_from_zero_to_one(self):
+        self.assertEqual(_y_range([])[:2], (0.0, 1.0))
+
+    def test_whatever_a_sensor_may_say(self):
+        extremes = (0, -0.0, 1e-300, 1e300, -1e300, 2**63 - 1, 1e16, 1e16 + 2, 0.1 + 0.2, 0.3)
+        for low in extremes:
+            for high in extremes:
+                svg = drawn([column(0, min(low, high), max(low, high)), column(1, low), column(2, high)])
+                self.assertNotRegex(ET.tostring(svg, "unicode"), r"(?i)\b(nan|inf)\b", (low, high))
+
+    def test_labels(self):
+        def labels(*values):
+            return [text for text in texts(drawn([column(k, v) for k, v in enumerate(values)])) if text[-1].isdigit()]
+
+        self.assertIn("20.5", labels(20, 21.9))
+        self.assertIn("−10", labels(-12, 22))
+        self.assertIn("80,000", labels(79_000, 81_000))
+        self.assertIn("0.002", labels(0.001, 0.0042))
+
+
+class Curves(unittest.TestCase):
+    def test_an_unbroken_line(self):
+        svg = drawn([column(k, 20 + k % 5) for k in range(WIDE.columns)])
+        self.assertEqual(path(svg, "mean").count("M"), 1)
+
+    def test_a_gap_is_a_gap(self):
+        columns = [column(k, 20 + k % 5, 26) for k in range(100) if not 40 <= k < 60]
+        svg = drawn(columns)
+        line = points(path(svg, "mean"))
+        self.assertEqual([letter for letter, _, _ in line].count("M"), 2)
+        self.assertEqual(path(svg, "band").count("M"), 2)
+        between = [x for letter, x, _ in line if WIDE.left + 81 < x < WIDE.left + 119]
+        self.assertEqual(between, [])
+        self.assertIn("with 1 gap.", svg.find(f"{SVG}desc").text)
+
+    def test_a_rare_sample_is_no_gap(self):
+        """A sensor read every ten minutes, on a chart whose columns are four minutes wide."""
+        columns = [column(k, 20) for k in range(0, WIDE.columns, 3)]
+        svg = drawn(columns, every_ms=600_000)
+        self.assertEqual(path(svg, "mean").count("M"), 1)
+        self.assertNotIn("gap", svg.find(f"{SVG}desc").text)
+        svg = drawn(columns)  # nor when nobody says how often it is read
+        self.assertEqual(path(svg, "mean").count("M"), 1)
+
+    def test_one_missing_sample_is_none_and_three_are_one(self):
+        wide_ms = DAY_S * 1000 // WIDE.columns
+        for missing, runs in ((1, 1), (3, 2)):
+            columns = [column(k, 20) for k in range(100) if not 50 <= k < 50 + missing]
+            self.assertEqual(path(drawn(columns, every_ms=wide_ms), "mean").count("M"), runs, missing)
+
+    def test_a_lonely_sample_is_seen(self):
+        drawing = path(drawn([column(50, 20)]), "mean")
+        self.assertRegex(drawing, r"^M\d+ [\d.]+h\.1$")
+
+    def test_the_line_is_where_the_values_are(self):
+        svg = drawn([column(0, 20.0), column(1, 24.0), column(2, 22.0)])
+        (_, x0, y0), (_, x1, y1), (_, x2, y2) = points(path(svg, "mean"))
+        bottom, height = WIDE.height - WIDE.bottom, WIDE.height - WIDE.bottom - WIDE.top
+        self.assertEqual((x0, x1, x2), (WIDE.left + 1, WIDE.left + 3, WIDE.left + 5))
+        self.assertAlmostEqual(y0, bottom, 1)
+        self.assertAlmostEqual(y1, WIDE.top, 1)
+        self.assertAlmostEqual(y2, bottom - height / 2, 1)
+
+    def test_rounding_does_not_add_up(self):
+        columns = [column(k, 20 + k * 0.0137) for k in range(WIDE.columns)]
+        *_, (_, _, y) = points(path(drawn(columns), "mean"))
+        low, high, _ = _y_range(columns)
+        bottom = WIDE.height - WIDE.bottom
+        wanted = bottom - (columns[-1].mean - low) / (high - low) * (bottom - WIDE.top)
+        self.assertAlmostEqual(y, wanted, delta=0.06)
+
+    def test_the_band_is_from_least_to_most(self):
+        svg = drawn([column(0, 20.0, 24.0), column(1, 21.0, 23.0)])
+        ys = [y for _, _, y in points(path(svg, "band"))]
+        self.assertAlmostEqual(min(ys), WIDE.top, 1)
+        self.assertAlmostEqual(max(ys), WIDE.height - WIDE.bottom, 1)
+
+    def test_where_least_is_most_there_is_no_band(self):
+        self.assertEqual(path(drawn([column(0, 20.0), column(1, 21.0)]), "band"), "")
+
+    def test_nothing_stored_is_said(self):
+        svg = drawn([])
+        self.assertIn("nothing stored", texts(svg))
+        self.assertEqual((path(svg, "mean"), svg.find(f"{SVG}desc").text), ("", "Nothing is stored of that time."))
+
+
+class Whole(unittest.TestCase):
+    def setUp(self):
+        set_zone(self, "UTC")
+
+    def test_a_full_day_is_small(self):
+        """Under 20 KB, however restless the sensor is."""
+        for frame in (WIDE, SMALL):
+            columns = [column(k, (k * 7919) % 1000, (k * 7919) % 1000 + 99.5, values=300) for k in range(frame.columns)]
+            text = draw(series(columns, frame), frame, WALL_MS)
+            self.assertLess(len(text.encode()), 20_000)
+
+    def test_it_tells_those_who_do_not_see_it(self):
+        svg = drawn([column(0, 20.0, 22.0, 21.0, values=3), column(1, 24.0)])
+        self.assertEqual(svg.get("role"), "img")
+        self.assertEqual(svg.find(f"{SVG}title").text, "temperature of basement, 19 Nov 15:36 to 15:36")
+        self.assertEqual(svg.find(f"{SVG}desc").text, "From 20 to 24, mean 21.75 °C; 4 values.")
+
+    def test_names_and_units_cannot_break_out(self):
+        text = draw(series([], sensor="t", unit="<script>&\"'\x01", node="<b>"), WIDE, WALL_MS)
+        ET.fromstring(text)
+        self.assertNotIn("<script", text)
+        self.assertNotIn("<b>", text)
+
+    def test_everything_is_on_the_sheet(self):
+        for frame in (WIDE, SMALL):
+            for span_ms in (600_000, 3_600_000, 86_400_000, 7 * 86_400_000):
+                svg = drawn([column(k, k) for k in range(frame.columns)], frame=frame, span_ms=span_ms)
+                for element in svg.iter(f"{SVG}text"):
+                    self.assertTrue(0 <= float(element.get("x")) <= frame.width)
+                    self.assertTrue(0 <= float(element.get("y")) <= frame.height)
+                for _, x, y in points(path(svg, "mean")):
+                    self.assertTrue(frame.left <= x <= frame.width - frame.right + 1, x)
+                    self.assertTrue(frame.top - 1 <= y <= frame.height - frame.bottom + 1, y)
+
+
+class CountingStore:
+    """Has a value in every column, and counts how often it is asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def columns(self, *asked):
+        self.asked.append(asked)
+        return [column(k, k % 7) for k in range(asked[-1])]
+
+
+class Asking(unittest.TestCase):
+    def setUp(self):
+        set_zone(self, "UTC")
+        self.charts, self.store, self.clock = Charts(), CountingStore(), FakeClock()
+        sensor = SimpleNamespace(name="temperature", unit="°C", number=5)
+        view = SimpleNamespace(sensors=[sensor], every_s=10.0)
+        self.picture = SimpleNamespace(node={"basement": view}.get)
+
+    def ask(self, query="node=basement&sensor=temperature"):
+        request = Request("GET", f"/chart.svg?{query}", "1.1", {})
+        house = SimpleNamespace(clock=self.clock, store=self.store)
+        return self.charts.answer(Visit(house, request, (), lambda: self.picture))
+
+    def assert_refused(self, query, status, code):
+        with self.assertRaises(Refusal) as caught:
+            self.ask(query)
+        self.assertEqual((caught.exception.status, caught.exception.code), (status, code), query)
+
+    def test_the_last_day(self):
+        answer = self.ask()
+        self.assertEqual(answer.kind, "image/svg+xml")
+        svg = ET.fromstring(answer.body)
+        self.assertEqual(svg.get("viewBox"), "0 0 720 210")
+        self.assertEqual(svg.get("class"), "s1")  # the sixth sensor has the second colour again
+        self.assertIn("temperature, °C", texts(svg))
+        ((node, sensor, from_ms, to_ms, count),) = self.store.asked
+        self.assertEqual((node, sensor, count), ("basement", "temperature", WIDE.columns))
+        self.assertTrue(to_ms - 300_000 < self.clock.wall_ms() <= to_ms)
+        self.assertAlmostEqual(to_ms - from_ms, 86_400_000, delta=300_000)
+
+    def test_its_style_is_let_in_by_its_hash_alone(self):
+        policy = self.ask().headers["Content-Security-Policy"]
+        self.assertRegex(policy, r"style-src 'sha256-[A-Za-z0-9+/]{43}=';")
+        self.assertNotIn("unsafe", policy)
+        self.assertIn(STYLE, self.ask().body.decode())
+
+    def test_other_spans_and_a_smaller_size(self):
+        self.ask("node=basement&sensor=temperature&span=10m&size=small")
+        _, _, from_ms, to_ms, count = self.store.asked[0]
+        self.assertEqual(count, SMALL.columns)
+        self.assertAlmostEqual(to_ms - from_ms, 600_000, delta=4000)
+        self.ask("node=basement&sensor=temperature&from=2026-11-20T10:00:00Z&to=2026-11-20T12:00:00Z")
+        from_ms, to_ms = parse_rfc3339("2026-11-20T10:00:00Z"), parse_rfc3339("2026-11-20T12:00:00Z")
+        self.assertEqual(self.store.asked[1][2:4], (from_ms, to_ms))
+        self.ask(f"node=basement&sensor=temperature&to={to_ms}&span=2h")
+        self.assertEqual(self.store.asked[2][3], to_ms)
+
+    def test_what_cannot_be_drawn_is_refused(self):
+        for query, status, code in (
+            ("", 404, "unknown-node"),
+            ("node=basement", 404, "unknown-node"),
+            ("node=attic&sensor=temperature", 404, "unknown-node"),
+            ("sensor=temperature", 404, "unknown-node"),
+            ("node=%3Cb%3E&sensor=temperature", 400, "name"),
+            ("node=basement&sensor=Temperature", 400, "name"),
+            ("node=basement&sensor=temperature&span=long", 400, "span"),
+            ("node=basement&sensor=temperature&span=0", 400, "span"),
+            ("node=basement&sensor=temperature&span=93d", 400, "span"),
+            ("node=basement&sensor=temperature&span=9999999999d", 400, "span"),
+            ("node=basement&sensor=temperature&from=yesterday", 400, "time"),
+            ("node=basement&sensor=temperature&from=2026-11-20", 400, "time"),
+            ("node=basement&sensor=temperature&from=2000&to=1000", 400, "span"),
+            ("node=basement&sensor=temperature&to=1000", 400, "span"),
+            ("node=basement&sensor=temperature&from=0", 400, "span"),
+            ("node=basement&sensor=temperature&from=0001-01-01T00:00:00Z&to=1000", 400, "span"),
+        ):
+            self.assert_refused(query, status, code)
+
+    def test_years_that_no_calendar_has(self):
+        answer = self.ask("node=basement&sensor=temperature&from=999999000000000&to=999999999999999")
+        ET.fromstring(answer.body)
+
+    def test_a_millisecond_can_be_asked_for(self):
+        ET.fromstring(self.ask("node=basement&sensor=temperature&from=1000&to=1001").body)
+
+    def test_one_just_drawn_is_not_drawn_again(self):
+        first = self.ask()
+        self.clock.sleep(1)
+        self.assertEqual(self.ask().body, first.body)
+        self.assertEqual(len(self.store.asked), 1)
+        self.clock.sleep(61)
+        self.ask()
+        self.assertEqual(len(self.store.asked), 2)
+
+    def test_only_some_are_kept(self):
+        for second in range(1, 101):
+            self.ask(f"node=basement&sensor=temperature&from=0&to={second}000")
+        self.assertLessEqual(len(self.charts._kept), 64)
+
+    def test_two_at_a_time_and_the_rest_come_again(self):
+        charts = self.charts
+        self.assertTrue(charts._drawing.acquire(blocking=False) and charts._drawing.acquire(blocking=False))
+        charts._drawing.acquire = lambda timeout: False  # five seconds later
+        self.assert_refused("node=basement&sensor=temperature", 503, "busy")
+
+
+if __name__ == "__main__":
+    unittest.main()

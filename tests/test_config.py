@@ -1,0 +1,263 @@
+"""Settings: what comes over what, from where, and what is said when something does not fit."""
+
+import argparse
+import os
+import subprocess
+import sys
+import unittest
+from unittest import mock
+
+from base import config
+from base.config import Option, Setting, add_flags, load, read_options
+from base.errors import SettingsError
+from tests.support import ROOT, temp_folder
+
+ROWS = (
+    Setting("node", "name", config.text, "nobody", "its name", "--name", "NAME"),
+    Setting("node", "every", config.number(0.01, 86_400), 10.0, "seconds", "--every", "SECONDS"),
+    Setting("node", "simulate", config.switch, False, "no chip", "--simulate"),
+    Setting("node", "token", config.matching(lambda t: not t or len(t) > 3, "4 characters or more"), "", "its token",
+            "--token", "TOKEN", secret=True),
+    Setting("web", "listen", config.address(8080), ["0.0.0.0:8080"], "where", "--web", "HOST:PORT", many=True),
+    Setting("outbox", "slots", config.number(64, 1 << 24, whole=True), 65_536, "how many"),
+)  # fmt: skip
+
+
+class Loading(unittest.TestCase):
+    def setUp(self):
+        self.folder = temp_folder(self)
+        self.default_file = os.path.join(self.folder, "node.toml")
+
+    def write(self, text, name="node.toml"):
+        path = os.path.join(self.folder, name)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        return path
+
+    def load(self, *flags, **environment):
+        parser = argparse.ArgumentParser()
+        add_flags(parser, ROWS)
+        return load(ROWS, parser.parse_args(flags), self.default_file, ("sensor",), environment)
+
+    def refused(self, *flags, **environment):
+        with self.assertRaises(SettingsError) as caught:
+            self.load(*flags, **environment)
+        return str(caught.exception)
+
+
+class Precedence(Loading):
+    def test_flag_over_environment_over_file_over_default(self):
+        self.assertEqual(self.load()["node", "every"], 10.0)
+        self.assertEqual(self.load().origin("node", "every"), "default")
+        self.write("[node]\nevery = 4\n")
+        self.assertEqual(self.load()["node", "every"], 4.0)
+        self.assertEqual(self.load().origin("node", "every"), self.default_file)
+        given = {"PIGEONPOST_NODE_EVERY": "3"}
+        self.assertEqual(self.load(**given)["node", "every"], 3.0)
+        self.assertEqual(self.load(**given).origin("node", "every"), "PIGEONPOST_NODE_EVERY")
+        self.assertEqual(self.load("--every", "2", **given)["node", "every"], 2.0)
+        self.assertEqual(self.load("--every", "2", **given).origin("node", "every"), "--every")
+
+    def test_each_key_for_itself(self):
+        self.write('[node]\nevery = 4\nname = "file"\n')
+        loaded = self.load("--name", "flag")
+        self.assertEqual((loaded["node", "every"], loaded["node", "name"]), (4.0, "flag"))
+
+    def test_config_names_another_file(self):
+        self.write("[node]\nevery = 4\n")
+        other = self.write("[node]\nevery = 5\n", "other.toml")
+        loaded = self.load("--config", other)
+        self.assertEqual((loaded["node", "every"], loaded.origin("node", "every")), (5.0, other))
+
+    def test_without_a_file_toml_is_not_imported(self):
+        code = (
+            "import argparse, sys; from base.config import load;"
+            "load((), argparse.Namespace(config=None), '/nowhere'); assert 'tomllib' not in sys.modules"
+        )
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+    def test_switches(self):
+        self.assertIs(self.load()["node", "simulate"], False)
+        self.assertIs(self.load("--simulate")["node", "simulate"], True)
+        for word, value in (("1", True), ("yes", True), ("On", True), ("TRUE", True), ("0", False), ("off", False)):
+            self.assertIs(self.load(PIGEONPOST_NODE_SIMULATE=word)["node", "simulate"], value)
+        self.assertIs(self.load("--simulate", PIGEONPOST_NODE_SIMULATE="0")["node", "simulate"], True)
+
+    def test_lists(self):
+        self.assertEqual(self.load()["web", "listen"], [("0.0.0.0", 8080)])
+        self.write('[web]\nlisten = ["a:1", "b"]\n')
+        self.assertEqual(self.load()["web", "listen"], [("a", 1), ("b", 8080)])
+        self.assertEqual(self.load(PIGEONPOST_WEB_LISTEN="c:3, d:4 ,")["web", "listen"], [("c", 3), ("d", 4)])
+        self.assertEqual(self.load(PIGEONPOST_WEB_LISTEN="")["web", "listen"], [])
+        self.assertEqual(self.load("--web", "e:5", "--web", "[::1]:6")["web", "listen"], [("e", 5), ("::1", 6)])
+
+    def test_arrays_of_tables(self):
+        self.write('[[sensor]]\nkind = "machine"\n[[sensor]]\nkind = "adc"\n')
+        self.assertEqual(self.load().tables, {"sensor": [{"kind": "machine"}, {"kind": "adc"}]})
+
+
+class Refusals(Loading):
+    """Each names the place, the table, the key, what it takes and what it got."""
+
+    def test_from_every_origin(self):
+        self.write("[node]\nevery = 0\n")
+        words = "[node] every takes a number from 0.01 to 86400, not"
+        self.assertEqual(self.refused(), f"{self.default_file}: {words} 0")
+        os.remove(self.default_file)
+        self.assertEqual(self.refused(PIGEONPOST_NODE_EVERY="often"), f"PIGEONPOST_NODE_EVERY: {words} 'often'")
+        self.assertEqual(self.refused("--every", "1e9"), f"--every: {words} '1e9'")
+
+    def test_of_every_kind(self):
+        for text, words in (
+            ("[node]\nname = 7\n", "[node] name takes a text, not 7"),
+            ("[node]\nevery = true\n", "[node] every takes a number from 0.01 to 86400, not True"),
+            ("[node]\nevery = nan\n", "[node] every takes a number from 0.01 to 86400, not nan"),
+            ("[node]\nevery = inf\n", "[node] every takes a number"),
+            ("[node]\nevery = [1]\n", "[node] every takes a number"),
+            ("[node]\nevery = 1979-05-27\n", "[node] every takes a number"),
+            (f"[node]\nevery = {'9' * 400}\n", "[node] every takes a number"),
+            ("[node]\nsimulate = 1\n", "[node] simulate takes true or false, not 1"),
+            ('[node]\nsimulate = "maybe"\n', "[node] simulate takes true or false, not 'maybe'"),
+            ("[outbox]\nslots = 64.5\n", "[outbox] slots takes a whole number from 64 to 1.67772e+07, not 64.5"),
+            ('[outbox]\nslots = "64.0"\n', "[outbox] slots takes a whole number"),
+            (f"[outbox]\nslots = {'9' * 400}\n", "[outbox] slots takes a whole number"),
+            ("[outbox]\nslots = inf\n", "[outbox] slots takes a whole number"),
+            ('[web]\nlisten = "a:1"\n', "[web] listen takes a list, not 'a:1'"),
+            ("[web]\nlisten = [1]\n", "[web] listen takes HOST:PORT, not 1"),
+            (
+                '[web]\nlisten = ["a:1", ":9"]\n',
+                "[web] listen takes HOST:PORT, as in 192.168.1.20:5003 or [::]:5003, not ':9'",
+            ),
+        ):
+            with self.subTest(text[:40]):
+                self.write(text)
+                self.assertIn(words, self.refused())
+                self.assertTrue(self.refused().startswith(f"{self.default_file}: ["))
+
+    def test_what_only_a_reader_of_toml_can_bear(self):
+        for text, words in (
+            (f"[node]\nname = {'[' * 5000}", "nested too deeply"),
+            (f"[node]\n{'a.' * 3000}b = 1\n", "nested too deeply"),
+            (f"[node]\nevery = 0x{'f' * 5000}\n", "node: every: takes no number so large"),
+            ('[node]\nname = "\\u0000"\n', "node: name: takes no NUL character"),
+        ):
+            with self.subTest(text[:40]):
+                self.write(text)
+                self.assertIn(words, self.refused())
+                self.assertLess(len(self.refused()), 500)
+
+    def test_unknown_keys_and_tables(self):
+        for text, words in (
+            ("[node]\nevry = 1\n", "[node]: unknown key 'evry'; did you mean \"every\"?"),
+            ("[node]\nx = 1\n", "[node]: unknown key 'x'; it takes name, every, simulate, token"),
+            ("[outbox]\nevery = 1\n", "[outbox]: unknown key 'every'; it takes slots"),
+            ("[nodes]\nevery = 1\n", ": unknown key 'nodes'; did you mean \"node\"?"),
+            ("every = 1\n", ": unknown key 'every'; it takes node, web, outbox, sensor"),
+            ("node = 1\n", ": node is a table, written [node]"),
+            ("sensor = 1\n", ": sensor is written [[sensor]], once for each"),
+            ("[sensor]\nkind = 1\n", ": sensor is written [[sensor]], once for each"),
+            ("[node\n", ": not TOML: "),
+            ("\0", ": not TOML: "),
+            (f"[node]\nevery = {'9' * 5000}\n", ": not TOML: "),
+        ):
+            with self.subTest(text):
+                self.write(text)
+                self.assertEqual(self.refused(), self.refused())
+                self.assertIn(words, self.refused())
+                self.assertTrue(self.refused().startswith(self.default_file))
+
+    def test_files_that_do_not_read(self):
+        self.assertEqual(self.refused("--config", "/nowhere.toml"), "/nowhere.toml: No such file or directory")
+        self.assertEqual(self.refused("--config", self.folder), f"{self.folder}: Is a directory")
+        with open(self.default_file, "wb") as file:
+            file.write(b'[node]\nname = "\xff"\n')
+        self.assertIn("not TOML", self.refused())
+
+    def test_a_wrong_secret_is_not_repeated(self):
+        for arguments in ({"PIGEONPOST_NODE_TOKEN": "abc"}, {}):
+            if not arguments:
+                self.write('[node]\ntoken = "abc"\n')
+            said = self.refused(**arguments)
+            self.assertNotIn("abc", said)
+            self.assertIn("[node] token takes 4 characters or more, not what it got", said)
+        os.remove(self.default_file)
+        self.assertNotIn("abc", self.refused("--token", "abc"))
+
+
+class Showing(Loading):
+    def test_a_line_each_with_its_origin_and_no_secret(self):
+        path = self.write(
+            '[node]\nname = "a \\"b\\" \\\\ °"\ntoken = "sesame"\n[[sensor]]\nkind = "adc"\nx = {y = [1, true]}\n'
+        )
+        shown = self.load("--web", "a:1", "--web", "[::1]:2", PIGEONPOST_NODE_EVERY="3").show()
+        self.assertEqual(shown.splitlines(), [
+            "[node] every = \"3\"  # PIGEONPOST_NODE_EVERY",
+            f'[node] name = "a \\"b\\" \\\\ °"  # {path}',
+            "[node] simulate = false  # default",
+            f"[node] token = (set)  # {path}",
+            "[outbox] slots = 65536  # default",
+            '[web] listen = ["a:1", "[::1]:2"]  # --web',
+            f'[[sensor]] {{kind = "adc", x = {{y = [1, true]}}}}  # {path}',
+        ])  # fmt: skip
+        self.assertNotIn("sesame", shown)
+        self.assertIn("[node] token = (not set)  # default", self.load("--config", "/dev/null").show())
+
+    def test_one_line_whatever_the_text(self):
+        shown = self.load("--name", "a\nb\tc\x1b[2J").show()
+        self.assertEqual(len(shown.splitlines()), len(ROWS))
+        self.assertIn('name = "a\\nb\\tc\\u001b[2J"', shown)
+
+
+class Options(unittest.TestCase):
+    """The keys of a table in an array of tables."""
+
+    OPTIONS = (
+        Option("input", config.number(0, 7, whole=True), None, "which"),
+        Option("kind", config.one_of("a", "b"), "a", "what"),
+        Option("more", config.a_table, None, "a table"),
+    )
+
+    def test_all_keys_are_there(self):
+        self.assertEqual(read_options({}, self.OPTIONS, "x"), {"input": None, "kind": "a", "more": None})
+        given = {"input": 3, "kind": "b", "more": {"x": 1}}
+        self.assertEqual(read_options(given, self.OPTIONS, "x"), given)
+
+    def test_refusals_name_the_place(self):
+        where = "node.toml: [[sensor]] 2"
+        for table, words in (
+            ({"input": 8}, "input takes a whole number from 0 to 7, not 8"),
+            ({"input": 3.5}, "input takes a whole number from 0 to 7, not 3.5"),
+            ({"kind": "c"}, "kind takes 'a' or 'b', not 'c'"),
+            ({"kind": ["a"]}, "kind takes 'a' or 'b', not ['a']"),
+            ({"more": 1}, "more takes a table, not 1"),
+            ({"inpt": 1}, "unknown key 'inpt'; did you mean \"input\"?"),
+        ):
+            with self.subTest(table), self.assertRaises(SettingsError) as caught:
+                read_options(table, self.OPTIONS, where)
+            self.assertEqual(str(caught.exception), f"{where}: {words}")
+
+
+class Numbers(unittest.TestCase):
+    def test_both_ends_are_included(self):
+        parse = config.number(0.5, 2)
+        for given, value in ((0.5, 0.5), (2, 2.0), ("1e0", 1.0), ("0.5", 0.5)):
+            self.assertEqual(parse(given), value)
+        whole = config.number(1, 3, whole=True)
+        for given in (1, 3, "2", 3.0):
+            self.assertEqual((whole(given), type(whole(given))), (int(float(given)), int))
+        for given in (0, 4, "4", 0.999, "", " ", "x", None, [], {}, True, "nan", float("nan"), 10**400, "9" * 5000):
+            with self.assertRaises(ValueError):
+                whole(given)
+
+
+class Data(unittest.TestCase):
+    def test_the_folder(self):
+        with mock.patch.dict(os.environ, STATE_DIRECTORY="/var/lib/a:/var/lib/b"):
+            self.assertEqual(config.data_folder("/here"), "/here")
+            self.assertEqual(config.data_folder(""), "/var/lib/a")
+            del os.environ["STATE_DIRECTORY"]
+            self.assertEqual(config.data_folder(""), "data")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,238 @@
+"""The last day in columns: always what the store would say, asked of it only where something is new."""
+
+import random
+import threading
+import unittest
+
+from base.clock import FakeClock
+from base.errors import NotStored
+from daybook import DayBook
+from protocol import Batch, Gap, Sample
+from stores import NOTHING, Filing
+from stores.sqlite import SqliteStore
+from tests.page_support import use_memory_disk
+from tests.support import LIMIT_S, temp_folder
+
+MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
+OUTBOX, EPOCH = "00000000000000aa", "0000000000000001"
+
+
+def setUpModule():
+    use_memory_disk()
+
+
+class WatchedStore(SqliteStore):
+    """Notes which stretches of time it is asked for."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.asked = []
+        self.before = lambda: None
+
+    def summary(self, node, from_ms, to_ms, count):
+        self.asked.append((node, from_ms, to_ms))
+        self.before()
+        return super().summary(node, from_ms, to_ms, count)
+
+
+class BookCase(unittest.TestCase):
+    def setUp(self):
+        self.clock = FakeClock()
+        self.store = WatchedStore(temp_folder(self))
+        self.addCleanup(self.store.close)
+        self.book = DayBook(self.store)
+        self.seqs = {}
+        self.first_ms = {}
+
+    def put(self, *samples, node="a", told=True):
+        """Store samples of (time in ms, value), or (time in ms, values); the book hears of them, unless not `told`."""
+        made = []
+        for time_ms, value in samples:
+            seq = self.seqs[node] = self.seqs.get(node, 0) + 1
+            values = value if isinstance(value, dict) else {"t": value}
+            made.append(Sample(seq, time_ms, seq, values, {}, ""))
+            self.first_ms[node] = min(time_ms, self.first_ms.get(node, time_ms))
+        filing = Filing(node, OUTBOX, EPOCH, NOTHING)
+        filing.add(Batch(node, OUTBOX, EPOCH, 0, made, None, {}, print, print), 0)
+        with self.store.writing(()):
+            self.store.put([filing], self.clock.wall_ms(), None)
+        if told:
+            self.book.note([filing])
+
+    def day(self, node="a", first_ms=None):
+        return self.book.day(node, first_ms or self.first_ms.get(node), self.clock.wall_ms())
+
+    def assert_as_stored(self, node="a", first_ms=None):
+        """The day is what one question for all of it would bring."""
+        day = self.day(node, first_ms)
+        count = day.span_ms // day.width_ms
+        wanted = SqliteStore.summary(self.store, node, day.from_ms, day.from_ms + day.span_ms, count)
+        self.assertEqual({sensor: columns for sensor, columns in day.columns.items() if columns}, wanted)
+        return day
+
+
+class Spans(BookCase):
+    def test_a_node_that_nothing_is_stored_of(self):
+        day = self.day()
+        self.assertEqual((day.span_ms, day.width_ms, day.columns), (10 * MINUTE, 10_000, {}))
+
+    def test_the_span_grows_with_the_age_of_the_first_sample(self):
+        for old_ms, span_ms, width_ms in (
+            (-5 * MINUTE, 10 * MINUTE, 10_000),  # a node whose clock is ahead
+            (0, 10 * MINUTE, 10_000),
+            (10 * MINUTE - 1, 10 * MINUTE, 10_000),
+            (10 * MINUTE, HOUR, MINUTE),
+            (HOUR - 1, HOUR, MINUTE),
+            (HOUR, DAY, 10 * MINUTE),
+            (900 * DAY, DAY, 10 * MINUTE),
+        ):
+            day = self.day(first_ms=self.clock.wall_ms() - old_ms)
+            self.assertEqual((day.span_ms, day.width_ms), (span_ms, width_ms), old_ms)
+
+    def test_it_ends_with_the_column_that_is_now(self):
+        self.put((self.clock.wall_ms(), 21.5))
+        day = self.day()
+        self.assertEqual([column.place for column in day.columns["t"]], [59])
+        self.assertEqual(day.from_ms % day.width_ms, 0)
+        self.assertTrue(day.from_ms + 59 * day.width_ms <= self.clock.wall_ms() < day.from_ms + 60 * day.width_ms)
+
+    def test_what_is_older_than_the_span_is_not_in_it(self):
+        now_ms = self.clock.wall_ms()
+        self.put((now_ms - 2 * DAY, 1.0), (now_ms - DAY - 10 * MINUTE, 2.0), (now_ms - DAY + 20 * MINUTE, 3.0))
+        self.assertEqual([column.mean for column in self.assert_as_stored().columns["t"]], [3.0])
+
+    def test_it_moves_with_time(self):
+        self.put((self.clock.wall_ms(), 21.5))
+        self.day()
+        self.clock.sleep(30)
+        self.assertEqual([column.place for column in self.day().columns["t"]], [56])
+        self.clock.sleep(570)
+        self.assertEqual(self.day(first_ms=self.clock.wall_ms() - 1).columns, {"t": []})
+
+    def test_when_a_span_is_outgrown_nothing_is_lost(self):
+        start_ms = self.clock.wall_ms()
+        for _ in range(100):
+            self.put((self.clock.wall_ms(), self.clock.wall_ms() - start_ms))
+            self.assert_as_stored()
+            self.clock.sleep(60)
+        self.assertEqual(sum(column.values for column in self.day().columns["t"]), 100)
+
+
+class Freshness(BookCase):
+    def test_hundreds_of_random_days_are_as_stored(self):
+        """Samples now, of long ago (a node catches up) and of soon (its clock is ahead), and time that passes."""
+        chance = random.Random(11)
+        self.put((self.clock.wall_ms() - chance.choice((0, 20 * MINUTE, 2 * HOUR)), 0))
+        for _ in range(300):
+            if chance.random() < 0.5:
+                shift_ms = chance.choice((0, 0, 0, -5_000, -45 * MINUTE, -20 * HOUR, 25_000, 70_000))
+                step = chance.randint(1, 4000)
+                times = [self.clock.wall_ms() + shift_ms - k * step for k in range(chance.randint(1, 4))]
+                self.put(*[(time_ms, {chance.choice("tu"): chance.randint(-50, 50)}) for time_ms in sorted(times)])
+            self.clock.sleep(chance.choice((0, 0.2, 1, 9, 40)))
+            self.assert_as_stored()
+
+    def test_a_clock_that_is_ahead_is_seen_when_its_time_comes(self):
+        self.put((self.clock.wall_ms() + 30_000, 21.5))
+        self.assertEqual(self.day().columns.get("t", []), [])
+        self.clock.sleep(35)
+        self.assertEqual([column.values for column in self.day().columns["t"]], [1])
+
+    def test_so_is_one_that_was_ahead_when_the_server_started(self):
+        self.put((self.clock.wall_ms() + 30_000, 21.5), told=False)
+        self.day()
+        self.clock.sleep(35)
+        self.assertEqual([column.values for column in self.day().columns["t"]], [1])
+
+    def test_nothing_new_is_asked_of_nobody(self):
+        self.put((self.clock.wall_ms(), 21.5))
+        first = self.day()
+        self.store.asked.clear()
+        for _ in range(5):
+            self.assertEqual(self.day(), first)
+        self.assertEqual(self.store.asked, [])
+
+    def test_only_the_columns_with_something_new_are_read(self):
+        self.put((self.clock.wall_ms() - 5 * HOUR, 1.0), (self.clock.wall_ms(), 2.0))
+        self.day()
+        self.store.asked.clear()
+        self.put((self.clock.wall_ms() + 1, 3.0))
+        self.assertEqual(self.assert_as_stored().columns["t"][-1].values, 2)
+        ((node, from_ms, to_ms),) = self.store.asked
+        self.assertEqual((node, to_ms - from_ms), ("a", 10 * MINUTE))
+
+    def test_a_node_that_catches_up_changes_old_columns(self):
+        now_ms = self.clock.wall_ms()
+        self.put((now_ms - 3 * HOUR, 1.0), (now_ms, 2.0))
+        self.day()
+        self.put((now_ms - 2 * HOUR, 5.0))
+        self.put((now_ms - HOUR, 6.0))
+        self.assertEqual([column.mean for column in self.assert_as_stored().columns["t"]], [1.0, 5.0, 6.0, 2.0])
+
+    def test_nodes_are_kept_apart(self):
+        self.put((self.clock.wall_ms(), 1.0))
+        self.put((self.clock.wall_ms(), 2.0), node="b")
+        self.assertEqual([column.mean for column in self.day("a").columns["t"]], [1.0])
+        self.assertEqual([column.mean for column in self.day("b").columns["t"]], [2.0])
+
+    def test_a_clock_set_back_is_followed(self):
+        self.put((self.clock.wall_ms(), 1.0))
+        self.day()
+        self.clock.step(-120)
+        self.put((self.clock.wall_ms(), 2.0))
+        self.assertEqual([column.mean for column in self.assert_as_stored().columns["t"]], [2.0])
+
+    def test_every_hour_all_is_read_anew(self):
+        self.put((self.clock.wall_ms() - 5 * HOUR, 1.0))
+        self.day()
+        self.put((self.clock.wall_ms() - 4 * HOUR, 2.0), told=False)
+        self.assertEqual(len(self.day().columns["t"]), 1)
+        self.clock.sleep(3600)
+        self.assertEqual(len(self.day().columns["t"]), 2)
+
+    def test_a_gap_brings_no_value(self):
+        filing = Filing("a", OUTBOX, EPOCH, NOTHING)
+        filing.add(Batch("a", OUTBOX, EPOCH, 0, (), Gap(1, 5, 0, "overwritten"), {}, print, print), 0)
+        self.book.note([filing])
+        self.assertEqual(self.day().columns, {})
+
+
+class Trouble(BookCase):
+    def test_what_could_not_be_read_is_read_the_next_time(self):
+        now_ms = self.clock.wall_ms()
+        self.put((now_ms - 5 * HOUR, 1.0))
+        self.day()
+        self.put((now_ms, 2.0))
+
+        def locked():
+            raise NotStored("the file is locked")
+
+        self.store.before = locked
+        with self.assertRaises(NotStored):
+            self.day()
+        self.store.before = lambda: None
+        self.assertEqual(len(self.assert_as_stored().columns["t"]), 2)
+
+    def test_the_writer_does_not_wait_for_a_reader(self):
+        self.put((self.clock.wall_ms(), 1.0))
+        reading, go_on = threading.Event(), threading.Event()
+        self.addCleanup(go_on.set)
+
+        def slowly():
+            reading.set()
+            go_on.wait(LIMIT_S)
+
+        self.store.before = slowly
+        reader = threading.Thread(target=self.day)
+        reader.start()
+        self.assertTrue(reading.wait(LIMIT_S))
+        self.put((self.clock.wall_ms(), 2.0))  # would stand still here
+        self.assertTrue(reader.is_alive())
+        self.store.before = lambda: None
+        go_on.set()
+        reader.join(LIMIT_S)
+        self.assertEqual(self.assert_as_stored().columns["t"][0].values, 2)
+
+
+if __name__ == "__main__":
+    unittest.main()

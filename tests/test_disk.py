@@ -1,0 +1,176 @@
+"""Files that are whole or as before, folders that are synced, and data that one process has to itself."""
+
+import errno
+import os
+import subprocess
+import sys
+import unittest
+from unittest import mock
+
+from base import disk
+from base.disk import kind_of_filesystem, only_one, replace_file, sync_folder
+from base.errors import DiskError, InUse
+from tests.support import ROOT, Killed, clean_environment, temp_folder
+
+
+class ReplaceFile(unittest.TestCase):
+    def setUp(self):
+        self.path = os.path.join(temp_folder(self), "deep", "tokens.json")
+
+    def content(self):
+        with open(self.path, "rb") as file:
+            return file.read()
+
+    def test_it_holds_what_was_given(self):
+        for content in (b"first", b"", b"second and longer"):
+            replace_file(self.path, content)
+            self.assertEqual(self.content(), content)
+        self.assertEqual(os.listdir(os.path.dirname(self.path)), ["tokens.json"])
+
+    def test_the_mode_is_as_told_whatever_was_there(self):
+        for mode in (0o600, 0o644, 0o600):
+            replace_file(self.path, b"x", mode)
+            self.assertEqual(os.stat(self.path).st_mode & 0o777, mode)
+
+    def test_a_secret_is_at_no_moment_for_everybodys_eyes(self):
+        os.makedirs(os.path.dirname(self.path))
+        with open(self.path + ".new", "w") as file:
+            file.write("left by a crash")
+        os.chmod(self.path + ".new", 0o644)
+        modes = []
+
+        def write(fd, data):
+            modes.append(os.fstat(fd).st_mode & 0o777)
+            return write_for_real(fd, data)
+
+        write_for_real = os.write
+        with mock.patch.object(disk.os, "write", write):
+            replace_file(self.path, b"secret", 0o600)
+        self.assertEqual(set(modes), {0o600})
+        self.assertEqual(self.content(), b"secret")
+
+    def test_a_disk_that_takes_less_than_it_was_given(self):
+        replace_file(self.path, b"old")
+        write = os.write
+        with mock.patch.object(disk.os, "write", lambda fd, data: write(fd, data[:3])):
+            replace_file(self.path, b"new and whole")
+        self.assertEqual(self.content(), b"new and whole")
+
+    def test_a_disk_that_is_full_half_way(self):
+        replace_file(self.path, b"old")
+        write = os.write
+        answers = iter([4])
+
+        def full(fd, data):
+            for count in answers:
+                return write(fd, data[:count])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with mock.patch.object(disk.os, "write", full), self.assertRaises(DiskError) as caught:
+            replace_file(self.path, b"new and whole")
+        self.assertEqual(str(caught.exception), f"{self.path}: No space left on device")
+        self.assertEqual(self.content(), b"old")
+
+    def test_stopped_at_any_call_it_is_whole_or_as_before(self):
+        names = ("open", "fchmod", "write", "fsync", "close", "rename")
+        for fault in (OSError(errno.EIO, "Input/output error"), Killed()):
+            for name in names:
+                for at in range(1, 4):
+                    replace_file(self.path, b"old")
+                    real, calls = getattr(os, name), 0
+
+                    def call(*arguments, real=real, at=at, fault=fault):
+                        nonlocal calls
+                        calls += 1
+                        if calls == at:
+                            raise fault
+                        return real(*arguments)
+
+                    with self.subTest(f"{name} {at} {fault!r}"), mock.patch.object(disk.os, name, call):
+                        try:
+                            replace_file(self.path, b"new and whole")
+                        except (DiskError, Killed):
+                            pass
+                    self.assertIn(self.content(), (b"old", b"new and whole"))
+
+    def test_it_is_durable_file_first_name_second(self):
+        calls = []
+
+        def noting(name):
+            real = getattr(os, name)
+            return lambda *arguments: (calls.append(name), real(*arguments))[1]
+
+        with mock.patch.multiple(disk.os, write=noting("write"), fsync=noting("fsync"), rename=noting("rename")):
+            replace_file(self.path, b"x")
+        self.assertEqual(calls, ["write", "fsync", "rename", "fsync"])
+
+    def test_where_nothing_can_be_written(self):
+        with self.assertRaises(DiskError) as caught:
+            replace_file("/proc/nothing/here", b"x")
+        self.assertTrue(str(caught.exception).startswith("/proc/nothing/here: "))
+
+
+class OnlyOne(unittest.TestCase):
+    def test_one_and_not_another(self):
+        path = os.path.join(temp_folder(self), "new", "outbox.lock")
+        first = only_one(path)
+        code = "import sys; from base.disk import only_one; only_one(sys.argv[1])"
+        second = subprocess.run(
+            [sys.executable, "-c", code, path], cwd=ROOT, env=clean_environment(), capture_output=True, text=True
+        )
+        self.assertIn(f"InUse: {path} is held by process {os.getpid()}: two programs", second.stderr)
+        with self.assertRaises(InUse):
+            only_one(path)
+        os.close(first)
+        os.close(only_one(path))
+
+    def test_on_a_full_disk_it_holds_all_the_same(self):
+        path = os.path.join(temp_folder(self), "lock")
+        with mock.patch.object(disk.os, "pwrite", side_effect=OSError(errno.ENOSPC, "No space left on device")):
+            fd = only_one(path)
+        with self.assertRaises(InUse):
+            only_one(path)
+        os.close(fd)
+
+    def test_the_descriptor_is_not_inherited(self):
+        fd = only_one(os.path.join(temp_folder(self), "lock"))
+        self.assertFalse(os.get_inheritable(fd))
+        os.close(fd)
+
+    def test_a_folder_that_cannot_be(self):
+        path = os.path.join(temp_folder(self), "file")
+        with open(path, "w"):
+            pass
+        with self.assertRaises(DiskError) as caught:
+            only_one(os.path.join(path, "sub", "lock"))
+        self.assertIn("choose a folder that can be written with --data DIR", str(caught.exception))
+
+
+class Filesystems(unittest.TestCase):
+    def test_kinds(self):
+        self.assertEqual(kind_of_filesystem("/proc"), "proc")
+        self.assertEqual(kind_of_filesystem("/proc/self/fd"), "proc")
+        link = os.path.join(temp_folder(self), "link")
+        os.symlink("/proc/self", link)
+        self.assertEqual(kind_of_filesystem(link), "proc")
+
+    def test_the_longest_mount_point_counts_and_not_one_that_only_begins_alike(self):
+        mounts = "none / ext4 rw 0 0\nnone /da overlay rw 0 0\nnone /data tmpfs rw 0 0\nnone /a\\040b vfat rw 0 0\n"
+        with mock.patch.object(disk, "open", mock.mock_open(read_data=mounts), create=True):
+            for folder, kind in (("/data/x", "tmpfs"), ("/database", "ext4"), ("/", "ext4"), ("/a b/c", "vfat")):
+                self.assertEqual(kind_of_filesystem(folder), kind, folder)
+
+    def test_a_machine_that_does_not_tell(self):
+        with mock.patch.object(disk, "open", mock.Mock(side_effect=OSError), create=True):
+            self.assertEqual(kind_of_filesystem("/"), "")
+
+    def test_a_folder_is_synced(self):
+        synced = []
+        folder = temp_folder(self)
+        with mock.patch.object(disk.os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}"))):
+            sync_folder(os.path.join(folder, "file"))
+        self.assertEqual(synced, [os.path.realpath(folder)])
+
+
+if __name__ == "__main__":
+    unittest.main()

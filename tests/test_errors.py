@@ -1,0 +1,40 @@
+"""Every error of ours is one of ours and a built-in, and knows what it is on the wire and as an exit status."""
+
+import builtins
+import unittest
+
+from base import errors
+from base.errors import PigeonpostError, WireError
+
+
+def all_errors():
+    return [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, PigeonpostError)]
+
+
+class Errors(unittest.TestCase):
+    def test_each_says_what_it_is(self):
+        for error in all_errors():
+            self.assertIsNotNone(vars(error).get("__doc__"), error)
+
+    def test_whoever_catches_a_built_in_catches_ours(self):
+        own = {errors.PigeonpostError, errors.InUse}
+        for error in set(all_errors()) - own:
+            usual = {base.__name__ for base in error.__mro__} & {"ValueError", "OSError"}
+            self.assertEqual(len(usual), 1, error)
+            self.assertTrue(hasattr(builtins, usual.pop()))
+
+    def test_the_codes_are_those_of_the_link(self):
+        codes = {error.code: error.closes for error in all_errors() if issubclass(error, WireError)}
+        self.assertEqual(codes, {
+            "bad-argument": False, "unknown-word": False, "not-utf8": False,
+            "too-long": True, "auth": True, "protected": True, "version": True, "expected": True, "bad-ack": True,
+            "too-many": True,
+        })  # fmt: skip
+
+    def test_exit_statuses(self):
+        statuses = {error.__name__: error.exit_status for error in all_errors() if error.exit_status != 1}
+        self.assertEqual(statuses, {"SettingsError": 2, "DiskError": 74, "InUse": 75})
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,324 @@
+"""The server's only door in: each sample once, in order; acknowledged only when durable."""
+
+import random
+import tempfile
+import threading
+import unittest
+from unittest import mock
+
+from base.clock import Clock, FakeClock
+from base.errors import DiskError, NotStored
+from csvbuffer import CsvLog
+from intake import Intake
+from stores import Mark
+from stores.sqlite import SqliteStore
+from tests.support import LIMIT_S
+from tests.test_stores import E1, E2, OUTBOX, batch, gap
+
+
+class Answers:
+    """Who was told what."""
+
+    def __init__(self):
+        self.acks = []
+        self.refusals = []
+        self.changed = threading.Condition()
+
+    def done(self, epoch, seq):
+        with self.changed:
+            self.acks.append((epoch, seq))
+            self.changed.notify_all()
+
+    def refused(self, error):
+        with self.changed:
+            self.refusals.append(error)
+            self.changed.notify_all()
+
+    def of(self, made):
+        return made._replace(done=self.done, refused=self.refused)
+
+    def wait_for(self, condition, limit_s=LIMIT_S):
+        with self.changed:
+            return self.changed.wait_for(condition, limit_s)
+
+
+class IntakeCase(unittest.TestCase):
+    clock_type = FakeClock
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = folder.name
+        self.clock = self.clock_type()
+        self.answers = Answers()
+        self.failures = []
+        self.open()
+
+    def open(self, **settings):
+        self.store = SqliteStore(self.folder)
+        self.addCleanup(self.store.close)
+        self.log = CsvLog(self.folder, self.store, self.clock)
+        self.addCleanup(self.log.close)
+        self.log.start()
+        self.intake = Intake(self.store, self.log, self.clock, failed=self.failures.append, **settings)
+
+    def accept(self, *made):
+        for one in made:
+            self.intake.accept(self.answers.of(one))
+
+    def seqs(self, node="a", epoch=E1):
+        return sorted(point.seq for point in self.store.points(node, 0, 1 << 60, 100_000) if point.epoch == epoch)
+
+
+class Committing(IntakeCase):
+    def test_nothing_is_acknowledged_before_the_commit(self):
+        self.accept(batch(1, 3))
+        self.assertEqual((self.answers.acks, self.seqs()), ([], []))
+        self.intake.commit()
+        self.assertEqual((self.answers.acks, self.seqs()), ([(E1, 3)], [1, 2, 3]))
+
+    def test_a_repeat_is_acknowledged_and_not_stored_again(self):
+        self.accept(batch(1, 5))
+        self.intake.commit()
+        self.accept(batch(1, 3), batch(3, 7), batch(6, 7))
+        self.intake.commit()
+        self.assertEqual(self.answers.acks, [(E1, 5), (E1, 7)])
+        self.assertEqual(self.seqs(), list(range(1, 8)))
+        self.assertEqual((self.intake.stored, self.intake.repeated), (7, 8))
+        self.assertEqual(len(self.log.last()), 7)
+
+    def test_a_hole_is_refused_and_what_follows_too(self):
+        self.accept(batch(1, 5), batch(7, 9), batch(8, 9), batch(6, 6))
+        self.intake.commit()
+        self.assertEqual(self.seqs(), [1, 2, 3, 4, 5, 6])
+        self.assertEqual([error.code for error in self.answers.refusals], ["expected", "expected"])
+        self.assertIn("sample 6 of epoch", str(self.answers.refusals[0]))
+
+    def test_a_gap_closes_a_hole(self):
+        self.accept(batch(1, 5), gap(6, 8), batch(9, 9))
+        self.intake.commit()
+        self.assertEqual(self.answers.acks, [(E1, 9)])
+        self.assertEqual(self.intake.marks("a", OUTBOX, [E1]), (9, {E1: Mark(9, 9000)}))
+
+    def test_a_gap_over_what_is_stored_counts_only_what_is_missing(self):
+        self.accept(batch(1, 5))
+        self.intake.commit()
+        self.accept(gap(3, 8))
+        self.intake.commit()
+        self.assertEqual([(g["from"], g["to"]) for g in self.store.gaps(5)], [(6, 8)])
+        self.accept(gap(2, 8))
+        self.intake.commit()
+        self.assertEqual(len(self.store.gaps(5)), 1)
+        self.assertEqual(self.store.nodes()[0]["missing"], 3)
+        self.assertEqual(list(self.store.verify()), [])
+
+    def test_a_gap_of_older_epochs_is_recorded_once(self):
+        self.accept(gap(1, 0, base=70, before=70))
+        self.intake.commit()
+        self.assertEqual(self.intake.marks("a", OUTBOX, [E1])[0], 70)
+
+    def test_older_epochs_are_counted_once_when_a_gap_comes_again(self):
+        """By a session that ended before the commit, and by the one that took its place."""
+        self.accept(batch(1, 10))
+        self.intake.commit()
+        lost = gap(1, 86, epoch=E2, base=50, before=40)  # the numbers 11 to 50 were overwritten, and 51 to 136
+        self.accept(lost, lost)
+        self.intake.commit()
+        self.accept(lost)
+        self.intake.commit()
+        self.assertEqual([(g["from"], g["to"], g["before"]) for g in self.store.gaps(5)], [(1, 86, 40)])
+        self.assertEqual(self.intake.marks("a", OUTBOX, [E2]), (136, {E2: Mark(86, None)}))
+
+    def test_older_epochs_are_counted_once_where_numbers_are_not_told(self):
+        """As by a road that delivers a message again."""
+        for _ in range(2):
+            self.accept(gap(1, 0, base=None, before=14))
+            self.intake.commit()
+        self.accept(gap(1, 3, base=None, before=14), gap(1, 2, epoch=E2, base=None, before=3))
+        self.intake.commit()
+        told = [(g["from"], g["to"], g["before"]) for g in self.store.gaps(5)]
+        self.assertEqual(told, [(1, 2, 3), (1, 3, 0), (1, 0, 14)])
+
+    def test_what_was_stored_meanwhile_is_not_counted_as_lost(self):
+        """The node counted from what was durable; its samples that still waited for a commit came through."""
+        self.accept(batch(1, 10))
+        self.intake.commit()
+        self.accept(batch(11, 45), gap(1, 86, epoch=E2, base=50, before=40))
+        self.intake.commit()
+        self.assertEqual([(g["from"], g["to"], g["before"]) for g in self.store.gaps(5)], [(1, 86, 5)])
+        self.accept(gap(87, 86, epoch=E2, base=50, before=40))
+        self.intake.commit()
+        self.assertEqual(len(self.store.gaps(5)), 1)
+
+    def test_nodes_and_epochs_do_not_mix(self):
+        other = Answers()
+        self.intake.accept(other.of(batch(1, 3, node="b")))
+        self.accept(batch(1, 2), batch(3, 3), batch(1, 4, epoch=E2, base=3))
+        self.intake.commit()
+        self.assertEqual((self.seqs(), self.seqs("b"), self.seqs("a", E2)), ([1, 2, 3], [1, 2, 3], [1, 2, 3, 4]))
+        self.assertEqual((self.answers.acks, other.acks), ([(E1, 3), (E2, 4)], [(E1, 3)]))
+        self.assertEqual({node: latest.sample.seq for node, latest in self.intake.latest.items()}, {"a": 4, "b": 3})
+
+    def test_a_full_store_acknowledges_nothing_and_keeps_everything(self):
+        self.accept(batch(1, 3))
+        with mock.patch.object(self.store, "put", side_effect=NotStored("disk full")), self.assertRaises(NotStored):
+            self.intake.commit()
+        self.assertEqual((self.answers.acks, self.seqs()), ([], []))
+        self.accept(batch(4, 4))
+        self.intake.commit()
+        self.assertEqual((self.answers.acks, self.seqs()), ([(E1, 4)], [1, 2, 3, 4]))
+
+    def test_two_servers_of_one_node_are_each_acknowledged_what_they_sent(self):
+        other = Answers()
+        self.accept(batch(1, 5))
+        self.intake.accept(other.of(batch(1, 3)))
+        self.intake.commit()
+        self.assertEqual((self.answers.acks, other.acks), ([(E1, 5)], [(E1, 3)]))
+
+    def test_watchers_get_what_is_durable(self):
+        seen = []
+        self.intake.watch(lambda filings: seen.append([(f.node, f.mark.seq, self.seqs()) for f in filings]))
+        self.accept(batch(1, 3))
+        self.intake.commit()
+        self.assertEqual(seen, [[("a", 3, [1, 2, 3])]])
+
+    def test_random_senders(self):
+        """Senders that repeat, restart and overlap, and commits that fail: each sample once."""
+        for seed in range(30):
+            with self.subTest(seed=seed), tempfile.TemporaryDirectory() as self.folder:
+                self.open()
+                self.play(random.Random(seed))
+
+    def play(self, chance):
+        ends = {}
+        for _ in range(60):
+            node, epoch = chance.choice("ab"), chance.choice((E1, E2))
+            stored = self.intake.marks(node, OUTBOX, [epoch])[1].get(epoch, Mark(0, None)).seq
+            first = chance.randint(max(1, stored - 5), stored + 1)
+            for _ in range(chance.randint(1, 3)):
+                last = first + chance.randint(0, 20)
+                self.accept((gap if chance.random() < 0.1 else batch)(first, last, node=node, epoch=epoch))
+                ends[node, epoch] = max(last, ends.get((node, epoch), 0))
+                first = last + 1
+            if chance.random() < 0.2:
+                with mock.patch.object(self.store, "put", side_effect=NotStored("full")), self.assertRaises(NotStored):
+                    self.intake.commit()
+            if chance.random() < 0.8:
+                self.intake.commit()
+        self.intake.commit()
+        for (node, epoch), last in ends.items():
+            self.assertEqual(self.intake.marks(node, OUTBOX, [epoch])[1][epoch].seq, last)
+        self.assertEqual(list(self.store.verify()), [])
+
+
+class Running(IntakeCase):
+    clock_type = Clock
+
+    def start(self, **settings):
+        self.open(**settings)
+        self.intake.start()
+        self.addCleanup(self.intake.stop, 5)
+
+    def setUp(self):
+        super().setUp()
+        self.store.close()
+
+    def test_it_commits_after_commit_s(self):
+        self.start(commit_s=0.05)
+        self.accept(batch(1, 3))
+        self.assertTrue(self.answers.wait_for(lambda: (E1, 3) in self.answers.acks))
+        self.accept(batch(4, 4))
+        self.assertTrue(self.answers.wait_for(lambda: (E1, 4) in self.answers.acks))
+
+    def test_a_node_that_must_wait_for_its_ack_is_not_kept_waiting(self):
+        self.start(commit_s=600)
+        self.accept(batch(1, 10))
+        self.assertTrue(self.answers.wait_for(lambda: (E1, 10) in self.answers.acks))  # the first one goes at once
+        for first in range(11, 5011, 500):
+            self.accept(batch(first, first + 499))
+        self.assertTrue(self.answers.wait_for(lambda: any(seq >= 2510 for _, seq in self.answers.acks)))
+
+    def test_stop_stores_what_was_accepted(self):
+        self.start(commit_s=600)
+        self.accept(batch(1, 10))
+        self.answers.wait_for(lambda: self.answers.acks)
+        self.accept(batch(11, 20))
+        self.assertIsNone(self.intake.stop(5))
+        self.assertEqual(self.answers.acks[-1], (E1, 20))
+        self.assertEqual(list(self.store.logged_after(self.store.log_mark().filed)), [])
+        self.accept(batch(21, 30))  # too late: neither stored nor acknowledged
+        self.assertEqual((self.answers.acks[-1], len(self.seqs())), ((E1, 20), 20))
+
+    def test_too_much_makes_the_roads_wait(self):
+        self.start(commit_s=600, buffer_samples=1000)
+        held = threading.Event()
+        real = self.store.put
+
+        def put(*arguments):
+            held.wait(LIMIT_S)
+            return real(*arguments)
+
+        with mock.patch.object(self.store, "put", put):
+            taken = []
+
+            def send():
+                for first in range(1, 5001, 500):
+                    self.accept(batch(first, first + 499))
+                    taken.append(first)
+
+            sender = threading.Thread(target=send)
+            sender.start()
+            sender.join(0.3)
+            self.assertTrue(sender.is_alive())
+            self.assertLessEqual(len(taken), 4)
+            held.set()
+            sender.join(LIMIT_S)
+        self.assertTrue(self.answers.wait_for(lambda: (E1, 5000) in self.answers.acks))
+
+    def test_a_full_disk_is_tried_again(self):
+        with mock.patch("intake._RETRY_S", 0.05):
+            self.start(commit_s=0.05)
+            real, calls = self.store.put, []
+
+            def put(*arguments):
+                calls.append(1)
+                if len(calls) < 3:
+                    raise NotStored("disk full")
+                return real(*arguments)
+
+            with mock.patch.object(self.store, "put", put), self.assertLogs("intake") as logged:
+                self.accept(batch(1, 3))
+                self.assertTrue(self.answers.wait_for(lambda: (E1, 3) in self.answers.acks))
+                self.intake.stop(5)
+            self.assertEqual(len(logged.output), 2)  # when it began, and when it ended
+            self.assertEqual(self.intake.fault, "")
+
+    def test_a_broken_disk_ends_the_program(self):
+        self.start(commit_s=0.05)
+        with mock.patch.object(self.store, "put", side_effect=DiskError("I/O error")):
+            self.accept(batch(1, 3))
+            self.intake._thread.join(LIMIT_S)
+        self.assertEqual(len(self.failures), 1)
+        self.assertEqual(self.answers.acks, [])
+
+    def test_many_threads(self):
+        self.start(commit_s=0.01)
+        names = [f"n{k}" for k in range(12)]
+
+        def send(node):
+            for first in range(1, 1001, 50):
+                self.accept(batch(first, first + 49, node=node))
+
+        senders = [threading.Thread(target=send, args=(node,)) for node in names]
+        for sender in senders:
+            sender.start()
+        for sender in senders:
+            sender.join(LIMIT_S)
+        self.intake.stop(10)
+        for node in names:
+            self.assertEqual(self.seqs(node), list(range(1, 1001)))
+        self.assertEqual(list(self.store.verify()), [])
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,262 @@
+"""The house's rules, read from the code's own imports: who may know whom, what a node loads, how long things get."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import unittest
+from typing import NamedTuple
+
+from tests.support import ROOT, clean_environment
+
+# The floor of every file: it imports only from lower ones (docs/way.md). Members of a room stand on MEMBERS.
+FLOORS = {
+    "base.errors": 0, "base.clock": 0, "base.net": 0, "base.version": 0, "base": 0,
+    "base.config": 1, "base.disk": 1, "base.running": 1,
+    "protocol": 2, "http_head": 2, "settings": 3,
+    "sensors": 3, "links": 3, "stores": 3, "gate": 3, "pages": 3, "ring": 3, "session": 3, "webserver": 3,
+    "adc": 4, "sampler": 4, "outbox": 4, "csvbuffer": 4, "session_server": 4, "daybook": 4,
+    "intake": 5, "session_node": 5,
+    "webdoor": 7, "demo": 7,
+    "webui": 8,
+    "node": 9, "server": 9, "control": 9,
+}  # fmt: skip
+MEMBERS = 6
+ROOMS = ("sensors", "links", "stores", "gate", "pages")
+LONGEST_FUNCTION = 60
+LONGEST_FILE = 450
+# What a node without a token does not load: on a Pi Zero each costs memory that somebody wants for samples.
+NOT_ON_A_NODE = (
+    "http", "urllib.request", "smtplib", "asyncio", "ssl", "hashlib", "_hashlib", "hmac", "sqlite3", "email", "csv",
+    "dataclasses", "spidev", "tomllib", "multiprocessing", "xml", "unittest", "secrets", "webui", "webserver",
+    "http_head", "webdoor", "intake", "csvbuffer", "server", "control", "demo", "stores", "pages", "gate", "tests",
+)  # fmt: skip
+
+
+class Import(NamedTuple):
+    module: str
+    line: int
+    at_top: bool  # it runs when the module is loaded
+    for_types: bool  # under `if TYPE_CHECKING:`
+
+
+def product_files():
+    """Every file of the program, as paths from the root."""
+    files = [name for name in os.listdir(ROOT) if name.endswith(".py")]
+    for room in ("base", *ROOMS):
+        for folder, _, names in os.walk(os.path.join(ROOT, room)):
+            files += [os.path.relpath(os.path.join(folder, name), ROOT) for name in names if name.endswith(".py")]
+    return sorted(files)
+
+
+def module_of(path):
+    return path.removesuffix(".py").removesuffix("/__init__").replace(os.sep, ".")
+
+
+FILES = {module_of(path): path for path in product_files()}
+
+
+def parsed(module):
+    with open(os.path.join(ROOT, FILES[module]), encoding="utf-8") as file:
+        return ast.parse(file.read(), FILES[module])
+
+
+def imports_of(tree):
+    """All imports of a file, at whatever depth; `from room import member` counts as importing the member too."""
+    found = []
+
+    def walk(node, at_top, for_types):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                found.extend(Import(alias.name, child.lineno, at_top, for_types) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert not child.level, f"a relative import in line {child.lineno}"
+                found.append(Import(child.module, child.lineno, at_top, for_types))
+                members = (f"{child.module}.{alias.name}" for alias in child.names)
+                found.extend(Import(name, child.lineno, at_top, for_types) for name in members if name in FILES)
+            elif isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+                for part in child.body:
+                    walk(ast.Module([part], []), at_top, True)
+                for part in child.orelse:
+                    walk(ast.Module([part], []), at_top, for_types)
+            else:
+                function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+                walk(child, at_top and not function, for_types)
+
+    walk(tree, True, False)
+    return found
+
+
+IMPORTS = {module: imports_of(parsed(module)) for module in FILES}
+
+
+def room_of(module):
+    return module.partition(".")[0] if module.partition(".")[0] in ROOMS else None
+
+
+def floor_of(module):
+    if module in FLOORS:
+        return FLOORS[module]
+    return MEMBERS if room_of(module) else None
+
+
+def ours(module):
+    return module in FILES or module.partition(".")[0] in FLOORS
+
+
+class Imports(unittest.TestCase):
+    def all_at_runtime(self):
+        for module, imports in IMPORTS.items():
+            for entry in imports:
+                if not entry.for_types:
+                    yield module, entry
+
+    def assert_none(self, found):
+        self.assertEqual([], found, "\n" + "\n".join(found))
+
+    def test_the_test_itself_sees_imports(self):
+        tree = ast.parse(
+            "import a.b\nfrom c import d\nif TYPE_CHECKING:\n    from e import f\nelse:\n    import g\n"
+            "def h():\n    import i\nclass J:\n    import k\ntry:\n    import l\nexcept ImportError:\n    pass\n"
+        )
+        self.assertEqual(
+            [tuple(entry) for entry in imports_of(tree)],
+            [
+                ("a.b", 1, True, False), ("c", 2, True, False), ("e", 4, True, True), ("g", 6, True, False),
+                ("i", 8, False, False), ("k", 10, True, False), ("l", 12, True, False),
+            ],
+        )  # fmt: skip
+        self.assertIn("links.tcp", [entry.module for entry in IMPORTS["node"]])
+
+    def test_every_file_has_its_floor(self):
+        self.assert_none([path for module, path in FILES.items() if floor_of(module) is None])
+
+    def test_a_file_imports_only_from_lower_floors(self):
+        wrong = []
+        for module, entry in self.all_at_runtime():
+            floor = floor_of(entry.module) if ours(entry.module) else None
+            if floor is None:
+                continue
+            own_contract = room_of(module) and entry.module == room_of(module)
+            if floor >= floor_of(module) and not own_contract:
+                wrong.append(
+                    f"{FILES[module]}:{entry.line}: {module} (floor {floor_of(module)}) imports"
+                    f" {entry.module} (floor {floor})"
+                )
+        self.assert_none(wrong)
+
+    def test_rooms_do_not_import_each_other(self):
+        self.assert_none([
+            f"{FILES[module]}:{entry.line}: {module} imports {entry.module}"
+            for module, entry in self.all_at_runtime()
+            if room_of(module) and room_of(entry.module) not in (None, room_of(module))
+        ])  # fmt: skip
+
+    def test_two_members_of_a_room_share_only_the_contract(self):
+        self.assert_none([
+            f"{FILES[module]}:{entry.line}: {module} imports {entry.module}"
+            for module, entry in self.all_at_runtime()
+            if room_of(module) and room_of(entry.module) == room_of(module) and entry.module != room_of(module)
+        ])  # fmt: skip
+
+    def test_nothing_below_the_rooms_knows_a_member(self):
+        self.assert_none([
+            f"{FILES[module]}:{entry.line}: {module} imports {entry.module}"
+            for module, entry in self.all_at_runtime()
+            if floor_of(module) < MEMBERS and "." in entry.module and room_of(entry.module)
+        ])  # fmt: skip
+
+    def test_only_the_program_and_pythons_own_library_is_imported_at_the_top_of_a_file(self):
+        self.assert_none([
+            f"{FILES[module]}:{entry.line}: {entry.module}"
+            for module, entry in self.all_at_runtime()
+            if entry.at_top and not ours(entry.module) and entry.module.partition(".")[0] not in sys.stdlib_module_names
+        ])  # fmt: skip
+
+    def test_a_library_that_is_not_pythons_is_imported_by_the_one_member_that_needs_it(self):
+        allowed = {("adc", "spidev")}
+        found = {
+            (module, entry.module)
+            for module, entry in self.all_at_runtime()
+            if not ours(entry.module) and entry.module.partition(".")[0] not in sys.stdlib_module_names
+        }
+        self.assertEqual(found, allowed)
+
+    def test_tests_and_measurements_are_not_part_of_the_program(self):
+        for module, imports in IMPORTS.items():
+            for entry in imports:
+                self.assertNotIn(entry.module.partition(".")[0], ("tests", "bench"), module)
+
+    def test_no_name_of_ours_hides_one_of_pythons(self):
+        for module in FILES:
+            self.assertNotIn(module.partition(".")[0], sys.stdlib_module_names)
+
+
+class Files(unittest.TestCase):
+    def test_no_file_is_too_long(self):
+        for path in FILES.values():
+            with open(os.path.join(ROOT, path), encoding="utf-8") as file:
+                lines = len(file.readlines())
+            with self.subTest(path):
+                self.assertLessEqual(lines, LONGEST_FILE)
+
+    def test_no_function_is_too_long(self):
+        for module, path in FILES.items():
+            for node in ast.walk(parsed(module)):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    with self.subTest(f"{path}:{node.lineno} {node.name}"):
+                        self.assertLessEqual(node.end_lineno - node.lineno + 1, LONGEST_FUNCTION)
+
+    def test_every_file_opens_with_its_card(self):
+        for module, path in FILES.items():
+            with self.subTest(path):
+                card = ast.get_docstring(parsed(module)) or ""
+                self.assertIn("Runs on", card)
+                self.assertRegex(card.splitlines()[0], r"^[A-Z0-9].*[.:,\w]$")
+
+    def test_nothing_is_done_when_a_file_is_loaded(self):
+        """Definitions only: no call whose result nobody keeps, no loop, no file, no thread."""
+        allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+        for module, path in FILES.items():
+            for node in parsed(module).body:
+                docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+                guard = isinstance(node, ast.If) and ast.unparse(node.test) in (
+                    "TYPE_CHECKING",
+                    "__name__ == '__main__'",
+                )
+                fills_a_table = isinstance(node, ast.Expr) and ".update(" in ast.unparse(node)[:40]
+                with self.subTest(f"{path}:{node.lineno}"):
+                    fine = docstring or guard or fills_a_table or isinstance(node, allowed)
+                    self.assertTrue(fine, ast.unparse(node)[:80])
+
+
+class Loaded(unittest.TestCase):
+    def loaded_by(self, code):
+        """The modules that a fresh Python has after `code`."""
+        code += "\nimport sys, json; print(json.dumps(sorted(sys.modules)))"
+        # -S: what a site's own .pth files load is not ours; -I would leave out our folder too.
+        result = subprocess.run(
+            [sys.executable, "-S", "-c", code], cwd=ROOT, env=clean_environment(PYTHONPATH=ROOT),
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        self.assertEqual(result.returncode, 0, result.stderr)
+        return set(json.loads(result.stdout))
+
+    def test_what_a_node_loads(self):
+        loaded = self.loaded_by("import node")
+        self.assertIn("session_node", loaded)
+        found = [name for name in loaded for bad in NOT_ON_A_NODE if name == bad or name.startswith(bad + ".")]
+        self.assertEqual(found, [])
+
+    def test_every_module_can_be_loaded_alone(self):
+        """In any order, so that there is no circle in which it matters who comes first."""
+        codes = [module for module in FILES if module not in ("node", "server", "control")]
+        code = "import sys\n" + "\n".join(
+            f"import {module}\nfor name in {sorted(FILES)!r}: sys.modules.pop(name, None)" for module in codes
+        )
+        self.assertNotIn("tests", self.loaded_by(code))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,317 @@
+"""Live values: every commit reaches every open page; who comes back misses nothing; who does not read is dropped."""
+
+import json
+import os
+import socket
+import threading
+import unittest
+from types import SimpleNamespace
+
+from base.clock import Clock, FakeClock
+from http_head import Refusal, Request
+from intake import Latest
+from pages import Visit
+from pages.live import Live
+from protocol import Sample
+from tests.support import LIMIT_S, WALL_MS, wait_until
+
+
+class Page:
+    """A page that listens: the client's end of a stream."""
+
+    def __init__(self, sock):
+        self.sock = sock
+        self.sock.settimeout(LIMIT_S)
+        self._data = b""
+        self.last_id = ""
+
+    def block(self):
+        """The next block of the stream, its fields by name; a comment has the name ""; None when the stream ends."""
+        while b"\n\n" not in self._data:
+            try:
+                part = self.sock.recv(1 << 16)
+            except ConnectionResetError:
+                return None
+            if not part:
+                return None
+            self._data += part
+        block, _, self._data = self._data.partition(b"\n\n")
+        fields = {line.partition(":")[0]: line.partition(":")[2].strip() for line in block.decode().split("\n")}
+        self.last_id = fields.get("id", self.last_id)
+        return fields
+
+    def samples(self):
+        """The samples of the next event."""
+        while (fields := self.block()) is not None:
+            if "data" in fields:
+                return json.loads(fields["data"])["samples"]
+        raise AssertionError("the stream has ended")
+
+
+class LiveCase(unittest.TestCase):
+    def setUp(self):
+        self.clock = FakeClock()
+        self.latest = {}
+        self.house = SimpleNamespace(clock=self.clock, intake=SimpleNamespace(latest=self.latest))
+        self.live = self.make()
+
+    def make(self, **settings):
+        live = Live(self.house, **settings)
+        self.addCleanup(live.stop, LIMIT_S)
+        live.start()
+        return live
+
+    def visit(self, last_id=None):
+        headers = {} if last_id is None else {"last-event-id": last_id}
+        return Visit(self.house, Request("GET", "/events", "1.1", headers), (), print)
+
+    def page(self, last_id=None, still_in=lambda: True, live=None, wait=True, buffer=None):
+        """Open a page, and wait until it is served: what is noted from then on comes to it as an event."""
+        ours, theirs = socket.socketpair()
+        self.addCleanup(ours.close)
+        if buffer:
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
+        live = live or self.live
+        answer = live.answer(self.visit(last_id), still_in)
+        self.assertEqual(answer.kind, "text/event-stream; charset=utf-8")
+        self.assertEqual(answer.headers["Cache-Control"], "no-store")
+        answer.live(theirs)
+        page = Page(ours)
+        if wait:
+            self.assertEqual(page.block(), {"retry": "3000"})
+        return page
+
+    def store(self, node="basement", values=None, units=None, live=None):
+        """Something of `node` was committed."""
+        values = {"temperature": 21.5} if values is None else values
+        units = {"temperature": "°C"} if units is None else units
+        self.latest[node] = Latest(Sample(1, WALL_MS, 1, values, {}, ""), units, WALL_MS)
+        (live or self.live).note([SimpleNamespace(node=node)])
+
+    def beat(self, live=None):
+        """Let the time of a heartbeat come; something stored makes the thread look at its clock."""
+        self.clock.sleep(15)
+        (live or self.live).note([])
+
+
+class Events(LiveCase):
+    def test_a_new_page_first_gets_what_is(self):
+        self.store()
+        self.assertEqual(
+            self.page().samples(),
+            [{"node": "basement", "time_ms": WALL_MS, "values": {"temperature": "21.5 °C"}}],
+        )
+
+    def test_a_page_of_a_house_without_samples_gets_an_empty_event(self):
+        self.assertEqual(self.page().samples(), [])
+
+    def test_every_commit_comes_to_every_page(self):
+        pages = [self.page() for _ in range(5)]
+        for page in pages:
+            page.samples()
+        self.store(values={"temperature": 22.25, "light": 1500, "load": 0}, units={"temperature": "°C"})
+        for page in pages:
+            (sample,) = page.samples()
+            self.assertEqual(sample["values"], {"temperature": "22.25 °C", "light": "1,500", "load": "0"})
+
+    def test_a_sensor_that_failed_is_a_dash(self):
+        page = self.page()
+        page.samples()
+        self.store(values={"temperature": None})
+        self.assertEqual(page.samples()[0]["values"], {"temperature": "–"})
+
+    def test_a_commit_of_many_nodes_is_one_event(self):
+        page = self.page()
+        page.samples()
+        for node in "abc":
+            self.latest[node] = Latest(Sample(1, WALL_MS, 1, {"t": 1}, {}, ""), {}, WALL_MS)
+        self.live.note([SimpleNamespace(node=node) for node in "abcaz"])  # z has brought no sample but a gap
+        self.assertEqual([sample["node"] for sample in page.samples()], ["a", "b", "c"])
+
+    def test_the_writer_waits_for_nobody(self):
+        """Not even when it is woken more often than the pipe holds."""
+        self.page(wait=False)
+        writer = threading.Thread(target=lambda: [self.live.note([]) for _ in range(70_000)])
+        writer.start()
+        writer.join(LIMIT_S)
+        self.assertFalse(writer.is_alive())
+
+    def test_events_are_numbered(self):
+        page = self.page()
+        page.samples()
+        first = page.last_id
+        self.store()
+        page.samples()
+        run, _, number = first.partition("-")
+        self.assertRegex(run, r"^[0-9a-f]{6}$")
+        self.assertEqual(page.last_id, f"{run}-{int(number) + 1}")
+
+
+class ComingBack(LiveCase):
+    def events(self, count, page):
+        """That many commits; `page` has had each of them."""
+        for number in range(count):
+            self.store(values={"temperature": number})
+            page.samples()
+
+    def setUp(self):
+        super().setUp()
+        self.first = self.page()
+        self.first.samples()
+
+    def texts_from(self, last_id, count):
+        page = self.page(last_id)
+        return [page.samples()[0]["values"]["temperature"] for _ in range(count)]
+
+    def test_it_gets_what_it_missed(self):
+        self.events(3, self.first)
+        last_id = self.first.last_id
+        self.events(3, self.first)
+        self.assertEqual(self.texts_from(last_id, 3), ["0 °C", "1 °C", "2 °C"])
+
+    def test_who_missed_nothing_gets_nothing(self):
+        self.events(3, self.first)
+        page = self.page(self.first.last_id)
+        self.store(values={"temperature": 50})
+        self.assertEqual(page.samples()[0]["values"]["temperature"], "50 °C")
+
+    def test_who_missed_too_much_gets_how_things_are(self):
+        self.events(1, self.first)
+        last_id = self.first.last_id
+        self.events(66, self.first)
+        page = self.page(last_id)
+        self.assertEqual(page.samples()[0]["values"]["temperature"], "65 °C")
+        self.assertEqual(page.last_id, self.first.last_id)
+        self.events(1, self.first)
+        self.assertEqual(page.samples()[0]["values"]["temperature"], "0 °C")
+
+    def test_exactly_as_many_as_are_kept(self):
+        self.events(1, self.first)
+        last_id = self.first.last_id
+        self.events(64, self.first)
+        self.assertEqual(self.texts_from(last_id, 64), [f"{number} °C" for number in range(64)])
+
+    def test_a_number_of_another_run_is_not_taken_for_ours(self):
+        self.events(3, self.first)
+        _, _, number = self.first.last_id.partition("-")
+        for last_id in (f"abcdef-{int(number) - 2}", number, "", "-", f"{self.first.last_id}0", "x" * 5000,
+                        f"{self.first.last_id[:6]}--1", f"{self.first.last_id[:6]}-²"):  # fmt: skip
+            self.assertEqual(self.texts_from(last_id, 1), ["2 °C"], last_id)
+
+
+class Clients(LiveCase):
+    def test_as_many_as_there_is_room_for(self):
+        live = self.make(most_clients=2)
+        pages = [self.page(live=live), self.page(live=live)]
+        with self.assertRaises(Refusal) as caught:
+            live.answer(self.visit(), lambda: True)
+        self.assertEqual((caught.exception.status, caught.exception.code), (503, "busy"))
+        self.assertEqual(caught.exception.headers, {"Retry-After": "30"})
+        pages[0].sock.close()
+        wait_until(lambda: live.clients == 1, "the closed page is gone")
+        self.page(live=live)
+
+    def test_who_does_not_read_is_dropped_and_the_others_go_on(self):
+        good, slow = self.page(), self.page(buffer=4096)
+        good.samples()
+        texts = {f"sensor_{number}": number for number in range(400)}
+        for _ in range(100):
+            self.store(values=texts)
+            self.assertEqual(len(good.samples()[0]["values"]), 400)
+            if self.live.clients == 1:
+                break
+        self.assertEqual(self.live.clients, 1)
+        while slow.block() is not None:  # what was on its way, and then the end
+            pass
+
+    def test_who_reads_late_gets_all_of_it(self):
+        slow = self.page(buffer=4096)
+        slow.samples()
+        good = self.page()
+        good.samples()
+        values = {f"sensor_{number}": number for number in range(100)}
+        for _ in range(10):
+            self.store(values=values)
+            good.samples()
+        for _ in range(10):
+            self.assertEqual(len(slow.samples()[0]["values"]), 100)
+        self.assertEqual(slow.last_id, good.last_id)
+
+    def test_what_a_page_says_is_not_looked_at(self):
+        page = self.page()
+        page.samples()
+        page.sock.sendall(b"x" * 5000)
+        self.store()
+        self.assertEqual(len(page.samples()), 1)
+
+    def test_who_leaves_is_let_go(self):
+        page = self.page()
+        wait_until(lambda: self.live.clients == 1)
+        page.sock.close()
+        wait_until(lambda: self.live.clients == 0, "the page is gone")
+
+    def test_a_heartbeat(self):
+        page = self.page()
+        page.samples()
+        self.beat()
+        self.assertEqual(page.block(), {"": ""})
+        self.beat()
+        self.assertEqual(page.block(), {"": ""})
+
+    def test_without_anything_new_there_is_a_heartbeat_too(self):
+        self.house.clock = Clock()
+        page = self.page(live=self.make(heartbeat_s=0.02))
+        page.samples()
+        self.assertEqual([page.block(), page.block()], [{"": ""}, {"": ""}])
+
+    def test_whose_session_has_ended_hears_no_more(self):
+        may = [True]
+        guest, other = self.page(still_in=lambda: may[0]), self.page()
+        for page in (guest, other):
+            page.samples()
+        self.beat()
+        self.assertEqual(guest.block(), {"": ""})
+        other.block()
+        may[0] = False
+        self.beat()
+        self.assertIsNone(guest.block())
+        self.assertEqual(other.block(), {"": ""})
+
+
+class Ending(LiveCase):
+    def test_all_streams_end(self):
+        pages = [self.page() for _ in range(3)]
+        self.live.stop(LIMIT_S)
+        for page in pages:
+            while page.block() is not None:
+                pass
+        with self.assertRaises(Refusal):
+            self.live.answer(self.visit(), lambda: True)
+
+    def test_one_that_was_about_to_be_served_ends_too(self):
+        live = Live(self.house)
+        self.addCleanup(live.stop, LIMIT_S)
+        page = self.page(live=live, wait=False)
+        live.start()
+        live.stop(LIMIT_S)
+        while page.block() is not None:
+            pass
+
+    def test_stopped_before_it_began(self):
+        live = Live(self.house)
+        live.stop(LIMIT_S)
+
+    def test_pages_that_have_gone_leave_no_descriptor(self):
+        self.page().samples()
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(200):
+            wait_until(lambda: self.live.clients < 10, "there is room for one more")
+            ours, theirs = socket.socketpair()
+            self.live.answer(self.visit(), lambda: True).live(theirs)
+            ours.close()
+        wait_until(lambda: self.live.clients == 1, "all are gone")
+        self.assertLessEqual(len(os.listdir("/proc/self/fd")), before + 2)
+
+
+if __name__ == "__main__":
+    unittest.main()

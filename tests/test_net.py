@@ -1,0 +1,75 @@
+"""Addresses as people write them, and names as machines have them."""
+
+import os
+import unittest
+from unittest import mock
+
+from base import net
+from base.net import is_loopback, join_address, own_address, own_name, split_address
+from protocol import NODE_NAME
+
+
+class Addresses(unittest.TestCase):
+    def test_split(self):
+        for text, default, pair in (
+            ("192.168.1.20:5003", None, ("192.168.1.20", 5003)),
+            ("basement.local", 5003, ("basement.local", 5003)),
+            ("basement.local:1", 5003, ("basement.local", 1)),
+            ("[::1]:5003", None, ("::1", 5003)),
+            ("[::]", 5003, ("::", 5003)),
+            ("::1", 5003, ("::1", 5003)),
+            ("fe80::1%eth0", 5003, ("fe80::1%eth0", 5003)),
+            ("0.0.0.0:0", None, ("0.0.0.0", 0)),
+            ("a:65535", None, ("a", 65535)),
+        ):
+            self.assertEqual(split_address(text, default), pair, text)
+
+    def test_joined_and_split_again(self):
+        for pair in (("127.0.0.1", 5003), ("::1", 5003), ("basement", 0)):
+            self.assertEqual(split_address(join_address(*pair)), pair)
+
+    def test_what_is_no_address(self):
+        for text in (
+            "",
+            ":",
+            ":5003",
+            "a:",
+            "a:b",
+            "a:-1",
+            "a:65536",
+            "a",
+            "::1",
+            "[::1]",
+            "a:5003 ",
+            "a:٣",
+            "[]:1",
+            "a:" + "9" * 5000,
+        ):
+            with self.subTest(text[:20]), self.assertRaises(ValueError) as caught:
+                split_address(text)
+            self.assertIn("takes HOST:PORT", str(caught.exception))
+
+    def test_loopback(self):
+        for host in ("127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1"):
+            self.assertTrue(is_loopback(host), host)
+        for host in ("192.168.1.1", "10.127.0.0", "::2", "::", "::ffff:10.0.0.1", "fe80::1", "0.0.0.0", ""):
+            self.assertFalse(is_loopback(host), host)
+
+
+class Names(unittest.TestCase):
+    def test_this_machines_name_is_always_a_name_of_a_node(self):
+        for host in ("pi", "Raspberry Pi (küche)", "...", "", "-a-", "x" * 200, "日本", "a.b_c", "x" * 62 + "..x"):
+            with mock.patch.object(net.socket, "gethostname", lambda host=host: host), mock.patch.dict(os.environ):
+                os.environ.pop("BALENA_DEVICE_NAME_AT_INIT", None)
+                self.assertTrue(NODE_NAME(own_name()), f"{host!r}: {own_name()!r}")
+
+    def test_the_name_that_balena_gave_comes_first(self):
+        with mock.patch.dict(os.environ, BALENA_DEVICE_NAME_AT_INIT="long sea"):
+            self.assertEqual(own_name(), "long-sea")
+
+    def test_own_address_is_an_address_or_nothing(self):
+        self.assertRegex(own_address(), r"^$|^[0-9]+(\.[0-9]+){3}$")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,480 @@
+"""The node as a program: how it starts, what it says, how it ends, and what is there when it starts again."""
+
+import argparse
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from itertools import pairwise
+from unittest import mock
+
+import node
+from base.clock import FakeClock
+from base.config import load
+from base.errors import SettingsError
+from links.tcp import ServerEnd
+from ring import Ring
+from sensors import Channel
+from settings import NODE
+from tests.support import LIMIT_S, ROOT, FakeLedger, Program, Talk, clean_environment, temp_folder, wait_until
+
+
+def setUpModule():
+    """Compiled once, and not by each of the many processes; and not into the folders of the program."""
+    folder = tempfile.TemporaryDirectory(prefix="pigeonpost-test-")
+    unittest.addModuleCleanup(folder.cleanup)
+    kept = mock.patch.dict(COMPILED, PYTHONDONTWRITEBYTECODE="", PYTHONPYCACHEPREFIX=folder.name)
+    unittest.enterModuleContext(kept)
+
+
+COMPILED = {}
+
+
+def run(test, *arguments, **environment):
+    """A node that ends by itself: its exit status, output and errors."""
+    result = subprocess.run(
+        [sys.executable, os.path.join(ROOT, "node.py"), *arguments], cwd=temp_folder(test),
+        env=clean_environment(**COMPILED, **environment), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=LIMIT_S,
+    )  # fmt: skip
+    return result.returncode, result.stdout, result.stderr
+
+
+class NodeCase(unittest.TestCase):
+    def setUp(self):
+        self.data = temp_folder(self)
+
+    def start(self, *arguments, **environment):
+        """A simulated node, quick, on a free port, on this test's data."""
+        return Program(
+            self, "node.py", "--simulate", "--listen", "127.0.0.1:0", "--data", self.data, "--name", "basement",
+            *(arguments or ("--every", "0.05")), **{"PIGEONPOST_OUTBOX_SLOTS": "1024", **COMPILED, **environment},
+        )  # fmt: skip
+
+    def ring(self):
+        """The outbox's file, as another program sees it."""
+        ring = Ring(self.data, 64, 128)
+        self.addCleanup(ring.close)
+        return ring
+
+    def status(self, address, token=None):
+        with Talk(address) as talk:
+            if token:
+                talk.say("AUTH", {"token": token})
+            talk.say("CHECK")
+            return talk.until("STATUS").args
+
+    def held(self, address, token=None):
+        """How many samples it holds now, waiting until there are some."""
+        return wait_until(lambda: self.status(address, token)[2]["held"])
+
+
+class Starting(NodeCase):
+    def test_it_says_where_it_listens_and_answers_there(self):
+        program = self.start()
+        host, port = program.address()
+        self.assertEqual(host, "127.0.0.1")
+        self.assertNotEqual(port, 0)
+        on, _, details = self.status((host, port))
+        self.assertTrue(on)
+        self.assertEqual((details["every"], details["slots"], details["collectors"]), (0.05, 1024, []))
+        program.logs("node basement: temperature, light, every 0.05 s, on")
+        program.logs("no token: only this machine is answered (control.py token basement makes one)")
+        self.assertEqual(program.said, [f"listening on 127.0.0.1:{port}"])
+
+    def test_it_takes_samples_and_keeps_them(self):
+        address = self.start().address()
+        wait_until(lambda: self.status(address)[2]["taken"] >= 3)
+        self.assertGreaterEqual(wait_until(lambda: self.status(address)[2]["held"] >= 3 and 3), 3)
+
+    def test_a_server_collects_what_was_taken(self):
+        address = self.start().address()
+        ledger = FakeLedger()
+        end = ServerEnd(address, "basement", "home", ledger, {}, FakeClock())
+        end.start()
+        self.addCleanup(end.stop, LIMIT_S)
+        ledger.wait_for(5)
+        with self.assertLogs("links.tcp", "WARNING"):
+            end.stop(LIMIT_S)
+        epoch = ledger.rows[0][1]
+        seqs = ledger.seqs(epoch)
+        self.assertEqual(seqs, list(range(1, len(seqs) + 1)))
+        sample = ledger.rows[-1][2]
+        self.assertEqual(set(sample.values), {"temperature", "light"})
+        self.assertTrue(15 < sample.values["temperature"] < 27, sample)
+        simulated = [
+            {"name": "temperature", "unit": "°C", "simulated": True},
+            {"name": "light", "unit": "counts", "simulated": True},
+        ]
+        self.assertEqual(end.state.sensors, simulated)
+
+    def test_it_runs_where_its_folder_cannot_be_written(self):
+        """Run by copying: nothing but the data folder is written, wherever it is started."""
+        copy = os.path.join(temp_folder(self), "pigeonpost")
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "tests", "bench", "__pycache__", ".*"))
+        before = sorted(os.walk(copy))
+        with mock.patch("tests.support.ROOT", copy):
+            program = self.start()
+        program.address()
+        program.terminate()
+        self.assertEqual(program.wait(), 0)
+        self.assertEqual(sorted(os.walk(copy)), before)
+
+    def test_without_a_chip_it_says_the_remedy_and_reads_the_machine(self):
+        program = Program(
+            self, "node.py", "--listen", "127.0.0.1:0", "--data", self.data, "--every", "0.05",
+            PIGEONPOST_OUTBOX_SLOTS="64", **COMPILED,
+        )  # fmt: skip
+        address = program.address()
+        remedies = ("sudo apt install python3-spidev", "sudo raspi-config nonint do_spi 0", "sudo usermod -aG spi")
+        line = program.logs("temperature: ")
+        self.assertTrue(any(remedy in line for remedy in remedies), line)
+        with Talk(address) as talk:
+            talk.say("SEND", True)
+            _, samples = talk.until("SENSORS").args
+        values, errors = samples[0].values, samples[0].errors
+        self.assertIsNone(values["temperature"])
+        said = line.partition("temperature: ")[2]
+        self.assertTrue(len(errors["temperature"]) >= 20 and said.startswith(errors["temperature"]), (errors, said))
+        self.assertIsNotNone(values["load"])
+        self.assertIsNotNone(values["disk_free"])
+
+    def test_version_and_help(self):
+        status, said, _ = run(self, "--version")
+        self.assertEqual(status, 0)
+        self.assertRegex(said, r"^pigeonpost \d+\.\d+\.\d+\n$")
+        status, said, _ = run(self, "--help")
+        self.assertEqual(status, 0)
+        for flag in (
+            "--config",
+            "--name",
+            "--listen",
+            "--data",
+            "--every",
+            "--simulate",
+            "--token",
+            "--show",
+            "examples:",
+        ):
+            self.assertIn(flag, said)
+
+
+class Settings_(NodeCase):
+    def refused(self, *arguments, file=None, **environment):
+        """What it says on standard error, having ended with 2."""
+        if file is not None:
+            path = os.path.join(self.data, "node.toml")
+            with open(path, "w", encoding="utf-8") as out:
+                out.write(file)
+            arguments = ("--config", path, *arguments)
+        status, said, errors = run(self, "--data", self.data, *arguments, **environment)
+        self.assertEqual((status, said), (2, ""), errors)
+        self.assertNotIn("Traceback", errors)
+        return errors
+
+    def test_show_prints_every_setting_with_its_origin_and_stops(self):
+        status, said, errors = run(
+            self, "--show", "--every", "3", "--token", "a secret of 16 letters", PIGEONPOST_OUTBOX_SLOTS="128"
+        )
+        self.assertEqual((status, errors), (0, ""))
+        self.assertEqual(len(said.splitlines()), len(NODE))
+        for line in (
+            "[node] every = 3  # --every", "[outbox] slots = 128  # PIGEONPOST_OUTBOX_SLOTS",
+            '[node] listen = "0.0.0.0:5003"  # default', "[node] token = (set)  # --token",
+        ):  # fmt: skip
+            self.assertIn(line.split("  # ")[1], said)
+            self.assertIn(line.partition(" = ")[0], said)
+        self.assertIn("[node] token = (set)  # --token", said)
+        self.assertNotIn("a secret of", said)
+
+    def test_show_makes_nothing(self):
+        folder = os.path.join(self.data, "new")
+        self.assertEqual(run(self, "--show", "--data", folder)[0], 0)
+        self.assertFalse(os.path.exists(folder))
+
+    def test_a_wrong_value_names_file_table_and_key(self):
+        errors = self.refused(file="[node]\nevery = 'often'\n")
+        path = os.path.join(self.data, "node.toml")
+        self.assertEqual(errors, f"node.py: {path}: [node] every takes a number from 0.01 to 86400, not 'often'\n")
+
+    def test_an_unknown_key_gets_a_hint(self):
+        self.assertIn("[node]: unknown key 'evry'; did you mean \"every\"?", self.refused(file="[node]\nevry = 5\n"))
+
+    def test_wrong_flags_and_variables_are_named(self):
+        self.assertIn("--every: [node] every takes", self.refused("--every", "0"))
+        errors = self.refused(PIGEONPOST_NODE_LISTEN="here:99999")
+        self.assertIn("PIGEONPOST_NODE_LISTEN: [node] listen takes HOST:PORT", errors)
+        errors = self.refused("--token", "too short")
+        self.assertIn("16 characters or more", errors)
+        self.assertNotIn("too short", errors)
+
+    def settings(self, file):
+        """As the program reads them, from a file alone."""
+        path = os.path.join(self.data, "node.toml")
+        with open(path, "w", encoding="utf-8") as out:
+            out.write(file)
+        no_flags = argparse.Namespace(config=path)
+        return path, load(NODE, no_flags, "", ("sensor",), {})
+
+    def test_a_wrong_sensor_names_its_table(self):
+        for table, words in (
+            ('[[sensor]]\nkind = "barometer"', "[[sensor]] 1: kind takes adc, command, kernel, machine"),
+            ('[[sensor]]\nkind = "simulated"', "kind takes adc, command, kernel, machine"),
+            ("[[sensor]]", "kind takes adc, command, kernel, machine"),
+            ('[[sensor]]\nkind = ["adc"]', "kind takes adc, command, kernel, machine"),
+            ('[[sensor]]\nkind = "machine"\n[[sensor]]\nkind = "adc"', "[[sensor]] 2: channels is missing"),
+            ('[[sensor]]\nkind = "machine"\ndsk = "/"', 'did you mean "disk"?'),
+            ('[[sensor]]\nkind = "machine"\n[[sensor]]\nkind = "machine"', "two sensors give a channel"),
+            ('[sensor]\nkind = "machine"', "sensor is written [[sensor]]"),
+        ):
+            with self.subTest(table), self.assertRaises(SettingsError) as caught:
+                node.make_sources(self.settings(table)[1])
+            self.assertIn("node.toml: ", str(caught.exception))
+            self.assertIn(words, str(caught.exception))
+        self.assertIn("channels is missing", self.refused(file='[[sensor]]\nkind = "adc"'))
+
+    def test_an_address_that_is_taken(self):
+        address = self.start().address()
+        errors = self.refused("--simulate", "--listen", f"127.0.0.1:{address[1]}", "--data", temp_folder(self))
+        self.assertIn(f"cannot listen on 127.0.0.1:{address[1]}: Address already in use", errors)
+        self.assertIn("--listen HOST:PORT", errors)
+
+    def test_a_file_that_is_not_there(self):
+        self.assertIn("nowhere.toml: No such file or directory", self.refused("--config", "nowhere.toml"))
+
+    def test_what_a_node_reads_when_nothing_is_said(self):
+        _, settings = self.settings("")
+        names = [channel.name for source in node.make_sources(settings) for channel in source.channels]
+        self.assertEqual(names[:2], ["temperature", "light"])
+        self.assertEqual(set(names[2:]) - {"cpu_temperature"}, {"load", "memory_free", "disk_free"})
+
+    def test_every_kind_is_a_file(self):
+        self.assertEqual(
+            set(node._kinds()) - {"adc"},
+            {n[:-3] for n in os.listdir(os.path.join(ROOT, "sensors")) if n.endswith(".py")}
+            - {"__init__", "simulated"},
+        )
+
+    def test_too_many_sensors_are_refused(self):
+        with self.assertRaisesRegex(SettingsError, "too many for one node"):
+            node._slot_bytes([f"n{k}" for k in range(5000)])
+        with self.assertRaisesRegex(SettingsError, "600 sensors are too many for one node: give some of them"):
+            node._refuse_too_many([Channel(f"sensor_{k:03d}", "µg/m³") for k in range(600)])
+        node._refuse_too_many([Channel(f"sensor_{k:03d}", "µg/m³") for k in range(300)])
+
+
+class Ending(NodeCase):
+    def test_sigterm_with_a_client_that_is_idle(self):
+        program = self.start()
+        address = program.address()
+        with Talk(address) as idle, Talk(address) as plain:
+            plain.say("SEND", True)
+            plain.until("SENSORS")
+            before = self.held(address)
+            began_s = time.monotonic()
+            program.terminate()
+            self.assertEqual(program.wait(), 0)
+            self.assertLess(time.monotonic() - began_s, 5)
+            self.assertIsNone(idle.line())
+        program.logs("ended: told to by SIGTERM")
+        self.assertGreaterEqual(self.ring().last, before)
+
+    def test_sigint_too(self):
+        program = self.start()
+        program.address()
+        program.process.send_signal(signal.SIGINT)
+        self.assertEqual(program.wait(), 0)
+        program.logs("ended: told to by SIGINT")
+
+    def test_what_gathered_is_written_at_the_end(self):
+        program = self.start("--every", "0.05", PIGEONPOST_OUTBOX_SYNC="3600")
+        address = program.address()
+        taken = wait_until(lambda: (n := self.status(address)[2]["taken"]) >= 5 and n)
+        self.assertEqual(self.status(address)[2]["held"], 0)
+        program.terminate()
+        self.assertEqual(program.wait(), 0)
+        self.assertGreaterEqual(self.ring().last, taken)
+
+    def test_killed_it_goes_on_where_it_was_with_a_new_epoch(self):
+        held = 0
+        for _ in range(3):
+            program = self.start()
+            address = program.address()
+            now = wait_until(lambda h=held, a=address: (n := self.status(a)[2]["held"]) >= h + 3 and n)
+            program.kill()
+            held = self.ring().last
+            self.assertGreaterEqual(held, now)
+        runs = self.ring().runs
+        self.assertEqual(len({run.epoch for run in runs}), 3)
+        self.assertEqual([run.first for run in runs], [1, 1, 1])
+        self.assertEqual([b.number - a.last_number for a, b in pairwise(runs)], [1, 1])
+
+    def test_off_it_stays_off(self):
+        program = self.start()
+        address = program.address()
+        with Talk(address) as talk:
+            talk.say("SEND", False)
+            self.assertEqual(talk.until("SENDBACK").args, (False,))
+        program.kill()
+        program = self.start()
+        on, _, details = self.status(program.address())
+        self.assertEqual((on, details["taken"]), (False, 0))
+        program.logs("OFF")
+
+    def test_a_second_one_on_the_same_data(self):
+        program = self.start()
+        program.address()
+        status, said, errors = run(self, "--simulate", "--listen", "127.0.0.1:0", "--data", self.data)
+        self.assertEqual((status, said), (75, ""))
+        self.assertIn(f"outbox.lock is held by process {program.process.pid}", errors)
+        program.kill()
+        again = self.start()  # the lock dies with its holder
+        again.address()
+
+
+class SickDisks(NodeCase):
+    def test_a_folder_that_cannot_be_written(self):
+        path = os.path.join(self.data, "file")
+        with open(path, "w", encoding="utf-8"):
+            pass
+        status, _, errors = run(self, "--simulate", "--listen", "127.0.0.1:0", "--data", os.path.join(path, "data"))
+        self.assertEqual(status, 74)
+        self.assertIn("--data DIR", errors)
+
+    def test_an_outbox_that_is_none(self):
+        with open(os.path.join(self.data, "outbox.ring"), "wb") as file:
+            file.write(b"not ours" * 10_000)
+        status, _, errors = run(self, "--simulate", "--listen", "127.0.0.1:0", "--data", self.data)
+        self.assertEqual(status, 74)
+        self.assertIn("move it away", errors)
+
+    def failing(self, condition):
+        """A node whose writes fail with EIO from when `condition`, written in Python, holds."""
+        code = f"""
+import os, sys, errno
+sys.path.insert(0, {ROOT!r})
+import node, ring
+calls = 0
+def pwrite(fd, data, at):
+    global calls
+    calls += at >= 12288 and len(data) < 1000
+    if {condition}:
+        raise OSError(errno.EIO, "Input/output error")
+    return os.pwrite(fd, data, at)
+ring.Disk.pwrite = staticmethod(pwrite)
+sys.exit(node.main(sys.argv[1:]))
+"""
+        path = os.path.join(self.data, "sick.py")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(code)
+        return Program(
+            self, path, "--simulate", "--listen", "127.0.0.1:0", "--data", self.data, "--every", "0.05",
+            PIGEONPOST_OUTBOX_SLOTS="64", **COMPILED,
+        )  # fmt: skip
+
+    def test_an_error_while_a_sample_is_written_ends_it_with_74(self):
+        program = self.failing("calls > 5")
+        program.address()
+        self.assertEqual(program.wait(), 74)
+        program.logs("outbox.ring: " + os.strerror(errno.EIO))
+        self.assertGreater(self.ring().last, 3)
+
+    def test_an_error_while_it_is_switched_off_ends_it_with_74(self):
+        """The connection's thread finds out, and must not take it for an error of its connection."""
+        program = self.failing("4096 <= at < 12288 and len(data) < 1000")
+        with Talk(program.address()) as talk:
+            talk.say("SEND", False)
+            self.assertEqual(program.wait(), 74)
+            self.assertNotIn("SENDBACK", [message.word for message in talk.rest()])
+        program.logs("outbox.ring: " + os.strerror(errno.EIO))
+
+
+class Tokens(NodeCase):
+    TOKEN = "a token of 16 letters or more"
+
+    def test_from_the_environment_the_flag_and_the_credential(self):
+        credentials = temp_folder(self)
+        with open(os.path.join(credentials, "node-token"), "w", encoding="utf-8") as file:
+            file.write(self.TOKEN + "\n")
+        for arguments, environment in (
+            ((), {"PIGEONPOST_NODE_TOKEN": self.TOKEN}),
+            (("--token", self.TOKEN), {}),
+            ((), {"CREDENTIALS_DIRECTORY": credentials}),
+        ):
+            with self.subTest(arguments=arguments, environment=environment):
+                program = self.start("--every", "0.05", *arguments, **environment)
+                address = program.address()
+                with Talk(address) as talk:
+                    talk.say("CHECK")
+                    self.assertEqual([m.args[0] for m in talk.rest()], ["auth"])
+                self.assertTrue(self.held(address, self.TOKEN))
+                self.assertFalse(any("no token" in line for line in program.logged))
+                program.kill()
+
+    def test_a_credentials_folder_without_one_is_no_token(self):
+        program = self.start("--every", "5", CREDENTIALS_DIRECTORY=temp_folder(self))
+        self.status(program.address())
+        program.logs("no token")
+
+
+class Loaded(NodeCase):
+    """What a running node has loaded, which is what a Pi Zero pays for."""
+
+    NEVER = (
+        "http",
+        "urllib.request",
+        "smtplib",
+        "asyncio",
+        "sqlite3",
+        "email",
+        "webui",
+        "intake",
+        "stores",
+        "unittest",
+    )
+
+    def modules(self, *arguments, **environment):
+        code = f"""
+import json, sys
+sys.path[0] = {ROOT!r}
+import node
+say = node.Node._say_ready
+def say_ready(self):
+    print(json.dumps(sorted(sys.modules)), flush=True)
+    say(self)
+node.Node._say_ready = say_ready
+sys.exit(node.main(sys.argv[1:]))
+"""
+        path = os.path.join(self.data, "look.py")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(code)
+        program = Program(
+            self, path, "--listen", "127.0.0.1:0", "--data", self.data, "--simulate", *arguments,
+            PIGEONPOST_OUTBOX_SLOTS="64", **COMPILED, **environment,
+        )  # fmt: skip
+        loaded = set(json.loads(program.line()))
+        program.address()
+        program.kill()
+        self.assertIn("links.tcp", loaded)
+        return loaded
+
+    def found(self, loaded, names):
+        return sorted(name for name in loaded if any(name == bad or name.startswith(bad + ".") for bad in names))
+
+    def test_without_a_token(self):
+        self.assertEqual(self.found(self.modules(), (*self.NEVER, "hashlib", "_hashlib", "hmac", "ssl", "gate")), [])
+
+    def test_with_one(self):
+        loaded = self.modules(PIGEONPOST_NODE_TOKEN="a token of 16 letters")
+        self.assertIn("hmac", loaded)
+        self.assertEqual(self.found(loaded, (*self.NEVER, "ssl", "gate.users")), [])
+
+
+if __name__ == "__main__":
+    unittest.main()

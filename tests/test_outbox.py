@@ -1,0 +1,319 @@
+"""The node's only door out: a sample is accepted when it is durable, keeps its number, is read as often as asked."""
+
+import errno
+import os
+import threading
+import unittest
+
+from base.errors import DiskError, Unexpected
+from outbox import MOST_FORKS, QUEUE_SAMPLES, Outbox
+from ring import _MOST_AT_ONCE, Ring, Run
+from tests.support import BOOT, LIMIT_S, MemoryDisk, taken, temp_folder, wait_until
+
+E = [f"{n:016x}" for n in range(1, 50)]
+
+
+class OutboxCase(unittest.TestCase):
+    def setUp(self):
+        self.disk = MemoryDisk()
+        self.failures = []
+        self.epochs = iter(E)
+
+    def open(self, slots=8, **settings):
+        """An outbox as the program has it after its start: on the same disk, with the next epoch."""
+        ring = Ring("/card", slots, 128, self.disk)
+        return Outbox(ring, BOOT, failed=self.failures.append, new_epoch=self.epochs.__next__, **settings)
+
+    def started(self, **settings):
+        outbox = self.open(**settings)
+        outbox.start()
+        self.addCleanup(outbox.stop, LIMIT_S)
+        return outbox
+
+    def take(self, outbox, count, first=1):
+        """Put samples whose uptimes are `first`, `first` + 1 ..., and make them durable."""
+        for n in range(first, first + count):
+            outbox.put(taken(value=n, up_ms=n))
+        while outbox.commit():
+            pass
+
+
+class In(OutboxCase):
+    def test_put_waits_for_nothing_and_commit_makes_it_durable(self):
+        outbox = self.open()
+        calls = len(self.disk.calls)
+        outbox.put(taken())
+        self.assertEqual((len(self.disk.calls), outbox.ring.last), (calls, 0))
+        self.assertEqual(outbox.commit(), 1)
+        self.assertEqual(self.disk.calls[calls:], ["pwrite", "fdatasync"])
+        self.disk.cut_power()
+        self.assertEqual(self.open().ring.last, 1)
+
+    def test_what_gathered_is_made_durable_together(self):
+        outbox = self.open(slots=4096)
+        for n in range(_MOST_AT_ONCE + 5):
+            outbox.put(taken(up_ms=n))
+        calls = len(self.disk.calls)
+        self.assertEqual([outbox.commit(), outbox.commit(), outbox.commit()], [_MOST_AT_ONCE, 5, 0])
+        self.assertEqual(self.disk.calls[calls:], ["pwrite", "fdatasync"] * 2)
+        self.assertEqual(outbox.ring.runs, [Run(E[0], 1, _MOST_AT_ONCE + 5, 1)])
+
+    def test_more_than_the_ring_holds_goes_in_pieces(self):
+        outbox = self.open(slots=8)
+        self.take(outbox, 30)
+        self.assertEqual(outbox.ring.runs, [Run(E[0], 23, 30, 23)])
+        self.assertEqual([slot.up_ms for slot in outbox.read(24, 100)], list(range(24, 31)))
+
+    def test_every_start_is_an_epoch_of_its_own_and_counts_from_one(self):
+        self.take(self.open(), 3)
+        self.take(self.open(), 2)
+        self.open()  # takes nothing
+        outbox = self.open()
+        self.take(outbox, 1)
+        self.assertEqual(outbox.ring.runs, [Run(E[0], 1, 3, 1), Run(E[1], 1, 2, 4), Run(E[3], 1, 1, 6)])
+
+    def test_epochs_are_drawn_at_random(self):
+        ring = Ring("/card", 8, 128, self.disk)
+        epochs = {Outbox(ring, BOOT).epoch for _ in range(100)}
+        self.assertEqual(len(epochs), 100)
+        for epoch in epochs:
+            self.assertRegex(epoch, "^[0-9a-f]{16}$")
+
+    def test_a_full_queue_drops_and_counts_and_says_so_once(self):
+        outbox = self.open()
+        with self.assertLogs("outbox", "ERROR") as logged:
+            for n in range(QUEUE_SAMPLES + 7):
+                outbox.put(taken(up_ms=n))
+        self.assertEqual(outbox.dropped, 7)
+        self.assertEqual(len(logged.output), 1)
+        while outbox.commit():
+            pass
+        self.assertEqual(outbox.ring.last, QUEUE_SAMPLES)
+
+
+class Thread(OutboxCase):
+    def test_it_writes_what_is_put(self):
+        outbox = self.started()
+        outbox.put(taken())
+        wait_until(lambda: outbox.ring.last == 1)
+        outbox.put(taken())
+        wait_until(lambda: outbox.ring.last == 2)
+
+    def test_stopping_writes_what_is_left(self):
+        outbox = self.open(sync_s=3600)
+        outbox.start()
+        for n in range(20):
+            outbox.put(taken(up_ms=n))
+        self.assertIsNone(outbox.stop(LIMIT_S))
+        self.assertEqual(outbox.ring.last, 20)
+        self.assertIsNone(outbox.stop(LIMIT_S))
+
+    def test_samples_gather_where_the_settings_say_so(self):
+        outbox = self.started(slots=512, sync_s=0.5)
+        calls = len(self.disk.calls)
+        for n in range(100):
+            outbox.put(taken(up_ms=n))
+        wait_until(lambda: outbox.ring.last == 100)
+        self.assertEqual(self.disk.calls[calls:], ["pwrite", "fdatasync"])
+
+    def test_a_slow_disk_delays_nobody_who_puts(self):
+        goes_on = threading.Event()
+        outbox = self.started()
+        self.addCleanup(goes_on.set)
+        self.disk.fault = lambda call: goes_on.wait(LIMIT_S)
+        outbox.put(taken())
+        wait_until(lambda: not outbox._queue)  # the writer has it, and stands in the disk's call
+        for _ in range(50):
+            outbox.put(taken())
+        self.assertEqual(outbox.stop(0.01), "50 samples still wait for the disk")
+        goes_on.set()
+        wait_until(lambda: outbox.ring.last == 51)
+
+    def test_a_disk_that_fails_ends_the_program(self):
+        outbox = self.started()
+        self.disk.die_at(0, OSError(errno.EIO, "Input/output error"))
+        outbox.put(taken())
+        wait_until(lambda: self.failures)
+        self.assertIsInstance(self.failures[0], DiskError)
+        self.assertEqual(str(self.failures[0]), "/card/outbox.ring: Input/output error")
+        self.assertEqual(outbox.ring.last, 0)
+
+
+class Out(OutboxCase):
+    def test_held_lists_every_epoch_the_current_one_last(self):
+        outbox = self.open()
+        self.assertEqual(outbox.held(), [[E[0], 1, 0, 1]])
+        self.take(outbox, 3)
+        self.assertEqual(outbox.held(), [[E[0], 1, 3, 1]])
+        outbox = self.open()
+        self.assertEqual(outbox.held(), [[E[0], 1, 3, 1], [E[1], 1, 0, 4]])
+        self.take(outbox, 7)
+        self.assertEqual(outbox.held(), [[E[0], 3, 3, 3], [E[1], 1, 7, 4]])
+        self.take(outbox, 1)
+        self.assertEqual(outbox.held(), [[E[1], 1, 8, 4]])
+        self.assertEqual(self.open().held(), [[E[1], 1, 8, 4], [E[2], 1, 0, 12]])
+
+    def test_the_run_at_a_number_or_the_next_one(self):
+        self.take(self.open(), 5)
+        outbox = self.open()
+        self.take(outbox, 5)  # 3 to 10 are held: 3 to 5 of the first epoch, 6 to 10 of the second
+        first, second = outbox.ring.runs
+        expected = {0: first, 1: first, 3: first, 5: first, 6: second, 10: second, 11: None, 99: None}
+        self.assertEqual({number: outbox.run_at(number) for number in expected}, expected)
+        self.assertEqual([outbox.run_of(epoch) for epoch in E[:3]], [first, second, None])
+        self.assertIsNone(self.open(slots=8).run_at(11))
+
+    def test_an_empty_one_has_no_runs(self):
+        outbox = self.open()
+        self.assertEqual((outbox.run_at(1), outbox.run_of(E[0])), (None, None))
+
+    def test_reading_takes_nothing_away(self):
+        outbox = self.open()
+        self.take(outbox, 5)
+        for _ in range(3):
+            self.assertEqual([slot.up_ms for slot in outbox.read(2, 3)], [2, 3, 4])
+        self.assertEqual(outbox.ring.last, 5)
+
+    def test_watchers_are_told_after_the_disk_has_confirmed(self):
+        outbox = self.open()
+        told = []
+
+        def watcher(name):
+            def wake():
+                told.append((name, outbox.ring.last))
+
+            return wake
+
+        a, b = watcher("a"), watcher("b")
+        outbox.watch(a)
+        outbox.watch(b)
+        self.take(outbox, 2)
+        self.assertEqual(sorted(told), [("a", 2), ("b", 2)])
+        outbox.commit()  # nothing: nobody is told
+        outbox.unwatch(a)
+        outbox.unwatch(a)
+        self.take(outbox, 1)
+        self.assertEqual(told[2:], [("b", 3)])
+
+    def test_nobody_is_told_of_what_the_disk_refused(self):
+        outbox = self.open()
+        outbox.watch(lambda: self.fail("told"))
+        self.disk.die_at(1, OSError(errno.EIO, "Input/output error"))
+        outbox.put(taken())
+        with self.assertRaises(DiskError):
+            outbox.commit()
+
+
+class Switching(OutboxCase):
+    def test_it_survives_a_restart(self):
+        outbox = self.open()
+        self.assertTrue(outbox.on)
+        for on in (False, False, True, False):
+            outbox.switch(on)
+            self.assertEqual(outbox.on, on)
+            self.disk.cut_power()
+            outbox = self.open()
+            self.assertEqual(outbox.on, on)
+
+    def test_nothing_is_written_for_the_state_that_is_in_force_already(self):
+        outbox = self.open()
+        calls = len(self.disk.calls)
+        outbox.switch(True)
+        self.assertEqual(len(self.disk.calls), calls)
+
+    def test_a_disk_that_fails_ends_the_program_whoever_finds_out(self):
+        """A connection's thread would take it for an error of its connection, close that, and go on."""
+        for call in (lambda o: o.switch(False), lambda o: o.fork(E[0], 1), lambda o: o.read(1, 1)):
+            self.setUp()
+            outbox = self.open()
+            self.take(outbox, 2)
+            self.disk.die_at(0, OSError(errno.EIO, "Input/output error"))
+            with self.assertRaises(DiskError) as caught:
+                call(outbox)
+            self.assertEqual(self.failures, [caught.exception])
+            self.assertTrue(outbox.on)
+
+
+class Forking(OutboxCase):
+    def test_the_current_epoch_from_a_sample_on(self):
+        outbox = self.open()
+        self.take(outbox, 6)
+        self.assertEqual(outbox.fork(E[0], 5), E[1])
+        self.assertEqual(outbox.epoch, E[1])
+        self.assertEqual(outbox.held(), [[E[0], 1, 4, 1], [E[1], 1, 2, 5]])
+        self.take(outbox, 1, first=7)
+        self.assertEqual(outbox.held(), [[E[0], 1, 4, 1], [E[1], 1, 3, 5]])
+        self.assertEqual([slot.up_ms for slot in outbox.read(5, 3)], [5, 6, 7])
+        self.disk.cut_power()
+        self.assertEqual(self.open().held()[:2], [[E[0], 1, 4, 1], [E[1], 1, 3, 5]])
+
+    def test_beyond_what_was_taken_only_the_name_changes(self):
+        outbox = self.open()
+        self.take(outbox, 3)
+        self.assertEqual(outbox.fork(E[0], 10), E[1])
+        self.assertEqual(outbox.held(), [[E[0], 1, 3, 1], [E[1], 1, 0, 4]])
+        self.take(outbox, 2)
+        self.assertEqual(outbox.held(), [[E[0], 1, 3, 1], [E[1], 1, 2, 4]])
+
+    def test_an_earlier_epoch_leaves_the_current_one_alone(self):
+        self.take(self.open(), 3)
+        outbox = self.open()
+        self.take(outbox, 2)
+        self.assertEqual(outbox.fork(E[0], 2), E[2])
+        self.assertEqual(outbox.epoch, E[1])
+        self.take(outbox, 1)
+        self.assertEqual(outbox.held(), [[E[0], 1, 1, 1], [E[2], 1, 2, 2], [E[1], 1, 3, 4]])
+
+    def test_from_before_what_is_still_held(self):
+        outbox = self.open()
+        self.take(outbox, 12)
+        outbox.fork(E[0], 1)
+        self.assertEqual(outbox.held(), [[E[1], 1, 8, 5]])
+
+    def test_too_often_is_not_believed(self):
+        outbox = self.open(slots=64)
+        self.take(outbox, 50)
+        for _ in range(MOST_FORKS):
+            outbox.fork(outbox.epoch, 2)
+        with self.assertRaisesRegex(Unexpected, f"forked {MOST_FORKS} times; is it copied while it runs"):
+            outbox.fork(outbox.epoch, 2)
+        self.assertEqual(self.failures, [])
+
+    def test_forks_that_are_overwritten_do_not_count(self):
+        outbox = self.open(slots=64)
+        self.take(outbox, 50)
+        for _ in range(MOST_FORKS):
+            outbox.fork(outbox.epoch, 2)
+        self.take(outbox, 64)
+        outbox.fork(outbox.epoch, 30)
+        self.assertEqual(len(outbox.ring.state["forks"]), 1)
+
+
+class AtFullSize(unittest.TestCase):
+    def test_all_65536_slots_are_found_again(self):
+        folder = temp_folder(self)
+        ring = Ring(folder, 65_536, 128)
+        outbox = Outbox(ring, BOOT)
+        first = outbox.epoch
+        for n in range(70_000):
+            outbox.put(taken(up_ms=n + 1))
+            if n % 1000 == 999:
+                self.assertEqual(outbox.commit(), 1000)
+        self.assertEqual(outbox.held(), [[first, 4465, 70_000, 4465]])
+        ring.close()
+        ring = Ring(folder, 64, 128)
+        self.addCleanup(ring.close)
+        again = Outbox(ring, BOOT)
+        self.assertEqual(again.held(), [[first, 4465, 70_000, 4465], [again.epoch, 1, 0, 70_001]])
+        self.assertEqual([slot.up_ms for slot in again.read(69_990, 100)], list(range(69_990, 70_001)))
+        number, seen = 4465, 0
+        while number <= 70_000:
+            slots = again.read(number, 500)
+            self.assertEqual([slot.up_ms for slot in slots], list(range(number, number + len(slots))))
+            number, seen = number + len(slots), seen + len(slots)
+        self.assertEqual(seen, 65_536)
+        self.assertEqual(os.listdir(folder), ["outbox.ring"])
+
+
+if __name__ == "__main__":
+    unittest.main()

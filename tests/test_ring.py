@@ -1,0 +1,732 @@
+"""The outbox's file: what the disk has confirmed is there after any crash, and what a crash tore is no sample."""
+
+import errno
+import json
+import os
+import random
+import struct
+import unittest
+import zlib
+
+from base.errors import DiskError
+from ring import FILE, LARGEST_SLOT, Ring, Run, Taken, slot_bytes_for
+from tests.support import BOOT, EPOCH, Killed, MemoryDisk, taken, temp_folder
+
+FOLDER = "/card"
+PATH = f"{FOLDER}/{FILE}"
+OTHER = "00000000000000ff"
+SLOTS_AT = 12_288
+
+
+def open_ring(disk, slots=8, slot_bytes=128):
+    return Ring(FOLDER, slots, slot_bytes, disk)
+
+
+def batch(first, count):
+    """Samples whose values tell their numbers."""
+    return [taken(values={"n": n}, up_ms=1000 + n, wall_ms=n) for n in range(first, first + count)]
+
+
+def fill(ring, count, epoch=EPOCH, seq=None):
+    """Append `count` samples whose value is their running number; `seq` goes on as the number does, if not given."""
+    first = ring.last + 1
+    ring.append(epoch, seq or first, BOOT, batch(first, count))
+
+
+def content(ring):
+    """All that the ring holds whole: running number to (epoch, seq, value)."""
+    found = {}
+    for run in ring.runs:
+        number = run.number
+        while number <= run.last_number:
+            for slot in ring.read(number, run.last_number + 1 - number):
+                if slot is not None:
+                    value = json.loads("{" + slot.body + "}")["values"]["n"]
+                    if (slot.number, slot.up_ms, slot.wall_ms) != (number, 1000 + value, value):
+                        raise AssertionError(f"{slot} under the number {number}")
+                    found[number] = (run.epoch, run.seq_of(number), value)
+                number += 1
+    return found
+
+
+def held(first, last, epoch=EPOCH):
+    """`content` of a ring that `fill` filled."""
+    return {n: (epoch, n, n) for n in range(first, last + 1)}
+
+
+class Appending(unittest.TestCase):
+    def setUp(self):
+        self.disk = MemoryDisk()
+
+    def test_a_new_one_is_empty(self):
+        ring = open_ring(self.disk)
+        self.assertEqual((ring.runs, ring.last, ring.slots, ring.slot_bytes), ([], 0, 8, 128))
+        self.assertRegex(ring.identity, "^[0-9a-f]{16}$")
+        self.assertNotEqual(open_ring(MemoryDisk()).identity, ring.identity)
+
+    def test_it_has_its_full_size_from_the_beginning(self):
+        open_ring(self.disk)
+        size = len(self.disk.content(PATH))
+        self.assertEqual(size, SLOTS_AT + 8 * 128)
+        fill(open_ring(self.disk), 8)
+        self.assertEqual(len(self.disk.content(PATH)), size)
+
+    def test_what_was_appended_is_read_as_it_was(self):
+        ring = open_ring(self.disk, slot_bytes=256)
+        given = Taken(1_795_188_970_123, 48_000_000, False, {"a": -1.5, "b": None, "c": 2**63 - 1}, {"b": "no °C\n"})
+        ring.append(EPOCH, 1, BOOT, [given])
+        (slot,) = ring.read(1, 1)
+        self.assertEqual(slot[:5], (1, 1_795_188_970_123, 48_000_000, int(BOOT, 16), False))
+        self.assertEqual(json.loads("{" + slot.body + "}"), {"values": given.values, "errors": given.errors})
+
+    def test_dates_before_1970_and_far_ones(self):
+        ring = open_ring(self.disk)
+        ring.append(EPOCH, 1, BOOT, [taken(wall_ms=-(2**63)), taken(wall_ms=2**63 - 1, up_ms=2**64 - 1)])
+        self.assertEqual([slot.wall_ms for slot in ring.read(1, 2)], [-(2**63), 2**63 - 1])
+
+    def test_a_sample_counts_only_when_the_disk_has_confirmed_it(self):
+        ring = open_ring(self.disk)
+        fill(ring, 2)
+        self.assertEqual(self.disk.calls[-2:], ["pwrite", "fdatasync"])
+        self.disk.cut_power()
+        self.assertEqual(content(open_ring(self.disk)), held(1, 2))
+
+    def test_a_batch_costs_one_sync(self):
+        ring = open_ring(self.disk)
+        del self.disk.calls[:]
+        fill(ring, 5)
+        self.assertEqual(self.disk.calls, ["pwrite", "fdatasync"])
+
+    def test_it_goes_round_and_keeps_the_last(self):
+        ring = open_ring(self.disk)
+        for last in range(1, 30):
+            fill(ring, 1)
+            self.assertEqual(content(ring), held(max(1, last - 7), last))
+            self.assertEqual(content(open_ring(self.disk)), content(ring))
+            self.assertEqual(open_ring(self.disk).runs, ring.runs)
+
+    def test_a_batch_that_passes_the_end_of_the_file_goes_on_at_its_beginning(self):
+        for before in range(16):
+            for count in range(1, 9):
+                disk = MemoryDisk()
+                ring = open_ring(disk)
+                for _ in range(before):
+                    fill(ring, 1)
+                fill(ring, count)
+                last = before + count
+                self.assertEqual(content(ring), held(max(1, last - 7), last))
+                self.assertEqual(content(open_ring(disk)), content(ring))
+
+    def test_reading_stops_at_the_end_of_the_file_and_of_the_samples(self):
+        ring = open_ring(self.disk)
+        fill(ring, 8)
+        fill(ring, 3)  # 4 to 11; number 8 stands first in the file
+        self.assertEqual([slot.number for slot in ring.read(5, 100)], [5, 6, 7])
+        self.assertEqual([slot.number for slot in ring.read(8, 100)], [8, 9, 10, 11])
+        self.assertEqual([slot.number for slot in ring.read(8, 2)], [8, 9])
+
+    def test_an_overwritten_number_reads_as_none(self):
+        ring = open_ring(self.disk)
+        fill(ring, 8)
+        fill(ring, 1)
+        self.assertEqual(ring.read(1, 1), [None])
+
+    def test_epochs_follow_each_other(self):
+        ring = open_ring(self.disk)
+        fill(ring, 3)
+        fill(ring, 2, OTHER, seq=1)
+        self.assertEqual(ring.runs, [Run(EPOCH, 1, 3, 1), Run(OTHER, 1, 2, 4)])
+        self.assertEqual(open_ring(self.disk).runs, ring.runs)
+        fill(ring, 4, OTHER, seq=3)
+        self.assertEqual(ring.runs, [Run(EPOCH, 2, 3, 2), Run(OTHER, 1, 6, 4)])
+        self.assertEqual(open_ring(self.disk).runs, ring.runs)
+
+    def test_a_run_knows_its_numbers(self):
+        run = Run(EPOCH, 11, 20, 111)
+        self.assertEqual((run.last_number, run.seq_of(115)), (120, 15))
+        self.assertEqual(run.cut(115), Run(EPOCH, 15, 20, 115))
+
+    def test_on_a_real_disk(self):
+        folder = temp_folder(self)
+        ring = Ring(folder, 8, 128)
+        fill(ring, 8)
+        fill(ring, 3)
+        ring.change_state(on=False)
+        ring.close()
+        again = Ring(folder, 64, 128)
+        self.assertEqual((again.slots, again.identity, again.state["on"]), (8, ring.identity, False))
+        self.assertEqual(content(again), held(4, 11))
+        again.close()
+        self.assertEqual(os.listdir(folder), [FILE])
+
+
+class Fitting(unittest.TestCase):
+    def test_the_size_is_a_power_of_two_in_which_any_values_fit(self):
+        chance = random.Random(1)
+        extremes = (-2.2250738585072014e-308, 1.7976931348623157e308, -(2**63), None, -1.2345678901234567e-300)
+        for count in (1, 2, 3, 7, 20, 100):
+            names = [f"n{k:031d}"[: chance.randint(5, 32)] + f"_{k}" for k in range(count)]
+            names = [name[-32:] if name[-32:][0].isalpha() else "x" + name[-31:] for name in names]
+            size = slot_bytes_for(names)
+            self.assertEqual(size & (size - 1), 0)
+            ring = open_ring(MemoryDisk(), slot_bytes=size)
+            for value in extremes:
+                sample = taken(values=dict.fromkeys(names, value))
+                ring.append(EPOCH, ring.last + 1, BOOT, [sample])
+                (slot,) = ring.read(ring.last, 1)
+                self.assertEqual(json.loads("{" + slot.body + "}")["values"], sample.values)
+
+    def test_one_sensor_needs_the_smallest(self):
+        self.assertEqual(slot_bytes_for(["t"]), 128)
+        self.assertEqual(slot_bytes_for(["temperature", "light"]), 256)
+
+    def test_too_many_sensors(self):
+        self.assertEqual(slot_bytes_for([f"sensor_{k}" for k in range(800)]), LARGEST_SLOT)
+        with self.assertRaisesRegex(ValueError, "1200 sensors are too many for one node"):
+            slot_bytes_for([f"sensor_{k}" for k in range(1200)])
+
+    def test_error_texts_are_cut_until_they_fit(self):
+        ring = open_ring(MemoryDisk(), slot_bytes=256)
+        for length in (10, 100, 1000, 100_000):
+            for letter in ("x", "°", '"', "\n", "🕊"):
+                errors = {"temperature": letter * length, "light": "!" + letter * length}
+                sample = taken(values={"temperature": None, "light": None}, errors=errors)
+                ring.append(EPOCH, ring.last + 1, BOOT, [sample])
+                body = json.loads("{" + ring.read(ring.last, 1)[0].body + "}")
+                self.assertEqual(body["values"], sample.values)
+                for name, text in body.get("errors", {}).items():
+                    self.assertTrue(errors[name].startswith(text))
+
+    def test_a_text_of_several_sensors_is_said_once_before_it_is_cut(self):
+        ring = open_ring(MemoryDisk(), slot_bytes=256)
+        remedy = "the Python module spidev is missing: sudo apt install python3-spidev"
+        for errors, told in (
+            ({"temperature": "short", "light": "short"}, {"temperature": "short", "light": "short"}),
+            ({"temperature": remedy, "light": remedy}, {"temperature": remedy, "light": "as temperature"}),
+        ):
+            sample = taken(values={"temperature": None, "light": None}, errors=errors)
+            ring.append(EPOCH, ring.last + 1, BOOT, [sample])
+            self.assertEqual(json.loads("{" + ring.read(ring.last, 1)[0].body + "}")["errors"], told)
+
+    def test_an_error_text_that_is_no_unicode_is_kept_as_well_as_it_can_be(self):
+        """The name of a file may be any bytes, and Python shows those that are no UTF-8 as half surrogates."""
+        ring = open_ring(MemoryDisk(), slot_bytes=256)
+        ring.append(EPOCH, 1, BOOT, [taken(values={"n": None}, errors={"n": "no file a\udcffb"})])
+        self.assertEqual(json.loads("{" + ring.read(1, 1)[0].body + "}")["errors"], {"n": "no file a?b"})
+
+
+class Torn(unittest.TestCase):
+    """A slot of which only some bytes were written is no sample, whichever bytes they are."""
+
+    def test_at_every_byte(self):
+        disk = MemoryDisk()
+        ring = open_ring(disk)
+        fill(ring, 8)
+        fill(ring, 3)
+        old = disk.content(PATH)
+        fill(ring, 1)  # 12, in the place of 4
+        new = disk.content(PATH)
+        at = SLOTS_AT + 12 % 8 * 128
+        self.assertEqual((old[:at], old[at + 128 :]), (new[:at], new[at + 128 :]))
+        seen = set()
+        for cut in range(129):
+            for torn in (
+                old[:at] + new[at : at + cut] + old[at + cut :],
+                old[:at] + old[at : at + cut] + new[at + cut :],
+                old[:at] + new[at : at + cut] + bytes(128 - cut) + old[at + 128 :],
+            ):
+                with self.subTest(cut=cut):
+                    disk = MemoryDisk()
+                    disk.lay(PATH, torn)
+                    opened = open_ring(disk)
+                    if torn == old:
+                        expected = held(4, 11)
+                    elif torn == new:
+                        expected = held(5, 12)
+                    else:
+                        expected = held(5, 11)
+                    seen.add((min(expected), max(expected)))
+                    self.assertEqual(content(opened), expected)
+                    fill(opened, 2)
+                    last = max(expected) + 2
+                    self.assertEqual(content(opened), held(last - 7, last))
+                    self.assertEqual(content(open_ring(disk)), held(last - 7, last))
+        self.assertEqual(seen, {(4, 11), (5, 12), (5, 11)})
+
+    def test_every_bit_counts(self):
+        disk = MemoryDisk()
+        fill(open_ring(disk), 5)
+        whole = disk.content(PATH)
+        for bit in range(128 * 8):
+            spoilt = bytearray(whole)
+            spoilt[SLOTS_AT + 3 * 128 + bit // 8] ^= 1 << bit % 8
+            disk = MemoryDisk()
+            disk.lay(PATH, bytes(spoilt))
+            ring = open_ring(disk)
+            self.assertEqual(content(ring), held(1, 2) | held(4, 5))
+            self.assertIsNone(ring.read(3, 1)[0])
+
+    def test_a_damaged_one_in_the_middle_keeps_its_number(self):
+        disk = MemoryDisk()
+        fill(open_ring(disk), 8)
+        spoilt = bytearray(disk.content(PATH))
+        for number in (1, 4, 5):
+            spoilt[SLOTS_AT + number * 128 + 60] ^= 1
+        disk.lay(PATH, bytes(spoilt))
+        ring = open_ring(disk)
+        self.assertEqual(ring.runs, [Run(EPOCH, 2, 8, 2)])
+        self.assertEqual([slot and slot.number for slot in ring.read(2, 6)], [2, 3, None, None, 6, 7])
+
+    def test_a_batch_of_which_only_the_last_slot_is_whole(self):
+        """Then an old sample and a new one of the same epoch stand side by side, what is between them elsewhere."""
+        disk = MemoryDisk()
+        ring = open_ring(disk)
+        fill(ring, 8)
+        fill(ring, 3)
+        old = disk.content(PATH)
+        fill(ring, 5)  # 12 to 16, in the slots 4 to 7 and 0
+        new = disk.content(PATH)
+        for whole in range(12, 17):
+            torn = bytearray(old)
+            for number in range(12, 17):
+                at = SLOTS_AT + number % 8 * 128
+                torn[at : at + 128] = new[at : at + 128] if number == whole else bytes(128)
+            disk.lay(PATH, bytes(torn))
+            ring = open_ring(disk)
+            self.assertEqual((ring.last, ring.runs), (whole, [Run(EPOCH, max(9, whole - 7), whole, max(9, whole - 7))]))
+            self.assertEqual(content(ring), held(max(9, whole - 7), 11) | held(whole, whole))
+
+    def test_an_old_sample_beside_the_new_one_does_not_hide_it(self):
+        disk = MemoryDisk()
+        ring = open_ring(disk)
+        fill(ring, 8)
+        fill(ring, 3)  # 4 to 11; slots 4 to 7 hold 4 to 7
+        torn = bytearray(disk.content(PATH))
+        fill(ring, 2)
+        new = disk.content(PATH)
+        at = SLOTS_AT + 5 * 128
+        torn[at : at + 128] = new[at : at + 128]  # 13 is there, and in the place of 12 still 4
+        disk.lay(PATH, bytes(torn))
+        ring = open_ring(disk)
+        self.assertEqual((ring.last, ring.runs[-1].last_number), (13, 13))
+        self.assertEqual(content(ring), held(6, 11) | held(13, 13))
+
+    def test_a_slot_in_a_wrong_place_is_no_sample(self):
+        disk = MemoryDisk()
+        fill(open_ring(disk), 3)
+        spoilt = bytearray(disk.content(PATH))
+        slot = SLOTS_AT + 3 * 128
+        spoilt[slot + 128 : slot + 256] = spoilt[slot : slot + 128]
+        disk.lay(PATH, bytes(spoilt))
+        self.assertEqual(content(open_ring(disk)), held(1, 3))
+
+
+class Crashes(unittest.TestCase):
+    """The program dies at each of its disk calls in turn; or the power goes there."""
+
+    def live(self, disk, noted):
+        """A life in which everything happens; `noted` is told what was promised."""
+        ring = open_ring(disk)
+        for step in range(14):
+            noted["trying"] = ring.last + 3 if step % 3 == 2 else ring.last + 1
+            fill(ring, 3 if step % 3 == 2 else 1)
+            noted["last"] = ring.last
+            if step == 5:
+                noted["on_trying"] = False
+                ring.change_state(on=False)
+                noted["on"] = False
+            if step == 9:
+                ring = open_ring(disk, slot_bytes=256)
+        ring.fork(ring.last - 1, ring.last, OTHER)
+        noted["forked"] = True
+        ring.close()
+        noted["ended"] = True
+
+    def look(self, disk, noted):
+        """Start again after the crash: what was promised is there, and no more than was tried."""
+        ring = open_ring(disk)
+        last, trying = noted["last"], noted["trying"]
+        found = {number: value for number, (_, _, value) in content(ring).items()}
+        self.assertTrue(last <= ring.last <= max(last, trying), (last, ring.last, trying))
+        self.assertEqual({n for n, value in found.items() if n != value}, set())
+        # What was tried may have taken the place of the oldest, and of no others.
+        self.assertLessEqual(set(range(max(1, trying - 7), last + 1)), set(found))
+        self.assertIn(ring.state["on"], (noted["on"], noted["on_trying"]))
+        if noted["forked"]:
+            self.assertEqual(ring.runs[-1].epoch, OTHER)
+        fill(ring, 2, "00000000000000aa", seq=1)
+        self.assertEqual(content(open_ring(disk)), content(ring))
+
+    def crash_at_each_call(self, crash, seeds):
+        calls = 0
+        while True:
+            for seed in range(seeds):
+                noted = {"last": 0, "trying": 0, "on": True, "on_trying": True, "forked": False, "ended": False}
+                disk = MemoryDisk(f"{calls} {seed}")
+                disk.die_at(calls)
+                with self.subTest(call=calls, seed=seed):
+                    try:
+                        self.live(disk, noted)
+                    except Killed:
+                        pass
+                    crash(disk)
+                    self.look(disk, noted)
+            if noted["ended"]:
+                return calls
+            calls += 1
+
+    def test_killed_at_each_disk_call(self):
+        self.assertGreater(self.crash_at_each_call(MemoryDisk.kill, 1), 60)
+
+    def test_power_cut_at_each_disk_call(self):
+        self.assertGreater(self.crash_at_each_call(MemoryDisk.cut_power, 4), 60)
+
+    def test_what_is_seen_after_a_kill_is_there_after_a_power_cut(self):
+        """A link must never look at a sample that the disk has not confirmed: it would be gone, and its number too."""
+
+        def crash(disk):
+            disk.kill()
+            seen = content(open_ring(disk))
+            disk.cut_power()
+            self.assertEqual(content(open_ring(disk)), seen)
+
+        self.crash_at_each_call(crash, 1)
+
+    def test_a_file_half_made_is_made_again(self):
+        disk = MemoryDisk()
+        disk.lay(PATH + ".new", b"half")
+        self.assertEqual(open_ring(disk).runs, [])
+        self.assertEqual(list(disk.names), [PATH])
+
+
+class SickDisks(unittest.TestCase):
+    def test_an_error_of_any_call_is_a_disk_error_that_names_the_file(self):
+        life = Crashes()
+        for number, text in ((errno.EIO, "Input/output error"), (errno.ENOSPC, "No space left on device")):
+            for call in range(1000):
+                noted = {"last": 0, "trying": 0, "on": True, "on_trying": True, "forked": False, "ended": False}
+                disk = MemoryDisk()
+                disk.die_at(call, OSError(number, os.strerror(number)))
+                try:
+                    life.live(disk, noted)
+                    break
+                except DiskError as error:
+                    self.assertEqual(str(error), f"{PATH}: {text}")
+                except OSError:
+                    self.assertEqual(disk.calls[-1], "close")  # at the very end, by who has no need of it any more
+                disk.cut_power()
+                life.look(disk, noted)
+            self.assertTrue(noted["ended"])
+            self.assertGreater(call, 60)
+
+    def test_a_sample_that_the_disk_refused_does_not_count(self):
+        disk = MemoryDisk()
+        ring = open_ring(disk)
+        fill(ring, 2)
+        for call in (0, 1):
+            disk.die_at(call, OSError(errno.EIO, "Input/output error"))
+            with self.assertRaises(DiskError) as caught:
+                fill(ring, 1)
+            self.assertEqual(caught.exception.exit_status, 74)
+            self.assertEqual((ring.last, ring.runs), (2, [Run(EPOCH, 1, 2, 1)]))
+
+    def test_a_state_that_the_disk_refused_is_not_in_force(self):
+        disk = MemoryDisk()
+        ring = open_ring(disk)
+        disk.die_at(1, OSError(errno.EIO, "Input/output error"))
+        with self.assertRaises(DiskError):
+            ring.change_state(on=False)
+        self.assertTrue(ring.state["on"])
+
+    def test_short_writes_are_gone_on_with(self):
+        chance = random.Random(3)
+        for short in (lambda length: 1, lambda length: chance.randint(1, length), lambda length: max(1, length - 1)):
+            disk = MemoryDisk()
+            ring = open_ring(disk)
+            disk.short = short
+            fill(ring, 8)
+            fill(ring, 5)
+            ring.change_state(on=False)
+            again = open_ring(disk)
+            self.assertEqual((content(again), again.state["on"]), (held(6, 13), False))
+
+    def test_a_disk_that_takes_no_byte_is_an_error_and_no_endless_loop(self):
+        disk = MemoryDisk()
+        ring = open_ring(disk)
+        disk.short = lambda length: 0
+        with self.assertRaisesRegex(DiskError, f"^{PATH}: the disk took no more$"):
+            fill(ring, 1)
+
+    def test_a_folder_that_is_not_there(self):
+        folder = os.path.join(temp_folder(self), "nowhere")
+        with self.assertRaisesRegex(DiskError, "outbox.ring: No such file or directory"):
+            Ring(folder, 8, 128)
+
+
+class States(unittest.TestCase):
+    A, B = 4096, 8192
+
+    def changed(self, *states):
+        disk = MemoryDisk()
+        ring = open_ring(disk)
+        for on in states:
+            ring.change_state(on=on)
+        return disk
+
+    def spoil(self, disk, *places):
+        content = bytearray(disk.content(PATH))
+        for place in places:
+            content[place] ^= 0xFF
+        disk.lay(PATH, bytes(content))
+        return open_ring(disk).state
+
+    def test_it_starts_on(self):
+        self.assertEqual(open_ring(MemoryDisk()).state, {"on": True, "forks": []})
+
+    def test_the_copies_are_written_in_turn(self):
+        disk = self.changed(False)
+        one = disk.content(PATH)
+        self.assertNotEqual(one[self.A : self.A + 64], bytes(64))
+        self.assertEqual(one[self.B : self.B + 64], bytes(64))
+        open_ring(disk).change_state(on=True)
+        two = disk.content(PATH)
+        self.assertEqual(one[: self.B], two[: self.B])
+        self.assertNotEqual(two[self.B : self.B + 64], bytes(64))
+
+    def test_the_later_copy_is_in_force(self):
+        for states in ([False], [False, True], [False, True, False], [True, True, True, False, True]):
+            self.assertEqual(open_ring(self.changed(*states)).state["on"], states[-1])
+
+    def test_a_damaged_copy_leaves_the_one_before(self):
+        for place in (0, 4, 12, 14, 20):
+            self.assertFalse(self.spoil(self.changed(False, True), self.B + place)["on"])
+            self.assertTrue(self.spoil(self.changed(False, True), self.A + place)["on"])
+
+    def test_without_any_whole_copy_it_is_on(self):
+        self.assertEqual(self.spoil(self.changed(False, False), self.A + 20, self.B + 20), {"on": True, "forks": []})
+
+    def test_a_state_that_does_not_fit_is_refused_whole(self):
+        ring = open_ring(MemoryDisk())
+        with self.assertRaisesRegex(DiskError, "the state does not fit"):
+            ring.change_state(forks=[[10**17, 10**17, EPOCH]] * 100)
+        self.assertEqual(ring.state["forks"], [])
+
+
+class Forks(unittest.TestCase):
+    def setUp(self):
+        self.disk = MemoryDisk()
+        self.ring = open_ring(self.disk)
+
+    def same_after_restart(self):
+        self.assertEqual(open_ring(self.disk).runs, self.ring.runs)
+        self.assertEqual(content(open_ring(self.disk)), content(self.ring))
+
+    def test_the_end_of_a_run_gets_another_name(self):
+        fill(self.ring, 6)
+        self.ring.fork(5, 6, OTHER)
+        self.assertEqual(self.ring.runs, [Run(EPOCH, 1, 4, 1), Run(OTHER, 1, 2, 5)])
+        self.assertEqual(content(self.ring)[6], (OTHER, 2, 6))
+        self.same_after_restart()
+
+    def test_what_follows_under_the_new_name_joins_it(self):
+        fill(self.ring, 6)
+        self.ring.fork(5, 6, OTHER)
+        fill(self.ring, 2, OTHER, seq=3)
+        self.assertEqual(self.ring.runs, [Run(EPOCH, 1, 4, 1), Run(OTHER, 1, 4, 5)])
+        self.same_after_restart()
+
+    def test_a_whole_run_the_middle_and_the_beginning(self):
+        for start, end, expected in (
+            (1, 6, [Run(OTHER, 1, 6, 1)]),
+            (1, 2, [Run(OTHER, 1, 2, 1), Run(EPOCH, 3, 6, 3)]),
+            (3, 4, [Run(EPOCH, 1, 2, 1), Run(OTHER, 1, 2, 3), Run(EPOCH, 5, 6, 5)]),
+        ):
+            self.setUp()
+            fill(self.ring, 6)
+            self.ring.fork(start, end, OTHER)
+            self.assertEqual(self.ring.runs, expected)
+            self.same_after_restart()
+
+    def test_a_fork_of_a_fork(self):
+        fill(self.ring, 8)
+        self.ring.fork(3, 8, OTHER)
+        self.ring.fork(6, 8, "00000000000000ee")
+        self.assertEqual(self.ring.runs, [Run(EPOCH, 1, 2, 1), Run(OTHER, 1, 3, 3), Run("00000000000000ee", 1, 3, 6)])
+        self.same_after_restart()
+
+    def test_it_wanders_out_of_the_ring(self):
+        fill(self.ring, 6)
+        self.ring.fork(5, 6, OTHER)
+        for n in range(1, 12):
+            fill(self.ring, 1, "00000000000000ee", seq=n)
+            self.same_after_restart()
+        self.assertEqual({run.epoch for run in self.ring.runs}, {"00000000000000ee"})
+        self.ring.fork(self.ring.last, self.ring.last, OTHER)
+        self.assertEqual(len(self.ring.state["forks"]), 1)  # the one that is overwritten is forgotten
+
+    def test_partly_overwritten_it_keeps_its_numbers(self):
+        fill(self.ring, 8)
+        self.ring.fork(3, 8, OTHER)
+        fill(self.ring, 4, "00000000000000ee", seq=1)
+        self.assertEqual(self.ring.runs[0], Run(OTHER, 3, 6, 5))
+        self.same_after_restart()
+
+
+class Files(unittest.TestCase):
+    def setUp(self):
+        self.disk = MemoryDisk()
+        fill(open_ring(self.disk), 5)
+        self.content = self.disk.content(PATH)
+
+    def refused(self, content):
+        disk = MemoryDisk()
+        disk.lay(PATH, content)
+        with self.assertRaises(DiskError) as caught:
+            open_ring(disk)
+        self.assertIn(PATH, str(caught.exception))
+        self.assertIn("move it away", str(caught.exception))
+        self.assertEqual(disk.content(PATH), content)  # it is not ours to change
+
+    def test_what_is_no_outbox_is_refused_and_left_alone(self):
+        for other in (b"", b"\0" * 100_000, b"SQLite format 3\0" + bytes(50_000), os.urandom(20_000)):
+            self.refused(other)
+
+    def test_a_damaged_header_is_refused(self):
+        for place in range(28):
+            spoilt = bytearray(self.content)
+            spoilt[place] ^= 1
+            self.refused(bytes(spoilt))
+
+    def test_another_version_of_the_file_is_refused(self):
+        head = b"PGNPOST2" + self.content[12:28]
+        self.refused(struct.pack("<I", zlib.crc32(head)) + head + self.content[28:])
+
+    def test_a_file_cut_short_is_refused(self):
+        for length in (10, 27, 28, 100, 4096, 4097, 5000, 8192, 9000, SLOTS_AT, SLOTS_AT + 200, len(self.content) - 1):
+            with self.subTest(length):
+                self.refused(self.content[:length])
+
+    def test_the_number_of_slots_is_that_of_the_file(self):
+        for slots in (4, 64, 65_536):
+            ring = open_ring(self.disk, slots=slots)
+            self.assertEqual((ring.slots, content(ring)), (8, held(1, 5)))
+
+    def test_larger_slots_are_kept(self):
+        disk = MemoryDisk()
+        fill(open_ring(disk, slot_bytes=512), 3)
+        ring = open_ring(disk, slot_bytes=128)
+        self.assertEqual((ring.slot_bytes, content(ring)), (512, held(1, 3)))
+
+
+class Widening(unittest.TestCase):
+    def test_the_same_samples_under_the_same_numbers(self):
+        disk = MemoryDisk()
+        ring = open_ring(disk)
+        fill(ring, 8)
+        fill(ring, 5)
+        ring.fork(12, 13, OTHER)
+        ring.change_state(on=False)
+        before = content(ring)
+        wide = open_ring(disk, slot_bytes=1024)
+        self.assertEqual((wide.slot_bytes, wide.slots, wide.identity), (1024, 8, ring.identity))
+        self.assertEqual((content(wide), wide.runs, wide.state), (before, ring.runs, ring.state))
+        wide.append(OTHER, 3, BOOT, [taken(values={f"name_{k}": 1 / 3 for k in range(20)})])
+        self.assertEqual(len(json.loads("{" + wide.read(14, 1)[0].body + "}")["values"]), 20)
+        again = open_ring(disk)
+        self.assertEqual((again.slot_bytes, again.last, again.state["on"]), (1024, 14, False))
+        wide.change_state(on=True)
+        self.assertTrue(open_ring(disk).state["on"])
+
+    def test_damaged_slots_stay_damaged(self):
+        disk = MemoryDisk()
+        fill(open_ring(disk), 5)
+        spoilt = bytearray(disk.content(PATH))
+        spoilt[SLOTS_AT + 3 * 128 + 60] ^= 1
+        disk.lay(PATH, bytes(spoilt))
+        ring = open_ring(disk, slot_bytes=256)
+        self.assertEqual(content(ring), held(1, 2) | held(4, 5))
+        self.assertIsNone(ring.read(3, 1)[0])
+
+    def test_on_a_real_disk(self):
+        folder = temp_folder(self)
+        ring = Ring(folder, 64, 128)
+        fill(ring, 60)
+        fill(ring, 20)
+        ring.close()
+        wide = Ring(folder, 64, 512)
+        self.addCleanup(wide.close)
+        self.assertEqual(content(wide), held(17, 80))
+        self.assertEqual(os.path.getsize(os.path.join(folder, FILE)), SLOTS_AT + 64 * 512)
+        self.assertEqual(os.listdir(folder), [FILE])
+
+
+class AgainstAModel(unittest.TestCase):
+    """Random lives against the simplest thing that could be meant: a list, of which the last n are held."""
+
+    def test_random_lives(self):
+        for seed in range(50):
+            with self.subTest(seed=seed):
+                self.life(random.Random(f"ring {seed}"), seed)
+
+    def life(self, chance, seed):
+        disk, slots, width = MemoryDisk(seed), chance.choice((1, 2, 8, 13, 64)), 128
+        ring = open_ring(disk, slots)
+        model = {}  # number to (epoch, seq, value), of all samples ever accepted
+        epoch, seq, on, forks = f"{chance.getrandbits(64):016x}", 1, True, 0
+        for _ in range(40):
+            deed = chance.random()
+            if deed < 0.6:
+                count = chance.randint(1, min(slots, 10))
+                first = ring.last + 1
+                fill(ring, count, epoch, seq)
+                model |= {first + k: (epoch, seq + k, first + k) for k in range(count)}
+                seq += count
+            elif deed < 0.75:
+                chance.choice((disk.kill, disk.cut_power, ring.close))()
+                width = chance.choice((128, width, 2 * width))
+                ring = open_ring(disk, chance.randint(1, 100), min(width, 1024))
+                epoch, seq = f"{chance.getrandbits(64):016x}", 1
+            elif deed < 0.8:
+                on = not on
+                ring.change_state(on=on)
+            elif deed < 0.85 and ring.runs and forks < 20:
+                run = chance.choice(ring.runs)
+                start, new = chance.randint(run.number, run.last_number), f"{chance.getrandbits(64):016x}"
+                ring.fork(start, run.last_number, new)
+                forks += 1
+                for number in range(start, run.last_number + 1):
+                    model[number] = (new, number - start + 1, model[number][2])
+                epoch, seq = (new, run.last_number - start + 2) if run.last_number == ring.last else (epoch, seq)
+            else:
+                count = chance.randint(1, min(slots, 10))
+                self.die_while_appending(chance, disk, ring, model, epoch, seq, count)
+                ring = open_ring(disk)
+                epoch, seq = f"{chance.getrandbits(64):016x}", 1
+            expected = {n: row for n, row in model.items() if n > ring.last - slots}
+            self.assertEqual(content(ring), expected)
+            self.assertEqual(ring.state["on"], on)
+            self.assertEqual(ring.last, max(model, default=0))
+
+    def die_while_appending(self, chance, disk, ring, model, epoch, seq, count):
+        """Afterwards `model` has what is there of the batch, and no more what it has spoilt; both only where it may."""
+        first, slots = ring.last + 1, ring.slots
+        disk.die_at(chance.randrange(3))
+        try:
+            fill(ring, count, epoch, seq)
+        except Killed:
+            pass
+        chance.choice((disk.kill, disk.cut_power))()
+        after = open_ring(disk)
+        found = content(after)
+        tried = {first + k: (epoch, seq + k, first + k) for k in range(count)}
+        safe = {n: row for n, row in model.items() if n > first + count - 1 - slots}
+        self.assertEqual({n: found.get(n) for n in safe}, safe)
+        known = model | tried
+        self.assertEqual({n: row for n, row in found.items() if known.get(n) != row}, {})
+        self.assertEqual(after.last, max(found, default=0))
+        model.clear()
+        model.update(found)
+
+
+if __name__ == "__main__":
+    unittest.main()

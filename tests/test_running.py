@@ -1,0 +1,274 @@
+"""How a program runs: parts in order, ended by a signal or a fault, stopped in reverse whatever happens."""
+
+import io
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import unittest
+from unittest import mock
+
+from base import running
+from base.errors import DiskError, InUse, SettingsError
+from base.running import Part, Running, start_logging
+from tests.support import LIMIT_S, ROOT, clean_environment, temp_folder, wait_until
+
+
+class InThisProcess(unittest.TestCase):
+    """`run` belongs to the main thread, where tests run too; what it changes is put back."""
+
+    def setUp(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.addCleanup(signal.signal, number, signal.getsignal(number))
+        self.addCleanup(signal.set_wakeup_fd, -1)
+        self.addCleanup(setattr, threading, "excepthook", threading.excepthook)
+        patched = mock.patch.dict(os.environ)
+        patched.start()
+        self.addCleanup(patched.stop)
+        for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC"):
+            os.environ.pop(name, None)
+        self.calls = []
+
+    def part(self, name, start=None, stop=None):
+        def note(what, then):
+            def call(*arguments):
+                self.calls.append(f"{what} {name}")
+                return then(*arguments) if then else None
+
+            return call
+
+        return Part(name, note("start", start), note("stop", stop))
+
+    def fail_with(self, error):
+        def fail(*_):
+            raise error
+
+        return fail
+
+
+class Order(InThisProcess):
+    def test_started_in_order_stopped_in_reverse(self):
+        program = Running([self.part("a"), self.part("b"), self.part("c")])
+        status = program.run(lambda: (self.calls.append("ready"), program.end("enough")))
+        self.assertEqual(status, 0)
+        self.assertEqual(self.calls, ["start a", "start b", "start c", "ready", "stop c", "stop b", "stop a"])
+
+    def test_ended_before_it_began(self):
+        program = Running([self.part("a")])
+        program.end("first")
+        program.end("second")
+        self.assertEqual(program.run(lambda: None), 0)
+        self.assertEqual(self.calls, ["start a", "stop a"])
+        self.assertEqual(program.reason, "first")
+
+    def test_a_part_that_does_not_start_ends_it_the_parts_before_it_stopped(self):
+        for error, status in ((SettingsError("x"), 2), (DiskError("x"), 74), (InUse("x"), 75)):
+            self.calls.clear()
+            program = Running([self.part("a"), self.part("b", self.fail_with(error)), self.part("c")])
+            with self.assertLogs("base.running", "CRITICAL"):
+                self.assertEqual(program.run(lambda: self.fail("not ready")), status)
+            self.assertEqual(self.calls, ["start a", "start b", "stop a"])
+
+    def test_a_part_that_fails_to_stop_does_not_keep_the_others_from_it(self):
+        program = Running([self.part("a"), self.part("b", stop=self.fail_with(RuntimeError("oh"))), self.part("c")])
+        with self.assertLogs("base.running", "WARNING") as logged:
+            status = program.run(program.end)
+        self.assertEqual(self.calls[3:], ["stop c", "stop b", "stop a"])
+        self.assertEqual(status, 70)
+        self.assertIn("b: a fault while it was stopped", logged.output[0])
+        self.assertIn("RuntimeError: oh", logged.output[0])
+
+    def test_what_was_left_undone_is_said(self):
+        program = Running([self.part("links", stop=lambda limit_s: "2 connections did not end")])
+        with self.assertLogs("base.running", "WARNING") as logged:
+            program.run(program.end)
+        self.assertEqual(logged.output, ["WARNING:base.running:links: 2 connections did not end"])
+
+    def test_all_parts_together_have_a_limit(self):
+        limits = []
+
+        def stop(limit_s):
+            limits.append(limit_s)
+            now[0] += 3.0
+
+        now = [100.0]
+        program = Running([self.part(name, stop=stop) for name in "abc"])
+        with mock.patch.object(running.time, "monotonic", lambda: now[0]):
+            program.run(program.end)
+        self.assertEqual(limits, [4.0, 1.0, 0.1])
+
+    def test_a_fault_of_a_thread_ends_it(self):
+        def start():
+            def die():
+                raise KeyError("a fault of ours")
+
+            thread = threading.Thread(target=die, name="writer")
+            thread.start()
+
+        program = Running([self.part("a", start)])
+        with self.assertLogs("base.running", "CRITICAL") as logged:
+            self.assertEqual(program.run(lambda: None), 70)
+        self.assertIn("writer died", logged.output[0])
+        self.assertIn("KeyError: 'a fault of ours'", logged.output[0])
+        self.assertEqual(self.calls, ["start a", "stop a"])
+
+    def test_a_failing_disk_ends_it_with_its_status(self):
+        program = Running([self.part("a")])
+        with self.assertLogs("base.running", "CRITICAL") as logged:
+            self.assertEqual(program.run(lambda: program.fail(DiskError("outbox.ring: Input/output error"))), 74)
+        self.assertEqual(logged.output, ["CRITICAL:base.running:outbox.ring: Input/output error"])
+
+    def test_the_first_fault_is_the_one_that_is_told(self):
+        program = Running([self.part("a", stop=self.fail_with(RuntimeError("for lack of a disk")))])
+        with self.assertLogs("base.running", "CRITICAL"):
+            self.assertEqual(program.run(lambda: program.fail(DiskError("first"))), 74)
+        self.assertEqual(program.reason, "first")
+
+
+class Signals(InThisProcess):
+    def test_either_signal_ends_it(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            program = Running([self.part("a")])
+            self.assertEqual(program.run(lambda number=number: os.kill(os.getpid(), number)), 0)
+            self.assertEqual(program.reason, f"told to by {number.name}")
+
+    def assert_ends(self, code):
+        """A Python of its own runs `code`, and says at its end that it came there."""
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(code) + "print('all ended', flush=True)\nos._exit(0)"],
+            cwd=ROOT, env=clean_environment(), stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            said, _ = process.communicate(timeout=LIMIT_S)
+        except subprocess.TimeoutExpired:
+            self.fail("it stands still")
+        finally:
+            process.kill()
+            process.communicate()
+        self.assertEqual(said, "all ended\n")
+
+    def test_a_signal_that_another_thread_gets_ends_it(self):
+        """Then, and when it comes just before the main thread waits, nothing interrupts the waiting."""
+        self.assert_ends("""
+            import os, signal, threading, time
+            from base.running import Running
+
+            def be_told():
+                waiting.wait()
+                time.sleep(0.1)
+                signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+                time.sleep(1000)
+
+            waiting = threading.Event()
+            threading.Thread(target=be_told, daemon=True).start()
+            Running([]).run(waiting.set)
+        """)
+
+    def test_a_signal_at_any_moment_ends_it(self):
+        """A handler runs between any two steps of the main thread, and must not wait for a lock that this one holds."""
+        self.assert_ends("""
+            import os, random, signal
+            from base.running import Running
+
+            os.environ["WATCHDOG_USEC"] = "2"  # so that it goes in and out of its waiting all the time
+            for turn in range(300):
+                def ready():
+                    signal.signal(signal.SIGALRM, signal.getsignal(signal.SIGTERM))
+                    signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0005, 0.003), 0.001)
+                Running([]).run(ready)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        """)
+
+
+class Systemd(InThisProcess):
+    def listen(self, address):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.addCleanup(sock.close)
+        sock.bind(address)
+        sock.settimeout(LIMIT_S)
+        return sock
+
+    def test_it_is_told(self):
+        path = os.path.join(temp_folder(self), "notify")
+        for address, name in ((path, path), (f"\0pigeonpost-{os.getpid()}", f"@pigeonpost-{os.getpid()}")):
+            sock = self.listen(address)
+            os.environ["NOTIFY_SOCKET"] = name
+            program = Running([])
+            program.run(program.end)
+            self.assertEqual([sock.recv(100), sock.recv(100)], [b"READY=1", b"STOPPING=1"])
+
+    def test_the_watchdog_hears_of_it_twice_in_its_time(self):
+        sock = self.listen(path := os.path.join(temp_folder(self), "notify"))
+        os.environ |= {"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "20000"}
+        program = Running([])
+
+        def listen():
+            heard = [sock.recv(100) for _ in range(4)]
+            program.end(repr(heard))
+
+        thread = threading.Thread(target=listen)
+        began_s = time.monotonic()
+        program.run(thread.start)
+        thread.join(LIMIT_S)
+        self.assertEqual(program.reason, repr([b"READY=1", b"WATCHDOG=1", b"WATCHDOG=1", b"WATCHDOG=1"]))
+        self.assertGreater(time.monotonic() - began_s, 0.029)
+
+    def test_a_socket_that_is_not_there(self):
+        os.environ["NOTIFY_SOCKET"] = "/nowhere/notify"
+        program = Running([])
+        with self.assertLogs("base.running", "WARNING"):
+            self.assertEqual(program.run(program.end), 0)
+
+    def test_a_watchdog_that_is_nonsense(self):
+        for text in ("", "often", "-1"):
+            with mock.patch.dict(os.environ, WATCHDOG_USEC=text):
+                self.assertIsNone(running._watchdog_s())
+
+
+class Logging(unittest.TestCase):
+    def logged(self, *arguments, exc_info=None, **environment):
+        stream = io.StringIO()
+        root = logging.Logger("root")
+        with (
+            mock.patch.object(sys, "stderr", stream),
+            mock.patch.object(logging, "root", root),
+            mock.patch.dict(os.environ, environment),
+        ):
+            if not environment:
+                os.environ.pop("JOURNAL_STREAM", None)
+            start_logging()
+            root.info(*arguments, exc_info=exc_info)
+        return stream.getvalue()
+
+    def test_a_line_each(self):
+        self.assertRegex(self.logged("%d samples", 3), r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d INFO 3 samples\n$")
+
+    def test_the_journal_has_its_own_time(self):
+        self.assertEqual(self.logged("hello", JOURNAL_STREAM="8:1"), "INFO hello\n")
+
+    def test_a_strangers_text_cannot_make_a_line_of_its_own(self):
+        line = self.logged("%s", "a\nCRITICAL b\r\x1b[2J\x85\x00°", JOURNAL_STREAM="8:1")
+        self.assertEqual(line, "INFO a\\x0aCRITICAL b\\x0d\\x1b[2J\\x85\\x00°\n")
+
+    def test_a_traceback_keeps_its_lines(self):
+        try:
+            raise KeyError("x")
+        except KeyError as error:
+            text = self.logged("died", exc_info=error)
+        self.assertIn("\nKeyError: 'x'\n", text)
+
+
+class Waiting(unittest.TestCase):
+    def test_our_own_helper_gives_up(self):
+        with self.assertRaises(AssertionError):
+            wait_until(lambda: False, limit_s=0.01)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,764 @@
+"""Every row of the table of inputs and answers, sent as raw bytes by a client of our own to a real server.
+
+A test has its row's words in its docstring. Elsewhere: the words of the link (replays, proofs, deadlines) without a
+socket in test_session, escaped log text in test_running, constant time and the tries of passwords in test_webdoor.
+"""
+
+import csv
+import gzip
+import io
+import json
+import logging
+import os
+import re
+import socket
+import threading
+import time
+import unittest
+from unittest import mock
+from urllib.parse import quote
+
+from base.clock import Clock, FakeClock
+from base.net import is_loopback, own_address
+from gate import users as gate_users
+from gate.tokens import LinkKey
+from gate.users import MOST
+from http_head import SAFE_HEADERS
+from links.tcp import NodeEnd
+from outbox import Outbox
+from protocol import Batch, Gap, encode
+from ring import Ring
+from session_node import NodeFacts
+from tests.support import BOOT, LIMIT_S, MemoryDisk, Talk, taken, wait_until
+from tests.test_stores import E2
+from tests.web_house import FakeLink, WebHouse, exchange, next_response, parse_response
+from webserver import Limits
+
+PASSWORD = "correct horse"
+EVIL = "<img src=x onerror=alert(1)>"
+HOST = "Host: localhost"
+
+
+class SecurityCase(unittest.TestCase):
+    password: str | None = None
+    limits = Limits(head_s=5.0, body_s=5.0)
+
+    def setUp(self):
+        patched = mock.patch.object(gate_users, "_N", 2)  # what a hash costs is told in test_users
+        patched.start()
+        self.addCleanup(patched.stop)
+        for name in ("webserver", "webdoor", "links.tcp", "session", "session_node"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+            self.addCleanup(logging.getLogger(name).setLevel, logging.NOTSET)
+        self.link = FakeLink("basement", {"temperature": "°C"})
+        self.house = self.build()
+
+    def build(self):
+        return WebHouse(self, self.password, [self.link], self.limits)
+
+    def say(self, *lines, body=b"", ends=False):
+        """The one answer to a head of these lines; the connection must end by itself, or was asked to."""
+        head = "\r\n".join((*lines, "", "")).encode("latin-1")
+        return parse_response(self.house.raw(head + body, ends=ends), is_head=lines[0].startswith("HEAD"))
+
+    def refuses(self, status, *lines, body=b"", ends=False):
+        """An answer with that status, all safe headers, a short body, the connection closed, and nothing done."""
+        found, headers, text = self.say(*lines, body=body, ends=ends)
+        self.assertEqual(found, status, (lines[0][:60], text[:100]))
+        self.assertEqual(headers.get("connection"), "close")
+        self.assertLess(len(text), 300)
+        self.is_safe(headers)
+        self.assertEqual(self.link.asked, [])
+        return headers, text
+
+    def is_safe(self, headers):
+        for name, said in SAFE_HEADERS.items():
+            # A chart has its style within: that very text is allowed, by its hash, and no other.
+            found = re.sub(r"style-src 'sha256-[A-Za-z0-9+/]{43}='", "style-src 'self'", headers.get(name.lower(), ""))
+            self.assertEqual(found, said)
+        self.assertNotIn("server", headers)
+        self.assertNotIn("x-powered-by", headers)
+        self.assertNotIn("access-control-allow-origin", headers)
+
+    def is_alive(self):
+        self.assertEqual(self.house.request("GET", "/healthz")[::2], (200, b"ok\n"))
+
+
+class Requests(SecurityCase):
+    def test_lengths(self):
+        """POST without Content-Length; `abc`, `-1`, `+5`, `1_0`, 5,000 digits; two lengths that differ: 411; 400"""
+        post = "POST /nodes/basement/off HTTP/1.1", HOST
+        self.refuses(411, *post)
+        for said in ("abc", "-1", "+5", "1_0", "5" * 5000):
+            self.refuses(400, *post, f"Content-Length: {said}", body=b"csrf=")
+        self.refuses(400, *post, "Content-Length: 5", "Content-Length: 6", body=b"csrf=x")
+        self.refuses(400, *post, "Content-Length: 5", "Content-Length: 5", body=b"csrf=")
+
+    def test_encodings(self):
+        """length and Transfer-Encoding; Transfer-Encoding alone; Content-Encoding: 400, close; 501, close; 415"""
+        post = "POST /nodes/basement/off HTTP/1.1", HOST
+        smuggled = b"0\r\n\r\nPOST /exit HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
+        self.refuses(400, *post, "Content-Length: 5", "Transfer-Encoding: chunked", body=smuggled)
+        self.refuses(501, *post, "Transfer-Encoding: chunked", body=smuggled)
+        self.refuses(501, *post, "Transfer-Encoding: xchunked", body=smuggled)
+        self.refuses(415, *post, "Content-Length: 5", "Content-Encoding: gzip", body=b"csrf=")
+        self.assertEqual(self.house.stopped, [])
+
+    def test_a_zip_bomb(self):
+        """zip bomb body: refused (415)"""
+        bomb = gzip.compress(bytes(10 << 20))
+        lines = "Content-Encoding: gzip", f"Content-Length: {len(bomb)}"
+        self.refuses(415, "POST /api/v1/nodes/basement/send HTTP/1.1", HOST, *lines, body=bomb)
+
+    def test_ten_gigabytes(self):
+        """declared 10 GB: 413 before reading"""
+        for path in ("/login", "/nodes/basement/off", "/api/v1/nodes/basement/send", "/nowhere"):
+            began_s = time.monotonic()
+            self.refuses(413, f"POST {path} HTTP/1.1", HOST, "Content-Length: 10000000000")
+            self.assertLess(time.monotonic() - began_s, self.limits.body_s)
+
+    def test_ends_of_lines(self):
+        """bare LF, obs-fold, lone CR, no colon, space before colon, NUL in a value: 400"""
+        for data in (
+            b"GET / HTTP/1.1\nHost: localhost\n\n", b"GET / HTTP/1.1\r\nHost: localhost\nX-a: b\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nX-a: b\r\n c\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: localhost\rX-a: b\r\n\r\n", b"GET / HTTP/1.1\r\nHost: localhost\r\nX-a\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost : localhost\r\n\r\n", b"GET / HTTP/1.1\r\nHost: localhost\r\nX-a: b\0c\r\n\r\n",
+        ):  # fmt: skip
+            with self.subTest(data):
+                status, headers, _ = parse_response(self.house.raw(data, ends=False))
+                self.assertEqual((status, headers["connection"]), (400, "close"))
+                self.is_safe(headers)
+
+    def test_sizes(self):
+        """98 headers of 65 kB, 101 headers, 60 kB method: 431, 431, 400 with a short body; nothing reflected"""
+        for status, lines in (
+            (431, ["GET / HTTP/1.1", HOST, *(f"X-{k}: {'evil' * 16_000}" for k in range(98))]),
+            (431, ["GET / HTTP/1.1", HOST, *(f"X-evil{k}: b" for k in range(100))]),
+            (400, ["EVIL" * 15_000 + " / HTTP/1.1", HOST]), (414, [f"GET /{'evil' * 15_000} HTTP/1.1", HOST]),
+        ):  # fmt: skip
+            _, text = self.refuses(status, *lines)
+            self.assertNotIn(b"evil", text.lower())
+
+    def test_versions_and_methods(self):
+        """HTTP/0.9, HTTP/1.9999999, TRACE, PUT on a page: 400, 505, 405 with Allow"""
+        self.refuses(400, "GET /")
+        self.refuses(400, "GET / HTTP/0.9", HOST)
+        self.refuses(505, "GET / HTTP/1.9999999", HOST)
+        for method in ("TRACE", "PUT", "DELETE", "PATCH", "OPTIONS", "get", "EVIL"):
+            headers, text = self.refuses(405, f"{method} / HTTP/1.1", HOST, "Connection: close", "X-Secret: evil")
+            self.assertEqual(headers["allow"], "GET, HEAD")
+            self.assertNotIn(b"evil", text.lower())
+        headers, _ = self.refuses(405, "PUT /nodes/basement/on HTTP/1.1", HOST, "Connection: close")
+        self.assertEqual(headers["allow"], "POST")
+
+    def test_hosts(self):
+        """no Host, two Hosts, a Host that is not ours (DNS rebinding), absolute-form URL: 400, 400, 421, 400"""
+        self.refuses(400, "GET / HTTP/1.1", "Connection: close")
+        self.refuses(400, "GET / HTTP/1.1", HOST, HOST)
+        for path in ("/", "/api/v1/nodes", "/healthz", "/login", "/style.css", "/nowhere"):
+            _, text = self.refuses(421, f"GET {path} HTTP/1.1", "Host: evil.example:8080", "Connection: close")
+            self.assertNotIn(b"evil", text)
+        self.refuses(
+            421, "POST /nodes/basement/off HTTP/1.1", "Host: evil.example", "Content-Length: 0", "Connection: close"
+        )
+        self.refuses(400, "GET http://localhost/ HTTP/1.1", HOST)
+
+    def test_paths(self):
+        """`/../../etc/passwd`, `%2e%2e%2f`, `%00`, `//evil/`, `/.git/`, the database's name: 404 by exact routes"""
+        log_name = os.path.basename(self.house.csv.whole()[0])
+        for path in (
+            "/../../etc/passwd", "/%2e%2e%2f%2e%2e%2fetc/passwd", "/..%2f..%2fetc%2fpasswd", "/%00", "/style.css%00",
+            "/log.csv%00",
+            "//evil/", "//", "/.git/", "/.git/config", "/pigeonpost.sqlite3", "/data/pigeonpost.sqlite3", "/users.json",
+            "/tokens.json", "/running.json", "/logs/", f"/logs/{log_name}", f"/{log_name}", "/pages/style.css",
+            "/webui.py",
+            "/style.css/", "/./style.css", "/nodes/../style.css", "/log.csv/../users.json", "/nodes/%2e%2e",
+            "/nodes/..",
+            "/nodes/basement/", "/nodes/basement/on/", "/Login", "/api/v1/nodes/../../../etc/passwd", "/\\..\\evil",
+            "/nodes/-x",
+            "/nodes/" + "x" * 64, "/api/v2/nodes", f"/nodes/{quote(EVIL)}", "/;/style.css", "/favicon.svg;x",
+            "/cgi-bin/x.sh",
+        ):  # fmt: skip
+            with self.subTest(path):
+                _, text = self.refuses(404, f"GET {path} HTTP/1.1", HOST, "Connection: close")
+                self.assertNotIn(b"evil", text)
+
+    def test_an_answer_that_is_an_error_says_nothing_of_what_was_sent(self):
+        """nothing reflected: neither path, nor query, nor header, nor body, in pages, texts or JSON"""
+        for accept in ("text/html", "*/*"):
+            for path in ("/evil1337", "/api/evil1337", "/nodes/evil1337", "/api/v1/nodes/evil1337", "/?key=evil1337",
+                         "/chart.svg?node=evil1337", "/api/v1/samples?node=evil1337", "/api/v1/samples?from=evil1337",
+                         "/api/v1/samples?format=evil1337", "/login?evil1337", "/?a=evil1337&a=1"):  # fmt: skip
+                request = f"GET {path} HTTP/1.1", HOST, f"Accept: {accept}", "X-evil1337: evil1337", "Connection: close"
+                status, headers, text = self.say(*request)
+                self.assertIn(status, (200, 400, 403, 404), path)
+                self.assertNotIn("evil1337", str(headers), path)
+                self.assertNotIn(b"evil1337", text, path)
+
+    def test_a_login_that_fails_says_nothing_of_what_was_sent(self):
+        self.house.users.set_password("admin", PASSWORD)
+        for accept in (True, False):
+            found = self.house.request(
+                "POST", "/login", {"Content-Type": "application/x-www-form-urlencoded"},
+                b"user=evil1337&password=evil1337&next=//evil1337", html=accept,
+            )  # fmt: skip
+            self.assertEqual(found[0], 403)
+            self.assertNotIn("evil1337", str(found))
+
+
+class Deadlines(SecurityCase):
+    limits = Limits(head_s=1.0, body_s=0.3)
+
+    def test_a_body_that_does_not_come(self):
+        """declared 1,000 and sent 5: 408 at the deadline"""
+        began_s = time.monotonic()
+        self.refuses(408, "POST /nodes/basement/off HTTP/1.1", HOST, "Content-Length: 1000", body=b"csrf=")
+        self.assertGreater(time.monotonic() - began_s, 0.25)
+
+    def test_a_head_that_does_not_come(self):
+        """5 s for the whole head (here 1 s)"""
+        began_s = time.monotonic()
+        status, headers, _ = parse_response(self.house.raw(b"GET / HTTP/1.1\r\nHost: lo", ends=False))
+        self.assertEqual((status, headers["connection"]), (408, "close"))
+        self.assertGreater(time.monotonic() - began_s, 0.9)
+
+
+class Changes(SecurityCase):
+    CHANGES = ("/nodes/basement/on", "/nodes/basement/off", "/nodes/basement/status", "/exit", "/logout")
+    JSON_CHANGES = ("/api/v1/nodes/basement/send", "/api/v1/nodes/basement/check")
+
+    def test_by_get(self):
+        """state change by GET: 405; nothing changed"""
+        for method in ("GET", "HEAD"):
+            for path in (*self.CHANGES, *self.JSON_CHANGES):
+                found = self.house.request(method, f"{path}?on=true&sure=yes&csrf={self.house.csrf()}")
+                self.assertEqual((found[0], found[1]["allow"]), (405, "POST"), path)
+        self.nothing_has_changed()
+
+    def nothing_has_changed(self):
+        self.assertEqual((self.link.asked, self.house.stopped), ([], []))
+
+    def test_without_token(self):
+        """without CSRF token: 403; nothing changed"""
+        csrf = self.house.csrf()
+        for path in self.CHANGES:
+            for fields in ({}, {"sure": "yes"}, {"csrf": ""}, {"csrf": csrf[:-1], "sure": "yes"}, {"CSRF": csrf}):
+                self.assertEqual(self.house.post_form(path, fields)[0], 403, path)
+        self.nothing_has_changed()
+
+    def test_from_another_site(self):
+        """foreign Origin or Sec-Fetch-Site cross-site: 403; nothing changed"""
+        csrf = self.house.csrf()
+        for headers in (
+            {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"},
+            {"Sec-Fetch-Site": "same-site"},
+            {"Origin": f"http://127.0.0.1:{self.house.address[1] + 1}"},
+        ):  # fmt: skip
+            for path in (*self.CHANGES, "/login"):
+                self.assertEqual(self.house.post_form(path, {"csrf": csrf, "sure": "yes"}, headers)[0], 403)
+            for path in self.JSON_CHANGES:
+                found = self.house.request(
+                    "POST", path, {**headers, "Content-Type": "application/json"}, b'{"on": false}'
+                )
+                self.assertEqual((found[0], json.loads(found[2])["error"]["code"]), (403, "cross-site"))
+        self.nothing_has_changed()
+
+    def test_what_a_foreign_page_can_send_without_asking(self):
+        """A browser that tells no Origin: a form, a text or a Blob without a type, to the programs' addresses."""
+        for kind in ({}, {"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}):
+            for path in self.JSON_CHANGES:
+                found = self.house.request("POST", path, {**kind, "Referer": "http://evil.example/"}, b'{"on": false}')
+                self.assertEqual(found[0], 415)
+        self.nothing_has_changed()
+
+    def test_nobody_is_allowed_to_ask_from_elsewhere(self):
+        """CORS: a preflight gets no permission"""
+        ask = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
+        status, headers, _ = self.house.request("OPTIONS", self.JSON_CHANGES[0], ask)
+        self.assertEqual(status, 405)
+        self.assertFalse([name for name in headers if name.startswith("access-control")])
+
+    def test_as_it_is_meant(self):
+        """The same with what is asked for does change something: else the tests above would prove nothing."""
+        csrf, same = self.house.csrf(), {"Sec-Fetch-Site": "same-origin"}
+        same["Origin"] = f"http://{self.house.address[0]}:{self.house.address[1]}"
+        self.assertEqual(self.house.post_form("/nodes/basement/off", {"csrf": csrf}, same)[0], 303)
+        found = self.house.request("POST", self.JSON_CHANGES[0], {"Content-Type": "application/json"}, b'{"on": true}')
+        self.assertEqual(found[0], 200)
+        self.assertEqual(self.link.asked, [("SEND", False), ("SEND", True)])
+        self.assertEqual(self.house.post_form("/exit", {"csrf": csrf}, same)[0], 200)  # asks first
+        self.assertEqual(self.house.stopped, [])
+        self.assertEqual(self.house.post_form("/exit", {"csrf": csrf, "sure": "yes"}, same)[0], 200)
+        self.assertEqual(len(self.house.stopped), 1)
+
+
+class Nobody(SecurityCase):
+    """Without a password."""
+
+    def build(self):
+        self.elsewhere = own_address()
+        return WebHouse(self, None, [self.link], self.limits, listen="0.0.0.0")
+
+    def test_from_another_machine(self):
+        """`/` from a peer that is not loopback, no password set: 403, and what to do"""
+        headers = {}
+        if self.elsewhere and not is_loopback(self.elsewhere):
+            self.house.address = self.elsewhere, self.house.address[1]
+        else:  # a machine without a network
+            headers = {"X-Forwarded-For": "192.168.1.7"}
+        for path in ("/", "/log", "/log.csv", "/nodes/basement", "/events", "/chart.svg", "/metrics", "/api/v1/nodes",
+                     "/api/v1/nodes/basement", "/api/v1/samples", "/api/v1/health"):  # fmt: skip
+            status, told, text = self.house.request("GET", path, headers)
+            self.assertEqual(status, 403, path)
+            self.assertIn(b"control.py password", text)
+            self.assertNotIn(b"basement", text)
+            self.is_safe(told)
+        for path in (*Changes.CHANGES, *Changes.JSON_CHANGES):
+            found = self.house.request("POST", path, {**headers, "Content-Type": "application/json"}, b'{"on": false}')
+            self.assertEqual(found[0], 403, path)
+        self.assertEqual((self.link.asked, self.house.stopped), ([], []))
+        self.assertEqual(self.house.request("GET", "/healthz", headers)[::2], (200, b"ok\n"))
+        self.assertEqual(self.house.request("GET", "/", {**headers, **self.house.bearer})[0], 200)
+
+    def test_through_a_proxy(self):
+        """What comes through a proxy does not count as this machine."""
+        self.assertEqual(self.house.request("GET", "/")[0], 200)
+        for name in ("Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP"):
+            self.assertEqual(self.house.request("GET", "/", {name: "127.0.0.1"})[0], 403, name)
+
+
+class Logins(SecurityCase):
+    password = PASSWORD
+
+    def test_without_session(self):
+        """any page without session (password set): 303 to login (401 for the API)"""
+        for path in ("/", "/log", "/log.csv", "/nodes/basement", "/nodes/nobody"):
+            for html in (True, False):
+                status, headers, text = self.house.request("GET", path, html=html)
+                self.assertEqual((status, headers["location"]), (303, "/login"), path)
+                self.assertNotIn(b"basement", text)
+        for path in ("/api/v1/nodes", "/api/v1/nodes/basement", "/api/v1/samples", "/api/v1/health", "/metrics",
+        "/events",
+                     "/chart.svg"):  # fmt: skip
+            status, headers, text = self.house.request("GET", path)
+            self.assertEqual((status, headers["www-authenticate"]), (401, "Bearer"), path)
+            self.assertNotIn(b"basement", text)
+        for path in Changes.CHANGES:
+            self.assertEqual(self.house.post_form(path, {"sure": "yes"})[0], 303)
+        for path in Changes.JSON_CHANGES:
+            self.assertEqual(self.house.request("POST", path, body=b'{"on": false}')[0], 401)
+        self.assertEqual((self.link.asked, self.house.stopped), ([], []))
+
+    def test_after_logout(self):
+        """cookie after logout: 401"""
+        cookie = self.house.log_in()
+        csrf = self.house.csrf(cookie)
+        self.assertEqual(self.house.request("GET", "/api/v1/nodes", cookie)[0], 200)
+        self.house.post_form("/logout", {"csrf": csrf}, cookie)
+        self.assertEqual(self.house.request("GET", "/api/v1/nodes", cookie)[0], 401)
+        self.assertEqual(self.house.post_form("/nodes/basement/off", {"csrf": csrf}, cookie)[0], 303)
+        self.assertEqual(self.link.asked, [])
+
+    def test_an_id_of_before(self):
+        """session id chosen before login: a new id"""
+        name = f"pigeonpost-{self.house.address[1]}"
+        for chosen in ("x" * 43, self.house.log_in()["Cookie"].partition("=")[2]):
+            before = {"Cookie": f"{name}={chosen}"}
+            status, headers, _ = self.house.post_form("/login", {"user": "admin", "password": PASSWORD}, before)
+            self.assertEqual(status, 303)
+            self.assertNotIn(chosen, headers["set-cookie"])
+            self.assertEqual(self.house.request("GET", "/api/v1/nodes", before)[0], 401)
+
+    def test_the_cookie(self):
+        """Cookies: HttpOnly, SameSite=Strict, and nothing that makes them known elsewhere"""
+        _, headers, _ = self.house.post_form("/login", {"user": "admin", "password": PASSWORD})
+        name, *about = headers["set-cookie"].split("; ")
+        self.assertRegex(name, rf"\Apigeonpost-{self.house.address[1]}=[A-Za-z0-9_-]{{43}}\Z")
+        self.assertEqual(about, ["Path=/", "HttpOnly", "SameSite=Strict"])
+        for path in ("/login", "/", "/style.css", "/healthz", "/nowhere"):
+            self.assertNotIn("set-cookie", self.house.request("GET", path, html=True)[1])
+
+    def test_a_cookie_of_32_kb(self):
+        """parsed by a strict pattern (http.cookies takes 1.3 s for a 32 kB cookie): no head is so long"""
+        for said in (";" * 32_768, "a=b; " * 6500):
+            self.refuses(431, "GET / HTTP/1.1", HOST, f"Cookie: {said}")
+        began_s = time.thread_time()
+        self.assertEqual(self.house.request("GET", "/api/v1/nodes", {"Cookie": "a=b; " * 1500})[0], 401)
+        self.assertLess(time.thread_time() - began_s, 1.0)
+
+    def test_passwords_of_a_megabyte(self):
+        """1 MB password, Unicode password: 413; taken unchanged"""
+        self.assertEqual(self.house.post_form("/login", {"user": "admin", "password": "x" * (1 << 20)})[0], 413)
+        for password in ("pässwörter 🕊 ", "pa\u0308sswo\u0308rter", "🕊" * 1024, "  spaces  ", "a+b&c=d%20;"):
+            self.house.users.set_password("admin", password)
+            self.house.log_in(password=password)
+            self.assertEqual(self.house.post_form("/login", {"user": "admin", "password": password + " "})[0], 403)
+
+    def test_keys(self):
+        """last byte of a token changed: 401"""
+        key = self.house.bearer["Authorization"]
+        for said in (key[:-1], key[:-1] + "X", key + "X", key[7:], "Bearer ", "Basic YWRtaW46YWRtaW4="):
+            status, headers, text = self.house.request("GET", "/api/v1/nodes", {"Authorization": said})
+            self.assertEqual((status, headers["www-authenticate"]), (401, "Bearer"))
+            self.assertEqual(json.loads(text)["error"]["code"], "key")
+
+    def test_a_role_that_looks(self):
+        """may see, and change nothing"""
+        self.house.users.set_password("guest", PASSWORD, "look")
+        cookie = self.house.log_in("guest")
+        self.assertEqual(self.house.request("GET", "/", cookie)[0], 200)
+        for path in Changes.CHANGES[:-1]:
+            self.assertEqual(self.house.post_form(path, {"sure": "yes"}, cookie)[0], 403)
+        for path in Changes.JSON_CHANGES:
+            found = self.house.request("POST", path, {**cookie, "Content-Type": "application/json"}, b'{"on": true}')
+            self.assertEqual(found[0], 403)
+        self.assertEqual((self.link.asked, self.house.stopped), ([], []))
+
+
+class Tries(SecurityCase):
+    password = PASSWORD
+
+    def build(self):
+        self.clock = FakeClock()  # the delays pass at once
+        return WebHouse(self, self.password, [self.link], self.limits, clock=self.clock)
+
+    def attempt(self, user, source):
+        body = f"user={user}&password=wrong".encode()
+        head = (
+            f"POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        ).encode()
+        with socket.create_connection(self.house.address, LIMIT_S, source_address=(source, 0)) as sock:
+            return parse_response(exchange(sock, head + body))
+
+    def test_twenty_wrong_passwords(self):
+        """20 wrong passwords; unknown user: delays, then 429 for that address only; same text, same work"""
+        answers, waits = [], []
+        for number in range(20):
+            before_s = self.clock.monotonic()
+            answers.append(self.attempt("admin" if number % 2 else f"nobody{number}", "127.0.0.1"))
+            waits.append(self.clock.monotonic() - before_s)
+        self.assertEqual([status for status, _, _ in answers], [403] * MOST + [429] * (20 - MOST))
+        self.assertEqual(len({text for _, _, text in answers[:MOST]}), 1)
+        self.assertEqual(waits[:MOST], sorted(waits[:MOST]))
+        self.assertGreater(waits[MOST - 1], 0.5)
+        self.assertGreater(int(answers[-1][1]["retry-after"]), 0)
+        self.assertEqual(self.house.post_form("/login", {"user": "admin", "password": PASSWORD})[0], 429)
+        self.assertEqual(self.attempt("admin", "127.0.0.2")[0], 403)
+
+
+class Inputs(SecurityCase):
+    NAMES = (
+        EVIL,
+        "'; DROP TABLE samples; --",
+        '" OR "1"="1',
+        "..",
+        "../../etc/passwd",
+        "x" * 300,
+        "a\r\nb",
+        "\0",
+        "ä",
+        "-a",
+        " ",
+    )
+
+    def test_names(self):
+        """names like `<img src=x onerror=...>`, SQL text, `..`, 300 characters: 400 at the door"""
+        self.house.store_samples("basement", [{"temperature": 1.0}], {"temperature": "°C"})
+        for name in self.NAMES:
+            for path in (
+                f"/api/v1/samples?node={quote(name, safe='')}", f"/api/v1/samples?sensor={quote(name, safe='')}",
+                f"/chart.svg?node={quote(name, safe='')}&sensor=temperature",
+                f"/chart.svg?node=basement&sensor={quote(name, safe='')}",
+            ):  # fmt: skip
+                with self.subTest(path):
+                    status, headers, text = self.house.request("GET", path)
+                    self.assertEqual(status, 400)
+                    self.is_safe(headers)
+                    self.assertNotIn(b"<img", text)
+                    self.assertNotIn(b"DROP", text)
+        self.assertEqual(len(json.loads(self.house.request("GET", "/api/v1/samples")[2])["samples"]), 1)
+
+    def test_what_came_in_all_the_same_is_escaped(self):
+        """escaped on output all the same: names, units, faults and details of a node that lies"""
+        quotes = f"\"'>{EVIL}"
+        self.link.state.sensors = [{"name": quotes, "unit": quotes}, {"name": "temperature", "unit": quotes}]
+        self.link.state.details = {"version": EVIL, "held": EVIL, "more": quotes, quotes: [quotes]}
+        self.link.state.fault = quotes
+        self.link.state.last_sent = EVIL
+        self.house.store_samples(
+            "basement", [{"temperature": k, quotes: k} for k in range(30)], {"temperature": quotes}
+        )
+        self.house.store_samples("basement", [{"temperature": None}], {"temperature": quotes})
+        self.house.store_samples(f"a{EVIL}", [{"temperature": 1.5}], {"temperature": EVIL})
+        self.house.house.links.append(FakeLink(f"b{EVIL}", {EVIL: EVIL}, connected=False))
+        self.gap(quotes)
+        shown = 0
+        for path in ("/", "/nodes/basement", "/nodes/basement?notice=status", "/log", "/login",
+                     "/chart.svg?node=basement&sensor=temperature&span=10m"):  # fmt: skip
+            for connected in (True, False):
+                self.link.state.connected = connected
+                status, headers, text = self.house.request("GET", path, html=True)
+                self.assertEqual(status, 200, path)
+                self.assertRegex(headers["content-type"], "text/html|image/svg")
+                self.assertNotIn(b"<img src=x", text, path)
+                self.assertNotRegex(text, rb"=\"[^\"<>]*\"'>", path)
+                shown += text.count(b"&lt;img src=x")
+        self.assertGreater(shown, 10)  # so it was there to be escaped
+        for path in ("/", "/log", "/metrics", "/api/v1/nodes", "/api/v1/nodes/basement", "/api/v1/samples"):
+            status, headers, text = self.house.request("GET", path)
+            self.assertEqual((status, headers["x-content-type-options"]), (200, "nosniff"))
+            self.assertRegex(headers["content-type"], "text/plain|application/json")
+
+    def build(self):
+        return WebHouse(self, None, links=[self.link], limits=self.limits)
+
+    def gap(self, why):
+        """A gap in an epoch of its own."""
+        done = threading.Event()
+        self.house.intake.accept(
+            Batch("basement", "00000000000000bb", E2, 0, (), Gap(1, 5, 0, why), {}, lambda *_: done.set(), print)
+        )
+        self.assertTrue(done.wait(LIMIT_S))
+
+    def test_json(self):
+        """NaN, Infinity, 1e999, nesting 100,000 deep, 5,000-digit integers, duplicate keys: 400, process unharmed"""
+        path, kind = "/api/v1/nodes/basement/send", {"Content-Type": "application/json"}
+        for body in (
+            b'{"on": NaN}', b'{"on": Infinity}', b'{"on": -Infinity}', b'{"on": 1e999}', b"[" * 60_000,
+            b'{"on":' * 10_000,
+            b'{"on": ' + b"5" * 5000 + b"}", b'{"on": true, "on": false}', b'{"on": true', b"", b"\xff",
+            b'{"on": "\xed\xa0\x80"}',
+            b'{"on": "\\ud800"}', b"true", b"[]", b"null", b'{"on": 1}', b'{"on": "true"}', b'{"on": null}', b"{}",
+            b'{"off": true}',
+            b"[" * 30_000 + b"]" * 30_000, b'{"on": true}x', b"\xef\xbb\xbf{}", b'{"a":[' + b"[]," * 20_000 + b"[]]}",
+        ):  # fmt: skip
+            with self.subTest(body[:40]):
+                status, headers, text = self.house.request("POST", path, kind, body)
+                self.assertEqual(status, 400)
+                self.assertLess(len(text), 400)
+                self.assertIn("error", json.loads(text))
+                self.is_safe(headers)
+        self.assertEqual(self.house.request("POST", path, kind, b"[" * 100_000)[0], 413)
+        self.assertEqual(self.link.asked, [])
+        self.is_alive()
+
+    def test_queries(self):
+        """numbers and times that are none: 400, process unharmed"""
+        self.house.store_samples("basement", [{"temperature": 1.0}], {"temperature": "°C"})
+        chart = "/chart.svg?node=basement&sensor=temperature"
+        samples = "/api/v1/samples?node=basement&sensor=temperature"
+        for query in (
+            "from=NaN", "from=1e999", f"from={'9' * 5000}", "from=-1", "from=2026-13-45T99:99:99Z", "to=%00",
+            "from=0000-01-01T00:00:00Z", "a=%ff", "from=%D9%A1", "to=1&to=2",
+        ):  # fmt: skip
+            for path in (chart, samples):
+                with self.subTest((path, query[:30])):
+                    status, headers, _ = self.house.request("GET", f"{path}&{query}")
+                    self.assertEqual(status, 400)
+                    self.is_safe(headers)
+        for query in ("limit=0", "limit=-1", "limit=1e3", "limit=99999999999", "step=0", "step=-1h", "step=1y",
+
+                      "format=xml", "step=1s&from=0"):  # fmt: skip
+            self.assertEqual(self.house.request("GET", f"{samples}&{query}")[0], 400, query)
+        for query in ("span=0", "span=-1", "span=1e9d", "span=%C2%B2h", "span="):
+            self.assertEqual(self.house.request("GET", f"{chart}&{query}")[0], 400, query)
+        self.is_alive()
+
+
+class Cells(SecurityCase):
+    def test_formulas(self):
+        """text cells that start with = + - @ tab in CSV: quoted with `'` unless a number"""
+        units = {"a": "=1+1", "b": "+1", "c": "-1", "d": "@SUM(A1)", "e": "\t=1", "f": "%", "g": '=a","b', "h": "\r=1"}
+        self.house.store_samples("basement", [dict.fromkeys(units, -1.5), {"a": -3}, {"a": None}], units)
+        _, headers, text = self.house.request("GET", "/log.csv")
+        self.assertEqual(headers["content-type"], "text/csv; charset=utf-8")
+        self.assertRegex(headers["content-disposition"], r'\Aattachment; filename="sensorlog_[0-9_]+\.csv"\Z')
+        rows = list(csv.reader(io.StringIO(text.decode(), newline="")))
+        said = {row[2]: row[4] for row in rows[1:9]}
+        self.assertEqual(said, {name: f"'{unit}" if unit != "%" else unit for name, unit in units.items()})
+        self.assertEqual([row[3] for row in rows[1:]], ["-1.5"] * 8 + ["-3", ""])
+        self.no_formula(rows)
+        _, _, text = self.house.request("GET", "/api/v1/samples?node=basement&format=csv")
+        rows = list(csv.reader(io.StringIO(text.decode(), newline="")))
+        self.assertEqual(len(rows), 11)
+        self.no_formula(rows)
+
+    def no_formula(self, rows):
+        for cell in (cell for row in rows for cell in row):
+            self.assertTrue(cell[:1] not in tuple("=+-@\t\r") or re.fullmatch(r"-[0-9.]+", cell), cell)
+
+
+class Faults(SecurityCase):
+    def test_a_handler_that_raises(self):
+        """handler raises: 500, an id, no traceback to the client; server alive"""
+        logging.getLogger("webserver").setLevel(logging.NOTSET)
+        secret = KeyError("/home/pi/secret")
+        for path, accept in (
+            ("/log", "text/html"),
+            ("/log", "*/*"),
+            ("/nodes/basement", "*/*"),
+            ("/api/v1/samples", "*/*"),
+        ):
+            with (
+                mock.patch.object(self.house.csv, "last", side_effect=secret),
+                mock.patch.object(self.house.store, "gaps", side_effect=secret),
+                mock.patch.object(self.house.store, "nodes", side_effect=secret),
+                self.assertLogs("webserver", "ERROR") as logged,
+            ):
+                head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n"
+                again = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+                status, headers, text, rest = next_response(self.house.raw((head + again).encode(), ends=False))
+            self.assertEqual(status, 500)
+            self.is_safe(headers)
+            number = re.search(rb"under ([0-9a-f]{8})", text)[1].decode()
+            self.assertIn(f"fault {number} in GET {path}", logged.output[0])
+            self.assertIn("KeyError: '/home/pi/secret'", logged.output[0])
+            for word in (b"secret", b"Traceback", b"KeyError", b".py", b"line "):
+                self.assertNotIn(word, text)
+            self.assertEqual(parse_response(rest)[2], b"ok\n")  # on the same connection
+        self.is_alive()
+
+
+class Headers(SecurityCase):
+    def test_every_kind_of_answer(self):
+        """CSP `default-src 'none'`, script, style, img, connect of our own; frame-ancestors 'none'; nosniff"""
+        policy = dict(part.strip().partition(" ")[::2] for part in SAFE_HEADERS["Content-Security-Policy"].split(";"))
+        self.assertEqual(policy, {
+            "default-src": "'none'", "script-src": "'self'", "style-src": "'self'", "img-src": "'self'",
+            "connect-src": "'self'", "form-action": "'self'", "base-uri": "'none'", "frame-ancestors": "'none'",
+        })  # fmt: skip
+        self.assertEqual(SAFE_HEADERS["X-Content-Type-Options"], "nosniff")
+        self.assertEqual(SAFE_HEADERS["Referrer-Policy"], "no-referrer")
+        self.house.store_samples("basement", [{"temperature": 1.5}], {"temperature": "°C"})
+        statuses = set()
+        for request in (
+            "GET /", "GET /nodes/basement", "GET /log", "GET /log.csv", "HEAD /",
+            "GET /chart.svg?node=basement&sensor=temperature",
+            "GET /login", "GET /api/v1/nodes", "GET /api/v1/nodes/basement", "GET /api/v1/samples",
+            "GET /api/v1/health",
+            "GET /api/v1/samples?format=csv", "GET /metrics", "GET /healthz", "GET /style.css", "GET /script.js",
+            "GET /favicon.svg", "HEAD /events", "GET /nowhere", "GET /api/nowhere", "PUT /", "POST /exit",
+            "POST /nodes/basement/on",
+            "POST /api/v1/nodes/basement/send", "POST /api/v1/nodes/basement/check", "POST /login", "GET /?key=wrong",
+            "GET http://evil/", "GET /api/v1/samples?limit=x",
+        ):  # fmt: skip
+            for html in (True, False):
+                method, path = request.split(" ")
+                status, headers, text = self.house.request(method, path, html=html)
+                statuses.add(status)
+                with self.subTest(request):
+                    self.is_safe(headers)
+                    self.assertRegex(
+                        headers["date"], r"\A[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} 20[0-9]{2} [:0-9]+ GMT\Z"
+                    )
+                    kind = headers["content-type"]
+                    self.assertRegex(kind, r"; charset=utf-8\Z|\Aapplication/json\Z|\Aimage/svg\+xml")
+                    if "text/html" in kind:
+                        self.nothing_inline(text.decode())
+                    if "style" not in path and "script" not in path and "favicon" not in path and "http" not in path:
+                        self.assertIn("cache-control", headers)
+        self.assertEqual(self.house.request("GET", "/log.csv", {"Range": "bytes=0-4"})[2], b"time,")
+        for headers in ({"Range": "bytes=0-4"}, {"Range": "bytes=999999-"}):
+            status, told, _ = self.house.request("GET", "/log.csv", headers)
+            statuses.add(status)
+            self.is_safe(told)
+        self.assertGreaterEqual(statuses, {200, 206, 400, 403, 404, 405, 416})
+
+    def nothing_inline(self, page):
+        """What the policy would not let run, or would not show, is not there in the first place."""
+        self.assertNotRegex(page, r"(?i)<script(?! src=\"/script\.js\" defer></script>)")
+        self.assertNotRegex(page, r"(?i)\son[a-z]+\s*=")
+        self.assertNotRegex(page, r"(?i)\sstyle\s*=|<style|javascript:|<iframe|<object|<embed|<base")
+        self.assertNotRegex(page, r"(?i)(src|href|action)=[\"']?(https?:)?//")
+
+
+class Link(unittest.TestCase):
+    """The link's row: its proofs and ACKs, at the socket. The rest of it is in test_tcp: no AUTH in time
+    (test_who_does_not_prove_himself_in_time_is_closed), 100 MB without LF to either side (test_100_megabytes_...), and
+    floods (test_a_flood_of_lines_costs_no_memory, test_one_that_asks_and_does_not_read_is_closed)."""
+
+    TOKEN = "0123456789abcdef0123456789abcdef"
+    SERVER, NODE = "home", "basement"
+
+    def setUp(self):
+        self.clock = Clock()
+        self.outbox = Outbox(Ring("/card", 64, 128, MemoryDisk()), BOOT)
+        self.outbox.start()
+        self.addCleanup(self.outbox.stop, LIMIT_S)
+
+    def node(self, token=TOKEN):
+        facts = NodeFacts(
+            self.NODE, [{"name": "temperature", "unit": "°C"}], 10.0, LinkKey(token) if token else None,
+            lambda on: None, dict,
+        )  # fmt: skip
+        end = NodeEnd(("127.0.0.1", 0), facts, self.outbox, self.clock)
+        end.start()
+        self.addCleanup(end.stop, LIMIT_S)
+        return end
+
+    def hello(self, nonce="f" * 32, **more):
+        return encode("HELLO", {"link": 1, "server": self.SERVER, "nonce": nonce, **more})
+
+    def is_closed_with(self, talk, code):
+        """The last that is said is ERROR with that code; nothing was given away before."""
+        said = talk.rest()
+        self.assertEqual([message.word for message in said if message.word in ("SENSORS", "STATUS", "SENDBACK")], [])
+        self.assertEqual((said[-1].word, said[-1].args[0]), ("ERROR", code))
+
+    def proof(self, nonces, side="server", token=TOKEN):
+        identity = self.outbox.ring.identity
+        return LinkKey(token).sign(side, self.SERVER, self.NODE, identity, nonces)
+
+    def test_a_replayed_handshake(self):
+        """link: replayed handshake: closed, logged once"""
+        end = self.node()
+        with Talk(end.address) as talk:
+            talk.send(self.hello())
+            theirs = talk.until("HELLO").args[0]["nonce"]
+            recorded = (
+                self.hello() + encode("AUTH", {"mac": self.proof(("f" * 32, theirs))}) + encode("RESUME", {"id": 0})
+            )
+            talk.send(recorded[len(self.hello()) :])
+            wait_until(lambda: end.collectors == [self.SERVER], "it was good once")
+        with self.assertLogs("session", "WARNING") as logged, Talk(end.address) as talk:
+            talk.send(recorded)
+            self.is_closed_with(talk, "auth")
+        self.assertEqual(len(logged.output), 1)
+
+    def test_a_reflected_proof(self):
+        """link: mac of a reflected nonce: closed"""
+        for choose in (lambda told: told["mac"], lambda told: self.proof(("f" * 32, told["nonce"]), side="node"),
+                       lambda told: self.proof((told["nonce"], "f" * 32)), lambda told: "", lambda told: None,
+                       lambda told: self.proof(("f" * 32, told["nonce"]))[:-1] + "x"):  # fmt: skip
+            with self.assertLogs("session", "WARNING") as logged, Talk(self.node().address) as talk:
+                talk.send(self.hello())
+                talk.send(encode("AUTH", {"mac": choose(talk.until("HELLO").args[0])}))
+                self.is_closed_with(talk, "auth")
+            self.assertEqual(len(logged.output), 1)
+
+    def test_the_token_of_another_node(self):
+        """token of node A: nothing of node B"""
+        with self.assertLogs("session", "WARNING"), Talk(self.node().address) as talk:
+            talk.send(self.hello())
+            theirs = talk.until("HELLO").args[0]["nonce"]
+            talk.send(encode("AUTH", {"mac": self.proof(("f" * 32, theirs), token=self.TOKEN[:-1] + "0")}))
+            self.is_closed_with(talk, "auth")
+
+    def test_an_ack_of_what_was_never_sent(self):
+        """link: ACK never sent: closed, logged once"""
+        end = self.node(token="")
+        self.outbox.put(taken())
+        wait_until(lambda: self.outbox.ring.last == 1, "it is held")
+        with self.assertLogs("session", "WARNING") as logged, Talk(end.address) as talk:
+            talk.send(encode("HELLO", {"link": 1, "server": self.SERVER}) + encode("RESUME", {"id": 0}))
+            talk.until("SENSORS")
+            talk.send(encode("ACK", self.outbox.epoch, 2))
+            self.assertEqual(talk.rest()[-1].args[0], "bad-ack")
+        self.assertEqual(len(logged.output), 1)
+        self.assertEqual(self.outbox.ring.last, 1)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,377 @@
+"""server.py as people run it: a demonstration, wrong settings, a signal, two at once, kill -9."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import re
+import signal
+import socket
+import sqlite3
+import threading
+import time
+import unittest
+from unittest import mock
+
+import server
+from tests.page_support import Node, Server, control, use_memory_disk
+from tests.support import LIMIT_S, Program, clean_environment, temp_folder, wait_until
+
+
+def setUpModule():
+    use_memory_disk()
+
+
+def rows(data):
+    """Every row of all logs in a data folder, in order; AssertionError for one that is torn."""
+    found = []
+    for name in sorted(os.listdir(os.path.join(data, "logs"))):
+        with open(os.path.join(data, "logs", name), newline="", encoding="utf-8") as file:
+            text = file.read()
+        head, *rest = csv.reader(text.splitlines())
+        if head != ["time", "node", "sensor", "value", "unit"] or not text.endswith("\n"):
+            raise AssertionError(f"{name} is torn: {text[-200:]!r}")
+        found += rest
+    return found
+
+
+def stored(data):
+    """How many samples the database has."""
+    path = os.path.join(data, "pigeonpost.sqlite3")
+    db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    try:
+        return db.execute("SELECT count(*) FROM samples").fetchone()[0]
+    finally:
+        db.close()
+
+
+def has(data, count):
+    """Whether the database has that many samples; asked over and over, so it is not asked at full speed."""
+    time.sleep(0.03)
+    try:
+        return stored(data) >= count
+    except sqlite3.Error:
+        return False  # it is only being made
+
+
+def children(pid):
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        return [int(child) for child in file.read().split()]
+
+
+def is_there(pid):
+    """Whether a process runs (one that has ended, and that nobody has asked after, does not)."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+class ServerCase(unittest.TestCase):
+    def refused(self, *arguments):
+        """Run server.py to its end: exit status, and what it said on standard error."""
+        program = Program(self, "server.py", *arguments)
+        status = program.wait()
+        return status, "\n".join(program.logged)
+
+    def told(self, *arguments, **environment):
+        """The same without a process, for what it says before it begins; and what it said on standard output."""
+        said, told = io.StringIO(), io.StringIO()
+        with (
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(told),
+            mock.patch.object(server, "start_logging"),
+            mock.patch.dict(os.environ, clean_environment(**environment), clear=True),
+        ):
+            try:
+                status = server.main(arguments)
+            except SystemExit as end:
+                status = end.code
+        return status, told.getvalue().rstrip("\n"), said.getvalue()
+
+    def collect(self, server, count=10):
+        try:
+            wait_until(lambda: has(server.data, count), f"{count} samples are stored")
+        except AssertionError as error:
+            self.fail(f"{error}; its status: {server.process.poll()}; logged: {server.logged}")
+
+
+class Demo(ServerCase):
+    def test_live_samples_in_some_seconds_and_nothing_left_behind(self):
+        """Within 5 s on a quiet machine; here it has 20."""
+        began_s = time.monotonic()
+        place = temp_folder(self)
+        program = Program(self, "server.py", "--demo", "--web", "127.0.0.1:0", TMPDIR=place)
+        address = re.fullmatch(r"the page is at http://(127\.0\.0\.1):(\d+)/", program.line())
+        host, port = address[1], int(address[2])
+
+        def events():
+            with socket.create_connection((host, port), LIMIT_S) as sock:
+                sock.sendall(f"GET /events HTTP/1.0\r\nHost: {host}:{port}\r\n\r\n".encode())
+                for line in sock.makefile("r", encoding="utf-8"):
+                    if line.startswith("data: "):
+                        yield json.loads(line.removeprefix("data: "))["samples"]
+
+        samples = (sample for event in events() for sample in event)
+        first = next(samples)
+        later = next(sample for sample in samples if sample["time_ms"] > first["time_ms"])
+        self.assertLess(time.monotonic() - began_s, 20)
+        self.assertEqual(first["node"], "demo")
+        self.assertRegex(later["values"]["temperature"], r"^−?[\d.]+ °C$")
+        self.assertRegex(later["values"]["light"], r"^[\d,]+ counts$")
+        with socket.create_connection((host, port), LIMIT_S) as sock:
+            sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            page = sock.makefile(encoding="utf-8").read()
+        self.assertIn("Node demo is reporting; last sample", page)
+        self.assertEqual(page.count("simulated"), 2)
+        (node,) = children(program.process.pid)
+        self.assertEqual(len(os.listdir(place)), 1)
+        program.terminate()
+        self.assertEqual(program.wait(), 0)
+        self.assertFalse(is_there(node))
+        self.assertEqual(os.listdir(place), [])
+
+    def test_its_data_are_kept_where_a_folder_is_named(self):
+        server = Server(self, "--demo")
+        self.collect(server, 1)
+        server.terminate()
+        self.assertEqual(server.wait(), 0)
+        self.assertGreaterEqual(stored(server.data), 1)
+        self.assertTrue(os.path.exists(os.path.join(server.data, "node", "outbox.ring")))
+
+    def test_when_it_is_killed_its_node_ends_too(self):
+        server = Server(self, "--demo")
+        self.assertTrue(server.page)
+        (node,) = children(server.process.pid)
+        server.process.kill()
+        server.process.wait(LIMIT_S)
+        wait_until(lambda: not is_there(node), "the node has ended")
+
+
+class Stopping(ServerCase):
+    def test_a_signal_ends_it_in_time_whoever_is_connected_and_all_is_flushed(self):
+        """An idle browser, one that listens, half a request; a node that samples, and one that never says a word."""
+        node = Node(self)
+        silent = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(silent.close)
+        server = Server(self, "--node", node.at, "--node", f"silent@127.0.0.1:{silent.getsockname()[1]}")
+        idle_link = silent.accept()[0]
+        self.addCleanup(idle_link.close)
+        self.collect(server)
+        talks = [b"", b"GET /log HTT", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+                 b"GET /events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"]  # fmt: skip
+        for talk in talks:
+            sock = socket.create_connection(server.page, LIMIT_S)
+            self.addCleanup(sock.close)
+            sock.sendall(talk)
+            if talk.endswith(b"\r\n\r\n"):
+                self.assertTrue(sock.recv(1).startswith(b"H"))
+        running = os.path.join(server.data, "running.json")
+        self.assertEqual(os.stat(running).st_mode & 0o777, 0o600)
+        began_s = time.monotonic()
+        server.terminate()
+        self.assertEqual(server.wait(), 0, server.logged)
+        self.assertLess(time.monotonic() - began_s, 5.0)
+        self.assertFalse(os.path.exists(running))
+        self.assertEqual(len(rows(server.data)), 2 * stored(server.data))
+        # Nothing of what the server has stored is brought again: it was acknowledged, or is told by its mark.
+        again = Server(self, "--node", node.at, data=server.data)
+        before = stored(server.data)
+        wait_until(lambda: has(server.data, before + 1), "it goes on")
+        again.process.send_signal(signal.SIGINT)
+        self.assertEqual(again.wait(), 0, again.logged)
+        self.assertEqual(len(rows(server.data)), 2 * stored(server.data))
+        self.assertEqual(control(self, "--data", server.data, "verify")[0], 0)
+
+    def test_a_node_with_idle_clients_ends_in_time_too(self):
+        node = Node(self)
+        host, _, port = node.place.rpartition(":")
+        sock = socket.create_connection((host, int(port)), LIMIT_S)
+        self.addCleanup(sock.close)
+        sock.sendall(b"SEND ON\n")
+        self.assertTrue(sock.recv(1))
+        began_s = time.monotonic()
+        node.terminate()
+        self.assertEqual(node.wait(), 0, node.logged)
+        self.assertLess(time.monotonic() - began_s, 5.0)
+
+    def test_the_button_ends_it(self):
+        server = Server(self)
+        status, page = server.get("/", {"Accept": "text/html"})
+        self.assertEqual(status, 200)
+        csrf = re.search(r'name="csrf" value="([^"]+)"', page)[1]
+        body = f"csrf={csrf}&sure=yes".encode()
+        with socket.create_connection(server.page, LIMIT_S) as sock:
+            sock.sendall(
+                b"POST /exit HTTP/1.0\r\nAccept: text/html\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+                b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+            )
+            answer = sock.makefile(encoding="utf-8").read()
+        self.assertIn("<h1>exited</h1>", answer)
+        self.assertEqual(server.wait(), 0)
+        self.assertIn("ended: Exit, by this machine at 127.0.0.1", server.logged[-1])
+
+    def test_when_somebody_has_removed_its_running_file(self):
+        server = Server(self)
+        self.assertTrue(server.page)
+        os.unlink(os.path.join(server.data, "running.json"))
+        server.terminate()
+        self.assertEqual(server.wait(), 0, server.logged)
+
+
+class Refusing(ServerCase):
+    def test_a_second_one_on_the_same_data(self):
+        server = Server(self)
+        self.assertTrue(server.page)
+        status, said = self.refused("--data", server.data, "--web", "127.0.0.1:0")
+        self.assertEqual(status, 75)
+        self.assertEqual(
+            said,
+            f"server.py: {server.data}/server.lock is held by process {server.process.pid}:"
+            " two programs on the same data would spoil it",
+        )
+        self.assertEqual(server.get("/healthz"), (200, "ok\n"))
+
+    def test_an_address_that_is_taken(self):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            place = f"127.0.0.1:{taken.getsockname()[1]}"
+            status, said = self.refused("--data", temp_folder(self), "--web", place)
+        self.assertEqual(status, 2)
+        self.assertIn(
+            f"the page cannot be at {place}: Address already in use. --web HOST:PORT takes another address", said
+        )
+        self.assertNotIn("Traceback", said)
+
+    def test_wrong_settings_name_file_table_and_key(self):
+        path = os.path.join(temp_folder(self), "my.toml")
+        for content, wanted in (
+            ('[store]\ncommit = "often"', "[store] commit takes a number from 0.05 to 600, not 'often'"),
+            ("[store]\ncomit = 1", """[store]: unknown key 'comit'; did you mean "commit"?"""),
+            ("[sotre]\ncommit = 1", """unknown key 'sotre'; did you mean "store"?"""),
+            ('[web]\nlisten = "0.0.0.0:80"', "[web] listen takes a list, not '0.0.0.0:80'"),
+            ('[server]\nnodes = ["b c@10.0.0.5"]', "[server] nodes takes NAME@HOST:PORT"),
+            ("[server\n", "not TOML"),
+        ):
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(content)
+            status, said, _ = self.told("--config", path, "--show")
+            self.assertEqual(status, 2, content)
+            self.assertTrue(said.startswith(f"server.py: {path}: "), said)
+            self.assertIn(wanted, said)
+            self.assertNotIn("\n", said)
+        self.assertEqual(self.refused("--config", path), (2, said))
+
+    def test_wrong_flags_and_variables_are_named(self):
+        status, said, _ = self.told("--web", "here:99999", "--show")
+        self.assertEqual((status, said.startswith("server.py: --web: [web] listen takes HOST:PORT")), (2, True), said)
+        status, said, _ = self.told("--show", PIGEONPOST_STORE_BUFFER="12")
+        self.assertEqual(status, 2)
+        self.assertIn("PIGEONPOST_STORE_BUFFER: [store] buffer takes a whole number from 1000 to 1e+06, not '12'", said)
+        status, said, _ = self.told("--wbe", "127.0.0.1:80")
+        self.assertEqual(status, 2)
+        self.assertIn("unrecognized arguments: --wbe", said)
+
+    def test_a_file_that_is_not_there(self):
+        self.assertEqual(
+            self.told("--config", "/nowhere/server.toml")[:2],
+            (2, "server.py: /nowhere/server.toml: No such file or directory"),
+        )
+
+    def test_a_database_of_a_newer_program(self):
+        data = temp_folder(self)
+        db = sqlite3.connect(os.path.join(data, "pigeonpost.sqlite3"))
+        db.execute("PRAGMA user_version = 999")
+        db.close()
+        status, said = self.refused("--data", data, "--web", "127.0.0.1:0")
+        self.assertEqual(status, 2)
+        self.assertIn("was made by a newer Pigeonpost (format 999", said)
+
+
+class Telling(ServerCase):
+    def test_show_tells_every_setting_and_where_it_is_from(self):
+        path = os.path.join(temp_folder(self), "my.toml")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write('[server]\nname = "cellar"\n[store]\ncommit = 60\n')
+        status, _, said = self.told(
+            "--config", path, "--node", "a@10.0.0.5", "--show", PIGEONPOST_STORE_COMMIT="30"
+        )  # fmt: skip
+        lines = said.splitlines()
+        self.assertEqual((status, len(lines)), (0, 7))
+        self.assertIn(f'[server] name = "cellar"  # {path}', lines)
+        self.assertIn('[server] nodes = ["a@10.0.0.5"]  # --node', lines)
+        self.assertRegex(said, r'(?m)^\[store\] commit = "?30"?  # PIGEONPOST_STORE_COMMIT$')
+        self.assertIn("[store] buffer = 20000  # default", lines)
+        self.assertIn('[web] listen = ["0.0.0.0:8080"]  # default', lines)
+
+    def test_help_has_examples(self):
+        status, _, text = self.told("--help")
+        self.assertEqual(status, 0)
+        self.assertIn("python3 server.py --demo", text)
+        self.assertIn("python3 server.py --node basement@192.168.1.20", text)
+        self.assertRegex(self.told("--version")[2], r"^pigeonpost \d+\.\d+")
+
+    def test_where_the_page_is(self):
+        server = Server(self, "--web", "127.0.0.1:0", "--web", "127.0.0.1:0")
+        lines = [server.line(), server.line()]
+        self.assertEqual(len(set(lines)), 2)
+        for line in lines:
+            self.assertRegex(line, r"^the page is at http://127\.0\.0\.1:\d+/$")
+
+    def test_a_page_for_the_network_has_a_key(self):
+        server = Server(self, "--web", "0.0.0.0:0")
+        self.assertTrue(server.page)
+        self.assertIn("nodes to collect from", server.logs("nodes to collect from"))
+        for line in server.said[1:]:  # there is one where this machine has a network
+            self.assertRegex(
+                line, r"^the page is at http://[\d.]+:\d+/\?key=\S{16,} \(from another machine; the key .*\)$"
+            )
+
+
+class Killed(ServerCase):
+    def test_after_kill_9_the_log_is_made_whole(self):
+        """Also when that has torn its last row, or the disk has lost the last few."""
+        node = Node(self)
+        data = temp_folder(self)
+        for cut in (7, 150):
+            server = Server(self, "--node", node.at, data=data)
+            self.assertTrue(server.page)
+            before = stored(data) if os.path.exists(os.path.join(data, "logs")) else 0
+            wait_until(lambda before=before: has(data, before + 10), "samples are stored")
+            server.process.kill()
+            server.process.wait(LIMIT_S)
+            logs = os.path.join(data, "logs")
+            newest = max((os.path.join(logs, name) for name in os.listdir(logs)), key=os.path.getmtime)
+            os.truncate(newest, os.path.getsize(newest) - cut)
+            self.assertTrue(os.path.exists(os.path.join(data, "running.json")))
+        last = Server(self, "--node", node.at, data=data)
+        self.assertTrue(last.page)
+        last.terminate()
+        self.assertEqual(last.wait(), 0, last.logged)
+        self.assertEqual(len(rows(data)), 2 * stored(data))
+        status, said, _ = control(self, "--data", data, "verify")
+        self.assertEqual((status, said), (0, f"{stored(data)} samples of 1 nodes: all there, each once\n"))
+
+    def test_a_reader_sees_whole_rows_meanwhile(self):
+        node = Node(self)
+        server = Server(self, "--node", node.at)
+        wrong, ended = [], threading.Event()
+
+        def read():
+            while not ended.wait(0.01):
+                _, text = server.get("/log.csv")
+                if not text.endswith("\n") or any(line.count(",") != 4 for line in text.splitlines()):
+                    wrong.append(text[-100:])
+
+        self.assertTrue(server.page)
+        reader = threading.Thread(target=read)
+        reader.start()
+        self.collect(server, 15)
+        ended.set()
+        reader.join(LIMIT_S)
+        self.assertEqual(wrong, [])
+
+
+if __name__ == "__main__":
+    unittest.main()

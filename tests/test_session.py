@@ -1,0 +1,1445 @@
+"""Who says what next on a link: both ends in one hand, on a clock that moves when it is told. No socket, no thread."""
+
+import copy
+import itertools
+import logging
+import random
+import unittest
+from unittest import mock
+
+from base.clock import FakeClock, rfc3339
+from base.errors import Unexpected
+from gate.tokens import LinkKey
+from outbox import Outbox
+from protocol import BATCH_SAMPLES, LINE_BYTES, WINDOW_SAMPLES, Message, decode, encode
+from ring import FILE, Ring
+from session import MOST_WARNINGS, is_count, parts
+from session_node import NodeFacts, NodeSession
+from session_server import MOST_EPOCHS, NodeState, ServerSession
+from tests.support import WALL_MS, FakeLedger, Killed, MemoryDisk, sensors_line, taken
+
+TOKEN = "a token of 16 letters or more"
+NONCE = "5e" * 16
+E = [f"{n:016x}" for n in range(0xE0, 0xF0)]
+SENSORS = [{"name": "temperature", "unit": "°C"}]
+
+
+LONG_LINES = mock.patch("session_node.FIRST_LINE_SAMPLES", 500)  # from the first one on
+
+
+class SessionCase(unittest.TestCase):
+    """A node with its card, and a server with its ledger."""
+
+    def setUp(self):
+        self.clock = FakeClock(WALL_MS)
+        self.server_clock = FakeClock(WALL_MS + 5000, up_ms=1)
+        self.disk = MemoryDisk()
+        self.ledger = FakeLedger()
+        self.epochs = iter(E)
+        self.quiet = self.enterContext(self.silence())
+        self.facts = None
+
+    def silence(self):
+        """What sessions log here is looked at only where a test says so."""
+        return _Silence()
+
+    def start_node(self, slots=64, width=128, key=None, every_s=10.0):
+        """As the program does at its start: the same card, a new epoch."""
+        ring = Ring("/card", slots, width, self.disk)
+        self.outbox = Outbox(ring, self.clock.boot_id, new_epoch=self.epochs.__next__)
+        self.facts = NodeFacts("basement", SENSORS, every_s, key, self.outbox.switch, lambda: {"held": ring.last})
+        return self.outbox
+
+    def take(self, count=1, **more):
+        """Take and accept samples, whose value and uptime is their running number."""
+        for _ in range(count):
+            number = self.outbox.ring.last + len(self.outbox._queue) + 1
+            given = {"values": {"temperature": number}, "wall_ms": WALL_MS + number, "up_ms": number}
+            self.outbox.put(taken(**{**given, **more}))
+        while self.outbox.commit():
+            pass
+
+    def node(self, local=True):
+        return NodeSession(self.facts, self.outbox, self.clock, "192.0.2.7:1234", local)
+
+    def server(self, keys=None, expected="basement", ledger=None, name="home"):
+        self.state = NodeState("192.0.2.5:5003", expected)
+        self.answers = []
+        return ServerSession(
+            name, ledger or self.ledger, keys or {}, self.state, self.server_clock, lambda: None, self.note_answer
+        )
+
+    def note_answer(self, *answer):
+        self.answers.append(answer)
+
+    def say(self, session, word, *args):
+        session.receive(encode(word, *args))
+
+    def heard(self, session):
+        """What a session says now, streaming aside."""
+        return [decode(line) for line in session.take_output().splitlines()]
+
+    def streamed(self, session):
+        """All that a node says now, its samples too."""
+        while session.stream():
+            pass
+        return self.heard(session)
+
+    def pump(self, node, server):
+        """Let them talk until neither has more to say; all that was said, as (side, message)."""
+        said = []
+        while True:
+            to_node = server.take_output()
+            for line in to_node.splitlines():
+                said.append(("server", decode(line)))
+                node.receive(line)
+            while node.stream():
+                pass
+            to_server = node.take_output()
+            for line in to_server.splitlines():
+                said.append(("node", decode(line)))
+                server.receive(line)
+            if not to_node and not to_server:
+                return said
+
+    def collect(self, **more):
+        """A session that is open, from the beginning; both ends of it."""
+        node, server = self.node(), self.server(**more)
+        self.pump(node, server)
+        self.assertTrue(server.collecting)
+        return node, server
+
+    def open_as_server(self, node, resume, server="home", **hello):
+        """Say by hand what a server says; what the node answers to HELLO."""
+        self.say(node, "HELLO", {"link": 1, "server": server, "ledger": "1" * 16, "clock": "unset", **hello})
+        answer = self.heard(node)
+        self.say(node, "RESUME", resume)
+        return answer
+
+    def open_as_node(self, server, *held, **hello):
+        """Say by hand what a node says; what the server answers."""
+        self.heard(server)
+        usual = {"link": 1, "node": "basement", "outbox": "0b" * 8, "held": list(held), "sensors": SENSORS}
+        self.say(server, "HELLO", {**usual, **hello})
+        return self.heard(server)
+
+    def assert_refused(self, session, code, *words, closes=False):
+        """The session's last word is this ERROR."""
+        error = self.heard(session)[-1]
+        self.assertEqual((error.word, error.args[0]), ("ERROR", code))
+        for word in words:
+            self.assertIn(word, error.args[1]["text"])
+        self.assertEqual(session.closing, closes)
+
+
+class _Silence:
+    def __enter__(self):
+        logging.disable(logging.CRITICAL)
+
+    def __exit__(self, *_):
+        logging.disable(logging.NOTSET)
+
+
+class Opening(SessionCase):
+    def test_the_whole_conversation(self):
+        self.start_node()
+        self.take(3)
+        said = self.pump(self.node(), self.server())
+        self.assertEqual(
+            [(side, message.word) for side, message in said],
+            [
+                ("server", "HELLO"), ("node", "HELLO"), ("server", "RESUME"), ("server", "CHECK"), ("node", "STATUS"),
+                ("node", "SENSORS"), ("server", "ACK"),
+            ],
+        )  # fmt: skip
+        hello, answer, resume, _, status, samples, ack = [message.args for _, message in said]
+        self.assertEqual(hello[0], {
+            "link": 1, "server": "home", "ledger": self.ledger.identity,
+            "time": "2026-11-20T15:36:15.123Z", "clock": "set",
+        })  # fmt: skip
+        self.assertEqual(answer[0], {
+            "link": 1, "node": "basement", "outbox": self.outbox.ring.identity, "held": [[E[0], 1, 3, 1]],
+            "every": 10.0, "sensors": SENSORS, "time": "2026-11-20T15:36:10.123Z",
+        })  # fmt: skip
+        self.assertEqual(resume[0], {"id": 0})
+        self.assertEqual(status[:2], (True, None))
+        self.assertEqual(samples[0], E[0])
+        self.assertEqual([(s.seq, s.time_ms, s.up_ms, s.values) for s in samples[1]], [
+            (n, WALL_MS + n, n, {"temperature": n}) for n in (1, 2, 3)
+        ])  # fmt: skip
+        self.assertEqual(ack, (E[0], 3))
+        self.assertEqual(self.ledger.seqs(E[0]), [1, 2, 3])
+        self.assertEqual(self.ledger.tops, {self.outbox.ring.identity: 3})
+
+    def test_samples_follow_as_they_are_taken(self):
+        self.start_node()
+        node, server = self.collect()
+        for count in (1, 2, 5):
+            self.take(count)
+            said = [message.word for _, message in self.pump(node, server)]
+            self.assertEqual(said, ["SENSORS", "ACK"])
+        self.assertEqual(self.ledger.seqs(E[0]), list(range(1, 9)))
+
+    def test_what_the_server_has_is_not_sent_again(self):
+        self.start_node()
+        self.take(5)
+        self.collect()
+        self.start_node()
+        self.take(2)
+        node, server = self.node(), self.server()
+        said = self.pump(node, server)
+        resume = next(message.args[0] for _, message in said if message.word == "RESUME")
+        self.assertEqual(resume, {"id": 5, E[0]: [5, 5]})
+        self.assertEqual([m.args[0] for _, m in said if m.word == "SENSORS"], [E[1]])
+        self.assertEqual((self.ledger.repeats, self.ledger.seqs(E[1])), (0, [1, 2]))
+
+    def test_before_its_first_sample_the_current_epoch_is_told_empty(self):
+        self.start_node()
+        self.take(3)
+        self.start_node()
+        self.assertEqual(
+            self.open_as_server(self.node(), {"id": 0})[0].args[0]["held"], [[E[0], 1, 3, 1], [E[1], 1, 0, 4]]
+        )
+
+    def test_lists_that_do_not_fit_a_line_go_on_in_more(self):
+        ring = Ring("/card", 2048, 128, self.disk)
+        names = [f"{n:016x}" for n in range(1, 1301)]
+        for number, epoch in enumerate(names, 1):
+            ring.append(epoch, 1, self.clock.boot_id, [taken(values={"temperature": number}, up_ms=number)])
+        self.start_node()
+        for known in (0, 1300):
+            node, server = self.node(), self.server()
+            said = self.pump(node, server)
+            words = [message.word for _, message in said]
+            lists = [m.args[0] for side, m in said if m.word in ("HELLO", "HELD") and side == "node"]
+            self.assertEqual(
+                [(len(part["held"]), part.get("more")) for part in lists], [(500, True), (500, True), (301, None)]
+            )
+            self.assertEqual([entry[0] for part in lists for entry in part["held"]], [*names, E[0]])
+            resumes = [m.args[0] for _, m in said if m.word == "RESUME"]
+            self.assertEqual([part.get("more") for part in resumes], [True, True, None] if known else [None])
+            self.assertEqual(sum(len(part) for part in resumes), known + 1 + 2 * bool(known))
+            self.assertEqual(words.count("SENSORS"), 0 if known else 1300)
+            self.assertEqual(len(self.ledger.rows), 1300)
+        self.assertEqual(self.ledger.repeats, 0)
+
+    def test_every_line_fits_whatever_is_held(self):
+        number = 10**16
+        held = [[f"{n:016x}", number, number, number] for n in range(1200)]
+        for items, more in parts(held):
+            self.assertLess(len(encode("HELD", {"held": items, **more})), LINE_BYTES)
+        resume = [(f"{n:016x}", [10**18 - 1, 2**63 - 1]) for n in range(1200)]
+        for items, more in parts(resume):
+            self.assertLess(len(encode("RESUME", {"id": 10**18 - 1, **dict(items), **more})), LINE_BYTES)
+
+    def test_parts(self):
+        self.assertEqual(parts([]), [([], {})])
+        self.assertEqual([(len(p), more) for p, more in parts(range(500))], [(500, {})])
+        self.assertEqual([(len(p), more) for p, more in parts(range(501))], [(500, {"more": True}), (1, {})])
+
+    def test_unknown_keys_are_passed_over(self):
+        self.start_node()
+        self.take(2)
+        node = self.node()
+        self.open_as_server(node, {"id": 0, "weather": "fine", "0" * 16: "?", "more": False}, mood="good")
+        self.assertEqual([m.word for m in self.streamed(node)], ["SENSORS"])
+        self.assertIn("RESUME", [m.word for m in self.open_as_node(self.server(), [E[0], 1, 2, 1], mood="good")])
+
+    def test_the_words_of_the_other_side_are_unknown_here(self):
+        self.start_node()
+        node, server = self.collect()
+        for word, args in (
+            ("HELD", ({"held": []},)), ("SENDBACK", (True,)), ("STATUS", (True, None, {})), ("GAP", (E[0], {})),
+        ):  # fmt: skip
+            self.say(node, word, *args)
+            self.assert_refused(node, "unknown-word", f"{word} is for the node to say", "HELLO, AUTH, RESUME, SEND")
+        node.receive(sensors_line(E[0], 1, 1))
+        self.assert_refused(node, "unknown-word")
+        for word, args in (
+            ("AUTH", ({},)), ("RESUME", ({"id": 0},)), ("SEND", (True,)), ("CHECK", ()), ("ACK", (E[0], 1)),
+        ):  # fmt: skip
+            self.say(server, word, *args)
+            self.assert_refused(server, "unknown-word", f"{word} is for the server to say")
+
+    def test_a_bad_line_ends_nothing(self):
+        self.start_node()
+        node, server = self.collect()
+        for session in (node, server):
+            for line, code in (
+                (b"\xff\xfe", "not-utf8"), (b"HELLO", "bad-argument"), (b"what?", "unknown-word"),
+                (b"ACK x 1", "bad-argument"),
+            ):  # fmt: skip
+                session.receive(line)
+                self.assert_refused(session, code)
+        self.take(1)
+        self.pump(node, server)
+        self.assertEqual(self.ledger.seqs(E[0]), [1])
+
+    def test_empty_lines_say_nothing(self):
+        self.start_node()
+        node, _ = self.collect()
+        for line in (b"", b"\r", b"  "):
+            node.receive(line)
+        self.assertEqual(self.heard(node), [])
+
+    def test_bye_closes(self):
+        self.start_node()
+        for session in self.collect():
+            self.say(session, "BYE")
+            self.assertTrue(session.closing)
+            self.assertEqual(self.heard(session), [])
+
+    def test_nothing_is_heard_after_the_end(self):
+        """What else came with the line that ended it is neither done nor answered."""
+        self.start_node()
+        node = self.node()
+        self.say(node, "BYE")
+        for line in (b"SEND OFF", b"CHECK", b"nonsense", b"\xff"):
+            node.receive(line)
+        self.assertEqual(self.heard(node), [])
+        self.assertTrue(self.outbox.on)
+
+    def test_the_names_of_both_ends_must_be_names(self):
+        self.start_node()
+        for name in ("", "-x", "a" * 64, "a b", 5, None, ["home"], "hé"):
+            node = self.node()
+            self.say(node, "HELLO", {"link": 1, "server": name})
+            self.assert_refused(node, "bad-argument", "server's name")
+            server = self.server(expected="")
+            self.assertEqual(self.open_as_node(server, node=name)[-1].args[0], "bad-argument")
+            self.assertEqual(self.state.name, "")
+
+    def test_another_version_is_refused_and_told_which_is_spoken(self):
+        self.start_node()
+        for link in (0, 2, "1", None, 1.5):
+            node, server = self.node(), self.server()
+            self.say(node, "HELLO", {"link": link, "server": "home"})
+            self.assert_refused(node, "version", "speaks link 1", closes=True)
+            self.heard(server)
+            self.say(server, "HELLO", {"link": link, "node": "basement"})
+            self.assert_refused(server, "version", "speaks link 1", closes=True)
+
+    def test_hello_comes_once(self):
+        self.start_node()
+        node, server = self.collect()
+        self.say(node, "HELLO", {"link": 1, "server": "home"})
+        self.assert_refused(node, "expected", closes=True)
+        self.say(server, "HELLO", {"link": 1, "node": "basement", "outbox": "0" * 16})
+        self.assert_refused(server, "expected", closes=True)
+
+    def test_resume_comes_once_and_after_hello(self):
+        self.start_node()
+        node = self.node()
+        self.say(node, "RESUME", {"id": 0})
+        self.assert_refused(node, "expected", "after HELLO", closes=True)
+        node, _ = self.collect()
+        self.say(node, "RESUME", {"id": 0})
+        self.assert_refused(node, "expected", closes=True)
+
+    def test_a_resume_that_is_none(self):
+        self.start_node()
+        self.take(3)
+        for entry in (5, [], [1], [1, 2, 3], [-1, 5], ["1", 5], [1.0, 5], [True, 5], None, {}, [10**18, 1]):
+            node = self.node()
+            self.open_as_server(node, {"id": 0, E[0]: entry})
+            self.assert_refused(node, "bad-argument", "highest seq stored")
+            self.assertFalse(node.stream())
+
+    def test_the_wrong_node_is_told_apart(self):
+        server = self.server(expected="attic")
+        answer = self.open_as_node(server)
+        self.assertEqual(answer[-1].args[0], "expected")
+        self.assertIn("'attic'", answer[-1].args[1]["text"])
+        self.assertTrue(server.closing)
+
+    def test_a_hello_of_which_something_is_wrong_opens_nothing(self):
+        for hello in (
+            {"outbox": "x"}, {"outbox": 5}, {"outbox": None}, {"sensors": 5}, {"sensors": [{}]}, {"sensors": "abc"},
+            {"sensors": [{"name": "A"}]}, {"sensors": [{"name": "a", "unit": 5}]}, {"sensors": [{"name": ["a"]}]},
+            {"sensors": [{"name": "a", "unit": "x" * 33}]}, {"sensors": None}, {"held": 5}, {"held": None},
+            {"held": [[E[0], 1, 2]]}, {"held": [[E[0], 1, 2, -3]]}, {"held": [["x", 1, 2, 3]]}, {"held": ["abcd"]},
+            {"held": [[E[0], 1, 2, 10**18]]}, {"held": [[E[0], 1, 2, True]]}, {"held": [[5, 1, 2, 3]]},
+        ):  # fmt: skip
+            with self.subTest(hello):
+                server = self.server()
+                error = self.open_as_node(server, **hello)[-1]
+                self.assertEqual((error.word, error.args[0]), ("ERROR", "bad-argument"))
+                server.receive(sensors_line(E[0], 1, 1))
+                self.assertTrue(server.closing)
+                self.assertFalse(server.collecting)
+        self.assertEqual(self.ledger.rows, [])
+
+    def test_numbers_of_any_size_harm_nobody(self):
+        """Python reads integers of thousands of digits; neither a float nor a database takes them."""
+        for every in (10**400, -(10**400), 0, -5, 1e300, "10", None, [], True):
+            server = self.server()
+            self.assertIn("RESUME", [m.word for m in self.open_as_node(server, every=every)])
+            self.assertIn(self.state.every_s, (None, 1.0))
+        for value in (0, 10**18 - 1):
+            self.assertTrue(is_count(value))
+        for value in (-1, 10**18, 10**400, 1.0, True, None, "1"):
+            self.assertFalse(is_count(value))
+
+    def test_the_node_at_an_address_without_a_name_tells_its_own(self):
+        self.start_node()
+        self.collect(expected="")
+        self.assertEqual((self.state.name, self.state.every_s, self.state.sensors), ("basement", 10.0, SENSORS))
+        self.assertEqual((self.state.connected, self.state.fault), (True, ""))
+        self.assertEqual(self.state.offset_ms, -5000)
+
+    def test_lists_without_end_cost_no_memory(self):
+        self.start_node()
+        self.take(2)
+        node = self.node()
+        self.say(node, "HELLO", {"link": 1, "server": "home"})
+        numbers = itertools.count()
+        for _ in range(100):
+            names = {f"{next(numbers):016x}": [1, 1] for _ in range(500)}
+            self.say(node, "RESUME", {"id": 0, **names, "more": True})
+        self.assertLess(len(node._resume), 5)
+        server = self.server()
+        self.open_as_node(server, more=True)
+        lines = 0
+        while not server.closing:
+            held = [[f"{next(numbers):016x}", 1, 1, 1] for _ in range(500)]
+            self.say(server, "HELD", {"held": held, "more": True})
+            lines += 1
+            self.assertLessEqual(len(server._bases), MOST_EPOCHS + 500)
+        self.assertEqual(lines, MOST_EPOCHS // 500 + 1)
+        self.assert_refused(server, "expected", closes=True)
+
+    def test_the_log_is_not_filled_with_a_strangers_nonsense(self):
+        self.start_node()
+        node = self.node()
+        logging.disable(logging.NOTSET)
+        with self.assertLogs("session", "WARNING") as logged:
+            for n in range(1000):
+                node.receive(b"nonsense %d" % n)
+                self.say(node, "ERROR", "oh", {"text": f"no {n}"})
+            self.say(node, "ACK", E[0], 1)
+        self.assertEqual(len(logged.output), MOST_WARNINGS + 1)
+        self.assertIn("no more of such lines", logged.output[-2])
+        self.assertIn("expected", logged.output[-1])  # why it ended is always said
+
+
+class Streaming(SessionCase):
+    def lines(self, messages):
+        """SENSORS and GAP lines in short; two lines of samples that only the end of the file parts are one."""
+        short = []
+        for word, args in messages:
+            if word == "SENSORS":
+                epoch, first, last = args[0], args[1][0].seq, args[1][-1].seq
+                if short and (short[-1][0], short[-1][-1]) == (epoch, first - 1) and last - short[-1][1] < 16:
+                    first = short.pop()[1]
+                short.append((epoch, first, last))
+            elif word == "GAP":
+                short.append((args[0], args[1]))
+        return short
+
+    def test_the_first_lines_are_short(self):
+        """Else a network that cuts every connection after some kilobytes would let nothing of a backlog through."""
+        self.start_node(slots=8192)
+        self.take(2000)
+        for _ in range(2):  # in every session anew
+            node = self.node()
+            self.open_as_server(node, {"id": 0})
+            lengths = [last - first + 1 for _, first, last in self.lines(self.streamed(node))]
+            self.assertEqual(lengths, [16, 32, 64, 128, 256, 500, 500, 500, 4])
+
+    @LONG_LINES
+    def test_500_samples_a_line_and_5000_ahead(self):
+        self.start_node(slots=8192)
+        self.take(6200)
+        node = self.node()
+        self.open_as_server(node, {"id": 0})
+        expected = [(E[0], 1 + 500 * k, 500 + 500 * k) for k in range(10)]
+        self.assertEqual(self.lines(self.streamed(node)), expected)
+        self.assertEqual((BATCH_SAMPLES, WINDOW_SAMPLES), (500, 5000))
+        self.assertFalse(node.stream())
+        self.say(node, "ACK", E[0], 3)
+        self.assertEqual(self.lines(self.streamed(node)), [(E[0], 5001, 5003)])
+        self.say(node, "ACK", E[0], 1200)
+        self.assertEqual(self.lines(self.streamed(node)), [(E[0], 5004, 5503), (E[0], 5504, 6003), (E[0], 6004, 6200)])
+        self.say(node, "ACK", E[0], 6200)
+        self.take(1)
+        self.assertEqual(self.lines(self.streamed(node)), [(E[0], 6201, 6201)])
+
+    def test_the_window_is_over_all_epochs_together(self):
+        self.start_node(slots=16_384)
+        self.take(3000)
+        self.start_node()
+        self.take(3000)
+        node = self.node()
+        self.open_as_server(node, {"id": 0})
+        self.assertEqual(self.lines(self.streamed(node))[-1], (E[1], 1501, 2000))
+        self.say(node, "ACK", E[1], 2000)  # as it may be, when epochs are committed in any order
+        self.assertEqual(self.lines(self.streamed(node))[-1], (E[1], 2501, 3000))
+
+    def test_an_ack_that_says_less_than_the_one_before_takes_nothing_back(self):
+        self.start_node(slots=8192)
+        self.take(6000)
+        node = self.node()
+        self.open_as_server(node, {"id": 0})
+        self.streamed(node)
+        for seq in (800, 10, 0, 800):
+            self.say(node, "ACK", E[0], seq)
+        self.assertEqual(self.lines(self.streamed(node))[-1][2], 5800)
+
+    @LONG_LINES
+    def test_fewer_samples_where_the_line_would_be_too_long(self):
+        self.start_node(slots=256, width=4096)
+        values = {f"a_rather_long_name_for_a_{k}": k / 7 for k in range(60)}
+        self.take(100, values=values)
+        node = self.node()
+        self.open_as_server(node, {"id": 0})
+        while node.stream():
+            pass
+        lines = node.take_output().splitlines(keepends=True)
+        self.assertTrue(
+            all(LINE_BYTES - 4096 < len(line) <= LINE_BYTES for line in lines[:-1]), [len(x) for x in lines]
+        )
+        samples = [s for line in lines for s in decode(line).args[1]]
+        self.assertEqual([s.seq for s in samples], list(range(1, 101)))
+        self.assertEqual(samples[50].values, values)
+
+    def test_every_length_of_line_up_to_the_limit(self):
+        """The reckoning of what fits is exact: with bodies of any length no line is refused as too long."""
+        for length in range(100, 160, 9):
+            self.setUp()
+            self.start_node(slots=512, width=512)
+            self.take(500, values={"t": None}, errors={"t": "°" * length})
+            node = self.node()
+            self.open_as_server(node, {"id": 0})
+            while node.stream():
+                pass
+            lines = node.take_output().splitlines(keepends=True)
+            longest = max(map(len, lines))
+            self.assertTrue(LINE_BYTES - 512 < longest <= LINE_BYTES, longest)
+            self.assertEqual(sum(len(decode(line).args[1]) for line in lines), 500)
+
+    def test_a_gap_where_the_next_one_is_overwritten(self):
+        self.start_node(slots=8)
+        self.take(20)
+        for have, gap in (
+            (None, {"from": 1, "to": 12, "why": "overwritten"}),
+            (5, {"from": 6, "to": 12, "why": "overwritten"}),
+            (11, {"from": 12, "to": 12, "why": "overwritten"}),
+        ):
+            node = self.node()
+            self.open_as_server(node, {"id": have or 0} | ({E[0]: [have, have]} if have else {}))
+            self.assertEqual(self.lines(self.streamed(node)), [(E[0], gap), (E[0], 13, 20)])
+        node = self.node()
+        self.open_as_server(node, {"id": 12, E[0]: [12, 12]})
+        self.assertEqual(self.lines(self.streamed(node)), [(E[0], 13, 20)])
+
+    def test_a_gap_counts_what_is_gone_of_earlier_epochs(self):
+        self.start_node(slots=8)
+        self.take(5)
+        self.start_node()
+        self.take(3)
+        self.start_node()
+        self.take(9)  # running 9 to 17; held: 10 to 17
+        held = [(E[2], 2, 9)]
+        for id, gap in (
+            (0, {"from": 1, "to": 1, "why": "overwritten", "before": 8}),
+            (3, {"from": 1, "to": 1, "why": "overwritten", "before": 5}),
+            (8, {"from": 1, "to": 1, "why": "overwritten"}),
+            (9, {"from": 1, "to": 1, "why": "overwritten"}),
+        ):
+            node = self.node()
+            self.open_as_server(node, {"id": id})
+            self.assertEqual(self.lines(self.streamed(node)), [(E[2], gap), *held])
+
+    def test_only_earlier_epochs_are_gone(self):
+        self.start_node(slots=8)
+        self.take(5)
+        self.start_node()
+        self.take(8)
+        node = self.node()
+        self.open_as_server(node, {"id": 2, E[0]: [2, 2]})
+        gap = {"from": 1, "to": 0, "why": "overwritten", "before": 3}
+        self.assertEqual(self.lines(self.streamed(node)), [(E[1], gap), (E[1], 1, 8)])
+
+    def test_a_resume_without_an_id_makes_no_guess_about_older_epochs(self):
+        self.start_node(slots=8)
+        self.take(5)
+        self.start_node()
+        self.take(8)
+        node = self.node()
+        self.open_as_server(node, {})
+        self.assertEqual(self.lines(self.streamed(node)), [(E[1], 1, 8)])
+
+    @LONG_LINES
+    def test_what_is_overwritten_while_the_server_is_slow_is_a_gap(self):
+        self.start_node(slots=8192)
+        self.take(5000)
+        node = self.node()
+        self.open_as_server(node, {"id": 0})
+        self.assertEqual(len(self.streamed(node)), 10)
+        self.take(8192)
+        self.say(node, "ACK", E[0], 5000)
+        gap = {"from": 5001, "to": 13_192 - 8192, "why": "overwritten"}
+        self.assertEqual(gap["to"], 5000)
+        self.assertEqual(self.lines(self.streamed(node))[0], (E[0], 5001, 5500))
+        self.take(8192)
+        self.say(node, "ACK", E[0], 10_000)
+        gap = {"from": 10_001, "to": 21_384 - 8192, "why": "overwritten"}
+        self.assertEqual(self.lines(self.streamed(node))[0], (E[0], gap))
+
+    def test_damaged_samples_are_a_gap_that_says_so(self):
+        self.start_node(slots=16)
+        self.take(12)
+        path = f"/card/{FILE}"
+        spoilt = bytearray(self.disk.content(path))
+        for number in (2, 3, 7, 12):
+            spoilt[12_288 + number * 128 + 50] ^= 1
+        self.disk.lay(path, bytes(spoilt))
+        self.outbox.ring._disk = self.disk
+        self.outbox.ring._fd = self.disk.open(path, 2)
+        node = self.node()
+        self.open_as_server(node, {"id": 0})
+        self.assertEqual(self.lines(self.streamed(node)), [
+            (E[0], 1, 1),
+            (E[0], {"from": 2, "to": 3, "why": "damaged"}),
+            (E[0], 4, 6),
+            (E[0], {"from": 7, "to": 7, "why": "damaged"}),
+            (E[0], 8, 11),
+            (E[0], {"from": 12, "to": 12, "why": "damaged"}),
+        ])  # fmt: skip
+
+    @LONG_LINES
+    def test_damaged_ones_across_the_ends_of_lines_are_all_told(self):
+        self.start_node(slots=2048)
+        self.take(1200)
+        path = f"/card/{FILE}"
+        spoilt = bytearray(self.disk.content(path))
+        for number in range(400, 1100):
+            spoilt[12_288 + number * 128 + 50] ^= 1
+        self.disk.lay(path, bytes(spoilt))
+        self.outbox.ring._fd = self.disk.open(path, 2)
+        node = self.node()
+        self.open_as_server(node, {"id": 0})
+        lines = self.lines(self.streamed(node))
+        self.assertEqual((lines[0], lines[-1]), ((E[0], 1, 399), (E[0], 1100, 1200)))
+        gone = [seq for _, gap in lines[1:-1] for seq in range(gap["from"], gap["to"] + 1)]
+        self.assertEqual(gone, list(range(400, 1100)))
+
+    def test_a_full_catch_up_is_stored_once_and_in_order(self):
+        self.start_node(slots=16_384)
+        for count in (1, 700, 3000, 3500):
+            self.take(count)
+            self.start_node()
+        self.take(20)
+        self.ledger.at_once = False
+        node, server = self.node(), self.server()
+        for _ in range(100):
+            self.pump(node, server)
+            self.ledger.commit(most=3)
+        self.assertEqual([len(self.ledger.seqs(e)) for e in E[:5]], [1, 700, 3000, 3500, 20])
+        for epoch in E[:5]:
+            seqs = self.ledger.seqs(epoch)
+            self.assertEqual(seqs, list(range(1, len(seqs) + 1)))
+        self.assertEqual((self.ledger.repeats, self.ledger.gaps), (0, []))
+
+
+class Acknowledging(SessionCase):
+    def test_of_what_was_never_sent_it_closes(self):
+        self.start_node()
+        self.take(3)
+        for epoch, seq in ((E[0], 4), (E[1], 1), (E[0], 10**18 - 1)):
+            node, _ = self.collect()
+            self.say(node, "ACK", epoch, seq)
+            self.assert_refused(node, "bad-ack", closes=True)
+
+    def test_before_resume_it_closes(self):
+        self.start_node()
+        node = self.node()
+        self.say(node, "ACK", E[0], 0)
+        self.assert_refused(node, "expected", "collecting session", closes=True)
+
+    def test_it_deletes_nothing(self):
+        self.start_node()
+        self.take(10)
+        self.collect()
+        other = FakeLedger()
+        self.collect(ledger=other, name="second")
+        self.assertEqual(other.seqs(E[0]), list(range(1, 11)))
+
+    def test_a_server_that_lost_everything_gets_it_again(self):
+        self.start_node()
+        self.take(10)
+        self.collect()
+        self.ledger = FakeLedger()
+        self.collect()
+        self.assertEqual(self.ledger.seqs(E[0]), list(range(1, 11)))
+
+    def test_only_after_the_commit(self):
+        self.ledger.at_once = False
+        self.start_node()
+        self.take(10)
+        _, server = self.collect()
+        self.assertEqual(self.heard(server), [])
+        self.ledger.commit()
+        self.assertEqual(self.heard(server), [Message("ACK", (E[0], 10))])
+
+    def test_the_last_of_several_is_enough(self):
+        server = self.server()
+        self.open_as_node(server, [E[0], 1, 9, 1])
+        for seq in (1, 2, 3):
+            server.committed(E[0], seq)
+        server.committed(E[1], 7)
+        self.assertEqual(self.heard(server), [Message("ACK", (E[0], 3)), Message("ACK", (E[1], 7))])
+
+
+class Receiving(SessionCase):
+    """What a server makes of samples."""
+
+    def setUp(self):
+        super().setUp()
+        self.session = self.server()
+        self.open_as_node(self.session, [E[0], 1, 50, 1])
+
+    def test_before_resume_they_are_refused(self):
+        server = self.server()
+        server.receive(sensors_line(E[0], 1, 1))
+        self.assert_refused(server, "expected", "after RESUME", closes=True)
+        server = self.server()
+        self.say(server, "GAP", E[0], {"from": 1, "to": 2})
+        self.assert_refused(server, "expected", closes=True)
+
+    def test_held_before_hello_is_refused(self):
+        server = self.server()
+        self.say(server, "HELD", {"held": []})
+        self.assert_refused(server, "expected", closes=True)
+
+    def test_lines_that_came_together_are_handed_on_together(self):
+        self.ledger.at_once = False
+        for first in (1, 4, 6):
+            self.session.receive(sensors_line(E[0], first, 2 + (first == 1)))
+        self.session.receive(sensors_line(E[1], 1, 1))
+        self.session.take_output()
+        batches = [(b.epoch, b.base, len(b.samples)) for b in self.ledger._waiting]
+        self.assertEqual(batches, [(E[0], 0, 7), (E[1], None, 1)])
+        batch = self.ledger._waiting[0]
+        self.assertEqual((batch.node, batch.outbox, batch.units), ("basement", "0b" * 8, {"temperature": "°C"}))
+
+    def test_a_hole_without_a_gap_is_refused(self):
+        self.session.receive(sensors_line(E[0], 1, 3))
+        self.session.receive(sensors_line(E[0], 5, 1))
+        error, ack = self.heard(self.session)
+        self.assertEqual((error.word, error.args[0], self.session.closing), ("ERROR", "expected", True))
+        self.assertIn("sample 4 of epoch 00000000000000e0 comes next, not 5", error.args[1]["text"])
+        self.assertEqual((ack, self.ledger.seqs(E[0])), (Message("ACK", (E[0], 3)), [1, 2, 3]))
+
+    def test_repeats_are_acknowledged_and_not_stored_again(self):
+        self.session.receive(sensors_line(E[0], 1, 3))
+        self.session.receive(sensors_line(E[0], 2, 3))
+        self.session.receive(sensors_line(E[0], 1, 2))
+        self.assertEqual(self.heard(self.session)[-1], Message("ACK", (E[0], 2)))
+        self.assertEqual((self.ledger.seqs(E[0]), self.ledger.repeats), ([1, 2, 3, 4], 4))
+        self.session.receive(sensors_line(E[0], 5, 1))
+        self.assertEqual(self.heard(self.session), [Message("ACK", (E[0], 5))])
+
+    def test_a_gap_stands_for_what_never_comes(self):
+        self.session.receive(sensors_line(E[0], 1, 2))
+        self.say(self.session, "GAP", E[0], {"from": 3, "to": 6, "why": "overwritten", "before": 2})
+        self.session.receive(sensors_line(E[0], 7, 1))
+        self.assertEqual(self.heard(self.session), [Message("ACK", (E[0], 7))])
+        self.assertEqual(self.ledger.gaps, [("basement", E[0], 3, 6, 2, "overwritten")])
+        self.assertEqual(self.ledger.seqs(E[0]), [1, 2, 7])
+
+    def test_a_gap_that_is_none_is_refused(self):
+        for gap in (
+            {}, {"from": 1}, {"to": 1}, {"from": 0, "to": 1}, {"from": 5, "to": 3}, {"from": 1, "to": 10**18},
+            {"from": 1, "to": 10**400}, {"from": "1", "to": 2}, {"from": 1, "to": 2, "before": -1},
+            {"from": 1, "to": 2, "before": 10**30}, {"from": 1.0, "to": 2}, {"from": True, "to": 2},
+        ):  # fmt: skip
+            self.say(self.session, "GAP", E[0], gap)
+            self.assert_refused(self.session, "bad-argument", "GAP takes")
+        self.say(self.session, "GAP", E[0], {"from": 2, "to": 3})
+        self.assert_refused(self.session, "expected", closes=True)
+        self.assertEqual(self.ledger.gaps, [])
+
+    def test_what_the_intake_refuses_the_node_is_told(self):
+        self.session.refused(Unexpected("sample 3 comes next, not 9"))
+        self.assert_refused(self.session, "expected", "sample 3 comes next", closes=True)
+
+    def test_the_ledgers_mark_says_what_comes_next(self):
+        self.ledger.stored["basement", E[0]] = (20, 5)
+        server = self.server()
+        self.open_as_node(server, [E[0], 1, 50, 1])
+        server.receive(sensors_line(E[0], 22, 1))
+        self.assert_refused(server, "expected", "sample 21", closes=True)
+
+    def test_a_status_is_noted(self):
+        self.heard(self.session)
+        self.session.ask("CHECK")
+        self.assertEqual(self.heard(self.session), [Message("CHECK", ())])
+        self.server_clock.sleep(0.25)
+        time = rfc3339(self.server_clock.wall_ms() - 7000)
+        self.say(self.session, "STATUS", False, "15:36:10", {"time": time, "held": 3})
+        state = self.state
+        self.assertEqual((state.on, state.last_sent, state.details["held"]), (False, "15:36:10", 3))
+        self.assertEqual((state.round_trip_ms, state.offset_ms), (250.0, -6875))
+        self.assertEqual((state.checked_ms, self.answers), (self.server_clock.wall_ms(), [("STATUS",)]))
+        for details in ({}, {"time": 5}, {"time": "now"}, {"time": None}):
+            self.say(self.session, "STATUS", True, None, details)
+            self.assertEqual((state.on, state.last_sent, state.offset_ms), (True, None, None))
+
+    def test_a_sendback_is_noted(self):
+        self.session.ask("SEND", False)
+        self.assertEqual(self.heard(self.session)[-1], Message("SEND", (False,)))
+        self.session.receive(b"SENDACK OFF")
+        self.assertEqual((self.state.on, self.answers), (False, [("SENDBACK", False)]))
+
+    def test_why_the_node_closes_is_kept_for_people(self):
+        self.say(self.session, "ERROR", "auth", {"text": "that is not this node's token", "line": ""})
+        self.assertEqual(self.session.fault, "refuses: that is not this node's token")
+        self.say(self.session, "ERROR", "auth", {})
+        self.assertEqual(self.session.fault, "refuses: auth")
+        self.say(self.session, "ERROR", "auth", {"text": ["x" * 10_000]})
+        self.assertEqual(len(self.session.fault), 200)
+
+
+class Forks(SessionCase):
+    """Two live copies of one card."""
+
+    def copied(self):
+        """Another card with what is on this one now."""
+        other = MemoryDisk("copy")
+        other.lay(f"/card/{FILE}", self.disk.content(f"/card/{FILE}"))
+        return other
+
+    def test_a_copy_of_a_running_card_gets_an_epoch_of_its_own(self):
+        """A machine that is copied while it runs goes on twice, with the same epoch and the same numbers."""
+        self.start_node()
+        self.take(5)
+        other = copy.copy(self.outbox)
+        other.ring = Ring("/card", 64, 128, self.copied())
+        self.take(3)  # 6 to 8 of the one ...
+        self.collect()
+        self.outbox, one = other, self.outbox
+        self.facts.switch = other.switch
+        self.take(2, up_ms=777)  # ... and 6, 7 of the other
+        self.assertEqual(other.held(), [[E[0], 1, 7, 1]])
+        node, server = self.node(), self.server()
+        said = self.pump(node, server)
+        self.assertEqual(self.ledger.seqs(E[0]), list(range(1, 9)))
+        # The server has 8, which this one has not taken yet: what it takes from now on is another's.
+        self.assertEqual(other.epoch, E[1])
+        self.assertEqual([m.args[0]["held"] for _, m in said if m.word == "HELD"], [[[E[1], 1, 0, 8]]])
+        self.take(2, up_ms=888)
+        self.pump(node, server)
+        self.assertEqual(self.ledger.seqs(E[1]), [1, 2])
+        self.assertEqual(one.held(), [[E[0], 1, 8, 1]])
+
+    def test_what_another_took_under_the_same_number_becomes_the_first_of_a_new_epoch(self):
+        self.start_node()
+        self.take(5)
+        self.take(3, up_ms=777)
+        self.ledger.stored["basement", E[0]] = (6, 6)  # from the other copy
+        self.ledger.tops[self.outbox.ring.identity] = 6
+        node, server = self.node(), self.server()
+        said = self.pump(node, server)
+        self.assertEqual([m.args[0]["held"] for _, m in said if m.word == "HELD"], [[[E[1], 1, 3, 6]]])
+        self.assertEqual([(e, s.seq, s.up_ms) for _, e, s in self.ledger.rows], [(E[1], n, 777) for n in (1, 2, 3)])
+        self.take(2)
+        self.pump(node, server)
+        self.assertEqual(self.ledger.seqs(E[1]), [1, 2, 3, 4, 5])
+        self.assertEqual((self.ledger.gaps, server.closing, node.closing), ([], False, False))
+        self.start_node()  # it is remembered
+        self.assertEqual(self.outbox.held(), [[E[0], 1, 5, 1], [E[1], 1, 5, 6], [E[2], 1, 0, 11]])
+
+    def test_the_same_sample_is_no_fork(self):
+        self.start_node()
+        self.take(5)
+        self.collect()
+        self.collect()
+        self.assertEqual(self.outbox.epoch, E[0])
+
+    def test_where_a_gap_ended_nothing_is_known(self):
+        self.start_node()
+        self.take(5)
+        node = self.node()
+        self.open_as_server(node, {"id": 5, E[0]: [5, None]})
+        self.assertEqual((self.outbox.epoch, self.heard(node)), (E[0], []))
+
+    def test_of_an_epoch_before_the_server_may_have_more_than_is_left(self):
+        """Set back to an old copy: what came later of that epoch is at the server, and not ours to worry about."""
+        self.start_node()
+        self.take(5)
+        self.start_node()
+        self.take(2)
+        node = self.node()
+        self.open_as_server(node, {"id": 9, E[0]: [9, 9]})
+        self.assertEqual([m.args[0] for m in self.streamed(node)], [E[1]])
+
+    def test_the_other_node_of_a_copied_card_collected_by_the_same_server(self):
+        """A card copied while it was off: both start with epochs of their own, and nothing is mistaken."""
+        self.start_node()
+        self.take(5)
+        other = self.copied()
+        self.start_node()
+        self.take(4)
+        self.collect()
+        self.disk = other
+        self.start_node()
+        self.take(6)
+        self.collect()
+        self.assertEqual([len(self.ledger.seqs(e)) for e in E[:3]], [5, 4, 6])
+        self.assertEqual(len(self.ledger.rows), 15)
+
+
+class Tokens(SessionCase):
+    def setUp(self):
+        super().setUp()
+        self.key = LinkKey(TOKEN)
+        self.start_node(key=self.key)
+        self.take(3)
+
+    def hello(self, node, **more):
+        self.say(node, "HELLO", {"link": 1, "server": "home", "nonce": NONCE, **more})
+        return self.heard(node)[0].args[0]
+
+    def test_both_prove_that_they_know_it(self):
+        node, server = self.node(local=False), self.server({"basement": self.key})
+        said = self.pump(node, server)
+        words = [(side, m.word) for side, m in said]
+        self.assertEqual(words[:4], [("server", "HELLO"), ("node", "HELLO"), ("server", "AUTH"), ("server", "RESUME")])
+        hello, answer = said[0][1].args[0], said[1][1].args[0]
+        self.assertRegex(hello["nonce"], "^[0-9a-f]{32}$")
+        self.assertRegex(answer["nonce"], "^[0-9a-f]{32}$")
+        self.assertRegex(answer["mac"], "^[0-9a-f]{64}$")
+        self.assertRegex(said[2][1].args[0]["mac"], "^[0-9a-f]{64}$")
+        self.assertNotEqual(said[2][1].args[0]["mac"], answer["mac"])
+        self.assertEqual(self.ledger.seqs(E[0]), [1, 2, 3])
+        self.assertNotIn(TOKEN, repr(said))
+
+    def test_nonces_are_never_used_twice(self):
+        nonces = {self.hello(self.node())["nonce"] for _ in range(50)}
+        nonces |= {self.heard(self.server({"basement": self.key}))[0].args[0]["nonce"] for _ in range(50)}
+        self.assertEqual(len(nonces), 100)
+
+    def test_a_server_with_another_token_gets_nothing(self):
+        node, server = self.node(), self.server({"basement": LinkKey("another token of 16")})
+        said = self.pump(node, server)
+        self.assertEqual(said[-1][1].args[0], "auth")
+        self.assertTrue(server.closing and server.auth_failed)
+        self.assertEqual(self.ledger.rows, [])
+
+    def test_every_wrong_mac_closes(self):
+        right = self.hello(self.node())["mac"]
+        for mac in ("", "0" * 64, right[:-1], right + "0", right.upper(), None, 5, [right], "é" * 64):
+            node = self.node()
+            self.hello(node)
+            self.say(node, "AUTH", {"mac": mac})
+            self.assert_refused(node, "auth", closes=True)
+            self.assertTrue(node.auth_failed)
+            self.say(node, "RESUME", {"id": 0})
+            self.assertEqual(self.streamed(node), [])
+
+    def test_the_right_mac_with_its_last_letter_changed_closes(self):
+        node = self.node()
+        answer = self.hello(node)
+        names = "home", "basement", self.outbox.ring.identity
+        mac = self.key.sign("server", *names, (NONCE, answer["nonce"]))
+        self.say(node, "AUTH", {"mac": mac[:-1] + ("0" if mac[-1] != "0" else "1")})
+        self.assert_refused(node, "auth", closes=True)
+
+    def test_the_nodes_own_mac_reflected_closes(self):
+        node = self.node()
+        self.say(node, "AUTH", {"mac": self.hello(node)["mac"]})
+        self.assert_refused(node, "auth", closes=True)
+
+    def test_a_mac_got_from_the_node_by_reflecting_its_nonce_closes(self):
+        """A stranger has the node itself sign its own nonce, in a second connection."""
+        node, second = self.node(), self.node()
+        answer = self.hello(node)
+        signed = self.hello(second, nonce=answer["nonce"])
+        for mac in (signed["mac"], answer["mac"]):
+            self.say(node, "AUTH", {"mac": mac})
+        self.assert_refused(node, "auth", closes=True)
+
+    def test_a_recorded_session_cannot_be_replayed_to_the_node(self):
+        node, server = self.node(), self.server({"basement": self.key})
+        recorded = [message for side, message in self.pump(node, server) if side == "server"]
+        node = self.node()
+        for message in recorded:
+            self.say(node, message.word, *message.args)
+        self.assert_refused(node, "auth", closes=True)
+
+    def test_a_recorded_session_cannot_be_replayed_to_the_server(self):
+        recorded = [
+            message for side, message in self.pump(self.node(), self.server({"basement": self.key})) if side == "node"
+        ]
+        self.ledger = FakeLedger()
+        server = self.server({"basement": self.key})
+        self.heard(server)
+        for message in recorded:
+            if message.word == "SENSORS":
+                server.receive(sensors_line(message.args[0], 1, 3))
+            else:
+                self.say(server, message.word, *message.args)
+        self.assertTrue(server.closing and server.auth_failed)
+        server.take_output()
+        self.assertEqual(self.ledger.rows, [])
+
+    def test_an_impostor_is_not_believed_whatever_else_is_wrong_with_his_hello(self):
+        """An error that closes nothing must not leave half a HELLO behind, that HELD then goes on with."""
+        for wrong in ({}, {"sensors": 5}, {"held": 5}, {"every": 10**400}, {"outbox": 5}, {"time": 5}, {"node": 5}):
+            for mac in ({}, {"mac": "0" * 64, "nonce": NONCE}):
+                server = self.server({"basement": self.key})
+                self.open_as_node(server, **wrong, **mac)
+                self.say(server, "HELD", {"held": [[E[0], 1, 3, 1]]})
+                server.receive(sensors_line(E[0], 1, 3))
+                self.assertNotIn("RESUME", [m.word for m in self.heard(server)])
+                self.assertFalse(server.collecting)
+                self.assertEqual((self.ledger.rows, self.state.sensors), ([], []))
+
+    def test_a_node_without_the_token_is_not_believed(self):
+        self.start_node(key=None)
+        self.take(1)
+        node, server = self.node(), self.server({"basement": self.key})
+        self.pump(node, server)
+        self.assertTrue(server.closing and server.auth_failed)
+        self.assertEqual(self.ledger.rows, [])
+
+    def test_a_server_without_the_token_is_told_what_to_do(self):
+        node, server = self.node(), self.server()
+        self.pump(node, server)
+        self.assertTrue(node.closing and node.auth_failed)
+        self.assertIn("control.py token basement", server.fault)
+        # Where it has other nodes' tokens it says a nonce, and finds out itself.
+        node, server = self.node(), self.server({"attic": self.key}, expected="")
+        said = self.pump(node, server)
+        self.assertIn("control.py token basement", said[-1][1].args[1]["text"])
+        self.assertTrue(server.closing)
+
+    def test_nonces_of_a_wrong_kind_close(self):
+        for nonce in ("", "short", "x" * 129, 5, None, ["x" * 32]):
+            node = self.node()
+            self.say(node, "HELLO", {"link": 1, "server": "home", "nonce": nonce})
+            self.assert_refused(node, "auth", closes=True)
+
+    def test_nothing_else_is_answered_before_it(self):
+        for line in (b"CHECK", b"SEND OFF", b"SEND ON", b'RESUME {"id":0}', b"ACK %s 1" % E[0].encode()):
+            for greet in (False, True):
+                node = self.node()
+                if greet:
+                    self.hello(node)
+                node.receive(line)
+                self.assert_refused(node, "auth", closes=True)
+        self.assertTrue(self.outbox.on)
+
+    def test_within_five_seconds_or_closed(self):
+        for greet in (False, True):
+            node = self.node()
+            if greet:
+                self.hello(node)
+            self.assertEqual(node.tick(), 5.0)
+            self.clock.sleep(4.5)
+            node.receive(b"")  # to say nothing buys no time
+            self.assertAlmostEqual(node.tick(), 0.5)
+            self.assertFalse(node.closing)
+            self.clock.sleep(0.5)
+            node.tick()
+            self.assert_refused(node, "auth", "no AUTH within 5 s", closes=True)
+
+    def test_a_plain_session_says_the_token_itself(self):
+        node = self.node(local=False)
+        self.say(node, "AUTH", {"token": TOKEN})
+        self.say(node, "CHECK")
+        self.assertEqual([m.word for m in self.heard(node)], ["STATUS"])
+        for token in ("", TOKEN[:-1], None, 5, [TOKEN], {"token": TOKEN}):
+            node = self.node(local=False)
+            self.say(node, "AUTH", {"token": token})
+            self.assert_refused(node, "auth", "not this node's token", closes=True)
+
+    def test_the_token_itself_opens_no_collecting_session(self):
+        node = self.node()
+        self.hello(node)
+        self.say(node, "AUTH", {"token": TOKEN})
+        self.assert_refused(node, "auth", closes=True)
+
+    def test_auth_to_a_node_without_a_token_means_nothing(self):
+        self.start_node(key=None)
+        node = self.node()
+        self.say(node, "AUTH", {"mac": "0" * 64})
+        self.assertEqual((self.heard(node), node.closing), ([], False))
+
+    def test_a_node_without_a_token_answers_only_its_own_machine(self):
+        self.start_node(key=None)
+        node = self.node(local=False)
+        error = self.heard(node)
+        self.assertEqual([(m.word, m.args[0]) for m in error], [("ERROR", "protected")])
+        self.assertIn("control.py token", error[0].args[1]["text"])
+        self.assertTrue(node.closing)
+
+
+class Time(SessionCase):
+    def test_a_quiet_server_checks_every_15_seconds(self):
+        self.start_node()
+        node, server = self.collect()
+        for _ in range(5):
+            self.assertAlmostEqual(server.tick(), 15.0)
+            self.server_clock.sleep(14.9)
+            server.tick()
+            self.assertEqual(self.heard(server), [])
+            self.server_clock.sleep(0.2)
+            server.tick()
+            self.assertEqual([m.word for _, m in self.pump(node, server)], ["CHECK", "STATUS"])
+
+    def test_a_server_that_acknowledges_need_not_check_so_often(self):
+        self.start_node()
+        node, server = self.collect()
+        checks = 0
+        for _ in range(40):
+            self.server_clock.sleep(10)
+            self.take(1)
+            server.tick()
+            checks += [m.word for _, m in self.pump(node, server)].count("CHECK")
+        self.assertTrue(0 < checks <= 8, checks)  # but what STATUS tells must not grow old
+
+    def test_45_seconds_of_silence_end_it(self):
+        self.start_node()
+        node, server = self.collect()
+        for session, clock in ((node, self.clock), (server, self.server_clock)):
+            clock.sleep(44.5)
+            self.assertLessEqual(session.tick(), 0.5)
+            self.assertFalse(session.closing)
+            clock.sleep(0.5)
+            session.tick()
+            self.assertTrue(session.closing)
+
+    def test_any_line_breaks_the_silence(self):
+        self.start_node()
+        node, server = self.collect()
+        for _ in range(5):
+            for session, clock in ((node, self.clock), (server, self.server_clock)):
+                clock.sleep(40)
+                session.receive(b"nonsense")
+                session.tick()
+                self.assertFalse(session.closing)
+
+    def test_a_node_that_does_not_say_hello_is_given_ten_seconds(self):
+        server = self.server()
+        self.server_clock.sleep(9)
+        self.assertEqual(server.tick(), 1.0)
+        self.assertFalse(server.closing)
+        self.server_clock.sleep(1)
+        server.tick()
+        self.assert_refused(server, "expected", "no whole HELLO within 10 s", closes=True)
+
+    def test_a_person_may_be_silent_as_long_as_he_likes(self):
+        self.start_node()
+        node = self.node()
+        self.clock.sleep(86_400)
+        self.assertGreater(node.tick(), 0)
+        self.assertFalse(node.closing)
+
+    def test_a_date_that_steps_changes_nothing(self):
+        self.start_node()
+        node, server = self.collect()
+        for seconds in (1e9, -2e9, 1e9):
+            self.clock.step(seconds)
+            self.server_clock.step(-seconds)
+            node.tick(), server.tick()
+            self.take(1)
+            self.pump(node, server)
+        self.assertFalse(node.closing or server.closing)
+        self.assertEqual(self.ledger.seqs(E[0]), [1, 2, 3])
+
+
+class Plain(SessionCase):
+    """A person with nc."""
+
+    def setUp(self):
+        super().setUp()
+        self.start_node()
+        self.take(3)
+        self.session = self.node()
+
+    def test_check_is_answered(self):
+        self.say(self.session, "CHECK")
+        ((word, (on, at, details)),) = self.heard(self.session)
+        self.assertEqual((word, on, at), ("STATUS", True, None))
+        self.assertEqual(details, {"time": "2026-11-20T15:36:10.123Z", "held": 3})
+
+    def test_the_time_of_the_last_sample_sent_is_told(self):
+        self.collect()
+        self.say(self.session, "CHECK")
+        at = self.heard(self.session)[0].args[1]
+        self.assertRegex(at, r"^\d\d:36:10$")
+
+    def test_what_is_taken_while_it_is_turned_on_is_sent(self):
+        """The sampler does not wait until the session has noted from where it sends."""
+        switch = self.facts.switch
+        self.facts.switch = lambda on: (switch(on), self.take(1))
+        self.say(self.session, "SEND", True)
+        self.assertEqual([m.word for m in self.streamed(self.session)], ["SENDBACK", "SENSORS"])
+
+    def test_send_turns_the_node_on_and_off_durably(self):
+        for on in (False, True, False):
+            self.say(self.session, "SEND", on)
+            self.assertEqual(self.heard(self.session), [Message("SENDBACK", (on,))])
+            self.say(self.session, "CHECK")
+            self.assertEqual(self.heard(self.session)[0].args[0], on)
+            self.start_node()
+            self.assertEqual(self.outbox.on, on)
+            self.session = self.node()
+
+    def test_after_send_on_the_samples_come_as_they_are_taken(self):
+        self.assertFalse(self.session.stream())
+        self.say(self.session, "SEND", True)
+        self.assertEqual([m.word for m in self.streamed(self.session)], ["SENDBACK"])  # none from before
+        for seq in (4, 5, 6):
+            self.take(1)
+            ((word, (epoch, samples)),) = self.streamed(self.session)
+            self.assertEqual((word, epoch, [s.seq for s in samples]), ("SENSORS", E[0], [seq]))
+
+    def test_from_the_first_sample_of_an_epoch_too(self):
+        for fresh in (False, True):
+            self.disk = MemoryDisk() if fresh else self.disk
+            self.start_node()
+            session = self.node()
+            self.say(session, "SEND", True)
+            self.heard(session)
+            self.take(2)
+            self.assertEqual([[s.seq for s in m.args[1]] for m in self.streamed(session)], [[1, 2]])
+
+    def test_before_send_on_none_come(self):
+        self.say(self.session, "SEND", False)
+        self.say(self.session, "CHECK")
+        self.take(1)
+        self.assertEqual([m.word for m in self.streamed(self.session)], ["SENDBACK", "STATUS"])
+
+    def test_said_twice_nothing_comes_twice(self):
+        self.say(self.session, "SEND", True)
+        self.take(1)
+        self.say(self.session, "SEND", True)
+        self.assertEqual([m.word for m in self.streamed(self.session)], ["SENDBACK", "SENDBACK", "SENSORS"])
+
+    def test_no_window_holds_it_up(self):
+        self.say(self.session, "SEND", True)
+        seen = 0
+        for _ in range(120):
+            self.take(50)
+            seen += sum(len(m.args[1]) for m in self.streamed(self.session) if m.word == "SENSORS")
+        self.assertEqual(seen, 6000)
+
+    def test_it_collects_nothing(self):
+        self.assertEqual(self.session.server, "")
+        self.say(self.session, "SEND", True)
+        self.take(2)
+        self.streamed(self.session)
+        self.assertEqual(self.session.server, "")
+        self.say(self.session, "ACK", E[0], 4)
+        self.assert_refused(self.session, "expected", closes=True)
+
+    def test_send_in_a_collecting_session_starts_nothing_anew(self):
+        node, server = self.collect()
+        self.say(node, "SEND", False)
+        self.take(1)
+        self.say(node, "SEND", True)
+        self.pump(node, server)
+        self.assertEqual((self.ledger.seqs(E[0]), self.ledger.repeats), ([1, 2, 3, 4], 0))
+
+
+class Dating(SessionCase):
+    """When a sample was taken, as well as it is known when it is sent."""
+
+    def sent(self, **hello):
+        """(time, clock) of the samples that a server now gets."""
+        node = self.node()
+        self.open_as_server(node, {"id": 0}, **hello)
+        return [(s.time_ms, s.clock) for m in self.streamed(node) for s in m.args[1]]
+
+    def test_a_set_clock_is_believed(self):
+        self.start_node()
+        self.take(1, wall_ms=WALL_MS - 5, up_ms=40_000_000)
+        self.clock.step(-1e9)
+        self.assertEqual(self.sent(time=rfc3339(5), clock="set"), [(WALL_MS - 5, "")])
+
+    def test_an_unset_one_says_so(self):
+        self.clock.known = False
+        self.start_node()
+        self.take(1, wall_ms=1000, up_ms=5000, clock_set=False)
+        self.assertEqual(self.sent(), [(1000, "unset")])
+        self.assertEqual(self.sent(time=rfc3339(WALL_MS), clock="unset"), [(1000, "unset")])
+
+    def test_once_it_is_set_what_was_taken_before_is_dated_anew(self):
+        self.clock.known = False
+        self.start_node()
+        now_up = self.clock.up_ms()
+        self.take(1, wall_ms=1000, up_ms=now_up - 60_000, clock_set=False)
+        self.clock.known = True
+        self.assertEqual(self.sent(), [(WALL_MS - 60_000, "")])
+
+    def test_else_the_servers_date_helps(self):
+        self.clock.known = False
+        self.start_node()
+        now_up = self.clock.up_ms()
+        self.take(1, wall_ms=1000, up_ms=now_up - 60_000, clock_set=False)
+        self.assertEqual(self.sent(time=rfc3339(WALL_MS + 77), clock="set"), [(WALL_MS + 77 - 60_000, "server")])
+
+    def test_across_boots_nothing_is_guessed(self):
+        self.clock.known = False
+        self.start_node()
+        self.take(1, wall_ms=1000, up_ms=5000, clock_set=False)
+        self.clock.boot_id = "b" * 16
+        self.clock.known = True
+        self.start_node()
+        self.assertEqual(self.sent(time=rfc3339(WALL_MS), clock="set"), [(1000, "unset")])
+
+    def test_a_servers_time_that_is_none_is_refused(self):
+        self.start_node()
+        for time in ("now", 5, None, "2026-11-20"):
+            node = self.node()
+            self.say(node, "HELLO", {"link": 1, "server": "home", "clock": "set", "time": time})
+            self.assert_refused(node, "bad-argument", "time is like")
+
+    def test_up_never_changes(self):
+        self.clock.known = False
+        self.start_node()
+        self.take(1, up_ms=5000, clock_set=False)
+        for known in (False, True):
+            self.clock.known = known
+            node = self.node()
+            self.open_as_server(node, {"id": 0})
+            self.assertEqual(self.streamed(node)[0].args[1][0].up_ms, 5000)
+
+
+class CutAnywhere(SessionCase):
+    """Random lives: bytes arrive in pieces, connections break at any of them, programs die, the power goes."""
+
+    def test_everything_is_delivered_once(self):
+        for seed in range(20):
+            with self.subTest(seed=seed):
+                self.setUp()
+                _Life(self, seed).run()
+
+
+class _Life:
+    def __init__(self, case, seed):
+        self.case = case
+        self.chance = random.Random(f"session {seed}")
+        case.disk = MemoryDisk(seed)
+        case.ledger.at_once = False
+        case.epochs = (f"{self.chance.getrandbits(64):016x}" for _ in itertools.count())
+        self.key = LinkKey(TOKEN) if self.chance.random() < 0.3 else None
+        self.accepted = {}  # (epoch, seq) to value, in the order of acceptance
+        self.tried = {}  # what was in progress when the program died: may be there
+        self.slots = self.chance.choice((16, 64, 1024))
+        self.values = itertools.count(1)
+        case.start_node(self.slots, key=self.key)
+        self.connect()
+
+    def run(self):
+        deeds = (self.take, self.move, self.move, self.move, self.commit, self.cut, self.server_dies, self.node_dies)
+        weights = (30, 40, 40, 40, 20, 4, 1, 2)
+        for deed in self.chance.choices(deeds, weights, k=400):
+            deed()
+        self.settle()
+        self.check()
+
+    def connect(self):
+        self.node = self.case.node()
+        self.server = self.case.server({"basement": self.key} if self.key else {})
+        self.to_node, self.to_server = bytearray(), bytearray()
+
+    def take(self):
+        outbox, count = self.case.outbox, self.chance.choice((1, 1, 1, 5, 40))
+        batch = {}
+        for k in range(count):
+            value = next(self.values)
+            outbox.put(taken(values={"temperature": value}, up_ms=value))
+            batch[outbox.epoch, outbox._next_seq + k] = value
+        if self.chance.random() < 0.03:
+            self.case.disk.die_at(self.chance.randrange(3))
+        try:
+            while outbox.commit():
+                pass
+        except Killed:
+            self.tried |= batch
+            self.node_dies()
+        else:
+            self.case.disk.fault = lambda call: None
+            self.accepted |= batch
+
+    def move(self):
+        """Some bytes in one direction, perhaps in the middle of a line."""
+        node, server = self.node, self.server
+        if self.chance.random() < 0.5:
+            self.to_node += server.take_output()
+            self.feed(node, self.to_node)
+        else:
+            while len(self.to_server) < 20_000 and node.stream():
+                self.to_server += node.take_output()
+            self.to_server += node.take_output()
+            self.feed(server, self.to_server)
+        if node.closing or server.closing:
+            self.case.assertFalse(self.tells_of_a_fault(), (self.to_node, self.to_server))
+            self.connect()
+
+    def tells_of_a_fault(self):
+        out = self.node.take_output() + self.server.take_output()
+        return b"ERROR" in out + self.to_node + self.to_server
+
+    def feed(self, session, buffer):
+        count = self.chance.choice((1, 7, 100, 2000, 1 << 20))
+        while count > 0 and buffer:
+            end = buffer.find(b"\n")
+            if end < 0 or end >= count:
+                return  # the line is not whole: it waits, and is lost when the connection is
+            session.receive(bytes(buffer[: end + 1]))
+            del buffer[: end + 1]
+            count -= end + 1
+
+    def commit(self):
+        self.case.ledger.commit(self.chance.choice((None, 1, 3)))
+
+    def cut(self):
+        self.connect()
+
+    def server_dies(self):
+        self.case.ledger.forget()
+        self.connect()
+
+    def node_dies(self):
+        self.chance.choice((self.case.disk.kill, self.case.disk.cut_power))()
+        self.case.start_node(self.slots, key=self.key)
+        self.connect()
+
+    def settle(self):
+        self.cut()
+        for _ in range(100):
+            said = self.case.pump(self.node, self.server)
+            self.case.ledger.commit()
+            if not said and not self.case.ledger._waiting:
+                return
+        raise AssertionError("they never come to an end")
+
+    def check(self):
+        case, ledger = self.case, self.case.ledger
+        stored = {}
+        for _, epoch, sample in ledger.rows:
+            case.assertNotIn((epoch, sample.seq), stored)
+            stored[epoch, sample.seq] = sample.values["temperature"]
+        known = self.accepted | self.tried
+        case.assertEqual({name: value for name, value in stored.items() if known.get(name) != value}, {})
+        gone = {(e, n) for _, e, first, last, _, _ in ledger.gaps for n in range(first, last + 1)}
+        case.assertEqual(gone & stored.keys(), set())
+        before = sum(gap[4] for gap in ledger.gaps)
+        missing = [name for name in self.accepted if name not in stored and name not in gone]
+        case.assertLessEqual(len(missing), before)
+        if case.outbox.ring.last + 40 <= self.slots:  # nothing was overwritten, not even by what was never accepted
+            case.assertEqual((missing, gone & self.accepted.keys()), ([], set()))
+        for epoch, first, last, _ in case.outbox.held():
+            case.assertEqual([n for n in range(first, last + 1) if (epoch, n) not in stored.keys() | gone], [])
+        for epoch in {name[0] for name in stored}:
+            seqs = ledger.seqs(epoch)
+            case.assertEqual(seqs, sorted(seqs))
+
+
+if __name__ == "__main__":
+    unittest.main()

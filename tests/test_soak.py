@@ -1,0 +1,97 @@
+"""What the long run (bench/soak.py) judges by: that what leaks, is lost or repeated is noticed, and nothing else."""
+
+import contextlib
+import sqlite3
+import unittest
+
+from bench.soak import Measured, account, unflat
+from protocol import Gap, Sample
+from stores import Filing, Mark, Stretch
+from stores.sqlite import SqliteStore
+from tests.support import temp_folder
+
+EPOCHS = [f"{number:016x}" for number in range(3)]
+
+
+class TestUnflat(unittest.TestCase):
+    def run_of(self, grown_from=12, **grown):
+        """36 measurements of which those from `grown_from` on are larger by `grown`."""
+        flat = Measured(40.0, 3, 30, 16.0)
+        more = flat._replace(**{name: getattr(flat, name) + by for name, by in grown.items()})
+        return [flat if number < grown_from else more for number in range(36)]
+
+    def test_what_stays_as_it_was_is_flat(self):
+        self.assertEqual(unflat(self.run_of()), [])
+
+    def test_the_warm_up_may_grow(self):
+        self.assertEqual(unflat(self.run_of(12, memory=50, threads=9, files=90)), [])
+
+    def test_growth_after_it_is_a_fault(self):
+        for grown, word in (({"memory": 14.1}, "memory"), ({"threads": 5}, "threads"), ({"files": 5}, "files")):
+            with self.subTest(word):
+                (fault,) = unflat(self.run_of(24, **grown))
+                self.assertTrue(fault.startswith(word), fault)
+
+    def test_a_little_growth_is_none(self):
+        self.assertEqual(unflat(self.run_of(24, memory=13.9, threads=4, files=4)), [])
+
+    def test_a_moment_is_no_growth(self):
+        self.assertEqual(unflat(self.run_of(31, memory=100, threads=50, files=50)), [])
+
+    def test_the_wal_is_never_too_long_also_not_in_the_warm_up(self):
+        run = self.run_of()
+        run[3] = run[3]._replace(wal=64.0)
+        self.assertIn("wal", unflat(run)[0])
+
+    def test_too_few_measurements_tell_nothing(self):
+        self.assertIn("too few", unflat(self.run_of()[:11])[0])
+
+
+class TestAccount(unittest.TestCase):
+    def setUp(self):
+        """Node n took ten samples of one epoch, of which two are in a gap; and three of another, which is gone."""
+        self.folder = temp_folder(self)
+        filing = Filing("n", "0" * 16, EPOCHS[1], Mark(10, None))
+        filing.items = [Stretch([self.sample(seq) for seq in range(1, 9)]), Gap(9, 10, 3, "overwritten")]
+        store = SqliteStore(self.folder)
+        with store.writing(()):
+            store.put([filing], 0, None)
+        store.close()
+        self.accepted = {("n", EPOCHS[0]): 3, ("n", EPOCHS[1]): 10}
+
+    @staticmethod
+    def sample(seq):
+        return Sample(seq, 1_795_000_000_000 + seq, seq, {"turn": seq, "level": 0.5}, {}, "")
+
+    def figures(self, sql=""):
+        """The figures after `sql` was done to the store: lost, repeated, astray."""
+        with contextlib.closing(sqlite3.connect(f"{self.folder}/pigeonpost.sqlite3")) as db, db:
+            db.execute(sql)
+        found = account(self.folder, self.accepted)
+        return found["lost"], found["repeated"], found["astray"]
+
+    def test_whole(self):
+        found = account(self.folder, self.accepted)
+        self.assertEqual(found, {"accepted": 13, "gaps": 5, "lost": 0, "repeated": 0, "astray": 0})
+
+    def test_each_fault_is_told(self):
+        columns = 'node, time + 1, epoch, {}, shape, clock, "values"'
+        again = f"INSERT INTO samples SELECT {columns} FROM samples WHERE seq = 4"
+        for what, sql, figures in (
+            ("a lost sample", "DELETE FROM samples WHERE seq = 4", (1, 0, 0)),
+            ("the same at another time", again.format("seq"), (0, 1, 0)),
+            ("one that is in a gap too", again.format("9"), (0, 1, 1)),
+            ("one that no node took", again.format("11"), (0, 0, 2)),
+            ("another's value", "UPDATE samples SET \"values\" = '[5,0.5]' WHERE seq = 4", (0, 0, 1)),
+            ("a gap that is too short", "UPDATE gaps SET last = 9", (1, 0, 0)),
+            ("a gap over what is stored", "UPDATE gaps SET first = 8", (0, 1, 0)),
+            ("a gap of too few epochs", "UPDATE gaps SET before = 2", (1, 0, 0)),
+            ("a gap of too many", "UPDATE gaps SET before = 5", (2, 0, 0)),
+        ):
+            with self.subTest(what):
+                self.setUp()
+                self.assertEqual(self.figures(sql), figures)
+
+
+if __name__ == "__main__":
+    unittest.main()

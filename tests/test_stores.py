@@ -1,0 +1,355 @@
+"""The contract of a store, and what is special to SQLite."""
+
+import os
+import random
+import sqlite3
+import tempfile
+import threading
+import time
+import unittest
+from unittest import mock
+
+from base.errors import DiskError, NotStored, SettingsError
+from protocol import Batch, Gap, Sample
+from stores import NOTHING, Filing, LogMark, Mark, Stretch
+from stores.sqlite import FILE, SqliteStore
+from tests.memory_store import MemoryStore
+from tests.support import LIMIT_S
+
+OUTBOX = "00000000000000aa"
+E1, E2 = "0000000000000001", "0000000000000002"
+
+
+def sample(seq, temperature=20.5, time_ms=None, errors=None, clock=""):
+    time_ms = 1_795_000_000_000 + seq * 1000 if time_ms is None else time_ms
+    return Sample(seq, time_ms, seq * 1000, {"temperature": temperature, "light": seq % 1024}, errors or {}, clock)
+
+
+def batch(first, last, node="a", epoch=E1, base=0, units=None, **more):
+    samples = [sample(seq, **more) for seq in range(first, last + 1)]
+    return Batch(node, OUTBOX, epoch, base, samples, None, units or {"temperature": "°C"}, print, print)
+
+
+def gap(first, last, node="a", epoch=E1, base=0, before=0, why="overwritten"):
+    return Batch(node, OUTBOX, epoch, base, (), Gap(first, last, before, why), {}, print, print)
+
+
+def file(store, *batches, log=None):
+    """One commit of what is in `batches`, all of it new, by the contract alone; the number of the last filing."""
+    filings = {}
+    with store.writing({(b.node, b.epoch): None for b in batches}) as marks:
+        for b in batches:
+            key = b.node, b.epoch
+            filing = filings.setdefault(key, Filing(b.node, b.outbox, b.epoch, marks.get(key, NOTHING)))
+            filing.units = b.units
+            filing.add(b, 0)
+        return store.put(list(filings.values()), 1_795_000_000_999, log)
+
+
+class StoreContract:
+    """What every store must do. A subclass makes them: `make` opens the same data again and again."""
+
+    def setUp(self):
+        self.store = self.make()
+
+    def tearDown(self):
+        self.store.close()
+
+    def reopen(self):
+        self.store.close()
+        self.store = self.make()
+
+    def test_nothing_is_known_of_an_empty_store(self):
+        self.assertEqual(self.store.marks("a", OUTBOX, [E1]), (0, {}))
+        self.assertEqual(self.store.nodes(), [])
+        self.assertIsNone(self.store.log_mark())
+        self.assertEqual(list(self.store.logged_after(0)), [])
+        self.assertEqual(self.store.points("a", 0, 1 << 60, 10), [])
+        self.assertEqual(self.store.columns("a", "temperature", 0, 1 << 60, 10), [])
+        self.assertEqual(list(self.store.verify()), [])
+
+    def test_marks_are_those_of_the_last_commit_and_survive(self):
+        file(self.store, batch(1, 3), batch(1, 2, epoch=E2, base=3), batch(1, 5, node="b"))
+        identity = self.store.identity
+        for _ in range(2):
+            self.assertEqual(
+                self.store.marks("a", OUTBOX, [E1, E2, "f" * 16]), (5, {E1: Mark(3, 3000), E2: Mark(2, 2000)})
+            )
+            self.assertEqual(self.store.marks("b", OUTBOX, [E1]), (5, {E1: Mark(5, 5000)}))
+            self.assertEqual(self.store.marks("a", "f" * 16, [E1]), (0, {E1: Mark(3, 3000)}))
+            self.assertEqual(self.store.identity, identity)
+            self.reopen()
+
+    def test_marks_within_a_transaction(self):
+        file(self.store, batch(1, 3))
+        with self.store.writing([("a", E1), ("a", E2), ("b", E1)]) as marks:
+            self.assertEqual(dict(marks), {("a", E1): Mark(3, 3000)})
+
+    def test_a_transaction_that_raises_leaves_nothing(self):
+        file(self.store, batch(1, 3))
+        with self.assertRaises(ZeroDivisionError), self.store.writing([("c", E2)]):
+            new = Filing("c", OUTBOX, E2, NOTHING)
+            new.add(batch(1, 2, node="c", epoch=E2), 0)
+            self.store.put([new], 0, LogMark("x.csv", 1, 2, 3))
+            raise ZeroDivisionError
+        self.assertEqual([node["name"] for node in self.store.nodes()], ["a"])
+        self.assertIsNone(self.store.log_mark())
+        file(self.store, batch(1, 1, node="c", epoch=E2, units={"temperature": "K"}))
+        self.assertEqual(self.store.nodes()[1]["sensors"], {"temperature": "K"})
+        self.assertEqual(list(self.store.verify()), [])
+
+    def test_a_gap_moves_the_mark_and_has_no_up(self):
+        file(self.store, batch(1, 3), gap(4, 9, before=2))
+        self.assertEqual(self.store.marks("a", OUTBOX, [E1]), (9, {E1: Mark(9, None)}))
+        file(self.store, batch(10, 10))
+        self.assertEqual(self.store.marks("a", OUTBOX, [E1]), (10, {E1: Mark(10, 10_000)}))
+        (node,) = self.store.nodes()
+        self.assertEqual((node["samples"], node["missing"]), (4, 8))
+        (found,) = self.store.gaps(10)
+        self.assertEqual(
+            (found["node"], found["from"], found["to"], found["before"], found["why"]), ("a", 4, 9, 2, "overwritten")
+        )
+        self.assertEqual(list(self.store.verify()), [])
+
+    def test_a_gap_of_older_epochs_alone_moves_only_the_running_number(self):
+        file(self.store, gap(1, 0, base=70, before=70))
+        self.assertEqual(self.store.marks("a", OUTBOX, [E1]), (70, {E1: Mark(0, None)}))
+        self.assertEqual(self.store.nodes()[0]["missing"], 70)
+
+    def test_what_the_log_owes_comes_in_its_order(self):
+        file(self.store, batch(1, 2), batch(1, 1, node="b"), gap(3, 4), batch(5, 5))
+        last = file(self.store, batch(6, 7))
+        owed = list(self.store.logged_after(0))
+        kinds = [
+            (logged.node, logged.item if isinstance(logged.item, Gap) else [s.seq for s in logged.item.samples])
+            for logged in owed
+        ]
+        self.assertEqual(
+            kinds, [("a", [1, 2]), ("a", Gap(3, 4, 0, "overwritten")), ("a", [5]), ("b", [1]), ("a", [6, 7])]
+        )
+        self.assertEqual(owed[-1].filed, last)
+        self.assertEqual([logged.filed for logged in self.store.logged_after(owed[2].filed)], [owed[3].filed, last])
+        self.assertIsInstance(owed[0].item, Stretch)
+        self.assertEqual(owed[0].item.samples[0].values, {"temperature": 20.5, "light": 1})
+        self.assertEqual(owed[0].units, {"temperature": "°C"})
+
+    def test_what_the_log_has_is_forgotten_with_the_mark(self):
+        last = file(self.store, batch(1, 2))
+        log = LogMark("one.csv", 100, 7, last)
+        after = file(self.store, batch(3, 3), log=log)
+        self.reopen()
+        self.assertEqual(self.store.log_mark(), log)
+        self.assertEqual([logged.filed for logged in self.store.logged_after(log.filed)], [after])
+        other = LogMark("two.csv", 5, 8, after)
+        self.assertEqual(file(self.store, log=other), after)
+        self.assertEqual(self.store.log_mark(), other)
+        self.assertEqual(list(self.store.logged_after(after)), [])
+        self.assertGreater(file(self.store, batch(4, 4)), after)
+
+    def test_values_come_back_as_they_went(self):
+        odd = {"a": 0, "b": -0.0, "c": 1e-300, "d": 123456789012345678, "e": None, "f": 0.1, "g": -5, "h": 1.0}
+        one = Sample(1, 1_795_000_000_001, 5, odd, {"e": "no response"}, "unset")
+        file(self.store, Batch("a", OUTBOX, E1, 0, [one], None, {}, print, print))
+        (point,) = self.store.points("a", 0, 1 << 60, 5)
+        self.assertEqual(list(point.values.items()), list(odd.items()))
+        self.assertEqual([type(v) for v in point.values.values()], [type(v) for v in odd.values()])
+        self.assertEqual((point.time_ms, point.clock, point.epoch, point.seq), (1_795_000_000_001, "unset", E1, 1))
+
+    def test_points_are_the_last_of_the_span_oldest_first(self):
+        file(self.store, batch(1, 100))
+        points = self.store.points("a", 1_795_000_000_000, 1_795_000_051_000, 3)
+        self.assertEqual([point.seq for point in points], [48, 49, 50])
+        self.assertEqual(self.store.points("zz", 0, 1 << 60, 3), [])
+
+    def test_columns_sum_up(self):
+        file(self.store, *[batch(seq, seq, temperature=seq) for seq in range(1, 11)])
+        columns = self.store.columns("a", "temperature", 1_795_000_001_000, 1_795_000_011_000, 2)
+        self.assertEqual([tuple(column) for column in columns], [(0, 5, 1, 5, 3.0), (1, 5, 6, 10, 8.0)])
+        self.assertEqual(self.store.columns("a", "nothing", 0, 1 << 60, 2), [])
+
+    def test_columns_over_a_change_of_sensors(self):
+        one = Sample(1, 1000, 5, {"x": 1, "t": 2.5}, {}, "")
+        two = Sample(2, 2000, 6, {"t": None, "x": 4}, {"t": "no"}, "")
+        three = Sample(3, 3000, 7, {"t": 3.5}, {}, "")
+        file(self.store, Batch("a", OUTBOX, E1, 0, [one, two, three], None, {}, print, print))
+        self.assertEqual([tuple(c) for c in self.store.columns("a", "t", 0, 4000, 1)], [(0, 2, 2.5, 3.5, 3.0)])
+        self.assertEqual(
+            [tuple(c) for c in self.store.columns("a", "x", 0, 4000, 4)], [(1, 1, 1, 1, 1.0), (2, 1, 4, 4, 4.0)]
+        )
+
+    def test_two_samples_of_one_moment_are_two(self):
+        file(self.store, batch(1, 5, time_ms=1_795_000_000_000), batch(1, 5, epoch=E2, time_ms=1_795_000_000_000))
+        self.assertEqual(len(self.store.points("a", 0, 1 << 60, 100)), 10)
+        self.assertEqual(list(self.store.verify()), [])
+
+    def test_a_thousand_random_commits_add_up(self):
+        chance = random.Random(7)
+        marks = {}
+        for _ in range(300):
+            parts = []
+            for _ in range(chance.randint(1, 4)):
+                node, epoch = chance.choice("ab"), chance.choice((E1, E2))
+                first = marks.get((node, epoch), 0) + 1
+                last = first + chance.randint(0, 30)
+                marks[node, epoch] = last
+                parts.append((batch if chance.random() < 0.9 else gap)(first, last, node=node, epoch=epoch))
+            file(self.store, *parts)
+        for (node, epoch), last in marks.items():
+            self.assertEqual(self.store.marks(node, OUTBOX, [epoch])[1][epoch].seq, last)
+        self.assertEqual(list(self.store.verify()), [])
+
+
+class SqliteTest(StoreContract, unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = folder.name
+        super().setUp()
+
+    def make(self):
+        return SqliteStore(self.folder)
+
+    def shell(self):
+        db = sqlite3.connect(os.path.join(self.folder, FILE), isolation_level=None, timeout=0)
+        self.addCleanup(db.close)
+        return db
+
+    def test_people_can_read_it(self):
+        file(self.store, batch(1, 1))
+        rows = self.shell().execute("SELECT * FROM readings").fetchall()
+        self.assertEqual(rows, [("2026-11-18T11:06:41.000Z", "a", "temperature", 20.5, "°C"),
+                                ("2026-11-18T11:06:41.000Z", "a", "light", 1, "")])  # fmt: skip
+
+    def test_failures_keep_their_texts(self):
+        file(self.store, batch(1, 1, temperature=None, errors={"temperature": "no response"}))
+        self.assertEqual(
+            self.shell().execute("SELECT sensor, text FROM failures").fetchall(), [("temperature", "no response")]
+        )
+
+    def test_verify_tells_a_repeat_a_loss_and_a_broken_mark(self):
+        file(self.store, batch(1, 9), batch(1, 9, node="b"), batch(1, 9, node="c"))
+        db = self.shell()
+        db.execute("INSERT INTO samples SELECT node, time + 1, epoch, seq, shape, clock, \"values\" FROM samples"
+                   " WHERE node = 1 AND seq = 4")  # fmt: skip
+        db.execute("DELETE FROM samples WHERE node = 2 AND seq = 4")
+        db.execute("UPDATE epochs SET seq = 8 WHERE node = 3")
+        found = list(self.store.verify())
+        self.assertEqual(len(found), 3, found)
+        self.assertIn("node a", found[0])
+        self.assertIn("stored twice", found[0])
+        self.assertIn("node b", found[1])
+        self.assertIn("node c", found[2])
+
+    def test_a_locked_file_is_tried_again_and_says_so(self):
+        other = self.shell()
+        other.execute("BEGIN IMMEDIATE")
+        self.store._db.execute("PRAGMA busy_timeout = 10")
+        with self.assertRaises(NotStored):
+            file(self.store, batch(1, 3))
+        other.execute("ROLLBACK")
+        file(self.store, batch(1, 3))
+        self.assertEqual(list(self.store.verify()), [])
+
+    def test_a_full_disk_stores_nothing_and_then_all(self):
+        file(self.store, batch(1, 3))
+        (pages,) = self.store._db.execute("PRAGMA page_count").fetchone()
+        self.store._db.execute(f"PRAGMA max_page_count = {pages}")
+        with self.assertRaises(NotStored):
+            file(self.store, batch(4, 4000))
+        self.assertEqual(self.store.marks("a", OUTBOX, [E1])[1][E1], Mark(3, 3000))
+        self.store._db.execute("PRAGMA max_page_count = 1000000")
+        file(self.store, batch(4, 4000))
+        self.assertEqual(self.store.nodes()[0]["samples"], 4000)
+
+    def test_a_removed_file_is_never_written_to(self):
+        os.rename(os.path.join(self.folder, FILE), os.path.join(self.folder, "moved"))
+        with self.assertRaises(DiskError) as caught:
+            file(self.store, batch(1, 3))
+        self.assertIn("removed", str(caught.exception))
+
+    def test_a_newer_file_is_refused_politely(self):
+        self.shell().execute("PRAGMA user_version = 99")
+        with self.assertRaises(SettingsError) as caught:
+            SqliteStore(self.folder)
+        self.assertIn("newer", str(caught.exception))
+
+    def test_reading_beside_writing(self):
+        stop, wrong = threading.Event(), []
+
+        def look():
+            while not stop.is_set():
+                top, marks = self.store.marks("a", OUTBOX, [E1])
+                count = sum(1 for _ in self.store.points("a", 0, 1 << 60, 10_000))
+                if marks and not top == marks[E1].seq <= count:
+                    wrong.append((top, marks, count))
+
+        readers = [threading.Thread(target=look) for _ in range(3)]
+        for reader in readers:
+            reader.start()
+        for first in range(1, 1001, 20):
+            file(self.store, batch(first, first + 19))
+        stop.set()
+        for reader in readers:
+            reader.join(LIMIT_S)
+        self.assertEqual(wrong, [])
+
+    def test_many_readers_share_few_connections(self):
+        """Each has two files open and pages in memory; a thousand nodes that come at once must not keep a thousand."""
+        opened, asked = [], threading.Barrier(30)
+        connect = self.store._connect
+
+        def look():
+            asked.wait(LIMIT_S)
+            for _ in range(10):
+                with self.store._reading():
+                    time.sleep(0.001)  # so that others come meanwhile
+
+        def open_one(place, **uri):
+            opened.append(place)
+            return connect(place, **uri)
+
+        with mock.patch.object(self.store, "_connect", open_one):
+            readers = [threading.Thread(target=look) for _ in range(30)]
+            for reader in readers:
+                reader.start()
+            for reader in readers:
+                reader.join(LIMIT_S)
+        self.assertLessEqual(1, len(opened))
+        self.assertLessEqual(len(opened), 8)
+
+    def test_what_is_no_database_is_refused(self):
+        with tempfile.TemporaryDirectory() as folder:
+            with open(os.path.join(folder, FILE), "wb") as damaged:
+                damaged.write(b"not a database, but something of the same name" * 100)
+            with self.assertRaises(DiskError):
+                SqliteStore(folder)
+
+    def test_it_is_durable_as_promised(self):
+        self.assertEqual(self.store._db.execute("PRAGMA journal_mode").fetchone(), ("wal",))
+        self.assertEqual(self.store._db.execute("PRAGMA synchronous").fetchone(), (2,))
+
+    def test_readers_cannot_write(self):
+        with self.store._reading() as db, self.assertRaises(sqlite3.OperationalError):
+            db.execute("DELETE FROM samples")
+
+    def test_a_folder_with_odd_letters(self):
+        with tempfile.TemporaryDirectory(prefix="a b#?%&é") as folder:
+            store = SqliteStore(folder)
+            self.addCleanup(store.close)
+            file(store, batch(1, 3))
+            self.assertEqual(store.nodes()[0]["samples"], 3)
+
+
+class MemoryTest(StoreContract, unittest.TestCase):
+    """The store that the simulation uses keeps the same contract."""
+
+    def setUp(self):
+        self.kept = MemoryStore()
+        super().setUp()
+
+    def make(self):
+        return self.kept
+
+
+if __name__ == "__main__":
+    unittest.main()

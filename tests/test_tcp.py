@@ -1,0 +1,1029 @@
+"""The road over TCP, on real sockets: both ends, people with nc, peers that are slow, broken or hostile."""
+
+import contextlib
+import itertools
+import logging
+import math
+import os
+import random
+import socket
+import threading
+import time
+import tracemalloc
+import unittest
+from unittest import mock
+
+from base.clock import Clock, FakeClock
+from base.errors import SettingsError
+from gate.tokens import LinkKey
+from links import End, tcp
+from links.tcp import MOST_CONNECTIONS, MOST_OF_A_HOST, NodeEnd, ServerEnd
+from outbox import Outbox
+from protocol import LARGEST_INTEGER, LARGEST_SEQ, LINE_BYTES, SENSOR_NAME, decode, encode, write_json
+from ring import Ring
+from session_node import NodeFacts, NodeSession
+from session_server import NodeState, ServerSession
+from tests.support import BOOT, EPOCH, LIMIT_S, FakeLedger, MemoryDisk, Talk, sensors_line, taken, wait_until
+
+TOKEN = "a token of 16 letters or more"
+OUTBOX = "0b" * 8
+SENSORS = [{"name": "temperature", "unit": "°C"}]
+HELLO = {"link": 1, "server": "home", "ledger": "1" * 16, "clock": "unset"}
+
+
+class TcpCase(unittest.TestCase):
+    def setUp(self):
+        logging.disable(logging.CRITICAL)  # what is logged is looked at where a test says so
+        self.addCleanup(logging.disable, logging.NOTSET)
+        self.enterContext(mock.patch.object(tcp, "RETRY_S", 0.02))
+        self.ledger = FakeLedger()
+
+    def make_outbox(self, slots=1024):
+        self.outbox = Outbox(Ring("/card", slots, 128, MemoryDisk()), BOOT)
+
+    def start_node(self, key=None, address=("127.0.0.1", 0)):
+        """A node's end, listening, on the outbox that there is."""
+        if not hasattr(self, "outbox"):
+            self.make_outbox()
+        facts = NodeFacts("basement", SENSORS, 10.0, key, self.outbox.switch, lambda: {"held": self.outbox.ring.last})
+        node = NodeEnd(address, facts, self.outbox, Clock())
+        node.start()
+        self.addCleanup(node.stop, LIMIT_S)
+        return node
+
+    def start_server(self, address, keys=None, expected="basement", name="home"):
+        end = ServerEnd(address, expected, name, self.ledger, keys or {}, Clock())
+        end.start()
+        self.addCleanup(end._thread.join, LIMIT_S)
+        self.addCleanup(end.stop, LIMIT_S)
+        return end
+
+    def take(self, count=1):
+        for _ in range(count):
+            number = self.outbox.ring.last + len(self.outbox._queue) + 1
+            self.outbox.put(taken(value=number, up_ms=number))
+            if not number % 1000:
+                self.outbox.commit()
+        while self.outbox.commit():
+            pass
+
+    def talk(self, node):
+        return self.enterContext(Talk(node.address))
+
+    def collector(self, node, name="home"):
+        """A collecting session by hand, open."""
+        talk = self.talk(node)
+        talk.say("HELLO", {**HELLO, "server": name})
+        talk.until("HELLO")
+        talk.say("RESUME", {"id": 0})
+        wait_until(lambda: name in node.collectors)
+        return talk
+
+    def is_well(self, node):
+        """It answers a stranger as ever."""
+        with Talk(node.address) as talk:
+            talk.say("CHECK")
+            self.assertEqual(talk.until("STATUS").args[2]["held"], self.outbox.ring.last)
+
+
+class FakeNode:
+    """A listening socket that behaves as the test wants: `serve(sock)` for each connection, in one thread."""
+
+    def __init__(self, test, serve):
+        self.sock = socket.create_server(("127.0.0.1", 0))
+        self.address = self.sock.getsockname()
+        self.connections = 0
+        self._serve = serve
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        test.addCleanup(self.close)
+
+    def _run(self):
+        while True:
+            try:
+                sock, _ = self.sock.accept()
+            except OSError:
+                return
+            self.connections += 1
+            sock.settimeout(LIMIT_S)
+            with sock, contextlib.suppress(OSError):
+                self._serve(sock)
+
+    def close(self):
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self.sock.close()
+        self._thread.join(LIMIT_S)
+
+
+def read_line(sock):
+    line = b""
+    while not line.endswith(b"\n"):
+        block = sock.recv(1)
+        if not block:
+            raise ConnectionResetError
+        line += block
+    return line
+
+
+class BothEnds(TcpCase):
+    def test_they_collect(self):
+        self.make_outbox()
+        self.take(700)
+        node = self.start_node()
+        server = self.start_server(node.address)
+        self.ledger.wait_for(700)
+        for _ in range(20):
+            self.take(3)
+        self.ledger.wait_for(760)
+        self.assertEqual(self.ledger.seqs(self.outbox.epoch), list(range(1, 761)))
+        self.assertEqual(node.collectors, ["home"])
+        self.assertEqual((server.state.connected, server.state.fault, server.state.name), (True, "", "basement"))
+        self.assertEqual(self.ledger.repeats, 0)
+
+    def test_a_large_backlog_through_a_window_that_only_acks_open(self):
+        self.make_outbox(slots=16_384)
+        self.take(12_000)
+        self.ledger.at_once = False
+        self.start_server(self.start_node().address)
+        wait_until(lambda: sum(len(batch.samples) for batch in self.ledger._waiting) == 5000)
+        while len(self.ledger.rows) < 12_000:
+            wait_until(lambda: self.ledger._waiting)
+            self.ledger.commit()
+        self.assertEqual(self.ledger.seqs(self.outbox.epoch), list(range(1, 12_001)))
+
+    def test_with_a_token(self):
+        key = LinkKey(TOKEN)
+        self.make_outbox()
+        self.take(5)
+        self.start_server(self.start_node(key).address, {"basement": key})
+        self.ledger.wait_for(5)
+
+    def test_several_servers_collect_from_one_node(self):
+        self.make_outbox()
+        self.take(50)
+        node = self.start_node()
+        self.start_server(node.address)
+        self.ledger.wait_for(50)
+        first, self.ledger = self.ledger, FakeLedger()
+        self.start_server(node.address, name="second")
+        self.ledger.wait_for(50)
+        self.take(10)
+        first.wait_for(60)
+        self.ledger.wait_for(60)
+        self.assertEqual(node.collectors, ["home", "second"])
+
+    def test_a_node_that_is_started_again_is_found_again(self):
+        node = self.start_node()
+        self.take(5)
+        server = self.start_server(node.address)
+        for turn in range(1, 4):
+            self.ledger.wait_for(5 * turn)
+            node.stop(LIMIT_S)
+            wait_until(lambda: not server.state.connected)
+            ways = "closed by the peer", "closed", "Connection refused", "Connection reset by peer"
+            self.assertIn(server.state.fault.removeprefix("cannot be reached: "), ways)
+            self.take(5)
+            node = self.start_node(address=node.address)
+        self.ledger.wait_for(20)
+        self.assertEqual(self.ledger.seqs(self.outbox.epoch), list(range(1, 21)))
+        wait_until(lambda: server.state.connected)
+
+    def test_cut_at_any_byte_everything_arrives_once(self):
+        """Between them stands a proxy that cuts each connection after some bytes, in either direction."""
+        chance = random.Random(5)
+        self.make_outbox(slots=4096)
+        self.take(1500)
+        node = self.start_node()
+
+        def serve(sock):
+            left = chance.choice((50, 300, 900, 3000, 40_000, 200_000))
+            with socket.create_connection(node.address, LIMIT_S) as onward:
+                pair = {sock: onward, onward: sock}
+                while left > 0:
+                    for end in tcp.select.select(list(pair), [], [], LIMIT_S)[0]:
+                        block = end.recv(min(left, chance.choice((1, 100, 65_536))))
+                        left -= len(block)
+                        if not block:
+                            return
+                        pair[end].sendall(block)
+
+        with mock.patch.object(tcp, "LONGEST_RETRY_S", 0.02):
+            proxy = FakeNode(self, serve)
+            self.start_server(proxy.address)
+            self.ledger.wait_for(1500)
+            self.assertGreater(proxy.connections, 2)
+            self.assertEqual(self.ledger.seqs(self.outbox.epoch), list(range(1, 1501)))
+
+    def test_nothing_is_left_of_a_connection(self):
+        node = self.start_node()
+        before_fds, before_threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+        for _ in range(100):
+            with Talk(node.address) as talk:
+                talk.say("CHECK")
+                talk.until("STATUS")
+        wait_until(lambda: not node._connections)
+        wait_until(lambda: threading.active_count() <= before_threads)
+        wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before_fds)
+        self.assertEqual(self.outbox._watchers, set())
+
+    def test_both_are_ends_of_a_road(self):
+        self.assertTrue(issubclass(NodeEnd, End) and issubclass(ServerEnd, End))
+
+
+class Asking(TcpCase):
+    def test_send_and_check_are_answered(self):
+        server = self.start_server(self.start_node().address)
+        wait_until(lambda: server.state.connected)
+        for on in (False, True, False):
+            self.assertTrue(server.ask("SEND", on, limit_s=LIMIT_S))
+            self.assertEqual((server.state.on, self.outbox.on), (on, on))
+        self.assertTrue(server.ask("CHECK", limit_s=LIMIT_S))
+        self.assertEqual(server.state.details["held"], 0)
+        self.assertIsNotNone(server.state.round_trip_ms)
+
+    def test_without_a_connection_there_is_no_answer(self):
+        server = ServerEnd(("127.0.0.1", 1), "", "home", self.ledger, {}, Clock())
+        self.assertFalse(server.ask("CHECK"))
+
+    def test_a_node_that_does_not_answer_is_waited_for_so_long_and_no_longer(self):
+        def serve(sock):
+            read_line(sock)
+            sock.sendall(encode("HELLO", {"link": 1, "node": "basement", "outbox": OUTBOX, "held": [], "sensors": []}))
+            while sock.recv(4096):
+                pass
+
+        server = self.start_server(FakeNode(self, serve).address)
+        wait_until(lambda: server.state.connected)
+        self.assertFalse(server.ask("CHECK", limit_s=0.05))
+
+    def test_a_status_that_was_asked_for_before_does_not_answer_send(self):
+        def serve(sock):
+            read_line(sock)
+            sock.sendall(encode("HELLO", {"link": 1, "node": "basement", "outbox": OUTBOX, "held": [], "sensors": []}))
+            while (line := read_line(sock)) and not line.startswith(b"SEND "):
+                pass
+            sock.sendall(b"STATUS ON - {}\n")
+            while sock.recv(4096):
+                pass
+
+        server = self.start_server(FakeNode(self, serve).address)
+        wait_until(lambda: server.state.connected)
+        self.assertFalse(server.ask("SEND", False, limit_s=0.5))
+        wait_until(lambda: server.state.on)  # it did come
+
+
+class ByHand(TcpCase):
+    """As a person with nc, or an old program."""
+
+    def setUp(self):
+        super().setUp()
+        self.node = self.start_node()
+
+    def test_check_and_send(self):
+        talk = self.talk(self.node)
+        talk.send(b"CHECK\n")
+        self.assertRegex(talk.line(), rb'^STATUS ON - \{"time":"[^"]{24}","held":0\}$')
+        talk.send(b"send off\r\n")
+        self.assertEqual(talk.line(), b"SENDBACK OFF")
+        talk.send(b"SEND ON\n\n\n")
+        self.assertEqual(talk.line(), b"SENDBACK ON")
+        self.take(1)
+        self.assertTrue(talk.line().startswith(b"SENSORS %s [" % self.outbox.epoch.encode()))
+        talk.send(b"CHEKC\n")
+        self.assertTrue(talk.line().startswith(b'ERROR unknown-word {"text":"unknown word'))
+        talk.send(b"BYE\n")
+        self.assertIsNone(talk.line())
+
+    def test_a_letter_at_a_time(self):
+        talk = self.talk(self.node)
+        for letter in b"CHECK\nCHECK\n":
+            talk.send(bytes([letter]))
+        self.assertEqual([talk.message().word for _ in range(2)], ["STATUS", "STATUS"])
+
+    def test_many_lines_at_once(self):
+        talk = self.talk(self.node)
+        talk.send(b"CHECK\n" * 2000 + b"SEND OFF\n")
+        for _ in range(2000):
+            self.assertTrue(talk.line().startswith(b"STATUS "))
+        self.assertEqual(talk.line(), b"SENDBACK OFF")
+
+    def test_who_says_no_more_is_still_answered(self):
+        """`echo CHECK | nc` closes its half at once."""
+        talk = self.talk(self.node)
+        talk.send(b"CHECK\nSEND OFF\n")
+        talk.sock.shutdown(socket.SHUT_WR)
+        self.assertEqual([message.word for message in talk.rest()], ["STATUS", "SENDBACK"])
+
+    def test_the_longest_line_and_one_byte_more(self):
+        talk = self.talk(self.node)
+        for end in (b"\n", b"\r\n"):
+            line = b"X" * (LINE_BYTES - len(end)) + end
+            talk.send(line)
+            self.assertEqual(talk.message().args[0], "unknown-word")
+        talk.send(b"X" * LINE_BYTES + b"\nCHECK\n")
+        (error,) = talk.rest()
+        self.assertEqual(error.args[0], "too-long")
+        self.assertIn("65536 bytes", error.args[1]["text"])
+
+    def test_a_connection_that_is_cut_in_a_line_leaves_nothing(self):
+        for part in (b"", b"SEND O", b"SEND OFF", b"HELLO {"):
+            with Talk(self.node.address) as talk:
+                talk.send(part)
+        wait_until(lambda: not self.node._connections)
+        self.assertTrue(self.outbox.on)
+
+
+class Listening(TcpCase):
+    def test_an_address_that_is_taken_is_named(self):
+        node = self.start_node()
+        with self.assertRaises(SettingsError) as caught:
+            self.start_node(address=node.address)
+        self.assertIn(f"cannot listen on 127.0.0.1:{node.address[1]}: Address already in use", str(caught.exception))
+
+    def test_on_ipv6(self):
+        try:
+            node = self.start_node(address=("::1", 0))
+        except SettingsError:
+            self.skipTest("this machine has no IPv6")
+        self.is_well(node)
+        server = self.start_server(node.address)
+        wait_until(lambda: server.state.connected)
+        self.assertEqual(server.state.address, f"[::1]:{node.address[1]}")
+
+    def test_from_another_machine_a_node_without_a_token_answers_nothing(self):
+        node = self.start_node()
+        with mock.patch.object(tcp, "is_loopback", lambda host: False):
+            talk = self.talk(node)
+            talk.send(b"SEND OFF\n")
+            (error,) = talk.rest()
+        self.assertEqual(error.args[0], "protected")
+        self.assertIn("control.py token", error.args[1]["text"])
+        self.assertTrue(self.outbox.on)
+
+    def test_who_does_not_prove_himself_in_time_is_closed(self):
+        node = self.start_node(LinkKey(TOKEN))
+        with mock.patch("session_node.AUTH_S", 0.1):
+            for said in (b"", b"\n\n", encode("HELLO", {**HELLO, "nonce": "5e" * 16})):
+                node._failures.clear()
+                talk = self.talk(node)
+                talk.send(said)
+                self.assertEqual(talk.rest()[-1].args[0], "auth")
+
+
+class Limits(TcpCase):
+    def hold(self, node, count):
+        """So many connections, all admitted."""
+        talks = [self.talk(node) for _ in range(count)]
+        for talk in talks:
+            talk.say("CHECK")
+        for talk in talks:
+            talk.until("STATUS")
+        return talks
+
+    def test_so_many_connections_and_no_more(self):
+        node = self.start_node()
+        talks = self.hold(node, MOST_CONNECTIONS)
+        for _ in range(3):
+            (error,) = self.talk(node).rest()
+            self.assertEqual(error.args[0], "too-many")
+            self.assertIn(f"{MOST_CONNECTIONS} in all", error.args[1]["text"])
+        talks[5].sock.close()
+        wait_until(lambda: len(node._connections) < MOST_CONNECTIONS)
+        self.is_well(node)
+
+    def test_fewer_from_one_other_machine(self):
+        node = self.start_node(LinkKey(TOKEN))
+        with mock.patch.object(tcp, "is_loopback", lambda host: False):
+            for _ in range(MOST_OF_A_HOST):
+                talk = self.talk(node)
+                talk.say("AUTH", {"token": TOKEN})
+                talk.say("CHECK")
+                talk.until("STATUS")
+            (error,) = self.talk(node).rest()
+        self.assertEqual(error.args[0], "too-many")
+        self.assertIn(f"{MOST_OF_A_HOST} connections from 127.0.0.1", error.args[1]["text"])
+        talk = self.talk(node)  # this machine itself is still let in
+        talk.say("AUTH", {"token": TOKEN})
+        talk.say("CHECK")
+        talk.until("STATUS")
+
+    def test_who_failed_to_prove_himself_is_answered_later_and_later(self):
+        node = self.start_node(LinkKey(TOKEN))
+        connection = mock.Mock(host="192.0.2.9", seated=False)
+        delays = []
+        for _ in range(8):
+            delays.append(node._admit(connection))
+            node._dismiss(connection, auth_failed=True)
+        self.assertEqual(delays, [0, 0.5, 1, 2, 4, 4, 4, 4])
+        other = mock.Mock(host="192.0.2.10", seated=False)
+        self.assertEqual(node._admit(other), 0)
+        node._dismiss(other, auth_failed=False)
+        connection.seated = True
+        node._dismiss(connection, auth_failed=False)
+        self.assertEqual(node._admit(connection), 0)
+        node._dismiss(connection, auth_failed=False)
+
+    def test_the_list_of_those_who_failed_has_an_end(self):
+        node = self.start_node(LinkKey(TOKEN))
+        connection = mock.Mock(seated=False)
+        for n in range(5000):
+            connection.host = f"2001:db8::{n:x}"
+            node._dismiss(connection, auth_failed=True)
+            self.assertLessEqual(len(node._failures), 1024)
+
+    def test_a_wrong_token_delays_the_next_answer(self):
+        node = self.start_node(LinkKey(TOKEN))
+        talk = self.talk(node)
+        talk.say("AUTH", {"token": "wrong"})
+        self.assertEqual([message.args[0] for message in talk.rest()], ["auth"])
+        began_s = time.monotonic()
+        talk = self.talk(node)
+        talk.say("AUTH", {"token": TOKEN})
+        talk.say("CHECK")
+        talk.until("STATUS")
+        self.assertGreater(time.monotonic() - began_s, 0.45)
+
+    def test_a_second_session_of_the_same_server_takes_the_place_of_the_first(self):
+        node = self.start_node()
+        first, other = self.collector(node), self.collector(node, "other")
+        second = self.talk(node)
+        second.say("HELLO", HELLO)
+        second.until("HELLO")
+        second.say("RESUME", {"id": 0})
+        self.assertEqual(first.rest(), [])  # closed
+        self.take(1)
+        self.assertEqual(second.until("SENSORS").args[1][0].seq, 1)
+        self.assertEqual(other.until("SENSORS").args[1][0].seq, 1)
+        self.assertEqual(node.collectors, ["home", "other"])
+
+    def test_who_has_not_proved_himself_takes_nobodys_place(self):
+        key = LinkKey(TOKEN)
+        node = self.start_node(key)
+        server = self.start_server(node.address, {"basement": key})
+        wait_until(lambda: node.collectors == ["home"])
+        connection = node._collectors["home"]
+        talk = self.talk(node)
+        talk.say("HELLO", {**HELLO, "nonce": "5e" * 16})
+        talk.until("HELLO")
+        talk.say("RESUME", {"id": 0})
+        self.assertEqual(talk.rest()[-1].args[0], "auth")
+        self.assertIs(node._collectors["home"], connection)
+        self.assertTrue(server.state.connected)
+
+
+class SlowPeers(TcpCase):
+    def test_one_that_does_not_read_delays_nobody(self):
+        self.make_outbox(slots=16_384)
+        self.take(5000)
+        node = self.start_node()
+        deaf = socket.socket()
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.addCleanup(deaf.close)
+        deaf.connect(node.address)
+        deaf.sendall(encode("HELLO", HELLO) + encode("RESUME", {"id": 0}))
+        wait_until(lambda: node.collectors)
+        self.start_server(node.address, name="second")
+        self.ledger.wait_for(5000)
+        self.take(100)
+        self.ledger.wait_for(5100)
+        self.is_well(node)
+        unsent = max(connection.wire.unsent for connection in node._connections)
+        self.assertLess(unsent, tcp._SEND_AHEAD_BYTES + 2 * LINE_BYTES)
+
+    def test_one_that_asks_and_does_not_read_is_closed(self):
+        node = self.start_node()
+        deaf = socket.socket()
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.settimeout(LIMIT_S)
+        self.addCleanup(deaf.close)
+        deaf.connect(node.address)
+        self.enterContext(mock.patch.object(tcp, "_STUCK_BYTES", 4 * LINE_BYTES))
+        sent = 0
+        with self.assertRaises(OSError):
+            while sent < 100_000_000:
+                sent += deaf.send(b"CHECK\n" * 5000)
+        wait_until(lambda: not node._connections)
+        self.is_well(node)
+
+    def test_one_that_never_acknowledges_is_sent_no_more_than_the_window(self):
+        self.make_outbox(slots=16_384)
+        self.take(9000)
+        node = self.start_node()
+        talk = self.collector(node)
+        seen = 0
+        while seen < 5000:
+            seen += len(talk.until("SENSORS").args[1])
+        talk.say("CHECK")
+        self.assertEqual(talk.message().word, "STATUS")  # and not more samples
+        self.assertEqual(seen, 5000)
+
+    def measured(self, act):
+        """The most memory that was in use during `act`, beyond what was in use before."""
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        act()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    def test_100_megabytes_without_an_end_of_line_to_the_node(self):
+        node = self.start_node()
+        block = b"x" * 65_536
+
+        def act():
+            with socket.create_connection(node.address, LIMIT_S) as sock, contextlib.suppress(OSError):
+                for _ in range(1600):
+                    sock.sendall(block)
+            wait_until(lambda: not node._connections)
+
+        self.assertLess(self.measured(act), 1_500_000)
+        self.is_well(node)
+
+    def test_100_megabytes_in_short_pieces_without_an_end_of_line(self):
+        node = self.start_node()
+
+        def act():
+            with socket.create_connection(node.address, LIMIT_S) as sock, contextlib.suppress(OSError):
+                for _ in range(100_000):
+                    sock.sendall(b"x" * 1000)
+            wait_until(lambda: not node._connections)
+
+        self.assertLess(self.measured(act), 1_500_000)
+
+    def test_100_megabytes_without_an_end_of_line_to_the_server(self):
+        done = threading.Event()
+        block = b"x" * 65_536
+
+        def serve(sock):
+            try:
+                for _ in range(1600):
+                    sock.sendall(block)
+            finally:
+                done.set()
+
+        fake = FakeNode(self, serve)
+
+        def act():
+            server = self.start_server(fake.address)
+            self.assertTrue(done.wait(LIMIT_S))
+            wait_until(lambda: server.state.fault != "not reached yet")
+            server.stop(LIMIT_S)
+
+        self.assertLess(self.measured(act), 1_500_000)
+        self.assertEqual(self.ledger.rows, [])
+
+    def test_a_flood_of_lines_costs_no_memory(self):
+        node = self.start_node()
+        block = b"SEND ON\nSEND OFF\nnonsense\n\xff\xff\nERROR x {}\nCHECK\n" * 200
+
+        def act():
+            with Talk(node.address) as talk:
+                reader = threading.Thread(target=drain, args=(talk.sock,))
+                reader.start()
+                for _ in range(10):
+                    talk.send(block)
+                talk.sock.shutdown(socket.SHUT_WR)
+                reader.join(LIMIT_S)
+
+        def drain(sock):
+            with contextlib.suppress(OSError):
+                while sock.recv(65_536):
+                    pass
+
+        self.assertLess(self.measured(act), 6_000_000)
+        self.is_well(node)
+
+
+class Retrying(TcpCase):
+    def test_the_server_tries_again_until_the_node_is_there(self):
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            address = sock.getsockname()
+        server = self.start_server(address)
+        wait_until(lambda: server.state.fault == "cannot be reached: Connection refused")
+        self.assertFalse(server.state.connected)
+        self.assertIsNotNone(server.state.since_ms)
+        self.start_node(address=address)
+        self.take(3)
+        self.ledger.wait_for(3)
+
+    def waits(self, connects):
+        """How long it waits between attempts that go as `connects` says."""
+        server = ServerEnd(("127.0.0.1", 1), "", "home", self.ledger, {}, Clock())
+        waits = []
+
+        def wait(seconds):
+            waits.append(round(seconds, 9))
+            if len(waits) == len(connects):
+                server._stopping.set()
+
+        outcomes = iter(connects)
+        with (
+            mock.patch.object(tcp, "RETRY_S", 1.0),
+            mock.patch.object(
+                tcp.random, "uniform", lambda low, high: self.assertEqual((low, high), (0.75, 1.25)) or 1
+            ),
+            mock.patch.object(server, "_connect", lambda: next(outcomes)),
+            mock.patch.object(server._stopping, "wait", wait),
+        ):
+            server._run()
+        return waits
+
+    def test_after_a_second_doubling_to_a_minute(self):
+        self.assertEqual(self.waits([False] * 9), [1, 2, 4, 8, 16, 32, 60, 60, 60])
+        self.assertEqual(self.waits([False, False, False, True, False, False]), [1, 2, 4, 1, 2, 4])
+
+    def test_whatever_answers_there_is_no_harm(self):
+        """A web server, an echo, a door that closes at once, half a HELLO, a node of another name."""
+        self.enterContext(mock.patch("session_server.AUTH_S", 0.1))
+        other = encode("HELLO", {"link": 1, "node": "attic", "outbox": OUTBOX, "held": [], "sensors": SENSORS})
+        for said, fault in (
+            (b"HTTP/1.0 400 Bad Request\r\nServer: x\r\n\r\n", "closed by the peer"),
+            (None, "closed"), (b"", "closed by the peer"), (b"HELLO {", "closed by the peer"), (other, "closed"),
+            (b"\0" * 70_000, "closed"), (b"ERROR protected {\"text\":\"set a token\"}\n", "refuses: set a token"),
+        ):  # fmt: skip
+            with self.subTest(said):
+
+                def serve(sock, said=said):
+                    line = read_line(sock)
+                    sock.sendall(line if said is None else said)
+                    if said == other or said is None:
+                        while sock.recv(4096):  # it is the server that closes
+                            pass
+
+                server = self.start_server(FakeNode(self, serve).address)
+                wait_until(
+                    lambda s=server, f=fault: s.state.fault.startswith(f) or s.state.fault == "closed by the peer"
+                )
+                self.assertFalse(server.state.connected)
+                server.stop(LIMIT_S)
+        self.assertEqual(self.ledger.rows, [])
+
+    def test_tokens_that_do_not_read_are_a_fault_of_the_link_and_not_its_end(self):
+        class Broken(dict):
+            def __contains__(self, name):
+                raise SettingsError("tokens.json does not read")
+
+        node = self.start_node()
+        server = self.start_server(node.address, Broken(x=1))
+        wait_until(lambda: server.state.fault == "tokens.json does not read")
+        server._keys = {}
+        self.take(1)
+        self.ledger.wait_for(1)
+
+    def test_a_loss_is_logged_once_with_the_peer_first(self):
+        logging.disable(logging.NOTSET)
+        with self.assertLogs("links.tcp", "WARNING") as logged:
+            server = self.start_server(("127.0.0.1", 1))
+            fault = "cannot be reached: Connection refused"
+            wait_until(lambda: server.state.fault == fault)
+            attempts = itertools.count()
+            with mock.patch.object(server, "_lost", lambda f, lost=server._lost: (next(attempts), lost(f))):
+                wait_until(lambda: next(attempts) > 5)
+            server.stop(LIMIT_S)
+        self.assertEqual(logged.output, [f"WARNING:links.tcp:127.0.0.1:1 basement: {fault}"])
+
+
+class Stopping(TcpCase):
+    def test_the_node_stops_quickly_while_clients_are_connected(self):
+        node = self.start_node()
+        idle = self.talk(node)
+        live = self.talk(node)
+        live.say("SEND", True)
+        live.until("SENDBACK")
+        collecting = self.collector(node)
+        began_s = time.monotonic()
+        self.assertIsNone(node.stop(LIMIT_S))
+        self.assertLess(time.monotonic() - began_s, 2)
+        for talk in (idle, live, collecting):
+            self.assertEqual([m for m in talk.rest() if m.word != "STATUS"], [])
+        with self.assertRaises(ConnectionRefusedError):
+            Talk(node.address)
+        self.assertIsNone(node.stop(LIMIT_S))
+
+    def test_while_somebody_waits_for_his_late_answer(self):
+        node = self.start_node(LinkKey(TOKEN))
+        node._failures["127.0.0.1"] = 10
+        talk = self.talk(node)
+        wait_until(lambda: node._connections)
+        began_s = time.monotonic()
+        self.assertIsNone(node.stop(LIMIT_S))
+        self.assertLess(time.monotonic() - began_s, 2)
+        self.assertEqual(talk.rest(), [])
+
+    @mock.patch("session_node.FIRST_LINE_SAMPLES", 500)
+    def test_a_peer_that_takes_nothing_is_not_waited_for_long(self):
+        self.make_outbox(slots=16_384)
+        self.take(5000)
+        node = self.start_node()
+        deaf = socket.socket()
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.addCleanup(deaf.close)
+        deaf.connect(node.address)
+        deaf.sendall(encode("HELLO", HELLO) + encode("RESUME", {"id": 0}))
+        wait_until(lambda: any(connection.wire.unsent for connection in node._connections))
+        with mock.patch.object(tcp, "DRAIN_S", 0.2):
+            began_s = time.monotonic()
+            self.assertIsNone(node.stop(LIMIT_S))
+        self.assertLess(time.monotonic() - began_s, 4)
+
+    def test_what_does_not_end_in_time_is_told(self):
+        node = self.start_node()
+        self.talk(node)
+        wait_until(lambda: node._connections)
+        (connection,) = node._connections
+        with mock.patch.object(connection, "thread", mock.Mock(is_alive=lambda: True)):
+            self.assertEqual(node.stop(0.05), "1 connections did not end")
+
+    def test_the_server_says_its_last_acknowledgement(self):
+        """The intake's last commit comes before the links are closed; what it acknowledged must still go out."""
+        node = self.start_node()
+        self.ledger.at_once = False
+        server = self.start_server(node.address)
+        self.take(3)
+        wait_until(lambda: self.ledger._waiting)
+        acked = []
+        on_ack = NodeSession._on_ack
+        note = {"ACK": lambda session, epoch, seq: (acked.append(seq), on_ack(session, epoch, seq))}
+        with mock.patch.dict(NodeSession._HANDLERS, note):
+            self.ledger.commit()
+            self.assertIsNone(server.stop(LIMIT_S))
+            wait_until(lambda: acked == [3])
+
+    def test_the_server_stops_while_the_node_is_away(self):
+        server = self.start_server(("127.0.0.1", 1))
+        wait_until(lambda: server.state.fault.startswith("cannot be reached"))
+        self.assertIsNone(server.stop(LIMIT_S))
+        self.assertIsNone(server.stop(LIMIT_S))
+
+    def test_a_node_that_was_never_started(self):
+        self.make_outbox()
+        facts = NodeFacts("basement", SENSORS, 10.0, None, self.outbox.switch, dict)
+        self.assertIsNone(NodeEnd(("127.0.0.1", 0), facts, self.outbox, Clock()).stop(1))
+
+
+class FakeWire:
+    """A network on which nothing comes, and time that passes while it is waited for."""
+
+    unsent = 0
+
+    def __init__(self, clock):
+        self.clock = clock
+        self.sent = []
+        self.began_s = clock.monotonic()
+
+    def send(self, data):
+        if data:
+            at_s = self.clock.monotonic() - self.began_s
+            self.sent += [(round(at_s), decode(line).word) for line in data.splitlines()]
+
+    def wait(self, seconds):
+        self.clock.sleep(max(0.001, seconds))
+        return []
+
+
+class Timing(unittest.TestCase):
+    """When things are said, on a clock that moves when it is waited for."""
+
+    def setUp(self):
+        logging.disable(logging.CRITICAL)
+        self.addCleanup(logging.disable, logging.NOTSET)
+        self.clock = FakeClock()
+        self.wire = FakeWire(self.clock)
+
+    def test_a_check_is_said_when_it_is_due_and_not_after_the_wait(self):
+        session = ServerSession("home", FakeLedger(), {}, NodeState("x"), self.clock, lambda: None)
+        hello = {"link": 1, "node": "basement", "outbox": OUTBOX, "held": [], "sensors": []}
+        session.receive(encode("HELLO", hello))
+        tcp.converse(self.wire, session, lambda: False, lambda: False, self.clock)
+        expected = [(0, "HELLO"), (0, "RESUME"), (0, "CHECK"), (15, "CHECK"), (30, "CHECK")]
+        self.assertEqual([entry for entry in self.wire.sent if entry[0] < 45], expected)
+        self.assertEqual(round(self.clock.monotonic() - self.wire.began_s), 45)
+
+    def test_a_server_that_hears_no_hello_says_so_after_ten_seconds(self):
+        session = ServerSession("home", FakeLedger(), {}, NodeState("x"), self.clock, lambda: None)
+        tcp.converse(self.wire, session, lambda: False, lambda: False, self.clock)
+        self.assertEqual(self.wire.sent, [(0, "HELLO"), (10, "ERROR")])
+
+    def test_a_node_that_hears_no_proof_says_so_after_five(self):
+        outbox = Outbox(Ring("/card", 8, 128, MemoryDisk()), BOOT)
+        facts = NodeFacts("basement", SENSORS, 10.0, LinkKey(TOKEN), outbox.switch, dict)
+        session = NodeSession(facts, outbox, self.clock, "x", False)
+        tcp.converse(self.wire, session, session.stream, lambda: False, self.clock)
+        self.assertEqual(self.wire.sent, [(5, "ERROR")])
+
+    def test_what_is_due_is_said_before_the_end(self):
+        session = ServerSession("home", FakeLedger(), {}, NodeState("x"), self.clock, lambda: None)
+        tcp.converse(self.wire, session, lambda: False, lambda: True, self.clock)
+        self.assertEqual(self.wire.sent, [(0, "HELLO")])
+
+
+class Mutator:
+    """Lines that are right, wrong and in between, for either end."""
+
+    NUMBERS = (
+        b"0",
+        b"1",
+        b"-1",
+        b"2",
+        b"1e999",
+        b"NaN",
+        b"-0",
+        b"9" * 19,
+        b"9" * 400,
+        b"9" * 5000,
+        b"1.5",
+        b"true",
+        b"null",
+    )
+    PIECES = (
+        b"{}", b"[]", b'""', b"[[[[[[[[[[", b'{"a":' * 12, b"\xff", b"\xed\xa0\x80", b"\\ud800", b"\0",
+         b"\x1b[2J", b"\r",
+        b" ", b",", b'"', b'"more":true,', b'"id":0,', EPOCH.encode(), b"0" * 16, "ſ°🕊".encode(), b"ON", b"OFF", b"-",
+    )  # fmt: skip
+
+    def __init__(self, seed):
+        self.chance = random.Random(seed)
+        one = {"seq": 1, "time": "2026-11-20T15:36:10.123Z", "up": 5, "values": {"a": 1.5}, "errors": {"a": "x"}}
+        self.seeds = [
+            encode("HELLO", HELLO), encode("HELLO", {**HELLO, "nonce": "5e" * 16, "time": "2026-11-20T15:36:10.123Z"}),
+            encode("HELLO", {"link": 1, "node": "basement", "outbox": OUTBOX, "held": [[EPOCH, 1, 9, 1]], "every": 10.0,
+                             "sensors": SENSORS, "time": "2026-11-20T15:36:10.123Z"}),
+            encode("AUTH", {"mac": "ab" * 32}), encode("AUTH", {"token": TOKEN}),
+            encode("HELD", {"held": [[EPOCH, 1, 9, 1]]}), encode("RESUME", {"id": 3, EPOCH: [2, 2]}),
+            encode("RESUME", {"id": 0, "more": True}), encode("SEND", True), encode("SEND", False),
+            encode("SENDBACK", True), encode("CHECK"),
+            encode("STATUS", True, "15:36:10", {"time": one["time"], "held": 1}),
+            b"SENSORS %s %s\n" % (EPOCH.encode(), write_json([one]).encode()), sensors_line(EPOCH, 1, 3),
+            sensors_line(EPOCH, 2, 1), encode("GAP", EPOCH, {"from": 1, "to": 5, "why": "overwritten", "before": 2}),
+            encode("ACK", EPOCH, 1), encode("ACK", EPOCH, 3), encode("ERROR", "auth", {"text": "no"}), encode("BYE"),
+        ]  # fmt: skip
+
+    def line(self):
+        """One line, its LF included; no other LF in it."""
+        chance = self.chance
+        line = bytearray(chance.choice(self.seeds)[:-1])
+        if chance.random() < 0.05:
+            line = bytearray(chance.randbytes(chance.randrange(80)))
+        for _ in range(chance.choice((0, 1, 1, 2, 4))):
+            self.change(line)
+        return bytes(line).replace(b"\n", b" ")[: LINE_BYTES - 1] + b"\n"
+
+    def change(self, line):
+        chance = self.chance
+        at = chance.randrange(len(line) + 1)
+        kind = chance.randrange(7)
+        if kind == 0 and line:
+            line[at % len(line)] = chance.randrange(256)
+        elif kind == 1:
+            del line[at : at + chance.randrange(1, 6)]
+        elif kind == 2:
+            line[at:at] = chance.choice(self.PIECES)
+        elif kind == 3:
+            line[at:at] = line[chance.randrange(len(line) + 1) :][: chance.randrange(1, 40)]
+        elif kind == 4:
+            digits = [k for k, byte in enumerate(line) if 48 <= byte <= 57]
+            if digits:
+                k = chance.choice(digits)
+                line[k : k + 1] = chance.choice(self.NUMBERS)
+        elif kind == 5:
+            other = chance.choice(self.seeds)
+            line[at:] = other[chance.randrange(len(other)) : -1]
+        else:
+            line[:] = line.swapcase()
+
+
+class Fuzz(TcpCase):
+    """100,000 lines in all, mutated from right ones, to both ends."""
+
+    def assert_all_valid(self, ledger):
+        """Whatever a node said: what came to be stored is what the database and the page can bear."""
+        for node, epoch, sample in ledger.rows:
+            self.assertEqual(node, "basement")
+            self.assertRegex(epoch, "^[0-9a-f]{16}$")
+            self.assertTrue(0 < sample.seq <= LARGEST_SEQ and 0 <= sample.up_ms <= LARGEST_INTEGER)
+            self.assertLess(abs(sample.time_ms), 1 << 50)
+            self.assertIn(sample.clock, ("", "unset", "server"))
+            self.assertTrue(sample.values and set(sample.errors) <= set(sample.values))
+            for name, value in sample.values.items():
+                self.assertTrue(SENSOR_NAME(name))
+                self.assertTrue(value is None or (math.isfinite(value) and abs(value) <= 1.8e308))
+            for text in sample.errors.values():
+                text.encode()
+        for _, epoch, first, last, before, why in ledger.gaps:
+            self.assertRegex(epoch, "^[0-9a-f]{16}$")
+            self.assertTrue(0 < first <= LARGEST_SEQ + 1 and 0 <= last <= LARGEST_SEQ and 0 <= before <= LARGEST_SEQ)
+            self.assertLessEqual(len(why.encode()), 400)
+        for top in ledger.tops.values():
+            self.assertLess(abs(top), 1 << 63)
+
+    def assert_answers_are_lines(self, output):
+        for line in output.splitlines(keepends=True):
+            self.assertLessEqual(len(line), LINE_BYTES)
+            self.assertIsNotNone(decode(line))
+
+    def test_50000_lines_to_servers(self):
+        mutator, lines = Mutator("server"), 0
+        hello = mutator.seeds[2]
+        key = LinkKey(TOKEN)
+        while lines < 50_000:
+            ledger = FakeLedger()
+            keys = {"basement": key} if mutator.chance.random() < 0.2 else {}
+            session = ServerSession("home", ledger, keys, NodeState("192.0.2.5:5003", "basement"), FakeClock(), int)
+            if mutator.chance.random() < 0.8:
+                session.receive(hello)
+            for _ in range(300):
+                session.receive(mutator.line())
+                lines += 1
+                if mutator.chance.random() < 0.1:
+                    self.assert_answers_are_lines(session.take_output())
+                if session.closing:
+                    break
+            self.assert_answers_are_lines(session.take_output())
+            session.tick()
+            self.assert_all_valid(ledger)
+            if keys:
+                self.assertEqual((ledger.rows, ledger.gaps), ([], []))  # nobody proved anything
+
+    def test_40000_lines_to_nodes(self):
+        mutator, lines = Mutator("node"), 0
+        self.make_outbox(slots=64)
+        self.outbox.epoch = EPOCH
+        self.take(5)
+        key = LinkKey(TOKEN)
+        while lines < 40_000:
+            if self.outbox.ring.state["forks"]:
+                del self.outbox
+                self.make_outbox(slots=64)
+                self.outbox.epoch = EPOCH
+                self.take(5)
+            protected = mutator.chance.random() < 0.2
+            facts = NodeFacts("basement", SENSORS, 10.0, key if protected else None, self.outbox.switch, dict)
+            self.outbox.switch(True)
+            session = NodeSession(facts, self.outbox, FakeClock(), "192.0.2.7:1", True)
+            if mutator.chance.random() < 0.5:
+                session.receive(mutator.seeds[1])
+            for _ in range(300):
+                session.receive(mutator.line())
+                lines += 1
+                while session.stream():
+                    pass
+                self.assert_answers_are_lines(session.take_output())
+                if session.closing:
+                    break
+            session.tick()
+            self.assertEqual(self.outbox.ring.last, 5)
+            self.assertEqual([slot.up_ms for slot in self.outbox.read(1, 5)], [1, 2, 3, 4, 5])
+
+    def test_6000_lines_to_a_node_over_sockets(self):
+        mutator = Mutator("sockets")
+        self.make_outbox(slots=64)
+        self.take(5)
+        node = self.start_node()
+        sent = 0
+        while sent < 6000:
+            lines = [mutator.line() for _ in range(mutator.chance.choice((1, 10, 200)))]
+            sent += len(lines)
+            with contextlib.suppress(ConnectionError), Talk(node.address) as talk:
+                talk.send(b"".join(lines) + b"BYE\n")
+                for message in talk.rest():
+                    self.assertIn(message.word, ("ERROR", "HELLO", "HELD", "STATUS", "SENDBACK", "SENSORS", "GAP"))
+        wait_until(lambda: not node._connections)
+        self.is_well(node)
+        self.assertEqual(self.outbox.ring.last, 5)
+
+    def test_6000_lines_to_a_server_over_sockets(self):
+        mutator = Mutator("fake nodes")
+        sent = [0]
+        enough = threading.Event()
+
+        def serve(sock):
+            read_line(sock)
+            if sent[0] >= 6000:
+                enough.set()
+            if mutator.chance.random() < 0.8:
+                sock.sendall(mutator.seeds[2])
+            lines = [mutator.line() for _ in range(mutator.chance.choice((1, 10, 200)))]
+            sent[0] += len(lines)
+            sock.sendall(b"".join(lines) + b"BYE\n")
+            while sock.recv(65_536):
+                pass
+
+        with mock.patch.object(tcp, "RETRY_S", 0.0001), mock.patch.object(tcp, "LONGEST_RETRY_S", 0.0001):
+            server = self.start_server(FakeNode(self, serve).address)
+            self.assertTrue(enough.wait(60))
+            self.assertTrue(server._thread.is_alive())
+            server.stop(LIMIT_S)
+        self.assert_all_valid(self.ledger)
+
+    def test_the_mutator_hits_something(self):
+        """Else all this proves nothing: a good part of its lines must be right, and a good part wrong."""
+        mutator, right = Mutator(0), 0
+        for _ in range(2000):
+            with contextlib.suppress(ValueError):
+                right += decode(mutator.line()) is not None
+        self.assertTrue(500 < right < 1500, right)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,432 @@
+"""Users, sessions, and how often an address may try."""
+
+import json
+import os
+import stat
+import threading
+import unittest
+from unittest import mock
+
+from base.clock import FakeClock
+from base.errors import SettingsError
+from gate import users as module
+from gate.users import (
+    ABSOLUTE_S,
+    CLOSED_S,
+    FILE,
+    FREE,
+    IDLE_S,
+    LONGEST,
+    MOST,
+    MOST_SESSIONS,
+    Attempts,
+    Sessions,
+    User,
+    Users,
+)
+from tests.support import LIMIT_S, temp_folder
+
+PASSWORD = "correct horse"
+
+
+class UsersCase(unittest.TestCase):
+    def setUp(self):
+        self.folder = temp_folder(self)
+        self.path = os.path.join(self.folder, FILE)
+        self.users = Users(self.folder)
+        # What a hash costs is told by one test; the others need it to be right, not dear.
+        patched = mock.patch.object(module, "_N", 2)
+        patched.start()
+        self.addCleanup(patched.stop)
+
+    def entry(self, **changes):
+        """A right user of the file, changed."""
+        right = {"role": "look", "salt": "00" * 16, "n": 2, "r": 8, "p": 1, "scrypt": "11" * 64}
+        return {key: value for key, value in {**right, **changes}.items() if value is not ...}
+
+    def lay(self, content):
+        with open(self.path, "w", encoding="utf-8") as file:
+            file.write(content if isinstance(content, str) else json.dumps(content))
+
+
+class Passwords(UsersCase):
+    def test_no_default_login(self):
+        self.assertEqual((len(self.users), self.users.roles()), (0, {}))
+        for name in ("", "admin", "root", "pi"):
+            for password in ("", "admin", "password", "raspberry"):
+                self.assertIsNone(self.users.check(name, password))
+        self.assertFalse(os.path.exists(self.path))
+
+    def test_the_right_password_and_others(self):
+        self.users.set_password("admin", PASSWORD)
+        found = self.users.check("admin", PASSWORD)
+        self.assertEqual((found.name, found.role), ("admin", "control"))
+        self.assertEqual(found, self.users.find("admin"))
+        for wrong in ("", PASSWORD[:-1], PASSWORD + " ", " " + PASSWORD, PASSWORD.upper()):
+            self.assertIsNone(self.users.check("admin", wrong), wrong)
+        for name in ("Admin", "admin ", "", "other"):
+            self.assertIsNone(self.users.check(name, PASSWORD), name)
+
+    def test_unicode_is_taken_unchanged(self):
+        composed, decomposed = "pässwörter", "pa\u0308sswo\u0308rter"
+        self.users.set_password("a", composed)
+        self.assertIsNotNone(self.users.check("a", composed))
+        self.assertIsNone(self.users.check("a", decomposed))
+        self.users.set_password("b", "  🕊 Tauben  🕊  ")
+        self.assertIsNotNone(self.users.check("b", "  🕊 Tauben  🕊  "))
+        self.assertIsNone(self.users.check("b", "🕊 Tauben  🕊"))
+
+    def test_how_long_it_may_be(self):
+        for password in ("x" * 7, "", "x" * (LONGEST + 1)):
+            with self.assertRaisesRegex(SettingsError, f"8 to 1024 characters, not {len(password)}"):
+                self.users.set_password("admin", password)
+        self.users.set_password("admin", "x" * LONGEST)
+        self.assertIsNotNone(self.users.check("admin", "x" * LONGEST))
+        self.assertIsNone(self.users.check("admin", "x" * (1 << 20)))
+
+    def test_names_that_are_taken(self):
+        for name in ("a", "Anna.B-c_d@example.org", "7", "a" * 63):
+            self.users.set_password(name, PASSWORD)
+        for name in ("", " a", "a b", ".a", "-a", "a\n", "ä", "a" * 64, "<img>", "a\0b"):
+            with self.assertRaises(SettingsError):
+                self.users.set_password(name, PASSWORD)
+        self.assertEqual(len(self.users), 4)
+
+    def test_every_hash_has_a_salt_of_its_own(self):
+        self.users.set_password("a", PASSWORD)
+        self.users.set_password("b", PASSWORD)
+        with open(self.path, encoding="utf-8") as file:
+            said = json.load(file)
+        self.assertNotEqual(said["a"]["salt"], said["b"]["salt"])
+        self.assertNotEqual(said["a"]["scrypt"], said["b"]["scrypt"])
+        self.assertEqual(len(bytes.fromhex(said["a"]["salt"])), 16)
+
+    def test_the_password_itself_is_nowhere(self):
+        self.users.set_password("a", PASSWORD)
+        with open(self.path, "rb") as file:
+            self.assertNotIn(PASSWORD.encode(), file.read())
+
+    def test_an_unknown_user_costs_as_much(self):
+        """Same work: the same call of scrypt, whoever it is, so that its time tells nothing about who exists."""
+        self.users.set_password("admin", PASSWORD)
+        calls = []
+
+        def scrypt(password, **how):
+            calls.append({key: value for key, value in how.items() if key != "salt"} | {"salt": len(how["salt"])})
+            return b"\1" * 64
+
+        with mock.patch.object(module.hashlib, "scrypt", scrypt):
+            for name in ("admin", "nobody", "", "x" * 1000):
+                self.assertIsNone(self.users.check(name, "wrong password"))
+        self.assertEqual(len(calls), 4)
+        self.assertTrue(all(call == calls[0] for call in calls), calls)
+
+    def test_no_password_fits_a_name_that_nobody_has(self):
+        with mock.patch.object(module.hashlib, "scrypt", lambda password, **how: bytes(64)):
+            self.assertIsNone(self.users.check("nobody", "whatever it hashes to"))
+
+    def test_one_is_hashed_at_a_time(self):
+        """Each takes 16 MiB: 32 requests at once would take half a gigabyte."""
+        at_once, most, lock = [0], [0], threading.Lock()
+        go = threading.Event()
+
+        def scrypt(password, **how):
+            with lock:
+                at_once[0] += 1
+                most[0] = max(most[0], at_once[0])
+            go.wait(0.02)
+            with lock:
+                at_once[0] -= 1
+            return bytes(64)
+
+        with mock.patch.object(module.hashlib, "scrypt", scrypt):
+            threads = [threading.Thread(target=self.users.check, args=("a", "b")) for _ in range(6)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(LIMIT_S)
+        self.assertEqual(most, [1])
+
+
+class Cost(unittest.TestCase):
+    def test_the_parameters_are_stored_and_as_dear_as_promised(self):
+        """scrypt n=2^14 r=8 p=1 with salt and parameters stored; others in the file are obeyed."""
+        folder = temp_folder(self)
+        users = Users(folder)
+        users.set_password("admin", PASSWORD)
+        with open(os.path.join(folder, FILE), encoding="utf-8") as file:
+            said = json.load(file)["admin"]
+        self.assertEqual((said["n"], said["r"], said["p"]), (1 << 14, 8, 1))
+        with mock.patch.object(module, "_N", 1 << 15):  # raised in a later version
+            self.assertIsNotNone(Users(folder).check("admin", PASSWORD))
+
+
+class Roles(UsersCase):
+    def test_control_unless_said(self):
+        self.users.set_password("a", PASSWORD)
+        self.users.set_password("b", PASSWORD, "look")
+        self.assertEqual(self.users.roles(), {"a": "control", "b": "look"})
+        self.assertEqual(self.users.check("b", PASSWORD).role, "look")
+
+    def test_a_new_password_keeps_the_role(self):
+        self.users.set_password("b", PASSWORD, "look")
+        self.users.set_password("b", "another password")
+        self.assertEqual(self.users.roles(), {"b": "look"})
+        self.users.set_password("b", "another password", "control")
+        self.assertEqual(self.users.roles(), {"b": "control"})
+
+    def test_there_are_two(self):
+        for role in ("admin", "Look", "look ", "x" * 200):
+            with self.assertRaisesRegex(SettingsError, "a role is look or control"):
+                self.users.set_password("a", PASSWORD, role)
+        self.assertEqual(len(self.users), 0)
+
+    def test_somebody_can_be_forgotten(self):
+        self.users.set_password("a", PASSWORD)
+        self.assertFalse(self.users.remove("b"))
+        self.assertTrue(self.users.remove("a"))
+        self.assertIsNone(self.users.find("a"))
+        self.assertIsNone(self.users.check("a", PASSWORD))
+        self.assertEqual(len(self.users), 0)
+
+
+class TheFile(UsersCase):
+    def test_only_its_owner_reads_it(self):
+        old = os.umask(0)
+        self.addCleanup(os.umask, old)
+        for _ in range(2):  # made, and replaced
+            self.users.set_password("a", PASSWORD)
+            self.assertEqual(stat.S_IMODE(os.stat(self.path).st_mode), 0o600)
+        self.lay(json.dumps({}))
+        os.chmod(self.path, 0o644)
+        self.users.set_password("a", PASSWORD)
+        self.assertEqual(stat.S_IMODE(os.stat(self.path).st_mode), 0o600)
+
+    def test_what_control_py_writes_is_seen_by_a_running_server(self):
+        running, beside = self.users, Users(self.folder)
+        self.assertEqual(len(running), 0)
+        beside.set_password("a", PASSWORD)
+        self.assertIsNotNone(running.check("a", PASSWORD))
+        beside.set_password("a", "another password")
+        self.assertIsNone(running.check("a", PASSWORD))
+        self.assertIsNotNone(running.check("a", "another password"))
+        beside.set_password("b", PASSWORD, "look")
+        self.assertEqual(running.roles(), {"a": "control", "b": "look"})
+        beside.remove("a")
+        self.assertIsNone(running.find("a"))
+        os.unlink(self.path)
+        self.assertEqual(len(running), 0)
+
+    def test_it_is_read_only_when_it_has_changed(self):
+        self.users.set_password("a", PASSWORD)
+        self.users.find("a")
+        with mock.patch("builtins.open", side_effect=AssertionError("read again")):
+            self.assertIsNotNone(self.users.find("a"))
+
+    def test_the_stamp_changes_with_the_password_even_to_the_same(self):
+        self.users.set_password("a", PASSWORD)
+        stamps = {self.users.find("a").stamp}
+        self.users.set_password("b", PASSWORD)
+        self.assertEqual({self.users.find("a").stamp}, stamps)
+        self.users.set_password("a", PASSWORD)
+        self.assertNotIn(self.users.find("a").stamp, stamps)
+
+    def test_a_broken_file_lets_nobody_in(self):
+        """Neither as if there were no password, nor by what it said before."""
+        self.users.set_password("a", PASSWORD)
+        self.assertIsNotNone(self.users.check("a", PASSWORD))
+        broken = [
+            "", "{", "[]", "null", "3", '"a"', '{"a": 1}', '{"a": null}', '{"a": {}}', "\x00\xff",
+            {"a": self.entry(role="root")}, {"a": self.entry(role=None)}, {"a": self.entry(role=...)},
+            {"a": self.entry(salt="xy")}, {"a": self.entry(salt=3, scrypt=4)}, {"a": self.entry(scrypt=...)},
+            {"a": self.entry(salt="0", scrypt="123")},
+            {"a": self.entry(n="2")}, {"a": self.entry(n=2.0)}, {"a": self.entry(n=True)}, {"a": self.entry(n=0)},
+            {"a": self.entry(n=-2)}, {"a": self.entry(r=0)}, {"a": self.entry(p=None)},
+            {"a": self.entry(n=3)}, {"a": self.entry(n=1)}, {"a": self.entry(n=1 << 40)},
+            {"a": self.entry(n=1 << 16, r=8, p=1)}, {"a": self.entry(n=2, r=1 << 17)}, {"a": self.entry(p=1 << 30)},
+            {"good": self.entry(), "a": self.entry(n=3)},
+        ]  # fmt: skip
+        for content in broken:
+            with self.subTest(content):
+                self.lay(content)
+                for look in (
+                    lambda: self.users.check("a", PASSWORD), lambda: self.users.find("a"), lambda: len(self.users),
+                    lambda: Users(self.folder).check("good", PASSWORD), self.users.roles,
+                    lambda: self.users.set_password("c", PASSWORD),
+                ):  # fmt: skip
+                    with self.assertRaisesRegex(SettingsError, f"{FILE} does not read as a list of users"):
+                        look()
+
+    def test_what_the_file_may_say_can_be_hashed(self):
+        """The largest parameters that are taken do not fail at the login."""
+        for n, r, p in ((2, 8, 1), (1 << 15, 8, 1), (1 << 10, 8, 8), (2, 1, 1), (1 << 15, 15, 1), (2, 1 << 16, 1)):
+            self.lay({"a": self.entry(n=n, r=r, p=p)})
+            self.assertIsNone(Users(self.folder).check("a", PASSWORD))
+
+    def test_once_mended_it_is_read_again(self):
+        self.users.set_password("a", PASSWORD)
+        with open(self.path, encoding="utf-8") as file:
+            right = file.read()
+        self.lay("{")
+        with self.assertRaises(SettingsError):
+            self.users.check("a", PASSWORD)
+        os.unlink(self.path)
+        self.lay(right)
+        self.assertIsNotNone(self.users.check("a", PASSWORD))
+
+    def test_a_file_that_may_not_be_read_lets_nobody_in(self):
+        self.users.set_password("a", PASSWORD)
+        no = PermissionError(13, "Permission denied")
+        with mock.patch("builtins.open", side_effect=no), self.assertRaises(SettingsError):
+            Users(self.folder).check("a", PASSWORD)
+        with mock.patch.object(module.os, "stat", side_effect=no), self.assertRaises(SettingsError):
+            self.users.check("a", PASSWORD)
+
+
+class SessionsCase(unittest.TestCase):
+    def setUp(self):
+        self.clock = FakeClock()
+        self.sessions = Sessions(self.clock)
+        self.user = User("a", "look", "5a17")
+
+
+class Browsers(SessionsCase):
+    def test_one_knows_whose_it_is(self):
+        session = self.sessions.begin(self.user)
+        self.assertEqual((session.user, session.role, session.stamp), ("a", "look", "5a17"))
+        self.assertEqual(self.sessions.find(session.id), session)
+
+    def test_the_one_time_keys_may_control_and_is_nobodys(self):
+        session = self.sessions.begin(None)
+        self.assertEqual((session.user, session.role), ("", "control"))
+
+    def test_ids_and_tokens_cannot_be_guessed(self):
+        made = [self.sessions.begin(self.user) for _ in range(200)]
+        for texts in ([one.id for one in made], [one.csrf for one in made]):
+            self.assertEqual(len(set(texts)), 200)
+            self.assertGreaterEqual(min(map(len, texts)) * 6, 128)  # bits, at 6 a letter
+        self.assertRegex(made[0].id, r"\A[A-Za-z0-9_-]{43}\Z")
+
+    def test_an_id_that_was_never_given(self):
+        for id in ("", "x" * 43, "0" * 10_000):
+            self.assertIsNone(self.sessions.find(id))
+        self.sessions.end("x" * 43)
+
+    def test_it_ends(self):
+        one, other = self.sessions.begin(self.user), self.sessions.begin(self.user)
+        self.sessions.end(one.id)
+        self.sessions.end(one.id)
+        self.assertIsNone(self.sessions.find(one.id))
+        self.assertIsNotNone(self.sessions.find(other.id))
+
+    def test_it_is_over_when_it_was_not_used(self):
+        session = self.sessions.begin(self.user)
+        for _ in range(3):
+            self.clock.sleep(IDLE_S - 1)
+            self.assertIsNotNone(self.sessions.find(session.id))
+        self.clock.sleep(IDLE_S + 1)
+        self.assertIsNone(self.sessions.find(session.id))
+        self.assertIsNone(self.sessions.find(session.id))
+
+    def test_it_is_over_when_it_is_old_however_much_it_is_used(self):
+        session = self.sessions.begin(self.user)
+        left_s = ABSOLUTE_S
+        while left_s > 0:
+            self.assertIsNotNone(self.sessions.find(session.id))
+            self.clock.sleep(step := min(IDLE_S / 2, left_s))
+            left_s -= step
+        self.clock.sleep(1)
+        self.assertIsNone(self.sessions.find(session.id))
+
+    def test_a_date_that_steps_ends_none(self):
+        session = self.sessions.begin(self.user)
+        self.clock.step(365 * 86_400)
+        self.assertIsNotNone(self.sessions.find(session.id))
+
+    def test_the_longest_unused_gives_way(self):
+        made = [self.sessions.begin(self.user) for _ in range(MOST_SESSIONS)]
+        self.sessions.find(made[0].id)
+        self.sessions.begin(self.user)
+        self.assertIsNotNone(self.sessions.find(made[0].id))
+        self.assertIsNone(self.sessions.find(made[1].id))
+        self.assertIsNotNone(self.sessions.find(made[2].id))
+
+    def test_many_threads(self):
+        faults = []
+
+        def work():
+            try:
+                for _ in range(300):
+                    session = self.sessions.begin(self.user)
+                    assert self.sessions.find(session.id) == session
+                    self.sessions.end(session.id)
+                    assert self.sessions.find(session.id) is None
+            except BaseException as error:
+                faults.append(error)
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LIMIT_S)
+        self.assertEqual(faults, [])
+
+
+class Trying(unittest.TestCase):
+    def setUp(self):
+        self.clock = FakeClock()
+        self.attempts = Attempts(self.clock)
+
+    def fail(self, host="192.168.1.7", times=1):
+        return [self.attempts.begin(host) for _ in range(times)]
+
+    def test_free_then_later_and_later_then_not_at_all(self):
+        waits = self.fail(times=MOST)
+        self.assertEqual(waits[:FREE], [(0.0, 0.0)] * FREE)
+        delays = [wait_s for wait_s, _ in waits[FREE:]]
+        self.assertEqual(delays, sorted(delays))
+        self.assertGreater(delays[0], 0)
+        self.assertLessEqual(delays[-1], 1.0)
+        self.assertTrue(all(closed_s == 0.0 for _, closed_s in waits))
+        self.assertEqual(self.fail(), [(0.0, CLOSED_S)])
+
+    def test_it_opens_again(self):
+        self.fail(times=MOST)
+        self.clock.sleep(CLOSED_S - 10)
+        self.assertEqual(self.fail(), [(0.0, 10.0)])
+        self.clock.sleep(9)
+        self.assertEqual(self.fail(), [(0.0, 1.0)])
+        self.clock.sleep(1)
+        self.assertEqual(self.fail(), [(0.0, 0.0)])
+
+    def test_only_that_address(self):
+        self.fail("192.168.1.7", MOST + 5)
+        self.assertEqual(self.fail("192.168.1.8"), [(0.0, 0.0)])
+
+    def test_success_forgets(self):
+        self.fail(times=MOST - 1)
+        self.attempts.succeeded("192.168.1.7")
+        self.assertEqual(self.fail(), [(0.0, 0.0)])
+        self.attempts.succeeded("10.0.0.1")
+
+    def test_an_attempt_counts_when_it_begins(self):
+        """Twenty at once are not twenty that all come first."""
+        self.assertEqual([closed_s > 0 for _, closed_s in self.fail(times=20)], [False] * MOST + [True] * (20 - MOST))
+
+    def test_addresses_of_one_ipv6_network_are_one(self):
+        self.fail("2001:db8:1:2:3:4:5:6", MOST)
+        for same in ("2001:db8:1:2::1", "2001:db8:1:2:ffff::", "2001:db8:1:2:0:0:0:1"):
+            self.assertGreater(self.fail(same)[0][1], 0, same)
+        for other in ("2001:db8:1:3::1", "2001:db8::1", "::1", "fe80::1%eth0", "::", "1::", "2001:db8:1::"):
+            self.assertEqual(self.fail(other), [(0.0, 0.0)], other)
+
+    def test_memory_stays_flat(self):
+        for number in range(5000):
+            self.fail(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
+        self.assertLessEqual(len(self.attempts._failures), 1024)
+        self.fail("192.168.1.7", MOST)
+        self.assertGreater(self.fail()[0][1], 0)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,1018 @@
+"""Every address of the page, asked as browsers, terminals and programs ask it."""
+
+import csv
+import gc
+import html
+import io
+import json
+import os
+import re
+import socket
+import time
+import unittest
+from types import SimpleNamespace
+from unittest import mock
+from urllib.parse import urlencode
+
+import webui
+from base.clock import parse_rfc3339
+from base.errors import SettingsError
+from http_head import Refusal, Request
+from pages import Visit, records
+from pages.overview import Picture
+from protocol import Batch, Gap, Sample
+from tests.page_support import use_memory_disk
+from tests.support import LIMIT_S, WALL_MS, temp_folder, wait_until
+from tests.web_house import FakeLink, WebHouse
+
+UNITS = {"temperature": "°C", "light": "counts"}
+HTML, TEXT, JSON = "text/html; charset=utf-8", "text/plain; charset=utf-8", "application/json"
+
+
+def setUpModule():
+    use_memory_disk()
+    soon = mock.patch.object(webui, "_POLL_S", 0.005)
+    soon.start()
+    unittest.addModuleCleanup(soon.stop)
+
+
+class WebCase(unittest.TestCase):
+    """A house with one node, `basement`, that has brought two samples."""
+
+    password = None
+    samples = ({"temperature": 21.5, "light": 700}, {"temperature": 22.25, "light": 710})
+
+    def setUp(self):
+        self.link = FakeLink("basement", UNITS)
+        self.web = WebHouse(self, self.password, links=[self.link])
+        if self.samples:
+            self.web.store_samples("basement", self.samples, UNITS)
+
+    def get(self, path, status=200, **more):
+        found, self.headers, body = self.web.request("GET", path, **more)
+        self.assertEqual(found, status, body[:300])
+        return body.decode()
+
+    def page(self, path, status=200, **more):
+        text = self.get(path, status, html=True, **more)
+        self.assertEqual(self.headers["content-type"], HTML)
+        return text
+
+    def text(self, path, status=200, **more):
+        text = self.get(path, status, **more)
+        self.assertEqual(self.headers["content-type"], TEXT)
+        self.assertTrue(text.endswith("\n"))
+        self.assertNotIn("<", text)
+        return text
+
+    def json(self, path, status=200, **more):
+        text = self.get(path, status, **more)
+        self.assertEqual((self.headers["content-type"], self.headers["cache-control"]), (JSON, "no-store"))
+        return json.loads(text)
+
+    def press(self, path, **fields):
+        """Press a button: post its form with the token that the page has; status, headers, body."""
+        status, headers, body = self.web.post_form(path, {"csrf": self.web.csrf(), **fields})
+        return status, headers, body.decode()
+
+    def post_json(self, path, value, status=200, raw=None):
+        body = json.dumps(value).encode() if raw is None else raw
+        headers = {**self.web.bearer, "Content-Type": "application/json"}
+        found, _, answer = self.web.request("POST", path, headers, body)
+        self.assertEqual(found, status, answer)
+        return json.loads(answer)
+
+
+class Front(WebCase):
+    def test_a_browser_gets_a_page(self):
+        page = self.page("/")
+        self.assertIn("Node basement is reporting; last sample", page)
+        self.assertRegex(page, r'<b data-live="basement/temperature">22\.25</b> <span class="unit">°C</span>')
+        self.assertIn("21.5 to 22.25 today", page)
+        self.assertIn('<img src="/chart.svg?node=basement&amp;sensor=light&amp;span=10m&amp;size=small"', page)
+        self.assertEqual((self.headers["vary"], self.headers["cache-control"]), ("Accept", "no-store"))
+
+    def test_the_six_buttons(self):
+        page = self.page("/")
+        buttons = re.findall(r'<(?:button|a) class="(?:chosen|button|danger|)"[^>]*>([^<]+)</(?:button|a)>', page)
+        self.assertEqual(buttons, ["Sensor On", "Sensor Off", "Status", "Log Check", "Log Download", "Exit"])
+
+    def test_the_button_of_what_is_stands_out(self):
+        self.assertRegex(self.page("/"), r'<button class="chosen" aria-label="Sensor On, basement">')
+        self.link.state.on = False
+        self.web.store_samples("basement", [{"light": 1}])
+        self.assertRegex(self.page("/"), r'<button class="chosen" aria-label="Sensor Off, basement">')
+
+    def test_a_node_that_is_away_cannot_be_switched(self):
+        self.link.state.connected = False
+        self.web.store_samples("basement", [{"light": 1}])
+        self.assertEqual(self.page("/").count(" disabled>"), 3)
+
+    def test_a_terminal_gets_text(self):
+        text = self.text("/")
+        self.assertIn("Node basement is reporting; last sample 0 s ago.\n", text)
+        self.assertRegex(text, r"basement  temperature    22\.25 °C    21\.5 to 22\.25\n")
+        self.assertRegex(text, r"basement  reporting  +–  +none\n")
+        host = f"{self.web.address[0]}:{self.web.address[1]}"
+        self.assertIn(f"curl http://{host}/log\n", text)
+        self.assertIn(f"curl -O http://{host}/log.csv\n", text)
+
+    def test_a_page_is_the_same_as_long_as_nothing_changes(self):
+        first = self.page("/")
+        self.assertEqual(self.page("/"), first)
+        self.web.store_samples("basement", [{"temperature": 30.5, "light": 1}])
+        self.assertIn(">30.5</b>", self.page("/"))
+
+    def test_a_head_is_the_page_without_the_page(self):
+        status, headers, body = self.web.request("HEAD", "/", html=True)
+        self.assertEqual((status, body, headers["content-type"]), (200, b"", HTML))
+        self.assertGreater(int(headers["content-length"]), 1000)
+
+    def test_a_page_with_a_form_lets_browsers_say_that_it_is_ours(self):
+        """Under `no-referrer`, as the header has it, they say `Origin: null` with a form of our own."""
+        for path in ("/", "/nodes/basement", "/login", "/log", "/nothing"):
+            _, _, body = self.web.request("GET", path, html=True)
+            self.assertIn(b'<meta name="referrer" content="same-origin">', body, path)
+        _, _, body = self.web.post_form("/exit", {"csrf": self.web.csrf()})
+        self.assertIn(b'<meta name="referrer" content="same-origin">', body)
+        fields = {"csrf": self.web.csrf()}
+        for origin, status in (("null", 403), (f"http://127.0.0.1:{self.web.address[1]}", 303)):
+            self.assertEqual(self.web.post_form("/nodes/basement/off", fields, {"Origin": origin})[0], status, origin)
+
+    def test_whatever_a_node_says_is_text(self):
+        self.link.state.sensors = [{"name": "temperature", "unit": "<u>°C</u>"}]
+        self.link.state.details = {"version": "<script>alert(1)"}
+        self.web.store_samples(
+            "basement", [Sample(3, WALL_MS, 3, {"temperature": None}, {"temperature": "<img src=x onerror=y>"}, "")]
+        )
+        for path in ("/", "/nodes/basement"):
+            page = self.page(path)
+            self.assertNotIn("<img src=x", page)
+            self.assertNotIn("<u>", page)
+            self.assertNotIn("<script>", page)
+        self.assertIn("&lt;img src=x onerror=y&gt;", page)
+
+    def test_no_element_brings_its_own_style_or_script(self):
+        """The policy of every answer forbids both, so they would not work."""
+        self.web.store_samples("basement", [{"temperature": 1.5}] * 30)
+        for path in ("/", "/nodes/basement", "/log", "/login", "/nothing"):
+            _, headers, body = self.web.request("GET", path, html=True)
+            self.assertNotRegex(body.decode(), r"(?i)\sstyle=|\son\w+=|<style|<script>|javascript:")
+            self.assertIn("default-src 'none'", headers["content-security-policy"])
+
+
+class Many(WebCase):
+    def setUp(self):
+        self.links = [FakeLink("attic", UNITS), FakeLink("basement", UNITS), FakeLink("", connected=False)]
+        self.web = WebHouse(self, links=self.links)
+        self.web.store_samples("attic", [{"temperature": 18.5, "light": 5}], UNITS)
+        self.web.store_samples("basement", [{"temperature": 12.5, "light": 6}], UNITS)
+        self.web.store_samples("cellar", [{"humidity": 80}], {"humidity": "%"})
+
+    def test_every_node_has_its_row_and_its_buttons(self):
+        page = self.page("/")
+        rows = re.findall(r"<tr><td data-label=\"node\">(.*?)</td>.*?</tr>", page)
+        names = [re.sub("<[^>]+>", "", row) for row in rows]
+        self.assertEqual(names, ["attic", "basement", "192.168.1.20:5003", "cellar"])
+        for node in ("attic", "basement"):
+            for action in ("on", "off", "status"):
+                self.assertEqual(page.count(f'action="/nodes/{node}/{action}"'), 1)
+        self.assertNotIn('action="/nodes/cellar', page)
+        self.assertEqual(page.count('action="/exit"'), 1)
+
+    def test_cards_name_their_node_and_the_past_has_none(self):
+        page = self.page("/")
+        self.assertEqual(page.count('<a class="card'), 4)
+        self.assertIn('<span class="of">attic</span>', page)
+        self.assertNotIn("humidity", page)
+        self.assertIn("80 %", self.text("/nodes/cellar"))
+
+    def test_each_in_text(self):
+        self.assertRegex(self.text("/"), r"192\.168\.1\.20:5003  not reached yet +– +none\n")
+
+
+class NodePage(WebCase):
+    def test_a_browser_gets_all_about_it(self):
+        self.link.state.details = {"held": 250, "slots": 65536, "version": "0.1.0"}
+        self.link.state.offset_ms, self.link.state.round_trip_ms = -90_000, 1.25
+        page = self.page("/nodes/basement")
+        facts = dict(re.findall(r"<tr><th>([^<]*)</th><td>([^<]*)</td></tr>", page))
+        self.assertEqual(facts["address"], "192.168.1.20:5003")
+        self.assertRegex(facts["state"], r"^reporting, since \d\d:\d\d$")
+        self.assertEqual(facts["sampling"], "on")
+        self.assertEqual(facts["sampling interval"], "10 s")
+        self.assertEqual(facts["stored here"], "2 samples")
+        self.assertEqual(facts["missing"], "none")
+        self.assertEqual(facts["in its outbox"], "250 of 65,536")
+        self.assertEqual(facts["its clock"], "90 s behind")
+        self.assertEqual(facts["answers in"], "1.2 ms")
+        self.assertEqual(facts["version"], "0.1.0")
+        self.assertIn("Nothing of this node is missing.", page)
+
+    def test_a_terminal_gets_all_about_it(self):
+        text = self.text("/nodes/basement")
+        self.assertTrue(text.startswith("basement: Reporting; last sample 0 s ago.\n"))
+        self.assertIn("stored here         2 samples\n", text)
+        self.assertIn(f"http://{self.web.address[0]}:{self.web.address[1]}/api/v1/nodes/basement/send\n", text)
+
+    def test_what_is_missing_and_why(self):
+        batch = Batch("basement", "0" * 16, "0123456789abcdef", 0, (), Gap(3, 9, 0, "overwritten"), UNITS,
+                      lambda *_: None, print)  # fmt: skip
+        self.web.intake.accept(batch)
+        wait_until(lambda: self.web.store.gaps(5), "the gap is stored")
+        self.assertIn("  3 to 9 of epoch 0123456789abcdef: overwritten\n", self.text("/nodes/basement"))
+        page = self.page("/nodes/basement")
+        self.assertRegex(page, r"<td>3 to 9 of epoch 0123456789abcdef</td><td>\d\d:\d\d</td><td>overwritten</td>")
+
+    def test_spans_of_its_charts(self):
+        for span in ("10m", "1h", "24h", "7d", "30d"):
+            page = self.page(f"/nodes/basement?span={span}")
+            self.assertEqual(page.count(f"span={span}&amp;size=small"), 2)
+            self.assertEqual(page.count('aria-current="true"'), 1)
+        self.assertEqual(self.page("/nodes/basement?span=99y").count("span=10m&amp;size=small"), 2)
+
+    def test_one_that_nobody_knows(self):
+        self.assertIn("There is no node of that name.", self.page("/nodes/attic", 404))
+        self.assertEqual(self.text("/nodes/attic", 404), "There is no node of that name.\n")
+
+
+class Buttons(WebCase):
+    def test_on_and_off(self):
+        for word, on, notice in (
+            ("off", False, "basement is off: it takes no samples. What it holds still comes."),
+            ("on", True, "basement is on: it samples."),
+        ):
+            status, headers, _ = self.press(f"/nodes/basement/{word}")
+            self.assertEqual((status, headers["location"]), (303, f"/nodes/basement?notice={word}"))
+            self.assertEqual(self.link.asked.pop(), ("SEND", on))
+            page = self.page(headers["location"])
+            self.assertIn(f'<p class="notice" role="status">{notice}</p>', page)
+            self.assertIn("Switched off" if word == "off" else "Reporting", page)
+
+    def test_status(self):
+        self.link.state.last_sent = "16:36:10"
+        status, headers, _ = self.press("/nodes/basement/status")
+        self.assertEqual((status, headers["location"]), (303, "/nodes/basement?notice=status"))
+        self.assertEqual(self.link.asked, [("CHECK",)])
+        self.assertIn(
+            "basement answered: sampling is on, its last sample was sent at 16:36:10 by its own clock.",
+            self.page(headers["location"]),
+        )
+
+    def test_one_that_does_not_answer(self):
+        self.link.answers = False
+        for word in ("on", "off", "status"):
+            _, headers, _ = self.press(f"/nodes/basement/{word}")
+            self.assertEqual(headers["location"], "/nodes/basement?notice=silent")
+        self.assertIn("basement did not answer. It will be asked again", self.page(headers["location"]))
+
+    def test_a_notice_is_one_of_ours(self):
+        for notice in ("hacked", "<b>", "", "ON"):
+            self.assertNotIn("notice", self.page(f"/nodes/basement?{urlencode({'notice': notice})}"))
+
+    def test_one_that_nobody_knows(self):
+        for word in ("on", "off", "status"):
+            self.assertEqual(self.press(f"/nodes/attic/{word}")[0], 404)
+
+    def test_without_the_forms_token_nothing_happens(self):
+        for fields in ({}, {"csrf": ""}, {"csrf": "x" * 32}):
+            for path in ("/nodes/basement/off", "/exit", "/logout"):
+                status, _, body = self.web.post_form(path, {**fields, "sure": "yes"})
+                self.assertEqual(status, 403)
+                self.assertIn(b"The form is out of date.", body)
+        self.assertEqual((self.link.asked, self.web.stopped), ([], []))
+
+    def test_the_token_may_come_as_a_header(self):
+        status, _, _ = self.web.request("POST", "/nodes/basement/off", {"X-CSRF-Token": self.web.csrf()})
+        self.assertEqual((status, self.link.asked), (303, [("SEND", False)]))
+
+    def test_asking_for_them_changes_nothing(self):
+        for path in ("/nodes/basement/on", "/nodes/basement/off", "/nodes/basement/status", "/exit", "/logout",
+                     "/api/v1/nodes/basement/send", "/api/v1/nodes/basement/check"):  # fmt: skip
+            self.get(path, 405)
+            self.assertEqual(self.headers["allow"], "POST")
+        self.assertEqual((self.link.asked, self.web.stopped), ([], []))
+
+
+class Exit(WebCase):
+    def test_it_asks_first(self):
+        status, _, page = self.press("/exit")
+        self.assertEqual((status, self.web.stopped), (200, []))
+        self.assertIn("Stop this server?", page)
+        self.assertIn('<input type="hidden" name="sure" value="yes"><button class="danger">Exit</button>', page)
+        self.assertIn('<a class="button" href="/">No, go back</a>', page)
+        for answer in ("", "no", "YES", "1"):
+            self.press("/exit", sure=answer)
+        self.assertEqual(self.web.stopped, [])
+
+    def test_then_it_says_what_was_flushed_and_ends(self):
+        status, _, page = self.press("/exit", sure="yes")
+        self.assertEqual((status, self.web.stopped), (200, ["Exit, by this machine at 127.0.0.1"]))
+        self.assertIn("<h1>exited</h1>", page)
+        name, size = os.path.basename(self.web.csv.whole()[0]), self.web.csv.whole()[1]
+        self.assertIn(f"Flushed: 2 samples of this run are stored; the log {name} is whole, {size} bytes.", page)
+        self.assertNotIn("data-now", page)  # nothing asks a server for news that is gone
+
+    def test_what_waits_is_flushed_first(self):
+        """The commit does not wait for its time."""
+        web = WebHouse(self, links=[self.link])
+        web.intake._commit_s = 3600.0
+        web.store_samples("basement", [{"light": 1}])  # the first is committed at once
+        for seq in (2, 3):
+            values = {"light": seq}
+            one = Sample(seq, WALL_MS, seq, values, {}, "")
+            batch = Batch("basement", "0" * 16, "0123456789abcdef", 0, [one], None, {}, lambda *_: None, print)
+            web.intake.accept(batch)
+        _, _, body = web.post_form("/exit", {"csrf": web.csrf(), "sure": "yes"})
+        self.assertIn(b"Flushed: 3 samples", body)
+        self.assertEqual(web.store.nodes()[0]["samples"], 3)
+
+    def test_what_could_not_be_stored_is_said(self):
+        self.web.intake.settle = lambda limit_s: False
+        self.web.intake.fault = "nothing can be stored: disk full"
+        _, _, page = self.press("/exit", sure="yes")
+        self.assertIn(
+            "Not everything could be stored (nothing can be stored: disk full); the nodes keep the rest.", page
+        )
+        self.assertEqual(len(self.web.stopped), 1)
+
+    def test_from_a_terminal(self):
+        def ask(body):
+            kind = {"Content-Type": "application/x-www-form-urlencoded", **self.web.bearer}
+            return self.web.request("POST", "/exit", kind, body)[2].decode()
+
+        self.assertEqual(ask(b"x=1"), "This stops the server. Are you sure? Then send the form field sure=yes.\n")
+        self.assertEqual(self.web.stopped, [])
+        self.assertRegex(ask(b"sure=yes"), r"^exited\nFlushed: 2 samples .* is whole, \d+ bytes\.\n$")
+        self.assertEqual(self.web.stopped, ["Exit, by control.py at 127.0.0.1"])
+
+    def test_of_one_sample_it_speaks_in_the_singular(self):
+        web = WebHouse(self, links=[self.link])
+        web.store_samples("basement", [{"light": 1}])
+        _, _, body = web.post_form("/exit", {"csrf": web.csrf(), "sure": "yes"})
+        self.assertIn(b"Flushed: 1 sample of this run is stored;", body)
+
+
+class LogCheck(WebCase):
+    samples = tuple({"temperature": 20 + number / 4, "light": number} for number in range(14))
+
+    def test_the_last_ten_of_this_run_newest_first(self):
+        rows = re.findall(r"<tr><td>([\d:]+)</td><td>(\w+)</td><td>([^<]*)</td></tr>", self.page("/log"))
+        self.assertEqual(len(rows), 10)
+        self.assertEqual([int(values.rsplit(" ", 2)[1]) for _, _, values in rows], list(range(13, 3, -1)))
+        self.assertEqual(rows[0][1:], ("basement", "temperature 23.25 °C, light 13 counts"))
+
+    def test_in_a_terminal(self):
+        first, empty, *lines, last = self.text("/log").split("\n")
+        name = os.path.basename(self.web.csv.whole()[0])
+        self.assertRegex(first, rf"^{re.escape(name)}, .*; its last 10 samples, newest first:$")
+        self.assertEqual((empty, last, len(lines)), ("", "", 10))
+        self.assertRegex(
+            lines[0], r"^20\d\d-\d\d-\d\dT.*[+-]\d\d:\d\d  basement  temperature 23\.25 °C, light 13 counts$"
+        )
+
+    def test_a_failed_reading(self):
+        self.web.store_samples("basement", [{"temperature": None, "light": 5}])
+        self.assertIn("temperature failed, light 5", self.page("/log"))
+
+    def test_samples_of_an_earlier_run_are_not_in_it(self):
+        web = WebHouse(self)
+        self.assertIn(
+            "No sample has come in this run yet.", html.unescape(web.request("GET", "/log", html=True)[2].decode())
+        )
+        _, _, body = web.request("GET", "/log")
+        self.assertRegex(body.decode(), r"^sensorlog_\d{6}_\d{4}.*\.csv, 28 bytes; its last 0 samples, newest first:\n")
+
+
+class LogDownload(WebCase):
+    samples = tuple({"temperature": 20 + number / 4, "light": number} for number in range(50))
+
+    def whole(self):
+        with open(self.web.csv.whole()[0], "rb") as file:
+            return file.read()
+
+    def ask(self, status, headers=None, method="GET"):
+        found, self.headers, body = self.web.request(method, "/log.csv", headers)
+        self.assertEqual(found, status, body[:300])
+        return body
+
+    def test_the_whole_file(self):
+        body = self.ask(200)
+        self.assertEqual(body, self.whole())
+        rows = list(csv.reader(io.StringIO(body.decode(), newline="")))
+        self.assertEqual(rows[0], ["time", "node", "sensor", "value", "unit"])
+        self.assertEqual(rows[1][1:], ["basement", "temperature", "20.0", "°C"])
+        self.assertEqual((len(rows), rows[-1][1:]), (101, ["basement", "light", "49", "counts"]))
+        name = os.path.basename(self.web.csv.whole()[0])
+        self.assertRegex(name, r"^sensorlog_\d{6}_\d{4}(_\d+)?\.csv$")
+        self.assertEqual(self.headers["content-disposition"], f'attachment; filename="{name}"')
+        self.assertEqual(self.headers["content-type"], "text/csv; charset=utf-8")
+        self.assertEqual(self.headers["accept-ranges"], "bytes")
+
+    def test_a_row_that_is_being_written_is_not_in_it(self):
+        whole = self.whole()
+        with open(self.web.csv.whole()[0], "ab") as file:
+            file.write(b"2026-11-20T16:36:10.123+01:00,basement,tempe")
+        self.assertEqual(self.ask(200), whole)
+        self.assertEqual(self.ask(206, {"Range": "bytes=-5"}), whole[-5:])
+        self.end()
+
+    def end(self):
+        """The log is not as it was left, and that is said."""
+        with self.assertLogs("csvbuffer", "WARNING"):
+            self.web.intake.stop(LIMIT_S)
+
+    def test_parts_of_it(self):
+        whole = self.whole()
+        for said, start, end in (
+            ("bytes=0-9", 0, 9),
+            ("bytes=10-", 10, len(whole) - 1),
+            ("bytes=-7", len(whole) - 7, len(whole) - 1),
+            (f"bytes=100-{len(whole) + 5000}", 100, len(whole) - 1),
+            (f"bytes=-{len(whole) * 2}", 0, len(whole) - 1),
+        ):
+            self.assertEqual(self.ask(206, {"Range": said}), whole[start : end + 1], said)
+            self.assertEqual(self.headers["content-range"], f"bytes {start}-{end}/{len(whole)}")
+
+    def test_a_part_that_is_not_there(self):
+        whole = self.whole()
+        self.ask(416, {"Range": f"bytes={len(whole)}-"})
+        self.assertEqual(self.headers["content-range"], f"bytes */{len(whole)}")
+
+    def test_what_is_no_range_is_not_looked_at(self):
+        for said in ("bytes=", "bytes=-", "bytes=5-1", "bytes=0-1,5-6", "lines=1-2", "x"):
+            self.assertEqual(self.ask(200, {"Range": said}), self.whole())
+
+    def test_going_on_where_a_download_broke_off(self):
+        self.ask(200)
+        tag = self.headers["etag"]
+        first = self.ask(206, {"Range": "bytes=0-499"})
+        self.web.store_samples("basement", [{"temperature": 99.5}])  # it has grown meanwhile
+        rest = self.ask(206, {"Range": "bytes=500-", "If-Range": tag})
+        self.assertEqual(first + rest, self.whole())
+        self.assertEqual(self.ask(200, {"Range": "bytes=500-", "If-Range": '"another.csv"'}), self.whole())
+
+    def test_how_long_it_is(self):
+        self.assertEqual(self.ask(200, method="HEAD"), b"")
+        self.assertEqual(int(self.headers["content-length"]), len(self.whole()))
+        self.ask(200, {"Range": "bytes=0-4"}, method="HEAD")  # a range is for GET alone
+        self.assertEqual(int(self.headers["content-length"]), len(self.whole()))
+
+    def test_every_descriptor_is_given_back(self):
+        self.ask(200)
+        before = len(os.listdir("/proc/self/fd"))
+        for headers in ({}, {"Range": "bytes=0-4"}, {"Range": "bytes=999999-"}, {"Range": "x"}) * 5:
+            self.web.request("GET", "/log.csv", headers)
+        wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before, "no descriptor is left")
+
+    def test_a_log_that_is_gone(self):
+        os.unlink(self.web.csv.whole()[0])
+        self.assertIn(b"This run has no log yet", self.ask(404))
+        self.end()
+
+    def test_a_log_that_could_not_be_begun(self):
+        """The folder is there, but the disk was full."""
+        house = SimpleNamespace(
+            csv=SimpleNamespace(whole=lambda: (os.path.join(temp_folder(self), ""), 0), fault="disk")
+        )
+        with self.assertRaises(Refusal) as caught:
+            records.log_download(Visit(house, Request("GET", "/log.csv", "1.1", {}), (), print))
+        self.assertEqual((caught.exception.status, caught.exception.code), (404, "no-log"))
+
+
+class Nodes(WebCase):
+    def test_all(self):
+        self.link.state.details = {"held": 250, "slots": 65536, "version": "0.1.0"}
+        found = self.json("/api/v1/nodes")
+        self.assertEqual((found["server"], found["verdict"]), ("house", "Node basement is reporting."))
+        self.assertLess(abs(parse_rfc3339(found["time"]) - time.time() * 1000), LIMIT_S * 1000)
+        (node,) = found["nodes"]
+        self.assertEqual(
+            {key: node[key] for key in ("name", "address", "state", "connected", "fault", "on", "every", "samples",
+                                        "missing", "held", "slots", "version")},
+            {"name": "basement", "address": "192.168.1.20:5003", "state": "reporting", "connected": True, "fault": "",
+             "on": True, "every": 10.0, "samples": 2, "missing": 0, "held": 250, "slots": 65536, "version": "0.1.0"},
+        )  # fmt: skip
+        self.assertEqual(node["last_sample"]["values"], {"temperature": 22.25, "light": 710})
+        self.assertEqual(node["last_sample"]["seq"], 2)
+        self.assertEqual(node["sensors"][0], {
+            "name": "temperature", "unit": "°C", "simulated": False, "value": 22.25, "fault": "",
+            "today": {"low": 21.5, "high": 22.25}, "trend": None,
+        })  # fmt: skip
+
+    def test_one(self):
+        self.link.state.details = {"held": 250, "taken": 7}
+        found = self.json("/api/v1/nodes/basement")
+        self.assertEqual((found["name"], found["details"], found["gaps"]), ("basement", {"held": 250, "taken": 7}, []))
+        batch = Batch("basement", "0" * 16, "0123456789abcdef", 0, (), Gap(3, 9, 0, "overwritten"), UNITS,
+                      lambda *_: None, print)  # fmt: skip
+        self.web.intake.accept(batch)
+        wait_until(lambda: self.web.store.gaps(5), "the gap is stored")
+        (gap,) = self.json("/api/v1/nodes/basement")["gaps"]
+        parse_rfc3339(gap.pop("noted"))
+        self.assertEqual(
+            gap,
+            {"node": "basement", "epoch": "0123456789abcdef", "from": 3, "to": 9, "before": 0, "why": "overwritten"},
+        )
+
+    def test_one_that_is_away(self):
+        self.link.state.connected, self.link.state.fault = False, "cannot be reached: Connection refused"
+        self.web.store_samples("basement", [{"light": 1}])
+        node = self.json("/api/v1/nodes/basement")
+        self.assertEqual((node["state"], node["connected"], node["on"]), ("lost", False, True))
+        self.assertEqual(node["fault"], "cannot be reached: Connection refused")
+
+    def test_one_that_nobody_knows(self):
+        for path in ("/api/v1/nodes/attic", "/api/v1/samples?node=attic"):
+            self.assertEqual(self.json(path, 404)["error"]["code"], "unknown-node")
+
+
+class Samples(WebCase):
+    def setUp(self):
+        super().setUp()
+        self.web.store_samples("attic", [
+            Sample(1, 1_790_000_000_000, 1, {"temperature": 10.5}, {}, ""),
+            Sample(2, 1_790_000_060_000, 2, {"temperature": None}, {"temperature": "no"}, "unset"),
+            Sample(3, 1_790_000_600_000, 3, {"temperature": 12.5, "humidity": 80}, {}, ""),
+        ], UNITS)  # fmt: skip
+
+    def ask(self, status=200, **query):
+        query = {key.rstrip("_"): value for key, value in query.items()}
+        return self.json(f"/api/v1/samples?{urlencode(query)}", status)
+
+    def seqs(self, **query):
+        return [(sample["node"], sample["seq"]) for sample in self.ask(**query)["samples"]]
+
+    def refusal(self, **query):
+        return self.ask(400, **query)["error"]["code"]
+
+    def test_all_oldest_first(self):
+        self.assertEqual(self.seqs(), [("attic", 1), ("attic", 2), ("attic", 3), ("basement", 1), ("basement", 2)])
+
+    def test_each_as_it_is_stored(self):
+        first, second, third = self.ask(node="attic")["samples"]
+        self.assertEqual(
+            first,
+            {"node": "attic", "time": "2026-09-21T14:13:20.000Z", "epoch": "0123456789abcdef", "seq": 1,
+             "values": {"temperature": 10.5}},
+        )  # fmt: skip
+        self.assertEqual((second["clock"], second["values"]), ("unset", {"temperature": None}))
+        self.assertEqual(third["values"], {"temperature": 12.5, "humidity": 80})
+
+    def test_a_node_a_sensor_a_limit(self):
+        self.assertEqual(self.seqs(node="attic"), [("attic", 1), ("attic", 2), ("attic", 3)])
+        self.assertEqual(self.seqs(node="attic", limit=2), [("attic", 2), ("attic", 3)])
+        self.assertEqual(self.seqs(sensor="humidity"), [("attic", 3)])
+        self.assertEqual(self.ask(sensor="humidity")["samples"][0]["values"], {"humidity": 80})
+        self.assertEqual(self.seqs(sensor="wind"), [])
+        self.assertEqual(self.seqs(limit=3), [("attic", 3), ("basement", 1), ("basement", 2)])
+
+    def test_from_and_to(self):
+        for from_, to in (
+            ("2026-09-21T14:14:20Z", "2026-09-21T14:23:20Z"),
+            ("1790000060000", "1790000600000"),
+            ("2026-09-21T16:14:20+02:00", "2026-09-21T16:23:20.000+02:00"),
+        ):
+            self.assertEqual(self.seqs(from_=from_, to=to), [("attic", 2)])
+        self.assertEqual(self.seqs(from_="2026-09-21T14:14:20Z", node="attic"), [("attic", 2), ("attic", 3)])
+        self.assertEqual(self.seqs(to="2026-09-21T14:14:20Z"), [("attic", 1)])
+
+    def test_what_is_wrong_with_a_question_is_said(self):
+        for query, code in (
+            ({"node": "<b>"}, "name"),
+            ({"sensor": "Temperature"}, "name"),
+            ({"from": "yesterday"}, "time"),
+            ({"to": "2026-09-21"}, "time"),
+            ({"from": "9" * 16}, "time"),
+            ({"limit": "0"}, "limit"),
+            ({"limit": "10001"}, "limit"),
+            ({"limit": "-1"}, "limit"),
+            ({"limit": "ten"}, "limit"),
+            ({"limit": "²"}, "limit"),
+            ({"limit": "9" * 4000}, "limit"),
+            ({"format": "xml"}, "format"),
+            ({"step": "10m"}, "step"),
+            ({"step": "10m", "node": "attic"}, "step"),
+            ({"step": "10m", "sensor": "humidity"}, "step"),
+            ({"step": "soon", "node": "attic", "sensor": "humidity"}, "span"),
+            ({"step": "0", "node": "attic", "sensor": "humidity"}, "span"),
+            ({"step": "1s", "node": "attic", "sensor": "humidity"}, "step"),
+            ({"step": "1s", "node": "attic", "sensor": "humidity", "from": "1000", "to": "1000"}, "step"),
+            ({"step": "1h", "node": "attic", "sensor": "humidity", "from": "900000000000000"}, "step"),
+        ):
+            self.assertEqual(self.refusal(**query), code, query)
+        self.assertEqual(self.json("/api/v1/samples?limit=1&limit=2", 400)["error"]["code"], "bad-request")
+        self.assertEqual(self.json("/api/v1/samples?node=%zz", 400)["error"]["code"], "bad-request")
+
+    def test_as_csv(self):
+        text = self.get("/api/v1/samples?node=attic&format=csv")
+        self.assertEqual(self.headers["content-type"], "text/csv; charset=utf-8")
+        rows = list(csv.reader(io.StringIO(text, newline="")))
+        self.assertEqual(rows[0], ["time", "node", "epoch", "seq", "sensor", "value"])
+        self.assertEqual(rows[1], ["2026-09-21T14:13:20.000Z", "attic", "0123456789abcdef", "1", "temperature", "10.5"])
+        self.assertEqual([row[3:] for row in rows[2:]],
+                         [["2", "temperature", ""], ["3", "temperature", "12.5"], ["3", "humidity", "80"]])  # fmt: skip
+
+    def test_summed_up(self):
+        query = {
+            "node": "attic",
+            "sensor": "temperature",
+            "from_": "2026-09-21T14:10:00Z",
+            "to": "2026-09-21T14:30:00Z",
+        }
+        found = self.ask(step="10m", **query)
+        self.assertEqual((found["node"], found["sensor"], found["step_s"]), ("attic", "temperature", 600))
+        self.assertEqual(found["columns"], [
+            {"time": "2026-09-21T14:10:00.000Z", "count": 1, "low": 10.5, "high": 10.5, "mean": 10.5},
+            {"time": "2026-09-21T14:20:00.000Z", "count": 1, "low": 12.5, "high": 12.5, "mean": 12.5},
+        ])  # fmt: skip
+        (column,) = self.ask(step="1h", **query)["columns"]
+        self.assertEqual(
+            column, {"time": "2026-09-21T14:00:00.000Z", "count": 2, "low": 10.5, "high": 12.5, "mean": 11.5}
+        )
+
+    def test_summed_up_as_csv(self):
+        text = self.get("/api/v1/samples?node=attic&sensor=temperature&step=1h&format=csv"
+                        "&from=2026-09-21T14:10:00Z&to=2026-09-21T14:30:00Z")  # fmt: skip
+        self.assertEqual(text, "time,count,low,high,mean\n2026-09-21T14:00:00.000Z,2,10.5,12.5,11.5\n")
+
+    def test_summed_up_without_from_it_is_the_last_day(self):
+        found = self.ask(step="1h", node="basement", sensor="light")
+        self.assertEqual(sum(column["count"] for column in found["columns"]), 2)
+        self.assertEqual(self.ask(step="1h", node="attic", sensor="temperature")["columns"], [])
+
+    def test_steps_begin_at_their_whole_multiples(self):
+        """Also where a day is no whole number of them, or less than one."""
+        for step, step_ms in (("7h", 7 * 3_600_000), ("5d", 5 * 86_400_000), ("7m", 420_000)):
+            columns = self.ask(step=step, node="basement", sensor="light")["columns"]
+            self.assertEqual(sum(column["count"] for column in columns), 2, step)
+            for column in columns:
+                self.assertEqual(parse_rfc3339(column["time"]) % step_ms, 0, step)
+
+    def test_from_the_beginning_of_time(self):
+        for begin in ("0", "1970-01-01T00:00:00Z"):
+            columns = self.ask(step="90d", node="attic", sensor="temperature", from_=begin)["columns"]
+            self.assertEqual([column["count"] for column in columns], [2])
+
+
+class Orders(WebCase):
+    def test_send(self):
+        for on in (False, True):
+            self.assertEqual(self.post_json("/api/v1/nodes/basement/send", {"on": on}), {"node": "basement", "on": on})
+        self.assertEqual(self.link.asked, [("SEND", False), ("SEND", True)])
+
+    def test_what_is_no_order(self):
+        for value in ({}, {"on": 1}, {"on": "true"}, {"on": None}, {"off": True}):
+            self.assertEqual(self.post_json("/api/v1/nodes/basement/send", value, 400)["error"]["code"], "on")
+        for value in ([], "on", 1, None):
+            self.assertEqual(self.post_json("/api/v1/nodes/basement/send", value, 400)["error"]["code"], "json")
+        for raw in (b"{", b"\xff", b'{"on": NaN}', b'{"on": true, "on": false}', b"[" * 5000):
+            self.assertEqual(self.post_json("/api/v1/nodes/basement/send", None, 400, raw)["error"]["code"], "json")
+        self.assertEqual(self.link.asked, [])
+
+    def test_check(self):
+        self.link.state.details, self.link.state.last_sent = {"held": 250}, "16:36:10"
+        self.link.state.checked_ms, self.link.state.round_trip_ms = WALL_MS, 1.5
+        self.assertEqual(self.post_json("/api/v1/nodes/basement/check", {}), {
+            "node": "basement", "on": True, "last_sent": "16:36:10", "details": {"held": 250},
+            "checked": "2026-11-20T15:36:10.123Z", "round_trip_ms": 1.5,
+        })  # fmt: skip
+
+    def test_one_that_does_not_answer(self):
+        self.link.answers = False
+        for path, value in (("send", {"on": True}), ("check", {})):
+            found = self.post_json(f"/api/v1/nodes/basement/{path}", value, 503)
+            self.assertEqual(
+                found["error"], {"code": "not-connected", "text": "The node did not answer: no answer in time."}
+            )
+        self.link.state.connected, self.link.state.fault = False, "closed"
+        found = self.post_json("/api/v1/nodes/basement/check", {}, 503)
+        self.assertEqual(found["error"]["text"], "The node did not answer: closed.")
+
+    def test_one_that_nobody_knows(self):
+        for path, value in (("send", {"on": True}), ("check", {})):
+            self.assertEqual(self.post_json(f"/api/v1/nodes/attic/{path}", value, 404)["error"]["code"], "unknown-node")
+
+    def test_the_picture_is_another_one_afterwards(self):
+        self.assertEqual(self.json("/api/v1/nodes")["nodes"][0]["on"], True)
+        self.post_json("/api/v1/nodes/basement/send", {"on": False})
+        self.assertEqual(self.json("/api/v1/nodes")["verdict"], "Node basement is switched off.")
+
+
+class Health(WebCase):
+    def test_all_is_well(self):
+        self.assertEqual(
+            self.json("/api/v1/health"), {"well": True, "verdict": "Node basement is reporting.", "faults": []}
+        )
+        self.assertEqual(self.text("/healthz"), "ok\n")
+
+    def test_a_line_for_each_fault(self):
+        self.web.store_samples("basement", [{"temperature": None, "light": 5}])
+        self.assertEqual(self.json("/api/v1/health")["faults"], ["basement temperature: no reading"])
+        self.link.state.connected, self.link.state.fault = False, "closed"
+        self.web.csv.fault = "the CSV log waits: No space left on device"
+        self.web.store_samples("basement", [{"temperature": 5.5}])  # which also makes the picture a new one
+        self.web.csv.fault = "the CSV log waits: No space left on device"
+        found = self.json("/api/v1/health")
+        self.assertEqual(found["faults"], ["the CSV log waits: No space left on device", "basement: closed"])
+        self.assertFalse(found["well"])
+
+    def test_a_server_that_cannot_store_is_not_healthy(self):
+        self.web.intake.fault = "nothing can be stored: disk full"
+        self.assertEqual(self.text("/healthz", 503), "nothing can be stored\n")
+
+    def test_one_that_is_switched_off_is_no_fault(self):
+        self.post_json("/api/v1/nodes/basement/send", {"on": False})
+        self.assertTrue(self.json("/api/v1/health")["well"])
+
+
+class Metrics(WebCase):
+    """Prometheus's text format, version 0.0.4: read here by its grammar."""
+
+    _NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
+    _LABEL = r'[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\["\\n])*"'
+    _SAMPLE = re.compile(rf"({_NAME})(?:\{{({_LABEL}(?:,{_LABEL})*)\}})? (-?[0-9.e+-]+)").fullmatch
+
+    def read(self):
+        text = self.get("/metrics")
+        self.assertEqual(self.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8")
+        self.assertTrue(text.endswith("\n"))
+        kinds, values, current = {}, {}, ""
+        for line in text.splitlines():
+            if line.startswith("# HELP "):
+                _, _, current, about = line.split(" ", 3)
+                self.assertNotIn(current, kinds)
+                self.assertTrue(about)
+            elif line.startswith("# TYPE "):
+                _, _, name, kinds[current] = line.split(" ")
+                self.assertEqual(name, current)
+            else:
+                found = self._SAMPLE(line)
+                self.assertTrue(found, line)
+                self.assertEqual(found[1], current)
+                key = current, found[2] or ""
+                self.assertNotIn(key, values)
+                values[key] = float(found[3])
+        for name, kind in kinds.items():
+            self.assertRegex(name, "^pigeonpost_")
+            self.assertEqual(kind, "counter" if name.endswith("_total") else "gauge", name)
+        return values
+
+    def test_they_read_and_are_right(self):
+        values = self.read()
+        self.assertEqual(values["pigeonpost_samples_stored_total", ""], 2)
+        self.assertEqual(values["pigeonpost_node_connected", 'node="basement"'], 1)
+        self.assertEqual(values["pigeonpost_node_on", 'node="basement"'], 1)
+        self.assertEqual(values["pigeonpost_node_samples", 'node="basement"'], 2)
+        self.assertEqual(values["pigeonpost_reading", 'node="basement",sensor="temperature",unit="°C"'], 22.25)
+        self.assertEqual(values["pigeonpost_log_bytes", ""], self.web.csv.whole()[1])
+        self.assertLess(
+            abs(values["pigeonpost_node_last_sample_timestamp_seconds", 'node="basement"'] - time.time()), 60
+        )
+        self.assertEqual(values["pigeonpost_fault", ""], 0)
+        self.assertEqual(self.read()["pigeonpost_http_requests_total", 'status="200"'], 1)
+
+    def test_what_is_not_known_is_not_there(self):
+        self.link.state.on = None
+        self.web.store_samples("basement", [{"temperature": None}])
+        names = [key for key in self.read() if key[1].startswith('node="basement"')]
+        self.assertNotIn(("pigeonpost_node_on", 'node="basement"'), names)
+        self.assertNotIn(("pigeonpost_reading", 'node="basement",sensor="temperature",unit="°C"'), names)
+
+    def test_labels_are_escaped(self):
+        self.link.state.sensors = [{"name": "temperature", "unit": 'a"b\\c'}]
+        self.web.store_samples("basement", [{"temperature": 1.5}])
+        self.assertIn(("pigeonpost_reading", r'node="basement",sensor="temperature",unit="a\"b\\c"'), self.read())
+
+    def test_a_house_in_which_nothing_has_happened(self):
+        self.web = WebHouse(self)
+        self.assertEqual(self.read()["pigeonpost_samples_stored_total", ""], 0)
+
+
+class Charts(WebCase):
+    def test_a_chart(self):
+        text = self.get("/chart.svg?node=basement&sensor=temperature&span=10m")
+        self.assertEqual(self.headers["content-type"], "image/svg+xml")
+        self.assertIn("temperature, °C", text)
+        self.assertIn("sha256-", self.headers["content-security-policy"])
+        self.assertLess(len(text.encode()), 20_000)
+
+    def test_one_of_nothing(self):
+        self.get("/chart.svg", 404)
+        self.get("/chart.svg?node=basement&sensor=temperature&span=never", 400)
+        self.assertIn("nothing stored", self.get("/chart.svg?node=basement&sensor=wind"))
+
+
+class Events(WebCase):
+    def test_they_go_on(self):
+        with self.web.connect() as sock:
+            sock.sendall(f"GET /events HTTP/1.1\r\nHost: 127.0.0.1:{self.web.address[1]}\r\n\r\n".encode())
+            lines = sock.makefile("rb")
+            head = iter(lines.readline, b"\r\n")
+            self.assertEqual(next(head), b"HTTP/1.1 200 OK\r\n")
+            names = [line.partition(b":")[0] for line in head]
+            self.assertNotIn(b"Content-Length", names)
+            self.assertEqual(lines.readline(), b"retry: 3000\n")
+            while not (line := lines.readline()).startswith(b"data: "):
+                pass
+            self.assertIn('"temperature":"22.25 °C"', line.decode())
+            self.web.store_samples("basement", [{"temperature": 30.5}], UNITS)
+            while not (line := lines.readline()).startswith(b"data: "):
+                pass
+            self.assertIn('"temperature":"30.5 °C"', line.decode())
+
+    def test_a_head_of_them_ends(self):
+        status, headers, body = self.web.request("HEAD", "/events")
+        self.assertEqual((status, headers["content-type"], body), (200, "text/event-stream; charset=utf-8", b""))
+
+
+class Door(WebCase):
+    password = "correct horse"
+    everything = (
+        "/", "/nodes/basement", "/log", "/log.csv", "/chart.svg?node=basement&sensor=light", "/events",
+        "/api/v1/nodes", "/api/v1/nodes/basement", "/api/v1/samples", "/api/v1/health", "/metrics",
+    )  # fmt: skip
+    changes = (
+        "/nodes/basement/on", "/nodes/basement/off", "/nodes/basement/status", "/exit", "/logout",
+        "/api/v1/nodes/basement/send", "/api/v1/nodes/basement/check",
+    )  # fmt: skip
+
+    def test_without_a_session_nothing_is_shown_and_nothing_done(self):
+        for path in self.everything:
+            status, headers, body = self.web.request("GET", path, html=True)
+            if path.startswith(("/api/", "/events", "/chart.svg", "/metrics")):
+                self.assertEqual(status, 401, path)
+                self.assertEqual(headers["www-authenticate"], "Bearer")
+            else:
+                self.assertEqual((status, headers["location"]), (303, "/login"), path)
+            self.assertNotIn(b"basement", body)
+        for path in self.changes:
+            status, _, _ = self.web.request("POST", path, {"Content-Type": "application/json"}, b'{"on": false}')
+            self.assertIn(status, (303, 401), path)
+        self.assertEqual((self.link.asked, self.web.stopped), ([], []))
+
+    def test_what_anybody_may_have(self):
+        for path, kind in (
+            ("/login", HTML),
+            ("/healthz", TEXT),
+            ("/style.css", "text/css; charset=utf-8"),
+            ("/script.js", "text/javascript; charset=utf-8"),
+            ("/favicon.svg", "image/svg+xml"),
+        ):
+            _, headers, body = self.web.request("GET", path, html=True)
+            self.assertEqual(headers["content-type"], kind)
+            self.assertNotIn(b"basement", body)
+
+    def test_in_and_out_again(self):
+        session = self.web.log_in()
+        page = self.page("/", headers=session)
+        self.assertIn("You are admin, and may control.", page)
+        self.assertIn("Log out</button>", page)
+        csrf = self.web.csrf(session)
+        status, headers, _ = self.web.post_form("/nodes/basement/off", {"csrf": csrf}, session)
+        self.assertEqual((status, self.link.asked), (303, [("SEND", False)]))
+        status, headers, _ = self.web.post_form("/logout", {"csrf": csrf}, session)
+        self.assertEqual((status, headers["location"]), (303, "/login"))
+        self.assertIn("Max-Age=0", headers["set-cookie"])
+        status, headers, _ = self.web.request("GET", "/", session, html=True)
+        self.assertEqual((status, headers["location"]), (303, "/login"))
+
+    def test_a_wrong_password(self):
+        for user, password in (("admin", "wrong horse"), ("nobody", "correct horse")):
+            with self.assertLogs("webdoor", "WARNING") as logged:
+                status, headers, body = self.web.post_form("/login", {"user": user, "password": password})
+            self.assertEqual(logged.output, ["WARNING:webdoor:127.0.0.1: wrong user or password"])
+            self.assertEqual(status, 403)
+            self.assertIn(b"That is not the password of that user.", body)
+            self.assertNotIn("set-cookie", headers)
+
+    def test_the_page_to_log_in(self):
+        page = self.page("/login")
+        self.assertIn('name="password" type="password"', page)
+        self.assertIn("control.py needs no password", self.text("/login"))
+
+    def test_who_may_look_has_no_buttons(self):
+        self.web.users.set_password("guest", "correct horse", "look")
+        session = self.web.log_in("guest")
+        page = self.page("/", headers=session)
+        self.assertIn("You are guest, and may look.", page)
+        self.assertNotIn("Sensor On", page)
+        self.assertNotIn('action="/exit"', page)
+        self.assertIn("Log Check", page)
+        csrf = self.web.csrf(session)
+        for path in ("/nodes/basement/off", "/exit"):
+            self.assertEqual(self.web.post_form(path, {"csrf": csrf, "sure": "yes"}, session)[0], 403)
+        status, _, body = self.web.request(
+            "POST", "/api/v1/nodes/basement/send", {**session, "Content-Type": "application/json"}, b'{"on": false}'
+        )
+        self.assertEqual((status, json.loads(body)["error"]["code"]), (403, "role"))
+        self.assertEqual((self.link.asked, self.web.stopped), ([], []))
+
+    def test_pages_of_an_older_picture_are_not_kept(self):
+        """A picture holds the day of every sensor of every node."""
+
+        def there():
+            gc.collect()
+            return sum(isinstance(one, Picture) for one in gc.get_objects())
+
+        session, before = self.web.log_in(), there()
+        for number in range(10):
+            self.web.web._overview.note()
+            self.page(f"/?{number}", headers=session)
+        self.assertLess(there() - before, 4)
+
+    def test_a_page_is_kept_for_its_visitor_alone(self):
+        self.web.users.set_password("guest", "correct horse", "look")
+        admin, guest = self.web.log_in(), self.web.log_in("guest")
+        for _ in range(2):
+            self.assertIn("Sensor On", self.page("/", headers=admin))
+            self.assertNotIn("Sensor On", self.page("/", headers=guest))
+
+    def test_a_stream_ends_with_its_session(self):
+        session = self.web.log_in()
+        self.web.web._live._heartbeat_s = 0.02
+        with self.web.connect() as sock:
+            host = f"127.0.0.1:{self.web.address[1]}"
+            sock.sendall(f"GET /events HTTP/1.1\r\nHost: {host}\r\nCookie: {session['Cookie']}\r\n\r\n".encode())
+            sock.recv(1)
+            self.web.post_form("/logout", {"csrf": self.web.csrf(session)}, session)
+            self.web.house.clock.monotonic = lambda: time.monotonic() + 60  # the next heartbeat is due
+            self.web.store_samples("basement", [{"light": 1}])
+            sock.settimeout(LIMIT_S)
+            while sock.recv(1 << 16):
+                pass
+
+    def test_the_key_of_control_py(self):
+        self.assertEqual(self.json("/api/v1/nodes", headers=self.web.bearer)["server"], "house")
+        self.json("/api/v1/nodes", 401, headers={"Authorization": "Bearer wrong"})
+
+
+class OneTimeKey(WebCase):
+    def test_it_lets_one_browser_in(self):
+        proxied = {"X-Forwarded-For": "192.168.1.7"}  # so that it does not count as this machine
+        self.assertIn("No password is set", self.page("/", 403, headers=proxied))
+        key = self.web.web.first_key
+        status, headers, _ = self.web.request("GET", f"/?key={key}", proxied, html=True)
+        self.assertEqual((status, headers["location"], self.web.web.first_key), (303, "/", ""))
+        session = {**proxied, "Cookie": headers["set-cookie"].partition(";")[0]}
+        self.assertIn("You are one-time key, and may control.", self.page("/", headers=session))
+        self.assertIn("lets one browser in, once", self.page(f"/?key={key}", 403, headers=proxied))
+
+    def test_with_a_wrong_one_nobody_comes_in(self):
+        self.page("/?key=wrong", 403)
+        self.page("/?key=", 403)
+        self.assertNotEqual(self.web.web.first_key, "")
+
+
+class Addresses(WebCase):
+    def test_what_is_not_there(self):
+        for path in (
+            "/index.html", "/pigeonpost.sqlite3", "/logs/", "/../etc/passwd", "/%2e%2e/etc/passwd", "//", "/nodes/",
+            "/nodes/a/b/c", "/nodes/..", "/nodes/-x", f"/nodes/{'x' * 64}", "/nodes/b%61sement", "/api/v1/",
+            "/style.css/", "/.git/config", "/webui.py",
+        ):  # fmt: skip
+            self.get(path, 404)
+
+    def test_errors_are_json_for_programs_html_for_browsers_and_a_line_for_terminals(self):
+        self.assertEqual(self.json("/api/v2", 404, html=True)["error"],
+                         {"code": "not-found", "text": "There is nothing at that address."})  # fmt: skip
+        self.assertIn("<h1>There is nothing at that address.</h1>", self.page("/x", 404))
+        self.assertEqual(self.text("/x", 404), "There is nothing at that address.\n")
+
+    def test_methods(self):
+        for method, path, allowed in (("POST", "/", "GET, HEAD"), ("PUT", "/log", "GET, HEAD"),
+                                      ("DELETE", "/login", "GET, POST, HEAD"), ("POST", "/log.csv", "GET, HEAD"),
+                                      ("HEAD", "/exit", "POST"), ("TRACE", "/metrics", "GET, HEAD")):  # fmt: skip
+            status, headers, _ = self.web.request(method, path)
+            self.assertEqual((status, headers["allow"]), (405, allowed), path)
+
+    def test_every_route_is_asked_for_in_this_file(self):
+        with open(__file__, encoding="utf-8") as file:
+            ours = file.read()
+        for route in self.web.web._table():
+            path = route.path.replace("NAME", "basement")
+            self.assertTrue(f'"{path}' in ours or f"/{path.rpartition('/')[2]}" in ours, route.path)
+
+    def test_two_addresses(self):
+        web = webui.WebEnd([("127.0.0.1", 0), ("127.0.0.1", 0)], self.web.house)
+        web.start()
+        self.addCleanup(web.stop, 2.0)
+        for address in web.addresses:
+            with socket.create_connection(address, LIMIT_S) as sock:
+                sock.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+                self.assertIn(b"200 OK", sock.recv(100))
+
+    def test_an_address_that_is_taken(self):
+        taken = self.web.address
+        web = webui.WebEnd([("127.0.0.1", 0), taken], self.web.house)
+        with self.assertRaises(SettingsError) as caught:
+            web.start()
+        self.assertEqual(
+            str(caught.exception),
+            f"the page cannot be at 127.0.0.1:{taken[1]}: Address already in use."
+            " --web HOST:PORT takes another address",
+        )
+
+
+if __name__ == "__main__":
+    unittest.main()

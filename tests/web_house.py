@@ -1,0 +1,271 @@
+"""A house for tests: a server's store, log, intake and page put together in a temporary folder, on a port of its own.
+
+    house = WebHouse(self, password="correct horse")
+    house.store_samples("basement", [{"temperature": 21.5}], {"temperature": "°C"})
+    status, headers, body = house.request("GET", "/api/v1/nodes", house.bearer)
+
+Its client is a few lines over a socket: nothing in it is shared with what it tests. Everything ends with the test.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import tempfile
+import threading
+import unittest
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from unittest import mock
+from urllib.parse import urlencode
+
+import webui
+from base.clock import Clock
+from csvbuffer import CsvLog
+from gate.users import FIRST_USER, Users
+from intake import Intake
+from pages import House
+from protocol import Batch, Sample
+from session_server import NodeState
+from stores import Filing
+from stores.sqlite import SqliteStore
+from tests.support import LIMIT_S, temp_folder
+from webserver import Limits
+from webui import WebEnd
+
+CONTROL_KEY = "control-key-of-this-test"
+Response = tuple[int, dict[str, str], bytes]
+
+
+class FakeLink:
+    """What a page needs of a ServerEnd: a `state` to show, and somebody to `ask`, who does as told.
+
+    asked    what was asked, in order: ("SEND", True), ("CHECK",)
+    answers  False: the node says nothing
+    """
+
+    def __init__(self, name: str, sensors: Mapping[str, str] | None = None, connected: bool = True) -> None:
+        """sensors: name to unit"""
+        self.state = NodeState("192.168.1.20:5003", name)
+        self.state.connected = connected
+        self.state.fault = "" if connected else "not reached yet"
+        self.state.on = True if connected else None
+        self.state.every_s = 10.0
+        self.state.since_ms = Clock().wall_ms()
+        self.state.sensors = [{"name": sensor, "unit": unit} for sensor, unit in (sensors or {}).items()]
+        self.answers = connected
+        self.asked: list[tuple[Any, ...]] = []
+
+    def ask(self, word: str, *args: Any, limit_s: float = 5.0) -> bool:
+        self.asked.append((word, *args))
+        if self.answers and word == "SEND":
+            self.state.on = args[0]
+        return self.answers
+
+
+class WebHouse:
+    """One running server without its programs around it.
+
+    house, web, intake, store, csv   its parts          folder    its data
+    address    where the page is, (host, port)          stopped   reasons with which a page asked it to end
+    bearer     headers with the key of control.py       users     gate.users.Users
+    """
+
+    def __init__(
+        self,
+        test: unittest.TestCase,
+        password: str | None = None,
+        links: Sequence[Any] = (),
+        limits: Limits | None = None,
+        clock: Clock | None = None,
+        listen: str = "127.0.0.1",
+        names: Sequence[str] = (),
+    ) -> None:
+        """
+        password  of the user "admin", who may control; None: no password is set
+        links     FakeLinks, or real ServerEnds that the test starts and stops itself
+        """
+        self.folder = _folder_in_memory(test)
+        clock = clock or Clock()
+        self.users = Users(self.folder)
+        if password is not None:
+            self.users.set_password(FIRST_USER, password)
+        self.password = password or ""
+        self.stopped: list[str] = []
+        self.store = SqliteStore(self.folder)
+        test.addCleanup(self.store.close)
+        self.csv = CsvLog(self.folder, self.store, clock)
+        test.addCleanup(self.csv.close)
+        self.csv.start()
+        self.intake = Intake(self.store, self.csv, clock, commit_s=0.01)
+        self.house = House(
+            name="house", data=self.folder, clock=clock, store=self.store, csv=self.csv, intake=self.intake,
+            links=links, users=self.users, control=CONTROL_KEY, started_ms=clock.wall_ms(), names=names,
+            stop=self.stopped.append,
+        )  # fmt: skip
+        self.bearer = {"Authorization": f"Bearer {CONTROL_KEY}"}
+        self.web = WebEnd([(listen, 0)], self.house, limits)
+        self.intake.start()
+        test.addCleanup(self.intake.stop, LIMIT_S)
+        with mock.patch.object(webui, "_POLL_S", 0.02):  # else every test ends 0.2 s later
+            self.web.start()
+        test.addCleanup(self.web.stop, 2.0)
+        host, port = self.web.addresses[0]
+        self.address = ("127.0.0.1" if host == "0.0.0.0" else host), port
+        self._seqs: dict[str, int] = {}
+        # What is acknowledged is committed, but not yet in the log and on the page: this watcher comes after those.
+        self._handed_on = threading.Condition()
+        self._seen: dict[str, int] = {}
+        self.intake.watch(self._note)
+
+    # ------------------------------------------------------------------------------------------------------ samples
+
+    def store_samples(
+        self, node: str, samples: Iterable[Sample | Mapping[str, Any]], units: Mapping[str, str] | None = None
+    ) -> list[Sample]:
+        """Bring samples of `node` through the intake; returns when they are durable, and in the log.
+
+        samples  Samples whose numbers go on from those before (the first is 1); or only their values, None for one
+                 that failed: numbered here, a second apart, the last of them taken now
+        """
+        wanted = list(samples)
+        first, now_ms = self._seqs.get(node, 0) + 1, self.house.clock.wall_ms()
+        made = [
+            one if isinstance(one, Sample) else _sample(first + k, now_ms - 1000 * (len(wanted) - 1 - k), one)
+            for k, one in enumerate(wanted)
+        ]
+        self._seqs[node] = made[-1].seq
+        refused: list[BaseException] = []
+        outbox = f"{sum(node.encode()):016x}"
+        self.intake.accept(
+            Batch(node, outbox, "0123456789abcdef", 0, made, None, units or {}, lambda *_: None, refused.append)
+        )
+        with self._handed_on:
+            if not self._handed_on.wait_for(lambda: self._seen.get(node, 0) >= made[-1].seq, LIMIT_S):
+                raise AssertionError(f"{node}: not stored within {LIMIT_S:g} s: {refused or self.intake.fault}")
+        return made
+
+    def _note(self, filings: Sequence[Filing]) -> None:
+        with self._handed_on:
+            self._seen.update({filing.node: filing.mark.seq for filing in filings})
+            self._handed_on.notify_all()
+
+    # ----------------------------------------------------------------------------------------------------- requests
+
+    def request(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"", html: bool = False
+    ) -> Response:
+        """One request on a connection of its own: status, headers with names in small letters, body.
+
+        html: as a browser asks, which takes pages; a Content-Length comes along where there is a body to count.
+        """
+        wanted = {"Host": f"{self.address[0]}:{self.address[1]}", "Connection": "close"}
+        if html:
+            wanted["Accept"] = "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"
+        if body or method == "POST":
+            wanted["Content-Length"] = str(len(body))
+        wanted.update(headers or {})
+        lines = "".join(f"{name}: {value}\r\n" for name, value in wanted.items())
+        data = f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + body
+        return parse_response(self.raw(data, ends=False), is_head=method == "HEAD")
+
+    def raw(self, data: bytes, limit_s: float = LIMIT_S, ends: bool = True) -> bytes:
+        """Send `data` as it is; all that comes back until the server closes.
+
+        ends: the client says with a half-close that nothing more comes; else the server ends it, or `limit_s` does
+        """
+        with socket.create_connection(self.address, limit_s) as sock:
+            sock.settimeout(limit_s)
+            return exchange(sock, data, ends)
+
+    def connect(self, limit_s: float = LIMIT_S) -> socket.socket:
+        """A connection to the page; the test closes it."""
+        return socket.create_connection(self.address, limit_s)
+
+    def post_form(self, path: str, fields: Mapping[str, str], headers: Mapping[str, str] | None = None) -> Response:
+        """A form as a browser posts it."""
+        kind = {"Content-Type": "application/x-www-form-urlencoded"}
+        return self.request("POST", path, {**kind, **(headers or {})}, urlencode(fields).encode(), html=True)
+
+    def log_in(self, user: str = FIRST_USER, password: str | None = None) -> dict[str, str]:
+        """Log in; the headers (Cookie) with which the session goes on."""
+        fields = {"user": user, "password": self.password if password is None else password}
+        status, headers, body = self.post_form("/login", fields)
+        if status != 303:
+            raise AssertionError(f"login answered {status}: {body[:200]!r}")
+        return {"Cookie": headers["set-cookie"].partition(";")[0]}
+
+    def csrf(self, headers: Mapping[str, str] | None = None) -> str:
+        """The token that this visitor's forms carry, read from the front page as a browser shows it."""
+        _, _, body = self.request("GET", "/", headers, html=True)
+        found = re.search(rb'name="csrf" value="([^"]*)"', body)
+        if not found:
+            raise AssertionError(f"no form on the front page: {body[:200]!r}")
+        return found[1].decode()
+
+
+def _folder_in_memory(test: unittest.TestCase) -> str:
+    """As support.temp_folder, but on a disk that is always quick where there is one: nothing is proved of them here."""
+    if not os.access("/dev/shm", os.W_OK):
+        return temp_folder(test)
+    folder = tempfile.mkdtemp(prefix="pigeonpost-test-", dir="/dev/shm")
+    test.addCleanup(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def parse_response(data: bytes, is_head: bool = False) -> Response:
+    """The one answer that `data` is; AssertionError when it is not exactly one."""
+    status, headers, body, rest = next_response(data, is_head)
+    if rest:
+        raise AssertionError(f"more than one answer: {rest[:200]!r}")
+    return status, headers, body
+
+
+def next_response(data: bytes, is_head: bool = False) -> tuple[int, dict[str, str], bytes, bytes]:
+    """The first answer in `data`, and what follows it."""
+    head, end, rest = data.partition(b"\r\n\r\n")
+    if not end:
+        raise AssertionError(f"no whole answer: {data[:200]!r}")
+    first, *lines = head.decode("latin-1").split("\r\n")
+    found = re.fullmatch(r"HTTP/1\.1 ([1-5][0-9][0-9]) [ -~]*", first)
+    if not found:
+        raise AssertionError(f"no answer begins like this: {first!r}")
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(": ")
+        if not colon or name.lower() in headers:
+            raise AssertionError(f"a header that is none, or that stands twice: {line!r}")
+        headers[name.lower()] = value
+    length = 0 if is_head or found[1] in ("100", "304") else int(headers.get("content-length", len(rest)))
+    if len(rest) < length:
+        raise AssertionError(f"{len(rest)} of {length} bytes came: {data[:200]!r}")
+    return int(found[1]), headers, rest[:length], rest[length:]
+
+
+def exchange(sock: socket.socket, data: bytes, ends: bool = True) -> bytes:
+    """Send `data`, and read until the other end closes."""
+    try:
+        sock.sendall(data)
+        if ends:
+            sock.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass  # it has closed already; what it said is still there to be read
+    return read_all(sock)
+
+
+def read_all(sock: socket.socket) -> bytes:
+    """All that comes until the other end closes."""
+    parts = []
+    try:
+        while part := sock.recv(1 << 16):
+            parts.append(part)
+    except ConnectionResetError:
+        pass
+    return b"".join(parts)
+
+
+def _sample(seq: int, time_ms: int, values: Mapping[str, Any]) -> Sample:
+    errors = {name: "no reading" for name, value in values.items() if value is None}
+    return Sample(seq, time_ms, seq * 1000, dict(values), errors, "")

@@ -1,0 +1,243 @@
+"""The door of the page: who is there, may he do this, and did he mean to.
+
+Runs on: server.  Reached from: webui, for every request.
+Hands on to: gate/users, which knows users, sessions and failed attempts.
+Threads: any; `_lock` guards the one-time key, held while it is compared and voided.
+Errors: Refusal. Codes `log-in` and `session-over` say that a login would help; webui makes that a way to the login.
+
+Four ways in: the key of control.py (Authorization: Bearer); a session, begun by a password or the one-time key; and
+while no password is set, this machine itself. What comes through a proxy does not count as this machine.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import re
+import secrets
+import socket
+import threading
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from base.clock import Clock
+from base.net import is_loopback, own_name
+from gate.users import Attempts, Session, Sessions, Users
+from http_head import JSON, Refusal, Request, form
+
+log = logging.getLogger(__name__)
+
+NO_PASSWORD = (
+    "No password is set, so these pages answer this machine only. On it, set one:\n"
+    "    python3 control.py password\n"
+    "or open the address with the one-time key that the server printed when it started."
+)
+_BEARER = {"WWW-Authenticate": "Bearer"}
+
+
+class Visitor(NamedTuple):
+    """Who is there.
+
+    name     for people                      csrf     what his forms must bring; empty: they need nothing
+    role     "look" or "control"             session  his, if he has one
+    """
+
+    name: str
+    role: str
+    csrf: str
+    session: Session | None = None
+
+
+NOBODY = Visitor("", "", "")
+
+
+class Door:
+    """Decides about requests; knows nothing of what they are about."""
+
+    def __init__(self, users: Users, control: str, names: Iterable[str], clock: Clock, port: int) -> None:
+        """
+        control  the key of control.py
+        names    by which browsers may call this server, beside its addresses and this machine's own names
+        port     where the page is: cookies are not kept apart by port, so the name of ours has it
+        """
+        self._users = users
+        self._control = control.encode()
+        self._clock = clock
+        self._names = {name.lower() for name in names} | _own_names()
+        self._cookie = f"pigeonpost-{port}"
+        self._cookie_value = re.compile(rf"(?:^|;) ?{self._cookie}=([A-Za-z0-9_-]{{43}})(?:;|\Z)").search
+        self._sessions = Sessions(clock)
+        self._attempts = Attempts(clock)
+        self._local = Visitor("this machine", "control", secrets.token_urlsafe(24))
+        self._lock = threading.Lock()
+        self._key = "" if len(users) else secrets.token_urlsafe(16)
+
+    @property
+    def first_key(self) -> str:
+        """What lets one browser in from elsewhere while no password is set; empty once it was used."""
+        return self._key
+
+    @property
+    def has_password(self) -> bool:
+        """Whether anybody needs a password; else this machine needs none, and nobody else has one."""
+        return len(self._users) > 0
+
+    # ------------------------------------------------------------------------------------------ is it for us
+
+    def check_host(self, request: Request) -> None:
+        """Refuse a request for another name: a hostile page's own name may lead here (DNS rebinding)."""
+        host = request.headers.get("host")
+        if host is not None and not self._is_ours(host):
+            raise Refusal(
+                421, "This server does not go by that name. Names that it may have are listed in [web] names.", "name"
+            )
+
+    def _is_ours(self, host: str) -> bool:
+        found = _HOST(host.lower())
+        if not found:
+            return False
+        bracketed, name = found.groups()
+        if bracketed is not None:
+            return _is_address(socket.AF_INET6, bracketed)
+        return name.removesuffix(".") in self._names or _is_address(socket.AF_INET, name)
+
+    def check_origin(self, request: Request) -> None:
+        """Refuse a change that another site's page asks for."""
+        origin, host = request.headers.get("origin"), request.headers.get("host", "")
+        if origin is not None and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
+            raise Refusal(403, "A page of another site may change nothing here.", "cross-site")
+        if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+            raise Refusal(403, "A page of another site may change nothing here.", "cross-site")
+
+    # ------------------------------------------------------------------------------------------ who is there
+
+    def admit(self, request: Request, role: str) -> Visitor:
+        """Who is there, when he may do what takes `role`."""
+        visitor = self._visitor(request)
+        if role == "control" and visitor.role != "control":
+            raise Refusal(403, "Your role is to look; this takes the role control.", "role")
+        return visitor
+
+    def check_meant(self, request: Request, visitor: Visitor) -> None:
+        """Refuse a change without the token that only our own pages know."""
+        if not visitor.csrf:
+            return
+        said = request.headers.get("x-csrf-token")
+        if said is None and "x-www-form-urlencoded" in request.headers.get("content-type", ""):
+            said = form(request).get("csrf")
+        if not hmac.compare_digest((said or "").encode(), visitor.csrf.encode()):
+            raise Refusal(403, "The form is out of date. Open the page anew, and try again.", "csrf")
+
+    def check_program(self, request: Request) -> None:
+        """Refuse a change for programs that a browser asks for, but in JSON: another site's page cannot send that
+        without being allowed to first (Fetch standard, CORS preflight), and nobody is."""
+        # Without any type as well: a page sends a Blob that has none (Fetch standard, CORS-safelisted request-header).
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != JSON and any(name in request.headers for name in _BROWSER_HEADERS):
+            raise Refusal(415, f"The body comes as Content-Type: {JSON}.", "content-type")
+
+    def _visitor(self, request: Request) -> Visitor:
+        said = request.headers.get("authorization")
+        if said is not None:
+            scheme, _, token = said.partition(" ")
+            if scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), self._control):
+                return Visitor("control.py", "control", "")
+            raise Refusal(401, "That is not this server's key.", "key", _BEARER)
+        id = self._session_id(request)
+        session = self._sessions.find(id) if id else None
+        if session is not None and self._still_holds(session):
+            return Visitor(session.user or "one-time key", session.role, session.csrf, session)
+        if not self.has_password:
+            if _is_this_machine(request):
+                return self._local
+            raise Refusal(403, NO_PASSWORD, "no-password")
+        if id:
+            raise Refusal(401, "The session is over. Log in again.", "session-over", _BEARER)
+        raise Refusal(401, "Log in first.", "log-in", _BEARER)
+
+    def _still_holds(self, session: Session) -> bool:
+        if not session.user:
+            return not self.has_password
+        user = self._users.find(session.user)
+        return user is not None and user.stamp == session.stamp and user.role == session.role
+
+    def _session_id(self, request: Request) -> str:
+        """What the cookie says; by a strict pattern, since http.cookies takes 1.3 s for one of 32 kB (measured)."""
+        found = self._cookie_value(request.headers.get("cookie", ""))
+        return found[1] if found else ""
+
+    # ------------------------------------------------------------------------------------- coming and going
+
+    def open_with_key(self, request: Request, key: str) -> Session | None:
+        """A session for the browser that brings the one-time key, which is void from then on."""
+        if not self._key or self.has_password:
+            return None
+        self._try(request)
+        with self._lock:
+            right = bool(self._key) and hmac.compare_digest(key.encode(), self._key.encode())
+            if right:
+                self._key = ""
+        if not right:
+            return None
+        self._attempts.succeeded(request.peer)
+        log.info("%s: came in with the one-time key", request.peer)
+        return self._sessions.begin(None)
+
+    def log_in(self, request: Request, name: str, password: str) -> Session | None:
+        """A session under a new id, when that is the user's password; takes its time when it often was not."""
+        self._try(request)
+        user = self._users.check(name, password)
+        if user is None:
+            log.warning("%s: wrong user or password", request.peer)
+            return None
+        self._attempts.succeeded(request.peer)
+        self.log_out(request)
+        log.info("%s: %s logged in", request.peer, user.name)
+        return self._sessions.begin(user)
+
+    def log_out(self, request: Request) -> None:
+        """End the session that the request comes with."""
+        id = self._session_id(request)
+        if id:
+            self._sessions.end(id)
+
+    def cookie(self, session: Session | None) -> dict[str, str]:
+        """The header by which the browser keeps a session; or, without one, forgets what it has."""
+        value, age = (session.id, "") if session else ("", "; Max-Age=0")
+        return {"Set-Cookie": f"{self._cookie}={value}; Path=/; HttpOnly; SameSite=Strict{age}"}
+
+    def _try(self, request: Request) -> None:
+        wait_s, closed_s = self._attempts.begin(request.peer)
+        if closed_s > 0:
+            raise Refusal(
+                429, "Too many attempts have failed from your address. Try again in some minutes.", "attempts",
+                {"Retry-After": str(int(closed_s) + 1)},
+            )  # fmt: skip
+        self._clock.wait(threading.Event(), wait_s)
+
+
+def _is_this_machine(request: Request) -> bool:
+    """A proxy on this machine speaks for others; one that is honest says so."""
+    return is_loopback(request.peer) and not any(name in request.headers for name in _PROXY_HEADERS)
+
+
+def _is_address(family: int, text: str) -> bool:
+    try:
+        socket.inet_pton(family, text)
+    except OSError:
+        return False
+    return True
+
+
+def _own_names() -> set[str]:
+    """What this machine is called without asking anybody: its host name, whole and short, also as mDNS has it."""
+    names = {"localhost"}
+    for name in (socket.gethostname().lower(), own_name().lower()):
+        short = name.partition(".")[0]
+        names |= {name, short, f"{short}.local"}
+    return names
+
+
+_HOST = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([a-z0-9][a-z0-9._-]{0,252}))(?::[0-9]{1,5})?").fullmatch
+_BROWSER_HEADERS = ("origin", "referer", "sec-fetch-site", "cookie")
+_PROXY_HEADERS = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")

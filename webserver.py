@@ -1,0 +1,422 @@
+"""HTTP/1.1 over TCP for any application: connections, deadlines, limits. Knows nothing of samples.
+
+Runs on: server.  Reached from: webui, which is the application.
+Hands on to: http_head, which reads heads; the application, which answers.
+Threads: one for each address that accepts, one for each connection. A connection belongs to its thread, which alone
+  reads and writes it; others may only shut it down, through Connections.
+Errors: those of one connection end that connection; a fault of the application is answered with 500 and logged.
+
+Slow clients hold a thread, never a place at work: a place is taken when the whole request has come. When all are taken
+by senders that the network does not drain, the slowest is cut off; when too many connections are open, the one that
+has waited longest of whoever has most of them. So 400 half requests cost nobody else an answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import select
+import socket
+import socketserver
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from http_head import Answer, FilePart, Refusal, Request, answer_head, body_length, head_end, parse_head
+
+log = logging.getLogger(__name__)
+
+_READ_BYTES = 16 << 10
+_DRAIN_BYTES, _DRAIN_S = 1 << 20, 1.0  # that are read, and thrown away, after a refusal
+_STUCK_S = 1.0  # so long in one send: the client does not read
+_STALL_S = 30.0  # a download that does not go on for so long is cut off,
+_SLOWEST_BYTES_S = 4096.0  # and so is one that is slower than this, after its first minute
+
+
+class Limits(NamedTuple):
+    """How long and how many; tests have smaller ones.
+
+    head_s     seconds for a whole head          at_work    requests being answered at once
+    body_s     seconds for a whole body          queue_s    seconds that one more waits for its place
+    idle_s     seconds until the next request    open       connections at once
+    send_s     seconds for sending an answer     downloads  files being sent at once, beside those at work
+    """
+
+    head_s: float = 5.0
+    body_s: float = 10.0
+    idle_s: float = 30.0
+    send_s: float = 10.0
+    at_work: int = 32
+    queue_s: float = 0.5
+    open: int = 256
+    downloads: int = 8
+
+
+class Application(Protocol):
+    """Who answers the requests; called by many threads."""
+
+    def body_bytes(self, request: Request) -> int:
+        """How long the body of this request may be; asked when its head has come."""
+
+    def answer(self, request: Request) -> Answer:
+        """The answer to a whole request. Raises Refusal."""
+
+    def explain(self, request: Request | None, refusal: Refusal) -> Answer:
+        """A refusal as the client can read it; without a request when its head did not read."""
+
+
+class Connections:
+    """Who is connected, and who of them is at work."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        # Guards everything below. Held to count, to choose and to shut a socket down, never while bytes are moved:
+        # a connection leaves before its socket is closed, so none that is in `_all` has a number that is used again.
+        self._changed = threading.Condition()
+        self._all: set[Connection] = set()
+        self._at_work = 0
+        self._downloads = 0
+        self._stopping = False
+        self._answers: Counter[int] = Counter()
+        self._cut_off = 0
+
+    def enter(self, connection: Connection) -> bool:
+        """Count a connection in; room is made for it where that is possible."""
+        with self._changed:
+            if len(self._all) >= self._limits.open:
+                self._cut(self._longest_waiting())
+            if self._stopping or len(self._all) >= self._limits.open:
+                return False
+            self._all.add(connection)
+            return True
+
+    def leave(self, connection: Connection) -> None:
+        """Count it out, before its socket is closed."""
+        with self._changed:
+            self._all.discard(connection)
+
+    def begin(self) -> bool:
+        """Take a place at work, waiting a little for one; False when there is none."""
+        with self._changed:
+            for _ in range(2):
+                if self._at_work < self._limits.at_work or self._changed.wait_for(self._has_place, self._wait_s):
+                    self._at_work += 1
+                    return True
+                self._cut(self._longest_sending())
+            return False
+
+    def end(self) -> None:
+        """Give the place back."""
+        with self._changed:
+            self._at_work -= 1
+            self._changed.notify_all()
+
+    def count(self, status: int) -> None:
+        """Count an answer."""
+        with self._changed:
+            self._answers[status] += 1
+
+    def begin_download(self) -> bool:
+        with self._changed:
+            if self._downloads >= self._limits.downloads:
+                return False
+            self._downloads += 1
+            return True
+
+    def end_download(self) -> None:
+        with self._changed:
+            self._downloads -= 1
+
+    def stop(self, limit_s: float) -> str | None:
+        """Close who waits, let who is at work finish within `limit_s` seconds, cut off the rest."""
+        with self._changed:
+            self._stopping = True
+            for connection in [one for one in self._all if one.waiting_since is not None]:
+                self._cut(connection)
+            done = self._changed.wait_for(lambda: not self._at_work, limit_s)
+            left = len(self._all)
+            for connection in list(self._all):
+                self._cut(connection)
+        return None if done else f"{left} connections were cut off"
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopping
+
+    def counts(self) -> Mapping[str, Any]:
+        """For people and meters: connections open and at work, downloads, answers by status, connections cut off."""
+        with self._changed:
+            return {
+                "open": len(self._all), "at_work": self._at_work, "downloads": self._downloads,
+                "answers": dict(self._answers), "cut_off": self._cut_off,
+            }  # fmt: skip
+
+    @property
+    def _wait_s(self) -> float:
+        return self._limits.queue_s / 2
+
+    def _has_place(self) -> bool:
+        return self._at_work < self._limits.at_work
+
+    def _longest_waiting(self) -> Connection | None:
+        """Of whoever has most connections, the one that has waited longest for its client to say something."""
+        waiting = [one for one in self._all if one.waiting_since is not None]
+        if not waiting:
+            return None
+        of_host = Counter(one.host for one in self._all)
+        return max(waiting, key=lambda one: (of_host[one.host], -(one.waiting_since or 0.0)))
+
+    def _longest_sending(self) -> Connection | None:
+        before = time.monotonic() - _STUCK_S
+        stuck = [(since, id(one), one) for one in self._all if (since := one.sending_since) and since < before]
+        return min(stuck)[2] if stuck else None
+
+    def _cut(self, connection: Connection | None) -> None:
+        if connection is None:
+            return
+        self._all.discard(connection)
+        self._cut_off += not self._stopping
+        try:
+            connection.request.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the client was quicker
+
+
+class Listener(socketserver.ThreadingTCPServer):
+    """Accepts on one address, and runs a Connection in a thread of its own for each client."""
+
+    daemon_threads = True
+    block_on_close = False
+    allow_reuse_address = True
+    request_queue_size = 256
+
+    def __init__(
+        self, address: tuple[str, int], application: Application, connections: Connections, limits: Limits
+    ) -> None:
+        """Raises OSError when it cannot have the address."""
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self.application = application
+        self.connections = connections
+        self.limits = limits
+        super().__init__(address, Connection)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        log.exception("%s: a fault of this program", client_address[0])
+
+
+class Connection(socketserver.BaseRequestHandler):
+    """One client: its requests, one after the other. Shaped like http.server.BaseHTTPRequestHandler."""
+
+    server: Listener
+    request: socket.socket
+
+    def setup(self) -> None:
+        self.host = str(self.client_address[0]).removeprefix("::ffff:")
+        self.close_connection = False
+        self.waiting_since: float | None = time.monotonic()  # for the client to say something
+        self.sending_since: float | None = None
+        self._limits = self.server.limits
+        self._connections = self.server.connections
+        self._application = self.server.application
+        self._data = bytearray()  # received, but not used yet
+        self._is_fresh = True
+        self._refused = False
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def handle(self) -> None:
+        if not self._connections.enter(self):
+            self.close_connection = True
+            self._send(None, self._application.explain(None, _busy()))
+            return
+        try:
+            while not self.close_connection:
+                self.handle_one_request()
+            if self._refused:
+                self._drain()
+        except OSError as error:
+            log.debug("%s: %s", self.host, error)
+        finally:
+            self._connections.leave(self)
+
+    def handle_one_request(self) -> None:
+        """Read one request and answer it; sets `close_connection` when it was the last."""
+        request = None
+        try:
+            request = self._read_head()
+            if request is None:
+                self.close_connection = True
+                return
+            self._read_body(request)
+            self.waiting_since = None
+            self.close_connection = not request.keeps_alive or self._connections.is_stopping
+            if not self._connections.begin():
+                raise _busy()
+        except Refusal as refusal:
+            self.send_error(request, refusal)
+            return
+        self._work(request)
+
+    def send_error(self, request: Request | None, refusal: Refusal) -> None:
+        """Answer with a refusal, and end the connection where that belongs to it."""
+        self.waiting_since = None
+        self.close_connection = self.close_connection or refusal.closes
+        self._refused = self._refused or refusal.closes
+        self._send(request, self._application.explain(request, refusal))
+
+    # ------------------------------------------------------------------------------------------- reading
+
+    def _read_head(self) -> Request | None:
+        """The next request without its body; None when the client says nothing more."""
+        self.waiting_since = time.monotonic()
+        deadline_s = self.waiting_since + (self._limits.head_s if self._is_fresh else self._limits.idle_s)
+        if not self._data:
+            try:
+                if not self._receive(deadline_s):
+                    return None
+            except TimeoutError:
+                return None
+        if not self._is_fresh:
+            deadline_s = time.monotonic() + self._limits.head_s
+        self._is_fresh = False
+        while not (end := head_end(self._data)):
+            try:
+                if not self._receive(deadline_s):
+                    return None
+            except TimeoutError:
+                raise Refusal(408, "The request did not come whole in time.", closes=True) from None
+        request = parse_head(bytes(self._data[:end]))
+        del self._data[:end]
+        request.peer = self.host
+        return request
+
+    def _read_body(self, request: Request) -> None:
+        length = body_length(request, self._application.body_bytes(request))
+        self._expect(request, length)
+        deadline_s = time.monotonic() + self._limits.body_s
+        while len(self._data) < length:
+            try:
+                is_there = self._receive(deadline_s)
+            except TimeoutError:
+                is_there = False
+            if not is_there:
+                raise Refusal(408, "The body did not come whole in time.", closes=True)
+        request.body = bytes(self._data[:length])
+        del self._data[:length]
+
+    def _expect(self, request: Request, length: int) -> None:
+        """Clients with a long body may ask first whether it is wanted (RFC 9110, section 10.1.1)."""
+        said = request.headers.get("expect")
+        if said is None or request.version == "1.0":
+            return
+        if said.lower() != "100-continue":
+            raise Refusal(417, "Only 100-continue can be expected.", closes=True)
+        if len(self._data) < length:
+            self.request.settimeout(self._limits.send_s)
+            self.request.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _receive(self, deadline_s: float) -> bool:
+        """Some more bytes; False when the client has closed. Raises TimeoutError at the deadline."""
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        self.request.settimeout(left_s)
+        data = self.request.recv(_READ_BYTES)
+        self._data += data
+        return bool(data)
+
+    def _drain(self) -> None:
+        """Read away what still comes: closing with unread bytes would reset the connection and lose the answer."""
+        self.waiting_since = time.monotonic()
+        deadline_s = self.waiting_since + _DRAIN_S
+        self.request.shutdown(socket.SHUT_WR)
+        left = _DRAIN_BYTES
+        try:
+            while left > 0 and self._receive(deadline_s):
+                left -= len(self._data)
+                self._data.clear()
+        except TimeoutError:
+            pass  # it had its chance
+
+    # ------------------------------------------------------------------------------------------ answering
+
+    def _work(self, request: Request) -> None:
+        """Answer at a place at work; a file is sent, and a stream begins, after the place was given back."""
+        try:
+            answer = self._answer(request)
+            if answer.file is None:
+                self._send(request, answer)
+        finally:
+            self._connections.end()
+        if answer.file is not None:
+            self._send_file(request, answer, answer.file)
+        elif answer.live is not None and request.method != "HEAD":
+            self._hand_over(answer.live)
+
+    def _answer(self, request: Request) -> Answer:
+        try:
+            return self._application.answer(request)
+        except Refusal as refusal:
+            self.close_connection = self.close_connection or refusal.closes
+            return self._application.explain(request, refusal)
+        except Exception:  # whatever it was, the client gets an answer and the log the whole story
+            number = secrets.token_hex(4)
+            log.exception("%s: fault %s in %s %s", self.host, number, request.method, request.path)
+            fault = Refusal(500, f"A fault of this program. Its log tells more under {number}.", "fault")
+            return self._application.explain(request, fault)
+
+    def _send(self, request: Request | None, answer: Answer) -> None:
+        """Head and body in one write: in two, a delayed ACK holds the second back for 40 ms (measured)."""
+        if answer.live is not None:
+            self.close_connection = True
+        length = None if answer.live else answer.file.length if answer.file else len(answer.body)
+        keeps = "close" if self.close_connection else "keep-alive" if request and request.version == "1.0" else ""
+        head = answer_head(answer, length, keeps, int(time.time()))
+        is_head = request is not None and request.method == "HEAD"
+        self._connections.count(answer.status)
+        self.sending_since = time.monotonic()
+        self.request.settimeout(self._limits.send_s)
+        self.request.sendall(head if is_head else head + answer.body)
+        self.sending_since = None
+
+    def _send_file(self, request: Request, answer: Answer, part: FilePart) -> None:
+        try:
+            if not self._connections.begin_download():
+                self.send_error(request, _busy())
+                return
+            try:
+                self._send(request, answer)
+                if request.method != "HEAD":
+                    self._stream(part)
+            finally:
+                self._connections.end_download()
+        finally:
+            os.close(part.fd)
+
+    def _stream(self, part: FilePart) -> None:
+        """From the disk's cache to the network inside the kernel, as socket.sendfile does, but at a least pace."""
+        sock, sent, began_s = self.request, 0, time.monotonic()
+        writable = select.poll()
+        writable.register(sock, select.POLLOUT)
+        while sent < part.length:
+            late = time.monotonic() > began_s + 60 + sent / _SLOWEST_BYTES_S
+            if late or not writable.poll(_STALL_S * 1000):
+                raise TimeoutError("the client reads too slowly")
+            try:
+                step = os.sendfile(sock.fileno(), part.fd, part.start + sent, part.length - sent)
+            except BlockingIOError:
+                continue
+            if not step:
+                raise ConnectionAbortedError("the file has become shorter")
+            sent += step
+
+    def _hand_over(self, live: Callable[..., object]) -> None:
+        """Give the socket itself away; what is left here is an empty shell."""
+        self._connections.leave(self)
+        live(socket.socket(fileno=self.request.detach()))
+
+
+def _busy() -> Refusal:
+    return Refusal(503, "Too much at once; try again in a moment.", "busy", {"Retry-After": "1"}, closes=True)

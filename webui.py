@@ -1,0 +1,267 @@
+"""The page and the JSON interface: every address of it in one table, and who may use which.
+
+Runs on: server.  Reached from: server.py, which hands it the house; webserver, which brings the requests.
+Hands on to: webdoor (who is there), pages/ (what they see). Fetches nothing by itself.
+Threads: those of webserver, one a connection, and live's. `_lock` guards the few finished pages that are kept.
+Errors: SettingsError when an address cannot be had; Refusal for requests, which become answers here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from base.errors import PigeonpostError, SettingsError
+from base.net import join_address
+from daybook import DayBook
+from http_head import BODY_BYTES, Answer, Refusal, Request, form
+from pages import House, Picture, Visit, api, entry, now, orders, records, see_other
+from pages.chart import Charts
+from pages.live import Live
+from pages.overview import Overview
+from webdoor import NOBODY, Door
+from webserver import Connections, Limits, Listener
+
+_PASSWORD_BYTES = 16 << 10  # a form with the longest password, every letter of it as %XX
+_KEPT_PAGES = 64
+_FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pages")
+_POLL_S = 0.2  # how soon a listener sees that it is to stop
+
+
+class Route(NamedTuple):
+    """One address.
+
+    role     who may: "look", "control", or nobody in particular ("")
+    answer   makes the answer
+    kept     the answer is the same for the same visitor as long as the picture is
+    """
+
+    method: str
+    path: str
+    role: str
+    answer: Callable[[Visit], Answer]
+    kept: bool = False
+
+
+class WebEnd:
+    """The web server of a house. An Application of webserver."""
+
+    def __init__(self, addresses: Sequence[tuple[str, int]], house: House, limits: Limits | None = None) -> None:
+        """
+        addresses  (host, port) each; port 0 takes a free one
+        limits     of connections; tests have smaller ones
+        """
+        self._asked, self._house = addresses, house
+        self._limits = limits or Limits()
+        self._connections = Connections(self._limits)
+        self._book = DayBook(house.store)
+        self._overview = Overview(house, self._book.day)
+        self._live = Live(house)
+        self._charts = Charts()
+        self._listeners: list[Listener] = []
+        self._threads: list[threading.Thread] = []
+        self._door: Door
+        self._lock = threading.Lock()
+        self._kept: dict[object, Answer] = {}
+        self._kept_of: Picture | None = None
+        self._routes = _compiled(self._table())
+
+    def _table(self) -> list[Route]:
+        """Every address there is. NAME stands for a node's name."""
+        return [
+            Route("GET", "/", "look", now.front, kept=True),
+            Route("GET", "/nodes/NAME", "look", now.node_page, kept=True),
+            Route("POST", "/nodes/NAME/on", "control", self._changing(orders.switch_on)),
+            Route("POST", "/nodes/NAME/off", "control", self._changing(orders.switch_off)),
+            Route("POST", "/nodes/NAME/status", "control", self._changing(orders.ask_status)),
+            Route("GET", "/log", "look", records.log_check),
+            Route("GET", "/log.csv", "look", records.log_download),
+            Route("GET", "/chart.svg", "look", self._charts.answer),
+            Route("GET", "/events", "look", self._listen),
+            Route("POST", "/exit", "control", orders.leave),
+            Route("GET", "/login", "", lambda visit: entry.login_page(visit.request)),
+            Route("POST", "/login", "", self._log_in),
+            Route("POST", "/logout", "look", self._log_out),
+            Route("GET", "/api/v1/nodes", "look", api.nodes),
+            Route("GET", "/api/v1/nodes/NAME", "look", api.one_node),
+            Route("POST", "/api/v1/nodes/NAME/send", "control", self._changing(orders.send)),
+            Route("POST", "/api/v1/nodes/NAME/check", "control", self._changing(orders.check)),
+            Route("GET", "/api/v1/samples", "look", api.samples),
+            Route("GET", "/api/v1/health", "look", api.health),
+            Route("GET", "/metrics", "look", lambda visit: api.metrics(visit, self._connections.counts)),
+            Route("GET", "/healthz", "", api.alive),
+            Route("GET", "/style.css", "", _file("style.css", "text/css; charset=utf-8")),
+            Route("GET", "/script.js", "", _file("script.js", "text/javascript; charset=utf-8")),
+            Route("GET", "/favicon.svg", "", _file("favicon.svg", "image/svg+xml")),
+        ]
+
+    # ---------------------------------------------------------------------------------------------- start and stop
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Where it listens."""
+        return [(str(one.server_address[0]), int(one.server_address[1])) for one in self._listeners]
+
+    @property
+    def first_key(self) -> str:
+        """What lets one browser in from elsewhere while no password is set; empty once it was used."""
+        return self._door.first_key
+
+    def start(self) -> None:
+        """Listen. Raises SettingsError where an address cannot be had."""
+        for host, port in self._asked:
+            try:
+                self._listeners.append(Listener((host, port), self, self._connections, self._limits))
+            except OSError as error:
+                for listener in self._listeners:
+                    listener.server_close()
+                where = join_address(host, port)
+                raise SettingsError(
+                    f"the page cannot be at {where}: {error.strerror or error}. --web HOST:PORT takes another address"
+                ) from error
+        house = self._house
+        self._door = Door(house.users, house.control, house.names, house.clock, self.addresses[0][1])
+        for watcher in (self._book.note, self._overview.note, self._live.note):
+            house.intake.watch(watcher)
+        self._live.start()
+        for listener in self._listeners:
+            thread = threading.Thread(target=listener.serve_forever, args=(_POLL_S,), name="page", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self, limit_s: float) -> str | None:
+        """Accept nobody any more, and let whoever is being answered have his answer."""
+        for listener in self._listeners:
+            listener.shutdown()
+            listener.server_close()
+        self._live.stop(limit_s)
+        return self._connections.stop(limit_s)
+
+    # --------------------------------------------------------------------------------------------------- requests
+
+    def body_bytes(self, request: Request) -> int:
+        """How long the body of this request may be."""
+        return _PASSWORD_BYTES if request.path == "/login" else BODY_BYTES
+
+    def answer(self, request: Request) -> Answer:
+        """The answer to a request. Raises Refusal."""
+        self._door.check_host(request)
+        route, args = self._find(request)
+        if request.method == "POST":
+            self._door.check_origin(request)
+        elif request.method == "GET" and request.path == "/" and "key" in request.query:
+            return self._come_in(request, request.query["key"])
+        visitor = self._door.admit(request, route.role) if route.role else NOBODY
+        if request.method == "POST" and request.path.startswith("/api/"):
+            self._door.check_program(request)
+        elif request.method == "POST" and route.role:
+            self._door.check_meant(request, visitor)
+        visit = Visit(
+            self._house, request, args, self._overview.picture, visitor.role, visitor.name, visitor.csrf
+        )  # fmt: skip
+        return self._same(visit, route) if route.kept else route.answer(visit)
+
+    def explain(self, request: Request | None, refusal: Refusal) -> Answer:
+        """A refusal as the client can read it: whom a login would help is led there."""
+        if request is not None and refusal.code in ("log-in", "session-over") and not _is_for_programs(request.path):
+            forget = self._door.cookie(None) if refusal.code == "session-over" else {}
+            return see_other("/login", forget)
+        return entry.refusal_page(request, refusal)
+
+    def _find(self, request: Request) -> tuple[Route, Sequence[str]]:
+        """The route of a request: by exact patterns, so no path leads anywhere else."""
+        methods: Mapping[str, Route] = {}
+        args: Sequence[str] = ()
+        for match, routes in self._routes:
+            found = match(request.path)
+            if found:
+                methods, args = routes, found.groups()
+                break
+        method = "GET" if request.method == "HEAD" else request.method
+        if method in methods:
+            return methods[method], args
+        if not methods:
+            raise Refusal(404, "There is nothing at that address.")
+        allowed = [*methods, *(["HEAD"] if "GET" in methods else [])]
+        raise Refusal(405, f"This address takes {' and '.join(allowed)}.", headers={"Allow": ", ".join(allowed)})
+
+    def _same(self, visit: Visit, route: Route) -> Answer:
+        """The page as it was made last for the same visitor, while nothing that it shows has changed."""
+        request, picture = visit.request, visit.picture()
+        key = request.path, request.query_text, request.wants_html, request.headers.get("host"), visit[4:]
+        with self._lock:
+            if self._kept_of is not picture:  # an older one is large, and is never shown again
+                self._kept_of, self._kept = picture, {}
+            kept = self._kept.get(key)
+        if kept is not None:
+            return kept
+        answer = route.answer(visit)
+        with self._lock:
+            if self._kept_of is picture and len(self._kept) < _KEPT_PAGES:
+                self._kept[key] = answer
+        return answer
+
+    def _changing(self, order: Callable[[Visit], Answer]) -> Callable[[Visit], Answer]:
+        """An order after which the picture is another one."""
+
+        def ordered(visit: Visit) -> Answer:
+            try:
+                return order(visit)
+            finally:
+                self._overview.note()
+
+        return ordered
+
+    # ------------------------------------------------------------------------------------------- coming and going
+
+    def _come_in(self, request: Request, key: str) -> Answer:
+        session = self._door.open_with_key(request, key)
+        if session is None:
+            raise Refusal(403, "That key is not right, or was used: it lets one browser in, once.", "key")
+        return see_other("/", self._door.cookie(session))
+
+    def _log_in(self, visit: Visit) -> Answer:
+        fields = form(visit.request)
+        session = self._door.log_in(visit.request, fields.get("user", ""), fields.get("password", ""))
+        if session is None:
+            return entry.login_page(visit.request, "That is not the password of that user.", 403)
+        return see_other("/", self._door.cookie(session))
+
+    def _log_out(self, visit: Visit) -> Answer:
+        self._door.log_out(visit.request)
+        return see_other("/login" if self._door.has_password else "/", self._door.cookie(None))
+
+    def _listen(self, visit: Visit) -> Answer:
+        def still_in() -> bool:
+            try:
+                self._door.admit(visit.request, "look")
+            except PigeonpostError:  # also when the users' file does not read: then nobody is let in
+                return False
+            return True
+
+        return self._live.answer(visit, still_in)
+
+
+def _compiled(routes: Sequence[Route]) -> list[tuple[Callable[[str], re.Match[str] | None], Mapping[str, Route]]]:
+    """For each path a pattern, and its routes by method."""
+    by_path: dict[str, dict[str, Route]] = {}
+    for route in routes:
+        by_path.setdefault(route.path, {})[route.method] = route
+    name = r"([A-Za-z0-9][A-Za-z0-9._-]{0,62})"
+    return [(re.compile(re.escape(path).replace("NAME", name)).fullmatch, found) for path, found in by_path.items()]
+
+
+def _is_for_programs(path: str) -> bool:
+    """Where a page to log in would only be in the way."""
+    return path.startswith("/api/") or path in ("/events", "/chart.svg", "/metrics")
+
+
+def _file(name: str, kind: str) -> Callable[[Visit], Answer]:
+    """A file of pages/, read once."""
+    with open(os.path.join(_FOLDER, name), "rb") as file:
+        content = file.read()
+    answer = Answer(content, kind, headers={"Cache-Control": "max-age=300"})
+    return lambda visit: answer

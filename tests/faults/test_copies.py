@@ -29,6 +29,11 @@ class Copies(unittest.TestCase):
         wanted = len(self.house.heard) + self.chance.randrange(5, 40)
         wait_until(lambda: self.house.is_stored(wanted), "samples are stored")
 
+    def empty_the_card(self):
+        """Until nothing undelivered is on the card: what is on it alone goes with it."""
+        wait_until(lambda: self.house.try_ask("SEND OFF").startswith("SENDBACK OFF"), "the node answers")
+        wait_until(lambda: self.house.held() <= set(self.house.stored()), "nothing undelivered is on the card")
+
     def take(self, folder):
         """A copy of a folder, as a backup has it that was made while nobody wrote."""
         shutil.rmtree(self.backup, ignore_errors=True)
@@ -71,6 +76,7 @@ class Copies(unittest.TestCase):
             self.take(self.node)
             self.house.node.start()
             self.collect()
+            self.empty_the_card()
             self.house.node.kill()
             self.put_back(self.node)
             self.house.node.start()
@@ -79,8 +85,7 @@ class Copies(unittest.TestCase):
 
     def test_a_card_that_was_wiped_begins_anew(self):
         for _ in range(TIMES):
-            wait_until(lambda: self.house.try_ask("SEND OFF").startswith("SENDBACK OFF"), "the node answers")
-            wait_until(lambda: self.house.held() <= set(self.house.stored()), "nothing undelivered is on the card")
+            self.empty_the_card()
             self.house.node.kill()
             shutil.rmtree(self.node)
             self.house.node.start()

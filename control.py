@@ -20,8 +20,8 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import quote
 
 from base import config
@@ -29,42 +29,18 @@ from base.disk import only_one
 from base.errors import InUse, PigeonpostError, SettingsError
 from base.net import join_address, split_address
 from base.version import VERSION
+from commands import NODE, Command, Context, Failed
 from csvbuffer import FOLDER, verify_logs
 from gate.tokens import Tokens
 from gate.users import Users
-from protocol import DEFAULT_PORT, NODE_NAME, NODE_NAME_TAKES, decode, encode
+from protocol import DEFAULT_PORT, decode, encode
 from settings import SERVER
 from stores.sqlite import SqliteStore
 
 ANSWER_S = 10.0  # for a running server or a node
 
 
-class Failed(PigeonpostError):
-    """The command was understood but could not be done."""
-
-
-class Command(NamedTuple):
-    """One command: what it does in a line, its arguments for argparse, and the function that does it."""
-
-    help: str
-    arguments: Sequence[tuple[str, dict[str, Any]]]
-    run: Callable[[Context], int]
-
-
-class Context(NamedTuple):
-    """What a command works with."""
-
-    data: str
-    arguments: argparse.Namespace
-
-
 # ------------------------------------------------------------------------------------------ tokens and passwords
-
-
-def _node_name(text: str) -> str:
-    if not NODE_NAME(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no node name: {NODE_NAME_TAKES}")
-    return text
 
 
 def _place(text: str) -> tuple[str, int]:
@@ -266,19 +242,18 @@ def verify(context: Context) -> int:
     return 1 if faults else 0
 
 
-_NODE = ("node", {"metavar": "NODE", "type": _node_name})
 _LINK = ("--link", {"metavar": "HOST:PORT", "type": _place, "help": "ask the node itself, not a server"})
 
-COMMANDS = {
-    "token": Command("make a node's token, and show it this once", [_NODE], token),
-    "get_token": Command("show a node's token, made when first asked for", [_NODE], get_token),
+COMMANDS: Mapping[str, Command] = {
+    "token": Command("make a node's token, and show it this once", [NODE], token),
+    "get_token": Command("show a node's token, made when first asked for", [NODE], get_token),
     "tokens": Command("list the nodes that have a token", [], list_tokens),
-    "revoke": Command("forget a node's token", [_NODE], revoke),
+    "revoke": Command("forget a node's token", [NODE], revoke),
     "password": Command(
         "set the page's password", [("user", {"metavar": "USER", "nargs": "?", "default": "admin"})], password
     ),
     "status": Command("how the nodes are", [("node", {"metavar": "NODE", "nargs": "?"}), _LINK], status),
-    "send": Command("turn a node on or off", [_NODE, ("state", {"choices": ["on", "off"]}), _LINK], send),
+    "send": Command("turn a node on or off", [NODE, ("state", {"choices": ["on", "off"]}), _LINK], send),
     "check": Command("exit 0 when all is well, else 1 and one line a fault (for cron)", [], check),
     "alive": Command("exit 0 when the program answers (for health checks)", [], alive),
     "verify": Command("look at all that is stored, and say what is wrong with it", [], verify),
@@ -309,7 +284,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         settings = config.load(SERVER, argparse.Namespace(config=chosen.config, server_data=chosen.data), "server.toml")
-        return COMMANDS[chosen.command].run(Context(config.data_folder(settings["server", "data"]), chosen))
+        context = Context(config.data_folder(settings["server", "data"]), chosen, settings, chosen.config or "")
+        return COMMANDS[chosen.command].run(context)
     except (PigeonpostError, ValueError) as error:
         print(f"control.py: {error}", file=sys.stderr)
         return 2 if isinstance(error, SettingsError) or not isinstance(error, PigeonpostError) else 1

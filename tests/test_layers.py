@@ -19,18 +19,21 @@ FLOORS = {
     "adc": 4, "sampler": 4, "outbox": 4, "csvbuffer": 4, "session_server": 4, "daybook": 4,
     "intake": 5, "session_node": 5,
     "webdoor": 7, "demo": 7,
+    "commands": 7,
     "webui": 8,
     "node": 9, "server": 9, "control": 9,
 }  # fmt: skip
 MEMBERS = 6
 ROOMS = ("sensors", "links", "stores", "gate", "pages")
+COMMANDS = 8  # the files in commands/: each is a program's upper half, and may use what it likes below
 LONGEST_FUNCTION = 60
 LONGEST_FILE = 450
 # What a node without a token does not load: on a Pi Zero each costs memory that somebody wants for samples.
 NOT_ON_A_NODE = (
     "http", "urllib.request", "smtplib", "asyncio", "ssl", "hashlib", "_hashlib", "hmac", "sqlite3", "email", "csv",
     "dataclasses", "spidev", "tomllib", "multiprocessing", "xml", "unittest", "secrets", "webui", "webserver",
-    "http_head", "webdoor", "intake", "csvbuffer", "server", "control", "demo", "stores", "pages", "gate", "tests",
+    "http_head", "webdoor", "intake", "csvbuffer", "server", "control", "commands", "demo", "stores", "pages", "gate",
+    "tests",
 )  # fmt: skip
 
 
@@ -44,7 +47,7 @@ class Import(NamedTuple):
 def product_files():
     """Every file of the program, as paths from the root."""
     files = [name for name in os.listdir(ROOT) if name.endswith(".py")]
-    for room in ("base", *ROOMS):
+    for room in ("base", "commands", *ROOMS):
         for folder, _, names in os.walk(os.path.join(ROOT, room)):
             files += [os.path.relpath(os.path.join(folder, name), ROOT) for name in names if name.endswith(".py")]
     return sorted(files)
@@ -98,6 +101,8 @@ def room_of(module):
 def floor_of(module):
     if module in FLOORS:
         return FLOORS[module]
+    if module.startswith("commands."):
+        return COMMANDS
     return MEMBERS if room_of(module) else None
 
 

@@ -1,0 +1,52 @@
+"""What every command of control.py is: its arguments, what it works with, and how it says that it failed.
+
+Runs on: node and server.  Reached from: control.py, which lists the commands.  Hands on to: nobody.
+Members: one file for each group of commands, with `COMMANDS`, a table as control.py's own; unlike the members of other
+  rooms they may use all that stands below them, as a program does.
+Threads: none.  Errors: Failed, for exit status 1; SettingsError for 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from base.config import Settings
+from base.errors import PigeonpostError
+from protocol import NODE_NAME, NODE_NAME_TAKES
+
+
+class Failed(PigeonpostError):
+    """The command was understood but could not be done."""
+
+
+class Command(NamedTuple):
+    """One command: what it does in a line, its arguments for argparse, and the function that does it."""
+
+    help: str
+    arguments: Sequence[tuple[str, dict[str, Any]]]
+    run: Callable[[Context], int]
+
+
+class Context(NamedTuple):
+    """What a command works with.
+
+    data      the server's data folder      arguments  as argparse gives them
+    settings  the server's settings         config     the file that was named with --config; empty: none
+    """
+
+    data: str
+    arguments: argparse.Namespace
+    settings: Settings
+    config: str
+
+
+def node_name(text: str) -> str:
+    """An argument that is a node's name."""
+    if not NODE_NAME(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no node name: {NODE_NAME_TAKES}")
+    return text
+
+
+NODE = ("node", {"metavar": "NODE", "type": node_name})

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
 
 from base.errors import PigeonpostError
@@ -54,6 +54,8 @@ class Request:
         self.headers = headers
         self.body = b""
         self.peer = ""  # the client's address, without its port
+        self.args: Sequence[str] = ()  # what the address's pattern found in the path
+        self.receiver: Receiver | None = None  # who took the body as it came; `body` is empty then
         self._query: Mapping[str, str] | None = None
 
     @property
@@ -96,6 +98,37 @@ class Answer(NamedTuple):
     headers: Mapping[str, str] = {}
     file: FilePart | None = None
     live: Callable[..., object] | None = None
+
+
+class Receiver(Protocol):
+    """Takes a long body as it comes, so that none is held in memory. Belongs to the thread of its connection."""
+
+    def take(self, data: bytes) -> None:
+        """Some more of it. Raises Refusal: the rest is not wanted."""
+
+    def finish(self) -> Answer:
+        """All has come: the answer. Raises Refusal."""
+
+    def abandon(self) -> None:
+        """The rest will never come: leave no trace."""
+
+
+class Endpoint(NamedTuple):
+    """An address that is no page: it answers to programs, and decides by itself who may.
+
+    path        NAME in it stands for a node's name, WORD for letters, digits, dots, _ and -; request.args has them
+    answer      makes the answer; not called where `receive` is given: then the receiver's `finish` is
+    body_bytes  a body at most
+    claims      where a page or another endpoint has the address too: whether this request is meant for this one
+    receive     (request, length of the body) gives who takes the body as it comes; it may raise Refusal
+    """
+
+    method: str
+    path: str
+    answer: Callable[[Request], Answer]
+    body_bytes: int = BODY_BYTES
+    claims: Callable[[Request], bool] = lambda request: True
+    receive: Callable[[Request, int], Receiver] | None = None
 
 
 # ------------------------------------------------------------------------------------------------------------ head

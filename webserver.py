@@ -19,40 +19,20 @@ import secrets
 import select
 import socket
 import socketserver
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
-from http_head import Answer, FilePart, Refusal, Request, answer_head, body_length, head_end, parse_head
+from connections import Connections, Limits
+from http_head import Answer, FilePart, Receiver, Refusal, Request, answer_head, body_length, head_end, parse_head
 
 log = logging.getLogger(__name__)
 
 _READ_BYTES = 16 << 10
+_BLOCK_BYTES = 256 << 10  # of a long body at once
 _DRAIN_BYTES, _DRAIN_S = 1 << 20, 1.0  # that are read, and thrown away, after a refusal
-_STUCK_S = 1.0  # so long in one send: the client does not read
-_STALL_S = 30.0  # a download that does not go on for so long is cut off,
+_STALL_S = 30.0  # a download, or an upload, that does not go on for so long is cut off,
 _SLOWEST_BYTES_S = 4096.0  # and so is one that is slower than this, after its first minute
-
-
-class Limits(NamedTuple):
-    """How long and how many; tests have smaller ones.
-
-    head_s     seconds for a whole head          at_work    requests being answered at once
-    body_s     seconds for a whole body          queue_s    seconds that one more waits for its place
-    idle_s     seconds until the next request    open       connections at once
-    send_s     seconds for sending an answer     downloads  files being sent at once, beside those at work
-    """
-
-    head_s: float = 5.0
-    body_s: float = 10.0
-    idle_s: float = 30.0
-    send_s: float = 10.0
-    at_work: int = 32
-    queue_s: float = 0.5
-    open: int = 256
-    downloads: int = 8
 
 
 class Application(Protocol):
@@ -61,128 +41,14 @@ class Application(Protocol):
     def body_bytes(self, request: Request) -> int:
         """How long the body of this request may be; asked when its head has come."""
 
+    def receiver(self, request: Request, length: int) -> Receiver | None:
+        """Who takes the body of this request as it comes; None: it is short, and comes with the request."""
+
     def answer(self, request: Request) -> Answer:
         """The answer to a whole request. Raises Refusal."""
 
     def explain(self, request: Request | None, refusal: Refusal) -> Answer:
         """A refusal as the client can read it; without a request when its head did not read."""
-
-
-class Connections:
-    """Who is connected, and who of them is at work."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        # Guards everything below. Held to count, to choose and to shut a socket down, never while bytes are moved:
-        # a connection leaves before its socket is closed, so none that is in `_all` has a number that is used again.
-        self._changed = threading.Condition()
-        self._all: set[Connection] = set()
-        self._at_work = 0
-        self._downloads = 0
-        self._stopping = False
-        self._answers: Counter[int] = Counter()
-        self._cut_off = 0
-
-    def enter(self, connection: Connection) -> bool:
-        """Count a connection in; room is made for it where that is possible."""
-        with self._changed:
-            if len(self._all) >= self._limits.open:
-                self._cut(self._longest_waiting())
-            if self._stopping or len(self._all) >= self._limits.open:
-                return False
-            self._all.add(connection)
-            return True
-
-    def leave(self, connection: Connection) -> None:
-        """Count it out, before its socket is closed."""
-        with self._changed:
-            self._all.discard(connection)
-
-    def begin(self) -> bool:
-        """Take a place at work, waiting a little for one; False when there is none."""
-        with self._changed:
-            for _ in range(2):
-                if self._at_work < self._limits.at_work or self._changed.wait_for(self._has_place, self._wait_s):
-                    self._at_work += 1
-                    return True
-                self._cut(self._longest_sending())
-            return False
-
-    def end(self) -> None:
-        """Give the place back."""
-        with self._changed:
-            self._at_work -= 1
-            self._changed.notify_all()
-
-    def count(self, status: int) -> None:
-        """Count an answer."""
-        with self._changed:
-            self._answers[status] += 1
-
-    def begin_download(self) -> bool:
-        with self._changed:
-            if self._downloads >= self._limits.downloads:
-                return False
-            self._downloads += 1
-            return True
-
-    def end_download(self) -> None:
-        with self._changed:
-            self._downloads -= 1
-
-    def stop(self, limit_s: float) -> str | None:
-        """Close who waits, let who is at work finish within `limit_s` seconds, cut off the rest."""
-        with self._changed:
-            self._stopping = True
-            for connection in [one for one in self._all if one.waiting_since is not None]:
-                self._cut(connection)
-            done = self._changed.wait_for(lambda: not self._at_work, limit_s)
-            left = len(self._all)
-            for connection in list(self._all):
-                self._cut(connection)
-        return None if done else f"{left} connections were cut off"
-
-    @property
-    def is_stopping(self) -> bool:
-        return self._stopping
-
-    def counts(self) -> Mapping[str, Any]:
-        """For people and meters: connections open and at work, downloads, answers by status, connections cut off."""
-        with self._changed:
-            return {
-                "open": len(self._all), "at_work": self._at_work, "downloads": self._downloads,
-                "answers": dict(self._answers), "cut_off": self._cut_off,
-            }  # fmt: skip
-
-    @property
-    def _wait_s(self) -> float:
-        return self._limits.queue_s / 2
-
-    def _has_place(self) -> bool:
-        return self._at_work < self._limits.at_work
-
-    def _longest_waiting(self) -> Connection | None:
-        """Of whoever has most connections, the one that has waited longest for its client to say something."""
-        waiting = [one for one in self._all if one.waiting_since is not None]
-        if not waiting:
-            return None
-        of_host = Counter(one.host for one in self._all)
-        return max(waiting, key=lambda one: (of_host[one.host], -(one.waiting_since or 0.0)))
-
-    def _longest_sending(self) -> Connection | None:
-        before = time.monotonic() - _STUCK_S
-        stuck = [(since, id(one), one) for one in self._all if (since := one.sending_since) and since < before]
-        return min(stuck)[2] if stuck else None
-
-    def _cut(self, connection: Connection | None) -> None:
-        if connection is None:
-            return
-        self._all.discard(connection)
-        self._cut_off += not self._stopping
-        try:
-            connection.request.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the client was quicker
 
 
 class Listener(socketserver.ThreadingTCPServer):
@@ -253,6 +119,8 @@ class Connection(socketserver.BaseRequestHandler):
             self.waiting_since = None
             self.close_connection = not request.keeps_alive or self._connections.is_stopping
             if not self._connections.begin():
+                if request.receiver is not None:
+                    request.receiver.abandon()
                 raise _busy()
         except Refusal as refusal:
             self.send_error(request, refusal)
@@ -294,7 +162,11 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _read_body(self, request: Request) -> None:
         length = body_length(request, self._application.body_bytes(request))
+        request.receiver = self._application.receiver(request, length)
         self._expect(request, length)
+        if request.receiver is not None:
+            self._pass_on(request.receiver, length)
+            return
         deadline_s = time.monotonic() + self._limits.body_s
         while len(self._data) < length:
             try:
@@ -302,9 +174,33 @@ class Connection(socketserver.BaseRequestHandler):
             except TimeoutError:
                 is_there = False
             if not is_there:
-                raise Refusal(408, "The body did not come whole in time.", closes=True)
+                raise _cut_body()
         request.body = bytes(self._data[:length])
         del self._data[:length]
+
+    def _pass_on(self, receiver: Receiver, length: int) -> None:
+        """Give a long body to whoever takes it, piece by piece: at a least pace, and with nothing left when it is cut.
+
+        While it comes the connection counts as waiting: when too many are open it may be cut off as any other.
+        """
+        began_s, left = time.monotonic(), length
+        try:
+            while left:
+                if not self._data:
+                    pace_s = began_s + 60 + (length - left) / _SLOWEST_BYTES_S
+                    if not self._receive(min(pace_s, time.monotonic() + _STALL_S), _BLOCK_BYTES):
+                        raise _cut_body()
+                piece = bytes(self._data[:left])
+                del self._data[:left]
+                left -= len(piece)
+                receiver.take(piece)
+        except BaseException as error:
+            receiver.abandon()
+            if isinstance(error, TimeoutError):
+                raise _cut_body() from None
+            if isinstance(error, Refusal):
+                error.closes = True  # what else of the body comes would be taken for a request
+            raise
 
     def _expect(self, request: Request, length: int) -> None:
         """Clients with a long body may ask first whether it is wanted (RFC 9110, section 10.1.1)."""
@@ -317,13 +213,13 @@ class Connection(socketserver.BaseRequestHandler):
             self.request.settimeout(self._limits.send_s)
             self.request.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def _receive(self, deadline_s: float) -> bool:
+    def _receive(self, deadline_s: float, most: int = _READ_BYTES) -> bool:
         """Some more bytes; False when the client has closed. Raises TimeoutError at the deadline."""
         left_s = deadline_s - time.monotonic()
         if left_s <= 0:
             raise TimeoutError
         self.request.settimeout(left_s)
-        data = self.request.recv(_READ_BYTES)
+        data = self.request.recv(most)
         self._data += data
         return bool(data)
 
@@ -416,6 +312,10 @@ class Connection(socketserver.BaseRequestHandler):
         """Give the socket itself away; what is left here is an empty shell."""
         self._connections.leave(self)
         live(socket.socket(fileno=self.request.detach()))
+
+
+def _cut_body() -> Refusal:
+    return Refusal(408, "The body did not come whole in time.", closes=True)
 
 
 def _busy() -> Refusal:

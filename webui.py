@@ -16,14 +16,15 @@ from typing import NamedTuple
 
 from base.errors import PigeonpostError, SettingsError
 from base.net import join_address
+from connections import Connections, Limits
 from daybook import DayBook
-from http_head import BODY_BYTES, Answer, Refusal, Request, form
+from http_head import BODY_BYTES, Answer, Endpoint, Receiver, Refusal, Request, form
 from pages import House, Picture, Visit, api, entry, now, orders, records, see_other
 from pages.chart import Charts
 from pages.live import Live
 from pages.overview import Overview
 from webdoor import NOBODY, Door
-from webserver import Connections, Limits, Listener
+from webserver import Listener
 
 _PASSWORD_BYTES = 16 << 10  # a form with the longest password, every letter of it as %XX
 _KEPT_PAGES = 64
@@ -49,10 +50,17 @@ class Route(NamedTuple):
 class WebEnd:
     """The web server of a house. An Application of webserver."""
 
-    def __init__(self, addresses: Sequence[tuple[str, int]], house: House, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[tuple[str, int]],
+        house: House,
+        limits: Limits | None = None,
+        endpoints: Sequence[Endpoint] = (),
+    ) -> None:
         """
         addresses  (host, port) each; port 0 takes a free one
         limits     of connections; tests have smaller ones
+        endpoints  of the roads: what programs bring readings to
         """
         self._asked, self._house = addresses, house
         self._limits = limits or Limits()
@@ -68,6 +76,7 @@ class WebEnd:
         self._kept: dict[object, Answer] = {}
         self._kept_of: Picture | None = None
         self._routes = _compiled(self._table())
+        self._endpoints = [(_pattern(endpoint.path), endpoint) for endpoint in endpoints]
 
     def _table(self) -> list[Route]:
         """Every address there is. NAME stands for a node's name."""
@@ -144,10 +153,21 @@ class WebEnd:
 
     def body_bytes(self, request: Request) -> int:
         """How long the body of this request may be."""
+        endpoint = self._endpoint(request)
+        if endpoint is not None:
+            return endpoint.body_bytes
         return _PASSWORD_BYTES if request.path == "/login" else BODY_BYTES
+
+    def receiver(self, request: Request, length: int) -> Receiver | None:
+        """Who takes the body of this request as it comes."""
+        endpoint = self._endpoint(request)
+        return endpoint.receive(request, length) if endpoint is not None and endpoint.receive else None
 
     def answer(self, request: Request) -> Answer:
         """The answer to a request. Raises Refusal."""
+        endpoint = self._endpoint(request)
+        if endpoint is not None:
+            return request.receiver.finish() if request.receiver is not None else endpoint.answer(request)
         self._door.check_host(request)
         route, args = self._find(request)
         if request.method == "POST":
@@ -170,6 +190,15 @@ class WebEnd:
             forget = self._door.cookie(None) if refusal.code == "session-over" else {}
             return see_other("/login", forget)
         return entry.refusal_page(request, refusal)
+
+    def _endpoint(self, request: Request) -> Endpoint | None:
+        """The endpoint that a request is meant for; request.args then has what its path says."""
+        for match, endpoint in self._endpoints:
+            found = match(request.path) if request.method == endpoint.method else None
+            if found and endpoint.claims(request):
+                request.args = found.groups()
+                return endpoint
+        return None
 
     def _find(self, request: Request) -> tuple[Route, Sequence[str]]:
         """The route of a request: by exact patterns, so no path leads anywhere else."""
@@ -250,8 +279,13 @@ def _compiled(routes: Sequence[Route]) -> list[tuple[Callable[[str], re.Match[st
     by_path: dict[str, dict[str, Route]] = {}
     for route in routes:
         by_path.setdefault(route.path, {})[route.method] = route
-    name = r"([A-Za-z0-9][A-Za-z0-9._-]{0,62})"
-    return [(re.compile(re.escape(path).replace("NAME", name)).fullmatch, found) for path, found in by_path.items()]
+    return [(_pattern(path), found) for path, found in by_path.items()]
+
+
+def _pattern(path: str) -> Callable[[str], re.Match[str] | None]:
+    """What an address as the tables have it matches."""
+    exact = re.escape(path).replace("NAME", r"([A-Za-z0-9][A-Za-z0-9._-]{0,62})")
+    return re.compile(exact.replace("WORD", r"([A-Za-z0-9._-]{1,200})")).fullmatch
 
 
 def _is_for_programs(path: str) -> bool:

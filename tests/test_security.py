@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from base.clock import Clock, FakeClock
 from base.net import is_loopback, own_address
+from connections import Limits
 from gate import users as gate_users
 from gate.tokens import LinkKey
 from gate.users import MOST
@@ -32,7 +33,6 @@ from session_node import NodeFacts
 from tests.support import BOOT, LIMIT_S, MemoryDisk, Talk, taken, wait_until
 from tests.test_stores import E2
 from tests.web_house import FakeLink, WebHouse, exchange, next_response, parse_response
-from webserver import Limits
 
 PASSWORD = "correct horse"
 EVIL = "<img src=x onerror=alert(1)>"

@@ -12,11 +12,13 @@ import time
 import unittest
 from unittest import mock
 
+import connections
 import webserver
+from connections import Connections, Limits
 from http_head import JSON, Answer, FilePart, Refusal
 from tests.support import LIMIT_S, wait_until
 from tests.web_house import exchange, next_response, parse_response, read_all
-from webserver import Connections, Limits, Listener
+from webserver import Listener
 
 LIMITS = Limits(
     head_s=5.0, body_s=5.0, idle_s=10.0, send_s=5.0, at_work=4, queue_s=0.2, open=32, downloads=2
@@ -32,11 +34,20 @@ class Tiny:
         self.path = ""
         self.files = []
         self.seen = []
+        self.uploads = []
 
     def body_bytes(self, request):
-        return 1000
+        return 10 << 20 if request.path.startswith("/upload") else 1000
+
+    def receiver(self, request, length):
+        if not request.path.startswith("/upload"):
+            return None
+        self.uploads.append(Upload(length, request.query_text))
+        return self.uploads[-1]
 
     def answer(self, request):
+        if request.receiver is not None:
+            return request.receiver.finish()
         self.seen.append((request.method, request.path, request.body, request.peer))
         if request.path == "/wait":
             self.gate.wait(LIMIT_S)
@@ -62,6 +73,27 @@ class Tiny:
 
     def explain(self, request, refusal):
         return Answer(f"{refusal.text}\n".encode(), status=refusal.status, headers=refusal.headers)
+
+
+class Upload:
+    """A Receiver that remembers what happened to it."""
+
+    def __init__(self, length, wish):
+        self.length, self.wish = length, wish
+        self.data = b""
+        self.end = ""
+
+    def take(self, data):
+        self.data += data
+        if self.wish == "refuse":
+            raise Refusal(415, "Not this.")
+
+    def finish(self):
+        self.end = "finished"
+        return Answer(b"%d" % len(self.data))
+
+    def abandon(self):
+        self.end = "abandoned"
 
 
 class ServerCase(unittest.TestCase):
@@ -404,7 +436,7 @@ class AtWork(ServerCase):
         self.is_served()
 
     def test_those_who_do_not_read_are_cut_off_for_those_who_do(self):
-        with mock.patch.object(webserver, "_STUCK_S", 0.05):
+        with mock.patch.object(connections, "_STUCK_S", 0.05):
             for _ in range(self.limits.at_work):
                 self.connect(self.ask("/huge"))
             wait_until(lambda: self.counts["at_work"] == self.limits.at_work, "all places are taken")
@@ -648,6 +680,62 @@ class Usual(unittest.TestCase):
         """docs: 5 s for the whole head, at most 32 connections at work."""
         self.assertEqual((Limits().head_s, Limits().at_work), (5.0, 32))
         self.assertEqual(JSON, "application/json")
+
+
+class LongBodies(ServerCase):
+    """What a Receiver takes as it comes."""
+
+    def upload(self, body, length=None, query=""):
+        return self.ask(f"/upload{query}", f"Content-Length: {len(body) if length is None else length}",
+                        method="POST", body=body, close=False)  # fmt: skip
+
+    def test_it_gets_all_of_the_body_and_nothing_else(self):
+        body = os.urandom(3 << 20)
+        with self.connect(self.upload(body) + self.upload(b"") + self.ask("/next")) as sock:
+            data = read_all(sock)
+        first, second = self.app.uploads
+        self.assertEqual((first.data == body, first.length, first.end), (True, len(body), "finished"))
+        self.assertEqual((second.data, second.end), (b"", "finished"))
+        self.assertEqual(self.statuses(data), [200, 200, 200])
+        self.assertEqual(self.app.seen, [("GET", "/next", b"", "127.0.0.1")])
+
+    def test_one_that_is_cut_is_abandoned(self):
+        with self.connect(self.upload(b"x" * 99, 100)):
+            wait_until(lambda: self.app.uploads and len(self.app.uploads[0].data) == 99, "it has come so far")
+        wait_until(lambda: self.app.uploads[0].end == "abandoned", "it is abandoned")
+        self.is_served()
+
+    def test_one_that_stands_still_is_abandoned_and_answered(self):
+        with mock.patch.object(webserver, "_STALL_S", 0.1), self.connect(self.upload(b"x" * 99, 100)) as sock:
+            self.assertEqual(self.statuses(read_all(sock)), [408])
+        self.assertEqual(self.app.uploads[0].end, "abandoned")
+
+    def test_one_that_is_too_slow_is_abandoned(self):
+        real = time.monotonic
+        with self.connect(self.upload(b"x" * 9, 100)) as sock:
+            wait_until(lambda: self.app.uploads and len(self.app.uploads[0].data) == 9, "it has come so far")
+            with mock.patch.object(webserver.time, "monotonic", lambda: real() + 61.0):
+                sock.sendall(b"x")
+                self.assertEqual(self.statuses(read_all(sock)), [408])
+        self.assertEqual(self.app.uploads[0].end, "abandoned")
+
+    def test_a_refusal_ends_the_connection_and_leaves_no_trace(self):
+        with self.connect(self.upload(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 1000, query="?refuse")) as sock:
+            self.assertEqual(self.statuses(read_all(sock)), [415])
+        self.assertEqual(self.app.uploads[0].end, "abandoned")
+        self.assertEqual(self.app.seen, [])
+
+    def test_one_that_says_it_is_too_long_is_refused_before_it_comes(self):
+        with self.connect(self.upload(b"", 11 << 20)) as sock:
+            self.assertEqual(self.statuses(read_all(sock)), [413])
+        self.assertEqual(self.app.uploads, [])
+
+    def test_without_a_place_at_work_it_is_abandoned(self):
+        waiting = [self.connect(self.ask("/wait")) for _ in range(LIMITS.at_work)]
+        wait_until(lambda: self.counts["at_work"] == len(waiting), "all places are taken")
+        with self.connect(self.upload(b"body")) as sock:
+            self.assertEqual(self.statuses(read_all(sock)), [503])
+        self.assertEqual(self.app.uploads[0].end, "abandoned")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from urllib.parse import urlencode
 
 import webui
 from base.clock import Clock
+from connections import Limits
 from csvbuffer import CsvLog
 from gate.users import FIRST_USER, Users
 from intake import Intake
@@ -32,7 +33,6 @@ from session_server import NodeState
 from stores import Filing
 from stores.sqlite import SqliteStore
 from tests.support import LIMIT_S, temp_folder
-from webserver import Limits
 from webui import WebEnd
 
 CONTROL_KEY = "control-key-of-this-test"

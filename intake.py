@@ -70,6 +70,7 @@ class Intake:
         self._waiting = 0  # samples in them,
         self._waiting_of: dict[str, int] = {}  # and of each node
         self._hurry = False
+        self._in_hand = 0  # of the batches, the first: so many are being stored just now
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="intake", daemon=True)
 
@@ -109,21 +110,43 @@ class Intake:
         """As Store.marks: what is durable, so not what still waits here."""
         return self._store.marks(node, outbox, epochs)
 
-    def accept(self, batch: Batch) -> None:
+    def accept(self, batch: Batch, urgent: bool = False, limit_s: float | None = None) -> bool:
         """Take a batch, waiting while there is too much. It is answered when it is durable, or when it is refused.
+
+        urgent   somebody waits for it: it is committed as soon as the writer is free
+        limit_s  waits so long at most; then the batch is not taken, and False
 
         While the program stops nothing is taken and nothing answered: the node keeps what is not acknowledged.
         """
+        give_up_s = None if limit_s is None else self._clock.monotonic() + limit_s
         with self._changed:
             while self._waiting >= self._buffer_samples and not self._stopping.is_set():
-                self._changed.wait(1.0)
+                left_s = 1.0 if give_up_s is None else min(1.0, give_up_s - self._clock.monotonic())
+                if left_s <= 0:
+                    return False
+                self._changed.wait(left_s)
             if self._stopping.is_set():
-                return
+                return False
             self._batches.append(batch)
             was_calm = not self._hurry
+            self._hurry = self._hurry or urgent
             self._count(batch)
             if len(self._batches) == 1 or (self._hurry and was_calm):
                 self._changed.notify_all()
+        return True
+
+    def withdraw(self, batch: Batch) -> bool:
+        """Take back what was accepted; False when it is being stored just now, or is."""
+        with self._changed:
+            for place, waiting in enumerate(self._batches):
+                if waiting is batch and place >= self._in_hand:
+                    del self._batches[place]
+                    self._waiting, self._waiting_of = 0, {}
+                    for other in self._batches:
+                        self._count(other)
+                    self._changed.notify_all()
+                    return True
+        return False
 
     def _count(self, batch: Batch) -> None:
         self._waiting += len(batch.samples)
@@ -137,6 +160,14 @@ class Intake:
         """Store what was accepted so far, answer it, hand it on. Raises NotStored or DiskError and keeps all of it."""
         with self._changed:
             batches = list(self._batches)
+            self._in_hand = len(batches)
+        try:
+            self._store_all(batches)
+        finally:
+            with self._changed:
+                self._in_hand = 0
+
+    def _store_all(self, batches: Sequence[Batch]) -> None:
         noted_ms = self._clock.wall_ms()
         answers: dict[tuple[Callable[[str, int], Any], str], int] = {}
         refusals: list[tuple[Batch, Unexpected]] = []
@@ -147,6 +178,7 @@ class Intake:
             filed = self._store.put(filings, noted_ms, self._csv.due())
         with self._changed:
             del self._batches[: len(batches)]
+            self._in_hand = 0
             self._waiting, self._waiting_of, self._hurry = 0, {}, False
             for batch in self._batches:
                 self._count(batch)
@@ -231,6 +263,8 @@ def _filings(
         if filing is None:
             filing = filings[key] = Filing(batch.node, batch.outbox, batch.epoch, marks.get(key, NOTHING))
         mark = filing.mark
+        if batch.samples and not batch.samples[0].seq:  # from a program that does not number what it sends
+            batch = batch._replace(samples=[s._replace(seq=n) for n, s in enumerate(batch.samples, mark.seq + 1)])
         first, last = (batch.samples[0].seq, batch.samples[-1].seq) if batch.samples else _ends(batch)
         if first > mark.seq + 1:
             refusals.append(

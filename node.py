@@ -28,12 +28,13 @@ from base.errors import PigeonpostError, SettingsError
 from base.net import join_address, own_name
 from base.running import Part, Running, start_logging
 from base.version import VERSION
+from links import End
 from links.tcp import NodeEnd
 from outbox import Outbox
 from protocol import LINE_BYTES, write_json
 from ring import Ring, slot_bytes_for
 from sampler import Sampler
-from sensors import Channel, Source
+from sensors import Channel, Source, with_limits
 from session import Key
 from session_node import NodeFacts
 from settings import NODE
@@ -46,6 +47,9 @@ _CHIP = {
     "channels": {"temperature": {"input": 1, "convert": "mcp9700"}, "light": {"input": 2, "convert": "counts"}},
 }
 _MACHINE = {"kind": "machine"}
+
+# The roads beside TCP: the file in links/, and the setting that switches it on.
+ROADS: tuple[tuple[str, tuple[str, str]], ...] = ()
 
 _EXAMPLES = """examples:
   python3 node.py --simulate --every 1           try it without hardware
@@ -94,13 +98,15 @@ class Node:
         key = _key(settings["node", "token"])
         facts = NodeFacts(
             settings["node", "name"] or own_name(),
-            [{"name": c.name, "unit": c.unit} | ({"simulated": True} if c.simulated else {}) for c in channels],
+            [_told(channel) for channel in channels],
             self.every_s, key, self.outbox.switch, self._details,
         )  # fmt: skip
         self.link = NodeEnd(settings["node", "listen"], facts, self.outbox, self.clock)
         self.facts = facts
+        roads = _roads(settings, facts, self.outbox, self.clock)
         self._running = Running([
             Part("link", self.link.start, self.link.stop),
+            *[Part(name, road.start, road.stop) for name, road in roads.items()],
             Part("outbox", self.outbox.start, self.outbox.stop),
             Part("sampler", self.sampler.start, self.sampler.stop),
         ])  # fmt: skip
@@ -136,6 +142,16 @@ class Node:
         self._running.fail(error)
 
 
+def _roads(settings: Settings, facts: NodeFacts, outbox: Outbox, clock: Clock) -> dict[str, End]:
+    """The node's end of each road that is switched on; what a road needs is only loaded then."""
+    ends: dict[str, End] = {}
+    for name, switch in ROADS:
+        if settings[switch]:
+            member: Any = importlib.import_module(f"links.{name}")
+            ends[name] = member.make_node_end(settings, facts, outbox, clock)
+    return ends
+
+
 def make_sources(settings: Settings) -> list[Source]:
     """The sources that the settings' [[sensor]] tables describe; without any, the chip and this machine.
 
@@ -161,11 +177,10 @@ def _make_source(table: Mapping[str, Any], where: str, simulate: bool) -> Source
     options = {key: value for key, value in table.items() if key != "kind"}
     if kind == "adc" and simulate:
         simulated = importlib.import_module("sensors.simulated")
-        return adc.make(options, where, simulated.SimulatedChip(simulated.room()))
+        chip = simulated.SimulatedChip(simulated.room())
+        return with_limits(options, where, lambda plain: adc.make(plain, where, chip))
     member: Any = adc if kind == "adc" else importlib.import_module(f"sensors.{kind}")
-    source = member.make(options, where)
-    assert isinstance(source, Source)
-    return source
+    return with_limits(options, where, lambda plain: member.make(plain, where))
 
 
 def _kinds() -> list[str]:
@@ -175,9 +190,19 @@ def _kinds() -> list[str]:
     return sorted((files - {"__init__", "simulated"}) | {"adc"})
 
 
+def _told(channel: Channel) -> dict[str, Any]:
+    """A channel as HELLO tells it."""
+    told: dict[str, Any] = {"name": channel.name, "unit": channel.unit}
+    if channel.simulated:
+        told["simulated"] = True
+    if channel.limits:
+        told["limits"] = dict(channel.limits)
+    return told
+
+
 def _refuse_too_many(channels: Sequence[Channel]) -> None:
     """All sensors are told in one line, HELLO, and that has an end."""
-    if sum(len(write_json([channel.name, channel.unit])) + 50 for channel in channels) > LINE_BYTES // 2:
+    if sum(len(write_json(_told(channel))) + 30 for channel in channels) > LINE_BYTES // 2:
         raise SettingsError(f"{len(channels)} sensors are too many for one node: give some of them to a second one")
 
 

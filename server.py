@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import json
 import logging
 import os
@@ -23,7 +24,8 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from base import config
 from base.clock import Clock
@@ -37,7 +39,9 @@ from csvbuffer import CsvLog
 from demo import DemoNode
 from gate.tokens import Tokens
 from gate.users import Users
+from guests import Guests
 from intake import Intake
+from links import End, Hall
 from links.tcp import ServerEnd
 from pages import House
 from settings import SERVER
@@ -47,6 +51,8 @@ from webui import WebEnd
 log = logging.getLogger("server")
 
 RUNNING_FILE = "running.json"  # in the data folder, while the server runs: how control.py reaches it
+# The roads beside TCP: the file in links/, and the setting that switches it on (None: it is always open).
+ROADS: tuple[tuple[str, tuple[str, str] | None], ...] = ()
 _STACK_BYTES = 512 << 10  # of a thread: a thousand of them then fit the address space of a 32-bit Pi
 
 
@@ -127,17 +133,35 @@ class Server:
         csv = CsvLog(data, store, clock)
         intake = Intake(store, csv, clock, settings["store", "commit"], settings["store", "buffer"], self._fail)
         tokens = Tokens(data)
-        links = [ServerEnd(address, expected, name, intake, tokens, clock) for expected, address in nodes]
+        # Everybody who is collected from over TCP, and then whoever else calls in or is found.
+        self._links: list[ServerEnd] = []
+        links: list[Any] = []
+        guests = Guests(intake, links, clock)
+
+        def collect(expected: str, address: tuple[str, int]) -> ServerEnd:
+            link = ServerEnd(address, expected, name, intake, tokens, clock)
+            self._links.append(link)
+            links.append(link)
+            if self._collecting:
+                link.start()
+            return link
+
+        self._collecting = False
+        for expected, address in nodes:
+            collect(expected, address)
+        hall = Hall(name, data, clock, settings, store, intake, tokens, guests, links, collect)
+        self._roads = _open_roads(hall)
         self.house = House(
             name=name, data=data, clock=clock, store=store, csv=csv, intake=intake, links=links, users=Users(data),
             control=self._control, started_ms=clock.wall_ms(), stop=self._end, names=settings["web", "names"],
         )  # fmt: skip
-        self.web = WebEnd(web, self.house)
+        self.web = WebEnd(web, self.house, endpoints=[one for road in self._roads for one in road.endpoints])
         self._running = Running([
             Part("store", lambda: None, lambda limit_s: store.close()),
             Part("CSV log", csv.start, lambda limit_s: csv.close()),
             # The links stop after the intake: the last samples are acknowledged only when they are committed.
-            Part("links", lambda: _start_all(links), self._stop_links),
+            Part("links", self._start_links, self._stop_links),
+            *[Part(name, road.start, road.stop) for (name, _), road in zip(_roads_set(settings), self._roads)],
             Part("intake", intake.start, intake.stop),
             Part("page", self.web.start, self.web.stop),
             Part("control", self._open_to_control, self._close_to_control),
@@ -157,11 +181,17 @@ class Server:
             for line in _page_addresses(address, self.web.first_key):
                 print(f"the page is at {line}", flush=True)
 
+    def _start_links(self) -> None:
+        """Begin to collect; no node waits for another."""
+        self._collecting = True
+        for link in self._links:
+            link.start()
+
     def _stop_links(self, limit_s: float) -> str | None:
         give_up_s = self.house.clock.monotonic() + limit_s
-        for link in self.house.links:
+        for link in self._links:
             link.end()
-        undone = [link.stop(max(0.0, give_up_s - self.house.clock.monotonic())) for link in self.house.links]
+        undone = [link.stop(max(0.0, give_up_s - self.house.clock.monotonic())) for link in self._links]
         return "; ".join(text for text in undone if text) or None
 
     def _open_to_control(self) -> None:
@@ -184,10 +214,18 @@ class Server:
         self._running.fail(error)
 
 
-def _start_all(links: Iterable[ServerEnd]) -> None:
-    """Begin to collect; no node waits for another."""
-    for link in links:
-        link.start()
+def _roads_set(settings: Settings) -> list[tuple[str, tuple[str, str] | None]]:
+    """Those of ROADS that are open."""
+    return [road for road in ROADS if road[1] is None or settings[road[1]]]
+
+
+def _open_roads(hall: Hall) -> list[End]:
+    """The server's end of each open road; what a road needs is only loaded when it is open."""
+    ends: list[End] = []
+    for name, _ in _roads_set(hall.settings):
+        member: Any = importlib.import_module(f"links.{name}")
+        ends.append(member.make_server_end(hall))
+    return ends
 
 
 def _web_addresses(settings: Settings) -> list[tuple[str, int]]:

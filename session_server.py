@@ -50,7 +50,7 @@ class Ledger(Protocol):
         """What is durably stored: the highest running number of `outbox` (0: none), and of each of `epochs` that is
         known its highest seq with that sample's `up` (None where a gap ended there)."""
 
-    def accept(self, batch: Batch) -> None:
+    def accept(self, batch: Batch) -> object:
         """Take a batch; may wait while there is too much to store. Answers through batch.done or batch.refused."""
 
 
@@ -62,6 +62,7 @@ class NodeState:
         self.address = address
         self.expected = expected
         self.name = expected  # until the node has told its own
+        self.calls_in = False  # nobody connects to it: it brings its samples by itself
         self.connected = False
         self.since_ms: int | None = None  # when it was connected, or was lost
         self.fault = "not reached yet"  # why it is not connected; empty when it is

@@ -11,6 +11,7 @@ knows it. This file imports hashlib, which costs 3.7 MiB; so a node without a to
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import json
 import os
@@ -54,6 +55,8 @@ class Tokens(Mapping[str, LinkKey]):
         self._path = os.path.join(data, FILE)
         self._seen: object = None
         self._tokens: dict[str, str] = {}
+        # By the digests of the tokens, and of which tokens: looking one up compares digests, which tell nothing of it.
+        self._by_digest: tuple[dict[str, str], dict[bytes, str]] | None = None
 
     def make(self, node: str) -> str:
         """A new token for `node`, in place of any it had."""
@@ -72,6 +75,17 @@ class Tokens(Mapping[str, LinkKey]):
     def text_of(self, node: str) -> str | None:
         """The token itself, to be shown to the owner."""
         return self._now().get(node)
+
+    def node_of(self, token: str) -> str | None:
+        """The node that has this token; None: nobody has. Takes the same time whether one is nearly right."""
+        return self._nodes().get(hashlib.sha256(token.encode(errors="replace")).digest())
+
+    def _nodes(self) -> dict[bytes, str]:
+        tokens = self._now()
+        if self._by_digest is None or self._by_digest[0] is not tokens:
+            found = {hashlib.sha256(token.encode()).digest(): node for node, token in tokens.items()}
+            self._by_digest = tokens, found
+        return self._by_digest[1]
 
     def __getitem__(self, node: str) -> LinkKey:
         return LinkKey(self._now()[node])

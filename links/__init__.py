@@ -1,17 +1,54 @@
 """The roads from node to server: what every road's two ends have in common.
 
 Runs on: node and server.  Reached from: the programs, which make the ends; the members, which are them.
-Members: tcp.  Both ends of a road stand in one file, named by the house they belong to and not by their part in TCP: on
-`tcp` it is the *node* that listens.
+Members: tcp, which every node has, and one file for each other road.  Both ends of a road stand in one file, named by
+the house they belong to and not by their part in TCP: on `tcp` it is the *node* that listens.
 Threads: each end owns its own, and ends them within the limit that `stop` is given.
 Errors: those of one connection end that connection, are logged once, and are tried again where it is ours to try.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from base.clock import Clock
+    from base.config import Settings
+    from gate.tokens import Tokens
+    from guests import Guests
+    from http_head import Endpoint
+    from intake import Intake
+    from stores import Store
+
+
+class Hall(NamedTuple):
+    """What the server hands to the end of every road.
+
+    links    everybody who is collected from or calls in, as the pages show them; may grow while the server runs
+    collect  (node's name, address) begins to collect from a node over TCP; gives that end
+    """
+
+    name: str
+    data: str
+    clock: Clock
+    settings: Settings
+    store: Store
+    intake: Intake
+    tokens: Tokens
+    guests: Guests
+    links: list[Any]
+    collect: Callable[[str, tuple[str, int]], Any]
+
 
 class End:
-    """One end of a road."""
+    """One end of a road.
+
+    A member that node.py or server.py lists among its ROADS has `make_node_end(settings, facts, outbox, clock)` or
+    `make_server_end(hall)`, which gives one.
+    """
+
+    endpoints: Sequence[Endpoint] = ()  # of a server's end: its addresses on the web server, beside the pages
 
     def start(self) -> None:
         """Open it; returns when it can be reached, or is trying to reach. Raises SettingsError when it never will."""

@@ -26,6 +26,7 @@ FRESH_S = 1.0  # a picture is taken anew after so long, or when something was st
 LATE_INTERVALS, LATE_S = 3, 5.0  # a node is late when its last sample is older than so many intervals and seconds
 _FAR_MS = 1 << 52  # after every date
 _USUAL_EVERY_S = 60.0  # for a node that was not reached, so that nobody knows its interval
+_CALLS_EVERY_S = 3600.0  # and for one that calls in, and has called once so far
 _STEADY = 0.05  # of the day's range: a change below it is no trend
 
 
@@ -73,14 +74,14 @@ class Overview:
         last_ms = sample.time_ms - (shift_ms or 0) if sample else None
         age_s = max(0.0, (now_ms - last_ms) / 1000) if last_ms is not None else None
         every_s = state.every_s if state else None
-        is_late = age_s is None or age_s > LATE_INTERVALS * (every_s or _USUAL_EVERY_S) + LATE_S
+        is_late = age_s is None or age_s * 1000 > _wait_ms(state)
         kind, words, since_ms = _condition(state, last_ms, is_late, now_ms)
         details: Mapping[str, Any] = state.details if state else {}
         day = self._day(name, about.get("first_ms"), now_ms)
         return NodeView(
             name=name, address=state.address if state else "", state=kind, words=words, since_ms=since_ms,
-            connected=bool(state and state.connected), on=state.on if state else None, every_s=every_s,
-            last_ms=last_ms, age_s=age_s, held=_count(details, "held"), slots=_count(details, "slots"),
+            connected=bool(state and state.connected and not state.calls_in), on=state.on if state else None,
+            every_s=every_s, last_ms=last_ms, age_s=age_s, held=_count(details, "held"), slots=_count(details, "slots"),
             samples=about.get("samples", 0), missing=about.get("missing", 0), shift_ms=shift_ms,
             round_trip_ms=state.round_trip_ms if state else None, version=str(details.get("version", ""))[:20],
             last_sent=(state.last_sent or "") if state else "",
@@ -172,15 +173,19 @@ def _condition(state: NodeState | None, last_ms: int | None, is_late: bool, now_
     if state.on is False:
         return "off", "switched off", last_ms
     if last_ms is None or (is_late and state.since_ms is not None and now_ms - state.since_ms < _wait_ms(state)):
-        return "waiting", "connected, waiting for a sample", state.since_ms
+        words = "has called, waiting for a sample" if state.calls_in else "connected, waiting for a sample"
+        return "waiting", words, state.since_ms
+    if is_late and state.calls_in:
+        return "late", f"has brought nothing since {clock(last_ms, now_ms)}", last_ms
     if is_late:
         return "late", f"connected, but sends nothing since {clock(last_ms, now_ms)}", last_ms
     return "reporting", "reporting", state.since_ms
 
 
-def _wait_ms(state: NodeState) -> float:
-    """How long a node that has just been connected may take for its first sample."""
-    return 1000 * (LATE_INTERVALS * (state.every_s or _USUAL_EVERY_S) + LATE_S)
+def _wait_ms(state: NodeState | None) -> float:
+    """How old a node's last sample may be, and how long one that has just been connected may take for its first."""
+    usual_s = _CALLS_EVERY_S if state and state.calls_in else _USUAL_EVERY_S
+    return 1000 * (LATE_INTERVALS * ((state.every_s if state else None) or usual_s) + LATE_S)
 
 
 def _verdict(nodes: Sequence[NodeView], faults: Sequence[str], now_ms: int) -> tuple[str, str]:
@@ -209,7 +214,8 @@ def _verdict(nodes: Sequence[NodeView], faults: Sequence[str], now_ms: int) -> t
 def _complaint(subject: str, node: NodeView, now_ms: int) -> str:
     since = f" since {clock(node.since_ms, now_ms)}" if node.since_ms is not None else ""
     if node.state == "late":
-        return f"{subject} is connected, but has sent nothing for {age(node.age_s or 0.0)}"
+        but = "is connected, but has" if node.connected else "has"
+        return f"{subject} {but} sent nothing for {age(node.age_s or 0.0)}"
     return f"{subject} {_as_verb(node.words)}{since}"
 
 

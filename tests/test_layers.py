@@ -17,7 +17,7 @@ FLOORS = {
     "protocol": 2, "http_head": 2, "settings": 3,
     "sensors": 3, "links": 3, "stores": 3, "gate": 3, "pages": 3, "ring": 3, "session": 3, "connections": 3,
     "webserver": 4, "adc": 4, "sampler": 4, "outbox": 4, "csvbuffer": 4, "session_server": 4, "daybook": 4,
-    "intake": 5, "session_node": 5,
+    "intake": 5, "guests": 5, "session_node": 5,
     "webdoor": 7, "demo": 7,
     "commands": 7,
     "webui": 8,

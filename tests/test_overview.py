@@ -123,6 +123,15 @@ class Verdicts(OverviewCase):
         self.assertEqual(self.view().state, "late")
         self.assertEqual(self.view().words, "connected, but sends nothing since 15:35")
 
+    def test_one_that_calls_in(self):
+        state = self.node(calls_in=True, every_s=None)
+        self.put(ago_s=3600)
+        self.assert_says("good", "Node basement is reporting")
+        self.assertFalse(self.view().connected)
+        state.every_s = 300.0
+        self.assert_says("bad", "Node basement has sent nothing for 60 min")
+        self.assertRegex(self.view().words, "^has brought nothing since ")
+
     def test_late_means_three_of_its_own_intervals(self):
         self.node(every_s=600.0, ago_s=86_400)
         self.put(ago_s=1800)

@@ -88,6 +88,17 @@ class File(unittest.TestCase):
         with self.assertRaises(KeyError):
             again["attic"]
 
+    def test_whose_token_it_is(self):
+        made = {node: self.tokens.make(node) for node in ("attic", "basement")}
+        for node, token in made.items():
+            self.assertEqual(self.tokens.node_of(token), node)
+        self.tokens.revoke("attic")
+        renewed = self.tokens.make("basement")
+        self.assertEqual([self.tokens.node_of(token) for token in made.values()], [None, None])
+        self.assertEqual(self.tokens.node_of(renewed), "basement")
+        for stranger in ("", "basement", renewed[:-1], "\ud800"):
+            self.assertIsNone(self.tokens.node_of(stranger))
+
     def test_a_new_one_takes_the_place_of_the_old(self):
         old, new = self.tokens.make("basement"), self.tokens.make("basement")
         self.assertNotEqual(old, new)

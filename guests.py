@@ -1,0 +1,169 @@
+"""Readings of programs that are no nodes of ours: without an epoch, without numbers, by whatever road.
+
+Runs on: server.  Reached from: the roads of older systems.  Hands on to: the intake, which numbers and stores them.
+Threads: any. `_lock` guards who has called so far; held to look a caller up, or to make it.
+Errors: NotStored, when a reading could not be made durable in time: then it is not stored, and not stored later either.
+
+Such a reading gets the identity that a node would have given it: an epoch, drawn at random for each caller in each run
+of this server, and the next number in it. A program that says something twice is stored twice: nobody can know better.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from base.clock import Clock
+from base.errors import NotStored, WireError
+from protocol import Batch, Number, Sample
+from session_server import NodeState
+
+if TYPE_CHECKING:
+    from intake import Intake
+
+STORE_S = 8.0  # for making a reading durable: the programs that bring one wait 10 s and more
+MOST_CALLERS = 10_000
+_REMEMBERED = 4  # intervals between calls, of which the longest is what is expected
+
+
+class Receipt:
+    """What one batch is answered with, to be waited for."""
+
+    def __init__(self) -> None:
+        self.seq = 0  # up to which everything is durable
+        self.error: WireError | None = None  # the batch was refused
+        self._answered = threading.Event()
+
+    def done(self, epoch: str, seq: int) -> None:
+        """As Batch.done."""
+        self.seq = seq
+        self._answered.set()
+
+    def refused(self, error: WireError) -> None:
+        """As Batch.refused."""
+        self.error = error
+        self._answered.set()
+
+    def wait(self, limit_s: float) -> bool:
+        """Whether it was answered within `limit_s` seconds; raises the error with which it was refused."""
+        answered = self._answered.wait(limit_s)
+        if self.error is not None:
+            raise self.error
+        return answered
+
+
+class Caller:
+    """A node that comes by itself, as the pages see it: nobody can ask it anything."""
+
+    def __init__(self, name: str) -> None:
+        self.epoch = os.urandom(8).hex()
+        self.state = NodeState("", name)
+        self.state.calls_in = True
+        self._calls: deque[float] = deque(maxlen=_REMEMBERED + 1)
+
+    def ask(self, word: str, *args: Any, limit_s: float = 5.0) -> bool:
+        """As ServerEnd.ask: it cannot be reached, only heard."""
+        return False
+
+    def note_call(self, now_s: float, now_ms: int) -> None:
+        """It has called now; how often it does is learned from that."""
+        state = self.state
+        self._calls.append(now_s)
+        calls = list(self._calls)
+        if len(calls) > 1:
+            state.every_s = max(later - earlier for earlier, later in pairwise(calls))
+        if not state.connected:
+            state.since_ms = now_ms
+        state.connected, state.fault = True, ""
+
+
+class Guests:
+    """Everybody who called in this run."""
+
+    def __init__(self, intake: Intake, links: list[Any], clock: Clock) -> None:
+        """links: everybody who is collected from, as the pages show them; a new caller is added."""
+        self._intake = intake
+        self._links = links
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._callers: dict[str, Caller] = {}
+
+    def store(
+        self,
+        node: str,
+        values: Mapping[str, Number | None],
+        units: Mapping[str, str],
+        time_ms: int | None = None,
+        errors: Mapping[str, str] | None = None,
+    ) -> None:
+        """Make one sample of `node` durable; raises NotStored when that takes longer than STORE_S seconds.
+
+        values   sensor name to number; null where a sensor failed
+        time_ms  when it was taken, in milliseconds since 1970 (UTC); None: now, by this machine's clock
+        errors   of the sensors that failed, in words
+        """
+        receipt = Receipt()
+        clock = self._clock
+        give_up_s = clock.monotonic() + STORE_S
+        batch = self._batch(node, values, units, time_ms, errors, receipt)
+        taken = self._intake.accept(batch, urgent=True, limit_s=STORE_S)
+        while not taken or not receipt.wait(give_up_s - clock.monotonic()):
+            # While it is being stored it cannot be withdrawn: that ends soon, one way or the other.
+            give_up_s = clock.monotonic() + 0.1
+            if not taken or self._intake.withdraw(batch):
+                raise NotStored(self._intake.fault or f"it was not stored within {STORE_S:g} s")
+
+    def leave(
+        self,
+        node: str,
+        values: Mapping[str, Number | None],
+        units: Mapping[str, str],
+        time_ms: int | None = None,
+        errors: Mapping[str, str] | None = None,
+    ) -> bool:
+        """As `store`, for what nobody waits for: stored with the next commit; False where there is no room for it."""
+        return self._intake.accept(self._batch(node, values, units, time_ms, errors, Receipt()), limit_s=0.0)
+
+    def caller(self, node: str) -> NodeState:
+        """What the pages show of `node`, which calls in; made when it is first asked for."""
+        return self._caller(node).state
+
+    def note_call(self, node: str) -> NodeState:
+        """`node` has called just now; what the pages show of it."""
+        caller, clock = self._caller(node), self._clock
+        caller.note_call(clock.monotonic(), clock.wall_ms())
+        return caller.state
+
+    def _caller(self, node: str) -> Caller:
+        with self._lock:
+            caller = self._callers.get(node)
+            if caller is None:
+                if len(self._callers) >= MOST_CALLERS:
+                    raise NotStored(f"{MOST_CALLERS} nodes have called in, which is as many as are listened to")
+                caller = self._callers[node] = Caller(node)
+                self._links.append(caller)
+            return caller
+
+    def _batch(
+        self,
+        node: str,
+        values: Mapping[str, Number | None],
+        units: Mapping[str, str],
+        time_ms: int | None,
+        errors: Mapping[str, str] | None,
+        receipt: Receipt,
+    ) -> Batch:
+        caller, clock = self._caller(node), self._clock
+        now_ms = clock.wall_ms()
+        caller.note_call(clock.monotonic(), now_ms)
+        known = {sensor["name"] for sensor in caller.state.sensors}
+        if not known.issuperset(values):
+            new = [{"name": name, "unit": units.get(name, "")} for name in values if name not in known]
+            caller.state.sensors = [*caller.state.sensors, *new]
+        sample = Sample(0, now_ms if time_ms is None else time_ms, clock.up_ms(), dict(values), errors or {}, "")
+        identity = self._intake.identity
+        return Batch(node, identity, caller.epoch, None, [sample], None, units, receipt.done, receipt.refused)

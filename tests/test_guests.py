@@ -1,0 +1,197 @@
+"""Readings without identity: each stored once, durable before it is answered, and not at all when that fails."""
+
+import threading
+from unittest import mock
+
+import guests
+from base.clock import Clock
+from base.errors import NotStored, Unexpected
+from guests import Guests, Receipt
+from tests.support import LIMIT_S, wait_until
+from tests.test_intake import E1, IntakeCase, batch
+
+C = {"temperature": "°C"}
+
+
+class Real(IntakeCase):
+    clock_type = Clock
+
+    def setUp(self):
+        super().setUp()
+        self.links = []
+        self.guests = Guests(self.intake, self.links, self.clock)
+
+    def run_intake(self):
+        self.intake.start()
+        self.addCleanup(self.intake.stop, LIMIT_S)
+
+    def points(self, node):
+        return self.store.points(node, 0, 1 << 60, 100_000)
+
+
+class Stored(Real):
+    def test_what_is_answered_is_durable(self):
+        self.run_intake()
+        for n in range(3):
+            self.guests.store("attic", {"temperature": 20.5 + n}, C, 1_700_000_000_000 + n)
+            self.assertEqual(len(self.points("attic")), n + 1)
+        first, *_, last = self.points("attic")
+        self.assertEqual((first.seq, last.seq, first.epoch), (1, 3, last.epoch))
+        self.assertEqual((last.time_ms, last.values), (1_700_000_000_002, {"temperature": 22.5}))
+        self.assertEqual(self.store.nodes()[0]["sensors"], C)
+
+    def test_without_a_time_it_is_now(self):
+        self.run_intake()
+        before = self.clock.wall_ms()
+        self.guests.store("attic", {"temperature": None}, C, errors={"temperature": "no answer"})
+        self.assertTrue(before <= self.points("attic")[0].time_ms <= self.clock.wall_ms())
+
+    def test_it_does_not_wait_for_the_usual_commit(self):
+        self.intake._commit_s = 3600.0
+        self.run_intake()
+        for n in range(5):
+            self.guests.store("attic", {"temperature": n}, C)
+
+    def test_many_at_once_are_numbered_without_holes(self):
+        self.run_intake()
+
+        def bring(node):
+            for n in range(25):
+                self.guests.store(node, {"temperature": n}, C)
+
+        threads = [threading.Thread(target=bring, args=(node,)) for node in ("a", "b") for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LIMIT_S)
+        for node in ("a", "b"):
+            self.assertEqual(sorted(point.seq for point in self.points(node)), list(range(1, 101)))
+
+    def test_another_run_of_the_server_has_another_epoch(self):
+        self.run_intake()
+        self.guests.store("attic", {"temperature": 1}, C)
+        Guests(self.intake, [], self.clock).store("attic", {"temperature": 2}, C)
+        self.assertEqual(len({point.epoch for point in self.points("attic")}), 2)
+
+
+class NotStoredInTime(Real):
+    def setUp(self):
+        super().setUp()
+        self.enterContext(mock.patch.object(guests, "STORE_S", 0.05))
+
+    def test_it_is_said_and_never_stored_later(self):
+        with self.assertRaisesRegex(NotStored, "within 0.05 s"):
+            self.guests.store("attic", {"temperature": 1}, C)
+        self.run_intake()
+        self.guests.leave("attic", {"temperature": 2}, C)
+        self.assertTrue(self.intake.settle(LIMIT_S))
+        self.assertEqual([(point.seq, point.values) for point in self.points("attic")], [(1, {"temperature": 2})])
+
+    def test_the_reason_is_told(self):
+        self.intake.fault = "nothing can be stored: disk full"
+        with self.assertRaisesRegex(NotStored, "disk full"):
+            self.guests.store("attic", {"temperature": 1}, C)
+
+    def test_no_room(self):
+        self.intake._buffer_samples = 1
+        self.assertTrue(self.guests.leave("attic", {"temperature": 1}, C))
+        self.assertFalse(self.guests.leave("attic", {"temperature": 2}, C))
+        with self.assertRaises(NotStored):
+            self.guests.store("attic", {"temperature": 3}, C)
+
+    def test_what_is_being_stored_is_waited_for(self):
+        entered, go_on, put = threading.Event(), threading.Event(), self.store.put
+
+        def slow(*args):
+            entered.set()
+            go_on.wait(LIMIT_S)
+            return put(*args)
+
+        with mock.patch.object(self.store, "put", slow):
+            self.run_intake()
+            thread = threading.Thread(target=self.guests.store, args=("attic", {"temperature": 1}, C))
+            thread.start()
+            self.assertTrue(entered.wait(LIMIT_S))
+            thread.join(0.3)  # longer than STORE_S
+            self.assertTrue(thread.is_alive())
+            go_on.set()
+            thread.join(LIMIT_S)
+        self.assertFalse(thread.is_alive())
+        self.assertEqual(len(self.points("attic")), 1)
+
+
+class Withdrawing(Real):
+    def test_only_what_is_not_being_stored(self):
+        one, other = batch(1, 2), batch(3, 4)
+        self.accept(one, other)
+        waiting = list(self.intake._batches)
+        self.assertTrue(self.intake.withdraw(waiting[1]))
+        self.assertFalse(self.intake.withdraw(waiting[1]))
+        self.intake.commit()
+        self.assertFalse(self.intake.withdraw(waiting[0]))
+        self.assertEqual((self.seqs(), self.answers.acks), ([1, 2], [(E1, 2)]))
+
+    def test_a_commit_that_fails_gives_it_free(self):
+        self.accept(batch(1, 2))
+        with mock.patch.object(self.store, "put", side_effect=NotStored("full")), self.assertRaises(NotStored):
+            self.intake.commit()
+        self.assertTrue(self.intake.withdraw(self.intake._batches[0]))
+        self.intake.commit()
+        self.assertEqual(self.seqs(), [])
+
+
+class Receipts(Real):
+    def test_a_refusal_is_raised(self):
+        receipt = Receipt()
+        hole = batch(5, 6)._replace(done=receipt.done, refused=receipt.refused)
+        self.intake.accept(hole)
+        self.intake.commit()
+        with self.assertRaises(Unexpected):
+            receipt.wait(0.0)
+
+    def test_until_which_number(self):
+        receipt = Receipt()
+        self.intake.accept(batch(1, 6)._replace(done=receipt.done, refused=receipt.refused), urgent=True)
+        self.assertFalse(receipt.wait(0.0))
+        self.intake.commit()
+        self.assertTrue(receipt.wait(0.0))
+        self.assertEqual(receipt.seq, 6)
+
+
+class Callers(Real):
+    def test_a_caller_appears_once_with_its_sensors(self):
+        self.guests.leave("attic", {"temperature": 1}, C)
+        self.guests.leave("attic", {"temperature": 1, "humidity": 2}, {**C, "humidity": "%"})
+        (link,) = self.links
+        self.assertEqual(link.state.sensors, [{"name": "temperature", "unit": "°C"}, {"name": "humidity", "unit": "%"}])
+        self.assertIs(self.guests.caller("attic"), link.state)
+        self.assertEqual((link.state.name, link.state.calls_in, link.state.connected), ("attic", True, True))
+        self.assertFalse(link.ask("SEND", True))
+
+    def test_how_often_it_calls_is_learned(self):
+        now = [100.0]
+        with mock.patch.object(self.clock, "monotonic", lambda: now[0]):
+            state = self.guests.note_call("attic")
+            self.assertIsNone(state.every_s)
+            for step, expected in ((60, 60.0), (300, 300.0), (60, 300.0), (60, 300.0), (60, 300.0), (60, 60.0)):
+                now[0] += step
+                self.assertEqual(self.guests.note_call("attic").every_s, expected)
+
+    def test_there_is_an_end_to_them(self):
+        with mock.patch.object(guests, "MOST_CALLERS", 3):
+            for n in range(3):
+                self.guests.caller(f"n{n}")
+            self.guests.caller("n1")
+            with self.assertRaisesRegex(NotStored, "3 nodes"):
+                self.guests.caller("n3")
+
+
+class Hurry(Real):
+    def test_accept_gives_up_when_there_is_no_room_or_the_program_stops(self):
+        self.intake._buffer_samples = 1
+        self.assertTrue(self.intake.accept(self.answers.of(batch(1, 2))))
+        self.assertFalse(self.intake.accept(self.answers.of(batch(3, 4)), limit_s=0.01))
+        self.run_intake()
+        wait_until(lambda: self.intake.accept(self.answers.of(batch(3, 4)), limit_s=0.01), "there is room again")
+        self.intake.stop(LIMIT_S)
+        self.assertFalse(self.intake.accept(self.answers.of(batch(5, 6))))

@@ -42,6 +42,10 @@ class InUse(PigeonpostError):
     exit_status = 75  # EX_TEMPFAIL
 
 
+class BadPacket(PigeonpostError, ValueError):
+    """A datagram that is no packet of the multicast bus, or a value that fits none."""
+
+
 class WireError(PigeonpostError, ValueError):
     """What the other end said was wrong: a line, or a request.
 

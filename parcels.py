@@ -1,0 +1,218 @@
+"""Samples in one JSON object, as every road but TCP carries them: the body of a push and of an MQTT message.
+
+Runs on: node (writing), server (reading).  Reached from: links/push, links/mqtt, links/announce (the seal).
+Hands on to: protocol.  Threads: none; nothing here reads a clock, a file or a socket.
+Errors: BadArgument, TooLong and NotUtf8, which name the sample and the key that were wrong.
+
+    {"node": "basement", "outbox": "<16 hex>", "epoch": "<16 hex>", "base": 150, "every": 10.0,
+     "sensors": [{"name": "temperature", "unit": "°C"}], "gaps": [{"from": 1, "to": 8, "why": "overwritten"}],
+     "samples": [{"seq": 9, "time": "...", "up": 48211903, "values": {"temperature": 23.4}}]}
+
+`node`, `outbox` and `epoch` have to be there. `base` is the running number, within the outbox, of the epoch's seq 0.
+Gaps and samples follow each other by their numbers without a hole. A body without either asks what is stored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from base.errors import BadArgument, NotUtf8, TooLong, WireError
+from protocol import (
+    BATCH_SAMPLES,
+    HEX_16,
+    LARGEST_SEQ,
+    NODE_NAME,
+    NODE_NAME_TAKES,
+    SENSOR_NAME,
+    UNIT,
+    WINDOW_SAMPLES,
+    Batch,
+    Gap,
+    Sample,
+    read_json,
+    read_samples,
+    write_json,
+)
+
+PARCEL_BYTES = 1 << 20  # a body at most
+MOST_SAMPLES = WINDOW_SAMPLES  # in a body,
+MOST_GAPS = 500
+MOST_SENSORS = 1000
+_LONGEST_WHY = 80
+_LONGEST_EVERY_S = 1e9
+
+_SEAL = re.compile(rb'\{"mac":"([0-9a-f]{64})",').match
+
+Piece = Sequence[Sample] | Gap
+
+
+class Parcel(NamedTuple):
+    """A body, read. `pieces` are in the order of their numbers; `said` is all of it, for what one road adds."""
+
+    node: str
+    outbox: str
+    epoch: str
+    base: int | None
+    every_s: float | None
+    sensors: list[dict[str, Any]]
+    pieces: list[Piece]
+    said: Mapping[str, Any]
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Sensor name to unit, as far as the body tells them."""
+        return {sensor["name"]: sensor["unit"] for sensor in self.sensors}
+
+    @property
+    def last(self) -> int:
+        """The highest seq that it speaks of; 0 when it only asks."""
+        if not self.pieces:
+            return 0
+        piece = self.pieces[-1]
+        return piece.last if isinstance(piece, Gap) else piece[-1].seq
+
+    def batches(self, done: Callable[[str, int], Any], refused: Callable[[WireError], Any]) -> list[Batch]:
+        """What the intake takes, in its order; `done` and `refused` as in protocol.Batch."""
+        units = self.units
+        return [
+            Batch(
+                self.node, self.outbox, self.epoch, self.base, () if isinstance(piece, Gap) else piece,
+                piece if isinstance(piece, Gap) else None, units, done, refused,
+            )
+            for piece in self.pieces
+        ]  # fmt: skip
+
+
+def write_body(
+    head: Mapping[str, Any], epoch: str, base: int | None, gaps: Sequence[Mapping[str, Any]], texts: Sequence[str]
+) -> bytes:
+    """The body with these gaps and samples of one epoch.
+
+    head   what is the same in every body of this node: node, outbox, every, sensors; and what one road adds
+    base   the running number of the epoch's seq 0; None: not told
+    gaps   as the link's GAP has them
+    texts  samples as JSON (protocol.sample_text), oldest first
+    """
+    more = {} if base is None else {"base": base}
+    rest = write_json({**head, "epoch": epoch, **more, "gaps": list(gaps)})
+    return f'{rest[:-1]},"samples":[{",".join(texts)}]}}'.encode()
+
+
+def read_body(data: bytes | bytearray | memoryview) -> Parcel:
+    """What a stranger's bytes say, if they are a body; else BadArgument, NotUtf8 or TooLong says what is wrong."""
+    if len(data) > PARCEL_BYTES:
+        raise TooLong(f"a body is at most {PARCEL_BYTES} bytes long, not {len(data)}")
+    try:
+        said = read_json(str(data, "utf-8"))
+    except UnicodeDecodeError as error:
+        raise NotUtf8(f"byte {error.start} is not UTF-8: {error.reason}") from None
+    if type(said) is not dict:
+        raise BadArgument("a body is a JSON object with node, outbox, epoch and samples")
+    node, base, every = said.get("node"), said.get("base"), said.get("every")
+    if type(node) is not str or not NODE_NAME(node):
+        raise BadArgument(f"node is the node's name ({NODE_NAME_TAKES}), not {_shown(node)}")
+    if base is not None and (type(base) is not int or abs(base) > LARGEST_SEQ):
+        raise BadArgument(f"base is a whole number, not {_shown(base)}")
+    every_s = float(every) if type(every) in (int, float) and 0 < every < _LONGEST_EVERY_S else None
+    pieces = _in_order(_gaps(said.get("gaps", [])), _items(said.get("samples", [])))
+    outbox, epoch, sensors = _hex_16(said, "outbox"), _hex_16(said, "epoch"), _sensors(said.get("sensors", []))
+    return Parcel(node, outbox, epoch, base, every_s, sensors, pieces, said)
+
+
+def _hex_16(said: Mapping[str, Any], key: str) -> str:
+    value = said.get(key)
+    if type(value) is not str or not HEX_16(value):
+        raise BadArgument(f"{key} is 16 hex digits (0-9, a-f), not {_shown(value)}")
+    return value
+
+
+def _sensors(items: Any) -> list[dict[str, Any]]:
+    """Of each sensor what is known here: its name and unit, and whether it is a simulated one."""
+    if type(items) is not list or len(items) > MOST_SENSORS:
+        raise BadArgument(f'sensors is a list of up to {MOST_SENSORS} {{"name": ..., "unit": ...}}')
+    sensors = []
+    for item in items:
+        name, unit = (item.get("name"), item.get("unit", "")) if type(item) is dict else (None, None)
+        if type(name) is not str or not SENSOR_NAME(name) or type(unit) is not str or not UNIT(unit):
+            raise BadArgument(
+                'sensors is a list of {"name": ..., "unit": ...}, a unit up to 32 printable characters,'
+                f" not {_shown(item)}"
+            )
+        sensors.append({"name": name, "unit": unit} | ({"simulated": True} if item.get("simulated") is True else {}))
+    return sensors
+
+
+def _gaps(items: Any) -> list[Gap]:
+    if type(items) is not list or len(items) > MOST_GAPS:
+        raise BadArgument(f'gaps is a list of up to {MOST_GAPS} {{"from": ..., "to": ..., "why": ...}}')
+    gaps = []
+    for item in items:
+        numbers = [item.get(key, 0) for key in ("from", "to", "before")] if type(item) is dict else [0]
+        if not all(type(number) is int and 0 <= number <= LARGEST_SEQ for number in numbers):
+            numbers = [0]
+        if numbers[0] < 1 or numbers[1] < numbers[0] - 1:
+            raise BadArgument(f'a gap is {{"from": first seq, "to": last seq, "why": text}}, not {_shown(item)}')
+        gaps.append(Gap(numbers[0], numbers[1], numbers[2], str(item.get("why", ""))[:_LONGEST_WHY]))
+    return gaps
+
+
+def _items(items: Any) -> list[Any]:
+    if type(items) is not list or len(items) > MOST_SAMPLES:
+        raise BadArgument(f"samples is an array of up to {MOST_SAMPLES} samples")
+    return items
+
+
+def _in_order(gaps: Sequence[Gap], items: Sequence[Any]) -> list[Piece]:
+    """Gaps and runs of samples as their numbers have them; BadArgument when these leave a hole, or overlap."""
+    expected = read_samples(list(items[:1]))[0].seq if items else 0
+    if gaps and (not items or gaps[0].first < expected):
+        expected = gaps[0].first
+    pieces: list[Piece] = []
+    at = 0
+    for gap in gaps:
+        count = gap.first - expected
+        if not 0 <= count <= len(items) - at:
+            comes = expected + max(0, min(count, len(items) - at))
+            raise BadArgument(f"a gap from {gap.first} where {comes} comes next; seq has no holes within one body")
+        pieces += _runs(items[at : at + count], expected)
+        pieces.append(gap)
+        at += count
+        expected = gap.last + 1
+    return pieces + _runs(items[at:], expected)
+
+
+def _runs(items: Sequence[Any], expected: int) -> list[Piece]:
+    """`items` as samples in runs of the length that the intake likes, the first of them numbered `expected`."""
+    runs: list[Piece] = []
+    for start in range(0, len(items), BATCH_SAMPLES):
+        run = read_samples(list(items[start : start + BATCH_SAMPLES]))
+        if run[0].seq != expected + start:
+            raise BadArgument(
+                f"sample {run[0].seq} where {expected + start} comes next; seq has no holes within one body"
+            )
+        runs.append(run)
+    return runs
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# -------------------------------------------------------------------------------------------------------- the seal
+
+
+def sealed(body: bytes, mac: str) -> bytes:
+    """`body` (a JSON object with at least one key) with its `mac` as the first key."""
+    return b'{"mac":"%s",%s' % (mac.encode(), body[1:])
+
+
+def unsealed(data: bytes) -> tuple[str, bytes]:
+    """The mac that `data` begins with (empty when it begins with none), and the body that it was made for.
+
+    The mac speaks of bytes, not of what they mean; so it stands in one place and in one form, as `sealed` writes it.
+    """
+    found = _SEAL(data)
+    return (found[1].decode(), b"{" + data[found.end() :]) if found else ("", data)

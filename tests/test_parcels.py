@@ -1,0 +1,235 @@
+"""Samples in one JSON object: what was written is read, and whatever else a stranger sends is refused in words."""
+
+import json
+import random
+import time
+import unittest
+
+from base.errors import BadArgument, NotUtf8, TooLong, WireError
+from parcels import (
+    MOST_GAPS,
+    MOST_SAMPLES,
+    MOST_SENSORS,
+    PARCEL_BYTES,
+    read_body,
+    sealed,
+    unsealed,
+    write_body,
+)
+from protocol import BATCH_SAMPLES, LARGEST_SEQ, Gap, sample_body, sample_text
+from tests.support import EPOCH, WALL_MS
+from tests.test_protocol import sample
+
+OUTBOX = "00000000000000ab"
+HEAD = {"node": "basement", "outbox": OUTBOX}
+
+
+def texts(first, count):
+    return [
+        sample_text(seq, WALL_MS + seq, 1000 + seq, sample_body({"temperature": seq / 4}, {}), "")
+        for seq in range(first, first + count)
+    ]
+
+
+def gap(first, last, **more):
+    return {"from": first, "to": last, "why": "overwritten", **more}
+
+
+def body(**changes):
+    """A body's bytes, with some keys other than usual; a value of ... leaves the key out."""
+    said = {**HEAD, "epoch": EPOCH, "gaps": [], "samples": [sample()], **changes}
+    return json.dumps({key: value for key, value in said.items() if value is not ...}).encode()
+
+
+def shape(parcel):
+    """The pieces in short: ("gap" or "samples", first seq, last seq)."""
+    return [
+        ("gap", piece.first, piece.last) if isinstance(piece, Gap) else ("samples", piece[0].seq, piece[-1].seq)
+        for piece in parcel.pieces
+    ]
+
+
+class WhatWasWritten(unittest.TestCase):
+    def test_samples_are_read_as_they_were_written(self):
+        sensors = [{"name": "temperature", "unit": "°C"}, {"name": "light", "unit": "", "simulated": True}]
+        head = {**HEAD, "every": 10.0, "sensors": sensors, "more": "of one road"}
+        parcel = read_body(write_body(head, EPOCH, 150, [], texts(9, 3)))
+        self.assertEqual(parcel[:6], ("basement", OUTBOX, EPOCH, 150, 10.0, sensors))
+        self.assertEqual(parcel.units, {"temperature": "°C", "light": ""})
+        self.assertEqual(parcel.said["more"], "of one road")
+        self.assertEqual(shape(parcel), [("samples", 9, 11)])
+        first = parcel.pieces[0][0]
+        self.assertEqual(first, (9, WALL_MS + 9, 1009, {"temperature": 2.25}, {}, ""))
+
+    def test_gaps_and_samples_come_back_in_the_order_of_their_numbers(self):
+        data = write_body(HEAD, EPOCH, None, [gap(1, 8, before=3), gap(12, 12)], texts(9, 3) + texts(13, 2))
+        parcel = read_body(data)
+        self.assertEqual(shape(parcel), [("gap", 1, 8), ("samples", 9, 11), ("gap", 12, 12), ("samples", 13, 14)])
+        self.assertEqual(parcel.pieces[0], Gap(1, 8, 3, "overwritten"))
+        self.assertEqual(parcel.last, 14)
+
+    def test_a_gap_alone_also_an_empty_one_that_only_counts_earlier_epochs(self):
+        self.assertEqual(shape(read_body(write_body(HEAD, EPOCH, 7, [gap(5, 9)], []))), [("gap", 5, 9)])
+        parcel = read_body(write_body(HEAD, EPOCH, 7, [gap(1, 0, before=70)], texts(1, 1)))
+        self.assertEqual(shape(parcel), [("gap", 1, 0), ("samples", 1, 1)])
+
+    def test_a_body_without_samples_asks(self):
+        for data in (write_body(HEAD, EPOCH, None, [], []), body(samples=..., gaps=...)):
+            parcel = read_body(data)
+            self.assertEqual((parcel.pieces, parcel.last, parcel.batches(print, print)), ([], 0, []))
+
+    def test_long_bodies_are_cut_into_what_the_intake_takes(self):
+        parcel = read_body(write_body(HEAD, EPOCH, None, [], texts(1, 2 * BATCH_SAMPLES + 1)))
+        self.assertEqual(shape(parcel), [("samples", 1, 500), ("samples", 501, 1000), ("samples", 1001, 1001)])
+
+    def test_batches_carry_all_that_the_intake_wants_to_know(self):
+        head = {**HEAD, "sensors": [{"name": "temperature", "unit": "°C"}]}
+        done, refused = object(), object()
+        first, second = read_body(write_body(head, EPOCH, 4, [gap(1, 2)], texts(3, 2))).batches(done, refused)
+        self.assertEqual((first.gap, len(first.samples)), (Gap(1, 2, 0, "overwritten"), 0))
+        self.assertEqual((second.gap, [s.seq for s in second.samples]), (None, [3, 4]))
+        for batch in (first, second):
+            self.assertEqual(batch[:4], ("basement", OUTBOX, EPOCH, 4))
+            self.assertEqual(batch[6:], ({"temperature": "°C"}, done, refused))
+
+    def test_any_mixture_comes_back(self):
+        seed = random.randrange(1 << 32)
+        rng = random.Random(seed)
+        for _ in range(200):
+            seq = first = rng.randint(1, 50)
+            gaps, all_texts, wanted = [], [], []
+            for _ in range(rng.randint(1, 8)):
+                count = rng.randint(1, 30)
+                if rng.random() < 0.5:
+                    gaps.append(gap(seq, seq + count - 1))
+                    wanted.append(("gap", seq, seq + count - 1))
+                else:
+                    all_texts += texts(seq, count)
+                    if wanted and wanted[-1][0] == "samples":
+                        wanted[-1] = ("samples", wanted[-1][1], seq + count - 1)
+                    else:
+                        wanted.append(("samples", seq, seq + count - 1))
+                seq += count
+            with self.subTest(seed=seed, first=first):
+                self.assertEqual(shape(read_body(write_body(HEAD, EPOCH, None, gaps, all_texts))), wanted)
+
+
+class WhatIsRefused(unittest.TestCase):
+    def refused(self, data, error, *words):
+        with self.assertRaises(error) as caught:
+            read_body(data)
+        for word in words:
+            self.assertIn(word, str(caught.exception))
+        self.assertLess(len(str(caught.exception)), 400)
+
+    def test_what_is_no_body(self):
+        for data in (b"", b"[]", b"null", b"7", b'{"node":', b"{}{}"):
+            with self.subTest(data):
+                self.refused(data, BadArgument)
+        self.refused(b'{"node":"\xff"}', NotUtf8, "byte 9")
+        self.refused(b" " * (PARCEL_BYTES + 1), TooLong, str(PARCEL_BYTES))
+        self.refused(body()[:-1] + b',"epoch":"%s"}' % EPOCH.encode(), BadArgument, "'epoch' stands twice")
+
+    def test_who_it_is_from_has_to_be_said_rightly(self):
+        for key in ("node", "outbox", "epoch"):
+            for value in (..., None, 7, "", "x" * 300, "<img src=x>", [EPOCH], EPOCH.upper() + "é"):
+                with self.subTest(key, value=value):
+                    self.refused(body(**{key: value}), BadArgument, f"{key} is ")
+        for value in ("1", 1.5, True, 10**18, [1]):
+            with self.subTest(base=value):
+                self.refused(body(base=value), BadArgument, "base is a whole number")
+
+    def test_samples(self):
+        self.refused(body(samples={}), BadArgument, "samples is an array")
+        self.refused(body(samples=[sample(seq=n) for n in range(1, MOST_SAMPLES + 2)]), BadArgument, "samples is an")
+        self.refused(body(samples=[sample(), sample(seq=3)]), BadArgument, "sample 3 follows 1")
+        self.refused(body(samples=[sample(), sample(seq=2, up="x")]), BadArgument, "sample 2", "up is")
+        self.refused(body(samples=[sample(values={"light": float("1e400")})]), BadArgument)
+        run = [sample(seq=n) for n in (*range(1, BATCH_SAMPLES + 1), BATCH_SAMPLES + 2)]
+        self.refused(body(samples=run), BadArgument, "sample 502 where 501 comes next")
+
+    def test_gaps(self):
+        wrong = (
+            {}, 7, None, gap(0, 5), gap(5, 3), gap(1, LARGEST_SEQ + 1), gap("1", 5), gap(1, 5, before=-1),
+            gap(1, 5, before=None), gap(True, 5), gap(1.0, 5),
+        )  # fmt: skip
+        for item in wrong:
+            with self.subTest(item):
+                self.refused(body(gaps=[item], samples=[]), BadArgument, "a gap is ")
+        for items in (7, {}, [gap(n, n) for n in range(1, MOST_GAPS + 2)]):
+            self.refused(body(gaps=items), BadArgument, "gaps is a list")
+
+    def test_numbers_that_leave_a_hole_or_overlap(self):
+        cases = (
+            ([gap(1, 3)], [5]), ([gap(1, 3)], [3]), ([gap(3, 4)], [1]), ([gap(2, 4)], [1, 2]), ([gap(2, 4)], [1, 4]),
+            ([gap(1, 3), gap(5, 6)], []), ([gap(1, 3), gap(3, 6)], []), ([gap(5, 6), gap(1, 4)], []),
+            ([gap(LARGEST_SEQ, LARGEST_SEQ)], [1]),
+        )  # fmt: skip
+        for gaps, seqs in cases:
+            with self.subTest(gaps=gaps, seqs=seqs):
+                items = [sample(seq=seq) for seq in seqs]
+                self.refused(body(gaps=gaps, samples=items), BadArgument, "comes next")
+
+    def test_sensors(self):
+        for items in (7, {}, [7], [{}], [{"name": "T"}], [{"name": "t", "unit": "\n"}], [{"name": "t", "unit": None}]):
+            with self.subTest(items):
+                self.refused(body(sensors=items), BadArgument, "sensors is a list")
+        self.refused(body(sensors=[{"name": "t"}] * (MOST_SENSORS + 1)), BadArgument, "sensors is a list")
+
+    def test_an_interval_that_is_none_is_not_believed_but_costs_nothing_else(self):
+        for value in (0, -1, 1e10, "10", None, True, [10]):
+            self.assertIsNone(read_body(body(every=value)).every_s, value)
+        self.assertEqual(read_body(body(every=3)).every_s, 3.0)
+
+    def test_the_reason_of_a_gap_is_cut(self):
+        self.assertEqual(len(read_body(body(gaps=[gap(2, 3) | {"why": "x" * 9999}])).pieces[1].why), 80)
+
+    def test_hostile_bodies_cost_no_time(self):
+        began_s = time.monotonic()
+        hostile = (
+            b"[" * PARCEL_BYTES, b'{"a":' * 200_000, b'"' * PARCEL_BYTES, b'{"samples":[' + b"{}," * 300_000 + b"{}]}",
+            b'{"a":' + b"9" * 1_000_000 + b"}", body(gaps=[gap(1, 10**17), gap(10**17 + 1, 10**18 - 1)], samples=[]),
+        )  # fmt: skip
+        for data in hostile:
+            try:
+                read_body(data)
+            except WireError:
+                pass
+        self.assertLess(time.monotonic() - began_s, 20.0)
+
+    def test_mutated_bodies_are_read_or_refused(self):
+        seed = random.randrange(1 << 32)
+        rng = random.Random(seed)
+        right = write_body({**HEAD, "sensors": [{"name": "t", "unit": ""}]}, EPOCH, 3, [gap(1, 2)], texts(3, 2))
+        for _ in range(3000):
+            data = bytearray(right)
+            for _ in range(rng.randint(1, 4)):
+                at = rng.randrange(len(data))
+                data[at : at + rng.randint(0, 3)] = bytes(rng.choices(b'{}[]",:0129e.-ntu\\\xff ', k=rng.randint(0, 3)))
+            with self.subTest(seed=seed, data=bytes(data)):
+                try:
+                    read_body(bytes(data))
+                except WireError:
+                    pass
+
+
+class Seal(unittest.TestCase):
+    MAC = "0123456789abcdef" * 4
+
+    def test_what_was_sealed_comes_back_byte_for_byte(self):
+        data = sealed(body(), self.MAC)
+        self.assertEqual(unsealed(data), (self.MAC, body()))
+        self.assertEqual(read_body(data).said["mac"], self.MAC)
+
+    def test_a_mac_elsewhere_or_in_another_form_is_none(self):
+        others = (
+            body(), body(mac=self.MAC), b' {"mac":"%s","a":1}' % self.MAC.encode(), b"",
+            b'{"mac": "%s","a":1}' % self.MAC.encode(), b'{"mac":"%s","a":1}' % self.MAC.upper().encode(),
+        )  # fmt: skip
+        for data in others:
+            with self.subTest(data):
+                self.assertEqual(unsealed(data), ("", data))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -34,7 +34,7 @@ from csvbuffer import FOLDER, verify_logs
 from gate.tokens import Tokens
 from gate.users import Users
 from protocol import DEFAULT_PORT, decode, encode
-from settings import SERVER
+from settings import SERVER, SERVER_ARRAYS
 from stores.sqlite import SqliteStore
 
 ANSWER_S = 10.0  # for a running server or a node
@@ -283,7 +283,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sub.add_argument(argument, **options)
     chosen = parser.parse_args(arguments)
     try:
-        settings = config.load(SERVER, argparse.Namespace(config=chosen.config, server_data=chosen.data), "server.toml")
+        flags = argparse.Namespace(config=chosen.config, server_data=chosen.data)
+        settings = config.load(SERVER, flags, "server.toml", SERVER_ARRAYS)
         context = Context(config.data_folder(settings["server", "data"]), chosen, settings, chosen.config or "")
         return COMMANDS[chosen.command].run(context)
     except (PigeonpostError, ValueError) as error:

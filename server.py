@@ -44,7 +44,7 @@ from intake import Intake
 from links import End, Hall
 from links.tcp import ServerEnd
 from pages import House
-from settings import SERVER
+from settings import SERVER, SERVER_ARRAYS
 from stores.sqlite import SqliteStore
 from webui import WebEnd
 
@@ -52,7 +52,10 @@ log = logging.getLogger("server")
 
 RUNNING_FILE = "running.json"  # in the data folder, while the server runs: how control.py reaches it
 # The roads beside TCP: the file in links/, and the setting that switches it on (None: it is always open).
-ROADS: tuple[tuple[str, tuple[str, str] | None], ...] = ()
+ROADS: tuple[tuple[str, tuple[str, str] | None], ...] = (
+    ("tmon", None),
+    ("pimonitor", ("pimonitor", "api_key")),
+)
 _STACK_BYTES = 512 << 10  # of a thread: a thousand of them then fit the address space of a 32-bit Pi
 
 
@@ -75,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     start_logging()
     try:
-        settings = config.load(SERVER, chosen, "server.toml")
+        settings = config.load(SERVER, chosen, "server.toml", SERVER_ARRAYS)
         if chosen.show:
             print(settings.show())
             return 0

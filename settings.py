@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from base.config import Setting, address, matching, number, switch, text
+from base.config import Setting, address, matching, number, one_of, switch, text
 from protocol import DEFAULT_PORT, NODE_NAME, NODE_NAME_TAKES
 
 WEB_PORT = 8080
+SERVER_ARRAYS = ("location",)  # arrays of tables in server.toml; the keys of each stand with whoever uses them
 
 
 def _name_or_none(name: str) -> object:
@@ -70,6 +71,11 @@ SERVER = (
             f"page address (0.0.0.0:{WEB_PORT}); may be given again", "--web", "HOST:PORT", many=True),
     Setting("web", "names", text, [], "names by which browsers reach the page, beside this machine's own",
             many=True),
+    Setting("pimonitor", "api_key", text, "",
+            "key of the devices that post to /; without one they are not answered", secret=True),
+    Setting("pimonitor", "unit", one_of("F", "C"), "F",
+            "of the temperatures they send, where [[location]] says nothing"),
+    Setting("pimonitor", "zone", text, "", "their time zone, where [[location]] says nothing (this machine's)"),
     Setting("store", "commit", number(0.05, 600), 1.0, "seconds between commits; 60 spares an SD card"),
     Setting("store", "buffer", number(1000, 1_000_000, whole=True), 20_000,
             "uncommitted samples at most; then nodes have to wait"),

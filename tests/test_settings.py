@@ -7,7 +7,8 @@ from pathlib import Path
 
 import adc
 from base.config import load
-from sensors import command, kernel, machine
+from links import pimonitor
+from sensors import LIMITS, command, kernel, machine
 from settings import NODE, SERVER
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,6 +57,7 @@ class SettingsInDocs(unittest.TestCase):
             self.assertIn(f"`[{setting.table}] {setting.key}`", manual)
             self.assertIn(setting.variable, manual)
         for option in (
+            *pimonitor.LOCATION,
             *adc.OPTIONS,
             *adc.CHANNEL_OPTIONS,
             *machine.OPTIONS,
@@ -63,6 +65,7 @@ class SettingsInDocs(unittest.TestCase):
             *kernel.CHANNEL_OPTIONS,
             *command.OPTIONS,
             *command.CHANNEL_OPTIONS,
+            *LIMITS,
         ):
             self.assertIn(f"`{option.key}`", manual)
 

@@ -9,6 +9,7 @@ Its client is a few lines over a socket: nothing in it is shared with what it te
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -16,20 +17,25 @@ import socket
 import tempfile
 import threading
 import unittest
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from unittest import mock
 from urllib.parse import urlencode
 
 import webui
 from base.clock import Clock
+from base.config import load
 from connections import Limits
 from csvbuffer import CsvLog
+from gate.tokens import Tokens
 from gate.users import FIRST_USER, Users
+from guests import Guests
 from intake import Intake
+from links import End, Hall
 from pages import House
 from protocol import Batch, Sample
 from session_server import NodeState
+from settings import SERVER, SERVER_ARRAYS
 from stores import Filing
 from stores.sqlite import SqliteStore
 from tests.support import LIMIT_S, temp_folder
@@ -82,10 +88,14 @@ class WebHouse:
         clock: Clock | None = None,
         listen: str = "127.0.0.1",
         names: Sequence[str] = (),
+        roads: Sequence[Callable[[Hall], End]] = (),
+        settings: str = "",
     ) -> None:
         """
         password  of the user "admin", who may control; None: no password is set
         links     FakeLinks, or real ServerEnds that the test starts and stops itself
+        roads     `make_server_end` of each road that is to be open
+        settings  for them, as a server.toml
         """
         self.folder = _folder_in_memory(test)
         clock = clock or Clock()
@@ -100,13 +110,19 @@ class WebHouse:
         test.addCleanup(self.csv.close)
         self.csv.start()
         self.intake = Intake(self.store, self.csv, clock, commit_s=0.01)
+        self.tokens, self.links = Tokens(self.folder), list(links)
+        self.guests = Guests(self.intake, self.links, clock)
         self.house = House(
             name="house", data=self.folder, clock=clock, store=self.store, csv=self.csv, intake=self.intake,
-            links=links, users=self.users, control=CONTROL_KEY, started_ms=clock.wall_ms(), names=names,
+            links=self.links, users=self.users, control=CONTROL_KEY, started_ms=clock.wall_ms(), names=names,
             stop=self.stopped.append,
         )  # fmt: skip
         self.bearer = {"Authorization": f"Bearer {CONTROL_KEY}"}
-        self.web = WebEnd([(listen, 0)], self.house, limits)
+        ends = [make(self._hall(settings)) for make in roads]
+        self.web = WebEnd([(listen, 0)], self.house, limits, [one for end in ends for one in end.endpoints])
+        for end in ends:
+            end.start()
+            test.addCleanup(end.stop, LIMIT_S)
         self.intake.start()
         test.addCleanup(self.intake.stop, LIMIT_S)
         with mock.patch.object(webui, "_POLL_S", 0.02):  # else every test ends 0.2 s later
@@ -119,6 +135,16 @@ class WebHouse:
         self._handed_on = threading.Condition()
         self._seen: dict[str, int] = {}
         self.intake.watch(self._note)
+
+    def _hall(self, settings: str) -> Hall:
+        path = os.path.join(self.folder, "server.toml")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(settings)
+        found = load(SERVER, argparse.Namespace(config=path), "", SERVER_ARRAYS, environment={})
+        return Hall(
+            "house", self.folder, self.house.clock, found, self.store, self.intake, self.tokens, self.guests,
+            self.links, lambda name, address: None,
+        )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------------ samples
 

@@ -1,0 +1,148 @@
+"""The road of "tmon": a cron job posts one temperature, with its token, to `/temp`. Its clients need no change.
+
+Runs on: server.  Reached from: server.py, which makes the end; webui, which brings the requests.
+Hands on to: guests, which numbers a reading and stores it.
+Threads: those of the web server, one a connection.
+Errors: answered as those clients know it, always with a body: `{"success": false, "error": ...}`. "Stored" is said only
+  when it is.
+
+    POST /temp  {"type": "temperature", "token": "<32 hex>", "data": {"temperature": "20812"}}  ->  {"success": true}
+
+The value is what the 1-wire file prints: a whole number of thousandths of a degree, as a text. The token alone tells
+the node. docs/coming-from-tmon.md tells it to people.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from base.errors import BadArgument, NotStored
+from http_head import JSON, Answer, Endpoint, Request
+from links import End
+from protocol import read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from links import Hall
+
+SENSOR, UNIT = "temperature", "°C"
+_BODY_BYTES = 16 << 10
+_LOWEST, _HIGHEST = -273_150, 2_000_000  # thousandths of a degree: no thermometer shows less, or more
+_RETRY_S = 10
+_LAST_S = 253_402_300_800  # the year 10000, in seconds since 1970
+
+_MILLI_DEGREES = re.compile(r"[+-]?[0-9]{1,9}").fullmatch
+_SECONDS = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?").fullmatch
+_FALSE = (None, False, 0, "", "0", "false", "no", "off")
+
+
+class Wrong(ValueError):
+    """What is wrong with a request, in the words of its answer, and the answer's HTTP status."""
+
+    def __init__(self, text: str, status: int = 400) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Report:
+    """What one request said.
+
+    time_ms  None: it did not say when
+    is_test  it is looked at and answered, but not stored
+    """
+
+    def __init__(self, token: str, temperature_c: float, time_ms: int | None, is_test: bool) -> None:
+        self.token = token
+        self.temperature_c = temperature_c
+        self.time_ms = time_ms
+        self.is_test = is_test
+
+
+def read_report(body: bytes) -> Report:
+    """The report that a body is; else Wrong."""
+    try:
+        said = read_json(body.decode("utf-8").strip())
+    except (UnicodeDecodeError, BadArgument) as error:
+        raise Wrong(f"not JSON: {error}") from None
+    if type(said) is not dict:
+        raise Wrong("a JSON object was expected")
+    token, data = said.get("token"), said.get("data")
+    if not token:
+        raise Wrong("token not set", 200)
+    if type(token) is not str:
+        raise Wrong("token is a text")
+    value = data.get(SENSOR) if type(data) is dict else None
+    if value is None or value == "":
+        raise Wrong("No temperature given", 200)
+    if said.get("type", SENSOR) != SENSOR:
+        raise Wrong('type takes "temperature"')
+    return Report(token, _celsius(value), _time_ms(said.get("time")), said.get("test") not in _FALSE)
+
+
+def _celsius(value: Any) -> float:
+    """°C of a whole number of thousandths, which may come as a text or as a number."""
+    text = value.strip() if type(value) is str else str(value) if type(value) is int else ""
+    if not _MILLI_DEGREES(text) or not _LOWEST <= int(text) <= _HIGHEST:
+        raise Wrong('temperature takes thousandths of a degree Celsius, as "20812"')
+    return int(text) / 1000
+
+
+def _time_ms(said: Any) -> int | None:
+    """When it was measured, as clients say it: seconds since 1970, or an ISO date; None: they do not.
+
+    A date without an offset is taken for this server's local time, which is what a client's own `strftime` writes.
+    """
+    if said is None or said == "":
+        return None
+    text = said.strip() if type(said) is str else str(said) if type(said) in (int, float) else ""
+    try:
+        since_s = float(text) if _SECONDS(text) else datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError, OSError):  # the last two: a year that this machine's C library does not reckon
+        since_s = -1.0
+    if not 0 <= since_s < _LAST_S:
+        raise Wrong("time takes seconds since 1970, or a date like 2026-11-20T15:36:10Z")
+    return round(since_s * 1000)
+
+
+class ServerEnd(End):
+    """`POST /temp`."""
+
+    def __init__(self, hall: Hall) -> None:
+        self._tokens, self._guests = hall.tokens, hall.guests
+        self.endpoints: Sequence[Endpoint] = [Endpoint("POST", "/temp", self.answer, _BODY_BYTES)]
+
+    def start(self) -> None:
+        """Nothing to open: the web server listens."""
+
+    def stop(self, limit_s: float) -> str | None:
+        """Nothing to close."""
+        return None
+
+    def answer(self, request: Request) -> Answer:
+        """Store what a client reports; its answer."""
+        try:
+            report = read_report(request.body)
+            node = self._tokens.node_of(report.token)
+            if node is None:
+                raise Wrong("unknown token")
+            if not report.is_test:
+                self._guests.store(node, {SENSOR: report.temperature_c}, {SENSOR: UNIT}, report.time_ms)
+        except Wrong as error:
+            return _answer(error.status, success=False, error=str(error))
+        except NotStored as error:
+            text = f"not stored, try again later: {error}"
+            return _answer(503, success=False, error=text)._replace(headers={"Retry-After": str(_RETRY_S)})
+        return _answer(200, success=True)
+
+
+def _answer(status: int, **said: Any) -> Answer:
+    return Answer(json.dumps(said).encode(), JSON, status, {"Cache-Control": "no-store"})
+
+
+def make_server_end(hall: Hall) -> ServerEnd:
+    """The end, for server.py."""
+    return ServerEnd(hall)

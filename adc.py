@@ -249,12 +249,17 @@ def make(settings: Mapping[str, Any], where: str, spi: Spi | None = None) -> Adc
         plus, minus = chosen["input"]
         inputs[name] = Input(plus, minus, _conversion(chosen, options["vref_v"]))
         unit = _UNITS[chosen["convert"]] if chosen["unit"] is None else chosen["unit"]
-        channels.append(Channel(name, unit, simulated=spi is not None))
+        channels.append(Channel(name, unit, spi is not None, _rail(chosen, inputs[name].convert)))
 
     def open_chip() -> Mcp3008:
         return Mcp3008(spi or open_spi(options["bus"], options["device"], options["max_speed_hz"]))
 
     return AdcSource(open_chip, inputs, channels, options["average"])
+
+
+def _rail(chosen: Mapping[str, Any], convert: Callable[[float], Number]) -> Mapping[str, Any]:
+    """What a temperature sensor that is broken or not connected shows; of other inputs an end may be a true value."""
+    return {"rail": sorted((convert(0), convert(FULL_SCALE - 1)))} if chosen["convert"] in _TEMPERATURE else {}
 
 
 def _conversion(chosen: Mapping[str, Any], vref_v: float) -> Callable[[float], Number]:

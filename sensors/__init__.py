@@ -10,20 +10,26 @@ Errors: SensorError, with what was wrong and the remedy; for one channel alone i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from base.config import Option, number, read_options
+from base.config import Option, check_keys, matching, number, read_options, switch
 from base.errors import SensorError, SettingsError
-from protocol import SENSOR_NAME, SENSOR_NAME_TAKES, Number
+from protocol import SENSOR_NAME, SENSOR_NAME_TAKES, UNIT, Number
 
 
 class Channel(NamedTuple):
-    """One named value that a source gives: name and unit as they go over the link; `simulated` is told to people."""
+    """One named value that a source gives: name and unit as they go over the link; `simulated` is told to people.
+
+    limits  what the value is judged by, as HELLO tells it: low, high, jump, stuck, and rail as [low, high]. All are in
+            terms of the value that is sent; a driver that knows the ends of its scale gives `rail` itself.
+    """
 
     name: str
     unit: str
     simulated: bool = False
+    limits: Mapping[str, Any] = MappingProxyType({})
 
 
 Readings = Mapping[str, "Number | SensorError"]
@@ -45,6 +51,57 @@ class Source:
         """Give back what it holds. Closing twice is fine."""
 
 
+class Latest(NamedTuple):
+    """What a channel gave last, and when (Clock.monotonic)."""
+
+    value: Number
+    at_s: float
+
+
+class Derived(Source):
+    """A source that makes its values of what other channels gave. The sampler evaluates it in its own thread, after
+    the other sources have answered; so it must be quick."""
+
+    uses: Mapping[str, Mapping[str, str]]  # of each of its channels those that it is made of, and where that is written
+
+    def derive(self, name: str, latest: Mapping[str, Latest], now_s: float) -> Latest:
+        """The value of its channel `name`, as old as the oldest value that it is made of. Raises SensorError."""
+        raise NotImplementedError
+
+
+def in_order(sources: Sequence[Source]) -> list[tuple[Derived, str]]:
+    """Every derived channel of a node with its source, each after those that it is made of.
+
+    Raises SettingsError for a name that no source gives, and for channels that are made of each other.
+    """
+    made = {name: source for source in sources if isinstance(source, Derived) for name in source.uses}
+    if not made:
+        return []
+    import graphlib
+
+    known = [channel.name for source in sources for channel in source.channels]
+    for name, source in made.items():
+        check_names(source.uses[name], known)
+    try:
+        circle_free = graphlib.TopologicalSorter({name: source.uses[name].keys() for name, source in made.items()})
+        return [(made[name], name) for name in circle_free.static_order() if name in made]
+    except graphlib.CycleError as error:
+        around = error.args[1][::-1]  # it says who is needed by whom
+        where = made[around[0]].uses[around[0]][around[1]]
+        raise SettingsError(f"{where}: made of itself: {' needs '.join(around)}") from None
+
+
+def check_names(used: Mapping[str, str], known: Sequence[str]) -> None:
+    """SettingsError for a channel that there is not, with the nearest that there is. used: name to where it stands"""
+    for name, where in used.items():
+        if name not in known:
+            import difflib
+
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f'did you mean "{near[0]}"?' if near else f"there are: {', '.join(known)}"
+            raise SettingsError(f"{where}: no channel is called {name!r:.50}; {hint}")
+
+
 # What members with a table for each channel share.
 CALIBRATION = (
     Option("gain", number(-1e9, 1e9), 1.0, "calibration: the value is multiplied by this,"),
@@ -55,6 +112,23 @@ CALIBRATION = (
 def calibrated(value: float, chosen: Mapping[str, Any]) -> float:
     """`value` after the CALIBRATION options of its channel."""
     return round(value * float(chosen["gain"]) + float(chosen["offset"]), 6)
+
+
+def at_path(value: Any, path: str) -> Any:
+    """What stands in decoded JSON at a dotted path, as `sensors.0.temperature`; an empty path is all of it.
+
+    Raises SensorError, which names the first part that is not there.
+    """
+    parts = path.split(".") if path else []
+    for count, part in enumerate(parts, 1):
+        try:
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        except (KeyError, IndexError, TypeError, ValueError):
+            keys = ", ".join(list(value)[:10]) if isinstance(value, dict) else repr(value)
+            raise SensorError(
+                f"there is no {'.'.join(parts[:count])!r:.60}; there is {keys or 'nothing':.120}"
+            ) from None
+    return value
 
 
 def channel_tables(
@@ -72,4 +146,104 @@ def channel_tables(
         here = f"{where}: channels.{name}"
         if not SENSOR_NAME(name) or not isinstance(entry, dict):
             raise SettingsError(f"{here}: a channel is a table, named with {SENSOR_NAME_TAKES}")
+        # First against all keys that a channel may have, so that the hint for a misspelt one can name any of them.
+        check_keys(entry, [option.key for option in (*options, *LIMITS)], here)
         yield name, read_options(entry, options, here), here
+
+
+# ---------------------------------------------------------------------------------------------- limits and raw values
+
+
+def _pair(value: Any) -> tuple[float, float]:
+    one = number(-1e15, 1e15)
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError("takes the two ends of a scale, as [0, 1023]")
+    low, high = one(value[0]), one(value[1])
+    if not low < high:
+        raise ValueError("takes the lower end first, as [0, 1023]")
+    return low, high
+
+
+# What every kind with a table for each channel takes too. The node tells the limits; the server judges (verdicts.py).
+LIMITS = (
+    Option("low", number(-1e15, 1e15), None, "verdict: less is out of range,"),
+    Option("high", number(-1e15, 1e15), None, "and so is more than this"),
+    Option("jump", number(1e-9, 1e15), None, "verdict: the most that it changes in a second"),
+    Option("stuck", number(1, 864_000), None, "verdict: seconds without any change"),
+    Option("rail", _pair, None, "verdict: the ends of the scale, [low, high], before calibration"),
+    Option("raw", switch, False, "whether NAME_raw, the value before calibration, is a channel too"),
+)
+_TOLD = ("low", "high", "jump", "stuck")
+# With `raw` these are taken from the member: what it then reads is the raw value, in its usual unit.
+_CALIBRATING = (*CALIBRATION, Option("unit", matching(UNIT, "a text up to 32 characters"), None, "of the value"))
+
+
+class LimitedSource(Source):
+    """A source some of whose channels have limits, or are given raw as well."""
+
+    def __init__(self, source: Source, chosen: Mapping[str, Mapping[str, Any]]) -> None:
+        """chosen: of such channels their options, by name"""
+        self._source, self._chosen = source, chosen
+        self._with_raw = {name for name, options in chosen.items() if options["raw"]}
+        self.channels = [made for channel in source.channels for made in self._channels(channel)]
+
+    def _channels(self, channel: Channel) -> Iterator[Channel]:
+        if channel.name not in self._chosen:
+            yield channel
+            return
+        chosen = self._chosen[channel.name]
+        limits = {**channel.limits, **{key: chosen[key] for key in _TOLD if chosen[key] is not None}}
+        ends = chosen["rail"] or (channel.limits.get("rail") if chosen["raw"] else None)
+        if ends:  # which calibration may put the other way round
+            limits["rail"] = sorted(_calibrated(end, chosen) for end in ends)
+        unit = channel.unit if not chosen["raw"] or chosen["unit"] is None else chosen["unit"]
+        yield channel._replace(limits=limits, unit=unit)
+        if chosen["raw"]:
+            yield Channel(f"{channel.name}_raw", channel.unit, channel.simulated)
+
+    def read(self) -> Readings:
+        readings: dict[str, Number | SensorError] = {}
+        for name, value in self._source.read().items():
+            readings[name] = value
+            if name in self._with_raw:
+                readings[f"{name}_raw"] = value
+                if not isinstance(value, SensorError):
+                    readings[name] = _calibrated(value, self._chosen[name])
+        return readings
+
+    def close(self) -> None:
+        self._source.close()
+
+
+def with_limits(table: Mapping[str, Any], where: str, make: Callable[[Mapping[str, Any]], Source]) -> Source:
+    """The source that `make` makes of a [[sensor]] table, with the limits and raw values that its channels ask for.
+
+    Raises SettingsError, also those of `make`.
+    """
+    entries = table.get("channels")
+    if not isinstance(entries, dict):
+        return make(table)  # it may need none, or says what is wrong
+    keys, plain, chosen = {option.key for option in LIMITS}, dict(entries), {}
+    for name, entry in entries.items():
+        if isinstance(entry, dict) and not keys.isdisjoint(entry):
+            chosen[name] = _limits(entry, name, f"{where}: channels.{name}")
+            taken = keys | {option.key for option in _CALIBRATING if chosen[name]["raw"]}
+            plain[name] = {key: value for key, value in entry.items() if key not in taken}
+    source = make({**table, "channels": plain})
+    return LimitedSource(source, chosen) if chosen else source
+
+
+def _limits(entry: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    options = (*LIMITS, *_CALIBRATING)
+    its = {option.key for option in options}
+    chosen = read_options({key: value for key, value in entry.items() if key in its}, options, where)
+    chosen["calibrates"] = "gain" in entry or "offset" in entry
+    if None not in (chosen["low"], chosen["high"]) and chosen["low"] > chosen["high"]:
+        raise SettingsError(f"{where}: low is above high")
+    if chosen["raw"] and not SENSOR_NAME(f"{name}_raw"):
+        raise SettingsError(f"{where}: with raw = true the name is followed by _raw, and takes {SENSOR_NAME_TAKES}")
+    return chosen
+
+
+def _calibrated(value: Number, chosen: Mapping[str, Any]) -> Number:
+    return calibrated(value, chosen) if chosen["calibrates"] else value  # whole numbers stay whole

@@ -109,7 +109,7 @@ class Starting(NodeCase):
         self.assertEqual(set(sample.values), {"temperature", "light"})
         self.assertTrue(15 < sample.values["temperature"] < 27, sample)
         simulated = [
-            {"name": "temperature", "unit": "°C", "simulated": True},
+            {"name": "temperature", "unit": "°C", "simulated": True, "limits": {"rail": [-50.0, 279.68]}},
             {"name": "light", "unit": "counts", "simulated": True},
         ]
         self.assertEqual(end.state.sensors, simulated)

@@ -18,23 +18,18 @@ from base.errors import AuthFailed, BadAck, BadArgument, Protected, Unexpected, 
 from outbox import Outbox
 from protocol import (
     AUTH_S,
-    BATCH_SAMPLES,
     LINE_BYTES,
     NODE_NAME,
     SILENCE_S,
     VERSION,
-    WINDOW_SAMPLES,
     Message,
-    sample_text,
 )
-from ring import Run, Slot
 from session import Key, Session, is_count, parts
+from stream import Samples, Stream
 
 log = logging.getLogger(__name__)
 
-# A session begins with short lines, each twice as long as the one before: over a network that cuts every connection
-# after some kilobytes a backlog would never get smaller if it always came in the longest lines.
-FIRST_LINE_SAMPLES = 16
+_ROOM_BYTES = LINE_BYTES - len("SENSORS 0123456789abcdef []\n")  # for the samples of a line
 
 
 class NodeFacts:
@@ -80,13 +75,7 @@ class NodeSession(Session):
         self._listed: set[str] = set()  # the epochs that HELLO and HELD named
         self._resume: dict[str, Any] = {}
         self._live = False  # whether samples are sent: after RESUME, or plain after SEND ON
-        self._offset_ms: int | None = None  # the server's date minus our uptime
-        # Of each epoch the highest seq that the peer has or was sent, and the highest running number of all.
-        self._sent: dict[str, int] = {}
-        self._accounted = 0
-        self._next_number = 1
-        self._line_samples = FIRST_LINE_SAMPLES  # at most in the next SENSORS line
-        self._unacked: list[tuple[str, int, int]] = []  # epoch, last seq, how many: what was sent, oldest first
+        self._stream = Stream(outbox, clock, _ROOM_BYTES)
         if facts.key is None and not local:
             self.refuse(Protected(_HOW_TO_PROTECT))
 
@@ -155,7 +144,7 @@ class NodeSession(Session):
     def _note_time(self, hello: dict[str, Any]) -> None:
         if hello.get("clock") == "set":
             try:
-                self._offset_ms = parse_rfc3339(hello["time"]) - self.clock.up_ms()
+                self._stream.offset_ms = parse_rfc3339(hello["time"]) - self.clock.up_ms()
             except (KeyError, TypeError, ValueError):
                 raise BadArgument("HELLO: time is like 2026-11-20T15:36:10.123Z") from None
 
@@ -179,13 +168,11 @@ class NodeSession(Session):
         if resume.get("more") is True:
             return
         number = self._resume.pop("id", None)
-        # Without "id" it is not known which older epochs the server has: then none is said to be missing.
-        self._accounted = number if is_count(number) else self._outbox.ring.last
-        for epoch, entry in self._resume.items():
-            self._sent[epoch] = self._resumed_at(epoch, entry)
+        have = {epoch: self._resumed_at(epoch, entry) for epoch, entry in self._resume.items()}
+        self._stream.begin(number if is_count(number) else None, have)
         self._resume = {}
         self._collecting = self._live = True
-        log.info("%s: %s collects, %s", self.peer, self._server, self._what_is_due())
+        log.info("%s: %s collects, %d samples are due", self.peer, self._server, self._stream.due())
 
     def _resumed_at(self, epoch: str, entry: Any) -> int:
         """The seq that the server has of `epoch`; a sample of ours with that seq but another `up` is a fork's."""
@@ -206,10 +193,6 @@ class NodeSession(Session):
         self._say("HELD", {"held": [entry for entry in self._outbox.held() if entry[0] == new]})
         return seq
 
-    def _what_is_due(self) -> str:
-        due = sum(run.last - self._sent.get(run.epoch, 0) for run in self._outbox.ring.runs)
-        return f"{due} samples are due"
-
     # ------------------------------------------------------------------------------------------ commands
 
     def _on_send(self, on: bool) -> None:
@@ -219,9 +202,7 @@ class NodeSession(Session):
         self._say("SENDBACK", on)
         if not self._server and not self._live and on:  # a plain session: what is taken from now on
             self._live = True
-            self._sent = {run.epoch: run.last for run in runs[-1:]}
-            self._accounted = runs[-1].last_number if runs else 0
-            self._next_number = self._accounted + 1
+            self._stream.begin_now(runs)
 
     def _on_check(self) -> None:
         sent_ms = self._facts.last_sent_ms
@@ -232,88 +213,28 @@ class NodeSession(Session):
     def _on_ack(self, epoch: str, seq: int) -> None:
         if not self._collecting:
             raise Unexpected("ACK belongs to a collecting session")
-        if seq > self._sent.get(epoch, 0):
-            raise BadAck(f"epoch {epoch} was sent up to {self._sent.get(epoch, 0)}, not {seq}")
-        unacked = []
-        for e, last, count in self._unacked:
-            if e == epoch:
-                count = min(count, last - seq)
-            if count > 0:
-                unacked.append((e, last, count))
-        self._unacked = unacked
+        sent = self._stream.sent.get(epoch, 0)
+        if seq > sent:
+            raise BadAck(f"epoch {epoch} was sent up to {sent}, not {seq}")
+        self._stream.note_ack(epoch, seq)
 
     # ----------------------------------------------------------------------------------------- streaming
 
     def stream(self) -> bool:
         """Say the next SENSORS or GAP line; False when there is none to say now."""
-        room = WINDOW_SAMPLES - sum(count for _, _, count in self._unacked)
-        if not self._live or self.closing or room <= 0:
+        if not self._live or self.closing:
             return False
-        run = self._outbox.run_at(self._next_number)
-        while run is not None and self._sent.get(run.epoch, 0) >= run.last:
-            self._next_number = run.last_number + 1
-            self._accounted = max(self._accounted, run.last_number)
-            run = self._outbox.run_at(self._next_number)
-        if run is None:
-            return False
-        have = self._sent.get(run.epoch, 0)
-        first = max(have + 1, run.first)
-        before = max(0, run.number - 1 - self._accounted - (run.first - 1 - have if have < run.first else 0))
-        self._accounted = max(self._accounted, run.number - 1)
-        if first > have + 1 or before:
-            self._say_gap(run.epoch, have + 1, first - 1, before, "overwritten")
-        else:
-            self._say_samples(run, first, min(self._line_samples, BATCH_SAMPLES, room))
-            self._line_samples = min(2 * self._line_samples, BATCH_SAMPLES)
-        return True
-
-    def _say_gap(self, epoch: str, first: int, last: int, before: int, why: str) -> None:
-        log.warning("%s: samples %d to %d of epoch %s are %s", self.peer, first, last, epoch, why)
-        more = {"before": before} if before else {}
-        self._say("GAP", epoch, {"from": first, "to": last, "why": why, **more})
-        self._sent[epoch] = last
-
-    def _say_samples(self, run: Run, first: int, most: int) -> None:
-        number = run.number + first - run.first
-        slots = self._outbox.read(number, min(most, run.last - first + 1))
-        texts: list[str] = []
-        room = LINE_BYTES - len("SENSORS 0123456789abcdef []\n")
-        for seq, slot in enumerate(slots, first):
-            if slot is None:
-                break
-            time_ms, flag = self._dated(slot)
-            text = sample_text(seq, time_ms, slot.up_ms, slot.body, flag)
-            room -= len(text.encode()) + 1
-            if room < 0:
-                break
-            texts.append(text)
-            self._facts.last_sent_ms = time_ms
-        if not texts:
-            self._skip_damaged(run, first, slots)
-            return
-        self._say("SENSORS", run.epoch, texts)
-        self._sent[run.epoch] = first + len(texts) - 1
-        self._accounted = max(self._accounted, number + len(texts) - 1)
-        if self._collecting:
-            self._unacked.append((run.epoch, first + len(texts) - 1, len(texts)))
-
-    def _skip_damaged(self, run: Run, first: int, slots: Sequence[Slot | None]) -> None:
-        now = self._outbox.run_of(run.epoch)
-        if now is None or now.first > first:
-            return  # overwritten while it was read: the next look at the runs says so
-        damaged = next((k for k, slot in enumerate(slots) if slot is not None), len(slots))
-        self._say_gap(run.epoch, first, first + damaged - 1, 0, "damaged")
-
-    def _dated(self, slot: Slot) -> tuple[int, str]:
-        """When the sample was taken, as well as it is known now, and the flag that says how it is known."""
-        if slot.clock_set:
-            return slot.wall_ms, ""
-        if slot.boot == int(self.clock.boot_id, 16):
-            if self.clock.is_set():
-                return self.clock.wall_ms() - (self.clock.up_ms() - slot.up_ms), ""
-            if self._offset_ms is not None:
-                return slot.up_ms + self._offset_ms, "server"
-        return slot.wall_ms, "unset"
+        piece = self._stream.next()
+        if isinstance(piece, Samples):
+            self._say("SENSORS", piece.epoch, piece.texts)
+            self._facts.last_sent_ms = piece.last_ms
+            if not self._collecting:  # nobody acknowledges in a plain session
+                self._stream.note_ack(piece.epoch, self._stream.sent[piece.epoch])
+        elif piece is not None:
+            log.warning("%s: samples %d to %d of epoch %s are %s", self.peer, *piece[1:3], piece.epoch, piece.why)
+            more = {"before": piece.before} if piece.before else {}
+            self._say("GAP", piece.epoch, {"from": piece.first, "to": piece.last, "why": piece.why, **more})
+        return piece is not None
 
     _HANDLERS: ClassVar[dict[str, Callable[..., None]]] = {
         "HELLO": _on_hello, "AUTH": _on_auth, "RESUME": _on_resume, "SEND": _on_send, "CHECK": _on_check,

@@ -24,7 +24,7 @@ E = [f"{n:016x}" for n in range(0xE0, 0xF0)]
 SENSORS = [{"name": "temperature", "unit": "°C"}]
 
 
-LONG_LINES = mock.patch("session_node.FIRST_LINE_SAMPLES", 500)  # from the first one on
+LONG_LINES = mock.patch("stream.FIRST_SAMPLES", 500)  # from the first one on
 
 
 class SessionCase(unittest.TestCase):

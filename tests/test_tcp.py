@@ -711,7 +711,7 @@ class Stopping(TcpCase):
         self.assertLess(time.monotonic() - began_s, 2)
         self.assertEqual(talk.rest(), [])
 
-    @mock.patch("session_node.FIRST_LINE_SAMPLES", 500)
+    @mock.patch("stream.FIRST_SAMPLES", 500)
     def test_a_peer_that_takes_nothing_is_not_waited_for_long(self):
         self.make_outbox(slots=16_384)
         self.take(5000)

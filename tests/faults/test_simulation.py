@@ -19,8 +19,8 @@ from base.errors import DiskError
 from intake import Intake
 from outbox import Outbox
 from ring import Ring, Taken
-from session_node import NodeSession
 from stores import Mark
+from stream import Stream
 from tests.faults.house import ROOT
 from tests.faults.sim_disk import FOLDER, Died, SimDisk
 from tests.faults.sim_oracle import Violation
@@ -116,13 +116,13 @@ class Controls(unittest.TestCase):
         self.assertRegex(self.violation(intake_type=ForgetfulIntake), "do not make up its mark|stands after")
 
     def test_a_node_that_keeps_silent_about_older_epochs(self):
-        real = NodeSession._say_gap
+        real = Stream._lost
 
-        def say_gap(session, epoch, first, last, before, why):
-            real(session, epoch, first, last, 0, why)
+        def lost(stream, run, first, last, before, why):
+            return real(stream, run, first, last, 0, why)
 
         with (
-            mock.patch.object(NodeSession, "_say_gap", say_gap),
+            mock.patch.object(Stream, "_lost", lost),
             self.assertRaisesRegex(Violation, "are (missing|num)"),
         ):
             for seed in range(40):

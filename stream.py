@@ -1,0 +1,169 @@
+"""What one receiver was sent of the outbox, and what comes next: samples in order, or the gap where some are lost.
+
+Runs on: node.  Reached from: session_node for the link; the roads that push.  Hands on to: the outbox, which it reads.
+Threads: belongs to the thread that sends.  Errors: DiskError of the outbox.
+
+One rule for every road: epoch by epoch in the order of the outbox, from the number after what the receiver has; where
+that is no longer held, a gap first; never more than WINDOW_SAMPLES ahead of what was acknowledged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from base.clock import Clock
+from outbox import Outbox
+from protocol import BATCH_SAMPLES, LINE_BYTES, WINDOW_SAMPLES, sample_text
+from ring import Run, Slot
+
+# Every stream begins with short pieces, each twice as long as the one before: over a network that cuts every connection
+# after some kilobytes a backlog would never get smaller if it always came in the longest pieces.
+FIRST_SAMPLES = 16
+
+
+class Samples(NamedTuple):
+    """Samples of one epoch: `seq` from `first` on without holes, each as JSON.
+
+    number   the running number of the first     last_ms  when the last of them was taken
+    """
+
+    epoch: str
+    first: int
+    number: int
+    texts: list[str]
+    last_ms: int
+
+
+class Lost(NamedTuple):
+    """Samples `first` to `last` of one epoch that will never come (none when `last` is `first` - 1), and why.
+
+    number   the running number of sample `first`, were it held
+    before   how many samples of earlier epochs were lost too
+    """
+
+    epoch: str
+    first: int
+    last: int
+    number: int
+    before: int
+    why: str
+
+
+class Stream:
+    """The samples of one outbox on their way to one receiver."""
+
+    def __init__(self, outbox: Outbox, clock: Clock, room_bytes: int = LINE_BYTES) -> None:
+        """room_bytes: for the samples of one piece, with a comma after each."""
+        self.sent: dict[str, int] = {}  # of each epoch the highest seq that the receiver has or was sent
+        self.offset_ms: int | None = None  # the receiver's date minus our uptime, where it has told the date
+        self._outbox = outbox
+        self._clock = clock
+        self._room_bytes = room_bytes
+        self._accounted = 0  # the highest running number that the receiver has, was sent, or was told to be lost
+        self._next_number = 1
+        self._most = FIRST_SAMPLES  # in the next piece
+        self._unacked: list[tuple[str, int, int]] = []  # epoch, last seq, how many: what was sent, oldest first
+
+    # ---------------------------------------------------------------------------------------- where to begin
+
+    def begin(self, number: int | None, have: Mapping[str, int]) -> None:
+        """Go on after what the receiver has.
+
+        number   the highest running number it has (0: none); None where it does not say: then it is not known which
+                 older epochs it has, and none is said to be missing
+        have     of each epoch that it knows the highest seq it has
+        """
+        self._accounted = self._outbox.ring.last if number is None else number
+        self.sent = dict(have)
+        self._next_number = 1
+        self._most = FIRST_SAMPLES
+        self._unacked = []
+
+    def begin_now(self, runs: Sequence[Run]) -> None:
+        """Send only what is taken after these runs were the outbox's."""
+        self.sent = {run.epoch: run.last for run in runs[-1:]}
+        self._accounted = runs[-1].last_number if runs else 0
+        self._next_number = self._accounted + 1
+
+    def due(self) -> int:
+        """How many samples are held that the receiver does not have."""
+        return sum(run.last - self.sent.get(run.epoch, 0) for run in self._outbox.ring.runs)
+
+    # --------------------------------------------------------------------------------------------- what comes next
+
+    def next(self) -> Samples | Lost | None:
+        """The next piece, which counts as sent; None when there is none to send now."""
+        room = WINDOW_SAMPLES - sum(count for _, _, count in self._unacked)
+        if room <= 0:
+            return None
+        run = self._outbox.run_at(self._next_number)
+        while run is not None and self.sent.get(run.epoch, 0) >= run.last:
+            self._next_number = run.last_number + 1
+            self._accounted = max(self._accounted, run.last_number)
+            run = self._outbox.run_at(self._next_number)
+        if run is None:
+            return None
+        have = self.sent.get(run.epoch, 0)
+        first = max(have + 1, run.first)
+        before = max(0, run.number - 1 - self._accounted - (run.first - 1 - have if have < run.first else 0))
+        self._accounted = max(self._accounted, run.number - 1)
+        if first > have + 1 or before:
+            return self._lost(run, have + 1, first - 1, before, "overwritten")
+        most = min(self._most, BATCH_SAMPLES, room, run.last - first + 1)
+        self._most = min(2 * self._most, BATCH_SAMPLES)
+        return self._samples(run, first, most)
+
+    def note_ack(self, epoch: str, seq: int) -> None:
+        """The receiver has stored everything of `epoch` up to `seq`."""
+        unacked = []
+        for e, last, count in self._unacked:
+            if e == epoch:
+                count = min(count, last - seq)
+            if count > 0:
+                unacked.append((e, last, count))
+        self._unacked = unacked
+
+    def _lost(self, run: Run, first: int, last: int, before: int, why: str) -> Lost:
+        self.sent[run.epoch] = last
+        return Lost(run.epoch, first, last, run.number + first - run.first, before, why)
+
+    def _samples(self, run: Run, first: int, most: int) -> Samples | Lost | None:
+        number = run.number + first - run.first
+        slots = self._outbox.read(number, most)
+        texts: list[str] = []
+        room, last_ms = self._room_bytes, 0
+        for seq, slot in enumerate(slots, first):
+            if slot is None:
+                break
+            time_ms, flag = self._dated(slot)
+            text = sample_text(seq, time_ms, slot.up_ms, slot.body, flag)
+            room -= len(text.encode()) + 1
+            if room < 0:
+                break
+            texts.append(text)
+            last_ms = time_ms
+        if not texts:
+            return self._damaged(run, first, slots)
+        self.sent[run.epoch] = first + len(texts) - 1
+        self._accounted = max(self._accounted, number + len(texts) - 1)
+        self._unacked.append((run.epoch, first + len(texts) - 1, len(texts)))
+        return Samples(run.epoch, first, number, texts, last_ms)
+
+    def _damaged(self, run: Run, first: int, slots: Sequence[Slot | None]) -> Samples | Lost | None:
+        now = self._outbox.run_of(run.epoch)
+        if now is None or now.first > first:
+            return self.next()  # overwritten while it was read: another look at the runs says so
+        damaged = next((k for k, slot in enumerate(slots) if slot is not None), len(slots))
+        return self._lost(run, first, first + damaged - 1, 0, "damaged")
+
+    def _dated(self, slot: Slot) -> tuple[int, str]:
+        """When the sample was taken, as well as it is known now, and the flag that says how it is known."""
+        if slot.clock_set:
+            return slot.wall_ms, ""
+        if slot.boot == int(self._clock.boot_id, 16):
+            if self._clock.is_set():
+                return self._clock.wall_ms() - (self._clock.up_ms() - slot.up_ms), ""
+            if self.offset_ms is not None:
+                return slot.up_ms + self.offset_ms, "server"
+        return slot.wall_ms, "unset"

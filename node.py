@@ -34,7 +34,7 @@ from outbox import Outbox
 from protocol import LINE_BYTES, write_json
 from ring import Ring, slot_bytes_for
 from sampler import Sampler
-from sensors import Channel, Source, with_limits
+from sensors import Channel, Source, in_order, with_limits
 from session import Key
 from session_node import NodeFacts
 from settings import NODE
@@ -167,6 +167,10 @@ def make_sources(settings: Settings) -> list[Source]:
             if channel.name in seen:
                 raise SettingsError(f"{settings.file}: two sensors give a channel {channel.name!r}; rename one of them")
             seen.add(channel.name)
+    for derived, name in in_order(sources):  # what is made of simulated values is simulated, and so on
+        simulated = {channel.name for source in sources for channel in source.channels if channel.simulated}
+        if not simulated.isdisjoint(derived.uses[name]):
+            derived.channels = [c._replace(simulated=c.simulated or c.name == name) for c in derived.channels]
     return sources
 
 

@@ -2,7 +2,8 @@
 
 Runs on: node.  Reached from: node.py.  Hands on to: `deliver`, which is Outbox.put.
 Threads: one keeps the time (`Metronome`, a threading.Timer on absolute deadlines); each source has its own, so a slow
-  one delays nobody: it is asked through a queue and answers through one.
+  one delays nobody: it is asked through a queue and answers through one. Derived channels are made in the first one,
+  of what the others gave last.
 Errors: a source that fails or is late gives null, with the error beside it. Any exception of a source counts as its
   failure.
 """
@@ -20,12 +21,14 @@ from base.clock import Clock
 from base.errors import SensorError
 from protocol import LARGEST_INTEGER, Number
 from ring import Taken
-from sensors import Readings, Source
+from sensors import Derived, Latest, Readings, Source, in_order
 
 log = logging.getLogger(__name__)
 
 LONGEST_WAIT_S = 5.0  # for the slowest source, and never more than most of the interval
 _SHARE = 0.8
+
+_Answer = tuple["_Reader", int, "Readings | SensorError", float]  # who, of which slot, what, and when
 
 
 class Metronome(threading.Timer):
@@ -53,11 +56,12 @@ class Metronome(threading.Timer):
 class _Reader:
     """One source with the thread that reads it."""
 
-    def __init__(self, source: Source, answers: queue.SimpleQueue[tuple[_Reader, int, Readings | SensorError]]) -> None:
+    def __init__(self, source: Source, answers: queue.SimpleQueue[_Answer], clock: Clock) -> None:
         self.source = source
         self.name = source.channels[0].name
         self.busy = False  # asked, and has not answered yet
         self._answers = answers
+        self._clock = clock
         self._asked: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"read {self.name}", daemon=True)
 
@@ -85,7 +89,7 @@ class _Reader:
             except Exception as error:
                 log.exception("a fault in the code that reads %s", self.name)
                 answer = SensorError(f"a fault of the program: {error!r}")
-            self._answers.put((self, slot, answer))
+            self._answers.put((self, slot, answer, self._clock.monotonic()))
         self.source.close()
 
 
@@ -104,6 +108,8 @@ class Sampler:
         deliver  takes each sample; it must not wait
         every_s  sampling interval in seconds, from 0.01
         is_on    whether to sample now; asked at every slot
+
+        Raises SettingsError when a derived channel lacks what it is made of.
         """
         self.taken = 0
         self.missed = 0  # slots whose time passed while the machine stood still
@@ -114,8 +120,11 @@ class Sampler:
         self._slot = 0
         self._failing: set[str] = set()
         self._patience_s = min(LONGEST_WAIT_S, _SHARE * every_s)
-        self._answers: queue.SimpleQueue[tuple[_Reader, int, Readings | SensorError]] = queue.SimpleQueue()
-        self._readers = [_Reader(source, self._answers) for source in sources]
+        self._names = [channel.name for source in sources for channel in source.channels]
+        self._derived = in_order(sources)
+        self._latest: dict[str, Latest] = {}  # kept only for those
+        self._answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
+        self._readers = [_Reader(source, self._answers, clock) for source in sources if not isinstance(source, Derived)]
         self._metronome = Metronome(every_s, self.sample, clock)
 
     def start(self) -> None:
@@ -128,6 +137,8 @@ class Sampler:
         """Take no more; says so when a source does not let go within `limit_s` seconds."""
         self._metronome.cancel()
         stuck = [reader.name for reader in self._readers if not reader.stop(limit_s / (len(self._readers) + 1))]
+        for source, _ in self._derived:
+            source.close()
         return f"still reading: {', '.join(stuck)}" if stuck else None
 
     def sample(self, missed: int = 0) -> None:
@@ -137,17 +148,22 @@ class Sampler:
             return
         wall_ms, up_ms, clock_set = self._clock.wall_ms(), self._clock.up_ms(), self._clock.is_set()
         answers = self._ask_all()
-        values: dict[str, Number | None] = {}
-        errors: dict[str, str] = {}
+        readings: dict[str, object] = {}
         for reader in self._readers:
             answer = answers.get(reader, SensorError(f"no answer within {self._patience_s:g} s"))
             for channel in reader.source.channels:
-                reading = answer if isinstance(answer, SensorError) else answer.get(channel.name)
-                if _is_number(reading):
-                    values[channel.name] = reading
-                else:
-                    values[channel.name] = None
-                    errors[channel.name] = str(reading) if isinstance(reading, SensorError) else f"gave {reading!r}"
+                readings[channel.name] = answer if isinstance(answer, SensorError) else answer.get(channel.name)
+        for source, name in self._derived:
+            readings[name] = self._derive(source, name)
+        values: dict[str, Number | None] = {}
+        errors: dict[str, str] = {}
+        for name in self._names:
+            reading = readings[name]
+            if _is_number(reading):
+                values[name] = reading
+            else:
+                values[name] = None
+                errors[name] = str(reading) if isinstance(reading, SensorError) else f"gave {reading!r}"
         self._note_failures(errors)
         self.taken += 1
         self._deliver(Taken(wall_ms, up_ms, clock_set, values, errors))
@@ -169,14 +185,29 @@ class Sampler:
         """Take what has come, after waiting at most `seconds` for one; False when none came."""
         try:
             while True:
-                reader, slot, answer = self._answers.get(timeout=max(0.0, seconds))
+                reader, slot, answer, at_s = self._answers.get(timeout=max(0.0, seconds))
                 reader.busy = False
+                if self._derived and not isinstance(answer, SensorError):  # also a late one: they judge its age
+                    self._latest |= {name: Latest(value, at_s) for name, value in answer.items() if _is_number(value)}
                 if slot == self._slot:
                     answers[reader] = answer
                 if self._answers.empty():
                     return True
         except queue.Empty:
             return False
+
+    def _derive(self, source: Derived, name: str) -> Number | SensorError:
+        """The value of a derived channel, of what is there now."""
+        try:
+            made = source.derive(name, self._latest, self._clock.monotonic())
+        except SensorError as error:
+            return error
+        except Exception as error:
+            log.exception("a fault in the code that makes %s", name)
+            return SensorError(f"a fault of the program: {error!r}")
+        if _is_number(made.value):
+            self._latest[name] = made
+        return made.value
 
     def _note_failures(self, errors: dict[str, str]) -> None:
         """Log a channel's failure when it begins and when it ends, not at every sample."""

@@ -10,7 +10,7 @@ Errors: SensorError, with what was wrong and the remedy; for one channel alone i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -81,25 +81,24 @@ def in_order(sources: Sequence[Source]) -> list[tuple[Derived, str]]:
 
     known = [channel.name for source in sources for channel in source.channels]
     for name, source in made.items():
-        check_names(source.uses[name], known)
+        for used, where in source.uses[name].items():
+            if used not in known:
+                raise SettingsError(f"{where}: no channel is called {used!r:.50}; {nearest(used, known)}")
     try:
-        circle_free = graphlib.TopologicalSorter({name: source.uses[name].keys() for name, source in made.items()})
-        return [(made[name], name) for name in circle_free.static_order() if name in made]
+        sorter = graphlib.TopologicalSorter({name: source.uses[name].keys() for name, source in made.items()})
+        return [(made[name], name) for name in sorter.static_order() if name in made]
     except graphlib.CycleError as error:
         around = error.args[1][::-1]  # it says who is needed by whom
         where = made[around[0]].uses[around[0]][around[1]]
         raise SettingsError(f"{where}: made of itself: {' needs '.join(around)}") from None
 
 
-def check_names(used: Mapping[str, str], known: Sequence[str]) -> None:
-    """SettingsError for a channel that there is not, with the nearest that there is. used: name to where it stands"""
-    for name, where in used.items():
-        if name not in known:
-            import difflib
+def nearest(name: str, known: Collection[str]) -> str:
+    """A hint for who has misspelt one of the names that are known."""
+    import difflib
 
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f'did you mean "{near[0]}"?' if near else f"there are: {', '.join(known)}"
-            raise SettingsError(f"{where}: no channel is called {name!r:.50}; {hint}")
+    near = difflib.get_close_matches(name, known, 1)
+    return f'did you mean "{near[0]}"?' if near else f"there are: {', '.join(sorted(known)[:50])}"
 
 
 # What members with a table for each channel share.
@@ -184,7 +183,7 @@ class LimitedSource(Source):
     def __init__(self, source: Source, chosen: Mapping[str, Mapping[str, Any]]) -> None:
         """chosen: of such channels their options, by name"""
         self._source, self._chosen = source, chosen
-        self._with_raw = {name for name, options in chosen.items() if options["raw"]}
+        self.with_raw = {name for name, options in chosen.items() if options["raw"]}
         self.channels = [made for channel in source.channels for made in self._channels(channel)]
 
     def _channels(self, channel: Channel) -> Iterator[Channel]:
@@ -205,7 +204,7 @@ class LimitedSource(Source):
         readings: dict[str, Number | SensorError] = {}
         for name, value in self._source.read().items():
             readings[name] = value
-            if name in self._with_raw:
+            if name in self.with_raw:
                 readings[f"{name}_raw"] = value
                 if not isinstance(value, SensorError):
                     readings[name] = _calibrated(value, self._chosen[name])
@@ -230,7 +229,15 @@ def with_limits(table: Mapping[str, Any], where: str, make: Callable[[Mapping[st
             taken = keys | {option.key for option in _CALIBRATING if chosen[name]["raw"]}
             plain[name] = {key: value for key, value in entry.items() if key not in taken}
     source = make({**table, "channels": plain})
-    return LimitedSource(source, chosen) if chosen else source
+    if not chosen:
+        return source
+    limited = LimitedSource(source, chosen)
+    if not isinstance(source, Derived):
+        return limited
+    if limited.with_raw:
+        raise SettingsError(f"{where}: channels.{min(limited.with_raw)}: raw is for what is measured")
+    source.channels = limited.channels
+    return source
 
 
 def _limits(entry: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:

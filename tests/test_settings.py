@@ -8,7 +8,7 @@ from pathlib import Path
 import adc
 from base.config import load
 from links import pimonitor
-from sensors import LIMITS, command, kernel, machine
+from sensors import LIMITS, command, formula, kernel, machine
 from settings import NODE, SERVER
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,6 +65,8 @@ class SettingsInDocs(unittest.TestCase):
             *kernel.CHANNEL_OPTIONS,
             *command.OPTIONS,
             *command.CHANNEL_OPTIONS,
+            *formula.OPTIONS,
+            *formula.CHANNEL_OPTIONS,
             *LIMITS,
         ):
             self.assertIn(f"`{option.key}`", manual)

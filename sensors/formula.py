@@ -1,0 +1,391 @@
+"""Values made of what the other channels of this node gave: a dew point of temperature and humidity, a sum, a switch.
+
+Runs on: node.  Reached from: node.py (kind = "formula"), sampler.  Hands on to: nobody.
+Threads: none of its own; the sampler has it evaluated, once the other sources have answered.
+Errors: SettingsError with the column of the text, for everything that can be known before it starts; SensorError with
+  the column for what the values make impossible, as a division by zero, and for a channel without a fresh value.
+
+    formula = "dew_point(room, humidity)"
+    formula = "(flow - return_flow) * rate * 1.163 if pump > 0.5 else 0"
+
+The text is read by Python's own parser, and what it gives is turned once into functions within functions: no eval, and
+nothing is possible that does not stand in the tables below. All numbers are floats, so that none can grow: 9**9**9 is
+an overflow at once.
+
+Sources: Magnus formula with the constants 17.62, 243.12 °C and 6.112 hPa: WMO-No. 8 (2018), volume I, annex 4.B.
+Absolute humidity: the gas law for water vapour, 461.5 J/(kg K), with that vapour pressure. Heat index: Rothfusz, US
+National Weather Service SR 90-23, with the adjustments of wpc.ncep.noaa.gov/html/heatindex_equation.shtml.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from base.config import Option, a_table, matching, number, read_options, text
+from base.errors import SensorError, SettingsError
+from protocol import UNIT, Number
+from sensors import Channel, Derived, Latest, Readings, channel_tables, nearest
+
+LONGEST_TEXT = 1000  # characters
+MOST_PARTS = 250  # names, numbers, operations
+DEEPEST = 100  # operations within each other, of which a + b + c has two
+
+OPTIONS = (
+    Option("channels", a_table, None, "a table for each channel, by its name"),
+    Option("fresh", number(0.01, 86_400), 20.0, "seconds for which the last value of a channel counts"),
+)
+CHANNEL_OPTIONS = (
+    Option("formula", text, None, "what is calculated, of the names of other channels"),
+    Option("unit", matching(UNIT, "a text up to 32 characters"), "", "of the value"),
+)
+
+Values = Mapping[str, Number]
+Evaluate = Callable[[Values], float]
+
+
+class Formula(NamedTuple):
+    """A text that was compiled.
+
+    uses      each channel that it names, with the column where it does first
+    evaluate  makes the value of the channels' values; SensorError when they make it impossible
+    """
+
+    uses: Mapping[str, int]
+    evaluate: Evaluate
+
+
+def compile_formula(text: str, names: Collection[str] | None = None) -> Formula:
+    """Make a formula of its text. `names` are the channels that there are; None: any name may be one.
+
+    Raises SettingsError, which names the column.
+    """
+    if len(text) > LONGEST_TEXT:
+        raise SettingsError(f"formula is longer than {LONGEST_TEXT} characters; make several channels of it")
+    found = _Compiler(text, names)
+    return Formula(found.uses, found.formula())
+
+
+# ------------------------------------------------------------------------------------------------ what may be called
+
+
+def _vapour_hpa(t: float, rh: float) -> float:
+    """Pressure of the water vapour in air of `t` °C and `rh` %."""
+    if not 0 < rh <= 110:  # sensors say a little more than 100 in fog
+        raise ValueError(f"takes a relative humidity over 0 and up to 100 %, not {rh:g}")
+    return rh / 100 * 6.112 * math.exp(17.62 * t / (243.12 + t))
+
+
+def dew_point(t: float, rh: float) -> float:
+    """°C at which air of `t` °C and `rh` % is saturated; good within 0.1 °C from -45 to 60 °C."""
+    gamma = math.log(_vapour_hpa(t, rh) / 6.112)
+    return 243.12 * gamma / (17.62 - gamma)
+
+
+def absolute_humidity(t: float, rh: float) -> float:
+    """Grams of water in a cubic metre of such air."""
+    return _vapour_hpa(t, rh) * 100 / (461.5 * (273.15 + t)) * 1000
+
+
+def mix(t1: float, flow1: float, t2: float, flow2: float) -> float:
+    """Temperature of two streams of the same stuff after they have met; flows in any unit, or as shares."""
+    if flow1 < 0 or flow2 < 0 or flow1 + flow2 == 0:
+        raise ValueError(f"takes flows that are not negative and not both zero, not {flow1:g} and {flow2:g}")
+    return (t1 * flow1 + t2 * flow2) / (flow1 + flow2)
+
+
+def mix_share(t1: float, t2: float, mixed: float) -> float:
+    """Which share of the first stream makes `mixed` of both: how far a mixing valve is open, 0 to 1."""
+    return (mixed - t2) / (t1 - t2)
+
+
+def heat_index(t: float, rh: float) -> float:
+    """°C that air of `t` °C and `rh` % feels like in the shade."""
+    if not 0 <= rh <= 110:
+        raise ValueError(f"takes a relative humidity from 0 to 100 %, not {rh:g}")
+    f = t * 1.8 + 32
+    index = ((f + 61.0 + (f - 68.0) * 1.2 + rh * 0.094) / 2 + f) / 2
+    if index >= 80:
+        index = (
+            -42.379 + 2.04901523 * f + 10.14333127 * rh - 0.22475541 * f * rh - 0.00683783 * f * f
+            - 0.05481717 * rh * rh + 0.00122874 * f * f * rh + 0.00085282 * f * rh * rh - 0.00000199 * f * f * rh * rh
+        )  # fmt: skip
+        if rh < 13 and 80 <= f <= 112:
+            index -= (13 - rh) / 4 * math.sqrt((17 - abs(f - 95)) / 17)
+        elif rh > 85 and 80 <= f <= 87:
+            index += (rh - 85) / 10 * (87 - f) / 5
+    return (index - 32) / 1.8
+
+
+def _mean(*values: float) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _round(value: float, digits: float = 0.0) -> float:
+    return round(value, int(max(-15.0, min(15.0, digits))))
+
+
+_MANY = 100
+# Each function with the fewest and the most values that it takes.
+FUNCTIONS: Mapping[str, tuple[Callable[..., float], int, int]] = {
+    "abs": (abs, 1, 1), "min": (min, 2, _MANY), "max": (max, 2, _MANY), "mean": (_mean, 1, _MANY),
+    "round": (_round, 1, 2), "floor": (math.floor, 1, 1), "ceil": (math.ceil, 1, 1), "sqrt": (math.sqrt, 1, 1),
+    "exp": (math.exp, 1, 1), "log": (math.log, 1, 2), "log10": (math.log10, 1, 1), "log2": (math.log2, 1, 1),
+    "hypot": (math.hypot, 2, 2), "sin": (math.sin, 1, 1), "cos": (math.cos, 1, 1), "tan": (math.tan, 1, 1),
+    "asin": (math.asin, 1, 1), "acos": (math.acos, 1, 1), "atan": (math.atan, 1, 1), "atan2": (math.atan2, 2, 2),
+    "degrees": (math.degrees, 1, 1), "radians": (math.radians, 1, 1), "dew_point": (dew_point, 2, 2),
+    "absolute_humidity": (absolute_humidity, 2, 2), "heat_index": (heat_index, 2, 2), "mix": (mix, 4, 4),
+    "mix_share": (mix_share, 3, 3),
+}  # fmt: skip
+CONSTANTS = {"pi": math.pi, "e": math.e}
+
+_BINARY: Mapping[type[ast.operator], tuple[str, Callable[[float, float], float]]] = {
+    ast.Add: ("+", operator.add), ast.Sub: ("-", operator.sub), ast.Mult: ("*", operator.mul),
+    ast.Div: ("/", operator.truediv), ast.FloorDiv: ("//", operator.floordiv), ast.Mod: ("%", operator.mod),
+    ast.Pow: ("**", math.pow),  # which refuses what ** would make a complex number of
+}  # fmt: skip
+_COMPARED: Mapping[type[ast.cmpop], Callable[[float, float], bool]] = {
+    ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge, ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}  # fmt: skip
+_UNARY: Mapping[type[ast.unaryop], Callable[[float], float]] = {
+    ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Not: lambda value: float(not value),
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------ from the text to functions
+
+
+class _Compiler:
+    """One text on its way."""
+
+    def __init__(self, text: str, names: Collection[str] | None) -> None:
+        self.uses: dict[str, int] = {}
+        self._text = text.replace("\n", " ").replace("\r", " ").replace("\t", " ").replace("\f", " ")
+        self._names = names
+        self._lead = len(self._text) - len(self._text.lstrip())
+        self._parts = 0
+
+    def formula(self) -> Evaluate:
+        if "#" in self._text:
+            raise SettingsError(f"formula, column {self._text.index('#') + 1}: takes no comment")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the parser's hints to programmers
+                tree = ast.parse(self._text.strip(), mode="eval")
+        except SyntaxError as error:
+            # The parser says 0 where the text ended, and it wanted more.
+            column = self._lead + (error.offset or len(self._text.strip()) + 1)
+            raise SettingsError(f"formula, column {column}: {error.msg}") from None
+        except (ValueError, RecursionError, MemoryError) as error:
+            what = "nested too deeply" if not isinstance(error, ValueError) else str(error)
+            raise SettingsError(f"formula: {what}") from None
+        return self._compile(tree.body, 0)
+
+    def _compile(self, node: ast.expr, depth: int) -> Evaluate:
+        self._parts += 1
+        if depth > DEEPEST or self._parts > MOST_PARTS:
+            raise self._wrong(node, "is too large here; make several channels of it")
+        make = _KINDS.get(type(node))
+        if make is None:
+            raise self._no_number(node)
+        return make(self, node, depth + 1)
+
+    def _number(self, node: ast.Constant, depth: int) -> Evaluate:
+        if isinstance(node.value, bool) or not isinstance(node.value, int | float):
+            raise self._no_number(node)
+        try:
+            value = float(node.value)
+        except OverflowError:
+            value = math.inf
+        if not math.isfinite(value):
+            raise self._wrong(node, "the number is too large")
+        return lambda values: value
+
+    def _name(self, node: ast.Name, depth: int) -> Evaluate:
+        name = node.id
+        if name in CONSTANTS:
+            value = CONSTANTS[name]
+            return lambda values: value
+        if self._names is not None and name not in self._names:
+            raise self._wrong(node, f"no channel is called {name!r:.50}; {nearest(name, self._names)}")
+        self.uses.setdefault(name, self._column(node))
+        return lambda values: float(values[name])
+
+    def _unary(self, node: ast.UnaryOp, depth: int) -> Evaluate:
+        operate = _UNARY.get(type(node.op))
+        if operate is None:
+            raise self._wrong(node, "takes no ~")
+        operand = self._compile(node.operand, depth)
+        return lambda values: operate(operand(values))
+
+    def _binary(self, node: ast.BinOp, depth: int) -> Evaluate:
+        if type(node.op) not in _BINARY:
+            raise self._wrong(node, "takes + - * / // % ** between numbers")
+        sign, operate = _BINARY[type(node.op)]
+        return self._guarded(node, sign, operate, [self._compile(side, depth) for side in (node.left, node.right)])
+
+    def _call(self, node: ast.Call, depth: int) -> Evaluate:
+        if not isinstance(node.func, ast.Name):
+            raise self._wrong(node, "only functions are called, as min(a, b)")
+        name = node.func.id
+        if name not in FUNCTIONS:
+            raise self._wrong(node, f"no function is called {name!r:.50}; {nearest(name, FUNCTIONS)}")
+        function, least, most = FUNCTIONS[name]
+        if node.keywords or not least <= len(node.args) <= most:
+            takes = f"{least}" if least == most else f"{least} to {most}"
+            raise self._wrong(node, f"{name} takes {takes} values, separated by commas")
+        return self._guarded(node, name, function, [self._compile(argument, depth) for argument in node.args])
+
+    def _guarded(
+        self, node: ast.expr, name: str, function: Callable[..., float], operands: Sequence[Evaluate]
+    ) -> Evaluate:
+        where = f"formula, column {self._column(node)}: {name}"
+
+        def evaluate(values: Values) -> float:
+            given = [operand(values) for operand in operands]
+            try:
+                value = float(function(*given))
+            except ZeroDivisionError:
+                raise SensorError(f"{where} divides by zero") from None
+            except OverflowError:
+                value = math.inf
+            except ValueError as error:
+                shown = ", ".join(f"{one:g}" for one in given)
+                why = str(error) if str(error).startswith("takes ") else f"is not possible with {shown}"
+                raise SensorError(f"{where} {why}") from None
+            if not math.isfinite(value):
+                raise SensorError(f"{where} becomes too large")
+            return value
+
+        return evaluate
+
+    def _compare(self, node: ast.Compare, depth: int) -> Evaluate:
+        pairs: list[tuple[Callable[[float, float], bool], Evaluate]] = []
+        for operation, side in zip(node.ops, node.comparators):
+            if type(operation) not in _COMPARED:
+                raise self._wrong(node, "takes < <= > >= == != between numbers")
+            pairs.append((_COMPARED[type(operation)], self._compile(side, depth)))
+        first = self._compile(node.left, depth)
+
+        def evaluate(values: Values) -> float:
+            left = first(values)
+            for holds, side in pairs:
+                right = side(values)
+                if not holds(left, right):
+                    return 0.0
+                left = right
+            return 1.0
+
+        return evaluate
+
+    def _logic(self, node: ast.BoolOp, depth: int) -> Evaluate:
+        sides = [self._compile(side, depth) for side in node.values]
+        together = all if isinstance(node.op, ast.And) else any
+        return lambda values: float(together(side(values) for side in sides))
+
+    def _choice(self, node: ast.IfExp, depth: int) -> Evaluate:
+        test, then, otherwise = (self._compile(part, depth) for part in (node.test, node.body, node.orelse))
+        return lambda values: then(values) if test(values) else otherwise(values)
+
+    def _column(self, node: ast.expr) -> int:
+        before = self._text.strip().encode(errors="replace")[: node.col_offset]  # the parser counts bytes
+        return self._lead + len(before.decode(errors="replace")) + 1
+
+    def _no_number(self, node: ast.expr) -> SettingsError:
+        shown = ast.get_source_segment(self._text.strip(), node)
+        return self._wrong(node, f"takes numbers, names of channels, operators and functions, not {shown!r:.40}")
+
+    def _wrong(self, node: ast.expr, what: str) -> SettingsError:
+        return SettingsError(f"formula, column {self._column(node)}: {what}")
+
+
+_KINDS: Mapping[type[ast.expr], Callable[[_Compiler, Any, int], Evaluate]] = {
+    ast.Constant: _Compiler._number, ast.Name: _Compiler._name, ast.UnaryOp: _Compiler._unary,
+    ast.BinOp: _Compiler._binary, ast.Call: _Compiler._call, ast.Compare: _Compiler._compare,
+    ast.BoolOp: _Compiler._logic, ast.IfExp: _Compiler._choice,
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------- the source
+
+
+class FormulaSource(Derived):
+    """Formulas, a channel each."""
+
+    def __init__(
+        self, channels: Sequence[Channel], formulas: Mapping[str, Formula], fresh_s: float, where: Mapping[str, str]
+    ) -> None:
+        """where  of each channel, what an error about it begins with"""
+        self.channels = channels
+        self.uses = {
+            name: {used: f"{where[name]}: formula, column {column}" for used, column in formula.uses.items()}
+            for name, formula in formulas.items()
+        }
+        self._formulas = formulas
+        self._fresh_s = fresh_s
+
+    def derive(self, name: str, latest: Mapping[str, Latest], now_s: float) -> Latest:
+        fresh = _Fresh(latest, now_s, self._fresh_s)
+        value = self._formulas[name].evaluate(fresh)
+        # The digits beyond are noise of the calculation, and would be stored for ever.
+        return Latest(round(value, 6) if abs(value) >= 1 else float(format(value, ".6g")), fresh.oldest_s)
+
+    def read(self) -> Readings:
+        readings: dict[str, Number | SensorError] = {}
+        for channel in self.channels:
+            try:
+                readings[channel.name] = self.derive(channel.name, {}, 0.0).value
+            except SensorError as error:
+                readings[channel.name] = error
+        return readings
+
+
+class _Fresh(Mapping[str, Number]):
+    """The values that are fresh enough; remembers the oldest that was asked for."""
+
+    def __init__(self, latest: Mapping[str, Latest], now_s: float, fresh_s: float) -> None:
+        self._latest, self._now_s, self._fresh_s = latest, now_s, fresh_s
+        self.oldest_s = now_s
+
+    def __getitem__(self, name: str) -> Number:
+        found = self._latest.get(name)
+        if found is None:
+            raise SensorError(f"{name} has not given a value yet")
+        if self._now_s - found.at_s > self._fresh_s:
+            age_s = self._now_s - found.at_s
+            raise SensorError(f"the last value of {name} is {age_s:.0f} s old, and counts for {self._fresh_s:g} s")
+        self.oldest_s = min(self.oldest_s, found.at_s)
+        return found.value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._latest)
+
+    def __len__(self) -> int:
+        return len(self._latest)
+
+
+def make(settings: Mapping[str, Any], where: str) -> FormulaSource:
+    """The source that a [[sensor]] table with kind = "formula" describes.
+
+    Raises SettingsError, which begins with `where`. Whether there are channels of these names, the sampler's
+    `sensors.in_order` finds out, which knows all sources.
+    """
+    options = read_options(settings, OPTIONS, where)
+    formulas: dict[str, Formula] = {}
+    channels, places = [], {}
+    example = 'dew = {formula = "dew_point(room, humidity)"}'
+    for name, chosen, here in channel_tables(options["channels"], CHANNEL_OPTIONS, where, example):
+        if not (chosen["formula"] or "").strip():
+            raise SettingsError(f"{here}: formula is missing, as in channels.{example}")
+        try:
+            formulas[name] = compile_formula(chosen["formula"])
+        except SettingsError as error:
+            raise SettingsError(f"{here}: {error}") from None
+        channels.append(Channel(name, chosen["unit"]))
+        places[name] = here
+    return FormulaSource(channels, formulas, options["fresh"], places)

@@ -55,6 +55,7 @@ RUNNING_FILE = "running.json"  # in the data folder, while the server runs: how 
 ROADS: tuple[tuple[str, tuple[str, str] | None], ...] = (
     ("tmon", None),
     ("pimonitor", ("pimonitor", "api_key")),
+    ("drop", None),
 )
 _STACK_BYTES = 512 << 10  # of a thread: a thousand of them then fit the address space of a 32-bit Pi
 

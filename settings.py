@@ -34,6 +34,10 @@ def _node_address(value: Any) -> tuple[str, tuple[str, int]]:
     return name, address(DEFAULT_PORT)(place)
 
 
+def _ending(text: str) -> object:
+    return text.startswith(".") and text[1:].isascii() and text[1:].isalnum() and text == text.lower() and len(text) < 10
+
+
 def _sync(value: Any) -> float:
     if value == "each":
         return 0.0
@@ -76,6 +80,9 @@ SERVER = (
     Setting("pimonitor", "unit", one_of("F", "C"), "F",
             "of the temperatures they send, where [[location]] says nothing"),
     Setting("pimonitor", "zone", text, "", "their time zone, where [[location]] says nothing (this machine's)"),
+    Setting("drop", "largest", number(1, 1 << 40, whole=True), 256 << 20, "bytes of a file that a Pi drops, at most"),
+    Setting("drop", "types", matching(_ending, 'an ending like ".csv", in small letters'), [".txt", ".json", ".csv"],
+            "endings of the names of files that are taken", many=True),
     Setting("store", "commit", number(0.05, 600), 1.0, "seconds between commits; 60 spares an SD card"),
     Setting("store", "buffer", number(1000, 1_000_000, whole=True), 20_000,
             "uncommitted samples at most; then nodes have to wait"),

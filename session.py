@@ -34,6 +34,15 @@ class Key(Protocol):
     def is_token(self, token: object) -> bool:
         """Whether `token` is the token itself, compared in constant time."""
 
+    def shown(self) -> str:
+        """The token itself, for a road on which it is shown and not proved (HTTP, which is to go through TLS then)."""
+
+    def seal(self, purpose: str, body: bytes) -> str:
+        """The proof that who wrote `body`, for this `purpose` and no other, knows the token: 64 hex digits."""
+
+    def is_seal(self, mac: object, purpose: str, body: bytes) -> bool:
+        """Whether `mac` is what `seal` gives for the same arguments, compared in constant time."""
+
 
 class Session:
     """One end of a connection. Its owner feeds `receive`, sends `take_output`, calls `tick`, and ends on `closing`."""

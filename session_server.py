@@ -35,6 +35,7 @@ from session import Key, Session, is_count, parts
 log = logging.getLogger(__name__)
 
 _ASK_AFTER_S = 60.0
+DOUBT_S = 5.0  # that a node which is said to be elsewhere gets to be heard from here
 
 MOST_EPOCHS = 100_000  # that a node may list; an outbox of the usual size holds 65,536 samples
 
@@ -62,6 +63,7 @@ class NodeState:
         self.address = address
         self.expected = expected
         self.name = expected  # until the node has told its own
+        self.takes_orders = False  # one that calls in, and then does as it was told meanwhile
         self.calls_in = False  # nobody connects to it: it brings its samples by itself
         self.connected = False
         self.since_ms: int | None = None  # when it was connected, or was lost
@@ -101,6 +103,7 @@ class ServerSession(Session):
         self._wake, self._answered = wake, answered
         self.fault = ""  # why the node closes, in its own words
         self._began_s = self._checked_s = clock.monotonic()
+        self._doubted_s = -1.0  # when it was last asked whether it is still here
         self._began_ms = clock.wall_ms()
         self._nonce = os.urandom(16).hex() if (state.expected in keys if state.expected else keys) else ""
         self._hello: dict[str, Any] = {}
@@ -135,6 +138,10 @@ class ServerSession(Session):
         """SEND or CHECK is said with the next output."""
         self._leave(self._ask, word, *args)
 
+    def doubt(self) -> None:
+        """The node is said to be elsewhere: it is asked, and the session ends if nothing is heard within DOUBT_S."""
+        self._leave(self._doubt)
+
     def _leave(self, call: Callable[..., Any], *args: Any) -> None:
         self._from_others.append((call, args))
         self._wake()
@@ -161,8 +168,10 @@ class ServerSession(Session):
                 self.refuse(Unexpected(f"no whole HELLO within {2 * AUTH_S:.0f} s"))
             return left
         silent = self._heard_s + SILENCE_S - now
+        if self._heard_s < self._doubted_s:
+            silent = min(silent, self._doubted_s + DOUBT_S - now)
         if silent <= 0:
-            log.warning("%s: heard nothing for %.0f s, closing", self.peer, SILENCE_S)
+            log.warning("%s: heard nothing for %.0f s, closing", self.peer, now - self._heard_s)
             self.closing = True
         # Also beside a stream of samples it is asked now and then: what STATUS tells would grow old.
         check = min(max(self._said_s, self._checked_s) + CHECK_AFTER_S, self._checked_s + _ASK_AFTER_S) - now
@@ -170,6 +179,11 @@ class ServerSession(Session):
             self._ask("CHECK")
             check = CHECK_AFTER_S
         return min(silent, check)
+
+    def _doubt(self) -> None:
+        if self.collecting and self._heard_s >= self._doubted_s:
+            self._ask("CHECK")
+            self._doubted_s = self.clock.monotonic()
 
     def _ask(self, word: str, *args: Any) -> None:
         if word == "CHECK":

@@ -43,6 +43,18 @@ class LinkKey:
         """As session.Key.is_token."""
         return _is_same(token, self._token.decode())
 
+    def shown(self) -> str:
+        """As session.Key.shown."""
+        return self._token.decode()
+
+    def seal(self, purpose: str, body: bytes) -> str:
+        """As session.Key.seal."""
+        return hmac.digest(self._token, b"pigeonpost-%s-1|%s" % (purpose.encode(), body), "sha256").hex()
+
+    def is_seal(self, mac: object, purpose: str, body: bytes) -> bool:
+        """As session.Key.is_seal."""
+        return _is_same(mac, self.seal(purpose, body))
+
 
 def _is_same(said: object, right: str) -> bool:
     return isinstance(said, str) and hmac.compare_digest(said.encode(), right.encode())

@@ -1,7 +1,7 @@
 """The road over TCP: the node listens, the server connects; lines of text that a person can type with nc.
 
 Runs on: node (NodeEnd), server (ServerEnd).  Reached from: node.py, server.py.
-Hands on to: session_node and session_server, which know what is said; here bytes are moved and time is kept.
+Hands on to: wire, which moves the bytes; session_node and session_server, which know what is said.
 Threads: NodeEnd has one that accepts and one for each connection; ServerEnd has one for its node. A connection
   belongs to its thread, which alone reads and writes it; any other may `wake` it.  Locks stand where they are made,
   with what they guard.
@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import random
-import select
 import socket
 import socketserver
 import threading
@@ -22,14 +20,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from base.clock import Clock
-from base.errors import SettingsError, TooLong, TooMany, WireError
+from base.errors import SettingsError, TooMany
 from base.net import is_loopback, join_address
 from links import End
 from outbox import Outbox
-from protocol import LINE_BYTES, error_line
-from session import Key, Session
+from protocol import error_line
+from session import Key
 from session_node import NodeFacts, NodeSession
 from session_server import Ledger, NodeState, ServerSession
+from wire import Wire, converse
 
 log = logging.getLogger(__name__)
 
@@ -37,125 +36,6 @@ MOST_CONNECTIONS = 64  # that a node serves at once,
 MOST_OF_A_HOST = 16  # and of these from one address other than its own
 CONNECT_S = 10.0
 RETRY_S, LONGEST_RETRY_S = 1.0, 60.0
-DRAIN_S = 2.0  # that a closing end takes to send what is due
-_READ_BYTES = LINE_BYTES
-_SEND_AHEAD_BYTES = 4 * LINE_BYTES  # unsent at most before streaming pauses
-_STUCK_BYTES = 64 * LINE_BYTES  # unsent: the peer does not read, and keeps asking
-
-
-class Wire:
-    """A socket as whole lines in and bytes out, that never blocks but in `wait`."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._sock = sock
-        self._unsent = bytearray()
-        self._part = b""  # of a line that has not ended
-        self._woken, self._waker = os.pipe()
-        os.set_blocking(self._woken, False)
-        os.set_blocking(self._waker, False)
-        # Guards the pipe against being closed, and its number reused, while another thread wakes; held for one write.
-        self._lock = threading.Lock()
-        self._closed = False
-        self._poll = select.poll()
-        self._poll.register(self._woken, select.POLLIN)
-        self._poll.register(sock, select.POLLIN)
-        self._polls_for_room = False
-
-    @property
-    def unsent(self) -> int:
-        """Bytes that the network has not taken yet."""
-        return len(self._unsent)
-
-    def send(self, data: bytes) -> None:
-        """Send as much as goes now; the rest goes while waiting. Raises OSError when the connection is gone."""
-        self._unsent += data
-        if self._unsent:
-            try:
-                del self._unsent[: self._sock.send(self._unsent)]
-            except BlockingIOError:
-                pass
-            if len(self._unsent) > _STUCK_BYTES:
-                raise TimeoutError("the peer takes nothing")
-
-    def wait(self, seconds: float) -> list[bytes]:
-        """Whole lines that have come, after at most `seconds`; none of them when woken, or when only sending went on.
-
-        Raises TooLong for a line over the limit, ConnectionError when the peer has closed.
-        """
-        if self._polls_for_room != bool(self._unsent):
-            self._polls_for_room = bool(self._unsent)
-            self._poll.modify(self._sock, select.POLLIN | (select.POLLOUT if self._unsent else 0))
-        lines: list[bytes] = []
-        for fd, events in self._poll.poll(max(0.0, seconds) * 1000 + 1):
-            if fd == self._woken:
-                os.read(self._woken, 4096)
-                continue
-            if events & select.POLLOUT:
-                self.send(b"")
-            if events & ~select.POLLOUT:
-                lines = self._read()
-        return lines
-
-    def _read(self) -> list[bytes]:
-        try:
-            block = self._sock.recv(_READ_BYTES)
-        except BlockingIOError:
-            return []
-        if not block:
-            raise ConnectionResetError("closed by the peer")
-        *lines, self._part = (self._part + block).split(b"\n")
-        if len(self._part) >= LINE_BYTES or any(len(line) >= LINE_BYTES for line in lines):
-            raise TooLong(f"a line is at most {LINE_BYTES} bytes long, its end included")
-        return lines
-
-    def wake(self) -> None:
-        """Make `wait` return; from any thread, at any time."""
-        with self._lock:
-            if not self._closed:
-                try:
-                    os.write(self._waker, b"\0")
-                except BlockingIOError:
-                    pass  # woken 65,536 times already
-
-    def close(self) -> None:
-        """Close it; closing twice is fine."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            os.close(self._woken)
-            os.close(self._waker)
-        try:
-            self._sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # gone already
-        self._sock.close()
-
-
-def converse(wire: Wire, session: Session, stream: Callable[[], bool], ended: Callable[[], bool], clock: Clock) -> None:
-    """Move lines between `wire` and `session` until either ends it, or `ended` says so; then send what is due.
-
-    stream  says one more line of samples; False when there is none
-    Raises OSError when the connection breaks.
-    """
-    while not session.closing and not ended():
-        due_s = session.tick()  # first, so that what it says goes out now, and not after the wait
-        wire.send(session.take_output())
-        while wire.unsent < _SEND_AHEAD_BYTES and stream():
-            wire.send(session.take_output())
-        try:
-            for line in wire.wait(due_s):
-                session.receive(line)
-        except WireError as error:
-            session.refuse(error)
-    give_up_s = clock.monotonic() + DRAIN_S
-    wire.send(session.take_output())
-    while wire.unsent and clock.monotonic() < give_up_s:
-        wire.wait(give_up_s - clock.monotonic())
-
 
 # --------------------------------------------------------------------------------------------------------- the node
 
@@ -330,15 +210,17 @@ class ServerEnd(End):
         keys      of nodes that have a token, by name; looked up at every connection
         """
         self.state = NodeState(join_address(*address), expected)
-        self._address = address
+        self._home = self._good = address  # as it was told first, and where the node was reached last
         self._server = server
         self._ledger = ledger
         self._keys = keys
         self._clock = clock
         self._stopping = threading.Event()
-        # Guards the connection that now is, for those who ask through it; held to look it up and wake it.
+        # Guards the connection that now is, for those who ask through it, and where to try next; held for a moment.
         self._lock = threading.Lock()
         self._current: tuple[Wire, ServerSession] | None = None
+        self._places = [address]
+        self._hurried = threading.Event()  # set: try again now
         self._asking = threading.Lock()  # one question at a time; held until its answer came or did not
         self._awaited: tuple[Any, ...] = ()  # what that answer is
         self._answered = threading.Event()
@@ -350,7 +232,19 @@ class ServerEnd(End):
     def end(self) -> None:
         """Begin to stop; returns at once, so that many ends can be stopped together."""
         self._stopping.set()
+        self._hurried.set()
         self.wake()
+
+    def move(self, address: tuple[str, int]) -> None:
+        """The node has said that it is at `address`: try there next, and now. Returns at once; from any thread.
+
+        A connection that lives is kept. An address that was wrong costs one attempt: the next goes where it was before.
+        """
+        with self._lock:
+            self._places = list(dict.fromkeys((address, self._good, self._home)))
+            if self._current:
+                self._current[1].doubt()
+        self._hurried.set()
 
     def stop(self, limit_s: float) -> str | None:
         self.end()
@@ -385,26 +279,36 @@ class ServerEnd(End):
         while not self._stopping.is_set():
             if self._connect():
                 retry_s = RETRY_S
-            self._stopping.wait(retry_s * random.uniform(0.75, 1.25))
-            retry_s = min(2 * retry_s, LONGEST_RETRY_S)
+            hurried = self._hurried.wait(retry_s * random.uniform(0.75, 1.25))
+            retry_s = RETRY_S if hurried else min(2 * retry_s, LONGEST_RETRY_S)
 
     def _connect(self) -> bool:
         """One connection, from beginning to end; whether it came to collecting."""
+        with self._lock:
+            address = self._places[0]
+            self._places = self._places[1:] + [address]  # for the next attempt, should this one fail
+            self._hurried.clear()
+        self.state.address = join_address(*address)
         try:
-            sock = socket.create_connection(self._address, CONNECT_S)
+            sock = socket.create_connection(address, CONNECT_S)
         except OSError as error:
             self._lost(f"cannot be reached: {error.strerror or error}")
             return False
         wire = Wire(sock)
+        collected = False
         try:
-            return self._collect(wire)
+            collected = self._collect(wire)
         except SettingsError as error:  # tokens that do not read: somebody will mend the file while this runs
             self._lost(str(error))
-            return False
         finally:
             with self._lock:
                 self._current = None
+                if collected:
+                    self._good = address
+                    if not self._hurried.is_set():
+                        self._places = list(dict.fromkeys((address, self._home)))
             wire.close()
+        return collected
 
     def _collect(self, wire: Wire) -> bool:
         session = ServerSession(

@@ -1111,6 +1111,33 @@ class Time(SessionCase):
             session.tick()
             self.assertTrue(session.closing)
 
+    def test_a_node_that_is_said_to_be_elsewhere_is_asked_and_given_five_seconds(self):
+        self.start_node()
+        node, server = self.collect()
+        for _ in range(3):  # it answers: nothing happens
+            server.doubt()
+            self.assertEqual([m.word for _, m in self.pump(node, server)], ["CHECK", "STATUS"])
+            self.server_clock.sleep(10)
+            server.tick()
+            self.assertFalse(server.closing)
+        server.doubt()
+        self.assertEqual([m.word for m in self.heard(server)], ["CHECK"])
+        self.assertAlmostEqual(server.tick(), 5.0)
+        self.server_clock.sleep(3)
+        server.doubt()  # said again: it is not asked again, and gets no more time
+        self.assertEqual(self.heard(server), [])
+        self.assertAlmostEqual(server.tick(), 2.0)
+        self.server_clock.sleep(2.1)
+        server.tick()
+        self.assertTrue(server.closing)
+
+    def test_a_session_that_has_not_begun_is_not_doubted(self):
+        server = self.server()
+        self.heard(server)
+        server.doubt()
+        self.assertEqual(self.heard(server), [])
+        self.assertAlmostEqual(server.tick(), 10.0)
+
     def test_any_line_breaks_the_silence(self):
         self.start_node()
         node, server = self.collect()

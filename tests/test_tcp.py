@@ -13,6 +13,7 @@ import tracemalloc
 import unittest
 from unittest import mock
 
+import wire
 from base.clock import Clock, FakeClock
 from base.errors import SettingsError
 from gate.tokens import LinkKey
@@ -489,7 +490,7 @@ class SlowPeers(TcpCase):
         self.ledger.wait_for(5100)
         self.is_well(node)
         unsent = max(connection.wire.unsent for connection in node._connections)
-        self.assertLess(unsent, tcp._SEND_AHEAD_BYTES + 2 * LINE_BYTES)
+        self.assertLess(unsent, wire.SEND_AHEAD_BYTES + 2 * LINE_BYTES)
 
     def test_one_that_asks_and_does_not_read_is_closed(self):
         node = self.start_node()
@@ -498,7 +499,7 @@ class SlowPeers(TcpCase):
         deaf.settimeout(LIMIT_S)
         self.addCleanup(deaf.close)
         deaf.connect(node.address)
-        self.enterContext(mock.patch.object(tcp, "_STUCK_BYTES", 4 * LINE_BYTES))
+        self.enterContext(mock.patch.object(wire, "STUCK_BYTES", 4 * LINE_BYTES))
         sent = 0
         with self.assertRaises(OSError):
             while sent < 100_000_000:
@@ -616,6 +617,7 @@ class Retrying(TcpCase):
             waits.append(round(seconds, 9))
             if len(waits) == len(connects):
                 server._stopping.set()
+            return False
 
         outcomes = iter(connects)
         with (
@@ -624,7 +626,7 @@ class Retrying(TcpCase):
                 tcp.random, "uniform", lambda low, high: self.assertEqual((low, high), (0.75, 1.25)) or 1
             ),
             mock.patch.object(server, "_connect", lambda: next(outcomes)),
-            mock.patch.object(server._stopping, "wait", wait),
+            mock.patch.object(server._hurried, "wait", wait),
         ):
             server._run()
         return waits
@@ -684,6 +686,84 @@ class Retrying(TcpCase):
         self.assertEqual(logged.output, [f"WARNING:links.tcp:127.0.0.1:1 basement: {fault}"])
 
 
+class Moving(TcpCase):
+    """A server that is told where its node is now (by links/announce)."""
+
+    def setUp(self):
+        super().setUp()
+        self.enterContext(mock.patch.object(tcp, "RETRY_S", LIMIT_S))  # what is not hurried comes too late
+
+    def test_a_node_that_is_somewhere_else_is_found_there_at_once(self):
+        node = self.start_node()
+        server = self.start_server(("127.0.0.1", 1))
+        wait_until(lambda: server.state.fault.startswith("cannot be reached"))
+        server.move(node.address)
+        wait_until(lambda: server.state.connected)
+        self.assertEqual(server.state.address, "%s:%d" % node.address)
+        self.take(1)
+        self.ledger.wait_for(1)
+
+    def test_a_node_that_is_back_where_it_was_is_tried_at_once(self):
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            address = sock.getsockname()
+        server = self.start_server(address)
+        wait_until(lambda: server.state.fault.startswith("cannot be reached"))
+        self.start_node(address=address)
+        server.move(address)
+        wait_until(lambda: server.state.connected)
+
+    def test_a_connection_that_lives_is_kept(self):
+        node = self.start_node()
+        server = self.start_server(node.address)
+        wait_until(lambda: server.state.connected)
+        elsewhere = FakeNode(self, lambda sock: None)
+        with mock.patch("session_server.DOUBT_S", 0.1):
+            for _ in range(3):
+                asked_ms = server.state.checked_ms
+                server.move(elsewhere.address)
+                wait_until(lambda before=asked_ms: server.state.checked_ms != before, "the node's answer")
+                threading.Event().wait(0.2)  # longer than a dead one would get
+        self.assertTrue(server.state.connected)
+        self.assertEqual(elsewhere.connections, 0)
+        self.assertEqual(server.state.address, "%s:%d" % node.address)
+
+    def test_a_connection_to_where_nobody_is_any_more_is_given_up(self):
+        """As when a node's address changes: nothing closes the connection, and nothing ever comes."""
+        node = self.start_node()
+
+        def serve(sock):  # opens a session, and falls silent
+            read_line(sock)
+            sock.sendall(encode("HELLO", {"link": 1, "node": "basement", "outbox": OUTBOX, "held": [], "sensors": []}))
+            while sock.recv(4096):
+                pass
+
+        server = self.start_server(FakeNode(self, serve).address)
+        wait_until(lambda: server.state.connected)
+        with mock.patch("session_server.DOUBT_S", 0.1):
+            server.move(node.address)
+            wait_until(lambda: server.state.address == "%s:%d" % node.address and server.state.connected)
+
+    def test_a_wrong_address_costs_one_attempt(self):
+        node = self.start_node()
+        server = self.start_server(node.address)
+        wait_until(lambda: server.state.connected)
+        wrong = FakeNode(self, lambda sock: None)
+        with mock.patch.object(tcp, "RETRY_S", 0.02):
+            server.move(wrong.address)
+            server._current[0].close()  # the good connection breaks just then
+            wait_until(lambda: wrong.connections)
+            wait_until(lambda: server.state.address == "%s:%d" % node.address and server.state.connected)
+        self.assertEqual(wrong.connections, 1)
+
+    def test_the_address_of_the_settings_is_never_forgotten(self):
+        home = FakeNode(self, lambda sock: None)
+        server = ServerEnd(home.address, "basement", "home", self.ledger, {}, Clock())
+        for port in range(1, 6):
+            server._good = ("127.0.0.1", port)
+            server.move(("127.0.0.1", port + 1))
+            self.assertEqual(server._places, [("127.0.0.1", port + 1), ("127.0.0.1", port), home.address])
+
+
 class Stopping(TcpCase):
     def test_the_node_stops_quickly_while_clients_are_connected(self):
         node = self.start_node()
@@ -722,7 +802,7 @@ class Stopping(TcpCase):
         deaf.connect(node.address)
         deaf.sendall(encode("HELLO", HELLO) + encode("RESUME", {"id": 0}))
         wait_until(lambda: any(connection.wire.unsent for connection in node._connections))
-        with mock.patch.object(tcp, "DRAIN_S", 0.2):
+        with mock.patch.object(wire, "DRAIN_S", 0.2):
             began_s = time.monotonic()
             self.assertIsNone(node.stop(LIMIT_S))
         self.assertLess(time.monotonic() - began_s, 4)
@@ -795,26 +875,26 @@ class Timing(unittest.TestCase):
         session = ServerSession("home", FakeLedger(), {}, NodeState("x"), self.clock, lambda: None)
         hello = {"link": 1, "node": "basement", "outbox": OUTBOX, "held": [], "sensors": []}
         session.receive(encode("HELLO", hello))
-        tcp.converse(self.wire, session, lambda: False, lambda: False, self.clock)
+        wire.converse(self.wire, session, lambda: False, lambda: False, self.clock)
         expected = [(0, "HELLO"), (0, "RESUME"), (0, "CHECK"), (15, "CHECK"), (30, "CHECK")]
         self.assertEqual([entry for entry in self.wire.sent if entry[0] < 45], expected)
         self.assertEqual(round(self.clock.monotonic() - self.wire.began_s), 45)
 
     def test_a_server_that_hears_no_hello_says_so_after_ten_seconds(self):
         session = ServerSession("home", FakeLedger(), {}, NodeState("x"), self.clock, lambda: None)
-        tcp.converse(self.wire, session, lambda: False, lambda: False, self.clock)
+        wire.converse(self.wire, session, lambda: False, lambda: False, self.clock)
         self.assertEqual(self.wire.sent, [(0, "HELLO"), (10, "ERROR")])
 
     def test_a_node_that_hears_no_proof_says_so_after_five(self):
         outbox = Outbox(Ring("/card", 8, 128, MemoryDisk()), BOOT)
         facts = NodeFacts("basement", SENSORS, 10.0, LinkKey(TOKEN), outbox.switch, dict)
         session = NodeSession(facts, outbox, self.clock, "x", False)
-        tcp.converse(self.wire, session, session.stream, lambda: False, self.clock)
+        wire.converse(self.wire, session, session.stream, lambda: False, self.clock)
         self.assertEqual(self.wire.sent, [(5, "ERROR")])
 
     def test_what_is_due_is_said_before_the_end(self):
         session = ServerSession("home", FakeLedger(), {}, NodeState("x"), self.clock, lambda: None)
-        tcp.converse(self.wire, session, lambda: False, lambda: True, self.clock)
+        wire.converse(self.wire, session, lambda: False, lambda: True, self.clock)
         self.assertEqual(self.wire.sent, [(0, "HELLO")])
 
 

@@ -53,11 +53,24 @@ class Proofs(unittest.TestCase):
         for said in ("", "ein Geheimnis", None, 5, b"x", ["ein Geheimnis mit Ümläuten"]):
             self.assertFalse(self.key.is_token(said))
 
+    def test_a_seal_is_good_for_one_body_and_one_purpose(self):
+        """What is signed is fixed by docs/protocol.md too."""
+        token = "ein Geheimnis mit Ümläuten".encode()
+        mac = self.key.seal("announce", b'{"node":"basement"}')
+        self.assertEqual(mac, hmac.new(token, b'pigeonpost-announce-1|{"node":"basement"}', hashlib.sha256).hexdigest())
+        self.assertTrue(self.key.is_seal(mac, "announce", b'{"node":"basement"}'))
+        self.assertFalse(self.key.is_seal(mac, "mqtt", b'{"node":"basement"}'))
+        self.assertFalse(self.key.is_seal(mac, "announce", b'{"node":"basemenu"}'))
+        self.assertFalse(LinkKey("another").is_seal(mac, "announce", b'{"node":"basement"}'))
+        for said in ("", mac[:-1], mac.upper(), None, 5):
+            self.assertFalse(self.key.is_seal(said, "announce", b'{"node":"basement"}'), said)
+
     def test_all_is_compared_in_constant_time(self):
         with mock.patch.object(tokens.hmac, "compare_digest", return_value=True) as compare:
             self.assertTrue(self.key.proves("wrong", "node", *NAMES, NONCES))
             self.assertTrue(self.key.is_token("wrong"))
-        self.assertEqual(compare.call_count, 2)
+            self.assertTrue(self.key.is_seal("wrong", "mqtt", b""))
+        self.assertEqual(compare.call_count, 3)
 
 
 class File(unittest.TestCase):

@@ -1,0 +1,139 @@
+"""A socket as lines, and one session's talk over it: bytes are moved and time is kept, whatever is said.
+
+Runs on: node and server.  Reached from: links/tcp.  Hands on to: the session, which says what is next.
+Threads: a wire belongs to the thread that serves its connection, which alone reads and writes it; any other may `wake`
+  it. Its lock stands where it is made.
+Errors: OSError when the connection breaks; TooLong for a line over the limit.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable
+
+from base.clock import Clock
+from base.errors import TooLong, WireError
+from protocol import LINE_BYTES
+from session import Session
+
+DRAIN_S = 2.0  # that a closing end takes to send what is due
+_READ_BYTES = LINE_BYTES
+SEND_AHEAD_BYTES = 4 * LINE_BYTES  # unsent at most before streaming pauses
+STUCK_BYTES = 64 * LINE_BYTES  # unsent: the peer does not read, and keeps asking
+
+
+class Wire:
+    """A socket as whole lines in and bytes out, that never blocks but in `wait`."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._sock = sock
+        self._unsent = bytearray()
+        self._part = b""  # of a line that has not ended
+        self._woken, self._waker = os.pipe()
+        os.set_blocking(self._woken, False)
+        os.set_blocking(self._waker, False)
+        # Guards the pipe against being closed, and its number reused, while another thread wakes; held for one write.
+        self._lock = threading.Lock()
+        self._closed = False
+        self._poll = select.poll()
+        self._poll.register(self._woken, select.POLLIN)
+        self._poll.register(sock, select.POLLIN)
+        self._polls_for_room = False
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the network has not taken yet."""
+        return len(self._unsent)
+
+    def send(self, data: bytes) -> None:
+        """Send as much as goes now; the rest goes while waiting. Raises OSError when the connection is gone."""
+        self._unsent += data
+        if self._unsent:
+            try:
+                del self._unsent[: self._sock.send(self._unsent)]
+            except BlockingIOError:
+                pass
+            if len(self._unsent) > STUCK_BYTES:
+                raise TimeoutError("the peer takes nothing")
+
+    def wait(self, seconds: float) -> list[bytes]:
+        """Whole lines that have come, after at most `seconds`; none of them when woken, or when only sending went on.
+
+        Raises TooLong for a line over the limit, ConnectionError when the peer has closed.
+        """
+        if self._polls_for_room != bool(self._unsent):
+            self._polls_for_room = bool(self._unsent)
+            self._poll.modify(self._sock, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+        lines: list[bytes] = []
+        for fd, events in self._poll.poll(max(0.0, seconds) * 1000 + 1):
+            if fd == self._woken:
+                os.read(self._woken, 4096)
+                continue
+            if events & select.POLLOUT:
+                self.send(b"")
+            if events & ~select.POLLOUT:
+                lines = self._read()
+        return lines
+
+    def _read(self) -> list[bytes]:
+        try:
+            block = self._sock.recv(_READ_BYTES)
+        except BlockingIOError:
+            return []
+        if not block:
+            raise ConnectionResetError("closed by the peer")
+        *lines, self._part = (self._part + block).split(b"\n")
+        if len(self._part) >= LINE_BYTES or any(len(line) >= LINE_BYTES for line in lines):
+            raise TooLong(f"a line is at most {LINE_BYTES} bytes long, its end included")
+        return lines
+
+    def wake(self) -> None:
+        """Make `wait` return; from any thread, at any time."""
+        with self._lock:
+            if not self._closed:
+                try:
+                    os.write(self._waker, b"\0")
+                except BlockingIOError:
+                    pass  # woken 65,536 times already
+
+    def close(self) -> None:
+        """Close it; closing twice is fine."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            os.close(self._woken)
+            os.close(self._waker)
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # gone already
+        self._sock.close()
+
+
+def converse(wire: Wire, session: Session, stream: Callable[[], bool], ended: Callable[[], bool], clock: Clock) -> None:
+    """Move lines between `wire` and `session` until either ends it, or `ended` says so; then send what is due.
+
+    stream  says one more line of samples; False when there is none
+    Raises OSError when the connection breaks.
+    """
+    while not session.closing and not ended():
+        due_s = session.tick()  # first, so that what it says goes out now, and not after the wait
+        wire.send(session.take_output())
+        while wire.unsent < SEND_AHEAD_BYTES and stream():
+            wire.send(session.take_output())
+        try:
+            for line in wire.wait(due_s):
+                session.receive(line)
+        except WireError as error:
+            session.refuse(error)
+    give_up_s = clock.monotonic() + DRAIN_S
+    wire.send(session.take_output())
+    while wire.unsent and clock.monotonic() < give_up_s:
+        wire.wait(give_up_s - clock.monotonic())

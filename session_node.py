@@ -179,13 +179,9 @@ class NodeSession(Session):
         if not isinstance(entry, list) or len(entry) != 2 or not is_count(entry[0]):
             raise BadArgument(f"RESUME: {epoch} takes [highest seq stored, its up or null]")
         seq: int = entry[0]
-        run = self._outbox.run_of(epoch)
-        ours = self._outbox.read(run.number + seq - run.first, 1)[0] if run and run.first <= seq <= run.last else None
-        is_other = ours is not None and is_count(entry[1]) and ours.up_ms != entry[1]
-        is_ahead = epoch == self._outbox.epoch and seq > (run.last if run else 0)
-        if not is_other and not is_ahead:
+        new = self._stream.fork_if_other(epoch, seq, entry[1])
+        if not new:
             return seq
-        new = self._outbox.fork(epoch, seq if is_other else seq + 1)
         log.error(
             "%s: %s has another sample %d of epoch %s than this node: another live copy of this card sent it."
             " From there on this node's samples are those of epoch %s", self.peer, self._server, seq, epoch, new,

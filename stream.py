@@ -16,6 +16,7 @@ from base.clock import Clock
 from outbox import Outbox
 from protocol import BATCH_SAMPLES, LINE_BYTES, WINDOW_SAMPLES, sample_text
 from ring import Run, Slot
+from session import is_count
 
 # Every stream begins with short pieces, each twice as long as the one before: over a network that cuts every connection
 # after some kilobytes a backlog would never get smaller if it always came in the longest pieces.
@@ -79,6 +80,17 @@ class Stream:
         self._next_number = 1
         self._most = FIRST_SAMPLES
         self._unacked = []
+
+    def fork_if_other(self, epoch: str, seq: int, up_ms: object) -> str:
+        """The receiver has `epoch` up to `seq`, a sample taken at `up_ms` (None: it does not say). Where ours of that
+        number is another sample, another live copy of this card has sent it: what is held from there on gets a new
+        epoch, which is returned; else empty. Comes before `begin`.
+        """
+        run = self._outbox.run_of(epoch)
+        ours = self._outbox.read(run.number + seq - run.first, 1)[0] if run and run.first <= seq <= run.last else None
+        is_other = ours is not None and is_count(up_ms) and ours.up_ms != up_ms
+        is_ahead = epoch == self._outbox.epoch and seq > (run.last if run else 0)
+        return self._outbox.fork(epoch, seq if is_other else seq + 1) if is_other or is_ahead else ""
 
     def begin_now(self, runs: Sequence[Run]) -> None:
         """Send only what is taken after these runs were the outbox's."""

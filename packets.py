@@ -21,8 +21,6 @@ from typing import Any, NamedTuple
 
 from base.errors import BadPacket
 
-CONTROL_GROUP, DATA_GROUP = "226.0.0.221:7001", "226.0.0.222:7002"
-TTL = 2
 PACKET_BYTES = 1500  # at most, header included
 EVERYBODY = "@@"  # as a receiver: all of them
 FIRST_SEQUENCE, LAST_SEQUENCE = 1, 2**31 - 1  # counting starts anywhere between, and goes on with 0 after the last

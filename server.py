@@ -56,6 +56,7 @@ ROADS: tuple[tuple[str, tuple[str, str] | None], ...] = (
     ("tmon", None),
     ("pimonitor", ("pimonitor", "api_key")),
     ("drop", None),
+    ("bus", ("bus", "enabled")),
 )
 _STACK_BYTES = 512 << 10  # of a thread: a thousand of them then fit the address space of a 32-bit Pi
 
@@ -158,6 +159,7 @@ class Server:
         self.house = House(
             name=name, data=data, clock=clock, store=store, csv=csv, intake=intake, links=links, users=Users(data),
             control=self._control, started_ms=clock.wall_ms(), stop=self._end, names=settings["web", "names"],
+            roads={name: road for (name, _), road in zip(_roads_set(settings), self._roads)},
         )  # fmt: skip
         self.web = WebEnd(web, self.house, endpoints=[one for road in self._roads for one in road.endpoints])
         self._running = Running([

@@ -9,10 +9,12 @@ The keys of a [[sensor]] stand in the file of its kind.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from base.config import Setting, address, matching, number, one_of, switch, text
-from protocol import DEFAULT_PORT, NODE_NAME, NODE_NAME_TAKES
+from base.multicast import is_group
+from protocol import DEFAULT_PORT, NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME
 
 WEB_PORT = 8080
 SERVER_ARRAYS = ("location",)  # arrays of tables in server.toml; the keys of each stand with whoever uses them
@@ -38,6 +40,25 @@ def _ending(text: str) -> object:
     return text.startswith(".") and text[1:].isascii() and text[1:].isalnum() and text == text.lower() and len(text) < 10
 
 
+def _group(value: Any) -> tuple[str, int]:
+    found: tuple[str, int] = address()(value)
+    if not is_group(found):
+        raise ValueError("takes a multicast group, as 226.0.0.221:7001")
+    return found
+
+
+def _codifier_or_none(text: str) -> object:
+    return not text or _CODIFIER(text)
+
+
+def _named_codifier(value: Any) -> tuple[str, str]:
+    """`NAME=CODIFIER`."""
+    name, _, codifier = str(value).partition("=")
+    if not SENSOR_NAME(name) or not _CODIFIER(codifier):
+        raise ValueError('takes NAME=CODIFIER, as "temperature=C4"')
+    return name, codifier
+
+
 def _sync(value: Any) -> float:
     if value == "each":
         return 0.0
@@ -45,6 +66,26 @@ def _sync(value: Any) -> float:
         return float(number(0, 3600)(value))
     except ValueError:
         raise ValueError('takes "each", or seconds up to 3600') from None
+
+
+_CODIFIER = re.compile(r"[!-~]{2}").fullmatch  # of the multicast bus, as packets.codifier
+
+
+def _bus(*more: Setting) -> tuple[Setting, ...]:
+    """[bus], which is nearly the same on both."""
+    return (
+        Setting("bus", "enabled", switch, False, "whether the multicast bus of multi-sensor is spoken here"),
+        Setting("bus", "control", _group, "226.0.0.221:7001", "its control channel"),
+        Setting("bus", "data", _group, "226.0.0.222:7002", "its data channel"),
+        Setting("bus", "interface", text, "", "this machine's address on that network, or the interface's name"
+                " (as the routes lead)"),
+        Setting("bus", "ttl", number(0, 255, whole=True), 2, "1: this network only; each router takes one"),
+        Setting("bus", "loop", switch, True, "whether programs on this machine hear it too"),
+        Setting("bus", "alive", number(0.1, 86_400), 60.0, "seconds between two I (KeepAliveInterval)"),
+        Setting("bus", "commands", switch, False, "whether S, H, C, A and E from the bus are obeyed"),
+        Setting("bus", "configuration", text, "", "the old JSON configuration: a file or URL ($JPH_CONFIG)"),
+        *more,
+    )  # fmt: skip
 
 
 NODE = (
@@ -61,6 +102,11 @@ NODE = (
             "samples held, used when the file is made"),
     Setting("outbox", "sync", _sync, "each",
             "each: every sample at once; or seconds that samples may gather, which a crash then costs"),
+    *_bus(
+        Setting("bus", "codifiers", _named_codifier, [], "channels that are sent, as \"temperature=C4\"; the first"
+                " codifier is the node's own", many=True),
+        Setting("bus", "controls", _named_codifier, [], "values that A and E may change, as \"target=FJ\"", many=True),
+    ),
 )  # fmt: skip
 
 
@@ -86,4 +132,8 @@ SERVER = (
     Setting("store", "commit", number(0.05, 600), 1.0, "seconds between commits; 60 spares an SD card"),
     Setting("store", "buffer", number(1000, 1_000_000, whole=True), 20_000,
             "uncommitted samples at most; then nodes have to wait"),
+    *_bus(
+        Setting("bus", "codifier", matching(_codifier_or_none, "two characters, as R1"), "",
+                "this server's own on the bus; without one it only listens"),
+    ),
 )  # fmt: skip

@@ -99,6 +99,7 @@ class WebEnd:
             Route("POST", "/api/v1/nodes/NAME/send", "control", self._changing(orders.send)),
             Route("POST", "/api/v1/nodes/NAME/check", "control", self._changing(orders.check)),
             Route("GET", "/api/v1/samples", "look", api.samples),
+            Route("GET", "/api/v1/bus", "look", api.bus),
             Route("GET", "/api/v1/health", "look", api.health),
             Route("GET", "/metrics", "look", lambda visit: api.metrics(visit, self._connections.counts)),
             Route("GET", "/healthz", "", api.alive),

@@ -54,6 +54,10 @@ class End:
         """Open it; returns when it can be reached, or is trying to reach. Raises SettingsError when it never will."""
         raise NotImplementedError
 
+    def report(self) -> dict[str, Any] | None:
+        """How it is, for people and programs to look at (JSON); None: it has nothing to tell."""
+        return None
+
     def stop(self, limit_s: float) -> str | None:
         """Send what is due within `limit_s` seconds, and close. Stopping twice is fine. Says what was left undone."""
         raise NotImplementedError

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from base.clock import parse_rfc3339
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from csvbuffer import CsvLog
     from gate.users import Users
     from intake import Intake
+    from links import End
     from links.tcp import ServerEnd
     from stores import Column, Store
 
@@ -39,6 +41,7 @@ class House(NamedTuple):
     control   the key by which control.py on this machine is known (Authorization: Bearer ...)
     names     by which browsers may call this server, beside the usual ones
     stop      asks the program to end; the reason is logged
+    roads     the server's end of each open road beside TCP, by its name: `report` tells how it is
     """
 
     name: str
@@ -53,6 +56,7 @@ class House(NamedTuple):
     started_ms: int
     names: Sequence[str]
     stop: Callable[[str], object]
+    roads: Mapping[str, End] = MappingProxyType({})
 
 
 class Visit(NamedTuple):

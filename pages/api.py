@@ -81,6 +81,14 @@ def _time(time_ms: int | None) -> str | None:
     return rfc3339(time_ms) if time_ms is not None else None
 
 
+def bus(visit: Visit) -> Answer:
+    """`GET /api/v1/bus`: the multicast bus: who was heard there, what was said last, how much was lost."""
+    road = visit.house.roads.get("bus")
+    if road is None:
+        raise Refusal(404, "This server does not listen to the multicast bus ([bus] enabled).", "no-bus")
+    return json_answer(road.report())
+
+
 # ------------------------------------------------------------------------------------------------------------ samples
 
 

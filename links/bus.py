@@ -1,0 +1,274 @@
+"""The multicast bus of the old multi-sensor system: a node that speaks it, a server that listens to it.
+
+Runs on: node and server.  Reached from: node.py and server.py, where `[bus] enabled` is set.
+Hands on to: the groups of the bus (node); guests, with each new reading, and pages, with the state of all (server).
+Threads: one for each end, which alone hears and speaks; whoever has something for it writes a byte to its pipe.
+Errors: no network, or a group that cannot be joined, is said once and tried again. What a stranger sends is decoded
+  within bounds, counted and shown; it is obeyed only where `[bus] commands` allows it, and never brings settings.
+
+The packets: packets.py. What is remembered of them: bus_state.py. Nothing is ever sent twice, and what is lost is lost:
+the bus is for those who listen now; the durable road of the same samples is tcp.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from base.clock import Clock
+from base.config import Settings
+from base.errors import NotStored, SettingsError
+from base.multicast import listener
+from base.net import join_address
+from bus_component import MOST_AT_ONCE, Bus, BusEnd, Voice, bus_of, drained
+from bus_state import BusState, Heard, number_of
+from links import Hall
+from old_config import node_name, slug
+from packets import DATA, EVERYBODY, Packet, Value
+from protocol import read_json
+from ring import Taken, slot_bytes_for
+
+if TYPE_CHECKING:
+    from outbox import Outbox
+    from session_node import NodeFacts
+
+log = logging.getLogger(__name__)
+
+MOST_BESIDE = 7  # numbers of one JSON reading that are stored beside its value
+
+
+# --------------------------------------------------------------------------------------------------------- the node
+
+
+class NodeEnd(BusEnd):
+    """Says each accepted sample on the bus, a packet a value."""
+
+    def __init__(
+        self,
+        load: Callable[[], Bus],
+        voice: Voice,
+        codifiers: Mapping[str, str],
+        controls: Mapping[str, str],
+        outbox: Outbox,
+        clock: Clock,
+    ) -> None:
+        """
+        codifiers  channel to codifier
+        controls   name to codifier of values that A and E may change; each is a reading of this node when it changes
+        """
+        super().__init__(load, voice, clock)
+        self._speaker = voice
+        self._codifiers = {**codifiers, **controls}
+        self._settable = {code: name for name, code in controls.items()}
+        self._values: dict[str, float] = {}  # what A and E made of them
+        self._outbox = outbox
+        self._next = outbox.ring.last + 1
+        old = self.bus.old.sensors if self.bus.old else {}
+        voice.active = old[voice.codifier].active if voice.codifier in old else True
+
+    def start(self) -> None:
+        self._next = self._outbox.ring.last + 1
+        self._outbox.watch(self.wake)
+        super().start()
+
+    def stop(self, limit_s: float) -> str | None:
+        self._outbox.unwatch(self.wake)
+        return super().stop(limit_s)
+
+    def _woke(self) -> None:
+        last = self._outbox.ring.last
+        if not self._speaker.active or last - self._next > 10 * MOST_AT_ONCE:  # halted; or so far behind that it is old
+            self._next = last + 1
+        while self._next <= last and not self._stopping.is_set():
+            slots = self._outbox.read(self._next, min(MOST_AT_ONCE, last + 1 - self._next))
+            for slot in slots:
+                if slot is not None:
+                    self._say(slot.wall_ms, slot.body)
+            self._next += len(slots)
+
+    def _say(self, time_ms: int, body: str) -> None:
+        values = read_json("{" + body + "}")["values"]
+        for name, value in {**self._values, **values}.items():
+            codifier = self._codifiers.get(name)
+            if codifier is not None and value is not None:
+                self._speaker.data(codifier, time_ms, *self._as_packet(codifier, value))
+
+    def _as_packet(self, codifier: str, value: int | float) -> tuple[str, Value]:
+        """The flag and the value under which a number goes: as its DataType says, as far as it fits."""
+        old = self.bus.old.sensors if self.bus.old else {}
+        kind = old[codifier].data_type if codifier in old else ("float" if isinstance(value, float) else "integer")
+        if kind != "float" and value == int(value) and 0 <= value < 2**32:
+            return "i", int(value)
+        if abs(value) > _LARGEST_F32:
+            return "j", {"value": value}
+        return "f", float(value)
+
+    def _is_ours(self, to: str) -> bool:
+        return super()._is_ours(to) or to in self._settable
+
+    def _stop_speaking(self) -> None:
+        super()._stop_speaking()
+        self._stopping.set()
+
+    def _command(self, packet: Packet) -> None:
+        if packet.flag in "SH" and packet.to in (self._speaker.codifier, EVERYBODY):
+            self._speaker.active = packet.flag == "S"
+            self._alive_due_s = 0.0  # so that everybody sees it
+        elif packet.flag in "AE":
+            assert isinstance(packet.value, float)
+            for codifier, name in self._settable.items():
+                if packet.to in (codifier, EVERYBODY):
+                    self._set(name, packet.value + (self._values.get(name, 0.0) if packet.flag == "E" else 0.0))
+
+    def _set(self, name: str, value: float) -> None:
+        """A value was changed: that is a reading, taken at once."""
+        if not math.isfinite(value):
+            return
+        self._values[name] = value
+        if self._outbox.on:
+            clock = self._clock
+            self._outbox.put(Taken(clock.wall_ms(), clock.up_ms(), clock.is_set(), {name: value}, {}))
+
+
+_LARGEST_F32 = 3.4028234663852886e38
+
+
+def make_node_end(settings: Settings, facts: NodeFacts, outbox: Outbox, clock: Clock) -> NodeEnd:
+    """The node's end, as the settings have it. Raises SettingsError."""
+    codifiers: dict[str, str] = dict(settings["bus", "codifiers"])
+    controls: dict[str, str] = dict(settings["bus", "controls"])
+    channels = [str(sensor["name"]) for sensor in facts.sensors]
+    for name in codifiers:
+        if name not in channels:
+            raise SettingsError(f"[bus] codifiers: there is no channel {name!r}; there are {', '.join(channels)}")
+    for name in controls:
+        if name in channels:
+            raise SettingsError(
+                f"[bus] controls: {name!r} is a channel that is read; a value to set needs another name"
+            )
+    own = [*codifiers.values(), *controls.values()]
+    if not own or len(set(own)) < len(own):
+        raise SettingsError('[bus] codifiers takes each codifier once, and one at least, as ["temperature=C4"]')
+    if controls and slot_bytes_for(list(controls)[:1]) > outbox.ring.slot_bytes:
+        raise SettingsError("[bus] controls: this outbox is too small for them; begin a new one")
+    end = NodeEnd(lambda: bus_of(settings, own[0]), Voice(own[0], clock), codifiers, controls, outbox, clock)
+    old = end.bus.old.sensors if end.bus.old else {}
+    for name, codifier in controls.items():
+        if codifier in old and not old[codifier].control:
+            raise SettingsError(f'[bus] controls: {codifier} ({name}) has no "Control": "enabled" in its configuration')
+    units = {name: old[codifier].symbol[:32] if codifier in old else "" for name, codifier in controls.items()}
+    facts.sensors = [*facts.sensors, *[{"name": name, "unit": unit} for name, unit in units.items()]]
+    return end
+
+
+# ------------------------------------------------------------------------------------------------------- the server
+
+
+class Place(NamedTuple):
+    """Where the readings of a codifier are stored."""
+
+    node: str
+    sensor: str
+    unit: str
+
+
+class ServerEnd(BusEnd):
+    """Listens to both channels: remembers who said what, and stores each reading once."""
+
+    def __init__(self, load: Callable[[], Bus], voice: Voice | None, hall: Hall) -> None:
+        """voice: None: this server is no component of the bus, and only listens"""
+        super().__init__(load, voice, hall.clock)
+        self._hall = hall
+        self.state = BusState(self._alive_s_of)
+        self.stored = 0
+        self.unstored = 0  # readings for which there was no room
+        self._places: dict[str, Place | None] = {}
+        self._own: set[str] = set()  # nodes that have their name from here
+
+    def report(self) -> dict[str, Any]:
+        """What `GET /api/v1/bus` shows."""
+        bus, now_ms = self.bus, self._clock.wall_ms()
+        return {
+            "control": join_address(*bus.control), "data": join_address(*bus.data), "interface": bus.path.interface,
+            "fault": self.fault, "stored": self.stored, "unstored": self.unstored, **self.state.show(now_ms),
+        }  # fmt: skip
+
+    def _opened(self) -> list[socket.socket]:
+        self._places = {}
+        return [listener(self.bus.data, self.bus.path)]
+
+    def _came(self, sock: socket.socket) -> None:
+        packets = self._decoded(drained(sock), DATA)
+        for heard in self.state.hear(packets, self._clock.wall_ms()):
+            self._store(heard)
+
+    def _control_came(self, packets: list[Packet]) -> None:
+        self.state.hear(packets, self._clock.wall_ms())
+
+    def _refused(self, count: int, why: str) -> None:
+        if not self.state.refused:
+            log.warning("bus: a datagram that is no packet: %s; further ones are only counted", why)
+        self.state.refuse(count, why)
+
+    def _store(self, heard: Heard) -> None:
+        if heard.codifier not in self._places:
+            self._places[heard.codifier] = self._place_of(heard.codifier)
+        place = self._places[heard.codifier]
+        if place is None:
+            return
+        values = {**_beside(heard.more, place.sensor), place.sensor: heard.value}
+        errors = {place.sensor: heard.error} if heard.error else None
+        try:
+            taken = self._hall.guests.leave(place.node, values, {place.sensor: place.unit}, heard.time_ms, errors)
+        except NotStored:
+            taken = False
+        if taken:
+            self.stored += 1
+            return
+        self.unstored += 1
+        if self.unstored == 1:
+            log.error("bus: there is no room for a reading of %s; further ones are only counted", heard.codifier)
+
+    def _place_of(self, codifier: str) -> Place | None:
+        """Named as the old configuration names it. A codifier that this does not know is not stored: without one all
+        are, as many as BusState keeps."""
+        old = self.bus.old.sensors if self.bus.old else None
+        if old is not None and codifier not in old:
+            log.info("bus: %s is not in %s, and not stored", codifier, self.bus.old.source if self.bus.old else "")
+            return None
+        plain = f"bus-{codifier}" if codifier.isalnum() else f"bus-x{codifier.encode().hex()}"
+        if old is None:
+            return Place(plain, "value", "")
+        sensor = old[codifier]
+        node = node_name(sensor.short_name, 50)
+        taken = {link.state.name for link in self._hall.links} - self._own
+        # Two components may have one name there, and a node of ours may have it too.
+        if not node or node in taken or [node_name(other.short_name, 50) for other in old.values()].count(node) > 1:
+            node = f"{node}-{codifier}" if node and codifier.isalnum() else plain
+        self._own.add(node)
+        return Place(node, slug(sensor.short_name) or "value", sensor.symbol[:32])
+
+    def _alive_s_of(self, codifier: str) -> float:
+        old = self.bus.old.sensors if self.bus.old else {}
+        return old[codifier].alive_s if codifier in old else self.bus.alive_s
+
+
+def _beside(more: Mapping[str, Any], sensor: str) -> dict[str, int | float | None]:
+    """Other numbers of a JSON reading, under names of their own."""
+    found: dict[str, int | float | None] = {}
+    for key, value in more.items():
+        number, error = number_of(value) if isinstance(value, int | float) else (None, "no number")
+        name = slug(key)
+        if not error and name and name != sensor and len(found) < MOST_BESIDE:
+            found[name] = number
+    return found
+
+
+def make_server_end(hall: Hall) -> ServerEnd:
+    """The server's end, as the settings have it. Raises SettingsError."""
+    settings = hall.settings
+    codifier = settings["bus", "codifier"]
+    return ServerEnd(lambda: bus_of(settings, codifier), Voice(codifier, hall.clock) if codifier else None, hall)

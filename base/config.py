@@ -21,6 +21,7 @@ from base.net import split_address
 
 Parse = Callable[[Any], Any]
 
+_SECRET_KEYS = ("password", "token", "secret", "api_key")  # and what ends so; of tables within arrays of tables
 _DEEPEST = 8  # tables and lists in a file, within each other
 
 
@@ -108,7 +109,7 @@ class Settings:
             shown = ("(set)" if value else "(not set)") if (table, key) in self._secrets else _toml(value)
             lines.append(f"[{table}] {key} = {shown}  # {self._origins[table, key]}")
         for name, entries in self.tables.items():
-            lines += [f"[[{name}]] {_toml(entry)}  # {self.file}" for entry in entries]
+            lines += [f"[[{name}]] {_toml(_without_secrets(entry))}  # {self.file}" for entry in entries]
         return "\n".join(lines)
 
 
@@ -214,6 +215,16 @@ def _refuse_odd(value: Any, where: str, depth: int = 0) -> None:
 
 def _name(setting: Setting) -> str:
     return f"{setting.table}_{setting.key}"
+
+
+def _without_secrets(value: Any) -> Any:
+    """`value` with "(set)" in the place of every password, token and secret in it, as far down as they stand."""
+    if isinstance(value, dict):
+        return {
+            key: "(set)" if item and key.endswith(_SECRET_KEYS) else _without_secrets(item)
+            for key, item in value.items()
+        }
+    return [_without_secrets(item) for item in value] if isinstance(value, list) else value
 
 
 def _toml(value: Any) -> str:

@@ -177,37 +177,33 @@ _TOLD = ("low", "high", "jump", "stuck")
 _CALIBRATING = (*CALIBRATION, Option("unit", matching(UNIT, "a text up to 32 characters"), None, "of the value"))
 
 
-class LimitedSource(Source):
-    """A source some of whose channels have limits, or are given raw as well."""
+class WithRaw(Source):
+    """A source of which some channels are given raw as well. Those it reads uncalibrated, and calibrates here."""
 
     def __init__(self, source: Source, chosen: Mapping[str, Mapping[str, Any]]) -> None:
-        """chosen: of such channels their options, by name"""
-        self._source, self._chosen = source, chosen
-        self.with_raw = {name for name, options in chosen.items() if options["raw"]}
+        """chosen: of each such channel its options, by name"""
+        self._source, self._calibrate = source, chosen
         self.channels = [made for channel in source.channels for made in self._channels(channel)]
 
     def _channels(self, channel: Channel) -> Iterator[Channel]:
-        if channel.name not in self._chosen:
+        chosen = self._calibrate.get(channel.name)
+        if chosen is None:
             yield channel
             return
-        chosen = self._chosen[channel.name]
-        limits = {**channel.limits, **{key: chosen[key] for key in _TOLD if chosen[key] is not None}}
-        ends = chosen["rail"] or (channel.limits.get("rail") if chosen["raw"] else None)
-        if ends:  # which calibration may put the other way round
-            limits["rail"] = sorted(_calibrated(end, chosen) for end in ends)
-        unit = channel.unit if not chosen["raw"] or chosen["unit"] is None else chosen["unit"]
-        yield channel._replace(limits=limits, unit=unit)
-        if chosen["raw"]:
-            yield Channel(f"{channel.name}_raw", channel.unit, channel.simulated)
+        limits = dict(channel.limits)
+        if "rail" in limits and not chosen["rail"]:  # as its driver knows it
+            limits["rail"] = sorted(_calibrated(end, chosen) for end in limits["rail"])
+        yield channel._replace(limits=limits, unit=channel.unit if chosen["unit"] is None else chosen["unit"])
+        yield Channel(f"{channel.name}_raw", channel.unit, channel.simulated)
 
     def read(self) -> Readings:
         readings: dict[str, Number | SensorError] = {}
         for name, value in self._source.read().items():
             readings[name] = value
-            if name in self.with_raw:
+            if name in self._calibrate:
                 readings[f"{name}_raw"] = value
                 if not isinstance(value, SensorError):
-                    readings[name] = _calibrated(value, self._chosen[name])
+                    readings[name] = _calibrated(value, self._calibrate[name])
         return readings
 
     def close(self) -> None:
@@ -231,13 +227,20 @@ def with_limits(table: Mapping[str, Any], where: str, make: Callable[[Mapping[st
     source = make({**table, "channels": plain})
     if not chosen:
         return source
-    limited = LimitedSource(source, chosen)
-    if not isinstance(source, Derived):
-        return limited
-    if limited.with_raw:
-        raise SettingsError(f"{where}: channels.{min(limited.with_raw)}: raw is for what is measured")
-    source.channels = limited.channels
-    return source
+    source.channels = [_limited(channel, chosen.get(channel.name)) for channel in source.channels]
+    with_raw = {name: options for name, options in chosen.items() if options["raw"]}
+    if with_raw and isinstance(source, Derived):
+        raise SettingsError(f"{where}: channels.{min(with_raw)}: raw is for what is measured")
+    return WithRaw(source, with_raw) if with_raw else source
+
+
+def _limited(channel: Channel, chosen: Mapping[str, Any] | None) -> Channel:
+    if chosen is None:
+        return channel
+    limits = {**channel.limits, **{key: chosen[key] for key in _TOLD if chosen[key] is not None}}
+    if chosen["rail"]:  # which calibration may put the other way round
+        limits["rail"] = sorted(_calibrated(end, chosen) for end in chosen["rail"])
+    return channel._replace(limits=limits)
 
 
 def _limits(entry: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:

@@ -134,6 +134,24 @@ class Refusals(Loading):
                 self.assertIn(words, self.refused())
                 self.assertTrue(self.refused().startswith(f"{self.default_file}: ["))
 
+    def test_secrets_in_tables_are_not_shown(self):
+        path = os.path.join(temp_folder(self), "a.toml")
+        with open(path, "w") as file:
+            file.write(
+                '[[sensor]]\nuser = "me"\npassword = "sesame"\nempty_token = ""\n'
+                '[[sensor.list]]\nclient_secret = "sesame"\n[sensor.table.deep]\napi_key = "sesame"\n'
+            )
+        shown = load(ROWS, argparse.Namespace(config=path), "", ("sensor",), {}).show()
+        self.assertNotIn("sesame", shown)
+        for said in (
+            'user = "me"',
+            'password = "(set)"',
+            'empty_token = ""',
+            'client_secret = "(set)"',
+            'api_key = "(set)"',
+        ):
+            self.assertIn(said, shown)
+
     def test_what_only_a_reader_of_toml_can_bear(self):
         for text, words in (
             (f"[node]\nname = {'[' * 5000}", "nested too deeply"),

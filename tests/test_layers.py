@@ -19,7 +19,7 @@ FLOORS = {
     "sensors": 3, "links": 3, "stores": 3, "gate": 3, "pages": 3, "ring": 3, "session": 3, "connections": 3,
     "multipart": 3, "received": 4, "imports": 5,
     "webserver": 4, "adc": 4, "sampler": 4, "outbox": 4, "wire": 4, "csvbuffer": 4, "session_server": 4, "daybook": 4,
-    "errands": 3, "bus_component": 4, "intake": 5, "guests": 5, "stream": 5, "parcels": 5, "session_node": 6,
+    "errands": 3, "webclient": 3, "bus_component": 4, "intake": 5, "guests": 5, "stream": 5, "parcels": 5, "session_node": 6,
     "webdoor": 8, "demo": 8,
     "commands": 8,
     "webui": 9,

@@ -6,7 +6,7 @@ import adc
 import node
 from base.errors import SensorError, SettingsError
 from protocol import write_json
-from sensors import Channel, Source, at_path, command, kernel, with_limits
+from sensors import Channel, Derived, Source, at_path, command, formula, kernel, with_limits
 from sensors.simulated import SimulatedChip
 
 
@@ -110,6 +110,16 @@ class Raw(unittest.TestCase):
         self.assertEqual(
             source.channels[0].limits["rail"], chip(0, convert="mcp9700", offset=1.5).channels[0].limits["rail"]
         )
+
+    def test_what_is_calculated_has_none_but_may_have_limits(self):
+        def calculated(**options):
+            table = {"channels": {"x": {"formula": "a + 1", **options}}}
+            return with_limits(table, "here", lambda plain: formula.make(plain, "here"))
+
+        self.assertEqual(calculated(high=5).channels[0].limits, {"high": 5})
+        self.assertIsInstance(calculated(high=5), Derived)
+        with self.assertRaisesRegex(SettingsError, "here: channels.x: raw is for what is measured"):
+            calculated(raw=True)
 
     def test_what_fails_fails_in_both(self):
         source = said("nothing", gain=2, raw=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import adc
 from base.config import load
 from links import pimonitor
-from sensors import LIMITS, command, formula, kernel, machine
+from sensors import LIMITS, command, formula, kernel, machine, mqtt
 from settings import NODE, SERVER
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,6 +67,8 @@ class SettingsInDocs(unittest.TestCase):
             *command.CHANNEL_OPTIONS,
             *formula.OPTIONS,
             *formula.CHANNEL_OPTIONS,
+            *mqtt.OPTIONS,
+            *mqtt.CHANNEL_OPTIONS,
             *LIMITS,
         ):
             self.assertIn(f"`{option.key}`", manual)

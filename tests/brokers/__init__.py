@@ -1,0 +1,81 @@
+"""Tests with a real MQTT broker: Mosquitto, started for the test on a port of its own.
+
+They need paho-mqtt too, so .ci/run runs them with a Python that has it, once with each of its two interfaces. Elsewhere
+they are skipped where either is missing; where CI is set, a missing broker is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import unittest
+from collections.abc import Sequence
+
+from tests.support import temp_folder, wait_until
+
+MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+
+try:
+    import paho.mqtt.client as paho
+except ImportError:
+    paho = None
+
+
+def need_broker() -> None:
+    """To be called in setUpModule."""
+    if paho is None:
+        raise unittest.SkipTest("paho-mqtt is not installed for this Python")
+    if MOSQUITTO is None:
+        if os.environ.get("CI"):
+            raise AssertionError("mosquitto is not installed: sudo apt install mosquitto")
+        raise unittest.SkipTest("mosquitto is not installed")
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class Broker:
+    """Mosquitto with a configuration; ends with the test."""
+
+    def __init__(self, test: unittest.TestCase, *lines: str, port: int = 0) -> None:
+        """lines: of its configuration, beside the listener, {folder} being its folder; without any, all are let in"""
+        self.port = port or free_port()
+        self.folder = temp_folder(test)
+        self._config = os.path.join(self.folder, "mosquitto.conf")
+        user = ["user root"] if os.getuid() == 0 else []  # else it gives up root, and cannot read this folder
+        with open(self._config, "w", encoding="utf-8") as file:
+            rest: Sequence[str] = lines or ("allow_anonymous true",)
+            rest = [line.replace("{folder}", self.folder) for line in rest]
+            file.write("\n".join([f"listener {self.port} 127.0.0.1", *user, *rest, ""]))
+        self._process: subprocess.Popen[bytes] | None = None
+        test.addCleanup(self.stop)
+
+    def start(self) -> Broker:
+        """Returns when it can be reached."""
+        assert MOSQUITTO
+        with open(os.path.join(self.folder, "log"), "ab") as log:
+            self._process = subprocess.Popen([MOSQUITTO, "-c", self._config], stdout=log, stderr=log)
+        wait_until(self._answers, "mosquitto listens")
+        return self
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            with open(os.path.join(self.folder, "log"), encoding="utf-8") as log:
+                raise AssertionError(f"mosquitto ended: {log.read()}")
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+        except OSError:
+            return False
+        return True
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+            self._process = None

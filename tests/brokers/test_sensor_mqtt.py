@@ -1,0 +1,160 @@
+"""kind = "mqtt" with a real Mosquitto: what devices publish, retained and live; passwords, TLS; a broker that goes."""
+
+import os
+import subprocess
+import time
+import unittest
+from unittest import mock
+
+from base.errors import SensorError
+from sensors import mqtt
+from tests.brokers import Broker, free_port, need_broker, paho
+from tests.support import LIMIT_S, wait_until
+
+ZIGBEE = b'{"battery":97,"humidity":48.2,"linkquality":120,"temperature":21.43,"update":{"state":"idle"}}'
+ZWAVE = b'{"time":1795188970123,"value":9.5,"nodeName":"cellar"}'
+
+
+def setUpModule():
+    need_broker()
+
+
+class Case(unittest.TestCase):
+    def setUp(self):
+        patch = mock.patch.object(mqtt, "FIRST_WAIT_S", 1.0)
+        patch.start()
+        self.addCleanup(patch.stop)
+
+    def broker(self, *lines, **more):
+        return Broker(self, *lines, **more)
+
+    def source(self, port, channels, **options):
+        made = mqtt.make({"port": port, "channels": channels, **options}, "here")
+        self.addCleanup(made.close)
+        return made
+
+    def publish(self, broker, topic, payload, retain=False):
+        """Returns when the broker has it."""
+        newest = getattr(paho, "CallbackAPIVersion", None)
+        client = paho.Client(*([newest.VERSION2] if newest else []))
+        client.connect("127.0.0.1", broker.port)
+        client.loop_start()
+        client.publish(topic, payload, qos=1, retain=retain).wait_for_publish(LIMIT_S)
+        client.disconnect()
+        client.loop_stop()
+
+    def wait_for(self, source, expected):
+        wait_until(lambda: source.read() == expected, f"{expected}; it reads {source.read()}")
+
+
+class Devices(Case):
+    def test_zigbee2mqtt_and_z_wave_js_ui(self):
+        broker = self.broker().start()
+        self.publish(broker, "zwave/cellar/49/0/Air_temperature", ZWAVE, retain=True)
+        source = self.source(broker.port, {
+            "kitchen": {"topic": "zigbee2mqtt/kitchen", "path": "temperature", "unit": "°C"},
+            "humidity": {"topic": "zigbee2mqtt/kitchen", "path": "humidity", "unit": "%"},
+            "cellar": {"topic": "zwave/cellar/49/0/Air_temperature", "path": "value", "unit": "°C"},
+            "attic": {"topic": "zwave/attic/49/0/Air_temperature", "unit": "°C"},
+        })  # fmt: skip
+        first = source.read()
+        self.assertEqual(first["cellar"], 9.5)  # retained, and so in the first sample already
+        self.assertEqual(str(first["kitchen"]), "stale: nothing on zigbee2mqtt/kitchen yet")
+        self.publish(broker, "zigbee2mqtt/kitchen", ZIGBEE)
+        self.publish(broker, "zwave/attic/49/0/Air_temperature", b"-3.25")
+        self.wait_for(source, {"kitchen": 21.43, "humidity": 48.2, "cellar": 9.5, "attic": -3.25})
+
+    def test_what_the_broker_had_kept_is_no_news_after_a_reconnection(self):
+        broker = self.broker("allow_anonymous true", "persistence true", "persistence_location {folder}/").start()
+        self.publish(broker, "a", b"1", retain=True)
+        self.publish(broker, "b", b"1", retain=True)
+        source = self.source(broker.port, {"a": {"topic": "a"}, "b": {"topic": "b"}})
+        self.wait_for(source, {"a": 1, "b": 1})
+        heard = source._heard["a"]
+        broker.stop()
+        wait_until(lambda: source._trouble, "it has noticed")
+        broker.start()
+        self.publish(broker, "b", b"2", retain=True)  # while it was away, or nearly
+        self.wait_for(source, {"a": 1, "b": 2})
+        self.assertIs(source._heard["a"], heard)
+
+
+class Brokers(Case):
+    def test_one_that_is_not_there_yet(self):
+        port = free_port()
+        source = self.source(port, {"x": {"topic": "x"}})
+        with self.assertLogs("sensors.mqtt", "WARNING"):
+            error = source.read()["x"]
+        self.assertIsInstance(error, SensorError)
+        self.assertEqual(str(error), f"stale: nothing on x yet (no connection to the broker at 127.0.0.1:{port})")
+        broker = self.broker(port=port).start()
+        with self.assertLogs("sensors.mqtt", "INFO"):
+            wait_until(lambda: not source._trouble, "it is connected")
+        wait_until(lambda: (self.publish(broker, "x", b"5"), source.read()["x"] == 5)[1], "its value")
+
+    def test_one_that_goes_and_comes_back(self):
+        broker = self.broker().start()
+        source = self.source(broker.port, {"x": {"topic": "x", "fresh": 1}})
+        source.read()
+        self.publish(broker, "x", b"1")
+        self.wait_for(source, {"x": 1})
+        with self.assertLogs("sensors.mqtt", "WARNING") as logs:
+            broker.stop()
+            stale = wait_until(lambda: isinstance(error := source.read()["x"], SensorError) and error, "stale")
+            wait_until(lambda: source._trouble, "it has noticed")
+        self.assertRegex(str(stale), r"^stale: nothing on x for [1-9][0-9]* s")
+        self.assertIn("the connection to the broker is lost", logs.output[0])
+        broker.start()
+        wait_until(lambda: not source._trouble, "it is connected again")
+        wait_until(lambda: (self.publish(broker, "x", b"2"), source.read()["x"] == 2)[1], "subscribed again")
+
+    def test_closing_does_not_wait_for_one_that_is_not_there(self):
+        source = self.source(free_port(), {"x": {"topic": "x"}})
+        with self.assertLogs("sensors.mqtt", "WARNING"):
+            source.read()
+        began_s = time.monotonic()
+        source.close()
+        self.assertLess(time.monotonic() - began_s, 5)
+
+
+class Protected(Case):
+    def test_user_and_password(self):
+        broker = self.broker("allow_anonymous false", "password_file {folder}/passwords")
+        path = os.path.join(broker.folder, "passwords")
+        subprocess.run(["mosquitto_passwd", "-c", "-b", path, "reader", "secret of the reader"], check=True)
+        broker.start()
+        for options, trouble in (
+            ({}, "user or password is wrong"), ({"user": "reader", "password": "guess"}, "user or password is wrong"),
+            ({"user": "reader", "password": "secret of the reader"}, ""),
+        ):  # fmt: skip
+            with self.subTest(options), self.assertLogs("sensors.mqtt", "INFO"):
+                source = self.source(broker.port, {"x": {"topic": "x"}}, **options)
+                error = str(source.read()["x"])
+                self.assertIn(f"the broker refuses: {trouble}" if trouble else "nothing on x yet", error)
+                self.assertNotIn("secret", error)
+                source.close()
+
+    def certificate(self, folder):
+        """A certificate of 127.0.0.1 that is its own authority; its file."""
+        names = os.path.join(folder, "key.pem"), os.path.join(folder, "cert.pem")
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1",
+             "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", names[0], "-out", names[1]],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        return names[1]
+
+    def test_tls_with_the_right_authority_and_with_none(self):
+        broker = self.broker("allow_anonymous true", "certfile {folder}/cert.pem", "keyfile {folder}/key.pem")
+        certificate = self.certificate(broker.folder)
+        broker.start()
+        trusting = self.source(broker.port, {"x": {"topic": "x"}}, tls=True, ca=certificate)
+        self.assertEqual(str(trusting.read()["x"]), "stale: nothing on x yet")
+        self.assertEqual(trusting._trouble, "")
+        doubting = self.source(broker.port, {"x": {"topic": "x"}}, tls=True)
+        with self.assertLogs("sensors.mqtt", "WARNING"):
+            self.assertIn("no connection to the broker", str(doubting.read()["x"]))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -57,17 +57,19 @@ class Receipt:
 
 
 class Caller:
-    """A node that comes by itself, as the pages see it: nobody can ask it anything."""
+    """A node that comes by itself, as the pages see it: nobody can ask it anything, unless its road knows a way."""
 
     def __init__(self, name: str) -> None:
         self.epoch = os.urandom(8).hex()
         self.state = NodeState("", name)
         self.state.calls_in = True
         self._calls: deque[float] = deque(maxlen=_REMEMBERED + 1)
+        self.answer: Callable[..., bool] = lambda *word, limit_s: False  # it cannot be reached, only heard
 
     def ask(self, word: str, *args: Any, limit_s: float = 5.0) -> bool:
-        """As ServerEnd.ask: it cannot be reached, only heard."""
-        return False
+        """As ServerEnd.ask."""
+        answered: bool = self.answer(word, *args, limit_s=limit_s)
+        return answered
 
     def note_call(self, now_s: float, now_ms: int) -> None:
         """It has called now; how often it does is learned from that."""
@@ -137,6 +139,12 @@ class Guests:
         caller, clock = self._caller(node), self._clock
         caller.note_call(clock.monotonic(), clock.wall_ms())
         return caller.state
+
+    def let_ask(self, node: str, answer: Callable[..., bool]) -> None:
+        """From now on `node` can be asked: `answer` is as ServerEnd.ask."""
+        caller = self._caller(node)
+        caller.answer = answer
+        caller.state.takes_orders = True
 
     def _caller(self, node: str) -> Caller:
         with self._lock:

@@ -53,6 +53,7 @@ log = logging.getLogger("server")
 RUNNING_FILE = "running.json"  # in the data folder, while the server runs: how control.py reaches it
 # The roads beside TCP: the file in links/, and the setting that switches it on (None: it is always open).
 ROADS: tuple[tuple[str, tuple[str, str] | None], ...] = (
+    ("push", None),
     ("tmon", None),
     ("pimonitor", ("pimonitor", "api_key")),
     ("drop", None),

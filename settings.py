@@ -59,6 +59,14 @@ def _named_codifier(value: Any) -> tuple[str, str]:
     return name, codifier
 
 
+def _fingerprint(value: Any) -> str:
+    """A certificate's SHA-256 as 64 small hex digits; also with the colons that openssl writes."""
+    plain = value.replace(":", "").lower() if isinstance(value, str) else "-"
+    if plain and not _HEX_64(plain):
+        raise ValueError("takes a certificate's SHA-256 fingerprint, 64 hex digits")
+    return plain
+
+
 def _sync(value: Any) -> float:
     if value == "each":
         return 0.0
@@ -68,6 +76,8 @@ def _sync(value: Any) -> float:
         raise ValueError('takes "each", or seconds up to 3600') from None
 
 
+_HEX_64 = re.compile(r"[0-9a-f]{64}").fullmatch
+_WEB_ADDRESS = re.compile(r"https?://(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?(?:/[!-~]*)?|").fullmatch
 _CODIFIER = re.compile(r"[!-~]{2}").fullmatch  # of the multicast bus, as packets.codifier
 
 
@@ -98,6 +108,10 @@ NODE = (
     Setting("node", "simulate", switch, False, "a simulated MCP3008 instead of the chip", "--simulate"),
     Setting("node", "token", matching(_token_or_none, "16 characters or more"), "",
             "the node's token (better: PIGEONPOST_NODE_TOKEN, or the file)", "--token", "TOKEN", secret=True),
+    Setting("push", "to", matching(_WEB_ADDRESS, "http://HOST:PORT or https://HOST:PORT"), "",
+            "a server's address, to which samples are brought: for a node that no server can reach"),
+    Setting("push", "certificate", _fingerprint, "",
+            "SHA-256 fingerprint of its certificate; without one, who signed it must be known to this system"),
     Setting("outbox", "slots", number(64, 1 << 24, whole=True), 65_536,
             "samples held, used when the file is made"),
     Setting("outbox", "sync", _sync, "each",

@@ -80,7 +80,8 @@ class Overview:
         day = self._day(name, about.get("first_ms"), now_ms)
         return NodeView(
             name=name, address=state.address if state else "", state=kind, words=words, since_ms=since_ms,
-            connected=bool(state and state.connected and not state.calls_in), on=state.on if state else None,
+            connected=bool(state and state.connected and (state.takes_orders or not state.calls_in)),
+            on=state.on if state else None,
             every_s=every_s, last_ms=last_ms, age_s=age_s, held=_count(details, "held"), slots=_count(details, "slots"),
             samples=about.get("samples", 0), missing=about.get("missing", 0), shift_ms=shift_ms,
             round_trip_ms=state.round_trip_ms if state else None, version=str(details.get("version", ""))[:20],

@@ -1,0 +1,78 @@
+"""Orders for nodes that cannot be reached: ON and OFF wait here until the node has called in and says that it is so.
+
+Runs on: server.  Reached from: the roads by which a node calls (links/push); the pages, which ask through `asker`.
+Hands on to: its file in the data folder, so that an order outlives this program.
+Threads: any. `_changed` (a Condition and its lock) guards all of it; held to look and to write the file, and let go
+  while somebody waits for a node.
+Errors: SettingsError for a file that does not read; DiskError when an order cannot be kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from base.disk import replace_file
+from base.errors import SettingsError
+
+FILE = "orders.json"
+
+
+class Orders:
+    """What each node is to be told when it calls."""
+
+    def __init__(self, data: str) -> None:
+        """data: the folder of the server's data."""
+        self._path = path = os.path.join(data, FILE)
+        self._changed = threading.Condition()
+        self._said: dict[str, bool] = {}  # what each node said last
+        self._calls: dict[str, int] = {}
+        try:
+            with open(path, encoding="utf-8") as file:
+                self._wanted = {str(node): bool(on) for node, on in json.load(file).items()}
+        except FileNotFoundError:
+            self._wanted = {}
+        except (OSError, ValueError, AttributeError) as error:
+            raise SettingsError(f"{path} does not read as a list of orders: {error}") from error
+
+    def of(self, node: str) -> bool | None:
+        """What the node is to be; None: as it is."""
+        with self._changed:
+            return self._wanted.get(node)
+
+    def note(self, node: str, on: object) -> None:
+        """The node has called, and said what it is (None: it did not)."""
+        with self._changed:
+            self._calls[node] = self._calls.get(node, 0) + 1
+            if type(on) is bool:
+                self._said[node] = on
+                if self._wanted.get(node) is on:
+                    self._write({name: wanted for name, wanted in self._wanted.items() if name != node})
+            self._changed.notify_all()
+
+    def give(self, node: str, on: bool, limit_s: float) -> bool:
+        """Tell the node so when it calls; whether it has called within `limit_s` seconds, and is."""
+        with self._changed:
+            self._write({**self._wanted, node: on})
+            return self._changed.wait_for(lambda: node not in self._wanted and self._said.get(node) is on, limit_s)
+
+    def hear(self, node: str, limit_s: float) -> bool:
+        """Whether the node calls within `limit_s` seconds."""
+        with self._changed:
+            before = self._calls.get(node, 0)
+            return self._changed.wait_for(lambda: self._calls.get(node, 0) > before, limit_s)
+
+    def asker(self, node: str) -> Callable[..., bool]:
+        """As ServerEnd.ask of links/tcp: whether the node has called within the limit, and done what was asked."""
+
+        def ask(word: str, *args: Any, limit_s: float = 5.0) -> bool:
+            return self.give(node, args[0], limit_s) if word == "SEND" else self.hear(node, limit_s)
+
+        return ask
+
+    def _write(self, wanted: dict[str, bool]) -> None:
+        replace_file(self._path, json.dumps(wanted, indent=1).encode() + b"\n")
+        self._wanted = wanted

@@ -29,7 +29,7 @@ from base.disk import only_one
 from base.errors import InUse, PigeonpostError, SettingsError
 from base.net import join_address, split_address
 from base.version import VERSION
-from commands import NODE, Command, Context, Failed
+from commands import NODE, Command, Context, Failed, drop
 from csvbuffer import FOLDER, verify_logs
 from gate.tokens import Tokens
 from gate.users import Users
@@ -257,6 +257,7 @@ COMMANDS: Mapping[str, Command] = {
     "check": Command("exit 0 when all is well, else 1 and one line a fault (for cron)", [], check),
     "alive": Command("exit 0 when the program answers (for health checks)", [], alive),
     "verify": Command("look at all that is stored, and say what is wrong with it", [], verify),
+    **drop.COMMANDS,
 }
 
 _EXAMPLES = """examples:
@@ -264,6 +265,7 @@ _EXAMPLES = """examples:
   python3 control.py --data /var/lib/pigeonpost status
   python3 control.py send basement off
   python3 control.py status --link 192.168.1.20:5003
+  python3 control.py send-files server.local readings/
   */5 * * * * python3 control.py check || mail -s pigeonpost you@example.org"""
 
 

@@ -29,7 +29,7 @@ from base.disk import only_one
 from base.errors import InUse, PigeonpostError, SettingsError
 from base.net import join_address, split_address
 from base.version import VERSION
-from commands import NODE, Command, Context, Failed, drop
+from commands import NODE, Command, Context, Failed, bus, drop
 from csvbuffer import FOLDER, verify_logs
 from gate.tokens import Tokens
 from gate.users import Users
@@ -258,6 +258,7 @@ COMMANDS: Mapping[str, Command] = {
     "alive": Command("exit 0 when the program answers (for health checks)", [], alive),
     "verify": Command("look at all that is stored, and say what is wrong with it", [], verify),
     **drop.COMMANDS,
+    **bus.COMMANDS,
 }
 
 _EXAMPLES = """examples:

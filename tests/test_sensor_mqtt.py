@@ -1,6 +1,6 @@
 """kind = "mqtt" without a broker: messages as a stand-in for paho hands them over, in both versions of its callbacks.
 
-tests/brokers/test_sensor_mqtt.py does the same with paho itself and a real broker.
+tests/libraries/test_sensor_mqtt.py does the same with paho itself and a real broker.
 """
 
 import random

@@ -8,7 +8,7 @@ from pathlib import Path
 import adc
 from base.config import load
 from links import pimonitor
-from sensors import LIMITS, command, formula, kernel, machine, mqtt
+from sensors import LIMITS, command, formula, kernel, machine, mcp3424, mqtt
 from settings import NODE, SERVER
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,6 +69,8 @@ class SettingsInDocs(unittest.TestCase):
             *formula.CHANNEL_OPTIONS,
             *mqtt.OPTIONS,
             *mqtt.CHANNEL_OPTIONS,
+            *mcp3424.OPTIONS,
+            *mcp3424.CHANNEL_OPTIONS,
             *LIMITS,
         ):
             self.assertIn(f"`{option.key}`", manual)

@@ -8,7 +8,7 @@ from unittest import mock
 
 from base.errors import SensorError
 from sensors import mqtt
-from tests.brokers import Broker, free_port, need_broker, paho
+from tests.libraries import Broker, free_port, need_broker, paho
 from tests.support import LIMIT_S, wait_until
 
 ZIGBEE = b'{"battery":97,"humidity":48.2,"linkquality":120,"temperature":21.43,"update":{"state":"idle"}}'

@@ -1,7 +1,7 @@
-"""Tests with a real MQTT broker: Mosquitto, started for the test on a port of its own.
+"""Tests with libraries that are used where asked: paho-mqtt with a real Mosquitto on a port of its own, smbus2.
 
-They need paho-mqtt too, so .ci/run runs them with a Python that has it, once with each of its two interfaces. Elsewhere
-they are skipped where either is missing; where CI is set, a missing broker is a failure.
+.ci/run runs them with a Python that has these, and with each of the two interfaces of paho. Elsewhere
+they are skipped where one is missing; where CI is set, a missing broker is a failure.
 """
 
 from __future__ import annotations

@@ -166,9 +166,11 @@ def show(packet: Packet, channel: str, sender: str) -> str:
     """A packet in one line. What a stranger wrote is escaped: it moves no cursor and makes no line."""
     time_ms = packet.time_ms
     moment = rfc3339(time_ms) if time_ms <= _LAST_MS else f"{time_ms} ms"
-    if isinstance(packet.value, float):
-        value = f"{packet.value:.0f}" if packet.value == int(packet.value) else repr(packet.value)
-        value = f"{packet.value:.7g}" if packet.flag == "f" else value
+    if packet.flag == "f":
+        value = f"{packet.value:.7g}"
+    elif isinstance(packet.value, float):  # mostly a time
+        whole = abs(packet.value) < 1e16 and packet.value == int(packet.value)
+        value = f"{packet.value:.0f}" if whole else repr(packet.value)
     else:
         value = _escaped(json.dumps(packet.value))
     active = {True: " active", False: " halted", None: ""}[packet.active]

@@ -224,20 +224,44 @@ class Settings_(NodeCase):
 
     def test_a_wrong_sensor_names_its_table(self):
         for table, words in (
-            ('[[sensor]]\nkind = "barometer"', "[[sensor]] 1: kind takes adc, command, kernel, machine"),
-            ('[[sensor]]\nkind = "simulated"', "kind takes adc, command, kernel, machine"),
-            ("[[sensor]]", "kind takes adc, command, kernel, machine"),
-            ('[[sensor]]\nkind = ["adc"]', "kind takes adc, command, kernel, machine"),
+            (
+                '[[sensor]]\nkind = "barometer"',
+                "[[sensor]] 1: kind takes adc, command, formula, json, kernel, machine, mcp3424, mqtt",
+            ),
+            (
+                '[[sensor]]\nkind = "simulated"',
+                "kind takes adc, command, formula, json, kernel, machine, mcp3424, mqtt",
+            ),
+            ("[[sensor]]", "kind takes adc, command, formula, json, kernel, machine, mcp3424, mqtt"),
+            ('[[sensor]]\nkind = ["adc"]', "kind takes adc, command, formula, json, kernel, machine, mcp3424, mqtt"),
             ('[[sensor]]\nkind = "machine"\n[[sensor]]\nkind = "adc"', "[[sensor]] 2: channels is missing"),
             ('[[sensor]]\nkind = "machine"\ndsk = "/"', 'did you mean "disk"?'),
             ('[[sensor]]\nkind = "machine"\n[[sensor]]\nkind = "machine"', "two sensors give a channel"),
             ('[sensor]\nkind = "machine"', "sensor is written [[sensor]]"),
+            (
+                '[[sensor]]\nkind = "formula"\nchannels.x.formula = "1 +"',
+                "[[sensor]] 1: channels.x: formula, column 4: ",
+            ),
+            (
+                '[[sensor]]\nkind = "machine"\n[[sensor]]\nkind = "formula"\nchannels.x.formula = "2 * laod"',
+                "[[sensor]] 2: channels.x: formula, column 5: no channel is called 'laod'; did you mean \"load\"?",
+            ),
         ):
             with self.subTest(table), self.assertRaises(SettingsError) as caught:
                 node.make_sources(self.settings(table)[1])
             self.assertIn("node.toml: ", str(caught.exception))
             self.assertIn(words, str(caught.exception))
         self.assertIn("channels is missing", self.refused(file='[[sensor]]\nkind = "adc"'))
+
+    def test_what_is_made_of_a_simulated_value_is_simulated(self):
+        adc = '[[sensor]]\nkind = "adc"\nchannels.t = {input = 1, convert = "mcp9700"}\n'
+        formulas = (
+            '[[sensor]]\nkind = "formula"\nchannels = {a = {formula = "b"}, b = {formula = "t"}, c = {formula = "1"}}'
+        )
+        settings = self.settings("[node]\nsimulate = true\n" + adc + formulas)[1]
+        channels = [channel for source in node.make_sources(settings) for channel in source.channels]
+        self.assertEqual([(channel.name, channel.simulated) for channel in channels],
+                         [("t", True), ("a", True), ("b", True), ("c", False)])  # fmt: skip
 
     def test_an_address_that_is_taken(self):
         address = self.start().address()

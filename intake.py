@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from base.clock import Clock
 from base.errors import DiskError, NotStored, Unexpected
 from csvbuffer import CsvLog
-from protocol import WINDOW_SAMPLES, Batch, Gap, Sample
+from protocol import IMPORTED, WINDOW_SAMPLES, Batch, Gap, Sample
 from stores import NOTHING, Filing, Mark, Store, Stretch
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,16 @@ class Latest(NamedTuple):
 
 
 Watcher = Callable[[Sequence[Filing]], Any]
+
+
+class _Task:
+    """A job for the writer thread, and what came of it."""
+
+    def __init__(self, job: Callable[[], Any]) -> None:
+        self.job = job
+        self.result: Any = None
+        self.error: Exception | None = None
+        self.is_done = False
 
 
 class Intake:
@@ -70,6 +80,7 @@ class Intake:
         self._waiting = 0  # samples in them,
         self._waiting_of: dict[str, int] = {}  # and of each node
         self._hurry = False
+        self._tasks: list[_Task] = []  # of others, for the writer
         self._in_hand = 0  # of the batches, the first: so many are being stored just now
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="intake", daemon=True)
@@ -105,6 +116,24 @@ class Intake:
         self._watchers.append(watcher)
 
     # ------------------------------------------------------------------------------------ the roads' part
+
+    def run(self, job: Callable[[], Any], limit_s: float) -> Any:
+        """Do `job`, which changes the store, within a transaction of the writer thread; what it gives, or raises.
+
+        Raises NotStored when it could not be done within `limit_s` seconds: then it is not done.
+        """
+        task = _Task(job)
+        with self._changed:
+            self._tasks.append(task)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: task.is_done or self._stopping.is_set(), limit_s)
+            if not task.is_done and task in self._tasks:
+                self._tasks.remove(task)
+                raise NotStored(f"the store was busy for {limit_s:g} s, or the program stops")
+            self._changed.wait_for(lambda: task.is_done)  # it is being done just now
+        if task.error is not None:
+            raise task.error
+        return task.result
 
     def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, Mark]]:
         """As Store.marks: what is durable, so not what still waits here."""
@@ -196,7 +225,7 @@ class Intake:
             self.stored += filing.count
             self._csv.add(filing, noted_ms)
             stretch = next((item for item in reversed(filing.items) if isinstance(item, Stretch)), None)
-            if stretch:
+            if stretch and filing.outbox != IMPORTED:  # what was read from a file is no news
                 self.latest[filing.node] = Latest(stretch.samples[-1], filing.units, noted_ms)
         self._csv.flush(filed)
         for watcher in self._watchers:
@@ -206,21 +235,44 @@ class Intake:
         try:
             next_s = self._clock.monotonic()
             while self._gather(next_s):
-                next_s = self._clock.monotonic() + self._commit_s
-                self._commit_or_wait()
+                self._do_task()
+                if self._is_due(next_s):
+                    next_s = self._clock.monotonic() + self._commit_s
+                    self._commit_or_wait()
             self._finish()
         except DiskError as error:
             self._failed(error)
 
     def _gather(self, next_s: float) -> bool:
-        """Wait until it is time to commit; False when the program stops."""
+        """Wait until it is time to commit, or to do a task; False when the program stops."""
         with self._changed:
             while not self._stopping.is_set():
-                left = next_s - self._clock.monotonic()
-                if self._batches and (self._hurry or left <= 0):
+                if self._tasks or self._is_due(next_s):
                     return True
-                self._changed.wait(max(left, 0.001) if self._batches else None)
+                self._changed.wait(max(next_s - self._clock.monotonic(), 0.001) if self._batches else None)
             return False
+
+    def _is_due(self, next_s: float) -> bool:
+        return bool(self._batches) and (self._hurry or self._clock.monotonic() >= next_s)
+
+    def _do_task(self) -> None:
+        """One of them, if there is one: commits come between two."""
+        with self._changed:
+            task = self._tasks.pop(0) if self._tasks else None
+        if task is None:
+            return
+        try:
+            with self._store.writing(()):
+                task.result = task.job()
+        except DiskError as error:
+            task.error = error
+            raise
+        except Exception as error:  # it is raised where the job came from: the writer goes on
+            task.error = error
+        finally:
+            with self._changed:
+                task.is_done = True
+                self._changed.notify_all()
 
     def _commit_or_wait(self) -> None:
         while not self._stopping.is_set():

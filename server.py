@@ -25,13 +25,13 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from base import config
 from base.clock import Clock
 from base.config import Settings
 from base.disk import only_one, replace_file
-from base.errors import DiskError, PigeonpostError
+from base.errors import DiskError, PigeonpostError, SettingsError
 from base.net import join_address, own_address, own_name
 from base.running import Part, Running, start_logging
 from base.version import VERSION
@@ -46,7 +46,11 @@ from links.tcp import ServerEnd
 from pages import House
 from settings import SERVER, SERVER_ARRAYS
 from stores.sqlite import SqliteStore
+from stores.summaries import Caretaker
 from webui import WebEnd
+
+if TYPE_CHECKING:
+    from webtls import Tls
 
 log = logging.getLogger("server")
 
@@ -58,6 +62,8 @@ ROADS: tuple[tuple[str, tuple[str, str] | None], ...] = (
     ("pimonitor", ("pimonitor", "api_key")),
     ("drop", None),
     ("bus", ("bus", "enabled")),
+    ("mqtt", ("mqtt", "host")),
+    ("announce", ("announce", "on")),
 )
 _STACK_BYTES = 512 << 10  # of a thread: a thousand of them then fit the address space of a 32-bit Pi
 
@@ -138,6 +144,7 @@ class Server:
         store = SqliteStore(data)
         csv = CsvLog(data, store, clock)
         intake = Intake(store, csv, clock, settings["store", "commit"], settings["store", "buffer"], self._fail)
+        caretaker = Caretaker(store, intake, clock, settings["store", "keep"])
         tokens = Tokens(data)
         # Everybody who is collected from over TCP, and then whoever else calls in or is found.
         self._links: list[ServerEnd] = []
@@ -162,7 +169,9 @@ class Server:
             control=self._control, started_ms=clock.wall_ms(), stop=self._end, names=settings["web", "names"],
             roads={name: road for (name, _), road in zip(_roads_set(settings), self._roads)},
         )  # fmt: skip
-        self.web = WebEnd(web, self.house, endpoints=[one for road in self._roads for one in road.endpoints])
+        endpoints = [one for road in self._roads for one in road.endpoints]
+        self._tls = _tls(settings)
+        self.web = WebEnd(web, self.house, None, endpoints, self._tls, settings["web", "plain"])
         self._running = Running([
             Part("store", lambda: None, lambda limit_s: store.close()),
             Part("CSV log", csv.start, lambda limit_s: csv.close()),
@@ -170,6 +179,7 @@ class Server:
             Part("links", self._start_links, self._stop_links),
             *[Part(name, road.start, road.stop) for (name, _), road in zip(_roads_set(settings), self._roads)],
             Part("intake", intake.start, intake.stop),
+            Part("statistics", caretaker.start, caretaker.stop),
             Part("page", self.web.start, self.web.stop),
             Part("control", self._open_to_control, self._close_to_control),
         ])  # fmt: skip
@@ -184,9 +194,11 @@ class Server:
         log.info("server %s: %s to collect from; data in %s", house.name, count, house.data)
         if demo is not None:
             log.info("a demonstration: node `demo` has a simulated chip (and tells this computer's true readings)")
-        for address in self.web.addresses:
-            for line in _page_addresses(address, self.web.first_key):
+        for scheme, host, port in self.web.urls:
+            for line in _page_addresses(scheme, host, port, self.web.first_key):
                 print(f"the page is at {line}", flush=True)
+        if self._tls is not None:
+            log.info("the certificate's SHA-256 fingerprint: %s", self._tls.fingerprint)
 
     def _start_links(self) -> None:
         """Begin to collect; no node waits for another."""
@@ -202,7 +214,10 @@ class Server:
         return "; ".join(text for text in undone if text) or None
 
     def _open_to_control(self) -> None:
-        about = {"pid": os.getpid(), "web": [list(address) for address in self.web.addresses], "key": self._control}
+        about = {
+            "pid": os.getpid(), "web": [list(address) for address in self.web.addresses], "key": self._control,
+            "certificate": self._tls.fingerprint if self._tls is not None else "",
+        }  # fmt: skip
         try:
             replace_file(self._running_file, json.dumps(about).encode(), mode=0o600)
         except DiskError as error:  # a full disk: collecting goes on, and the page answers
@@ -243,6 +258,18 @@ def _web_addresses(settings: Settings) -> list[tuple[str, int]]:
     return addresses
 
 
+def _tls(settings: Settings) -> Tls | None:
+    """What the page speaks, where a certificate is set; ssl is only loaded then."""
+    certificate, key = settings["web", "certificate"], settings["web", "key"]
+    if not certificate:
+        if key:
+            raise SettingsError(f"{settings.origin('web', 'key')}: [web] key takes a [web] certificate beside it")
+        return None
+    member: Any = importlib.import_module("webtls")
+    tls: Tls = member.Tls(certificate, key)
+    return tls
+
+
 def _is_free(address: tuple[str, int]) -> bool:
     try:
         socket.create_server(address).close()
@@ -251,17 +278,16 @@ def _is_free(address: tuple[str, int]) -> bool:
     return True
 
 
-def _page_addresses(address: tuple[str, int], first_key: str) -> list[str]:
+def _page_addresses(scheme: str, host: str, port: int, first_key: str) -> list[str]:
     """What to type into a browser here and, where the page is open to the network, elsewhere."""
-    host, port = address
     if host not in ("0.0.0.0", "::"):
-        return [f"http://{join_address(host, port)}/"]
+        return [f"{scheme}://{join_address(host, port)}/"]
     key = f"?key={first_key}" if first_key else ""
-    found = [f"http://127.0.0.1:{port}/"]
+    found = [f"{scheme}://127.0.0.1:{port}/"]
     elsewhere = own_address()
     if elsewhere:
         once = " (from another machine; the key lets one browser in)" if key else ""
-        found.append(f"http://{join_address(elsewhere, port)}/{key}{once}")
+        found.append(f"{scheme}://{join_address(elsewhere, port)}/{key}{once}")
     return found
 
 

@@ -37,7 +37,9 @@ def _node_address(value: Any) -> tuple[str, tuple[str, int]]:
 
 
 def _ending(text: str) -> object:
-    return text.startswith(".") and text[1:].isascii() and text[1:].isalnum() and text == text.lower() and len(text) < 10
+    return (
+        text.startswith(".") and text[1:].isascii() and text[1:].isalnum() and text == text.lower() and len(text) < 10
+    )
 
 
 def _group(value: Any) -> tuple[str, int]:
@@ -98,6 +100,29 @@ def _bus(*more: Setting) -> tuple[Setting, ...]:
     )  # fmt: skip
 
 
+def _announce(*more: Setting) -> tuple[Setting, ...]:
+    return (
+        Setting("announce", "group", _group, "239.255.50.3:5003", "the multicast group of the announcements"),
+        *more,
+    )
+
+
+def _mqtt() -> tuple[Setting, ...]:
+    """[mqtt], which is the same on both."""
+    return (
+        Setting("mqtt", "host", text, "", "the broker's name or address; without one nothing goes over MQTT"),
+        Setting("mqtt", "port", number(0, 65_535, whole=True), 0, "its port; 0: 1883, with TLS 8883"),
+        Setting("mqtt", "user", text, "", "a user of the broker"),
+        Setting("mqtt", "password", text, "", "and the password (better: PIGEONPOST_MQTT_PASSWORD)", secret=True),
+        Setting("mqtt", "tls", switch, False, "whether the connection is encrypted, and the broker has to prove"
+                " who it is"),
+        Setting("mqtt", "ca", text, "", "the file of the authority that signed its certificate; without it this"
+                " machine's own list"),
+        Setting("mqtt", "signed", switch, True, "whether nodes that have a token sign what they send, and servers"
+                " what they answer them"),
+    )  # fmt: skip
+
+
 NODE = (
     Setting("node", "name", matching(_name_or_none, NODE_NAME_TAKES), "",
             "node name (this machine's name)", "--name", "NAME"),
@@ -121,6 +146,11 @@ NODE = (
                 " codifier is the node's own", many=True),
         Setting("bus", "controls", _named_codifier, [], "values that A and E may change, as \"target=FJ\"", many=True),
     ),
+    *_announce(
+        Setting("announce", "on", switch, True, "whether a node that has a token tells the local network where it is"),
+        Setting("announce", "every", number(1, 3600), 30.0, "seconds between two announcements"),
+    ),
+    *_mqtt(),
 )  # fmt: skip
 
 
@@ -133,6 +163,9 @@ SERVER = (
             "--data", "DIR"),
     Setting("web", "listen", address(WEB_PORT), [f"0.0.0.0:{WEB_PORT}"],
             f"page address (0.0.0.0:{WEB_PORT}); may be given again", "--web", "HOST:PORT", many=True),
+    Setting("web", "certificate", text, "", "PEM file: these addresses then speak TLS (https://)"),
+    Setting("web", "key", text, "", "PEM file of its key, where that is not in the same file"),
+    Setting("web", "plain", address(WEB_PORT), [], "more addresses, without TLS: for old clients", many=True),
     Setting("web", "names", text, [], "names by which browsers reach the page, beside this machine's own",
             many=True),
     Setting("pimonitor", "api_key", text, "",
@@ -146,8 +179,15 @@ SERVER = (
     Setting("store", "commit", number(0.05, 600), 1.0, "seconds between commits; 60 spares an SD card"),
     Setting("store", "buffer", number(1000, 1_000_000, whole=True), 20_000,
             "uncommitted samples at most; then nodes have to wait"),
+    Setting("store", "keep", number(0, 36_500), 0.0,
+            "days that samples are kept, 0 for ever; their statistics are kept for ever, the CSV logs too"),
     *_bus(
         Setting("bus", "codifier", matching(_codifier_or_none, "two characters, as R1"), "",
                 "this server's own on the bus; without one it only listens"),
     ),
+    *_announce(
+        Setting("announce", "on", switch, True, "whether nodes that announce themselves are collected from, if they"
+                " have a token here"),
+    ),
+    *_mqtt(),
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """Where samples are kept on the server: what every store must do, whichever database is below it.
 
-Runs on: server.  Reached from: intake (writing), webui and control (reading).  Members: sqlite (the default).
+Runs on: server.  Reached from: intake (writing), webui and control (reading).  Members: sqlite (the default), and
+  summaries, which has any store sum up and forget.
 Threads: `writing` and `put` belong to the intake's one writer thread; everything else may be called from any.
 Errors: NotStored (try again later), DiskError (end the program); either way nothing was stored.
 
@@ -10,6 +11,7 @@ transaction. So a mark never says more, or less, than what is stored.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -127,6 +129,65 @@ class Column(NamedTuple):
         return Column(self.place, values, min(self.low, other.low), max(self.high, other.high), mean)
 
 
+class Summary(NamedTuple):
+    """One sensor's values within a window: those taken after its start, up to and including its end.
+
+    values     how many there are
+    median     the middle one, or the mean of the two in the middle
+    mode       the most frequent value; the lowest of several
+    deviation  the standard deviation of all of them (of the population, so divided by `values`)
+    """
+
+    end_ms: int
+    values: int
+    mean: float
+    median: float
+    mode: float
+    low: float
+    high: float
+    deviation: float
+
+
+SPANS_MS = (600_000, 3_600_000)  # of the windows that are summed up: ten minutes and an hour, counted from 1970
+
+
+class Window(NamedTuple):
+    """A window of a node's samples that is to be summed up (again).
+
+    as_of    what tells the store whether something came into it since
+    is_late  its samples may be gone already: what is there has come later
+    """
+
+    node: str
+    span_ms: int
+    end_ms: int
+    as_of: int
+    is_late: bool = False
+
+
+def together(one: Summary, other: Summary) -> Summary:
+    """The summary of two parts of one window of which the samples are not at hand.
+
+    Count, mean, lowest, highest and deviation are exact (Chan, Golub and LeVeque 1979); median and mode are those of
+    the larger part.
+    """
+    values = one.values + other.values
+    apart = other.mean - one.mean
+    mean = one.mean + apart * (other.values / values)
+    squares = one.deviation**2 * one.values + other.deviation**2 * other.values
+    squares += apart**2 * (one.values * other.values / values)
+    larger = max(one, other, key=lambda part: part.values)
+    return Summary(
+        one.end_ms, values, mean, larger.median, larger.mode, min(one.low, other.low), max(one.high, other.high),
+        math.sqrt(squares / values),
+    )  # fmt: skip
+
+
+def window_end(time_ms: int, span_ms: int) -> int:
+    """The end of the window that a sample of this time belongs to: windows are (start, end]."""
+    return -(-time_ms // span_ms) * span_ms
+
+
 class Store:
     """The contract. Every member keeps it, and one test class proves it of each."""
 
@@ -145,6 +206,27 @@ class Store:
         """Within `writing`: store the filings, and that the CSV log is written as far as `log` says.
 
         Returns the number of the last filing: the log owes everything after `log.filed` up to it.
+        """
+        raise NotImplementedError
+
+    def put_summaries(self, window: Window, summaries: Mapping[str, Summary]) -> None:
+        """Within `writing`: replace the summaries of a window, by sensor; it counts as summed up, unless something came
+        into it since `unsummed` told of it."""
+        raise NotImplementedError
+
+    def add_late(self, window: Window, parts: Mapping[int, Mapping[str, list[Summary]]]) -> bool:
+        """Within `writing`: add what came into a window of the longest span, and the shorter ones in it, after their
+        samples were forgotten: by span and sensor the summaries of all samples that are there, which are deleted.
+
+        False where that has to wait: the CSV log owes some of them, or something came since `unsummed` told of it.
+        """
+        raise NotImplementedError
+
+    def forget(self, before_ms: int, most: int) -> int:
+        """Within `writing`: delete up to `most` of the oldest samples taken before `before_ms`; how many there were.
+
+        What the CSV log still owes, and what is not summed up yet, stays; so does the hour in which `before_ms` lies.
+        Marks and gaps stay for ever.
         """
         raise NotImplementedError
 
@@ -175,11 +257,23 @@ class Store:
         raise NotImplementedError
 
     def columns(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Column]:
-        """One sensor's values in [from_ms, to_ms), summed up in `count` equal columns; empty ones are absent."""
+        """One sensor's values in [from_ms, to_ms), summed up in `count` equal columns; empty ones are absent.
+
+        Where columns are as wide as windows, from the summaries of those that are summed up: a value at the very end of
+        a window then counts in the column in which the window began.
+        """
         raise NotImplementedError
 
     def summary(self, node: str, from_ms: int, to_ms: int, count: int) -> dict[str, list[Column]]:
         """As `columns`, of every sensor of `node` at once: one pass over its samples."""
+        raise NotImplementedError
+
+    def unsummed(self, before_ms: int, most: int) -> list[Window]:
+        """Up to `most` windows that ended before `before_ms` and are not summed up, or no longer rightly so."""
+        raise NotImplementedError
+
+    def summaries(self, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Summary]:
+        """One sensor's summaries of windows of `span_ms` that end in (from_ms, to_ms], oldest first."""
         raise NotImplementedError
 
     def gaps(self, limit: int) -> list[dict[str, Any]]:

@@ -26,58 +26,14 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
-from base.disk import sync_folder
-from base.errors import DiskError, NotStored, SettingsError
+from base.errors import DiskError, NotStored
 from protocol import Gap, Sample
-from stores import Column, Filing, Logged, LogMark, Mark, Point, Store, Stretch
+from stores import Column, Filing, Logged, LogMark, Mark, Point, Store, Stretch, Summary, Window, sqlite_summaries
+from stores.sqlite_schema import bring_up_to_date, refuse_other
 
 log = logging.getLogger(__name__)
 
 FILE = "pigeonpost.sqlite3"
-VERSION = 1  # PRAGMA user_version
-
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE nodes (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
--- The highest running number stored of each outbox.
-CREATE TABLE outboxes (node INTEGER, outbox TEXT, top INTEGER NOT NULL, PRIMARY KEY (node, outbox)) WITHOUT ROWID;
--- The high-water marks: everything of the epoch up to seq is in samples, or in gaps.
-CREATE TABLE epochs (
-    id INTEGER PRIMARY KEY, node INTEGER NOT NULL, epoch TEXT NOT NULL, seq INTEGER NOT NULL, up INTEGER,
-    UNIQUE (node, epoch)
-);
-CREATE TABLE sensors (node INTEGER, name TEXT, unit TEXT NOT NULL, PRIMARY KEY (node, name)) WITHOUT ROWID;
-CREATE TABLE shapes (id INTEGER PRIMARY KEY, names TEXT NOT NULL UNIQUE);
-CREATE TABLE samples (
-    node INTEGER, time INTEGER, epoch INTEGER, seq INTEGER, shape INTEGER NOT NULL,
-    clock TEXT, -- NULL: the node's own set clock; "unset" or "server" as the link says
-    "values" TEXT NOT NULL, -- a JSON array; null where a sensor failed
-    PRIMARY KEY (node, time, epoch, seq)
-) WITHOUT ROWID;
-CREATE TABLE failures (
-    epoch INTEGER, seq INTEGER, sensor TEXT, text TEXT, PRIMARY KEY (epoch, seq, sensor)
-) WITHOUT ROWID;
-CREATE TABLE gaps (
-    id INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
-    before INTEGER NOT NULL, why TEXT NOT NULL, noted INTEGER NOT NULL
-);
--- The CSV log of each run: how far it is written and synced (see csvbuffer).
-CREATE TABLE logs (
-    id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, size INTEGER NOT NULL, tail INTEGER NOT NULL,
-    filed INTEGER NOT NULL
-);
--- What the log owes since then, in its order: samples first to last of an epoch, taken from low to high; or a gap.
-CREATE TABLE filings (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, epoch INTEGER NOT NULL,
-    first INTEGER, last INTEGER, low INTEGER, high INTEGER, gap INTEGER
-);
-CREATE VIEW readings AS
-    SELECT strftime('%Y-%m-%dT%H:%M:%fZ', s.time / 1000.0, 'unixepoch') AS time, n.name AS node, j.value AS sensor,
-           json_extract(s."values", '$[' || j.key || ']') AS value, coalesce(u.unit, '') AS unit
-    FROM samples s JOIN nodes n ON n.id = s.node JOIN shapes p ON p.id = s.shape, json_each(p.names) j
-    LEFT JOIN sensors u ON u.node = s.node AND u.name = j.value;
-"""
-
 _SAMPLE = "(?,?,?,?,?,?,?)"
 # Many rows in one statement: SQLite then works through them without Python's lock, and other threads go on.
 _INSERTS = [(rows, f"INSERT INTO samples VALUES {','.join([_SAMPLE] * rows)}") for rows in (256, 32, 4, 1)]
@@ -98,12 +54,13 @@ class SqliteStore(Store):
         self._path = os.path.join(folder, FILE)
         self._idle: deque[sqlite3.Connection] = deque()
         self._room = threading.Semaphore(_MOST_READERS)
+        self._marks = sqlite_summaries.Marks()
         self._forget()
         with self._our_errors():
             self._db = self._open_to_read() if look_only else self._connect(self._path)
             try:
                 if look_only:
-                    self._refuse_newer()
+                    refuse_other(self._db, self._path)
                 else:
                     self._prepare()
             except BaseException:
@@ -115,25 +72,9 @@ class SqliteStore(Store):
         self._db.execute("PRAGMA synchronous = FULL")
         # Pages that grow are written back once in 16 MiB of log, not once in 4: 15 % faster, and kinder to a card.
         self._db.execute("PRAGMA wal_autocheckpoint = 4000")
-        self._make_or_refuse()
+        bring_up_to_date(self._db, self._path)
         self.identity = str(self._db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()[0])
         self._inode = os.stat(self._path).st_ino
-
-    def _refuse_newer(self) -> int:
-        version: int = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version > VERSION:
-            raise SettingsError(
-                f"{self._path} was made by a newer Pigeonpost (format {version}; this one knows {VERSION}):"
-                " use that program, or another --data folder"
-            )
-        return version
-
-    def _make_or_refuse(self) -> None:
-        if self._refuse_newer() == 0:
-            self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {VERSION};")
-            self._db.execute("INSERT INTO meta VALUES ('identity', ?)", (os.urandom(8).hex(),))
-            self._db.execute("COMMIT")
-            sync_folder(self._path)
 
     # -------------------------------------------------------------------------------------------- writing
 
@@ -142,11 +83,13 @@ class SqliteStore(Store):
         self._refuse_removed()
         with self._our_errors():
             self._db.execute("BEGIN IMMEDIATE")
+            self._marks.begin()
             try:
                 yield {key: mark for key in epochs if (mark := _mark(self._db, *key))}
                 self._db.execute("COMMIT")
             except BaseException:
                 self._forget()
+                self._marks.undo()
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
@@ -209,10 +152,11 @@ class SqliteStore(Store):
                     [(epoch, seq, name, error) for name, error in errors.items()],
                 )
         times = [sample.time_ms for sample in samples]
-        self._db.execute(
+        filed = self._db.execute(
             "INSERT INTO filings (epoch, first, last, low, high) VALUES (?, ?, ?, ?, ?)",
             (epoch, samples[0].seq, samples[-1].seq, min(times), max(times)),
-        )
+        ).lastrowid
+        self._marks.touch(self._db, node, times, filed or 0)
 
     def _put_gap(self, epoch: int, gap: Gap, noted_ms: int) -> None:
         cursor = self._db.execute(
@@ -246,6 +190,15 @@ class SqliteStore(Store):
             there = False
         if not there:
             raise DiskError(f"{self._path} was removed or replaced while it was in use")
+
+    def put_summaries(self, window: Window, summaries: Mapping[str, Summary]) -> None:
+        sqlite_summaries.put(self._db, self._marks, window, summaries)
+
+    def add_late(self, window: Window, parts: Mapping[int, Mapping[str, list[Summary]]]) -> bool:
+        return sqlite_summaries.add_late(self._db, self._marks, window, parts)
+
+    def forget(self, before_ms: int, most: int) -> int:
+        return sqlite_summaries.forget(self._db, before_ms, most)
 
     def close(self) -> None:
         for db in self._idle:
@@ -336,20 +289,7 @@ class SqliteStore(Store):
 
     def columns(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Column]:
         with self._reading() as db:
-            shapes = [(id, json.loads(names)) for id, names in db.execute("SELECT id, names FROM shapes")]
-            places = [(id, names.index(sensor)) for id, names in shapes if sensor in names]
-            if not places or to_ms <= from_ms:
-                return []
-            # Of its own shapes the sensor's place in the array is known: no search for its name in every row.
-            value = " ".join([f"""WHEN {id} THEN json_extract("values", '$[{place}]')""" for id, place in places])
-            rows = db.execute(
-                "SELECT (time - ?1) * ?3 / (?2 - ?1) AS i, count(v), min(v), max(v), avg(v) FROM ("
-                f"  SELECT time, CASE shape {value} END AS v FROM samples"
-                "   WHERE node = (SELECT id FROM nodes WHERE name = ?4) AND time >= ?1 AND time < ?2"
-                ") WHERE v IS NOT NULL GROUP BY i ORDER BY i",
-                (from_ms, to_ms, count, node),
-            ).fetchall()
-        return [Column(*row) for row in rows]
+            return sqlite_summaries.columns(db, node, sensor, from_ms, to_ms, count)
 
     def summary(self, node: str, from_ms: int, to_ms: int, count: int) -> dict[str, list[Column]]:
         with self._reading() as db:
@@ -368,6 +308,14 @@ class SqliteStore(Store):
                 column = columns.pop().with_other(column)
             columns.append(column)
         return found
+
+    def unsummed(self, before_ms: int, most: int) -> list[Window]:
+        with self._reading() as db:
+            return sqlite_summaries.unsummed(db, before_ms, most)
+
+    def summaries(self, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Summary]:
+        with self._reading() as db:
+            return sqlite_summaries.summaries(db, node, sensor, span_ms, from_ms, to_ms)
 
     def gaps(self, limit: int) -> list[dict[str, Any]]:
         with self._reading() as db:
@@ -399,15 +347,16 @@ class SqliteStore(Store):
                 )
             }
             missing = dict(db.execute("SELECT epoch, sum(last - first + 1) FROM gaps GROUP BY epoch"))
-            for id, name, epoch, mark in db.execute(
-                "SELECT e.id, n.name, e.epoch, e.seq FROM epochs e JOIN nodes n ON n.id = e.node"
+            for id, name, epoch, mark, forgotten in db.execute(
+                "SELECT e.id, n.name, e.epoch, e.seq, e.forgotten FROM epochs e JOIN nodes n ON n.id = e.node"
             ):
                 count, distinct, low, high = stored.get(id, (0, 0, 1, 0))
                 where = f"node {name}, epoch {epoch}"
                 if count != distinct:
                     yield f"{where}: {count - distinct} samples are stored twice"
-                if distinct + missing.get(id, 0) != mark or low < 1 or high > mark:
-                    yield f"{where}: {distinct} samples and {missing.get(id, 0)} in gaps do not add up to {mark}"
+                known = distinct + forgotten
+                if known + missing.get(id, 0) != mark or low < 1 or high > mark:
+                    yield f"{where}: {known} samples and {missing.get(id, 0)} in gaps do not add up to {mark}"
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:

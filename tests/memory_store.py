@@ -13,7 +13,21 @@ from typing import Any
 
 from base.errors import NotStored
 from protocol import Gap, Sample
-from stores import Column, Filing, Logged, LogMark, Mark, Point, Store, Stretch
+from stores import (
+    SPANS_MS,
+    Column,
+    Filing,
+    Logged,
+    LogMark,
+    Mark,
+    Point,
+    Store,
+    Stretch,
+    Summary,
+    Window,
+    together,
+    window_end,
+)
 
 
 class MemoryStore(Store):
@@ -28,6 +42,11 @@ class MemoryStore(Store):
         self.last_filed = 0
         self.logs: list[LogMark] = []
         self.full = False
+        # (node, span, end) of each window that is not summed up, with the last filing that came into it
+        self.windows: dict[tuple[str, int, int], int] = {}
+        self.summed: dict[tuple[str, int, int], dict[str, Summary]] = {}
+        self.kept_from: dict[str, int] = {}
+        self.forgotten: dict[tuple[str, str], int] = {}
         self._staged: list[Any] = []
 
     # --------------------------------------------------------------------------------------- writing
@@ -63,9 +82,63 @@ class MemoryStore(Store):
                     self.gap_rows.append((*key, item, noted_ms))
                 else:
                     self.samples += [(*key, sample) for sample in item.samples]
+                    self._touch(filing.node, {sample.time_ms for sample in item.samples})
         if log is not None:
             self.logs = [other for other in self.logs if other.name != log.name] + [log]
             self.filings = [entry for entry in self.filings if entry[0] > log.filed]
+
+    def _touch(self, node: str, times: Iterable[int]) -> None:
+        for time_ms in times:
+            for span in SPANS_MS:
+                self.windows[node, span, window_end(time_ms, span)] = self.last_filed
+
+    def put_summaries(self, window: Window, summaries: Mapping[str, Summary]) -> None:
+        key = window.node, window.span_ms, window.end_ms
+        self.summed[key] = dict(summaries)
+        if self.windows.get(key, 0) <= window.as_of:
+            self.windows.pop(key, None)
+
+    def add_late(self, window: Window, parts: Mapping[int, Mapping[str, list[Summary]]]) -> bool:
+        start, end = window.end_ms - window.span_ms, window.end_ms
+        keys = [key for key in self.windows if key[0] == window.node and start < key[2] <= end]
+        if self._owes(window.node, start, end) or any(self.windows[key] > window.as_of for key in keys):
+            return False
+        for span, by_sensor in parts.items():
+            for sensor, found in by_sensor.items():
+                for part in found:
+                    known = self.summed.setdefault((window.node, span, part.end_ms), {})
+                    known[sensor] = together(known[sensor], part) if sensor in known else part
+        self._delete([e for e in self.samples if e[0] == window.node and start < e[2].time_ms <= end])
+        for key in keys:
+            del self.windows[key]
+        return True
+
+    def _owes(self, node: str, start: int, end: int) -> bool:
+        return any(
+            entry[1] == node and isinstance(entry[3], Stretch)
+            and any(start < sample.time_ms <= end for sample in entry[3].samples)
+            for entry in self.filings
+        )  # fmt: skip
+
+    def forget(self, before_ms: int, most: int) -> int:
+        owed = [s.time_ms for e in self.filings if isinstance(e[3], Stretch) for s in e[3].samples]
+        gone = 0
+        for node in sorted({node for node, _ in self.epochs}):
+            unsummed = [end - span for name, span, end in self.windows if name == node]
+            until = min([before_ms - 1, *(time_ms - 1 for time_ms in owed), *unsummed]) // SPANS_MS[-1] * SPANS_MS[-1]
+            mine = [e for e in self.samples if e[0] == node and e[2].time_ms <= until]
+            mine = sorted(mine, key=lambda entry: entry[2].time_ms)[: most - gone]
+            if mine:
+                self.kept_from[node] = max(until, self.kept_from.get(node, 0))
+            self._delete(mine)
+            gone += len(mine)
+        return gone
+
+    def _delete(self, entries: Sequence[tuple[str, str, Sample]]) -> None:
+        doomed = {id(entry) for entry in entries}
+        self.samples = [entry for entry in self.samples if id(entry) not in doomed]
+        for node, epoch, _ in entries:
+            self.forgotten[node, epoch] = self.forgotten.get((node, epoch), 0) + 1
 
     def close(self) -> None:
         pass
@@ -77,6 +150,8 @@ class MemoryStore(Store):
         copy.gap_rows, copy.filings, copy.logs = list(self.gap_rows), list(self.filings), list(self.logs)
         copy.units = {node: dict(units) for node, units in self.units.items()}
         copy.last_filed = self.last_filed
+        copy.windows, copy.kept_from, copy.forgotten = dict(self.windows), dict(self.kept_from), dict(self.forgotten)
+        copy.summed = {key: dict(found) for key, found in self.summed.items()}
         return copy
 
     # --------------------------------------------------------------------------------------- reading
@@ -99,7 +174,9 @@ class MemoryStore(Store):
             times = [sample.time_ms for node, _, sample in self.samples if node == name]
             gaps = [gap for node, _, gap, _ in self.gap_rows if node == name]
             found.append({
-                "name": name, "samples": len(times), "missing": sum(g.last - g.first + 1 + g.before for g in gaps),
+                "name": name,
+                "samples": len(times) + sum(n for key, n in self.forgotten.items() if key[0] == name),
+                "missing": sum(g.last - g.first + 1 + g.before for g in gaps),
                 "first_ms": min(times, default=None), "last_ms": max(times, default=None),
                 "sensors": dict(sorted(self.units.get(name, {}).items())),
             })  # fmt: skip
@@ -110,12 +187,28 @@ class MemoryStore(Store):
         return found[-limit:]
 
     def columns(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Column]:
+        """From the samples alone: what was forgotten is not in them."""
         places: dict[int, list[Any]] = {}
         for point in self.points(node, from_ms, to_ms, 1 << 60):
             if point.values.get(sensor) is not None:
                 place = (point.time_ms - from_ms) * count // (to_ms - from_ms)
                 places.setdefault(place, []).append(point.values[sensor])
         return [Column(p, len(v), min(v), max(v), sum(v) / len(v)) for p, v in sorted(places.items())]
+
+    def unsummed(self, before_ms: int, most: int) -> list[Window]:
+        found = [
+            Window(node, span, end, self.last_filed, end <= self.kept_from.get(node, 0))
+            for node, span, end in self.windows
+            if end < before_ms
+        ]
+        return found[:most]
+
+    def summaries(self, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Summary]:
+        return [
+            found[sensor]
+            for (name, span, end), found in sorted(self.summed.items())
+            if (name, span) == (node, span_ms) and from_ms < end <= to_ms and sensor in found
+        ]
 
     def gaps(self, limit: int) -> list[dict[str, Any]]:
         rows = [
@@ -138,6 +231,8 @@ class MemoryStore(Store):
         for node, epoch, gap, _ in self.gap_rows:
             seen[node, epoch] += range(gap.first, gap.last + 1)
         for (node, epoch), seqs in seen.items():
-            if sorted(seqs) != list(range(1, self.epochs[node, epoch].seq + 1)):
+            forgotten = self.forgotten.get((node, epoch), 0)
+            whole = len(seqs) == len(set(seqs)) and len(seqs) + forgotten == self.epochs[node, epoch].seq
+            if not whole or (not forgotten and sorted(seqs) != list(range(1, len(seqs) + 1))):
                 mark = self.epochs[node, epoch].seq
                 yield f"node {node}, epoch {epoch}: {len(seqs)} seqs do not make up its mark {mark}"

@@ -3,16 +3,19 @@
 import os
 import random
 import sqlite3
+import statistics
 import tempfile
 import threading
 import time
 import unittest
 from unittest import mock
 
+from base.clock import FakeClock
 from base.errors import DiskError, NotStored, SettingsError
 from protocol import Batch, Gap, Sample
-from stores import NOTHING, Filing, LogMark, Mark, Stretch
+from stores import NOTHING, SPANS_MS, Filing, LogMark, Mark, Stretch, sqlite_schema, window_end
 from stores.sqlite import FILE, SqliteStore
+from stores.summaries import Caretaker
 from tests.memory_store import MemoryStore
 from tests.support import LIMIT_S
 
@@ -44,6 +47,17 @@ def file(store, *batches, log=None):
             filing.units = b.units
             filing.add(b, 0)
         return store.put(list(filings.values()), 1_795_000_000_999, log)
+
+
+class Direct:
+    """Does the caretaker's jobs at once, where there is no intake."""
+
+    def __init__(self, store):
+        self.store = store
+
+    def run(self, job, limit_s):
+        with self.store.writing(()):
+            return job()
 
 
 class StoreContract:
@@ -182,6 +196,164 @@ class StoreContract:
         self.assertEqual(len(self.store.points("a", 0, 1 << 60, 100)), 10)
         self.assertEqual(list(self.store.verify()), [])
 
+    # --- statistics
+
+    HOUR = SPANS_MS[-1]
+    NOON = 1_795_003_200_000  # the end of an hour
+
+    def put(self, *times_ms, first=1, values=None, log=None, node="a"):
+        """Samples taken then, with values 1, 2, 3 ...; their windows."""
+        made = [sample(first + n, (values or range(1, 1000))[n], time_ms) for n, time_ms in enumerate(times_ms)]
+        return file(self.store, Batch(node, OUTBOX, E1, 0, made, None, {"temperature": "°C"}, print, print), log=log)
+
+    def log_all(self, filed):
+        return LogMark("a.csv", 1, 0, filed)
+
+    def run_in(self, job):
+        with self.store.writing(()):
+            return job()
+
+    def sum_up(self, before_ms=1 << 60):
+        """As the caretaker does, to the end."""
+        taker = Caretaker(self.store, Direct(self.store), FakeClock(before_ms))
+        while taker.work():
+            pass
+
+    def windows(self, before_ms=1 << 60):
+        return sorted((w.node, w.span_ms, w.end_ms, w.is_late) for w in self.store.unsummed(before_ms, 1000))
+
+    def test_what_was_stored_is_to_be_summed_up(self):
+        noon, ten = self.NOON, SPANS_MS[0]
+        self.put(noon - 1, noon, noon + 1)
+        expected = [("a", span, noon + plus * span, False) for span in SPANS_MS for plus in (0, 1)]
+        self.assertEqual(self.windows(), expected)
+        self.assertEqual(self.windows(noon + 1), [("a", span, noon, False) for span in SPANS_MS])
+        self.reopen()
+        self.assertEqual(self.windows(), expected)
+        self.assertEqual(len(self.store.unsummed(1 << 60, 3)), 3)
+        self.assertEqual(ten, 600_000)
+
+    def test_windows_are_from_after_their_start_to_their_end(self):
+        noon = self.NOON
+        self.put(noon - SPANS_MS[0], noon - SPANS_MS[0] + 1, noon, noon + 1, values=[1, 2, 4, 8])
+        self.sum_up()
+        self.assertEqual(self.windows(), [])
+        ten = self.store.summaries("a", "temperature", SPANS_MS[0], noon - SPANS_MS[0], noon)
+        self.assertEqual([(s.end_ms, s.values, s.low, s.high, s.mean) for s in ten], [(noon, 2, 2, 4, 3.0)])
+        hours = self.store.summaries("a", "temperature", self.HOUR, 0, 1 << 60)
+        self.assertEqual([(s.end_ms, s.values) for s in hours], [(noon, 3), (noon + self.HOUR, 1)])
+        self.assertEqual(self.store.summaries("a", "nothing", self.HOUR, 0, 1 << 60), [])
+
+    def test_what_came_while_it_was_summed_up_is_not_overlooked(self):
+        self.put(self.NOON)
+        windows = self.store.unsummed(1 << 60, 10)
+        self.put(self.NOON, first=2, values=[9])
+        for window in windows:
+            self.run_in(lambda window=window: self.store.put_summaries(window, {}))
+        self.assertEqual(len(self.windows()), 2)
+        self.sum_up()
+        self.assertEqual(self.windows(), [])
+        self.assertEqual(self.store.summaries("a", "temperature", self.HOUR, 0, 1 << 60)[0].values, 2)
+
+    def test_a_transaction_that_raises_marks_nothing_and_the_next_one_does(self):
+        with self.assertRaises(KeyError), self.store.writing(()):
+            filing = Filing("a", OUTBOX, E1, NOTHING)
+            filing.add(batch(1, 1), 0)
+            self.store.put([filing], 1, None)
+            raise KeyError
+        self.assertEqual(self.windows(), [])
+        self.put(sample(1).time_ms)
+        self.assertEqual(len(self.windows()), 2)
+
+    def test_late_repeated_and_missing_data_give_what_a_recount_gives(self):
+        chance = random.Random(5)
+        taken = []
+        for seq in range(1, 400):
+            time_ms = self.NOON + chance.choice((-1, 1)) * chance.randrange(3 * self.HOUR)
+            value = chance.choice((None, chance.randrange(5), chance.uniform(-1e6, 1e6)))
+            taken.append((time_ms, value))
+            file(self.store, Batch("a", OUTBOX, E1, 0, [sample(seq, value, time_ms)], None, {}, print, print))
+            if chance.random() < 0.1:
+                self.sum_up()
+        self.sum_up()
+        for span in SPANS_MS:
+            by_end = {}
+            for time_ms, value in taken:
+                if value is not None:
+                    by_end.setdefault(window_end(time_ms, span), []).append(value)
+            found = self.store.summaries("a", "temperature", span, 0, 1 << 60)
+            self.assertEqual([s.end_ms for s in found], sorted(by_end))
+            for one in found:
+                values = by_end[one.end_ms]
+                self.assertEqual((one.values, one.low, one.high), (len(values), min(values), max(values)))
+                self.assertEqual((one.median, one.mode), (statistics.median(values), min(statistics.multimode(values))))
+                self.assertAlmostEqual(one.mean, statistics.fmean(values), delta=1e-9 * max(map(abs, values)))
+                self.assertAlmostEqual(one.deviation, statistics.pstdev(values), delta=1e-6)
+
+    def test_columns_of_summaries_are_those_of_the_samples(self):
+        times = [self.NOON + n * 60_000 + 1 for n in range(600)]
+        self.put(*times)
+        ask = "a", "temperature", self.NOON, self.NOON + 10 * self.HOUR
+        for late, count in enumerate((1, 5, 10, 20, 60, 200), 601):
+            plain = self.columns_of(*ask, count)
+            self.sum_up(self.NOON + 5 * self.HOUR)  # half of them
+            self.assertEqual(self.columns_of(*ask, count), plain)
+            self.sum_up()
+            self.assertEqual(self.columns_of(*ask, count), plain)
+            self.put(self.NOON + 3 * self.HOUR + late, first=late, values=[5])  # and one comes late
+        shifted = "a", "temperature", self.NOON + 123_456, self.NOON + 9 * self.HOUR + 654_321
+        self.assertEqual(sum(c.values for c in self.store.columns(*shifted, 3)),
+                         sum(c.values for c in self.store.columns(*shifted, 5000)))  # fmt: skip
+
+    def columns_of(self, *ask):
+        return [(c.place, c.values, c.low, c.high, round(c.mean, 6)) for c in self.store.columns(*ask)]
+
+    # --- forgetting
+
+    def test_only_what_is_logged_and_summed_up_is_forgotten(self):
+        hour = self.HOUR
+        filed = self.put(*(self.NOON - n * hour for n in range(4)))
+        self.assertEqual(self.run_in(lambda: self.store.forget(self.NOON + hour, 100)), 0)
+        self.sum_up()
+        self.assertEqual(self.run_in(lambda: self.store.forget(self.NOON + hour, 100)), 0)
+        self.put(self.NOON + hour, first=5, log=self.log_all(filed))
+        self.assertEqual(self.run_in(lambda: self.store.forget(self.NOON - hour, 100)), 2)
+        self.assertEqual([p.time_ms for p in self.store.points("a", 0, 1 << 60, 10)],
+                         [self.NOON - hour, self.NOON, self.NOON + hour])  # fmt: skip
+        self.assertEqual((list(self.store.verify()), self.store.nodes()[0]["samples"]), ([], 5))
+        self.assertEqual(len(self.store.summaries("a", "temperature", hour, 0, 1 << 60)), 4)
+
+    def test_a_little_at_a_time(self):
+        filed = self.put(*(self.NOON - n * 1000 for n in range(10)))
+        self.put(self.NOON + self.HOUR, first=11, log=self.log_all(filed))
+        self.sum_up()
+        gone = [self.run_in(lambda: self.store.forget(self.NOON + 1, 4)) for _ in range(4)]
+        self.assertEqual(gone, [4, 4, 2, 0])
+        self.assertEqual(list(self.store.verify()), [])
+
+    def test_what_comes_after_that_is_added_to_the_statistics(self):
+        filed = self.put(*(self.NOON - n * 1000 for n in range(10)), values=range(10))
+        self.sum_up()
+        self.put(self.NOON + self.HOUR, first=11, log=self.log_all(filed))
+        self.sum_up()
+        self.assertEqual(self.run_in(lambda: self.store.forget(self.NOON + 1, 100)), 10)
+        filed = self.put(self.NOON - 500, self.NOON - 1_200_000, first=12, values=[100, 200])
+        self.assertEqual({late for _, _, _, late in self.windows()}, {True})
+        self.sum_up()  # the log owes them still
+        self.assertEqual(len(self.windows()), 3)
+        self.put(self.NOON + self.HOUR, first=14, log=self.log_all(filed))
+        self.sum_up()
+        self.assertEqual(self.windows(), [])
+        (hour,) = self.store.summaries("a", "temperature", self.HOUR, 0, self.NOON)
+        values = [*range(10), 100, 200]
+        self.assertEqual((hour.values, hour.low, hour.high), (12, 0, 200))
+        self.assertAlmostEqual(hour.mean, statistics.fmean(values))
+        self.assertAlmostEqual(hour.deviation, statistics.pstdev(values))
+        ten = self.store.summaries("a", "temperature", SPANS_MS[0], 0, self.NOON)
+        self.assertEqual([(s.values, s.high) for s in ten], [(1, 200), (11, 100)])
+        self.assertEqual(len(self.store.points("a", 0, self.NOON + 1, 10)), 0)
+        self.assertEqual(list(self.store.verify()), [])
+
     def test_a_thousand_random_commits_add_up(self):
         chance = random.Random(7)
         marks = {}
@@ -266,6 +438,46 @@ class SqliteTest(StoreContract, unittest.TestCase):
         with self.assertRaises(DiskError) as caught:
             file(self.store, batch(1, 3))
         self.assertIn("removed", str(caught.exception))
+
+    def make_old(self, folder):
+        """A file as the first version had it, with a sample in it."""
+        db = sqlite3.connect(os.path.join(folder, FILE))
+        db.executescript(sqlite_schema._STEPS[0])
+        db.executescript(f"""
+            PRAGMA user_version = 1;
+            INSERT INTO meta VALUES ('identity', '00000000000000ff');
+            INSERT INTO nodes VALUES (1, 'a');
+            INSERT INTO epochs VALUES (1, 1, '{E1}', 1, 1000);
+            INSERT INTO shapes VALUES (1, '["temperature"]');
+            INSERT INTO samples VALUES (1, {self.NOON}, 1, 1, 1, NULL, '[20.5]');
+        """)
+        db.close()
+
+    def test_an_older_file_is_brought_up_to_date_after_a_copy_was_made(self):
+        with tempfile.TemporaryDirectory() as folder:
+            self.make_old(folder)
+            self.assertRaises(SettingsError, SqliteStore, folder, look_only=True)
+            store = SqliteStore(folder)
+            self.addCleanup(store.close)
+            self.assertEqual(store.identity, "00000000000000ff")
+            self.assertEqual([p.values for p in store.points("a", 0, 1 << 60, 5)], [{"temperature": 20.5}])
+            windows = [(w.span_ms, w.end_ms) for w in store.unsummed(1 << 60, 9)]
+            self.assertEqual(windows, [(span, self.NOON) for span in SPANS_MS])
+            self.assertEqual(list(store.verify()), [])
+            copy = sqlite3.connect(os.path.join(folder, FILE + ".v1"))
+            self.assertEqual(copy.execute("PRAGMA user_version").fetchone(), (1,))
+            self.assertEqual(copy.execute("SELECT count(*) FROM samples").fetchone(), (1,))
+            copy.close()
+
+    def test_a_change_of_format_that_is_cut_short_is_begun_again(self):
+        with tempfile.TemporaryDirectory() as folder:
+            self.make_old(folder)
+            with mock.patch.object(sqlite_schema, "_STEPS", (*sqlite_schema._STEPS, "CREATE TABLE nodes (id);")):
+                self.assertRaises(DiskError, SqliteStore, folder)
+            store = SqliteStore(folder)
+            self.addCleanup(store.close)
+            self.assertEqual(len(store.unsummed(1 << 60, 9)), 2)
+            self.assertEqual(sorted(os.listdir(folder))[:2], [FILE, FILE + "-shm"])
 
     def test_a_newer_file_is_refused_politely(self):
         self.shell().execute("PRAGMA user_version = 99")

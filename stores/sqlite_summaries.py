@@ -1,0 +1,237 @@
+"""Statistics in the SQLite store: windows that are summed up, columns made of them, and samples that are forgotten.
+
+Runs on: server.  Reached from: stores/sqlite, with a connection.  Hands on to: SQLite.
+Threads: as the connection.  `Marks` belongs to the writer's.  Errors: those of SQLite.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from stores import SPANS_MS, Column, Summary, Window, together, window_end
+
+_NODE = "(SELECT id FROM nodes WHERE name = ?)"
+_SUMMARY = '"end", "values", mean, median, mode, low, high, deviation'
+Key = tuple[int, int, int]  # node, span, end
+
+
+class Marks:
+    """Which windows are marked as not summed up, and the last filing that came into each: so that a live window is
+    marked once, and not at every commit."""
+
+    def __init__(self) -> None:
+        self._touched: dict[Key, int] = {}
+        self._added: list[Key] = []  # in the transaction that is open
+
+    def begin(self) -> None:
+        """A transaction begins."""
+        self._added = []
+
+    def undo(self) -> None:
+        """It was rolled back."""
+        for key in self._added:
+            self._touched.pop(key, None)
+        self._added = []
+
+    def touch(self, db: sqlite3.Connection, node: int, times_ms: Iterable[int], filed: int) -> None:
+        """Samples of these times come with filing number `filed`."""
+        short, *longer = SPANS_MS
+        ends = {-(-time_ms // short) * short for time_ms in times_ms}
+        keys = [(node, short, end) for end in ends]
+        keys += [(node, span, end) for span in longer for end in {window_end(end, span) for end in ends}]
+        for key in keys:
+            if key not in self._touched:
+                db.execute("INSERT OR IGNORE INTO unsummed VALUES (?, ?, ?)", key)
+                self._added.append(key)
+            self._touched[key] = filed
+
+    def is_as_of(self, key: Key, as_of: int) -> bool:
+        """Whether nothing has come into a window after filing number `as_of`."""
+        return self._touched.get(key, 0) <= as_of
+
+    def clear(self, db: sqlite3.Connection, key: Key) -> None:
+        """It is summed up."""
+        db.execute('DELETE FROM unsummed WHERE node = ? AND span = ? AND "end" = ?', key)
+        self._touched.pop(key, None)
+
+
+def unsummed(db: sqlite3.Connection, before_ms: int, most: int) -> list[Window]:
+    """As Store.unsummed."""
+    (as_of,) = db.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'filings'").fetchone()
+    rows = db.execute(
+        'SELECT n.name, u.span, u."end", u."end" <= n.kept_from FROM unsummed u JOIN nodes n ON n.id = u.node'
+        ' WHERE u."end" < ? LIMIT ?',
+        (before_ms, most),
+    )
+    return [Window(name, span, end, as_of or 0, bool(is_late)) for name, span, end, is_late in rows]
+
+
+def put(db: sqlite3.Connection, marks: Marks, window: Window, found: Mapping[str, Summary]) -> None:
+    """As Store.put_summaries."""
+    (node,) = db.execute(f"SELECT {_NODE}", (window.node,)).fetchone()
+    key = node, window.span_ms, window.end_ms
+    sensors = [name for (name,) in db.execute("SELECT name FROM sensors WHERE node = ?", (node,))]
+    db.executemany(
+        'DELETE FROM summaries WHERE node = ? AND sensor = ? AND span = ? AND "end" = ?',
+        [(node, sensor, *key[1:]) for sensor in {*sensors, *found}],
+    )
+    db.executemany(_INSERT, [(node, sensor, window.span_ms, *summary) for sensor, summary in found.items()])
+    if marks.is_as_of(key, window.as_of):
+        marks.clear(db, key)
+
+
+_INSERT = "INSERT OR REPLACE INTO summaries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+def add_late(
+    db: sqlite3.Connection, marks: Marks, window: Window, parts: Mapping[int, Mapping[str, list[Summary]]]
+) -> bool:
+    """As Store.add_late."""
+    (node,) = db.execute(f"SELECT {_NODE}", (window.node,)).fetchone()
+    start, end = window.end_ms - window.span_ms, window.end_ms
+    keys: list[Key] = [
+        (node, span, key_end)
+        for span, key_end in db.execute(
+            'SELECT span, "end" FROM unsummed WHERE node = ? AND "end" > ? AND "end" <= ?', (node, start, end)
+        )
+    ]
+    owed = db.execute(
+        "SELECT 1 FROM filings f JOIN epochs e ON e.id = f.epoch WHERE e.node = ? AND f.low <= ? AND f.high > ?",
+        (node, end, start),
+    ).fetchone()
+    if owed or not all(marks.is_as_of(key, window.as_of) for key in keys):
+        return False
+    for span, by_sensor in parts.items():
+        for sensor, found in by_sensor.items():
+            for part in found:
+                row = db.execute(
+                    f'SELECT {_SUMMARY} FROM summaries WHERE node = ? AND sensor = ? AND span = ? AND "end" = ?',
+                    (node, sensor, span, part.end_ms),
+                ).fetchone()
+                db.execute(_INSERT, (node, sensor, span, *(together(Summary(*row), part) if row else part)))
+    _delete(db, node, db.execute(
+        "SELECT time, epoch, seq FROM samples WHERE node = ? AND time > ? AND time <= ?", (node, start, end)
+    ).fetchall())  # fmt: skip
+    for key in keys:
+        marks.clear(db, key)
+    return True
+
+
+def forget(db: sqlite3.Connection, before_ms: int, most: int) -> int:
+    """As Store.forget: whole hours, of one node at a time."""
+    (owed_ms,) = db.execute("SELECT min(low) FROM filings").fetchone()
+    last_ms = min(before_ms, before_ms if owed_ms is None else owed_ms) - 1
+    left = most
+    for node, kept_from in db.execute("SELECT id, kept_from FROM nodes").fetchall():
+        (unsummed_ms,) = db.execute('SELECT min("end" - span) FROM unsummed WHERE node = ?', (node,)).fetchone()
+        until_ms = min(last_ms, last_ms if unsummed_ms is None else unsummed_ms)
+        until_ms = until_ms // SPANS_MS[-1] * SPANS_MS[-1]
+        if left <= 0 or until_ms <= 0:
+            continue
+        rows = db.execute(
+            "SELECT time, epoch, seq FROM samples WHERE node = ? AND time <= ? ORDER BY time, epoch, seq LIMIT ?",
+            (node, until_ms, left),
+        ).fetchall()
+        if rows and until_ms > kept_from:
+            db.execute("UPDATE nodes SET kept_from = ? WHERE id = ?", (until_ms, node))
+        _delete(db, node, rows)
+        left -= len(rows)
+    return most - left
+
+
+def _delete(db: sqlite3.Connection, node: int, rows: list[tuple[int, int, int]]) -> None:
+    db.executemany(
+        "DELETE FROM samples WHERE node = ? AND time = ? AND epoch = ? AND seq = ?", [(node, *row) for row in rows]
+    )
+    db.executemany("DELETE FROM failures WHERE epoch = ? AND seq = ?", [row[1:] for row in rows])
+    of_epoch = Counter(epoch for _, epoch, _ in rows)
+    db.executemany(
+        "UPDATE epochs SET forgotten = forgotten + ? WHERE id = ?",
+        [(count, epoch) for epoch, count in of_epoch.items()],
+    )
+
+
+def summaries(db: sqlite3.Connection, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Summary]:
+    """As Store.summaries."""
+    rows = db.execute(
+        f'SELECT {_SUMMARY} FROM summaries WHERE node = {_NODE} AND sensor = ? AND span = ? AND "end" > ?'
+        ' AND "end" <= ? ORDER BY "end"',
+        (node, sensor, span_ms, from_ms, to_ms),
+    )
+    return [Summary(*row) for row in rows]
+
+
+# ------------------------------------------------------------------------------------------------------- columns
+
+
+def columns(db: sqlite3.Connection, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Column]:
+    """As Store.columns."""
+    if to_ms <= from_ms:
+        return []
+    found: dict[int, Column] = {}
+    for span_ms, after_ms, until_ms in _pieces(db, node, from_ms, to_ms, count):
+        ask = (from_ms, to_ms, count, node, sensor, after_ms, until_ms)
+        for row in _of_windows(db, *ask, span_ms) if span_ms else _of_samples(db, *ask):
+            column = Column(*row)
+            other = found.get(column.place)
+            found[column.place] = column.with_other(other) if other else column
+    return [found[place] for place in sorted(found)]
+
+
+def _pieces(db: sqlite3.Connection, node: str, from_ms: int, to_ms: int, count: int) -> list[tuple[int, int, int]]:
+    """After when and up to when which windows are to be looked at; a span of 0 stands for the samples themselves.
+
+    Summaries where columns are as wide, and where the samples are gone; but not the windows that are not summed up yet.
+    """
+    width_ms = (to_ms - from_ms) / count
+    span_ms = max((span for span in SPANS_MS if span <= width_ms), default=0)
+    (kept_from,) = db.execute("SELECT max(kept_from) FROM nodes WHERE name = ?", (node,)).fetchone()
+    summed_to_ms = to_ms if span_ms else min(to_ms, kept_from or 0)
+    span_ms = span_ms or SPANS_MS[0]
+    low_ms = window_end(from_ms, span_ms)
+    high_ms = summed_to_ms // span_ms * span_ms
+    if high_ms <= low_ms:
+        return [(0, from_ms - 1, to_ms - 1)]
+    pieces, at_ms = [(0, from_ms - 1, low_ms)], low_ms
+    for (end_ms,) in db.execute(
+        f'SELECT "end" FROM unsummed WHERE node = {_NODE} AND span = ? AND "end" > ? AND "end" <= ? ORDER BY "end"',
+        (node, span_ms, low_ms, high_ms),
+    ):
+        pieces += [(span_ms, at_ms, end_ms - span_ms), (0, end_ms - span_ms, end_ms)]
+        at_ms = end_ms
+    pieces += [(span_ms, at_ms, high_ms), (0, high_ms, to_ms - 1)]
+    return [piece for piece in pieces if piece[1] < piece[2]]
+
+
+def _of_windows(
+    db: sqlite3.Connection, from_ms: int, to_ms: int, count: int, node: str, sensor: str, after_ms: int, until_ms: int,
+    span_ms: int,
+) -> Iterable[tuple[int, int, float, float, float]]:  # fmt: skip
+    return db.execute(
+        'SELECT ("end" - ?8 - ?1) * ?3 / (?2 - ?1) AS i, sum("values"), min(low), max(high),'
+        ' sum(mean * "values") / sum("values")'
+        " FROM summaries WHERE node = (SELECT id FROM nodes WHERE name = ?4) AND sensor = ?5 AND span = ?8"
+        ' AND "end" > ?6 AND "end" <= ?7 GROUP BY i ORDER BY i',
+        (from_ms, to_ms, count, node, sensor, after_ms, until_ms, span_ms),
+    )
+
+
+def _of_samples(
+    db: sqlite3.Connection, from_ms: int, to_ms: int, count: int, node: str, sensor: str, after_ms: int, until_ms: int
+) -> Iterable[tuple[int, int, float, float, float]]:
+    shapes = [(id, json.loads(names)) for id, names in db.execute("SELECT id, names FROM shapes")]
+    places = [(id, names.index(sensor)) for id, names in shapes if sensor in names]
+    if not places:
+        return ()
+    # Of its own shapes the sensor's place in the array is known: no search for its name in every row.
+    value = " ".join([f"""WHEN {id} THEN json_extract("values", '$[{place}]')""" for id, place in places])
+    return db.execute(
+        "SELECT (time - ?1) * ?3 / (?2 - ?1) AS i, count(v), min(v), max(v), avg(v) FROM ("
+        f"  SELECT time, CASE shape {value} END AS v FROM samples"
+        "   WHERE node = (SELECT id FROM nodes WHERE name = ?4) AND time > ?5 AND time <= ?6"
+        ") WHERE v IS NOT NULL GROUP BY i ORDER BY i",
+        (from_ms, to_ms, count, node, after_ms, until_ms),
+    )

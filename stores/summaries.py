@@ -1,0 +1,144 @@
+"""Statistics of every sensor, ten minutes and an hour at a time, and the end of what is older than it is to be kept.
+
+Runs on: server.  Reached from: server.py, which starts it.  Hands on to: the store, through the intake's writer thread.
+Threads: one of its own, which reads and reckons; what it finds is written by the writer, a window at a time, so that
+  collecting never waits for more than that.
+Errors: NotStored is tried again later; DiskError ends the program through the intake.
+
+A window is (start, end] and is called by its end. It is summed up once it is past, from the samples themselves; when a
+late sample comes into it, again. So a summary always says what a recount would say, whatever came in which order. Only
+where the samples are gone already (`keep`) a late one is added to what the summary says: count, mean, lowest, highest
+and deviation stay exact, median and mode stay those of the larger part.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from base.clock import Clock
+from base.errors import DiskError, NotStored
+from stores import SPANS_MS, Point, Store, Summary, Window, window_end
+
+log = logging.getLogger(__name__)
+
+GRACE_MS = 15_000  # after a window's end: samples on their way still belong into it
+LOOK_S = 10.0  # between two looks at what there is to do
+_AT_ONCE = 200  # windows looked up together
+_FORGET_AT_ONCE = 2_000  # samples deleted in one transaction, which takes some milliseconds
+_MOST_POINTS = 10_000_000  # of a node in an hour, which is more than can be taken
+
+
+class Writer(Protocol):
+    """What it needs of the intake."""
+
+    def run(self, job: Callable[[], Any], limit_s: float) -> Any:
+        """Do `job` within a transaction of the writer thread; its result. Raises what it raises."""
+
+
+def summarise(points: Iterable[Point], end_ms: int) -> dict[str, Summary]:
+    """The summary of each sensor that has a value in `points`, which are all of one window."""
+    values: dict[str, list[float]] = {}
+    for point in points:
+        for name, value in point.values.items():
+            if value is not None:
+                values.setdefault(name, []).append(value)
+    return {name: summary(found, end_ms) for name, found in values.items()}
+
+
+def summary(values: list[float], end_ms: int) -> Summary:
+    """The summary of some values, of which there is at least one."""
+    values.sort()
+    count = len(values)
+    # Scaled down first: the sum, and the squares, of values near the largest of floats are no floats any more.
+    scale = max(abs(values[0]), abs(values[-1])) or 1.0
+    mean = math.fsum([value / scale for value in values]) / count
+    deviation = math.sqrt(math.fsum([(value / scale - mean) ** 2 for value in values]) / count)
+    middle = values[(count - 1) // 2] / 2 + values[count // 2] / 2 if count % 2 == 0 else values[count // 2]
+    often = Counter(values)
+    most = max(often.values())
+    mode = next(value for value in values if often[value] == most)
+    return Summary(end_ms, count, mean * scale, middle, mode, values[0], values[-1], deviation * scale)
+
+
+class Caretaker:
+    """Sums up and forgets, whenever there is something to do."""
+
+    def __init__(self, store: Store, writer: Writer, clock: Clock, keep_days: float = 0.0) -> None:
+        """keep_days: how long samples are kept, in days; 0: for ever. Their summaries are kept for ever."""
+        self.summed = self.forgotten = 0  # windows and samples, in this run
+        self._store = store
+        self._writer = writer
+        self._clock = clock
+        self._keep_ms = int(keep_days * 86_400_000)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="summaries", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look after the store."""
+        self._thread.start()
+
+    def stop(self, limit_s: float) -> str | None:
+        """End with the window in hand; what is not summed up is summed up by the next run."""
+        self._stopping.set()
+        self._thread.join(limit_s)
+        return "still summing up" if self._thread.is_alive() else None
+
+    def work(self) -> bool:
+        """Do some of what there is to do; whether there may be more to do at once."""
+        now_ms = self._clock.wall_ms()
+        done = 0
+        for window in self._store.unsummed(now_ms - GRACE_MS, _AT_ONCE):
+            if self._stopping.is_set():
+                return False
+            done += self._add_late(window) if window.is_late else self._sum_up(window)
+        if done:
+            self.summed += done
+            return True
+        return self._keep_ms > 0 and self._forget(now_ms - self._keep_ms)
+
+    def _sum_up(self, window: Window) -> bool:
+        points = self._points(window)
+        found = summarise(points, window.end_ms)
+        self._writer.run(lambda: self._store.put_summaries(window, found), LOOK_S)
+        return True
+
+    def _add_late(self, window: Window) -> bool:
+        """What came after the samples of its window were forgotten: of the whole hour at once, and then forgotten."""
+        longest = SPANS_MS[-1]
+        hour = window._replace(span_ms=longest, end_ms=window_end(window.end_ms, longest))
+        points = self._points(hour)
+        parts: dict[int, dict[str, list[Summary]]] = {}
+        for span_ms in SPANS_MS:
+            of_window: dict[int, list[Point]] = {}
+            for point in points:
+                of_window.setdefault(window_end(point.time_ms, span_ms), []).append(point)
+            for end_ms, found in of_window.items():
+                for sensor, part in summarise(found, end_ms).items():
+                    parts.setdefault(span_ms, {}).setdefault(sensor, []).append(part)
+        done: bool = self._writer.run(lambda: self._store.add_late(hour, parts), LOOK_S)
+        return done
+
+    def _points(self, window: Window) -> list[Point]:
+        start_ms = window.end_ms - window.span_ms
+        return self._store.points(window.node, start_ms + 1, window.end_ms + 1, _MOST_POINTS)
+
+    def _forget(self, before_ms: int) -> bool:
+        gone: int = self._writer.run(lambda: self._store.forget(before_ms, _FORGET_AT_ONCE), LOOK_S)
+        self.forgotten += gone
+        return gone == _FORGET_AT_ONCE
+
+    def _run(self) -> None:
+        while not self._stopping.wait(LOOK_S):
+            try:
+                while self.work():
+                    # Collecting comes first: a thread that reckons without a pause would take half of the time.
+                    self._stopping.wait(0.02)
+            except NotStored as error:
+                log.warning("statistics wait: %s", error)
+            except DiskError:
+                return  # the writer has met it too, or will, and ends the program

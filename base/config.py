@@ -21,7 +21,8 @@ from base.net import split_address
 
 Parse = Callable[[Any], Any]
 
-_SECRET_KEYS = ("password", "token", "secret", "api_key")  # and what ends so; of tables within arrays of tables
+# And what ends so; of tables within arrays of tables.
+_SECRET_KEYS = ("password", "token", "secret", "api_key", "headers")
 _DEEPEST = 8  # tables and lists in a file, within each other
 
 
@@ -62,7 +63,8 @@ def read_options(table: Mapping[str, Any], options: Sequence[Option], where: str
             try:
                 found[option.key] = option.parse(table[option.key])
             except ValueError as error:
-                raise SettingsError(f"{where}: {option.key} {error}, not {table[option.key]!r}") from None
+                given = _without_secrets({option.key: table[option.key]})[option.key]
+                raise SettingsError(f"{where}: {option.key} {error}, not {given!r}") from None
     return found
 
 

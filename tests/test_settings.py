@@ -9,6 +9,7 @@ import adc
 from base.config import load
 from links import pimonitor
 from sensors import LIMITS, command, formula, kernel, machine, mcp3424, mqtt
+from sensors import json as json_kind
 from settings import NODE, SERVER
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,6 +66,8 @@ class SettingsInDocs(unittest.TestCase):
             *kernel.CHANNEL_OPTIONS,
             *command.OPTIONS,
             *command.CHANNEL_OPTIONS,
+            *json_kind.OPTIONS,
+            *json_kind.CHANNEL_OPTIONS,
             *formula.OPTIONS,
             *formula.CHANNEL_OPTIONS,
             *mqtt.OPTIONS,

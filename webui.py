@@ -12,7 +12,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from base.errors import PigeonpostError, SettingsError
 from base.net import join_address
@@ -21,10 +21,14 @@ from daybook import DayBook
 from http_head import BODY_BYTES, Answer, Endpoint, Receiver, Refusal, Request, form
 from pages import House, Picture, Visit, api, entry, now, orders, records, see_other
 from pages.chart import Charts
+from pages.files import Files
 from pages.live import Live
 from pages.overview import Overview
 from webdoor import NOBODY, Door
 from webserver import Listener
+
+if TYPE_CHECKING:
+    from webtls import Tls
 
 _PASSWORD_BYTES = 16 << 10  # a form with the longest password, every letter of it as %XX
 _KEPT_PAGES = 64
@@ -56,19 +60,25 @@ class WebEnd:
         house: House,
         limits: Limits | None = None,
         endpoints: Sequence[Endpoint] = (),
+        tls: Tls | None = None,
+        plain: Sequence[tuple[str, int]] = (),
     ) -> None:
         """
         addresses  (host, port) each; port 0 takes a free one
+        tls        what is spoken there; None: plain HTTP
+        plain      more of them, with plain HTTP in any case
         limits     of connections; tests have smaller ones
         endpoints  of the roads: what programs bring readings to
         """
-        self._asked, self._house = addresses, house
+        self._asked = [(address, tls) for address in addresses] + [(address, None) for address in plain]
+        self._house = house
         self._limits = limits or Limits()
         self._connections = Connections(self._limits)
         self._book = DayBook(house.store)
         self._overview = Overview(house, self._book.day)
         self._live = Live(house)
         self._charts = Charts()
+        self._files = Files()
         self._listeners: list[Listener] = []
         self._threads: list[threading.Thread] = []
         self._door: Door
@@ -89,6 +99,9 @@ class WebEnd:
             Route("GET", "/log", "look", records.log_check),
             Route("GET", "/log.csv", "look", records.log_download),
             Route("GET", "/chart.svg", "look", self._charts.answer),
+            Route("GET", "/files", "look", self._files.shown),
+            Route("GET", "/files/WORD", "look", self._files.download),
+            Route("POST", "/files/WORD/import", "control", self._changing(self._files.bring_in)),
             Route("GET", "/events", "look", self._listen),
             Route("POST", "/exit", "control", orders.leave),
             Route("GET", "/login", "", lambda visit: entry.login_page(visit.request)),
@@ -100,6 +113,7 @@ class WebEnd:
             Route("POST", "/api/v1/nodes/NAME/check", "control", self._changing(orders.check)),
             Route("GET", "/api/v1/samples", "look", api.samples),
             Route("GET", "/api/v1/bus", "look", api.bus),
+            Route("GET", "/api/v1/statistics", "look", api.statistics),
             Route("GET", "/api/v1/health", "look", api.health),
             Route("GET", "/metrics", "look", lambda visit: api.metrics(visit, self._connections.counts)),
             Route("GET", "/healthz", "", api.alive),
@@ -116,15 +130,21 @@ class WebEnd:
         return [(str(one.server_address[0]), int(one.server_address[1])) for one in self._listeners]
 
     @property
+    def urls(self) -> list[tuple[str, str, int]]:
+        """Where it listens: `http` or `https`, host and port of each."""
+        schemes = ["https" if tls else "http" for _, tls in self._asked]
+        return [(scheme, *address) for scheme, address in zip(schemes, self.addresses)]
+
+    @property
     def first_key(self) -> str:
         """What lets one browser in from elsewhere while no password is set; empty once it was used."""
         return self._door.first_key
 
     def start(self) -> None:
         """Listen. Raises SettingsError where an address cannot be had."""
-        for host, port in self._asked:
+        for (host, port), tls in self._asked:
             try:
-                self._listeners.append(Listener((host, port), self, self._connections, self._limits))
+                self._listeners.append(Listener((host, port), self, self._connections, self._limits, tls))
             except OSError as error:
                 for listener in self._listeners:
                     listener.server_close()
@@ -188,7 +208,7 @@ class WebEnd:
     def explain(self, request: Request | None, refusal: Refusal) -> Answer:
         """A refusal as the client can read it: whom a login would help is led there."""
         if request is not None and refusal.code in ("log-in", "session-over") and not _is_for_programs(request.path):
-            forget = self._door.cookie(None) if refusal.code == "session-over" else {}
+            forget = self._door.cookie(request, None) if refusal.code == "session-over" else {}
             return see_other("/login", forget)
         return entry.refusal_page(request, refusal)
 
@@ -251,18 +271,18 @@ class WebEnd:
         session = self._door.open_with_key(request, key)
         if session is None:
             raise Refusal(403, "That key is not right, or was used: it lets one browser in, once.", "key")
-        return see_other("/", self._door.cookie(session))
+        return see_other("/", self._door.cookie(request, session))
 
     def _log_in(self, visit: Visit) -> Answer:
         fields = form(visit.request)
         session = self._door.log_in(visit.request, fields.get("user", ""), fields.get("password", ""))
         if session is None:
             return entry.login_page(visit.request, "That is not the password of that user.", 403)
-        return see_other("/", self._door.cookie(session))
+        return see_other("/", self._door.cookie(visit.request, session))
 
     def _log_out(self, visit: Visit) -> Answer:
         self._door.log_out(visit.request)
-        return see_other("/login" if self._door.has_password else "/", self._door.cookie(None))
+        return see_other("/login" if self._door.has_password else "/", self._door.cookie(visit.request, None))
 
     def _listen(self, visit: Visit) -> Answer:
         def still_in() -> bool:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MOST_SAMPLES, USUAL_SAMPLES = 10_000, 1000
 MOST_COLUMNS = 5000
 _USUAL_SPAN_MS = 24 * 3_600_000  # that is summed up
+_WINDOWS_MS = {"10m": 600_000, "1h": 3_600_000}  # of which there are statistics
 _FAR_MS = 1 << 52  # after every date
 
 
@@ -137,6 +138,35 @@ def _summed_up(visit: Visit, node: str, sensor: str, from_ms: int | None, to_ms:
         "node": node, "sensor": sensor, "step_s": step_ms / 1000,
         "columns": [{"time": time_text, "count": column.values, "low": column.low, "high": column.high,
                      "mean": column.mean} for time_text, column in rows],
+    })  # fmt: skip
+
+
+def statistics(visit: Visit) -> Answer:
+    """`GET /api/v1/statistics?node=&sensor=&span=10m|1h&from=&to=&format=json|csv`: the windows that are summed up.
+
+    A window is (start, end] and has the time of its end; the last 1000 of those that end in (from, to].
+    """
+    query, store = visit.request.query, visit.house.store
+    node, sensor = name_in(query, "node", NODE_NAME), name_in(query, "sensor", SENSOR_NAME)
+    window_ms = _WINDOWS_MS.get(query.get("span", "1h"), 0)
+    if not node or not sensor:
+        raise Refusal(400, "One node and one sensor are to be named.", "node")
+    if not window_ms:
+        raise Refusal(400, "The span is 10m or 1h.", "span")
+    to_ms = moment(query["to"]) if "to" in query else visit.house.clock.wall_ms()
+    from_ms = moment(query["from"]) if "from" in query else to_ms - USUAL_SAMPLES * window_ms
+    if not 0 <= to_ms - from_ms <= MOST_SAMPLES * window_ms:
+        raise Refusal(400, f"From `from` to `to` there are at most {MOST_SAMPLES} windows.", "span")
+    found = store.summaries(node, sensor, window_ms, from_ms, to_ms)
+    if query.get("format", "json") == "csv":
+        lines = [",".join([rfc3339(one.end_ms), *map(str, one[1:])]) for one in found]
+        return _csv("time,count,mean,median,mode,low,high,deviation", [lines])
+    return json_answer({
+        "node": node, "sensor": sensor, "span_s": window_ms / 1000,
+        "windows": [{
+            "time": rfc3339(one.end_ms), "count": one.values, "mean": one.mean, "median": one.median,
+            "mode": one.mode, "low": one.low, "high": one.high, "deviation": one.deviation,
+        } for one in found],
     })  # fmt: skip
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 COLOURS = 4  # there are so many; sensor 4 has the colour of sensor 0 again
 SPAN = "24h"  # where nothing is said
-LONGEST_MS = 92 * 86_400_000  # every sample of it is read
+LONGEST_MS = 12 * 366 * 86_400_000
 _KEPT = 64
 _COLUMN_PX = 2
 
@@ -259,7 +259,9 @@ def ticks(from_s: int, to_s: int, most: int) -> list[tuple[int, str]]:
         grain_s = min(step_s, 900)  # offsets from UTC are whole quarters of an hour
         times = range(-(-from_s // grain_s) * grain_s, to_s + 1, grain_s)
         return [(time_s, _hour(t)) for time_s in times if _into_day_s(t := time.localtime(time_s)) % step_s == 0]
-    days = next((days for days in _STEPS_DAYS if span_s / 86_400 / days <= most), _STEPS_DAYS[-1])
+    days = next((days for days in _STEPS_DAYS if span_s / 86_400 / days <= most), 0)
+    if not days:
+        return _months(from_s, to_s, most)
     t = time.localtime(from_s)
     found = []
     for day in range(span_s // 86_400 + 2):
@@ -268,6 +270,19 @@ def ticks(from_s: int, to_s: int, most: int) -> list[tuple[int, str]]:
         day_number = (time_s + at.tm_gmtoff) // 86_400  # not by datetime.date, which ends with the year 9999
         if from_s <= time_s <= to_s and (day_number + _SUNDAY) % days == 0:
             found.append((time_s, f"{at.tm_mday} {MONTHS[at.tm_mon - 1]}"))
+    return found
+
+
+def _months(from_s: int, to_s: int, most: int) -> list[tuple[int, str]]:
+    """As `ticks`, where only beginnings of months, or of years, are round enough."""
+    step = next((step for step in _STEPS_MONTHS if (to_s - from_s) / 2_629_746 / step <= most), _STEPS_MONTHS[-1])
+    t = time.localtime(from_s)
+    first = -(-(t.tm_year * 12 + t.tm_mon - 1) // step) * step
+    found = []
+    for month in range(first, first + (to_s - from_s) // 2_419_200 + 2, step):
+        time_s = int(time.mktime((month // 12, month % 12 + 1, 1, 0, 0, 0, 0, 0, -1)))
+        if from_s <= time_s <= to_s:
+            found.append((time_s, f"{MONTHS[month % 12]} {month // 12}" if step < 12 else f"{month // 12}"))
     return found
 
 
@@ -282,7 +297,8 @@ def _hour(t: time.struct_time) -> str:
 
 
 _STEPS_S = (1, 5, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200)
-_STEPS_DAYS = (1, 2, 7, 14, 28, 91)
+_STEPS_DAYS = (1, 2, 7, 14)
+_STEPS_MONTHS = (1, 2, 3, 6, 12, 24)
 _SUNDAY = 4  # from 1970-01-01, a Thursday: steps of weeks begin with one
 
 # ----------------------------------------------------------------------------------------------------------- words

@@ -21,6 +21,7 @@ from http_head import Refusal, Request
 from pages import Visit, records
 from pages.overview import Picture
 from protocol import Batch, Gap, Sample
+from stores.summaries import Caretaker
 from tests.page_support import use_memory_disk
 from tests.support import LIMIT_S, WALL_MS, temp_folder, wait_until
 from tests.web_house import FakeLink, WebHouse
@@ -525,6 +526,47 @@ class Nodes(WebCase):
     def test_one_that_nobody_knows(self):
         for path in ("/api/v1/nodes/attic", "/api/v1/samples?node=attic"):
             self.assertEqual(self.json(path, 404)["error"]["code"], "unknown-node")
+
+
+class Statistics(WebCase):
+    def setUp(self):
+        super().setUp()
+        start = 1_790_001_000_000  # ten minutes begin
+        self.web.store_samples("attic", [
+            Sample(n, start + n * 60_000, n, {"temperature": n}, {}, "") for n in range(1, 16)
+        ], UNITS)  # fmt: skip
+        caretaker = Caretaker(self.web.store, self.web.intake, self.web.house.clock)
+        while caretaker.work():
+            pass
+
+    def ask(self, status=200, **query):
+        query = {key.rstrip("_"): value for key, value in query.items()}
+        return self.json(f"/api/v1/statistics?{urlencode({'node': 'attic', 'sensor': 'temperature', **query})}", status)
+
+    def test_ten_minutes(self):
+        found = self.ask(span="10m", from_="2026-09-21T00:00:00Z", to="2026-09-22T00:00:00Z")
+        self.assertEqual(found["span_s"], 600)
+        self.assertEqual(found["windows"], [
+            {"time": "2026-09-21T14:40:00.000Z", "count": 10, "mean": 5.5, "median": 5.5, "mode": 1, "low": 1,
+             "high": 10, "deviation": 2.8722813232690143},
+            {"time": "2026-09-21T14:50:00.000Z", "count": 5, "mean": 13, "median": 13, "mode": 11, "low": 11,
+             "high": 15, "deviation": 1.4142135623730951},
+        ])  # fmt: skip
+
+    def test_an_hour_is_the_usual_span_and_csv_is_to_be_had(self):
+        query = "node=attic&sensor=temperature&to=2026-09-21T15:00:00Z"
+        text = self.get(f"/api/v1/statistics?{query}&format=csv")[2].decode()
+        self.assertEqual(
+            text.splitlines(),
+            ["time,count,mean,median,mode,low,high,deviation", "2026-09-21T15:00:00.000Z,15,8.0,8.0,1.0,1.0,15.0,"
+             "4.320493798938574"],
+        )  # fmt: skip
+
+    def test_what_cannot_be_asked(self):
+        for query in ({"node": ""}, {"sensor": ""}, {"span": "5m"}, {"from_": "2020-01-01T00:00:00Z"},
+                      {"from_": "2027-01-01T00:00:00Z", "to": "2026-01-01T00:00:00Z"}):  # fmt: skip
+            self.ask(400, **query)
+        self.assertEqual(self.ask(node="nobody")["windows"], [])
 
 
 class Samples(WebCase):

@@ -49,7 +49,12 @@ _CHIP = {
 _MACHINE = {"kind": "machine"}
 
 # The roads beside TCP: the file in links/, and the setting that switches it on.
-ROADS: tuple[tuple[str, tuple[str, str]], ...] = (("push", ("push", "to")), ("bus", ("bus", "enabled")))
+ROADS: tuple[tuple[str, tuple[str, str]], ...] = (
+    ("announce", ("announce", "on")),
+    ("push", ("push", "to")),
+    ("mqtt", ("mqtt", "host")),
+    ("bus", ("bus", "enabled")),
+)
 
 _EXAMPLES = """examples:
   python3 node.py --simulate --every 1           try it without hardware

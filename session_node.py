@@ -57,6 +57,7 @@ class NodeFacts:
         self.switch = switch
         self.details = details
         self.last_sent_ms: int | None = None
+        self.address = ("", 0)  # where it listens, once it does
 
 
 class NodeSession(Session):

@@ -87,6 +87,7 @@ class NodeEnd(End):
                 f"cannot listen on {join_address(*self._address)}: {error.strerror or error};"
                 " does another node run here? --listen HOST:PORT chooses another address"
             ) from error
+        self._facts.address = self.address
         threading.Thread(target=self._server.serve_forever, args=(0.1,), name="listen", daemon=True).start()
 
     def stop(self, limit_s: float) -> str | None:

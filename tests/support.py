@@ -354,7 +354,8 @@ def clean_environment(**more: str) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PIGEONPOST_", "BALENA_"))}
     for key in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "JOURNAL_STREAM", "STATE_DIRECTORY", "CREDENTIALS_DIRECTORY"):
         kept.pop(key, None)
-    return {**kept, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", **more}
+    quiet = {"PIGEONPOST_ANNOUNCE_ON": "false"}  # tests that run beside each other would hear each other
+    return {**kept, **quiet, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", **more}
 
 
 class Program:

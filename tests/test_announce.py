@@ -1,0 +1,509 @@
+"""A node says where it is, and a server that has its token collects from there: alone, as programs, over networks."""
+
+import json
+import logging
+import os
+import random
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import unittest
+from types import SimpleNamespace
+from unittest import mock
+
+from base.clock import Clock, FakeClock
+from base.errors import BadArgument, SettingsError
+from base.multicast import Path, listener
+from gate.tokens import LinkKey, Tokens
+from links import announce
+from links.announce import DATAGRAM_BYTES, LEAST_MOVE_S, NodeEnd, ServerEnd, interfaces, read_call, write_call
+from parcels import unsealed
+from session_server import NodeState
+from tests.support import LIMIT_S, ROOT, Program, clean_environment, temp_folder, wait_until
+
+TOKEN = "0123456789abcdef0123456789abcdef"
+PLACES = [("192.168.1.20", 5003), ("10.0.0.5", 5003)]
+
+
+def free_group():
+    """A group that nobody else on this machine uses just now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("", 0))
+        return f"239.255.{random.randint(60, 250)}.{random.randint(1, 250)}", sock.getsockname()[1]
+
+
+class Datagrams(unittest.TestCase):
+    def setUp(self):
+        self.data = write_call(LinkKey(TOKEN), "basement", PLACES, FakeClock())
+        self.said = json.loads(self.data)
+
+    def test_what_is_said_is_read(self):
+        mac, body = unsealed(self.data)
+        self.assertTrue(LinkKey(TOKEN).is_seal(mac, "announce", body))
+        call = read_call(body)
+        self.assertEqual(call[:3], ("basement", PLACES, FakeClock().wall_ms()))
+        self.assertRegex(call.nonce, "^[0-9a-f]{16}$")
+
+    def test_it_fits_a_frame_whatever_it_says(self):
+        longest = write_call(LinkKey(TOKEN), "b" * 63, [("255.255.255.255", 65_535)] * 40, FakeClock())
+        self.assertLess(len(longest), DATAGRAM_BYTES)
+
+    def test_a_clock_that_is_not_set_is_no_date(self):
+        data = write_call(LinkKey(TOKEN), "basement", PLACES, FakeClock(known=False))
+        self.assertIsNone(read_call(unsealed(data)[1]).time_ms)
+
+    def test_what_is_none(self):
+        for key, values in {
+            "pigeonpost": (0, 2, "1", None, ...),
+            "node": ("", "a b", 7, None, "x" * 64, ...),
+            "at": ([], "192.168.1.20:5003", ["192.168.1.20"], ["localhost:5003"], ["evil.example:80"], ["0.0.0.0:5003"],
+                   ["239.1.1.1:5003"], ["255.255.255.255:1"], ["1.2.3.4:0"], ["1.2.3.4:99999"], ["[::1]:5003"], [7],
+                   [None], {"1.2.3.4:5": 1}, ["1.2.3.4:5"] * 9, ...),
+            "time": ("yesterday", 7, None, ...),
+            "nonce": ("", "x", "x" * 65, 7, None, ...),
+            "clock": (...,),
+        }.items():  # fmt: skip
+            for value in values:
+                with self.subTest(key, value=value), self.assertRaises(BadArgument):
+                    said = {**self.said, key: value}
+                    read_call(json.dumps({k: v for k, v in said.items() if v is not ...}).encode())
+
+    def test_hostile_bytes(self):
+        for data in (b"", b"[]", b"{", b"[" * 1200, b"\xff" * 100, b'{"node":' * 150, b"null", b"7", b'"x"'):
+            with self.subTest(data), self.assertRaises(BadArgument):
+                read_call(data)
+
+    def test_mutated_ones_are_read_or_refused(self):
+        seed = random.randrange(1 << 32)
+        rng = random.Random(seed)
+        right = unsealed(self.data)[1]
+        for _ in range(5000):
+            data = bytearray(right)
+            for _ in range(rng.randint(1, 4)):
+                at = rng.randrange(len(data))
+                data[at : at + rng.randint(0, 3)] = bytes(rng.choices(b'{}[]",:0129e.-ntu\\\xff ', k=rng.randint(0, 3)))
+            with self.subTest(seed=seed, data=bytes(data)):
+                try:
+                    read_call(bytes(data))
+                except BadArgument:
+                    pass
+
+
+class FakeLink:
+    def __init__(self, expected, address):
+        self.state = NodeState("%s:%d" % address, expected)
+        self.moves = []
+        self.ended = False
+
+    def move(self, address):
+        self.moves.append(address)
+
+    def end(self):
+        self.ended = True
+
+
+class Hearing(unittest.TestCase):
+    """The server's end without a network: what it does about each datagram."""
+
+    def setUp(self):
+        self.clock = FakeClock()
+        self.tokens = {"basement": LinkKey(TOKEN)}
+        self.links = []
+        self.hall = SimpleNamespace(clock=self.clock, tokens=self.tokens, links=self.links, collect=self.collect)
+        self.end = ServerEnd(self.hall, ("239.255.50.3", 5003))
+        self.addCleanup(self.end._changes.close)
+
+    def collect(self, name, address):
+        self.links.append(FakeLink(name, address))
+        return self.links[-1]
+
+    def call(self, *places, node="basement", token=TOKEN, clock=None):
+        return write_call(LinkKey(token), node, places or PLACES, clock or self.clock)
+
+    def hear(self, data, source="192.168.1.20"):
+        self.clock.sleep(LEAST_MOVE_S)  # so that only those tests are about it that say so
+        return self.end.hear(data, source)
+
+    def test_a_node_is_collected_from_where_it_is(self):
+        self.assertEqual(self.hear(self.call()), "")
+        (link,) = self.links
+        self.assertEqual((link.state.expected, link.state.address), ("basement", "192.168.1.20:5003"))
+        self.assertEqual(self.end.report(), {"believed": 1, "ignored": {}, "found": ["basement"]})
+
+    def test_the_address_that_the_datagram_came_from_is_taken_if_the_node_named_it(self):
+        self.hear(self.call(), "10.0.0.5")
+        self.assertEqual(self.links[0].state.address, "10.0.0.5:5003")
+
+    def test_an_address_that_only_the_sender_has_is_not_taken(self):
+        """A datagram that somebody else sends again, from elsewhere, still says where the node is."""
+        self.hear(self.call(), "6.6.6.6")
+        self.assertEqual(self.links[0].state.address, "192.168.1.20:5003")
+
+    def test_it_is_collected_from_once(self):
+        for _ in range(5):
+            self.hear(self.call())
+        self.assertEqual(len(self.links), 1)
+
+    def test_one_that_lives_where_it_says_is_left_alone(self):
+        self.hear(self.call())
+        self.links[0].state.connected = True
+        self.hear(self.call())
+        self.assertEqual(self.links[0].moves, [])
+
+    def test_one_that_is_elsewhere_now_is_moved(self):
+        self.hear(self.call())
+        self.hear(self.call(("192.168.1.77", 5003)))
+        self.assertEqual(self.links[0].moves, [("192.168.1.77", 5003)])
+
+    def test_one_that_was_lost_is_tried_at_once_also_where_it_was(self):
+        self.hear(self.call())
+        self.hear(self.call())
+        self.assertEqual(self.links[0].moves, [PLACES[0]])
+
+    def test_one_of_the_settings_heals_too(self):
+        self.links.append(FakeLink("basement", ("192.168.1.9", 5003)))
+        self.hear(self.call())
+        self.assertEqual((len(self.links), self.links[0].moves), (1, [PLACES[0]]))
+
+    def test_one_of_the_settings_without_a_name_is_known_by_its_address_or_by_what_it_told(self):
+        self.links.append(FakeLink("", PLACES[1]))
+        self.hear(self.call())
+        self.assertEqual(len(self.links), 1)
+        self.links[0].state.name = "basement"
+        self.hear(self.call(("192.168.1.77", 5003)))
+        self.assertEqual((len(self.links), self.links[0].moves[-1]), (1, ("192.168.1.77", 5003)))
+
+    def test_who_is_behind_an_address_without_a_name_is_waited_for(self):
+        """Else one node would be collected from twice, and the two would push each other out for ever."""
+        self.links.append(FakeLink("", ("basement.local", 5003)))
+        self.hear(self.call())
+        self.assertEqual(len(self.links), 1)
+        self.clock.sleep(60)
+        self.hear(self.call())
+        self.assertEqual(len(self.links), 2)  # that one does not answer: others are not to wait for it
+        found = self.links[1]
+        self.links[0].state.name = "basement"  # and now it did
+        self.hear(self.call())
+        self.assertTrue(found.ended)
+        self.assertEqual(len(self.links), 1)
+
+    def test_one_that_comes_by_itself_is_not_collected_from(self):
+        caller = SimpleNamespace(state=NodeState("", "basement"))
+        caller.state.calls_in = True
+        self.links.append(caller)
+        self.assertEqual(self.hear(self.call()), "")
+        self.assertEqual(len(self.links), 1)
+
+    def test_never_more_than_one_attempt_in_five_seconds(self):
+        self.hear(self.call())
+        for port in range(1, 101):
+            self.end.hear(self.call(("192.168.1.20", port)), "192.168.1.20")
+            self.clock.sleep(0.5)
+        self.assertIn(len(self.links[0].moves), (9, 10))
+
+    def ignored(self, data, why, source="192.168.1.20"):
+        self.assertEqual(self.hear(data, source), why)
+        self.assertEqual(self.links, [])
+
+    def test_what_is_ignored(self):
+        self.ignored(self.call(token="another token than that"), "wrong token")
+        self.ignored(self.call(node="attic"), "from a node without a token here")
+        self.ignored(unsealed(self.call())[1], "not sealed")
+        self.ignored(b"", "not sealed")
+        self.ignored(os.urandom(DATAGRAM_BYTES), "not sealed")
+        self.ignored(self.call().replace(b"5003", b"5004"), "wrong token")
+        self.ignored(self.call() + b" " * DATAGRAM_BYTES, "not sealed")
+        self.ignored(b'{"mac":"%s","x":1}' % (b"0" * 64), "not readable")
+        self.assertEqual(self.end.believed, 0)
+
+    def test_an_old_one_that_somebody_says_again(self):
+        first = self.call(("192.168.1.66", 5003))
+        self.hear(first)
+        self.hear(self.call())
+        self.assertEqual(self.hear(first), "heard before")
+        recorded = self.call(("192.168.1.66", 5003))
+        self.clock.sleep(2)
+        self.hear(self.call())
+        self.assertEqual(self.hear(recorded), "older than what was heard")
+        self.clock.sleep(600)
+        self.assertEqual(self.hear(recorded), "of another time")
+        self.assertEqual(self.links[0].moves[-1], PLACES[0])
+
+    def test_after_a_start_one_of_long_ago_is_still_old(self):
+        recorded = self.call(("192.168.1.66", 5003))
+        self.clock.sleep(600)
+        self.ignored(recorded, "of another time")
+
+    def test_a_node_whose_clock_is_not_set_is_believed(self):
+        self.assertEqual(self.hear(self.call(clock=FakeClock(wall_ms=0, known=False))), "")
+        self.assertEqual(len(self.links), 1)
+
+    def test_what_this_machine_says_is_heard_once(self):
+        self.end._own = {"192.168.1.20"}
+        self.assertEqual(self.end.hear(self.call(), "192.168.1.20", "192.168.1.20"), "of this machine, by another way")
+        self.assertEqual(self.end.hear(self.call(), "192.168.1.20", "127.0.0.1"), "")
+
+    def test_a_flood_is_not_even_looked_at(self):
+        began_s = time.monotonic()
+        whys = [self.end.hear(b'{"mac":"' + b"0" * 64 + b'",' + b"x" * 1000, "6.6.6.6") for _ in range(20_000)]
+        self.assertEqual(whys.count("too many"), 20_000 - 200)
+        self.assertLess(time.monotonic() - began_s, 5.0)
+        self.clock.sleep(1)
+        self.assertEqual(self.end.hear(self.call(), "192.168.1.20"), "")
+        self.assertEqual(len(self.end._heard), 1)
+
+    def test_tokens_that_do_not_read_do_not_end_it(self):
+        class Broken(dict):
+            def get(self, node):
+                raise SettingsError("tokens.json does not read")
+
+        self.hall.tokens = Broken(x=1)
+        self.ignored(self.call(), "tokens.json does not read")
+
+    def test_nodes_without_a_token_here_are_not_remembered(self):
+        for n in range(50):
+            self.hear(self.call(node=f"node{n}"))
+        self.assertEqual(self.end._heard, {})
+
+
+class Speaking(unittest.TestCase):
+    """The node's end on this machine's own interfaces."""
+
+    def setUp(self):
+        self.group = free_group()
+        self.facts = SimpleNamespace(name="basement", address=("0.0.0.0", 5003), key=LinkKey(TOKEN))
+        self.ear = listener(self.group, Path("lo"))
+        self.addCleanup(self.ear.close)
+
+    def start(self, every_s=30.0):
+        end = NodeEnd(self.facts, self.facts.key, self.group, every_s, Clock())
+        self.addCleanup(end.stop, LIMIT_S)
+        end.start()
+        return end
+
+    def heard(self):
+        try:
+            return read_call(unsealed(self.ear.recv(2000))[1])
+        except BlockingIOError:
+            return None
+
+    def test_it_is_said_at_once(self):
+        self.start()
+        call = wait_until(self.heard)
+        self.assertEqual((call.node, call.places[0]), ("basement", ("127.0.0.1", 5003)))
+        away = {(address, 5003) for address in interfaces().values()}
+        self.assertLessEqual(set(call.places), away)
+
+    def test_and_every_so_often(self):
+        with mock.patch.object(announce, "FIRST_S", (0.0,)):
+            self.start(0.05)
+            nonces = {wait_until(self.heard).nonce for _ in range(5)}
+        self.assertEqual(len(nonces), 5)
+
+    def test_at_once_when_an_address_changes(self):
+        here = {"lo": "127.0.0.1"}
+        with (
+            mock.patch.object(announce, "interfaces", lambda: dict(here)),
+            mock.patch.object(announce, "FIRST_S", (0,)),
+        ):
+            end = self.start()
+            wait_until(self.heard)
+            here["eth7"] = "10.9.8.7"
+            end._changes.wake()
+            self.assertIn(("10.9.8.7", 5003), wait_until(self.heard).places)
+
+    def test_only_where_the_node_listens(self):
+        self.facts.address = ("127.0.0.1", 5003)
+        self.start()
+        self.assertEqual(wait_until(self.heard).places, [("127.0.0.1", 5003)])
+
+    def test_it_ends_at_once_and_twice(self):
+        end = self.start()
+        began_s = time.monotonic()
+        self.assertIsNone(end.stop(LIMIT_S))
+        self.assertIsNone(end.stop(LIMIT_S))
+        self.assertLess(time.monotonic() - began_s, LIMIT_S / 2)
+
+    def test_who_has_nothing_to_say_says_nothing(self):
+        settings = mock.MagicMock()
+        values = {
+            ("mqtt", "host"): "",
+            ("push", "to"): "",
+            ("announce", "group"): self.group,
+            ("announce", "every"): 30.0,
+        }
+        settings.__getitem__.side_effect = values.__getitem__
+        settings.origin.return_value = "default"
+        self.assertIsInstance(announce.make_node_end(settings, self.facts, None, Clock()), NodeEnd)
+        values["push", "to"] = "http://home:8080"
+        self.assertIsInstance(announce.make_node_end(settings, self.facts, None, Clock()), announce.Silent)
+        settings.origin.return_value = "node.toml"
+        self.assertIsInstance(announce.make_node_end(settings, self.facts, None, Clock()), NodeEnd)
+        self.facts.key = None
+        self.assertIsInstance(announce.make_node_end(settings, self.facts, None, Clock()), announce.Silent)
+
+
+class Programs(unittest.TestCase):
+    """node.py and server.py as they are run; the server has nothing but the node's token."""
+
+    def setUp(self):
+        self.group = "%s:%d" % free_group()
+        self.data, self.card = temp_folder(self), temp_folder(self)
+        self.token = Tokens(self.data).make("basement")
+
+    def settings(self, **more):
+        return {"PIGEONPOST_ANNOUNCE_ON": "true", "PIGEONPOST_ANNOUNCE_GROUP": self.group, **more}
+
+    def start_node(self, token=None, listen="127.0.0.1:0"):
+        node = Program(
+            self, "node.py", "--simulate", "--name", "basement", "--listen", listen, "--data", self.card, "--every",
+            "0.2", **self.settings(PIGEONPOST_NODE_TOKEN=token or self.token, PIGEONPOST_ANNOUNCE_EVERY="1"),
+        )  # fmt: skip
+        self.addCleanup(node.kill)
+        return node
+
+    def start_server(self):
+        server = Program(
+            self,
+            "server.py",
+            "--data",
+            self.data,
+            "--web",
+            "127.0.0.1:0",
+            **self.settings(PIGEONPOST_STORE_COMMIT="0.1"),
+        )
+        self.addCleanup(server.kill)
+        return server
+
+    def rows(self):
+        """How many rows are in the logs, by all runs."""
+        folder = os.path.join(self.data, "logs")
+        lines = 0
+        for name in os.listdir(folder) if os.path.isdir(folder) else ():
+            with open(os.path.join(folder, name), encoding="utf-8") as file:
+                lines += max(0, len(file.readlines()) - 1)
+        return lines
+
+    def test_found_without_an_address_and_found_again_on_another_port(self):
+        server = self.start_server()
+        node = self.start_node()
+        server.logs("node basement has announced itself: collecting from 127.0.0.1:")
+        wait_until(lambda: self.rows() > 4)
+        for _ in range(2):
+            node.kill()
+            before = self.rows()
+            node = self.start_node()
+            wait_until(lambda n=before: self.rows() > n + 4, "rows after the node was started on another port")
+        self.assertIsNone(server.process.poll())
+
+    def test_a_server_that_is_started_later_finds_it_too(self):
+        self.start_node()
+        self.start_server()
+        wait_until(self.rows)
+
+    def test_a_node_with_another_token_is_not_collected_from(self):
+        server = self.start_server()
+        self.start_node("another-token-than-that")
+        server.logs("an announcement is ignored: wrong token (1 so far)")
+        self.assertEqual(self.rows(), 0)
+
+    def test_a_node_without_a_token_does_not_say_where_it_is(self):
+        host, port = self.group.split(":")
+        with listener((host, int(port)), Path("lo")) as ear:
+            node = Program(
+                self, "node.py", "--simulate", "--listen", "127.0.0.1:0", "--data", self.card,
+                **self.settings(PIGEONPOST_ANNOUNCE_EVERY="1"),
+            )  # fmt: skip
+            self.addCleanup(node.kill)
+            wait_until(lambda: any("listening on" in line for line in node.said))
+            time.sleep(1.5)  # in which one with a token says it three times
+            with self.assertRaises(BlockingIOError):
+                ear.recv(2000)
+
+
+def need_namespaces():
+    if shutil.which("ip") is None or os.geteuid() or subprocess.run(
+        ["ip", "netns", "add", "pgn-probe"], capture_output=True, check=False
+    ).returncode:  # fmt: skip
+        if os.environ.get("CI"):
+            raise AssertionError("network namespaces need root and ip (iproute2)")
+        raise unittest.SkipTest("network namespaces need root and ip (iproute2)")
+    subprocess.run(["ip", "netns", "del", "pgn-probe"], check=True)
+
+
+class Networks(Programs):
+    """Two machines on one network: the node's address changes while its program runs on."""
+
+    test_found_without_an_address_and_found_again_on_another_port = None
+    test_a_server_that_is_started_later_finds_it_too = None
+    test_a_node_with_another_token_is_not_collected_from = None
+    test_a_node_without_a_token_does_not_say_where_it_is = None
+
+    def setUp(self):
+        need_namespaces()
+        super().setUp()
+        tag = f"{os.getpid() % 100_000}"
+        self.a, self.b = f"pga{tag}", f"pgb{tag}"
+        for name in (self.a, self.b):
+            self.ip("netns", "add", name)
+            self.addCleanup(self.ip, "netns", "del", name)
+        self.ip("link", "add", f"va{tag}", "netns", self.a, "type", "veth", "peer", "name", f"vb{tag}", "netns", self.b)
+        self.dev_a, self.dev_b = f"va{tag}", f"vb{tag}"
+        for name, dev, address in ((self.a, self.dev_a, "10.77.0.1/24"), (self.b, self.dev_b, "10.77.0.2/24")):
+            self.ip("-n", name, "link", "set", "lo", "up")
+            self.ip("-n", name, "addr", "add", address, "dev", dev)
+            self.ip("-n", name, "link", "set", dev, "up")
+
+    def ip(self, *arguments):
+        subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=LIMIT_S)
+
+    def program(self, namespace, *arguments, **environment):
+        log = open(os.path.join(temp_folder(self), "log"), "w+", encoding="utf-8")  # noqa: SIM115
+        self.addCleanup(log.close)
+        process = subprocess.Popen(
+            ["ip", "netns", "exec", namespace, sys.executable, os.path.join(ROOT, arguments[0]), *arguments[1:]],
+            env=clean_environment(**self.settings(**environment)), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            cwd=temp_folder(self),
+        )  # fmt: skip
+        self.addCleanup(process.wait, LIMIT_S)
+        self.addCleanup(process.kill)
+
+        def logged():
+            with open(log.name, encoding="utf-8") as file:
+                return file.read()
+
+        return logged
+
+    def test_an_address_that_changes_is_healed(self):
+        logged = self.program(
+            self.b, "server.py", "--data", self.data, "--web", "127.0.0.1:0", PIGEONPOST_STORE_COMMIT="0.1"
+        )
+        self.program(
+            self.a, "node.py", "--simulate", "--name", "basement", "--data", self.card, "--every", "0.2",
+            PIGEONPOST_NODE_TOKEN=self.token, PIGEONPOST_ANNOUNCE_EVERY="1",
+        )  # fmt: skip
+        wait_until(lambda: "collecting from 10.77.0.1:5003" in logged(), "the node is found")
+        wait_until(lambda: self.rows() > 4)
+        # As when a router hands out another address: the connection is not closed, it just leads nowhere.
+        self.ip("-n", self.a, "addr", "flush", "dev", self.dev_a, "scope", "global")
+        self.ip("-n", self.a, "addr", "add", "10.77.0.9/24", "dev", self.dev_a)
+        began_s = time.monotonic()
+        wait_until(lambda: "node basement has announced itself at 10.77.0.9:5003" in logged(), logged)
+        before = self.rows()
+        wait_until(lambda: self.rows() > before + 10, "rows by the new address")
+        self.assertLess(time.monotonic() - began_s, 40.0)
+
+
+def setUpModule():
+    logging.disable(logging.CRITICAL)
+
+
+def tearDownModule():
+    logging.disable(logging.NOTSET)
+
+
+if __name__ == "__main__":
+    unittest.main()

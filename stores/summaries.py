@@ -54,8 +54,8 @@ def summary(values: list[float], end_ms: int) -> Summary:
     """The summary of some values, of which there is at least one."""
     values.sort()
     count = len(values)
-    # Scaled down first: the sum, and the squares, of values near the largest of floats are no floats any more.
-    scale = max(abs(values[0]), abs(values[-1])) or 1.0
+    # Scaled to about 1, exactly: the sum and the squares of values near the ends of floats are no floats any more.
+    scale = 2.0 ** min(math.frexp(max(abs(values[0]), abs(values[-1])))[1], 1023)
     mean = math.fsum([value / scale for value in values]) / count
     deviation = math.sqrt(math.fsum([(value / scale - mean) ** 2 for value in values]) / count)
     middle = values[(count - 1) // 2] / 2 + values[count // 2] / 2 if count % 2 == 0 else values[count // 2]

@@ -555,7 +555,7 @@ class Statistics(WebCase):
 
     def test_an_hour_is_the_usual_span_and_csv_is_to_be_had(self):
         query = "node=attic&sensor=temperature&to=2026-09-21T15:00:00Z"
-        text = self.get(f"/api/v1/statistics?{query}&format=csv")[2].decode()
+        text = self.get(f"/api/v1/statistics?{query}&format=csv")
         self.assertEqual(
             text.splitlines(),
             ["time,count,mean,median,mode,low,high,deviation", "2026-09-21T15:00:00.000Z,15,8.0,8.0,1.0,1.0,15.0,"

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 GRACE_MS = 15_000  # after a window's end: samples on their way still belong into it
 LOOK_S = 10.0  # between two looks at what there is to do
 _AT_ONCE = 200  # windows looked up together
+_WRITTEN_TOGETHER = 10  # of them, in one transaction: some milliseconds
 _FORGET_AT_ONCE = 2_000  # samples deleted in one transaction, which takes some milliseconds
 _MOST_POINTS = 10_000_000  # of a node in an hour, which is more than can be taken
 
@@ -75,6 +76,7 @@ class Caretaker:
         self._writer = writer
         self._clock = clock
         self._keep_ms = int(keep_days * 86_400_000)
+        self._found: list[tuple[Window, dict[str, Summary]]] = []  # not written yet
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="summaries", daemon=True)
 
@@ -95,17 +97,29 @@ class Caretaker:
         for window in self._store.unsummed(now_ms - GRACE_MS, _AT_ONCE):
             if self._stopping.is_set():
                 return False
-            done += self._add_late(window) if window.is_late else self._sum_up(window)
+            if window.is_late:
+                done += self._add_late(window)
+            else:
+                self._found.append((window, summarise(self._points(window), window.end_ms)))
+                done += self._write(_WRITTEN_TOGETHER)
+        done += self._write(1)
         if done:
             self.summed += done
             return True
         return self._keep_ms > 0 and self._forget(now_ms - self._keep_ms)
 
-    def _sum_up(self, window: Window) -> bool:
-        points = self._points(window)
-        found = summarise(points, window.end_ms)
-        self._writer.run(lambda: self._store.put_summaries(window, found), LOOK_S)
-        return True
+    def _write(self, least: int) -> int:
+        """Have what was found written, if it is so much at least; how many windows that were."""
+        if len(self._found) < least:
+            return 0
+        found, self._found = self._found, []
+
+        def put() -> None:
+            for window, summaries in found:
+                self._store.put_summaries(window, summaries)
+
+        self._writer.run(put, LOOK_S)
+        return len(found)
 
     def _add_late(self, window: Window) -> bool:
         """What came after the samples of its window were forgotten: of the whole hour at once, and then forgotten."""

@@ -1,0 +1,150 @@
+"""What years of samples cost: size on disk, start of the server, charts; 100 million readings.
+
+    python3 -m bench.years                  builds the data in a temporary folder: some minutes, 2.5 GB
+    python3 -m bench.years --millions 1     a small one
+
+Ten nodes, two values every ten seconds. The statistics of the first node are made as the server makes them; those of
+the others would take as long each. Each question is asked five times of a store that was opened anew; the median is told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from base.clock import Clock
+from bench.machine import table
+from protocol import Batch, Sample
+from stores import Filing, LogMark, Mark, Window
+from stores.sqlite import FILE, SqliteStore
+from stores.summaries import Caretaker
+
+NODES, EVERY_MS = 10, 10_000
+_TOGETHER = 5000
+DAY_MS = 86_400_000
+
+
+class Direct:
+    """Where there is no server: does the caretaker's jobs itself."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+
+    def run(self, job: Callable[[], Any], limit_s: float) -> Any:
+        with self._store.writing(()):
+            return job()
+
+
+class OneNode(Caretaker):
+    """Sums up the first node only."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        super().__init__(store, Direct(store), Clock())
+        self._all = store.unsummed
+        store.unsummed = self._of_one  # type: ignore[method-assign]
+
+    def _of_one(self, before_ms: int, most: int) -> list[Window]:
+        return [window for window in self._all(before_ms, most) if window.node == "n0"]
+
+
+def build(folder: str, samples: int, end_ms: int) -> float:
+    """Fill a store; readings a second."""
+    store = SqliteStore(folder)
+    began_s, filed = time.monotonic(), 0
+    for node in range(NODES):
+        for filing in _filings(node, samples // NODES, end_ms):
+            with store.writing(()):
+                filed = store.put([filing], end_ms, LogMark("a.csv", 1, 0, filed))
+    store.close()
+    return 2 * samples / (time.monotonic() - began_s)
+
+
+def _filings(node: int, count: int, end_ms: int) -> Iterator[Filing]:
+    name, epoch, first_ms = f"n{node}", f"{node:016x}", end_ms - count * EVERY_MS
+    for first in range(1, count + 1, _TOGETHER):
+        made = [
+            Sample(seq, first_ms + seq * EVERY_MS, seq, {"temperature": 20 + seq % 1000 / 100, "light": seq % 1024}, {},
+                   "")
+            for seq in range(first, min(first + _TOGETHER, count + 1))
+        ]  # fmt: skip
+        filing = Filing(name, epoch, epoch, Mark(first - 1, None))
+        filing.units = {"temperature": "°C", "light": "counts"}
+        filing.add(Batch(name, epoch, epoch, 0, made, None, filing.units, print, print), 0)
+        yield filing
+
+
+def median_ms(folder: str, ask: Callable[[SqliteStore], Any]) -> float:
+    """How long one question takes, of a store just opened."""
+    took = []
+    for _ in range(5):
+        store = SqliteStore(folder, look_only=True)
+        began_s = time.perf_counter()
+        ask(store)
+        took.append((time.perf_counter() - began_s) * 1000)
+        store.close()
+    return statistics.median(took)
+
+
+def start_s(folder: str) -> float:
+    """From calling the server to its page."""
+    took = []
+    for _ in range(3):
+        began_s = time.perf_counter()
+        server = subprocess.Popen(
+            [sys.executable, "server.py", "--data", folder, "--web", "127.0.0.1:0"], stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        assert server.stdout is not None
+        server.stdout.readline()
+        took.append(time.perf_counter() - began_s)
+        server.terminate()
+        server.wait(60)
+    return statistics.median(took)
+
+
+def main() -> None:
+    """Build, ask, tell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--millions", type=float, default=100, help="of readings")
+    millions = parser.parse_args().millions
+    end_ms = Clock().wall_ms() // 3_600_000 * 3_600_000
+    with tempfile.TemporaryDirectory() as folder:
+        samples = int(millions * 500_000)
+        rate = build(folder, samples, end_ms)
+        size = os.path.getsize(os.path.join(folder, FILE))
+        store = SqliteStore(folder)
+        caretaker, began_s = OneNode(store), time.monotonic()
+        while caretaker.work():
+            pass
+        summing_s = time.monotonic() - began_s
+        store.close()
+        rows = [
+            (f"stored, two values a sample, {_TOGETHER} samples a commit", f"{rate:,.0f} readings/s"),
+            ("size on disk", f"{size / 2 / samples:.1f} bytes a reading"),
+            (f"statistics of {samples // NODES:,} samples", f"{samples / NODES / summing_s:,.0f} samples/s"),
+            ("start of the server, to its page", f"{start_s(folder):.2f} s"),
+        ]
+        for words, days in (
+            ("a day", 1),
+            ("a month", 30),
+            ("a year", 365),
+            ("all", samples / NODES * EVERY_MS / DAY_MS),
+        ):
+            from_ms = end_ms - int(days * DAY_MS)
+            took_ms = median_ms(
+                folder,
+                lambda asked, from_ms=from_ms: asked.columns("n0", "temperature", from_ms, end_ms, 327),  # type: ignore[misc]
+            )
+            rows.append((f"columns of a chart of {words} ({days:.0f} days)", f"{took_ms:.1f} ms"))
+    table(f"{millions:g} million readings in SQLite", rows)
+
+
+if __name__ == "__main__":
+    main()

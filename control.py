@@ -13,7 +13,6 @@ Errors: exit status 0 done; 1 failed, with one line a fault; 2 wrong usage or se
 from __future__ import annotations
 
 import argparse
-import contextlib
 import getpass
 import http.client
 import json
@@ -25,17 +24,14 @@ from typing import Any
 from urllib.parse import quote
 
 from base import config
-from base.disk import only_one
-from base.errors import InUse, PigeonpostError, SettingsError
+from base.errors import PigeonpostError, SettingsError
 from base.net import join_address, split_address
 from base.version import VERSION
-from commands import NODE, Command, Context, Failed, bus, drop
-from csvbuffer import FOLDER, verify_logs
+from commands import NODE, Command, Context, Failed, bus, certificate, data, drop, listing, old_config
 from gate.tokens import Tokens
 from gate.users import Users
 from protocol import DEFAULT_PORT, decode, encode
 from settings import SERVER, SERVER_ARRAYS
-from stores.sqlite import SqliteStore
 
 ANSWER_S = 10.0  # for a running server or a node
 
@@ -115,7 +111,7 @@ def ask_server(data: str, method: str, path: str, content: Any = None) -> Any:
         raise Failed(f"{data}/running.json may be read only by the user who runs the server") from None
     host, port = about["web"][0]
     here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    link = http.client.HTTPConnection(here, port, timeout=ANSWER_S)
+    link = _connection(here, port, about.get("certificate", ""))
     try:
         body = None if content is None else json.dumps(content)
         headers = {"Authorization": f"Bearer {about['key']}", "Content-Type": "application/json"}
@@ -131,6 +127,31 @@ def ask_server(data: str, method: str, path: str, content: Any = None) -> Any:
     if answer.status >= 400:
         raise Failed(found["error"]["text"] if isinstance(found, dict) else str(found).strip())
     return found
+
+
+def _connection(host: str, port: int, certificate: str) -> http.client.HTTPConnection:
+    """A connection to the server on this machine; through TLS where it has a certificate, which has to be that one."""
+    if not certificate:
+        return http.client.HTTPConnection(host, port, timeout=ANSWER_S)
+    import hashlib
+    import ssl
+
+    from webtls import fingerprint_of
+
+    expected = fingerprint_of(certificate)
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    link = http.client.HTTPSConnection(host, port, timeout=ANSWER_S, context=context)
+    try:
+        link.connect()
+    except OSError as error:
+        raise Failed(f"the server at {join_address(host, port)} does not answer: {error}") from None
+    sock: Any = link.sock
+    found = hashlib.sha256(sock.getpeercert(binary_form=True)).hexdigest()
+    if found != expected:
+        link.close()
+        raise Failed(f"another certificate is at {join_address(host, port)}: expected {expected}, found {found}")
+    return link
 
 
 def status(context: Context) -> int:
@@ -214,34 +235,6 @@ def describe(node: dict[str, Any]) -> str:
     return f"{node['name'] or node['address']}: " + "; ".join([state, *rest])
 
 
-# ------------------------------------------------------------------------------------------------------- the data
-
-
-def verify(context: Context) -> int:
-    """Look at everything that is stored; one line a fault."""
-    path = os.path.join(context.data, "pigeonpost.sqlite3")
-    if not os.path.exists(path):
-        raise SettingsError(f"there is no database in {context.data}; --data DIR, before the command, names its folder")
-    with contextlib.closing(SqliteStore(context.data, look_only=True)) as store:
-        faults = list(store.verify())
-        try:
-            lock = only_one(os.path.join(context.data, "server.lock"))
-        except InUse:
-            print(
-                "the server runs, so the logs are not compared with the store (stop it to have that done)",
-                file=sys.stderr,
-            )
-        else:
-            faults += verify_logs(os.path.join(context.data, FOLDER), store)
-            os.close(lock)
-        for fault in faults:
-            print(fault)
-        if not faults:
-            total = sum(node["samples"] for node in store.nodes())
-            print(f"{total} samples of {len(store.nodes())} nodes: all there, each once")
-    return 1 if faults else 0
-
-
 _LINK = ("--link", {"metavar": "HOST:PORT", "type": _place, "help": "ask the node itself, not a server"})
 
 COMMANDS: Mapping[str, Command] = {
@@ -256,9 +249,12 @@ COMMANDS: Mapping[str, Command] = {
     "send": Command("turn a node on or off", [NODE, ("state", {"choices": ["on", "off"]}), _LINK], send),
     "check": Command("exit 0 when all is well, else 1 and one line a fault (for cron)", [], check),
     "alive": Command("exit 0 when the program answers (for health checks)", [], alive),
-    "verify": Command("look at all that is stored, and say what is wrong with it", [], verify),
+    **data.COMMANDS,
+    **certificate.COMMANDS,
+    **listing.COMMANDS,
     **drop.COMMANDS,
     **bus.COMMANDS,
+    **old_config.COMMANDS,
 }
 
 _EXAMPLES = """examples:

@@ -76,6 +76,7 @@ def parse(data: bytes, source: str) -> OldConfig:
     """Read the configuration's text; `source` is what errors begin with."""
     try:
         found = json.loads(data)
+        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair could not be printed or stored
     except (ValueError, RecursionError) as error:
         raise SettingsError(f"{source}: not JSON: {error or 'nested too deeply'}") from None
     if not isinstance(found, dict) or not isinstance(found.get("Sensors"), list):

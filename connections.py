@@ -151,6 +151,7 @@ class Connections:
         self._all.discard(connection)
         self._cut_off += not self._stopping
         try:
-            connection.request.shutdown(socket.SHUT_RDWR)
+            # Not the socket's own shutdown: one that speaks TLS would go on in plain text in its thread.
+            socket.socket.shutdown(connection.request, socket.SHUT_RDWR)
         except OSError:
             pass  # the client was quicker

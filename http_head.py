@@ -54,6 +54,7 @@ class Request:
         self.headers = headers
         self.body = b""
         self.peer = ""  # the client's address, without its port
+        self.is_secure = False  # it came through TLS
         self.args: Sequence[str] = ()  # what the address's pattern found in the path
         self.receiver: Receiver | None = None  # who took the body as it came; `body` is empty then
         self._query: Mapping[str, str] | None = None

@@ -47,6 +47,7 @@ from pages import House
 from settings import SERVER, SERVER_ARRAYS
 from stores.sqlite import SqliteStore
 from stores.summaries import Caretaker
+from verdicts import Verdicts, read_rules
 from webui import WebEnd
 
 if TYPE_CHECKING:
@@ -164,9 +165,12 @@ class Server:
             collect(expected, address)
         hall = Hall(name, data, clock, settings, store, intake, tokens, guests, links, collect)
         self._roads = _open_roads(hall)
+        verdicts = Verdicts(links, read_rules(settings.tables.get("limits", ()), settings.file))
+        intake.watch(verdicts.note)
         self.house = House(
             name=name, data=data, clock=clock, store=store, csv=csv, intake=intake, links=links, users=Users(data),
             control=self._control, started_ms=clock.wall_ms(), stop=self._end, names=settings["web", "names"],
+            verdicts=verdicts,
             roads={name: road for (name, _), road in zip(_roads_set(settings), self._roads)},
         )  # fmt: skip
         endpoints = [one for road in self._roads for one in road.endpoints]
@@ -216,7 +220,7 @@ class Server:
     def _open_to_control(self) -> None:
         about = {
             "pid": os.getpid(), "web": [list(address) for address in self.web.addresses], "key": self._control,
-            "certificate": self._tls.fingerprint if self._tls is not None else "",
+            "certificate": self._tls.path if self._tls is not None else "",
         }  # fmt: skip
         try:
             replace_file(self._running_file, json.dumps(about).encode(), mode=0o600)

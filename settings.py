@@ -17,7 +17,7 @@ from base.multicast import is_group
 from protocol import DEFAULT_PORT, NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME
 
 WEB_PORT = 8080
-SERVER_ARRAYS = ("location",)  # arrays of tables in server.toml; the keys of each stand with whoever uses them
+SERVER_ARRAYS = ("location", "limits")  # arrays of tables in server.toml; the keys of each stand with whoever uses them
 
 
 def _name_or_none(name: str) -> object:

@@ -65,7 +65,9 @@ class Door:
         self._clock = clock
         self._names = {name.lower() for name in names} | _own_names()
         self._cookie = f"pigeonpost-{port}"
-        self._cookie_value = re.compile(rf"(?:^|;) ?{self._cookie}=([A-Za-z0-9_-]{{43}})(?:;|\Z)").search
+        value = rf"{self._cookie}=([A-Za-z0-9_-]{{43}})(?:;|\Z)"
+        self._cookie_value = re.compile(rf"(?:^|;) ?{value}").search
+        self._secure_value = re.compile(rf"(?:^|;) ?__Host-{value}").search
         self._sessions = Sessions(clock)
         self._attempts = Attempts(clock)
         self._local = Visitor("this machine", "control", secrets.token_urlsafe(24))
@@ -163,7 +165,9 @@ class Door:
 
     def _session_id(self, request: Request) -> str:
         """What the cookie says; by a strict pattern, since http.cookies takes 1.3 s for one of 32 kB (measured)."""
-        found = self._cookie_value(request.headers.get("cookie", ""))
+        # Through TLS only what was set through TLS counts: no page of another port or scheme can have put it there.
+        value = self._secure_value if request.is_secure else self._cookie_value
+        found = value(request.headers.get("cookie", ""))
         return found[1] if found else ""
 
     # ------------------------------------------------------------------------------------- coming and going
@@ -201,10 +205,11 @@ class Door:
         if id:
             self._sessions.end(id)
 
-    def cookie(self, session: Session | None) -> dict[str, str]:
+    def cookie(self, request: Request, session: Session | None) -> dict[str, str]:
         """The header by which the browser keeps a session; or, without one, forgets what it has."""
         value, age = (session.id, "") if session else ("", "; Max-Age=0")
-        return {"Set-Cookie": f"{self._cookie}={value}; Path=/; HttpOnly; SameSite=Strict{age}"}
+        before, secure = ("__Host-", "; Secure") if request.is_secure else ("", "")
+        return {"Set-Cookie": f"{before}{self._cookie}={value}; Path=/; HttpOnly{secure}; SameSite=Strict{age}"}
 
     def _try(self, request: Request) -> None:
         wait_s, closed_s = self._attempts.begin(request.peer)

@@ -21,16 +21,21 @@ import socket
 import socketserver
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from connections import Connections, Limits
 from http_head import Answer, FilePart, Receiver, Refusal, Request, answer_head, body_length, head_end, parse_head
+
+if TYPE_CHECKING:
+    from webtls import Secure, Tls
 
 log = logging.getLogger(__name__)
 
 _READ_BYTES = 16 << 10
 _BLOCK_BYTES = 256 << 10  # of a long body at once
 _DRAIN_BYTES, _DRAIN_S = 1 << 20, 1.0  # that are read, and thrown away, after a refusal
+_TLS_HANDSHAKE = b"\x16"  # with what every TLS connection begins (RFC 8446, section 5.1: ContentType handshake)
+_COPY_BYTES = 64 << 10  # of a download over TLS at once
 _STALL_S = 30.0  # a download, or an upload, that does not go on for so long is cut off,
 _SLOWEST_BYTES_S = 4096.0  # and so is one that is slower than this, after its first minute
 
@@ -60,13 +65,19 @@ class Listener(socketserver.ThreadingTCPServer):
     request_queue_size = 256
 
     def __init__(
-        self, address: tuple[str, int], application: Application, connections: Connections, limits: Limits
+        self,
+        address: tuple[str, int],
+        application: Application,
+        connections: Connections,
+        limits: Limits,
+        tls: Tls | None = None,
     ) -> None:
-        """Raises OSError when it cannot have the address."""
+        """Raises OSError when it cannot have the address. tls: what is spoken here; None: plain HTTP."""
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self.application = application
         self.connections = connections
         self.limits = limits
+        self.tls = tls
         super().__init__(address, Connection)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -90,14 +101,18 @@ class Connection(socketserver.BaseRequestHandler):
         self._data = bytearray()  # received, but not used yet
         self._is_fresh = True
         self._refused = False
+        self._secure: Secure | None = None  # around `request`, where TLS is spoken
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def handle(self) -> None:
         if not self._connections.enter(self):
             self.close_connection = True
-            self._send(None, self._application.explain(None, _busy()))
+            if self.server.tls is None:
+                self._send(None, self._application.explain(None, _busy()))
             return
         try:
+            if self.server.tls is not None:
+                self._begin_tls(self.server.tls)
             while not self.close_connection:
                 self.handle_one_request()
             if self._refused:
@@ -106,6 +121,24 @@ class Connection(socketserver.BaseRequestHandler):
             log.debug("%s: %s", self.host, error)
         finally:
             self._connections.leave(self)
+            if self._secure is not None:
+                self._secure.close()
+
+    def _begin_tls(self, tls: Tls) -> None:
+        """The handshake, in this connection's own thread: a client that is silent keeps nobody else waiting."""
+        give_up_s = time.monotonic() + self._limits.head_s
+        self.request.settimeout(self._limits.head_s)
+        first = self.request.recv(1, socket.MSG_PEEK)
+        if first != _TLS_HANDSHAKE:
+            self.close_connection = True
+            if first:
+                text = "This address speaks TLS: it begins with https://"
+                self.send_error(None, Refusal(400, text, "tls", closes=True))
+            return
+        # Assigned before the handshake, so that it can be cut off as any other connection.
+        self._secure = tls.wrap(self.request)
+        self.request = self._secure.sock
+        self._secure.shake_hands(max(0.001, give_up_s - time.monotonic()))
 
     def handle_one_request(self) -> None:
         """Read one request and answer it; sets `close_connection` when it was the last."""
@@ -158,6 +191,7 @@ class Connection(socketserver.BaseRequestHandler):
         request = parse_head(bytes(self._data[:end]))
         del self._data[:end]
         request.peer = self.host
+        request.is_secure = self._secure is not None
         return request
 
     def _read_body(self, request: Request) -> None:
@@ -227,6 +261,8 @@ class Connection(socketserver.BaseRequestHandler):
         """Read away what still comes: closing with unread bytes would reset the connection and lose the answer."""
         self.waiting_since = time.monotonic()
         deadline_s = self.waiting_since + _DRAIN_S
+        if self._secure is not None:
+            self._secure.say_goodbye()
         self.request.shutdown(socket.SHUT_WR)
         left = _DRAIN_BYTES
         try:
@@ -272,9 +308,13 @@ class Connection(socketserver.BaseRequestHandler):
         head = answer_head(answer, length, keeps, int(time.time()))
         is_head = request is not None and request.method == "HEAD"
         self._connections.count(answer.status)
+        data = head if is_head else head + answer.body
         self.sending_since = time.monotonic()
-        self.request.settimeout(self._limits.send_s)
-        self.request.sendall(head if is_head else head + answer.body)
+        if self._secure is not None:
+            self._secure.send_all(data, self._limits.send_s)
+        else:
+            self.request.settimeout(self._limits.send_s)
+            self.request.sendall(data)
         self.sending_since = None
 
     def _send_file(self, request: Request, answer: Answer, part: FilePart) -> None:
@@ -284,7 +324,9 @@ class Connection(socketserver.BaseRequestHandler):
                 return
             try:
                 self._send(request, answer)
-                if request.method != "HEAD":
+                if request.method != "HEAD" and self._secure is not None:
+                    self._copy(self._secure, part)
+                elif request.method != "HEAD":
                     self._stream(part)
             finally:
                 self._connections.end_download()
@@ -308,10 +350,25 @@ class Connection(socketserver.BaseRequestHandler):
                 raise ConnectionAbortedError("the file has become shorter")
             sent += step
 
+    def _copy(self, secure: Secure, part: FilePart) -> None:
+        """The same through this program's memory, a block at a time: what goes through TLS is made here."""
+        sent, began_s = 0, time.monotonic()
+        while sent < part.length:
+            block = os.pread(part.fd, min(_COPY_BYTES, part.length - sent), part.start + sent)
+            if not block:
+                raise ConnectionAbortedError("the file has become shorter")
+            pace_s = began_s + 60 + sent / _SLOWEST_BYTES_S - time.monotonic()
+            secure.send_all(block, min(_STALL_S, pace_s))
+            sent += len(block)
+
     def _hand_over(self, live: Callable[..., object]) -> None:
         """Give the socket itself away; what is left here is an empty shell."""
         self._connections.leave(self)
-        live(socket.socket(fileno=self.request.detach()))
+        if self._secure is not None:
+            secure, self._secure = self._secure, None
+            live(secure)
+        else:
+            live(socket.socket(fileno=self.request.detach()))
 
 
 def _cut_body() -> Refusal:

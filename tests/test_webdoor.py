@@ -345,10 +345,11 @@ class Cookies(DoorCase):
         return self.door._session_id(self.request(cookie=cookie))
 
     def test_what_the_browser_is_told(self):
-        said = self.door.cookie(self.session)["Set-Cookie"]
+        said = self.door.cookie(self.request(), self.session)["Set-Cookie"]
         self.assertEqual(said, f"pigeonpost-8080={self.session.id}; Path=/; HttpOnly; SameSite=Strict")
         self.assertEqual(
-            self.door.cookie(None)["Set-Cookie"], "pigeonpost-8080=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0"
+            self.door.cookie(self.request(), None)["Set-Cookie"],
+            "pigeonpost-8080=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0",
         )
 
     def test_it_is_found_among_others(self):

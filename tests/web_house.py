@@ -90,12 +90,15 @@ class WebHouse:
         names: Sequence[str] = (),
         roads: Sequence[Callable[[Hall], End]] = (),
         settings: str = "",
+        tls: Any = None,
+        plain: Sequence[tuple[str, int]] = (),
     ) -> None:
         """
         password  of the user "admin", who may control; None: no password is set
         links     FakeLinks, or real ServerEnds that the test starts and stops itself
         roads     `make_server_end` of each road that is to be open
         settings  for them, as a server.toml
+        tls       webtls.Tls: what the page speaks, but for the addresses in `plain`; `request` and `raw` speak plainly
         """
         self.folder = _folder_in_memory(test)
         clock = clock or Clock()
@@ -119,7 +122,7 @@ class WebHouse:
         )  # fmt: skip
         self.bearer = {"Authorization": f"Bearer {CONTROL_KEY}"}
         ends = [make(self._hall(settings)) for make in roads]
-        self.web = WebEnd([(listen, 0)], self.house, limits, [one for end in ends for one in end.endpoints])
+        self.web = WebEnd([(listen, 0)], self.house, limits, [one for end in ends for one in end.endpoints], tls, plain)
         for end in ends:
             end.start()
             test.addCleanup(end.stop, LIMIT_S)

@@ -1,0 +1,141 @@
+"""TLS for the web server's addresses: the certificate, the handshake, and a socket that the event streams can use.
+
+Runs on: server, where a certificate is set.  Reached from: server.py, which makes it; webserver, one connection at a
+  time; control, which knows a server by its fingerprint.  Hands on to: ssl.
+Threads: any. `_lock` guards the certificate in use, held while it is read anew.
+Errors: SettingsError when certificate or key do not read, at the start; later the one in use stays, and that is logged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import socket
+import ssl
+import threading
+import time
+
+from base.errors import SettingsError
+
+log = logging.getLogger(__name__)
+
+_REMEDY = "`control.py certificate` makes one"
+
+
+class Tls:
+    """A certificate with its key. It is read anew when its file has changed, so that it can be renewed at any time."""
+
+    def __init__(self, certificate: str, key: str) -> None:
+        """Paths of PEM files; without `key` it stands in the certificate's file. Raises SettingsError."""
+        self.path = os.path.abspath(certificate)
+        self._paths = self.path, os.path.abspath(key or certificate)
+        self._lock = threading.Lock()
+        self._stamp = self._look()
+        self._context = _context(*self._paths)
+        self.fingerprint = fingerprint_of(self.path)
+
+    def wrap(self, sock: socket.socket) -> Secure:
+        """The socket as TLS has it; the handshake comes after."""
+        return Secure(self._now().wrap_socket(sock, server_side=True, do_handshake_on_connect=False))
+
+    def _now(self) -> ssl.SSLContext:
+        with self._lock:
+            try:
+                stamp = self._look()
+                if stamp != self._stamp:
+                    self._stamp = stamp
+                    self._context = _context(*self._paths)
+                    self.fingerprint = fingerprint_of(self._paths[0])
+                    log.info("%s is in use: SHA-256 %s", self._paths[0], self.fingerprint)
+            except SettingsError as error:
+                log.error("the certificate stays as it was: %s", error)
+            return self._context
+
+    def _look(self) -> object:
+        try:
+            return [(status.st_ino, status.st_mtime_ns) for status in map(os.stat, self._paths)]
+        except OSError as error:
+            raise SettingsError(
+                f"{error.filename}: {error.strerror}; [web] certificate and key name PEM files ({_REMEDY})"
+            ) from None
+
+
+class Secure:
+    """A connection that speaks TLS.
+
+    `setblocking`, `fileno`, `recv`, `send` and `close` are for who waits for many of them at once (pages/live): they
+    say BlockingIOError where TLS has to wait.
+    """
+
+    def __init__(self, sock: ssl.SSLSocket) -> None:
+        self.sock = sock
+        self.fileno, self.setblocking = sock.fileno, sock.setblocking
+
+    def shake_hands(self, limit_s: float) -> None:
+        """The handshake, within `limit_s` seconds in all. Raises OSError (ssl.SSLError is one)."""
+        self.sock.settimeout(limit_s)
+        self.sock.do_handshake()
+
+    def send_all(self, data: bytes, limit_s: float) -> None:
+        """As socket.sendall, which for TLS would begin its limit anew with each piece."""
+        give_up_s = time.monotonic() + limit_s
+        left = memoryview(data)
+        while left:
+            left_s = give_up_s - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError("the client reads too slowly")
+            self.sock.settimeout(left_s)
+            left = left[self.sock.send(left) :]
+
+    def say_goodbye(self) -> None:
+        """Tell the client that nothing more comes, and do not wait for its answer: else it may think it was cut off."""
+        try:
+            self.sock.setblocking(False)
+            self.sock.unwrap()
+        except (OSError, ValueError):  # the client's own goodbye has not come, or it has gone
+            pass
+
+    def recv(self, most: int) -> bytes:
+        try:
+            return self.sock.recv(most)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise BlockingIOError from None
+
+    def send(self, data: bytes) -> int:
+        try:
+            return self.sock.send(data) if data else 0
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise BlockingIOError from None
+
+    def close(self) -> None:
+        self.say_goodbye()
+        self.sock.close()
+
+
+def fingerprint_of(certificate: str) -> str:
+    """The SHA-256 of the (first) certificate in a PEM file, as 64 hex digits. Raises SettingsError."""
+    try:
+        with open(certificate, encoding="ascii", errors="replace") as file:
+            text = file.read()
+        begin, end = text.index("-----BEGIN CERTIFICATE-----"), text.index("-----END CERTIFICATE-----")
+        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(text[begin:end] + "-----END CERTIFICATE-----\n")).hexdigest()
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{certificate}: no certificate in PEM form ({_REMEDY}): {error}") from None
+
+
+def _context(certificate: str, key: str) -> ssl.SSLContext:
+    def no_password() -> str:
+        raise SettingsError(f"{key}: the key has a password, which nobody is there to type; take one without")
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    try:
+        context.load_cert_chain(certificate, key, no_password)
+    except ssl.SSLError as error:
+        why = "the key is not the certificate's" if "MISMATCH" in str(error.reason) else "not PEM, or damaged"
+        raise SettingsError(f"{certificate} and {key}: {why}; {_REMEDY} ({error.reason})") from None
+    except OSError as error:
+        raise SettingsError(f"{certificate} and {key}: {error.strerror}; {_REMEDY}") from None
+    return context

@@ -37,6 +37,7 @@ from base.running import Part, Running, start_logging
 from base.version import VERSION
 from csvbuffer import CsvLog
 from demo import DemoNode
+from disk_use import Disk
 from gate.tokens import Tokens
 from gate.users import Users
 from guests import Guests
@@ -170,6 +171,7 @@ class Server:
         self.house = House(
             name=name, data=data, clock=clock, store=store, csv=csv, intake=intake, links=links, users=Users(data),
             control=self._control, started_ms=clock.wall_ms(), stop=self._end, names=settings["web", "names"],
+            disk=Disk(data, clock),
             verdicts=verdicts,
             roads={name: road for (name, _), road in zip(_roads_set(settings), self._roads)},
         )  # fmt: skip

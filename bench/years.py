@@ -4,7 +4,7 @@
     python3 -m bench.years --millions 1     a small one
 
 Ten nodes, two values every ten seconds. The statistics of the first node are made as the server makes them; those of
-the others would take as long each. Each question is asked five times of a store that was opened anew; the median is told.
+the others would take as long each. Each question is asked five times of a store just opened; the median is told.
 """
 
 from __future__ import annotations

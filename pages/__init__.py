@@ -24,11 +24,13 @@ from protocol import read_json, write_json
 if TYPE_CHECKING:
     from base.clock import Clock
     from csvbuffer import CsvLog
+    from disk_use import Disk
     from gate.users import Users
     from intake import Intake
     from links import End
     from links.tcp import ServerEnd
     from stores import Column, Store
+    from verdicts import Verdicts
 
 
 class House(NamedTuple):
@@ -41,7 +43,9 @@ class House(NamedTuple):
     control   the key by which control.py on this machine is known (Authorization: Bearer ...)
     names     by which browsers may call this server, beside the usual ones
     stop      asks the program to end; the reason is logged
+    disk      how full the disk is
     roads     the server's end of each open road beside TCP, by its name: `report` tells how it is
+    verdicts  what is odd about the values; None: nobody judges
     """
 
     name: str
@@ -56,7 +60,9 @@ class House(NamedTuple):
     started_ms: int
     names: Sequence[str]
     stop: Callable[[str], object]
+    disk: Disk
     roads: Mapping[str, End] = MappingProxyType({})
+    verdicts: Verdicts | None = None
 
 
 class Visit(NamedTuple):
@@ -89,6 +95,8 @@ class SensorView(NamedTuple):
     trend    1 rising, -1 falling, 0 steady, None not known
     columns  places 0 to `span_ms // width_ms` - 1, the last of them now; empty ones are absent
     number   of the sensor in its node, for its colour
+    odd      what is odd about the value, by kind, in words; counts of each kind in this run; the limits that it is
+             judged by. A sensor without limits has none of them
     """
 
     node: str
@@ -106,6 +114,9 @@ class SensorView(NamedTuple):
     columns: Sequence[Column]
     width_ms: int
     span_ms: int
+    odd: Mapping[str, str] = MappingProxyType({})
+    counts: Mapping[str, int] = MappingProxyType({})
+    limits: Mapping[str, Any] = MappingProxyType({})
 
 
 class NodeView(NamedTuple):
@@ -199,7 +210,10 @@ _FRAME = Html(
     "<body{live}>\n<header><a class=brand href=/>{brand}</a>{nav}</header>\n"
     "<main>\n{body}\n</main>\n{foot}</body></html>\n"
 )
-_NAV = Html('<nav><a href="/">Now</a> <a href="/log">Log Check</a> <a href="/log.csv">Log Download</a></nav>')
+_NAV = Html(
+    '<nav><a href="/">Now</a> <a href="/log">Log Check</a> <a href="/log.csv">Log Download</a>'
+    ' <a href="/files">Files</a></nav>'
+)
 
 
 def html_page(

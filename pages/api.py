@@ -74,6 +74,8 @@ def _last_sample(visit: Visit, node: NodeView) -> dict[str, Any] | None:
 def _sensor(sensor: SensorView) -> dict[str, Any]:
     return {
         "name": sensor.name, "unit": sensor.unit, "simulated": sensor.simulated, "value": sensor.value,
+        "verdicts": [{"kind": kind, "text": text} for kind, text in sensor.odd.items()],
+        "verdict_counts": dict(sensor.counts), "limits": dict(sensor.limits),
         "fault": sensor.fault, "today": {"low": sensor.low, "high": sensor.high}, "trend": sensor.trend,
     }  # fmt: skip
 
@@ -218,7 +220,12 @@ def health(visit: Visit) -> Answer:
         for node in picture.nodes if node.state == "reporting"
         for sensor in node.sensors if sensor.fault
     ]  # fmt: skip
-    return json_answer({"well": not faults, "verdict": f"{picture.verdict}.", "faults": faults})
+    use = visit.house.disk.use()
+    disk = {
+        "stored_bytes": use.stored, "free_bytes": use.free, "grows_bytes_a_day": use.grows,
+        "written_bytes_a_day": use.written, "days_left": use.days,
+    }  # fmt: skip
+    return json_answer({"well": not faults, "verdict": f"{picture.verdict}.", "faults": faults, "disk": disk})
 
 
 def alive(visit: Visit) -> Answer:
@@ -252,6 +259,11 @@ def metrics(visit: Visit, web: Callable[[], Mapping[str, Any]]) -> Answer:
     tell("commits_total", "counter", "Transactions of this run.", [({}, house.intake.commits)])
     tell("fault", "gauge", "1: nothing can be stored, or the CSV log waits.", [({}, int(bool(picture.faults)))])
     tell("log_bytes", "gauge", "Size of this run's CSV log.", [({}, house.csv.whole()[1])])
+    use = house.disk.use()
+    tell("stored_bytes", "gauge", "What the data folder takes up.", [({}, use.stored)])
+    tell("disk_free_bytes", "gauge", "Room on its disk.", [({}, use.free)])
+    tell("disk_days", "gauge", "Until that is full, at the pace of the last day.", [({}, use.days)])
+    tell("written_bytes_per_day", "gauge", "What this program writes to its disk.", [({}, use.written)])
     tell("node_connected", "gauge", "Whether the link is up.", of_nodes(lambda node: int(node.connected)))
     tell("node_on", "gauge", "Whether it samples.", of_nodes(lambda node: None if node.on is None else int(node.on)))
     tell("node_last_sample_timestamp_seconds", "gauge", "When its last sample was taken.",
@@ -266,6 +278,14 @@ def metrics(visit: Visit, web: Callable[[], Mapping[str, Any]]) -> Answer:
     tell("reading", "gauge", "The last value of each sensor.", [
         ({"node": node.name, "sensor": sensor.name, "unit": sensor.unit}, sensor.value)
         for node in picture.nodes for sensor in node.sensors
+    ])  # fmt: skip
+    tell("verdict", "gauge", "Whether the value of a sensor with limits is odd now, in this way.", [
+        ({"node": sensor.node, "sensor": sensor.name, "verdict": kind}, int(kind in sensor.odd))
+        for node in picture.nodes for sensor in node.sensors for kind in sensor.counts
+    ])  # fmt: skip
+    tell("verdicts_total", "counter", "Values that were odd in this run; of stale, how often it began.", [
+        ({"node": sensor.node, "sensor": sensor.name, "verdict": kind}, count)
+        for node in picture.nodes for sensor in node.sensors for kind, count in sensor.counts.items()
     ])  # fmt: skip
     counts = web()
     tell("http_connections", "gauge", "Open connections to the page.", [({}, counts["open"])])

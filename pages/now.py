@@ -15,6 +15,7 @@ from urllib.parse import quote, urlencode
 
 from base.clock import rfc3339
 from base.version import VERSION
+from disk_use import DiskUse
 from http_head import Answer, Refusal
 from pages import (
     Html,
@@ -27,17 +28,21 @@ from pages import (
     clock,
     html_page,
     number,
+    size,
     text_page,
     together,
     with_unit,
 )
 
 _CHARTS = 4  # on the front page; each node's page has all of its own
-_SPANS = (("10m", "10 minutes"), ("1h", "hour"), ("24h", "day"), ("7d", "week"), ("30d", "30 days"))
+_SPANS = (("10m", "10 minutes"), ("1h", "hour"), ("24h", "day"), ("7d", "week"), ("30d", "30 days"), ("366d", "year"))
 _TRENDS = {1: "↗", 0: "→", -1: "↘", None: ""}
 _TREND_WORDS = {1: "rising", 0: "steady", -1: "falling", None: ""}
 _SPARK_PLACES, _SPARK_HEIGHT = 48, 24
 
+_KINDS = {
+    "range": "out of range", "jump": "jumped", "stuck": "stuck", "rail": "at the rail", "stale": "without a value",
+}  # fmt: skip
 _ON_OFF = {True: "on", False: "off", None: "not known"}
 _NOTICES = {
     "on": "{node} is on: it samples.",
@@ -89,6 +94,7 @@ def node_page(visit: Visit) -> Answer:
         Html('<section data-piece="about"><h2>About this node</h2><table class="facts">{}</table></section>').format(
             together(Html("<tr><th>{}</th><td>{}</td></tr>").format(*fact) for fact in _facts(node, picture.now_ms))
         ),
+        _judged(node.sensors),
         _missing(missing, picture.now_ms),
     ), "\n")  # fmt: skip
     return html_page(node.name, body, visit, live=True, foot=_foot(visit))
@@ -134,7 +140,7 @@ def _card(sensor: SensorView, names_node: bool) -> Html:
     return Html(
         '<a class="card {stale}" href="/nodes/{path}"><span class="name">{name}{of}{made}</span>'
         '<span class="value"><b data-live="{key}">{value}</b> <span class="unit">{unit}</span>{trend}</span>'
-        '{spark}<span class="day">{day}</span></a>\n'
+        '{spark}<span class="day">{day}</span>{odd}</a>\n'
     ).format(
         stale=stale, path=quote(sensor.node), name=sensor.name.replace("_", " "),
         of=Html(' <span class="of">{}</span>').format(sensor.node) if names_node else "",
@@ -142,8 +148,53 @@ def _card(sensor: SensorView, names_node: bool) -> Html:
         key=f"{sensor.node}/{sensor.name}", value=number(sensor.value), unit=sensor.unit,
         trend=Html(' <span class="trend" title="{0}" role="img" aria-label="{0}">{1}</span>').format(
             _TREND_WORDS[sensor.trend], _TRENDS[sensor.trend]) if sensor.trend is not None else "",
-        spark=_spark(sensor), day=sensor.fault or low_high,
+        spark=_spark(sensor), day=sensor.fault or low_high, odd=_odd(sensor),
     )  # fmt: skip
+
+
+def _odd(sensor: SensorView) -> Html:
+    """What is odd about the value, a word or two each."""
+    if not sensor.odd:
+        return Html("")
+    words = together(Html('<span class="odd">{}</span>').format(text) for text in sensor.odd.values())
+    return Html('<span class="odds">{}</span>').format(words)
+
+
+def _judged(sensors: Sequence[SensorView]) -> Html:
+    """What the values are judged by, and how often each was odd."""
+    rows = together(
+        Html('<tr><th>{}</th><td data-label="limits">{}</td><td data-label="now">{}</td><td data-label="in this run">{}'
+             "</td></tr>").format(
+            sensor.name.replace("_", " "), _limits(sensor), _odd(sensor) or "as it should be", _counts(sensor))
+        for sensor in sensors if sensor.limits
+    )  # fmt: skip
+    if not rows:
+        return Html("")
+    return Html(
+        '<section data-piece="verdicts"><h2>Limits, and what was beyond them</h2><table class="judged"><thead><tr>'
+        "<th>sensor</th><th>limits</th><th>now</th><th>in this run</th></tr></thead><tbody>{}</tbody></table></section>"
+    ).format(rows)
+
+
+def _limits(sensor: SensorView) -> str:
+    limits, unit = sensor.limits, sensor.unit
+    low, high, rail = limits.get("low"), limits.get("high"), limits.get("rail")
+    parts = []
+    if low is not None and high is not None:
+        parts.append(f"{number(low)} to {with_unit(number(high), unit)}")
+    elif low is not None or high is not None:
+        parts.append(f"{'at least' if high is None else 'at most'} {with_unit(number(low or high or 0), unit)}")
+    parts += [f"{with_unit(number(limits['jump']), unit)} a second"] if "jump" in limits else []
+    parts += [f"changes within {age(limits['stuck'])}"] if "stuck" in limits else []
+    parts += [f"rail at {number(rail[0])} and {with_unit(number(rail[1]), unit)}"] if rail else []
+    parts += [f"a value every {age(limits['every'])}"] if "every" in limits else []
+    return "; ".join(parts)
+
+
+def _counts(sensor: SensorView) -> str:
+    told = [f"{_KINDS[kind]} {count:,} {'time' if count == 1 else 'times'}"
+            for kind, count in sensor.counts.items() if count]  # fmt: skip
+    return ", ".join(told) or "nothing"
 
 
 def _spark(sensor: SensorView) -> Html:
@@ -259,7 +310,18 @@ def _notice(visit: Visit, node: NodeView) -> Html:
 def _foot(visit: Visit) -> Html:
     out = button("/logout", "Log out", visit, kind="quiet") if visit.csrf and visit.user != "this machine" else Html("")
     who = f"You are {visit.user}, and may {visit.role}." if visit.user else ""
-    return Html("<footer>Pigeonpost {}, server {}. {}{}</footer>\n").format(VERSION, visit.house.name, who, out)
+    return Html("<footer>Pigeonpost {}, server {}. {} {}{}</footer>\n").format(
+        VERSION, visit.house.name, _disk_words(visit.house.disk.use()), who, out
+    )
+
+
+def _disk_words(use: DiskUse) -> str:
+    """How full the disk is, in a sentence or two."""
+    left = ""
+    if use.days is not None:
+        left = ", room for years" if use.days > 1000 else f", room for {use.days:.0f} days"
+    written = f" {size(use.written)} are written a day." if use.written is not None else ""
+    return f"{size(use.stored)} stored, {size(use.free)} free{left}.{written}"
 
 
 # ------------------------------------------------------------------------------------------------------------- words
@@ -313,6 +375,8 @@ def _front_text(visit: Visit, picture: Picture) -> str:
         lines += ["", *_table(("NODE", "STATE", "HELD", "MISSING"), nodes, "<<>>")]
     lines += [
         "",
+        _disk_words(visit.house.disk.use()),
+        "",
         f"The last ten samples:  curl http://{here}/log",
         f"All of this run:       curl -O http://{here}/log.csv",
     ]
@@ -324,6 +388,8 @@ def _node_text(visit: Visit, picture: Picture, node: NodeView, missing: Sequence
     here = visit.request.headers.get("host", "localhost")
     lines = [f"{node.name}: {_says(node)}.", "", *_sensor_lines(node.sensors), ""]
     lines += [f"{name:<20}{value}" for name, value in _facts(node, picture.now_ms)]
+    judged = [(sensor.name, _limits(sensor), _counts(sensor)) for sensor in node.sensors if sensor.limits]
+    lines += ["", *_table(("SENSOR", "LIMITS", "BEYOND THEM, IN THIS RUN"), judged, "<<<")] if judged else []
     lines += ["", "Missing:", *(f"  {_gap_words(gap)}: {gap['why']}" for gap in missing)] if missing else []
     lines += ["", "Off:  curl --json '{\"on\": false}' " + f"http://{here}/api/v1/nodes/{node.name}/send"]
     return "\n".join(lines) + "\n"
@@ -337,11 +403,16 @@ def _sensor_lines(sensors: Iterable[SensorView]) -> list[str]:
             sensor.fault or with_unit(number(sensor.value), sensor.unit),
             _TREND_WORDS[sensor.trend],
             f"{number(sensor.low)} to {number(sensor.high)}" if sensor.low is not None else "–",
-            "simulated" if sensor.simulated else "late" if sensor.is_late else "",
+            _remarks(sensor),
         )
         for sensor in sensors
     ]
     return _table(("NODE", "SENSOR", "NOW", "", "TODAY", ""), rows, "<<><<<") if rows else ["No sensor is known yet."]
+
+
+def _remarks(sensor: SensorView) -> str:
+    plain = "simulated" if sensor.simulated else "late" if sensor.is_late else ""
+    return ", ".join([*([plain] if plain else []), *sensor.odd.values()])
 
 
 def _numbers(node: NodeView) -> tuple[str, str]:

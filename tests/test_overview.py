@@ -46,7 +46,7 @@ class OverviewCase(unittest.TestCase):
         self.seqs = {}
         house = House(
             name="house", data="", clock=self.clock, store=self.store, csv=self.csv, intake=self.intake,
-            links=self.links, users=(), control="", started_ms=0, names=(), stop=print,
+            links=self.links, users=(), control="", started_ms=0, names=(), stop=print, disk=None,
         )  # fmt: skip
         self.book = DayBook(self.store)
         self.overview = Overview(house, self.book.day)

@@ -743,9 +743,13 @@ class Orders(WebCase):
 
 class Health(WebCase):
     def test_all_is_well(self):
+        found = self.json("/api/v1/health")
+        disk = found.pop("disk")
+        self.assertEqual(found, {"well": True, "verdict": "Node basement is reporting.", "faults": []})
         self.assertEqual(
-            self.json("/api/v1/health"), {"well": True, "verdict": "Node basement is reporting.", "faults": []}
+            sorted(disk), ["days_left", "free_bytes", "grows_bytes_a_day", "stored_bytes", "written_bytes_a_day"]
         )
+        self.assertGreater(disk["stored_bytes"], 0)
         self.assertEqual(self.text("/healthz"), "ok\n")
 
     def test_a_line_for_each_fault(self):

@@ -27,6 +27,7 @@ from base.clock import Clock
 from base.config import load
 from connections import Limits
 from csvbuffer import CsvLog
+from disk_use import Disk
 from gate.tokens import Tokens
 from gate.users import FIRST_USER, Users
 from guests import Guests
@@ -118,7 +119,7 @@ class WebHouse:
         self.house = House(
             name="house", data=self.folder, clock=clock, store=self.store, csv=self.csv, intake=self.intake,
             links=self.links, users=self.users, control=CONTROL_KEY, started_ms=clock.wall_ms(), names=names,
-            stop=self.stopped.append,
+            stop=self.stopped.append, disk=Disk(self.folder, clock),
         )  # fmt: skip
         self.bearer = {"Authorization": f"Bearer {CONTROL_KEY}"}
         ends = [make(self._hall(settings)) for make in roads]

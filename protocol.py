@@ -18,6 +18,7 @@ from base.clock import parse_rfc3339, rfc3339
 from base.errors import BadArgument, NotUtf8, TooLong, UnknownWord, WireError
 
 VERSION = 1
+IMPORTED = "imported"  # the outbox of samples that were read from a file; no node's is called so
 DEFAULT_PORT = 5003
 
 LINE_BYTES = 65_536  # a line at most, its LF included

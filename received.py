@@ -23,6 +23,7 @@ import json
 import os
 import re
 import secrets
+import stat
 import threading
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -163,7 +164,12 @@ def open_stored(data: str, name: str) -> int:
     """A descriptor of the file of that name, to read; OSError when there is none, or the name is not one of ours."""
     if not STORED_NAME(name) or name.endswith(_SUMS):
         raise FileNotFoundError(f"{name!r:.80} is no name of a stored file")
-    return os.open(os.path.join(data, FOLDER, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # the last: a pipe of that name holds up nobody
+    fd = os.open(os.path.join(data, FOLDER, name), flags)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise FileNotFoundError(f"{name} is no file")
+    return fd
 
 
 def checksum_of(data: str, name: str) -> str:

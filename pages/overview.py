@@ -94,7 +94,8 @@ class Overview:
         latest = self._house.intake.latest.get(name)
         if latest is not None:
             return latest.sample
-        if name not in self._last and about.get("last_ms") is not None:
+        last_ms, known = about.get("last_ms"), self._last.get(name)
+        if last_ms is not None and (known is None or known.time_ms != last_ms):  # by an import it may become later
             for point in self._house.store.points(name, 0, _FAR_MS, 1):
                 self._last[name] = Sample(point.seq, point.time_ms, 0, point.values, {}, point.clock)
         return self._last.get(name)

@@ -1,0 +1,173 @@
+"""Files of readings, brought into the store: each reading once, however often its file is imported.
+
+Runs on: server.  Reached from: pages/files (a file that a Pi has dropped).
+Hands on to: tables, which reads the file; the intake.
+Threads: those of whoever asks. A file is read twice: first to look for faults, then to bring it in.
+Errors: BadFile, which names the rows that are wrong; then nothing of the file is stored. NotStored when the server
+  stops or its disk is full in the middle: bringing it in again goes on behind what is stored.
+
+A reading's identity is (node, epoch, number): the epoch is made of the file's SHA-256, the numbers run. So the store
+knows by itself what it has already, and the promise that holds for the samples of nodes holds for these.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+from base.errors import NotStored, PigeonpostError, WireError
+from protocol import BATCH_SAMPLES, IMPORTED, Batch, Sample
+from tables import Fault, Reading, readings
+
+if TYPE_CHECKING:
+    from intake import Intake
+
+MOST_NODES = 100  # in one file
+FAULTS_SHOWN = 20
+STORE_S = 60.0  # for the intake to take a batch, and to have the last one durable
+_LAST_MS = 253_402_300_800_000  # the year 10000
+NO_UNITS: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+
+
+class BadFile(PigeonpostError, ValueError):
+    """A file that is not imported. `faults` are the first ones, of `count`."""
+
+    def __init__(self, faults: Sequence[Fault], count: int) -> None:
+        more = [f"and {count - len(faults)} more"] if count > len(faults) else []
+        super().__init__("\n".join([*map(str, faults), *more]))
+        self.faults, self.count = faults, count
+
+
+class Summary(NamedTuple):
+    """What a file has: samples, by node (the empty name: it does not say), and from when to when."""
+
+    samples: int
+    nodes: Sequence[str]
+    first_ms: int
+    last_ms: int
+
+
+def look_through(file: BinaryIO, name: str) -> Summary:
+    """What there is to import. Raises BadFile where there is nothing, or something that does not read."""
+    faults: list[Fault] = []
+    samples = wrong = 0
+    nodes: dict[str, None] = {}
+    first_ms, last_ms = _LAST_MS, 0
+    for one in readings(file, name):
+        if isinstance(one, Reading) and not 0 <= one.time_ms < _LAST_MS:
+            one = Fault(one.where, "its time is not between 1970 and 9999")
+        if isinstance(one, Reading) and one.node not in nodes and len(nodes) >= MOST_NODES:
+            one = Fault(one.where, f"a file has readings of at most {MOST_NODES} nodes")
+        if isinstance(one, Fault):
+            wrong += 1
+            faults += [one] if wrong <= FAULTS_SHOWN else []
+            continue
+        samples += 1
+        nodes[one.node] = None
+        first_ms, last_ms = min(first_ms, one.time_ms), max(last_ms, one.time_ms)
+    if wrong or not samples:
+        raise BadFile(faults or [Fault("the file", "there is no reading in it")], wrong or 1)
+    return Summary(samples, list(nodes), first_ms, last_ms)
+
+
+class _Answers:
+    """Waits for the answers to what was handed to the intake, the last batch of each node."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()  # guards both; held to look and to note
+        self._seqs: dict[str, int] = {}
+        self._error: WireError | None = None
+
+    def done_of(self, node: str) -> Callable[[str, int], None]:
+        """As Batch.done, for the batches of one node."""
+
+        def done(epoch: str, seq: int) -> None:
+            with self._changed:
+                self._seqs[node] = max(seq, self._seqs.get(node, 0))
+                self._changed.notify_all()
+
+        return done
+
+    def refused(self, error: WireError) -> None:
+        """As Batch.refused."""
+        with self._changed:
+            self._error = error
+            self._changed.notify_all()
+
+    def wait(self, wanted: Mapping[str, int], limit_s: float) -> bool:
+        """Whether each node's samples are durable up to its number."""
+
+        def is_done() -> bool:
+            return self._error is not None or all(self._seqs.get(node, 0) >= seq for node, seq in wanted.items())
+
+        with self._changed:
+            return self._changed.wait_for(is_done, limit_s) and self._error is None
+
+
+class _Pile:
+    """The readings of one node on their way: numbered, and gathered to batches."""
+
+    def __init__(self, node: str, known: int, told: Mapping[str, str]) -> None:
+        """known: up to which number they are stored already"""
+        self.node, self.known, self.seq = node, known, 0
+        self.samples: list[Sample] = []
+        self.units: dict[str, str] = {}
+        self._told = told
+
+    def add(self, one: Reading) -> None:
+        self.seq += 1
+        self.units.update({sensor: one.units.get(sensor) or self._told.get(sensor, "") for sensor in one.values})
+        errors = {sensor: "no value in the file" for sensor, value in one.values.items() if value is None}
+        self.samples.append(Sample(self.seq, one.time_ms, 0, one.values, errors, ""))
+
+    @property
+    def new(self) -> int:
+        """How many of them were not stored before."""
+        return max(0, self.seq - self.known)
+
+
+def bring_in(
+    file: BinaryIO,
+    name: str,
+    checksum: str,
+    intake: Intake,
+    node: str = "",
+    told: Mapping[str, Mapping[str, str]] = NO_UNITS,
+) -> tuple[int, int]:
+    """Store the readings of a file that was looked through: how many it has, and how many of them were new.
+
+    checksum  the SHA-256 of the file, hex
+    node      whose they are; empty: of those that the file names
+    told      the units of each node's sensors as they are known, for where the file has none
+    Raises NotStored: some may be stored, and the same call goes on behind them.
+    """
+    epoch, answers = checksum[:16], _Answers()
+    piles: dict[str, _Pile] = {}
+
+    def hand_over(pile: _Pile, urgent: bool) -> None:
+        batch = Batch(
+            pile.node, IMPORTED, epoch, None, pile.samples, None, dict(pile.units), answers.done_of(pile.node),
+            answers.refused,
+        )  # fmt: skip
+        pile.samples = []
+        if not intake.accept(batch, urgent=urgent, limit_s=STORE_S):
+            raise NotStored(intake.fault or "the server stops")
+
+    for one in readings(file, name):
+        if isinstance(one, Reading):
+            whose = node or one.node
+            if whose not in piles:
+                mark = intake.marks(whose, IMPORTED, [epoch])[1].get(epoch)
+                piles[whose] = _Pile(whose, mark.seq if mark else 0, told.get(whose, {}))
+            pile = piles[whose]
+            pile.add(one)
+            if len(pile.samples) >= BATCH_SAMPLES:
+                hand_over(pile, urgent=False)
+    for pile in piles.values():
+        if pile.samples:
+            hand_over(pile, urgent=True)
+    if not answers.wait({pile.node: pile.seq for pile in piles.values()}, STORE_S):
+        raise NotStored(intake.fault or f"it was not stored within {STORE_S:g} s")
+    return sum(pile.seq for pile in piles.values()), sum(pile.new for pile in piles.values())

@@ -1,0 +1,200 @@
+import io
+import os
+import time
+import unittest
+
+from base.clock import parse_rfc3339
+from tables import JSON_BYTES, Fault, Reading, read_time, read_value, readings, sensor_name
+
+LOG = """time,node,sensor,value,unit
+2026-11-20T16:36:10.123+01:00,basement,temperature,23.4,°C
+2026-11-20T16:36:10.123+01:00,basement,light,512,
+2026-11-20T16:36:20.123+01:00,basement,temperature,,°C
+2026-11-20T16:36:20.123+01:00,basement,light,513,
+2026-11-20T16:36:25.000+01:00,basement,gap,12,"samples 3 to 14 of epoch 0123456789abcdef: overwritten"
+2026-11-20T16:36:30.123+01:00,attic,temperature,-1,'=odd
+2026-11-20T16:36:30.123+01:00,attic,temperature,-2,'=odd
+"""
+T = parse_rfc3339("2026-11-20T15:36:10.123Z")
+
+
+def read(text, name="x.csv"):
+    return list(readings(io.BytesIO(text if isinstance(text, bytes) else text.encode()), name))
+
+
+def values(text, name="x.csv"):
+    """(ms since 1970, values) of each reading; a fault fails."""
+    found = read(text, name)
+    assert all(isinstance(one, Reading) for one in found), found
+    return [(one.time_ms, one.values) for one in found]
+
+
+def faults(text, name="x.csv"):
+    return [str(one) for one in read(text, name) if isinstance(one, Fault)]
+
+
+class OurLog(unittest.TestCase):
+    def test_rows_of_one_moment_make_one_reading(self):
+        units = {"temperature": "°C", "light": ""}
+        self.assertEqual(
+            read(LOG),
+            [
+                Reading("line 2", "basement", T, {"temperature": 23.4, "light": 512}, units),
+                Reading("line 4", "basement", T + 10_000, {"temperature": None, "light": 513}, units),
+                Reading("line 7", "attic", T + 20_000, {"temperature": -1}, {"temperature": "=odd"}),
+                Reading("line 8", "attic", T + 20_000, {"temperature": -2}, {"temperature": "=odd"}),
+            ],
+        )  # fmt: skip
+
+    def test_what_is_wrong_is_named_with_its_line(self):
+        wrong = (
+            ("2026-11-20T16:36:10Z,basement,temperature,abc,°C", "temperature takes a number, not 'abc'"),
+            ("yesterday,basement,temperature,1,°C", "'yesterday' is no time"),
+            ("2026-11-20T16:36:10Z,../x,temperature,1,°C", "'../x' is no name of a node"),
+            ("2026-11-20T16:36:10Z,basement,Temp,1,°C", "'Temp' is no name of a sensor"),
+            ("2026-11-20T16:36:10Z,basement,temperature,1", "4 cells, where time,node,sensor,value,unit are 5"),
+            ("2026-11-20T16:36:10Z,basement,temperature,1," + "x" * 33, "is no unit"),
+        )
+        for row, text in wrong:
+            found = faults(LOG + row + "\n")
+            self.assertEqual(len(found), 1, row)
+            self.assertTrue(found[0].startswith("line 9: "), found)
+            self.assertIn(text, found[0])
+
+
+class Tables(unittest.TestCase):
+    def test_columns_are_sensors(self):
+        text = (
+            "Time;Temperature (°C);Rel. Humidity [%];2nd\n2026-11-20 15:36:10Z;23,4;;7\n2026-11-20T15:36:11+00:00;;;\n"
+        )
+        found = read(text)
+        units = {"temperature": "°C", "rel_humidity": "%"}
+        self.assertEqual(found, [Reading("line 2", "", T - 123, {"temperature": 23.4, "s_2nd": 7}, units)])
+
+    def test_however_lines_end_and_cells_are_divided(self):
+        for text in (
+            "time,a\r\n2026-11-20T15:36:10.123Z,1\r\n",
+            "\ufefftime\ta\n2026-11-20T15:36:10.123Z\t1",
+            'time,a\n\n"2026-11-20T15:36:10,123Z","1"\n\n',
+            "timestamp,A\n1795188970.123,1\n",
+            "timestamp , A \n1795188970123, 1\n",
+        ):
+            self.assertEqual(values(text), [(T, {"a": 1})], text)
+
+    def test_latin_1_of_old_programs(self):
+        self.assertEqual(read("time,t (°C)\n1795188970,1\n".encode("latin-1"))[0].units, {"t": "°C"})
+
+    def test_a_time_without_an_offset_is_this_machines(self):
+        before = os.environ.get("TZ")
+        os.environ["TZ"] = "Europe/Berlin"
+        time.tzset()
+        try:
+            self.assertEqual(values("time,a\n2026-11-20 16:36:10.123,1\n"), [(T, {"a": 1})])
+        finally:
+            os.environ.pop("TZ") if before is None else os.environ.update(TZ=before)
+            time.tzset()
+
+    def test_what_is_wrong_is_named(self):
+        for text, said in (
+            ("", "a table has 2 to 256 columns"),
+            ("time\n1\n", "a table has 2 to 256 columns"),
+            ("time" + ",a" * 300, "a table has 2 to 256 columns"),
+            ("2026-11-20T15:36:10Z,1\n", "the first line names the columns"),
+            ("time,a,A\n", "two columns are called a"),
+            ("time,!\n", "'!' is no name of a sensor"),
+            ("time,a\n1795188970,x\n", "line 2: a takes a number, not 'x'"),
+            ("time,a\n1795188970,1,2\n", "line 2: 3 cells, where the first line has 2"),
+            ("time,a\n1795188970,1e999\n", "line 2: a is too large"),
+            ("time,a\n1795188970," + "9" * 30 + "\n", "line 2: a is too large"),
+            ("time,a\n17,1\n", "line 2: '17' is no time"),
+            ("time,a\n2026-13-40 10:00:00,1\n", "line 2: '2026-13-40 10:00:00' is no time"),
+            ('time,a\n1795188970,"1\n', "unexpected end of data"),
+            ("time,a\n" + "x" * 100_000 + "\n", "a line has at most 65536 bytes"),
+            ("x" * 1_000_000, "a line has at most 65536 bytes"),
+            ('time,a\n1795188970,"' + "1\n" * 100_000, "field larger than field limit"),
+        ):
+            found = faults(text)
+            self.assertEqual(len(found), 1, text[:50])
+            self.assertIn(said, found[0])
+
+    def test_every_wrong_row_is_named(self):
+        rows = "".join(f"1795188970,{'x' if number % 2 else number}\n" for number in range(10))
+        self.assertEqual([fault.partition(":")[0] for fault in faults("time,a\n" + rows)],
+                         [f"line {line}" for line in (3, 5, 7, 9, 11)])  # fmt: skip
+
+
+class Json(unittest.TestCase):
+    def test_forms(self):
+        at, want = "2026-11-20T15:36:10.123Z", [(T, {"a": 1.5})]
+        for text in (
+            '[{"time": "%s", "a": 1.5}]' % at,
+            '{"timestamp": "%s", "a": "1.5"}' % at,
+            '{"node": "x", "units": {"A": "V"}, "readings": [{"date": "%s", "A": 1.5}]}' % at,
+            '{"samples": [{"seq": 1, "time": "%s", "up": 5, "values": {"a": 1.5}, "errors": {}}]}' % at,
+            '{"data": [{"time": 1795188970.123, "sensor": "A", "value": 1.5, "unit": "V"}]}',
+            '\ufeff [{"time": 1795188970123, "a": 1.5}]\n',
+        ):
+            self.assertEqual(values(text, "x.JSON"), want, text)
+
+    def test_node_and_units(self):
+        text = '{"node": "x", "units": {"A": "V"}, "readings": [{"time": 1795188970, "A": 1, "node": "y"}]}'
+        self.assertEqual(read(text, "x.json"), [Reading("reading 1", "y", 1795188970_000, {"a": 1}, {"a": "V"})])
+
+    def test_what_is_wrong_is_named(self):
+        for text, said in (
+            ("", "JSON was expected here"),
+            ("{", "not JSON"),
+            ("7", "JSON is imported where it is a list of readings"),
+            ("{}", "JSON is imported where it is a list of readings"),
+            ('{"units": 1, "readings": []}', "units is an object"),
+            ("[7]", "reading 1: a reading is an object"),
+            ('[{"a": 1}]', "reading 1: a reading has its time"),
+            ('[{"time": 1795188970}]', "reading 1: a reading has 1 to 256 values"),
+            ('[{"time": 1795188970, "a": true}]', "reading 1: a takes a number, not True"),
+            ('[{"time": 1795188970, "a": [1]}]', "reading 1: a takes a number, not [1]"),
+            ('[{"time": 1795188970, "a": "x"}]', "reading 1: a takes a number, not 'x'"),
+            ('[{"time": 1795188970, "a": 1, "A": 2}]', "stands twice"),
+            ('[{"time": 1795188970, "a": NaN}]', "not a finite number"),
+            ('[{"time": 1795188970, "a": 1, "node": "../x"}]', "'../x' is no name of a node"),
+            ('[{"time": true, "a": 1}]', "True is no time"),
+            ("[" * 100_000, "nested deeper"),
+            (b"\xff\xfe", "utf-8"),
+            (b"[" + b" " * JSON_BYTES + b"]", "of JSON at most 8388608 bytes"),
+        ):
+            found = faults(text, "x.json")
+            self.assertEqual(len(found), 1, text[:50])
+            self.assertIn(said, found[0])
+
+    def test_other_readings_of_the_file_are_looked_at_all_the_same(self):
+        text = '[{"time": 1795188970, "a": 1}, {"time": "x", "a": 1}, {"time": 1795188971, "a": 2}, 5]'
+        found = read(text, "x.json")
+        self.assertEqual([type(one) for one in found], [Reading, Fault, Reading, Fault])
+        self.assertEqual((found[1].where, found[3].where), ("reading 2", "reading 4"))
+
+
+class Words(unittest.TestCase):
+    def test_values(self):
+        for said, value in (
+            ("23.4", 23.4), ("-5", -5), ("+.5", 0.5), ("1e3", 1000.0), (" 7 ", 7), ("NaN", None), ("", None),
+            ("-", None), (None, None), (3, 3), (2.5, 2.5), ("null", None),
+        ):  # fmt: skip
+            self.assertEqual(read_value(said, "x"), value)
+            self.assertIs(type(read_value(said, "x")), type(value))
+
+    def test_times_to_the_millisecond(self):
+        for said, ms in (
+            ("2026-11-20T15:36:10.123Z", T), ("2026-11-20T16:36:10.123+01:00", T), ("1795188970.123", T),
+            ("1795188970123", T), (1795188970123, T), ("2026-11-20T15:36Z", T - 10_123), ("999999999", 999_999_999_000),
+        ):  # fmt: skip
+            self.assertEqual(read_time(said), ms, said)
+
+    def test_names_of_sensors(self):
+        for said, name in (
+            ("Temperature", ("temperature", "")), ("CPU-Temp. (°C)", ("cpu_temp", "°C")), ("1", ("s_1", "")),
+            ("Größe [m]", ("groe", "m")), ("x" * 40, ("x" * 32, "")), ("()", ("", "")), ("__", ("", "")),
+        ):  # fmt: skip
+            self.assertEqual(sensor_name(said), name, said)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -16,14 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from daybook import Day
-from pages import House, NodeView, Picture, SensorView, age, clock
+from pages import House, NodeView, Picture, SensorView, age, clock, number, with_unit
 from protocol import Sample
+from verdicts import LATE_INTERVALS, LATE_S
 
 if TYPE_CHECKING:
     from session_server import NodeState
+    from verdicts import Finding
 
 FRESH_S = 1.0  # a picture is taken anew after so long, or when something was stored
-LATE_INTERVALS, LATE_S = 3, 5.0  # a node is late when its last sample is older than so many intervals and seconds
 _FAR_MS = 1 << 52  # after every date
 _USUAL_EVERY_S = 60.0  # for a node that was not reached, so that nobody knows its interval
 _CALLS_EVERY_S = 3600.0  # and for one that calls in, and has called once so far
@@ -86,8 +87,20 @@ class Overview:
             samples=about.get("samples", 0), missing=about.get("missing", 0), shift_ms=shift_ms,
             round_trip_ms=state.round_trip_ms if state else None, version=str(details.get("version", ""))[:20],
             last_sent=(state.last_sent or "") if state else "",
-            sensors=_sensors(name, state, about, sample, is_late, day, now_ms),
+            sensors=[
+                self._judged(sensor, now_ms + (shift_ms or 0), state is not None and state.on is not False)
+                for sensor in _sensors(name, state, about, sample, is_late, day, now_ms)
+            ],
         )  # fmt: skip
+
+    def _judged(self, sensor: SensorView, now_ms: int, is_expected: bool) -> SensorView:
+        """The same with what is odd about it; `now_ms` by its node's clock."""
+        verdicts = self._house.verdicts
+        judged = verdicts.of(sensor.node, sensor.name, now_ms, is_expected) if verdicts else None
+        if judged is None:
+            return sensor
+        odd = {finding.kind: _odd(finding, sensor.unit) for finding in judged.findings}
+        return sensor._replace(odd=odd, counts=judged.counts, limits=judged.limits)
 
     def _last_sample(self, name: str, about: Mapping[str, Any]) -> Sample | None:
         """What came last; after a restart what is stored with the latest date."""
@@ -119,11 +132,11 @@ def _sensors(
     names = [*told, *(name for name in units if name not in told and (not told or day.columns.get(name)))]
     midnight = (_midnight_ms(now_ms) - day.from_ms) // day.width_ms
     views = []
-    for number, name in enumerate(names):
+    for place, name in enumerate(names):
         columns = day.columns.get(name, [])
         today = [column for column in columns if column.place >= midnight]
         views.append(SensorView(
-            node=node, name=name, unit=str(told.get(name, {}).get("unit", units.get(name, ""))), number=number,
+            node=node, name=name, unit=str(told.get(name, {}).get("unit", units.get(name, ""))), number=place,
             simulated=told.get(name, {}).get("simulated") is True,
             value=sample.values.get(name) if sample else None,
             fault=_fault(name, sample), time_ms=sample.time_ms if sample else None, is_late=is_late,
@@ -141,6 +154,18 @@ def _fault(name: str, sample: Sample | None) -> str:
     if sample.values.get(name) is not None:
         return ""
     return str(sample.errors.get(name) or ("no reading" if name in sample.values else "not in the last sample"))[:200]
+
+
+def _odd(finding: Finding, unit: str) -> str:
+    """A finding in a few words, to stand beside the value."""
+    if finding.kind == "range":
+        side = "above" if finding.found > finding.limit else "below"
+        return f"{side} {with_unit(number(finding.limit), unit)}"
+    if finding.kind == "jump":
+        return f"jumped by {with_unit(number(finding.found), unit)}"
+    if finding.kind == "rail":
+        return "at the rail"
+    return f"{'stuck' if finding.kind == 'stuck' else 'no value'} for {age(finding.found)}"
 
 
 def _trend(columns: Sequence[Any], count: int) -> int | None:

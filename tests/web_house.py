@@ -40,6 +40,7 @@ from settings import SERVER, SERVER_ARRAYS
 from stores import Filing
 from stores.sqlite import SqliteStore
 from tests.support import LIMIT_S, temp_folder
+from verdicts import Verdicts
 from webui import WebEnd
 
 CONTROL_KEY = "control-key-of-this-test"
@@ -116,10 +117,12 @@ class WebHouse:
         self.intake = Intake(self.store, self.csv, clock, commit_s=0.01)
         self.tokens, self.links = Tokens(self.folder), list(links)
         self.guests = Guests(self.intake, self.links, clock)
+        verdicts = Verdicts(self.links)
+        self.intake.watch(verdicts.note)
         self.house = House(
             name="house", data=self.folder, clock=clock, store=self.store, csv=self.csv, intake=self.intake,
             links=self.links, users=self.users, control=CONTROL_KEY, started_ms=clock.wall_ms(), names=names,
-            stop=self.stopped.append, disk=Disk(self.folder, clock),
+            stop=self.stopped.append, verdicts=verdicts, disk=Disk(self.folder, clock),
         )  # fmt: skip
         self.bearer = {"Authorization": f"Bearer {CONTROL_KEY}"}
         ends = [make(self._hall(settings)) for make in roads]

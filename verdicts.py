@@ -1,0 +1,283 @@
+"""What is odd about a value, said beside it and never instead of it: out of range, a jump, stuck, at the rail, stale.
+
+Runs on: server.  Reached from: the intake's writer (`note`), the pages (`of`).  Hands on to: nobody.
+Threads: any. `_lock` guards all that is kept, and is held while a commit is judged, or one sensor looked up.
+Errors: SettingsError for a [[limits]] table; none for what a node tells, of which only numbers are taken that are some.
+
+A node tells the limits of its sensors in HELLO, as `"limits": {"low": -10, "high": 35, "jump": 0.5, "stuck": 3600,
+"rail": [-50, 279.68]}` with a sensor (docs/protocol.md). Where it cannot, or the server knows better, server.toml does:
+
+    [[limits]]
+    node = "greenhouse"
+    sensor = "temperature"
+    low = 2
+    every = 60
+
+    range    below `low` or above `high`
+    jump     changed by more than `jump` a second since the value before; what lies closer together counts as a second
+    stuck    not changed at all for `stuck` seconds in which there were values
+    rail     at one end of what the sensor can show
+    stale    no value for longer than three intervals and five seconds (`every`, or the node's own interval)
+
+Nothing is done for sensors without limits. Samples are judged in the order in which they were committed, once each.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from base.config import Option, matching, number, read_options
+from base.errors import SettingsError
+from protocol import NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME, SENSOR_NAME_TAKES, Number, Sample
+from stores import Filing, Stretch
+
+if TYPE_CHECKING:
+    from session_server import NodeState
+
+KINDS = ("range", "jump", "stuck", "rail", "stale")
+LATE_INTERVALS, LATE_S = 3, 5.0  # what is older than so many intervals and seconds is late
+_AT_LEAST_S = 1.0  # for a jump: noise between samples of a fast node is no fast change
+
+
+class Finding(NamedTuple):
+    """One thing that is odd now.
+
+    kind   one of KINDS
+    limit  which one it is over: the limit itself, of a rail the end that was reached; seconds, for stuck and stale
+    found  what was found in its place: the value; the change; seconds
+    """
+
+    kind: str
+    limit: float
+    found: float
+
+
+class Judged(NamedTuple):
+    """A sensor that has limits: what is odd about it now, how often each was in this run, and the limits."""
+
+    findings: Sequence[Finding]
+    counts: Mapping[str, int]
+    limits: Mapping[str, Any]
+
+
+class Link(Protocol):
+    """What is needed of a link: whom it leads to."""
+
+    state: NodeState
+
+
+def _rail(value: Any) -> Sequence[float]:
+    if not isinstance(value, list) or _limits_told({"rail": value}) == {}:
+        raise ValueError("takes the two ends of a scale, the lower first, as [0, 1023]")
+    return value
+
+
+OPTIONS = (
+    Option("node", matching(NODE_NAME, NODE_NAME_TAKES), None, "the node's name"),
+    Option("sensor", matching(SENSOR_NAME, SENSOR_NAME_TAKES), None, "the sensor's name"),
+    Option("low", number(-1e15, 1e15), None, "less is out of range,"),
+    Option("high", number(-1e15, 1e15), None, "and so is more than this"),
+    Option("jump", number(1e-9, 1e15), None, "the most that it changes in a second"),
+    Option("stuck", number(1, 864_000), None, "seconds without any change"),
+    Option("rail", _rail, None, "the ends of the scale, [low, high]"),
+    Option("every", number(0.01, 864_000), None, "seconds in which a value is expected, where the node's differ"),
+)
+Rules = Mapping[tuple[str, str], Mapping[str, Any]]
+
+
+def read_rules(tables: Iterable[Mapping[str, Any]], where: str) -> Rules:
+    """The [[limits]] tables, by node and sensor. Raises SettingsError, which begins with `where`."""
+    rules: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for count, table in enumerate(tables, 1):
+        here = f"{where}: [[limits]] {count}"
+        chosen = {key: value for key, value in read_options(table, OPTIONS, here).items() if value is not None}
+        try:
+            key = chosen.pop("node"), chosen.pop("sensor")
+        except KeyError as error:
+            raise SettingsError(f"{here}: {error.args[0]} is missing: whose limits are these?") from None
+        if not chosen:
+            raise SettingsError(f"{here}: no limit is set: low, high, jump, stuck, rail or every")
+        if key in rules:
+            raise SettingsError(f"{here}: there are limits for {key[1]} of {key[0]} already")
+        if chosen.get("low", -math.inf) > chosen.get("high", math.inf):
+            raise SettingsError(f"{here}: low is above high")
+        rules[key] = chosen
+    return rules
+
+
+def _limits_told(told: Any) -> dict[str, Any]:
+    """The limits that a node tells of a sensor, as far as they are any. A stranger's: nothing about it is certain."""
+    if not isinstance(told, dict):
+        return {}
+    limits: dict[str, Any] = {key: told[key] for key in ("low", "high") if _is_finite(told.get(key))}
+    limits |= {key: told[key] for key in ("jump", "stuck") if _is_finite(told.get(key)) and told[key] > 0}
+    rail = told.get("rail")
+    if isinstance(rail, list) and len(rail) == 2 and all(map(_is_finite, rail)) and rail[0] < rail[1]:
+        limits["rail"] = rail
+    return limits
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= 1e300
+
+
+class Verdicts:
+    """The present verdict of every sensor that has limits, and the counts of this run."""
+
+    def __init__(self, links: Sequence[Link], rules: Rules | None = None) -> None:
+        """links: everybody who is collected from; it may grow"""
+        self._links = links
+        self._rules: dict[str, dict[str, Mapping[str, Any]]] = {}
+        for (node, sensor), limits in (rules or {}).items():
+            self._rules.setdefault(node, {})[sensor] = limits
+        self._lock = threading.Lock()
+        self._nodes: dict[str, _Node] = {}
+
+    def note(self, filings: Sequence[Filing]) -> None:
+        """Judge what was committed. For Intake.watch."""
+        with self._lock:
+            for filing in filings:
+                node = self._node(filing.node)
+                if node is None or not node.tracks:
+                    continue
+                for item in filing.items:
+                    if isinstance(item, Stretch):
+                        node.judge(filing.epoch, item.samples)
+
+    def of(self, node: str, sensor: str, now_ms: int, is_expected: bool = True) -> Judged | None:
+        """How a sensor is; None for one without limits.
+
+        now_ms       now, by the node's clock
+        is_expected  False: the node need not send anything now, so that nothing of it is stale
+        """
+        with self._lock:
+            its = self._node(node)
+            track = its.tracks.get(sensor) if its else None
+            if its is None or track is None:
+                return None
+            track.look(now_ms, its.late_s(track) if is_expected else None)
+            return Judged(list(track.findings), dict(track.counts), track.limits)
+
+    def _node(self, name: str) -> _Node | None:
+        """What is kept of a node, by the limits that are in force now. None: it has never had any."""
+        node = self._nodes.get(name)
+        if node is None or node.state is None or node.state.name != name:
+            state = next((link.state for link in self._links if link.state.name == name), None)
+            if state is None and name not in self._rules:
+                return None
+            if node is None:
+                node = self._nodes[name] = _Node(self._rules.get(name, {}))
+            node.state = state
+        if node.state is not None and node.told is not node.state.sensors:
+            node.hear(node.state.sensors)
+        return node
+
+
+class _Node:
+    """One node and its sensors that have limits."""
+
+    def __init__(self, rules: Mapping[str, Mapping[str, Any]]) -> None:
+        self.state: NodeState | None = None
+        self.told: object = None  # its NodeState.sensors when the limits were read from it
+        self.tracks = {sensor: _Track(limits) for sensor, limits in rules.items()}
+        self._rules = rules
+
+    def hear(self, sensors: Sequence[Mapping[str, Any]]) -> None:
+        """Take the limits that it tells now; what was counted so far stays."""
+        limits = {sensor["name"]: _limits_told(sensor.get("limits")) for sensor in sensors}
+        for sensor, rule in self._rules.items():  # which go before what the node says
+            limits[sensor] = {**limits.get(sensor, {}), **rule}
+        before, self.tracks, self.told = self.tracks, {}, sensors
+        for sensor, its in limits.items():
+            if its:
+                track = self.tracks[sensor] = before.get(sensor) or _Track(its)
+                track.limits = its
+
+    def late_s(self, track: _Track) -> float | None:
+        """How old a value may be; None: nobody knows how often one is due."""
+        every_s: float | None = track.limits.get("every") or (self.state.every_s if self.state else None)
+        return None if every_s is None else LATE_INTERVALS * every_s + LATE_S
+
+    def judge(self, epoch: str, samples: Sequence[Sample]) -> None:
+        tracks = [(name, track, self.late_s(track)) for name, track in self.tracks.items()]
+        for sample in samples:
+            values = sample.values
+            for name, track, late_s in tracks:
+                if name in values:
+                    track.judge(values[name], epoch, sample, late_s)
+
+
+class _Track:
+    """One sensor: its last value, and what is odd about it."""
+
+    __slots__ = ("counts", "epoch", "findings", "limits", "same_s", "time_ms", "up_ms", "value")
+
+    def __init__(self, limits: Mapping[str, Any]) -> None:
+        self.limits = limits
+        self.counts = dict.fromkeys(KINDS, 0)
+        self.findings: list[Finding] = []
+        self.value: Number | None = None  # the last one that there was, and when it was taken:
+        self.epoch, self.up_ms, self.time_ms = "", 0, 0
+        self.same_s = 0.0  # for how long it has been the same
+
+    def judge(self, value: Number | None, epoch: str, sample: Sample, late_s: float | None) -> None:
+        """Take what the next sample says of this sensor; None: it failed."""
+        passed_s = self._seconds_since(epoch, sample)
+        if value is None:
+            self.findings = [finding for finding in self.findings if finding.kind == "stale"]
+            if passed_s is not None:
+                self._find_stale(passed_s, late_s)
+            return
+        before, self.value = self.value, value
+        self.epoch, self.up_ms, self.time_ms = epoch, sample.up_ms, sample.time_ms
+        self.findings = list(self._find(value, before, passed_s, late_s))
+        for finding in self.findings:
+            self.counts[finding.kind] += 1
+
+    def look(self, now_ms: int, late_s: float | None) -> None:
+        """It may have become stale since."""
+        if self.value is not None:
+            self._find_stale((now_ms - self.time_ms) / 1000, late_s)
+
+    def _seconds_since(self, epoch: str, sample: Sample) -> float | None:
+        """From the last value to this sample; None where that is not known. Of one epoch both have a clock that never
+        steps; between two there are only their dates, which may."""
+        if self.value is None:
+            return None
+        passed_ms = sample.up_ms - self.up_ms if epoch == self.epoch else 0
+        if passed_ms <= 0:
+            passed_ms = sample.time_ms - self.time_ms
+        return passed_ms / 1000 if passed_ms > 0 else None
+
+    def _find(
+        self, value: Number, before: Number | None, passed_s: float | None, late_s: float | None
+    ) -> Iterable[Finding]:
+        limits = self.limits
+        low, high, jump, stuck, rail = map(limits.get, ("low", "high", "jump", "stuck", "rail"))
+        if low is not None and value < low:
+            yield Finding("range", low, value)
+        elif high is not None and value > high:
+            yield Finding("range", high, value)
+        if jump is not None and before is not None and passed_s is not None:
+            change = float(value) - float(before)
+            if abs(change) > jump * max(passed_s, _AT_LEAST_S):
+                yield Finding("jump", jump, change)
+        if stuck is not None:
+            # A pause without values says nothing of whether it would have changed.
+            is_same = value == before and (passed_s is None or passed_s <= (late_s or stuck))
+            self.same_s = self.same_s + (passed_s or 0.0) if is_same else 0.0
+            if self.same_s >= stuck:
+                yield Finding("stuck", stuck, self.same_s)
+        if rail is not None and not rail[0] < value < rail[1]:
+            yield Finding("rail", rail[0] if value <= rail[0] else rail[1], value)
+
+    def _find_stale(self, seconds: float, late_s: float | None) -> None:
+        """Counted when it begins."""
+        was = any(finding.kind == "stale" for finding in self.findings)
+        self.findings = [finding for finding in self.findings if finding.kind != "stale"]
+        if late_s is not None and seconds > late_s:
+            self.findings.append(Finding("stale", late_s, seconds))
+            self.counts["stale"] += not was

@@ -35,7 +35,7 @@ class Node:
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True,
         )  # fmt: skip
         assert self.process.stdout is not None
-        self.process.stdout.readline()
+        self.address = self.process.stdout.readline().split()[-1]
         self.start_s = time.monotonic() - began_s
 
     def stop(self) -> None:

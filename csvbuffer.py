@@ -14,24 +14,26 @@ they make. Then the rows go into the file. Now and then the file is synced, and 
 it then was (`LogMark`) and forgets the filings that this covers; a new file gets no rows before it is recorded. After
 a crash the filings that are left tell which bytes belong behind that length: what is there and right is kept, the
 rest is cut, and what is missing is written. A file that somebody changed is left alone, and what it lacks opens the
-next one.
+next one. A file that is closed, and owes nothing, gets its line in logs/SHA256SUMS.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import logging
 import os
 import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from base.clock import Clock, parse_rfc3339
 from base.disk import sync_folder
 from base.errors import NotStored
+from log_sums import Sums
 from protocol import Gap, Sample
 from stores import Filing, Logged, LogMark, Store, Stretch
 
@@ -42,7 +44,7 @@ HEADER = "time,node,sensor,value,unit\n"
 SHOWN = 10  # samples that Log Check shows
 SYNC_S = 60.0  # the file is synced when rows have waited so long,
 SYNC_BYTES = 16 << 20  # or when there are so many
-_TAIL_BYTES = 4096
+TAIL_BYTES = 4096
 
 
 class Shown(NamedTuple):
@@ -66,7 +68,9 @@ class CsvLog:
         self._shown: deque[Shown] = deque(maxlen=SHOWN)
         self._fd = -1
         self._behind = False  # whether the file lacks rows that are no longer in memory
-        self._tail = b""  # the last bytes of the file
+        self._tail = b""  # the last bytes of the file,
+        self._sum = hashlib.sha256()  # and the sum of all
+        self._sums = Sums(self._folder)
         self._filed = 0  # the filing up to which the file has all rows
         self._recorded = LogMark("", 0, 0, 0)
         self._synced_s = clock.monotonic()
@@ -84,6 +88,8 @@ class CsvLog:
             self._mend(mark)
         self.flush(self._filed)
         self.record()
+        if self.name and self._recorded.name == self.name:  # so no start writes to an older one any more
+            self._sums.catch_up(self.name)
 
     def record(self) -> None:
         """Sync the file and record it, in a transaction of its own: at the start and at the end of a run."""
@@ -98,7 +104,7 @@ class CsvLog:
 
     def add(self, filing: Filing, noted_ms: int) -> None:
         """Put into the buffer what a commit has stored."""
-        rows = [_rows(filing.node, filing.epoch, item, filing.units, noted_ms) for item in filing.items]
+        rows = [log_rows(filing.node, filing.epoch, item, filing.units, noted_ms) for item in filing.items]
         with self._lock:
             self._buffer += rows
             for item in filing.items[-SHOWN:]:
@@ -145,6 +151,12 @@ class CsvLog:
 
     def close(self) -> None:
         """Give the file back; `due(now=True)` comes first."""
+        self._sums.stop()
+        if self._fd >= 0 and not self._behind and self._recorded[:2] == (self.name, self.size):
+            self._sums.seal(self.name, self._sum.hexdigest())
+        self._close_file()
+
+    def _close_file(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -169,15 +181,16 @@ class CsvLog:
     def _begin(self) -> None:
         """Begin a new file, named by the minute."""
         os.makedirs(self._folder, exist_ok=True)
-        stem = time.strftime("sensorlog_%d%m%y_%H%M", time.localtime(self._clock.wall_ms() / 1000))
-        count, name = 1, f"{stem}.csv"
+        count, name = 1, log_name(self._clock.wall_ms())
+        stem = name.removesuffix(".csv")
         while os.path.exists(os.path.join(self._folder, name)):
             count += 1
             name = f"{stem}_{count}.csv"
         fd = os.open(os.path.join(self._folder, name), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-        self.close()
+        self._close_file()
         with self._lock:
             self._fd, self.name, self.size, self._tail = fd, name, 0, b""
+        self._sum = hashlib.sha256()
         sync_folder(self._path())
 
     def _is_changed(self) -> bool:
@@ -196,19 +209,20 @@ class CsvLog:
         size = _append(self._fd, data, self.size)
         with self._lock:
             self.size = size
-        self._tail = (self._tail + data[-_TAIL_BYTES:])[-_TAIL_BYTES:]
+        self._tail = (self._tail + data[-TAIL_BYTES:])[-TAIL_BYTES:]
+        self._sum.update(data)
         self._filed = filed
 
     def _catch_up(self) -> None:
         for logged in self._store.logged_after(self._filed):
-            self._write(_logged_rows(logged), logged.filed)
+            self._write(logged_rows(logged), logged.filed)
         self._behind = False
 
     # ------------------------------------------------------------------------------------------ mending
 
     def _mend(self, mark: LogMark) -> None:
         """Make the file of `mark` say what the store has; what cannot be put there is left for the next file."""
-        owed = [(logged.filed, _logged_rows(logged)) for logged in self._store.logged_after(mark.filed)]
+        owed = [(logged.filed, logged_rows(logged)) for logged in self._store.logged_after(mark.filed)]
         path = os.path.join(self._folder, mark.name)
         try:
             fd = os.open(path, os.O_RDWR)
@@ -226,7 +240,7 @@ class CsvLog:
 
     def _mend_open(self, fd: int, path: str, mark: LogMark, owed: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
         """The same, with the file open. Returns what the file could not be given."""
-        tail_at = max(0, mark.size - _TAIL_BYTES)
+        tail_at = max(0, mark.size - TAIL_BYTES)
         if zlib.crc32(os.pread(fd, mark.size - tail_at, tail_at)) != mark.tail:
             log.warning("%s was changed by hand: it is left alone, and what it lacked opens the next log", path)
             return owed
@@ -234,9 +248,11 @@ class CsvLog:
         while owed and (length := _says_the_same(os.pread(fd, 2 * len(owed[0][1]), at), owed[0][1])):
             at += length
             self._filed = owed.pop(0)[0]
-        if not _is_left_by_crash(os.pread(fd, os.fstat(fd).st_size - at, at), b"".join(rows for _, rows in owed)):
+        if not is_left_by_crash(os.pread(fd, os.fstat(fd).st_size - at, at), b"".join(rows for _, rows in owed)):
             log.warning("%s was added to by hand: it is left alone, and what it lacked opens the next log", path)
             return owed
+        if owed or os.fstat(fd).st_size != at:
+            self._sums.unseal(mark.name)
         os.ftruncate(fd, at)
         while owed:
             filed, rows = owed[0]
@@ -274,10 +290,11 @@ def _says_the_same(there: bytes, rows: bytes) -> int:
 
 
 def _is_same_row(one: bytes, other: bytes) -> bool:
-    return one.endswith(b"\n") and _meaning(one) == _meaning(other)
+    return one.endswith(b"\n") and meaning(one) == meaning(other)
 
 
-def _meaning(row: bytes) -> Any:
+def meaning(row: bytes) -> Any:
+    """What a row of the log says: time (ms), node, sensor, value as text; the row itself when it is none."""
     try:
         time_text, node, sensor, value, _ = next(csv.reader([row.decode()]))
         return parse_rfc3339(time_text), node, sensor, value
@@ -285,7 +302,7 @@ def _meaning(row: bytes) -> Any:
         return row
 
 
-def _is_left_by_crash(there: bytes, wanted: bytes) -> bool:
+def is_left_by_crash(there: bytes, wanted: bytes) -> bool:
     """Whether every byte of `there` is what was to be written there, or zero (a block that was never written)."""
     wanted = wanted[: len(there)].ljust(len(there), b"\0")
     step = 4096
@@ -296,43 +313,15 @@ def _is_left_by_crash(there: bytes, wanted: bytes) -> bool:
     )
 
 
-def verify_logs(folder: str, store: Store) -> Iterator[str]:
-    """Compare all logs in `folder` with what is stored; a line for each fault. No server may run meanwhile.
-
-    Every row is counted and added up as a hash: so both sides are read once, in any order, in little memory.
-    """
-    written = logged_gaps = written_sum = 0
-    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
-        with open(os.path.join(folder, name), newline="", encoding="utf-8", errors="replace") as log:
-            for line in log:
-                if line == HEADER:
-                    continue
-                meaning = _meaning(line.encode()) if line.endswith("\n") else None
-                if not isinstance(meaning, tuple):
-                    yield f"{name}: a torn row: {line.strip()[:60]!r}"
-                elif meaning[2] == "gap" and "samples " in line:
-                    logged_gaps += 1
-                else:
-                    written, written_sum = written + 1, written_sum + hash(meaning)
-    stored = stored_sum = 0
-    for point in store.every_sample():
-        for sensor, value in point.values.items():
-            text = "" if value is None else repr(value)
-            stored, stored_sum = stored + 1, stored_sum + hash((point.time_ms, point.node, sensor, text))
-    if (written, written_sum) != (stored, stored_sum):
-        yield f"the logs hold {written} readings and the store {stored}; they are not the same (was a log changed?)"
-    if logged_gaps != (gaps := len(store.gaps(-1))):
-        yield f"the logs tell of {logged_gaps} gaps and the store of {gaps}"
-
-
 # ------------------------------------------------------------------------------------------------------------ rows
 
 
-def _logged_rows(logged: Logged) -> bytes:
-    return _rows(logged.node, logged.epoch, logged.item, logged.units, logged.noted_ms).encode()
+def logged_rows(logged: Logged) -> bytes:
+    """The rows that the log owes of what the store gives back."""
+    return log_rows(logged.node, logged.epoch, logged.item, logged.units, logged.noted_ms).encode()
 
 
-def _rows(node: str, epoch: str, item: Stretch | Gap, units: Mapping[str, str], noted_ms: int) -> str:
+def log_rows(node: str, epoch: str, item: Stretch | Gap, units: Mapping[str, str], noted_ms: int) -> str:
     """The rows of samples: one a value, an empty value where a sensor failed. A gap is one row, its value the count."""
     if isinstance(item, Gap):
         count = item.last - item.first + 1 + item.before
@@ -363,6 +352,11 @@ def _cell(text: str) -> str:
     if any(mark in text for mark in ',"\r\n'):
         text = '"' + text.replace('"', '""') + '"'
     return text
+
+
+def log_name(time_ms: int) -> str:
+    """How a log is called that begins at this time: `sensorlog_DDMMYY_HHMM.csv`."""
+    return time.strftime("sensorlog_%d%m%y_%H%M.csv", time.localtime(time_ms / 1000))
 
 
 def local_time(time_ms: int) -> str:

@@ -1,4 +1,4 @@
-"""What every command of control.py is: its arguments, what it works with, and how it says that it failed.
+"""What every command of control.py is: its arguments, what it works with, how it says that it failed or how far it is.
 
 Runs on: node and server.  Reached from: control.py, which lists the commands.  Hands on to: nobody.
 Members: one file for each group of commands, with `COMMANDS`, a table as control.py's own; unlike the members of other
@@ -9,6 +9,7 @@ Threads: none.  Errors: Failed, for exit status 1; SettingsError for 2.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -49,4 +50,28 @@ def node_name(text: str) -> str:
     return text
 
 
+class Bar:
+    """How far something has gone; on a terminal only."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name if len(name) <= 30 else name[:27] + "..."
+        self._shown = -1
+        self._is_seen = sys.stderr.isatty()
+
+    def show(self, gone: int, size: int) -> None:
+        """So many bytes (or whatever it is) of so many."""
+        percent = min(100, 100 * gone // size) if size else 100
+        if self._is_seen and percent != self._shown:
+            self._shown = percent
+            done = "#" * (percent * _BAR // 100)
+            print(f"\r{self._name:30} [{done:-<{_BAR}}] {percent:3} %", end="", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """The line is finished."""
+        if self._shown >= 0:
+            print(file=sys.stderr)
+            self._shown = -1
+
+
+_BAR = 30  # columns
 NODE = ("node", {"metavar": "NODE", "type": node_name})

@@ -24,7 +24,7 @@ from typing import Any
 
 from base.errors import SettingsError
 from base.net import join_address, split_address
-from commands import Command, Context, Failed, node_name
+from commands import Bar, Command, Context, Failed, node_name
 from protocol import NODE_NAME
 from received import Pi, PiIds, read_pi_id
 
@@ -34,7 +34,6 @@ _FILE_FIELD = "sensor_data_file"
 _CONNECT_S, _ANSWER_S = 10.0, 120.0  # the latter: a card takes its time to have a long file durably
 _BLOCK_BYTES = 256 << 10
 _ANSWER_BYTES = 4096
-_BAR = 30  # columns
 _ID_FILE = "pi_id"  # in the data folder
 _ID_VARIABLE = "PIGEONPOST_PI_ID"
 _LETTERS = re.compile(r"[A-Za-z]{8,64}").fullmatch
@@ -269,28 +268,6 @@ def _put_away(folder: str, name: str) -> None:
         import shutil
 
         shutil.move(os.path.join(folder, name), target)  # to another file system
-
-
-class Bar:
-    """How far one file has gone; on a terminal only."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name if len(name) <= 30 else name[:27] + "..."
-        self._shown = -1
-        self._is_seen = sys.stderr.isatty()
-
-    def show(self, gone: int, size: int) -> None:
-        """So many bytes of so many."""
-        percent = 100 * gone // size
-        if self._is_seen and percent != self._shown:
-            self._shown = percent
-            done = "#" * (percent * _BAR // 100)
-            print(f"\r{self._name:30} [{done:-<{_BAR}}] {percent:3} %", end="", file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        """The line is finished."""
-        if self._shown >= 0:
-            print(file=sys.stderr)
 
 
 def _complain(text: str, status: int) -> int:

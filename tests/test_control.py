@@ -15,6 +15,7 @@ import warnings
 from unittest import mock
 
 import control
+from log_sums import logs_in
 from tests import page_support
 from tests.page_support import Node, Server, use_memory_disk
 from tests.support import LIMIT_S, clean_environment, temp_folder, wait_until
@@ -290,7 +291,7 @@ class Verify(ControlCase):
             wait_until(lambda: len(server.get("/log")[1].splitlines()) >= 12, "ten samples are stored")
             server.terminate()
             self.assertEqual(server.wait(), 0)
-            for name in ("pigeonpost.sqlite3", *(f"logs/{log}" for log in os.listdir(f"{server.data}/logs"))):
+            for name in ("pigeonpost.sqlite3", *(f"logs/{log}" for log in logs_in(f"{server.data}/logs"))):
                 with open(os.path.join(server.data, name), "rb") as file:
                     self.sound[name] = file.read()
         os.mkdir(os.path.join(self.data, "logs"))

@@ -13,6 +13,7 @@ from unittest import mock
 import csvbuffer
 from base.clock import FakeClock
 from csvbuffer import HEADER, CsvLog, local_time
+from log_sums import logs_in
 from protocol import Gap, Sample
 from stores import LogMark
 from stores.sqlite import SqliteStore
@@ -37,7 +38,7 @@ class LogCase(unittest.TestCase):
 
     def crash(self):
         """What a kill leaves: nothing is flushed, synced or recorded any more."""
-        self.log.close()
+        self.log._close_file()
         self.store.close()
         self.clock.sleep(60)
 
@@ -58,7 +59,7 @@ class LogCase(unittest.TestCase):
         self.log.flush(filed)
 
     def names(self):
-        return sorted(os.listdir(os.path.join(self.folder, "logs")), key=lambda name: (len(name), name))
+        return sorted(logs_in(os.path.join(self.folder, "logs")), key=lambda name: (len(name), name))
 
     def path(self, name=None):
         return os.path.join(self.folder, "logs", name or self.log.name)
@@ -388,7 +389,7 @@ class Faults(LogCase):
 
 class Pieces(unittest.TestCase):
     def test_what_a_crash_leaves(self):
-        is_left = csvbuffer._is_left_by_crash
+        is_left = csvbuffer.is_left_by_crash
         self.assertTrue(is_left(b"", b"abc"))
         self.assertTrue(is_left(b"ab", b"abc"))
         self.assertTrue(is_left(b"\0b\0\0\0", b"abc"))
@@ -396,13 +397,13 @@ class Pieces(unittest.TestCase):
         self.assertFalse(is_left(b"abcd", b"abc"))
 
     def test_gap_without_more(self):
-        row = csvbuffer._rows("n", E1, Gap(1, 0, 5, "x"), {}, 0)
+        row = csvbuffer.log_rows("n", E1, Gap(1, 0, 5, "x"), {}, 0)
         self.assertIn(",n,gap,5,", row)
 
     def test_sample_of_no_units(self):
         from stores import Stretch
 
-        row = csvbuffer._rows("n", E1, Stretch([Sample(1, 0, 0, {"x": 1}, {}, "")]), {}, 0)
+        row = csvbuffer.log_rows("n", E1, Stretch([Sample(1, 0, 0, {"x": 1}, {}, "")]), {}, 0)
         self.assertTrue(row.endswith(",n,x,1,\n"))
 
 

@@ -15,6 +15,7 @@ import unittest
 from unittest import mock
 
 import server
+from log_sums import logs_in
 from tests.page_support import Node, Server, control, use_memory_disk
 from tests.support import LIMIT_S, Program, clean_environment, temp_folder, wait_until
 
@@ -26,7 +27,7 @@ def setUpModule():
 def rows(data):
     """Every row of all logs in a data folder, in order; AssertionError for one that is torn."""
     found = []
-    for name in sorted(os.listdir(os.path.join(data, "logs"))):
+    for name in logs_in(os.path.join(data, "logs")):
         with open(os.path.join(data, "logs", name), newline="", encoding="utf-8") as file:
             text = file.read()
         head, *rest = csv.reader(text.splitlines())
@@ -342,7 +343,7 @@ class Killed(ServerCase):
             server.process.kill()
             server.process.wait(LIMIT_S)
             logs = os.path.join(data, "logs")
-            newest = max((os.path.join(logs, name) for name in os.listdir(logs)), key=os.path.getmtime)
+            newest = max((os.path.join(logs, name) for name in logs_in(logs)), key=os.path.getmtime)
             os.truncate(newest, os.path.getsize(newest) - cut)
             self.assertTrue(os.path.exists(os.path.join(data, "running.json")))
         last = Server(self, "--node", node.at, data=data)

@@ -256,7 +256,7 @@ class House:
 
     def _csv_rows(self) -> list[tuple[str, ...]]:
         rows = []
-        for path in sorted((self.data / "server" / "logs").iterdir()):
+        for path in sorted((self.data / "server" / "logs").glob("*.csv")):
             content = path.read_text(encoding="utf-8")
             assert content.endswith("\n") or not content, f"{path}: a torn row at its end"
             header, *found = list(csv.reader(content.splitlines())) or [[]]

@@ -7,7 +7,7 @@ import unittest
 from pathlib import Path
 
 from base.clock import parse_rfc3339
-from csvbuffer import HEADER, CsvLog, _logged_rows
+from csvbuffer import HEADER, CsvLog, logged_rows
 from tests.fuzz import Target, fuzzed, st
 from tests.memory_store import MemoryStore
 from tests.support import temp_folder
@@ -48,7 +48,7 @@ class Repair(Target, LogCase):
         self.crash()
         mark, self.name = self.store.log_mark(), self.log.name
         self.there = Path(self.path()).read_bytes()
-        self.owed = [_logged_rows(logged) for logged in self.store.logged_after(mark.filed)]
+        self.owed = [logged_rows(logged) for logged in self.store.logged_after(mark.filed)]
         self.synced, self.whole = mark.size, self.there[: mark.size] + b"".join(self.owed)
 
     def check(self, data):

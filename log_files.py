@@ -1,0 +1,154 @@
+"""The CSV logs as files on the disk: compared with the store, and written anew from it. No server runs meanwhile.
+
+Runs on: server.  Reached from: control.py.  Hands on to: the disk, a store.
+Threads: none.  Errors: OSError of the disk; those of the store.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+
+from base.clock import Clock
+from base.disk import sync_folder
+from csvbuffer import HEADER, TAIL_BYTES, is_left_by_crash, log_rows, logged_rows, meaning
+from log_sums import logs_in
+from protocol import Gap, Sample
+from stores import LogMark, Point, Store, Stretch
+
+_AT_ONCE = 1000  # samples that are made rows together
+
+
+class Tally:
+    """How many readings and gaps there are, and the sum of their hashes: two of them are compared in any order."""
+
+    def __init__(self) -> None:
+        self.readings = self.gaps = self.sum = 0
+
+    def add(self, reading: tuple[int, str, str, str]) -> None:
+        """One reading: time, node, sensor, value as text."""
+        self.readings += 1
+        self.sum += hash(reading)
+
+
+def verify_logs(folder: str, store: Store) -> Iterator[str]:
+    """Compare all logs in `folder` with what is stored; a line for each fault.
+
+    What the last run stored, and a crash kept out of its log, is no fault: the next start writes it there.
+    """
+    forgotten_ms = _forgotten(store)
+    written, stored = Tally(), Tally()
+    mark = store.log_mark()
+    for name in logs_in(folder):
+        owed = list(_owed(store, mark)) if mark is not None and mark.name == name else []
+        yield from _count_log(os.path.join(folder, name), mark if owed else None, owed, forgotten_ms, written)
+    if mark is not None and mark.name not in logs_in(folder):
+        yield from _count_lines(mark.name, _owed(store, mark), forgotten_ms, written)
+    for point in store.every_sample():
+        for sensor, value in point.values.items() if point.time_ms > forgotten_ms[point.node] else ():
+            stored.add((point.time_ms, point.node, sensor, "" if value is None else repr(value)))
+    if (written.readings, written.sum) != (stored.readings, stored.sum):
+        yield (
+            f"the logs hold {written.readings} readings and the store {stored.readings};"
+            " they are not the same (was a log changed?)"
+        )
+    if written.gaps != (gaps := len(store.gaps(-1))):
+        yield f"the logs tell of {written.gaps} gaps and the store of {gaps}"
+
+
+def _forgotten(store: Store) -> Mapping[str, int]:
+    """Up to when samples of each node may have been forgotten, because their time to be kept was over."""
+    return {node["name"]: node.get("kept_from_ms", 0) for node in store.nodes()}
+
+
+def _owed(store: Store, mark: LogMark) -> Iterator[bytes]:
+    """The rows that the last run stored and is not known to have written."""
+    for logged in store.logged_after(mark.filed):
+        yield from logged_rows(logged).splitlines(keepends=True)
+
+
+def _count_log(
+    path: str, mark: LogMark | None, owed: Sequence[bytes], forgotten_ms: Mapping[str, int], tally: Tally
+) -> Iterator[str]:
+    """Count what one log says; where it owes rows, what it will say after the next start."""
+    name = os.path.basename(path)
+    with open(path, "rb") as log:
+        if mark is not None and os.fstat(log.fileno()).st_size >= mark.size:
+            rest = b"".join(owed)
+            log.seek(mark.size)
+            is_usual = is_left_by_crash(log.read(len(rest) + 1), rest)
+            log.seek(0)
+            if is_usual:
+                yield from _count_lines(name, chain(_lines(log, mark.size), owed), forgotten_ms, tally)
+                return
+        yield from _count_lines(name, log, forgotten_ms, tally)
+
+
+def _lines(log: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """Those that stand in the first `size` bytes."""
+    for line in log:
+        size -= len(line)
+        if size < 0:
+            return
+        yield line
+
+
+def _count_lines(name: str, lines: Iterable[bytes], forgotten_ms: Mapping[str, int], tally: Tally) -> Iterator[str]:
+    head = HEADER.encode()
+    for line in lines:
+        if line == head:
+            continue
+        said = meaning(line) if line.endswith(b"\n") else None
+        if not isinstance(said, tuple):
+            yield f"{name}: a torn row: {line.decode(errors='replace').strip()[:60]!r}"
+        elif said[2] == "gap" and b"samples " in line:
+            tally.gaps += 1
+        elif said[0] > forgotten_ms.get(said[1], 0):
+            tally.add(said)
+
+
+# --------------------------------------------------------------------------------------------------- written anew
+
+
+def write_anew(folder: str, name: str, store: Store, clock: Clock) -> None:
+    """Write one log that says all that is stored, node by node, and record that nothing is owed any more.
+
+    For a database that came without its logs. `folder` must have no log yet.
+    """
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, name)
+    size, tail = 0, b""
+    with open(path, "xb") as log:
+        for block in _all_rows(store):
+            log.write(block)
+            size, tail = size + len(block), (tail + block[-TAIL_BYTES:])[-TAIL_BYTES:]
+        log.flush()
+        os.fsync(log.fileno())
+    sync_folder(path)
+    with store.writing(()):
+        filed = store.put((), clock.wall_ms(), None)
+        store.put((), clock.wall_ms(), LogMark(name, size, zlib.crc32(tail), filed))
+
+
+def _all_rows(store: Store) -> Iterator[bytes]:
+    yield HEADER.encode()
+    units = {node["name"]: node["sensors"] for node in store.nodes()}
+    waiting: list[Point] = []
+    for point in store.every_sample():
+        if waiting and (waiting[0].node != point.node or len(waiting) >= _AT_ONCE):
+            yield _block(waiting, units)
+            waiting = []
+        waiting.append(point)
+    if waiting:
+        yield _block(waiting, units)
+    for told in reversed(store.gaps(-1)):
+        gap = Gap(told["from"], told["to"], told["before"], told["why"])
+        yield log_rows(told["node"], told["epoch"], gap, {}, told["noted_ms"]).encode()
+
+
+def _block(points: list[Point], units: Mapping[str, Mapping[str, str]]) -> bytes:
+    node = points[0].node
+    samples = [Sample(point.seq, point.time_ms, 0, point.values, {}, point.clock) for point in points]
+    return log_rows(node, points[0].epoch, Stretch(samples), units.get(node, {}), 0).encode()

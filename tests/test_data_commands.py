@@ -1,0 +1,591 @@
+"""Care of the data as people do it: backup, restore, verify, export, import."""
+
+import contextlib
+import hashlib
+import io
+import os
+import re
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import unittest
+from unittest import mock
+
+import backups
+from base.clock import FakeClock
+from base.disk import only_one
+from csvbuffer import CsvLog
+from intake import Intake
+from log_sums import logs_in
+from stores.sqlite import FILE, SqliteStore
+from stores.sqlite_schema import _FIRST
+from tests import test_stores
+from tests.faults.house import House
+from tests.page_support import use_memory_disk
+from tests.support import LIMIT_S, ROOT, clean_environment, temp_folder, wait_until
+from tests.test_control import ControlCase
+from tests.test_stores import E2, batch, gap
+
+
+def setUpModule():
+    use_memory_disk()
+
+
+@contextlib.contextmanager
+def run_of_a_server(data):
+    """The part of a server that stores, for one run."""
+    store = SqliteStore(data)
+    csv = CsvLog(data, store, FakeClock())
+    intake = Intake(store, csv, FakeClock(), commit_s=0.0)
+    csv.start()
+    intake.start()
+    try:
+        yield intake
+    finally:
+        intake.stop(LIMIT_S)
+        csv.close()
+        store.close()
+
+
+def fill(data, *batches):
+    with run_of_a_server(data) as intake:
+        for one in batches or (batch(1, 40), batch(1, 10, node="b", epoch=E2), gap(41, 50)):
+            intake.accept(quiet(one))
+
+
+def quiet(one):
+    return one._replace(done=lambda epoch, seq: None)
+
+
+def crashed_copy(test, data):
+    """What a kill would leave now."""
+    copy = temp_folder(test)
+    shutil.copytree(data, copy, dirs_exist_ok=True)
+    return copy
+
+
+def content(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def tree(folder, without=()):
+    """Every file below a folder with what is in it; but for locks, and what SQLite keeps while it looks."""
+    found = {}
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(place, name)
+            if not name.endswith((".lock", "-shm", "-wal")) and not path[len(folder) + 1 :].startswith(tuple(without)):
+                found[path[len(folder) + 1 :]] = content(path)
+    return found
+
+
+class DataCase(ControlCase):
+    def setUp(self):
+        super().setUp()
+        self.place = temp_folder(self)  # of the backups
+        self.tar, self.copy = os.path.join(self.place, "b.tar"), os.path.join(self.place, "b.sqlite3")
+
+    def database(self, data=None):
+        return os.path.join(data or self.data, FILE)
+
+    def logs(self, data=None):
+        return os.path.join(data or self.data, "logs")
+
+    def assert_sound(self, samples, data=None):
+        self.assertRegex(self.done("verify", data=data), rf"^{samples} samples of \d nodes: all there, each once")
+
+
+class Backup(DataCase):
+    def test_both_forms_come_back(self):
+        fill(self.data)
+        self.done("token", "basement")
+        for file in (self.tar, self.copy):
+            told = self.done("backup", file)
+            self.assertRegex(told, r"^\S+/b\.\w+: 50 samples of 2 nodes: all there, each once; 10 more are noted as"
+                                   r" missing, in 1 gaps; [\d,]+ bytes, checked\n$")  # fmt: skip
+            self.assertEqual([name for name in os.listdir(self.place) if name.startswith(".")], [])
+            other = temp_folder(self)
+            self.done("restore", file, data=other)
+            self.assert_sound(50, data=other)
+            self.assertEqual(self.rows(other), self.rows(self.data))
+            self.assertEqual(os.path.exists(os.path.join(other, "tokens.json")), file == self.tar)
+
+    def rows(self, data):
+        """All rows of all logs, in any order."""
+        return sorted(
+            row for name in logs_in(self.logs(data)) for row in content(f"{self.logs(data)}/{name}").split(b"\n")
+        )
+
+    def test_sha256sum_reads_its_manifest(self):
+        fill(self.data)
+        fill(self.data, batch(11, 30, node="b", epoch=E2))
+        self.done("backup", self.tar)
+        folder = temp_folder(self)
+        with tarfile.open(self.tar) as tar:
+            names = tar.getnames()
+            tar.extractall(folder, filter="data")
+        self.assertEqual(names[0], FILE)
+        self.assertEqual(names[-1], "SHA256SUMS")
+        for sums in (folder, self.logs(folder)):
+            done = subprocess.run(
+                ["sha256sum", "-c", "SHA256SUMS"], cwd=sums, capture_output=True, text=True, timeout=60
+            )
+            self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        self.assertEqual(len(content(os.path.join(folder, "SHA256SUMS")).splitlines()), len(names) - 1)
+
+    def test_it_is_for_the_owners_eyes(self):
+        fill(self.data)
+        self.done("backup", self.tar)
+        self.assertEqual(stat.S_IMODE(os.stat(self.tar).st_mode), 0o600)
+
+    def test_a_folder_gets_a_new_file(self):
+        fill(self.data)
+        self.done("backup", self.place)
+        (name,) = os.listdir(self.place)
+        self.assertRegex(name, r"^pigeonpost-\d{4}-\d\d-\d\d_\d{6}\.tar$")
+
+    def test_it_changes_nothing_of_the_servers(self):
+        """Above all it does not checkpoint: only the server's own connection ever may."""
+        with run_of_a_server(self.data) as intake:
+            intake.accept(quiet(batch(1, 400)))
+            intake.settle(LIMIT_S)
+            wal = self.database() + "-wal"
+            self.assertGreater(os.path.getsize(wal), 0)
+            before = content(self.database()), content(wal)
+            self.done("backup", self.tar)
+            self.done("backup", self.copy)
+            self.assertEqual((content(self.database()), content(wal)), before)
+
+    def test_what_a_crash_left_in_the_wal_is_in_it(self):
+        with run_of_a_server(self.data) as intake:
+            intake.accept(quiet(batch(1, 400)))
+            intake.settle(LIMIT_S)
+            crashed = crashed_copy(self, self.data)
+        self.done("backup", self.tar, data=crashed)
+        other = temp_folder(self)
+        self.done("restore", self.tar, data=other)
+        self.assert_sound(400, data=other)
+
+    def test_while_a_server_commits(self):
+        """One moment is copied, and a server that commits all the time does not make it begin anew for ever."""
+        fill(self.data, batch(1, 2000))
+        stop = threading.Event()
+        count = [2000]
+
+        def write(intake):
+            while not stop.is_set():
+                intake.accept(quiet(batch(count[0] + 1, count[0] + 20)), urgent=True)
+                count[0] += 20
+
+        with run_of_a_server(self.data) as intake, mock.patch.object(backups, "_PAGES_AT_ONCE", 1):
+            writer = threading.Thread(target=write, args=(intake,))
+            writer.start()
+            try:
+                for number in range(4):
+                    self.done("backup", f"{self.place}/{number}.tar")
+            finally:
+                stop.set()
+                writer.join(LIMIT_S)
+        seen = []
+        for number in range(4):
+            other = temp_folder(self)
+            self.done("restore", f"{self.place}/{number}.tar", data=other)
+            seen.append(int(self.done("verify", data=other).split()[0]))
+        self.assertEqual(seen, sorted(seen))
+        self.assertGreater(seen[-1], seen[0])
+        self.assert_sound(count[0])
+
+    def test_a_damaged_database_does_not_take_the_place_of_a_good_backup(self):
+        fill(self.data)
+        self.done("backup", self.tar)
+        before = content(self.tar)
+        with contextlib.closing(sqlite3.connect(self.database())) as db:
+            db.execute("DELETE FROM samples WHERE seq = 5")
+            db.commit()
+        status, out, told = self.run_("backup", self.tar)
+        self.assertEqual(status, 1)
+        self.assertIn("do not add up to", out)
+        self.assertIn("the database is damaged: no backup was made", told)
+        self.assertEqual((content(self.tar), os.listdir(self.place)), (before, ["b.tar"]))
+
+    def test_a_full_disk(self):
+        fill(self.data, batch(1, 3000))
+        self.done("backup", self.tar)
+        before = content(self.tar)
+        for file in (self.tar, self.copy):
+            done = subprocess.run(
+                ["bash", "-c", 'ulimit -f 64; exec "$@"', "x", sys.executable, f"{ROOT}/control.py",
+                 "--data", self.data, "backup", file],
+                capture_output=True, text=True, timeout=3 * LIMIT_S, env=clean_environment(), cwd=self.place,
+            )  # fmt: skip
+            self.assertEqual(done.returncode, 1, done.stderr)
+            self.assertRegex(done.stderr, r"^control\.py: .*(disk|large)")
+            self.assertEqual((content(self.tar), os.listdir(self.place)), (before, ["b.tar"]))
+
+    def test_what_a_killed_one_left_is_cleared_away(self):
+        fill(self.data)
+        left = os.path.join(self.place, ".b.tar.making")
+        os.mkdir(left)
+        with open(os.path.join(left, FILE), "wb") as file:
+            file.write(b"half of it")
+        self.done("backup", self.tar)
+        self.assertEqual(os.listdir(self.place), ["b.tar"])
+
+    def test_two_at_once(self):
+        fill(self.data)
+        lock = only_one(os.path.join(self.place, ".b.tar.making", "lock"))
+        self.assert_fails(1, "another command works on the same", "backup", self.tar)
+        os.close(lock)
+        self.done("backup", self.tar)
+
+    def test_where_it_may_not_lie(self):
+        fill(self.data)
+        for file in (self.database(), os.path.join(self.data, "b.tar"), os.path.join(self.logs(), "b.tar")):
+            self.assert_fails(2, "lies in the data folder", "backup", file)
+        self.assert_fails(2, "is no folder", "backup", os.path.join(self.place, "nowhere", "b.tar"))
+        self.assert_fails(2, "there is no database in", "backup", self.tar, data=temp_folder(self))
+
+    def test_a_log_that_begins_meanwhile_is_not_half_in_it(self):
+        fill(self.data)
+        real = backups.copy_database
+
+        def copy(*arguments):
+            real(*arguments)
+            fill(self.data, batch(51, 99))  # another run, all of it
+
+        with mock.patch.object(backups, "copy_database", copy):
+            self.done("backup", self.tar)
+        other = temp_folder(self)
+        self.done("restore", self.tar, data=other)
+        self.assert_sound(50, data=other)
+        fill(other, batch(51, 99))
+        self.assert_sound(99, data=other)
+
+    def test_dropped_files_and_odd_names(self):
+        fill(self.data)
+        os.mkdir(os.path.join(self.data, "files"))
+        names = ("0123456789abcdef_a.csv", ".coming-0123", "0123456789abcdef_a.sha256")
+        for name in names:
+            with open(os.path.join(self.data, "files", name), "w") as file:
+                file.write(name)
+        for name in ("my own ä.csv", ".hidden.csv"):
+            with open(os.path.join(self.logs(), name), "w") as file:
+                file.write("time,node,sensor,value,unit\n")
+        self.done("backup", self.tar)
+        other = temp_folder(self)
+        self.done("restore", self.tar, data=other)
+        self.assertEqual(sorted(os.listdir(os.path.join(other, "files"))), [names[0], names[2]])
+        self.assertIn("my own ä.csv", os.listdir(self.logs(other)))
+
+    def test_of_an_older_format(self):
+        """Who brings a new program does well to make a backup before it is started."""
+        make_old(self.data)
+        self.done("backup", self.tar)
+        self.assert_fails(2, "was made by an older Pigeonpost: start this one's server once", "verify")
+        other = temp_folder(self)
+        self.done("restore", self.tar, data=other)
+        self.assert_sound(3, data=other)
+        self.assertFalse([name for name in os.listdir(other) if ".v1" in name])
+
+
+def make_old(data):
+    """A database as version 1 made it: with what this version made, put into its tables."""
+    fresh = tempfile.mkdtemp()
+    try:
+        fill(fresh, batch(1, 3))
+        shutil.copytree(os.path.join(fresh, "logs"), os.path.join(data, "logs"))
+        with contextlib.closing(sqlite3.connect(os.path.join(data, FILE), isolation_level=None)) as db:
+            db.executescript(f"{_FIRST} PRAGMA user_version = 1; PRAGMA journal_mode = WAL;")
+            db.execute("ATTACH ? AS fresh", (os.path.join(fresh, FILE),))
+            for (table,) in db.execute("SELECT name FROM main.sqlite_schema WHERE type = 'table'").fetchall():
+                columns = ", ".join(f'"{row[1]}"' for row in db.execute(f"PRAGMA main.table_info({table})"))
+                db.execute(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM fresh.{table}")
+    finally:
+        shutil.rmtree(fresh)
+
+
+class Restore(DataCase):
+    def setUp(self):
+        super().setUp()
+        fill(self.data)
+        self.done("token", "basement")
+        self.done("backup", self.tar)
+        self.done("backup", self.copy)
+
+    def test_what_was_there_is_moved_aside_and_not_deleted(self):
+        fill(self.data, batch(51, 70))
+        before = tree(self.data)
+        for file in (self.tar, self.copy):
+            status, out, told = self.run_("restore", file)
+            self.assertEqual(status, 0, told)
+            self.assertRegex(out, r"^\S+: 50 samples of 2 nodes: all there, each once")
+            aside = re.search(r"What was there before is in (\S+/before-restore-\S+)\.\n", told)[1]
+            self.assertIn("the nodes bring what they have taken since", told)
+            kept = {name: data for name, data in before.items() if file == self.tar or name != "tokens.json"}
+            self.assertEqual(tree(aside), kept)
+            self.assert_sound(50)
+            shutil.rmtree(aside)
+            before = tree(self.data)
+            self.assertIn("tokens.json", before)
+
+    def test_the_wal_of_the_old_database_does_not_get_into_the_new_one(self):
+        with run_of_a_server(self.data) as intake:
+            intake.accept(quiet(batch(51, 400)))
+            intake.settle(LIMIT_S)
+            crashed = crashed_copy(self, self.data)
+        self.assertGreater(os.path.getsize(self.database(crashed) + "-wal"), 0)
+        self.done("restore", self.copy, data=crashed)
+        self.assert_sound(50, data=crashed)
+
+    def test_a_server_goes_on_from_it(self):
+        for file in (self.tar, self.copy):
+            self.done("restore", file)
+            fill(self.data, batch(51, 60))
+            self.assert_sound(60)
+            fill(self.data, batch(61, 70))
+            self.assert_sound(70)
+
+    def test_only_while_no_server_runs(self):
+        before = tree(self.data)
+        lock = only_one(os.path.join(self.data, "server.lock"))
+        self.assert_fails(1, "the server runs (", "restore", self.tar)
+        os.close(lock)
+        self.assertEqual(tree(self.data), before)
+
+    def assert_refused(self, text, file, status=1):
+        before = tree(self.data)
+        self.assert_fails(status, text, "restore", file)
+        self.assertEqual(tree(self.data), before)
+        self.assertNotIn(".restoring", os.listdir(self.data))
+
+    def test_a_backup_that_was_damaged(self):
+        whole = content(self.tar)
+        with tarfile.open(self.tar) as tar:
+            places = {member.name: member.offset_data for member in tar}
+        bad = os.path.join(self.place, "bad.tar")
+        for name, at in places.items():
+            for more in (0, 20):
+                with open(bad, "wb") as file:
+                    file.write(whole[: at + more] + bytes([whole[at + more] ^ 1]) + whole[at + more + 1 :])
+                with self.subTest(name=name, more=more):
+                    self.assert_refused("control.py: ", bad)
+
+    def test_a_backup_that_was_cut(self):
+        whole = content(self.tar)
+        bad = os.path.join(self.place, "bad.tar")
+        end = len(whole.rstrip(b"\0"))
+        for size in (0, 1, 100, 511, 512, 600, end // 2, end - 600, end - 1):
+            with open(bad, "wb") as file:
+                file.write(whole[:size])
+            with self.subTest(size=size):
+                self.assert_refused("control.py: ", bad)
+
+    def test_a_database_that_was_damaged(self):
+        whole = content(self.copy)
+        bad = os.path.join(self.place, "bad.sqlite3")
+        for at in range(4096, len(whole), 4096):
+            with open(bad, "wb") as file:
+                file.write(whole[:at] + b"\xff" * 200 + whole[at + 200 :])
+            with self.subTest(page=at // 4096 + 1):
+                status, _, told = self.run_("restore", bad)
+                self.assertIn("Traceback" not in told and status, (1, 0))
+                if status == 0:  # a page that nothing is in
+                    self.assert_sound(50)
+        self.assert_refused("control.py: ", self.cut(bad, whole[:5000]))
+
+    def cut(self, path, data):
+        with open(path, "wb") as file:
+            file.write(data)
+        return path
+
+    def test_what_is_none(self):
+        self.assert_refused("there is no such file", os.path.join(self.place, "none.tar"), status=2)
+        self.assert_refused("there is no such file", self.place, status=2)
+        self.assert_refused("is no backup, or is damaged", self.cut(f"{self.place}/x.tar", b"my own notes\n" * 100))
+        other = os.path.join(self.place, "other.sqlite3")
+        with contextlib.closing(sqlite3.connect(other)) as db:
+            db.execute("CREATE TABLE temperatures (time, value)")
+        self.assert_refused("is the database of another program", other)
+
+    def test_of_a_newer_program(self):
+        with contextlib.closing(sqlite3.connect(self.copy)) as db:
+            db.execute("PRAGMA user_version = 99")
+        self.assert_refused("was made by a newer Pigeonpost", self.copy, status=2)
+
+    def make(self, *members):
+        """A tar of these, with a right manifest."""
+        path = os.path.join(self.place, "made.tar")
+        sums = b""
+        with tarfile.open(path, "w") as tar:
+            for member, data in members:
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+                sums += f"{hashlib.sha256(data).hexdigest()}  {member.name}\n".encode()
+            info = tarfile.TarInfo("SHA256SUMS")
+            info.size = len(sums)
+            tar.addfile(info, io.BytesIO(sums))
+        return path
+
+    def test_a_tar_that_means_ill(self):
+        link = tarfile.TarInfo("logs/x.csv")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        device = tarfile.TarInfo("logs/x.csv")
+        device.type = tarfile.CHRTYPE
+        names = ("../x", "/tmp/x", "logs/../../x", "logs/a/b", "server.lock", "running.json", "logs/", "", "files/.x")
+        for member in (link, device, *map(tarfile.TarInfo, names)):
+            database = tarfile.TarInfo(FILE)
+            with self.subTest(name=member.name, type=member.type):
+                self.assert_refused(
+                    "which is no part of a backup", self.make((database, content(self.copy)), (member, b""))
+                )
+        twice = self.make((tarfile.TarInfo("tokens.json"), b"1"), (tarfile.TarInfo("tokens.json"), b"2"))
+        self.assert_refused("which is no part of a backup", twice)
+        self.assert_refused("there is no database in it", self.make((tarfile.TarInfo("tokens.json"), b"{}")))
+
+    def test_verify_of_a_backup(self):
+        for file in (self.tar, self.copy):
+            before = tree(self.data), content(file)
+            self.assertIn("50 samples of 2 nodes: all there, each once", self.done("verify", file))
+            self.assertEqual((tree(self.data), content(file)), before)
+        bad = self.cut(f"{self.place}/bad.tar", content(self.tar)[:-11_000])
+        self.assert_fails(1, "control.py: ", "verify", bad)
+
+    def test_on_a_new_machine(self):
+        new = os.path.join(self.place, "data")
+        status, _, told = self.run_("restore", self.tar, data=new)
+        self.assertEqual(status, 0, told)
+        self.assertIn("There was nothing there before.", told)
+        self.assertEqual(self.done("tokens", data=new), "basement\n")
+
+
+class Sums(DataCase):
+    """logs/SHA256SUMS."""
+
+    def sums(self):
+        return content(os.path.join(self.logs(), "SHA256SUMS")).decode()
+
+    def check(self):
+        done = subprocess.run(
+            ["sha256sum", "-c", "SHA256SUMS"], cwd=self.logs(), capture_output=True, text=True, timeout=60
+        )
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+
+    def test_a_log_that_is_closed_gets_its_line(self):
+        fill(self.data, batch(1, 50))
+        self.assertEqual(len(self.sums().splitlines()), 1)
+        self.check()
+        fill(self.data, batch(51, 60))
+        self.assertEqual([line.split()[1] for line in self.sums().splitlines()], logs_in(self.logs()))
+        self.check()
+        self.assert_sound(60)
+
+    def test_a_log_that_was_changed_or_is_gone(self):
+        fill(self.data, batch(1, 50))
+        fill(self.data, batch(51, 60))
+        first, second = logs_in(self.logs())
+        with open(os.path.join(self.logs(), first), "r+b") as log:
+            log.seek(40)
+            log.write(b"!")
+        os.unlink(os.path.join(self.logs(), second))
+        status, out, _ = self.run_("verify")
+        self.assertEqual(status, 1)
+        self.assertIn(f"{first}: changed since it was closed (its SHA-256 is ", out)
+        self.assertIn(f"{second}: a closed log that cannot be read: No such file", out)
+
+    def killed(self):
+        """Go on with what a kill leaves of a run of fifty samples; the log."""
+        with run_of_a_server(self.data) as intake:
+            intake.accept(quiet(batch(1, 50)))
+            wait_until(lambda: len(content(os.path.join(self.logs(), logs_in(self.logs())[0]))) > 4000, "it is logged")
+            data = crashed_copy(self, self.data)
+        self.data = data
+        (name,) = logs_in(self.logs())
+        return os.path.join(self.logs(), name)
+
+    def test_after_a_kill_the_next_start_makes_it_up(self):
+        log = self.killed()
+        sums = os.path.join(self.logs(), "SHA256SUMS")
+        self.assertFalse(os.path.exists(sums))
+        with run_of_a_server(self.data):
+            wait_until(lambda: os.path.exists(sums), "the sum is made up")
+            self.assertEqual(self.sums().split()[1:], [os.path.basename(log)])
+        self.assertEqual(len(self.sums().splitlines()), 2)
+        self.check()
+
+    def test_a_log_that_gets_what_it_owes_is_summed_up_again(self):
+        fill(self.data, batch(1, 50))
+        (first,) = logs_in(self.logs())
+        before = self.sums()
+        store = SqliteStore(self.data)
+        test_stores.file(store, batch(51, 60))  # stored in the last moment of a run, after the log was closed
+        store.close()
+        fill(self.data, batch(61, 70))
+        self.assertIn(first, self.sums())
+        self.assertNotIn(before, self.sums())
+        self.check()
+        self.assert_sound(70)
+
+    def test_a_run_of_which_the_log_lags_behind_is_sound(self):
+        """After a kill the next start writes what is missing: that is no fault."""
+        log = self.killed()
+        whole = content(log)
+        with contextlib.closing(SqliteStore(self.data, look_only=True)) as store:
+            recorded = store.log_mark().size
+        self.assertLess(recorded, len(whole))
+        for size in range(recorded, len(whole) + 1, 99):
+            with open(log, "wb") as file:
+                file.write(whole[:size])
+            self.assert_sound(50)
+        with open(log, "ab") as file:
+            file.write(whole[-40:])
+        self.assertEqual(self.run_("verify")[0], 1)
+        os.unlink(log)
+        self.assert_sound(50)  # all of it is owed: the next log has it
+
+
+class Promise(unittest.TestCase):
+    """With the real programs: a server that was restored gets again by itself what it lost."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.house = House(folder.name)
+        self.addCleanup(self.house.close)
+        self.house.start()
+
+    def control(self, *arguments):
+        done = subprocess.run(
+            [sys.executable, f"{ROOT}/control.py", "--data", str(self.house.data / "server"), *arguments],
+            capture_output=True, text=True, timeout=3 * LIMIT_S, cwd=self.house.folder, env=clean_environment(),
+        )  # fmt: skip
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        return done.stdout
+
+    def collect(self, more=20):
+        wanted = len(self.house.heard) + more
+        wait_until(lambda: self.house.is_stored(wanted), "samples are stored")
+
+    def test_backup_beside_the_server_and_restore_after_more_has_come(self):
+        for name in ("b.tar", "b.sqlite3"):
+            self.collect()
+            backup = str(self.house.folder / name)
+            self.control("backup", backup)
+            self.collect()
+            self.house.server.kill()
+            self.control("restore", backup)
+            self.house.server.start()
+            self.collect()
+        self.house.settle()
+        figures = self.house.check()
+        self.assertEqual((figures["lost"], figures["repeated"], figures["gaps"]), (0, 0, 0))
+        self.assertRegex(self.control("verify"), r"^\d+ samples of 1 nodes: all there, each once\n$")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -184,8 +184,7 @@ class BusState:
             if component.control.restart(packet.sequence, packet.time_ms):
                 fields["CResetTime"], fields["IsActive"], fields["Configuration"] = time_ms, packet.active, value
             return
-        if not component.control.note(packet.sequence, packet.time_ms):
-            return
+        component.control.note(packet.sequence, packet.time_ms)  # saying the same twice does no harm
         fields[f"{flag}Timestamp"] = time_ms
         if flag == "I":
             fields["IsActive"] = packet.active

@@ -91,10 +91,10 @@ def node_page(visit: Visit) -> Answer:
         ),
         _span_links(node, span),
         _charts(node.sensors, span),
+        _judged(node.sensors),
         Html('<section data-piece="about"><h2>About this node</h2><table class="facts">{}</table></section>').format(
             together(Html("<tr><th>{}</th><td>{}</td></tr>").format(*fact) for fact in _facts(node, picture.now_ms))
         ),
-        _judged(node.sensors),
         _missing(missing, picture.now_ms),
     ), "\n")  # fmt: skip
     return html_page(node.name, body, visit, live=True, foot=_foot(visit))
@@ -156,7 +156,7 @@ def _odd(sensor: SensorView) -> Html:
     """What is odd about the value, a word or two each."""
     if not sensor.odd:
         return Html("")
-    words = together(Html('<span class="odd">{}</span>').format(text) for text in sensor.odd.values())
+    words = together((Html('<span class="odd">{}</span>').format(text) for text in sensor.odd.values()), " ")
     return Html('<span class="odds">{}</span>').format(words)
 
 

@@ -309,7 +309,7 @@ class Pages(unittest.TestCase):
     def test_on_the_card(self):
         card = self.get("/", html=True).partition('class="cards"')[2].partition("</section>")[0]
         first, _, second = card.partition("light")
-        self.assertIn('<span class="odd">above 30 °C</span><span class="odd">jumped by 21.75 °C</span>', first)
+        self.assertIn('<span class="odd">above 30 °C</span> <span class="odd">jumped by 21.75 °C</span>', first)
         self.assertIn("43.25", first)  # beside the value, never instead of it
         self.assertNotIn("odd", second)
         self.assertRegex(self.get("/"), r"43\.25 °C .*above 30 °C, jumped by 21\.75 °C")
@@ -345,7 +345,7 @@ class Pages(unittest.TestCase):
         self.link.state.sensors = [{"name": "temperature", "unit": "<b>", "limits": {"stuck": 1, "low": 50}}]
         self.house.store_samples("basement", [{"temperature": 43.25}] * 3)
         page = self.get("/nodes/basement", html=True)
-        self.assertIn('<span class="odd">below 50 &lt;b&gt;</span><span class="odd">stuck for 3 s</span>', page)
+        self.assertIn('<span class="odd">below 50 &lt;b&gt;</span> <span class="odd">stuck for 3 s</span>', page)
         self.assertIn("at least 50 &lt;b&gt;; changes within 1 s", page)
         self.link.state.sensors = [{"name": "temperature", "unit": "", "limits": {"rail": [0, 43], "high": 50}}]
         self.house.store_samples("basement", [{"temperature": 43.25}])

@@ -76,10 +76,14 @@ def decoded(data: bytes, whence: str) -> Any:
 
 
 class _Watched(io.RawIOBase):
-    """A socket as http.client wants it, of which each read ends with the deadline of the whole answer."""
+    """A socket as http.client wants it, of which each read ends with the deadline of the whole answer.
+
+    It also counts the bytes: http.client reads without end what is sent in a chunk of the length -1.
+    """
 
     def __init__(self, sock: socket.socket, give_up_s: float) -> None:
         self._sock, self._give_up_s = sock, give_up_s
+        self._left = 2 * LONGEST_ANSWER  # with the head, and what chunks cost
         self._raw = sock.makefile("rb", buffering=0)
 
     def makefile(self, mode: str) -> io.BufferedReader:
@@ -93,7 +97,11 @@ class _Watched(io.RawIOBase):
         if left_s <= 0:
             raise TimeoutError
         self._sock.settimeout(left_s)
-        return self._raw.readinto(buffer)
+        count = self._raw.readinto(buffer)
+        self._left -= count or 0
+        if self._left < 0:
+            raise OverflowError
+        return count
 
     def close(self) -> None:
         self._raw.close()
@@ -116,7 +124,7 @@ class Web:
         self._http: Any = http.client
         self._timeout_s, self._ca = timeout_s, ca
         self._headers = headers or {}
-        own = {"User-Agent": f"pigeonpost/{VERSION}", "Accept": "application/json"}
+        own = {"User-Agent": f"pigeonpost/{VERSION}", "Accept": "application/json", "Connection": "close"}
         given = {name.lower() for name in self._headers}
         self._own = {name: value for name, value in own.items() if name.lower() not in given}
         self._tls: Any = None
@@ -164,7 +172,7 @@ class Web:
         """One request: status, the Location, and at most one byte more than is taken."""
         if form is not None:
             headers = {**headers, "Content-Type": "application/x-www-form-urlencoded"}
-        connection = None
+        connection = response = None
         try:
             connection = self._connection(at, max(0.001, give_up_s - time.monotonic()))
             connection.response_class = functools.partial(self._response, give_up_s)
@@ -178,6 +186,8 @@ class Web:
             return response.status, response.headers.get("Location", ""), data
         except SensorError:
             raise
+        except OverflowError:
+            raise SensorError(f"{at.shown}: longer than {LONGEST_ANSWER} bytes") from None
         except TimeoutError:
             raise SensorError(f"{at.shown}: no answer within {self._timeout_s:g} s") from None
         except self._http.HTTPException as error:
@@ -186,9 +196,10 @@ class Web:
             certificate = getattr(error, "verify_message", "")  # of ssl's errors
             hint = "; a certificate that it has made itself can be named with ca" if certificate else ""
             raise SensorError(f"{at.shown}: {certificate or error.strerror or error}{hint}") from None
-        finally:
-            if connection:
-                connection.close()
+        finally:  # now, not when somebody forgets the error that we are on the way with
+            for held in (response, connection):
+                if held:
+                    held.close()
 
     def _connection(self, at: Url, seconds: float) -> Any:
         if at.secure:

@@ -177,7 +177,7 @@ class JsonSource(Source):
             try:
                 self._answer = self._ask()
             except SensorError as error:
-                self._answer = error
+                self._answer = SensorError(str(error))  # without all that its traceback holds
         if isinstance(self._answer, SensorError):
             raise SensorError(str(self._answer))
         readings: dict[str, Number | SensorError] = {}

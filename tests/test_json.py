@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import threading
 import time
+import tracemalloc
 import unittest
 import urllib.parse
 from unittest import mock
@@ -71,6 +72,7 @@ class Server:
                 pass
 
         self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.handle_error = lambda *_: None  # who was sent too much does not read on
         if tls:
             self.http.socket = tls.wrap_socket(self.http.socket, server_side=True)
         self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.http.server_address[1]}"
@@ -258,8 +260,13 @@ class Answers(JsonCase):
         self.server.answers["/x"] = {"a": 1}
         source = self.make()
         before = len(os.listdir("/proc/self/fd"))
-        for _ in range(20):
+        errors = []  # kept, as somebody might: they hold no connection
+        for n in range(20):
             source.read()
+            self.server.answers["/long"] = (200, {"Transfer-Encoding": "chunked"} if n % 2 else {}, b"9" * 2_000_000)
+            with self.assertRaises(SensorError) as caught:
+                Web(LIMIT_S).ask(self.server.url + "/long")
+            errors.append(caught.exception)
         wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before, "all connections are closed")
 
 
@@ -315,6 +322,28 @@ class Trouble(JsonCase):
             began_s = time.monotonic()
             self.assert_fails("no answer within 0.3 s", url=raw_server(self, talk), timeout=0.3)
             self.assertLess(time.monotonic() - began_s, 30)
+
+    def test_whatever_is_said_of_its_length_no_more_is_taken(self):
+        def flood(head):
+            def talk(sock):
+                sock.sendall(b"HTTP/1.1 200 OK\r\n" + head)
+                for _ in range(50):
+                    sock.sendall(b" " * (1 << 20))
+
+            return talk
+
+        for head in (
+            b"\r\n", b"Content-Length: 99999999999\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\nfffffffff\r\n",
+            b"Transfer-Encoding: chunked\r\n\r\n-1\r\n",
+        ):  # fmt: skip
+            with self.subTest(head):
+                source = self.make(url=raw_server(self, flood(head)))
+                tracemalloc.start()
+                try:
+                    self.assert_fails(": longer than 1048576 bytes", source=source)
+                    self.assertLess(tracemalloc.get_traced_memory()[1], 16 << 20)
+                finally:
+                    tracemalloc.stop()
 
     def test_nobody_there(self):
         listener = socket.create_server(("127.0.0.1", 0))

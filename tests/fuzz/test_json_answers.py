@@ -1,0 +1,119 @@
+"""What a web server answers to a source: a finite number, or a SensorError - soon, and in little memory."""
+
+import http.client
+import json
+import math
+import socket
+import unittest
+
+from base.errors import SensorError
+from base.fetch import LONGEST_ANSWER, Web, decoded
+from sensors import json as json_kind
+from tests.fuzz import Target, fuzzed, mutated, st
+
+PATHS = [json_kind.path(text) for text in ("", "a", "a.0", "a.-1.b", '"a.b".c', "0", "-0", "a.9999999999", "b.b.b")]
+BODIES = [
+    b'{"a": [1, {"b": "2.5"}], "a.b": {"c": true}, "b": null}', b"[[1], -0.0, 1e308]", b'"21.5"', b"1e999", b"NaN",
+    b'{"a": [{"b": "' + b"9" * 400 + b'"}]}',
+]  # fmt: skip
+HEADS = [
+    b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", b"HTTP/1.0 200 OK\r\n\r\n", b"HTTP/1.1 404 Not Found\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n", b"HTTP/1.1 302 Found\r\nLocation: /\r\n\r\n",
+    b"HTTP/1.1 302 Found\r\nLocation: http://[::1/\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n",
+    b"HTTP/1.1 204 No Content\r\n\r\n", b"HTTP/1.1 401 No\r\nWWW-Authenticate: Basic\r\n\r\n",
+]  # fmt: skip
+PIECES = [
+    b"{", b"}", b"[", b"]", b'"', b":", b",", b"null", b"true", b"9" * 5000, b"\\u0000", b"\\ud800", b"\xff",
+    b"[" * 3000, b'{"a":' * 2000, b"1e5", b"-", b"NaN", b"Infinity", b"\0", b"\xef\xbb\xbf",
+]  # fmt: skip
+HEAD_PIECES = [
+    b"\r\n", b"\n", b"Content-Length: ", b"-1", b"99999999999999999999", b"Transfer-Encoding: chunked\r\n", b"0\r\n",
+    b"fffffffff\r\n", b"Location: ", b"file:///x", b"//", b"http://", b"\x1b", b"\xff", b"Content-Encoding: gzip\r\n",
+    b"HTTP/1.1 100 Continue\r\n\r\n", b"X: y\r\n" * 60, b"x" * 5000,
+]  # fmt: skip
+
+
+class JsonAnswers(Target, unittest.TestCase):
+    corpus = "json_answers"
+    MEMORY_BYTES = 16 << 20  # an array in each of a thousand arrays is a thousand lists
+
+    def check(self, data):
+        with self.bounded():
+            try:
+                answer = decoded(data, "here")
+            except SensorError as error:
+                self.check_words(error)
+                return
+            for path in PATHS:
+                try:
+                    value = json_kind.find(path, {"ON": 1.0}, answer)
+                except SensorError as error:
+                    self.check_words(error)
+                else:
+                    self.assertIs(type(value), float)
+                    self.assertTrue(math.isfinite(value))
+
+    def check_words(self, error):
+        self.assertLess(len(str(error)), 800)
+        self.assertTrue(str(error).isprintable(), str(error))
+
+    @fuzzed(lambda: mutated(st.sampled_from(BODIES), PIECES, 40_000))
+    def test_answers_mutated(self, data):
+        self.check(data)
+
+    @fuzzed(lambda: st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(("a", "b", "a.b", "0")), inner),
+        max_leaves=20).map(json.dumps).map(str.encode))  # fmt: skip
+    def test_answers(self, data):
+        self.check(data)
+
+
+class HttpAnswers(JsonAnswers):
+    """The bytes of the whole answer; after them the server is silent, or has closed."""
+
+    corpus = "http_answers"
+
+    def check(self, data):
+        web = Web(0.05)
+        sockets = []
+
+        def connection(at, seconds):
+            ours, theirs = socket.socketpair()
+            sockets.append(theirs)
+            ours.settimeout(seconds)
+            made = http.client.HTTPConnection(at.host, at.port, timeout=seconds)
+            made.sock = ours
+            theirs.setblocking(False)
+            theirs.send(data)  # what fits into the socket's buffer
+            if len(data) % 2:
+                theirs.shutdown(socket.SHUT_WR)
+            return made
+
+        web._connection = connection
+        try:
+            with self.bounded():
+                try:
+                    web.ask("http://127.0.0.1/x?secret-key", {"Authorization": "secret"})
+                except SensorError as error:
+                    self.check_words(error)
+                    self.assertNotIn("secret", str(error))
+        finally:
+            for sock in sockets:
+                sock.close()
+
+    @fuzzed(lambda: mutated(st.tuples(st.sampled_from(HEADS), st.sampled_from(BODIES)).map(b"".join),
+                            [*PIECES, *HEAD_PIECES], 40_000))  # fmt: skip
+    def test_answers_mutated(self, data):
+        self.check(data)
+
+    @fuzzed(lambda: mutated(st.sampled_from(HEADS), HEAD_PIECES, 10_000))
+    def test_answers(self, data):
+        self.check(data)
+
+    def test_one_without_end(self):
+        self.check(b"HTTP/1.1 200 OK\r\n\r\n" + b" " * min(LONGEST_ANSWER, 150_000))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -249,7 +249,10 @@ class Store:
         raise NotImplementedError
 
     def nodes(self) -> list[dict[str, Any]]:
-        """Every node ever stored: name, samples, gaps, first and last time (ms), sensors with their units."""
+        """Every node ever stored: name, samples, gaps, first and last time (ms), sensors with their units.
+
+        Of the samples also how many were forgotten, and up to when (ms) that may have happened; 0: none were.
+        """
         raise NotImplementedError
 
     def points(self, node: str, from_ms: int, to_ms: int, limit: int) -> list[Point]:

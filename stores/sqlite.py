@@ -254,7 +254,9 @@ class SqliteStore(Store):
             return [self._about(db, id, name) for id, name in db.execute("SELECT id, name FROM nodes ORDER BY name")]
 
     def _about(self, db: sqlite3.Connection, id: int, name: str) -> dict[str, Any]:
-        (high,) = db.execute("SELECT coalesce(sum(seq), 0) FROM epochs WHERE node = ?", (id,)).fetchone()
+        high, forgotten = db.execute(
+            "SELECT coalesce(sum(seq), 0), coalesce(sum(forgotten), 0) FROM epochs WHERE node = ?", (id,)
+        ).fetchone()
         within, before = db.execute(
             "SELECT coalesce(sum(g.last - g.first + 1), 0), coalesce(sum(g.before), 0)"
             " FROM gaps g JOIN epochs e ON e.id = g.epoch WHERE e.node = ?",
@@ -268,6 +270,8 @@ class SqliteStore(Store):
             "name": name,
             "samples": high - within,
             "missing": within + before,
+            "forgotten": forgotten,
+            "kept_from_ms": db.execute("SELECT kept_from FROM nodes WHERE id = ?", (id,)).fetchone()[0],
             "first_ms": ends[0][0] if ends[0] else None,
             "last_ms": ends[1][0] if ends[1] else None,
             "sensors": dict(db.execute("SELECT name, unit FROM sensors WHERE node = ? ORDER BY name", (id,))),

@@ -176,6 +176,8 @@ class MemoryStore(Store):
             found.append({
                 "name": name,
                 "samples": len(times) + sum(n for key, n in self.forgotten.items() if key[0] == name),
+                "forgotten": sum(n for key, n in self.forgotten.items() if key[0] == name),
+                "kept_from_ms": self.kept_from.get(name, 0),
                 "missing": sum(g.last - g.first + 1 + g.before for g in gaps),
                 "first_ms": min(times, default=None), "last_ms": max(times, default=None),
                 "sensors": dict(sorted(self.units.get(name, {}).items())),

@@ -320,7 +320,9 @@ class StoreContract:
         self.assertEqual(self.run_in(lambda: self.store.forget(self.NOON - hour, 100)), 2)
         self.assertEqual([p.time_ms for p in self.store.points("a", 0, 1 << 60, 10)],
                          [self.NOON - hour, self.NOON, self.NOON + hour])  # fmt: skip
-        self.assertEqual((list(self.store.verify()), self.store.nodes()[0]["samples"]), ([], 5))
+        node = self.store.nodes()[0]
+        self.assertEqual((list(self.store.verify()), node["samples"]), ([], 5))
+        self.assertEqual((node["forgotten"], node["kept_from_ms"]), (2, self.NOON - 2 * hour))
         self.assertEqual(len(self.store.summaries("a", "temperature", hour, 0, 1 << 60)), 4)
 
     def test_a_little_at_a_time(self):

@@ -73,6 +73,7 @@ class CsvLog:
         self._sums = Sums(self._folder)
         self._filed = 0  # the filing up to which the file has all rows
         self._recorded = LogMark("", 0, 0, 0)
+        self._due: LogMark | None = None  # handed to a transaction, of which it is not known yet that it was committed
         self._synced_s = clock.monotonic()
         self.name = ""
         self.size = 0  # so many bytes of it are whole rows
@@ -96,9 +97,10 @@ class CsvLog:
         try:
             for _ in range(2):  # a file that has just begun is recorded empty, gets what it owes, is recorded again
                 with self._store.writing(()):
-                    self._store.put((), self._clock.wall_ms(), self.due(now=True))
+                    filed = self._store.put((), self._clock.wall_ms(), self.due(now=True))
+                self._committed()
                 if self._behind:
-                    self.flush(self._filed)
+                    self.flush(filed)
         except NotStored as error:
             log.warning("the CSV log is not recorded yet: %s", error)
 
@@ -112,9 +114,14 @@ class CsvLog:
                     self._shown.extend(Shown(filing.node, sample, filing.units) for sample in item.samples[-SHOWN:])
 
     def flush(self, filed: int) -> None:
-        """Write the buffer to the file, which then has all rows up to filing number `filed`."""
+        """After a commit: write the buffer to the file, which then has all rows up to filing number `filed`."""
+        self._committed()
         with self._lock:
             rows, self._buffer = self._buffer, []
+        if self._filed + len(rows) != filed:
+            self._behind = (
+                True  # something was stored whose commit seemed to fail: a connection broke in the midst of it
+            )
         try:
             if self._fd < 0 or self._is_changed():
                 self._begin()
@@ -135,7 +142,7 @@ class CsvLog:
 
     def due(self, now: bool = False) -> LogMark | None:
         """Sync the file where it is time to (or `now`); what the next transaction is to record then."""
-        old = self._recorded
+        old, self._due = self._recorded, None
         grown = self.size - (old.size if old.name == self.name else 0)
         waited_s = self._clock.monotonic() - self._synced_s
         if not grown or not (now or old.name != self.name or grown >= SYNC_BYTES or waited_s >= SYNC_S):
@@ -145,9 +152,14 @@ class CsvLog:
         except OSError as error:
             log.error("%s: %s", self._path(), error)
             return None
-        self._synced_s = self._clock.monotonic()
-        self._recorded = LogMark(self.name, self.size, zlib.crc32(self._tail), self._filed)
-        return self._recorded
+        self._due = LogMark(self.name, self.size, zlib.crc32(self._tail), self._filed)
+        return self._due
+
+    def _committed(self) -> None:
+        """What was due is recorded."""
+        if self._due is not None:
+            self._recorded, self._due = self._due, None
+            self._synced_s = self._clock.monotonic()
 
     def close(self) -> None:
         """Give the file back; `due(now=True)` comes first."""

@@ -200,9 +200,10 @@ class Intake:
         noted_ms = self._clock.wall_ms()
         answers: dict[tuple[Callable[[str, int], Any], str], int] = {}
         refusals: list[tuple[Batch, Unexpected]] = []
-        # Read before the transaction, and true in it: only this thread writes.
-        tops = {key: self._store.marks(*key, ())[0] for key in {_outbox(b) for b in batches if b.gap and b.gap.before}}
         with self._store.writing({(batch.node, batch.epoch): None for batch in batches}) as marks:
+            # True as long as the transaction is open: until then nobody else stores something of these nodes.
+            counted = {_outbox(batch) for batch in batches if batch.gap and batch.gap.before}
+            tops = {key: self._store.marks(*key, ())[0] for key in counted}
             filings = _filings(batches, marks, tops, answers, refusals)
             filed = self._store.put(filings, noted_ms, self._csv.due())
         with self._changed:

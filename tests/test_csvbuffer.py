@@ -12,6 +12,7 @@ from unittest import mock
 
 import csvbuffer
 from base.clock import FakeClock
+from base.errors import NotStored
 from csvbuffer import HEADER, CsvLog, local_time
 from log_sums import logs_in
 from protocol import Gap, Sample
@@ -379,6 +380,32 @@ class Faults(LogCase):
         self.assertEqual(self.log.fault, "")
         self.log.record()
         self.assertEqual(self.all_lights(), list(range(1, 10)))
+
+    def test_a_transaction_that_fails_records_nothing(self):
+        """A file that the store does not know gets no rows: after a crash they would be written a second time."""
+        self.commit(batch(1, 3))
+        with open(self.path(), "a") as log:
+            log.write("by,hand,not,by,us\n")
+        self.commit(batch(4, 5))  # begins a new file, which is empty until it is recorded
+        with self.assertRaises(NotStored), mock.patch.object(self.store, "put", side_effect=NotStored("full")):
+            self.commit(batch(6, 7))
+        self.commit(batch(6, 7))
+        self.crash()
+        self.open()
+        self.commit(batch(8, 8))
+        self.commit(batch(9, 9))
+        self.assertEqual(sorted(self.all_lights()), [*range(1, 10)])
+
+    def test_a_commit_of_which_the_answer_was_lost_is_in_the_log(self):
+        """As when the connection to a database breaks: the samples come again, as repeats, and nobody hands them on."""
+        self.commit(batch(1, 3))
+        file(self.store, batch(4, 6))
+        with self.store.writing(()):
+            filed = self.store.put((), 0, self.log.due())
+        self.log.flush(filed)
+        self.assertEqual(self.all_lights(), [*range(1, 7)])
+        self.commit(batch(7, 8))
+        self.assertEqual(self.all_lights(), [*range(1, 9)])
 
     def test_a_sync_that_fails_records_nothing(self):
         self.commit(batch(1, 5))

@@ -161,8 +161,8 @@ def _log_rows(rows: Any) -> Iterator[Reading | Fault]:
         where = f"line {rows.line_num}"
         try:
             time, node, sensor, value, unit = _log_row(row)
-            if sensor == "gap" and unit.startswith("samples "):
-                continue  # a note of what is missing
+            if _is_gap(sensor, unit):
+                continue
             if opened != (time, node) or sensor in reading.values:
                 if reading.values:
                     yield reading
@@ -184,9 +184,14 @@ def _log_row(row: list[str]) -> tuple[str, str, str, str, str]:
         raise _Wrong(f"{_shown(node)} is no name of a node")
     if not SENSOR_NAME(sensor):
         raise _Wrong(f"{_shown(sensor)} is no name of a sensor")
-    if sensor != "gap" and not UNIT(unit):
+    if not UNIT(unit) and not _is_gap(sensor, unit):
         raise _Wrong(f"{_shown(unit)} is no unit")
     return time, node, sensor, value, unit
+
+
+def _is_gap(sensor: str, unit: str) -> bool:
+    """A row that says what is missing, in place of a unit; a longer text than any unit."""
+    return sensor == "gap" and unit.startswith("samples ")
 
 
 def _table_rows(rows: Any, heads: list[str], decimal_comma: bool) -> Iterator[Reading | Fault]:

@@ -54,11 +54,12 @@ class OurLog(unittest.TestCase):
             ("2026-11-20T16:36:10Z,basement,Temp,1,°C", "'Temp' is no name of a sensor"),
             ("2026-11-20T16:36:10Z,basement,temperature,1", "4 cells, where time,node,sensor,value,unit are 5"),
             ("2026-11-20T16:36:10Z,basement,temperature,1," + "x" * 33, "is no unit"),
+            ('2026-11-20T16:36:10Z,basement,gap,1,"\nsamples"', "is no unit"),
         )
         for row, text in wrong:
             found = faults(LOG + row + "\n")
             self.assertEqual(len(found), 1, row)
-            self.assertTrue(found[0].startswith("line 9: "), found)
+            self.assertTrue(found[0].startswith(("line 9: ", "line 10: ")), found)
             self.assertIn(text, found[0])
 
 

@@ -114,7 +114,7 @@ def interfaces() -> dict[str, str]:
     """This machine's interfaces that have an IPv4 address, with it; the loopback one among them."""
     import fcntl
 
-    found = {}
+    found: dict[str, str] = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         for _, name in socket.if_nameindex():
             try:
@@ -143,8 +143,9 @@ class Changes:
     def wait(self, seconds: float, others: Sequence[socket.socket] = ()) -> list[socket.socket]:
         """After at most `seconds`, or when one of `others` can be read (these are given), or there is a change."""
         poll = select.poll()  # not select(), which takes no file descriptor above 1,023
-        for file in (self._woken, *([self._netlink] if self._netlink else []), *others):
-            poll.register(file, select.POLLIN)
+        poll.register(self._woken, select.POLLIN)
+        for sock in [self._netlink, *others] if self._netlink else others:
+            poll.register(sock, select.POLLIN)
         ready = {fd for fd, _ in poll.poll(max(0.0, seconds) * 1000)}
         if self._netlink and self._netlink.fileno() in ready:
             try:
@@ -407,7 +408,9 @@ class ServerEnd(_Loop):
             return  # it comes by itself
         links = [link for link in self._hall.links if hasattr(link, "move") and self._is_for(link, call.node, texts)]
         found = self._found.get(call.node)
-        if found in links and len(links) > 1:  # the node of an address without a name: that one stays
+        if (
+            found is not None and found in links and len(links) > 1
+        ):  # the node of an address without a name: that one stays
             links.remove(found)
             self._hall.links.remove(self._found.pop(call.node))
             found.end()

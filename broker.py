@@ -1,0 +1,148 @@
+"""A connection to an MQTT broker: kept up, with its subscriptions; by way of paho-mqtt.
+
+Runs on: node and server.  Reached from: links/mqtt.  Hands on to: paho (1.6, as Debian 12 has it, or 2.x), which is
+  imported when a Broker is made.
+Threads: paho's own, which calls what it is handed; `publish` may be called from any.
+Errors: SettingsError without paho, or with a CA that is none. A broker that is not there is told once, and tried again
+  by paho, from 1 s apart up to a minute.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from base.errors import SettingsError
+from base.net import join_address
+
+if TYPE_CHECKING:
+    from base.config import Settings
+
+log = logging.getLogger(__name__)
+
+KEEPALIVE_S = 60
+LARGEST_BYTES = 1 << 20  # of a payload that is taken
+QOS = 1
+_RETRY_S = 1, 60  # the first pause before connecting again, and the longest
+_PLAIN_PORT, _TLS_PORT = 1883, 8883
+_CONNECT = 1  # the packet that the properties belong to: MQTT 5.0, 2.1.2
+
+
+class Broker:
+    """A connection to the broker: kept up, with its subscriptions."""
+
+    def __init__(
+        self, settings: Settings, name: str, topics: Sequence[str], heard: Callable[[str, bytes], Any],
+        changed: Callable[[], Any] = lambda: None,
+    ) -> None:  # fmt: skip
+        """
+        name     by which the broker knows this client, with something random after it
+        topics   that are subscribed to
+        heard    gets topic and payload of each message, in paho's thread
+        changed  called when `connected` has changed
+        """
+        self.connected = False
+        port = settings["mqtt", "port"] or (_TLS_PORT if settings["mqtt", "tls"] else _PLAIN_PORT)
+        self.place = join_address(settings["mqtt", "host"], port)
+        self._address = settings["mqtt", "host"], port
+        self._topics = [(topic, QOS) for topic in topics]
+        self._heard, self._changed = heard, changed
+        self._trouble = "not connected yet"
+        self._paho, self._client = _client(settings, f"{name}-{os.urandom(4).hex()}")
+        self._client.on_connect = self._on_connect
+        self._client.on_disconnect = self._on_disconnect
+        self._client.on_connect_fail = self._on_connect_fail
+        self._client.on_subscribe = self._on_subscribe
+        self._client.on_message = self._on_message
+
+    def start(self) -> None:
+        """Begin to connect. A broker that is not there is no reason not to start."""
+        most = self._paho.Properties(_CONNECT)
+        most.MaximumPacketSize = LARGEST_BYTES + 1024  # a longer one the broker keeps to itself
+        try:
+            self._client.connect_async(*self._address, KEEPALIVE_S, clean_start=True, properties=most)
+        except ValueError as error:
+            raise SettingsError(f"[mqtt] host {self._address[0]!r}: {error}") from None
+        self._client.loop_start()
+
+    def stop(self, limit_s: float) -> str | None:
+        """Send what is due within `limit_s` seconds, and disconnect."""
+        self.connected = False  # on purpose: nothing to be told
+        self._client.disconnect()
+        ending = threading.Thread(target=self._client.loop_stop, name="mqtt ends", daemon=True)
+        ending.start()
+        ending.join(limit_s)
+        return f"the broker at {self.place} takes nothing" if ending.is_alive() else None
+
+    def publish(self, topic: str, payload: bytes) -> None:
+        """Leave it to paho's thread; from any thread, returns at once."""
+        self._client.publish(topic, payload, QOS)
+
+    # Called by paho. With MQTT 5 both of its interfaces give the same arguments, but for on_disconnect.
+
+    def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: Any, *more: Any) -> None:
+        if getattr(reason, "value", reason) != 0:
+            self._note(f"the broker refuses: {reason}")
+            return
+        self._client.subscribe(self._topics)
+
+    def _on_subscribe(self, client: Any, userdata: Any, message_id: Any, granted: Sequence[Any], *more: Any) -> None:
+        refused = [topic for (topic, _), code in zip(self._topics, granted) if getattr(code, "value", code) >= 0x80]
+        if refused:  # MQTT 5.0, 3.9.3
+            self._note(f"the broker does not let this user read {', '.join(refused)}"[:300])
+            return
+        self._note("")
+        self.connected = True
+        self._changed()
+
+    def _on_disconnect(self, *more: Any) -> None:
+        if self.connected:
+            self.connected = False
+            self._note("the connection to the broker is lost")
+            self._changed()
+
+    def _on_connect_fail(self, *more: Any) -> None:
+        self._note("no connection to the broker")
+
+    def _on_message(self, client: Any, userdata: Any, message: Any) -> None:
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            return
+        if len(message.payload) <= LARGEST_BYTES:
+            self._heard(topic, message.payload)
+
+    def _note(self, trouble: str) -> None:
+        if trouble != self._trouble:
+            self._trouble = trouble
+            if trouble:
+                log.warning("MQTT %s: %s; it is tried again", self.place, trouble)
+            else:
+                log.info("MQTT %s: connected", self.place)
+
+
+def _client(settings: Settings, name: str) -> tuple[Any, Any]:
+    """paho, and a client of it that is not connected yet. Its callbacks are the newest that it has."""
+    try:
+        import paho.mqtt.client as paho
+    except ImportError:
+        raise SettingsError("[mqtt]: the Python module paho is missing: sudo apt install python3-paho-mqtt") from None
+    newest = getattr(paho, "CallbackAPIVersion", None)  # from 2.0 on the version has to be named
+    first = (newest.VERSION2,) if newest else ()
+    # MQTT 5, which has shared subscriptions, and tells the broker how much this client takes at once.
+    client = paho.Client(*first, client_id=name, protocol=paho.MQTTv5)
+    client.reconnect_delay_set(*_RETRY_S)
+    if settings["mqtt", "user"]:
+        client.username_pw_set(settings["mqtt", "user"], settings["mqtt", "password"])
+    if settings["mqtt", "tls"]:
+        ca = settings["mqtt", "ca"]
+        try:
+            client.tls_set(ca_certs=ca or None)
+        except OSError as error:  # ssl.SSLError is one
+            raise SettingsError(f"[mqtt] ca {ca!r}: {error.strerror or error}") from None
+    elif settings["mqtt", "ca"]:
+        raise SettingsError("[mqtt] ca is used with tls = true")
+    return paho, client

@@ -1,0 +1,568 @@
+"""The road over MQTT above a broker in memory, which loses, repeats and reorders what it likes; with several servers.
+
+tests/libraries/test_mqtt_road.py does it with paho and Mosquitto, tests/faults/test_mqtt.py kills all three of them.
+"""
+
+import json
+import logging
+import random
+import unittest
+from collections import Counter
+from types import SimpleNamespace
+from unittest import mock
+
+from base.clock import FakeClock
+from base.errors import NotStored, SettingsError
+from gate.tokens import LinkKey
+from guests import Guests
+from links import mqtt
+from links.mqtt import ACK_S, ANSWER_S, LONGEST_ANSWER_S, NodeEnd, ServerEnd
+from outbox import Outbox
+from parcels import read_body, sealed, unsealed, write_body
+from protocol import sample_body, sample_text
+from ring import Ring
+from session_node import NodeFacts
+from tests.support import BOOT, EPOCH, WALL_MS, FakeLedger, MemoryDisk, taken
+
+TOKEN = "0123456789abcdef0123456789abcdef"
+OUTBOX = "00000000000000ab"
+TO_ANY = "pigeonpost/basement/samples"
+ANSWERS = "pigeonpost/basement/ack"
+
+
+class Net:
+    """A broker in memory: what is published waits in `queue` until it is delivered, to whom it concerns then."""
+
+    def __init__(self, seed=0):
+        self.random = random.Random(f"net {seed}")
+        self.clients = []
+        self.queue = []
+
+    def client(self, settings, name, topics, heard, changed=lambda: None):
+        """In place of broker.Broker."""
+        client = SimpleNamespace(
+            connected=True, place="broker:1883", topics=topics, heard=heard, start=lambda: None,
+            stop=lambda limit_s: None, publish=lambda topic, payload: self.queue.append((topic, payload)),
+        )  # fmt: skip
+        self.clients.append(client)
+        return client
+
+    def deliver(self, at=0):
+        """Hand on one message: to one of those who share a subscription, and to everybody else who has it."""
+        topic, payload = self.queue.pop(at)
+        sharing = []
+        for client in list(self.clients):
+            for pattern in client.topics if client.connected else ():
+                shared = pattern.startswith("$share/pigeonpost/")
+                levels = pattern.removeprefix("$share/pigeonpost/").split("/")
+                if len(levels) != topic.count("/") + 1:
+                    continue
+                if all(level in ("+", part) for level, part in zip(levels, topic.split("/"))):
+                    if shared:
+                        sharing.append(client)
+                    else:
+                        client.heard(topic, payload)
+        if sharing:
+            self.random.choice(sharing).heard(topic, payload)
+
+    def settle(self):
+        while self.queue:
+            self.deliver()
+
+
+class Intake(FakeLedger):
+    """As the real one, with room."""
+
+    fault = ""
+
+    def __init__(self, identity, at_once=True):
+        super().__init__(at_once)
+        self.identity = identity
+
+    def accept(self, batch, urgent=False, limit_s=None):
+        super().accept(batch)
+        return True
+
+
+class MqttCase(unittest.TestCase):
+    def setUp(self):
+        logging.disable(logging.CRITICAL)
+        self.addCleanup(logging.disable, logging.NOTSET)
+        self.net = Net()
+        self.enterContext(mock.patch.object(mqtt, "Broker", lambda *arguments: self.net.client(*arguments)))
+        self.clock = FakeClock()
+        self.tokens = {}
+        self.settings = {("mqtt", "signed"): True, ("store", "commit"): 1.0}
+        self.disk = MemoryDisk()
+        self.told = []  # what was answered
+
+    def make_outbox(self, slots=4096):
+        self.outbox = Outbox(Ring("/card", slots, 128, self.disk), BOOT)
+
+    def start_node(self, token=""):
+        if not hasattr(self, "outbox"):
+            self.make_outbox()
+        key = LinkKey(token) if token else None
+        facts = NodeFacts("basement", [{"name": "temperature", "unit": "°C"}], 10.0, key, self.outbox.switch, dict)
+        self.node = NodeEnd(self.settings, facts, self.outbox, self.clock)
+        return self.node
+
+    def server(self, intake, name="home"):
+        links = []
+        hall = SimpleNamespace(
+            name=name, settings=self.settings, clock=self.clock, tokens=self.tokens, intake=intake, links=links,
+            guests=Guests(intake, links, self.clock),
+        )  # fmt: skip
+        end = ServerEnd(hall)
+        end.hall = hall
+        return end
+
+    def take(self, count=1):
+        for _ in range(count):
+            number = self.outbox.ring.last + len(self.outbox._queue) + 1
+            self.outbox.put(taken(value=number, up_ms=number))
+        while self.outbox.commit():
+            pass
+
+    def turn(self):
+        """The node's thread, once round."""
+        node = self.node
+        while node._heard:
+            node.take(node._heard.popleft())
+        return node.go_on()
+
+    def talk(self, rounds=50):
+        """Let all of them do what they can without waiting."""
+        for _ in range(rounds):
+            self.turn()
+            if not self.net.queue:
+                return
+            self.net.settle()
+
+    def published(self, topic=None):
+        """What waits on the broker, decoded."""
+        return [json.loads(payload) for at, payload in self.net.queue if topic in (None, at)]
+
+    def answer(self, **said):
+        self.node.take(json.dumps(said).encode())
+
+
+class OneServer(MqttCase):
+    def setUp(self):
+        super().setUp()
+        self.intake = Intake("1edce41edce41edc")
+        self.end = self.server(self.intake)
+
+    def test_samples_arrive_once_and_in_order(self):
+        self.start_node()
+        self.take(3000)
+        self.talk()
+        self.assertEqual(self.intake.seqs(self.outbox.epoch), list(range(1, 3001)))
+        self.take(5)
+        self.talk()
+        self.assertEqual(len(self.intake.rows), 3005)
+        self.assertEqual(self.intake.repeats, 16)  # those that came with the question
+
+    def test_what_is_stored_of_earlier_runs_is_not_sent_again(self):
+        self.start_node()
+        self.take(100)
+        self.talk()
+        self.make_outbox()
+        self.start_node()
+        self.take(50)
+        repeats = self.intake.repeats
+        self.talk()
+        self.assertEqual(len(self.intake.rows), 150)
+        self.assertEqual(self.intake.repeats, repeats + 16)  # of the first question only
+
+    def test_what_the_outbox_no_longer_holds_is_a_gap(self):
+        self.make_outbox(64)
+        self.start_node()
+        self.take(100)
+        self.talk()
+        first = self.outbox.ring.runs[0].first
+        self.assertEqual(self.intake.seqs(self.outbox.epoch), list(range(first, 101)))
+        self.assertEqual(self.intake.gaps[0][2:4], (1, first - 1))
+
+    def test_a_server_restored_from_an_old_backup_gets_back_what_it_lost(self):
+        self.start_node()
+        self.take(100)
+        self.talk()
+        self.net.clients.remove(self.end._broker)
+        restored = Intake(self.intake.identity)
+        restored.stored = {("basement", self.outbox.epoch): (40, 40)}
+        restored.rows = self.intake.rows[:40]
+        self.server(restored)
+        self.take(1)
+        self.talk()
+        self.clock.sleep(1)
+        self.talk()
+        self.assertEqual(restored.seqs(self.outbox.epoch), list(range(1, 102)))
+
+    def test_it_counts_the_answer_and_not_what_the_broker_has(self):
+        self.start_node()
+        self.intake.at_once = False
+        self.take(100)
+        self.talk()
+        self.intake.forget()  # killed before its commit
+        self.intake.at_once = True
+        self.clock.sleep(ACK_S + 1)
+        self.talk()
+        self.assertEqual(self.intake.seqs(self.outbox.epoch), list(range(1, 101)))
+
+    def test_a_few_bodies_are_ahead_of_their_acknowledgement_and_no_more(self):
+        self.start_node()
+        self.intake.at_once = False
+        self.take(20_000)
+        for _ in range(30):
+            self.turn()
+            self.net.settle()
+        self.assertLess(sum(len(batch.samples) for batch in self.intake._waiting), 5_000)
+
+    def test_no_server_is_there(self):
+        self.net.clients.remove(self.end._broker)
+        self.start_node()
+        self.take(10)
+        asked = 0
+        for _ in range(600):
+            self.turn()
+            asked += len(self.net.queue)
+            self.net.settle()
+            self.clock.sleep(1)
+        self.assertTrue(10 <= asked <= 20, asked)  # after 3, 6, 12 ... 60 s
+        self.server(self.intake)
+        self.clock.sleep(2 * LONGEST_ANSWER_S)
+        self.turn()
+        self.clock.sleep(LONGEST_ANSWER_S)
+        self.talk()
+        self.assertEqual(len(self.intake.rows), 10)
+
+    def test_a_server_that_cannot_store_says_so_and_another_one_is_looked_for(self):
+        self.intake.fault = "nothing can be stored: the disk is full"
+        self.start_node()
+        self.take(1)
+        self.turn()
+        self.net.deliver()
+        self.assertEqual(self.published(ANSWERS)[0]["error"]["code"], "not-stored")
+        self.net.settle()
+        self.turn()
+        self.assertEqual(self.net.queue, [])  # not at once
+        self.intake.fault = ""
+        self.clock.sleep(ANSWER_S)
+        self.talk()
+        self.assertEqual(len(self.intake.rows), 1)
+
+    def test_two_live_copies_of_a_card_become_two_epochs(self):
+        self.start_node()
+        self.take(10)
+        self.talk()
+        first = self.outbox.epoch
+        self.make_outbox()  # the copy, which had another tenth sample
+        self.intake.stored["basement", first] = (10, 999)
+        self.start_node()
+        self.take(1)
+        self.talk()
+        self.assertGreater(len({epoch for _, epoch, _ in self.intake.rows}), 1)
+
+    def test_what_people_see_of_the_node(self):
+        self.start_node()
+        self.take(1)
+        self.talk()
+        state = self.end.hall.links[0].state
+        self.assertEqual((state.name, state.connected, state.on, state.every_s), ("basement", True, True, 10.0))
+        self.assertEqual(state.sensors, [{"name": "temperature", "unit": "°C"}])
+        self.assertEqual(self.end.report(), {"connected": True, "bodies": 2, "refused": {}})
+
+
+def body(first=1, count=2, node="basement", **more):
+    texts = [
+        sample_text(seq, WALL_MS + seq, 1000 + seq, sample_body({"temperature": seq / 4}, {}), "")
+        for seq in range(first, first + count)
+    ]
+    return write_body({"node": node, "outbox": OUTBOX, **more}, EPOCH, None, [], texts)
+
+
+class ByHand(MqttCase):
+    """The wire alone: what a client that only knows the topics and the body says, and hears."""
+
+    def setUp(self):
+        super().setUp()
+        self.intake = Intake("1edce41edce41edc")
+        self.end = self.server(self.intake)
+
+    def say(self, payload, topic=TO_ANY):
+        self.net.queue.append((topic, payload))
+        self.net.deliver()
+        answers = self.published(ANSWERS)
+        self.net.queue.clear()
+        return answers
+
+    def test_a_body_is_acknowledged_when_it_is_stored(self):
+        self.intake.at_once = False
+        self.assertEqual(self.say(body(1, 3)), [])
+        self.intake.commit()
+        (answer,) = self.published(ANSWERS)
+        self.assertEqual((answer["epoch"], answer["ack"]), (EPOCH, 3))
+        self.assertEqual((answer["server"], answer["ledger"]), ("home", self.intake.identity))
+        self.assertNotIn("re", answer)
+
+    def test_a_repeat_is_acknowledged_and_not_stored(self):
+        for _ in range(2):
+            self.assertEqual(self.say(body(1, 3))[0]["ack"], 3)
+        self.assertEqual(len(self.intake.rows), 3)
+
+    def test_a_hole_is_answered_with_what_is_there(self):
+        self.say(body(1, 3))
+        self.assertEqual(self.say(body(7, 2, session="x"))[0] | {"server": 0, "ledger": 0},
+                         {"epoch": EPOCH, "have": 3, "re": "x", "server": 0, "ledger": 0})  # fmt: skip
+        self.assertEqual(len(self.intake.rows), 3)
+
+    def test_a_body_without_samples_asks(self):
+        self.assertEqual(self.say(body(count=0))[0]["ack"], 0)
+        self.say(body(1, 3))
+        self.assertEqual(self.say(body(count=0))[0]["ack"], 3)
+
+    def test_what_is_wrong_is_said(self):
+        for payload, code in (
+            (b"", "bad-argument"), (b"\xff", "not-utf8"), (b"{}", "bad-argument"), (body(node="attic"), "bad-argument"),
+            (body(count=0, held=7), "bad-argument"), (body(count=0, held=[["x"]]), "bad-argument"),
+            (sealed(body(), "0" * 64), "auth"), (body(count=0, held=[]), "bad-argument"),
+        ):  # fmt: skip
+            with self.subTest(payload):
+                self.clock.sleep(1)
+                self.assertEqual(self.say(payload)[0]["error"]["code"], code)
+        self.assertEqual(self.intake.rows, [])
+
+    def test_but_not_more_often_than_ten_times_a_second(self):
+        answers = sum(len(self.say(b"nonsense")) for _ in range(1000))
+        self.assertEqual(answers, 10)
+        self.assertEqual(self.end.report()["refused"], {"bad-argument": 1000})
+        self.clock.sleep(1.1)
+        self.assertEqual(len(self.say(b"nonsense")), 1)
+
+    def test_topics_that_name_no_node(self):
+        for topic in ("pigeonpost//samples", "pigeonpost/a b/samples", "pigeonpost/<img>/samples"):
+            self.assertEqual(self.say(body(), topic), [])
+
+    def test_a_node_with_a_token_is_heard_only_with_it(self):
+        self.tokens["basement"] = LinkKey(TOKEN)
+        for payload in (body(), sealed(body(), LinkKey("another").seal("mqtt", body())),
+                        sealed(body(), LinkKey(TOKEN).seal("announce", body())),
+                        sealed(body(1, 9), LinkKey(TOKEN).seal("mqtt", body()))):  # fmt: skip
+            (answer,) = self.say(payload)
+            self.assertEqual(answer["error"]["code"], "auth")
+            self.assertNotIn("mac", answer)
+        self.assertEqual(self.intake.rows, [])
+        self.net.queue.append((TO_ANY, sealed(body(), LinkKey(TOKEN).seal("mqtt", body()))))
+        self.net.deliver()
+        mac, answer = unsealed(self.net.queue[0][1])
+        self.assertTrue(LinkKey(TOKEN).is_seal(mac, "mqtt", answer))
+        self.assertEqual(json.loads(answer)["ack"], 2)
+
+    def test_unless_the_settings_leave_that_to_the_broker(self):
+        self.settings["mqtt", "signed"] = False
+        self.tokens["basement"] = LinkKey(TOKEN)
+        self.net.clients.clear()
+        self.server(self.intake)
+        self.assertEqual(self.say(body())[0]["ack"], 2)
+
+    def test_no_room_or_tokens_that_do_not_read_cost_nothing_but_the_message(self):
+        class Broken(dict):
+            def get(self, node):
+                raise SettingsError("tokens.json does not read")
+
+        self.end.hall.tokens = Broken()
+        self.assertEqual(self.say(body())[0]["error"]["code"], "not-stored")
+        self.end.hall.tokens = {}
+        self.end.hall.guests.caller = mock.Mock(side_effect=NotStored("10000 nodes have called in"))
+        self.clock.sleep(1)
+        self.assertEqual(self.say(body())[0]["error"]["code"], "not-stored")
+
+
+class SimpleServer(MqttCase):
+    """A node above the simplest server: it answers {"epoch", "ack"}, and nothing else."""
+
+    def setUp(self):
+        super().setUp()
+        self.stored = []
+
+    def serve(self):
+        while self.net.queue:
+            topic, payload = self.net.queue.pop(0)
+            self.assertEqual(topic, TO_ANY)
+            parcel = read_body(payload)
+            self.stored += [sample.seq for piece in parcel.pieces for sample in piece]
+            self.answer(epoch=parcel.epoch, ack=parcel.last)
+
+    def test_everything_comes(self):
+        self.start_node()
+        self.take(1000)
+        for _ in range(20):
+            self.turn()
+            self.serve()
+        self.assertEqual(self.stored, list(range(1, 1001)))
+        self.clock.sleep(1000)
+        self.take(3)
+        self.turn()
+        self.serve()
+        self.assertEqual(self.stored[1000:], [1001, 1002, 1003])
+
+    def test_after_the_connection_was_lost_it_goes_on_where_it_was(self):
+        self.start_node()
+        self.take(100)
+        for _ in range(9):
+            self.turn()
+            self.serve()
+        self.node._begin_again(False)
+        self.take(5)
+        self.turn()
+        self.serve()
+        self.assertEqual(self.stored, list(range(1, 106)))
+
+    def test_answers_that_mean_nothing_do_no_harm(self):
+        self.start_node()
+        self.take(3)
+        self.turn()
+        epoch = self.outbox.epoch
+        for payload in (
+            b"", b"[]", b"7", b"\xff", b"{}", b'{"ack":1}', b'{"epoch":7,"ack":1}', b'{"epoch":[],"ack":1}',
+            b'{"epoch":"%s","ack":4}' % epoch.encode(), b'{"epoch":"%s","ack":-1}' % epoch.encode(),
+            b'{"epoch":"%s","ack":"3"}' % epoch.encode(), b'{"epoch":"%s","ack":3,"re":"old"}' % epoch.encode(),
+            b'{"resume":7}', b'{"resume":{},"ledger":7}', b'{"resume":{"x":[1,2]},"ledger":"0"}',
+            b'{"resume":{"%s":7},"ledger":"0"}' % epoch.encode(), b'{"have":[],"epoch":{}}', b"[" * 100_000,
+        ):  # fmt: skip
+            with self.subTest(payload[:60]):
+                self.node.take(payload)
+        self.net.queue.clear()
+        self.clock.sleep(1000)
+        for _ in range(3):
+            self.turn()
+            self.serve()
+            self.clock.sleep(100)
+        self.assertEqual(Counter(self.stored).keys(), {1, 2, 3})
+
+    def test_a_node_with_a_token_counts_only_answers_that_are_signed(self):
+        self.start_node(TOKEN)
+        self.take(3)
+        self.turn()
+        mac, data = unsealed(self.net.queue[0][1])
+        self.assertTrue(LinkKey(TOKEN).is_seal(mac, "mqtt", data))
+        session = json.loads(data)["session"]
+        answer = json.dumps({"epoch": self.outbox.epoch, "ack": 3, "re": session}).encode()
+        for payload in (answer, sealed(answer, LinkKey("another").seal("mqtt", answer))):
+            self.node.take(payload)
+            self.assertTrue(self.node._asking)
+        self.node.take(sealed(answer, LinkKey(TOKEN).seal("mqtt", answer)))
+        self.assertFalse(self.node._asking)
+
+    def test_an_answer_that_was_recorded_is_not_counted_later(self):
+        self.start_node(TOKEN)
+        self.take(3)
+        self.turn()
+        session = json.loads(unsealed(self.net.queue[0][1])[1])["session"]
+        answer = json.dumps({"epoch": self.outbox.epoch, "ack": 3, "re": session}).encode()
+        self.node._begin_again(False)
+        self.turn()
+        self.node.take(sealed(answer, LinkKey(TOKEN).seal("mqtt", answer)))
+        self.assertTrue(self.node._asking)
+
+
+class SeveralServers(MqttCase):
+    def test_one_of_them_serves_a_node_until_it_is_gone(self):
+        ledgers = [Intake(f"{n:016x}") for n in range(3)]
+        ends = [self.server(ledger, f"s{n}") for n, ledger in enumerate(ledgers)]
+        self.start_node()
+        self.take(2000)
+        self.talk()
+        at = next(n for n, ledger in enumerate(ledgers) if len(ledger.rows) == 2000)
+        self.assertEqual(sorted(len(ledger.rows) for ledger in ledgers)[2], 2000)
+        ends[at]._broker.connected = False
+        self.take(100)
+        self.talk()
+        for _ in range(6):
+            self.clock.sleep(ACK_S + 1)
+            self.talk()
+        other = next(n for n, ledger in enumerate(ledgers) if len(ledger.rows) == 2100)
+        self.assertNotEqual(other, at)
+        self.assertEqual(ledgers[other].seqs(self.outbox.epoch), list(range(1, 2101)))
+        ends[at]._broker.connected, ends[other]._broker.connected = True, False  # and back again
+        ends[3 - at - other]._broker.connected = False
+        self.take(1)
+        for _ in range(6):
+            self.talk()
+            self.clock.sleep(ACK_S + 1)
+        self.assertEqual(ledgers[at].seqs(self.outbox.epoch), list(range(1, 2102)))
+
+    def test_of_one_store_they_share_the_bodies(self):
+        """As two servers on one PostgreSQL: whoever stores, its marks are those of both."""
+        ledger = Intake("00000000000000cc")
+        for name in ("one", "two"):
+            self.server(ledger, name)
+        self.start_node()
+        self.take(3000)
+        for _ in range(20):
+            self.talk()
+            self.clock.sleep(1)
+        self.assertEqual(ledger.seqs(self.outbox.epoch), list(range(1, 3001)))
+
+    def simulate(self, seed, servers, shared):
+        """Nodes, servers and messages come and go as `seed` has it; at the end everything is somewhere, once."""
+        rng = random.Random(f"mqtt {seed}")
+        self.net, self.disk, self.clock = Net(seed), MemoryDisk(seed), FakeClock()
+        self.make_outbox()
+        ledgers = [Intake(f"{0 if shared else n:016x}", at_once=False) for n in range(servers)]
+        ledgers = ledgers[:1] * servers if shared else ledgers
+        ends = [self.server(ledger, f"s{n}") for n, ledger in enumerate(ledgers)]
+        self.start_node()
+        for _ in range(rng.randint(50, 300)):
+            act = rng.random()
+            if act < 0.25:
+                self.take(rng.choice((1, 1, 5, 50)))
+            elif act < 0.6 and self.net.queue:
+                at = rng.randrange(min(3, len(self.net.queue)))
+                if rng.random() < 0.1:
+                    self.net.queue.pop(at)
+                else:
+                    if rng.random() < 0.1:
+                        self.net.queue.append(self.net.queue[at])
+                    self.net.deliver(at)
+            elif act < 0.75:
+                rng.choice(ledgers).commit()
+            elif act < 0.8:
+                self.clock.sleep(rng.choice((0.1, 5, 60)))
+            elif act < 0.82:
+                n = rng.randrange(servers)
+                ledgers[n].forget()
+                self.net.clients.remove(ends[n]._broker)
+                ends[n] = self.server(ledgers[n], f"s{n}")
+                ends[n]._broker.connected = rng.random() < 0.7
+            elif act < 0.84:
+                rng.choice(ends)._broker.connected = rng.random() < 0.7
+            elif act < 0.86:
+                self.net.clients.remove(self.node._broker)
+                self.make_outbox()
+                self.start_node()
+            self.turn()
+        lasting = rng.randrange(servers)
+        for n, end in enumerate(ends):
+            end._broker.connected = n == lasting
+        ledgers[lasting].at_once = True
+        for _ in range(20):
+            ledgers[lasting].commit()
+            self.talk()
+            self.clock.sleep(40)
+        held = {run.epoch: run.last for run in self.outbox.ring.runs}
+        for epoch, last in held.items():
+            self.assertEqual(ledgers[lasting].seqs(epoch), list(range(1, last + 1)))
+        for ledger in ledgers:
+            self.assertEqual(ledger.gaps, [])
+
+    def test_whatever_happens_everything_is_stored_once(self):
+        first = random.randrange(1 << 32)
+        for seed in range(first, first + 150):
+            with self.subTest(seed=seed):
+                self.simulate(seed, seed % 3 + 1, seed % 2 == 0)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -19,11 +19,18 @@ VALUES = (
     "1", "0", "-1", "64", "65536.0", "1e999", "nan", "-inf", "true", '""', '"each"', '"a\'b"', "[]", "{}", "[1, 2]",
     '["a@b:1"]', '"a@b:1"', '"[::]:5003"', '"a:99999"', '"\\u0000"', '"\\n"', "07:32:00", "1979-05-27", '"\\ud800"',
     "{t = {input = 1, convert = 'ldr_lux', gamma = 0.1}}", "1979-05-27T00:32:00-07:00", '"adc"', '"x" # "', "[" * 2000,
-    '{t = {input = "0-1"}}', "9" * 400, "9" * 5000, "0x" + "f" * 5000, "'''a", "{a.b = 1}", "1_0", "'é'", '"machine"',
+    '{t = {input = "0-1"}}', '{t = {formula = "t"}}', '{t = {formula = "9 ** 9", low = 1}}', '{t = {path = "a.0"}}',
+    '{t = {path = "a", raw = true}}', "{a = 'env:PATH'}", '"env:\\u0000"', '"file:/dev/zero"', '"http://[/"',
+    "9" * 400, "9" * 5000, "0x" + "f" * 5000, "'''a", "{a.b = 1}", "1_0", "'é'", '"machine"',
 )  # fmt: skip
 SENSORS = [
-    f"[[sensor]]\nkind = {key} = " for key in ('"machine"\nroot', '"machine"\ndisk', '"adc"\nchannels', '"adc"\nbus')
-]
+    f"[[sensor]]\nkind = {key} = "
+    for key in (
+        '"machine"\nroot', '"machine"\ndisk', '"adc"\nchannels', '"adc"\nbus', '"formula"\nchannels',
+        '"formula"\nfresh', '"json"\nfile = "/x"\nchannels', '"json"\nheaders', '"json"\nchannels.x.path = "a"\nurl',
+        '"json"\npreset = "nest"\ndevice',
+    )
+]  # fmt: skip
 TABLES = ("[node]\n", "[server]\n", "[store]\n", "[outbox]\n", "[web]\n", "[[sensor]]\n", "[[node]]\n", "[sensor]\n")
 PIECES = [
     *(text.encode() for text in (*VALUES, *SENSORS, *TABLES)),
@@ -87,15 +94,15 @@ class SettingsFiles(Target, unittest.TestCase):
 
     def check_value(self, row, value):
         """It is what the setting takes, in words of this test."""
-        if row.key in RANGES:
-            low, high = RANGES[row.key]
+        if (row.table, row.key) in RANGES:
+            low, high = RANGES[row.table, row.key]
             self.assertTrue(low <= value <= high, (row.key, value))
         if row.key == "listen":
             for host, port in value if row.many else [value]:
                 self.assertTrue(host and 0 <= port < 1 << 16)
-        if row.key in ("name", "data", "token"):
+        if row.table in ("node", "server") and row.key in ("name", "data", "token"):
             self.assertIsInstance(value, str)
-        if row.key == "token":
+        if (row.table, row.key) == ("node", "token"):
             self.assertFalse(0 < len(value) < 16)
 
     @fuzzed(files)
@@ -108,8 +115,8 @@ class SettingsFiles(Target, unittest.TestCase):
 
 
 RANGES = {
-    "every": (0.01, 86_400), "slots": (64, 1 << 24), "sync": (0, 3600), "commit": (0.05, 600),
-    "buffer": (1000, 1_000_000), "simulate": (False, True),
+    ("node", "every"): (0.01, 86_400), ("outbox", "slots"): (64, 1 << 24), ("outbox", "sync"): (0, 3600),
+    ("store", "commit"): (0.05, 600), ("store", "buffer"): (1000, 1_000_000), ("node", "simulate"): (False, True),
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -14,14 +14,15 @@ One reading is three bytes each way (Microchip DS21295, "MCP3004/3008", section 
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from base.config import Option, a_table, matching, number, one_of, read_options
 from base.errors import SensorError, SettingsError
 from protocol import UNIT, Number
-from sensors import Channel, Readings, Source, channel_tables
+from sensors import Channel, Found, Readings, Source, channel_tables
 
 FULL_SCALE = 1024  # counts: code = 1024 x Vin / Vref (DS21295, equation 4-2)
 # The chip takes 3.6 MHz at 5 V and 1.35 MHz at 2.7 V (DS21295, table 1-1); spidev's own default is the bus's maximum.
@@ -281,3 +282,15 @@ def _conversion(chosen: Mapping[str, Any], vref_v: float) -> Callable[[float], N
     if gain is None and offset is None:
         return value
     return lambda counts: round(value(counts) * (1 if gain is None else gain) + (offset or 0), 6)
+
+
+def scan(root: str) -> Iterator[Found]:
+    """A chip on each SPI device that is there; whether it is one shows when it is read."""
+    try:
+        names = sorted(os.listdir(os.path.join(root, "dev")))
+    except OSError:
+        return
+    for match in filter(None, (re.fullmatch(r"spidev([0-9]+)\.([0-9]+)", name) for name in names)):
+        channels = {f"input_{number}": {"input": number} for number in range(8)}
+        place = {"bus": int(match[1]), "device": int(match[2])}
+        yield Found(f"SPI {match[1]}.{match[2]}, an MCP3008", {"kind": "adc", **place, "channels": channels})

@@ -27,7 +27,7 @@ from base import config
 from base.errors import PigeonpostError, SettingsError
 from base.net import join_address, split_address
 from base.version import VERSION
-from commands import NODE, Command, Context, Failed, bus, certificate, data, drop, listing, old_config
+from commands import NODE, Command, Context, Failed, bus, certificate, data, drop, export, listing, old_config, scan
 from gate.tokens import Tokens
 from gate.users import Users
 from protocol import DEFAULT_PORT, decode, encode
@@ -250,11 +250,13 @@ COMMANDS: Mapping[str, Command] = {
     "check": Command("exit 0 when all is well, else 1 and one line a fault (for cron)", [], check),
     "alive": Command("exit 0 when the program answers (for health checks)", [], alive),
     **data.COMMANDS,
+    **export.COMMANDS,
     **certificate.COMMANDS,
     **listing.COMMANDS,
     **drop.COMMANDS,
     **bus.COMMANDS,
     **old_config.COMMANDS,
+    **scan.COMMANDS,
 }
 
 _EXAMPLES = """examples:

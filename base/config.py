@@ -108,10 +108,10 @@ class Settings:
         """Every setting, a line each: value and origin; secrets only as set or not."""
         lines = []
         for (table, key), value in sorted(self._given.items()):
-            shown = ("(set)" if value else "(not set)") if (table, key) in self._secrets else _toml(value)
+            shown = ("(set)" if value else "(not set)") if (table, key) in self._secrets else as_toml(value)
             lines.append(f"[{table}] {key} = {shown}  # {self._origins[table, key]}")
         for name, entries in self.tables.items():
-            lines += [f"[[{name}]] {_toml(_without_secrets(entry))}  # {self.file}" for entry in entries]
+            lines += [f"[[{name}]] {as_toml(_without_secrets(entry))}  # {self.file}" for entry in entries]
         return "\n".join(lines)
 
 
@@ -229,15 +229,17 @@ def _without_secrets(value: Any) -> Any:
     return [_without_secrets(item) for item in value] if isinstance(value, list) else value
 
 
-def _toml(value: Any) -> str:
+def as_toml(value: Any) -> str:
+    """`value` as it is written in a TOML file, on one line."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)  # whose escapes are TOML's too
+        # Its escapes are TOML's too, which allows no DEL besides.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
+        return "[" + ", ".join(map(as_toml, value)) + "]"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key} = {as_toml(item)}" for key, item in value.items()) + "}"
     return str(value)
 
 

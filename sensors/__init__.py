@@ -3,7 +3,7 @@
 Runs on: node.  Reached from: sampler, which reads; node.py, which makes the sources.
 Members: one file a kind, and `kind = "machine"` in the settings is sensors/machine.py; `adc`, the first of them,
   stands at the root. A member has `OPTIONS`, the keys of its table, and `make(table, where)`, which makes its source
-  of one.
+  of one. It may have `scan(root)`, which gives a Found for everything of its kind that is there.
 Threads: a source is read by one thread at a time, its own; `read` may take as long as it must.
 Errors: SensorError, with what was wrong and the remedy; for one channel alone it stands in that channel's place.
 """
@@ -100,6 +100,25 @@ def nearest(name: str, known: Collection[str]) -> str:
     near = difflib.get_close_matches(name, known, 1)
     return f'did you mean "{near[0]}"?' if near else f"there are: {', '.join(sorted(known)[:50])}"
 
+
+class Found(NamedTuple):
+    """Something that can be read here, as a member's `scan(root)` finds it: in words, and the table that reads it.
+
+    root    where dev, proc and sys are
+    table   as it stands under [[sensor]], `kind` included; empty: there is something, but nothing to read yet
+    """
+
+    about: str
+    table: Mapping[str, Any] = MappingProxyType({})
+
+
+def name_of(*parts: str) -> str:
+    """The name of a channel that is made of `parts`, whatever stands in them."""
+    made = "_".join("".join(letter if letter in _NAME_LETTERS else " " for letter in " ".join(parts).lower()).split())
+    return (made if made[:1].isalpha() else f"s_{made}")[:28].rstrip("_")
+
+
+_NAME_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 # What members with a table for each channel share.
 CALIBRATION = (

@@ -22,13 +22,14 @@ import functools
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from base.config import Option, a_table, matching, read_options, text
 from base.errors import SensorError, SettingsError
 from protocol import UNIT, Number
-from sensors import CALIBRATION, Channel, Readings, Source, calibrated, channel_tables
+from sensors import CALIBRATION, Channel, Found, Readings, Source, calibrated, channel_tables, name_of
 
 OPTIONS = (
     Option("channels", a_table, None, "a table for each channel, by its name"),
@@ -133,7 +134,7 @@ class Device:
 
     def _find(self) -> str:
         self._path = ""
-        names = {path: self._names(path) for path in self._all()}
+        names = {path: self.names(path) for path in self.all()}
         found = [path for path, its in names.items() if self.name in its]
         if not found:
             there = ", ".join(its[0] for its in names.values()) or "none"
@@ -146,13 +147,14 @@ class Device:
         self._path = found[0]
         return self._path
 
-    def _all(self) -> list[str]:
+    def all(self) -> list[str]:
+        """The paths of all devices there."""
         try:
             return [os.path.join(self._folder, entry) for entry in sorted(os.listdir(self._folder))]
         except OSError:
             return []
 
-    def _names(self, path: str) -> list[str]:
+    def names(self, path: str) -> list[str]:
         """What a device may be called: its name, its label or type, and last the place where it is connected."""
         names = []
         for file in ("name", "label", "type"):
@@ -286,3 +288,64 @@ def _reader(root: str, place: str) -> tuple[Read, str]:
 
 def _calibrated(read: Read, chosen: Mapping[str, Any]) -> float:
     return calibrated(read(), chosen)
+
+
+# ------------------------------------------------------------------------------------------------- what there is
+
+
+def scan(root: str) -> Iterator[Found]:
+    """Every device below /sys that this kind reads, with all its channels; by name, or by place where names repeat."""
+    for subsystem, channels_of in _CHANNELS.items():
+        folder = Device(root, subsystem, "")
+        names = {path: folder.names(path) for path in folder.all()}
+        count = Counter(name for its in names.values() for name in set(its))
+        for path, its in names.items():
+            channels = channels_of(path)
+            name = next((one for one in its if one and "/" not in one and count[one] == 1), None)
+            if channels and name is None:
+                yield Found(f"{subsystem}/{its[0]}: {count[its[0]]} devices that cannot be told apart")
+            elif channels and name is not None:
+                places = {channel: "/".join(filter(None, (subsystem, name, channel))) for channel in channels}
+                table = {name_of(name, channel): {"from": place} for channel, place in places.items()}
+                where = {} if root == "/" else {"root": root}
+                yield Found(f"{subsystem}/{name}", {"kind": "kernel", **where, "channels": table})
+
+
+def _files(path: str) -> list[str]:
+    try:
+        return sorted(os.listdir(path))
+    except OSError:
+        return []
+
+
+def _iio_channels(path: str) -> list[str]:
+    found = (re.fullmatch(r"in_(([a-z]+)[-a-z0-9_]*)_(?:raw|input)", file) for file in _files(path))
+    return list(dict.fromkeys(match[1] for match in found if match and match[2] in _IIO))
+
+
+def _hwmon_channels(path: str) -> list[str]:
+    found = (re.fullmatch(r"(([a-z]+)[0-9]+)_input", file) for file in _files(path))
+    kinds = {match[1]: match[2] for match in found if match and match[2] in _HWMON}
+    labels = {}
+    for channel, kind in kinds.items():
+        try:
+            with open(os.path.join(path, f"{channel}_label"), encoding="utf-8", errors="replace") as file:
+                labels[channel] = f"{kind}/{file.read().strip()}"
+        except OSError:
+            continue
+    # A label stays with its sensor when the numbers change; where two are alike, only the number tells.
+    count = Counter(labels.values())
+    return [labels[one] if count.get(labels.get(one, ""), 0) == 1 else one for one in kinds]
+
+
+def _thermal_channels(path: str) -> list[str]:
+    return [""] if os.path.basename(path).startswith("thermal_zone") and "temp" in _files(path) else []
+
+
+def _w1_channels(path: str) -> list[str]:
+    return [""] if "w1_slave" in _files(path) else []
+
+
+_CHANNELS: Mapping[str, Callable[[str], list[str]]] = {
+    "iio": _iio_channels, "hwmon": _hwmon_channels, "thermal": _thermal_channels, "w1": _w1_channels,
+}  # fmt: skip

@@ -12,13 +12,13 @@ Threads: as every source.  Errors: SensorError for one channel whose file is not
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from base.config import Option, read_options, text
 from base.errors import SensorError
 from protocol import Number
-from sensors import Channel, Readings, Source
+from sensors import Channel, Found, Readings, Source
 
 OPTIONS = (
     Option("disk", text, "/", "the folder whose free space is read"),
@@ -88,6 +88,11 @@ class MachineSource(Source):
     def _disk_free(self) -> Number:
         status = os.statvfs(self._disk)
         return status.f_bavail * status.f_frsize >> 20
+
+
+def scan(root: str) -> Iterator[Found]:
+    """This machine, whatever it is."""
+    yield Found("this computer", {"kind": "machine"} | ({} if root == "/" else {"root": root}))
 
 
 def make(settings: Mapping[str, Any], where: str) -> MachineSource:

@@ -26,14 +26,15 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from base.config import Option, Parse, a_table, matching, number, read_options, text
 from base.errors import SensorError, SettingsError
 from protocol import UNIT, Number
-from sensors import CALIBRATION, Channel, Readings, Source, calibrated, channel_tables
+from sensors import CALIBRATION, Channel, Found, Readings, Source, calibrated, channel_tables
 
 VREF_V = 2.048  # its own: full scale is +-2.048 V at the chip's pin, divided by the amplifier
 SIZES = (12, 14, 16, 18)  # bits; the place is what stands in the configuration
@@ -42,6 +43,7 @@ AMPLIFIERS = (1, 2, 4, 8)
 _USUAL_S = (1 / 240, 1 / 60, 1 / 15, 1 / 3.75)
 _LONGEST_S = (1 / 176, 1 / 44, 1 / 11, 1 / 2.75)
 _PATIENCE = 2.0  # of that, since the machine may have other things to do
+_FIRST, _LAST = 0x68, 0x6F  # addresses: two pins that know three states choose one
 ADC_PI_DIVIDER = 2.471  # 10 and 6.8 kilo-ohms before each input of that board
 
 
@@ -204,8 +206,7 @@ def _one_of(*choices: int) -> Parse:
 
 
 def _address(value: Any) -> int:
-    # Two pins that know three states make eight addresses.
-    if type(value) is not int or not 0x68 <= value <= 0x6F:
+    if type(value) is not int or not _FIRST <= value <= _LAST:
         raise ValueError("takes an address from 0x68 to 0x6f")
     return value
 
@@ -240,7 +241,7 @@ def make(settings: Mapping[str, Any], where: str) -> Mcp3424Source:
         if chosen["input"] is None:
             raise SettingsError(f"{here}: input is missing: 1 to 8, as they are written on the board")
         chip, place = divmod(chosen["input"] - 1, 4)
-        if chip and second in (options["address"], 0x70):
+        if chip and second in (options["address"], _LAST + 1):
             raise SettingsError(f"{here}: input {chosen['input']} is on the second chip: second takes another address")
         convert = _conversion(chosen, options["divider"])
         inputs[name] = Input((options["address"], second)[chip], place, chosen["bits"], chosen["pga"], convert)
@@ -263,3 +264,35 @@ def _library(where: str) -> Any:
     except ImportError:
         raise SettingsError(f"{where}: the Python module smbus2 is missing: sudo apt install python3-smbus2") from None
     return smbus2
+
+
+def scan(root: str) -> Iterator[Found]:
+    """Chips on the buses that may be opened, at addresses that no kernel driver has. They are only read from, so that
+    another chip at such an address (a clock has one of them) is not disturbed."""
+    try:
+        library = _library("")
+        names = sorted(os.listdir(os.path.join(root, "dev")))
+    except (SettingsError, OSError):
+        return
+    for bus in (int(name.removeprefix("i2c-")) for name in names if re.fullmatch(r"i2c-[0-9]+", name)):
+        for address in range(_FIRST, _LAST + 1):
+            if os.path.exists(os.path.join(root, f"sys/bus/i2c/devices/{bus}-{address:04x}")):
+                continue
+            if _is_one(library, bus, address):
+                channels = {f"adc_{number}": {"input": number} for number in range(1, 5)}
+                place = {"bus": bus, "address": address} | ({} if root == "/" else {"root": root})
+                about = f"I2C bus {bus}, {address:#04x}: an MCP3424"
+                yield Found(about, {"kind": "mcp3424", **place, "channels": channels})
+
+
+def _is_one(library: Any, bus: int, address: int) -> bool:
+    """It repeats its configuration for as long as it is read: behind three bytes of 18 bits, else behind two."""
+    try:
+        opened = _SmBus(library, bus)
+        try:
+            said = opened.read(address, 6)
+        finally:
+            opened.close()
+    except OSError:
+        return False
+    return len(set(said[3:])) == 1 and (said[3] >> 2 & 3 == 3 or said[2] == said[3])

@@ -196,7 +196,11 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _read_body(self, request: Request) -> None:
         length = body_length(request, self._application.body_bytes(request))
-        request.receiver = self._application.receiver(request, length)
+        try:
+            request.receiver = self._application.receiver(request, length)
+        except Refusal as refusal:
+            refusal.closes = refusal.closes or length > 0  # the body would be taken for the next request
+            raise
         self._expect(request, length)
         if request.receiver is not None:
             self._pass_on(request.receiver, length)

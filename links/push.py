@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 STORE_S = 10.0  # for making a body durable; a node waits longer
 MOST_EPOCHS = 400  # that one request asks about: an address has 8 KiB at most
 POLL_S = 15.0  # a node that had nothing to bring for so long asks how things are
+POLL_OFF_S = 4.0  # and one that is off, so that whoever switches it on sees that it is
 RETRY_S = 1.0
 _BUSY_S = 5  # after which a node may try again when nothing can be stored
 _ASKED_SINGLY = 8  # epochs: for more of them one request asks about many
@@ -323,7 +324,7 @@ class NodeEnd(End):
             piece = self._stream.next()
             if piece is not None:
                 self._push(piece)
-            elif not self._woken.wait(POLL_S):
+            elif not self._woken.wait(POLL_S if self._outbox.on else POLL_OFF_S):
                 self._poll()
 
     # ------------------------------------------------------------------------------------------------ resuming

@@ -121,5 +121,6 @@ def _link(visit: Visit) -> ServerEnd:
 
 def _silent(visit: Visit) -> Refusal:
     state = _link(visit).state
-    why = state.fault if not state.connected else "no answer in time"
+    late = "it hears of it when it calls next" if state.takes_orders else "no answer in time"
+    why = state.fault if not state.connected else late
     return Refusal(503, f"The node did not answer: {why}.", "not-connected", {"Retry-After": "5"})

@@ -42,6 +42,8 @@ class Tiny:
     def receiver(self, request, length):
         if not request.path.startswith("/upload"):
             return None
+        if request.query_text == "unwanted":
+            raise Refusal(401, "Not from you.")
         self.uploads.append(Upload(length, request.query_text))
         return self.uploads[-1]
 
@@ -724,6 +726,11 @@ class LongBodies(ServerCase):
             self.assertEqual(self.statuses(read_all(sock)), [415])
         self.assertEqual(self.app.uploads[0].end, "abandoned")
         self.assertEqual(self.app.seen, [])
+
+    def test_one_that_nobody_takes_is_not_taken_for_the_next_request(self):
+        with self.connect(self.upload(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 1000, query="?unwanted")) as sock:
+            self.assertEqual(self.statuses(read_all(sock)), [401])
+        self.assertEqual((self.app.uploads, self.app.seen), ([], []))
 
     def test_one_that_says_it_is_too_long_is_refused_before_it_comes(self):
         with self.connect(self.upload(b"", 11 << 20)) as sock:

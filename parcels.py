@@ -110,15 +110,20 @@ def read_body(data: bytes | bytearray | memoryview) -> Parcel:
         raise NotUtf8(f"byte {error.start} is not UTF-8: {error.reason}") from None
     if type(said) is not dict:
         raise BadArgument("a body is a JSON object with node, outbox, epoch and samples")
-    node, base, every = said.get("node"), said.get("base"), said.get("every")
+    node, base = said.get("node"), said.get("base")
     if type(node) is not str or not NODE_NAME(node):
         raise BadArgument(f"node is the node's name ({NODE_NAME_TAKES}), not {_shown(node)}")
     if base is not None and (type(base) is not int or abs(base) > LARGEST_SEQ):
         raise BadArgument(f"base is a whole number, not {_shown(base)}")
-    every_s = float(every) if type(every) in (int, float) and 0 < every < _LONGEST_EVERY_S else None
+    every_s = _interval(said.get("every"))
     pieces = _in_order(_gaps(said.get("gaps", [])), _items(said.get("samples", [])))
     outbox, epoch, sensors = _hex_16(said, "outbox"), _hex_16(said, "epoch"), _sensors(said.get("sensors", []))
     return Parcel(node, outbox, epoch, base, every_s, sensors, pieces, said)
+
+
+def _interval(value: Any) -> float | None:
+    """Seconds between samples, where they are told in a way that can be believed."""
+    return float(value) if type(value) in (int, float) and 0 < value < _LONGEST_EVERY_S else None
 
 
 def _hex_16(said: Mapping[str, Any], key: str) -> str:

@@ -1,0 +1,86 @@
+"""Node, server and broker of the MQTT road are killed at random instants: nothing lost, nothing twice.
+
+PIGEONPOST_TEST_MQTT says how many kills (8). Needs Mosquitto and paho-mqtt; .ci/run has a Python with it.
+"""
+
+import csv
+import os
+import random
+import shutil
+import time
+import unittest
+from collections import Counter
+
+from ring import Ring
+from tests.libraries import need_broker
+from tests.libraries.test_mqtt_road import Road, stored
+from tests.support import temp_folder, wait_until
+
+KILLS = int(os.environ.get("PIGEONPOST_TEST_MQTT", "8"))
+
+
+def setUpModule():
+    need_broker()
+
+
+def held(card):
+    """What a node's outbox holds: every sample that it accepted. Read from a copy: the node may run."""
+    copy = os.path.join(card, "copy")
+    os.makedirs(copy, exist_ok=True)
+    shutil.copy(os.path.join(card, "outbox.ring"), copy)
+    runs = Ring(copy, 64, 128).runs
+    return {(run.epoch, seq) for run in runs for seq in range(run.first, run.last + 1)}
+
+
+class Kills(Road):
+    def broker_lines(self):
+        return ["allow_anonymous true", "persistence false"]
+
+    def check(self, data):
+        rows = stored(data)
+        for epoch in {epoch for epoch, _ in rows}:
+            seqs = [seq for at, seq in rows if at == epoch]
+            self.assertEqual(seqs, list(range(1, len(seqs) + 1)), epoch)
+        logged = Counter()
+        folder = os.path.join(data, "logs")
+        for name in (name for name in os.listdir(folder) if name.endswith(".csv")):
+            with open(os.path.join(folder, name), encoding="utf-8", newline="") as file:
+                logged.update((row["time"], row["sensor"]) for row in csv.DictReader(file))
+        self.assertEqual(set(logged.values()), {1})
+        return len(rows), len(logged)
+
+    def test_nothing_is_lost_and_nothing_comes_twice(self):
+        seed = random.randrange(1 << 32)
+        rng = random.Random(seed)
+        print(f"seed {seed}, {KILLS} kills", end=" ", flush=True)
+        data, card = temp_folder(self), temp_folder(self)
+        server, node = self.start_server(data), self.start_node(card)
+        wait_until(lambda: stored(data))
+        for _ in range(KILLS):
+            time.sleep(rng.uniform(0.2, 4.0))
+            victim = rng.choice(("node", "server", "broker", "all"))
+            with self.subTest(victim=victim, seed=seed):
+                if victim in ("node", "all"):
+                    node.kill()
+                if victim in ("server", "all"):
+                    server.kill()
+                if victim in ("broker", "all"):
+                    self.broker._process.kill()
+                    self.broker._process.wait()
+                    time.sleep(rng.uniform(0.0, 2.0))
+                    self.broker.start()
+                node = self.start_node(card) if victim in ("node", "all") else node
+                server = self.start_server(data) if victim in ("server", "all") else server
+        node.kill()
+        accepted = held(card)
+        self.start_node(card)
+        wait_until(lambda: accepted <= set(stored(data)), "everything that was accepted is stored", 180.0)
+        server.terminate()
+        server.wait()
+        rows, logged = self.check(data)
+        self.assertEqual(logged, 2 * rows)  # temperature and light
+        print(f"{rows} samples,", end=" ")
+
+
+if __name__ == "__main__":
+    unittest.main()

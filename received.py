@@ -250,14 +250,19 @@ class Received:
         self._busy: set[str] = set()  # Pis of whom a file is being put in its place
 
     def start(self) -> None:
-        """Make the folder, and clear away what a crash has left. Raises DiskError."""
+        """Make the folder, clear away what a crash has left, and write the .sha256 before which it came. DiskError."""
         try:
             os.makedirs(self._folder, exist_ok=True)
-            for name in os.listdir(self._folder):
+            names = set(os.listdir(self._folder))
+            for name in names:
                 if name.startswith(_COMING) or name.endswith(f"{_SUMS}.new"):
                     os.unlink(os.path.join(self._folder, name))
         except OSError as error:
             raise DiskError(f"{self._folder}: {error.strerror}; files cannot be received") from error
+        for name in names:
+            if STORED_NAME(name) and not name.endswith((_SUMS, ".new")) and _sums_name(name) not in names:
+                with contextlib.suppress(OSError):  # one that does not read, or a full disk: files come all the same
+                    self._known_sum(name)
 
     def has_room(self, length: int) -> bool:
         """Whether the disk has `length` bytes, and some to spare for the samples, which go before files."""

@@ -465,6 +465,7 @@ class Disks(Case):
         for name in (".coming-0123", f"{PI}_log.sha256.new"):
             with open(os.path.join(folder, name), "wb") as file:
                 file.write(b"half")
+        os.unlink(os.path.join(folder, f"{PI}_log.sha256"))  # as if the crash came before it was written
         received.Received(self.house.folder).start()
         self.assert_stored(DATA)
 

@@ -1,0 +1,208 @@
+"""The file drop through kill -9, power cuts and full disks: what was answered for is there, once, and nothing half.
+
+The oracle is what the senders were told. Every file that has its name must be whole at any moment, also behind a kill
+and before the next start; behind the start nothing half is left.
+"""
+
+import hashlib
+import http.client
+import os
+import random
+import socket
+import tempfile
+import threading
+import time
+import unittest
+from pathlib import Path
+
+from tests.drop_support import PI, Sender, accept, checksum, files, form, upload_request
+from tests.faults.house import Program, free_port
+from tests.faults.loop_disk import LoopDisk
+from tests.support import LIMIT_S, wait_until
+
+KILLS = int(os.environ.get("PIGEONPOST_TEST_DROP_KILLS", "8"))
+CUTS = int(os.environ.get("PIGEONPOST_TEST_DROP_CUTS", "3"))
+SENDERS = 4
+
+
+class Depot:
+    """A server as a program, with its data in a folder."""
+
+    def __init__(self, test, folder, data):
+        self.data = data
+        self.address = "127.0.0.1", free_port()
+        accept(data, PI)
+        self.server = Program(
+            Path(folder), "server.py", "--web", "%s:%d" % self.address, "--data", str(data),
+        )  # fmt: skip
+        test.addCleanup(self.server.kill)
+
+    def start(self):
+        self.server.start()
+        wait_until(self.answers, "the server answers")
+
+    def answers(self):
+        if not self.server.is_running():
+            raise AssertionError(self.server.log.read_text()[-3000:])
+        try:
+            socket.create_connection(self.address, 5).close()
+        except OSError:
+            return False
+        return True
+
+    def check(self, told, started):
+        """Everything in `told` (name to content) is there, once; every file is whole; nothing half is left."""
+        folder = os.path.join(self.data, "files")
+        for name in os.listdir(folder):
+            if name.startswith("."):
+                if started:
+                    raise AssertionError(f"left over: {name}")
+            elif not name.endswith((".sha256", ".new")):
+                with open(os.path.join(folder, name), "rb") as file:
+                    content = file.read()
+                total = name.removeprefix(f"{PI}_").removesuffix(".txt")
+                if checksum(content)[:40] != total:
+                    raise AssertionError(f"{name} is not what was sent: {len(content)} bytes")
+        stored = set(os.listdir(folder))
+        lost = [name for name in told if f"{PI}_{name}" not in stored]
+        if lost:
+            raise AssertionError(f"lost: {lost}")
+
+
+def content(chance):
+    """A file, and the name under which it is sent: so a file tells by itself whether it is whole."""
+    data = chance.randbytes(chance.choice((16, 1000, 100_000, 3_000_000)))
+    return f"{hashlib.sha256(data).hexdigest()[:40]}.txt", data
+
+
+class Senders:
+    """Threads that send one file after the other, each again and again until they are told that it is stored."""
+
+    def __init__(self, depot, seed):
+        self.depot, self.told, self.tries = depot, [], 0
+        self.failed = []
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(f"{seed} {k}",)) for k in range(SENDERS)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, seed):
+        chance = random.Random(seed)
+        try:
+            while not self._ended.is_set():
+                name, data = content(chance)
+                sender = Sender(self.depot.address, PI, second=chance.random() < 0.5)
+                while not self._send(sender, name, data):
+                    if self._ended.wait(0.01):
+                        return
+                self.told.append(name)
+        except BaseException as error:
+            self.failed.append(error)
+
+    def _send(self, sender, name, data):
+        self.tries += 1
+        try:
+            sender.open(5)
+            said = sender.send(data, name, 5)
+        except (OSError, http.client.HTTPException):
+            return False
+        if said not in ("200", checksum(data)):
+            raise AssertionError(f"{name}: {said!r}")
+        return True
+
+    def end(self):
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(LIMIT_S)
+        if self.failed:
+            raise self.failed[0]
+
+
+class Kills(unittest.TestCase):
+    def test_killed_while_files_come(self):
+        seed = random.randrange(1 << 32)
+        chance = random.Random(seed)
+        with tempfile.TemporaryDirectory() as folder, self.subTest(seed=seed):
+            depot = Depot(self, folder, os.path.join(folder, "data"))
+            depot.start()
+            senders = Senders(depot, seed)
+            try:
+                for _ in range(KILLS):
+                    wanted = len(senders.told) + 1
+                    wait_until(lambda wanted=wanted: len(senders.told) >= wanted or senders.failed, "a file is stored")
+                    time.sleep(chance.uniform(0, 0.5))  # the moment is random: nothing is waited for here
+                    told = list(senders.told)
+                    depot.server.kill()
+                    depot.check(told, started=False)
+                    depot.start()
+            finally:
+                senders.end()
+            depot.server.stop()
+            depot.start()
+            depot.check(senders.told, started=True)
+            files(depot.data)  # with the right line for each
+            self.assertEqual(len(senders.told), len(set(senders.told)))
+            self.assertGreater(senders.tries, len(senders.told), "no transfer was cut")
+
+
+class Disks(unittest.TestCase):
+    def test_power_cut_behind_the_answer(self):
+        disk, chance = LoopDisk(self, 48 + 10 * CUTS), random.Random(1)
+        with tempfile.TemporaryDirectory() as folder:
+            told = []
+            depot = Depot(self, folder, os.path.join(disk.path, "data"))
+            for _ in range(CUTS):
+                depot.start()
+                sender = Sender(depot.address, PI, True)
+                sender.open()
+                for _ in range(3):
+                    name, data = content(chance)
+                    self.assertEqual(sender.send(data, name, 5), "200")
+                    told.append(name)
+                name, data = content(chance)
+                with socket.create_connection(depot.address) as half:
+                    half.sendall(upload_request(sender.letters, data, name, {"pi_num": "1"})[: len(data) // 2 + 300])
+                    disk.cut_power()
+                depot.server.kill()
+                disk.unmount()
+                disk.mount()
+                depot.check(told, started=False)
+            depot.start()
+            depot.check(told, started=True)
+            files(depot.data)
+            depot.server.kill()
+
+    def test_a_disk_that_fills_up_in_the_middle(self):
+        disk, data = LoopDisk(self, 48), random.Random(2).randbytes(8_000_000)
+        with tempfile.TemporaryDirectory() as folder:
+            depot = Depot(self, folder, os.path.join(disk.path, "data"))
+            depot.start()
+            sender = Sender(depot.address, PI, True)
+            sender.open()
+            kind, body = form(data, "log.txt")
+            link = http.client.HTTPConnection(*depot.address, timeout=LIMIT_S)
+            link.putrequest("POST", f"/upload/{sender.letters}")
+            for name, value in (
+                ("pi_id", PI), ("pi_num", "1"), ("num_files", "1"), ("checksum", checksum(data)),
+                ("Content-Type", kind), ("Content-Length", str(len(body))),
+            ):  # fmt: skip
+                link.putheader(name, value)
+            link.endheaders(body[:2_000_000])
+            coming = os.path.join(depot.data, "files")
+            wait_until(lambda: os.listdir(coming), "the file has begun to come")
+            disk.fill()
+            link.send(body[2_000_000:])
+            self.assertEqual(link.getresponse().read(), b"500")
+            link.close()
+            self.assertEqual(os.listdir(coming), [])
+            self.assertEqual(sender.send(data, "log.txt"), "500")  # and there is no room to begin
+            self.assertEqual(os.listdir(coming), [])
+            disk.free()
+            self.assertEqual(sender.send(data, "log.txt"), "200")
+            self.assertEqual(list(files(depot.data).values()), [data])
+            self.assertTrue(depot.server.is_running())
+            depot.server.kill()
+
+
+if __name__ == "__main__":
+    unittest.main()

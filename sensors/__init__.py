@@ -10,11 +10,13 @@ Errors: SensorError, with what was wrong and the remedy; for one channel alone i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from json import dumps  # `json` is a member of this room
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from base.config import Option, check_keys, matching, number, read_options, switch
+from base.config import Option, check_keys, matching, number, read_options, switch, text
 from base.errors import SensorError, SettingsError
 from protocol import SENSOR_NAME, SENSOR_NAME_TAKES, UNIT, Number
 
@@ -132,21 +134,37 @@ def calibrated(value: float, chosen: Mapping[str, Any]) -> float:
     return round(value * float(chosen["gain"]) + float(chosen["offset"]), 6)
 
 
-def at_path(value: Any, path: str) -> Any:
-    """What stands in decoded JSON at a dotted path, as `sensors.0.temperature`; an empty path is all of it.
+def dotted_path(value: Any) -> tuple[str, ...]:
+    """A parser for the place of something in JSON: keys and places in lists with dots between, as in `sensors.0.value`
+    (-1: the last); in quotes where a key has a dot itself. An empty one is all of it."""
+    parts: list[str] = []
+    rest = text(value)
+    while rest:
+        found = re.match(r"""(?:"([^"]*)"|'([^']*)'|([^."']+))(\.?)""", rest)
+        if found is None or (found[4] == "") != (found.end() == len(rest)):
+            raise ValueError("takes keys and places with dots between, as in result.0.value or data.'a.b'.c")
+        parts.append(next(part for part in found.groups() if part is not None))
+        rest = rest[found.end() :]
+    return tuple(parts)
 
-    Raises SensorError, which names the first part that is not there.
-    """
-    parts = path.split(".") if path else []
-    for count, part in enumerate(parts, 1):
-        try:
-            value = value[int(part)] if isinstance(value, list) else value[part]
-        except (KeyError, IndexError, TypeError, ValueError):
-            keys = ", ".join(list(value)[:10]) if isinstance(value, dict) else repr(value)
-            raise SensorError(
-                f"there is no {'.'.join(parts[:count])!r:.60}; there is {keys or 'nothing':.120}"
-            ) from None
+
+def at_path(value: Any, path: Sequence[str]) -> Any:
+    """What stands in decoded JSON at a path. Raises SensorError, which names the first part that is not there."""
+    for count, key in enumerate(path, 1):
+        if isinstance(value, dict) and key in value:
+            value = value[key]
+        elif isinstance(value, list) and re.fullmatch("-?[0-9]{1,9}", key) and -len(value) <= int(key) < len(value):
+            value = value[int(key)]
+        else:
+            raise SensorError(f"there is no {'.'.join(path[:count])!r:.60}; there is {shown_json(value)}")
     return value
+
+
+def shown_json(value: Any) -> str:
+    """Decoded JSON, from whomever, in a few words."""
+    if isinstance(value, dict):
+        return (", ".join(f"{key!r:.40}" for key in list(value)[:10]) or "nothing") + ", ..." * (len(value) > 10)
+    return f"a list of {len(value)}" if isinstance(value, list) else f"{dumps(value):.60}"
 
 
 def channel_tables(

@@ -18,7 +18,6 @@ The form of Dwarfpool's answers is from its own description, which outlived the 
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
 import re
@@ -30,7 +29,7 @@ from base.config import Option, a_table, matching, number, one_of, read_options,
 from base.errors import SensorError, SettingsError
 from base.fetch import LONGEST_ANSWER, Refused, Web, decoded, split_url
 from protocol import UNIT, Number
-from sensors import CALIBRATION, Channel, Readings, Source, calibrated, channel_tables
+from sensors import CALIBRATION, Channel, Readings, Source, at_path, calibrated, channel_tables, dotted_path, shown_json
 
 _EARLY_S = 60.0  # before it expires a token is no longer used
 _SLACK_S = 0.05  # by which one slot may be earlier than the one before
@@ -69,19 +68,6 @@ def _headers(value: Any) -> dict[str, str]:
     return found
 
 
-def path(value: Any) -> tuple[str, ...]:
-    """The keys of a dotted path; quotes stand around a key that has dots itself."""
-    parts: list[str] = []
-    rest = text(value)
-    while rest:
-        found = re.match(r"""(?:"([^"]*)"|'([^']*)'|([^."']+))(\.?)""", rest)
-        if found is None or (found[4] == "") != (found.end() == len(rest)):
-            raise ValueError('takes keys and places with dots between, as in result.0.value or data."a.b".c')
-        parts.append(next(part for part in found.groups() if part is not None))
-        rest = rest[found.end() :]
-    return tuple(parts)
-
-
 def _words(value: Any) -> dict[str, float]:
     return {word: number(-1e15, 1e15)(entry) for word, entry in a_table(value).items()}
 
@@ -103,7 +89,7 @@ OPTIONS = (
     Option("token_url", text, _TOKEN_URL, "of nest: where access tokens are had"),
 )
 CHANNEL_OPTIONS = (
-    Option("path", path, None, "where the value stands in the answer, as result.0.value"),
+    Option("path", dotted_path, None, "where the value stands in the answer, as result.0.value"),
     Option("words", _words, {}, "what texts stand for, as {ON = 1, OFF = 0}"),
     Option("value", text, None, "of a preset: which of its values; without it the channel's own name"),
     Option("worker", text, None, "of dwarfpool: of which worker, instead of all"),
@@ -189,40 +175,23 @@ class JsonSource(Source):
         return readings
 
 
-def find(keys: Sequence[str], words: Mapping[str, float], answer: Any) -> float:
-    """The number that stands in `answer` at the path `keys`. SensorError says what is there instead."""
-    here, so_far = answer, "the answer"
-    for key in keys:
-        if isinstance(here, dict) and key in here:
-            here = here[key]
-        elif isinstance(here, list) and re.fullmatch("-?[0-9]{1,9}", key) and -len(here) <= int(key) < len(here):
-            here = here[int(key)]
-        else:
-            raise SensorError(f"{so_far} has no {key!r:.80}: {_there(here)}")
-        so_far = repr(key)
-    if isinstance(here, str) and here in words:
-        return words[here]
-    is_number = isinstance(here, int | float) or (isinstance(here, str) and _NUMBER(here.strip()))
+def find(path: Sequence[str], words: Mapping[str, float], answer: Any) -> float:
+    """The number that stands in `answer` at a path. SensorError says what is there instead."""
+    there = at_path(answer, path)
+    if isinstance(there, str) and there in words:
+        return words[there]
+    is_number = isinstance(there, int | float) or (isinstance(there, str) and _NUMBER(there.strip()))
     try:
-        value = float(here) if is_number else math.nan
+        value = float(there) if is_number else math.nan
     except OverflowError:
         value = math.inf
     if not math.isfinite(value):
-        hint = "; words says what texts stand for" if isinstance(here, str) else ""
-        raise SensorError(f"{so_far} is no number: {_there(here)}{hint}")
+        hint = "; words says what texts stand for" if isinstance(there, str) else ""
+        raise SensorError(f"no number at {'.'.join(path)!r:.60}: there is {shown_json(there)}{hint}")
     return value
 
 
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?").fullmatch
-
-
-def _there(here: Any) -> str:
-    if isinstance(here, dict):
-        keys = [f"{key!r:.40}" for key in list(here)[:12]]
-        return f"it has {', '.join(keys) or 'nothing'}{', ...' if len(here) > 12 else ''}"
-    if isinstance(here, list):
-        return f"it is a list of {len(here)}"
-    return f"it is {json.dumps(here):.60}"
 
 
 def _calibrated_at(keys: Sequence[str], words: Mapping[str, float], chosen: Mapping[str, Any], answer: Any) -> float:
@@ -343,7 +312,7 @@ def _place(name: str, chosen: Mapping[str, Any], preset: str | None, where: str)
     known = table.get(value or name)
     if known is None:
         raise SettingsError(f"{where}: value takes {', '.join(table)}, not {value or name!r}; or path says where it is")
-    return (*(() if worker is None else ("workers", worker)), *path(known.path)), known
+    return (*(() if worker is None else ("workers", worker)), *dotted_path(known.path)), known
 
 
 def _asker(options: Mapping[str, Any], where: str) -> Callable[[], Any]:

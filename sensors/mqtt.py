@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from base.config import Option, a_table, matching, number, read_options, switch, text
 from base.errors import BadArgument, SensorError, SettingsError
 from protocol import UNIT, Number, read_json
-from sensors import CALIBRATION, Channel, Readings, Source, at_path, calibrated, channel_tables
+from sensors import CALIBRATION, Channel, Readings, Source, at_path, calibrated, channel_tables, dotted_path
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ OPTIONS = (
 )
 CHANNEL_OPTIONS = (
     Option("topic", _topic, None, "what is subscribed to"),
-    Option("path", text, "", "where the number stands in a JSON payload; without it the payload is the number"),
+    Option("path", dotted_path, (), "where the number stands in a JSON payload; without it the payload is the number"),
     Option("fresh", number(1, 864_000), 3600.0, "seconds for which a value counts; then the channel is stale"),
     Option("unit", matching(UNIT, "a text up to 32 characters"), "", "of the value"),
     *CALIBRATION,
@@ -197,7 +197,7 @@ _REFUSALS = {
 }  # fmt: skip
 
 
-def value_in(payload: bytes, path: str) -> float:
+def value_in(payload: bytes, path: Sequence[str]) -> float:
     """The number that a message holds: alone, or at `path` in JSON; true and on are 1, false and off 0.
 
     Raises SensorError for a payload, from whomever, that holds none.
@@ -218,7 +218,7 @@ def value_in(payload: bytes, path: str) -> float:
     except (UnicodeDecodeError, BadArgument) as error:
         raise SensorError(f"{_shown(payload)} does not read: {error}") from None
     except (ValueError, OverflowError):
-        at = f" at {path!r}" if path else ""
+        at = f" at {'.'.join(path)!r}" if path else ""
         raise SensorError(f"no number{at}: {_shown(payload)}") from None
     if value - value != 0:
         raise SensorError(f"no number: {_shown(payload)}")

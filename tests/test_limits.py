@@ -6,7 +6,7 @@ import adc
 import node
 from base.errors import SensorError, SettingsError
 from protocol import write_json
-from sensors import Channel, Derived, Source, at_path, command, formula, kernel, with_limits
+from sensors import Channel, Derived, Source, at_path, command, dotted_path, formula, kernel, with_limits
 from sensors.simulated import SimulatedChip
 
 
@@ -152,16 +152,16 @@ class Paths(unittest.TestCase):
     def test_what_stands_there(self):
         value = {"a": {"b": [1, {"c": 2}]}, "0": 3}
         for path, found in (("", value), ("a.b.0", 1), ("a.b.1.c", 2), ("a.b.-1.c", 2), ("0", 3)):
-            self.assertEqual(at_path(value, path), found)
+            self.assertEqual(at_path(value, dotted_path(path)), found)
 
     def test_what_does_not_is_named_with_what_does(self):
         for path, words in (
-            ("a.x.y", "there is no 'a.x'; there is b, c"), ("a.b.7", "there is no 'a.b.7'; there is [1]"),
+            ("a.x.y", "there is no 'a.x'; there is 'b', 'c'"), ("a.b.7", "there is no 'a.b.7'; there is a list of 1"),
             ("a.b.z", "there is no 'a.b.z'"), ("n.m", "there is no 'n.m'; there is 5"),
             ("a.c.x", "there is no 'a.c.x'; there is nothing"), ("z" * 999, "there is no 'zzz"),
         ):  # fmt: skip
             with self.subTest(path[:9]), self.assertRaises(SensorError) as caught:
-                at_path({"a": {"b": [1], "c": {}}, "n": 5}, path)
+                at_path({"a": {"b": [1], "c": {}}, "n": 5}, dotted_path(path))
             self.assertIn(words, str(caught.exception))
             self.assertLess(len(str(caught.exception)), 250)
 

@@ -10,7 +10,7 @@ import unittest
 from unittest import mock
 
 from base.errors import SensorError, SettingsError
-from sensors import Channel, mqtt
+from sensors import Channel, dotted_path, mqtt
 from tests.test_sensors import Contract
 
 CHANNELS = {
@@ -127,7 +127,7 @@ class Messages(Case):
         }
         readings = self.source(channels, said={"t": b'{"a":[1],"b":{"c":2}}'}).read()
         self.assertEqual((readings["a"], readings["b"]), (1, 2))
-        self.assertEqual(str(readings["d"]), "t: there is no 'd'; there is a, b")
+        self.assertEqual(str(readings["d"]), "t: there is no 'd'; there is 'a', 'b'")
 
     def test_what_holds_a_number(self):
         for payload, path, value in (
@@ -135,7 +135,7 @@ class Messages(Case):
             (b'{"v":"21.5"}', "v", 21.5), (b'{"v":false}', "v", 0), (b'{"v":"ON"}', "v", 1), (b"[7]", "0", 7),
             (b'{"v":12345678901234567890}', "v", 12345678901234567890.0),
         ):  # fmt: skip
-            self.assertEqual(mqtt.value_in(payload, path), value)
+            self.assertEqual(mqtt.value_in(payload, dotted_path(path)), value)
 
     def test_what_holds_none(self):
         for payload, path, words in (
@@ -148,7 +148,7 @@ class Messages(Case):
             (b'{"v":1' + b"0" * 400 + b"}", "v", "no number"),
         ):  # fmt: skip
             with self.subTest(payload[:20]), self.assertRaises(SensorError) as caught:
-                mqtt.value_in(payload, path)
+                mqtt.value_in(payload, dotted_path(path))
             self.assertIn(words, str(caught.exception))
             self.assertLess(len(str(caught.exception)), 400)
 
@@ -175,7 +175,7 @@ class Messages(Case):
             payload = b"".join(dice.choices(pieces, k=dice.randrange(12)))
             for path in ("", "v", "0.v"):
                 try:
-                    self.assertIn(type(mqtt.value_in(payload, path)), (int, float))
+                    self.assertIn(type(mqtt.value_in(payload, dotted_path(path))), (int, float))
                 except SensorError as error:
                     self.assertTrue(str(error))
 

@@ -233,9 +233,10 @@ class WebEnd:
         method = "GET" if request.method == "HEAD" else request.method
         if method in methods:
             return methods[method], args
-        if not methods:
-            raise Refusal(404, "There is nothing at that address.")
         allowed = [*methods, *(["HEAD"] if "GET" in methods else [])]
+        allowed += [endpoint.method for match, endpoint in self._endpoints if match(request.path)]
+        if not allowed:
+            raise Refusal(404, "There is nothing at that address.")
         raise Refusal(405, f"This address takes {' and '.join(allowed)}.", headers={"Allow": ", ".join(allowed)})
 
     def _same(self, visit: Visit, route: Route) -> Answer:

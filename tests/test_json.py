@@ -122,7 +122,7 @@ class JsonCase(unittest.TestCase):
 
     def make(self, channels=None, **more):
         more = more if "url" in more or "file" in more else {"url": self.server.url + "/x", **more}
-        return json_kind.make({"channels": channels or {"x": {"path": "a"}}, **more}, "here")
+        return json_kind.make({"timeout": LIMIT_S, "channels": channels or {"x": {"path": "a"}}, **more}, "here")
 
     def read(self, answer, path="a", **more):
         self.server.answers["/x"] = answer
@@ -445,7 +445,7 @@ class Dwarfpool(JsonCase):
         self.server.answers["/x"] = POOL
         url = self.server.url + "/x?wallet=0x4e2c&email=me@example.com"
         channels = {} if channels is None else {"channels": channels}
-        return json_kind.make({"preset": "dwarfpool", "url": url, **channels, **more}, "here")
+        return json_kind.make({"preset": "dwarfpool", "url": url, "timeout": LIMIT_S, **channels, **more}, "here")
 
     def test_the_usual(self):
         source = self.make()
@@ -505,7 +505,7 @@ class Nest(JsonCase):
 
     def make(self, channels=None, **more):
         table = {
-            "preset": "nest", "project": "p", "device": "enterprises/p/devices/d", "client_id": "id&",
+            "preset": "nest", "timeout": LIMIT_S, "project": "p", "device": "enterprises/p/devices/d", "client_id": "id&",
             "client_secret": "secret", "refresh_token": "1//refresh", "url": self.server.url + "/v1/", "every": 0,
             "token_url": self.server.url + "/token", **({} if channels is None else {"channels": channels}), **more,
         }  # fmt: skip

@@ -505,7 +505,8 @@ class Nest(JsonCase):
 
     def make(self, channels=None, **more):
         table = {
-            "preset": "nest", "timeout": LIMIT_S, "project": "p", "device": "enterprises/p/devices/d", "client_id": "id&",
+            "preset": "nest", "timeout": LIMIT_S, "project": "p",
+            "device": "enterprises/p/devices/d", "client_id": "id&",
             "client_secret": "secret", "refresh_token": "1//refresh", "url": self.server.url + "/v1/", "every": 0,
             "token_url": self.server.url + "/token", **({} if channels is None else {"channels": channels}), **more,
         }  # fmt: skip

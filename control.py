@@ -27,7 +27,21 @@ from base import config
 from base.errors import PigeonpostError, SettingsError
 from base.net import join_address, split_address
 from base.version import VERSION
-from commands import NODE, Command, Context, Failed, bus, certificate, data, drop, export, listing, old_config, scan
+from commands import (
+    NODE,
+    Command,
+    Context,
+    Failed,
+    bus,
+    certificate,
+    data,
+    doctor,
+    drop,
+    export,
+    listing,
+    old_config,
+    scan,
+)
 from gate.tokens import Tokens
 from gate.users import Users
 from protocol import DEFAULT_PORT, decode, encode
@@ -257,6 +271,7 @@ COMMANDS: Mapping[str, Command] = {
     **bus.COMMANDS,
     **old_config.COMMANDS,
     **scan.COMMANDS,
+    **doctor.COMMANDS,
 }
 
 _EXAMPLES = """examples:

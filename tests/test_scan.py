@@ -77,7 +77,8 @@ class Listing(Case):
         self.assertEqual({**readings, **expected}, readings)
         self.assertEqual(set(readings) - set(expected), {"disk_free"})
         for said in ("# iio/bme280", "# 21.5 °C", 'from = "iio/bme280/temp"',
-                     'from = "hwmon/coretemp/temp/Package id 0"', 'from = "w1/28-0316a2794bff"', "#     load: 0.52", "# 26.187 °C"):  # fmt: skip
+                     'from = "hwmon/coretemp/temp/Package id 0"', 'from = "w1/28-0316a2794bff"', "#     load: 0.52",
+                     "# 26.187 °C"):  # fmt: skip
             self.assertIn(said, text)
 
     def test_devices_of_one_name_are_called_by_their_places(self):

@@ -1,0 +1,312 @@
+"""control.py doctor: every fault has its remedy, and a machine that is well is told so."""
+
+import argparse
+import errno
+import os
+import re
+import socket
+import sys
+import types
+import unittest
+from unittest import mock
+
+from base.clock import Clock
+from base.config import load
+from commands import doctor
+from commands.doctor import Finding
+from gate.tokens import Tokens
+from sensors.simulated import SimulatedChip, room
+from settings import NODE, SERVER, SERVER_ARRAYS
+from tests.page_support import Node, Server, control
+from tests.support import temp_folder
+
+
+class Case(unittest.TestCase):
+    def setUp(self):
+        self.folder = temp_folder(self)
+        # Whatever this machine's own temporary folder is on.
+        self.patch(doctor, "kind_of_filesystem", lambda folder: "ext4")
+
+    def patch(self, where, name, value):
+        patch = mock.patch.object(where, name, value)
+        patch.start()
+        self.addCleanup(patch.stop)
+
+    def put(self, name, content="", mode=0o644):
+        path = os.path.join(self.folder, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(content)
+        os.chmod(path, mode)
+        return path
+
+    def settings(self, table, text, arrays):
+        flags = argparse.Namespace(config=self.put(f"{len(text)}.toml", text, 0o600))
+        return load(table, flags, "", arrays, {})
+
+    def node(self, text="", listen='listen = "127.0.0.1:0"'):
+        text = f'[node]\ndata = "{self.folder}"\n{listen}\n{text}'
+        return list(doctor.node(self.settings(NODE, text, ("sensor",)), self.folder))
+
+    def server(self, text=""):
+        text = f'[web]\nlisten = ["127.0.0.1:0"]\n{text}'
+        return list(doctor.server(self.settings(SERVER, text, SERVER_ARRAYS), self.folder))
+
+    def find(self, findings, words):
+        """The one finding whose text matches."""
+        found = [finding for finding in findings if re.search(words, finding.about)]
+        self.assertEqual(len(found), 1, f"{words}: {findings}")
+        return found[0]
+
+    def assert_wrong(self, findings, words, remedy):
+        found = self.find(findings, words)
+        self.assertEqual(found.word, "wrong", found)
+        self.assertRegex(found.remedy, remedy)
+
+    def assert_ok(self, findings, words):
+        self.assertEqual(self.find(findings, words).word, "ok", findings)
+
+
+class Machine(Case):
+    def test_python(self):
+        self.assert_ok(doctor.machine(), r"^Python 3\.")
+        self.patch(doctor, "_NEWEST_WRONG", (9, 9))
+        self.assert_wrong(doctor.machine(), "has to be 3.11 or later", "bookworm")
+
+    def test_the_clock(self):
+        self.patch(Clock, "is_set", lambda self: True)
+        self.assert_ok(doctor.machine(), "the date is known")
+        self.patch(Clock, "is_set", lambda self: False)
+        self.assert_wrong(doctor.machine(), "nobody keeps this machine's clock", "timedatectl set-ntp true")
+
+
+class Folders(Case):
+    def look(self, data=None):
+        return list(doctor.folder(data or self.folder))
+
+    def test_one_that_is_well_also_one_that_is_still_to_be_made(self):
+        for data in (self.folder, os.path.join(self.folder, "a", "b")):
+            self.assertEqual([finding.word for finding in self.look(data)], ["ok"])
+
+    def test_its_file_system(self):
+        for kind, words, remedy in (
+            ("tmpfs", "gone after a restart", "volume"), ("overlay", "gone after a restart", "volume"),
+            ("nfs4", "not safe", "local disk"), ("vfat", "not safe", "ext4"),
+        ):  # fmt: skip
+            self.patch(doctor, "kind_of_filesystem", lambda folder, kind=kind: kind)
+            self.assert_wrong(self.look(), f"on {kind}.*{words}", remedy)
+
+    def test_a_full_one(self):
+        self.patch(doctor, "_LEAST_BYTES", 1 << 60)
+        self.assert_wrong(self.look(), "only [0-9]+ MiB are free", "--data DIR")
+
+    def test_one_that_may_not_be_written(self):
+        self.patch(doctor.os, "access", lambda path, mode: False)
+        self.assert_wrong(self.look(), "may not write there", "install -d -o .*--data DIR")
+        self.assert_wrong(self.look(self.put("file")), "may not write there", "--data DIR")
+
+
+class Ports(Case):
+    def test_free_ours_and_somebody_elses(self):
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            address = other.getsockname()
+            self.assertEqual(
+                doctor.port(address, "--web", lambda: "our page is there"),
+                Finding("ok", f"127.0.0.1:{address[1]}: our page is there"),
+            )
+            self.assert_wrong(
+                [doctor.port(address, "--web", str)], "Address already in use", f"ss -ltnp .*:{address[1]}"
+            )
+        self.assert_ok([doctor.port(address, "--web", str)], "is free to listen on")
+
+    def test_ones_that_cannot_be_had(self):
+        self.assert_wrong([doctor.port(("192.0.2.1", 8080), "--web", str)], "cannot be listened on", "`ip address`")
+        denied = mock.Mock(side_effect=PermissionError(errno.EACCES, "Permission denied"))
+        self.patch(doctor.socket, "create_server", denied)
+        self.assert_wrong([doctor.port(("0.0.0.0", 80), "--web", str)], "Permission denied", "from 1024 on")
+
+
+class Nodes(Case):
+    def test_nothing_of_the_chip_is_there(self):
+        self.patch(doctor, "_is_installed", lambda module: False)
+        findings = self.node()
+        self.assert_wrong(findings, "by default: the Python module spidev is missing", "apt install python3-spidev")
+        self.assert_wrong(findings, r"by default: .*dev/spidev0\.0 is not there", "do_spi 0, then sudo reboot")
+        self.assertFalse([finding for finding in findings if "reads" in finding.about])  # two remedies are enough
+
+    def test_all_of_it_is_there(self):
+        self.put("dev/spidev0.0")
+        chip = SimulatedChip(room(lambda: 5.0))
+        spi = types.SimpleNamespace(open=lambda *place: None, xfer2=chip.xfer2, close=lambda: None)
+        self.patch(doctor, "_is_installed", lambda module: True)
+        with mock.patch.dict(sys.modules, {"spidev": types.SimpleNamespace(SpiDev=lambda: spi)}):
+            findings = self.node()
+        for words in (r"spidev0\.0 may be opened", r"temperature reads 2[0-9]", "light reads [0-9]+"):
+            self.assert_ok(findings, words)
+        self.assertNotIn("wrong", [finding.word for finding in findings])
+
+    def test_a_simulated_chip_needs_nothing(self):
+        self.assertFalse([one for one in self.node("simulate = true") if "MCP3008" in one.about or one.word == "wrong"])
+
+    def test_i2c_and_one_wire(self):
+        tables = (
+            '[[sensor]]\nkind = "mcp3424"\nbus = 3\nchannels.a.input = 1\n[[sensor]]\nkind = "kernel"\n'
+            f'root = "{self.folder}"\nchannels.w.from = "w1/28-0316a2794bff"\n'
+        )
+        self.patch(doctor, "_is_installed", lambda module: module != "smbus2")
+        findings = self.node(tables)
+        self.assert_wrong(
+            findings, r"\[\[sensor\]\] 1, mcp3424: .*dev/i2c-3 is not there", "do_i2c 0, then sudo reboot"
+        )
+        self.assert_wrong(findings, "module smbus2 is missing", "apt install python3-smbus2")
+        self.assert_wrong(findings, r"\[\[sensor\]\] 2, kernel: 1-wire is not switched on", "do_onewire 0, then sudo")
+        os.makedirs(os.path.join(self.folder, "sys/bus/w1/devices"))
+        found = self.find(self.node(tables), "w does not read")
+        self.assertIn("no such device", found.about)
+
+    def test_mqtt_needs_paho(self):
+        self.patch(doctor, "_is_installed", lambda module: False)
+        findings = self.node('[[sensor]]\nkind = "mqtt"\nchannels.a.topic = "x"\n')
+        self.assert_wrong(findings, "mqtt: the Python module paho is missing", "apt install python3-paho-mqtt")
+
+    def test_each_reading_and_each_failure(self):
+        findings = self.node(
+            '[[sensor]]\nkind = "command"\ncommand = ["echo", "21.5"]\nchannels.a = {}\nchannels.b.pattern = "x(.)"\n'
+            '[[sensor]]\nkind = "command"\ncommand = ["false"]\nchannels.c = {}\n'
+            '[[sensor]]\nkind = "command"\nchannels.d = {}\n[[sensor]]\nkind = "barometer"\n'
+            '[[sensor]]\nkind = "formula"\nchannels.e.formula = "a + 1"\n'
+        )
+        self.assert_ok(findings, r"\[\[sensor\]\] 1, command: a reads 21\.5")
+        for words in (r"1, command: b does not read: 'x\(\.\)' is not in", "2, command does not read: 'false' failed",
+                      "takes either a command or a file", "4, barometer: there is no such kind"):  # fmt: skip
+            self.assertEqual(self.find(findings, words).word, "wrong")
+        self.assertFalse([finding for finding in findings if " 5, " in finding.about])
+
+    def test_a_device_that_may_not_be_opened(self):
+        path = self.put("dev/spidev0.0")
+        self.patch(doctor.os, "access", lambda path, mode: False)
+        self.patch(doctor, "_user", lambda: "pat")
+        self.patch(doctor, "_group_name", lambda number: "spi")
+        self.patch(doctor, "_members", lambda group: [])
+        self.assert_wrong(
+            [doctor._device(path, "")], "may not be opened by pat", "usermod -aG spi pat, then log in again"
+        )
+        self.patch(doctor, "_members", lambda group: ["pat"])
+        self.assert_wrong([doctor._device(path, "")], "but not in this session", "log in again")
+
+    def test_group_gpio_is_only_mentioned(self):
+        self.patch(doctor, "_exists", lambda group: True)
+        self.patch(doctor, "_members", lambda group: [])
+        self.patch(doctor.os, "getuid", lambda: 12345)
+        found = self.find(self.node("simulate = true"), "not in group gpio")
+        self.assertEqual((found.word, found.remedy), ("note", "sudo usermod -aG gpio 12345"))
+        self.patch(doctor, "_exists", lambda group: False)
+        self.assertFalse([one for one in self.node("simulate = true") if "gpio" in one.about])
+
+    def test_the_token(self):
+        self.assertEqual(self.find(self.node(listen='listen = "0.0.0.0:0"'), "no token").word, "note")
+        text = f'[node]\ndata = "{self.folder}"\nlisten = "127.0.0.1:0"\nsimulate = true\ntoken = "{"t" * 32}"\n'
+        settings = self.settings(NODE, text, ("sensor",))
+        self.assert_ok(doctor.node(settings), "which holds the token, is for .* alone")
+        os.chmod(settings.file, 0o644)
+        self.assert_wrong(doctor.node(settings), r"may be read by others \(mode 0644\)", f"chmod 600 {settings.file}")
+
+    def test_the_server_that_it_brings_samples_to(self):
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            to = f'simulate = true\n[push]\nto = "http://127.0.0.1:{other.getsockname()[1]}"\n'
+            self.assert_ok(self.node(to), "the server at .* can be reached")
+        self.assert_wrong(self.node(to), "the server at .* cannot be reached: Connection refused", "is it running")
+
+    def test_a_broker(self):
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            broker = f'[mqtt]\nhost = "127.0.0.1"\nport = {other.getsockname()[1]}\n'
+            self.assert_ok(self.node("simulate = true\n" + broker), "the broker at .* can be reached")
+            self.assert_ok(self.server(broker), "the broker at .* can be reached")
+        self.assert_wrong(self.server(broker), "the broker at .* cannot be reached", "is it running")
+
+
+class Servers(Case):
+    def test_one_that_is_well(self):
+        Tokens(self.folder).make("basement")
+        findings = self.server()
+        self.assertEqual({finding.word for finding in findings}, {"ok"}, findings)
+        self.assert_ok(findings, "the tokens of the nodes, is for")
+
+    def test_the_tokens_file(self):
+        path = self.put("tokens.json", "{}", 0o640)
+        self.assert_wrong(
+            self.server(), r"tokens of the nodes, may be read by others \(mode 0640\)", f"chmod 600 {path}"
+        )
+        real = os.access
+        self.patch(doctor.os, "access", lambda name, mode: name != path and real(name, mode))
+        self.assert_wrong(self.server(), "may not be read by", "sudo chown .*tokens.json")
+
+    def test_a_spoilt_tokens_file_ends_in_a_finding(self):
+        self.put("tokens.json", "no list", 0o600)
+        flags = self.settings(SERVER, '[web]\nlisten = ["127.0.0.1:0"]\n', SERVER_ARRAYS)
+        findings = list(doctor._safely(doctor.server(flags, self.folder)))
+        self.assertEqual(self.find(findings, "does not read as a list of tokens").word, "wrong")
+
+    def test_its_nodes(self):
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            nodes = f'[server]\nnodes = ["basement@127.0.0.1:{other.getsockname()[1]}"]\n'
+            self.assert_ok(self.server(nodes), "node basement at .* can be reached")
+        self.assert_wrong(self.server(nodes), "node basement at .* cannot be reached", "control.py doctor node")
+        away = mock.Mock(side_effect=TimeoutError("timed out"))
+        self.patch(doctor.socket, "create_connection", away)
+        findings = self.server('[server]\nnodes = ["attic@192.0.2.7"]\n')
+        self.assert_wrong(findings, "node attic at 192.0.2.7:5003 cannot be reached: timed out", "doctor node")
+        self.assertEqual(
+            self.find(findings, "has no token here").remedy, "python3 control.py token attic, and give it to the node"
+        )
+
+
+class Programs(unittest.TestCase):
+    def test_where_nothing_is_set_up(self):
+        status, said, errors = control(self, "doctor")
+        self.assertEqual(errors, "")
+        self.assertIn("nothing is set up here yet", said)
+        self.assertEqual(status, 0 if "Nothing is wrong." in said else 1)
+
+    def test_running_programs_are_known_as_ours(self):
+        node = Node(self)
+        server = Server(self, "--node", node.at)
+        host, port = server.page
+        config = os.path.join(server.data, "server.toml")
+        with open(config, "w", encoding="utf-8") as file:
+            file.write(f'[web]\nlisten = ["{host}:{port}"]\n[server]\nnodes = ["{node.at}"]\n')
+        own = os.path.join(server.data, "node.toml")
+        with open(own, "w", encoding="utf-8") as file:
+            file.write(f'[node]\nlisten = "{node.place}"\nsimulate = true\ndata = "{server.data}"\n')
+        status, said, errors = control(self, "--data", server.data, "--config", config, "doctor", "--node-config", own)
+        self.assertEqual(errors, "")
+        self.assertIn(f"ok     {host}:{port}: this server's page is there", said)
+        self.assertRegex(
+            said, rf"ok     {node.place}: this machine's node answers; (no server|[A-Za-z0-9._-]+) collects from it"
+        )
+        self.assertIn(f"ok     node basement at {node.place} can be reached", said)
+        self.assertEqual(said.count("  wrong  "), said.count("gone after a restart"), said)
+        self.assertEqual(status, 1 if "  wrong  " in said else 0)
+
+    def test_it_says_how_many_and_ends_with_1(self):
+        config = os.path.join(temp_folder(self), "node.toml")
+        with open(config, "w", encoding="utf-8") as file:
+            file.write(
+                '[node]\nlisten = "127.0.0.1:0"\n[[sensor]]\nkind = "command"\ncommand = ["false"]\nchannels.x = {}\n'
+            )
+        status, said, errors = control(self, "doctor", "node", "--node-config", config)
+        self.assertEqual((status, errors), (1, ""))
+        self.assertRegex(said, r"\n[1-9] thing(s are| is) wrong\.\n$")
+
+    def test_wrong_settings_are_a_finding(self):
+        config = os.path.join(temp_folder(self), "node.toml")
+        with open(config, "w", encoding="utf-8") as file:
+            file.write("[node]\nevry = 5\n")
+        status, said, _ = control(self, "doctor", "--node-config", config)
+        self.assertEqual(status, 1)
+        self.assertIn('did you mean "every"?', said)
+        self.assertIn("remedy: node.default.toml has every key", said)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -23,7 +23,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, tzinfo
+from datetime import datetime, tzinfo
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from base.config import Option, matching, one_of, read_options, text
@@ -53,7 +53,7 @@ _NUMBER = re.compile(r"[+-]?[0-9]{1,18}(?:\.[0-9]{1,18})?").fullmatch
 _TYPE_KEYS = ("sensorType", "sensortype", "type")
 _NAME_KEYS = ("sensorName", "name", "id")
 _UNITS = {"humidity": "%", "pressure": "hPa"}
-_TEMPERATURE = re.compile(r"(?:.*_)?(?:temperature|temp|dew_?point|heat_?index)(?:_.*?)??(?:_([cf]))?").fullmatch
+_TEMPERATURE = re.compile(r"(?:.*_)?(?:temperature|temp|dew_?point|heat_?index)[0-9]*(?:_.*?)??(?:_([cf]))?").fullmatch
 
 LOCATION = (
     Option("name", text, None, "as the device says it"),
@@ -134,8 +134,8 @@ def read_timestamp(stamp: str, zone: tzinfo | None, now_ms: int) -> int:
 
 
 def _utc_ms(moment: datetime, zone: tzinfo | None) -> int:
-    placed = moment.replace(tzinfo=zone) if zone is not None else moment.astimezone()
-    return round(placed.astimezone(UTC).timestamp() * 1000)
+    # Not by astimezone(), which for a skipped hour of this machine's zone takes the other offset.
+    return round((moment if zone is None else moment.replace(tzinfo=zone)).timestamp() * 1000)
 
 
 def read_sensors(sensors: Any, unit: str) -> list[Reading]:
@@ -214,12 +214,14 @@ class Names:
         """path: of the file. Raises SettingsError when it does not read."""
         self._path = path
         self._lock = threading.Lock()
+        self._names: dict[str, dict[str, str]] = {}
         try:
             with open(path, encoding="utf-8") as file:
-                self._names: dict[str, dict[str, str]] = json.load(file)
+                for node, names in json.load(file).items():
+                    self._names[node] = {key: str(name) for key, name in names.items()}
         except FileNotFoundError:
-            self._names = {}
-        except (OSError, ValueError) as error:
+            pass  # nobody has called yet
+        except (OSError, ValueError, AttributeError) as error:
             raise SettingsError(f"{path} does not read as the names of sensors: {error}") from error
 
     def of(self, node: str, readings: Sequence[Reading]) -> list[str]:

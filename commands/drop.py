@@ -97,8 +97,10 @@ class Depot:
                 status, said = self._ask("GET", "/", {"pi_id": self._pi_id, "num_files": str(count)})
         except (OSError, http.client.HTTPException) as error:
             raise NotReached(f"{self.address} could not be reached") from error
+        if status != 200:  # something else is there, or it wants HTTPS
+            raise NotReached(f"{self.address} could not be reached")
         self._letters = said.removeprefix("301 ") if self._second else said
-        if status != 200 or not _LETTERS(self._letters):
+        if not _LETTERS(self._letters):
             raise NotLetIn("Authentication failed")
 
     def send(self, path: str, left: int, progress: Callable[[int, int], None]) -> bool:

@@ -9,6 +9,7 @@ Errors: Refusal.
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterable, Mapping
 
@@ -21,7 +22,7 @@ from received import Pi, PiIds, Stored, listing, open_stored, sum_of
 
 SHOWN = 500
 _KINDS = {".csv": "text/csv; charset=utf-8", ".json": "application/json"}
-_LONGEST_COUNT = 12  # digits
+_COUNT = re.compile(r"[0-9]{1,12}").fullmatch
 
 
 class Files:
@@ -36,9 +37,11 @@ class Files:
         files, count = listing(data, SHOWN)
         pis = PiIds(data).all()
         imported = _imported(visit, files, pis)
+        said = _notice(visit)
         more = f"The newest {len(files)} of {count} files" if count > len(files) else _files(count)
         if not visit.request.wants_html:
             lines = [f"{more} that Pis have sent, newest first:" if files else "No Pi has sent a file yet.", ""]
+            lines[:0] = [said, ""] if said else []
             lines += [_line(visit, one, pis, imported.get(one.name, 0)) for one in files]
             return text_page("\n".join(lines) + "\n")
         if not files:
@@ -50,7 +53,8 @@ class Files:
                 "<th>size</th><th>came</th><th>from</th><th>SHA-256</th><th>readings</th></tr></thead>\n"
                 "<tbody>\n{rows}</tbody></table>"
             ).format(more=more, rows=rows)
-        return html_page("Files", Html("<h1>Files</h1>\n{}{}").format(_notice(visit), body), visit)
+        notice = Html('<p class="notice" role="status">{}</p>\n').format(said) if said else ""
+        return html_page("Files", Html("<h1>Files</h1>\n{}{}").format(notice, body), visit)
 
     def download(self, visit: Visit) -> Answer:
         """`/files/NAME`: the file as it was sent."""
@@ -119,18 +123,15 @@ def _imported(visit: Visit, files: Iterable[Stored], pis: Mapping[str, Pi]) -> d
     return found
 
 
-def _notice(visit: Visit) -> Html:
-    """What an import has done, as its way back here says it."""
+def _notice(visit: Visit) -> str:
+    """What an import has done, as its way back here says it; empty without one."""
     query = visit.request.query
     counts = [query.get(key, "") for key in ("all", "new")]
-    if "file" not in query or not all(
-        text.isascii() and text.isdigit() and len(text) <= _LONGEST_COUNT for text in counts
-    ):
-        return Html("")
+    if "file" not in query or not all(_COUNT(text) for text in counts):
+        return ""
     total, new = map(int, counts)
-    what = "all of them are new" if new == total else f"{new:,} of them are new" if new else "none of them is new"
-    words = f"{query['file']}: {total:,} readings are stored; {what}."
-    return Html('<p class="notice" role="status">{}</p>\n').format(words)
+    what = "all of them new" if new == total else f"{new:,} of them new" if new else "none of them new"
+    return f"{query['file']}: {_readings(total)} stored, {what}."
 
 
 def _row(visit: Visit, one: Stored, pis: Mapping[str, Pi], imported: int) -> Html:
@@ -147,13 +148,17 @@ def _row(visit: Visit, one: Stored, pis: Mapping[str, Pi], imported: int) -> Htm
 
 
 def _line(visit: Visit, one: Stored, pis: Mapping[str, Pi], imported: int) -> str:
-    done = f", {imported} readings stored" if imported else ""
+    done = f", {_readings(imported)} stored" if imported else ""
     when = clock(one.time_ms, visit.house.clock.wall_ms())
     return f"{when}  {one.name}  {size(one.size)}  from {_who(one, pis)}{done}  {one.checksum}"
 
 
 def _who(one: Stored, pis: Mapping[str, Pi]) -> str:
     return pis[one.pi_id].node if one.pi_id in pis else f"{one.pi_id} (no longer accepted)"
+
+
+def _readings(count: int) -> str:
+    return "1 reading" if count == 1 else f"{count:,} readings"
 
 
 def _files(count: int) -> str:

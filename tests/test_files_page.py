@@ -104,21 +104,22 @@ class Download(Case):
 class Import(Case):
     def test_readings_of_the_pis_node_once(self):
         name = self.drop(CSV)
-        self.assertIn("2 readings are stored; all of them are new", self.bring_in(name)[2])
+        self.assertIn("2 readings stored, all of them new", self.bring_in(name)[2])
         want = [{"temperature": 21.5, "humidity": 40}, {"temperature": 21.75, "humidity": 41}]
         self.assertEqual(self.stored(), want)
-        self.assertIn("2 readings are stored; none of them is new", self.bring_in(name)[2])
+        self.assertIn("2 readings stored, none of them new", self.bring_in(name)[2])
         self.assertEqual(self.stored(), want)
         page = self.get("/files")[2]
         self.assertIn("2 stored", page)
         self.assertNotIn("/import", page)
         self.assertIn("2 readings stored", self.get("/files", html=False)[2])
+        self.assertIn("2 readings stored, none of them new", self.bring_in(name, html=False)[2])
         marks = self.house.intake.marks("attic", IMPORTED, [checksum(CSV)[:16]])[1]
         self.assertEqual(marks[checksum(CSV)[:16]].seq, 2)
 
     def test_json(self):
         name = self.drop(b'{"readings": [{"time": 1795188970, "a": 1}]}', "x.json", OTHER_PI)
-        self.assertIn("1 readings are stored", self.bring_in(name)[2])
+        self.assertIn("1 reading stored", self.bring_in(name)[2])
         self.assertEqual(self.stored(OTHER_PI), [{"a": 1}])
 
     def test_our_own_log_under_the_pis_name(self):
@@ -172,7 +173,7 @@ class Import(Case):
 
     def test_what_the_address_says_is_not_believed(self):
         page = self.get("/files?file=%3Cb%3E&all=5&new=x")[2]
-        self.assertNotIn("readings are stored", page)
+        self.assertNotIn("stored", page)
         self.assertNotIn("<b>", self.get("/files?file=%3Cb%3E&all=5&new=5")[2])
 
 

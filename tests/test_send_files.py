@@ -21,7 +21,7 @@ from commands.drop import find_pi_id
 from links import drop
 from received import PiIds
 from tests.drop_support import OTHER_PI, PI, UNKNOWN_PI, accept, files
-from tests.support import ROOT, clean_environment, temp_folder
+from tests.support import ROOT, Program, clean_environment, temp_folder
 from tests.web_house import WebHouse
 
 
@@ -219,6 +219,25 @@ class ToOthers(Case):
         self.assertEqual(self.send(server.server_address, "--https", colons), (0, "", ""))
         self.assertEqual(server.stored, [("1", "a.csv", b"1")])
         self.assertEqual(self.send(server.server_address, "--https", "12")[0], 2)
+
+    @unittest.skipUnless(shutil.which("openssl"), "needs openssl to make a certificate (apt install openssl)")
+    def test_https_to_our_own_server(self):
+        data = os.path.join(self.home, "data")
+        _, right, _ = self.run_command("certificate")
+        right = re.search(r"[0-9a-f]{64}", right.replace(":", "").lower())[0]
+        self.run_command("file-id", PI)
+        server = Program(
+            self, "server.py", "--web", "127.0.0.1:0", "--data", data,
+            PIGEONPOST_WEB_CERTIFICATE=os.path.join(data, "certificate.pem"),
+            PIGEONPOST_WEB_KEY=os.path.join(data, "certificate.key"),
+        )  # fmt: skip
+        port = re.search(r":([0-9]+)/", server.line())[1]
+        self.put(a__csv=b"1")
+        self.assertEqual(self.send(f"127.0.0.1:{port}", "--https", right), (0, "", ""))
+        self.assertEqual(files(data), {f"{PI}_a.csv": b"1"})
+        self.assertEqual(self.send(f"127.0.0.1:{port}")[0], 0)  # nothing is left to send
+        self.put(b__csv=b"2")
+        self.assertEqual(self.send(f"127.0.0.1:{port}")[::2], (1, f"http://127.0.0.1:{port} could not be reached\n"))
 
     def test_nobody_there(self):
         self.put(a__csv=b"1")

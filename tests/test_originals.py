@@ -1,0 +1,304 @@
+"""Practical 6, the TCP node and server that this program grew from: what theirs did, done by ours as they are run.
+
+What an unchanged old client says is said here by hand, over a socket or HTTP. The other systems' clients are in the
+tests of their roads: test_drop and test_send_files, test_tmon, test_bus, test_pimonitor.
+"""
+
+import csv
+import http.client
+import os
+import re
+import socket
+import threading
+import time
+import unittest
+from urllib.parse import urlencode
+
+from protocol import encode
+from tests.page_support import Node, Server, use_memory_disk
+from tests.support import EPOCH, LIMIT_S, Program, Talk, sensors_line, temp_folder, wait_until
+
+CLOCK = "[0-2][0-9]:[0-5][0-9]:[0-6][0-9]"
+
+
+def setUpModule():
+    use_memory_disk()
+
+
+def logs(data):
+    folder = os.path.join(data, "logs")
+    return sorted(name for name in os.listdir(folder) if name.endswith(".csv")) if os.path.isdir(folder) else []
+
+
+def rows(data, name=None):
+    """The rows of a log (the newest one), without its head."""
+    names = logs(data)
+    if not names:
+        return []
+    with open(os.path.join(data, "logs", name or names[-1]), newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))[1:]
+
+
+class Pressing:
+    """A browser at the server's page: looks, and presses buttons."""
+
+    def __init__(self, server):
+        self.server = server
+
+    def press(self, path, **fields):
+        """What the server answers to the button: where it leads to, or the page itself."""
+        page = self.server.get("/", {"Accept": "text/html"})[1]
+        fields["csrf"] = re.search(r'name="csrf" value="([^"]+)"', page)[1]
+        link = http.client.HTTPConnection(*self.server.page, timeout=LIMIT_S)
+        try:
+            headers = {"Accept": "text/html", "Content-Type": "application/x-www-form-urlencoded"}
+            link.request("POST", path, urlencode(fields), headers)
+            answer = link.getresponse()
+            return answer.headers["Location"] if answer.status == 303 else answer.read().decode()
+        finally:
+            link.close()
+
+
+class OldServer(unittest.TestCase):
+    """The old server's side of the conversation, unchanged, with our node."""
+
+    def setUp(self):
+        self.node = Node(self)
+        self.talk = self.enterContext(Talk(tuple(self.node.place.rsplit(":", 1))))
+
+    def read(self, pattern):
+        """The next line that begins with the same word as `pattern`, which has to match."""
+        word = pattern.split(" ")[0]
+        while not (line := self.talk.line().decode()).startswith(word):
+            pass
+        self.assertRegex(line, f"^{pattern}")
+        return line
+
+    def test_send_turns_sending_on_or_off_and_sendback_acknowledges_it(self):
+        for state in ("OFF", "ON", "OFF"):
+            self.talk.send(f"SEND {state}\n".encode())
+            self.read(f"SENDBACK {state}$")
+
+    def test_check_is_answered_by_status_active_or_not_and_the_time_of_the_last_sample_sent(self):
+        self.talk.send(b"CHECK\n")
+        self.read(f"STATUS ON (-|{CLOCK}) ")
+        self.talk.send(b"SEND ON\n")
+        self.read("SENSORS ")
+        self.talk.send(b"CHECK\n")
+        self.read(f"STATUS ON {CLOCK} ")
+        self.talk.send(b"SEND OFF\nCHECK\n")
+        self.read(f"STATUS OFF {CLOCK} ")
+
+    def test_sensors_brings_temperature_light_and_the_time(self):
+        self.talk.send(b"SEND ON\n")
+        line = self.read(r'SENSORS [0-9a-f]{16} \[\{"seq":\d+,"time":"[-0-9]+T[0-9:.]+Z"')
+        self.assertRegex(line, r'"values":\{"temperature":-?[0-9.]+,"light":[0-9]+\}')
+
+    def test_sending_is_on_at_start_up(self):
+        self.talk.send(b"CHECK\n")
+        self.read("STATUS ON ")
+
+    def test_messages_do_not_merge_however_they_arrive(self):
+        self.talk.send(b"SEND OFF\nCHECK\nSEND ON\r\n\r\ncheck\n")
+        for pattern in ("SENDBACK OFF$", "STATUS OFF ", "SENDBACK ON$", "STATUS ON "):
+            self.read(pattern)
+        for letter in b"SEND OFF\nCHECK\n":
+            self.talk.send(bytes([letter]))
+        self.read("SENDBACK OFF$")
+        self.read("STATUS OFF ")
+
+    def test_a_client_that_vanishes_and_comes_back_is_served_again(self):
+        for _ in range(20):
+            with socket.create_connection(self.talk.sock.getpeername(), LIMIT_S) as sock:
+                sock.sendall(b"SEND ON\nCHE")  # and is gone in the middle of a word
+        self.talk.send(b"CHECK\n")
+        self.read("STATUS ON ")
+        self.assertIsNone(self.node.process.poll())
+
+    def test_waiting_costs_no_processor_time(self):
+        """The original asked its socket every microsecond."""
+
+        def used_s():
+            with open(f"/proc/{self.node.process.pid}/stat", encoding="ascii") as file:
+                fields = file.read().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+        self.talk.send(b"SEND OFF\n")
+        self.read("SENDBACK OFF$")
+        before_s = used_s()
+        time.sleep(3.0)
+        self.assertLess(used_s() - before_s, 0.3)
+
+
+class OldNode(unittest.TestCase):
+    def test_sendack_is_read_as_sendback(self):
+        """A node that says it as some handouts did, below our server: its button still says that it is so."""
+        heard = []
+
+        def serve():
+            sock, _ = listening.accept()
+            with sock, sock.makefile("rb") as lines:
+                sensors = [{"name": "temperature", "unit": "°C"}]
+                for line in lines:
+                    word = line.split()[0].decode()
+                    heard.append(line)
+                    if word == "HELLO":
+                        hello = {"link": 1, "node": "pi1", "outbox": EPOCH, "held": [[EPOCH, 1, 1, 1]]}
+                        sock.sendall(encode("HELLO", hello | {"every": 10.0, "sensors": sensors}))
+                    elif word == "RESUME":
+                        sock.sendall(sensors_line(EPOCH, 1, 1))
+                    elif word == "CHECK":
+                        sock.sendall(b"STATUS ON 15:36:10 {}\n")
+                    elif word == "SEND":
+                        sock.sendall(line.replace(b"SEND", b"SENDACK"))
+
+        listening = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listening.close)
+        threading.Thread(target=serve, daemon=True).start()
+        server = Server(self, "--node", f"pi1@127.0.0.1:{listening.getsockname()[1]}")
+        wait_until(lambda: rows(server.data))
+        # Not notice=silent: the node has answered.
+        self.assertEqual(Pressing(server).press("/nodes/pi1/off"), "/nodes/pi1?notice=off")
+        self.assertIn(b"SEND OFF\n", heard)
+
+
+class Both(unittest.TestCase):
+    """Our node and our server, as the two programs of the practical were used."""
+
+    def test_the_node_samples_every_10_s_an_mcp3008_with_temperature_and_light(self):
+        shown = Program(self, "node.py", "--show")
+        self.assertEqual(shown.wait(), 0)
+        self.assertIn("[node] every = 10.0  # default", "\n".join(shown.said))
+        node = Node(self)
+        self.assertIn("temperature, light", node.logs("node basement:"))
+
+    def test_a_node_that_starts_before_its_server_simply_waits(self):
+        node = Node(self)
+        with Talk(tuple(node.place.rsplit(":", 1))) as talk:
+            talk.send(b"SEND ON\n")
+            for _ in range(5):
+                talk.until("SENSORS")  # taken while there is no server
+        server = Server(self, "--node", node.at)
+        wait_until(lambda: len(rows(server.data)) > 20)
+        export = server.get("/api/v1/samples?node=basement&limit=1000")[1]
+        self.assertIn('"seq":1,', export.replace('"seq": ', '"seq":'))
+
+    def test_the_log_is_made_at_start_up_and_named_by_date_and_time(self):
+        before = time.strftime("%d%m%y_%H%M")
+        server = Server(self)
+        self.assertTrue(server.page)
+        names = {f"sensorlog_{before}.csv", time.strftime("sensorlog_%d%m%y_%H%M.csv")}
+        self.assertTrue(set(logs(server.data)) <= names and logs(server.data), logs(server.data))
+
+    def test_a_restart_does_not_truncate_the_log(self):
+        node, data = Node(self), temp_folder(self)
+        server = Server(self, "--node", node.at, data=data)
+        wait_until(lambda: rows(data))
+        (first,) = logs(data)
+        server.terminate()
+        self.assertEqual(server.wait(), 0)
+        kept = rows(data, first)
+        again = Server(self, "--node", node.at, data=data)
+        wait_until(
+            lambda: len(logs(data)) == 2 and any(len(rows(data, name)) > 5 for name in logs(data) if name != first)
+        )
+        self.assertEqual(rows(data, first), kept)
+        self.assertIsNone(again.process.poll())
+
+    def test_the_buffer_is_saved_when_it_is_full(self):
+        node = Node(self, "--every", "0.01")
+        server = Server(self, "--node", node.at, PIGEONPOST_STORE_COMMIT="600", PIGEONPOST_STORE_BUFFER="1000")
+        wait_until(lambda: len(rows(server.data)) >= 1000, "rows long before the ten minutes are over")
+
+    def test_on_sigterm_what_is_in_the_buffer_is_saved(self):
+        node = Node(self)
+        server = Server(self, "--node", node.at, PIGEONPOST_STORE_COMMIT="600")
+        self.assertTrue(server.page)
+        with Talk(tuple(node.place.rsplit(":", 1))) as talk:
+            talk.send(b"SEND ON\n")
+            for _ in range(40):
+                talk.until("SENSORS")
+        few = len(rows(server.data))
+        server.terminate()
+        self.assertEqual(server.wait(), 0)
+        self.assertGreater(len(rows(server.data)), few + 20)
+
+    def test_nothing_is_lost_when_either_is_told_to_end(self):
+        card, data = temp_folder(self), temp_folder(self)
+        for _ in range(3):
+            node = Node(self, "--data", card)
+            server = Server(self, "--node", node.at, data=data)
+            before = sum(len(rows(data, name)) for name in logs(data))
+            wait_until(lambda n=before: sum(len(rows(data, name)) for name in logs(data)) > n + 20)
+            node.terminate()
+            self.assertEqual(node.wait(), 0)
+            server.terminate()
+            self.assertEqual(server.wait(), 0)
+        node = Node(self, "--data", card)
+        held = int(re.search(r"(\d+) samples held", node.logs("samples held"))[1])
+        server = Server(self, "--node", node.at, data=data)
+        wait_until(lambda: sum(len(rows(data, name)) for name in logs(data)) >= 2 * held)
+        every = [(row[0], row[2]) for name in logs(data) for row in rows(data, name)]
+        self.assertEqual(len(every), len(set(every)))
+
+    def test_after_a_crash_of_either_they_find_each_other_again(self):
+        data = temp_folder(self)
+        node = Node(self)
+        server = Server(self, "--node", node.at, data=data)
+        wait_until(lambda: rows(data))
+        server.kill()
+        server = Server(self, "--node", node.at, data=data)
+        wait_until(lambda: len(rows(data)) > 10)
+        node.kill()
+        before = len(rows(data))
+        Node(self, "--listen", node.place)
+        wait_until(lambda: len(rows(data)) > before + 10)
+        self.assertIsNone(server.process.poll())
+
+
+class Page(unittest.TestCase):
+    """The buttons of the old page."""
+
+    def setUp(self):
+        self.node = Node(self)
+        self.server = Server(self, "--node", self.node.at)
+        self.browser = Pressing(self.server)
+        wait_until(lambda: len(rows(self.server.data)) > 30)
+
+    def state(self):
+        with Talk(tuple(self.node.place.rsplit(":", 1))) as talk:
+            talk.send(b"CHECK\n")
+            return talk.until("STATUS").args[0]
+
+    def test_sensor_off_and_sensor_on(self):
+        for word, on in (("off", False), ("on", True)):
+            self.assertEqual(self.browser.press(f"/nodes/basement/{word}"), f"/nodes/basement?notice={word}")
+            self.assertEqual(self.state(), on)
+
+    def test_status_asks_the_node(self):
+        leads_to = self.browser.press("/nodes/basement/status")
+        self.assertEqual(leads_to, "/nodes/basement?notice=status")
+        self.assertRegex(self.server.get(leads_to, {"Accept": "text/html"})[1], CLOCK)
+
+    def test_log_check_shows_the_last_ten_samples_and_not_the_first(self):
+        self.browser.press("/nodes/basement/off")
+        wait_until(lambda n=[-1]: n[-1] == len(rows(self.server.data)) or n.append(len(rows(self.server.data))))
+        text = self.server.get("/log")[1]
+        shown = re.findall(r"\d\d:\d\d:\d\d", text)
+        times = list(dict.fromkeys(row[0] for row in rows(self.server.data)))
+        self.assertEqual(shown, [when[11:19] for when in reversed(times[-10:])])
+
+    def test_log_download_is_the_whole_log_of_this_run(self):
+        status, text = self.server.get("/log.csv")
+        self.assertEqual(status, 200)
+        self.assertEqual(text.splitlines()[0], "time,node,sensor,value,unit")
+        self.assertGreater(len(text.splitlines()), 30)
+
+    def test_exit_stops_the_server_and_says_exited(self):
+        self.assertIn("<h1>exited</h1>", self.browser.press("/exit", sure="yes"))
+        self.assertEqual(self.server.wait(), 0)
+        self.assertIsNone(self.node.process.poll())
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -224,12 +224,14 @@ class Connection(socketserver.BaseRequestHandler):
         began_s, left = time.monotonic(), length
         try:
             while left:
-                if not self._data:
+                if self._data:  # what came with the head
+                    piece = bytes(self._data[:left])
+                    del self._data[:left]
+                else:  # and then without a copy between: there may be much
                     pace_s = began_s + 60 + (length - left) / _SLOWEST_BYTES_S
-                    if not self._receive(min(pace_s, time.monotonic() + _STALL_S), _BLOCK_BYTES):
-                        raise _cut_body()
-                piece = bytes(self._data[:left])
-                del self._data[:left]
+                    piece = self._some(min(pace_s, time.monotonic() + _STALL_S), min(left, _BLOCK_BYTES))
+                if not piece:
+                    raise _cut_body()
                 left -= len(piece)
                 receiver.take(piece)
         except BaseException as error:
@@ -251,15 +253,19 @@ class Connection(socketserver.BaseRequestHandler):
             self.request.settimeout(self._limits.send_s)
             self.request.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def _receive(self, deadline_s: float, most: int = _READ_BYTES) -> bool:
-        """Some more bytes; False when the client has closed. Raises TimeoutError at the deadline."""
+    def _receive(self, deadline_s: float) -> bool:
+        """Some more bytes into `_data`; False when the client has closed. Raises TimeoutError at the deadline."""
+        data = self._some(deadline_s, _READ_BYTES)
+        self._data += data
+        return bool(data)
+
+    def _some(self, deadline_s: float, most: int) -> bytes:
+        """Some more bytes; none when the client has closed. Raises TimeoutError at the deadline."""
         left_s = deadline_s - time.monotonic()
         if left_s <= 0:
             raise TimeoutError
         self.request.settimeout(left_s)
-        data = self.request.recv(most)
-        self._data += data
-        return bool(data)
+        return self.request.recv(most)
 
     def _drain(self) -> None:
         """Read away what still comes: closing with unread bytes would reset the connection and lose the answer."""

@@ -9,6 +9,7 @@ the same with SHA-256 beside it, which is the least that any receiver has to do.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from bench.machine import cpu_s, rss_mib, table
 from received import Pi, PiIds
@@ -139,21 +140,20 @@ def main() -> None:
             probe = subprocess.Popen(code, stdout=subprocess.PIPE, text=True)
             assert probe.stdout is not None
             probe_port = int(probe.stdout.readline())
-            plain, summed, bare, drops = [], [], [], []
+            took: dict[str, list[float]] = {"disk": [], "summed": [], "bare": [], "dropped": []}  # seconds, of each run
             for run in range(1, _RUNS + 1):
-                steps = [
-                    lambda run=run: plain.append(disk_s(data, run, False)),
-                    lambda run=run: summed.append(disk_s(data, run, True)),
-                    lambda run=run: bare.append(bare_s(probe_port, run)),
-                    lambda run=run: drops.append(upload_s(port, run)),
+                steps: list[tuple[str, Callable[[], float]]] = [
+                    ("disk", functools.partial(disk_s, data, run, False)),
+                    ("summed", functools.partial(disk_s, data, run, True)),
+                    ("bare", functools.partial(bare_s, probe_port, run)),
+                    ("dropped", functools.partial(upload_s, port, run)),
                 ]
-                for step in steps[run % 4 :] + steps[: run % 4]:  # none of them always comes behind the same other
-                    step()
+                for name, step in steps[run % 4 :] + steps[: run % 4]:  # none always comes behind the same other
+                    took[name].append(step())
             spent_s = (cpu_s(server.pid) - before_s) / _RUNS
             probe.kill()
             probe.wait()
-            medians = (_BYTES / 1e6 / statistics.median(took) for took in (plain, summed, bare, drops))
-            speed, with_sum, least, drop = medians
+            speed, with_sum, least, drop = (_BYTES / 1e6 / statistics.median(times) for times in took.values())
             table("server: a file of 100 MB dropped", [
                 ("the disk: write and fsync", f"{speed:.0f} MB/s"),
                 ("the same with SHA-256 beside", f"{with_sum:.0f} MB/s"),
@@ -165,8 +165,8 @@ def main() -> None:
                 ("memory before, after, at most", f"{before_mib:.1f}, {rss_mib(server.pid):.1f}, "
                                                   f"{rss_mib(server.pid, peak=True):.1f} MiB"),
             ])  # fmt: skip
-            print(f"\nmedians of {_RUNS}; slowest and fastest, MB/s: disk {span(plain)}, summed {span(summed)},"
-                  f" bare {span(bare)}, dropped {span(drops)}")  # fmt: skip
+            spans = ", ".join(f"{name} {span(times)}" for name, times in took.items())
+            print(f"\nmedians of {_RUNS}; slowest and fastest, MB/s: {spans}")
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait(20)

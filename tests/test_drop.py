@@ -121,7 +121,7 @@ class ByteForByte(Case):
 
     def test_the_page_is_still_the_page(self):
         self.assertIn(b"Pigeonpost", self.house.request("GET", "/", html=True)[2])
-        self.assertEqual(self.house.request("PUT", "/upload/")[0], 404)
+        self.assertEqual(self.house.request("PUT", "/upload/")[0], 405)
 
     def test_several_files_on_one_connection(self):
         sender = self.sender(count=3)

@@ -89,7 +89,7 @@ class NodeEnd(End):
         self._again_s = 0.0  # when the next question may be asked
         self._answer_s = ANSWER_S
         self._ack_s = ACK_S
-        self._window = 1
+        self._window = MOST_BODIES
         self._unanswered: list[tuple[str, int, float]] = []  # epoch, last seq, when it is late
         self._acked: dict[str, int] = {}  # by a server that does not tell what it has
         self._fault = ""
@@ -153,11 +153,14 @@ class NodeEnd(End):
             self._begin_again(False)
         else:
             self._lose("the server has not answered in time")
-            self._begin_again(bool(self._ledger))
+            self._begin_again(bool(self._ledger), 1)
 
-    def _begin_again(self, direct: bool) -> None:
-        """With the next `go_on`: a question to who answered last (`direct`), or to whoever is there."""
-        self._session, self._direct, self._window, self._unanswered = "", direct, 1, []
+    def _begin_again(self, direct: bool, window: int = MOST_BODIES) -> None:
+        """With the next `go_on`: a question to who answered last (`direct`), or to whoever is there.
+
+        window   bodies that may then be ahead of their acknowledgement; it doubles with each of these
+        """
+        self._session, self._direct, self._window, self._unanswered = "", direct, window, []
 
     def _ask(self) -> None:
         """A body with the first samples that may be due, and a list of all that is held: what is stored of it?
@@ -234,7 +237,8 @@ class NodeEnd(End):
             log.info("MQTT %s: a hole at the server; it is asked what it has", self._broker.place)
             self._acked = {**self._acked, said["epoch"]: said["have"]} if is_count(said["have"]) else {}
             self._again_s = self._clock.monotonic() + random.uniform(0.05, 0.2)
-            self._begin_again(bool(self._ledger))
+            # One by one at first: servers that share a store may have taken two bodies in the wrong order.
+            self._begin_again(bool(self._ledger), 1)
         else:
             self._on_ack(said["epoch"], said["ack"])
 
@@ -269,7 +273,7 @@ class NodeEnd(End):
         self._stream.note_ack(epoch, seq)
         self._acked = {**self._acked, epoch: seq} if not self._ledger else {}
         self._unanswered = [entry for entry in self._unanswered if entry[0] != epoch or entry[1] > seq]
-        self._window = min(self._window + 1, MOST_BODIES)
+        self._window = min(2 * self._window, MOST_BODIES)
 
     def _come_through(self, server: str) -> None:
         if self._fault or self._answer_s != ANSWER_S or self._asking:

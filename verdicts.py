@@ -202,77 +202,88 @@ class _Node:
         return None if every_s is None else LATE_INTERVALS * every_s + LATE_S
 
     def judge(self, epoch: str, samples: Sequence[Sample]) -> None:
-        tracks = [(name, track, self.late_s(track)) for name, track in self.tracks.items()]
-        for sample in samples:
-            values = sample.values
-            for name, track, late_s in tracks:
-                if name in values:
-                    track.judge(values[name], epoch, sample, late_s)
+        for name, track in self.tracks.items():
+            track.judge(name, epoch, samples, self.late_s(track))
 
 
 class _Track:
     """One sensor: its last value, and what is odd about it."""
 
-    __slots__ = ("counts", "epoch", "findings", "limits", "same_s", "time_ms", "up_ms", "value")
+    __slots__ = ("_bounds", "_limits", "counts", "epoch", "findings", "last", "same_s", "value")
 
     def __init__(self, limits: Mapping[str, Any]) -> None:
         self.limits = limits
         self.counts = dict.fromkeys(KINDS, 0)
         self.findings: list[Finding] = []
-        self.value: Number | None = None  # the last one that there was, and when it was taken:
-        self.epoch, self.up_ms, self.time_ms = "", 0, 0
+        self.value: Number | None = None  # the last one that there was,
+        self.epoch, self.last = "", _NO_SAMPLE  # and where it stood
         self.same_s = 0.0  # for how long it has been the same
 
-    def judge(self, value: Number | None, epoch: str, sample: Sample, late_s: float | None) -> None:
-        """Take what the next sample says of this sensor; None: it failed."""
-        passed_s = self._seconds_since(epoch, sample)
-        if value is None:
-            self.findings = [finding for finding in self.findings if finding.kind == "stale"]
-            if passed_s is not None:
-                self._find_stale(passed_s, late_s)
-            return
-        before, self.value = self.value, value
-        self.epoch, self.up_ms, self.time_ms = epoch, sample.up_ms, sample.time_ms
-        self.findings = list(self._find(value, before, passed_s, late_s))
-        for finding in self.findings:
-            self.counts[finding.kind] += 1
+    @property
+    def limits(self) -> Mapping[str, Any]:
+        """As they were told."""
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: Mapping[str, Any]) -> None:
+        self._limits = limits
+        ends = (limits.get("low", -math.inf), limits.get("high", math.inf), *limits.get("rail", (-math.inf, math.inf)))
+        self._bounds = (*ends, limits.get("jump"), limits.get("stuck"))
+
+    def judge(self, name: str, epoch: str, samples: Sequence[Sample], late_s: float | None) -> None:
+        """Take what these samples, which follow each other, say of this sensor. On the way of every sample: short."""
+        low, high, rail_low, rail_high, jump, stuck = self._bounds
+        for sample in samples:
+            value = sample.values.get(name, _ABSENT)
+            if value is None:
+                self._miss(epoch, sample, late_s)
+            if value is None or value is _ABSENT:
+                continue
+            findings = []
+            if not low <= value <= high:
+                findings.append(Finding("range", low if value < low else high, value))
+            if jump is not None or stuck is not None:
+                passed_s = self._seconds_since(epoch, sample)
+                if jump is not None and passed_s is not None and self.value is not None:
+                    change = float(value) - float(self.value)
+                    if abs(change) > jump * (passed_s if passed_s > _AT_LEAST_S else _AT_LEAST_S):
+                        findings.append(Finding("jump", jump, change))
+                if stuck is not None and self._is_stuck(value, passed_s, stuck, late_s):
+                    findings.append(Finding("stuck", stuck, self.same_s))
+            if not rail_low < value < rail_high:
+                findings.append(Finding("rail", rail_low if value <= rail_low else rail_high, value))
+            self.value, self.epoch, self.last, self.findings = value, epoch, sample, findings
+            for finding in findings:
+                self.counts[finding.kind] += 1
 
     def look(self, now_ms: int, late_s: float | None) -> None:
         """It may have become stale since."""
         if self.value is not None:
-            self._find_stale((now_ms - self.time_ms) / 1000, late_s)
+            self._find_stale((now_ms - self.last.time_ms) / 1000, late_s)
+
+    def _miss(self, epoch: str, sample: Sample, late_s: float | None) -> None:
+        """The sensor failed: what its last value was is no news, but it may have become stale."""
+        self.findings = [finding for finding in self.findings if finding.kind == "stale"]
+        passed_s = self._seconds_since(epoch, sample)
+        if passed_s is not None:
+            self._find_stale(passed_s, late_s)
 
     def _seconds_since(self, epoch: str, sample: Sample) -> float | None:
         """From the last value to this sample; None where that is not known. Of one epoch both have a clock that never
         steps; between two there are only their dates, which may."""
         if self.value is None:
             return None
-        passed_ms = sample.up_ms - self.up_ms if epoch == self.epoch else 0
+        passed_ms = sample.up_ms - self.last.up_ms if epoch == self.epoch else 0
         if passed_ms <= 0:
-            passed_ms = sample.time_ms - self.time_ms
+            passed_ms = sample.time_ms - self.last.time_ms
         return passed_ms / 1000 if passed_ms > 0 else None
 
-    def _find(
-        self, value: Number, before: Number | None, passed_s: float | None, late_s: float | None
-    ) -> Iterable[Finding]:
-        limits = self.limits
-        low, high, jump, stuck, rail = map(limits.get, ("low", "high", "jump", "stuck", "rail"))
-        if low is not None and value < low:
-            yield Finding("range", low, value)
-        elif high is not None and value > high:
-            yield Finding("range", high, value)
-        if jump is not None and before is not None and passed_s is not None:
-            change = float(value) - float(before)
-            if abs(change) > jump * max(passed_s, _AT_LEAST_S):
-                yield Finding("jump", jump, change)
-        if stuck is not None:
-            # A pause without values says nothing of whether it would have changed.
-            is_same = value == before and (passed_s is None or passed_s <= (late_s or stuck))
-            self.same_s = self.same_s + (passed_s or 0.0) if is_same else 0.0
-            if self.same_s >= stuck:
-                yield Finding("stuck", stuck, self.same_s)
-        if rail is not None and not rail[0] < value < rail[1]:
-            yield Finding("rail", rail[0] if value <= rail[0] else rail[1], value)
+    def _is_stuck(self, value: Number, passed_s: float | None, stuck: float, late_s: float | None) -> bool:
+        if value != self.value or (passed_s is not None and passed_s > (late_s or stuck)):
+            self.same_s = 0.0  # also after a pause without values, which says nothing of whether it would have changed
+            return False
+        self.same_s += passed_s or 0.0
+        return self.same_s >= stuck
 
     def _find_stale(self, seconds: float, late_s: float | None) -> None:
         """Counted when it begins."""
@@ -281,3 +292,7 @@ class _Track:
         if late_s is not None and seconds > late_s:
             self.findings.append(Finding("stale", late_s, seconds))
             self.counts["stale"] += not was
+
+
+_NO_SAMPLE = Sample(0, 0, 0, {}, {}, "")
+_ABSENT: Any = object()

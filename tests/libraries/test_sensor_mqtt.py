@@ -9,7 +9,7 @@ from unittest import mock
 from base.errors import SensorError
 from sensors import mqtt
 from tests.libraries import Broker, free_port, need_broker, paho
-from tests.support import LIMIT_S, wait_until
+from tests.support import LIMIT_S, Program, Talk, temp_folder, wait_until
 
 ZIGBEE = b'{"battery":97,"humidity":48.2,"linkquality":120,"temperature":21.43,"update":{"state":"idle"}}'
 ZWAVE = b'{"time":1795188970123,"value":9.5,"nodeName":"cellar"}'
@@ -115,6 +115,31 @@ class Brokers(Case):
         began_s = time.monotonic()
         source.close()
         self.assertLess(time.monotonic() - began_s, 5)
+
+
+class Programs(Case):
+    def test_a_node_samples_it_with_its_limits(self):
+        broker = self.broker().start()
+        self.publish(broker, "zigbee2mqtt/kitchen", ZIGBEE, retain=True)
+        data = temp_folder(self)
+        config = os.path.join(data, "node.toml")
+        with open(config, "w", encoding="utf-8") as file:
+            file.write(
+                f'[[sensor]]\nkind = "mqtt"\nport = {broker.port}\npassword = "x"\nuser = "y"\n'
+                '[sensor.channels.kitchen]\ntopic = "zigbee2mqtt/kitchen"\npath = "temperature"\nunit = "°C"\n'
+                "gain = 2\nhigh = 30\nraw = true\n"
+            )
+        program = Program(
+            self, "node.py", "--config", config, "--data", data, "--listen", "127.0.0.1:0", "--every", "0.5",
+        )  # fmt: skip
+        with Talk(program.address()) as talk:
+            talk.say("SEND", True)
+            values = {}
+            while values.get("kitchen") is None:  # the first slots may pass while it connects
+                values = talk.until("SENSORS").args[1][-1].values
+        self.assertEqual(values, {"kitchen": 42.86, "kitchen_raw": 21.43})
+        program.terminate()
+        self.assertEqual(program.wait(), 0)
 
 
 class Protected(Case):

@@ -1,0 +1,57 @@
+"""What verdicts cost the intake's writer: a backlog of samples with five sensors, judged as it is committed.
+
+python3 -m bench.verdicts
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import types
+from collections.abc import Mapping
+from typing import Any
+
+from bench.machine import table
+from protocol import Sample
+from session_server import NodeState
+from stores import NOTHING, Filing, Stretch
+from verdicts import Verdicts
+
+SENSORS, SAMPLES, COMMIT = 5, 200_000, 5000
+LIMITS = {"low": -10, "high": 35, "jump": 0.5, "stuck": 3600, "rail": [-50, 279.68]}
+
+
+def samples_a_second(limited: int, limits: Mapping[str, Any]) -> float:
+    """How many are judged a second, with `limits` on `limited` of the sensors; the best of three."""
+    state = NodeState("address", "node")
+    state.every_s = 1.0
+    state.sensors = [{"name": f"s{n}", "limits": limits if n < limited else None} for n in range(SENSORS)]
+    dice, best_s = random.Random(1), float("inf")
+    samples = [
+        Sample(k, 1000 * k, 1000 * k, {f"s{n}": 21 + dice.random() / 4 for n in range(SENSORS)}, {}, "")
+        for k in range(1, SAMPLES + 1)
+    ]
+    for _ in range(3):
+        verdicts = Verdicts([types.SimpleNamespace(state=state)])
+        began_s = time.monotonic()
+        for start in range(0, SAMPLES, COMMIT):
+            filing = Filing("node", "outbox", "0123456789abcdef", NOTHING)
+            filing.items.append(Stretch(samples[start : start + COMMIT]))
+            verdicts.note([filing])
+        best_s = min(best_s, time.monotonic() - began_s)
+    return SAMPLES / best_s
+
+
+def main() -> None:
+    rows = [
+        (f"{what} on {limited} of {SENSORS} sensors", f"{1e6 / samples_a_second(limited, limits):.2f} µs a sample")
+        for what, limited, limits in (
+            ("no limits", 0, {}), ("a rail", 1, {"rail": [-50, 279.68]}), ("all limits", 1, LIMITS),
+            ("all limits", SENSORS, LIMITS),
+        )
+    ]  # fmt: skip
+    table("verdicts: what they add to a sample", rows)
+
+
+if __name__ == "__main__":
+    main()

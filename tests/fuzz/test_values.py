@@ -1,0 +1,88 @@
+"""Values and limits of strangers: a payload is a number or a SensorError, and no limits make the judge fail."""
+
+import json
+import math
+import types
+import unittest
+
+from base.errors import SensorError
+from protocol import Sample
+from sensors.mqtt import value_in
+from session_server import NodeState
+from stores import NOTHING, Filing, Stretch
+from tests.fuzz import Target, fuzzed, mutated, st
+from tests.fuzz.test_samples import json_texts
+from verdicts import KINDS, Verdicts
+
+PAYLOADS = [
+    b'{"battery":97,"temperature":21.43,"v":[1,{"v":2}]}',
+    b'{"time":1795188970123,"value":9.5}',
+    b"21.5",
+    b"ON",
+]
+PIECES = [
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b'"v":',
+    b":",
+    b",",
+    b"1",
+    b"-",
+    b"e999",
+    b"NaN",
+    b"null",
+    b"true",
+    b"\\ud800",
+    b'"',
+    b"\xff",
+]
+LIMITS = [b'{"low":-10,"high":35,"jump":0.5,"stuck":3600,"rail":[-50,279.68]}']
+VALUES = (None, 0, 5.5, -(2**63), 2**63 - 1, 1.7e308, -1.7e308, 5e-324)
+
+
+class Payloads(Target, unittest.TestCase):
+    corpus = "payloads"
+
+    def check(self, data):
+        with self.bounded():
+            for path in ("", "v", "v.0", "v.1.v", "temperature", "."):
+                try:
+                    value = value_in(data, path)
+                except SensorError as error:
+                    self.assertLess(len(str(error)), 1000)
+                else:
+                    self.assertTrue(math.isfinite(value))
+
+    @fuzzed(lambda: mutated(st.sampled_from(PAYLOADS), PIECES, 100_000) | json_texts().map(str.encode))
+    def test_whatever_comes(self, data):
+        self.check(data)
+
+
+class Limits(Target, unittest.TestCase):
+    corpus = "limits"
+
+    def check(self, data):
+        try:
+            limits = json.loads(data)
+        except (ValueError, RecursionError):
+            return
+        state = NodeState("address", "node")
+        state.every_s = 1.0
+        state.sensors = [{"name": "t", "limits": limits}]
+        verdicts = Verdicts([types.SimpleNamespace(state=state)])
+        filing = Filing("node", "outbox", "0123456789abcdef", NOTHING)
+        filing.items.append(Stretch([Sample(k, 1000 * k, 1000 * k, {"t": v}, {}, "") for k, v in enumerate(VALUES, 1)]))
+        with self.bounded():
+            verdicts.note([filing])
+            judged = verdicts.of("node", "t", 10**12)
+            self.assertTrue(judged is None or set(judged.counts) == set(KINDS))
+
+    @fuzzed(lambda: mutated(st.sampled_from(LIMITS), PIECES, 60_000) | json_texts().map(str.encode))
+    def test_whatever_is_told(self, data):
+        self.check(data)
+
+
+if __name__ == "__main__":
+    unittest.main()

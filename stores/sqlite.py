@@ -37,6 +37,7 @@ FILE = "pigeonpost.sqlite3"
 _SAMPLE = "(?,?,?,?,?,?,?)"
 # Many rows in one statement: SQLite then works through them without Python's lock, and other threads go on.
 _INSERTS = [(rows, f"INSERT INTO samples VALUES {','.join([_SAMPLE] * rows)}") for rows in (256, 32, 4, 1)]
+_VALUES: Any = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # as loads, of what we wrote ourselves
 _MOST_READERS = 8  # each keeps two files open and some pages in memory
 _READER_PAGES_KIB = 512
 _TRY_AGAIN = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -286,8 +287,9 @@ class SqliteStore(Store):
                 " ORDER BY s.time DESC, s.epoch DESC, s.seq DESC LIMIT ?",
                 (node, from_ms, to_ms, limit),
             ).fetchall()
+        named = {names: json.loads(names) for names in {row[3] for row in rows}}
         return [
-            Point(node, time_ms, epoch, seq, dict(zip(json.loads(names), json.loads(values))), clock or "")
+            Point(node, time_ms, epoch, seq, dict(zip(named[names], _VALUES(values, 0)[0])), clock or "")
             for time_ms, epoch, seq, names, values, clock in reversed(rows)
         ]
 
@@ -336,7 +338,7 @@ class SqliteStore(Store):
             epochs = dict(db.execute("SELECT id, epoch FROM epochs"))
             shapes = {id: json.loads(names) for id, names in db.execute("SELECT id, names FROM shapes")}
             for node, time_ms, epoch, seq, shape, clock, values in db.execute("SELECT * FROM samples"):
-                named = dict(zip(shapes[shape], json.loads(values)))
+                named = dict(zip(shapes[shape], _VALUES(values, 0)[0]))
                 yield Point(nodes[node], time_ms, epochs[epoch], seq, named, clock or "")
 
     def verify(self) -> Iterator[str]:

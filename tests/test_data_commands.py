@@ -3,7 +3,9 @@
 import contextlib
 import hashlib
 import io
+import json
 import os
+import random
 import re
 import shutil
 import sqlite3
@@ -17,15 +19,18 @@ import unittest
 from unittest import mock
 
 import backups
+import csvbuffer
 from base.clock import FakeClock
 from base.disk import only_one
+from commands import export
 from csvbuffer import CsvLog
 from intake import Intake
 from log_sums import logs_in
 from stores.sqlite import FILE, SqliteStore
 from stores.sqlite_schema import _FIRST
-from tests import test_stores
+from tests import page_support, test_stores
 from tests.faults.house import House
+from tests.memory_store import MemoryStore
 from tests.page_support import use_memory_disk
 from tests.support import LIMIT_S, ROOT, clean_environment, temp_folder, wait_until
 from tests.test_control import ControlCase
@@ -547,6 +552,180 @@ class Sums(DataCase):
         self.assertEqual(self.run_("verify")[0], 1)
         os.unlink(log)
         self.assert_sound(50)  # all of it is owed: the next log has it
+
+
+class Forgotten(DataCase):
+    def test_logs_may_say_more_than_is_kept(self):
+        hour = 3_600_000
+        first = 1_795_000_000_000 // hour * hour + 1
+        batches = [batch(n + 1, n + 1, time_ms=first + n * hour) for n in range(5)]
+        fill(self.data, *batches)
+        fill(self.data, batch(6, 6, time_ms=first + 6 * hour))
+        store = SqliteStore(self.data)
+        self.addCleanup(store.close)
+        with store.writing(()):
+            for window in store.unsummed(1 << 60, 100):
+                store.put_summaries(window, {})
+            self.assertEqual(store.forget(first + 3 * hour, 100), 3)
+        self.assertEqual(
+            self.done("verify"), "3 samples of 1 nodes: all there, each once; 3 older ones were deleted as set\n"
+        )
+        with store.writing(()):
+            store._db.execute("DELETE FROM samples WHERE seq = 5")
+        self.assertIn("they are not the same", self.run_("verify")[1])
+        self.done("export", "--out", os.path.join(self.place, "x.csv"))
+
+
+class Export(DataCase):
+    def setUp(self):
+        super().setUp()
+        page_support.set_zone(self, "Europe/Berlin")
+        csvbuffer._minutes.clear()
+        self.addCleanup(csvbuffer._minutes.clear)
+        fill(
+            self.data, batch(1, 40), batch(1, 10, node="b", epoch=E2, units={"temperature": "°F", "light": "counts"}),
+            batch(41, 41, temperature=None, errors={"temperature": "no response"}), gap(42, 50), batch(51, 60),
+        )  # fmt: skip
+
+    def lines(self, *arguments):
+        return self.done("export", *arguments).splitlines()
+
+    def test_as_the_log_has_it(self):
+        (log,) = logs_in(self.logs())
+        logged = content(os.path.join(self.logs(), log)).decode().splitlines()
+        told = self.lines()
+        self.assertEqual(told[0], "time,node,sensor,value,unit")
+        self.assertEqual(sorted(told), sorted(line for line in logged if ",gap," not in line))
+
+    def test_as_a_table(self):
+        told = self.lines("--format", "wide", "--node", "a")
+        self.assertEqual(told[:2], ["time,node,light,temperature", "2026-11-18T12:06:41.000+01:00,a,1,20.5"])
+        self.assertEqual(told[41], "2026-11-18T12:07:21.000+01:00,a,41,")
+        self.assertEqual(len(told), 52)
+        self.assertEqual(
+            self.lines("--format", "wide", "--sensor", "temperature")[:2],
+            ["time,node,temperature", "2026-11-18T12:06:41.000+01:00,a,20.5"],
+        )
+
+    def test_as_json_lines(self):
+        told = [json.loads(line) for line in self.lines("--format", "jsonl")]
+        values, units = {"temperature": 20.5, "light": 1}, {"temperature": "°C"}
+        first = {"time": "2026-11-18T11:06:41.000Z", "node": "a", "values": values, "units": units}
+        self.assertEqual(told[0], first)
+        self.assertEqual(told[40]["values"], {"temperature": None, "light": 41})
+        self.assertEqual(told[-1]["units"], {"temperature": "°F", "light": "counts"})
+        self.assertEqual(len(told), 61)
+
+    def test_some_of_it(self):
+        one = self.lines("--node", "b", "--sensor", "temperature", "--from", "2026-11-18T12:06:45", "--to",
+                         "2026-11-18T11:06:48Z")  # fmt: skip
+        self.assertEqual([line[:19] for line in one[1:]], [f"2026-11-18T12:06:4{n}" for n in (5, 6, 7)])
+        self.assertEqual(len(self.lines("--from", "2026-11-18")), len(self.lines()))
+        for nothing in (("--from", "2026-11-19"), ("--to", "2026-11-18"), ("--from", "1s"), ("--to", "1969-12-31")):
+            self.assertEqual(self.lines(*nothing), ["time,node,sensor,value,unit"])
+        self.assertEqual(self.lines("--sensor", "light", "--node", "a", "--node", "b"), self.lines("--sensor", "light"))
+
+    def test_what_there_is_not(self):
+        self.assert_fails(1, "there is nothing of a node attic; there is of a, b", "export", "--node", "attic")
+        text = "there is nothing of a sensor humidity; there is of light, temperature"
+        self.assert_fails(1, text, "export", "--sensor", "humidity")
+        for time in ("yesterday", "", "7", "2026-13-01", "9999999999d", "0001-01-01"):
+            self.assert_fails(2, "--from: takes a time as 2026-11-20", "export", f"--from={time}")
+        self.assert_fails(2, "there is no database in", "export", data=temp_folder(self))
+        self.assert_fails(2, "no sensor name", "export", "--sensor", "../x")
+
+    def test_a_file_is_whole_or_as_it_was(self):
+        out = os.path.join(self.place, "x.csv")
+        status, told, said = self.run_("export", "--out", out)
+        self.assertEqual((status, told, said), (0, "", f"{out}: {os.path.getsize(out):,} bytes\n"))
+        self.assertEqual(content(out).decode().splitlines(), self.lines())
+        before = content(out)
+        self.assert_fails(1, "there is nothing of a node x", "export", "--out", out, "--node", "x")
+        with mock.patch("os.fsync", side_effect=OSError(28, "No space left on device")):
+            self.assert_fails(1, f"{out}: No space left on device", "export", "--out", out)
+        self.assertEqual((content(out), os.listdir(self.place)), (before, ["x.csv"]))
+        self.assert_fails(1, "No such file or directory", "export", "--out", os.path.join(self.place, "none", "x"))
+
+    def test_through_a_pipe_that_is_closed(self):
+        """In a process of its own, as `| head` has it; the export is longer than a pipe holds."""
+        fill(self.data, batch(61, 4000))
+        command = f"{sys.executable} {ROOT}/control.py --data {self.data} export | head -n 1"
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=LIMIT_S,
+            env=clean_environment(), cwd=self.place,
+        )  # fmt: skip
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "time,node,sensor,value,unit\n", ""))
+
+    def test_a_full_standard_output(self):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [sys.executable, f"{ROOT}/control.py", "--data", self.data, "export"], stdout=full,
+                stderr=subprocess.PIPE, text=True, timeout=LIMIT_S, env=clean_environment(), cwd=self.place,
+            )  # fmt: skip
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("standard output: No space left on device", done.stderr)
+
+    def test_a_bar_on_a_terminal_only(self):
+        class Terminal(io.StringIO):
+            def isatty(self):
+                return True
+
+        out = os.path.join(self.place, "x.csv")
+        with mock.patch("io.StringIO", Terminal):
+            _, _, said = self.run_("export", "--out", out)
+        self.assertRegex(said, r"\rx\.csv +\[#+-*\] +\d+ %.*\[#{30}\] 100 %\n")
+        self.assertNotIn("%", self.run_("export", "--out", out)[2])
+
+    def test_no_question_stays_open(self):
+        """Between two pieces the server can check its whole WAL in: no reader holds it back."""
+        with run_of_a_server(self.data) as intake:
+            with contextlib.closing(SqliteStore(self.data, look_only=True)) as store:
+                seen = 0
+                for _, points in export.walk(store, "a", 0, 1 << 42):
+                    seen += len(points)
+                    if points and seen < 60:
+                        intake.accept(quiet(batch(61, 2000)), urgent=True)
+                        intake.settle(LIMIT_S)
+                        with contextlib.closing(sqlite3.connect(self.database())) as db:
+                            busy, pages, done = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                        self.assertEqual((busy, pages), (0, done))
+            self.assertGreaterEqual(seen, 51)
+
+    def test_walking_finds_each_sample_once(self):
+        """Dense and sparse times, many of one moment, ends of spans: as the store has them at once."""
+        chance = random.Random(5)
+        for at_once in (1, 2, 7, 50):
+            store = MemoryStore()
+            times, at = [], 1000
+            for _ in range(300):
+                at += chance.choice((0, 0, 1, 1, 5, 1000, 10_000_000, 100_000_000_000 // 300))
+                times.append(at)
+            samples = [test_stores.sample(n, time_ms=time_ms) for n, time_ms in enumerate(times, 1)]
+            test_stores.file(store, batch(1, 1)._replace(samples=samples))
+            for from_ms, to_ms in ((0, at + 1), (times[50], times[200]), (times[9] + 1, times[9] + 2), (5, 5), (9, 5)):
+                with mock.patch.object(export, "AT_ONCE", at_once):
+                    found = [p.seq for _, points in export.walk(store, "a", from_ms, to_ms) for p in points]
+                self.assertEqual(found, [p.seq for p in store.points("a", from_ms, to_ms, 1 << 60)])
+
+    def test_in_little_memory(self):
+        """A process of its own: what it needs does not grow with what it writes."""
+        most = []
+        for count in (2_000, 60_000):
+            data = temp_folder(self)
+            fill(data, *(batch(first, first + 499, node="c") for first in range(1, count, 500)))
+            code = (
+                "import re, sys, control; status = control.main(sys.argv[1:]);"
+                "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]);"
+                "sys.exit(status)"
+            )
+            done = subprocess.run(
+                [sys.executable, "-c", code, "--data", data, "export", "--format", "jsonl", "--out", self.tar],
+                capture_output=True, text=True, timeout=3 * LIMIT_S, env=clean_environment(PYTHONPATH=ROOT),
+                cwd=self.place,
+            )  # fmt: skip
+            self.assertEqual(done.returncode, 0, done.stderr)
+            most.append(int(done.stdout))
+        self.assertLess(most[1] - most[0], 12_000, most)  # KiB
 
 
 class Promise(unittest.TestCase):

@@ -1,0 +1,73 @@
+"""Export and backup: how fast, in how much memory, of a million samples of two values.
+
+    python3 -m bench.export                 ten nodes, 100,000 samples each
+    python3 -m bench.export --millions 10
+
+Each command is a process of its own, writing to a file in a temporary folder. A bare `SELECT` beside them is what
+SQLite and Python give at best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+
+from bench.machine import table
+from bench.years import build
+from stores.sqlite import FILE
+
+END_MS = 1_795_000_000_000
+# ru_maxrss would count what this process had when it forked.
+_CODE = "import os, sys, control; from bench.machine import rss_mib; control.main(sys.argv[1:]); "
+_CODE += "print(rss_mib(os.getpid(), peak=True))"
+
+
+def run(*arguments: str) -> tuple[float, float]:
+    """One command of control.py: seconds, and MiB at most."""
+    began_s = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", _CODE, *arguments], capture_output=True, text=True, check=True)
+    return time.perf_counter() - began_s, float(done.stdout.split()[-1])
+
+
+def bare_rows_s(folder: str) -> float:
+    """Rows a second of a cursor that only fetches."""
+    db = sqlite3.connect(f"file:{folder}/{FILE}?mode=ro", uri=True)
+    began_s, count = time.perf_counter(), 0
+    for _ in db.execute('SELECT node, time, "values" FROM samples'):
+        count += 1
+    db.close()
+    return count / (time.perf_counter() - began_s)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--millions", type=float, default=1.0, help="samples (1)")
+    samples = int(parser.parse_args().millions * 1e6)
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as place:
+        build(folder, samples, END_MS)
+        rows = [("SQLite alone, rows fetched and dropped", f"{bare_rows_s(folder):,.0f} samples/s")]
+        for form in ("csv", "wide", "jsonl"):
+            out = os.path.join(place, form)
+            took_s, most_mib = run("--data", folder, "export", "--format", form, "--out", out)
+            size = os.path.getsize(out)
+            rows.append((
+                f"`export --format {form}`",
+                f"{samples / took_s:,.0f} samples/s, {size / took_s / 1e6:.0f} MB/s of {size / 1e6:,.0f} MB;"
+                f" {most_mib:.0f} MiB at most",
+            ))  # fmt: skip
+        for name in ("b.sqlite3", "b.tar"):
+            took_s, most_mib = run("--data", folder, "backup", os.path.join(place, name))
+            size = os.path.getsize(os.path.join(place, name))
+            rows.append((f"`backup {name}`, checked", f"{took_s:.1f} s for {size / 1e6:,.0f} MB; {most_mib:.0f} MiB"))
+        took_s, most_mib = run("--data", os.path.join(place, "new"), "restore", os.path.join(place, "b.sqlite3"))
+        rows.append(("`restore b.sqlite3`, logs written anew, all compared", f"{took_s:.1f} s; {most_mib:.0f} MiB"))
+    table(f"{samples:,} samples of two values, ten nodes", rows)
+
+
+if __name__ == "__main__":
+    main()

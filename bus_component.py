@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from base.clock import Clock
 from base.config import Settings
 from base.errors import BadPacket, SettingsError
-from base.multicast import Path, listener, speaker
+from base.multicast import Drain, Path, listener, speaker
 from base.net import join_address
 from links import End
 from packets import (
@@ -151,6 +151,7 @@ class BusEnd(End):
         self._load = load
         self._voice = voice
         self._clock = clock
+        self._drain = Drain(MOST_AT_ONCE, PACKET_BYTES + 1)
         self._alive_due_s = 0.0
         self._answered = (0, 0)  # in which second how many T were said
         self._refused_flags: set[str] = set()
@@ -190,6 +191,10 @@ class BusEnd(End):
     def _woke(self) -> None:
         """`wake` was called."""
 
+    def _due(self) -> float | None:
+        """Do what waits; the seconds until something is to be done again."""
+        return None
+
     def _control_came(self, packets: list[Packet]) -> None:
         """Packets of the control channel, before they are obeyed."""
 
@@ -227,7 +232,8 @@ class BusEnd(End):
         control = sockets[0]
         while not self._stopping.is_set() and not self._restarting:
             waiting: list[Any] = [self._woken, *sockets]
-            ready, _, _ = select.select(waiting, [], [], self._say_alive())
+            times = [seconds for seconds in (self._say_alive(), self._due()) if seconds is not None]
+            ready, _, _ = select.select(waiting, [], [], min(times, default=None))
             if self._woken in ready:
                 os.read(self._woken, 4096)
                 self._woke()
@@ -250,7 +256,7 @@ class BusEnd(End):
         return max(0.0, self._alive_due_s - now_s)
 
     def _hear_control(self, sock: socket.socket) -> None:
-        packets = self._decoded(drained(sock), CONTROL)
+        packets = self._decoded(self._drain(sock), CONTROL)
         self._control_came(packets)
         for packet in packets:
             if self._voice:
@@ -319,14 +325,3 @@ class BusEnd(End):
             log.error("bus: the configuration is not read again: %s", error)
             return
         self._restarting = True
-
-
-def drained(sock: socket.socket) -> list[bytes]:
-    """What waits at a socket, MOST_AT_ONCE datagrams at most."""
-    found = []
-    try:
-        for _ in range(MOST_AT_ONCE):
-            found.append(sock.recv(PACKET_BYTES + 1))
-    except OSError:  # BlockingIOError: that was all. Another: the interface has gone, which the next one tells again
-        pass
-    return found

@@ -126,6 +126,8 @@ Names = Mapping[str, str]
 def _kind(sensor: OldSensor) -> Callable[[OldSensor, Names, OldConfig], Block] | None:
     """Who makes a block of it: by its Type, else by what stands in its Sensor."""
     known = _KINDS.get(sensor.kind.lower())
+    if sensor.kind.lower() in _PROGRAMS:
+        return None
     return known or next((make for key, make in _BY_KEY if key in sensor.about), None)
 
 
@@ -183,7 +185,7 @@ def _dht(sensor: OldSensor, names: Names, config: OldConfig) -> Block:
     channels = {sensor.codifier: {"from": f"iio/dht11@{int(pin):x}/temp"}}
     for code in list(sensor.proxies)[:1]:
         channels[code] = {"from": f"iio/dht11@{int(pin):x}/humidityrelative"}
-    note = f"config.txt: dtoverlay=dht11,gpiopin={int(pin)}"
+    note = f"config.txt: dtoverlay=dht11,gpiopin={int(pin)} (the device is named after it in hexadecimal)"
     return _toml_block(sensor, "kernel", {}, channels, names, config, note)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import socket
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +24,7 @@ from base.config import Settings
 from base.errors import NotStored, SettingsError
 from base.multicast import listener
 from base.net import join_address
-from bus_component import MOST_AT_ONCE, Bus, BusEnd, Voice, bus_of, drained
+from bus_component import MOST_AT_ONCE, Bus, BusEnd, Voice, bus_of
 from bus_state import BusState, Heard, number_of
 from links import Hall
 from old_config import node_name, slug
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST_BESIDE = 7  # numbers of one JSON reading that are stored beside its value
+MOST_HELD = 50_000  # readings that wait for a store that is busy, 25 MiB
+RETRY_STORE_S = 0.02
 
 
 # --------------------------------------------------------------------------------------------------------- the node
@@ -185,6 +188,7 @@ class ServerEnd(BusEnd):
         self.state = BusState(self._alive_s_of)
         self.stored = 0
         self.unstored = 0  # readings for which there was no room
+        self._held: deque[tuple[Place, Heard]] = deque()  # while the store is busy: the next who asks finds it free
         self._places: dict[str, Place | None] = {}
         self._own: set[str] = set()  # nodes that have their name from here
 
@@ -196,14 +200,23 @@ class ServerEnd(BusEnd):
             "fault": self.fault, "stored": self.stored, "unstored": self.unstored, **self.state.show(now_ms),
         }  # fmt: skip
 
+    def stop(self, limit_s: float) -> str | None:
+        undone = super().stop(limit_s)
+        return undone or (f"{len(self._held)} readings of the bus were not stored" if self._held else None)
+
     def _opened(self) -> list[socket.socket]:
         self._places = {}
         return [listener(self.bus.data, self.bus.path)]
 
     def _came(self, sock: socket.socket) -> None:
-        packets = self._decoded(drained(sock), DATA)
+        packets = self._decoded(self._drain(sock), DATA)
         for heard in self.state.hear(packets, self._clock.wall_ms()):
-            self._store(heard)
+            if heard.codifier not in self._places:
+                self._places[heard.codifier] = self._place_of(heard.codifier)
+            place = self._places[heard.codifier]
+            if place is not None:
+                self._held.append((place, heard))
+        self._due()
 
     def _control_came(self, packets: list[Packet]) -> None:
         self.state.hear(packets, self._clock.wall_ms())
@@ -213,24 +226,35 @@ class ServerEnd(BusEnd):
             log.warning("bus: a datagram that is no packet: %s; further ones are only counted", why)
         self.state.refuse(count, why)
 
-    def _store(self, heard: Heard) -> None:
-        if heard.codifier not in self._places:
-            self._places[heard.codifier] = self._place_of(heard.codifier)
-        place = self._places[heard.codifier]
-        if place is None:
-            return
+    def _due(self) -> float | None:
+        """Store what is held, as far as there is room."""
+        held = self._held
+        while held:
+            try:
+                taken = self._leave(*held[0])
+            except NotStored as error:
+                self._lose(1, str(error))
+                taken = False
+            if not taken:
+                if len(held) > MOST_HELD:
+                    self._lose(len(held) - MOST_HELD, "the store does not keep up")
+                return RETRY_STORE_S if held else None
+            held.popleft()
+            self.stored += 1
+        return None
+
+    def _leave(self, place: Place, heard: Heard) -> bool:
         values = {**_beside(heard.more, place.sensor), place.sensor: heard.value}
         errors = {place.sensor: heard.error} if heard.error else None
-        try:
-            taken = self._hall.guests.leave(place.node, values, {place.sensor: place.unit}, heard.time_ms, errors)
-        except NotStored:
-            taken = False
-        if taken:
-            self.stored += 1
-            return
-        self.unstored += 1
-        if self.unstored == 1:
-            log.error("bus: there is no room for a reading of %s; further ones are only counted", heard.codifier)
+        return self._hall.guests.leave(place.node, values, {place.sensor: place.unit}, heard.time_ms, errors)
+
+    def _lose(self, count: int, why: str) -> None:
+        """Give up the oldest that are held."""
+        for _ in range(count):
+            self._held.popleft()
+        if not self.unstored:
+            log.error("bus: readings are not stored: %s; further ones are only counted", why)
+        self.unstored += count
 
     def _place_of(self, codifier: str) -> Place | None:
         """Named as the old configuration names it. A codifier that this does not know is not stored: without one all

@@ -333,7 +333,8 @@ class Server(OnTheBus):
             return found if len(found) >= count else None
 
         found = wait_until(look, f"{count} readings in the store")
-        return sorted((name, point.values, point.time_ms) for name, point in found)
+        ordered = [(name, point.values, point.time_ms) for name, point in found]
+        return sorted(ordered, key=lambda one: (one[0], one[2]))
 
     def test_values_are_stored_as_readings_with_their_own_time(self):
         self.start()
@@ -439,13 +440,27 @@ class Server(OnTheBus):
         fields = self.report(3)["codifiers"]["C4"]
         self.assertEqual((fields["Alive"], fields["IsActive"], fields["TDuration"]), (True, False, 30))
 
-    def test_no_room_is_counted(self):
+    def test_what_the_store_has_no_room_for_just_now_is_held(self):
         self.start()
-        self.end._hall.guests.leave = mock.Mock(side_effect=[False, NotStored("full")])
+        real, refusals = self.end._hall.guests.leave, iter([1] * 5)
+        self.end._hall.guests.leave = lambda *reading: False if next(refusals, 0) else real(*reading)
+        now_ms = self.clock.wall_ms()
+        self.data.say(*[reading("i", n, sequence=n, time_ms=now_ms + n) for n in range(20)])
+        self.assertEqual([values["value"] for _, values, _ in self.stored(20)], list(range(20)))
+        self.assertEqual(self.end.report()["unstored"], 0)
+
+    def test_what_there_is_no_room_for_at_all_is_counted_and_said_once(self):
+        self.start()
+        self.end._hall.guests.leave = mock.Mock(side_effect=NotStored("10000 nodes have called in"))
         with self.assertLogs("links.bus", "ERROR") as logs:
-            self.data.say(reading("i", 5), reading("i", 6, sequence=2))
-            wait_until(lambda: self.end.report()["unstored"] == 2, "both")
+            self.data.say(*[reading("i", 5, sequence=n) for n in range(5)])
+            wait_until(lambda: self.end.report()["unstored"] == 5, "all five")
         self.assertEqual(len(logs.output), 1)
+        self.end._hall.guests.leave = mock.Mock(return_value=False)
+        with mock.patch.object(bus, "MOST_HELD", 10):
+            self.data.say(*[reading("i", 5, sequence=n) for n in range(5, 25)])
+            wait_until(lambda: self.end.report()["unstored"] == 15, "ten are held")
+        self.assertEqual(self.end.stop(LIMIT_S), "10 readings of the bus were not stored")
 
     def test_it_ends_at_once_and_twice(self):
         self.start()

@@ -1,6 +1,7 @@
 """control.py watch and say, as people run them; the other side is written by hand."""
 
 import os
+import signal
 import unittest
 
 import control as program
@@ -87,7 +88,7 @@ class Commands(unittest.TestCase):
                       reading("i", 1, time_ms=2**64 - 1))  # fmt: skip
         lines = [running.line() for _ in range(3)]
         self.ended(running)
-        self.assertIn(r'"\u001b[2J\r\n\u202etxt\x7f"', lines[0].replace(r"\u007f", r"\x7f"))
+        self.assertIn(r'"\u001b[2J\r\n\u202etxt\u007f"', lines[0])
         self.assertTrue(lines[1].startswith("no packet on data, from 127.0.0.1:"), lines[1])
         self.assertTrue(lines[2].startswith("18446744073709551615 ms data    i C4 -> @@ #1 1"), lines[2])
         self.assertTrue(all(line.isascii() and line.isprintable() for line in lines))
@@ -97,6 +98,13 @@ class Commands(unittest.TestCase):
         self.assertEqual(self.ended(running, 1), [])
         self.assertEqual(running.logged[-1], "control.py: 0 of 3 packets came within 0.05 s")
         self.ended(self.run_it("watch", "--seconds", "0.05"))  # without a count there is nothing to miss
+
+    def test_ctrl_c_ends_it(self):
+        running = self.watch()
+        self.control.say(control("I"))
+        running.line()
+        running.process.send_signal(signal.SIGINT)
+        self.ended(running)
 
     def test_it_only_watches(self):
         running = self.watch("--count", "2")

@@ -1,4 +1,4 @@
-"""`control.py doctor`: what is wrong with this machine's set-up, and the exact remedy for each.
+"""What is wrong with this machine's set-up, and the exact remedy for each: `control.py doctor`, said in words.
 
 Runs on: node and server.  Reached from: control.py.
 Hands on to: the kernel's files, the sensors that the settings name (read once), ports and other machines (tried once).

@@ -1,4 +1,4 @@
-"""`control.py scan`: everything that this machine can read, with its value now, as settings to paste.
+"""Everything that this machine can read, with its value now, as settings to paste: what `control.py scan` prints.
 
 Runs on: node, mostly.  Reached from: control.py.
 Hands on to: the kinds of sensors that have `scan`, and their sources.

@@ -498,7 +498,7 @@ class Nodes(WebCase):
         self.assertEqual(node["last_sample"]["seq"], 2)
         self.assertEqual(node["sensors"][0], {
             "name": "temperature", "unit": "°C", "simulated": False, "value": 22.25, "fault": "",
-            "today": {"low": 21.5, "high": 22.25}, "trend": None,
+            "today": {"low": 21.5, "high": 22.25}, "trend": None, "verdicts": [], "verdict_counts": {}, "limits": {},
         })  # fmt: skip
 
     def test_one(self):

@@ -46,8 +46,9 @@ class Reading(unittest.TestCase):
     def test_every_key_of_a_sensor(self):
         found = read({
             "Codifier": "F1", "ShortName": "Air Temp", "Name": "Temperature of the air", "Symbol": "C",
-            "Type": "ADAfruitReader", "DataType": "float", "Active": False, "Control": "enabled", "KeepAliveInterval": 30,
-            "SensorInterval": 5, "TimeoutWarning": 20, "Sensor": {"Pin": "21", "Proxy": [{"Codifier": "F2"}], "__comment": "x"}, "Other": 1,
+            "Type": "ADAfruitReader", "DataType": "float", "Active": False, "Control": "enabled",
+            "KeepAliveInterval": 30, "SensorInterval": 5, "TimeoutWarning": 20, "Other": 1,
+            "Sensor": {"Pin": "21", "Proxy": [{"Codifier": "F2"}], "__comment": "x"},
         }, proxy("F2", "F1", DataType="integer"))  # fmt: skip
         self.assertEqual((found.control, found.data), (("226.0.0.221", 7001), ("226.0.0.222", 7002)))
         one = found.sensors["F1"]
@@ -183,9 +184,7 @@ class ComingOver(unittest.TestCase):
         chip, formula = tomllib.loads(found)["sensor"]
         self.assertEqual((chip["kind"], chip["channels"]["name_a1_volts"]["input"]), ("mcp3424", 2))
         self.assertEqual(chip["channels"]["name_a2_volts"]["input"], 1)
-        evaluate = (
-            __import__("sensors.formula").formula.compile_formula(formula["channels"]["name_a1"]["formula"]).evaluate
-        )
+        evaluate = compile_formula(formula["channels"]["name_a1"]["formula"]).evaluate
         ohm = (5 - 3.2) / 3.2 * 16800 / 1000  # the old program's sum, by hand
         self.assertAlmostEqual(evaluate({"name_a1_volts": 3.2}), 0.0755 * ohm**2 - 4.2327 * ohm + 60.589)
 

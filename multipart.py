@@ -1,4 +1,4 @@
-"""multipart/form-data (RFC 7578) as it comes: its parts are handed on piece by piece, and none of them is held here.
+"""A form with files (multipart/form-data, RFC 7578) as it comes: its parts are handed on, and none is held here.
 
 Runs on: server.  Reached from: links/drop, which feeds it the body of an upload.  Hands on to: a Sink.
 Threads: none; a Multipart belongs to whoever feeds it.

@@ -17,6 +17,7 @@ one of the same name gets the next free name, `PI_STEM_2.csv`, so neither is los
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -26,7 +27,7 @@ import secrets
 import stat
 import threading
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from base.disk import replace_file
@@ -200,8 +201,9 @@ def sum_of(fd: int) -> str:
 class Coming:
     """A file on its way. Ends with `keep` of Received, or with `abandon`; then nothing of it is left."""
 
-    def __init__(self, folder: str) -> None:
-        """Raises OSError."""
+    def __init__(self, folder: str, has_room: Callable[[int], bool]) -> None:
+        """has_room: whether the disk has so many bytes more, asked now and then as it comes. Raises OSError."""
+        self._has_room = has_room
         self.path = os.path.join(folder, _COMING + secrets.token_hex(12))
         self.size = 0
         self._begun = 0  # so much of it the kernel was told to write
@@ -221,6 +223,8 @@ class Coming:
             # left to do (measured: 450 MB/s instead of 350), and what others need in the cache is not pushed out.
             os.posix_fadvise(self._fd, self._begun, self.size - self._begun, os.POSIX_FADV_DONTNEED)
             self._begun = self.size
+            if not self._has_room(0):  # others come at the same time
+                raise _no_room()
 
     @property
     def checksum(self) -> str:
@@ -238,6 +242,10 @@ class Coming:
             self._fd = -1
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.path)
+
+
+def _no_room() -> OSError:
+    return OSError(errno.ENOSPC, "the disk has no room to spare for it")
 
 
 class Received:
@@ -270,9 +278,11 @@ class Received:
         spare = min(_SPARE_BYTES, disk.f_blocks * disk.f_frsize // 20)
         return disk.f_bavail * disk.f_frsize >= length + spare
 
-    def begin(self) -> Coming:
-        """A file begins to come. Raises OSError."""
-        return Coming(self._folder)
+    def begin(self, length: int) -> Coming:
+        """A file of about `length` bytes begins to come. Raises OSError."""
+        if not self.has_room(length):
+            raise _no_room()
+        return Coming(self._folder, self.has_room)
 
     def keep(self, coming: Coming, pi_id: str, name: str) -> tuple[str, bool]:
         """Keep a file that has come whole; its name here, and whether it is new. Raises OSError; then it is not kept.

@@ -216,7 +216,7 @@ class Upload:
             return
         try:
             if self._coming is None:
-                self._coming = self._end.begin(len(data) + self._left)
+                self._coming = self._end.received.begin(len(data) + self._left)
             if self._coming.size + len(data) > self._end.largest:
                 raise Refusal(413, f"A file has at most {self._end.largest} bytes ([drop] largest).", closes=True)
             self._coming.write(data)
@@ -290,12 +290,6 @@ class ServerEnd(End):
     def stop(self, limit_s: float) -> str | None:
         """As End.stop; the web server has ended the transfers."""
         return None
-
-    def begin(self, length: int) -> Coming:
-        """A file of about `length` bytes begins to come. Raises OSError."""
-        if not self.received.has_room(length):
-            raise OSError("the disk has no room to spare for it")
-        return self.received.begin()
 
     # ------------------------------------------------------------------------------------------- requests
 

@@ -4,6 +4,9 @@ import os
 import re
 import resource
 import socket
+import struct
+import subprocess
+import sys
 import threading
 import unittest
 from unittest import mock
@@ -24,7 +27,7 @@ from tests.drop_support import (
     ids_on_disk,
     upload_request,
 )  # fmt: skip
-from tests.support import LIMIT_S, wait_until
+from tests.support import LIMIT_S, clean_environment, temp_folder, wait_until
 from tests.web_house import WebHouse, parse_response
 
 DATA = b"time,temperature\n2026-11-20 15:36:10,21.5\n"
@@ -136,6 +139,60 @@ class ByteForByte(Case):
                     self.assertTrue(part, said)
                     said += part
         self.assert_stored(DATA + b"1", DATA + b"2", DATA + b"3")
+
+
+OLD_CLIENT = """
+import hashlib, os, sys, urllib.request, uuid
+
+def ask(url, headers, data=None):
+    return urllib.request.urlopen(urllib.request.Request(url, data, headers)).read().decode()
+
+url, pi_id, folder = sys.argv[1:]
+names = sorted(os.listdir(folder))
+letters = ask(url + "/", {"pi_id": pi_id, "num_files": str(len(names))})
+if not letters:
+    sys.exit("Authentication failed")
+for number, name in enumerate(names):
+    with open(os.path.join(folder, name), "rb") as file:
+        content = file.read()
+    checksum = hashlib.sha256(content).hexdigest()
+    boundary = uuid.uuid4().hex
+    body = (
+        f'--{boundary}\\r\\nContent-Disposition: form-data; name="sensor_data_file"; filename="{name}"\\r\\n'
+        "Content-Type: application/octet-stream\\r\\n\\r\\n"
+    ).encode() + content + f"\\r\\n--{boundary}--\\r\\n".encode()
+    said = ask(url + "/upload/" + letters, {
+        "pi_id": pi_id, "checksum": checksum, "num_files": str(len(names) - number),
+        "Content-Type": "multipart/form-data; boundary=" + boundary,
+    }, body)
+    print(name, "sent" if said == checksum else "could not be sent")
+"""
+
+
+class OldClient(Case):
+    """A sender of the first version as a script of its own, with urllib: it knows nothing of ours."""
+
+    def run_client(self, pi_id, contents):
+        folder = temp_folder(self)
+        for name, content in contents.items():
+            with open(os.path.join(folder, name), "wb") as file:
+                file.write(content)
+        command = [sys.executable, "-c", OLD_CLIENT, "http://%s:%d" % self.house.address, pi_id, folder]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=clean_environment())
+        return done.returncode, done.stdout + done.stderr
+
+    def test_sends_its_folder(self):
+        contents = {"a.csv": DATA, "b.json": b"{}", "c.txt": os.urandom(200_000)}
+        said = "a.csv sent\nb.json sent\nc.txt sent\n"
+        self.assertEqual(self.run_client(PI, contents), (0, said))
+        self.assertEqual(files(self.house.folder), {f"{PI}_{name}": content for name, content in contents.items()})
+
+    def test_a_file_that_is_not_taken(self):
+        said = "a.exe could not be sent\nb.csv could not be sent\nc.csv sent\n"
+        self.assertEqual(self.run_client(PI, {"a.exe": DATA, "b.csv": b"", "c.csv": DATA}), (0, said))
+
+    def test_an_id_that_is_not_accepted(self):
+        self.assertEqual(self.run_client(UNKNOWN_PI, {"a.csv": DATA}), (1, "Authentication failed\n"))
 
 
 class Cases:
@@ -261,12 +318,22 @@ class Cases:
         more = {"pi_num": "1", "num_files": "900"} if self.second else {"num_files": "900"}
         request = upload_request(sender.letters, DATA, "log.csv", more)
         for at in range(len(request)):
-            with self.house.connect() as sock:
-                sock.sendall(request[:at])
-        wait_until(lambda: not self.house.web._connections.counts()["open"], "the server has noticed")
-        self.assertEqual(files(self.house.folder), {})
+            self.house.raw(request[:at])  # and waits until the server has closed too
+            self.assertEqual(os.listdir(os.path.join(self.house.folder, "files")), [], at)
         status, _, said = parse_response(self.house.raw(request, ends=False))
         self.assertEqual((status, said.decode()), (200, self.good(DATA)))
+        self.assert_stored(DATA)
+
+    def test_transfer_that_is_reset(self):
+        sender = self.open(1000)
+        request = upload_request(sender.letters, DATA * 1000, "log.csv", {"pi_num": "1", "num_files": "900"})
+        folder = os.path.join(self.house.folder, "files")
+        with self.house.connect() as sock:
+            sock.sendall(request[:-100])
+            wait_until(lambda: os.listdir(folder), "it has begun to come")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets
+        wait_until(lambda: not os.listdir(folder), "nothing of it is left")
+        self.assertEqual(sender.send(DATA), self.good(DATA))
         self.assert_stored(DATA)
 
     def test_path_traversal_in_the_file_name(self):
@@ -433,6 +500,19 @@ class Disks(Case):
             self.assertEqual(self.sender(True).send(b"x" * 2000), "500")
             self.assertEqual(files(self.house.folder), {})
             self.assertEqual(self.sender(True).send(DATA), "200")
+
+    def test_no_room_any_more(self):
+        """The disk is filled by others while a file comes: it gives way before the samples have no room."""
+        asked = []
+
+        def has_room(self, length):
+            asked.append(length)
+            return len(asked) < 3
+
+        with mock.patch.object(received.Received, "has_room", has_room):
+            self.assertEqual(self.sender(True).send(b"x" * 20_000_000), "500")
+        self.assertEqual(files(self.house.folder), {})
+        self.assertEqual(asked[1:], [0, 0])
 
     def test_every_call_that_fails(self):
         """Whichever of the calls that keep a file fails: failure is answered, and nothing is left."""

@@ -46,7 +46,7 @@ from links import End, Hall
 from links.tcp import ServerEnd
 from pages import House
 from settings import SERVER, SERVER_ARRAYS
-from stores.sqlite import SqliteStore
+from stores import open_store
 from stores.summaries import Caretaker
 from verdicts import Verdicts, read_rules
 from webui import WebEnd
@@ -143,7 +143,7 @@ class Server:
         name, clock = settings["server", "name"] or own_name(), Clock()
         self._running_file = os.path.join(data, RUNNING_FILE)
         self._control = secrets.token_urlsafe(24)
-        store = SqliteStore(data)
+        store = open_store(settings, data)
         csv = CsvLog(data, store, clock)
         intake = Intake(store, csv, clock, settings["store", "commit"], settings["store", "buffer"], self._fail)
         caretaker = Caretaker(store, intake, clock, settings["store", "keep"])

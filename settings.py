@@ -176,6 +176,8 @@ SERVER = (
     Setting("drop", "largest", number(1, 1 << 40, whole=True), 256 << 20, "bytes of a file that a Pi drops, at most"),
     Setting("drop", "types", matching(_ending, 'an ending like ".csv", in small letters'), [".txt", ".json", ".csv"],
             "endings of the names of files that are taken", many=True),
+    Setting("store", "postgres", text, "",
+            "address of a PostgreSQL that keeps the samples in place of SQLite (docs/scale.md)", secret=True),
     Setting("store", "commit", number(0.05, 600), 1.0, "seconds between commits; 60 spares an SD card"),
     Setting("store", "buffer", number(1000, 1_000_000, whole=True), 20_000,
             "uncommitted samples at most; then nodes have to wait"),

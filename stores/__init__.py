@@ -1,7 +1,8 @@
 """Where samples are kept on the server: what every store must do, whichever database is below it.
 
-Runs on: server.  Reached from: intake (writing), webui and control (reading).  Members: sqlite (the default), and
-  summaries, which has any store sum up and forget.
+Runs on: server.  Reached from: intake (writing), webui and control (reading).
+Members: sqlite (the default), postgres (for several servers, or a machine of its own); summaries, which has any store
+  sum up and forget; redis_mirror, which is no store: it shows other programs the last state.
 Threads: `writing` and `put` belong to the intake's one writer thread; everything else may be called from any.
 Errors: NotStored (try again later), DiskError (end the program); either way nothing was stored.
 
@@ -11,11 +12,13 @@ transaction. So a mark never says more, or less, than what is stored.
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
+from base.config import Settings
 from protocol import Batch, Gap, Sample, Values
 
 
@@ -205,7 +208,8 @@ class Store:
     def put(self, filings: Sequence[Filing], noted_ms: int, log: LogMark | None) -> int:
         """Within `writing`: store the filings, and that the CSV log is written as far as `log` says.
 
-        Returns the number of the last filing: the log owes everything after `log.filed` up to it.
+        Each of their items gets the number that follows the last one. Returns the number of the last: the log owes
+        everything after `log.filed` up to it.
         """
         raise NotImplementedError
 
@@ -287,6 +291,25 @@ class Store:
         """All samples, node by node in the order of their times: for looking through everything, not for pages."""
         raise NotImplementedError
 
+    def own_samples(self) -> Iterator[Point]:
+        """Those of every_sample that this server has stored, and so has in its CSV logs: there may be others."""
+        return self.every_sample()
+
+    def own_gaps(self) -> int:
+        """How many gaps this server has in its logs."""
+        return len(self.gaps(-1))
+
     def verify(self) -> Iterator[str]:
         """Look at everything; a line for each fault found."""
         raise NotImplementedError
+
+
+def open_store(settings: Settings, data: str, look_only: bool = False) -> Store:
+    """The store that the settings name: PostgreSQL where `[store] postgres` has an address, else SQLite in `data`.
+
+    Raises SettingsError for one that cannot be used as it is set, DiskError for one that does not work.
+    """
+    address: str = settings["store", "postgres"]
+    member: Any = importlib.import_module("stores.postgres" if address else "stores.sqlite")
+    store: Store = member.PostgresStore(address, data, look_only) if address else member.SqliteStore(data, look_only)
+    return store

@@ -1,0 +1,406 @@
+"""Samples in PostgreSQL: for several servers on one database, or more samples than one machine should keep.
+
+Runs on: server.  Reached from: stores.open_store, when `[store] postgres` is set; used as stores.Store.
+Hands on to: PostgreSQL, by COPY: a commit is on its disk when it returns (synchronous_commit).
+Threads: one connection writes, and belongs to the intake's writer thread; readers borrow others (postgres_link).
+Errors: NotStored while the database cannot be reached, restarts, is locked or full: the next attempt connects anew.
+  DiskError for what trying again does not mend. SettingsError for an address, a password or rights that do not do.
+
+Several servers write to one database, and a node may go from one to the other, or to both at once. Whoever stores
+something of a node first locks the node's row, and reads its marks under that lock: so the servers take turns with each
+node, and what the other one has stored is a repeat. When a connection breaks within COMMIT nobody knows whether it was
+done; the batches come again, and the marks tell.
+
+The CSV logs belong to a server: to its data folder, in which `server.id` names it. What its logs owe is kept under that
+name, and a server that is new owes nothing of what others have stored.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from base.disk import replace_file
+from base.errors import DiskError, InUse, NotStored
+from protocol import Gap
+from stores import SPANS_MS, Filing, LogMark, Mark, Stretch, Summary, Window
+from stores import postgres_summaries as statistics
+from stores.postgres_link import Link, words_of
+from stores.postgres_reading import Reader
+from stores.postgres_schema import bring_up_to_date, refuse_newer
+
+log = logging.getLogger(__name__)
+
+ID_FILE = "server.id"  # in the data folder
+START_S = 30.0  # that a server waits at its start for a database that is not there yet
+PLACE_S = 10.0  # that the connection of this server's last run may take to be gone
+_COPY = 'COPY {} (time, epoch, seq, node, shape, server, clock, "values") FROM STDIN'
+_SPAN_MS = SPANS_MS[0]
+
+Epoch = tuple[str, str]  # node and epoch, by name
+
+
+class PostgresStore(Reader):
+    """The database at an address, open; its tables are made when they are not there."""
+
+    def __init__(self, address: str, folder: str, look_only: bool = False, start_s: float = START_S) -> None:
+        """
+        address    postgresql://user:password@host:port/database, or what else libpq takes
+        folder     the server's data folder, by whose `server.id` the database knows it
+        look_only  change nothing, not even by making tables: for looking beside a server that runs
+        start_s    how long to wait for a database that cannot be reached
+        """
+        super().__init__(Link(address))
+        self._psycopg = self._link.psycopg
+        self._key = _server_key(folder, make=not look_only)
+        self._db: Any = None  # the connection that writes
+        self._forget_learned()
+        try:
+            self._open(self._look if look_only else self._writer, start_s)
+        except BaseException:
+            self.close()
+            raise
+
+    # ----------------------------------------------------------------------------------------- connecting
+
+    def _open(self, connect: Any, start_s: float) -> None:
+        give_up_s = time.monotonic() + start_s
+        waits = False
+        while True:
+            try:
+                with self._link.our_errors():
+                    connect()
+                return
+            except NotStored as error:
+                if time.monotonic() >= give_up_s:
+                    raise DiskError(f"{error}; the server goes on when it is started again") from None
+                if not waits:
+                    log.warning("%s; waiting for it", error)
+                waits = True
+            time.sleep(min(1.0, start_s))
+
+    def _look(self) -> None:
+        with self._link.reading() as db:
+            refuse_newer(db)
+            self._learn_who(db)
+
+    def _writer(self) -> Any:
+        """The connection that writes, made anew when it was lost: then nothing that was learned is sure any more."""
+        if self._db is not None and not self._db.closed:
+            return self._db
+        self._forget_learned()
+        db = self._link.connect()
+        try:
+            bring_up_to_date(db)
+            # A database or a user may be set to be answered before the disk has it: not here.
+            if db.execute("SHOW synchronous_commit").fetchone() == ("off",):
+                db.execute("SET synchronous_commit = on")
+            if not self.identity and db.execute("SHOW fsync").fetchone() == ("off",):
+                log.warning("%s has fsync = off: a power cut costs what it has confirmed", self._link.place)
+            db.execute(
+                "INSERT INTO servers (key) SELECT %s WHERE NOT EXISTS (SELECT FROM servers WHERE key = %s)"
+                " ON CONFLICT DO NOTHING",
+                (self._key, self._key),
+            )
+            self._learn_who(db)
+            self._take_place(db)
+        except BaseException:
+            db.close()
+            raise
+        self._db = db
+        return db
+
+    def _learn_who(self, db: Any) -> None:
+        (identity,) = db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()
+        if self.identity not in ("", identity):
+            raise DiskError(f"{self._link.place} is not the database that it was: its identity is another")
+        self.identity = identity
+        row = db.execute("SELECT id FROM servers WHERE key = %s", (self._key,)).fetchone()
+        self._server = row[0] if row else -1
+
+    def _take_place(self, db: Any) -> None:
+        """Be the only one who writes as this server. An old connection of ours may need a moment to be gone."""
+        ask = "SELECT pg_try_advisory_lock(('servers'::regclass::oid::bigint << 32) | %s)"
+        give_up_s = time.monotonic() + PLACE_S
+        while db.execute(ask, (self._server,)).fetchone() != (True,):
+            if time.monotonic() < give_up_s:
+                time.sleep(0.05)
+            elif self._db is not None:
+                raise NotStored(f"{self._link.place} has not noticed yet that this server's old connection is gone")
+            else:
+                raise InUse(
+                    f"{self._link.place}: another server with this one's {ID_FILE} is at work. If the data folder was"
+                    f" copied from it, remove {ID_FILE} and logs/ from the copy"
+                )
+
+    def close(self) -> None:
+        if self._db is not None:
+            self._db.close()
+        self._link.close()
+
+    # -------------------------------------------------------------------------------------------- writing
+
+    @contextmanager
+    def writing(self, epochs: Iterable[Epoch]) -> Iterator[Mapping[Epoch, Mark]]:
+        with self._link.our_errors():
+            db = self._writer()
+            try:
+                db.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
+                self._epochs.clear()
+                self._hold(epochs)
+                yield {key: mark for key, (_, mark) in self._epochs.items() if mark is not None}
+                if db.execute("COMMIT").statusmessage != "COMMIT":
+                    raise NotStored(f"{self._link.place}: the transaction had failed")
+            except BaseException:
+                self._give_up()
+                raise
+
+    def _give_up(self) -> None:
+        """Leave the transaction. After an error of the database nothing is sure: the next one connects anew."""
+        self._forget_learned()
+        if self._db.info.transaction_status == self._psycopg.pq.TransactionStatus.INTRANS:
+            try:
+                self._db.execute("ROLLBACK")
+                return
+            except self._psycopg.Error:
+                pass  # what made us leave is the error to tell of
+        self._db.close()
+
+    def _hold(self, keys: Iterable[Epoch]) -> None:
+        """Lock the nodes of these epochs until the end of the transaction; then learn the epochs' ids and marks.
+
+        Everybody asks for the nodes in one order, so that nobody waits for somebody who waits for him.
+        """
+        wanted = [key for key in keys if key not in self._epochs]
+        if not wanted:
+            return
+        names = sorted({node for node, _ in wanted})
+        new = [name for name in names if name not in self._nodes]
+        if new:
+            self._db.execute(
+                "INSERT INTO nodes (name) SELECT k.name FROM unnest(%s::text[]) k (name)"
+                " WHERE NOT EXISTS (SELECT FROM nodes n WHERE n.name = k.name) ON CONFLICT DO NOTHING",
+                (new,),
+            )
+        self._nodes.update(
+            self._db.execute(
+                "SELECT name, id FROM nodes WHERE name = ANY(%s) ORDER BY name FOR NO KEY UPDATE", (names,)
+            ).fetchall()
+        )
+        known = self._db.execute(
+            "SELECT k.place, e.id, e.seq, e.up"
+            " FROM unnest(%s::int[], %s::text[]) WITH ORDINALITY k (node, epoch, place)"
+            " JOIN epochs e ON e.node = k.node AND e.epoch = k.epoch",
+            ([self._nodes[node] for node, _ in wanted], [epoch for _, epoch in wanted]),
+        ).fetchall()
+        self._epochs.update(dict.fromkeys(wanted, (0, None)))
+        self._epochs.update({wanted[place - 1]: (id, Mark(seq, up)) for place, id, seq, up in known})
+
+    def put(self, filings: Sequence[Filing], noted_ms: int, log: LogMark | None) -> int:
+        with self._link.our_errors():
+            self._hold([(filing.node, filing.epoch) for filing in filings])
+            self._put_marks(filings)
+            self._put_units(filings)
+            filed = self._put_items(filings, noted_ms)
+            if log is not None:
+                self._db.execute(
+                    "INSERT INTO logs (server, name, size, tail, filed) VALUES (%s, %s, %s, %s, %s)"
+                    " ON CONFLICT (server, name) DO UPDATE"
+                    " SET size = excluded.size, tail = excluded.tail, filed = excluded.filed",
+                    (self._server, *log),
+                )
+                self._db.execute("DELETE FROM filings WHERE server = %s AND id <= %s", (self._server, log.filed))
+            return filed
+
+    def _put_marks(self, filings: Sequence[Filing]) -> None:
+        if not filings:
+            return
+        old: list[tuple[Any, ...]] = []
+        new: list[tuple[Any, ...]] = []
+        for filing in filings:
+            id, mark = self._epochs[filing.node, filing.epoch]
+            (new if mark is None else old).append((id, self._nodes[filing.node], filing.epoch, *filing.mark))
+        if old:
+            ids, _, _, seqs, ups = map(list, zip(*old))
+            self._db.execute(
+                "UPDATE epochs e SET seq = k.seq, up = k.up FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[])"
+                " k (id, seq, up) WHERE e.id = k.id",
+                (ids, seqs, ups),
+            )
+        if new:
+            _, nodes, epochs, seqs, ups = map(list, zip(*new))
+            names = {id: name for name, id in self._nodes.items()}
+            for id, node, epoch, seq, up in self._db.execute(
+                "INSERT INTO epochs (node, epoch, seq, up) SELECT * FROM"
+                " unnest(%s::int[], %s::text[], %s::bigint[], %s::bigint[]) RETURNING id, node, epoch, seq, up",
+                (nodes, epochs, seqs, ups),
+            ).fetchall():
+                self._epochs[names[node], epoch] = id, Mark(seq, up)
+        tops: dict[tuple[int, str], int] = {}
+        for filing in filings:
+            if filing.top:
+                key = self._nodes[filing.node], filing.outbox
+                tops[key] = max(filing.top, tops.get(key, 0))
+        if tops:
+            self._db.execute(
+                "INSERT INTO outboxes SELECT * FROM unnest(%s::int[], %s::text[], %s::bigint[])"
+                " ON CONFLICT (node, outbox) DO UPDATE SET top = greatest(outboxes.top, excluded.top)",
+                ([node for node, _ in tops], [outbox for _, outbox in tops], list(tops.values())),
+            )
+
+    def _put_units(self, filings: Sequence[Filing]) -> None:
+        units = {}
+        for filing in filings:
+            if self._units.get(filing.node) is not filing.units:
+                units.update({(self._nodes[filing.node], name): unit for name, unit in filing.units.items()})
+                self._units[filing.node] = filing.units
+        if units:
+            self._db.execute(
+                "INSERT INTO sensors SELECT * FROM unnest(%s::int[], %s::text[], %s::text[])"
+                " ON CONFLICT (node, name) DO UPDATE SET unit = excluded.unit WHERE sensors.unit <> excluded.unit",
+                ([node for node, _ in units], [name for _, name in units], list(units.values())),
+            )
+
+    def _put_items(self, filings: Sequence[Filing], noted_ms: int) -> int:
+        """Store samples and gaps, and that the log owes them; the number of the last filing."""
+        count = sum(len(filing.items) for filing in filings)
+        (last,) = self._db.execute(
+            "UPDATE servers SET filed = filed + %s, seen = now() WHERE id = %s RETURNING filed"
+            if count else "SELECT filed + %s FROM servers WHERE id = %s",
+            (count, self._server),
+        ).fetchone()  # fmt: skip
+        samples: list[str] = []
+        touched: set[tuple[int, int]] = set()
+        failures: list[tuple[Any, ...]] = []
+        filed: list[tuple[Any, ...]] = []
+        for filing in filings:
+            node, (epoch, _) = self._nodes[filing.node], self._epochs[filing.node, filing.epoch]
+            for item in filing.items:
+                number = last - count + len(filed) + 1
+                if isinstance(item, Gap):
+                    (gap,) = self._db.execute(
+                        "INSERT INTO gaps (epoch, server, first, last, before, why, noted)"
+                        " VALUES (%s, %s, %s, %s, %s, %s, %s) RETURNING id",
+                        (epoch, self._server, *item._replace(why=_storable(item.why)), noted_ms),
+                    ).fetchone()
+                    filed.append((number, epoch, None, None, None, None, gap))
+                else:
+                    self._lay_out(samples, failures, node, epoch, item)
+                    times = [sample.time_ms for sample in item.samples]
+                    touched.update([(node, -(-time_ms // _SPAN_MS) * _SPAN_MS) for time_ms in times])
+                    seqs = item.samples[0].seq, item.samples[-1].seq
+                    filed.append((number, epoch, *seqs, min(times), max(times), None))
+        if samples:
+            self._copy(samples)
+            statistics.touch(self._db, touched)
+        if failures:
+            self._unnest("failures", "bigint bigint text text", failures, "ON CONFLICT DO NOTHING")
+        if filed:
+            rows = [(self._server, *row) for row in filed]
+            self._unnest("filings", "int bigint bigint bigint bigint bigint bigint bigint", rows)
+        return int(last)
+
+    def _lay_out(
+        self, rows: list[str], failures: list[tuple[Any, ...]], node: int, epoch: int, stretch: Stretch
+    ) -> None:
+        """The samples as lines of COPY: numbers and JSON's signs, so nothing in them needs to be escaped."""
+        shapes, server = self._shapes, self._server
+        for (seq, time_ms, _, values, errors, clock), texts in zip(stretch.samples, stretch.texts):
+            names = tuple(values)
+            shape = shapes.get(names) or self._shape(names)
+            text = ",".join(texts)
+            if "None" in text:
+                text = text.replace("None", "null")
+            rows.append(f"{time_ms}\t{epoch}\t{seq}\t{node}\t{shape}\t{server}\t{clock or _NULL}\t[{text}]\n")
+            if errors:
+                failures += [(epoch, seq, name, _storable(error)) for name, error in errors.items()]
+
+    def _copy(self, rows: Sequence[str]) -> None:
+        """Store new samples. Should some be there although the marks do not know them, they are left as they are."""
+        text = "".join(rows)
+        self._db.execute("SAVEPOINT copying")
+        try:
+            self._copy_to("samples", text)
+            return
+        except self._psycopg.errors.UniqueViolation as error:
+            log.warning("%s: samples that the marks do not know, as if changed by hand: %s", self._link.place,
+                        words_of(error))  # fmt: skip
+        self._db.execute("ROLLBACK TO copying")
+        self._db.execute("CREATE TEMP TABLE copied (LIKE samples) ON COMMIT DROP")
+        self._copy_to("copied", text)
+        self._db.execute("INSERT INTO samples SELECT * FROM copied ON CONFLICT DO NOTHING")
+
+    def _copy_to(self, table: str, text: str) -> None:
+        with self._db.cursor() as cursor, cursor.copy(_COPY.format(table)) as copy:
+            copy.write(text)
+
+    def _unnest(self, table: str, types: str, rows: Sequence[tuple[Any, ...]], rest: str = "") -> None:
+        """Insert many rows in one statement."""
+        arrays = ", ".join([f"%s::{kind}[]" for kind in types.split()])
+        self._db.execute(f"INSERT INTO {table} SELECT * FROM unnest({arrays}) {rest}", list(map(list, zip(*rows))))
+
+    def _shape(self, names: tuple[str, ...]) -> int:
+        text = json.dumps(names)
+        self._db.execute(
+            "INSERT INTO shapes (names) SELECT %s WHERE NOT EXISTS (SELECT FROM shapes WHERE names = %s)"
+            " ON CONFLICT DO NOTHING",
+            (text, text),
+        )
+        (self._shapes[names],) = self._db.execute("SELECT id FROM shapes WHERE names = %s", (text,)).fetchone()
+        return self._shapes[names]
+
+    def _forget_learned(self) -> None:
+        """What was learned in a transaction that is rolled back does not hold; all of it can be looked up again."""
+        self._nodes: dict[str, int] = {}
+        self._epochs: dict[Epoch, tuple[int, Mark | None]] = {}  # of this transaction: id and mark
+        self._shapes: dict[tuple[str, ...], int] = {}
+        self._units: dict[str, Mapping[str, str]] = {}
+
+    def put_summaries(self, window: Window, summaries: Mapping[str, Summary]) -> None:
+        with self._link.our_errors():
+            statistics.put(self._db, self._hold_node(window.node), window, summaries)
+
+    def add_late(self, window: Window, parts: Mapping[int, Mapping[str, list[Summary]]]) -> bool:
+        with self._link.our_errors():
+            return statistics.add_late(self._db, self._hold_node(window.node), window, parts)
+
+    def forget(self, before_ms: int, most: int) -> int:
+        with self._link.our_errors():
+            return statistics.forget(self._db, before_ms, most)
+
+    def _hold_node(self, name: str) -> int:
+        (id,) = self._db.execute("SELECT id FROM nodes WHERE name = %s FOR NO KEY UPDATE", (name,)).fetchone()
+        return int(id)
+
+
+_NULL = r"\N"  # as COPY writes it
+_HEX_16 = re.compile(r"[0-9a-f]{16}").fullmatch
+
+
+def _server_key(folder: str, make: bool) -> str:
+    """By what the database knows the server whose data folder this is: drawn at random when it is first needed."""
+    path = os.path.join(folder, ID_FILE)
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            key = file.read(100).strip()
+    except FileNotFoundError:
+        if not make:
+            return ""
+        key = os.urandom(8).hex()
+        replace_file(path, f"{key}\n".encode())
+    except OSError as error:
+        raise DiskError(f"{path}: {error.strerror}") from error
+    if not _HEX_16(key):
+        raise DiskError(f"{path} does not hold 16 hex digits; without it this server is a new one to the database")
+    return key
+
+
+def _storable(text: str) -> str:
+    """A text of a stranger, as PostgreSQL can keep it: it knows no NUL."""
+    return text.replace("\0", "\ufffd")

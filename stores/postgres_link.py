@@ -1,0 +1,143 @@
+"""Connections to PostgreSQL: made, lent to readers, given up when they are dead, and their errors in our words.
+
+Runs on: server.  Reached from: stores/postgres.  Hands on to: psycopg 3, the only file that imports it.
+Threads: any. Readers borrow connections from a small pool (`_idle`, a deque; append and pop are atomic) for one short
+  question each. `_room` lets so many of them ask at once; the next one waits.
+Errors: NotStored while the database cannot be reached, restarts, is locked or full: trying again may help.
+  SettingsError for an address, a password or rights that do not do; DiskError for everything else.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from base.errors import DiskError, NotStored, PigeonpostError, SettingsError
+from stores.postgres_schema import SCHEMA, check_server
+
+_MOST_READERS = 8
+# Of libpq: how long a connection may take, and when one is given up over which nothing comes any more.
+_PATIENCE = {
+    "connect_timeout": "5", "keepalives_idle": "10", "keepalives_interval": "5", "keepalives_count": "3",
+    "tcp_user_timeout": "20000", "application_name": "pigeonpost",
+}  # fmt: skip
+# Of the database: what does not depend on how it is set; and when it gives up a server that is gone, and with it the
+# locks for which others wait.
+_SESSION = f"""
+SET search_path = {SCHEMA};
+SET TimeZone = 'UTC';
+SET extra_float_digits = 1;
+SET default_transaction_read_only = off;
+SET tcp_keepalives_idle = 10;
+SET tcp_keepalives_interval = 5;
+SET tcp_keepalives_count = 3;
+SET idle_in_transaction_session_timeout = '60s';
+SET lock_timeout = '10s';
+"""
+_ASKS_AFTER_CLIENT = 140_000  # versions that notice, while they work, that who asked is gone
+# Why a connection is refused for good: such an error has no SQLSTATE, as nobody was connected.
+_HOPELESS = ("authentication failed", "does not exist", "no password supplied", "no pg_hba.conf entry")
+_NO_RIGHTS = "42501"
+_READ_ONLY = "25006"  # a standby, to which a failing primary's name may lead for a while
+
+
+class Link:
+    """One database, and the connections to it."""
+
+    def __init__(self, address: str) -> None:
+        """address: postgresql://user:password@host:port/database, or what else libpq takes"""
+        try:
+            import psycopg
+        except ImportError:
+            raise SettingsError(
+                "[store] postgres needs psycopg 3: `sudo apt install python3-psycopg`, or `pip install psycopg[binary]`"
+            ) from None
+        self.psycopg: Any = psycopg
+        try:
+            given = self.psycopg.conninfo.conninfo_to_dict(address)
+        except self.psycopg.Error:  # whose text may show the password
+            raise SettingsError(
+                "[store] postgres takes an address like postgresql://user:password@host:5432/database, not what it got"
+            ) from None
+        self._parameters = {**_PATIENCE, **given}
+        place = [given[part] for part in ("host", "hostaddr", "port", "dbname") if given.get(part)]
+        self.place = f"PostgreSQL ({' '.join(place) or 'on this machine'})"
+        self._idle: deque[Any] = deque()
+        self._room = threading.Semaphore(_MOST_READERS)
+
+    def connect(self) -> Any:
+        """A new connection, ready for questions; outside of transactions each statement stands for itself."""
+        try:
+            db = self.psycopg.connect(**self._parameters, autocommit=True)
+        except self.psycopg.Error as error:
+            if any(words in str(error) for words in _HOPELESS):
+                raise SettingsError(f"{self.place}: {words_of(error)}") from None
+            raise
+        try:
+            check_server(db)
+            db.execute(_SESSION)
+            if db.info.server_version >= _ASKS_AFTER_CLIENT:
+                db.execute("SET client_connection_check_interval = '5s'")
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    @contextmanager
+    def reading(self) -> Iterator[Any]:
+        """A connection that sees one moment and changes nothing, for one short question."""
+        with self._room, self.our_errors():
+            db = self._borrow()
+            try:
+                yield db
+                db.execute("ROLLBACK")
+            except BaseException:
+                db.close()  # in the middle of something, or dead
+                raise
+            self._idle.append(db)
+
+    def _borrow(self) -> Any:
+        """One in a new transaction. Those in the pool may be dead since the database was restarted."""
+        while True:
+            try:
+                db = self._idle.pop()
+            except IndexError:
+                db = self.connect()
+                db.execute(_LOOK)
+                return db
+            try:
+                db.execute(_LOOK)
+                return db
+            except self.psycopg.Error:
+                db.close()
+
+    def close(self) -> None:
+        """Give back all that nobody uses now."""
+        while self._idle:
+            self._idle.pop().close()
+
+    @contextmanager
+    def our_errors(self) -> Iterator[None]:
+        """What the library raises is raised as ours."""
+        try:
+            yield
+        except self.psycopg.Error as error:
+            raise self._ours(error) from error
+
+    def _ours(self, error: Exception) -> PigeonpostError:
+        text = f"{self.place}: {words_of(error)}"
+        if getattr(error, "sqlstate", None) == _NO_RIGHTS:
+            return SettingsError(f"{text} (`control.py schema` prints what a superuser may run instead)")
+        lost = isinstance(error, self.psycopg.OperationalError | self.psycopg.InterfaceError)
+        return (NotStored if lost or getattr(error, "sqlstate", None) == _READ_ONLY else DiskError)(text)
+
+
+_LOOK = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+
+
+def words_of(error: Exception) -> str:
+    """What an error of the library says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

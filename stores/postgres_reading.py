@@ -1,0 +1,194 @@
+"""What people and programs ask a PostgreSQL store: marks, what the logs owe, samples, columns, and whether all is well.
+
+Runs on: server.  Reached from: stores/postgres, whose upper half it is.  Hands on to: PostgreSQL.
+Threads: any; each question borrows a connection (postgres_link).
+Errors: NotStored while the database cannot be reached; DiskError.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from protocol import Gap, Sample
+from stores import Column, Logged, LogMark, Mark, Point, Store, Stretch, Summary, Window
+from stores import postgres_summaries as statistics
+from stores.postgres_link import Link
+
+_AT_ONCE = 5_000  # rows that are fetched of a long answer
+
+
+class Reader(Store):
+    """Anybody's part of the contract."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._server = -1  # this server's number in the database; -1: it has stored nothing yet
+        self.identity = ""
+
+    def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, Mark]]:
+        with self._link.reading() as db:
+            top = db.execute(
+                "SELECT top FROM outboxes JOIN nodes ON id = node WHERE name = %s AND outbox = %s", (node, outbox)
+            ).fetchone()
+            rows = db.execute(
+                "SELECT epoch, seq, up FROM epochs"
+                " WHERE node = (SELECT id FROM nodes WHERE name = %s) AND epoch = ANY(%s)",
+                (node, list(epochs)),
+            ).fetchall()
+        return top[0] if top else 0, {epoch: Mark(*mark) for epoch, *mark in rows}
+
+    def log_mark(self) -> LogMark | None:
+        with self._link.reading() as db:
+            row = db.execute(
+                "SELECT name, size, tail, filed FROM logs WHERE server = %s ORDER BY id DESC LIMIT 1", (self._server,)
+            ).fetchone()
+        return LogMark(*row) if row else None
+
+    def logged_after(self, filed: int) -> Iterator[Logged]:
+        with self._link.reading() as db:
+            owed = db.execute(
+                "SELECT id FROM filings WHERE server = %s AND id > %s ORDER BY id", (self._server, filed)
+            ).fetchall()
+        for (id,) in owed:  # one at a time: there may be many, and no transaction stays open meanwhile
+            with self._link.reading() as db:
+                logged = self._logged(db, id)
+            yield logged
+
+    def _logged(self, db: Any, id: int) -> Logged:
+        node, name, epoch, code, first, last, low, high, gap = db.execute(
+            "SELECT n.id, n.name, e.id, e.epoch, f.first, f.last, f.low, f.high, f.gap FROM filings f"
+            " JOIN epochs e ON e.id = f.epoch JOIN nodes n ON n.id = e.node WHERE f.server = %s AND f.id = %s",
+            (self._server, id),
+        ).fetchone()
+        units = dict(db.execute("SELECT name, unit FROM sensors WHERE node = %s", (node,)).fetchall())
+        if gap is not None:
+            *gap, noted_ms = db.execute(
+                "SELECT first, last, before, why, noted FROM gaps WHERE id = %s", (gap,)
+            ).fetchone()
+            return Logged(id, name, code, Gap(*gap), noted_ms, units)
+        samples = [
+            Sample(seq, time_ms, 0, dict(zip(json.loads(names), values)), {}, clock or "")
+            for seq, time_ms, names, values, clock in db.execute(
+                'SELECT s.seq, s.time, p.names, s."values", s.clock FROM samples s JOIN shapes p ON p.id = s.shape'
+                " WHERE s.epoch = %s AND s.seq BETWEEN %s AND %s AND s.time BETWEEN %s AND %s ORDER BY s.seq",
+                (epoch, first, last, low, high),
+            ).fetchall()
+        ]
+        return Logged(id, name, code, Stretch(samples), 0, units)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        with self._link.reading() as db:
+            rows = db.execute(_NODES).fetchall()
+        return [
+            {"name": name, "samples": int(high - within), "missing": int(within + before), "forgotten": int(forgotten),
+             "kept_from_ms": kept_from, "first_ms": first, "last_ms": last, "sensors": dict(sorted(sensors.items()))}
+            for name, kept_from, high, forgotten, within, before, first, last, sensors in rows
+        ]  # fmt: skip
+
+    def points(self, node: str, from_ms: int, to_ms: int, limit: int) -> list[Point]:
+        with self._link.reading() as db:
+            rows = db.execute(
+                'SELECT s.time, e.epoch, s.seq, p.names, s."values", s.clock FROM samples s'
+                " JOIN epochs e ON e.id = s.epoch JOIN shapes p ON p.id = s.shape"
+                " WHERE s.node = (SELECT id FROM nodes WHERE name = %s) AND s.time >= %s AND s.time < %s"
+                " ORDER BY s.time DESC, s.epoch DESC, s.seq DESC LIMIT %s",
+                (node, from_ms, to_ms, limit),
+            ).fetchall()
+        return [
+            Point(node, time_ms, epoch, seq, dict(zip(json.loads(names), values)), clock or "")
+            for time_ms, epoch, seq, names, values, clock in reversed(rows)
+        ]
+
+    def columns(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Column]:
+        with self._link.reading() as db:
+            return statistics.columns(db, node, sensor, from_ms, to_ms, count)
+
+    def summary(self, node: str, from_ms: int, to_ms: int, count: int) -> dict[str, list[Column]]:
+        with self._link.reading() as db:
+            return statistics.summary(db, node, from_ms, to_ms, count)
+
+    def unsummed(self, before_ms: int, most: int) -> list[Window]:
+        with self._link.reading() as db:
+            return statistics.unsummed(db, self._server, before_ms, most)
+
+    def summaries(self, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Summary]:
+        with self._link.reading() as db:
+            return statistics.summaries(db, node, sensor, span_ms, from_ms, to_ms)
+
+    def gaps(self, limit: int) -> list[dict[str, Any]]:
+        with self._link.reading() as db:
+            rows = db.execute(_GAPS + " ORDER BY g.id DESC LIMIT %s", (limit if limit >= 0 else None,)).fetchall()
+        return [dict(zip(("node", "epoch", "from", "to", "before", "why", "noted_ms"), row)) for row in rows]
+
+    def every_sample(self) -> Iterator[Point]:
+        return self._all_samples("true")
+
+    def own_samples(self) -> Iterator[Point]:
+        return self._all_samples(f"s.server = {self._server}")
+
+    def own_gaps(self) -> int:
+        with self._link.reading() as db:
+            (count,) = db.execute("SELECT count(*) FROM gaps WHERE server = %s", (self._server,)).fetchone()
+        return int(count)
+
+    def _all_samples(self, which: str) -> Iterator[Point]:
+        """Through a cursor of the database, node by node: so neither side holds more than a part of them."""
+        with self._link.reading() as db:
+            shapes = {id: json.loads(names) for id, names in db.execute("SELECT id, names FROM shapes").fetchall()}
+            for node, name in db.execute("SELECT id, name FROM nodes ORDER BY name").fetchall():
+                epochs = dict(db.execute("SELECT id, epoch FROM epochs WHERE node = %s", (node,)).fetchall())
+                with db.cursor(name="all_samples") as cursor:
+                    cursor.itersize = _AT_ONCE
+                    cursor.execute(
+                        'SELECT s.time, s.epoch, s.seq, s.shape, s."values", s.clock FROM samples s'
+                        f" WHERE s.node = %s AND {which} ORDER BY s.time, s.epoch, s.seq",
+                        (node,),
+                    )
+                    for time_ms, epoch, seq, shape, values, clock in cursor:
+                        yield Point(name, time_ms, epochs[epoch], seq, dict(zip(shapes[shape], values)), clock or "")
+
+    def verify(self) -> Iterator[str]:
+        with self._link.reading() as db:
+            for name, epoch, mark, forgotten, count, distinct, low, high, missing in db.execute(_MARKS).fetchall():
+                where = f"node {name}, epoch {epoch}"
+                if count != distinct:
+                    yield f"{where}: {count - distinct} samples are stored twice"
+                known = distinct + forgotten
+                if known + missing != mark or low < 1 or high > mark:
+                    yield f"{where}: {known} samples and {missing} in gaps do not add up to {mark}"
+            for epoch, count in db.execute(
+                "SELECT epoch, count(*) FROM samples s WHERE NOT EXISTS (SELECT FROM epochs e WHERE e.id = s.epoch)"
+                " GROUP BY epoch"
+            ).fetchall():
+                yield f"{count} samples belong to epoch number {epoch}, which nobody knows"
+
+
+_NODES = """
+SELECT n.name, n.kept_from, e.high, e.forgotten, coalesce(g.within, 0), coalesce(g.before, 0),
+    (SELECT min(time) FROM samples WHERE node = n.id),
+    (SELECT max(time) FROM samples WHERE node = n.id),
+    (SELECT coalesce(json_object_agg(name, unit), '{}') FROM sensors WHERE node = n.id)
+FROM nodes n JOIN (
+    SELECT node, sum(seq) AS high, sum(forgotten) AS forgotten FROM epochs GROUP BY node
+) e ON e.node = n.id LEFT JOIN (
+    SELECT e.node, sum(g.last - g.first + 1) AS within, sum(g.before) AS before
+    FROM gaps g JOIN epochs e ON e.id = g.epoch GROUP BY e.node
+) g ON g.node = n.id
+ORDER BY n.name COLLATE "C"
+"""
+_GAPS = """
+SELECT n.name, e.epoch, g.first, g.last, g.before, g.why, g.noted
+FROM gaps g JOIN epochs e ON e.id = g.epoch JOIN nodes n ON n.id = e.node
+"""
+_MARKS = """
+SELECT n.name, e.epoch, e.seq, e.forgotten, coalesce(s.count, 0), coalesce(s.single, 0), coalesce(s.low, 1),
+    coalesce(s.high, 0), coalesce(g.missing, 0)
+FROM epochs e JOIN nodes n ON n.id = e.node LEFT JOIN (
+    SELECT epoch, count(*) AS count, count(DISTINCT seq) AS single, min(seq) AS low, max(seq) AS high
+    FROM samples GROUP BY epoch
+) s ON s.epoch = e.id LEFT JOIN (
+    SELECT epoch, sum(last - first + 1) AS missing FROM gaps GROUP BY epoch
+) g ON g.epoch = e.id ORDER BY e.id
+"""

@@ -1,0 +1,265 @@
+"""Statistics in PostgreSQL: windows that are summed up, columns made of them, and samples that are forgotten.
+
+Runs on: server.  Reached from: stores/postgres, with a connection.  Hands on to: PostgreSQL.
+Threads: as the connection.  Errors: those of psycopg.
+
+Several servers look after one database. Whoever changes something of a node holds its row, so that what he has looked
+at stays so; what another one has summed up meanwhile is not in `unsummed` any more, and left alone.
+
+Values are reckoned with as `numeric`: sums of floats that pass their range are an error in PostgreSQL, and a node may
+send what it likes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from stores import SPANS_MS, Column, Summary, Window, together, window_end
+
+_SUMMARY = '"end", "values", mean, median, mode, low, high, deviation'
+_GONE = "30 days"  # that a server was not seen; then nothing waits any more for what its log owes
+_NODES_AT_ONCE = 100  # that are locked to forget something of them
+
+
+def touch(db: Any, windows: Iterable[tuple[int, int]]) -> None:
+    """Something came into these (node, end) windows of the shortest span: they, and the longer ones, are to be done."""
+    short, *longer = SPANS_MS
+    keys = {(node, short, end) for node, end in windows}
+    keys |= {(node, span, window_end(end, span)) for node, _, end in keys for span in longer}
+    if keys:
+        db.execute(
+            "INSERT INTO unsummed SELECT k.*, c.change FROM (SELECT nextval('changes') AS change) c,"
+            " unnest(%s::int[], %s::int[], %s::bigint[]) k"
+            ' ON CONFLICT (node, span, "end") DO UPDATE SET change = excluded.change',
+            list(map(list, zip(*sorted(keys)))),
+        )
+
+
+def unsummed(db: Any, server: int, before_ms: int, most: int) -> list[Window]:
+    """As Store.unsummed; each server begins with other nodes, so that they share the work."""
+    rows = db.execute(
+        'SELECT n.name, u.span, u."end", (SELECT max(o.change) FROM unsummed o WHERE o.node = u.node),'
+        ' u."end" <= n.kept_from FROM unsummed u JOIN nodes n ON n.id = u.node'
+        ' WHERE u."end" < %s ORDER BY hashint4(u.node # %s), u."end" LIMIT %s',
+        (before_ms, server, most),
+    )
+    return [Window(*row) for row in rows]
+
+
+def put(db: Any, node: int, window: Window, found: Mapping[str, Summary]) -> None:
+    """As Store.put_summaries; the node's row is locked."""
+    key = node, window.span_ms, window.end_ms
+    row = db.execute('SELECT change FROM unsummed WHERE node = %s AND span = %s AND "end" = %s', key).fetchone()
+    if row is None:
+        return
+    db.execute('DELETE FROM summaries WHERE node = %s AND span = %s AND "end" = %s AND sensor IN'
+               " (SELECT name FROM sensors WHERE node = %s UNION SELECT unnest(%s::text[]))",
+               (*key, node, list(found)))  # fmt: skip
+    for sensor, summary in found.items():
+        _insert(db, node, sensor, window.span_ms, summary)
+    if row[0] <= window.as_of:
+        db.execute('DELETE FROM unsummed WHERE node = %s AND span = %s AND "end" = %s', key)
+
+
+def _insert(db: Any, node: int, sensor: str, span_ms: int, summary: Summary) -> None:
+    end_ms, count, *figures = summary
+    db.execute(
+        "INSERT INTO summaries VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+        ' ON CONFLICT (node, sensor, span, "end") DO UPDATE SET "values" = excluded."values", mean = excluded.mean,'
+        " median = excluded.median, mode = excluded.mode, low = excluded.low, high = excluded.high,"
+        " deviation = excluded.deviation",
+        (node, sensor, span_ms, end_ms, count, *map(float, figures)),
+    )
+
+
+def add_late(db: Any, node: int, window: Window, parts: Mapping[int, Mapping[str, list[Summary]]]) -> bool:
+    """As Store.add_late; the node's row is locked."""
+    start, end = window.end_ms - window.span_ms, window.end_ms
+    (change,) = db.execute(
+        'SELECT max(change) FROM unsummed WHERE node = %s AND "end" > %s AND "end" <= %s', (node, start, end)
+    ).fetchone()
+    owed = db.execute(
+        "SELECT FROM filings f JOIN epochs e ON e.id = f.epoch JOIN servers s ON s.id = f.server"
+        f" WHERE e.node = %s AND f.low <= %s AND f.high > %s AND s.seen > now() - interval '{_GONE}'",
+        (node, end, start),
+    ).fetchone()
+    if change is None or change > window.as_of or owed is not None:
+        return False
+    for span, by_sensor in parts.items():
+        for sensor, found in by_sensor.items():
+            for part in found:
+                row = db.execute(
+                    f"SELECT {_SUMMARY} FROM summaries"
+                    ' WHERE node = %s AND sensor = %s AND span = %s AND "end" = %s FOR UPDATE',
+                    (node, sensor, span, part.end_ms),
+                ).fetchone()
+                _insert(db, node, sensor, span, together(Summary(*row), part) if row else part)
+    _delete(db, db.execute(
+        "SELECT epoch, seq FROM samples WHERE node = %s AND time > %s AND time <= %s", (node, start, end)
+    ).fetchall(), start, end)  # fmt: skip
+    db.execute('DELETE FROM unsummed WHERE node = %s AND "end" > %s AND "end" <= %s', (node, start, end))
+    return True
+
+
+def forget(db: Any, before_ms: int, most: int) -> int:
+    """As Store.forget: whole hours, of some nodes at a time."""
+    nodes = [id for (id,) in db.execute(
+        f"SELECT n.id FROM {_KEPT} WHERE EXISTS (SELECT FROM samples s WHERE s.node = n.id AND s.time <= {_UNTIL})"
+        " ORDER BY n.id LIMIT %(nodes)s",
+        {"last": before_ms - 1, "hour": SPANS_MS[-1], "nodes": _NODES_AT_ONCE},
+    ).fetchall()]  # fmt: skip
+    db.execute("SELECT FROM nodes WHERE id = ANY(%s) ORDER BY name FOR NO KEY UPDATE", (nodes,))
+    left = most
+    # Asked again, now that nobody else can change it.
+    for node, kept_from, until_ms in db.execute(
+        f"SELECT n.id, n.kept_from, {_UNTIL} FROM {_KEPT} WHERE n.id = ANY(%(nodes)s) ORDER BY n.id",
+        {"last": before_ms - 1, "hour": SPANS_MS[-1], "nodes": nodes},
+    ).fetchall():
+        if left <= 0 or until_ms <= 0:
+            continue
+        rows = db.execute(
+            "SELECT epoch, seq, time FROM samples WHERE node = %s AND time <= %s ORDER BY time LIMIT %s",
+            (node, until_ms, left),
+        ).fetchall()
+        if rows and until_ms > kept_from:
+            db.execute("UPDATE nodes SET kept_from = %s WHERE id = %s", (until_ms, node))
+        if rows:
+            _delete(db, [row[:2] for row in rows], rows[0][2] - 1, rows[-1][2])
+        left -= len(rows)
+    return most - left
+
+
+# Every node with the last moment up to which everything is summed up, and owed to no log; down to a whole hour.
+_KEPT = f"""
+nodes n LEFT JOIN LATERAL (SELECT min("end" - span) AS at FROM unsummed WHERE node = n.id) u ON true
+LEFT JOIN LATERAL (
+    SELECT min(f.low) - 1 AS at FROM filings f JOIN epochs e ON e.id = f.epoch JOIN servers s ON s.id = f.server
+    WHERE e.node = n.id AND s.seen > now() - interval '{_GONE}'
+) f ON true"""
+_UNTIL = "least(%(last)s::bigint, u.at, f.at) / %(hour)s * %(hour)s"
+
+
+def _delete(db: Any, rows: Sequence[tuple[int, int]], after_ms: int, until_ms: int) -> None:
+    """Delete samples by (epoch, seq), all taken in that time, which spares TimescaleDB a look into every week."""
+    if not rows:
+        return
+    epochs, seqs = map(list, zip(*rows))
+    keys = "(SELECT * FROM unnest(%s::bigint[], %s::bigint[]))"
+    db.execute(f"DELETE FROM samples WHERE (epoch, seq) IN {keys} AND time > %s AND time <= %s",
+               (epochs, seqs, after_ms, until_ms))  # fmt: skip
+    db.execute(f"DELETE FROM failures WHERE (epoch, seq) IN {keys}", (epochs, seqs))
+    of_epoch = Counter(epochs)
+    db.execute(
+        "UPDATE epochs e SET forgotten = e.forgotten + k.count FROM unnest(%s::bigint[], %s::bigint[]) k (id, count)"
+        " WHERE e.id = k.id",
+        (list(of_epoch), list(of_epoch.values())),
+    )
+
+
+def summaries(db: Any, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Summary]:
+    """As Store.summaries."""
+    rows = db.execute(
+        f"SELECT {_SUMMARY} FROM summaries WHERE node = (SELECT id FROM nodes WHERE name = %s) AND sensor = %s"
+        ' AND span = %s AND "end" > %s AND "end" <= %s ORDER BY "end"',
+        (node, sensor, span_ms, from_ms, to_ms),
+    )
+    return [Summary(*row) for row in rows]
+
+
+# ------------------------------------------------------------------------------------------------------- columns
+
+
+def columns(db: Any, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Column]:
+    """As Store.columns."""
+    row = db.execute("SELECT id, kept_from FROM nodes WHERE name = %s", (node,)).fetchone()
+    if row is None or to_ms <= from_ms:
+        return []
+    id, kept_from = row
+    found: dict[int, Column] = {}
+    ask = {"from": from_ms, "to": to_ms, "count": count, "node": id, "sensor": sensor}
+    for span_ms, after_ms, until_ms in _pieces(db, id, kept_from, from_ms, to_ms, count):
+        ask |= {"after": after_ms, "until": until_ms, "span": span_ms}
+        for place, values, low, high, mean in _of_windows(db, ask) if span_ms else _of_samples(db, ask):
+            column = Column(place, int(values), float(low), float(high), float(mean))
+            other = found.get(place)
+            found[place] = column.with_other(other) if other else column
+    return [found[place] for place in sorted(found)]
+
+
+def _pieces(db: Any, node: int, kept_from: int, from_ms: int, to_ms: int, count: int) -> list[tuple[int, int, int]]:
+    """After when and up to when which windows are to be looked at; a span of 0 stands for the samples themselves.
+
+    Summaries where columns are as wide, and where the samples are gone; but not the windows that are not summed up yet.
+    """
+    width_ms = (to_ms - from_ms) / count
+    span_ms = max((span for span in SPANS_MS if span <= width_ms), default=0)
+    summed_to_ms = to_ms if span_ms else min(to_ms, kept_from)
+    span_ms = span_ms or SPANS_MS[0]
+    low_ms = window_end(from_ms, span_ms)
+    high_ms = summed_to_ms // span_ms * span_ms
+    if high_ms <= low_ms:
+        return [(0, from_ms - 1, to_ms - 1)]
+    pieces, at_ms = [(0, from_ms - 1, low_ms)], low_ms
+    for (end_ms,) in db.execute(
+        'SELECT "end" FROM unsummed WHERE node = %s AND span = %s AND "end" > %s AND "end" <= %s ORDER BY "end"',
+        (node, span_ms, low_ms, high_ms),
+    ).fetchall():
+        pieces += [(span_ms, at_ms, end_ms - span_ms), (0, end_ms - span_ms, end_ms)]
+        at_ms = end_ms
+    pieces += [(span_ms, at_ms, high_ms), (0, high_ms, to_ms - 1)]
+    return [piece for piece in pieces if piece[1] < piece[2]]
+
+
+_PLACE = "* %(count)s::bigint / (%(to)s::bigint - %(from)s::bigint)"
+
+
+def _of_windows(db: Any, ask: Mapping[str, Any]) -> Iterable[tuple[Any, ...]]:
+    rows: Iterable[tuple[Any, ...]] = db.execute(
+        f'SELECT ("end" - %(span)s - %(from)s::bigint) {_PLACE} AS i, sum("values"), min(low), max(high),'
+        ' sum(mean::numeric * "values") / sum("values") FROM summaries'
+        " WHERE node = %(node)s AND sensor = %(sensor)s AND span = %(span)s"
+        ' AND "end" > %(after)s AND "end" <= %(until)s'
+        " GROUP BY i ORDER BY i",
+        ask,
+    ).fetchall()
+    return rows
+
+
+def _of_samples(db: Any, ask: Mapping[str, Any]) -> Iterable[tuple[Any, ...]]:
+    shapes = [(id, json.loads(names)) for id, names in db.execute("SELECT id, names FROM shapes").fetchall()]
+    places = [(id, names.index(ask["sensor"])) for id, names in shapes if ask["sensor"] in names]
+    if not places:
+        return ()
+    # Of its own shapes the sensor's place in the array is known: no search for its name in every row.
+    value = " ".join([f'WHEN {id} THEN "values" ->> {place}' for id, place in places])
+    rows: Iterable[tuple[Any, ...]] = db.execute(
+        f"SELECT (time - %(from)s::bigint) {_PLACE} AS i, count(v), min(v), max(v), avg(v) FROM ("
+        f"  SELECT time, (CASE shape {value} END)::numeric AS v FROM samples"
+        "   WHERE node = %(node)s AND time > %(after)s AND time <= %(until)s"
+        ") s WHERE v IS NOT NULL GROUP BY i ORDER BY i",
+        ask,
+    ).fetchall()
+    return rows
+
+
+def summary(db: Any, node: str, from_ms: int, to_ms: int, count: int) -> dict[str, list[Column]]:
+    """As Store.summary."""
+    shapes = {id: json.loads(names) for id, names in db.execute("SELECT id, names FROM shapes").fetchall()}
+    found: dict[str, list[Column]] = {}
+    for place, shape, key, values, low, high, mean in db.execute(
+        f"SELECT (time - %(from)s::bigint) {_PLACE} AS i, shape, place, count(v), min(v), max(v), avg(v) FROM ("
+        "  SELECT time, shape, j.place, j.v::numeric AS v FROM samples,"
+        '   json_array_elements_text("values") WITH ORDINALITY j (v, place)'
+        "   WHERE node = (SELECT id FROM nodes WHERE name = %(node)s) AND time >= %(from)s AND time < %(to)s"
+        ") s WHERE v IS NOT NULL GROUP BY i, shape, place ORDER BY i",
+        {"from": from_ms, "to": to_ms, "count": count, "node": node},
+    ).fetchall():
+        columns = found.setdefault(shapes[shape][key - 1], [])
+        column = Column(place, values, float(low), float(high), float(mean))
+        if columns and columns[-1].place == place:  # of two shapes, as after a sensor was added
+            column = columns.pop().with_other(column)
+        columns.append(column)
+    return found

@@ -1,0 +1,520 @@
+"""The contract of a store, kept by PostgreSQL; what is special to it: several servers, a database that goes away."""
+
+import os
+import sys
+import threading
+import unittest
+from unittest import mock
+
+from base.clock import Clock, FakeClock
+from base.errors import DiskError, InUse, NotStored, SettingsError
+from csvbuffer import CsvLog
+from intake import Intake
+from log_files import verify_logs
+from protocol import Batch, Sample
+from stores import NOTHING, Filing, LogMark, Mark, postgres, postgres_schema
+from stores.postgres import ID_FILE, PostgresStore
+from tests.libraries.databases import Cluster, Database, need_postgres, psycopg
+from tests.support import LIMIT_S, temp_folder, wait_until
+from tests.test_stores import E1, E2, OUTBOX, StoreContract, batch, file, gap
+
+FAR = 1 << 60
+
+
+def setUpModule():
+    global DATABASE
+    need_postgres()
+    DATABASE = Database()
+    unittest.addModuleCleanup(DATABASE.drop)
+
+
+class Case:
+    """An empty database for each test, and stores on it."""
+
+    def setUp(self):
+        DATABASE.do("DROP SCHEMA IF EXISTS pigeonpost CASCADE")
+        self.folder = temp_folder(self)
+        super().setUp()
+
+    def make(self, folder="", **options):
+        return PostgresStore(DATABASE.address, folder or self.folder, **options)
+
+    def another(self, **options):
+        """A second server on the same database."""
+        store = self.make(temp_folder(self), **options)
+        self.addCleanup(store.close)
+        return store
+
+
+class ContractTest(Case, StoreContract, unittest.TestCase):
+    pass
+
+
+class One(Case, unittest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.store = self.make()
+        self.addCleanup(self.store.close)
+
+
+class Values(One):
+    def test_people_can_read_it(self):
+        file(self.store, batch(1, 1))
+        when = "to_char(time, 'YYYY-MM-DD\"T\"HH24:MI:SS.MS')"
+        rows = DATABASE.do(f"SELECT {when}, node, sensor, value, unit FROM readings ORDER BY sensor")
+        self.assertEqual([(*row[:3], float(row[3]), row[4]) for row in rows],
+                         [("2026-11-18T11:06:41.000", "a", "light", 1, ""),
+                          ("2026-11-18T11:06:41.000", "a", "temperature", 20.5, "°C")])  # fmt: skip
+
+    def test_the_largest_and_the_smallest_come_back_and_do_no_harm_to_charts(self):
+        """A sum of floats that passes their range is an error in PostgreSQL, and so is one that comes to nothing."""
+        odd = [1.7976931348623157e308, -1.7976931348623157e308, 5e-324, 2**63 - 1, 1e200, 0, 1.7e308, None]
+        made = [Sample(n, n, n, {"x": value}, {}, "") for n, value in enumerate(odd, 1)]
+        file(self.store, Batch("a", OUTBOX, E1, 0, made, None, {}, print, print))
+        self.assertEqual([point.values["x"] for point in self.store.points("a", 0, FAR, 99)], odd)
+        (column,) = self.store.columns("a", "x", 0, 100, 1)
+        self.assertEqual((column.values, column.low, column.high), (7, odd[1], odd[0]))
+        self.assertEqual(self.store.summary("a", 0, 100, 1), {"x": [column]})
+        for span in (1, 2):
+            self.assertTrue(self.store.columns("a", "x", span, 100, 50))
+
+    def test_texts_of_strangers_are_kept_as_far_as_they_can_be(self):
+        one = Sample(1, 5, 5, {"x": None}, {"x": "no\0thing\t\\N\n; DROP TABLE samples"}, "")
+        file(self.store, Batch("a", OUTBOX, E1, 0, [one], None, {"x": "\\N\t"}, print, print))
+        file(self.store, gap(2, 3, why="a\0b"))
+        self.assertEqual(DATABASE.do("SELECT text FROM failures"), [("no\ufffdthing\t\\N\n; DROP TABLE samples",)])
+        self.assertEqual(self.store.gaps(9)[0]["why"], "a\ufffdb")
+        self.assertEqual(self.store.nodes()[0]["sensors"], {"x": "\\N\t"})
+
+    def test_verify_tells_a_repeat_a_loss_and_a_broken_mark(self):
+        file(self.store, batch(1, 9), batch(1, 9, node="b"), batch(1, 9, node="c"), batch(1, 9, node="d"))
+        DATABASE.do("ALTER TABLE samples DROP CONSTRAINT samples_pkey")
+        DATABASE.do("INSERT INTO samples SELECT * FROM samples WHERE seq = 4 AND node ="
+                    " (SELECT id FROM nodes WHERE name = 'a')")  # fmt: skip
+        DATABASE.do("DELETE FROM samples WHERE seq = 4 AND node = (SELECT id FROM nodes WHERE name = 'b')")
+        DATABASE.do("UPDATE epochs SET seq = 8 WHERE node = (SELECT id FROM nodes WHERE name = 'c')")
+        DATABASE.do("DELETE FROM epochs WHERE node = (SELECT id FROM nodes WHERE name = 'd')")
+        found = list(self.store.verify())
+        self.assertEqual(len(found), 4, found)
+        for line, words in zip(found, ("node a", "node b", "node c", "9 samples belong to epoch")):
+            self.assertIn(words, line)
+
+    def test_no_sample_is_there_twice_whatever_became_of_the_marks(self):
+        file(self.store, batch(1, 9))
+        DATABASE.do("UPDATE epochs SET seq = 5, up = 5000")
+        with self.assertLogs("stores.postgres", "WARNING"):
+            file(self.store, batch(6, 12))
+        self.assertEqual([point.seq for point in self.store.points("a", 0, FAR, 99)], [*range(1, 13)])
+        self.assertEqual(list(self.store.verify()), [])
+
+    def test_reading_beside_writing(self):
+        stop, wrong = threading.Event(), []
+
+        def look():
+            while not stop.is_set():
+                top, marks = self.store.marks("a", OUTBOX, [E1])
+                count = len(self.store.points("a", 0, FAR, 10_000))
+                if marks and not top == marks[E1].seq <= count:
+                    wrong.append((top, marks, count))
+
+        readers = [threading.Thread(target=look) for _ in range(12)]
+        for reader in readers:
+            reader.start()
+        for first in range(1, 501, 20):
+            file(self.store, batch(first, first + 19))
+        stop.set()
+        for reader in readers:
+            reader.join(LIMIT_S)
+        self.assertEqual(wrong, [])
+        self.assertLessEqual(len(self.store._link._idle), 8)
+
+
+class Several(One):
+    """Two servers, each with its own folder, on one database."""
+
+    def setUp(self):
+        super().setUp()
+        self.other = self.another()
+
+    def test_they_are_one_ledger_to_the_nodes(self):
+        self.assertEqual(self.store.identity, self.other.identity)
+        file(self.store, batch(1, 3))
+        self.assertEqual(self.other.marks("a", OUTBOX, [E1]), (3, {E1: Mark(3, 3000)}))
+        file(self.other, batch(4, 5))
+        self.assertEqual(self.store.nodes()[0]["samples"], 5)
+
+    def while_one_stores(self, first, last, **more):
+        """What the other one finds of the same node, who came while the first had not committed yet."""
+        found = []
+
+        def ask():
+            with self.other.writing([("a", E1)]) as marks:
+                found.append(dict(marks))
+
+        asker = threading.Thread(target=ask)
+        with self.store.writing([("a", E1)]) as marks:
+            asker.start()
+            wait_until(lambda: DATABASE.do("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                                           " AND datname = %s", DATABASE.name), "the other waits")  # fmt: skip
+            self.assertEqual(found, [])
+            filing = Filing("a", OUTBOX, E1, marks.get(("a", E1), NOTHING))
+            filing.add(batch(first, last), 0)
+            self.store.put([filing], 0, None)
+            if more.get("fails"):
+                self.store._db.execute("ROLLBACK; BEGIN")
+        asker.join(LIMIT_S)
+        return found[0]
+
+    def test_they_take_turns_with_a_node(self):
+        self.assertEqual(self.while_one_stores(1, 3), {("a", E1): Mark(3, 3000)})  # of which neither knew anything
+        self.assertEqual(self.while_one_stores(4, 9), {("a", E1): Mark(9, 9000)})
+
+    def test_of_what_is_rolled_back_the_other_learns_nothing(self):
+        self.assertEqual(self.while_one_stores(1, 3, fails=True), {})
+
+    def test_with_other_nodes_nobody_waits_for_anybody(self):
+        with self.store.writing([("a", E1)]):
+            file(self.other, batch(1, 3, node="b"))
+        self.assertEqual(self.store.nodes()[0]["name"], "b")
+
+    def test_a_node_that_sends_everything_to_both_is_stored_once(self):
+        """A little at a time, and both at once: so now one of them is the first, and now the other."""
+        parts = [batch(first, first + 6, node=node, epoch=epoch)
+                 for first in range(1, 351, 7) for node in "abcd" for epoch in (E1, E2)]  # fmt: skip
+        servers = [
+            Intake(store, CsvLog(temp_folder(self), store, Clock()), Clock()) for store in (self.store, self.other)
+        ]
+        done = {id(intake): set() for intake in servers}
+        together = threading.Barrier(2)
+
+        def serve(intake):
+            intake._csv.start()
+            answered = done[id(intake)]
+            for place in range(0, len(parts), 4):
+                together.wait(LIMIT_S)
+                for part in parts[place : place + 4]:
+                    answer = part._replace(done=lambda *answer: answered.add(answer), refused=answered.add)
+                    intake.accept(answer)
+                intake.commit()
+            intake._csv.record()
+
+        threads = [threading.Thread(target=serve, args=(intake,)) for intake in servers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LIMIT_S)
+        for intake in servers:
+            self.assertEqual({max(seq for of, seq in done[id(intake)] if of == epoch) for epoch in (E1, E2)}, {350})
+            self.assertEqual(list(verify_logs(intake._csv._folder, intake._store)), [])
+            intake._csv.close()
+        self.assertEqual(sum(intake.stored for intake in servers), 8 * 350)
+        self.assertEqual(list(self.store.verify()), [])
+        self.assertEqual(sum(1 for _ in self.store.every_sample()), 8 * 350)
+
+    def test_a_gap_of_older_epochs_is_counted_once_by_both(self):
+        """The other has counted it after this one's batch came, and before this one's turn with the node."""
+        missing = gap(1, 0, epoch=E2, base=70, before=70)
+        intake = Intake(self.store, mock.Mock(due=lambda: None), FakeClock())
+        intake.accept(missing)
+        hold = self.store.writing
+
+        def late(epochs):
+            file(self.other, missing)
+            return hold(epochs)
+
+        with mock.patch.object(self.store, "writing", late):
+            intake.commit()
+        self.assertEqual(self.store.nodes()[0]["missing"], 70)
+
+    def test_each_owes_its_own_logs_and_a_new_one_owes_nothing(self):
+        last = file(self.store, batch(1, 3), gap(4, 5))
+        file(self.other, batch(6, 7), batch(1, 1, node="b"))
+        self.assertEqual([logged.item.samples[0].seq for logged in self.other.logged_after(0)], [6, 1])
+        self.assertEqual([logged.filed for logged in self.store.logged_after(0)], [1, 2])
+        mark = LogMark("one.csv", 100, 7, last)
+        file(self.store, log=mark)
+        self.assertEqual((self.store.log_mark(), self.other.log_mark()), (mark, None))
+        self.assertEqual(len(list(self.other.logged_after(0))), 2)
+        self.assertEqual([p.seq for p in self.store.own_samples()], [1, 2, 3])
+        self.assertEqual([p.seq for p in self.other.own_samples()], [6, 7, 1])
+        self.assertEqual((self.store.own_gaps(), self.other.own_gaps()), (1, 0))
+        new = self.another()
+        self.assertEqual((new.log_mark(), list(new.logged_after(0)), list(new.own_samples())), (None, [], []))
+        self.assertEqual(len(list(new.every_sample())), 6)
+
+    def test_a_copied_folder_is_no_second_server(self):
+        with mock.patch.object(postgres, "PLACE_S", 0.1), self.assertRaises(InUse) as caught:
+            self.make()
+        self.assertIn(ID_FILE, str(caught.exception))
+        self.store.close()
+        self.make().close()
+
+    def test_both_may_begin_at_once(self):
+        DATABASE.do("DROP SCHEMA pigeonpost CASCADE")
+        found = []
+        makers = [threading.Thread(target=lambda: found.append(self.another().identity)) for _ in range(4)]
+        for maker in makers:
+            maker.start()
+        for maker in makers:
+            maker.join(LIMIT_S)
+        self.assertEqual((len(found), len(set(found))), (4, 1))
+
+    def test_what_another_has_to_log_is_not_forgotten_unless_it_is_long_gone(self):
+        hour = 3_600_000
+        file(self.other, batch(1, 1, time_ms=hour))
+        with self.store.writing(()):
+            for window in self.store.unsummed(FAR, 9):
+                self.store.put_summaries(window, {})
+        for gone, expected in ((False, 0), (True, 1)):
+            if gone:
+                DATABASE.do("UPDATE servers SET seen = now() - interval '31 days'")
+            with self.store.writing(()):
+                self.assertEqual(self.store.forget(9 * hour, 9), expected)
+
+    def test_a_window_that_another_has_summed_up_is_left_alone(self):
+        file(self.store, batch(1, 1))
+        window, _ = self.store.unsummed(FAR, 9)
+        for store in (self.store, self.other):
+            with store.writing(()):
+                store.put_summaries(window, {})
+        self.assertEqual(len(self.store.unsummed(FAR, 9)), 1)
+
+    def test_what_comes_to_another_while_a_window_is_summed_up_is_not_overlooked(self):
+        file(self.store, batch(1, 1))
+        windows = self.store.unsummed(FAR, 9)
+        file(self.other, batch(2, 2))
+        with self.store.writing(()):
+            for window in windows:
+                self.store.put_summaries(window, {})
+        self.assertEqual(len(self.store.unsummed(FAR, 9)), 2)
+
+
+class Faults(One):
+    def test_a_connection_that_breaks_costs_an_attempt_and_nothing_else(self):
+        file(self.store, batch(1, 3))
+        DATABASE.cut()
+        self.assertEqual(self.store.marks("a", OUTBOX, [E1])[0], 3)  # readers connect anew by themselves
+        with self.assertRaises(NotStored):
+            file(self.store, batch(4, 5))
+        file(self.store, batch(4, 5))
+        with self.assertRaises(NotStored), self.store.writing([("a", E1)]) as marks:
+            DATABASE.cut()
+            filing = Filing("a", OUTBOX, E1, marks["a", E1])
+            filing.add(batch(6, 7), 0)
+            self.store.put([filing], 0, None)
+        file(self.store, batch(6, 7))
+        self.assertEqual(self.store.marks("a", OUTBOX, [E1]), (7, {E1: Mark(7, 7000)}))
+        self.assertEqual(list(self.store.verify()), [])
+
+    def test_a_reader_in_the_midst_of_an_answer(self):
+        file(self.store, batch(1, 100))
+        with self.assertRaises(NotStored), mock.patch("stores.postgres_reading._AT_ONCE", 10):
+            for point in self.store.every_sample():
+                if point.seq == 5:
+                    DATABASE.cut()
+        self.assertEqual(len(list(self.store.every_sample())), 100)
+
+    def test_a_commit_of_which_the_answer_is_lost(self):
+        """It was done, and nobody was told: the batch comes again, is a repeat, and its rows are in the log."""
+        clock = FakeClock()
+        log = CsvLog(self.folder, self.store, clock)
+        log.start()
+        intake = Intake(self.store, log, clock)
+        intake.accept(batch(1, 3))
+        intake.commit()
+        db, answers = self.store._db, []
+
+        class Cut:
+            def execute(self, sql, *arguments):
+                done = db.execute(sql, *arguments)
+                if sql == "COMMIT":
+                    db.close()
+                    raise psycopg.OperationalError("the connection is lost")
+                return done
+
+            def __getattr__(self, name):
+                return getattr(db, name)
+
+        self.store._db = Cut()
+        intake.accept(batch(4, 6)._replace(done=lambda *answer: answers.append(answer)))
+        with self.assertRaises(NotStored):
+            intake.commit()
+        self.assertEqual(answers, [])
+        intake.commit()
+        self.assertEqual(answers, [(E1, 6)])
+        self.assertEqual((self.store.nodes()[0]["samples"], intake.repeated), (6, 3))
+        intake.accept(batch(7, 7))
+        intake.commit()
+        log.close()
+        self.assertEqual(list(verify_logs(os.path.join(self.folder, "logs"), self.store)), [])
+
+    def test_who_holds_a_node_for_ever_is_not_waited_for_for_ever(self):
+        file(self.store, batch(1, 1))
+        with DATABASE.connect() as db:
+            db.execute("BEGIN; SELECT FROM nodes FOR UPDATE")
+            self.store._db.execute("SET lock_timeout = '50ms'")
+            with self.assertRaises(NotStored) as caught:
+                file(self.store, batch(2, 2))
+            self.assertIn("lock timeout", str(caught.exception))
+            db.execute("ROLLBACK")
+        file(self.store, batch(2, 2))
+
+    def test_it_is_durable_whatever_the_database_is_set_to(self):
+        DATABASE.do(f"ALTER DATABASE {DATABASE.name} SET synchronous_commit = off")
+        self.addCleanup(DATABASE.do, f"ALTER DATABASE {DATABASE.name} RESET synchronous_commit")
+        self.assertEqual(self.another()._db.execute("SHOW synchronous_commit").fetchone(), ("on",))
+
+    def test_dirty_settings_of_the_database_change_nothing(self):
+        self.addCleanup(DATABASE._do, f"ALTER DATABASE {DATABASE.name} RESET ALL")
+        for setting in ("default_transaction_isolation = 'serializable'", "default_transaction_read_only = on",
+                        "extra_float_digits = -5", "TimeZone = 'Asia/Tokyo'"):  # fmt: skip
+            DATABASE._do(f"ALTER DATABASE {DATABASE.name} SET {setting}")
+        store = self.another()
+        one = Sample(1, 5, 5, {"x": 0.1234567890123456}, {}, "")
+        file(store, Batch("a", OUTBOX, E1, 0, [one], None, {}, print, print))
+        self.assertEqual(store.points("a", 0, FAR, 9)[0].values, one.values)
+
+    def test_another_database_at_the_same_address_is_no_place_to_go_on(self):
+        DATABASE.do("UPDATE meta SET value = '00000000000000ff' WHERE key = 'identity'")
+        DATABASE.cut()
+        with self.assertRaises(NotStored):
+            file(self.store, batch(1, 1))
+        with self.assertRaises(DiskError):
+            file(self.store, batch(1, 1))
+
+    def test_tables_that_are_gone_end_the_server(self):
+        DATABASE.do("DROP TABLE samples CASCADE")
+        with self.assertRaises(DiskError):
+            file(self.store, batch(1, 1))
+
+
+class Opening(Case, unittest.TestCase):
+    def refusal(self, address=None, error=SettingsError, folder=""):
+        with self.assertRaises(error) as caught:
+            PostgresStore(address or DATABASE.address, folder or self.folder, start_s=0.1)
+        return str(caught.exception)
+
+    def test_what_was_set_wrong_is_said_without_the_password(self):
+        for address in ("postgresql://u:hidden@", "postgres:hidden", "hidden = = 1", "host=x pass=hidden"):
+            said = self.refusal(address, (SettingsError, DiskError))
+            self.assertNotIn("hidden", said)
+        said = self.refusal(psycopg.conninfo.make_conninfo(DATABASE.address, dbname="nobody", password="hidden"))
+        self.assertIn("nobody", said)
+        self.assertNotIn("hidden", said)
+        said = self.refusal(psycopg.conninfo.make_conninfo(DATABASE.address, user="nobody", password="hidden"))
+        self.assertIn("nobody", said)
+
+    def test_a_database_that_is_not_there_is_waited_for_and_then_is_an_error(self):
+        with self.assertLogs("stores.postgres", "WARNING"):
+            self.refusal("postgresql://127.0.0.1:1/x", DiskError)
+
+    def test_the_library_that_is_missing_is_named(self):
+        with mock.patch.dict(sys.modules, {"psycopg": None}):
+            said = self.refusal()
+        self.assertIn("python3-psycopg", said)
+
+    def test_a_newer_or_older_database_is_refused_politely(self):
+        self.make().close()
+        DATABASE.do("UPDATE meta SET value = '99' WHERE key = 'version'")
+        self.assertIn("newer", self.refusal())
+        with mock.patch.object(postgres_schema, "OLDEST", 990_000):
+            self.assertIn("too old", self.refusal())
+
+    def test_a_database_that_cannot_hold_a_degree_sign_is_refused(self):
+        name = f"{DATABASE.name}_l"
+        DATABASE._do(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'")
+        self.addCleanup(DATABASE._do, f"DROP DATABASE {name} WITH (FORCE)")
+        self.assertIn("UTF8", self.refusal(psycopg.conninfo.make_conninfo(DATABASE.address, dbname=name)))
+
+    def test_who_may_not_make_tables_is_told_what_to_do_and_finds_those_that_are_made(self):
+        user = f"{DATABASE.name}_u"
+        DATABASE.do(f"CREATE ROLE {user} LOGIN")
+        self.addCleanup(DATABASE.do, f"DROP OWNED BY {user}; DROP ROLE {user}")
+        theirs = psycopg.conninfo.make_conninfo(DATABASE.address, user=user)
+        self.assertIn("control.py schema", self.refusal(theirs))
+        DATABASE.do(postgres_schema.SCRIPT + f"GRANT ALL ON SCHEMA pigeonpost TO {user};"
+                    f"GRANT ALL ON ALL TABLES IN SCHEMA pigeonpost TO {user};"
+                    f"GRANT ALL ON ALL SEQUENCES IN SCHEMA pigeonpost TO {user}")  # fmt: skip
+        store = PostgresStore(theirs, self.folder)
+        self.addCleanup(store.close)
+        file(store, batch(1, 3), gap(4, 5))
+        self.assertEqual(store.nodes()[0]["samples"], 3)
+
+    def test_who_only_looks_changes_nothing(self):
+        with self.assertRaises(SettingsError):
+            self.make(look_only=True)
+        self.assertEqual(os.listdir(self.folder), [])
+        server = self.make()
+        self.addCleanup(server.close)
+        file(server, batch(1, 3))
+        beside = self.make(look_only=True)
+        self.addCleanup(beside.close)
+        self.assertEqual((beside.nodes()[0]["samples"], len(list(beside.own_samples()))), (3, 3))
+        elsewhere = self.make(temp_folder(self), look_only=True)
+        self.addCleanup(elsewhere.close)
+        self.assertEqual((list(elsewhere.own_samples()), elsewhere.log_mark()), ([], None))
+        self.assertEqual(DATABASE.do("SELECT count(*) FROM servers"), [(1,)])
+
+    def test_a_server_is_known_by_its_folder(self):
+        self.make().close()
+        path = os.path.join(self.folder, ID_FILE)
+        with open(path) as known:
+            self.assertEqual(DATABASE.do("SELECT key FROM servers"), [(known.read().strip(),)])
+        with open(path, "w") as known:
+            known.write("what is this")
+        self.assertIn(ID_FILE, self.refusal(error=DiskError))
+
+    def test_time_is_cut_into_weeks_where_timescale_is(self):
+        """Played by another extension, and a function that notes what it is told."""
+        DATABASE.do("CREATE SCHEMA IF NOT EXISTS ts")
+        DATABASE.do("CREATE EXTENSION IF NOT EXISTS btree_gist SCHEMA ts")
+        DATABASE.do("CREATE OR REPLACE FUNCTION ts.create_hypertable(relation regclass, time_column name,"
+                    " chunk_time_interval bigint, create_default_indexes boolean) RETURNS int LANGUAGE plpgsql AS $$"
+                    " BEGIN CREATE TABLE told AS SELECT relation::text, time_column::text, chunk_time_interval;"
+                    " RETURN 1; END $$")  # fmt: skip
+        self.addCleanup(DATABASE.do, "DROP SCHEMA ts CASCADE")
+        script = postgres_schema.SCRIPT.replace("'timescaledb'", "'btree_gist'")
+        with mock.patch.object(postgres_schema, "SCRIPT", script):
+            store = self.make()
+        self.addCleanup(store.close)
+        self.assertEqual(DATABASE.do("SELECT * FROM told"), [("samples", "time", 604_800_000)])
+        file(store, batch(1, 9))
+        keys = DATABASE.do("SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'samples'::regclass"
+                           " AND contype = 'p'")  # fmt: skip
+        self.assertEqual(keys, [('PRIMARY KEY (epoch, seq, "time")',)])
+        self.assertEqual(list(store.verify()), [])
+
+
+class Restart(unittest.TestCase):
+    """A database of its own, which is killed as a power cut would."""
+
+    def test_it_is_waited_for_and_what_was_confirmed_is_there(self):
+        cluster = Cluster()
+        self.addCleanup(cluster.remove)
+        database = Database(cluster.address)
+        store = PostgresStore(database.address, temp_folder(self))
+        self.addCleanup(store.close)
+        file(store, batch(1, 500))
+        cluster.kill()
+        with self.assertRaises(NotStored):
+            file(store, batch(501, 502))
+        with self.assertRaises(NotStored):
+            store.nodes()
+        with self.assertLogs("stores.postgres", "WARNING") as told:
+            starter = threading.Timer(0.5, cluster.start)
+            starter.start()
+            other = PostgresStore(database.address, temp_folder(self))  # waits
+            starter.join()
+        self.addCleanup(other.close)
+        self.assertEqual(len(told.output), 1)
+        file(store, batch(501, 502))
+        cluster.restart()
+        with self.assertRaises(NotStored):
+            file(store, batch(503, 504))
+        file(store, batch(503, 504))
+        self.assertEqual(store.nodes()[0]["samples"], 504)
+        self.assertEqual(list(store.verify()), [])
+
+
+if __name__ == "__main__":
+    unittest.main()

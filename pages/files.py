@@ -49,7 +49,7 @@ class Files:
         else:
             rows = together(_row(visit, one, pis, imported.get(one.name, 0)) for one in files)
             body = Html(
-                '<p>{more} that Pis have sent, newest first.</p>\n<table class="log"><thead><tr><th>file</th>'
+                '<p>{more} that Pis have sent, newest first.</p>\n<table class="nodes files"><thead><tr><th>file</th>'
                 "<th>size</th><th>came</th><th>from</th><th>SHA-256</th><th>readings</th></tr></thead>\n"
                 "<tbody>\n{rows}</tbody></table>"
             ).format(more=more, rows=rows)
@@ -130,16 +130,18 @@ def _notice(visit: Visit) -> str:
     if "file" not in query or not all(_COUNT(text) for text in counts):
         return ""
     total, new = map(int, counts)
-    what = "all of them new" if new == total else f"{new:,} of them new" if new else "none of them new"
-    return f"{query['file']}: {_readings(total)} stored, {what}."
+    what = "all" if new == total > 1 else f"{new:,}" if new else "none"
+    return f"{query['file']}: {_readings(total)} stored, {what} new."
 
 
 def _row(visit: Visit, one: Stored, pis: Mapping[str, Pi], imported: int) -> Html:
     done = f"{imported:,} stored" if imported else ""
     may = visit.role == "control"
     return Html(
-        '<tr><td><a href="/files/{name}" download>{name}</a></td><td>{size}</td><td>{time}</td><td>{who}</td>'
-        '<td><code title="{sum}">{short}</code></td><td>{done}{button}</td></tr>\n'
+        '<tr><td><a href="/files/{name}" download>{name}</a></td><td data-label="size">{size}</td>'
+        '<td data-label="came">{time}</td><td data-label="from">{who}</td>'
+        '<td data-label="SHA-256"><code title="{sum}">{short}</code></td>'
+        '<td data-label="readings">{done}{button}</td></tr>\n'
     ).format(
         name=one.name, size=size(one.size), time=clock(one.time_ms, visit.house.clock.wall_ms()),
         who=_who(one, pis), sum=one.checksum, short=one.checksum[:12] or "–", done=done,

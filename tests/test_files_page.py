@@ -104,16 +104,16 @@ class Download(Case):
 class Import(Case):
     def test_readings_of_the_pis_node_once(self):
         name = self.drop(CSV)
-        self.assertIn("2 readings stored, all of them new", self.bring_in(name)[2])
+        self.assertIn("2 readings stored, all new", self.bring_in(name)[2])
         want = [{"temperature": 21.5, "humidity": 40}, {"temperature": 21.75, "humidity": 41}]
         self.assertEqual(self.stored(), want)
-        self.assertIn("2 readings stored, none of them new", self.bring_in(name)[2])
+        self.assertIn("2 readings stored, none new", self.bring_in(name)[2])
         self.assertEqual(self.stored(), want)
         page = self.get("/files")[2]
         self.assertIn("2 stored", page)
         self.assertNotIn("/import", page)
         self.assertIn("2 readings stored", self.get("/files", html=False)[2])
-        self.assertIn("2 readings stored, none of them new", self.bring_in(name, html=False)[2])
+        self.assertIn("2 readings stored, none new", self.bring_in(name, html=False)[2])
         marks = self.house.intake.marks("attic", IMPORTED, [checksum(CSV)[:16]])[1]
         self.assertEqual(marks[checksum(CSV)[:16]].seq, 2)
 

@@ -47,15 +47,15 @@ class Road(unittest.TestCase):
     def start_node(self, data, **environment):
         node = Program(
             self, "node.py", "--simulate", "--name", "basement", "--listen", "127.0.0.1:0", "--data", data, "--every",
-            "0.05", **self.environment, **environment,
+            "0.05", **{**self.environment, **environment},
         )  # fmt: skip
         self.addCleanup(node.kill)
         return node
 
     def start_server(self, data, name="home", **environment):
         server = Program(
-            self, "server.py", "--name", name, "--data", data, "--web", "127.0.0.1:0", **self.environment,
-            PIGEONPOST_STORE_COMMIT="0.1", **environment,
+            self, "server.py", "--name", name, "--data", data, "--web", "127.0.0.1:0",
+            **{**self.environment, "PIGEONPOST_STORE_COMMIT": "0.1", **environment},
         )  # fmt: skip
         self.addCleanup(server.kill)
         return server
@@ -234,6 +234,32 @@ class Protected(Road):
         node = self.start_node(temp_folder(self))
         self.assertEqual(node.wait(), 2)
         self.assertIn("[mqtt] ca '/nowhere/ca.pem': No such file", "\n".join(node.logged))
+
+
+class Allowed(Protected):
+    """The rights that docs/protocol.md names are enough, and no more than these are needed."""
+
+    test_samples_come = None
+    test_a_wrong_password_is_said = None
+    test_a_broker_that_cannot_prove_who_it_is_gets_nothing = None
+    test_a_ca_that_is_none = None
+
+    def broker_lines(self):
+        lines = super().broker_lines()
+        rights = os.path.join(temp_folder(self), "acl")
+        with open(rights, "w", encoding="utf-8") as file:
+            file.write(
+                "user pigeon\ntopic write pigeonpost/basement/samples/#\ntopic read pigeonpost/basement/ack\n\n"
+                "user other\ntopic read pigeonpost/+/samples/#\ntopic write pigeonpost/+/ack\n"
+            )
+        return [*lines, f"acl_file {rights}"]
+
+    def test_the_rights_of_the_manual(self):
+        data = temp_folder(self)
+        server = self.start_server(data, PIGEONPOST_MQTT_USER="other")
+        server.logs("connected")
+        self.start_node(temp_folder(self))
+        wait_until(lambda: len(stored(data)) > 20)
 
 
 class Silent(unittest.TestCase):

@@ -339,7 +339,7 @@ def log_rows(node: str, epoch: str, item: Stretch | Gap, units: Mapping[str, str
         count = item.last - item.first + 1 + item.before
         which = f"samples {item.first} to {item.last} of epoch {epoch}"
         more = f" and {item.before} of earlier epochs" if item.before else ""
-        return f"{local_time(noted_ms)},{node},gap,{count},{_cell(f'{which}{more}: {item.why}')}\n"
+        return f"{local_time(noted_ms)},{node},gap,{count},{cell(f'{which}{more}: {item.why}')}\n"
     templates: dict[tuple[str, ...], str] = {}
     rows = []
     for (_, time_ms, _, values, _, _), texts in zip(item.samples, item.texts):
@@ -354,10 +354,10 @@ def log_rows(node: str, epoch: str, item: Stretch | Gap, units: Mapping[str, str
 
 
 def _unit(units: Mapping[str, str], name: str) -> str:
-    return _cell(units.get(name, "")).replace("%", "%%")
+    return cell(units.get(name, "")).replace("%", "%%")
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """A text as a CSV cell (RFC 4180) that no spreadsheet takes for a formula."""
     if text.startswith(("=", "+", "-", "@", "\t", "\r")):
         text = "'" + text

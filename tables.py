@@ -6,8 +6,10 @@ Errors: none raised: what is wrong with a row is a Fault, in its place among the
     time,node,sensor,value,unit          our own log: one row a value; rows of one moment make one reading
     time,temperature (°C),humidity [%]   a table: the first column is the time, each other one a sensor
     [{"time": ..., "temperature": 21.5}, ...]   or {"readings": [...]}; values may stand in {"values": {...}}
+    {"time": ..., "values": {...}}       in a .jsonl: one such a line
 
-However long the file: of a table one line is held at a time, and of JSON there may not be much.
+A column `node` of a table says whose a row is. However long the file: of a table, and of a .jsonl, one line is held at
+a time; of other JSON there may not be much.
 """
 
 from __future__ import annotations
@@ -196,7 +198,8 @@ def _is_gap(sensor: str, unit: str) -> bool:
 
 def _table_rows(rows: Any, heads: list[str], decimal_comma: bool) -> Iterator[Reading | Fault]:
     """Rows of a table. decimal_comma: where semicolons stand between cells, a comma stands in numbers."""
-    columns = _columns(heads)
+    whose = next((place for place, head in enumerate(heads) if place and head.lower() == "node"), 0)
+    columns = _columns(heads[:whose] + heads[whose + 1 :] if whose else heads)
     names, units = [name for name, _ in columns], {name: unit for name, unit in columns if unit}
     for row in rows:
         if not any(cell.strip() for cell in row):
@@ -205,6 +208,9 @@ def _table_rows(rows: Any, heads: list[str], decimal_comma: bool) -> Iterator[Re
         try:
             if len(row) != len(heads):
                 raise _Wrong(f"{len(row)} cells, where the first line has {len(heads)}")
+            node = row.pop(whose).strip() if whose else ""
+            if whose and not NODE_NAME(node):
+                raise _Wrong(f"{_shown(node)} is no name of a node")
             cells = [cell.replace(",", ".") if decimal_comma else cell for cell in row[1:]]
             values = {name: read_value(cell, name) for name, cell in zip(names, cells)}
             time_ms = read_time(row[0])
@@ -213,7 +219,7 @@ def _table_rows(rows: Any, heads: list[str], decimal_comma: bool) -> Iterator[Re
             continue
         there: Values = {name: value for name, value in values.items() if value is not None}
         if there:  # an empty cell: that sensor was not read then
-            yield Reading(where, "", time_ms, there, units)
+            yield Reading(where, node, time_ms, there, units)
 
 
 def _columns(heads: list[str]) -> list[tuple[str, str]]:
@@ -257,17 +263,31 @@ def _json_readings(file: BinaryIO) -> Iterator[Reading | Fault]:
             yield Fault(where, str(error))
 
 
+def _json_lines(file: BinaryIO) -> Iterator[Reading | Fault]:
+    """A JSON object a line, however many there are."""
+    number = 0
+    while line := file.readline(_LINE_BYTES):
+        number += 1
+        where = f"line {number}"
+        if len(line) == _LINE_BYTES and not line.endswith(b"\n"):
+            yield Fault(where, f"a line has at most {_LINE_BYTES} bytes")
+            return
+        try:
+            text = line.decode("utf-8-sig").strip()
+            if text:
+                yield _json_reading(where, read_json(text), "", {})
+        except (WireError, UnicodeDecodeError, _Wrong) as error:
+            yield Fault(where, str(error))
+
+
 def _items(value: Any) -> tuple[list[Any], str, dict[str, str]]:
     """The readings of a JSON file, and the node and the units that it names for all of them."""
     if type(value) is list:
         return value, "", {}
     if type(value) is dict:
-        units = value.get("units", {})
-        if type(units) is not dict or not all(type(unit) is str and UNIT(unit) for unit in units.values()):
-            raise _Wrong("units is an object of sensors and texts")
         for key in ("readings", "samples", "data"):
             if type(value.get(key)) is list:
-                return value[key], _json_node(value), {sensor_name(name)[0]: unit for name, unit in units.items()}
+                return value[key], _json_node(value), _json_units(value)
         if any(key in value for key in _TIME_KEYS):
             return [value], "", {}
     raise _Wrong('JSON is imported where it is a list of readings, or {"readings": [...]}')
@@ -279,6 +299,8 @@ def _json_reading(where: str, item: Any, node: str, units: dict[str, str]) -> Re
     time = next((item[key] for key in _TIME_KEYS if key in item), None)
     if time is None:
         raise _Wrong(f"a reading has its {' or '.join(_TIME_KEYS)}")
+    if type(item.get("units")) is dict:
+        units = {**units, **_json_units(item)}
     if type(item.get("sensor")) is str and "value" in item:
         said, unit = {item["sensor"]: item["value"]}, item.get("unit", "")
         if type(unit) is not str or not UNIT(unit):
@@ -299,6 +321,13 @@ def _json_reading(where: str, item: Any, node: str, units: dict[str, str]) -> Re
     return Reading(where, _json_node(item) or node, read_time(time), values, units)
 
 
+def _json_units(item: Mapping[str, Any]) -> dict[str, str]:
+    units = item.get("units", {})
+    if type(units) is not dict or not all(type(unit) is str and UNIT(unit) for unit in units.values()):
+        raise _Wrong("units is an object of sensors and texts")
+    return {sensor_name(name)[0]: unit for name, unit in units.items()}
+
+
 def _json_node(item: Mapping[str, Any]) -> str:
     node = item.get("node", "")
     if type(node) is not str or (node and not NODE_NAME(node)):
@@ -316,4 +345,7 @@ _NO_SENSORS = (*_TIME_KEYS, "node", "seq", "up", "clock", "errors", "units", "un
 def readings(file: BinaryIO, name: str) -> Iterator[Reading | Fault]:
     """Everything that a file says, from its beginning; its name's ending tells whether it is JSON or a table."""
     file.seek(0)
-    return _json_readings(file) if name.lower().endswith(".json") else _csv_readings(file)
+    small = name.lower()
+    if small.endswith((".jsonl", ".ndjson")):
+        return _json_lines(file)
+    return _json_readings(file) if small.endswith(".json") else _csv_readings(file)

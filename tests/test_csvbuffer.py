@@ -102,7 +102,7 @@ class Rows(LogCase):
         self.commit(batch(1, 1, units=units))
         self.assertEqual([row[4] for row in self.rows()], ['\'=cmd|"x",%s', "%"])
         for start in "+-@\t":
-            self.assertEqual(csvbuffer._cell(start + "1"), "'" + start + "1")
+            self.assertEqual(csvbuffer.cell(start + "1"), "'" + start + "1")
 
     def test_local_time_has_the_offset_of_its_own_moment(self):
         self.addCleanup(time.tzset)

@@ -22,6 +22,7 @@ import backups
 import csvbuffer
 from base.clock import FakeClock
 from base.disk import only_one
+from base.errors import NotStored
 from commands import export
 from csvbuffer import CsvLog
 from intake import Intake
@@ -726,6 +727,198 @@ class Export(DataCase):
             self.assertEqual(done.returncode, 0, done.stderr)
             most.append(int(done.stdout))
         self.assertLess(most[1] - most[0], 12_000, most)  # KiB
+
+
+class Import(DataCase):
+    def write(self, name, text):
+        path = os.path.join(self.place, name)
+        with open(path, "wb") as file:
+            file.write(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    def stored(self, data=None):
+        return sorted(self.done("export", data=data).splitlines()[1:])
+
+    def test_what_was_exported_comes_back_the_same(self):
+        fill(self.data, batch(1, 40), batch(1, 1200, node="b", epoch=E2))
+        for form, suffix in (("csv", "csv"), ("wide", "csv"), ("jsonl", "jsonl")):
+            out, other = os.path.join(self.place, f"{form}.{suffix}"), temp_folder(self)
+            self.done("export", "--format", form, "--out", out)
+            for new in (1240, 0):
+                told = self.done("import", out, data=other)
+                self.assertEqual(
+                    told,
+                    f"{out}: 1240 readings, {new} of them new, 2026-11-18T11:06:41.000Z to 2026-11-18T11:26:40.000Z\n",
+                )
+            self.assert_sound(1240, data=other)
+            there = self.stored(other)
+            wanted = self.stored()
+            if form == "wide":  # a table says nothing of units
+                wanted = [line.removesuffix("°C") for line in wanted]
+            self.assertEqual(there, wanted)
+
+    def test_files_that_do_not_say_whose_they_are(self):
+        path = self.write("t.csv", "Time;Temperature (°C)\n2026-11-20T15:36:10Z;21,5\n")
+        status, out, _ = self.run_("import", path)
+        self.assertEqual((status, out), (1, f"{path}: does not say whose it is: --node says it\n"))
+        self.done("import", "--node", "attic", path)
+        self.assertEqual(self.stored()[0].split(",")[1:], ["attic", "temperature", "21.5", "°C"])
+
+    def test_a_wrong_row_leaves_nothing_of_its_file_and_others_are_imported(self):
+        bad = self.write("bad.jsonl", '{"time":"2026-11-20T15:36:10Z","node":"a","t":1}\n\n{"time":"x","t":2}\n[]\n')
+        good = self.write("good.json", '[{"time": 1795188970, "node": "a", "t": 2}]')
+        status, out, told = self.run_("import", bad, good)
+        self.assertEqual(status, 1)
+        self.assertIn(f"{bad}: line 3: 'x' is no time", out)
+        self.assertIn(f"{bad}: line 4: a reading is an object", out)
+        self.assertIn(f"{good}: 1 readings, 1 of them new", out)
+        self.assertIn(f"not imported: {bad}", told)
+        self.assertEqual(len(self.stored()), 1)
+
+    def test_only_while_no_server_runs(self):
+        path = self.write("x.csv", "time,node,sensor,value,unit\n")
+        lock = only_one(os.path.join(self.data, "server.lock"))
+        self.assert_fails(1, "drop the file to it (send-files) and import it on its page", "import", path)
+        os.close(lock)
+        self.assert_fails(2, "there is no such file", "import", f"{path}x")
+        self.assert_fails(1, "not imported", "import", path)
+
+    def test_a_file_that_a_pi_has_dropped(self):
+        self.done("file-id", "0123456789abcdef", "attic")
+        path = self.write("0123456789abcdef_x.csv", "time,t\n2026-11-20T15:36:10Z,21.5\n")
+        self.done("import", path)
+        self.assertIn(",attic,t,21.5,", self.stored()[0])
+
+    def test_a_server_goes_on_beside_what_was_imported(self):
+        fill(self.data)
+        self.done("import", self.write("x.jsonl", '{"time":"2020-01-01T00:00:00Z","node":"a","t":1}\n'))
+        fill(self.data, batch(51, 60))
+        self.assert_sound(61)
+
+    def test_after_a_full_disk_it_goes_on_where_it_ended(self):
+        rows = "".join(f"{1_700_000_000 + n},{n % 50}\n" for n in range(30_000))
+        path = self.write("long.csv", f"time,t\n{rows}")
+        with mock.patch("imports.STORE_S", LIMIT_S), mock.patch.object(Intake, "accept", self.breaking_after(20)):
+            self.assert_fails(1, "the disk is full", "import", "--node", "a", path)
+        self.assertIn("30000 readings, 20000 of them new", self.done("import", "--node", "a", path))
+        self.assert_sound(30_000)
+
+    def breaking_after(self, count):
+        real, calls = Intake.accept, []
+
+        def accept(intake, one, **more):
+            calls.append(one)
+            if len(calls) > count:
+                raise NotStored("the disk is full")
+            return real(intake, one, **more)
+
+        return accept
+
+
+class OldDatabases(DataCase):
+    """Tables of older systems."""
+
+    def database(self, script, name="old.db"):
+        path = os.path.join(self.place, name)
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            db.executescript(script)
+        return path
+
+    def rows(self):
+        return [line.split(",", 1)[1] for line in self.done("export").splitlines()[1:]]
+
+    def test_as_tmon_has_them(self):
+        """Milli-degrees as texts, and the node in another table."""
+        path = self.database("""
+            CREATE TABLE node (id INTEGER PRIMARY KEY, name TEXT, token TEXT);
+            CREATE TABLE temperature (
+                id INTEGER PRIMARY KEY, node_id INTEGER REFERENCES node (id), timestamp TEXT, value TEXT);
+            INSERT INTO node VALUES (1, 'Living röom', 'x'), (2, 'attic', 'y');
+            INSERT INTO temperature (node_id, timestamp, value) VALUES (1, '2023-01-02 10:00:00', '20812'),
+                (2, '2023-01-02T10:00:05', '-1500'), (1, '2023-01-02 10:10:00.123456', NULL);
+            """)
+        before = content(path)
+        for new in (3, 0):
+            told = self.done("import", "--scale", "0.001", "--unit", "°C", "--utc", path)
+            self.assertRegex(
+                told, rf": 3 readings, {new} of them new, 2023-01-02T10:00:00.000Z to 2023-01-02T10:10:00.123Z"
+            )
+        self.assertEqual(self.rows(), ["Living_room,temperature,20.812,°C", "Living_room,temperature,,°C",
+                                       "attic,temperature,-1.5,°C"])  # fmt: skip
+        self.assertEqual(content(path), before)
+
+    def test_a_row_a_reading_of_several_sensors(self):
+        path = self.database("""
+            CREATE TABLE data (time REAL, location TEXT, sensorType TEXT, value REAL, unit TEXT);
+            INSERT INTO data VALUES (1700000000.5, 'a', 'DHT22 t', 21.5, '°C'), (1700000000.5, 'a', 'h', 40, '=%'),
+                (1700000010, 'b', 'h', 41, NULL);
+            CREATE TABLE users (id, name, date);
+            """)
+        self.done("import", path)
+        self.assertEqual(self.rows(), ["a,dht22_t,21.5,°C", "a,h,40.0,'=%", "b,h,41.0,"])
+
+    def test_a_column_a_sensor(self):
+        path = self.database("""
+            CREATE TABLE log (id INTEGER, created_at INTEGER, temperature REAL, "humidity (%)" REAL);
+            INSERT INTO log VALUES (1, 1700000000, 21.5, NULL), (2, 1700000010, 22, 40);
+            """)
+        status, out, _ = self.run_("import", path)
+        self.assertEqual(status, 1)
+        self.assertIn("no table has readings (log); --table or --query says which, --node whose", out)
+        self.done("import", "--node", "a", path)
+        self.assertEqual(self.rows(), ["a,temperature,21.5,", "a,temperature,22.0,", "a,humidity,40.0,%"])
+
+    def test_a_query_says_it(self):
+        path = self.database("""
+            CREATE TABLE x (d TEXT, t REAL); CREATE TABLE y (date TEXT, node TEXT, value REAL);
+            CREATE TABLE z (date TEXT, node TEXT, value REAL);
+            INSERT INTO x VALUES ('2023-01-02 10:00', 70.7);
+            """)
+        self.assertIn("tables y, z may all have readings", self.run_("import", path)[1])
+        self.assertIn("there is no table w", self.run_("import", "--table", "w", path)[1])
+        self.assertIn("there is no reading in it", self.run_("import", "--table", "y", path)[1])
+        query = "SELECT d AS time, round((t - 32) / 1.8, 2) AS t, 'n' AS node FROM x"
+        self.done("import", "--query", query, path)
+        self.assertEqual(self.rows(), ["n,t,21.5,"])
+        for wrong, text in (
+            ("SELECT d FROM x", "no column is called time"), ("SELEC", "syntax error"), ("", "may all have"),
+            ("DELETE FROM x", "readonly"), ("SELECT 1 AS time, 'a' AS node", "no column has a value"),
+        ):  # fmt: skip
+            status, out, told = self.run_("import", "--query", wrong, path)
+            self.assertEqual(status, 1)
+            self.assertIn(text, out + told)
+
+    def test_a_wrong_row_is_named(self):
+        for value in ("'warm'", "x'ff00'", "1e999", "9e30"):
+            path = self.database(
+                "DROP TABLE IF EXISTS t; CREATE TABLE t (time, node, value);"
+                f"INSERT INTO t VALUES (1700000000, 'a', 1), (1700000001, 'a', {value})"
+            )
+            status, out, _ = self.run_("import", path)
+            if value == "9e30":
+                self.assertEqual(status, 0, out)
+            else:
+                self.assertEqual(status, 1, value)
+                self.assertIn("row 2: ", out)
+        for time in ("'noon'", "NULL", "-5", "1e300", "'0001-01-01 00:00:00'"):
+            path = self.database(
+                f"DROP TABLE t; CREATE TABLE t (time, node, value); INSERT INTO t VALUES ({time}, 'a', 1)"
+            )
+            status, out, _ = self.run_("import", path)
+            self.assertEqual(status, 1, time)
+            self.assertIn("row 1: ", out)
+
+    def test_what_it_is_not_for(self):
+        fill(self.data)
+        own = os.path.join(self.place, "own.sqlite3")
+        self.done("backup", own)
+        self.assertIn("is a Pigeonpost database: `export` it there", self.run_("import", own)[1])
+        broken = os.path.join(self.place, "broken.db")
+        with open(broken, "wb") as file:
+            file.write(b"SQLite format 3\0" + b"\xff" * 8000)
+        status, _, told = self.run_("import", broken)
+        self.assertEqual(status, 1)
+        self.assertNotIn("Traceback", told)
 
 
 class Promise(unittest.TestCase):

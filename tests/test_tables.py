@@ -85,6 +85,16 @@ class Tables(unittest.TestCase):
     def test_latin_1_of_old_programs(self):
         self.assertEqual(read("time,t (°C)\n1795188970,1\n".encode("latin-1"))[0].units, {"t": "°C"})
 
+    def test_a_column_that_says_whose_a_row_is(self):
+        text = "time,t (°C),Node,u\n2026-11-20T15:36:10.123Z,1,a,2\n2026-11-20T15:36:10.123Z,3,../b,4\n"
+        self.assertEqual(
+            read(text),
+            [
+                Reading("line 2", "a", T, {"t": 1, "u": 2}, {"t": "°C"}),
+                Fault("line 3", "'../b' is no name of a node"),
+            ],
+        )
+
     def test_a_time_without_an_offset_is_this_machines(self):
         before = os.environ.get("TZ")
         os.environ["TZ"] = "Europe/Berlin"
@@ -136,6 +146,29 @@ class Json(unittest.TestCase):
             '\ufeff [{"time": 1795188970123, "a": 1.5}]\n',
         ):
             self.assertEqual(values(text, "x.JSON"), want, text)
+
+    def test_a_line_each(self):
+        text = (
+            '{"time":"2026-11-20T15:36:10.123Z","node":"a","values":{"t":1,"u":null},"units":{"t":"°C"}}\n'
+            '\r\n{"time":1795188970,"sensor":"t","value":2,"unit":"K","units":3}'
+        )
+        self.assertEqual(
+            read(text, "x.jsonl"),
+            [
+                Reading("line 1", "a", T, {"t": 1, "u": None}, {"t": "°C"}),
+                Reading("line 3", "", T - 123, {"t": 2}, {"t": "K"}),
+            ],
+        )
+        self.assertEqual(read("\ufeff" + text, "x.NDJSON"), read(text, "x.jsonl"))
+        self.assertEqual(
+            faults('{"time": 1, "time": 2}\nx\n{"time":1795188970,"values":{"t":"x"}}\n' + "1" * 70_000, "x.jsonl"),
+            [
+                "line 1: the key 'time' stands twice in one JSON object",
+                "line 2: JSON was expected here",
+                "line 3: t takes a number, not 'x'",
+                "line 4: a line has at most 65536 bytes",
+            ],
+        )
 
     def test_node_and_units(self):
         text = '{"node": "x", "units": {"A": "V"}, "readings": [{"time": 1795188970, "A": 1, "node": "y"}]}'

@@ -9,13 +9,17 @@ Threads: none.  Errors: Failed, for exit status 1; SettingsError for 2.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from base.config import Settings
-from base.errors import PigeonpostError
+from base.errors import PigeonpostError, SettingsError
 from protocol import NODE_NAME, NODE_NAME_TAKES
+from stores import Store, open_store
+
+DATABASE = "pigeonpost.sqlite3"
 
 
 class Failed(PigeonpostError):
@@ -41,6 +45,18 @@ class Context(NamedTuple):
     arguments: argparse.Namespace
     settings: Settings
     config: str
+
+
+def has_store(context: Context) -> bool:
+    """Whether there is something that `look` can open."""
+    return bool(context.settings["store", "postgres"]) or os.path.exists(os.path.join(context.data, DATABASE))
+
+
+def look(context: Context) -> Store:
+    """The store that the settings name, to be looked at, also beside a server that runs; close it in the end."""
+    if not has_store(context):
+        raise SettingsError(f"there is no database in {context.data}; --data DIR, before the command, names its folder")
+    return open_store(context.settings, context.data, look_only=True)
 
 
 def node_name(text: str) -> str:

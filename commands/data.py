@@ -25,12 +25,13 @@ import log_sums
 from base.clock import Clock
 from base.disk import only_one, sync_folder
 from base.errors import DiskError, InUse, NotStored, SettingsError
-from commands import Bar, Command, Context, Failed
+from commands import Bar, Command, Context, Failed, has_store, look
 from csvbuffer import FOLDER as LOGS
 from csvbuffer import log_name
 from log_files import verify_logs, write_anew
 from log_sums import logs_in
 from received import FOLDER as FILES
+from stores import Store
 from stores.sqlite import FILE as DATABASE
 from stores.sqlite import SqliteStore
 from stores.sqlite_schema import VERSION
@@ -50,7 +51,7 @@ def backup(context: Context) -> int:
     users: keep it as you keep passwords. A folder gets a new file, named by date and time.
     """
     data = context.data
-    _require_database(data)
+    _require_sqlite(context)
     target = _target(context.arguments.file, data)
     with _showing() as progress, _failing(target), _folder_for(os.path.dirname(target), _staging_of(target)) as staging:
         logs = logs_in(os.path.join(data, LOGS))  # before the database: it knows of all of these
@@ -96,6 +97,8 @@ def restore(context: Context) -> int:
     Samples that came since the backup was made are brought again by the nodes, as far as they hold them.
     """
     data, file = context.data, context.arguments.file
+    if context.settings["store", "postgres"]:
+        raise SettingsError(_ELSEWHERE)
     try:
         lock = only_one(os.path.join(data, LOCK))
     except InUse as error:
@@ -104,7 +107,8 @@ def restore(context: Context) -> int:
         with _showing() as progress, _failing(data), _folder_for(data, _STAGING) as staging:
             names = _unpacked(file, staging, progress)
             aside = _put_in_place(data, staging, names)
-        faults = list(_faults(data, with_logs=True))
+        with contextlib.closing(SqliteStore(data, look_only=True)) as store:
+            faults = list(_faults(store, data, with_logs=True))
     finally:
         os.close(lock)
     for fault in faults:
@@ -194,7 +198,7 @@ def verify(context: Context) -> int:
             _unpacked(os.path.abspath(file), staging, progress)
             print(f"{file}: {_about(staging)}")
         return 0
-    _require_database(data)
+    look(context).close()
     try:
         lock = only_one(os.path.join(data, LOCK))
     except InUse:
@@ -203,24 +207,25 @@ def verify(context: Context) -> int:
             "the server runs, so the logs are not compared with the store (stop it to have that done)", file=sys.stderr
         )
     try:
-        faults = list(_faults(data, with_logs=lock >= 0))
+        with contextlib.closing(look(context)) as store:
+            faults = list(_faults(store, data, with_logs=lock >= 0))
+            about = _told(store) if not faults else ""
     finally:
         if lock >= 0:
             os.close(lock)
     for fault in faults:
         print(fault)
     if not faults:
-        print(_about(data))
+        print(about)
     return 1 if faults else 0
 
 
-def _faults(data: str, with_logs: bool) -> Iterator[str]:
+def _faults(store: Store, data: str, with_logs: bool) -> Iterator[str]:
     logs = os.path.join(data, LOGS)
-    with contextlib.closing(SqliteStore(data, look_only=True)) as store:
-        yield from store.verify()
-        yield from log_sums.faults(logs)
-        if with_logs:
-            yield from verify_logs(logs, store)
+    yield from store.verify()
+    yield from log_sums.faults(logs)
+    if with_logs:
+        yield from verify_logs(logs, store)
 
 
 def _about(folder: str) -> str:
@@ -228,7 +233,12 @@ def _about(folder: str) -> str:
     if backups.version_of(folder) < VERSION:
         return "of an older version, which the server's start brings up to date; sound as SQLite sees it"
     with contextlib.closing(SqliteStore(folder, look_only=True)) as store:
-        nodes, gaps = store.nodes(), store.gaps(-1)
+        return _told(store)
+
+
+def _told(store: Store) -> str:
+    """The same, of a store."""
+    nodes, gaps = store.nodes(), store.gaps(-1)
     forgotten = sum(node["forgotten"] for node in nodes)
     text = f"{sum(node['samples'] for node in nodes) - forgotten} samples of {len(nodes)} nodes: all there, each once"
     if forgotten:
@@ -242,9 +252,14 @@ def _about(folder: str) -> str:
 # ------------------------------------------------------------------------------------------------- what they share
 
 
-def _require_database(data: str) -> None:
-    if not os.path.exists(os.path.join(data, DATABASE)):
-        raise SettingsError(f"there is no database in {data}; --data DIR, before the command, names its folder")
+_ELSEWHERE = "the samples are in PostgreSQL, which has pg_dump and pg_restore; copy server.id, logs/ and files/ by hand"
+
+
+def _require_sqlite(context: Context) -> None:
+    if context.settings["store", "postgres"]:
+        raise SettingsError(_ELSEWHERE)
+    if not has_store(context):
+        raise SettingsError(f"there is no database in {context.data}; --data DIR, before the command, names its folder")
 
 
 def _refuse_faults(folder: str, so: str) -> None:

@@ -26,13 +26,10 @@ from typing import Any
 
 from base.clock import rfc3339
 from base.disk import sync_folder
-from base.errors import SettingsError
-from commands import Bar, Command, Context, Failed, node_name
+from commands import Bar, Command, Context, Failed, look, node_name
 from csvbuffer import HEADER, local_time, log_rows
 from protocol import SENSOR_NAME, SENSOR_NAME_TAKES, Sample, write_json
 from stores import Point, Store, Stretch
-from stores.sqlite import FILE as DATABASE
-from stores.sqlite import SqliteStore
 
 AT_ONCE = 4000  # samples asked for together
 _NEVER_MS = 253_402_300_800_000  # the year 10000
@@ -157,9 +154,7 @@ def export(context: Context) -> int:
     Times are given as 2026-11-20, 2026-11-20T15:36 (local time), 2026-11-20T15:36:10Z, or 7d, 24h, 90m ago.
     """
     chosen = context.arguments
-    if not os.path.exists(os.path.join(context.data, DATABASE)):
-        raise SettingsError(f"there is no database in {context.data}; --data DIR, before the command, names its folder")
-    with contextlib.closing(SqliteStore(context.data, look_only=True)) as store:
+    with contextlib.closing(look(context)) as store:
         nodes = _chosen_nodes(store.nodes(), chosen.node)
         wanted = _chosen_sensors(store, nodes, chosen.sensor)
         if chosen.out is None:

@@ -7,19 +7,17 @@ Threads: none.  Errors: SettingsError for a token file that does not read.
 from __future__ import annotations
 
 import contextlib
-import os
 
 from base.clock import rfc3339
-from commands import Command, Context
+from commands import Command, Context, has_store, look
 from gate.tokens import Tokens
-from stores.sqlite import SqliteStore
 
 
 def listing(context: Context) -> int:
     """List the nodes that have a token, and the time of the last sample of each."""
     last_ms: dict[str, int | None] = {}
-    if os.path.exists(os.path.join(context.data, "pigeonpost.sqlite3")):
-        with contextlib.closing(SqliteStore(context.data, look_only=True)) as store:
+    if has_store(context):
+        with contextlib.closing(look(context)) as store:
             last_ms = {about["name"]: about.get("last_ms") for about in store.nodes()}
     nodes = sorted(Tokens(context.data))
     width = max(map(len, nodes), default=0)

@@ -327,7 +327,7 @@ class ServerEnd(End):
         """`POST /register/`: who takes the body."""
         code, pi_id = self._who(request)
         checksum, email = _said(request, "checksum"), (_said(request, "email") or "")[:_LONGEST_EMAIL]
-        if not code and not (checksum and email):
+        if not code and not (checksum and email and email.isprintable()):  # it is shown in terminals
             code = MISSING
 
         def kept() -> None:

@@ -13,6 +13,7 @@ from unittest import mock
 
 import received
 from base.clock import FakeClock
+from base.errors import SettingsError
 from connections import Limits
 from links import drop
 from tests.drop_support import (
@@ -386,6 +387,7 @@ class Register(Case):
     def test_codes(self):
         for code, more in (
             ("401", {"pi_id": UNKNOWN_PI}), ("412", {"pi_id": None}), ("412", {"email": None}), ("412", {"email": ""}),
+            ("412", {"email": "a@example.org\x9b2J"}),
             ("412", {"checksum": None}), ("412", {"field": "sensor_data_file"}), ("412", {"content": b""}),
             ("415", {"name": "c.py"}), ("500", {"checksum": checksum(b"other")}),
         ):  # fmt: skip
@@ -440,6 +442,11 @@ class Hostile(Case):
         self.assertEqual(self.post(kind, body)[0], 413)
         content = b"x" * 1000
         self.assertEqual(self.sender().send(content), checksum(content))
+
+    def test_types_that_cannot_be_set(self):
+        for types in ('".sha256"', '"csv"', '".CSV"', '"../x"', '"."', "1"):
+            with self.assertRaises(SettingsError):
+                self.make(f"[drop]\ntypes = [{types}]\n")
 
     def test_types_that_are_set(self):
         self.house = self.make('[drop]\ntypes = [".log"]\n')

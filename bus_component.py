@@ -146,6 +146,9 @@ class BusEnd(End):
         load   reads the settings' bus; called again for C. Raises SettingsError
         voice  None: this end only listens
         """
+        self._woken, self._waker = os.pipe()
+        for end in (self._woken, self._waker):
+            os.set_blocking(end, False)
         self.bus = load()
         self.fault = "not open yet"
         self._load = load
@@ -157,10 +160,11 @@ class BusEnd(End):
         self._refused_flags: set[str] = set()
         self._stopping = threading.Event()
         self._restarting = False
-        self._woken, self._waker = os.pipe()
-        for end in (self._woken, self._waker):
-            os.set_blocking(end, False)
         self._thread = threading.Thread(target=self._run, name="bus", daemon=True)
+
+    def __del__(self) -> None:  # not earlier: any thread may call `wake`
+        for end in (self._woken, self._waker):
+            os.close(end)
 
     def start(self) -> None:
         self._thread.start()

@@ -88,7 +88,10 @@ class Drain:
         """
         self._most, self._longest = most, longest
         self._call: Any = None
-        self._prepare()
+        try:
+            self._prepare()
+        except (ImportError, MemoryError, OSError):  # a Python without ctypes, or one that may not make code
+            self._call = None
 
     def _prepare(self) -> None:
         import ctypes

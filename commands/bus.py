@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import select
 import signal
 import sys
@@ -56,6 +57,9 @@ def watch(context: Context) -> int:
                 if came == wanted:
                     break
     except KeyboardInterrupt:
+        return 0
+    except BrokenPipeError:  # `watch | head`: whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
         return 0
     finally:
         for sock in ears:

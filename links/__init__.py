@@ -49,6 +49,7 @@ class End:
     """
 
     endpoints: Sequence[Endpoint] = ()  # of a server's end: its addresses on the web server, beside the pages
+    fault: str = ""  # of a server's end: what keeps it from its work, for people and `control.py check`
 
     def start(self) -> None:
         """Open it; returns when it can be reached, or is trying to reach. Raises SettingsError when it never will."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import socket
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 MOST_BESIDE = 7  # numbers of one JSON reading that are stored beside its value
 MOST_HELD = 50_000  # readings that wait for a store that is busy, 25 MiB
 RETRY_STORE_S = 0.02
+MOST_LATE = 10_000  # samples that a node still says, when it could not for a while
 
 
 # --------------------------------------------------------------------------------------------------------- the node
@@ -71,6 +72,8 @@ class NodeEnd(BusEnd):
         self._next = outbox.ring.last + 1
         old = self.bus.old.sensors if self.bus.old else {}
         voice.active = old[voice.codifier].active if voice.codifier in old else True
+        if not voice.active:
+            log.info("bus: %s is halted, as its configuration says (Active); S starts it", voice.codifier)
 
     def start(self) -> None:
         self._next = self._outbox.ring.last + 1
@@ -83,7 +86,10 @@ class NodeEnd(BusEnd):
 
     def _woke(self) -> None:
         last = self._outbox.ring.last
-        if not self._speaker.active or last - self._next > 10 * MOST_AT_ONCE:  # halted; or so far behind that it is old
+        if last - self._next > MOST_LATE:
+            log.warning("bus: %d samples are too late to be said", last + 1 - self._next)
+            self._next = last + 1
+        if not self._speaker.active:
             self._next = last + 1
         while self._next <= last and not self._stopping.is_set():
             slots = self._outbox.read(self._next, min(MOST_AT_ONCE, last + 1 - self._next))
@@ -190,6 +196,7 @@ class ServerEnd(BusEnd):
         self.unstored = 0  # readings for which there was no room
         self._held: deque[tuple[Place, Heard]] = deque()  # while the store is busy: the next who asks finds it free
         self._places: dict[str, Place | None] = {}
+        self._alike: Counter[str] = Counter()  # how many components of the configuration have one name
         self._own: set[str] = set()  # nodes that have their name from here
 
     def report(self) -> dict[str, Any]:
@@ -206,6 +213,8 @@ class ServerEnd(BusEnd):
 
     def _opened(self) -> list[socket.socket]:
         self._places = {}
+        old = self.bus.old.sensors if self.bus.old else {}
+        self._alike = Counter(node_name(sensor.short_name, 50) for sensor in old.values())
         return [listener(self.bus.data, self.bus.path)]
 
     def _came(self, sock: socket.socket) -> None:
@@ -270,7 +279,7 @@ class ServerEnd(BusEnd):
         node = node_name(sensor.short_name, 50)
         taken = {link.state.name for link in self._hall.links} - self._own
         # Two components may have one name there, and a node of ours may have it too.
-        if not node or node in taken or [node_name(other.short_name, 50) for other in old.values()].count(node) > 1:
+        if not node or node in taken or self._alike[node] > 1:
             node = f"{node}-{codifier}" if node and codifier.isalnum() else plain
         self._own.add(node)
         return Place(node, slug(sensor.short_name) or "value", sensor.symbol[:32])

@@ -220,6 +220,7 @@ def health(visit: Visit) -> Answer:
         for node in picture.nodes if node.state == "reporting"
         for sensor in node.sensors if sensor.fault
     ]  # fmt: skip
+    faults += [f"{name}: {road.fault}" for name, road in visit.house.roads.items() if road.fault]
     use = visit.house.disk.use()
     disk = {
         "stored_bytes": use.stored, "free_bytes": use.free, "grows_bytes_a_day": use.grows,

@@ -7,6 +7,7 @@ import unittest
 from unittest import mock
 
 import bus_component
+import settings
 from base.clock import Clock
 from base.errors import NotStored, SettingsError
 from base.multicast import Path
@@ -273,6 +274,16 @@ class Settings(dict):
         return "here" if key in self.given else "default"
 
 
+class Defaults(unittest.TestCase):
+    def test_groups_ttl_2_and_loop_on(self):
+        for rows in (settings.NODE, settings.SERVER):
+            usual = {row.key: row.parse(row.default) for row in rows if row.table == "bus" and not row.many}
+            self.assertEqual((usual["control"], usual["data"]), (("226.0.0.221", 7001), ("226.0.0.222", 7002)))
+            self.assertEqual(
+                (usual["ttl"], usual["loop"], usual["enabled"], usual["commands"]), (2, True, False, False)
+            )
+
+
 class MakingNodes(unittest.TestCase):
     def make(self, old=None, **given):
         outbox = Outbox(Ring("/card", 64, 128, MemoryDisk()), BOOT)
@@ -472,6 +483,8 @@ class Server(OnTheBus):
 class Shown(unittest.TestCase):
     def test_the_address_needs_the_role_look_and_the_road(self):
         class Road:
+            fault = "the multicast group 226.0.0.221:7001: No such device"
+
             def report(self):
                 return {"codifiers": {"C4": {"Value": 21.5}}}
 
@@ -481,6 +494,8 @@ class Shown(unittest.TestCase):
         house.web._house = house.house._replace(roads={"bus": Road()})
         status, _, body = house.request("GET", "/api/v1/bus", house.bearer)
         self.assertEqual((status, json.loads(body)["codifiers"]["C4"]["Value"]), (200, 21.5))
+        _, _, body = house.request("GET", "/api/v1/health", house.bearer)
+        self.assertIn("bus: the multicast group 226.0.0.221:7001: No such device", json.loads(body)["faults"])
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
 """control.py watch and say, as people run them; the other side is written by hand."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import unittest
+import urllib.request
 
 import control as program
 from tests.bus_support import LOOPBACK, Ear, control, free_groups, packet, reading
-from tests.support import LIMIT_S, Program, temp_folder, wait_until
+from tests.support import LIMIT_S, ROOT, Program, clean_environment, temp_folder, wait_until
 
 NOW = 1_795_188_970_123  # 2026-11-20T15:36:10.123Z
 
@@ -106,6 +110,18 @@ class Commands(unittest.TestCase):
         running.process.send_signal(signal.SIGINT)
         self.ended(running)
 
+    def test_a_reader_that_has_seen_enough(self):
+        process = subprocess.Popen(
+            [sys.executable, os.path.join(ROOT, "control.py"), "watch"], cwd=temp_folder(self),
+            env=clean_environment(**self.environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.addCleanup(process.stderr.close)
+        self.addCleanup(process.kill)
+        process.stderr.readline()
+        process.stdout.close()
+        wait_until(lambda: self.control.say(control("I")) or process.poll() is not None, "it ends")
+        self.assertEqual((process.returncode, process.stderr.read()), (0, ""))
+
     def test_it_only_watches(self):
         running = self.watch("--count", "2")
         self.control.say(control("P", "R1", "@@"), control("C", "R1", "@@"))
@@ -182,6 +198,49 @@ class Commands(unittest.TestCase):
 
     def test_every_command_is_in_the_list(self):
         self.assertLessEqual({"watch", "say", "router", "old-config"}, set(program.COMMANDS))
+
+
+class Programs(unittest.TestCase):
+    """node.py speaks, server.py listens, control.py tells: as people run them."""
+
+    def test_a_node_a_server_and_a_person_on_one_bus(self):
+        control_group, data_group = (f"{host}:{port}" for host, port in free_groups())
+        environment = {"PIGEONPOST_BUS_ENABLED": "1", "PIGEONPOST_BUS_CONTROL": control_group,
+                       "PIGEONPOST_BUS_DATA": data_group, "PIGEONPOST_BUS_INTERFACE": LOOPBACK}  # fmt: skip
+        folder = temp_folder(self)
+        server = Program(self, "server.py", "--data", folder, "--web", "127.0.0.1:0", **environment,
+                         PIGEONPOST_BUS_CODIFIER="R1")  # fmt: skip
+        self.assertIn("the page is at", server.line())
+        node = Program(self, "node.py", "--simulate", "--every", "0.1", "--listen", "127.0.0.1:0", **environment,
+                       PIGEONPOST_BUS_CODIFIERS="temperature=C4,light=C5", PIGEONPOST_BUS_CONTROLS="target=FJ",
+                       PIGEONPOST_BUS_COMMANDS="1")  # fmt: skip
+        node.address()
+
+        def say(*words):
+            person = Program(self, "control.py", "say", *words, **environment)
+            self.assertEqual(person.wait(), 0, person.logged)
+            return person.said
+
+        def state():
+            with open(os.path.join(folder, "running.json"), encoding="utf-8") as file:
+                about = json.load(file)
+            request = urllib.request.Request("http://{}:{}/api/v1/bus".format(*about["web"][0]))
+            request.add_header("Authorization", f"Bearer {about['key']}")
+            with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:
+                return json.load(answer)["codifiers"]
+
+        wait_until(lambda: state().get("C4", {}).get("IsActive") is not None and "C5" in state(), "both are heard")
+        self.assertRegex(say("ping", "C4")[0], "^C4 answered in ")
+        wait_until(lambda: state()["C4"].get("RoundTrip") is not None, "the server saw the ping and its answer")
+        say("set", "FJ", "21.5")
+        wait_until(lambda: state().get("FJ", {}).get("Value") == 21.5, "the value was set")
+        say("halt", "C4")
+        wait_until(lambda: state()["C4"]["IsActive"] is False, "it is halted")
+        self.assertTrue(state()["C4"]["Alive"])
+        self.assertEqual((state()["C4"]["DPacketsLost"], state()["C5"]["CPacketsLost"]), (0, 0))
+        for program_ in (node, server):
+            program_.terminate()
+            self.assertEqual(program_.wait(), 0, program_.logged)
 
 
 class RouterCommand(unittest.TestCase):

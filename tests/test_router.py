@@ -75,6 +75,7 @@ class OnLoopback(unittest.TestCase):
         router = self.router()
         self.ears[0].say(b"junk", b"x" * 2000, reading("i", 1), control("P", number=1.0))
         self.assertEqual(taken_apart(self.ears[2].next()).flag, "P")
+        wait_until(lambda: router.crossed, "it is counted")
         self.assertEqual((router.refused, router.crossed), (3, 1))
 
     def test_its_own_packets_come_back_and_stay(self):
@@ -82,6 +83,7 @@ class OnLoopback(unittest.TestCase):
         for n in range(50):
             self.ears[1].say(reading("i", n, sequence=n))
         wait_until(lambda: router.known == 50, "its own copies were heard")
+        wait_until(lambda: router.crossed >= 50, "they are counted")
         self.assertEqual(router.crossed, 50)
 
     def test_two_routers_in_parallel_make_no_loop(self):
@@ -127,7 +129,7 @@ class OnLoopback(unittest.TestCase):
         first.end = lambda: None
         self.ears[1].say(reading("i", 1, sequence=99))
         self.assertEqual(taken_apart(self.ears[3].next()).sequence, 99)
-        self.assertEqual(second.crossed, 1)
+        wait_until(lambda: second.crossed == 1, "it was the second one")
 
     def test_one_network_is_nothing_to_join(self):
         with self.assertRaisesRegex(SettingsError, "both networks have the control group"):

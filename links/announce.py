@@ -54,10 +54,10 @@ LEAST_MOVE_S = 5.0  # between two attempts that announcements of one node cause
 DATAGRAMS_A_S = 100  # that are looked at, so that a flood costs no more than that; twice as many at once
 _REMEMBERED = 32  # nonces of each node
 _NAMELESS_S = 60.0  # that addresses without a name get to tell who is there
-_LOOK_S = 30.0  # between two looks at this machine's interfaces
+_LOOK_S = 2.0  # between two looks at this machine's interfaces
 _LOOPBACK = "127.0.0.1"
-_SIOCGIFADDR = 0x8915  # netdevice(7)
-_RTMGRP_IPV4_IFADDR = 0x10  # rtnetlink(7)
+_SIOCGIFCONF = 0x8912  # netdevice(7)
+_IFREQ_BYTES = 40 if struct.calcsize("P") == 8 else 32  # one interface in its answer
 
 
 class Call(NamedTuple):
@@ -111,51 +111,42 @@ def _place(text: str) -> tuple[str, int]:
 
 
 def interfaces() -> dict[str, str]:
-    """This machine's interfaces that have an IPv4 address, with it; the loopback one among them."""
+    """This machine's interfaces that have an IPv4 address, with it; the loopback one among them.
+
+    Not by socket.if_nameindex, which asks over netlink: that the systemd units do not allow.
+    """
+    import array
     import fcntl
 
-    found: dict[str, str] = {}
+    answer = array.array("B", bytes(_IFREQ_BYTES * MOST_INTERFACES))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        for _, name in socket.if_nameindex():
-            try:
-                answer = fcntl.ioctl(sock, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-            except OSError:
-                continue  # it has none
-            if len(found) < MOST_INTERFACES:
-                found[name] = socket.inet_ntoa(answer[20:24])
+        room, where = len(answer), answer.buffer_info()[0]
+        filled = struct.unpack("iP", fcntl.ioctl(sock, _SIOCGIFCONF, struct.pack("iP", room, where)))[0]
+    found: dict[str, str] = {}
+    for at in range(0, filled, _IFREQ_BYTES):
+        name = answer[at : at + 16].tobytes().partition(b"\0")[0].decode(errors="replace").partition(":")[0]
+        found.setdefault(name, socket.inet_ntoa(answer[at + 20 : at + 24]))  # what comes first is the main one
     return found
 
 
-class Changes:
-    """Becomes readable when an address of this machine has changed, or when it is woken; waits for that."""
+class Waker:
+    """Waits for sockets, for a while, or until it is woken."""
 
     def __init__(self) -> None:
         self._woken, self._waker = os.pipe()
         os.set_blocking(self._woken, False)
         os.set_blocking(self._waker, False)
-        self._netlink: socket.socket | None = None
-        try:
-            self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
-            self._netlink.bind((0, _RTMGRP_IPV4_IFADDR))
-        except (OSError, AttributeError):  # not Linux, or not allowed to: changes are seen at the next look
-            self._netlink = None
 
-    def wait(self, seconds: float, others: Sequence[socket.socket] = ()) -> list[socket.socket]:
-        """After at most `seconds`, or when one of `others` can be read (these are given), or there is a change."""
+    def wait(self, seconds: float, socks: Sequence[socket.socket] = ()) -> list[socket.socket]:
+        """After at most `seconds`, or when woken, or when some of `socks` can be read: those."""
         poll = select.poll()  # not select(), which takes no file descriptor above 1,023
         poll.register(self._woken, select.POLLIN)
-        for sock in [self._netlink, *others] if self._netlink else others:
+        for sock in socks:
             poll.register(sock, select.POLLIN)
         ready = {fd for fd, _ in poll.poll(max(0.0, seconds) * 1000)}
-        if self._netlink and self._netlink.fileno() in ready:
-            try:
-                while self._netlink.recv(65_536):
-                    pass
-            except OSError:
-                pass  # read empty, or so many changes that some were dropped: a change all the same
         if self._woken in ready:
             os.read(self._woken, 4096)
-        return [sock for sock in others if sock.fileno() in ready]
+        return [sock for sock in socks if sock.fileno() in ready]
 
     def wake(self) -> None:
         """Make `wait` return; from any thread."""
@@ -168,16 +159,14 @@ class Changes:
         """Give back what it holds, after the last `wait` and `wake`."""
         os.close(self._woken)
         os.close(self._waker)
-        if self._netlink:
-            self._netlink.close()
 
 
 class _Loop(End):
-    """What both ends are: a thread that waits for changes, and ends when told to."""
+    """What both ends are: a thread that waits, and ends when told to."""
 
     def __init__(self, name: str) -> None:
         self._stopping = threading.Event()
-        self._changes = Changes()
+        self._waker = Waker()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -187,11 +176,11 @@ class _Loop(End):
         if self._stopping.is_set() or not self._thread.ident:
             return None
         self._stopping.set()
-        self._changes.wake()
+        self._waker.wake()
         self._thread.join(limit_s)
         if self._thread.is_alive():
             return "the announcements did not end"
-        self._changes.close()
+        self._waker.close()
         return None
 
     def _run(self) -> None:
@@ -245,7 +234,7 @@ class NodeEnd(_Loop):
                 self.say(here)
                 burst = [at_s for at_s in burst if at_s > now_s]
                 next_s = burst[0] if burst else now_s + self._every_s * random.uniform(0.8, 1.2)
-            self._changes.wait(min(next_s - now_s, _LOOK_S))
+            self._waker.wait(min(next_s - now_s, _LOOK_S))
 
     def reached_at(self) -> dict[str, str]:
         """Where servers can connect: interface to its address, for those on which the node listens."""
@@ -315,12 +304,12 @@ class ServerEnd(_Loop):
         try:
             while not self._stopping.is_set():
                 self._listen(listeners)
-                ready = self._changes.wait(_LOOK_S, list(listeners.values()))
+                ready = self._waker.wait(_LOOK_S, list(listeners.values()))
                 while ready and not self._stopping.is_set():
                     for (_, address), sock in listeners.items():
                         if sock in ready:
                             self._receive(sock, address)
-                    ready = self._changes.wait(0.0, list(listeners.values()))
+                    ready = self._waker.wait(0.0, list(listeners.values()))
         finally:
             for sock in listeners.values():
                 sock.close()

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import random
-import re
 import shutil
 import socket
 import subprocess
@@ -92,6 +91,29 @@ class Datagrams(unittest.TestCase):
                     pass
 
 
+class Interfaces(unittest.TestCase):
+    def test_those_that_have_an_address(self):
+        self.assertEqual(interfaces()["lo"], "127.0.0.1")
+        for name, address in interfaces().items():
+            self.assertIn(name, [name for _, name in socket.if_nameindex()])
+            self.assertEqual(socket.inet_ntoa(socket.inet_aton(address)), address)
+
+    def test_without_netlink_which_the_systemd_units_forbid(self):
+        code = "import socket\n" + (
+            "real = socket.socket\n"
+            "def limited(family=socket.AF_INET, *more, **named):\n"
+            "    assert family == socket.AF_INET, family\n"
+            "    return real(family, *more, **named)\n"
+            "socket.socket, socket.if_nameindex = limited, None\n"
+            "from links.announce import interfaces\n"
+            "print(interfaces()['lo'])\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False
+        )
+        self.assertEqual(done.stdout, "127.0.0.1\n", done.stderr)
+
+
 class FakeLink:
     def __init__(self, expected, address):
         self.state = NodeState("%s:%d" % address, expected)
@@ -114,7 +136,7 @@ class Hearing(unittest.TestCase):
         self.links = []
         self.hall = SimpleNamespace(clock=self.clock, tokens=self.tokens, links=self.links, collect=self.collect)
         self.end = ServerEnd(self.hall, ("239.255.50.3", 5003))
-        self.addCleanup(self.end._changes.close)
+        self.addCleanup(self.end._waker.close)
 
     def collect(self, name, address):
         self.links.append(FakeLink(name, address))
@@ -312,7 +334,7 @@ class Speaking(unittest.TestCase):
             end = self.start()
             wait_until(self.heard)
             here["eth7"] = "10.9.8.7"
-            end._changes.wake()
+            end._waker.wake()
             self.assertIn(("10.9.8.7", 5003), wait_until(self.heard).places)
 
     def test_only_where_the_node_listens(self):

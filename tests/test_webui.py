@@ -1032,6 +1032,12 @@ class Addresses(WebCase):
             status, headers, _ = self.web.request(method, path)
             self.assertEqual((status, headers["allow"]), (405, allowed), path)
 
+    def test_files(self):
+        """Those that Pis have dropped; test_files_page.py has the rest."""
+        self.assertIn("No Pi has sent a file yet.", self.page("/files"))
+        self.get("/files/WORD", 404)
+        self.assertEqual(self.web.request("POST", "/files/WORD/import", self.web.bearer)[0], 404)
+
     def test_every_route_is_asked_for_in_this_file(self):
         with open(__file__, encoding="utf-8") as file:
             ours = file.read()

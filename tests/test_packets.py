@@ -142,7 +142,8 @@ class Hostile(unittest.TestCase):
             self.assert_refused(written(b"s", text(content)), why)
         for content in (
             b"", b"21.5", b"[1]", b'{"val":1}', b'{"value":1}x', b'{"value":NaN}', b'{"value":1e999}',
-            b'{"value":-Infinity}', b'{"value":1,"value":2}', b"[" * 1400, b'{"value":' + b"[" * 700 + b"]" * 700 + b"}",
+            b'{"value":-Infinity}', b'{"value":1,"value":2}', b"[" * 1400,
+            b'{"value":' + b"[" * 700 + b"]" * 700 + b"}",
             b'{"value":"\\ud800"}', b'{"value":1,"\\udfff":1}', b"\xff",
         ):  # fmt: skip
             self.assert_refused(written(b"j", text(content)), "j carries a length and so many bytes of JSON")

@@ -1,0 +1,218 @@
+"""Two servers on one PostgreSQL, a node that sends to both, and all of them killed: nothing lost, nothing twice.
+
+PIGEONPOST_TEST_DB_KILLS=300 python3 -m unittest tests.libraries.test_postgres_faults
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from base.clock import parse_rfc3339
+from log_sums import logs_in
+from tests.faults.house import ROOT, House, Program
+from tests.libraries.databases import Cluster, Database, need_postgres, psycopg
+from tests.support import LIMIT_S, wait_until
+
+KILLS = int(os.environ.get("PIGEONPOST_TEST_DB_KILLS", "12"))
+
+
+def setUpModule() -> None:
+    need_postgres()
+
+
+class ManyHouse(House):
+    """A node, several servers, and their database."""
+
+    def __init__(self, folder: str, database: Database, servers: int = 2, **options: Any) -> None:
+        super().__init__(folder, **options)
+        self.database = database
+        self.servers = [self._server(number) for number in range(servers)]
+        self.server = self.servers[0]
+
+    def _server(self, number: int) -> Program:
+        name = f"s{number}"
+        (self.folder / name).mkdir()
+        server = Program(
+            self.folder / name, "server.py", "--name", name, "--node", f"n@127.0.0.1:{self.port}",
+            "--web", "127.0.0.1:0", "--data", str(self.folder / name),
+        )  # fmt: skip
+        server.environment |= {
+            "PIGEONPOST_STORE_COMMIT": "0.05", "PIGEONPOST_STORE_POSTGRES": self.database.address,
+        }  # fmt: skip
+        return server
+
+    def start(self) -> None:
+        for server in self.servers[1:]:
+            server.start()
+        super().start()
+
+    def close(self) -> None:
+        super().close()
+        for server in self.servers:
+            server.kill()
+
+    def stored(self) -> list[tuple[str, int]]:
+        return self.database.do("SELECT e.epoch, s.seq FROM samples s JOIN epochs e ON e.id = s.epoch")
+
+    def settle(self, limit_s: float = 2 * LIMIT_S) -> None:
+        for program in (self.node, *self.servers):
+            if not program.is_running():
+                program.start()
+        with self._opening:
+            self._ended.set()
+        wait_until(lambda: self.try_ask("SEND OFF").startswith("SENDBACK OFF"), "the node answers", limit_s)
+        wait_until(lambda: self.held() <= set(self.stored()), "the servers have everything", limit_s)
+        for server in self.servers:  # a program that only just starts is not told to stop, but killed
+            wait_until(lambda server=server: self._is_up(server), "the server is up", limit_s)
+        for program in (*self.servers, self.node):
+            assert program.stop() == 0, program.log.read_text()[-3000:]
+
+    def _is_up(self, server: Program) -> bool:
+        assert server.process is not None
+        try:
+            with open(os.path.join(server.command[-1], "running.json"), encoding="utf-8") as file:
+                return bool(json.load(file)["pid"] == server.process.pid)
+        except FileNotFoundError:
+            return False
+
+    def check(self, with_gaps: bool = False) -> dict[str, int]:
+        stored = self.stored()
+        accepted = set(self.heard) | self.held()
+        missing, repeated = accepted - set(stored), len(stored) - len(set(stored))
+        assert not missing, f"{len(missing)} lost: {sorted(missing)[:5]}"
+        assert not repeated, f"{repeated} repeated"
+        rows = Counter(row for number in range(len(self.servers)) for row in self._rows(number))
+        wanted = Counter(self._wanted())
+        assert rows == wanted, (
+            f"the logs together lack {(wanted - rows)!r:.300}, and have too often {(rows - wanted)!r:.300}"
+        )
+        for server in self.servers:
+            self._verify(server)
+        kills = sum(program.kills for program in (self.node, *self.servers))
+        by_server = [count for (count,) in self.database.do("SELECT count(*) FROM samples GROUP BY server")]
+        return {
+            "accepted": len(accepted),
+            "lost": 0,
+            "repeated": 0,
+            "kills": kills,
+            "least of a server": min(by_server, default=0),
+        }
+
+    def _verify(self, server: Program) -> None:
+        """As a person would."""
+        command = [sys.executable, str(ROOT / "control.py"), "--data", server.command[-1], "verify"]
+        done = subprocess.run(command, env=server.environment, cwd=self.folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def _rows(self, number: int) -> Iterator[tuple[int, str, str]]:
+        """What the logs of one server say."""
+        folder = self.folder / f"s{number}" / "logs"
+        for name in logs_in(str(folder)):
+            text = (folder / name).read_text(encoding="utf-8")
+            assert text.endswith("\n") or not text, f"{name}: a torn row at its end"
+            for time_text, _, sensor, value, _ in list(csv.reader(text.splitlines()))[1:]:
+                yield parse_rfc3339(time_text), sensor, value
+
+    def _wanted(self) -> Iterator[tuple[int, str, str]]:
+        """What the database says that they must have, together."""
+        for time_ms, names, values in self.database.do(
+            'SELECT s.time, p.names, s."values" FROM samples s JOIN shapes p ON p.id = s.shape'
+        ):
+            for name, value in zip(json.loads(names), values):
+                yield time_ms, name, "" if value is None else repr(value)
+
+
+class Trial(unittest.TestCase):
+    def setUp(self) -> None:
+        self.cluster = Cluster()
+        self.addCleanup(self.cluster.remove)
+        self.database = Database(self.cluster.address)
+        self.seed = random.randrange(1 << 32)
+        self.chance = random.Random(self.seed)
+
+    def trial(self, mischief: Any, **options: Any) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            house = ManyHouse(folder, self.database, **options)
+            try:
+                house.start()
+                wait_until(lambda: len(house.heard) > 10, "samples flow")
+                wait_until(lambda: self.is_known(house), "the servers have begun")
+                mischief(house)
+                house.settle()
+                print(f"{self._testMethodName}:", ", ".join(f"{k} {v}" for k, v in house.check().items()))
+            except BaseException:
+                print(f"seed {self.seed}")
+                for program in (house.node, *house.servers):
+                    print(program.log.read_text()[-3000:])
+                raise
+            finally:
+                house.close()
+
+    def is_known(self, house: ManyHouse) -> bool:
+        try:
+            return self.database.do("SELECT count(*) FROM servers") == [(len(house.servers),)] and bool(house.stored())
+        except psycopg.Error:
+            return False
+
+    def pause(self, longest_s: float = 1.0) -> None:
+        time.sleep(self.chance.uniform(0.02, longest_s))  # mischief at random moments: nothing is waited for here
+
+    def test_whoever_is_killed(self) -> None:
+        def mischief(house: ManyHouse) -> None:
+            for _ in range(KILLS):
+                self.pause()
+                one, everybody = [self.chance.choice(house.servers)], [house.node, *house.servers]
+                victims = self.chance.choice([one, one, one, [house.node], house.servers, everybody])
+                for victim in victims:
+                    victim.kill()
+                self.pause(0.1)
+                for victim in victims:
+                    victim.start()
+
+        self.trial(mischief)
+
+    def test_the_database_is_killed_restarted_and_cut_off(self) -> None:
+        def mischief(house: ManyHouse) -> None:
+            for number in range(max(3, KILLS // 3)):
+                self.pause(1.5)
+                ([self.database.cut, self.kill_database, self.cluster.restart][number % 3])()
+                if self.chance.random() < 0.3:
+                    victim = self.chance.choice(house.servers)
+                    victim.kill()
+                    victim.start()
+
+        self.trial(mischief)
+
+    def kill_database(self) -> None:
+        self.cluster.kill()
+        self.pause(0.5)
+        self.cluster.start()
+
+    def test_a_node_that_moves_from_one_server_to_the_other(self) -> None:
+        """One server at a time, each killed when the other comes: what one has, the other does not store again."""
+
+        def mischief(house: ManyHouse) -> None:
+            for number in range(max(4, KILLS // 2)):
+                gone, comes = house.servers[number % 2], house.servers[1 - number % 2]
+                gone.kill()
+                if not comes.is_running():
+                    comes.start()
+                seen = len(house.heard)
+                wait_until(lambda seen=seen: house.has_stored_after(seen), "the other one stores", LIMIT_S)
+
+        self.trial(mischief)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -16,7 +16,7 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from base.clock import Clock
 from base.config import Settings
@@ -24,6 +24,7 @@ from base.errors import BadPacket, SettingsError
 from base.multicast import Drain, Path, listener, speaker
 from base.net import join_address
 from links import End
+from old_config import OldConfig, Unreachable, load, source_of
 from packets import (
     CONTROL,
     EVERYBODY,
@@ -37,9 +38,6 @@ from packets import (
     encode,
     following,
 )
-
-if TYPE_CHECKING:
-    from old_config import OldConfig
 
 log = logging.getLogger(__name__)
 
@@ -60,14 +58,15 @@ class Bus(NamedTuple):
     old: OldConfig | None
 
 
+NO_BUS = Bus(("0.0.0.0", 0), ("0.0.0.0", 0), Path(), 60.0, False, None)  # until the configuration is read
+
+
 def bus_of(settings: Settings, own: str = "") -> Bus:
     """The bus as it is set. The groups of the old configuration, and KeepAliveInterval of the codifier `own`, count
     where the settings name none of their own.
 
     Raises SettingsError when that configuration does not read.
     """
-    from old_config import load, source_of
-
     source = source_of(settings["bus", "configuration"])
     old = load(source) if source else None
     groups = []
@@ -143,14 +142,19 @@ class BusEnd(End):
 
     def __init__(self, load: Callable[[], Bus], voice: Voice | None, clock: Clock) -> None:
         """
-        load   reads the settings' bus; called again for C. Raises SettingsError
+        load   reads the settings' bus; called again for C. Raises SettingsError; Unreachable is waited for
         voice  None: this end only listens
         """
         self._woken, self._waker = os.pipe()
         for end in (self._woken, self._waker):
             os.set_blocking(end, False)
-        self.bus = load()
+        self.bus, self._unread = NO_BUS, True
         self.fault = "not open yet"
+        try:
+            self.bus, self._unread = load(), False
+        except Unreachable as error:  # the network may come up after this program: the thread tries again
+            log.warning("bus: %s; it is tried again", error)
+            self.fault = str(error)
         self._load = load
         self._voice = voice
         self._clock = clock
@@ -223,6 +227,8 @@ class BusEnd(End):
                     self._voice.close()
 
     def _open(self, sockets: list[socket.socket]) -> None:
+        if self._unread:
+            self.bus, self._unread = self._load(), False
         sockets.append(listener(self.bus.control, self.bus.path))
         sockets += self._opened()
         if self._voice:

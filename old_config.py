@@ -28,6 +28,10 @@ ANSWER_S = 10.0  # for a URL
 DATA_TYPES = ("float", "integer", "bool")
 
 
+class Unreachable(SettingsError):
+    """The configuration is at a URL that does not answer just now."""
+
+
 class OldSensor(NamedTuple):
     """One entry of `Sensors`, under the names that it has there; what was left out has the value that counted then.
 
@@ -127,7 +131,8 @@ def _fetch(source: str) -> bytes:
                 data = file.read(FILE_BYTES + 1)
     except (OSError, ValueError) as error:
         why = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        raise SettingsError(f"{source}: {why}") from None
+        kind = Unreachable if re.match(r"https?://", source) else SettingsError
+        raise kind(f"{source}: {why}") from None
     if len(data) > FILE_BYTES:
         raise SettingsError(f"{source}: longer than {FILE_BYTES >> 20} MiB")
     return data

@@ -70,10 +70,7 @@ class NodeEnd(BusEnd):
         self._values: dict[str, float] = {}  # what A and E made of them
         self._outbox = outbox
         self._next = outbox.ring.last + 1
-        old = self.bus.old.sensors if self.bus.old else {}
-        voice.active = old[voice.codifier].active if voice.codifier in old else True
-        if not voice.active:
-            log.info("bus: %s is halted, as its configuration says (Active); S starts it", voice.codifier)
+        self._begun = False
 
     def start(self) -> None:
         self._next = self._outbox.ring.last + 1
@@ -83,6 +80,15 @@ class NodeEnd(BusEnd):
     def stop(self, limit_s: float) -> str | None:
         self._outbox.unwatch(self.wake)
         return super().stop(limit_s)
+
+    def _opened(self) -> list[socket.socket]:
+        """The first time it is active as its configuration says; later as S and H have left it."""
+        voice, old = self._speaker, self.bus.old.sensors if self.bus.old else {}
+        if not self._begun and voice.codifier in old and not old[voice.codifier].active:
+            voice.active = False
+            log.info("bus: %s is halted, as its configuration says (Active); S starts it", voice.codifier)
+        self._begun = True
+        return []
 
     def _woke(self) -> None:
         last = self._outbox.ring.last

@@ -16,7 +16,7 @@ from gate.tokens import Tokens
 from guests import Guests
 from links import Hall, bus
 from links.bus import NodeEnd, ServerEnd
-from old_config import parse
+from old_config import Unreachable, parse
 from outbox import Outbox
 from ring import Ring
 from tests.bus_support import LOOPBACK, Ear, control, free_groups, packet, reading
@@ -244,6 +244,21 @@ class Node(OnTheBus):
         self.assertEqual(len(logs.output), 1)
         self.assertIn("No such device; it is tried again", logs.output[0])
 
+    def test_a_configuration_that_cannot_be_reached_yet_is_waited_for(self):
+        loads = iter([Unreachable("http://here/c.json: no route"), Unreachable("http://here/c.json: no route"), None])
+
+        def load():
+            error = next(loads)
+            if error:
+                raise error
+            return self.bus(old=self.old)
+
+        self.loader = lambda **about: load
+        with mock.patch.object(bus_component, "RETRY_S", 0.01), self.assertLogs("bus_component", "WARNING") as logs:
+            self.start()
+        self.assertEqual(logs.output, ["WARNING:bus_component:bus: http://here/c.json: no route; it is tried again"])
+        self.assertEqual(self.end.bus.old, self.old)
+
     def test_what_cannot_be_sent_is_counted_and_said_once(self):
         self.start()
         with self.assertLogs("bus_component", "WARNING") as logs:
@@ -288,7 +303,7 @@ class MakingNodes(unittest.TestCase):
     def make(self, old=None, **given):
         outbox = Outbox(Ring("/card", 64, 128, MemoryDisk()), BOOT)
         self.facts = Facts("temperature", "light")
-        with mock.patch("old_config.load", lambda source: parse(json.dumps(old or OLD).encode(), source)):
+        with mock.patch("bus_component.load", lambda source: parse(json.dumps(old or OLD).encode(), source)):
             return bus.make_node_end(Settings(**given), self.facts, outbox, Clock())
 
     def test_what_the_settings_say_wrong(self):
@@ -312,7 +327,11 @@ class MakingNodes(unittest.TestCase):
                         codifiers=[("temperature", "C4")], controls=[("target", "FJ")])  # fmt: skip
         # `given` has neither group; Settings says that they are defaults
         self.assertEqual(end.bus.alive_s, 30.0)
+        end._opened()
         self.assertFalse(end._speaker.active)
+        end._speaker.active = True  # S has started it
+        end._opened()
+        self.assertTrue(end._speaker.active)
         self.assertEqual(self.facts.sensors[-1], {"name": "target", "unit": "C"})
 
     def test_a_file_without_groups_leaves_those_of_the_settings(self):

@@ -15,7 +15,7 @@ from base import config
 from base.errors import SettingsError
 from commands.old_config import channel_names, formulas, node_toml, server_toml
 from node import make_sources
-from old_config import load, node_name, parse, slug
+from old_config import Unreachable, load, node_name, parse, slug
 from sensors.formula import compile_formula
 from settings import NODE, SERVER
 from tests.support import temp_folder
@@ -127,7 +127,7 @@ class Sources(unittest.TestCase):
     def test_a_url(self):
         house = WebHouse(self)
         host, port = house.address
-        with self.assertRaisesRegex(SettingsError, f"^http://{host}:{port}/config.json: Not Found"):
+        with self.assertRaisesRegex(Unreachable, f"^http://{host}:{port}/config.json: Not Found"):
             load(f"http://{host}:{port}/config.json")
         with mock.patch("urllib.request.urlopen") as opened:
             opened.return_value.__enter__.return_value.read.return_value = text(sensor())

@@ -221,7 +221,7 @@ class NodeEnd(End):
             if not self._session or said.get("re", None if self._key else self._session) != self._session:
                 return  # of a conversation before this one
             self._take(said)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             self._lose(f"an answer that does not read: {str(error)[:200]}")
 
     def _take(self, said: Mapping[str, Any]) -> None:

@@ -1,0 +1,150 @@
+"""Bodies of push and MQTT, announcements, and what a broker hands to a node: read or refused, and nothing besides."""
+
+import unittest
+from itertools import pairwise
+from types import SimpleNamespace
+from unittest import mock
+
+from base.clock import FakeClock
+from base.errors import BadArgument, WireError
+from gate.tokens import LinkKey
+from links import mqtt
+from links.announce import DATAGRAM_BYTES, MOST_PLACES, ServerEnd, read_call, write_call
+from outbox import Outbox
+from parcels import PARCEL_BYTES, read_body, sealed, unsealed, write_body
+from protocol import Gap, sample_body, sample_text
+from ring import Ring
+from session_node import NodeFacts
+from tests.fuzz import Target, fuzzed, mutated, st
+from tests.support import BOOT, EPOCH, MemoryDisk, taken
+from tests.test_parcels import HEAD, gap, texts
+from tests.test_protocol import INSERTS
+
+TOKEN = "0123456789abcdef0123456789abcdef"
+SENSORS = [{"name": "temperature", "unit": "°C"}]
+BODIES = (
+    write_body({**HEAD, "every": 10.0, "sensors": SENSORS}, EPOCH, 3, [gap(1, 2, before=3), gap(5, 5)],
+               texts(3, 2) + texts(6, 1)),
+    write_body({**HEAD, "session": "x", "held": [[EPOCH, 1, 5, 9]]}, EPOCH, None, [], []),
+    sealed(write_body(HEAD, EPOCH, None, [], texts(1, 1)), "0" * 64),
+)  # fmt: skip
+PIECES = (
+    *INSERTS, b'"gaps":[{"from":1,"to":2}]', b'"samples":[]', b'"from":0', b'"to":999999999999999999', b'"before":-1',
+    b'"base":1e3', b'"every":1e999', b'{"mac":"', b"[" * 60, b"1" * 5000, b'"node":"a"', b'"sensors":[{"name":7}]',
+)  # fmt: skip
+
+
+ANSWERS = (
+    b'{"epoch":"%s","ack":3,"re":"0011223344556677"}' % EPOCH.encode(),
+    b'{"epoch":"%s","have":2,"re":"0011223344556677","server":"a"}' % EPOCH.encode(),
+    b'{"resume":{"id":5,"%s":[3,3]},"ledger":"00000000000000ab","commit":1.0,"time":"2026-11-20T15:36:10Z",'
+    b'"clock":"set","re":"0011223344556677"}' % EPOCH.encode(),
+    b'{"error":{"code":"auth","text":"x"}}',
+)  # fmt: skip
+
+
+class Parcels(Target, unittest.TestCase):
+    corpus = "parcels"
+    CPU_S = 3.0  # of a mebibyte
+    MEMORY_BYTES = 200 << 20
+
+    def check(self, data):
+        mac, body = unsealed(data)
+        if mac:
+            self.assertEqual(sealed(body, mac), data)
+        with self.bounded():
+            try:
+                parcel = read_body(data)
+            except WireError as error:
+                self.assertLess(len(str(error)), 500)
+                return
+        ends = [(p.first, p.last) if isinstance(p, Gap) else (p[0].seq, p[-1].seq) for p in parcel.pieces]
+        for (_, last), (first, _) in pairwise(ends):
+            self.assertEqual(first, last + 1)
+        gaps = [
+            {"from": p.first, "to": p.last, "before": p.before, "why": p.why}
+            for p in parcel.pieces
+            if isinstance(p, Gap)
+        ]
+        samples = [s for p in parcel.pieces if not isinstance(p, Gap) for s in p]
+        again = [sample_text(s.seq, s.time_ms, s.up_ms, sample_body(s.values, s.errors), s.clock) for s in samples]
+        head = {"node": parcel.node, "outbox": parcel.outbox, "sensors": parcel.sensors}
+        self.assertEqual(read_body(write_body(head, parcel.epoch, parcel.base, gaps, again)).pieces, parcel.pieces)
+        batches = parcel.batches(print, print)
+        self.assertEqual(len(batches), len(parcel.pieces))
+
+    @fuzzed(lambda: mutated(st.sampled_from(BODIES), PIECES, PARCEL_BYTES + 100))
+    def test_bodies(self, data):
+        self.check(data)
+
+
+class Announcements(Target, unittest.TestCase):
+    corpus = "announcements"
+    CPU_S = 0.5
+
+    def check(self, data):
+        clock = FakeClock()
+        links = []
+        hall = SimpleNamespace(clock=clock, tokens={"basement": LinkKey(TOKEN)}, links=links, collect=mock.Mock())
+        end = ServerEnd(hall, ("239.255.50.3", 5003))
+        self.addCleanup(end._waker.close)
+        with self.bounded():
+            why = end.hear(data[: DATAGRAM_BYTES + 1], "192.168.1.20")
+        self.assertEqual(hall.collect.called, not why)
+        if not why:  # then it is one that the token's owner made
+            self.assertTrue(LinkKey(TOKEN).is_seal(unsealed(data)[0], "announce", unsealed(data)[1]))
+        try:
+            call = read_call(unsealed(data)[1])
+        except BadArgument:
+            return
+        self.assertTrue(0 < len(call.places) <= MOST_PLACES)
+
+    @fuzzed(lambda: mutated(
+        st.builds(lambda: write_call(LinkKey(TOKEN), "basement", [("192.168.1.20", 5003)], FakeClock())),
+        (*INSERTS, b'"at":["1.2.3.4:5"]', b"0.0.0.0:1", b"\xff", b'"clock":"set"', b"9999-12-31T23:59:59Z"), 2000,
+    ))  # fmt: skip
+    def test_datagrams(self, data):
+        self.check(data)
+
+
+class Answers(Target, unittest.TestCase):
+    """What comes to a node on its topic, in the middle of a conversation."""
+
+    corpus = "answers"
+    CPU_S = 3.0
+    MEMORY_BYTES = 100 << 20
+    SESSION = "0011223344556677"
+
+    def check(self, data):
+        sent = []
+        broker = SimpleNamespace(place="b:1", publish=lambda *message: sent.append(message), connected=True)
+        with mock.patch.object(mqtt, "Broker", lambda *arguments: broker):
+            outbox = Outbox(Ring("/card", 64, 128, MemoryDisk()), BOOT, new_epoch=lambda: EPOCH)
+            for number in range(1, 6):
+                outbox.put(taken(value=number, up_ms=number))
+            while outbox.commit():
+                pass
+            facts = NodeFacts("basement", SENSORS, 10.0, None, outbox.switch, dict)
+            node = mqtt.NodeEnd({("mqtt", "signed"): True}, facts, outbox, FakeClock())
+            node.go_on()
+            node._session = self.SESSION
+            with self.bounded():
+                node.take(data)
+        node._clock.sleep(10_000)
+        before = len(sent)
+        node.go_on()
+        node._clock.sleep(10_000)
+        node.go_on()
+        acked = max((seq for epoch, seq in node._acked.items() if epoch == EPOCH), default=0)
+        # Whatever it was told: unless that was an answer, it asks again, and sends what it holds.
+        self.assertTrue(len(sent) > before or acked == 5 or not node._asking)
+
+    @fuzzed(
+        lambda: mutated(st.sampled_from(ANSWERS), (*INSERTS, b"[3,3]", b'"id":', b'"re":7', b"1e400"), PARCEL_BYTES)
+    )
+    def test_answers(self, data):
+        self.check(data)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -39,7 +39,7 @@ from stores.sqlite import FILE as DATABASE
 from stores.sqlite import SqliteStore
 from stores.sqlite_schema import VERSION
 
-KEPT = ("tokens.json", "users.json", IDS)  # small files, beside the database
+KEPT = ("tokens.json", "users.json", "graphs.json", IDS)  # small files, beside the database
 _MEMBER = re.compile(rf"(?:{LOGS}|{FILES})/[^./\0\n\\][^/\0\n\\]{{0,250}}|{'|'.join(map(re.escape, KEPT))}").fullmatch
 _PAGES_AT_ONCE = 1024
 _BLOCK_BYTES = 1 << 20

@@ -38,9 +38,11 @@ from commands import (
     doctor,
     drop,
     export,
+    importing,
     listing,
     old_config,
     scan,
+    schema,
 )
 from gate.tokens import Tokens
 from gate.users import Users
@@ -265,6 +267,8 @@ COMMANDS: Mapping[str, Command] = {
     "alive": Command("exit 0 when the program answers (for health checks)", [], alive),
     **data.COMMANDS,
     **export.COMMANDS,
+    **importing.COMMANDS,
+    **schema.COMMANDS,
     **certificate.COMMANDS,
     **listing.COMMANDS,
     **drop.COMMANDS,

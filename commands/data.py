@@ -103,6 +103,7 @@ def restore(context: Context) -> int:
         lock = only_one(os.path.join(data, LOCK))
     except InUse as error:
         raise Failed(f"the server runs ({error}): stop it, then restore") from None
+    _give(os.path.join(data, LOCK), data)
     try:
         with _showing() as progress, _failing(data), _folder_for(data, _STAGING) as staging:
             names = _unpacked(file, staging, progress)
@@ -151,6 +152,7 @@ def _put_in_place(data: str, staging: str, names: Sequence[str]) -> str:
     for name in names:
         if name.startswith(f"{FILES}/") and not os.path.lexists(os.path.join(data, name)):
             os.makedirs(os.path.join(data, FILES), exist_ok=True)
+            _give(os.path.join(data, FILES), data)
             _place(staging, data, name)
     for name in [LOGS, *own, DATABASE]:
         _place(staging, data, name)
@@ -174,14 +176,20 @@ def _move_aside(data: str, names: Sequence[str]) -> str:
 
 
 def _place(staging: str, data: str, name: str) -> None:
-    """One file or folder to its place, as the property of whose folder it is: root may restore for a server's user."""
+    """One file, or folder of files, to its place."""
     path = os.path.join(staging, name)
-    if os.geteuid() == 0:
-        owner = os.stat(data)
-        for one in [path, *(os.path.join(path, name) for name in (os.listdir(path) if os.path.isdir(path) else ()))]:
-            os.chown(one, owner.st_uid, owner.st_gid)
+    for inner in os.listdir(path) if os.path.isdir(path) else ():
+        _give(os.path.join(path, inner), data)
+    _give(path, data)
     os.rename(path, os.path.join(data, name))
     sync_folder(os.path.join(data, name))
+
+
+def _give(path: str, data: str) -> None:
+    """Make it the property of whose folder it is in: root may restore for the server's user."""
+    if os.geteuid() == 0:
+        owner = os.stat(data)
+        os.chown(path, owner.st_uid, owner.st_gid)
 
 
 # ------------------------------------------------------------------------------------------------------- verify

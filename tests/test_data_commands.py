@@ -309,8 +309,10 @@ def make_old(data):
         with contextlib.closing(sqlite3.connect(os.path.join(data, FILE), isolation_level=None)) as db:
             db.executescript(f"{_FIRST} PRAGMA user_version = 1; PRAGMA journal_mode = WAL;")
             db.execute("ATTACH ? AS fresh", (os.path.join(fresh, FILE),))
-            for (table,) in db.execute("SELECT name FROM main.sqlite_schema WHERE type = 'table'").fetchall():
+            tables = [name for (name,) in db.execute("SELECT name FROM main.sqlite_schema WHERE type = 'table'")]
+            for table in sorted(tables):  # sqlite_sequence behind those that change it
                 columns = ", ".join(f'"{row[1]}"' for row in db.execute(f"PRAGMA main.table_info({table})"))
+                db.execute(f"DELETE FROM main.{table}")
                 db.execute(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM fresh.{table}")
     finally:
         shutil.rmtree(fresh)
@@ -462,12 +464,53 @@ class Restore(DataCase):
         bad = self.cut(f"{self.place}/bad.tar", content(self.tar)[:-11_000])
         self.assert_fails(1, "control.py: ", "verify", bad)
 
+    @unittest.skipUnless(os.geteuid() == 0, "only root may give files away")
+    def test_what_root_restores_belongs_to_whom_the_folder_does(self):
+        os.mkdir(os.path.join(self.data, "files"))
+        with open(os.path.join(self.data, "files", "0123456789abcdef_a.csv"), "w") as file:
+            file.write("x")
+        self.done("backup", self.tar)
+        new = temp_folder(self)
+        os.chown(new, 12345, 12345)
+        self.done("restore", self.tar, data=new)
+        for place, folders, names in os.walk(new):
+            for name in folders + names:
+                self.assertEqual(os.stat(os.path.join(place, name)).st_uid, 12345, name)
+
     def test_on_a_new_machine(self):
         new = os.path.join(self.place, "data")
         status, _, told = self.run_("restore", self.tar, data=new)
         self.assertEqual(status, 0, told)
         self.assertIn("There was nothing there before.", told)
         self.assertEqual(self.done("tokens", data=new), "basement\n")
+
+
+class Versions(DataCase):
+    """An upgrade as its user sees it."""
+
+    def test_the_servers_start_brings_an_older_database_up_to_date_after_a_copy(self):
+        make_old(self.data)
+        before = content(self.database())
+        for command in (("verify",), ("export",)):
+            self.assert_fails(2, "was made by an older Pigeonpost: start this one's server once", *command)
+        self.assertEqual(content(self.database()), before)
+        fill(self.data, batch(4, 6))
+        self.assert_sound(6)
+        with contextlib.closing(sqlite3.connect(self.database() + ".v1")) as copy:
+            self.assertEqual(copy.execute("PRAGMA user_version").fetchone(), (1,))
+            self.assertEqual(copy.execute("SELECT count(*) FROM samples").fetchone(), (3,))
+
+    def test_a_newer_database_is_left_alone(self):
+        fill(self.data)
+        with contextlib.closing(sqlite3.connect(self.database())) as db:
+            db.execute("PRAGMA user_version = 99")
+        before = tree(self.data)
+        path = os.path.join(self.place, "x.jsonl")
+        with open(path, "w") as file:
+            file.write('{"time":1795188970,"node":"a","t":1}')
+        for command in (("verify",), ("export",), ("backup", self.tar), ("import", path)):
+            self.assert_fails(2, "was made by a newer Pigeonpost (format 99; this one knows ", *command)
+        self.assertEqual((tree(self.data), os.path.exists(self.tar)), (before, False))
 
 
 class Sums(DataCase):

@@ -1,7 +1,7 @@
 """A connection to an MQTT broker: kept up, with its subscriptions; by way of paho-mqtt.
 
-Runs on: node and server.  Reached from: links/mqtt.  Hands on to: paho (1.6, as Debian 12 has it, or 2.x), which is
-  imported when a Broker is made.
+Runs on: node and server.  Reached from: links/mqtt, sensors/mqtt.
+Hands on to: paho (1.6, as Debian 12 has it, or 2.x), which is imported when a Broker is made.
 Threads: paho's own, which calls what it is handed; `publish` may be called from any.
 Errors: SettingsError without paho, or with a CA that is none. A broker that is not there is told once, and tried again
   by paho, from 1 s apart up to a minute.
@@ -13,13 +13,10 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from base.errors import SettingsError
 from base.net import join_address
-
-if TYPE_CHECKING:
-    from base.config import Settings
 
 log = logging.getLogger(__name__)
 
@@ -28,30 +25,54 @@ LARGEST_BYTES = 1 << 20  # of a payload that is taken
 QOS = 1
 _RETRY_S = 1, 60  # the first pause before connecting again, and the longest
 _PLAIN_PORT, _TLS_PORT = 1883, 8883
+_MQTT_5, _MQTT_3 = 5, 4  # as paho and the packets number them; the latter is MQTT 3.1.1
 _CONNECT = 1  # the packet that the properties belong to: MQTT 5.0, 2.1.2
 
 
+# Why a broker refuses, where it says so with a number only (MQTT 3.1.1, table 3.1).
+_REFUSALS = {
+    1: "it does not speak MQTT 3.1.1", 2: "it does not like the client's name", 3: "it is not ready",
+    4: "user or password is wrong", 5: "user or password is wrong, or not enough",
+}  # fmt: skip
+
+
+class Access(Protocol):
+    """Where the broker is, and how to come in: ["mqtt", KEY] of host, port (0: the usual one), user, password, tls, ca.
+    Settings are this, and so is a dict with such pairs."""
+
+    def __getitem__(self, key: tuple[str, str], /) -> Any: ...
+
+
 class Broker:
-    """A connection to the broker: kept up, with its subscriptions."""
+    """A connection to the broker: kept up, with its subscriptions.
+
+    connected  it is there, and lets this user read
+    trouble    why it is not; empty when it is
+    """
 
     def __init__(
-        self, settings: Settings, name: str, topics: Sequence[str], heard: Callable[[str, bytes], Any],
-        changed: Callable[[], Any] = lambda: None,
+        self, settings: Access, name: str, topics: Sequence[str], heard: Callable[[str, bytes], Any],
+        changed: Callable[[], Any] = lambda: None, *, kept: Callable[[str, bytes], Any] | None = None,
+        old: bool = False, keepalive_s: int = KEEPALIVE_S, where: str = "[mqtt]",
     ) -> None:  # fmt: skip
         """
         name     by which the broker knows this client, with something random after it
         topics   that are subscribed to
         heard    gets topic and payload of each message, in paho's thread
         changed  called when `connected` has changed
+        kept     gets in its place what the broker had retained, whose age nobody knows
+        old      MQTT 3.1.1, which every broker speaks, instead of 5
+        where    what an error about the settings begins with
         """
         self.connected = False
         port = settings["mqtt", "port"] or (_TLS_PORT if settings["mqtt", "tls"] else _PLAIN_PORT)
         self.place = join_address(settings["mqtt", "host"], port)
         self._address = settings["mqtt", "host"], port
         self._topics = [(topic, QOS) for topic in topics]
-        self._heard, self._changed = heard, changed
-        self._trouble = "not connected yet"
-        self._paho, self._client = _client(settings, f"{name}-{os.urandom(4).hex()}")
+        self._heard, self._kept, self._changed = heard, kept or heard, changed
+        self._old, self._keepalive_s, self._where = old, keepalive_s, where
+        self.trouble = "not connected yet"
+        self._paho, self._client = _client(settings, f"{name}-{os.urandom(4).hex()}", old, where)
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_connect_fail = self._on_connect_fail
@@ -60,12 +81,15 @@ class Broker:
 
     def start(self) -> None:
         """Begin to connect. A broker that is not there is no reason not to start."""
-        most = self._paho.Properties(_CONNECT)
-        most.MaximumPacketSize = LARGEST_BYTES + 1024  # a longer one the broker keeps to itself
+        more = {}
+        if not self._old:
+            most = self._paho.Properties(_CONNECT)
+            most.MaximumPacketSize = LARGEST_BYTES + 1024  # a longer one the broker keeps to itself
+            more = {"clean_start": True, "properties": most}
         try:
-            self._client.connect_async(*self._address, KEEPALIVE_S, clean_start=True, properties=most)
+            self._client.connect_async(*self._address, self._keepalive_s, **more)
         except ValueError as error:
-            raise SettingsError(f"[mqtt] host {self._address[0]!r}: {error}") from None
+            raise SettingsError(f"{self._where} host {self._address[0]!r}: {error}") from None
         self._client.loop_start()
 
     def stop(self, limit_s: float) -> str | None:
@@ -81,11 +105,12 @@ class Broker:
         """Leave it to paho's thread; from any thread, returns at once."""
         self._client.publish(topic, payload, QOS)
 
-    # Called by paho. With MQTT 5 both of its interfaces give the same arguments, but for on_disconnect.
+    # Called by paho. Its two interfaces, and the two versions of MQTT, give more or fewer arguments, and a reason as a
+    # number or as an object that has one; what is used of them stands at the same place in all.
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: Any, *more: Any) -> None:
         if getattr(reason, "value", reason) != 0:
-            self._note(f"the broker refuses: {reason}")
+            self._note(f"the broker refuses: {_REFUSALS.get(reason, reason) if type(reason) is int else reason}")
             return
         self._client.subscribe(self._topics)
 
@@ -113,27 +138,27 @@ class Broker:
         except UnicodeDecodeError:
             return
         if len(message.payload) <= LARGEST_BYTES:
-            self._heard(topic, message.payload)
+            (self._kept if message.retain else self._heard)(topic, message.payload)
 
     def _note(self, trouble: str) -> None:
-        if trouble != self._trouble:
-            self._trouble = trouble
+        if trouble != self.trouble:
+            self.trouble = trouble
             if trouble:
                 log.warning("MQTT %s: %s; it is tried again", self.place, trouble)
             else:
                 log.info("MQTT %s: connected", self.place)
 
 
-def _client(settings: Settings, name: str) -> tuple[Any, Any]:
+def _client(settings: Access, name: str, old: bool, where: str) -> tuple[Any, Any]:
     """paho, and a client of it that is not connected yet. Its callbacks are the newest that it has."""
     try:
         import paho.mqtt.client as paho
     except ImportError:
-        raise SettingsError("[mqtt]: the Python module paho is missing: sudo apt install python3-paho-mqtt") from None
+        raise SettingsError(f"{where}: the Python module paho is missing: sudo apt install python3-paho-mqtt") from None
     newest = getattr(paho, "CallbackAPIVersion", None)  # from 2.0 on the version has to be named
     first = (newest.VERSION2,) if newest else ()
     # MQTT 5, which has shared subscriptions, and tells the broker how much this client takes at once.
-    client = paho.Client(*first, client_id=name, protocol=paho.MQTTv5)
+    client = paho.Client(*first, client_id=name, protocol=_MQTT_3 if old else _MQTT_5)
     client.reconnect_delay_set(*_RETRY_S)
     if settings["mqtt", "user"]:
         client.username_pw_set(settings["mqtt", "user"], settings["mqtt", "password"])
@@ -142,7 +167,7 @@ def _client(settings: Settings, name: str) -> tuple[Any, Any]:
         try:
             client.tls_set(ca_certs=ca or None)
         except OSError as error:  # ssl.SSLError is one
-            raise SettingsError(f"[mqtt] ca {ca!r}: {error.strerror or error}") from None
+            raise SettingsError(f"{where} ca {ca!r}: {error.strerror or error}") from None
     elif settings["mqtt", "ca"]:
-        raise SettingsError("[mqtt] ca is used with tls = true")
+        raise SettingsError(f"{where} ca is used with tls = true")
     return paho, client

@@ -61,10 +61,14 @@ class Client:
             return lambda *arguments, **options: self.calls.append((name, arguments, options))
         raise AttributeError(name)
 
+    def loop_stop(self):
+        self.calls.append(("loop_stop", (), {}))
+
     def loop_start(self):
         code, more = (Reason(self.refuses), (None,)) if self.version == 2 else (self.refuses, ())
         self.on_connect(self, None, {}, code, *more)
         if not self.refuses:
+            self.subscribed(0)
             for topic, payload in self.said.items():
                 self.on_message(self, None, Message(topic, payload, True))
 
@@ -198,7 +202,8 @@ class Messages(Case):
             def topic(self, value):
                 pass
 
-        source._on_message(None, None, Spoilt("", b"1"))
+        source._broker._client.on_message(None, None, Spoilt("", b"1"))
+        self.assertEqual(source._heard, {})
 
 
 class Freshness(Case):
@@ -224,12 +229,12 @@ class Freshness(Case):
         source = self.source({"x": {"topic": "x"}}, said={"x": b"5"})
         source.read()
         heard = source._heard["x"]
-        source._on_message(None, None, Message("x", b"5", retain=True))
+        source._broker._client.on_message(None, None, Message("x", b"5", retain=True))
         self.assertIs(source._heard["x"], heard)
-        source._on_message(None, None, Message("x", b"6", retain=True))  # it spoke while we were away
+        source._broker._client.on_message(None, None, Message("x", b"6", retain=True))  # it spoke while we were away
         self.assertIsNot(source._heard["x"], heard)
         heard = source._heard["x"]
-        source._on_message(None, None, Message("x", b"6"))
+        source._broker._client.on_message(None, None, Message("x", b"6"))
         self.assertIsNot(source._heard["x"], heard)
 
 
@@ -237,51 +242,50 @@ class Connections(Case):
     def test_all_topics_are_subscribed_to_at_each_connection(self):
         source = self.source({"b": {"topic": "t/b"}, "a": {"topic": "t/a"}, "c": {"topic": "t/a", "path": "c"}})
         source.read()
-        source._client.loop_start()
-        subscribed = [call for call in source._client.calls if call[0] == "subscribe"]
-        self.assertEqual(subscribed, [("subscribe", ([("t/a", 0), ("t/b", 0)],), {})] * 2)
+        source._broker._client.loop_start()
+        subscribed = [call for call in source._broker._client.calls if call[0] == "subscribe"]
+        self.assertEqual(subscribed, [("subscribe", ([("t/a", 1), ("t/b", 1)],), {})] * 2)
 
     def test_refusals_in_words(self):
         for version, code, words in (
-            (1, 4, "the broker refuses: user or password is wrong"), (1, 2, "it does not like the client_id"),
-            (2, 135, "user or password is wrong, or not enough"), (2, 149, "the broker refuses: reason 149"),
+            (1, 4, "the broker refuses: user or password is wrong"), (1, 2, "it does not like the client's name"),
+            (2, 135, "the broker refuses: reason 135"), (2, 149, "the broker refuses: reason 149"),
         ):  # fmt: skip
             source = self.source({"x": {"topic": "x"}}, version, refuses=code)
-            with self.assertLogs("sensors.mqtt", "WARNING") as logs:
+            with self.assertLogs("broker", "WARNING") as logs:
                 self.assertIn(words, str(source.read()["x"]))
-                source._client.loop_start()
+                source._broker._client.loop_start()
             self.assertEqual(len(logs.output), 1)  # not at each try
-            self.assertFalse([call for call in source._client.calls if call[0] == "subscribe"])
+            self.assertFalse([call for call in source._broker._client.calls if call[0] == "subscribe"])
 
     def test_a_topic_that_may_not_be_read(self):
         for version in (1, 2):
             source = self.source({"x": {"topic": "x"}, "y": {"topic": "y"}}, version)
             source.read()
-            with self.assertLogs("sensors.mqtt", "WARNING"):
-                source._client.subscribed(0, 0x80)
-            self.assertIn("(the broker does not let this user read y)", str(source.read()["y"]))
+            with self.assertLogs("broker", "WARNING"):
+                source._broker._client.subscribed(0, 0x80)
+            self.assertIn("(MQTT 127.0.0.1:1883: the broker does not let this user read y)", str(source.read()["y"]))
 
     def test_a_lost_connection_is_told_beside_a_stale_value(self):
         for version, arguments in ((1, (7,)), (2, ({}, Reason(7), None))):
             source = self.source({"x": {"topic": "x"}}, version, said={"x": b"5"})
             source.read()
-            with self.assertLogs("sensors.mqtt", "WARNING"):
-                source._client.on_disconnect(source._client, None, *arguments)
+            with self.assertLogs("broker", "WARNING"):
+                source._broker._client.on_disconnect(source._broker._client, None, *arguments)
             self.assertEqual(source.read()["x"], 5)  # as long as it is fresh
             source._heard.clear()
-            self.assertEqual(str(source.read()["x"]), "stale: nothing on x yet (the connection to the broker is lost)")
-
-    def test_a_host_name_that_is_none(self):
-        source = self.source({"x": {"topic": "x"}})
-        source._client.connect_async = mock.Mock(side_effect=ValueError("Invalid host."))
-        self.assertEqual(str(source.read()["x"]), "stale: nothing on x yet (Invalid host.)")
+            self.assertEqual(
+                str(source.read()["x"]),
+                "stale: nothing on x yet (MQTT 127.0.0.1:1883: the connection to the broker is lost)",
+            )
 
     def test_what_paho_is_told(self):
-        options = {"host": "broker.local", "user": "reader", "password": "secret", "tls": True, "client_id": "node-1"}
+        options = {"host": "broker.local", "user": "reader", "password": "secret", "tls": True}
         source = self.source({"x": {"topic": "x"}}, 2, {**options, "keepalive": 30})
         source.read()
-        client = source._client
-        self.assertEqual((client.arguments, client.options), (("version 2",), {"client_id": "node-1"}))
+        client = source._broker._client
+        self.assertEqual((client.arguments, client.options["protocol"]), (("version 2",), 4))
+        self.assertRegex(client.options["client_id"], "^pigeonpost-sensors-[0-9a-f]{8}$")  # others have others
         calls = {name: arguments for name, arguments, _ in client.calls}
         self.assertEqual(calls["username_pw_set"], ("reader", "secret"))
         self.assertEqual(calls["connect_async"], ("broker.local", 8883, 30))
@@ -289,18 +293,18 @@ class Connections(Case):
         self.assertIn("tls_set", calls)
         source.close()
         self.assertEqual([name for name, *_ in client.calls][-2:], ["disconnect", "loop_stop"])
-        self.assertEqual(self.source().read() and self.source()._client.arguments, ())
+        self.assertEqual(self.source().read() and self.source()._broker._client.arguments, ())
 
     def test_nothing_is_connected_before_it_is_read(self):
         source = self.source()
-        self.assertNotIn("connect_async", [name for name, *_ in source._client.calls])
+        self.assertNotIn("connect_async", [name for name, *_ in source._broker._client.calls])
         source.close()
 
 
 class Tables(Case):
     def test_without_paho(self):
         gone = mock.patch.dict(sys.modules, dict.fromkeys(("paho", "paho.mqtt", "paho.mqtt.client")))
-        words = "here: the Python module paho is missing: sudo apt install python3-paho-mqtt"
+        words = 'here: kind = "mqtt": the Python module paho is missing: sudo apt install python3-paho-mqtt'
         with gone, self.assertRaisesRegex(SettingsError, words):
             make()
 
@@ -314,6 +318,7 @@ class Tables(Case):
             ({"x": {"topic": ""}}, {}, "topic takes one topic"), ({"x": {"topic": 5}}, {}, "topic takes one topic"),
             ({"x": {"topic": "x", "fresh": 0}}, {}, "fresh takes a number from 1"),
             (topic, {"port": 70_000}, "port takes a whole number"), (topic, {"keepalive": 1}, "keepalive takes"),
+            (topic, {"host": ""}, "host is missing"),
             (topic, {"ca": "/x"}, "ca is used with tls = true"),
             (topic, {"password": "x"}, "a password goes with a user"),
             (topic, {"ca": "/nowhere/ca.pem", "tls": True}, "here: ca: /nowhere/ca.pem: No such file"),

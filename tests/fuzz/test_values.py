@@ -47,7 +47,7 @@ class Payloads(Target, unittest.TestCase):
 
     def check(self, data):
         with self.bounded():
-            for path in ("", "v", "v.0", "v.1.v", "temperature", "."):
+            for path in ((), ("v",), ("v", "0"), ("v", "1", "v"), ("temperature",), ("", "")):
                 try:
                     value = value_in(data, path)
                 except SensorError as error:

@@ -72,7 +72,7 @@ class Devices(Case):
         self.wait_for(source, {"a": 1, "b": 1})
         heard = source._heard["a"]
         broker.stop()
-        wait_until(lambda: source._trouble, "it has noticed")
+        wait_until(lambda: source._broker.trouble, "it has noticed")
         broker.start()
         self.publish(broker, "b", b"2", retain=True)  # while it was away, or nearly
         self.wait_for(source, {"a": 1, "b": 2})
@@ -83,13 +83,13 @@ class Brokers(Case):
     def test_one_that_is_not_there_yet(self):
         port = free_port()
         source = self.source(port, {"x": {"topic": "x"}})
-        with self.assertLogs("sensors.mqtt", "WARNING"):
+        with self.assertLogs("broker", "WARNING"):
             error = source.read()["x"]
         self.assertIsInstance(error, SensorError)
-        self.assertEqual(str(error), f"stale: nothing on x yet (no connection to the broker at 127.0.0.1:{port})")
+        self.assertEqual(str(error), f"stale: nothing on x yet (MQTT 127.0.0.1:{port}: no connection to the broker)")
         broker = self.broker(port=port).start()
-        with self.assertLogs("sensors.mqtt", "INFO"):
-            wait_until(lambda: not source._trouble, "it is connected")
+        with self.assertLogs("broker", "INFO"):
+            wait_until(lambda: not source._broker.trouble, "it is connected")
         wait_until(lambda: (self.publish(broker, "x", b"5"), source.read()["x"] == 5)[1], "its value")
 
     def test_one_that_goes_and_comes_back(self):
@@ -98,19 +98,19 @@ class Brokers(Case):
         source.read()
         self.publish(broker, "x", b"1")
         self.wait_for(source, {"x": 1})
-        with self.assertLogs("sensors.mqtt", "WARNING") as logs:
+        with self.assertLogs("broker", "WARNING") as logs:
             broker.stop()
             stale = wait_until(lambda: isinstance(error := source.read()["x"], SensorError) and error, "stale")
-            wait_until(lambda: source._trouble, "it has noticed")
+            wait_until(lambda: source._broker.trouble, "it has noticed")
         self.assertRegex(str(stale), r"^stale: nothing on x for [1-9][0-9]* s")
         self.assertIn("the connection to the broker is lost", logs.output[0])
         broker.start()
-        wait_until(lambda: not source._trouble, "it is connected again")
+        wait_until(lambda: not source._broker.trouble, "it is connected again")
         wait_until(lambda: (self.publish(broker, "x", b"2"), source.read()["x"] == 2)[1], "subscribed again")
 
     def test_closing_does_not_wait_for_one_that_is_not_there(self):
         source = self.source(free_port(), {"x": {"topic": "x"}})
-        with self.assertLogs("sensors.mqtt", "WARNING"):
+        with self.assertLogs("broker", "WARNING"):
             source.read()
         began_s = time.monotonic()
         source.close()
@@ -148,14 +148,15 @@ class Protected(Case):
         path = os.path.join(broker.folder, "passwords")
         subprocess.run(["mosquitto_passwd", "-c", "-b", path, "reader", "secret of the reader"], check=True)
         broker.start()
-        for options, trouble in (
-            ({}, "user or password is wrong"), ({"user": "reader", "password": "guess"}, "user or password is wrong"),
-            ({"user": "reader", "password": "secret of the reader"}, ""),
+        refused = "the broker refuses: (user or password is wrong|Not authorized|Bad user name)"  # as paho is 1 or 2
+        for options, said in (
+            ({}, refused), ({"user": "reader", "password": "guess"}, refused),
+            ({"user": "reader", "password": "secret of the reader"}, "^stale: nothing on x yet$"),
         ):  # fmt: skip
-            with self.subTest(options), self.assertLogs("sensors.mqtt", "INFO"):
+            with self.subTest(options), self.assertLogs("broker", "INFO"):
                 source = self.source(broker.port, {"x": {"topic": "x"}}, **options)
                 error = str(source.read()["x"])
-                self.assertIn(f"the broker refuses: {trouble}" if trouble else "nothing on x yet", error)
+                self.assertRegex(error, said)
                 self.assertNotIn("secret", error)
                 source.close()
 
@@ -175,9 +176,9 @@ class Protected(Case):
         broker.start()
         trusting = self.source(broker.port, {"x": {"topic": "x"}}, tls=True, ca=certificate)
         self.assertEqual(str(trusting.read()["x"]), "stale: nothing on x yet")
-        self.assertEqual(trusting._trouble, "")
+        self.assertEqual(trusting._broker.trouble, "")
         doubting = self.source(broker.port, {"x": {"topic": "x"}}, tls=True)
-        with self.assertLogs("sensors.mqtt", "WARNING"):
+        with self.assertLogs("broker", "WARNING"):
             self.assertIn("no connection to the broker", str(doubting.read()["x"]))
 
 

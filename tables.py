@@ -6,7 +6,7 @@ Errors: none raised: what is wrong with a row is a Fault, in its place among the
     time,node,sensor,value,unit          our own log: one row a value; rows of one moment make one reading
     time,temperature (°C),humidity [%]   a table: the first column is the time, each other one a sensor
     [{"time": ..., "temperature": 21.5}, ...]   or {"readings": [...]}; values may stand in {"values": {...}}
-    {"time": ..., "values": {...}}       in a .jsonl: one such a line
+    {"time": ..., "values": {...}}       in a .jsonl, or a .json that looks like one: one such a line
 
 A column `node` of a table says whose a row is. However long the file: of a table, and of a .jsonl, one line is held at
 a time; of other JSON there may not be much.
@@ -346,6 +346,13 @@ def readings(file: BinaryIO, name: str) -> Iterator[Reading | Fault]:
     """Everything that a file says, from its beginning; its name's ending tells whether it is JSON or a table."""
     file.seek(0)
     small = name.lower()
-    if small.endswith((".jsonl", ".ndjson")):
+    if small.endswith((".jsonl", ".ndjson")) or (small.endswith(".json") and _has_an_object_a_line(file)):
         return _json_lines(file)
     return _json_readings(file) if small.endswith(".json") else _csv_readings(file)
+
+
+def _has_an_object_a_line(file: BinaryIO) -> bool:
+    """Whether a .json is a .jsonl, as loggers write it that only add to a file."""
+    first, second = file.readline(_LINE_BYTES).strip(), file.read(_LINE_BYTES).lstrip()
+    file.seek(0)
+    return first.startswith(b"{") and first.endswith(b"}") and second.startswith(b"{")

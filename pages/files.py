@@ -13,7 +13,7 @@ import re
 import threading
 from collections.abc import Iterable, Mapping
 
-from base.errors import NotStored
+from base.errors import NotStored, SettingsError
 from http_head import Answer, FilePart, Refusal
 from imports import BadFile, bring_in, look_through
 from pages import Html, Visit, button, clock, html_page, see_other, size, text_page, together
@@ -35,7 +35,7 @@ class Files:
         """`/files`: what has come, the newest first."""
         data = visit.house.data
         files, count = listing(data, SHOWN)
-        pis = PiIds(data).all()
+        pis = _pis(visit)
         imported = _imported(visit, files, pis)
         said = _notice(visit)
         more = f"The newest {len(files)} of {count} files" if count > len(files) else _files(count)
@@ -72,7 +72,7 @@ class Files:
         try:
             with open(_open(visit, name), "rb") as file:
                 pi_id = name[:16]
-                node = PiIds(visit.house.data).all().get(pi_id, Pi(pi_id)).node
+                node = _pis(visit).get(pi_id, Pi(pi_id)).node
                 look = look_through(file, name)
                 if len(look.nodes) > 1:
                     names = ", ".join(look.nodes[:5])
@@ -90,6 +90,13 @@ class Files:
         finally:
             self._importing.release()
         return see_other(f"/files?file={name}&all={total}&new={new}")
+
+
+def _pis(visit: Visit) -> Mapping[str, Pi]:
+    try:
+        return PiIds(visit.house.data).all()
+    except SettingsError as error:
+        raise Refusal(503, f"{error}. Files are taken again when it does.", "pi-ids") from None
 
 
 def _open(visit: Visit, name: str) -> int:

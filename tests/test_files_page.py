@@ -71,6 +71,16 @@ class List(Case):
         for name in ("other.csv", f"{PI}_x.sha256", f"{PI}_folder.csv", f"{PI}_link.csv", f"{PI}_pipe.csv"):
             self.assertEqual(self.get(f"/files/{name}")[0], 404, name)
 
+    def test_a_list_of_ids_that_does_not_read(self):
+        self.drop(CSV)
+        with open(os.path.join(self.house.folder, "pi_ids.json"), "w", encoding="ascii") as file:
+            file.write("[1]")
+        status, _, said = self.get("/files", html=False)
+        self.assertEqual(status, 503)
+        self.assertIn("pi_ids.json does not read as a list of Pi ids", said)
+        with self.assertLogs("links.drop", "ERROR"):
+            self.assertEqual(Sender(self.house.address, PI, second=True).open(), "401")
+
 
 class Download(Case):
     def test_the_bytes_that_were_sent(self):

@@ -170,6 +170,16 @@ class Json(unittest.TestCase):
             ],
         )
 
+    def test_an_object_a_line(self):
+        text = (
+            '{"time": 1795188970, "a": 1}\r\n\n {"time": 1795188971, "a": 2, "node": "x"}\n{"time": 1795188972}\n{]\n'
+        )
+        found = read(text, "x.json")
+        self.assertEqual(found[0], Reading("line 1", "", 1795188970_000, {"a": 1}, {}))
+        self.assertEqual(found[1], Reading("line 3", "x", 1795188971_000, {"a": 2}, {}))
+        self.assertEqual([type(one) for one in found[2:]], [Fault, Fault])
+        self.assertEqual([one.where for one in found[2:]], ["line 4", "line 5"])
+
     def test_node_and_units(self):
         text = '{"node": "x", "units": {"A": "V"}, "readings": [{"time": 1795188970, "A": 1, "node": "y"}]}'
         self.assertEqual(read(text, "x.json"), [Reading("reading 1", "y", 1795188970_000, {"a": 1}, {"a": "V"})])

@@ -582,9 +582,9 @@ class Scripted:
             self.requests.append((head, data[:length]))
             data = data[length:]
             answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
-            if answer is None:
+            sock.sendall(answer or b"")
+            if answer is None or answer.endswith(CUT):
                 return
-            sock.sendall(answer)
 
 
 def answer(status, told, more=""):
@@ -592,6 +592,7 @@ def answer(status, told, more=""):
     return f"HTTP/1.1 {status} X\r\n{more}Content-Length: {len(data)}\r\n\r\n".encode() + data
 
 
+CUT = b" ... cut"  # what ends so is the last on its connection
 RESUMED = answer(200, {"have": 0})
 
 
@@ -664,6 +665,16 @@ class Answers(NodeCase):
             with self.subTest(words):
                 _, said = self.fault_after(RESUMED, second)
                 self.assertIn(words, said)
+
+    def test_an_answer_that_is_cut_is_no_other_kind_of_server(self):
+        """Which would be tried on rarely."""
+        cut_head = b"HTTP/1.1 200 OK\r\nServer:" + CUT
+        cut_body = answer(200, {"ack": 3, "more": "x" * 50})[:-20] + CUT
+        server = Scripted(self, RESUMED, cut_body, RESUMED, cut_head, RESUMED, None)
+        logging.disable(logging.CRITICAL)
+        self.addCleanup(logging.disable, logging.NOTSET)
+        self.start(server.url)
+        wait_until(lambda: len(server.requests) >= 6, "it has come again")
 
     def test_a_resume_that_is_none(self):
         for told in ({}, {"have": -1}, {"have": "3"}, {"have": None}, {"have": 1.5}, {"have": True}):

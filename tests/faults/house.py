@@ -116,6 +116,7 @@ class House:
         )  # fmt: skip
         self.node.environment["PIGEONPOST_OUTBOX_SLOTS"] = str(slots)
         self.server.environment["PIGEONPOST_STORE_COMMIT"] = "0.05"
+        self.opening = b""  # what a plain session says first: to a node with a token
         self.heard: list[tuple[str, int]] = []
         self._ended = threading.Event()
         self._opening = threading.Lock()  # held while the oracle says SEND ON, so that it never does after the end
@@ -139,7 +140,7 @@ class House:
                     with self._opening:
                         if self._ended.is_set():
                             return
-                        link.sendall(b"SEND ON\n")
+                        link.sendall(self.opening + b"SEND ON\n")
                         lines = link.makefile("rb")
                         lines.readline()
                     link.settimeout(None)
@@ -153,7 +154,7 @@ class House:
     def ask(self, text: str, port: int = 0) -> str:
         """Say one line to the node (or to the one at `port`) in a plain session; its answer."""
         with socket.create_connection(("127.0.0.1", port or self.port), 5.0, ORACLE) as link:
-            link.sendall(text.encode() + b"\n")
+            link.sendall(self.opening + text.encode() + b"\n")
             return link.makefile("r").readline()
 
     def query(self, sql: str) -> list[Any]:
@@ -274,8 +275,9 @@ def trial(what: str, **options: Any) -> Iterator[tuple[House, random.Random]]:
     """
     seed = random.randrange(1 << 32)
     with_gaps = options.pop("with_gaps", False)
+    kind: type[House] = options.pop("kind", House)
     with tempfile.TemporaryDirectory() as folder:
-        house = House(folder, **options)
+        house = kind(folder, **options)
         try:
             house.start()
             wait_until(lambda: len(house.heard) > 10, "samples flow")

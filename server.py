@@ -24,7 +24,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from base import config
@@ -168,12 +168,12 @@ class Server:
         self._roads = _open_roads(hall)
         verdicts = Verdicts(links, read_rules(settings.tables.get("limits", ()), settings.file))
         intake.watch(verdicts.note)
+        roads = {road_name: road for (road_name, _), road in zip(_roads_set(settings), self._roads)}
+        mirrors = _open_mirrors(hall, roads)
         self.house = House(
             name=name, data=data, clock=clock, store=store, csv=csv, intake=intake, links=links, users=Users(data),
             control=self._control, started_ms=clock.wall_ms(), stop=self._end, names=settings["web", "names"],
-            disk=Disk(data, clock),
-            verdicts=verdicts,
-            roads={name: road for (name, _), road in zip(_roads_set(settings), self._roads)},
+            disk=Disk(data, clock), verdicts=verdicts, roads={**roads, **mirrors},
         )  # fmt: skip
         endpoints = [one for road in self._roads for one in road.endpoints]
         self._tls = _tls(settings)
@@ -183,7 +183,8 @@ class Server:
             Part("CSV log", csv.start, lambda limit_s: csv.close()),
             # The links stop after the intake: the last samples are acknowledged only when they are committed.
             Part("links", self._start_links, self._stop_links),
-            *[Part(name, road.start, road.stop) for (name, _), road in zip(_roads_set(settings), self._roads)],
+            *[Part(road_name, road.start, road.stop) for road_name, road in roads.items()],
+            *[Part("Redis", mirror.start, mirror.stop) for mirror in mirrors.values()],
             Part("intake", intake.start, intake.stop),
             Part("statistics", caretaker.start, caretaker.stop),
             Part("page", self.web.start, self.web.stop),
@@ -254,6 +255,31 @@ def _open_roads(hall: Hall) -> list[End]:
         member: Any = importlib.import_module(f"links.{name}")
         ends.append(member.make_server_end(hall))
     return ends
+
+
+def _open_mirrors(hall: Hall, roads: Mapping[str, End]) -> dict[str, Any]:
+    """Who shows the last state to other programs, if that is set: Redis."""
+    if not hall.settings["redis", "url"]:
+        return {}
+    member: Any = importlib.import_module("stores.redis_mirror")
+
+    def nodes() -> dict[str, dict[str, Any]]:
+        states = [link.state for link in list(hall.links)]
+        return {
+            state.name: {
+                "IsActive": bool(state.connected and state.on), "ITimestamp": state.checked_ms,
+                "TDuration": state.round_trip_ms,
+            } for state in states
+        }  # fmt: skip
+
+    def others() -> dict[str, Any]:
+        report = roads["bus"].report() if "bus" in roads else None
+        return dict((report or {}).get("codifiers", {}))
+
+    url, prefix = hall.settings["redis", "url"], hall.settings["redis", "prefix"]
+    mirror = member.RedisMirror(url, prefix, hall.name, hall.clock, hall.store, nodes, others)
+    hall.intake.watch(mirror.note)
+    return {"redis": mirror}
 
 
 def _web_addresses(settings: Settings) -> list[tuple[str, int]]:

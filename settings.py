@@ -185,6 +185,9 @@ SERVER = (
             "uncommitted samples at most; then nodes have to wait"),
     Setting("store", "keep", number(0, 36_500), 0.0,
             "days that samples are kept, 0 for ever; their statistics are kept for ever, the CSV logs too"),
+    Setting("redis", "url", text, "",
+            "address of a Redis that is told the last state of every sensor (docs/scale.md)", secret=True),
+    Setting("redis", "prefix", text, "pigeonpost:", "what its keys and channels begin with"),
     *_bus(
         Setting("bus", "codifier", matching(_codifier_or_none, "two characters, as R1"), "",
                 "this server's own on the bus; without one it only listens"),

@@ -1,0 +1,280 @@
+"""The last state of every sensor in Redis, for programs that look there: a hash each, and a message when it changes.
+
+Runs on: server.  Reached from: server.py, when `[redis] url` is set; the intake, which hands it what was stored.
+Hands on to: Redis, by redis-py, imported here alone.
+Threads: one of its own talks to Redis. `_lock` guards the states and which of them Redis lacks; it is held to change or
+  copy these, never while Redis is asked: so the intake's writer never waits for Redis.
+Errors: none that anybody else meets. Redis away, full or wrong is said once, shown as a fault, and tried again.
+
+It is a mirror, and no store: nothing is read back from it, and nothing waits for it. Of each sensor only the newest
+state is kept until it is written. Redis may forget everything (a restart, FLUSHALL, another one at its address): a key
+of ours with a word of this run tells, and then all of the present state is written again.
+
+    HGETALL pigeonpost:basement:temperature
+    SUBSCRIBE pigeonpost:basement:temperature     (or PSUBSCRIBE pigeonpost:*)
+
+The names of the fields are those of the older multi-sensor system; Node, Sensor, Unit, Error and Clock are ours.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from base.clock import Clock
+from base.errors import NotStored, SettingsError
+from stores import Filing, Store, Stretch
+
+log = logging.getLogger(__name__)
+
+MOST_SERIES = 100_000  # that are kept in memory: a node may call its sensors what it likes
+PACE_S = 0.1  # between two rounds at least: what changes faster is told as it then is
+LOOK_S = 1.0  # between two looks at what others tell,
+CHECK_S = 10.0  # and at whether Redis still knows what it was told
+RETRY_S, LONGEST_RETRY_S = 1.0, 30.0
+ANSWER_S = 5.0  # that Redis may take
+_AT_ONCE = 500  # states that are sent together
+
+State = dict[str, Any]
+
+
+class RedisMirror:
+    """Keeps Redis as it should be."""
+
+    def __init__(
+        self,
+        url: str,
+        prefix: str,
+        server: str,
+        clock: Clock,
+        store: Store | None = None,
+        nodes: Callable[[], Mapping[str, Mapping[str, Any]]] = dict,
+        others: Callable[[], Mapping[str, Mapping[str, Any]]] = dict,
+    ) -> None:
+        """
+        url     redis://[user:password@]host:port/number, or rediss:// with TLS
+        prefix  of all keys and channels
+        server  this server's name
+        store   whose last samples are told at the start
+        nodes   gives what is known of each node besides its samples: these fields stand in the hash of each sensor
+        others  gives more hashes, by the rest of their keys: the components of the multicast bus, by codifier
+        """
+        try:
+            import redis
+        except ImportError:
+            raise SettingsError(
+                "[redis] url needs redis-py: `sudo apt install python3-redis`, or `pip install redis`"
+            ) from None
+        self.fault = ""
+        self.written = 0  # states, in this run
+        self._errors: tuple[type[Exception], ...] = (redis.RedisError, OSError, ValueError)
+        try:
+            self._redis: Any = redis.Redis.from_url(
+                url, socket_timeout=ANSWER_S, socket_connect_timeout=ANSWER_S, decode_responses=True
+            )
+        except ValueError:  # whose text may show the password
+            raise SettingsError(
+                "[redis] url takes an address like redis://:password@host:6379/0, not what it got"
+            ) from None
+        self._prefix = prefix
+        self._ours = f"{prefix}@{server}", os.urandom(8).hex()
+        self._clock = clock
+        self._store = store
+        self._nodes, self._others = nodes, others
+        self._lock = threading.Lock()
+        self._states: dict[str, State] = {}
+        self._lacking: dict[str, None] = {}  # keys of states that Redis does not have, in their order
+        self._lost: dict[str, int] = {}  # samples of a node that are said to be missing
+        self._told: dict[str, Any] = {}  # the values that were published
+        self._active: dict[str, Any] = {}  # nodes, and whether they were active when that was written
+        self._ignored = 0  # readings of sensors beyond MOST_SERIES
+        self._something = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="redis", daemon=True)
+
+    def start(self) -> None:
+        """Begin to talk to Redis; returns at once."""
+        self._thread.start()
+
+    def stop(self, limit_s: float) -> str | None:
+        """Write what is still to be written, for `limit_s` seconds at most."""
+        self._stopping.set()
+        self._something.set()
+        self._thread.join(limit_s)
+        if not self._thread.is_alive():
+            self._redis.close()
+        return f"{len(self._lacking)} states were not told to Redis" if self._lacking else None
+
+    def report(self) -> dict[str, Any]:
+        """How it is, for people and programs to look at (JSON)."""
+        with self._lock:
+            return {"series": len(self._states), "lacking": len(self._lacking), "written": self.written,
+                    "ignored": self._ignored, "fault": self.fault}  # fmt: skip
+
+    # ------------------------------------------------------------------------------------ the intake's part
+
+    def note(self, filings: Sequence[Filing]) -> None:
+        """What was stored: of each sensor the newest. Called by the writer of the intake, which must not wait."""
+        for filing in filings:
+            states, lost = _newest(filing)
+            with self._lock:
+                if lost:
+                    self._lost[filing.node] = self._lost.get(filing.node, 0) + lost
+                for key, state in states.items():
+                    self._put(key, state)
+        self._something.set()
+
+    def _put(self, key: str, state: State) -> None:
+        known = self._states.get(key)
+        if known is None:
+            if len(self._states) >= MOST_SERIES:
+                self._ignored += 1
+                return
+            known = self._states[key] = {}
+        known.update(state)
+        self._lacking[key] = None
+
+    # ----------------------------------------------------------------------------------------- the thread's
+
+    def _run(self) -> None:
+        retry_s = RETRY_S
+        looked_s = checked_s = -CHECK_S
+        self._begin()
+        while True:
+            ends = self._stopping.is_set()
+            self._something.clear()
+            now_s = self._clock.monotonic()
+            try:
+                if now_s - looked_s >= LOOK_S:
+                    self._look_at_others()
+                    looked_s = now_s
+                if self._lacking or now_s - checked_s >= CHECK_S:
+                    self._bring()
+                    checked_s, retry_s = now_s, RETRY_S
+                if self.fault:
+                    log.warning("Redis is there again")
+                self.fault = ""
+            except self._errors as error:
+                if not self.fault:
+                    log.warning("Redis does not take the last states: %s", error)
+                self.fault = f"Redis does not take the last states: {error}"
+                checked_s = -CHECK_S
+                self._stopping.wait(retry_s)
+                retry_s = min(2 * retry_s, LONGEST_RETRY_S)
+            if ends:
+                return
+            self._something.wait(LOOK_S)
+            self._stopping.wait(PACE_S)
+
+    def _begin(self) -> None:
+        """What the store knows from before, as far as nothing newer has come."""
+        if self._store is None:
+            return
+        try:
+            for node in self._store.nodes():
+                if self._stopping.is_set() or node["last_ms"] is None:
+                    continue
+                with self._lock:
+                    self._lost[node["name"]] = self._lost.get(node["name"], 0) + node["missing"]
+                for point in self._store.points(node["name"], node["last_ms"], node["last_ms"] + 1, 1):
+                    for sensor, value in point.values.items():
+                        key = f"{point.node}:{sensor}"
+                        unit = node["sensors"].get(sensor, "")
+                        with self._lock:
+                            if key not in self._states:
+                                self._put(key, _state(point.node, sensor, value, point.time_ms, unit, "", point.clock))
+        except (OSError, NotStored) as error:
+            log.warning("the last states from before are not told to Redis: %s", error)
+
+    def _look_at_others(self) -> None:
+        for key, fields in self._others().items():
+            state = {name: field for name, field in fields.items() if not isinstance(field, Mapping | list)}
+            with self._lock:
+                if self._states.get(key) != state:
+                    self._put(key, state)
+        active = {name: fields.get("IsActive") for name, fields in self._nodes().items()}
+        changed = {name for name, is_active in active.items() if self._active.get(name) != is_active}
+        self._active = active
+        if changed:
+            with self._lock:
+                self._lacking.update({key: None for key, state in self._states.items() if state.get("Node") in changed})
+
+    def _bring(self) -> None:
+        """Write all that Redis lacks; everything, when it does not know us (any more)."""
+        key, word = self._ours
+        if self._redis.get(key) != word:
+            with self._lock:
+                self._lacking = dict.fromkeys(self._states)
+        while True:
+            with self._lock:
+                keys = list(self._lacking)[:_AT_ONCE]
+                states = {name: dict(self._states[name]) for name in keys}
+                for name in keys:
+                    del self._lacking[name]
+            if not states:
+                break
+            try:
+                self._send(states)
+            except BaseException:
+                with self._lock:
+                    self._lacking = dict.fromkeys([*keys, *self._lacking])
+                raise
+        self._redis.set(key, word)
+
+    def _send(self, states: Mapping[str, State]) -> None:
+        nodes = self._nodes()
+        changed = {}
+        pipeline = self._redis.pipeline(transaction=False)
+        for key, state in states.items():
+            whole = dict(state)
+            if "Node" in state:
+                whole |= {**nodes.get(state["Node"], {}), "DPacketsLost": self._lost.get(state["Node"], 0)}
+            fields = {name: _text(field) for name, field in whole.items()}
+            pipeline.hset(self._prefix + key, mapping=fields)
+            value = state.get("Value")
+            if key not in self._told or self._told[key] != value:
+                changed[key] = value
+                pipeline.publish(self._prefix + key, json.dumps(fields, ensure_ascii=False))
+        pipeline.execute()
+        self._told.update(changed)
+        self.written += len(states)
+
+
+def _newest(filing: Filing) -> tuple[dict[str, State], int]:
+    """The last value of each sensor in what one commit adds to an epoch; and how many samples it says are missing."""
+    states: dict[str, State] = {}
+    lost = 0
+    for item in reversed(filing.items):
+        if not isinstance(item, Stretch):
+            lost += item.last - item.first + 1 + item.before
+            continue
+        names: Any = None
+        for sample in reversed(item.samples):
+            if sample.values.keys() == names:
+                continue  # of the same sensors, and older
+            names = sample.values.keys()
+            for sensor, value in sample.values.items():
+                if f"{filing.node}:{sensor}" not in states:
+                    unit, error = filing.units.get(sensor, ""), sample.errors.get(sensor, "")
+                    states[f"{filing.node}:{sensor}"] = _state(
+                        filing.node, sensor, value, sample.time_ms, unit, error, sample.clock
+                    )
+    return states, lost
+
+
+def _state(node: str, sensor: str, value: float | None, time_ms: int, unit: str, error: str, clock: str) -> State:
+    return {
+        "Codifier": f"{node}:{sensor}", "Value": value, "DTimestamp": time_ms,
+        "Node": node, "Sensor": sensor, "Unit": unit, "Error": error, "Clock": clock,
+    }  # fmt: skip
+
+
+def _text(field: Any) -> str:
+    """A field as Redis has it: numbers as Python and JSON write them, nothing for no value, 1 and 0 for yes and no."""
+    if field is None:
+        return ""
+    return str(int(field)) if isinstance(field, bool) else str(field)

@@ -1,0 +1,238 @@
+"""The last state in a real Redis: what stands there, what is published, and that nobody minds when Redis is away."""
+
+import json
+import sys
+import time
+import unittest
+from unittest import mock
+
+from base.clock import Clock
+from base.errors import SettingsError
+from stores import NOTHING, Filing, redis_mirror
+from stores.redis_mirror import RedisMirror
+from tests.libraries.databases import Redis, need_redis, redis
+from tests.memory_store import MemoryStore
+from tests.support import LIMIT_S, Program, temp_folder, wait_until
+from tests.test_stores import OUTBOX, batch, file, gap
+
+KEY = "pigeonpost:a:temperature"
+
+
+def setUpModule():
+    need_redis()
+
+
+def filings(*batches):
+    """What the intake hands on of a commit."""
+    made = {}
+    for one in batches:
+        filing = made.setdefault((one.node, one.epoch), Filing(one.node, OUTBOX, one.epoch, NOTHING))
+        filing.units = one.units
+        filing.add(one, 0)
+    return list(made.values())
+
+
+class Case(unittest.TestCase):
+    def setUp(self):
+        for name, seconds in (("RETRY_S", 0.05), ("LONGEST_RETRY_S", 0.1), ("CHECK_S", 0.2), ("LOOK_S", 0.05),
+                              ("PACE_S", 0.01), ("ANSWER_S", 0.5)):  # fmt: skip
+            patch = mock.patch.object(redis_mirror, name, seconds)
+            patch.start()
+            self.addCleanup(patch.stop)
+        self.server = Redis(self)
+        self.client = redis.Redis(port=self.server.port, decode_responses=True)
+        self.addCleanup(self.client.close)
+
+    def mirror(self, start=True, **more):
+        made = RedisMirror(self.server.address, "pigeonpost:", "home", Clock(), **more)
+        self.addCleanup(made.stop, LIMIT_S)
+        if start:
+            made.start()
+        return made
+
+    def hash(self, key=KEY):
+        try:
+            return self.client.hgetall(key)
+        except redis.RedisError:
+            return {}
+
+    def wait_for(self, value, key=KEY, field="Value"):
+        wait_until(lambda: self.hash(key).get(field) == value, f"{field} {value}; there is {self.hash(key)}")
+
+
+class States(Case):
+    def setUp(self):
+        super().setUp()
+        self.server.start()
+
+    def test_a_hash_for_each_sensor(self):
+        mirror = self.mirror(nodes=lambda: {"a": {"IsActive": True, "TDuration": 1.5, "ITimestamp": None}})
+        mirror.note(filings(batch(1, 3, temperature=20.5), gap(4, 9, before=2), batch(10, 10, temperature=-1e-7)))
+        self.wait_for("-1e-07")
+        self.assertEqual(self.hash(), {
+            "Codifier": "a:temperature", "Value": "-1e-07", "DTimestamp": "1795000010000", "DPacketsLost": "8",
+            "IsActive": "1", "TDuration": "1.5", "ITimestamp": "", "Node": "a", "Sensor": "temperature",
+            "Unit": "°C", "Error": "", "Clock": "",
+        })  # fmt: skip
+        self.assertEqual(self.hash("pigeonpost:a:light")["Value"], "10")
+        self.assertEqual(mirror.report()["series"], 2)
+
+    def test_a_sensor_that_fails_has_no_value_and_says_why(self):
+        mirror = self.mirror()
+        mirror.note(filings(batch(1, 1, temperature=None, errors={"temperature": "no\r\nresponse"})))
+        self.wait_for("no\r\nresponse", field="Error")
+        self.assertEqual(self.hash()["Value"], "")
+
+    def test_changes_are_published_and_what_stays_is_not(self):
+        listener = self.client.pubsub()
+        self.addCleanup(listener.close)
+        listener.psubscribe("pigeonpost:*")
+        wait_until(lambda: listener.get_message(timeout=0.1), "subscribed")
+        mirror = self.mirror()
+        heard = []
+        for seq, value in enumerate((20.5, 20.5, 21, None, None, 21), 1):
+            mirror.note(filings(batch(seq, seq, temperature=value)))
+            self.wait_for(str(1_795_000_000_000 + seq * 1000), field="DTimestamp")
+        mirror.stop(LIMIT_S)
+
+        def listen():
+            message = listener.get_message(timeout=0.1) or {"channel": None, "data": "null"}
+            if message["channel"] == KEY:
+                heard.append(json.loads(message["data"])["Value"])
+            return message["channel"] == "pigeonpost:a:light" and json.loads(message["data"])["Value"] == "6"
+
+        wait_until(listen, "the last message")
+        self.assertEqual(heard, ["20.5", "21", "", "21"])
+
+    def test_what_the_store_knows_is_told_at_the_start_and_nothing_newer_is_undone(self):
+        store = MemoryStore()
+        file(store, batch(1, 5), gap(6, 7))
+        mirror = self.mirror(start=False, store=store)
+        mirror.note(filings(batch(8, 8, temperature=9)))
+        mirror.note(filings(batch(1, 1, node="b", units={"temperature": "K"})))
+        mirror.start()
+        self.wait_for("9")
+        self.wait_for("K", "pigeonpost:b:temperature", "Unit")
+        self.assertEqual((self.hash()["DPacketsLost"], self.hash("pigeonpost:a:light")["Value"]), ("2", "8"))
+
+    def test_a_node_that_is_switched_off_is_shown_so_without_a_sample(self):
+        nodes = {"a": {"IsActive": True}}
+        mirror = self.mirror(nodes=lambda: nodes)
+        mirror.note(filings(batch(1, 1)))
+        self.wait_for("1", field="IsActive")
+        nodes = {"a": {"IsActive": False}}
+        self.wait_for("0", field="IsActive")
+
+    def test_the_bus_has_its_hashes_too(self):
+        codifiers = {"C4": {"Codifier": "C4", "Value": 21.5, "DPacketsLost": 3, "Alive": True, "More": {"x": 1}}}
+        self.mirror(others=lambda: codifiers)
+        self.wait_for("21.5", "pigeonpost:C4")
+        self.assertEqual(self.hash("pigeonpost:C4"),
+                         {"Codifier": "C4", "Value": "21.5", "DPacketsLost": "3", "Alive": "1"})  # fmt: skip
+        codifiers = {"C4": {"Codifier": "C4", "Value": 22, "DPacketsLost": 4}}
+        self.wait_for("4", "pigeonpost:C4", "DPacketsLost")
+
+    def test_only_so_many_sensors_are_kept(self):
+        with mock.patch.object(redis_mirror, "MOST_SERIES", 3):
+            mirror = self.mirror()
+            for node in "abc":
+                mirror.note(filings(batch(1, 1, node=node)))
+            self.assertEqual((mirror.report()["series"], mirror.report()["ignored"]), (3, 3))
+
+
+class Absence(Case):
+    def test_it_is_written_whole_when_redis_comes_back(self):
+        mirror = self.mirror()
+        mirror.note(filings(batch(1, 3), batch(1, 1, node="b")))
+        wait_until(lambda: mirror.fault, "a fault")
+        self.server.start()
+        self.wait_for("20.5")
+        self.wait_for("20.5", "pigeonpost:b:temperature")
+        wait_until(lambda: not mirror.fault, "no fault")
+        self.server.stop()
+        mirror.note(filings(batch(4, 4, temperature=22)))
+        wait_until(lambda: mirror.fault, "a fault")
+        self.server.start()
+        self.wait_for("22")
+        self.wait_for("20.5", "pigeonpost:b:temperature")  # which nobody has told of since
+
+    def test_it_is_written_whole_when_redis_has_forgotten_everything(self):
+        self.server.start()
+        mirror = self.mirror()
+        mirror.note(filings(batch(1, 3)))
+        self.wait_for("20.5")
+        self.client.flushall()
+        self.wait_for("20.5")
+        self.server.stop()  # and there again before anybody has noticed
+        self.server.start()
+        self.wait_for("20.5")
+
+    def test_nobody_waits_for_a_redis_that_hangs(self):
+        self.server.start()
+        mirror = self.mirror()
+        mirror.note(filings(batch(1, 1)))
+        self.wait_for("20.5")
+        self.server.freeze()
+        began_s = time.monotonic()
+        for seq in range(2, 2002):
+            mirror.note(filings(batch(seq, seq, temperature=seq)))
+        self.assertLess(time.monotonic() - began_s, 5)
+        self.assertEqual(mirror.report()["series"], 2)
+        wait_until(lambda: mirror.fault, "a fault")
+        self.server.thaw()
+        self.wait_for("2001")
+
+    def test_a_redis_that_hangs_holds_up_no_stop(self):
+        self.server.start()
+        mirror = self.mirror()
+        mirror.note(filings(batch(1, 1)))
+        self.wait_for("20.5")
+        self.server.freeze()
+        mirror.note(filings(batch(2, 2, temperature=3)))
+        began_s = time.monotonic()
+        self.assertIn("not told", mirror.stop(0.3))
+        self.assertLess(time.monotonic() - began_s, 5)
+        self.server.thaw()
+
+    def test_a_key_of_another_kind_is_a_fault_and_no_end(self):
+        self.server.start()
+        self.client.set(KEY, "somebody's")
+        mirror = self.mirror()
+        mirror.note(filings(batch(1, 1)))
+        wait_until(lambda: "WRONGTYPE" in mirror.fault, "a fault")
+        self.client.delete(KEY)
+        self.wait_for("20.5")
+
+    def test_what_was_set_wrong_is_said_without_the_password(self):
+        for url in ("http://:hidden@x", "redis://:hidden@x:port", "hidden"):
+            with self.assertRaises(SettingsError) as caught:
+                RedisMirror(url, "", "home", Clock())
+            self.assertNotIn("hidden", str(caught.exception))
+        with mock.patch.dict(sys.modules, {"redis": None}), self.assertRaises(SettingsError) as caught:
+            RedisMirror(self.server.address, "", "home", Clock())
+        self.assertIn("python3-redis", str(caught.exception))
+
+
+class WithTheServer(Case):
+    def test_a_server_whose_redis_comes_and_goes(self):
+        """Collecting goes on without it; the page's health says what is wrong."""
+        node = Program(self, "node.py", "--simulate", "--name", "a", "--listen", "127.0.0.1:0", "--every", "0.1",
+                       "--data", temp_folder(self))  # fmt: skip
+        host, port = node.address()
+        data = temp_folder(self)
+        server = Program(self, "server.py", "--node", f"a@{host}:{port}", "--web", "127.0.0.1:0", "--data", data,
+                         PIGEONPOST_REDIS_URL=self.server.address, PIGEONPOST_STORE_COMMIT="0.1")  # fmt: skip
+        server.logs("Redis does not take")
+        check = Program(self, "control.py", "--data", data, "check")
+        self.assertEqual(check.wait(), 1)
+        self.assertIn("redis: Redis does not take", check.said[0])
+        self.server.start()
+        wait_until(lambda: self.hash().get("IsActive") == "1", "a hash")
+        first = self.hash()["DTimestamp"]
+        wait_until(lambda: self.hash()["DTimestamp"] > first, "it goes on")
+        server.terminate()
+        self.assertEqual(server.wait(), 0)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -42,7 +42,7 @@ from packets import (
 log = logging.getLogger(__name__)
 
 RETRY_S = 5.0  # between two tries to open the groups
-MOST_AT_ONCE = 1000  # packets that are taken from a socket before they are looked at
+_FEW_AT_ONCE = 64  # of the control channel, where nobody has much to say
 MOST_ANSWERS = 50  # T that are said in a second: nobody pings more, and nobody is to make us shout
 TOO_NEW_MS = 24 * 3_600_000  # a configuration from later than that is a stranger's, or a clock's, fault
 
@@ -158,7 +158,7 @@ class BusEnd(End):
         self._load = load
         self._voice = voice
         self._clock = clock
-        self._drain = Drain(MOST_AT_ONCE, PACKET_BYTES + 1)
+        self._control_drain = Drain(_FEW_AT_ONCE, PACKET_BYTES + 1)  # it takes memory for as many as it can take
         self._alive_due_s = 0.0
         self._answered = (0, 0)  # in which second how many T were said
         self._refused_flags: set[str] = set()
@@ -266,7 +266,7 @@ class BusEnd(End):
         return max(0.0, self._alive_due_s - now_s)
 
     def _hear_control(self, sock: socket.socket) -> None:
-        packets = self._decoded(self._drain(sock), CONTROL)
+        packets = self._decoded(self._control_drain(sock), CONTROL)
         self._control_came(packets)
         for packet in packets:
             if self._voice:

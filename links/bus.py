@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from base.clock import Clock
 from base.config import Settings
 from base.errors import NotStored, SettingsError
-from base.multicast import listener
+from base.multicast import Drain, listener
 from base.net import join_address
-from bus_component import MOST_AT_ONCE, Bus, BusEnd, Voice, bus_of
+from bus_component import Bus, BusEnd, Voice, bus_of
 from bus_state import BusState, Heard, number_of
 from links import Hall
 from old_config import node_name, slug
-from packets import DATA, EVERYBODY, Packet, Value
+from packets import DATA, EVERYBODY, PACKET_BYTES, Packet, Value
 from protocol import read_json
 from ring import Taken, slot_bytes_for
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MOST_AT_ONCE = 1000  # packets of a socket, or samples of the outbox, that are taken before they are looked at
 MOST_BESIDE = 7  # numbers of one JSON reading that are stored beside its value
 MOST_HELD = 50_000  # readings that wait for a store that is busy, 25 MiB
 RETRY_STORE_S = 0.02
@@ -201,6 +202,7 @@ class ServerEnd(BusEnd):
         self.stored = 0
         self.unstored = 0  # readings for which there was no room
         self._held: deque[tuple[Place, Heard]] = deque()  # while the store is busy: the next who asks finds it free
+        self._data_drain = Drain(MOST_AT_ONCE, PACKET_BYTES + 1)
         self._places: dict[str, Place | None] = {}
         self._alike: Counter[str] = Counter()  # how many components of the configuration have one name
         self._own: set[str] = set()  # nodes that have their name from here
@@ -224,7 +226,7 @@ class ServerEnd(BusEnd):
         return [listener(self.bus.data, self.bus.path)]
 
     def _came(self, sock: socket.socket) -> None:
-        packets = self._decoded(self._drain(sock), DATA)
+        packets = self._decoded(self._data_drain(sock), DATA)
         for heard in self.state.hear(packets, self._clock.wall_ms()):
             if heard.codifier not in self._places:
                 self._places[heard.codifier] = self._place_of(heard.codifier)

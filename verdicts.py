@@ -164,8 +164,10 @@ class Verdicts:
     def _node(self, name: str) -> _Node | None:
         """What is kept of a node, by the limits that are in force now. None: it has never had any."""
         node = self._nodes.get(name)
-        if node is None or node.state is None or node.state.name != name:
-            state = next((link.state for link in self._links if link.state.name == name), None)
+        if node is None or node.state is None or node.state.name != name or not node.state.sensors:
+            states = [link.state for link in self._links if link.state.name == name]
+            # It may be known by two roads, of which it has come by one.
+            state = next((state for state in states if state.sensors), states[0] if states else None)
             if state is None and name not in self._rules:
                 return None
             if node is None:

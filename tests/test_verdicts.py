@@ -247,6 +247,16 @@ class Tellings(unittest.TestCase):
         self.assertEqual(node.say(20), ["range"])
         self.assertEqual(node.state.name, "basement")
 
+    def test_a_node_that_is_known_by_two_roads_and_came_by_one(self):
+        node = Node({"high": 10})
+        waiting = types.SimpleNamespace(state=NodeState("where nobody answers", "basement"))
+        node.links.insert(0, waiting)
+        self.assertEqual(node.say(20), ["range"])
+        node.state.sensors = []  # and later by the other
+        waiting.state.sensors = [{"name": "t", "unit": "°C", "limits": {"high": 50}}]
+        self.assertEqual(node.say(20), [])
+        self.assertEqual(node.counts(), {"range": 1})
+
     def test_a_node_by_another_link(self):
         node = Node({"high": 10})
         node.say(20)

@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import pwd
+import re
 import socket
 import stat
 import sys
@@ -220,7 +221,26 @@ def sensors(settings: Settings, root: str) -> Iterator[Finding]:
         yield from (need._replace(about=f"{about}: {need.about}") for need in needs)
         if all(need.word == "ok" for need in needs):
             yield from _readings(about, kind, table)
+    yield _interfaces(root)
     yield from _group("gpio", "nothing of Pigeonpost needs it, but a command that it runs may")
+
+
+def _interfaces(root: str) -> Finding:
+    """Which of a Pi's buses are switched on, whether or not the settings need them."""
+    found = {
+        "SPI": _names(root, "dev", r"spidev[0-9]+\.[0-9]+"), "I2C": _names(root, "dev", r"i2c-[0-9]+"),
+        "1-wire": _names(root, "sys/bus/w1/devices", r"w1_bus_master[0-9]+"),
+    }  # fmt: skip
+    on = ", ".join(f"{bus} ({', '.join(names)})" for bus, names in found.items() if names)
+    off = ", ".join(bus for bus, names in found.items() if not names)
+    return Finding("note", f"switched on: {on or 'none'}; not: {off or 'none'}")
+
+
+def _names(root: str, folder: str, pattern: str) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(os.path.join(root, folder)) if re.fullmatch(pattern, name))
+    except OSError:
+        return []
 
 
 def _needs(kind: str, table: Mapping[str, Any], root: str) -> Iterator[Finding]:

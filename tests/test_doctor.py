@@ -164,6 +164,15 @@ class Nodes(Case):
         found = self.find(self.node(tables), "w does not read")
         self.assertIn("no such device", found.about)
 
+    def test_what_is_switched_on_is_told(self):
+        found = self.find(self.node("simulate = true"), "switched on")
+        self.assertEqual(found, Finding("note", "switched on: none; not: SPI, I2C, 1-wire"))
+        for name in ("dev/spidev0.1", "dev/spidev0.0", "dev/i2c-1", "dev/i2c-x", "sys/bus/w1/devices/w1_bus_master1"):
+            self.put(name)
+        found = self.find(self.node("simulate = true"), "switched on")
+        on = "SPI (spidev0.0, spidev0.1), I2C (i2c-1), 1-wire (w1_bus_master1)"
+        self.assertEqual(found.about, f"switched on: {on}; not: none")
+
     def test_mqtt_needs_paho(self):
         self.patch(doctor, "_is_installed", lambda module: False)
         findings = self.node('[[sensor]]\nkind = "mqtt"\nchannels.a.topic = "x"\n')

@@ -16,6 +16,7 @@ from unittest import mock
 
 import server
 from log_sums import logs_in
+from settings import SERVER
 from tests.page_support import Node, Server, control, use_memory_disk
 from tests.support import LIMIT_S, Program, clean_environment, temp_folder, wait_until
 
@@ -299,7 +300,7 @@ class Telling(ServerCase):
             "--config", path, "--node", "a@10.0.0.5", "--show", PIGEONPOST_STORE_COMMIT="30"
         )  # fmt: skip
         lines = said.splitlines()
-        self.assertEqual((status, len(lines)), (0, 7))
+        self.assertEqual((status, len(lines)), (0, len(SERVER)))
         self.assertIn(f'[server] name = "cellar"  # {path}', lines)
         self.assertIn('[server] nodes = ["a@10.0.0.5"]  # --node', lines)
         self.assertRegex(said, r'(?m)^\[store\] commit = "?30"?  # PIGEONPOST_STORE_COMMIT$')

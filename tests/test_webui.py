@@ -876,7 +876,7 @@ class Door(WebCase):
     password = "correct horse"
     everything = (
         "/", "/nodes/basement", "/log", "/log.csv", "/chart.svg?node=basement&sensor=light", "/events",
-        "/api/v1/nodes", "/api/v1/nodes/basement", "/api/v1/samples", "/api/v1/health", "/metrics",
+        "/api/v1/nodes", "/api/v1/nodes/basement", "/api/v1/samples", "/api/v1/health", "/api/v1/bus", "/metrics",
     )  # fmt: skip
     changes = (
         "/nodes/basement/on", "/nodes/basement/off", "/nodes/basement/status", "/exit", "/logout",
@@ -1038,11 +1038,19 @@ class Addresses(WebCase):
         self.get("/files/WORD", 404)
         self.assertEqual(self.web.request("POST", "/files/WORD/import", self.web.bearer)[0], 404)
 
-    def test_every_route_is_asked_for_in_this_file(self):
-        with open(__file__, encoding="utf-8") as file:
-            ours = file.read()
+    def test_the_bus(self):
+        """test_bus.py has the rest."""
+        found = self.json("/api/v1/bus", 404)
+        self.assertEqual(found["error"]["code"], "no-bus")
+
+    def test_every_route_is_asked_for(self):
+        """Here, or in the file of its page."""
+        ours = ""
+        for name in ("test_webui.py", "test_chart_page.py", "test_graphs.py", "test_sensor_page.py"):
+            with open(os.path.join(os.path.dirname(__file__), name), encoding="utf-8") as file:
+                ours += file.read()
         for route in self.web.web._table():
-            path = route.path.replace("NAME", "basement")
+            path = route.path.replace("NAME", "basement").replace("WORD", "temperature")
             self.assertTrue(f'"{path}' in ours or f"/{path.rpartition('/')[2]}" in ours, route.path)
 
     def test_two_addresses(self):

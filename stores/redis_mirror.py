@@ -105,8 +105,9 @@ class RedisMirror:
         self._stopping.set()
         self._something.set()
         self._thread.join(limit_s)
-        if not self._thread.is_alive():
-            self._redis.close()
+        if self._thread.is_alive():
+            return "Redis does not answer: the last states were not told"
+        self._redis.close()
         return f"{len(self._lacking)} states were not told to Redis" if self._lacking else None
 
     def report(self) -> dict[str, Any]:
@@ -207,6 +208,7 @@ class RedisMirror:
         """Write all that Redis lacks; everything, when it does not know us (any more)."""
         key, word = self._ours
         if self._redis.get(key) != word:
+            self._redis.set(key, word)  # before the rest: if it forgets again meanwhile, it forgets this too
             with self._lock:
                 self._lacking = dict.fromkeys(self._states)
         while True:
@@ -223,7 +225,6 @@ class RedisMirror:
                 with self._lock:
                     self._lacking = dict.fromkeys([*keys, *self._lacking])
                 raise
-        self._redis.set(key, word)
 
     def _send(self, states: Mapping[str, State]) -> None:
         nodes = self._nodes()

@@ -48,7 +48,8 @@ _FILE = "pimonitor.json"  # in the data folder: what the values of sensors are c
 _RETRY_S = 10
 
 _TIMESTAMP = re.compile(r"[0-9]{2}/[0-9]{2}/[0-9]{4} [0-9]{2}:[0-9]{2}:[0-9]{2}").fullmatch
-_TAKES_TIMESTAMP = "timestamp takes MM/DD/YYYY HH:MM:SS"
+_TAKES_TIMESTAMP = "timestamp takes MM/DD/YYYY HH:MM:SS, from 1970 on"
+_LAST_MS = 253_402_300_800_000  # the year 10000, in milliseconds since 1970
 _NUMBER = re.compile(r"[+-]?[0-9]{1,18}(?:\.[0-9]{1,18})?").fullmatch
 _TYPE_KEYS = ("sensorType", "sensortype", "type")
 _NAME_KEYS = ("sensorName", "name", "id")
@@ -125,6 +126,8 @@ def read_timestamp(stamp: str, zone: tzinfo | None, now_ms: int) -> int:
             raise ValueError
         moment = datetime.strptime(stamp, "%m/%d/%Y %H:%M:%S")
         moments = [_utc_ms(moment.replace(fold=fold), zone) for fold in (0, 1)]
+        if not all(0 <= time_ms < _LAST_MS for time_ms in moments):
+            raise ValueError
     except (ValueError, OverflowError, OSError):
         raise Wrong(_TAKES_TIMESTAMP) from None
     earlier, later = moments

@@ -338,11 +338,14 @@ class Zones(unittest.TestCase):
         ]
         self.assertEqual(done.stdout.split(), [str(one) for one in wanted], done.stderr)
 
-    def test_the_first_and_the_last_years_do_no_harm(self):
-        for stamp in ("01/01/0001 00:00:00", "12/31/9999 23:59:59"):
-            for zone in (self.NEW_YORK, ZoneInfo("Asia/Tokyo"), None):
-                with self.subTest(stamp), contextlib.suppress(Wrong):
-                    self.utc(stamp, zone=zone)
+    def test_years_that_no_device_means_are_refused(self):
+        """Of the year 1 what is stored as UTC would have no date at all."""
+        for stamp in ("01/01/0001 00:00:00", "12/31/1969 12:00:00", "12/31/9999 23:59:59"):
+            with self.subTest(stamp), self.assertRaises(Wrong):
+                self.utc(stamp)
+        with contextlib.suppress(Wrong):
+            self.utc("01/01/0001 00:00:00", zone=None)
+        self.assertEqual(self.utc("01/01/1970 00:00:00"), 5 * 3_600_000)
 
 
 class Settings(PimonitorCase):

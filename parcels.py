@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from base.clock import parse_rfc3339
 from base.errors import BadArgument, NotUtf8, TooLong, WireError
 from protocol import (
     BATCH_SAMPLES,
@@ -35,6 +36,9 @@ from protocol import (
     read_samples,
     write_json,
 )
+
+if TYPE_CHECKING:
+    from session_server import NodeState
 
 PARCEL_BYTES = 1 << 20  # a body at most
 MOST_SAMPLES = WINDOW_SAMPLES  # in a body,
@@ -72,6 +76,19 @@ class Parcel(NamedTuple):
             return 0
         piece = self.pieces[-1]
         return piece.last if isinstance(piece, Gap) else piece[-1].seq
+
+    def tell(self, state: NodeState, now_ms: int) -> None:
+        """Note in `state` what the body tells of its node, beside the samples: that it is there, to begin with."""
+        if not state.connected:
+            state.since_ms = now_ms
+        state.connected, state.fault, state.checked_ms = True, "", now_ms
+        state.every_s, state.sensors = self.every_s or state.every_s, self.sensors or state.sensors
+        if type(on := self.said.get("on")) is bool:
+            state.on = on
+        try:
+            state.offset_ms = parse_rfc3339(self.said["time"]) - now_ms
+        except (KeyError, TypeError, ValueError, OverflowError):
+            state.offset_ms = None
 
     def batches(self, done: Callable[[str, int], Any], refused: Callable[[WireError], Any]) -> list[Batch]:
         """What the intake takes, in its order; `done` and `refused` as in protocol.Batch."""
@@ -134,7 +151,7 @@ def _hex_16(said: Mapping[str, Any], key: str) -> str:
 
 
 def _sensors(items: Any) -> list[dict[str, Any]]:
-    """Of each sensor what is known here: its name and unit, and whether it is a simulated one."""
+    """Of each sensor what is known here: its name and unit, whether it is a simulated one, and what it is judged by."""
     if type(items) is not list or len(items) > MOST_SENSORS:
         raise BadArgument(f'sensors is a list of up to {MOST_SENSORS} {{"name": ..., "unit": ...}}')
     sensors = []
@@ -145,7 +162,9 @@ def _sensors(items: Any) -> list[dict[str, Any]]:
                 'sensors is a list of {"name": ..., "unit": ...}, a unit up to 32 printable characters,'
                 f" not {_shown(item)}"
             )
-        sensors.append({"name": name, "unit": unit} | ({"simulated": True} if item.get("simulated") is True else {}))
+        more = {"simulated": True} if item.get("simulated") is True else {}
+        limits = {"limits": item["limits"]} if type(item.get("limits")) is dict else {}  # verdicts.py reads them
+        sensors.append({"name": name, "unit": unit} | more | limits)
     return sensors
 
 

@@ -11,8 +11,7 @@ Errors: of the broker: told once, and tried again. Of a message: answered, and c
     pigeonpost/<node>/samples/<ledger>   the same, to the server that has this ledger, and so what came before
     pigeonpost/<node>/ack                {"epoch": ..., "ack": n}: everything of it up to n is durably stored
 
-A broker may lose, repeat and reorder whatever it likes: a sample counts as delivered when the server's answer says so,
-and what is not answered is asked about and sent again. docs/protocol.md has the rules, and what they promise.
+A broker may lose, repeat and reorder: counted is what the server answers. docs/protocol.md has the rules.
 """
 
 from __future__ import annotations
@@ -61,11 +60,6 @@ def _signed(body: bytes, key: Key | None) -> bytes:
 # --------------------------------------------------------------------------------------------------------- the node
 
 
-def make_node_end(settings: Settings, facts: NodeFacts, outbox: Outbox, clock: Clock) -> NodeEnd:
-    """The node's end."""
-    return NodeEnd(settings, facts, outbox, clock)
-
-
 class NodeEnd(End):
     """Publishes what the outbox holds, and goes on with what is taken."""
 
@@ -73,9 +67,8 @@ class NodeEnd(End):
         self._facts, self._outbox, self._clock = facts, outbox, clock
         self._key = facts.key if settings["mqtt", "signed"] else None
         self._stream = Stream(outbox, clock, PARCEL_BYTES // 2)
-        self._broker = Broker(
-            settings, f"pigeonpost-{facts.name}", [f"{ROOT}/{facts.name}/ack"], self._hear, self._turn
-        )
+        topic = f"{ROOT}/{facts.name}/ack"
+        self._broker = Broker(settings, f"pigeonpost-{facts.name}", [topic], self._hear, self._turn)
         self._heard: deque[bytes] = deque(maxlen=_HEARD)
         self._turned = False  # the connection came or went
         self._woken = threading.Event()
@@ -83,6 +76,7 @@ class NodeEnd(End):
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
         # The conversation; it belongs to the thread.
         self._session = ""  # its name, in what is sent and in the answers; empty: there is none
+        self._is_new = False  # the server has not heard that name yet
         self._ledger = ""  # who answered last; empty: one that does not tell
         self._direct = False  # whether the next question goes to that one
         self._asking = False  # nobody has answered yet
@@ -91,6 +85,7 @@ class NodeEnd(End):
         self._ack_s = ACK_S
         self._window = MOST_BODIES
         self._unanswered: list[tuple[str, int, float]] = []  # epoch, last seq, when it is late
+        self._obeyed: deque[Any] = deque(maxlen=_HEARD)  # orders
         self._acked: dict[str, int] = {}  # by a server that does not tell what it has
         self._fault = ""
 
@@ -142,6 +137,8 @@ class NodeEnd(End):
             if piece is None:
                 break
             self._publish(piece, self._ack_s)
+        if self._is_new and not self._asking:
+            self._say_on()
         return min([late_s for _, _, late_s in self._unanswered], default=LONGEST_ANSWER_S) - now_s
 
     def _be_late(self) -> None:
@@ -156,10 +153,8 @@ class NodeEnd(End):
             self._begin_again(bool(self._ledger), 1)
 
     def _begin_again(self, direct: bool, window: int = MOST_BODIES) -> None:
-        """With the next `go_on`: a question to who answered last (`direct`), or to whoever is there.
-
-        window   bodies that may then be ahead of their acknowledgement; it doubles with each of these
-        """
+        """With the next `go_on`: a question to who answered last (`direct`), or to whoever is there. Then `window`
+        bodies may be ahead of their acknowledgement; it doubles with each of these."""
         self._session, self._direct, self._window, self._unanswered = "", direct, window, []
 
     def _ask(self) -> None:
@@ -193,7 +188,7 @@ class NodeEnd(End):
         self, epoch: str, base: int | None, gaps: Sequence[Mapping[str, Any]], texts: Sequence[str],
         more: Mapping[str, Any] | None,
     ) -> None:  # fmt: skip
-        facts = self._facts
+        facts, self._is_new = self._facts, False
         head = {
             "node": facts.name, "outbox": self._outbox.ring.identity, "every": facts.every_s,
             "sensors": list(facts.sensors), "on": self._outbox.on, "time": rfc3339(self._clock.wall_ms()),
@@ -202,6 +197,10 @@ class NodeEnd(End):
         direct = self._direct if self._asking else bool(self._ledger)
         topic = f"{ROOT}/{facts.name}/samples" + (f"/{self._ledger}" if direct else "")
         self._broker.publish(topic, _signed(write_body(head, epoch, base, gaps, texts), self._key))
+
+    def _say_on(self) -> None:
+        """A body without samples: it tells whether sampling is on, and the name of the conversation."""
+        self._send(self._outbox.epoch, None, [], [], None)
 
     def _lose(self, fault: str) -> None:
         if fault != self._fault:
@@ -239,8 +238,20 @@ class NodeEnd(End):
             self._again_s = self._clock.monotonic() + random.uniform(0.05, 0.2)
             # One by one at first: servers that share a store may have taken two bodies in the wrong order.
             self._begin_again(bool(self._ledger), 1)
+        elif "order" in said:
+            self._obey(said)
         else:
             self._on_ack(said["epoch"], said["ack"])
+
+    def _obey(self, said: Mapping[str, Any]) -> None:
+        """CHECK, or SEND; each once, since the broker may say it again, and so may others."""
+        if said["order"] in self._obeyed:
+            return
+        self._obeyed.append(said["order"])
+        if type(on := said.get("on")) is bool:
+            log.info("MQTT %s: sampling %s", self._broker.place, "on" if on else "off")
+            self._facts.switch(on)
+        self._say_on()
 
     def _on_resume(self, said: Mapping[str, Any]) -> None:
         """It tells all that it has, and who it is: from now on samples go there."""
@@ -250,18 +261,16 @@ class NodeEnd(End):
                 raise BadArgument(f"epoch {epoch!r:.40} up to {seq!r:.40}")
             have[epoch] = seq
             if new := self._stream.fork_if_other(epoch, seq, up_ms):
-                log.error(
-                    "MQTT %s: the server has another sample %d of epoch %s than this node: another live copy of this"
-                    " card sent it. From there on this node's samples are those of epoch %s",
-                    self._broker.place, seq, epoch, new,
-                )  # fmt: skip
+                told = "another live copy of this card sent sample %d of epoch %s: from there on ours are of epoch %s"
+                log.error("MQTT %s: " + told, self._broker.place, seq, epoch, new)
         self._ledger = said["ledger"] if HEX_16(said["ledger"]) else ""
         commit_s = said.get("commit")
         self._ack_s = max(ACK_S, 3.0 * commit_s) if isinstance(commit_s, int | float) and commit_s < 3600 else ACK_S
         if said.get("clock") == "set":
             self._stream.offset_ms = parse_rfc3339(said["time"]) - self._clock.up_ms()
         self._stream.begin(number if is_count(number) else None, have)
-        self._session, self._unanswered = os.urandom(8).hex(), []  # what was sent with the question is sent again
+        # What was sent with the question is sent again, under another name.
+        self._session, self._is_new, self._unanswered = os.urandom(8).hex(), True, []
         self._come_through(str(said.get("server", "a server"))[:63])
 
     def _on_ack(self, epoch: str, seq: int) -> None:
@@ -284,11 +293,6 @@ class NodeEnd(End):
 # ------------------------------------------------------------------------------------------------------- the server
 
 
-def make_server_end(hall: Hall) -> ServerEnd:
-    """The server's end."""
-    return ServerEnd(hall)
-
-
 class _Talk:
     """The answers to one conversation of a node; `committed` may be called from any thread."""
 
@@ -304,7 +308,7 @@ class _Talk:
         """Publish an answer, with what tells whose it is, and whose question it answers."""
         re = {"re": self.session} if self.session else {}
         body = write_json({**answer, "server": self._end.name, "ledger": self._end.ledger, **re}).encode()
-        self._end.publish(self._node, _signed(body, self.key))
+        self._end._broker.publish(f"{ROOT}/{self._node}/ack", _signed(body, self.key))
 
 
 class ServerEnd(End):
@@ -319,6 +323,9 @@ class ServerEnd(End):
         )
         self._signed = hall.settings["mqtt", "signed"]
         self._talks: dict[str, _Talk] = {}
+        # Guards the count of bodies of each node, for those who wait for one; held to look and to count.
+        self._called = threading.Condition()
+        self._calls: Counter[str] = Counter()
         self._taken = 0
         self._refused: Counter[str] = Counter()
         self._errors_s: deque[float] = deque(maxlen=ERRORS_A_S)
@@ -332,9 +339,21 @@ class ServerEnd(End):
     def report(self) -> dict[str, Any]:
         return {"connected": self._broker.connected, "bodies": self._taken, "refused": dict(self._refused)}
 
-    def publish(self, node: str, payload: bytes) -> None:
-        """Answer a node."""
-        self._broker.publish(f"{ROOT}/{node}/ack", payload)
+    def ask(self, node: str, word: str, *args: Any, limit_s: float = 5.0) -> bool:
+        """As ServerEnd.ask of links/tcp: SEND or CHECK; whether the node has said within the limit that it is so."""
+        order = {"order": os.urandom(8).hex()} | ({"on": args[0]} if word == "SEND" else {})
+        state, clock = self._hall.guests.caller(node), self._hall.clock
+        give_up_s, told = clock.monotonic() + limit_s, None
+        with self._called:
+            before, is_so = self._calls[node], False
+            while not is_so and self._broker.connected and (talk := self._talks.get(node)):
+                if talk is not told:  # at once, and again where the node begins a new conversation just now
+                    talk.say(order)
+                    told = talk
+                if not self._called.wait(give_up_s - clock.monotonic()):
+                    break
+                is_so = self._calls[node] > before and (word != "SEND" or state.on is args[0])
+            return is_so
 
     def _hear(self, topic: str, payload: bytes) -> None:
         node = topic.split("/")[1]
@@ -354,8 +373,8 @@ class ServerEnd(End):
         if parcel.node != node:
             raise BadArgument(f"the topic is that of node {node}, the samples are those of {parcel.node}")
         self._taken += 1
-        self._note(parcel)
         talk = self._talk(node, key, parcel.said.get("session"))
+        self._note(parcel)
         if "held" in parcel.said:
             self._resume(parcel, talk)
         elif not parcel.pieces:
@@ -407,16 +426,14 @@ class ServerEnd(End):
         talk.say({"epoch": parcel.epoch, "have": self._marks(parcel)[1].get(parcel.epoch, (0, None))[0]})
 
     def _note(self, parcel: Parcel) -> None:
-        state, clock = self._hall.guests.caller(parcel.node), self._hall.clock
-        if not state.connected:
-            state.since_ms = clock.wall_ms()
-        state.connected, state.fault, state.every_s = True, "", parcel.every_s or state.every_s
-        state.sensors = parcel.sensors or state.sensors
-        state.on = parcel.said["on"] if type(parcel.said.get("on")) is bool else state.on
-        try:
-            state.offset_ms = parse_rfc3339(parcel.said["time"]) - clock.wall_ms()
-        except (KeyError, TypeError, ValueError, OverflowError):
-            state.offset_ms = None
+        guests, node = self._hall.guests, parcel.node
+        state = guests.caller(node)
+        parcel.tell(state, self._hall.clock.wall_ms())
+        if not state.takes_orders and "session" in parcel.said:
+            guests.let_ask(node, functools.partial(self.ask, node))
+        with self._called:
+            self._calls[node] += 1
+            self._called.notify_all()
 
     def _refuse(self, node: str, error: Exception) -> None:
         """Say what was wrong, as long as it is not too often; never signed, since anybody may have caused it."""
@@ -427,3 +444,6 @@ class ServerEnd(End):
             self._errors_s.append(now_s)
             log.warning("MQTT %s: %s: %s", self._broker.place, node, error)
             _Talk(self, node, None, "").say({"error": {"code": code, "text": str(error)[:500]}})
+
+
+make_node_end, make_server_end = NodeEnd, ServerEnd

@@ -6,6 +6,8 @@ tests/libraries/test_mqtt_road.py does it with paho and Mosquitto, tests/faults/
 import json
 import logging
 import random
+import threading
+import time
 import unittest
 from collections import Counter
 from types import SimpleNamespace
@@ -22,7 +24,7 @@ from parcels import read_body, sealed, unsealed, write_body
 from protocol import sample_body, sample_text
 from ring import Ring
 from session_node import NodeFacts
-from tests.support import BOOT, EPOCH, WALL_MS, FakeLedger, MemoryDisk, taken
+from tests.support import BOOT, EPOCH, LIMIT_S, WALL_MS, FakeLedger, MemoryDisk, taken
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 OUTBOX = "00000000000000ab"
@@ -272,6 +274,88 @@ class OneServer(MqttCase):
         self.assertEqual((state.name, state.connected, state.on, state.every_s), ("basement", True, True, 10.0))
         self.assertEqual(state.sensors, [{"name": "temperature", "unit": "°C"}])
         self.assertEqual(self.end.report(), {"connected": True, "bodies": 2, "refused": {}})
+
+
+class Orders(MqttCase):
+    """ON, OFF and Status from the page, by way of the broker."""
+
+    def setUp(self):
+        super().setUp()
+        self.end = self.server(Intake("1edce41edce41edc"))
+
+    def meet(self, token=""):
+        self.start_node(token)
+        self.talk()
+
+    def ask(self, *order, limit_s=LIMIT_S, meanwhile=None):
+        """Ask as the page does, in its own thread, while the rest goes on."""
+        answers = []
+        asking = threading.Thread(target=lambda: answers.append(self.end.ask("basement", *order, limit_s=limit_s)))
+        asking.start()
+        give_up_s = time.monotonic() + LIMIT_S
+        while asking.is_alive() and time.monotonic() < give_up_s:
+            (meanwhile or self.talk)()
+            time.sleep(0.005)
+        asking.join(LIMIT_S)
+        return answers[0]
+
+    def test_the_node_does_it_and_says_so(self):
+        self.meet()
+        (link,) = self.end.hall.links
+        self.assertTrue(link.state.takes_orders)
+        for on in (False, True, True):
+            self.assertTrue(self.ask("SEND", on))
+            self.assertEqual((self.outbox.on, link.state.on), (on, on))
+        self.assertTrue(self.ask("CHECK"))
+
+    def test_also_when_no_sample_was_ever_due(self):
+        self.meet()
+        self.assertTrue(self.ask("SEND", False))
+
+    def test_also_while_the_node_begins_a_new_conversation(self):
+        self.meet()
+        self.node._begin_again(True)  # the server does not know that yet: it tells the node by its old name first
+        self.assertTrue(self.ask("SEND", False))
+        self.assertFalse(self.outbox.on)
+
+    def test_and_signed(self):
+        self.tokens["basement"] = LinkKey(TOKEN)
+        self.meet(TOKEN)
+        session = self.node._session
+        # Somebody else on the broker says it, and it is not done.
+        self.answer(order="x", on=False, re=session)
+        self.assertTrue(self.outbox.on)
+        self.assertTrue(self.ask("SEND", False))
+        self.assertFalse(self.outbox.on)
+
+    def test_what_is_said_again_is_not_done_again(self):
+        self.tokens["basement"] = LinkKey(TOKEN)
+        self.meet(TOKEN)
+        heard = []
+        take = self.node.take
+        self.node.take = lambda payload: (heard.append(payload), take(payload))
+        self.assertTrue(self.ask("SEND", False))
+        self.assertTrue(self.ask("SEND", True))
+        for payload in list(heard):
+            self.node.take(payload)
+        self.assertTrue(self.outbox.on)
+
+    def test_a_node_that_is_away_has_not_done_it(self):
+        self.assertFalse(self.end.ask("basement", "SEND", False, limit_s=0.05))
+        self.meet()
+        self.assertFalse(self.ask("SEND", False, limit_s=0.05, meanwhile=lambda: None))
+        self.net.queue.clear()
+        self.node._begin_again(True)
+        self.turn()
+        self.answer(order="x", on=False, re="of before")
+        self.assertTrue(self.outbox.on)
+        self.end._broker.connected = False
+        self.assertFalse(self.end.ask("basement", "CHECK", limit_s=0.05))
+
+    def test_a_client_without_a_session_takes_none(self):
+        self.net.queue.append((TO_ANY, body()))
+        self.net.settle()
+        self.assertFalse(self.end.hall.links[0].state.takes_orders)
 
 
 def body(first=1, count=2, node="basement", **more):

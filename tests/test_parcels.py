@@ -17,6 +17,7 @@ from parcels import (
     write_body,
 )
 from protocol import BATCH_SAMPLES, LARGEST_SEQ, Gap, sample_body, sample_text
+from session_server import NodeState
 from tests.support import EPOCH, WALL_MS
 from tests.test_protocol import sample
 
@@ -51,7 +52,8 @@ def shape(parcel):
 
 class WhatWasWritten(unittest.TestCase):
     def test_samples_are_read_as_they_were_written(self):
-        sensors = [{"name": "temperature", "unit": "°C"}, {"name": "light", "unit": "", "simulated": True}]
+        sensors = [{"name": "temperature", "unit": "°C", "limits": {"low": 2}},
+                   {"name": "light", "unit": "", "simulated": True}]  # fmt: skip
         head = {**HEAD, "every": 10.0, "sensors": sensors, "more": "of one road"}
         parcel = read_body(write_body(head, EPOCH, 150, [], texts(9, 3)))
         self.assertEqual(parcel[:6], ("basement", OUTBOX, EPOCH, 150, 10.0, sensors))
@@ -91,6 +93,17 @@ class WhatWasWritten(unittest.TestCase):
         for batch in (first, second):
             self.assertEqual(batch[:4], ("basement", OUTBOX, EPOCH, 4))
             self.assertEqual(batch[6:], ({"temperature": "°C"}, done, refused))
+
+    def test_what_it_tells_of_the_node(self):
+        state = NodeState("", "basement")
+        sensors = [{"name": "temperature", "unit": "°C"}]
+        told = {"every": 5.0, "on": False, "sensors": sensors, "time": "2026-11-20T15:36:10.123Z"}
+        read_body(body(**told)).tell(state, WALL_MS + 7)
+        self.assertEqual((state.connected, state.fault, state.since_ms), (True, "", WALL_MS + 7))
+        self.assertEqual((state.every_s, state.on, state.sensors, state.offset_ms), (5.0, False, sensors, -7))
+        read_body(body(on="yes", time=7)).tell(state, WALL_MS + 9)  # nothing that can be believed: it is as it was
+        self.assertEqual((state.every_s, state.on, state.sensors, state.since_ms), (5.0, False, sensors, WALL_MS + 7))
+        self.assertEqual((state.offset_ms, state.checked_ms), (None, WALL_MS + 9))
 
     def test_any_mixture_comes_back(self):
         seed = random.randrange(1 << 32)

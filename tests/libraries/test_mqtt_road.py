@@ -12,8 +12,10 @@ import unittest
 from gate.tokens import LinkKey, Tokens
 from parcels import sealed, unsealed
 from tests.libraries import Broker, free_port, need_broker, paho
+from tests.page_support import Server
 from tests.support import EPOCH, LIMIT_S, Program, temp_folder, wait_until
 from tests.test_mqtt import body
+from tests.test_originals import Pressing
 
 
 def setUpModule():
@@ -172,6 +174,15 @@ class Plain(Road):
         wait_until(lambda: len(stored(folders[1 - first])) > before + 20, "the other server takes over")
         rows = stored(folders[1 - first])
         self.assertEqual([seq for _, seq in rows], list(range(1, len(rows) + 1)))
+
+    def test_the_buttons_of_the_page(self):
+        server = Server(self, **self.environment)
+        self.start_node(temp_folder(self))
+        wait_until(lambda: len(stored(server.data)) > 5)
+        for word in ("off", "on", "status"):
+            self.assertEqual(
+                Pressing(server).press(f"/nodes/basement/{word}"), f"/nodes/basement?notice={word}", server.logged
+            )
 
     def test_without_paho_the_error_says_what_to_install(self):
         for program in ("node.py", "server.py"):

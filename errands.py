@@ -10,13 +10,16 @@ Errors: SettingsError for a file that does not read; DiskError when an order can
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from base.disk import replace_file
-from base.errors import SettingsError
+from base.errors import DiskError, SettingsError
+
+log = logging.getLogger(__name__)
 
 FILE = "orders.json"
 
@@ -69,7 +72,13 @@ class Orders:
         """As ServerEnd.ask of links/tcp: whether the node has called within the limit, and done what was asked."""
 
         def ask(word: str, *args: Any, limit_s: float = 5.0) -> bool:
-            return self.give(node, args[0], limit_s) if word == "SEND" else self.hear(node, limit_s)
+            if word != "SEND":
+                return self.hear(node, limit_s)
+            try:
+                return self.give(node, args[0], limit_s)
+            except DiskError as error:
+                log.error("%s: an order to it cannot be kept: %s", node, error)
+                return False
 
         return ask
 

@@ -113,9 +113,9 @@ def _ask(visit: Visit, word: str, *arguments: Any) -> bool:
 
 def _link(visit: Visit) -> ServerEnd:
     name = visit.args[0]
-    for link in visit.house.links:
-        if link.state.name == name:
-            return link
+    links = [link for link in visit.house.links if link.state.name == name]
+    if links:  # a node may be collected from, and call in besides: it is asked where it is connected
+        return max(links, key=lambda link: (link.state.connected, not link.state.calls_in))
     raise Refusal(404, "This server does not collect from a node of that name.", "unknown-node")
 
 

@@ -61,7 +61,7 @@ class Overview:
     def _take(self) -> Picture:
         house, now_ms = self._house, self._house.clock.wall_ms()
         stored = {about["name"]: about for about in house.store.nodes()}
-        nodes = [self._node(link.state, stored.pop(link.state.name, {}), now_ms) for link in house.links]
+        nodes = [self._node(link.state, stored.pop(link.state.name, {}), now_ms) for link in _one_each(house.links)]
         nodes += [self._node(None, about, now_ms) for about in stored.values()]
         faults = [fault for fault in (house.intake.fault, house.csv.fault) if fault]
         level, verdict = _verdict(nodes, faults, now_ms)
@@ -86,7 +86,7 @@ class Overview:
             every_s=every_s, last_ms=last_ms, age_s=age_s, held=_count(details, "held"), slots=_count(details, "slots"),
             samples=about.get("samples", 0), missing=about.get("missing", 0), shift_ms=shift_ms,
             round_trip_ms=state.round_trip_ms if state else None, version=str(details.get("version", ""))[:20],
-            last_sent=(state.last_sent or "") if state else "",
+            last_sent=(state.last_sent or "") if state else "", machine=_machine(details),
             sensors=[
                 self._judged(sensor, now_ms + (shift_ms or 0), state is not None and state.on is not False)
                 for sensor in _sensors(name, state, about, sample, is_late, day, now_ms)
@@ -114,9 +114,34 @@ class Overview:
         return self._last.get(name)
 
 
+def _one_each(links: Sequence[Any]) -> list[Any]:
+    """Where a node is collected from and calls in besides: the link that is connected, of two the one that asks it."""
+    best: dict[object, Any] = {}
+    for link in links:
+        name = link.state.name or id(link)  # one that was not reached yet has no name
+        other = best.get(name)
+        if other is None or _worth(link.state) > _worth(other.state):
+            best[name] = link
+    return list(best.values())
+
+
+def _worth(state: NodeState) -> tuple[bool, bool]:
+    return state.connected, not state.calls_in
+
+
 def _count(details: Mapping[str, Any], key: str) -> int | None:
     value = details.get(key)
     return value if type(value) is int and value >= 0 else None
+
+
+def _machine(details: Mapping[str, Any]) -> dict[str, float]:
+    """What a node tells of its computer, as far as these are numbers."""
+    told = details.get("machine")
+    told = told if isinstance(told, dict) else {}
+    found = {name: told.get(name) for name in ("cpu_temperature", "load", "memory_free", "disk_free")}
+    return {
+        name: value for name, value in found.items() if type(value) in (int, float) and -1000 < value < 1e12
+    }  # False for NaN, too
 
 
 # --------------------------------------------------------------------------------------------------------- sensors
@@ -135,15 +160,18 @@ def _sensors(
     for place, name in enumerate(names):
         columns = day.columns.get(name, [])
         today = [column for column in columns if column.place >= midnight]
+        lowest = min(today, key=lambda column: column.low, default=None)
+        highest = max(today, key=lambda column: column.high, default=None)
         views.append(SensorView(
             node=node, name=name, unit=str(told.get(name, {}).get("unit", units.get(name, ""))), number=place,
             simulated=told.get(name, {}).get("simulated") is True,
             value=sample.values.get(name) if sample else None,
             fault=_fault(name, sample), time_ms=sample.time_ms if sample else None, is_late=is_late,
-            low=min((column.low for column in today), default=None),
-            high=max((column.high for column in today), default=None),
+            low=lowest.low if lowest else None, high=highest.high if highest else None,
             trend=_trend(columns, day.span_ms // day.width_ms),
             columns=columns, width_ms=day.width_ms, span_ms=day.span_ms,
+            low_ms=day.from_ms + lowest.place * day.width_ms if lowest else None,
+            high_ms=day.from_ms + highest.place * day.width_ms if highest else None,
         ))  # fmt: skip
     return views
 

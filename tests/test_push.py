@@ -14,7 +14,7 @@ import errands
 import webclient
 from base.clock import Clock, FakeClock, parse_rfc3339
 from base.config import load
-from base.errors import NotStored, SettingsError
+from base.errors import DiskError, NotStored, SettingsError
 from gate.tokens import LinkKey
 from links import push
 from outbox import Outbox
@@ -25,7 +25,7 @@ from session_node import NodeFacts
 from settings import NODE
 from tests.support import BOOT, EPOCH, LIMIT_S, WALL_MS, MemoryDisk, taken, temp_folder, wait_until
 from tests.test_tls import make_certificate
-from tests.web_house import WebHouse, next_response, parse_response
+from tests.web_house import FakeLink, WebHouse, next_response, parse_response
 from webtls import Tls, fingerprint_of
 
 OUTBOX = "0b" * 8
@@ -135,6 +135,22 @@ class Stored(PushCase):
         self.assertEqual((status, told["every"], told["on"]), (200, 5.0, True))
         self.assertEqual([sensor["unit"] for sensor in told["sensors"]], ["°C"])
         self.assertEqual(self.house.request("GET", "/api/v1/samples", self.house.bearer)[0], 200)  # the page's own
+
+    def test_one_that_is_collected_from_too_is_shown_once_and_asked_where_it_is_connected(self):
+        for connected in (False, True):
+            link = FakeLink("attic", {"temperature": "°C"}, connected)
+            self.open(links=[link])
+            self.post(body(1, 3, sensors=UNITS, on=True))
+            nodes = json.loads(self.house.request("GET", "/api/v1/nodes", self.house.bearer)[2])["nodes"]
+            self.assertEqual([(node["name"], node["connected"]) for node in nodes], [("attic", True)])
+            with mock.patch.object(errands.Orders, "give", return_value=True) as given:
+                asked = self.house.request(
+                    "POST", "/api/v1/nodes/attic/send", {**self.house.bearer, "Content-Type": "application/json"},
+                    b'{"on": false}',
+                )  # fmt: skip
+            self.assertEqual(
+                (asked[0], link.asked, given.called), (200, [("SEND", False)] if connected else [], not connected)
+            )
 
     def test_fifty_senders_at_once(self):
         tokens = {f"node{n}": self.house.tokens.make(f"node{n}") for n in range(50)}
@@ -345,6 +361,14 @@ class OrdersFor(PushCase):
         self.assertIs(orders.of("attic"), True)
         orders.note("attic", True)
         self.assertIsNone(orders.of("attic"))
+
+    def test_an_order_that_cannot_be_kept_is_not_given(self):
+        self.open()
+        self.post(body(1, 1))
+        full = mock.patch.object(errands, "replace_file", side_effect=DiskError("the disk is full"))
+        with full, self.assertLogs("errands", "ERROR"):
+            self.assertFalse(self.house.links[0].ask("SEND", False, limit_s=LIMIT_S))
+        self.assertNotIn("on", self.post(body(1, 1))[1])
 
     def test_status_is_the_next_call(self):
         self.open()

@@ -107,8 +107,7 @@ class Brokers(Case):
         broker = self.broker().start()
         source = self.source(broker.port, {"x": {"topic": "x", "fresh": 1}})
         self.wait_for_words(source, "^stale: nothing on x yet$")
-        self.publish(broker, "x", b"1")
-        self.wait_for(source, {"x": 1})
+        wait_until(lambda: (self.publish(broker, "x", b"1"), source.read()["x"] == 1)[1], "its value")
         with self.assertLogs("broker", "WARNING") as logs:
             broker.stop()
             stale = wait_until(lambda: isinstance(error := source.read()["x"], SensorError) and error, "stale")

@@ -67,6 +67,8 @@ def copy_database(source: str, target: str, progress: Progress) -> None:
             pages=_PAGES_AT_ONCE,
             progress=lambda _, left, total: progress("database", total - left, total),
         )
+        # A file by itself, which any program reads, also from where nothing can be written. The server undoes it.
+        new.execute("PRAGMA journal_mode = DELETE")
     _sync(target)
 
 

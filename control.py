@@ -308,6 +308,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = config.load(SERVER, flags, "server.toml", SERVER_ARRAYS)
         context = Context(config.data_folder(settings["server", "data"]), chosen, settings, chosen.config or "")
         return COMMANDS[chosen.command].run(context)
+    except KeyboardInterrupt:
+        return 130  # as a shell tells a program that SIGINT ended
     except (PigeonpostError, ValueError) as error:
         print(f"control.py: {error}", file=sys.stderr)
         return 2 if isinstance(error, SettingsError) or not isinstance(error, PigeonpostError) else 1

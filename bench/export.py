@@ -27,11 +27,17 @@ _CODE = "import os, sys, control; from bench.machine import rss_mib; control.mai
 _CODE += "print(rss_mib(os.getpid(), peak=True))"
 
 
-def run(*arguments: str) -> tuple[float, float]:
-    """One command of control.py: seconds, and MiB at most."""
-    began_s = time.perf_counter()
+def run(*arguments: str) -> tuple[float, float, float]:
+    """One command of control.py: seconds, seconds of processor time, and MiB at most."""
+    began_s, before = time.perf_counter(), os.times()
     done = subprocess.run([sys.executable, "-c", _CODE, *arguments], capture_output=True, text=True, check=True)
-    return time.perf_counter() - began_s, float(done.stdout.split()[-1])
+    after = os.times()
+    cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
+    return time.perf_counter() - began_s, cpu_s, float(done.stdout.split()[-1])
+
+
+def _seconds(took_s: float, cpu_s: float) -> str:
+    return f"{took_s:.1f} s ({cpu_s:.1f} s CPU)"
 
 
 def bare_rows_s(folder: str) -> float:
@@ -53,19 +59,23 @@ def main() -> None:
         rows = [("SQLite alone, rows fetched and dropped", f"{bare_rows_s(folder):,.0f} samples/s")]
         for form in ("csv", "wide", "jsonl"):
             out = os.path.join(place, form)
-            took_s, most_mib = run("--data", folder, "export", "--format", form, "--out", out)
+            took_s, cpu_s, most_mib = run("--data", folder, "export", "--format", form, "--out", out)
             size = os.path.getsize(out)
             rows.append((
                 f"`export --format {form}`",
-                f"{samples / took_s:,.0f} samples/s, {size / took_s / 1e6:.0f} MB/s of {size / 1e6:,.0f} MB;"
-                f" {most_mib:.0f} MiB at most",
+                f"{samples / took_s:,.0f} samples/s ({cpu_s / samples * 1e6:.1f} µs CPU a sample),"
+                f" {size / 1e6:,.0f} MB; {most_mib:.0f} MiB at most",
             ))  # fmt: skip
         for name in ("b.sqlite3", "b.tar"):
-            took_s, most_mib = run("--data", folder, "backup", os.path.join(place, name))
-            size = os.path.getsize(os.path.join(place, name))
-            rows.append((f"`backup {name}`, checked", f"{took_s:.1f} s for {size / 1e6:,.0f} MB; {most_mib:.0f} MiB"))
-        took_s, most_mib = run("--data", os.path.join(place, "new"), "restore", os.path.join(place, "b.sqlite3"))
-        rows.append(("`restore b.sqlite3`, logs written anew, all compared", f"{took_s:.1f} s; {most_mib:.0f} MiB"))
+            took_s, cpu_s, most_mib = run("--data", folder, "backup", os.path.join(place, name))
+            size = os.path.getsize(os.path.join(place, name)) / 1e6
+            rows.append(
+                (f"`backup {name}`, checked", f"{_seconds(took_s, cpu_s)} for {size:,.0f} MB; {most_mib:.0f} MiB")
+            )
+        data = os.path.join(place, "new")
+        took_s, cpu_s, most_mib = run("--data", data, "restore", os.path.join(place, "b.sqlite3"))
+        told = f"{_seconds(took_s, cpu_s)}; {most_mib:.0f} MiB"
+        rows.append(("`restore b.sqlite3`: logs written anew, each row compared", told))
     table(f"{samples:,} samples of two values, ten nodes", rows)
 
 

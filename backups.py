@@ -77,6 +77,13 @@ def open_to_read(path: str) -> sqlite3.Connection:
     return sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, isolation_level=None)
 
 
+def fold_in_wal(path: str) -> None:
+    """Make a database that nobody uses one file, as far as that is possible: of a damaged one all stays as it is."""
+    if os.path.exists(path):
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path)) as db:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
 def version_of(folder: str) -> int:
     """The format of the database in `folder`; 0: it is none of ours."""
     with contextlib.closing(open_to_read(os.path.join(folder, DATABASE))) as db:
@@ -123,7 +130,7 @@ def pack(data: str, copy: str, logs: list[str], archive: str, progress: Progress
     """
     mark = log_mark(copy)
     entries = [entry for entry in _entries(data, copy, logs, mark) if entry.name == DATABASE or _MEMBER(entry.name)]
-    total = sum(os.path.getsize(entry.path) for entry in entries)
+    total = sum(map(_size_of, entries))
     found: dict[str, str] = {}
     fd = os.open(archive, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(fd, "wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -158,6 +165,13 @@ def _entries(data: str, copy: str, logs: list[str], mark: LogMark | None) -> Ite
     for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
         if not name.endswith(".new") and os.path.isfile(os.path.join(folder, name)):
             yield Entry(f"{FILES}/{name}", os.path.join(folder, name))
+
+
+def _size_of(entry: Entry) -> int:
+    try:
+        return os.stat(entry.path).st_size
+    except FileNotFoundError:
+        return 0  # it has just gone, as a dropped file may
 
 
 class _Summed:

@@ -68,9 +68,9 @@ def main() -> None:
             ))  # fmt: skip
         for name in ("b.sqlite3", "b.tar"):
             took_s, cpu_s, most_mib = run("--data", folder, "backup", os.path.join(place, name))
-            size = os.path.getsize(os.path.join(place, name)) / 1e6
+            megabytes = os.path.getsize(os.path.join(place, name)) / 1e6
             rows.append(
-                (f"`backup {name}`, checked", f"{_seconds(took_s, cpu_s)} for {size:,.0f} MB; {most_mib:.0f} MiB")
+                (f"`backup {name}`, checked", f"{_seconds(took_s, cpu_s)} for {megabytes:,.0f} MB; {most_mib:.0f} MiB")
             )
         data = os.path.join(place, "new")
         took_s, cpu_s, most_mib = run("--data", data, "restore", os.path.join(place, "b.sqlite3"))

@@ -140,7 +140,8 @@ def _unpacked(file: str, staging: str, progress: backups.Progress) -> list[str]:
 def _put_in_place(data: str, staging: str, names: Sequence[str]) -> str:
     """Move what is there aside, and what was laid out to its place; where the former is now (empty: there was none).
 
-    The database goes first, and comes last: without one there is no moment in which a server could take a half.
+    The database goes first, as one file, and comes last: so in no moment could a server take a half of it, or a WAL of
+    another one. Who is interrupted here restores again.
     """
     if not any(name.startswith(f"{LOGS}/") for name in names):
         os.makedirs(os.path.join(staging, LOGS), exist_ok=True)
@@ -148,6 +149,7 @@ def _put_in_place(data: str, staging: str, names: Sequence[str]) -> str:
             clock = Clock()
             write_anew(os.path.join(staging, LOGS), log_name(clock.wall_ms()), store, clock)
     own = [name for name in backups.KEPT if name in names]
+    backups.fold_in_wal(os.path.join(data, DATABASE))
     gone = _move_aside(data, [DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", LOGS, *own])
     for name in names:
         if name.startswith(f"{FILES}/") and not os.path.lexists(os.path.join(data, name)):
@@ -287,6 +289,8 @@ def _folder_for(parent: str, name: str) -> Iterator[str]:
         lock = only_one(os.path.join(path, "lock"))
     except InUse as error:
         raise Failed(f"another command works on the same: {error}") from None
+    except DiskError as error:
+        raise Failed(f"{parent} cannot be written: {getattr(error.__cause__, 'strerror', error)}") from None
     try:
         for left in os.listdir(path):
             if left != "lock":

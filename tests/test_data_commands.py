@@ -268,6 +268,7 @@ class Backup(DataCase):
             self.assert_fails(2, "lies in the data folder", "backup", file)
         self.assert_fails(2, "is no folder", "backup", os.path.join(self.place, "nowhere", "b.tar"))
         self.assert_fails(2, "there is no database in", "backup", self.tar, data=temp_folder(self))
+        self.assert_fails(1, "/sys cannot be written: ", "backup", "/sys/b.tar")
 
     def test_a_log_that_begins_meanwhile_is_not_half_in_it(self):
         fill(self.data)
@@ -475,6 +476,41 @@ class Restore(DataCase):
             self.assertEqual((tree(self.data), content(file)), before)
         bad = self.cut(f"{self.place}/bad.tar", content(self.tar)[:-11_000])
         self.assert_fails(1, "control.py: ", "verify", bad)
+
+    def test_killed_at_every_step_it_is_done_by_restoring_again(self):
+        """And a server that is started in between does no harm: nothing old is lost, or mixed with the new."""
+        with run_of_a_server(self.data) as intake:
+            intake.accept(quiet(batch(51, 400)))
+            intake.settle(LIMIT_S)
+            crashed = crashed_copy(self, self.data)
+        killer = (
+            "import os, sys, control; real, left = os.rename, [int(sys.argv.pop(1))]\n"
+            "def rename(old, new):\n    left[0] -= 1\n    return real(old, new) if left[0] else os._exit(9)\n"
+            "os.rename = rename; sys.exit(control.main(sys.argv[1:]))"
+        )
+        step, status = 0, 9
+        while status == 9:
+            step += 1
+            data = crashed_copy(self, crashed)
+            done = subprocess.run(
+                [sys.executable, "-c", killer, str(step), "--data", data, "restore", self.tar], capture_output=True,
+                text=True, timeout=LIMIT_S, env=clean_environment(PYTHONPATH=ROOT), cwd=self.place,
+            )  # fmt: skip
+            status = done.returncode
+            self.assertIn(status, (0, 9), done.stderr)
+            found = [os.path.join(place, FILE) for place, _, names in os.walk(data) if FILE in names]
+            kept = [path for path in found if ".restoring" not in path and self.count(path) == 400]
+            self.assertEqual(len(kept), 1, f"step {step}: the old data")
+            if step % 2:
+                fill(data, batch(1, 3, node="new"))
+            self.done("restore", self.tar, data=data)
+            self.assert_sound(50, data=data)
+            self.assertNotIn(".restoring", os.listdir(data))
+        self.assertGreater(step, 5)
+
+    def count(self, path):
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            return db.execute("SELECT count(*) FROM samples").fetchone()[0]
 
     @unittest.skipUnless(os.geteuid() == 0, "only root may give files away")
     def test_what_root_restores_belongs_to_whom_the_folder_does(self):

@@ -16,6 +16,7 @@ import guests
 from base.clock import Clock
 from base.errors import NotStored
 from links import tmon
+from stores.sqlite import SqliteStore
 from tests.support import LIMIT_S, ROOT, Program, clean_environment, temp_folder, wait_until
 from tests.web_house import WebHouse, parse_response
 
@@ -316,6 +317,40 @@ class Faults(TmonCase):
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # ends with a reset
         self.assertEqual(self.post(self.message()), (200, STORED))
         self.assertEqual(len(self.points()), 1)
+
+    def test_what_was_answered_is_there_after_kill_9(self):
+        data, answered = temp_folder(self), []
+        token = Program(self, "control.py", "--data", data, "get_token", "attic").line()
+        server = Program(self, "server.py", "--data", data, "--web", "127.0.0.1:0")
+        port = int(re.search(r":(\d+)/", server.line())[1])
+
+        def send(first):
+            for value in range(first, first + 10_000):
+                said = json.dumps({"token": token, "data": {"temperature": str(value)}}).encode()
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), LIMIT_S) as sock:
+                    head = f"POST /temp HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {len(said)}\r\n\r\n"
+                    sock.sendall(head.encode() + said)
+                    if b"".join(iter(lambda sock=sock: sock.recv(1 << 16), b"")).endswith(STORED):
+                        answered.append(value / 1000)
+                        continue
+                return
+
+        threads = [threading.Thread(target=send, args=(first,)) for first in (10_000, 20_000, 30_000)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(answered) >= 50, "fifty are answered")
+        server.kill()
+        for thread in threads:
+            thread.join(LIMIT_S)
+        again = Program(self, "server.py", "--data", data, "--web", "127.0.0.1:0")
+        again.line()
+        again.terminate()
+        self.assertEqual(again.wait(), 0)
+        with contextlib.closing(SqliteStore(data, look_only=True)) as store:
+            stored = [point.values["temperature"] for point in store.points("attic", 0, 1 << 60, 100_000)]
+        self.assertEqual(len(stored), len(set(stored)))
+        self.assertLessEqual(set(answered), set(stored))
+        self.assertLessEqual(len(stored), len(answered) + len(threads))
 
     def test_fifty_clients_at_once(self):
         answers = []

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from base.errors import NotStored
 from connections import Connections, Limits
 from http_head import Answer, FilePart, Receiver, Refusal, Request, answer_head, body_length, head_end, parse_head
 
@@ -303,6 +304,10 @@ class Connection(socketserver.BaseRequestHandler):
         except Refusal as refusal:
             self.close_connection = self.close_connection or refusal.closes
             return self._application.explain(request, refusal)
+        except NotStored as error:
+            log.warning("%s: %s %s: %s", self.host, request.method, request.path, error)
+            text = "The database cannot be asked now. Nothing is lost, the nodes keep their samples; try again soon."
+            return self._application.explain(request, Refusal(503, text))
         except Exception:  # whatever it was, the client gets an answer and the log the whole story
             number = secrets.token_hex(4)
             log.exception("%s: fault %s in %s %s", self.host, number, request.method, request.path)

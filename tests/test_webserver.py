@@ -14,6 +14,7 @@ from unittest import mock
 
 import connections
 import webserver
+from base.errors import NotStored
 from connections import Connections, Limits
 from http_head import JSON, Answer, FilePart, Refusal
 from tests.support import LIMIT_S, wait_until
@@ -55,6 +56,8 @@ class Tiny:
             self.gate.wait(LIMIT_S)
         elif request.path == "/fault":
             raise KeyError("a secret of this program")
+        elif request.path == "/database":
+            raise NotStored("PostgreSQL at a secret place does not answer")
         elif request.path == "/refused":
             raise Refusal(403, "No.")
         elif request.path == "/refused-for-good":
@@ -450,6 +453,16 @@ class AtWork(ServerCase):
 
 
 class Faults(ServerCase):
+    def test_a_database_that_is_away(self):
+        """503 in words, one line in the log; where it is, is nobody's business."""
+        logging.getLogger("webserver").setLevel(logging.NOTSET)
+        with self.assertLogs("webserver", "WARNING") as logged:
+            sock = self.connect(self.ask("/database", close=False) + self.ask("/next"))
+            status, _, body, rest = next_response(read_all(sock))
+        self.assertEqual((status, parse_response(rest)[2]), (503, b"/next"))
+        self.assertNotIn(b"secret", body)
+        self.assertIn("GET /database: PostgreSQL at a secret place", logged.output[0])
+
     def test_a_handler_that_raises(self):
         """500 and an id, no traceback to the client, all of it in the log, and the server alive."""
         logging.getLogger("webserver").setLevel(logging.NOTSET)

@@ -22,7 +22,7 @@ import time
 from typing import Any
 
 from bench.machine import table
-from stores.sqlite import _SCHEMA
+from stores.sqlite_schema import _STEPS
 
 TURNS = 30_000_000
 ROWS = 500_000
@@ -32,7 +32,7 @@ INSERT = "INSERT INTO samples VALUES (?,?,?,?,?,?,?)"
 def database(folder: str) -> sqlite3.Connection:
     db = sqlite3.connect(os.path.join(folder, "limit.sqlite3"), isolation_level=None, check_same_thread=False)
     db.executescript(
-        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000;" + _SCHEMA
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000;" + "".join(_STEPS)
     )
     return db
 

@@ -30,6 +30,7 @@ _SESSION = f"""
 SET search_path = {SCHEMA};
 SET TimeZone = 'UTC';
 SET extra_float_digits = 1;
+SET jit = off;
 SET default_transaction_read_only = off;
 SET tcp_keepalives_idle = 10;
 SET tcp_keepalives_interval = 5;

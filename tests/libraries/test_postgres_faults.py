@@ -1,4 +1,4 @@
-"""Two servers on one PostgreSQL, a node that sends to both, and all of them killed: nothing lost, nothing twice.
+"""Several servers on one PostgreSQL, and all that takes part killed at random: nothing lost, nothing twice.
 
 PIGEONPOST_TEST_DB_KILLS=300 python3 -m unittest tests.libraries.test_postgres_faults
 """
@@ -6,6 +6,7 @@ PIGEONPOST_TEST_DB_KILLS=300 python3 -m unittest tests.libraries.test_postgres_f
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import random
@@ -21,6 +22,7 @@ from typing import Any
 from base.clock import parse_rfc3339
 from log_sums import logs_in
 from tests.faults.house import ROOT, House, Program
+from tests.libraries import Broker, need_broker
 from tests.libraries.databases import Cluster, Database, need_postgres, psycopg
 from tests.support import LIMIT_S, wait_until
 
@@ -32,22 +34,29 @@ def setUpModule() -> None:
 
 
 class ManyHouse(House):
-    """A node, several servers, and their database."""
+    """A node, several servers, and their database; between them TCP, or a broker that they share."""
 
-    def __init__(self, folder: str, database: Database, servers: int = 2, **options: Any) -> None:
+    def __init__(
+        self, folder: str, database: Database, servers: int = 2, broker: Broker | None = None, **options: Any
+    ) -> None:
         super().__init__(folder, **options)
         self.database = database
+        self._mqtt: dict[str, str] = {}
+        if broker is not None:
+            self._mqtt = {"PIGEONPOST_MQTT_HOST": "127.0.0.1", "PIGEONPOST_MQTT_PORT": str(broker.port)}
+            self.node.environment |= self._mqtt
         self.servers = [self._server(number) for number in range(servers)]
         self.server = self.servers[0]
 
     def _server(self, number: int) -> Program:
         name = f"s{number}"
         (self.folder / name).mkdir()
+        address = () if self._mqtt else ("--node", f"n@127.0.0.1:{self.port}")
         server = Program(
-            self.folder / name, "server.py", "--name", name, "--node", f"n@127.0.0.1:{self.port}",
-            "--web", "127.0.0.1:0", "--data", str(self.folder / name),
+            self.folder / name, "server.py", "--name", name, *address, "--web", "127.0.0.1:0",
+            "--data", str(self.folder / name),
         )  # fmt: skip
-        server.environment |= {
+        server.environment |= self._mqtt | {
             "PIGEONPOST_STORE_COMMIT": "0.05", "PIGEONPOST_STORE_POSTGRES": self.database.address,
         }  # fmt: skip
         return server
@@ -212,6 +221,40 @@ class Trial(unittest.TestCase):
                 wait_until(lambda seen=seen: house.has_stored_after(seen), "the other one stores", LIMIT_S)
 
         self.trial(mischief)
+
+    def test_three_servers_a_broker_and_one_database_each_killed_in_turn(self) -> None:
+        need_broker()
+        broker = Broker(self).start()
+
+        def kill_broker() -> None:
+            assert broker._process is not None
+            broker._process.kill()
+            broker.stop()
+            self.pause(0.3)
+            broker.start()
+
+        def kill(victim: Program) -> None:
+            victim.kill()
+            self.pause(0.3)
+            victim.start()
+
+        def mischief(house: ManyHouse) -> None:
+            victims = [*[functools.partial(kill, one) for one in (*house.servers, house.node)], kill_broker,
+                       self.kill_database]  # fmt: skip
+            for _ in range(max(1, KILLS // 6)):
+                self.chance.shuffle(victims)
+                for strike in victims:
+                    seen = len(house.heard)
+                    strike()
+                    wait_until(lambda seen=seen: self.goes_on(house, seen), "samples are stored again", 2 * LIMIT_S)
+
+        self.trial(mischief, servers=3, broker=broker)
+
+    def goes_on(self, house: ManyHouse, seen: int) -> bool:
+        try:
+            return house.has_stored_after(seen)
+        except psycopg.Error:
+            return False
 
 
 if __name__ == "__main__":

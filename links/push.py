@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from base.clock import Clock, parse_rfc3339, rfc3339
 from base.config import Settings
-from base.errors import DiskError, SettingsError, TooLong, WireError
+from base.errors import DiskError, NotStored, SettingsError, TooLong, WireError
 from links import End
 from outbox import Outbox
 from parcels import PARCEL_BYTES, Parcel, read_body, write_body
@@ -215,7 +215,10 @@ class ServerEnd(End):
 
     def _note(self, node: str, on: object) -> NodeState:
         """The node has called; what the pages show of it."""
-        state = self._hall.guests.caller(node)
+        try:
+            state = self._hall.guests.caller(node)
+        except NotStored as error:
+            raise self._http.Refusal(503, f"{error}.", "busy", {"Retry-After": str(_BUSY_S)}) from None
         if not state.takes_orders:
             self._hall.guests.let_ask(node, self._orders.asker(node))
         if not state.connected:

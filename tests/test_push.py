@@ -11,6 +11,7 @@ import unittest
 from unittest import mock
 
 import errands
+import guests
 import webclient
 from base.clock import Clock, FakeClock, parse_rfc3339
 from base.config import load
@@ -281,6 +282,12 @@ class NotStoredNow(PushCase):
         self.assertEqual(self.stored(), [])
         self.assertEqual(wait_until(lambda: self.post(body())[1].get("ack")), 3)
         self.assertEqual(self.stored(), [1, 2, 3])
+
+    def test_503_when_more_nodes_call_than_are_listened_to(self):
+        with mock.patch.object(guests, "MOST_CALLERS", 0):
+            self.assertEqual(self.post(body())[0], 503)
+            self.assertEqual(self.resume()[0], 503)
+        self.assertEqual(self.stored(), [])
 
     def test_503_while_the_server_stops(self):
         self.house.intake.stop(LIMIT_S)

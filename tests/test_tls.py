@@ -13,14 +13,16 @@ import threading
 import time
 import unittest
 import warnings
+from unittest import mock
 
+import webserver
 from base.errors import SettingsError
 from connections import Limits
 from tests.support import LIMIT_S, Program, temp_folder, wait_until
 from tests.web_house import WebHouse, next_response, parse_response, read_all
 from webtls import Tls, fingerprint_of
 
-QUICK = Limits(head_s=0.5, idle_s=LIMIT_S)
+QUICK = Limits(head_s=0.5, body_s=0.5, idle_s=LIMIT_S)
 
 
 def setUpModule():
@@ -167,6 +169,14 @@ class Waiting(TlsCase):
                     if not sock.recv(1):
                         break
         self.assertLess(time.monotonic() - began_s, LIMIT_S / 2)
+
+    def test_half_a_request_is_told_that_it_is_late(self):
+        self.house(limits=QUICK)
+        for data in (b"GET / HT", b"POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nuser"):
+            with self.subTest(data), mock.patch.object(webserver, "_DRAIN_S", 0.1):
+                link = self.connect()
+                link.sendall(data)
+                self.assertEqual(parse_response(read_all(link))[0], 408)
 
     def test_stopping_does_not_wait_for_them(self):
         house = self.house(limits=Limits(head_s=LIMIT_S * 10))

@@ -372,6 +372,7 @@ class ServerEnd(End):
             raise NotStored(self._hall.intake.fault)
         if parcel.node != node:
             raise BadArgument(f"the topic is that of node {node}, the samples are those of {parcel.node}")
+        self._hall.guests.caller(node)  # raises NotStored when more have come than can be remembered
         self._taken += 1
         talk = self._talk(node, key, parcel.said.get("session"))
         self._note(parcel)

@@ -462,6 +462,14 @@ class ByHand(MqttCase):
         self.clock.sleep(1)
         self.assertEqual(self.say(body())[0]["error"]["code"], "not-stored")
 
+    def test_strangers_without_end_are_not_remembered_without_end(self):
+        with mock.patch("guests.MOST_CALLERS", 20):
+            for n in range(100):
+                self.net.queue.append((f"pigeonpost/n{n}/samples", body(node=f"n{n}")))
+                self.net.deliver()
+                self.net.queue.clear()
+        self.assertEqual((len(self.end._talks), len(self.end._calls)), (20, 20))
+
 
 class SimpleServer(MqttCase):
     """A node above the simplest server: it answers {"epoch", "ack"}, and nothing else."""

@@ -35,6 +35,7 @@ from protocol import LINE_BYTES, write_json
 from ring import Ring, slot_bytes_for
 from sampler import Sampler
 from sensors import Channel, Source, in_order, with_limits
+from sensors.machine import MachineSource
 from session import Key
 from session_node import NodeFacts
 from settings import NODE
@@ -93,6 +94,7 @@ class Node:
         only_one(os.path.join(data, "outbox.lock"))
         _name_risky_filesystem(data)
         self.clock = Clock()
+        self._machine = MachineSource(disk=data)
         self.sources = make_sources(settings)
         channels = [channel for source in self.sources for channel in source.channels]
         self.every_s = settings["node", "every"]
@@ -141,6 +143,7 @@ class Node:
             "taken": self.sampler.taken, "missed": self.sampler.missed, "failed": self.sampler.failed,
             "dropped": self.outbox.dropped, "collectors": self.link.collectors,
             "up": self.clock.up_ms(), "clock": "set" if self.clock.is_set() else "unset",
+            "machine": {key: told for key, told in self._machine.read().items() if not isinstance(told, Exception)},
         }  # fmt: skip
 
     def _fail(self, error: BaseException) -> None:

@@ -199,6 +199,26 @@ class Door:
         log.info("%s: %s logged in", request.peer, user.name)
         return self._sessions.begin(user)
 
+    def change_password(self, request: Request, old: str, new: str) -> Session | None:
+        """Give a user who is logged in another password; None when `old` is not his, which counts as an attempt.
+
+        All his sessions end; the one that is given goes on in this browser. Raises SettingsError for a password that is
+        not taken.
+        """
+        session = self._visitor(request).session
+        if session is None or not session.user:
+            raise Refusal(403, "Only somebody who has logged in has a password to change.", "no-user")
+        self._try(request)
+        if self._users.check(session.user, old) is None:
+            log.warning("%s: wrong password of %s, to change it", request.peer, session.user)
+            return None
+        self._attempts.succeeded(request.peer)
+        self._users.set_password(session.user, new)
+        user = self._users.find(session.user)
+        self.log_out(request)
+        log.info("%s: %s changed the password", request.peer, session.user)
+        return self._sessions.begin(user) if user is not None else None
+
     def log_out(self, request: Request) -> None:
         """End the session that the request comes with."""
         id = self._session_id(request)

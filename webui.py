@@ -18,8 +18,22 @@ from base.errors import PigeonpostError, SettingsError
 from base.net import join_address
 from connections import Connections, Limits
 from daybook import DayBook
+from diary import Diary
 from http_head import BODY_BYTES, Answer, Endpoint, Receiver, Refusal, Request, form
-from pages import House, Picture, Visit, api, entry, now, orders, records, see_other
+from pages import (
+    House,
+    Picture,
+    Visit,
+    about,
+    api,
+    bus,
+    entry,
+    ledger,
+    now,
+    orders,
+    records,
+    see_other,
+)
 from pages.chart import Charts
 from pages.files import Files
 from pages.live import Live
@@ -33,6 +47,11 @@ if TYPE_CHECKING:
 _PASSWORD_BYTES = 16 << 10  # a form with the longest password, every letter of it as %XX
 _KEPT_PAGES = 64
 _FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pages")
+_PROGRAMS = (
+    "/events", "/chart.svg", "/chart.json", "/chart.csv", "/graphs.json", "/metrics", "/about.json", "/bus.json",
+    "/bus.csv", "/gaps.json", "/gaps.csv", "/happenings.json", "/happenings.csv", "/logs.json", "/logs.csv",
+)  # fmt: skip
+_FORMS = ("", ".json", ".csv")  # of a page that is one table
 _POLL_S = 0.2  # how soon a listener sees that it is to stop
 
 
@@ -79,6 +98,7 @@ class WebEnd:
         self._live = Live(house)
         self._charts = Charts()
         self._files = Files()
+        self._diary = Diary(house.links, self._faults, house.clock)
         self._listeners: list[Listener] = []
         self._threads: list[threading.Thread] = []
         self._door: Door
@@ -98,10 +118,19 @@ class WebEnd:
             Route("POST", "/nodes/NAME/status", "control", self._changing(orders.ask_status)),
             Route("GET", "/log", "look", records.log_check),
             Route("GET", "/log.csv", "look", records.log_download),
+            *(Route("GET", f"/logs{form}", "look", records.logs) for form in _FORMS),
+            Route("GET", "/logs/WORD", "look", records.one_log),
             Route("GET", "/chart.svg", "look", self._charts.answer),
             Route("GET", "/files", "look", self._files.shown),
             Route("GET", "/files/WORD", "look", self._files.download),
             Route("POST", "/files/WORD/import", "control", self._changing(self._files.bring_in)),
+            *(Route("GET", f"/gaps{form}", "look", ledger.gaps) for form in _FORMS),
+            *(Route("GET", f"/happenings{form}", "look", ledger.happenings(self._diary)) for form in _FORMS),
+            *(Route("GET", f"/bus{form}", "look", bus.bus) for form in _FORMS),
+            Route("GET", "/about", "look", about.about),
+            Route("GET", "/about.json", "look", about.about),
+            Route("GET", "/password", "look", entry.password_page),
+            Route("POST", "/password", "look", self._change_password),
             Route("GET", "/events", "look", self._listen),
             Route("POST", "/exit", "control", orders.leave),
             Route("GET", "/login", "", lambda visit: entry.login_page(visit.request)),
@@ -154,9 +183,10 @@ class WebEnd:
                 ) from error
         house = self._house
         self._door = Door(house.users, house.control, house.names, house.clock, self.addresses[0][1])
-        for watcher in (self._book.note, self._overview.note, self._live.note):
-            house.intake.watch(watcher)
+        for part in (self._book, self._overview, self._live, self._diary):
+            house.intake.watch(part.note)
         self._live.start()
+        self._diary.start()
         for listener in self._listeners:
             thread = threading.Thread(target=listener.serve_forever, args=(_POLL_S,), name="page", daemon=True)
             thread.start()
@@ -167,6 +197,7 @@ class WebEnd:
         for listener in self._listeners:
             listener.shutdown()
             listener.server_close()
+        self._diary.stop(limit_s)
         self._live.stop(limit_s)
         return self._connections.stop(limit_s)
 
@@ -281,6 +312,25 @@ class WebEnd:
             return entry.login_page(visit.request, "That is not the password of that user.", 403)
         return see_other("/", self._door.cookie(visit.request, session))
 
+    def _change_password(self, visit: Visit) -> Answer:
+        fields = form(visit.request)
+        if fields.get("new", "") != fields.get("again", ""):
+            return entry.password_page(visit, "The new password and its repetition are not the same.", 400)
+        try:
+            session = self._door.change_password(visit.request, fields.get("old", ""), fields.get("new", ""))
+        except SettingsError as error:
+            return entry.password_page(visit, f"{error}.", 400)
+        if session is None:
+            return entry.password_page(visit, "That is not your old password.", 403)
+        answer = entry.password_changed(visit)
+        return answer._replace(headers={**answer.headers, **self._door.cookie(visit.request, session)})
+
+    def _faults(self) -> dict[str, str]:
+        """What is wrong now, by the part it is wrong with."""
+        house = self._house
+        roads = {name: str(road.fault or "") for name, road in house.roads.items()}
+        return {"store": house.intake.fault or "", "log": house.csv.fault or "", **roads}
+
     def _log_out(self, visit: Visit) -> Answer:
         self._door.log_out(visit.request)
         return see_other("/login" if self._door.has_password else "/", self._door.cookie(visit.request, None))
@@ -312,7 +362,7 @@ def _pattern(path: str) -> Callable[[str], re.Match[str] | None]:
 
 def _is_for_programs(path: str) -> bool:
     """Where a page to log in would only be in the way."""
-    return path.startswith("/api/") or path in ("/events", "/chart.svg", "/metrics")
+    return path.startswith("/api/") or path in _PROGRAMS
 
 
 def _file(name: str, kind: str) -> Callable[[Visit], Answer]:

@@ -3,7 +3,8 @@
 Runs on: server, control.  Reached from: control.py (`Users.set_password`), webui and gate/door (the rest).
 Hands on to: the disk (`users.json`), hashlib.scrypt.
 Threads: any. Users re-reads its file when that has changed, so control.py works beside a running server; its
-  `_hashing` is held while one password is hashed, since each takes 16 MiB. Sessions and Attempts have a lock each,
+  `_hashing` is held while one password is hashed, since each takes 16 MiB; `_changing` while the file is changed.
+  Sessions and Attempts have a lock each,
   held for one look-up or change.
 Errors: SettingsError for a file that does not read, and for a name or a password that is not taken.
 
@@ -54,6 +55,7 @@ class Users:
         self._seen: object = None
         self._users: Mapping[str, Mapping[str, Any]] = {}
         self._hashing = threading.Lock()
+        self._changing = threading.Lock()
         self._no_salt = secrets.token_bytes(16)
 
     def __len__(self) -> int:
@@ -78,20 +80,22 @@ class Users:
             raise SettingsError(f"a user name is letters, digits and . _ @ -, not {name[:60]!r}")
         if not SHORTEST <= len(password) <= LONGEST:
             raise SettingsError(f"a password has {SHORTEST} to {LONGEST} characters, not {len(password)}")
-        users = dict(self._now())
-        role = role or str(users.get(name, {}).get("role", "control"))
-        if role not in ROLES:
+        if role and role not in ROLES:
             raise SettingsError(f"a role is {' or '.join(ROLES)}, not {role[:60]!r}")
         salt = secrets.token_bytes(16)
         hashed = self._hash(password, salt, _N, _R, _P).hex()
-        users[name] = {"role": role, "salt": salt.hex(), "n": _N, "r": _R, "p": _P, "scrypt": hashed}
-        self._write(users)
+        with self._changing:
+            users = dict(self._now())
+            role = role or str(users.get(name, {}).get("role", "control"))
+            users[name] = {"role": role, "salt": salt.hex(), "n": _N, "r": _R, "p": _P, "scrypt": hashed}
+            self._write(users)
 
     def remove(self, name: str) -> bool:
         """Forget a user; whether there was one."""
-        users = dict(self._now())
-        had = users.pop(name, None) is not None
-        self._write(users)
+        with self._changing:
+            users = dict(self._now())
+            had = users.pop(name, None) is not None
+            self._write(users)
         return had
 
     def check(self, name: str, password: str) -> User | None:

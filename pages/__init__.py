@@ -91,7 +91,8 @@ class SensorView(NamedTuple):
     """One sensor now, and its last day in columns.
 
     value    of its last sample; None: it failed, and `fault` says how
-    low, high, mean  of today; None: nothing today
+    low, high  of today; None: nothing today
+    low_ms, high_ms  when that was: where the column of the day begins that it fell into
     trend    1 rising, -1 falling, 0 steady, None not known
     columns  places 0 to `span_ms // width_ms` - 1, the last of them now; empty ones are absent
     number   of the sensor in its node, for its colour
@@ -117,6 +118,8 @@ class SensorView(NamedTuple):
     odd: Mapping[str, str] = MappingProxyType({})
     counts: Mapping[str, int] = MappingProxyType({})
     limits: Mapping[str, Any] = MappingProxyType({})
+    low_ms: int | None = None
+    high_ms: int | None = None
 
 
 class NodeView(NamedTuple):
@@ -128,6 +131,7 @@ class NodeView(NamedTuple):
     since_ms when that began, where it is known
     shift_ms its clock minus ours        held, slots  samples in its outbox, and how many have room
     missing  samples that are known to be lost for ever
+    machine  of its computer: cpu_temperature (°C), load, memory_free, disk_free (MiB), as far as it tells them
     last_sent  when it last sent one, HH:MM:SS by its own clock, as STATUS said; empty: not asked, or none yet
     """
 
@@ -150,6 +154,7 @@ class NodeView(NamedTuple):
     version: str
     last_sent: str
     sensors: Sequence[SensorView]
+    machine: Mapping[str, float] = MappingProxyType({})
 
 
 class Picture(NamedTuple):
@@ -211,8 +216,8 @@ _FRAME = Html(
     "<main>\n{body}\n</main>\n{foot}</body></html>\n"
 )
 _NAV = Html(
-    '<nav><a href="/">Now</a> <a href="/log">Log Check</a> <a href="/log.csv">Log Download</a>'
-    ' <a href="/files">Files</a></nav>'
+    '<nav><a href="/">Now</a> <a href="/graphs">Graphs</a> <a href="/logs">Logs</a> <a href="/files">Files</a>'
+    ' <a href="/about">About</a></nav>'
 )
 
 
@@ -275,6 +280,11 @@ def button(path: str, label: str, visit: Visit, what: str = "", kind: str = "", 
     )  # fmt: skip
 
 
+def sensor_path(node: str, sensor: str) -> str:
+    """Where the page of a sensor is. The buttons of its node have three of these addresses."""
+    return f"/nodes/{node}/{sensor}{'.html' if sensor in ('on', 'off', 'status') else ''}"
+
+
 # ------------------------------------------------------------------------------------------------- words and numbers
 
 
@@ -310,9 +320,25 @@ def clock(time_ms: int, now_ms: int) -> str:
     return f"{day} {time.strftime('%H:%M', t)}" if t.tm_year == now.tm_year else f"{day} {t.tm_year}"
 
 
+def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> list[str]:
+    """A table for a terminal: columns as wide as what is in them, each left (<) or right (>)."""
+    widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
+    lines = [
+        "  ".join(f"{text:{side}{width}}" for text, side, width in zip(row, sides, widths)) for row in (head, *rows)
+    ]
+    return [line.rstrip() for line in lines]
+
+
 def with_unit(text: str, unit: str) -> str:
     """`23.4 °C`, `21 %`, `512`."""
     return f"{text} {unit}" if unit else text
+
+
+def gap_words(gap: Mapping[str, Any]) -> str:
+    """Which samples a gap of the store leaves out."""
+    own = [f"{gap['from']} to {gap['to']} of epoch {gap['epoch']}"] if gap["to"] >= gap["from"] else []
+    earlier = [f"{gap['before']} of earlier epochs"] if gap["before"] else []
+    return " and ".join(own + earlier)
 
 
 def size(count: float) -> str:

@@ -76,7 +76,10 @@ def _sensor(sensor: SensorView) -> dict[str, Any]:
         "name": sensor.name, "unit": sensor.unit, "simulated": sensor.simulated, "value": sensor.value,
         "verdicts": [{"kind": kind, "text": text} for kind, text in sensor.odd.items()],
         "verdict_counts": dict(sensor.counts), "limits": dict(sensor.limits),
-        "fault": sensor.fault, "today": {"low": sensor.low, "high": sensor.high}, "trend": sensor.trend,
+        "fault": sensor.fault, "today": {
+            "low": sensor.low, "high": sensor.high, "low_time": _time(sensor.low_ms),
+            "high_time": _time(sensor.high_ms),
+        }, "trend": sensor.trend,
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 from urllib.parse import quote, urlencode
 
 from base.clock import rfc3339
@@ -24,10 +25,13 @@ from pages import (
     SensorView,
     Visit,
     age,
+    aligned,
     button,
     clock,
+    gap_words,
     html_page,
     number,
+    sensor_path,
     size,
     text_page,
     together,
@@ -91,7 +95,7 @@ def node_page(visit: Visit) -> Answer:
         ),
         _span_links(node, span),
         _charts(node.sensors, span),
-        _judged(node.sensors),
+        judged(node.sensors),
         Html('<section data-piece="about"><h2>About this node</h2><table class="facts">{}</table></section>').format(
             together(Html("<tr><th>{}</th><td>{}</td></tr>").format(*fact) for fact in _facts(node, picture.now_ms))
         ),
@@ -136,20 +140,26 @@ def _node_buttons(visit: Visit, node: NodeView) -> Html:
 def _card(sensor: SensorView, names_node: bool) -> Html:
     """One sensor: its value, where it is heading, its day."""
     stale = "stale" if sensor.is_late or sensor.value is None else ""
-    low_high = f"{number(sensor.low)} to {number(sensor.high)} today" if sensor.low is not None else "nothing today"
     return Html(
-        '<a class="card {stale}" href="/nodes/{path}"><span class="name">{name}{of}{made}</span>'
+        '<a class="card {stale}" href="{path}"><span class="name">{name}{of}{made}</span>'
         '<span class="value"><b data-live="{key}">{value}</b> <span class="unit">{unit}</span>{trend}</span>'
         '{spark}<span class="day">{day}</span>{odd}</a>\n'
     ).format(
-        stale=stale, path=quote(sensor.node), name=sensor.name.replace("_", " "),
+        stale=stale, path=sensor_path(sensor.node, sensor.name), name=sensor.name.replace("_", " "),
         of=Html(' <span class="of">{}</span>').format(sensor.node) if names_node else "",
         made=Html(' <span class="tag">simulated</span>') if sensor.simulated else "",
         key=f"{sensor.node}/{sensor.name}", value=number(sensor.value), unit=sensor.unit,
         trend=Html(' <span class="trend" title="{0}" role="img" aria-label="{0}">{1}</span>').format(
             _TREND_WORDS[sensor.trend], _TRENDS[sensor.trend]) if sensor.trend is not None else "",
-        spark=_spark(sensor), day=sensor.fault or low_high, odd=_odd(sensor),
+        spark=_spark(sensor), day=sensor.fault or _today(sensor), odd=_odd(sensor),
     )  # fmt: skip
+
+
+def _today(sensor: SensorView) -> Html:
+    if sensor.low is None or sensor.low_ms is None or sensor.high_ms is None:
+        return Html("nothing today")
+    low, high = clock(sensor.low_ms, sensor.low_ms), clock(sensor.high_ms, sensor.high_ms)
+    return Html("today {} at {}<br>to {} at {}").format(number(sensor.low), low, number(sensor.high), high)
 
 
 def _odd(sensor: SensorView) -> Html:
@@ -160,7 +170,7 @@ def _odd(sensor: SensorView) -> Html:
     return Html('<span class="odds">{}</span>').format(words)
 
 
-def _judged(sensors: Sequence[SensorView]) -> Html:
+def judged(sensors: Sequence[SensorView]) -> Html:
     """What the values are judged by, and how often each was odd."""
     rows = together(
         Html('<tr><th>{}</th><td data-label="limits">{}</td><td data-label="now">{}</td><td data-label="in this run">{}'
@@ -189,6 +199,13 @@ def _limits(sensor: SensorView) -> str:
     parts += [f"rail at {number(rail[0])} and {with_unit(number(rail[1]), unit)}"] if rail else []
     parts += [f"a value every {age(limits['every'])}"] if "every" in limits else []
     return "; ".join(parts)
+
+
+def judged_words(sensor: SensorView) -> list[str]:
+    """The same for a terminal, of one sensor; nothing where it has no limits."""
+    if not sensor.limits:
+        return []
+    return [f"limits: {_limits(sensor)}", f"beyond them, in this run: {_counts(sensor)}"]
 
 
 def _counts(sensor: SensorView) -> str:
@@ -224,8 +241,12 @@ def _charts(sensors: Sequence[SensorView], span: str = "") -> Html:
     charts = []
     for sensor in sensors:
         query = {"node": sensor.node, "sensor": sensor.name, "span": span or _usual_span(sensor), "size": "small"}
-        charts.append(Html('<img src="/chart.svg?{}" alt="{}" width="420" height="190" loading="lazy">\n').format(
-            urlencode(query), f"{sensor.name} of {sensor.node}, last {dict(_SPANS)[query['span']]}"
+        charts.append(Html(
+            '<a href="/chart?series={}/{}&amp;span={}">'
+            '<img src="/chart.svg?{}" alt="{}" width="420" height="190" loading="lazy"></a>\n'
+        ).format(
+            sensor.node, sensor.name, query["span"],
+            urlencode(query), f"{sensor.name} of {sensor.node}, last {dict(_SPANS)[query['span']]}",
         ))  # fmt: skip
     return Html('<section class="charts" aria-label="Charts">{}</section>').format(together(charts))
 
@@ -273,29 +294,19 @@ def _cells(node: NodeView, picture: Picture) -> Iterator[object]:
     yield f"{node.round_trip_ms:.0f} ms" if node.round_trip_ms is not None else "–"
 
 
-def _missing(gaps: Sequence[dict[str, object]], now_ms: int) -> Html:
+def _missing(gaps: Sequence[dict[str, Any]], now_ms: int) -> Html:
     if not gaps:
         return Html("<p>Nothing of this node is missing.</p>")
     rows = together(
-        Html("<tr><td>{}</td><td>{}</td><td>{}</td></tr>").format(said, _told_ms(gap, now_ms), gap["why"])
+        Html("<tr><td>{}</td><td>{}</td><td>{}</td></tr>").format(
+            gap_words(gap), clock(gap["noted_ms"], now_ms), gap["why"]
+        )
         for gap in gaps
-        for said in [_gap_words(gap)]
     )
     return Html(
         '<section><h2>What is missing, and why</h2><table class="facts"><thead><tr><th>samples</th><th>known since</th>'
         "<th>why</th></tr></thead><tbody>{}</tbody></table></section>"
     ).format(rows)
-
-
-def _gap_words(gap: dict[str, object]) -> str:
-    first, last, before = int(str(gap["from"])), int(str(gap["to"])), int(str(gap["before"]))
-    parts = [f"{first} to {last} of epoch {gap['epoch']}"] if last >= first else []
-    parts += [f"{before} of earlier epochs"] if before else []
-    return " and ".join(parts)
-
-
-def _told_ms(gap: dict[str, object], now_ms: int) -> str:
-    return clock(int(str(gap["noted_ms"])), now_ms)
 
 
 def _notice(visit: Visit, node: NodeView) -> Html:
@@ -357,7 +368,20 @@ def _facts(node: NodeView, now_ms: int) -> Iterator[tuple[str, str]]:
     yield "in its outbox", f"{node.held:,}{room}" if node.held is not None else "–"
     yield "its clock", _shift(node.shift_ms)
     yield "answers in", f"{node.round_trip_ms:.1f} ms" if node.round_trip_ms is not None else "–"
+    if node.machine:
+        yield "its computer", ", ".join(_of_machine(node))
     yield "version", node.version or "–"
+
+
+def _of_machine(node: NodeView) -> Iterator[str]:
+    told = node.machine
+    if "cpu_temperature" in told:
+        yield f"processor at {told['cpu_temperature']:.0f} °C"
+    if "load" in told:
+        yield f"load {told['load']:.2f}"
+    for key, words in (("memory_free", "memory"), ("disk_free", "disk")):
+        if key in told:
+            yield f"{size(told[key] * 2**20)} of {words} free"
 
 
 # -------------------------------------------------------------------------------------------------- for a terminal
@@ -372,7 +396,7 @@ def _front_text(visit: Visit, picture: Picture) -> str:
     lines += _sensor_lines(sensors)
     nodes = [(node.name or node.address, node.words, *_numbers(node)) for node in picture.nodes]
     if nodes:
-        lines += ["", *_table(("NODE", "STATE", "HELD", "MISSING"), nodes, "<<>>")]
+        lines += ["", *aligned(("NODE", "STATE", "HELD", "MISSING"), nodes, "<<>>")]
     lines += [
         "",
         _disk_words(visit.house.disk.use()),
@@ -384,13 +408,13 @@ def _front_text(visit: Visit, picture: Picture) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _node_text(visit: Visit, picture: Picture, node: NodeView, missing: Sequence[dict[str, object]]) -> str:
+def _node_text(visit: Visit, picture: Picture, node: NodeView, missing: Sequence[dict[str, Any]]) -> str:
     here = visit.request.headers.get("host", "localhost")
     lines = [f"{node.name}: {_says(node)}.", "", *_sensor_lines(node.sensors), ""]
     lines += [f"{name:<20}{value}" for name, value in _facts(node, picture.now_ms)]
     judged = [(sensor.name, _limits(sensor), _counts(sensor)) for sensor in node.sensors if sensor.limits]
-    lines += ["", *_table(("SENSOR", "LIMITS", "BEYOND THEM, IN THIS RUN"), judged, "<<<")] if judged else []
-    lines += ["", "Missing:", *(f"  {_gap_words(gap)}: {gap['why']}" for gap in missing)] if missing else []
+    lines += ["", *aligned(("SENSOR", "LIMITS", "BEYOND THEM, IN THIS RUN"), judged, "<<<")] if judged else []
+    lines += ["", "Missing:", *(f"  {gap_words(gap)}: {gap['why']}" for gap in missing)] if missing else []
     lines += ["", "Off:  curl --json '{\"on\": false}' " + f"http://{here}/api/v1/nodes/{node.name}/send"]
     return "\n".join(lines) + "\n"
 
@@ -407,7 +431,7 @@ def _sensor_lines(sensors: Iterable[SensorView]) -> list[str]:
         )
         for sensor in sensors
     ]
-    return _table(("NODE", "SENSOR", "NOW", "", "TODAY", ""), rows, "<<><<<") if rows else ["No sensor is known yet."]
+    return aligned(("NODE", "SENSOR", "NOW", "", "TODAY", ""), rows, "<<><<<") if rows else ["No sensor is known yet."]
 
 
 def _remarks(sensor: SensorView) -> str:
@@ -417,12 +441,3 @@ def _remarks(sensor: SensorView) -> str:
 
 def _numbers(node: NodeView) -> tuple[str, str]:
     return f"{node.held:,}" if node.held is not None else "–", f"{node.missing:,}" if node.missing else "none"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> list[str]:
-    """Columns as wide as what is in them, each left (<) or right (>)."""
-    widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
-    lines = [
-        "  ".join(f"{text:{side}{width}}" for text, side, width in zip(row, sides, widths)) for row in (head, *rows)
-    ]
-    return [line.rstrip() for line in lines]

@@ -138,10 +138,8 @@ def _machine(details: Mapping[str, Any]) -> dict[str, float]:
     """What a node tells of its computer, as far as these are numbers."""
     told = details.get("machine")
     told = told if isinstance(told, dict) else {}
-    found = {name: told.get(name) for name in ("cpu_temperature", "load", "memory_free", "disk_free")}
-    return {
-        name: value for name, value in found.items() if type(value) in (int, float) and -1000 < value < 1e12
-    }  # False for NaN, too
+    known = [(name, told.get(name)) for name in ("cpu_temperature", "load", "memory_free", "disk_free")]
+    return {name: value for name, value in known if isinstance(value, int | float) and -1000 < value < 1e12}
 
 
 # --------------------------------------------------------------------------------------------------------- sensors

@@ -1,18 +1,23 @@
-"""The log of this run: its last ten samples, and the whole file to take away.
+"""The CSV logs: of this run its last ten samples and the whole file to take away, and the files of all runs.
 
-Runs on: server.  Reached from: webui (`/log`, `/log.csv`).  Hands on to: csvbuffer, which has both.
+Runs on: server.  Reached from: webui (`/log`, `/log.csv`, `/logs`, `/logs/NAME`).
+Hands on to: csvbuffer, which has the log of this run; the folder of the others, and their checksums (log_sums).
 Threads: none of its own.  Errors: Refusal.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Iterator
 
+from base.clock import rfc3339
 from csvbuffer import Shown, local_time
 from http_head import Answer, FilePart, Refusal, byte_range
-from pages import Html, Visit, html_page, number, size, text_page, together, with_unit
+from listing import Listing, listed
+from log_sums import logs_in, read_sums
+from pages import Html, Visit, clock, html_page, number, size, text_page, together, with_unit
 
 
 def log_check(visit: Visit) -> Answer:
@@ -46,6 +51,68 @@ def log_download(visit: Visit) -> Answer:
         raise Refusal(404, f"This run has no log yet: {error.strerror}.", "no-log") from None
     try:
         return _part(visit, fd, name, length)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def logs(visit: Visit) -> Answer:
+    """`/logs`: the log of every run, the newest first, with its size and SHA-256."""
+    house, found = visit.house, _found(visit)
+    sums, now_ms = read_sums(_folder(visit)), house.clock.wall_ms()
+    own = os.path.basename(house.csv.whole()[0])
+    more = Html(
+        '<div class="buttons"><a class="button" href="/log">Log Check</a><a class="button" href="/log.csv">Log Download'
+        "</a></div>\n"
+    )
+    total = sum(length for _, length, _ in found)
+    return listed(visit, Listing(
+        title="Logs",
+        lead=f"{'One log' if len(found) == 1 else f'{len(found):,} logs'}, {size(total)}. Each run of the server begins"
+             " one; when it is closed, its SHA-256 is in logs/SHA256SUMS, as sha256sum -c reads it.",
+        head=("log", "size", "last row", "SHA-256"),
+        rows=[(name, size(length), clock(time_ms, now_ms),
+               "open: it still grows" if name == own else sums.get(name, "not summed up yet"))
+              for name, length, time_ms in found],
+        keys=("name", "bytes", "changed", "sha256", "open"),
+        data=[(name, length, rfc3339(time_ms), sums.get(name) if name != own else None, name == own)
+              for name, length, time_ms in found],
+        none="There is no log yet.",
+        links=[f"/logs/{name}" for name, _, _ in found],
+        more=more,
+    ))  # fmt: skip
+
+
+def _folder(visit: Visit) -> str:
+    return os.path.join(visit.house.data, "logs")
+
+
+def _found(visit: Visit) -> list[tuple[str, int, int]]:
+    """Name, length and time of the last change of each log, the newest first."""
+    found = []
+    for name in logs_in(_folder(visit)):
+        try:
+            status = os.stat(os.path.join(_folder(visit), name), follow_symlinks=False)
+        except OSError:  # gone since
+            continue
+        if stat.S_ISREG(status.st_mode):
+            found.append((name, status.st_size, status.st_mtime_ns // 1_000_000))
+    return sorted(found, key=lambda one: one[2], reverse=True)
+
+
+def one_log(visit: Visit) -> Answer:
+    """`/logs/NAME`: the log of an earlier run, or of this one up to its last whole row."""
+    name, own = visit.args[0], visit.house.csv.whole()[0]
+    if name == os.path.basename(own):
+        return log_download(visit)
+    if name not in [known for known, _, _ in _found(visit)]:  # so no path leads out of the folder
+        raise Refusal(404, "There is no log of that name; /logs lists those that are.", "no-log")
+    try:
+        fd = os.open(os.path.join(_folder(visit), name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        raise Refusal(404, f"That log cannot be read: {error.strerror}.", "no-log") from None
+    try:
+        return _part(visit, fd, name, os.fstat(fd).st_size)
     except BaseException:
         os.close(fd)
         raise

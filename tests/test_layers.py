@@ -18,7 +18,7 @@ FLOORS = {
     "old_config": 3, "bus_state": 3,
     "sensors": 3, "links": 3, "stores": 3, "gate": 3, "pages": 3, "ring": 3, "session": 3, "connections": 3, "disk_use": 3,
     "multipart": 3, "received": 4, "tables": 4, "imports": 6, "log_sums": 3, "log_files": 5, "old_tables": 5, "backups": 8,
-    "webserver": 4, "adc": 4, "sampler": 4, "outbox": 4, "wire": 4, "csvbuffer": 4, "session_server": 4, "daybook": 4,
+    "webserver": 4, "adc": 4, "sampler": 4, "outbox": 4, "wire": 4, "csvbuffer": 4, "session_server": 4, "daybook": 4, "diary": 4, "listing": 5,
     "verdicts": 4, "lateness": 4,
     "errands": 3, "webclient": 3, "webtls": 3, "bus_component": 4, "intake": 5, "guests": 5, "stream": 5, "broker": 2, "parcels": 5, "session_node": 6,
     "webdoor": 8, "demo": 8,

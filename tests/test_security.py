@@ -171,7 +171,7 @@ class Requests(SecurityCase):
             "/../../etc/passwd", "/%2e%2e%2f%2e%2e%2fetc/passwd", "/..%2f..%2fetc%2fpasswd", "/%00", "/style.css%00",
             "/log.csv%00",
             "//evil/", "//", "/.git/", "/.git/config", "/pigeonpost.sqlite3", "/data/pigeonpost.sqlite3", "/users.json",
-            "/tokens.json", "/running.json", "/logs/", f"/logs/{log_name}", f"/{log_name}", "/pages/style.css",
+            "/tokens.json", "/running.json", "/logs/", "/logs/SHA256SUMS", "/logs/../users.json", "/logs/..", f"/{log_name}", "/pages/style.css",
             "/webui.py",
             "/style.css/", "/./style.css", "/nodes/../style.css", "/log.csv/../users.json", "/nodes/%2e%2e",
             "/nodes/..",

@@ -89,7 +89,7 @@ class Front(WebCase):
         page = self.page("/")
         self.assertIn("Node basement is reporting; last sample", page)
         self.assertRegex(page, r'<b data-live="basement/temperature">22\.25</b> <span class="unit">°C</span>')
-        self.assertIn("21.5 to 22.25 today", page)
+        self.assertRegex(page, r"today 21\.5 at \d\d:\d\d<br>to 22\.25 at \d\d:\d\d")
         self.assertIn('<img src="/chart.svg?node=basement&amp;sensor=light&amp;span=10m&amp;size=small"', page)
         self.assertEqual((self.headers["vary"], self.headers["cache-control"]), ("Accept", "no-store"))
 
@@ -496,9 +496,12 @@ class Nodes(WebCase):
         )  # fmt: skip
         self.assertEqual(node["last_sample"]["values"], {"temperature": 22.25, "light": 710})
         self.assertEqual(node["last_sample"]["seq"], 2)
+        today = node["sensors"][0].pop("today")
+        self.assertEqual((today["low"], today["high"]), (21.5, 22.25))
+        self.assertLess(today["low_time"], found["time"])
         self.assertEqual(node["sensors"][0], {
             "name": "temperature", "unit": "°C", "simulated": False, "value": 22.25, "fault": "",
-            "today": {"low": 21.5, "high": 22.25}, "trend": None, "verdicts": [], "verdict_counts": {}, "limits": {},
+            "trend": None, "verdicts": [], "verdict_counts": {}, "limits": {},
         })  # fmt: skip
 
     def test_one(self):
@@ -1046,7 +1049,7 @@ class Addresses(WebCase):
     def test_every_route_is_asked_for(self):
         """Here, or in the file of its page."""
         ours = ""
-        for name in ("test_webui.py", "test_chart_page.py", "test_graphs.py", "test_sensor_page.py"):
+        for name in ("test_webui.py", "test_chart_page.py", "test_graphs.py", "test_sensor_page.py", "test_lists.py"):
             with open(os.path.join(os.path.dirname(__file__), name), encoding="utf-8") as file:
                 ours += file.read()
         for route in self.web.web._table():

@@ -1,0 +1,116 @@
+"""What happened in this run: nodes reached and lost, turned on and off, started anew; faults, and their end.
+
+Runs on: server.  Reached from: webui, which makes it; pages/ledger, which shows it; the intake's writer, by `note`.
+Hands on to: nobody. What it knows ends with the program: gaps and logs, which are durable, are shown beside it.
+Threads: one of its own, that looks once a second. `_lock` guards what happened, and is held to add or to copy.
+Errors: none.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from stores import Filing, Stretch
+
+if TYPE_CHECKING:
+    from base.clock import Clock
+    from session_server import NodeState
+
+MOST = 500
+_LOOK_S = 1.0
+
+
+class Happening(NamedTuple):
+    """One thing that happened.
+
+    node  to whom; empty: to this server
+    kind  "reached", "lost", "on", "off", "started", "fault", "mended"; of what is durable also "gap"
+    """
+
+    time_ms: int
+    node: str
+    kind: str
+    words: str
+
+
+class _Seen(NamedTuple):
+    connected: bool
+    since_ms: int | None
+    on: bool | None
+
+
+class Diary:
+    """The last happenings of this run."""
+
+    def __init__(self, links: Sequence[Any], faults: Callable[[], Mapping[str, str]], clock: Clock) -> None:
+        """
+        links   each with the `state` of a node; may grow
+        faults  what is wrong now, by the part it is wrong with; an empty text: nothing
+        """
+        self._links, self._faults, self._clock = links, faults, clock
+        self._lock = threading.Lock()
+        self._all: deque[Happening] = deque(maxlen=MOST)
+        self._seen: dict[NodeState, _Seen] = {}
+        self._wrong: dict[str, str] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="diary", daemon=True)
+
+    def start(self) -> None:
+        """Look from now on."""
+        self._thread.start()
+
+    def stop(self, limit_s: float) -> None:
+        """Look no more."""
+        self._stopping.set()
+        self._thread.join(limit_s)
+
+    def all(self) -> list[Happening]:
+        """What happened, the latest last."""
+        with self._lock:
+            return list(self._all)
+
+    def note(self, filings: Sequence[Filing]) -> None:
+        """What the intake has stored: sample 1 of an epoch is the first after a start of its node."""
+        for filing in filings:
+            first = next((item.samples[0] for item in filing.items if isinstance(item, Stretch)), None)
+            if first is not None and first.seq == 1 and filing.outbox:
+                self._add(first.time_ms, filing.node, "started", "the node was started")
+
+    def look(self) -> None:
+        """Compare how things are with how they were when it last looked."""
+        for state in [link.state for link in self._links]:
+            now = _Seen(state.connected, state.since_ms, state.on)
+            before = self._seen.get(state)
+            self._seen[state] = now
+            self._compare(state, before or _Seen(False, None, None), now)
+        now_ms = self._clock.wall_ms()
+        faults = {part: text for part, text in self._faults().items() if text}
+        for part, text in faults.items():
+            if part not in self._wrong:
+                self._add(now_ms, "", "fault", f"{part}: {text}")
+        for part in self._wrong.keys() - faults.keys():
+            self._add(now_ms, "", "mended", f"{part}: works again")
+        self._wrong = faults
+
+    def _compare(self, state: NodeState, before: _Seen, now: _Seen) -> None:
+        name, now_ms = state.name or state.address, self._clock.wall_ms()
+        since_ms = now.since_ms if now.since_ms is not None else now_ms
+        if before.connected and not now.connected:
+            self._add(since_ms, name, "lost", f"lost: {state.fault or 'not connected'}")
+        elif now.connected and not before.connected:
+            self._add(since_ms, name, "reached", "connected")
+        elif now.connected and now.since_ms != before.since_ms:
+            self._add(since_ms, name, "reached", "connected anew, after less than a second")
+        if now.on is not None and now.on != before.on and (before.on is not None or not now.on):
+            self._add(now_ms, name, "on" if now.on else "off", f"switched {'on' if now.on else 'off'}")
+
+    def _add(self, time_ms: int, node: str, kind: str, words: str) -> None:
+        with self._lock:
+            self._all.append(Happening(time_ms, node, kind, words[:300]))
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(_LOOK_S):
+            self.look()

@@ -1,0 +1,197 @@
+"""The pages that are one table, as people, terminals and programs ask for them; and the page about the server."""
+
+import csv
+import hashlib
+import io
+import os
+import unittest
+from types import SimpleNamespace
+
+from bus_state import BusState
+from log_sums import sums_text
+from pages.about import PROMISE
+from protocol import Batch, Gap
+from tests.page_support import set_zone, use_memory_disk
+from tests.support import ROOT, wait_until
+from tests.test_webui import UNITS, WebCase
+
+
+def setUpModule():
+    use_memory_disk()
+
+
+class ListCase(WebCase):
+    def rows(self, path):
+        return list(csv.DictReader(io.StringIO(self.get(path))))
+
+    def missing(self, why="overwritten before it was delivered", node="basement"):
+        gap = Gap(3, 9, 0, why)
+        self.web.intake.accept(
+            Batch(node, f"{sum(node.encode()):016x}", "0123456789abcdef", 2, (), gap, UNITS, lambda *_: None, print)
+        )
+        wait_until(lambda: self.web.store.gaps(5), "the gap is stored")
+
+
+class Missing(ListCase):
+    def test_nothing(self):
+        self.assertIn("Nothing is missing.", self.page("/gaps"))
+        self.assertIn("Nothing is missing.", self.get("/gaps"))
+        self.assertEqual(self.json("/gaps.json"), {"gaps": []})
+
+    def test_something(self):
+        self.missing()
+        page, text = self.page("/gaps"), self.get("/gaps")
+        for said in (page, text):
+            self.assertIn("7 samples are known to be lost, in one stretch", said)
+            self.assertIn("3 to 9 of epoch 0123456789abcdef", said)
+            self.assertIn("overwritten before it was delivered", said)
+        self.assertIn('href="/gaps.csv"', page)
+        (row,) = self.rows("/gaps.csv")
+        (gap,) = self.json("/gaps.json")["gaps"]
+        self.assertEqual((row["node"], row["count"], row["from"], row["why"]),
+                         ("basement", "7", "3", "overwritten before it was delivered"))  # fmt: skip
+        self.assertEqual((gap["noted"], gap["count"], gap["to"], gap["before"]), (row["noted"], 7, 9, 0))
+
+    def test_what_a_node_says_is_no_markup_and_no_formula(self):
+        self.missing('=cmd|"<script>"')
+        self.assertNotIn("<script>", self.page("/gaps").partition("<main>")[2])
+        self.assertEqual(self.rows("/gaps.csv")[0]["why"], '\'=cmd|"<script>"')
+
+
+class Happened(ListCase):
+    def test_what_is_durable_and_what_is_of_this_run(self):
+        set_zone(self, "UTC")
+        self.missing()
+        for name in ("sensorlog_191126_0715.csv", "sensorlog_999999_9999.csv", "notes.csv"):
+            with open(os.path.join(self.web.folder, "logs", name), "w", encoding="utf-8"):
+                pass
+        wait_until(lambda: "connected" in self.get("/happenings"), "the diary has looked")
+        found = self.json("/happenings.json")["happenings"]
+        self.assertEqual([one["time"] for one in found], sorted((one["time"] for one in found), reverse=True))
+        self.assertEqual(found[-1], {
+            "time": "2026-11-19T07:15:00.000Z", "node": "", "kind": "started",
+            "text": "this server was started (sensorlog_191126_0715.csv)",
+        })  # fmt: skip
+        kinds = [(one["node"], one["kind"]) for one in found]
+        for one in (("basement", "gap"), ("basement", "reached"), ("basement", "started"), ("", "started")):
+            self.assertIn(one, kinds)
+        self.assertEqual(kinds.count(("", "started")), 2)
+        self.assertIn("19 Nov 07:15", self.page("/happenings"))
+        self.assertEqual(len(self.rows("/happenings.csv")), len(found))
+
+    def test_off_is_told(self):
+        wait_until(lambda: "connected" in self.get("/happenings"), "the diary has looked")
+        self.link.state.on = False
+        wait_until(lambda: "switched off" in self.get("/happenings"), "the diary has seen it")
+
+
+class Logs(ListCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = os.path.join(self.web.folder, "logs")
+        self.old = b"time,node,sensor,value,unit\n" * 3
+        with open(os.path.join(self.folder, "sensorlog_191126_0715.csv"), "wb") as file:
+            file.write(self.old)
+        self.sum = hashlib.sha256(self.old).hexdigest()
+        with open(os.path.join(self.folder, "SHA256SUMS"), "wb") as file:
+            file.write(sums_text({"sensorlog_191126_0715.csv": self.sum}))
+        self.own = os.path.basename(self.web.csv.whole()[0])
+
+    def test_all_are_listed(self):
+        page, text = self.page("/logs"), self.get("/logs")
+        for said in (page, text):
+            for part in ("2 logs", self.own, "sensorlog_191126_0715.csv", self.sum, "open: it still grows"):
+                self.assertIn(part, said)
+        self.assertIn(f'href="/logs/{self.own}"', page)
+        found = {one["name"]: one for one in self.json("/logs.json")["logs"]}
+        self.assertEqual(found[self.own]["open"], True)
+        self.assertEqual(found[self.own]["sha256"], None)
+        self.assertEqual((found["sensorlog_191126_0715.csv"]["bytes"], found["sensorlog_191126_0715.csv"]["sha256"]),
+                         (len(self.old), self.sum))  # fmt: skip
+        rows = {row["name"]: row for row in self.rows("/logs.csv")}
+        self.assertEqual((rows[self.own]["open"], rows["sensorlog_191126_0715.csv"]["open"]), ("true", "false"))
+
+    def test_one_is_taken_away(self):
+        self.assertEqual(self.get("/logs/sensorlog_191126_0715.csv"), self.old.decode())
+        self.assertIn('filename="sensorlog_191126_0715.csv"', self.headers["content-disposition"])
+        self.assertEqual(self.headers["content-type"], "text/csv; charset=utf-8")
+        part = self.web.request("GET", "/logs/sensorlog_191126_0715.csv", {"Range": "bytes=0-3"})
+        self.assertEqual((part[0], part[2]), (206, b"time"))
+        self.assertEqual(self.get(f"/logs/{self.own}"), self.get("/log.csv"))
+
+    def test_only_what_is_listed(self):
+        os.symlink("/etc/passwd", os.path.join(self.folder, "passwd.csv"))
+        os.mkdir(os.path.join(self.folder, "folder.csv"))
+        self.assertNotIn("passwd", self.get("/logs"))
+        for name in ("passwd.csv", "folder.csv", "SHA256SUMS", "..", ".", "users.json", "no.csv"):
+            self.get(f"/logs/{name}", 404)
+
+    def test_a_run_without_any_sample(self):
+        self.get("/logs/WORD", 404)
+
+
+class Bus(ListCase):
+    def test_where_it_is_not_open(self):
+        self.assertIn("does not listen to the multicast bus", self.page("/bus", 404))
+        self.assertNotIn('href="/bus"', self.page("/about"))
+
+    def test_where_it_is(self):
+        state = BusState()
+        report = {
+            "control": "239.0.0.1:1", "data": "239.0.0.2:2", "interface": "", "fault": "", "stored": 3, "unstored": 0,
+            **state.show(0),
+        }  # fmt: skip
+        report["codifiers"] = {
+            "kitchen<b>": {"Codifier": "kitchen<b>", "Value": 21.53, "DTimestamp": self.web.house.clock.wall_ms(),
+                           "Alive": True, "IsActive": True, "DPacketsLost": 2, "CPacketsLost": 1, "RoundTrip": 12.0,
+                           "TDuration": 7},
+            "=1+1": {"Codifier": "=1+1", "Value": "word", "DPacketsLost": 0, "CPacketsLost": 0},
+        }  # fmt: skip
+        road = SimpleNamespace(report=lambda: report, fault="")
+        self.web.web._house = self.web.house._replace(roads={"bus": road})
+        page, text = self.page("/bus"), self.get("/bus")
+        self.assertIn("kitchen&lt;b&gt;", page)
+        self.assertRegex(text, r"kitchen<b> +21\.53 +\d\d:\d\d +alive, active +3 +12 ms +7 ms")
+        found = {one["codifier"]: one for one in self.json("/bus.json")["bus"]}
+        self.assertEqual((found["kitchen<b>"]["data_lost"], found["kitchen<b>"]["round_trip_ms"]), (2, 12.0))
+        self.assertEqual({row["codifier"] for row in self.rows("/bus.csv")}, {"kitchen<b>", "'=1+1"})
+        self.assertIn('href="/bus"', self.page("/about"))
+
+
+class About(ListCase):
+    def test_it_tells_what_this_is(self):
+        for said in (self.page("/about"), self.get("/about")):
+            for part in (self.web.folder, "SQLite", "numbered, visible gap", "0.1.0", "/gaps", "/happenings", "MIT"):
+                self.assertIn(part, said)
+        found = self.json("/about.json")
+        self.assertEqual((found["server"], found["data"], found["samples_stored"]), ("house", self.web.folder, 2))
+
+    def test_the_promise_is_the_one_of_the_manual(self):
+        with open(os.path.join(ROOT, "docs", "promise.md"), encoding="utf-8") as file:
+            manual = file.read().replace("*", "").replace("\n> ", " ").replace("\n", " ")
+        self.assertIn(" ".join(PROMISE), manual)
+
+    def test_it_fits_a_terminal(self):
+        for line in self.get("/about").splitlines():
+            self.assertLessEqual(len(line), 80, line)
+        self.missing()
+        for path in ("/gaps", "/happenings", "/logs"):
+            for line in self.get(path).splitlines():
+                self.assertLessEqual(len(line), 80, line)
+
+
+class Others(WebCase):
+    """Programs are told that they are not let in; people are led to the login."""
+
+    password = "correct horse"
+
+    def test_without_a_session(self):
+        for path in ("/gaps", "/happenings", "/logs", "/bus", "/about", "/password", "/logs/x.csv"):
+            self.get(path, 303)
+            self.assertEqual(self.headers["location"], "/login")
+        for path in ("/gaps.json", "/happenings.csv", "/logs.json", "/bus.json", "/about.json"):
+            self.get(path, 401)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -25,7 +25,7 @@ import re
 import sqlite3
 import tarfile
 from collections.abc import Callable, Iterator
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 from urllib.parse import quote
 
 from base.errors import PigeonpostError
@@ -219,6 +219,17 @@ def is_database(path: str) -> bool:
         return file.read(16) == b"SQLite format 3\0"
 
 
+class _Bounded:
+    """A file of which never more is read at once than a block, whatever a head in it says of its length."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        return self._file.read(min(size, _BLOCK_BYTES))
+
+
 def unpack(archive: str, folder: str | None, progress: Progress) -> list[str]:
     """Compare a tar with its manifest and, with a `folder`, lay out there what is in it; the names.
 
@@ -227,35 +238,48 @@ def unpack(archive: str, folder: str | None, progress: Progress) -> list[str]:
     found: dict[str, str] = {}
     expected: dict[str, str] | None = None
     total = os.path.getsize(archive)
-    try:
-        with tarfile.open(archive, "r:") as tar:
-            for member in tar:
-                progress("archive", member.offset_data, total)
-                source = tar.extractfile(member) if member.isreg() else None
-                if source is None or member.name in found or not (
-                    _MEMBER(member.name) or member.name in (DATABASE, SUMS)
-                ):  # fmt: skip
-                    raise BadBackup(f"{archive}: holds {member.name!r:.100}, which is no part of a backup")
-                if member.name == SUMS:
+    with open(archive, "rb") as file:
+        for name, member, source in _members(archive, file):
+            progress("archive", member.offset_data, total)
+            if source is None or name in found or not (_MEMBER(name) or name in (DATABASE, SUMS)):
+                raise BadBackup(f"{archive}: holds {name!r:.100}, which is no part of a backup")
+            try:
+                if name == SUMS:
                     expected = _read_manifest(archive, source, member.size)
                 else:
-                    found[member.name] = _lay_out(source, folder, member)
-    except (tarfile.TarError, EOFError) as error:
-        raise BadBackup(f"{archive}: is no backup, or is damaged: {error}") from error
+                    found[name] = _lay_out(source, folder, member)
+            except tarfile.TarError as error:
+                raise BadBackup(f"{archive}: its end is missing, in {name}") from error
     if expected is None:
         raise BadBackup(f"{archive}: has no {SUMS}: it is no backup, or its end is missing")
     for name in sorted({*expected, *found}):
         if expected.get(name) != found.get(name):
-            raise BadBackup(f"{archive}: {name} is not what it was when the backup was made")
+            raise BadBackup(f"{archive}: {name!r:.100} is not what it was when the backup was made")
     if DATABASE not in found:
         raise BadBackup(f"{archive}: there is no database in it")
     return sorted(found)
 
 
+def _members(archive: str, file: IO[bytes]) -> Iterator[tuple[str, tarfile.TarInfo, IO[bytes] | None]]:
+    """Name, head and content of all that a tar holds; no content where it is no plain file."""
+    bounded: Any = _Bounded(file)
+    try:
+        with tarfile.open(fileobj=bounded, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                plain = member.isreg() and not member.issparse()
+                source = tar.extractfile(member) if plain else None
+                yield member.name, member, source
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:  # a head may say anything
+        raise BadBackup(f"{archive}: is no backup, or is damaged: {str(error)!r}") from error
+
+
 def _read_manifest(archive: str, source: IO[bytes], size: int) -> dict[str, str]:
     if size > _SUMS_BYTES:
         raise BadBackup(f"{archive}: its {SUMS} is too long")
-    lines = source.read().decode(errors="replace").splitlines()
+    content = b""
+    while block := source.read(_BLOCK_BYTES):
+        content += block
+    lines = content.decode(errors="replace").splitlines()
     return {name: checksum for checksum, _, name in (line.partition("  ") for line in lines)}
 
 
@@ -276,7 +300,8 @@ def _lay_out(source: IO[bytes], folder: str | None, member: tarfile.TarInfo) -> 
         if file is not None:
             file.flush()
             os.fsync(file.fileno())
-            os.utime(file.fileno(), (member.mtime, member.mtime))
+            with contextlib.suppress(OverflowError, ValueError):  # what is no time at all is not worth a refusal
+                os.utime(file.fileno(), (member.mtime, member.mtime))
     return total.hexdigest()
 
 

@@ -28,16 +28,21 @@ from pages import (
     api,
     bus,
     entry,
+    figures,
     ledger,
     now,
     orders,
     records,
     see_other,
 )
-from pages.chart import Charts
+from pages.chart import Charts, plain_query
+from pages.chart_page import ChartPage
 from pages.files import Files
+from pages.graphs import Graphs
 from pages.live import Live
 from pages.overview import Overview
+from pages.sensor import SensorPages
+from stores.summaries import summary
 from webdoor import NOBODY, Door
 from webserver import Listener
 
@@ -96,7 +101,13 @@ class WebEnd:
         self._book = DayBook(house.store)
         self._overview = Overview(house, self._book.day)
         self._live = Live(house)
-        self._charts = Charts()
+        self._charts = Charts(house.clock, house.links)
+        reckoned = figures.Figures(house.store, house.clock, summary)
+        self._chart_page = ChartPage(self._charts, reckoned, figures.of_columns, figures.table, figures.lines)
+        self._sensors = SensorPages(
+            reckoned, figures.table, figures.lines, figures.told, self._chart_page.part, now.judged, now.judged_words
+        )
+        self._graphs = Graphs(house.data, plain_query)
         self._files = Files()
         self._diary = Diary(house.links, self._faults, house.clock)
         self._listeners: list[Listener] = []
@@ -120,7 +131,19 @@ class WebEnd:
             Route("GET", "/log.csv", "look", records.log_download),
             *(Route("GET", f"/logs{form}", "look", records.logs) for form in _FORMS),
             Route("GET", "/logs/WORD", "look", records.one_log),
+            Route("GET", "/nodes/NAME/WORD", "look", self._sensors.answer),
+            Route("GET", "/chart", "look", self._chart_page.answer),
             Route("GET", "/chart.svg", "look", self._charts.answer),
+            Route("GET", "/chart.json", "look", self._charts.as_json),
+            Route("GET", "/chart.csv", "look", self._charts.as_csv),
+            Route("GET", "/graphs", "look", self._graphs.shown),
+            Route("POST", "/graphs", "look", self._graphs.save),
+            Route("GET", "/graphs.json", "look", self._graphs.as_json),
+            Route("GET", "/graphs/WORD", "look", self._graphs.opened),
+            Route("POST", "/graphs/WORD/rename", "look", self._graphs.rename),
+            Route("POST", "/graphs/WORD/delete", "look", self._graphs.delete),
+            Route("POST", "/graphs/WORD/share", "look", self._graphs.share),
+            Route("POST", "/graphs/WORD/unshare", "look", self._graphs.unshare),
             Route("GET", "/files", "look", self._files.shown),
             Route("GET", "/files/WORD", "look", self._files.download),
             Route("POST", "/files/WORD/import", "control", self._changing(self._files.bring_in)),
@@ -148,6 +171,7 @@ class WebEnd:
             Route("GET", "/healthz", "", api.alive),
             Route("GET", "/style.css", "", _file("style.css", "text/css; charset=utf-8")),
             Route("GET", "/script.js", "", _file("script.js", "text/javascript; charset=utf-8")),
+            Route("GET", "/zoom.js", "", _file("zoom.js", "text/javascript; charset=utf-8")),
             Route("GET", "/favicon.svg", "", _file("favicon.svg", "image/svg+xml")),
         ]
 
@@ -183,7 +207,7 @@ class WebEnd:
                 ) from error
         house = self._house
         self._door = Door(house.users, house.control, house.names, house.clock, self.addresses[0][1])
-        for part in (self._book, self._overview, self._live, self._diary):
+        for part in (self._book, self._overview, self._charts.late, self._live, self._diary):
             house.intake.watch(part.note)
         self._live.start()
         self._diary.start()

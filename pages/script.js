@@ -50,12 +50,12 @@
     }
     // Charts stay as long as they are the same ones, and are only drawn anew: others than before are put in their place.
     const charts = document.querySelector(".charts"), others = fresh.querySelector(".charts");
-    const names = (section) => [...section.children].map((image) => image.alt).join("\n");
+    const names = (section) => [...section.querySelectorAll("img:not(.plot img)")].map((image) => image.alt).join("\n");
     if (charts && others && names(charts) !== names(others)) charts.replaceWith(others);
-    for (const image of document.querySelectorAll(".charts img")) {
-      const address = new URL(image.src);
+    for (const image of document.querySelectorAll(".charts img, .charts source")) {
+      const key = image.tagName === "IMG" ? "src" : "srcset", address = new URL(image[key], location.href);
       address.searchParams.set("at", String(Math.floor(Date.now() / CHARTS_MS)));
-      if (image.src !== address.href) image.src = address;
+      if (image[key] !== address.href) image[key] = address;
     }
   }
 

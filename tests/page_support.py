@@ -9,7 +9,8 @@ import time
 import unittest
 from collections.abc import Mapping
 
-from tests.support import LIMIT_S, ROOT, Program, clean_environment, temp_folder
+from base.clock import Clock
+from tests.support import LIMIT_S, ROOT, WALL_MS, Program, clean_environment, temp_folder
 
 
 def set_zone(test: unittest.TestCase, zone: str) -> None:
@@ -26,6 +27,17 @@ def set_zone(test: unittest.TestCase, zone: str) -> None:
     test.addCleanup(put_back)
     os.environ["TZ"] = zone
     time.tzset()
+
+
+class Afternoon(Clock):
+    """A clock that goes, and by which it is 15:36 on 20 November 2026: for pages that show today's times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ahead_ms = WALL_MS - super().wall_ms()
+
+    def wall_ms(self) -> int:
+        return super().wall_ms() + self._ahead_ms
 
 
 def use_memory_disk() -> None:

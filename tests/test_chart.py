@@ -1,16 +1,23 @@
 """Charts: round moments and numbers at the axes, gaps drawn as gaps, small files, and what may be asked for."""
 
+import json
+import math
 import re
 import time
 import unittest
 import xml.etree.ElementTree as ET
+from itertools import pairwise
 from types import SimpleNamespace
 
 from base.clock import FakeClock, parse_rfc3339
 from http_head import Refusal, Request
+from lateness import Span
 from pages import Visit
-from pages.chart import SMALL, STYLE, WIDE, Charts, Series, _y_range, draw, ticks
-from stores import Column
+from pages.chart import Charts, plain_query
+from pages.chart_axes import LARGE, SMALL, WIDE, _y_range, ticks
+from pages.chart_svg import MOST_SERIES, STYLE, Series, draw, fitted, label
+from protocol import Sample
+from stores import Column, Filing, Mark, Stretch
 from tests.page_support import set_zone
 from tests.support import WALL_MS
 
@@ -23,15 +30,15 @@ def column(place, low, high=None, mean=None, values=1):
     return Column(place, values, low, high, (low + high) / 2 if mean is None else mean)
 
 
-def series(columns, frame=WIDE, span_ms=DAY_S * 1000, every_ms=None, **more):
+def series(columns, frame=WIDE, span_ms=DAY_S * 1000, every_ms=None, late=(), **more):
     about = {"node": "basement", "sensor": "temperature", "unit": "°C", "colour": 0}
     return Series(
-        *(about | more).values(), columns, frame.columns, WALL_MS - span_ms, WALL_MS, every_ms
+        *(about | more).values(), columns, frame.columns, WALL_MS - span_ms, WALL_MS, every_ms, late
     )  # fmt: skip
 
 
 def drawn(*args, frame=WIDE, **more):
-    return ET.fromstring(draw(series(*args, frame=frame, **more), frame, WALL_MS))
+    return ET.fromstring(draw([series(*args, frame=frame, **more)], frame, WALL_MS))
 
 
 def texts(svg):
@@ -259,7 +266,7 @@ class Whole(unittest.TestCase):
         """Under 20 KB, however restless the sensor is."""
         for frame in (WIDE, SMALL):
             columns = [column(k, (k * 7919) % 1000, (k * 7919) % 1000 + 99.5, values=300) for k in range(frame.columns)]
-            text = draw(series(columns, frame), frame, WALL_MS)
+            text = draw([series(columns, frame)], frame, WALL_MS)
             self.assertLess(len(text.encode()), 20_000)
 
     def test_it_tells_those_who_do_not_see_it(self):
@@ -269,7 +276,7 @@ class Whole(unittest.TestCase):
         self.assertEqual(svg.find(f"{SVG}desc").text, "From 20 to 24, mean 21.75 °C; 4 values.")
 
     def test_names_and_units_cannot_break_out(self):
-        text = draw(series([], sensor="t", unit="<script>&\"'\x01", node="<b>"), WIDE, WALL_MS)
+        text = draw([series([], sensor="t", unit="<script>&\"'\x01", node="<b>")], WIDE, WALL_MS)
         ET.fromstring(text)
         self.assertNotIn("<script", text)
         self.assertNotIn("<b>", text)
@@ -286,6 +293,136 @@ class Whole(unittest.TestCase):
                     self.assertTrue(frame.top - 1 <= y <= frame.height - frame.bottom + 1, y)
 
 
+SUN, SKY = ("#faf9f6", "#ffffff"), ("#16181a", "#1e2124")  # the page's grounds, light and dark
+
+
+def luminance(colour):
+    """Relative luminance (WCAG 2.2)."""
+    parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+class Several(unittest.TestCase):
+    def setUp(self):
+        set_zone(self, "UTC")
+
+    def many(self, count, frame=LARGE, units=("°C",), columns=None, **more):
+        frame = fitted(frame, count, len(set(units)))
+        made = [
+            series(
+                columns or [column(k, 10 * one + k % 5, 10 * one + k % 5 + 2) for k in range(frame.columns)],
+                frame, sensor=f"sensor_{one}", unit=units[one % len(units)], colour=one, **more,
+            )
+            for one in range(count)
+        ]  # fmt: skip
+        return frame, made, ET.fromstring(draw(made, frame, WALL_MS))
+
+    def test_each_has_a_colour_and_its_name_at_its_end(self):
+        frame, made, svg = self.many(4)
+        groups = svg.findall(f"{SVG}g")
+        self.assertEqual([group.get("class") for group in groups], ["s0", "s1", "s2", "s3"])
+        for group, one in zip(groups, made):
+            (name,) = group.findall(f"{SVG}text")
+            self.assertEqual(name.text, one.sensor)
+            self.assertGreater(float(name.get("x")), frame.left + frame.plot)
+            end = points(group.findall(f"{SVG}path")[0].get("d"))[-1]
+            self.assertAlmostEqual(float(name.get("y")) - 4, end[2], delta=15)
+
+    def test_names_at_the_ends_do_not_cover_each_other(self):
+        _, _, svg = self.many(6, columns=[column(k, 20.0) for k in range(100)])
+        places = sorted(float(group.find(f"{SVG}text").get("y")) for group in svg.findall(f"{SVG}g"))
+        for before, after in pairwise(places):
+            self.assertGreaterEqual(after - before, 13)
+        self.assertTrue(places[0] > 0 and places[-1] < LARGE.height)
+
+    def test_two_units_have_two_axes(self):
+        frame, _, svg = self.many(2, units=("°C", "%"))
+        heads = {element.text: float(element.get("x")) for element in svg.iter(f"{SVG}text")}
+        self.assertEqual(heads["°C"], 0)
+        self.assertGreater(heads["%"], frame.left + frame.plot)
+        low = [points(group.findall(f"{SVG}path")[1].get("d"))[0][2] for group in svg.findall(f"{SVG}g")]
+        self.assertAlmostEqual(low[0], low[1], delta=40)  # 0 to 6 and 10 to 16: each fills its own axis
+        one_axis = self.many(2)[2]
+        low = [points(group.findall(f"{SVG}path")[1].get("d"))[0][2] for group in one_axis.findall(f"{SVG}g")]
+        self.assertGreater(low[0] - low[1], 100)
+
+    def test_names_say_only_what_tells_them_apart(self):
+        one, two = series([]), series([], node="attic")
+        self.assertEqual(label(one, [one, two], False), "basement")
+        self.assertEqual(label(one, [one, series([], sensor="light")], True), "temperature, °C")
+        self.assertEqual(label(one, [one, two, series([], sensor="light")], False), "temperature basement")
+
+    def test_a_long_name_is_cut_in_the_picture_and_whole_in_its_description(self):
+        made = [series([column(0, 1)], node="x" * 63), series([column(0, 1)], sensor="light")]
+        svg = ET.fromstring(draw(made, fitted(SMALL, 2, 1), WALL_MS))
+        self.assertTrue(all(len(group.find(f"{SVG}text").text) < 15 for group in svg.findall(f"{SVG}g")))
+        self.assertIn("x" * 63, svg.find(f"{SVG}desc").text)
+        self.assertTrue(svg.find(f"{SVG}title").text.startswith(f"temperature of {'x' * 63} and light of basement, "))
+
+    def test_they_are_small(self):
+        """Under 20 KB, however many and however restless."""
+        for frame in (SMALL, WIDE, LARGE):
+            for count in range(1, 7):
+                for units in (("°C",), ("°C", "%")):
+                    fit = fitted(frame, count, min(count, len(units)))
+                    columns = [
+                        column(k, (k * 7919) % 1000, (k * 7919) % 1000 + 99.5, values=300) for k in range(fit.columns)
+                    ]
+                    made = [
+                        series(columns, fit, unit=units[k % len(units)], colour=k, sensor=f"{k}{'s' * 30}")
+                        for k in range(count)
+                    ]
+                    self.assertLess(len(draw(made, fit, WALL_MS).encode()), 20_000, (fit, count))
+
+    def test_everything_is_on_the_sheet(self):
+        for frame in (SMALL, WIDE, LARGE):
+            for units in (("°C",), ("°C", "%")):
+                fit, _, svg = self.many(6, frame, units)
+                for element in svg.iter(f"{SVG}text"):
+                    self.assertTrue(0 <= float(element.get("x")) <= fit.width)
+                    self.assertTrue(0 <= float(element.get("y")) <= fit.height)
+
+    def test_colours_keep_three_to_one_on_both_grounds(self):
+        light, dark = STYLE.split("@media")
+        for style, grounds in ((light, SUN), (dark.split("text{")[0], SKY)):
+            colours = re.findall(r"--line:(#[0-9a-f]{6})", style)
+            self.assertEqual(len(set(colours)), MOST_SERIES)
+            for colour in colours:
+                for ground in grounds:
+                    high, low = sorted((luminance(colour), luminance(ground)), reverse=True)
+                    self.assertGreaterEqual((high + 0.05) / (low + 0.05), 3, (colour, ground))
+
+    def test_what_came_late_is_marked_and_said(self):
+        hour = 3_600_000
+        late = [
+            Span(WALL_MS - 3 * hour, WALL_MS - 2 * hour, True),
+            Span(WALL_MS - 9 * 24 * hour, WALL_MS - 23 * hour, False),
+        ]
+        svg = drawn([column(0, 1)], late=late)
+        marks = re.findall(r"M([\d.]+) (\d+)h([\d.]+)", path(svg, "late"))
+        wide = WIDE.plot / 24
+        self.assertEqual(len(marks), 2)
+        for (x, y, length), (begin, hours) in zip(marks, ((0, 1), (21, 1))):
+            self.assertAlmostEqual(float(x), WIDE.left + begin * wide, delta=0.2)
+            self.assertAlmostEqual(float(length), hours * wide, delta=0.2)
+            self.assertLess(int(y), WIDE.height - WIDE.bottom)
+        said = svg.find(f"{SVG}desc").text
+        self.assertIn("Values of 12:36 to 13:36 came late.", said)
+        self.assertIn("Values of 11 Nov 15:36 to 19 Nov 16:36 have no sure time: the clock was not set.", said)
+        self.assertEqual(path(drawn([column(0, 1)]), "late"), "")
+
+    def test_of_many_late_times_three_are_named(self):
+        late = [Span(WALL_MS - 1000 * k, WALL_MS - 1000 * k, True) for k in range(10, 0, -1)]
+        said = drawn([column(0, 1)], late=late).find(f"{SVG}desc").text
+        self.assertRegex(said, r"(to \d\d:\d\d.*){3} and 7 more times came late\.$")
+
+    def test_nothing_stored_is_said(self):
+        frame = fitted(LARGE, 2, 1)
+        svg = ET.fromstring(draw([series([], frame), series([], frame, sensor="light")], frame, WALL_MS))
+        self.assertIn("nothing stored", texts(svg))
+
+
 class CountingStore:
     """Has a value in every column, and counts how often it is asked."""
 
@@ -300,15 +437,17 @@ class CountingStore:
 class Asking(unittest.TestCase):
     def setUp(self):
         set_zone(self, "UTC")
-        self.charts, self.store, self.clock = Charts(), CountingStore(), FakeClock()
+        self.store, self.clock = CountingStore(), FakeClock()
+        self.charts = Charts(self.clock)
         sensor = SimpleNamespace(name="temperature", unit="°C", number=5)
-        view = SimpleNamespace(sensors=[sensor], every_s=10.0)
+        others = [SimpleNamespace(name=f"s{k}", unit=unit, number=k) for k, unit in enumerate(("°C", "%", "lux"))]
+        view = SimpleNamespace(sensors=[sensor, *others], every_s=10.0)
         self.picture = SimpleNamespace(node={"basement": view}.get)
 
-    def ask(self, query="node=basement&sensor=temperature"):
+    def ask(self, query="node=basement&sensor=temperature", how=None):
         request = Request("GET", f"/chart.svg?{query}", "1.1", {})
         house = SimpleNamespace(clock=self.clock, store=self.store)
-        return self.charts.answer(Visit(house, request, (), lambda: self.picture))
+        return (how or self.charts.answer)(Visit(house, request, (), lambda: self.picture))
 
     def assert_refused(self, query, status, code):
         with self.assertRaises(Refusal) as caught:
@@ -362,8 +501,83 @@ class Asking(unittest.TestCase):
             ("node=basement&sensor=temperature&to=1000", 400, "span"),
             ("node=basement&sensor=temperature&from=0", 400, "span"),
             ("node=basement&sensor=temperature&from=0001-01-01T00:00:00Z&to=1000", 400, "span"),
+            ("series=", 400, "series"),
+            ("series=basement", 400, "series"),
+            ("series=basement/", 400, "series"),
+            ("series=basement/temperature,", 400, "series"),
+            ("series=basement/temperature/x", 400, "series"),
+            ("series=basement/Temperature", 400, "series"),
+            ("series=%3Cb%3E/temperature", 400, "series"),
+            ("series=attic/temperature", 404, "unknown-node"),
+            ("series=" + ",".join(f"basement/t{k}" for k in range(7)), 400, "series"),
+            ("series=basement/s0,basement/s1,basement/s2", 400, "units"),
         ):
             self.assert_refused(query, status, code)
+
+    def test_several_series(self):
+        svg = ET.fromstring(self.ask("series=basement/s0,basement/temperature,basement/s1&size=large").body)
+        self.assertEqual([group.get("class") for group in svg.findall(f"{SVG}g")], ["s0", "s1", "s2"])
+        self.assertEqual(svg.get("viewBox"), "0 0 960 340")
+        self.assertEqual([asked[:2] for asked in self.store.asked],
+                         [("basement", "s0"), ("basement", "temperature"), ("basement", "s1")])  # fmt: skip
+        self.assertEqual(len({asked[2:] for asked in self.store.asked}), 1)
+
+    def test_one_series_is_the_same_however_it_is_asked_for(self):
+        self.assertEqual(self.ask("series=basement/temperature,basement/temperature").body, self.ask().body)
+
+    def test_what_came_late(self):
+        filing = Filing("basement", "0" * 16, "0" * 16, Mark(1, 1))
+        filing.items = [Stretch([Sample(1, self.clock.wall_ms() - 7_200_000, 1, {}, {}, "")])]
+        self.charts.late.note([filing])
+        self.assertIn("came late", self.ask().body.decode())
+        (one,) = json.loads(self.ask("node=basement&sensor=temperature", self.charts.as_json).body)["series"]
+        self.assertEqual(one["late"][0]["why"], "came late")
+
+    def test_the_same_for_programs(self):
+        query = "series=basement/s0,basement/temperature&from=2026-11-20T10:00:00Z&to=2026-11-20T12:00:00Z"
+        told = json.loads(self.ask(query, self.charts.as_json).body)
+        self.assertEqual((told["from"], told["to"]), ("2026-11-20T10:00:00.000Z", "2026-11-20T12:00:00.000Z"))
+        self.assertEqual(told["times"][0], "2026-11-20T10:00:00.000+00:00")
+        frame = fitted(WIDE, 2, 1)
+        self.assertEqual(len(told["times"]), frame.columns)
+        self.assertEqual(told["plot"], {"width": 720, "left": frame.left, "right": frame.left + frame.plot})
+        self.assertEqual(told["series"][1]["columns"][8], {"place": 8, "count": 1, "low": 1, "high": 1, "mean": 1.0})
+        head, first, *rest = self.ask(query, self.charts.as_csv).body.decode().splitlines()
+        self.assertEqual(head, "time,node,sensor,count,low,high,mean")
+        self.assertEqual(first, "2026-11-20T10:00:00.000Z,basement,s0,1,0,0,0.0")
+        self.assertEqual(len(rest), 2 * frame.columns - 1)
+
+    def test_whatever_a_sensor_may_say(self):
+        """Sums of values near the ends of floats are none any more, which SQL calls infinite, or null."""
+        for mean in (math.inf, -math.inf, None, 0.0):
+            self.clock.sleep(100)
+            self.store.columns = lambda *asked, mean=mean: [Column(0, 2, -1.7e308, 1.7e308, mean), column(1, 1.7e308)]
+            svg = self.ask().body.decode()
+            ET.fromstring(svg)
+            self.assertNotRegex(svg, r"(?i)\b(nan|inf)\b")
+            json.loads(self.ask("node=basement&sensor=temperature", self.charts.as_json).body, parse_constant=self.fail)
+
+    def test_a_query_that_is_kept(self):
+        for text, plain in (
+            ("series=a/t", "series=a/t&span=24h"),
+            ("node=a&sensor=t&span=7d&size=small&x=y", "series=a/t&span=7d"),
+            ("series=a/t,b/t&to=1000&span=1h", "series=a/t,b/t&to=1970-01-01T00:00:01.000Z&span=1h"),
+            ("series=a/t&from=1000&span=1h", "series=a/t&from=1970-01-01T00:00:01.000Z"),
+        ):
+            self.assertEqual(plain_query(text), plain)
+            self.assertEqual(plain_query(plain), plain)
+        for text in (
+            "",
+            "series=",
+            "span=1h",
+            "series=a/t&span=x",
+            "series=a/t&from=x",
+            "series=<",
+            "a=%zz",
+            "a=1&a=2",
+        ):
+            with self.assertRaises(Refusal):
+                plain_query(text)
 
     def test_years_that_no_calendar_has(self):
         answer = self.ask("node=basement&sensor=temperature&from=999999000000000&to=999999999999999")

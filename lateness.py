@@ -1,0 +1,98 @@
+"""Which times of a node came late, or are not sure: what the charts mark.
+
+Runs on: server.  Reached from: the intake's writer (`note`), pages/chart (`within`).  Hands on to: nobody.
+Threads: any. `_lock` guards the spans, held while some are added or looked up.  Errors: none.
+
+A sample is late when it is stored more than five minutes after it was taken: it was held, or imported. Its time is not
+sure when its node's clock was not set, and nobody set it later in that boot. The store does not keep when a sample was
+stored, so this is known of the samples of this run only. A node whose clock is known to be wrong is judged by it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from stores import Filing, Stretch
+
+if TYPE_CHECKING:
+    from base.clock import Clock
+    from protocol import Sample
+    from session_server import NodeState
+
+LATE_MS = 300_000
+_JOIN_MS = 600_000  # two spans that are no farther apart are one
+_MOST_SPANS = 100  # of a node; the oldest are forgotten
+_MOST_NODES = 1000
+
+
+class Link(Protocol):
+    """What is needed of a link: whom it leads to."""
+
+    state: NodeState
+
+
+class Span(NamedTuple):
+    """From the first to the last of some samples, and whether they came late; else their times are not sure."""
+
+    first_ms: int
+    last_ms: int
+    is_late: bool
+
+
+class Late:
+    """The spans of all nodes."""
+
+    def __init__(self, clock: Clock, links: Sequence[Link] = ()) -> None:
+        """links: everybody who is collected from, to know whose clock is how wrong; it may grow"""
+        self._clock = clock
+        self._links = links
+        self._lock = threading.Lock()
+        self._spans: dict[str, list[Span]] = {}
+
+    def note(self, filings: Sequence[Filing]) -> None:
+        """Look at what was stored. For Intake.watch."""
+        now_ms = self._clock.wall_ms()
+        for filing in filings:
+            for item in filing.items:
+                if isinstance(item, Stretch):
+                    for span in self._judged(filing.node, item.samples, now_ms):
+                        self._add(filing.node, span)
+
+    def within(self, node: str, from_ms: int, to_ms: int) -> list[Span]:
+        """The spans of `node` that lie in [from_ms, to_ms) or reach into it, the oldest first."""
+        with self._lock:
+            return [span for span in self._spans.get(node, ()) if span.last_ms >= from_ms and span.first_ms < to_ms]
+
+    def _judged(self, node: str, samples: Sequence[Sample], now_ms: int) -> Iterable[Span]:
+        first, last = samples[0], samples[-1]
+        if first.clock == "unset" or last.clock == "unset":  # a boot has one answer: one of them tells
+            times = [sample.time_ms for sample in samples if sample.clock == "unset"]
+            yield Span(min(times), max(times), False)
+        if first.time_ms < now_ms - LATE_MS:  # else not even by a clock that is right
+            before_ms = now_ms + self._shift_ms(node) - LATE_MS
+            times = [sample.time_ms for sample in samples if sample.time_ms < before_ms and sample.clock != "unset"]
+            if times:
+                yield Span(min(times), max(times), True)
+
+    def _shift_ms(self, node: str) -> int:
+        """The node's clock minus ours, as far as it is known."""
+        return next((link.state.offset_ms or 0 for link in self._links if link.state.name == node), 0)
+
+    def _add(self, node: str, span: Span) -> None:
+        with self._lock:
+            kept = self._spans.get(node)
+            if kept is None:
+                if len(self._spans) >= _MOST_NODES:
+                    return
+                kept = self._spans[node] = []
+            joined = []
+            for other in kept:
+                near = other.first_ms - _JOIN_MS <= span.last_ms and span.first_ms <= other.last_ms + _JOIN_MS
+                if near and other.is_late == span.is_late:
+                    first_ms, last_ms = min(span.first_ms, other.first_ms), max(span.last_ms, other.last_ms)
+                    span = Span(first_ms, last_ms, span.is_late)
+                else:
+                    joined.append(other)
+            self._spans[node] = sorted([*joined, span])[-_MOST_SPANS:]

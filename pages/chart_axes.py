@@ -1,0 +1,162 @@
+"""The axes of charts: round numbers on the left and on the right, round moments of local time below.
+
+Runs on: server.  Reached from: pages/chart and its other files.  Hands on to: nobody.  Threads: none.  Errors: none.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from pages import MONTHS
+
+if TYPE_CHECKING:
+    from stores import Column
+
+Scale = Callable[[float], float]  # a value to its place from the top
+
+
+class Frame(NamedTuple):
+    """How large a chart is, in pixels: all of it, what stands beside the plot, and how wide a column is."""
+
+    width: int
+    height: int
+    left: int = 56
+    right: int = 10
+    top: int = 24
+    bottom: int = 22
+    column_px: int = 2
+
+    @property
+    def columns(self) -> int:
+        return (self.width - self.left - self.right) // self.column_px
+
+    @property
+    def plot(self) -> int:
+        """How wide the plot is."""
+        return self.columns * self.column_px
+
+
+WIDE, SMALL, LARGE = Frame(720, 210), Frame(420, 190), Frame(960, 340, column_px=3)
+
+
+class Axis(NamedTuple):
+    """The values of one unit: least and most, and the step between its lines."""
+
+    unit: str
+    low: float
+    high: float
+    step: float
+
+    def scale(self, frame: Frame) -> Scale:
+        bottom = frame.height - frame.bottom
+        return lambda value: bottom - (value - self.low) / (self.high - self.low) * (bottom - frame.top)
+
+    def labels(self) -> Iterator[tuple[float, str]]:
+        """Its round values, and how they are written."""
+        decimals = max(0, -math.floor(math.log10(self.step) + 1e-9))
+        for k in range(round((self.high - self.low) / self.step) + 1):
+            value = self.low + k * self.step
+            is_plain = abs(value) < 1e9 and decimals < 7
+            yield value, f"{value:,.{decimals}f}".replace("-", "−") if is_plain else f"{value:.4g}"
+
+
+def axis_of(unit: str, columns: Sequence[Column]) -> Axis:
+    """The axis on which all of `columns` fit."""
+    return Axis(unit, *_y_range(columns))
+
+
+def _y_range(columns: Sequence[Column]) -> tuple[float, float, float]:
+    """Least and most of the axis, and the step between its lines: 1, 2 or 5 times a power of ten."""
+    low = min((column.low for column in columns), default=0.0)
+    high = max((column.high for column in columns), default=1.0)
+    span = (high - low) or max(abs(high) * 0.02, 1e-9 if high else 1.0)
+    power = 10.0 ** math.floor(math.log10(span / 4))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= span / 4 * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return first * step, (last if last > first else first + 1) * step, step
+
+
+def left_axis(axis: Axis, frame: Frame) -> Iterator[str]:
+    """A line across at each round value, and the value beside it."""
+    y, right = axis.scale(frame), frame.width - frame.right
+    for value, label in axis.labels():
+        at = y(value)
+        yield f'<path class="rule" d="M{frame.left} {at:.1f}H{right}"/>'
+        yield f'<text x="{frame.left - 6}" y="{at + 4:.0f}" text-anchor="end">{label}</text>'
+
+
+def right_axis(axis: Axis, frame: Frame) -> Iterator[str]:
+    """A short line at each round value; those across are the left axis's."""
+    y, right = axis.scale(frame), frame.width - frame.right
+    for value, label in axis.labels():
+        at = y(value)
+        yield f'<path class="rule" d="M{right} {at:.1f}h4"/><text x="{right + 7}" y="{at + 4:.0f}">{label}</text>'
+
+
+def x_axis(from_ms: int, to_ms: int, frame: Frame) -> Iterator[str]:
+    """A short line at each round moment, and what it is called."""
+    plot, bottom = frame.plot, frame.height - frame.bottom
+    for time_s, label in ticks(from_ms // 1000, to_ms // 1000, plot // 80):
+        x = frame.left + (time_s * 1000 - from_ms) * plot / (to_ms - from_ms)
+        if frame.left <= x <= frame.left + plot:
+            anchor = "end" if x > frame.width - 30 else "middle"
+            yield f'<path class="rule" d="M{x:.1f} {bottom}v5"/>'
+            yield f'<text x="{x:.0f}" y="{bottom + 17}" text-anchor="{anchor}">{label}</text>'
+
+
+def ticks(from_s: int, to_s: int, most: int) -> list[tuple[int, str]]:
+    """At most `most` round moments of local time in [from_s, to_s], with their labels.
+
+    Steps up to half a day are looked for on the clock itself, a quarter of an hour after the other: so an hour that a
+    change to summer time leaves out has no mark, and one that comes twice has two.
+    """
+    span_s = to_s - from_s
+    step_s = next((step for step in _STEPS_S if span_s / step <= most), 0)
+    if step_s:
+        grain_s = min(step_s, 900)  # offsets from UTC are whole quarters of an hour
+        times = range(-(-from_s // grain_s) * grain_s, to_s + 1, grain_s)
+        return [(time_s, _hour(t)) for time_s in times if _into_day_s(t := time.localtime(time_s)) % step_s == 0]
+    days = next((days for days in _STEPS_DAYS if span_s / 86_400 / days <= most), 0)
+    if not days:
+        return _months(from_s, to_s, most)
+    t = time.localtime(from_s)
+    found = []
+    for day in range(span_s // 86_400 + 2):
+        time_s = int(time.mktime((t.tm_year, t.tm_mon, t.tm_mday + day, 0, 0, 0, 0, 0, -1)))
+        at = time.localtime(time_s)
+        day_number = (time_s + at.tm_gmtoff) // 86_400  # not by datetime.date, which ends with the year 9999
+        if from_s <= time_s <= to_s and (day_number + _SUNDAY) % days == 0:
+            found.append((time_s, f"{at.tm_mday} {MONTHS[at.tm_mon - 1]}"))
+    return found
+
+
+def _months(from_s: int, to_s: int, most: int) -> list[tuple[int, str]]:
+    """As `ticks`, where only beginnings of months, or of years, are round enough."""
+    step = next((step for step in _STEPS_MONTHS if (to_s - from_s) / 2_629_746 / step <= most), _STEPS_MONTHS[-1])
+    t = time.localtime(from_s)
+    first = -(-(t.tm_year * 12 + t.tm_mon - 1) // step) * step
+    found = []
+    for month in range(first, first + (to_s - from_s) // 2_419_200 + 2, step):
+        time_s = int(time.mktime((month // 12, month % 12 + 1, 1, 0, 0, 0, 0, 0, -1)))
+        if from_s <= time_s <= to_s:
+            found.append((time_s, f"{MONTHS[month % 12]} {month // 12}" if step < 12 else f"{month // 12}"))
+    return found
+
+
+def _into_day_s(t: time.struct_time) -> int:
+    return t.tm_hour * 3600 + t.tm_min * 60 + t.tm_sec
+
+
+def _hour(t: time.struct_time) -> str:
+    if _into_day_s(t) == 0:
+        return f"{t.tm_mday} {MONTHS[t.tm_mon - 1]}"
+    return f"{t.tm_hour:02d}:{t.tm_min:02d}:{t.tm_sec:02d}" if t.tm_sec else f"{t.tm_hour:02d}:{t.tm_min:02d}"
+
+
+_STEPS_S = (1, 5, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200)
+_STEPS_DAYS = (1, 2, 7, 14)
+_STEPS_MONTHS = (1, 2, 3, 6, 12, 24)
+_SUNDAY = 4  # from 1970-01-01, a Thursday: steps of weeks begin with one

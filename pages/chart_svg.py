@@ -1,0 +1,268 @@
+"""Charts as SVG: of each column least, most and mean; gaps as gaps; what came late marked; names at the curves' ends.
+
+Runs on: server.  Reached from: pages/chart and its other files.  Hands on to: nobody.  Threads: none.  Errors: none.
+
+Colours are those of Okabe and Ito that keep 3:1 against paper, or darker ones of the same hue, and others of theirs
+against the night. The style stands in the file, so that an <img> has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+from lateness import Span
+from pages import clock, escaped, number, with_unit
+from pages.chart_axes import Axis, Frame, Scale, axis_of, left_axis, right_axis, x_axis
+
+if TYPE_CHECKING:
+    from stores import Column
+
+COLOURS = 4  # of one sensor alone; sensor 4 has the colour of sensor 0 again
+MOST_SERIES = 6  # each with a colour of its own
+_MOST_BANDS = 2  # of more series the means alone: bands would cover each other, and double the file
+_AXIS_PX, _LETTER_PX, _LINE_PX = 46, 6.7, 14
+
+STYLE = (
+    "svg{color-scheme:light dark;--ink:#5a5f64;--rule:#dedbd2}"
+    ".s0{--line:#0072b2}.s1{--line:#c35500}.s2{--line:#008a64}.s3{--line:#a8558a}.s4{--line:#8f6a00}.s5{--line:#1c1f22}"
+    "@media (prefers-color-scheme:dark){svg{--ink:#a4a8ab;--rule:#34383c}"
+    ".s0{--line:#56b4e9}.s1{--line:#e69f00}.s2{--line:#1fb88c}.s3{--line:#dd93bd}.s4{--line:#f0e442}"
+    ".s5{--line:#e8e6e1}}"
+    "text{font:12px system-ui,-apple-system,'Segoe UI',Roboto,sans-serif;fill:var(--ink)}"
+    ".rule{stroke:var(--rule);fill:none}.band{fill:var(--line);opacity:.22}"
+    ".mean{stroke:var(--line);fill:none;stroke-width:1.6;stroke-linejoin:round;stroke-linecap:round}"
+    ".late{stroke:var(--ink);stroke-width:3;stroke-dasharray:2 2;fill:none}"
+)
+
+
+class Series(NamedTuple):
+    """What is drawn: those of `places` columns from `from_ms` to `to_ms` that have values, and how they are called.
+
+    late  which of its samples came late, or have no sure time
+    """
+
+    node: str
+    sensor: str
+    unit: str
+    colour: int
+    columns: Sequence[Column]
+    places: int
+    from_ms: int
+    to_ms: int
+    every_ms: float | None
+    late: Sequence[Span] = ()
+
+
+def fitted(frame: Frame, count: int, units: int) -> Frame:
+    """`frame` with room on the right for what several series need: their names, and a second axis."""
+    if count < 2:
+        return frame
+    names_px = 84 if frame.width < 700 else 130 if frame.width < 900 else 176
+    return frame._replace(right=names_px + (_AXIS_PX if units > 1 else 0))
+
+
+def draw(all_series: Sequence[Series], frame: Frame, now_ms: int) -> str:
+    """The chart as a whole SVG file. `frame` is `fitted`; the series have at most two units and the same columns."""
+    first, is_alone = all_series[0], len(all_series) == 1
+    axes = _axes(all_series)
+    right, middle = frame.width - frame.right, (frame.left + frame.width - frame.right) // 2
+    is_empty = not any(series.columns for series in all_series)
+    return "".join((
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {frame.width} {frame.height}" role="img"'
+        f' aria-labelledby="t d"{f""" class="s{first.colour}" """.rstrip() if is_alone else ""}>'
+        f'<title id="t">{escaped(title(all_series, now_ms))}</title>'
+        f'<desc id="d">{escaped(description(all_series, now_ms))}</desc><style>{STYLE}</style>',
+        *(_head_of_one(first, right) if is_alone else _head_of_many(axes, right)),
+        *left_axis(axes[0], frame),
+        *(right_axis(axes[1], frame) if len(axes) > 1 else ()),
+        *x_axis(first.from_ms, first.to_ms, frame),
+        *_late(all_series, frame),
+        *(_curves(first, frame, axes[0].scale(frame), True) if is_alone else _many(all_series, axes, frame)),
+        f'<text x="{middle}" y="{frame.height // 2}" text-anchor="middle">nothing stored</text>' if is_empty else "",
+        "</svg>",
+    ))  # fmt: skip
+
+
+def _axes(all_series: Sequence[Series]) -> list[Axis]:
+    """One for each unit, in the order of the series."""
+    units = dict.fromkeys(series.unit for series in all_series)
+    return [
+        axis_of(unit, [column for series in all_series if series.unit == unit for column in series.columns])
+        for unit in units
+    ]
+
+
+def _head_of_one(series: Series, right: int) -> Iterator[str]:
+    yield f'<text x="0" y="12">{escaped(series.sensor)}{escaped(f", {series.unit}" if series.unit else "")}</text>'
+    yield f'<text x="{right}" y="12" text-anchor="end">{escaped(series.node)}</text>'
+
+
+def _head_of_many(axes: Sequence[Axis], right: int) -> Iterator[str]:
+    """Each axis has its unit above it."""
+    yield f'<text x="0" y="12">{escaped(axes[0].unit)}</text>'
+    if len(axes) > 1:
+        yield f'<text x="{right + 7}" y="12">{escaped(axes[1].unit)}</text>'
+
+
+def _many(all_series: Sequence[Series], axes: Sequence[Axis], frame: Frame) -> Iterator[str]:
+    """Each curve in its colour, with its name at its end."""
+    scales = {axis.unit: axis.scale(frame) for axis in axes}
+    ends = [
+        scales[series.unit](series.columns[-1].mean) if series.columns else float(frame.top) for series in all_series
+    ]
+    places = _spread(ends, frame.top + 4, frame.height - frame.bottom)
+    x = frame.width - frame.right + (_AXIS_PX if len(axes) > 1 else 6)
+    room = int((frame.width - x - 16) / _LETTER_PX)
+    for series, at in zip(all_series, places):
+        names = [label(series, all_series, len(axes) > 1), label(series, all_series, False)]
+        short = next((name for name in names if len(name) <= room), f"{names[1][: room - 1]}…")
+        yield f'<g class="s{series.colour}">'
+        yield from _curves(series, frame, scales[series.unit], len(all_series) <= _MOST_BANDS)
+        yield f'<path class="mean" d="M{x} {at:.1f}h8"/><text x="{x + 13}" y="{at + 4:.0f}">{escaped(short)}</text></g>'
+
+
+def label(series: Series, others: Sequence[Series], with_its_unit: bool) -> str:
+    """What tells a series from the others of its chart."""
+    nodes, sensors = {one.node for one in others}, {one.sensor for one in others}
+    name = series.sensor if len(nodes) == 1 else series.node if len(sensors) == 1 else f"{series.sensor} {series.node}"
+    return f"{name}, {series.unit}" if with_its_unit and series.unit else name
+
+
+def _spread(wanted: Sequence[float], low: float, high: float) -> list[float]:
+    """Places for names: as near to the wanted ones as there is room, and none upon another."""
+    order = sorted(range(len(wanted)), key=lambda k: wanted[k])
+    places, least = [0.0] * len(wanted), low
+    for k in order:
+        places[k] = least = max(wanted[k], least)
+        least += _LINE_PX
+    most = high
+    for k in reversed(order):
+        places[k] = most = min(places[k], most)
+        most -= _LINE_PX
+    return places
+
+
+def _late(all_series: Sequence[Series], frame: Frame) -> Iterator[str]:
+    """A dotted line at the foot of what came late, or has no sure time."""
+    first = all_series[0]
+    scale = frame.plot / (first.to_ms - first.from_ms)
+    parts = []
+    for span in sorted({span for series in all_series for span in series.late}):
+        from_ms, to_ms = max(span.first_ms, first.from_ms), min(span.last_ms, first.to_ms)
+        x = frame.left + (from_ms - first.from_ms) * scale
+        parts.append(f"M{x:.1f} {frame.height - frame.bottom - 2}h{max((to_ms - from_ms) * scale, 2):.1f}")
+    if parts:
+        yield f'<path class="late" d="{"".join(parts)}"/>'
+
+
+# ----------------------------------------------------------------------------------------------------------- curves
+
+
+def _curves(series: Series, frame: Frame, y: Scale, with_band: bool) -> Iterator[str]:
+    bands, lines, px = [], [], frame.column_px
+    for run in runs(series):
+        x = frame.left + run[0].place * px + px // 2
+        if with_band and any(column.high > column.low for column in run):
+            upper = _path([(column.place * px, y(column.high)) for column in run])
+            lower = _path([(column.place * px, y(column.low)) for column in reversed(run)])
+            end = (run[-1].place - run[0].place) * px
+            bands.append(f"M{x} {y(run[0].high):.1f}{upper}L{x + end} {y(run[-1].low):.1f}{lower}z")
+        points = _path([(column.place * px, y(column.mean)) for column in run])
+        lines.append(f"M{x} {y(run[0].mean):.1f}{points or 'h.1'}")
+    if bands:
+        yield f'<path class="band" d="{"".join(bands)}"/>'
+    if lines:
+        yield f'<path class="mean" d="{"".join(lines)}"/>'
+
+
+def _path(points: Sequence[tuple[int, float]]) -> str:
+    """From each point to the next, as steps: in tenths of a pixel, added up so that rounding does not."""
+    parts, at = [], round(points[0][1] * 10)
+    for (x0, _), (x1, y1) in pairwise(points):
+        to = round(y1 * 10)
+        step = f"{(to - at) / 10:g}"
+        parts.append(f"l{x1 - x0}{'' if step.startswith('-') else ' '}{step}" if to != at else f"h{x1 - x0}")
+        at = to
+    return "".join(parts)
+
+
+def runs(series: Series) -> Iterator[list[Column]]:
+    """The columns between one gap and the next: where nothing came for two intervals and a half."""
+    columns = series.columns
+    if not columns:
+        return
+    steps = sorted(after.place - before.place for before, after in pairwise(columns))
+    width_ms = (series.to_ms - series.from_ms) / series.places
+    usual_ms = series.every_ms or (steps[len(steps) // 2] * width_ms if steps else width_ms)
+    most = max(2.5 * usual_ms, 1.5 * width_ms) / width_ms
+    run = [columns[0]]
+    for before, column in pairwise(columns):
+        if column.place - before.place > most:
+            yield run
+            run = []
+        run.append(column)
+    yield run
+
+
+# ------------------------------------------------------------------------------------------------------------ words
+
+
+def title(all_series: Sequence[Series], now_ms: int) -> str:
+    """`temperature of basement, 19 Nov 15:36 to 15:36`; of more, all of them."""
+    nodes = dict.fromkeys(series.node for series in all_series)
+    parts = []
+    for node in nodes:
+        parts.append(f"{_and([series.sensor for series in all_series if series.node == node])} of {node}")
+    first = all_series[0]
+    return f"{_and(parts)}, {clock(first.from_ms, now_ms)} to {clock(first.to_ms, now_ms)}"
+
+
+def description(all_series: Sequence[Series], now_ms: int) -> str:
+    """The chart for those who do not see it."""
+    if len(all_series) == 1:
+        said = _said(all_series[0])
+    else:
+        told = [f"{label(series, all_series, False)}: {_small(_said(series))}" for series in all_series]
+        said = " ".join(text[:1].upper() + text[1:] for text in told)
+    late = " ".join(late_words(all_series, now_ms))
+    return f"{said} {late}" if late else said
+
+
+def late_words(all_series: Sequence[Series], now_ms: int) -> Iterator[str]:
+    """What the marks at the foot mean, in a sentence or two."""
+    spans = sorted({span for series in all_series for span in series.late})
+    for is_late, words in ((True, "came late"), (False, "have no sure time: the clock was not set")):
+        found = [f"{clock(span.first_ms, now_ms)} to {clock(span.last_ms, now_ms)}"
+                 for span in spans if span.is_late == is_late]  # fmt: skip
+        if found:
+            more = f" and {len(found) - 3} more times" if len(found) > 3 else ""
+            yield f"Values of {', '.join(found[:3])}{more} {words}."
+
+
+def _said(series: Series) -> str:
+    columns = series.columns
+    if not columns:
+        return "Nothing is stored of that time."
+    count, mean, low, high = numbers(columns)
+    said = with_unit(f"From {number(low.low)} to {number(high.high)}, mean {number(mean)}", series.unit)
+    gaps = sum(1 for _ in runs(series)) - 1
+    breaks = f", with {gaps} {'gap' if gaps == 1 else 'gaps'}" if gaps else ""
+    return f"{said}; {count} values{breaks}."
+
+
+def numbers(columns: Sequence[Column]) -> tuple[int, float, Column, Column]:
+    """Of some columns, of which there is at least one: count and mean of all values, and where the least and the most
+    of them are."""
+    count = sum(column.values for column in columns)
+    mean = sum(column.mean * (column.values / count) for column in columns)
+    return count, mean, min(columns, key=lambda column: column.low), max(columns, key=lambda column: column.high)
+
+
+def _small(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _and(parts: Sequence[str]) -> str:
+    return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]

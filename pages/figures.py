@@ -1,0 +1,256 @@
+"""Statistics of any span of one sensor: count, mean, median, mode, extremes with their times, deviation.
+
+Runs on: server.  Reached from: webui, which makes it and hands `of` to the chart's page and the sensor's.
+Hands on to: the store: samples for up to two days, else the summaries of its windows.
+Threads: any. `_lock` guards what is kept for a minute; `_working` lets two be reckoned at once.
+Errors: Refusal where too many wait.
+
+Count, mean, extremes and deviation are always those of all values (the deviation by Chan, Golub and LeVeque 1979).
+Where windows had to be taken, median and mode are the weighted ones of the windows' medians and modes: `is_exact`
+tells. Where the samples are gone, such a span begins with its first whole window.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from base.clock import rfc3339
+from http_head import Refusal
+from pages import Html, clock, number, together, with_unit
+
+if TYPE_CHECKING:
+    from base.clock import Clock
+    from stores import Column, Store, Summary
+
+_SAMPLES_MS = 2 * 86_400_000  # up to so long the samples are read,
+_MOST_SAMPLES = 20_000  # as long as they are no more than these
+_SHORT_MS, _LONG_MS = 600_000, 3_600_000  # windows
+_SHORT_UP_TO_MS = 14 * 86_400_000
+LONGEST_MS = 370 * 86_400_000
+_MOST_PENDING, _MOST_RECKONED = 5000, 50
+_LARGE = 1e300  # sums of such values are no floats any more, in SQL
+_KEEP_S, _MOST_KEPT = 60.0, 256
+
+
+class Statistics(NamedTuple):
+    """Of all values of one sensor taken in [from_ms, to_ms). The times are those of the first lowest and highest.
+
+    None: not reckoned: the span is too long, or its windows are not summed up yet
+    """
+
+    from_ms: int
+    to_ms: int
+    values: int
+    mean: float
+    median: float | None
+    mode: float | None
+    low: float
+    low_ms: int
+    high: float
+    high_ms: int
+    deviation: float | None
+    is_exact: bool
+
+
+class Figures:
+    """Reckons statistics, and keeps those of the last minute."""
+
+    def __init__(self, store: Store, clock: Clock, summary: Callable[[list[float], int], Summary]) -> None:
+        """summary: of some values, as stores.summaries.summary."""
+        self._store = store
+        self._clock = clock
+        self._summary = summary
+        self._lock = threading.Lock()
+        self._working = threading.BoundedSemaphore(2)
+        self._kept: dict[object, tuple[float, Statistics | None]] = {}
+
+    def of(self, node: str, sensor: str, from_ms: int, to_ms: int) -> Statistics | None:
+        """Of one span, of up to LONGEST_MS; None: there is no value in it, or it is longer.
+
+        A span that ends within the last minute may be told as it was up to a minute ago.
+        """
+        if not 0 < to_ms - from_ms <= LONGEST_MS:
+            return None
+        key = node, sensor, to_ms - from_ms, to_ms // 60_000
+        now_s = self._clock.monotonic()
+        with self._lock:
+            made_s, found = self._kept.get(key, (-_KEEP_S, None))
+        if 0 <= now_s - made_s < _KEEP_S:
+            return found
+        if not self._working.acquire(timeout=5):
+            raise Refusal(503, "Too many statistics at once; try again in a moment.", "busy", {"Retry-After": "2"})
+        try:
+            found = self._reckoned(node, sensor, from_ms, to_ms)
+        finally:
+            self._working.release()
+        with self._lock:
+            self._kept.pop(key, None)
+            self._kept[key] = now_s, found
+            while len(self._kept) > _MOST_KEPT:
+                del self._kept[next(iter(self._kept))]
+        return found
+
+    def _reckoned(self, node: str, sensor: str, from_ms: int, to_ms: int) -> Statistics | None:
+        about: dict[str, Any] = next((one for one in self._store.nodes() if one["name"] == node), {})
+        if to_ms - from_ms <= _SAMPLES_MS and (about.get("kept_from_ms") or 0) <= from_ms:
+            found = self._values(node, sensor, from_ms, to_ms)
+            if found is not None:
+                return self._exactly(found, from_ms, to_ms)
+        return self._of_windows(node, sensor, from_ms, to_ms)
+
+    def _values(self, node: str, sensor: str, from_ms: int, to_ms: int) -> list[tuple[int, float]] | None:
+        """Time and value of each reading; None: there are too many."""
+        points = self._store.points(node, from_ms, to_ms, _MOST_SAMPLES + 1)
+        if len(points) > _MOST_SAMPLES:
+            return None
+        read = [(point.time_ms, point.values.get(sensor)) for point in points]
+        return [(time_ms, value) for time_ms, value in read if value is not None]
+
+    def _exactly(self, found: Sequence[tuple[int, float]], from_ms: int, to_ms: int) -> Statistics | None:
+        if not found:
+            return None
+        one = self._summary([value for _, value in found], to_ms)
+        low_ms = next(time_ms for time_ms, value in found if value == one.low)
+        high_ms = next(time_ms for time_ms, value in found if value == one.high)
+        return Statistics(
+            from_ms, to_ms, one.values, one.mean, one.median, one.mode, one.low, low_ms, one.high, high_ms,
+            one.deviation, True,
+        )  # fmt: skip
+
+    def _of_windows(self, node: str, sensor: str, from_ms: int, to_ms: int) -> Statistics | None:
+        whole = next(iter(self._store.columns(node, sensor, from_ms, to_ms, 1)), None)
+        span_ms = _SHORT_MS if to_ms - from_ms <= _SHORT_UP_TO_MS else _LONG_MS
+        parts = self._parts(node, sensor, from_ms, to_ms, span_ms)
+        if whole is None or not parts:
+            return None
+        low, high = min(parts, key=lambda part: part.low), max(parts, key=lambda part: part.high)
+        count = sum(part.values for part in parts)
+        mean, deviation = _mean_and_deviation(parts, count, max(abs(low.low), abs(high.high)))
+        found = Statistics(
+            from_ms, to_ms, whole.values,
+            whole.mean if abs(whole.low) < _LARGE and abs(whole.high) < _LARGE else mean, None, None,
+            whole.low, self._when(node, sensor, low.low, low.end_ms, span_ms),
+            whole.high, self._when(node, sensor, high.high, high.end_ms, span_ms), None, len(parts) == 1,
+        )  # fmt: skip
+        if count < 0.99 * whole.values:  # not more than came since; else the caretaker still has years to sum up
+            return found
+        modes: Counter[float] = Counter()
+        for part in parts:
+            modes[part.mode] += part.values
+        most = max(modes.values())
+        mode = min(mode for mode in modes if modes[mode] == most)
+        return found._replace(median=_median(parts, count), mode=mode, deviation=deviation)
+
+    def _parts(self, node: str, sensor: str, from_ms: int, to_ms: int, span_ms: int) -> list[Summary]:
+        """The windows of a span, and of the samples before the first and behind the last what they come to."""
+        low_ms, high_ms = -(-from_ms // span_ms) * span_ms, to_ms // span_ms * span_ms
+        windows = {one.end_ms: one for one in self._store.summaries(node, sensor, span_ms, low_ms, high_ms)}
+        pending = [
+            window.end_ms for window in self._store.unsummed(to_ms, _MOST_PENDING)
+            if window.node == node and window.span_ms == span_ms and not window.is_late
+            and low_ms < window.end_ms <= high_ms
+        ]  # fmt: skip
+        for end_ms in pending[-_MOST_RECKONED:]:
+            windows.pop(end_ms, None)
+            self._add(windows, node, sensor, end_ms - span_ms + 1, end_ms + 1, end_ms)
+        self._add(windows, node, sensor, from_ms, min(low_ms + 1, to_ms), low_ms)
+        self._add(windows, node, sensor, high_ms + 1, to_ms, high_ms + span_ms)
+        return [windows[end_ms] for end_ms in sorted(windows)]
+
+    def _add(self, windows: dict[int, Summary], node: str, sensor: str, from_ms: int, to_ms: int, end_ms: int) -> None:
+        found = self._values(node, sensor, from_ms, to_ms) if from_ms < to_ms else None
+        if found:
+            windows[end_ms] = self._summary([value for _, value in found], end_ms)
+
+    def _when(self, node: str, sensor: str, value: float, end_ms: int, span_ms: int) -> int:
+        """When a window's extreme was; its end, where the samples are gone."""
+        found = self._values(node, sensor, end_ms - span_ms + 1, end_ms + 1) or ()
+        return next((time_ms for time_ms, one in found if one == value), end_ms)
+
+
+def of_columns(columns: Sequence[Column], from_ms: int, to_ms: int, places: int) -> Statistics | None:
+    """What the columns of a chart tell of a span that is too long for more; its times are those of columns."""
+    if not columns:
+        return None
+    low, high = min(columns, key=lambda one: one.low), max(columns, key=lambda one: one.high)
+    count = sum(one.values for one in columns)
+    mean = math.fsum([one.mean * (one.values / count) for one in columns])
+    low_ms, high_ms = (from_ms + one.place * (to_ms - from_ms) // places for one in (low, high))
+    return Statistics(from_ms, to_ms, count, mean, None, None, low.low, low_ms, high.high, high_ms, None, False)
+
+
+def _mean_and_deviation(parts: Sequence[Summary], count: int, most: float) -> tuple[float, float]:
+    """Of all values in `parts`. Reckoned near 1: squares of values near the ends of floats are no floats any more."""
+    scale = 2.0 ** min(math.frexp(most)[1], 1023)
+    mean = math.fsum([part.mean / scale * (part.values / count) for part in parts])
+    squares = [((part.deviation / scale) ** 2 + (part.mean / scale - mean) ** 2) * part.values for part in parts]
+    return mean * scale, math.sqrt(math.fsum(squares) / count) * scale
+
+
+def _median(parts: Sequence[Summary], count: int) -> float:
+    passed = 0
+    ordered = sorted(parts, key=lambda part: part.median)
+    for part in ordered:
+        passed += part.values
+        if 2 * passed >= count:
+            return part.median
+    return ordered[-1].median
+
+
+# ------------------------------------------------------------------------------------------------------------ to show
+
+_HEAD = ("values", "mean", "median", "most often", "lowest", "highest", "deviation")
+Row = tuple[object, "Statistics | None", str]  # what it is of, what is known, the unit
+
+
+def table(what: str, rows: Sequence[Row], now_ms: int) -> Html:
+    """A table of statistics; `what` stands above the first column."""
+    lines = together(
+        Html("<tr><th scope=row>{}</th>{}</tr>\n").format(name, together(
+            Html('<td data-label="{}">{}</td>').format(*cell) for cell in zip(_HEAD, _cells(found, unit, now_ms))
+        ))
+        for name, found, unit in rows
+    )  # fmt: skip
+    head = together(Html("<th scope=col>{}</th>").format(text) for text in (what, *_HEAD))
+    return Html('<table class="judged figures"><thead><tr>{}</tr></thead><tbody>\n{}</tbody></table>').format(
+        head, lines
+    )
+
+
+def lines(what: str, rows: Sequence[Row], now_ms: int) -> list[str]:
+    """The same for a terminal, 80 columns wide or a little more."""
+    head = (what.upper(), "VALUES", "MEAN", "MEDIAN", "MODE", "LOWEST", "HIGHEST", "DEVIATION")
+    told: list[tuple[str, ...]] = [head]
+    told += [(str(name), *_cells(found, "", now_ms)) for name, found, _ in rows]
+    widths = [max(len(row[k]) for row in told) for k in range(len(told[0]))]
+    return ["  ".join(f"{text:{width}}" for text, width in zip(row, widths)).rstrip() for row in told]
+
+
+def _cells(found: Statistics | None, unit: str, now_ms: int) -> Iterator[str]:
+    if found is None:
+        yield from ("0", *["–"] * (len(_HEAD) - 1))
+        return
+    about = "" if found.is_exact else "≈ "
+    yield f"{found.values:,}"
+    yield with_unit(number(found.mean), unit)
+    for value in (found.median, found.mode):
+        yield f"{about}{with_unit(number(value), unit)}" if value is not None else "–"
+    yield f"{with_unit(number(found.low), unit)}, {clock(found.low_ms, now_ms)}"
+    yield f"{with_unit(number(found.high), unit)}, {clock(found.high_ms, now_ms)}"
+    yield with_unit(number(found.deviation), unit) if found.deviation is not None else "–"
+
+
+def told(found: Statistics | None) -> Mapping[str, Any] | None:
+    """Statistics for programs."""
+    if found is None:
+        return None
+    return {
+        "from": rfc3339(found.from_ms), "to": rfc3339(found.to_ms), "count": found.values, "mean": found.mean,
+        "median": found.median, "mode": found.mode, "low": found.low, "low_time": rfc3339(found.low_ms),
+        "high": found.high, "high_time": rfc3339(found.high_ms), "deviation": found.deviation,
+        "median_is_exact": found.is_exact,
+    }  # fmt: skip

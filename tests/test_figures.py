@@ -1,0 +1,162 @@
+"""Statistics of any span: as a recount says, from samples or windows, and while windows are still summed up."""
+
+import math
+import statistics
+import unittest
+
+from base.clock import FakeClock
+from http_head import Refusal
+from pages import figures
+from pages.figures import Figures
+from protocol import Batch, Sample
+from stores import Filing, LogMark, Mark
+from stores.sqlite import SqliteStore
+from stores.summaries import Caretaker, summary
+from tests.page_support import set_zone, use_memory_disk
+from tests.support import temp_folder
+
+MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
+
+
+def setUpModule():
+    use_memory_disk()
+
+
+class Direct:
+    def __init__(self, store):
+        self.store = store
+
+    def run(self, job, limit_s):
+        with self.store.writing(()):
+            return job()
+
+
+class Reckoning(unittest.TestCase):
+    def setUp(self):
+        set_zone(self, "UTC")
+        self.clock = FakeClock()
+        self.now_ms = self.clock.wall_ms() // HOUR_MS * HOUR_MS + 1_234_567
+        self.store = SqliteStore(temp_folder(self))
+        self.addCleanup(self.store.close)
+        self.figures = Figures(self.store, self.clock, summary)
+        self.seq = 0
+
+    def put(self, values, every_ms, end_ms=None):
+        """Values of `t`, one every `every_ms`, up to `end_ms`; (time, value) of each."""
+        end_ms = end_ms or self.now_ms - 1
+        times = [end_ms - (len(values) - 1 - k) * every_ms for k in range(len(values))]
+        samples = [
+            Sample(self.seq + k, at, k, {"t": value}, {}, "") for k, (at, value) in enumerate(zip(times, values), 1)
+        ]
+        filing = Filing("n", "0" * 16, "0" * 16, Mark(self.seq, None))
+        filing.add(Batch("n", "0" * 16, "0" * 16, 0, samples, None, {}, print, print), 0)
+        with self.store.writing(()):
+            self.store.put([filing], self.now_ms, LogMark("a.csv", 1, 0, 1 << 40))
+        self.seq += len(samples)
+        return [(at, value) for at, value in zip(times, values) if value is not None]
+
+    def sum_up(self):
+        caretaker = Caretaker(self.store, Direct(self.store), self.clock)
+        self.clock.sleep(7200)
+        while caretaker.work():
+            pass
+
+    def of(self, days):
+        return self.figures.of("n", "t", int(self.now_ms - days * DAY_MS), self.now_ms)
+
+    def assert_right(self, found, put):
+        values = [value for at, value in put if found.from_ms <= at < found.to_ms]
+        self.assertEqual((found.values, found.low, found.high), (len(values), min(values), max(values)))
+        self.assertAlmostEqual(found.mean, statistics.fmean(values), 9)
+        self.assertAlmostEqual(found.deviation, statistics.pstdev(values), 9)
+        self.assertIn((found.low_ms, found.low), put)
+        self.assertIn((found.high_ms, found.high), put)
+
+    def test_of_a_day_everything_is_exact(self):
+        put = self.put([(k * 7919) % 1000 / 8 for k in range(2000)], MINUTE_MS)
+        found = self.of(1)
+        self.assert_right(found, put)
+        values = [value for at, value in put if found.from_ms <= at]
+        self.assertTrue(found.is_exact)
+        self.assertEqual(found.median, statistics.median(values))
+        self.assertEqual(found.mode, min(statistics.multimode(values)))
+
+    def test_of_longer_spans_all_but_median_and_mode(self):
+        put = self.put([20 + 5 * math.sin(k / 100) + (k * 7919) % 100 / 100 for k in range(9000)], 5 * MINUTE_MS)
+        for summed in (False, True):
+            if summed:
+                self.sum_up()
+            for days in (7, 30):
+                self.figures._kept.clear()
+                found = self.of(days)
+                if summed:
+                    self.assert_right(found, put)
+                    values = [value for at, value in put if found.from_ms <= at]
+                    self.assertAlmostEqual(found.median, statistics.median(values), delta=0.5)
+                    self.assertFalse(found.is_exact)
+                else:  # most windows are not summed up yet: what would be of a part alone is not told
+                    values = [value for at, value in put if found.from_ms <= at]
+                    self.assertEqual((found.values, found.low), (len(values), min(values)))
+                    self.assertAlmostEqual(found.mean, statistics.fmean(values), 9)
+                    self.assertEqual((found.median, found.mode, found.deviation), (None, None, None))
+
+    def test_a_few_windows_that_wait_are_reckoned_at_once(self):
+        put = self.put([float(k % 50) for k in range(3000)], 5 * MINUTE_MS, self.now_ms - HOUR_MS)
+        self.sum_up()
+        put += self.put([1000.0], MINUTE_MS, self.now_ms - 3 * DAY_MS)
+        self.assert_right(self.of(7), put)
+
+    def test_failed_readings_do_not_count(self):
+        put = self.put([1.0, None, 3.0], MINUTE_MS)
+        self.assert_right(self.of(1), put)
+        self.assertIsNone(self.figures.of("n", "u", self.now_ms - DAY_MS, self.now_ms))
+        self.assertIsNone(self.figures.of("nobody", "t", self.now_ms - DAY_MS, self.now_ms))
+
+    def test_spans_that_are_none(self):
+        self.put([1.0], MINUTE_MS)
+        for from_ms in (self.now_ms, self.now_ms + 1, self.now_ms - 371 * DAY_MS):
+            self.assertIsNone(self.figures.of("n", "t", from_ms, self.now_ms))
+
+    def test_values_near_the_ends_of_floats(self):
+        for days in (1, 7):
+            self.put([1.7e308, -1.7e308, 1.7e308] * 10, HOUR_MS // 2)
+            self.sum_up()
+            found = self.of(days)
+            for value in (found.mean, found.median, found.deviation):
+                self.assertTrue(math.isfinite(value), found)
+
+    def test_one_just_reckoned_is_not_reckoned_again(self):
+        self.put([1.0], MINUTE_MS)
+        self.assertEqual(self.of(1).values, 1)
+        self.put([2.0], MINUTE_MS)
+        self.assertEqual(self.of(1).values, 1)
+        self.clock.sleep(61)
+        self.assertEqual(self.of(1).values, 2)
+
+    def test_only_some_are_kept(self):
+        for k in range(300):
+            self.figures.of("n", f"t{k}", 0, DAY_MS)
+        self.assertLessEqual(len(self.figures._kept), 256)
+
+    def test_two_at_a_time_and_the_rest_come_again(self):
+        self.figures._working.acquire = lambda timeout: False  # five seconds later
+        with self.assertRaises(Refusal) as caught:
+            self.of(1)
+        self.assertEqual(caught.exception.status, 503)
+
+    def test_for_people_and_for_programs(self):
+        self.put([1.0, 2.0, 2.0], MINUTE_MS)
+        rows = [("day", self.of(1), "<b>"), ("none", None, "")]
+        page = figures.table("span", rows, self.now_ms)
+        self.assertIn('<td data-label="most often">2 &lt;b&gt;</td>', page)
+        self.assertNotIn("<b>", page)
+        lines = figures.lines("span", rows, self.now_ms)
+        self.assertRegex(lines[1], r"^day   3       1\.667  2       2     1, .*\d\d:\d\d  2, .*\d\d:\d\d  0\.471$")
+        self.assertRegex(lines[2], r"^none  0       –( +–){5}$")
+        told = figures.told(self.of(1))
+        self.assertEqual((told["count"], told["median"], told["median_is_exact"]), (3, 2.0, True))
+        self.assertIsNone(figures.told(None))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,92 @@
+"""A tar file that is said to be a backup: it is one, or BadBackup; nothing is written but where it was told to."""
+
+import functools
+import hashlib
+import io
+import os
+import tarfile
+import tempfile
+import unittest
+
+from backups import BadBackup, unpack
+from stores.sqlite import FILE
+from tests.fuzz import Target, fuzzed, mutated, st
+
+PIECES = [
+    b"ustar\x0000", b"ustar  \x00", b"\x00" * 512, b"../../../../tmp/pigeonpost-was-here", b"logs/", b"SHA256SUMS",
+    b"12 path=x\n", b"20 size=999999999999\n", b"30 GNU.sparse.realsize=99999\n", b"25 GNU.sparse.major=1\n",
+    b"7777777777", b"\x80\xff\xff\xff\xff\xff\xff\xff", b"x", b"g", b"L", b"S", b"2", b"5",
+]  # fmt: skip
+
+
+@functools.cache
+def made(form):
+    """A right backup, of little."""
+    content = {FILE: b"SQLite format 3\0" + bytes(600), "logs/a.csv": b"time,node\n", "tokens.json": b"{}"}
+    content["SHA256SUMS"] = b"".join(
+        f"{hashlib.sha256(data).hexdigest()}  {name}\n".encode() for name, data in content.items()
+    )
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as tar:
+        for name, data in content.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            member.mtime = 1.5 if form == tarfile.PAX_FORMAT else 1
+            tar.addfile(member, io.BytesIO(data))
+    return out.getvalue().rstrip(b"\0") + bytes(1024)
+
+
+def signed():
+    """Right ones, in which the sum of a head is made right again after a change: so that the change is looked at."""
+
+    @st.composite
+    def changed(draw):
+        data = bytearray(draw(st.sampled_from([made(form) for form in (0, 1, 2)])))
+        at = 512 * draw(st.integers(0, len(data) // 512 - 1))
+        field, size = draw(
+            st.sampled_from([(0, 100), (100, 8), (124, 12), (136, 12), (156, 1), (157, 100), (345, 155)])
+        )
+        piece = draw(st.sampled_from(PIECES) | st.binary(max_size=size))[:size]
+        data[at + field : at + field + len(piece)] = piece
+        data[at + 148 : at + 156] = b" " * 8
+        data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + 512])
+        return bytes(data)
+
+    return changed()
+
+
+class Backups(Target, unittest.TestCase):
+    corpus = "backups"
+
+    def check(self, data):
+        with tempfile.TemporaryDirectory() as folder:
+            archive, inside = os.path.join(folder, "b.tar"), os.path.join(folder, "inside")
+            os.mkdir(inside)
+            with open(archive, "wb") as file:
+                file.write(data)
+            with self.bounded():
+                try:
+                    names = unpack(archive, inside, lambda what, done, total: None)
+                except BadBackup as error:
+                    self.assertTrue(str(error).isprintable(), str(error))
+                    names = None
+            self.assertEqual(sorted(os.listdir(folder)), ["b.tar", "inside"])
+            self.assertFalse(os.path.exists("/tmp/pigeonpost-was-here"))
+            there = [os.path.join(place, name) for place, _, found in os.walk(inside) for name in found]
+            if names is not None:
+                self.assertEqual(sorted(path[len(inside) + 1 :] for path in there), names)
+                self.assertIn(FILE, names)
+            self.assertFalse([path for path in there if os.path.islink(path)])
+            self.assertLess(sum(map(os.path.getsize, there)), len(data) + 1)
+
+    @fuzzed(lambda: mutated(st.sampled_from([made(form) for form in (0, 1, 2)]), PIECES, 30_000))
+    def test_changed(self, data):
+        self.check(data)
+
+    @fuzzed(signed)
+    def test_changed_and_signed_again(self, data):
+        self.check(data)
+
+
+if __name__ == "__main__":
+    unittest.main()

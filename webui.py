@@ -19,7 +19,7 @@ from base.net import join_address
 from connections import Connections, Limits
 from daybook import DayBook
 from diary import Diary
-from http_head import BODY_BYTES, Answer, Endpoint, Receiver, Refusal, Request, form
+from http_head import BODY_BYTES, JSON, Answer, Endpoint, Receiver, Refusal, Request, form
 from pages import (
     House,
     Picture,
@@ -169,6 +169,7 @@ class WebEnd:
             Route("GET", "/api/v1/health", "look", api.health),
             Route("GET", "/metrics", "look", lambda visit: api.metrics(visit, self._connections.counts)),
             Route("GET", "/healthz", "", api.alive),
+            Route("GET", "/api/v1/openapi.json", "look", _file("openapi.json", JSON)),
             Route("GET", "/style.css", "", _file("style.css", "text/css; charset=utf-8")),
             Route("GET", "/script.js", "", _file("script.js", "text/javascript; charset=utf-8")),
             Route("GET", "/zoom.js", "", _file("zoom.js", "text/javascript; charset=utf-8")),

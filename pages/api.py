@@ -107,9 +107,7 @@ def samples(visit: Visit) -> Answer:
     node, sensor = name_in(query, "node", NODE_NAME), name_in(query, "sensor", SENSOR_NAME)
     from_ms = moment(query["from"]) if "from" in query else None
     to_ms = moment(query["to"]) if "to" in query else _FAR_MS
-    form = query.get("format", "json")
-    if form not in ("json", "csv"):
-        raise Refusal(400, "The format is json or csv.", "format")
+    form = _form(query)
     known = [about["name"] for about in house.store.nodes()]
     if node and node not in known:
         raise Refusal(404, "Nothing of a node of that name is stored.", "unknown-node")
@@ -163,7 +161,7 @@ def statistics(visit: Visit) -> Answer:
     if not 0 <= to_ms - from_ms <= MOST_SAMPLES * window_ms:
         raise Refusal(400, f"From `from` to `to` there are at most {MOST_SAMPLES} windows.", "span")
     found = store.summaries(node, sensor, window_ms, from_ms, to_ms)
-    if query.get("format", "json") == "csv":
+    if _form(query) == "csv":
         lines = [",".join([rfc3339(one.end_ms), *map(str, one[1:])]) for one in found]
         return _csv("time,count,mean,median,mode,low,high,deviation", [lines])
     return json_answer({
@@ -173,6 +171,13 @@ def statistics(visit: Visit) -> Answer:
             "mode": one.mode, "low": one.low, "high": one.high, "deviation": one.deviation,
         } for one in found],
     })  # fmt: skip
+
+
+def _form(query: Mapping[str, str]) -> str:
+    form = query.get("format", "json")
+    if form not in ("json", "csv"):
+        raise Refusal(400, "The format is json or csv.", "format")
+    return form
 
 
 def _limit(query: Mapping[str, str]) -> int:

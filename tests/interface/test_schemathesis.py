@@ -1,0 +1,67 @@
+"""Every address of `/api/v1` is asked with what its description allows and with what it forbids: it answers as it is
+described, and never with a fault. PIGEONPOST_TEST_EXAMPLES says how many of each (50)."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import unittest
+
+from tests.page_support import Server, control
+from tests.support import LIMIT_S, clean_environment, temp_folder, wait_until
+
+PROGRAM = os.path.join(os.path.dirname(sys.executable), "schemathesis")
+EXAMPLES = os.environ.get("PIGEONPOST_TEST_EXAMPLES", "50")
+# Not asked: whether all that the description allows is answered with 200. It cannot say that `from` lies before `to`,
+# or that samples follow each other, and a refusal of what breaks such a rule is right.
+CHECKS = (
+    "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
+    "negative_data_rejection,unsupported_method,ignored_auth"
+)
+LIMIT = 40 * LIMIT_S
+
+
+@unittest.skipUnless(shutil.which(PROGRAM) or os.environ.get("CI"), "schemathesis is not installed for this Python")
+class Described(unittest.TestCase):
+    def setUp(self):
+        data = temp_folder(self)
+        self.assertEqual(control(self, "--data", data, "password", said="correct horse\n")[0], 0)
+        made = control(self, "--data", data, "get_token", "attic")
+        self.assertEqual(made[0], 0, made)
+        self.token = made[1].strip().splitlines()[-1].split()[-1]
+        self.server = Server(self, "--demo", data=data)
+        self.base = "http://{}:{}".format(*self.server.page)
+        with open(os.path.join(data, "running.json"), encoding="utf-8") as file:
+            key = json.load(file)["key"]
+        self.control = {"Authorization": f"Bearer {key}"}
+        wait_until(lambda: "is reporting" in self.server.get("/", self.control)[1], "the demonstration's node reports")
+        self.document = os.path.join(temp_folder(self), "openapi.json")
+        with open(self.document, "w", encoding="utf-8") as file:
+            file.write(self.server.get("/api/v1/openapi.json", self.control)[1])
+
+    def run_it(self, token, *more):
+        folder = temp_folder(self)
+        done = subprocess.run(
+            [PROGRAM, "run", self.document, "--url", self.base, "-H", f"Authorization: {token}", "--checks", CHECKS,
+             "--phases", "examples,coverage,fuzzing", "--max-examples", EXAMPLES, "--no-color", "--seed", "4711",
+             "--generation-database", "none", "--continue-on-failure", *more],
+            capture_output=True, text=True, timeout=LIMIT, cwd=folder, env=clean_environment(),
+        )  # fmt: skip
+        self.assertEqual(done.returncode, 0, f"{done.stdout[-12000:]}\n{done.stderr[-3000:]}")
+        self.assertIn("is reporting", self.server.get("/", self.control)[1])  # it is alive, and so is its node
+        self.assertNotRegex("".join(self.server.logged), r"fault [0-9a-f]{8} in")
+
+    def test_as_a_program_with_the_servers_key(self):
+        self.run_it(self.control["Authorization"], "--exclude-path-regex", "resume$", "--exclude-operation-id", "push",
+                    "--exclude-operation-id", "send")  # fmt: skip
+
+    def test_a_node_turned_on_and_off(self):
+        self.run_it(self.control["Authorization"], "--include-operation-id", "send")
+
+    def test_as_a_node_with_its_token(self):
+        self.run_it(f"Bearer {self.token}", "--include-operation-id", "push", "--include-operation-id", "resume")
+
+
+if __name__ == "__main__":
+    unittest.main()

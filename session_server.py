@@ -103,7 +103,8 @@ class ServerSession(Session):
         self._wake, self._answered = wake, answered
         self.fault = ""  # why the node closes, in its own words
         self._began_s = self._checked_s = clock.monotonic()
-        self._doubted_s = -1.0  # when it was last asked whether it is still here
+        self._is_doubted = False  # it is to be asked whether it is still here,
+        self._doubted_s = -1.0  # and when it was
         self._began_ms = clock.wall_ms()
         self._nonce = os.urandom(16).hex() if (state.expected in keys if state.expected else keys) else ""
         self._hello: dict[str, Any] = {}
@@ -140,7 +141,8 @@ class ServerSession(Session):
 
     def doubt(self) -> None:
         """The node is said to be elsewhere: it is asked, and the session ends if nothing is heard within DOUBT_S."""
-        self._leave(self._doubt)
+        self._is_doubted = True
+        self._wake()
 
     def _leave(self, call: Callable[..., Any], *args: Any) -> None:
         self._from_others.append((call, args))
@@ -162,6 +164,9 @@ class ServerSession(Session):
     def tick(self) -> float:
         """Check where the link is quiet, give up where it is dead; the seconds until the next look is due."""
         now = self.clock.monotonic()
+        if self._is_doubted:
+            self._is_doubted = False
+            self._doubt()
         if not self.collecting:
             left = self._began_s + 2 * AUTH_S - now
             if left <= 0:

@@ -279,6 +279,7 @@ class _Known:
         self.time_ms: int | None = None  # of its latest word
         self.moved_s: float | None = None  # when that last caused an attempt
         self.told = ""  # where it was, in the log
+        self.wanted: tuple[Any, tuple[str, int]] | None = None  # whom to move where, as soon as that may be
 
 
 class ServerEnd(_Loop):
@@ -310,6 +311,7 @@ class ServerEnd(_Loop):
                         if sock in ready:
                             self._receive(sock, address)
                     ready = self._waker.wait(0.0, list(listeners.values()))
+                self.move_due()
         finally:
             for sock in listeners.values():
                 sock.close()
@@ -413,13 +415,22 @@ class ServerEnd(_Loop):
             return
         state = links[0].state
         if state.connected and state.address in texts:
+            known.wanted = None
             return
-        if known.moved_s is None or now_s >= known.moved_s + LEAST_MOVE_S:
-            known.moved_s = now_s
-            if state.address not in texts and known.told != texts[0]:
-                log.info("node %s has announced itself at %s, not %s", call.node, texts[0], state.address)
-                known.told = texts[0]
-            links[0].move(places[0])
+        if state.address not in texts and known.told != texts[0]:
+            log.info("node %s has announced itself at %s, not %s", call.node, texts[0], state.address)
+            known.told = texts[0]
+        known.wanted = links[0], places[0]
+        self.move_due()
+
+    def move_due(self) -> None:
+        """Have those go elsewhere that are to, and have not been told to in the last seconds."""
+        now_s = self._hall.clock.monotonic()
+        for known in self._heard.values():
+            if known.wanted and (known.moved_s is None or now_s >= known.moved_s + LEAST_MOVE_S):
+                link, place = known.wanted
+                known.wanted, known.moved_s = None, now_s
+                link.move(place)
 
     @staticmethod
     def _is_for(link: Any, node: str, texts: Sequence[str]) -> bool:

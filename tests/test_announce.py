@@ -226,6 +226,17 @@ class Hearing(unittest.TestCase):
             self.clock.sleep(0.5)
         self.assertIn(len(self.links[0].moves), (9, 10))
 
+    def test_what_came_too_early_is_done_as_soon_as_it_may_be(self):
+        """The three of a burst come within 3 s, and then nothing does for half a minute."""
+        self.hear(self.call())
+        self.end.hear(self.call(("192.168.1.77", 5003)), "192.168.1.77")
+        self.end.move_due()
+        self.assertEqual(self.links[0].moves, [])
+        self.clock.sleep(LEAST_MOVE_S)
+        self.end.move_due()
+        self.end.move_due()
+        self.assertEqual(self.links[0].moves, [("192.168.1.77", 5003)])
+
     def ignored(self, data, why, source="192.168.1.20"):
         self.assertEqual(self.hear(data, source), why)
         self.assertEqual(self.links, [])
@@ -516,7 +527,7 @@ class Networks(Programs):
         wait_until(lambda: "node basement has announced itself at 10.77.0.9:5003" in logged(), logged)
         before = self.rows()
         wait_until(lambda: self.rows() > before + 10, "rows by the new address")
-        self.assertLess(time.monotonic() - began_s, 40.0)
+        self.assertLess(time.monotonic() - began_s, 25.0)  # on a quiet machine 11
 
 
 def setUpModule():

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import random
+import select
 import socket
 import threading
 import time
@@ -202,7 +203,7 @@ class BothEnds(TcpCase):
             with socket.create_connection(node.address, LIMIT_S) as onward:
                 pair = {sock: onward, onward: sock}
                 while left > 0:
-                    for end in tcp.select.select(list(pair), [], [], LIMIT_S)[0]:
+                    for end in select.select(list(pair), [], [], LIMIT_S)[0]:
                         block = end.recv(min(left, chance.choice((1, 100, 65_536))))
                         left -= len(block)
                         if not block:
@@ -740,8 +741,10 @@ class Moving(TcpCase):
         server = self.start_server(FakeNode(self, serve).address)
         wait_until(lambda: server.state.connected)
         with mock.patch("session_server.DOUBT_S", 0.1):
+            began_s = time.monotonic()
             server.move(node.address)
             wait_until(lambda: server.state.address == "%s:%d" % node.address and server.state.connected)
+        self.assertLess(time.monotonic() - began_s, 10.0)  # not only when the next CHECK is due, after 15 s
 
     def test_a_wrong_address_costs_one_attempt(self):
         node = self.start_node()

@@ -15,10 +15,15 @@ from protocol import Batch, Sample
 from stores import NOTHING, Filing, LogMark, Mark, postgres, postgres_schema
 from stores.postgres import ID_FILE, PostgresStore
 from tests.libraries.databases import Cluster, Database, need_postgres, psycopg
-from tests.support import LIMIT_S, temp_folder, wait_until
+from tests.support import LIMIT_S, Program, temp_folder, wait_until
 from tests.test_stores import E1, E2, OUTBOX, StoreContract, batch, file, gap
 
 FAR = 1 << 60
+
+
+def quiet(one):
+    """A batch whose answers nobody reads."""
+    return one._replace(done=lambda *answer: None)
 
 
 def setUpModule():
@@ -215,7 +220,7 @@ class Several(One):
         """The other has counted it after this one's batch came, and before this one's turn with the node."""
         missing = gap(1, 0, epoch=E2, base=70, before=70)
         intake = Intake(self.store, mock.Mock(due=lambda: None), FakeClock())
-        intake.accept(missing)
+        intake.accept(quiet(missing))
         hold = self.store.writing
 
         def late(epochs):
@@ -320,7 +325,7 @@ class Faults(One):
         log = CsvLog(self.folder, self.store, clock)
         log.start()
         intake = Intake(self.store, log, clock)
-        intake.accept(batch(1, 3))
+        intake.accept(quiet(batch(1, 3)))
         intake.commit()
         db, answers = self.store._db, []
 
@@ -343,7 +348,7 @@ class Faults(One):
         intake.commit()
         self.assertEqual(answers, [(E1, 6)])
         self.assertEqual((self.store.nodes()[0]["samples"], intake.repeated), (6, 3))
-        intake.accept(batch(7, 7))
+        intake.accept(quiet(batch(7, 7)))
         intake.commit()
         log.close()
         self.assertEqual(list(verify_logs(os.path.join(self.folder, "logs"), self.store)), [])
@@ -483,6 +488,61 @@ class Opening(Case, unittest.TestCase):
                            " AND contype = 'p'")  # fmt: skip
         self.assertEqual(keys, [('PRIMARY KEY (epoch, seq, "time")',)])
         self.assertEqual(list(store.verify()), [])
+
+
+class Commands(One):
+    """control.py, as people use it, on a store that is not in the data folder."""
+
+    def control(self, *arguments, status=0):
+        program = Program(self, "control.py", "--data", self.folder, *arguments,
+                          PIGEONPOST_STORE_POSTGRES=DATABASE.address)  # fmt: skip
+        self.assertEqual(program.wait(), status, program.logged)
+        return "\n".join(program.said), "\n".join(program.logged)
+
+    def fill(self):
+        """As a server that was stopped leaves it."""
+        log = CsvLog(self.folder, self.store, FakeClock())
+        log.start()
+        intake = Intake(self.store, log, FakeClock())
+        intake.accept(quiet(batch(1, 50)))
+        intake.commit()
+        log.record()
+        log.close()
+        self.store.close()
+
+    def test_verify(self):
+        self.fill()
+        self.assertEqual(self.control("verify")[0], "50 samples of 1 nodes: all there, each once")
+        DATABASE.do("DELETE FROM samples WHERE seq = 7")
+        said, _ = self.control("verify", status=1)
+        self.assertIn("node a, epoch", said)
+        self.assertIn("the logs hold 100 readings and the store 98", said)
+
+    def test_export_and_import(self):
+        self.fill()
+        out = os.path.join(self.folder, "all.csv")
+        self.control("export", "--out", out)
+        with open(out, encoding="utf-8") as file:
+            self.assertEqual(len(file.readlines()), 101)
+        self.control("import", "--node", "copy", out)
+        self.assertEqual(self.control("verify")[0], "100 samples of 2 nodes: all there, each once")
+
+    def test_list_schema_backup(self):
+        self.fill()
+        self.control("token", "a")
+        self.assertRegex(self.control("list")[0], r"^a +2026-11-18T11:07:30.000Z$")
+        script = self.control("schema")[0]
+        DATABASE.do("DROP SCHEMA pigeonpost CASCADE")
+        DATABASE.do(script)
+        self.another().close()
+        self.assertIn("pg_dump", self.control("backup", self.folder, status=2)[1])
+        self.assertIn("pg_restore", self.control("restore", "x.tar", status=2)[1])
+
+    def test_the_address_is_never_shown(self):
+        shown = Program(self, "server.py", "--show", PIGEONPOST_STORE_POSTGRES="postgresql://u:hidden@h/d")
+        self.assertEqual(shown.wait(), 0)
+        self.assertIn("[store] postgres = (set)  # PIGEONPOST_STORE_POSTGRES", shown.said)
+        self.assertNotIn("hidden", "".join(shown.said))
 
 
 class Restart(unittest.TestCase):

@@ -30,7 +30,7 @@
     plot.tabIndex = 0;
     plot.setAttribute("role", "group");
     plot.setAttribute("aria-label", `Chart. ${HINT}`);
-    let data = null, asking = null, at = -1, anchor = -1, isDragging = false;
+    let data = null, asking = null, at = -1, anchor = -1, down = null;  // down: where the pointer was pressed
 
     // The numbers are fetched when they are wanted first, and again when the picture is another one.
     async function numbers() {
@@ -95,7 +95,7 @@
 
     function letGo() {
       at = anchor = -1;
-      isDragging = false;
+      down = null;
       hair.hidden = chosen.hidden = true;
       told.textContent = HINT;
     }
@@ -117,23 +117,24 @@
       if (event.button || !event.isPrimary) return;
       event.preventDefault();  // else the picture itself would be dragged
       plot.focus({ preventScroll: true });
-      isDragging = true;
-      if (!await numbers() || !isDragging) return;
       plot.setPointerCapture(event.pointerId);
+      down = event;
+      if (!await numbers() || down !== event) return;
       anchor = placeOf(event);
       show(anchor);
     });
-    plot.addEventListener("pointerup", (event) => {
-      if (!isDragging || !data || anchor < 0) { isDragging = false; return; }
-      const first = Math.min(anchor, placeOf(event)), last = Math.max(anchor, placeOf(event));
-      isDragging = false;
+    plot.addEventListener("pointerup", async (event) => {
+      const began = down;
+      down = null;
+      if (!began || !await numbers()) return;  // a tap may be over before they are there
+      const first = Math.min(placeOf(began), placeOf(event)), last = Math.max(placeOf(began), placeOf(event));
       anchor = -1;
       if (last - first >= 3) open(first, last);  // less is a trembling finger
       else show(placeOf(event));
     });
     plot.addEventListener("pointercancel", letGo);
-    plot.addEventListener("pointerleave", () => { if (!isDragging && document.activeElement !== plot) letGo(); });
-    plot.addEventListener("blur", () => { if (!isDragging) letGo(); });
+    plot.addEventListener("pointerleave", () => { if (!down && document.activeElement !== plot) letGo(); });
+    plot.addEventListener("blur", () => { if (!down) letGo(); });
 
     plot.addEventListener("keydown", async (event) => {
       const steps = { ArrowLeft: -1, ArrowRight: 1, PageUp: -20, PageDown: 20, Home: -Infinity, End: Infinity };

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from base.errors import SettingsError
-from base.multicast import is_group
+from base.net import is_group
 from packets import codifier as read_codifier
 
 FILE_BYTES = 4 << 20

@@ -13,7 +13,7 @@ import re
 from typing import Any
 
 from base.config import Setting, address, matching, number, one_of, switch, text
-from base.multicast import is_group
+from base.net import is_group
 from protocol import DEFAULT_PORT, NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME
 
 WEB_PORT = 8080

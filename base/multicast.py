@@ -34,14 +34,6 @@ class Path(NamedTuple):
     loop: bool = True
 
 
-def is_group(address: tuple[str, int]) -> bool:
-    """Whether this is an IPv4 multicast group with a port."""
-    try:
-        return socket.inet_pton(socket.AF_INET, address[0])[0] >> 4 == 0b1110 and address[1] > 0
-    except OSError:
-        return False
-
-
 def listener(group: tuple[str, int], path: Path) -> socket.socket:
     """A socket that does not block and hears `group`, and nothing else that comes to its port."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

@@ -45,3 +45,11 @@ def own_address() -> str:
             return str(probe.getsockname()[0])
         except OSError:
             return ""
+
+
+def is_group(address: tuple[str, int]) -> bool:
+    """Whether this is an IPv4 multicast group with a port."""
+    try:
+        return socket.inet_pton(socket.AF_INET, address[0])[0] >> 4 == 0b1110 and address[1] > 0
+    except OSError:
+        return False

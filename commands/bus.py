@@ -19,8 +19,8 @@ from typing import Any
 
 from base.clock import Clock, rfc3339
 from base.errors import BadPacket, SettingsError
-from base.multicast import is_group, listener
-from base.net import join_address, split_address
+from base.multicast import listener
+from base.net import is_group, join_address, split_address
 from bus_component import Bus, Voice, bus_of
 from commands import Command, Context, Failed
 from links.router import Network, Router

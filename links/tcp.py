@@ -17,7 +17,7 @@ import socket
 import socketserver
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from base.clock import Clock
 from base.errors import SettingsError, TooMany
@@ -27,8 +27,10 @@ from outbox import Outbox
 from protocol import error_line
 from session import Key
 from session_node import NodeFacts, NodeSession
-from session_server import Ledger, NodeState, ServerSession
 from wire import Wire, converse
+
+if TYPE_CHECKING:
+    from session_server import Ledger, ServerSession
 
 log = logging.getLogger(__name__)
 
@@ -210,6 +212,9 @@ class ServerEnd(End):
         ledger    the intake
         keys      of nodes that have a token, by name; looked up at every connection
         """
+        from session_server import NodeState, ServerSession  # here: a node has no use for the server's half
+
+        self._session = ServerSession
         self.state = NodeState(join_address(*address), expected)
         self._home = self._good = address  # as it was told first, and where the node was reached last
         self._server = server
@@ -312,7 +317,7 @@ class ServerEnd(End):
         return collected
 
     def _collect(self, wire: Wire) -> bool:
-        session = ServerSession(
+        session = self._session(
             self._server, self._ledger, self._keys, self.state, self._clock, wire.wake, self._note_answer
         )
         with self._lock:

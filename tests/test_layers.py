@@ -36,7 +36,7 @@ NOT_ON_A_NODE = (
     "http", "urllib.request", "smtplib", "asyncio", "ssl", "hashlib", "_hashlib", "hmac", "sqlite3", "email", "csv",
     "dataclasses", "spidev", "tomllib", "multiprocessing", "xml", "unittest", "secrets", "webui", "webserver",
     "http_head", "webdoor", "intake", "csvbuffer", "server", "control", "commands", "demo", "stores", "pages", "gate",
-    "tests",
+    "tests", "session_server",
 )  # fmt: skip
 
 

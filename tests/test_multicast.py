@@ -5,7 +5,8 @@ import unittest
 
 from base import multicast
 from base.errors import SettingsError
-from base.multicast import Drain, Path, is_group, listener, speaker
+from base.multicast import Drain, Path, listener, speaker
+from base.net import is_group
 from tests.bus_support import LOOPBACK, Ear, free_groups
 from tests.support import wait_until
 

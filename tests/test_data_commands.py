@@ -909,6 +909,29 @@ class Import(DataCase):
         self.assertIn("30000 readings, 20000 of them new", self.done("import", "--node", "a", path))
         self.assert_sound(30_000)
 
+    def test_killed_in_the_middle(self):
+        rows = "".join(f"{1_700_000_000 + n},{n % 50},{n}\n" for n in range(100_000))
+        path = self.write("long.csv", f"time,t,u\n{rows}")
+        command = [sys.executable, f"{ROOT}/control.py", "--data", self.data, "import", "--node", "a", path]
+        for more in (500, 2000):
+            before = self.imported()
+            process = subprocess.Popen(command, env=clean_environment(), stdout=subprocess.DEVNULL, cwd=self.place)
+            self.addCleanup(process.kill)
+            wait_until(lambda enough=before + more: self.imported() >= enough, "some of it is stored")
+            process.kill()
+            self.assertEqual(process.wait(LIMIT_S), -9)
+        left = 100_000 - self.imported()
+        self.assertGreater(left, 0)
+        self.assertIn(f"100000 readings, {left} of them new", self.done("import", "--node", "a", path))
+        self.assert_sound(100_000)
+
+    def imported(self):
+        try:
+            with contextlib.closing(sqlite3.connect(f"file:{self.database()}?mode=ro", uri=True)) as db:
+                return db.execute("SELECT coalesce(sum(seq), 0) FROM epochs").fetchone()[0]
+        except sqlite3.Error:
+            return 0  # the database is only just being made
+
     def breaking_after(self, count):
         real, calls = Intake.accept, []
 

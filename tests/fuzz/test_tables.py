@@ -32,7 +32,7 @@ class Files(Target, unittest.TestCase):
     MEMORY_BYTES = 32 << 20  # of JSON about ten times its size, and what the test itself keeps
 
     def check(self, data):
-        for name in ("x.csv", "x.json"):
+        for name in ("x.csv", "x.json", "x.jsonl"):
             with self.bounded():
                 found = list(readings(io.BytesIO(data), name))
             for one in found:

@@ -283,6 +283,7 @@ _EXAMPLES = """examples:
   python3 control.py --data /var/lib/pigeonpost status
   python3 control.py send basement off
   python3 control.py watch --from C4
+  python3 control.py backup /mnt/usb/
   python3 control.py status --link 192.168.1.20:5003
   python3 control.py send-files server.local readings/
   */5 * * * * python3 control.py check || mail -s pigeonpost you@example.org"""

@@ -157,7 +157,9 @@ def main() -> None:
                 lambda asked, from_ms=from_ms: asked.columns("n0", "temperature", from_ms, end_ms, 327),  # type: ignore[misc]
             )
             rows.append((f"columns of a chart of {words} ({days:.0f} days)", f"{took_ms:.1f} ms"))
-        rows.append(("deleting 2,000 old samples at once, the longest of 50", f"{forgetting_ms(folder, end_ms):.1f} ms"))
+        rows.append(
+            ("deleting 2,000 old samples at once, the longest of 50", f"{forgetting_ms(folder, end_ms):.1f} ms")
+        )
     table(f"{millions:g} million readings in SQLite", rows)
 
 

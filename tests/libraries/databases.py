@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import glob
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -138,7 +139,7 @@ class Database:
 
     def __init__(self, cluster_address: str = "") -> None:
         self._server = cluster_address or GIVEN_POSTGRES or cluster().address
-        self.name = f"pigeonpost_test_{os.urandom(6).hex()}"
+        self.name = f"pigeonpost_test_{random.SystemRandom().randrange(1 << 48):012x}"  # not by what a test has patched
         self._do(f"CREATE DATABASE {self.name} TEMPLATE template0 ENCODING 'UTF8'")
         parameters = {**psycopg.conninfo.conninfo_to_dict(self._server), "dbname": self.name}
         self.address = psycopg.conninfo.make_conninfo(**parameters)

@@ -1,0 +1,134 @@
+"""The simulation on a real store: whatever its servers keep in memory they keep there too, and both must say the same.
+
+A test hands in how a new, empty store is made. Every transaction is done on both, with the same fate; the marks that it
+begins with, those that sessions ask for and, in the end, all samples, gaps and sums are compared. What the simulation
+deletes or sets back is made anew from what is left in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+from unittest import mock
+
+from stores import Filing, LogMark, Mark, Store, Stretch
+from tests.faults.sim_disk import Died
+from tests.faults.sim_machines import SimStore
+from tests.faults.sim_oracle import Oracle, Violation
+from tests.faults.simulate import play
+from tests.memory_store import MemoryStore
+
+
+def play_on(seed: int, make: Callable[[], Store], counts: dict[str, int]) -> None:
+    """Play one seed; `counts` gets how much was compared. Raises Violation."""
+    made: list[Store] = []
+
+    class Shadow(ShadowStore):
+        totals = counts
+
+        @staticmethod
+        def make() -> Store:
+            made.append(make())
+            return made[-1]
+
+    judge = Oracle.judge
+
+    def compare_and_judge(oracle: Oracle, name: str, store: Any, held: Any) -> dict[str, int]:
+        store.compare(name)
+        return judge(oracle, name, store, held)
+
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            mock.patch("tests.faults.sim_machines.SimStore", Shadow),
+            mock.patch("tests.faults.simulate.SimStore", Shadow),
+            mock.patch.object(Oracle, "judge", compare_and_judge),
+        ):
+            play(seed)
+    finally:
+        logging.disable(disabled)
+        for store in made:
+            store.close()
+
+
+class ShadowStore(SimStore):
+    """A store in memory, and a real one that must be its like."""
+
+    totals: ClassVar[dict[str, int]] = {}
+
+    @staticmethod
+    def make() -> Store:
+        raise NotImplementedError
+
+    @property
+    def real(self) -> Store:
+        """The other one. One that was set back has none yet."""
+        if "_real" not in self.__dict__:
+            self._real = self.make()
+            self._copy_to_real()
+        return self._real
+
+    @contextmanager
+    def writing(self, epochs: Iterable[tuple[str, str]]) -> Iterator[Mapping[tuple[str, str], Mark]]:
+        keys = list(epochs)
+        with self.real.writing(keys) as real, MemoryStore.writing(self, keys) as marks:
+            self._agree("marks within a transaction", dict(real), dict(marks))
+            yield marks
+            if self.doom == "before":
+                raise Died
+        self._count("transactions")
+        if self.doom == "after":
+            raise Died
+
+    def put(self, filings: Sequence[Filing], noted_ms: int, log: LogMark | None) -> int:
+        self.real.put(filings, noted_ms, log)
+        return super().put(filings, noted_ms, log)
+
+    def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, Mark]]:
+        asked = list(epochs)
+        found = super().marks(node, outbox, asked)
+        self._agree("marks", self.real.marks(node, outbox, asked), found)
+        return found
+
+    def compare(self, name: str) -> None:
+        """All of it."""
+        for fault in self.real.verify():
+            raise Violation(f"{name}: {fault}")
+        self._agree("nodes", self.real.nodes(), self.nodes())
+        samples = list(self.every_sample())
+        self._agree("samples", sorted(map(repr, self.real.every_sample())), sorted(map(repr, samples)))
+        self._agree("gaps", sorted(map(repr, self.real.gaps(-1))), sorted(map(repr, self.gaps(-1))))
+        self._count("samples", len(samples))
+
+    def _agree(self, what: str, real: Any, expected: Any) -> None:
+        if real != expected:
+            raise Violation(f"{what}: the real store says {real!r:.300}, and should say {expected!r:.300}")
+
+    def _count(self, what: str, count: int = 1) -> None:
+        self.totals[what] = self.totals.get(what, 0) + count
+
+    def _copy_to_real(self) -> None:
+        """What is here already goes there: a store that was set back."""
+        filings = []
+        for (node, epoch), mark in self.epochs.items():
+            filing = Filing(node, "", epoch, mark)
+            filing.units = self.units.get(node, {})
+            samples = [sample for *key, sample in self.samples if key == [node, epoch]]
+            filing.items = [Stretch(samples)] if samples else []
+            filings.append(filing)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.real.writing(list(self.epochs)))
+            self.real.put(filings, 0, None)
+            for (node, outbox), top in self.tops.items():
+                epoch = next(epoch for of, epoch in self.epochs if of == node)
+                filing = Filing(node, outbox, epoch, self.epochs[node, epoch])
+                filing.top = top
+                self.real.put([filing], 0, None)
+            for node, epoch, gap, noted_ms in self.gap_rows:
+                filing = Filing(node, "", epoch, self.epochs[node, epoch])
+                filing.items = [gap]
+                self.real.put([filing], noted_ms, None)

@@ -1,0 +1,63 @@
+"""The simulation on SQLite itself; tests/libraries has the same on PostgreSQL.
+
+PIGEONPOST_TEST_SHADOW_SEEDS says how many seeds are played.
+"""
+
+import os
+import random
+import unittest
+from unittest import mock
+
+from protocol import Gap
+from stores.sqlite import SqliteStore
+from tests.faults.shadow import play_on
+from tests.faults.sim_oracle import Violation
+from tests.support import temp_folder
+
+SEEDS = int(os.environ.get("PIGEONPOST_TEST_SHADOW_SEEDS", "5"))
+
+
+class OnSqlite(unittest.TestCase):
+    def make(self):
+        return SqliteStore(temp_folder(self))
+
+    def test_seeds(self):
+        counts = {}
+        for seed in [random.randrange(1 << 40) for _ in range(SEEDS)]:
+            with self.subTest(seed=seed):
+                play_on(seed, self.make, counts)
+        self.assertGreater(counts["samples"], 10 * SEEDS)
+        print(f"{SEEDS} seeds:", ", ".join(f"{what} {count}" for what, count in counts.items()))
+
+    def test_it_would_notice(self):
+        """A store that forgets gaps, or to move a mark as far as it should."""
+        put = SqliteStore.put
+
+        def forgets_a_gap(store, filings, noted_ms, log):
+            items = [(filing, filing.items) for filing in filings]
+            for filing in filings:
+                filing.items = [item for item in filing.items if not isinstance(item, Gap)]
+            try:
+                return put(store, filings, noted_ms, log)
+            finally:
+                for filing, all_of_them in items:
+                    filing.items = all_of_them
+
+        def keeps_marks(store, filings, noted_ms, log):
+            marks = [(filing, filing.mark) for filing in filings]
+            for filing in filings:
+                filing.mark = filing.mark._replace(seq=filing.mark.seq - 1)
+            try:
+                return put(store, filings, noted_ms, log)
+            finally:
+                for filing, mark in marks:
+                    filing.mark = mark
+
+        for broken in (forgets_a_gap, keeps_marks):
+            with mock.patch.object(SqliteStore, "put", broken), self.assertRaises(Violation):
+                for seed in range(20):
+                    play_on(seed, self.make, {})
+
+
+if __name__ == "__main__":
+    unittest.main()

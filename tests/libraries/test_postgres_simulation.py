@@ -1,0 +1,47 @@
+"""The simulation of both ends on PostgreSQL: every transaction, with its fate, done there too (tests/faults/shadow.py).
+
+PIGEONPOST_TEST_SHADOW_SEEDS says how many seeds are played.
+"""
+
+import os
+import random
+import unittest
+
+from stores.postgres import ID_FILE, PostgresStore
+from tests.faults.shadow import play_on
+from tests.libraries.databases import Database, need_postgres
+from tests.support import temp_folder
+
+SEEDS = int(os.environ.get("PIGEONPOST_TEST_SHADOW_SEEDS", "5"))
+
+
+def setUpModule():
+    need_postgres()
+
+
+class OnPostgres(unittest.TestCase):
+    def test_seeds(self):
+        counts, databases = {}, []
+        for seed in [random.randrange(1 << 40) for _ in range(SEEDS)]:
+            free = list(databases)
+
+            def make(free=free):
+                if not free:  # within a seed each store has its own; the next seed has them again
+                    databases.append(Database())
+                    self.addCleanup(databases[-1].drop)
+                    free.append(databases[-1])
+                database = free.pop()
+                database.do("DROP SCHEMA IF EXISTS pigeonpost CASCADE")
+                folder = temp_folder(self)
+                with open(os.path.join(folder, ID_FILE), "w", encoding="ascii") as file:
+                    file.write(f"{len(databases):016x}\n")  # the simulation draws what is random from its seed
+                return PostgresStore(database.address, folder)
+
+            with self.subTest(seed=seed):
+                play_on(seed, make, counts)
+        self.assertGreater(counts["samples"], 10 * SEEDS)
+        print(f"{SEEDS} seeds:", ", ".join(f"{what} {count}" for what, count in counts.items()))
+
+
+if __name__ == "__main__":
+    unittest.main()

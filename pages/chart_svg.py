@@ -59,7 +59,7 @@ def fitted(frame: Frame, count: int, units: int) -> Frame:
     """`frame` with room on the right for what several series need: their names, and a second axis."""
     if count < 2:
         return frame
-    names_px = 84 if frame.width < 700 else 130 if frame.width < 900 else 176
+    names_px = 84 if frame.width < 700 else 130 if frame.width < 900 else 196
     return frame._replace(right=names_px + (_AXIS_PX if units > 1 else 0))
 
 

@@ -76,20 +76,27 @@ class Figures:
         if not 0 < to_ms - from_ms <= LONGEST_MS:
             return None
         key = node, sensor, to_ms - from_ms, to_ms // 60_000
-        now_s = self._clock.monotonic()
-        with self._lock:
-            made_s, found = self._kept.get(key, (-_KEEP_S, None))
-        if 0 <= now_s - made_s < _KEEP_S:
-            return found
+        kept = self._fresh(key)
+        if kept:
+            return kept[1]
         if not self._working.acquire(timeout=5):
             raise Refusal(503, "Too many statistics at once; try again in a moment.", "busy", {"Retry-After": "2"})
         try:
-            found = self._reckoned(node, sensor, from_ms, to_ms)
+            kept = self._fresh(key)  # by somebody who was waited for
+            return kept[1] if kept else self._keep(key, self._reckoned(node, sensor, from_ms, to_ms))
         finally:
             self._working.release()
+
+    def _fresh(self, key: object) -> tuple[float, Statistics | None] | None:
+        now_s = self._clock.monotonic()
+        with self._lock:
+            kept = self._kept.get(key)
+        return kept if kept and 0 <= now_s - kept[0] < _KEEP_S else None
+
+    def _keep(self, key: object, found: Statistics | None) -> Statistics | None:
         with self._lock:
             self._kept.pop(key, None)
-            self._kept[key] = now_s, found
+            self._kept[key] = self._clock.monotonic(), found
             while len(self._kept) > _MOST_KEPT:
                 del self._kept[next(iter(self._kept))]
         return found

@@ -161,6 +161,13 @@ class One(GraphCase):
             self.assertEqual(self.post(path, csrf="wrong", name="evil", query=QUERY)[0], 403, path)
         self.assertEqual([(one["name"], one["shared"]) for one in self.listed()], [("Basement", False)])
 
+    def test_by_get_nothing_is_changed(self):
+        id = self.saved()
+        for what in ("rename", "delete", "share", "unshare"):
+            status, headers, _ = self.web.request("GET", f"/graphs/{id}/{what}?csrf={self.web.csrf()}&name=x")
+            self.assertEqual((status, headers["allow"]), (405, "POST"), what)
+        self.assertEqual([(one["name"], one["shared"]) for one in self.listed()], [("Basement", False)])
+
     def test_when_the_disk_does_not_take_it_nothing_has_changed(self):
         id = self.saved()
         with mock.patch.object(graphs, "replace_file", side_effect=DiskError("graphs.json: No space left on device")):

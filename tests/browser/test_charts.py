@@ -169,16 +169,20 @@ class Charts(ChartCase):
         page.wait_for_url("**/chart?series=demo/**")
 
     def test_nothing_is_wider_than_the_window(self):
-        for options in (
-            {"viewport": PHONE, "is_mobile": True, "has_touch": True},
-            {"viewport": {"width": 800, "height": 600}},
-        ):
+        page = self.chart()
+        page.get_by_label("Name").fill("W" * 60)
+        page.get_by_role("button", name="Save this graph").click()
+        page.get_by_role("button", name="Share").click()
+        for options in ({"viewport": PHONE, "is_mobile": True}, {"viewport": {"width": 800, "height": 600}}):
             page = self.open(self.server, f"/chart?series={SERIES}&span=24h", **options)
             page.locator("summary").first.click()
-            for path in ("", "/nodes/demo/temperature", "/graphs", "/nodes/demo/memory_free"):
-                if path:
-                    page.goto(path)
+            self.assert_fits(page)
+            for path in ("/nodes/demo/temperature", "/graphs", "/nodes/demo/memory_free"):
+                page.goto(path)
                 self.assert_fits(page)
+        page.goto("/graphs")
+        page.get_by_role("button", name="Delete").click()
+        expect(page.locator("main")).to_contain_text("You have saved none yet.")
 
     def test_a_phone_gets_a_picture_that_it_can_show(self):
         page = self.chart(viewport=PHONE, is_mobile=True, has_touch=True, device_scale_factor=2)

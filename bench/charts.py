@@ -1,0 +1,110 @@
+"""What charts cost: time to read and draw, and bytes, for spans of an hour to five years and one to four series.
+
+    python3 -m bench.charts                builds a year of two nodes in a temporary folder: two minutes, 150 MB
+    python3 -m bench.charts --days 30      a small one
+
+Two nodes, two values every ten seconds, summed up as the server does. Each chart is drawn five times, never from what
+is kept; the median is told. Statistics are those of the sensor's page, a day to a year.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from base.clock import Clock
+from bench.machine import table
+from bench.years import DAY_MS, EVERY_MS, _filings
+from http_head import Request
+from pages import Visit
+from pages.chart import Charts
+from pages.figures import Figures
+from stores import LogMark
+from stores.sqlite import SqliteStore
+from stores.summaries import Caretaker, summary
+
+_NAMES = ("n0/temperature", "n0/light", "n1/temperature", "n1/light")
+_SPANS = (("1h", "an hour"), ("24h", "a day"), ("49h", "49 hours"), ("7d", "a week"), ("30d", "30 days"),
+          ("366d", "a year"), ("1830d", "5 years"))  # fmt: skip
+
+
+class Direct:
+    """Where there is no server: does the caretaker's jobs itself."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+
+    def run(self, job: Callable[[], Any], limit_s: float) -> Any:
+        with self._store.writing(()):
+            return job()
+
+
+def build(store: SqliteStore, days: int, end_ms: int) -> None:
+    """Two nodes of so many days, and their statistics."""
+    filed = 0
+    for node in range(2):
+        for filing in _filings(node, days * DAY_MS // EVERY_MS, end_ms):
+            with store.writing(()):
+                filed = store.put([filing], end_ms, LogMark("a.csv", 1, 0, filed))
+    caretaker = Caretaker(store, Direct(store), Clock())
+    while caretaker.work():
+        pass
+
+
+def visit_to(store: SqliteStore, query: str) -> Visit:
+    """A request for a chart, and as much of a house as that needs."""
+    units = {"temperature": "°C", "light": "counts"}
+    sensors = [SimpleNamespace(name=name, unit=unit, number=k) for k, (name, unit) in enumerate(units.items())]
+    nodes: Mapping[str, Any] = {f"n{k}": SimpleNamespace(sensors=sensors, every_s=EVERY_MS / 1000) for k in range(2)}
+    house: Any = SimpleNamespace(store=store, clock=Clock())
+    picture: Any = SimpleNamespace(node=nodes.get)
+    return Visit(house, Request("GET", f"/chart.svg?{query}", "1.1", {}), (), lambda: picture)
+
+
+def median_ms(ask: Callable[[], object]) -> float:
+    took = []
+    for _ in range(5):
+        began_s = time.perf_counter()
+        ask()
+        took.append((time.perf_counter() - began_s) * 1000)
+    return statistics.median(took)
+
+
+def chart(store: SqliteStore, span: str, count: int) -> str:
+    """Time and size of one chart."""
+    visit = visit_to(store, f"series={','.join(_NAMES[:count])}&span={span}&size=large")
+    length = len(Charts(visit.house.clock).answer(visit).body)
+    took_ms = median_ms(lambda: Charts(visit.house.clock).answer(visit))
+    return f"{took_ms:.1f} ms, {length / 1000:.1f} kB"
+
+
+def main() -> None:
+    """Build, draw, tell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--days", type=int, default=366, help="of samples")
+    days = parser.parse_args().days
+    end_ms = Clock().wall_ms()
+    with tempfile.TemporaryDirectory() as folder:
+        store = SqliteStore(folder)
+        build(store, days, end_ms)
+        rows = [
+            (f"a chart of {words}: 1, 2 and 4 series", "; ".join(chart(store, span, count) for count in (1, 2, 4)))
+            for span, words in _SPANS
+        ]
+        for words, span_days in (("a day", 1), ("a week", 7), ("30 days", 30), ("a year", 365)):
+            from_ms = end_ms - span_days * DAY_MS
+            took_ms = median_ms(
+                lambda from_ms=from_ms: Figures(store, Clock(), summary).of("n0", "temperature", from_ms, end_ms)  # type: ignore[misc]
+            )
+            rows.append((f"statistics of {words}", f"{took_ms:.1f} ms"))
+        store.close()
+    table(f"charts: two nodes, {days} days, a sample every 10 s", rows)
+
+
+if __name__ == "__main__":
+    main()

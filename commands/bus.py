@@ -21,10 +21,10 @@ from base.clock import Clock, rfc3339
 from base.errors import BadPacket, SettingsError
 from base.multicast import listener
 from base.net import is_group, join_address, split_address
-from bus_component import Bus, Voice, bus_of
+from bus.component import Bus, Voice, bus_of
+from bus.packets import CONTROL, DATA, EVERYBODY, FLAGS, PACKET_BYTES, Packet, codifier, decode
 from commands import Command, Context, Failed
 from links.router import Network, Router
-from packets import CONTROL, DATA, EVERYBODY, FLAGS, PACKET_BYTES, Packet, codifier, decode
 
 US = "PP"  # who says something with this program: not the server's own codifier, or that would stop as a second one
 _LAST_MS = 253_402_300_799_999  # of the year 9999

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 from base.errors import SettingsError
 from base.net import join_address
+from bus.old_config import OldConfig, OldSensor, load, slug, source_of
 from commands import Command, Context
-from old_config import OldConfig, OldSensor, load, slug, source_of
 from sensors.formula import compile_formula
 
 _PROGRAM_BYTES = 65_536

@@ -6,8 +6,8 @@ Threads: one for each end, which alone hears and speaks; whoever has something f
 Errors: no network, or a group that cannot be joined, is said once and tried again. What a stranger sends is decoded
   within bounds, counted and shown; it is obeyed only where `[bus] commands` allows it, and never brings settings.
 
-The packets: packets.py. What is remembered of them: bus_state.py. Nothing is ever sent twice, and what is lost is lost:
-the bus is for those who listen now; the durable road of the same samples is tcp.
+The packets: bus/packets.py. What is remembered of them: bus/state.py. Nothing is ever sent twice, and what is lost is
+lost: the bus is for those who listen now; the durable road of the same samples is tcp.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from base.config import Settings
 from base.errors import NotStored, SettingsError
 from base.multicast import Drain, listener
 from base.net import join_address
-from bus_component import Bus, BusEnd, Voice, bus_of
-from bus_state import BusState, Heard, number_of
+from bus.component import Bus, BusEnd, Voice, bus_of
+from bus.old_config import node_name, slug
+from bus.packets import DATA, EVERYBODY, PACKET_BYTES, Packet, Value
+from bus.state import BusState, Heard, number_of
 from links import Hall
-from old_config import node_name, slug
-from packets import DATA, EVERYBODY, PACKET_BYTES, Packet, Value
 from protocol import read_json
 from ring import Taken, slot_bytes_for
 

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from base.errors import BadPacket, SettingsError
 from base.multicast import Path, listener, speaker
 from base.net import join_address
-from packets import CONTROL, DATA, FLAGS, PACKET_BYTES, decode
+from bus.packets import CONTROL, DATA, FLAGS, PACKET_BYTES, decode
 
 REMEMBER_S = 10.0
 MOST_REMEMBERED = 100_000  # of each half of the memory: 20 MiB in all

@@ -6,17 +6,17 @@ import threading
 import unittest
 from unittest import mock
 
-import bus_component
 import settings
 from base.clock import Clock
 from base.errors import NotStored, SettingsError
 from base.multicast import Path
-from bus_component import Bus, Voice
+from bus import component as bus_component
+from bus.component import Bus, Voice
+from bus.old_config import Unreachable, parse
 from gate.tokens import Tokens
 from guests import Guests
 from links import Hall, bus
 from links.bus import NodeEnd, ServerEnd
-from old_config import Unreachable, parse
 from outbox import Outbox
 from ring import Ring
 from tests.bus_support import LOOPBACK, Ear, control, free_groups, packet, reading
@@ -166,7 +166,7 @@ class Node(OnTheBus):
     def test_a_configuration_that_does_not_read_again_changes_nothing(self):
         self.start(commands=True)
         self.end._load = mock.Mock(side_effect=SettingsError("old.json: gone"))
-        with self.assertLogs("bus_component", "ERROR") as logs:
+        with self.assertLogs("bus.component", "ERROR") as logs:
             self.control.say(control("C", "R1", "C4"), control("P", "R1", "C4", number=5.0))
             self.assertEqual(self.control.until("T").control[0], 5.0)
         self.assertIn("is not read again: old.json: gone", logs.output[0])
@@ -195,7 +195,7 @@ class Node(OnTheBus):
         self.control.say(control("I", "C4", number=config_ms), control("N", "C4", number=config_ms - 1))
         self.control.say(control("P", "R1", "C4", number=3.0))
         self.control.until("T")  # neither was newer
-        with self.assertLogs("bus_component", "CRITICAL") as logs:
+        with self.assertLogs("bus.component", "CRITICAL") as logs:
             self.control.say(control("I", "C4", number=config_ms + 1))
             self.end._thread.join(LIMIT_S)
         self.assertFalse(self.end._thread.is_alive())
@@ -211,7 +211,7 @@ class Node(OnTheBus):
         self.control.until("T")
 
     def test_a_strangers_commands_are_obeyed_by_nobody(self):
-        with self.assertLogs("bus_component", "WARNING") as logs:
+        with self.assertLogs("bus.component", "WARNING") as logs:
             self.start(controls={"target": "FJ"})
             for flag in "HCSAE":
                 self.control.say(control(flag, "XX", "C4"), control(flag, "XX", "@@"), control(flag, "XX", "FJ"))
@@ -231,7 +231,7 @@ class Node(OnTheBus):
         self.control.until("T")
 
     def test_without_a_network_it_tries_again(self):
-        with mock.patch.object(bus_component, "RETRY_S", 0.01), self.assertLogs("bus_component", "WARNING") as logs:
+        with mock.patch.object(bus_component, "RETRY_S", 0.01), self.assertLogs("bus.component", "WARNING") as logs:
             real, failures = bus_component.listener, iter([1, 1, 1])
 
             def listener(group, path):
@@ -254,14 +254,14 @@ class Node(OnTheBus):
             return self.bus(old=self.old)
 
         self.loader = lambda **about: load
-        with mock.patch.object(bus_component, "RETRY_S", 0.01), self.assertLogs("bus_component", "WARNING") as logs:
+        with mock.patch.object(bus_component, "RETRY_S", 0.01), self.assertLogs("bus.component", "WARNING") as logs:
             self.start()
-        self.assertEqual(logs.output, ["WARNING:bus_component:bus: http://here/c.json: no route; it is tried again"])
+        self.assertEqual(logs.output, ["WARNING:bus.component:bus: http://here/c.json: no route; it is tried again"])
         self.assertEqual(self.end.bus.old, self.old)
 
     def test_what_cannot_be_sent_is_counted_and_said_once(self):
         self.start()
-        with self.assertLogs("bus_component", "WARNING") as logs:
+        with self.assertLogs("bus.component", "WARNING") as logs:
             gone = mock.Mock(send=mock.Mock(side_effect=OSError(101, "Network is unreachable")))
             with mock.patch.dict(self.end._speaker._sockets, {"data": gone}):
                 self.sample(temperature=1.0)
@@ -303,7 +303,7 @@ class MakingNodes(unittest.TestCase):
     def make(self, old=None, **given):
         outbox = Outbox(Ring("/card", 64, 128, MemoryDisk()), BOOT)
         self.facts = Facts("temperature", "light")
-        with mock.patch("bus_component.load", lambda source: parse(json.dumps(old or OLD).encode(), source)):
+        with mock.patch("bus.component.load", lambda source: parse(json.dumps(old or OLD).encode(), source)):
             return bus.make_node_end(Settings(**given), self.facts, outbox, Clock())
 
     def test_what_the_settings_say_wrong(self):
@@ -456,7 +456,7 @@ class Server(OnTheBus):
             self.assertEqual(self.control.until("I").source, "R1")
         self.control.say(control("P", "C4", "R1", number=4.0))
         self.assertEqual(self.control.until("T").control, (4.0, True))
-        with self.assertLogs("bus_component", "CRITICAL"):
+        with self.assertLogs("bus.component", "CRITICAL"):
             self.control.say(control("I", "R1", number=float(self.clock.wall_ms() + 5000)))  # a second one
             wait_until(lambda: "another instance" in self.end.fault, "it has seen the other")
         self.data.say(reading("i", 5))  # it stops speaking; listening goes on

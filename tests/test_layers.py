@@ -12,16 +12,16 @@ from tests.support import ROOT, clean_environment
 
 # The floor of every file: it imports only from lower ones (docs/way.md). Members of a room stand on MEMBERS.
 STOREYS = {
-    0: "base.errors base.clock base.net base.version base",
+    0: "base.errors base.clock base.net base.version base bus",
     1: "base.multicast base.config base.fetch base.disk base.running",
-    2: "protocol packets http_head broker",
+    2: "protocol bus.packets http_head broker",
     3: (
-        "settings old_config bus_state sensors links stores gate pages ring session connections disk_use multipart "
+        "settings bus.old_config bus.state sensors links stores gate pages ring session connections disk_use multipart "
         "log_sums errands webclient webtls"
     ),
     4: (
         "received tables webserver adc sampler outbox wire csvbuffer session_server daybook diary verdicts "
-        "lateness bus_component"
+        "lateness bus.component"
     ),
     5: "log_files old_tables listing intake guests stream parcels",
     6: "imports session_node",
@@ -31,6 +31,7 @@ STOREYS = {
 }
 FLOORS = {name: floor for floor, names in STOREYS.items() for name in names.split()}
 MEMBERS = 7
+GROUPS = ("bus",)  # folders of files that belong together, each on its own floor
 ROOMS = ("sensors", "links", "stores", "gate", "pages")
 COMMANDS = 9  # the files in commands/: each is a program's upper half, and may use what it likes below
 LONGEST_FUNCTION = 60
@@ -54,7 +55,7 @@ class Import(NamedTuple):
 def product_files():
     """Every file of the program, as paths from the root."""
     files = [name for name in os.listdir(ROOT) if name.endswith(".py")]
-    for room in ("base", "commands", *ROOMS):
+    for room in ("base", "commands", *GROUPS, *ROOMS):
         for folder, _, names in os.walk(os.path.join(ROOT, room)):
             files += [os.path.relpath(os.path.join(folder, name), ROOT) for name in names if name.endswith(".py")]
     return sorted(files)

@@ -7,7 +7,7 @@ import os
 import unittest
 from types import SimpleNamespace
 
-from bus_state import BusState
+from bus.state import BusState
 from log_sums import sums_text
 from pages.about import PROMISE
 from protocol import Batch, Gap

@@ -6,9 +6,9 @@ import struct
 import unittest
 
 from base.errors import BadPacket
-from bus_state import MOST_CODIFIERS, BusState
+from bus.packets import FLAGS, PACKET_BYTES, decode, encode
+from bus.state import MOST_CODIFIERS, BusState
 from commands.bus import show
-from packets import FLAGS, PACKET_BYTES, decode, encode
 from tests.fuzz import Target, fuzzed, mutated, st
 from tests.test_packets import TIME, control, head, text, written
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from base.errors import SettingsError
 from base.net import is_group
-from packets import codifier as read_codifier
+from bus.packets import codifier as read_codifier
 
 FILE_BYTES = 4 << 20
 MOST_SENSORS = 8836  # as many codifiers as there can be

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from packets import DATA, FLAGS, LAST_SEQUENCE, Packet
+from bus.packets import DATA, FLAGS, LAST_SEQUENCE, Packet
 
 MOST_CODIFIERS = 512  # that are kept: there are 8,836, and a stranger may send them all
 BELIEVED_MS = 24 * 3_600_000  # a sender's time is believed when it is so near to ours

@@ -23,9 +23,8 @@ from base.config import Settings
 from base.errors import BadPacket, SettingsError
 from base.multicast import Drain, Path, listener, speaker
 from base.net import join_address
-from links import End
-from old_config import OldConfig, Unreachable, load, source_of
-from packets import (
+from bus.old_config import OldConfig, Unreachable, load, source_of
+from bus.packets import (
     CONTROL,
     EVERYBODY,
     FIRST_SEQUENCE,
@@ -38,6 +37,7 @@ from packets import (
     encode,
     following,
 )
+from links import End
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """The packets of the multicast bus: how one is written and read, byte for byte.
 
-Runs on: node and server.  Reached from: links/bus, links/router, bus_state, commands/bus.  Hands on to: nobody.
+Runs on: node and server.  Reached from: links/bus, links/router, bus/state, commands/bus.  Hands on to: nobody.
 Threads: none; nothing here reads a clock, a file or a socket.
 Errors: BadPacket, which names what was wrong; no packet costs more than its 1500 bytes and a few microseconds.
 

@@ -102,7 +102,7 @@ class MemoryDisk(Disk):
         self._kept_names: dict[str, _File] = {}
         self._open: dict[int, _File | str] = {}
         self._next_fd = 1000
-        self.exists = self.names.__contains__  # type: ignore[method-assign, assignment]
+        self.exists = self.names.__contains__  # type: ignore[assignment]
 
     def _call(self, name: str) -> None:
         self.calls.append(name)
@@ -123,15 +123,15 @@ class MemoryDisk(Disk):
         self._open[self._next_fd] = self.names[path]
         return self._next_fd
 
-    def close(self, fd: int) -> None:  # type: ignore[override]
+    def close(self, fd: int) -> None:
         self._call("close")
         del self._open[fd]
 
-    def pread(self, fd: int, count: int, at: int) -> bytes:  # type: ignore[override]
+    def pread(self, fd: int, count: int, at: int) -> bytes:
         self._call("pread")
         return bytes(self._file(fd).seen[at : at + count])
 
-    def pwrite(self, fd: int, data: Any, at: int) -> int:  # type: ignore[override]
+    def pwrite(self, fd: int, data: Any, at: int) -> int:
         self._call("pwrite")
         written = bytes(data[: self.short(len(data))])
         file = self._file(fd)

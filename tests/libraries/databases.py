@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import glob
+import importlib
 import os
 import random
 import shutil
@@ -20,14 +21,16 @@ from typing import Any
 from tests.libraries import free_port
 from tests.support import LIMIT_S, wait_until
 
-try:
-    import psycopg
-except ImportError:
-    psycopg = None  # type: ignore[assignment]
-try:
-    import redis
-except ImportError:
-    redis = None  # type: ignore[assignment]
+
+def _library(name: str) -> Any:
+    """The library, or None where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+psycopg, redis = _library("psycopg"), _library("redis")
 
 GIVEN_POSTGRES = os.environ.get("PIGEONPOST_TEST_POSTGRES", "")
 _BINARIES = os.pathsep.join([*sorted(glob.glob("/usr/lib/postgresql/*/bin"), reverse=True), os.environ.get("PATH", "")])

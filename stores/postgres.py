@@ -76,6 +76,7 @@ class PostgresStore(Reader):
             try:
                 with self._link.our_errors():
                     connect()
+                self._link.has_worked = True
                 return
             except NotStored as error:
                 if time.monotonic() >= give_up_s:

@@ -4,7 +4,7 @@ Runs on: server.  Reached from: stores/postgres.  Hands on to: psycopg 3, the on
 Threads: any. Readers borrow connections from a small pool (`_idle`, a deque; append and pop are atomic) for one short
   question each. `_room` lets so many of them ask at once; the next one waits.
 Errors: NotStored while the database cannot be reached, restarts, is locked or full: trying again may help.
-  SettingsError for an address, a password or rights that do not do; DiskError for everything else.
+  SettingsError for an address, a password or rights that do not do, at the start; DiskError for everything else.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class Link:
         self._parameters = {**_PATIENCE, **given}
         place = [given[part] for part in ("host", "hostaddr", "port", "dbname") if given.get(part)]
         self.place = f"PostgreSQL ({' '.join(place) or 'on this machine'})"
+        self.has_worked = False  # once it has, the settings are not to blame any more
         self._idle: deque[Any] = deque()
         self._room = threading.Semaphore(_MOST_READERS)
 
@@ -122,11 +123,14 @@ class Link:
 
     @contextmanager
     def our_errors(self) -> Iterator[None]:
-        """What the library raises is raised as ours."""
+        """What the library raises is raised as ours. What worked once may do so again, whatever is in its way now."""
         try:
             yield
-        except self.psycopg.Error as error:
-            raise self._ours(error) from error
+        except (self.psycopg.Error, SettingsError) as error:
+            ours = error if isinstance(error, SettingsError) else self._ours(error)
+            if self.has_worked and isinstance(ours, SettingsError):
+                ours = NotStored(str(ours))
+            raise ours from error
 
     def _ours(self, error: Exception) -> PigeonpostError:
         text = f"{self.place}: {words_of(error)}"

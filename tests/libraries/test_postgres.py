@@ -9,8 +9,8 @@ from unittest import mock
 from base.clock import Clock, FakeClock
 from base.errors import DiskError, InUse, NotStored, SettingsError
 from csvbuffer import CsvLog
+from files.log_files import verify_logs
 from intake import Intake
-from log_files import verify_logs
 from protocol import Batch, Sample
 from stores import NOTHING, Filing, LogMark, Mark, postgres, postgres_schema
 from stores.postgres import ID_FILE, PostgresStore
@@ -378,6 +378,28 @@ class Faults(One):
         one = Sample(1, 5, 5, {"x": 0.1234567890123456}, {}, "")
         file(store, Batch("a", OUTBOX, E1, 0, [one], None, {}, print, print))
         self.assertEqual(store.points("a", 0, FAR, 9)[0].values, one.values)
+
+    def test_what_worked_once_is_tried_again_whatever_is_said_against_it(self):
+        """A user who may not come in any more, a database that is being made anew: somebody will mend that."""
+        file(self.store, batch(1, 3))
+        user = f"{DATABASE.name}_w"
+        DATABASE.do(f"CREATE ROLE {user} LOGIN SUPERUSER")
+        self.addCleanup(DATABASE.do, f"DROP OWNED BY {user}; DROP ROLE {user}")
+        store = PostgresStore(psycopg.conninfo.make_conninfo(DATABASE.address, user=user), temp_folder(self))
+        self.addCleanup(store.close)
+        for out, back in (("NOLOGIN", "LOGIN"), ("NOSUPERUSER", "SUPERUSER")):
+            DATABASE.do(f"ALTER ROLE {user} {out}")
+            DATABASE.cut()
+            for _ in range(2):
+                self.assertRaises(NotStored, file, store, batch(4, 5))
+                self.assertRaises(OSError, store.nodes)
+            DATABASE.do(f"ALTER ROLE {user} {back}")
+            self.assertEqual(store.nodes()[0]["samples"], 3)
+        file(store, batch(4, 5))
+        DATABASE.do("UPDATE meta SET value = '99' WHERE key = 'version'")
+        DATABASE.cut()
+        for _ in range(2):
+            self.assertRaises(NotStored, file, store, batch(6, 6))
 
     def test_another_database_at_the_same_address_is_no_place_to_go_on(self):
         DATABASE.do("UPDATE meta SET value = '00000000000000ff' WHERE key = 'identity'")

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 from base.clock import Clock, parse_rfc3339
 from base.disk import sync_folder
 from base.errors import NotStored
-from log_sums import Sums
+from files.log_sums import Sums
 from protocol import Gap, Sample
 from stores import Filing, Logged, LogMark, Store, Stretch
 

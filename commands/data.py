@@ -20,17 +20,16 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-import backups
-import log_sums
 from base.clock import Clock
 from base.disk import only_one, sync_folder
 from base.errors import DiskError, InUse, NotStored, SettingsError
 from commands import Bar, Command, Context, Failed, has_store, look
 from csvbuffer import FOLDER as LOGS
 from csvbuffer import log_name
-from log_files import verify_logs, write_anew
-from log_sums import logs_in
-from received import FOLDER as FILES
+from files import backups, log_sums
+from files.log_files import verify_logs, write_anew
+from files.log_sums import logs_in
+from files.received import FOLDER as FILES
 from stores import Store
 from stores.sqlite import FILE as DATABASE
 from stores.sqlite import SqliteStore

@@ -25,8 +25,8 @@ from typing import Any
 from base.errors import SettingsError
 from base.net import join_address, split_address
 from commands import Bar, Command, Context, Failed, node_name
+from files.received import Pi, PiIds, read_pi_id
 from protocol import NODE_NAME
-from received import Pi, PiIds, read_pi_id
 
 PORT = 3500
 SENT_FOLDER = "sent_files"

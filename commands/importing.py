@@ -29,11 +29,11 @@ from base.disk import only_one
 from base.errors import InUse, NotStored, SettingsError
 from commands import Bar, Command, Context, Failed, node_name
 from csvbuffer import CsvLog
-from imports import BadFile, bring_in, look_through
+from files.imports import BadFile, bring_in, look_through
+from files.old_tables import BadTable, Told, sqlite_lines
+from files.received import STORED_NAME, PiIds
 from intake import Intake
-from old_tables import BadTable, Told, sqlite_lines
 from protocol import SENSOR_NAME, SENSOR_NAME_TAKES, UNIT
-from received import STORED_NAME, PiIds
 from stores import open_store
 
 STOP_S = 60.0

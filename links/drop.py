@@ -1,7 +1,7 @@
 """The road of "Access Lab": Pis drop files here, each with its SHA-256. Both dialects; their senders need no change.
 
 Runs on: server.  Reached from: server.py, which makes the end; webui, which brings the requests.
-Hands on to: multipart, which reads the form; received, which keeps the file.
+Hands on to: files/multipart, which reads the form; files/received, which keeps the file.
 Threads: those of the web server, one a connection. `_lock` guards the sessions; held for one look-up or change.
 Errors: answered as those senders know it, with HTTP status 200: in the first dialect an empty body, in the second a
   code. What no sender of theirs does gets the status that fits: 413 for too much, 400 for a form that is none.
@@ -27,10 +27,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from base.errors import SettingsError
+from files.multipart import BadMultipart, Multipart, Part, boundary_of
+from files.received import Coming, PiIds, Received, plain_name, read_pi_id
 from http_head import Answer, Endpoint, Refusal, Request
 from links import End
-from multipart import BadMultipart, Multipart, Part, boundary_of
-from received import Coming, PiIds, Received, plain_name, read_pi_id
 
 if TYPE_CHECKING:
     from base.clock import Clock

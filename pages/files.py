@@ -1,7 +1,7 @@
 """The files that Pis have dropped: the list of them, each to take away, and its readings to bring into the store.
 
 Runs on: server.  Reached from: webui (`/files`, `/files/NAME`, `/files/NAME/import`).
-Hands on to: received, which has the files; imports, which reads them.
+Hands on to: files/received, which has the files; files/imports, which reads them.
 Threads: those of requests. `_importing` is held while a file is imported: one at a time.
 Errors: Refusal.
 """
@@ -14,11 +14,11 @@ import threading
 from collections.abc import Iterable, Mapping
 
 from base.errors import NotStored, SettingsError
+from files.imports import BadFile, bring_in, look_through
+from files.received import Pi, PiIds, Stored, listing, open_stored, sum_of
 from http_head import Answer, FilePart, Refusal
-from imports import BadFile, bring_in, look_through
 from pages import Html, Visit, button, clock, html_page, see_other, size, text_page, together
 from protocol import IMPORTED
-from received import Pi, PiIds, Stored, listing, open_stored, sum_of
 
 SHOWN = 500
 _KINDS = {".csv": "text/csv; charset=utf-8", ".json": "application/json"}

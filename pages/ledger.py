@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from base.clock import rfc3339
 from diary import Happening
+from files.log_sums import logs_in
 from http_head import Answer
 from listing import Listing, listed
-from log_sums import logs_in
 from pages import Visit, clock, gap_words
 
 if TYPE_CHECKING:

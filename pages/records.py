@@ -1,7 +1,7 @@
 """The CSV logs: of this run its last ten samples and the whole file to take away, and the files of all runs.
 
 Runs on: server.  Reached from: webui (`/log`, `/log.csv`, `/logs`, `/logs/NAME`).
-Hands on to: csvbuffer, which has the log of this run; the folder of the others, and their checksums (log_sums).
+Hands on to: csvbuffer, which has the log of this run; the folder of the others, and their checksums (files/log_sums).
 Threads: none of its own.  Errors: Refusal.
 """
 
@@ -14,9 +14,9 @@ from collections.abc import Iterator
 
 from base.clock import rfc3339
 from csvbuffer import Shown, local_time
+from files.log_sums import logs_in, read_sums
 from http_head import Answer, FilePart, Refusal, byte_range
 from listing import Listing, listed
-from log_sums import logs_in, read_sums
 from pages import Html, Visit, clock, html_page, number, size, text_page, together, with_unit
 
 

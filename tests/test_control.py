@@ -15,7 +15,7 @@ import warnings
 from unittest import mock
 
 import control
-from log_sums import logs_in
+from files.log_sums import logs_in
 from tests import page_support
 from tests.page_support import Node, Server, use_memory_disk
 from tests.support import LIMIT_S, clean_environment, temp_folder, wait_until

@@ -14,7 +14,7 @@ import csvbuffer
 from base.clock import FakeClock
 from base.errors import NotStored
 from csvbuffer import HEADER, CsvLog, local_time
-from log_sums import logs_in
+from files.log_sums import logs_in
 from protocol import Gap, Sample
 from stores import LogMark
 from stores.sqlite import SqliteStore

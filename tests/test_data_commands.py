@@ -18,15 +18,15 @@ import threading
 import unittest
 from unittest import mock
 
-import backups
 import csvbuffer
 from base.clock import FakeClock
 from base.disk import only_one
 from base.errors import NotStored
 from commands import export
 from csvbuffer import CsvLog
+from files import backups
+from files.log_sums import logs_in
 from intake import Intake
-from log_sums import logs_in
 from stores.sqlite import FILE, SqliteStore
 from stores.sqlite_schema import _FIRST
 from tests import page_support, test_stores
@@ -904,7 +904,7 @@ class Import(DataCase):
     def test_after_a_full_disk_it_goes_on_where_it_ended(self):
         rows = "".join(f"{1_700_000_000 + n},{n % 50}\n" for n in range(30_000))
         path = self.write("long.csv", f"time,t\n{rows}")
-        with mock.patch("imports.STORE_S", LIMIT_S), mock.patch.object(Intake, "accept", self.breaking_after(20)):
+        with mock.patch("files.imports.STORE_S", LIMIT_S), mock.patch.object(Intake, "accept", self.breaking_after(20)):
             self.assert_fails(1, "the disk is full", "import", "--node", "a", path)
         self.assertIn("30000 readings, 20000 of them new", self.done("import", "--node", "a", path))
         self.assert_sound(30_000)

@@ -11,10 +11,10 @@ import threading
 import unittest
 from unittest import mock
 
-import received
 from base.clock import FakeClock
 from base.errors import SettingsError
 from connections import Limits
+from files import received
 from links import drop
 from tests.drop_support import (
     OTHER_PI,

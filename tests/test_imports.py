@@ -6,9 +6,9 @@ import random
 import unittest
 from unittest import mock
 
-import imports
 from base.errors import NotStored
-from imports import FAULTS_SHOWN, BadFile, bring_in, look_through
+from files import imports
+from files.imports import FAULTS_SHOWN, BadFile, bring_in, look_through
 from protocol import IMPORTED
 from tests.support import wait_until
 from tests.web_house import WebHouse

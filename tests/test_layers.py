@@ -10,28 +10,28 @@ from typing import NamedTuple
 
 from tests.support import ROOT, clean_environment
 
-# The floor of every file: it imports only from lower ones (docs/way.md). Members of a room stand on MEMBERS.
+# The floor of every file: it files.imports only from lower ones (docs/way.md). Members of a room stand on MEMBERS.
 STOREYS = {
-    0: "base.errors base.clock base.net base.version base bus",
+    0: "base.errors base.clock base.net base.version base bus files",
     1: "base.multicast base.config base.fetch base.disk base.running",
     2: "protocol bus.packets http_head broker",
     3: (
-        "settings bus.old_config bus.state sensors links stores gate pages ring session connections disk_use multipart "
-        "log_sums errands webclient webtls"
+        "settings sensors links stores gate pages ring session connections disk_use errands webclient webtls "
+        "bus.old_config bus.state files.multipart files.log_sums"
     ),
     4: (
-        "received tables webserver adc sampler outbox wire csvbuffer session_server daybook diary verdicts "
+        "files.received files.tables webserver adc sampler outbox wire csvbuffer session_server daybook diary verdicts "
         "lateness bus.component"
     ),
-    5: "log_files old_tables listing intake guests stream parcels",
-    6: "imports session_node",
-    8: "backups webdoor demo commands",
+    5: "files.log_files files.old_tables listing intake guests stream parcels",
+    6: "files.imports session_node",
+    8: "files.backups webdoor demo commands",
     9: "webui",
     10: "node server control",
 }
 FLOORS = {name: floor for floor, names in STOREYS.items() for name in names.split()}
 MEMBERS = 7
-GROUPS = ("bus",)  # folders of files that belong together, each on its own floor
+GROUPS = ("bus", "files")  # folders of files that belong together, each on its own floor
 ROOMS = ("sensors", "links", "stores", "gate", "pages")
 COMMANDS = 9  # the files in commands/: each is a program's upper half, and may use what it likes below
 LONGEST_FUNCTION = 60

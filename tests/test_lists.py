@@ -8,7 +8,7 @@ import unittest
 from types import SimpleNamespace
 
 from bus.state import BusState
-from log_sums import sums_text
+from files.log_sums import sums_text
 from pages.about import PROMISE
 from protocol import Batch, Gap
 from tests.page_support import set_zone, use_memory_disk

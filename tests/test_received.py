@@ -3,7 +3,7 @@ import threading
 import unittest
 
 from base.errors import DiskError, SettingsError
-from received import (
+from files.received import (
     STORED_NAME,
     Pi,
     PiIds,

@@ -18,8 +18,8 @@ from unittest import mock
 
 import control
 from commands.drop import find_pi_id
+from files.received import PiIds
 from links import drop
-from received import PiIds
 from tests.drop_support import OTHER_PI, PI, UNKNOWN_PI, accept, files
 from tests.support import ROOT, Program, clean_environment, temp_folder
 from tests.web_house import WebHouse

@@ -15,7 +15,7 @@ import unittest
 from unittest import mock
 
 import server
-from log_sums import logs_in
+from files.log_sums import logs_in
 from settings import SERVER
 from tests.page_support import Node, Server, control, use_memory_disk
 from tests.support import LIMIT_S, Program, clean_environment, temp_folder, wait_until

@@ -4,7 +4,7 @@ import time
 import unittest
 
 from base.clock import parse_rfc3339
-from tables import JSON_BYTES, Fault, Reading, read_time, read_value, readings, sensor_name
+from files.tables import JSON_BYTES, Fault, Reading, read_time, read_value, readings, sensor_name
 
 LOG = """time,node,sensor,value,unit
 2026-11-20T16:36:10.123+01:00,basement,temperature,23.4,°C

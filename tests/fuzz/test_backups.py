@@ -8,7 +8,7 @@ import tarfile
 import tempfile
 import unittest
 
-from backups import BadBackup, unpack
+from files.backups import BadBackup, unpack
 from stores.sqlite import FILE
 from tests.fuzz import Target, fuzzed, mutated, st
 

@@ -3,9 +3,9 @@
 import io
 import unittest
 
-from imports import BadFile, look_through
+from files.imports import BadFile, look_through
+from files.tables import MOST_COLUMNS, Fault, readings
 from protocol import LARGEST_INTEGER, NODE_NAME, SENSOR_NAME, UNIT
-from tables import MOST_COLUMNS, Fault, readings
 from tests.fuzz import Target, fuzzed, mutated, st
 from tests.test_tables import LOG
 

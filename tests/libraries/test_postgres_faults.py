@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from base.clock import parse_rfc3339
-from log_sums import logs_in
+from files.log_sums import logs_in
 from tests.faults.house import ROOT, House, Program
 from tests.libraries import Broker, need_broker
 from tests.libraries.databases import Cluster, Database, need_postgres, psycopg

@@ -30,10 +30,10 @@ from urllib.parse import quote
 
 from base.errors import PigeonpostError
 from csvbuffer import FOLDER as LOGS
-from log_sums import FILE as SUMS
-from log_sums import read_sums, sums_text
-from received import FOLDER as FILES
-from received import IDS
+from files.log_sums import FILE as SUMS
+from files.log_sums import read_sums, sums_text
+from files.received import FOLDER as FILES
+from files.received import IDS
 from stores import LogMark
 from stores.sqlite import FILE as DATABASE
 from stores.sqlite import SqliteStore

@@ -15,7 +15,7 @@ from typing import Any
 from base.clock import Clock, parse_rfc3339
 from base.disk import sync_folder
 from csvbuffer import HEADER, TAIL_BYTES, is_left_by_crash, log_rows, logged_rows, meaning
-from log_sums import logs_in
+from files.log_sums import logs_in
 from protocol import Gap, Sample
 from stores import LogMark, Point, Store, Stretch
 

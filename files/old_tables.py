@@ -22,8 +22,8 @@ from urllib.parse import quote
 from base.clock import rfc3339
 from base.errors import PigeonpostError
 from csvbuffer import HEADER, cell
+from files.tables import read_time, read_value, sensor_name
 from protocol import UNIT
-from tables import read_time, read_value, sensor_name
 
 _TIMES = ("time", "timestamp", "datetime", "date", "ts", "taken", "taken_at", "time_taken", "created", "created_at",
           "added", "added_at", "date_time", "dtimestamp")  # fmt: skip

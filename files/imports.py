@@ -18,8 +18,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from base.errors import NotStored, PigeonpostError, WireError
+from files.tables import Fault, Reading, readings
 from protocol import BATCH_SAMPLES, IMPORTED, Batch, Sample
-from tables import Fault, Reading, readings
 
 if TYPE_CHECKING:
     from intake import Intake

@@ -159,7 +159,7 @@ def _today(sensor: SensorView) -> Html:
     if sensor.low is None or sensor.low_ms is None or sensor.high_ms is None:
         return Html("nothing today")
     low, high = clock(sensor.low_ms, sensor.low_ms), clock(sensor.high_ms, sensor.high_ms)
-    return Html("today {} at {}<br>to {} at {}").format(number(sensor.low), low, number(sensor.high), high)
+    return Html("low {} at {}<br>high {} at {}").format(number(sensor.low), low, number(sensor.high), high)
 
 
 def _odd(sensor: SensorView) -> Html:
@@ -271,16 +271,16 @@ def _node_table(visit: Visit, picture: Picture) -> Html:
     many = sum(1 for node in picture.nodes if node.state != "past") > 1
     head = ("node", "state", "last sample", "in its outbox", "missing", "clock", "answers in")
     rows = together(
-        Html("<tr>{}<td>{}</td></tr>\n").format(
+        Html("<tr>{}{}</tr>\n").format(
             together(Html('<td data-label="{}">{}</td>').format(*cell) for cell in zip(head, _cells(node, picture))),
-            Html('<div class="buttons small">{}</div>').format(_node_buttons(visit, node)) if many else "",
+            Html('<td><div class="buttons small">{}</div></td>').format(_node_buttons(visit, node)) if many else "",
         )
         for node in picture.nodes
     )
     return Html(
-        '<section data-piece="nodes"><h2>Nodes</h2><table class="nodes"><thead><tr>{}<th></th></tr></thead>'
+        '<section data-piece="nodes"><h2>Nodes</h2><table class="nodes"><thead><tr>{}</tr></thead>'
         "<tbody>\n{}</tbody></table></section>"
-    ).format(together(Html("<th>{}</th>").format(text) for text in head), rows)
+    ).format(together(Html("<th>{}</th>").format(text) for text in [*head, *(["buttons"] if many else [])]), rows)
 
 
 def _cells(node: NodeView, picture: Picture) -> Iterator[object]:
@@ -289,7 +289,7 @@ def _cells(node: NodeView, picture: Picture) -> Iterator[object]:
     yield Html('<span class="{}">{}</span>').format(_level(node), node.words)
     yield f"{age(node.age_s)} ago" if node.age_s is not None else "–"
     yield f"{node.held:,}" if node.held is not None else "–"
-    yield Html('<span class="bad">{}</span>').format(f"{node.missing:,}") if node.missing else "none"
+    yield Html('<a class="bad" href="/gaps">{}</a>').format(f"{node.missing:,}") if node.missing else "none"
     yield _shift(node.shift_ms)
     yield f"{node.round_trip_ms:.0f} ms" if node.round_trip_ms is not None else "–"
 

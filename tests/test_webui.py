@@ -89,7 +89,7 @@ class Front(WebCase):
         page = self.page("/")
         self.assertIn("Node basement is reporting; last sample", page)
         self.assertRegex(page, r'<b data-live="basement/temperature">22\.25</b> <span class="unit">°C</span>')
-        self.assertRegex(page, r"today 21\.5 at \d\d:\d\d<br>to 22\.25 at \d\d:\d\d")
+        self.assertRegex(page, r"low 21\.5 at \d\d:\d\d<br>high 22\.25 at \d\d:\d\d")
         self.assertIn('<img src="/chart.svg?node=basement&amp;sensor=light&amp;span=10m&amp;size=small"', page)
         self.assertEqual((self.headers["vary"], self.headers["cache-control"]), ("Accept", "no-store"))
 

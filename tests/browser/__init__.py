@@ -1,6 +1,7 @@
 """What people do with the page, in a real browser. Needs playwright and chromium, and is skipped without them.
 
-python3 -m venv /tmp/browser && /tmp/browser/bin/pip install playwright      (apt-get install chromium)
+apt-get install chromium
+python3 -m venv /tmp/browser && /tmp/browser/bin/pip install playwright axe-playwright-python
 /tmp/browser/bin/python -m unittest discover -t . -s tests/browser
 PIGEONPOST_TEST_PICTURES=1 ...      the same, and draws docs/pictures anew
 """

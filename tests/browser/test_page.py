@@ -1,6 +1,5 @@
 """The page in Chromium: it lives without being reloaded, every button does what it says, on a phone and in the dark."""
 
-import json
 import os
 import re
 import shutil
@@ -9,7 +8,7 @@ import unittest
 from urllib.parse import urlsplit
 
 from tests.page_support import Node, Server, control
-from tests.support import ROOT, temp_folder, wait_until
+from tests.support import temp_folder, wait_until
 
 try:
     from playwright.sync_api import Error, expect, sync_playwright
@@ -230,26 +229,6 @@ class Demo(BrowserCase):
         expect(page.locator("h1")).to_contain_text("Node demo is reporting; last sample")
         page.get_by_text("Status", exact=True).click()
         expect(page.get_by_role("status")).to_contain_text("demo answered")
-
-    @unittest.skipUnless(os.environ.get("PIGEONPOST_TEST_PICTURES") == "1", "PIGEONPOST_TEST_PICTURES=1 is not set")
-    def test_pictures(self):
-        """Those in the manual, drawn anew when there is a minute of values to be seen."""
-        folder = os.path.join(ROOT, "docs", "pictures")
-        os.makedirs(folder, exist_ok=True)
-        wait_until(lambda: self.stored() >= 70, "a minute of samples", 180)
-        for name, options in (
-            ("page", {}),
-            ("phone", {"viewport": PHONE, "is_mobile": True, "device_scale_factor": 2}),
-        ):
-            page = self.open(self.server, **options)
-            for chart in page.locator(".charts img").all():
-                chart.scroll_into_view_if_needed()
-                page.wait_for_function("image => image.complete", arg=chart.element_handle())
-            page.evaluate("scrollTo(0, 0)")
-            page.screenshot(path=os.path.join(folder, f"{name}.png"))
-
-    def stored(self):
-        return json.loads(self.server.get("/api/v1/nodes/demo")[1])["samples"]
 
 
 class Alone(BrowserCase):

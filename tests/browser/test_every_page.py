@@ -1,0 +1,201 @@
+"""Every page in Chromium: axe-core finds nothing, in light and dark; nothing is wider than a phone; somebody changes
+the password. And the pictures of the manual."""
+
+import math
+import os
+import re
+import time
+import unittest
+from urllib.parse import urlsplit
+
+from protocol import Sample
+from stores import Filing, Mark, Stretch
+from stores.sqlite import SqliteStore
+from tests.browser import test_page
+from tests.browser.test_page import PHONE, BrowserCase
+from tests.page_support import Server, control
+from tests.support import ROOT, temp_folder, wait_until
+
+try:
+    from axe_playwright_python.base import AXE_SCRIPT
+    from playwright.sync_api import expect
+except ImportError:
+    AXE_SCRIPT = ""
+
+PAGES = (
+    "/", "/nodes/demo", "/nodes/demo/temperature", "/chart?series=demo/temperature,demo/light", "/graphs", "/log",
+    "/logs", "/files", "/gaps", "/happenings", "/bus", "/about", "/password", "/login",
+)  # fmt: skip
+DAY_MS, MINUTE_MS = 86_400_000, 60_000
+PICTURE_BYTES = 150_000
+
+
+def setUpModule():
+    test_page.setUpModule()
+
+
+def found(page):
+    """What axe-core finds wrong: the rule, how grave, and the first elements."""
+    page.evaluate(AXE_SCRIPT)
+    wrong = page.evaluate("axe.run().then(found => found.violations)")
+    return [(one["id"], one["impact"], [node["html"][:200] for node in one["nodes"][:3]]) for one in wrong]
+
+
+@unittest.skipUnless(AXE_SCRIPT or os.environ.get("CI"), "axe-playwright-python is not installed for this Python")
+class EveryPage(BrowserCase):
+    """With a password and with the bus, so that every page is there."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.addCleanup = cls.addClassCleanup  # the program ends after the class, not after a test
+        try:
+            data = temp_folder(cls)
+            if control(cls, "--data", data, "password", said="correct horse\n")[0]:
+                raise AssertionError("no password was set")
+            settings = os.path.join(data, "server.toml")
+            with open(settings, "w", encoding="utf-8") as file:
+                file.write("[bus]\nenabled = true\n")
+            cls.server = Server(cls, "--demo", "--config", settings, data=data)
+            wait_until(lambda: cls.server.page, "the page is there")
+        finally:
+            del cls.addCleanup
+
+    def log_in(self, password="correct horse", **options):
+        page = self.open(self.server, "/login", **options)
+        page.get_by_label("Password").fill(password)
+        page.keyboard.press("Enter")
+        expect(page.locator("h1")).to_contain_text("Node demo is reporting")
+        return page
+
+    def test_nothing_is_found_by_axe(self):
+        self.assertIn("axe", AXE_SCRIPT[:40])
+        for scheme in ("light", "dark"):
+            page = self.log_in(color_scheme=scheme)
+            for path in PAGES:
+                with self.subTest(path, scheme=scheme):
+                    page.goto(path)
+                    expect(page.locator("h1").first).to_be_visible()
+                    self.assertEqual(found(page), [])
+
+    def test_axe_would_find_something(self):
+        page = self.log_in()
+        page.evaluate("document.querySelector('.buttons button').textContent = ''")
+        page.evaluate("document.querySelector('.buttons button').removeAttribute('aria-label')")
+        page.evaluate("document.querySelector('footer').style.color = '#ccc'")
+        self.assertLessEqual({"button-name", "color-contrast"}, {rule for rule, _, _ in found(page)})
+
+    def test_nothing_is_wider_than_a_phone(self):
+        page = self.log_in(viewport=PHONE, is_mobile=True, has_touch=True, device_scale_factor=2)
+        for path in PAGES:
+            page.goto(path)
+            self.assert_fits(page)
+
+    def test_from_one_page_to_every_other(self):
+        """By links alone, from the front page."""
+        page = self.log_in()
+        seen, waiting = set(), ["/"]
+        while waiting:
+            path = waiting.pop()
+            if path in seen or "." in path.rpartition("/")[2]:  # a file, and no page
+                continue
+            seen.add(path)
+            page.goto(path)
+            links = page.eval_on_selector_all("a[href^='/']", "all => all.map(one => one.getAttribute('href'))")
+            waiting += [urlsplit(link).path for link in links if urlsplit(link).path not in ("/metrics", "/chart")]
+        for path in PAGES:
+            if path != "/login":
+                self.assertTrue(urlsplit(path).path in seen or path.startswith("/chart"), path)
+
+    def test_another_password_and_back(self):
+        self.expected = ("403",)
+        old, new = "correct horse", "battery staple"
+        page, other = self.log_in(), self.log_in()
+        for before, after in ((old, new), (new, old)):
+            page.goto("/about")
+            page.get_by_role("link", name="Change your password").click()
+            page.get_by_label("Old password").fill("wrong horse")
+            self.fill_new(page, after)
+            expect(page.get_by_role("alert")).to_have_text("That is not your old password.")
+            page.get_by_label("Old password").fill(before)
+            self.fill_new(page, after)
+            expect(page.locator("h1")).to_have_text("The password is changed")
+        other.goto("/about")
+        self.assertEqual(urlsplit(other.url).path, "/login")
+
+    def fill_new(self, page, password):
+        page.get_by_label("New password").fill(password)
+        page.get_by_label("The new one once more").fill(password)
+        page.get_by_role("button", name="Change it").click()
+
+    def test_a_log_of_the_list_is_downloaded(self):
+        page = self.log_in()
+        page.goto("/logs")
+        with page.expect_download() as download:
+            page.locator("table.list a").first.click()
+        self.assertRegex(download.value.suggested_filename, r"^sensorlog_\d{6}_\d{4}(_\d+)?\.csv$")
+
+    def test_what_happens_is_told_on_the_open_page(self):
+        watching, page = self.log_in(), self.log_in()
+        watching.goto("/happenings")
+        rows = watching.locator("table.list tbody tr")
+        expect(rows.filter(has_text="this server was started")).to_have_count(1)
+        page.get_by_text("Sensor Off").click()
+        expect(page.get_by_role("status")).to_contain_text("demo is off")
+        expect(rows.first).to_contain_text(re.compile("switched off"))
+        page.get_by_text("Sensor On").click()
+        expect(page.get_by_role("status")).to_contain_text("demo is on")
+        expect(rows.first).to_contain_text(re.compile("switched on"))
+
+
+@unittest.skipUnless(os.environ.get("PIGEONPOST_TEST_PICTURES") == "1", "PIGEONPOST_TEST_PICTURES=1 is not set")
+class Pictures(BrowserCase):
+    """Those of the manual: a demonstration that has run for a day, as far as its store knows."""
+
+    def test_draw_them(self):
+        data = temp_folder(self)
+        a_day(data)
+        server = Server(self, "--demo", "--name", "home", data=data)
+        wait_until(lambda: server.get("/log")[1].count(" demo ") >= 10, "some samples", 60)
+        phone = {"viewport": PHONE, "is_mobile": True, "device_scale_factor": 2}
+        for name, path, options in (
+            ("page", "/", {"viewport": {"width": 1100, "height": 980}}),
+            ("dark", "/", {"viewport": {"width": 1100, "height": 980}, "color_scheme": "dark"}),
+            ("node", "/nodes/demo", {"viewport": {"width": 1100, "height": 1000}}),
+            ("phone", "/", phone),
+        ):
+            page = self.open(server, path, **options)
+            for chart in page.locator(".charts img").all():
+                chart.scroll_into_view_if_needed()
+                page.wait_for_function("image => image.complete", arg=chart.element_handle())
+            page.evaluate("scrollTo(0, 0)")
+            picture = os.path.join(ROOT, "docs", "pictures", f"{name}.png")
+            page.screenshot(path=picture)
+            self.assertLess(os.path.getsize(picture), PICTURE_BYTES, name)
+
+
+def a_day(data):
+    """Samples of the last day, one a minute, as the demonstration's node would have brought them."""
+    now_ms = int(time.time() * 1000)
+    samples = []
+    for number in range(1, DAY_MS // MINUTE_MS):
+        time_ms = now_ms - DAY_MS + number * MINUTE_MS
+        turn = 2 * math.pi * (time_ms % DAY_MS) / DAY_MS
+        wave = math.sin(number / 7) + math.sin(number / 2.3) / 2
+        values = {
+            "temperature": round(19.5 - 2.5 * math.cos(turn - 0.6) + 0.15 * wave, 2),
+            "light": max(0, round(420 - 400 * math.cos(turn) + 25 * wave)),
+            "load": round(0.3 + 0.08 * wave + (0.9 if number % 360 < 12 else 0), 2),
+            "memory_free": 22_400 + round(60 * wave), "disk_free": 79_400 - number // 8,
+        }  # fmt: skip
+        samples.append(Sample(number, time_ms, number * MINUTE_MS, values, {}, ""))
+    filing = Filing("demo", "0" * 16, "1" * 16, Mark(samples[-1].seq, samples[-1].up_ms))
+    filing.units = {"temperature": "°C", "light": "counts", "load": "", "memory_free": "MiB", "disk_free": "MiB"}
+    filing.items = [Stretch(samples)]
+    store = SqliteStore(data)
+    with store.writing(()):
+        store.put([filing], now_ms, None)
+    store.close()
+
+
+if __name__ == "__main__":
+    unittest.main()

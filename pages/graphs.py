@@ -220,7 +220,7 @@ def _own(visit: Visit, graphs: Iterable[Graph]) -> Html:
             "<p>You have saved none yet. Every sensor's page leads to a chart, and each chart can be saved.</p>\n"
         )
     return Html(
-        '<table class="graphs"><thead><tr><th>graph</th><th>name</th><th></th></tr></thead>'
+        '<table class="graphs"><thead><tr><th>graph</th><th>name</th><td></td></tr></thead>'
         "<tbody>\n{}</tbody></table>\n"
     ).format(rows)
 

@@ -387,7 +387,8 @@ def _pattern(path: str) -> Callable[[str], re.Match[str] | None]:
 
 def _is_for_programs(path: str) -> bool:
     """Where a page to log in would only be in the way."""
-    return path.startswith("/api/") or path in _PROGRAMS
+    is_of_sensor = path.startswith("/nodes/") and path.count("/") == 3 and path.endswith((".json", ".csv"))
+    return path.startswith("/api/") or path in _PROGRAMS or is_of_sensor
 
 
 def _file(name: str, kind: str) -> Callable[[Visit], Answer]:

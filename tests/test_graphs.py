@@ -233,7 +233,14 @@ class Users(GraphCase):
 
     def test_without_a_login_there_is_nothing(self):
         id = self.saved()
-        self.assertEqual(self.web.request("GET", "/graphs.json")[0], 401)
+        for path in (
+            "/graphs.json",
+            "/chart.json",
+            "/chart.csv",
+            "/nodes/basement/light.json",
+            "/nodes/basement/light.csv",
+        ):
+            self.assertEqual(self.web.request("GET", path)[0], 401, path)
         for path in ("/graphs", f"/graphs/{id}", f"/chart?{QUERY}", "/nodes/basement/temperature"):
             self.assertEqual(self.web.request("GET", path, html=True)[1]["location"], "/login", path)
         self.assertEqual(self.web.post_form("/graphs", {"name": "x", "query": QUERY})[1]["location"], "/login")

@@ -80,6 +80,7 @@ class Intake:
         self._waiting = 0  # samples in them,
         self._waiting_of: dict[str, int] = {}  # and of each node
         self._hurry = False
+        self._urgent = False  # somebody waits for a batch that came after those in hand
         self._tasks: list[_Task] = []  # of others, for the writer
         self._in_hand = 0  # of the batches, the first: so many are being stored just now
         self._stopping = threading.Event()
@@ -103,6 +104,7 @@ class Intake:
         with self._changed:
             last = self._batches[-1] if self._batches else None
             self._hurry = self._hurry or last is not None
+            self._urgent = self._urgent or last is not None
             self._changed.notify_all()
             while last is not None and any(batch is last for batch in self._batches):
                 left_s = give_up_s - self._clock.monotonic()
@@ -159,6 +161,7 @@ class Intake:
             self._batches.append(batch)
             was_calm = not self._hurry
             self._hurry = self._hurry or urgent
+            self._urgent = self._urgent or urgent
             self._count(batch)
             if len(self._batches) == 1 or (self._hurry and was_calm):
                 self._changed.notify_all()
@@ -190,6 +193,7 @@ class Intake:
         with self._changed:
             batches = list(self._batches)
             self._in_hand = len(batches)
+            self._urgent = False
         try:
             self._store_all(batches)
         finally:
@@ -209,7 +213,7 @@ class Intake:
         with self._changed:
             del self._batches[: len(batches)]
             self._in_hand = 0
-            self._waiting, self._waiting_of, self._hurry = 0, {}, False
+            self._waiting, self._waiting_of, self._hurry = 0, {}, self._urgent
             for batch in self._batches:
                 self._count(batch)
             self._changed.notify_all()

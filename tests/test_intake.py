@@ -12,7 +12,7 @@ from csvbuffer import CsvLog
 from intake import Intake
 from stores import Mark
 from stores.sqlite import SqliteStore
-from tests.support import LIMIT_S
+from tests.support import LIMIT_S, wait_until
 from tests.test_stores import E1, E2, OUTBOX, batch, gap
 
 
@@ -229,6 +229,45 @@ class Running(IntakeCase):
         self.assertTrue(self.answers.wait_for(lambda: (E1, 3) in self.answers.acks))
         self.accept(batch(4, 4))
         self.assertTrue(self.answers.wait_for(lambda: (E1, 4) in self.answers.acks))
+
+    def test_who_is_in_a_hurry_while_a_commit_is_under_way_has_the_next_one(self):
+        """Whoever waits for the disk came a moment too late for this commit; the next is not to be 600 s later."""
+        self.start(commit_s=600)
+        put = self.store.put
+        late = [batch(4, 6)]
+
+        def slow_put(*arguments):
+            if late:
+                self.intake.accept(self.answers.of(late.pop()), urgent=True)
+            return put(*arguments)
+
+        with mock.patch.object(self.store, "put", slow_put):
+            self.intake.accept(self.answers.of(batch(1, 3)), urgent=True)
+            self.assertTrue(self.answers.wait_for(lambda: (E1, 6) in self.answers.acks, 20))
+
+    def test_settling_while_a_commit_is_under_way_is_not_forgotten_by_it(self):
+        self.start(commit_s=600)
+        put = self.store.put
+        begun, settled = threading.Event(), []
+
+        def settle():
+            begun.set()
+            settled.append(self.intake.settle(20))
+
+        def slow_put(*arguments):
+            if not begun.is_set():
+                self.accept(batch(4, 6))
+                settler.start()
+                begun.wait(LIMIT_S)
+                wait_until(lambda: self.intake._urgent, "it settles")
+            return put(*arguments)
+
+        settler = threading.Thread(target=settle)
+        with mock.patch.object(self.store, "put", slow_put):
+            self.accept(batch(1, 3))
+            self.assertTrue(self.answers.wait_for(lambda: (E1, 6) in self.answers.acks, 20))
+        settler.join(LIMIT_S)
+        self.assertEqual(settled, [True])
 
     def test_a_node_that_must_wait_for_its_ack_is_not_kept_waiting(self):
         self.start(commit_s=600)

@@ -240,7 +240,9 @@ class NodeEnd(End):
             self._begin_again(bool(self._ledger), 1)
         elif "order" in said:
             self._obey(said)
-        else:
+        elif not (self._asking and said.get("ledger")):
+            # From one that has a ledger, and so says what it has, this is only half of an answer: the other half was
+            # lost. Taken for the whole, samples would go to whichever server takes them, a part of an epoch to each.
             self._on_ack(said["epoch"], said["ack"])
 
     def _obey(self, said: Mapping[str, Any]) -> None:

@@ -649,6 +649,11 @@ class SeveralServers(MqttCase):
         for ledger in ledgers:
             self.assertEqual(ledger.gaps, [])
 
+    def test_half_an_answer_is_none(self):
+        """What was acknowledged by one server and not told by another was then never sent to that one."""
+        for _ in range(5):
+            self.simulate(621299275, 2, False)
+
     def test_whatever_happens_everything_is_stored_once(self):
         first = random.randrange(1 << 32)
         for seed in range(first, first + 150):

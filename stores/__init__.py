@@ -191,6 +191,17 @@ def window_end(time_ms: int, span_ms: int) -> int:
     return -(-time_ms // span_ms) * span_ms
 
 
+def whole_hours(first_ms: int, last_ms: int) -> int:
+    """Up to when samples may be deleted so that no hour loses only some of them: else one that comes late could not be
+    told from those that are left, which are summed up already.
+
+    first_ms, last_ms  when the first and the last of the oldest samples were taken, of as many as are to go
+    """
+    end_ms = window_end(last_ms, SPANS_MS[-1])
+    start_ms = end_ms - SPANS_MS[-1]
+    return start_ms if first_ms <= start_ms else end_ms
+
+
 class Store:
     """The contract. Every member keeps it, and one test class proves it of each."""
 
@@ -227,7 +238,8 @@ class Store:
         raise NotImplementedError
 
     def forget(self, before_ms: int, most: int) -> int:
-        """Within `writing`: delete up to `most` of the oldest samples taken before `before_ms`; how many there were.
+        """Within `writing`: delete up to `most` of the oldest samples taken before `before_ms`, but always whole hours,
+        and one at least; how many there were.
 
         What the CSV log still owes, and what is not summed up yet, stays; so does the hour in which `before_ms` lies.
         Marks and gaps stay for ever.

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from stores import SPANS_MS, Column, Summary, Window, together, window_end
+from stores import SPANS_MS, Column, Summary, Window, together, whole_hours, window_end
 
 _SUMMARY = '"end", "values", mean, median, mode, low, high, deviation'
 _GONE = "30 days"  # that a server was not seen; then nothing waits any more for what its log owes
@@ -120,14 +120,16 @@ def forget(db: Any, before_ms: int, most: int) -> int:
     ).fetchall():
         if left <= 0 or until_ms <= 0:
             continue
-        rows = db.execute(
-            "SELECT epoch, seq, time FROM samples WHERE node = %s AND time <= %s ORDER BY time LIMIT %s",
-            (node, until_ms, left),
-        ).fetchall()
-        if rows and until_ms > kept_from:
+        ask = "SELECT epoch, seq, time FROM samples WHERE node = %s AND time <= %s ORDER BY time LIMIT %s"
+        rows = db.execute(ask, (node, until_ms, left)).fetchall()
+        if not rows:
+            continue
+        if len(rows) == left:
+            until_ms = whole_hours(rows[0][2], rows[-1][2])
+            rows = db.execute(ask, (node, until_ms, None)).fetchall()
+        if until_ms > kept_from:
             db.execute("UPDATE nodes SET kept_from = %s WHERE id = %s", (until_ms, node))
-        if rows:
-            _delete(db, [row[:2] for row in rows], rows[0][2] - 1, rows[-1][2])
+        _delete(db, [row[:2] for row in rows], rows[0][2] - 1, rows[-1][2])
         left -= len(rows)
     return most - left
 

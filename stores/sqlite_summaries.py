@@ -11,7 +11,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from stores import SPANS_MS, Column, Summary, Window, together, window_end
+from stores import SPANS_MS, Column, Summary, Window, together, whole_hours, window_end
 
 _NODE = "(SELECT id FROM nodes WHERE name = ?)"
 _SUMMARY = '"end", "values", mean, median, mode, low, high, deviation'
@@ -131,11 +131,14 @@ def forget(db: sqlite3.Connection, before_ms: int, most: int) -> int:
         until_ms = until_ms // SPANS_MS[-1] * SPANS_MS[-1]
         if left <= 0 or until_ms <= 0:
             continue
-        rows = db.execute(
-            "SELECT time, epoch, seq FROM samples WHERE node = ? AND time <= ? ORDER BY time, epoch, seq LIMIT ?",
-            (node, until_ms, left),
-        ).fetchall()
-        if rows and until_ms > kept_from:
+        ask = "SELECT time, epoch, seq FROM samples WHERE node = ? AND time <= ? ORDER BY time, epoch, seq LIMIT ?"
+        rows = db.execute(ask, (node, until_ms, left)).fetchall()
+        if not rows:
+            continue
+        if len(rows) == left:
+            until_ms = whole_hours(rows[0][0], rows[-1][0])
+            rows = db.execute(ask, (node, until_ms, -1)).fetchall()
+        if until_ms > kept_from:
             db.execute("UPDATE nodes SET kept_from = ? WHERE id = ?", (until_ms, node))
         _delete(db, node, rows)
         left -= len(rows)

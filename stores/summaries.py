@@ -30,7 +30,7 @@ GRACE_MS = 15_000  # after a window's end: samples on their way still belong int
 LOOK_S = 10.0  # between two looks at what there is to do
 _AT_ONCE = 200  # windows looked up together
 _WRITTEN_TOGETHER = 10  # of them, in one transaction: some milliseconds
-_FORGET_AT_ONCE = 2_000  # samples deleted in one transaction, which takes some milliseconds
+_FORGET_AT_ONCE = 2_000  # samples deleted in one transaction, or those of an hour: some milliseconds a thousand
 _MOST_POINTS = 10_000_000  # of a node in an hour, which is more than can be taken
 
 
@@ -144,7 +144,7 @@ class Caretaker:
     def _forget(self, before_ms: int) -> bool:
         gone: int = self._writer.run(lambda: self._store.forget(before_ms, _FORGET_AT_ONCE), LOOK_S)
         self.forgotten += gone
-        return gone == _FORGET_AT_ONCE
+        return gone > 0
 
     def _run(self) -> None:
         while not self._stopping.wait(LOOK_S):

@@ -26,6 +26,7 @@ from stores import (
     Summary,
     Window,
     together,
+    whole_hours,
     window_end,
 )
 
@@ -126,10 +127,13 @@ class MemoryStore(Store):
         for node in sorted({node for node, _ in self.epochs}):
             unsummed = [end - span for name, span, end in self.windows if name == node]
             until = min([before_ms - 1, *(time_ms - 1 for time_ms in owed), *unsummed]) // SPANS_MS[-1] * SPANS_MS[-1]
+            times = sorted(e[2].time_ms for e in self.samples if e[0] == node and e[2].time_ms <= until)[: most - gone]
+            if not times or gone >= most:
+                continue
+            if len(times) == most - gone:
+                until = whole_hours(times[0], times[-1])
             mine = [e for e in self.samples if e[0] == node and e[2].time_ms <= until]
-            mine = sorted(mine, key=lambda entry: entry[2].time_ms)[: most - gone]
-            if mine:
-                self.kept_from[node] = max(until, self.kept_from.get(node, 0))
+            self.kept_from[node] = max(until, self.kept_from.get(node, 0))
             self._delete(mine)
             gone += len(mine)
         return gone

@@ -325,13 +325,27 @@ class StoreContract:
         self.assertEqual((node["forgotten"], node["kept_from_ms"]), (2, self.NOON - 2 * hour))
         self.assertEqual(len(self.store.summaries("a", "temperature", hour, 0, 1 << 60)), 4)
 
-    def test_a_little_at_a_time(self):
-        filed = self.put(*(self.NOON - n * 1000 for n in range(10)))
+    def test_a_little_at_a_time_and_always_whole_hours(self):
+        hour = self.HOUR
+        filed = self.put(*(self.NOON - n * hour - k for n in range(4) for k in range(5 - n)))  # 5, 4, 3 and 2 of them
+        self.put(self.NOON + hour, first=15, log=self.log_all(filed))
+        self.sum_up()
+        gone = [self.run_in(lambda: self.store.forget(self.NOON + 1, 4)) for _ in range(5)]
+        self.assertEqual(gone, [2, 3, 4, 5, 0])
+        self.assertEqual(list(self.store.verify()), [])
+
+    def test_what_comes_late_between_two_steps_is_counted_once(self):
+        times = [self.NOON - n * 60_000 for n in range(10)]
+        filed = self.put(*times, values=range(10))
+        self.sum_up()
         self.put(self.NOON + self.HOUR, first=11, log=self.log_all(filed))
         self.sum_up()
-        gone = [self.run_in(lambda: self.store.forget(self.NOON + 1, 4)) for _ in range(4)]
-        self.assertEqual(gone, [4, 4, 2, 0])
-        self.assertEqual(list(self.store.verify()), [])
+        self.run_in(lambda: self.store.forget(self.NOON + 1, 4))
+        filed = self.put(self.NOON - 500, first=12, values=[100])
+        self.put(self.NOON + self.HOUR, first=13, log=self.log_all(filed))
+        self.sum_up()
+        (found,) = self.store.summaries("a", "temperature", self.HOUR, 0, self.NOON)
+        self.assertEqual((found.values, found.high), (11, 100))
 
     def test_what_comes_after_that_is_added_to_the_statistics(self):
         filed = self.put(*(self.NOON - n * 1000 for n in range(10)), values=range(10))

@@ -125,7 +125,7 @@ class Caring(unittest.TestCase):
 
     def test_many_go_a_little_at_a_time(self):
         with mock.patch.object(summaries, "_FORGET_AT_ONCE", 3):
-            put(self.store, *(NOON - n for n in range(10)))
+            put(self.store, *(NOON - n * HOUR for n in range(10)))
             self.store.filings = []
             self.clock.sleep(2 * 86_400)
             steps = 0

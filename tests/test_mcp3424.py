@@ -9,7 +9,7 @@ from unittest import mock
 from base.errors import SensorError, SettingsError
 from sensors import Channel, mcp3424, with_limits
 from tests.chip_mcp3424 import Chip, Wires, library
-from tests.support import temp_folder
+from tests.support import LIMIT_S, temp_folder
 from tests.test_sensors import Contract
 
 
@@ -19,6 +19,7 @@ class Case(unittest.TestCase):
         for patch in (
             mock.patch.dict(sys.modules, {"smbus2": library(wires)}),
             mock.patch.object(mcp3424, "_USUAL_S", (0.0,) * 4),
+            mock.patch.object(mcp3424, "_LONGEST_S", (LIMIT_S,) * 4),  # these chips count how often they are asked
         ):
             patch.start()
             self.addCleanup(patch.stop)
@@ -35,7 +36,7 @@ class Case(unittest.TestCase):
         """A driver for the first chip, that does not wait; and the chip."""
         chip = Chip(*chips, **more)
         bus = mcp3424._SmBus(library(Wires({0x68: chip})), 1)
-        return mcp3424.Mcp3424(bus, 0x68, sleep=lambda seconds: None), chip
+        return mcp3424.Mcp3424(bus, 0x68, now_s=lambda: 0.0, sleep=lambda seconds: None), chip
 
 
 class AdcPi(Contract, Case):

@@ -14,12 +14,15 @@ Errors: those of the store.
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 from stores import Column, Filing, Store, Stretch
 
 _SPANS = ((600_000, 10_000), (3_600_000, 60_000), (86_400_000, 600_000))  # ms
+_PLACE = attrgetter("place")
 _FORGET_MS = 3_600_000  # all is read anew so often: a clock that stepped back leaves nothing wrong for longer
 
 
@@ -41,6 +44,21 @@ class _Book:
         self.made_ms = made_ms
         self.last = -1  # the last place that was read: later ones may have samples too, of a node whose clock is ahead
         self.columns: dict[str, dict[int, Column]] = {}
+        self._shown: dict[str, list[Column]] = {}  # with places from `_shown_first` on
+        self._shown_first = -1
+
+    def shown(self, first: int, last: int, changed: int) -> dict[str, list[Column]]:
+        """The columns from `first` to `last`, places from 0. Those before `changed` are as they were the last time."""
+        if first != self._shown_first:
+            self._shown, changed = {}, first
+        fresh = range(changed, last + 1)
+        shown = {}
+        for sensor, places in self.columns.items():
+            columns = self._shown.get(sensor, [])
+            kept = columns[: bisect_left(columns, changed - first, key=_PLACE)]
+            shown[sensor] = kept + [Column(at - first, *places[at][1:]) for at in fresh if at in places]
+        self._shown, self._shown_first = shown, first
+        return shown
 
     def read(self, store: Store, node: str, first: int, last: int) -> None:
         """Read places `first` to `last` anew."""
@@ -94,14 +112,12 @@ class DayBook:
             low, high = max(min(low_ms // width_ms, book.last + 1), first), min(high_ms // width_ms, last)
             if last > book.last:  # columns have begun since: what was stored ahead of its time is seen in them now
                 high = last
+            changed = low if low <= high else last + 1
             if low <= high:
                 book.read(self._store, node, low, high)
             book.forget_before(first)
             self._books[node] = book
-            columns = {
-                sensor: [places[place]._replace(place=place - first) for place in sorted(places) if place <= last]
-                for sensor, places in book.columns.items()
-            }
+            columns = book.shown(first, last, changed)
         return Day(first * width_ms, span_ms, width_ms, columns)
 
 

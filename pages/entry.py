@@ -43,8 +43,9 @@ def password_page(visit: Visit, said: str = "", status: int = 200) -> Answer:
         ' value="{csrf}"><input type="hidden" name="user" value="{user}" autocomplete="username">'
         '<label>Old password <input name="old" type="password" autocomplete="current-password" maxlength="1024"'
         ' required></label><label>New password <input name="new" type="password" autocomplete="new-password"'
-        ' minlength="8" maxlength="1024" required></label><label>The new one once more <input name="again" type="password"'
-        ' autocomplete="new-password" minlength="8" maxlength="1024" required></label><button>Change it</button></form>'
+        ' minlength="8" maxlength="1024" required></label><label>The new one once more <input name="again"'
+        ' type="password" autocomplete="new-password" minlength="8" maxlength="1024" required></label>'
+        "<button>Change it</button></form>"
     ).format(user=visit.user, notice=notice, csrf=visit.csrf)
     return html_page("Password", body, visit, status=status)
 

@@ -219,9 +219,9 @@ def _spark(sensor: SensorView) -> Html:
     count = sensor.span_ms // sensor.width_ms
     group = max(1, count // _SPARK_PLACES)
     sums: dict[int, tuple[float, int]] = {}
-    for column in sensor.columns:
-        total, values = sums.get(column.place // group, (0.0, 0))
-        sums[column.place // group] = total + column.mean * column.values, values + column.values
+    for place, weight, _, _, mean in sensor.columns:
+        total, values = sums.get(place // group, (0.0, 0))
+        sums[place // group] = total + mean * weight, values + weight
     means = {place: total / values for place, (total, values) in sums.items()}
     if len(means) < 2:
         return Html('<svg class="spark"></svg>')

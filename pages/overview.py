@@ -13,6 +13,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from daybook import Day
@@ -28,6 +30,7 @@ FRESH_S = 1.0  # a picture is taken anew after so long, or when something was st
 _FAR_MS = 1 << 52  # after every date
 _USUAL_EVERY_S = 60.0  # for a node that was not reached, so that nobody knows its interval
 _CALLS_EVERY_S = 3600.0  # and for one that calls in, and has called once so far
+_LOW, _HIGH = attrgetter("low"), attrgetter("high")
 _STEADY = 0.05  # of the day's range: a change below it is no trend
 
 
@@ -158,8 +161,8 @@ def _sensors(
     for place, name in enumerate(names):
         columns = day.columns.get(name, [])
         today = [column for column in columns if column.place >= midnight]
-        lowest = min(today, key=lambda column: column.low, default=None)
-        highest = max(today, key=lambda column: column.high, default=None)
+        lowest = min(today, key=_LOW, default=None)
+        highest = max(today, key=_HIGH, default=None)
         views.append(SensorView(
             node=node, name=name, unit=str(told.get(name, {}).get("unit", units.get(name, ""))), number=place,
             simulated=told.get(name, {}).get("simulated") is True,
@@ -197,12 +200,13 @@ def _odd(finding: Finding, unit: str) -> str:
 def _trend(columns: Sequence[Any], count: int) -> int | None:
     """Whether the last twelfth of the time shown is above, below or like the twelfth before."""
     step = max(1, count // 12)
-    recent = [column.mean for column in columns if column.place >= count - step]
-    before = [column.mean for column in columns if count - 2 * step <= column.place < count - step]
+    latest = list(takewhile(lambda column: column.place >= count - 2 * step, reversed(columns)))
+    recent = [column.mean for column in latest if column.place >= count - step]
+    before = [column.mean for column in latest if column.place < count - step]
     if not recent or not before:
         return None
     change = sum(recent) / len(recent) - sum(before) / len(before)
-    scale = max(column.high for column in columns) - min(column.low for column in columns)
+    scale = max(map(_HIGH, columns)) - min(map(_LOW, columns))
     return 0 if abs(change) <= _STEADY * scale else 1 if change > 0 else -1
 
 

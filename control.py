@@ -152,7 +152,7 @@ def _connection(host: str, port: int, certificate: str) -> http.client.HTTPConne
     import hashlib
     import ssl
 
-    from webtls import fingerprint_of
+    from web.tls import fingerprint_of
 
     expected = fingerprint_of(certificate)
     context = ssl.create_default_context()

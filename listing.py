@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from csvbuffer import cell
-from http_head import Answer
 from pages import Html, Visit, aligned, html_page, json_answer, text_page, together
+from web.head import Answer
 
 _WIDTH = 79  # of a terminal
 

@@ -52,7 +52,7 @@ from verdicts import Verdicts, read_rules
 from webui import WebEnd
 
 if TYPE_CHECKING:
-    from webtls import Tls
+    from web.tls import Tls
 
 log = logging.getLogger("server")
 
@@ -297,7 +297,7 @@ def _tls(settings: Settings) -> Tls | None:
         if key:
             raise SettingsError(f"{settings.origin('web', 'key')}: [web] key takes a [web] certificate beside it")
         return None
-    member: Any = importlib.import_module("webtls")
+    member: Any = importlib.import_module("web.tls")
     tls: Tls = member.Tls(certificate, key)
     return tls
 

@@ -1,8 +1,8 @@
 """The page and the JSON interface: every address of it in one table, and who may use which.
 
-Runs on: server.  Reached from: server.py, which hands it the house; webserver, which brings the requests.
-Hands on to: webdoor (who is there), pages/ (what they see). Fetches nothing by itself.
-Threads: those of webserver, one a connection, and live's. `_lock` guards the few finished pages that are kept.
+Runs on: server.  Reached from: server.py, which hands it the house; web/server, which brings the requests.
+Hands on to: web/door (who is there), pages/ (what they see). Fetches nothing by itself.
+Threads: those of web/server, one a connection, and live's. `_lock` guards the few finished pages that are kept.
 Errors: SettingsError when an address cannot be had; Refusal for requests, which become answers here.
 """
 
@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from base.errors import PigeonpostError, SettingsError
 from base.net import join_address
-from connections import Connections, Limits
 from daybook import DayBook
 from diary import Diary
-from http_head import BODY_BYTES, JSON, Answer, Endpoint, Receiver, Refusal, Request, form
 from pages import (
     House,
     Picture,
@@ -43,11 +41,13 @@ from pages.live import Live
 from pages.overview import Overview
 from pages.sensor import SensorPages
 from stores.summaries import summary
-from webdoor import NOBODY, Door
-from webserver import Listener
+from web.connections import Connections, Limits
+from web.door import NOBODY, Door
+from web.head import BODY_BYTES, JSON, Answer, Endpoint, Receiver, Refusal, Request, form
+from web.server import Listener
 
 if TYPE_CHECKING:
-    from webtls import Tls
+    from web.tls import Tls
 
 _PASSWORD_BYTES = 16 << 10  # a form with the longest password, every letter of it as %XX
 _KEPT_PAGES = 64
@@ -76,7 +76,7 @@ class Route(NamedTuple):
 
 
 class WebEnd:
-    """The web server of a house. An Application of webserver."""
+    """The web server of a house. An Application of web/server."""
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ import tempfile
 from base.disk import replace_file
 from base.net import own_address, own_name
 from commands import Command, Context, Failed
-from webtls import fingerprint_of
+from web.tls import fingerprint_of
 
 CERTIFICATE, KEY = "certificate.pem", "certificate.key"  # in the data folder
 _DAYS = 3650

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from base.config import Settings
     from gate.tokens import Tokens
     from guests import Guests
-    from http_head import Endpoint
     from intake import Intake
     from stores import Store
+    from web.head import Endpoint
 
 
 class Hall(NamedTuple):

@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from base.errors import SettingsError
 from files.multipart import BadMultipart, Multipart, Part, boundary_of
 from files.received import Coming, PiIds, Received, plain_name, read_pi_id
-from http_head import Answer, Endpoint, Refusal, Request
 from links import End
+from web.head import Answer, Endpoint, Refusal, Request
 
 if TYPE_CHECKING:
     from base.clock import Clock

@@ -240,9 +240,7 @@ class NodeEnd(End):
             self._begin_again(bool(self._ledger), 1)
         elif "order" in said:
             self._obey(said)
-        elif not (self._asking and said.get("ledger")):
-            # From one that has a ledger, and so says what it has, this is only half of an answer: the other half was
-            # lost. Taken for the whole, samples would go to whichever server takes them, a part of an epoch to each.
+        elif not (self._asking and said.get("ledger")):  # else the other half of the answer, what it has, was lost
             self._on_ack(said["epoch"], said["ack"])
 
     def _obey(self, said: Mapping[str, Any]) -> None:

@@ -29,9 +29,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from base.config import Option, matching, one_of, read_options, text
 from base.disk import replace_file
 from base.errors import BadArgument, DiskError, NotStored, SettingsError
-from http_head import TEXT, Answer, Endpoint, Request
 from links import End
 from protocol import LARGEST_INTEGER, NODE_NAME, NODE_NAME_TAKES, Number, read_json
+from web.head import TEXT, Answer, Endpoint, Request
 
 if TYPE_CHECKING:
     from base.config import Settings

@@ -32,12 +32,12 @@ from protocol import HEX_16, Batch, write_json
 from session import is_count
 from session_node import NodeFacts
 from stream import Lost, Samples, Stream
-from webclient import LONGEST_RETRY_S, Client, Refused
+from web.client import LONGEST_RETRY_S, Client, Refused
 
 if TYPE_CHECKING:
-    from http_head import Answer, Endpoint, Receiver, Request
     from links import Hall
     from session_server import NodeState
+    from web.head import Answer, Endpoint, Receiver, Request
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class ServerEnd(End):
 
     def __init__(self, hall: Hall) -> None:
         import errands
-        import http_head
+        from web import head as http_head
 
         self._http = http_head
         self._hall = hall

@@ -20,9 +20,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from base.errors import BadArgument, NotStored
-from http_head import JSON, Answer, Endpoint, Request
 from links import End
 from protocol import read_json
+from web.head import JSON, Answer, Endpoint, Request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from base.clock import parse_rfc3339
 from base.errors import BadArgument
-from http_head import HTML, JSON, TEXT, Answer, Refusal, Request
 from protocol import read_json, write_json
+from web.head import HTML, JSON, TEXT, Answer, Refusal, Request
 
 if TYPE_CHECKING:
     from base.clock import Clock

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 from base.clock import rfc3339
 from base.version import VERSION
-from http_head import Answer
 from pages import Html, Visit, age, aligned, clock, html_page, json_answer, size, text_page, together
+from web.head import Answer
 
 PROMISE = (
     "A sample is accepted when the node has written it to its outbox and the card has confirmed the write.",

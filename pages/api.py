@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from base.clock import rfc3339
 from base.version import VERSION
-from http_head import TEXT, Answer, Refusal
 from pages import NodeView, SensorView, Visit, json_answer, moment, name_in, span_ms, text_page
 from protocol import NODE_NAME, SENSOR_NAME
+from web.head import TEXT, Answer, Refusal
 
 if TYPE_CHECKING:
     from stores import Column, Point

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from http_head import Answer, Refusal
 from listing import Listing, listed
 from pages import Visit, clock, number
+from web.head import Answer, Refusal
 
 CLOSED = "This server does not listen to the multicast bus ([bus] enabled)."
 _KEYS = (

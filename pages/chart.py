@@ -20,12 +20,12 @@ from urllib.parse import urlencode
 
 from base.clock import rfc3339
 from csvbuffer import local_time
-from http_head import SAFE_HEADERS, Answer, Refusal, fields
 from lateness import Late
 from pages import Visit, moment, name_in, span_ms
 from pages.chart_axes import LARGE, SMALL, WIDE, Frame
 from pages.chart_svg import COLOURS, MOST_SERIES, STYLE, Series, draw, fitted
 from protocol import NODE_NAME, SENSOR_NAME, write_json
+from web.head import SAFE_HEADERS, Answer, Refusal, fields
 
 if TYPE_CHECKING:
     from base.clock import Clock

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from base.clock import rfc3339
-from http_head import Refusal
 from pages import Html, clock, number, together, with_unit
+from web.head import Refusal
 
 if TYPE_CHECKING:
     from base.clock import Clock

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping
 from base.errors import NotStored, SettingsError
 from files.imports import BadFile, bring_in, look_through
 from files.received import Pi, PiIds, Stored, listing, open_stored, sum_of
-from http_head import Answer, FilePart, Refusal
 from pages import Html, Visit, button, clock, html_page, see_other, size, text_page, together
 from protocol import IMPORTED
+from web.head import Answer, FilePart, Refusal
 
 SHOWN = 500
 _KINDS = {".csv": "text/csv; charset=utf-8", ".json": "application/json"}

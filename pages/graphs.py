@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 from base.disk import replace_file
 from base.errors import DiskError
-from http_head import Answer, Refusal, form
 from pages import Html, Visit, button, html_page, json_answer, see_other, text_page, together
+from web.head import Answer, Refusal, form
 
 FILE = "graphs.json"
 MOST_OF_ONE, MOST = 50, 1000

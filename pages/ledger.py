@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from base.clock import rfc3339
 from diary import Happening
 from files.log_sums import logs_in
-from http_head import Answer
 from listing import Listing, listed
 from pages import Visit, clock, gap_words
+from web.head import Answer
 
 if TYPE_CHECKING:
     from diary import Diary

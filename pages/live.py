@@ -1,6 +1,6 @@
 """Live values: every commit goes to the open pages as an event (Server-Sent Events, HTML standard, section 9.2).
 
-Runs on: server.  Reached from: webui (`/events`), webserver (`adopt`), the intake's writer thread (`note`).
+Runs on: server.  Reached from: webui (`/events`), web/server (`adopt`), the intake's writer thread (`note`).
 Hands on to: the sockets of the pages.
 Threads: one of its own serves all of them; another page costs a socket, not a thread. `_lock` guards what other threads
   leave for it (nodes with something new, sockets to adopt); held to put it there or take it away.
@@ -22,9 +22,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from http_head import Answer, Refusal
 from pages import House, Visit, number, with_unit
 from protocol import write_json
+from web.head import Answer, Refusal
 
 if TYPE_CHECKING:
     from intake import Latest

@@ -17,7 +17,6 @@ from urllib.parse import quote, urlencode
 from base.clock import rfc3339
 from base.version import VERSION
 from disk_use import DiskUse
-from http_head import Answer, Refusal
 from pages import (
     Html,
     NodeView,
@@ -37,6 +36,7 @@ from pages import (
     together,
     with_unit,
 )
+from web.head import Answer, Refusal
 
 _CHARTS = 4  # on the front page; each node's page has all of its own
 _SPANS = (("10m", "10 minutes"), ("1h", "hour"), ("24h", "day"), ("7d", "week"), ("30d", "30 days"), ("366d", "year"))

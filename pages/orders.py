@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from base.clock import rfc3339
-from http_head import Answer, Refusal, form
 from pages import Html, Visit, html_page, json_answer, json_body, see_other, size, text_page
+from web.head import Answer, Refusal, form
 
 if TYPE_CHECKING:
     from links.tcp import ServerEnd

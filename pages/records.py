@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from base.clock import rfc3339
 from csvbuffer import Shown, local_time
 from files.log_sums import logs_in, read_sums
-from http_head import Answer, FilePart, Refusal, byte_range
 from listing import Listing, listed
 from pages import Html, Visit, clock, html_page, number, size, text_page, together, with_unit
+from web.head import Answer, FilePart, Refusal, byte_range
 
 
 def log_check(visit: Visit) -> Answer:

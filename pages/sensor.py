@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from base.clock import rfc3339
-from http_head import Answer, Refusal
 from pages import (
     Html,
     SensorView,
@@ -29,6 +28,7 @@ from pages import (
     with_unit,
 )
 from protocol import SENSOR_NAME
+from web.head import Answer, Refusal
 
 if TYPE_CHECKING:
     from pages.figures import Figures, Row, Statistics

@@ -10,7 +10,6 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 from base.clock import FakeClock, parse_rfc3339
-from http_head import Refusal, Request
 from lateness import Span
 from pages import Visit
 from pages.chart import Charts, plain_query
@@ -20,6 +19,7 @@ from protocol import Sample
 from stores import Column, Filing, Mark, Stretch
 from tests.page_support import set_zone
 from tests.support import WALL_MS
+from web.head import Refusal, Request
 
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86_400
 SVG = "{http://www.w3.org/2000/svg}"

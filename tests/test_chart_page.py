@@ -8,11 +8,11 @@ from urllib.parse import parse_qs, urlsplit
 
 import webui
 from base.clock import parse_rfc3339, rfc3339
-from http_head import Refusal
 from pages.chart_page import local_moment
 from protocol import Sample
 from tests.page_support import Afternoon, set_zone, use_memory_disk
 from tests.web_house import FakeLink, WebHouse
+from web.head import Refusal
 
 UNITS = {"temperature": "°C", "light": "counts", "load": "", "humidity": "%"}
 

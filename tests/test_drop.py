@@ -13,7 +13,6 @@ from unittest import mock
 
 from base.clock import FakeClock
 from base.errors import SettingsError
-from connections import Limits
 from files import received
 from links import drop
 from tests.drop_support import (
@@ -30,6 +29,7 @@ from tests.drop_support import (
 )  # fmt: skip
 from tests.support import LIMIT_S, clean_environment, temp_folder, wait_until
 from tests.web_house import WebHouse, parse_response
+from web.connections import Limits
 
 DATA = b"time,temperature\n2026-11-20 15:36:10,21.5\n"
 

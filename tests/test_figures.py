@@ -5,7 +5,6 @@ import statistics
 import unittest
 
 from base.clock import FakeClock
-from http_head import Refusal
 from pages import figures
 from pages.figures import Figures
 from protocol import Batch, Sample
@@ -14,6 +13,7 @@ from stores.sqlite import SqliteStore
 from stores.summaries import Caretaker, summary
 from tests.page_support import set_zone, use_memory_disk
 from tests.support import temp_folder
+from web.head import Refusal
 
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 

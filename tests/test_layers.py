@@ -12,26 +12,26 @@ from tests.support import ROOT, clean_environment
 
 # The floor of every file: it files.imports only from lower ones (docs/way.md). Members of a room stand on MEMBERS.
 STOREYS = {
-    0: "base.errors base.clock base.net base.version base bus files",
+    0: "base.errors base.clock base.net base.version base bus files web",
     1: "base.multicast base.config base.fetch base.disk base.running",
-    2: "protocol bus.packets http_head broker",
+    2: "protocol bus.packets web.head broker",
     3: (
-        "settings sensors links stores gate pages ring session connections disk_use errands webclient webtls "
+        "settings sensors links stores gate pages ring session web.connections disk_use errands web.client web.tls "
         "bus.old_config bus.state files.multipart files.log_sums"
     ),
     4: (
-        "files.received files.tables webserver adc sampler outbox wire csvbuffer session_server daybook diary verdicts "
-        "lateness bus.component"
+        "files.received files.tables web.server adc sampler outbox wire csvbuffer session_server daybook diary "
+        "verdicts lateness bus.component"
     ),
     5: "files.log_files files.old_tables listing intake guests stream parcels",
     6: "files.imports session_node",
-    8: "files.backups webdoor demo commands",
+    8: "files.backups web.door demo commands",
     9: "webui",
     10: "node server control",
 }
 FLOORS = {name: floor for floor, names in STOREYS.items() for name in names.split()}
 MEMBERS = 7
-GROUPS = ("bus", "files")  # folders of files that belong together, each on its own floor
+GROUPS = ("bus", "files", "web")  # folders of files that belong together, each on its own floor
 ROOMS = ("sensors", "links", "stores", "gate", "pages")
 COMMANDS = 9  # the files in commands/: each is a program's upper half, and may use what it likes below
 LONGEST_FUNCTION = 60
@@ -39,8 +39,8 @@ LONGEST_FILE = 450
 # What a node without a token does not load: on a Pi Zero each costs memory that somebody wants for samples.
 NOT_ON_A_NODE = (
     "http", "urllib.request", "smtplib", "asyncio", "ssl", "hashlib", "_hashlib", "hmac", "sqlite3", "email", "csv",
-    "dataclasses", "spidev", "tomllib", "multiprocessing", "xml", "unittest", "secrets", "webui", "webserver",
-    "http_head", "webdoor", "intake", "csvbuffer", "server", "control", "commands", "demo", "stores", "pages", "gate",
+    "dataclasses", "spidev", "tomllib", "multiprocessing", "xml", "unittest", "secrets", "webui", "web.server",
+    "web.head", "web.door", "intake", "csvbuffer", "server", "control", "commands", "demo", "stores", "pages", "gate",
     "tests", "session_server",
 )  # fmt: skip
 

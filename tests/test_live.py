@@ -8,12 +8,12 @@ import unittest
 from types import SimpleNamespace
 
 from base.clock import Clock, FakeClock
-from http_head import Refusal, Request
 from intake import Latest
 from pages import Visit
 from pages.live import Live
 from protocol import Sample
 from tests.support import LIMIT_S, WALL_MS, wait_until
+from web.head import Refusal, Request
 
 
 class Page:

@@ -12,7 +12,6 @@ from unittest import mock
 
 import errands
 import guests
-import webclient
 from base.clock import Clock, FakeClock, parse_rfc3339
 from base.config import load
 from base.errors import DiskError, NotStored, SettingsError
@@ -25,9 +24,10 @@ from ring import Ring
 from session_node import NodeFacts
 from settings import NODE
 from tests.support import BOOT, EPOCH, LIMIT_S, WALL_MS, MemoryDisk, taken, temp_folder, wait_until
-from tests.test_tls import make_certificate
+from tests.test_web_tls import make_certificate
 from tests.web_house import FakeLink, WebHouse, next_response, parse_response
-from webtls import Tls, fingerprint_of
+from web import client as webclient
+from web.tls import Tls, fingerprint_of
 
 OUTBOX = "0b" * 8
 UNITS = [{"name": "temperature", "unit": "°C"}]
@@ -749,10 +749,10 @@ class SetUp(NodeCase):
             self.settings("https://localhost", "ab:cd")
 
     def test_a_token_that_goes_over_the_network_in_the_open_is_warned_of(self):
-        with self.assertLogs("webclient", "WARNING") as logs:
+        with self.assertLogs("web.client", "WARNING") as logs:
             webclient.Client("http://192.0.2.1:8080", "", "token")
         self.assertIn("unprotected", logs.output[0])
-        with self.assertNoLogs("webclient", "WARNING"):
+        with self.assertNoLogs("web.client", "WARNING"):
             webclient.Client("http://127.0.0.1:8080", "", "token")
             webclient.Client("https://192.0.2.1:8080", "", "token")
 

@@ -1,7 +1,7 @@
 """Every row of the table of inputs and answers, sent as raw bytes by a client of our own to a real server.
 
 A test has its row's words in its docstring. Elsewhere: the words of the link (replays, proofs, deadlines) without a
-socket in test_session, escaped log text in test_running, constant time and the tries of passwords in test_webdoor.
+socket in test_session, escaped log text in test_running, constant time and the tries of passwords in test_web_door.
 """
 
 import csv
@@ -20,11 +20,9 @@ from urllib.parse import quote
 
 from base.clock import Clock, FakeClock
 from base.net import is_loopback, own_address
-from connections import Limits
 from gate import users as gate_users
 from gate.tokens import LinkKey
 from gate.users import MOST
-from http_head import SAFE_HEADERS
 from links.tcp import NodeEnd
 from outbox import Outbox
 from protocol import Batch, Gap, encode
@@ -33,6 +31,8 @@ from session_node import NodeFacts
 from tests.support import BOOT, LIMIT_S, MemoryDisk, Talk, taken, wait_until
 from tests.test_stores import E2
 from tests.web_house import FakeLink, WebHouse, exchange, next_response, parse_response
+from web.connections import Limits
+from web.head import SAFE_HEADERS
 
 PASSWORD = "correct horse"
 EVIL = "<img src=x onerror=alert(1)>"
@@ -47,7 +47,7 @@ class SecurityCase(unittest.TestCase):
         patched = mock.patch.object(gate_users, "_N", 2)  # what a hash costs is told in test_users
         patched.start()
         self.addCleanup(patched.stop)
-        for name in ("webserver", "webdoor", "links.tcp", "session", "session_node"):
+        for name in ("web.server", "web.door", "links.tcp", "session", "session_node"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
             self.addCleanup(logging.getLogger(name).setLevel, logging.NOTSET)
         self.link = FakeLink("basement", {"temperature": "°C"})
@@ -171,7 +171,8 @@ class Requests(SecurityCase):
             "/../../etc/passwd", "/%2e%2e%2f%2e%2e%2fetc/passwd", "/..%2f..%2fetc%2fpasswd", "/%00", "/style.css%00",
             "/log.csv%00",
             "//evil/", "//", "/.git/", "/.git/config", "/pigeonpost.sqlite3", "/data/pigeonpost.sqlite3", "/users.json",
-            "/tokens.json", "/running.json", "/logs/", "/logs/SHA256SUMS", "/logs/../users.json", "/logs/..", f"/{log_name}", "/pages/style.css",
+            "/tokens.json", "/running.json", "/logs/", "/logs/SHA256SUMS", "/logs/../users.json", "/logs/..",
+            f"/{log_name}", "/pages/style.css",
             "/webui.py",
             "/style.css/", "/./style.css", "/nodes/../style.css", "/log.csv/../users.json", "/nodes/%2e%2e",
             "/nodes/..",
@@ -593,7 +594,7 @@ class Cells(SecurityCase):
 class Faults(SecurityCase):
     def test_a_handler_that_raises(self):
         """handler raises: 500, an id, no traceback to the client; server alive"""
-        logging.getLogger("webserver").setLevel(logging.NOTSET)
+        logging.getLogger("web.server").setLevel(logging.NOTSET)
         secret = KeyError("/home/pi/secret")
         for path, accept in (
             ("/log", "text/html"),
@@ -605,7 +606,7 @@ class Faults(SecurityCase):
                 mock.patch.object(self.house.csv, "last", side_effect=secret),
                 mock.patch.object(self.house.store, "gaps", side_effect=secret),
                 mock.patch.object(self.house.store, "nodes", side_effect=secret),
-                self.assertLogs("webserver", "ERROR") as logged,
+                self.assertLogs("web.server", "ERROR") as logged,
             ):
                 head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n"
                 again = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"

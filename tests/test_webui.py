@@ -17,7 +17,6 @@ from urllib.parse import urlencode
 import webui
 from base.clock import parse_rfc3339
 from base.errors import SettingsError
-from http_head import Refusal, Request
 from pages import Visit, records
 from pages.overview import Picture
 from protocol import Batch, Gap, Sample
@@ -25,6 +24,7 @@ from stores.summaries import Caretaker
 from tests.page_support import use_memory_disk
 from tests.support import LIMIT_S, WALL_MS, temp_folder, wait_until
 from tests.web_house import FakeLink, WebHouse
+from web.head import Refusal, Request
 
 UNITS = {"temperature": "°C", "light": "counts"}
 HTML, TEXT, JSON = "text/html; charset=utf-8", "text/plain; charset=utf-8", "application/json"
@@ -928,9 +928,9 @@ class Door(WebCase):
 
     def test_a_wrong_password(self):
         for user, password in (("admin", "wrong horse"), ("nobody", "correct horse")):
-            with self.assertLogs("webdoor", "WARNING") as logged:
+            with self.assertLogs("web.door", "WARNING") as logged:
                 status, headers, body = self.web.post_form("/login", {"user": user, "password": password})
-            self.assertEqual(logged.output, ["WARNING:webdoor:127.0.0.1: wrong user or password"])
+            self.assertEqual(logged.output, ["WARNING:web.door:127.0.0.1: wrong user or password"])
             self.assertEqual(status, 403)
             self.assertIn(b"That is not the password of that user.", body)
             self.assertNotIn("set-cookie", headers)

@@ -25,7 +25,6 @@ from urllib.parse import urlencode
 import webui
 from base.clock import Clock
 from base.config import load
-from connections import Limits
 from csvbuffer import CsvLog
 from disk_use import Disk
 from gate.tokens import Tokens
@@ -41,6 +40,7 @@ from stores import Filing
 from stores.sqlite import SqliteStore
 from tests.support import LIMIT_S, temp_folder
 from verdicts import Verdicts
+from web.connections import Limits
 from webui import WebEnd
 
 CONTROL_KEY = "control-key-of-this-test"

@@ -7,11 +7,11 @@ import unittest
 from types import SimpleNamespace
 
 from base.clock import FakeClock
-from http_head import Request
 from links import pimonitor, tmon
 from protocol import LARGEST_INTEGER, NODE_NAME, SENSOR_NAME, UNIT
 from tests.fuzz import Target, fuzzed, mutated, st
 from tests.test_protocol import INSERTS
+from web.head import Request
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 REPORTS = (

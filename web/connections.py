@@ -1,6 +1,6 @@
 """Who is connected to the web server, and who of them is at work: limits, and who is cut off when they are reached.
 
-Runs on: server.  Reached from: webserver, for every connection; webui, which counts and stops.  Hands on to: nobody.
+Runs on: server.  Reached from: web/server, for every connection; webui, which counts.  Hands on to: nobody.
 Threads: any. `_changed` (a Condition and its lock) guards all of it.
 Errors: none of its own: who is not let in is told False.
 """
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from webserver import Connection
+    from web.server import Connection
 
 _STUCK_S = 1.0  # so long in one send: the client does not read
 

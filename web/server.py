@@ -1,7 +1,7 @@
 """HTTP/1.1 over TCP for any application: connections, deadlines, limits. Knows nothing of samples.
 
 Runs on: server.  Reached from: webui, which is the application.
-Hands on to: http_head, which reads heads; the application, which answers.
+Hands on to: web/head, which reads heads; the application, which answers.
 Threads: one for each address that accepts, one for each connection. A connection belongs to its thread, which alone
   reads and writes it; others may only shut it down, through Connections.
 Errors: those of one connection end that connection; a fault of the application is answered with 500 and logged.
@@ -24,11 +24,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from base.errors import NotStored
-from connections import Connections, Limits
-from http_head import Answer, FilePart, Receiver, Refusal, Request, answer_head, body_length, head_end, parse_head
+from web.connections import Connections, Limits
+from web.head import Answer, FilePart, Receiver, Refusal, Request, answer_head, body_length, head_end, parse_head
 
 if TYPE_CHECKING:
-    from webtls import Secure, Tls
+    from web.tls import Secure, Tls
 
 log = logging.getLogger(__name__)
 

@@ -12,14 +12,14 @@ import time
 import unittest
 from unittest import mock
 
-import connections
-import webserver
 from base.errors import NotStored
-from connections import Connections, Limits
-from http_head import JSON, Answer, FilePart, Refusal
 from tests.support import LIMIT_S, wait_until
 from tests.web_house import exchange, next_response, parse_response, read_all
-from webserver import Listener
+from web import connections
+from web import server as webserver
+from web.connections import Connections, Limits
+from web.head import JSON, Answer, FilePart, Refusal
+from web.server import Listener
 
 LIMITS = Limits(
     head_s=5.0, body_s=5.0, idle_s=10.0, send_s=5.0, at_work=4, queue_s=0.2, open=32, downloads=2
@@ -112,8 +112,8 @@ class ServerCase(unittest.TestCase):
         thread = threading.Thread(target=self.listener.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         self.addCleanup(self.stop)
-        logging.getLogger("webserver").setLevel(logging.CRITICAL)
-        self.addCleanup(logging.getLogger("webserver").setLevel, logging.NOTSET)
+        logging.getLogger("web.server").setLevel(logging.CRITICAL)
+        self.addCleanup(logging.getLogger("web.server").setLevel, logging.NOTSET)
 
     def stop(self):
         self.app.gate.set()
@@ -455,8 +455,8 @@ class AtWork(ServerCase):
 class Faults(ServerCase):
     def test_a_database_that_is_away(self):
         """503 in words, one line in the log; where it is, is nobody's business."""
-        logging.getLogger("webserver").setLevel(logging.NOTSET)
-        with self.assertLogs("webserver", "WARNING") as logged:
+        logging.getLogger("web.server").setLevel(logging.NOTSET)
+        with self.assertLogs("web.server", "WARNING") as logged:
             sock = self.connect(self.ask("/database", close=False) + self.ask("/next"))
             status, _, body, rest = next_response(read_all(sock))
         self.assertEqual((status, parse_response(rest)[2]), (503, b"/next"))
@@ -465,8 +465,8 @@ class Faults(ServerCase):
 
     def test_a_handler_that_raises(self):
         """500 and an id, no traceback to the client, all of it in the log, and the server alive."""
-        logging.getLogger("webserver").setLevel(logging.NOTSET)
-        with self.assertLogs("webserver", "ERROR") as logged:
+        logging.getLogger("web.server").setLevel(logging.NOTSET)
+        with self.assertLogs("web.server", "ERROR") as logged:
             sock = self.connect(self.ask("/fault", close=False) + self.ask("/next"))
             status, _headers, body, rest = next_response(read_all(sock))
         self.assertEqual(status, 500)

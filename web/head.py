@@ -1,6 +1,6 @@
 """The words of HTTP: what a request's head may say, and what an answer is. Strict, and without a socket.
 
-Runs on: server.  Reached from: webserver, which moves the bytes; webui and pages, which answer.
+Runs on: server.  Reached from: web/server, which moves the bytes; webui and pages, which answer.
 Hands on to: nobody.  Threads: none; nothing here reads a clock, a file or a socket.
 Errors: Refusal, with the status that the client gets. Its text never repeats what the client sent.
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from base.clock import Clock
 from base.net import is_loopback, own_name
 from gate.users import Attempts, Session, Sessions, Users
-from http_head import JSON, Refusal, Request, form
+from web.head import JSON, Refusal, Request, form
 
 log = logging.getLogger(__name__)
 

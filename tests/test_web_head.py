@@ -4,8 +4,8 @@ import random
 import time
 import unittest
 
-import http_head
-from http_head import (
+from web import head as http_head
+from web.head import (
     HEAD_BYTES,
     HTML,
     JSON,

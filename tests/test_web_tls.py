@@ -15,12 +15,12 @@ import unittest
 import warnings
 from unittest import mock
 
-import webserver
 from base.errors import SettingsError
-from connections import Limits
 from tests.support import LIMIT_S, Program, temp_folder, wait_until
 from tests.web_house import WebHouse, next_response, parse_response, read_all
-from webtls import Tls, fingerprint_of
+from web import server as webserver
+from web.connections import Limits
+from web.tls import Tls, fingerprint_of
 
 QUICK = Limits(head_s=0.5, body_s=0.5, idle_s=LIMIT_S)
 
@@ -353,7 +353,7 @@ class Certificate(TlsCase):
 
         first = shown()
         self.assertEqual(first, fingerprint_of(self.paths[0]))
-        with self.assertLogs("webtls", "ERROR"):
+        with self.assertLogs("web.tls", "ERROR"):
             with open(self.paths[0], "w", encoding="ascii") as file:
                 file.write("half a certif")
             self.assertEqual(shown(), first)

@@ -12,11 +12,11 @@ from base.clock import FakeClock
 from base.errors import SettingsError
 from gate import users as gate_users
 from gate.users import CLOSED_S, FILE, IDLE_S, MOST, Users
-from http_head import JSON, Refusal, Request
 from pages.live import Live
 from tests.support import temp_folder, wait_until
 from tests.web_house import CONTROL_KEY, FakeLink, WebHouse, read_all
-from webdoor import NOBODY, Door
+from web.door import NOBODY, Door
+from web.head import JSON, Refusal, Request
 
 PASSWORD = "correct horse"
 FORM = "application/x-www-form-urlencoded"
@@ -31,8 +31,8 @@ class DoorCase(unittest.TestCase):
         patched = mock.patch.object(gate_users, "_N", 2)  # what a hash costs is told in test_users
         patched.start()
         self.addCleanup(patched.stop)
-        logging.getLogger("webdoor").setLevel(logging.CRITICAL)
-        self.addCleanup(logging.getLogger("webdoor").setLevel, logging.NOTSET)
+        logging.getLogger("web.door").setLevel(logging.CRITICAL)
+        self.addCleanup(logging.getLogger("web.door").setLevel, logging.NOTSET)
         self.folder = temp_folder(self)
         self.clock = FakeClock()
         self.users = Users(self.folder)
@@ -175,7 +175,7 @@ class Bearer(DoorCase):
                     self.assertEqual(found.headers["WWW-Authenticate"], "Bearer")
 
     def test_compared_in_constant_time(self):
-        with mock.patch("webdoor.hmac.compare_digest", return_value=False) as compared:
+        with mock.patch("web.door.hmac.compare_digest", return_value=False) as compared:
             request = self.request(authorization=f"Bearer {CONTROL_KEY}")
             self.refused(401, "key", self.door.admit, request, "look")
         compared.assert_called_once()
@@ -437,10 +437,10 @@ class Trying(DoorCase):
 
     def test_the_log_has_neither_name_nor_password(self):
         """People type their password where the name belongs."""
-        logging.getLogger("webdoor").setLevel(logging.NOTSET)
-        with self.assertLogs("webdoor", "WARNING") as logged:
+        logging.getLogger("web.door").setLevel(logging.NOTSET)
+        with self.assertLogs("web.door", "WARNING") as logged:
             self.wait_for_a_try(name="my password\nCRITICAL x", password="hunter2")
-        self.assertEqual(logged.output, [f"WARNING:webdoor:{ELSEWHERE}: wrong user or password"])
+        self.assertEqual(logged.output, [f"WARNING:web.door:{ELSEWHERE}: wrong user or password"])
 
 
 class AtThePage(unittest.TestCase):
@@ -450,10 +450,10 @@ class AtThePage(unittest.TestCase):
         patched = mock.patch.object(gate_users, "_N", 2)
         patched.start()
         self.addCleanup(patched.stop)
-        logging.getLogger("webdoor").setLevel(logging.CRITICAL)
-        self.addCleanup(logging.getLogger("webdoor").setLevel, logging.NOTSET)
-        logging.getLogger("webserver").setLevel(logging.CRITICAL)
-        self.addCleanup(logging.getLogger("webserver").setLevel, logging.NOTSET)
+        logging.getLogger("web.door").setLevel(logging.CRITICAL)
+        self.addCleanup(logging.getLogger("web.door").setLevel, logging.NOTSET)
+        logging.getLogger("web.server").setLevel(logging.CRITICAL)
+        self.addCleanup(logging.getLogger("web.server").setLevel, logging.NOTSET)
 
     def test_from_login_to_logout(self):
         house = WebHouse(self, password=PASSWORD, links=[FakeLink("basement")])

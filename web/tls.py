@@ -1,6 +1,6 @@
 """TLS for the web server's addresses: the certificate, the handshake, and a socket that the event streams can use.
 
-Runs on: server, where a certificate is set.  Reached from: server.py, which makes it; webserver, one connection at a
+Runs on: server, where a certificate is set.  Reached from: server.py, which makes it; web/server, one connection at a
   time; control, which knows a server by its fingerprint.  Hands on to: ssl.
 Threads: any. `_lock` guards the certificate in use, held while it is read anew.
 Errors: SettingsError when certificate or key do not read, at the start; later the one in use stays, and that is logged.

@@ -84,6 +84,7 @@ class Starting(NodeCase):
         on, _, details = self.status((host, port))
         self.assertTrue(on)
         self.assertEqual((details["every"], details["slots"], details["collectors"]), (0.05, 1024, []))
+        self.assertEqual(set(details["machine"]) - {"cpu_temperature"}, {"load", "memory_free", "disk_free"})
         program.logs("node basement: temperature, light, every 0.05 s, on")
         program.logs("no token: only this machine is answered (control.py token basement makes one)")
         self.assertEqual(program.said, [f"listening on 127.0.0.1:{port}"])

@@ -275,6 +275,17 @@ class Nodes(OverviewCase):
         self.assertEqual((view.held, view.slots, view.version), (250, 65536, "0.1.0"))
         self.assertEqual((view.last_sent, view.round_trip_ms), ("16:36:10", 1.5))
 
+    def test_of_its_computer_a_node_tells_numbers(self):
+        for told, shown in (
+            ({"cpu_temperature": 48.3, "load": 0.5}, {"cpu_temperature": 48.3, "load": 0.5}),
+            ({"load": "<b>", "memory_free": None, "disk_free": 1e300, "cpu_temperature": [1], "more": 1}, {}),
+            ([], {}), ("x", {}), (None, {}),
+        ):  # fmt: skip
+            self.links.clear()
+            self.node(details={"machine": told})
+            self.overview.note()
+            self.assertEqual(self.overview.picture().nodes[0].machine, shown)
+
     def test_what_a_stranger_tells_is_taken_for_a_number_only_where_it_is_one(self):
         for told in ("many", True, -1, 1.5, None, [], {"n": 1}):
             self.links.clear()

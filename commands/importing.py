@@ -4,8 +4,9 @@
     python3 control.py import --node attic 2023.csv
     python3 control.py import --scale 0.001 --unit °C tmon.sqlite3
     python3 control.py import --query "SELECT at AS time, room AS node, t AS temperature FROM log" old.db
+    python3 control.py import --table readings --node attic postgresql://user@host/sensors
 
-Runs on: server.  Reached from: control.py.  Hands on to: imports, by way of the store's one writer.
+Runs on: server.  Reached from: control.py.  Hands on to: files/imports, by way of the store's one writer.
 Threads: the intake's, while it works.
 Errors: Failed: which rows of which file are wrong; of such a file nothing is stored.
 
@@ -31,6 +32,7 @@ from commands import Bar, Command, Context, Failed, node_name
 from csvbuffer import CsvLog
 from files.imports import BadFile, bring_in, look_through
 from files.old_tables import BadTable, Told, sqlite_lines
+from files.postgres_tables import IS_URL, place, postgres_lines
 from files.received import STORED_NAME, PiIds
 from intake import Intake
 from protocol import SENSOR_NAME, SENSOR_NAME_TAKES, UNIT
@@ -73,13 +75,14 @@ class Watched:
 
 
 def import_files(context: Context) -> int:
-    """Bring readings into the store: CSV as the log or as a table, JSON, JSON lines, or tables of an SQLite database.
+    """Bring readings into the store: CSV as the log or as a table, JSON, JSON lines, or tables of a database: an SQLite
+    file, or a postgresql:// address.
 
     Each reading is stored once, however often its file is imported. A file with a wrong row is not imported at all.
     """
     chosen = context.arguments
     for path in chosen.file:
-        if not os.path.isfile(path):
+        if not IS_URL(path) and not os.path.isfile(path):
             raise SettingsError(f"{path}: there is no such file")
     try:
         lock = only_one(os.path.join(context.data, "server.lock"))
@@ -94,7 +97,7 @@ def import_files(context: Context) -> int:
     finally:
         os.close(lock)
     if wrong:
-        raise Failed(f"not imported: {', '.join(wrong)}")
+        raise Failed(f"not imported: {', '.join(map(_shown, wrong))}")
     return 0
 
 
@@ -118,9 +121,14 @@ def _door(context: Context) -> Iterator[tuple[Intake, Mapping[str, Mapping[str, 
         store.close()
 
 
+def _shown(path: str) -> str:
+    return place(path) if IS_URL(path) else path
+
+
 def _import_one(path: str, context: Context, intake: Intake, units: Mapping[str, Mapping[str, str]]) -> bool:
-    """Import one file; whether that was possible."""
-    bar = Bar(os.path.basename(path))
+    """Import one file, or one database; whether that was possible."""
+    shown = _shown(path)
+    bar = Bar(os.path.basename(shown))
     try:
         with _opened(path, context) as source:
             watched = cast(BinaryIO, Watched(source.file, bar))
@@ -134,30 +142,32 @@ def _import_one(path: str, context: Context, intake: Intake, units: Mapping[str,
     except (BadFile, BadTable) as error:
         bar.end()
         for line in str(error).splitlines():
-            print(f"{path}: {line}")
+            print(f"{shown}: {line}")
         return False
     except (sqlite3.Error, NotStored) as error:
-        raise Failed(f"{path}: {error}") from error
+        raise Failed(f"{shown}: {error}") from error
     except OSError as error:
-        raise Failed(f"{path}: {error.strerror or error}") from error
+        raise Failed(f"{shown}: {error.strerror or error}") from error
     finally:
         bar.end()
-    print(f"{path}: {total} readings, {new} of them new, {rfc3339(look.first_ms)} to {rfc3339(look.last_ms)}")
+    print(f"{shown}: {total} readings, {new} of them new, {rfc3339(look.first_ms)} to {rfc3339(look.last_ms)}")
     return True
 
 
 @contextlib.contextmanager
 def _opened(path: str, context: Context) -> Iterator[Source]:
     """A file as it is or, of a database, as our CSV has it."""
-    chosen = context.arguments
-    with open(path, "rb") as file:
-        if file.read(len(_SQLITE)) != _SQLITE:
-            yield Source(file, os.path.basename(path), chosen.node or _node_of_dropped(path, context.data))
-            return
+    chosen, read = context.arguments, postgres_lines
+    if not IS_URL(path):
+        read = sqlite_lines
+        with open(path, "rb") as file:
+            if file.read(len(_SQLITE)) != _SQLITE:
+                yield Source(file, os.path.basename(path), chosen.node or _node_of_dropped(path, context.data))
+                return
     said = Told(chosen.node or "", chosen.sensor or Told().sensor, chosen.unit or "", chosen.scale, chosen.utc)
     # In the data folder: that has room for it, as it has for the readings themselves.
     with tempfile.TemporaryFile(dir=context.data) as copy:
-        for line in sqlite_lines(path, chosen.table or "", chosen.query or "", said):
+        for line in read(path, chosen.table or "", chosen.query or "", said):
             copy.write(line.encode())
         copy.flush()
         yield Source(cast(BinaryIO, copy), "table.csv", said.node)

@@ -24,7 +24,7 @@ STOREYS = {
         "verdicts lateness bus.component"
     ),
     5: "files.log_files files.old_tables listing intake guests stream parcels",
-    6: "files.imports session_node",
+    6: "files.imports files.postgres_tables session_node",
     8: "files.backups web.door demo commands",
     9: "webui",
     10: "node server control",
@@ -197,6 +197,7 @@ class Imports(unittest.TestCase):
         allowed = {
             ("adc", "spidev"),
             ("broker", "paho.mqtt.client"),
+            ("files.postgres_tables", "psycopg"),
             ("sensors.mcp3424", "smbus2"),
             ("stores.postgres_link", "psycopg"),
             ("stores.redis_mirror", "redis"),

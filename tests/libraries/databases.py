@@ -146,6 +146,7 @@ class Database:
         self._do(f"CREATE DATABASE {self.name} TEMPLATE template0 ENCODING 'UTF8'")
         parameters = {**psycopg.conninfo.conninfo_to_dict(self._server), "dbname": self.name}
         self.address = psycopg.conninfo.make_conninfo(**parameters)
+        self.url = f"postgresql://{parameters.get('user', '')}@{parameters['host']}:{parameters['port']}/{self.name}"
 
     def connect(self) -> Any:
         """A connection of a person who looks into it, or of a saboteur."""

@@ -22,7 +22,7 @@ import hashlib
 import os
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from base.clock import Clock, rfc3339
@@ -157,7 +157,8 @@ def _import_one(path: str, context: Context, intake: Intake, units: Mapping[str,
 @contextlib.contextmanager
 def _opened(path: str, context: Context) -> Iterator[Source]:
     """A file as it is or, of a database, as our CSV has it."""
-    chosen, read = context.arguments, postgres_lines
+    chosen = context.arguments
+    read: Callable[[str, str, str, Told], Iterator[str]] = postgres_lines
     if not IS_URL(path):
         read = sqlite_lines
         with open(path, "rb") as file:

@@ -39,6 +39,7 @@ class LogCase(unittest.TestCase):
 
     def crash(self):
         """What a kill leaves: nothing is flushed, synced or recorded any more."""
+        self.log._sums.stop()
         self.log._close_file()
         self.store.close()
         self.clock.sleep(60)

@@ -32,6 +32,7 @@ class Repair(Target, LogCase):
     def setUp(self):
         self.store = MemoryStore()
         super().setUp()
+        self.addCleanup(lambda: self.log._sums.stop())  # of the last one; a crash ends those before
         self.commit(batch(1, 50))
         self.log.record()
         self.commit(batch(51, 52), batch(1, 3, node="b", units={"temperature": '°"C', "light": ""}))

@@ -12,6 +12,7 @@ Errors: exit status 2 for wrong settings, 74 when the disk fails, 75 when anothe
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import importlib
 import json
@@ -169,11 +170,11 @@ class Server:
         verdicts = Verdicts(links, read_rules(settings.tables.get("limits", ()), settings.file))
         intake.watch(verdicts.note)
         roads = {road_name: road for (road_name, _), road in zip(_roads_set(settings), self._roads)}
-        mirrors = _open_mirrors(hall, roads)
+        others = {**_open_mirrors(hall, roads), **_open_watch(hall)}
         self.house = House(
             name=name, data=data, clock=clock, store=store, csv=csv, intake=intake, links=links, users=Users(data),
             control=self._control, started_ms=clock.wall_ms(), stop=self._end, names=settings["web", "names"],
-            disk=Disk(data, clock), verdicts=verdicts, roads={**roads, **mirrors},
+            disk=Disk(data, clock), verdicts=verdicts, roads={**roads, **others},
         )  # fmt: skip
         endpoints = [one for road in self._roads for one in road.endpoints]
         self._tls = _tls(settings)
@@ -184,7 +185,7 @@ class Server:
             # The links stop after the intake: the last samples are acknowledged only when they are committed.
             Part("links", self._start_links, self._stop_links),
             *[Part(road_name, road.start, road.stop) for road_name, road in roads.items()],
-            *[Part("Redis", mirror.start, mirror.stop) for mirror in mirrors.values()],
+            *[Part(other, part.start, part.stop) for other, part in others.items()],
             Part("intake", intake.start, intake.stop),
             Part("statistics", caretaker.start, caretaker.stop),
             Part("page", self.web.start, self.web.stop),
@@ -255,6 +256,35 @@ def _open_roads(hall: Hall) -> list[End]:
         member: Any = importlib.import_module(f"links.{name}")
         ends.append(member.make_server_end(hall))
     return ends
+
+
+def _open_watch(hall: Hall) -> dict[str, Any]:
+    """Who tells people of alerts, and how things went, if that is set."""
+    tables, every_h = hall.settings.tables.get("alert", ()), hall.settings["report", "every"]
+    if not tables and not every_h:
+        return {}
+    room: Any = {name: importlib.import_module(f"watch.{name}") for name in ("alerts", "reports", "watchman")}
+    alerts = room["alerts"].Alerts(
+        room["alerts"].read_rules(tables, hall.settings.file), hall.links, hall.clock
+    )  # fmt: skip
+    if tables:
+        hall.intake.watch(alerts.note)
+    report = functools.partial(room["reports"].report, hall.store, hall.name)
+    return {"watch": room["watchman"].Watchman(_ways(hall.settings), alerts.look, report, every_h * 3600, hall.clock)}
+
+
+def _ways(settings: Settings) -> list[Any]:
+    """By which messages go."""
+    ways: list[Any] = []
+    if to := settings["mail", "to"]:
+        member: Any = importlib.import_module("watch.mail")
+        asked = [settings["mail", key] for key in ("host", "port", "tls", "user", "password")]
+        ways.append(member.Mail(*asked, settings["mail", "from"] or to[0], to))
+    if url := settings["webhook", "url"]:
+        ways.append(importlib.import_module("watch.webhook").Webhook(url))
+    if not ways:
+        raise SettingsError("there are alerts or reports, but nobody to be told: set [mail] to, or [webhook] url")
+    return ways
 
 
 def _open_mirrors(hall: Hall, roads: Mapping[str, End]) -> dict[str, Any]:

@@ -17,7 +17,11 @@ from base.net import is_group
 from protocol import DEFAULT_PORT, NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME
 
 WEB_PORT = 8080
-SERVER_ARRAYS = ("location", "limits")  # arrays of tables in server.toml; the keys of each stand with whoever uses them
+SERVER_ARRAYS = (
+    "location",
+    "limits",
+    "alert",
+)  # arrays of tables in server.toml; the keys of each stand with whoever uses them
 
 
 def _name_or_none(name: str) -> object:
@@ -125,6 +129,9 @@ def _mqtt() -> tuple[Setting, ...]:
     )  # fmt: skip
 
 
+_mailbox = re.compile(r"[^\s@,<>\x00-\x1f]{1,64}@[^\s@,<>\x00-\x1f]{1,250}").fullmatch
+_URL = re.compile(r"https?://[!-~]+").fullmatch
+
 NODE = (
     Setting("node", "name", matching(_name_or_none, NODE_NAME_TAKES), "",
             "node name (this machine's name)", "--name", "NAME"),
@@ -185,6 +192,19 @@ SERVER = (
             "uncommitted samples at most; then nodes have to wait"),
     Setting("store", "keep", number(0, 36_500), 0.0,
             "days that samples are kept, 0 for ever; their statistics are kept for ever, the CSV logs too"),
+    Setting("report", "every", number(0, 8784), 0.0, "hours between two reports of how things went; 0: none"),
+    Setting("mail", "to", matching(_mailbox, "an address like you@example.org"), [],
+            "who is sent alerts and reports", many=True),
+    Setting("mail", "from", matching(lambda one: not one or _mailbox(one), "an address like pi@example.org"), "",
+            "whom they come from (the first of `to`)"),
+    Setting("mail", "host", text, "localhost", "the mail server that takes them"),
+    Setting("mail", "port", number(0, 65_535, whole=True), 0,
+            "its port; 0: 587, with tls = \"tls\" 465, with \"none\" 25"),
+    Setting("mail", "tls", one_of("starttls", "tls", "none"), "starttls", "how the connection is encrypted"),
+    Setting("mail", "user", text, "", "a user of the mail server"),
+    Setting("mail", "password", text, "", "and the password (better: PIGEONPOST_MAIL_PASSWORD)", secret=True),
+    Setting("webhook", "url", matching(lambda url: not url or _URL(url), "an address that begins with https:// or http://"),
+            "", "a web address that is sent alerts and reports as JSON", secret=True),
     Setting("redis", "url", text, "",
             "address of a Redis that is told the last state of every sensor (docs/scale.md)", secret=True),
     Setting("redis", "prefix", text, "pigeonpost:", "what its keys and channels begin with"),

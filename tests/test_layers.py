@@ -16,7 +16,7 @@ STOREYS = {
     1: "base.multicast base.config base.fetch base.disk base.running",
     2: "protocol bus.packets web.head broker",
     3: (
-        "settings sensors links stores gate pages ring session web.connections disk_use errands web.client web.tls "
+        "settings sensors links stores gate pages watch ring session web.connections disk_use errands web.client web.tls "
         "bus.old_config bus.state files.multipart files.log_sums"
     ),
     4: (
@@ -32,7 +32,7 @@ STOREYS = {
 FLOORS = {name: floor for floor, names in STOREYS.items() for name in names.split()}
 MEMBERS = 7
 GROUPS = ("bus", "files", "web")  # folders of files that belong together, each on its own floor
-ROOMS = ("sensors", "links", "stores", "gate", "pages")
+ROOMS = ("sensors", "links", "stores", "gate", "pages", "watch")
 COMMANDS = 9  # the files in commands/: each is a program's upper half, and may use what it likes below
 LONGEST_FUNCTION = 60
 LONGEST_FILE = 450

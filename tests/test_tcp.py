@@ -803,6 +803,9 @@ class Stopping(TcpCase):
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self.addCleanup(deaf.close)
         deaf.connect(node.address)
+        wait_until(lambda: node._connections)
+        for connection in node._connections:  # else the kernel may take all of it, and hold it
+            connection.wire._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         deaf.sendall(encode("HELLO", HELLO) + encode("RESUME", {"id": 0}))
         wait_until(lambda: any(connection.wire.unsent for connection in node._connections))
         with mock.patch.object(wire, "DRAIN_S", 0.2):

@@ -1,0 +1,34 @@
+"""Who tells people when something is wrong, and how things went: messages, and the ways that they go.
+
+Runs on: server, where an alert or a report is set.  Reached from: server.py, by watch/watchman.
+Members: alerts (what is wrong), reports (how things went), mail and webhook (ways), watchman (who does it all in time).
+Threads: the watchman's.  Errors: NotSent.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from base.errors import PigeonpostError
+
+
+class NotSent(PigeonpostError, OSError):
+    """A message did not get away: it is tried again."""
+
+
+class Message(NamedTuple):
+    """What people are told: a line, a text, and for programs the same as JSON."""
+
+    subject: str
+    text: str
+    facts: dict[str, Any]
+
+
+class Way:
+    """One way of messages to people."""
+
+    place: str  # for people, without secrets
+
+    def send(self, message: Message) -> None:
+        """Returns when it was taken over. Raises NotSent."""
+        raise NotImplementedError

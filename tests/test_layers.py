@@ -16,8 +16,8 @@ STOREYS = {
     1: "base.multicast base.config base.fetch base.disk base.running",
     2: "protocol bus.packets web.head broker",
     3: (
-        "settings sensors links stores gate pages watch ring session web.connections disk_use errands web.client web.tls "
-        "bus.old_config bus.state files.multipart files.log_sums"
+        "settings sensors links stores gate pages watch ring session web.connections disk_use errands web.client "
+        "web.tls bus.old_config bus.state files.multipart files.log_sums"
     ),
     4: (
         "files.received files.tables web.server adc sampler outbox wire csvbuffer session_server daybook diary "

@@ -622,9 +622,9 @@ class Sums(DataCase):
         store = SqliteStore(self.data)
         test_stores.file(store, batch(51, 60))  # stored in the last moment of a run, after the log was closed
         store.close()
-        fill(self.data, batch(61, 70))
-        self.assertIn(first, self.sums())
-        self.assertNotIn(before, self.sums())
+        with run_of_a_server(self.data) as intake:
+            intake.accept(quiet(batch(61, 70)))
+            wait_until(lambda: first in self.sums() and before not in self.sums(), "it is summed up anew")
         self.check()
         self.assert_sound(70)
 

@@ -51,6 +51,19 @@ def wait_until(condition: Callable[[], Any], what: str = "the condition", limit_
     return found
 
 
+def free_port() -> int:
+    """A port of this machine that nobody has, and that nobody gets by chance: a program that is killed finds it free
+    when it is started again. Those that the kernel gives to outgoing connections begin at 32768."""
+    chance = random.SystemRandom()  # not by what a test has patched
+    while True:
+        port = chance.randrange(10_000, 32_000)
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return port
+
+
 def taken(value: float = 21.5, wall_ms: int = WALL_MS, up_ms: int = 48_000_000, **more: Any) -> Taken:
     """A sample of one sensor, as the sampler takes it."""
     values = more.pop("values", {"temperature": value})

@@ -27,15 +27,10 @@ from typing import Any
 
 from base.clock import parse_rfc3339
 from ring import Disk, Ring
-from tests.support import LIMIT_S, wait_until
+from tests.support import LIMIT_S, free_port, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ORACLE = "127.0.0.2", 0  # from where it connects: what is done to the connections of 127.0.0.1 spares it
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 class OnlyLooks(Disk):

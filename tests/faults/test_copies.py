@@ -6,8 +6,8 @@ import shutil
 import tempfile
 import unittest
 
-from tests.faults.house import House, Program, free_port
-from tests.support import wait_until
+from tests.faults.house import House, Program
+from tests.support import free_port, wait_until
 
 TIMES = int(os.environ.get("PIGEONPOST_TEST_COPIES", "1"))
 

@@ -16,9 +16,9 @@ import unittest
 from pathlib import Path
 
 from tests.drop_support import PI, Sender, accept, checksum, files, form, upload_request
-from tests.faults.house import Program, free_port
+from tests.faults.house import Program
 from tests.faults.loop_disk import LoopDisk
-from tests.support import LIMIT_S, wait_until
+from tests.support import LIMIT_S, free_port, wait_until
 
 KILLS = int(os.environ.get("PIGEONPOST_TEST_DROP_KILLS", "8"))
 CUTS = int(os.environ.get("PIGEONPOST_TEST_DROP_CUTS", "3"))

@@ -14,8 +14,8 @@ from links import push
 from outbox import Outbox
 from protocol import encode
 from ring import Ring
-from tests.faults.house import House, free_port, kill_at_random, trial
-from tests.support import BOOT, MemoryDisk, wait_until
+from tests.faults.house import House, kill_at_random, trial
+from tests.support import BOOT, MemoryDisk, free_port, wait_until
 from tests.test_push import NodeCase
 
 KILLS = int(os.environ.get("PIGEONPOST_TEST_PUSH_KILLS", "12"))

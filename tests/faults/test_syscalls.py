@@ -17,8 +17,8 @@ from pathlib import Path
 
 from ring import FILE, Ring, Taken
 from stores.sqlite import FILE as DATABASE
-from tests.faults.house import Program, free_port, trial
-from tests.support import wait_until
+from tests.faults.house import Program, trial
+from tests.support import free_port, wait_until
 
 SAMPLES = int(os.environ.get("PIGEONPOST_TEST_SYSCALLS", "2"))
 STRIDE = int(os.environ.get("PIGEONPOST_TEST_STRIDE", "4"))

@@ -13,7 +13,7 @@ import subprocess
 import unittest
 from collections.abc import Sequence
 
-from tests.support import temp_folder, wait_until
+from tests.support import free_port, temp_folder, wait_until
 
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 
@@ -31,12 +31,6 @@ def need_broker() -> None:
         if os.environ.get("CI"):
             raise AssertionError("mosquitto is not installed: sudo apt install mosquitto")
         raise unittest.SkipTest("mosquitto is not installed")
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 class Broker:

@@ -18,8 +18,7 @@ import tempfile
 import unittest
 from typing import Any
 
-from tests.libraries import free_port
-from tests.support import LIMIT_S, wait_until
+from tests.support import LIMIT_S, free_port, wait_until
 
 
 def _library(name: str) -> Any:

@@ -11,9 +11,9 @@ import unittest
 
 from gate.tokens import LinkKey, Tokens
 from parcels import sealed, unsealed
-from tests.libraries import Broker, free_port, need_broker, paho
+from tests.libraries import Broker, need_broker, paho
 from tests.page_support import Server
-from tests.support import EPOCH, LIMIT_S, Program, temp_folder, wait_until
+from tests.support import EPOCH, LIMIT_S, Program, free_port, temp_folder, wait_until
 from tests.test_mqtt import body
 from tests.test_originals import Pressing
 

@@ -9,8 +9,8 @@ from unittest import mock
 
 from base.errors import SensorError
 from sensors import mqtt
-from tests.libraries import Broker, free_port, need_broker, paho
-from tests.support import LIMIT_S, Program, Talk, temp_folder, wait_until
+from tests.libraries import Broker, need_broker, paho
+from tests.support import LIMIT_S, Program, Talk, free_port, temp_folder, wait_until
 
 ZIGBEE = b'{"battery":97,"humidity":48.2,"linkquality":120,"temperature":21.43,"update":{"state":"idle"}}'
 ZWAVE = b'{"time":1795188970123,"value":9.5,"nodeName":"cellar"}'

@@ -20,7 +20,6 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import re
 import secrets
@@ -28,10 +27,11 @@ import stat
 import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from base.disk import replace_file
-from base.errors import DiskError, SettingsError
+from base.errors import DiskError
+from base.json_file import JsonFile
 from protocol import HEX_16
 
 FOLDER = "files"
@@ -67,9 +67,7 @@ class PiIds:
     """The accepted ids, for the owner's eyes only; the file is read again when it has changed."""
 
     def __init__(self, data: str) -> None:
-        self._path = os.path.join(data, IDS)
-        self._seen: object = None
-        self._ids: Mapping[str, Pi] = {}
+        self._file = JsonFile(os.path.join(data, IDS), "a list of Pi ids", _pi)
 
     def find(self, pi_id: str) -> Pi | None:
         """The Pi of that id (16 hex digits, small letters)."""
@@ -77,34 +75,25 @@ class PiIds:
 
     def all(self) -> Mapping[str, Pi]:
         """Every Pi by its id."""
-        try:
-            status = os.stat(self._path)
-        except FileNotFoundError:
-            return {}
-        seen = status.st_ino, status.st_mtime_ns
-        if seen != self._seen:
-            try:
-                with open(self._path, encoding="utf-8") as file:
-                    content = json.load(file)
-                self._ids = {str(key): Pi(str(pi["node"]), str(pi.get("email", ""))) for key, pi in content.items()}
-            except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-                raise SettingsError(f"{self._path} does not read as a list of Pi ids: {error!r}") from error
-            self._seen = seen
-        return self._ids
+        return self._file.now()
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[dict[str, Pi]]:
         """The list to be changed; written at the end. Nobody else changes it meanwhile, in whatever process."""
-        os.makedirs(os.path.dirname(self._path) or ".", exist_ok=True)
-        lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.makedirs(os.path.dirname(self._file.path) or ".", exist_ok=True)
+        lock = os.open(f"{self._file.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             ids = dict(self.all())
             yield ids
             content = {key: {"node": pi.node, "email": pi.email} for key, pi in sorted(ids.items())}
-            replace_file(self._path, json.dumps(content, indent=1).encode() + b"\n", mode=0o600)
+            self._file.write(content)
         finally:
             os.close(lock)
+
+
+def _pi(entry: Any) -> Pi:
+    return Pi(str(entry["node"]), str(entry.get("email", "")))
 
 
 def read_pi_id(text: str) -> str:

@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 
-from base.disk import replace_file
-from base.errors import SettingsError
+from base.json_file import JsonFile
 
 FILE = "tokens.json"
 
@@ -64,65 +62,44 @@ class Tokens(Mapping[str, LinkKey]):
     """All tokens that this server made, by node: `tokens.json` in its data folder, for its owner's eyes only."""
 
     def __init__(self, data: str) -> None:
-        self._path = os.path.join(data, FILE)
-        self._seen: object = None
-        self._tokens: dict[str, str] = {}
+        self._file = JsonFile(os.path.join(data, FILE), "a list of tokens", str)
         # By the digests of the tokens, and of which tokens: looking one up compares digests, which tell nothing of it.
         self._by_digest: tuple[dict[str, str], dict[bytes, str]] | None = None
 
     def make(self, node: str) -> str:
         """A new token for `node`, in place of any it had."""
         token = secrets.token_hex(16)
-        self._write({**self._now(), node: token})
+        self._file.write({**self._file.now(), node: token})
         return token
 
     def revoke(self, node: str) -> bool:
         """Forget the node's token; whether it had one."""
-        tokens = dict(self._now())
+        tokens = dict(self._file.now())
         if tokens.pop(node, None) is None:
             return False
-        self._write(tokens)
+        self._file.write(tokens)
         return True
 
     def text_of(self, node: str) -> str | None:
         """The token itself, to be shown to the owner."""
-        return self._now().get(node)
+        return self._file.now().get(node)
 
     def node_of(self, token: str) -> str | None:
         """The node that has this token; None: nobody has. Takes the same time whether one is nearly right."""
         return self._nodes().get(hashlib.sha256(token.encode(errors="replace")).digest())
 
     def _nodes(self) -> dict[bytes, str]:
-        tokens = self._now()
+        tokens = self._file.now()
         if self._by_digest is None or self._by_digest[0] is not tokens:
             found = {hashlib.sha256(token.encode()).digest(): node for node, token in tokens.items()}
             self._by_digest = tokens, found
         return self._by_digest[1]
 
     def __getitem__(self, node: str) -> LinkKey:
-        return LinkKey(self._now()[node])
+        return LinkKey(self._file.now()[node])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._now())
+        return iter(self._file.now())
 
     def __len__(self) -> int:
-        return len(self._now())
-
-    def _now(self) -> dict[str, str]:
-        """The tokens as the file has them now."""
-        try:
-            status = os.stat(self._path)
-        except FileNotFoundError:
-            return {}
-        seen = status.st_ino, status.st_mtime_ns
-        if seen != self._seen:
-            try:
-                with open(self._path, encoding="utf-8") as file:
-                    self._tokens = {str(node): str(token) for node, token in json.load(file).items()}
-            except (OSError, ValueError, AttributeError) as error:
-                raise SettingsError(f"{self._path} does not read as a list of tokens: {error}") from error
-            self._seen = seen
-        return self._tokens
-
-    def _write(self, tokens: Mapping[str, str]) -> None:
-        replace_file(self._path, json.dumps(tokens, indent=1).encode() + b"\n", mode=0o600)
+        return len(self._file.now())

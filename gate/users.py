@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import os
 import re
 import secrets
@@ -25,8 +24,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from base.clock import Clock
-from base.disk import replace_file
 from base.errors import SettingsError
+from base.json_file import JsonFile
 
 FILE = "users.json"
 FIRST_USER = "admin"  # whom `control.py password` means when nobody is named
@@ -51,24 +50,23 @@ class Users:
     """All users: `users.json` in the data folder, for its owner's eyes only."""
 
     def __init__(self, data: str) -> None:
-        self._path = os.path.join(data, FILE)
-        self._seen: object = None
-        self._users: Mapping[str, Mapping[str, Any]] = {}
+        # Nobody is let in by a file that does not read, nor by one in a folder that may not be entered.
+        self._file = JsonFile(os.path.join(data, FILE), "a list of users", _checked)
         self._hashing = threading.Lock()
         self._changing = threading.Lock()
         self._no_salt = secrets.token_bytes(16)
 
     def __len__(self) -> int:
         """How many there are; 0: no password is set."""
-        return len(self._now())
+        return len(self._file.now())
 
     def roles(self) -> dict[str, str]:
         """Every user with his role."""
-        return {name: str(user["role"]) for name, user in self._now().items()}
+        return {name: str(user["role"]) for name, user in self._file.now().items()}
 
     def find(self, name: str) -> User | None:
         """The user of that name."""
-        found = self._now().get(name)
+        found = self._file.now().get(name)
         return User(name, str(found["role"]), str(found["salt"])) if found else None
 
     def set_password(self, name: str, password: str, role: str = "") -> None:
@@ -85,22 +83,22 @@ class Users:
         salt = secrets.token_bytes(16)
         hashed = self._hash(password, salt, _N, _R, _P).hex()
         with self._changing:
-            users = dict(self._now())
+            users = dict(self._file.now())
             role = role or str(users.get(name, {}).get("role", "control"))
             users[name] = {"role": role, "salt": salt.hex(), "n": _N, "r": _R, "p": _P, "scrypt": hashed}
-            self._write(users)
+            self._file.write(users)
 
     def remove(self, name: str) -> bool:
         """Forget a user; whether there was one."""
         with self._changing:
-            users = dict(self._now())
+            users = dict(self._file.now())
             had = users.pop(name, None) is not None
-            self._write(users)
+            self._file.write(users)
         return had
 
     def check(self, name: str, password: str) -> User | None:
         """The user, when this is his password. For a name that nobody has it works as long."""
-        known = self._now().get(name)
+        known = self._file.now().get(name)
         entry = known or {"salt": self._no_salt.hex(), "n": _N, "r": _R, "p": _P, "scrypt": "00" * 64}
         hashed = self._hash(password, bytes.fromhex(entry["salt"]), entry["n"], entry["r"], entry["p"])
         right = hmac.compare_digest(hashed, bytes.fromhex(entry["scrypt"]))
@@ -110,28 +108,6 @@ class Users:
         plain = password.encode(errors="surrogateescape")  # as typed: neither trimmed nor normalised
         with self._hashing:
             return hashlib.scrypt(plain, salt=salt, n=n, r=r, p=p, maxmem=_MOST_BYTES)
-
-    def _now(self) -> Mapping[str, Mapping[str, Any]]:
-        """The users as the file has them now."""
-        try:
-            status = os.stat(self._path)
-        except FileNotFoundError:
-            return {}
-        except OSError as error:  # a folder that may not be entered is no reason to ask for no password
-            raise SettingsError(f"{self._path} does not read as a list of users: {error!r}") from error
-        seen = status.st_ino, status.st_mtime_ns
-        if seen != self._seen:
-            try:
-                with open(self._path, encoding="utf-8") as file:
-                    self._users = {str(name): _checked(entry) for name, entry in json.load(file).items()}
-            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-                # Nobody is let in by a file that does not read: as long as it is so, every look at it fails.
-                raise SettingsError(f"{self._path} does not read as a list of users: {error!r}") from error
-            self._seen = seen
-        return self._users
-
-    def _write(self, users: Mapping[str, Any]) -> None:
-        replace_file(self._path, json.dumps(users, indent=1).encode() + b"\n", mode=0o600)
 
 
 def _checked(entry: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from tests.support import ROOT, clean_environment
 STOREYS = {
     0: "base.errors base.clock base.net base.version base bus files web",
     1: "base.multicast base.config base.fetch base.disk base.running",
-    2: "protocol bus.packets web.head broker",
+    2: "protocol bus.packets web.head broker base.json_file",
     3: (
         "settings sensors links stores gate pages watch ring session web.connections disk_use errands web.client "
         "web.tls bus.old_config bus.state files.multipart files.log_sums"

@@ -91,7 +91,17 @@ class Thresholds(AlertCase):
     def test_a_peak_between_two_looks_is_not_overlooked_where_it_need_not_last(self):
         self.alerts(self.HOT)
         self.bring(50)
-        self.assertEqual(len(self.subjects()), 1)
+        self.bring(20)
+        self.assertEqual(self.subjects(), ["Alert: temperature of attic is 50 °C"])
+        self.assertEqual(self.subjects(), ["Over: temperature of attic is 20 °C"])
+        self.assertEqual(self.subjects(), [])
+
+    def test_one_that_has_to_last_is_not_said_for_a_peak(self):
+        self.alerts({**self.HOT, "for": 1})
+        self.bring(50)
+        self.bring(20)
+        self.clock.sleep(5)
+        self.assertEqual(self.subjects(), [])
 
     def test_it_is_said_again_while_it_lasts(self):
         self.alerts({**self.HOT, "again": 600})

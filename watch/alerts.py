@@ -53,12 +53,16 @@ class Rule(NamedTuple):
 
 
 class _State:
-    """One rule and one node: since when it is so, and what was said of it. Times are the monotonic clock's, in s."""
+    """One rule and one node. Times are the monotonic clock's, in s.
+
+    since_s  since when it is so; None: it is not         said_s  when that was said last; None: not yet
+    words    how it is now                                peak    how it was between two looks, where that is to be said
+    """
 
     def __init__(self) -> None:
         self.since_s: float | None = None
         self.said_s: float | None = None
-        self.words = ""
+        self.words = self.peak = ""
 
 
 def read_rules(tables: Iterable[Mapping[str, Any]], where: str) -> list[Rule]:
@@ -111,8 +115,9 @@ class Alerts:
             )
             if not rule.is_met(value):
                 state.since_s = None
-            elif state.since_s is None:
-                state.since_s = now_s
+            else:
+                state.since_s = now_s if state.since_s is None else state.since_s
+                state.peak = "" if rule.for_s or state.said_s is not None else state.words
 
     def look(self) -> list[Message]:
         """What is to be said now."""
@@ -136,6 +141,9 @@ class Alerts:
             state.words = f"no sample of {name} for {now_s - heard_s:.0f} s"
 
     def _say(self, rule: Rule, node: str, state: _State, now_s: float) -> Message | None:
+        if state.peak and state.said_s is None:
+            words, state.peak, state.said_s = state.peak, "", now_s
+            return _message("alert", rule, node, words)
         if state.since_s is None:
             if state.said_s is None:
                 return None

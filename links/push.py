@@ -233,14 +233,7 @@ class ServerEnd(End):
         return state
 
     def _note_parcel(self, parcel: Parcel) -> None:
-        state = self._note(parcel.node, parcel.said.get("on"))
-        if parcel.sensors:
-            state.sensors = parcel.sensors
-        state.every_s = parcel.every_s or state.every_s
-        try:
-            state.offset_ms = parse_rfc3339(parcel.said["time"]) - self._hall.clock.wall_ms()
-        except (KeyError, TypeError, ValueError, OverflowError):
-            state.offset_ms = None
+        parcel.tell(self._note(parcel.node, parcel.said.get("on")), self._hall.clock.wall_ms())
 
     def _order(self, node: str) -> dict[str, bool]:
         on = self._orders.of(node)

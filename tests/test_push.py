@@ -513,7 +513,7 @@ class Brought(NodeCase):
         self.arrived(20)
         first = self.house
         self.house = WebHouse(self, roads=[push.make_server_end])
-        self.house.tokens._write({"attic": self.token})
+        self.house.tokens._file.write({"attic": self.token})
         with mock.patch.object(first.intake, "marks", self.house.intake.marks), \
                 mock.patch.object(first.intake, "accept", self.house.intake.accept):  # fmt: skip
             self.arrived(20)

@@ -229,22 +229,21 @@ class WebEnd:
     # --------------------------------------------------------------------------------------------------- requests
 
     def body_bytes(self, request: Request) -> int:
-        """How long the body of this request may be."""
-        endpoint = self._endpoint(request)
-        if endpoint is not None:
-            return endpoint.body_bytes
+        """How long the body of this request may be. Asked first, so its endpoint is looked for here, once."""
+        request.endpoint = self._endpoint(request)
+        if request.endpoint is not None:
+            return request.endpoint.body_bytes
         return _PASSWORD_BYTES if request.path == "/login" else BODY_BYTES
 
     def receiver(self, request: Request, length: int) -> Receiver | None:
         """Who takes the body of this request as it comes."""
-        endpoint = self._endpoint(request)
+        endpoint = request.endpoint
         return endpoint.receive(request, length) if endpoint is not None and endpoint.receive else None
 
     def answer(self, request: Request) -> Answer:
         """The answer to a request. Raises Refusal."""
-        endpoint = self._endpoint(request)
-        if endpoint is not None:
-            return request.receiver.finish() if request.receiver is not None else endpoint.answer(request)
+        if request.endpoint is not None:
+            return request.receiver.finish() if request.receiver is not None else request.endpoint.answer(request)
         self._door.check_host(request)
         route, args = self._find(request)
         if request.method == "POST":

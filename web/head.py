@@ -55,7 +55,8 @@ class Request:
         self.body = b""
         self.peer = ""  # the client's address, without its port
         self.is_secure = False  # it came through TLS
-        self.args: Sequence[str] = ()  # what the address's pattern found in the path
+        self.endpoint: Endpoint | None = None  # that it is meant for, once it was looked for
+        self.args: Sequence[str] = ()  # what that address's pattern found in the path
         self.receiver: Receiver | None = None  # who took the body as it came; `body` is empty then
         self._query: Mapping[str, str] | None = None
 

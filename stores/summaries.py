@@ -17,7 +17,7 @@ import logging
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from base.clock import Clock
@@ -66,6 +66,11 @@ def summary(values: list[float], end_ms: int) -> Summary:
     return Summary(end_ms, count, mean * scale, middle, mode, values[0], values[-1], deviation * scale)
 
 
+def _hour(window: Window) -> Window:
+    """The window of the longest span that a window lies in."""
+    return window._replace(span_ms=SPANS_MS[-1], end_ms=window_end(window.end_ms, SPANS_MS[-1]))
+
+
 class Caretaker:
     """Sums up and forgets, whenever there is something to do."""
 
@@ -76,7 +81,6 @@ class Caretaker:
         self._writer = writer
         self._clock = clock
         self._keep_ms = int(keep_days * 86_400_000)
-        self._found: list[tuple[Window, dict[str, Summary]]] = []  # not written yet
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="summaries", daemon=True)
 
@@ -93,26 +97,25 @@ class Caretaker:
     def work(self) -> bool:
         """Do some of what there is to do; whether there may be more to do at once."""
         now_ms = self._clock.wall_ms()
+        windows = self._store.unsummed(now_ms - GRACE_MS, _AT_ONCE)
         done = 0
-        for window in self._store.unsummed(now_ms - GRACE_MS, _AT_ONCE):
+        for hour in dict.fromkeys(_hour(window) for window in windows if window.is_late):  # each once
             if self._stopping.is_set():
                 return False
-            if window.is_late:
-                done += self._add_late(window)
-            else:
-                self._found.append((window, summarise(self._points(window), window.end_ms)))
-                done += self._write(_WRITTEN_TOGETHER)
-        done += self._write(1)
+            done += self._add_late(hour)
+        on_time = [window for window in windows if not window.is_late]
+        for start in range(0, len(on_time), _WRITTEN_TOGETHER):
+            if self._stopping.is_set():
+                return False
+            done += self._sum_up(on_time[start : start + _WRITTEN_TOGETHER])
         if done:
             self.summed += done
             return True
         return self._keep_ms > 0 and self._forget(now_ms - self._keep_ms)
 
-    def _write(self, least: int) -> int:
-        """Have what was found written, if it is so much at least; how many windows that were."""
-        if len(self._found) < least:
-            return 0
-        found, self._found = self._found, []
+    def _sum_up(self, windows: Sequence[Window]) -> int:
+        """Sum up some windows, which are written together; how many there were."""
+        found = [(window, summarise(self._points(window), window.end_ms)) for window in windows]
 
         def put() -> None:
             for window, summaries in found:
@@ -121,10 +124,8 @@ class Caretaker:
         self._writer.run(put, LOOK_S)
         return len(found)
 
-    def _add_late(self, window: Window) -> bool:
+    def _add_late(self, hour: Window) -> bool:
         """What came after the samples of its window were forgotten: of the whole hour at once, and then forgotten."""
-        longest = SPANS_MS[-1]
-        hour = window._replace(span_ms=longest, end_ms=window_end(window.end_ms, longest))
         points = self._points(hour)
         parts: dict[int, dict[str, list[Summary]]] = {}
         for span_ms in SPANS_MS:

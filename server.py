@@ -263,14 +263,13 @@ def _open_watch(hall: Hall) -> dict[str, Any]:
     tables, every_h = hall.settings.tables.get("alert", ()), hall.settings["report", "every"]
     if not tables and not every_h:
         return {}
-    room: Any = {name: importlib.import_module(f"watch.{name}") for name in ("alerts", "reports", "watchman")}
-    alerts = room["alerts"].Alerts(
-        room["alerts"].read_rules(tables, hall.settings.file), hall.links, hall.clock
-    )  # fmt: skip
+    member: Any = importlib.import_module("watch.alerts")
+    alerts = member.Alerts(member.read_rules(tables, hall.settings.file), hall.links, hall.clock)
     if tables:
         hall.intake.watch(alerts.note)
-    report = functools.partial(room["reports"].report, hall.store, hall.name)
-    return {"watch": room["watchman"].Watchman(_ways(hall.settings), alerts.look, report, every_h * 3600, hall.clock)}
+    report = functools.partial(importlib.import_module("watch.reports").report, hall.store, hall.name)
+    watchman: Any = importlib.import_module("watch.watchman")
+    return {"watch": watchman.Watchman(_ways(hall.settings), alerts.look, report, every_h * 3600, hall.clock)}
 
 
 def _ways(settings: Settings) -> list[Any]:

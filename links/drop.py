@@ -139,7 +139,7 @@ class Announced(NamedTuple):
 
 
 class Upload:
-    """One upload on its way: takes the body (http_head.Receiver), and the parts of the form in it (multipart.Sink).
+    """One upload on its way: takes the body (web.head.Receiver), and the parts of the form in it (multipart.Sink).
 
     Where it is known not to be stored, the rest is read away all the same: the senders look for an answer only after
     they have sent everything.

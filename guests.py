@@ -31,9 +31,11 @@ _REMEMBERED = 4  # intervals between calls, of which the longest is what is expe
 
 
 class Receipt:
-    """What one batch is answered with, to be waited for."""
+    """What a batch is answered with, or several of one epoch, to be waited for."""
 
-    def __init__(self) -> None:
+    def __init__(self, last: int = 0) -> None:
+        """last: up to where everything is to be durable; 0: whatever is answered first will do"""
+        self._last = last
         self.seq = 0  # up to which everything is durable
         self.error: WireError | None = None  # the batch was refused
         self._answered = threading.Event()
@@ -41,7 +43,8 @@ class Receipt:
     def done(self, epoch: str, seq: int) -> None:
         """As Batch.done."""
         self.seq = seq
-        self._answered.set()
+        if seq >= self._last:
+            self._answered.set()
 
     def refused(self, error: WireError) -> None:
         """As Batch.refused."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from base.clock import Clock
 from bench.machine import table
-from bench.years import DAY_MS, EVERY_MS, _filings
+from bench.years import DAY_MS, EVERY_MS, Direct, _filings
 from pages import Visit
 from pages.chart import Charts
 from pages.figures import Figures
@@ -31,17 +31,6 @@ from web.head import Request
 _NAMES = ("n0/temperature", "n0/light", "n1/temperature", "n1/light")
 _SPANS = (("1h", "an hour"), ("24h", "a day"), ("49h", "49 hours"), ("7d", "a week"), ("30d", "30 days"),
           ("366d", "a year"), ("1830d", "5 years"))  # fmt: skip
-
-
-class Direct:
-    """Where there is no server: does the caretaker's jobs itself."""
-
-    def __init__(self, store: SqliteStore) -> None:
-        self._store = store
-
-    def run(self, job: Callable[[], Any], limit_s: float) -> Any:
-        with self._store.writing(()):
-            return job()
 
 
 def build(store: SqliteStore, days: int, end_ms: int) -> None:

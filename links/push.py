@@ -53,25 +53,6 @@ _ASKED_SINGLY = 8  # epochs: for more of them one request asks about many
 # ------------------------------------------------------------------------------------------------------- the server
 
 
-class _Receipt:
-    """What all batches of one body are answered with."""
-
-    def __init__(self, last: int) -> None:
-        self._last = last
-        self.error: WireError | None = None
-        self.answered = threading.Event()
-
-    def done(self, epoch: str, seq: int) -> None:
-        """As Batch.done: the pieces of a body may have come into several commits."""
-        if seq >= self._last:
-            self.answered.set()
-
-    def refused(self, error: WireError) -> None:
-        """As Batch.refused."""
-        self.error = error
-        self.answered.set()
-
-
 class _Body:
     """Takes the body of a node that has shown its token."""
 
@@ -95,9 +76,10 @@ class ServerEnd(End):
 
     def __init__(self, hall: Hall) -> None:
         import errands
+        from guests import Receipt
         from web import head as http_head
 
-        self._http = http_head
+        self._http, self._receipt = http_head, Receipt
         self._hall = hall
         self._orders = errands.Orders(hall.data)
         self.endpoints: Sequence[Endpoint] = [
@@ -145,19 +127,23 @@ class ServerEnd(End):
         self._note_parcel(parcel)
         if not parcel.pieces:
             return self._answer(200, {"ack": self._have(parcel), **self._order(node)})
-        receipt = _Receipt(parcel.last)
-        if not self._store(parcel, receipt):
+        try:
+            stored = self._store(parcel)
+        except WireError as error:
+            return self._hole(parcel, error)
+        if not stored:
             why = self._hall.intake.fault or "the store is busy, or stops"
             raise self._http.Refusal(
                 503, f"Not stored, try again: {why}.", "not-stored", {"Retry-After": str(_BUSY_S)}
             )  # fmt: skip
-        if receipt.error is not None:
-            return self._hole(parcel, receipt.error)
         return self._answer(200, {"ack": parcel.last, **self._order(node)})
 
-    def _store(self, parcel: Parcel, receipt: _Receipt) -> bool:
-        """Whether all of it was stored or refused in time; else none of it is waiting to be stored any more."""
-        intake, clock = self._hall.intake, self._hall.clock
+    def _store(self, parcel: Parcel) -> bool:
+        """Whether all of it was stored in time; else none of it is waiting to be stored any more.
+
+        Raises WireError when it is refused: samples are missing before it.
+        """
+        receipt, intake, clock = self._receipt(parcel.last), self._hall.intake, self._hall.clock
         give_up_s = clock.monotonic() + STORE_S
         taken: list[Batch] = []
         for batch in parcel.batches(receipt.done, receipt.refused):
@@ -165,12 +151,12 @@ class ServerEnd(End):
                 break
             taken.append(batch)
         else:
-            while not receipt.answered.wait(max(0.0, give_up_s - clock.monotonic())):
+            while not receipt.wait(max(0.0, give_up_s - clock.monotonic())):
                 # What is being stored just now cannot be withdrawn: that ends soon, one way or the other.
                 withdrawn = [intake.withdraw(batch) for batch in reversed(taken)]
                 if any(withdrawn) or clock.monotonic() > give_up_s + 2 * STORE_S:
                     return False
-                receipt.answered.wait(0.1)
+                receipt.wait(0.1)
             return True
         for batch in reversed(taken):
             intake.withdraw(batch)

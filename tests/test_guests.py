@@ -149,6 +149,14 @@ class Receipts(Real):
         with self.assertRaises(Unexpected):
             receipt.wait(0.0)
 
+    def test_of_several_batches_the_last_one_counts(self):
+        receipt = Receipt(4)
+        for one in (batch(1, 2), batch(3, 4)):
+            self.intake.accept(one._replace(done=receipt.done, refused=receipt.refused))
+            self.assertFalse(receipt.wait(0.0))
+            self.intake.commit()
+        self.assertTrue(receipt.wait(0.0))
+
     def test_until_which_number(self):
         receipt = Receipt()
         self.intake.accept(batch(1, 6)._replace(done=receipt.done, refused=receipt.refused), urgent=True)

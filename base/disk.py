@@ -24,11 +24,12 @@ def sync_folder(path: str) -> None:
 def only_one(path: str) -> int:
     """Hold the lock file `path` as long as this process lives; its descriptor, which nobody needs to close.
 
-    Raises InUse when another process holds it, DiskError when the folder cannot be written.
+    Raises InUse when another process holds it, DiskError when the folder cannot be written, or `path` is a symbolic
+    link: root, who works in a folder of somebody else, would empty the file it leads to.
     """
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise DiskError(f"{path}: {error.strerror}; choose a folder that can be written with --data DIR") from error
     try:

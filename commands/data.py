@@ -190,7 +190,7 @@ def _give(path: str, data: str) -> None:
     """Make it the property of whose folder it is in: root may restore for the server's user."""
     if os.geteuid() == 0:
         owner = os.stat(data)
-        os.chown(path, owner.st_uid, owner.st_gid)
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 # ------------------------------------------------------------------------------------------------------- verify
@@ -281,9 +281,14 @@ def _refuse_faults(folder: str, so: str) -> None:
 
 @contextlib.contextmanager
 def _folder_for(parent: str, name: str) -> Iterator[str]:
-    """An empty folder to work in, gone afterwards; also what a run that was killed has left in it."""
+    """An empty folder to work in, gone afterwards; also what a run that was killed has left in it.
+
+    Nothing is followed or emptied through a symbolic link: root may work in a folder of somebody else.
+    """
     path = os.path.join(parent, name)
     os.makedirs(parent, exist_ok=True)
+    if os.path.islink(path):
+        raise Failed(f"{path} is a symbolic link, where a folder of this command's own should be: remove it")
     try:
         lock = only_one(os.path.join(path, "lock"))
     except InUse as error:
@@ -294,7 +299,8 @@ def _folder_for(parent: str, name: str) -> Iterator[str]:
         for left in os.listdir(path):
             if left != "lock":
                 whole = os.path.join(path, left)
-                shutil.rmtree(whole) if os.path.isdir(whole) else os.unlink(whole)
+                is_folder = os.path.isdir(whole) and not os.path.islink(whole)
+                shutil.rmtree(whole) if is_folder else os.unlink(whole)
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)

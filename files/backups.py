@@ -1,6 +1,6 @@
 """A copy of everything that a server keeps: made while it runs, looked at, unpacked again.
 
-Runs on: server.  Reached from: commands/data.  Hands on to: SQLite's backup, tar, the disk.
+Runs on: server.  Reached from: commands/data.  Hands on to: SQLite's backup, tarfile to write, tar_reader to read.
 Threads: none.  Errors: BadBackup, with what is wrong with a file; OSError and sqlite3.Error of the disk.
 
 Two forms. A `.sqlite3` is the database alone. Anything else is a tar file:
@@ -24,8 +24,8 @@ import os
 import re
 import sqlite3
 import tarfile
-from collections.abc import Callable, Iterator
-from typing import IO, Any, NamedTuple
+from collections.abc import Callable, Container, Iterator
+from typing import IO, NamedTuple
 from urllib.parse import quote
 
 from base.errors import PigeonpostError
@@ -34,13 +34,15 @@ from files.log_sums import FILE as SUMS
 from files.log_sums import read_sums, sums_text
 from files.received import FOLDER as FILES
 from files.received import IDS
+from files.tar_reader import BadArchive, Content, Member, read_members
 from stores import LogMark
 from stores.sqlite import FILE as DATABASE
 from stores.sqlite import SqliteStore
 from stores.sqlite_schema import VERSION
 
 KEPT = ("tokens.json", "users.json", "graphs.json", IDS)  # small files, beside the database
-_MEMBER = re.compile(rf"(?:{LOGS}|{FILES})/[^./\0\n\\][^/\0\n\\]{{0,250}}|{'|'.join(map(re.escape, KEPT))}").fullmatch
+_NO = r"/\0\n\\\ud800-\udfff"  # in no name; surrogates: bytes that are not UTF-8
+_MEMBER = re.compile(rf"(?:{LOGS}|{FILES})/[^.{_NO}][^{_NO}]{{0,250}}|{'|'.join(map(re.escape, KEPT))}").fullmatch
 _PAGES_AT_ONCE = 1024
 _BLOCK_BYTES = 1 << 20
 _SUMS_BYTES = 64 << 20  # of a manifest at most: half a million files
@@ -219,37 +221,32 @@ def is_database(path: str) -> bool:
         return file.read(16) == b"SQLite format 3\0"
 
 
-class _Bounded:
-    """A file of which never more is read at once than a block, whatever a head in it says of its length."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.seek, self.tell = file.seek, file.tell
-
-    def read(self, size: int) -> bytes:
-        return self._file.read(min(size, _BLOCK_BYTES))
-
-
 def unpack(archive: str, folder: str | None, progress: Progress) -> list[str]:
-    """Compare a tar with its manifest and, with a `folder`, lay out there what is in it; the names.
+    """Compare a tar archive with its manifest and, given a `folder`, extract its files there, durably.
 
-    Raises BadBackup for what is not as it was written, or holds what no backup of ours holds.
+    archive   path of a regular file; untrusted input
+    folder    an empty folder that nobody else writes to, or None; nothing outside of it is touched
+    progress  called as each file begins
+    Returns the sorted names of all files but the manifest. Raises BadBackup for an archive that is damaged, is not as
+    it was when it was made, or has anything that `pack` does not write; OSError of the disk. What was extracted until
+    then stays in `folder`.
     """
     found: dict[str, str] = {}
     expected: dict[str, str] | None = None
     total = os.path.getsize(archive)
-    with open(archive, "rb") as file:
-        for name, member, source in _members(archive, file):
-            progress("archive", member.offset_data, total)
-            if source is None or name in found or not (_MEMBER(name) or name in (DATABASE, SUMS)):
-                raise BadBackup(f"{archive}: holds {name!r:.100}, which is no part of a backup")
-            try:
-                if name == SUMS:
-                    expected = _read_manifest(archive, source, member.size)
+    with open(archive, "rb") as file, _new_files(folder) as create:
+        try:
+            for member in read_members(file, archive):
+                progress("archive", file.tell(), total)
+                _check_name(archive, member.name, found)
+                if member.name != SUMS:
+                    found[member.name] = _extract(member, create)
+                elif expected is None:
+                    expected = _read_manifest(archive, member)
                 else:
-                    found[name] = _lay_out(source, folder, member)
-            except tarfile.TarError as error:
-                raise BadBackup(f"{archive}: its end is missing, in {name}") from error
+                    raise BadBackup(f"{archive}: has {SUMS} twice")
+        except BadArchive as error:
+            raise BadBackup(str(error)) from error
     if expected is None:
         raise BadBackup(f"{archive}: has no {SUMS}: it is no backup, or its end is missing")
     for name in sorted({*expected, *found}):
@@ -260,48 +257,80 @@ def unpack(archive: str, folder: str | None, progress: Progress) -> list[str]:
     return sorted(found)
 
 
-def _members(archive: str, file: IO[bytes]) -> Iterator[tuple[str, tarfile.TarInfo, IO[bytes] | None]]:
-    """Name, head and content of all that a tar holds; no content where it is no plain file."""
-    bounded: Any = _Bounded(file)
-    try:
-        with tarfile.open(fileobj=bounded, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                plain = member.isreg() and not member.issparse()
-                source = tar.extractfile(member) if plain else None
-                yield member.name, member, source
-    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:  # a head may say anything
-        raise BadBackup(f"{archive}: is no backup, or is damaged: {str(error)!r}") from error
+def _check_name(archive: str, name: str, found: Container[str]) -> None:
+    if not (_MEMBER(name) or name in (DATABASE, SUMS)):
+        raise BadBackup(f"{archive}: has {name!r:.100}, which is no part of a backup")
+    if name in found:
+        raise BadBackup(f"{archive}: has {name!r:.100} twice")
 
 
-def _read_manifest(archive: str, source: IO[bytes], size: int) -> dict[str, str]:
-    if size > _SUMS_BYTES:
-        raise BadBackup(f"{archive}: its {SUMS} is too long")
-    content = b""
+def _read_manifest(archive: str, member: Member) -> dict[str, str]:
+    """Returns the SHA-256 of each file, by its name."""
+    if member.size > _SUMS_BYTES:
+        raise BadBackup(f"{archive}: its {SUMS} has {member.size:,} bytes, and at most {_SUMS_BYTES:,} are read")
+    lines = b"".join(_blocks(member.source)).decode(errors="replace").split("\n")
+    return {name: checksum for checksum, _, name in (line.partition("  ") for line in lines if line)}
+
+
+def _blocks(source: Content) -> Iterator[bytes]:
     while block := source.read(_BLOCK_BYTES):
-        content += block
-    lines = content.decode(errors="replace").splitlines()
-    return {name: checksum for checksum, _, name in (line.partition("  ") for line in lines)}
+        yield block
 
 
-def _lay_out(source: IO[bytes], folder: str | None, member: tarfile.TarInfo) -> str:
-    """One file out of a tar, durably; its SHA-256."""
-    total = hashlib.sha256()
+@contextlib.contextmanager
+def _new_files(folder: str | None) -> Iterator[Callable[[str], int] | None]:
+    """A function that makes a new file in `folder`, or in a new folder directly below it; None without a folder.
+
+    It takes the file's name, returns a descriptor to write to, and raises OSError. Everything is opened relative to its
+    folder's descriptor and must not exist, so that no symbolic link is followed and nothing is overwritten, also where
+    somebody else can write to the folder. The directory entries are durable when the block has ended.
+    """
+    if folder is None:
+        yield None
+        return
     with contextlib.ExitStack() as stack:
-        file = None
-        if folder is not None:
-            path = os.path.join(folder, member.name)
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if member.name in KEPT else 0o644)
-            file = stack.enter_context(os.fdopen(fd, "wb"))
-        while block := source.read(_BLOCK_BYTES):
+        folders: dict[str, int] = {}
+
+        def open_folder(name: str, path: str, parent: int | None) -> None:
+            folders[name] = os.open(path, _FOLDER, dir_fd=parent)
+            stack.callback(os.close, folders[name])
+
+        def create(name: str) -> int:
+            parent, _, base = name.rpartition("/")
+            try:
+                if parent not in folders:
+                    os.mkdir(parent, dir_fd=folders[""])
+                    open_folder(parent, parent, folders[""])
+                return os.open(base, _NEW_FILE, 0o600 if name in KEPT else 0o644, dir_fd=folders[parent])
+            except OSError as error:
+                error.filename = os.path.join(folder, name)
+                raise
+
+        open_folder("", folder, None)
+        yield create
+        for fd in folders.values():
+            os.fsync(fd)
+
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def _extract(member: Member, create: Callable[[str], int] | None) -> str:
+    """Write a file, unless `create` is None, and have it on the disk. Returns its SHA-256."""
+    total = hashlib.sha256()
+    if create is None:
+        for block in _blocks(member.source):
             total.update(block)
-            if file is not None:
-                file.write(block)
-        if file is not None:
-            file.flush()
-            os.fsync(file.fileno())
-            with contextlib.suppress(OverflowError, ValueError):  # what is no time at all is not worth a refusal
-                os.utime(file.fileno(), (member.mtime, member.mtime))
+        return total.hexdigest()
+    with os.fdopen(create(member.name), "wb") as file:
+        for block in _blocks(member.source):
+            total.update(block)
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        with contextlib.suppress(OverflowError, ValueError):  # what is no time at all is not worth a refusal
+            os.utime(file.fileno(), (member.mtime, member.mtime))
     return total.hexdigest()
 
 

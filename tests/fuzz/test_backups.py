@@ -14,7 +14,8 @@ from tests.fuzz import Target, fuzzed, mutated, st
 
 PIECES = [
     b"ustar\x0000", b"ustar  \x00", b"\x00" * 512, b"../../../../tmp/pigeonpost-was-here", b"logs/", b"SHA256SUMS",
-    b"12 path=x\n", b"20 size=999999999999\n", b"30 GNU.sparse.realsize=99999\n", b"25 GNU.sparse.major=1\n",
+    b"10 path=x\n", b"21 size=999999999999\n", b"31 GNU.sparse.realsize=99999\n", b"22 GNU.sparse.major=1\n",
+    b"13 size=1024\n", b"19 path=logs/b.csv\n", b"21 hdrcharset=BINARY\n", b"16 mtime=-1.25\n", b"13 comment=c\n",
     b"7777777777", b"\x80\xff\xff\xff\xff\xff\xff\xff", b"x", b"g", b"L", b"S", b"2", b"5",
 ]  # fmt: skip
 
@@ -33,7 +34,8 @@ def made(form):
             member.size = len(data)
             member.mtime = 1.5 if form == tarfile.PAX_FORMAT else 1
             tar.addfile(member, io.BytesIO(data))
-    return out.getvalue().rstrip(b"\0") + bytes(1024)
+    whole = out.getvalue().rstrip(b"\0")
+    return whole + bytes(-len(whole) % 512 + 1024)
 
 
 def signed():
@@ -41,7 +43,7 @@ def signed():
 
     @st.composite
     def changed(draw):
-        data = bytearray(draw(st.sampled_from([made(form) for form in (0, 1, 2)])))
+        data = bytearray(draw(st.sampled_from([made(form) for form in (tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT)])))
         at = 512 * draw(st.integers(0, len(data) // 512 - 1))
         field, size = draw(
             st.sampled_from([(0, 100), (100, 8), (124, 12), (136, 12), (156, 1), (157, 100), (345, 155)])
@@ -76,8 +78,26 @@ class Backups(Target, unittest.TestCase):
             if names is not None:
                 self.assertEqual(sorted(path[len(inside) + 1 :] for path in there), names)
                 self.assertIn(FILE, names)
+                self.assert_as_others_read_it(archive, inside, names)
             self.assertFalse([path for path in there if os.path.islink(path)])
             self.assertLess(sum(map(os.path.getsize, there)), len(data) + 1)
+
+    def assert_as_others_read_it(self, archive, inside, names):
+        """What is accepted has one meaning only: Python's own reader sees the same files."""
+        with tarfile.open(archive) as tar:
+            self.assertEqual(sorted(tar.getnames()), sorted([*names, "SHA256SUMS"]))
+            for name in names:
+                with open(os.path.join(inside, name), "rb") as file:
+                    self.assertEqual(tar.extractfile(name).read(), file.read(), name)
+
+    def test_right_ones_are_accepted(self):
+        with tempfile.TemporaryDirectory() as folder:
+            archive = os.path.join(folder, "b.tar")
+            for form in (tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT):
+                with open(archive, "wb") as file:
+                    file.write(made(form))
+                names = unpack(archive, None, lambda what, done, total: None)
+                self.assertEqual(names, ["logs/a.csv", FILE, "tokens.json"])
 
     @fuzzed(lambda: mutated(st.sampled_from([made(form) for form in (0, 1, 2)]), PIECES, 30_000))
     def test_changed(self, data):

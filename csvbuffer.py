@@ -4,7 +4,8 @@ Runs on: server.  Reached from: intake (add, flush, due), webui (last, whole).  
 Threads: the intake's writer thread adds, flushes and syncs; web threads look. `_lock` guards the buffer, the last
   samples, and which file is whole up to where; it is held while these are changed or copied, never during a disk
   call.
-Errors: none that stop the server, since the store has everything: `fault` says why rows wait there.
+Errors: none that stop the server while it runs, since the store has everything: `fault` says why rows wait there.
+  DiskError at the start, when the last run's file cannot be synced.
 
     time,node,sensor,value,unit
     2026-11-20T16:36:10.123+01:00,basement,temperature,23.4,°C
@@ -27,12 +28,12 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from base.clock import Clock, parse_rfc3339
 from base.disk import sync_folder
-from base.errors import NotStored
+from base.errors import DiskError, NotStored
 from files.log_sums import Sums
 from protocol import Gap, Sample
 from stores import Filing, Logged, LogMark, Store, Stretch
@@ -45,6 +46,7 @@ SHOWN = 10  # samples that Log Check shows
 SYNC_S = 60.0  # the file is synced when rows have waited so long,
 SYNC_BYTES = 16 << 20  # or when there are so many
 TAIL_BYTES = 4096
+_BLOCK_BYTES = 1 << 20
 
 
 class Shown(NamedTuple):
@@ -74,6 +76,7 @@ class CsvLog:
         self._filed = 0  # the filing up to which the file has all rows
         self._recorded = LogMark("", 0, 0, 0)
         self._due: LogMark | None = None  # handed to a transaction, of which it is not known yet that it was committed
+        self._is_unsynced = False  # whether a sync failed: then what it did not write, no later one would write
         self._synced_s = clock.monotonic()
         self.name = ""
         self.size = 0  # so many bytes of it are whole rows
@@ -125,6 +128,8 @@ class CsvLog:
         try:
             if self._fd < 0 or self._is_changed():
                 self._begin()
+            if self._is_unsynced:
+                self._cut_back()
             if self.size == 0:
                 self._write(HEADER.encode(), self._filed)
             if self._recorded.name != self.name:
@@ -145,12 +150,14 @@ class CsvLog:
         old, self._due = self._recorded, None
         grown = self.size - (old.size if old.name == self.name else 0)
         waited_s = self._clock.monotonic() - self._synced_s
-        if not grown or not (now or old.name != self.name or grown >= SYNC_BYTES or waited_s >= SYNC_S):
+        is_time = now or old.name != self.name or grown >= SYNC_BYTES or waited_s >= SYNC_S
+        if not grown or self._is_unsynced or not is_time:
             return None
         try:
             os.fsync(self._fd)
         except OSError as error:
             log.error("%s: %s", self._path(), error)
+            self._is_unsynced = self._behind = True
             return None
         self._due = LogMark(self.name, self.size, zlib.crc32(self._tail), self._filed)
         return self._due
@@ -203,6 +210,7 @@ class CsvLog:
         with self._lock:
             self._fd, self.name, self.size, self._tail = fd, name, 0, b""
         self._sum = hashlib.sha256()
+        self._is_unsynced = False
         sync_folder(self._path())
 
     def _is_changed(self) -> bool:
@@ -225,6 +233,23 @@ class CsvLog:
         self._sum.update(data)
         self._filed = filed
 
+    def _cut_back(self) -> None:
+        """Cut the file back to what is recorded of it, after a failed sync: `_catch_up` writes the rest again.
+
+        The kernel marks pages that it could not write as clean, so the next sync would succeed without them
+        (Linux, Documentation/filesystems/vfs.rst, "Handling errors during writeback").
+        """
+        size = self._recorded.size if self._recorded.name == self.name else 0
+        total, at = hashlib.sha256(), 0
+        while block := os.pread(self._fd, min(_BLOCK_BYTES, size - at), at):
+            total.update(block)
+            at += len(block)
+        with self._lock:
+            os.ftruncate(self._fd, size)
+            self.size = size
+        self._sum, self._tail = total, os.pread(self._fd, TAIL_BYTES, max(0, size - TAIL_BYTES))
+        self._filed, self._behind, self._is_unsynced = self._recorded.filed, True, False
+
     def _catch_up(self) -> None:
         for logged in self._store.logged_after(self._filed):
             self._write(logged_rows(logged), logged.filed)
@@ -246,6 +271,10 @@ class CsvLog:
                 owed = self._mend_open(fd, path, mark, owed)
             except OSError as error:
                 log.warning("%s: %s; what it lacked opens the next log", path, error.strerror)
+            try:
+                os.fsync(fd)
+            except OSError as error:  # whether its rows are durable is unknown: the next start completes it again
+                raise DiskError(f"{path}: {error.strerror}") from error
             finally:
                 os.close(fd)
         self._behind = bool(owed)
@@ -256,22 +285,22 @@ class CsvLog:
         if zlib.crc32(os.pread(fd, mark.size - tail_at, tail_at)) != mark.tail:
             log.warning("%s was changed by hand: it is left alone, and what it lacked opens the next log", path)
             return owed
-        at = mark.size
-        while owed and (length := _says_the_same(os.pread(fd, 2 * len(owed[0][1]), at), owed[0][1])):
-            at += length
-            self._filed = owed.pop(0)[0]
-        if not is_left_by_crash(os.pread(fd, os.fstat(fd).st_size - at, at), b"".join(rows for _, rows in owed)):
+        found = rows_written(fd, mark.size, [rows for _, rows in owed])
+        at, rest, size = mark.size + sum(map(len, found)), owed[len(found) :], os.fstat(fd).st_size
+        if not is_left_by_crash(os.pread(fd, size - at, at), b"".join(rows for _, rows in rest)):
             log.warning("%s was added to by hand: it is left alone, and what it lacked opens the next log", path)
-            return owed
-        if owed or os.fstat(fd).st_size != at:
+            self._filed = owed[len(found) - 1][0] if found else self._filed
+            return rest
+        if rest or at != size:
             self._sums.unseal(mark.name)
+        owed[: len(found)] = [(filed, rows) for (filed, _), rows in zip(owed, found)]
+        at = mark.size
         os.ftruncate(fd, at)
-        while owed:
+        while owed:  # rows that stand there are written again too, since a sync may have failed: see _cut_back
             filed, rows = owed[0]
             at = _append(fd, rows, at)
             self._filed = filed
             del owed[0]
-        os.fsync(fd)
         return []
 
 
@@ -286,6 +315,22 @@ def _append(fd: int, data: bytes, size: int) -> int:
         os.ftruncate(fd, size)
         raise
     return at
+
+
+def rows_written(fd: int, at: int, wanted: Sequence[bytes]) -> list[bytes]:
+    """Returns the first ones of `wanted` as they stand in a log from the byte `at` on, up to one that differs.
+
+    wanted  whole rows in their order, one or several in each item
+    """
+    found: list[bytes] = []
+    for rows in wanted:
+        there = os.pread(fd, 2 * len(rows), at)
+        length = _says_the_same(there, rows)
+        if not length:
+            break
+        found.append(rows if there.startswith(rows) else there[:length])
+        at += length
+    return found
 
 
 def _says_the_same(there: bytes, rows: bytes) -> int:

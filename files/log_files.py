@@ -14,7 +14,7 @@ from typing import Any
 
 from base.clock import Clock, parse_rfc3339
 from base.disk import sync_folder
-from csvbuffer import HEADER, TAIL_BYTES, is_left_by_crash, log_rows, logged_rows, meaning
+from csvbuffer import HEADER, TAIL_BYTES, is_left_by_crash, log_rows, logged_rows, meaning, rows_written
 from files.log_sums import logs_in
 from protocol import Gap, Sample
 from stores import LogMark, Point, Store, Stretch
@@ -77,10 +77,10 @@ def _count_log(
     name = os.path.basename(path)
     with open(path, "rb") as log:
         if mark is not None and os.fstat(log.fileno()).st_size >= mark.size:
-            rest = b"".join(owed)
-            log.seek(mark.size)
-            is_usual = is_left_by_crash(log.read(len(rest) + 1), rest)
-            log.seek(0)
+            found = rows_written(log.fileno(), mark.size, owed)
+            rest = b"".join(owed[len(found) :])
+            behind = os.pread(log.fileno(), len(rest) + 1, mark.size + sum(map(len, found)))
+            is_usual = is_left_by_crash(behind, rest)
             if is_usual:
                 yield from _count_lines(name, chain(_lines(log, mark.size), owed), forgotten_ms, tally)
                 return

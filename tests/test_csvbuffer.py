@@ -12,13 +12,20 @@ from unittest import mock
 
 import csvbuffer
 from base.clock import FakeClock
-from base.errors import NotStored
+from base.errors import DiskError, NotStored
 from csvbuffer import HEADER, CsvLog, local_time
 from files.log_sums import logs_in
 from protocol import Gap, Sample
 from stores import LogMark
 from stores.sqlite import SqliteStore
+from tests.memory_store import MemoryStore
+from tests.page_support import use_memory_disk
+from tests.support import long, rounds
 from tests.test_stores import E1, batch, file, gap
+
+
+def setUpModule():
+    use_memory_disk()
 
 
 class LogCase(unittest.TestCase):
@@ -29,9 +36,13 @@ class LogCase(unittest.TestCase):
         self.clock = FakeClock()
         self.open()
 
+    def open_store(self):
+        """The store as it was left in `self.folder`."""
+        return SqliteStore(self.folder)
+
     def open(self):
         """Start as the server does: the store, then the log."""
-        self.store = SqliteStore(self.folder)
+        self.store = self.open_store()
         self.addCleanup(self.store.close)
         self.log = CsvLog(self.folder, self.store, self.clock)
         self.addCleanup(self.log.close)
@@ -197,26 +208,6 @@ class Crashes(LogCase):
         self.commit(batch(10, 12))
         self.check(12)
 
-    def test_killed_at_every_byte_of_a_write(self):
-        self.commit(batch(1, 3))
-        size = self.log.size
-        self.commit(batch(4, 5), gap(6, 6), batch(7, 8))
-        name = self.log.name
-        with open(self.path(), "rb") as log:
-            whole = log.read()
-        self.crash()
-        crashed = self.folder
-        for cut in range(size, len(whole) + 1):
-            with tempfile.TemporaryDirectory() as self.folder:
-                shutil.copytree(crashed, self.folder, dirs_exist_ok=True)
-                with open(self.path(name), "wb") as log:
-                    log.write(whole[:cut])
-                self.open()
-                with open(self.path(name), "rb") as log:
-                    self.assertEqual(log.read(), whole, cut)
-                self.log.close()
-                self.store.close()
-
     def test_blocks_that_were_never_written_are_zero(self):
         self.commit(batch(1, 3))
         size = self.log.size
@@ -236,7 +227,7 @@ class Crashes(LogCase):
     def test_killed_again_and_again(self):
         chance = random.Random(3)
         last = 0
-        for _ in range(60):
+        for _ in range(rounds("PIGEONPOST_TEST_CSV_KILLS", 30, 60)):
             for _ in range(chance.randint(0, 4)):
                 first, last = last + 1, last + chance.randint(1, 9)
                 self.commit(batch(first, last))
@@ -303,6 +294,42 @@ class Crashes(LogCase):
             self.open()
         self.assertEqual([row[3] for row in self.rows() if row[2] == "light"], ["6", "7", "8", "9"])
 
+    def test_a_removed_file_that_lacked_nothing_needs_no_warning(self):
+        self.commit(batch(1, 5))
+        self.log.record()
+        os.unlink(self.path())
+        self.crash()
+        with self.assertNoLogs("csvbuffer", "WARNING"):
+            self.open()
+        self.assertEqual(self.rows(), [])
+        self.commit(batch(6, 7))
+        self.assertEqual(self.all_lights(), [6, 7])
+
+    def test_a_disk_that_fills_up_while_a_log_is_completed_loses_and_doubles_nothing(self):
+        """What still fits is written to the log of the last run; the rest opens the next log."""
+        self.commit(batch(1, 5))
+        for first in (6, 8, 10):
+            file(self.store, batch(first, first + 1))  # stored, and then the power went
+        name, size, real = self.log.name, self.log.size, os.pwrite
+        self.crash()
+        limit = size + 450  # the first two of them fit, and a part of the third
+
+        def pwrite(fd, data, at):
+            if not os.path.samestat(os.fstat(fd), os.stat(self.path(name))):
+                return real(fd, data, at)
+            if at >= limit:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(fd, bytes(data)[: limit - at], at)
+
+        with mock.patch("csvbuffer.os.pwrite", pwrite), self.assertLogs("csvbuffer", "WARNING") as logged:
+            self.open()
+        self.assertIn(f"{name}: No space left on device; what it lacked opens the next log", logged.output[0])
+        self.assertEqual([row[3] for row in self.rows(name) if row[2] == "light"], [str(n) for n in range(1, 10)])
+        self.assertEqual([row[3] for row in self.rows() if row[2] == "light"], ["10", "11"])
+        self.crash()
+        self.open()
+        self.check(11)
+
     def test_another_time_zone_or_unit_is_no_other_row(self):
         self.addCleanup(time.tzset)
         self.commit(batch(1, 5))
@@ -318,6 +345,66 @@ class Crashes(LogCase):
             self.assertEqual(len(self.rows()), 0)
             self.assertEqual(len(self.rows(name)), 20)
         csvbuffer._minutes.clear()
+
+
+class PartialWrite(LogCase):
+    """A write that a kill stopped after any number of its bytes: the next start completes it."""
+
+    def setUp(self):
+        super().setUp()
+        self.commit(batch(1, 3))
+        self.written_before = self.log.size
+        self.commit(batch(4, 5), gap(6, 6), batch(7, 7))
+        self.name = self.log.name
+        with open(self.path(), "rb") as log:
+            self.whole = log.read()
+        self.crash()
+
+    def assert_completed(self, cut):
+        """Start with the log cut after `cut` bytes."""
+        with open(self.path(self.name), "wb") as log:
+            log.write(self.whole[:cut])
+        self.open()
+        with open(self.path(self.name), "rb") as log:
+            self.assertEqual(log.read(), self.whole, cut)
+        self.assertEqual(self.rows(), [], cut)  # the next log repeats nothing
+        self.log.close()
+        self.store.close()
+
+    def test_at_both_ends_and_in_the_middle(self):
+        self.check_copies([self.written_before, (self.written_before + len(self.whole)) // 2, len(self.whole)])
+
+    @long
+    def test_at_every_byte(self):
+        self.check_copies(range(self.written_before, len(self.whole) + 1))
+
+    def check_copies(self, cuts):
+        crashed = self.folder
+        for cut in cuts:
+            with tempfile.TemporaryDirectory() as self.folder:
+                shutil.copytree(crashed, self.folder, dirs_exist_ok=True)
+                self.assert_completed(cut)
+
+
+class PartialWriteWithMemoryStore(PartialWrite):
+    """The same at every byte, in less time."""
+
+    def setUp(self):
+        self.stored = MemoryStore()
+        super().setUp()
+
+    def open_store(self):
+        return self.stored
+
+    def check_copies(self, cuts):
+        crashed = self.stored
+        for cut in cuts:
+            self.stored = crashed.backup()
+            self.assert_completed(cut)
+            os.unlink(self.path())  # the log of that start
+
+    def test_at_every_byte(self):
+        self.check_copies(range(self.written_before, len(self.whole) + 1))
 
 
 class Faults(LogCase):
@@ -374,7 +461,7 @@ class Faults(LogCase):
                 raise OSError(errno.ENOSPC, "No space left on device")
             return real(path, flags, mode)
 
-        with mock.patch("csvbuffer.os.open", full):
+        with mock.patch("csvbuffer.os.open", full), self.assertLogs("csvbuffer", "ERROR"):
             self.open()
         self.assertIn("No space", self.log.fault)
         self.commit(batch(8, 9))
@@ -387,7 +474,8 @@ class Faults(LogCase):
         self.commit(batch(1, 3))
         with open(self.path(), "a") as log:
             log.write("by,hand,not,by,us\n")
-        self.commit(batch(4, 5))  # begins a new file, which is empty until it is recorded
+        with self.assertLogs("csvbuffer", "WARNING"):
+            self.commit(batch(4, 5))  # begins a new file, which is empty until it is recorded
         with self.assertRaises(NotStored), mock.patch.object(self.store, "put", side_effect=NotStored("full")):
             self.commit(batch(6, 7))
         self.commit(batch(6, 7))
@@ -408,11 +496,144 @@ class Faults(LogCase):
         self.commit(batch(7, 8))
         self.assertEqual(self.all_lights(), [*range(1, 9)])
 
+    def test_a_store_that_is_full_at_the_start_leaves_the_log_to_the_first_commit(self):
+        self.commit(batch(1, 5))
+        file(self.store, batch(6, 7))
+        self.crash()
+        full = mock.patch.object(SqliteStore, "put", side_effect=NotStored("disk full"))
+        with full, self.assertLogs("csvbuffer", "WARNING") as logged:
+            self.open()
+        self.assertEqual(logged.output, ["WARNING:csvbuffer:the CSV log is not recorded yet: disk full"])
+        self.assertEqual(self.rows(), [])
+        self.commit(batch(8, 9))
+        self.commit(batch(10, 10))
+        self.assertEqual(self.all_lights(), [*range(1, 11)])
+        self.crash()
+        self.open()
+        self.assertEqual(self.all_lights(), [*range(1, 11)])
+
+    def test_a_store_that_is_full_at_the_end_leaves_the_record_to_the_next_start(self):
+        self.commit(batch(1, 5))
+        with mock.patch.object(self.store, "put", side_effect=NotStored("disk full")):
+            with self.assertLogs("csvbuffer", "WARNING") as logged:
+                self.log.record()
+            self.log.close()
+        self.assertIn("not recorded yet: disk full", logged.output[0])
+        self.store.close()
+        self.open()
+        self.assertEqual((self.all_lights(), self.rows()), ([*range(1, 6)], []))
+
     def test_a_sync_that_fails_records_nothing(self):
         self.commit(batch(1, 5))
-        with mock.patch("csvbuffer.os.fsync", side_effect=OSError(errno.EIO, "I/O error")):
+        with failing_sync(), self.assertLogs("csvbuffer", "ERROR"):
             self.assertIsNone(self.log.due(now=True))
+        self.assertIsNone(self.log.due(now=True))
+        self.commit(batch(6, 7))
         self.assertIsInstance(self.log.due(now=True), LogMark)
+
+
+class LostPages:
+    """What a disk has of the logs: what was written since the last sync that succeeded is not there after a power cut.
+
+    A sync that fails forgets its pages, as Linux does: a later one succeeds without them.
+    """
+
+    def __init__(self, test):
+        self.durable = {}  # by inode: the content
+        self.fails = False
+        self._dirty = {}
+        self._real = {name: getattr(os, name) for name in ("pwrite", "ftruncate", "fsync")}
+        for name in self._real:
+            patched = mock.patch(f"csvbuffer.os.{name}", getattr(self, f"_{name}"))
+            patched.start()
+            test.addCleanup(patched.stop)
+
+    def _pwrite(self, fd, data, at):
+        self._dirty.setdefault(os.fstat(fd).st_ino, []).append((at, bytes(data)))
+        return self._real["pwrite"](fd, data, at)
+
+    def _ftruncate(self, fd, size):
+        self._dirty.setdefault(os.fstat(fd).st_ino, []).append((size, None))
+        self._real["ftruncate"](fd, size)
+
+    def _fsync(self, fd):
+        status = os.fstat(fd)
+        dirty = self._dirty.pop(status.st_ino, [])
+        content = self.durable.setdefault(status.st_ino, bytearray())
+        for at, data in dirty:
+            if data is None:
+                del content[at:]
+            elif not self.fails:
+                content.extend(bytes(max(0, at - len(content))))
+                content[at : at + len(data)] = data
+        if self.fails:
+            raise OSError(errno.EIO, "I/O error")
+        content.extend(bytes(max(0, status.st_size - len(content))))  # blocks that were allocated, and never written
+        self._real["fsync"](fd)
+
+    def cut_power(self, folder):
+        """Leave in each log what was durable."""
+        for name in logs_in(folder):
+            path = os.path.join(folder, name)
+            with open(path, "r+b") as file:
+                file.truncate(0)
+                file.write(self.durable.get(os.stat(path).st_ino, b""))
+
+
+def failing_sync():
+    return mock.patch("csvbuffer.os.fsync", side_effect=OSError(errno.EIO, "I/O error"))
+
+
+class FailedSync(LogCase):
+    """After a sync that failed, what it did not write is written again, not only synced again."""
+
+    def setUp(self):
+        self.disk = LostPages(self)
+        super().setUp()
+
+    def test_while_the_server_runs(self):
+        self.commit(batch(1, 5))
+        self.disk.fails = True
+        with self.assertLogs("csvbuffer", "ERROR"):
+            self.clock.sleep(csvbuffer.SYNC_S)
+            self.commit(batch(6, 7))
+        self.disk.fails = False
+        self.clock.sleep(csvbuffer.SYNC_S)
+        self.commit(batch(8, 9))
+        self.clock.sleep(csvbuffer.SYNC_S)
+        self.commit(batch(10, 11))  # records what is there of 1 to 9
+        self.crash()
+        self.disk.cut_power(os.path.join(self.folder, "logs"))
+        self.open()
+        self.assertEqual(self.all_lights(), [*range(1, 12)])
+        self.assertEqual(len(self.names()), 2)
+
+    def test_at_the_end_of_a_run(self):
+        self.commit(batch(1, 5))
+        self.disk.fails = True
+        with self.assertLogs("csvbuffer", "ERROR"):
+            self.assertIsNone(self.log.due(now=True))
+        self.disk.fails = False
+        self.log.record()
+        self.crash()
+        self.disk.cut_power(os.path.join(self.folder, "logs"))
+        self.open()
+        self.assertEqual(self.all_lights(), [*range(1, 6)])
+
+    def test_while_the_last_log_is_completed(self):
+        self.commit(batch(1, 5))
+        file(self.store, batch(6, 7))  # stored, and then the power went
+        self.crash()
+        self.disk.fails = True
+        with self.assertRaisesRegex(DiskError, "logs/.*: I/O error"):
+            self.open()
+        self.store.close()
+        self.disk.fails = False
+        self.open()
+        self.crash()
+        self.disk.cut_power(os.path.join(self.folder, "logs"))
+        self.open()
+        self.assertEqual(self.all_lights(), [*range(1, 8)])
 
 
 class Pieces(unittest.TestCase):

@@ -10,8 +10,10 @@ Sources: ip(7), IP_ADD_MEMBERSHIP, IP_MULTICAST_ALL; socket(7), SO_RCVBUF; recvm
 from __future__ import annotations
 
 import errno
+import select
 import socket
 import struct
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from base.errors import SettingsError
@@ -64,6 +66,21 @@ def speaker(group: tuple[str, int], path: Path) -> socket.socket:
         sock.close()
         raise _explained(error, group, path) from error
     return sock
+
+
+def readable(files: Sequence[int | socket.socket], limit_s: float | None) -> list[int | socket.socket]:
+    """Wait until something can be read. Returns the descriptors and sockets that are ready; none after `limit_s`.
+
+    limit_s  seconds, 0 or more; None: wait without limit
+
+    This is poll(2), since select(2) takes no descriptor above 1023, and a server with hundreds of nodes has those.
+    """
+    poll, known = select.poll(), {}
+    for file in files:
+        fd = file if isinstance(file, int) else file.fileno()
+        known[fd] = file
+        poll.register(fd, select.POLLIN)
+    return [known[fd] for fd, _ in poll.poll(None if limit_s is None else 1000 * limit_s)]
 
 
 class Drain:

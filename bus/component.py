@@ -12,16 +12,15 @@ from __future__ import annotations
 import logging
 import os
 import random
-import select
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from base.clock import Clock
 from base.config import Settings
 from base.errors import BadPacket, SettingsError
-from base.multicast import Drain, Path, listener, speaker
+from base.multicast import Drain, Path, listener, readable, speaker
 from base.net import join_address
 from bus.old_config import OldConfig, Unreachable, load, source_of
 from bus.packets import (
@@ -241,9 +240,8 @@ class BusEnd(End):
     def _listen(self, sockets: list[socket.socket]) -> None:
         control = sockets[0]
         while not self._stopping.is_set() and not self._restarting:
-            waiting: list[Any] = [self._woken, *sockets]
             times = [seconds for seconds in (self._say_alive(), self._due()) if seconds is not None]
-            ready, _, _ = select.select(waiting, [], [], min(times, default=None))
+            ready = readable([self._woken, *sockets], min(times, default=None))
             if self._woken in ready:
                 os.read(self._woken, 4096)
                 self._woke()

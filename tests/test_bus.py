@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import threading
 import unittest
 from unittest import mock
@@ -117,7 +118,7 @@ class Node(OnTheBus):
         self.assertEqual("".join(kinds), "nfninin" + "f" + "fffj")  # what its type has no room for goes as f, or as j
 
     def test_I_am_alive_comes_at_its_interval(self):
-        self.start(alive_s=0.05)
+        self.start(alive_s=0.02)
         seen = [self.control.until("I") for _ in range(4)]
         config_ms = self.begun.control[0]
         self.assertEqual([one.control for one in seen], [(config_ms, True)] * 4)
@@ -188,6 +189,18 @@ class Node(OnTheBus):
                          control("A", "R1", "FJ", number=1.0))  # fmt: skip
         self.assertEqual(self.data.until("f").source, "FJ")
         self.assertEqual(self.ring.last, 1)
+
+    def test_it_works_with_descriptors_above_1023(self):
+        """As a server with hundreds of nodes has them; select(2) would refuse them."""
+        usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, usual)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, usual[1]), usual[1]))
+        with open(os.devnull, "rb") as file:
+            for _ in range(1100):
+                self.addCleanup(os.close, os.dup(file.fileno()))
+        self.start()
+        self.control.say(control("P", "R1", "C4", number=7.0))
+        self.assertEqual(self.control.until("T").control[0], 7.0)
 
     def test_a_duplicate_instance_stops_when_it_hears_of_a_newer_configuration(self):
         self.start()
@@ -451,7 +464,7 @@ class Server(OnTheBus):
         json.dumps(self.end.report(), allow_nan=False)
 
     def test_a_server_with_a_codifier_of_its_own_is_alive_and_answers(self):
-        self.start(voice=Voice("R1", self.clock), alive_s=0.05)
+        self.start(voice=Voice("R1", self.clock), alive_s=0.02)
         for _ in range(3):
             self.assertEqual(self.control.until("I").source, "R1")
         self.control.say(control("P", "C4", "R1", number=4.0))

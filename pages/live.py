@@ -90,6 +90,12 @@ class Live:
         self._wake()
         if self._thread.ident is not None:
             self._thread.join(limit_s)
+        with self._lock:
+            if self._waker >= 0 and not self._thread.is_alive():
+                self._chooser.close()
+                os.close(self._woken)
+                os.close(self._waker)
+                self._waker = -1
 
     # ------------------------------------------------------------------------------------ from other threads
 
@@ -113,10 +119,12 @@ class Live:
         return Answer(kind=_KIND, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}, live=adopt)
 
     def _wake(self) -> None:
-        try:
-            os.write(self._waker, b"\0")
-        except BlockingIOError:
-            pass  # woken 65,536 times already
+        with self._lock:  # so that nobody writes into a pipe that is closed
+            try:
+                if self._waker >= 0:
+                    os.write(self._waker, b"\0")
+            except BlockingIOError:
+                pass  # woken 65,536 times already
 
     # --------------------------------------------------------------------------------------- its own thread
 

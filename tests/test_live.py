@@ -1,5 +1,6 @@
 """Live values: every commit reaches every open page; who comes back misses nothing; who does not read is dropped."""
 
+import fcntl
 import json
 import os
 import socket
@@ -131,7 +132,8 @@ class Events(LiveCase):
     def test_the_writer_waits_for_nobody(self):
         """Not even when it is woken more often than the pipe holds."""
         self.page(wait=False)
-        writer = threading.Thread(target=lambda: [self.live.note([]) for _ in range(70_000)])
+        fcntl.fcntl(self.live._waker, fcntl.F_SETPIPE_SZ, 4096)
+        writer = threading.Thread(target=lambda: [self.live.note([]) for _ in range(10_000)])
         writer.start()
         writer.join(LIMIT_S)
         self.assertFalse(writer.is_alive())
@@ -300,6 +302,14 @@ class Ending(LiveCase):
     def test_stopped_before_it_began(self):
         live = Live(self.house)
         live.stop(LIMIT_S)
+
+    def test_a_stopped_one_leaves_no_descriptor_and_bears_news(self):
+        before = len(os.listdir("/proc/self/fd"))
+        live = Live(self.house)
+        live.start()
+        live.stop(LIMIT_S)
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+        live.note([])
 
     def test_pages_that_have_gone_leave_no_descriptor(self):
         self.page().samples()

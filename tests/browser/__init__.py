@@ -3,5 +3,4 @@
 apt-get install chromium
 python3 -m venv /tmp/browser && /tmp/browser/bin/pip install playwright axe-playwright-python
 /tmp/browser/bin/python -m unittest discover -t . -s tests/browser
-PIGEONPOST_TEST_PICTURES=1 ...      the same, and draws docs/pictures anew
 """

@@ -1,20 +1,14 @@
-"""Every page in Chromium: axe-core finds nothing, in light and dark; nothing is wider than a phone; somebody changes
-the password. And the pictures of the manual."""
+"""Every page in Chromium: no finding of axe-core in light and dark, nothing wider than a phone, a changed password."""
 
-import math
 import os
 import re
-import time
 import unittest
 from urllib.parse import urlsplit
 
-from protocol import Sample
-from stores import Filing, Mark, Stretch
-from stores.sqlite import SqliteStore
 from tests.browser import test_page
 from tests.browser.test_page import PHONE, BrowserCase
 from tests.page_support import Server, control
-from tests.support import ROOT, temp_folder, wait_until
+from tests.support import temp_folder, wait_until
 
 try:
     from axe_playwright_python.base import AXE_SCRIPT
@@ -26,8 +20,6 @@ PAGES = (
     "/", "/nodes/demo", "/nodes/demo/temperature", "/chart?series=demo/temperature,demo/light", "/graphs", "/log",
     "/logs", "/files", "/gaps", "/happenings", "/bus", "/about", "/password", "/login",
 )  # fmt: skip
-DAY_MS, MINUTE_MS = 86_400_000, 60_000
-PICTURE_BYTES = 150_000
 
 
 def setUpModule():
@@ -145,56 +137,6 @@ class EveryPage(BrowserCase):
         page.get_by_text("Sensor On").click()
         expect(page.get_by_role("status")).to_contain_text("demo is on")
         expect(rows.first).to_contain_text(re.compile("switched on"))
-
-
-@unittest.skipUnless(os.environ.get("PIGEONPOST_TEST_PICTURES") == "1", "PIGEONPOST_TEST_PICTURES=1 is not set")
-class Pictures(BrowserCase):
-    """Those of the manual: a demonstration that has run for a day, as far as its store knows."""
-
-    def test_draw_them(self):
-        data = temp_folder(self)
-        a_day(data)
-        server = Server(self, "--demo", "--name", "home", data=data)
-        wait_until(lambda: server.get("/log")[1].count(" demo ") >= 10, "some samples", 60)
-        phone = {"viewport": PHONE, "is_mobile": True, "device_scale_factor": 2}
-        for name, path, options in (
-            ("page", "/", {"viewport": {"width": 1100, "height": 980}}),
-            ("dark", "/", {"viewport": {"width": 1100, "height": 980}, "color_scheme": "dark"}),
-            ("node", "/nodes/demo", {"viewport": {"width": 1100, "height": 1000}}),
-            ("phone", "/", phone),
-        ):
-            page = self.open(server, path, **options)
-            for chart in page.locator(".charts img").all():
-                chart.scroll_into_view_if_needed()
-                page.wait_for_function("image => image.complete", arg=chart.element_handle())
-            page.evaluate("scrollTo(0, 0)")
-            picture = os.path.join(ROOT, "docs", "pictures", f"{name}.png")
-            page.screenshot(path=picture)
-            self.assertLess(os.path.getsize(picture), PICTURE_BYTES, name)
-
-
-def a_day(data):
-    """Samples of the last day, one a minute, as the demonstration's node would have brought them."""
-    now_ms = int(time.time() * 1000)
-    samples = []
-    for number in range(1, DAY_MS // MINUTE_MS):
-        time_ms = now_ms - DAY_MS + number * MINUTE_MS
-        turn = 2 * math.pi * (time_ms % DAY_MS) / DAY_MS
-        wave = math.sin(number / 7) + math.sin(number / 2.3) / 2
-        values = {
-            "temperature": round(19.5 - 2.5 * math.cos(turn - 0.6) + 0.15 * wave, 2),
-            "light": max(0, round(420 - 400 * math.cos(turn) + 25 * wave)),
-            "load": round(0.3 + 0.08 * wave + (0.9 if number % 360 < 12 else 0), 2),
-            "memory_free": 22_400 + round(60 * wave), "disk_free": 79_400 - number // 8,
-        }  # fmt: skip
-        samples.append(Sample(number, time_ms, number * MINUTE_MS, values, {}, ""))
-    filing = Filing("demo", "0" * 16, "1" * 16, Mark(samples[-1].seq, samples[-1].up_ms))
-    filing.units = {"temperature": "°C", "light": "counts", "load": "", "memory_free": "MiB", "disk_free": "MiB"}
-    filing.items = [Stretch(samples)]
-    store = SqliteStore(data)
-    with store.writing(()):
-        store.put([filing], now_ms, None)
-    store.close()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,170 @@
+"""Draws the screenshots in this folder.
+
+    python3 -m docs.pictures.make            # in the root of the checkout; needs Playwright and Chromium
+    python3 -m docs.pictures.make FOLDER     # writes them elsewhere
+
+A server in this process shows one invented day of a node `demo`; the clock stands still, and local time is UTC. So the
+pictures change only when the pages, the fonts or the browser do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from base.clock import Clock
+from base.version import VERSION
+from csvbuffer import CsvLog
+from disk_use import Disk
+from gate.users import Users
+from intake import Intake
+from pages import House
+from protocol import Sample
+from session_server import NodeState
+from stores import Filing, Mark, Stretch
+from stores.sqlite import SqliteStore
+from webui import WebEnd
+
+NOW_MS = 1_795_188_970_000  # 2026-11-20T15:36:10Z
+DAY_MS, MINUTE_MS = 86_400_000, 60_000
+LIMIT_MS = 60_000  # for anything that the browser does
+PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "device_scale_factor": 2}
+# file name: address, options of the browser's window
+PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "page.png": ("/", {"viewport": {"width": 1100, "height": 980}}),
+    "dark.png": ("/", {"viewport": {"width": 1100, "height": 980}, "color_scheme": "dark"}),
+    "node.png": ("/nodes/demo", {"viewport": {"width": 1100, "height": 1000}}),
+    "phone.png": ("/", PHONE),
+}
+UNITS = {
+    "temperature": "°C", "light": "counts", "cpu_temperature": "°C", "load": "",
+    "memory_free": "MiB", "disk_free": "MiB",
+}  # fmt: skip
+
+
+class StoppedClock(Clock):
+    """A clock whose date does not move; waiting takes real time."""
+
+    def wall_ms(self) -> int:
+        return NOW_MS
+
+
+class DemoLink:
+    """The connection to the node as the pages read it; nobody is asked anything."""
+
+    def __init__(self) -> None:
+        self.state = NodeState("192.168.1.20:5003", "demo")
+        self.state.connected, self.state.fault, self.state.on = True, "", True
+        self.state.every_s, self.state.since_ms, self.state.checked_ms = 10.0, NOW_MS - 3 * DAY_MS, NOW_MS
+        self.state.offset_ms, self.state.round_trip_ms, self.state.last_sent = 12, 4.2, "15:36:09"
+        self.state.sensors = [
+            {"name": name, "unit": unit} | ({"simulated": True} if name in ("temperature", "light") else {})
+            for name, unit in UNITS.items()
+        ]
+        machine = {name: value for name, value in values_at(NOW_MS).items() if name not in ("temperature", "light")}
+        self.state.details = {"version": VERSION, "held": 65_536, "slots": 65_536, "machine": machine}
+
+    def ask(self, word: str, *args: Any, limit_s: float = 5.0) -> bool:
+        return False
+
+
+def values_at(time_ms: int) -> dict[str, float | None]:
+    """The values of the invented node at a time: functions of the time alone."""
+    turn = 2 * math.pi * (time_ms % DAY_MS) / DAY_MS
+    minute = time_ms // MINUTE_MS
+    wave = math.sin(minute / 7) + math.sin(minute / 2.3) / 2
+    is_busy = minute % 360 < 12
+    return {
+        "temperature": round(19.5 - 2.5 * math.cos(turn - 0.6) + 0.15 * wave, 2),
+        "light": max(0, round(420 - 400 * math.cos(turn) + 25 * wave)),
+        "cpu_temperature": round(46 - 1.5 * math.cos(turn - 0.6) + 0.6 * wave + (6 if is_busy else 0), 1),
+        "load": round(0.3 + 0.08 * wave + (0.9 if is_busy else 0), 2),
+        "memory_free": 400 + round(6 * wave) - (40 if is_busy else 0),
+        "disk_free": 24_400 - (time_ms - NOW_MS + DAY_MS) // MINUTE_MS // 8,
+    }
+
+
+def fill(store: SqliteStore) -> None:
+    """Store one sample a minute for the 24 hours before NOW_MS, the last one a second before it."""
+    times = range(NOW_MS - DAY_MS + MINUTE_MS - 1000, NOW_MS, MINUTE_MS)
+    samples = [
+        Sample(seq, time_ms, seq * MINUTE_MS, values_at(time_ms), {}, "") for seq, time_ms in enumerate(times, 1)
+    ]
+    filing = Filing("demo", "0" * 16, "1" * 16, Mark(samples[-1].seq, samples[-1].up_ms))
+    filing.units, filing.items = UNITS, [Stretch(samples)]
+    with store.writing(()):
+        store.put([filing], NOW_MS, None)
+
+
+@contextlib.contextmanager
+def served() -> Iterator[str]:
+    """Serve the pages on a free port of this machine; yields the address that lets one browser in."""
+    with contextlib.ExitStack() as stack:
+        data = tempfile.mkdtemp(prefix="pigeonpost-pictures-")
+        stack.callback(shutil.rmtree, data, ignore_errors=True)
+        clock = StoppedClock()
+        store = SqliteStore(data)
+        stack.callback(store.close)
+        fill(store)
+        csv = CsvLog(data, store, clock)
+        stack.callback(csv.close)
+        csv.start()
+        links: list[Any] = [DemoLink()]
+        house = House(
+            name="home", data=data, clock=clock, store=store, csv=csv, intake=Intake(store, csv, clock), links=links,
+            users=Users(data), control="", started_ms=NOW_MS - 3 * DAY_MS, names=(), stop=lambda reason: None,
+            disk=Disk(data, clock),
+        )  # fmt: skip
+        web = WebEnd([("127.0.0.1", 0)], house)
+        web.start()
+        stack.callback(web.stop, 2.0)
+        host, port = web.addresses[0]
+        yield f"http://{host}:{port}/?key={web.first_key}"
+
+
+def draw(folder: str, browser: Any) -> None:
+    """Draw all PICTURES into `folder` with a started browser of Playwright."""
+    with served() as address:
+        first = browser.new_context()
+        first.new_page().goto(address)
+        session = first.storage_state()
+        first.close()
+        for name, (path, options) in PICTURES.items():
+            context = browser.new_context(base_url=address, storage_state=session, **options)
+            context.set_default_timeout(LIMIT_MS)
+            page = context.new_page()
+            page.clock.set_fixed_time(NOW_MS / 1000)
+            page.goto(path)
+            for chart in page.locator(".charts img").all():
+                chart.scroll_into_view_if_needed()
+                page.wait_for_function("image => image.complete && image.naturalWidth", arg=chart.element_handle())
+            page.evaluate("scrollTo(0, 0)")
+            page.screenshot(path=os.path.join(folder, name))
+            context.close()
+
+
+def main() -> None:
+    """Draw the pictures into the folder that is named, else into this one."""
+    from playwright.sync_api import sync_playwright
+
+    os.environ["TZ"] = "UTC"
+    time.tzset()
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        sys.exit("no Chromium here: sudo apt install chromium")
+    with sync_playwright() as playwright:
+        # As root Chromium does not start in its sandbox; containers have a small /dev/shm.
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        draw(sys.argv[1] if len(sys.argv) > 1 else os.path.dirname(os.path.abspath(__file__)), browser)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""The documents: working links, a complete index, limits that are those of the programs, the licence."""
+
+import ast
+import importlib
+import inspect
+import os
+import re
+import unittest
+from fractions import Fraction
+
+import settings
+from tests.support import ROOT
+from tests.test_layers import FILES
+
+UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "min": 60, "h": 3600, "days": 86_400}
+# A constant with such a name is a limit, which docs/limits.md explains; except for these.
+LIMIT_NAME = re.compile(r"_?(MOST|LONGEST|LARGEST|DEEPEST|SMALLEST|SHORTEST)(_[A-Z0-9_]+)?").fullmatch
+NO_LIMITS = {
+    "bus.packets._LARGEST_TIME",  # of the packet's format
+    "links.bus._LARGEST_F32",  # of the format of a 32-bit float
+    "ring._LONGEST_NUMBER",  # digits of a float
+    "sensors.mcp3424._LONGEST_S",  # conversion times from the data sheet
+    "links.bus.MOST_AT_ONCE", "links.router._MOST_AT_ONCE",  # how a loop is cut into pieces
+    "commands.old_config._MOST_NODES",  # of a converter that a person runs on their own file
+}  # fmt: skip
+TABLE = ("limit", "value", "reason", "beyond it", "where")
+
+
+def read(*path):
+    with open(os.path.join(ROOT, *path), encoding="utf-8") as file:
+        return file.read()
+
+
+def documents():
+    """Every document, as a path from the root."""
+    found = [name for name in os.listdir(ROOT) if name.endswith(".md")]
+    for folder in ("docs", "bench"):
+        found += [f"{folder}/{name}" for name in os.listdir(os.path.join(ROOT, folder)) if name.endswith(".md")]
+    return sorted(found)
+
+
+def anchors(text):
+    """The anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def rows_of_limits():
+    """Every row of the tables in docs/limits.md: its five cells."""
+    rows = []
+    for line in read("docs", "limits.md").splitlines():
+        if line.startswith("|") and not line.startswith("|---"):
+            rows.append(tuple(cell.strip() for cell in line.strip("|").split(" | ")))
+    return [row for row in rows if row != TABLE]
+
+
+def amount(text, name=""):
+    """The number that a cell says: `64 KiB`, `5 min`, `65,536 bytes a second`; in the unit of the constant `name`."""
+    number, _, rest = text.partition(" ")
+    factor = Fraction(UNITS.get(rest.partition(" ")[0], 1))
+    if name.endswith("_MS"):
+        factor *= 1000
+    if name.endswith("_KIB"):
+        factor /= 1024
+    return Fraction(number.replace(",", "")) * factor
+
+
+def found_at(path):
+    """The object that `module.NAME` or `module.Class.NAME` is; of a NamedTuple the default of its field."""
+    module, _, name = path.rpartition(".")
+    if module not in FILES:
+        kind = found_at(module)
+        return kind._field_defaults[name] if hasattr(kind, "_field_defaults") else getattr(kind, name)
+    return getattr(importlib.import_module(module), name)
+
+
+class Limits(unittest.TestCase):
+    def test_each_row_has_five_cells(self):
+        rows = rows_of_limits()
+        self.assertGreater(len(rows), 100)
+        for row in rows:
+            self.assertEqual(len(row), len(TABLE), row)
+            self.assertTrue(all(row), row)
+
+    def test_each_value_is_the_programs(self):
+        for _, value, _, _, where in rows_of_limits():
+            with self.subTest(where):
+                place = where.strip("`")
+                if place.startswith("["):
+                    self.check_setting(place, value)
+                elif ": " in place:
+                    self.check_expression(*place.split(": ", 1), value)
+                else:
+                    self.check_constant(place, value)
+
+    def check_constant(self, place, value):
+        constant = found_at(place)
+        if callable(constant):  # a pattern: the longest text that it matches
+            self.assertTrue(constant("a" * int(amount(value))))
+            self.assertFalse(constant("a" * (int(amount(value)) + 1)))
+        elif isinstance(constant, float):
+            self.assertEqual(float(amount(value, place)), constant)
+        else:
+            self.assertEqual(amount(value, place), constant)
+
+    def check_expression(self, module, expression, value):
+        source = inspect.getsource(importlib.import_module(module))
+        self.assertIn(expression, source)
+        self.assertIn(amount(value), [Fraction(number) for number in re.findall(r"\d+(?:\.\d+)?", expression)])
+
+    def check_setting(self, place, value):
+        table, key = re.fullmatch(r"\[(\w+)\] (\w+)", place).groups()
+        (one,) = [one for one in (*settings.NODE, *settings.SERVER) if (one.table, one.key) == (table, key)]
+        usual, low, high = re.fullmatch(r"(.+) \(([\d.,]+) to ([\d.,]+)\)", value).groups()
+        self.assertEqual(float(amount(usual)), float(one.default))
+        low, high = float(amount(low)), float(amount(high))
+        for right in (low, high):
+            one.parse(int(right) if right.is_integer() else right)
+        for wrong in (low / 2 if low else -1, 2 * high):
+            with self.assertRaises(ValueError):
+                one.parse(int(wrong) if float(wrong).is_integer() else wrong)
+
+    def test_no_limit_of_the_program_is_left_out(self):
+        listed = {where.strip("`") for *_, where in rows_of_limits()}
+        limits = {
+            f"{module}.{name.id}"
+            for module, path in FILES.items() for statement in ast.parse(read(path)).body
+            if isinstance(statement, ast.Assign)
+            for target in statement.targets for name in ast.walk(target)
+            if isinstance(name, ast.Name) and LIMIT_NAME(name.id)
+        }  # fmt: skip
+        self.assertLessEqual(NO_LIMITS, limits)
+        self.assertEqual(limits - listed - NO_LIMITS, set())
+
+
+class Documents(unittest.TestCase):
+    def test_each_relative_link_leads_to_a_file_and_its_heading(self):
+        count = 0
+        for document in documents():
+            for link in re.findall(r"\]\(([^)\s]+)\)", read(document)):
+                if re.match(r"[a-z]+:", link):
+                    continue
+                path, _, anchor = link.partition("#")
+                target = os.path.normpath(os.path.join(os.path.dirname(document), path)) if path else document
+                with self.subTest(document, link=link):
+                    self.assertTrue(os.path.exists(os.path.join(ROOT, target)))
+                    if anchor:
+                        self.assertIn(anchor, anchors(read(target)))
+                count += 1
+        self.assertGreater(count, 50)
+
+    def test_the_index_names_each_document_once(self):
+        index = read("docs", "README.md")
+        for name in os.listdir(os.path.join(ROOT, "docs")):
+            if name != "README.md" and not name.startswith((".", "__")):
+                self.assertEqual(len(re.findall(rf"\]\({re.escape(name)}[/)]", index)), 1, name)
+
+    def test_lines_are_at_most_100_columns_wide(self):
+        for path in ("CONTRIBUTING.md", "SECURITY.md", "docs/README.md", "docs/limits.md"):
+            for line in read(path).splitlines():
+                if not line.startswith("|"):  # a row of a table cannot be broken
+                    self.assertLessEqual(len(line), 100, f"{path}: {line}")
+
+    def test_licence(self):
+        lines = read("LICENSE").splitlines()
+        self.assertEqual((lines[0], lines[2]), ("MIT License", "Copyright (c) 2026 Pigeonpost contributors"))
+
+
+if __name__ == "__main__":
+    unittest.main()

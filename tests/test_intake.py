@@ -1,5 +1,6 @@
 """The server's only door in: each sample once, in order; acknowledged only when durable."""
 
+import contextlib
 import random
 import tempfile
 import threading
@@ -10,10 +11,16 @@ from base.clock import Clock, FakeClock
 from base.errors import DiskError, NotStored
 from csvbuffer import CsvLog
 from intake import Intake
-from stores import Mark
+from protocol import IMPORTED
+from stores import Mark, Summary, Window
 from stores.sqlite import SqliteStore
-from tests.support import LIMIT_S, wait_until
+from tests.page_support import use_memory_disk
+from tests.support import LIMIT_S, rounds, wait_until
 from tests.test_stores import E1, E2, OUTBOX, batch, gap
+
+
+def setUpModule():
+    use_memory_disk()
 
 
 class Answers:
@@ -168,6 +175,28 @@ class Committing(IntakeCase):
         self.intake.commit()
         self.assertEqual((self.answers.acks, self.seqs()), ([(E1, 4)], [1, 2, 3, 4]))
 
+    def test_samples_without_numbers_continue_those_of_their_epoch(self):
+        """As from a program that sends readings, and counts nothing."""
+        for first, last in ((1, 2), (11, 13)):
+            made = batch(first, last)
+            self.accept(made._replace(samples=[one._replace(seq=0) for one in made.samples]))
+        self.intake.commit()
+        self.assertEqual((self.answers.acks, self.seqs()), ([(E1, 5)], [1, 2, 3, 4, 5]))
+        ups = [point.time_ms for point in self.store.points("a", 0, 1 << 60, 10)]
+        self.assertEqual(ups, sorted(ups))
+        self.assertEqual(list(self.store.verify()), [])
+
+    def test_samples_read_from_a_file_are_stored_but_are_not_the_latest(self):
+        self.accept(batch(1, 3)._replace(outbox=IMPORTED))
+        self.intake.commit()
+        self.assertEqual((self.seqs(), self.intake.latest), ([1, 2, 3], {}))
+
+    def test_settling_without_a_writer_gives_up_after_its_limit(self):
+        self.assertTrue(self.intake.settle(0.0))  # there is nothing to wait for
+        self.accept(batch(1, 3))
+        self.assertFalse(self.intake.settle(0.0))
+        self.assertEqual(self.seqs(), [])
+
     def test_two_servers_of_one_node_are_each_acknowledged_what_they_sent(self):
         other = Answers()
         self.accept(batch(1, 5))
@@ -184,7 +213,7 @@ class Committing(IntakeCase):
 
     def test_random_senders(self):
         """Senders that repeat, restart and overlap, and commits that fail: each sample once."""
-        for seed in range(30):
+        for seed in range(rounds("PIGEONPOST_TEST_SENDERS", 8, 30)):
             with self.subTest(seed=seed), tempfile.TemporaryDirectory() as self.folder:
                 self.open()
                 self.play(random.Random(seed))
@@ -211,20 +240,96 @@ class Committing(IntakeCase):
         self.assertEqual(list(self.store.verify()), [])
 
 
-class Running(IntakeCase):
+class Withdrawing(IntakeCase):
+    def withdraw(self, place):
+        return self.intake.withdraw(self.intake._batches[place])
+
+    def test_a_withdrawn_batch_is_neither_stored_nor_answered(self):
+        self.accept(batch(1, 2), batch(3, 4), batch(5, 5))
+        last = self.intake._batches[2]
+        self.assertTrue(self.withdraw(2))
+        self.assertFalse(self.intake.withdraw(last))  # it is gone already
+        self.intake.commit()
+        self.assertEqual((self.seqs(), self.answers.acks), ([1, 2, 3, 4], [(E1, 4)]))
+
+    def test_what_is_stored_or_being_stored_cannot_be_withdrawn(self):
+        self.accept(batch(1, 2))
+        (first,) = self.intake._batches
+        put, tried = self.store.put, []
+
+        def withdrawn_meanwhile(*arguments):
+            self.accept(batch(3, 3))
+            tried.append((self.withdraw(0), self.withdraw(1)))
+            return put(*arguments)
+
+        with mock.patch.object(self.store, "put", withdrawn_meanwhile):
+            self.intake.commit()
+        self.assertEqual(tried, [(False, True)])
+        self.assertFalse(self.intake.withdraw(first))
+        self.assertEqual((self.seqs(), self.answers.acks), ([1, 2], [(E1, 2)]))
+
+    def test_a_commit_that_failed_leaves_its_batches_to_be_withdrawn(self):
+        self.accept(batch(1, 2))
+        with mock.patch.object(self.store, "put", side_effect=NotStored("full")), self.assertRaises(NotStored):
+            self.intake.commit()
+        self.assertTrue(self.withdraw(0))
+        self.intake.commit()
+        self.assertEqual((self.seqs(), self.answers.acks), ([], []))
+
+    def test_withdrawing_makes_room(self):
+        self.store.close()
+        self.open(buffer_samples=10)
+        self.accept(batch(1, 4), batch(5, 12))
+        refused = self.answers.of(batch(13, 13))
+        self.assertFalse(self.intake.accept(refused, limit_s=0.0))
+        self.assertTrue(self.withdraw(1))
+        self.assertTrue(self.intake.accept(self.answers.of(batch(5, 5)), limit_s=0.0))
+        self.intake.commit()
+        self.assertEqual(self.seqs(), [1, 2, 3, 4, 5])
+
+
+class RunningCase(IntakeCase):
     clock_type = Clock
 
     def start(self, **settings):
         self.open(**settings)
         self.intake.start()
-        self.addCleanup(self.intake.stop, 5)
+        self.addCleanup(self.intake.stop, LIMIT_S)
 
     def setUp(self):
         super().setUp()
         self.store.close()
 
+    @contextlib.contextmanager
+    def held_store(self):
+        """The store takes nothing before the end of the block."""
+        go_on, put = threading.Event(), self.store.put
+
+        def held(*arguments):
+            go_on.wait(LIMIT_S)
+            return put(*arguments)
+
+        with mock.patch.object(self.store, "put", held):
+            try:
+                yield
+            finally:
+                go_on.set()
+
+    def waiting_threads(self):
+        """From now on: the threads that have waited in the intake."""
+        waiting, wait = set(), self.intake._changed.wait
+
+        def noted(limit_s=None):
+            waiting.add(threading.current_thread())
+            return wait(limit_s)
+
+        self.enterContext(mock.patch.object(self.intake._changed, "wait", noted))
+        return waiting
+
+
+class Running(RunningCase):
     def test_it_commits_after_commit_s(self):
-        self.start(commit_s=0.05)
+        self.start(commit_s=0.02)
         self.accept(batch(1, 3))
         self.assertTrue(self.answers.wait_for(lambda: (E1, 3) in self.answers.acks))
         self.accept(batch(4, 4))
@@ -243,7 +348,7 @@ class Running(IntakeCase):
 
         with mock.patch.object(self.store, "put", slow_put):
             self.intake.accept(self.answers.of(batch(1, 3)), urgent=True)
-            self.assertTrue(self.answers.wait_for(lambda: (E1, 6) in self.answers.acks, 20))
+            self.assertTrue(self.answers.wait_for(lambda: (E1, 6) in self.answers.acks))
 
     def test_settling_while_a_commit_is_under_way_is_not_forgotten_by_it(self):
         self.start(commit_s=600)
@@ -252,7 +357,7 @@ class Running(IntakeCase):
 
         def settle():
             begun.set()
-            settled.append(self.intake.settle(20))
+            settled.append(self.intake.settle(LIMIT_S))
 
         def slow_put(*arguments):
             if not begun.is_set():
@@ -265,7 +370,7 @@ class Running(IntakeCase):
         settler = threading.Thread(target=settle)
         with mock.patch.object(self.store, "put", slow_put):
             self.accept(batch(1, 3))
-            self.assertTrue(self.answers.wait_for(lambda: (E1, 6) in self.answers.acks, 20))
+            self.assertTrue(self.answers.wait_for(lambda: (E1, 6) in self.answers.acks))
         settler.join(LIMIT_S)
         self.assertEqual(settled, [True])
 
@@ -282,41 +387,35 @@ class Running(IntakeCase):
         self.accept(batch(1, 10))
         self.answers.wait_for(lambda: self.answers.acks)
         self.accept(batch(11, 20))
-        self.assertIsNone(self.intake.stop(5))
+        self.assertIsNone(self.intake.stop(LIMIT_S))
         self.assertEqual(self.answers.acks[-1], (E1, 20))
         self.assertEqual(list(self.store.logged_after(self.store.log_mark().filed)), [])
         self.accept(batch(21, 30))  # too late: neither stored nor acknowledged
         self.assertEqual((self.answers.acks[-1], len(self.seqs())), ((E1, 20), 20))
 
-    def test_too_much_makes_the_roads_wait(self):
+    def test_too_much_makes_the_senders_wait(self):
         self.start(commit_s=600, buffer_samples=1000)
-        held = threading.Event()
-        real = self.store.put
+        taken, waiting = [], self.waiting_threads()
 
-        def put(*arguments):
-            held.wait(LIMIT_S)
-            return real(*arguments)
+        def send():
+            for first in range(1, 5001, 500):
+                self.accept(batch(first, first + 499))
+                taken.append(first)
 
-        with mock.patch.object(self.store, "put", put):
-            taken = []
-
-            def send():
-                for first in range(1, 5001, 500):
-                    self.accept(batch(first, first + 499))
-                    taken.append(first)
-
-            sender = threading.Thread(target=send)
+        sender = threading.Thread(target=send)
+        with self.held_store():
             sender.start()
-            sender.join(0.3)
-            self.assertTrue(sender.is_alive())
-            self.assertLessEqual(len(taken), 4)
-            held.set()
-            sender.join(LIMIT_S)
+            wait_until(lambda: sender in waiting, "the sender waits")
+            self.assertEqual(taken, [1, 501])
+            self.assertFalse(self.intake.accept(self.answers.of(batch(1, 1)), limit_s=0.01))
+        sender.join(LIMIT_S)
+        self.assertTrue(self.intake.settle(LIMIT_S))
         self.assertTrue(self.answers.wait_for(lambda: (E1, 5000) in self.answers.acks))
+        self.assertEqual(len(self.seqs()), 5000)
 
     def test_a_full_disk_is_tried_again(self):
-        with mock.patch("intake._RETRY_S", 0.05):
-            self.start(commit_s=0.05)
+        with mock.patch("intake._RETRY_S", 0.001):
+            self.start(commit_s=0.001)
             real, calls = self.store.put, []
 
             def put(*arguments):
@@ -328,9 +427,43 @@ class Running(IntakeCase):
             with mock.patch.object(self.store, "put", put), self.assertLogs("intake") as logged:
                 self.accept(batch(1, 3))
                 self.assertTrue(self.answers.wait_for(lambda: (E1, 3) in self.answers.acks))
-                self.intake.stop(5)
+                self.intake.stop(LIMIT_S)
             self.assertEqual(len(logged.output), 2)  # when it began, and when it ended
             self.assertEqual(self.intake.fault, "")
+
+    def test_a_stop_that_takes_too_long_says_what_is_not_stored(self):
+        self.start(commit_s=600)
+        with self.held_store():
+            self.accept(batch(1, 3))
+            wait_until(lambda: self.intake._in_hand, "it is being stored")
+            self.assertEqual(self.intake.stop(0.01), "3 samples were not stored; their nodes keep them")
+        self.assertIsNone(self.intake.stop(LIMIT_S))
+        self.assertEqual((self.seqs(), self.answers.acks), ([1, 2, 3], [(E1, 3)]))
+
+    def test_a_sender_that_waits_for_room_is_sent_away_when_the_program_stops(self):
+        self.start(commit_s=600, buffer_samples=3)
+        results, waiting = [], self.waiting_threads()
+        late = threading.Thread(target=lambda: results.append(self.intake.accept(self.answers.of(batch(4, 4)))))
+        with self.held_store():
+            self.accept(batch(1, 3))
+            late.start()
+            wait_until(lambda: late in waiting, "it waits")
+            self.intake.stop(0.0)
+            late.join(LIMIT_S)
+        self.assertEqual(results, [False])
+        self.assertIsNone(self.intake.stop(LIMIT_S))
+        self.assertEqual(self.answers.acks, [(E1, 3)])
+
+    def test_what_a_full_store_does_not_take_at_the_end_is_not_acknowledged(self):
+        self.start(commit_s=0.001)
+        with mock.patch.object(self.store, "put", side_effect=NotStored("disk full")):
+            with self.assertLogs("intake", "ERROR") as logged:
+                self.accept(batch(1, 3))
+                wait_until(lambda: self.intake.fault, "it has tried")
+                self.assertIsNone(self.intake.stop(LIMIT_S))
+            self.assertEqual(self.intake.fault, "nothing can be stored: disk full")
+        self.assertEqual(logged.output[-1], "ERROR:intake:not stored: disk full; the nodes keep it")
+        self.assertEqual((self.seqs(), self.answers.acks), ([], []))
 
     def test_a_broken_disk_ends_the_program(self):
         self.start(commit_s=0.05)
@@ -353,10 +486,103 @@ class Running(IntakeCase):
             sender.start()
         for sender in senders:
             sender.join(LIMIT_S)
-        self.intake.stop(10)
+        self.intake.stop(LIMIT_S)
         for node in names:
             self.assertEqual(self.seqs(node), list(range(1, 1001)))
         self.assertEqual(list(self.store.verify()), [])
+
+
+HOUR = Window("a", 3_600_000, 3_600_000, 0)
+SUMMARY = Summary(3_600_000, 2, 20.5, 20.5, 20.0, 20.0, 21.0, 0.5)
+
+
+class Tasks(RunningCase):
+    """Jobs that others have the writer do."""
+
+    def summarise(self):
+        self.store.put_summaries(HOUR, {"temperature": SUMMARY})
+        return threading.current_thread().name
+
+    def summaries(self):
+        return self.store.summaries("a", "temperature", HOUR.span_ms, 0, 1 << 60)
+
+    def setUp(self):
+        super().setUp()
+        self.start(commit_s=600)
+        self.accept(batch(1, 2))
+        self.assertTrue(self.intake.settle(LIMIT_S))
+        self.intake.run(lambda: None, LIMIT_S)  # so the commit is handed on too
+
+    def test_a_task_is_done_by_the_writer_and_its_result_is_returned(self):
+        self.assertEqual(self.intake.run(self.summarise, LIMIT_S), "intake")
+        self.assertEqual(self.summaries(), [SUMMARY])
+
+    def test_an_error_of_a_task_is_raised_by_the_caller_and_undoes_the_task(self):
+        def fail():
+            self.summarise()
+            raise ZeroDivisionError("in the task")
+
+        with self.assertRaisesRegex(ZeroDivisionError, "in the task"):
+            self.intake.run(fail, LIMIT_S)
+        self.assertEqual(self.summaries(), [])
+        self.assertEqual(self.intake.run(lambda: 7, LIMIT_S), 7)  # the writer goes on
+
+    def test_a_broken_disk_in_a_task_ends_the_program(self):
+        error = DiskError("I/O error")
+        with self.assertRaises(DiskError) as caught:
+            self.intake.run(mock.Mock(side_effect=error), LIMIT_S)
+        self.assertIs(caught.exception, error)
+        self.intake._thread.join(LIMIT_S)
+        self.assertEqual(self.failures, [error])
+
+    def test_a_task_that_was_not_begun_within_its_limit_is_never_done(self):
+        with self.held_store():
+            self.intake.accept(self.answers.of(batch(3, 3)), urgent=True)
+            wait_until(lambda: self.intake._in_hand, "the writer is busy")
+            with self.assertRaisesRegex(NotStored, "the store was busy for 0.01 s"):
+                self.intake.run(self.summarise, 0.01)
+        self.intake.run(lambda: None, LIMIT_S)
+        self.assertEqual((self.summaries(), self.seqs()), ([], [1, 2, 3]))
+
+    def test_a_task_that_was_begun_within_its_limit_is_waited_for(self):
+        begun, limit_is_over, wait_for = threading.Event(), threading.Event(), self.intake._changed.wait_for
+
+        def wait_as_if_the_limit_were_over(condition, limit_s=None):
+            if limit_s is None:
+                limit_is_over.set()
+                return wait_for(condition)
+            return wait_for(begun.is_set)
+
+        def job():
+            begun.set()
+            with self.intake._changed:
+                self.intake._changed.notify_all()
+            return limit_is_over.wait(LIMIT_S) and self.summarise()
+
+        with mock.patch.object(self.intake._changed, "wait_for", wait_as_if_the_limit_were_over):
+            self.assertEqual(self.intake.run(job, 1.0), "intake")
+        self.assertEqual(self.summaries(), [SUMMARY])
+
+    def test_commits_come_between_two_tasks(self):
+        order = []
+        self.intake.watch(lambda filings: order.append("commit"))
+
+        def first():
+            self.intake.accept(self.answers.of(batch(3, 3)), urgent=True)
+            other.start()
+            wait_until(lambda: self.intake._tasks, "another task waits")
+            order.append("first")
+
+        other = threading.Thread(target=self.intake.run, args=(lambda: order.append("second"), LIMIT_S))
+        self.intake.run(first, LIMIT_S)
+        other.join(LIMIT_S)
+        self.assertEqual(order, ["first", "commit", "second"])
+
+    def test_no_task_is_taken_while_the_program_stops(self):
+        self.intake.stop(LIMIT_S)
+        with self.assertRaisesRegex(NotStored, "or the program stops"):
+            self.intake.run(self.summarise, LIMIT_S)
+        self.assertEqual(self.summaries(), [])
 
 
 if __name__ == "__main__":

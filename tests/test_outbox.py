@@ -4,13 +4,19 @@ import errno
 import os
 import threading
 import unittest
+from unittest import mock
 
 from base.errors import DiskError, Unexpected
 from outbox import MOST_FORKS, QUEUE_SAMPLES, Outbox
 from ring import _MOST_AT_ONCE, Ring, Run
+from tests.page_support import use_memory_disk
 from tests.support import BOOT, LIMIT_S, MemoryDisk, taken, temp_folder, wait_until
 
 E = [f"{n:016x}" for n in range(1, 50)]
+
+
+def setUpModule():
+    use_memory_disk()
 
 
 class OutboxCase(unittest.TestCase):
@@ -108,12 +114,24 @@ class Thread(OutboxCase):
         self.assertEqual(outbox.ring.last, 20)
         self.assertIsNone(outbox.stop(LIMIT_S))
 
-    def test_samples_gather_where_the_settings_say_so(self):
-        outbox = self.started(slots=512, sync_s=0.5)
-        calls = len(self.disk.calls)
-        for n in range(100):
-            outbox.put(taken(up_ms=n))
-        wait_until(lambda: outbox.ring.last == 100)
+    def test_samples_gather_for_sync_s_and_are_written_together(self):
+        outbox = self.started(slots=512, sync_s=30.0)
+        waits, is_over, calls = [], threading.Event(), len(self.disk.calls)
+        self.addCleanup(is_over.set)
+
+        def wait(seconds):
+            waits.append(seconds)
+            return is_over.wait(LIMIT_S)
+
+        with mock.patch.object(outbox._stopping, "wait", wait):
+            outbox.put(taken(up_ms=0))
+            wait_until(lambda: waits, "it lets samples gather")
+            for n in range(1, 100):
+                outbox.put(taken(up_ms=n))
+            self.assertEqual((outbox.ring.last, self.disk.calls[calls:]), (0, []))
+            is_over.set()
+            wait_until(lambda: outbox.ring.last == 100)
+        self.assertEqual(waits, [30.0])
         self.assertEqual(self.disk.calls[calls:], ["pwrite", "fdatasync"])
 
     def test_a_slow_disk_delays_nobody_who_puts(self):

@@ -10,7 +10,7 @@ import zlib
 
 from base.errors import DiskError
 from ring import FILE, LARGEST_SLOT, Ring, Run, Taken, slot_bytes_for
-from tests.support import BOOT, EPOCH, Killed, MemoryDisk, taken, temp_folder
+from tests.support import BOOT, EPOCH, Killed, MemoryDisk, rounds, taken, temp_folder
 
 FOLDER = "/card"
 PATH = f"{FOLDER}/{FILE}"
@@ -379,7 +379,7 @@ class Crashes(unittest.TestCase):
         self.assertGreater(self.crash_at_each_call(MemoryDisk.kill, 1), 60)
 
     def test_power_cut_at_each_disk_call(self):
-        self.assertGreater(self.crash_at_each_call(MemoryDisk.cut_power, 4), 60)
+        self.assertGreater(self.crash_at_each_call(MemoryDisk.cut_power, rounds("PIGEONPOST_TEST_RING_CUTS", 2, 4)), 60)
 
     def test_what_is_seen_after_a_kill_is_there_after_a_power_cut(self):
         """A link must never look at a sample that the disk has not confirmed: it would be gone, and its number too."""
@@ -664,7 +664,7 @@ class AgainstAModel(unittest.TestCase):
     """Random lives against the simplest thing that could be meant: a list, of which the last n are held."""
 
     def test_random_lives(self):
-        for seed in range(50):
+        for seed in range(rounds("PIGEONPOST_TEST_RING_LIVES", 20, 50)):
             with self.subTest(seed=seed):
                 self.life(random.Random(f"ring {seed}"), seed)
 

@@ -7,6 +7,7 @@ import random
 import unittest
 from unittest import mock
 
+import session_server
 from base.clock import FakeClock, rfc3339
 from base.errors import Unexpected
 from gate.tokens import LinkKey
@@ -15,8 +16,8 @@ from protocol import BATCH_SAMPLES, LINE_BYTES, WINDOW_SAMPLES, Message, decode,
 from ring import FILE, Ring
 from session import MOST_WARNINGS, is_count, parts
 from session_node import NodeFacts, NodeSession
-from session_server import MOST_EPOCHS, NodeState, ServerSession
-from tests.support import WALL_MS, FakeLedger, Killed, MemoryDisk, sensors_line, taken
+from session_server import NodeState, ServerSession
+from tests.support import WALL_MS, FakeLedger, Killed, MemoryDisk, rounds, sensors_line, taken
 
 TOKEN = "a token of 16 letters or more"
 NONCE = "5e" * 16
@@ -201,26 +202,27 @@ class Opening(SessionCase):
             self.open_as_server(self.node(), {"id": 0})[0].args[0]["held"], [[E[0], 1, 3, 1], [E[1], 1, 0, 4]]
         )
 
+    @mock.patch("session.ENTRIES_A_LINE", 50)
     def test_lists_that_do_not_fit_a_line_go_on_in_more(self):
-        ring = Ring("/card", 2048, 128, self.disk)
-        names = [f"{n:016x}" for n in range(1, 1301)]
+        ring = Ring("/card", 256, 128, self.disk)
+        names = [f"{n:016x}" for n in range(1, 131)]
         for number, epoch in enumerate(names, 1):
             ring.append(epoch, 1, self.clock.boot_id, [taken(values={"temperature": number}, up_ms=number)])
         self.start_node()
-        for known in (0, 1300):
+        for known in (0, 130):
             node, server = self.node(), self.server()
             said = self.pump(node, server)
             words = [message.word for _, message in said]
             lists = [m.args[0] for side, m in said if m.word in ("HELLO", "HELD") and side == "node"]
             self.assertEqual(
-                [(len(part["held"]), part.get("more")) for part in lists], [(500, True), (500, True), (301, None)]
+                [(len(part["held"]), part.get("more")) for part in lists], [(50, True), (50, True), (31, None)]
             )
             self.assertEqual([entry[0] for part in lists for entry in part["held"]], [*names, E[0]])
             resumes = [m.args[0] for _, m in said if m.word == "RESUME"]
             self.assertEqual([part.get("more") for part in resumes], [True, True, None] if known else [None])
             self.assertEqual(sum(len(part) for part in resumes), known + 1 + 2 * bool(known))
-            self.assertEqual(words.count("SENSORS"), 0 if known else 1300)
-            self.assertEqual(len(self.ledger.rows), 1300)
+            self.assertEqual(words.count("SENSORS"), 0 if known else 130)
+            self.assertEqual(len(self.ledger.rows), 130)
         self.assertEqual(self.ledger.repeats, 0)
 
     def test_every_line_fits_whatever_is_held(self):
@@ -387,7 +389,9 @@ class Opening(SessionCase):
         self.assertEqual((self.state.connected, self.state.fault), (True, ""))
         self.assertEqual(self.state.offset_ms, -5000)
 
+    @mock.patch("session_server.MOST_EPOCHS", 10_000)
     def test_lists_without_end_cost_no_memory(self):
+        most_epochs = session_server.MOST_EPOCHS
         self.start_node()
         self.take(2)
         node = self.node()
@@ -404,8 +408,8 @@ class Opening(SessionCase):
             held = [[f"{next(numbers):016x}", 1, 1, 1] for _ in range(500)]
             self.say(server, "HELD", {"held": held, "more": True})
             lines += 1
-            self.assertLessEqual(len(server._bases), MOST_EPOCHS + 500)
-        self.assertEqual(lines, MOST_EPOCHS // 500 + 1)
+            self.assertLessEqual(len(server._bases), most_epochs + 500)
+        self.assertEqual(lines, most_epochs // 500 + 1)
         self.assert_refused(server, "expected", closes=True)
 
     def test_the_log_is_not_filled_with_a_strangers_nonsense(self):
@@ -570,20 +574,20 @@ class Streaming(SessionCase):
         self.assertEqual(self.lines(self.streamed(node)), [(E[1], 1, 8)])
 
     @LONG_LINES
+    @mock.patch("stream.WINDOW_SAMPLES", 500)
+    @mock.patch("stream.BATCH_SAMPLES", 50)
     def test_what_is_overwritten_while_the_server_is_slow_is_a_gap(self):
-        self.start_node(slots=8192)
-        self.take(5000)
+        self.start_node(slots=1024)
+        self.take(500)
         node = self.node()
         self.open_as_server(node, {"id": 0})
         self.assertEqual(len(self.streamed(node)), 10)
-        self.take(8192)
-        self.say(node, "ACK", E[0], 5000)
-        gap = {"from": 5001, "to": 13_192 - 8192, "why": "overwritten"}
-        self.assertEqual(gap["to"], 5000)
-        self.assertEqual(self.lines(self.streamed(node))[0], (E[0], 5001, 5500))
-        self.take(8192)
-        self.say(node, "ACK", E[0], 10_000)
-        gap = {"from": 10_001, "to": 21_384 - 8192, "why": "overwritten"}
+        self.take(1024)  # up to 1524: all but 501 to 1524 is overwritten, and acknowledged
+        self.say(node, "ACK", E[0], 500)
+        self.assertEqual(self.lines(self.streamed(node))[0], (E[0], 501, 550))
+        self.take(1024)  # up to 2548
+        self.say(node, "ACK", E[0], 1000)
+        gap = {"from": 1001, "to": 2548 - 1024, "why": "overwritten"}
         self.assertEqual(self.lines(self.streamed(node))[0], (E[0], gap))
 
     def test_damaged_samples_are_a_gap_that_says_so(self):
@@ -1341,7 +1345,7 @@ class CutAnywhere(SessionCase):
     """Random lives: bytes arrive in pieces, connections break at any of them, programs die, the power goes."""
 
     def test_everything_is_delivered_once(self):
-        for seed in range(20):
+        for seed in range(rounds("PIGEONPOST_TEST_SESSION_LIVES", 8, 20)):
             with self.subTest(seed=seed):
                 self.setUp()
                 _Life(self, seed).run()

@@ -4,7 +4,7 @@ import json
 import unittest
 from unittest import mock
 
-from base.clock import FakeClock
+from base.clock import FakeClock, parse_rfc3339
 from outbox import Outbox
 from protocol import BATCH_SAMPLES, WINDOW_SAMPLES
 from ring import Ring
@@ -124,6 +124,33 @@ class Losses(StreamCase):
         self.outbox.read = late
         self.assertEqual(stream.next(), Lost(self.outbox.epoch, 1, 32, 1, 0, "overwritten"))
 
+    def test_damaged_samples_are_lost_and_the_others_are_sent(self):
+        self.take(12)
+        self.damage(1, 2, 6, 12)
+        epoch = self.outbox.epoch
+        self.assert_pieces(
+            self.stream(),
+            Lost(epoch, 1, 2, 1, 0, "damaged"),
+            (1, 3, 5, 3),
+            Lost(epoch, 6, 6, 6, 0, "damaged"),
+            (1, 7, 11, 7),
+            Lost(epoch, 12, 12, 12, 0, "damaged"),
+        )
+
+    def test_a_piece_of_damaged_samples_only_is_lost_as_a_whole(self):
+        self.take(FIRST_SAMPLES + 1)
+        self.damage(*range(1, FIRST_SAMPLES + 1))
+        lost = Lost(self.outbox.epoch, 1, FIRST_SAMPLES, 1, 0, "damaged")
+        self.assert_pieces(self.stream(), lost, (1, FIRST_SAMPLES + 1, FIRST_SAMPLES + 1, FIRST_SAMPLES + 1))
+
+    def damage(self, *numbers):
+        """Change a byte of each of these samples on the disk."""
+        ring = self.outbox.ring
+        for number in numbers:
+            at = ring._place(number) + 60
+            (byte,) = self.disk.pread(ring._fd, 1, at)
+            self.disk.pwrite(ring._fd, bytes([byte ^ 1]), at)
+
 
 class Window(StreamCase):
     def test_no_more_than_the_window_ahead_of_what_is_acknowledged(self):
@@ -142,6 +169,103 @@ class Window(StreamCase):
         again = self.all(stream)
         self.assertEqual((again[0].first, len(again[0].texts)), (11, FIRST_SAMPLES))
         self.assertEqual(sum(len(piece.texts) for piece in again), WINDOW_SAMPLES - 10)
+
+    def test_acknowledging_one_epoch_leaves_the_others_in_the_window(self):
+        self.take(3000)
+        self.start()
+        self.take(5000)
+        stream = self.stream()
+        self.all(stream)
+        first, second = (run.epoch for run in self.outbox.ring.runs)
+        stream.note_ack(second, 2000)
+        self.assertEqual(sum(len(piece.texts) for piece in self.all(stream)), 2000)
+        stream.note_ack(first, 3000)
+        self.assert_pieces(stream, (2, 4001, 4500, 7001), (2, 4501, 5000, 7501))
+        self.assertEqual(stream.due(), 0)
+
+
+class OtherCopy(StreamCase):
+    """The receiver says which sample it has under our number: one that differs came from a copy of this card."""
+
+    def setUp(self):
+        super().setUp()
+        for up_ms in range(1, 11):
+            self.outbox.put(taken(up_ms=up_ms))
+        self.outbox.commit()
+        self.epoch = self.outbox.epoch
+
+    def fork(self, seq, up_ms, epoch=None):
+        return Stream(self.outbox, self.clock).fork_if_other(epoch or self.epoch, seq, up_ms)
+
+    def test_the_same_sample_needs_no_new_epoch(self):
+        self.assertEqual(self.fork(7, 7), "")
+        self.assertEqual(self.outbox.held(), [[self.epoch, 1, 10, 1]])
+
+    def test_another_sample_starts_a_new_epoch_with_ours_of_that_number(self):
+        new = self.fork(7, 700)
+        self.assertEqual(self.outbox.held(), [[self.epoch, 1, 6, 1], [new, 1, 4, 7]])
+        self.assertEqual(self.outbox.epoch, new)
+
+    def test_without_an_uptime_the_sample_counts_as_the_same(self):
+        for up_ms in (None, "7", -1, 7.5, True):
+            self.assertEqual(self.fork(7, up_ms), "")
+
+    def test_a_receiver_that_is_ahead_of_us_has_samples_of_another_copy(self):
+        new = self.fork(11, 11)
+        self.assertEqual(self.outbox.held(), [[self.epoch, 1, 10, 1], [new, 1, 0, 11]])
+
+    def test_before_the_first_sample_of_this_run_any_is_ahead_of_us(self):
+        self.start()
+        fresh = self.outbox.epoch
+        self.assertEqual(self.fork(0, None, fresh), "")
+        new = self.fork(1, 1, fresh)
+        self.assertEqual(self.outbox.held()[-1], [new, 1, 0, 11])
+
+    def test_epochs_that_are_not_held_stay_as_they_are(self):
+        before = self.outbox.held()
+        self.assertEqual(self.fork(3, 300, "f" * 16), "")
+        self.assertEqual(self.outbox.held(), before)
+
+    def test_an_earlier_epoch_is_compared_too(self):
+        self.start()
+        self.take(2)
+        self.assertEqual(self.fork(20, 20), "")  # only the current epoch can be ahead of us
+        new = self.fork(10, 11)
+        self.assertEqual(self.outbox.held(), [[self.epoch, 1, 9, 1], [new, 1, 1, 10], [self.outbox.epoch, 1, 2, 11]])
+
+
+class Dates(StreamCase):
+    """The time and the clock flag of a sample, as well as they are known when it is sent."""
+
+    def sent(self, clock_set, boot=None, offset_ms=None):
+        """(time in ms before now, clock) of a sample that was taken 5 s ago, its date one hour slow."""
+        self.outbox._boot_id = boot or self.clock.boot_id
+        wall_ms, up_ms = self.clock.wall_ms() - 3_600_000 - 5000, self.clock.up_ms() - 5000
+        self.outbox.put(taken(wall_ms=wall_ms, up_ms=up_ms, clock_set=clock_set))
+        self.outbox.commit()
+        stream = Stream(self.outbox, self.clock)
+        stream.offset_ms = offset_ms
+        stream.begin(0, {})
+        sample = json.loads(stream.next().texts[-1])
+        return self.clock.wall_ms() - parse_rfc3339(sample["time"]), sample.get("clock", "")
+
+    def test_a_clock_that_was_set_is_believed(self):
+        self.assertEqual(self.sent(clock_set=True), (3_605_000, ""))
+
+    def test_a_clock_that_was_set_since_dates_the_samples_of_this_boot(self):
+        self.assertEqual(self.sent(clock_set=False), (5000, ""))
+
+    def test_samples_of_an_earlier_boot_keep_their_date_and_are_flagged(self):
+        self.assertEqual(self.sent(clock_set=False, boot="0b" * 8), (3_605_000, "unset"))
+
+    def test_without_a_clock_the_receivers_date_is_used_and_flagged(self):
+        self.clock.known = False
+        offset_ms = self.clock.wall_ms() + 60_000 - self.clock.up_ms()  # it is a minute ahead
+        self.assertEqual(self.sent(clock_set=False, offset_ms=offset_ms), (-55_000, "server"))
+
+    def test_without_any_clock_the_date_is_flagged(self):
+        self.clock.known = False
+        self.assertEqual(self.sent(clock_set=False), (3_605_000, "unset"))
 
 
 if __name__ == "__main__":

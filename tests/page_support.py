@@ -1,15 +1,23 @@
 """What the tests of the page and of the programs share: time zones, folders in memory, servers as processes."""
 
+import contextlib
 import http.client
+import io
 import os
 import subprocess
 import sys
 import tempfile
 import time
+import types
 import unittest
+import warnings
 from collections.abc import Mapping
+from typing import Any
+from unittest import mock
 
+import control as control_program
 from base.clock import Clock
+from tests.forked import Forked
 from tests.support import LIMIT_S, ROOT, WALL_MS, Program, clean_environment, temp_folder
 
 
@@ -50,16 +58,25 @@ def use_memory_disk() -> None:
         tempfile.tempdir = "/dev/shm"
 
 
-class Server(Program):
+def for_class(case: type[unittest.TestCase]) -> Any:
+    """Returns what a program or folder takes as its test, so that it lasts until all tests of the class have run.
+
+    Called in setUpClass: `cls.node = Node(for_class(cls))`.
+    """
+    return types.SimpleNamespace(addCleanup=case.addClassCleanup)
+
+
+class Server(Forked):
     """`server.py` as a process, its page on a free port unless it is told another.
 
     data  the folder of its data       page  where its page is, (host, port); waits until it says so
     """
 
-    def __init__(self, test: unittest.TestCase, *arguments: str, data: str | None = None, **environment: str) -> None:
+    def __init__(self, test: unittest.TestCase, *arguments: str, data: str | None = None, **more: Any) -> None:
+        """more: as of Forked: constants, and the environment"""
         self.data = data or temp_folder(test)
         web = () if "--web" in arguments else ("--web", "127.0.0.1:0")
-        fast = {"PIGEONPOST_STORE_COMMIT": "0.05", **environment}
+        fast = {"PIGEONPOST_STORE_COMMIT": "0.05", **more}
         super().__init__(test, "server.py", "--data", self.data, *web, *arguments, **fast)
         self._page: tuple[str, int] | None = None
 
@@ -82,14 +99,15 @@ class Server(Program):
             link.close()
 
 
-class Node(Program):
+class Node(Forked):
     """`node.py` with a simulated chip as a process, sampling twenty times a second."""
 
-    def __init__(self, test: unittest.TestCase, *arguments: str, name: str = "basement", **environment: str) -> None:
+    def __init__(self, test: unittest.TestCase, *arguments: str, name: str = "basement", **more: Any) -> None:
+        """more: as of Forked: constants, and the environment"""
         self.name = name
         super().__init__(
             test, "node.py", "--simulate", "--name", name, "--every", "0.05", "--listen", "127.0.0.1:0",
-            "--data", temp_folder(test), *arguments, **environment,
+            "--data", temp_folder(test), *arguments, **more,
         )  # fmt: skip
         self.place = "{}:{}".format(*self.address())
 
@@ -97,6 +115,43 @@ class Node(Program):
     def at(self) -> str:
         """What `server.py --node` takes."""
         return f"{self.name}@{self.place}"
+
+
+class InterpreterStart:
+    """Mixed into a Forked: it is started as people start it, by an interpreter of its own."""
+
+    _more: Mapping[str, Any]
+
+    def _start(self, arguments: list[str], folder: str, environment: dict[str, str]) -> Any:
+        if any(self._more.values()):
+            raise ValueError("constants and namespaces are of what is forked")
+        return Program._start(self, arguments, folder, environment)  # type: ignore[arg-type]
+
+
+class StartedServer(InterpreterStart, Server):
+    """A Server that an interpreter of its own runs."""
+
+
+class StartedNode(InterpreterStart, Node):
+    """A Node that an interpreter of its own runs."""
+
+
+def control_here(*arguments: str, said: str = "", **environment: str) -> tuple[int, str, str]:
+    """As `control`, but in this process: for tests of what a command does, not of how it is started."""
+    out, told = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(told),
+        mock.patch("sys.stdin", io.StringIO(said)),
+        mock.patch.dict(os.environ, clean_environment(**environment), clear=True),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", ResourceWarning)  # of a store that did not open: it is not what is told
+        try:
+            status = control_program.main(list(arguments))
+        except SystemExit as end:
+            status = end.code
+    return status, out.getvalue(), told.getvalue()
 
 
 def control(test: unittest.TestCase, *arguments: str, said: str = "", **environment: str) -> tuple[int, str, str]:

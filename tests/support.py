@@ -5,7 +5,9 @@ Nothing here sleeps in the hope that something has happened: every wait is for a
 
 from __future__ import annotations
 
+import atexit
 import errno
+import functools
 import os
 import queue
 import random
@@ -30,6 +32,25 @@ LIMIT_S = 60.0  # for anything that takes milliseconds on a quiet machine
 EPOCH = "0123456789abcdef"
 BOOT = "fedcba9876543210"
 WALL_MS = 1_795_188_970_123  # 2026-11-20T15:36:10.123Z
+LONG = os.environ.get("PIGEONPOST_TEST_LONG") == "1"
+
+
+def long(test: Any) -> Any:
+    """Decorator of a test or a class that is skipped without PIGEONPOST_TEST_LONG=1, which `.ci/run` sets.
+
+    A quick test of the same kind, which always runs, stands beside it.
+    """
+    return unittest.skipUnless(LONG, "runs with PIGEONPOST_TEST_LONG=1, as .ci/run does")(test)
+
+
+def rounds(name: str, quick: int, full: int) -> int:
+    """Returns how often a test repeats its round.
+
+    name   environment variable that sets the number by hand
+    quick  the number in `python3 -m unittest`
+    full   the number with PIGEONPOST_TEST_LONG=1
+    """
+    return int(os.environ.get(name, full if LONG else quick))
 
 
 def temp_folder(test: unittest.TestCase) -> str:
@@ -368,7 +389,22 @@ def clean_environment(**more: str) -> dict[str, str]:
     for key in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "JOURNAL_STREAM", "STATE_DIRECTORY", "CREDENTIALS_DIRECTORY"):
         kept.pop(key, None)
     quiet = {"PIGEONPOST_ANNOUNCE_ON": "false"}  # tests that run beside each other would hear each other
-    return {**kept, **quiet, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", **more}
+    cached = {"PYTHONPYCACHEPREFIX": _bytecode_folder(), "PYTHONDONTWRITEBYTECODE": ""}
+    return {**kept, **quiet, "PYTHONUNBUFFERED": "1", **cached, **more}
+
+
+@functools.cache
+def _bytecode_folder() -> str:
+    """Returns the folder of compiled modules that all started programs share: compiling takes longer than starting.
+
+    It is not `__pycache__` beside the modules: nothing but its data folder is written by a program in a test.
+    """
+    given = os.environ.get("PYTHONPYCACHEPREFIX")
+    if given:
+        return given
+    folder = tempfile.mkdtemp(prefix="pigeonpost-test-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 class Program:
@@ -376,10 +412,9 @@ class Program:
 
     def __init__(self, test: unittest.TestCase, *arguments: str, folder: str | None = None, **environment: str) -> None:
         """`arguments` begin with the program's file; `folder` is where it runs; both pipes end with the test."""
-        self.process = subprocess.Popen(
-            [sys.executable, os.path.join(ROOT, arguments[0]), *arguments[1:]],
-            cwd=folder or temp_folder(test), env=clean_environment(**environment), stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+        self.process = self._start(
+            [os.path.join(ROOT, arguments[0]), *arguments[1:]], folder or temp_folder(test),
+            clean_environment(**environment),
         )  # fmt: skip
         self.said: list[str] = []
         self.logged: list[str] = []
@@ -391,6 +426,12 @@ class Program:
         for reader in self._readers:
             reader.start()
         test.addCleanup(self.kill)
+
+    def _start(self, arguments: list[str], folder: str, environment: dict[str, str]) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, *arguments], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+        )  # fmt: skip
 
     @staticmethod
     def _read(pipe: Any, lines: list[str], told: queue.SimpleQueue[str | None] | None) -> None:

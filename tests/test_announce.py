@@ -21,7 +21,9 @@ from links import announce
 from links.announce import DATAGRAM_BYTES, LEAST_MOVE_S, NodeEnd, ServerEnd, interfaces, read_call, write_call
 from parcels import unsealed
 from session_server import NodeState
-from tests.support import LIMIT_S, ROOT, Program, clean_environment, temp_folder, wait_until
+from tests.forked import Forked
+from tests.page_support import use_memory_disk
+from tests.support import LIMIT_S, ROOT, Program, long, temp_folder, wait_until
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 PLACES = [("192.168.1.20", 5003), ("10.0.0.5", 5003)]
@@ -332,7 +334,7 @@ class Speaking(unittest.TestCase):
 
     def test_and_every_so_often(self):
         with mock.patch.object(announce, "FIRST_S", (0.0,)):
-            self.start(0.05)
+            self.start(0.02)
             nonces = {wait_until(self.heard).nonce for _ in range(5)}
         self.assertEqual(len(nonces), 5)
 
@@ -379,8 +381,19 @@ class Speaking(unittest.TestCase):
         self.assertIsInstance(announce.make_node_end(settings, self.facts, None, Clock()), announce.Silent)
 
 
+QUICK = {
+    "links.announce.FIRST_S": (0.0, 0.1, 0.3),
+    "links.announce.LEAST_MOVE_S": 0.2,
+    "links.announce._LOOK_S": 0.1,
+    "links.tcp.RETRY_S": 0.1,
+    "session_server.DOUBT_S": 0.2,
+}
+
+
 class Programs(unittest.TestCase):
-    """node.py and server.py as they are run; the server has nothing but the node's token."""
+    """node.py and server.py with shorter intervals; the server has nothing but the node's token."""
+
+    kind, more = Forked, {"constants": QUICK}
 
     def setUp(self):
         self.group = "%s:%d" % free_group()
@@ -390,25 +403,21 @@ class Programs(unittest.TestCase):
     def settings(self, **more):
         return {"PIGEONPOST_ANNOUNCE_ON": "true", "PIGEONPOST_ANNOUNCE_GROUP": self.group, **more}
 
-    def start_node(self, token=None, listen="127.0.0.1:0"):
-        node = Program(
-            self, "node.py", "--simulate", "--name", "basement", "--listen", listen, "--data", self.card, "--every",
-            "0.2", **self.settings(PIGEONPOST_NODE_TOKEN=token or self.token, PIGEONPOST_ANNOUNCE_EVERY="1"),
+    def start_node(self, token=None, name="basement", card=None):
+        token = self.token if token is None else token
+        return self.kind(
+            self, "node.py", "--simulate", "--name", name, "--listen", "127.0.0.1:0", "--data",
+            card or self.card, "--every", "0.05", **self.more, **self.settings(PIGEONPOST_ANNOUNCE_EVERY="1"),
+            **({"PIGEONPOST_NODE_TOKEN": token} if token else {}),
         )  # fmt: skip
-        self.addCleanup(node.kill)
-        return node
 
     def start_server(self):
-        server = Program(
-            self,
-            "server.py",
-            "--data",
-            self.data,
-            "--web",
-            "127.0.0.1:0",
-            **self.settings(PIGEONPOST_STORE_COMMIT="0.1"),
-        )
-        self.addCleanup(server.kill)
+        """Returns it once it listens."""
+        server = self.kind(
+            self, "server.py", "--data", self.data, "--web", "127.0.0.1:0", **self.more,
+            **self.settings(PIGEONPOST_STORE_COMMIT="0.05"),
+        )  # fmt: skip
+        server.line()
         return server
 
     def rows(self):
@@ -438,6 +447,7 @@ class Programs(unittest.TestCase):
         wait_until(self.rows)
 
     def test_a_node_with_another_token_is_not_collected_from(self):
+        self.kind, self.more = Program, {}
         server = self.start_server()
         self.start_node("another-token-than-that")
         server.logs("an announcement is ignored: wrong token (1 so far)")
@@ -445,26 +455,38 @@ class Programs(unittest.TestCase):
 
     def test_a_node_without_a_token_does_not_say_where_it_is(self):
         host, port = self.group.split(":")
+        heard = []
+
+        def hear(ear):
+            try:
+                heard.append(read_call(unsealed(ear.recv(2000))[1]).node)
+            except BlockingIOError:
+                pass
+            return heard.count("attic") >= 3
+
         with listener((host, int(port)), Path("lo")) as ear:
-            node = Program(
-                self, "node.py", "--simulate", "--listen", "127.0.0.1:0", "--data", self.card,
-                **self.settings(PIGEONPOST_ANNOUNCE_EVERY="1"),
-            )  # fmt: skip
-            self.addCleanup(node.kill)
-            wait_until(lambda: any("listening on" in line for line in node.said))
-            time.sleep(1.5)  # in which one with a token says it three times
-            with self.assertRaises(BlockingIOError):
-                ear.recv(2000)
+            self.start_node(token="").address()  # all of it runs
+            self.start_node(name="attic", card=temp_folder(self))  # and this one was started later
+            wait_until(lambda: hear(ear), "three announcements of a node with a token")
+        self.assertEqual(set(heard), {"attic"})
+
+
+@long
+class ProgramsAtFullLength(Programs):
+    """With the intervals that they really have."""
+
+    kind, more = Program, {}
 
 
 def need_namespaces():
+    probe = f"pgn{os.getpid()}"
     if shutil.which("ip") is None or os.geteuid() or subprocess.run(
-        ["ip", "netns", "add", "pgn-probe"], capture_output=True, check=False
+        ["ip", "netns", "add", probe], capture_output=True, check=False
     ).returncode:  # fmt: skip
         if os.environ.get("CI"):
             raise AssertionError("network namespaces need root and ip (iproute2)")
         raise unittest.SkipTest("network namespaces need root and ip (iproute2)")
-    subprocess.run(["ip", "netns", "del", "pgn-probe"], check=True)
+    subprocess.run(["ip", "netns", "del", probe], check=True)
 
 
 class Networks(Programs):
@@ -493,44 +515,37 @@ class Networks(Programs):
     def ip(self, *arguments):
         subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=LIMIT_S)
 
-    def program(self, namespace, *arguments, **environment):
-        log = open(os.path.join(temp_folder(self), "log"), "w+", encoding="utf-8")  # noqa: SIM115
-        self.addCleanup(log.close)
-        process = subprocess.Popen(
-            ["ip", "netns", "exec", namespace, sys.executable, os.path.join(ROOT, arguments[0]), *arguments[1:]],
-            env=clean_environment(**self.settings(**environment)), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            cwd=temp_folder(self),
-        )  # fmt: skip
-        self.addCleanup(process.wait, LIMIT_S)
-        self.addCleanup(process.kill)
-
-        def logged():
-            with open(log.name, encoding="utf-8") as file:
-                return file.read()
-
-        return logged
-
     def test_an_address_that_changes_is_healed(self):
-        logged = self.program(
-            self.b, "server.py", "--data", self.data, "--web", "127.0.0.1:0", PIGEONPOST_STORE_COMMIT="0.1"
-        )
-        self.program(
-            self.a, "node.py", "--simulate", "--name", "basement", "--data", self.card, "--every", "0.2",
-            PIGEONPOST_NODE_TOKEN=self.token, PIGEONPOST_ANNOUNCE_EVERY="1",
+        server = Forked(
+            self, "server.py", "--data", self.data, "--web", "127.0.0.1:0", namespace=self.b, **self.more,
+            **self.settings(PIGEONPOST_STORE_COMMIT="0.05"),
         )  # fmt: skip
-        wait_until(lambda: "collecting from 10.77.0.1:5003" in logged(), "the node is found")
+        Forked(
+            self, "node.py", "--simulate", "--name", "basement", "--data", self.card, "--every", "0.05",
+            namespace=self.a, **self.more,
+            **self.settings(PIGEONPOST_NODE_TOKEN=self.token, PIGEONPOST_ANNOUNCE_EVERY="1"),
+        )  # fmt: skip
+        server.logs("collecting from 10.77.0.1:5003")
         wait_until(lambda: self.rows() > 4)
         # As when a router hands out another address: the connection is not closed, it just leads nowhere.
         self.ip("-n", self.a, "addr", "flush", "dev", self.dev_a, "scope", "global")
         self.ip("-n", self.a, "addr", "add", "10.77.0.9/24", "dev", self.dev_a)
         began_s = time.monotonic()
-        wait_until(lambda: "node basement has announced itself at 10.77.0.9:5003" in logged(), logged)
+        server.logs("node basement has announced itself at 10.77.0.9:5003")
         before = self.rows()
         wait_until(lambda: self.rows() > before + 10, "rows by the new address")
-        self.assertLess(time.monotonic() - began_s, 25.0)  # on a quiet machine 11
+        self.assertLess(time.monotonic() - began_s, 25.0)  # on a quiet machine 1, and 11 at full length
+
+
+@long
+class NetworksAtFullLength(Networks):
+    """With the intervals that the programs really have."""
+
+    more = {}
 
 
 def setUpModule():
+    use_memory_disk()
     logging.disable(logging.CRITICAL)
 
 

@@ -1,15 +1,21 @@
 """control.py watch and say, as people run them; the other side is written by hand."""
 
+import contextlib
+import io
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import unittest
 import urllib.request
+from unittest import mock
 
+import commands.bus
 import control as program
 from tests.bus_support import LOOPBACK, Ear, control, free_groups, packet, reading
+from tests.forked import Forked
 from tests.support import LIMIT_S, ROOT, Program, clean_environment, temp_folder, wait_until
 
 NOW = 1_795_188_970_123  # 2026-11-20T15:36:10.123Z
@@ -25,8 +31,8 @@ class Commands(unittest.TestCase):
             "PIGEONPOST_BUS_INTERFACE": LOOPBACK,
         }  # fmt: skip
 
-    def run_it(self, *words, **more):
-        return Program(self, "control.py", *words, **{**self.environment, **more})
+    def run_it(self, *words, kind=Forked, **more):
+        return kind(self, "control.py", *words, **{**self.environment, **more})
 
     def watch(self, *words):
         running = self.run_it("watch", *words)
@@ -127,7 +133,7 @@ class Commands(unittest.TestCase):
         self.control.say(control("P", "R1", "@@"), control("C", "R1", "@@"))
         self.ended(running)
         with self.assertRaisesRegex(AssertionError, "nothing was heard"):
-            self.control.next(0.2)
+            self.control.next(0)  # it has ended: what it sent to loopback would be here
 
     # ------------------------------------------------------------------------------------------------------ say
 
@@ -151,7 +157,7 @@ class Commands(unittest.TestCase):
         self.assertEqual(running.logged, ["control.py: say A takes a VALUE too, as in `say A FJ 21.5`"])
 
     def test_ping_waits_for_the_answer_and_prints_the_time(self):
-        running = self.run_it("say", "ping", "C4")
+        running = self.run_it("say", "ping", "C4", kind=Program)
         ping = self.control.until("P")
         for wrong in (control("T", "C4", "PP", number=1.0), control("T", "C5", "PP", number=ping.control[0]),
                       control("T", "C4", "R1", number=ping.control[0]), b"junk"):  # fmt: skip
@@ -160,10 +166,26 @@ class Commands(unittest.TestCase):
         self.assertRegex("\n".join(self.ended(running)), r"^C4 answered in [0-9.]+ ms$")
 
     def test_ping_to_all_tells_everybody_who_answers(self):
-        running = self.run_it("say", "ping", "@@", "--wait", "1")
-        number = self.control.until("P").control[0]
-        self.control.say(*[control("T", code, "PP", number=number) for code in ("C4", "C5")])
-        self.assertEqual([line.split()[0] for line in self.ended(running)], ["C4", "C5"])
+        said, waited = io.StringIO(), []
+
+        def wait(ears, _writable, _failed, left_s):
+            """The ping is answered twice; then the time is over."""
+            waited.append(left_s)
+            if len(waited) == 1:
+                number = self.control.until("P").control[0]
+                self.control.say(*[control("T", code, "PP", number=number) for code in ("C4", "C5")])
+            if said.getvalue().count("\n") == 2:
+                return [], [], []
+            return select.select(ears, [], [], LIMIT_S)
+
+        with (
+            mock.patch.dict(os.environ, clean_environment(**self.environment), clear=True),
+            mock.patch.object(commands.bus, "select", mock.Mock(select=wait)),
+            contextlib.redirect_stdout(said),
+        ):
+            self.assertEqual(program.main(["say", "ping", "@@", "--wait", "3600"]), 0)
+        self.assertEqual([line.split()[0] for line in said.getvalue().splitlines()], ["C4", "C5"])
+        self.assertTrue(all(3540 < left_s <= 3600 for left_s in waited), waited)
 
     def test_no_answer_is_exit_status_1(self):
         running = self.run_it("say", "ping", "C4", "--wait", "0.1")
@@ -208,16 +230,16 @@ class Programs(unittest.TestCase):
         environment = {"PIGEONPOST_BUS_ENABLED": "1", "PIGEONPOST_BUS_CONTROL": control_group,
                        "PIGEONPOST_BUS_DATA": data_group, "PIGEONPOST_BUS_INTERFACE": LOOPBACK}  # fmt: skip
         folder = temp_folder(self)
-        server = Program(self, "server.py", "--data", folder, "--web", "127.0.0.1:0", **environment,
-                         PIGEONPOST_BUS_CODIFIER="R1")  # fmt: skip
+        server = Forked(self, "server.py", "--data", folder, "--web", "127.0.0.1:0", **environment,
+                        PIGEONPOST_BUS_CODIFIER="R1")  # fmt: skip
         self.assertIn("the page is at", server.line())
-        node = Program(self, "node.py", "--simulate", "--every", "0.1", "--listen", "127.0.0.1:0", **environment,
-                       PIGEONPOST_BUS_CODIFIERS="temperature=C4,light=C5", PIGEONPOST_BUS_CONTROLS="target=FJ",
-                       PIGEONPOST_BUS_COMMANDS="1")  # fmt: skip
+        node = Forked(self, "node.py", "--simulate", "--every", "0.1", "--listen", "127.0.0.1:0", **environment,
+                      PIGEONPOST_BUS_CODIFIERS="temperature=C4,light=C5", PIGEONPOST_BUS_CONTROLS="target=FJ",
+                      PIGEONPOST_BUS_COMMANDS="1")  # fmt: skip
         node.address()
 
         def say(*words):
-            person = Program(self, "control.py", "say", *words, **environment)
+            person = Forked(self, "control.py", "say", *words, **environment)
             self.assertEqual(person.wait(), 0, person.logged)
             return person.said
 

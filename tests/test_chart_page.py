@@ -3,10 +3,8 @@
 import html
 import re
 import unittest
-from unittest import mock
 from urllib.parse import parse_qs, urlsplit
 
-import webui
 from base.clock import parse_rfc3339, rfc3339
 from pages.chart_page import local_moment
 from protocol import Sample
@@ -19,9 +17,6 @@ UNITS = {"temperature": "°C", "light": "counts", "load": "", "humidity": "%"}
 
 def setUpModule():
     use_memory_disk()
-    soon = mock.patch.object(webui, "_POLL_S", 0.005)
-    soon.start()
-    unittest.addModuleCleanup(soon.stop)
 
 
 class Moments(unittest.TestCase):

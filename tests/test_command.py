@@ -93,17 +93,20 @@ class Trouble(unittest.TestCase):
 
     def test_one_that_does_not_end_is_killed_with_all_that_it_started(self):
         path = os.path.join(temp_folder(self), "pid")
-        began_s = time.monotonic()
-        self.assert_fails(f"sleep 1000 & echo $! > {path}; wait", "was not done within 0.5 s, and was killed",
-                          shell=True, timeout=0.5)  # fmt: skip
-        self.assertLess(time.monotonic() - began_s, LIMIT_S)
+        for timeout in (0.1, 1, 10, LIMIT_S):  # on a busy machine it may not have started anything in so short a time
+            began_s = time.monotonic()
+            self.assert_fails(f"sleep 1000 & echo $! > {path}.new; mv {path}.new {path}; wait",
+                              f"was not done within {timeout:g} s, and was killed",
+                              shell=True, timeout=timeout)  # fmt: skip
+            self.assertLess(time.monotonic() - began_s, timeout + LIMIT_S)
+            if os.path.exists(path):
+                break
         with open(path) as file:
             child = int(file.read())
         wait_until(lambda: not is_running(child), "what it started has ended")
 
     def test_one_that_closes_its_output_and_goes_on(self):
-        code = "import os, time; os.close(1); os.close(2); time.sleep(1000)"
-        self.assert_fails(python(code), "was not done within 0.5 s", timeout=0.5)
+        self.assert_fails("exec >&- 2>&-; exec sleep 1000", "was not done within 0.2 s", shell=True, timeout=0.2)
 
     def test_one_that_prints_without_end(self):
         self.assert_fails(["yes"], "'yes' prints without end, and was killed")

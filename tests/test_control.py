@@ -1,6 +1,5 @@
 """The operator's command line, against a real server and a real node."""
 
-import contextlib
 import http.client
 import io
 import json
@@ -11,14 +10,13 @@ import sqlite3
 import stat
 import threading
 import unittest
-import warnings
 from unittest import mock
 
 import control
 from files.log_sums import logs_in
 from tests import page_support
-from tests.page_support import Node, Server, use_memory_disk
-from tests.support import LIMIT_S, clean_environment, temp_folder, wait_until
+from tests.page_support import Node, Server, for_class, use_memory_disk
+from tests.support import LIMIT_S, temp_folder, wait_until
 
 
 def setUpModule():
@@ -31,20 +29,7 @@ class ControlCase(unittest.TestCase):
 
     def run_(self, *arguments, said="", data=None, **environment):
         """One command, without a process of its own: exit status, standard output, standard error."""
-        out, told = io.StringIO(), io.StringIO()
-        with (
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(told),
-            mock.patch("sys.stdin", io.StringIO(said)),
-            mock.patch.dict(os.environ, clean_environment(**environment), clear=True),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore", ResourceWarning)  # of a store that did not open: it is not what is told
-            try:
-                status = control.main(["--data", data or self.data, *arguments])
-            except SystemExit as end:
-                status = end.code
-        return status, out.getvalue(), told.getvalue()
+        return page_support.control_here("--data", data or self.data, *arguments, said=said, **environment)
 
     def done(self, *arguments, **more):
         """The standard output of a command that succeeds."""
@@ -136,17 +121,11 @@ class Running(ControlCase):
 
     @classmethod
     def setUpClass(cls):
-        # Programs clean up after a test; here after all of the class, which changes nothing that it does not put back.
-        cls.addCleanup, before = cls.addClassCleanup, cls.__dict__.get("addCleanup")
-        try:
-            cls.node = Node(cls)
-            cls.server = Server(cls, "--node", cls.node.at)
-            cls.server.page  # noqa: B018  # wait for it
-            wait_until(lambda: "is reporting" in cls.server.get("/")[1], "the node reports")
-        finally:
-            del cls.addCleanup
-            if before:
-                cls.addCleanup = before
+        # For all tests of the class, each of which puts back what it changes.
+        cls.node = Node(for_class(cls))
+        cls.server = Server(for_class(cls), "--node", cls.node.at)
+        cls.server.page  # noqa: B018  # wait for it
+        wait_until(lambda: "is reporting" in cls.server.get("/")[1], "the node reports")
 
     def setUp(self):
         self.data = self.server.data
@@ -285,7 +264,7 @@ class Verify(ControlCase):
         """What a server leaves behind: ten samples and more, made once and copied."""
         super().setUp()
         if not self.sound:
-            node = Node(self)
+            node = Node(self, "--every", "0.02")
             server = Server(self, "--node", node.at)
             self.assertTrue(server.page)
             wait_until(lambda: len(server.get("/log")[1].splitlines()) >= 12, "ten samples are stored")

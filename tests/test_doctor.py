@@ -17,7 +17,7 @@ from commands.doctor import Finding
 from gate.tokens import Tokens
 from sensors.simulated import SimulatedChip, room
 from settings import NODE, SERVER, SERVER_ARRAYS
-from tests.page_support import Node, Server, control
+from tests.page_support import Node, Server, control, control_here
 from tests.support import temp_folder
 
 
@@ -287,7 +287,7 @@ class Programs(unittest.TestCase):
         own = os.path.join(server.data, "node.toml")
         with open(own, "w", encoding="utf-8") as file:
             file.write(f'[node]\nlisten = "{node.place}"\nsimulate = true\ndata = "{server.data}"\n')
-        status, said, errors = control(self, "--data", server.data, "--config", config, "doctor", "--node-config", own)
+        status, said, errors = control_here("--data", server.data, "--config", config, "doctor", "--node-config", own)
         self.assertEqual(errors, "")
         self.assertIn(f"ok     {host}:{port}: this server's page is there", said)
         self.assertRegex(
@@ -303,7 +303,7 @@ class Programs(unittest.TestCase):
             file.write(
                 '[node]\nlisten = "127.0.0.1:0"\n[[sensor]]\nkind = "command"\ncommand = ["false"]\nchannels.x = {}\n'
             )
-        status, said, errors = control(self, "doctor", "node", "--node-config", config)
+        status, said, errors = control_here("doctor", "node", "--node-config", config)
         self.assertEqual((status, errors), (1, ""))
         self.assertRegex(said, r"\n[1-9] thing(s are| is) wrong\.\n$")
 
@@ -311,7 +311,7 @@ class Programs(unittest.TestCase):
         config = os.path.join(temp_folder(self), "node.toml")
         with open(config, "w", encoding="utf-8") as file:
             file.write("[node]\nevry = 5\n")
-        status, said, _ = control(self, "doctor", "--node-config", config)
+        status, said, _ = control_here("doctor", "--node-config", config)
         self.assertEqual(status, 1)
         self.assertIn('did you mean "every"?', said)
         self.assertIn("remedy: node.default.toml has every key", said)

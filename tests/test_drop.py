@@ -27,7 +27,7 @@ from tests.drop_support import (
     ids_on_disk,
     upload_request,
 )  # fmt: skip
-from tests.support import LIMIT_S, clean_environment, temp_folder, wait_until
+from tests.support import LIMIT_S, clean_environment, rounds, temp_folder, wait_until
 from tests.web_house import WebHouse, parse_response
 from web.connections import Limits
 
@@ -314,11 +314,11 @@ class Cases:
         self.assertEqual(files(self.house.folder), {})
 
     def test_interrupted_transfer(self):
-        """At every byte of a small upload: nothing is left, and the same session takes the file."""
+        """At every byte (or every seventh) of a small upload: nothing is left, and the same session takes the file."""
         sender = self.open(1000)
         more = {"pi_num": "1", "num_files": "900"} if self.second else {"num_files": "900"}
         request = upload_request(sender.letters, DATA, "log.csv", more)
-        for at in range(len(request)):
+        for at in range(0, len(request), rounds("PIGEONPOST_TEST_CUT_STEP", 7, 1)):
             self.house.raw(request[:at])  # and waits until the server has closed too
             self.assertEqual(os.listdir(os.path.join(self.house.folder, "files")), [], at)
         status, _, said = parse_response(self.house.raw(request, ends=False))

@@ -8,7 +8,6 @@ import stat
 import unittest
 from unittest import mock
 
-import webui
 from base.errors import DiskError
 from pages import graphs
 from tests.page_support import use_memory_disk
@@ -19,9 +18,6 @@ QUERY = "series=basement/temperature,basement/light&span=7d"
 
 def setUpModule():
     use_memory_disk()
-    soon = mock.patch.object(webui, "_POLL_S", 0.005)
-    soon.start()
-    unittest.addModuleCleanup(soon.stop)
 
 
 class GraphCase(unittest.TestCase):

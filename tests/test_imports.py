@@ -6,11 +6,12 @@ import random
 import unittest
 from unittest import mock
 
+import intake
 from base.errors import NotStored
 from files import imports
 from files.imports import FAULTS_SHOWN, BadFile, bring_in, look_through
 from protocol import IMPORTED
-from tests.support import wait_until
+from tests.support import rounds, wait_until
 from tests.web_house import WebHouse
 
 FAR_MS = 1 << 52
@@ -49,7 +50,7 @@ class Bringing(Case):
         chance = random.Random(7)
         text, total = table(5000), 0
         real = self.house.intake.accept
-        for _ in range(20):
+        for _ in range(rounds("PIGEONPOST_TEST_IMPORT_STOPS", 4, 20)):
             left = [chance.randrange(1, 5)]
 
             def accept(*args, left=left, **more):
@@ -68,6 +69,7 @@ class Bringing(Case):
         full = mock.patch.object(self.house.store, "writing", side_effect=NotStored("full"))
         full.start()
         self.addCleanup(full.stop)
+        self.enterContext(mock.patch.object(intake, "_RETRY_S", 0.02))
         with mock.patch.object(imports, "STORE_S", 0.05), self.assertLogs("intake") as logged:
             with self.assertRaises(NotStored):
                 self.bring(table(3))

@@ -6,7 +6,9 @@ import io
 import os
 import unittest
 from types import SimpleNamespace
+from unittest import mock
 
+import diary
 from bus.state import BusState
 from files.log_sums import sums_text
 from pages.about import PROMISE
@@ -59,6 +61,10 @@ class Missing(ListCase):
 
 
 class Happened(ListCase):
+    def setUp(self):
+        self.enterContext(mock.patch.object(diary, "_LOOK_S", 0.02))
+        super().setUp()
+
     def test_what_is_durable_and_what_is_of_this_run(self):
         set_zone(self, "UTC")
         self.missing()

@@ -1,14 +1,15 @@
 """The node as a program: how it starts, what it says, how it ends, and what is there when it starts again."""
 
 import argparse
+import contextlib
 import errno
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import unittest
 from itertools import pairwise
@@ -22,39 +23,51 @@ from links.tcp import ServerEnd
 from ring import Ring
 from sensors import Channel
 from settings import NODE
+from tests.forked import Forked
+from tests.page_support import use_memory_disk
 from tests.support import LIMIT_S, ROOT, FakeLedger, Program, Talk, clean_environment, temp_folder, wait_until
 
 
 def setUpModule():
-    """Compiled once, and not by each of the many processes; and not into the folders of the program."""
-    folder = tempfile.TemporaryDirectory(prefix="pigeonpost-test-")
-    unittest.addModuleCleanup(folder.cleanup)
-    kept = mock.patch.dict(COMPILED, PYTHONDONTWRITEBYTECODE="", PYTHONPYCACHEPREFIX=folder.name)
-    unittest.enterModuleContext(kept)
-
-
-COMPILED = {}
+    use_memory_disk()
 
 
 def run(test, *arguments, **environment):
     """A node that ends by itself: its exit status, output and errors."""
     result = subprocess.run(
         [sys.executable, os.path.join(ROOT, "node.py"), *arguments], cwd=temp_folder(test),
-        env=clean_environment(**COMPILED, **environment), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        env=clean_environment(**environment), stdin=subprocess.DEVNULL, capture_output=True, text=True,
         timeout=LIMIT_S,
     )  # fmt: skip
     return result.returncode, result.stdout, result.stderr
+
+
+def run_here(test, *arguments, **environment):
+    """The same in this process, for what it says before it begins."""
+    test.addCleanup(sys.setswitchinterval, sys.getswitchinterval())
+    said, told = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(told),
+        mock.patch.object(node, "start_logging"),
+        mock.patch.dict(os.environ, clean_environment(**environment), clear=True),
+    ):
+        try:
+            status = node.main(arguments)
+        except SystemExit as end:
+            status = end.code
+    return status, said.getvalue(), told.getvalue()
 
 
 class NodeCase(unittest.TestCase):
     def setUp(self):
         self.data = temp_folder(self)
 
-    def start(self, *arguments, **environment):
+    def start(self, *arguments, kind=Forked, **environment):
         """A simulated node, quick, on a free port, on this test's data."""
-        return Program(
+        return kind(
             self, "node.py", "--simulate", "--listen", "127.0.0.1:0", "--data", self.data, "--name", "basement",
-            *(arguments or ("--every", "0.05")), **{"PIGEONPOST_OUTBOX_SLOTS": "1024", **COMPILED, **environment},
+            *(arguments or ("--every", "0.02")), **{"PIGEONPOST_OUTBOX_SLOTS": "1024", **environment},
         )  # fmt: skip
 
     def ring(self):
@@ -77,15 +90,15 @@ class NodeCase(unittest.TestCase):
 
 class Starting(NodeCase):
     def test_it_says_where_it_listens_and_answers_there(self):
-        program = self.start()
+        program = self.start(kind=Program)
         host, port = program.address()
         self.assertEqual(host, "127.0.0.1")
         self.assertNotEqual(port, 0)
         on, _, details = self.status((host, port))
         self.assertTrue(on)
-        self.assertEqual((details["every"], details["slots"], details["collectors"]), (0.05, 1024, []))
+        self.assertEqual((details["every"], details["slots"], details["collectors"]), (0.02, 1024, []))
         self.assertEqual(set(details["machine"]) - {"cpu_temperature"}, {"load", "memory_free", "disk_free"})
-        program.logs("node basement: temperature, light, every 0.05 s, on")
+        program.logs("node basement: temperature, light, every 0.02 s, on")
         program.logs("no token: only this machine is answered (control.py token basement makes one)")
         self.assertEqual(program.said, [f"listening on 127.0.0.1:{port}"])
 
@@ -121,7 +134,7 @@ class Starting(NodeCase):
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "tests", "bench", "__pycache__", ".*"))
         before = sorted(os.walk(copy))
         with mock.patch("tests.support.ROOT", copy):
-            program = self.start()
+            program = self.start(kind=Program)
         program.address()
         program.terminate()
         self.assertEqual(program.wait(), 0)
@@ -130,7 +143,7 @@ class Starting(NodeCase):
     def test_without_a_chip_it_says_the_remedy_and_reads_the_machine(self):
         program = Program(
             self, "node.py", "--listen", "127.0.0.1:0", "--data", self.data, "--every", "0.05",
-            PIGEONPOST_OUTBOX_SLOTS="64", **COMPILED,
+            PIGEONPOST_OUTBOX_SLOTS="64",
         )  # fmt: skip
         address = program.address()
         remedies = ("sudo apt install python3-spidev", "sudo raspi-config nonint do_spi 0", "sudo usermod -aG spi")
@@ -150,7 +163,7 @@ class Starting(NodeCase):
         status, said, _ = run(self, "--version")
         self.assertEqual(status, 0)
         self.assertRegex(said, r"^pigeonpost \d+\.\d+\.\d+\n$")
-        status, said, _ = run(self, "--help")
+        status, said, _ = run_here(self, "--help")
         self.assertEqual(status, 0)
         for flag in (
             "--config",
@@ -167,7 +180,7 @@ class Starting(NodeCase):
 
 
 class Settings_(NodeCase):
-    def refused(self, *arguments, file=None, **environment):
+    def refused(self, *arguments, file=None, run=run_here, **environment):
         """What it says on standard error, having ended with 2."""
         if file is not None:
             path = os.path.join(self.data, "node.toml")
@@ -180,7 +193,7 @@ class Settings_(NodeCase):
         return errors
 
     def test_show_prints_every_setting_with_its_origin_and_stops(self):
-        status, said, errors = run(
+        status, said, errors = run_here(
             self, "--show", "--every", "3", "--token", "a secret of 16 letters", PIGEONPOST_OUTBOX_SLOTS="128"
         )
         self.assertEqual((status, errors), (0, ""))
@@ -196,11 +209,11 @@ class Settings_(NodeCase):
 
     def test_show_makes_nothing(self):
         folder = os.path.join(self.data, "new")
-        self.assertEqual(run(self, "--show", "--data", folder)[0], 0)
+        self.assertEqual(run_here(self, "--show", "--data", folder)[0], 0)
         self.assertFalse(os.path.exists(folder))
 
     def test_a_wrong_value_names_file_table_and_key(self):
-        errors = self.refused(file="[node]\nevery = 'often'\n")
+        errors = self.refused(file="[node]\nevery = 'often'\n", run=run)
         path = os.path.join(self.data, "node.toml")
         self.assertEqual(errors, f"node.py: {path}: [node] every takes a number from 0.01 to 86400, not 'often'\n")
 
@@ -252,7 +265,7 @@ class Settings_(NodeCase):
                 node.make_sources(self.settings(table)[1])
             self.assertIn("node.toml: ", str(caught.exception))
             self.assertIn(words, str(caught.exception))
-        self.assertIn("channels is missing", self.refused(file='[[sensor]]\nkind = "adc"'))
+        self.assertIn("channels is missing", self.refused(file='[[sensor]]\nkind = "adc"', run=run))
 
     def test_what_is_made_of_a_simulated_value_is_simulated(self):
         adc = '[[sensor]]\nkind = "adc"\nchannels.t = {input = 1, convert = "mcp9700"}\n'
@@ -266,7 +279,7 @@ class Settings_(NodeCase):
 
     def test_an_address_that_is_taken(self):
         address = self.start().address()
-        errors = self.refused("--simulate", "--listen", f"127.0.0.1:{address[1]}", "--data", temp_folder(self))
+        errors = self.refused("--simulate", "--listen", f"127.0.0.1:{address[1]}", "--data", temp_folder(self), run=run)
         self.assertIn(f"cannot listen on 127.0.0.1:{address[1]}: Address already in use", errors)
         self.assertIn("--listen HOST:PORT", errors)
 
@@ -296,7 +309,7 @@ class Settings_(NodeCase):
 
 class Ending(NodeCase):
     def test_sigterm_with_a_client_that_is_idle(self):
-        program = self.start()
+        program = self.start(kind=Program)
         address = program.address()
         with Talk(address) as idle, Talk(address) as plain:
             plain.say("SEND", True)
@@ -311,14 +324,14 @@ class Ending(NodeCase):
         self.assertGreaterEqual(self.ring().last, before)
 
     def test_sigint_too(self):
-        program = self.start()
+        program = self.start(kind=Program)
         program.address()
         program.process.send_signal(signal.SIGINT)
         self.assertEqual(program.wait(), 0)
         program.logs("ended: told to by SIGINT")
 
     def test_what_gathered_is_written_at_the_end(self):
-        program = self.start("--every", "0.05", PIGEONPOST_OUTBOX_SYNC="3600")
+        program = self.start("--every", "0.02", PIGEONPOST_OUTBOX_SYNC="3600")
         address = program.address()
         taken = wait_until(lambda: (n := self.status(address)[2]["taken"]) >= 5 and n)
         self.assertEqual(self.status(address)[2]["held"], 0)
@@ -399,8 +412,8 @@ sys.exit(node.main(sys.argv[1:]))
         with open(path, "w", encoding="utf-8") as file:
             file.write(code)
         return Program(
-            self, path, "--simulate", "--listen", "127.0.0.1:0", "--data", self.data, "--every", "0.05",
-            PIGEONPOST_OUTBOX_SLOTS="64", **COMPILED,
+            self, path, "--simulate", "--listen", "127.0.0.1:0", "--data", self.data, "--every", "0.02",
+            PIGEONPOST_OUTBOX_SLOTS="64",
         )  # fmt: skip
 
     def test_an_error_while_a_sample_is_written_ends_it_with_74(self):
@@ -433,12 +446,12 @@ class Tokens(NodeCase):
             ((), {"CREDENTIALS_DIRECTORY": credentials}),
         ):
             with self.subTest(arguments=arguments, environment=environment):
-                program = self.start("--every", "0.05", *arguments, **environment)
+                program = self.start("--every", "0.02", *arguments, **environment)
                 address = program.address()
-                with Talk(address) as talk:
+                self.assertTrue(self.held(address, self.TOKEN))
+                with Talk(address) as talk:  # afterwards, since whoever fails has to wait then
                     talk.say("CHECK")
                     self.assertEqual([m.args[0] for m in talk.rest()], ["auth"])
-                self.assertTrue(self.held(address, self.TOKEN))
                 self.assertFalse(any("no token" in line for line in program.logged))
                 program.kill()
 
@@ -481,7 +494,7 @@ sys.exit(node.main(sys.argv[1:]))
             file.write(code)
         program = Program(
             self, path, "--listen", "127.0.0.1:0", "--data", self.data, "--simulate", *arguments,
-            PIGEONPOST_OUTBOX_SLOTS="64", **COMPILED, **environment,
+            PIGEONPOST_OUTBOX_SLOTS="64", **environment,
         )  # fmt: skip
         loaded = set(json.loads(program.line()))
         program.address()

@@ -20,6 +20,8 @@ from base.errors import DiskError, NotStored, SettingsError
 from links import pimonitor
 from links.pimonitor import Names, Reading, Wrong, node_name, read_sensors, read_timestamp, snake
 from protocol import NODE_NAME, SENSOR_NAME
+from tests.forked import Forked
+from tests.page_support import use_memory_disk
 from tests.support import LIMIT_S, ROOT, Program, clean_environment, temp_folder, wait_until
 from tests.web_house import WebHouse, parse_response
 
@@ -40,6 +42,10 @@ node = "living"
 unit = "C"
 zone = "Europe/Berlin"
 """
+
+
+def setUpModule():
+    use_memory_disk()
 
 
 class PimonitorCase(unittest.TestCase):
@@ -118,7 +124,7 @@ class PostReadings(PimonitorCase):
         self.assertIn(b"Pigeonpost house", self.house.request("GET", "/")[2])
 
     def test_without_a_key_in_the_settings_nothing_is_there(self):
-        server = Program(self, "server.py", "--data", temp_folder(self), "--web", "127.0.0.1:0")
+        server = Forked(self, "server.py", "--data", temp_folder(self), "--web", "127.0.0.1:0")
         port = int(re.search(r":(\d+)/", server.line())[1])
         self.assertEqual(run_device(self, port)[0], 1)
 

@@ -4,7 +4,9 @@ import itertools
 import json
 import logging
 import os
+import shutil
 import socket
+import tempfile
 import threading
 import time
 import unittest
@@ -12,6 +14,7 @@ from unittest import mock
 
 import errands
 import guests
+import intake
 from base.clock import Clock, FakeClock, parse_rfc3339
 from base.config import load
 from base.errors import DiskError, NotStored, SettingsError
@@ -23,7 +26,7 @@ from protocol import BATCH_SAMPLES
 from ring import Ring
 from session_node import NodeFacts
 from settings import NODE
-from tests.support import BOOT, EPOCH, LIMIT_S, WALL_MS, MemoryDisk, taken, temp_folder, wait_until
+from tests.support import BOOT, EPOCH, LIMIT_S, WALL_MS, MemoryDisk, rounds, taken, temp_folder, wait_until
 from tests.test_web_tls import make_certificate
 from tests.web_house import FakeLink, WebHouse, next_response, parse_response
 from web import client as webclient
@@ -272,11 +275,16 @@ class NotStoredNow(PushCase):
         self.addCleanup(logging.disable, logging.NOTSET)
 
     def test_503_and_nothing_is_acknowledged_or_stored_later(self):
-        with mock.patch.object(self.house.store, "put", side_effect=NotStored("the disk is full")):
+        self.enterContext(mock.patch.object(intake, "_RETRY_S", 0.02))
+
+        def says_why():
             status, told, headers = self.post(body())
             self.assertEqual(status, 503)
             self.assertGreater(int(headers["retry-after"]), 0)
-            self.assertIn("the disk is full", told["error"]["text"])
+            return "the disk is full" in told["error"]["text"]
+
+        with mock.patch.object(self.house.store, "put", side_effect=NotStored("the disk is full")):
+            wait_until(says_why, "the first attempt to store it has failed")
             self.assertEqual(self.resume()[1]["have"], 0)
         self.house.intake.settle(LIMIT_S)
         self.assertEqual(self.stored(), [])
@@ -300,7 +308,7 @@ class NotStoredNow(PushCase):
             hangs.wait(LIMIT_S)
             return put(*arguments)
 
-        with mock.patch.object(self.house.store, "put", side_effect=slow):
+        with mock.patch.object(self.house.store, "put", side_effect=slow), mock.patch.object(push, "STORE_S", 0.02):
             began_s = time.monotonic()
             self.assertEqual(self.post(body())[0], 503)
             self.assertLess(time.monotonic() - began_s, LIMIT_S / 2)
@@ -312,18 +320,20 @@ class NotStoredNow(PushCase):
 class CutOff(PushCase):
     def test_at_every_byte_nothing_is_lost_and_nothing_comes_twice(self):
         self.open()
+        step, at = rounds("PIGEONPOST_TEST_CUT_STEP", 7, 1), 0  # the bytes from one cut to the next
         for first in itertools.count(1):
             data = body(first, 1)
             head = f"POST /api/v1/samples HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {self.token}\r\n"
             upload = f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
-            if first > len(upload):
+            if at >= len(upload):
                 break
+            at = min(at + step, len(upload))
             with self.house.connect() as sock:
-                sock.sendall(upload[:first])
+                sock.sendall(upload[:at])
                 if first % 2:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # ends with a reset
             have = self.resume()[1]["have"]
-            self.assertIn(have, (first - 1, first) if first == len(upload) else (first - 1,))
+            self.assertIn(have, (first - 1, first) if at == len(upload) else (first - 1,))
             self.assertEqual(self.post(data)[:2], (200, {"ack": first}))
         self.assertEqual(self.stored(), list(range(1, first)))
 
@@ -403,7 +413,7 @@ class OrdersFor(PushCase):
 
 class NodeCase(PushCase):
     def setUp(self):
-        self.enterContext(mock.patch.object(push, "RETRY_S", 0.02))
+        self.enterContext(mock.patch.object(push, "RETRY_S", 0.005))
         self.outbox = Outbox(Ring("/card", 1024, 128, MemoryDisk()), BOOT)
         self.clock = Clock()
 
@@ -507,7 +517,7 @@ class Brought(NodeCase):
 
     def test_a_server_that_was_set_back_gets_again_what_it_lost(self):
         self.open()
-        self.enterContext(mock.patch.object(push, "POLL_S", 0.05))
+        self.enterContext(mock.patch.object(push, "POLL_S", 0.01))
         self.take(20)
         self.start(self.url())
         self.arrived(20)
@@ -520,8 +530,8 @@ class Brought(NodeCase):
 
     def test_on_and_off_are_heard_when_it_calls(self):
         self.open()
-        self.enterContext(mock.patch.object(push, "POLL_S", 0.05))
-        self.enterContext(mock.patch.object(push, "POLL_OFF_S", 0.05))
+        self.enterContext(mock.patch.object(push, "POLL_S", 0.01))
+        self.enterContext(mock.patch.object(push, "POLL_OFF_S", 0.01))
         self.take()
         self.start(self.url())
         self.arrived(1)
@@ -531,9 +541,14 @@ class Brought(NodeCase):
 
 
 class OverTls(NodeCase):
+    @classmethod
+    def setUpClass(cls):
+        folder = tempfile.mkdtemp(prefix="pigeonpost-test-")
+        cls.addClassCleanup(shutil.rmtree, folder)
+        cls.paths, cls.other = make_certificate(folder), make_certificate(folder, "other")
+
     def setUp(self):
         super().setUp()
-        self.paths = make_certificate(temp_folder(self))
         self.open(tls=Tls(*self.paths))
 
     def test_a_pinned_certificate(self):
@@ -544,7 +559,7 @@ class OverTls(NodeCase):
 
     def test_another_one_is_refused_before_the_token_is_shown(self):
         self.take(3)
-        other = fingerprint_of(make_certificate(temp_folder(self), "other")[0])
+        other = fingerprint_of(self.other[0])
         with self.assertLogs("links.push", "WARNING") as logs, mock.patch.object(self.house.tokens, "node_of") as asked:
             node = self.start(self.url("https"), other)
             wait_until(lambda: node._fault, "it has tried")
@@ -729,8 +744,10 @@ class Answers(NodeCase):
         with mock.patch.object(Scripted, "_serve", lambda self, sock: never.wait(LIMIT_S)):
             node = self.start(Scripted(self).url)
             wait_until(lambda: node._client._link.sock is not None)
+            join, limits_s = node._thread.join, iter((0.02, LIMIT_S))  # before it is cut off, and then
             began_s = time.monotonic()
-            self.assertIsNone(node.stop(2.0))
+            with mock.patch.object(node._thread, "join", lambda _: join(next(limits_s))):
+                self.assertIsNone(node.stop(2.0))
             self.assertLess(time.monotonic() - began_s, LIMIT_S / 2)
             never.set()
 

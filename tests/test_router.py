@@ -3,8 +3,8 @@
 import os
 import shutil
 import subprocess
-import sys
 import threading
+import time
 import unittest
 import uuid
 
@@ -12,7 +12,8 @@ from base.errors import SettingsError
 from base.multicast import Path
 from links.router import REMEMBER_S, Memory, Network, Router
 from tests.bus_support import LOOPBACK, Ear, control, free_groups, reading, taken_apart
-from tests.support import LIMIT_S, ROOT, clean_environment, wait_until
+from tests.forked import Forked
+from tests.support import LIMIT_S, wait_until
 
 IN_CI = "CI" in os.environ
 
@@ -48,8 +49,8 @@ class OnLoopback(unittest.TestCase):
         self.networks = Network(groups[0], groups[1], path), Network(groups[2], groups[3], path)
         self.ears = [Ear(self, group) for group in groups]
 
-    def router(self, standby_s=0.0, networks=None):
-        router = Router(*(networks or self.networks), standby_s)
+    def router(self, standby_s=0.0, networks=None, monotonic=time.monotonic):
+        router = Router(*(networks or self.networks), standby_s, monotonic)
         thread = threading.Thread(target=router.run)
         thread.start()
 
@@ -117,7 +118,8 @@ class OnLoopback(unittest.TestCase):
         self.assertLessEqual(sum(r.crossed for r in routers), 6)
 
     def test_one_on_standby_keeps_still_and_takes_over(self):
-        first, second = self.router(), self.router(standby_s=0.2)
+        now_s = [100.0]  # of the second: it stands still until the test moves it
+        first, second = self.router(), self.router(standby_s=0.01, monotonic=lambda: now_s[0])
         for n in range(50):
             self.ears[1].say(reading("i", n, sequence=n))
         wait_until(lambda: first.crossed == 50 and second.known >= 50, "the first has brought all")
@@ -128,6 +130,8 @@ class OnLoopback(unittest.TestCase):
         first.end()
         first.end = lambda: None
         self.ears[1].say(reading("i", 1, sequence=99))
+        wait_until(lambda: second._waiting, "the second has heard it")
+        now_s[0] += 0.01
         self.assertEqual(taken_apart(self.ears[3].next()).sequence, 99)
         wait_until(lambda: second.crossed == 1, "it was the second one")
 
@@ -155,79 +159,77 @@ def why_no_namespaces():
 class InNamespaces(unittest.TestCase):
     """A left network, 10.71.0.0/24, and a right one, 10.72.0.0/24, each a bridge; routers stand in both."""
 
-    def setUp(self):
+    @classmethod
+    def setUpClass(cls):
         reason = why_no_namespaces()
+        if reason and IN_CI:
+            raise AssertionError(reason)
         if reason:
-            self.assertFalse(IN_CI, reason)
-            self.skipTest(reason)
-        self.mark = uuid.uuid4().hex[:6]
-        self.hub = self.space("hub")
+            raise unittest.SkipTest(reason)
+        cls.mark = uuid.uuid4().hex[:6]
+        cls.hub = cls.space("hub")
         for bridge in ("left", "right"):
-            self.ip("-n", self.hub, "link", "add", bridge, "type", "bridge", "mcast_snooping", "0")
-            self.ip("-n", self.hub, "link", "set", bridge, "up")
-        self.near, self.far = self.space("near"), self.space("far")
-        self.plug(self.near, "left", "10.71.0.1")
-        self.plug(self.far, "right", "10.72.0.1")
+            cls.ip("-n", cls.hub, "link", "add", bridge, "type", "bridge", "mcast_snooping", "0")
+            cls.ip("-n", cls.hub, "link", "set", bridge, "up")
+        cls.near, cls.far = cls.space("near"), cls.space("far")
+        cls.plug(cls.near, "left", "10.71.0.1")
+        cls.plug(cls.far, "right", "10.72.0.1")
+        cls.between = {}  # namespaces of the routers, by number
+        for number in (11, 12):
+            cls.between[number] = cls.space(f"r{number}")
+            cls.plug(cls.between[number], "left", f"10.71.0.{number}")
+            cls.plug(cls.between[number], "right", f"10.72.0.{number}")
 
-    def ip(self, *words):
+    @staticmethod
+    def ip(*words):
         subprocess.run(["ip", *words], check=True, capture_output=True, timeout=LIMIT_S)
 
-    def space(self, name):
-        full = f"pp{self.mark}{name}"
-        self.ip("netns", "add", full)
-        self.addCleanup(self.ip, "netns", "delete", full)
-        self.ip("-n", full, "link", "set", "lo", "up")
+    @classmethod
+    def space(cls, name):
+        full = f"pp{cls.mark}{name}"
+        cls.ip("netns", "add", full)
+        cls.addClassCleanup(cls.ip, "netns", "delete", full)
+        cls.ip("-n", full, "link", "set", "lo", "up")
         return full
 
-    def plug(self, space, bridge, address):
+    @classmethod
+    def plug(cls, space, bridge, address):
         """Connect a namespace to one of the networks."""
         there = f"v{uuid.uuid4().hex[:8]}"
-        self.ip("-n", self.hub, "link", "add", there, "type", "veth", "peer", "name", bridge, "netns", space)
-        self.ip("-n", self.hub, "link", "set", there, "master", bridge, "up")
-        self.ip("-n", space, "addr", "add", f"{address}/24", "dev", bridge)
-        self.ip("-n", space, "link", "set", bridge, "up")
+        cls.ip("-n", cls.hub, "link", "add", there, "type", "veth", "peer", "name", bridge, "netns", space)
+        cls.ip("-n", cls.hub, "link", "set", there, "master", bridge, "up")
+        cls.ip("-n", space, "addr", "add", f"{address}/24", "dev", bridge)
+        cls.ip("-n", space, "link", "set", bridge, "up")
 
     def control(self, space, *words):
         """control.py as a process in a namespace."""
-        process = subprocess.Popen(
-            ["ip", "netns", "exec", space, sys.executable, os.path.join(ROOT, "control.py"), *words],
-            env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/",
-        )  # fmt: skip
+        return Forked(self, "control.py", *words, namespace=space)
 
-        def end():
-            process.kill()
-            process.communicate()
-
-        self.addCleanup(end)
-        return process
+    def ended(self, process):
+        """Its lines on standard output, once it has ended well."""
+        self.assertEqual(process.wait(), 0, process.logged)
+        return process.said
 
     def router(self, number, *more):
-        space = self.space(f"r{number}")
-        self.plug(space, "left", f"10.71.0.{number}")
-        self.plug(space, "right", f"10.72.0.{number}")
-        process = self.control(space, "router", "--interface", f"10.71.0.{number}", "--other-interface", "right", *more)
-        self.assertIn("joining 226.0.0.221:7001 226.0.0.222:7002 and 227.0.0.111:8001", process.stdout.readline())
+        ends = "--interface", f"10.71.0.{number}", "--other-interface", "right"
+        process = self.control(self.between[number], "router", *ends, *more)
+        self.assertIn("joining 226.0.0.221:7001 226.0.0.222:7002 and 227.0.0.111:8001", process.line())
         return process
 
     def watch(self, *words):
         groups = "--control-group", "227.0.0.111:8001", "--data-group", "227.0.0.112:8002", "--interface", "10.72.0.1"
         process = self.control(self.far, "watch", *groups, *words)
-        self.assertIn("listening to", process.stderr.readline())
+        process.logs("listening to")
         return process
 
     def say(self, *words):
-        done = self.control(self.near, "say", *words, "--interface", "10.71.0.1")
-        out, err = done.communicate(timeout=LIMIT_S)
-        self.assertEqual(done.returncode, 0, err)
-        return out
+        self.ended(self.control(self.near, "say", *words, "--interface", "10.71.0.1"))
 
     def test_multicast_through_the_router(self):
         watch = self.watch("--channel", "control", "--count", "2")
         self.router(11)
         self.say("halt", "C4")
-        out, err = watch.communicate(timeout=LIMIT_S)
-        self.assertEqual(watch.returncode, 0, err)
-        lines = out.splitlines()
+        lines = self.ended(watch)
         self.assertIn(" control N PP -> @@ ", lines[0])
         self.assertIn(" control H PP -> C4 ", lines[1])
         self.assertIn("from 10.72.0.11:", lines[1])
@@ -237,16 +239,14 @@ class InNamespaces(unittest.TestCase):
         routers = self.router(11), self.router(12, "--standby", "10000")
         for _ in range(5):
             self.say("start", "C4")
-        out, err = watch.communicate(timeout=LIMIT_S)
-        self.assertEqual(watch.returncode, 0, err)
-        sequences = [line.split("#")[1].split()[0] for line in out.splitlines()]
-        self.assertEqual(len(sequences), 10, out)
-        self.assertEqual(len(set(sequences)), 10, out)
+        lines = self.ended(watch)
+        sequences = [line.split("#")[1].split()[0] for line in lines]
+        self.assertEqual(len(sequences), 10, lines)
+        self.assertEqual(len(set(sequences)), 10, lines)
         told = []
         for router in routers:
             router.terminate()
-            told.append(router.communicate(timeout=LIMIT_S)[0].strip())
-            self.assertEqual(router.returncode, 0)
+            told.append(self.ended(router)[-1])
         self.assertTrue(told[0].startswith("10 packets crossed, "), told)
         self.assertTrue(told[1].startswith("0 packets crossed, "), told)
 
@@ -255,13 +255,11 @@ class InNamespaces(unittest.TestCase):
         watch = self.watch("--from", "PP", "--count", "10")
         for _ in range(5):
             self.say("start", "C4")
-        out, err = watch.communicate(timeout=LIMIT_S)
-        self.assertEqual(watch.returncode, 0, err)
-        self.assertEqual(len(out.splitlines()), 10)
+        self.assertEqual(len(self.ended(watch)), 10)
         crossed = 0
         for router in routers:
             router.terminate()
-            crossed += int(router.communicate(timeout=LIMIT_S)[0].split()[0])
+            crossed += int(self.ended(router)[-1].split()[0])
         self.assertTrue(10 <= crossed <= 20, crossed)
 
 

@@ -16,7 +16,7 @@ from unittest import mock
 from base import running
 from base.errors import DiskError, InUse, SettingsError
 from base.running import Part, Running, start_logging
-from tests.support import LIMIT_S, ROOT, clean_environment, temp_folder, wait_until
+from tests.support import LIMIT_S, ROOT, clean_environment, rounds, temp_folder, wait_until
 
 
 class InThisProcess(unittest.TestCase):
@@ -137,10 +137,10 @@ class Signals(InThisProcess):
             self.assertEqual(program.run(lambda number=number: os.kill(os.getpid(), number)), 0)
             self.assertEqual(program.reason, f"told to by {number.name}")
 
-    def assert_ends(self, code):
+    def assert_ends(self, code, *arguments):
         """A Python of its own runs `code`, and says at its end that it came there."""
         process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(code) + "print('all ended', flush=True)\nos._exit(0)"],
+            [sys.executable, "-c", textwrap.dedent(code) + "print('all ended', flush=True)\nos._exit(0)", *arguments],
             cwd=ROOT, env=clean_environment(), stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         try:
@@ -171,19 +171,20 @@ class Signals(InThisProcess):
 
     def test_a_signal_at_any_moment_ends_it(self):
         """A handler runs between any two steps of the main thread, and must not wait for a lock that this one holds."""
+        turns = rounds("PIGEONPOST_TEST_SIGNALS", 100, 300)
         self.assert_ends("""
-            import os, random, signal
+            import os, random, signal, sys
             from base.running import Running
 
             os.environ["WATCHDOG_USEC"] = "2"  # so that it goes in and out of its waiting all the time
-            for turn in range(300):
+            for turn in range(int(sys.argv[1])):
                 def ready():
                     signal.signal(signal.SIGALRM, signal.getsignal(signal.SIGTERM))
                     signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0005, 0.003), 0.001)
                 Running([]).run(ready)
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 signal.signal(signal.SIGALRM, signal.SIG_IGN)
-        """)
+        """, str(turns))  # fmt: skip
 
 
 class Systemd(InThisProcess):

@@ -5,6 +5,7 @@ import threading
 import time
 import unittest
 from itertools import pairwise
+from unittest import mock
 
 from base.clock import Clock, FakeClock
 from base.errors import SensorError
@@ -246,16 +247,26 @@ class Failures(SamplerCase):
         self.assertEqual(sampler.failed, 5)
 
     def test_a_slow_source_delays_nobody(self):
-        stuck = Stuck(self)
-        sampler = self.sampler(Thing("slow", does=stuck), fast := Thing("fast"), every_s=2.0, clock=Clock())
-        with self.assertLogs("sampler", "WARNING"):
+        stuck, waits = Stuck(self), []
+        sampler = self.sampler(Thing("slow", does=stuck), fast := Thing("fast"), clock=Clock())
+        take_answers = sampler._take_answers
+
+        def take(seconds, answers):
+            if answers:  # the fast one is there, and the slow one will not come: that is known here
+                waits.append(seconds)
+                seconds = 0.01
+            return take_answers(seconds, answers)
+
+        with self.assertLogs("sampler", "WARNING"), mock.patch.object(sampler, "_take_answers", take):
             for n in range(1, 4):
                 began_s = time.monotonic()
                 sampler.sample()
                 self.assertLess(time.monotonic() - began_s, LIMIT_S)
                 self.assertEqual((len(self.taken), fast.reads), (n, n))
         self.assertEqual([one.values for one in self.taken], [{"slow": None, "fast": 1.5}] * 3)
-        self.assertEqual(self.taken[0].errors, {"slow": "no answer within 1.6 s"})
+        self.assertEqual(self.taken[0].errors, {"slow": "no answer within 5 s"})
+        (wait_s,) = waits  # it is not asked again while it is busy
+        self.assertTrue(0 < wait_s <= 5, wait_s)
 
     def test_while_it_is_busy_it_is_not_asked_again_and_its_late_answer_is_not_taken_for_a_new_one(self):
         stuck = Stuck(self)
@@ -268,6 +279,7 @@ class Failures(SamplerCase):
             stuck.let_go.set()
             wait_until(lambda: not sampler._answers.empty())
             slow.does = lambda: {"slow": 7}
+            sampler._patience_s = LIMIT_S
             sampler.sample()
         self.assertEqual(self.taken[-1].values, {"slow": 7, "fast": 1.5})
         self.assertEqual(slow.reads, 2)
@@ -299,7 +311,11 @@ class Running(unittest.TestCase):
         sampler = Sampler([Thing("slow", "also", does=stuck), other], lambda taken: None, 3600, Clock())
         sampler.start()
         self.assertTrue(stuck.begun.wait(LIMIT_S))
-        self.assertEqual(sampler.stop(0.3), "still reading: slow")
+        thread, limits_s = sampler._readers[0]._thread, []
+        join = thread.join
+        with mock.patch.object(thread, "join", lambda limit_s: (limits_s.append(limit_s), join(0.01))):
+            self.assertEqual(sampler.stop(3 * LIMIT_S), "still reading: slow")
+        self.assertEqual(limits_s, [LIMIT_S])
         self.assertEqual(other.closed, 1)
 
 

@@ -11,12 +11,13 @@ from unittest import mock
 import node
 from base.config import load
 from commands import scan
-from sensors import name_of
+from sensors import mcp3424, name_of
 from sensors.simulated import SimulatedChip, room
 from settings import NODE
 from tests.chip_mcp3424 import Chip, Wires, library
-from tests.page_support import control
-from tests.support import Program, temp_folder
+from tests.forked import Forked
+from tests.page_support import control, control_here
+from tests.support import temp_folder
 from tests.test_kernel import GOOD, KernelCase
 
 BARE = {"spidev": None, "smbus2": None}
@@ -144,6 +145,8 @@ class Listing(Case):
         )
         wires.chips[0x69].size = 3
         smbus2 = library(wires)
+        # Conversions take as many polls as the chip of the test wants; of their real time nothing is tested here.
+        self.enterContext(mock.patch.object(mcp3424, "_USUAL_S", (0.0,) * 4))
         lines = self.scan(smbus2=smbus2)
         text = "\n".join(lines)
         self.assertIn(
@@ -191,14 +194,14 @@ class Programs(unittest.TestCase):
         path = os.path.join(temp_folder(self), "node.toml")
         with open(path, "w", encoding="utf-8") as file:
             file.write(said)
-        program = Program(self, "node.py", "--config", path, "--listen", "127.0.0.1:0", "--data", temp_folder(self))
+        program = Forked(self, "node.py", "--config", path, "--listen", "127.0.0.1:0", "--data", temp_folder(self))
         program.address()
         program.terminate()
         self.assertEqual(program.wait(), 0)
         program.logs("load, memory_free, disk_free")
 
     def test_another_root(self):
-        status, said, errors = control(self, "scan", "--root", temp_folder(self))
+        status, said, errors = control_here("scan", "--root", temp_folder(self))
         self.assertEqual((status, errors), (0, ""))
         self.assertIn('kind = "machine"', said)
 

@@ -21,8 +21,14 @@ from commands.drop import find_pi_id
 from files.received import PiIds
 from links import drop
 from tests.drop_support import OTHER_PI, PI, UNKNOWN_PI, accept, files
-from tests.support import ROOT, Program, clean_environment, temp_folder
+from tests.forked import Forked
+from tests.page_support import use_memory_disk
+from tests.support import ROOT, clean_environment, temp_folder
 from tests.web_house import WebHouse
+
+
+def setUpModule():
+    use_memory_disk()
 
 
 class OldServer(http.server.BaseHTTPRequestHandler):
@@ -227,7 +233,7 @@ class ToOthers(Case):
         _, right, _ = self.run_command("certificate")
         right = re.search(r"[0-9a-f]{64}", right.replace(":", "").lower())[0]
         self.run_command("file-id", PI)
-        server = Program(
+        server = Forked(
             self, "server.py", "--web", "127.0.0.1:0", "--data", data,
             PIGEONPOST_WEB_CERTIFICATE=os.path.join(data, "certificate.pem"),
             PIGEONPOST_WEB_KEY=os.path.join(data, "certificate.key"),

@@ -14,10 +14,12 @@ import time
 import unittest
 from unittest import mock
 
+import demo
 import server
 from files.log_sums import logs_in
 from settings import SERVER
-from tests.page_support import Node, Server, control, use_memory_disk
+from tests.forked import Forked
+from tests.page_support import Node, Server, StartedNode, StartedServer, control_here, use_memory_disk
 from tests.support import LIMIT_S, Program, clean_environment, temp_folder, wait_until
 
 
@@ -101,11 +103,14 @@ class ServerCase(unittest.TestCase):
 
 
 class Demo(ServerCase):
+    OFTEN = {"demo._SETTINGS": demo._SETTINGS.replace("every = 1\n", "every = 0.1\n"), "webui._POLL_S": 0.02}
+
     def test_live_samples_in_some_seconds_and_nothing_left_behind(self):
         """Within 5 s on a quiet machine; here it has 20."""
         began_s = time.monotonic()
         place = temp_folder(self)
-        program = Program(self, "server.py", "--demo", "--web", "127.0.0.1:0", TMPDIR=place)
+        fast = {"PIGEONPOST_STORE_COMMIT": "0.05", "TMPDIR": place}
+        program = Forked(self, "server.py", "--demo", "--web", "127.0.0.1:0", constants=self.OFTEN, **fast)
         address = re.fullmatch(r"the page is at http://(127\.0\.0\.1):(\d+)/", program.line())
         host, port = address[1], int(address[2])
 
@@ -136,7 +141,7 @@ class Demo(ServerCase):
         self.assertEqual(os.listdir(place), [])
 
     def test_its_data_are_kept_where_a_folder_is_named(self):
-        server = Server(self, "--demo")
+        server = Server(self, "--demo", constants=self.OFTEN)
         self.collect(server, 1)
         server.terminate()
         self.assertEqual(server.wait(), 0)
@@ -144,7 +149,7 @@ class Demo(ServerCase):
         self.assertTrue(os.path.exists(os.path.join(server.data, "node", "outbox.ring")))
 
     def test_when_it_is_killed_its_node_ends_too(self):
-        server = Server(self, "--demo")
+        server = StartedServer(self, "--demo")
         self.assertTrue(server.page)
         (node,) = children(server.process.pid)
         server.process.kill()
@@ -155,10 +160,10 @@ class Demo(ServerCase):
 class Stopping(ServerCase):
     def test_a_signal_ends_it_in_time_whoever_is_connected_and_all_is_flushed(self):
         """An idle browser, one that listens, half a request; a node that samples, and one that never says a word."""
-        node = Node(self)
+        node = StartedNode(self, "--every", "0.02")
         silent = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(silent.close)
-        server = Server(self, "--node", node.at, "--node", f"silent@127.0.0.1:{silent.getsockname()[1]}")
+        server = StartedServer(self, "--node", node.at, "--node", f"silent@127.0.0.1:{silent.getsockname()[1]}")
         idle_link = silent.accept()[0]
         self.addCleanup(idle_link.close)
         self.collect(server)
@@ -185,7 +190,7 @@ class Stopping(ServerCase):
         again.process.send_signal(signal.SIGINT)
         self.assertEqual(again.wait(), 0, again.logged)
         self.assertEqual(len(rows(server.data)), 2 * stored(server.data))
-        self.assertEqual(control(self, "--data", server.data, "verify")[0], 0)
+        self.assertEqual(control_here("--data", server.data, "verify")[0], 0)
 
     def test_a_node_with_idle_clients_ends_in_time_too(self):
         node = Node(self)
@@ -334,7 +339,7 @@ class Telling(ServerCase):
 class Killed(ServerCase):
     def test_after_kill_9_the_log_is_made_whole(self):
         """Also when that has torn its last row, or the disk has lost the last few."""
-        node = Node(self)
+        node = Node(self, "--every", "0.02")
         data = temp_folder(self)
         for cut in (7, 150):
             server = Server(self, "--node", node.at, data=data)
@@ -352,11 +357,11 @@ class Killed(ServerCase):
         last.terminate()
         self.assertEqual(last.wait(), 0, last.logged)
         self.assertEqual(len(rows(data)), 2 * stored(data))
-        status, said, _ = control(self, "--data", data, "verify")
+        status, said, _ = control_here("--data", data, "verify")
         self.assertEqual((status, said), (0, f"{stored(data)} samples of 1 nodes: all there, each once\n"))
 
     def test_a_reader_sees_whole_rows_meanwhile(self):
-        node = Node(self)
+        node = Node(self, "--every", "0.01")
         server = Server(self, "--node", node.at)
         wrong, ended = [], threading.Event()
 
@@ -369,7 +374,7 @@ class Killed(ServerCase):
         self.assertTrue(server.page)
         reader = threading.Thread(target=read)
         reader.start()
-        self.collect(server, 15)
+        self.collect(server, 40)
         ended.set()
         reader.join(LIMIT_S)
         self.assertEqual(wrong, [])

@@ -17,10 +17,15 @@ from stores import NOTHING, SPANS_MS, Filing, LogMark, Mark, Stretch, sqlite_sch
 from stores.sqlite import FILE, SqliteStore
 from stores.summaries import Caretaker
 from tests.memory_store import MemoryStore
-from tests.support import LIMIT_S
+from tests.page_support import use_memory_disk
+from tests.support import LIMIT_S, rounds
 
 OUTBOX = "00000000000000aa"
 E1, E2 = "0000000000000001", "0000000000000002"
+
+
+def setUpModule():
+    use_memory_disk()
 
 
 def sample(seq, temperature=20.5, time_ms=None, errors=None, clock=""):
@@ -268,7 +273,7 @@ class StoreContract:
     def test_late_repeated_and_missing_data_give_what_a_recount_gives(self):
         chance = random.Random(5)
         taken = []
-        for seq in range(1, 400):
+        for seq in range(1, rounds("PIGEONPOST_TEST_LATE_SAMPLES", 150, 400)):
             time_ms = self.NOON + chance.choice((-1, 1)) * chance.randrange(3 * self.HOUR)
             value = chance.choice((None, chance.randrange(5), chance.uniform(-1e6, 1e6)))
             taken.append((time_ms, value))
@@ -370,10 +375,10 @@ class StoreContract:
         self.assertEqual(len(self.store.points("a", 0, self.NOON + 1, 10)), 0)
         self.assertEqual(list(self.store.verify()), [])
 
-    def test_a_thousand_random_commits_add_up(self):
+    def test_random_commits_add_up(self):
         chance = random.Random(7)
         marks = {}
-        for _ in range(300):
+        for _ in range(rounds("PIGEONPOST_TEST_RANDOM_COMMITS", 100, 300)):
             parts = []
             for _ in range(chance.randint(1, 4)):
                 node, epoch = chance.choice("ab"), chance.choice((E1, E2))
@@ -514,7 +519,7 @@ class SqliteTest(StoreContract, unittest.TestCase):
         readers = [threading.Thread(target=look) for _ in range(3)]
         for reader in readers:
             reader.start()
-        for first in range(1, 1001, 20):
+        for first in range(1, 20 * rounds("PIGEONPOST_TEST_COMMITS_BESIDE_READERS", 20, 50) + 1, 20):
             file(self.store, batch(first, first + 19))
         stop.set()
         for reader in readers:

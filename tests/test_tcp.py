@@ -24,8 +24,8 @@ from outbox import Outbox
 from protocol import LARGEST_INTEGER, LARGEST_SEQ, LINE_BYTES, SENSOR_NAME, decode, encode, write_json
 from ring import Ring
 from session_node import NodeFacts, NodeSession
-from session_server import NodeState, ServerSession
-from tests.support import BOOT, EPOCH, LIMIT_S, FakeLedger, MemoryDisk, Talk, sensors_line, taken, wait_until
+from session_server import DOUBT_S, NodeState, ServerSession
+from tests.support import BOOT, EPOCH, LIMIT_S, FakeLedger, MemoryDisk, Talk, rounds, sensors_line, taken, wait_until
 
 TOKEN = "a token of 16 letters or more"
 OUTBOX = "0b" * 8
@@ -33,11 +33,18 @@ SENSORS = [{"name": "temperature", "unit": "°C"}]
 HELLO = {"link": 1, "server": "home", "ledger": "1" * 16, "clock": "unset"}
 
 
+def stop_at_once(test):
+    """A node's listener sees that it is to stop after 2 ms, not after 0.1 s."""
+    serve = tcp._Listener.serve_forever
+    test.enterContext(mock.patch.object(tcp._Listener, "serve_forever", lambda listener, _: serve(listener, 0.002)))
+
+
 class TcpCase(unittest.TestCase):
     def setUp(self):
         logging.disable(logging.CRITICAL)  # what is logged is looked at where a test says so
         self.addCleanup(logging.disable, logging.NOTSET)
         self.enterContext(mock.patch.object(tcp, "RETRY_S", 0.02))
+        stop_at_once(self)
         self.ledger = FakeLedger()
 
     def make_outbox(self, slots=1024):
@@ -53,8 +60,8 @@ class TcpCase(unittest.TestCase):
         self.addCleanup(node.stop, LIMIT_S)
         return node
 
-    def start_server(self, address, keys=None, expected="basement", name="home"):
-        end = ServerEnd(address, expected, name, self.ledger, keys or {}, Clock())
+    def start_server(self, address, keys=None, expected="basement", name="home", clock=None):
+        end = ServerEnd(address, expected, name, self.ledger, keys or {}, clock or Clock())
         end.start()
         self.addCleanup(end._thread.join, LIMIT_S)
         self.addCleanup(end.stop, LIMIT_S)
@@ -210,7 +217,7 @@ class BothEnds(TcpCase):
                             return
                         pair[end].sendall(block)
 
-        with mock.patch.object(tcp, "LONGEST_RETRY_S", 0.02):
+        with mock.patch.object(tcp, "RETRY_S", 0.002), mock.patch.object(tcp, "LONGEST_RETRY_S", 0.002):
             proxy = FakeNode(self, serve)
             self.start_server(proxy.address)
             self.ledger.wait_for(1500)
@@ -269,10 +276,18 @@ class Asking(TcpCase):
             while sock.recv(4096):
                 pass
 
-        server = self.start_server(FakeNode(self, serve).address)
-        wait_until(lambda: server.state.connected)
-        self.assertFalse(server.ask("SEND", False, limit_s=0.5))
-        wait_until(lambda: server.state.on)  # it did come
+        came, note = threading.Event(), ServerEnd._note_answer
+
+        def note_answer(end, *answer):
+            note(end, *answer)
+            came.set()
+
+        with mock.patch.object(ServerEnd, "_note_answer", note_answer):
+            server = self.start_server(FakeNode(self, serve).address)
+            wait_until(lambda: server.state.connected)
+        with mock.patch.object(server._answered, "wait", lambda _: came.wait(LIMIT_S) and server._answered.is_set()):
+            self.assertFalse(server.ask("SEND", False))
+        self.assertTrue(server.state.on)  # it did come
 
 
 class ByHand(TcpCase):
@@ -365,7 +380,7 @@ class Listening(TcpCase):
 
     def test_who_does_not_prove_himself_in_time_is_closed(self):
         node = self.start_node(LinkKey(TOKEN))
-        with mock.patch("session_node.AUTH_S", 0.1):
+        with mock.patch("session_node.AUTH_S", 0.02):
             for said in (b"", b"\n\n", encode("HELLO", {**HELLO, "nonce": "5e" * 16})):
                 node._failures.clear()
                 talk = self.talk(node)
@@ -439,12 +454,14 @@ class Limits(TcpCase):
         talk = self.talk(node)
         talk.say("AUTH", {"token": "wrong"})
         self.assertEqual([message.args[0] for message in talk.rest()], ["auth"])
-        began_s = time.monotonic()
-        talk = self.talk(node)
-        talk.say("AUTH", {"token": TOKEN})
-        talk.say("CHECK")
-        talk.until("STATUS")
-        self.assertGreater(time.monotonic() - began_s, 0.45)
+        admit = node._admit
+        with mock.patch.object(node, "_admit", lambda connection: admit(connection) / 10):
+            began_s = time.monotonic()
+            talk = self.talk(node)
+            talk.say("AUTH", {"token": TOKEN})
+            talk.say("CHECK")
+            talk.until("STATUS")
+        self.assertGreater(time.monotonic() - began_s, 0.045)  # a tenth of half a second
 
     def test_a_second_session_of_the_same_server_takes_the_place_of_the_first(self):
         node = self.start_node()
@@ -500,6 +517,9 @@ class SlowPeers(TcpCase):
         deaf.settimeout(LIMIT_S)
         self.addCleanup(deaf.close)
         deaf.connect(node.address)
+        wait_until(lambda: node._connections)
+        for connection in node._connections:  # else the kernel takes megabytes first
+            connection.wire._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         self.enterContext(mock.patch.object(wire, "STUCK_BYTES", 4 * LINE_BYTES))
         sent = 0
         with self.assertRaises(OSError):
@@ -583,7 +603,7 @@ class SlowPeers(TcpCase):
             with Talk(node.address) as talk:
                 reader = threading.Thread(target=drain, args=(talk.sock,))
                 reader.start()
-                for _ in range(10):
+                for _ in range(rounds("PIGEONPOST_TEST_FLOOD", 3, 10)):
                     talk.send(block)
                 talk.sock.shutdown(socket.SHUT_WR)
                 reader.join(LIMIT_S)
@@ -638,14 +658,14 @@ class Retrying(TcpCase):
 
     def test_whatever_answers_there_is_no_harm(self):
         """A web server, an echo, a door that closes at once, half a HELLO, a node of another name."""
-        self.enterContext(mock.patch("session_server.AUTH_S", 0.1))
         other = encode("HELLO", {"link": 1, "node": "attic", "outbox": OUTBOX, "held": [], "sensors": SENSORS})
         for said, fault in (
             (b"HTTP/1.0 400 Bad Request\r\nServer: x\r\n\r\n", "closed by the peer"),
             (None, "closed"), (b"", "closed by the peer"), (b"HELLO {", "closed by the peer"), (other, "closed"),
             (b"\0" * 70_000, "closed"), (b"ERROR protected {\"text\":\"set a token\"}\n", "refuses: set a token"),
         ):  # fmt: skip
-            with self.subTest(said):
+            limit_s = 0.02 if said is None else LIMIT_S  # an echo is waited for in vain
+            with self.subTest(said), mock.patch("session_server.AUTH_S", limit_s):
 
                 def serve(sock, said=said):
                     line = read_line(sock)
@@ -714,16 +734,17 @@ class Moving(TcpCase):
         wait_until(lambda: server.state.connected)
 
     def test_a_connection_that_lives_is_kept(self):
-        node = self.start_node()
-        server = self.start_server(node.address)
-        wait_until(lambda: server.state.connected)
+        node, clock = self.start_node(), FakeClock()
+        server = self.start_server(node.address, clock=clock)
+        wait_until(lambda: server.state.checked_ms is not None, "the node's first answer")
         elsewhere = FakeNode(self, lambda sock: None)
-        with mock.patch("session_server.DOUBT_S", 0.1):
-            for _ in range(3):
-                asked_ms = server.state.checked_ms
-                server.move(elsewhere.address)
-                wait_until(lambda before=asked_ms: server.state.checked_ms != before, "the node's answer")
-                threading.Event().wait(0.2)  # longer than a dead one would get
+        for _ in range(3):
+            clock.sleep(DOUBT_S + 1)  # longer than a dead one would get
+            asked_ms = server.state.checked_ms
+            server.move(elsewhere.address)
+            wait_until(lambda before=asked_ms: server.state.checked_ms != before, "the node's answer")
+        clock.sleep(DOUBT_S + 1)
+        self.assertTrue(server.ask("CHECK", limit_s=LIMIT_S))
         self.assertTrue(server.state.connected)
         self.assertEqual(elsewhere.connections, 0)
         self.assertEqual(server.state.address, "%s:%d" % node.address)
@@ -740,7 +761,7 @@ class Moving(TcpCase):
 
         server = self.start_server(FakeNode(self, serve).address)
         wait_until(lambda: server.state.connected)
-        with mock.patch("session_server.DOUBT_S", 0.1):
+        with mock.patch("session_server.DOUBT_S", 0.02):
             began_s = time.monotonic()
             server.move(node.address)
             wait_until(lambda: server.state.address == "%s:%d" % node.address and server.state.connected)
@@ -787,11 +808,13 @@ class Stopping(TcpCase):
     def test_while_somebody_waits_for_his_late_answer(self):
         node = self.start_node(LinkKey(TOKEN))
         node._failures["127.0.0.1"] = 10
-        talk = self.talk(node)
-        wait_until(lambda: node._connections)
+        admit = node._admit
+        with mock.patch.object(node, "_admit", lambda connection: 100 * admit(connection)):
+            talk = self.talk(node)
+            wait_until(lambda: node._connections)
         began_s = time.monotonic()
-        self.assertIsNone(node.stop(LIMIT_S))
-        self.assertLess(time.monotonic() - began_s, 2)
+        self.assertIsNone(node.stop(2 * LIMIT_S))
+        self.assertLess(time.monotonic() - began_s, LIMIT_S)
         self.assertEqual(talk.rest(), [])
 
     @mock.patch("stream.FIRST_SAMPLES", 500)
@@ -808,7 +831,7 @@ class Stopping(TcpCase):
             connection.wire._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         deaf.sendall(encode("HELLO", HELLO) + encode("RESUME", {"id": 0}))
         wait_until(lambda: any(connection.wire.unsent for connection in node._connections))
-        with mock.patch.object(wire, "DRAIN_S", 0.2):
+        with mock.patch.object(wire, "DRAIN_S", 0.05):
             began_s = time.monotonic()
             self.assertIsNone(node.stop(LIMIT_S))
         self.assertLess(time.monotonic() - began_s, 4)
@@ -980,7 +1003,9 @@ class Mutator:
 
 
 class Fuzz(TcpCase):
-    """100,000 lines in all, mutated from right ones, to both ends."""
+    """Lines mutated from right ones, to both ends; 100,000 in all with PIGEONPOST_TEST_LONG=1."""
+
+    LINES = rounds("PIGEONPOST_TEST_LINES", 5_000, 50_000)
 
     def assert_all_valid(self, ledger):
         """Whatever a node said: what came to be stored is what the database and the page can bear."""
@@ -1008,11 +1033,11 @@ class Fuzz(TcpCase):
             self.assertLessEqual(len(line), LINE_BYTES)
             self.assertIsNotNone(decode(line))
 
-    def test_50000_lines_to_servers(self):
+    def test_a_server_bears_mutated_lines(self):
         mutator, lines = Mutator("server"), 0
         hello = mutator.seeds[2]
         key = LinkKey(TOKEN)
-        while lines < 50_000:
+        while lines < self.LINES:
             ledger = FakeLedger()
             keys = {"basement": key} if mutator.chance.random() < 0.2 else {}
             session = ServerSession("home", ledger, keys, NodeState("192.0.2.5:5003", "basement"), FakeClock(), int)
@@ -1031,13 +1056,13 @@ class Fuzz(TcpCase):
             if keys:
                 self.assertEqual((ledger.rows, ledger.gaps), ([], []))  # nobody proved anything
 
-    def test_40000_lines_to_nodes(self):
+    def test_a_node_bears_mutated_lines(self):
         mutator, lines = Mutator("node"), 0
         self.make_outbox(slots=64)
         self.outbox.epoch = EPOCH
         self.take(5)
         key = LinkKey(TOKEN)
-        while lines < 40_000:
+        while lines < self.LINES:
             if self.outbox.ring.state["forks"]:
                 del self.outbox
                 self.make_outbox(slots=64)
@@ -1061,13 +1086,13 @@ class Fuzz(TcpCase):
             self.assertEqual(self.outbox.ring.last, 5)
             self.assertEqual([slot.up_ms for slot in self.outbox.read(1, 5)], [1, 2, 3, 4, 5])
 
-    def test_6000_lines_to_a_node_over_sockets(self):
+    def test_a_node_bears_mutated_lines_over_sockets(self):
         mutator = Mutator("sockets")
         self.make_outbox(slots=64)
         self.take(5)
         node = self.start_node()
         sent = 0
-        while sent < 6000:
+        while sent < self.LINES / 8:
             lines = [mutator.line() for _ in range(mutator.chance.choice((1, 10, 200)))]
             sent += len(lines)
             with contextlib.suppress(ConnectionError), Talk(node.address) as talk:
@@ -1078,14 +1103,14 @@ class Fuzz(TcpCase):
         self.is_well(node)
         self.assertEqual(self.outbox.ring.last, 5)
 
-    def test_6000_lines_to_a_server_over_sockets(self):
+    def test_a_server_bears_mutated_lines_over_sockets(self):
         mutator = Mutator("fake nodes")
         sent = [0]
         enough = threading.Event()
 
         def serve(sock):
             read_line(sock)
-            if sent[0] >= 6000:
+            if sent[0] >= self.LINES / 8:
                 enough.set()
             if mutator.chance.random() < 0.8:
                 sock.sendall(mutator.seeds[2])

@@ -17,12 +17,18 @@ from base.clock import Clock
 from base.errors import NotStored
 from links import tmon
 from stores.sqlite import SqliteStore
+from tests.forked import Forked
+from tests.page_support import control_here, use_memory_disk
 from tests.support import LIMIT_S, ROOT, Program, clean_environment, temp_folder, wait_until
 from tests.web_house import WebHouse, parse_response
 
 CLIENT = os.path.join(ROOT, "tests", "old", "tmon_client.py")
 STORED = b'{"success": true}'
 W1_SLAVE = "50 01 4b 46 7f ff 0c 10 1c : crc=1c YES\n50 01 4b 46 7f ff 0c 10 1c t=20812\n"
+
+
+def setUpModule():
+    use_memory_disk()
 
 
 class TmonCase(unittest.TestCase):
@@ -191,10 +197,10 @@ class Answers(TmonCase):
 class Manage(TmonCase):
     """`manage.py get_token NODE`, `list`, `run`."""
 
-    def control(self, *arguments):
-        program = Program(self, "control.py", "--data", self.house.folder, *arguments)
-        self.assertEqual(program.wait(), 0, program.logged)
-        return program.said
+    def control(self, *arguments, data=None):
+        status, said, told = control_here("--data", data or self.house.folder, *arguments)
+        self.assertEqual((status, told), (0, ""))
+        return said.splitlines()
 
     def test_get_token_makes_it_on_first_use_and_shows_the_same_ever_after(self):
         said = self.control("get_token", "cellar")
@@ -212,19 +218,23 @@ class Manage(TmonCase):
         )
 
     def test_list_before_there_is_anything(self):
-        program = Program(self, "control.py", "--data", temp_folder(self), "list")
-        self.assertEqual((program.wait(), program.said), (0, []))
+        self.assertEqual(self.control("list", data=temp_folder(self)), [])
 
     def test_run(self):
         """`server.py`, also on the port where the clients look for it."""
         data = temp_folder(self)
         server = Program(self, "server.py", "--data", data, "--web", "127.0.0.1:0", "--web", "127.0.0.1:0")
         ports = [int(re.search(r":(\d+)/", server.line())[1]) for _ in range(2)]
-        token = Program(self, "control.py", "--data", data, "get_token", "attic").line()
+        token = get_token(data)
         for port in ports:
             self.assertEqual(run_client(self, port, token), (0, "{'success': True}"))
         server.terminate()
         self.assertEqual(server.wait(), 0)
+
+
+def get_token(data):
+    """The token of `attic`."""
+    return control_here("--data", data, "get_token", "attic")[1].rstrip("\n")
 
 
 def run_client(test, port, token, device=W1_SLAVE):
@@ -269,23 +279,22 @@ class TheCheck(unittest.TestCase):
         check = Program(self, "control.py", "--data", data, "check")
         self.assertEqual(check.wait(), 1)
         self.assertIn("no server runs", "\n".join(check.logged))
-        server = Program(self, "server.py", "--data", data, "--web", "127.0.0.1:0")
+        server = Forked(self, "server.py", "--data", data, "--web", "127.0.0.1:0")
         port = int(re.search(r":(\d+)/", server.line())[1])
-        token = Program(self, "control.py", "--data", data, "get_token", "attic").line()
+        token = get_token(data)
         self.assertEqual(run_client(self, port, token)[0], 0)
 
         def is_well():
-            check = Program(self, "control.py", "--data", data, "check")
-            return check.wait() == 0 and (check.said, check.logged) == ([], [])
+            return control_here("--data", data, "check") == (0, "", "")
 
         wait_until(is_well, "all is well")
 
     def test_python_m_unittest_finds_and_runs_all_tests(self):
-        done = subprocess.run(
-            [sys.executable, "-c", "import unittest; print(unittest.defaultTestLoader.discover('.').countTestCases())"],
-            cwd=ROOT, capture_output=True, text=True, timeout=2 * LIMIT_S, env=clean_environment(),
-        )  # fmt: skip
-        self.assertGreater(int(done.stdout.split()[-1]), 1000, done.stderr[-500:])
+        """As discovery does it, in this process, which has most of them loaded already."""
+        loader = unittest.TestLoader()
+        found = loader.discover(ROOT, top_level_dir=ROOT)
+        self.assertEqual(loader.errors, [])
+        self.assertGreater(found.countTestCases(), 1000)
 
 
 class Faults(TmonCase):
@@ -320,8 +329,8 @@ class Faults(TmonCase):
 
     def test_what_was_answered_is_there_after_kill_9(self):
         data, answered = temp_folder(self), []
-        token = Program(self, "control.py", "--data", data, "get_token", "attic").line()
-        server = Program(self, "server.py", "--data", data, "--web", "127.0.0.1:0")
+        token = get_token(data)
+        server = Forked(self, "server.py", "--data", data, "--web", "127.0.0.1:0")
         port = int(re.search(r":(\d+)/", server.line())[1])
 
         def send(first):
@@ -342,7 +351,7 @@ class Faults(TmonCase):
         server.kill()
         for thread in threads:
             thread.join(LIMIT_S)
-        again = Program(self, "server.py", "--data", data, "--web", "127.0.0.1:0")
+        again = Forked(self, "server.py", "--data", data, "--web", "127.0.0.1:0")
         again.line()
         again.terminate()
         self.assertEqual(again.wait(), 0)

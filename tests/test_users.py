@@ -24,7 +24,7 @@ from gate.users import (
     User,
     Users,
 )
-from tests.support import LIMIT_S, temp_folder
+from tests.support import LIMIT_S, LONG, temp_folder
 
 PASSWORD = "correct horse"
 
@@ -134,7 +134,7 @@ class Passwords(UsersCase):
             with lock:
                 at_once[0] += 1
                 most[0] = max(most[0], at_once[0])
-            go.wait(0.02)
+            go.wait(0.01)
             with lock:
                 at_once[0] -= 1
             return bytes(64)
@@ -259,7 +259,8 @@ class TheFile(UsersCase):
 
     def test_what_the_file_may_say_can_be_hashed(self):
         """The largest parameters that are taken do not fail at the login."""
-        for n, r, p in ((2, 8, 1), (1 << 15, 8, 1), (1 << 10, 8, 8), (2, 1, 1), (1 << 15, 15, 1), (2, 1 << 16, 1)):
+        between = [(1 << 15, 8, 1)] if LONG else []
+        for n, r, p in ((2, 8, 1), (1 << 10, 8, 8), (2, 1, 1), (1 << 15, 15, 1), (2, 1 << 16, 1), *between):
             self.lay({"a": self.entry(n=n, r=r, p=p)})
             self.assertIsNone(Users(self.folder).check("a", PASSWORD))
 

@@ -13,8 +13,10 @@ from base.clock import FakeClock
 from base.errors import DiskError, NotStored, SettingsError
 from protocol import Batch
 from stores import NOTHING, Filing
+from tests.forked import Forked
 from tests.memory_store import MemoryStore
-from tests.support import LIMIT_S, Program, temp_folder, wait_until
+from tests.page_support import use_memory_disk
+from tests.support import LIMIT_S, temp_folder, wait_until
 from tests.test_stores import E1, OUTBOX, file, gap, sample
 from watch import Message, NotSent, Way, watchman
 from watch.alerts import Alerts, read_rules
@@ -24,6 +26,10 @@ from watch.watchman import Watchman
 from watch.webhook import Webhook
 
 HELLO = Message("Alert: it is 41 °C", "It is 41 °C.\n", {"kind": "alert"})
+
+
+def setUpModule():
+    use_memory_disk()
 
 
 class AlertCase(unittest.TestCase):
@@ -359,7 +365,8 @@ class TheServer(unittest.TestCase):
         folder = temp_folder(self)
         with open(f"{folder}/server.toml", "w", encoding="utf-8") as settings:
             settings.write(f'[webhook]\nurl = "http://127.0.0.1:{port}/"\n[[alert]]\nnode = "attic"\nsilent = 1\n')
-        program = Program(self, "server.py", "--web", "127.0.0.1:0", folder=folder)
+        often = {"watch.watchman.LOOK_S": 0.05}
+        program = Forked(self, "server.py", "--web", "127.0.0.1:0", folder=folder, constants=often)
         program.line()
         wait_until(lambda: server.heard, "the webhook is told")
         self.assertRegex(server.heard[0][2]["subject"], "^Alert: no sample of attic for [0-9]+ s$")
@@ -370,7 +377,7 @@ class TheServer(unittest.TestCase):
         folder = temp_folder(self)
         with open(f"{folder}/server.toml", "w", encoding="utf-8") as settings:
             settings.write("[report]\nevery = 24\n")
-        program = Program(self, "server.py", "--web", "127.0.0.1:0", folder=folder)
+        program = Forked(self, "server.py", "--web", "127.0.0.1:0", folder=folder)
         self.assertEqual(program.wait(), 2)
         program.logs("set [mail] to, or [webhook] url")
 

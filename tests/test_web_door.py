@@ -447,9 +447,6 @@ class AtThePage(unittest.TestCase):
     """The same through the server, where it is more than the door that has to be right."""
 
     def setUp(self):
-        patched = mock.patch.object(gate_users, "_N", 2)
-        patched.start()
-        self.addCleanup(patched.stop)
         logging.getLogger("web.door").setLevel(logging.CRITICAL)
         self.addCleanup(logging.getLogger("web.door").setLevel, logging.NOTSET)
         logging.getLogger("web.server").setLevel(logging.CRITICAL)

@@ -11,7 +11,6 @@ import socket
 import time
 import unittest
 from types import SimpleNamespace
-from unittest import mock
 from urllib.parse import urlencode
 
 import webui
@@ -32,9 +31,6 @@ HTML, TEXT, JSON = "text/html; charset=utf-8", "text/plain; charset=utf-8", "app
 
 def setUpModule():
     use_memory_disk()
-    soon = mock.patch.object(webui, "_POLL_S", 0.005)
-    soon.start()
-    unittest.addModuleCleanup(soon.stop)
 
 
 class WebCase(unittest.TestCase):

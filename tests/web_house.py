@@ -22,6 +22,7 @@ from typing import Any
 from unittest import mock
 from urllib.parse import urlencode
 
+import gate.users
 import webui
 from base.clock import Clock
 from base.config import load
@@ -103,6 +104,7 @@ class WebHouse:
         tls       webtls.Tls: what the page speaks, but for the addresses in `plain`; `request` and `raw` speak plainly
         """
         self.folder = _folder_in_memory(test)
+        test.enterContext(mock.patch.object(gate.users, "_N", 2))  # test_users tests the real cost of a hash
         clock = clock or Clock()
         self.users = Users(self.folder)
         if password is not None:
@@ -132,7 +134,7 @@ class WebHouse:
             test.addCleanup(end.stop, LIMIT_S)
         self.intake.start()
         test.addCleanup(self.intake.stop, LIMIT_S)
-        with mock.patch.object(webui, "_POLL_S", 0.02):  # else every test ends 0.2 s later
+        with mock.patch.object(webui, "_POLL_S", 0.002):  # else every test ends 0.2 s later
             self.web.start()
         test.addCleanup(self.web.stop, 2.0)
         host, port = self.web.addresses[0]

@@ -11,6 +11,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import sqlite3
@@ -20,17 +21,28 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from base.clock import parse_rfc3339
 from ring import Disk, Ring
-from tests.support import LIMIT_S, free_port, wait_until
+from tests.support import LIMIT_S, LONG, clean_environment, free_port, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+MEMORY_DISK = "/dev/shm"
 ORACLE = "127.0.0.2", 0  # from where it connects: what is done to the connections of 127.0.0.1 spares it
+
+
+def _disk() -> str | None:
+    if LONG or not os.access(MEMORY_DISK, os.W_OK) or shutil.disk_usage(MEMORY_DISK).free < 1 << 29:
+        return None
+    return MEMORY_DISK
+
+
+# Where the tests make their folders: the quick suite in memory, where nothing waits for a sync; None: the usual place.
+DISK = _disk()
 
 
 class OnlyLooks(Disk):
@@ -44,10 +56,10 @@ class Program:
     """One of the two programs: started, killed, started again, its log kept in one file."""
 
     def __init__(self, folder: Path, script: str, *arguments: str, wrapper: tuple[str, ...] = ()) -> None:
-        self.command = [sys.executable, str(ROOT / script), *arguments]
+        self.command = [sys.executable, str(ROOT / "tests" / "faults" / "impatient.py"), script, *arguments]
         self.wrapper = wrapper
         self.log = folder / f"{script}.log"
-        self.environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+        self.environment = clean_environment()
         self.process: subprocess.Popen[bytes] | None = None
         self.kills = 0
 
@@ -72,12 +84,22 @@ class Program:
 
     def stop(self, limit_s: float = LIMIT_S) -> int:
         """SIGTERM; the exit status."""
+        self.terminate()
+        return self.end(limit_s)
+
+    def terminate(self) -> None:
+        """SIGTERM; returns at once."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(limit_s)
-        finally:
-            self.kill()
+
+    def end(self, limit_s: float = LIMIT_S) -> int:
+        """Wait until it has ended by itself; the exit status."""
+        process = self.process
+        assert process is not None
+        # Popen.wait would look for it only every 50 ms.
+        wait_until(lambda: process.poll() is not None, f"{self.log.name}: it ends", limit_s)
+        self.process = None
+        return process.returncode
 
     def is_running(self) -> bool:
         return self.process is not None and self.process.poll() is None
@@ -113,14 +135,18 @@ class House:
         self.server.environment["PIGEONPOST_STORE_COMMIT"] = "0.05"
         self.opening = b""  # what a plain session says first: to a node with a token
         self.heard: list[tuple[str, int]] = []
+        self.noted: set[tuple[str, int]] = set()  # see note_card
+        self.figures: dict[str, int] = {}  # what `check` gave at the end of a trial
         self._ended = threading.Event()
         self._opening = threading.Lock()  # held while the oracle says SEND ON, so that it never does after the end
         self._listener = threading.Thread(target=self._listen, daemon=True)
 
     def start(self) -> None:
+        """Start both; returns when samples are heard."""
         self.node.start()
         self.server.start()
         self._listener.start()
+        wait_until(lambda: len(self.heard) > 2, "samples flow")
 
     def close(self) -> None:
         self._ended.set()
@@ -171,6 +197,13 @@ class House:
         except sqlite3.Error:
             return False  # the server is only just making its database
 
+    def has_everything(self, folder: Path | None = None) -> bool:
+        """Returns True if all that the node's ring (or the one in `folder`) holds is stored."""
+        try:
+            return self.held(folder) <= set(self.stored())
+        except sqlite3.Error:
+            return False
+
     def has_stored_after(self, count: int) -> bool:
         """Whether something is stored that was heard after the first `count` samples."""
         try:
@@ -189,11 +222,19 @@ class House:
         """The node's ring (or the one in `folder`), to be looked at while the node runs."""
         return Ring(str(folder or self.data / "node"), 1, 128, OnlyLooks())
 
-    def has_heard_all(self) -> bool:
-        """Whether the oracle has heard the last sample that the node took; it has to be switched off."""
-        status = self.try_ask("CHECK").partition("{")
-        newest = self.heard[-1]
-        return bool(status[1]) and json.loads("{" + status[2])["taken"] == newest[1]
+    def note_card(self) -> None:
+        """Count what the node's card holds now as accepted, also when it is overwritten later. The node has ended."""
+        self.noted |= self.held()
+
+    def drain(self, limit_s: float = 2 * LIMIT_S) -> None:
+        """Switch sampling off, let the server get everything, and stop the node: nothing is on its card alone then."""
+        while True:
+            wait_until(lambda: self.try_ask("SEND OFF").startswith("SENDBACK OFF"), "the node answers", limit_s)
+            wait_until(self.has_everything, "the server has everything", limit_s)
+            assert self.node.stop() == 0, self.node.log.read_text()[-3000:]
+            if self.has_everything():
+                return
+            self.node.start()  # a sample that was being taken was accepted after all
 
     def settle(self, limit_s: float = 2 * LIMIT_S) -> None:
         """Let the node stop sampling and the server get everything; then stop both as people do."""
@@ -202,10 +243,18 @@ class House:
                 program.start()
         with self._opening:
             self._ended.set()
-        wait_until(lambda: self.try_ask("SEND OFF").startswith("SENDBACK OFF"), "the node answers", limit_s)
-        wait_until(lambda: self.held() <= set(self.stored()), "the server has everything", limit_s)
+        self.drain(limit_s)
+        wait_until(self.is_up, "the server has started", limit_s)  # SIGTERM ends one that has not set its handler yet
         assert self.server.stop() == 0, self.server.log.read_text()[-3000:]
-        assert self.node.stop() == 0, self.node.log.read_text()[-3000:]
+
+    def is_up(self) -> bool:
+        """Returns True if the server has started all of its parts since it was started last."""
+        process = self.server.process
+        try:
+            with open(self.data / "server" / "running.json", encoding="utf-8") as file:
+                return process is not None and bool(json.load(file)["pid"] == process.pid)
+        except FileNotFoundError:
+            return False
 
     def try_ask(self, text: str, port: int = 0) -> str:
         try:
@@ -219,7 +268,7 @@ class House:
         with_gaps  samples may be missing, where exactly as many are said to be: the card was overwritten
         """
         stored = self.stored()
-        accepted = set(self.heard) | self.held()
+        accepted = set(self.heard) | self.noted | self.held()
         if with_gaps:  # also those that were taken, and overwritten, before the oracle listened
             tops: dict[str, int] = {}
             for epoch, seq in accepted:
@@ -270,15 +319,15 @@ def trial(what: str, **options: Any) -> Iterator[tuple[House, random.Random]]:
     """
     seed = random.randrange(1 << 32)
     with_gaps = options.pop("with_gaps", False)
-    kind: type[House] = options.pop("kind", House)
-    with tempfile.TemporaryDirectory() as folder:
+    kind: Callable[..., House] = options.pop("kind", House)
+    with tempfile.TemporaryDirectory(dir=DISK) as folder:
         house = kind(folder, **options)
         try:
             house.start()
-            wait_until(lambda: len(house.heard) > 10, "samples flow")
             yield house, random.Random(seed)
             house.settle()
-            print(f"{what}:", ", ".join(f"{name} {value}" for name, value in house.check(with_gaps).items()))
+            house.figures = house.check(with_gaps)
+            print(f"{what}:", ", ".join(f"{name} {value}" for name, value in house.figures.items()))
         except BaseException:
             print(f"seed {seed}\n{house.server.log.read_text()[-4000:]}\n{house.node.log.read_text()[-4000:]}")
             raise
@@ -286,17 +335,18 @@ def trial(what: str, **options: Any) -> Iterator[tuple[House, random.Random]]:
             house.close()
 
 
-def kill_at_random(house: House, kills: int, chance: random.Random, start_s: float) -> None:
+def kill_at_random(house: House, kills: int, chance: random.Random) -> None:
     """Kill one of the programs, or both, again and again, and start them again.
 
-    start_s  what a start takes here: kills come while a program starts, and while it works
+    Kills come while a program starts and while it works: more than two samples are heard for each of them.
     """
-    longest_s = max(0.6, min(2 * start_s, 1.5))
-    while house.node.kills + house.server.kills < kills:
-        time.sleep(chance.uniform(0.02, longest_s))  # mischief at random moments: nothing is waited for here
+    while (done := house.node.kills + house.server.kills) < kills:
+        wait_until(lambda done=done: len(house.heard) > 2 * done, "samples flow between the kills")
+        time.sleep(chance.uniform(0.02, 0.4))  # mischief at random moments: nothing is waited for here
         victims = chance.choice(([house.node], [house.server], [house.node, house.server]))
         for victim in victims:
             victim.kill()
-        time.sleep(chance.uniform(0, 0.1))
+        time.sleep(chance.uniform(0, 0.05))
         for victim in victims:
             victim.start()
+    wait_until(lambda: len(house.heard) > 2 * kills, "samples flow again")

@@ -10,6 +10,8 @@ import subprocess
 import tempfile
 import unittest
 
+from tests.faults.house import DISK
+
 _EXT4_IOC_SHUTDOWN = 0x8004587D  # ioctl(2) of fs/ext4/ioctl.c
 _NO_LOG_FLUSH = 2  # the journal in memory is lost too: what a power cut does
 
@@ -23,7 +25,7 @@ class LoopDisk:
             test.fail(f"no disk can be made here: {lacks}")
         if lacks:
             test.skipTest(f"no disk can be made here: {lacks}")
-        self._folder = tempfile.mkdtemp(prefix="pigeonpost-disk-")
+        self._folder = tempfile.mkdtemp(prefix="pigeonpost-disk-", dir=DISK)
         test.addCleanup(shutil.rmtree, self._folder, ignore_errors=True)
         self._image = os.path.join(self._folder, "image")
         self.path = os.path.join(self._folder, "mounted")

@@ -423,8 +423,9 @@ def play_many(seeds: range) -> tuple[Counter[str], list[str]]:
     """Many runs, on all cores: what happened in all of them, and what was violated."""
     totals: Counter[str] = Counter()
     faults = []
+    at_once = min(25, max(1, len(seeds) // 20))
     with multiprocessing.Pool() as pool:
-        for result in pool.imap_unordered(_play, seeds, 25):
+        for result in pool.imap_unordered(_play, seeds, at_once):
             if isinstance(result, str):
                 faults.append(result)
             else:

@@ -2,16 +2,20 @@
 
 import contextlib
 import io
-import subprocess
-import sys
-import tempfile
 import unittest
 from pathlib import Path
 
-from tests.faults.house import ROOT, House, trial
+import control
+from base.clock import Clock
+from csvbuffer import CsvLog
+from intake import Intake
+from protocol import Batch, Sample
+from ring import Ring
+from stores.sqlite import SqliteStore
+from tests.faults.house import House, trial
 from tests.faults.loop_disk import LoopDisk
 from tests.faults.test_power import cut
-from tests.support import temp_folder, wait_until
+from tests.support import BOOT, EPOCH, LIMIT_S, WALL_MS, long, taken, temp_folder, wait_until
 
 LAX = """
 import sqlite3
@@ -33,11 +37,12 @@ class Controls(unittest.TestCase):
         stack.enter_context(self.assertRaisesRegex(AssertionError, what))
         return stack
 
+    @long
     def test_a_store_that_is_not_synced_and_a_ring_too_small_to_say_it_again(self):
         disk = LoopDisk(self, 48)
         folder = Path(temp_folder(self))
         (folder / "sitecustomize.py").write_text(LAX)
-        options = {"data": disk.path, "every_s": 0.05, "slots": 64}
+        options = {"data": disk.path, "every_s": 0.01, "slots": 64}
         with self.assert_caught("lost: "), trial("not synced", **options) as (house, chance):
             house.server.environment["PYTHONPATH"] = str(folder)
             house.server.kill()
@@ -46,22 +51,38 @@ class Controls(unittest.TestCase):
             wait_until(lambda: len(house.heard) > wanted, "they are acknowledged")
             cut(house, disk, chance)
 
+    def house_of(self, count):
+        """A house with `count` samples in the node's ring, the server's store and its log; no program ran."""
+        house = House(temp_folder(self))
+        samples = [Sample(seq, WALL_MS + seq, seq, {"temperature": seq / 4}, {}, "") for seq in range(1, count + 1)]
+        for name in ("node", "server"):
+            (house.data / name).mkdir()
+        ring = Ring(str(house.data / "node"), 64, 128)
+        ring.append(EPOCH, 1, BOOT, [taken(one.values["temperature"], one.time_ms, one.up_ms) for one in samples])
+        ring.close()
+        data = str(house.data / "server")
+        store = SqliteStore(data)
+        csv = CsvLog(data, store, Clock())
+        csv.start()
+        intake = Intake(store, csv, Clock())
+        intake.accept(Batch("n", ring.identity, EPOCH, 0, samples, None, {}, lambda *_: None, self.fail))
+        intake.start()
+        self.assertIsNone(intake.stop(LIMIT_S))
+        csv.close()
+        store.close()
+        return house
+
     def test_a_log_that_was_cut_by_hand(self):
-        with tempfile.TemporaryDirectory() as folder:
-            house = House(folder)
-            self.addCleanup(house.close)
-            house.start()
-            wait_until(lambda: house.is_stored(10), "samples are stored")
-            house.settle()
+        house = self.house_of(10)
+        self.assertEqual(house.check()["accepted"], 10)
+        log = max((house.data / "server" / "logs").glob("*.csv"))
+        log.write_bytes(log.read_bytes()[:-40].rpartition(b"\n")[0] + b"\n")
+        with self.assertRaisesRegex(AssertionError, "the CSV logs lack "):
             house.check()
-            log = max((house.data / "server" / "logs").glob("*.csv"))
-            log.write_bytes(log.read_bytes()[:-40].rpartition(b"\n")[0] + b"\n")
-            with self.assertRaisesRegex(AssertionError, "the CSV logs lack "):
-                house.check()
-            command = [sys.executable, str(ROOT / "control.py"), "--data", str(house.data / "server"), "verify"]
-            said = subprocess.run(command, capture_output=True, text=True, cwd=folder)
-            self.assertEqual(said.returncode, 1, said)
-            self.assertIn("they are not the same (was a log changed?)", said.stdout + said.stderr)
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            self.assertEqual(control.main(["--data", str(house.data / "server"), "verify"]), 1)
+        self.assertIn("they are not the same (was a log changed?)", said.getvalue())
 
 
 if __name__ == "__main__":

@@ -1,22 +1,21 @@
 """Cards and databases that are copied, rolled back, wiped: what people do to them between two starts."""
 
-import os
 import random
 import shutil
 import tempfile
 import unittest
 
-from tests.faults.house import House, Program
-from tests.support import free_port, wait_until
+from tests.faults.house import DISK, House, Program
+from tests.support import free_port, long, rounds, wait_until
 
-TIMES = int(os.environ.get("PIGEONPOST_TEST_COPIES", "1"))
+TIMES = rounds("PIGEONPOST_TEST_COPIES", 1, 20)
 
 
 class Copies(unittest.TestCase):
     def setUp(self):
-        folder = tempfile.TemporaryDirectory()
+        folder = tempfile.TemporaryDirectory(dir=DISK)
         self.addCleanup(folder.cleanup)
-        self.house = House(folder.name)
+        self.house = House(folder.name, every_s=0.01)
         self.addCleanup(self.house.close)
         self.node, self.ledger = self.house.data / "node", self.house.data / "server"
         self.backup = self.house.data / "backup"
@@ -26,13 +25,8 @@ class Copies(unittest.TestCase):
 
     def collect(self):
         """Some more samples, all of them stored."""
-        wanted = len(self.house.heard) + self.chance.randrange(5, 40)
+        wanted = len(self.house.heard) + self.chance.randrange(2, 15)
         wait_until(lambda: self.house.is_stored(wanted), "samples are stored")
-
-    def empty_the_card(self):
-        """Until nothing undelivered is on the card: what is on it alone goes with it."""
-        wait_until(lambda: self.house.try_ask("SEND OFF").startswith("SENDBACK OFF"), "the node answers")
-        wait_until(lambda: self.house.held() <= set(self.house.stored()), "nothing undelivered is on the card")
 
     def take(self, folder):
         """A copy of a folder, as a backup has it that was made while nobody wrote."""
@@ -47,6 +41,7 @@ class Copies(unittest.TestCase):
         self.house.settle()
         print(f"{self.id().rpartition('.')[2]}, {TIMES} times:", self.house.check())
 
+    @long
     def test_a_server_without_its_data_gets_again_what_the_node_holds(self):
         for _ in range(TIMES):
             self.house.server.kill()
@@ -55,6 +50,7 @@ class Copies(unittest.TestCase):
             self.collect()
         self.check()
 
+    @long
     def test_a_server_restored_from_a_backup_gets_what_it_lost(self):
         for _ in range(TIMES):
             self.house.server.stop()
@@ -76,22 +72,22 @@ class Copies(unittest.TestCase):
             self.take(self.node)
             self.house.node.start()
             self.collect()
-            self.empty_the_card()
-            self.house.node.kill()
+            self.house.drain()  # what is on the card alone goes with it
             self.put_back(self.node)
             self.house.node.start()
             self.collect()
         self.check()
 
+    @long
     def test_a_card_that_was_wiped_begins_anew(self):
         for _ in range(TIMES):
-            self.empty_the_card()
-            self.house.node.kill()
+            self.house.drain()  # what is on the card alone goes with it
             shutil.rmtree(self.node)
             self.house.node.start()
             self.collect()
         self.check()
 
+    @long
     def test_a_copied_card_in_a_second_pi_is_another_history(self):
         port = free_port()
         self.house.server.stop()
@@ -103,14 +99,14 @@ class Copies(unittest.TestCase):
             shutil.copytree(self.node, copy)
             self.house.node.start()
             twin = Program(
-                self.house.folder, "node.py", "--simulate", "--name", "n", "--every", "0.02", "--listen",
+                self.house.folder, "node.py", "--simulate", "--name", "n", "--every", "0.01", "--listen",
                 f"127.0.0.1:{port}", "--data", str(copy),
             )  # fmt: skip
             self.addCleanup(twin.kill)
             twin.start()
             self.collect()
             wait_until(lambda: self.house.try_ask("SEND OFF", port).startswith("SENDBACK OFF"), "the twin answers")
-            wait_until(lambda copy=copy: self.house.held(copy) <= set(self.house.stored()), "its samples are stored")
+            wait_until(lambda copy=copy: self.house.has_everything(copy), "its samples are stored")
             twin.stop()
         self.check()
 

@@ -16,12 +16,12 @@ import unittest
 from pathlib import Path
 
 from tests.drop_support import PI, Sender, accept, checksum, files, form, upload_request
-from tests.faults.house import Program
+from tests.faults.house import DISK, Program
 from tests.faults.loop_disk import LoopDisk
-from tests.support import LIMIT_S, free_port, wait_until
+from tests.support import LIMIT_S, free_port, rounds, wait_until
 
-KILLS = int(os.environ.get("PIGEONPOST_TEST_DROP_KILLS", "8"))
-CUTS = int(os.environ.get("PIGEONPOST_TEST_DROP_CUTS", "3"))
+KILLS = rounds("PIGEONPOST_TEST_DROP_KILLS", 1, 100)
+CUTS = rounds("PIGEONPOST_TEST_DROP_CUTS", 1, 30)
 SENDERS = 4
 
 
@@ -122,7 +122,7 @@ class Kills(unittest.TestCase):
     def test_killed_while_files_come(self):
         seed = random.randrange(1 << 32)
         chance = random.Random(seed)
-        with tempfile.TemporaryDirectory() as folder, self.subTest(seed=seed):
+        with tempfile.TemporaryDirectory(dir=DISK) as folder, self.subTest(seed=seed):
             depot = Depot(self, folder, os.path.join(folder, "data"))
             depot.start()
             senders = Senders(depot, seed)
@@ -130,7 +130,7 @@ class Kills(unittest.TestCase):
                 for _ in range(KILLS):
                     wanted = len(senders.told) + 1
                     wait_until(lambda wanted=wanted: len(senders.told) >= wanted or senders.failed, "a file is stored")
-                    time.sleep(chance.uniform(0, 0.5))  # the moment is random: nothing is waited for here
+                    time.sleep(chance.uniform(0, 0.2))  # the moment is random: nothing is waited for here
                     told = list(senders.told)
                     depot.server.kill()
                     depot.check(told, started=False)
@@ -148,7 +148,7 @@ class Kills(unittest.TestCase):
 class Disks(unittest.TestCase):
     def test_power_cut_behind_the_answer(self):
         disk, chance = LoopDisk(self, 48 + 10 * CUTS), random.Random(1)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=DISK) as folder:
             told = []
             depot = Depot(self, folder, os.path.join(disk.path, "data"))
             for _ in range(CUTS):
@@ -173,8 +173,8 @@ class Disks(unittest.TestCase):
             depot.server.kill()
 
     def test_a_disk_that_fills_up_in_the_middle(self):
-        disk, data = LoopDisk(self, 48), random.Random(2).randbytes(8_000_000)
-        with tempfile.TemporaryDirectory() as folder:
+        disk, data = LoopDisk(self, 48), random.Random(2).randbytes(4_000_000)
+        with tempfile.TemporaryDirectory(dir=DISK) as folder:
             depot = Depot(self, folder, os.path.join(disk.path, "data"))
             depot.start()
             sender = Sender(depot.address, PI, True)

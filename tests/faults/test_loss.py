@@ -12,10 +12,10 @@ import time
 import unittest
 
 from tests.faults.house import House, trial
-from tests.support import LIMIT_S, wait_until
+from tests.support import LIMIT_S, LONG, rounds, wait_until
 
-ROUNDS = int(os.environ.get("PIGEONPOST_TEST_LOSS", "2"))
-LONG = bool(os.environ.get("PIGEONPOST_TEST_LOSS"))  # also an outage so long that both ends give the connection up
+ROUNDS = rounds("PIGEONPOST_TEST_LOSS", 1, 50)
+LONGEST_S = 2.0 if LONG else 0.4
 _CLONE_NEWNET = 0x40000000  # unshare(2)
 _FROM_SERVER_OR_NODE = "ip saddr 127.0.0.1 ip daddr 127.0.0.1 tcp"
 
@@ -35,10 +35,11 @@ class Loss(unittest.TestCase):
         nft("add table inet t; add chain inet t link { type filter hook input priority 0; }")
 
     def test_lost_packets_lose_no_sample(self):
-        with trial(f"{ROUNDS} times 30 % loss or nothing at all") as (house, chance):
+        with trial(f"{ROUNDS} times 30 % loss or nothing at all", every_s=0.01) as (house, chance):
+            wait_until(lambda: house.is_stored(1), "samples are stored")
             for number in range(ROUNDS):
-                lose(house, chance, share=30 if number % 2 else 100, seconds=chance.uniform(0.5, 2.0))
-            if LONG:
+                lose(house, chance, share=100 if number % 2 else 30, seconds=chance.uniform(0.2, LONGEST_S))
+            if LONG:  # an outage so long that both ends give the connection up
                 lose(house, chance, share=100, seconds=100.0)
                 self.assertIn("heard nothing for 45 s", house.server.log.read_text())
                 self.assertIn("heard nothing for 45 s", house.node.log.read_text())

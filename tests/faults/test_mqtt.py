@@ -16,9 +16,9 @@ from base.clock import parse_rfc3339
 from ring import Ring
 from tests.libraries import need_broker
 from tests.libraries.test_mqtt_road import Road, stored
-from tests.support import temp_folder, wait_until
+from tests.support import rounds, temp_folder, wait_until
 
-KILLS = int(os.environ.get("PIGEONPOST_TEST_MQTT", "8"))
+KILLS = rounds("PIGEONPOST_TEST_MQTT", 2, 60)
 
 
 def setUpModule():

@@ -5,7 +5,6 @@ it tries again is the only thing that is shortened.
 """
 
 import logging
-import os
 import random
 import select
 import socket
@@ -26,9 +25,10 @@ from outbox import Outbox
 from ring import Ring, Taken
 from session_node import NodeFacts
 from stores.sqlite import SqliteStore
-from tests.support import wait_until
+from tests.faults.house import DISK
+from tests.support import rounds, wait_until
 
-CUTS = int(os.environ.get("PIGEONPOST_TEST_NET_CUTS", "60"))
+CUTS = rounds("PIGEONPOST_TEST_NET_CUTS", 6, 1000)
 
 
 class BadNetwork:
@@ -96,7 +96,7 @@ class BadNetwork:
 
 class Network(unittest.TestCase):
     def setUp(self):
-        folder = tempfile.TemporaryDirectory()
+        folder = tempfile.TemporaryDirectory(dir=DISK)
         self.addCleanup(folder.cleanup)
         logging.getLogger("links.tcp").setLevel(logging.CRITICAL)  # it tells of every cut
         self.addCleanup(logging.getLogger("links.tcp").setLevel, logging.NOTSET)

@@ -3,7 +3,6 @@
 PIGEONPOST_TEST_SHADOW_SEEDS says how many seeds are played.
 """
 
-import os
 import random
 import unittest
 from unittest import mock
@@ -12,9 +11,9 @@ from protocol import Gap
 from stores.sqlite import SqliteStore
 from tests.faults.shadow import play_on
 from tests.faults.sim_oracle import Violation
-from tests.support import temp_folder
+from tests.support import rounds, temp_folder
 
-SEEDS = int(os.environ.get("PIGEONPOST_TEST_SHADOW_SEEDS", "5"))
+SEEDS = rounds("PIGEONPOST_TEST_SHADOW_SEEDS", 2, 100)
 
 
 class OnSqlite(unittest.TestCase):
@@ -23,11 +22,14 @@ class OnSqlite(unittest.TestCase):
 
     def test_seeds(self):
         counts = {}
-        for seed in [random.randrange(1 << 40) for _ in range(SEEDS)]:
+        for number in range(20 * SEEDS):
+            if number >= SEEDS and counts["samples"] > 10 * SEEDS:
+                break  # some seeds store only a few samples
+            seed = random.randrange(1 << 40)
             with self.subTest(seed=seed):
                 play_on(seed, self.make, counts)
         self.assertGreater(counts["samples"], 10 * SEEDS)
-        print(f"{SEEDS} seeds:", ", ".join(f"{what} {count}" for what, count in counts.items()))
+        print(f"{number} seeds:", ", ".join(f"{what} {count}" for what, count in counts.items()))
 
     def test_it_would_notice(self):
         """A store that forgets gaps, or to move a mark as far as it should."""

@@ -1,20 +1,20 @@
 """Writes that fall short: the kernel lets a file reach so many bytes, takes that much of a write, and no more."""
 
-import os
 import resource
 import unittest
 
 from stores.sqlite import FILE as DATABASE
 from tests.faults.house import trial
-from tests.support import wait_until
+from tests.support import rounds, wait_until
 
-TIMES = int(os.environ.get("PIGEONPOST_TEST_SHORTS", "2"))
+TIMES = rounds("PIGEONPOST_TEST_SHORTS", 1, 20)
 _DISK_ERROR = 74
 
 
 class ShortWrites(unittest.TestCase):
     def test_a_write_that_falls_short_ends_the_program_and_loses_nothing(self):
-        with trial(f"{TIMES} writes of the node and {TIMES} of the server fell short") as (house, chance):
+        what = f"{TIMES} writes of the node and {TIMES} of the server fell short"
+        with trial(what, every_s=0.01) as (house, chance):
             for _ in range(TIMES):
                 ring = house.ring()
                 limit = ring._place(ring.last + chance.randrange(5, 20)) + chance.randrange(1, ring.slot_bytes)

@@ -5,6 +5,7 @@ import tempfile
 import unittest
 
 from ring import FILE, Ring, Taken
+from tests.faults.house import DISK
 
 SLOTS, SLOT_BYTES = 8, 128
 SLOTS_AT, STATES_AT = 12_288, (4_096, 8_192)
@@ -17,7 +18,7 @@ def taken(value):
 
 class Torn(unittest.TestCase):
     def setUp(self):
-        folder = tempfile.TemporaryDirectory()
+        folder = tempfile.TemporaryDirectory(dir=DISK)
         self.addCleanup(folder.cleanup)
         self.folder = folder.name
         self.path = os.path.join(folder.name, FILE)

@@ -3,9 +3,9 @@
 python3 -m venv /tmp/fuzz && /tmp/fuzz/bin/pip install hypothesis
 PIGEONPOST_TEST_FUZZ=1000 /tmp/fuzz/bin/python -m unittest discover -t . -s tests/fuzz
 
-PIGEONPOST_TEST_FUZZ is how many inputs each test makes up (50). Without hypothesis only those in corpus/ are tried: a
-folder for each target, a file for each input, named by what it is. hypothesis keeps what failed in the folder for
-temporary files, and tries it first the next time.
+PIGEONPOST_TEST_FUZZ sets the number of inputs that each test makes up (50; 1,000 with PIGEONPOST_TEST_LONG=1). Without
+hypothesis only those in corpus/ are tried: a folder for each target, a file for each input, named by what it is.
+hypothesis keeps what failed in the folder for temporary files, and tries it first the next time.
 """
 
 import contextlib
@@ -16,6 +16,8 @@ import tempfile
 import tracemalloc
 import unittest
 from pathlib import Path
+
+from tests.support import rounds
 
 try:
     import hypothesis
@@ -29,7 +31,7 @@ else:
     _home = os.path.join(tempfile.gettempdir(), f"pigeonpost-fuzz-{os.getuid()}")
     set_hypothesis_home_dir(_home)  # nothing is written into the tree
     _PROFILE = hypothesis.settings(
-        max_examples=int(os.environ.get("PIGEONPOST_TEST_FUZZ", "50")), deadline=None, print_blob=True,
+        max_examples=rounds("PIGEONPOST_TEST_FUZZ", 50, 1000), deadline=None, print_blob=True,
         database=DirectoryBasedExampleDatabase(os.path.join(_home, "examples")), derandomize=False,
         # Lists of right lines, changed here and there, are slow to draw on a slow machine: that is no fault of ours.
         suppress_health_check=[hypothesis.HealthCheck.too_slow],

@@ -24,9 +24,9 @@ from files.log_sums import logs_in
 from tests.faults.house import ROOT, House, Program
 from tests.libraries import Broker, need_broker
 from tests.libraries.databases import Cluster, Database, need_postgres, psycopg
-from tests.support import LIMIT_S, wait_until
+from tests.support import LIMIT_S, rounds, wait_until
 
-KILLS = int(os.environ.get("PIGEONPOST_TEST_DB_KILLS", "12"))
+KILLS = rounds("PIGEONPOST_TEST_DB_KILLS", 12, 90)
 
 
 def setUpModule() -> None:

@@ -1,6 +1,6 @@
 """The simulation of both ends on PostgreSQL: every transaction, with its fate, done there too (tests/faults/shadow.py).
 
-PIGEONPOST_TEST_SHADOW_SEEDS says how many seeds are played.
+PIGEONPOST_TEST_SHADOW_SEEDS sets the number of seeds.
 """
 
 import os
@@ -10,9 +10,9 @@ import unittest
 from stores.postgres import ID_FILE, PostgresStore
 from tests.faults.shadow import play_on
 from tests.libraries.databases import Database, need_postgres
-from tests.support import temp_folder
+from tests.support import rounds, temp_folder
 
-SEEDS = int(os.environ.get("PIGEONPOST_TEST_SHADOW_SEEDS", "5"))
+SEEDS = rounds("PIGEONPOST_TEST_SHADOW_SEEDS", 5, 100)
 
 
 def setUpModule():

@@ -1,0 +1,44 @@
+"""Runs node.py or server.py with shorter pauses: `impatient.py node.py ARGUMENTS`.
+
+Only how long a program waits before it tries again, and how soon a listener sees that it is to stop, are changed.
+Tests that kill the programs hundreds of times would spend most of their time in these pauses.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import socketserver
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+RETRY_S, LONGEST_RETRY_S = 0.05, 1.0
+STOP_POLL_S = 0.02
+
+
+def shorten(module: str, **constants: float) -> None:
+    """Set constants of a module; AttributeError if it has no such constant."""
+    found = importlib.import_module(module)
+    for name, value in constants.items():
+        getattr(found, name)
+        setattr(found, name, value)
+
+
+def main(script: str, arguments: list[str]) -> int:
+    """Run the program; returns its exit status."""
+    sys.path[0] = ROOT  # as if it was started itself
+    shorten("links.tcp", RETRY_S=RETRY_S, LONGEST_RETRY_S=LONGEST_RETRY_S)
+    serve = socketserver.BaseServer.serve_forever
+    socketserver.BaseServer.serve_forever = lambda listener, poll_interval=0.5: serve(listener, STOP_POLL_S)  # type: ignore[assignment]
+    if script == "server.py":
+        shorten("intake", _RETRY_S=RETRY_S)
+    elif os.environ.get("PIGEONPOST_PUSH_TO"):
+        shorten("web.client", LONGEST_RETRY_S=LONGEST_RETRY_S)
+        shorten("links.push", RETRY_S=RETRY_S, LONGEST_RETRY_S=LONGEST_RETRY_S)
+    program = importlib.import_module(script.removesuffix(".py"))
+    status: int = program.main(arguments)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2:]))

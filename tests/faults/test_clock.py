@@ -66,7 +66,8 @@ class Steps(unittest.TestCase):
         self.folder = temp_folder(self)
         self.shim = os.path.join(self.folder, "shim.so")
         command = [compiler, "-shared", "-fPIC", "-O1", "-x", "c", "-", "-o", self.shim]
-        subprocess.run(command, input=SHIM.encode(), check=True)
+        environment = {"PATH": os.defpath, **os.environ}  # the compiler looks for its linker there
+        subprocess.run(command, input=SHIM.encode(), check=True, env=environment)
 
     def shifted(self, folder, **options):
         """A house whose programs' dates can be shifted; its `shifts` are the memory in which the seconds stand."""

@@ -224,7 +224,7 @@ class OfTheServer(unittest.TestCase):
         only = ("-P", str(database), "-P", f"{database}-wal") if injected.startswith("pread") else ()
         house.server.wrapper = injecting(injected, *only)
         house.server.start()
-        wanted = len(house.heard) + 10
+        wanted = len(house.heard) + 15
         wait_until(lambda: not house.server.is_running() or house.has_stored_after(wanted), "it works or ends")
         status = house.server.stop() if house.server.is_running() else house.server.end()
         house.server.kills += status == -9

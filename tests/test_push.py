@@ -715,12 +715,13 @@ class Answers(NodeCase):
     def test_an_answer_that_is_cut_is_no_other_kind_of_server(self):
         """Which would be tried on rarely."""
         cut_head = b"HTTP/1.1 200 OK\r\nServer:" + CUT
+        cut_length = b"HTTP/1.1 200 OK\r\nContent-Length: " + CUT
         cut_body = answer(200, {"ack": 3, "more": "x" * 50})[:-20] + CUT
-        server = Scripted(self, RESUMED, cut_body, RESUMED, cut_head, RESUMED, None)
+        server = Scripted(self, RESUMED, cut_body, RESUMED, cut_head, RESUMED, cut_length, RESUMED, None)
         logging.disable(logging.CRITICAL)
         self.addCleanup(logging.disable, logging.NOTSET)
         self.start(server.url)
-        wait_until(lambda: len(server.requests) >= 6, "it has come again")
+        wait_until(lambda: len(server.requests) >= 8, "it has come again")
 
     def test_a_resume_that_is_none(self):
         for told in ({}, {"have": -1}, {"have": "3"}, {"have": None}, {"have": 1.5}, {"have": True}):

@@ -96,9 +96,9 @@ class Client:
         data = answer.read(_ANSWER_BYTES + 1)
         if len(data) > _ANSWER_BYTES:
             raise Refused(f"answers with more than {_ANSWER_BYTES} bytes", rarely=True)
-        # http.client says nothing of an answer that ends too early, in its body or (then nothing tells how long it is)
-        # in its head.
-        if answer.length or "Content-Length" not in answer.headers:
+        # http.client reports no error for an answer that ends too early: in its body (some length is left), or in its
+        # head (the length is unknown).
+        if answer.length != 0:
             raise ConnectionResetError("the answer was cut off")
         try:
             told = read_json(data.decode().strip())

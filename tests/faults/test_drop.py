@@ -18,10 +18,10 @@ from pathlib import Path
 from tests.drop_support import PI, Sender, accept, checksum, files, form, upload_request
 from tests.faults.house import DISK, Program
 from tests.faults.loop_disk import LoopDisk
-from tests.support import LIMIT_S, free_port, rounds, wait_until
+from tests.support import LIMIT_S, free_port, long, rounds, wait_until
 
 KILLS = rounds("PIGEONPOST_TEST_DROP_KILLS", 1, 100)
-CUTS = rounds("PIGEONPOST_TEST_DROP_CUTS", 1, 30)
+CUTS = rounds("PIGEONPOST_TEST_DROP_CUTS", 3, 30)
 SENDERS = 4
 
 
@@ -146,6 +146,7 @@ class Kills(unittest.TestCase):
 
 
 class Disks(unittest.TestCase):
+    @long
     def test_power_cut_behind_the_answer(self):
         disk, chance = LoopDisk(self, 48 + 10 * CUTS), random.Random(1)
         with tempfile.TemporaryDirectory(dir=DISK) as folder:

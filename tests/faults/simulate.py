@@ -18,6 +18,7 @@ import contextlib
 import gc
 import logging
 import multiprocessing
+import os
 import random
 import sys
 import time
@@ -383,6 +384,11 @@ _TABLE: dict[Callable[[World], None], int] = {
     World.clone: 1, World.clone_alive: 2, World.wipe: 1, World.back_up: 4, World.lose_store: 3,
 }  # fmt: skip
 _EVENTS, _WEIGHTS = list(_TABLE), list(_TABLE.values())
+
+
+def first_seed() -> int:
+    """Returns the first of the seeds that a test plays: PIGEONPOST_TEST_FIRST_SEED, or a random one."""
+    return int(os.environ.get("PIGEONPOST_TEST_FIRST_SEED", random.randrange(1 << 40)))
 
 
 def play(

@@ -6,7 +6,6 @@ else they are others in every run.
 
 import contextlib
 import logging
-import os
 import random
 import subprocess
 import sys
@@ -24,11 +23,10 @@ from stream import Stream
 from tests.faults.house import ROOT
 from tests.faults.sim_disk import FOLDER, Died, SimDisk
 from tests.faults.sim_oracle import Violation
-from tests.faults.simulate import play, play_many
+from tests.faults.simulate import first_seed, play, play_many
 from tests.support import LONG, clean_environment, rounds
 
 SEEDS = rounds("PIGEONPOST_TEST_SEEDS", 10, 10_000)
-FIRST = int(os.environ.get("PIGEONPOST_TEST_FIRST_SEED", "-1"))
 BOOT = "00000000000000b0"
 
 # What must really happen in so many runs, or they prove nothing.
@@ -46,7 +44,7 @@ HAPPENS = [
 
 class Seeds(unittest.TestCase):
     def test_many_seeds(self):
-        first = FIRST if FIRST >= 0 else random.randrange(1 << 40)
+        first = first_seed()
         counts, faults = play_many(range(first, first + SEEDS))
         self.assertEqual(faults, [], "\n".join(["", *faults]))
         if SEEDS >= 200:

@@ -4,11 +4,11 @@ PIGEONPOST_TEST_SHADOW_SEEDS sets the number of seeds.
 """
 
 import os
-import random
 import unittest
 
 from stores.postgres import ID_FILE, PostgresStore
 from tests.faults.shadow import play_on
+from tests.faults.simulate import first_seed
 from tests.libraries.databases import Database, need_postgres
 from tests.support import rounds, temp_folder
 
@@ -22,7 +22,8 @@ def setUpModule():
 class OnPostgres(unittest.TestCase):
     def test_seeds(self):
         counts, databases = {}, []
-        for seed in [random.randrange(1 << 40) for _ in range(SEEDS)]:
+        first = first_seed()
+        for seed in range(first, first + SEEDS):
             free = list(databases)
 
             def make(free=free):

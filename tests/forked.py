@@ -99,8 +99,10 @@ class _Process:
                 signal.pidfd_send_signal(self._pidfd, number)
 
     def kill(self) -> None:
-        """kill -9."""
-        self.send_signal(signal.SIGKILL)
+        """kill -9; also when the process that forked it is gone, and cannot tell how it ended."""
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
 
 class _Parent:
@@ -151,6 +153,7 @@ def serve(fd: int) -> None:
 
     One thread only, since the child has no other: what another thread held at the fork would stay held.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which close the socket
     codes = {}
     for program in _PROGRAMS:
         importlib.import_module(program.removesuffix(".py"))
@@ -193,6 +196,7 @@ def serve(fd: int) -> None:
 
 def _become(request: dict[str, Any], files: list[int]) -> None:
     """Turn this child into the process that was asked for."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.dup2(files[0], 1)
     os.dup2(files[1], 2)
     for pipe in files:

@@ -59,9 +59,9 @@ def use_memory_disk() -> None:
 
 
 def for_class(case: type[unittest.TestCase]) -> Any:
-    """Returns what a program or folder takes as its test, so that it lasts until all tests of the class have run.
+    """Returns an object to pass as `test`, so that cleanups run after the last test of the class.
 
-    Called in setUpClass: `cls.node = Node(for_class(cls))`.
+    For setUpClass: `cls.node = Node(for_class(cls))`.
     """
     return types.SimpleNamespace(addCleanup=case.addClassCleanup)
 
@@ -118,13 +118,13 @@ class Node(Forked):
 
 
 class InterpreterStart:
-    """Mixed into a Forked: it is started as people start it, by an interpreter of its own."""
+    """Mixin for Forked: starts the program with a new interpreter, as users do."""
 
     _more: Mapping[str, Any]
 
     def _start(self, arguments: list[str], folder: str, environment: dict[str, str]) -> Any:
         if any(self._more.values()):
-            raise ValueError("constants and namespaces are of what is forked")
+            raise ValueError("constants and namespace need a forked program")
         return Program._start(self, arguments, folder, environment)  # type: ignore[arg-type]
 
 

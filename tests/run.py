@@ -66,11 +66,11 @@ class Result(unittest.TextTestResult):
     """Test results with the time that each test took and what became of it."""
 
     rows: list[Row]
-    fates: list[tuple[str, str]]  # "ran" or "skipped", and the test's id
+    outcomes: list[tuple[str, str]]  # "ran" or "skipped", and the test's id
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.rows, self.fates = [], []
+        self.rows, self.outcomes = [], []
 
     def startTest(self, test: unittest.TestCase) -> None:
         self._began = times_s()
@@ -79,12 +79,13 @@ class Result(unittest.TextTestResult):
     def stopTest(self, test: unittest.TestCase) -> None:
         wall, own, children = (now - before for now, before in zip(times_s(), self._began))
         self.rows.append((wall, own, children, test.id()))
-        if ("skipped", test.id()) not in self.fates[-1:]:
-            self.fates.append(("ran", test.id()))
+        if ("skipped", test.id()) not in self.outcomes[-1:]:
+            self.outcomes.append(("ran", test.id()))
         super().stopTest(test)
 
     def addSkip(self, test: unittest.TestCase, reason: str) -> None:
-        self.fates.append(("skipped", test.id()))
+        whole = getattr(test, "test_case", test)  # of a part that `subTest` made: the test itself
+        self.outcomes.append(("skipped", whole.id()))
         super().addSkip(test, reason)
 
 
@@ -100,7 +101,8 @@ def run_once(names: Sequence[str], seed: int, slowest: int, record: str) -> bool
     slowest  how many of the slowest tests are printed
     record   file that gets a line for each test: `ran` or `skipped`, a tab, its id; empty: none
     """
-    runner = unittest.TextTestRunner(resultclass=Result, verbosity=0)
+    warnings = None if sys.warnoptions else "default"  # as unittest.main
+    runner = unittest.TextTestRunner(resultclass=Result, verbosity=0, warnings=warnings)
     print(f"order {seed}", flush=True)
     result = runner.run(unittest.TestSuite(shuffled(tests_of(names), seed)))
     assert isinstance(result, Result)
@@ -108,7 +110,7 @@ def run_once(names: Sequence[str], seed: int, slowest: int, record: str) -> bool
         print(f"{wall:7.2f} s  processor {own:6.2f} + {children:6.2f} s  {name}")
     if record:
         with open(record, "a", encoding="utf-8") as file:
-            file.writelines(f"{fate}\t{name}\n" for fate, name in result.fates)
+            file.writelines(f"{outcome}\t{name}\n" for outcome, name in result.outcomes)
     if not result.wasSuccessful():
         print(f"to repeat this order: {sys.executable} -m tests.run --order {seed} {' '.join(names)}")
     return result.wasSuccessful()
@@ -154,13 +156,13 @@ def never_run(records: Sequence[str]) -> list[str]:
     for path in records:
         with open(path, encoding="utf-8") as file:
             for line in file:
-                fate, _, name = line.rstrip("\n").partition("\t")
-                (ran if fate == "ran" else skipped).add(name)
+                outcome, _, name = line.rstrip("\n").partition("\t")
+                (ran if outcome == "ran" else skipped).add(name)
     return sorted(name for name in skipped if not any(is_of(other, name) for other in ran))
 
 
 def is_of(test: str, skipped: str) -> bool:
-    """Returns True if a test is what was skipped: the test itself, or one of a class or module skipped as a whole."""
+    """Returns True if `skipped` names this test, its class or its module."""
     whole = skipped.partition("(")[2].rstrip(")") or skipped.removeprefix("unittest.loader.ModuleSkipped.")
     return test == whole or test.startswith(f"{whole}.")
 
@@ -180,6 +182,12 @@ def main() -> int:
     parser.add_argument("--never-run", action="store_true", help="names are records: print what was always skipped")
     given = parser.parse_args()
     seed = random.SystemRandom().randrange(1_000_000) if given.order is None else given.order
+    if given.never_run and not given.names:
+        parser.error("--never-run needs the records")
+    if given.alone and len(given.python or ()) > 1:
+        parser.error("--alone takes one --python")
+    if (given.times or given.python) and (given.slowest or given.record):
+        parser.error("--slowest and --record are for a single run with this Python")
     if given.never_run:
         missed = never_run(given.names)
         print("\n".join(missed) or "every skipped test ran in another step")

@@ -36,9 +36,8 @@ LONG = os.environ.get("PIGEONPOST_TEST_LONG") == "1"
 
 
 def long(test: Any) -> Any:
-    """Decorator of a test or a class that is skipped without PIGEONPOST_TEST_LONG=1, which `.ci/run` sets.
-
-    A quick test of the same kind, which always runs, stands beside it.
+    """Decorator of a test or a class that is too long for the quick suite: it runs with PIGEONPOST_TEST_LONG=1 only,
+    which `.ci/run` sets. A quick test of each kind of fault always runs.
     """
     return unittest.skipUnless(LONG, "runs with PIGEONPOST_TEST_LONG=1, as .ci/run does")(test)
 

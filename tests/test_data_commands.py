@@ -1100,7 +1100,7 @@ class Import(DataCase):
         self.assert_sound(1500)
 
     def importing(self, rows, then):
-        """A process that imports `rows` rows, and does `then` when it has handed over `count` batches; and its file."""
+        """Start an import that executes `then` after each batch. Returns the process and its input file."""
         path = self.write(
             "long.csv", "time,t,u\n" + "".join(f"{1_700_000_000 + n},{n % 50},{n}\n" for n in range(rows))
         )

@@ -69,7 +69,7 @@ def talk_to(node):
 
 
 def switch_on(node):
-    """As a node is when it is new; returns when it has said so."""
+    """Switch sampling on; returns after the node's SENDBACK."""
     with talk_to(node) as talk:
         talk.send(b"SEND ON\n")
         talk.until("SENDBACK")

@@ -518,7 +518,7 @@ class SlowPeers(TcpCase):
         self.addCleanup(deaf.close)
         deaf.connect(node.address)
         wait_until(lambda: node._connections)
-        for connection in node._connections:  # else the kernel takes megabytes first
+        for connection in list(node._connections):  # else the kernel takes megabytes first
             connection.wire._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         self.enterContext(mock.patch.object(wire, "STUCK_BYTES", 4 * LINE_BYTES))
         sent = 0
@@ -664,7 +664,7 @@ class Retrying(TcpCase):
             (None, "closed"), (b"", "closed by the peer"), (b"HELLO {", "closed by the peer"), (other, "closed"),
             (b"\0" * 70_000, "closed"), (b"ERROR protected {\"text\":\"set a token\"}\n", "refuses: set a token"),
         ):  # fmt: skip
-            limit_s = 0.02 if said is None else LIMIT_S  # an echo is waited for in vain
+            limit_s = 0.02 if said is None else LIMIT_S  # an echo server never authenticates: wait briefly
             with self.subTest(said), mock.patch("session_server.AUTH_S", limit_s):
 
                 def serve(sock, said=said):
@@ -827,7 +827,7 @@ class Stopping(TcpCase):
         self.addCleanup(deaf.close)
         deaf.connect(node.address)
         wait_until(lambda: node._connections)
-        for connection in node._connections:  # else the kernel may take all of it, and hold it
+        for connection in list(node._connections):  # else the kernel may take all of it, and hold it
             connection.wire._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         deaf.sendall(encode("HELLO", HELLO) + encode("RESUME", {"id": 0}))
         wait_until(lambda: any(connection.wire.unsent for connection in node._connections))

@@ -169,14 +169,14 @@ class Waiting(TlsCase):
     def test_one_that_dribbles_has_no_longer(self):
         house = self.house(limits=AT_ONCE)
         with house.connect() as sock, contextlib.suppress(OSError):
-            began_s = time.monotonic()
             sock.settimeout(0.01)
             for byte in b"\x16\x03\x01\x02\x00" + b"\x01" * 500:
                 sock.sendall(bytes([byte]))
                 with contextlib.suppress(TimeoutError):
                     if not sock.recv(1):
                         break
-        self.assertLess(time.monotonic() - began_s, LIMIT_S / 2)
+            else:
+                self.fail("it was never cut off")
 
     def patiently(self, data):
         """The answer to `data`. On a busy machine the handshake or the first byte may come too late: then it is tried
@@ -273,7 +273,7 @@ class LiveValues(TlsCase):
         self.assertEqual(house.web._live.clients, 2)
         gone.close()
         wait_until(lambda: house.web._live.clients == 1, "it is dropped")
-        for client in house.web._live._clients:  # else the kernel takes megabytes for it
+        for client in list(house.web._live._clients):  # else the kernel takes megabytes for it
             client.sock.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         values = {f"sensor_{n}": n / 7 for n in range(3000)}
 

@@ -41,7 +41,7 @@ def _disk() -> str | None:
     return MEMORY_DISK
 
 
-# Where the tests make their folders: the quick suite in memory, where nothing waits for a sync; None: the usual place.
+# Parent of temporary folders: /dev/shm in the quick suite, where a sync costs nothing; None (the default) otherwise.
 DISK = _disk()
 
 
@@ -55,8 +55,13 @@ class OnlyLooks(Disk):
 class Program:
     """One of the two programs: started, killed, started again, its log kept in one file."""
 
-    def __init__(self, folder: Path, script: str, *arguments: str, wrapper: tuple[str, ...] = ()) -> None:
-        self.command = [sys.executable, str(ROOT / "tests" / "faults" / "impatient.py"), script, *arguments]
+    def __init__(
+        self, folder: Path, script: str, *arguments: str, wrapper: tuple[str, ...] = (), is_impatient: bool = True
+    ) -> None:
+        """is_impatient: it runs with shorter pauses (impatient.py); else exactly as people start it"""
+        impatient = ROOT / "tests" / "faults" / "impatient.py"
+        program = [str(impatient), script] if is_impatient else [str(ROOT / script)]
+        self.command = [sys.executable, *program, *arguments]
         self.wrapper = wrapper
         self.log = folder / f"{script}.log"
         self.environment = clean_environment()
@@ -115,6 +120,7 @@ class House:
         node_options: tuple[str, ...] = (),
         data: str = "",
         slots: int = 65_536,
+        is_impatient: bool = True,
     ) -> None:
         """
         folder  where the programs run and leave their logs
@@ -126,10 +132,11 @@ class House:
         self.node = Program(
             self.folder, "node.py", "--simulate", "--name", "n", "--every", str(every_s),
             "--listen", f"127.0.0.1:{self.port}", "--data", str(self.data / "node"), *node_options,
+            is_impatient=is_impatient,
         )  # fmt: skip
         self.server = Program(
             self.folder, "server.py", "--node", f"n@127.0.0.1:{self.port}", "--web", "127.0.0.1:0",
-            "--data", str(self.data / "server"),
+            "--data", str(self.data / "server"), is_impatient=is_impatient,
         )  # fmt: skip
         self.node.environment["PIGEONPOST_OUTBOX_SLOTS"] = str(slots)
         self.server.environment["PIGEONPOST_STORE_COMMIT"] = "0.05"

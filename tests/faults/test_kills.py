@@ -3,7 +3,7 @@
 import unittest
 
 from tests.faults.house import kill_at_random, trial
-from tests.support import rounds
+from tests.support import long, rounds
 
 KILLS = rounds("PIGEONPOST_TEST_KILLS", 3, 1000)
 
@@ -12,7 +12,11 @@ class Kills(unittest.TestCase):
     def test_killed_again_and_again(self):
         with trial(f"{KILLS} times killed", every_s=0.01) as (house, chance):
             kill_at_random(house, KILLS, chance)
-        self.assertGreater(len(house.heard), 2 * KILLS)
+
+    @long
+    def test_killed_with_the_usual_pauses(self):
+        with trial("20 times killed, with the usual pauses", every_s=0.01, is_impatient=False) as (house, chance):
+            kill_at_random(house, 20, chance)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,10 @@ class Loss(unittest.TestCase):
         nft("add table inet t; add chain inet t link { type filter hook input priority 0; }")
 
     def test_lost_packets_lose_no_sample(self):
-        with trial(f"{ROUNDS} times 30 % loss or nothing at all", every_s=0.01) as (house, chance):
+        with trial(f"{ROUNDS} times 30 % loss or nothing at all", every_s=0.01, is_impatient=not LONG) as (
+            house,
+            chance,
+        ):
             wait_until(lambda: house.is_stored(1), "samples are stored")
             for number in range(ROUNDS):
                 lose(house, chance, share=100 if number % 2 else 30, seconds=chance.uniform(0.2, LONGEST_S))

@@ -18,7 +18,6 @@ class PowerCuts(unittest.TestCase):
             for number in range(1, CUTS + 1):
                 cut(house, disk, chance)
                 wait_until(lambda number=number: len(house.heard) > 10 * number, "samples flow between the cuts")
-        self.assertGreater(len(house.heard), 10 * CUTS)
 
 
 def cut(house: House, disk: LoopDisk, chance: random.Random) -> None:

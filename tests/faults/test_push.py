@@ -105,7 +105,6 @@ class Push(unittest.TestCase):
     def test_killed_again_and_again(self):
         with trial(f"pushing, {KILLS} times killed", kind=PushHouse, every_s=0.01) as (house, chance):
             kill_at_random(house, KILLS, chance)
-        self.assertGreater(len(house.heard), 2 * KILLS)
 
 
 class Cut(NodeCase):

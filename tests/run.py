@@ -20,10 +20,11 @@ import subprocess
 import sys
 import time
 import unittest
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from tests.parallel import flattened
 from tests.support import ROOT
 
 Row = tuple[float, float, float, str]  # wall time, own and children's processor time in seconds; the test's id
@@ -39,15 +40,6 @@ def tests_of(names: Sequence[str]) -> list[unittest.TestCase]:
         suite = loader.discover(folder, top_level_dir=ROOT) if is_package else loader.loadTestsFromName(name)
         found += flattened(suite)
     return found
-
-
-def flattened(suite: Any) -> Iterator[unittest.TestCase]:
-    """Yields the tests of a suite of suites."""
-    for item in suite:
-        if isinstance(item, unittest.TestSuite):
-            yield from flattened(item)
-        else:
-            yield item
 
 
 def shuffled(tests: Sequence[unittest.TestCase], seed: int) -> list[unittest.TestCase]:

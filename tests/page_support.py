@@ -136,22 +136,35 @@ class StartedNode(InterpreterStart, Node):
     """A Node that an interpreter of its own runs."""
 
 
-def control_here(*arguments: str, said: str = "", **environment: str) -> tuple[int, str, str]:
-    """As `control`, but in this process: for tests of what a command does, not of how it is started."""
-    out, told = io.StringIO(), io.StringIO()
+def main_here(program: types.ModuleType, *arguments: str, said: str = "", **environment: str) -> tuple[int, str, str]:
+    """Run a program's `main` in this process, for tests of what it does and not of how it is started.
+
+    program  `control`, `node` or `server`; it does not configure logging
+    said     standard input
+    Returns exit status, standard output and standard error.
+    """
+    out, told, interval_s = io.StringIO(), io.StringIO(), sys.getswitchinterval()
     with (
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(told),
         mock.patch("sys.stdin", io.StringIO(said)),
+        mock.patch.object(program, "start_logging", create=True),
         mock.patch.dict(os.environ, clean_environment(**environment), clear=True),
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("ignore", ResourceWarning)  # of a store that did not open: it is not what is told
+        warnings.simplefilter("ignore", ResourceWarning)  # a store that failed to open leaves files unclosed
         try:
-            status = control_program.main(list(arguments))
+            status = program.main(list(arguments))
         except SystemExit as end:
             status = end.code
+        finally:
+            sys.setswitchinterval(interval_s)
     return status, out.getvalue(), told.getvalue()
+
+
+def control_here(*arguments: str, said: str = "", **environment: str) -> tuple[int, str, str]:
+    """As `control`, but in this process."""
+    return main_here(control_program, *arguments, said=said, **environment)
 
 
 def control(test: unittest.TestCase, *arguments: str, said: str = "", **environment: str) -> tuple[int, str, str]:

@@ -1,9 +1,7 @@
 """The node as a program: how it starts, what it says, how it ends, and what is there when it starts again."""
 
 import argparse
-import contextlib
 import errno
-import io
 import json
 import os
 import shutil
@@ -24,7 +22,7 @@ from ring import Ring
 from sensors import Channel
 from settings import NODE
 from tests.forked import Forked
-from tests.page_support import use_memory_disk
+from tests.page_support import main_here, use_memory_disk
 from tests.support import LIMIT_S, ROOT, FakeLedger, Program, Talk, clean_environment, temp_folder, wait_until
 
 
@@ -43,20 +41,8 @@ def run(test, *arguments, **environment):
 
 
 def run_here(test, *arguments, **environment):
-    """The same in this process, for what it says before it begins."""
-    test.addCleanup(sys.setswitchinterval, sys.getswitchinterval())
-    said, told = io.StringIO(), io.StringIO()
-    with (
-        contextlib.redirect_stdout(said),
-        contextlib.redirect_stderr(told),
-        mock.patch.object(node, "start_logging"),
-        mock.patch.dict(os.environ, clean_environment(**environment), clear=True),
-    ):
-        try:
-            status = node.main(arguments)
-        except SystemExit as end:
-            status = end.code
-    return status, said.getvalue(), told.getvalue()
+    """The same in this process."""
+    return main_here(node, *arguments, **environment)
 
 
 class NodeCase(unittest.TestCase):

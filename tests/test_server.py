@@ -1,8 +1,6 @@
 """server.py as people run it: a demonstration, wrong settings, a signal, two at once, kill -9."""
 
-import contextlib
 import csv
-import io
 import json
 import os
 import re
@@ -12,15 +10,14 @@ import sqlite3
 import threading
 import time
 import unittest
-from unittest import mock
 
 import demo
 import server
 from files.log_sums import logs_in
 from settings import SERVER
 from tests.forked import Forked
-from tests.page_support import Node, Server, StartedNode, StartedServer, control_here, use_memory_disk
-from tests.support import LIMIT_S, Program, clean_environment, temp_folder, wait_until
+from tests.page_support import Node, Server, StartedNode, StartedServer, control_here, main_here, use_memory_disk
+from tests.support import LIMIT_S, Program, temp_folder, wait_until
 
 
 def setUpModule():
@@ -82,18 +79,8 @@ class ServerCase(unittest.TestCase):
 
     def told(self, *arguments, **environment):
         """The same without a process, for what it says before it begins; and what it said on standard output."""
-        said, told = io.StringIO(), io.StringIO()
-        with (
-            contextlib.redirect_stdout(said),
-            contextlib.redirect_stderr(told),
-            mock.patch.object(server, "start_logging"),
-            mock.patch.dict(os.environ, clean_environment(**environment), clear=True),
-        ):
-            try:
-                status = server.main(arguments)
-            except SystemExit as end:
-                status = end.code
-        return status, told.getvalue().rstrip("\n"), said.getvalue()
+        status, said, told = main_here(server, *arguments, **environment)
+        return status, told.rstrip("\n"), said
 
     def collect(self, server, count=10):
         try:

@@ -90,6 +90,8 @@ class Running:
         for part in reversed(started):
             self._stop(part, max(0.1, give_up_s - time.monotonic()))
         log.info("ended%s", f": {self.reason}" if self.reason else "")
+        for number in (signal.SIGTERM, signal.SIGINT):  # while Python ends, one would replace the exit status
+            signal.signal(number, signal.SIG_IGN)
         return self._status
 
     def _wait(self, seconds: float | None) -> None:

@@ -169,6 +169,26 @@ class Signals(InThisProcess):
             Running([]).run(waiting.set)
         """)
 
+    def test_a_signal_after_its_end_does_not_change_the_exit_status(self):
+        """Python gives the signals back to the system while it ends: then one would kill the program."""
+        code = """
+            import os, signal, sys
+            from base.errors import DiskError
+            from base.running import Running
+
+            class Late:
+                def __del__(self, kill=os.kill, process=os.getpid(), number=signal.SIGTERM):
+                    kill(process, number)
+
+            late = Late()
+            program = Running([])
+            sys.exit(program.run(lambda: program.fail(DiskError("broken"))))
+        """
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, timeout=LIMIT_S
+        )
+        self.assertEqual(done.returncode, 74, done.stderr)
+
     def test_a_signal_at_any_moment_ends_it(self):
         """A handler runs between any two steps of the main thread, and must not wait for a lock that this one holds."""
         turns = rounds("PIGEONPOST_TEST_SIGNALS", 100, 300)

@@ -244,8 +244,8 @@ class CsvLog:
         while block := os.pread(self._fd, min(_BLOCK_BYTES, size - at), at):
             total.update(block)
             at += len(block)
+        os.ftruncate(self._fd, size)
         with self._lock:
-            os.ftruncate(self._fd, size)
             self.size = size
         self._sum, self._tail = total, os.pread(self._fd, TAIL_BYTES, max(0, size - TAIL_BYTES))
         self._filed, self._behind, self._is_unsynced = self._recorded.filed, True, False

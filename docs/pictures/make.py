@@ -57,7 +57,7 @@ class StoppedClock(Clock):
 
 
 class DemoLink:
-    """The connection to the node as the pages read it; nobody is asked anything."""
+    """The connection to the node as the pages read it; no node is contacted."""
 
     def __init__(self) -> None:
         self.state = NodeState("192.168.1.20:5003", "demo")

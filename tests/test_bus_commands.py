@@ -12,8 +12,8 @@ import unittest
 import urllib.request
 from unittest import mock
 
-import commands.bus
 import control as program
+from commands import bus as bus_commands
 from tests.bus_support import LOOPBACK, Ear, control, free_groups, packet, reading
 from tests.forked import Forked
 from tests.support import LIMIT_S, ROOT, Program, clean_environment, temp_folder, wait_until
@@ -180,7 +180,7 @@ class Commands(unittest.TestCase):
 
         with (
             mock.patch.dict(os.environ, clean_environment(**self.environment), clear=True),
-            mock.patch.object(commands.bus, "select", mock.Mock(select=wait)),
+            mock.patch.object(bus_commands, "select", mock.Mock(select=wait)),
             contextlib.redirect_stdout(said),
         ):
             self.assertEqual(program.main(["say", "ping", "@@", "--wait", "3600"]), 0)

@@ -22,12 +22,12 @@ from typing import Any
 from unittest import mock
 from urllib.parse import urlencode
 
-import gate.users
 import webui
 from base.clock import Clock
 from base.config import load
 from csvbuffer import CsvLog
 from disk_use import Disk
+from gate import users as gate_users
 from gate.tokens import Tokens
 from gate.users import FIRST_USER, Users
 from guests import Guests
@@ -104,7 +104,7 @@ class WebHouse:
         tls       webtls.Tls: what the page speaks, but for the addresses in `plain`; `request` and `raw` speak plainly
         """
         self.folder = _folder_in_memory(test)
-        test.enterContext(mock.patch.object(gate.users, "_N", 2))  # test_users tests the real cost of a hash
+        test.enterContext(mock.patch.object(gate_users, "_N", 2))  # test_users tests the real cost of a hash
         clock = clock or Clock()
         self.users = Users(self.folder)
         if password is not None:

@@ -19,8 +19,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from base.config import Option, a_table, matching, number, one_of, read_options
-from base.errors import SensorError, SettingsError
+from pigeonpost.core.config import Option, a_table, matching, number, one_of, read_options
+from pigeonpost.core.errors import SensorError, SettingsError
 from protocol import UNIT, Number
 from sensors import Channel, Found, Readings, Source, channel_tables
 

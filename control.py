@@ -23,10 +23,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from base import config
-from base.errors import PigeonpostError, SettingsError
-from base.net import join_address, split_address
-from base.version import VERSION
 from commands import (
     NODE,
     Command,
@@ -44,10 +40,14 @@ from commands import (
     scan,
     schema,
 )
-from gate.tokens import Tokens
-from gate.users import Users
+from pigeonpost.auth.tokens import Tokens
+from pigeonpost.auth.users import Users
+from pigeonpost.core import config
+from pigeonpost.core.addresses import join_address, split_address
+from pigeonpost.core.errors import PigeonpostError, SettingsError
+from pigeonpost.core.version import VERSION
+from pigeonpost.settings import SERVER, SERVER_ARRAYS
 from protocol import DEFAULT_PORT, decode, encode
-from settings import SERVER, SERVER_ARRAYS
 
 ANSWER_S = 10.0  # for a running server or a node
 

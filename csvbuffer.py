@@ -31,10 +31,10 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from base.clock import Clock, parse_rfc3339
-from base.disk import sync_folder
-from base.errors import DiskError, NotStored
 from files.log_sums import Sums
+from pigeonpost.core.clock import Clock, parse_rfc3339
+from pigeonpost.core.errors import DiskError, NotStored
+from pigeonpost.core.files import sync_folder
 from protocol import Gap, Sample
 from stores import Filing, Logged, LogMark, Store, Stretch
 

@@ -13,8 +13,8 @@ import signal
 import subprocess
 import sys
 
-from base.errors import SettingsError
-from base.net import split_address
+from pigeonpost.core.addresses import split_address
+from pigeonpost.core.errors import SettingsError
 
 START_S = 10.0
 

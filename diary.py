@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from stores import Filing, Stretch
 
 if TYPE_CHECKING:
-    from base.clock import Clock
+    from pigeonpost.core.clock import Clock
     from session_server import NodeState
 
 MOST = 500

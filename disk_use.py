@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from typing import NamedTuple
 
-from base.clock import Clock
+from pigeonpost.core.clock import Clock
 
 _FRESH_S = 60.0
 _LOOK_S, _LOOKS = 600.0, 145  # sizes are remembered so far apart, for a day

@@ -16,8 +16,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from base.disk import replace_file
-from base.errors import DiskError, SettingsError
+from pigeonpost.core.errors import DiskError, SettingsError
+from pigeonpost.core.files import replace_file
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from base.clock import Clock
-from base.errors import NotStored, WireError
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.errors import NotStored, WireError
 from protocol import Batch, Number, Sample
 from session_server import NodeState
 

@@ -14,9 +14,9 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from base.clock import Clock
-from base.errors import DiskError, NotStored, Unexpected
 from csvbuffer import CsvLog
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.errors import DiskError, NotStored, Unexpected
 from protocol import IMPORTED, WINDOW_SAMPLES, Batch, Gap, Sample
 from stores import NOTHING, Filing, Mark, Store, Stretch
 

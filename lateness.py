@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from stores import Filing, Stretch
 
 if TYPE_CHECKING:
-    from base.clock import Clock
+    from pigeonpost.core.clock import Clock
     from protocol import Sample
     from session_server import NodeState
 

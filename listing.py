@@ -11,8 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from csvbuffer import cell
-from pages import Html, Visit, aligned, html_page, json_answer, text_page, together
-from web.head import Answer
+from pages import Visit, html_page, json_answer, text_page
+from pigeonpost.core.format import aligned
+from pigeonpost.core.html import Html, together
+from pigeonpost.http.message import Answer
 
 _WIDTH = 79  # of a terminal
 

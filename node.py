@@ -20,25 +20,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import adc
-from base import config
-from base.clock import Clock
-from base.config import Settings
-from base.disk import kind_of_filesystem, only_one
-from base.errors import PigeonpostError, SettingsError
-from base.net import join_address, own_name
-from base.running import Part, Running, start_logging
-from base.version import VERSION
 from links import End
 from links.tcp import NodeEnd
 from outbox import Outbox
-from protocol import LINE_BYTES, write_json
+from pigeonpost.auth.key import Key
+from pigeonpost.core import config
+from pigeonpost.core.addresses import join_address, own_name
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.config import Settings
+from pigeonpost.core.errors import PigeonpostError, SettingsError
+from pigeonpost.core.files import kind_of_filesystem, only_one
+from pigeonpost.core.lifecycle import Part, Running, start_logging
+from pigeonpost.core.strict_json import write_json
+from pigeonpost.core.version import VERSION
+from pigeonpost.settings import NODE
+from protocol import LINE_BYTES
 from ring import Ring, slot_bytes_for
 from sampler import Sampler
 from sensors import Channel, Source, in_order, with_limits
 from sensors.machine import MachineSource
-from session import Key
 from session_node import NodeFacts
-from settings import NODE
 
 log = logging.getLogger("node")
 
@@ -234,7 +235,7 @@ def _key(token: str) -> Key | None:
             token = file.read().strip()
     if not token:
         return None
-    key: Key = importlib.import_module("gate.tokens").LinkKey(token)
+    key: Key = importlib.import_module("pigeonpost.auth.tokens").LinkKey(token)
     return key
 
 

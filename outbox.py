@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from base.errors import DiskError, Unexpected
+from pigeonpost.core.errors import DiskError, Unexpected
 from ring import Ring, Run, Slot, Taken
 
 log = logging.getLogger(__name__)

@@ -18,8 +18,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from base.clock import parse_rfc3339
-from base.errors import BadArgument, NotUtf8, TooLong, WireError
+from pigeonpost.core.clock import parse_rfc3339
+from pigeonpost.core.errors import BadArgument, NotUtf8, TooLong, WireError
+from pigeonpost.core.strict_json import read_json, write_json
 from protocol import (
     BATCH_SAMPLES,
     HEX_16,
@@ -32,9 +33,7 @@ from protocol import (
     Batch,
     Gap,
     Sample,
-    read_json,
     read_samples,
-    write_json,
 )
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from base.clock import parse_rfc3339, rfc3339
-from base.errors import BadArgument, NotUtf8, TooLong, UnknownWord, WireError
+from pigeonpost.core.clock import parse_rfc3339, rfc3339
+from pigeonpost.core.errors import BadArgument, NotUtf8, TooLong, UnknownWord, WireError
+from pigeonpost.core.strict_json import _finite, _read_json, read_json, write_json
 
 VERSION = 1
 IMPORTED = "imported"  # the outbox of samples that were read from a file; no node's is called so
@@ -27,7 +28,6 @@ WINDOW_SAMPLES = 5_000  # samples that a node sends ahead of the last ACK at mos
 CHECK_AFTER_S = 15.0  # a server that said nothing for so long says CHECK
 SILENCE_S = 45.0  # who hears nothing for so long closes
 AUTH_S = 5.0  # authentication is done within this, or the connection is closed
-DEEPEST_JSON = 8  # nesting of any JSON value on the link at most
 LARGEST_INTEGER = 2**63 - 1  # of a value, either sign
 LARGEST_SEQ = 10**18 - 1  # what an ACK can say; also of every other count, so that the sum of two fits 64 bits
 
@@ -171,74 +171,8 @@ _LONGEST_TEXT = 1000  # letters of an ERROR's text; each may need six bytes
 # ----------------------------------------------------------------------------------------------------------- JSON
 
 
-def read_json(text: str) -> Any:
-    """The one JSON value that `text` is: finite numbers, no key twice, at most DEEPEST_JSON deep; else BadArgument."""
-    return _read_json(text, _DECODER)
-
-
-def write_json(value: Any) -> str:
-    """`value` as JSON on one line, without spaces; ValueError for NaN and the infinities."""
-    return _ENCODER.encode(value)
-
-
-def _read_json(text: str, decoder: json.JSONDecoder) -> Any:
-    # The C parser recurses once a level, and a thread's stack is small: deep nesting must not reach it.
-    if _depth_left(text) and _depth_left(_STRING.sub("", text)):
-        raise BadArgument(f"JSON nested deeper than {DEEPEST_JSON}")
-    try:
-        value, end = decoder.scan_once(text, 0)  # type: ignore[attr-defined]  # as decode() does, but for the search for space before and after
-        if end != len(text):
-            value = decoder.decode(text)
-        if "\\u" in text and _SURROGATE.search(text):
-            write_json(value).encode()
-    except WireError:
-        raise
-    except StopIteration:
-        raise BadArgument("JSON was expected here") from None
-    except UnicodeEncodeError:
-        raise BadArgument("a text with half a surrogate pair, which is no Unicode") from None
-    except ValueError as error:  # JSONDecodeError, and integers of more digits than Python converts
-        raise BadArgument(f"not JSON: {error}") from None
-    return value
-
-
-def _depth_left(text: str) -> bool:
-    """Whether brackets are left when innermost pairs are struck out DEEPEST_JSON times (some may stand in strings)."""
-    brackets = text.encode().translate(_AS_BRACES, _NO_BRACKETS)
-    if len(brackets) <= 2 * DEEPEST_JSON:
-        return False
-    for _ in range(DEEPEST_JSON):
-        brackets = brackets.replace(b"{}", b"")
-        if not brackets:
-            return False
-    return True
-
-
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise BadArgument(f"the key {twice[:40]!r} stands twice in one JSON object")
-    return found
-
-
-def _finite(literal: str) -> float:
-    number = float(literal)
-    if number - number != 0:
-        raise BadArgument(f"{literal[:40]} is not a finite number")
-    return number
-
-
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_AS_BRACES = bytes.maketrans(b"[]", b"{}")
-# A string, or what was meant to be one; possessive, since backtracking costs a hostile line's length squared.
-_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_DECODER = json.JSONDecoder(object_pairs_hook=_no_key_twice, parse_float=_finite, parse_constant=_finite)
 # For arrays of samples, all in C: `_sample` looks at the numbers, `_read_sample_array` at the keys.
 _SAMPLES_DECODER = json.JSONDecoder(parse_constant=_finite)
-_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 # -------------------------------------------------------------------------------------------------------- samples

@@ -29,7 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from base.errors import DiskError
+from pigeonpost.core.errors import DiskError
 from protocol import Number, sample_body
 
 log = logging.getLogger(__name__)

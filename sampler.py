@@ -17,8 +17,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeGuard
 
-from base.clock import Clock
-from base.errors import SensorError
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.errors import SensorError
 from protocol import LARGEST_INTEGER, Number
 from ring import Taken
 from sensors import Derived, Latest, Readings, Source, in_order

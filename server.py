@@ -28,25 +28,25 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from base import config
-from base.clock import Clock
-from base.config import Settings
-from base.disk import only_one, replace_file
-from base.errors import DiskError, PigeonpostError, SettingsError
-from base.net import join_address, own_address, own_name
-from base.running import Part, Running, start_logging
-from base.version import VERSION
 from csvbuffer import CsvLog
 from demo import DemoNode
 from disk_use import Disk
-from gate.tokens import Tokens
-from gate.users import Users
 from guests import Guests
 from intake import Intake
 from links import End, Hall
 from links.tcp import ServerEnd
 from pages import House
-from settings import SERVER, SERVER_ARRAYS
+from pigeonpost.auth.tokens import Tokens
+from pigeonpost.auth.users import Users
+from pigeonpost.core import config
+from pigeonpost.core.addresses import join_address, own_address, own_name
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.config import Settings
+from pigeonpost.core.errors import DiskError, PigeonpostError, SettingsError
+from pigeonpost.core.files import only_one, replace_file
+from pigeonpost.core.lifecycle import Part, Running, start_logging
+from pigeonpost.core.version import VERSION
+from pigeonpost.settings import SERVER, SERVER_ARRAYS
 from stores import open_store
 from stores.summaries import Caretaker
 from verdicts import Verdicts, read_rules

@@ -10,38 +10,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeGuard
+from typing import Any, TypeGuard
 
-from base.clock import Clock
-from base.errors import AuthFailed, WireError
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.errors import AuthFailed, WireError
 from protocol import LARGEST_SEQ, Message, decode, encode, error_line
 
 log = logging.getLogger(__name__)
 
 ENTRIES_A_LINE = 500  # of the lists in HELD and RESUME: 64 bytes each at most, with room to spare
 MOST_WARNINGS = 20  # of one session in the log, so that a peer cannot fill the disk with nonsense
-
-
-class Key(Protocol):
-    """What a session needs of a node's token (gate/tokens.py is the real one)."""
-
-    def sign(self, side: str, server: str, node: str, outbox: str, nonces: Sequence[str]) -> str:
-        """The proof that `side` ("node" or "server") knows the token: 64 hex digits, good for these nonces only."""
-
-    def proves(self, mac: object, side: str, server: str, node: str, outbox: str, nonces: Sequence[str]) -> bool:
-        """Whether `mac` is what `sign` gives for the same arguments, compared in constant time."""
-
-    def is_token(self, token: object) -> bool:
-        """Whether `token` is the token itself, compared in constant time."""
-
-    def shown(self) -> str:
-        """The token itself, for a road on which it is shown and not proved (HTTP, which is to go through TLS then)."""
-
-    def seal(self, purpose: str, body: bytes) -> str:
-        """The proof that who wrote `body`, for this `purpose` and no other, knows the token: 64 hex digits."""
-
-    def is_seal(self, mac: object, purpose: str, body: bytes) -> bool:
-        """Whether `mac` is what `seal` gives for the same arguments, compared in constant time."""
 
 
 class Session:

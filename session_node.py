@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from base.clock import Clock, parse_rfc3339, rfc3339
-from base.errors import AuthFailed, BadAck, BadArgument, Protected, Unexpected, UnknownWord, WrongVersion
 from outbox import Outbox
+from pigeonpost.auth.key import Key
+from pigeonpost.core.clock import Clock, parse_rfc3339, rfc3339
+from pigeonpost.core.errors import AuthFailed, BadAck, BadArgument, Protected, Unexpected, UnknownWord, WrongVersion
 from protocol import (
     AUTH_S,
     LINE_BYTES,
@@ -24,7 +25,7 @@ from protocol import (
     VERSION,
     Message,
 )
-from session import Key, Session, is_count, parts
+from session import Session, is_count, parts
 from stream import Samples, Stream
 
 log = logging.getLogger(__name__)

@@ -14,8 +14,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
-from base.clock import Clock, parse_rfc3339, rfc3339
-from base.errors import AuthFailed, BadArgument, Unexpected, UnknownWord, WireError, WrongVersion
+from pigeonpost.auth.key import Key
+from pigeonpost.core.clock import Clock, parse_rfc3339, rfc3339
+from pigeonpost.core.errors import AuthFailed, BadArgument, Unexpected, UnknownWord, WireError, WrongVersion
 from protocol import (
     AUTH_S,
     CHECK_AFTER_S,
@@ -30,7 +31,7 @@ from protocol import (
     Message,
     Sample,
 )
-from session import Key, Session, is_count, parts
+from session import Session, is_count, parts
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from base.clock import Clock
 from outbox import Outbox
+from pigeonpost.core.clock import Clock
 from protocol import BATCH_SAMPLES, LINE_BYTES, WINDOW_SAMPLES, sample_text
 from ring import Run, Slot
 from session import is_count

@@ -29,8 +29,8 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from base.config import Option, matching, number, read_options
-from base.errors import SettingsError
+from pigeonpost.core.config import Option, matching, number, read_options
+from pigeonpost.core.errors import SettingsError
 from protocol import NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME, SENSOR_NAME_TAKES, Number, Sample
 from stores import Filing, Stretch
 

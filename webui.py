@@ -14,25 +14,9 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from base.errors import PigeonpostError, SettingsError
-from base.net import join_address
 from daybook import DayBook
 from diary import Diary
-from pages import (
-    House,
-    Picture,
-    Visit,
-    about,
-    api,
-    bus,
-    entry,
-    figures,
-    ledger,
-    now,
-    orders,
-    records,
-    see_other,
-)
+from pages import House, Picture, Visit, about, api, bus, entry, figures, ledger, now, orders, records, see_other
 from pages.chart import Charts, plain_query
 from pages.chart_page import ChartPage
 from pages.files import Files
@@ -40,10 +24,12 @@ from pages.graphs import Graphs
 from pages.live import Live
 from pages.overview import Overview
 from pages.sensor import SensorPages
+from pigeonpost.core.addresses import join_address
+from pigeonpost.core.errors import PigeonpostError, SettingsError
+from pigeonpost.http.message import BODY_BYTES, JSON, Answer, Endpoint, Receiver, Refusal, Request, form
 from stores.summaries import summary
 from web.connections import Connections, Limits
 from web.door import NOBODY, Door
-from web.head import BODY_BYTES, JSON, Answer, Endpoint, Receiver, Refusal, Request, form
 from web.server import Listener
 
 if TYPE_CHECKING:

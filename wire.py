@@ -14,8 +14,8 @@ import socket
 import threading
 from collections.abc import Callable
 
-from base.clock import Clock
-from base.errors import TooLong, WireError
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.errors import TooLong, WireError
 from protocol import LINE_BYTES
 from session import Session
 

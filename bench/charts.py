@@ -17,16 +17,16 @@ from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from base.clock import Clock
 from bench.machine import table
 from bench.years import DAY_MS, EVERY_MS, Direct, _filings
 from pages import Visit
 from pages.chart import Charts
 from pages.figures import Figures
+from pigeonpost.core.clock import Clock
+from pigeonpost.http.message import Request
 from stores import LogMark
 from stores.sqlite import SqliteStore
 from stores.summaries import Caretaker, summary
-from web.head import Request
 
 _NAMES = ("n0/temperature", "n0/light", "n1/temperature", "n1/light")
 _SPANS = (("1h", "an hour"), ("24h", "a day"), ("49h", "49 hours"), ("7d", "a week"), ("30d", "30 days"),

@@ -18,7 +18,7 @@ import socket
 import time
 from typing import Any
 
-from base.clock import rfc3339
+from pigeonpost.core.clock import rfc3339
 
 WINDOW = 5_000
 

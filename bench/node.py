@@ -14,8 +14,8 @@ import sys
 import tempfile
 import time
 
-from base.clock import Clock
 from bench.machine import about, cpu_s, rss_mib
+from pigeonpost.core.clock import Clock
 from ring import Taken
 from sampler import Sampler
 from sensors import Channel, Readings, Source

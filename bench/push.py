@@ -20,9 +20,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from base.clock import rfc3339
 from bench.machine import cpu_s, rss_mib, table
-from gate.tokens import Tokens
+from pigeonpost.auth.tokens import Tokens
+from pigeonpost.core.clock import rfc3339
 
 CLIENTS, ARRAY, SECONDS = 8, 100, 10.0
 _START_MS = 1_795_188_970_123

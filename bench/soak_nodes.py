@@ -12,8 +12,8 @@ import struct
 import time
 from collections import Counter, deque
 
-from base.clock import Clock
 from outbox import Outbox
+from pigeonpost.core.clock import Clock
 from protocol import LINE_BYTES
 from ring import Ring, Taken, slot_bytes_for
 from session_node import NodeFacts, NodeSession

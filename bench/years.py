@@ -19,8 +19,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from base.clock import Clock
 from bench.machine import table
+from pigeonpost.core.clock import Clock
 from protocol import Batch, Sample
 from stores import Filing, LogMark, Mark, Window
 from stores.sqlite import FILE, SqliteStore

@@ -17,11 +17,6 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from base.clock import Clock
-from base.config import Settings
-from base.errors import BadPacket, SettingsError
-from base.multicast import Drain, Path, listener, readable, speaker
-from base.net import join_address
 from bus.old_config import OldConfig, Unreachable, load, source_of
 from bus.packets import (
     CONTROL,
@@ -37,6 +32,11 @@ from bus.packets import (
     following,
 )
 from links import End
+from pigeonpost.core.addresses import join_address
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.config import Settings
+from pigeonpost.core.errors import BadPacket, SettingsError
+from pigeonpost.core.multicast import Drain, Path, listener, readable, speaker
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from base.errors import SettingsError
-from base.net import is_group
 from bus.packets import codifier as read_codifier
+from pigeonpost.core.addresses import is_group
+from pigeonpost.core.errors import SettingsError
 
 FILE_BYTES = 4 << 20
 MOST_SENSORS = 8836  # as many codifiers as there can be

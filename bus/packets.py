@@ -19,7 +19,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from base.errors import BadPacket
+from pigeonpost.core.errors import BadPacket
 
 PACKET_BYTES = 1500  # at most, header included
 EVERYBODY = "@@"  # as a receiver: all of them

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from base.config import Settings
-from base.errors import PigeonpostError, SettingsError
+from pigeonpost.core.config import Settings
+from pigeonpost.core.errors import PigeonpostError, SettingsError
 from protocol import NODE_NAME, NODE_NAME_TAKES
 from stores import Store, open_store
 

@@ -17,14 +17,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from base.clock import Clock, rfc3339
-from base.errors import BadPacket, SettingsError
-from base.multicast import listener
-from base.net import is_group, join_address, split_address
 from bus.component import Bus, Voice, bus_of
 from bus.packets import CONTROL, DATA, EVERYBODY, FLAGS, PACKET_BYTES, Packet, codifier, decode
 from commands import Command, Context, Failed
 from links.router import Network, Router
+from pigeonpost.core.addresses import is_group, join_address, split_address
+from pigeonpost.core.clock import Clock, rfc3339
+from pigeonpost.core.errors import BadPacket, SettingsError
+from pigeonpost.core.multicast import listener
 
 US = "PP"  # who says something with this program: not the server's own codifier, or that would stop as a second one
 _LAST_MS = 253_402_300_799_999  # of the year 9999

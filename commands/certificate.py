@@ -13,9 +13,9 @@ import subprocess
 import sys
 import tempfile
 
-from base.disk import replace_file
-from base.net import own_address, own_name
 from commands import Command, Context, Failed
+from pigeonpost.core.addresses import own_address, own_name
+from pigeonpost.core.files import replace_file
 from web.tls import fingerprint_of
 
 CERTIFICATE, KEY = "certificate.pem", "certificate.key"  # in the data folder

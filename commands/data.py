@@ -20,9 +20,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from base.clock import Clock
-from base.disk import only_one, sync_folder
-from base.errors import DiskError, InUse, NotStored, SettingsError
 from commands import Bar, Command, Context, Failed, has_store, look
 from csvbuffer import FOLDER as LOGS
 from csvbuffer import log_name
@@ -30,6 +27,9 @@ from files import backups, log_sums
 from files.log_files import verify_logs, write_anew
 from files.log_sums import logs_in
 from files.received import FOLDER as FILES
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.errors import DiskError, InUse, NotStored, SettingsError
+from pigeonpost.core.files import only_one, sync_folder
 from stores import Store
 from stores.sqlite import FILE as DATABASE
 from stores.sqlite import SqliteStore

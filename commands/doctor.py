@@ -28,17 +28,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from base import config
-from base.clock import Clock
-from base.config import Settings
-from base.disk import kind_of_filesystem
-from base.errors import PigeonpostError, SensorError
-from base.net import is_loopback, join_address
 from commands import Command, Context
-from gate.tokens import FILE, Tokens
+from pigeonpost.auth.tokens import FILE, Tokens
+from pigeonpost.core import config
+from pigeonpost.core.addresses import is_loopback, join_address
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.config import Settings
+from pigeonpost.core.errors import PigeonpostError, SensorError
+from pigeonpost.core.files import kind_of_filesystem
+from pigeonpost.settings import NODE
 from protocol import NODE_NAME, decode, encode
 from sensors import Derived, with_limits
-from settings import NODE
 
 _REACH_S = 3.0  # for another machine, or another program on this one
 _NEWEST_WRONG = (3, 10)

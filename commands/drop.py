@@ -22,10 +22,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from base.errors import SettingsError
-from base.net import join_address, split_address
 from commands import Bar, Command, Context, Failed, node_name
 from files.received import Pi, PiIds, read_pi_id
+from pigeonpost.core.addresses import join_address, split_address
+from pigeonpost.core.errors import SettingsError
 from protocol import NODE_NAME
 
 PORT = 3500

@@ -24,11 +24,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from base.clock import rfc3339
-from base.disk import sync_folder
 from commands import Bar, Command, Context, Failed, look, node_name
 from csvbuffer import HEADER, local_time, log_rows
-from protocol import SENSOR_NAME, SENSOR_NAME_TAKES, Sample, write_json
+from pigeonpost.core.clock import rfc3339
+from pigeonpost.core.files import sync_folder
+from pigeonpost.core.strict_json import write_json
+from protocol import SENSOR_NAME, SENSOR_NAME_TAKES, Sample
 from stores import Point, Store, Stretch
 
 AT_ONCE = 4000  # samples asked for together

@@ -25,9 +25,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from base.clock import Clock, rfc3339
-from base.disk import only_one
-from base.errors import InUse, NotStored, SettingsError
 from commands import Bar, Command, Context, Failed, node_name
 from csvbuffer import CsvLog
 from files.imports import BadFile, bring_in, look_through
@@ -35,6 +32,9 @@ from files.old_tables import BadTable, Told, sqlite_lines
 from files.postgres_tables import IS_URL, place, postgres_lines
 from files.received import STORED_NAME, PiIds
 from intake import Intake
+from pigeonpost.core.clock import Clock, rfc3339
+from pigeonpost.core.errors import InUse, NotStored, SettingsError
+from pigeonpost.core.files import only_one
 from protocol import SENSOR_NAME, SENSOR_NAME_TAKES, UNIT
 from stores import open_store
 

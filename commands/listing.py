@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 
-from base.clock import rfc3339
 from commands import Command, Context, has_store, look
-from gate.tokens import Tokens
+from pigeonpost.auth.tokens import Tokens
+from pigeonpost.core.clock import rfc3339
 
 
 def listing(context: Context) -> int:

@@ -20,10 +20,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from base.errors import SettingsError
-from base.net import join_address
 from bus.old_config import OldConfig, OldSensor, load, slug, source_of
 from commands import Command, Context
+from pigeonpost.core.addresses import join_address
+from pigeonpost.core.errors import SettingsError
 from sensors.formula import compile_formula
 
 _PROGRAM_BYTES = 65_536

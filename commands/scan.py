@@ -15,9 +15,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from base.config import as_toml
-from base.errors import PigeonpostError, SensorError
 from commands import Command, Context
+from pigeonpost.core.config import as_toml
+from pigeonpost.core.errors import PigeonpostError, SensorError
 from protocol import Number
 from sensors import Found, Source, with_limits
 

@@ -28,13 +28,13 @@ from collections.abc import Callable, Container, Iterator
 from typing import IO, NamedTuple
 from urllib.parse import quote
 
-from base.errors import PigeonpostError
 from csvbuffer import FOLDER as LOGS
 from files.log_sums import FILE as SUMS
 from files.log_sums import read_sums, sums_text
 from files.received import FOLDER as FILES
 from files.received import IDS
 from files.tar_reader import BadArchive, Content, Member, read_members
+from pigeonpost.core.errors import PigeonpostError
 from stores import LogMark
 from stores.sqlite import FILE as DATABASE
 from stores.sqlite import SqliteStore

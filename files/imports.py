@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from base.errors import NotStored, PigeonpostError, WireError
 from files.tables import Fault, Reading, readings
+from pigeonpost.core.errors import NotStored, PigeonpostError, WireError
 from protocol import BATCH_SAMPLES, IMPORTED, Batch, Sample
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from base.clock import Clock, parse_rfc3339
-from base.disk import sync_folder
 from csvbuffer import HEADER, TAIL_BYTES, is_left_by_crash, log_rows, logged_rows, meaning, rows_written
 from files.log_sums import logs_in
+from pigeonpost.core.clock import Clock, parse_rfc3339
+from pigeonpost.core.files import sync_folder
 from protocol import Gap, Sample
 from stores import LogMark, Point, Store, Stretch
 

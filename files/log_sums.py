@@ -15,7 +15,7 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 
-from base.disk import replace_file
+from pigeonpost.core.files import replace_file
 
 log = logging.getLogger(__name__)
 

@@ -29,9 +29,9 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from base.disk import replace_file
-from base.errors import DiskError
-from base.json_file import JsonFile
+from pigeonpost.core.errors import DiskError
+from pigeonpost.core.files import replace_file
+from pigeonpost.core.json_file import JsonFile
 from protocol import HEX_16
 
 FOLDER = "files"

@@ -21,8 +21,9 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, BinaryIO, NamedTuple
 
-from base.errors import WireError
-from protocol import LARGEST_INTEGER, NODE_NAME, SENSOR_NAME, UNIT, Number, Values, read_json
+from pigeonpost.core.errors import WireError
+from pigeonpost.core.strict_json import read_json
+from protocol import LARGEST_INTEGER, NODE_NAME, SENSOR_NAME, UNIT, Number, Values
 
 JSON_BYTES = 8 << 20  # a JSON file is read whole, and needs about ten times its size in memory
 MOST_COLUMNS = 256

@@ -25,7 +25,7 @@ import struct
 from collections.abc import Iterator
 from typing import IO, NamedTuple
 
-from base.errors import PigeonpostError
+from pigeonpost.core.errors import PigeonpostError
 
 BLOCK_BYTES = 512
 PAX_BYTES = 8 << 10  # of records before a file: a path has at most 4096 bytes (PATH_MAX)

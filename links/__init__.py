@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from base.clock import Clock
-    from base.config import Settings
-    from gate.tokens import Tokens
     from guests import Guests
     from intake import Intake
+    from pigeonpost.auth.tokens import Tokens
+    from pigeonpost.core.clock import Clock
+    from pigeonpost.core.config import Settings
+    from pigeonpost.http.message import Endpoint
     from stores import Store
-    from web.head import Endpoint
 
 
 class Hall(NamedTuple):

@@ -26,18 +26,19 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from base.clock import Clock, parse_rfc3339, rfc3339
-from base.errors import BadArgument, SettingsError
-from base.multicast import Path, listener, speaker
-from base.net import is_loopback, join_address, split_address
 from links import End, Hall
 from parcels import sealed, unsealed
-from protocol import NODE_NAME, read_json, write_json
-from session import Key
+from pigeonpost.auth.key import Key
+from pigeonpost.core.addresses import is_loopback, join_address, split_address
+from pigeonpost.core.clock import Clock, parse_rfc3339, rfc3339
+from pigeonpost.core.errors import BadArgument, SettingsError
+from pigeonpost.core.multicast import Path, listener, speaker
+from pigeonpost.core.strict_json import read_json, write_json
+from protocol import NODE_NAME
 
 if TYPE_CHECKING:
-    from base.config import Settings
     from outbox import Outbox
+    from pigeonpost.core.config import Settings
     from session_node import NodeFacts
 
 log = logging.getLogger(__name__)

@@ -19,17 +19,17 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from base.clock import Clock
-from base.config import Settings
-from base.errors import NotStored, SettingsError
-from base.multicast import Drain, listener
-from base.net import join_address
 from bus.component import Bus, BusEnd, Voice, bus_of
 from bus.old_config import node_name, slug
 from bus.packets import DATA, EVERYBODY, PACKET_BYTES, Packet, Value
 from bus.state import BusState, Heard, number_of
 from links import Hall
-from protocol import read_json
+from pigeonpost.core.addresses import join_address
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.config import Settings
+from pigeonpost.core.errors import NotStored, SettingsError
+from pigeonpost.core.multicast import Drain, listener
+from pigeonpost.core.strict_json import read_json
 from ring import Taken, slot_bytes_for
 
 if TYPE_CHECKING:

@@ -26,15 +26,15 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from base.errors import SettingsError
-from files.multipart import BadMultipart, Multipart, Part, boundary_of
 from files.received import Coming, PiIds, Received, plain_name, read_pi_id
 from links import End
-from web.head import Answer, Endpoint, Refusal, Request
+from pigeonpost.core.errors import SettingsError
+from pigeonpost.http.message import Answer, Endpoint, Refusal, Request
+from pigeonpost.http.multipart import BadMultipart, Multipart, Part, boundary_of
 
 if TYPE_CHECKING:
-    from base.clock import Clock
     from links import Hall
+    from pigeonpost.core.clock import Clock
 
 log = logging.getLogger(__name__)
 

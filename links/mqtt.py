@@ -25,18 +25,20 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from base.clock import Clock, parse_rfc3339, rfc3339
-from base.errors import AuthFailed, BadArgument, NotStored, SettingsError, WireError
-from broker import Broker
 from links import End, Hall
 from parcels import PARCEL_BYTES, Parcel, read_body, sealed, unsealed, write_body
-from protocol import HEX_16, NODE_NAME, read_json, write_json
-from session import Key, is_count
+from pigeonpost.auth.key import Key
+from pigeonpost.core.clock import Clock, parse_rfc3339, rfc3339
+from pigeonpost.core.errors import AuthFailed, BadArgument, NotStored, SettingsError, WireError
+from pigeonpost.core.mqtt_client import Broker
+from pigeonpost.core.strict_json import read_json, write_json
+from protocol import HEX_16, NODE_NAME
+from session import is_count
 from stream import Lost, Samples, Stream
 
 if TYPE_CHECKING:
-    from base.config import Settings
     from outbox import Outbox
+    from pigeonpost.core.config import Settings
     from session_node import NodeFacts
 
 log = logging.getLogger(__name__)

@@ -26,16 +26,17 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, tzinfo
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from base.config import Option, matching, one_of, read_options, text
-from base.disk import replace_file
-from base.errors import BadArgument, DiskError, NotStored, SettingsError
 from links import End
-from protocol import LARGEST_INTEGER, NODE_NAME, NODE_NAME_TAKES, Number, read_json
-from web.head import TEXT, Answer, Endpoint, Request
+from pigeonpost.core.config import Option, matching, one_of, read_options, text
+from pigeonpost.core.errors import BadArgument, DiskError, NotStored, SettingsError
+from pigeonpost.core.files import replace_file
+from pigeonpost.core.strict_json import read_json
+from pigeonpost.http.message import TEXT, Answer, Endpoint, Request
+from protocol import LARGEST_INTEGER, NODE_NAME, NODE_NAME_TAKES, Number
 
 if TYPE_CHECKING:
-    from base.config import Settings
     from links import Hall
+    from pigeonpost.core.config import Settings
 
 log = logging.getLogger(__name__)
 

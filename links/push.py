@@ -22,22 +22,23 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from base.clock import Clock, parse_rfc3339, rfc3339
-from base.config import Settings
-from base.errors import DiskError, NotStored, SettingsError, TooLong, WireError
 from links import End
 from outbox import Outbox
 from parcels import PARCEL_BYTES, Parcel, read_body, write_body
-from protocol import HEX_16, Batch, write_json
+from pigeonpost.core.clock import Clock, parse_rfc3339, rfc3339
+from pigeonpost.core.config import Settings
+from pigeonpost.core.errors import DiskError, NotStored, SettingsError, TooLong, WireError
+from pigeonpost.core.http_client import LONGEST_RETRY_S, Client, Refused
+from pigeonpost.core.strict_json import write_json
+from protocol import HEX_16, Batch
 from session import is_count
 from session_node import NodeFacts
 from stream import Lost, Samples, Stream
-from web.client import LONGEST_RETRY_S, Client, Refused
 
 if TYPE_CHECKING:
     from links import Hall
+    from pigeonpost.http.message import Answer, Endpoint, Receiver, Request
     from session_server import NodeState
-    from web.head import Answer, Endpoint, Receiver, Request
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class ServerEnd(End):
     def __init__(self, hall: Hall) -> None:
         import errands
         from guests import Receipt
-        from web import head as http_head
+        from pigeonpost.http import message as http_head
 
         self._http, self._receipt = http_head, Receipt
         self._hall = hall

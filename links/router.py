@@ -24,10 +24,10 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from base.errors import BadPacket, SettingsError
-from base.multicast import Path, listener, speaker
-from base.net import join_address
 from bus.packets import CONTROL, DATA, FLAGS, PACKET_BYTES, decode
+from pigeonpost.core.addresses import join_address
+from pigeonpost.core.errors import BadPacket, SettingsError
+from pigeonpost.core.multicast import Path, listener, speaker
 
 REMEMBER_S = 10.0
 MOST_REMEMBERED = 100_000  # of each half of the memory: 20 MiB in all

@@ -19,13 +19,13 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from base.clock import Clock
-from base.errors import SettingsError, TooMany
-from base.net import is_loopback, join_address
 from links import End
 from outbox import Outbox
+from pigeonpost.auth.key import Key
+from pigeonpost.core.addresses import is_loopback, join_address
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.errors import SettingsError, TooMany
 from protocol import error_line
-from session import Key
 from session_node import NodeFacts, NodeSession
 from wire import Wire, converse
 

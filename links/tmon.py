@@ -19,10 +19,10 @@ import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from base.errors import BadArgument, NotStored
 from links import End
-from protocol import read_json
-from web.head import JSON, Answer, Endpoint, Request
+from pigeonpost.core.errors import BadArgument, NotStored
+from pigeonpost.core.strict_json import read_json
+from pigeonpost.http.message import JSON, Answer, Endpoint, Request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,19 +16,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from base.clock import parse_rfc3339
-from base.errors import BadArgument
-from protocol import read_json, write_json
-from web.head import HTML, JSON, TEXT, Answer, Refusal, Request
+from pigeonpost.core.clock import parse_rfc3339
+from pigeonpost.core.errors import BadArgument
+from pigeonpost.core.format import clock, number
+from pigeonpost.core.html import Html
+from pigeonpost.core.strict_json import read_json, write_json
+from pigeonpost.http.message import HTML, JSON, TEXT, Answer, Refusal, Request
 
 if TYPE_CHECKING:
-    from base.clock import Clock
     from csvbuffer import CsvLog
     from disk_use import Disk
-    from gate.users import Users
     from intake import Intake
     from links import End
     from links.tcp import ServerEnd
+    from pigeonpost.auth.users import Users
+    from pigeonpost.core.clock import Clock
     from stores import Column, Store
     from verdicts import Verdicts
 
@@ -179,30 +181,6 @@ class Picture(NamedTuple):
 # ------------------------------------------------------------------------------------------------------------ markup
 
 
-class Html(str):
-    """Text that is markup already. `Html("<b>{}</b>").format(x)` escapes what it is given, unless that is Html."""
-
-    __slots__ = ()
-
-    def format(self, *args: object, **named: object) -> Html:
-        """As str.format, escaping."""
-        return Html(super().format(*map(escaped, args), **{name: escaped(value) for name, value in named.items()}))
-
-
-def escaped(value: object) -> str:
-    """`value` as text that is no markup, in an element or in a quoted attribute."""
-    return value if isinstance(value, Html) else str(value).translate(_ESCAPES)
-
-
-def together(parts: Iterable[object], between: str = "") -> Html:
-    """The parts in a row, each escaped unless it is Html."""
-    return Html(between.join(map(escaped, parts)))
-
-
-_ESCAPES = {ord("&"): "&amp;", ord("<"): "&lt;", ord(">"): "&gt;", ord('"'): "&quot;", ord("'"): "&#39;"}
-# What XML and HTML take for no character at all is shown as such.
-_ESCAPES.update(dict.fromkeys((*range(9), 11, 12, *range(14, 32), 127), "\ufffd"))
-
 # The meta element named referrer: under `no-referrer`, as the header has it, browsers say `Origin: null` with our own
 # forms (Fetch standard, "append a request Origin header"), and the door would take each button for another site's.
 # Other sites still hear nothing.
@@ -288,66 +266,11 @@ def sensor_path(node: str, sensor: str) -> str:
 # ------------------------------------------------------------------------------------------------- words and numbers
 
 
-def age(seconds: float) -> str:
-    """How long ago: `4 s`, `3 min`, `2 h`, `5 days`."""
-    if seconds < 120:
-        return f"{max(0.0, seconds):.0f} s"
-    if seconds < 120 * 60:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 48 * 3600:
-        return f"{seconds / 3600:.0f} h"
-    return f"{seconds / 86_400:.0f} days"
-
-
-def number(value: float | None) -> str:
-    """A value for people: up to four figures that count, no exponent."""
-    if value is None:
-        return "–"
-    if isinstance(value, int) or abs(value) >= 1000 or value == int(value):
-        return f"{value:,.0f}".replace("-", "−") if abs(value) < 1e15 else f"{value:.3e}"
-    if abs(value) < 0.01:
-        return f"{value:.3g}".replace("-", "−")
-    decimals = 1 if abs(value) >= 100 else 2 if abs(value) >= 10 else 3
-    return f"{value:.{decimals}f}".rstrip("0").rstrip(".").replace("-", "−")
-
-
-def clock(time_ms: int, now_ms: int) -> str:
-    """A moment in local time: `16:36` today, else `20 Nov 16:36`, and the year where it is another one."""
-    t, now = time.localtime(time_ms // 1000), time.localtime(now_ms // 1000)
-    if t[:3] == now[:3]:
-        return time.strftime("%H:%M", t)
-    day = f"{t.tm_mday} {MONTHS[t.tm_mon - 1]}"
-    return f"{day} {time.strftime('%H:%M', t)}" if t.tm_year == now.tm_year else f"{day} {t.tm_year}"
-
-
-def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> list[str]:
-    """A table for a terminal: columns as wide as what is in them, each left (<) or right (>)."""
-    widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
-    lines = [
-        "  ".join(f"{text:{side}{width}}" for text, side, width in zip(row, sides, widths)) for row in (head, *rows)
-    ]
-    return [line.rstrip() for line in lines]
-
-
-def with_unit(text: str, unit: str) -> str:
-    """`23.4 °C`, `21 %`, `512`."""
-    return f"{text} {unit}" if unit else text
-
-
 def gap_words(gap: Mapping[str, Any]) -> str:
     """Which samples a gap of the store leaves out."""
     own = [f"{gap['from']} to {gap['to']} of epoch {gap['epoch']}"] if gap["to"] >= gap["from"] else []
     earlier = [f"{gap['before']} of earlier epochs"] if gap["before"] else []
     return " and ".join(own + earlier)
-
-
-def size(count: float) -> str:
-    """Bytes for people: `12.3 kB`."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
 
 
 # ------------------------------------------------------------------------------------------------ what a query may say
@@ -379,4 +302,3 @@ def name_in(query: Mapping[str, str], key: str, match: Callable[[str], object]) 
 
 
 _UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")

@@ -10,10 +10,12 @@ import platform
 import textwrap
 from collections.abc import Iterator
 
-from base.clock import rfc3339
-from base.version import VERSION
-from pages import Html, Visit, age, aligned, clock, html_page, json_answer, size, text_page, together
-from web.head import Answer
+from pages import Visit, html_page, json_answer, text_page
+from pigeonpost.core.clock import rfc3339
+from pigeonpost.core.format import age, aligned, clock, size
+from pigeonpost.core.html import Html, together
+from pigeonpost.core.version import VERSION
+from pigeonpost.http.message import Answer
 
 PROMISE = (
     "A sample is accepted when the node has written it to its outbox and the card has confirmed the write.",

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from base.clock import rfc3339
-from base.version import VERSION
 from pages import NodeView, SensorView, Visit, json_answer, moment, name_in, span_ms, text_page
+from pigeonpost.core.clock import rfc3339
+from pigeonpost.core.version import VERSION
+from pigeonpost.http.message import TEXT, Answer, Refusal
 from protocol import NODE_NAME, SENSOR_NAME
-from web.head import TEXT, Answer, Refusal
 
 if TYPE_CHECKING:
     from stores import Column, Point

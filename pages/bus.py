@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from listing import Listing, listed
-from pages import Visit, clock, number
-from web.head import Answer, Refusal
+from pages import Visit
+from pigeonpost.core.format import clock, number
+from pigeonpost.http.message import Answer, Refusal
 
 CLOSED = "This server does not listen to the multicast bus ([bus] enabled)."
 _KEYS = (

@@ -18,18 +18,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 from urllib.parse import urlencode
 
-from base.clock import rfc3339
 from csvbuffer import local_time
 from lateness import Late
 from pages import Visit, moment, name_in, span_ms
-from pages.chart_axes import LARGE, SMALL, WIDE, Frame
-from pages.chart_svg import COLOURS, MOST_SERIES, STYLE, Series, draw, fitted
-from protocol import NODE_NAME, SENSOR_NAME, write_json
-from web.head import SAFE_HEADERS, Answer, Refusal, fields
+from pigeonpost.charts.axes import LARGE, SMALL, WIDE, Frame
+from pigeonpost.charts.svg import COLOURS, MOST_SERIES, STYLE, Series, draw, fitted
+from pigeonpost.core.clock import rfc3339
+from pigeonpost.core.strict_json import write_json
+from pigeonpost.http.message import SAFE_HEADERS, Answer, Refusal, fields
+from protocol import NODE_NAME, SENSOR_NAME
 
 if TYPE_CHECKING:
-    from base.clock import Clock
     from lateness import Link
+    from pigeonpost.core.clock import Clock
     from stores import Column
 
 SPAN = "24h"  # where nothing is said

@@ -15,11 +15,13 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from csvbuffer import local_time
-from pages import Html, Visit, clock, html_page, moment, number, sensor_path, text_page, together
+from pages import Visit, html_page, moment, sensor_path, text_page
 from pages.chart import LONGEST_MS, Asked, Charts, asked
-from pages.chart_axes import LARGE, ticks
-from pages.chart_svg import MOST_SERIES, Series, description, label, late_words, numbers, title
-from web.head import Answer, Refusal
+from pigeonpost.charts.axes import LARGE, ticks
+from pigeonpost.charts.svg import MOST_SERIES, Series, description, label, late_words, numbers, title
+from pigeonpost.core.format import clock, number
+from pigeonpost.core.html import Html, together
+from pigeonpost.http.message import Answer, Refusal
 
 if TYPE_CHECKING:
     from pages.figures import Figures, Row, Statistics

@@ -7,8 +7,9 @@ Hands on to: nobody.  Threads: none.  Errors: none.
 
 from __future__ import annotations
 
-from pages import PAGE_HEADERS, Html, Visit, html_page, json_answer, text_page
-from web.head import Answer, Refusal, Request
+from pages import PAGE_HEADERS, Visit, html_page, json_answer, text_page
+from pigeonpost.core.html import Html
+from pigeonpost.http.message import Answer, Refusal, Request
 
 
 def login_page(request: Request, said: str = "", status: int = 200) -> Answer:

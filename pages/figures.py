@@ -18,12 +18,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from base.clock import rfc3339
-from pages import Html, clock, number, together, with_unit
-from web.head import Refusal
+from pigeonpost.core.clock import rfc3339
+from pigeonpost.core.format import clock, number, with_unit
+from pigeonpost.core.html import Html, together
+from pigeonpost.http.message import Refusal
 
 if TYPE_CHECKING:
-    from base.clock import Clock
+    from pigeonpost.core.clock import Clock
     from stores import Column, Store, Summary
 
 _SAMPLES_MS = 2 * 86_400_000  # up to so long the samples are read,

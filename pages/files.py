@@ -13,12 +13,14 @@ import re
 import threading
 from collections.abc import Iterable, Mapping
 
-from base.errors import NotStored, SettingsError
 from files.imports import BadFile, bring_in, look_through
 from files.received import Pi, PiIds, Stored, listing, open_stored, sum_of
-from pages import Html, Visit, button, clock, html_page, see_other, size, text_page, together
+from pages import Visit, button, html_page, see_other, text_page
+from pigeonpost.core.errors import NotStored, SettingsError
+from pigeonpost.core.format import clock, size
+from pigeonpost.core.html import Html, together
+from pigeonpost.http.message import Answer, FilePart, Refusal
 from protocol import IMPORTED
-from web.head import Answer, FilePart, Refusal
 
 SHOWN = 500
 _KINDS = {".csv": "text/csv; charset=utf-8", ".json": "application/json"}

@@ -17,10 +17,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from base.disk import replace_file
-from base.errors import DiskError
-from pages import Html, Visit, button, html_page, json_answer, see_other, text_page, together
-from web.head import Answer, Refusal, form
+from pages import Visit, button, html_page, json_answer, see_other, text_page
+from pigeonpost.core.errors import DiskError
+from pigeonpost.core.files import replace_file
+from pigeonpost.core.html import Html, together
+from pigeonpost.http.message import Answer, Refusal, form
 
 FILE = "graphs.json"
 MOST_OF_ONE, MOST = 50, 1000

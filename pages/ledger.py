@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from base.clock import rfc3339
 from diary import Happening
 from files.log_sums import logs_in
 from listing import Listing, listed
-from pages import Visit, clock, gap_words
-from web.head import Answer
+from pages import Visit, gap_words
+from pigeonpost.core.clock import rfc3339
+from pigeonpost.core.format import clock
+from pigeonpost.http.message import Answer
 
 if TYPE_CHECKING:
     from diary import Diary

@@ -22,9 +22,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pages import House, Visit, number, with_unit
-from protocol import write_json
-from web.head import Answer, Refusal
+from pages import House, Visit
+from pigeonpost.core.format import number, with_unit
+from pigeonpost.core.strict_json import write_json
+from pigeonpost.http.message import Answer, Refusal
 
 if TYPE_CHECKING:
     from intake import Latest

@@ -14,35 +14,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from base.clock import rfc3339
-from base.version import VERSION
 from disk_use import DiskUse
-from pages import (
-    Html,
-    NodeView,
-    Picture,
-    SensorView,
-    Visit,
-    age,
-    aligned,
-    button,
-    clock,
-    gap_words,
-    html_page,
-    number,
-    sensor_path,
-    size,
-    text_page,
-    together,
-    with_unit,
-)
-from web.head import Answer, Refusal
+from pages import NodeView, Picture, SensorView, Visit, button, gap_words, html_page, sensor_path, text_page
+from pigeonpost.charts.sparkline import _spark
+from pigeonpost.core.clock import rfc3339
+from pigeonpost.core.format import age, aligned, clock, number, size, with_unit
+from pigeonpost.core.html import Html, together
+from pigeonpost.core.version import VERSION
+from pigeonpost.http.message import Answer, Refusal
 
 _CHARTS = 4  # on the front page; each node's page has all of its own
 _SPANS = (("10m", "10 minutes"), ("1h", "hour"), ("24h", "day"), ("7d", "week"), ("30d", "30 days"), ("366d", "year"))
 _TRENDS = {1: "↗", 0: "→", -1: "↘", None: ""}
 _TREND_WORDS = {1: "rising", 0: "steady", -1: "falling", None: ""}
-_SPARK_PLACES, _SPARK_HEIGHT = 48, 24
 
 _KINDS = {
     "range": "out of range", "jump": "jumped", "stuck": "stuck", "rail": "at the rail", "stale": "without a value",
@@ -212,28 +196,6 @@ def _counts(sensor: SensorView) -> str:
     told = [f"{_KINDS[kind]} {count:,} {'time' if count == 1 else 'times'}"
             for kind, count in sensor.counts.items() if count]  # fmt: skip
     return ", ".join(told) or "nothing"
-
-
-def _spark(sensor: SensorView) -> Html:
-    """The day as a small line: of a few columns together the mean, broken where there is nothing."""
-    count = sensor.span_ms // sensor.width_ms
-    group = max(1, count // _SPARK_PLACES)
-    sums: dict[int, tuple[float, int]] = {}
-    for place, weight, _, _, mean in sensor.columns:
-        total, values = sums.get(place // group, (0.0, 0))
-        sums[place // group] = total + mean * weight, values + weight
-    means = {place: total / values for place, (total, values) in sums.items()}
-    if len(means) < 2:
-        return Html('<svg class="spark"></svg>')
-    low, high = min(means.values()), max(means.values())
-    scale = (_SPARK_HEIGHT - 4) / ((high - low) or 1.0)
-    path, before = [], -9
-    for place, mean in sorted(means.items()):
-        path.append(f"{'L' if place - before <= 2 else 'M'}{place} {_SPARK_HEIGHT - 2 - (mean - low) * scale:.1f}")
-        before = place
-    return Html(
-        '<svg class="spark s{}" viewBox="0 0 {} {}" preserveAspectRatio="none" aria-hidden="true"><path d="{}"/></svg>'
-    ).format(sensor.number % 4, max(count // group - 1, 1), _SPARK_HEIGHT, "".join(path))
 
 
 def _charts(sensors: Sequence[SensorView], span: str = "") -> Html:

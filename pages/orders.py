@@ -11,9 +11,11 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from base.clock import rfc3339
-from pages import Html, Visit, html_page, json_answer, json_body, see_other, size, text_page
-from web.head import Answer, Refusal, form
+from pages import Visit, html_page, json_answer, json_body, see_other, text_page
+from pigeonpost.core.clock import rfc3339
+from pigeonpost.core.format import size
+from pigeonpost.core.html import Html
+from pigeonpost.http.message import Answer, Refusal, form
 
 if TYPE_CHECKING:
     from links.tcp import ServerEnd

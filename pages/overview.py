@@ -18,7 +18,8 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from daybook import Day
-from pages import House, NodeView, Picture, SensorView, age, clock, number, with_unit
+from pages import House, NodeView, Picture, SensorView
+from pigeonpost.core.format import age, clock, number, with_unit
 from protocol import Sample
 from verdicts import LATE_INTERVALS, LATE_S
 

@@ -12,12 +12,14 @@ import stat
 import time
 from collections.abc import Iterator
 
-from base.clock import rfc3339
 from csvbuffer import Shown, local_time
 from files.log_sums import logs_in, read_sums
 from listing import Listing, listed
-from pages import Html, Visit, clock, html_page, number, size, text_page, together, with_unit
-from web.head import Answer, FilePart, Refusal, byte_range
+from pages import Visit, html_page, text_page
+from pigeonpost.core.clock import rfc3339
+from pigeonpost.core.format import clock, number, size, with_unit
+from pigeonpost.core.html import Html, together
+from pigeonpost.http.message import Answer, FilePart, Refusal, byte_range
 
 
 def log_check(visit: Visit) -> Answer:

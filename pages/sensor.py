@@ -13,22 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from base.clock import rfc3339
-from pages import (
-    Html,
-    SensorView,
-    Visit,
-    age,
-    html_page,
-    json_answer,
-    number,
-    sensor_path,
-    text_page,
-    together,
-    with_unit,
-)
+from pages import SensorView, Visit, html_page, json_answer, sensor_path, text_page
+from pigeonpost.core.clock import rfc3339
+from pigeonpost.core.format import age, number, with_unit
+from pigeonpost.core.html import Html, together
+from pigeonpost.http.message import Answer, Refusal
 from protocol import SENSOR_NAME
-from web.head import Answer, Refusal
 
 if TYPE_CHECKING:
     from pages.figures import Figures, Row, Statistics

@@ -16,8 +16,8 @@ from json import dumps  # `json` is a member of this room
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from base.config import Option, check_keys, matching, number, read_options, switch, text
-from base.errors import SensorError, SettingsError
+from pigeonpost.core.config import Option, check_keys, matching, number, read_options, switch, text
+from pigeonpost.core.errors import SensorError, SettingsError
 from protocol import SENSOR_NAME, SENSOR_NAME_TAKES, UNIT, Number
 
 

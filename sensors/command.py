@@ -21,8 +21,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from base.config import Option, a_table, matching, number, read_options, switch, text
-from base.errors import SensorError, SettingsError
+from pigeonpost.core.config import Option, a_table, matching, number, read_options, switch, text
+from pigeonpost.core.errors import SensorError, SettingsError
 from protocol import UNIT, Number
 from sensors import CALIBRATION, Channel, Readings, Source, calibrated, channel_tables
 

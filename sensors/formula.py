@@ -26,8 +26,8 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from base.config import Option, a_table, matching, number, read_options, text
-from base.errors import SensorError, SettingsError
+from pigeonpost.core.config import Option, a_table, matching, number, read_options, text
+from pigeonpost.core.errors import SensorError, SettingsError
 from protocol import UNIT, Number
 from sensors import Channel, Derived, Latest, Readings, channel_tables, nearest
 

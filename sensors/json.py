@@ -25,9 +25,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from base.config import Option, a_table, matching, number, one_of, read_options, text
-from base.errors import SensorError, SettingsError
-from base.fetch import LONGEST_ANSWER, Refused, Web, decoded, split_url
+from pigeonpost.core.config import Option, a_table, matching, number, one_of, read_options, text
+from pigeonpost.core.errors import SensorError, SettingsError
+from pigeonpost.core.json_fetch import LONGEST_ANSWER, Refused, Web, decoded, split_url
 from protocol import UNIT, Number
 from sensors import CALIBRATION, Channel, Readings, Source, at_path, calibrated, channel_tables, dotted_path, shown_json
 

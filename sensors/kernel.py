@@ -26,8 +26,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from base.config import Option, a_table, matching, read_options, text
-from base.errors import SensorError, SettingsError
+from pigeonpost.core.config import Option, a_table, matching, read_options, text
+from pigeonpost.core.errors import SensorError, SettingsError
 from protocol import UNIT, Number
 from sensors import CALIBRATION, Channel, Found, Readings, Source, calibrated, channel_tables, name_of
 

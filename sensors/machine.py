@@ -15,8 +15,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from base.config import Option, read_options, text
-from base.errors import SensorError
+from pigeonpost.core.config import Option, read_options, text
+from pigeonpost.core.errors import SensorError
 from protocol import Number
 from sensors import Channel, Found, Readings, Source
 

@@ -31,8 +31,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from base.config import Option, Parse, a_table, matching, number, read_options, text
-from base.errors import SensorError, SettingsError
+from pigeonpost.core.config import Option, Parse, a_table, matching, number, read_options, text
+from pigeonpost.core.errors import SensorError, SettingsError
 from protocol import UNIT, Number
 from sensors import CALIBRATION, Channel, Found, Readings, Source, calibrated, channel_tables
 

@@ -23,9 +23,10 @@ from collections.abc import Mapping, Sequence
 from threading import Event
 from typing import Any, NamedTuple
 
-from base.config import Option, a_table, matching, number, read_options, switch, text
-from base.errors import BadArgument, SensorError, SettingsError
-from protocol import UNIT, Number, read_json
+from pigeonpost.core.config import Option, a_table, matching, number, read_options, switch, text
+from pigeonpost.core.errors import BadArgument, SensorError, SettingsError
+from pigeonpost.core.strict_json import read_json
+from protocol import UNIT, Number
 from sensors import CALIBRATION, Channel, Readings, Source, at_path, calibrated, channel_tables, dotted_path
 
 LONGEST_PAYLOAD = 65_536  # bytes; of a longer one only its length is kept
@@ -72,7 +73,7 @@ class MqttSource(Source):
 
     def __init__(self, options: Mapping[str, Any], chosen: Mapping[str, Mapping[str, Any]], where: str) -> None:
         """chosen: of each channel its options. Raises SettingsError without paho-mqtt, or with a CA that is none."""
-        from broker import Broker  # which costs what a node without it need not pay
+        from pigeonpost.core.mqtt_client import Broker  # which costs what a node without it need not pay
 
         self.channels = [Channel(name, its["unit"]) for name, its in chosen.items()]
         self._chosen = chosen

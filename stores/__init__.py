@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
-from base.config import Settings
+from pigeonpost.core.config import Settings
 from protocol import Batch, Gap, Sample, Values
 
 

@@ -26,8 +26,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from base.disk import replace_file
-from base.errors import DiskError, InUse, NotStored
+from pigeonpost.core.errors import DiskError, InUse, NotStored
+from pigeonpost.core.files import replace_file
 from protocol import Gap
 from stores import SPANS_MS, Filing, LogMark, Mark, Stretch, Summary, Window
 from stores import postgres_summaries as statistics

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from base.errors import DiskError, NotStored, PigeonpostError, SettingsError
+from pigeonpost.core.errors import DiskError, NotStored, PigeonpostError, SettingsError
 from stores.postgres_schema import SCHEMA, check_server
 
 _MOST_READERS = 8

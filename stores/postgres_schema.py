@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from base.errors import SettingsError
+from pigeonpost.core.errors import SettingsError
 
 SCHEMA = "pigeonpost"
 VERSION = 1

@@ -25,8 +25,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from base.clock import Clock
-from base.errors import NotStored, SettingsError
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.errors import NotStored, SettingsError
 from stores import Filing, Store, Stretch
 
 log = logging.getLogger(__name__)

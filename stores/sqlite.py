@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
-from base.errors import DiskError, NotStored
+from pigeonpost.core.errors import DiskError, NotStored
 from protocol import Gap, Sample
 from stores import Column, Filing, Logged, LogMark, Mark, Point, Store, Stretch, Summary, Window, sqlite_summaries
 from stores.sqlite_schema import bring_up_to_date, refuse_other

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import sqlite3
 
-from base.disk import sync_folder
-from base.errors import SettingsError
+from pigeonpost.core.errors import SettingsError
+from pigeonpost.core.files import sync_folder
 
 VERSION = 2  # PRAGMA user_version
 

@@ -20,8 +20,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
-from base.clock import Clock
-from base.errors import DiskError, NotStored
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.errors import DiskError, NotStored
 from stores import SPANS_MS, Point, Store, Summary, Window, window_end
 
 log = logging.getLogger(__name__)

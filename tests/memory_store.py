@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from base.errors import NotStored
+from pigeonpost.core.errors import NotStored
 from protocol import Gap, Sample
 from stores import (
     SPANS_MS,

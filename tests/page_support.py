@@ -16,7 +16,7 @@ from typing import Any
 from unittest import mock
 
 import control as control_program
-from base.clock import Clock
+from pigeonpost.core.clock import Clock
 from tests.forked import Forked
 from tests.support import LIMIT_S, ROOT, WALL_MS, Program, clean_environment, temp_folder
 

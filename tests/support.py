@@ -23,7 +23,7 @@ import unittest
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from base.errors import Unexpected
+from pigeonpost.core.errors import Unexpected
 from protocol import Batch, Message, Sample, decode, encode, sample_body, sample_text
 from ring import Disk, Taken
 

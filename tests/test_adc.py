@@ -9,7 +9,7 @@ from unittest import mock
 
 import adc
 from adc import MAX_SPEED_HZ, AdcSource, Input, Mcp3008, celsius, ldr_lux, ldr_ohms, open_spi
-from base.errors import SensorError, SettingsError
+from pigeonpost.core.errors import SensorError, SettingsError
 from sensors.simulated import SimulatedChip
 
 

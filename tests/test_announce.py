@@ -13,13 +13,14 @@ import unittest
 from types import SimpleNamespace
 from unittest import mock
 
-from base.clock import Clock, FakeClock
-from base.errors import BadArgument, SettingsError
-from base.multicast import Path, listener
-from gate.tokens import LinkKey, Tokens
 from links import announce
 from links.announce import DATAGRAM_BYTES, LEAST_MOVE_S, NodeEnd, ServerEnd, interfaces, read_call, write_call
 from parcels import unsealed
+from pigeonpost.auth.link_key import LinkKey
+from pigeonpost.auth.tokens import Tokens
+from pigeonpost.core.clock import Clock, FakeClock
+from pigeonpost.core.errors import BadArgument, SettingsError
+from pigeonpost.core.multicast import Path, listener
 from session_server import NodeState
 from tests.forked import Forked
 from tests.page_support import use_memory_disk

@@ -6,8 +6,8 @@ import types
 import unittest
 from unittest import mock
 
-from base.errors import SettingsError
-from broker import LARGEST_BYTES, Broker
+from pigeonpost.core.errors import SettingsError
+from pigeonpost.core.mqtt_client import LARGEST_BYTES, Broker
 
 
 class Code:
@@ -57,18 +57,18 @@ class BrokerCase(unittest.TestCase):
     def test_it_is_there_when_the_subscriptions_are(self):
         client = self.make()
         self.broker.start()
-        with self.assertLogs("broker", "INFO") as logged:
+        with self.assertLogs("pigeonpost.core.mqtt_client", "INFO") as logged:
             client.on_connect(client, None, {}, Code(0), None)
             self.assertFalse(self.broker.connected)
             self.assertIn(("subscribe", ([("a/+", 1), ("b", 1)],)), client.calls)
             client.on_subscribe(client, None, 1, [Code(1), Code(1)], None)
         self.assertTrue(self.broker.connected)
         self.assertEqual(self.turns, [1])
-        self.assertEqual(logged.output, ["INFO:broker:MQTT broker:1883: connected"])
+        self.assertEqual(logged.output, ["INFO:pigeonpost.core.mqtt_client:MQTT broker:1883: connected"])
 
     def test_it_is_not_there_where_one_of_them_is_refused(self):
         client = self.make()
-        with self.assertLogs("broker", "WARNING") as logged:
+        with self.assertLogs("pigeonpost.core.mqtt_client", "WARNING") as logged:
             client.on_connect(client, None, {}, Code(0), None)
             client.on_subscribe(client, None, 1, [Code(1), Code(0x87)], None)
         self.assertFalse(self.broker.connected)
@@ -76,18 +76,21 @@ class BrokerCase(unittest.TestCase):
 
     def test_a_refusal_is_told_once_in_the_brokers_words(self):
         client = self.make()
-        with self.assertLogs("broker", "WARNING") as logged:
+        with self.assertLogs("pigeonpost.core.mqtt_client", "WARNING") as logged:
             for _ in range(5):
                 client.on_connect(client, None, {}, Code(135, "Not authorized"), None)
                 client.on_disconnect(client, None, Code(135))
         self.assertEqual(
-            logged.output, ["WARNING:broker:MQTT broker:1883: the broker refuses: Not authorized; it is tried again"]
+            logged.output,
+            [
+                "WARNING:pigeonpost.core.mqtt_client:MQTT broker:1883: the broker refuses: Not authorized; it is tried again"
+            ],
         )
 
     def test_a_loss_is_told_and_by_both_kinds_of_callback(self):
         for arguments in ((0, None), ({}, Code(0), None)):  # paho 1.6 and 2
             client = self.make()
-            with self.assertLogs("broker", "INFO") as logged:
+            with self.assertLogs("pigeonpost.core.mqtt_client", "INFO") as logged:
                 client.on_subscribe(client, None, 1, [Code(1), Code(1)], None)
                 client.on_disconnect(client, None, *arguments)
                 client.on_connect_fail(client, None)
@@ -140,12 +143,12 @@ class BrokerCase(unittest.TestCase):
 
     def test_at_the_end_nothing_is_told(self):
         client = self.make()
-        with self.assertLogs("broker", "INFO") as logged:
+        with self.assertLogs("pigeonpost.core.mqtt_client", "INFO") as logged:
             client.on_subscribe(client, None, 1, [Code(1), Code(1)], None)
             self.assertIsNone(self.broker.stop(10))
             client.on_disconnect(client, None)
-            logging.getLogger("broker").info("end")
-        self.assertEqual(logged.output[1:], ["INFO:broker:end"])
+            logging.getLogger("pigeonpost.core.mqtt_client").info("end")
+        self.assertEqual(logged.output[1:], ["INFO:pigeonpost.core.mqtt_client:end"])
         self.assertEqual([name for name, _ in client.calls[-2:]], ["disconnect", "loop_stop"])
 
 

@@ -7,18 +7,18 @@ import threading
 import unittest
 from unittest import mock
 
-import settings
-from base.clock import Clock
-from base.errors import NotStored, SettingsError
-from base.multicast import Path
 from bus import component as bus_component
 from bus.component import Bus, Voice
 from bus.old_config import Unreachable, parse
-from gate.tokens import Tokens
 from guests import Guests
 from links import Hall, bus
 from links.bus import NodeEnd, ServerEnd
 from outbox import Outbox
+from pigeonpost import settings
+from pigeonpost.auth.tokens import Tokens
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.errors import NotStored, SettingsError
+from pigeonpost.core.multicast import Path
 from ring import Ring
 from tests.bus_support import LOOPBACK, Ear, control, free_groups, packet, reading
 from tests.support import BOOT, LIMIT_S, MemoryDisk, taken, wait_until

@@ -9,17 +9,17 @@ import xml.etree.ElementTree as ET
 from itertools import pairwise
 from types import SimpleNamespace
 
-from base.clock import FakeClock, parse_rfc3339
 from lateness import Span
 from pages import Visit
 from pages.chart import Charts, plain_query
-from pages.chart_axes import LARGE, SMALL, WIDE, _y_range, ticks
-from pages.chart_svg import MOST_SERIES, STYLE, Series, draw, fitted, label
+from pigeonpost.charts.axes import LARGE, SMALL, WIDE, _y_range, ticks
+from pigeonpost.charts.svg import MOST_SERIES, STYLE, Series, draw, fitted, label
+from pigeonpost.core.clock import FakeClock, parse_rfc3339
+from pigeonpost.http.message import Refusal, Request
 from protocol import Sample
 from stores import Column, Filing, Mark, Stretch
 from tests.page_support import set_zone
 from tests.support import WALL_MS
-from web.head import Refusal, Request
 
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86_400
 SVG = "{http://www.w3.org/2000/svg}"

@@ -5,12 +5,12 @@ import re
 import unittest
 from urllib.parse import parse_qs, urlsplit
 
-from base.clock import parse_rfc3339, rfc3339
 from pages.chart_page import local_moment
+from pigeonpost.core.clock import parse_rfc3339, rfc3339
+from pigeonpost.http.message import Refusal
 from protocol import Sample
 from tests.page_support import Afternoon, set_zone, use_memory_disk
 from tests.web_house import FakeLink, WebHouse
-from web.head import Refusal
 
 UNITS = {"temperature": "°C", "light": "counts", "load": "", "humidity": "%"}
 

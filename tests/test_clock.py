@@ -7,8 +7,8 @@ import time
 import unittest
 from unittest import mock
 
-from base import clock
-from base.clock import Clock, FakeClock, parse_rfc3339, rfc3339
+from pigeonpost.core import clock
+from pigeonpost.core.clock import Clock, FakeClock, parse_rfc3339, rfc3339
 
 NOW_MS = 1_795_188_970_123
 

@@ -6,7 +6,7 @@ import tempfile
 import time
 import unittest
 
-from base.errors import SensorError, SettingsError
+from pigeonpost.core.errors import SensorError, SettingsError
 from sensors import Channel, command
 from tests.support import LIMIT_S, temp_folder, wait_until
 from tests.test_sensors import Contract

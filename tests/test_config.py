@@ -7,9 +7,9 @@ import sys
 import unittest
 from unittest import mock
 
-from base import config
-from base.config import Option, Setting, add_flags, load, read_options
-from base.errors import SettingsError
+from pigeonpost.core import config
+from pigeonpost.core.config import Option, Setting, add_flags, load, read_options
+from pigeonpost.core.errors import SettingsError
 from tests.support import ROOT, temp_folder
 
 ROWS = (
@@ -71,7 +71,7 @@ class Precedence(Loading):
 
     def test_without_a_file_toml_is_not_imported(self):
         code = (
-            "import argparse, sys; from base.config import load;"
+            "import argparse, sys; from pigeonpost.core.config import load;"
             "load((), argparse.Namespace(config=None), '/nowhere'); assert 'tomllib' not in sys.modules"
         )
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -11,10 +11,10 @@ import unittest
 from unittest import mock
 
 import csvbuffer
-from base.clock import FakeClock
-from base.errors import DiskError, NotStored
 from csvbuffer import HEADER, CsvLog, local_time
 from files.log_sums import logs_in
+from pigeonpost.core.clock import FakeClock
+from pigeonpost.core.errors import DiskError, NotStored
 from protocol import Gap, Sample
 from stores import LogMark
 from stores.sqlite import SqliteStore

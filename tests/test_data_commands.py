@@ -20,15 +20,15 @@ import unittest
 from unittest import mock
 
 import csvbuffer
-from base.clock import FakeClock
-from base.disk import only_one
-from base.errors import NotStored
 from commands import data as data_commands
 from commands import export
 from csvbuffer import CsvLog
 from files import backups
 from files.log_sums import logs_in
 from intake import Intake
+from pigeonpost.core.clock import FakeClock
+from pigeonpost.core.errors import NotStored
+from pigeonpost.core.files import only_one
 from stores.sqlite import FILE, SqliteStore
 from stores.sqlite_schema import _FIRST
 from tests import page_support, test_stores

@@ -4,9 +4,9 @@ import random
 import threading
 import unittest
 
-from base.clock import FakeClock
-from base.errors import NotStored
 from daybook import DayBook
+from pigeonpost.core.clock import FakeClock
+from pigeonpost.core.errors import NotStored
 from protocol import Batch, Gap, Sample
 from stores import NOTHING, Filing
 from stores.sqlite import SqliteStore

@@ -5,8 +5,8 @@ import unittest
 from types import SimpleNamespace
 
 import diary
-from base.clock import FakeClock
 from diary import MOST, Diary
+from pigeonpost.core.clock import FakeClock
 from protocol import Gap, Sample
 from session_server import NodeState
 from stores import NOTHING, Filing, Stretch

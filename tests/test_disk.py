@@ -7,9 +7,9 @@ import sys
 import unittest
 from unittest import mock
 
-from base import disk
-from base.disk import kind_of_filesystem, only_one, replace_file, sync_folder
-from base.errors import DiskError, InUse
+from pigeonpost.core import files
+from pigeonpost.core.errors import DiskError, InUse
+from pigeonpost.core.files import kind_of_filesystem, only_one, replace_file, sync_folder
 from tests.support import ROOT, Killed, clean_environment, temp_folder
 
 
@@ -44,7 +44,7 @@ class ReplaceFile(unittest.TestCase):
             return write_for_real(fd, data)
 
         write_for_real = os.write
-        with mock.patch.object(disk.os, "write", write):
+        with mock.patch.object(files.os, "write", write):
             replace_file(self.path, b"secret", 0o600)
         self.assertEqual(set(modes), {0o600})
         self.assertEqual(self.content(), b"secret")
@@ -52,7 +52,7 @@ class ReplaceFile(unittest.TestCase):
     def test_a_disk_that_takes_less_than_it_was_given(self):
         replace_file(self.path, b"old")
         write = os.write
-        with mock.patch.object(disk.os, "write", lambda fd, data: write(fd, data[:3])):
+        with mock.patch.object(files.os, "write", lambda fd, data: write(fd, data[:3])):
             replace_file(self.path, b"new and whole")
         self.assertEqual(self.content(), b"new and whole")
 
@@ -66,7 +66,7 @@ class ReplaceFile(unittest.TestCase):
                 return write(fd, data[:count])
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        with mock.patch.object(disk.os, "write", full), self.assertRaises(DiskError) as caught:
+        with mock.patch.object(files.os, "write", full), self.assertRaises(DiskError) as caught:
             replace_file(self.path, b"new and whole")
         self.assertEqual(str(caught.exception), f"{self.path}: No space left on device")
         self.assertEqual(self.content(), b"old")
@@ -86,7 +86,7 @@ class ReplaceFile(unittest.TestCase):
                             raise fault
                         return real(*arguments)
 
-                    with self.subTest(f"{name} {at} {fault!r}"), mock.patch.object(disk.os, name, call):
+                    with self.subTest(f"{name} {at} {fault!r}"), mock.patch.object(files.os, name, call):
                         try:
                             replace_file(self.path, b"new and whole")
                         except (DiskError, Killed):
@@ -100,7 +100,7 @@ class ReplaceFile(unittest.TestCase):
             real = getattr(os, name)
             return lambda *arguments: (calls.append(name), real(*arguments))[1]
 
-        with mock.patch.multiple(disk.os, write=noting("write"), fsync=noting("fsync"), rename=noting("rename")):
+        with mock.patch.multiple(files.os, write=noting("write"), fsync=noting("fsync"), rename=noting("rename")):
             replace_file(self.path, b"x")
         self.assertEqual(calls, ["write", "fsync", "rename", "fsync"])
 
@@ -114,7 +114,7 @@ class OnlyOne(unittest.TestCase):
     def test_one_and_not_another(self):
         path = os.path.join(temp_folder(self), "new", "outbox.lock")
         first = only_one(path)
-        code = "import sys; from base.disk import only_one; only_one(sys.argv[1])"
+        code = "import sys; from pigeonpost.core.files import only_one; only_one(sys.argv[1])"
         second = subprocess.run(
             [sys.executable, "-c", code, path], cwd=ROOT, env=clean_environment(), capture_output=True, text=True
         )
@@ -126,7 +126,7 @@ class OnlyOne(unittest.TestCase):
 
     def test_on_a_full_disk_it_holds_all_the_same(self):
         path = os.path.join(temp_folder(self), "lock")
-        with mock.patch.object(disk.os, "pwrite", side_effect=OSError(errno.ENOSPC, "No space left on device")):
+        with mock.patch.object(files.os, "pwrite", side_effect=OSError(errno.ENOSPC, "No space left on device")):
             fd = only_one(path)
         with self.assertRaises(InUse):
             only_one(path)
@@ -156,18 +156,18 @@ class Filesystems(unittest.TestCase):
 
     def test_the_longest_mount_point_counts_and_not_one_that_only_begins_alike(self):
         mounts = "none / ext4 rw 0 0\nnone /da overlay rw 0 0\nnone /data tmpfs rw 0 0\nnone /a\\040b vfat rw 0 0\n"
-        with mock.patch.object(disk, "open", mock.mock_open(read_data=mounts), create=True):
+        with mock.patch.object(files, "open", mock.mock_open(read_data=mounts), create=True):
             for folder, kind in (("/data/x", "tmpfs"), ("/database", "ext4"), ("/", "ext4"), ("/a b/c", "vfat")):
                 self.assertEqual(kind_of_filesystem(folder), kind, folder)
 
     def test_a_machine_that_does_not_tell(self):
-        with mock.patch.object(disk, "open", mock.Mock(side_effect=OSError), create=True):
+        with mock.patch.object(files, "open", mock.Mock(side_effect=OSError), create=True):
             self.assertEqual(kind_of_filesystem("/"), "")
 
     def test_a_folder_is_synced(self):
         synced = []
         folder = temp_folder(self)
-        with mock.patch.object(disk.os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}"))):
+        with mock.patch.object(files.os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}"))):
             sync_folder(os.path.join(folder, "file"))
         self.assertEqual(synced, [os.path.realpath(folder)])
 

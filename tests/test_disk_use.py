@@ -5,8 +5,8 @@ import unittest
 from unittest import mock
 
 import disk_use
-from base.clock import FakeClock
 from disk_use import Disk
+from pigeonpost.core.clock import FakeClock
 from tests.support import temp_folder
 
 

@@ -10,13 +10,13 @@ import types
 import unittest
 from unittest import mock
 
-from base.clock import Clock
-from base.config import load
 from commands import doctor
 from commands.doctor import Finding
-from gate.tokens import Tokens
+from pigeonpost.auth.tokens import Tokens
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.config import load
+from pigeonpost.settings import NODE, SERVER, SERVER_ARRAYS
 from sensors.simulated import SimulatedChip, room
-from settings import NODE, SERVER, SERVER_ARRAYS
 from tests.page_support import Node, Server, control, control_here
 from tests.support import temp_folder
 

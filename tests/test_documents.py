@@ -8,7 +8,7 @@ import re
 import unittest
 from fractions import Fraction
 
-import settings
+from pigeonpost import settings
 from tests.support import ROOT
 from tests.test_layers import FILES
 

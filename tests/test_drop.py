@@ -11,10 +11,10 @@ import threading
 import unittest
 from unittest import mock
 
-from base.clock import FakeClock
-from base.errors import SettingsError
 from files import received
 from links import drop
+from pigeonpost.core.clock import FakeClock
+from pigeonpost.core.errors import SettingsError
 from tests.drop_support import (
     OTHER_PI,
     PI,

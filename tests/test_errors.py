@@ -3,8 +3,8 @@
 import builtins
 import unittest
 
-from base import errors
-from base.errors import PigeonpostError, WireError
+from pigeonpost.core import errors
+from pigeonpost.core.errors import PigeonpostError, WireError
 
 
 def all_errors():

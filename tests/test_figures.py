@@ -4,16 +4,16 @@ import math
 import statistics
 import unittest
 
-from base.clock import FakeClock
 from pages import figures
 from pages.figures import Figures
+from pigeonpost.core.clock import FakeClock
+from pigeonpost.http.message import Refusal
 from protocol import Batch, Sample
 from stores import Filing, LogMark, Mark
 from stores.sqlite import SqliteStore
 from stores.summaries import Caretaker, summary
 from tests.page_support import set_zone, use_memory_disk
 from tests.support import temp_folder
-from web.head import Refusal
 
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 

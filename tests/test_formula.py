@@ -3,8 +3,8 @@
 import math
 import unittest
 
-from base.clock import FakeClock
-from base.errors import SensorError, SettingsError
+from pigeonpost.core.clock import FakeClock
+from pigeonpost.core.errors import SensorError, SettingsError
 from sampler import Sampler
 from sensors import Channel, Latest, Source, formula, in_order, with_limits
 from sensors.formula import compile_formula

@@ -8,8 +8,8 @@ import stat
 import unittest
 from unittest import mock
 
-from base.errors import DiskError
 from pages import graphs
+from pigeonpost.core.errors import DiskError
 from tests.page_support import use_memory_disk
 from tests.web_house import FakeLink, WebHouse
 

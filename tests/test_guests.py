@@ -4,9 +4,9 @@ import threading
 from unittest import mock
 
 import guests
-from base.clock import Clock
-from base.errors import NotStored, Unexpected
 from guests import Guests, Receipt
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.errors import NotStored, Unexpected
 from tests.support import LIMIT_S, wait_until
 from tests.test_intake import E1, IntakeCase, batch
 

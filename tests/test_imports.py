@@ -7,9 +7,9 @@ import unittest
 from unittest import mock
 
 import intake
-from base.errors import NotStored
 from files import imports
 from files.imports import FAULTS_SHOWN, BadFile, bring_in, look_through
+from pigeonpost.core.errors import NotStored
 from protocol import IMPORTED
 from tests.support import rounds, wait_until
 from tests.web_house import WebHouse

@@ -7,10 +7,10 @@ import threading
 import unittest
 from unittest import mock
 
-from base.clock import Clock, FakeClock
-from base.errors import DiskError, NotStored
 from csvbuffer import CsvLog
 from intake import Intake
+from pigeonpost.core.clock import Clock, FakeClock
+from pigeonpost.core.errors import DiskError, NotStored
 from protocol import IMPORTED
 from stores import Mark, Summary, Window
 from stores.sqlite import SqliteStore

@@ -16,9 +16,9 @@ import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
-from base.config import load
-from base.errors import SensorError, SettingsError
-from base.fetch import LONGEST_ANSWER, Web
+from pigeonpost.core.config import load
+from pigeonpost.core.errors import SensorError, SettingsError
+from pigeonpost.core.json_fetch import LONGEST_ANSWER, Web
 from sensors import Channel, dotted_path
 from sensors import json as json_kind
 from tests.support import LIMIT_S, ROOT, temp_folder, wait_until

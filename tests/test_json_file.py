@@ -3,8 +3,8 @@
 import os
 import unittest
 
-from base.errors import SettingsError
-from base.json_file import JsonFile
+from pigeonpost.core.errors import SettingsError
+from pigeonpost.core.json_file import JsonFile
 from tests.support import temp_folder
 
 

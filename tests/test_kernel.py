@@ -6,7 +6,7 @@ import shutil
 import unittest
 from unittest import mock
 
-from base.errors import SensorError, SettingsError
+from pigeonpost.core.errors import SensorError, SettingsError
 from sensors import Channel, kernel
 from tests.support import temp_folder
 from tests.test_sensors import Contract

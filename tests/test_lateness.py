@@ -3,8 +3,8 @@
 import unittest
 from types import SimpleNamespace
 
-from base.clock import FakeClock
 from lateness import LATE_MS, Late, Span
+from pigeonpost.core.clock import FakeClock
 from protocol import Gap, Sample
 from stores import Filing, Mark, Stretch
 

@@ -4,8 +4,8 @@ import unittest
 
 import adc
 import node
-from base.errors import SensorError, SettingsError
-from protocol import write_json
+from pigeonpost.core.errors import SensorError, SettingsError
+from pigeonpost.core.strict_json import write_json
 from sensors import Channel, Derived, Source, at_path, command, dotted_path, formula, kernel, with_limits
 from sensors.simulated import SimulatedChip
 

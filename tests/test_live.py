@@ -8,13 +8,13 @@ import threading
 import unittest
 from types import SimpleNamespace
 
-from base.clock import Clock, FakeClock
 from intake import Latest
 from pages import Visit
 from pages.live import Live
+from pigeonpost.core.clock import Clock, FakeClock
+from pigeonpost.http.message import Refusal, Request
 from protocol import Sample
 from tests.support import LIMIT_S, WALL_MS, wait_until
-from web.head import Refusal, Request
 
 
 class Page:

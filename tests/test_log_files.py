@@ -4,9 +4,9 @@ import os
 import unittest
 
 import csvbuffer
-from base.clock import FakeClock
 from csvbuffer import HEADER, CsvLog, local_time, log_name
 from files.log_files import verify_logs, write_anew
+from pigeonpost.core.clock import FakeClock
 from stores.sqlite import SqliteStore
 from tests.memory_store import MemoryStore
 from tests.page_support import set_zone, use_memory_disk

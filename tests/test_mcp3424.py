@@ -6,7 +6,7 @@ import sys
 import unittest
 from unittest import mock
 
-from base.errors import SensorError, SettingsError
+from pigeonpost.core.errors import SensorError, SettingsError
 from sensors import Channel, mcp3424, with_limits
 from tests.chip_mcp3424 import Chip, Wires, library
 from tests.support import LIMIT_S, temp_folder

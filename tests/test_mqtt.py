@@ -13,14 +13,14 @@ from collections import Counter
 from types import SimpleNamespace
 from unittest import mock
 
-from base.clock import FakeClock
-from base.errors import NotStored, SettingsError
-from gate.tokens import LinkKey
 from guests import Guests
 from links import mqtt
 from links.mqtt import ACK_S, ANSWER_S, LONGEST_ANSWER_S, NodeEnd, ServerEnd
 from outbox import Outbox
 from parcels import read_body, sealed, unsealed, write_body
+from pigeonpost.auth.link_key import LinkKey
+from pigeonpost.core.clock import FakeClock
+from pigeonpost.core.errors import NotStored, SettingsError
 from protocol import sample_body, sample_text
 from ring import Ring
 from session_node import NodeFacts

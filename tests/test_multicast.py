@@ -3,10 +3,10 @@
 import socket
 import unittest
 
-from base import multicast
-from base.errors import SettingsError
-from base.multicast import Drain, Path, listener, speaker
-from base.net import is_group
+from pigeonpost.core import multicast
+from pigeonpost.core.addresses import is_group
+from pigeonpost.core.errors import SettingsError
+from pigeonpost.core.multicast import Drain, Path, listener, speaker
 from tests.bus_support import LOOPBACK, Ear, free_groups
 from tests.support import wait_until
 

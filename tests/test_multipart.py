@@ -1,6 +1,6 @@
 import unittest
 
-from files.multipart import MOST_PARTS, PART_HEAD_BYTES, BadMultipart, Multipart, Part, boundary_of
+from pigeonpost.http.multipart import MOST_PARTS, PART_HEAD_BYTES, BadMultipart, Multipart, Part, boundary_of
 
 FORM = (
     b"what comes before means nothing\r\n--X-1\r\n"

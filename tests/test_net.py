@@ -4,8 +4,8 @@ import os
 import unittest
 from unittest import mock
 
-from base import net
-from base.net import is_loopback, join_address, own_address, own_name, split_address
+from pigeonpost.core import addresses
+from pigeonpost.core.addresses import is_loopback, join_address, own_address, own_name, split_address
 from protocol import NODE_NAME
 
 
@@ -59,7 +59,10 @@ class Addresses(unittest.TestCase):
 class Names(unittest.TestCase):
     def test_this_machines_name_is_always_a_name_of_a_node(self):
         for host in ("pi", "Raspberry Pi (küche)", "...", "", "-a-", "x" * 200, "日本", "a.b_c", "x" * 62 + "..x"):
-            with mock.patch.object(net.socket, "gethostname", lambda host=host: host), mock.patch.dict(os.environ):
+            with (
+                mock.patch.object(addresses.socket, "gethostname", lambda host=host: host),
+                mock.patch.dict(os.environ),
+            ):
                 os.environ.pop("BALENA_DEVICE_NAME_AT_INIT", None)
                 self.assertTrue(NODE_NAME(own_name()), f"{host!r}: {own_name()!r}")
 

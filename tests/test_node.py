@@ -14,13 +14,13 @@ from itertools import pairwise
 from unittest import mock
 
 import node
-from base.clock import FakeClock
-from base.config import load
-from base.errors import SettingsError
 from links.tcp import ServerEnd
+from pigeonpost.core.clock import FakeClock
+from pigeonpost.core.config import load
+from pigeonpost.core.errors import SettingsError
+from pigeonpost.settings import NODE
 from ring import Ring
 from sensors import Channel
-from settings import NODE
 from tests.forked import Forked
 from tests.page_support import main_here, use_memory_disk
 from tests.support import LIMIT_S, ROOT, FakeLedger, Program, Talk, clean_environment, temp_folder, wait_until
@@ -497,7 +497,7 @@ sys.exit(node.main(sys.argv[1:]))
     def test_with_one(self):
         loaded = self.modules(PIGEONPOST_NODE_TOKEN="a token of 16 letters")
         self.assertIn("hmac", loaded)
-        self.assertEqual(self.found(loaded, (*self.NEVER, "ssl", "gate.users")), [])
+        self.assertEqual(self.found(loaded, (*self.NEVER, "ssl", "pigeonpost.auth.users")), [])
 
 
 if __name__ == "__main__":

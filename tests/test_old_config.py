@@ -10,14 +10,14 @@ import unittest
 from unittest import mock
 
 import control
-from base import config
-from base.errors import SettingsError
 from bus import old_config
 from bus.old_config import Unreachable, load, node_name, parse, slug
 from commands.old_config import channel_names, formulas, node_toml, server_toml
 from node import make_sources
+from pigeonpost.core import config
+from pigeonpost.core.errors import SettingsError
+from pigeonpost.settings import NODE, SERVER
 from sensors.formula import compile_formula
-from settings import NODE, SERVER
 from tests.support import temp_folder
 from tests.web_house import WebHouse
 

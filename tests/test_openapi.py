@@ -5,8 +5,8 @@ import os
 import re
 import unittest
 
-from base.version import VERSION
 from links import push
+from pigeonpost.core.version import VERSION
 from protocol import NODE_NAME, SENSOR_NAME
 from tests.page_support import use_memory_disk
 from tests.support import ROOT

@@ -6,8 +6,8 @@ import threading
 import unittest
 from unittest import mock
 
-from base.errors import DiskError, Unexpected
 from outbox import MOST_FORKS, QUEUE_SAMPLES, Outbox
+from pigeonpost.core.errors import DiskError, Unexpected
 from ring import _MOST_AT_ONCE, Ring, Run
 from tests.page_support import use_memory_disk
 from tests.support import BOOT, LIMIT_S, MemoryDisk, taken, temp_folder, wait_until

@@ -4,11 +4,11 @@ import threading
 import unittest
 from types import SimpleNamespace
 
-from base.clock import FakeClock
 from daybook import DayBook
 from intake import Latest
 from pages import House
 from pages.overview import FRESH_S, Overview
+from pigeonpost.core.clock import FakeClock
 from protocol import Batch, Gap, Sample
 from session_server import NodeState
 from stores import NOTHING, Filing

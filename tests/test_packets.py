@@ -4,9 +4,9 @@ import math
 import struct
 import unittest
 
-from base.errors import BadPacket
 from bus import packets
 from bus.packets import CONTROL, DATA, EVERYBODY, FLAGS, LAST_SEQUENCE, PACKET_BYTES, Packet, decode, encode, following
+from pigeonpost.core.errors import BadPacket
 
 TIME = 1_795_188_970_123
 

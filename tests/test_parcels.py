@@ -5,7 +5,6 @@ import random
 import time
 import unittest
 
-from base.errors import BadArgument, NotUtf8, TooLong, WireError
 from parcels import (
     MOST_GAPS,
     MOST_SAMPLES,
@@ -16,6 +15,7 @@ from parcels import (
     unsealed,
     write_body,
 )
+from pigeonpost.core.errors import BadArgument, NotUtf8, TooLong, WireError
 from protocol import BATCH_SAMPLES, LARGEST_SEQ, Gap, sample_body, sample_text
 from session_server import NodeState
 from tests.support import EPOCH, WALL_MS

@@ -2,8 +2,8 @@
 
 import unittest
 
-from base.clock import FakeClock
-from gate.users import MOST
+from pigeonpost.auth.throttle import MOST
+from pigeonpost.core.clock import FakeClock
 from tests.page_support import use_memory_disk
 from tests.web_house import WebHouse
 

@@ -15,10 +15,10 @@ from unittest import mock
 from zoneinfo import ZoneInfo
 
 import guests
-from base.clock import Clock, parse_rfc3339
-from base.errors import DiskError, NotStored, SettingsError
 from links import pimonitor
 from links.pimonitor import Names, Reading, Wrong, node_name, read_sensors, read_timestamp, snake
+from pigeonpost.core.clock import Clock, parse_rfc3339
+from pigeonpost.core.errors import DiskError, NotStored, SettingsError
 from protocol import NODE_NAME, SENSOR_NAME
 from tests.forked import Forked
 from tests.page_support import use_memory_disk

@@ -11,11 +11,11 @@ import tracemalloc
 import unittest
 
 import protocol
-from base.clock import rfc3339
-from base.errors import BadArgument, NotUtf8, TooLong, UnknownWord, WireError, WrongVersion
+from pigeonpost.core.clock import rfc3339
+from pigeonpost.core.errors import BadArgument, NotUtf8, TooLong, UnknownWord, WireError, WrongVersion
+from pigeonpost.core.strict_json import DEEPEST_JSON, read_json, write_json
 from protocol import (
     BATCH_SAMPLES,
-    DEEPEST_JSON,
     LINE_BYTES,
     WORDS,
     Message,
@@ -23,11 +23,9 @@ from protocol import (
     decode,
     encode,
     error_line,
-    read_json,
     read_samples,
     sample_body,
     sample_text,
-    write_json,
 )
 from tests.support import EPOCH, WALL_MS, rounds, sensors_line
 

@@ -15,21 +15,21 @@ from unittest import mock
 import errands
 import guests
 import intake
-from base.clock import Clock, FakeClock, parse_rfc3339
-from base.config import load
-from base.errors import DiskError, NotStored, SettingsError
-from gate.tokens import LinkKey
 from links import push
 from outbox import Outbox
 from parcels import PARCEL_BYTES
+from pigeonpost.auth.link_key import LinkKey
+from pigeonpost.core import http_client as webclient
+from pigeonpost.core.clock import Clock, FakeClock, parse_rfc3339
+from pigeonpost.core.config import load
+from pigeonpost.core.errors import DiskError, NotStored, SettingsError
+from pigeonpost.settings import NODE
 from protocol import BATCH_SAMPLES
 from ring import Ring
 from session_node import NodeFacts
-from settings import NODE
 from tests.support import BOOT, EPOCH, LIMIT_S, WALL_MS, MemoryDisk, rounds, taken, temp_folder, wait_until
 from tests.test_web_tls import make_certificate
 from tests.web_house import FakeLink, WebHouse, next_response, parse_response
-from web import client as webclient
 from web.tls import Tls, fingerprint_of
 
 OUTBOX = "0b" * 8
@@ -767,10 +767,10 @@ class SetUp(NodeCase):
             self.settings("https://localhost", "ab:cd")
 
     def test_a_token_that_goes_over_the_network_in_the_open_is_warned_of(self):
-        with self.assertLogs("web.client", "WARNING") as logs:
+        with self.assertLogs("pigeonpost.core.http_client", "WARNING") as logs:
             webclient.Client("http://192.0.2.1:8080", "", "token")
         self.assertIn("unprotected", logs.output[0])
-        with self.assertNoLogs("web.client", "WARNING"):
+        with self.assertNoLogs("pigeonpost.core.http_client", "WARNING"):
             webclient.Client("http://127.0.0.1:8080", "", "token")
             webclient.Client("https://192.0.2.1:8080", "", "token")
 

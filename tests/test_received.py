@@ -2,7 +2,6 @@ import os
 import threading
 import unittest
 
-from base.errors import DiskError, SettingsError
 from files.received import (
     STORED_NAME,
     Pi,
@@ -15,6 +14,7 @@ from files.received import (
     read_pi_id,
     sum_of,
 )
+from pigeonpost.core.errors import DiskError, SettingsError
 from tests.drop_support import OTHER_PI, PI, checksum, files
 from tests.support import LIMIT_S, temp_folder
 

@@ -8,7 +8,7 @@ import struct
 import unittest
 import zlib
 
-from base.errors import DiskError
+from pigeonpost.core.errors import DiskError
 from ring import FILE, LARGEST_SLOT, Ring, Run, Taken, slot_bytes_for
 from tests.support import BOOT, EPOCH, Killed, MemoryDisk, rounds, taken, temp_folder
 

@@ -8,9 +8,9 @@ import time
 import unittest
 import uuid
 
-from base.errors import SettingsError
-from base.multicast import Path
 from links.router import REMEMBER_S, Memory, Network, Router
+from pigeonpost.core.errors import SettingsError
+from pigeonpost.core.multicast import Path
 from tests.bus_support import LOOPBACK, Ear, control, free_groups, reading, taken_apart
 from tests.forked import Forked
 from tests.support import LIMIT_S, wait_until

@@ -13,9 +13,9 @@ import time
 import unittest
 from unittest import mock
 
-from base import running
-from base.errors import DiskError, InUse, SettingsError
-from base.running import Part, Running, start_logging
+from pigeonpost.core import lifecycle
+from pigeonpost.core.errors import DiskError, InUse, SettingsError
+from pigeonpost.core.lifecycle import Part, Running, start_logging
 from tests.support import LIMIT_S, ROOT, clean_environment, rounds, temp_folder, wait_until
 
 
@@ -70,13 +70,13 @@ class Order(InThisProcess):
         for error, status in ((SettingsError("x"), 2), (DiskError("x"), 74), (InUse("x"), 75)):
             self.calls.clear()
             program = Running([self.part("a"), self.part("b", self.fail_with(error)), self.part("c")])
-            with self.assertLogs("base.running", "CRITICAL"):
+            with self.assertLogs("pigeonpost.core.lifecycle", "CRITICAL"):
                 self.assertEqual(program.run(lambda: self.fail("not ready")), status)
             self.assertEqual(self.calls, ["start a", "start b", "stop a"])
 
     def test_a_part_that_fails_to_stop_does_not_keep_the_others_from_it(self):
         program = Running([self.part("a"), self.part("b", stop=self.fail_with(RuntimeError("oh"))), self.part("c")])
-        with self.assertLogs("base.running", "WARNING") as logged:
+        with self.assertLogs("pigeonpost.core.lifecycle", "WARNING") as logged:
             status = program.run(program.end)
         self.assertEqual(self.calls[3:], ["stop c", "stop b", "stop a"])
         self.assertEqual(status, 70)
@@ -85,9 +85,9 @@ class Order(InThisProcess):
 
     def test_what_was_left_undone_is_said(self):
         program = Running([self.part("links", stop=lambda limit_s: "2 connections did not end")])
-        with self.assertLogs("base.running", "WARNING") as logged:
+        with self.assertLogs("pigeonpost.core.lifecycle", "WARNING") as logged:
             program.run(program.end)
-        self.assertEqual(logged.output, ["WARNING:base.running:links: 2 connections did not end"])
+        self.assertEqual(logged.output, ["WARNING:pigeonpost.core.lifecycle:links: 2 connections did not end"])
 
     def test_all_parts_together_have_a_limit(self):
         limits = []
@@ -98,7 +98,7 @@ class Order(InThisProcess):
 
         now = [100.0]
         program = Running([self.part(name, stop=stop) for name in "abc"])
-        with mock.patch.object(running.time, "monotonic", lambda: now[0]):
+        with mock.patch.object(lifecycle.time, "monotonic", lambda: now[0]):
             program.run(program.end)
         self.assertEqual(limits, [4.0, 1.0, 0.1])
 
@@ -111,7 +111,7 @@ class Order(InThisProcess):
             thread.start()
 
         program = Running([self.part("a", start)])
-        with self.assertLogs("base.running", "CRITICAL") as logged:
+        with self.assertLogs("pigeonpost.core.lifecycle", "CRITICAL") as logged:
             self.assertEqual(program.run(lambda: None), 70)
         self.assertIn("writer died", logged.output[0])
         self.assertIn("KeyError: 'a fault of ours'", logged.output[0])
@@ -119,13 +119,13 @@ class Order(InThisProcess):
 
     def test_a_failing_disk_ends_it_with_its_status(self):
         program = Running([self.part("a")])
-        with self.assertLogs("base.running", "CRITICAL") as logged:
+        with self.assertLogs("pigeonpost.core.lifecycle", "CRITICAL") as logged:
             self.assertEqual(program.run(lambda: program.fail(DiskError("outbox.ring: Input/output error"))), 74)
-        self.assertEqual(logged.output, ["CRITICAL:base.running:outbox.ring: Input/output error"])
+        self.assertEqual(logged.output, ["CRITICAL:pigeonpost.core.lifecycle:outbox.ring: Input/output error"])
 
     def test_the_first_fault_is_the_one_that_is_told(self):
         program = Running([self.part("a", stop=self.fail_with(RuntimeError("for lack of a disk")))])
-        with self.assertLogs("base.running", "CRITICAL"):
+        with self.assertLogs("pigeonpost.core.lifecycle", "CRITICAL"):
             self.assertEqual(program.run(lambda: program.fail(DiskError("first"))), 74)
         self.assertEqual(program.reason, "first")
 
@@ -156,7 +156,7 @@ class Signals(InThisProcess):
         """Then, and when it comes just before the main thread waits, nothing interrupts the waiting."""
         self.assert_ends("""
             import os, signal, threading, time
-            from base.running import Running
+            from pigeonpost.core.lifecycle import Running
 
             def be_told():
                 waiting.wait()
@@ -173,8 +173,8 @@ class Signals(InThisProcess):
         """Python gives the signals back to the system while it ends: then one would kill the program."""
         code = """
             import os, signal, sys
-            from base.errors import DiskError
-            from base.running import Running
+            from pigeonpost.core.errors import DiskError
+            from pigeonpost.core.lifecycle import Running
 
             class Late:
                 def __del__(self, kill=os.kill, process=os.getpid(), number=signal.SIGTERM):
@@ -194,7 +194,7 @@ class Signals(InThisProcess):
         turns = rounds("PIGEONPOST_TEST_SIGNALS", 100, 300)
         self.assert_ends("""
             import os, random, signal, sys
-            from base.running import Running
+            from pigeonpost.core.lifecycle import Running
 
             os.environ["WATCHDOG_USEC"] = "2"  # so that it goes in and out of its waiting all the time
             for turn in range(int(sys.argv[1])):
@@ -243,13 +243,13 @@ class Systemd(InThisProcess):
     def test_a_socket_that_is_not_there(self):
         os.environ["NOTIFY_SOCKET"] = "/nowhere/notify"
         program = Running([])
-        with self.assertLogs("base.running", "WARNING"):
+        with self.assertLogs("pigeonpost.core.lifecycle", "WARNING"):
             self.assertEqual(program.run(program.end), 0)
 
     def test_a_watchdog_that_is_nonsense(self):
         for text in ("", "often", "-1"):
             with mock.patch.dict(os.environ, WATCHDOG_USEC=text):
-                self.assertIsNone(running._watchdog_s())
+                self.assertIsNone(lifecycle._watchdog_s())
 
 
 class Logging(unittest.TestCase):

@@ -7,8 +7,8 @@ import unittest
 from itertools import pairwise
 from unittest import mock
 
-from base.clock import Clock, FakeClock
-from base.errors import SensorError
+from pigeonpost.core.clock import Clock, FakeClock
+from pigeonpost.core.errors import SensorError
 from protocol import LARGEST_INTEGER
 from sampler import LONGEST_WAIT_S, Metronome, Sampler
 from sensors import Channel, Source

@@ -9,11 +9,11 @@ import unittest
 from unittest import mock
 
 import node
-from base.config import load
 from commands import scan
+from pigeonpost.core.config import load
+from pigeonpost.settings import NODE
 from sensors import mcp3424, name_of
 from sensors.simulated import SimulatedChip, room
-from settings import NODE
 from tests.chip_mcp3424 import Chip, Wires, library
 from tests.forked import Forked
 from tests.page_support import control, control_here

@@ -18,12 +18,13 @@ import unittest
 from unittest import mock
 from urllib.parse import quote
 
-from base.clock import Clock, FakeClock
-from base.net import is_loopback, own_address
-from gate.tokens import LinkKey
-from gate.users import MOST
 from links.tcp import NodeEnd
 from outbox import Outbox
+from pigeonpost.auth.link_key import LinkKey
+from pigeonpost.auth.throttle import MOST
+from pigeonpost.core.addresses import is_loopback, own_address
+from pigeonpost.core.clock import Clock, FakeClock
+from pigeonpost.http.message import SAFE_HEADERS
 from protocol import Batch, Gap, encode
 from ring import Ring
 from session_node import NodeFacts
@@ -32,7 +33,6 @@ from tests.test_stores import E2
 from tests.test_tcp import stop_at_once
 from tests.web_house import FakeLink, WebHouse, exchange, next_response, parse_response
 from web.connections import Limits
-from web.head import SAFE_HEADERS
 
 PASSWORD = "correct horse"
 EVIL = "<img src=x onerror=alert(1)>"

@@ -9,7 +9,7 @@ import types
 import unittest
 from unittest import mock
 
-from base.errors import SensorError, SettingsError
+from pigeonpost.core.errors import SensorError, SettingsError
 from sensors import Channel, dotted_path, mqtt
 from tests.test_sensors import Contract
 
@@ -252,7 +252,7 @@ class Connections(Case):
             (2, 135, "the broker refuses: reason 135"), (2, 149, "the broker refuses: reason 149"),
         ):  # fmt: skip
             source = self.source({"x": {"topic": "x"}}, version, refuses=code)
-            with self.assertLogs("broker", "WARNING") as logs:
+            with self.assertLogs("pigeonpost.core.mqtt_client", "WARNING") as logs:
                 self.assertIn(words, str(source.read()["x"]))
                 source._broker._client.loop_start()
             self.assertEqual(len(logs.output), 1)  # not at each try
@@ -262,7 +262,7 @@ class Connections(Case):
         for version in (1, 2):
             source = self.source({"x": {"topic": "x"}, "y": {"topic": "y"}}, version)
             source.read()
-            with self.assertLogs("broker", "WARNING"):
+            with self.assertLogs("pigeonpost.core.mqtt_client", "WARNING"):
                 source._broker._client.subscribed(0, 0x80)
             self.assertIn("(MQTT 127.0.0.1:1883: the broker does not let this user read y)", str(source.read()["y"]))
 
@@ -270,7 +270,7 @@ class Connections(Case):
         for version, arguments in ((1, (7,)), (2, ({}, Reason(7), None))):
             source = self.source({"x": {"topic": "x"}}, version, said={"x": b"5"})
             source.read()
-            with self.assertLogs("broker", "WARNING"):
+            with self.assertLogs("pigeonpost.core.mqtt_client", "WARNING"):
                 source._broker._client.on_disconnect(source._broker._client, None, *arguments)
             self.assertEqual(source.read()["x"], 5)  # as long as it is fresh
             source._heard.clear()

@@ -6,7 +6,7 @@ import unittest
 from unittest import mock
 
 import adc
-from base.errors import SensorError, SettingsError
+from pigeonpost.core.errors import SensorError, SettingsError
 from protocol import SENSOR_NAME, UNIT
 from sensors import Channel, Source, machine, simulated
 from tests.support import temp_folder

@@ -8,10 +8,10 @@ import unittest
 from unittest import mock
 
 import session_server
-from base.clock import FakeClock, rfc3339
-from base.errors import Unexpected
-from gate.tokens import LinkKey
 from outbox import Outbox
+from pigeonpost.auth.link_key import LinkKey
+from pigeonpost.core.clock import FakeClock, rfc3339
+from pigeonpost.core.errors import Unexpected
 from protocol import BATCH_SAMPLES, LINE_BYTES, WINDOW_SAMPLES, Message, decode, encode
 from ring import FILE, Ring
 from session import MOST_WARNINGS, is_count, parts

@@ -6,11 +6,11 @@ import unittest
 from pathlib import Path
 
 import adc
-from base.config import load
 from links import pimonitor
+from pigeonpost.core.config import load
+from pigeonpost.settings import NODE, SERVER
 from sensors import LIMITS, command, formula, kernel, machine, mcp3424, mqtt
 from sensors import json as json_kind
-from settings import NODE, SERVER
 
 ROOT = Path(__file__).resolve().parent.parent
 

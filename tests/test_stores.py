@@ -10,8 +10,8 @@ import time
 import unittest
 from unittest import mock
 
-from base.clock import FakeClock
-from base.errors import DiskError, NotStored, SettingsError
+from pigeonpost.core.clock import FakeClock
+from pigeonpost.core.errors import DiskError, NotStored, SettingsError
 from protocol import Batch, Gap, Sample
 from stores import NOTHING, SPANS_MS, Filing, LogMark, Mark, Stretch, sqlite_schema, window_end
 from stores.sqlite import FILE, SqliteStore

@@ -4,8 +4,8 @@ import json
 import unittest
 from unittest import mock
 
-from base.clock import FakeClock, parse_rfc3339
 from outbox import Outbox
+from pigeonpost.core.clock import FakeClock, parse_rfc3339
 from protocol import BATCH_SAMPLES, WINDOW_SAMPLES
 from ring import Ring
 from stream import FIRST_SAMPLES, Lost, Samples, Stream

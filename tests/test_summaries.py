@@ -8,8 +8,8 @@ import threading
 import unittest
 from unittest import mock
 
-from base.clock import Clock, FakeClock
-from base.errors import DiskError, NotStored
+from pigeonpost.core.clock import Clock, FakeClock
+from pigeonpost.core.errors import DiskError, NotStored
 from protocol import Batch
 from stores import SPANS_MS, Point, summaries, together
 from stores.summaries import Caretaker, summarise, summary

@@ -15,13 +15,14 @@ import unittest
 from unittest import mock
 
 import wire
-from base.clock import Clock, FakeClock
-from base.errors import SettingsError
-from gate.tokens import LinkKey
 from links import End, tcp
 from links.tcp import MOST_CONNECTIONS, MOST_OF_A_HOST, NodeEnd, ServerEnd
 from outbox import Outbox
-from protocol import LARGEST_INTEGER, LARGEST_SEQ, LINE_BYTES, SENSOR_NAME, decode, encode, write_json
+from pigeonpost.auth.link_key import LinkKey
+from pigeonpost.core.clock import Clock, FakeClock
+from pigeonpost.core.errors import SettingsError
+from pigeonpost.core.strict_json import write_json
+from protocol import LARGEST_INTEGER, LARGEST_SEQ, LINE_BYTES, SENSOR_NAME, decode, encode
 from ring import Ring
 from session_node import NodeFacts, NodeSession
 from session_server import DOUBT_S, NodeState, ServerSession

@@ -13,9 +13,9 @@ import unittest
 from unittest import mock
 
 import guests
-from base.clock import Clock
-from base.errors import NotStored
 from links import tmon
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.errors import NotStored
 from stores.sqlite import SqliteStore
 from tests.forked import Forked
 from tests.page_support import control_here, use_memory_disk

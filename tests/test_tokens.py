@@ -8,9 +8,10 @@ import threading
 import unittest
 from unittest import mock
 
-from base.errors import SettingsError
-from gate import tokens
-from gate.tokens import FILE, LinkKey, Tokens
+from pigeonpost.auth import link_key
+from pigeonpost.auth.link_key import LinkKey
+from pigeonpost.auth.tokens import FILE, Tokens
+from pigeonpost.core.errors import SettingsError
 from tests.support import temp_folder
 
 NAMES = ("home", "basement", "0b" * 8)
@@ -66,7 +67,7 @@ class Proofs(unittest.TestCase):
             self.assertFalse(self.key.is_seal(said, "announce", b'{"node":"basement"}'), said)
 
     def test_all_is_compared_in_constant_time(self):
-        with mock.patch.object(tokens.hmac, "compare_digest", return_value=True) as compare:
+        with mock.patch.object(link_key.hmac, "compare_digest", return_value=True) as compare:
             self.assertTrue(self.key.proves("wrong", "node", *NAMES, NONCES))
             self.assertTrue(self.key.is_token("wrong"))
             self.assertTrue(self.key.is_seal("wrong", "mqtt", b""))

@@ -7,23 +7,12 @@ import threading
 import unittest
 from unittest import mock
 
-from base.clock import FakeClock
-from base.errors import SettingsError
-from gate import users as module
-from gate.users import (
-    ABSOLUTE_S,
-    CLOSED_S,
-    FILE,
-    FREE,
-    IDLE_S,
-    LONGEST,
-    MOST,
-    MOST_SESSIONS,
-    Attempts,
-    Sessions,
-    User,
-    Users,
-)
+from pigeonpost.auth import users as module
+from pigeonpost.auth.sessions import ABSOLUTE_S, IDLE_S, MOST_SESSIONS, Sessions
+from pigeonpost.auth.throttle import CLOSED_S, FREE, MOST, Attempts
+from pigeonpost.auth.users import FILE, LONGEST, User, Users
+from pigeonpost.core.clock import FakeClock
+from pigeonpost.core.errors import SettingsError
 from tests.support import LIMIT_S, LONG, temp_folder
 
 PASSWORD = "correct horse"

@@ -6,7 +6,7 @@ import random
 import types
 import unittest
 
-from base.errors import SettingsError
+from pigeonpost.core.errors import SettingsError
 from protocol import Sample
 from session_server import NodeState
 from stores import NOTHING, Filing, Stretch

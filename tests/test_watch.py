@@ -9,8 +9,8 @@ import unittest
 import unittest.mock
 from types import SimpleNamespace
 
-from base.clock import FakeClock
-from base.errors import DiskError, NotStored, SettingsError
+from pigeonpost.core.clock import FakeClock
+from pigeonpost.core.errors import DiskError, NotStored, SettingsError
 from protocol import Batch
 from stores import NOTHING, Filing
 from tests.forked import Forked

@@ -8,15 +8,17 @@ import time
 import unittest
 from unittest import mock
 
-from base.clock import FakeClock
-from base.errors import SettingsError
-from gate import users as gate_users
-from gate.users import CLOSED_S, FILE, IDLE_S, MOST, Users
 from pages.live import Live
+from pigeonpost.auth import users as gate_users
+from pigeonpost.auth.sessions import IDLE_S
+from pigeonpost.auth.throttle import CLOSED_S, MOST
+from pigeonpost.auth.users import FILE, Users
+from pigeonpost.core.clock import FakeClock
+from pigeonpost.core.errors import SettingsError
+from pigeonpost.http.message import JSON, Refusal, Request
 from tests.support import temp_folder, wait_until
 from tests.web_house import CONTROL_KEY, FakeLink, WebHouse, read_all
 from web.door import NOBODY, Door
-from web.head import JSON, Refusal, Request
 
 PASSWORD = "correct horse"
 FORM = "application/x-www-form-urlencoded"

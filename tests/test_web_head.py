@@ -4,9 +4,8 @@ import random
 import time
 import unittest
 
-from tests.support import rounds
-from web import head as http_head
-from web.head import (
+from pigeonpost.http import message as http_head
+from pigeonpost.http.message import (
     HEAD_BYTES,
     HTML,
     JSON,
@@ -24,6 +23,7 @@ from web.head import (
     head_end,
     parse_head,
 )
+from tests.support import rounds
 
 GOOD = (
     b"POST /nodes/basement/on?a=1&b=%C2%B0 HTTP/1.1\r\nHost: pi.local:8080\r\nAccept: text/html, */*\r\n"

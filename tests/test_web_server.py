@@ -12,13 +12,13 @@ import time
 import unittest
 from unittest import mock
 
-from base.errors import NotStored
+from pigeonpost.core.errors import NotStored
+from pigeonpost.http.message import JSON, Answer, FilePart, Refusal
 from tests.support import LIMIT_S, wait_until
 from tests.web_house import exchange, next_response, parse_response, read_all
 from web import connections
 from web import server as webserver
 from web.connections import Connections, Limits
-from web.head import JSON, Answer, FilePart, Refusal
 from web.server import Listener
 
 LIMITS = Limits(

@@ -16,7 +16,7 @@ import unittest
 import warnings
 from unittest import mock
 
-from base.errors import SettingsError
+from pigeonpost.core.errors import SettingsError
 from tests.forked import Forked
 from tests.support import LIMIT_S, Program, temp_folder, wait_until
 from tests.web_house import WebHouse, next_response, parse_response, read_all

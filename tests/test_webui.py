@@ -14,16 +14,16 @@ from types import SimpleNamespace
 from urllib.parse import urlencode
 
 import webui
-from base.clock import parse_rfc3339
-from base.errors import SettingsError
 from pages import Visit, records
 from pages.overview import Picture
+from pigeonpost.core.clock import parse_rfc3339
+from pigeonpost.core.errors import SettingsError
+from pigeonpost.http.message import Refusal, Request
 from protocol import Batch, Gap, Sample
 from stores.summaries import Caretaker
 from tests.page_support import use_memory_disk
 from tests.support import LIMIT_S, WALL_MS, temp_folder, wait_until
 from tests.web_house import FakeLink, WebHouse
-from web.head import Refusal, Request
 
 UNITS = {"temperature": "°C", "light": "counts"}
 HTML, TEXT, JSON = "text/html; charset=utf-8", "text/plain; charset=utf-8", "application/json"

@@ -23,20 +23,20 @@ from unittest import mock
 from urllib.parse import urlencode
 
 import webui
-from base.clock import Clock
-from base.config import load
 from csvbuffer import CsvLog
 from disk_use import Disk
-from gate import users as gate_users
-from gate.tokens import Tokens
-from gate.users import FIRST_USER, Users
 from guests import Guests
 from intake import Intake
 from links import End, Hall
 from pages import House
+from pigeonpost.auth import users as gate_users
+from pigeonpost.auth.tokens import Tokens
+from pigeonpost.auth.users import FIRST_USER, Users
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.config import load
+from pigeonpost.settings import SERVER, SERVER_ARRAYS
 from protocol import Batch, Sample
 from session_server import NodeState
-from settings import SERVER, SERVER_ARRAYS
 from stores import Filing
 from stores.sqlite import SqliteStore
 from tests.support import LIMIT_S, temp_folder

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from base.errors import PigeonpostError
+from pigeonpost.core.errors import PigeonpostError
 
 
 class NotSent(PigeonpostError, OSError):

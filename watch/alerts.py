@@ -15,14 +15,14 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from base.clock import rfc3339
-from base.config import Option, matching, number, read_options
-from base.errors import SettingsError
+from pigeonpost.core.clock import rfc3339
+from pigeonpost.core.config import Option, matching, number, read_options
+from pigeonpost.core.errors import SettingsError
 from protocol import NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME, SENSOR_NAME_TAKES
 from watch import Message
 
 if TYPE_CHECKING:
-    from base.clock import Clock
+    from pigeonpost.core.clock import Clock
     from stores import Filing
 
 OPTIONS = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from base.clock import rfc3339
+from pigeonpost.core.clock import rfc3339
 from watch import Message
 
 if TYPE_CHECKING:

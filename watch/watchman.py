@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from base.clock import Clock
-from base.errors import DiskError, NotStored
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.errors import DiskError, NotStored
 from watch import Message, NotSent, Way
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from base.version import VERSION
-from protocol import write_json
+from pigeonpost.core.strict_json import write_json
+from pigeonpost.core.version import VERSION
 from watch import Message, NotSent, Way
 
 ANSWER_S = 20.0

@@ -20,10 +20,12 @@ import threading
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from base.clock import Clock
-from base.net import is_loopback, own_name
-from gate.users import Attempts, Session, Sessions, Users
-from web.head import JSON, Refusal, Request, form
+from pigeonpost.auth.sessions import Session, Sessions
+from pigeonpost.auth.throttle import Attempts
+from pigeonpost.auth.users import Users
+from pigeonpost.core.addresses import is_loopback, own_name
+from pigeonpost.core.clock import Clock
+from pigeonpost.http.message import JSON, Refusal, Request, form
 
 log = logging.getLogger(__name__)
 

@@ -23,9 +23,19 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from base.errors import NotStored
+from pigeonpost.core.errors import NotStored
+from pigeonpost.http.message import (
+    Answer,
+    FilePart,
+    Receiver,
+    Refusal,
+    Request,
+    answer_head,
+    body_length,
+    head_end,
+    parse_head,
+)
 from web.connections import Connections, Limits
-from web.head import Answer, FilePart, Receiver, Refusal, Request, answer_head, body_length, head_end, parse_head
 
 if TYPE_CHECKING:
     from web.tls import Secure, Tls

@@ -16,7 +16,7 @@ import ssl
 import threading
 import time
 
-from base.errors import SettingsError
+from pigeonpost.core.errors import SettingsError
 
 log = logging.getLogger(__name__)
 

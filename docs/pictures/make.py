@@ -19,13 +19,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from base.clock import Clock
-from base.version import VERSION
 from csvbuffer import CsvLog
 from disk_use import Disk
-from gate.users import Users
 from intake import Intake
 from pages import House
+from pigeonpost.auth.users import Users
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.version import VERSION
 from protocol import Sample
 from session_server import NodeState
 from stores import Filing, Mark, Stretch

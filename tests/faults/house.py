@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from base.clock import parse_rfc3339
+from pigeonpost.core.clock import parse_rfc3339
 from ring import Disk, Ring
 from tests.support import LIMIT_S, LONG, clean_environment, free_port, wait_until
 

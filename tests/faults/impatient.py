@@ -33,7 +33,7 @@ def main(script: str, arguments: list[str]) -> int:
     if script == "server.py":
         shorten("intake", _RETRY_S=RETRY_S)
     elif os.environ.get("PIGEONPOST_PUSH_TO"):
-        shorten("web.client", LONGEST_RETRY_S=LONGEST_RETRY_S)
+        shorten("pigeonpost.core.http_client", LONGEST_RETRY_S=LONGEST_RETRY_S)
         shorten("links.push", RETRY_S=RETRY_S, LONGEST_RETRY_S=LONGEST_RETRY_S)
     program = importlib.import_module(script.removesuffix(".py"))
     status: int = program.main(arguments)

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from base.clock import FakeClock
-from base.errors import DiskError, NotStored
-from gate.tokens import LinkKey
 from intake import Intake
 from outbox import Outbox
+from pigeonpost.auth.link_key import LinkKey
+from pigeonpost.core.clock import FakeClock
+from pigeonpost.core.errors import DiskError, NotStored
 from ring import Ring, Taken
 from session_node import NodeFacts, NodeSession
 from session_server import NodeState, ServerSession

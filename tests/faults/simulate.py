@@ -27,9 +27,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-from base.errors import WireError
-from gate.tokens import LinkKey
 from intake import Intake
+from pigeonpost.auth.link_key import LinkKey
+from pigeonpost.core.errors import WireError
 from protocol import decode
 from session_server import ServerSession
 from tests.faults.sim_disk import SimDisk

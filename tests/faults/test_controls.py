@@ -6,9 +6,9 @@ import unittest
 from pathlib import Path
 
 import control
-from base.clock import Clock
 from csvbuffer import CsvLog
 from intake import Intake
+from pigeonpost.core.clock import Clock
 from protocol import Batch, Sample
 from ring import Ring
 from stores.sqlite import SqliteStore

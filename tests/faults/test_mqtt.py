@@ -12,7 +12,7 @@ import time
 import unittest
 from collections import Counter
 
-from base.clock import parse_rfc3339
+from pigeonpost.core.clock import parse_rfc3339
 from ring import Ring
 from tests.libraries import need_broker
 from tests.libraries.test_mqtt_road import Road, stored

@@ -15,13 +15,13 @@ import unittest
 from collections import Counter
 from unittest import mock
 
-from base.clock import Clock
 from csvbuffer import CsvLog
-from gate.tokens import LinkKey
 from intake import Intake
 from links import tcp
 from links.tcp import NodeEnd, ServerEnd
 from outbox import Outbox
+from pigeonpost.auth.link_key import LinkKey
+from pigeonpost.core.clock import Clock
 from ring import Ring, Taken
 from session_node import NodeFacts
 from stores.sqlite import SqliteStore

@@ -7,15 +7,15 @@ import threading
 import unittest
 from unittest import mock
 
-from base.disk import replace_file
 from links import push
 from outbox import Outbox
+from pigeonpost.core import http_client
+from pigeonpost.core.files import replace_file
 from protocol import encode
 from ring import Ring
 from tests.faults.house import House, kill_at_random, trial
 from tests.support import BOOT, MemoryDisk, free_port, long, rounds, wait_until
 from tests.test_push import NodeCase
-from web import client
 
 KILLS = rounds("PIGEONPOST_TEST_PUSH_KILLS", 10, 100)
 CUTS = rounds("PIGEONPOST_TEST_PUSH_CUTS", 8, 500)
@@ -118,7 +118,7 @@ class Cut(NodeCase):
         logging.disable(logging.CRITICAL)
         self.addCleanup(logging.disable, logging.NOTSET)
         self.enterContext(mock.patch.object(push, "RETRY_S", 0.005))
-        for module in (push, client):
+        for module in (push, http_client):
             self.enterContext(mock.patch.object(module, "LONGEST_RETRY_S", 0.02))
         self.outbox = Outbox(Ring("/card", 16_384, 128, MemoryDisk()), BOOT)
         self.open()

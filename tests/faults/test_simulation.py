@@ -14,9 +14,9 @@ from collections import Counter
 from unittest import mock
 
 import intake
-from base.errors import DiskError
 from intake import Intake
 from outbox import Outbox
+from pigeonpost.core.errors import DiskError
 from ring import Ring, Taken
 from stores import Mark
 from stream import Stream

@@ -6,8 +6,8 @@ import os
 import unittest
 from pathlib import Path
 
-from base.clock import parse_rfc3339
 from csvbuffer import HEADER, CsvLog, logged_rows
+from pigeonpost.core.clock import parse_rfc3339
 from tests.fuzz import Target, fuzzed, st
 from tests.memory_store import MemoryStore
 from tests.support import temp_folder

@@ -3,7 +3,7 @@
 import math
 import unittest
 
-from base.errors import SensorError, SettingsError
+from pigeonpost.core.errors import SensorError, SettingsError
 from sensors import formula
 from sensors.formula import FUNCTIONS, compile_formula
 from tests.fuzz import Target, fuzzed, mutated, st

@@ -4,9 +4,19 @@ import re
 import unittest
 from http import HTTPStatus
 
+from pigeonpost.http.message import (
+    BODY_BYTES,
+    HEAD_BYTES,
+    MOST_HEADERS,
+    Refusal,
+    body_length,
+    byte_range,
+    form,
+    head_end,
+    parse_head,
+)
 from tests.fuzz import Target, fuzzed, mutated, st
 from tests.test_web_head import GOOD
-from web.head import BODY_BYTES, HEAD_BYTES, MOST_HEADERS, Refusal, body_length, byte_range, form, head_end, parse_head
 
 SEEDS = (
     GOOD + b"a=%C2%B0&b=1",

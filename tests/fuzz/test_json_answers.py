@@ -6,8 +6,8 @@ import math
 import socket
 import unittest
 
-from base.errors import SensorError
-from base.fetch import LONGEST_ANSWER, Web, decoded
+from pigeonpost.core.errors import SensorError
+from pigeonpost.core.json_fetch import LONGEST_ANSWER, Web, decoded
 from sensors import dotted_path
 from sensors import json as json_kind
 from tests.fuzz import Target, fuzzed, mutated, st

@@ -3,10 +3,10 @@
 import unittest
 
 import protocol
-from base.clock import FakeClock
-from base.errors import WireError
-from gate.tokens import LinkKey
 from outbox import Outbox
+from pigeonpost.auth.link_key import LinkKey
+from pigeonpost.core.clock import FakeClock
+from pigeonpost.core.errors import WireError
 from protocol import LARGEST_SEQ, LINE_BYTES, WORDS, decode, encode
 from ring import Ring
 from session_node import NodeFacts, NodeSession

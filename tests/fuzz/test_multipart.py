@@ -2,8 +2,8 @@
 
 import unittest
 
-from files.multipart import MOST_PARTS, PART_HEAD_BYTES, BadMultipart, Multipart, boundary_of
 from files.received import STORED_NAME, plain_name
+from pigeonpost.http.multipart import MOST_PARTS, PART_HEAD_BYTES, BadMultipart, Multipart, boundary_of
 from tests.fuzz import Target, fuzzed, mutated, st
 from tests.test_multipart import FORM, Heard
 

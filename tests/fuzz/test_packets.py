@@ -5,10 +5,10 @@ import math
 import struct
 import unittest
 
-from base.errors import BadPacket
 from bus.packets import FLAGS, PACKET_BYTES, decode, encode
 from bus.state import MOST_CODIFIERS, BusState
 from commands.bus import show
+from pigeonpost.core.errors import BadPacket
 from tests.fuzz import Target, fuzzed, mutated, st
 from tests.test_packets import TIME, control, head, text, written
 

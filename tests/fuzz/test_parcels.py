@@ -5,13 +5,13 @@ from itertools import pairwise
 from types import SimpleNamespace
 from unittest import mock
 
-from base.clock import FakeClock
-from base.errors import BadArgument, WireError
-from gate.tokens import LinkKey
 from links import mqtt
 from links.announce import DATAGRAM_BYTES, MOST_PLACES, ServerEnd, read_call, write_call
 from outbox import Outbox
 from parcels import PARCEL_BYTES, read_body, sealed, unsealed, write_body
+from pigeonpost.auth.link_key import LinkKey
+from pigeonpost.core.clock import FakeClock
+from pigeonpost.core.errors import BadArgument, WireError
 from protocol import Gap, sample_body, sample_text
 from ring import Ring
 from session_node import NodeFacts

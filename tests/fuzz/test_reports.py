@@ -6,12 +6,12 @@ import tempfile
 import unittest
 from types import SimpleNamespace
 
-from base.clock import FakeClock
 from links import pimonitor, tmon
+from pigeonpost.core.clock import FakeClock
+from pigeonpost.http.message import Request
 from protocol import LARGEST_INTEGER, NODE_NAME, SENSOR_NAME, UNIT
 from tests.fuzz import Target, fuzzed, mutated, st
 from tests.test_protocol import INSERTS
-from web.head import Request
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 REPORTS = (

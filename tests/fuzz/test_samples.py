@@ -3,8 +3,9 @@
 import json
 import unittest
 
-from base.errors import BadArgument
-from protocol import DEEPEST_JSON, LARGEST_SEQ, LINE_BYTES, SENSOR_NAME, decode, read_json, read_samples, write_json
+from pigeonpost.core.errors import BadArgument
+from pigeonpost.core.strict_json import DEEPEST_JSON, read_json, write_json
+from protocol import LARGEST_SEQ, LINE_BYTES, SENSOR_NAME, decode, read_samples
 from tests.fuzz import Target, fuzzed, mutated, st
 from tests.support import EPOCH
 from tests.test_protocol import INSERTS, TIME

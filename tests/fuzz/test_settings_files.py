@@ -6,9 +6,9 @@ import unittest
 from pathlib import Path
 
 import node
-from base.config import load
-from base.errors import SettingsError
-from settings import NODE, SERVER
+from pigeonpost.core.config import load
+from pigeonpost.core.errors import SettingsError
+from pigeonpost.settings import NODE, SERVER
 from tests.fuzz import Target, fuzzed, mutated, st
 from tests.support import ROOT, temp_folder
 

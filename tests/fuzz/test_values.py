@@ -5,7 +5,7 @@ import math
 import types
 import unittest
 
-from base.errors import SensorError
+from pigeonpost.core.errors import SensorError
 from protocol import Sample
 from sensors.mqtt import value_in
 from session_server import NodeState

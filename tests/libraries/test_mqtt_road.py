@@ -9,8 +9,9 @@ import subprocess
 import time
 import unittest
 
-from gate.tokens import LinkKey, Tokens
 from parcels import sealed, unsealed
+from pigeonpost.auth.link_key import LinkKey
+from pigeonpost.auth.tokens import Tokens
 from tests.libraries import Broker, need_broker, paho
 from tests.page_support import Server
 from tests.support import EPOCH, LIMIT_S, Program, free_port, temp_folder, wait_until

@@ -6,11 +6,11 @@ import threading
 import unittest
 from unittest import mock
 
-from base.clock import Clock, FakeClock
-from base.errors import DiskError, InUse, NotStored, SettingsError
 from csvbuffer import CsvLog
 from files.log_files import verify_logs
 from intake import Intake
+from pigeonpost.core.clock import Clock, FakeClock
+from pigeonpost.core.errors import DiskError, InUse, NotStored, SettingsError
 from protocol import Batch, Sample
 from stores import NOTHING, Filing, LogMark, Mark, postgres, postgres_schema
 from stores.postgres import ID_FILE, PostgresStore

@@ -6,8 +6,8 @@ import time
 import unittest
 from unittest import mock
 
-from base.clock import Clock
-from base.errors import SettingsError
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.errors import SettingsError
 from stores import NOTHING, Filing, redis_mirror
 from stores.redis_mirror import RedisMirror
 from tests.libraries.databases import Redis, need_redis, redis

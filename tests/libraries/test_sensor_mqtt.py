@@ -7,7 +7,7 @@ import time
 import unittest
 from unittest import mock
 
-from base.errors import SensorError
+from pigeonpost.core.errors import SensorError
 from sensors import mqtt
 from tests.libraries import Broker, need_broker, paho
 from tests.support import LIMIT_S, Program, Talk, free_port, temp_folder, wait_until
@@ -94,12 +94,12 @@ class Brokers(Case):
     def test_one_that_is_not_there_yet(self):
         port = free_port()
         source = self.source(port, {"x": {"topic": "x"}})
-        with self.assertLogs("broker", "WARNING"):
+        with self.assertLogs("pigeonpost.core.mqtt_client", "WARNING"):
             self.wait_for_words(
                 source, rf"^stale: nothing on x yet \(MQTT 127.0.0.1:{port}: no connection to the broker\)$"
             )
         broker = self.broker(port=port).start()
-        with self.assertLogs("broker", "INFO"):
+        with self.assertLogs("pigeonpost.core.mqtt_client", "INFO"):
             wait_until(lambda: not source._broker.trouble, "it is connected")
         wait_until(lambda: (self.publish(broker, "x", b"5"), source.read()["x"] == 5)[1], "its value")
 
@@ -108,7 +108,7 @@ class Brokers(Case):
         source = self.source(broker.port, {"x": {"topic": "x", "fresh": 1}})
         self.wait_for_words(source, "^stale: nothing on x yet$")
         wait_until(lambda: (self.publish(broker, "x", b"1"), source.read()["x"] == 1)[1], "its value")
-        with self.assertLogs("broker", "WARNING") as logs:
+        with self.assertLogs("pigeonpost.core.mqtt_client", "WARNING") as logs:
             broker.stop()
             stale = wait_until(lambda: isinstance(error := source.read()["x"], SensorError) and error, "stale")
             wait_until(lambda: source._broker.trouble, "it has noticed")
@@ -120,7 +120,7 @@ class Brokers(Case):
 
     def test_closing_does_not_wait_for_one_that_is_not_there(self):
         source = self.source(free_port(), {"x": {"topic": "x"}})
-        with self.assertLogs("broker", "WARNING"):
+        with self.assertLogs("pigeonpost.core.mqtt_client", "WARNING"):
             self.wait_for_words(source, "no connection")
         began_s = time.monotonic()
         source.close()
@@ -163,7 +163,7 @@ class Protected(Case):
             ({}, refused), ({"user": "reader", "password": "guess"}, refused),
             ({"user": "reader", "password": "secret of the reader"}, "^stale: nothing on x yet$"),
         ):  # fmt: skip
-            with self.subTest(options), self.assertLogs("broker", "INFO"):
+            with self.subTest(options), self.assertLogs("pigeonpost.core.mqtt_client", "INFO"):
                 source = self.source(broker.port, {"x": {"topic": "x"}}, **options)
                 self.assertNotIn("secret", self.wait_for_words(source, said))
                 source.close()
@@ -185,7 +185,7 @@ class Protected(Case):
         trusting = self.source(broker.port, {"x": {"topic": "x"}}, tls=True, ca=certificate)
         self.wait_for_words(trusting, "^stale: nothing on x yet$")
         doubting = self.source(broker.port, {"x": {"topic": "x"}}, tls=True)
-        with self.assertLogs("broker", "WARNING"):
+        with self.assertLogs("pigeonpost.core.mqtt_client", "WARNING"):
             self.wait_for_words(doubting, "no connection to the broker")
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from pages import MONTHS
+from pigeonpost.core.format import MONTHS
 
 if TYPE_CHECKING:
     from stores import Column

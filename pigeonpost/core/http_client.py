@@ -13,9 +13,9 @@ import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from base.errors import BadArgument, WireError
-from base.net import is_loopback
-from protocol import read_json
+from pigeonpost.core.addresses import is_loopback
+from pigeonpost.core.errors import BadArgument, WireError
+from pigeonpost.core.strict_json import read_json
 
 if TYPE_CHECKING:
     import ssl

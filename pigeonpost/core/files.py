@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 
-from base.errors import DiskError, InUse
+from pigeonpost.core.errors import DiskError, InUse
 
 
 def sync_folder(path: str) -> None:

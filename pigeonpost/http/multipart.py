@@ -14,7 +14,7 @@ import re
 from typing import NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
 
-from base.errors import PigeonpostError
+from pigeonpost.core.errors import PigeonpostError
 
 MOST_PARTS = 64
 PART_HEAD_BYTES = 4096  # of the headers of one part

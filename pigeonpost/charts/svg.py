@@ -13,8 +13,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from lateness import Span
-from pages import clock, escaped, number, with_unit
-from pages.chart_axes import Axis, Frame, Scale, axis_of, left_axis, right_axis, x_axis
+from pigeonpost.charts.axes import Axis, Frame, Scale, axis_of, left_axis, right_axis, x_axis
+from pigeonpost.core.format import clock, number, with_unit
+from pigeonpost.core.html import escaped
 
 if TYPE_CHECKING:
     from stores import Column

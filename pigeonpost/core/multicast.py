@@ -16,8 +16,8 @@ import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from base.errors import SettingsError
-from base.net import join_address
+from pigeonpost.core.addresses import join_address
+from pigeonpost.core.errors import SettingsError
 
 BUFFER_BYTES = 16 << 20  # that a listener asks for: more than a second at 20,000 small packets a second
 _IP_MULTICAST_ALL, _SO_RCVBUFFORCE = 49, 33  # linux/in.h, asm-generic/socket.h; Python has no names for them

@@ -12,8 +12,8 @@ import os
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from base.disk import replace_file
-from base.errors import SettingsError
+from pigeonpost.core.errors import SettingsError
+from pigeonpost.core.files import replace_file
 
 V = TypeVar("V")
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from base.config import Setting, address, matching, number, one_of, switch, text
-from base.net import is_group
+from pigeonpost.core.addresses import is_group
+from pigeonpost.core.config import Setting, address, matching, number, one_of, switch, text
 from protocol import DEFAULT_PORT, NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME
 
 WEB_PORT = 8080

@@ -19,8 +19,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from base.errors import SensorError, SettingsError
-from base.version import VERSION
+from pigeonpost.core.errors import SensorError, SettingsError
+from pigeonpost.core.version import VERSION
 
 LONGEST_ANSWER = 1 << 20  # bytes
 _HOPS = 4  # from one address to the next

@@ -17,7 +17,7 @@ from http import HTTPStatus
 from typing import NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
 
-from base.errors import PigeonpostError
+from pigeonpost.core.errors import PigeonpostError
 
 HEAD_BYTES = 8192  # a head at most, its empty line included
 MOST_HEADERS = 64

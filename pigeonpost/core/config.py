@@ -16,8 +16,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from base.errors import SettingsError
-from base.net import split_address
+from pigeonpost.core.addresses import split_address
+from pigeonpost.core.errors import SettingsError
 
 Parse = Callable[[Any], Any]
 

@@ -23,9 +23,8 @@ import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from base.clock import Clock
-from base.errors import SettingsError
-from base.json_file import JsonFile
+from pigeonpost.core.errors import SettingsError
+from pigeonpost.core.json_file import JsonFile
 
 FILE = "users.json"
 FIRST_USER = "admin"  # whom `control.py password` means when nobody is named
@@ -127,111 +126,4 @@ def _checked(entry: Mapping[str, Any]) -> Mapping[str, Any]:
 # -------------------------------------------------------------------------------------------------------- sessions
 
 
-class Session(NamedTuple):
-    """One browser that was let in.
-
-    user  who; empty: whoever had the one-time key    csrf  the token that its forms carry
-    """
-
-    id: str
-    user: str
-    role: str
-    stamp: str
-    csrf: str
-    began_s: float
-
-
-IDLE_S = 24 * 3600.0  # a session that was not used for so long is over,
-ABSOLUTE_S = 30 * 24 * 3600.0  # and so is one that is so old
-MOST_SESSIONS = 1000
-
-
-class Sessions:
-    """The browsers that are let in now."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._all: dict[str, Session] = {}
-        self._used_s: dict[str, float] = {}  # by id; the longest unused one stands first
-
-    def begin(self, user: User | None) -> Session:
-        """Let a browser in, as `user` (or with the one-time key), under an id that nobody has known before."""
-        name, role, stamp = user or ("", "control", "")
-        now_s = self._clock.monotonic()
-        session = Session(secrets.token_urlsafe(32), name, role, stamp, secrets.token_urlsafe(24), now_s)
-        with self._lock:
-            if len(self._all) >= MOST_SESSIONS:
-                self._drop(next(iter(self._used_s)))
-            self._all[session.id] = session
-            self._used_s[session.id] = now_s
-        return session
-
-    def find(self, id: str) -> Session | None:
-        """The session of that id, which counts as used now; None when there is none, or none any more."""
-        now_s = self._clock.monotonic()
-        with self._lock:
-            session = self._all.get(id)
-            if session is None:
-                return None
-            if now_s - self._used_s.pop(id) > IDLE_S or now_s - session.began_s > ABSOLUTE_S:
-                del self._all[id]
-                return None
-            self._used_s[id] = now_s
-            return session
-
-    def end(self, id: str) -> None:
-        """Let it in no more."""
-        with self._lock:
-            self._drop(id)
-
-    def _drop(self, id: str) -> None:
-        self._all.pop(id, None)
-        self._used_s.pop(id, None)
-
-
 # -------------------------------------------------------------------------------------------------------- attempts
-
-FREE = 3  # failures of an address that are answered at once; then each is answered later than the one before,
-MOST = 10  # and after so many none is looked at
-CLOSED_S = 300.0  # until nothing failed for so long
-_MOST_ADDRESSES = 1024
-
-
-class Attempts:
-    """How often each address has failed to prove itself. An attempt counts as failed until it has succeeded."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._failures: dict[str, tuple[int, float]] = {}  # how many, and when the last began
-
-    def begin(self, host: str) -> tuple[float, float]:
-        """Before an attempt: the seconds to wait with it; and, where it must not be made, until one may be."""
-        key, now_s = _network(host), self._clock.monotonic()
-        with self._lock:
-            count, last_s = self._failures.pop(key, (0, now_s))
-            if now_s - last_s >= CLOSED_S:
-                count = 0
-            closed = count >= MOST
-            if len(self._failures) >= _MOST_ADDRESSES:
-                del self._failures[next(iter(self._failures))]
-            self._failures[key] = (count, last_s) if closed else (count + 1, now_s)
-        if closed:
-            return 0.0, last_s + CLOSED_S - now_s
-        return (min(0.1 * 2.0 ** (count - FREE), 1.0) if count >= FREE else 0.0), 0.0
-
-    def succeeded(self, host: str) -> None:
-        """Forget the failures of an address that has proved itself."""
-        with self._lock:
-            self._failures.pop(_network(host), None)
-
-
-def _network(host: str) -> str:
-    """Whose address it is: of IPv6 the first half, since everybody has 2^64 addresses with the same one."""
-    if ":" not in host:
-        return host
-    head, _, tail = host.partition("::")
-    groups = head.split(":") if head else []
-    missing = 8 - len(groups) - (len(tail.split(":")) if tail else 0)
-    return ":".join((groups + ["0"] * missing + tail.split(":"))[:4])

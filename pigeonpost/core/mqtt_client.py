@@ -15,8 +15,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from base.errors import SettingsError
-from base.net import join_address
+from pigeonpost.core.addresses import join_address
+from pigeonpost.core.errors import SettingsError
 
 log = logging.getLogger(__name__)
 

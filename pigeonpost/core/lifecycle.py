@@ -19,7 +19,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NamedTuple
 
-from base.errors import PigeonpostError
+from pigeonpost.core.errors import PigeonpostError
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,78 @@
+"""Sessions of the page's users, in memory: a restart of the server ends them all.
+
+Runs on: server.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from typing import NamedTuple
+
+from pigeonpost.auth.users import User
+from pigeonpost.core.clock import Clock
+
+
+class Session(NamedTuple):
+    """One browser that was let in.
+
+    user  who; empty: whoever had the one-time key    csrf  the token that its forms carry
+    """
+
+    id: str
+    user: str
+    role: str
+    stamp: str
+    csrf: str
+    began_s: float
+
+
+IDLE_S = 24 * 3600.0  # a session that was not used for so long is over,
+
+ABSOLUTE_S = 30 * 24 * 3600.0  # and so is one that is so old
+
+MOST_SESSIONS = 1000
+
+
+class Sessions:
+    """The browsers that are let in now."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._all: dict[str, Session] = {}
+        self._used_s: dict[str, float] = {}  # by id; the longest unused one stands first
+
+    def begin(self, user: User | None) -> Session:
+        """Let a browser in, as `user` (or with the one-time key), under an id that nobody has known before."""
+        name, role, stamp = user or ("", "control", "")
+        now_s = self._clock.monotonic()
+        session = Session(secrets.token_urlsafe(32), name, role, stamp, secrets.token_urlsafe(24), now_s)
+        with self._lock:
+            if len(self._all) >= MOST_SESSIONS:
+                self._drop(next(iter(self._used_s)))
+            self._all[session.id] = session
+            self._used_s[session.id] = now_s
+        return session
+
+    def find(self, id: str) -> Session | None:
+        """The session of that id, which counts as used now; None when there is none, or none any more."""
+        now_s = self._clock.monotonic()
+        with self._lock:
+            session = self._all.get(id)
+            if session is None:
+                return None
+            if now_s - self._used_s.pop(id) > IDLE_S or now_s - session.began_s > ABSOLUTE_S:
+                del self._all[id]
+                return None
+            self._used_s[id] = now_s
+            return session
+
+    def end(self, id: str) -> None:
+        """Let it in no more."""
+        with self._lock:
+            self._drop(id)
+
+    def _drop(self, id: str) -> None:
+        self._all.pop(id, None)
+        self._used_s.pop(id, None)

@@ -1,0 +1,33 @@
+"""Sparklines: the small charts on the dashboard.
+
+Runs on: server.
+"""
+
+from __future__ import annotations
+
+from pages import SensorView
+from pigeonpost.core.html import Html
+
+_SPARK_PLACES, _SPARK_HEIGHT = 48, 24
+
+
+def _spark(sensor: SensorView) -> Html:
+    """The day as a small line: of a few columns together the mean, broken where there is nothing."""
+    count = sensor.span_ms // sensor.width_ms
+    group = max(1, count // _SPARK_PLACES)
+    sums: dict[int, tuple[float, int]] = {}
+    for place, weight, _, _, mean in sensor.columns:
+        total, values = sums.get(place // group, (0.0, 0))
+        sums[place // group] = total + mean * weight, values + weight
+    means = {place: total / values for place, (total, values) in sums.items()}
+    if len(means) < 2:
+        return Html('<svg class="spark"></svg>')
+    low, high = min(means.values()), max(means.values())
+    scale = (_SPARK_HEIGHT - 4) / ((high - low) or 1.0)
+    path, before = [], -9
+    for place, mean in sorted(means.items()):
+        path.append(f"{'L' if place - before <= 2 else 'M'}{place} {_SPARK_HEIGHT - 2 - (mean - low) * scale:.1f}")
+        before = place
+    return Html(
+        '<svg class="spark s{}" viewBox="0 0 {} {}" preserveAspectRatio="none" aria-hidden="true"><path d="{}"/></svg>'
+    ).format(sensor.number % 4, max(count // group - 1, 1), _SPARK_HEIGHT, "".join(path))

@@ -1,0 +1,67 @@
+"""Numbers, times and tables as text for people.
+
+Runs on: server.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+
+def age(seconds: float) -> str:
+    """How long ago: `4 s`, `3 min`, `2 h`, `5 days`."""
+    if seconds < 120:
+        return f"{max(0.0, seconds):.0f} s"
+    if seconds < 120 * 60:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.0f} h"
+    return f"{seconds / 86_400:.0f} days"
+
+
+def number(value: float | None) -> str:
+    """A value for people: up to four figures that count, no exponent."""
+    if value is None:
+        return "–"
+    if isinstance(value, int) or abs(value) >= 1000 or value == int(value):
+        return f"{value:,.0f}".replace("-", "−") if abs(value) < 1e15 else f"{value:.3e}"
+    if abs(value) < 0.01:
+        return f"{value:.3g}".replace("-", "−")
+    decimals = 1 if abs(value) >= 100 else 2 if abs(value) >= 10 else 3
+    return f"{value:.{decimals}f}".rstrip("0").rstrip(".").replace("-", "−")
+
+
+def clock(time_ms: int, now_ms: int) -> str:
+    """A moment in local time: `16:36` today, else `20 Nov 16:36`, and the year where it is another one."""
+    t, now = time.localtime(time_ms // 1000), time.localtime(now_ms // 1000)
+    if t[:3] == now[:3]:
+        return time.strftime("%H:%M", t)
+    day = f"{t.tm_mday} {MONTHS[t.tm_mon - 1]}"
+    return f"{day} {time.strftime('%H:%M', t)}" if t.tm_year == now.tm_year else f"{day} {t.tm_year}"
+
+
+def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> list[str]:
+    """A table for a terminal: columns as wide as what is in them, each left (<) or right (>)."""
+    widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
+    lines = [
+        "  ".join(f"{text:{side}{width}}" for text, side, width in zip(row, sides, widths)) for row in (head, *rows)
+    ]
+    return [line.rstrip() for line in lines]
+
+
+def with_unit(text: str, unit: str) -> str:
+    """`23.4 °C`, `21 %`, `512`."""
+    return f"{text} {unit}" if unit else text
+
+
+def size(count: float) -> str:
+    """Bytes for people: `12.3 kB`."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")

@@ -1,0 +1,87 @@
+"""JSON, read strictly: finite numbers, unique keys, limited nesting.
+
+Runs on: node and server.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from pigeonpost.core.errors import BadArgument, WireError
+
+DEEPEST_JSON = 8  # nesting of any JSON value on the link at most
+
+
+def read_json(text: str) -> Any:
+    """The one JSON value that `text` is: finite numbers, no key twice, at most DEEPEST_JSON deep; else BadArgument."""
+    return _read_json(text, _DECODER)
+
+
+def write_json(value: Any) -> str:
+    """`value` as JSON on one line, without spaces; ValueError for NaN and the infinities."""
+    return _ENCODER.encode(value)
+
+
+def _read_json(text: str, decoder: json.JSONDecoder) -> Any:
+    # The C parser recurses once a level, and a thread's stack is small: deep nesting must not reach it.
+    if _depth_left(text) and _depth_left(_STRING.sub("", text)):
+        raise BadArgument(f"JSON nested deeper than {DEEPEST_JSON}")
+    try:
+        value, end = decoder.scan_once(text, 0)  # type: ignore[attr-defined]  # as decode() does, but for the search for space before and after
+        if end != len(text):
+            value = decoder.decode(text)
+        if "\\u" in text and _SURROGATE.search(text):
+            write_json(value).encode()
+    except WireError:
+        raise
+    except StopIteration:
+        raise BadArgument("JSON was expected here") from None
+    except UnicodeEncodeError:
+        raise BadArgument("a text with half a surrogate pair, which is no Unicode") from None
+    except ValueError as error:  # JSONDecodeError, and integers of more digits than Python converts
+        raise BadArgument(f"not JSON: {error}") from None
+    return value
+
+
+def _depth_left(text: str) -> bool:
+    """Whether brackets are left when innermost pairs are struck out DEEPEST_JSON times (some may stand in strings)."""
+    brackets = text.encode().translate(_AS_BRACES, _NO_BRACKETS)
+    if len(brackets) <= 2 * DEEPEST_JSON:
+        return False
+    for _ in range(DEEPEST_JSON):
+        brackets = brackets.replace(b"{}", b"")
+        if not brackets:
+            return False
+    return True
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise BadArgument(f"the key {twice[:40]!r} stands twice in one JSON object")
+    return found
+
+
+def _finite(literal: str) -> float:
+    number = float(literal)
+    if number - number != 0:
+        raise BadArgument(f"{literal[:40]} is not a finite number")
+    return number
+
+
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+_AS_BRACES = bytes.maketrans(b"[]", b"{}")
+
+# A string, or what was meant to be one; possessive, since backtracking costs a hostile line's length squared.
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_no_key_twice, parse_float=_finite, parse_constant=_finite)
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))

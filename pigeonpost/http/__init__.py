@@ -1,0 +1,1 @@
+"""HTTP messages without sockets: strict request heads, responses, multipart forms."""

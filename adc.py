@@ -21,8 +21,8 @@ from typing import Any, NamedTuple, Protocol
 
 from pigeonpost.core.config import Option, a_table, matching, number, one_of, read_options
 from pigeonpost.core.errors import SensorError, SettingsError
+from pigeonpost.sensors.contract import Channel, Found, Readings, Source, channel_tables
 from protocol import UNIT, Number
-from sensors import Channel, Found, Readings, Source, channel_tables
 
 FULL_SCALE = 1024  # counts: code = 1024 x Vin / Vref (DS21295, equation 4-2)
 # The chip takes 3.6 MHz at 5 V and 1.35 MHz at 2.7 V (DS21295, table 1-1); spidev's own default is the bus's maximum.

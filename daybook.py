@@ -19,7 +19,8 @@ from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
-from stores import Column, Filing, Store, Stretch
+from pigeonpost.storage.contract import Store
+from pigeonpost.storage.models import Column, Filing, Stretch
 
 _SPANS = ((600_000, 10_000), (3_600_000, 60_000), (86_400_000, 600_000))  # ms
 _PLACE = attrgetter("place")

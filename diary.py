@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stores import Filing, Stretch
+from pigeonpost.storage.models import Filing, Stretch
 
 if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock

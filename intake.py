@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 from csvbuffer import CsvLog
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import DiskError, NotStored, Unexpected
+from pigeonpost.storage.contract import Store
+from pigeonpost.storage.models import NOTHING, Filing, Mark, Stretch
 from protocol import IMPORTED, WINDOW_SAMPLES, Batch, Gap, Sample
-from stores import NOTHING, Filing, Mark, Store, Stretch
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from stores import Filing, Stretch
+from pigeonpost.storage.models import Filing, Span, Stretch
 
 if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
@@ -31,14 +31,6 @@ class Link(Protocol):
     """What is needed of a link: whom it leads to."""
 
     state: NodeState
-
-
-class Span(NamedTuple):
-    """From the first to the last of some samples, and whether they came late; else their times are not sure."""
-
-    first_ms: int
-    last_ms: int
-    is_late: bool
 
 
 class Late:

@@ -10,11 +10,11 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from csvbuffer import cell
 from pages import Visit, html_page, json_answer, text_page
 from pigeonpost.core.format import aligned
 from pigeonpost.core.html import Html, together
 from pigeonpost.http.message import Answer
+from pigeonpost.storage.csv.format import cell
 
 _WIDTH = 79  # of a terminal
 

@@ -22,7 +22,6 @@ from typing import Any
 import adc
 from links import End
 from links.tcp import NodeEnd
-from outbox import Outbox
 from pigeonpost.auth.key import Key
 from pigeonpost.core import config
 from pigeonpost.core.addresses import join_address, own_name
@@ -33,13 +32,14 @@ from pigeonpost.core.files import kind_of_filesystem, only_one
 from pigeonpost.core.lifecycle import Part, Running, start_logging
 from pigeonpost.core.strict_json import write_json
 from pigeonpost.core.version import VERSION
+from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.outbox import Outbox
+from pigeonpost.node.ring_file import Ring, slot_bytes_for
+from pigeonpost.node.sampler import Sampler
+from pigeonpost.sensors.contract import Channel, Source, in_order, with_limits
+from pigeonpost.sensors.machine import MachineSource
 from pigeonpost.settings import NODE
 from protocol import LINE_BYTES
-from ring import Ring, slot_bytes_for
-from sampler import Sampler
-from sensors import Channel, Source, in_order, with_limits
-from sensors.machine import MachineSource
-from session_node import NodeFacts
 
 log = logging.getLogger("node")
 
@@ -189,18 +189,18 @@ def _make_source(table: Mapping[str, Any], where: str, simulate: bool) -> Source
         raise SettingsError(f"{where}: kind takes {', '.join(_kinds())}, not {kind!r}")
     options = {key: value for key, value in table.items() if key != "kind"}
     if kind == "adc" and simulate:
-        simulated = importlib.import_module("sensors.simulated")
+        simulated = importlib.import_module("pigeonpost.sensors.simulated")
         chip = simulated.SimulatedChip(simulated.room())
         return with_limits(options, where, lambda plain: adc.make(plain, where, chip))
-    member: Any = adc if kind == "adc" else importlib.import_module(f"sensors.{kind}")
+    member: Any = adc if kind == "adc" else importlib.import_module(f"pigeonpost.sensors.{kind}")
     return with_limits(options, where, lambda plain: member.make(plain, where))
 
 
 def _kinds() -> list[str]:
     """The kinds of source there are: the files in sensors/, and adc."""
-    folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sensors")
+    folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pigeonpost", "sensors")
     files = {name.removesuffix(".py") for name in os.listdir(folder) if name.endswith(".py")}
-    return sorted((files - {"__init__", "simulated"}) | {"adc"})
+    return sorted((files - {"__init__", "contract", "simulated"}) | {"adc"})
 
 
 def _told(channel: Channel) -> dict[str, Any]:
@@ -235,7 +235,7 @@ def _key(token: str) -> Key | None:
             token = file.read().strip()
     if not token:
         return None
-    key: Key = importlib.import_module("pigeonpost.auth.tokens").LinkKey(token)
+    key: Key = importlib.import_module("pigeonpost.auth.link_key").LinkKey(token)
     return key
 
 

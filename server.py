@@ -47,8 +47,8 @@ from pigeonpost.core.files import only_one, replace_file
 from pigeonpost.core.lifecycle import Part, Running, start_logging
 from pigeonpost.core.version import VERSION
 from pigeonpost.settings import SERVER, SERVER_ARRAYS
-from stores import open_store
-from stores.summaries import Caretaker
+from pigeonpost.storage.maintenance import Caretaker
+from pigeonpost.storage.registry import open_store
 from verdicts import Verdicts, read_rules
 from webui import WebEnd
 
@@ -290,7 +290,7 @@ def _open_mirrors(hall: Hall, roads: Mapping[str, End]) -> dict[str, Any]:
     """Who shows the last state to other programs, if that is set: Redis."""
     if not hall.settings["redis", "url"]:
         return {}
-    member: Any = importlib.import_module("stores.redis_mirror")
+    member: Any = importlib.import_module("pigeonpost.storage.redis_publisher")
 
     def nodes() -> dict[str, dict[str, Any]]:
         states = [link.state for link in list(hall.links)]

@@ -10,13 +10,15 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
-from outbox import Outbox
 from pigeonpost.auth.key import Key
 from pigeonpost.core.clock import Clock, parse_rfc3339, rfc3339
 from pigeonpost.core.errors import AuthFailed, BadAck, BadArgument, Protected, Unexpected, UnknownWord, WrongVersion
+from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.outbox import Outbox
+from pigeonpost.node.send_cursor import Samples, Stream
 from protocol import (
     AUTH_S,
     LINE_BYTES,
@@ -26,39 +28,10 @@ from protocol import (
     Message,
 )
 from session import Session, is_count, parts
-from stream import Samples, Stream
 
 log = logging.getLogger(__name__)
 
 _ROOM_BYTES = LINE_BYTES - len("SENSORS 0123456789abcdef []\n")  # for the samples of a line
-
-
-class NodeFacts:
-    """What all sessions of a node tell about it, and the switch they share."""
-
-    def __init__(
-        self,
-        name: str,
-        sensors: Sequence[Mapping[str, Any]],
-        every_s: float,
-        key: Key | None,
-        switch: Callable[[bool], Any],
-        details: Callable[[], dict[str, Any]],
-    ) -> None:
-        """
-        sensors  `{"name": ..., "unit": ...}` of each
-        key      of the node's token; None: this machine alone may ask
-        switch   turns sampling on or off, durably
-        details  what STATUS adds, as JSON
-        """
-        self.name = name
-        self.sensors = sensors
-        self.every_s = every_s
-        self.key = key
-        self.switch = switch
-        self.details = details
-        self.last_sent_ms: int | None = None
-        self.address = ("", 0)  # where it listens, once it does
 
 
 class NodeSession(Session):

@@ -31,8 +31,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pigeonpost.core.config import Option, matching, number, read_options
 from pigeonpost.core.errors import SettingsError
+from pigeonpost.storage.models import Filing, Stretch
 from protocol import NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME, SENSOR_NAME_TAKES, Number, Sample
-from stores import Filing, Stretch
 
 if TYPE_CHECKING:
     from session_server import NodeState

@@ -27,7 +27,7 @@ from pages.sensor import SensorPages
 from pigeonpost.core.addresses import join_address
 from pigeonpost.core.errors import PigeonpostError, SettingsError
 from pigeonpost.http.message import BODY_BYTES, JSON, Answer, Endpoint, Receiver, Refusal, Request, form
-from stores.summaries import summary
+from pigeonpost.storage.maintenance import summary
 from web.connections import Connections, Limits
 from web.door import NOBODY, Door
 from web.server import Listener

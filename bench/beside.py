@@ -26,9 +26,9 @@ from bench.machine import cpu_s, rss_mib, table
 from bench.node import Node
 from bench.sensors import put
 from bench.web import Client, download, fresh_page_ms, long_log
+from pigeonpost.storage.models import Filing, Mark, Stretch
+from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Sample
-from stores import Filing, Mark, Stretch
-from stores.sqlite import SqliteStore
 
 SENSORS, PAGES, TURNS = 50, 200, 3
 SECONDS = 30.0

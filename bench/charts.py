@@ -24,9 +24,9 @@ from pages.chart import Charts
 from pages.figures import Figures
 from pigeonpost.core.clock import Clock
 from pigeonpost.http.message import Request
-from stores import LogMark
-from stores.sqlite import SqliteStore
-from stores.summaries import Caretaker, summary
+from pigeonpost.storage.maintenance import Caretaker, summary
+from pigeonpost.storage.models import LogMark
+from pigeonpost.storage.sqlite.store import SqliteStore
 
 _NAMES = ("n0/temperature", "n0/light", "n1/temperature", "n1/light")
 _SPANS = (("1h", "an hour"), ("24h", "a day"), ("49h", "49 hours"), ("7d", "a week"), ("30d", "30 days"),

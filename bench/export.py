@@ -19,7 +19,7 @@ import time
 
 from bench.machine import table
 from bench.years import build
-from stores.sqlite import FILE
+from pigeonpost.storage.sqlite.store import FILE
 
 END_MS = 1_795_000_000_000
 # ru_maxrss would count what this process had when it forked.

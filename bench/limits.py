@@ -22,7 +22,7 @@ import time
 from typing import Any
 
 from bench.machine import table
-from stores.sqlite_schema import _STEPS
+from pigeonpost.storage.sqlite.schema import _STEPS
 
 TURNS = 30_000_000
 ROWS = 500_000

@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 
 from bench.machine import cpu_s, rss_mib, table
-from ring import Ring, Taken
+from pigeonpost.node.ring_file import Ring
+from pigeonpost.node.ring_records import Taken
 
 SAMPLES = 60_000  # in each outbox
 CASES = ((1, "1 node catching up, up to 500 samples a message"), (4, "4 nodes catching up"))

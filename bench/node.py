@@ -16,9 +16,9 @@ import time
 
 from bench.machine import about, cpu_s, rss_mib
 from pigeonpost.core.clock import Clock
-from ring import Taken
-from sampler import Sampler
-from sensors import Channel, Readings, Source
+from pigeonpost.node.ring_records import Taken
+from pigeonpost.node.sampler import Sampler
+from pigeonpost.sensors.contract import Channel, Readings, Source
 
 
 class Node:

@@ -12,11 +12,13 @@ import struct
 import time
 from collections import Counter, deque
 
-from outbox import Outbox
 from pigeonpost.core.clock import Clock
+from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.outbox import Outbox
+from pigeonpost.node.ring_file import Ring, slot_bytes_for
+from pigeonpost.node.ring_records import Taken
 from protocol import LINE_BYTES
-from ring import Ring, Taken, slot_bytes_for
-from session_node import NodeFacts, NodeSession
+from session_node import NodeSession
 
 EVERY_S = 1.0  # between two samples of a node
 # Each kind of mischief, and how often it comes beside the others.

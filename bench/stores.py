@@ -20,10 +20,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench.machine import table
+from pigeonpost.storage.contract import Store
+from pigeonpost.storage.models import NOTHING, Filing
+from pigeonpost.storage.sqlite.schema import bring_up_to_date
+from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Batch, Sample
-from stores import NOTHING, Filing, Store
-from stores.sqlite import SqliteStore
-from stores.sqlite_schema import bring_up_to_date
 
 NODES, AT_ONCE, VALUES = 20, 500, 2
 TURNS, COMMITS = 5, 10  # commits in a turn
@@ -119,7 +120,7 @@ def postgres(address: str) -> tuple[float, float]:
     """Of the PostgreSQL at `address`, in two databases of its own."""
     import psycopg
 
-    from stores.postgres import PostgresStore
+    from pigeonpost.storage.postgres.store import PostgresStore
     from tests.libraries.databases import Database
 
     ours, other = Database(address), Database(address)

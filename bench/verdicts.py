@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.machine import table
+from pigeonpost.storage.models import NOTHING, Filing, Stretch
 from protocol import Sample
 from session_server import NodeState
-from stores import NOTHING, Filing, Stretch
 from verdicts import Verdicts
 
 SENSORS, SAMPLES, COMMIT = 5, 200_000, 5000

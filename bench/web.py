@@ -18,9 +18,9 @@ import threading
 import time
 
 from bench.machine import rss_mib, table
+from pigeonpost.storage.models import Filing, Mark, Stretch
+from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Sample
-from stores import Filing, Mark, Stretch
-from stores.sqlite import SqliteStore
 
 _GIB = 1 << 30
 _REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\nAccept: text/html\r\n\r\n"

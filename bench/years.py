@@ -21,10 +21,10 @@ from typing import Any
 
 from bench.machine import table
 from pigeonpost.core.clock import Clock
+from pigeonpost.storage.maintenance import Caretaker
+from pigeonpost.storage.models import Filing, LogMark, Mark, Window
+from pigeonpost.storage.sqlite.store import FILE, SqliteStore
 from protocol import Batch, Sample
-from stores import Filing, LogMark, Mark, Window
-from stores.sqlite import FILE, SqliteStore
-from stores.summaries import Caretaker
 
 NODES, EVERY_MS = 10, 10_000
 _TOGETHER = 5000

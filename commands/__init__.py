@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 from pigeonpost.core.config import Settings
 from pigeonpost.core.errors import PigeonpostError, SettingsError
+from pigeonpost.storage.contract import Store
+from pigeonpost.storage.registry import open_store
 from protocol import NODE_NAME, NODE_NAME_TAKES
-from stores import Store, open_store
 
 DATABASE = "pigeonpost.sqlite3"
 

@@ -21,19 +21,20 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from commands import Bar, Command, Context, Failed, has_store, look
-from csvbuffer import FOLDER as LOGS
-from csvbuffer import log_name
-from files import backups, log_sums
-from files.log_files import verify_logs, write_anew
-from files.log_sums import logs_in
+from files import backups
 from files.received import FOLDER as FILES
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import DiskError, InUse, NotStored, SettingsError
 from pigeonpost.core.files import only_one, sync_folder
-from stores import Store
-from stores.sqlite import FILE as DATABASE
-from stores.sqlite import SqliteStore
-from stores.sqlite_schema import VERSION
+from pigeonpost.storage.contract import Store
+from pigeonpost.storage.csv import checksums
+from pigeonpost.storage.csv.checksums import logs_in
+from pigeonpost.storage.csv.format import FOLDER as LOGS
+from pigeonpost.storage.csv.format import log_name
+from pigeonpost.storage.csv.verify import verify_logs, write_anew
+from pigeonpost.storage.sqlite.schema import VERSION
+from pigeonpost.storage.sqlite.store import FILE as DATABASE
+from pigeonpost.storage.sqlite.store import SqliteStore
 
 LOCK = "server.lock"
 ASIDE = "before-restore"
@@ -232,7 +233,7 @@ def verify(context: Context) -> int:
 def _faults(store: Store, data: str, with_logs: bool) -> Iterator[str]:
     logs = os.path.join(data, LOGS)
     yield from store.verify()
-    yield from log_sums.faults(logs)
+    yield from checksums.faults(logs)
     if with_logs:
         yield from verify_logs(logs, store)
 

@@ -36,9 +36,9 @@ from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import Settings
 from pigeonpost.core.errors import PigeonpostError, SensorError
 from pigeonpost.core.files import kind_of_filesystem
+from pigeonpost.sensors.contract import Derived, with_limits
 from pigeonpost.settings import NODE
 from protocol import NODE_NAME, decode, encode
-from sensors import Derived, with_limits
 
 _REACH_S = 3.0  # for another machine, or another program on this one
 _NEWEST_WRONG = (3, 10)
@@ -288,7 +288,7 @@ def _group(name: str, what: str) -> Iterator[Finding]:
 
 def _readings(about: str, kind: str, table: Mapping[str, Any]) -> Iterator[Finding]:
     options = {key: value for key, value in table.items() if key != "kind"}
-    name = "adc" if kind == "adc" else f"sensors.{kind}"
+    name = "adc" if kind == "adc" else f"pigeonpost.sensors.{kind}"
     if not kind.isidentifier() or not _is_installed(name):
         yield Finding("wrong", f"{about}: there is no such kind", "docs/sensors.md lists them")
         return

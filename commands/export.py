@@ -25,12 +25,13 @@ from datetime import datetime
 from typing import Any
 
 from commands import Bar, Command, Context, Failed, look, node_name
-from csvbuffer import HEADER, local_time, log_rows
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.files import sync_folder
 from pigeonpost.core.strict_json import write_json
+from pigeonpost.storage.contract import Store
+from pigeonpost.storage.csv.format import HEADER, local_time, log_rows
+from pigeonpost.storage.models import Point, Stretch
 from protocol import SENSOR_NAME, SENSOR_NAME_TAKES, Sample
-from stores import Point, Store, Stretch
 
 AT_ONCE = 4000  # samples asked for together
 _NEVER_MS = 253_402_300_800_000  # the year 10000

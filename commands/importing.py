@@ -35,8 +35,8 @@ from intake import Intake
 from pigeonpost.core.clock import Clock, rfc3339
 from pigeonpost.core.errors import InUse, NotStored, SettingsError
 from pigeonpost.core.files import only_one
+from pigeonpost.storage.registry import open_store
 from protocol import SENSOR_NAME, SENSOR_NAME_TAKES, UNIT
-from stores import open_store
 
 STOP_S = 60.0
 _SQLITE = b"SQLite format 3\0"

@@ -24,7 +24,7 @@ from bus.old_config import OldConfig, OldSensor, load, slug, source_of
 from commands import Command, Context
 from pigeonpost.core.addresses import join_address
 from pigeonpost.core.errors import SettingsError
-from sensors.formula import compile_formula
+from pigeonpost.sensors.formula import compile_formula
 
 _PROGRAM_BYTES = 65_536
 _MOST_NODES = 20_000  # of a calculation's syntax tree

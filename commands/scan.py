@@ -18,8 +18,8 @@ from typing import Any
 from commands import Command, Context
 from pigeonpost.core.config import as_toml
 from pigeonpost.core.errors import PigeonpostError, SensorError
+from pigeonpost.sensors.contract import Found, Source, with_limits
 from protocol import Number
-from sensors import Found, Source, with_limits
 
 _KINDS = ("machine", "kernel", "adc", "mcp3424")  # that have `scan`; the first has names that it cannot change
 _LONGEST_NAME = 32
@@ -40,7 +40,7 @@ def lines(root: str) -> Iterator[str]:
     yield f"# What {os.uname().nodename} can read now. Keep what you want of it in node.toml, and call it as you like."
     taken: set[str] = set()
     for kind in _KINDS:
-        member = importlib.import_module("adc" if kind == "adc" else f"sensors.{kind}")
+        member = importlib.import_module("adc" if kind == "adc" else f"pigeonpost.sensors.{kind}")
         for found in member.scan(root):
             yield ""
             yield from _block(found, member, taken)

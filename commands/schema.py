@@ -7,7 +7,7 @@ Threads: none.  Errors: none.
 from __future__ import annotations
 
 from commands import Command, Context
-from stores.postgres_schema import SCRIPT
+from pigeonpost.storage.postgres.schema import SCRIPT
 
 
 def schema(context: Context) -> int:

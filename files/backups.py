@@ -28,17 +28,17 @@ from collections.abc import Callable, Container, Iterator
 from typing import IO, NamedTuple
 from urllib.parse import quote
 
-from csvbuffer import FOLDER as LOGS
-from files.log_sums import FILE as SUMS
-from files.log_sums import read_sums, sums_text
 from files.received import FOLDER as FILES
 from files.received import IDS
 from files.tar_reader import BadArchive, Content, Member, read_members
 from pigeonpost.core.errors import PigeonpostError
-from stores import LogMark
-from stores.sqlite import FILE as DATABASE
-from stores.sqlite import SqliteStore
-from stores.sqlite_schema import VERSION
+from pigeonpost.storage.csv.checksums import FILE as SUMS
+from pigeonpost.storage.csv.checksums import read_sums, sums_text
+from pigeonpost.storage.csv.format import FOLDER as LOGS
+from pigeonpost.storage.models import LogMark
+from pigeonpost.storage.sqlite.schema import VERSION
+from pigeonpost.storage.sqlite.store import FILE as DATABASE
+from pigeonpost.storage.sqlite.store import SqliteStore
 
 KEPT = ("tokens.json", "users.json", "graphs.json", IDS)  # small files, beside the database
 _NO = r"/\0\n\\\ud800-\udfff"  # in no name; surrogates: bytes that are not UTF-8

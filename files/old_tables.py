@@ -19,10 +19,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from csvbuffer import HEADER, cell
 from files.tables import read_time, read_value, sensor_name
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.errors import PigeonpostError
+from pigeonpost.storage.csv.format import HEADER, cell
 from protocol import UNIT
 
 _TIMES = ("time", "timestamp", "datetime", "date", "ts", "taken", "taken_at", "time_taken", "created", "created_at",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
     from pigeonpost.core.config import Settings
     from pigeonpost.http.message import Endpoint
-    from stores import Store
+    from pigeonpost.storage.contract import Store
 
 
 class Hall(NamedTuple):

@@ -37,9 +37,9 @@ from pigeonpost.core.strict_json import read_json, write_json
 from protocol import NODE_NAME
 
 if TYPE_CHECKING:
-    from outbox import Outbox
     from pigeonpost.core.config import Settings
-    from session_node import NodeFacts
+    from pigeonpost.node.node_info import NodeFacts
+    from pigeonpost.node.outbox import Outbox
 
 log = logging.getLogger(__name__)
 

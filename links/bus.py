@@ -30,11 +30,12 @@ from pigeonpost.core.config import Settings
 from pigeonpost.core.errors import NotStored, SettingsError
 from pigeonpost.core.multicast import Drain, listener
 from pigeonpost.core.strict_json import read_json
-from ring import Taken, slot_bytes_for
+from pigeonpost.node.ring_file import slot_bytes_for
+from pigeonpost.node.ring_records import Taken
 
 if TYPE_CHECKING:
-    from outbox import Outbox
-    from session_node import NodeFacts
+    from pigeonpost.node.node_info import NodeFacts
+    from pigeonpost.node.outbox import Outbox
 
 log = logging.getLogger(__name__)
 

@@ -32,14 +32,14 @@ from pigeonpost.core.clock import Clock, parse_rfc3339, rfc3339
 from pigeonpost.core.errors import AuthFailed, BadArgument, NotStored, SettingsError, WireError
 from pigeonpost.core.mqtt_client import Broker
 from pigeonpost.core.strict_json import read_json, write_json
+from pigeonpost.node.send_cursor import Lost, Samples, Stream
 from protocol import HEX_16, NODE_NAME
 from session import is_count
-from stream import Lost, Samples, Stream
 
 if TYPE_CHECKING:
-    from outbox import Outbox
     from pigeonpost.core.config import Settings
-    from session_node import NodeFacts
+    from pigeonpost.node.node_info import NodeFacts
+    from pigeonpost.node.outbox import Outbox
 
 log = logging.getLogger(__name__)
 

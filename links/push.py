@@ -23,17 +23,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from links import End
-from outbox import Outbox
 from parcels import PARCEL_BYTES, Parcel, read_body, write_body
 from pigeonpost.core.clock import Clock, parse_rfc3339, rfc3339
 from pigeonpost.core.config import Settings
 from pigeonpost.core.errors import DiskError, NotStored, SettingsError, TooLong, WireError
 from pigeonpost.core.http_client import LONGEST_RETRY_S, Client, Refused
 from pigeonpost.core.strict_json import write_json
+from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.outbox import Outbox
+from pigeonpost.node.send_cursor import Lost, Samples, Stream
 from protocol import HEX_16, Batch
 from session import is_count
-from session_node import NodeFacts
-from stream import Lost, Samples, Stream
 
 if TYPE_CHECKING:
     from links import Hall

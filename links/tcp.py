@@ -20,13 +20,14 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from links import End
-from outbox import Outbox
 from pigeonpost.auth.key import Key
 from pigeonpost.core.addresses import is_loopback, join_address
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import SettingsError, TooMany
+from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.outbox import Outbox
 from protocol import error_line
-from session_node import NodeFacts, NodeSession
+from session_node import NodeSession
 from wire import Wire, converse
 
 if TYPE_CHECKING:

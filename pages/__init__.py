@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from links.tcp import ServerEnd
     from pigeonpost.auth.users import Users
     from pigeonpost.core.clock import Clock
-    from stores import Column, Store
+    from pigeonpost.storage.contract import Store
+    from pigeonpost.storage.models import Column
     from verdicts import Verdicts
 
 

@@ -17,7 +17,7 @@ from pigeonpost.http.message import TEXT, Answer, Refusal
 from protocol import NODE_NAME, SENSOR_NAME
 
 if TYPE_CHECKING:
-    from stores import Column, Point
+    from pigeonpost.storage.models import Column, Point
 
 MOST_SAMPLES, USUAL_SAMPLES = 10_000, 1000
 MOST_COLUMNS = 5000

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 from urllib.parse import urlencode
 
-from csvbuffer import local_time
 from lateness import Late
 from pages import Visit, moment, name_in, span_ms
 from pigeonpost.charts.axes import LARGE, SMALL, WIDE, Frame
@@ -26,12 +25,13 @@ from pigeonpost.charts.svg import COLOURS, MOST_SERIES, STYLE, Series, draw, fit
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.strict_json import write_json
 from pigeonpost.http.message import SAFE_HEADERS, Answer, Refusal, fields
+from pigeonpost.storage.csv.format import local_time
 from protocol import NODE_NAME, SENSOR_NAME
 
 if TYPE_CHECKING:
     from lateness import Link
     from pigeonpost.core.clock import Clock
-    from stores import Column
+    from pigeonpost.storage.models import Column
 
 SPAN = "24h"  # where nothing is said
 _YEAR_10_000_MS = 253_402_300_800_000

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from csvbuffer import local_time
 from pages import Visit, html_page, moment, sensor_path, text_page
 from pages.chart import LONGEST_MS, Asked, Charts, asked
 from pigeonpost.charts.axes import LARGE, ticks
@@ -22,10 +21,11 @@ from pigeonpost.charts.svg import MOST_SERIES, Series, description, label, late_
 from pigeonpost.core.format import clock, number
 from pigeonpost.core.html import Html, together
 from pigeonpost.http.message import Answer, Refusal
+from pigeonpost.storage.csv.format import local_time
 
 if TYPE_CHECKING:
     from pages.figures import Figures, Row, Statistics
-    from stores import Column
+    from pigeonpost.storage.models import Column
 
 SPANS = (
     ("1h", "hour"), ("6h", "6 hours"), ("24h", "day"), ("7d", "week"), ("30d", "30 days"), ("366d", "year"),

@@ -25,7 +25,8 @@ from pigeonpost.http.message import Refusal
 
 if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
-    from stores import Column, Store, Summary
+    from pigeonpost.storage.contract import Store
+    from pigeonpost.storage.models import Column, Summary
 
 _SAMPLES_MS = 2 * 86_400_000  # up to so long the samples are read,
 _MOST_SAMPLES = 20_000  # as long as they are no more than these

@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from diary import Happening
-from files.log_sums import logs_in
 from listing import Listing, listed
 from pages import Visit, gap_words
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.format import clock
 from pigeonpost.http.message import Answer
+from pigeonpost.storage.csv.checksums import logs_in
 
 if TYPE_CHECKING:
     from diary import Diary

@@ -12,14 +12,15 @@ import stat
 import time
 from collections.abc import Iterator
 
-from csvbuffer import Shown, local_time
-from files.log_sums import logs_in, read_sums
+from csvbuffer import Shown
 from listing import Listing, listed
 from pages import Visit, html_page, text_page
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.format import clock, number, size, with_unit
 from pigeonpost.core.html import Html, together
 from pigeonpost.http.message import Answer, FilePart, Refusal, byte_range
+from pigeonpost.storage.csv.checksums import logs_in, read_sums
+from pigeonpost.storage.csv.format import local_time
 
 
 def log_check(visit: Visit) -> Answer:

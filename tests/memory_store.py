@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from pigeonpost.core.errors import NotStored
-from protocol import Gap, Sample
-from stores import (
+from pigeonpost.storage.contract import Store
+from pigeonpost.storage.models import (
     SPANS_MS,
     Column,
     Filing,
@@ -21,7 +21,6 @@ from stores import (
     LogMark,
     Mark,
     Point,
-    Store,
     Stretch,
     Summary,
     Window,
@@ -29,6 +28,7 @@ from stores import (
     whole_hours,
     window_end,
 )
+from protocol import Gap, Sample
 
 
 class MemoryStore(Store):

@@ -24,8 +24,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from pigeonpost.core.errors import Unexpected
+from pigeonpost.node.ring_file import Disk
+from pigeonpost.node.ring_records import Taken
 from protocol import Batch, Message, Sample, decode, encode, sample_body, sample_text
-from ring import Disk, Taken
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LIMIT_S = 60.0  # for anything that takes milliseconds on a quiet machine

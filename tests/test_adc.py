@@ -10,7 +10,7 @@ from unittest import mock
 import adc
 from adc import MAX_SPEED_HZ, AdcSource, Input, Mcp3008, celsius, ldr_lux, ldr_ohms, open_spi
 from pigeonpost.core.errors import SensorError, SettingsError
-from sensors.simulated import SimulatedChip
+from pigeonpost.sensors.simulated import SimulatedChip
 
 
 class Bus:

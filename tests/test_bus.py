@@ -13,13 +13,13 @@ from bus.old_config import Unreachable, parse
 from guests import Guests
 from links import Hall, bus
 from links.bus import NodeEnd, ServerEnd
-from outbox import Outbox
 from pigeonpost import settings
 from pigeonpost.auth.tokens import Tokens
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import NotStored, SettingsError
 from pigeonpost.core.multicast import Path
-from ring import Ring
+from pigeonpost.node.outbox import Outbox
+from pigeonpost.node.ring_file import Ring
 from tests.bus_support import LOOPBACK, Ear, control, free_groups, packet, reading
 from tests.support import BOOT, LIMIT_S, MemoryDisk, taken, wait_until
 from tests.web_house import WebHouse

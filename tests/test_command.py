@@ -7,7 +7,8 @@ import time
 import unittest
 
 from pigeonpost.core.errors import SensorError, SettingsError
-from sensors import Channel, command
+from pigeonpost.sensors import command
+from pigeonpost.sensors.contract import Channel
 from tests.support import LIMIT_S, temp_folder, wait_until
 from tests.test_sensors import Contract
 

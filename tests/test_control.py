@@ -13,7 +13,7 @@ import unittest
 from unittest import mock
 
 import control
-from files.log_sums import logs_in
+from pigeonpost.storage.csv.checksums import logs_in
 from tests import page_support
 from tests.page_support import Node, Server, for_class, use_memory_disk
 from tests.support import LIMIT_S, temp_folder, wait_until

@@ -10,14 +10,16 @@ import time
 import unittest
 from unittest import mock
 
-import csvbuffer
-from csvbuffer import HEADER, CsvLog, local_time
-from files.log_sums import logs_in
+import csvbuffer as _csvbuffer
+from csvbuffer import CsvLog
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import DiskError, NotStored
+from pigeonpost.storage.csv import format
+from pigeonpost.storage.csv.checksums import logs_in
+from pigeonpost.storage.csv.format import HEADER, local_time
+from pigeonpost.storage.models import LogMark
+from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Gap, Sample
-from stores import LogMark
-from stores.sqlite import SqliteStore
 from tests.memory_store import MemoryStore
 from tests.page_support import use_memory_disk
 from tests.support import long, rounds
@@ -58,7 +60,7 @@ class LogCase(unittest.TestCase):
     def commit(self, *batches):
         """What the intake does: record what is due, store, hand to the log, flush."""
         filings = {}
-        from stores import NOTHING, Filing
+        from pigeonpost.storage.models import NOTHING, Filing
 
         with self.store.writing({(b.node, b.epoch): None for b in batches}) as marks:
             for b in batches:
@@ -114,31 +116,31 @@ class Rows(LogCase):
         self.commit(batch(1, 1, units=units))
         self.assertEqual([row[4] for row in self.rows()], ['\'=cmd|"x",%s', "%"])
         for start in "+-@\t":
-            self.assertEqual(csvbuffer.cell(start + "1"), "'" + start + "1")
+            self.assertEqual(format.cell(start + "1"), "'" + start + "1")
 
     def test_local_time_has_the_offset_of_its_own_moment(self):
         self.addCleanup(time.tzset)
         with mock.patch.dict(os.environ, {"TZ": "Europe/Berlin"}):
             time.tzset()
-            csvbuffer._minutes.clear()
+            format._minutes.clear()
             self.assertEqual(local_time(1_774_745_999_123), "2026-03-29T01:59:59.123+01:00")
             self.assertEqual(local_time(1_774_746_000_000), "2026-03-29T03:00:00.000+02:00")
             self.assertEqual(local_time(1_792_888_200_000), "2026-10-25T02:30:00.000+02:00")
             self.assertEqual(local_time(1_792_891_800_000), "2026-10-25T02:30:00.000+01:00")
         with mock.patch.dict(os.environ, {"TZ": "America/St_Johns"}):
             time.tzset()
-            csvbuffer._minutes.clear()
+            format._minutes.clear()
             self.assertEqual(local_time(1_795_188_970_123), "2026-11-20T12:06:10.123-03:30")
-        csvbuffer._minutes.clear()
+        format._minutes.clear()
         with mock.patch.dict(os.environ, {"TZ": "XXX+00:44:30"}):  # as Monrovia had until 1972
             time.tzset()
             self.assertEqual(local_time(1_795_188_970_123), "2026-11-20T15:36:10.123+00:00")
-        csvbuffer._minutes.clear()
+        format._minutes.clear()
 
     def test_the_cache_of_minutes_is_bounded(self):
         for minute in range(10_000):
             local_time(minute * 60_000)
-        self.assertLessEqual(len(csvbuffer._minutes), 4096)
+        self.assertLessEqual(len(format._minutes), 4096)
 
 
 class Files(LogCase):
@@ -339,12 +341,12 @@ class Crashes(LogCase):
         self.crash()
         with mock.patch.dict(os.environ, {"TZ": "Asia/Tokyo"}):
             time.tzset()
-            csvbuffer._minutes.clear()
+            format._minutes.clear()
             self.open()
             self.check(10)
             self.assertEqual(len(self.rows()), 0)
             self.assertEqual(len(self.rows(name)), 20)
-        csvbuffer._minutes.clear()
+        format._minutes.clear()
 
 
 class PartialWrite(LogCase):
@@ -595,12 +597,12 @@ class FailedSync(LogCase):
         self.commit(batch(1, 5))
         self.disk.fails = True
         with self.assertLogs("csvbuffer", "ERROR"):
-            self.clock.sleep(csvbuffer.SYNC_S)
+            self.clock.sleep(_csvbuffer.SYNC_S)
             self.commit(batch(6, 7))
         self.disk.fails = False
-        self.clock.sleep(csvbuffer.SYNC_S)
+        self.clock.sleep(_csvbuffer.SYNC_S)
         self.commit(batch(8, 9))
-        self.clock.sleep(csvbuffer.SYNC_S)
+        self.clock.sleep(_csvbuffer.SYNC_S)
         self.commit(batch(10, 11))  # records what is there of 1 to 9
         self.crash()
         self.disk.cut_power(os.path.join(self.folder, "logs"))
@@ -638,7 +640,7 @@ class FailedSync(LogCase):
 
 class Pieces(unittest.TestCase):
     def test_what_a_crash_leaves(self):
-        is_left = csvbuffer.is_left_by_crash
+        is_left = format.is_left_by_crash
         self.assertTrue(is_left(b"", b"abc"))
         self.assertTrue(is_left(b"ab", b"abc"))
         self.assertTrue(is_left(b"\0b\0\0\0", b"abc"))
@@ -646,13 +648,13 @@ class Pieces(unittest.TestCase):
         self.assertFalse(is_left(b"abcd", b"abc"))
 
     def test_gap_without_more(self):
-        row = csvbuffer.log_rows("n", E1, Gap(1, 0, 5, "x"), {}, 0)
+        row = format.log_rows("n", E1, Gap(1, 0, 5, "x"), {}, 0)
         self.assertIn(",n,gap,5,", row)
 
     def test_sample_of_no_units(self):
-        from stores import Stretch
+        from pigeonpost.storage.models import Stretch
 
-        row = csvbuffer.log_rows("n", E1, Stretch([Sample(1, 0, 0, {"x": 1}, {}, "")]), {}, 0)
+        row = format.log_rows("n", E1, Stretch([Sample(1, 0, 0, {"x": 1}, {}, "")]), {}, 0)
         self.assertTrue(row.endswith(",n,x,1,\n"))
 
 

@@ -19,18 +19,18 @@ import threading
 import unittest
 from unittest import mock
 
-import csvbuffer
 from commands import data as data_commands
 from commands import export
 from csvbuffer import CsvLog
 from files import backups
-from files.log_sums import logs_in
 from intake import Intake
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import NotStored
 from pigeonpost.core.files import only_one
-from stores.sqlite import FILE, SqliteStore
-from stores.sqlite_schema import _FIRST
+from pigeonpost.storage.csv import format
+from pigeonpost.storage.csv.checksums import logs_in
+from pigeonpost.storage.sqlite.schema import _FIRST
+from pigeonpost.storage.sqlite.store import FILE, SqliteStore
 from tests import page_support, test_stores
 from tests.faults.house import House
 from tests.memory_store import MemoryStore
@@ -855,8 +855,8 @@ class Export(DataCase):
     def setUp(self):
         super().setUp()
         page_support.set_zone(self, "Europe/Berlin")
-        csvbuffer._minutes.clear()
-        self.addCleanup(csvbuffer._minutes.clear)
+        format._minutes.clear()
+        self.addCleanup(format._minutes.clear)
         fill(
             self.data, batch(1, 40), batch(1, 10, node="b", epoch=E2, units={"temperature": "°F", "light": "counts"}),
             batch(41, 41, temperature=None, errors={"temperature": "no response"}), gap(42, 50), batch(51, 60),

@@ -7,9 +7,9 @@ import unittest
 from daybook import DayBook
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import NotStored
+from pigeonpost.storage.models import NOTHING, Filing
+from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Batch, Gap, Sample
-from stores import NOTHING, Filing
-from stores.sqlite import SqliteStore
 from tests.page_support import use_memory_disk
 from tests.support import LIMIT_S, temp_folder
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import diary
 from diary import MOST, Diary
 from pigeonpost.core.clock import FakeClock
+from pigeonpost.storage.models import NOTHING, Filing, Stretch
 from protocol import Gap, Sample
 from session_server import NodeState
-from stores import NOTHING, Filing, Stretch
 from tests.support import LIMIT_S, wait_until
 
 

@@ -15,8 +15,8 @@ from commands.doctor import Finding
 from pigeonpost.auth.tokens import Tokens
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import load
+from pigeonpost.sensors.simulated import SimulatedChip, room
 from pigeonpost.settings import NODE, SERVER, SERVER_ARRAYS
-from sensors.simulated import SimulatedChip, room
 from tests.page_support import Node, Server, control, control_here
 from tests.support import temp_folder
 

@@ -18,8 +18,8 @@ LIMIT_NAME = re.compile(r"_?(MOST|LONGEST|LARGEST|DEEPEST|SMALLEST|SHORTEST)(_[A
 NO_LIMITS = {
     "bus.packets._LARGEST_TIME",  # of the packet's format
     "links.bus._LARGEST_F32",  # of the format of a 32-bit float
-    "ring._LONGEST_NUMBER",  # digits of a float
-    "sensors.mcp3424._LONGEST_S",  # conversion times from the data sheet
+    "pigeonpost.node.ring_file._LONGEST_NUMBER",  # digits of a float
+    "pigeonpost.sensors.mcp3424._LONGEST_S",  # conversion times from the data sheet
     "links.bus.MOST_AT_ONCE", "links.router._MOST_AT_ONCE",  # how a loop is cut into pieces
     "commands.old_config._MOST_NODES",  # of a converter that a person runs on their own file
 }  # fmt: skip

@@ -8,10 +8,10 @@ from pages import figures
 from pages.figures import Figures
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.http.message import Refusal
+from pigeonpost.storage.maintenance import Caretaker, summary
+from pigeonpost.storage.models import Filing, LogMark, Mark
+from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Batch, Sample
-from stores import Filing, LogMark, Mark
-from stores.sqlite import SqliteStore
-from stores.summaries import Caretaker, summary
 from tests.page_support import set_zone, use_memory_disk
 from tests.support import temp_folder
 

@@ -1,14 +1,16 @@
 """Formulas: what they may say, what they make of other channels, and how they say no."""
 
 import math
+import os
 import unittest
 
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import SensorError, SettingsError
-from sampler import Sampler
-from sensors import Channel, Latest, Source, formula, in_order, with_limits
-from sensors.formula import compile_formula
-from tests.support import LIMIT_S, wait_until
+from pigeonpost.node.sampler import Sampler
+from pigeonpost.sensors import formula
+from pigeonpost.sensors.contract import Channel, Latest, Source, in_order, with_limits
+from pigeonpost.sensors.formula import compile_formula
+from tests.support import LIMIT_S, ROOT, wait_until
 from tests.test_sampler import SamplerCase, Stuck, Thing
 from tests.test_sensors import Contract
 
@@ -71,7 +73,7 @@ class Calculates(unittest.TestCase):
     def test_every_function_is_here_and_in_the_manual(self):
         with open(__file__, encoding="utf-8") as file:
             tests = file.read()
-        with open(formula.__file__.replace("sensors/formula.py", "docs/sensors.md"), encoding="utf-8") as file:
+        with open(os.path.join(ROOT, "docs/sensors.md"), encoding="utf-8") as file:
             manual = file.read()
         for name in formula.FUNCTIONS:
             self.assertIn(f'"{name}(', tests)
@@ -274,7 +276,7 @@ class Sampled(SamplerCase):
         sampler = self.sampler(Thing("a", does=does), make({"x": "a + 1", "y": "x + 1"}), clock=clock)
         sampler.sample()
         works.clear()
-        with self.assertLogs("sampler", "WARNING"):
+        with self.assertLogs("pigeonpost.node.sampler", "WARNING"):
             for _ in range(3):
                 clock.sleep(10)
                 sampler.sample()
@@ -290,7 +292,7 @@ class Sampled(SamplerCase):
         clock, stuck = FakeClock(), Stuck(self)
         sampler = self.sampler(Thing("slow", "also", does=stuck), make("slow + 1"), every_s=0.01, clock=clock)
         sampler._patience_s = 0.0
-        with self.assertLogs("sampler", "WARNING"):
+        with self.assertLogs("pigeonpost.node.sampler", "WARNING"):
             sampler.sample()
             self.assertTrue(stuck.begun.wait(LIMIT_S))
             stuck.let_go.set()
@@ -306,7 +308,7 @@ class Sampled(SamplerCase):
     def test_its_own_fault_stops_nothing(self):
         source = make({"x": "a"})
         source.derive = lambda *_: 1 / 0
-        with self.assertLogs("sampler", "WARNING"):
+        with self.assertLogs("pigeonpost.node.sampler", "WARNING"):
             one = self.sampled(Thing("a"), source)
         self.assertEqual(one.values, {"a": 1.5, "x": None})
         self.assertIn("a fault of the program", one.errors["x"])

@@ -11,9 +11,9 @@ from csvbuffer import CsvLog
 from intake import Intake
 from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.core.errors import DiskError, NotStored
+from pigeonpost.storage.models import Mark, Summary, Window
+from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import IMPORTED
-from stores import Mark, Summary, Window
-from stores.sqlite import SqliteStore
 from tests.page_support import use_memory_disk
 from tests.support import LIMIT_S, rounds, wait_until
 from tests.test_stores import E1, E2, OUTBOX, batch, gap

@@ -19,8 +19,8 @@ from unittest import mock
 from pigeonpost.core.config import load
 from pigeonpost.core.errors import SensorError, SettingsError
 from pigeonpost.core.json_fetch import LONGEST_ANSWER, Web
-from sensors import Channel, dotted_path
-from sensors import json as json_kind
+from pigeonpost.sensors import json as json_kind
+from pigeonpost.sensors.contract import Channel, dotted_path
 from tests.support import LIMIT_S, ROOT, temp_folder, wait_until
 from tests.test_sensors import Contract
 
@@ -648,8 +648,11 @@ class Tables(JsonCase):
             self.assertNotIn("sesame", str(caught.exception))
 
     def test_the_library_of_its_name_is_not_hidden(self):
-        self.assertEqual((json_kind.__name__, json.__name__), ("sensors.json", "json"))
-        for code in ("from sensors import json; json.make", "import sensors.mqtt; from sensors import json; json.make"):
+        self.assertEqual((json_kind.__name__, json.__name__), ("pigeonpost.sensors.json", "json"))
+        for code in (
+            "from pigeonpost.sensors import json; json.make",
+            "import pigeonpost.sensors.mqtt; from pigeonpost.sensors import json; json.make",
+        ):
             subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=LIMIT_S)
 
 

@@ -7,7 +7,8 @@ import unittest
 from unittest import mock
 
 from pigeonpost.core.errors import SensorError, SettingsError
-from sensors import Channel, kernel
+from pigeonpost.sensors import kernel
+from pigeonpost.sensors.contract import Channel
 from tests.support import temp_folder
 from tests.test_sensors import Contract
 
@@ -143,7 +144,10 @@ class Iio(KernelCase):
                 raise answer
             return answer
 
-        with mock.patch.object(kernel.Device, "_read", read), mock.patch("sensors.kernel.time.sleep") as slept:
+        with (
+            mock.patch.object(kernel.Device, "_read", read),
+            mock.patch("pigeonpost.sensors.kernel.time.sleep") as slept,
+        ):
             self.assertEqual(self.read("iio/dht11@4/temp"), 21)
             self.assertEqual([call.args for call in slept.call_args_list], [(2.0,), (2.0,)])
             answers += [OSError(errno.ETIMEDOUT, "timed out")] * 3

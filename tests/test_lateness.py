@@ -3,10 +3,10 @@
 import unittest
 from types import SimpleNamespace
 
-from lateness import LATE_MS, Late, Span
+from lateness import LATE_MS, Late
 from pigeonpost.core.clock import FakeClock
+from pigeonpost.storage.models import Filing, Mark, Span, Stretch
 from protocol import Gap, Sample
-from stores import Filing, Mark, Stretch
 
 MINUTE_MS = 60_000
 

@@ -6,8 +6,9 @@ import adc
 import node
 from pigeonpost.core.errors import SensorError, SettingsError
 from pigeonpost.core.strict_json import write_json
-from sensors import Channel, Derived, Source, at_path, command, dotted_path, formula, kernel, with_limits
-from sensors.simulated import SimulatedChip
+from pigeonpost.sensors import command, formula, kernel
+from pigeonpost.sensors.contract import Channel, Derived, Source, at_path, dotted_path, with_limits
+from pigeonpost.sensors.simulated import SimulatedChip
 
 
 def said(number, **options):

@@ -10,8 +10,8 @@ from unittest import mock
 
 import diary
 from bus.state import BusState
-from files.log_sums import sums_text
 from pages.about import PROMISE
+from pigeonpost.storage.csv.checksums import sums_text
 from protocol import Batch, Gap
 from tests.page_support import set_zone, use_memory_disk
 from tests.support import ROOT, wait_until

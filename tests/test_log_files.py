@@ -3,11 +3,12 @@
 import os
 import unittest
 
-import csvbuffer
-from csvbuffer import HEADER, CsvLog, local_time, log_name
-from files.log_files import verify_logs, write_anew
+from csvbuffer import CsvLog
 from pigeonpost.core.clock import FakeClock
-from stores.sqlite import SqliteStore
+from pigeonpost.storage.csv import format
+from pigeonpost.storage.csv.format import HEADER, local_time, log_name
+from pigeonpost.storage.csv.verify import verify_logs, write_anew
+from pigeonpost.storage.sqlite.store import SqliteStore
 from tests.memory_store import MemoryStore
 from tests.page_support import set_zone, use_memory_disk
 from tests.support import temp_folder
@@ -168,9 +169,9 @@ class VerifyingAfterACrash(LogFileCase):
 
     def test_rows_written_in_another_time_zone_are_sound(self):
         self.crashed()
-        self.addCleanup(csvbuffer._minutes.clear)
+        self.addCleanup(format._minutes.clear)
         set_zone(self, "Asia/Kathmandu")
-        csvbuffer._minutes.clear()
+        format._minutes.clear()
         self.assertEqual(self.faults(), [])
 
     def test_blocks_of_zeros_behind_what_is_recorded_are_sound(self):

@@ -7,7 +7,8 @@ import unittest
 from unittest import mock
 
 from pigeonpost.core.errors import SensorError, SettingsError
-from sensors import Channel, mcp3424, with_limits
+from pigeonpost.sensors import mcp3424
+from pigeonpost.sensors.contract import Channel, with_limits
 from tests.chip_mcp3424 import Chip, Wires, library
 from tests.support import LIMIT_S, temp_folder
 from tests.test_sensors import Contract

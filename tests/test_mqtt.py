@@ -16,14 +16,14 @@ from unittest import mock
 from guests import Guests
 from links import mqtt
 from links.mqtt import ACK_S, ANSWER_S, LONGEST_ANSWER_S, NodeEnd, ServerEnd
-from outbox import Outbox
 from parcels import read_body, sealed, unsealed, write_body
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import NotStored, SettingsError
+from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.outbox import Outbox
+from pigeonpost.node.ring_file import Ring
 from protocol import sample_body, sample_text
-from ring import Ring
-from session_node import NodeFacts
 from tests.support import BOOT, EPOCH, LIMIT_S, WALL_MS, FakeLedger, MemoryDisk, rounds, taken
 
 TOKEN = "0123456789abcdef0123456789abcdef"

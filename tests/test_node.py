@@ -18,9 +18,9 @@ from links.tcp import ServerEnd
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.config import load
 from pigeonpost.core.errors import SettingsError
+from pigeonpost.node.ring_file import Ring
+from pigeonpost.sensors.contract import Channel
 from pigeonpost.settings import NODE
-from ring import Ring
-from sensors import Channel
 from tests.forked import Forked
 from tests.page_support import main_here, use_memory_disk
 from tests.support import LIMIT_S, ROOT, FakeLedger, Program, Talk, clean_environment, temp_folder, wait_until
@@ -281,8 +281,8 @@ class Settings_(NodeCase):
     def test_every_kind_is_a_file(self):
         self.assertEqual(
             set(node._kinds()) - {"adc"},
-            {n[:-3] for n in os.listdir(os.path.join(ROOT, "sensors")) if n.endswith(".py")}
-            - {"__init__", "simulated"},
+            {n[:-3] for n in os.listdir(os.path.join(ROOT, "pigeonpost", "sensors")) if n.endswith(".py")}
+            - {"__init__", "contract", "simulated"},
         )
 
     def test_too_many_sensors_are_refused(self):
@@ -383,7 +383,8 @@ class SickDisks(NodeCase):
         code = f"""
 import os, sys, errno
 sys.path.insert(0, {ROOT!r})
-import node, ring
+import node
+from pigeonpost.node import ring_file as ring
 calls = 0
 def pwrite(fd, data, at):
     global calls

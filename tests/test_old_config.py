@@ -16,8 +16,8 @@ from commands.old_config import channel_names, formulas, node_toml, server_toml
 from node import make_sources
 from pigeonpost.core import config
 from pigeonpost.core.errors import SettingsError
+from pigeonpost.sensors.formula import compile_formula
 from pigeonpost.settings import NODE, SERVER
-from sensors.formula import compile_formula
 from tests.support import temp_folder
 from tests.web_house import WebHouse
 

@@ -14,8 +14,8 @@ import time
 import unittest
 from urllib.parse import urlencode
 
+from pigeonpost.node.ring_file import Ring, slot_bytes_for
 from protocol import encode
-from ring import Ring, slot_bytes_for
 from tests.page_support import Node, Server, StartedNode, StartedServer, control_here, for_class, use_memory_disk
 from tests.support import BOOT, EPOCH, LIMIT_S, Program, Talk, sensors_line, taken, temp_folder, wait_until
 

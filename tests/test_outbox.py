@@ -6,9 +6,10 @@ import threading
 import unittest
 from unittest import mock
 
-from outbox import MOST_FORKS, QUEUE_SAMPLES, Outbox
 from pigeonpost.core.errors import DiskError, Unexpected
-from ring import _MOST_AT_ONCE, Ring, Run
+from pigeonpost.node.outbox import MOST_FORKS, QUEUE_SAMPLES, Outbox
+from pigeonpost.node.ring_file import _MOST_AT_ONCE, Ring
+from pigeonpost.node.ring_records import Run
 from tests.page_support import use_memory_disk
 from tests.support import BOOT, LIMIT_S, MemoryDisk, taken, temp_folder, wait_until
 
@@ -87,7 +88,7 @@ class In(OutboxCase):
 
     def test_a_full_queue_drops_and_counts_and_says_so_once(self):
         outbox = self.open()
-        with self.assertLogs("outbox", "ERROR") as logged:
+        with self.assertLogs("pigeonpost.node.outbox", "ERROR") as logged:
             for n in range(QUEUE_SAMPLES + 7):
                 outbox.put(taken(up_ms=n))
         self.assertEqual(outbox.dropped, 7)

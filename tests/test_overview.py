@@ -9,10 +9,10 @@ from intake import Latest
 from pages import House
 from pages.overview import FRESH_S, Overview
 from pigeonpost.core.clock import FakeClock
+from pigeonpost.storage.models import NOTHING, Filing
+from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Batch, Gap, Sample
 from session_server import NodeState
-from stores import NOTHING, Filing
-from stores.sqlite import SqliteStore
 from tests.page_support import set_zone, use_memory_disk
 from tests.support import LIMIT_S, temp_folder
 

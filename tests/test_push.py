@@ -16,17 +16,17 @@ import errands
 import guests
 import intake
 from links import push
-from outbox import Outbox
 from parcels import PARCEL_BYTES
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core import http_client as webclient
 from pigeonpost.core.clock import Clock, FakeClock, parse_rfc3339
 from pigeonpost.core.config import load
 from pigeonpost.core.errors import DiskError, NotStored, SettingsError
+from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.outbox import Outbox
+from pigeonpost.node.ring_file import Ring
 from pigeonpost.settings import NODE
 from protocol import BATCH_SAMPLES
-from ring import Ring
-from session_node import NodeFacts
 from tests.support import BOOT, EPOCH, LIMIT_S, WALL_MS, MemoryDisk, rounds, taken, temp_folder, wait_until
 from tests.test_web_tls import make_certificate
 from tests.web_house import FakeLink, WebHouse, next_response, parse_response

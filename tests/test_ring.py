@@ -9,7 +9,8 @@ import unittest
 import zlib
 
 from pigeonpost.core.errors import DiskError
-from ring import FILE, LARGEST_SLOT, Ring, Run, Taken, slot_bytes_for
+from pigeonpost.node.ring_file import FILE, LARGEST_SLOT, Ring, slot_bytes_for
+from pigeonpost.node.ring_records import Run, Taken
 from tests.support import BOOT, EPOCH, Killed, MemoryDisk, rounds, taken, temp_folder
 
 FOLDER = "/card"

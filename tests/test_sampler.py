@@ -9,9 +9,9 @@ from unittest import mock
 
 from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.core.errors import SensorError
+from pigeonpost.node.sampler import LONGEST_WAIT_S, Metronome, Sampler
+from pigeonpost.sensors.contract import Channel, Source
 from protocol import LARGEST_INTEGER
-from sampler import LONGEST_WAIT_S, Metronome, Sampler
-from sensors import Channel, Source
 from tests.support import LIMIT_S, WALL_MS, wait_until
 
 
@@ -188,13 +188,13 @@ class Failures(SamplerCase):
         return fail
 
     def test_a_failing_source_gives_null_and_says_why(self):
-        with self.assertLogs("sampler", "WARNING"):
+        with self.assertLogs("pigeonpost.node.sampler", "WARNING"):
             one = self.sampled(Thing("a", "b", does=self.failing(SensorError("no response"))), Thing("c"))
         self.assertEqual(one.values, {"a": None, "b": None, "c": 1.5})
         self.assertEqual(one.errors, {"a": "no response", "b": "no response"})
 
     def test_one_channel_of_a_source_may_fail_alone(self):
-        with self.assertLogs("sampler", "WARNING"):
+        with self.assertLogs("pigeonpost.node.sampler", "WARNING"):
             one = self.sampled(Thing("a", "b", does=lambda: {"a": 5, "b": SensorError("end of the scale")}))
         self.assertEqual((one.values, one.errors), ({"a": 5, "b": None}, {"b": "end of the scale"}))
 
@@ -207,7 +207,7 @@ class Failures(SamplerCase):
             RecursionError(),
             StopIteration(),
         ):
-            with self.subTest(error), self.assertLogs("sampler", "WARNING") as logged:
+            with self.subTest(error), self.assertLogs("pigeonpost.node.sampler", "WARNING") as logged:
                 one = self.sampled(Thing("a", does=self.failing(error)), Thing("b"))
             self.assertEqual(one.values, {"a": None, "b": 1.5})
             self.assertIn("a fault of the program", one.errors["a"])
@@ -217,7 +217,7 @@ class Failures(SamplerCase):
         for reading in (
             float("nan"), float("inf"), -float("inf"), True, "21.5", None, [1], 1j, LARGEST_INTEGER + 1, 10**400,
         ):  # fmt: skip
-            with self.subTest(reading), self.assertLogs("sampler", "WARNING"):
+            with self.subTest(reading), self.assertLogs("pigeonpost.node.sampler", "WARNING"):
                 one = self.sampled(Thing("a", does=lambda r=reading: {"a": r}), Thing("b"))
             self.assertEqual(one.values, {"a": None, "b": 1.5})
             self.assertTrue(one.errors["a"].startswith("gave "))
@@ -227,7 +227,7 @@ class Failures(SamplerCase):
     def test_readings_that_are_none_are_that_sources_failure(self):
         """A source that breaks its contract must not stop the others, nor the clock that asks them."""
         for readings in (None, [], 5, "ab", {}, {"x": 1}, [("a", 1)]):
-            with self.subTest(readings), self.assertLogs("sampler", "WARNING"):
+            with self.subTest(readings), self.assertLogs("pigeonpost.node.sampler", "WARNING"):
                 one = self.sampled(Thing("a", does=lambda r=readings: r), Thing("b"))
             self.assertEqual(one.values, {"a": None, "b": 1.5})
             self.assertEqual(list(one.errors), ["a"])
@@ -237,13 +237,16 @@ class Failures(SamplerCase):
         sampler = self.sampler(
             Thing("a", does=lambda: {"a": 1} if good else self.failing(SensorError("no response"))())
         )
-        with self.assertLogs("sampler", "INFO") as logged:
+        with self.assertLogs("pigeonpost.node.sampler", "INFO") as logged:
             for _ in range(5):
                 sampler.sample()
             good.append(True)
             for _ in range(3):
                 sampler.sample()
-        self.assertEqual(logged.output, ["WARNING:sampler:a: no response", "INFO:sampler:a: reads again"])
+        self.assertEqual(
+            logged.output,
+            ["WARNING:pigeonpost.node.sampler:a: no response", "INFO:pigeonpost.node.sampler:a: reads again"],
+        )
         self.assertEqual(sampler.failed, 5)
 
     def test_a_slow_source_delays_nobody(self):
@@ -257,7 +260,7 @@ class Failures(SamplerCase):
                 seconds = 0.01
             return take_answers(seconds, answers)
 
-        with self.assertLogs("sampler", "WARNING"), mock.patch.object(sampler, "_take_answers", take):
+        with self.assertLogs("pigeonpost.node.sampler", "WARNING"), mock.patch.object(sampler, "_take_answers", take):
             for n in range(1, 4):
                 began_s = time.monotonic()
                 sampler.sample()
@@ -272,7 +275,7 @@ class Failures(SamplerCase):
         stuck = Stuck(self)
         slow = Thing("slow", does=stuck)
         sampler = self.sampler(slow, Thing("fast"), every_s=0.05, clock=Clock())
-        with self.assertLogs("sampler", "INFO"):
+        with self.assertLogs("pigeonpost.node.sampler", "INFO"):
             for _ in range(3):
                 sampler.sample()
             self.assertEqual(slow.reads, 1)

@@ -11,9 +11,10 @@ from unittest import mock
 import node
 from commands import scan
 from pigeonpost.core.config import load
+from pigeonpost.sensors import mcp3424
+from pigeonpost.sensors.contract import name_of
+from pigeonpost.sensors.simulated import SimulatedChip, room
 from pigeonpost.settings import NODE
-from sensors import mcp3424, name_of
-from sensors.simulated import SimulatedChip, room
 from tests.chip_mcp3424 import Chip, Wires, library
 from tests.forked import Forked
 from tests.page_support import control, control_here

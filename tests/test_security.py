@@ -19,15 +19,15 @@ from unittest import mock
 from urllib.parse import quote
 
 from links.tcp import NodeEnd
-from outbox import Outbox
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.auth.throttle import MOST
 from pigeonpost.core.addresses import is_loopback, own_address
 from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.http.message import SAFE_HEADERS
+from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.outbox import Outbox
+from pigeonpost.node.ring_file import Ring
 from protocol import Batch, Gap, encode
-from ring import Ring
-from session_node import NodeFacts
 from tests.support import BOOT, LIMIT_S, MemoryDisk, Talk, taken, wait_until
 from tests.test_stores import E2
 from tests.test_tcp import stop_at_once

@@ -10,7 +10,8 @@ import unittest
 from unittest import mock
 
 from pigeonpost.core.errors import SensorError, SettingsError
-from sensors import Channel, dotted_path, mqtt
+from pigeonpost.sensors import mqtt
+from pigeonpost.sensors.contract import Channel, dotted_path
 from tests.test_sensors import Contract
 
 CHANNELS = {

@@ -7,8 +7,9 @@ from unittest import mock
 
 import adc
 from pigeonpost.core.errors import SensorError, SettingsError
+from pigeonpost.sensors import machine, simulated
+from pigeonpost.sensors.contract import Channel, Source
 from protocol import SENSOR_NAME, UNIT
-from sensors import Channel, Source, machine, simulated
 from tests.support import temp_folder
 
 

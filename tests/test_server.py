@@ -13,8 +13,8 @@ import unittest
 
 import demo
 import server
-from files.log_sums import logs_in
 from pigeonpost.settings import SERVER
+from pigeonpost.storage.csv.checksums import logs_in
 from tests.forked import Forked
 from tests.page_support import Node, Server, StartedNode, StartedServer, control_here, main_here, use_memory_disk
 from tests.support import LIMIT_S, Program, temp_folder, wait_until

@@ -8,14 +8,15 @@ import unittest
 from unittest import mock
 
 import session_server
-from outbox import Outbox
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core.clock import FakeClock, rfc3339
 from pigeonpost.core.errors import Unexpected
+from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.outbox import Outbox
+from pigeonpost.node.ring_file import FILE, Ring
 from protocol import BATCH_SAMPLES, LINE_BYTES, WINDOW_SAMPLES, Message, decode, encode
-from ring import FILE, Ring
 from session import MOST_WARNINGS, is_count, parts
-from session_node import NodeFacts, NodeSession
+from session_node import NodeSession
 from session_server import NodeState, ServerSession
 from tests.support import WALL_MS, FakeLedger, Killed, MemoryDisk, rounds, sensors_line, taken
 
@@ -25,7 +26,7 @@ E = [f"{n:016x}" for n in range(0xE0, 0xF0)]
 SENSORS = [{"name": "temperature", "unit": "°C"}]
 
 
-LONG_LINES = mock.patch("stream.FIRST_SAMPLES", 500)  # from the first one on
+LONG_LINES = mock.patch("pigeonpost.node.send_cursor.FIRST_SAMPLES", 500)  # from the first one on
 
 
 class SessionCase(unittest.TestCase):
@@ -574,8 +575,8 @@ class Streaming(SessionCase):
         self.assertEqual(self.lines(self.streamed(node)), [(E[1], 1, 8)])
 
     @LONG_LINES
-    @mock.patch("stream.WINDOW_SAMPLES", 500)
-    @mock.patch("stream.BATCH_SAMPLES", 50)
+    @mock.patch("pigeonpost.node.send_cursor.WINDOW_SAMPLES", 500)
+    @mock.patch("pigeonpost.node.send_cursor.BATCH_SAMPLES", 50)
     def test_what_is_overwritten_while_the_server_is_slow_is_a_gap(self):
         self.start_node(slots=1024)
         self.take(500)

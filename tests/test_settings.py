@@ -8,9 +8,10 @@ from pathlib import Path
 import adc
 from links import pimonitor
 from pigeonpost.core.config import load
+from pigeonpost.sensors import command, formula, kernel, machine, mcp3424, mqtt
+from pigeonpost.sensors import json as json_kind
+from pigeonpost.sensors.contract import LIMITS
 from pigeonpost.settings import NODE, SERVER
-from sensors import LIMITS, command, formula, kernel, machine, mcp3424, mqtt
-from sensors import json as json_kind
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -5,9 +5,9 @@ import sqlite3
 import unittest
 
 from bench.soak import Measured, account, unflat
+from pigeonpost.storage.models import Filing, Mark, Stretch
+from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Gap, Sample
-from stores import Filing, Mark, Stretch
-from stores.sqlite import SqliteStore
 from tests.support import temp_folder
 
 EPOCHS = [f"{number:016x}" for number in range(3)]

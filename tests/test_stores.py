@@ -12,10 +12,11 @@ from unittest import mock
 
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import DiskError, NotStored, SettingsError
+from pigeonpost.storage.maintenance import Caretaker
+from pigeonpost.storage.models import NOTHING, SPANS_MS, Filing, LogMark, Mark, Stretch, window_end
+from pigeonpost.storage.sqlite import schema
+from pigeonpost.storage.sqlite.store import FILE, SqliteStore
 from protocol import Batch, Gap, Sample
-from stores import NOTHING, SPANS_MS, Filing, LogMark, Mark, Stretch, sqlite_schema, window_end
-from stores.sqlite import FILE, SqliteStore
-from stores.summaries import Caretaker
 from tests.memory_store import MemoryStore
 from tests.page_support import use_memory_disk
 from tests.support import LIMIT_S, rounds
@@ -463,7 +464,7 @@ class SqliteTest(StoreContract, unittest.TestCase):
     def make_old(self, folder):
         """A file as the first version had it, with a sample in it."""
         db = sqlite3.connect(os.path.join(folder, FILE))
-        db.executescript(sqlite_schema._STEPS[0])
+        db.executescript(schema._STEPS[0])
         db.executescript(f"""
             PRAGMA user_version = 1;
             INSERT INTO meta VALUES ('identity', '00000000000000ff');
@@ -493,7 +494,7 @@ class SqliteTest(StoreContract, unittest.TestCase):
     def test_a_change_of_format_that_is_cut_short_is_begun_again(self):
         with tempfile.TemporaryDirectory() as folder:
             self.make_old(folder)
-            with mock.patch.object(sqlite_schema, "_STEPS", (*sqlite_schema._STEPS, "CREATE TABLE nodes (id);")):
+            with mock.patch.object(schema, "_STEPS", (*schema._STEPS, "CREATE TABLE nodes (id);")):
                 self.assertRaises(DiskError, SqliteStore, folder)
             store = SqliteStore(folder)
             self.addCleanup(store.close)

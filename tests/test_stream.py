@@ -4,11 +4,11 @@ import json
 import unittest
 from unittest import mock
 
-from outbox import Outbox
 from pigeonpost.core.clock import FakeClock, parse_rfc3339
+from pigeonpost.node.outbox import Outbox
+from pigeonpost.node.ring_file import Ring
+from pigeonpost.node.send_cursor import FIRST_SAMPLES, Lost, Samples, Stream
 from protocol import BATCH_SAMPLES, WINDOW_SAMPLES
-from ring import Ring
-from stream import FIRST_SAMPLES, Lost, Samples, Stream
 from tests.support import MemoryDisk, taken
 
 

@@ -10,9 +10,10 @@ from unittest import mock
 
 from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.core.errors import DiskError, NotStored
+from pigeonpost.storage import maintenance
+from pigeonpost.storage.maintenance import Caretaker, summarise, summary
+from pigeonpost.storage.models import SPANS_MS, Point, together
 from protocol import Batch
-from stores import SPANS_MS, Point, summaries, together
-from stores.summaries import Caretaker, summarise, summary
 from tests.memory_store import MemoryStore
 from tests.support import LIMIT_S, wait_until
 from tests.test_intake import E1, IntakeCase
@@ -100,7 +101,7 @@ class Caring(unittest.TestCase):
         put(self.store, NOON - 1000)
         self.work()
         self.assertEqual(self.ends(), [])
-        self.clock.sleep(summaries.GRACE_MS / 1000 + 0.001)
+        self.clock.sleep(maintenance.GRACE_MS / 1000 + 0.001)
         self.work()
         self.assertEqual(self.ends(), [(span, NOON) for span in SPANS_MS])
         self.assertEqual(self.caretaker.summed, 2)
@@ -124,7 +125,7 @@ class Caring(unittest.TestCase):
         self.assertEqual(len(self.store.samples), 1)
 
     def test_many_go_a_little_at_a_time(self):
-        with mock.patch.object(summaries, "_FORGET_AT_ONCE", 3):
+        with mock.patch.object(maintenance, "_FORGET_AT_ONCE", 3):
             put(self.store, *(NOON - n * HOUR for n in range(10)))
             self.store.filings = []
             self.clock.sleep(2 * 86_400)
@@ -147,7 +148,7 @@ class WithAnIntake(IntakeCase):
     def test_it_works_by_itself(self):
         put(self.store, *(NOON + n * 1000 for n in range(3000)))
         self.start()
-        with mock.patch.object(summaries, "LOOK_S", 0.01):
+        with mock.patch.object(maintenance, "LOOK_S", 0.01):
             caretaker = Caretaker(self.store, self.intake, self.clock)
             caretaker.start()
             wait_until(lambda: not self.store.unsummed(1 << 60, 1), "all is summed up")
@@ -161,7 +162,7 @@ class WithAnIntake(IntakeCase):
         logging.disable(logging.CRITICAL)
         self.addCleanup(logging.disable, logging.NOTSET)
         with (
-            mock.patch.object(summaries, "LOOK_S", 0.01),
+            mock.patch.object(maintenance, "LOOK_S", 0.01),
             mock.patch.object(self.store, "put_summaries", side_effect=NotStored("full")) as tried,
         ):
             caretaker = Caretaker(self.store, self.intake, self.clock)

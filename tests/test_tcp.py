@@ -17,14 +17,15 @@ from unittest import mock
 import wire
 from links import End, tcp
 from links.tcp import MOST_CONNECTIONS, MOST_OF_A_HOST, NodeEnd, ServerEnd
-from outbox import Outbox
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.core.strict_json import write_json
+from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.outbox import Outbox
+from pigeonpost.node.ring_file import Ring
 from protocol import LARGEST_INTEGER, LARGEST_SEQ, LINE_BYTES, SENSOR_NAME, decode, encode
-from ring import Ring
-from session_node import NodeFacts, NodeSession
+from session_node import NodeSession
 from session_server import DOUBT_S, NodeState, ServerSession
 from tests.support import BOOT, EPOCH, LIMIT_S, FakeLedger, MemoryDisk, Talk, rounds, sensors_line, taken, wait_until
 
@@ -818,7 +819,7 @@ class Stopping(TcpCase):
         self.assertLess(time.monotonic() - began_s, LIMIT_S)
         self.assertEqual(talk.rest(), [])
 
-    @mock.patch("stream.FIRST_SAMPLES", 500)
+    @mock.patch("pigeonpost.node.send_cursor.FIRST_SAMPLES", 500)
     def test_a_peer_that_takes_nothing_is_not_waited_for_long(self):
         self.make_outbox(slots=16_384)
         self.take(5000)

@@ -16,7 +16,7 @@ import guests
 from links import tmon
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import NotStored
-from stores.sqlite import SqliteStore
+from pigeonpost.storage.sqlite.store import SqliteStore
 from tests.forked import Forked
 from tests.page_support import control_here, use_memory_disk
 from tests.support import LIMIT_S, ROOT, Program, clean_environment, temp_folder, wait_until

@@ -7,9 +7,9 @@ import types
 import unittest
 
 from pigeonpost.core.errors import SettingsError
+from pigeonpost.storage.models import NOTHING, Filing, Stretch
 from protocol import Sample
 from session_server import NodeState
-from stores import NOTHING, Filing, Stretch
 from tests.page_support import Server, set_zone, use_memory_disk
 from tests.support import temp_folder, wait_until
 from tests.web_house import FakeLink, WebHouse

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import DiskError, NotStored, SettingsError
+from pigeonpost.storage.models import NOTHING, Filing
 from protocol import Batch
-from stores import NOTHING, Filing
 from tests.forked import Forked
 from tests.memory_store import MemoryStore
 from tests.page_support import use_memory_disk

@@ -19,8 +19,8 @@ from pages.overview import Picture
 from pigeonpost.core.clock import parse_rfc3339
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.http.message import Refusal, Request
+from pigeonpost.storage.maintenance import Caretaker
 from protocol import Batch, Gap, Sample
-from stores.summaries import Caretaker
 from tests.page_support import use_memory_disk
 from tests.support import LIMIT_S, WALL_MS, temp_folder, wait_until
 from tests.web_house import FakeLink, WebHouse

@@ -35,10 +35,10 @@ from pigeonpost.auth.users import FIRST_USER, Users
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import load
 from pigeonpost.settings import SERVER, SERVER_ARRAYS
+from pigeonpost.storage.models import Filing
+from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Batch, Sample
 from session_server import NodeState
-from stores import Filing
-from stores.sqlite import SqliteStore
 from tests.support import LIMIT_S, temp_folder
 from verdicts import Verdicts
 from web.connections import Limits

@@ -23,7 +23,7 @@ from watch import Message
 
 if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
-    from stores import Filing
+    from pigeonpost.storage.models import Filing
 
 OPTIONS = (
     Option("node", matching(NODE_NAME, NODE_NAME_TAKES), "", "whose; without one that of every node"),

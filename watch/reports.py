@@ -12,7 +12,7 @@ from pigeonpost.core.clock import rfc3339
 from watch import Message
 
 if TYPE_CHECKING:
-    from stores import Store
+    from pigeonpost.storage.contract import Store
 
 
 def report(store: Store, server: str, from_ms: int, to_ms: int) -> Message:

@@ -26,10 +26,10 @@ from pages import House
 from pigeonpost.auth.users import Users
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.version import VERSION
+from pigeonpost.storage.models import Filing, Mark, Stretch
+from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Sample
 from session_server import NodeState
-from stores import Filing, Mark, Stretch
-from stores.sqlite import SqliteStore
 from webui import WebEnd
 
 NOW_MS = 1_795_188_970_000  # 2026-11-20T15:36:10Z

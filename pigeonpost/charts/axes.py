@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pigeonpost.core.format import MONTHS
 
 if TYPE_CHECKING:
-    from stores import Column
+    from pigeonpost.storage.models import Column
 
 Scale = Callable[[float], float]  # a value to its place from the top
 

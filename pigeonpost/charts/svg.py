@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from lateness import Span
 from pigeonpost.charts.axes import Axis, Frame, Scale, axis_of, left_axis, right_axis, x_axis
 from pigeonpost.core.format import clock, number, with_unit
 from pigeonpost.core.html import escaped
+from pigeonpost.storage.models import Span
 
 if TYPE_CHECKING:
-    from stores import Column
+    from pigeonpost.storage.models import Column
 
 COLOURS = 4  # of one sensor alone; sensor 4 has the colour of sensor 0 again
 MOST_SERIES = 6  # each with a colour of its own

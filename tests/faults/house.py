@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from pigeonpost.core.clock import parse_rfc3339
-from ring import Disk, Ring
+from pigeonpost.node.ring_file import Disk, Ring
 from tests.support import LIMIT_S, LONG, clean_environment, free_port, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent

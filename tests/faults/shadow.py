@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 from unittest import mock
 
-from stores import Filing, LogMark, Mark, Store, Stretch
+from pigeonpost.storage.contract import Store
+from pigeonpost.storage.models import Filing, LogMark, Mark, Stretch
 from tests.faults.sim_disk import Died
 from tests.faults.sim_machines import SimStore
 from tests.faults.sim_oracle import Oracle, Violation

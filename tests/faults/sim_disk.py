@@ -13,7 +13,7 @@ import os
 import random
 from collections import Counter
 
-from ring import Disk
+from pigeonpost.node.ring_file import Disk
 
 FOLDER = "/card"
 

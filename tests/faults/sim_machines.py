@@ -13,14 +13,16 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from intake import Intake
-from outbox import Outbox
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import DiskError, NotStored
-from ring import Ring, Taken
-from session_node import NodeFacts, NodeSession
+from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.outbox import Outbox
+from pigeonpost.node.ring_file import Ring
+from pigeonpost.node.ring_records import Taken
+from pigeonpost.storage.models import NOTHING, LogMark, Mark
+from session_node import NodeSession
 from session_server import NodeState, ServerSession
-from stores import NOTHING, LogMark, Mark
 from tests.faults.sim_disk import FOLDER, Died, SimDisk
 from tests.faults.sim_oracle import Oracle, Violation
 from tests.memory_store import MemoryStore

@@ -16,8 +16,8 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from outbox import Outbox
-from ring import Taken
+from pigeonpost.node.outbox import Outbox
+from pigeonpost.node.ring_records import Taken
 from tests.memory_store import MemoryStore
 
 Identity = tuple[str, int]  # epoch, seq

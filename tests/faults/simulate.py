@@ -406,8 +406,8 @@ def _small_limits(chance: random.Random) -> Iterator[None]:
     """Randomness from the seed, and small windows, batches and lists, so that their ends are met."""
     with (
         mock.patch("os.urandom", chance.randbytes),
-        mock.patch("stream.WINDOW_SAMPLES", chance.choice((10, 40, 5_000))),
-        mock.patch("stream.BATCH_SAMPLES", chance.choice((3, 20, 500))),
+        mock.patch("pigeonpost.node.send_cursor.WINDOW_SAMPLES", chance.choice((10, 40, 5_000))),
+        mock.patch("pigeonpost.node.send_cursor.BATCH_SAMPLES", chance.choice((3, 20, 500))),
         mock.patch("session.ENTRIES_A_LINE", chance.choice((1, 2, 500))),
     ):
         yield

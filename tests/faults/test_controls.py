@@ -9,9 +9,9 @@ import control
 from csvbuffer import CsvLog
 from intake import Intake
 from pigeonpost.core.clock import Clock
+from pigeonpost.node.ring_file import Ring
+from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Batch, Sample
-from ring import Ring
-from stores.sqlite import SqliteStore
 from tests.faults.house import House, trial
 from tests.faults.loop_disk import LoopDisk
 from tests.faults.test_power import cut

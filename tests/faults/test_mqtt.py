@@ -13,7 +13,7 @@ import unittest
 from collections import Counter
 
 from pigeonpost.core.clock import parse_rfc3339
-from ring import Ring
+from pigeonpost.node.ring_file import Ring
 from tests.libraries import need_broker
 from tests.libraries.test_mqtt_road import Road, stored
 from tests.support import rounds, temp_folder, wait_until

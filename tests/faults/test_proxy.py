@@ -19,12 +19,13 @@ from csvbuffer import CsvLog
 from intake import Intake
 from links import tcp
 from links.tcp import NodeEnd, ServerEnd
-from outbox import Outbox
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core.clock import Clock
-from ring import Ring, Taken
-from session_node import NodeFacts
-from stores.sqlite import SqliteStore
+from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.outbox import Outbox
+from pigeonpost.node.ring_file import Ring
+from pigeonpost.node.ring_records import Taken
+from pigeonpost.storage.sqlite.store import SqliteStore
 from tests.faults.house import DISK
 from tests.support import rounds, wait_until
 

@@ -8,11 +8,11 @@ import unittest
 from unittest import mock
 
 from links import push
-from outbox import Outbox
 from pigeonpost.core import http_client
 from pigeonpost.core.files import replace_file
+from pigeonpost.node.outbox import Outbox
+from pigeonpost.node.ring_file import Ring
 from protocol import encode
-from ring import Ring
 from tests.faults.house import House, kill_at_random, trial
 from tests.support import BOOT, MemoryDisk, free_port, long, rounds, wait_until
 from tests.test_push import NodeCase

@@ -6,8 +6,8 @@ PIGEONPOST_TEST_SHADOW_SEEDS says how many seeds are played.
 import unittest
 from unittest import mock
 
+from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Gap
-from stores.sqlite import SqliteStore
 from tests.faults.shadow import play_on
 from tests.faults.sim_oracle import Violation
 from tests.faults.simulate import first_seed

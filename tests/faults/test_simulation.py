@@ -15,11 +15,12 @@ from unittest import mock
 
 import intake
 from intake import Intake
-from outbox import Outbox
 from pigeonpost.core.errors import DiskError
-from ring import Ring, Taken
-from stores import Mark
-from stream import Stream
+from pigeonpost.node.outbox import Outbox
+from pigeonpost.node.ring_file import Ring
+from pigeonpost.node.ring_records import Taken
+from pigeonpost.node.send_cursor import Stream
+from pigeonpost.storage.models import Mark
 from tests.faults.house import ROOT
 from tests.faults.sim_disk import FOLDER, Died, SimDisk
 from tests.faults.sim_oracle import Violation

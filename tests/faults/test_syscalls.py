@@ -15,8 +15,9 @@ import time
 import unittest
 from pathlib import Path
 
-from ring import FILE, Ring, Taken
-from stores.sqlite import FILE as DATABASE
+from pigeonpost.node.ring_file import FILE, Ring
+from pigeonpost.node.ring_records import Taken
+from pigeonpost.storage.sqlite.store import FILE as DATABASE
 from tests.faults.house import DISK, Program, trial
 from tests.support import LIMIT_S, free_port, long, rounds, wait_until
 

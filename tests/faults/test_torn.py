@@ -4,7 +4,8 @@ import os
 import tempfile
 import unittest
 
-from ring import FILE, Ring, Taken
+from pigeonpost.node.ring_file import FILE, Ring
+from pigeonpost.node.ring_records import Taken
 from tests.faults.house import DISK
 
 SLOTS, SLOT_BYTES = 8, 128

@@ -9,7 +9,7 @@ import tempfile
 import unittest
 
 from files.backups import BadBackup, unpack
-from stores.sqlite import FILE
+from pigeonpost.storage.sqlite.store import FILE
 from tests.fuzz import Target, fuzzed, mutated, st
 
 PIECES = [

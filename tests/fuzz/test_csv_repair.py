@@ -6,8 +6,9 @@ import os
 import unittest
 from pathlib import Path
 
-from csvbuffer import HEADER, CsvLog, logged_rows
+from csvbuffer import CsvLog
 from pigeonpost.core.clock import parse_rfc3339
+from pigeonpost.storage.csv.format import HEADER, logged_rows
 from tests.fuzz import Target, fuzzed, st
 from tests.memory_store import MemoryStore
 from tests.support import temp_folder

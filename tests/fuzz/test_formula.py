@@ -4,8 +4,8 @@ import math
 import unittest
 
 from pigeonpost.core.errors import SensorError, SettingsError
-from sensors import formula
-from sensors.formula import FUNCTIONS, compile_formula
+from pigeonpost.sensors import formula
+from pigeonpost.sensors.formula import FUNCTIONS, compile_formula
 from tests.fuzz import Target, fuzzed, mutated, st
 
 VALUES = {"a": 21.5, "b": -3, "zero": 0, "large": 1e308, "tiny": 5e-324, "whole": 2**63 - 1}

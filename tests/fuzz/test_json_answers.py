@@ -8,8 +8,8 @@ import unittest
 
 from pigeonpost.core.errors import SensorError
 from pigeonpost.core.json_fetch import LONGEST_ANSWER, Web, decoded
-from sensors import dotted_path
-from sensors import json as json_kind
+from pigeonpost.sensors import json as json_kind
+from pigeonpost.sensors.contract import dotted_path
 from tests.fuzz import Target, fuzzed, mutated, st
 
 PATHS = [dotted_path(text) for text in ("", "a", "a.0", "a.-1.b", '"a.b".c', "0", "-0", "a.9999999999", "b.b.b")]

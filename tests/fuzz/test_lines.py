@@ -3,13 +3,14 @@
 import unittest
 
 import protocol
-from outbox import Outbox
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import WireError
+from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.outbox import Outbox
+from pigeonpost.node.ring_file import Ring
 from protocol import LARGEST_SEQ, LINE_BYTES, WORDS, decode, encode
-from ring import Ring
-from session_node import NodeFacts, NodeSession
+from session_node import NodeSession
 from session_server import NodeState, ServerSession
 from tests.fuzz import Target, fuzzed, mutated, st
 from tests.fuzz.test_samples import PIECES, json_texts, sample_texts

@@ -7,14 +7,14 @@ from unittest import mock
 
 from links import mqtt
 from links.announce import DATAGRAM_BYTES, MOST_PLACES, ServerEnd, read_call, write_call
-from outbox import Outbox
 from parcels import PARCEL_BYTES, read_body, sealed, unsealed, write_body
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import BadArgument, WireError
+from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.outbox import Outbox
+from pigeonpost.node.ring_file import Ring
 from protocol import Gap, sample_body, sample_text
-from ring import Ring
-from session_node import NodeFacts
 from tests.fuzz import Target, fuzzed, mutated, st
 from tests.support import BOOT, EPOCH, MemoryDisk, taken
 from tests.test_parcels import HEAD, gap, texts

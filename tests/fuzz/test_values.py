@@ -6,10 +6,10 @@ import types
 import unittest
 
 from pigeonpost.core.errors import SensorError
+from pigeonpost.sensors.mqtt import value_in
+from pigeonpost.storage.models import NOTHING, Filing, Stretch
 from protocol import Sample
-from sensors.mqtt import value_in
 from session_server import NodeState
-from stores import NOTHING, Filing, Stretch
 from tests.fuzz import Target, fuzzed, mutated, st
 from tests.fuzz.test_samples import json_texts
 from verdicts import KINDS, Verdicts

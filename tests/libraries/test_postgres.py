@@ -7,13 +7,15 @@ import unittest
 from unittest import mock
 
 from csvbuffer import CsvLog
-from files.log_files import verify_logs
 from intake import Intake
 from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.core.errors import DiskError, InUse, NotStored, SettingsError
+from pigeonpost.storage.csv.verify import verify_logs
+from pigeonpost.storage.models import NOTHING, Filing, LogMark, Mark
+from pigeonpost.storage.postgres import schema
+from pigeonpost.storage.postgres import store as postgres_store
+from pigeonpost.storage.postgres.store import ID_FILE, PostgresStore
 from protocol import Batch, Sample
-from stores import NOTHING, Filing, LogMark, Mark, postgres, postgres_schema
-from stores.postgres import ID_FILE, PostgresStore
 from tests.libraries.databases import Cluster, Database, need_postgres, psycopg
 from tests.support import LIMIT_S, Program, temp_folder, wait_until
 from tests.test_stores import E1, E2, OUTBOX, StoreContract, batch, file, gap
@@ -107,7 +109,7 @@ class Values(One):
     def test_no_sample_is_there_twice_whatever_became_of_the_marks(self):
         file(self.store, batch(1, 9))
         DATABASE.do("UPDATE epochs SET seq = 5, up = 5000")
-        with self.assertLogs("stores.postgres", "WARNING"):
+        with self.assertLogs("pigeonpost.storage.postgres.store", "WARNING"):
             file(self.store, batch(6, 12))
         self.assertEqual([point.seq for point in self.store.points("a", 0, FAR, 99)], [*range(1, 13)])
         self.assertEqual(list(self.store.verify()), [])
@@ -248,7 +250,7 @@ class Several(One):
         self.assertEqual(len(list(new.every_sample())), 6)
 
     def test_a_copied_folder_is_no_second_server(self):
-        with mock.patch.object(postgres, "PLACE_S", 0.1), self.assertRaises(InUse) as caught:
+        with mock.patch.object(postgres_store, "PLACE_S", 0.1), self.assertRaises(InUse) as caught:
             self.make()
         self.assertIn(ID_FILE, str(caught.exception))
         self.store.close()
@@ -313,7 +315,7 @@ class Faults(One):
 
     def test_a_reader_in_the_midst_of_an_answer(self):
         file(self.store, batch(1, 100))
-        with self.assertRaises(NotStored), mock.patch("stores.postgres_reading._AT_ONCE", 10):
+        with self.assertRaises(NotStored), mock.patch("pigeonpost.storage.postgres.queries._AT_ONCE", 10):
             for point in self.store.every_sample():
                 if point.seq == 5:
                     DATABASE.cut()
@@ -432,7 +434,7 @@ class Opening(Case, unittest.TestCase):
         self.assertIn("nobody", said)
 
     def test_a_database_that_is_not_there_is_waited_for_and_then_is_an_error(self):
-        with self.assertLogs("stores.postgres", "WARNING"):
+        with self.assertLogs("pigeonpost.storage.postgres.store", "WARNING"):
             self.refusal("postgresql://127.0.0.1:1/x", DiskError)
 
     def test_the_library_that_is_missing_is_named(self):
@@ -444,7 +446,7 @@ class Opening(Case, unittest.TestCase):
         self.make().close()
         DATABASE.do("UPDATE meta SET value = '99' WHERE key = 'version'")
         self.assertIn("newer", self.refusal())
-        with mock.patch.object(postgres_schema, "OLDEST", 990_000):
+        with mock.patch.object(schema, "OLDEST", 990_000):
             self.assertIn("too old", self.refusal())
 
     def test_a_database_that_cannot_hold_a_degree_sign_is_refused(self):
@@ -459,7 +461,7 @@ class Opening(Case, unittest.TestCase):
         self.addCleanup(DATABASE.do, f"DROP OWNED BY {user}; DROP ROLE {user}")
         theirs = psycopg.conninfo.make_conninfo(DATABASE.address, user=user)
         self.assertIn("control.py schema", self.refusal(theirs))
-        DATABASE.do(postgres_schema.SCRIPT + f"GRANT ALL ON SCHEMA pigeonpost TO {user};"
+        DATABASE.do(schema.SCRIPT + f"GRANT ALL ON SCHEMA pigeonpost TO {user};"
                     f"GRANT ALL ON ALL TABLES IN SCHEMA pigeonpost TO {user};"
                     f"GRANT ALL ON ALL SEQUENCES IN SCHEMA pigeonpost TO {user}")  # fmt: skip
         store = PostgresStore(theirs, self.folder)
@@ -500,8 +502,8 @@ class Opening(Case, unittest.TestCase):
                     " BEGIN CREATE TABLE told AS SELECT relation::text, time_column::text, chunk_time_interval;"
                     " RETURN 1; END $$")  # fmt: skip
         self.addCleanup(DATABASE.do, "DROP SCHEMA ts CASCADE")
-        script = postgres_schema.SCRIPT.replace("'timescaledb'", "'btree_gist'")
-        with mock.patch.object(postgres_schema, "SCRIPT", script):
+        script = schema.SCRIPT.replace("'timescaledb'", "'btree_gist'")
+        with mock.patch.object(schema, "SCRIPT", script):
             store = self.make()
         self.addCleanup(store.close)
         self.assertEqual(DATABASE.do("SELECT * FROM told"), [("samples", "time", 604_800_000)])
@@ -582,7 +584,7 @@ class Restart(unittest.TestCase):
             file(store, batch(501, 502))
         with self.assertRaises(NotStored):
             store.nodes()
-        with self.assertLogs("stores.postgres", "WARNING") as told:
+        with self.assertLogs("pigeonpost.storage.postgres.store", "WARNING") as told:
             starter = threading.Timer(0.5, cluster.start)
             starter.start()
             other = PostgresStore(database.address, temp_folder(self))  # waits

@@ -19,8 +19,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from files.log_sums import logs_in
 from pigeonpost.core.clock import parse_rfc3339
+from pigeonpost.storage.csv.checksums import logs_in
 from tests.faults.house import ROOT, House, Program
 from tests.libraries import Broker, need_broker
 from tests.libraries.databases import Cluster, Database, need_postgres, psycopg

@@ -6,7 +6,7 @@ PIGEONPOST_TEST_SHADOW_SEEDS sets the number of seeds.
 import os
 import unittest
 
-from stores.postgres import ID_FILE, PostgresStore
+from pigeonpost.storage.postgres.store import ID_FILE, PostgresStore
 from tests.faults.shadow import play_on
 from tests.faults.simulate import first_seed
 from tests.libraries.databases import Database, need_postgres

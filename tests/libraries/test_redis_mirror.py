@@ -8,8 +8,9 @@ from unittest import mock
 
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import SettingsError
-from stores import NOTHING, Filing, redis_mirror
-from stores.redis_mirror import RedisMirror
+from pigeonpost.storage import redis_publisher
+from pigeonpost.storage.models import NOTHING, Filing
+from pigeonpost.storage.redis_publisher import RedisMirror
 from tests.libraries.databases import Redis, need_redis, redis
 from tests.memory_store import MemoryStore
 from tests.support import LIMIT_S, Program, temp_folder, wait_until
@@ -36,7 +37,7 @@ class Case(unittest.TestCase):
     def setUp(self):
         for name, seconds in (("RETRY_S", 0.05), ("LONGEST_RETRY_S", 0.1), ("CHECK_S", 0.2), ("LOOK_S", 0.05),
                               ("PACE_S", 0.01), ("ANSWER_S", 0.5)):  # fmt: skip
-            patch = mock.patch.object(redis_mirror, name, seconds)
+            patch = mock.patch.object(redis_publisher, name, seconds)
             patch.start()
             self.addCleanup(patch.stop)
         self.server = Redis(self)
@@ -133,7 +134,7 @@ class States(Case):
         self.wait_for("4", "pigeonpost:C4", "DPacketsLost")
 
     def test_only_so_many_sensors_are_kept(self):
-        with mock.patch.object(redis_mirror, "MOST_SERIES", 3):
+        with mock.patch.object(redis_publisher, "MOST_SERIES", 3):
             mirror = self.mirror()
             for node in "abc":
                 mirror.note(filings(batch(1, 1, node=node)))

@@ -8,7 +8,7 @@ import unittest
 from unittest import mock
 
 from pigeonpost.core.errors import SensorError
-from sensors import mqtt
+from pigeonpost.sensors import mqtt
 from tests.libraries import Broker, need_broker, paho
 from tests.support import LIMIT_S, Program, Talk, free_port, temp_folder, wait_until
 

@@ -5,7 +5,7 @@ import os
 import unittest
 from unittest import mock
 
-from sensors import mcp3424
+from pigeonpost.sensors import mcp3424
 from tests.chip_mcp3424 import Chip, Wires
 from tests.support import temp_folder
 

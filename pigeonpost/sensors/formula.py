@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 
 from pigeonpost.core.config import Option, a_table, matching, number, read_options, text
 from pigeonpost.core.errors import SensorError, SettingsError
+from pigeonpost.sensors.contract import Channel, Derived, Latest, Readings, channel_tables, nearest
 from protocol import UNIT, Number
-from sensors import Channel, Derived, Latest, Readings, channel_tables, nearest
 
 LONGEST_TEXT = 1000  # characters
 MOST_PARTS = 250  # names, numbers, operations

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from stores import SPANS_MS, Column, Summary, Window, together, whole_hours, window_end
+from pigeonpost.storage.models import SPANS_MS, Column, Summary, Window, together, whole_hours, window_end
 
 _SUMMARY = '"end", "values", mean, median, mode, low, high, deviation'
 _GONE = "30 days"  # that a server was not seen; then nothing waits any more for what its log owes

@@ -20,7 +20,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from pigeonpost.core.errors import DiskError, Unexpected
-from ring import Ring, Run, Slot, Taken
+from pigeonpost.node.ring_file import Ring
+from pigeonpost.node.ring_records import Run, Slot, Taken
 
 log = logging.getLogger(__name__)
 

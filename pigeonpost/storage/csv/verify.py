@@ -12,12 +12,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from csvbuffer import HEADER, TAIL_BYTES, is_left_by_crash, log_rows, logged_rows, meaning, rows_written
-from files.log_sums import logs_in
 from pigeonpost.core.clock import Clock, parse_rfc3339
 from pigeonpost.core.files import sync_folder
+from pigeonpost.storage.contract import Store
+from pigeonpost.storage.csv.checksums import logs_in
+from pigeonpost.storage.csv.format import (
+    HEADER,
+    TAIL_BYTES,
+    is_left_by_crash,
+    log_rows,
+    logged_rows,
+    meaning,
+    rows_written,
+)
+from pigeonpost.storage.models import LogMark, Point, Stretch
 from protocol import Gap, Sample
-from stores import LogMark, Point, Store, Stretch
 
 _AT_ONCE = 1000  # samples that are made rows together
 

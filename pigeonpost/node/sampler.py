@@ -19,9 +19,9 @@ from typing import Any, TypeGuard
 
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import SensorError
+from pigeonpost.node.ring_records import Taken
+from pigeonpost.sensors.contract import Derived, Latest, Readings, Source, in_order
 from protocol import LARGEST_INTEGER, Number
-from ring import Taken
-from sensors import Derived, Latest, Readings, Source, in_order
 
 log = logging.getLogger(__name__)
 

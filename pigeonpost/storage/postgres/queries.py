@@ -11,10 +11,11 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from pigeonpost.storage.contract import Store
+from pigeonpost.storage.models import Column, Logged, LogMark, Mark, Point, Stretch, Summary, Window
+from pigeonpost.storage.postgres import rollups as statistics
+from pigeonpost.storage.postgres.pool import Link
 from protocol import Gap, Sample
-from stores import Column, Logged, LogMark, Mark, Point, Store, Stretch, Summary, Window
-from stores import postgres_summaries as statistics
-from stores.postgres_link import Link
 
 _AT_ONCE = 5_000  # rows that are fetched of a long answer
 

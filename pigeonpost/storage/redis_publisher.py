@@ -27,7 +27,8 @@ from typing import Any
 
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import NotStored, SettingsError
-from stores import Filing, Store, Stretch
+from pigeonpost.storage.contract import Store
+from pigeonpost.storage.models import Filing, Stretch
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from outbox import Outbox
 from pigeonpost.core.clock import Clock
+from pigeonpost.node.outbox import Outbox
+from pigeonpost.node.ring_records import Run, Slot
 from protocol import BATCH_SAMPLES, LINE_BYTES, WINDOW_SAMPLES, sample_text
-from ring import Run, Slot
 from session import is_count
 
 # Every stream begins with short pieces, each twice as long as the one before: over a network that cuts every connection

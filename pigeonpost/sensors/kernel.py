@@ -28,8 +28,17 @@ from typing import Any, TypeVar
 
 from pigeonpost.core.config import Option, a_table, matching, read_options, text
 from pigeonpost.core.errors import SensorError, SettingsError
+from pigeonpost.sensors.contract import (
+    CALIBRATION,
+    Channel,
+    Found,
+    Readings,
+    Source,
+    calibrated,
+    channel_tables,
+    name_of,
+)
 from protocol import UNIT, Number
-from sensors import CALIBRATION, Channel, Found, Readings, Source, calibrated, channel_tables, name_of
 
 OPTIONS = (
     Option("channels", a_table, None, "a table for each channel, by its name"),

@@ -25,12 +25,13 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from pigeonpost.core.errors import DiskError
-from protocol import Number, sample_body
+from pigeonpost.node.ring_records import Run, Slot, Taken
+from protocol import sample_body
 
 log = logging.getLogger(__name__)
 
@@ -49,49 +50,6 @@ _SLOT_HEAD = _CRC.size + _SLOT.size
 _LONGEST_NUMBER = 24  # repr of a float: sign, 17 digits, point, e-308
 _CHUNK = 1 << 18
 _MOST_AT_ONCE = 1_000  # samples made durable by one fdatasync
-
-
-class Taken(NamedTuple):
-    """A sample as it was taken, before it has a number: the fields are those of protocol.Sample."""
-
-    wall_ms: int
-    up_ms: int
-    clock_set: bool
-    values: Mapping[str, Number | None]
-    errors: Mapping[str, str]
-
-
-class Slot(NamedTuple):
-    """A sample as the ring holds it. `number` runs over all epochs; `boot` is the id of the boot it was taken in."""
-
-    number: int
-    wall_ms: int
-    up_ms: int
-    boot: int
-    clock_set: bool
-    body: str
-
-
-class Run(NamedTuple):
-    """Samples `first` to `last` (seq) of one epoch, which follow each other; `number` is the running one of `first`."""
-
-    epoch: str
-    first: int
-    last: int
-    number: int
-
-    @property
-    def last_number(self) -> int:
-        """The running number of the last sample."""
-        return self.number + self.last - self.first
-
-    def seq_of(self, number: int) -> int:
-        """The seq, in this epoch, of the sample with this running number."""
-        return self.first + number - self.number
-
-    def cut(self, number: int) -> Run:
-        """What is left of it from the running `number` on."""
-        return self._replace(first=self.seq_of(number), number=number)
 
 
 class Disk:

@@ -11,7 +11,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from stores import SPANS_MS, Column, Summary, Window, together, whole_hours, window_end
+from pigeonpost.storage.models import SPANS_MS, Column, Summary, Window, together, whole_hours, window_end
 
 _NODE = "(SELECT id FROM nodes WHERE name = ?)"
 _SUMMARY = '"end", "values", mean, median, mode, low, high, deviation'

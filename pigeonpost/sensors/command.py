@@ -23,8 +23,8 @@ from typing import Any
 
 from pigeonpost.core.config import Option, a_table, matching, number, read_options, switch, text
 from pigeonpost.core.errors import SensorError, SettingsError
+from pigeonpost.sensors.contract import CALIBRATION, Channel, Readings, Source, calibrated, channel_tables
 from protocol import UNIT, Number
-from sensors import CALIBRATION, Channel, Readings, Source, calibrated, channel_tables
 
 LONGEST_OUTPUT = 65_536  # bytes
 

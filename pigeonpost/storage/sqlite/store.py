@@ -27,9 +27,11 @@ from typing import Any
 from urllib.parse import quote
 
 from pigeonpost.core.errors import DiskError, NotStored
+from pigeonpost.storage.contract import Store
+from pigeonpost.storage.models import Column, Filing, Logged, LogMark, Mark, Point, Stretch, Summary, Window
+from pigeonpost.storage.sqlite import rollups
+from pigeonpost.storage.sqlite.schema import bring_up_to_date, refuse_other
 from protocol import Gap, Sample
-from stores import Column, Filing, Logged, LogMark, Mark, Point, Store, Stretch, Summary, Window, sqlite_summaries
-from stores.sqlite_schema import bring_up_to_date, refuse_other
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ class SqliteStore(Store):
         self._path = os.path.join(folder, FILE)
         self._idle: deque[sqlite3.Connection] = deque()
         self._room = threading.Semaphore(_MOST_READERS)
-        self._marks = sqlite_summaries.Marks()
+        self._marks = rollups.Marks()
         self._forget()
         with self._our_errors():
             self._db = self._open_to_read() if look_only else self._connect(self._path)
@@ -193,13 +195,13 @@ class SqliteStore(Store):
             raise DiskError(f"{self._path} was removed or replaced while it was in use")
 
     def put_summaries(self, window: Window, summaries: Mapping[str, Summary]) -> None:
-        sqlite_summaries.put(self._db, self._marks, window, summaries)
+        rollups.put(self._db, self._marks, window, summaries)
 
     def add_late(self, window: Window, parts: Mapping[int, Mapping[str, list[Summary]]]) -> bool:
-        return sqlite_summaries.add_late(self._db, self._marks, window, parts)
+        return rollups.add_late(self._db, self._marks, window, parts)
 
     def forget(self, before_ms: int, most: int) -> int:
-        return sqlite_summaries.forget(self._db, before_ms, most)
+        return rollups.forget(self._db, before_ms, most)
 
     def close(self) -> None:
         for db in self._idle:
@@ -295,7 +297,7 @@ class SqliteStore(Store):
 
     def columns(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Column]:
         with self._reading() as db:
-            return sqlite_summaries.columns(db, node, sensor, from_ms, to_ms, count)
+            return rollups.columns(db, node, sensor, from_ms, to_ms, count)
 
     def summary(self, node: str, from_ms: int, to_ms: int, count: int) -> dict[str, list[Column]]:
         with self._reading() as db:
@@ -317,11 +319,11 @@ class SqliteStore(Store):
 
     def unsummed(self, before_ms: int, most: int) -> list[Window]:
         with self._reading() as db:
-            return sqlite_summaries.unsummed(db, before_ms, most)
+            return rollups.unsummed(db, before_ms, most)
 
     def summaries(self, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Summary]:
         with self._reading() as db:
-            return sqlite_summaries.summaries(db, node, sensor, span_ms, from_ms, to_ms)
+            return rollups.summaries(db, node, sensor, span_ms, from_ms, to_ms)
 
     def gaps(self, limit: int) -> list[dict[str, Any]]:
         with self._reading() as db:

@@ -22,7 +22,8 @@ from typing import Any, Protocol
 
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import DiskError, NotStored
-from stores import SPANS_MS, Point, Store, Summary, Window, window_end
+from pigeonpost.storage.contract import Store
+from pigeonpost.storage.models import SPANS_MS, Point, Summary, Window, window_end
 
 log = logging.getLogger(__name__)
 

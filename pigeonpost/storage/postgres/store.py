@@ -28,12 +28,12 @@ from typing import Any
 
 from pigeonpost.core.errors import DiskError, InUse, NotStored
 from pigeonpost.core.files import replace_file
+from pigeonpost.storage.models import SPANS_MS, Filing, LogMark, Mark, Stretch, Summary, Window
+from pigeonpost.storage.postgres import rollups as statistics
+from pigeonpost.storage.postgres.pool import Link, words_of
+from pigeonpost.storage.postgres.queries import Reader
+from pigeonpost.storage.postgres.schema import bring_up_to_date, refuse_newer
 from protocol import Gap
-from stores import SPANS_MS, Filing, LogMark, Mark, Stretch, Summary, Window
-from stores import postgres_summaries as statistics
-from stores.postgres_link import Link, words_of
-from stores.postgres_reading import Reader
-from stores.postgres_schema import bring_up_to_date, refuse_newer
 
 log = logging.getLogger(__name__)
 

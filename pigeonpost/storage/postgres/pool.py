@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pigeonpost.core.errors import DiskError, NotStored, PigeonpostError, SettingsError
-from stores.postgres_schema import SCHEMA, check_server
+from pigeonpost.storage.postgres.schema import SCHEMA, check_server
 
 _MOST_READERS = 8
 # Of libpq: how long a connection may take, and when one is given up over which nothing comes any more.

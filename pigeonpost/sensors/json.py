@@ -28,8 +28,18 @@ from typing import Any, NamedTuple
 from pigeonpost.core.config import Option, a_table, matching, number, one_of, read_options, text
 from pigeonpost.core.errors import SensorError, SettingsError
 from pigeonpost.core.json_fetch import LONGEST_ANSWER, Refused, Web, decoded, split_url
+from pigeonpost.sensors.contract import (
+    CALIBRATION,
+    Channel,
+    Readings,
+    Source,
+    at_path,
+    calibrated,
+    channel_tables,
+    dotted_path,
+    shown_json,
+)
 from protocol import UNIT, Number
-from sensors import CALIBRATION, Channel, Readings, Source, at_path, calibrated, channel_tables, dotted_path, shown_json
 
 _EARLY_S = 60.0  # before it expires a token is no longer used
 _SLACK_S = 0.05  # by which one slot may be earlier than the one before

@@ -26,8 +26,17 @@ from typing import Any, NamedTuple
 from pigeonpost.core.config import Option, a_table, matching, number, read_options, switch, text
 from pigeonpost.core.errors import BadArgument, SensorError, SettingsError
 from pigeonpost.core.strict_json import read_json
+from pigeonpost.sensors.contract import (
+    CALIBRATION,
+    Channel,
+    Readings,
+    Source,
+    at_path,
+    calibrated,
+    channel_tables,
+    dotted_path,
+)
 from protocol import UNIT, Number
-from sensors import CALIBRATION, Channel, Readings, Source, at_path, calibrated, channel_tables, dotted_path
 
 LONGEST_PAYLOAD = 65_536  # bytes; of a longer one only its length is kept
 _STOP_S = 2.0

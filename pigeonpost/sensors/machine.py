@@ -17,8 +17,8 @@ from typing import Any
 
 from pigeonpost.core.config import Option, read_options, text
 from pigeonpost.core.errors import SensorError
+from pigeonpost.sensors.contract import Channel, Found, Readings, Source
 from protocol import Number
-from sensors import Channel, Found, Readings, Source
 
 OPTIONS = (
     Option("disk", text, "/", "the folder whose free space is read"),

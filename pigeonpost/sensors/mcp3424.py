@@ -33,8 +33,8 @@ from typing import Any, NamedTuple, Protocol
 
 from pigeonpost.core.config import Option, Parse, a_table, matching, number, read_options, text
 from pigeonpost.core.errors import SensorError, SettingsError
+from pigeonpost.sensors.contract import CALIBRATION, Channel, Found, Readings, Source, calibrated, channel_tables
 from protocol import UNIT, Number
-from sensors import CALIBRATION, Channel, Found, Readings, Source, calibrated, channel_tables
 
 VREF_V = 2.048  # its own: full scale is +-2.048 V at the chip's pin, divided by the amplifier
 SIZES = (12, 14, 16, 18)  # bits; the place is what stands in the configuration

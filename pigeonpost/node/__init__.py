@@ -1,0 +1,1 @@
+"""The node: sampling, and the durable outbox."""

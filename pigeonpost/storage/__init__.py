@@ -1,0 +1,1 @@
+"""Storage of samples: databases, rollups, and the CSV log's format."""

@@ -1,0 +1,1 @@
+"""The CSV log as files: format, checksums, verification."""

@@ -1,0 +1,138 @@
+"""Format of the CSV log: rows of samples and gaps, written and read.
+
+Runs on: server.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pigeonpost.core.clock import parse_rfc3339
+from pigeonpost.storage.models import Logged, Stretch
+from protocol import Gap
+
+FOLDER = "logs"
+
+HEADER = "time,node,sensor,value,unit\n"
+
+TAIL_BYTES = 4096
+
+
+def rows_written(fd: int, at: int, wanted: Sequence[bytes]) -> list[bytes]:
+    """Returns the first ones of `wanted` as they stand in a log from the byte `at` on, up to one that differs.
+
+    wanted  whole rows in their order, one or several in each item
+    """
+    found: list[bytes] = []
+    for rows in wanted:
+        there = os.pread(fd, 2 * len(rows), at)
+        length = _says_the_same(there, rows)
+        if not length:
+            break
+        found.append(rows if there.startswith(rows) else there[:length])
+        at += length
+    return found
+
+
+def _says_the_same(there: bytes, rows: bytes) -> int:
+    """How many bytes of `there` say what `rows` do: all of `rows` in the usual case, 0 when it does not.
+
+    Time zone and unit may have been others when a row was written; then they may differ, and the length with them.
+    """
+    if there.startswith(rows):
+        return len(rows)
+    wanted = rows.splitlines(keepends=True)
+    found = there.splitlines(keepends=True)[: len(wanted)]
+    same = len(found) == len(wanted) and all(map(_is_same_row, found, wanted))
+    return sum(map(len, found)) if same else 0
+
+
+def _is_same_row(one: bytes, other: bytes) -> bool:
+    return one.endswith(b"\n") and meaning(one) == meaning(other)
+
+
+def meaning(row: bytes) -> Any:
+    """What a row of the log says: time (ms), node, sensor, value as text; the row itself when it is none."""
+    try:
+        time_text, node, sensor, value, _ = next(csv.reader([row.decode()]))
+        return parse_rfc3339(time_text), node, sensor, value
+    except (ValueError, csv.Error):  # the latter: of a cell longer than 128 KiB, as blocks of zeros are
+        return row
+
+
+def is_left_by_crash(there: bytes, wanted: bytes) -> bool:
+    """Whether every byte of `there` is what was to be written there, or zero (a block that was never written)."""
+    wanted = wanted[: len(there)].ljust(len(there), b"\0")
+    step = 4096
+    return all(
+        there[k : k + step] == wanted[k : k + step]
+        or all(a in (0, b) for a, b in zip(there[k : k + step], wanted[k : k + step], strict=True))
+        for k in range(0, len(there), step)
+    )
+
+
+def logged_rows(logged: Logged) -> bytes:
+    """The rows that the log owes of what the store gives back."""
+    return log_rows(logged.node, logged.epoch, logged.item, logged.units, logged.noted_ms).encode()
+
+
+def log_rows(node: str, epoch: str, item: Stretch | Gap, units: Mapping[str, str], noted_ms: int) -> str:
+    """The rows of samples: one a value, an empty value where a sensor failed. A gap is one row, its value the count."""
+    if isinstance(item, Gap):
+        count = item.last - item.first + 1 + item.before
+        which = f"samples {item.first} to {item.last} of epoch {epoch}"
+        more = f" and {item.before} of earlier epochs" if item.before else ""
+        return f"{local_time(noted_ms)},{node},gap,{count},{cell(f'{which}{more}: {item.why}')}\n"
+    templates: dict[tuple[str, ...], str] = {}
+    rows = []
+    for (_, time_ms, _, values, _, _), texts in zip(item.samples, item.texts):
+        names = tuple(values)
+        template = templates.get(names)
+        if template is None:
+            template = templates[names] = "".join([f"\0,{node},{name},%s,{_unit(units, name)}\n" for name in names])
+        if "None" in texts:
+            texts = tuple(["" if text == "None" else text for text in texts])
+        rows.append((template % texts).replace("\0", local_time(time_ms)))
+    return "".join(rows)
+
+
+def _unit(units: Mapping[str, str], name: str) -> str:
+    return cell(units.get(name, "")).replace("%", "%%")
+
+
+def cell(text: str) -> str:
+    """A text as a CSV cell (RFC 4180) that no spreadsheet takes for a formula."""
+    if text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        text = "'" + text
+    if any(mark in text for mark in ',"\r\n'):
+        text = '"' + text.replace('"', '""') + '"'
+    return text
+
+
+def log_name(time_ms: int) -> str:
+    """How a log is called that begins at this time: `sensorlog_DDMMYY_HHMM.csv`."""
+    return time.strftime("sensorlog_%d%m%y_%H%M.csv", time.localtime(time_ms / 1000))
+
+
+def local_time(time_ms: int) -> str:
+    """RFC 3339 with this machine's offset from UTC at that time: `2026-11-20T16:36:10.123+01:00`."""
+    minute, rest = divmod(time_ms, 60_000)
+    ends = _minutes.get(minute)
+    if ends is None:
+        if len(_minutes) >= 4096:
+            _minutes.clear()
+        t = time.localtime(minute * 60)
+        if t.tm_gmtoff % 60:  # a town's own time of long ago, which RFC 3339 cannot write
+            t = time.gmtime(minute * 60)
+        hours, minutes = divmod(abs(t.tm_gmtoff) // 60, 60)
+        sign = "-" if t.tm_gmtoff < 0 else "+"
+        ends = _minutes[minute] = "%04d-%02d-%02dT%02d:%02d:" % t[:5], f"{sign}{hours:02d}:{minutes:02d}"
+    return "%s%06.3f%s" % (ends[0], rest / 1000, ends[1])
+
+
+# Minutes since 1970 to how their times begin and end: the zone is asked once a minute of log, not once a row.
+_minutes: dict[int, tuple[str, str]] = {}

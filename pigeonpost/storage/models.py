@@ -1,0 +1,200 @@
+"""Data that every store takes and returns.
+
+Runs on: server.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from protocol import Batch, Gap, Sample, Values
+
+
+class Span(NamedTuple):
+    """From the first to the last of some samples, and whether they came late; else their times are not sure."""
+
+    first_ms: int
+    last_ms: int
+    is_late: bool
+
+
+class Mark(NamedTuple):
+    """The high-water mark of one epoch: everything up to `seq` is stored, or is a recorded gap.
+
+    `up_ms` is sample `seq`'s, by which a node recognises that a copy of its card was here; None where a gap ended.
+    """
+
+    seq: int
+    up_ms: int | None
+
+
+NOTHING = Mark(0, None)
+
+
+class Stretch:
+    """Samples of one epoch that follow each other, and their values as texts, made once for the store and the log."""
+
+    def __init__(self, samples: list[Sample]) -> None:
+        self.samples = samples
+        self._texts: list[tuple[str, ...]] = []
+
+    @property
+    def texts(self) -> list[tuple[str, ...]]:
+        """Of each sample its values as Python writes them: as JSON has them, but for `None`."""
+        if len(self._texts) != len(self.samples):
+            self._texts = [tuple(map(repr, sample.values.values())) for sample in self.samples]
+        return self._texts
+
+
+class Filing:
+    """What one commit adds to one epoch, in the order in which it is to stand in the log."""
+
+    def __init__(self, node: str, outbox: str, epoch: str, mark: Mark) -> None:
+        self.node = node
+        self.outbox = outbox
+        self.epoch = epoch
+        self.mark = mark  # in force once `items` are stored
+        self.top = 0  # the highest running number of `outbox` that is accounted for; 0: not known
+        self.units: Mapping[str, str] = {}
+        self.items: list[Stretch | Gap] = []
+        self.count = 0  # samples in them
+
+    def add(self, batch: Batch, known: int) -> None:
+        """File what is new in `batch`: all but the first `known` of its samples, or of its gap."""
+        if batch.gap is not None:
+            gap = batch.gap
+            first = min(gap.first + known, gap.last + 1)
+            self.items.append(gap._replace(first=first))
+            self.mark = Mark(max(gap.last, self.mark.seq), None if gap.last > self.mark.seq else self.mark.up_ms)
+        else:
+            new = batch.samples[known:]
+            if self.items and isinstance(self.items[-1], Stretch):
+                self.items[-1].samples += new
+            else:
+                self.items.append(Stretch(list(new)))
+            self.mark = Mark(new[-1].seq, new[-1].up_ms)
+            self.count += len(new)
+        if batch.base is not None:
+            self.top = max(self.top, batch.base + self.mark.seq)
+
+
+class LogMark(NamedTuple):
+    """How far a CSV log is written and synced: `size` bytes, which cover all filings up to number `filed`.
+
+    tail   CRC-32 of the last bytes before `size`, to see later whether somebody changed the file
+    """
+
+    name: str
+    size: int
+    tail: int
+    filed: int
+
+
+class Logged(NamedTuple):
+    """One stretch of the log, read back from the store: samples of one epoch, or a gap in it."""
+
+    filed: int
+    node: str
+    epoch: str
+    item: Stretch | Gap
+    noted_ms: int
+    units: Mapping[str, str]
+
+
+class Point(NamedTuple):
+    """One sample as people ask for it."""
+
+    node: str
+    time_ms: int
+    epoch: str
+    seq: int
+    values: Values
+    clock: str
+
+
+class Column(NamedTuple):
+    """One pixel column of a chart: which one it is (0, 1 ...), how many values fell into it, their range and mean."""
+
+    place: int
+    values: int
+    low: float
+    high: float
+    mean: float
+
+    def with_other(self, other: Column) -> Column:
+        """This one with the values of another that has the same place."""
+        values = self.values + other.values
+        mean = (self.mean * self.values + other.mean * other.values) / values
+        return Column(self.place, values, min(self.low, other.low), max(self.high, other.high), mean)
+
+
+class Summary(NamedTuple):
+    """One sensor's values within a window: those taken after its start, up to and including its end.
+
+    values     how many there are
+    median     the middle one, or the mean of the two in the middle
+    mode       the most frequent value; the lowest of several
+    deviation  the standard deviation of all of them (of the population, so divided by `values`)
+    """
+
+    end_ms: int
+    values: int
+    mean: float
+    median: float
+    mode: float
+    low: float
+    high: float
+    deviation: float
+
+
+SPANS_MS = (600_000, 3_600_000)  # of the windows that are summed up: ten minutes and an hour, counted from 1970
+
+
+class Window(NamedTuple):
+    """A window of a node's samples that is to be summed up (again).
+
+    as_of    what tells the store whether something came into it since
+    is_late  its samples may be gone already: what is there has come later
+    """
+
+    node: str
+    span_ms: int
+    end_ms: int
+    as_of: int
+    is_late: bool = False
+
+
+def together(one: Summary, other: Summary) -> Summary:
+    """The summary of two parts of one window of which the samples are not at hand.
+
+    Count, mean, lowest, highest and deviation are exact (Chan, Golub and LeVeque 1979); median and mode are those of
+    the larger part.
+    """
+    values = one.values + other.values
+    apart = other.mean - one.mean
+    mean = one.mean + apart * (other.values / values)
+    squares = one.deviation**2 * one.values + other.deviation**2 * other.values
+    squares += apart**2 * (one.values * other.values / values)
+    larger = max(one, other, key=lambda part: part.values)
+    return Summary(
+        one.end_ms, values, mean, larger.median, larger.mode, min(one.low, other.low), max(one.high, other.high),
+        math.sqrt(squares / values),
+    )  # fmt: skip
+
+
+def window_end(time_ms: int, span_ms: int) -> int:
+    """The end of the window that a sample of this time belongs to: windows are (start, end]."""
+    return -(-time_ms // span_ms) * span_ms
+
+
+def whole_hours(first_ms: int, last_ms: int) -> int:
+    """Up to when samples may be deleted so that no hour loses only some of them: else one that comes late could not be
+    told from those that are left, which are summed up already.
+
+    first_ms, last_ms  when the first and the last of the oldest samples were taken, of as many as are to go
+    """
+    end_ms = window_end(last_ms, SPANS_MS[-1])
+    start_ms = end_ms - SPANS_MS[-1]
+    return start_ms if first_ms <= start_ms else end_ms

@@ -1,0 +1,25 @@
+"""The stores there are, and which one the settings choose.
+
+Runs on: server.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from pigeonpost.core.config import Settings
+from pigeonpost.storage.contract import Store
+
+
+def open_store(settings: Settings, data: str, look_only: bool = False) -> Store:
+    """The store that the settings name: PostgreSQL where `[store] postgres` has an address, else SQLite in `data`.
+
+    Raises SettingsError for one that cannot be used as it is set, DiskError for one that does not work.
+    """
+    address: str = settings["store", "postgres"]
+    member: Any = importlib.import_module(
+        "pigeonpost.storage.postgres.store" if address else "pigeonpost.storage.sqlite.store"
+    )
+    store: Store = member.PostgresStore(address, data, look_only) if address else member.SqliteStore(data, look_only)
+    return store

@@ -12,16 +12,12 @@ Errors: exit status 2 for wrong settings, 74 when the disk fails, 75 when anothe
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import adc
-from links import End
-from links.tcp import NodeEnd
 from pigeonpost.auth.key import Key
 from pigeonpost.core import config
 from pigeonpost.core.addresses import join_address, own_name
@@ -36,9 +32,13 @@ from pigeonpost.node.node_info import NodeFacts
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring, slot_bytes_for
 from pigeonpost.node.sampler import Sampler
-from pigeonpost.sensors.contract import Channel, Source, in_order, with_limits
+from pigeonpost.sensors.contract import Channel, Source, in_order
 from pigeonpost.sensors.machine import MachineSource
+from pigeonpost.sensors.registry import make_simulated_adc, make_source
 from pigeonpost.settings import NODE
+from pigeonpost.transports import registry
+from pigeonpost.transports.contract import End
+from pigeonpost.transports.tcp_node import NodeEnd
 from protocol import LINE_BYTES
 
 log = logging.getLogger("node")
@@ -50,13 +50,14 @@ _CHIP = {
 }
 _MACHINE = {"kind": "machine"}
 
-# The roads beside TCP: the file in links/, and the setting that switches it on.
-ROADS: tuple[tuple[str, tuple[str, str]], ...] = (
-    ("announce", ("announce", "on")),
-    ("push", ("push", "to")),
-    ("mqtt", ("mqtt", "host")),
-    ("bus", ("bus", "enabled")),
-)
+
+def _multicast_bus(settings: Settings, facts: NodeFacts, outbox: Outbox, clock: Clock) -> End:
+    from links import bus
+
+    return bus.make_node_end(settings, facts, outbox, clock)
+
+
+TRANSPORTS = (*registry.NODE, registry.NodeEntry("bus", ("bus", "enabled"), _multicast_bus))
 
 _EXAMPLES = """examples:
   python3 node.py --simulate --every 1           try it without hardware
@@ -154,10 +155,9 @@ class Node:
 def _roads(settings: Settings, facts: NodeFacts, outbox: Outbox, clock: Clock) -> dict[str, End]:
     """The node's end of each road that is switched on; what a road needs is only loaded then."""
     ends: dict[str, End] = {}
-    for name, switch in ROADS:
-        if settings[switch]:
-            member: Any = importlib.import_module(f"links.{name}")
-            ends[name] = member.make_node_end(settings, facts, outbox, clock)
+    for name, setting, make in TRANSPORTS:
+        if settings[setting]:
+            ends[name] = make(settings, facts, outbox, clock)
     return ends
 
 
@@ -185,22 +185,10 @@ def make_sources(settings: Settings) -> list[Source]:
 
 def _make_source(table: Mapping[str, Any], where: str, simulate: bool) -> Source:
     kind = table.get("kind")
-    if kind not in _kinds():
-        raise SettingsError(f"{where}: kind takes {', '.join(_kinds())}, not {kind!r}")
     options = {key: value for key, value in table.items() if key != "kind"}
     if kind == "adc" and simulate:
-        simulated = importlib.import_module("pigeonpost.sensors.simulated")
-        chip = simulated.SimulatedChip(simulated.room())
-        return with_limits(options, where, lambda plain: adc.make(plain, where, chip))
-    member: Any = adc if kind == "adc" else importlib.import_module(f"pigeonpost.sensors.{kind}")
-    return with_limits(options, where, lambda plain: member.make(plain, where))
-
-
-def _kinds() -> list[str]:
-    """The kinds of source there are: the files in sensors/, and adc."""
-    folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pigeonpost", "sensors")
-    files = {name.removesuffix(".py") for name in os.listdir(folder) if name.endswith(".py")}
-    return sorted((files - {"__init__", "contract", "simulated"}) | {"adc"})
+        return make_simulated_adc(options, where)
+    return make_source(kind, options, where)
 
 
 def _told(channel: Channel) -> dict[str, Any]:
@@ -235,8 +223,9 @@ def _key(token: str) -> Key | None:
             token = file.read().strip()
     if not token:
         return None
-    key: Key = importlib.import_module("pigeonpost.auth.link_key").LinkKey(token)
-    return key
+    from pigeonpost.auth.link_key import LinkKey
+
+    return LinkKey(token)
 
 
 def _name_risky_filesystem(data: str) -> None:

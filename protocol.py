@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from pigeonpost.core.clock import parse_rfc3339, rfc3339
 from pigeonpost.core.errors import BadArgument, NotUtf8, TooLong, UnknownWord, WireError
@@ -359,3 +359,8 @@ WORDS: Mapping[str, Word] = {
 }
 
 _READ_AS = {"SENDACK": "SENDBACK"}  # some older programs say it so
+
+
+def is_count(value: Any) -> TypeGuard[int]:
+    """Whether a stranger's JSON value is a whole number from 0, and not too large to be reckoned with and stored."""
+    return type(value) is int and 0 <= value <= LARGEST_SEQ

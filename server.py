@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import functools
 import gc
-import importlib
 import json
 import logging
 import os
@@ -29,12 +28,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from csvbuffer import CsvLog
-from demo import DemoNode
-from disk_use import Disk
-from guests import Guests
-from intake import Intake
-from links import End, Hall
-from links.tcp import ServerEnd
 from pages import House
 from pigeonpost.auth.tokens import Tokens
 from pigeonpost.auth.users import Users
@@ -46,10 +39,17 @@ from pigeonpost.core.errors import DiskError, PigeonpostError, SettingsError
 from pigeonpost.core.files import only_one, replace_file
 from pigeonpost.core.lifecycle import Part, Running, start_logging
 from pigeonpost.core.version import VERSION
+from pigeonpost.server.demo_node import DemoNode
+from pigeonpost.server.disk_usage import Disk
+from pigeonpost.server.ingest import Intake
+from pigeonpost.server.quality import Verdicts, read_rules
+from pigeonpost.server.unnumbered_sources import Guests
 from pigeonpost.settings import SERVER, SERVER_ARRAYS
 from pigeonpost.storage.maintenance import Caretaker
 from pigeonpost.storage.registry import open_store
-from verdicts import Verdicts, read_rules
+from pigeonpost.transports import registry
+from pigeonpost.transports.contract import End, Hall
+from pigeonpost.transports.tcp_server import ServerEnd
 from webui import WebEnd
 
 if TYPE_CHECKING:
@@ -58,18 +58,40 @@ if TYPE_CHECKING:
 log = logging.getLogger("server")
 
 RUNNING_FILE = "running.json"  # in the data folder, while the server runs: how control.py reaches it
-# The roads beside TCP: the file in links/, and the setting that switches it on (None: it is always open).
-ROADS: tuple[tuple[str, tuple[str, str] | None], ...] = (
-    ("push", None),
-    ("tmon", None),
-    ("pimonitor", ("pimonitor", "api_key")),
-    ("drop", None),
-    ("bus", ("bus", "enabled")),
-    ("mqtt", ("mqtt", "host")),
-    ("announce", ("announce", "on")),
-)
 _STACK_BYTES = 512 << 10  # of a thread: a thousand of them then fit the address space of a 32-bit Pi
 
+
+def _tmon(hall: Hall) -> End:
+    from links import tmon
+
+    return tmon.ServerEnd(hall)
+
+
+def _pimonitor(hall: Hall) -> End:
+    from links import pimonitor
+
+    return pimonitor.ServerEnd(hall)
+
+
+def _file_drop(hall: Hall) -> End:
+    from links import drop
+
+    return drop.make_server_end(hall)
+
+
+def _multicast_bus(hall: Hall) -> End:
+    from links import bus
+
+    return bus.make_server_end(hall)
+
+
+TRANSPORTS = (
+    *registry.SERVER,
+    registry.ServerEntry("tmon", None, _tmon),
+    registry.ServerEntry("pimonitor", ("pimonitor", "api_key"), _pimonitor),
+    registry.ServerEntry("drop", None, _file_drop),
+    registry.ServerEntry("bus", ("bus", "enabled"), _multicast_bus),
+)
 
 _EXAMPLES = """examples:
   python3 server.py --demo                            see it work, without any hardware
@@ -166,17 +188,16 @@ class Server:
         for expected, address in nodes:
             collect(expected, address)
         hall = Hall(name, data, clock, settings, store, intake, tokens, guests, links, collect)
-        self._roads = _open_roads(hall)
+        roads = _make_transports(hall)
         verdicts = Verdicts(links, read_rules(settings.tables.get("limits", ()), settings.file))
         intake.watch(verdicts.note)
-        roads = {road_name: road for (road_name, _), road in zip(_roads_set(settings), self._roads)}
         others = {**_open_mirrors(hall, roads), **_open_watch(hall)}
         self.house = House(
             name=name, data=data, clock=clock, store=store, csv=csv, intake=intake, links=links, users=Users(data),
             control=self._control, started_ms=clock.wall_ms(), stop=self._end, names=settings["web", "names"],
             disk=Disk(data, clock), verdicts=verdicts, roads={**roads, **others},
         )  # fmt: skip
-        endpoints = [one for road in self._roads for one in road.endpoints]
+        endpoints = [one for road in roads.values() for one in road.endpoints]
         self._tls = _tls(settings)
         self.web = WebEnd(web, self.house, None, endpoints, self._tls, settings["web", "plain"])
         self._running = Running([
@@ -244,18 +265,9 @@ class Server:
         self._running.fail(error)
 
 
-def _roads_set(settings: Settings) -> list[tuple[str, tuple[str, str] | None]]:
-    """Those of ROADS that are open."""
-    return [road for road in ROADS if road[1] is None or settings[road[1]]]
-
-
-def _open_roads(hall: Hall) -> list[End]:
-    """The server's end of each open road; what a road needs is only loaded when it is open."""
-    ends: list[End] = []
-    for name, _ in _roads_set(hall.settings):
-        member: Any = importlib.import_module(f"links.{name}")
-        ends.append(member.make_server_end(hall))
-    return ends
+def _make_transports(hall: Hall) -> dict[str, End]:
+    """Make the transports that are switched on, by name."""
+    return {name: make(hall) for name, setting, make in TRANSPORTS if setting is None or hall.settings[setting]}
 
 
 def _open_watch(hall: Hall) -> dict[str, Any]:
@@ -263,24 +275,29 @@ def _open_watch(hall: Hall) -> dict[str, Any]:
     tables, every_h = hall.settings.tables.get("alert", ()), hall.settings["report", "every"]
     if not tables and not every_h:
         return {}
-    member: Any = importlib.import_module("watch.alerts")
-    alerts = member.Alerts(member.read_rules(tables, hall.settings.file), hall.links, hall.clock)
+    from watch.alerts import Alerts, read_rules
+    from watch.reports import report
+    from watch.watchman import Watchman
+
+    alerts = Alerts(read_rules(tables, hall.settings.file), hall.links, hall.clock)
     if tables:
         hall.intake.watch(alerts.note)
-    report = functools.partial(importlib.import_module("watch.reports").report, hall.store, hall.name)
-    watchman: Any = importlib.import_module("watch.watchman")
-    return {"watch": watchman.Watchman(_ways(hall.settings), alerts.look, report, every_h * 3600, hall.clock)}
+    make_report = functools.partial(report, hall.store, hall.name)
+    return {"watch": Watchman(_ways(hall.settings), alerts.look, make_report, every_h * 3600, hall.clock)}
 
 
 def _ways(settings: Settings) -> list[Any]:
     """By which messages go."""
     ways: list[Any] = []
     if to := settings["mail", "to"]:
-        member: Any = importlib.import_module("watch.mail")
+        from watch.mail import Mail
+
         asked = [settings["mail", key] for key in ("host", "port", "tls", "user", "password")]
-        ways.append(member.Mail(*asked, settings["mail", "from"] or to[0], to))
+        ways.append(Mail(*asked, settings["mail", "from"] or to[0], to))
     if url := settings["webhook", "url"]:
-        ways.append(importlib.import_module("watch.webhook").Webhook(url))
+        from watch.webhook import Webhook
+
+        ways.append(Webhook(url))
     if not ways:
         raise SettingsError("there are alerts or reports, but nobody to be told: set [mail] to, or [webhook] url")
     return ways
@@ -290,7 +307,7 @@ def _open_mirrors(hall: Hall, roads: Mapping[str, End]) -> dict[str, Any]:
     """Who shows the last state to other programs, if that is set: Redis."""
     if not hall.settings["redis", "url"]:
         return {}
-    member: Any = importlib.import_module("pigeonpost.storage.redis_publisher")
+    from pigeonpost.storage.redis_publisher import RedisMirror
 
     def nodes() -> dict[str, dict[str, Any]]:
         states = [link.state for link in list(hall.links)]
@@ -306,7 +323,7 @@ def _open_mirrors(hall: Hall, roads: Mapping[str, End]) -> dict[str, Any]:
         return dict((report or {}).get("codifiers", {}))
 
     url, prefix = hall.settings["redis", "url"], hall.settings["redis", "prefix"]
-    mirror = member.RedisMirror(url, prefix, hall.name, hall.clock, hall.store, nodes, others)
+    mirror = RedisMirror(url, prefix, hall.name, hall.clock, hall.store, nodes, others)
     hall.intake.watch(mirror.note)
     return {"redis": mirror}
 
@@ -326,9 +343,9 @@ def _tls(settings: Settings) -> Tls | None:
         if key:
             raise SettingsError(f"{settings.origin('web', 'key')}: [web] key takes a [web] certificate beside it")
         return None
-    member: Any = importlib.import_module("web.tls")
-    tls: Tls = member.Tls(certificate, key)
-    return tls
+    from web.tls import Tls
+
+    return Tls(certificate, key)
 
 
 def _is_free(address: tuple[str, int]) -> bool:

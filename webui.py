@@ -14,8 +14,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from daybook import DayBook
-from diary import Diary
 from pages import House, Picture, Visit, about, api, bus, entry, figures, ledger, now, orders, records, see_other
 from pages.chart import Charts, plain_query
 from pages.chart_page import ChartPage
@@ -27,6 +25,8 @@ from pages.sensor import SensorPages
 from pigeonpost.core.addresses import join_address
 from pigeonpost.core.errors import PigeonpostError, SettingsError
 from pigeonpost.http.message import BODY_BYTES, JSON, Answer, Endpoint, Receiver, Refusal, Request, form
+from pigeonpost.server.event_log import Diary
+from pigeonpost.server.recent_cache import DayBook
 from pigeonpost.storage.maintenance import summary
 from web.connections import Connections, Limits
 from web.door import NOBODY, Door

@@ -17,8 +17,8 @@ from pigeonpost.node.node_info import NodeFacts
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring, slot_bytes_for
 from pigeonpost.node.ring_records import Taken
+from pigeonpost.transports.tcp_node_session import NodeSession
 from protocol import LINE_BYTES
-from session_node import NodeSession
 
 EVERY_S = 1.0  # between two samples of a node
 # Each kind of mischief, and how often it comes beside the others.

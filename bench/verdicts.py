@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.machine import table
+from pigeonpost.server.node_status import NodeState
+from pigeonpost.server.quality import Verdicts
 from pigeonpost.storage.models import NOTHING, Filing, Stretch
 from protocol import Sample
-from session_server import NodeState
-from verdicts import Verdicts
 
 SENSORS, SAMPLES, COMMIT = 5, 200_000, 5000
 LIMITS = {"low": -10, "high": 35, "jump": 0.5, "stuck": 3600, "rail": [-50, 279.68]}

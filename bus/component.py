@@ -31,12 +31,12 @@ from bus.packets import (
     encode,
     following,
 )
-from links import End
 from pigeonpost.core.addresses import join_address
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import Settings
 from pigeonpost.core.errors import BadPacket, SettingsError
 from pigeonpost.core.multicast import Drain, Path, listener, readable, speaker
+from pigeonpost.transports.contract import End
 
 log = logging.getLogger(__name__)
 

@@ -21,11 +21,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from commands import Bar, Command, Context, Failed, has_store, look
-from files import backups
 from files.received import FOLDER as FILES
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import DiskError, InUse, NotStored, SettingsError
 from pigeonpost.core.files import only_one, sync_folder
+from pigeonpost.server import backup as server_backup
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.csv import checksums
 from pigeonpost.storage.csv.checksums import logs_in
@@ -56,13 +56,13 @@ def backup(context: Context) -> int:
     with _showing() as progress, _failing(target), _folder_for(os.path.dirname(target), _staging_of(target)) as staging:
         logs = logs_in(os.path.join(data, LOGS))  # before the database: it knows of all of these
         copy = os.path.join(staging, DATABASE)
-        backups.copy_database(os.path.join(data, DATABASE), copy, progress)
+        server_backup.copy_database(os.path.join(data, DATABASE), copy, progress)
         _refuse_faults(staging, "no backup was made")
         about = _about(staging)
         if not target.endswith(".sqlite3"):
             made = os.path.join(staging, "made.tar")
-            backups.pack(data, staging, logs, made, progress)
-            backups.unpack(made, None, progress)
+            server_backup.pack(data, staging, logs, made, progress)
+            server_backup.unpack(made, None, progress)
             copy = made
         os.rename(copy, target)
         sync_folder(target)
@@ -120,18 +120,18 @@ def restore(context: Context) -> int:
     return 1 if faults else 0
 
 
-def _unpacked(file: str, staging: str, progress: backups.Progress) -> list[str]:
+def _unpacked(file: str, staging: str, progress: server_backup.Progress) -> list[str]:
     """Lay out a backup in `staging`, looked through; the names of what there is. Raises Failed, BadBackup."""
     if not os.path.isfile(file):
         raise SettingsError(f"{file}: there is no such file")
-    if backups.is_database(file):
-        backups.copy_database(file, os.path.join(staging, DATABASE), progress)
+    if server_backup.is_database(file):
+        server_backup.copy_database(file, os.path.join(staging, DATABASE), progress)
         names = [DATABASE]
     else:
-        names = backups.unpack(file, staging, progress)
-    if backups.version_of(staging) == 0:
-        raise backups.BadBackup(f"{file}: is the database of another program")
-    if backups.version_of(staging) < VERSION:
+        names = server_backup.unpack(file, staging, progress)
+    if server_backup.version_of(staging) == 0:
+        raise server_backup.BadBackup(f"{file}: is the database of another program")
+    if server_backup.version_of(staging) < VERSION:
         SqliteStore(staging).close()  # brings it up to date, as the server's start would
     _refuse_faults(staging, "nothing was changed")
     return names
@@ -148,8 +148,8 @@ def _put_in_place(data: str, staging: str, names: Sequence[str]) -> str:
         with contextlib.closing(SqliteStore(staging)) as store:
             clock = Clock()
             write_anew(os.path.join(staging, LOGS), log_name(clock.wall_ms()), store, clock)
-    own = [name for name in backups.KEPT if name in names]
-    backups.fold_in_wal(os.path.join(data, DATABASE))
+    own = [name for name in server_backup.KEPT if name in names]
+    server_backup.fold_in_wal(os.path.join(data, DATABASE))
     gone = _move_aside(data, [DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", LOGS, *own])
     for name in names:
         if name.startswith(f"{FILES}/") and not os.path.lexists(os.path.join(data, name)):
@@ -240,7 +240,7 @@ def _faults(store: Store, data: str, with_logs: bool) -> Iterator[str]:
 
 def _about(folder: str) -> str:
     """What a database that was found sound holds, in a line."""
-    if backups.version_of(folder) < VERSION:
+    if server_backup.version_of(folder) < VERSION:
         return "of an older version, which the server's start brings up to date; sound as SQLite sees it"
     with contextlib.closing(SqliteStore(folder, look_only=True)) as store:
         return _told(store)
@@ -273,7 +273,7 @@ def _require_sqlite(context: Context) -> None:
 
 
 def _refuse_faults(folder: str, so: str) -> None:
-    faults = list(backups.faults_of(folder))
+    faults = list(server_backup.faults_of(folder))
     for fault in faults:
         print(fault)
     if faults:
@@ -322,7 +322,7 @@ def _failing(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _showing() -> Iterator[backups.Progress]:
+def _showing() -> Iterator[server_backup.Progress]:
     """A bar a stage, on a terminal."""
     bars: dict[str, Bar] = {}
 

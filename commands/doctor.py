@@ -14,7 +14,6 @@ import argparse
 import errno
 import functools
 import grp
-import importlib
 import importlib.util
 import json
 import os
@@ -36,7 +35,8 @@ from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import Settings
 from pigeonpost.core.errors import PigeonpostError, SensorError
 from pigeonpost.core.files import kind_of_filesystem
-from pigeonpost.sensors.contract import Derived, with_limits
+from pigeonpost.sensors.contract import Derived
+from pigeonpost.sensors.registry import KINDS, make_source
 from pigeonpost.settings import NODE
 from protocol import NODE_NAME, decode, encode
 
@@ -288,13 +288,11 @@ def _group(name: str, what: str) -> Iterator[Finding]:
 
 def _readings(about: str, kind: str, table: Mapping[str, Any]) -> Iterator[Finding]:
     options = {key: value for key, value in table.items() if key != "kind"}
-    name = "adc" if kind == "adc" else f"pigeonpost.sensors.{kind}"
-    if not kind.isidentifier() or not _is_installed(name):
+    if kind not in KINDS:
         yield Finding("wrong", f"{about}: there is no such kind", "docs/sensors.md lists them")
         return
-    member = importlib.import_module(name)
     try:
-        source = with_limits(options, about, lambda plain: member.make(plain, about))
+        source = make_source(kind, options, about)
     except PigeonpostError as error:
         yield Finding("wrong", str(error), "docs/settings.md has the keys of each kind")
         return

@@ -27,14 +27,14 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from commands import Bar, Command, Context, Failed, node_name
 from csvbuffer import CsvLog
-from files.imports import BadFile, bring_in, look_through
-from files.old_tables import BadTable, Told, sqlite_lines
-from files.postgres_tables import IS_URL, place, postgres_lines
 from files.received import STORED_NAME, PiIds
-from intake import Intake
 from pigeonpost.core.clock import Clock, rfc3339
 from pigeonpost.core.errors import InUse, NotStored, SettingsError
 from pigeonpost.core.files import only_one
+from pigeonpost.importing.foreign_postgres import IS_URL, place, postgres_lines
+from pigeonpost.importing.foreign_sqlite import BadTable, Told, sqlite_lines
+from pigeonpost.importing.importer import BadFile, bring_in, look_through
+from pigeonpost.server.ingest import Intake
 from pigeonpost.storage.registry import open_store
 from protocol import SENSOR_NAME, SENSOR_NAME_TAKES, UNIT
 

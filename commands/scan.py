@@ -9,7 +9,6 @@ What it prints is a whole node.toml: everything that is said to people stands be
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -18,10 +17,10 @@ from typing import Any
 from commands import Command, Context
 from pigeonpost.core.config import as_toml
 from pigeonpost.core.errors import PigeonpostError, SensorError
-from pigeonpost.sensors.contract import Found, Source, with_limits
+from pigeonpost.sensors.contract import Found, Source
+from pigeonpost.sensors.registry import SCANS, make_source
 from protocol import Number
 
-_KINDS = ("machine", "kernel", "adc", "mcp3424")  # that have `scan`; the first has names that it cannot change
 _LONGEST_NAME = 32
 
 
@@ -39,17 +38,16 @@ def lines(root: str) -> Iterator[str]:
     """A node.toml with everything that can be read below `root`, line by line."""
     yield f"# What {os.uname().nodename} can read now. Keep what you want of it in node.toml, and call it as you like."
     taken: set[str] = set()
-    for kind in _KINDS:
-        member = importlib.import_module("adc" if kind == "adc" else f"pigeonpost.sensors.{kind}")
-        for found in member.scan(root):
+    for kind, look in SCANS.items():
+        for found in look(root):
             yield ""
-            yield from _block(found, member, taken)
+            yield from _block(found, kind, taken)
     for remark in _buses(root):
         yield ""
         yield f"# {_plain(remark)}"
 
 
-def _block(found: Found, member: Any, taken: set[str]) -> Iterator[str]:
+def _block(found: Found, kind: str, taken: set[str]) -> Iterator[str]:
     """One [[sensor]] table; behind # where nothing of it reads."""
     yield f"# {_plain(found.about)}"
     if not found.table:
@@ -57,7 +55,7 @@ def _block(found: Found, member: Any, taken: set[str]) -> Iterator[str]:
     table = _renamed(found.table, taken)
     units: dict[str, str] = {}
     try:
-        source = _source(table, member)
+        source = _source(table, kind)
         units = {channel.name: channel.unit for channel in source.channels}
         readings: Mapping[str, Number | SensorError] = _read(source)
     except PigeonpostError as error:
@@ -72,9 +70,9 @@ def _block(found: Found, member: Any, taken: set[str]) -> Iterator[str]:
         yield from (f"#     {name}: {words}" for name, words in said.items())
 
 
-def _source(table: Mapping[str, Any], member: Any) -> Source:
+def _source(table: Mapping[str, Any], kind: str) -> Source:
     options = {key: value for key, value in table.items() if key != "kind"}
-    return with_limits(options, "scan", lambda plain: member.make(plain, "scan"))
+    return make_source(kind, options, "scan")
 
 
 def _read(source: Source) -> Mapping[str, Number | SensorError]:

@@ -23,7 +23,6 @@ from bus.component import Bus, BusEnd, Voice, bus_of
 from bus.old_config import node_name, slug
 from bus.packets import DATA, EVERYBODY, PACKET_BYTES, Packet, Value
 from bus.state import BusState, Heard, number_of
-from links import Hall
 from pigeonpost.core.addresses import join_address
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import Settings
@@ -32,6 +31,7 @@ from pigeonpost.core.multicast import Drain, listener
 from pigeonpost.core.strict_json import read_json
 from pigeonpost.node.ring_file import slot_bytes_for
 from pigeonpost.node.ring_records import Taken
+from pigeonpost.transports.contract import Hall
 
 if TYPE_CHECKING:
     from pigeonpost.node.node_info import NodeFacts

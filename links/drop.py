@@ -27,14 +27,14 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from files.received import Coming, PiIds, Received, plain_name, read_pi_id
-from links import End
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.http.message import Answer, Endpoint, Refusal, Request
 from pigeonpost.http.multipart import BadMultipart, Multipart, Part, boundary_of
+from pigeonpost.transports.contract import End
 
 if TYPE_CHECKING:
-    from links import Hall
     from pigeonpost.core.clock import Clock
+    from pigeonpost.transports.contract import Hall
 
 log = logging.getLogger(__name__)
 

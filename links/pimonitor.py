@@ -26,17 +26,17 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, tzinfo
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from links import End
 from pigeonpost.core.config import Option, matching, one_of, read_options, text
 from pigeonpost.core.errors import BadArgument, DiskError, NotStored, SettingsError
 from pigeonpost.core.files import replace_file
 from pigeonpost.core.strict_json import read_json
 from pigeonpost.http.message import TEXT, Answer, Endpoint, Request
+from pigeonpost.transports.contract import End
 from protocol import LARGEST_INTEGER, NODE_NAME, NODE_NAME_TAKES, Number
 
 if TYPE_CHECKING:
-    from links import Hall
     from pigeonpost.core.config import Settings
+    from pigeonpost.transports.contract import Hall
 
 log = logging.getLogger(__name__)
 
@@ -353,8 +353,3 @@ def _zone(name: str, where: str) -> tzinfo | None:
         raise SettingsError(
             f'{where}: there is no time zone {name!r} here; it takes one like "Europe/Berlin", and the package tzdata'
         ) from None
-
-
-def make_server_end(hall: Hall) -> ServerEnd:
-    """The end, for server.py."""
-    return ServerEnd(hall)

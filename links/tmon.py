@@ -19,15 +19,15 @@ import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from links import End
 from pigeonpost.core.errors import BadArgument, NotStored
 from pigeonpost.core.strict_json import read_json
 from pigeonpost.http.message import JSON, Answer, Endpoint, Request
+from pigeonpost.transports.contract import End
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from links import Hall
+    from pigeonpost.transports.contract import Hall
 
 SENSOR, UNIT = "temperature", "°C"
 _BODY_BYTES = 16 << 10
@@ -141,8 +141,3 @@ class ServerEnd(End):
 
 def _answer(status: int, **said: Any) -> Answer:
     return Answer(json.dumps(said).encode(), JSON, status, {"Cache-Control": "no-store"})
-
-
-def make_server_end(hall: Hall) -> ServerEnd:
-    """The end, for server.py."""
-    return ServerEnd(hall)

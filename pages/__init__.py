@@ -25,15 +25,15 @@ from pigeonpost.http.message import HTML, JSON, TEXT, Answer, Refusal, Request
 
 if TYPE_CHECKING:
     from csvbuffer import CsvLog
-    from disk_use import Disk
-    from intake import Intake
-    from links import End
-    from links.tcp import ServerEnd
     from pigeonpost.auth.users import Users
     from pigeonpost.core.clock import Clock
+    from pigeonpost.server.disk_usage import Disk
+    from pigeonpost.server.ingest import Intake
+    from pigeonpost.server.quality import Verdicts
     from pigeonpost.storage.contract import Store
     from pigeonpost.storage.models import Column
-    from verdicts import Verdicts
+    from pigeonpost.transports.contract import End
+    from pigeonpost.transports.tcp_server import ServerEnd
 
 
 class House(NamedTuple):

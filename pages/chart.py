@@ -18,19 +18,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 from urllib.parse import urlencode
 
-from lateness import Late
 from pages import Visit, moment, name_in, span_ms
 from pigeonpost.charts.axes import LARGE, SMALL, WIDE, Frame
 from pigeonpost.charts.svg import COLOURS, MOST_SERIES, STYLE, Series, draw, fitted
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.strict_json import write_json
 from pigeonpost.http.message import SAFE_HEADERS, Answer, Refusal, fields
+from pigeonpost.server.late_data import Late
 from pigeonpost.storage.csv.format import local_time
 from protocol import NODE_NAME, SENSOR_NAME
 
 if TYPE_CHECKING:
-    from lateness import Link
     from pigeonpost.core.clock import Clock
+    from pigeonpost.server.late_data import Link
     from pigeonpost.storage.models import Column
 
 SPAN = "24h"  # where nothing is said

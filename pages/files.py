@@ -13,13 +13,13 @@ import re
 import threading
 from collections.abc import Iterable, Mapping
 
-from files.imports import BadFile, bring_in, look_through
 from files.received import Pi, PiIds, Stored, listing, open_stored, sum_of
 from pages import Visit, button, html_page, see_other, text_page
 from pigeonpost.core.errors import NotStored, SettingsError
 from pigeonpost.core.format import clock, size
 from pigeonpost.core.html import Html, together
 from pigeonpost.http.message import Answer, FilePart, Refusal
+from pigeonpost.importing.importer import BadFile, bring_in, look_through
 from protocol import IMPORTED
 
 SHOWN = 500

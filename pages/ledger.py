@@ -15,16 +15,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diary import Happening
 from listing import Listing, listed
 from pages import Visit, gap_words
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.format import clock
 from pigeonpost.http.message import Answer
+from pigeonpost.server.event_log import Happening
 from pigeonpost.storage.csv.checksums import logs_in
 
 if TYPE_CHECKING:
-    from diary import Diary
+    from pigeonpost.server.event_log import Diary
 
 SHOWN = 500
 

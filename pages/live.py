@@ -28,7 +28,7 @@ from pigeonpost.core.strict_json import write_json
 from pigeonpost.http.message import Answer, Refusal
 
 if TYPE_CHECKING:
-    from intake import Latest
+    from pigeonpost.server.ingest import Latest
 
 log = logging.getLogger(__name__)
 

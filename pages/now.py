@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from disk_use import DiskUse
 from pages import NodeView, Picture, SensorView, Visit, button, gap_words, html_page, sensor_path, text_page
 from pigeonpost.charts.sparkline import _spark
 from pigeonpost.core.clock import rfc3339
@@ -22,6 +21,7 @@ from pigeonpost.core.format import age, aligned, clock, number, size, with_unit
 from pigeonpost.core.html import Html, together
 from pigeonpost.core.version import VERSION
 from pigeonpost.http.message import Answer, Refusal
+from pigeonpost.server.disk_usage import DiskUse
 
 _CHARTS = 4  # on the front page; each node's page has all of its own
 _SPANS = (("10m", "10 minutes"), ("1h", "hour"), ("24h", "day"), ("7d", "week"), ("30d", "30 days"), ("366d", "year"))

@@ -18,7 +18,7 @@ from pigeonpost.core.html import Html
 from pigeonpost.http.message import Answer, Refusal, form
 
 if TYPE_CHECKING:
-    from links.tcp import ServerEnd
+    from pigeonpost.transports.tcp_server import ServerEnd
 
 _FLUSH_S = 3.0
 

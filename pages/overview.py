@@ -17,15 +17,15 @@ from itertools import takewhile
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from daybook import Day
 from pages import House, NodeView, Picture, SensorView
 from pigeonpost.core.format import age, clock, number, with_unit
+from pigeonpost.server.quality import LATE_INTERVALS, LATE_S
+from pigeonpost.server.recent_cache import Day
 from protocol import Sample
-from verdicts import LATE_INTERVALS, LATE_S
 
 if TYPE_CHECKING:
-    from session_server import NodeState
-    from verdicts import Finding
+    from pigeonpost.server.node_status import NodeState
+    from pigeonpost.server.quality import Finding
 
 FRESH_S = 1.0  # a picture is taken anew after so long, or when something was stored
 _FAR_MS = 1 << 52  # after every date

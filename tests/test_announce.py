@@ -13,15 +13,17 @@ import unittest
 from types import SimpleNamespace
 from unittest import mock
 
-from links import announce
-from links.announce import DATAGRAM_BYTES, LEAST_MOVE_S, NodeEnd, ServerEnd, interfaces, read_call, write_call
-from parcels import unsealed
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.auth.tokens import Tokens
 from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.core.errors import BadArgument, SettingsError
 from pigeonpost.core.multicast import Path, listener
-from session_server import NodeState
+from pigeonpost.server.node_status import NodeState
+from pigeonpost.transports import discovery_node
+from pigeonpost.transports.discovery_datagram import DATAGRAM_BYTES, interfaces, read_call, write_call
+from pigeonpost.transports.discovery_node import NodeEnd
+from pigeonpost.transports.discovery_server import LEAST_MOVE_S, ServerEnd
+from pigeonpost.transports.payload import unsealed
 from tests.forked import Forked
 from tests.page_support import use_memory_disk
 from tests.support import LIMIT_S, ROOT, Program, long, temp_folder, wait_until
@@ -108,7 +110,7 @@ class Interfaces(unittest.TestCase):
             "    assert family == socket.AF_INET, family\n"
             "    return real(family, *more, **named)\n"
             "socket.socket, socket.if_nameindex = limited, None\n"
-            "from links.announce import interfaces\n"
+            "from pigeonpost.transports.discovery_datagram import interfaces\n"
             "print(interfaces()['lo'])\n"
         )
         done = subprocess.run(
@@ -334,7 +336,7 @@ class Speaking(unittest.TestCase):
         self.assertLessEqual(set(call.places), away)
 
     def test_and_every_so_often(self):
-        with mock.patch.object(announce, "FIRST_S", (0.0,)):
+        with mock.patch.object(discovery_node, "FIRST_S", (0.0,)):
             self.start(0.02)
             nonces = {wait_until(self.heard).nonce for _ in range(5)}
         self.assertEqual(len(nonces), 5)
@@ -342,8 +344,8 @@ class Speaking(unittest.TestCase):
     def test_at_once_when_an_address_changes(self):
         here = {"lo": "127.0.0.1"}
         with (
-            mock.patch.object(announce, "interfaces", lambda: dict(here)),
-            mock.patch.object(announce, "FIRST_S", (0,)),
+            mock.patch.object(discovery_node, "interfaces", lambda: dict(here)),
+            mock.patch.object(discovery_node, "FIRST_S", (0,)),
         ):
             end = self.start()
             wait_until(self.heard)
@@ -373,21 +375,21 @@ class Speaking(unittest.TestCase):
         }
         settings.__getitem__.side_effect = values.__getitem__
         settings.origin.return_value = "default"
-        self.assertIsInstance(announce.make_node_end(settings, self.facts, None, Clock()), NodeEnd)
+        self.assertIsInstance(discovery_node.make_node_end(settings, self.facts, None, Clock()), NodeEnd)
         values["push", "to"] = "http://home:8080"
-        self.assertIsInstance(announce.make_node_end(settings, self.facts, None, Clock()), announce.Silent)
+        self.assertIsInstance(discovery_node.make_node_end(settings, self.facts, None, Clock()), discovery_node.Silent)
         settings.origin.return_value = "node.toml"
-        self.assertIsInstance(announce.make_node_end(settings, self.facts, None, Clock()), NodeEnd)
+        self.assertIsInstance(discovery_node.make_node_end(settings, self.facts, None, Clock()), NodeEnd)
         self.facts.key = None
-        self.assertIsInstance(announce.make_node_end(settings, self.facts, None, Clock()), announce.Silent)
+        self.assertIsInstance(discovery_node.make_node_end(settings, self.facts, None, Clock()), discovery_node.Silent)
 
 
 QUICK = {
-    "links.announce.FIRST_S": (0.0, 0.1, 0.3),
-    "links.announce.LEAST_MOVE_S": 0.2,
-    "links.announce._LOOK_S": 0.1,
-    "links.tcp.RETRY_S": 0.1,
-    "session_server.DOUBT_S": 0.2,
+    "pigeonpost.transports.discovery_node.FIRST_S": (0.0, 0.1, 0.3),
+    "pigeonpost.transports.discovery_server.LEAST_MOVE_S": 0.2,
+    "pigeonpost.transports.discovery_datagram._LOOK_S": 0.1,
+    "pigeonpost.transports.tcp_server.RETRY_S": 0.1,
+    "pigeonpost.transports.tcp_server_session.DOUBT_S": 0.2,
 }
 
 

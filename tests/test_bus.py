@@ -10,8 +10,7 @@ from unittest import mock
 from bus import component as bus_component
 from bus.component import Bus, Voice
 from bus.old_config import Unreachable, parse
-from guests import Guests
-from links import Hall, bus
+from links import bus
 from links.bus import NodeEnd, ServerEnd
 from pigeonpost import settings
 from pigeonpost.auth.tokens import Tokens
@@ -20,6 +19,8 @@ from pigeonpost.core.errors import NotStored, SettingsError
 from pigeonpost.core.multicast import Path
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
+from pigeonpost.server.unnumbered_sources import Guests
+from pigeonpost.transports.contract import Hall
 from tests.bus_support import LOOPBACK, Ear, control, free_groups, packet, reading
 from tests.support import BOOT, LIMIT_S, MemoryDisk, taken, wait_until
 from tests.web_house import WebHouse

@@ -22,11 +22,11 @@ from unittest import mock
 from commands import data as data_commands
 from commands import export
 from csvbuffer import CsvLog
-from files import backups
-from intake import Intake
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import NotStored
 from pigeonpost.core.files import only_one
+from pigeonpost.server import backup as server_backup
+from pigeonpost.server.ingest import Intake
 from pigeonpost.storage.csv import format
 from pigeonpost.storage.csv.checksums import logs_in
 from pigeonpost.storage.sqlite.schema import _FIRST
@@ -209,7 +209,7 @@ class Backup(DataCase):
                 intake.settle(LIMIT_S)
                 count[0] += 20
 
-        with run_of_a_server(self.data) as intake, mock.patch.object(backups, "_PAGES_AT_ONCE", 1):
+        with run_of_a_server(self.data) as intake, mock.patch.object(server_backup, "_PAGES_AT_ONCE", 1):
             writer = threading.Thread(target=write, args=(intake,))
             writer.start()
             try:
@@ -284,13 +284,13 @@ class Backup(DataCase):
 
     def test_a_log_that_begins_meanwhile_is_not_half_in_it(self):
         fill(self.data)
-        real = backups.copy_database
+        real = server_backup.copy_database
 
         def copy(*arguments):
             real(*arguments)
             fill(self.data, batch(51, 99))  # another run, all of it
 
-        with mock.patch.object(backups, "copy_database", copy):
+        with mock.patch.object(server_backup, "copy_database", copy):
             self.done("backup", self.tar)
         other = temp_folder(self)
         self.done("restore", self.tar, data=other)
@@ -504,7 +504,7 @@ class Restore(DataCase):
         self.assert_refused("has SHA256SUMS twice", self.make(database, manifests=2))
         self.assert_refused("has no SHA256SUMS: it is no backup", self.make(database, manifests=0))
         self.assert_refused("there is no database in it", self.make((tokens, b"{}")))
-        with mock.patch.object(backups, "_SUMS_BYTES", 10):
+        with mock.patch.object(server_backup, "_SUMS_BYTES", 10):
             self.assert_refused("and at most 10 are read", self.make(database))
 
     def packed_again(self, command):
@@ -625,7 +625,7 @@ class Staging(DataCase):
         self.assertEqual(tree(self.precious), {"victim": b"precious"})
 
     def unpack(self, folder):
-        return backups.unpack(self.tar, folder, lambda what, done, total: None)
+        return server_backup.unpack(self.tar, folder, lambda what, done, total: None)
 
     def test_archive_is_extracted_into_an_empty_folder(self):
         folder = temp_folder(self)
@@ -633,7 +633,7 @@ class Staging(DataCase):
         self.assertEqual(sorted(tree(folder)), names)
         for name in names:
             with self.subTest(name):
-                mode = 0o600 if name in backups.KEPT else 0o644
+                mode = 0o600 if name in server_backup.KEPT else 0o644
                 self.assertEqual(stat.S_IMODE(os.stat(os.path.join(folder, name)).st_mode), mode & ~self.umask())
 
     def umask(self):
@@ -1033,7 +1033,7 @@ class Import(DataCase):
     def stored(self, data=None):
         return sorted(self.done("export", data=data).splitlines()[1:])
 
-    @mock.patch("files.imports.BATCH_SAMPLES", 50)
+    @mock.patch("pigeonpost.importing.importer.BATCH_SAMPLES", 50)
     def test_what_was_exported_comes_back_the_same(self):
         fill(self.data, batch(1, 40), batch(1, 120, node="b", epoch=E2))
         for form, suffix in (("csv", "csv"), ("wide", "csv"), ("jsonl", "jsonl")):
@@ -1090,11 +1090,14 @@ class Import(DataCase):
         fill(self.data, batch(51, 60))
         self.assert_sound(61)
 
-    @mock.patch("files.imports.BATCH_SAMPLES", 50)
+    @mock.patch("pigeonpost.importing.importer.BATCH_SAMPLES", 50)
     def test_after_a_full_disk_it_goes_on_where_it_ended(self):
         rows = "".join(f"{1_700_000_000 + n},{n % 50}\n" for n in range(1500))
         path = self.write("long.csv", f"time,t\n{rows}")
-        with mock.patch("files.imports.STORE_S", LIMIT_S), mock.patch.object(Intake, "accept", self.breaking_after(10)):
+        with (
+            mock.patch("pigeonpost.importing.importer.STORE_S", LIMIT_S),
+            mock.patch.object(Intake, "accept", self.breaking_after(10)),
+        ):
             self.assert_fails(1, "the disk is full", "import", "--node", "a", path)
         self.assertIn("1500 readings, 1000 of them new", self.done("import", "--node", "a", path))
         self.assert_sound(1500)
@@ -1105,7 +1108,7 @@ class Import(DataCase):
             "long.csv", "time,t,u\n" + "".join(f"{1_700_000_000 + n},{n % 50},{n}\n" for n in range(rows))
         )
         code = (
-            "import signal, sys, control; from intake import Intake\n"
+            "import signal, sys, control; from pigeonpost.server.ingest import Intake\n"
             "real, count = Intake.accept, 0\n"
             "def accept(intake, batch, **more):\n"
             "    global count\n"

@@ -4,9 +4,9 @@ import random
 import threading
 import unittest
 
-from daybook import DayBook
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import NotStored
+from pigeonpost.server.recent_cache import DayBook
 from pigeonpost.storage.models import NOTHING, Filing
 from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Batch, Gap, Sample

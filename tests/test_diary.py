@@ -4,12 +4,12 @@ import threading
 import unittest
 from types import SimpleNamespace
 
-import diary
-from diary import MOST, Diary
 from pigeonpost.core.clock import FakeClock
+from pigeonpost.server import event_log
+from pigeonpost.server.event_log import MOST, Diary
+from pigeonpost.server.node_status import NodeState
 from pigeonpost.storage.models import NOTHING, Filing, Stretch
 from protocol import Gap, Sample
-from session_server import NodeState
 from tests.support import LIMIT_S, wait_until
 
 
@@ -110,9 +110,9 @@ class Looking(DiaryCase):
         self.assertLess(len(self.diary.all()[-1].words), 400)
 
     def test_its_thread_looks_by_itself_and_ends(self):
-        before = diary._LOOK_S
-        diary._LOOK_S = 0.01
-        self.addCleanup(setattr, diary, "_LOOK_S", before)
+        before = event_log._LOOK_S
+        event_log._LOOK_S = 0.01
+        self.addCleanup(setattr, event_log, "_LOOK_S", before)
         self.diary.start()
         self.node()
         wait_until(lambda: self.told() == [("basement", "reached")], "it looked")

@@ -4,9 +4,9 @@ import os
 import unittest
 from unittest import mock
 
-import disk_use
-from disk_use import Disk
 from pigeonpost.core.clock import FakeClock
+from pigeonpost.server import disk_usage
+from pigeonpost.server.disk_usage import Disk
 from tests.support import temp_folder
 
 
@@ -63,7 +63,7 @@ class DiskUseTest(unittest.TestCase):
 
     def test_it_is_measured_once_a_minute(self):
         disk = Disk(self.folder, self.clock, self.process)
-        with mock.patch.object(disk_use, "_size", wraps=disk_use._size) as size:
+        with mock.patch.object(disk_usage, "_size", wraps=disk_usage._size) as size:
             for _ in range(5):
                 disk.use()
             self.assertEqual(size.call_count, 1)

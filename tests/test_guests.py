@@ -3,10 +3,11 @@
 import threading
 from unittest import mock
 
-import guests
-from guests import Guests, Receipt
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import NotStored, Unexpected
+from pigeonpost.server import unnumbered_sources
+from pigeonpost.server.commit_waiter import Receipt
+from pigeonpost.server.unnumbered_sources import Guests
 from tests.support import LIMIT_S, wait_until
 from tests.test_intake import E1, IntakeCase, batch
 
@@ -77,7 +78,7 @@ class Stored(Real):
 class NotStoredInTime(Real):
     def setUp(self):
         super().setUp()
-        self.enterContext(mock.patch.object(guests, "STORE_S", 0.02))
+        self.enterContext(mock.patch.object(unnumbered_sources, "STORE_S", 0.02))
 
     def test_it_is_said_and_never_stored_later(self):
         with self.assertRaisesRegex(NotStored, "within 0.02 s"):
@@ -194,7 +195,7 @@ class Callers(Real):
                 self.assertEqual(self.guests.note_call("attic").every_s, expected)
 
     def test_there_is_an_end_to_them(self):
-        with mock.patch.object(guests, "MOST_CALLERS", 3):
+        with mock.patch.object(unnumbered_sources, "MOST_CALLERS", 3):
             for n in range(3):
                 self.guests.caller(f"n{n}")
             self.guests.caller("n1")

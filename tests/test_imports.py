@@ -6,10 +6,10 @@ import random
 import unittest
 from unittest import mock
 
-import intake
-from files import imports
-from files.imports import FAULTS_SHOWN, BadFile, bring_in, look_through
 from pigeonpost.core.errors import NotStored
+from pigeonpost.importing import importer
+from pigeonpost.importing.importer import FAULTS_SHOWN, BadFile, bring_in, look_through
+from pigeonpost.server import ingest
 from protocol import IMPORTED
 from tests.support import rounds, wait_until
 from tests.web_house import WebHouse
@@ -69,8 +69,8 @@ class Bringing(Case):
         full = mock.patch.object(self.house.store, "writing", side_effect=NotStored("full"))
         full.start()
         self.addCleanup(full.stop)
-        self.enterContext(mock.patch.object(intake, "_RETRY_S", 0.02))
-        with mock.patch.object(imports, "STORE_S", 0.05), self.assertLogs("intake") as logged:
+        self.enterContext(mock.patch.object(ingest, "_RETRY_S", 0.02))
+        with mock.patch.object(importer, "STORE_S", 0.05), self.assertLogs("pigeonpost.server.ingest") as logged:
             with self.assertRaises(NotStored):
                 self.bring(table(3))
             full.stop()

@@ -8,9 +8,9 @@ import unittest
 from unittest import mock
 
 from csvbuffer import CsvLog
-from intake import Intake
 from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.core.errors import DiskError, NotStored
+from pigeonpost.server.ingest import Intake
 from pigeonpost.storage.models import Mark, Summary, Window
 from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import IMPORTED
@@ -414,7 +414,7 @@ class Running(RunningCase):
         self.assertEqual(len(self.seqs()), 5000)
 
     def test_a_full_disk_is_tried_again(self):
-        with mock.patch("intake._RETRY_S", 0.001):
+        with mock.patch("pigeonpost.server.ingest._RETRY_S", 0.001):
             self.start(commit_s=0.001)
             real, calls = self.store.put, []
 
@@ -424,7 +424,7 @@ class Running(RunningCase):
                     raise NotStored("disk full")
                 return real(*arguments)
 
-            with mock.patch.object(self.store, "put", put), self.assertLogs("intake") as logged:
+            with mock.patch.object(self.store, "put", put), self.assertLogs("pigeonpost.server.ingest") as logged:
                 self.accept(batch(1, 3))
                 self.assertTrue(self.answers.wait_for(lambda: (E1, 3) in self.answers.acks))
                 self.intake.stop(LIMIT_S)
@@ -457,12 +457,12 @@ class Running(RunningCase):
     def test_what_a_full_store_does_not_take_at_the_end_is_not_acknowledged(self):
         self.start(commit_s=0.001)
         with mock.patch.object(self.store, "put", side_effect=NotStored("disk full")):
-            with self.assertLogs("intake", "ERROR") as logged:
+            with self.assertLogs("pigeonpost.server.ingest", "ERROR") as logged:
                 self.accept(batch(1, 3))
                 wait_until(lambda: self.intake.fault, "it has tried")
                 self.assertIsNone(self.intake.stop(LIMIT_S))
             self.assertEqual(self.intake.fault, "nothing can be stored: disk full")
-        self.assertEqual(logged.output[-1], "ERROR:intake:not stored: disk full; the nodes keep it")
+        self.assertEqual(logged.output[-1], "ERROR:pigeonpost.server.ingest:not stored: disk full; the nodes keep it")
         self.assertEqual((self.seqs(), self.answers.acks), ([], []))
 
     def test_a_broken_disk_ends_the_program(self):

@@ -3,8 +3,8 @@
 import unittest
 from types import SimpleNamespace
 
-from lateness import LATE_MS, Late
 from pigeonpost.core.clock import FakeClock
+from pigeonpost.server.late_data import LATE_MS, Late
 from pigeonpost.storage.models import Filing, Mark, Span, Stretch
 from protocol import Gap, Sample
 

@@ -8,9 +8,9 @@ import unittest
 from types import SimpleNamespace
 from unittest import mock
 
-import diary
 from bus.state import BusState
 from pages.about import PROMISE
+from pigeonpost.server import event_log
 from pigeonpost.storage.csv.checksums import sums_text
 from protocol import Batch, Gap
 from tests.page_support import set_zone, use_memory_disk
@@ -62,7 +62,7 @@ class Missing(ListCase):
 
 class Happened(ListCase):
     def setUp(self):
-        self.enterContext(mock.patch.object(diary, "_LOOK_S", 0.02))
+        self.enterContext(mock.patch.object(event_log, "_LOOK_S", 0.02))
         super().setUp()
 
     def test_what_is_durable_and_what_is_of_this_run(self):

@@ -8,11 +8,11 @@ import threading
 import unittest
 from types import SimpleNamespace
 
-from intake import Latest
 from pages import Visit
 from pages.live import Live
 from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.http.message import Refusal, Request
+from pigeonpost.server.ingest import Latest
 from protocol import Sample
 from tests.support import LIMIT_S, WALL_MS, wait_until
 

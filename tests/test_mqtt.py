@@ -13,16 +13,17 @@ from collections import Counter
 from types import SimpleNamespace
 from unittest import mock
 
-from guests import Guests
-from links import mqtt
-from links.mqtt import ACK_S, ANSWER_S, LONGEST_ANSWER_S, NodeEnd, ServerEnd
-from parcels import read_body, sealed, unsealed, write_body
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import NotStored, SettingsError
 from pigeonpost.node.node_info import NodeFacts
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
+from pigeonpost.server.unnumbered_sources import Guests
+from pigeonpost.transports import mqtt_node, mqtt_server
+from pigeonpost.transports.mqtt_node import ACK_S, ANSWER_S, LONGEST_ANSWER_S, NodeEnd
+from pigeonpost.transports.mqtt_server import ServerEnd
+from pigeonpost.transports.payload import read_body, sealed, unsealed, write_body
 from protocol import sample_body, sample_text
 from tests.support import BOOT, EPOCH, LIMIT_S, WALL_MS, FakeLedger, MemoryDisk, rounds, taken
 
@@ -91,7 +92,8 @@ class MqttCase(unittest.TestCase):
         logging.disable(logging.CRITICAL)
         self.addCleanup(logging.disable, logging.NOTSET)
         self.net = Net()
-        self.enterContext(mock.patch.object(mqtt, "Broker", lambda *arguments: self.net.client(*arguments)))
+        for module in (mqtt_node, mqtt_server):
+            self.enterContext(mock.patch.object(module, "Broker", lambda *arguments: self.net.client(*arguments)))
         self.clock = FakeClock()
         self.tokens = {}
         self.settings = {("mqtt", "signed"): True, ("store", "commit"): 1.0}
@@ -463,7 +465,7 @@ class ByHand(MqttCase):
         self.assertEqual(self.say(body())[0]["error"]["code"], "not-stored")
 
     def test_strangers_without_end_are_not_remembered_without_end(self):
-        with mock.patch("guests.MOST_CALLERS", 20):
+        with mock.patch("pigeonpost.server.unnumbered_sources.MOST_CALLERS", 20):
             for n in range(100):
                 self.net.queue.append((f"pigeonpost/n{n}/samples", body(node=f"n{n}")))
                 self.net.deliver()

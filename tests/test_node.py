@@ -14,13 +14,14 @@ from itertools import pairwise
 from unittest import mock
 
 import node
-from links.tcp import ServerEnd
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.config import load
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.node.ring_file import Ring
 from pigeonpost.sensors.contract import Channel
+from pigeonpost.sensors.registry import KINDS
 from pigeonpost.settings import NODE
+from pigeonpost.transports.tcp_server import ServerEnd
 from tests.forked import Forked
 from tests.page_support import main_here, use_memory_disk
 from tests.support import LIMIT_S, ROOT, FakeLedger, Program, Talk, clean_environment, temp_folder, wait_until
@@ -100,7 +101,7 @@ class Starting(NodeCase):
         end.start()
         self.addCleanup(end.stop, LIMIT_S)
         ledger.wait_for(5)
-        with self.assertLogs("links.tcp", "WARNING"):
+        with self.assertLogs("pigeonpost.transports.tcp_server", "WARNING"):
             end.stop(LIMIT_S)
         epoch = ledger.rows[0][1]
         seqs = ledger.seqs(epoch)
@@ -280,9 +281,9 @@ class Settings_(NodeCase):
 
     def test_every_kind_is_a_file(self):
         self.assertEqual(
-            set(node._kinds()) - {"adc"},
+            set(KINDS) - {"adc"},
             {n[:-3] for n in os.listdir(os.path.join(ROOT, "pigeonpost", "sensors")) if n.endswith(".py")}
-            - {"__init__", "contract", "simulated"},
+            - {"__init__", "contract", "registry", "simulated"},
         )
 
     def test_too_many_sensors_are_refused(self):
@@ -486,7 +487,7 @@ sys.exit(node.main(sys.argv[1:]))
         loaded = set(json.loads(program.line()))
         program.address()
         program.kill()
-        self.assertIn("links.tcp", loaded)
+        self.assertIn("pigeonpost.transports.tcp_node", loaded)
         return loaded
 
     def found(self, loaded, names):

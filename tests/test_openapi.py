@@ -5,8 +5,8 @@ import os
 import re
 import unittest
 
-from links import push
 from pigeonpost.core.version import VERSION
+from pigeonpost.transports import push_server
 from protocol import NODE_NAME, SENSOR_NAME
 from tests.page_support import use_memory_disk
 from tests.support import ROOT
@@ -31,7 +31,7 @@ class Document(WebCase):
         }  # fmt: skip
 
     def test_every_address_is_described_and_none_besides(self):
-        house = WebHouse(self, links=[FakeLink("basement")], roads=[push.make_server_end])
+        house = WebHouse(self, links=[FakeLink("basement")], roads=[push_server.ServerEnd])
         served = {(route.method, route.path.replace("NAME", "{name}")) for route in house.web._table()}
         served |= {(endpoint.method, endpoint.path) for _, endpoint in house.web._endpoints}
         self.assertEqual(self.described(), {one for one in served if one[1].startswith("/api/")})

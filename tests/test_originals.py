@@ -40,7 +40,10 @@ def rows(data, name=None):
         return list(csv.reader(file))[1:]
 
 
-SOON = {"links.tcp.RETRY_S": 0.05, "webui._POLL_S": 0.02}  # how soon a node is tried again, and the page ends
+SOON = {
+    "pigeonpost.transports.tcp_server.RETRY_S": 0.05,
+    "webui._POLL_S": 0.02,
+}  # how soon a node is tried again, and the page ends
 
 
 class Pressing:

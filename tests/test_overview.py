@@ -4,15 +4,15 @@ import threading
 import unittest
 from types import SimpleNamespace
 
-from daybook import DayBook
-from intake import Latest
 from pages import House
 from pages.overview import FRESH_S, Overview
 from pigeonpost.core.clock import FakeClock
+from pigeonpost.server.ingest import Latest
+from pigeonpost.server.node_status import NodeState
+from pigeonpost.server.recent_cache import DayBook
 from pigeonpost.storage.models import NOTHING, Filing
 from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Batch, Gap, Sample
-from session_server import NodeState
 from tests.page_support import set_zone, use_memory_disk
 from tests.support import LIMIT_S, temp_folder
 

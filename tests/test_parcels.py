@@ -5,7 +5,9 @@ import random
 import time
 import unittest
 
-from parcels import (
+from pigeonpost.core.errors import BadArgument, NotUtf8, TooLong, WireError
+from pigeonpost.server.node_status import NodeState
+from pigeonpost.transports.payload import (
     MOST_GAPS,
     MOST_SAMPLES,
     MOST_SENSORS,
@@ -15,9 +17,7 @@ from parcels import (
     unsealed,
     write_body,
 )
-from pigeonpost.core.errors import BadArgument, NotUtf8, TooLong, WireError
 from protocol import BATCH_SAMPLES, LARGEST_SEQ, Gap, sample_body, sample_text
-from session_server import NodeState
 from tests.support import EPOCH, WALL_MS
 from tests.test_protocol import sample
 

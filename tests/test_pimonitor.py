@@ -14,11 +14,11 @@ from pathlib import Path
 from unittest import mock
 from zoneinfo import ZoneInfo
 
-import guests
 from links import pimonitor
 from links.pimonitor import Names, Reading, Wrong, node_name, read_sensors, read_timestamp, snake
 from pigeonpost.core.clock import Clock, parse_rfc3339
 from pigeonpost.core.errors import DiskError, NotStored, SettingsError
+from pigeonpost.server import unnumbered_sources
 from protocol import NODE_NAME, SENSOR_NAME
 from tests.forked import Forked
 from tests.page_support import use_memory_disk
@@ -53,7 +53,7 @@ class PimonitorCase(unittest.TestCase):
         self.open()
 
     def open(self, settings=SETTINGS):
-        self.house = WebHouse(self, roads=[pimonitor.make_server_end], settings=settings)
+        self.house = WebHouse(self, roads=[pimonitor.ServerEnd], settings=settings)
 
     def message(self, **changes):
         said = {"api_hash": HASH, "location": "Kitchen", "timestamp": STAMP, "sensors": [DHT22], **changes}
@@ -421,7 +421,7 @@ class Faults(PimonitorCase):
     """What must not be again: success when the insert failed, sensors after the first lost, the key never checked."""
 
     def test_success_is_said_only_of_what_is_stored(self):
-        with mock.patch.object(guests, "STORE_S", 0.1), \
+        with mock.patch.object(unnumbered_sources, "STORE_S", 0.1), \
                 mock.patch.object(self.house.store, "put", side_effect=NotStored("the disk is full")):  # fmt: skip
             status, headers, answer = self.house.request("POST", "/", body=json.dumps(self.message()).encode())
         self.assertEqual(status, 503)

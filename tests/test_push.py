@@ -12,11 +12,6 @@ import time
 import unittest
 from unittest import mock
 
-import errands
-import guests
-import intake
-from links import push
-from parcels import PARCEL_BYTES
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core import http_client as webclient
 from pigeonpost.core.clock import Clock, FakeClock, parse_rfc3339
@@ -25,7 +20,10 @@ from pigeonpost.core.errors import DiskError, NotStored, SettingsError
 from pigeonpost.node.node_info import NodeFacts
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
+from pigeonpost.server import command_queue, ingest, unnumbered_sources
 from pigeonpost.settings import NODE
+from pigeonpost.transports import push_node, push_server
+from pigeonpost.transports.payload import PARCEL_BYTES
 from protocol import BATCH_SAMPLES
 from tests.support import BOOT, EPOCH, LIMIT_S, WALL_MS, MemoryDisk, rounds, taken, temp_folder, wait_until
 from tests.test_web_tls import make_certificate
@@ -51,7 +49,7 @@ def body(first=1, count=3, **more):
 
 class PushCase(unittest.TestCase):
     def open(self, **options):
-        self.house = WebHouse(self, roads=[push.make_server_end], **options)
+        self.house = WebHouse(self, roads=[push_server.ServerEnd], **options)
         self.token = self.house.tokens.make("attic")
         return self.house
 
@@ -147,7 +145,7 @@ class Stored(PushCase):
             self.post(body(1, 3, sensors=UNITS, on=True))
             nodes = json.loads(self.house.request("GET", "/api/v1/nodes", self.house.bearer)[2])["nodes"]
             self.assertEqual([(node["name"], node["connected"]) for node in nodes], [("attic", True)])
-            with mock.patch.object(errands.Orders, "give", return_value=True) as given:
+            with mock.patch.object(command_queue.Orders, "give", return_value=True) as given:
                 asked = self.house.request(
                     "POST", "/api/v1/nodes/attic/send", {**self.house.bearer, "Content-Type": "application/json"},
                     b'{"on": false}',
@@ -270,12 +268,12 @@ class Refused(PushCase):
 class NotStoredNow(PushCase):
     def setUp(self):
         self.open()
-        self.enterContext(mock.patch.object(push, "STORE_S", 0.1))
+        self.enterContext(mock.patch.object(push_server, "STORE_S", 0.1))
         logging.disable(logging.CRITICAL)
         self.addCleanup(logging.disable, logging.NOTSET)
 
     def test_503_and_nothing_is_acknowledged_or_stored_later(self):
-        self.enterContext(mock.patch.object(intake, "_RETRY_S", 0.02))
+        self.enterContext(mock.patch.object(ingest, "_RETRY_S", 0.02))
 
         def says_why():
             status, told, headers = self.post(body())
@@ -292,7 +290,7 @@ class NotStoredNow(PushCase):
         self.assertEqual(self.stored(), [1, 2, 3])
 
     def test_503_when_more_nodes_call_than_are_listened_to(self):
-        with mock.patch.object(guests, "MOST_CALLERS", 0):
+        with mock.patch.object(unnumbered_sources, "MOST_CALLERS", 0):
             self.assertEqual(self.post(body())[0], 503)
             self.assertEqual(self.resume()[0], 503)
         self.assertEqual(self.stored(), [])
@@ -308,7 +306,10 @@ class NotStoredNow(PushCase):
             hangs.wait(LIMIT_S)
             return put(*arguments)
 
-        with mock.patch.object(self.house.store, "put", side_effect=slow), mock.patch.object(push, "STORE_S", 0.02):
+        with (
+            mock.patch.object(self.house.store, "put", side_effect=slow),
+            mock.patch.object(push_server, "STORE_S", 0.02),
+        ):
             began_s = time.monotonic()
             self.assertEqual(self.post(body())[0], 503)
             self.assertLess(time.monotonic() - began_s, LIMIT_S / 2)
@@ -368,10 +369,10 @@ class OrdersFor(PushCase):
         self.open()
         self.post(body(1, 1, on=True))
         self.assertFalse(self.house.links[0].ask("SEND", False, limit_s=0.05))
-        self.assertIs(errands.Orders(self.house.folder).of("attic"), False)
+        self.assertIs(command_queue.Orders(self.house.folder).of("attic"), False)
 
     def test_another_order_takes_the_place_of_the_first(self):
-        orders = errands.Orders(temp_folder(self))
+        orders = command_queue.Orders(temp_folder(self))
         orders.give("attic", False, 0.0)
         orders.give("attic", True, 0.0)
         orders.note("attic", False)
@@ -382,8 +383,8 @@ class OrdersFor(PushCase):
     def test_an_order_that_cannot_be_kept_is_not_given(self):
         self.open()
         self.post(body(1, 1))
-        full = mock.patch.object(errands, "replace_file", side_effect=DiskError("the disk is full"))
-        with full, self.assertLogs("errands", "ERROR"):
+        full = mock.patch.object(command_queue, "replace_file", side_effect=DiskError("the disk is full"))
+        with full, self.assertLogs("pigeonpost.server.command_queue", "ERROR"):
             self.assertFalse(self.house.links[0].ask("SEND", False, limit_s=LIMIT_S))
         self.assertNotIn("on", self.post(body(1, 1))[1])
 
@@ -402,10 +403,10 @@ class OrdersFor(PushCase):
     def test_a_file_that_does_not_read_is_named(self):
         folder = temp_folder(self)
         for text in ("[", "[]", "5"):
-            with open(os.path.join(folder, errands.FILE), "w", encoding="ascii") as file:
+            with open(os.path.join(folder, command_queue.FILE), "w", encoding="ascii") as file:
                 file.write(text)
-            with self.assertRaisesRegex(SettingsError, errands.FILE):
-                errands.Orders(folder)
+            with self.assertRaisesRegex(SettingsError, command_queue.FILE):
+                command_queue.Orders(folder)
 
 
 # ---------------------------------------------------------------------------------------------------------- the node
@@ -413,7 +414,7 @@ class OrdersFor(PushCase):
 
 class NodeCase(PushCase):
     def setUp(self):
-        self.enterContext(mock.patch.object(push, "RETRY_S", 0.005))
+        self.enterContext(mock.patch.object(push_node, "RETRY_S", 0.005))
         self.outbox = Outbox(Ring("/card", 1024, 128, MemoryDisk()), BOOT)
         self.clock = Clock()
 
@@ -426,7 +427,7 @@ class NodeCase(PushCase):
     def start(self, to, certificate="", token=None):
         key = LinkKey(self.token if token is None else token)
         self.facts = NodeFacts("attic", UNITS, 10.0, key, self.outbox.switch, dict)
-        node = push.make_node_end(self.settings(to, certificate), self.facts, self.outbox, self.clock)
+        node = push_node.NodeEnd(self.settings(to, certificate), self.facts, self.outbox, self.clock)
         node.start()
         self.addCleanup(node.stop, LIMIT_S)
         return node
@@ -487,7 +488,7 @@ class Brought(NodeCase):
         self.open()
         self.post(body(1, 5, epoch=self.outbox.epoch, outbox=self.outbox.ring.identity))
         self.take(5)
-        with self.assertLogs("links.push", "ERROR"):
+        with self.assertLogs("pigeonpost.transports.push_node", "ERROR"):
             self.start(self.url())
             self.arrived(6)  # its own fifth sample is another one
         self.assertEqual(len({point.epoch for point in self.house.store.points("attic", 0, 1 << 60, 100)}), 2)
@@ -496,7 +497,7 @@ class Brought(NodeCase):
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
         self.token = "0" * 32
-        with self.assertLogs("links.push", "WARNING") as logs:
+        with self.assertLogs("pigeonpost.transports.push_node", "WARNING") as logs:
             node = self.start(f"http://127.0.0.1:{port}")
             wait_until(lambda: node._fault, "it has tried")
         self.assertIn(f"127.0.0.1:{port}: Connection refused; the samples are kept", logs.output[0])
@@ -517,12 +518,12 @@ class Brought(NodeCase):
 
     def test_a_server_that_was_set_back_gets_again_what_it_lost(self):
         self.open()
-        self.enterContext(mock.patch.object(push, "POLL_S", 0.01))
+        self.enterContext(mock.patch.object(push_node, "POLL_S", 0.01))
         self.take(20)
         self.start(self.url())
         self.arrived(20)
         first = self.house
-        self.house = WebHouse(self, roads=[push.make_server_end])
+        self.house = WebHouse(self, roads=[push_server.ServerEnd])
         self.house.tokens._file.write({"attic": self.token})
         with mock.patch.object(first.intake, "marks", self.house.intake.marks), \
                 mock.patch.object(first.intake, "accept", self.house.intake.accept):  # fmt: skip
@@ -530,8 +531,8 @@ class Brought(NodeCase):
 
     def test_on_and_off_are_heard_when_it_calls(self):
         self.open()
-        self.enterContext(mock.patch.object(push, "POLL_S", 0.01))
-        self.enterContext(mock.patch.object(push, "POLL_OFF_S", 0.01))
+        self.enterContext(mock.patch.object(push_node, "POLL_S", 0.01))
+        self.enterContext(mock.patch.object(push_node, "POLL_OFF_S", 0.01))
         self.take()
         self.start(self.url())
         self.arrived(1)
@@ -560,7 +561,10 @@ class OverTls(NodeCase):
     def test_another_one_is_refused_before_the_token_is_shown(self):
         self.take(3)
         other = fingerprint_of(self.other[0])
-        with self.assertLogs("links.push", "WARNING") as logs, mock.patch.object(self.house.tokens, "node_of") as asked:
+        with (
+            self.assertLogs("pigeonpost.transports.push_node", "WARNING") as logs,
+            mock.patch.object(self.house.tokens, "node_of") as asked,
+        ):
             node = self.start(self.url("https"), other)
             wait_until(lambda: node._fault, "it has tried")
         self.assertIn(f"expected {other}, found {fingerprint_of(self.paths[0])}", logs.output[0])
@@ -569,7 +573,7 @@ class OverTls(NodeCase):
 
     def test_without_a_fingerprint_it_has_to_be_signed_by_whom_the_system_trusts(self):
         self.take(3)
-        with self.assertLogs("links.push", "WARNING") as logs:
+        with self.assertLogs("pigeonpost.transports.push_node", "WARNING") as logs:
             node = self.start(self.url("https"))
             wait_until(lambda: node._fault, "it has tried")
         self.assertIn("CERTIFICATE_VERIFY_FAILED", logs.output[0])
@@ -579,7 +583,7 @@ class OverTls(NodeCase):
             self.arrived(3)
 
     def test_plain_http_to_such_a_server_says_what_to_do(self):
-        with self.assertLogs("links.push", "WARNING") as logs:
+        with self.assertLogs("pigeonpost.transports.push_node", "WARNING") as logs:
             node = self.start(self.url("http"))
             wait_until(lambda: node._fault, "it has tried")
         self.assertIn("answers 400", logs.output[0])
@@ -652,7 +656,7 @@ class Answers(NodeCase):
 
     def fault_after(self, *answers):
         server = Scripted(self, *answers)
-        with self.assertLogs("links.push", "WARNING") as logs:
+        with self.assertLogs("pigeonpost.transports.push_node", "WARNING") as logs:
             node = self.start(server.url)
             wait_until(lambda: node._fault, "it has found a fault")
             self.assertTrue(node._thread.is_alive())
@@ -757,7 +761,7 @@ class SetUp(NodeCase):
     def test_without_a_token_it_does_not_begin_and_says_what_to_do(self):
         facts = NodeFacts("attic", UNITS, 10.0, None, self.outbox.switch, dict)
         with self.assertRaisesRegex(SettingsError, r"get_token attic.*PIGEONPOST_NODE_TOKEN"):
-            push.make_node_end(self.settings("http://localhost:1"), facts, self.outbox, self.clock)
+            push_node.NodeEnd(self.settings("http://localhost:1"), facts, self.outbox, self.clock)
 
     def test_addresses_and_fingerprints_that_are_none(self):
         for to in ("localhost:8080", "ftp://x", "http://", "http://a b", "https://host:x", "http://u@h"):

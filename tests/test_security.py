@@ -18,7 +18,6 @@ import unittest
 from unittest import mock
 from urllib.parse import quote
 
-from links.tcp import NodeEnd
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.auth.throttle import MOST
 from pigeonpost.core.addresses import is_loopback, own_address
@@ -27,6 +26,7 @@ from pigeonpost.http.message import SAFE_HEADERS
 from pigeonpost.node.node_info import NodeFacts
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
+from pigeonpost.transports.tcp_node import NodeEnd
 from protocol import Batch, Gap, encode
 from tests.support import BOOT, LIMIT_S, MemoryDisk, Talk, taken, wait_until
 from tests.test_stores import E2
@@ -44,7 +44,7 @@ class SecurityCase(unittest.TestCase):
     limits = Limits(head_s=5.0, body_s=5.0)
 
     def setUp(self):
-        for name in ("web.server", "web.door", "links.tcp", "session", "session_node"):
+        for name in ("web.server", "web.door", "pigeonpost.transports.tcp_server", "session", "session_node"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
             self.addCleanup(logging.getLogger(name).setLevel, logging.NOTSET)
         self.link = FakeLink("basement", {"temperature": "°C"})
@@ -725,7 +725,7 @@ class Link(unittest.TestCase):
             )
             talk.send(recorded[len(self.hello()) :])
             wait_until(lambda: end.collectors == [self.SERVER], "it was good once")
-        with self.assertLogs("session", "WARNING") as logged, Talk(end.address) as talk:
+        with self.assertLogs("pigeonpost.transports.tcp_session", "WARNING") as logged, Talk(end.address) as talk:
             talk.send(recorded)
             self.is_closed_with(talk, "auth")
         self.assertEqual(len(logged.output), 1)
@@ -735,7 +735,10 @@ class Link(unittest.TestCase):
         for choose in (lambda told: told["mac"], lambda told: self.proof(("f" * 32, told["nonce"]), side="node"),
                        lambda told: self.proof((told["nonce"], "f" * 32)), lambda told: "", lambda told: None,
                        lambda told: self.proof(("f" * 32, told["nonce"]))[:-1] + "x"):  # fmt: skip
-            with self.assertLogs("session", "WARNING") as logged, Talk(self.node().address) as talk:
+            with (
+                self.assertLogs("pigeonpost.transports.tcp_session", "WARNING") as logged,
+                Talk(self.node().address) as talk,
+            ):
                 talk.send(self.hello())
                 talk.send(encode("AUTH", {"mac": choose(talk.until("HELLO").args[0])}))
                 self.is_closed_with(talk, "auth")
@@ -743,7 +746,7 @@ class Link(unittest.TestCase):
 
     def test_the_token_of_another_node(self):
         """token of node A: nothing of node B"""
-        with self.assertLogs("session", "WARNING"), Talk(self.node().address) as talk:
+        with self.assertLogs("pigeonpost.transports.tcp_session", "WARNING"), Talk(self.node().address) as talk:
             talk.send(self.hello())
             theirs = talk.until("HELLO").args[0]["nonce"]
             talk.send(encode("AUTH", {"mac": self.proof(("f" * 32, theirs), token=self.TOKEN[:-1] + "0")}))
@@ -754,7 +757,7 @@ class Link(unittest.TestCase):
         end = self.node(token="")
         self.outbox.put(taken())
         wait_until(lambda: self.outbox.ring.last == 1, "it is held")
-        with self.assertLogs("session", "WARNING") as logged, Talk(end.address) as talk:
+        with self.assertLogs("pigeonpost.transports.tcp_session", "WARNING") as logged, Talk(end.address) as talk:
             talk.send(encode("HELLO", {"link": 1, "server": self.SERVER}) + encode("RESUME", {"id": 0}))
             talk.until("SENSORS")
             talk.send(encode("ACK", self.outbox.epoch, 2))

@@ -11,8 +11,8 @@ import threading
 import time
 import unittest
 
-import demo
 import server
+from pigeonpost.server import demo_node
 from pigeonpost.settings import SERVER
 from pigeonpost.storage.csv.checksums import logs_in
 from tests.forked import Forked
@@ -90,7 +90,10 @@ class ServerCase(unittest.TestCase):
 
 
 class Demo(ServerCase):
-    OFTEN = {"demo._SETTINGS": demo._SETTINGS.replace("every = 1\n", "every = 0.1\n"), "webui._POLL_S": 0.02}
+    OFTEN = {
+        "pigeonpost.server.demo_node._SETTINGS": demo_node._SETTINGS.replace("every = 1\n", "every = 0.1\n"),
+        "webui._POLL_S": 0.02,
+    }
 
     def test_live_samples_in_some_seconds_and_nothing_left_behind(self):
         """Within 5 s on a quiet machine; here it has 20."""

@@ -7,17 +7,18 @@ import random
 import unittest
 from unittest import mock
 
-import session_server
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core.clock import FakeClock, rfc3339
 from pigeonpost.core.errors import Unexpected
 from pigeonpost.node.node_info import NodeFacts
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import FILE, Ring
-from protocol import BATCH_SAMPLES, LINE_BYTES, WINDOW_SAMPLES, Message, decode, encode
-from session import MOST_WARNINGS, is_count, parts
-from session_node import NodeSession
-from session_server import NodeState, ServerSession
+from pigeonpost.server.node_status import NodeState
+from pigeonpost.transports import tcp_server_session
+from pigeonpost.transports.tcp_node_session import NodeSession
+from pigeonpost.transports.tcp_server_session import ServerSession
+from pigeonpost.transports.tcp_session import MOST_WARNINGS, parts
+from protocol import BATCH_SAMPLES, LINE_BYTES, WINDOW_SAMPLES, Message, decode, encode, is_count
 from tests.support import WALL_MS, FakeLedger, Killed, MemoryDisk, rounds, sensors_line, taken
 
 TOKEN = "a token of 16 letters or more"
@@ -203,7 +204,7 @@ class Opening(SessionCase):
             self.open_as_server(self.node(), {"id": 0})[0].args[0]["held"], [[E[0], 1, 3, 1], [E[1], 1, 0, 4]]
         )
 
-    @mock.patch("session.ENTRIES_A_LINE", 50)
+    @mock.patch("pigeonpost.transports.tcp_session.ENTRIES_A_LINE", 50)
     def test_lists_that_do_not_fit_a_line_go_on_in_more(self):
         ring = Ring("/card", 256, 128, self.disk)
         names = [f"{n:016x}" for n in range(1, 131)]
@@ -390,9 +391,9 @@ class Opening(SessionCase):
         self.assertEqual((self.state.connected, self.state.fault), (True, ""))
         self.assertEqual(self.state.offset_ms, -5000)
 
-    @mock.patch("session_server.MOST_EPOCHS", 10_000)
+    @mock.patch("pigeonpost.transports.tcp_server_session.MOST_EPOCHS", 10_000)
     def test_lists_without_end_cost_no_memory(self):
-        most_epochs = session_server.MOST_EPOCHS
+        most_epochs = tcp_server_session.MOST_EPOCHS
         self.start_node()
         self.take(2)
         node = self.node()
@@ -417,7 +418,7 @@ class Opening(SessionCase):
         self.start_node()
         node = self.node()
         logging.disable(logging.NOTSET)
-        with self.assertLogs("session", "WARNING") as logged:
+        with self.assertLogs("pigeonpost.transports.tcp_session", "WARNING") as logged:
             for n in range(1000):
                 node.receive(b"nonsense %d" % n)
                 self.say(node, "ERROR", "oh", {"text": f"no {n}"})

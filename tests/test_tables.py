@@ -3,8 +3,8 @@ import os
 import time
 import unittest
 
-from files.tables import JSON_BYTES, Fault, Reading, read_time, read_value, readings, sensor_name
 from pigeonpost.core.clock import parse_rfc3339
+from pigeonpost.importing.readers import JSON_BYTES, Fault, Reading, read_time, read_value, readings, sensor_name
 
 LOG = """time,node,sensor,value,unit
 2026-11-20T16:36:10.123+01:00,basement,temperature,23.4,°C

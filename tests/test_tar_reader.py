@@ -11,7 +11,7 @@ import time
 import tracemalloc
 import unittest
 
-from files.tar_reader import MEMBERS, PADDING_BYTES, PAX_BYTES, BadArchive, read_members
+from pigeonpost.server.tar_reader import MEMBERS, PADDING_BYTES, PAX_BYTES, BadArchive, read_members
 from tests.support import temp_folder
 
 GIB = 1 << 30

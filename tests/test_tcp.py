@@ -14,9 +14,6 @@ import tracemalloc
 import unittest
 from unittest import mock
 
-import wire
-from links import End, tcp
-from links.tcp import MOST_CONNECTIONS, MOST_OF_A_HOST, NodeEnd, ServerEnd
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.core.errors import SettingsError
@@ -24,9 +21,14 @@ from pigeonpost.core.strict_json import write_json
 from pigeonpost.node.node_info import NodeFacts
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
+from pigeonpost.server.node_status import NodeState
+from pigeonpost.transports import tcp_connection, tcp_node, tcp_server
+from pigeonpost.transports.contract import End
+from pigeonpost.transports.tcp_node import MOST_CONNECTIONS, MOST_OF_A_HOST, NodeEnd
+from pigeonpost.transports.tcp_node_session import NodeSession
+from pigeonpost.transports.tcp_server import ServerEnd
+from pigeonpost.transports.tcp_server_session import DOUBT_S, ServerSession
 from protocol import LARGEST_INTEGER, LARGEST_SEQ, LINE_BYTES, SENSOR_NAME, decode, encode
-from session_node import NodeSession
-from session_server import DOUBT_S, NodeState, ServerSession
 from tests.support import BOOT, EPOCH, LIMIT_S, FakeLedger, MemoryDisk, Talk, rounds, sensors_line, taken, wait_until
 
 TOKEN = "a token of 16 letters or more"
@@ -37,15 +39,17 @@ HELLO = {"link": 1, "server": "home", "ledger": "1" * 16, "clock": "unset"}
 
 def stop_at_once(test):
     """A node's listener sees that it is to stop after 2 ms, not after 0.1 s."""
-    serve = tcp._Listener.serve_forever
-    test.enterContext(mock.patch.object(tcp._Listener, "serve_forever", lambda listener, _: serve(listener, 0.002)))
+    serve = tcp_node._Listener.serve_forever
+    test.enterContext(
+        mock.patch.object(tcp_node._Listener, "serve_forever", lambda listener, _: serve(listener, 0.002))
+    )
 
 
 class TcpCase(unittest.TestCase):
     def setUp(self):
         logging.disable(logging.CRITICAL)  # what is logged is looked at where a test says so
         self.addCleanup(logging.disable, logging.NOTSET)
-        self.enterContext(mock.patch.object(tcp, "RETRY_S", 0.02))
+        self.enterContext(mock.patch.object(tcp_server, "RETRY_S", 0.02))
         stop_at_once(self)
         self.ledger = FakeLedger()
 
@@ -219,7 +223,7 @@ class BothEnds(TcpCase):
                             return
                         pair[end].sendall(block)
 
-        with mock.patch.object(tcp, "RETRY_S", 0.002), mock.patch.object(tcp, "LONGEST_RETRY_S", 0.002):
+        with mock.patch.object(tcp_server, "RETRY_S", 0.002), mock.patch.object(tcp_server, "LONGEST_RETRY_S", 0.002):
             proxy = FakeNode(self, serve)
             self.start_server(proxy.address)
             self.ledger.wait_for(1500)
@@ -372,7 +376,7 @@ class Listening(TcpCase):
 
     def test_from_another_machine_a_node_without_a_token_answers_nothing(self):
         node = self.start_node()
-        with mock.patch.object(tcp, "is_loopback", lambda host: False):
+        with mock.patch.object(tcp_node, "is_loopback", lambda host: False):
             talk = self.talk(node)
             talk.send(b"SEND OFF\n")
             (error,) = talk.rest()
@@ -382,7 +386,7 @@ class Listening(TcpCase):
 
     def test_who_does_not_prove_himself_in_time_is_closed(self):
         node = self.start_node(LinkKey(TOKEN))
-        with mock.patch("session_node.AUTH_S", 0.02):
+        with mock.patch("pigeonpost.transports.tcp_node_session.AUTH_S", 0.02):
             for said in (b"", b"\n\n", encode("HELLO", {**HELLO, "nonce": "5e" * 16})):
                 node._failures.clear()
                 talk = self.talk(node)
@@ -413,7 +417,7 @@ class Limits(TcpCase):
 
     def test_fewer_from_one_other_machine(self):
         node = self.start_node(LinkKey(TOKEN))
-        with mock.patch.object(tcp, "is_loopback", lambda host: False):
+        with mock.patch.object(tcp_node, "is_loopback", lambda host: False):
             for _ in range(MOST_OF_A_HOST):
                 talk = self.talk(node)
                 talk.say("AUTH", {"token": TOKEN})
@@ -510,7 +514,7 @@ class SlowPeers(TcpCase):
         self.ledger.wait_for(5100)
         self.is_well(node)
         unsent = max(connection.wire.unsent for connection in node._connections)
-        self.assertLess(unsent, wire.SEND_AHEAD_BYTES + 2 * LINE_BYTES)
+        self.assertLess(unsent, tcp_connection.SEND_AHEAD_BYTES + 2 * LINE_BYTES)
 
     def test_one_that_asks_and_does_not_read_is_closed(self):
         node = self.start_node()
@@ -522,7 +526,7 @@ class SlowPeers(TcpCase):
         wait_until(lambda: node._connections)
         for connection in list(node._connections):  # else the kernel takes megabytes first
             connection.wire._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        self.enterContext(mock.patch.object(wire, "STUCK_BYTES", 4 * LINE_BYTES))
+        self.enterContext(mock.patch.object(tcp_connection, "STUCK_BYTES", 4 * LINE_BYTES))
         sent = 0
         with self.assertRaises(OSError):
             while sent < 100_000_000:
@@ -644,9 +648,9 @@ class Retrying(TcpCase):
 
         outcomes = iter(connects)
         with (
-            mock.patch.object(tcp, "RETRY_S", 1.0),
+            mock.patch.object(tcp_server, "RETRY_S", 1.0),
             mock.patch.object(
-                tcp.random, "uniform", lambda low, high: self.assertEqual((low, high), (0.75, 1.25)) or 1
+                tcp_server.random, "uniform", lambda low, high: self.assertEqual((low, high), (0.75, 1.25)) or 1
             ),
             mock.patch.object(server, "_connect", lambda: next(outcomes)),
             mock.patch.object(server._hurried, "wait", wait),
@@ -667,7 +671,7 @@ class Retrying(TcpCase):
             (b"\0" * 70_000, "closed"), (b"ERROR protected {\"text\":\"set a token\"}\n", "refuses: set a token"),
         ):  # fmt: skip
             limit_s = 0.02 if said is None else LIMIT_S  # an echo server never authenticates: wait briefly
-            with self.subTest(said), mock.patch("session_server.AUTH_S", limit_s):
+            with self.subTest(said), mock.patch("pigeonpost.transports.tcp_server_session.AUTH_S", limit_s):
 
                 def serve(sock, said=said):
                     line = read_line(sock)
@@ -698,7 +702,7 @@ class Retrying(TcpCase):
 
     def test_a_loss_is_logged_once_with_the_peer_first(self):
         logging.disable(logging.NOTSET)
-        with self.assertLogs("links.tcp", "WARNING") as logged:
+        with self.assertLogs("pigeonpost.transports.tcp_server", "WARNING") as logged:
             server = self.start_server(("127.0.0.1", 1))
             fault = "cannot be reached: Connection refused"
             wait_until(lambda: server.state.fault == fault)
@@ -706,7 +710,7 @@ class Retrying(TcpCase):
             with mock.patch.object(server, "_lost", lambda f, lost=server._lost: (next(attempts), lost(f))):
                 wait_until(lambda: next(attempts) > 5)
             server.stop(LIMIT_S)
-        self.assertEqual(logged.output, [f"WARNING:links.tcp:127.0.0.1:1 basement: {fault}"])
+        self.assertEqual(logged.output, [f"WARNING:pigeonpost.transports.tcp_server:127.0.0.1:1 basement: {fault}"])
 
 
 class Moving(TcpCase):
@@ -714,7 +718,7 @@ class Moving(TcpCase):
 
     def setUp(self):
         super().setUp()
-        self.enterContext(mock.patch.object(tcp, "RETRY_S", LIMIT_S))  # what is not hurried comes too late
+        self.enterContext(mock.patch.object(tcp_server, "RETRY_S", LIMIT_S))  # what is not hurried comes too late
 
     def test_a_node_that_is_somewhere_else_is_found_there_at_once(self):
         node = self.start_node()
@@ -763,7 +767,7 @@ class Moving(TcpCase):
 
         server = self.start_server(FakeNode(self, serve).address)
         wait_until(lambda: server.state.connected)
-        with mock.patch("session_server.DOUBT_S", 0.02):
+        with mock.patch("pigeonpost.transports.tcp_server_session.DOUBT_S", 0.02):
             began_s = time.monotonic()
             server.move(node.address)
             wait_until(lambda: server.state.address == "%s:%d" % node.address and server.state.connected)
@@ -774,7 +778,7 @@ class Moving(TcpCase):
         server = self.start_server(node.address)
         wait_until(lambda: server.state.connected)
         wrong = FakeNode(self, lambda sock: None)
-        with mock.patch.object(tcp, "RETRY_S", 0.02):
+        with mock.patch.object(tcp_server, "RETRY_S", 0.02):
             server.move(wrong.address)
             server._current[0].close()  # the good connection breaks just then
             wait_until(lambda: wrong.connections)
@@ -833,7 +837,7 @@ class Stopping(TcpCase):
             connection.wire._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         deaf.sendall(encode("HELLO", HELLO) + encode("RESUME", {"id": 0}))
         wait_until(lambda: any(connection.wire.unsent for connection in node._connections))
-        with mock.patch.object(wire, "DRAIN_S", 0.05):
+        with mock.patch.object(tcp_connection, "DRAIN_S", 0.05):
             began_s = time.monotonic()
             self.assertIsNone(node.stop(LIMIT_S))
         self.assertLess(time.monotonic() - began_s, 4)
@@ -906,26 +910,26 @@ class Timing(unittest.TestCase):
         session = ServerSession("home", FakeLedger(), {}, NodeState("x"), self.clock, lambda: None)
         hello = {"link": 1, "node": "basement", "outbox": OUTBOX, "held": [], "sensors": []}
         session.receive(encode("HELLO", hello))
-        wire.converse(self.wire, session, lambda: False, lambda: False, self.clock)
+        tcp_connection.converse(self.wire, session, lambda: False, lambda: False, self.clock)
         expected = [(0, "HELLO"), (0, "RESUME"), (0, "CHECK"), (15, "CHECK"), (30, "CHECK")]
         self.assertEqual([entry for entry in self.wire.sent if entry[0] < 45], expected)
         self.assertEqual(round(self.clock.monotonic() - self.wire.began_s), 45)
 
     def test_a_server_that_hears_no_hello_says_so_after_ten_seconds(self):
         session = ServerSession("home", FakeLedger(), {}, NodeState("x"), self.clock, lambda: None)
-        wire.converse(self.wire, session, lambda: False, lambda: False, self.clock)
+        tcp_connection.converse(self.wire, session, lambda: False, lambda: False, self.clock)
         self.assertEqual(self.wire.sent, [(0, "HELLO"), (10, "ERROR")])
 
     def test_a_node_that_hears_no_proof_says_so_after_five(self):
         outbox = Outbox(Ring("/card", 8, 128, MemoryDisk()), BOOT)
         facts = NodeFacts("basement", SENSORS, 10.0, LinkKey(TOKEN), outbox.switch, dict)
         session = NodeSession(facts, outbox, self.clock, "x", False)
-        wire.converse(self.wire, session, session.stream, lambda: False, self.clock)
+        tcp_connection.converse(self.wire, session, session.stream, lambda: False, self.clock)
         self.assertEqual(self.wire.sent, [(5, "ERROR")])
 
     def test_what_is_due_is_said_before_the_end(self):
         session = ServerSession("home", FakeLedger(), {}, NodeState("x"), self.clock, lambda: None)
-        wire.converse(self.wire, session, lambda: False, lambda: True, self.clock)
+        tcp_connection.converse(self.wire, session, lambda: False, lambda: True, self.clock)
         self.assertEqual(self.wire.sent, [(0, "HELLO")])
 
 
@@ -1122,7 +1126,7 @@ class Fuzz(TcpCase):
             while sock.recv(65_536):
                 pass
 
-        with mock.patch.object(tcp, "RETRY_S", 0.0001), mock.patch.object(tcp, "LONGEST_RETRY_S", 0.0001):
+        with mock.patch.object(tcp_server, "RETRY_S", 0.0001), mock.patch.object(tcp_server, "LONGEST_RETRY_S", 0.0001):
             server = self.start_server(FakeNode(self, serve).address)
             self.assertTrue(enough.wait(60))
             self.assertTrue(server._thread.is_alive())

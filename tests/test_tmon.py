@@ -12,10 +12,10 @@ import time
 import unittest
 from unittest import mock
 
-import guests
 from links import tmon
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import NotStored
+from pigeonpost.server import unnumbered_sources
 from pigeonpost.storage.sqlite.store import SqliteStore
 from tests.forked import Forked
 from tests.page_support import control_here, use_memory_disk
@@ -33,7 +33,7 @@ def setUpModule():
 
 class TmonCase(unittest.TestCase):
     def setUp(self):
-        self.house = WebHouse(self, roads=[tmon.make_server_end])
+        self.house = WebHouse(self, roads=[tmon.ServerEnd])
         self.token = self.house.tokens.make("attic")
 
     def message(self, **changes):
@@ -306,7 +306,7 @@ class Faults(TmonCase):
         self.assertEqual((len(tokens), {len(token) for token in tokens}), (50, {32}))
 
     def test_success_is_said_only_of_what_is_stored(self):
-        with mock.patch.object(guests, "STORE_S", 0.1), \
+        with mock.patch.object(unnumbered_sources, "STORE_S", 0.1), \
                 mock.patch.object(self.house.store, "put", side_effect=NotStored("the disk is full")):  # fmt: skip
             status, headers, answer = self.house.request("POST", "/temp", body=json.dumps(self.message()).encode())
             told = json.loads(answer)

@@ -7,13 +7,13 @@ import types
 import unittest
 
 from pigeonpost.core.errors import SettingsError
+from pigeonpost.server.node_status import NodeState
+from pigeonpost.server.quality import KINDS, Finding, Verdicts, read_rules
 from pigeonpost.storage.models import NOTHING, Filing, Stretch
 from protocol import Sample
-from session_server import NodeState
 from tests.page_support import Server, set_zone, use_memory_disk
 from tests.support import temp_folder, wait_until
 from tests.web_house import FakeLink, WebHouse
-from verdicts import KINDS, Finding, Verdicts, read_rules
 
 EPOCH, OTHER = "0123456789abcdef", "fedcba9876543210"
 T0 = 1_795_188_970_000

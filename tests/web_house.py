@@ -24,23 +24,23 @@ from urllib.parse import urlencode
 
 import webui
 from csvbuffer import CsvLog
-from disk_use import Disk
-from guests import Guests
-from intake import Intake
-from links import End, Hall
 from pages import House
 from pigeonpost.auth import users as gate_users
 from pigeonpost.auth.tokens import Tokens
 from pigeonpost.auth.users import FIRST_USER, Users
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import load
+from pigeonpost.server.disk_usage import Disk
+from pigeonpost.server.ingest import Intake
+from pigeonpost.server.node_status import NodeState
+from pigeonpost.server.quality import Verdicts
+from pigeonpost.server.unnumbered_sources import Guests
 from pigeonpost.settings import SERVER, SERVER_ARRAYS
 from pigeonpost.storage.models import Filing
 from pigeonpost.storage.sqlite.store import SqliteStore
+from pigeonpost.transports.contract import End, Hall
 from protocol import Batch, Sample
-from session_server import NodeState
 from tests.support import LIMIT_S, temp_folder
-from verdicts import Verdicts
 from web.connections import Limits
 from webui import WebEnd
 

@@ -20,16 +20,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from csvbuffer import CsvLog
-from disk_use import Disk
-from intake import Intake
 from pages import House
 from pigeonpost.auth.users import Users
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.version import VERSION
+from pigeonpost.server.disk_usage import Disk
+from pigeonpost.server.ingest import Intake
+from pigeonpost.server.node_status import NodeState
 from pigeonpost.storage.models import Filing, Mark, Stretch
 from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Sample
-from session_server import NodeState
 from webui import WebEnd
 
 NOW_MS = 1_795_188_970_000  # 2026-11-20T15:36:10Z

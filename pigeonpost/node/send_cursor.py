@@ -15,8 +15,7 @@ from typing import NamedTuple
 from pigeonpost.core.clock import Clock
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_records import Run, Slot
-from protocol import BATCH_SAMPLES, LINE_BYTES, WINDOW_SAMPLES, sample_text
-from session import is_count
+from protocol import BATCH_SAMPLES, LINE_BYTES, WINDOW_SAMPLES, is_count, sample_text
 
 # Every stream begins with short pieces, each twice as long as the one before: over a network that cuts every connection
 # after some kilobytes a backlog would never get smaller if it always came in the longest pieces.

@@ -5,9 +5,6 @@ Runs on: server.
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
 from pigeonpost.core.config import Settings
 from pigeonpost.storage.contract import Store
 
@@ -18,8 +15,10 @@ def open_store(settings: Settings, data: str, look_only: bool = False) -> Store:
     Raises SettingsError for one that cannot be used as it is set, DiskError for one that does not work.
     """
     address: str = settings["store", "postgres"]
-    member: Any = importlib.import_module(
-        "pigeonpost.storage.postgres.store" if address else "pigeonpost.storage.sqlite.store"
-    )
-    store: Store = member.PostgresStore(address, data, look_only) if address else member.SqliteStore(data, look_only)
-    return store
+    if address:
+        from pigeonpost.storage.postgres.store import PostgresStore
+
+        return PostgresStore(address, data, look_only)
+    from pigeonpost.storage.sqlite.store import SqliteStore
+
+    return SqliteStore(data, look_only)

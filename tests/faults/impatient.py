@@ -27,14 +27,14 @@ def shorten(module: str, **constants: float) -> None:
 def main(script: str, arguments: list[str]) -> int:
     """Run the program; returns its exit status."""
     sys.path[0] = ROOT  # as if it was started itself
-    shorten("links.tcp", RETRY_S=RETRY_S, LONGEST_RETRY_S=LONGEST_RETRY_S)
+    shorten("pigeonpost.transports.tcp_server", RETRY_S=RETRY_S, LONGEST_RETRY_S=LONGEST_RETRY_S)
     serve = socketserver.BaseServer.serve_forever
     socketserver.BaseServer.serve_forever = lambda listener, poll_interval=0.5: serve(listener, STOP_POLL_S)  # type: ignore[assignment]
     if script == "server.py":
-        shorten("intake", _RETRY_S=RETRY_S)
+        shorten("pigeonpost.server.ingest", _RETRY_S=RETRY_S)
     elif os.environ.get("PIGEONPOST_PUSH_TO"):
         shorten("pigeonpost.core.http_client", LONGEST_RETRY_S=LONGEST_RETRY_S)
-        shorten("links.push", RETRY_S=RETRY_S, LONGEST_RETRY_S=LONGEST_RETRY_S)
+        shorten("pigeonpost.transports.push_node", RETRY_S=RETRY_S, LONGEST_RETRY_S=LONGEST_RETRY_S)
     program = importlib.import_module(script.removesuffix(".py"))
     status: int = program.main(arguments)
     return status

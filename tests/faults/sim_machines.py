@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from intake import Intake
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import DiskError, NotStored
@@ -20,9 +19,11 @@ from pigeonpost.node.node_info import NodeFacts
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
 from pigeonpost.node.ring_records import Taken
+from pigeonpost.server.ingest import Intake
+from pigeonpost.server.node_status import NodeState
 from pigeonpost.storage.models import NOTHING, LogMark, Mark
-from session_node import NodeSession
-from session_server import NodeState, ServerSession
+from pigeonpost.transports.tcp_node_session import NodeSession
+from pigeonpost.transports.tcp_server_session import ServerSession
 from tests.faults.sim_disk import FOLDER, Died, SimDisk
 from tests.faults.sim_oracle import Oracle, Violation
 from tests.memory_store import MemoryStore

@@ -27,11 +27,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-from intake import Intake
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core.errors import WireError
+from pigeonpost.server.ingest import Intake
+from pigeonpost.transports.tcp_server_session import ServerSession
 from protocol import decode
-from session_server import ServerSession
 from tests.faults.sim_disk import SimDisk
 from tests.faults.sim_machines import Connection, NodeMachine, ServerMachine, SimStore
 from tests.faults.sim_oracle import Oracle, Violation
@@ -408,7 +408,7 @@ def _small_limits(chance: random.Random) -> Iterator[None]:
         mock.patch("os.urandom", chance.randbytes),
         mock.patch("pigeonpost.node.send_cursor.WINDOW_SAMPLES", chance.choice((10, 40, 5_000))),
         mock.patch("pigeonpost.node.send_cursor.BATCH_SAMPLES", chance.choice((3, 20, 500))),
-        mock.patch("session.ENTRIES_A_LINE", chance.choice((1, 2, 500))),
+        mock.patch("pigeonpost.transports.tcp_session.ENTRIES_A_LINE", chance.choice((1, 2, 500))),
     ):
         yield
 

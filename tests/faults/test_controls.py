@@ -7,9 +7,9 @@ from pathlib import Path
 
 import control
 from csvbuffer import CsvLog
-from intake import Intake
 from pigeonpost.core.clock import Clock
 from pigeonpost.node.ring_file import Ring
+from pigeonpost.server.ingest import Intake
 from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Batch, Sample
 from tests.faults.house import House, trial

@@ -16,16 +16,17 @@ from collections import Counter
 from unittest import mock
 
 from csvbuffer import CsvLog
-from intake import Intake
-from links import tcp
-from links.tcp import NodeEnd, ServerEnd
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core.clock import Clock
 from pigeonpost.node.node_info import NodeFacts
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
 from pigeonpost.node.ring_records import Taken
+from pigeonpost.server.ingest import Intake
 from pigeonpost.storage.sqlite.store import SqliteStore
+from pigeonpost.transports import tcp_server
+from pigeonpost.transports.tcp_node import NodeEnd
+from pigeonpost.transports.tcp_server import ServerEnd
 from tests.faults.house import DISK
 from tests.support import rounds, wait_until
 
@@ -99,8 +100,8 @@ class Network(unittest.TestCase):
     def setUp(self):
         folder = tempfile.TemporaryDirectory(dir=DISK)
         self.addCleanup(folder.cleanup)
-        logging.getLogger("links.tcp").setLevel(logging.CRITICAL)  # it tells of every cut
-        self.addCleanup(logging.getLogger("links.tcp").setLevel, logging.NOTSET)
+        logging.getLogger("pigeonpost.transports.tcp_server").setLevel(logging.CRITICAL)  # it tells of every cut
+        self.addCleanup(logging.getLogger("pigeonpost.transports.tcp_server").setLevel, logging.NOTSET)
         self.seed = random.randrange(1 << 32)
         self.clock = Clock()
         key = LinkKey("a token of this test alone")
@@ -131,7 +132,7 @@ class Network(unittest.TestCase):
 
         sampling = threading.Thread(target=sample)
         sampling.start()
-        with mock.patch.object(tcp, "RETRY_S", 0.005), mock.patch.object(tcp, "LONGEST_RETRY_S", 0.01):
+        with mock.patch.object(tcp_server, "RETRY_S", 0.005), mock.patch.object(tcp_server, "LONGEST_RETRY_S", 0.01):
             self.server.start()
             try:
                 wait_until(

@@ -7,11 +7,11 @@ import threading
 import unittest
 from unittest import mock
 
-from links import push
 from pigeonpost.core import http_client
 from pigeonpost.core.files import replace_file
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
+from pigeonpost.transports import push_node
 from protocol import encode
 from tests.faults.house import House, kill_at_random, trial
 from tests.support import BOOT, MemoryDisk, free_port, long, rounds, wait_until
@@ -117,8 +117,8 @@ class Cut(NodeCase):
     def test_cut_again_and_again(self):
         logging.disable(logging.CRITICAL)
         self.addCleanup(logging.disable, logging.NOTSET)
-        self.enterContext(mock.patch.object(push, "RETRY_S", 0.005))
-        for module in (push, http_client):
+        self.enterContext(mock.patch.object(push_node, "RETRY_S", 0.005))
+        for module in (push_node, http_client):
             self.enterContext(mock.patch.object(module, "LONGEST_RETRY_S", 0.02))
         self.outbox = Outbox(Ring("/card", 16_384, 128, MemoryDisk()), BOOT)
         self.open()

@@ -13,13 +13,13 @@ import unittest
 from collections import Counter
 from unittest import mock
 
-import intake
-from intake import Intake
 from pigeonpost.core.errors import DiskError
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
 from pigeonpost.node.ring_records import Taken
 from pigeonpost.node.send_cursor import Stream
+from pigeonpost.server import ingest
+from pigeonpost.server.ingest import Intake
 from pigeonpost.storage.models import Mark
 from tests.faults.house import ROOT
 from tests.faults.sim_disk import FOLDER, Died, SimDisk
@@ -79,11 +79,11 @@ class ForgetfulIntake(Intake):
     """Takes everything for new, as if nothing were stored."""
 
     def commit(self):
-        with mock.patch("intake._filings", _filings_of_all):
+        with mock.patch("pigeonpost.server.ingest._filings", _filings_of_all):
             super().commit()
 
 
-def _filings_of_all(batches, marks, *rest, real=intake._filings):
+def _filings_of_all(batches, marks, *rest, real=ingest._filings):
     marks = {}
     for batch in batches:
         first = batch.samples[0].seq if batch.samples else batch.gap.first

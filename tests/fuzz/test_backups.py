@@ -8,7 +8,7 @@ import tarfile
 import tempfile
 import unittest
 
-from files.backups import BadBackup, unpack
+from pigeonpost.server.backup import BadBackup, unpack
 from pigeonpost.storage.sqlite.store import FILE
 from tests.fuzz import Target, fuzzed, mutated, st
 

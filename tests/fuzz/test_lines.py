@@ -9,9 +9,10 @@ from pigeonpost.core.errors import WireError
 from pigeonpost.node.node_info import NodeFacts
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
+from pigeonpost.server.node_status import NodeState
+from pigeonpost.transports.tcp_node_session import NodeSession
+from pigeonpost.transports.tcp_server_session import ServerSession
 from protocol import LARGEST_SEQ, LINE_BYTES, WORDS, decode, encode
-from session_node import NodeSession
-from session_server import NodeState, ServerSession
 from tests.fuzz import Target, fuzzed, mutated, st
 from tests.fuzz.test_samples import PIECES, json_texts, sample_texts
 from tests.support import BOOT, EPOCH, FakeLedger, MemoryDisk, sensors_line, taken

@@ -5,15 +5,16 @@ from itertools import pairwise
 from types import SimpleNamespace
 from unittest import mock
 
-from links import mqtt
-from links.announce import DATAGRAM_BYTES, MOST_PLACES, ServerEnd, read_call, write_call
-from parcels import PARCEL_BYTES, read_body, sealed, unsealed, write_body
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import BadArgument, WireError
 from pigeonpost.node.node_info import NodeFacts
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
+from pigeonpost.transports import mqtt_node
+from pigeonpost.transports.discovery_datagram import DATAGRAM_BYTES, MOST_PLACES, read_call, write_call
+from pigeonpost.transports.discovery_server import ServerEnd
+from pigeonpost.transports.payload import PARCEL_BYTES, read_body, sealed, unsealed, write_body
 from protocol import Gap, sample_body, sample_text
 from tests.fuzz import Target, fuzzed, mutated, st
 from tests.support import BOOT, EPOCH, MemoryDisk, taken
@@ -118,14 +119,14 @@ class Answers(Target, unittest.TestCase):
     def check(self, data):
         sent = []
         broker = SimpleNamespace(place="b:1", publish=lambda *message: sent.append(message), connected=True)
-        with mock.patch.object(mqtt, "Broker", lambda *arguments: broker):
+        with mock.patch.object(mqtt_node, "Broker", lambda *arguments: broker):
             outbox = Outbox(Ring("/card", 64, 128, MemoryDisk()), BOOT, new_epoch=lambda: EPOCH)
             for number in range(1, 6):
                 outbox.put(taken(value=number, up_ms=number))
             while outbox.commit():
                 pass
             facts = NodeFacts("basement", SENSORS, 10.0, None, outbox.switch, dict)
-            node = mqtt.NodeEnd({("mqtt", "signed"): True}, facts, outbox, FakeClock())
+            node = mqtt_node.NodeEnd({("mqtt", "signed"): True}, facts, outbox, FakeClock())
             node.go_on()
             node._session = self.SESSION
             with self.bounded():

@@ -44,7 +44,7 @@ class Reports(Target, unittest.TestCase):
         hall = SimpleNamespace(
             guests=guests, tokens=tokens, clock=FakeClock(), data=folder, settings=_Settings(settings)
         )  # fmt: skip
-        self.ends = tmon.make_server_end(hall), pimonitor.make_server_end(hall)
+        self.ends = tmon.ServerEnd(hall), pimonitor.ServerEnd(hall)
 
     def check(self, data):
         for end in self.ends:

@@ -3,8 +3,8 @@
 import io
 import unittest
 
-from files.imports import BadFile, look_through
-from files.tables import MOST_COLUMNS, Fault, readings
+from pigeonpost.importing.importer import BadFile, look_through
+from pigeonpost.importing.readers import MOST_COLUMNS, Fault, readings
 from protocol import LARGEST_INTEGER, NODE_NAME, SENSOR_NAME, UNIT
 from tests.fuzz import Target, fuzzed, mutated, st
 from tests.test_tables import LOG

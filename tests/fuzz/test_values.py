@@ -7,12 +7,12 @@ import unittest
 
 from pigeonpost.core.errors import SensorError
 from pigeonpost.sensors.mqtt import value_in
+from pigeonpost.server.node_status import NodeState
+from pigeonpost.server.quality import KINDS, Verdicts
 from pigeonpost.storage.models import NOTHING, Filing, Stretch
 from protocol import Sample
-from session_server import NodeState
 from tests.fuzz import Target, fuzzed, mutated, st
 from tests.fuzz.test_samples import json_texts
-from verdicts import KINDS, Verdicts
 
 PAYLOADS = [
     b'{"battery":97,"temperature":21.43,"v":[1,{"v":2}]}',

@@ -9,9 +9,9 @@ import subprocess
 import time
 import unittest
 
-from parcels import sealed, unsealed
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.auth.tokens import Tokens
+from pigeonpost.transports.payload import sealed, unsealed
 from tests.libraries import Broker, need_broker, paho
 from tests.page_support import Server
 from tests.support import EPOCH, LIMIT_S, Program, free_port, temp_folder, wait_until

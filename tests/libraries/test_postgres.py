@@ -7,9 +7,9 @@ import unittest
 from unittest import mock
 
 from csvbuffer import CsvLog
-from intake import Intake
 from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.core.errors import DiskError, InUse, NotStored, SettingsError
+from pigeonpost.server.ingest import Intake
 from pigeonpost.storage.csv.verify import verify_logs
 from pigeonpost.storage.models import NOTHING, Filing, LogMark, Mark
 from pigeonpost.storage.postgres import schema

@@ -6,7 +6,7 @@ import unittest
 from unittest import mock
 
 import control
-from files import postgres_tables
+from pigeonpost.importing import foreign_postgres
 from tests.libraries.databases import Database, need_postgres
 from tests.support import temp_folder
 
@@ -82,7 +82,7 @@ class Importing(unittest.TestCase):
             ("postgresql://host/db", True), ("postgres://u:p@host:5432/db?sslmode=require", True),
             ("postgresql", False), ("readings.csv", False), ("https://host/db", False),
         ):  # fmt: skip
-            self.assertEqual(bool(postgres_tables.IS_URL(text)), right, text)
+            self.assertEqual(bool(foreign_postgres.IS_URL(text)), right, text)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from typing import Any, ClassVar, Protocol
 from pigeonpost.auth.key import Key
 from pigeonpost.core.clock import Clock, parse_rfc3339, rfc3339
 from pigeonpost.core.errors import AuthFailed, BadArgument, Unexpected, UnknownWord, WireError, WrongVersion
+from pigeonpost.server.node_status import NodeState
+from pigeonpost.transports.tcp_session import Session, parts
 from protocol import (
     AUTH_S,
     CHECK_AFTER_S,
@@ -30,8 +32,8 @@ from protocol import (
     Gap,
     Message,
     Sample,
+    is_count,
 )
-from session import Session, is_count, parts
 
 log = logging.getLogger(__name__)
 
@@ -54,29 +56,6 @@ class Ledger(Protocol):
 
     def accept(self, batch: Batch) -> object:
         """Take a batch; may wait while there is too much to store. Answers through batch.done or batch.refused."""
-
-
-class NodeState:
-    """What the server knows of one node, for people to look at. Written by the session, read by anybody."""
-
-    def __init__(self, address: str, expected: str = "") -> None:
-        """`expected` is the name that the settings give the node at this address; empty: whoever answers there."""
-        self.address = address
-        self.expected = expected
-        self.name = expected  # until the node has told its own
-        self.takes_orders = False  # one that calls in, and then does as it was told meanwhile
-        self.calls_in = False  # nobody connects to it: it brings its samples by itself
-        self.connected = False
-        self.since_ms: int | None = None  # when it was connected, or was lost
-        self.fault = "not reached yet"  # why it is not connected; empty when it is
-        self.on: bool | None = None
-        self.last_sent: str | None = None  # local time of the last sample sent, as the node says it: HH:MM:SS
-        self.details: Mapping[str, Any] = {}  # of its last STATUS
-        self.sensors: list[dict[str, Any]] = []
-        self.every_s: float | None = None
-        self.offset_ms: int | None = None  # its date minus ours
-        self.round_trip_ms: float | None = None
-        self.checked_ms: int | None = None  # when its last STATUS came
 
 
 class ServerSession(Session):

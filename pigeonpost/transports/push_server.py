@@ -17,38 +17,26 @@ large, that end imports when it is made.
 from __future__ import annotations
 
 import logging
-import random
-import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from links import End
-from parcels import PARCEL_BYTES, Parcel, read_body, write_body
-from pigeonpost.core.clock import Clock, parse_rfc3339, rfc3339
-from pigeonpost.core.config import Settings
-from pigeonpost.core.errors import DiskError, NotStored, SettingsError, TooLong, WireError
-from pigeonpost.core.http_client import LONGEST_RETRY_S, Client, Refused
+from pigeonpost.core.clock import rfc3339
+from pigeonpost.core.errors import DiskError, NotStored, TooLong, WireError
 from pigeonpost.core.strict_json import write_json
-from pigeonpost.node.node_info import NodeFacts
-from pigeonpost.node.outbox import Outbox
-from pigeonpost.node.send_cursor import Lost, Samples, Stream
+from pigeonpost.transports.contract import End
+from pigeonpost.transports.payload import PARCEL_BYTES, Parcel, read_body
+from pigeonpost.transports.push_body import MOST_EPOCHS
 from protocol import HEX_16, Batch
-from session import is_count
 
 if TYPE_CHECKING:
-    from links import Hall
     from pigeonpost.http.message import Answer, Endpoint, Receiver, Request
-    from session_server import NodeState
+    from pigeonpost.server.node_status import NodeState
+    from pigeonpost.transports.contract import Hall
 
 log = logging.getLogger(__name__)
 
 STORE_S = 10.0  # for making a body durable; a node waits longer
-MOST_EPOCHS = 400  # that one request asks about: an address has 8 KiB at most
-POLL_S = 15.0  # a node that had nothing to bring for so long asks how things are
-POLL_OFF_S = 4.0  # and one that is off, so that whoever switches it on sees that it is
-RETRY_S = 1.0
 _BUSY_S = 5  # after which a node may try again when nothing can be stored
-_ASKED_SINGLY = 8  # epochs: for more of them one request asks about many
 
 
 # ------------------------------------------------------------------------------------------------------- the server
@@ -76,13 +64,13 @@ class ServerEnd(End):
     """`POST /api/v1/samples` and `GET /api/v1/samples/resume`."""
 
     def __init__(self, hall: Hall) -> None:
-        import errands
-        from guests import Receipt
         from pigeonpost.http import message as http_head
+        from pigeonpost.server import command_queue
+        from pigeonpost.server.commit_waiter import Receipt
 
         self._http, self._receipt = http_head, Receipt
         self._hall = hall
-        self._orders = errands.Orders(hall.data)
+        self._orders = command_queue.Orders(hall.data)
         self.endpoints: Sequence[Endpoint] = [
             http_head.Endpoint("POST", "/api/v1/samples", self._no_body, PARCEL_BYTES, receive=self._receive),
             http_head.Endpoint("GET", "/api/v1/samples/resume", self.resume),
@@ -231,178 +219,4 @@ class ServerEnd(End):
         return self._http.Answer(write_json(told).encode() + b"\n", self._http.JSON, status, headers)
 
 
-def make_server_end(hall: Hall) -> ServerEnd:
-    """The end, for server.py."""
-    return ServerEnd(hall)
-
-
 # --------------------------------------------------------------------------------------------------------- the node
-
-
-class NodeEnd(End):
-    """Brings what the outbox holds to one server, and goes on bringing what is taken."""
-
-    def __init__(self, settings: Settings, facts: NodeFacts, outbox: Outbox, clock: Clock) -> None:
-        """Raises SettingsError for a node without a token."""
-        if facts.key is None:
-            raise SettingsError(
-                "[push] to needs this node's token, by which the server knows it. On the server `control.py get_token"
-                f" {facts.name}` tells it; here it is PIGEONPOST_NODE_TOKEN, or [node] token"
-            )
-        self._client = Client(settings["push", "to"], settings["push", "certificate"], facts.key.shown())
-        self._facts, self._outbox, self._clock = facts, outbox, clock
-        self._stream = Stream(outbox, clock, PARCEL_BYTES // 2)
-        self._woken = threading.Event()
-        self._stopping = threading.Event()
-        self._fault = ""  # what was said last, so that it is said once
-        self._came_through = False  # something, over this connection
-        self._thread = threading.Thread(target=self._run, name="push", daemon=True)
-
-    def start(self) -> None:
-        self._outbox.watch(self._woken.set)
-        self._thread.start()
-
-    def stop(self, limit_s: float) -> str | None:
-        self._stopping.set()
-        self._woken.set()
-        if self._thread.ident is None:
-            return None
-        self._outbox.unwatch(self._woken.set)
-        self._thread.join(limit_s / 2)
-        if self._thread.is_alive():
-            self._client.cut()  # what it waits for it will not get any more
-            self._thread.join(limit_s / 2)
-        return f"the connection to {self._client.place} did not end" if self._thread.is_alive() else None
-
-    def _run(self) -> None:
-        retry_s = RETRY_S
-        while not self._stopping.is_set():
-            wait_s, self._came_through = 0.0, False
-            try:
-                self._bring()
-            except Refused as error:
-                self._lost(str(error))
-                wait_s = error.wait_s
-            except self._client.errors as error:
-                self._lost(getattr(error, "strerror", None) or str(error) or type(error).__name__)
-            self._client.cut()
-            retry_s = RETRY_S if self._came_through else retry_s
-            self._stopping.wait(max(wait_s, retry_s) * random.uniform(0.75, 1.25))
-            retry_s = min(2 * retry_s, LONGEST_RETRY_S)
-
-    def _lost(self, fault: str) -> None:
-        if fault != self._fault and not self._stopping.is_set():
-            log.warning("%s: %s; the samples are kept here meanwhile", self._client.place, fault)
-        self._fault = fault
-
-    def _bring(self) -> None:
-        """One connection, from beginning to end."""
-        self._client.connect()
-        self._resume()
-        if self._fault or not self._came_through:
-            log.info("%s: brings samples there, %d are due", self._client.place, self._stream.due())
-        self._fault = ""
-        while not self._stopping.is_set():
-            self._woken.clear()
-            piece = self._stream.next()
-            if piece is not None:
-                self._push(piece)
-            elif not self._woken.wait(POLL_S if self._outbox.on else POLL_OFF_S):
-                self._poll()
-
-    # ------------------------------------------------------------------------------------------------ resuming
-
-    def _resume(self) -> None:
-        """Ask what the server has of everything that is held."""
-        epochs = [entry[0] for entry in self._outbox.held()]
-        step = 1 if len(epochs) <= _ASKED_SINGLY else MOST_EPOCHS
-        have: dict[str, int] = {}
-        number: int | None = None
-        for start in range(0, len(epochs), step):
-            asked = epochs[start : start + step]
-            told = self._ask_have(asked)
-            marks = told.get("epochs", {}) if step > 1 else {asked[0]: [told.get("have"), told.get("up")]}
-            for epoch in asked:
-                seq, up_ms = marks.get(epoch, (0, None))
-                if not is_count(seq):
-                    raise Refused(f"says that it has {seq!r:.40} of epoch {epoch}", rarely=True)
-                have[epoch] = seq
-                self._look_for_a_fork(epoch, seq, up_ms)
-            number = told["id"] if is_count(told.get("id")) else None
-            self._note_time(told)
-        self._stream.begin(number, have)
-
-    def _ask_have(self, epochs: Sequence[str]) -> dict[str, Any]:
-        on = "true" if self._outbox.on else "false"
-        return self._client.ask(
-            "GET",
-            f"/api/v1/samples/resume?node={self._facts.name}&epoch={','.join(epochs)}"
-            f"&outbox={self._outbox.ring.identity}&on={on}",
-        )
-
-    def _look_for_a_fork(self, epoch: str, seq: int, up_ms: object) -> None:
-        new = self._stream.fork_if_other(epoch, seq, up_ms)
-        if new:
-            log.error(
-                "%s has another sample %d of epoch %s than this node: another live copy of this card sent it. From"
-                " there on this node's samples are those of epoch %s", self._client.place, seq, epoch, new,
-            )  # fmt: skip
-
-    def _note_time(self, told: Mapping[str, Any]) -> None:
-        if told.get("clock") == "set":
-            try:
-                self._stream.offset_ms = parse_rfc3339(told["time"]) - self._clock.up_ms()
-            except (KeyError, TypeError, ValueError, OverflowError):
-                pass  # a server that does not say the time, then
-
-    def _poll(self) -> None:
-        """Nothing was taken for a while: is the server there, has it still what it had, and what does it want?"""
-        epoch = self._outbox.epoch
-        told = self._ask_have([epoch])
-        if told.get("have") != self._stream.sent.get(epoch, 0):
-            raise Refused("has not what it had before; asking anew what is due", rarely=False)
-        self._obey(told)
-
-    # ------------------------------------------------------------------------------------------------- samples
-
-    def _push(self, piece: Samples | Lost) -> None:
-        """Send a piece, and wait until it is acknowledged."""
-        gaps: list[dict[str, Any]] = []
-        texts: list[str] = []
-        if isinstance(piece, Samples):
-            texts, last = piece.texts, piece.first + len(piece.texts) - 1
-        else:
-            last, before = piece.last, {"before": piece.before} if piece.before else {}
-            gaps = [{"from": piece.first, "to": last, "why": piece.why, **before}]
-            log.warning(
-                "%s: samples %d to %d of epoch %s are %s",
-                self._client.place, piece.first, last, piece.epoch, piece.why,
-            )  # fmt: skip
-        head = {
-            "node": self._facts.name, "outbox": self._outbox.ring.identity, "every": self._facts.every_s,
-            "sensors": list(self._facts.sensors), "on": self._outbox.on, "time": rfc3339(self._clock.wall_ms()),
-        }  # fmt: skip
-        told = self._client.ask(
-            "POST", "/api/v1/samples", write_body(head, piece.epoch, piece.number - piece.first, gaps, texts)
-        )
-        if told.get("ack") != last:
-            raise Refused(f"acknowledges {told.get('ack')!r:.40} of epoch {piece.epoch}, not {last}", rarely=False)
-        self._came_through = True
-        self._stream.note_ack(piece.epoch, last)
-        if isinstance(piece, Samples):
-            self._facts.last_sent_ms = piece.last_ms
-        self._obey(told)
-
-    def _obey(self, told: Mapping[str, Any]) -> None:
-        """Switch on or off as the server wants it, and tell it so."""
-        on = told.get("on")
-        if type(on) is bool:
-            if on is not self._outbox.on:
-                log.info("%s: sampling %s", self._client.place, "on" if on else "off")
-                self._facts.switch(on)
-            self._ask_have([self._outbox.epoch])
-
-
-def make_node_end(settings: Settings, facts: NodeFacts, outbox: Outbox, clock: Clock) -> NodeEnd:
-    """The end, for node.py."""
-    return NodeEnd(settings, facts, outbox, clock)

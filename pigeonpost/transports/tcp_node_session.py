@@ -19,6 +19,7 @@ from pigeonpost.core.errors import AuthFailed, BadAck, BadArgument, Protected, U
 from pigeonpost.node.node_info import NodeFacts
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.send_cursor import Samples, Stream
+from pigeonpost.transports.tcp_session import Session, parts
 from protocol import (
     AUTH_S,
     LINE_BYTES,
@@ -26,8 +27,8 @@ from protocol import (
     SILENCE_S,
     VERSION,
     Message,
+    is_count,
 )
-from session import Session, is_count, parts
 
 log = logging.getLogger(__name__)
 

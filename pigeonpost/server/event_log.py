@@ -17,7 +17,7 @@ from pigeonpost.storage.models import Filing, Stretch
 
 if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
-    from session_server import NodeState
+    from pigeonpost.server.node_status import NodeState
 
 MOST = 500
 _LOOK_S = 1.0

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import AuthFailed, WireError
-from protocol import LARGEST_SEQ, Message, decode, encode, error_line
+from protocol import Message, decode, encode, error_line
 
 log = logging.getLogger(__name__)
 
@@ -84,11 +84,6 @@ class Session:
 
     def _on_bye(self) -> None:
         self.closing = True
-
-
-def is_count(value: Any) -> TypeGuard[int]:
-    """Whether a stranger's JSON value is a whole number from 0, and not too large to be reckoned with and stored."""
-    return type(value) is int and 0 <= value <= LARGEST_SEQ
 
 
 def parts(items: Sequence[Any]) -> list[tuple[Sequence[Any], dict[str, bool]]]:

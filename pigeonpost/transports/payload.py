@@ -37,7 +37,7 @@ from protocol import (
 )
 
 if TYPE_CHECKING:
-    from session_server import NodeState
+    from pigeonpost.server.node_status import NodeState
 
 PARCEL_BYTES = 1 << 20  # a body at most
 MOST_SAMPLES = WINDOW_SAMPLES  # in a body,

@@ -18,45 +18,17 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from pigeonpost.core.clock import Clock
-from pigeonpost.core.errors import NotStored, WireError
+from pigeonpost.core.errors import NotStored
+from pigeonpost.server.commit_waiter import Receipt
+from pigeonpost.server.node_status import NodeState
 from protocol import Batch, Number, Sample
-from session_server import NodeState
 
 if TYPE_CHECKING:
-    from intake import Intake
+    from pigeonpost.server.ingest import Intake
 
 STORE_S = 8.0  # for making a reading durable: the programs that bring one wait 10 s and more
 MOST_CALLERS = 10_000
 _REMEMBERED = 4  # intervals between calls, of which the longest is what is expected
-
-
-class Receipt:
-    """What a batch is answered with, or several of one epoch, to be waited for."""
-
-    def __init__(self, last: int = 0) -> None:
-        """last: up to where everything is to be durable; 0: whatever is answered first will do"""
-        self._last = last
-        self.seq = 0  # up to which everything is durable
-        self.error: WireError | None = None  # the batch was refused
-        self._answered = threading.Event()
-
-    def done(self, epoch: str, seq: int) -> None:
-        """As Batch.done."""
-        self.seq = seq
-        if seq >= self._last:
-            self._answered.set()
-
-    def refused(self, error: WireError) -> None:
-        """As Batch.refused."""
-        self.error = error
-        self._answered.set()
-
-    def wait(self, limit_s: float) -> bool:
-        """Whether it was answered within `limit_s` seconds; raises the error with which it was refused."""
-        answered = self._answered.wait(limit_s)
-        if self.error is not None:
-            raise self.error
-        return answered
 
 
 class Caller:

@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from guests import Guests
-    from intake import Intake
     from pigeonpost.auth.tokens import Tokens
     from pigeonpost.core.clock import Clock
     from pigeonpost.core.config import Settings
     from pigeonpost.http.message import Endpoint
+    from pigeonpost.server.ingest import Intake
+    from pigeonpost.server.unnumbered_sources import Guests
     from pigeonpost.storage.contract import Store
 
 

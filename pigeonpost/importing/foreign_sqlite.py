@@ -19,9 +19,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from files.tables import read_time, read_value, sensor_name
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.errors import PigeonpostError
+from pigeonpost.importing.readers import read_time, read_value, sensor_name
 from pigeonpost.storage.csv.format import HEADER, cell
 from protocol import UNIT
 

@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import TooLong, WireError
+from pigeonpost.transports.tcp_session import Session
 from protocol import LINE_BYTES
-from session import Session
 
 DRAIN_S = 2.0  # that a closing end takes to send what is due
 _READ_BYTES = LINE_BYTES

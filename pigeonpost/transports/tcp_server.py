@@ -10,185 +10,29 @@ Errors: of a connection: it is closed, and the server tries again after 1 s, dou
 
 from __future__ import annotations
 
-import functools
 import logging
 import random
 import socket
-import socketserver
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from links import End
 from pigeonpost.auth.key import Key
-from pigeonpost.core.addresses import is_loopback, join_address
+from pigeonpost.core.addresses import join_address
 from pigeonpost.core.clock import Clock
-from pigeonpost.core.errors import SettingsError, TooMany
-from pigeonpost.node.node_info import NodeFacts
-from pigeonpost.node.outbox import Outbox
-from protocol import error_line
-from session_node import NodeSession
-from wire import Wire, converse
+from pigeonpost.core.errors import SettingsError
+from pigeonpost.transports.contract import End
+from pigeonpost.transports.tcp_connection import Wire, converse
 
 if TYPE_CHECKING:
-    from session_server import Ledger, ServerSession
+    from pigeonpost.transports.tcp_server_session import Ledger, ServerSession
 
 log = logging.getLogger(__name__)
 
-MOST_CONNECTIONS = 64  # that a node serves at once,
-MOST_OF_A_HOST = 16  # and of these from one address other than its own
 CONNECT_S = 10.0
 RETRY_S, LONGEST_RETRY_S = 1.0, 60.0
 
 # --------------------------------------------------------------------------------------------------------- the node
-
-
-class _Connection:
-    """What NodeEnd keeps of a connection that it serves."""
-
-    def __init__(self, host: str, wire: Wire) -> None:
-        self.host = host
-        self.wire = wire
-        self.thread = threading.current_thread()
-        self.seated = False  # it has collected, so whoever sits in its place came later
-
-
-class NodeEnd(End):
-    """Listens, and serves each connection with a NodeSession."""
-
-    def __init__(self, address: tuple[str, int], facts: NodeFacts, outbox: Outbox, clock: Clock) -> None:
-        self._address = address
-        self._facts = facts
-        self._outbox = outbox
-        self._clock = clock
-        self._stopping = threading.Event()
-        # Guards who is connected, who collects, and who failed to prove himself; held for lookups and changes only.
-        self._lock = threading.Lock()
-        self._connections: set[_Connection] = set()
-        self._collectors: dict[str, _Connection] = {}
-        self._failures: dict[str, int] = {}
-        self._server: _Listener | None = None
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """Where it listens; the port is the real one also where 0 was asked for."""
-        assert self._server is not None, "started first"
-        host, port = self._server.server_address[:2]
-        return str(host), port
-
-    @property
-    def collectors(self) -> list[str]:
-        """The names of the servers that collect now."""
-        with self._lock:
-            return sorted(self._collectors)
-
-    def start(self) -> None:
-        try:
-            self._server = _Listener(self._address, self._serve)
-        except OSError as error:
-            raise SettingsError(
-                f"cannot listen on {join_address(*self._address)}: {error.strerror or error};"
-                " does another node run here? --listen HOST:PORT chooses another address"
-            ) from error
-        self._facts.address = self.address
-        threading.Thread(target=self._server.serve_forever, args=(0.1,), name="listen", daemon=True).start()
-
-    def stop(self, limit_s: float) -> str | None:
-        self._stopping.set()
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-        with self._lock:
-            connections = list(self._connections)
-        for connection in connections:
-            connection.wire.wake()
-        give_up_s = self._clock.monotonic() + limit_s
-        for connection in connections:
-            connection.thread.join(max(0.0, give_up_s - self._clock.monotonic()))
-        left = sum(connection.thread.is_alive() for connection in connections)
-        return f"{left} connections did not end" if left else None
-
-    def _serve(self, sock: socket.socket, peer_address: Any) -> None:
-        """One connection, in its own thread."""
-        host, peer = str(peer_address[0]), f"{peer_address[0]}:{peer_address[1]}"
-        connection = _Connection(host, Wire(sock))
-        wire = connection.wire
-        session = None
-        try:
-            delay_s = self._admit(connection)
-            if self._stopping.wait(delay_s):
-                return
-            session = NodeSession(self._facts, self._outbox, self._clock, peer, is_loopback(host))
-            self._outbox.watch(wire.wake)
-            converse(wire, session, session.stream, functools.partial(self._is_over, connection, session), self._clock)
-        except TooMany as error:
-            log.warning("%s: %s", peer, error)
-            wire.send(error_line(error, b""))
-        except OSError as error:
-            log.info("%s: %s", peer, error)
-        finally:
-            self._outbox.unwatch(wire.wake)
-            self._dismiss(connection, session is not None and session.auth_failed)
-            wire.close()
-
-    def _admit(self, connection: _Connection) -> float:
-        """Count a connection in; the seconds to wait before it is answered, which grow with its host's failures."""
-        with self._lock:
-            of_host = sum(other.host == connection.host for other in self._connections)
-            most_of_host = MOST_CONNECTIONS if is_loopback(connection.host) else MOST_OF_A_HOST
-            if len(self._connections) >= MOST_CONNECTIONS or of_host >= most_of_host:
-                raise TooMany(f"{of_host} connections from {connection.host} are open, {len(self._connections)} in all")
-            self._connections.add(connection)
-            failures = self._failures.get(connection.host, 0)
-            return min(0.25 * 2**failures, 4.0) if failures else 0.0
-
-    def _dismiss(self, connection: _Connection, auth_failed: bool) -> None:
-        with self._lock:
-            self._connections.discard(connection)
-            self._collectors = {name: other for name, other in self._collectors.items() if other is not connection}
-            if auth_failed:
-                if len(self._failures) >= 1024:
-                    self._failures.clear()
-                self._failures[connection.host] = min(self._failures.get(connection.host, 0) + 1, 10)
-            elif connection.seated:
-                self._failures.pop(connection.host, None)
-
-    def _is_over(self, connection: _Connection, session: NodeSession) -> bool:
-        """Whether the program stops, or a later session of the same server has taken this one's place."""
-        if self._stopping.is_set():
-            return True
-        if not session.server:
-            return False
-        with self._lock:
-            sitting = self._collectors.get(session.server)
-            if sitting is connection or connection.seated:
-                return sitting is not connection
-            self._collectors[session.server] = connection
-            connection.seated = True
-        if sitting is not None:
-            log.info("%s: takes the place of the session before it", session.peer)
-            sitting.wire.wake()
-        return False
-
-
-class _Listener(socketserver.ThreadingTCPServer):
-    """Accepts, and runs `serve` in a thread for each connection."""
-
-    daemon_threads = True
-    block_on_close = False
-    allow_reuse_address = True
-    request_queue_size = 64
-
-    def __init__(self, address: tuple[str, int], serve: Callable[[socket.socket, Any], None]) -> None:
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self._serve = serve
-        super().__init__(address, socketserver.BaseRequestHandler)
-
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        self._serve(request, client_address)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        log.exception("%s: a fault of this program", client_address)
 
 
 # ------------------------------------------------------------------------------------------------------- the server
@@ -213,7 +57,10 @@ class ServerEnd(End):
         ledger    the intake
         keys      of nodes that have a token, by name; looked up at every connection
         """
-        from session_server import NodeState, ServerSession  # here: a node has no use for the server's half
+        from pigeonpost.server.node_status import NodeState
+        from pigeonpost.transports.tcp_server_session import (
+            ServerSession,  # here: a node has no use for the server's half
+        )
 
         self._session = ServerSession
         self.state = NodeState(join_address(*address), expected)

@@ -35,7 +35,7 @@ from pigeonpost.storage.models import Filing, Stretch
 from protocol import NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME, SENSOR_NAME_TAKES, Number, Sample
 
 if TYPE_CHECKING:
-    from session_server import NodeState
+    from pigeonpost.server.node_status import NodeState
 
 KINDS = ("range", "jump", "stuck", "rail", "stale")
 LATE_INTERVALS, LATE_S = 3, 5.0  # what is older than so many intervals and seconds is late

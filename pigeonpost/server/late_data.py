@@ -18,8 +18,8 @@ from pigeonpost.storage.models import Filing, Span, Stretch
 
 if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
+    from pigeonpost.server.node_status import NodeState
     from protocol import Sample
-    from session_server import NodeState
 
 LATE_MS = 300_000
 _JOIN_MS = 600_000  # two spans that are no farther apart are one

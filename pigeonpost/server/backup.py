@@ -30,8 +30,8 @@ from urllib.parse import quote
 
 from files.received import FOLDER as FILES
 from files.received import IDS
-from files.tar_reader import BadArchive, Content, Member, read_members
 from pigeonpost.core.errors import PigeonpostError
+from pigeonpost.server.tar_reader import BadArchive, Content, Member, read_members
 from pigeonpost.storage.csv.checksums import FILE as SUMS
 from pigeonpost.storage.csv.checksums import read_sums, sums_text
 from pigeonpost.storage.csv.format import FOLDER as LOGS

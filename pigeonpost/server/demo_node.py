@@ -33,6 +33,8 @@ light = {input = 2, convert = "counts"}
 [[sensor]]  # real: this computer itself
 kind = "machine"
 """
+# Where node.py is: three folders up, pigeonpost/server/demo_node.py.
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 class DemoNode:
@@ -49,7 +51,7 @@ class DemoNode:
         settings = os.path.join(self._folder, "node.toml")
         with open(settings, "w", encoding="utf-8") as file:
             file.write(_SETTINGS)
-        program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "node.py")
+        program = os.path.join(_ROOT, "node.py")
         self._process = subprocess.Popen(
             [sys.executable, program, "--config", settings, "--listen", "127.0.0.1:0", "--data", self._folder],
             stdout=subprocess.PIPE,

@@ -17,12 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from files.tables import Fault, Reading, readings
 from pigeonpost.core.errors import NotStored, PigeonpostError, WireError
+from pigeonpost.importing.readers import Fault, Reading, readings
 from protocol import BATCH_SAMPLES, IMPORTED, Batch, Sample
 
 if TYPE_CHECKING:
-    from intake import Intake
+    from pigeonpost.server.ingest import Intake
 
 MOST_NODES = 100  # in one file
 FAULTS_SHOWN = 20

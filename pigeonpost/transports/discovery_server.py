@@ -16,260 +16,46 @@ What it says is worth one attempt to connect, and no more: the link proves the t
 from __future__ import annotations
 
 import logging
-import os
-import random
-import select
 import socket
-import struct
-import threading
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from links import End, Hall
-from parcels import sealed, unsealed
-from pigeonpost.auth.key import Key
-from pigeonpost.core.addresses import is_loopback, join_address, split_address
-from pigeonpost.core.clock import Clock, parse_rfc3339, rfc3339
+from pigeonpost.core.addresses import is_loopback, join_address
 from pigeonpost.core.errors import BadArgument, SettingsError
-from pigeonpost.core.multicast import Path, listener, speaker
-from pigeonpost.core.strict_json import read_json, write_json
-from protocol import NODE_NAME
+from pigeonpost.core.multicast import Path, listener
+from pigeonpost.transports.contract import Hall
+from pigeonpost.transports.discovery_datagram import (
+    _LOOK_S,
+    _LOOPBACK,
+    DATAGRAM_BYTES,
+    PURPOSE,
+    Call,
+    _Loop,
+    interfaces,
+    read_call,
+)
+from pigeonpost.transports.payload import unsealed
 
 if TYPE_CHECKING:
-    from pigeonpost.core.config import Settings
-    from pigeonpost.node.node_info import NodeFacts
-    from pigeonpost.node.outbox import Outbox
+    pass
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
-PURPOSE = "announce"
-DATAGRAM_BYTES = 1200  # at most: one frame of any network
-MOST_PLACES = 8  # in a datagram
-MOST_INTERFACES = 32
-TTL = 1  # this network only
-FIRST_S = (0.0, 1.0, 3.0)  # at start and when the address changes it is said more than once: a datagram may be lost
 STALE_MS = 300_000  # of a datagram, where both clocks are set
 LEAST_MOVE_S = 5.0  # between two attempts that announcements of one node cause
 DATAGRAMS_A_S = 100  # that are looked at, so that a flood costs no more than that; twice as many at once
 _REMEMBERED = 32  # nonces of each node
 _NAMELESS_S = 60.0  # that addresses without a name get to tell who is there
-_LOOK_S = 2.0  # between two looks at this machine's interfaces
-_LOOPBACK = "127.0.0.1"
-_SIOCGIFCONF = 0x8912  # netdevice(7)
-_IFREQ_BYTES = 40 if struct.calcsize("P") == 8 else 32  # one interface in its answer
-
-
-class Call(NamedTuple):
-    """What a datagram says: the node's name, where it is, and when it said so (None: its clock is not set)."""
-
-    node: str
-    places: list[tuple[str, int]]
-    time_ms: int | None
-    nonce: str
-
-
-def write_call(key: Key, node: str, places: Sequence[tuple[str, int]], clock: Clock) -> bytes:
-    """The datagram that says that `node` is at `places`."""
-    said = {
-        "pigeonpost": VERSION, "node": node, "at": [join_address(*place) for place in places[:MOST_PLACES]],
-        "time": rfc3339(clock.wall_ms()), "clock": "set" if clock.is_set() else "unset", "nonce": os.urandom(8).hex(),
-    }  # fmt: skip
-    body = write_json(said).encode()
-    return sealed(body, key.seal(PURPOSE, body))
-
-
-def read_call(body: bytes) -> Call:
-    """What a stranger's bytes say, if they are an announcement; else BadArgument."""
-    try:
-        said = read_json(body.decode())
-        node, at, nonce, is_set = said["node"], said["at"], said["nonce"], said["clock"] == "set"
-        if (
-            said["pigeonpost"] != VERSION
-            or not NODE_NAME(node)
-            or not 0 < len(at) <= MOST_PLACES
-            or type(at) is not list
-        ):
-            raise ValueError
-        if type(nonce) is not str or not 8 <= len(nonce) <= 64:
-            raise ValueError
-        return Call(node, [_place(text) for text in at], parse_rfc3339(said["time"]) if is_set else None, nonce)
-    except (KeyError, TypeError, ValueError, AttributeError, OSError):
-        raise BadArgument("not an announcement") from None
-
-
-def _place(text: str) -> tuple[str, int]:
-    """An IPv4 address with a port: never a name, which would make us ask a name server for a stranger."""
-    host, port = split_address(text)
-    first = socket.inet_pton(socket.AF_INET, host)[0]
-    if not 0 < first < 224 or not port:
-        raise ValueError
-    return host, port
 
 
 # --------------------------------------------------------------------------------------------------------- interfaces
 
 
-def interfaces() -> dict[str, str]:
-    """This machine's interfaces that have an IPv4 address, with it; the loopback one among them.
-
-    Not by socket.if_nameindex, which asks over netlink: that the systemd units do not allow.
-    """
-    import array
-    import fcntl
-
-    answer = array.array("B", bytes(_IFREQ_BYTES * MOST_INTERFACES))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        room, where = len(answer), answer.buffer_info()[0]
-        filled = struct.unpack("iP", fcntl.ioctl(sock, _SIOCGIFCONF, struct.pack("iP", room, where)))[0]
-    found: dict[str, str] = {}
-    for at in range(0, filled, _IFREQ_BYTES):
-        name = answer[at : at + 16].tobytes().partition(b"\0")[0].decode(errors="replace").partition(":")[0]
-        found.setdefault(name, socket.inet_ntoa(answer[at + 20 : at + 24]))  # what comes first is the main one
-    return found
-
-
-class Waker:
-    """Waits for sockets, for a while, or until it is woken."""
-
-    def __init__(self) -> None:
-        self._woken, self._waker = os.pipe()
-        os.set_blocking(self._woken, False)
-        os.set_blocking(self._waker, False)
-
-    def wait(self, seconds: float, socks: Sequence[socket.socket] = ()) -> list[socket.socket]:
-        """After at most `seconds`, or when woken, or when some of `socks` can be read: those."""
-        poll = select.poll()  # not select(), which takes no file descriptor above 1,023
-        poll.register(self._woken, select.POLLIN)
-        for sock in socks:
-            poll.register(sock, select.POLLIN)
-        ready = {fd for fd, _ in poll.poll(max(0.0, seconds) * 1000)}
-        if self._woken in ready:
-            os.read(self._woken, 4096)
-        return [sock for sock in socks if sock.fileno() in ready]
-
-    def wake(self) -> None:
-        """Make `wait` return; from any thread."""
-        try:
-            os.write(self._waker, b"\0")
-        except BlockingIOError:
-            pass  # woken already
-
-    def close(self) -> None:
-        """Give back what it holds, after the last `wait` and `wake`."""
-        os.close(self._woken)
-        os.close(self._waker)
-
-
-class _Loop(End):
-    """What both ends are: a thread that waits, and ends when told to."""
-
-    def __init__(self, name: str) -> None:
-        self._stopping = threading.Event()
-        self._waker = Waker()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self, limit_s: float) -> str | None:
-        if self._stopping.is_set() or not self._thread.ident:
-            return None
-        self._stopping.set()
-        self._waker.wake()
-        self._thread.join(limit_s)
-        if self._thread.is_alive():
-            return "the announcements did not end"
-        self._waker.close()
-        return None
-
-    def _run(self) -> None:
-        raise NotImplementedError
-
-
 # --------------------------------------------------------------------------------------------------------- the node
 
 
-def make_node_end(settings: Settings, facts: NodeFacts, outbox: Outbox, clock: Clock) -> End:
-    """The node's end. Without a token it has nothing to say; nor, if nobody asked for it, when the node goes itself."""
-    comes_itself = settings["mqtt", "host"] or settings["push", "to"]
-    if facts.key is None or (comes_itself and settings.origin("announce", "on") == "default"):
-        return Silent()
-    return NodeEnd(facts, facts.key, settings["announce", "group"], settings["announce", "every"], clock)
-
-
-class Silent(End):
-    """The end of a node that nobody has to find: without a token it answers its own machine only."""
-
-    def start(self) -> None:
-        pass
-
-    def stop(self, limit_s: float) -> str | None:
-        return None
-
-
-class NodeEnd(_Loop):
-    """Says where the node is: at once, when its address changes, and every so often."""
-
-    def __init__(self, facts: NodeFacts, key: Key, group: tuple[str, int], every_s: float, clock: Clock) -> None:
-        super().__init__("announce")
-        self._facts = facts
-        self._key = key
-        self._group = group
-        self._every_s = every_s
-        self._clock = clock
-        self._faults: dict[str, str] = {}  # of each interface, as it was told last
-
-    def _run(self) -> None:
-        said: dict[str, str] = {}
-        burst: list[float] = []
-        now_s = next_s = self._clock.monotonic()
-        while not self._stopping.is_set():
-            here = self.reached_at()
-            now_s = self._clock.monotonic()
-            if here != said:
-                burst, said = [now_s + wait_s for wait_s in FIRST_S], here
-                next_s = now_s
-            if now_s >= next_s:
-                self.say(here)
-                burst = [at_s for at_s in burst if at_s > now_s]
-                next_s = burst[0] if burst else now_s + self._every_s * random.uniform(0.8, 1.2)
-            self._waker.wait(min(next_s - now_s, _LOOK_S))
-
-    def reached_at(self) -> dict[str, str]:
-        """Where servers can connect: interface to its address, for those on which the node listens."""
-        host = self._facts.address[0]
-        everywhere = host in ("0.0.0.0", "::")
-        return {name: address for name, address in interfaces().items() if everywhere or address == host}
-
-    def say(self, here: Mapping[str, str]) -> None:
-        """One datagram on each interface, its own address first."""
-        port = self._facts.address[1]
-        away = [address for address in here.values() if not is_loopback(address)]
-        for name, own in interfaces().items():
-            # On the loopback interface always: a server on this machine listens to it there, and only there.
-            if name not in here and not (away and is_loopback(own)):
-                continue
-            hosts = list(dict.fromkeys([own, *away] if name in here else away))
-            data = write_call(self._key, self._facts.name, [(host, port) for host in hosts], self._clock)
-            fault = ""
-            try:
-                with speaker(self._group, Path(name, TTL, True)) as sock:
-                    sock.send(data)
-            except (OSError, SettingsError) as error:
-                fault = str(error)
-            if fault and fault != self._faults.get(name):
-                log.info("cannot announce this node on %s: %s", name, fault)
-            self._faults[name] = fault
-
-
 # ------------------------------------------------------------------------------------------------------- the server
-
-
-def make_server_end(hall: Hall) -> ServerEnd:
-    """The server's end."""
-    return ServerEnd(hall, hall.settings["announce", "group"])
 
 
 class _Known:

@@ -15,9 +15,9 @@ from decimal import Decimal
 from typing import Any
 from urllib.parse import urlsplit
 
-from files.old_tables import BadTable, Told, log_lines
-from files.tables import sensor_name
 from pigeonpost.core.errors import SettingsError
+from pigeonpost.importing.foreign_sqlite import BadTable, Told, log_lines
+from pigeonpost.importing.readers import sensor_name
 
 IS_URL = re.compile(r"postgres(?:ql)?://\S+").fullmatch
 _AT_ONCE = 5000  # rows that are fetched together

@@ -1,0 +1,1 @@
+"""Import of readings from files and from databases of other programs."""

@@ -1,0 +1,130 @@
+"""The kinds of sensor source: what `kind` takes in a [[sensor]] table, and how each kind is made.
+
+Each function imports its module when it is called, so that a Pi Zero pays only for the kinds that it uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from pigeonpost.core.errors import SettingsError
+from pigeonpost.sensors.contract import Found, Source, with_limits
+
+Options = Mapping[str, Any]
+
+
+def make_source(kind: object, options: Options, where: str) -> Source:
+    """Make the source that a [[sensor]] table describes.
+
+    kind     the table's `kind`
+    options  its other keys
+    where    file and table, for errors
+    Raises SettingsError.
+    """
+    make = KINDS.get(kind) if isinstance(kind, str) else None
+    if make is None:
+        raise SettingsError(f"{where}: kind takes {', '.join(sorted(KINDS))}, not {kind!r}")
+    return with_limits(options, where, lambda plain: make(plain, where))
+
+
+def make_simulated_adc(options: Options, where: str) -> Source:
+    """As make_source for an "adc" on a simulated chip: for --simulate."""
+    import adc
+    from pigeonpost.sensors import simulated
+
+    chip = simulated.SimulatedChip(simulated.room())
+    return with_limits(options, where, lambda plain: adc.make(plain, where, chip))
+
+
+def _adc(options: Options, where: str) -> Source:
+    import adc
+
+    return adc.make(options, where)
+
+
+def _command(options: Options, where: str) -> Source:
+    from pigeonpost.sensors import command
+
+    return command.make(options, where)
+
+
+def _formula(options: Options, where: str) -> Source:
+    from pigeonpost.sensors import formula
+
+    return formula.make(options, where)
+
+
+def _json(options: Options, where: str) -> Source:
+    from pigeonpost.sensors import json
+
+    return json.make(options, where)
+
+
+def _kernel(options: Options, where: str) -> Source:
+    from pigeonpost.sensors import kernel
+
+    return kernel.make(options, where)
+
+
+def _machine(options: Options, where: str) -> Source:
+    from pigeonpost.sensors import machine
+
+    return machine.make(options, where)
+
+
+def _mcp3424(options: Options, where: str) -> Source:
+    from pigeonpost.sensors import mcp3424
+
+    return mcp3424.make(options, where)
+
+
+def _mqtt(options: Options, where: str) -> Source:
+    from pigeonpost.sensors import mqtt
+
+    return mqtt.make(options, where)
+
+
+KINDS: Mapping[str, Callable[[Options, str], Source]] = {
+    "adc": _adc,
+    "command": _command,
+    "formula": _formula,
+    "json": _json,
+    "kernel": _kernel,
+    "machine": _machine,
+    "mcp3424": _mcp3424,
+    "mqtt": _mqtt,
+}
+
+
+def _scan_adc(root: str) -> Iterator[Found]:
+    import adc
+
+    return adc.scan(root)
+
+
+def _scan_kernel(root: str) -> Iterator[Found]:
+    from pigeonpost.sensors import kernel
+
+    return kernel.scan(root)
+
+
+def _scan_machine(root: str) -> Iterator[Found]:
+    from pigeonpost.sensors import machine
+
+    return machine.scan(root)
+
+
+def _scan_mcp3424(root: str) -> Iterator[Found]:
+    from pigeonpost.sensors import mcp3424
+
+    return mcp3424.scan(root)
+
+
+# What `control.py scan` looks for, in this order: the first has names that cannot be changed.
+SCANS: Mapping[str, Callable[[str], Iterator[Found]]] = {
+    "machine": _scan_machine,
+    "kernel": _scan_kernel,
+    "adc": _scan_adc,
+    "mcp3424": _scan_mcp3424,
+}

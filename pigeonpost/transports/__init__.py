@@ -1,0 +1,1 @@
+"""Transports from node to server: TCP, HTTP push, MQTT; discovery on the local network."""

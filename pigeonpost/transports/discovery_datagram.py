@@ -1,0 +1,165 @@
+"""Announcements of nodes on the local network: the datagram, and the loop that both ends run.
+
+Runs on: node and server.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pigeonpost.auth.key import Key
+from pigeonpost.core.addresses import join_address, split_address
+from pigeonpost.core.clock import Clock, parse_rfc3339, rfc3339
+from pigeonpost.core.errors import BadArgument
+from pigeonpost.core.strict_json import read_json, write_json
+from pigeonpost.transports.contract import End
+from pigeonpost.transports.payload import sealed
+from protocol import NODE_NAME
+
+VERSION = 1
+
+PURPOSE = "announce"
+
+DATAGRAM_BYTES = 1200  # at most: one frame of any network
+
+MOST_PLACES = 8  # in a datagram
+
+MOST_INTERFACES = 32
+
+_LOOK_S = 2.0  # between two looks at this machine's interfaces
+
+_LOOPBACK = "127.0.0.1"
+
+_SIOCGIFCONF = 0x8912  # netdevice(7)
+
+_IFREQ_BYTES = 40 if struct.calcsize("P") == 8 else 32  # one interface in its answer
+
+
+class Call(NamedTuple):
+    """What a datagram says: the node's name, where it is, and when it said so (None: its clock is not set)."""
+
+    node: str
+    places: list[tuple[str, int]]
+    time_ms: int | None
+    nonce: str
+
+
+def write_call(key: Key, node: str, places: Sequence[tuple[str, int]], clock: Clock) -> bytes:
+    """The datagram that says that `node` is at `places`."""
+    said = {
+        "pigeonpost": VERSION, "node": node, "at": [join_address(*place) for place in places[:MOST_PLACES]],
+        "time": rfc3339(clock.wall_ms()), "clock": "set" if clock.is_set() else "unset", "nonce": os.urandom(8).hex(),
+    }  # fmt: skip
+    body = write_json(said).encode()
+    return sealed(body, key.seal(PURPOSE, body))
+
+
+def read_call(body: bytes) -> Call:
+    """What a stranger's bytes say, if they are an announcement; else BadArgument."""
+    try:
+        said = read_json(body.decode())
+        node, at, nonce, is_set = said["node"], said["at"], said["nonce"], said["clock"] == "set"
+        if (
+            said["pigeonpost"] != VERSION
+            or not NODE_NAME(node)
+            or not 0 < len(at) <= MOST_PLACES
+            or type(at) is not list
+        ):
+            raise ValueError
+        if type(nonce) is not str or not 8 <= len(nonce) <= 64:
+            raise ValueError
+        return Call(node, [_place(text) for text in at], parse_rfc3339(said["time"]) if is_set else None, nonce)
+    except (KeyError, TypeError, ValueError, AttributeError, OSError):
+        raise BadArgument("not an announcement") from None
+
+
+def _place(text: str) -> tuple[str, int]:
+    """An IPv4 address with a port: never a name, which would make us ask a name server for a stranger."""
+    host, port = split_address(text)
+    first = socket.inet_pton(socket.AF_INET, host)[0]
+    if not 0 < first < 224 or not port:
+        raise ValueError
+    return host, port
+
+
+def interfaces() -> dict[str, str]:
+    """This machine's interfaces that have an IPv4 address, with it; the loopback one among them.
+
+    Not by socket.if_nameindex, which asks over netlink: that the systemd units do not allow.
+    """
+    import array
+    import fcntl
+
+    answer = array.array("B", bytes(_IFREQ_BYTES * MOST_INTERFACES))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        room, where = len(answer), answer.buffer_info()[0]
+        filled = struct.unpack("iP", fcntl.ioctl(sock, _SIOCGIFCONF, struct.pack("iP", room, where)))[0]
+    found: dict[str, str] = {}
+    for at in range(0, filled, _IFREQ_BYTES):
+        name = answer[at : at + 16].tobytes().partition(b"\0")[0].decode(errors="replace").partition(":")[0]
+        found.setdefault(name, socket.inet_ntoa(answer[at + 20 : at + 24]))  # what comes first is the main one
+    return found
+
+
+class Waker:
+    """Waits for sockets, for a while, or until it is woken."""
+
+    def __init__(self) -> None:
+        self._woken, self._waker = os.pipe()
+        os.set_blocking(self._woken, False)
+        os.set_blocking(self._waker, False)
+
+    def wait(self, seconds: float, socks: Sequence[socket.socket] = ()) -> list[socket.socket]:
+        """After at most `seconds`, or when woken, or when some of `socks` can be read: those."""
+        poll = select.poll()  # not select(), which takes no file descriptor above 1,023
+        poll.register(self._woken, select.POLLIN)
+        for sock in socks:
+            poll.register(sock, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(max(0.0, seconds) * 1000)}
+        if self._woken in ready:
+            os.read(self._woken, 4096)
+        return [sock for sock in socks if sock.fileno() in ready]
+
+    def wake(self) -> None:
+        """Make `wait` return; from any thread."""
+        try:
+            os.write(self._waker, b"\0")
+        except BlockingIOError:
+            pass  # woken already
+
+    def close(self) -> None:
+        """Give back what it holds, after the last `wait` and `wake`."""
+        os.close(self._woken)
+        os.close(self._waker)
+
+
+class _Loop(End):
+    """What both ends are: a thread that waits, and ends when told to."""
+
+    def __init__(self, name: str) -> None:
+        self._stopping = threading.Event()
+        self._waker = Waker()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, limit_s: float) -> str | None:
+        if self._stopping.is_set() or not self._thread.ident:
+            return None
+        self._stopping.set()
+        self._waker.wake()
+        self._thread.join(limit_s)
+        if self._thread.is_alive():
+            return "the announcements did not end"
+        self._waker.close()
+        return None
+
+    def _run(self) -> None:
+        raise NotImplementedError

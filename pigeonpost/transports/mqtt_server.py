@@ -1,0 +1,204 @@
+"""The road over MQTT: a node publishes its samples on a broker, a server takes them there and answers durably.
+
+Runs on: node (NodeEnd), server (ServerEnd).  Reached from: node.py, server.py.
+Hands on to: broker, which is the connection; parcels, which is what a message says; on the node stream and the outbox,
+  on the server the intake.
+Threads: paho's own at each end; the node has one more, which alone knows the conversation: paho's thread leaves it what
+  comes in a deque, and sets an Event. On the server paho's thread reads and hands on, the intake's answers.
+Errors: of the broker: told once, and tried again. Of a message: answered, and counted.
+
+    pigeonpost/<node>/samples            a body (parcels.py), to whichever server takes it: $share/pigeonpost/...
+    pigeonpost/<node>/samples/<ledger>   the same, to the server that has this ledger, and so what came before
+    pigeonpost/<node>/ack                {"epoch": ..., "ack": n}: everything of it up to n is durably stored
+
+A broker may lose, repeat and reorder: counted is what the server answers. docs/protocol.md has the rules.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import threading
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pigeonpost.auth.key import Key
+from pigeonpost.core.clock import rfc3339
+from pigeonpost.core.errors import AuthFailed, BadArgument, NotStored, SettingsError, WireError
+from pigeonpost.core.mqtt_client import Broker
+from pigeonpost.core.strict_json import write_json
+from pigeonpost.transports.contract import End, Hall
+from pigeonpost.transports.mqtt_topics import MOST_HELD, PURPOSE, ROOT, _signed
+from pigeonpost.transports.payload import Parcel, read_body, unsealed
+from protocol import HEX_16, NODE_NAME
+
+if TYPE_CHECKING:
+    pass
+
+log = logging.getLogger(__name__)
+
+ACCEPT_S = 5.0  # that a server waits for room in its intake, not hearing the broker meanwhile
+ERRORS_A_S = 10  # answered at most, and as many logged
+_LONGEST_SESSION = 64
+
+
+# --------------------------------------------------------------------------------------------------------- the node
+
+
+# ------------------------------------------------------------------------------------------------------- the server
+
+
+class _Talk:
+    """The answers to one conversation of a node; `committed` may be called from any thread."""
+
+    def __init__(self, end: ServerEnd, node: str, key: Key | None, session: str) -> None:
+        self.session, self.key = session, key
+        self._end, self._node = end, node
+
+    def committed(self, epoch: str, seq: int) -> None:
+        """As Batch.done."""
+        self.say({"epoch": epoch, "ack": seq})
+
+    def say(self, answer: Mapping[str, Any]) -> None:
+        """Publish an answer, with what tells whose it is, and whose question it answers."""
+        re = {"re": self.session} if self.session else {}
+        body = write_json({**answer, "server": self._end.name, "ledger": self._end.ledger, **re}).encode()
+        self._end._broker.publish(f"{ROOT}/{self._node}/ack", _signed(body, self.key))
+
+
+class ServerEnd(End):
+    """Takes what nodes publish, as one of the servers that share the subscription."""
+
+    def __init__(self, hall: Hall) -> None:
+        self._hall = hall
+        self.name, self.ledger = hall.name, hall.intake.identity
+        shared = f"$share/{ROOT}/{ROOT}/+/samples"
+        self._broker = Broker(
+            hall.settings, f"pigeonpost-server-{hall.name}", [shared, f"{shared}/{self.ledger}"], self._hear
+        )
+        self._signed = hall.settings["mqtt", "signed"]
+        self._talks: dict[str, _Talk] = {}
+        # Guards the count of bodies of each node, for those who wait for one; held to look and to count.
+        self._called = threading.Condition()
+        self._calls: Counter[str] = Counter()
+        self._taken = 0
+        self._refused: Counter[str] = Counter()
+        self._errors_s: deque[float] = deque(maxlen=ERRORS_A_S)
+
+    def start(self) -> None:
+        self._broker.start()
+
+    def stop(self, limit_s: float) -> str | None:
+        return self._broker.stop(limit_s)
+
+    def report(self) -> dict[str, Any]:
+        return {"connected": self._broker.connected, "bodies": self._taken, "refused": dict(self._refused)}
+
+    def ask(self, node: str, word: str, *args: Any, limit_s: float = 5.0) -> bool:
+        """As ServerEnd.ask of links/tcp: SEND or CHECK; whether the node has said within the limit that it is so."""
+        order = {"order": os.urandom(8).hex()} | ({"on": args[0]} if word == "SEND" else {})
+        state, clock = self._hall.guests.caller(node), self._hall.clock
+        give_up_s, told = clock.monotonic() + limit_s, None
+        with self._called:
+            before, is_so = self._calls[node], False
+            while not is_so and self._broker.connected and (talk := self._talks.get(node)):
+                if talk is not told:  # at once, and again where the node begins a new conversation just now
+                    talk.say(order)
+                    told = talk
+                if not self._called.wait(give_up_s - clock.monotonic()):
+                    break
+                is_so = self._calls[node] > before and (word != "SEND" or state.on is args[0])
+            return is_so
+
+    def _hear(self, topic: str, payload: bytes) -> None:
+        node = topic.split("/")[1]
+        if not NODE_NAME(node):
+            return
+        try:
+            self.take(node, payload)
+        except (WireError, NotStored, SettingsError) as error:
+            self._refuse(node, error)
+
+    def take(self, node: str, payload: bytes) -> None:
+        """One body of `node`, by its topic: hand it on, or raise what is wrong with it."""
+        key, body = self._key_of(node, payload)
+        parcel = read_body(body)
+        if self._hall.intake.fault:  # another server may be well
+            raise NotStored(self._hall.intake.fault)
+        if parcel.node != node:
+            raise BadArgument(f"the topic is that of node {node}, the samples are those of {parcel.node}")
+        self._hall.guests.caller(node)  # raises NotStored when more have come than can be remembered
+        self._taken += 1
+        talk = self._talk(node, key, parcel.said.get("session"))
+        self._note(parcel)
+        if "held" in parcel.said:
+            self._resume(parcel, talk)
+        elif not parcel.pieces:
+            talk.committed(parcel.epoch, self._marks(parcel)[1].get(parcel.epoch, (0, None))[0])
+        hole = functools.partial(self._hole, parcel, talk)
+        for batch in parcel.batches(talk.committed, hole):
+            if not self._hall.intake.accept(batch, limit_s=ACCEPT_S):
+                return  # the node asks again
+
+    def _key_of(self, node: str, payload: bytes) -> tuple[Key | None, bytes]:
+        """The key by which answers to the node are signed, and the body, which is the node's."""
+        mac, body = unsealed(payload)
+        key = self._hall.tokens.get(node) if self._signed else None
+        if key is None and mac and self._signed:
+            raise AuthFailed(f"node {node} has a token that this server does not know (control.py token {node})")
+        if key is not None and not key.is_seal(mac, PURPOSE, body):
+            raise AuthFailed(f"not signed with the token that this server has for node {node}")
+        return key, body
+
+    def _talk(self, node: str, key: Key | None, session: Any) -> _Talk:
+        if type(session) is not str or len(session) > _LONGEST_SESSION:
+            session = ""
+        talk = self._talks.get(node)
+        if talk is None or talk.session != session:
+            talk = self._talks[node] = _Talk(self, node, key, session)
+        talk.key = key
+        return talk
+
+    def _marks(self, parcel: Parcel, epochs: Sequence[str] | None = None) -> tuple[int, Mapping[str, Any]]:
+        return self._hall.intake.marks(parcel.node, parcel.outbox, epochs or [parcel.epoch])
+
+    def _resume(self, parcel: Parcel, talk: _Talk) -> None:
+        """What is stored of all that the node holds, who stores it, and what the time is."""
+        held = parcel.said["held"]
+        epochs = [entry[0] for entry in held if type(entry) is list and entry] if type(held) is list else []
+        if not epochs or len(epochs) > MOST_HELD or not all(type(epoch) is str and HEX_16(epoch) for epoch in epochs):
+            raise BadArgument("held is a list of [epoch, first, last, number of first]")
+        top, marks = self._marks(parcel, epochs)
+        clock = self._hall.clock
+        talk.say({
+            "epoch": parcel.epoch, "resume": {"id": top, **{epoch: list(mark) for epoch, mark in marks.items()}},
+            "time": rfc3339(clock.wall_ms()), "clock": "set" if clock.is_set() else "unset",
+            "commit": self._hall.settings["store", "commit"],
+        })  # fmt: skip
+
+    def _hole(self, parcel: Parcel, talk: _Talk, error: WireError) -> None:
+        """As Batch.refused: what came before it went elsewhere, or nowhere."""
+        log.info("MQTT %s: %s: %s; the node is asked for it", self._broker.place, parcel.node, error)
+        talk.say({"epoch": parcel.epoch, "have": self._marks(parcel)[1].get(parcel.epoch, (0, None))[0]})
+
+    def _note(self, parcel: Parcel) -> None:
+        guests, node = self._hall.guests, parcel.node
+        state = guests.caller(node)
+        parcel.tell(state, self._hall.clock.wall_ms())
+        if not state.takes_orders and "session" in parcel.said:
+            guests.let_ask(node, functools.partial(self.ask, node))
+        with self._called:
+            self._calls[node] += 1
+            self._called.notify_all()
+
+    def _refuse(self, node: str, error: Exception) -> None:
+        """Say what was wrong, as long as it is not too often; never signed, since anybody may have caused it."""
+        code = getattr(error, "code", "not-stored")
+        self._refused[code] += 1
+        now_s = self._hall.clock.monotonic()
+        if len(self._errors_s) < ERRORS_A_S or now_s > self._errors_s[0] + 1:
+            self._errors_s.append(now_s)
+            log.warning("MQTT %s: %s: %s", self._broker.place, node, error)
+            _Talk(self, node, None, "").say({"error": {"code": code, "text": str(error)[:500]}})

@@ -13,6 +13,7 @@ Errors: exit status 0 done; 1 failed, with one line a fault; 2 wrong usage or se
 from __future__ import annotations
 
 import argparse
+import functools
 import getpass
 import http.client
 import json
@@ -23,27 +24,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from commands import (
-    NODE,
-    Command,
-    Context,
-    Failed,
-    bus,
-    certificate,
-    data,
-    doctor,
-    drop,
-    export,
-    importing,
-    listing,
-    old_config,
-    scan,
-    schema,
-)
 from pigeonpost.auth.tokens import Tokens
 from pigeonpost.auth.users import Users
+from pigeonpost.cli import backup, certificate, doctor, export, import_, list_nodes, scan, schema
+from pigeonpost.cli.contract import NODE, Command, Context, Failed
+from pigeonpost.compat.file_drop import cli as file_drop
+from pigeonpost.compat.file_drop.storage import node_of_file
+from pigeonpost.compat.multicast_bus import cli as multicast_bus
+from pigeonpost.compat.multicast_bus import convert_config
 from pigeonpost.core import config
 from pigeonpost.core.addresses import join_address, split_address
+from pigeonpost.core.data_folder import RUNNING
 from pigeonpost.core.errors import PigeonpostError, SettingsError
 from pigeonpost.core.version import VERSION
 from pigeonpost.settings import SERVER, SERVER_ARRAYS
@@ -119,7 +110,7 @@ def password(context: Context) -> int:
 def ask_server(data: str, method: str, path: str, content: Any = None) -> Any:
     """What the server that runs on `data` answers, decoded; Failed when it does not run or refuses."""
     try:
-        with open(os.path.join(data, "running.json"), encoding="utf-8") as file:
+        with open(os.path.join(data, RUNNING), encoding="utf-8") as file:
             about = json.load(file)
     except FileNotFoundError:
         raise Failed(f"no server runs on {data} (--data DIR, before the command, names another folder)") from None
@@ -152,7 +143,7 @@ def _connection(host: str, port: int, certificate: str) -> http.client.HTTPConne
     import hashlib
     import ssl
 
-    from web.tls import fingerprint_of
+    from pigeonpost.web.tls import fingerprint_of
 
     expected = fingerprint_of(certificate)
     context = ssl.create_default_context()
@@ -209,7 +200,7 @@ def check(context: Context) -> int:
 
 def alive(context: Context) -> int:
     """Exit 0 when the program in this container or on this data answers. For health checks."""
-    if os.path.exists(os.path.join(context.data, "running.json")):
+    if os.path.exists(os.path.join(context.data, RUNNING)):
         ask_server(context.data, "GET", "/healthz")
     else:
         context.arguments.link = "127.0.0.1", DEFAULT_PORT
@@ -265,15 +256,15 @@ COMMANDS: Mapping[str, Command] = {
     "send": Command("turn a node on or off", [NODE, ("state", {"choices": ["on", "off"]}), _LINK], send),
     "check": Command("exit 0 when all is well, else 1 and one line a fault (for cron)", [], check),
     "alive": Command("exit 0 when the program answers (for health checks)", [], alive),
-    **data.COMMANDS,
+    **backup.COMMANDS,
     **export.COMMANDS,
-    **importing.COMMANDS,
+    **import_.COMMANDS,
     **schema.COMMANDS,
     **certificate.COMMANDS,
-    **listing.COMMANDS,
-    **drop.COMMANDS,
-    **bus.COMMANDS,
-    **old_config.COMMANDS,
+    **list_nodes.COMMANDS,
+    **file_drop.COMMANDS,
+    **multicast_bus.COMMANDS,
+    **convert_config.COMMANDS,
     **scan.COMMANDS,
     **doctor.COMMANDS,
 }
@@ -307,7 +298,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         flags = argparse.Namespace(config=chosen.config, server_data=chosen.data)
         settings = config.load(SERVER, flags, "server.toml", SERVER_ARRAYS)
-        context = Context(config.data_folder(settings["server", "data"]), chosen, settings, chosen.config or "")
+        data = config.data_folder(settings["server", "data"])
+        context = Context(data, chosen, settings, chosen.config or "", functools.partial(node_of_file, data))
         return COMMANDS[chosen.command].run(context)
     except KeyboardInterrupt:
         return 130  # as a shell tells a program that SIGINT ended

@@ -30,12 +30,12 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from pigeonpost.core.clock import Clock
+from pigeonpost.core.data_folder import LOGS
 from pigeonpost.core.errors import DiskError, NotStored
 from pigeonpost.core.files import sync_folder
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.csv.checksums import Sums
 from pigeonpost.storage.csv.format import (
-    FOLDER,
     HEADER,
     TAIL_BYTES,
     is_left_by_crash,
@@ -68,7 +68,7 @@ class CsvLog:
 
     def __init__(self, data: str, store: Store, clock: Clock) -> None:
         """data: the folder in which `logs/` is."""
-        self._folder = os.path.join(data, FOLDER)
+        self._folder = os.path.join(data, LOGS)
         self._store = store
         self._clock = clock
         self._lock = threading.Lock()

@@ -23,6 +23,7 @@ from pigeonpost.core import config
 from pigeonpost.core.addresses import join_address, own_name
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import Settings
+from pigeonpost.core.data_folder import OUTBOX_LOCK
 from pigeonpost.core.errors import PigeonpostError, SettingsError
 from pigeonpost.core.files import kind_of_filesystem, only_one
 from pigeonpost.core.lifecycle import Part, Running, start_logging
@@ -52,9 +53,9 @@ _MACHINE = {"kind": "machine"}
 
 
 def _multicast_bus(settings: Settings, facts: NodeFacts, outbox: Outbox, clock: Clock) -> End:
-    from links import bus
+    from pigeonpost.compat.multicast_bus import node
 
-    return bus.make_node_end(settings, facts, outbox, clock)
+    return node.make_node_end(settings, facts, outbox, clock)
 
 
 TRANSPORTS = (*registry.NODE, registry.NodeEntry("bus", ("bus", "enabled"), _multicast_bus))
@@ -93,7 +94,7 @@ class Node:
 
     def __init__(self, settings: Settings) -> None:
         data = config.data_folder(settings["node", "data"])
-        only_one(os.path.join(data, "outbox.lock"))
+        only_one(os.path.join(data, OUTBOX_LOCK))
         _name_risky_filesystem(data)
         self.clock = Clock()
         self._machine = MachineSource(disk=data)

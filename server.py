@@ -28,13 +28,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from csvbuffer import CsvLog
-from pages import House
 from pigeonpost.auth.tokens import Tokens
 from pigeonpost.auth.users import Users
+from pigeonpost.compat.file_drop import page as file_drop_page
+from pigeonpost.compat.multicast_bus import page as multicast_bus_page
 from pigeonpost.core import config
 from pigeonpost.core.addresses import join_address, own_address, own_name
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import Settings
+from pigeonpost.core.data_folder import RUNNING, SERVER_LOCK
 from pigeonpost.core.errors import DiskError, PigeonpostError, SettingsError
 from pigeonpost.core.files import only_one, replace_file
 from pigeonpost.core.lifecycle import Part, Running, start_logging
@@ -50,39 +52,39 @@ from pigeonpost.storage.registry import open_store
 from pigeonpost.transports import registry
 from pigeonpost.transports.contract import End, Hall
 from pigeonpost.transports.tcp_server import ServerEnd
+from pigeonpost.views.context import House, Route
 from webui import WebEnd
 
 if TYPE_CHECKING:
-    from web.tls import Tls
+    from pigeonpost.web.tls import Tls
 
 log = logging.getLogger("server")
 
-RUNNING_FILE = "running.json"  # in the data folder, while the server runs: how control.py reaches it
 _STACK_BYTES = 512 << 10  # of a thread: a thousand of them then fit the address space of a 32-bit Pi
 
 
 def _tmon(hall: Hall) -> End:
-    from links import tmon
+    from pigeonpost.compat import tmon
 
     return tmon.ServerEnd(hall)
 
 
 def _pimonitor(hall: Hall) -> End:
-    from links import pimonitor
+    from pigeonpost.compat import pimonitor
 
     return pimonitor.ServerEnd(hall)
 
 
 def _file_drop(hall: Hall) -> End:
-    from links import drop
+    from pigeonpost.compat.file_drop import server
 
-    return drop.make_server_end(hall)
+    return server.make_server_end(hall)
 
 
 def _multicast_bus(hall: Hall) -> End:
-    from links import bus
+    from pigeonpost.compat.multicast_bus import server
 
-    return bus.make_server_end(hall)
+    return server.make_server_end(hall)
 
 
 TRANSPORTS = (
@@ -92,6 +94,12 @@ TRANSPORTS = (
     registry.ServerEntry("drop", None, _file_drop),
     registry.ServerEntry("bus", ("bus", "enabled"), _multicast_bus),
 )
+
+
+def compat_pages() -> list[Route]:
+    """The pages of the older systems."""
+    return [*file_drop_page.routes(), *multicast_bus_page.routes()]
+
 
 _EXAMPLES = """examples:
   python3 server.py --demo                            see it work, without any hardware
@@ -162,9 +170,9 @@ class Server:
         nodes  name (or empty) and address of each node to collect from
         web    addresses of the page
         """
-        self._lock = only_one(os.path.join(data, "server.lock"))
+        self._lock = only_one(os.path.join(data, SERVER_LOCK))
         name, clock = settings["server", "name"] or own_name(), Clock()
-        self._running_file = os.path.join(data, RUNNING_FILE)
+        self._running_file = os.path.join(data, RUNNING)
         self._control = secrets.token_urlsafe(24)
         store = open_store(settings, data)
         csv = CsvLog(data, store, clock)
@@ -199,7 +207,7 @@ class Server:
         )  # fmt: skip
         endpoints = [one for road in roads.values() for one in road.endpoints]
         self._tls = _tls(settings)
-        self.web = WebEnd(web, self.house, None, endpoints, self._tls, settings["web", "plain"])
+        self.web = WebEnd(web, self.house, None, endpoints, self._tls, settings["web", "plain"], compat_pages())
         self._running = Running([
             Part("store", lambda: None, lambda limit_s: store.close()),
             Part("CSV log", csv.start, lambda limit_s: csv.close()),
@@ -275,9 +283,9 @@ def _open_watch(hall: Hall) -> dict[str, Any]:
     tables, every_h = hall.settings.tables.get("alert", ()), hall.settings["report", "every"]
     if not tables and not every_h:
         return {}
-    from watch.alerts import Alerts, read_rules
-    from watch.reports import report
-    from watch.watchman import Watchman
+    from pigeonpost.alerts.notifier import Watchman
+    from pigeonpost.alerts.report import report
+    from pigeonpost.alerts.rules import Alerts, read_rules
 
     alerts = Alerts(read_rules(tables, hall.settings.file), hall.links, hall.clock)
     if tables:
@@ -290,12 +298,12 @@ def _ways(settings: Settings) -> list[Any]:
     """By which messages go."""
     ways: list[Any] = []
     if to := settings["mail", "to"]:
-        from watch.mail import Mail
+        from pigeonpost.alerts.email_channel import Mail
 
-        asked = [settings["mail", key] for key in ("host", "port", "tls", "user", "password")]
-        ways.append(Mail(*asked, settings["mail", "from"] or to[0], to))
+        host, port, tls, user, password = (settings["mail", key] for key in ("host", "port", "tls", "user", "password"))
+        ways.append(Mail(host, port, tls, user, password, settings["mail", "from"] or to[0], to))
     if url := settings["webhook", "url"]:
-        from watch.webhook import Webhook
+        from pigeonpost.alerts.webhook_channel import Webhook
 
         ways.append(Webhook(url))
     if not ways:
@@ -343,7 +351,7 @@ def _tls(settings: Settings) -> Tls | None:
         if key:
             raise SettingsError(f"{settings.origin('web', 'key')}: [web] key takes a [web] certificate beside it")
         return None
-    from web.tls import Tls
+    from pigeonpost.web.tls import Tls
 
     return Tls(certificate, key)
 

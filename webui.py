@@ -8,57 +8,42 @@ Errors: SettingsError when an address cannot be had; Refusal for requests, which
 
 from __future__ import annotations
 
-import os
+import importlib.resources
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from pages import House, Picture, Visit, about, api, bus, entry, figures, ledger, now, orders, records, see_other
-from pages.chart import Charts, plain_query
-from pages.chart_page import ChartPage
-from pages.files import Files
-from pages.graphs import Graphs
-from pages.live import Live
-from pages.overview import Overview
-from pages.sensor import SensorPages
 from pigeonpost.core.addresses import join_address
 from pigeonpost.core.errors import PigeonpostError, SettingsError
 from pigeonpost.http.message import BODY_BYTES, JSON, Answer, Endpoint, Receiver, Refusal, Request, form
 from pigeonpost.server.event_log import Diary
 from pigeonpost.server.recent_cache import DayBook
 from pigeonpost.storage.maintenance import summary
-from web.connections import Connections, Limits
-from web.door import NOBODY, Door
-from web.server import Listener
+from pigeonpost.views import about, api, csv_logs, dashboard, gaps_and_events, login, metrics, node_actions, statistics
+from pigeonpost.views.chart import Charts, plain_query
+from pigeonpost.views.chart_page import ChartPage
+from pigeonpost.views.context import TABLE_FORMS, House, Route, Visit
+from pigeonpost.views.html import see_other
+from pigeonpost.views.models import Picture
+from pigeonpost.views.saved_charts import Graphs
+from pigeonpost.views.sensor import SensorPages
+from pigeonpost.views.snapshot import Overview
+from pigeonpost.views.sse import Live
+from pigeonpost.web.access import NOBODY, Door
+from pigeonpost.web.connection_limits import Connections, Limits
+from pigeonpost.web.http_server import Listener
 
 if TYPE_CHECKING:
-    from web.tls import Tls
+    from pigeonpost.web.tls import Tls
 
 _PASSWORD_BYTES = 16 << 10  # a form with the longest password, every letter of it as %XX
 _KEPT_PAGES = 64
-_FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pages")
 _PROGRAMS = (
-    "/events", "/chart.svg", "/chart.json", "/chart.csv", "/graphs.json", "/metrics", "/about.json", "/bus.json",
-    "/bus.csv", "/gaps.json", "/gaps.csv", "/happenings.json", "/happenings.csv", "/logs.json", "/logs.csv",
+    "/events", "/chart.svg", "/chart.json", "/chart.csv", "/graphs.json", "/metrics", "/about.json",
+    "/gaps.json", "/gaps.csv", "/happenings.json", "/happenings.csv", "/logs.json", "/logs.csv",
 )  # fmt: skip
-_FORMS = ("", ".json", ".csv")  # of a page that is one table
 _POLL_S = 0.2  # how soon a listener sees that it is to stop
-
-
-class Route(NamedTuple):
-    """One address.
-
-    role     who may: "look", "control", or nobody in particular ("")
-    answer   makes the answer
-    kept     the answer is the same for the same visitor as long as the picture is
-    """
-
-    method: str
-    path: str
-    role: str
-    answer: Callable[[Visit], Answer]
-    kept: bool = False
 
 
 class WebEnd:
@@ -72,6 +57,7 @@ class WebEnd:
         endpoints: Sequence[Endpoint] = (),
         tls: Tls | None = None,
         plain: Sequence[tuple[str, int]] = (),
+        pages: Sequence[Route] = (),
     ) -> None:
         """
         addresses  (host, port) each; port 0 takes a free one
@@ -79,6 +65,7 @@ class WebEnd:
         plain      more of them, with plain HTTP in any case
         limits     of connections; tests have smaller ones
         endpoints  of the roads: what programs bring readings to
+        pages      more addresses: those of older systems
         """
         self._asked = [(address, tls) for address in addresses] + [(address, None) for address in plain]
         self._house = house
@@ -88,13 +75,18 @@ class WebEnd:
         self._overview = Overview(house, self._book.day)
         self._live = Live(house)
         self._charts = Charts(house.clock, house.links)
-        reckoned = figures.Figures(house.store, house.clock, summary)
-        self._chart_page = ChartPage(self._charts, reckoned, figures.of_columns, figures.table, figures.lines)
+        reckoned = statistics.Figures(house.store, house.clock, summary)
+        self._chart_page = ChartPage(self._charts, reckoned, statistics.of_columns, statistics.table, statistics.lines)
         self._sensors = SensorPages(
-            reckoned, figures.table, figures.lines, figures.told, self._chart_page.part, now.judged, now.judged_words
+            reckoned,
+            statistics.table,
+            statistics.lines,
+            statistics.told,
+            self._chart_page.part,
+            dashboard.judged,
+            dashboard.judged_words,
         )
         self._graphs = Graphs(house.data, plain_query)
-        self._files = Files()
         self._diary = Diary(house.links, self._faults, house.clock)
         self._listeners: list[Listener] = []
         self._threads: list[threading.Thread] = []
@@ -102,21 +94,23 @@ class WebEnd:
         self._lock = threading.Lock()
         self._kept: dict[object, Answer] = {}
         self._kept_of: Picture | None = None
-        self._routes = _compiled(self._table())
+        table = [*self._table(), *pages]
+        self._programs = {*_PROGRAMS, *(route.path for route in pages if route.path.endswith((".json", ".csv")))}
+        self._routes = _compiled(table)
         self._endpoints = [(_pattern(endpoint.path), endpoint) for endpoint in endpoints]
 
     def _table(self) -> list[Route]:
         """Every address there is. NAME stands for a node's name."""
         return [
-            Route("GET", "/", "look", now.front, kept=True),
-            Route("GET", "/nodes/NAME", "look", now.node_page, kept=True),
-            Route("POST", "/nodes/NAME/on", "control", self._changing(orders.switch_on)),
-            Route("POST", "/nodes/NAME/off", "control", self._changing(orders.switch_off)),
-            Route("POST", "/nodes/NAME/status", "control", self._changing(orders.ask_status)),
-            Route("GET", "/log", "look", records.log_check),
-            Route("GET", "/log.csv", "look", records.log_download),
-            *(Route("GET", f"/logs{form}", "look", records.logs) for form in _FORMS),
-            Route("GET", "/logs/WORD", "look", records.one_log),
+            Route("GET", "/", "look", dashboard.front, kept=True),
+            Route("GET", "/nodes/NAME", "look", dashboard.node_page, kept=True),
+            Route("POST", "/nodes/NAME/on", "control", node_actions.switch_on, changes=True),
+            Route("POST", "/nodes/NAME/off", "control", node_actions.switch_off, changes=True),
+            Route("POST", "/nodes/NAME/status", "control", node_actions.ask_status, changes=True),
+            Route("GET", "/log", "look", csv_logs.log_check),
+            Route("GET", "/log.csv", "look", csv_logs.log_download),
+            *(Route("GET", f"/logs{form}", "look", csv_logs.logs) for form in TABLE_FORMS),
+            Route("GET", "/logs/WORD", "look", csv_logs.one_log),
             Route("GET", "/nodes/NAME/WORD", "look", self._sensors.answer),
             Route("GET", "/chart", "look", self._chart_page.answer),
             Route("GET", "/chart.svg", "look", self._charts.answer),
@@ -130,30 +124,28 @@ class WebEnd:
             Route("POST", "/graphs/WORD/delete", "look", self._graphs.delete),
             Route("POST", "/graphs/WORD/share", "look", self._graphs.share),
             Route("POST", "/graphs/WORD/unshare", "look", self._graphs.unshare),
-            Route("GET", "/files", "look", self._files.shown),
-            Route("GET", "/files/WORD", "look", self._files.download),
-            Route("POST", "/files/WORD/import", "control", self._changing(self._files.bring_in)),
-            *(Route("GET", f"/gaps{form}", "look", ledger.gaps) for form in _FORMS),
-            *(Route("GET", f"/happenings{form}", "look", ledger.happenings(self._diary)) for form in _FORMS),
-            *(Route("GET", f"/bus{form}", "look", bus.bus) for form in _FORMS),
+            *(Route("GET", f"/gaps{form}", "look", gaps_and_events.gaps) for form in TABLE_FORMS),
+            *(
+                Route("GET", f"/happenings{form}", "look", gaps_and_events.happenings(self._diary))
+                for form in TABLE_FORMS
+            ),
             Route("GET", "/about", "look", about.about),
             Route("GET", "/about.json", "look", about.about),
-            Route("GET", "/password", "look", entry.password_page),
+            Route("GET", "/password", "look", login.password_page),
             Route("POST", "/password", "look", self._change_password),
             Route("GET", "/events", "look", self._listen),
-            Route("POST", "/exit", "control", orders.leave),
-            Route("GET", "/login", "", lambda visit: entry.login_page(visit.request)),
+            Route("POST", "/exit", "control", node_actions.leave),
+            Route("GET", "/login", "", lambda visit: login.login_page(visit.request)),
             Route("POST", "/login", "", self._log_in),
             Route("POST", "/logout", "look", self._log_out),
             Route("GET", "/api/v1/nodes", "look", api.nodes),
             Route("GET", "/api/v1/nodes/NAME", "look", api.one_node),
-            Route("POST", "/api/v1/nodes/NAME/send", "control", self._changing(orders.send)),
-            Route("POST", "/api/v1/nodes/NAME/check", "control", self._changing(orders.check)),
+            Route("POST", "/api/v1/nodes/NAME/send", "control", node_actions.send, changes=True),
+            Route("POST", "/api/v1/nodes/NAME/check", "control", node_actions.check, changes=True),
             Route("GET", "/api/v1/samples", "look", api.samples),
-            Route("GET", "/api/v1/bus", "look", api.bus),
             Route("GET", "/api/v1/statistics", "look", api.statistics),
             Route("GET", "/api/v1/health", "look", api.health),
-            Route("GET", "/metrics", "look", lambda visit: api.metrics(visit, self._connections.counts)),
+            Route("GET", "/metrics", "look", lambda visit: metrics.metrics(visit, self._connections.counts)),
             Route("GET", "/healthz", "", api.alive),
             Route("GET", "/api/v1/openapi.json", "look", _file("openapi.json", JSON)),
             Route("GET", "/style.css", "", _file("style.css", "text/css; charset=utf-8")),
@@ -244,14 +236,29 @@ class WebEnd:
         visit = Visit(
             self._house, request, args, self._overview.picture, visitor.role, visitor.name, visitor.csrf
         )  # fmt: skip
-        return self._same(visit, route) if route.kept else route.answer(visit)
+        if route.kept:
+            return self._same(visit, route)
+        try:
+            return route.answer(visit)
+        finally:
+            if route.changes:
+                self._overview.note()
 
     def explain(self, request: Request | None, refusal: Refusal) -> Answer:
         """A refusal as the client can read it: whom a login would help is led there."""
-        if request is not None and refusal.code in ("log-in", "session-over") and not _is_for_programs(request.path):
+        if (
+            request is not None
+            and refusal.code in ("log-in", "session-over")
+            and not self._is_for_programs(request.path)
+        ):
             forget = self._door.cookie(request, None) if refusal.code == "session-over" else {}
             return see_other("/login", forget)
-        return entry.refusal_page(request, refusal)
+        return login.refusal_page(request, refusal)
+
+    def _is_for_programs(self, path: str) -> bool:
+        """Where a page to log in would only be in the way."""
+        is_of_sensor = path.startswith("/nodes/") and path.count("/") == 3 and path.endswith((".json", ".csv"))
+        return path.startswith("/api/") or path in self._programs or is_of_sensor
 
     def _endpoint(self, request: Request) -> Endpoint | None:
         """The endpoint that a request is meant for; request.args then has what its path says."""
@@ -296,17 +303,6 @@ class WebEnd:
                 self._kept[key] = answer
         return answer
 
-    def _changing(self, order: Callable[[Visit], Answer]) -> Callable[[Visit], Answer]:
-        """An order after which the picture is another one."""
-
-        def ordered(visit: Visit) -> Answer:
-            try:
-                return order(visit)
-            finally:
-                self._overview.note()
-
-        return ordered
-
     # ------------------------------------------------------------------------------------------- coming and going
 
     def _come_in(self, request: Request, key: str) -> Answer:
@@ -319,20 +315,20 @@ class WebEnd:
         fields = form(visit.request)
         session = self._door.log_in(visit.request, fields.get("user", ""), fields.get("password", ""))
         if session is None:
-            return entry.login_page(visit.request, "That is not the password of that user.", 403)
+            return login.login_page(visit.request, "That is not the password of that user.", 403)
         return see_other("/", self._door.cookie(visit.request, session))
 
     def _change_password(self, visit: Visit) -> Answer:
         fields = form(visit.request)
         if fields.get("new", "") != fields.get("again", ""):
-            return entry.password_page(visit, "The new password and its repetition are not the same.", 400)
+            return login.password_page(visit, "The new password and its repetition are not the same.", 400)
         try:
             session = self._door.change_password(visit.request, fields.get("old", ""), fields.get("new", ""))
         except SettingsError as error:
-            return entry.password_page(visit, f"{error}.", 400)
+            return login.password_page(visit, f"{error}.", 400)
         if session is None:
-            return entry.password_page(visit, "That is not your old password.", 403)
-        answer = entry.password_changed(visit)
+            return login.password_page(visit, "That is not your old password.", 403)
+        answer = login.password_changed(visit)
         return answer._replace(headers={**answer.headers, **self._door.cookie(visit.request, session)})
 
     def _faults(self) -> dict[str, str]:
@@ -370,15 +366,8 @@ def _pattern(path: str) -> Callable[[str], re.Match[str] | None]:
     return re.compile(exact.replace("WORD", r"([A-Za-z0-9._-]{1,200})")).fullmatch
 
 
-def _is_for_programs(path: str) -> bool:
-    """Where a page to log in would only be in the way."""
-    is_of_sensor = path.startswith("/nodes/") and path.count("/") == 3 and path.endswith((".json", ".csv"))
-    return path.startswith("/api/") or path in _PROGRAMS or is_of_sensor
-
-
 def _file(name: str, kind: str) -> Callable[[Visit], Answer]:
-    """A file of pages/, read once."""
-    with open(os.path.join(_FOLDER, name), "rb") as file:
-        content = file.read()
+    """A file of pigeonpost/views/static/, read once."""
+    content = importlib.resources.files("pigeonpost.views").joinpath("static", name).read_bytes()
     answer = Answer(content, kind, headers={"Cache-Control": "max-age=300"})
     return lambda visit: answer

@@ -19,14 +19,14 @@ from typing import Any
 
 from bench.machine import table
 from bench.years import DAY_MS, EVERY_MS, Direct, _filings
-from pages import Visit
-from pages.chart import Charts
-from pages.figures import Figures
 from pigeonpost.core.clock import Clock
 from pigeonpost.http.message import Request
 from pigeonpost.storage.maintenance import Caretaker, summary
 from pigeonpost.storage.models import LogMark
 from pigeonpost.storage.sqlite.store import SqliteStore
+from pigeonpost.views.chart import Charts
+from pigeonpost.views.context import Visit
+from pigeonpost.views.statistics import Figures
 
 _NAMES = ("n0/temperature", "n0/light", "n1/temperature", "n1/light")
 _SPANS = (("1h", "an hour"), ("24h", "a day"), ("49h", "49 hours"), ("7d", "a week"), ("30d", "30 days"),

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from bench.machine import cpu_s, rss_mib, table
-from files.received import Pi, PiIds
+from pigeonpost.compat.file_drop.storage import Pi, PiIds
 
 _BYTES = 100_000_000
 _BLOCK = 1 << 20

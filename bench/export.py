@@ -19,7 +19,7 @@ import time
 
 from bench.machine import table
 from bench.years import build
-from pigeonpost.storage.sqlite.store import FILE
+from pigeonpost.core.data_folder import DATABASE
 
 END_MS = 1_795_000_000_000
 # ru_maxrss would count what this process had when it forked.
@@ -42,7 +42,7 @@ def _seconds(took_s: float, cpu_s: float) -> str:
 
 def bare_rows_s(folder: str) -> float:
     """Rows a second of a cursor that only fetches."""
-    db = sqlite3.connect(f"file:{folder}/{FILE}?mode=ro", uri=True)
+    db = sqlite3.connect(f"file:{folder}/{DATABASE}?mode=ro", uri=True)
     began_s, count = time.perf_counter(), 0
     for _ in db.execute('SELECT node, time, "values" FROM samples'):
         count += 1

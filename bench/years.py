@@ -21,9 +21,10 @@ from typing import Any
 
 from bench.machine import table
 from pigeonpost.core.clock import Clock
+from pigeonpost.core.data_folder import DATABASE
 from pigeonpost.storage.maintenance import Caretaker
 from pigeonpost.storage.models import Filing, LogMark, Mark, Window
-from pigeonpost.storage.sqlite.store import FILE, SqliteStore
+from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Batch, Sample
 
 NODES, EVERY_MS = 10, 10_000
@@ -132,7 +133,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         samples = int(millions * 500_000)
         rate = build(folder, samples, end_ms)
-        size = os.path.getsize(os.path.join(folder, FILE))
+        size = os.path.getsize(os.path.join(folder, DATABASE))
         store = SqliteStore(folder)
         caretaker, began_s = OneNode(store), time.monotonic()
         while caretaker.work():

@@ -36,12 +36,20 @@ class Group(NamedTuple):
 
 GROUPS = (
     Group(("protocol.py",), "tests.test_protocol", 95),
-    Group(("ring.py",), "tests.test_ring", 95),
-    Group(("stream.py",), "tests.test_stream", 95),
-    Group(("session.py", "session_node.py", "session_server.py"), "tests.test_session", 95),
-    Group(("intake.py",), "tests.test_intake", 95),
+    Group(("pigeonpost/node/ring_file.py",), "tests.test_ring", 95),
+    Group(("pigeonpost/node/send_cursor.py",), "tests.test_stream", 95),
+    Group(
+        (
+            "pigeonpost/transports/tcp_session.py",
+            "pigeonpost/transports/tcp_node_session.py",
+            "pigeonpost/transports/tcp_server_session.py",
+        ),
+        "tests.test_session",
+        95,
+    ),
+    Group(("pigeonpost/server/ingest.py",), "tests.test_intake", 95),
     Group(("csvbuffer.py",), "tests.test_csvbuffer", 95),
-    Group(("files/log_files.py",), "tests.test_log_files", 95),
+    Group(("pigeonpost/storage/csv/verify.py",), "tests.test_log_files", 95),
 )
 
 

@@ -17,7 +17,7 @@ UNKNOWN_PI = "ffffffffffffffff"
 
 def accept(data, *ids, node="attic"):
     """Have these ids on the list of a data folder."""
-    from files.received import Pi, PiIds
+    from pigeonpost.compat.file_drop.storage import Pi, PiIds
 
     with PiIds(data).changing() as known:
         known.update({pi_id: Pi(node if pi_id == PI else pi_id) for pi_id in ids})

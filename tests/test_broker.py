@@ -83,7 +83,8 @@ class BrokerCase(unittest.TestCase):
         self.assertEqual(
             logged.output,
             [
-                "WARNING:pigeonpost.core.mqtt_client:MQTT broker:1883: the broker refuses: Not authorized; it is tried again"
+                "WARNING:pigeonpost.core.mqtt_client:MQTT broker:1883: the broker refuses: Not authorized;"
+                " it is tried again"
             ],
         )
 

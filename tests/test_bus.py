@@ -7,13 +7,14 @@ import threading
 import unittest
 from unittest import mock
 
-from bus import component as bus_component
-from bus.component import Bus, Voice
-from bus.old_config import Unreachable, parse
-from links import bus
-from links.bus import NodeEnd, ServerEnd
 from pigeonpost import settings
 from pigeonpost.auth.tokens import Tokens
+from pigeonpost.compat.multicast_bus import component as bus_component
+from pigeonpost.compat.multicast_bus import node, server
+from pigeonpost.compat.multicast_bus.component import Bus, Voice
+from pigeonpost.compat.multicast_bus.legacy_config import Unreachable, parse
+from pigeonpost.compat.multicast_bus.node import NodeEnd
+from pigeonpost.compat.multicast_bus.server import ServerEnd
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import NotStored, SettingsError
 from pigeonpost.core.multicast import Path
@@ -168,7 +169,7 @@ class Node(OnTheBus):
     def test_a_configuration_that_does_not_read_again_changes_nothing(self):
         self.start(commands=True)
         self.end._load = mock.Mock(side_effect=SettingsError("old.json: gone"))
-        with self.assertLogs("bus.component", "ERROR") as logs:
+        with self.assertLogs("pigeonpost.compat.multicast_bus.component", "ERROR") as logs:
             self.control.say(control("C", "R1", "C4"), control("P", "R1", "C4", number=5.0))
             self.assertEqual(self.control.until("T").control[0], 5.0)
         self.assertIn("is not read again: old.json: gone", logs.output[0])
@@ -211,7 +212,7 @@ class Node(OnTheBus):
         self.control.say(control("I", "C4", number=config_ms), control("N", "C4", number=config_ms - 1))
         self.control.say(control("P", "R1", "C4", number=3.0))
         self.control.until("T")  # neither was newer
-        with self.assertLogs("bus.component", "CRITICAL") as logs:
+        with self.assertLogs("pigeonpost.compat.multicast_bus.component", "CRITICAL") as logs:
             self.control.say(control("I", "C4", number=config_ms + 1))
             self.end._thread.join(LIMIT_S)
         self.assertFalse(self.end._thread.is_alive())
@@ -227,7 +228,7 @@ class Node(OnTheBus):
         self.control.until("T")
 
     def test_a_strangers_commands_are_obeyed_by_nobody(self):
-        with self.assertLogs("bus.component", "WARNING") as logs:
+        with self.assertLogs("pigeonpost.compat.multicast_bus.component", "WARNING") as logs:
             self.start(controls={"target": "FJ"})
             for flag in "HCSAE":
                 self.control.say(control(flag, "XX", "C4"), control(flag, "XX", "@@"), control(flag, "XX", "FJ"))
@@ -247,7 +248,10 @@ class Node(OnTheBus):
         self.control.until("T")
 
     def test_without_a_network_it_tries_again(self):
-        with mock.patch.object(bus_component, "RETRY_S", 0.01), self.assertLogs("bus.component", "WARNING") as logs:
+        with (
+            mock.patch.object(bus_component, "RETRY_S", 0.01),
+            self.assertLogs("pigeonpost.compat.multicast_bus.component", "WARNING") as logs,
+        ):
             real, failures = bus_component.listener, iter([1, 1, 1])
 
             def listener(group, path):
@@ -270,14 +274,20 @@ class Node(OnTheBus):
             return self.bus(old=self.old)
 
         self.loader = lambda **about: load
-        with mock.patch.object(bus_component, "RETRY_S", 0.01), self.assertLogs("bus.component", "WARNING") as logs:
+        with (
+            mock.patch.object(bus_component, "RETRY_S", 0.01),
+            self.assertLogs("pigeonpost.compat.multicast_bus.component", "WARNING") as logs,
+        ):
             self.start()
-        self.assertEqual(logs.output, ["WARNING:bus.component:bus: http://here/c.json: no route; it is tried again"])
+        self.assertEqual(
+            logs.output,
+            ["WARNING:pigeonpost.compat.multicast_bus.component:bus: http://here/c.json: no route; it is tried again"],
+        )
         self.assertEqual(self.end.bus.old, self.old)
 
     def test_what_cannot_be_sent_is_counted_and_said_once(self):
         self.start()
-        with self.assertLogs("bus.component", "WARNING") as logs:
+        with self.assertLogs("pigeonpost.compat.multicast_bus.component", "WARNING") as logs:
             gone = mock.Mock(send=mock.Mock(side_effect=OSError(101, "Network is unreachable")))
             with mock.patch.dict(self.end._speaker._sockets, {"data": gone}):
                 self.sample(temperature=1.0)
@@ -319,8 +329,11 @@ class MakingNodes(unittest.TestCase):
     def make(self, old=None, **given):
         outbox = Outbox(Ring("/card", 64, 128, MemoryDisk()), BOOT)
         self.facts = Facts("temperature", "light")
-        with mock.patch("bus.component.load", lambda source: parse(json.dumps(old or OLD).encode(), source)):
-            return bus.make_node_end(Settings(**given), self.facts, outbox, Clock())
+        with mock.patch(
+            "pigeonpost.compat.multicast_bus.component.load",
+            lambda source: parse(json.dumps(old or OLD).encode(), source),
+        ):
+            return node.make_node_end(Settings(**given), self.facts, outbox, Clock())
 
     def test_what_the_settings_say_wrong(self):
         for given, text in (
@@ -452,7 +465,7 @@ class Server(OnTheBus):
 
     def test_hostile_packets_are_shown_as_data_and_obeyed_by_nobody(self):
         self.start()
-        with self.assertLogs("links.bus", "WARNING") as logs:
+        with self.assertLogs("pigeonpost.compat.multicast_bus.server", "WARNING") as logs:
             self.control.say(control("H", "XX"), control("C", "XX"), control("A", "XX", number=1e300), b"", b"x" * 2000)
             self.control.say(control("I", "XX", time_ms=1), control("N", "<>", number=-1e300), reading("i", 1))
             self.data.say(
@@ -472,7 +485,7 @@ class Server(OnTheBus):
             self.assertEqual(self.control.until("I").source, "R1")
         self.control.say(control("P", "C4", "R1", number=4.0))
         self.assertEqual(self.control.until("T").control, (4.0, True))
-        with self.assertLogs("bus.component", "CRITICAL"):
+        with self.assertLogs("pigeonpost.compat.multicast_bus.component", "CRITICAL"):
             self.control.say(control("I", "R1", number=float(self.clock.wall_ms() + 5000)))  # a second one
             wait_until(lambda: "another instance" in self.end.fault, "it has seen the other")
         self.data.say(reading("i", 5))  # it stops speaking; listening goes on
@@ -498,12 +511,12 @@ class Server(OnTheBus):
     def test_what_there_is_no_room_for_at_all_is_counted_and_said_once(self):
         self.start()
         self.end._hall.guests.leave = mock.Mock(side_effect=NotStored("10000 nodes have called in"))
-        with self.assertLogs("links.bus", "ERROR") as logs:
+        with self.assertLogs("pigeonpost.compat.multicast_bus.server", "ERROR") as logs:
             self.data.say(*[reading("i", 5, sequence=n) for n in range(5)])
             wait_until(lambda: self.end.report()["unstored"] == 5, "all five")
         self.assertEqual(len(logs.output), 1)
         self.end._hall.guests.leave = mock.Mock(return_value=False)
-        with mock.patch.object(bus, "MOST_HELD", 10):
+        with mock.patch.object(server, "MOST_HELD", 10):
             self.data.say(*[reading("i", 5, sequence=n) for n in range(5, 25)])
             wait_until(lambda: self.end.report()["unstored"] == 15, "ten are held")
         self.assertEqual(self.end.stop(LIMIT_S), "10 readings of the bus were not stored")

@@ -13,7 +13,7 @@ import urllib.request
 from unittest import mock
 
 import control as program
-from commands import bus as bus_commands
+from pigeonpost.compat.multicast_bus import cli as bus_commands
 from tests.bus_support import LOOPBACK, Ear, control, free_groups, packet, reading
 from tests.forked import Forked
 from tests.support import LIMIT_S, ROOT, Program, clean_environment, temp_folder, wait_until

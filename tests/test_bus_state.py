@@ -4,8 +4,8 @@ import math
 import struct
 import unittest
 
-from bus.packets import decode
-from bus.state import MOST_CODIFIERS, BusState, Count, as_written, number_of
+from pigeonpost.compat.multicast_bus.packets import decode
+from pigeonpost.compat.multicast_bus.state import MOST_CODIFIERS, BusState, Count, as_written, number_of
 from tests.bus_support import control, reading
 
 NOW = 1_795_188_970_123

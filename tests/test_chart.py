@@ -9,13 +9,13 @@ import xml.etree.ElementTree as ET
 from itertools import pairwise
 from types import SimpleNamespace
 
-from pages import Visit
-from pages.chart import Charts, plain_query
 from pigeonpost.charts.axes import LARGE, SMALL, WIDE, _y_range, ticks
 from pigeonpost.charts.svg import MOST_SERIES, STYLE, Series, draw, fitted, label
 from pigeonpost.core.clock import FakeClock, parse_rfc3339
 from pigeonpost.http.message import Refusal, Request
 from pigeonpost.storage.models import Column, Filing, Mark, Span, Stretch
+from pigeonpost.views.chart import Charts, plain_query
+from pigeonpost.views.context import Visit
 from protocol import Sample
 from tests.page_support import set_zone
 from tests.support import WALL_MS

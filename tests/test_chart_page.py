@@ -5,9 +5,9 @@ import re
 import unittest
 from urllib.parse import parse_qs, urlsplit
 
-from pages.chart_page import local_moment
 from pigeonpost.core.clock import parse_rfc3339, rfc3339
 from pigeonpost.http.message import Refusal
+from pigeonpost.views.chart_page import local_moment
 from protocol import Sample
 from tests.page_support import Afternoon, set_zone, use_memory_disk
 from tests.web_house import FakeLink, WebHouse

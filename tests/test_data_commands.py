@@ -19,10 +19,11 @@ import threading
 import unittest
 from unittest import mock
 
-from commands import data as data_commands
-from commands import export
 from csvbuffer import CsvLog
+from pigeonpost.cli import backup as data_commands
+from pigeonpost.cli import export
 from pigeonpost.core.clock import FakeClock
+from pigeonpost.core.data_folder import DATABASE
 from pigeonpost.core.errors import NotStored
 from pigeonpost.core.files import only_one
 from pigeonpost.server import backup as server_backup
@@ -30,7 +31,7 @@ from pigeonpost.server.ingest import Intake
 from pigeonpost.storage.csv import format
 from pigeonpost.storage.csv.checksums import logs_in
 from pigeonpost.storage.sqlite.schema import _FIRST
-from pigeonpost.storage.sqlite.store import FILE, SqliteStore
+from pigeonpost.storage.sqlite.store import SqliteStore
 from tests import page_support, test_stores
 from tests.faults.house import House
 from tests.memory_store import MemoryStore
@@ -104,7 +105,7 @@ class DataCase(ControlCase):
         self.tar, self.copy = os.path.join(self.place, "b.tar"), os.path.join(self.place, "b.sqlite3")
 
     def database(self, data=None):
-        return os.path.join(data or self.data, FILE)
+        return os.path.join(data or self.data, DATABASE)
 
     def logs(self, data=None):
         return os.path.join(data or self.data, "logs")
@@ -145,7 +146,7 @@ class Backup(DataCase):
                 os.makedirs(os.path.dirname(os.path.join(folder, name)), exist_ok=True)
                 with open(os.path.join(folder, name), "wb") as file:
                     file.write(tar.extractfile(name).read())
-        self.assertEqual(names[0], FILE)
+        self.assertEqual(names[0], DATABASE)
         self.assertEqual(names[-1], "SHA256SUMS")
         for sums in (folder, self.logs(folder)):
             done = subprocess.run(
@@ -262,7 +263,7 @@ class Backup(DataCase):
         fill(self.data)
         left = os.path.join(self.place, ".b.tar.making")
         os.mkdir(left)
-        with open(os.path.join(left, FILE), "wb") as file:
+        with open(os.path.join(left, DATABASE), "wb") as file:
             file.write(b"half of it")
         self.done("backup", self.tar)
         self.assertEqual(os.listdir(self.place), ["b.tar"])
@@ -333,9 +334,9 @@ def make_old(data):
     try:
         fill(fresh, batch(1, 3))
         shutil.copytree(os.path.join(fresh, "logs"), os.path.join(data, "logs"))
-        with contextlib.closing(sqlite3.connect(os.path.join(data, FILE), isolation_level=None)) as db:
+        with contextlib.closing(sqlite3.connect(os.path.join(data, DATABASE), isolation_level=None)) as db:
             db.executescript(f"{_FIRST} PRAGMA user_version = 1; PRAGMA journal_mode = WAL;")
-            db.execute("ATTACH ? AS fresh", (os.path.join(fresh, FILE),))
+            db.execute("ATTACH ? AS fresh", (os.path.join(fresh, DATABASE),))
             tables = [name for (name,) in db.execute("SELECT name FROM main.sqlite_schema WHERE type = 'table'")]
             for table in sorted(tables):  # sqlite_sequence behind those that change it
                 columns = ", ".join(f'"{row[1]}"' for row in db.execute(f"PRAGMA main.table_info({table})"))
@@ -495,7 +496,7 @@ class Restore(DataCase):
                 tarfile.TarInfo, ("logs/a/b", "server.lock", "running.json", "files/.x", "logs/a\nb", "lost+found")
             ),
         }
-        database = tarfile.TarInfo(FILE), content(self.copy)
+        database = tarfile.TarInfo(DATABASE), content(self.copy)
         for reason, member in ((reason, member) for reason, those in members.items() for member in those):
             with self.subTest(name=member.name, type=member.type):
                 self.assert_refused(reason, self.make(database, (member, b"")))
@@ -534,7 +535,7 @@ class Restore(DataCase):
                 other = temp_folder(self)
                 self.done("restore", self.packed_again(remedy), data=other)
                 self.assert_sound(50, data=other)
-                self.assertEqual(tree(other, without=[FILE]), tree(self.data, without=[FILE]))
+                self.assertEqual(tree(other, without=[DATABASE]), tree(self.data, without=[DATABASE]))
 
     def test_verify_of_a_backup(self):
         for file in (self.tar, self.copy):
@@ -574,7 +575,7 @@ class Restore(DataCase):
         steps = len(os.listdir(copies))
         for step in range(1, steps + 1):
             data = os.path.join(copies, str(step))
-            found = [os.path.join(place, FILE) for place, _, names in os.walk(data) if FILE in names]
+            found = [os.path.join(place, DATABASE) for place, _, names in os.walk(data) if DATABASE in names]
             kept = [path for path in found if ".restoring" not in path and self.count(path) == 400]
             self.assertEqual(len(kept), 1, f"step {step}: the old data")
             if step % 2:
@@ -644,8 +645,9 @@ class Staging(DataCase):
     def test_nothing_that_is_there_is_followed_or_overwritten(self):
         (log,) = logs_in(self.logs())
         for name, target in (
-            (FILE, self.victim), (FILE, os.path.join(self.precious, "new")), ("logs", self.precious), ("logs", None),
-            (FILE, None), (f"logs/{log}", self.victim),
+            (DATABASE, self.victim), (DATABASE, os.path.join(self.precious, "new")), ("logs", self.precious),
+            ("logs", None),
+            (DATABASE, None), (f"logs/{log}", self.victim),
         ):  # fmt: skip
             folder = temp_folder(self)
             path = os.path.join(folder, name)
@@ -699,7 +701,7 @@ class Staging(DataCase):
     def test_symbolic_links_that_a_killed_run_left_are_removed(self):
         os.mkdir(os.path.join(self.data, ".restoring"))
         os.symlink(self.precious, os.path.join(self.data, ".restoring", "logs"))
-        os.symlink(self.victim, os.path.join(self.data, ".restoring", FILE))
+        os.symlink(self.victim, os.path.join(self.data, ".restoring", DATABASE))
         self.done("restore", self.tar)
         self.assert_unharmed()
         self.assert_sound(50)

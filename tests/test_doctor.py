@@ -10,9 +10,9 @@ import types
 import unittest
 from unittest import mock
 
-from commands import doctor
-from commands.doctor import Finding
 from pigeonpost.auth.tokens import Tokens
+from pigeonpost.cli import doctor
+from pigeonpost.cli.doctor import Finding
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import load
 from pigeonpost.sensors.simulated import SimulatedChip, room

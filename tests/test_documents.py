@@ -16,12 +16,13 @@ UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "min": 60, "h": 3600, "days": 86_400}
 # A constant with such a name is a limit, which docs/limits.md explains; except for these.
 LIMIT_NAME = re.compile(r"_?(MOST|LONGEST|LARGEST|DEEPEST|SMALLEST|SHORTEST)(_[A-Z0-9_]+)?").fullmatch
 NO_LIMITS = {
-    "bus.packets._LARGEST_TIME",  # of the packet's format
-    "links.bus._LARGEST_F32",  # of the format of a 32-bit float
+    "pigeonpost.compat.multicast_bus.packets._LARGEST_TIME",  # of the packet's format
+    "pigeonpost.compat.multicast_bus.node._LARGEST_F32",  # of the format of a 32-bit float
     "pigeonpost.node.ring_file._LONGEST_NUMBER",  # digits of a float
     "pigeonpost.sensors.mcp3424._LONGEST_S",  # conversion times from the data sheet
-    "links.bus.MOST_AT_ONCE", "links.router._MOST_AT_ONCE",  # how a loop is cut into pieces
-    "commands.old_config._MOST_NODES",  # of a converter that a person runs on their own file
+    "pigeonpost.compat.multicast_bus.server.MOST_AT_ONCE",  # how a loop is cut into pieces
+    "pigeonpost.compat.multicast_bus.router._MOST_AT_ONCE",  # likewise
+    "pigeonpost.compat.multicast_bus.convert_config._MOST_NODES",  # of a converter that a person runs on their own file
 }  # fmt: skip
 TABLE = ("limit", "value", "reason", "beyond it", "where")
 

@@ -11,10 +11,10 @@ import threading
 import unittest
 from unittest import mock
 
-from files import received
-from links import drop
+from pigeonpost.compat.file_drop import server, storage
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import SettingsError
+from pigeonpost.web.connection_limits import Limits
 from tests.drop_support import (
     OTHER_PI,
     PI,
@@ -29,7 +29,6 @@ from tests.drop_support import (
 )  # fmt: skip
 from tests.support import LIMIT_S, clean_environment, rounds, temp_folder, wait_until
 from tests.web_house import WebHouse, parse_response
-from web.connections import Limits
 
 DATA = b"time,temperature\n2026-11-20 15:36:10,21.5\n"
 
@@ -39,7 +38,7 @@ class Case(unittest.TestCase):
         self.house = self.make()
 
     def make(self, settings="", **more):
-        house = WebHouse(self, roads=[drop.make_server_end], settings=settings, **more)
+        house = WebHouse(self, roads=[server.make_server_end], settings=settings, **more)
         accept(house.folder, PI, OTHER_PI)
         return house
 
@@ -486,7 +485,7 @@ class Hostile(Case):
 class Disks(Case):
     def setUp(self):
         super().setUp()
-        self.enterContext(self.assertLogs("links.drop", "INFO"))
+        self.enterContext(self.assertLogs("pigeonpost.compat.file_drop.server", "INFO"))
 
     def test_full(self):
         """As on a full disk (here: no file may get longer): failure is answered, nothing is left, and it goes on."""
@@ -503,7 +502,7 @@ class Disks(Case):
         self.assertEqual(sender.send(content), "200")
 
     def test_no_room_to_spare(self):
-        with mock.patch.object(received.Received, "has_room", lambda self, length: length < 1000):
+        with mock.patch.object(storage.Received, "has_room", lambda self, length: length < 1000):
             self.assertEqual(self.sender(True).send(b"x" * 2000), "500")
             self.assertEqual(files(self.house.folder), {})
             self.assertEqual(self.sender(True).send(DATA), "200")
@@ -516,7 +515,7 @@ class Disks(Case):
             asked.append(length)
             return len(asked) < 3
 
-        with mock.patch.object(received.Received, "has_room", has_room):
+        with mock.patch.object(storage.Received, "has_room", has_room):
             self.assertEqual(self.sender(True).send(b"x" * 20_000_000), "500")
         self.assertEqual(files(self.house.folder), {})
         self.assertEqual(asked[1:], [0, 0])
@@ -553,29 +552,29 @@ class Disks(Case):
             with open(os.path.join(folder, name), "wb") as file:
                 file.write(b"half")
         os.unlink(os.path.join(folder, f"{PI}_log.sha256"))  # as if the crash came before it was written
-        received.Received(self.house.folder).start()
+        storage.Received(self.house.folder).start()
         self.assert_stored(DATA)
 
 
 class SessionsEnd(unittest.TestCase):
     def test_they_expire(self):
         clock = FakeClock()
-        sessions = drop.Sessions(clock)
-        first = sessions.begin(PI, drop._first_dialect)
-        clock.sleep(drop.SESSION_S - 1)
+        sessions = server.Sessions(clock)
+        first = sessions.begin(PI, server._first_dialect)
+        clock.sleep(server.SESSION_S - 1)
         sessions.heard(first)
-        second = sessions.begin(PI, drop._first_dialect)
-        clock.sleep(drop.SESSION_S - 1)
+        second = sessions.begin(PI, server._first_dialect)
+        clock.sleep(server.SESSION_S - 1)
         self.assertTrue(sessions.find(first) and sessions.find(second))
         clock.sleep(1)
         self.assertIsNone(sessions.find(first))
         self.assertEqual(len(sessions), 0)
 
     def test_they_are_bounded(self):
-        sessions = drop.Sessions(FakeClock())
-        other = sessions.begin(OTHER_PI, drop._first_dialect)
-        names = [sessions.begin(PI, drop._first_dialect) for _ in range(drop.MOST_SESSIONS + 10)]
-        self.assertEqual(len(sessions), drop.MOST_SESSIONS + 1)
+        sessions = server.Sessions(FakeClock())
+        other = sessions.begin(OTHER_PI, server._first_dialect)
+        names = [sessions.begin(PI, server._first_dialect) for _ in range(server.MOST_SESSIONS + 10)]
+        self.assertEqual(len(sessions), server.MOST_SESSIONS + 1)
         self.assertIsNone(sessions.find(names[9]))
         self.assertTrue(sessions.find(names[10]) and sessions.find(other))
         self.assertEqual(len({*names}), len(names))

@@ -4,13 +4,13 @@ import math
 import statistics
 import unittest
 
-from pages import figures
-from pages.figures import Figures
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.http.message import Refusal
 from pigeonpost.storage.maintenance import Caretaker, summary
 from pigeonpost.storage.models import Filing, LogMark, Mark
 from pigeonpost.storage.sqlite.store import SqliteStore
+from pigeonpost.views import statistics as views_statistics
+from pigeonpost.views.statistics import Figures
 from protocol import Batch, Sample
 from tests.page_support import set_zone, use_memory_disk
 from tests.support import temp_folder
@@ -147,15 +147,15 @@ class Reckoning(unittest.TestCase):
     def test_for_people_and_for_programs(self):
         self.put([1.0, 2.0, 2.0], MINUTE_MS)
         rows = [("day", self.of(1), "<b>"), ("none", None, "")]
-        page = figures.table("span", rows, self.now_ms)
+        page = views_statistics.table("span", rows, self.now_ms)
         self.assertIn('<td data-label="most often">2 &lt;b&gt;</td>', page)
         self.assertNotIn("<b>", page)
-        lines = figures.lines("span", rows, self.now_ms)
+        lines = views_statistics.lines("span", rows, self.now_ms)
         self.assertRegex(lines[1], r"^day   3       1\.667  2       2     1, .*\d\d:\d\d  2, .*\d\d:\d\d  0\.471$")
         self.assertRegex(lines[2], r"^none  0       –( +–){5}$")
-        told = figures.told(self.of(1))
+        told = views_statistics.told(self.of(1))
         self.assertEqual((told["count"], told["median"], told["median_is_exact"]), (3, 2.0, True))
-        self.assertIsNone(figures.told(None))
+        self.assertIsNone(views_statistics.told(None))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import os
 import re
 import unittest
 
-from links import drop
+from pigeonpost.compat.file_drop import server
 from protocol import IMPORTED
 from tests.drop_support import OTHER_PI, PI, Sender, accept, checksum
 from tests.web_house import WebHouse
@@ -15,7 +15,7 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 class Case(unittest.TestCase):
     def setUp(self):
-        self.house = WebHouse(self, password="correct horse", roads=[drop.make_server_end])
+        self.house = WebHouse(self, password="correct horse", roads=[server.make_server_end])
         accept(self.house.folder, PI, OTHER_PI)
         self.session = self.house.log_in()
 
@@ -78,7 +78,7 @@ class List(Case):
         status, _, said = self.get("/files", html=False)
         self.assertEqual(status, 503)
         self.assertIn("pi_ids.json does not read as a list of Pi ids", said)
-        with self.assertLogs("links.drop", "ERROR"):
+        with self.assertLogs("pigeonpost.compat.file_drop.server", "ERROR"):
             self.assertEqual(Sender(self.house.address, PI, second=True).open(), "401")
 
 

@@ -8,8 +8,8 @@ import stat
 import unittest
 from unittest import mock
 
-from pages import graphs
 from pigeonpost.core.errors import DiskError
+from pigeonpost.views import saved_charts
 from tests.page_support import use_memory_disk
 from tests.web_house import FakeLink, WebHouse
 
@@ -87,7 +87,7 @@ class One(GraphCase):
     def test_it_is_kept_for_its_owner_s_eyes_and_over_a_restart(self):
         id = self.saved()
         self.assertEqual(stat.S_IMODE(os.stat(self.path).st_mode), 0o600)
-        again = graphs.Graphs(self.web.folder, lambda query: query)
+        again = saved_charts.Graphs(self.web.folder, lambda query: query)
         self.assertEqual(again._all()[id].name, "Basement")
 
     def test_names_are_text(self):
@@ -136,11 +136,11 @@ class One(GraphCase):
         self.assertEqual(self.listed()[0]["chart"], "/chart?series=basement/light&span=1h")
 
     def test_there_are_only_so_many(self):
-        with mock.patch.object(graphs, "MOST_OF_ONE", 3):
+        with mock.patch.object(saved_charts, "MOST_OF_ONE", 3):
             for k in range(3):
                 self.saved(f"graph {k}")
             self.assert_refused(self.post("/graphs", name="more", query=QUERY), 409, "room for")
-        with mock.patch.object(graphs, "MOST", 3):
+        with mock.patch.object(saved_charts, "MOST", 3):
             self.assert_refused(self.post("/graphs", name="more", query=QUERY), 409, "room for")
         self.assertEqual(len(self.listed()), 3)
 
@@ -166,7 +166,9 @@ class One(GraphCase):
 
     def test_when_the_disk_does_not_take_it_nothing_has_changed(self):
         id = self.saved()
-        with mock.patch.object(graphs, "replace_file", side_effect=DiskError("graphs.json: No space left on device")):
+        with mock.patch.object(
+            saved_charts, "replace_file", side_effect=DiskError("graphs.json: No space left on device")
+        ):
             self.assert_refused(self.post(f"/graphs/{id}/delete"), 503, "No space left on device")
             self.assert_refused(self.post("/graphs", name="x", query=QUERY), 503, "Nothing was changed")
         self.assertEqual([one["id"] for one in self.listed()], [id])

@@ -8,10 +8,10 @@ import unittest
 from types import SimpleNamespace
 from unittest import mock
 
-from bus.state import BusState
-from pages.about import PROMISE
+from pigeonpost.compat.multicast_bus.state import BusState
 from pigeonpost.server import event_log
 from pigeonpost.storage.csv.checksums import sums_text
+from pigeonpost.views.about import PROMISE
 from protocol import Batch, Gap
 from tests.page_support import set_zone, use_memory_disk
 from tests.support import ROOT, wait_until

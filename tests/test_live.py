@@ -8,11 +8,11 @@ import threading
 import unittest
 from types import SimpleNamespace
 
-from pages import Visit
-from pages.live import Live
 from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.http.message import Refusal, Request
 from pigeonpost.server.ingest import Latest
+from pigeonpost.views.context import Visit
+from pigeonpost.views.sse import Live
 from protocol import Sample
 from tests.support import LIMIT_S, WALL_MS, wait_until
 

@@ -10,10 +10,10 @@ import unittest
 from unittest import mock
 
 import control
-from bus import old_config
-from bus.old_config import Unreachable, load, node_name, parse, slug
-from commands.old_config import channel_names, formulas, node_toml, server_toml
 from node import make_sources
+from pigeonpost.compat.multicast_bus import legacy_config
+from pigeonpost.compat.multicast_bus.convert_config import channel_names, formulas, node_toml, server_toml
+from pigeonpost.compat.multicast_bus.legacy_config import Unreachable, load, node_name, parse, slug
 from pigeonpost.core import config
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.sensors.formula import compile_formula
@@ -137,14 +137,14 @@ class Sources(unittest.TestCase):
         with self.assertRaisesRegex(SettingsError, "^/nowhere/x: No such file"):
             load("/nowhere/x")
         with open(self.path, "wb") as file:
-            file.truncate(old_config.FILE_BYTES + 1)
+            file.truncate(legacy_config.FILE_BYTES + 1)
         with self.assertRaisesRegex(SettingsError, "longer than 4 MiB"):
             load(self.path)
 
     def test_JPH_CONFIG_tells_where_it_is(self):
         with mock.patch.dict(os.environ, {"JPH_CONFIG": "file:there"}):
-            self.assertEqual(old_config.source_of(""), "file:there")
-            self.assertEqual(old_config.source_of("here"), "here")
+            self.assertEqual(legacy_config.source_of(""), "file:there")
+            self.assertEqual(legacy_config.source_of("here"), "here")
 
 
 class ComingOver(unittest.TestCase):

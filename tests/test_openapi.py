@@ -32,7 +32,8 @@ class Document(WebCase):
 
     def test_every_address_is_described_and_none_besides(self):
         house = WebHouse(self, links=[FakeLink("basement")], roads=[push_server.ServerEnd])
-        served = {(route.method, route.path.replace("NAME", "{name}")) for route in house.web._table()}
+        routes = [route for _, by_method in house.web._routes for route in by_method.values()]
+        served = {(route.method, route.path.replace("NAME", "{name}")) for route in routes}
         served |= {(endpoint.method, endpoint.path) for _, endpoint in house.web._endpoints}
         self.assertEqual(self.described(), {one for one in served if one[1].startswith("/api/")})
 

@@ -4,14 +4,14 @@ import threading
 import unittest
 from types import SimpleNamespace
 
-from pages import House
-from pages.overview import FRESH_S, Overview
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.server.ingest import Latest
 from pigeonpost.server.node_status import NodeState
 from pigeonpost.server.recent_cache import DayBook
 from pigeonpost.storage.models import NOTHING, Filing
 from pigeonpost.storage.sqlite.store import SqliteStore
+from pigeonpost.views.context import House
+from pigeonpost.views.snapshot import FRESH_S, Overview
 from protocol import Batch, Gap, Sample
 from tests.page_support import set_zone, use_memory_disk
 from tests.support import LIMIT_S, temp_folder

@@ -4,8 +4,19 @@ import math
 import struct
 import unittest
 
-from bus import packets
-from bus.packets import CONTROL, DATA, EVERYBODY, FLAGS, LAST_SEQUENCE, PACKET_BYTES, Packet, decode, encode, following
+from pigeonpost.compat.multicast_bus import packets
+from pigeonpost.compat.multicast_bus.packets import (
+    CONTROL,
+    DATA,
+    EVERYBODY,
+    FLAGS,
+    LAST_SEQUENCE,
+    PACKET_BYTES,
+    Packet,
+    decode,
+    encode,
+    following,
+)
 from pigeonpost.core.errors import BadPacket
 
 TIME = 1_795_188_970_123

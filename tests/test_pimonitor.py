@@ -14,8 +14,8 @@ from pathlib import Path
 from unittest import mock
 from zoneinfo import ZoneInfo
 
-from links import pimonitor
-from links.pimonitor import Names, Reading, Wrong, node_name, read_sensors, read_timestamp, snake
+from pigeonpost.compat import pimonitor
+from pigeonpost.compat.pimonitor import Names, Reading, Wrong, node_name, read_sensors, read_timestamp, snake
 from pigeonpost.core.clock import Clock, parse_rfc3339
 from pigeonpost.core.errors import DiskError, NotStored, SettingsError
 from pigeonpost.server import unnumbered_sources
@@ -114,7 +114,7 @@ class PostReadings(PimonitorCase):
     def test_only_the_hash_of_the_key_lets_in(self):
         for said in (..., "", KEY, HASH[:-1], HASH[:-1] + ("0" if HASH[-1] != "0" else "1"), None, 5, ["x"], "é" * 64):
             with self.subTest(said):
-                with self.assertLogs("links.pimonitor", "WARNING"):
+                with self.assertLogs("pigeonpost.compat.pimonitor", "WARNING"):
                     status, text = self.post(api_hash=said)
                 self.assertEqual(status, 401)
                 self.assertNotIn("Successfully", text)
@@ -330,7 +330,7 @@ class Zones(unittest.TestCase):
 
     def test_without_a_zone_it_is_this_machines(self):
         code = (
-            "from links.pimonitor import read_timestamp as r; print(r('07/04/2026 12:00:00', None, 0),"
+            "from pigeonpost.compat.pimonitor import read_timestamp as r; print(r('07/04/2026 12:00:00', None, 0),"
             " r('11/01/2026 01:30:00', None, 1793514600000), r('03/08/2026 02:30:00', None, 0))"
         )
         environment = clean_environment(TZ="America/New_York", PYTHONPATH=ROOT)

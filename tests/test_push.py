@@ -13,6 +13,7 @@ import unittest
 from unittest import mock
 
 from pigeonpost.auth.link_key import LinkKey
+from pigeonpost.core import data_folder
 from pigeonpost.core import http_client as webclient
 from pigeonpost.core.clock import Clock, FakeClock, parse_rfc3339
 from pigeonpost.core.config import load
@@ -24,11 +25,11 @@ from pigeonpost.server import command_queue, ingest, unnumbered_sources
 from pigeonpost.settings import NODE
 from pigeonpost.transports import push_node, push_server
 from pigeonpost.transports.payload import PARCEL_BYTES
+from pigeonpost.web.tls import Tls, fingerprint_of
 from protocol import BATCH_SAMPLES
 from tests.support import BOOT, EPOCH, LIMIT_S, WALL_MS, MemoryDisk, rounds, taken, temp_folder, wait_until
 from tests.test_web_tls import make_certificate
 from tests.web_house import FakeLink, WebHouse, next_response, parse_response
-from web.tls import Tls, fingerprint_of
 
 OUTBOX = "0b" * 8
 UNITS = [{"name": "temperature", "unit": "°C"}]
@@ -403,9 +404,9 @@ class OrdersFor(PushCase):
     def test_a_file_that_does_not_read_is_named(self):
         folder = temp_folder(self)
         for text in ("[", "[]", "5"):
-            with open(os.path.join(folder, command_queue.FILE), "w", encoding="ascii") as file:
+            with open(os.path.join(folder, data_folder.COMMANDS), "w", encoding="ascii") as file:
                 file.write(text)
-            with self.assertRaisesRegex(SettingsError, command_queue.FILE):
+            with self.assertRaisesRegex(SettingsError, data_folder.COMMANDS):
                 command_queue.Orders(folder)
 
 

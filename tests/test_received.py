@@ -2,7 +2,7 @@ import os
 import threading
 import unittest
 
-from files.received import (
+from pigeonpost.compat.file_drop.storage import (
     STORED_NAME,
     Pi,
     PiIds,

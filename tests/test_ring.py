@@ -8,13 +8,14 @@ import struct
 import unittest
 import zlib
 
+from pigeonpost.core.data_folder import OUTBOX
 from pigeonpost.core.errors import DiskError
-from pigeonpost.node.ring_file import FILE, LARGEST_SLOT, Ring, slot_bytes_for
+from pigeonpost.node.ring_file import LARGEST_SLOT, Ring, slot_bytes_for
 from pigeonpost.node.ring_records import Run, Taken
 from tests.support import BOOT, EPOCH, Killed, MemoryDisk, rounds, taken, temp_folder
 
 FOLDER = "/card"
-PATH = f"{FOLDER}/{FILE}"
+PATH = f"{FOLDER}/{OUTBOX}"
 OTHER = "00000000000000ff"
 SLOTS_AT = 12_288
 
@@ -158,7 +159,7 @@ class Appending(unittest.TestCase):
         self.assertEqual((again.slots, again.identity, again.state["on"]), (8, ring.identity, False))
         self.assertEqual(content(again), held(4, 11))
         again.close()
-        self.assertEqual(os.listdir(folder), [FILE])
+        self.assertEqual(os.listdir(folder), [OUTBOX])
 
 
 class Fitting(unittest.TestCase):
@@ -657,8 +658,8 @@ class Widening(unittest.TestCase):
         wide = Ring(folder, 64, 512)
         self.addCleanup(wide.close)
         self.assertEqual(content(wide), held(17, 80))
-        self.assertEqual(os.path.getsize(os.path.join(folder, FILE)), SLOTS_AT + 64 * 512)
-        self.assertEqual(os.listdir(folder), [FILE])
+        self.assertEqual(os.path.getsize(os.path.join(folder, OUTBOX)), SLOTS_AT + 64 * 512)
+        self.assertEqual(os.listdir(folder), [OUTBOX])
 
 
 class AgainstAModel(unittest.TestCase):

@@ -8,7 +8,7 @@ import time
 import unittest
 import uuid
 
-from links.router import REMEMBER_S, Memory, Network, Router
+from pigeonpost.compat.multicast_bus.router import REMEMBER_S, Memory, Network, Router
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.core.multicast import Path
 from tests.bus_support import LOOPBACK, Ear, control, free_groups, reading, taken_apart

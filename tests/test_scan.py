@@ -9,7 +9,7 @@ import unittest
 from unittest import mock
 
 import node
-from commands import scan
+from pigeonpost.cli import scan
 from pigeonpost.core.config import load
 from pigeonpost.sensors import mcp3424
 from pigeonpost.sensors.contract import name_of

@@ -27,12 +27,12 @@ from pigeonpost.node.node_info import NodeFacts
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
 from pigeonpost.transports.tcp_node import NodeEnd
+from pigeonpost.web.connection_limits import Limits
 from protocol import Batch, Gap, encode
 from tests.support import BOOT, LIMIT_S, MemoryDisk, Talk, taken, wait_until
 from tests.test_stores import E2
 from tests.test_tcp import stop_at_once
 from tests.web_house import FakeLink, WebHouse, exchange, next_response, parse_response
-from web.connections import Limits
 
 PASSWORD = "correct horse"
 EVIL = "<img src=x onerror=alert(1)>"
@@ -44,7 +44,13 @@ class SecurityCase(unittest.TestCase):
     limits = Limits(head_s=5.0, body_s=5.0)
 
     def setUp(self):
-        for name in ("web.server", "web.door", "pigeonpost.transports.tcp_server", "session", "session_node"):
+        for name in (
+            "pigeonpost.web.http_server",
+            "pigeonpost.web.access",
+            "pigeonpost.transports.tcp_server",
+            "session",
+            "session_node",
+        ):
             logging.getLogger(name).setLevel(logging.CRITICAL)
             self.addCleanup(logging.getLogger(name).setLevel, logging.NOTSET)
         self.link = FakeLink("basement", {"temperature": "°C"})
@@ -595,7 +601,7 @@ class Cells(SecurityCase):
 class Faults(SecurityCase):
     def test_a_handler_that_raises(self):
         """handler raises: 500, an id, no traceback to the client; server alive"""
-        logging.getLogger("web.server").setLevel(logging.NOTSET)
+        logging.getLogger("pigeonpost.web.http_server").setLevel(logging.NOTSET)
         secret = KeyError("/home/pi/secret")
         for path, accept in (
             ("/log", "text/html"),
@@ -607,7 +613,7 @@ class Faults(SecurityCase):
                 mock.patch.object(self.house.csv, "last", side_effect=secret),
                 mock.patch.object(self.house.store, "gaps", side_effect=secret),
                 mock.patch.object(self.house.store, "nodes", side_effect=secret),
-                self.assertLogs("web.server", "ERROR") as logged,
+                self.assertLogs("pigeonpost.web.http_server", "ERROR") as logged,
             ):
                 head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n"
                 again = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"

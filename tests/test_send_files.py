@@ -17,9 +17,9 @@ import unittest
 from unittest import mock
 
 import control
-from commands.drop import find_pi_id
-from files.received import PiIds
-from links import drop
+from pigeonpost.compat.file_drop import server as file_drop_server
+from pigeonpost.compat.file_drop.cli import find_pi_id
+from pigeonpost.compat.file_drop.storage import PiIds
 from tests.drop_support import OTHER_PI, PI, UNKNOWN_PI, accept, files
 from tests.forked import Forked
 from tests.page_support import use_memory_disk
@@ -104,7 +104,7 @@ class Case(unittest.TestCase):
 class ToOurs(Case):
     def setUp(self):
         super().setUp()
-        self.house = WebHouse(self, roads=[drop.make_server_end])
+        self.house = WebHouse(self, roads=[file_drop_server.make_server_end])
         accept(self.house.folder, PI)
 
     def test_files_are_sent_and_put_away(self):
@@ -282,7 +282,9 @@ class Usage(Case):
 
     def test_no_id(self):
         for words in ((), ("--pi-id", "12")):
-            with mock.patch("commands.drop.find_pi_id", lambda given, data: find_pi_id(given, data, "/nowhere")):
+            with mock.patch(
+                "pigeonpost.compat.file_drop.cli.find_pi_id", lambda given, data: find_pi_id(given, data, "/nowhere")
+            ):
                 said = self.run_command("send-files", "server", self.folder, *words)
             self.assertEqual(said, (2, "", "PI id not found\n"))
 

@@ -7,7 +7,7 @@ import unittest
 from unittest import mock
 
 import webui
-from pages import sensor_path
+from pigeonpost.views.html import sensor_path
 from protocol import Sample
 from tests.page_support import Afternoon, set_zone, use_memory_disk
 from tests.web_house import FakeLink, WebHouse

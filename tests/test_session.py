@@ -9,10 +9,11 @@ from unittest import mock
 
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core.clock import FakeClock, rfc3339
+from pigeonpost.core.data_folder import OUTBOX
 from pigeonpost.core.errors import Unexpected
 from pigeonpost.node.node_info import NodeFacts
 from pigeonpost.node.outbox import Outbox
-from pigeonpost.node.ring_file import FILE, Ring
+from pigeonpost.node.ring_file import Ring
 from pigeonpost.server.node_status import NodeState
 from pigeonpost.transports import tcp_server_session
 from pigeonpost.transports.tcp_node_session import NodeSession
@@ -595,7 +596,7 @@ class Streaming(SessionCase):
     def test_damaged_samples_are_a_gap_that_says_so(self):
         self.start_node(slots=16)
         self.take(12)
-        path = f"/card/{FILE}"
+        path = f"/card/{OUTBOX}"
         spoilt = bytearray(self.disk.content(path))
         for number in (2, 3, 7, 12):
             spoilt[12_288 + number * 128 + 50] ^= 1
@@ -617,7 +618,7 @@ class Streaming(SessionCase):
     def test_damaged_ones_across_the_ends_of_lines_are_all_told(self):
         self.start_node(slots=2048)
         self.take(1200)
-        path = f"/card/{FILE}"
+        path = f"/card/{OUTBOX}"
         spoilt = bytearray(self.disk.content(path))
         for number in range(400, 1100):
             spoilt[12_288 + number * 128 + 50] ^= 1
@@ -813,7 +814,7 @@ class Forks(SessionCase):
     def copied(self):
         """Another card with what is on this one now."""
         other = MemoryDisk("copy")
-        other.lay(f"/card/{FILE}", self.disk.content(f"/card/{FILE}"))
+        other.lay(f"/card/{OUTBOX}", self.disk.content(f"/card/{OUTBOX}"))
         return other
 
     def test_a_copy_of_a_running_card_gets_an_epoch_of_its_own(self):

@@ -6,7 +6,7 @@ import unittest
 from pathlib import Path
 
 import adc
-from links import pimonitor
+from pigeonpost.compat import pimonitor
 from pigeonpost.core.config import load
 from pigeonpost.sensors import command, formula, kernel, machine, mcp3424, mqtt
 from pigeonpost.sensors import json as json_kind

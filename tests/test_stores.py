@@ -11,11 +11,12 @@ import unittest
 from unittest import mock
 
 from pigeonpost.core.clock import FakeClock
+from pigeonpost.core.data_folder import DATABASE
 from pigeonpost.core.errors import DiskError, NotStored, SettingsError
 from pigeonpost.storage.maintenance import Caretaker
 from pigeonpost.storage.models import NOTHING, SPANS_MS, Filing, LogMark, Mark, Stretch, window_end
 from pigeonpost.storage.sqlite import schema
-from pigeonpost.storage.sqlite.store import FILE, SqliteStore
+from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Batch, Gap, Sample
 from tests.memory_store import MemoryStore
 from tests.page_support import use_memory_disk
@@ -404,7 +405,7 @@ class SqliteTest(StoreContract, unittest.TestCase):
         return SqliteStore(self.folder)
 
     def shell(self):
-        db = sqlite3.connect(os.path.join(self.folder, FILE), isolation_level=None, timeout=0)
+        db = sqlite3.connect(os.path.join(self.folder, DATABASE), isolation_level=None, timeout=0)
         self.addCleanup(db.close)
         return db
 
@@ -456,14 +457,14 @@ class SqliteTest(StoreContract, unittest.TestCase):
         self.assertEqual(self.store.nodes()[0]["samples"], 4000)
 
     def test_a_removed_file_is_never_written_to(self):
-        os.rename(os.path.join(self.folder, FILE), os.path.join(self.folder, "moved"))
+        os.rename(os.path.join(self.folder, DATABASE), os.path.join(self.folder, "moved"))
         with self.assertRaises(DiskError) as caught:
             file(self.store, batch(1, 3))
         self.assertIn("removed", str(caught.exception))
 
     def make_old(self, folder):
         """A file as the first version had it, with a sample in it."""
-        db = sqlite3.connect(os.path.join(folder, FILE))
+        db = sqlite3.connect(os.path.join(folder, DATABASE))
         db.executescript(schema._STEPS[0])
         db.executescript(f"""
             PRAGMA user_version = 1;
@@ -486,7 +487,7 @@ class SqliteTest(StoreContract, unittest.TestCase):
             windows = [(w.span_ms, w.end_ms) for w in store.unsummed(1 << 60, 9)]
             self.assertEqual(windows, [(span, self.NOON) for span in SPANS_MS])
             self.assertEqual(list(store.verify()), [])
-            copy = sqlite3.connect(os.path.join(folder, FILE + ".v1"))
+            copy = sqlite3.connect(os.path.join(folder, DATABASE + ".v1"))
             self.assertEqual(copy.execute("PRAGMA user_version").fetchone(), (1,))
             self.assertEqual(copy.execute("SELECT count(*) FROM samples").fetchone(), (1,))
             copy.close()
@@ -499,7 +500,7 @@ class SqliteTest(StoreContract, unittest.TestCase):
             store = SqliteStore(folder)
             self.addCleanup(store.close)
             self.assertEqual(len(store.unsummed(1 << 60, 9)), 2)
-            self.assertEqual(sorted(os.listdir(folder))[:2], [FILE, FILE + "-shm"])
+            self.assertEqual(sorted(os.listdir(folder))[:2], [DATABASE, DATABASE + "-shm"])
 
     def test_a_newer_file_is_refused_politely(self):
         self.shell().execute("PRAGMA user_version = 99")
@@ -553,7 +554,7 @@ class SqliteTest(StoreContract, unittest.TestCase):
 
     def test_what_is_no_database_is_refused(self):
         with tempfile.TemporaryDirectory() as folder:
-            with open(os.path.join(folder, FILE), "wb") as damaged:
+            with open(os.path.join(folder, DATABASE), "wb") as damaged:
                 damaged.write(b"not a database, but something of the same name" * 100)
             with self.assertRaises(DiskError):
                 SqliteStore(folder)

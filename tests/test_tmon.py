@@ -12,7 +12,7 @@ import time
 import unittest
 from unittest import mock
 
-from links import tmon
+from pigeonpost.compat import tmon
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import NotStored
 from pigeonpost.server import unnumbered_sources

@@ -10,7 +10,8 @@ from unittest import mock
 
 from pigeonpost.auth import link_key
 from pigeonpost.auth.link_key import LinkKey
-from pigeonpost.auth.tokens import FILE, Tokens
+from pigeonpost.auth.tokens import Tokens
+from pigeonpost.core.data_folder import TOKENS
 from pigeonpost.core.errors import SettingsError
 from tests.support import temp_folder
 
@@ -77,7 +78,7 @@ class Proofs(unittest.TestCase):
 class File(unittest.TestCase):
     def setUp(self):
         self.folder = temp_folder(self)
-        self.path = os.path.join(self.folder, FILE)
+        self.path = os.path.join(self.folder, TOKENS)
         self.tokens = Tokens(self.folder)
 
     def test_without_a_file_there_are_none(self):
@@ -131,7 +132,7 @@ class File(unittest.TestCase):
         os.chmod(self.path, 0o644)
         self.tokens.make("b")
         self.assertEqual(stat.S_IMODE(os.stat(self.path).st_mode), 0o600)
-        self.assertEqual(os.listdir(self.folder), [FILE])
+        self.assertEqual(os.listdir(self.folder), [TOKENS])
 
     def test_a_running_server_sees_what_another_program_changes(self):
         seen = Tokens(self.folder)

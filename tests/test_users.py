@@ -10,8 +10,9 @@ from unittest import mock
 from pigeonpost.auth import users as module
 from pigeonpost.auth.sessions import ABSOLUTE_S, IDLE_S, MOST_SESSIONS, Sessions
 from pigeonpost.auth.throttle import CLOSED_S, FREE, MOST, Attempts
-from pigeonpost.auth.users import FILE, LONGEST, User, Users
+from pigeonpost.auth.users import LONGEST, User, Users
 from pigeonpost.core.clock import FakeClock
+from pigeonpost.core.data_folder import USERS
 from pigeonpost.core.errors import SettingsError
 from tests.support import LIMIT_S, LONG, temp_folder
 
@@ -21,7 +22,7 @@ PASSWORD = "correct horse"
 class UsersCase(unittest.TestCase):
     def setUp(self):
         self.folder = temp_folder(self)
-        self.path = os.path.join(self.folder, FILE)
+        self.path = os.path.join(self.folder, USERS)
         self.users = Users(self.folder)
         # What a hash costs is told by one test; the others need it to be right, not dear.
         patched = mock.patch.object(module, "_N", 2)
@@ -143,7 +144,7 @@ class Cost(unittest.TestCase):
         folder = temp_folder(self)
         users = Users(folder)
         users.set_password("admin", PASSWORD)
-        with open(os.path.join(folder, FILE), encoding="utf-8") as file:
+        with open(os.path.join(folder, USERS), encoding="utf-8") as file:
             said = json.load(file)["admin"]
         self.assertEqual((said["n"], said["r"], said["p"]), (1 << 14, 8, 1))
         with mock.patch.object(module, "_N", 1 << 15):  # raised in a later version
@@ -243,7 +244,7 @@ class TheFile(UsersCase):
                     lambda: Users(self.folder).check("good", PASSWORD), self.users.roles,
                     lambda: self.users.set_password("c", PASSWORD),
                 ):  # fmt: skip
-                    with self.assertRaisesRegex(SettingsError, f"{FILE} does not read as a list of users"):
+                    with self.assertRaisesRegex(SettingsError, f"{USERS} does not read as a list of users"):
                         look()
 
     def test_what_the_file_may_say_can_be_hashed(self):

@@ -9,6 +9,13 @@ import unittest
 import unittest.mock
 from types import SimpleNamespace
 
+from pigeonpost.alerts import notifier
+from pigeonpost.alerts.contract import Message, NotSent, Way
+from pigeonpost.alerts.email_channel import Mail
+from pigeonpost.alerts.notifier import Watchman
+from pigeonpost.alerts.report import report
+from pigeonpost.alerts.rules import Alerts, read_rules
+from pigeonpost.alerts.webhook_channel import Webhook
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import DiskError, NotStored, SettingsError
 from pigeonpost.storage.models import NOTHING, Filing
@@ -18,12 +25,6 @@ from tests.memory_store import MemoryStore
 from tests.page_support import use_memory_disk
 from tests.support import LIMIT_S, temp_folder, wait_until
 from tests.test_stores import E1, OUTBOX, file, gap, sample
-from watch import Message, NotSent, Way, watchman
-from watch.alerts import Alerts, read_rules
-from watch.mail import Mail
-from watch.reports import report
-from watch.watchman import Watchman
-from watch.webhook import Webhook
 
 HELLO = Message("Alert: it is 41 °C", "It is 41 °C.\n", {"kind": "alert"})
 
@@ -316,7 +317,7 @@ class Watching(unittest.TestCase):
         self.now = [HELLO._replace(subject="two")]
         self.watch.look()
         self.assertEqual(self.way.taken, [])
-        self.clock.sleep(watchman.RETRY_S)
+        self.clock.sleep(notifier.RETRY_S)
         self.watch.look()
         self.assertEqual((self.way.taken, self.watch.fault), ([HELLO.subject, "two"], ""))
 
@@ -348,12 +349,12 @@ class Watching(unittest.TestCase):
         self.way.works = False
         self.now = [HELLO._replace(subject=str(n)) for n in range(600)]
         self.watch.look()
-        self.assertEqual(self.watch.report()["waiting"], watchman.MOST_WAITING)
+        self.assertEqual(self.watch.report()["waiting"], notifier.MOST_WAITING)
 
     def test_the_thread_goes_on_after_a_busy_store_and_ends_with_a_broken_one(self):
         failures = [NotStored("locked"), DiskError("broken")]
         self.watch._look = lambda: (_ for _ in ()).throw(failures.pop(0))
-        with unittest.mock.patch.object(watchman, "LOOK_S", 0.01):
+        with unittest.mock.patch.object(notifier, "LOOK_S", 0.01):
             self.watch.start()
             self.watch._thread.join(LIMIT_S)
         self.assertEqual((failures, self.watch._thread.is_alive()), ([], False))
@@ -365,7 +366,7 @@ class TheServer(unittest.TestCase):
         folder = temp_folder(self)
         with open(f"{folder}/server.toml", "w", encoding="utf-8") as settings:
             settings.write(f'[webhook]\nurl = "http://127.0.0.1:{port}/"\n[[alert]]\nnode = "attic"\nsilent = 1\n')
-        often = {"watch.watchman.LOOK_S": 0.05}
+        often = {"pigeonpost.alerts.notifier.LOOK_S": 0.05}
         program = Forked(self, "server.py", "--web", "127.0.0.1:0", folder=folder, constants=often)
         program.line()
         wait_until(lambda: server.heard, "the webhook is told")

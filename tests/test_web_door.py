@@ -8,17 +8,18 @@ import time
 import unittest
 from unittest import mock
 
-from pages.live import Live
 from pigeonpost.auth import users as gate_users
 from pigeonpost.auth.sessions import IDLE_S
 from pigeonpost.auth.throttle import CLOSED_S, MOST
-from pigeonpost.auth.users import FILE, Users
+from pigeonpost.auth.users import Users
 from pigeonpost.core.clock import FakeClock
+from pigeonpost.core.data_folder import USERS
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.http.message import JSON, Refusal, Request
+from pigeonpost.views.sse import Live
+from pigeonpost.web.access import NOBODY, Door
 from tests.support import temp_folder, wait_until
 from tests.web_house import CONTROL_KEY, FakeLink, WebHouse, read_all
-from web.door import NOBODY, Door
 
 PASSWORD = "correct horse"
 FORM = "application/x-www-form-urlencoded"
@@ -33,8 +34,8 @@ class DoorCase(unittest.TestCase):
         patched = mock.patch.object(gate_users, "_N", 2)  # what a hash costs is told in test_users
         patched.start()
         self.addCleanup(patched.stop)
-        logging.getLogger("web.door").setLevel(logging.CRITICAL)
-        self.addCleanup(logging.getLogger("web.door").setLevel, logging.NOTSET)
+        logging.getLogger("pigeonpost.web.access").setLevel(logging.CRITICAL)
+        self.addCleanup(logging.getLogger("pigeonpost.web.access").setLevel, logging.NOTSET)
         self.folder = temp_folder(self)
         self.clock = FakeClock()
         self.users = Users(self.folder)
@@ -177,7 +178,7 @@ class Bearer(DoorCase):
                     self.assertEqual(found.headers["WWW-Authenticate"], "Bearer")
 
     def test_compared_in_constant_time(self):
-        with mock.patch("web.door.hmac.compare_digest", return_value=False) as compared:
+        with mock.patch("pigeonpost.web.access.hmac.compare_digest", return_value=False) as compared:
             request = self.request(authorization=f"Bearer {CONTROL_KEY}")
             self.refused(401, "key", self.door.admit, request, "look")
         compared.assert_called_once()
@@ -214,7 +215,7 @@ class NoPassword(DoorCase):
         self.door.admit(self.request(), "control")
 
     def test_a_users_file_that_does_not_read_is_not_one_without_users(self):
-        with open(os.path.join(self.folder, FILE), "w", encoding="ascii") as file:
+        with open(os.path.join(self.folder, USERS), "w", encoding="ascii") as file:
             file.write("{")
         with self.assertRaises(SettingsError):
             self.door.admit(self.request(), "look")
@@ -439,20 +440,20 @@ class Trying(DoorCase):
 
     def test_the_log_has_neither_name_nor_password(self):
         """People type their password where the name belongs."""
-        logging.getLogger("web.door").setLevel(logging.NOTSET)
-        with self.assertLogs("web.door", "WARNING") as logged:
+        logging.getLogger("pigeonpost.web.access").setLevel(logging.NOTSET)
+        with self.assertLogs("pigeonpost.web.access", "WARNING") as logged:
             self.wait_for_a_try(name="my password\nCRITICAL x", password="hunter2")
-        self.assertEqual(logged.output, [f"WARNING:web.door:{ELSEWHERE}: wrong user or password"])
+        self.assertEqual(logged.output, [f"WARNING:pigeonpost.web.access:{ELSEWHERE}: wrong user or password"])
 
 
 class AtThePage(unittest.TestCase):
     """The same through the server, where it is more than the door that has to be right."""
 
     def setUp(self):
-        logging.getLogger("web.door").setLevel(logging.CRITICAL)
-        self.addCleanup(logging.getLogger("web.door").setLevel, logging.NOTSET)
-        logging.getLogger("web.server").setLevel(logging.CRITICAL)
-        self.addCleanup(logging.getLogger("web.server").setLevel, logging.NOTSET)
+        logging.getLogger("pigeonpost.web.access").setLevel(logging.CRITICAL)
+        self.addCleanup(logging.getLogger("pigeonpost.web.access").setLevel, logging.NOTSET)
+        logging.getLogger("pigeonpost.web.http_server").setLevel(logging.CRITICAL)
+        self.addCleanup(logging.getLogger("pigeonpost.web.http_server").setLevel, logging.NOTSET)
 
     def test_from_login_to_logout(self):
         house = WebHouse(self, password=PASSWORD, links=[FakeLink("basement")])
@@ -511,16 +512,16 @@ class AtThePage(unittest.TestCase):
         with mock.patch.object(Live.__init__, "__defaults__", (0.05, 200)):
             house = WebHouse(self, password=PASSWORD)
         cookie = house.log_in()
-        with open(os.path.join(house.folder, FILE), "rb") as file:
+        with open(os.path.join(house.folder, USERS), "rb") as file:
             right = file.read()
         with self.listen(house, cookie) as sock:
-            with open(os.path.join(house.folder, FILE), "wb") as file:
+            with open(os.path.join(house.folder, USERS), "wb") as file:
                 file.write(b"{")
             read_all(sock)
         self.assertEqual(house.request("GET", "/", cookie)[0], 500)
         self.assertEqual(house.request("GET", "/", house.bearer)[0], 200)
-        os.unlink(os.path.join(house.folder, FILE))
-        with open(os.path.join(house.folder, FILE), "wb") as file:
+        os.unlink(os.path.join(house.folder, USERS))
+        with open(os.path.join(house.folder, USERS), "wb") as file:
             file.write(right)
         self.assertEqual(house.request("GET", "/", cookie)[0], 200)
         with self.listen(house, cookie) as sock:

@@ -14,12 +14,12 @@ from unittest import mock
 
 from pigeonpost.core.errors import NotStored
 from pigeonpost.http.message import JSON, Answer, FilePart, Refusal
+from pigeonpost.web import connection_limits
+from pigeonpost.web import http_server as webserver
+from pigeonpost.web.connection_limits import Connections, Limits
+from pigeonpost.web.http_server import Listener
 from tests.support import LIMIT_S, wait_until
 from tests.web_house import exchange, next_response, parse_response, read_all
-from web import connections
-from web import server as webserver
-from web.connections import Connections, Limits
-from web.server import Listener
 
 LIMITS = Limits(
     head_s=5.0, body_s=5.0, idle_s=10.0, send_s=5.0, at_work=4, queue_s=0.2, open=32, downloads=2
@@ -112,8 +112,8 @@ class ServerCase(unittest.TestCase):
         thread = threading.Thread(target=self.listener.serve_forever, args=(0.002,), daemon=True)
         thread.start()
         self.addCleanup(self.stop)
-        logging.getLogger("web.server").setLevel(logging.CRITICAL)
-        self.addCleanup(logging.getLogger("web.server").setLevel, logging.NOTSET)
+        logging.getLogger("pigeonpost.web.http_server").setLevel(logging.CRITICAL)
+        self.addCleanup(logging.getLogger("pigeonpost.web.http_server").setLevel, logging.NOTSET)
 
     def stop(self):
         self.app.gate.set()
@@ -442,7 +442,7 @@ class AtWork(ServerCase):
         self.is_served()
 
     def test_those_who_do_not_read_are_cut_off_for_those_who_do(self):
-        with mock.patch.object(connections, "_STUCK_S", 0.05):
+        with mock.patch.object(connection_limits, "_STUCK_S", 0.05):
             for _ in range(self.limits.at_work):
                 self.connect(self.ask("/huge"))
             wait_until(lambda: self.counts["at_work"] == self.limits.at_work, "all places are taken")
@@ -456,8 +456,8 @@ class AtWork(ServerCase):
 class Faults(ServerCase):
     def test_a_database_that_is_away(self):
         """503 in words, one line in the log; where it is, is nobody's business."""
-        logging.getLogger("web.server").setLevel(logging.NOTSET)
-        with self.assertLogs("web.server", "WARNING") as logged:
+        logging.getLogger("pigeonpost.web.http_server").setLevel(logging.NOTSET)
+        with self.assertLogs("pigeonpost.web.http_server", "WARNING") as logged:
             sock = self.connect(self.ask("/database", close=False) + self.ask("/next"))
             status, _, body, rest = next_response(read_all(sock))
         self.assertEqual((status, parse_response(rest)[2]), (503, b"/next"))
@@ -466,8 +466,8 @@ class Faults(ServerCase):
 
     def test_a_handler_that_raises(self):
         """500 and an id, no traceback to the client, all of it in the log, and the server alive."""
-        logging.getLogger("web.server").setLevel(logging.NOTSET)
-        with self.assertLogs("web.server", "ERROR") as logged:
+        logging.getLogger("pigeonpost.web.http_server").setLevel(logging.NOTSET)
+        with self.assertLogs("pigeonpost.web.http_server", "ERROR") as logged:
             sock = self.connect(self.ask("/fault", close=False) + self.ask("/next"))
             status, _headers, body, rest = next_response(read_all(sock))
         self.assertEqual(status, 500)

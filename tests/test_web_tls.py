@@ -17,12 +17,12 @@ import warnings
 from unittest import mock
 
 from pigeonpost.core.errors import SettingsError
+from pigeonpost.web import http_server as webserver
+from pigeonpost.web.connection_limits import Limits
+from pigeonpost.web.tls import Tls, fingerprint_of
 from tests.forked import Forked
 from tests.support import LIMIT_S, Program, temp_folder, wait_until
 from tests.web_house import WebHouse, next_response, parse_response, read_all
-from web import server as webserver
-from web.connections import Limits
-from web.tls import Tls, fingerprint_of
 
 QUICK = Limits(head_s=0.1, body_s=0.1, idle_s=LIMIT_S)
 AT_ONCE = QUICK._replace(head_s=0.05)  # where no handshake is to succeed
@@ -372,7 +372,7 @@ class Certificate(TlsCase):
 
         first = shown()
         self.assertEqual(first, fingerprint_of(self.paths[0]))
-        with self.assertLogs("web.tls", "ERROR"):
+        with self.assertLogs("pigeonpost.web.tls", "ERROR"):
             with open(self.paths[0], "w", encoding="ascii") as file:
                 file.write("half a certif")
             self.assertEqual(shown(), first)

@@ -14,12 +14,13 @@ from types import SimpleNamespace
 from urllib.parse import urlencode
 
 import webui
-from pages import Visit, records
-from pages.overview import Picture
 from pigeonpost.core.clock import parse_rfc3339
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.http.message import Refusal, Request
 from pigeonpost.storage.maintenance import Caretaker
+from pigeonpost.views import csv_logs
+from pigeonpost.views.context import Visit
+from pigeonpost.views.snapshot import Picture
 from protocol import Batch, Gap, Sample
 from tests.page_support import use_memory_disk
 from tests.support import LIMIT_S, WALL_MS, temp_folder, wait_until
@@ -473,7 +474,7 @@ class LogDownload(WebCase):
             csv=SimpleNamespace(whole=lambda: (os.path.join(temp_folder(self), ""), 0), fault="disk")
         )
         with self.assertRaises(Refusal) as caught:
-            records.log_download(Visit(house, Request("GET", "/log.csv", "1.1", {}), (), print))
+            csv_logs.log_download(Visit(house, Request("GET", "/log.csv", "1.1", {}), (), print))
         self.assertEqual((caught.exception.status, caught.exception.code), (404, "no-log"))
 
 
@@ -924,9 +925,9 @@ class Door(WebCase):
 
     def test_a_wrong_password(self):
         for user, password in (("admin", "wrong horse"), ("nobody", "correct horse")):
-            with self.assertLogs("web.door", "WARNING") as logged:
+            with self.assertLogs("pigeonpost.web.access", "WARNING") as logged:
                 status, headers, body = self.web.post_form("/login", {"user": user, "password": password})
-            self.assertEqual(logged.output, ["WARNING:web.door:127.0.0.1: wrong user or password"])
+            self.assertEqual(logged.output, ["WARNING:pigeonpost.web.access:127.0.0.1: wrong user or password"])
             self.assertEqual(status, 403)
             self.assertIn(b"That is not the password of that user.", body)
             self.assertNotIn("set-cookie", headers)

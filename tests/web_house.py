@@ -22,9 +22,9 @@ from typing import Any
 from unittest import mock
 from urllib.parse import urlencode
 
+import server
 import webui
 from csvbuffer import CsvLog
-from pages import House
 from pigeonpost.auth import users as gate_users
 from pigeonpost.auth.tokens import Tokens
 from pigeonpost.auth.users import FIRST_USER, Users
@@ -39,9 +39,10 @@ from pigeonpost.settings import SERVER, SERVER_ARRAYS
 from pigeonpost.storage.models import Filing
 from pigeonpost.storage.sqlite.store import SqliteStore
 from pigeonpost.transports.contract import End, Hall
+from pigeonpost.views.context import House
+from pigeonpost.web.connection_limits import Limits
 from protocol import Batch, Sample
 from tests.support import LIMIT_S, temp_folder
-from web.connections import Limits
 from webui import WebEnd
 
 CONTROL_KEY = "control-key-of-this-test"
@@ -128,7 +129,10 @@ class WebHouse:
         )  # fmt: skip
         self.bearer = {"Authorization": f"Bearer {CONTROL_KEY}"}
         ends = [make(self._hall(settings)) for make in roads]
-        self.web = WebEnd([(listen, 0)], self.house, limits, [one for end in ends for one in end.endpoints], tls, plain)
+        self.web = WebEnd(
+            [(listen, 0)], self.house, limits, [one for end in ends for one in end.endpoints], tls, plain,
+            server.compat_pages(),
+        )  # fmt: skip
         for end in ends:
             end.start()
             test.addCleanup(end.stop, LIMIT_S)

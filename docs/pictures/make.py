@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from csvbuffer import CsvLog
-from pages import House
 from pigeonpost.auth.users import Users
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.version import VERSION
@@ -29,6 +28,7 @@ from pigeonpost.server.ingest import Intake
 from pigeonpost.server.node_status import NodeState
 from pigeonpost.storage.models import Filing, Mark, Stretch
 from pigeonpost.storage.sqlite.store import SqliteStore
+from pigeonpost.views.context import House
 from protocol import Sample
 from webui import WebEnd
 

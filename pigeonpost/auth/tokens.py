@@ -17,16 +17,15 @@ import secrets
 from collections.abc import Iterator, Mapping
 
 from pigeonpost.auth.link_key import LinkKey
+from pigeonpost.core.data_folder import TOKENS
 from pigeonpost.core.json_file import JsonFile
-
-FILE = "tokens.json"
 
 
 class Tokens(Mapping[str, LinkKey]):
     """All tokens that this server made, by node: `tokens.json` in its data folder, for its owner's eyes only."""
 
     def __init__(self, data: str) -> None:
-        self._file = JsonFile(os.path.join(data, FILE), "a list of tokens", str)
+        self._file = JsonFile(os.path.join(data, TOKENS), "a list of tokens", str)
         # By the digests of the tokens, and of which tokens: looking one up compares digests, which tell nothing of it.
         self._by_digest: tuple[dict[str, str], dict[bytes, str]] | None = None
 

@@ -23,10 +23,10 @@ import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from pigeonpost.core.data_folder import USERS
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.core.json_file import JsonFile
 
-FILE = "users.json"
 FIRST_USER = "admin"  # whom `control.py password` means when nobody is named
 ROLES = ("look", "control")
 SHORTEST, LONGEST = 8, 1024  # characters of a password
@@ -50,7 +50,7 @@ class Users:
 
     def __init__(self, data: str) -> None:
         # Nobody is let in by a file that does not read, nor by one in a folder that may not be entered.
-        self._file = JsonFile(os.path.join(data, FILE), "a list of users", _checked)
+        self._file = JsonFile(os.path.join(data, USERS), "a list of users", _checked)
         self._hashing = threading.Lock()
         self._changing = threading.Lock()
         self._no_salt = secrets.token_bytes(16)

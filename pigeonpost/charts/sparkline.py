@@ -5,18 +5,24 @@ Runs on: server.
 
 from __future__ import annotations
 
-from pages import SensorView
+from collections.abc import Sequence
+
 from pigeonpost.core.html import Html
+from pigeonpost.storage.models import Column
 
 _SPARK_PLACES, _SPARK_HEIGHT = 48, 24
 
 
-def _spark(sensor: SensorView) -> Html:
-    """The day as a small line: of a few columns together the mean, broken where there is nothing."""
-    count = sensor.span_ms // sensor.width_ms
+def sparkline(columns: Sequence[Column], count: int, colour: int) -> Html:
+    """Draw columns as a small line of means, broken where there is nothing.
+
+    columns  those that are not empty, by place
+    count    how many places there are
+    colour   0 to 3, one of the series' colours
+    """
     group = max(1, count // _SPARK_PLACES)
     sums: dict[int, tuple[float, int]] = {}
-    for place, weight, _, _, mean in sensor.columns:
+    for place, weight, _, _, mean in columns:
         total, values = sums.get(place // group, (0.0, 0))
         sums[place // group] = total + mean * weight, values + weight
     means = {place: total / values for place, (total, values) in sums.items()}
@@ -30,4 +36,4 @@ def _spark(sensor: SensorView) -> Html:
         before = place
     return Html(
         '<svg class="spark s{}" viewBox="0 0 {} {}" preserveAspectRatio="none" aria-hidden="true"><path d="{}"/></svg>'
-    ).format(sensor.number % 4, max(count // group - 1, 1), _SPARK_HEIGHT, "".join(path))
+    ).format(colour, max(count // group - 1, 1), _SPARK_HEIGHT, "".join(path))

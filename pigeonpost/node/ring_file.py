@@ -29,13 +29,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from pigeonpost.core.data_folder import OUTBOX
 from pigeonpost.core.errors import DiskError
 from pigeonpost.node.ring_records import Run, Slot, Taken
 from protocol import sample_body
 
 log = logging.getLogger(__name__)
 
-FILE = "outbox.ring"
 SMALLEST_SLOT = 128
 LARGEST_SLOT = 32_768  # a sample must fit a line of the link
 
@@ -94,7 +94,7 @@ class Ring:
         self.last = 0  # the highest running number
         self.state: dict[str, Any] = {"on": True, "forks": []}
         self._state_count = 0
-        self._path = os.path.join(folder, FILE)
+        self._path = os.path.join(folder, OUTBOX)
         with self._named_errors():
             if not self._disk.exists(self._path):
                 self._disk.close(self._make(slot_bytes, slots, int.from_bytes(os.urandom(8), "little")))

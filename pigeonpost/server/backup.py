@@ -28,19 +28,15 @@ from collections.abc import Callable, Container, Iterator
 from typing import IO, NamedTuple
 from urllib.parse import quote
 
-from files.received import FOLDER as FILES
-from files.received import IDS
+from pigeonpost.core.data_folder import DATABASE, FILES, LOG_CHECKSUMS, LOGS, PI_IDS, SAVED_CHARTS, TOKENS, USERS
 from pigeonpost.core.errors import PigeonpostError
 from pigeonpost.server.tar_reader import BadArchive, Content, Member, read_members
-from pigeonpost.storage.csv.checksums import FILE as SUMS
 from pigeonpost.storage.csv.checksums import read_sums, sums_text
-from pigeonpost.storage.csv.format import FOLDER as LOGS
 from pigeonpost.storage.models import LogMark
 from pigeonpost.storage.sqlite.schema import VERSION
-from pigeonpost.storage.sqlite.store import FILE as DATABASE
 from pigeonpost.storage.sqlite.store import SqliteStore
 
-KEPT = ("tokens.json", "users.json", "graphs.json", IDS)  # small files, beside the database
+KEPT = (TOKENS, USERS, SAVED_CHARTS, PI_IDS)  # small files, beside the database
 _NO = r"/\0\n\\\ud800-\udfff"  # in no name; surrogates: bytes that are not UTF-8
 _MEMBER = re.compile(rf"(?:{LOGS}|{FILES})/[^.{_NO}][^{_NO}]{{0,250}}|{'|'.join(map(re.escape, KEPT))}").fullmatch
 _PAGES_AT_ONCE = 1024
@@ -148,8 +144,8 @@ def pack(data: str, copy: str, logs: list[str], archive: str, progress: Progress
             if found.get(f"{LOGS}/{name}", "")
             and (found[f"{LOGS}/{name}"] == checksum or not mark or name != mark.name)
         }
-        found[f"{LOGS}/{SUMS}"] = _add_text(tar, f"{LOGS}/{SUMS}", sums_text(closed))
-        _add_text(tar, SUMS, sums_text(found))
+        found[f"{LOGS}/{LOG_CHECKSUMS}"] = _add_text(tar, f"{LOGS}/{LOG_CHECKSUMS}", sums_text(closed))
+        _add_text(tar, LOG_CHECKSUMS, sums_text(found))
     _sync(archive)
 
 
@@ -239,16 +235,16 @@ def unpack(archive: str, folder: str | None, progress: Progress) -> list[str]:
             for member in read_members(file, archive):
                 progress("archive", file.tell(), total)
                 _check_name(archive, member.name, found)
-                if member.name != SUMS:
+                if member.name != LOG_CHECKSUMS:
                     found[member.name] = _extract(member, create)
                 elif expected is None:
                     expected = _read_manifest(archive, member)
                 else:
-                    raise BadBackup(f"{archive}: has {SUMS} twice")
+                    raise BadBackup(f"{archive}: has {LOG_CHECKSUMS} twice")
         except BadArchive as error:
             raise BadBackup(str(error)) from error
     if expected is None:
-        raise BadBackup(f"{archive}: has no {SUMS}: it is no backup, or its end is missing")
+        raise BadBackup(f"{archive}: has no {LOG_CHECKSUMS}: it is no backup, or its end is missing")
     for name in sorted({*expected, *found}):
         if expected.get(name) != found.get(name):
             raise BadBackup(f"{archive}: {name!r:.100} is not what it was when the backup was made")
@@ -258,7 +254,7 @@ def unpack(archive: str, folder: str | None, progress: Progress) -> list[str]:
 
 
 def _check_name(archive: str, name: str, found: Container[str]) -> None:
-    if not (_MEMBER(name) or name in (DATABASE, SUMS)):
+    if not (_MEMBER(name) or name in (DATABASE, LOG_CHECKSUMS)):
         raise BadBackup(f"{archive}: has {name!r:.100}, which is no part of a backup")
     if name in found:
         raise BadBackup(f"{archive}: has {name!r:.100} twice")
@@ -267,7 +263,9 @@ def _check_name(archive: str, name: str, found: Container[str]) -> None:
 def _read_manifest(archive: str, member: Member) -> dict[str, str]:
     """Returns the SHA-256 of each file, by its name."""
     if member.size > _SUMS_BYTES:
-        raise BadBackup(f"{archive}: its {SUMS} has {member.size:,} bytes, and at most {_SUMS_BYTES:,} are read")
+        raise BadBackup(
+            f"{archive}: its {LOG_CHECKSUMS} has {member.size:,} bytes, and at most {_SUMS_BYTES:,} are read"
+        )
     lines = b"".join(_blocks(member.source)).decode(errors="replace").split("\n")
     return {name: checksum for checksum, _, name in (line.partition("  ") for line in lines if line)}
 

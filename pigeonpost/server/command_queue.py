@@ -16,12 +16,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from pigeonpost.core.data_folder import COMMANDS
 from pigeonpost.core.errors import DiskError, SettingsError
 from pigeonpost.core.files import replace_file
 
 log = logging.getLogger(__name__)
-
-FILE = "orders.json"
 
 
 class Orders:
@@ -29,7 +28,7 @@ class Orders:
 
     def __init__(self, data: str) -> None:
         """data: the folder of the server's data."""
-        self._path = path = os.path.join(data, FILE)
+        self._path = path = os.path.join(data, COMMANDS)
         self._changed = threading.Condition()
         self._said: dict[str, bool] = {}  # what each node said last
         self._calls: dict[str, int] = {}

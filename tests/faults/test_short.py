@@ -3,7 +3,7 @@
 import resource
 import unittest
 
-from pigeonpost.storage.sqlite.store import FILE as DATABASE
+from pigeonpost.core.data_folder import DATABASE
 from tests.faults.house import trial
 from tests.support import rounds, wait_until
 

@@ -15,9 +15,9 @@ import time
 import unittest
 from pathlib import Path
 
-from pigeonpost.node.ring_file import FILE, Ring
+from pigeonpost.core.data_folder import DATABASE, OUTBOX
+from pigeonpost.node.ring_file import Ring
 from pigeonpost.node.ring_records import Taken
-from pigeonpost.storage.sqlite.store import FILE as DATABASE
 from tests.faults.house import DISK, Program, trial
 from tests.support import LIMIT_S, free_port, long, rounds, wait_until
 
@@ -108,7 +108,7 @@ class OfTheNode(unittest.TestCase):
         if not fresh:
             shutil.copytree(self.filled, self.data)
         call = injected.partition(":")[0]
-        paths = () if call in ("sendto", "ftruncate") else (FILE, f"{FILE}.new", "")
+        paths = () if call in ("sendto", "ftruncate") else (OUTBOX, f"{OUTBOX}.new", "")
         only = [option for path in paths for option in ("-P", str(self.data / path).rstrip("/"))]
         program = self.node(injecting(injected, *only))
         if self.hear(program, SAMPLES):

@@ -4,7 +4,8 @@ import os
 import tempfile
 import unittest
 
-from pigeonpost.node.ring_file import FILE, Ring
+from pigeonpost.core.data_folder import OUTBOX
+from pigeonpost.node.ring_file import Ring
 from pigeonpost.node.ring_records import Taken
 from tests.faults.house import DISK
 
@@ -22,7 +23,7 @@ class Torn(unittest.TestCase):
         folder = tempfile.TemporaryDirectory(dir=DISK)
         self.addCleanup(folder.cleanup)
         self.folder = folder.name
-        self.path = os.path.join(folder.name, FILE)
+        self.path = os.path.join(folder.name, OUTBOX)
 
     def ring(self):
         return Ring(self.folder, SLOTS, SLOT_BYTES)

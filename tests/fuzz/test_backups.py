@@ -8,8 +8,8 @@ import tarfile
 import tempfile
 import unittest
 
+from pigeonpost.core.data_folder import DATABASE
 from pigeonpost.server.backup import BadBackup, unpack
-from pigeonpost.storage.sqlite.store import FILE
 from tests.fuzz import Target, fuzzed, mutated, st
 
 PIECES = [
@@ -23,7 +23,7 @@ PIECES = [
 @functools.cache
 def made(form):
     """A right backup, of little."""
-    content = {FILE: b"SQLite format 3\0" + bytes(600), "logs/a.csv": b"time,node\n", "tokens.json": b"{}"}
+    content = {DATABASE: b"SQLite format 3\0" + bytes(600), "logs/a.csv": b"time,node\n", "tokens.json": b"{}"}
     content["SHA256SUMS"] = b"".join(
         f"{hashlib.sha256(data).hexdigest()}  {name}\n".encode() for name, data in content.items()
     )
@@ -77,7 +77,7 @@ class Backups(Target, unittest.TestCase):
             there = [os.path.join(place, name) for place, _, found in os.walk(inside) for name in found]
             if names is not None:
                 self.assertEqual(sorted(path[len(inside) + 1 :] for path in there), names)
-                self.assertIn(FILE, names)
+                self.assertIn(DATABASE, names)
                 self.assert_as_others_read_it(archive, inside, names)
             self.assertFalse([path for path in there if os.path.islink(path)])
             self.assertLess(sum(map(os.path.getsize, there)), len(data) + 1)
@@ -97,7 +97,7 @@ class Backups(Target, unittest.TestCase):
                 with open(archive, "wb") as file:
                     file.write(made(form))
                 names = unpack(archive, None, lambda what, done, total: None)
-                self.assertEqual(names, ["logs/a.csv", FILE, "tokens.json"])
+                self.assertEqual(names, ["logs/a.csv", DATABASE, "tokens.json"])
 
     @fuzzed(lambda: mutated(st.sampled_from([made(form) for form in (0, 1, 2)]), PIECES, 30_000))
     def test_changed(self, data):

@@ -5,9 +5,9 @@ import math
 import struct
 import unittest
 
-from bus.packets import FLAGS, PACKET_BYTES, decode, encode
-from bus.state import MOST_CODIFIERS, BusState
-from commands.bus import show
+from pigeonpost.compat.multicast_bus.cli import show
+from pigeonpost.compat.multicast_bus.packets import FLAGS, PACKET_BYTES, decode, encode
+from pigeonpost.compat.multicast_bus.state import MOST_CODIFIERS, BusState
 from pigeonpost.core.errors import BadPacket
 from tests.fuzz import Target, fuzzed, mutated, st
 from tests.test_packets import TIME, control, head, text, written

@@ -6,7 +6,7 @@ import tempfile
 import unittest
 from types import SimpleNamespace
 
-from links import pimonitor, tmon
+from pigeonpost.compat import pimonitor, tmon
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.http.message import Request
 from protocol import LARGEST_INTEGER, NODE_NAME, SENSOR_NAME, UNIT

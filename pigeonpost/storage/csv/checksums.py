@@ -15,11 +15,11 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 
+from pigeonpost.core.data_folder import LOG_CHECKSUMS
 from pigeonpost.core.files import replace_file
 
 log = logging.getLogger(__name__)
 
-FILE = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64}) [ *]([^/\0\n]+)\n").fullmatch
 _BLOCK_BYTES = 1 << 20
 
@@ -35,7 +35,7 @@ def logs_in(folder: str) -> list[str]:
 def read_sums(folder: str) -> dict[str, str]:
     """Name and SHA-256 (hex) of each log that is closed. Lines that are none are left out."""
     try:
-        with open(os.path.join(folder, FILE), encoding="utf-8", errors="replace") as file:
+        with open(os.path.join(folder, LOG_CHECKSUMS), encoding="utf-8", errors="replace") as file:
             found = [_LINE(line) for line in file]
     except FileNotFoundError:
         return {}
@@ -57,7 +57,7 @@ def faults(folder: str) -> Iterator[str]:
             yield f"{name}: a closed log that cannot be read: {error.strerror}"
             continue
         if found != expected:
-            yield f"{name}: changed since it was closed (its SHA-256 is {found}, and {FILE} says {expected})"
+            yield f"{name}: changed since it was closed (its SHA-256 is {found}, and {LOG_CHECKSUMS} says {expected})"
 
 
 class Sums:
@@ -83,9 +83,9 @@ class Sums:
             try:
                 sums = {**read_sums(self._folder), **changes}
                 text = sums_text({name: checksum for name, checksum in sums.items() if checksum})
-                replace_file(os.path.join(self._folder, FILE), text)
+                replace_file(os.path.join(self._folder, LOG_CHECKSUMS), text)
             except OSError as error:
-                log.warning("%s is not written, the next start tries it again: %s", FILE, error)
+                log.warning("%s is not written, the next start tries it again: %s", LOG_CHECKSUMS, error)
 
     def catch_up(self, current: str) -> None:
         """Sum up, beside everything else, all logs but `current` that have no sum yet."""

@@ -15,8 +15,6 @@ from pigeonpost.core.clock import parse_rfc3339
 from pigeonpost.storage.models import Logged, Stretch
 from protocol import Gap
 
-FOLDER = "logs"
-
 HEADER = "time,node,sensor,value,unit\n"
 
 TAIL_BYTES = 4096

@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
+from pigeonpost.core.data_folder import DATABASE
 from pigeonpost.core.errors import DiskError, NotStored
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.models import Column, Filing, Logged, LogMark, Mark, Point, Stretch, Summary, Window
@@ -35,7 +36,6 @@ from protocol import Gap, Sample
 
 log = logging.getLogger(__name__)
 
-FILE = "pigeonpost.sqlite3"
 _SAMPLE = "(?,?,?,?,?,?,?)"
 # Many rows in one statement: SQLite then works through them without Python's lock, and other threads go on.
 _INSERTS = [(rows, f"INSERT INTO samples VALUES {','.join([_SAMPLE] * rows)}") for rows in (256, 32, 4, 1)]
@@ -54,7 +54,7 @@ class SqliteStore(Store):
 
         Raises SettingsError for a file of a newer program, DiskError for one that cannot be used.
         """
-        self._path = os.path.join(folder, FILE)
+        self._path = os.path.join(folder, DATABASE)
         self._idle: deque[sqlite3.Connection] = deque()
         self._room = threading.Semaphore(_MOST_READERS)
         self._marks = rollups.Marks()

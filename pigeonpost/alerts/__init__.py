@@ -1,0 +1,1 @@
+"""Alerts and reports: rules, and the channels by which they are delivered."""

@@ -1,0 +1,62 @@
+"""Messages as e-mail, by way of a mail server (RFC 5321), over TLS unless it is on this machine.
+
+Runs on: server, where `[mail] to` is set.  Reached from: watch/watchman.  Hands on to: a mail server.
+Threads: the watchman's.  Errors: NotSent, with what the mail server said.
+
+smtplib, email and ssl are loaded when the first message goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pigeonpost.alerts.contract import Message, NotSent, Way
+
+ANSWER_S = 20.0
+
+
+class Mail(Way):
+    """A mail server, and whom it is to bring messages."""
+
+    def __init__(
+        self, host: str, port: int, tls: str, user: str, password: str, sender: str, to: Sequence[str]
+    ) -> None:
+        """
+        port  0: the usual one of `tls`
+        tls   "starttls" (port 587), "tls" from the first byte (465), or "none" (25)
+        """
+        self.place = f"mail by {host}"
+        self._host, self._tls, self._user, self._password = host, tls, user, password
+        self._port = port or {"starttls": 587, "tls": 465, "none": 25}[tls]
+        self._sender, self._to = sender, to
+
+    def send(self, message: Message) -> None:
+        import smtplib
+        import ssl
+        from email.message import EmailMessage
+        from email.utils import formatdate, make_msgid
+
+        mail = EmailMessage()
+        mail["From"], mail["To"], mail["Subject"] = self._sender, ", ".join(self._to), _one_line(message.subject)
+        mail["Date"], mail["Message-ID"] = formatdate(localtime=True), make_msgid(domain="pigeonpost.invalid")
+        mail.set_content(message.text)
+        try:
+            known = ssl.create_default_context()
+            kind = (
+                smtplib.SMTP_SSL(self._host, self._port, timeout=ANSWER_S, context=known)
+                if self._tls == "tls"
+                else smtplib.SMTP(self._host, self._port, timeout=ANSWER_S)
+            )
+            with kind as link:
+                if self._tls == "starttls":
+                    link.starttls(context=known)
+                if self._user:
+                    link.login(self._user, self._password)
+                link.send_message(mail)
+        except (OSError, smtplib.SMTPException) as error:
+            raise NotSent(f"{self.place}: {error}") from None
+
+
+def _one_line(text: str) -> str:
+    """A subject: what ends a line would begin another header (RFC 5322, section 2.2)."""
+    return " ".join(text.split())[:200]

@@ -1,0 +1,123 @@
+"""Looks every few seconds, and sends what is to be said by every way, until each has taken it over.
+
+Runs on: server, where a way is set and something to be said.  Reached from: server.py.
+Hands on to: alerts, reports, and the ways, all of which are handed in.
+Threads: one of its own, so that a mail server that hangs delays nobody.
+Errors: a message that does not get away is tried again after a minute, doubling to an hour; `fault` says why it waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pigeonpost.alerts.contract import Message, NotSent, Way
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.errors import DiskError, NotStored
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 2.0
+RETRY_S, LONGEST_RETRY_S = 60.0, 3600.0
+MOST_WAITING = 500  # of each way; then the oldest are dropped
+
+
+class _Post:
+    """What waits for one way."""
+
+    def __init__(self, way: Way) -> None:
+        self.way = way
+        self.waiting: deque[Message] = deque(maxlen=MOST_WAITING)
+        self.again_s, self.pause_s = 0.0, RETRY_S
+        self.fault = ""
+
+
+class Watchman:
+    """The thread, and what waits."""
+
+    def __init__(
+        self,
+        ways: Sequence[Way],
+        look: Callable[[], Sequence[Message]],
+        report: Callable[[int, int], Message],
+        every_s: float,
+        clock: Clock,
+    ) -> None:
+        """
+        look     what is to be said now
+        report   the report of a span, in ms since 1970
+        every_s  seconds between two reports; 0: none
+        """
+        self._posts = [_Post(way) for way in ways]
+        self._look, self._report, self._every_s, self._clock = look, report, every_s, clock
+        self._reported_ms = clock.wall_ms()
+        self._next_s = clock.monotonic() + every_s
+        self.sent = 0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    @property
+    def fault(self) -> str:
+        """Why messages wait; empty when none do."""
+        return "; ".join(post.fault for post in self._posts if post.fault)
+
+    def report(self) -> dict[str, Any]:
+        """As End.report."""
+        return {"sent": self.sent, "waiting": sum(len(post.waiting) for post in self._posts)}
+
+    def start(self) -> None:
+        """Look from now on."""
+        self._thread.start()
+
+    def stop(self, limit_s: float) -> str | None:
+        """Look no more; what was not sent is not sent."""
+        self._stopping.set()
+        self._thread.join(limit_s)
+        left = sum(len(post.waiting) for post in self._posts)
+        return f"{left} messages were not sent" if left else None
+
+    def look(self) -> None:
+        """Look once, and send what can be sent."""
+        messages = list(self._look())
+        for message in messages:
+            log.warning("%s", message.subject)
+        self._hand_over(messages)
+        now_s = self._clock.monotonic()
+        if self._every_s and now_s >= self._next_s:
+            to_ms = self._clock.wall_ms()
+            self._hand_over([self._report(self._reported_ms, to_ms)])
+            self._reported_ms = to_ms
+            self._next_s += self._every_s * max(1, round((now_s - self._next_s) / self._every_s))
+        for post in self._posts:
+            self._send(post)
+
+    def _hand_over(self, messages: Sequence[Message]) -> None:
+        for post in self._posts:
+            post.waiting.extend(messages)
+
+    def _send(self, post: _Post) -> None:
+        while post.waiting and not self._stopping.is_set() and self._clock.monotonic() >= post.again_s:
+            try:
+                post.way.send(post.waiting[0])
+            except NotSent as error:
+                if not post.fault:
+                    log.error("%s; it is tried again", error)
+                post.fault = f"messages wait: {error}"
+                post.again_s = self._clock.monotonic() + post.pause_s
+                post.pause_s = min(2 * post.pause_s, LONGEST_RETRY_S)
+            else:
+                post.waiting.popleft()
+                post.fault, post.pause_s = "", RETRY_S
+                self.sent += 1
+
+    def _run(self) -> None:
+        while not self._stopping.wait(LOOK_S):
+            try:
+                self.look()
+            except NotStored as error:
+                log.warning("a report waits: %s", error)
+            except DiskError:
+                return  # the program ends

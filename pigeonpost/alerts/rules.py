@@ -1,0 +1,169 @@
+"""What people want to be told of at once: a value beyond a threshold, a node that is silent.
+
+Runs on: server, where [[alert]] tables stand in the settings.  Reached from: watch/watchman; the intake's writer, by
+  `note`.
+Threads: `note` is the writer's, `look` the watchman's. `_lock` guards what was seen; it is held to note and to look.
+Errors: SettingsError for a table that does not read.
+
+An alert is raised once it has been so for long enough (`for`), said again while it lasts (`again`), and its end is
+said. A value counts when it is stored: late ones too, as long as they are newer than what was seen.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pigeonpost.alerts.contract import Message
+from pigeonpost.core.clock import rfc3339
+from pigeonpost.core.config import Option, matching, number, read_options
+from pigeonpost.core.errors import SettingsError
+from protocol import NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME, SENSOR_NAME_TAKES
+
+if TYPE_CHECKING:
+    from pigeonpost.core.clock import Clock
+    from pigeonpost.storage.models import Filing
+
+OPTIONS = (
+    Option("node", matching(NODE_NAME, NODE_NAME_TAKES), "", "whose; without one that of every node"),
+    Option("sensor", matching(SENSOR_NAME, SENSOR_NAME_TAKES), "", "which value is looked at,"),
+    Option("above", number(-1e15, 1e15), None, "and what it must not be above,"),
+    Option("below", number(-1e15, 1e15), None, "or below"),
+    Option("silent", number(1, 8_640_000), None, "instead: seconds without any sample of the node"),
+    Option("for", number(0, 864_000), 0.0, "seconds that it must last before anybody is told"),
+    Option("again", number(0, 8_640_000), 0.0, "seconds after which it is said again while it lasts; 0: never"),
+)
+
+
+class Rule(NamedTuple):
+    """One [[alert]] table."""
+
+    node: str
+    sensor: str
+    above: float | None
+    below: float | None
+    silent_s: float | None
+    for_s: float
+    again_s: float
+
+    def is_met(self, value: float) -> bool:
+        """Whether a value is beyond the thresholds."""
+        return (self.above is not None and value > self.above) or (self.below is not None and value < self.below)
+
+
+class _State:
+    """One rule and one node. Times are the monotonic clock's, in s.
+
+    since_s  since when it is so; None: it is not         said_s  when that was said last; None: not yet
+    words    how it is now                                peak    how it was between two looks, where that is to be said
+    """
+
+    def __init__(self) -> None:
+        self.since_s: float | None = None
+        self.said_s: float | None = None
+        self.words = self.peak = ""
+
+
+def read_rules(tables: Iterable[Mapping[str, Any]], where: str) -> list[Rule]:
+    """The [[alert]] tables. Raises SettingsError, which begins with `where`."""
+    rules = []
+    for count, table in enumerate(tables, 1):
+        here = f"{where}: [[alert]] {count}"
+        rule = Rule(*read_options(table, OPTIONS, here).values())
+        has_threshold = rule.above is not None or rule.below is not None
+        if (rule.silent_s is not None) == has_threshold:
+            raise SettingsError(f"{here}: takes above or below with a sensor, or silent")
+        if has_threshold != bool(rule.sensor):
+            raise SettingsError(f"{here}: above and below are of a sensor, silent is of a node")
+        rules.append(rule)
+    return rules
+
+
+class Alerts:
+    """The rules, and what is so now."""
+
+    def __init__(self, rules: Sequence[Rule], links: Sequence[Any], clock: Clock) -> None:
+        """links: each with the `state` of a node; may grow"""
+        self._rules, self._links, self._clock = rules, links, clock
+        self._lock = threading.Lock()
+        self._states: dict[tuple[Rule, str], _State] = {}
+        self._latest_ms: dict[tuple[str, str], int] = {}  # of node and sensor, when the value that was seen was taken
+        self._heard_s: dict[str, float] = {}
+        self._began_s = clock.monotonic()
+
+    def note(self, filings: Sequence[Filing]) -> None:
+        """What the intake has stored; as Intake.watch."""
+        now_s = self._clock.monotonic()
+        with self._lock:
+            for filing in filings:
+                for item in filing.items:
+                    for sample in getattr(item, "samples", ()):
+                        self._heard_s[filing.node] = now_s
+                        self._note_sample(filing.node, sample, filing.units, now_s)
+
+    def _note_sample(self, node: str, sample: Any, units: Mapping[str, str], now_s: float) -> None:
+        for rule in self._rules:
+            value = sample.values.get(rule.sensor) if rule.sensor and rule.node in ("", node) else None
+            if value is None or sample.time_ms < self._latest_ms.get((node, rule.sensor), 0):
+                continue
+            self._latest_ms[node, rule.sensor] = sample.time_ms
+            state = self._states.setdefault((rule, node), _State())
+            unit = units.get(rule.sensor, "")
+            state.words = (
+                f"{rule.sensor} of {node} is {value:g}{f' {unit}' if unit else ''} at {rfc3339(sample.time_ms)}"
+            )
+            if not rule.is_met(value):
+                state.since_s = None
+            else:
+                state.since_s = now_s if state.since_s is None else state.since_s
+                state.peak = "" if rule.for_s or state.said_s is not None else state.words
+
+    def look(self) -> list[Message]:
+        """What is to be said now."""
+        now_s = self._clock.monotonic()
+        with self._lock:
+            for rule in self._rules:
+                if rule.silent_s is not None:
+                    self._look_for_silence(rule, rule.silent_s, now_s)
+            found = [self._say(rule, node, state, now_s) for (rule, node), state in self._states.items()]
+        return [message for message in found if message is not None]
+
+    def _look_for_silence(self, rule: Rule, silent_s: float, now_s: float) -> None:
+        names = [rule.node] if rule.node else [link.state.name for link in list(self._links) if link.state.name]
+        for name in names:
+            heard_s = self._heard_s.get(name, self._began_s)
+            state = self._states.setdefault((rule, name), _State())
+            if now_s - heard_s < silent_s:
+                state.since_s = None
+            elif state.since_s is None:
+                state.since_s = heard_s + silent_s
+            state.words = f"no sample of {name} for {now_s - heard_s:.0f} s"
+
+    def _say(self, rule: Rule, node: str, state: _State, now_s: float) -> Message | None:
+        if state.peak and state.said_s is None:
+            words, state.peak, state.said_s = state.peak, "", now_s
+            return _message("alert", rule, node, words)
+        if state.since_s is None:
+            if state.said_s is None:
+                return None
+            state.said_s = None
+            return _message("over", rule, node, state.words if rule.sensor else f"{node} sends samples again")
+        is_due = now_s - state.since_s >= rule.for_s if state.said_s is None else (
+            rule.again_s > 0 and now_s - state.said_s >= rule.again_s
+        )  # fmt: skip
+        if not is_due:
+            return None
+        state.said_s = now_s
+        return _message("alert", rule, node, state.words)
+
+
+def _message(kind: str, rule: Rule, node: str, words: str) -> Message:
+    limit = " or ".join(
+        f"{name} {value:g}" for name, value in (("above", rule.above), ("below", rule.below)) if value is not None
+    )
+    asked = f"{rule.sensor} {limit}" if rule.sensor else f"{rule.silent_s:g} s without a sample"
+    subject = f"{'Over' if kind == 'over' else 'Alert'}: {words}"
+    facts = {"kind": kind, "node": node, "sensor": rule.sensor, "above": rule.above, "below": rule.below,
+             "silent": rule.silent_s}  # fmt: skip
+    return Message(subject, f"{words}.\nThe alert is for {asked}.\n", facts)

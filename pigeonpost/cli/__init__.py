@@ -1,0 +1,1 @@
+"""Commands of control.py, one module per group."""

@@ -1,0 +1,347 @@
+"""Care of the data: backup, restore, verify.
+
+    python3 control.py backup /mnt/usb/pigeonpost.tar        while the server runs
+    python3 control.py verify /mnt/usb/pigeonpost.tar        is it still what it was?
+    python3 control.py restore /mnt/usb/pigeonpost.tar       while no server runs
+
+Runs on: server.  Reached from: control.py, cron.  Hands on to: backups, log_files, the store.
+Threads: none.
+Errors: Failed, when something is wrong with the data or the disk: then a backup that was there is as it was, and
+  nothing was restored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+from pigeonpost.cli.contract import Bar, Command, Context, Failed, has_store, look
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.data_folder import DATABASE, FILES, LOGS, SERVER_LOCK
+from pigeonpost.core.errors import DiskError, InUse, NotStored, SettingsError
+from pigeonpost.core.files import only_one, sync_folder
+from pigeonpost.server import backup as server_backup
+from pigeonpost.storage.contract import Store
+from pigeonpost.storage.csv import checksums
+from pigeonpost.storage.csv.checksums import logs_in
+from pigeonpost.storage.csv.format import log_name
+from pigeonpost.storage.csv.verify import verify_logs, write_anew
+from pigeonpost.storage.sqlite.schema import VERSION
+from pigeonpost.storage.sqlite.store import SqliteStore
+
+ASIDE = "before-restore"
+_STAGING = ".restoring"
+
+
+# ------------------------------------------------------------------------------------------------------- backup
+
+
+def backup(context: Context) -> int:
+    """Copy everything that the server keeps into FILE, while it runs. FILE is replaced only when the copy is checked.
+
+    The database alone when FILE ends in .sqlite3; else a tar file of the database, logs, dropped files, tokens and
+    users: keep it as you keep passwords. A folder gets a new file, named by date and time.
+    """
+    data = context.data
+    _require_sqlite(context)
+    target = _target(context.arguments.file, data)
+    with _showing() as progress, _failing(target), _folder_for(os.path.dirname(target), _staging_of(target)) as staging:
+        logs = logs_in(os.path.join(data, LOGS))  # before the database: it knows of all of these
+        copy = os.path.join(staging, DATABASE)
+        server_backup.copy_database(os.path.join(data, DATABASE), copy, progress)
+        _refuse_faults(staging, "no backup was made")
+        about = _about(staging)
+        if not target.endswith(".sqlite3"):
+            made = os.path.join(staging, "made.tar")
+            server_backup.pack(data, staging, logs, made, progress)
+            server_backup.unpack(made, None, progress)
+            copy = made
+        os.rename(copy, target)
+        sync_folder(target)
+    print(f"{target}: {about}; {os.path.getsize(target):,} bytes, checked")
+    return 0
+
+
+def _target(said: str, data: str) -> str:
+    """The whole path of the file that is to be made."""
+    target = os.path.abspath(said)
+    if os.path.isdir(target):
+        target = os.path.join(target, time.strftime("pigeonpost-%Y-%m-%d_%H%M%S.tar"))
+    folder = os.path.dirname(target)
+    if not os.path.isdir(folder):
+        raise SettingsError(f"{folder} is no folder")
+    inside = os.path.join(os.path.realpath(data), "")
+    if os.path.join(os.path.realpath(folder), "").startswith(inside):
+        raise SettingsError(f"{said} lies in the data folder, and would be lost with it: choose another place")
+    return target
+
+
+def _staging_of(target: str) -> str:
+    return f".{os.path.basename(target)}.making"
+
+
+# ------------------------------------------------------------------------------------------------------ restore
+
+
+def restore(context: Context) -> int:
+    """Put back what a backup holds. No server may run. What is there is moved aside, into a folder of its own.
+
+    Samples that came since the backup was made are brought again by the nodes, as far as they hold them.
+    """
+    data, file = context.data, context.arguments.file
+    if context.settings["store", "postgres"]:
+        raise SettingsError(_ELSEWHERE)
+    try:
+        lock = only_one(os.path.join(data, SERVER_LOCK))
+    except InUse as error:
+        raise Failed(f"the server runs ({error}): stop it, then restore") from None
+    _give(os.path.join(data, SERVER_LOCK), data)
+    try:
+        with _showing() as progress, _failing(data), _folder_for(data, _STAGING) as staging:
+            names = _unpacked(file, staging, progress)
+            aside = _put_in_place(data, staging, names)
+        with contextlib.closing(SqliteStore(data, look_only=True)) as store:
+            faults = list(_faults(store, data, with_logs=True))
+    finally:
+        os.close(lock)
+    for fault in faults:
+        print(fault)
+    print(f"{data}: {_about(data)}")
+    print(f"What was there before is in {aside}." if aside else "There was nothing there before.", file=sys.stderr)
+    print("Start the server: the nodes bring what they have taken since, by themselves.", file=sys.stderr)
+    return 1 if faults else 0
+
+
+def _unpacked(file: str, staging: str, progress: server_backup.Progress) -> list[str]:
+    """Lay out a backup in `staging`, looked through; the names of what there is. Raises Failed, BadBackup."""
+    if not os.path.isfile(file):
+        raise SettingsError(f"{file}: there is no such file")
+    if server_backup.is_database(file):
+        server_backup.copy_database(file, os.path.join(staging, DATABASE), progress)
+        names = [DATABASE]
+    else:
+        names = server_backup.unpack(file, staging, progress)
+    if server_backup.version_of(staging) == 0:
+        raise server_backup.BadBackup(f"{file}: is the database of another program")
+    if server_backup.version_of(staging) < VERSION:
+        SqliteStore(staging).close()  # brings it up to date, as the server's start would
+    _refuse_faults(staging, "nothing was changed")
+    return names
+
+
+def _put_in_place(data: str, staging: str, names: Sequence[str]) -> str:
+    """Move what is there aside, and what was laid out to its place; where the former is now (empty: there was none).
+
+    The database goes first, as one file, and comes last: so in no moment could a server take a half of it, or a WAL of
+    another one. Who is interrupted here restores again.
+    """
+    if not any(name.startswith(f"{LOGS}/") for name in names):
+        os.makedirs(os.path.join(staging, LOGS), exist_ok=True)
+        with contextlib.closing(SqliteStore(staging)) as store:
+            clock = Clock()
+            write_anew(os.path.join(staging, LOGS), log_name(clock.wall_ms()), store, clock)
+    own = [name for name in server_backup.KEPT if name in names]
+    server_backup.fold_in_wal(os.path.join(data, DATABASE))
+    gone = _move_aside(data, [DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", LOGS, *own])
+    for name in names:
+        if name.startswith(f"{FILES}/") and not os.path.lexists(os.path.join(data, name)):
+            os.makedirs(os.path.join(data, FILES), exist_ok=True)
+            _give(os.path.join(data, FILES), data)
+            _place(staging, data, name)
+    for name in [LOGS, *own, DATABASE]:
+        _place(staging, data, name)
+    return gone
+
+
+def _move_aside(data: str, names: Sequence[str]) -> str:
+    there = [name for name in names if os.path.lexists(os.path.join(data, name))]
+    if not there:
+        return ""
+    first = aside = os.path.join(data, f"{ASIDE}-{time.strftime('%Y-%m-%d_%H%M%S')}")
+    number = 1
+    while os.path.lexists(aside):
+        number += 1
+        aside = f"{first}_{number}"
+    os.mkdir(aside, 0o700)
+    for name in there:
+        os.rename(os.path.join(data, name), os.path.join(aside, name))
+    sync_folder(os.path.join(aside, DATABASE))
+    return aside
+
+
+def _place(staging: str, data: str, name: str) -> None:
+    """One file, or folder of files, to its place."""
+    path = os.path.join(staging, name)
+    for inner in os.listdir(path) if os.path.isdir(path) else ():
+        _give(os.path.join(path, inner), data)
+    _give(path, data)
+    os.rename(path, os.path.join(data, name))
+    sync_folder(os.path.join(data, name))
+
+
+def _give(path: str, data: str) -> None:
+    """Make it the property of whose folder it is in: root may restore for the server's user."""
+    if os.geteuid() == 0:
+        owner = os.stat(data)
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+
+
+# ------------------------------------------------------------------------------------------------------- verify
+
+
+def verify(context: Context) -> int:
+    """Look at everything that is stored, or at a backup; one line a fault.
+
+    The database itself, marks and gaps, the sums of closed logs and, when no server runs, each row of the logs.
+    """
+    data, file = context.data, context.arguments.file
+    if file:
+        with _showing() as progress, _failing(file), _folder_for(data, f"{_STAGING}-{os.getpid()}") as staging:
+            _unpacked(os.path.abspath(file), staging, progress)
+            print(f"{file}: {_about(staging)}")
+        return 0
+    look(context).close()
+    try:
+        lock = only_one(os.path.join(data, SERVER_LOCK))
+    except InUse:
+        lock = -1
+        print(
+            "the server runs, so the logs are not compared with the store (stop it to have that done)", file=sys.stderr
+        )
+    try:
+        with contextlib.closing(look(context)) as store:
+            faults = list(_faults(store, data, with_logs=lock >= 0))
+            about = _told(store) if not faults else ""
+    finally:
+        if lock >= 0:
+            os.close(lock)
+    for fault in faults:
+        print(fault)
+    if not faults:
+        print(about)
+    return 1 if faults else 0
+
+
+def _faults(store: Store, data: str, with_logs: bool) -> Iterator[str]:
+    logs = os.path.join(data, LOGS)
+    yield from store.verify()
+    yield from checksums.faults(logs)
+    if with_logs:
+        yield from verify_logs(logs, store)
+
+
+def _about(folder: str) -> str:
+    """What a database that was found sound holds, in a line."""
+    if server_backup.version_of(folder) < VERSION:
+        return "of an older version, which the server's start brings up to date; sound as SQLite sees it"
+    with contextlib.closing(SqliteStore(folder, look_only=True)) as store:
+        return _told(store)
+
+
+def _told(store: Store) -> str:
+    """The same, of a store."""
+    nodes, gaps = store.nodes(), store.gaps(-1)
+    forgotten = sum(node["forgotten"] for node in nodes)
+    text = f"{sum(node['samples'] for node in nodes) - forgotten} samples of {len(nodes)} nodes: all there, each once"
+    if forgotten:
+        text += f"; {forgotten} older ones were deleted as set"
+    if gaps:
+        missing = sum(gap["to"] - gap["from"] + 1 + gap["before"] for gap in gaps)
+        text += f"; {missing} more are noted as missing, in {len(gaps)} gaps"
+    return text
+
+
+# ------------------------------------------------------------------------------------------------- what they share
+
+
+_ELSEWHERE = "the samples are in PostgreSQL, which has pg_dump and pg_restore; copy server.id, logs/ and files/ by hand"
+
+
+def _require_sqlite(context: Context) -> None:
+    if context.settings["store", "postgres"]:
+        raise SettingsError(_ELSEWHERE)
+    if not has_store(context):
+        raise SettingsError(f"there is no database in {context.data}; --data DIR, before the command, names its folder")
+
+
+def _refuse_faults(folder: str, so: str) -> None:
+    faults = list(server_backup.faults_of(folder))
+    for fault in faults:
+        print(fault)
+    if faults:
+        raise Failed(f"the database is damaged: {so}")
+
+
+@contextlib.contextmanager
+def _folder_for(parent: str, name: str) -> Iterator[str]:
+    """An empty folder to work in, gone afterwards; also what a run that was killed has left in it.
+
+    Nothing is followed or emptied through a symbolic link: root may work in a folder of somebody else.
+    """
+    path = os.path.join(parent, name)
+    os.makedirs(parent, exist_ok=True)
+    if os.path.islink(path):
+        raise Failed(f"{path} is a symbolic link, where a folder of this command's own should be: remove it")
+    try:
+        lock = only_one(os.path.join(path, "lock"))
+    except InUse as error:
+        raise Failed(f"another command works on the same: {error}") from None
+    except DiskError as error:
+        raise Failed(f"{parent} cannot be written: {getattr(error.__cause__, 'strerror', error)}") from None
+    try:
+        for left in os.listdir(path):
+            if left != "lock":
+                whole = os.path.join(path, left)
+                is_folder = os.path.isdir(whole) and not os.path.islink(whole)
+                shutil.rmtree(whole) if is_folder else os.unlink(whole)
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """A disk that does not do its part, in words."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise Failed(f"{what}: {error}") from error
+    except (DiskError, NotStored) as error:
+        raise Failed(str(error)) from error
+    except OSError as error:
+        raise Failed(f"{error.filename or what}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _showing() -> Iterator[server_backup.Progress]:
+    """A bar a stage, on a terminal."""
+    bars: dict[str, Bar] = {}
+
+    def show(stage: str, done: int, total: int) -> None:
+        if stage not in bars:
+            for bar in bars.values():
+                bar.end()
+            bars[stage] = Bar(stage)
+        bars[stage].show(done, total)
+
+    try:
+        yield show
+    finally:
+        for bar in bars.values():
+            bar.end()
+
+
+_FILE = {"metavar": "FILE"}
+COMMANDS: Mapping[str, Command] = {
+    "backup": Command("copy everything into FILE, while the server runs (.sqlite3: the database alone)",
+                      [("file", _FILE)], backup),
+    "restore": Command("put back what a backup holds, while no server runs", [("file", _FILE)], restore),
+    "verify": Command("look at all that is stored (or at a backup), and say what is wrong with it",
+                      [("file", {**_FILE, "nargs": "?"})], verify),
+}  # fmt: skip

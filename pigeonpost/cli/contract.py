@@ -1,0 +1,95 @@
+"""What every command of control.py is: its arguments, what it works with, how it says that it failed or how far it is.
+
+Runs on: node and server.  Reached from: control.py, which lists the commands.  Hands on to: nobody.
+Members: one file for each group of commands, with `COMMANDS`, a table as control.py's own; unlike the members of other
+  rooms they may use all that stands below them, as a program does.
+Threads: none.  Errors: Failed, for exit status 1; SettingsError for 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from pigeonpost.core.config import Settings
+from pigeonpost.core.data_folder import DATABASE
+from pigeonpost.core.errors import PigeonpostError, SettingsError
+from pigeonpost.storage.contract import Store
+from pigeonpost.storage.registry import open_store
+from protocol import NODE_NAME, NODE_NAME_TAKES
+
+
+class Failed(PigeonpostError):
+    """The command was understood but could not be done."""
+
+
+class Command(NamedTuple):
+    """One command: what it does in a line, its arguments for argparse, and the function that does it."""
+
+    help: str
+    arguments: Sequence[tuple[str, dict[str, Any]]]
+    run: Callable[[Context], int]
+
+
+class Context(NamedTuple):
+    """What a command works with.
+
+    data      the server's data folder      arguments  as argparse gives them
+    settings  the server's settings         config     the file that was named with --config; empty: none
+    node_of_file  the node that dropped a file here, by its path; empty where that is not known
+    """
+
+    data: str
+    arguments: argparse.Namespace
+    settings: Settings
+    config: str
+    node_of_file: Callable[[str], str] = lambda path: ""
+
+
+def has_store(context: Context) -> bool:
+    """Whether there is something that `look` can open."""
+    return bool(context.settings["store", "postgres"]) or os.path.exists(os.path.join(context.data, DATABASE))
+
+
+def look(context: Context) -> Store:
+    """The store that the settings name, to be looked at, also beside a server that runs; close it in the end."""
+    if not has_store(context):
+        raise SettingsError(f"there is no database in {context.data}; --data DIR, before the command, names its folder")
+    return open_store(context.settings, context.data, look_only=True)
+
+
+def node_name(text: str) -> str:
+    """An argument that is a node's name."""
+    if not NODE_NAME(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no node name: {NODE_NAME_TAKES}")
+    return text
+
+
+class Bar:
+    """How far something has gone; on a terminal only."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name if len(name) <= 30 else name[:27] + "..."
+        self._shown = -1
+        self._is_seen = sys.stderr.isatty()
+
+    def show(self, gone: int, size: int) -> None:
+        """So many bytes (or whatever it is) of so many."""
+        percent = min(100, 100 * gone // size) if size else 100
+        if self._is_seen and percent != self._shown:
+            self._shown = percent
+            done = "#" * (percent * _BAR // 100)
+            print(f"\r{self._name:30} [{done:-<{_BAR}}] {percent:3} %", end="", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """The line is finished."""
+        if self._shown >= 0:
+            print(file=sys.stderr)
+            self._shown = -1
+
+
+_BAR = 30  # columns
+NODE = ("node", {"metavar": "NODE", "type": node_name})

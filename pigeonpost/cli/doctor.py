@@ -1,0 +1,446 @@
+"""What is wrong with this machine's set-up, and the exact remedy for each: `control.py doctor`, said in words.
+
+Runs on: node and server.  Reached from: control.py.
+Hands on to: the kernel's files, the sensors that the settings name (read once), ports and other machines (tried once).
+Threads: none.  Errors: none: what fails is a finding.
+
+What is looked at depends on what this machine is: a node where there is a node.toml or on a Raspberry Pi, a server
+where there is a server.toml or its data. `control.py doctor node` and `control.py doctor server` ask for one of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import functools
+import grp
+import importlib.util
+import json
+import os
+import platform
+import pwd
+import re
+import socket
+import stat
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from pigeonpost.auth.tokens import Tokens
+from pigeonpost.cli.contract import Command, Context
+from pigeonpost.core import config
+from pigeonpost.core.addresses import is_loopback, join_address
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.config import Settings
+from pigeonpost.core.data_folder import DATABASE, RUNNING, TOKENS
+from pigeonpost.core.errors import PigeonpostError, SensorError
+from pigeonpost.core.files import kind_of_filesystem
+from pigeonpost.sensors.contract import Derived
+from pigeonpost.sensors.registry import KINDS, make_source
+from pigeonpost.settings import NODE
+from protocol import NODE_NAME, decode, encode
+
+_REACH_S = 3.0  # for another machine, or another program on this one
+_NEWEST_WRONG = (3, 10)
+_LEAST_BYTES = 200 << 20
+_GONE = ("tmpfs", "ramfs", "overlay", "aufs")  # after a restart of the machine, or of the container
+_FAR = ("nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs")  # locks and memory maps do not reach over a network
+_SIMPLE = ("vfat", "exfat", "msdos")  # without owners, modes, or a journal
+_LIBRARIES = {"adc": ("spidev", "python3-spidev"), "mcp3424": ("smbus2", "python3-smbus2"),
+              "mqtt": ("paho.mqtt.client", "python3-paho-mqtt")}  # fmt: skip
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at. `word` is "ok", "wrong", or "note" for what may well be meant so."""
+
+    word: str
+    about: str
+    remedy: str = ""
+
+
+def doctor(context: Context) -> int:
+    """Look at this machine's set-up: what is well, what is wrong, and the remedy. Exit 0: nothing is wrong; else 1."""
+    wrong = 0
+    for heading, findings in _parts(context):
+        print(heading)
+        for finding in _safely(findings):
+            print(f"  {finding.word:5}  {finding.about}")
+            if finding.remedy:
+                print(f"         {'remedy: ' if finding.word == 'wrong' else ''}{finding.remedy}")
+            wrong += finding.word == "wrong"
+    print(f"{wrong} {'thing is' if wrong == 1 else 'things are'} wrong." if wrong else "Nothing is wrong.")
+    return 1 if wrong else 0
+
+
+def _parts(context: Context) -> Iterator[tuple[str, Iterator[Finding]]]:
+    chosen = context.arguments
+    yield "This machine", machine()
+    is_node, is_server = _is_node(chosen), _is_server(context)
+    if chosen.what == "node" or (chosen.what is None and is_node):
+        yield "As a node", _node(chosen)
+    if chosen.what == "server" or (chosen.what is None and is_server):
+        yield "As a server", server(context.settings, context.data)
+    if chosen.what is None and not (is_node or is_server):
+        more = "`control.py doctor node` and `control.py doctor server` say what each would need"
+        yield "What it is for", iter([Finding("note", "nothing is set up here yet", more)])
+
+
+def _is_node(chosen: argparse.Namespace) -> bool:
+    model = os.path.join(chosen.root, "proc/device-tree/model")
+    return bool(chosen.node_config) or os.path.exists("node.toml") or _first_line(model).startswith("Raspberry Pi")
+
+
+def _is_server(context: Context) -> bool:
+    data = os.path.join(context.data, DATABASE)
+    return bool(context.settings.file or context.settings["server", "nodes"]) or os.path.exists(data)
+
+
+def _safely(findings: Iterator[Finding]) -> Iterator[Finding]:
+    try:
+        yield from findings
+    except (PigeonpostError, OSError) as error:
+        yield Finding("wrong", f"this could not be looked at to its end: {error}")
+
+
+# --------------------------------------------------------------------------------------------- whatever it is
+
+
+def machine() -> Iterator[Finding]:
+    """Python and the clock."""
+    if sys.version_info[:2] <= _NEWEST_WRONG:
+        yield Finding("wrong", f"Python is {platform.python_version()}, and has to be 3.11 or later",
+                      "Raspberry Pi OS of October 2023 (bookworm) or later has it")  # fmt: skip
+    else:
+        yield Finding("ok", f"Python {platform.python_version()}")
+    if Clock().is_set():
+        yield Finding("ok", "the date is known to be right")
+    else:
+        yield Finding("wrong", "nobody keeps this machine's clock right",
+                      "sudo timedatectl set-ntp true (then `timedatectl` says: synchronized: yes)")  # fmt: skip
+
+
+def folder(data: str) -> Iterator[Finding]:
+    """Where a program keeps its data."""
+    place = os.path.abspath(data)
+    while not os.path.exists(place):
+        place = os.path.dirname(place)
+    if not os.path.isdir(place) or not os.access(place, os.W_OK | os.X_OK):
+        yield Finding("wrong", f"{data}: {_user()} may not write there",
+                      f"sudo install -d -o {_user()} {os.path.abspath(data)}, or another one: --data DIR")  # fmt: skip
+        return
+    kind, status = kind_of_filesystem(place), os.statvfs(place)
+    free = status.f_bavail * status.f_frsize
+    if kind in _GONE:
+        yield Finding("wrong", f"{data} is on {kind}: what it holds is gone after a restart",
+                      "a folder on a disk: --data DIR; in a container a volume (see docker-compose.yml)")  # fmt: skip
+    elif kind in _FAR or kind in _SIMPLE:
+        yield Finding("wrong", f"{data} is on {kind}, on which what is written is not safe",
+                      "a folder on a local disk with ext4 or the like: --data DIR")  # fmt: skip
+    if free < _LEAST_BYTES:
+        yield Finding("wrong", f"{data}: only {free >> 20} MiB are free",
+                      "make room (`du -xh / | sort -h | tail` shows what is large), or --data DIR")  # fmt: skip
+    else:
+        yield Finding("ok", f"{data}: {free / 2**30:.1f} GiB free on {kind or 'its disk'}")
+
+
+def port(address: tuple[str, int], flag: str, is_ours: Callable[[], str]) -> Finding:
+    """Whether an address can be listened on. `is_ours` tells who of ours has it, or nothing."""
+    host, number = address
+    where = join_address(host, number)
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server(address, family=family).close()
+        return Finding("ok", f"{where} is free to listen on")
+    except OSError as error:
+        ours = is_ours() if error.errno == errno.EADDRINUSE else ""
+        if ours:
+            return Finding("ok", f"{where}: {ours}")
+        remedy = {
+            errno.EADDRINUSE: f"sudo ss -ltnp 'sport = :{number}' tells who has it; or another: {flag} HOST:PORT",
+            errno.EACCES: f"a port from 1024 on: {flag} HOST:PORT; or run it by deploy/'s systemd unit",
+        }.get(error.errno or 0, f"an address of this machine (`ip address` lists them): {flag} HOST:PORT")
+        return Finding("wrong", f"{where} cannot be listened on: {error.strerror or error}", remedy)
+
+
+def reach(address: tuple[str, int], who: str, remedy: str) -> Finding:
+    """Whether another machine answers."""
+    where = join_address(*address)
+    try:
+        socket.create_connection(address, _REACH_S).close()
+    except OSError as error:
+        return Finding("wrong", f"{who} at {where} cannot be reached: {error.strerror or error}", remedy)
+    return Finding("ok", f"{who} at {where} can be reached")
+
+
+# ------------------------------------------------------------------------------------------------------ a node
+
+
+def _node(chosen: argparse.Namespace) -> Iterator[Finding]:
+    flags = argparse.Namespace(config=chosen.node_config)
+    try:
+        settings = config.load(NODE, flags, "node.toml", ("sensor",))
+    except PigeonpostError as error:
+        yield Finding("wrong", str(error), "node.default.toml has every key, docs/settings.md says what each takes")
+        return
+    yield Finding("ok", f"settings: {settings.file or 'none, so the defaults'}")
+    yield from node(settings, chosen.root)
+
+
+def node(settings: Settings, root: str = "/") -> Iterator[Finding]:
+    """What a node needs."""
+    yield from folder(config.data_folder(settings["node", "data"]))
+    yield from sensors(settings, root)
+    yield from _node_token(settings)
+    address = settings["node", "listen"]
+    yield port(address, "--listen", lambda: _ask_node(address))
+    push = urlsplit(settings["push", "to"])
+    if push.hostname:
+        at = push.hostname, push.port or (443 if push.scheme == "https" else 80)
+        yield reach(at, "the server", "is it running, and is its port open? `[push] to` in node.toml says where it is")
+    if settings["mqtt", "host"]:
+        at = settings["mqtt", "host"], settings["mqtt", "port"] or (8883 if settings["mqtt", "tls"] else 1883)
+        yield reach(
+            at, "the broker", "is it running, and is its port open? `[mqtt] host` in node.toml says where it is"
+        )
+
+
+def sensors(settings: Settings, root: str) -> Iterator[Finding]:
+    """Each source: what it needs, and then what it reads."""
+    tables = settings.tables.get("sensor")
+    if not tables and not settings["node", "simulate"]:
+        channels = {"temperature": {"input": 1, "convert": "mcp9700"}, "light": {"input": 2}}
+        tables = [{"kind": "adc", "channels": channels}]
+    for count, table in enumerate(tables or (), 1):
+        kind = str(table.get("kind"))
+        if kind == "adc" and settings["node", "simulate"]:
+            continue
+        about = (
+            f"[[sensor]] {count}, {kind}" if settings.tables.get("sensor") else "the MCP3008 that is read by default"
+        )
+        needs = list(_needs(kind, table, root))
+        yield from (need._replace(about=f"{about}: {need.about}") for need in needs)
+        if all(need.word == "ok" for need in needs):
+            yield from _readings(about, kind, table)
+    yield _interfaces(root)
+    yield from _group("gpio", "nothing of Pigeonpost needs it, but a command that it runs may")
+
+
+def _interfaces(root: str) -> Finding:
+    """Which of a Pi's buses are switched on, whether or not the settings need them."""
+    found = {
+        "SPI": _names(root, "dev", r"spidev[0-9]+\.[0-9]+"), "I2C": _names(root, "dev", r"i2c-[0-9]+"),
+        "1-wire": _names(root, "sys/bus/w1/devices", r"w1_bus_master[0-9]+"),
+    }  # fmt: skip
+    on = ", ".join(f"{bus} ({', '.join(names)})" for bus, names in found.items() if names)
+    off = ", ".join(bus for bus, names in found.items() if not names)
+    return Finding("note", f"switched on: {on or 'none'}; not: {off or 'none'}")
+
+
+def _names(root: str, folder: str, pattern: str) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(os.path.join(root, folder)) if re.fullmatch(pattern, name))
+    except OSError:
+        return []
+
+
+def _needs(kind: str, table: Mapping[str, Any], root: str) -> Iterator[Finding]:
+    if kind in _LIBRARIES:
+        module, package = _LIBRARIES[kind]
+        if not _is_installed(module):
+            yield Finding(
+                "wrong", f"the Python module {module.partition('.')[0]} is missing", f"sudo apt install {package}"
+            )
+    if kind == "adc":
+        path = os.path.join(root, f"dev/spidev{table.get('bus', 0)}.{table.get('device', 0)}")
+        yield _device(path, "sudo raspi-config nonint do_spi 0, then sudo reboot")
+    elif kind == "mcp3424":
+        path = os.path.join(root, f"dev/i2c-{table.get('bus', 1)}")
+        yield _device(path, "sudo raspi-config nonint do_i2c 0, then sudo reboot")
+    elif kind == "kernel" and any(str(its.get("from", "")).startswith("w1/") for its in _channels(table)):
+        path = os.path.join(root, "sys/bus/w1/devices")
+        if not os.path.isdir(path):
+            yield Finding("wrong", "1-wire is not switched on",
+                          "sudo raspi-config nonint do_onewire 0, then sudo reboot")  # fmt: skip
+
+
+def _channels(table: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    channels = table.get("channels")
+    return [its for its in channels.values() if isinstance(its, dict)] if isinstance(channels, dict) else []
+
+
+def _device(path: str, switch_on: str) -> Finding:
+    if not os.path.exists(path):
+        return Finding("wrong", f"{path} is not there", switch_on)
+    if os.access(path, os.R_OK | os.W_OK):
+        return Finding("ok", f"{path} may be opened")
+    group = _group_name(os.stat(path).st_gid)
+    if _user() in _members(group):
+        return Finding("wrong", f"{path} may not be opened yet: {_user()} is in group {group}, but not in this session",
+                       "log in again, or sudo reboot")  # fmt: skip
+    return Finding("wrong", f"{path} may not be opened by {_user()}",
+                   f"sudo usermod -aG {group} {_user()}, then log in again")  # fmt: skip
+
+
+def _group(name: str, what: str) -> Iterator[Finding]:
+    if _exists(name) and _user() not in _members(name) and os.getuid() != 0:
+        yield Finding("note", f"{_user()} is not in group {name}: {what}", f"sudo usermod -aG {name} {_user()}")
+
+
+def _readings(about: str, kind: str, table: Mapping[str, Any]) -> Iterator[Finding]:
+    options = {key: value for key, value in table.items() if key != "kind"}
+    if kind not in KINDS:
+        yield Finding("wrong", f"{about}: there is no such kind", "docs/sensors.md lists them")
+        return
+    try:
+        source = make_source(kind, options, about)
+    except PigeonpostError as error:
+        yield Finding("wrong", str(error), "docs/settings.md has the keys of each kind")
+        return
+    if isinstance(source, Derived):
+        return
+    try:
+        for channel, value in source.read().items():
+            if isinstance(value, SensorError):
+                yield Finding("wrong", f"{about}: {channel} does not read: {value}")
+            else:
+                yield Finding("ok", f"{about}: {channel} reads {value:g}")
+    except SensorError as error:
+        yield Finding("wrong", f"{about} does not read: {error}")
+    finally:
+        source.close()
+
+
+def _node_token(settings: Settings) -> Iterator[Finding]:
+    origin = settings.origin("node", "token")
+    if not settings["node", "token"]:
+        if not is_loopback(settings["node", "listen"][0]):
+            yield Finding("note", "no token: only servers on this machine may collect",
+                          "`control.py token NAME` on the server makes one; docs/tutorial.md")  # fmt: skip
+    elif origin == settings.file:
+        yield _private(settings.file, "which holds the token")
+    else:
+        yield Finding("ok", f"a token is set, by {origin}")
+
+
+def _ask_node(address: tuple[str, int]) -> str:
+    """Who of ours answers there; empty: nobody."""
+    host, number = address
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    try:
+        with socket.create_connection((here, number), _REACH_S) as link:
+            link.sendall(encode("CHECK"))
+            said = decode(link.makefile("rb").readline(1 << 16))
+    except (OSError, PigeonpostError):
+        return ""
+    if said is None or said.word not in ("STATUS", "ERROR"):
+        return ""
+    collectors = said.args[2].get("collectors") if said.word == "STATUS" else None
+    if not isinstance(collectors, list):
+        return "this machine's node answers"
+    who = ", ".join(str(name) for name in collectors if NODE_NAME(str(name))) or "no server"
+    return f"this machine's node answers; {who} collects from it"
+
+
+# ---------------------------------------------------------------------------------------------------- a server
+
+
+def server(settings: Settings, data: str) -> Iterator[Finding]:
+    """What a server needs."""
+    yield Finding("ok", f"settings: {settings.file or 'none, so the defaults'}")
+    yield from folder(data)
+    path = os.path.join(data, TOKENS)
+    known = set()
+    if os.path.exists(path):
+        yield _private(path, "the tokens of the nodes")
+        if os.access(path, os.R_OK):
+            known = set(Tokens(data))  # which raises what is wrong with it
+    for address in settings["web", "listen"]:
+        yield port(address, "--web", functools.partial(_running, data, address))
+    for name, address in settings["server", "nodes"]:
+        who = f"node {name}" if name else "the node"
+        yield reach(address, who, "there: `python3 control.py doctor node`; is node.py running, and its port open?")
+        if name and name not in known and not is_loopback(address[0]):
+            yield Finding("note", f"{who} has no token here, so it will refuse",
+                          f"python3 control.py token {name}, and give it to the node")  # fmt: skip
+    if settings["mqtt", "host"]:
+        at = settings["mqtt", "host"], settings["mqtt", "port"] or (8883 if settings["mqtt", "tls"] else 1883)
+        yield reach(at, "the broker", "is it running, and its port open? `[mqtt] host` in server.toml says where it is")
+
+
+def _running(data: str, address: tuple[str, int]) -> str:
+    """Who of ours has the page's address; empty: nobody."""
+    try:
+        with open(os.path.join(data, RUNNING), encoding="utf-8") as file:
+            about = json.load(file)
+        os.kill(about["pid"], 0)
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return "this server's page is there" if any(found[1] == address[1] for found in about["web"]) else ""
+
+
+# -------------------------------------------------------------------------------------------------- small things
+
+
+def _private(path: str, what: str) -> Finding:
+    """A file with secrets: for its owner's eyes only, and these are ours."""
+    if not os.access(path, os.R_OK):
+        return Finding("wrong", f"{path}, {what}, may not be read by {_user()}", f"sudo chown {_user()} {path}")
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    if mode & 0o077:
+        return Finding("wrong", f"{path}, {what}, may be read by others (mode {mode:04o})", f"chmod 600 {path}")
+    return Finding("ok", f"{path}, {what}, is for {_user()} alone")
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _first_line(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.readline().strip("\0\n")
+    except OSError:
+        return ""
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def _group_name(number: int) -> str:
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return str(number)
+
+
+def _exists(group: str) -> bool:
+    return any(entry.gr_name == group for entry in grp.getgrall())
+
+
+def _members(group: str) -> list[str]:
+    try:
+        return grp.getgrnam(group).gr_mem
+    except KeyError:
+        return []
+
+
+COMMANDS: Mapping[str, Command] = {
+    "doctor": Command(
+        "say what is wrong with this machine's set-up, and the remedy; exit 0 when nothing is",
+        [
+            ("what", {"metavar": "node|server", "choices": ("node", "server"), "nargs": "?", "help": "as what it is"
+                      " looked at (as what it is set up)"}),
+            ("--node-config", {"metavar": "TOKENS", "help": "the node's settings (./node.toml)"}),
+            ("--root", {"metavar": "FOLDER", "default": "/", "help": "where dev, proc and sys are (/)"}),
+        ],
+        doctor,
+    ),
+}  # fmt: skip

@@ -1,0 +1,291 @@
+"""Export: what is stored, as a table or as JSON, beside a server that runs.
+
+    python3 control.py export --out all.csv
+    python3 control.py export --format wide --node basement --from 2026-11-01 --to 2026-12-01 --out november.csv
+    python3 control.py export --format jsonl --sensor temperature --from 7d | gzip > week.jsonl.gz
+
+Runs on: server.  Reached from: control.py, cron.  Hands on to: a file, or standard output.
+Threads: none.
+Errors: Failed, for names that there are not and for a disk that is full: then FILE is as it was.
+
+However much there is: a few thousand samples are asked for and written at a time, and no question to the database stays
+open meanwhile, which would keep the server from tidying up its WAL.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from pigeonpost.cli.contract import Bar, Command, Context, Failed, look, node_name
+from pigeonpost.core.clock import rfc3339
+from pigeonpost.core.files import sync_folder
+from pigeonpost.core.strict_json import write_json
+from pigeonpost.storage.contract import Store
+from pigeonpost.storage.csv.format import HEADER, local_time, log_rows
+from pigeonpost.storage.models import Point, Stretch
+from protocol import SENSOR_NAME, SENSOR_NAME_TAKES, Sample
+
+AT_ONCE = 4000  # samples asked for together
+_NEVER_MS = 253_402_300_800_000  # the year 10000
+_SPAN = re.compile(r"([0-9]{1,9})([smhd])").fullmatch
+_SPANS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+Points = Sequence[Point]  # of one node
+Units = Mapping[str, str]
+
+
+# --------------------------------------------------------------------------------------------------------- asking
+
+
+def walk(store: Store, node: str, from_ms: int, to_ms: int) -> Iterator[tuple[int, Points]]:
+    """All samples of `node` taken in [from_ms, to_ms), oldest first, some at a time: up to when they go, and they.
+
+    How long a span is asked for follows from how many samples the last one had.
+    """
+    at_ms, width_ms = from_ms, 60_000
+    while at_ms < to_ms:
+        end_ms = min(to_ms, at_ms + width_ms)
+        points = store.points(node, at_ms, end_ms, AT_ONCE + 1)
+        if len(points) > AT_ONCE:
+            if end_ms - at_ms > 1:
+                width_ms = max(1, (end_ms - at_ms) // 4)
+                continue
+            points = store.points(node, at_ms, end_ms, 1 << 62)  # all of one millisecond
+        yield end_ms, points
+        at_ms = end_ms
+        if len(points) <= AT_ONCE // 4:
+            width_ms *= 2
+
+
+def moment(text: str) -> int:
+    """An argument that is a time, in ms since 1970: a date or time, or how long ago. Without an offset: local time."""
+    span = _SPAN(text)
+    if span:
+        return int(time.time() * 1000) - int(span[1]) * _SPANS_MS[span[2]]
+    try:
+        return round(datetime.fromisoformat(text).timestamp() * 1000)
+    except (ValueError, OverflowError, OSError):
+        raise argparse.ArgumentTypeError(
+            "takes a time as 2026-11-20, 2026-11-20T15:36 or 2026-11-20T15:36:10Z, or how long ago it was, as 7d or"
+            f" 24h; not {text!r}"
+        ) from None
+
+
+# -------------------------------------------------------------------------------------------------------- writing
+
+
+def as_log(sensors: Sequence[str], units: Units) -> Callable[[Points], str]:
+    """Rows as the log has them: one a value."""
+
+    def rows(points: Points) -> str:
+        samples = [Sample(point.seq, point.time_ms, 0, point.values, {}, point.clock) for point in points]
+        return log_rows(points[0].node, "", Stretch(samples), units, 0)
+
+    return rows
+
+
+def as_table(sensors: Sequence[str], units: Units) -> Callable[[Points], str]:
+    """One row a sample, with a cell for each of `sensors`; empty where it failed, or was not there."""
+
+    def rows(points: Points) -> str:
+        lines = []
+        for point in points:
+            values = [point.values.get(name) for name in sensors]
+            cells = ["" if value is None else repr(value) for value in values]
+            lines.append(f"{local_time(point.time_ms)},{point.node},{','.join(cells)}\n")
+        return "".join(lines)
+
+    return rows
+
+
+def as_json(sensors: Sequence[str], units: Units) -> Callable[[Points], str]:
+    """One JSON object a sample, a line each."""
+    shapes: dict[tuple[str, ...], tuple[str, str]] = {}  # of each list of sensors a template of its values, its units
+
+    def rows(points: Points) -> str:
+        lines = []
+        for node, time_ms, _, _, values, clock in points:
+            names = tuple(values)
+            shape = shapes.get(names)
+            if shape is None:
+                shape = shapes[names] = ",".join([f'"{name}":%s' for name in names]), _units_of(names, units)
+            texts = tuple(["null" if value is None else repr(value) for value in values.values()])
+            more = f',"clock":"{clock}"' if clock else ""
+            lines.append(
+                f'{{"time":"{rfc3339(time_ms)}","node":"{node}","values":{{{shape[0] % texts}}}{shape[1]}{more}}}\n'
+            )
+        return "".join(lines)
+
+    return rows
+
+
+def _units_of(names: Iterable[str], units: Units) -> str:
+    named = {name: units[name] for name in names if units.get(name)}
+    return f',"units":{write_json(named)}' if named else ""
+
+
+FORMATS: Mapping[str, Callable[[Sequence[str], Units], Callable[[Points], str]]] = {
+    "csv": as_log, "wide": as_table, "jsonl": as_json,
+}  # fmt: skip
+
+
+def _only(points: Points, sensors: frozenset[str]) -> Points:
+    """Of each sample only those sensors; samples that have none of them are left out."""
+    found = []
+    for point in points:
+        values = {name: value for name, value in point.values.items() if name in sensors}
+        if values:
+            found.append(point._replace(values=values))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------- together
+
+
+def export(context: Context) -> int:
+    """Write what is stored: each value a row as in the log, or each sample a row (wide) or a JSON object (jsonl).
+
+    Times are given as 2026-11-20, 2026-11-20T15:36 (local time), 2026-11-20T15:36:10Z, or 7d, 24h, 90m ago.
+    """
+    chosen = context.arguments
+    with contextlib.closing(look(context)) as store:
+        nodes = _chosen_nodes(store.nodes(), chosen.node)
+        wanted = _chosen_sensors(store, nodes, chosen.sensor)
+        if chosen.out is None:
+            return _to_standard_output(_texts(store, nodes, wanted, chosen, lambda done, total: None))
+        bar = Bar(os.path.basename(chosen.out))
+        try:
+            size = _to_file(chosen.out, _texts(store, nodes, wanted, chosen, bar.show))
+        finally:
+            bar.end()
+    print(f"{chosen.out}: {size:,} bytes", file=sys.stderr)
+    return 0
+
+
+def _chosen_nodes(nodes: list[dict[str, Any]], names: Sequence[str] | None) -> list[dict[str, Any]]:
+    known = [node["name"] for node in nodes]
+    for name in names or ():
+        if name not in known:
+            raise Failed(f"there is nothing of a node {name}; there is of {', '.join(known) or 'none'}")
+    return [node for node in nodes if not names or node["name"] in names]
+
+
+def _chosen_sensors(
+    store: Store, nodes: list[dict[str, Any]], names: Sequence[str] | None
+) -> frozenset[str] | None:  # fmt: skip
+    """The sensors that are wanted; None: all."""
+    known = {name for node in nodes for name in node["sensors"]}
+    if not known.issuperset(names or ()):  # those that came without a unit stand only in the samples
+        known |= _all_sensors(store, [(n, n["first_ms"], n["last_ms"] + 1) for n in nodes if n["first_ms"] is not None])
+    for name in names or ():
+        if name not in known:
+            raise Failed(f"there is nothing of a sensor {name}; there is of {', '.join(sorted(known)) or 'none'}")
+    return frozenset(names) if names else None
+
+
+def _texts(
+    store: Store, nodes: list[dict[str, Any]], wanted: frozenset[str] | None, chosen: argparse.Namespace,
+    progress: Callable[[int, int], None],
+) -> Iterator[str]:  # fmt: skip
+    """The whole export, piece by piece."""
+    spans = [(node, *_span(node, chosen)) for node in nodes if node["first_ms"] is not None]
+    columns = sorted(wanted or _all_sensors(store, spans)) if chosen.format == "wide" else []
+    if chosen.format != "jsonl":
+        yield HEADER if chosen.format == "csv" else ",".join(["time", "node", *columns]) + "\n"
+    total = max(1, sum(node["samples"] for node, _, _ in spans))
+    done = 0
+    for node, from_ms, to_ms in spans:
+        rows = FORMATS[chosen.format](columns, node["sensors"])
+        for end_ms, points in walk(store, node["name"], from_ms, to_ms):
+            found = points if wanted is None else _only(points, wanted)
+            if found:
+                yield rows(found)
+            progress(done + node["samples"] * (end_ms - from_ms) // (to_ms - from_ms), total)
+        done += node["samples"]
+    progress(total, total)
+
+
+def _span(node: dict[str, Any], chosen: argparse.Namespace) -> tuple[int, int]:
+    """From when to when there is something of the node that is wanted."""
+    from_ms, to_ms = chosen.since or 0, _NEVER_MS if chosen.until is None else chosen.until
+    return max(from_ms, node["first_ms"]), min(to_ms, node["last_ms"] + 1)
+
+
+def _all_sensors(store: Store, spans: Iterable[tuple[dict[str, Any], int, int]]) -> set[str]:
+    """Whatever has a value there: a table's columns have to be known before its first row."""
+    found: set[str] = set()
+    shapes: set[tuple[str, ...]] = set()
+    for node, from_ms, to_ms in spans:
+        for _, points in walk(store, node["name"], from_ms, to_ms):
+            shapes.update([tuple(point.values) for point in points])
+    return found.union(*shapes)
+
+
+def _to_file(path: str, texts: Iterable[str]) -> int:
+    """Write a file, or leave the one that is there as it was; its size."""
+    new = f"{path}.part"
+    try:
+        with open(new, "w", encoding="utf-8", newline="") as file:
+            for text in texts:
+                file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            size = file.tell()
+        os.rename(new, path)
+        sync_folder(path)
+    except OSError as error:
+        raise Failed(f"{path}: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)
+    return size
+
+
+def _to_standard_output(texts: Iterable[str]) -> int:
+    out = getattr(sys.stdout, "buffer", None)
+    try:
+        for text in texts:
+            if out is None:
+                sys.stdout.write(text)
+            else:
+                out.write(text.encode())
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads has what it wanted, as `head`; Python would complain once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        raise Failed(f"standard output: {error.strerror}") from None
+    return 0
+
+
+def _sensor_name(text: str) -> str:
+    if not SENSOR_NAME(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no sensor name: {SENSOR_NAME_TAKES}")
+    return text
+
+
+_AGAIN = "may be given again"
+COMMANDS: Mapping[str, Command] = {
+    "export": Command(
+        "write what is stored as CSV or JSON lines",
+        [
+            ("--format", {"choices": list(FORMATS), "default": "csv",
+                          "help": "csv: a row a value, as the log; wide: a row a sample; jsonl: JSON lines (csv)"}),
+            ("--node", {"metavar": "NODE", "action": "append", "type": node_name, "help": f"only of that; {_AGAIN}"}),
+            ("--sensor", {"metavar": "SENSOR", "action": "append", "type": _sensor_name,
+                          "help": f"only of that; {_AGAIN}"}),
+            ("--from", {"metavar": "TIME", "dest": "since", "type": moment, "help": "what was taken then or later"}),
+            ("--to", {"metavar": "TIME", "dest": "until", "type": moment, "help": "what was taken before that"}),
+            ("--out", {"metavar": "FILE", "help": "write it there (standard output)"}),
+        ],
+        export,
+    ),
+}  # fmt: skip

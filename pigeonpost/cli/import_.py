@@ -1,0 +1,203 @@
+"""Import: readings out of files, and out of the databases of older systems; each reading once, however often imported.
+
+    python3 control.py import november.csv week.jsonl
+    python3 control.py import --node attic 2023.csv
+    python3 control.py import --scale 0.001 --unit °C tmon.sqlite3
+    python3 control.py import --query "SELECT at AS time, room AS node, t AS temperature FROM log" old.db
+    python3 control.py import --table readings --node attic postgresql://user@host/sensors
+
+Runs on: server.  Reached from: control.py.  Hands on to: files/imports, by way of the store's one writer.
+Threads: the intake's, while it works.
+Errors: Failed: which rows of which file are wrong; of such a file nothing is stored.
+
+Only one writes to the store, so no server may run; beside one, files come in by the page (`/files`). A database is
+first written out as our CSV has it, into a file that goes away: its readings are known again by what is read, not by
+the database's own bytes, which change when somebody only looks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from csvbuffer import CsvLog
+from pigeonpost.cli.contract import Bar, Command, Context, Failed, node_name
+from pigeonpost.core.clock import Clock, rfc3339
+from pigeonpost.core.data_folder import SERVER_LOCK
+from pigeonpost.core.errors import InUse, NotStored, SettingsError
+from pigeonpost.core.files import only_one
+from pigeonpost.importing.foreign_postgres import IS_URL, place, postgres_lines
+from pigeonpost.importing.foreign_sqlite import BadTable, Told, sqlite_lines
+from pigeonpost.importing.importer import BadFile, bring_in, look_through
+from pigeonpost.server.ingest import Intake
+from pigeonpost.storage.registry import open_store
+from protocol import SENSOR_NAME, SENSOR_NAME_TAKES, UNIT
+
+STOP_S = 60.0
+_SQLITE = b"SQLite format 3\0"
+
+
+class Source(NamedTuple):
+    """A file to be read: under which name, so as what; and whose it is when it does not say so itself."""
+
+    file: BinaryIO
+    name: str
+    node: str
+
+
+class Watched:
+    """A file that shows how far it is read."""
+
+    def __init__(self, file: BinaryIO, bar: Bar) -> None:
+        self._file, self._bar = file, bar
+        self._size = os.fstat(file.fileno()).st_size
+        self._at = self._lines = 0
+
+    def readline(self, most: int) -> bytes:
+        line = self._file.readline(most)
+        self._at += len(line)
+        self._lines += 1
+        if self._lines % 1000 == 0:
+            self._bar.show(self._at, self._size)
+        return line
+
+    def read(self, most: int) -> bytes:
+        return self._file.read(most)
+
+    def seek(self, at: int) -> int:
+        self._at = at
+        return self._file.seek(at)
+
+
+def import_files(context: Context) -> int:
+    """Bring readings into the store: CSV as the log or as a table, JSON, JSON lines, or tables of a database: an SQLite
+    file, or a postgresql:// address.
+
+    Each reading is stored once, however often its file is imported. A file with a wrong row is not imported at all.
+    """
+    chosen = context.arguments
+    for path in chosen.file:
+        if not IS_URL(path) and not os.path.isfile(path):
+            raise SettingsError(f"{path}: there is no such file")
+    try:
+        lock = only_one(os.path.join(context.data, SERVER_LOCK))
+    except InUse as error:
+        raise Failed(
+            f"the server runs ({error}): stop it and import then, or drop the file to it (send-files) and import it on"
+            " its page, under Files"
+        ) from None
+    try:
+        with _door(context) as (intake, units):
+            wrong = [path for path in chosen.file if not _import_one(path, context, intake, units)]
+    finally:
+        os.close(lock)
+    if wrong:
+        raise Failed(f"not imported: {', '.join(map(_shown, wrong))}")
+    return 0
+
+
+@contextlib.contextmanager
+def _door(context: Context) -> Iterator[tuple[Intake, Mapping[str, Mapping[str, str]]]]:
+    """The way into the store, as the server has it: one writer, and the log written with it; and the units known."""
+    store, clock = open_store(context.settings, context.data), Clock()
+    try:
+        csv = CsvLog(context.data, store, clock)
+        intake = Intake(store, csv, clock, commit_s=0.05)
+        csv.start()
+        intake.start()
+        try:
+            yield intake, {about["name"]: about["sensors"] for about in store.nodes()}
+        finally:
+            undone = intake.stop(STOP_S)
+            csv.close()
+        if undone:
+            raise Failed(undone)
+    finally:
+        store.close()
+
+
+def _shown(path: str) -> str:
+    return place(path) if IS_URL(path) else path
+
+
+def _import_one(path: str, context: Context, intake: Intake, units: Mapping[str, Mapping[str, str]]) -> bool:
+    """Import one file, or one database; whether that was possible."""
+    shown = _shown(path)
+    bar = Bar(os.path.basename(shown))
+    try:
+        with _opened(path, context) as source:
+            watched = cast(BinaryIO, Watched(source.file, bar))
+            look = look_through(watched, source.name)
+            if "" in look.nodes and not source.node:
+                raise BadTable("does not say whose it is: --node says it")
+            node = source.node if "" in look.nodes or context.arguments.node else ""
+            source.file.seek(0)
+            checksum = hashlib.file_digest(source.file, "sha256").hexdigest()  # type: ignore[arg-type]
+            total, new = bring_in(watched, source.name, checksum, intake, node, units)
+    except (BadFile, BadTable) as error:
+        bar.end()
+        for line in str(error).splitlines():
+            print(f"{shown}: {line}")
+        return False
+    except (sqlite3.Error, NotStored) as error:
+        raise Failed(f"{shown}: {error}") from error
+    except OSError as error:
+        raise Failed(f"{shown}: {error.strerror or error}") from error
+    finally:
+        bar.end()
+    print(f"{shown}: {total} readings, {new} of them new, {rfc3339(look.first_ms)} to {rfc3339(look.last_ms)}")
+    return True
+
+
+@contextlib.contextmanager
+def _opened(path: str, context: Context) -> Iterator[Source]:
+    """A file as it is or, of a database, as our CSV has it."""
+    chosen = context.arguments
+    read: Callable[[str, str, str, Told], Iterator[str]] = postgres_lines
+    if not IS_URL(path):
+        read = sqlite_lines
+        with open(path, "rb") as file:
+            if file.read(len(_SQLITE)) != _SQLITE:
+                yield Source(file, os.path.basename(path), chosen.node or context.node_of_file(path))
+                return
+    said = Told(chosen.node or "", chosen.sensor or Told().sensor, chosen.unit or "", chosen.scale, chosen.utc)
+    # In the data folder: that has room for it, as it has for the readings themselves.
+    with tempfile.TemporaryFile(dir=context.data) as copy:
+        for line in read(path, chosen.table or "", chosen.query or "", said):
+            copy.write(line.encode())
+        copy.flush()
+        yield Source(cast(BinaryIO, copy), "table.csv", said.node)
+
+
+def _matching(match: Any, takes: str) -> Any:
+    import argparse
+
+    def read(text: str) -> str:
+        if not match(text):
+            raise argparse.ArgumentTypeError(f"{text!r} is none: {takes}")
+        return text
+
+    return read
+
+
+_DATABASE = "database: "
+_OPTIONS: Sequence[tuple[str, dict[str, Any]]] = [
+    ("file", {"metavar": "FILE", "nargs": "+"}),
+    ("--node", {"metavar": "NODE", "type": node_name, "help": "whose all of it is (what the file says)"}),
+    ("--table", {"metavar": "NAME", "help": f"{_DATABASE}the table with the readings (the one that looks like it)"}),
+    ("--query", {"metavar": "SQL", "help": f"{_DATABASE}a SELECT with columns time, node, and value or the sensors"}),
+    ("--sensor", {"metavar": "SENSOR", "type": _matching(SENSOR_NAME, SENSOR_NAME_TAKES),
+                  "help": f"{_DATABASE}what the column `value` is (as the table is called)"}),
+    ("--unit", {"metavar": "UNIT", "type": _matching(UNIT, "up to 32 letters"),
+                "help": f"{_DATABASE}unit of the values"}),
+    ("--scale", {"metavar": "NUMBER", "type": float, "default": 1.0, "help": f"{_DATABASE}values times this"}),
+    ("--utc", {"action": "store_true", "help": f"{_DATABASE}times without an offset are UTC (local time)"}),
+]  # fmt: skip
+COMMANDS: Mapping[str, Command] = {
+    "import": Command("bring readings into the store, from files or an older system's database", _OPTIONS, import_files)
+}

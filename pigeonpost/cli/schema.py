@@ -1,0 +1,19 @@
+"""The tables of PostgreSQL as SQL, for whoever wants to make or look at them himself.
+
+Runs on: server.  Reached from: control.py.  Hands on to: stores/postgres_schema, which has the script.
+Threads: none.  Errors: none.
+"""
+
+from __future__ import annotations
+
+from pigeonpost.cli.contract import Command, Context
+from pigeonpost.storage.postgres.schema import SCRIPT
+
+
+def schema(context: Context) -> int:
+    """Print the SQL that makes the tables in a PostgreSQL database: for where a server may not make them itself."""
+    print(SCRIPT, end="")
+    return 0
+
+
+COMMANDS = {"schema": Command("print the SQL of the tables in PostgreSQL", [], schema)}

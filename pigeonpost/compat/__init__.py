@@ -1,0 +1,1 @@
+"""Interfaces of older systems. Only the programs' registration tables import this package."""

@@ -1,0 +1,1 @@
+"""The multicast bus of the older system: packets, components, router, configuration."""

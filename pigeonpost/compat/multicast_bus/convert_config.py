@@ -1,0 +1,433 @@
+"""From the JSON configuration of the old multi-sensor system to settings of this one: TOML to paste.
+
+Runs on: node and server.  Reached from: control.py.  Hands on to: whoever reads what is printed.
+Threads: none.
+Errors: SettingsError (exit status 2) for a configuration that does not read. What has no successor here is no error: it
+  is named, with the reason, in the TOML itself and on standard error.
+
+Calculated values were Python programs into which values were pasted, and which were run. Here nothing of them is run: a
+program that assigns, checks how old its inputs are, and sends, is turned into formulas; any other is named.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import copy
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from pigeonpost.cli.contract import Command, Context
+from pigeonpost.compat.multicast_bus.legacy_config import OldConfig, OldSensor, load, slug, source_of
+from pigeonpost.core.addresses import join_address
+from pigeonpost.core.errors import SettingsError
+from pigeonpost.sensors.formula import compile_formula
+
+_PROGRAM_BYTES = 65_536
+_MOST_NODES = 20_000  # of a calculation's syntax tree
+_PHOBYA = "0.0755 * ((5 - {0}) / {0} * 16.8) ** 2 - 4.2327 * ((5 - {0}) / {0} * 16.8) + 60.589"
+_PROGRAMS = {
+    "flask": "the web pages: this server has its own",
+    "jphredis": "the last state: the server's [bus] keeps it (GET /api/v1/bus)",
+    "jphpostgresql": "the store: the server keeps every reading itself",
+    "postgrescalchandler": "the statistics: the server makes them of what it keeps",
+    "jphcalchistory": "the statistics: the server makes them of what it keeps",
+    "controlprogram": "a console: `control.py watch` and `control.py say` take its place",
+    "nestreader": 'Nest closed that way in; kind = "json" with preset = "nest" reads a thermostat (docs/sensors.md)',
+    "zwavepower": 'Z-Wave JS UI takes the place of OpenZWave; kind = "mqtt" reads what it publishes (docs/sensors.md)',
+}
+
+
+class NotTaken(Exception):
+    """A component has no successor here; the reason, in words."""
+
+
+class Block(NamedTuple):
+    """What becomes of one component: TOML, and which channel has which codifier. `notes` are said with it."""
+
+    toml: str
+    channels: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+
+def old_config(context: Context) -> int:
+    """Print the settings that do what an old configuration did, as TOML to paste: the server's and a node's."""
+    chosen = context.arguments
+    source = source_of(chosen.file or "")
+    if not source:
+        raise SettingsError("old-config: which file? (or set JPH_CONFIG)")
+    config = load(source)
+    unknown = [code for code in chosen.codifiers if code not in config.sensors]
+    if unknown:
+        raise SettingsError(f"{source}: there is no sensor with the Codifier {', '.join(unknown)}")
+    if chosen.only != "node":
+        print(server_toml(config))
+    if chosen.only != "server":
+        print(node_toml(config, chosen.codifiers or list(config.sensors)))
+    return 0
+
+
+def server_toml(config: OldConfig) -> str:
+    """server.toml: listens to the bus, and names what it hears as the configuration does."""
+    return "\n".join(["# server.toml", *_bus_lines(config), ""])
+
+
+def node_toml(config: OldConfig, codifiers: list[str]) -> str:
+    """node.toml of a node that reads these components (and their proxies), and says them on the bus."""
+    names = channel_names(config)
+    blocks: list[Block] = []
+    controls: dict[str, str] = {}
+    lost: list[str] = []
+    for code in codifiers:
+        sensor = config.sensors[code]
+        if sensor.kind == "Proxy":
+            continue  # comes with the one that reads for it
+        try:
+            if sensor.control and not _kind(sensor):
+                controls[names[code]] = code
+            else:
+                blocks.append(_block(sensor, names, config))
+        except NotTaken as why:
+            lost.append(f"# NOT TAKEN OVER: {code} ({_plain(sensor.short_name)}), {_plain(sensor.kind)}: {why}")
+    every_s = min((config.sensors[code].every_s for code in codifiers), default=10.0)
+    sent = {name: code for block in blocks for name, code in block.channels.items()}
+    lines = ["# node.toml", "# All components in one file: leave in it what this Pi reads.", *lost, ""]
+    lines += ["[node]", f"every = {every_s:g}", "", *_bus_lines(config)]
+    lines.append(f"codifiers = {_list(f'{name}={code}' for name, code in sent.items())}")
+    if controls:
+        lines.append(f"controls = {_list(f'{name}={code}' for name, code in controls.items())}")
+        lines.append("# commands = true          # lets A and E set them; nothing here drives a fan by them")
+    for block in blocks:
+        lines += ["", *[f"# {_plain(note)}" for note in block.notes], block.toml]
+    return "\n".join([*lines, ""])
+
+
+def channel_names(config: OldConfig) -> dict[str, str]:
+    """The channel's name of each codifier: its ShortName in small letters, with the codifier where two are alike."""
+    plain = {code: slug(sensor.short_name, 28) for code, sensor in config.sensors.items()}
+    names: dict[str, str] = {}
+    for code, name in plain.items():
+        if not name or list(plain.values()).count(name) > 1:
+            name = f"{name or 's'}_{slug(code) if code.isalnum() else code.encode().hex()}".replace("_s_", "_")
+        while name in names.values():
+            name = f"{name[:28]}_{len(names)}"
+        names[code] = name
+    return names
+
+
+# ----------------------------------------------------------------------------------------------------------- kinds
+
+Names = Mapping[str, str]
+
+
+def _kind(sensor: OldSensor) -> Callable[[OldSensor, Names, OldConfig], Block] | None:
+    """Who makes a block of it: by its Type, else by what stands in its Sensor."""
+    known = _KINDS.get(sensor.kind.lower())
+    if sensor.kind.lower() in _PROGRAMS:
+        return None
+    return known or next((make for key, make in _BY_KEY if key in sensor.about), None)
+
+
+def _block(sensor: OldSensor, names: Names, config: OldConfig) -> Block:
+    make = _kind(sensor)
+    if make is None:
+        raise NotTaken(_PROGRAMS.get(sensor.kind.lower(), "there is no kind of source for it here"))
+    return make(sensor, names, config)
+
+
+def _pipe(sensor: OldSensor, names: Names, config: OldConfig) -> Block:
+    path = _about(sensor, "Pipe", "File")
+    gain = {"gain": 0.001} if sensor.kind.lower() == "templinux" else {}  # its programs divided by 1000
+    what = {"file": path} if re.fullmatch(r"/[^\s|;&<>$`*?]+", path) else {"command": f"cat {path}", "shell": True}
+    return _toml_block(sensor, "command", what, {sensor.codifier: gain}, names, config)
+
+
+def _json(sensor: OldSensor, names: Names, config: OldConfig) -> Block:
+    channels = {sensor.codifier: {"path": _dotted(_about(sensor, "Field"))}}
+    for code, proxy in sensor.proxies.items():
+        channels[code] = {"path": _dotted(_about(sensor, "Field", proxy=proxy))}
+    return _toml_block(sensor, "json", {"url": _about(sensor, "URL")}, channels, names, config)
+
+
+def _pool(sensor: OldSensor, names: Names, config: OldConfig) -> Block:
+    worker = _about(sensor, "Server")
+    values = [(sensor.codifier, "hashrate"), *[(code, "hashrate_calculated") for code in sensor.proxies]]
+    channels = {code: {"value": value, "worker": worker} for code, value in values}
+    what = {"preset": "dwarfpool", "url": _about(sensor, "URL")}
+    return _toml_block(sensor, "json", what, channels, names, config, "Dwarfpool has closed; others answer as it did")
+
+
+def _adc(sensor: OldSensor, names: Names, config: OldConfig) -> Block:
+    pins = {sensor.codifier: _about(sensor, "Pin")}
+    pins |= {code: _about(sensor, "Pin", proxy=proxy) for code, proxy in sensor.proxies.items()}
+    lines, formulas = [], []
+    for code, pin in pins.items():
+        if not (pin.isdigit() and 1 <= int(pin) <= 8):
+            raise NotTaken(f"Pin takes 1 to 8, not {_plain(pin)}")
+        volts = f"{names[code][:26]}_volts"
+        lines.append(f"channels.{volts} = {_inline({'input': int(pin), 'bits': 12})}")
+        formulas.append(
+            f"channels.{names[code]} = {_inline({'formula': _PHOBYA.format(volts), 'unit': _unit(config, code)})}"
+        )
+    head = [f"# {_plain(_title(sensor))}", "[[sensor]]", 'kind = "mcp3424"']
+    toml = "\n".join([*head, *lines, "", "[[sensor]]", 'kind = "formula"', *formulas])
+    note = "the old program made °C of the volts for a 10 kΩ Phobya sensor at 5 V with 16.8 kΩ; so do these formulas"
+    return Block(toml, {names[code]: code for code in pins}, (note,))
+
+
+def _dht(sensor: OldSensor, names: Names, config: OldConfig) -> Block:
+    pin = _about(sensor, "Pin")
+    if not pin.isdigit() or int(pin) > 60:
+        raise NotTaken(f"Pin takes a GPIO, not {_plain(pin)}")
+    channels = {sensor.codifier: {"from": f"iio/dht11@{int(pin):x}/temp"}}
+    for code in list(sensor.proxies)[:1]:
+        channels[code] = {"from": f"iio/dht11@{int(pin):x}/humidityrelative"}
+    note = f"config.txt: dtoverlay=dht11,gpiopin={int(pin)} (the device is named after it in hexadecimal)"
+    return _toml_block(sensor, "kernel", {}, channels, names, config, note)
+
+
+def _formula(sensor: OldSensor, names: Names, config: OldConfig) -> Block:
+    found, notes = formulas(sensor, names, config)
+    if not found:
+        raise NotTaken("; ".join(notes) or "it calculates nothing")
+    channels = {code: {"formula": text} for code, text in found.items()}
+    return _toml_block(sensor, "formula", {}, channels, names, config, *notes)
+
+
+_KINDS: dict[str, Callable[[OldSensor, Names, OldConfig], Block]] = {
+    "templinux": _pipe, "pipe": _pipe, "file": _pipe, "failsafereader": _json, "json": _json, "adcpireader": _adc,
+    "adcpi": _adc, "adafruitreader": _dht, "am2302": _dht, "dht22": _dht, "dwarfpoolreader": _pool,
+    "dwarfpool": _pool, "pythonninja": _formula, "calculated": _formula,
+}  # fmt: skip
+_BY_KEY = (("Pipe", _pipe), ("File", _pipe), ("Filename", _formula), ("Expression", _formula), ("Formula", _formula))
+
+
+def _toml_block(
+    sensor: OldSensor, kind: str, what: Mapping[str, Any], channels: Mapping[str, Mapping[str, Any]], names: Names,
+    config: OldConfig, *notes: str,
+) -> Block:  # fmt: skip
+    lines = [f"# {_plain(_title(sensor))}", "[[sensor]]", f'kind = "{kind}"']
+    lines += [f"{key} = {_value(value)}" for key, value in what.items()]
+    for code, options in channels.items():
+        lines.append(f"channels.{names[code]} = {_inline({**options, 'unit': _unit(config, code)})}")
+    return Block("\n".join(lines), {names[code]: code for code in channels}, notes)
+
+
+def _about(sensor: OldSensor, *keys: str, proxy: Mapping[str, Any] | None = None) -> str:
+    about = sensor.about if proxy is None else proxy
+    for key in keys:
+        if isinstance(about.get(key), str | int) and about[key] != "":
+            return str(about[key])
+    raise NotTaken(f"its Sensor has no {' or '.join(keys)}{'' if proxy is None else ' in Proxy'}")
+
+
+def _unit(config: OldConfig, code: str) -> str:
+    symbol = "".join(letter for letter in config.sensors[code].symbol if letter.isprintable())[:32]
+    return {"C": "°C", "F": "°F"}.get(symbol, symbol)
+
+
+# ----------------------------------------------------------------------------------------------------- calculations
+
+_PASTED = re.compile(r"\{\{([^{}]*)\}\}")
+_TIME = "__time__"  # stands where a time was pasted, which only said whether the inputs are fresh
+
+
+def formulas(sensor: OldSensor, names: Names, config: OldConfig) -> tuple[dict[str, str], list[str]]:
+    """Of each codifier that a calculation sends the formula; and what of it was not taken over. Raises NotTaken."""
+    text = next(
+        (sensor.about[key] for key in ("Expression", "Formula") if isinstance(sensor.about.get(key), str)), None
+    )
+    text = text if text is not None else _program(_about(sensor, "Filename"), config.source)
+    plain = _PASTED.sub(lambda found: _pasted(found[1], names, config), text)
+    try:
+        tree = ast.parse(plain.strip())
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise NotTaken(f"its calculation is not Python: {_plain(str(error))}") from None
+    if len(list(_every(tree))) > _MOST_NODES:
+        raise NotTaken("its calculation is too long")
+    script = _Script(sensor.codifier)
+    if len(tree.body) == 1 and isinstance(tree.body[0], ast.Expr) and not isinstance(tree.body[0].value, ast.Call):
+        script.sent[sensor.codifier] = tree.body[0].value  # an expression alone
+    else:
+        with contextlib.suppress(RecursionError):  # what came before it counts
+            script.run(tree.body)
+    found: dict[str, str] = {}
+    for code, expression in script.sent.items():
+        try:
+            formula = ast.unparse(expression)
+            if code not in names:
+                raise NotTaken("there is no sensor of that codifier")
+            compile_formula(formula, list(names.values()))
+            found[code] = formula
+        except (SettingsError, NotTaken, RecursionError) as error:
+            script.notes.append(f"{code} is not taken over: {error}")
+    return found, script.notes
+
+
+def _program(path: str, source: str) -> str:
+    folders = [
+        "",
+        os.path.dirname(re.sub(r"^file:(//(?=/))?", "", source)),
+        os.path.join(os.path.dirname(source), ".."),
+    ]
+    for folder in folders:
+        with contextlib.suppress(OSError, ValueError), open(os.path.join(folder, path), encoding="utf-8") as file:
+            return file.read(_PROGRAM_BYTES)
+    raise NotTaken(f"its program {_plain(path)} does not read")
+
+
+def _pasted(inner: str, names: Names, config: OldConfig) -> str:
+    """What stands for `{{ C4 }}`, `{{ C4|Field }}`, `{{ C4|redis|Field }}` or `{{ C4|config|Field }}`."""
+    code, *rest = (part.strip() for part in inner.split("|"))
+    if code not in names:
+        raise NotTaken(f"it uses {_plain(code)}, and there is no such sensor")
+    where, field = ("redis", *rest) if len(rest) == 1 else (rest[0], rest[1]) if len(rest) == 2 else ("redis", "Value")
+    if where == "config":
+        sensor = config.sensors[code]
+        known = {"Symbol": sensor.symbol, "KeepAliveInterval": sensor.alive_s, "SensorInterval": sensor.every_s,
+                 "TimeoutWarning": sensor.timeout_s, "Name": sensor.name, "ShortName": sensor.short_name}  # fmt: skip
+        if field not in known:
+            raise NotTaken(f"it uses {_plain(field)} of the configuration of {code}")
+        return repr(known[field])
+    if field == "Value":
+        return names[code]
+    if field.endswith("Timestamp"):
+        return _TIME
+    raise NotTaken(f"it uses {_plain(field)} of {code}, which is no reading")
+
+
+def _every(tree: ast.AST) -> Iterator[ast.AST]:
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting += ast.iter_child_nodes(node)
+
+
+class _Script:
+    """A program that is read from top to bottom, each name replaced by what was assigned to it; nothing is run."""
+
+    def __init__(self, codifier: str) -> None:
+        self.sent: dict[str, ast.expr] = {}
+        self.notes: list[str] = []
+        self._codifier = codifier
+        self._known: dict[str, ast.expr | None] = {}  # None: nobody knows what it is
+        self._times = {_TIME}
+
+    def run(self, body: list[ast.stmt], depth: int = 0) -> None:
+        for statement in body:
+            if not self._one(statement, depth):
+                self.notes.append(f"line {statement.lineno} of its program is not taken over")
+                for node in _every(statement):
+                    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                        self._known[node.id] = None
+
+    def _one(self, statement: ast.stmt, depth: int) -> bool:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            name = statement.targets[0].id
+            if self._is_time(statement.value):
+                self._times.add(name)
+                return True
+            self._times.discard(name)
+            self._known[name] = self._inlined(statement.value)
+            return len(statement.targets) == 1 and self._known[name] is not None
+        if isinstance(statement, ast.If) and not statement.orelse and self._is_time(statement.test) and depth < 20:
+            self.run(statement.body, depth + 1)
+            return True
+        if isinstance(statement, ast.Try) and not statement.finalbody and depth < 20:
+            self.run([*statement.body, *statement.orelse], depth + 1)
+            return True
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+            return self._call(statement.value)
+        return isinstance(statement, ast.Pass) or (
+            isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+        )
+
+    def _call(self, call: ast.Call) -> bool:
+        said = ast.unparse(call.func)
+        if said.startswith("channel.logger.") or said == "print":
+            return True
+        if said != "channel.sendData":
+            return False
+        given = {word.arg: word.value for word in call.keywords}
+        data = given.get("data", call.args[0] if call.args else None)
+        code = given.get("Codifier", ast.Constant(self._codifier))
+        found = self._inlined(data) if data is not None else None
+        if found is None or not isinstance(code, ast.Constant) or not isinstance(code.value, str):
+            return False
+        self.sent[code.value or self._codifier] = found
+        return True
+
+    def _is_time(self, expression: ast.expr) -> bool:
+        """Whether it is made of times alone: then it asks whether the inputs are fresh, as every formula does here."""
+        names = {node.id for node in _every(expression) if isinstance(node, ast.Name)} - {"jph", "min", "max", "None"}
+        asked = any(isinstance(node, ast.Attribute) and node.attr == "timeNow" for node in _every(expression))
+        return names <= self._times and (bool(names) or asked)
+
+    def _inlined(self, expression: ast.expr) -> ast.expr | None:
+        known = self._known
+        used = {node.id for node in _every(expression) if isinstance(node, ast.Name)}
+        if used & self._times or any(known.get(name, expression) is None for name in used):
+            return None
+        replaced = [known.get(node.id) for node in _every(expression) if isinstance(node, ast.Name)]
+        if sum(1 for other in replaced if other for _ in _every(other)) > _MOST_NODES // 20:
+            return None  # names made of names made of names grow fast
+
+        class Replace(ast.NodeTransformer):
+            def visit_Name(self, node: ast.Name) -> ast.expr:
+                return copy.deepcopy(known.get(node.id)) or node
+
+        new: ast.expr = Replace().visit(copy.deepcopy(expression))
+        return new
+
+
+# ------------------------------------------------------------------------------------------------------------- TOML
+
+
+def _bus_lines(config: OldConfig) -> list[str]:
+    path = (
+        config.source if re.match(r"https?://", config.source) else os.path.abspath(config.source.removeprefix("file:"))
+    )
+    groups = [("control", config.control), ("data", config.data)]
+    lines = [f"{key} = {_value(join_address(*group))}" for key, group in groups if group]
+    return ["[bus]", "enabled = true", *lines, f"configuration = {_value(path)}"]
+
+
+def _title(sensor: OldSensor) -> str:
+    return f"{sensor.codifier}: {sensor.name or sensor.short_name}"
+
+
+def _plain(text: str) -> str:
+    """Text of the configuration in one line of a comment."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)[:200]
+
+
+def _dotted(key: str) -> str:
+    """One key of the answer as a path: in quotes where it has a dot itself."""
+    return f'"{key}"' if "." in key else key
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _inline(table: Mapping[str, Any]) -> str:
+    return "{" + ", ".join(f"{key} = {_value(value)}" for key, value in table.items() if value != "") + "}"
+
+
+def _list(items: Iterator[str]) -> str:
+    return "[" + ", ".join(_value(item) for item in items) + "]"
+
+
+COMMANDS = {
+    "old-config": Command("print settings that do what an old multi-sensor configuration did", [
+        ("file", {"metavar": "FILE", "nargs": "?", "help": "the JSON file, or its URL ($JPH_CONFIG)"}),
+        ("codifiers", {"metavar": "CODIFIER", "nargs": "*", "help": "only these components, for one node"}),
+        ("--only", {"choices": ["server", "node"], "help": "print one of the two files"}),
+    ], old_config),
+}  # fmt: skip

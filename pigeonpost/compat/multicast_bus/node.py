@@ -1,0 +1,162 @@
+"""The multicast bus, node side: sends each reading as a packet.
+
+Runs on: node.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from pigeonpost.compat.multicast_bus.component import Bus, BusEnd, Voice, bus_of
+from pigeonpost.compat.multicast_bus.packets import EVERYBODY, Packet, Value
+from pigeonpost.compat.multicast_bus.server import MOST_AT_ONCE
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.config import Settings
+from pigeonpost.core.errors import SettingsError
+from pigeonpost.core.strict_json import read_json
+from pigeonpost.node.ring_file import slot_bytes_for
+from pigeonpost.node.ring_records import Taken
+
+if TYPE_CHECKING:
+    from pigeonpost.node.node_info import NodeFacts
+    from pigeonpost.node.outbox import Outbox
+
+log = logging.getLogger(__name__)
+
+MOST_LATE = 10_000  # samples that a node still says, when it could not for a while
+
+
+class NodeEnd(BusEnd):
+    """Says each accepted sample on the bus, a packet a value."""
+
+    def __init__(
+        self,
+        load: Callable[[], Bus],
+        voice: Voice,
+        codifiers: Mapping[str, str],
+        controls: Mapping[str, str],
+        outbox: Outbox,
+        clock: Clock,
+    ) -> None:
+        """
+        codifiers  channel to codifier
+        controls   name to codifier of values that A and E may change; each is a reading of this node when it changes
+        """
+        super().__init__(load, voice, clock)
+        self._speaker = voice
+        self._codifiers = {**codifiers, **controls}
+        self._settable = {code: name for name, code in controls.items()}
+        self._values: dict[str, float] = {}  # what A and E made of them
+        self._outbox = outbox
+        self._next = outbox.ring.last + 1
+        self._begun = False
+
+    def start(self) -> None:
+        self._next = self._outbox.ring.last + 1
+        self._outbox.watch(self.wake)
+        super().start()
+
+    def stop(self, limit_s: float) -> str | None:
+        self._outbox.unwatch(self.wake)
+        return super().stop(limit_s)
+
+    def _opened(self) -> list[socket.socket]:
+        """The first time it is active as its configuration says; later as S and H have left it."""
+        voice, old = self._speaker, self.bus.old.sensors if self.bus.old else {}
+        if not self._begun and voice.codifier in old and not old[voice.codifier].active:
+            voice.active = False
+            log.info("bus: %s is halted, as its configuration says (Active); S starts it", voice.codifier)
+        self._begun = True
+        return []
+
+    def _woke(self) -> None:
+        last = self._outbox.ring.last
+        if last - self._next > MOST_LATE:
+            log.warning("bus: %d samples are too late to be said", last + 1 - self._next)
+            self._next = last + 1
+        if not self._speaker.active:
+            self._next = last + 1
+        while self._next <= last and not self._stopping.is_set():
+            slots = self._outbox.read(self._next, min(MOST_AT_ONCE, last + 1 - self._next))
+            for slot in slots:
+                if slot is not None:
+                    self._say(slot.wall_ms, slot.body)
+            self._next += len(slots)
+
+    def _say(self, time_ms: int, body: str) -> None:
+        values = read_json("{" + body + "}")["values"]
+        for name, value in {**self._values, **values}.items():
+            codifier = self._codifiers.get(name)
+            if codifier is not None and value is not None:
+                self._speaker.data(codifier, time_ms, *self._as_packet(codifier, value))
+
+    def _as_packet(self, codifier: str, value: int | float) -> tuple[str, Value]:
+        """The flag and the value under which a number goes: as its DataType says, as far as it fits."""
+        old = self.bus.old.sensors if self.bus.old else {}
+        kind = old[codifier].data_type if codifier in old else ("float" if isinstance(value, float) else "integer")
+        if kind != "float" and value == int(value) and 0 <= value < 2**32:
+            return "i", int(value)
+        if abs(value) > _LARGEST_F32:
+            return "j", {"value": value}
+        return "f", float(value)
+
+    def _is_ours(self, to: str) -> bool:
+        return super()._is_ours(to) or to in self._settable
+
+    def _stop_speaking(self) -> None:
+        super()._stop_speaking()
+        self._stopping.set()
+
+    def _command(self, packet: Packet) -> None:
+        if packet.flag in "SH" and packet.to in (self._speaker.codifier, EVERYBODY):
+            self._speaker.active = packet.flag == "S"
+            self._alive_due_s = 0.0  # so that everybody sees it
+        elif packet.flag in "AE":
+            assert isinstance(packet.value, float)
+            for codifier, name in self._settable.items():
+                if packet.to in (codifier, EVERYBODY):
+                    self._set(name, packet.value + (self._values.get(name, 0.0) if packet.flag == "E" else 0.0))
+
+    def _set(self, name: str, value: float) -> None:
+        """A value was changed: that is a reading, taken at once."""
+        if not math.isfinite(value):
+            return
+        self._values[name] = value
+        if self._outbox.on:
+            clock = self._clock
+            self._outbox.put(Taken(clock.wall_ms(), clock.up_ms(), clock.is_set(), {name: value}, {}))
+
+
+_LARGEST_F32 = 3.4028234663852886e38
+
+
+def make_node_end(settings: Settings, facts: NodeFacts, outbox: Outbox, clock: Clock) -> NodeEnd:
+    """The node's end, as the settings have it. Raises SettingsError."""
+    codifiers: dict[str, str] = dict(settings["bus", "codifiers"])
+    controls: dict[str, str] = dict(settings["bus", "controls"])
+    channels = [str(sensor["name"]) for sensor in facts.sensors]
+    for name in codifiers:
+        if name not in channels:
+            raise SettingsError(f"[bus] codifiers: there is no channel {name!r}; there are {', '.join(channels)}")
+    for name in controls:
+        if name in channels:
+            raise SettingsError(
+                f"[bus] controls: {name!r} is a channel that is read; a value to set needs another name"
+            )
+    own = [*codifiers.values(), *controls.values()]
+    if not own or len(set(own)) < len(own):
+        raise SettingsError('[bus] codifiers takes each codifier once, and one at least, as ["temperature=C4"]')
+    if controls and slot_bytes_for(list(controls)[:1]) > outbox.ring.slot_bytes:
+        raise SettingsError("[bus] controls: this outbox is too small for them; begin a new one")
+    end = NodeEnd(lambda: bus_of(settings, own[0]), Voice(own[0], clock), codifiers, controls, outbox, clock)
+    old = end.bus.old.sensors if end.bus.old else {}
+    for name, codifier in controls.items():
+        if codifier in old and not old[codifier].control:
+            raise SettingsError(f'[bus] controls: {codifier} ({name}) has no "Control": "enabled" in its configuration')
+    units = {name: old[codifier].symbol[:32] if codifier in old else "" for name, codifier in controls.items()}
+    facts.sensors = [*facts.sensors, *[{"name": name, "unit": unit} for name, unit in units.items()]]
+    return end

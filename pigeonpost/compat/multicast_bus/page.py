@@ -1,0 +1,115 @@
+"""The multicast bus (`/bus`): who is there, what each said last, how much was lost, how fast it answered.
+
+Runs on: server.  Reached from: webui.  Hands on to: the bus's road of the house, which reports.
+Threads: none of its own.  Errors: Refusal where the bus is not listened to.
+
+Everything in it was said by strangers: it is shown as text, cut to a length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pigeonpost.core.format import clock, number
+from pigeonpost.http.message import Answer, Refusal
+from pigeonpost.views.context import TABLE_FORMS, Route, Visit
+from pigeonpost.views.html import json_answer
+from pigeonpost.views.table_page import Listing, listed
+
+CLOSED = "This server does not listen to the multicast bus ([bus] enabled)."
+_KEYS = (
+    "codifier", "value", "time_ms", "alive", "active", "data_lost", "control_lost", "round_trip_ms", "ping_ms",
+    "duplicates",
+)  # fmt: skip
+_HEAD = ("codifier", "value", "heard", "state", "lost", "answers in", "ping")
+
+
+def bus(visit: Visit) -> Answer:
+    """`/bus`: a row for each codifier."""
+    road = visit.house.roads.get("bus")
+    report = road.report() if road is not None else None
+    if report is None:
+        raise Refusal(404, CLOSED, "no-bus")
+    now_ms = visit.house.clock.wall_ms()
+    codifiers: Mapping[str, Mapping[str, Any]] = report["codifiers"]
+    return listed(visit, Listing(
+        title="Bus watch",
+        lead=_lead(report),
+        head=_HEAD,
+        rows=[_row(code, fields, now_ms) for code, fields in codifiers.items()],
+        keys=_KEYS,
+        data=[_data(code, fields) for code, fields in codifiers.items()],
+        none="Nobody was heard yet.",
+        live=True,
+    ))  # fmt: skip
+
+
+def _lead(report: Mapping[str, Any]) -> str:
+    said = (
+        f"Data at {report['data']}, control at {report['control']}: {report['packets']:,} packets,"
+        f" {report['stored']:,} readings stored"
+    )
+    if report["refused"]:
+        said += f"; {report['refused']:,} datagrams were no packets (the last: {report['refusal'][:100]})"
+    if report["ignored"]:
+        said += f"; {report['ignored']:,} packets of more codifiers than are kept"
+    return f"{said}{'; ' + report['fault'] if report['fault'] else ''}."
+
+
+def _row(code: str, fields: Mapping[str, Any], now_ms: int) -> tuple[str, ...]:
+    heard_ms = _latest(fields)
+    lost = fields["DPacketsLost"] + fields["CPacketsLost"]
+    trip, ping = fields.get("RoundTrip"), fields.get("TDuration")
+    return (
+        code[:60], _value(fields.get("Value")), clock(heard_ms, now_ms) if heard_ms is not None else "–",
+        _state(fields), f"{lost:,}" if lost else "none",
+        f"{trip:,.0f} ms" if trip is not None else "–", f"{ping:,.0f} ms" if ping is not None else "–",
+    )  # fmt: skip
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "–"
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number(value) if is_number else str(value)[:60]
+
+
+def _state(fields: Mapping[str, Any]) -> str:
+    parts = []
+    if "Alive" in fields:
+        parts.append("alive" if fields["Alive"] else "silent")
+    if "IsActive" in fields:
+        parts.append("active" if fields["IsActive"] else "not active")
+    if fields.get("Duplicates"):
+        parts.append(f"{fields['Duplicates']} twins")
+    if "Note" in fields:
+        parts.append(fields["Note"])
+    return ", ".join(parts) or "–"
+
+
+def _latest(fields: Mapping[str, Any]) -> int | None:
+    """When it was heard last, whatever it said."""
+    times = [value for key, value in fields.items() if key.endswith("Timestamp") and isinstance(value, int)]
+    return max(times, default=None)
+
+
+def _data(code: str, fields: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (
+        code, fields.get("Value"), _latest(fields), fields.get("Alive"), fields.get("IsActive"), fields["DPacketsLost"],
+        fields["CPacketsLost"], fields.get("RoundTrip"), fields.get("TDuration"), fields.get("Duplicates", 0),
+    )  # fmt: skip
+
+
+def as_json(visit: Visit) -> Answer:
+    """`GET /api/v1/bus`: everything about the bus, for programs."""
+    road = visit.house.roads.get("bus")
+    if road is None:
+        raise Refusal(404, CLOSED, "no-bus")
+    return json_answer(road.report())
+
+
+def routes() -> list[Route]:
+    """The addresses of the bus on the page."""
+    pages = [Route("GET", f"/bus{form}", "look", bus) for form in TABLE_FORMS]
+    return [*pages, Route("GET", "/api/v1/bus", "look", as_json)]

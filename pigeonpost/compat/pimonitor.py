@@ -1,0 +1,355 @@
+"""The road of "pimonitor": a device posts the readings of its sensors to `/`, in °F and by its own wall clock.
+
+Runs on: server.  Reached from: server.py, which makes the end; webui, which brings the requests.
+Hands on to: guests, which numbers a reading and stores it.
+Threads: those of the web server, one a connection. `_lock` guards the names given to sensors, held while a new one is
+  written down.
+Errors: answered in a line of text, as those clients know it. "Successfully received" is said only of what is stored.
+
+    POST /  {"api_hash": "<sha256 hex of the api key>", "location": "Kitchen", "timestamp": "11/20/2026 15:36:10",
+             "sensors": [{"sensorType": "DHT22", "temperature": 71.6, "humidity": 40.1}]}
+    ->  [11/20/2026 15:36:10] Successfully received and inserted into database.
+
+What is stored is °C and UTC: unit and time zone of a location are settings. docs/coming-from-pimonitor.md tells it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+import os
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from datetime import datetime, tzinfo
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pigeonpost.core.config import Option, matching, one_of, read_options, text
+from pigeonpost.core.data_folder import PIMONITOR
+from pigeonpost.core.errors import BadArgument, DiskError, NotStored, SettingsError
+from pigeonpost.core.files import replace_file
+from pigeonpost.core.strict_json import read_json
+from pigeonpost.http.message import TEXT, Answer, Endpoint, Request
+from pigeonpost.transports.contract import End
+from protocol import LARGEST_INTEGER, NODE_NAME, NODE_NAME_TAKES, Number
+
+if TYPE_CHECKING:
+    from pigeonpost.core.config import Settings
+    from pigeonpost.transports.contract import Hall
+
+log = logging.getLogger(__name__)
+
+STORED = "[{}] Successfully received and inserted into database."
+NOT_JSON = "An unexpected error occured.  Try again."  # spelled as its clients know it
+_BODY_BYTES = 64 << 10
+_MOST_SENSORS, _MOST_VALUES = 64, 64  # of one report, and of one sensor in it
+_MOST_NAMES = 1000  # of one location, ever
+_RETRY_S = 10
+
+_TIMESTAMP = re.compile(r"[0-9]{2}/[0-9]{2}/[0-9]{4} [0-9]{2}:[0-9]{2}:[0-9]{2}").fullmatch
+_TAKES_TIMESTAMP = "timestamp takes MM/DD/YYYY HH:MM:SS, from 1970 on"
+_LAST_MS = 253_402_300_800_000  # the year 10000, in milliseconds since 1970
+_NUMBER = re.compile(r"[+-]?[0-9]{1,18}(?:\.[0-9]{1,18})?").fullmatch
+_TYPE_KEYS = ("sensorType", "sensortype", "type")
+_NAME_KEYS = ("sensorName", "name", "id")
+_UNITS = {"humidity": "%", "pressure": "hPa"}
+_TEMPERATURE = re.compile(r"(?:.*_)?(?:temperature|temp|dew_?point|heat_?index)[0-9]*(?:_.*?)??(?:_([cf]))?").fullmatch
+
+LOCATION = (
+    Option("name", text, None, "as the device says it"),
+    Option("node", matching(NODE_NAME, NODE_NAME_TAKES), None, "under which name it is kept (made of the location's)"),
+    Option("unit", one_of("F", "C"), None, "of its temperatures (as [pimonitor] unit)"),
+    Option("zone", text, None, 'its time zone, as "Europe/Berlin" (as [pimonitor] zone)'),
+)
+
+
+class Wrong(ValueError):
+    """What is wrong with a request, in the words of its answer, and the answer's HTTP status."""
+
+    def __init__(self, text: str, status: int = 400) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Location(NamedTuple):
+    """What the settings say of a place. zone: None is this machine's own."""
+
+    node: str
+    unit: str
+    zone: tzinfo | None
+
+
+class Reading(NamedTuple):
+    """One value: the type of its sensor, which of that type it is, its kind (`temperature`), and what it is.
+
+    value  as it is stored: temperatures in °C; None: the sensor failed
+    """
+
+    sensor: str
+    kind: str
+    value: Number | None
+    unit: str
+
+
+# --------------------------------------------------------------------------------------------------- what was said
+
+
+def read_report(body: bytes) -> dict[str, Any]:
+    """The JSON object that a body is; else Wrong, in the words of old."""
+    try:
+        said = read_json(body.decode("utf-8").strip())
+    except (UnicodeDecodeError, BadArgument):
+        raise Wrong(NOT_JSON) from None
+    if type(said) is not dict:
+        raise Wrong(NOT_JSON)
+    return said
+
+
+def read_text(said: Mapping[str, Any], key: str) -> str:
+    """A text of at most 200 letters that has to be there; else Wrong."""
+    value = said.get(key)
+    if type(value) is not str or not value.strip() or len(value) > 200:
+        raise Wrong(f"{key} is a text, and has to be there")
+    return value.strip()
+
+
+def read_timestamp(stamp: str, zone: tzinfo | None, now_ms: int) -> int:
+    """Milliseconds since 1970 of a device's wall clock time.
+
+    zone    of the device; None: this machine's own
+    now_ms  decides for the hour that comes twice when summer time ends: the one that is nearer to now. A time that was
+            skipped when summer time began is of a clock that was not set forward, and reckoned so.
+    """
+    try:
+        if not _TIMESTAMP(stamp):
+            raise ValueError
+        moment = datetime.strptime(stamp, "%m/%d/%Y %H:%M:%S")
+        moments = [_utc_ms(moment.replace(fold=fold), zone) for fold in (0, 1)]
+        if not all(0 <= time_ms < _LAST_MS for time_ms in moments):
+            raise ValueError
+    except (ValueError, OverflowError, OSError):
+        raise Wrong(_TAKES_TIMESTAMP) from None
+    earlier, later = moments
+    if earlier > later:  # it was skipped: with the offset that held before
+        return earlier
+    return min(moments, key=lambda time_ms: abs(now_ms - time_ms))
+
+
+def _utc_ms(moment: datetime, zone: tzinfo | None) -> int:
+    # Not by astimezone(), which for a skipped hour of this machine's zone takes the other offset.
+    return round((moment if zone is None else moment.replace(tzinfo=zone)).timestamp() * 1000)
+
+
+def read_sensors(sensors: Any, unit: str) -> list[Reading]:
+    """Every value of every sensor; else Wrong, which names what does not fit."""
+    if type(sensors) is not list or not 0 < len(sensors) <= _MOST_SENSORS:
+        raise Wrong(f"sensors is a list of 1 to {_MOST_SENSORS} sensors")
+    readings: list[Reading] = []
+    seen: dict[str, int] = {}
+    for number, sensor in enumerate(sensors, 1):
+        if type(sensor) is not dict or len(sensor) > _MOST_VALUES:
+            raise Wrong(f"sensor {number} is an object with a sensorType and its values")
+        name = _sensor_name(sensor)
+        seen[name] = seen.get(name, 0) + 1
+        name = name if seen[name] == 1 else f"{name}_{seen[name]}"
+        found = [
+            _reading(name, key, value, unit, number)
+            for key, value in sensor.items()
+            if key not in _TYPE_KEYS and key not in _NAME_KEYS
+        ]
+        if not found:
+            raise Wrong(f"sensor {number} has no value")
+        readings += found
+    return readings
+
+
+def _sensor_name(sensor: Mapping[str, Any]) -> str:
+    """What tells a sensor from the others of its device: its type and, where it has one, its name."""
+    said = [str(sensor[key]) for key in (*_TYPE_KEYS, *_NAME_KEYS) if type(sensor.get(key)) in (str, int)]
+    return snake("_".join(said)[:100])[:20].strip("_") or "sensor"
+
+
+def _reading(sensor: str, key: str, value: Any, unit: str, number: int) -> Reading:
+    kind = snake(key[:100])[:30].strip("_")
+    if not kind:
+        raise Wrong(f"sensor {number}: a value's name has letters")
+    if type(value) is str and _NUMBER(value.strip()):
+        value = float(value)
+    is_number = type(value) is float or (type(value) is int and abs(value) <= LARGEST_INTEGER)
+    if value is not None and not is_number:
+        raise Wrong(f"sensor {number}: {kind} is a number, or null")
+    temperature = _TEMPERATURE(kind)
+    if temperature:  # one that says its own unit, as `temp_c`, is believed
+        if value is not None and (temperature[1] or unit).upper() == "F":
+            value = round((value - 32) / 1.8, 3)
+        return Reading(sensor, kind, value, "°C")
+    return Reading(sensor, kind, value, _UNITS.get(kind, ""))
+
+
+def snake(text: str) -> str:
+    """`heatIndex`, `Heat Index` and `heat-index` as `heat_index`: what a sensor may be called here."""
+    spread = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", text)
+    plain = re.sub(r"[^a-z0-9]+", "_", spread.lower()).strip("_")
+    return f"n{plain}" if plain[:1].isdigit() else plain
+
+
+def node_name(location: str) -> str:
+    """A node's name made of a location: `Living room` is kept as `Living-room`."""
+    plain = re.sub(r"[^A-Za-z0-9._]+", "-", location).strip("._-")
+    if not plain:
+        raise Wrong("location has no letter or digit that a node's name could be made of; [[location]] can give one")
+    return plain[:63].strip("._-")
+
+
+# -------------------------------------------------------------------------------------------------------- names
+
+
+class Names:
+    """What the values of a location's sensors are called, for good: told once, the same ever after.
+
+    The first sensor that brings a temperature has `temperature`, and any other has its type in front,
+    `bmp280_temperature`. So a device with one sensor has plain names; and when the first one of two fails and is left
+    out of a report, the other does not take its place, also not after a restart: what was given is kept in a file.
+    """
+
+    def __init__(self, path: str) -> None:
+        """path: of the file. Raises SettingsError when it does not read."""
+        self._path = path
+        self._lock = threading.Lock()
+        self._names: dict[str, dict[str, str]] = {}
+        try:
+            with open(path, encoding="utf-8") as file:
+                for node, names in json.load(file).items():
+                    self._names[node] = {key: str(name) for key, name in names.items()}
+        except FileNotFoundError:
+            pass  # nobody has called yet
+        except (OSError, ValueError, AttributeError) as error:
+            raise SettingsError(f"{path} does not read as the names of sensors: {error}") from error
+
+    def of(self, node: str, readings: Sequence[Reading]) -> list[str]:
+        """The names of these readings, in their order. Raises DiskError when new ones cannot be kept."""
+        keys = [f"{reading.sensor}/{reading.kind}" for reading in readings]
+        with self._lock:
+            names = self._names.get(node, {})
+            new = dict(names)
+            for key, reading in zip(keys, readings, strict=True):
+                if key not in new:
+                    new[key] = _free_name(reading, set(new.values()))
+            if len(new) > _MOST_NAMES:
+                raise Wrong(f"{node} has had {_MOST_NAMES} different values; that is as many as are kept apart")
+            if len(new) != len(names):
+                everything = {**self._names, node: new}
+                replace_file(self._path, json.dumps(everything, indent=1).encode() + b"\n")
+                self._names = everything
+        return [new[key] for key in keys]
+
+
+def _free_name(reading: Reading, taken: set[str]) -> str:
+    wanted = reading.kind
+    if wanted not in taken:
+        return wanted
+    wanted = stem = f"{reading.sensor}_{reading.kind}"[:32].strip("_")
+    number = 1
+    while wanted in taken:
+        number += 1
+        wanted = f"{stem[:28]}_{number}"
+    return wanted
+
+
+# ----------------------------------------------------------------------------------------------------------- the end
+
+
+class ServerEnd(End):
+    """`POST /` and `GET /index`."""
+
+    def __init__(self, hall: Hall) -> None:
+        """Raises SettingsError for a location or a time zone that does not fit."""
+        settings = hall.settings
+        self._clock, self._guests = hall.clock, hall.guests
+        self._hash = hashlib.sha256(settings["pimonitor", "api_key"].encode()).hexdigest()
+        where = settings.origin("pimonitor", "zone")
+        self._usual = Location("", settings["pimonitor", "unit"], _zone(settings["pimonitor", "zone"], where))
+        self._locations = _locations(settings, self._usual)
+        self._names = Names(os.path.join(hall.data, PIMONITOR))
+        self.endpoints: Sequence[Endpoint] = [
+            Endpoint("POST", "/", self.answer, _BODY_BYTES),
+            Endpoint("GET", "/index", lambda request: _answer("pimonitor: readings are posted to /")),
+        ]
+
+    def start(self) -> None:
+        """Nothing to open: the web server listens."""
+
+    def stop(self, limit_s: float) -> str | None:
+        """Nothing to close."""
+        return None
+
+    def answer(self, request: Request) -> Answer:
+        """Store what a device reports; its answer."""
+        stamp = ""
+        try:
+            said = read_report(request.body)
+            self._check_key(said.get("api_hash"), request.peer)
+            place, stamp = read_text(said, "location"), read_text(said, "timestamp")
+            at = self._locations.get(place) or self._usual._replace(node=node_name(place))
+            time_ms = read_timestamp(stamp, at.zone, self._clock.wall_ms())
+            readings = read_sensors(said.get("sensors"), at.unit)
+            self._store(at.node, readings, time_ms)
+        except Wrong as error:
+            return _answer(str(error), error.status)
+        except (NotStored, DiskError) as error:
+            answer = _answer(f"[{stamp}] Not stored, try again later: {error}", 503)
+            return answer._replace(headers={"Retry-After": str(_RETRY_S)})
+        return _answer(STORED.format(stamp))
+
+    def _check_key(self, said: Any, peer: str) -> None:
+        right = type(said) is str and hmac.compare_digest(said.strip().lower().encode(), self._hash.encode())
+        if not right:
+            log.warning("%s: a pimonitor report with %s api_hash", peer, "another" if said else "no")
+            raise Wrong("api_hash is not the SHA-256 of this server's api key ([pimonitor] api_key).", 401)
+
+    def _store(self, node: str, readings: Sequence[Reading], time_ms: int) -> None:
+        names = self._names.of(node, readings)
+        values = {name: reading.value for name, reading in zip(names, readings, strict=True)}
+        units = {name: reading.unit for name, reading in zip(names, readings, strict=True)}
+        errors = {name: "the device sent no value" for name, value in values.items() if value is None}
+        self._guests.store(node, values, units, time_ms, errors)
+
+
+def _answer(said: str, status: int = 200) -> Answer:
+    return Answer(said.encode(), TEXT, status, {"Cache-Control": "no-store"})
+
+
+def _locations(settings: Settings, usual: Location) -> dict[str, Location]:
+    """The [[location]] tables, by the name that devices say."""
+    found: dict[str, Location] = {}
+    for number, table in enumerate(settings.tables.get("location", []), 1):
+        where = f"{settings.file}: [[location]] {number}"
+        options = read_options(table, LOCATION, where)
+        name = options["name"]
+        if not name or name in found:
+            raise SettingsError(f"{where}: name {'stands twice' if name else 'is missing'}; each location has its own")
+        try:
+            node = options["node"] or node_name(name)
+        except Wrong as error:
+            raise SettingsError(f"{where}: {error}") from None
+        zone = usual.zone if options["zone"] is None else _zone(options["zone"], where)
+        found[name] = Location(node, options["unit"] or usual.unit, zone)
+    return found
+
+
+def _zone(name: str, where: str) -> tzinfo | None:
+    """The time zone of that name; None: this machine's own."""
+    if not name:
+        return None
+    from zoneinfo import ZoneInfo
+
+    try:
+        return ZoneInfo(name)
+    except (OSError, ValueError) as error:  # ZoneInfoNotFoundError is a KeyError
+        raise SettingsError(f"{where}: zone {name!r} does not read: {error}") from None
+    except KeyError:
+        raise SettingsError(
+            f'{where}: there is no time zone {name!r} here; it takes one like "Europe/Berlin", and the package tzdata'
+        ) from None

@@ -1,0 +1,111 @@
+"""About this server: what it is and promises, where its data is, how full the disk is; and the way to all else.
+
+Runs on: server.  Reached from: webui (`/about`).  Hands on to: the house.
+Threads: none of its own.  Errors: none.
+"""
+
+from __future__ import annotations
+
+import platform
+import textwrap
+from collections.abc import Iterator
+
+from pigeonpost.core.clock import rfc3339
+from pigeonpost.core.format import age, aligned, clock, size
+from pigeonpost.core.html import Html, together
+from pigeonpost.core.version import VERSION
+from pigeonpost.http.message import Answer
+from pigeonpost.views.context import Visit
+from pigeonpost.views.html import html_page, json_answer, text_page
+
+PROMISE = (
+    "A sample is accepted when the node has written it to its outbox and the card has confirmed the write.",
+    "From then on it appears in the server's log exactly once and in its node's order, or as a numbered, visible gap:"
+    " it is never silently missing.",
+)
+_STORES = {"sqlite": "SQLite, pigeonpost.sqlite3 in the data folder", "postgres": "PostgreSQL"}
+_LIBRARIES = (
+    ("Python", "PSF-2.0", "always"),
+    ("SQLite", "public domain", "always, with Python"),
+    ("OpenSSL", "Apache-2.0", "always, with Python"),
+    ("spidev", "MIT", "on a node with an MCP3008"),
+    ("smbus2", "MIT", "on a node with chips on I2C"),
+    ("paho-mqtt", "EPL-2.0 or BSD-3-Clause", "with MQTT"),
+    ("psycopg", "LGPL-3.0", "with a store in PostgreSQL"),
+)
+_MORE = (
+    ("/gaps", "What is missing, and why"),
+    ("/happenings", "What happened: starts, nodes lost and found, faults"),
+    ("/log", "Log Check: the last ten samples of this run"),
+    ("/bus", "Bus watch: the multicast bus"),
+    ("/password", "Change your password"),
+    ("/api/v1/openapi.json", "The interface for programs, as OpenAPI"),
+    ("/metrics", "Metrics for Prometheus"),
+)
+
+
+def about(visit: Visit) -> Answer:
+    """`/about`, `/about.json`"""
+    if visit.request.path.endswith(".json"):
+        return json_answer(_for_programs(visit))
+    facts = list(_facts(visit))
+    more = [(path, words) for path, words in _MORE if _is_open(visit, path)]
+    if not visit.request.wants_html:
+        lines = [textwrap.fill(" ".join(PROMISE), 79), "", *(f"{name:<12}{value}" for name, value in facts), ""]
+        lines += [f"{path:<24}{words}" for path, words in more]
+        lines += ["", *aligned(("MADE WITH", "LICENCE", "USED"), _LIBRARIES, "<<<")]
+        return text_page("\n".join(lines) + "\n")
+    body = Html(
+        "<h1>About this server</h1>\n<blockquote><p>{promise}</p></blockquote>\n"
+        '<ul class="ways">{ways}</ul>\n<h2>This server</h2>\n<table class="facts">{facts}</table>\n'
+        '<h2>Made with</h2>\n<table class="list"><thead><tr><th>part</th><th>licence</th><th>used</th></tr></thead>'
+        "<tbody>{libraries}</tbody></table>\n"
+    ).format(
+        promise=" ".join(PROMISE),
+        ways=together(Html('<li><a href="{}">{}</a></li>\n').format(*way) for way in more),
+        facts=together(Html("<tr><th>{}</th><td>{}</td></tr>\n").format(*fact) for fact in facts),
+        libraries=together(
+            Html('<tr><td>{}</td><td data-label="licence">{}</td><td data-label="used">{}</td></tr>').format(*one)
+            for one in _LIBRARIES
+        ),
+    )  # fmt: skip
+    return html_page("About", body, visit)
+
+
+def _is_open(visit: Visit, path: str) -> bool:
+    """Whether the page at `path` has anything to say to this visitor."""
+    if path == "/bus":
+        return "bus" in visit.house.roads
+    return path != "/password" or visit.house.users.find(visit.user) is not None
+
+
+def _store(visit: Visit) -> str:
+    member = type(visit.house.store).__module__.rpartition(".")[2]
+    return _STORES.get(member, member)
+
+
+def _facts(visit: Visit) -> Iterator[tuple[str, str]]:
+    house, use = visit.house, visit.house.disk.use()
+    now_ms = house.clock.wall_ms()
+    yield "version", f"Pigeonpost {VERSION}, Python {platform.python_version()}"
+    yield "name", house.name
+    since = clock(house.started_ms, now_ms)
+    yield "started", f"{since}, {age((now_ms - house.started_ms) / 1000)} ago"
+    yield "data", house.data
+    yield "store", _store(visit)
+    yield "this run", f"{house.intake.stored:,} samples stored, {house.intake.repeated:,} came again"
+    yield "disk", f"{size(use.stored)} stored, {size(use.free)} free"
+    if use.days is not None:
+        yield "room for", "years" if use.days > 1000 else f"{use.days:.0f} days, at the pace of the last day"
+    if use.written is not None:
+        yield "written", f"{size(use.written)} a day"
+
+
+def _for_programs(visit: Visit) -> dict[str, object]:
+    house, use = visit.house, visit.house.disk.use()
+    return {
+        "version": VERSION, "server": house.name, "started": rfc3339(house.started_ms), "data": house.data,
+        "store": _store(visit), "promise": " ".join(PROMISE), "samples_stored": house.intake.stored,
+        "samples_repeated": house.intake.repeated, "stored_bytes": use.stored, "free_bytes": use.free,
+        "grows_bytes_a_day": use.grows, "written_bytes_a_day": use.written, "days_left": use.days,
+    }  # fmt: skip

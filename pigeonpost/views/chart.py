@@ -1,0 +1,268 @@
+"""Charts of up to six sensors over up to twelve years: as a picture, as its numbers, and on a page of its own.
+
+Runs on: server.  Reached from: webui (`/chart.svg`, `/chart.json`, `/chart.csv`, `/chart`).
+Hands on to: the store, for the columns; chart_svg, which draws; chart_page, which shows; lateness, which remembers.
+Threads: any. `_lock` guards the drawn charts that are kept; `_drawing` lets two be drawn at once, since each reads all
+  samples of its span.
+Errors: Refusal.
+
+The style stands in the picture itself, so that an <img> has it; the answer's policy names it by its hash.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+from urllib.parse import urlencode
+
+from pigeonpost.charts.axes import LARGE, SMALL, WIDE, Frame
+from pigeonpost.charts.svg import COLOURS, MOST_SERIES, STYLE, Series, draw, fitted
+from pigeonpost.core.clock import rfc3339
+from pigeonpost.core.strict_json import write_json
+from pigeonpost.http.message import SAFE_HEADERS, Answer, Refusal, fields
+from pigeonpost.server.late_data import Late
+from pigeonpost.storage.csv.format import local_time
+from pigeonpost.views.context import Visit
+from pigeonpost.views.query import moment, name_in, span_ms
+from protocol import NODE_NAME, SENSOR_NAME
+
+if TYPE_CHECKING:
+    from pigeonpost.core.clock import Clock
+    from pigeonpost.server.late_data import Link
+    from pigeonpost.storage.models import Column
+
+SPAN = "24h"  # where nothing is said
+_YEAR_10_000_MS = 253_402_300_800_000
+_MOST = 1e300  # of a value that is drawn
+LONGEST_MS = 12 * 366 * 86_400_000
+_KEPT = 64  # series, pictures, lists of numbers; up to 6 x 450 columns each
+_FRAMES = {"small": SMALL, "large": LARGE}
+T = TypeVar("T")
+
+
+class Asked(NamedTuple):
+    """What a chart is to show.
+
+    names  node and sensor of each series
+    span   as it was asked for; empty: from `from_ms` on
+    ends   whether `to_ms` was asked for; else it is now
+    """
+
+    names: tuple[tuple[str, str], ...]
+    from_ms: int
+    to_ms: int
+    span: str
+    ends: bool
+
+    def query(self, **more: str) -> str:
+        """The same as the part of an address behind its `?`."""
+        said = {"series": ",".join(f"{node}/{sensor}" for node, sensor in self.names)}
+        if self.span:
+            said["span"] = self.span
+        else:
+            said["from"] = _written(self.from_ms)
+        if self.ends:
+            said["to"] = _written(self.to_ms)
+        return urlencode(said | more, safe="/,:")
+
+
+def _written(time_ms: int) -> str:
+    """A moment as queries take it. RFC 3339 ends with the year 9999."""
+    return rfc3339(time_ms) if time_ms < _YEAR_10_000_MS else str(time_ms)
+
+
+class Charts:
+    """Draws charts, and keeps those just drawn."""
+
+    def __init__(self, clock: Clock, links: Sequence[Link] = ()) -> None:
+        """links: everybody who is collected from; it may grow"""
+        self.late = Late(clock, links)
+        self._lock = threading.Lock()
+        self._kept: dict[object, tuple[float, object]] = {}
+        self._drawing = threading.BoundedSemaphore(2)
+        digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+        policy = SAFE_HEADERS["Content-Security-Policy"].replace("style-src 'self'", f"style-src 'sha256-{digest}'")
+        self._headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
+
+    def answer(self, visit: Visit) -> Answer:
+        """`/chart.svg?node=&sensor=&span=24h`, or `series=NODE/SENSOR,NODE/SENSOR`; also `from=`, `to=`.
+
+        `size=small` is for a phone, or for two side by side; `size=large` for a page of its own.
+        """
+        svg = self._made(visit, "svg", lambda all_series, frame, now_ms: draw(all_series, frame, now_ms).encode())
+        return Answer(svg, "image/svg+xml", headers=self._headers)
+
+    def as_json(self, visit: Visit) -> Answer:
+        """`/chart.json?...`: the columns that the same `/chart.svg?...` draws, and where in it they are."""
+        return Answer(self._made(visit, "json", _json), "application/json", headers={"Cache-Control": "no-store"})
+
+    def as_csv(self, visit: Visit) -> Answer:
+        """`/chart.csv?...`: the same, a line a column of each series."""
+        return Answer(self._made(visit, "csv", _csv), "text/csv; charset=utf-8", headers={"Cache-Control": "no-store"})
+
+    def series(self, visit: Visit, what: Asked, frame: Frame) -> list[Series]:
+        """What the chart shows; read from the store, where that was not done just before."""
+        return self._once(visit, "series", what, frame, lambda: self._read(visit, what, frame))
+
+    def _made(self, visit: Visit, kind: str, make: Callable[[Sequence[Series], Frame, int], bytes]) -> bytes:
+        what, frame = asked(visit, _FRAMES.get(visit.request.query.get("size", ""), WIDE))
+        now_ms = visit.house.clock.wall_ms()
+        return self._once(visit, kind, what, frame, lambda: make(self.series(visit, what, frame), frame, now_ms))
+
+    def _once(self, visit: Visit, kind: str, what: Asked, frame: Frame, make: Callable[[], T]) -> T:
+        """What `make` gives, or gave a moment ago: a quarter of a column's time, a minute at most."""
+        now_s = visit.house.clock.monotonic()
+        key = kind, what.names, what.from_ms, what.to_ms, frame
+        keep_s = max(1.0, min(60.0, (what.to_ms - what.from_ms) // frame.columns / 4000))
+        with self._lock:
+            made_s, made = self._kept.get(key, (-1.0, None))
+        if made is not None and 0 <= now_s - made_s < keep_s:
+            return cast("T", made)
+        found = make()
+        with self._lock:
+            self._kept.pop(key, None)
+            self._kept[key] = now_s, found
+            while len(self._kept) > _KEPT:
+                del self._kept[next(iter(self._kept))]
+        return found
+
+    def _read(self, visit: Visit, what: Asked, frame: Frame) -> list[Series]:
+        if not self._drawing.acquire(timeout=5):
+            raise Refusal(503, "Too many charts at once; try again in a moment.", "busy", {"Retry-After": "2"})
+        try:
+            return [self._one(visit, what, frame, place) for place in range(len(what.names))]
+        finally:
+            self._drawing.release()
+
+    def _one(self, visit: Visit, what: Asked, frame: Frame, place: int) -> Series:
+        node, sensor = what.names[place]
+        view = visit.picture().node(node)
+        assert view is not None, "looked up before"
+        known = next((one for one in view.sensors if one.name == sensor), None)
+        columns = [
+            column if column.high < _MOST and column.low > -_MOST else _tamed(column)
+            for column in visit.house.store.columns(node, sensor, what.from_ms, what.to_ms, frame.columns)
+        ]
+        every_ms = view.every_s * 1000 if view.every_s else None
+        unit, number = (known.unit, known.number) if known else ("", 0)
+        late = self.late.within(node, what.from_ms, what.to_ms) if columns else ()
+        return Series(
+            node, sensor, unit, place if len(what.names) > 1 else number % COLOURS, columns, frame.columns,
+            what.from_ms, what.to_ms, every_ms, late,
+        )  # fmt: skip
+
+
+def _tamed(column: Column) -> Column:
+    """The same within what can be reckoned with: sums of values near the ends of floats are no floats (or null)."""
+    low, high = (min(max(value, -_MOST), _MOST) for value in (column.low, column.high))
+    return column._replace(low=low, high=high, mean=min(max(column.mean or 0.0, low), high))
+
+
+# ------------------------------------------------------------------------------------------------- what is asked for
+
+
+def asked(
+    visit: Visit, frame: Frame, query: Mapping[str, str] | None = None, when: Callable[[str], int] = moment
+) -> tuple[Asked, Frame]:
+    """What a chart is to show, and its frame with room for that. Raises Refusal.
+
+    when: reads a time
+    """
+    query = visit.request.query if query is None else query
+    names, now_ms = names_in(query), visit.house.clock.wall_ms()
+    frame = fitted(frame, len(names), len(_units(visit, names)))
+    to_ms = when(query["to"]) if "to" in query else now_ms
+    from_ms = when(query["from"]) if "from" in query else to_ms - span_ms(query.get("span", SPAN))
+    if not 0 <= from_ms < to_ms or to_ms - from_ms > LONGEST_MS:
+        raise Refusal(400, f"A chart shows up to {LONGEST_MS // 86_400_000} days, from before to.", "span")
+    width_ms = max(1, (to_ms - from_ms) // frame.columns)
+    if "to" not in query:  # whole columns, so that the same chart is asked for until the next one begins
+        to_ms = -(-to_ms // width_ms) * width_ms
+    from_ms = to_ms - width_ms * frame.columns if "from" not in query else from_ms
+    span = "" if "from" in query else query.get("span", SPAN)
+    return Asked(names, from_ms, to_ms, span, "to" in query), frame
+
+
+def names_in(query: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Node and sensor of each series that a query names. Raises Refusal."""
+    if "series" not in query:
+        return ((name_in(query, "node", NODE_NAME), name_in(query, "sensor", SENSOR_NAME)),)
+    parts = [part.partition("/") for part in query["series"].split(",")]
+    names = tuple(dict.fromkeys((node, sensor) for node, _, sensor in parts))
+    if len(names) > MOST_SERIES:
+        raise Refusal(400, f"A chart has at most {MOST_SERIES} series.", "series")
+    if not all(NODE_NAME(node) and SENSOR_NAME(sensor) for node, sensor in names):
+        raise Refusal(400, "Series are NODE/SENSOR, with a comma between two.", "series")
+    return names
+
+
+def _units(visit: Visit, names: Sequence[tuple[str, str]]) -> set[str]:
+    """The units of the series: as many as there are axes. Refusal where a node is not known, or there are too many."""
+    picture, units = visit.picture(), set()
+    for node, sensor in names:
+        view = picture.node(node) if sensor else None
+        if view is None:
+            raise Refusal(404, "A chart is of a node and a sensor: /chart.svg?node=NAME&sensor=NAME", "unknown-node")
+        units.add(next((one.unit for one in view.sensors if one.name == sensor), ""))
+    if len(units) > 2:
+        raise Refusal(400, "A chart has two axes, so its series have at most two units.", "units")
+    return units
+
+
+def plain_query(text: str) -> str:
+    """The query of a chart as it can be kept: only what charts know, each in one way. Raises Refusal."""
+    query = fields(text)
+    said = {"series": ",".join(f"{node}/{sensor}" for node, sensor in names_in(query) if sensor)}
+    if not said["series"]:
+        raise Refusal(400, "A graph has at least one series.", "series")
+    for key in ("from", "to"):
+        if key in query:
+            said[key] = _written(moment(query[key]))
+    if "from" not in query:
+        span = query.get("span", SPAN)
+        span_ms(span)
+        said["span"] = span
+    return urlencode(said, safe="/,:")
+
+
+# ------------------------------------------------------------------------------------------------------- for programs
+
+
+def _json(all_series: Sequence[Series], frame: Frame, now_ms: int) -> bytes:
+    first = all_series[0]
+    return write_json({
+        "from": rfc3339(first.from_ms), "to": rfc3339(first.to_ms),
+        "plot": {"width": frame.width, "left": frame.left, "right": frame.left + frame.plot},
+        "times": [local_time(_time_ms(first, place)) for place in range(first.places)],
+        "series": [{
+            "node": series.node, "sensor": series.sensor, "unit": series.unit,
+            "columns": [{
+                "place": column.place, "count": column.values, "low": column.low, "high": column.high,
+                "mean": column.mean,
+            } for column in series.columns],
+            "late": [{
+                "from": rfc3339(span.first_ms), "to": rfc3339(span.last_ms),
+                "why": "came late" if span.is_late else "clock not set",
+            } for span in series.late],
+        } for series in all_series],
+    }).encode() + b"\n"  # fmt: skip
+
+
+def _csv(all_series: Sequence[Series], frame: Frame, now_ms: int) -> bytes:
+    """No cell needs quotes: names have neither commas nor quotation marks."""
+    lines = ["time,node,sensor,count,low,high,mean"]
+    for one in all_series:
+        about = f"{one.node},{one.sensor}"
+        lines += [
+            f"{rfc3339(_time_ms(one, at.place))},{about},{at.values},{at.low!r},{at.high!r},{at.mean!r}"
+            for at in one.columns
+        ]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _time_ms(series: Series, place: int) -> int:
+    """When a column begins."""
+    return series.from_ms + place * (series.to_ms - series.from_ms) // series.places

@@ -1,0 +1,273 @@
+"""The page of a chart: the picture, ways through time, statistics and the same in numbers, and a form to save it.
+
+Runs on: server.  Reached from: webui (`/chart`).  Hands on to: pages/chart, which reads and draws; the figures.
+Threads: none of its own.  Errors: Refusal.
+
+The page is whole without a script; with zoom.js a span can be chosen in the picture, and values are read there.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from pigeonpost.charts.axes import LARGE, ticks
+from pigeonpost.charts.svg import MOST_SERIES, Series, description, label, late_words, numbers, title
+from pigeonpost.core.format import clock, number
+from pigeonpost.core.html import Html, together
+from pigeonpost.http.message import Answer, Refusal
+from pigeonpost.storage.csv.format import local_time
+from pigeonpost.views.chart import LONGEST_MS, Asked, Charts, asked
+from pigeonpost.views.context import Visit
+from pigeonpost.views.html import html_page, sensor_path, text_page
+from pigeonpost.views.query import moment
+
+if TYPE_CHECKING:
+    from pigeonpost.storage.models import Column
+    from pigeonpost.views.statistics import Figures, Row, Statistics
+
+SPANS = (
+    ("1h", "hour"), ("6h", "6 hours"), ("24h", "day"), ("7d", "week"), ("30d", "30 days"), ("366d", "year"),
+    ("1830d", "5 years"),
+)  # fmt: skip
+_MOST_OFFERED = 200
+_HOUR_MS = 3_600_000
+_LOCAL = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d)(:\d\d)?").fullmatch
+
+
+class ChartPage:
+    """Shows one chart, and everything about it."""
+
+    def __init__(
+        self,
+        charts: Charts,
+        figures: Figures,
+        of_columns: Callable[[Sequence[Column], int, int, int], Statistics | None],
+        table: Callable[[str, Sequence[Row], int], Html],
+        lines: Callable[[str, Sequence[Row], int], list[str]],
+    ) -> None:
+        """of_columns, table, lines: those of pages.figures"""
+        self._charts = charts
+        self._figures = figures
+        self._of_columns = of_columns
+        self._table = table
+        self._lines = lines
+
+    def answer(self, visit: Visit) -> Answer:
+        """`/chart?series=NODE/SENSOR,...&span=24h`, or `from=` and `to=`: local time here, if no zone is said."""
+        query = {key: value for key, value in visit.request.query.items() if value or key not in ("from", "to")}
+        what, frame = asked(visit, LARGE, query, local_moment)
+        all_series, now_ms = self._charts.series(visit, what, frame), visit.house.clock.wall_ms()
+        name = title(all_series, now_ms)
+        if not visit.request.wants_html:
+            return text_page("\n".join(self._text(visit, what, all_series, now_ms)) + "\n")
+        body = together((
+            Html("<h1>{}</h1>").format(heading(all_series)),
+            _span_links(what),
+            picture(what, all_series, now_ms),
+            _ways(what, now_ms),
+            _from_to(what),
+            Html('<section data-piece="figures"><h2>Statistics</h2>{}<p class=links>{}</p></section>').format(
+                self._table("series", list(self._rows(all_series)), now_ms), _links(what)),
+            Html('<details><summary>The same in numbers</summary><div data-piece="numbers">{}</div></details>').format(
+                _numbers(all_series, now_ms)),
+            _choice(visit, what),
+            _save_form(visit, what, heading(all_series)),
+            Html('<script src="/zoom.js" defer></script>'),
+        ), "\n")  # fmt: skip
+        return html_page(name, body, visit, live=not what.ends)
+
+    def part(self, visit: Visit, node: str, sensor: str, span: str) -> Html:
+        """The chart of one sensor, for a page about it; Refusal for a span that is none."""
+        query = {"series": f"{node}/{sensor}", "span": span}
+        what, frame = asked(visit, LARGE, query)
+        all_series, now_ms = self._charts.series(visit, what, frame), visit.house.clock.wall_ms()
+        return Html("{}\n{}<p class=links>{}</p>{}").format(
+            picture(what, all_series, now_ms), _ways(what, now_ms), _links(what),
+            Html('<script src="/zoom.js" defer></script>'),
+        )  # fmt: skip
+
+    def _rows(self, all_series: Sequence[Series]) -> Iterator[Row]:
+        """Name, statistics and unit of each series, as figures.table takes them."""
+        for series in all_series:
+            text = label(series, all_series, False) if len(all_series) > 1 else series.sensor
+            link = Html('<a href="{}">{}</a>').format(sensor_path(series.node, series.sensor), text)
+            yield link, self._of(series), series.unit
+
+    def _of(self, series: Series) -> Statistics | None:
+        found = self._figures.of(series.node, series.sensor, series.from_ms, series.to_ms)
+        return found or self._of_columns(series.columns, series.from_ms, series.to_ms, series.places)
+
+    def _text(self, visit: Visit, what: Asked, all_series: Sequence[Series], now_ms: int) -> Iterator[str]:
+        yield f"{title(all_series, now_ms)}."
+        yield ""
+        yield description(all_series, now_ms)
+        yield ""
+        names = [label(series, all_series, True) if len(all_series) > 1 else series.sensor for series in all_series]
+        yield from self._lines("series", [(n, self._of(one), "") for n, one in zip(names, all_series)], now_ms)
+        yield ""
+        rows = [("TIME", *(name.upper() for name in names)), *_number_rows(all_series, now_ms)]
+        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+        for row in rows:
+            yield "  ".join(f"{text:<{width}}" for text, width in zip(row, widths)).rstrip()
+        yield ""
+        here = visit.request.headers.get("host", "localhost")
+        yield f"Every column:  curl 'http://{here}/chart.csv?{what.query(size='large')}'"
+
+
+def local_moment(text: str) -> int:
+    """As pages.moment; without a zone it is this server's local time, as browsers' date fields send it."""
+    found = _LOCAL(text)
+    if not found:
+        return moment(text)
+    try:
+        t = datetime.fromisoformat(text)
+        return int(time.mktime((*t.timetuple()[:6], 0, 0, -1))) * 1000
+    except (ValueError, OverflowError):
+        raise Refusal(400, "A time is like 2026-11-20T15:36.", "time") from None
+
+
+def heading(all_series: Sequence[Series]) -> str:
+    """What is shown, without the span: `temperature and light of basement`."""
+    return title(all_series, 0).rpartition(", ")[0]
+
+
+def picture(what: Asked, all_series: Sequence[Series], now_ms: int) -> Html:
+    """The chart, what its marks mean, and where zoom.js finds its numbers."""
+    return Html(
+        '<section class="charts single" aria-label="Chart">'
+        '<figure class="plot" data-page="{page}"><picture>'
+        '<source media="(max-width: 40rem)" srcset="/chart.svg?{small}" width="420" height="190">'
+        '<img src="/chart.svg?{large}" alt="{said}" width="960" height="340"></picture></figure></section>'
+        '<p class="late" data-piece="late">{late}</p>'
+    ).format(
+        large=what.query(size="large"), small=what.query(size="small"), page=what.query(),
+        said=description(all_series, now_ms), late=" ".join(late_words(all_series, now_ms)),
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------ pieces
+
+
+def _span_links(what: Asked) -> Html:
+    links = together((
+        Html('<a href="/chart?{}"{}>{}</a>').format(
+            what._replace(span=key, ends=False).query(),
+            Html(' aria-current="true"') if key == what.span and not what.ends else "", words,
+        )
+        for key, words in SPANS
+    ), " ")  # fmt: skip
+    return Html('<nav class="spans" aria-label="Span of the chart">{}</nav>').format(links)
+
+
+def _ways(what: Asked, now_ms: int) -> Html:
+    """Earlier, later, wider, narrower: each a link."""
+    wide_ms = what.to_ms - what.from_ms
+    more_ms = min(wide_ms // 2, (LONGEST_MS - wide_ms) // 2)
+    middle_ms, quarter_ms = what.from_ms + wide_ms // 2, max(wide_ms // 4, 1)
+    ways = [("← Earlier", what.from_ms - wide_ms, what.from_ms)] if what.from_ms >= wide_ms else []
+    if what.to_ms < now_ms:
+        ways.append(("Later →", what.to_ms, what.to_ms + wide_ms))
+    if more_ms > 0 and what.from_ms > more_ms:
+        ways.append(("Zoom out", what.from_ms - more_ms, min(what.to_ms + more_ms, max(now_ms, what.to_ms))))
+    if wide_ms > 10_000:
+        ways.append(("Zoom in", middle_ms - quarter_ms, middle_ms + quarter_ms))
+    links = together((
+        Html('<a class="button" href="/chart?{}">{}</a>').format(
+            what._replace(span="", from_ms=from_ms, to_ms=to_ms, ends=True).query(), words)
+        for words, from_ms, to_ms in ways
+    ), " ")  # fmt: skip
+    return Html('<nav class="buttons" aria-label="Through time">{}</nav>').format(links)
+
+
+def _from_to(what: Asked) -> Html:
+    return Html(
+        '<form class="fields" method="get" action="/chart"><input type="hidden" name="series" value="{}">'
+        '<label>From <input type="datetime-local" name="from" value="{}" required></label>'
+        '<label>to <input type="datetime-local" name="to" value="{}"></label><button>Show</button></form>'
+    ).format(",".join(f"{node}/{sensor}" for node, sensor in what.names), _field(what.from_ms), _field(what.to_ms))
+
+
+def _field(time_ms: int) -> str:
+    """A moment as the value of a browser's date field, in local time."""
+    t = time.localtime(time_ms // 1000)
+    return time.strftime("%Y-%m-%dT%H:%M", t) if t.tm_year < 10_000 else ""
+
+
+def _links(what: Asked) -> Html:
+    query = what.query(size="large")
+    return Html(
+        'Every column as <a href="/chart.csv?{0}">CSV</a> or <a href="/chart.json?{0}">JSON</a>;'
+        ' <a href="/chart.svg?{0}">the picture alone</a>.'
+    ).format(query)
+
+
+def _numbers(all_series: Sequence[Series], now_ms: int) -> Html:
+    """A row for each round stretch of time: of every series its mean, and from where to where it went."""
+    names = [label(series, all_series, True) if len(all_series) > 1 else series.sensor for series in all_series]
+    head = together(Html("<th scope=col>{}</th>").format(name) for name in ("from", *names))
+    rows = together(
+        Html("<tr><th scope=row>{}</th>{}</tr>\n").format(when, together(
+            Html("<td>{}</td>").format(text) for text in cells))
+        for when, *cells in _number_rows(all_series, now_ms)
+    )  # fmt: skip
+    return Html("<table class=log><thead><tr>{}</tr></thead><tbody>\n{}</tbody></table>").format(head, rows)
+
+
+def _number_rows(all_series: Sequence[Series], now_ms: int) -> Iterator[tuple[str, ...]]:
+    first = all_series[0]
+    most = 12 if first.to_ms - first.from_ms < _HOUR_MS else 24
+    marks = [1000 * time_s for time_s, _ in ticks(first.from_ms // 1000, first.to_ms // 1000, most)]
+    begins = [first.from_ms, *(mark for mark in marks if first.from_ms < mark < first.to_ms)]
+    has_seconds = any(begin % 60_000 for begin in begins[1:])
+    for begin, end in zip(begins, [*begins[1:], first.to_ms]):
+        when = local_time(begin)[11:19] if has_seconds else clock(begin, now_ms)
+        yield when, *(_cell(_between(series, begin, end)) for series in all_series)
+
+
+def _between(series: Series, begin_ms: int, end_ms: int) -> list[Column]:
+    """The columns whose middle lies in [begin_ms, end_ms)."""
+    width_ms = (series.to_ms - series.from_ms) / series.places
+    return [one for one in series.columns if begin_ms <= series.from_ms + (one.place + 0.5) * width_ms < end_ms]
+
+
+def _cell(columns: Sequence[Column]) -> str:
+    if not columns:
+        return "–"
+    _, mean, low, high = numbers(columns)
+    return number(mean) if low.low == high.high else f"{number(mean)} ({number(low.low)} to {number(high.high)})"
+
+
+def _choice(visit: Visit, what: Asked) -> Html:
+    """Every sensor: those shown can be taken away, others added where an axis has their unit, or is left."""
+    offered: list[Html] = []
+    units = {one.unit for node in visit.picture().nodes for one in node.sensors if (node.name, one.name) in what.names}
+    for node in visit.picture().nodes:
+        for one in node.sensors:
+            key = node.name, one.name
+            fits = len(what.names) < MOST_SERIES and (len(units) < 2 or one.unit in units)
+            if key in what.names and len(what.names) > 1:
+                words, names = "– {} of {}", tuple(name for name in what.names if name != key)
+            elif key not in what.names and fits and node.name:
+                words, names = "+ {} of {}", (*what.names, key)
+            else:
+                continue
+            offered.append(Html('<a href="/chart?{}">{}</a>').format(
+                what._replace(names=names).query(), words.format(one.name, node.name)))  # fmt: skip
+    if not offered:
+        return Html("")
+    return Html(
+        '<details class="choice"><summary>Add or take away a series</summary><ul data-piece="choice">{}</ul></details>'
+    ).format(together(Html("<li>{}</li>").format(link) for link in offered[:_MOST_OFFERED]))
+
+
+def _save_form(visit: Visit, what: Asked, name: str) -> Html:
+    return Html(
+        '<form class="fields" method="post" action="/graphs"><input type="hidden" name="csrf" value="{}">'
+        '<input type="hidden" name="query" value="{}">'
+        '<label>Name <input name="name" maxlength="60" value="{}" required></label><button>Save this graph</button>'
+        ' <a href="/graphs">Saved graphs</a></form>'
+    ).format(visit.csrf, what.query(), name[:60])

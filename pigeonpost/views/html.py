@@ -1,0 +1,97 @@
+"""HTML, text and JSON responses: escaping, the frame of a page, buttons.
+
+Runs on: server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pigeonpost.core.errors import BadArgument
+from pigeonpost.core.html import Html
+from pigeonpost.core.strict_json import read_json, write_json
+from pigeonpost.http.message import HTML, JSON, TEXT, Answer, Refusal, Request
+from pigeonpost.views.context import Visit
+
+# The meta element named referrer: under `no-referrer`, as the header has it, browsers say `Origin: null` with our own
+# forms (Fetch standard, "append a request Origin header"), and the door would take each button for another site's.
+# Other sites still hear nothing.
+_FRAME = Html(
+    '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title} – Pigeonpost</title>\n'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    '<meta name="color-scheme" content="light dark"><meta name="referrer" content="same-origin">\n'
+    '<link rel="icon" href="/favicon.svg" type="image/svg+xml"><link rel="stylesheet" href="/style.css">'
+    '<script src="/script.js" defer></script></head>\n'
+    "<body{live}>\n<header><a class=brand href=/>{brand}</a>{nav}</header>\n"
+    "<main>\n{body}\n</main>\n{foot}</body></html>\n"
+)
+
+_NAV = Html(
+    '<nav><a href="/">Now</a> <a href="/graphs">Graphs</a> <a href="/logs">Logs</a> <a href="/files">Files</a>'
+    ' <a href="/about">About</a></nav>'
+)
+
+
+def html_page(
+    title: str, body: Html, visit: Visit | None = None, live: bool = False, foot: object = "", status: int = 200
+) -> Answer:
+    """A page.
+
+    visit  whose it is; None: somebody's who is not let in, and sees nothing of the house
+    live   the script keeps it up to date
+    """
+    text = _FRAME.format(
+        title=title, body=body, foot=foot,
+        brand=f"Pigeonpost {visit.house.name}" if visit else "Pigeonpost",
+        nav=_NAV if visit else "",
+        live=Html(' data-now="{}"').format(visit.house.clock.wall_ms()) if live and visit else "",
+    )  # fmt: skip
+    return Answer(text.encode(), HTML, status, PAGE_HEADERS)
+
+
+def text_page(text: str, status: int = 200) -> Answer:
+    """A page for a terminal."""
+    return Answer(text.encode(), TEXT, status, PAGE_HEADERS)
+
+
+def see_other(path: str, headers: Mapping[str, str] | None = None) -> Answer:
+    """Behind a change: the browser shows the page at `path`, and reloading that repeats nothing."""
+    return text_page(f"see {path}\n", 303)._replace(headers={**PAGE_HEADERS, "Location": path, **(headers or {})})
+
+
+def json_answer(value: Any, status: int = 200) -> Answer:
+    """`value` for programs."""
+    return Answer(write_json(value).encode() + b"\n", JSON, status, {"Cache-Control": "no-store"})
+
+
+def json_body(request: Request) -> dict[str, Any]:
+    """The JSON object that a program has sent; Refusal 400 when it is none."""
+    try:
+        value = read_json(request.body.decode("utf-8").strip())
+    except (BadArgument, UnicodeDecodeError) as error:
+        raise Refusal(400, f"The body does not read as JSON: {error}.", "json") from None
+    if not isinstance(value, dict):
+        raise Refusal(400, "The body is a JSON object.", "json")
+    return value
+
+
+# Pages carry who is logged in, so nobody between keeps them.
+PAGE_HEADERS: Mapping[str, str] = {"Vary": "Accept", "Cache-Control": "no-store"}
+
+
+def button(path: str, label: str, visit: Visit, what: str = "", kind: str = "", off: bool = False) -> Html:
+    """A button that changes something: a form of its own. `what` tells a screen reader what it is for."""
+    return Html(
+        '<form method="post" action="{path}"><input type="hidden" name="csrf" value="{csrf}">'
+        '<button class="{kind}"{label}{off}>{text}</button></form>'
+    ).format(
+        path=path, csrf=visit.csrf, kind=kind, text=label,
+        label=Html(' aria-label="{}"').format(f"{label}, {what}") if what else "",
+        off=Html(" disabled") if off else "",
+    )  # fmt: skip
+
+
+def sensor_path(node: str, sensor: str) -> str:
+    """Where the page of a sensor is. The buttons of its node have three of these addresses."""
+    return f"/nodes/{node}/{sensor}{'.html' if sensor in ('on', 'off', 'status') else ''}"

@@ -1,0 +1,77 @@
+"""The way in and out: the login page, the one for another password, and what is said to whom is not let in or asks for
+what is not there.
+
+Runs on: server.  Reached from: webui, which looks after passwords and sessions itself.
+Hands on to: nobody.  Threads: none.  Errors: none.
+"""
+
+from __future__ import annotations
+
+from pigeonpost.core.html import Html
+from pigeonpost.http.message import Answer, Refusal, Request
+from pigeonpost.views.context import Visit
+from pigeonpost.views.html import PAGE_HEADERS, html_page, json_answer, text_page
+
+
+def login_page(request: Request, said: str = "", status: int = 200) -> Answer:
+    """`/login`. said: what was wrong with the last try."""
+    if not request.wants_html:
+        how = "Log in with a browser; on the server's own machine, control.py needs no password."
+        return text_page(f"{said or 'This server asks for a password.'}\n{how}\n", status)
+    body = Html(
+        '<h1>Log in</h1>\n{}<form method="post" action="/login" class="login"><label>User '
+        '<input name="user" value="admin" autocomplete="username" maxlength="63" required></label><label>Password '
+        '<input name="password" type="password" autocomplete="current-password" maxlength="1024" required autofocus>'
+        "</label><button>Log in</button></form>"
+    ).format(Html('<p class="notice bad" role="alert">{}</p>\n').format(said) if said else "")
+    return html_page("Log in", body, status=status)
+
+
+def password_page(visit: Visit, said: str = "", status: int = 200) -> Answer:
+    """`/password`. said: what was wrong with the last try."""
+    users = visit.house.users
+    if not visit.request.wants_html:
+        return text_page(f"{said or 'The password is changed with a browser, or: control.py password.'}\n", status)
+    if users.find(visit.user) is None:
+        body = Html(
+            "<h1>Password</h1>\n<p>You came in without a password. On the server's own machine, this sets one:</p>\n"
+            "<pre>python3 control.py password</pre>"
+        )
+        return html_page("Password", body, visit)
+    notice = Html('<p class="notice bad" role="alert">{}</p>\n').format(said) if said else ""
+    body = Html(
+        "<h1>Change the password of {user}</h1>\n{notice}<p>Everybody else who is logged in as {user} is logged out by"
+        ' this.</p>\n<form method="post" action="/password" class="login"><input type="hidden" name="csrf"'
+        ' value="{csrf}"><input type="hidden" name="user" value="{user}" autocomplete="username">'
+        '<label>Old password <input name="old" type="password" autocomplete="current-password" maxlength="1024"'
+        ' required></label><label>New password <input name="new" type="password" autocomplete="new-password"'
+        ' minlength="8" maxlength="1024" required></label><label>The new one once more <input name="again"'
+        ' type="password" autocomplete="new-password" minlength="8" maxlength="1024" required></label>'
+        "<button>Change it</button></form>"
+    ).format(user=visit.user, notice=notice, csrf=visit.csrf)
+    return html_page("Password", body, visit, status=status)
+
+
+def password_changed(visit: Visit) -> Answer:
+    """After `POST /password`."""
+    if not visit.request.wants_html:
+        return text_page("The password is changed.\n")
+    body = Html(
+        "<h1>The password is changed</h1>\n<p>This browser stays logged in; every other one logs in anew.</p>\n"
+        '<p><a class="button" href="/">To the front page</a></p>'
+    )
+    return html_page("Password", body, visit)
+
+
+def refusal_page(request: Request | None, refusal: Refusal) -> Answer:
+    """A refusal as its client can read it: JSON for programs, HTML for browsers, else a line of text."""
+    headers = dict(PAGE_HEADERS) | dict(refusal.headers)
+    if request is not None and request.path.startswith("/api/"):
+        told = {"error": {"code": refusal.code, "text": refusal.text}}
+        return json_answer(told, refusal.status)._replace(headers=headers)
+    if request is None or not request.wants_html:
+        return text_page(f"{refusal.text}\n", refusal.status)._replace(headers=headers)
+    lines = refusal.text.split("\n")
+    more = Html("\n<pre>{}</pre>").format("\n".join(lines[1:])) if lines[1:] else Html("")
+    body = Html('<h1>{}</h1>{}\n<p><a href="/">To the front page</a></p>').format(lines[0], more)
+    return html_page(str(refusal.status), body, status=refusal.status)._replace(headers=headers)

@@ -1,0 +1,187 @@
+"""The page of one sensor: its value, its chart, its statistics of a day to a year, and what its values are judged by.
+
+Runs on: server.  Reached from: webui (`/nodes/NAME/SENSOR`).
+Hands on to: the figures, for the statistics; the chart's page, for the chart; the store, through both.
+Threads: none of its own.  Errors: Refusal.
+
+As HTML, as text for a terminal, and with `.json` or `.csv` behind its address. How a node calibrates a sensor is the
+node's business; the server never hears of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pigeonpost.core.clock import rfc3339
+from pigeonpost.core.format import age, number, with_unit
+from pigeonpost.core.html import Html, together
+from pigeonpost.http.message import Answer, Refusal
+from pigeonpost.views.context import Visit
+from pigeonpost.views.html import html_page, json_answer, sensor_path, text_page
+from pigeonpost.views.models import SensorView
+from protocol import SENSOR_NAME
+
+if TYPE_CHECKING:
+    from pigeonpost.views.statistics import Figures, Row, Statistics
+
+_DAY_MS = 86_400_000
+SPANS = (("day", "last 24 hours", 1), ("week", "last 7 days", 7), ("month", "last 30 days", 30),
+         ("year", "last 365 days", 365))  # fmt: skip
+_CHARTS = (("1h", "hour"), ("24h", "day"), ("7d", "week"), ("30d", "30 days"), ("366d", "year"), ("1830d", "5 years"))
+_KINDS = (".json", ".csv", ".html")
+
+
+class SensorPages:
+    """Shows sensors."""
+
+    def __init__(
+        self,
+        figures: Figures,
+        table: Callable[[str, Sequence[Row], int], Html],
+        lines: Callable[[str, Sequence[Row], int], list[str]],
+        told: Callable[[Statistics | None], Mapping[str, Any] | None],
+        chart: Callable[[Visit, str, str, str], Html],
+        judged: Callable[[Sequence[SensorView]], Html],
+        judged_words: Callable[[SensorView], Sequence[str]],
+    ) -> None:
+        """
+        table, lines, told    those of pages.figures
+        chart                 the chart of a node's sensor over a span
+        judged, judged_words  the limits of a sensor, and what was beyond them: as HTML, and as lines
+        """
+        self._figures = figures
+        self._table = table
+        self._lines = lines
+        self._told = told
+        self._chart = chart
+        self._judged = judged
+        self._judged_words = judged_words
+
+    def answer(self, visit: Visit) -> Answer:
+        """`/nodes/NAME/SENSOR`, also with `.json` or `.csv`; `?span=` is the chart's."""
+        node, word = visit.args
+        kind = next((end for end in _KINDS if word.endswith(end)), "")
+        view = _found(visit, node, word.removesuffix(kind))
+        if kind == ".json":
+            return self._json(visit, view)
+        if kind == ".csv":
+            return self._csv(visit, view)
+        if not visit.request.wants_html:
+            return text_page("\n".join(self._text(visit, view)) + "\n")
+        return html_page(f"{view.name} of {node}", self._body(visit, view), visit, live=True)
+
+    def _statistics(self, visit: Visit, view: SensorView) -> list[tuple[str, str, Statistics | None]]:
+        now_ms = visit.house.clock.wall_ms()
+        return [
+            (name, words, self._figures.of(view.node, view.name, now_ms - days * _DAY_MS, now_ms))
+            for name, words, days in SPANS
+        ]
+
+    def _body(self, visit: Visit, view: SensorView) -> Html:
+        span = visit.request.query.get("span", "")
+        span = span if span in dict(_CHARTS) else "24h"
+        path, now_ms = sensor_path(view.node, view.name), visit.house.clock.wall_ms()
+        data = f"/nodes/{view.node}/{view.name}"
+        rows = [(words, found, view.unit) for _, words, found in self._statistics(visit, view)]
+        return together((
+            Html('<h1>{} of <a href="/nodes/{}">{}</a></h1>').format(view.name, view.node, view.node),
+            _now(view, now_ms),
+            _span_links(path, span),
+            self._chart(visit, view.node, view.name, span),
+            Html('<section data-piece="figures"><h2>Statistics</h2>{}<p class=links>The same as '
+                 '<a href="{}.csv">CSV</a> or <a href="{}.json">JSON</a>. {}</p></section>').format(
+                self._table("span", rows, now_ms), data, data, _about(rows)),
+            self._judged([view]),
+        ), "\n")  # fmt: skip
+
+    def _text(self, visit: Visit, view: SensorView) -> Iterator[str]:
+        now_ms = visit.house.clock.wall_ms()
+        here = visit.request.headers.get("host", "localhost")
+        yield f"{view.name} of {view.node}: {_value(view)}{_age(view, now_ms)}."
+        yield ""
+        yield from self._lines(
+            "span", [(words, found, "") for _, words, found in self._statistics(visit, view)], now_ms
+        )
+        judged = self._judged_words(view)
+        yield from ["", *judged] if judged else []
+        yield ""
+        yield f"Its last day, in numbers:  curl 'http://{here}/chart?series={view.node}/{view.name}'"
+        yield f"For programs:              curl http://{here}/nodes/{view.node}/{view.name}.json"
+
+    def _json(self, visit: Visit, view: SensorView) -> Answer:
+        return json_answer({
+            "node": view.node, "sensor": view.name, "unit": view.unit, "simulated": view.simulated,
+            "value": view.value, "fault": view.fault,
+            "time": rfc3339(view.time_ms) if view.time_ms is not None else None,
+            "verdicts": [{"kind": kind, "text": text} for kind, text in view.odd.items()],
+            "verdict_counts": dict(view.counts), "limits": dict(view.limits),
+            "statistics": {name: self._told(found) for name, _, found in self._statistics(visit, view)},
+        })  # fmt: skip
+
+    def _csv(self, visit: Visit, view: SensorView) -> Answer:
+        """A line a span; what is not known is empty. No cell needs quotes."""
+        lines = ["span,from,to,count,mean,median,mode,low,low_time,high,high_time,deviation,median_is_exact"]
+        for name, _, found in self._statistics(visit, view):
+            told = self._told(found)
+            if told is not None:
+                lines.append(",".join([name, *map(_csv_text, told.values())]))
+        headers = {"Cache-Control": "no-store"}
+        return Answer(("\n".join(lines) + "\n").encode(), "text/csv; charset=utf-8", headers=headers)
+
+
+def _csv_text(value: Any) -> str:
+    return "" if value is None else str(value).lower() if type(value) is bool else str(value)
+
+
+def _found(visit: Visit, node: str, name: str) -> SensorView:
+    """The sensor; one that its node no longer has is shown all the same, as long as something of it is stored."""
+    picture = visit.picture()
+    view = picture.node(node)
+    known = next((one for one in view.sensors if one.name == name), None) if view else None
+    if known is not None:
+        return known
+    about: dict[str, Any] = next((one for one in visit.house.store.nodes() if one["name"] == node), {})
+    if view is None or not SENSOR_NAME(name) or name not in about.get("sensors", {}):
+        raise Refusal(404, "There is no sensor of that name.", "unknown-sensor")
+    return SensorView(
+        node=node, name=name, unit=about["sensors"][name], number=0, simulated=False, value=None,
+        fault="its node no longer has it", time_ms=None, is_late=True, low=None, high=None, trend=None, columns=(),
+        width_ms=1, span_ms=1,
+    )  # fmt: skip
+
+
+def _now(view: SensorView, now_ms: int) -> Html:
+    """The value as large as on a card; the script keeps it up to date."""
+    odd = together((Html('<span class="odd">{}</span>').format(text) for text in view.odd.values()), " ")
+    return Html(
+        '<p class="now {}" data-piece="now"><b data-live="{}/{}">{}</b> <span class="unit">{}</span> {}'
+        '<span class="day">{}{}</span></p>'
+    ).format(
+        "stale" if view.is_late or view.value is None else "", view.node, view.name, number(view.value), view.unit,
+        Html("{} ").format(odd) if odd else "",
+        view.fault, _age(view, now_ms) if view.fault else _age(view, now_ms).removeprefix(", "),
+    )  # fmt: skip
+
+
+def _value(view: SensorView) -> str:
+    return view.fault or with_unit(number(view.value), view.unit)
+
+
+def _age(view: SensorView, now_ms: int) -> str:
+    return f", {age(max(0, now_ms - view.time_ms) / 1000)} ago" if view.time_ms is not None else ""
+
+
+def _about(rows: Sequence[Row]) -> str:
+    if all(found is None or found.is_exact for _, found, _ in rows):
+        return ""
+    return "≈: the weighted median and mode of ten minutes (up to a fortnight) or hours; the rest is exact."
+
+
+def _span_links(path: str, span: str) -> Html:
+    links = together((
+        Html('<a href="{}?span={}"{}>{}</a>').format(
+            path, key, Html(' aria-current="true"') if key == span else "", words)
+        for key, words in _CHARTS
+    ), " ")  # fmt: skip
+    return Html('<nav class="spans" aria-label="Span of the chart">{}</nav>').format(links)

@@ -1,0 +1,233 @@
+"""Live values: every commit goes to the open pages as an event (Server-Sent Events, HTML standard, section 9.2).
+
+Runs on: server.  Reached from: webui (`/events`), web/server (`adopt`), the intake's writer thread (`note`).
+Hands on to: the sockets of the pages.
+Threads: one of its own serves all of them; another page costs a socket, not a thread. `_lock` guards what other threads
+  leave for it (nodes with something new, sockets to adopt); held to put it there or take it away.
+Errors: a client that does not read is dropped, and comes back by itself with the number of the last event it had.
+
+    id: 1f0a9c-17
+    data: {"samples":[{"node":"basement","time_ms":1795188970123,"values":{"temperature":"23.4 °C"}}]}
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import selectors
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pigeonpost.core.format import number, with_unit
+from pigeonpost.core.strict_json import write_json
+from pigeonpost.http.message import Answer, Refusal
+from pigeonpost.views.context import House, Visit
+
+if TYPE_CHECKING:
+    from pigeonpost.server.ingest import Latest
+
+log = logging.getLogger(__name__)
+
+MOST_CLIENTS = 200
+HEARTBEAT_S = 15.0  # a client hears something so often, and is asked whether it may still listen
+_REMEMBERED = 64  # events, for clients that come back
+_UNSENT_BYTES = 64 << 10
+_RETRY_MS = 3000
+_KIND = "text/event-stream; charset=utf-8"
+
+
+class Filed(Protocol):
+    """What is needed of a filing."""
+
+    node: str
+
+
+class _Client:
+    """One open page."""
+
+    def __init__(self, sock: socket.socket, still_in: Callable[[], bool]) -> None:
+        self.sock = sock
+        self.still_in = still_in
+        self.unsent = b""
+
+
+class Live:
+    """The open pages, and what happened lately."""
+
+    def __init__(self, house: House, heartbeat_s: float = HEARTBEAT_S, most_clients: int = MOST_CLIENTS) -> None:
+        self._house = house
+        self._heartbeat_s = heartbeat_s
+        self._most_clients = most_clients
+        self._run = secrets.token_hex(3)  # of this start, so that numbers of an earlier one are not taken for ours
+        self._number = 0
+        self._events: deque[tuple[int, bytes]] = deque(maxlen=_REMEMBERED)
+        self._lock = threading.Lock()
+        self._changed: dict[str, None] = {}
+        self._coming: list[tuple[_Client, str]] = []
+        self._clients: set[_Client] = set()
+        self._chooser = selectors.DefaultSelector()
+        self._woken, self._waker = os.pipe()
+        os.set_blocking(self._woken, False)
+        os.set_blocking(self._waker, False)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="live", daemon=True)
+
+    @property
+    def clients(self) -> int:
+        """How many pages listen."""
+        return len(self._clients) + len(self._coming)
+
+    def start(self) -> None:
+        self._chooser.register(self._woken, selectors.EVENT_READ)
+        self._thread.start()
+
+    def stop(self, limit_s: float) -> None:
+        """Close all streams."""
+        self._stopping.set()
+        self._wake()
+        if self._thread.ident is not None:
+            self._thread.join(limit_s)
+        with self._lock:
+            if self._waker >= 0 and not self._thread.is_alive():
+                self._chooser.close()
+                os.close(self._woken)
+                os.close(self._waker)
+                self._waker = -1
+
+    # ------------------------------------------------------------------------------------ from other threads
+
+    def note(self, filings: Sequence[Filed]) -> None:
+        """Something was stored; called by the writer, which does not wait."""
+        with self._lock:
+            self._changed.update(dict.fromkeys([filing.node for filing in filings]))
+        self._wake()
+
+    def answer(self, visit: Visit, still_in: Callable[[], bool]) -> Answer:
+        """`/events`: a stream that goes on as long as `still_in` says; resumes behind Last-Event-ID."""
+        if self.clients >= self._most_clients or self._stopping.is_set():
+            raise Refusal(503, "Too many pages listen; this one is refreshed instead.", "busy", {"Retry-After": "30"})
+        last_id = visit.request.headers.get("last-event-id", "")
+
+        def adopt(sock: socket.socket) -> None:
+            with self._lock:
+                self._coming.append((_Client(sock, still_in), last_id))
+            self._wake()
+
+        return Answer(kind=_KIND, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}, live=adopt)
+
+    def _wake(self) -> None:
+        with self._lock:  # so that nobody writes into a pipe that is closed
+            try:
+                if self._waker >= 0:
+                    os.write(self._waker, b"\0")
+            except BlockingIOError:
+                pass  # woken 65,536 times already
+
+    # --------------------------------------------------------------------------------------- its own thread
+
+    def _serve(self) -> None:
+        clock = self._house.clock
+        beat_s = clock.monotonic() + self._heartbeat_s
+        while not self._stopping.is_set():
+            for key, events in self._chooser.select(max(0.0, beat_s - clock.monotonic())):
+                if key.data is None:
+                    os.read(self._woken, 4096)
+                else:
+                    self._attend(key.data, events)
+            self._tell_news()
+            if clock.monotonic() >= beat_s:
+                beat_s = clock.monotonic() + self._heartbeat_s
+                self._beat()
+        for client in list(self._clients):
+            self._drop(client)
+        for client, _ in self._coming:
+            client.sock.close()
+
+    def _tell_news(self) -> None:
+        with self._lock:
+            changed, self._changed = self._changed, {}
+            coming, self._coming = self._coming, []
+        if changed:
+            event = self._event(list(changed))
+            self._events.append((self._number, event))
+            for client in list(self._clients):
+                self._send(client, event)
+        for client, last_id in coming:
+            client.sock.setblocking(False)
+            self._clients.add(client)
+            self._chooser.register(client.sock, selectors.EVENT_READ, client)
+            self._send(client, f"retry: {_RETRY_MS}\n\n".encode() + self._missed(last_id))
+
+    def _event(self, nodes: Sequence[str]) -> bytes:
+        self._number += 1
+        latest = self._house.intake.latest
+        samples = [_shown(node, latest[node]) for node in nodes if node in latest]
+        return f"id: {self._run}-{self._number}\ndata: {write_json({'samples': samples})}\n\n".encode()
+
+    def _missed(self, last_id: str) -> bytes:
+        """What a client has not seen: the events behind `last_id`, or how things are where these are not known."""
+        run, _, said = last_id.partition("-")
+        if run == self._run and said.isascii() and said.isdigit() and len(said) < 16:
+            first_kept = self._events[0][0] if self._events else self._number + 1
+            if first_kept <= int(said) + 1 <= self._number + 1:
+                return b"".join(event for number, event in self._events if number > int(said))
+        samples = [_shown(node, latest) for node, latest in list(self._house.intake.latest.items())]
+        return f"id: {self._run}-{self._number}\ndata: {write_json({'samples': samples})}\n\n".encode()
+
+    def _beat(self) -> None:
+        for client in list(self._clients):
+            if client.still_in():
+                self._send(client, b":\n\n")
+            else:
+                self._drop(client)
+
+    def _attend(self, client: _Client, events: int) -> None:
+        if events & selectors.EVENT_READ:
+            try:
+                if not client.sock.recv(1024):  # an event stream goes one way: what the client says is not looked at
+                    self._drop(client)
+                    return
+            except BlockingIOError:
+                pass
+            except OSError:
+                self._drop(client)
+                return
+        if events & selectors.EVENT_WRITE:
+            self._send(client, b"")
+
+    def _send(self, client: _Client, data: bytes) -> None:
+        """Send what goes now; the rest goes when there is room."""
+        unsent = client.unsent + data
+        try:
+            unsent = unsent[client.sock.send(unsent) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._drop(client)
+            return
+        if len(unsent) > _UNSENT_BYTES:
+            self._drop(client)
+            return
+        if bool(unsent) != bool(client.unsent):
+            mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if unsent else 0)
+            self._chooser.modify(client.sock, mask, client)
+        client.unsent = unsent
+
+    def _drop(self, client: _Client) -> None:
+        if client in self._clients:
+            self._clients.discard(client)
+            self._chooser.unregister(client.sock)
+            client.sock.close()
+
+
+def _shown(node: str, latest: Latest) -> dict[str, Any]:
+    """A sample as the page shows it: the script puts texts where they belong, and knows nothing of numbers."""
+    values = {
+        name: with_unit(number(value), latest.units.get(name, "")) if value is not None else "–"
+        for name, value in latest.sample.values.items()
+    }
+    return {"node": node, "time_ms": latest.sample.time_ms, "values": values}

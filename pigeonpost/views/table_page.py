@@ -1,0 +1,114 @@
+"""A page that is one table: for people, for a terminal, as JSON and as CSV, all of the same rows.
+
+Runs on: server.  Reached from: the members of pages/ that show a list.  Hands on to: nobody.
+Threads: none.  Errors: none.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pigeonpost.core.format import aligned
+from pigeonpost.core.html import Html, together
+from pigeonpost.http.message import Answer
+from pigeonpost.storage.csv.format import cell
+from pigeonpost.views.context import Visit
+from pigeonpost.views.html import html_page, json_answer, text_page
+
+_WIDTH = 79  # of a terminal
+
+
+class Listing(NamedTuple):
+    """What such a page says.
+
+    title, lead  its heading, and a sentence or two below it
+    head, rows   the table for people: every cell a text
+    links        where the first cell of each row leads; empty: nowhere
+    keys, data   the same for programs: of each row the values
+    more         what else the page for people has, above the table
+    none         what is said in its place when there is no row
+    live         the open page follows what is new
+    """
+
+    title: str
+    lead: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    keys: Sequence[str]
+    data: Sequence[Sequence[Any]]
+    none: str
+    links: Sequence[str] = ()
+    more: Html = Html("")
+    live: bool = False
+
+
+def listed(visit: Visit, listing: Listing) -> Answer:
+    """The listing as the address asks for it: `.json`, `.csv`, else for people or for a terminal."""
+    path = visit.request.path
+    if path.endswith(".json"):
+        name = path.rpartition("/")[2].removesuffix(".json")
+        return json_answer({name: [dict(zip(listing.keys, row)) for row in listing.data]})
+    if path.endswith(".csv"):
+        return csv_answer(listing.keys, listing.data)
+    if not visit.request.wants_html:
+        return text_page("\n".join([textwrap.fill(listing.lead, _WIDTH), "", *_lines(listing)]) + "\n")
+    piece = Html('<div data-piece="list"><p>{}</p>\n{}</div>').format(listing.lead, _table(listing))
+    body = Html("<h1>{}</h1>\n{}{}\n{}").format(listing.title, listing.more, piece, other_forms(visit, ".json", ".csv"))
+    return html_page(listing.title, body, visit, live=listing.live)
+
+
+def _lines(listing: Listing) -> list[str]:
+    """The table for a terminal; where it is too wide, the last cell of each row stands in a line of its own."""
+    if not listing.rows:
+        return [listing.none]
+    sides = "<" * len(listing.head)
+    whole = aligned(listing.head, listing.rows, sides)
+    if max(map(len, whole)) <= _WIDTH:
+        return whole
+    narrow = aligned(listing.head[:-1], [row[:-1] for row in listing.rows], sides[:-1])
+    lines = narrow[:1]
+    for line, row in zip(narrow[1:], listing.rows):
+        lines += [line, *textwrap.wrap(row[-1], _WIDTH, initial_indent="    ", subsequent_indent="    ")]
+    return lines
+
+
+def _table(listing: Listing) -> Html:
+    if not listing.rows:
+        return Html("<p>{}</p>").format(listing.none)
+    links = listing.links or [""] * len(listing.rows)
+    rows = together(
+        Html("<tr>{}</tr>\n").format(together(
+            Html('<td data-label="{}">{}</td>').format(label, _linked(said, link if place == 0 else ""))
+            for place, (label, said) in enumerate(zip(listing.head, row))
+        ))
+        for row, link in zip(listing.rows, links)
+    )  # fmt: skip
+    head = together(Html("<th>{}</th>").format(text) for text in listing.head)
+    return Html('<table class="list"><thead><tr>{}</tr></thead><tbody>\n{}</tbody></table>').format(head, rows)
+
+
+def _linked(said: str, link: str) -> Html:
+    return Html('<a href="{}">{}</a>').format(link, said) if link else Html("{}").format(said)
+
+
+def other_forms(visit: Visit, *suffixes: str) -> Html:
+    """Where the same is for programs."""
+    path = visit.request.path
+    links = together((Html('<a href="{0}{1}">{0}{1}</a>').format(path, suffix) for suffix in suffixes), ", ")
+    return Html('<p class="links">The same for programs: {}</p>').format(links)
+
+
+def csv_answer(keys: Sequence[str], rows: Iterable[Sequence[Any]]) -> Answer:
+    """Rows as CSV (RFC 4180), in which no text is a formula."""
+    lines = [",".join(keys), *(",".join(map(_cell, row)) for row in rows)]
+    return Answer(("\n".join(lines) + "\n").encode(), "text/csv; charset=utf-8", headers={"Cache-Control": "no-store"})
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, Mapping | list | tuple):
+        return cell(str(value))
+    return cell(value) if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else repr(value)

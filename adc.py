@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pigeonpost.core.config import Option, a_table, matching, number, one_of, read_options
 from pigeonpost.core.errors import SensorError, SettingsError
-from pigeonpost.sensors.contract import Channel, Found, Readings, Source, channel_tables
+from pigeonpost.sensors.contract import Channel, FoundDevice, Readings, SensorSource, channel_tables
 from protocol import UNIT, Number
 
 FULL_SCALE = 1024  # counts: code = 1024 x Vin / Vref (DS21295, equation 4-2)
@@ -135,7 +135,7 @@ def ldr_lux(ohms: float, ohms_at_10_lux: float, gamma: float) -> float:
 # ------------------------------------------------------------------------------------------------------ the source
 
 
-class Input(NamedTuple):
+class AdcInput(NamedTuple):
     """One channel: which input of the chip, and what becomes of its counts."""
 
     plus: int
@@ -143,13 +143,13 @@ class Input(NamedTuple):
     convert: Callable[[float], Number]
 
 
-class AdcSource(Source):
+class AdcSource(SensorSource):
     """A chip with some of its inputs in use. It is opened when it is first read, and again when that has failed."""
 
     def __init__(
         self,
         open_chip: Callable[[], Mcp3008],
-        inputs: Mapping[str, Input],
+        inputs: Mapping[str, AdcInput],
         channels: Sequence[Channel],
         average: int = 1,
     ) -> None:
@@ -182,7 +182,7 @@ class AdcSource(Source):
                 readings[name] = error
         return readings
 
-    def _counts(self, chip: Mcp3008, entry: Input) -> float:
+    def _counts(self, chip: Mcp3008, entry: AdcInput) -> float:
         return sum([chip.read(entry.plus, entry.minus) for _ in range(self._average)]) / self._average
 
     def _refuse_silence(self, chip: Mcp3008, counts: Mapping[str, float]) -> None:
@@ -248,7 +248,7 @@ def make(settings: Mapping[str, Any], where: str, spi: Spi | None = None) -> Adc
         if chosen["input"] is None:
             raise SettingsError(f"{here}: input is missing: which of the chip's inputs, 0 to 7?")
         plus, minus = chosen["input"]
-        inputs[name] = Input(plus, minus, _conversion(chosen, options["vref_v"]))
+        inputs[name] = AdcInput(plus, minus, _conversion(chosen, options["vref_v"]))
         unit = _UNITS[chosen["convert"]] if chosen["unit"] is None else chosen["unit"]
         channels.append(Channel(name, unit, spi is not None, _rail(chosen, inputs[name].convert)))
 
@@ -284,7 +284,7 @@ def _conversion(chosen: Mapping[str, Any], vref_v: float) -> Callable[[float], N
     return lambda counts: round(value(counts) * (1 if gain is None else gain) + (offset or 0), 6)
 
 
-def scan(root: str) -> Iterator[Found]:
+def scan(root: str) -> Iterator[FoundDevice]:
     """A chip on each SPI device that is there; whether it is one shows when it is read."""
     try:
         names = sorted(os.listdir(os.path.join(root, "dev")))
@@ -293,4 +293,4 @@ def scan(root: str) -> Iterator[Found]:
     for match in filter(None, (re.fullmatch(r"spidev([0-9]+)\.([0-9]+)", name) for name in names)):
         channels = {f"input_{number}": {"input": number} for number in range(8)}
         place = {"bus": int(match[1]), "device": int(match[2])}
-        yield Found(f"SPI {match[1]}.{match[2]}, an MCP3008", {"kind": "adc", **place, "channels": channels})
+        yield FoundDevice(f"SPI {match[1]}.{match[2]}, an MCP3008", {"kind": "adc", **place, "channels": channels})

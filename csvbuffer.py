@@ -34,7 +34,7 @@ from pigeonpost.core.data_folder import LOGS
 from pigeonpost.core.errors import DiskError, NotStored
 from pigeonpost.core.files import sync_folder
 from pigeonpost.storage.contract import Store
-from pigeonpost.storage.csv.checksums import Sums
+from pigeonpost.storage.csv.checksums import LogChecksums
 from pigeonpost.storage.csv.format import (
     HEADER,
     TAIL_BYTES,
@@ -44,7 +44,7 @@ from pigeonpost.storage.csv.format import (
     logged_rows,
     rows_written,
 )
-from pigeonpost.storage.models import Filing, LogMark, Stretch
+from pigeonpost.storage.models import EpochCommit, LogMark, SampleBatch
 from protocol import Sample
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ SYNC_BYTES = 16 << 20  # or when there are so many
 _BLOCK_BYTES = 1 << 20
 
 
-class Shown(NamedTuple):
+class RecentSample(NamedTuple):
     """A sample as Log Check shows it."""
 
     node: str
@@ -73,12 +73,12 @@ class CsvLog:
         self._clock = clock
         self._lock = threading.Lock()
         self._buffer: list[str] = []
-        self._shown: deque[Shown] = deque(maxlen=SHOWN)
+        self._shown: deque[RecentSample] = deque(maxlen=SHOWN)
         self._fd = -1
         self._behind = False  # whether the file lacks rows that are no longer in memory
         self._tail = b""  # the last bytes of the file,
         self._sum = hashlib.sha256()  # and the sum of all
-        self._sums = Sums(self._folder)
+        self._sums = LogChecksums(self._folder)
         self._filed = 0  # the filing up to which the file has all rows
         self._recorded = LogMark("", 0, 0, 0)
         self._due: LogMark | None = None  # handed to a transaction, of which it is not known yet that it was committed
@@ -113,14 +113,19 @@ class CsvLog:
         except NotStored as error:
             log.warning("the CSV log is not recorded yet: %s", error)
 
-    def add(self, filing: Filing, noted_ms: int) -> None:
+    def add(self, epoch_commit: EpochCommit, noted_ms: int) -> None:
         """Put into the buffer what a commit has stored."""
-        rows = [log_rows(filing.node, filing.epoch, item, filing.units, noted_ms) for item in filing.items]
+        rows = [
+            log_rows(epoch_commit.node, epoch_commit.epoch, item, epoch_commit.units, noted_ms)
+            for item in epoch_commit.items
+        ]
         with self._lock:
             self._buffer += rows
-            for item in filing.items[-SHOWN:]:
-                if isinstance(item, Stretch):
-                    self._shown.extend(Shown(filing.node, sample, filing.units) for sample in item.samples[-SHOWN:])
+            for item in epoch_commit.items[-SHOWN:]:
+                if isinstance(item, SampleBatch):
+                    self._shown.extend(
+                        RecentSample(epoch_commit.node, sample, epoch_commit.units) for sample in item.samples[-SHOWN:]
+                    )
 
     def flush(self, filed: int) -> None:
         """After a commit: write the buffer to the file, which then has all rows up to filing number `filed`."""
@@ -188,7 +193,7 @@ class CsvLog:
 
     # ---------------------------------------------------------------------------------- anybody's part
 
-    def last(self) -> list[Shown]:
+    def last(self) -> list[RecentSample]:
         """The last samples of this run, oldest first."""
         with self._lock:
             return list(self._shown)

@@ -25,21 +25,21 @@ from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import Settings
 from pigeonpost.core.data_folder import OUTBOX_LOCK
 from pigeonpost.core.errors import PigeonpostError, SettingsError
-from pigeonpost.core.files import kind_of_filesystem, only_one
-from pigeonpost.core.lifecycle import Part, Running, start_logging
+from pigeonpost.core.files import kind_of_filesystem, lock_data_dir
+from pigeonpost.core.lifecycle import Lifecycle, LifecycleComponent, start_logging
 from pigeonpost.core.strict_json import write_json
 from pigeonpost.core.version import VERSION
-from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.node_info import NodeInfo
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring, slot_bytes_for
 from pigeonpost.node.sampler import Sampler
-from pigeonpost.sensors.contract import Channel, Source, in_order
+from pigeonpost.sensors.contract import Channel, SensorSource, in_order
 from pigeonpost.sensors.machine import MachineSource
 from pigeonpost.sensors.registry import make_simulated_adc, make_source
 from pigeonpost.settings import NODE
 from pigeonpost.transports import registry
-from pigeonpost.transports.contract import End
-from pigeonpost.transports.tcp_node import NodeEnd
+from pigeonpost.transports.contract import Transport
+from pigeonpost.transports.tcp_node import TcpNodeTransport
 from protocol import LINE_BYTES
 
 log = logging.getLogger("node")
@@ -52,13 +52,13 @@ _CHIP = {
 _MACHINE = {"kind": "machine"}
 
 
-def _multicast_bus(settings: Settings, facts: NodeFacts, outbox: Outbox, clock: Clock) -> End:
+def _multicast_bus(settings: Settings, info: NodeInfo, outbox: Outbox, clock: Clock) -> Transport:
     from pigeonpost.compat.multicast_bus import node
 
-    return node.make_node_end(settings, facts, outbox, clock)
+    return node.make_node_end(settings, info, outbox, clock)
 
 
-TRANSPORTS = (*registry.NODE, registry.NodeEntry("bus", ("bus", "enabled"), _multicast_bus))
+TRANSPORTS = (*registry.NODE, registry.NodeTransportEntry("bus", ("bus", "enabled"), _multicast_bus))
 
 _EXAMPLES = """examples:
   python3 node.py --simulate --every 1           try it without hardware
@@ -94,7 +94,7 @@ class Node:
 
     def __init__(self, settings: Settings) -> None:
         data = config.data_folder(settings["node", "data"])
-        only_one(os.path.join(data, OUTBOX_LOCK))
+        lock_data_dir(os.path.join(data, OUTBOX_LOCK))
         _name_risky_filesystem(data)
         self.clock = Clock()
         self._machine = MachineSource(disk=data)
@@ -106,19 +106,19 @@ class Node:
         self.sampler = Sampler(self.sources, self.outbox.put, self.every_s, self.clock, lambda: self.outbox.on)
         _refuse_too_many(channels)
         key = _key(settings["node", "token"])
-        facts = NodeFacts(
+        info = NodeInfo(
             settings["node", "name"] or own_name(),
             [_told(channel) for channel in channels],
             self.every_s, key, self.outbox.switch, self._details,
         )  # fmt: skip
-        self.link = NodeEnd(settings["node", "listen"], facts, self.outbox, self.clock)
-        self.facts = facts
-        roads = _roads(settings, facts, self.outbox, self.clock)
-        self._running = Running([
-            Part("link", self.link.start, self.link.stop),
-            *[Part(name, road.start, road.stop) for name, road in roads.items()],
-            Part("outbox", self.outbox.start, self.outbox.stop),
-            Part("sampler", self.sampler.start, self.sampler.stop),
+        self.link = TcpNodeTransport(settings["node", "listen"], info, self.outbox, self.clock)
+        self.info = info
+        transports = _transports(settings, info, self.outbox, self.clock)
+        self._running = Lifecycle([
+            LifecycleComponent("link", self.link.start, self.link.stop),
+            *[LifecycleComponent(name, transport.start, transport.stop) for name, transport in transports.items()],
+            LifecycleComponent("outbox", self.outbox.start, self.outbox.stop),
+            LifecycleComponent("sampler", self.sampler.start, self.sampler.stop),
         ])  # fmt: skip
 
     def run(self) -> int:
@@ -128,11 +128,11 @@ class Node:
     def _say_ready(self) -> None:
         log.info(
             "node %s: %s, every %g s, %s; %d samples held",
-            self.facts.name, ", ".join(sensor["name"] for sensor in self.facts.sensors), self.every_s,
+            self.info.name, ", ".join(sensor["name"] for sensor in self.info.sensors), self.every_s,
             "on" if self.outbox.on else "OFF", self._held(),
         )  # fmt: skip
-        if self.facts.key is None:
-            log.info("no token: only this machine is answered (control.py token %s makes one)", self.facts.name)
+        if self.info.key is None:
+            log.info("no token: only this machine is answered (control.py token %s makes one)", self.info.name)
         # The one line on standard output: for scripts that asked for port 0.
         print(f"listening on {join_address(*self.link.address)}", flush=True)
 
@@ -153,16 +153,16 @@ class Node:
         self._running.fail(error)
 
 
-def _roads(settings: Settings, facts: NodeFacts, outbox: Outbox, clock: Clock) -> dict[str, End]:
+def _transports(settings: Settings, info: NodeInfo, outbox: Outbox, clock: Clock) -> dict[str, Transport]:
     """The node's end of each road that is switched on; what a road needs is only loaded then."""
-    ends: dict[str, End] = {}
+    ends: dict[str, Transport] = {}
     for name, setting, make in TRANSPORTS:
         if settings[setting]:
-            ends[name] = make(settings, facts, outbox, clock)
+            ends[name] = make(settings, info, outbox, clock)
     return ends
 
 
-def make_sources(settings: Settings) -> list[Source]:
+def make_sources(settings: Settings) -> list[SensorSource]:
     """The sources that the settings' [[sensor]] tables describe; without any, the chip and this machine.
 
     With --simulate every "adc" is a simulated chip, and without tables it is the only source: then a trial says the
@@ -184,7 +184,7 @@ def make_sources(settings: Settings) -> list[Source]:
     return sources
 
 
-def _make_source(table: Mapping[str, Any], where: str, simulate: bool) -> Source:
+def _make_source(table: Mapping[str, Any], where: str, simulate: bool) -> SensorSource:
     kind = table.get("kind")
     options = {key: value for key, value in table.items() if key != "kind"}
     if kind == "adc" and simulate:

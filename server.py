@@ -38,21 +38,21 @@ from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import Settings
 from pigeonpost.core.data_folder import RUNNING, SERVER_LOCK
 from pigeonpost.core.errors import DiskError, PigeonpostError, SettingsError
-from pigeonpost.core.files import only_one, replace_file
-from pigeonpost.core.lifecycle import Part, Running, start_logging
+from pigeonpost.core.files import lock_data_dir, replace_file
+from pigeonpost.core.lifecycle import Lifecycle, LifecycleComponent, start_logging
 from pigeonpost.core.version import VERSION
 from pigeonpost.server.demo_node import DemoNode
-from pigeonpost.server.disk_usage import Disk
-from pigeonpost.server.ingest import Intake
-from pigeonpost.server.quality import Verdicts, read_rules
-from pigeonpost.server.unnumbered_sources import Guests
+from pigeonpost.server.disk_usage import DiskUsageMonitor
+from pigeonpost.server.ingest import Ingestor
+from pigeonpost.server.quality import QualityChecks, read_rules
+from pigeonpost.server.unnumbered_sources import UnnumberedSources
 from pigeonpost.settings import SERVER, SERVER_ARRAYS
-from pigeonpost.storage.maintenance import Caretaker
+from pigeonpost.storage.maintenance import MaintenanceWorker
 from pigeonpost.storage.registry import open_store
 from pigeonpost.transports import registry
-from pigeonpost.transports.contract import End, Hall
-from pigeonpost.transports.tcp_server import ServerEnd
-from pigeonpost.views.context import House, Route
+from pigeonpost.transports.contract import ServerContext, Transport
+from pigeonpost.transports.tcp_server import TcpServerTransport
+from pigeonpost.views.context import Route, WebContext
 from webui import WebEnd
 
 if TYPE_CHECKING:
@@ -63,36 +63,36 @@ log = logging.getLogger("server")
 _STACK_BYTES = 512 << 10  # of a thread: a thousand of them then fit the address space of a 32-bit Pi
 
 
-def _tmon(hall: Hall) -> End:
+def _tmon(context: ServerContext) -> Transport:
     from pigeonpost.compat import tmon
 
-    return tmon.ServerEnd(hall)
+    return tmon.TmonTransport(context)
 
 
-def _pimonitor(hall: Hall) -> End:
+def _pimonitor(context: ServerContext) -> Transport:
     from pigeonpost.compat import pimonitor
 
-    return pimonitor.ServerEnd(hall)
+    return pimonitor.PiMonitorTransport(context)
 
 
-def _file_drop(hall: Hall) -> End:
+def _file_drop(context: ServerContext) -> Transport:
     from pigeonpost.compat.file_drop import server
 
-    return server.make_server_end(hall)
+    return server.make_server_end(context)
 
 
-def _multicast_bus(hall: Hall) -> End:
+def _multicast_bus(context: ServerContext) -> Transport:
     from pigeonpost.compat.multicast_bus import server
 
-    return server.make_server_end(hall)
+    return server.make_server_end(context)
 
 
 TRANSPORTS = (
     *registry.SERVER,
-    registry.ServerEntry("tmon", None, _tmon),
-    registry.ServerEntry("pimonitor", ("pimonitor", "api_key"), _pimonitor),
-    registry.ServerEntry("drop", None, _file_drop),
-    registry.ServerEntry("bus", ("bus", "enabled"), _multicast_bus),
+    registry.ServerTransportEntry("tmon", None, _tmon),
+    registry.ServerTransportEntry("pimonitor", ("pimonitor", "api_key"), _pimonitor),
+    registry.ServerTransportEntry("drop", None, _file_drop),
+    registry.ServerTransportEntry("bus", ("bus", "enabled"), _multicast_bus),
 )
 
 
@@ -170,22 +170,22 @@ class Server:
         nodes  name (or empty) and address of each node to collect from
         web    addresses of the page
         """
-        self._lock = only_one(os.path.join(data, SERVER_LOCK))
+        self._lock = lock_data_dir(os.path.join(data, SERVER_LOCK))
         name, clock = settings["server", "name"] or own_name(), Clock()
         self._running_file = os.path.join(data, RUNNING)
         self._control = secrets.token_urlsafe(24)
         store = open_store(settings, data)
         csv = CsvLog(data, store, clock)
-        intake = Intake(store, csv, clock, settings["store", "commit"], settings["store", "buffer"], self._fail)
-        caretaker = Caretaker(store, intake, clock, settings["store", "keep"])
+        ingestor = Ingestor(store, csv, clock, settings["store", "commit"], settings["store", "buffer"], self._fail)
+        maintenance = MaintenanceWorker(store, ingestor, clock, settings["store", "keep"])
         tokens = Tokens(data)
         # Everybody who is collected from over TCP, and then whoever else calls in or is found.
-        self._links: list[ServerEnd] = []
+        self._links: list[TcpServerTransport] = []
         links: list[Any] = []
-        guests = Guests(intake, links, clock)
+        unnumbered_sources = UnnumberedSources(ingestor, links, clock)
 
-        def collect(expected: str, address: tuple[str, int]) -> ServerEnd:
-            link = ServerEnd(address, expected, name, intake, tokens, clock)
+        def collect(expected: str, address: tuple[str, int]) -> TcpServerTransport:
+            link = TcpServerTransport(address, expected, name, ingestor, tokens, clock)
             self._links.append(link)
             links.append(link)
             if self._collecting:
@@ -195,30 +195,32 @@ class Server:
         self._collecting = False
         for expected, address in nodes:
             collect(expected, address)
-        hall = Hall(name, data, clock, settings, store, intake, tokens, guests, links, collect)
-        roads = _make_transports(hall)
-        verdicts = Verdicts(links, read_rules(settings.tables.get("limits", ()), settings.file))
-        intake.watch(verdicts.note)
-        others = {**_open_mirrors(hall, roads), **_open_watch(hall)}
-        self.house = House(
-            name=name, data=data, clock=clock, store=store, csv=csv, intake=intake, links=links, users=Users(data),
+        context = ServerContext(
+            name, data, clock, settings, store, ingestor, tokens, unnumbered_sources, links, collect
+        )
+        transports = _make_transports(context)
+        quality = QualityChecks(links, read_rules(settings.tables.get("limits", ()), settings.file))
+        ingestor.watch(quality.note)
+        others = {**_open_mirrors(context, transports), **_open_watch(context)}
+        self.app = WebContext(
+            name=name, data=data, clock=clock, store=store, csv=csv, ingestor=ingestor, links=links, users=Users(data),
             control=self._control, started_ms=clock.wall_ms(), stop=self._end, names=settings["web", "names"],
-            disk=Disk(data, clock), verdicts=verdicts, roads={**roads, **others},
+            disk=DiskUsageMonitor(data, clock), quality=quality, transports={**transports, **others},
         )  # fmt: skip
-        endpoints = [one for road in roads.values() for one in road.endpoints]
+        endpoints = [one for transport in transports.values() for one in transport.endpoints]
         self._tls = _tls(settings)
-        self.web = WebEnd(web, self.house, None, endpoints, self._tls, settings["web", "plain"], compat_pages())
-        self._running = Running([
-            Part("store", lambda: None, lambda limit_s: store.close()),
-            Part("CSV log", csv.start, lambda limit_s: csv.close()),
+        self.web = WebEnd(web, self.app, None, endpoints, self._tls, settings["web", "plain"], compat_pages())
+        self._running = Lifecycle([
+            LifecycleComponent("store", lambda: None, lambda limit_s: store.close()),
+            LifecycleComponent("CSV log", csv.start, lambda limit_s: csv.close()),
             # The links stop after the intake: the last samples are acknowledged only when they are committed.
-            Part("links", self._start_links, self._stop_links),
-            *[Part(road_name, road.start, road.stop) for road_name, road in roads.items()],
-            *[Part(other, part.start, part.stop) for other, part in others.items()],
-            Part("intake", intake.start, intake.stop),
-            Part("statistics", caretaker.start, caretaker.stop),
-            Part("page", self.web.start, self.web.stop),
-            Part("control", self._open_to_control, self._close_to_control),
+            LifecycleComponent("links", self._start_links, self._stop_links),
+            *[LifecycleComponent(key, transport.start, transport.stop) for key, transport in transports.items()],
+            *[LifecycleComponent(other, part.start, part.stop) for other, part in others.items()],
+            LifecycleComponent("intake", ingestor.start, ingestor.stop),
+            LifecycleComponent("statistics", maintenance.start, maintenance.stop),
+            LifecycleComponent("page", self.web.start, self.web.stop),
+            LifecycleComponent("control", self._open_to_control, self._close_to_control),
         ])  # fmt: skip
 
     def run(self, demo: DemoNode | None = None) -> int:
@@ -226,9 +228,9 @@ class Server:
         return self._running.run(lambda: self._say_ready(demo))
 
     def _say_ready(self, demo: DemoNode | None) -> None:
-        house = self.house
-        count = "1 node" if len(house.links) == 1 else f"{len(house.links)} nodes"
-        log.info("server %s: %s to collect from; data in %s", house.name, count, house.data)
+        app = self.app
+        count = "1 node" if len(app.links) == 1 else f"{len(app.links)} nodes"
+        log.info("server %s: %s to collect from; data in %s", app.name, count, app.data)
         if demo is not None:
             log.info("a demonstration: node `demo` has a simulated chip (and tells this computer's true readings)")
         for scheme, host, port in self.web.urls:
@@ -244,10 +246,10 @@ class Server:
             link.start()
 
     def _stop_links(self, limit_s: float) -> str | None:
-        give_up_s = self.house.clock.monotonic() + limit_s
+        give_up_s = self.app.clock.monotonic() + limit_s
         for link in self._links:
             link.end()
-        undone = [link.stop(max(0.0, give_up_s - self.house.clock.monotonic())) for link in self._links]
+        undone = [link.stop(max(0.0, give_up_s - self.app.clock.monotonic())) for link in self._links]
         return "; ".join(text for text in undone if text) or None
 
     def _open_to_control(self) -> None:
@@ -273,52 +275,52 @@ class Server:
         self._running.fail(error)
 
 
-def _make_transports(hall: Hall) -> dict[str, End]:
+def _make_transports(context: ServerContext) -> dict[str, Transport]:
     """Make the transports that are switched on, by name."""
-    return {name: make(hall) for name, setting, make in TRANSPORTS if setting is None or hall.settings[setting]}
+    return {name: make(context) for name, setting, make in TRANSPORTS if setting is None or context.settings[setting]}
 
 
-def _open_watch(hall: Hall) -> dict[str, Any]:
+def _open_watch(context: ServerContext) -> dict[str, Any]:
     """Who tells people of alerts, and how things went, if that is set."""
-    tables, every_h = hall.settings.tables.get("alert", ()), hall.settings["report", "every"]
+    tables, every_h = context.settings.tables.get("alert", ()), context.settings["report", "every"]
     if not tables and not every_h:
         return {}
-    from pigeonpost.alerts.notifier import Watchman
+    from pigeonpost.alerts.notifier import Notifier
     from pigeonpost.alerts.report import report
     from pigeonpost.alerts.rules import Alerts, read_rules
 
-    alerts = Alerts(read_rules(tables, hall.settings.file), hall.links, hall.clock)
+    alerts = Alerts(read_rules(tables, context.settings.file), context.links, context.clock)
     if tables:
-        hall.intake.watch(alerts.note)
-    make_report = functools.partial(report, hall.store, hall.name)
-    return {"watch": Watchman(_ways(hall.settings), alerts.look, make_report, every_h * 3600, hall.clock)}
+        context.ingestor.watch(alerts.note)
+    make_report = functools.partial(report, context.store, context.name)
+    return {"watch": Notifier(_ways(context.settings), alerts.look, make_report, every_h * 3600, context.clock)}
 
 
 def _ways(settings: Settings) -> list[Any]:
     """By which messages go."""
     ways: list[Any] = []
     if to := settings["mail", "to"]:
-        from pigeonpost.alerts.email_channel import Mail
+        from pigeonpost.alerts.email_channel import EmailChannel
 
         host, port, tls, user, password = (settings["mail", key] for key in ("host", "port", "tls", "user", "password"))
-        ways.append(Mail(host, port, tls, user, password, settings["mail", "from"] or to[0], to))
+        ways.append(EmailChannel(host, port, tls, user, password, settings["mail", "from"] or to[0], to))
     if url := settings["webhook", "url"]:
-        from pigeonpost.alerts.webhook_channel import Webhook
+        from pigeonpost.alerts.webhook_channel import WebhookChannel
 
-        ways.append(Webhook(url))
+        ways.append(WebhookChannel(url))
     if not ways:
         raise SettingsError("there are alerts or reports, but nobody to be told: set [mail] to, or [webhook] url")
     return ways
 
 
-def _open_mirrors(hall: Hall, roads: Mapping[str, End]) -> dict[str, Any]:
+def _open_mirrors(context: ServerContext, transports: Mapping[str, Transport]) -> dict[str, Any]:
     """Who shows the last state to other programs, if that is set: Redis."""
-    if not hall.settings["redis", "url"]:
+    if not context.settings["redis", "url"]:
         return {}
-    from pigeonpost.storage.redis_publisher import RedisMirror
+    from pigeonpost.storage.redis_publisher import RedisPublisher
 
     def nodes() -> dict[str, dict[str, Any]]:
-        states = [link.state for link in list(hall.links)]
+        states = [link.state for link in list(context.links)]
         return {
             state.name: {
                 "IsActive": bool(state.connected and state.on), "ITimestamp": state.checked_ms,
@@ -327,13 +329,13 @@ def _open_mirrors(hall: Hall, roads: Mapping[str, End]) -> dict[str, Any]:
         }  # fmt: skip
 
     def others() -> dict[str, Any]:
-        report = roads["bus"].report() if "bus" in roads else None
+        report = transports["bus"].report() if "bus" in transports else None
         return dict((report or {}).get("codifiers", {}))
 
-    url, prefix = hall.settings["redis", "url"], hall.settings["redis", "prefix"]
-    mirror = RedisMirror(url, prefix, hall.name, hall.clock, hall.store, nodes, others)
-    hall.intake.watch(mirror.note)
-    return {"redis": mirror}
+    url, prefix = context.settings["redis", "url"], context.settings["redis", "prefix"]
+    publisher = RedisPublisher(url, prefix, context.name, context.clock, context.store, nodes, others)
+    context.ingestor.watch(publisher.note)
+    return {"redis": publisher}
 
 
 def _web_addresses(settings: Settings) -> list[tuple[str, int]]:

@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING
 
 from pigeonpost.core.addresses import join_address
 from pigeonpost.core.errors import PigeonpostError, SettingsError
-from pigeonpost.http.message import BODY_BYTES, JSON, Answer, Endpoint, Receiver, Refusal, Request, form
-from pigeonpost.server.event_log import Diary
-from pigeonpost.server.recent_cache import DayBook
+from pigeonpost.http.message import BODY_BYTES, JSON, BodyConsumer, Endpoint, HTTPError, Request, Response, form_of
+from pigeonpost.server.event_log import EventLog
+from pigeonpost.server.recent_cache import RecentCache
 from pigeonpost.storage.maintenance import summary
 from pigeonpost.views import about, api, csv_logs, dashboard, gaps_and_events, login, metrics, node_actions, statistics
 from pigeonpost.views.chart import Charts, plain_query
 from pigeonpost.views.chart_page import ChartPage
-from pigeonpost.views.context import TABLE_FORMS, House, Route, Visit
+from pigeonpost.views.context import TABLE_FORMS, RequestContext, Route, WebContext
 from pigeonpost.views.html import see_other
-from pigeonpost.views.models import Picture
-from pigeonpost.views.saved_charts import Graphs
+from pigeonpost.views.models import StatusSnapshot
+from pigeonpost.views.saved_charts import SavedCharts
 from pigeonpost.views.sensor import SensorPages
-from pigeonpost.views.snapshot import Overview
-from pigeonpost.views.sse import Live
-from pigeonpost.web.access import NOBODY, Door
+from pigeonpost.views.snapshot import SnapshotBuilder
+from pigeonpost.views.sse import EventStream
+from pigeonpost.web.access import NOBODY, AccessControl
 from pigeonpost.web.connection_limits import Connections, Limits
 from pigeonpost.web.http_server import Listener
 
@@ -52,7 +52,7 @@ class WebEnd:
     def __init__(
         self,
         addresses: Sequence[tuple[str, int]],
-        house: House,
+        app: WebContext,
         limits: Limits | None = None,
         endpoints: Sequence[Endpoint] = (),
         tls: Tls | None = None,
@@ -68,14 +68,14 @@ class WebEnd:
         pages      more addresses: those of older systems
         """
         self._asked = [(address, tls) for address in addresses] + [(address, None) for address in plain]
-        self._house = house
+        self._app = app
         self._limits = limits or Limits()
         self._connections = Connections(self._limits)
-        self._book = DayBook(house.store)
-        self._overview = Overview(house, self._book.day)
-        self._live = Live(house)
-        self._charts = Charts(house.clock, house.links)
-        reckoned = statistics.Figures(house.store, house.clock, summary)
+        self._recent_cache = RecentCache(app.store)
+        self._snapshots = SnapshotBuilder(app, self._recent_cache.day)
+        self._live = EventStream(app)
+        self._charts = Charts(app.clock, app.links)
+        reckoned = statistics.StatisticsReader(app.store, app.clock, summary)
         self._chart_page = ChartPage(self._charts, reckoned, statistics.of_columns, statistics.table, statistics.lines)
         self._sensors = SensorPages(
             reckoned,
@@ -86,14 +86,14 @@ class WebEnd:
             dashboard.judged,
             dashboard.judged_words,
         )
-        self._graphs = Graphs(house.data, plain_query)
-        self._diary = Diary(house.links, self._faults, house.clock)
+        self._graphs = SavedCharts(app.data, plain_query)
+        self._event_log = EventLog(app.links, self._faults, app.clock)
         self._listeners: list[Listener] = []
         self._threads: list[threading.Thread] = []
-        self._door: Door
+        self._access: AccessControl
         self._lock = threading.Lock()
-        self._kept: dict[object, Answer] = {}
-        self._kept_of: Picture | None = None
+        self._kept: dict[object, Response] = {}
+        self._kept_of: StatusSnapshot | None = None
         table = [*self._table(), *pages]
         self._programs = {*_PROGRAMS, *(route.path for route in pages if route.path.endswith((".json", ".csv")))}
         self._routes = _compiled(table)
@@ -126,7 +126,7 @@ class WebEnd:
             Route("POST", "/graphs/WORD/unshare", "look", self._graphs.unshare),
             *(Route("GET", f"/gaps{form}", "look", gaps_and_events.gaps) for form in TABLE_FORMS),
             *(
-                Route("GET", f"/happenings{form}", "look", gaps_and_events.happenings(self._diary))
+                Route("GET", f"/happenings{form}", "look", gaps_and_events.happenings(self._event_log))
                 for form in TABLE_FORMS
             ),
             Route("GET", "/about", "look", about.about),
@@ -135,7 +135,7 @@ class WebEnd:
             Route("POST", "/password", "look", self._change_password),
             Route("GET", "/events", "look", self._listen),
             Route("POST", "/exit", "control", node_actions.leave),
-            Route("GET", "/login", "", lambda visit: login.login_page(visit.request)),
+            Route("GET", "/login", "", lambda context: login.login_page(context.request)),
             Route("POST", "/login", "", self._log_in),
             Route("POST", "/logout", "look", self._log_out),
             Route("GET", "/api/v1/nodes", "look", api.nodes),
@@ -145,7 +145,7 @@ class WebEnd:
             Route("GET", "/api/v1/samples", "look", api.samples),
             Route("GET", "/api/v1/statistics", "look", api.statistics),
             Route("GET", "/api/v1/health", "look", api.health),
-            Route("GET", "/metrics", "look", lambda visit: metrics.metrics(visit, self._connections.counts)),
+            Route("GET", "/metrics", "look", lambda context: metrics.metrics(context, self._connections.counts)),
             Route("GET", "/healthz", "", api.alive),
             Route("GET", "/api/v1/openapi.json", "look", _file("openapi.json", JSON)),
             Route("GET", "/style.css", "", _file("style.css", "text/css; charset=utf-8")),
@@ -170,7 +170,7 @@ class WebEnd:
     @property
     def first_key(self) -> str:
         """What lets one browser in from elsewhere while no password is set; empty once it was used."""
-        return self._door.first_key
+        return self._access.first_key
 
     def start(self) -> None:
         """Listen. Raises SettingsError where an address cannot be had."""
@@ -184,12 +184,12 @@ class WebEnd:
                 raise SettingsError(
                     f"the page cannot be at {where}: {error.strerror or error}. --web HOST:PORT takes another address"
                 ) from error
-        house = self._house
-        self._door = Door(house.users, house.control, house.names, house.clock, self.addresses[0][1])
-        for part in (self._book, self._overview, self._charts.late, self._live, self._diary):
-            house.intake.watch(part.note)
+        app = self._app
+        self._access = AccessControl(app.users, app.control, app.names, app.clock, self.addresses[0][1])
+        for part in (self._recent_cache, self._snapshots, self._charts.late, self._live, self._event_log):
+            app.ingestor.watch(part.note)
         self._live.start()
-        self._diary.start()
+        self._event_log.start()
         for listener in self._listeners:
             thread = threading.Thread(target=listener.serve_forever, args=(_POLL_S,), name="page", daemon=True)
             thread.start()
@@ -200,7 +200,7 @@ class WebEnd:
         for listener in self._listeners:
             listener.shutdown()
             listener.server_close()
-        self._diary.stop(limit_s)
+        self._event_log.stop(limit_s)
         self._live.stop(limit_s)
         return self._connections.stop(limit_s)
 
@@ -213,45 +213,45 @@ class WebEnd:
             return request.endpoint.body_bytes
         return _PASSWORD_BYTES if request.path == "/login" else BODY_BYTES
 
-    def receiver(self, request: Request, length: int) -> Receiver | None:
+    def receiver(self, request: Request, length: int) -> BodyConsumer | None:
         """Who takes the body of this request as it comes."""
         endpoint = request.endpoint
         return endpoint.receive(request, length) if endpoint is not None and endpoint.receive else None
 
-    def answer(self, request: Request) -> Answer:
+    def answer(self, request: Request) -> Response:
         """The answer to a request. Raises Refusal."""
         if request.endpoint is not None:
             return request.receiver.finish() if request.receiver is not None else request.endpoint.answer(request)
-        self._door.check_host(request)
+        self._access.check_host(request)
         route, args = self._find(request)
         if request.method == "POST":
-            self._door.check_origin(request)
+            self._access.check_origin(request)
         elif request.method == "GET" and request.path == "/" and "key" in request.query:
             return self._come_in(request, request.query["key"])
-        visitor = self._door.admit(request, route.role) if route.role else NOBODY
+        visitor = self._access.admit(request, route.role) if route.role else NOBODY
         if request.method == "POST" and request.path.startswith("/api/"):
-            self._door.check_program(request)
+            self._access.check_program(request)
         elif request.method == "POST" and route.role:
-            self._door.check_meant(request, visitor)
-        visit = Visit(
-            self._house, request, args, self._overview.picture, visitor.role, visitor.name, visitor.csrf
+            self._access.check_meant(request, visitor)
+        context = RequestContext(
+            self._app, request, args, self._snapshots.snapshot, visitor.role, visitor.name, visitor.csrf
         )  # fmt: skip
         if route.kept:
-            return self._same(visit, route)
+            return self._same(context, route)
         try:
-            return route.answer(visit)
+            return route.answer(context)
         finally:
             if route.changes:
-                self._overview.note()
+                self._snapshots.note()
 
-    def explain(self, request: Request | None, refusal: Refusal) -> Answer:
+    def explain(self, request: Request | None, refusal: HTTPError) -> Response:
         """A refusal as the client can read it: whom a login would help is led there."""
         if (
             request is not None
             and refusal.code in ("log-in", "session-over")
             and not self._is_for_programs(request.path)
         ):
-            forget = self._door.cookie(request, None) if refusal.code == "session-over" else {}
+            forget = self._access.cookie(request, None) if refusal.code == "session-over" else {}
             return see_other("/login", forget)
         return login.refusal_page(request, refusal)
 
@@ -284,72 +284,72 @@ class WebEnd:
         allowed = [*methods, *(["HEAD"] if "GET" in methods else [])]
         allowed += [endpoint.method for match, endpoint in self._endpoints if match(request.path)]
         if not allowed:
-            raise Refusal(404, "There is nothing at that address.")
-        raise Refusal(405, f"This address takes {' and '.join(allowed)}.", headers={"Allow": ", ".join(allowed)})
+            raise HTTPError(404, "There is nothing at that address.")
+        raise HTTPError(405, f"This address takes {' and '.join(allowed)}.", headers={"Allow": ", ".join(allowed)})
 
-    def _same(self, visit: Visit, route: Route) -> Answer:
+    def _same(self, context: RequestContext, route: Route) -> Response:
         """The page as it was made last for the same visitor, while nothing that it shows has changed."""
-        request, picture = visit.request, visit.picture()
-        key = request.path, request.query_text, request.wants_html, request.headers.get("host"), visit[4:]
+        request, snapshot = context.request, context.snapshot()
+        key = request.path, request.query_text, request.wants_html, request.headers.get("host"), context[4:]
         with self._lock:
-            if self._kept_of is not picture:  # an older one is large, and is never shown again
-                self._kept_of, self._kept = picture, {}
+            if self._kept_of is not snapshot:  # an older one is large, and is never shown again
+                self._kept_of, self._kept = snapshot, {}
             kept = self._kept.get(key)
         if kept is not None:
             return kept
-        answer = route.answer(visit)
+        answer = route.answer(context)
         with self._lock:
-            if self._kept_of is picture and len(self._kept) < _KEPT_PAGES:
+            if self._kept_of is snapshot and len(self._kept) < _KEPT_PAGES:
                 self._kept[key] = answer
         return answer
 
     # ------------------------------------------------------------------------------------------- coming and going
 
-    def _come_in(self, request: Request, key: str) -> Answer:
-        session = self._door.open_with_key(request, key)
+    def _come_in(self, request: Request, key: str) -> Response:
+        session = self._access.open_with_key(request, key)
         if session is None:
-            raise Refusal(403, "That key is not right, or was used: it lets one browser in, once.", "key")
-        return see_other("/", self._door.cookie(request, session))
+            raise HTTPError(403, "That key is not right, or was used: it lets one browser in, once.", "key")
+        return see_other("/", self._access.cookie(request, session))
 
-    def _log_in(self, visit: Visit) -> Answer:
-        fields = form(visit.request)
-        session = self._door.log_in(visit.request, fields.get("user", ""), fields.get("password", ""))
+    def _log_in(self, context: RequestContext) -> Response:
+        fields = form_of(context.request)
+        session = self._access.log_in(context.request, fields.get("user", ""), fields.get("password", ""))
         if session is None:
-            return login.login_page(visit.request, "That is not the password of that user.", 403)
-        return see_other("/", self._door.cookie(visit.request, session))
+            return login.login_page(context.request, "That is not the password of that user.", 403)
+        return see_other("/", self._access.cookie(context.request, session))
 
-    def _change_password(self, visit: Visit) -> Answer:
-        fields = form(visit.request)
+    def _change_password(self, context: RequestContext) -> Response:
+        fields = form_of(context.request)
         if fields.get("new", "") != fields.get("again", ""):
-            return login.password_page(visit, "The new password and its repetition are not the same.", 400)
+            return login.password_page(context, "The new password and its repetition are not the same.", 400)
         try:
-            session = self._door.change_password(visit.request, fields.get("old", ""), fields.get("new", ""))
+            session = self._access.change_password(context.request, fields.get("old", ""), fields.get("new", ""))
         except SettingsError as error:
-            return login.password_page(visit, f"{error}.", 400)
+            return login.password_page(context, f"{error}.", 400)
         if session is None:
-            return login.password_page(visit, "That is not your old password.", 403)
-        answer = login.password_changed(visit)
-        return answer._replace(headers={**answer.headers, **self._door.cookie(visit.request, session)})
+            return login.password_page(context, "That is not your old password.", 403)
+        answer = login.password_changed(context)
+        return answer._replace(headers={**answer.headers, **self._access.cookie(context.request, session)})
 
     def _faults(self) -> dict[str, str]:
         """What is wrong now, by the part it is wrong with."""
-        house = self._house
-        roads = {name: str(road.fault or "") for name, road in house.roads.items()}
-        return {"store": house.intake.fault or "", "log": house.csv.fault or "", **roads}
+        app = self._app
+        transports = {name: str(transport.fault or "") for name, transport in app.transports.items()}
+        return {"store": app.ingestor.fault or "", "log": app.csv.fault or "", **transports}
 
-    def _log_out(self, visit: Visit) -> Answer:
-        self._door.log_out(visit.request)
-        return see_other("/login" if self._door.has_password else "/", self._door.cookie(visit.request, None))
+    def _log_out(self, context: RequestContext) -> Response:
+        self._access.log_out(context.request)
+        return see_other("/login" if self._access.has_password else "/", self._access.cookie(context.request, None))
 
-    def _listen(self, visit: Visit) -> Answer:
+    def _listen(self, context: RequestContext) -> Response:
         def still_in() -> bool:
             try:
-                self._door.admit(visit.request, "look")
+                self._access.admit(context.request, "look")
             except PigeonpostError:  # also when the users' file does not read: then nobody is let in
                 return False
             return True
 
-        return self._live.answer(visit, still_in)
+        return self._live.answer(context, still_in)
 
 
 def _compiled(routes: Sequence[Route]) -> list[tuple[Callable[[str], re.Match[str] | None], Mapping[str, Route]]]:
@@ -366,8 +366,8 @@ def _pattern(path: str) -> Callable[[str], re.Match[str] | None]:
     return re.compile(exact.replace("WORD", r"([A-Za-z0-9._-]{1,200})")).fullmatch
 
 
-def _file(name: str, kind: str) -> Callable[[Visit], Answer]:
+def _file(name: str, kind: str) -> Callable[[RequestContext], Response]:
     """A file of pigeonpost/views/static/, read once."""
     content = importlib.resources.files("pigeonpost.views").joinpath("static", name).read_bytes()
-    answer = Answer(content, kind, headers={"Cache-Control": "max-age=300"})
-    return lambda visit: answer
+    answer = Response(content, kind, headers={"Cache-Control": "max-age=300"})
+    return lambda context: answer

@@ -26,7 +26,7 @@ from bench.machine import cpu_s, rss_mib, table
 from bench.node import Node
 from bench.sensors import put
 from bench.web import Client, download, fresh_page_ms, long_log
-from pigeonpost.storage.models import Filing, Mark, Stretch
+from pigeonpost.storage.models import EpochCommit, HighWaterMark, SampleBatch
 from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Sample
 
@@ -86,12 +86,12 @@ def a_day(data: str, names: list[str]) -> None:
                {}, "")
         for n in range(1, 1440)
     ]  # fmt: skip
-    filing = Filing("fifty", "0" * 16, "1" * 16, Mark(1439, samples[-1].up_ms))
-    filing.units = dict.fromkeys(names, "°C")
-    filing.items = [Stretch(samples)]
+    epoch_commit = EpochCommit("fifty", "0" * 16, "1" * 16, HighWaterMark(1439, samples[-1].up_ms))
+    epoch_commit.units = dict.fromkeys(names, "°C")
+    epoch_commit.items = [SampleBatch(samples)]
     store = SqliteStore(data)
     with store.writing(()):
-        store.put([filing], now_ms, None)
+        store.put([epoch_commit], now_ms, None)
     store.close()
 
 

@@ -18,15 +18,15 @@ from types import SimpleNamespace
 from typing import Any
 
 from bench.machine import table
-from bench.years import DAY_MS, EVERY_MS, Direct, _filings
+from bench.years import DAY_MS, EVERY_MS, Direct, _epoch_commits
 from pigeonpost.core.clock import Clock
 from pigeonpost.http.message import Request
-from pigeonpost.storage.maintenance import Caretaker, summary
+from pigeonpost.storage.maintenance import MaintenanceWorker, summary
 from pigeonpost.storage.models import LogMark
 from pigeonpost.storage.sqlite.store import SqliteStore
 from pigeonpost.views.chart import Charts
-from pigeonpost.views.context import Visit
-from pigeonpost.views.statistics import Figures
+from pigeonpost.views.context import RequestContext
+from pigeonpost.views.statistics import StatisticsReader
 
 _NAMES = ("n0/temperature", "n0/light", "n1/temperature", "n1/light")
 _SPANS = (("1h", "an hour"), ("24h", "a day"), ("49h", "49 hours"), ("7d", "a week"), ("30d", "30 days"),
@@ -37,22 +37,22 @@ def build(store: SqliteStore, days: int, end_ms: int) -> None:
     """Two nodes of so many days, and their statistics."""
     filed = 0
     for node in range(2):
-        for filing in _filings(node, days * DAY_MS // EVERY_MS, end_ms):
+        for epoch_commit in _epoch_commits(node, days * DAY_MS // EVERY_MS, end_ms):
             with store.writing(()):
-                filed = store.put([filing], end_ms, LogMark("a.csv", 1, 0, filed))
-    caretaker = Caretaker(store, Direct(store), Clock())
-    while caretaker.work():
+                filed = store.put([epoch_commit], end_ms, LogMark("a.csv", 1, 0, filed))
+    worker = MaintenanceWorker(store, Direct(store), Clock())
+    while worker.work():
         pass
 
 
-def visit_to(store: SqliteStore, query: str) -> Visit:
+def visit_to(store: SqliteStore, query: str) -> RequestContext:
     """A request for a chart, and as much of a house as that needs."""
     units = {"temperature": "°C", "light": "counts"}
     sensors = [SimpleNamespace(name=name, unit=unit, number=k) for k, (name, unit) in enumerate(units.items())]
     nodes: Mapping[str, Any] = {f"n{k}": SimpleNamespace(sensors=sensors, every_s=EVERY_MS / 1000) for k in range(2)}
-    house: Any = SimpleNamespace(store=store, clock=Clock())
-    picture: Any = SimpleNamespace(node=nodes.get)
-    return Visit(house, Request("GET", f"/chart.svg?{query}", "1.1", {}), (), lambda: picture)
+    app: Any = SimpleNamespace(store=store, clock=Clock())
+    snapshot: Any = SimpleNamespace(node=nodes.get)
+    return RequestContext(app, Request("GET", f"/chart.svg?{query}", "1.1", {}), (), lambda: snapshot)
 
 
 def median_ms(ask: Callable[[], object]) -> float:
@@ -66,9 +66,9 @@ def median_ms(ask: Callable[[], object]) -> float:
 
 def chart(store: SqliteStore, span: str, count: int) -> str:
     """Time and size of one chart."""
-    visit = visit_to(store, f"series={','.join(_NAMES[:count])}&span={span}&size=large")
-    length = len(Charts(visit.house.clock).answer(visit).body)
-    took_ms = median_ms(lambda: Charts(visit.house.clock).answer(visit))
+    context = visit_to(store, f"series={','.join(_NAMES[:count])}&span={span}&size=large")
+    length = len(Charts(context.app.clock).answer(context).body)
+    took_ms = median_ms(lambda: Charts(context.app.clock).answer(context))
     return f"{took_ms:.1f} ms, {length / 1000:.1f} kB"
 
 
@@ -88,7 +88,9 @@ def main() -> None:
         for words, span_days in (("a day", 1), ("a week", 7), ("30 days", 30), ("a year", 365)):
             from_ms = end_ms - span_days * DAY_MS
             took_ms = median_ms(
-                lambda from_ms=from_ms: Figures(store, Clock(), summary).of("n0", "temperature", from_ms, end_ms)  # type: ignore[misc]
+                lambda from_ms=from_ms: StatisticsReader(store, Clock(), summary).of(
+                    "n0", "temperature", from_ms, end_ms
+                )  # type: ignore[misc]
             )
             rows.append((f"statistics of {words}", f"{took_ms:.1f} ms"))
         store.close()

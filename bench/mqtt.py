@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bench.machine import cpu_s, rss_mib, table
 from pigeonpost.node.ring_file import Ring
-from pigeonpost.node.ring_records import Taken
+from pigeonpost.node.ring_records import UnnumberedSample
 
 SAMPLES = 60_000  # in each outbox
 CASES = ((1, "1 node catching up, up to 500 samples a message"), (4, "4 nodes catching up"))
@@ -32,7 +32,7 @@ def fill(card: str) -> None:
     for first in range(1, SAMPLES + 1, ring.most_at_once):
         count = min(ring.most_at_once, SAMPLES + 1 - first)
         taken = [
-            Taken(
+            UnnumberedSample(
                 1_795_188_970_123 + 1000 * n, 1000 * n, True, {"temperature": 20 + n % 50 / 10, "light": n % 1024}, {}
             )
             for n in range(first, first + count)

@@ -16,9 +16,9 @@ import time
 
 from bench.machine import about, cpu_s, rss_mib
 from pigeonpost.core.clock import Clock
-from pigeonpost.node.ring_records import Taken
+from pigeonpost.node.ring_records import UnnumberedSample
 from pigeonpost.node.sampler import Sampler
-from pigeonpost.sensors.contract import Channel, Readings, Source
+from pigeonpost.sensors.contract import Channel, Readings, SensorSource
 
 
 class Node:
@@ -43,7 +43,7 @@ class Node:
         self.process.wait(10)
 
 
-class Quick(Source):
+class Quick(SensorSource):
     """A source that costs nothing, to measure the sampler alone."""
 
     channels = (Channel("x", ""),)
@@ -80,7 +80,7 @@ def lateness(every_s: float, seconds: float) -> None:
     clock = Clock()
     first = clock.monotonic()
 
-    def deliver(taken: Taken) -> None:
+    def deliver(taken: UnnumberedSample) -> None:
         now = clock.monotonic() - first
         late.append(now)
 

@@ -13,10 +13,10 @@ import time
 from collections import Counter, deque
 
 from pigeonpost.core.clock import Clock
-from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.node_info import NodeInfo
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring, slot_bytes_for
-from pigeonpost.node.ring_records import Taken
+from pigeonpost.node.ring_records import UnnumberedSample
 from pigeonpost.transports.tcp_node_session import NodeSession
 from protocol import LINE_BYTES
 
@@ -38,7 +38,7 @@ class Node:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]
-        self._facts = NodeFacts(name, _SENSORS, EVERY_S, None, lambda on: self.outbox.switch(on), dict)
+        self._info = NodeInfo(name, _SENSORS, EVERY_S, None, lambda on: self.outbox.switch(on), dict)
         self.sock: socket.socket | None = None
         self._old: deque[bytes] = deque(maxlen=8)  # lines of samples that were sent, to be said again
         self._repeats = False
@@ -72,13 +72,13 @@ class Node:
         if self.outbox.on:
             seq = self.accepted.get(self.outbox.epoch, 0) + 1
             values = {"turn": seq, "level": seq % 97 * 0.11}
-            self.outbox.put(Taken(_CLOCK.wall_ms(), _CLOCK.up_ms(), True, values, {}))
+            self.outbox.put(UnnumberedSample(_CLOCK.wall_ms(), _CLOCK.up_ms(), True, values, {}))
             self.accepted[self.outbox.epoch] = seq - 1 + self.outbox.commit()
 
     def _accept(self) -> None:
         self.sock, _ = self._listener.accept()
         self.sock.setblocking(False)
-        self._session = NodeSession(self._facts, self.outbox, _CLOCK, self.name, True)
+        self._session = NodeSession(self._info, self.outbox, _CLOCK, self.name, True)
         self._unsent = self._part = b""
 
     def _receive(self) -> None:

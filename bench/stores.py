@@ -21,7 +21,7 @@ from typing import Any
 
 from bench.machine import table
 from pigeonpost.storage.contract import Store
-from pigeonpost.storage.models import NOTHING, Filing
+from pigeonpost.storage.models import NOTHING, EpochCommit
 from pigeonpost.storage.sqlite.schema import bring_up_to_date
 from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Batch, Sample
@@ -51,14 +51,14 @@ def through_store(store: Store, made: Sequence[list[Sample]]) -> float:
     began_s = time.perf_counter()
     for commit in range(COMMITS):
         with store.writing(epochs) as marks:
-            filings = []
+            epoch_commits = []
             for (name, epoch), of_node in zip(epochs, made):
                 part = of_node[commit * AT_ONCE : (commit + 1) * AT_ONCE]
-                filing = Filing(name, "f" * 16, epoch, marks.get((name, epoch), NOTHING))
-                filing.units = units
-                filing.add(Batch(name, "f" * 16, epoch, 0, part, None, units, print, print), 0)
-                filings.append(filing)
-            store.put(filings, _START_MS, None)
+                epoch_commit = EpochCommit(name, "f" * 16, epoch, marks.get((name, epoch), NOTHING))
+                epoch_commit.units = units
+                epoch_commit.add(Batch(name, "f" * 16, epoch, 0, part, None, units, print, print), 0)
+                epoch_commits.append(epoch_commit)
+            store.put(epoch_commits, _START_MS, None)
     return time.perf_counter() - began_s
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from bench.machine import table
 from pigeonpost.server.node_status import NodeState
-from pigeonpost.server.quality import Verdicts
-from pigeonpost.storage.models import NOTHING, Filing, Stretch
+from pigeonpost.server.quality import QualityChecks
+from pigeonpost.storage.models import NOTHING, EpochCommit, SampleBatch
 from protocol import Sample
 
 SENSORS, SAMPLES, COMMIT = 5, 200_000, 5000
@@ -32,12 +32,12 @@ def samples_a_second(limited: int, limits: Mapping[str, Any]) -> float:
         for k in range(1, SAMPLES + 1)
     ]
     for _ in range(3):
-        verdicts = Verdicts([types.SimpleNamespace(state=state)])
+        quality = QualityChecks([types.SimpleNamespace(state=state)])
         began_s = time.monotonic()
         for start in range(0, SAMPLES, COMMIT):
-            filing = Filing("node", "outbox", "0123456789abcdef", NOTHING)
-            filing.items.append(Stretch(samples[start : start + COMMIT]))
-            verdicts.note([filing])
+            epoch_commit = EpochCommit("node", "outbox", "0123456789abcdef", NOTHING)
+            epoch_commit.items.append(SampleBatch(samples[start : start + COMMIT]))
+            quality.note([epoch_commit])
         best_s = min(best_s, time.monotonic() - began_s)
     return SAMPLES / best_s
 

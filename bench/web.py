@@ -18,7 +18,7 @@ import threading
 import time
 
 from bench.machine import rss_mib, table
-from pigeonpost.storage.models import Filing, Mark, Stretch
+from pigeonpost.storage.models import EpochCommit, HighWaterMark, SampleBatch
 from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Sample
 
@@ -103,10 +103,10 @@ def long_log(data: str) -> None:
         for seq in range(1, 20_001)
     ]
     for epoch in range(24):  # 24 x 20,000 x 40 rows of 58 bytes
-        filing = Filing("long", "0" * 16, f"{epoch:016x}", Mark(20_000, 0))
-        filing.items = [Stretch(samples)]
+        epoch_commit = EpochCommit("long", "0" * 16, f"{epoch:016x}", HighWaterMark(20_000, 0))
+        epoch_commit.items = [SampleBatch(samples)]
         with store.writing(()):
-            store.put([filing], 0, None)
+            store.put([epoch_commit], 0, None)
     store.close()
 
 

@@ -22,8 +22,8 @@ from typing import Any
 from bench.machine import table
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.data_folder import DATABASE
-from pigeonpost.storage.maintenance import Caretaker
-from pigeonpost.storage.models import Filing, LogMark, Mark, Window
+from pigeonpost.storage.maintenance import MaintenanceWorker
+from pigeonpost.storage.models import EpochCommit, HighWaterMark, LogMark, Window
 from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Batch, Sample
 
@@ -43,7 +43,7 @@ class Direct:
             return job()
 
 
-class OneNode(Caretaker):
+class OneNode(MaintenanceWorker):
     """Sums up the first node only."""
 
     def __init__(self, store: SqliteStore) -> None:
@@ -60,14 +60,14 @@ def build(folder: str, samples: int, end_ms: int) -> float:
     store = SqliteStore(folder)
     began_s, filed = time.monotonic(), 0
     for node in range(NODES):
-        for filing in _filings(node, samples // NODES, end_ms):
+        for epoch_commit in _epoch_commits(node, samples // NODES, end_ms):
             with store.writing(()):
-                filed = store.put([filing], end_ms, LogMark("a.csv", 1, 0, filed))
+                filed = store.put([epoch_commit], end_ms, LogMark("a.csv", 1, 0, filed))
     store.close()
     return 2 * samples / (time.monotonic() - began_s)
 
 
-def _filings(node: int, count: int, end_ms: int) -> Iterator[Filing]:
+def _epoch_commits(node: int, count: int, end_ms: int) -> Iterator[EpochCommit]:
     name, epoch, first_ms = f"n{node}", f"{node:016x}", end_ms - count * EVERY_MS
     for first in range(1, count + 1, _TOGETHER):
         made = [
@@ -75,10 +75,10 @@ def _filings(node: int, count: int, end_ms: int) -> Iterator[Filing]:
                    "")
             for seq in range(first, min(first + _TOGETHER, count + 1))
         ]  # fmt: skip
-        filing = Filing(name, epoch, epoch, Mark(first - 1, None))
-        filing.units = {"temperature": "°C", "light": "counts"}
-        filing.add(Batch(name, epoch, epoch, 0, made, None, filing.units, print, print), 0)
-        yield filing
+        epoch_commit = EpochCommit(name, epoch, epoch, HighWaterMark(first - 1, None))
+        epoch_commit.units = {"temperature": "°C", "light": "counts"}
+        epoch_commit.add(Batch(name, epoch, epoch, 0, made, None, epoch_commit.units, print, print), 0)
+        yield epoch_commit
 
 
 def median_ms(folder: str, ask: Callable[[SqliteStore], Any]) -> float:
@@ -135,8 +135,8 @@ def main() -> None:
         rate = build(folder, samples, end_ms)
         size = os.path.getsize(os.path.join(folder, DATABASE))
         store = SqliteStore(folder)
-        caretaker, began_s = OneNode(store), time.monotonic()
-        while caretaker.work():
+        worker, began_s = OneNode(store), time.monotonic()
+        while worker.work():
             pass
         summing_s = time.monotonic() - began_s
         store.close()

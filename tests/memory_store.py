@@ -15,16 +15,16 @@ from pigeonpost.core.errors import NotStored
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.models import (
     SPANS_MS,
-    Column,
-    Filing,
-    Logged,
+    Bucket,
+    EpochCommit,
+    HighWaterMark,
+    LogEntry,
     LogMark,
-    Mark,
-    Point,
-    Stretch,
-    Summary,
+    Rollup,
+    SampleBatch,
+    StoredSample,
     Window,
-    together,
+    merge_rollups,
     whole_hours,
     window_end,
 )
@@ -34,18 +34,18 @@ from protocol import Gap, Sample
 class MemoryStore(Store):
     def __init__(self, identity: str | None = None) -> None:
         self.identity = identity or os.urandom(8).hex()
-        self.epochs: dict[tuple[str, str], Mark] = {}
+        self.epochs: dict[tuple[str, str], HighWaterMark] = {}
         self.tops: dict[tuple[str, str], int] = {}
         self.samples: list[tuple[str, str, Sample]] = []
         self.gap_rows: list[tuple[str, str, Gap, int]] = []
         self.units: dict[str, dict[str, str]] = {}
-        self.filings: list[tuple[int, str, str, Stretch | Gap, int]] = []
+        self.epoch_commits: list[tuple[int, str, str, SampleBatch | Gap, int]] = []
         self.last_filed = 0
         self.logs: list[LogMark] = []
         self.full = False
         # (node, span, end) of each window that is not summed up, with the last filing that came into it
         self.windows: dict[tuple[str, int, int], int] = {}
-        self.summed: dict[tuple[str, int, int], dict[str, Summary]] = {}
+        self.summed: dict[tuple[str, int, int], dict[str, Rollup]] = {}
         self.kept_from: dict[str, int] = {}
         self.forgotten: dict[tuple[str, str], int] = {}
         self._staged: list[Any] = []
@@ -53,53 +53,53 @@ class MemoryStore(Store):
     # --------------------------------------------------------------------------------------- writing
 
     @contextmanager
-    def writing(self, epochs: Iterable[tuple[str, str]]) -> Iterator[Mapping[tuple[str, str], Mark]]:
+    def writing(self, epochs: Iterable[tuple[str, str]]) -> Iterator[Mapping[tuple[str, str], HighWaterMark]]:
         self._staged = []
         try:
             yield {key: self.epochs[key] for key in epochs if key in self.epochs}
             if self.full and self._staged:
                 raise NotStored("the disk is full")
-            for filings, noted_ms, log in self._staged:
-                self._apply(filings, noted_ms, log)
+            for epoch_commits, noted_ms, log in self._staged:
+                self._apply(epoch_commits, noted_ms, log)
         finally:
             self._staged = []
 
-    def put(self, filings: Sequence[Filing], noted_ms: int, log: LogMark | None) -> int:
-        self._staged.append((filings, noted_ms, log))
-        return self.last_filed + sum(len(filing.items) for filing in filings)
+    def put(self, epoch_commits: Sequence[EpochCommit], noted_ms: int, log: LogMark | None) -> int:
+        self._staged.append((epoch_commits, noted_ms, log))
+        return self.last_filed + sum(len(epoch_commit.items) for epoch_commit in epoch_commits)
 
-    def _apply(self, filings: Sequence[Filing], noted_ms: int, log: LogMark | None) -> None:
-        for filing in filings:
-            key = filing.node, filing.epoch
-            self.epochs[key] = filing.mark
-            if filing.top:
-                outbox = filing.node, filing.outbox
-                self.tops[outbox] = max(filing.top, self.tops.get(outbox, 0))
-            self.units.setdefault(filing.node, {}).update(filing.units)
-            for item in filing.items:
+    def _apply(self, epoch_commits: Sequence[EpochCommit], noted_ms: int, log: LogMark | None) -> None:
+        for epoch_commit in epoch_commits:
+            key = epoch_commit.node, epoch_commit.epoch
+            self.epochs[key] = epoch_commit.mark
+            if epoch_commit.top:
+                outbox = epoch_commit.node, epoch_commit.outbox
+                self.tops[outbox] = max(epoch_commit.top, self.tops.get(outbox, 0))
+            self.units.setdefault(epoch_commit.node, {}).update(epoch_commit.units)
+            for item in epoch_commit.items:
                 self.last_filed += 1
-                self.filings.append((self.last_filed, *key, item, noted_ms))
+                self.epoch_commits.append((self.last_filed, *key, item, noted_ms))
                 if isinstance(item, Gap):
                     self.gap_rows.append((*key, item, noted_ms))
                 else:
                     self.samples += [(*key, sample) for sample in item.samples]
-                    self._touch(filing.node, {sample.time_ms for sample in item.samples})
+                    self._touch(epoch_commit.node, {sample.time_ms for sample in item.samples})
         if log is not None:
             self.logs = [other for other in self.logs if other.name != log.name] + [log]
-            self.filings = [entry for entry in self.filings if entry[0] > log.filed]
+            self.epoch_commits = [entry for entry in self.epoch_commits if entry[0] > log.filed]
 
     def _touch(self, node: str, times: Iterable[int]) -> None:
         for time_ms in times:
             for span in SPANS_MS:
                 self.windows[node, span, window_end(time_ms, span)] = self.last_filed
 
-    def put_summaries(self, window: Window, summaries: Mapping[str, Summary]) -> None:
+    def put_summaries(self, window: Window, summaries: Mapping[str, Rollup]) -> None:
         key = window.node, window.span_ms, window.end_ms
         self.summed[key] = dict(summaries)
         if self.windows.get(key, 0) <= window.as_of:
             self.windows.pop(key, None)
 
-    def add_late(self, window: Window, parts: Mapping[int, Mapping[str, list[Summary]]]) -> bool:
+    def add_late(self, window: Window, parts: Mapping[int, Mapping[str, list[Rollup]]]) -> bool:
         start, end = window.end_ms - window.span_ms, window.end_ms
         keys = [key for key in self.windows if key[0] == window.node and start < key[2] <= end]
         if self._owes(window.node, start, end) or any(self.windows[key] > window.as_of for key in keys):
@@ -108,7 +108,7 @@ class MemoryStore(Store):
             for sensor, found in by_sensor.items():
                 for part in found:
                     known = self.summed.setdefault((window.node, span, part.end_ms), {})
-                    known[sensor] = together(known[sensor], part) if sensor in known else part
+                    known[sensor] = merge_rollups(known[sensor], part) if sensor in known else part
         self._delete([e for e in self.samples if e[0] == window.node and start < e[2].time_ms <= end])
         for key in keys:
             del self.windows[key]
@@ -116,13 +116,13 @@ class MemoryStore(Store):
 
     def _owes(self, node: str, start: int, end: int) -> bool:
         return any(
-            entry[1] == node and isinstance(entry[3], Stretch)
+            entry[1] == node and isinstance(entry[3], SampleBatch)
             and any(start < sample.time_ms <= end for sample in entry[3].samples)
-            for entry in self.filings
+            for entry in self.epoch_commits
         )  # fmt: skip
 
     def forget(self, before_ms: int, most: int) -> int:
-        owed = [s.time_ms for e in self.filings if isinstance(e[3], Stretch) for s in e[3].samples]
+        owed = [s.time_ms for e in self.epoch_commits if isinstance(e[3], SampleBatch) for s in e[3].samples]
         gone = 0
         for node in sorted({node for node, _ in self.epochs}):
             unsummed = [end - span for name, span, end in self.windows if name == node]
@@ -151,7 +151,7 @@ class MemoryStore(Store):
         """A copy of everything, as it is now."""
         copy = MemoryStore(self.identity)
         copy.epochs, copy.tops, copy.samples = dict(self.epochs), dict(self.tops), list(self.samples)
-        copy.gap_rows, copy.filings, copy.logs = list(self.gap_rows), list(self.filings), list(self.logs)
+        copy.gap_rows, copy.epoch_commits, copy.logs = list(self.gap_rows), list(self.epoch_commits), list(self.logs)
         copy.units = {node: dict(units) for node, units in self.units.items()}
         copy.last_filed = self.last_filed
         copy.windows, copy.kept_from, copy.forgotten = dict(self.windows), dict(self.kept_from), dict(self.forgotten)
@@ -160,17 +160,17 @@ class MemoryStore(Store):
 
     # --------------------------------------------------------------------------------------- reading
 
-    def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, Mark]]:
+    def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, HighWaterMark]]:
         known = {epoch: self.epochs[node, epoch] for epoch in epochs if (node, epoch) in self.epochs}
         return self.tops.get((node, outbox), 0), known
 
     def log_mark(self) -> LogMark | None:
         return self.logs[-1] if self.logs else None
 
-    def logged_after(self, filed: int) -> Iterator[Logged]:
-        for number, node, epoch, item, noted_ms in self.filings:
+    def logged_after(self, filed: int) -> Iterator[LogEntry]:
+        for number, node, epoch, item, noted_ms in self.epoch_commits:
             if number > filed:
-                yield Logged(number, node, epoch, item, noted_ms, self.units.get(node, {}))
+                yield LogEntry(number, node, epoch, item, noted_ms, self.units.get(node, {}))
 
     def nodes(self) -> list[dict[str, Any]]:
         found = []
@@ -188,18 +188,18 @@ class MemoryStore(Store):
             })  # fmt: skip
         return found
 
-    def points(self, node: str, from_ms: int, to_ms: int, limit: int) -> list[Point]:
+    def points(self, node: str, from_ms: int, to_ms: int, limit: int) -> list[StoredSample]:
         found = [point for point in self.every_sample() if point.node == node and from_ms <= point.time_ms < to_ms]
         return found[-limit:]
 
-    def columns(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Column]:
+    def columns(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
         """From the samples alone: what was forgotten is not in them."""
         places: dict[int, list[Any]] = {}
         for point in self.points(node, from_ms, to_ms, 1 << 60):
             if point.values.get(sensor) is not None:
                 place = (point.time_ms - from_ms) * count // (to_ms - from_ms)
                 places.setdefault(place, []).append(point.values[sensor])
-        return [Column(p, len(v), min(v), max(v), sum(v) / len(v)) for p, v in sorted(places.items())]
+        return [Bucket(p, len(v), min(v), max(v), sum(v) / len(v)) for p, v in sorted(places.items())]
 
     def unsummed(self, before_ms: int, most: int) -> list[Window]:
         found = [
@@ -209,7 +209,7 @@ class MemoryStore(Store):
         ]
         return found[:most]
 
-    def summaries(self, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Summary]:
+    def summaries(self, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Rollup]:
         return [
             found[sensor]
             for (name, span, end), found in sorted(self.summed.items())
@@ -224,10 +224,10 @@ class MemoryStore(Store):
         ]  # fmt: skip
         return rows if limit < 0 else rows[:limit]
 
-    def every_sample(self) -> Iterator[Point]:
+    def every_sample(self) -> Iterator[StoredSample]:
         order = sorted(self.samples, key=lambda entry: (entry[0], entry[2].time_ms, entry[1], entry[2].seq))
         for node, epoch, sample in order:
-            yield Point(node, sample.time_ms, epoch, sample.seq, sample.values, sample.clock)
+            yield StoredSample(node, sample.time_ms, epoch, sample.seq, sample.values, sample.clock)
 
     def verify(self) -> Iterator[str]:
         """Every seq of every epoch up to its mark stored once, or in a gap."""

@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from pigeonpost.core.errors import Unexpected
-from pigeonpost.node.ring_file import Disk
-from pigeonpost.node.ring_records import Taken
+from pigeonpost.node.ring_file import FileOps
+from pigeonpost.node.ring_records import UnnumberedSample
 from protocol import Batch, Message, Sample, decode, encode, sample_body, sample_text
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -85,10 +85,10 @@ def free_port() -> int:
         return port
 
 
-def taken(value: float = 21.5, wall_ms: int = WALL_MS, up_ms: int = 48_000_000, **more: Any) -> Taken:
+def taken(value: float = 21.5, wall_ms: int = WALL_MS, up_ms: int = 48_000_000, **more: Any) -> UnnumberedSample:
     """A sample of one sensor, as the sampler takes it."""
     values = more.pop("values", {"temperature": value})
-    return Taken(wall_ms, up_ms, more.pop("clock_set", True), values, more.pop("errors", {}))
+    return UnnumberedSample(wall_ms, up_ms, more.pop("clock_set", True), values, more.pop("errors", {}))
 
 
 def sensors_line(epoch: str, first: int, count: int, up_ms: int = 1000) -> bytes:
@@ -120,7 +120,7 @@ def _put(content: bytearray, at: int, data: bytes) -> None:
     content[at : at + len(data)] = data
 
 
-class MemoryDisk(Disk):
+class MemoryDisk(FileOps):
     """A disk in memory, as the ring asks for it. What was not synced is lost, kept or torn when the power is cut.
 
     fault   called with each call's name before it is done: raises OSError (a sick disk) or Killed

@@ -8,7 +8,7 @@ import unittest
 from unittest import mock
 
 import adc
-from adc import MAX_SPEED_HZ, AdcSource, Input, Mcp3008, celsius, ldr_lux, ldr_ohms, open_spi
+from adc import MAX_SPEED_HZ, AdcInput, AdcSource, Mcp3008, celsius, ldr_lux, ldr_ohms, open_spi
 from pigeonpost.core.errors import SensorError, SettingsError
 from pigeonpost.sensors.simulated import SimulatedChip
 
@@ -229,7 +229,7 @@ class Sources(unittest.TestCase):
                 raise SensorError("not there yet")
             return Mcp3008(opened[-1])
 
-        source = AdcSource(open_chip, {"x": Input(3, None, round)}, [])
+        source = AdcSource(open_chip, {"x": AdcInput(3, None, round)}, [])
         self.assertEqual(opened, [])
         for text in ("not there yet", "SPI: Remote I/O error"):
             with self.assertRaisesRegex(SensorError, text):

@@ -20,10 +20,10 @@ from pigeonpost.core.errors import BadArgument, SettingsError
 from pigeonpost.core.multicast import Path, listener
 from pigeonpost.server.node_status import NodeState
 from pigeonpost.transports import discovery_node
-from pigeonpost.transports.discovery_datagram import DATAGRAM_BYTES, interfaces, read_call, write_call
-from pigeonpost.transports.discovery_node import NodeEnd
-from pigeonpost.transports.discovery_server import LEAST_MOVE_S, ServerEnd
-from pigeonpost.transports.payload import unsealed
+from pigeonpost.transports.discovery_datagram import DATAGRAM_BYTES, interfaces, read_announcement, write_announcement
+from pigeonpost.transports.discovery_node import DiscoveryNodeTransport
+from pigeonpost.transports.discovery_server import LEAST_MOVE_S, DiscoveryServerTransport
+from pigeonpost.transports.payload import split_signature
 from tests.forked import Forked
 from tests.page_support import use_memory_disk
 from tests.support import LIMIT_S, ROOT, Program, long, temp_folder, wait_until
@@ -41,23 +41,23 @@ def free_group():
 
 class Datagrams(unittest.TestCase):
     def setUp(self):
-        self.data = write_call(LinkKey(TOKEN), "basement", PLACES, FakeClock())
+        self.data = write_announcement(LinkKey(TOKEN), "basement", PLACES, FakeClock())
         self.said = json.loads(self.data)
 
     def test_what_is_said_is_read(self):
-        mac, body = unsealed(self.data)
+        mac, body = split_signature(self.data)
         self.assertTrue(LinkKey(TOKEN).is_seal(mac, "announce", body))
-        call = read_call(body)
+        call = read_announcement(body)
         self.assertEqual(call[:3], ("basement", PLACES, FakeClock().wall_ms()))
         self.assertRegex(call.nonce, "^[0-9a-f]{16}$")
 
     def test_it_fits_a_frame_whatever_it_says(self):
-        longest = write_call(LinkKey(TOKEN), "b" * 63, [("255.255.255.255", 65_535)] * 40, FakeClock())
+        longest = write_announcement(LinkKey(TOKEN), "b" * 63, [("255.255.255.255", 65_535)] * 40, FakeClock())
         self.assertLess(len(longest), DATAGRAM_BYTES)
 
     def test_a_clock_that_is_not_set_is_no_date(self):
-        data = write_call(LinkKey(TOKEN), "basement", PLACES, FakeClock(known=False))
-        self.assertIsNone(read_call(unsealed(data)[1]).time_ms)
+        data = write_announcement(LinkKey(TOKEN), "basement", PLACES, FakeClock(known=False))
+        self.assertIsNone(read_announcement(split_signature(data)[1]).time_ms)
 
     def test_what_is_none(self):
         for key, values in {
@@ -73,17 +73,17 @@ class Datagrams(unittest.TestCase):
             for value in values:
                 with self.subTest(key, value=value), self.assertRaises(BadArgument):
                     said = {**self.said, key: value}
-                    read_call(json.dumps({k: v for k, v in said.items() if v is not ...}).encode())
+                    read_announcement(json.dumps({k: v for k, v in said.items() if v is not ...}).encode())
 
     def test_hostile_bytes(self):
         for data in (b"", b"[]", b"{", b"[" * 1200, b"\xff" * 100, b'{"node":' * 150, b"null", b"7", b'"x"'):
             with self.subTest(data), self.assertRaises(BadArgument):
-                read_call(data)
+                read_announcement(data)
 
     def test_mutated_ones_are_read_or_refused(self):
         seed = random.randrange(1 << 32)
         rng = random.Random(seed)
-        right = unsealed(self.data)[1]
+        right = split_signature(self.data)[1]
         for _ in range(5000):
             data = bytearray(right)
             for _ in range(rng.randint(1, 4)):
@@ -91,7 +91,7 @@ class Datagrams(unittest.TestCase):
                 data[at : at + rng.randint(0, 3)] = bytes(rng.choices(b'{}[]",:0129e.-ntu\\\xff ', k=rng.randint(0, 3)))
             with self.subTest(seed=seed, data=bytes(data)):
                 try:
-                    read_call(bytes(data))
+                    read_announcement(bytes(data))
                 except BadArgument:
                     pass
 
@@ -139,8 +139,8 @@ class Hearing(unittest.TestCase):
         self.clock = FakeClock()
         self.tokens = {"basement": LinkKey(TOKEN)}
         self.links = []
-        self.hall = SimpleNamespace(clock=self.clock, tokens=self.tokens, links=self.links, collect=self.collect)
-        self.end = ServerEnd(self.hall, ("239.255.50.3", 5003))
+        self.context = SimpleNamespace(clock=self.clock, tokens=self.tokens, links=self.links, collect=self.collect)
+        self.end = DiscoveryServerTransport(self.context, ("239.255.50.3", 5003))
         self.addCleanup(self.end._waker.close)
 
     def collect(self, name, address):
@@ -148,7 +148,7 @@ class Hearing(unittest.TestCase):
         return self.links[-1]
 
     def call(self, *places, node="basement", token=TOKEN, clock=None):
-        return write_call(LinkKey(token), node, places or PLACES, clock or self.clock)
+        return write_announcement(LinkKey(token), node, places or PLACES, clock or self.clock)
 
     def hear(self, data, source="192.168.1.20"):
         self.clock.sleep(LEAST_MOVE_S)  # so that only those tests are about it that say so
@@ -249,7 +249,7 @@ class Hearing(unittest.TestCase):
     def test_what_is_ignored(self):
         self.ignored(self.call(token="another token than that"), "wrong token")
         self.ignored(self.call(node="attic"), "from a node without a token here")
-        self.ignored(unsealed(self.call())[1], "not sealed")
+        self.ignored(split_signature(self.call())[1], "not sealed")
         self.ignored(b"", "not sealed")
         self.ignored(os.urandom(DATAGRAM_BYTES), "not sealed")
         self.ignored(self.call().replace(b"5003", b"5004"), "wrong token")
@@ -298,7 +298,7 @@ class Hearing(unittest.TestCase):
             def get(self, node):
                 raise SettingsError("tokens.json does not read")
 
-        self.hall.tokens = Broken(x=1)
+        self.context.tokens = Broken(x=1)
         self.ignored(self.call(), "tokens.json does not read")
 
     def test_nodes_without_a_token_here_are_not_remembered(self):
@@ -312,19 +312,19 @@ class Speaking(unittest.TestCase):
 
     def setUp(self):
         self.group = free_group()
-        self.facts = SimpleNamespace(name="basement", address=("0.0.0.0", 5003), key=LinkKey(TOKEN))
+        self.info = SimpleNamespace(name="basement", address=("0.0.0.0", 5003), key=LinkKey(TOKEN))
         self.ear = listener(self.group, Path("lo"))
         self.addCleanup(self.ear.close)
 
     def start(self, every_s=30.0):
-        end = NodeEnd(self.facts, self.facts.key, self.group, every_s, Clock())
+        end = DiscoveryNodeTransport(self.info, self.info.key, self.group, every_s, Clock())
         self.addCleanup(end.stop, LIMIT_S)
         end.start()
         return end
 
     def heard(self):
         try:
-            return read_call(unsealed(self.ear.recv(2000))[1])
+            return read_announcement(split_signature(self.ear.recv(2000))[1])
         except BlockingIOError:
             return None
 
@@ -354,7 +354,7 @@ class Speaking(unittest.TestCase):
             self.assertIn(("10.9.8.7", 5003), wait_until(self.heard).places)
 
     def test_only_where_the_node_listens(self):
-        self.facts.address = ("127.0.0.1", 5003)
+        self.info.address = ("127.0.0.1", 5003)
         self.start()
         self.assertEqual(wait_until(self.heard).places, [("127.0.0.1", 5003)])
 
@@ -375,19 +375,23 @@ class Speaking(unittest.TestCase):
         }
         settings.__getitem__.side_effect = values.__getitem__
         settings.origin.return_value = "default"
-        self.assertIsInstance(discovery_node.make_node_end(settings, self.facts, None, Clock()), NodeEnd)
+        self.assertIsInstance(discovery_node.make_node_end(settings, self.info, None, Clock()), DiscoveryNodeTransport)
         values["push", "to"] = "http://home:8080"
-        self.assertIsInstance(discovery_node.make_node_end(settings, self.facts, None, Clock()), discovery_node.Silent)
+        self.assertIsInstance(
+            discovery_node.make_node_end(settings, self.info, None, Clock()), discovery_node.SilentTransport
+        )
         settings.origin.return_value = "node.toml"
-        self.assertIsInstance(discovery_node.make_node_end(settings, self.facts, None, Clock()), NodeEnd)
-        self.facts.key = None
-        self.assertIsInstance(discovery_node.make_node_end(settings, self.facts, None, Clock()), discovery_node.Silent)
+        self.assertIsInstance(discovery_node.make_node_end(settings, self.info, None, Clock()), DiscoveryNodeTransport)
+        self.info.key = None
+        self.assertIsInstance(
+            discovery_node.make_node_end(settings, self.info, None, Clock()), discovery_node.SilentTransport
+        )
 
 
 QUICK = {
     "pigeonpost.transports.discovery_node.FIRST_S": (0.0, 0.1, 0.3),
     "pigeonpost.transports.discovery_server.LEAST_MOVE_S": 0.2,
-    "pigeonpost.transports.discovery_datagram._LOOK_S": 0.1,
+    "pigeonpost.transports.discovery_datagram.ADDRESS_CHECK_S": 0.1,
     "pigeonpost.transports.tcp_server.RETRY_S": 0.1,
     "pigeonpost.transports.tcp_server_session.DOUBT_S": 0.2,
 }
@@ -462,7 +466,7 @@ class Programs(unittest.TestCase):
 
         def hear(ear):
             try:
-                heard.append(read_call(unsealed(ear.recv(2000))[1]).node)
+                heard.append(read_announcement(split_signature(ear.recv(2000))[1]).node)
             except BlockingIOError:
                 pass
             return heard.count("attic") >= 3

@@ -7,7 +7,7 @@ import unittest
 from unittest import mock
 
 from pigeonpost.core.errors import SettingsError
-from pigeonpost.core.mqtt_client import LARGEST_BYTES, Broker
+from pigeonpost.core.mqtt_client import LARGEST_BYTES, MqttConnection
 
 
 class Code:
@@ -49,7 +49,7 @@ class BrokerCase(unittest.TestCase):
         self.heard, self.turns = [], []
 
     def make(self):
-        self.broker = Broker(
+        self.broker = MqttConnection(
             self.settings, "node", ["a/+", "b"], lambda *said: self.heard.append(said), lambda: self.turns.append(1)
         )
         return self.broker._client

@@ -11,17 +11,17 @@ from pigeonpost import settings
 from pigeonpost.auth.tokens import Tokens
 from pigeonpost.compat.multicast_bus import component as bus_component
 from pigeonpost.compat.multicast_bus import node, server
-from pigeonpost.compat.multicast_bus.component import Bus, Voice
+from pigeonpost.compat.multicast_bus.component import Bus, Sender
 from pigeonpost.compat.multicast_bus.legacy_config import Unreachable, parse
-from pigeonpost.compat.multicast_bus.node import NodeEnd
-from pigeonpost.compat.multicast_bus.server import ServerEnd
+from pigeonpost.compat.multicast_bus.node import BusNodeTransport
+from pigeonpost.compat.multicast_bus.server import BusServerTransport
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import NotStored, SettingsError
 from pigeonpost.core.multicast import Path
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
-from pigeonpost.server.unnumbered_sources import Guests
-from pigeonpost.transports.contract import Hall
+from pigeonpost.server.unnumbered_sources import UnnumberedSources
+from pigeonpost.transports.contract import ServerContext
 from tests.bus_support import LOOPBACK, Ear, control, free_groups, packet, reading
 from tests.support import BOOT, LIMIT_S, MemoryDisk, taken, wait_until
 from tests.web_house import WebHouse
@@ -73,9 +73,9 @@ class Node(OnTheBus):
     def start(self, codifiers=None, controls=None, draw=(), **about):
         self.ring = Ring("/card", 256, 128, MemoryDisk())
         self.outbox = Outbox(self.ring, BOOT, new_epoch=iter(["0123456789abcdef"]).__next__)
-        voice = Voice("C4", self.clock, Draw(*draw))
+        voice = Sender("C4", self.clock, Draw(*draw))
         codifiers = {"temperature": "C4", "light": "C5"} if codifiers is None else codifiers
-        self.end = NodeEnd(self.loader(**about), voice, codifiers, controls or {}, self.outbox, self.clock)
+        self.end = BusNodeTransport(self.loader(**about), voice, codifiers, controls or {}, self.outbox, self.clock)
         self.outbox.start()
         self.addCleanup(self.outbox.stop, LIMIT_S)
         self.end.start()
@@ -97,7 +97,7 @@ class Node(OnTheBus):
 
     def test_sequence_starts_between_1_and_the_largest(self):
         for _ in range(3):
-            voice = Voice("C4", self.clock)
+            voice = Sender("C4", self.clock)
             voice.open(self.bus())
             self.addCleanup(voice.close)
             voice.begin(1)
@@ -328,12 +328,12 @@ class Defaults(unittest.TestCase):
 class MakingNodes(unittest.TestCase):
     def make(self, old=None, **given):
         outbox = Outbox(Ring("/card", 64, 128, MemoryDisk()), BOOT)
-        self.facts = Facts("temperature", "light")
+        self.info = Facts("temperature", "light")
         with mock.patch(
             "pigeonpost.compat.multicast_bus.component.load",
             lambda source: parse(json.dumps(old or OLD).encode(), source),
         ):
-            return node.make_node_end(Settings(**given), self.facts, outbox, Clock())
+            return node.make_node_end(Settings(**given), self.info, outbox, Clock())
 
     def test_what_the_settings_say_wrong(self):
         for given, text in (
@@ -361,7 +361,7 @@ class MakingNodes(unittest.TestCase):
         end._speaker.active = True  # S has started it
         end._opened()
         self.assertTrue(end._speaker.active)
-        self.assertEqual(self.facts.sensors[-1], {"name": "target", "unit": "C"})
+        self.assertEqual(self.info.sensors[-1], {"name": "target", "unit": "C"})
 
     def test_a_file_without_groups_leaves_those_of_the_settings(self):
         end = self.make(configuration="old.json", codifiers=[("temperature", "C4")], alive=5.0)
@@ -372,10 +372,10 @@ class Server(OnTheBus):
     def start(self, voice=None, **about):
         self.house = WebHouse(self)
         self.links = []
-        guests = Guests(self.house.intake, self.links, self.clock)
-        hall = Hall("home", self.house.folder, self.clock, None, self.house.store, self.house.intake,
-                    Tokens(self.house.folder), guests, self.links, None)  # fmt: skip
-        self.end = ServerEnd(self.loader(**about), voice, hall)
+        unnumbered_sources = UnnumberedSources(self.house.ingestor, self.links, self.clock)
+        context = ServerContext("home", self.house.folder, self.clock, None, self.house.store, self.house.ingestor,
+                    Tokens(self.house.folder), unnumbered_sources, self.links, None)  # fmt: skip
+        self.end = BusServerTransport(self.loader(**about), voice, context)
         self.end.start()
         self.addCleanup(self.end.stop, LIMIT_S)
         wait_until(lambda: not self.end.fault, "the groups are open")
@@ -457,7 +457,7 @@ class Server(OnTheBus):
         self.assertEqual(self.report(11)["codifiers"]["C4"]["CPacketsLost"], 2)
 
     def test_collectors_ignore_H(self):
-        self.start(commands=True, voice=Voice("R1", self.clock))
+        self.start(commands=True, voice=Sender("R1", self.clock))
         self.control.say(control("H", "XX", "R1"), control("H", "XX", "@@"))
         self.report(2)
         self.data.say(reading("i", 5))
@@ -480,7 +480,7 @@ class Server(OnTheBus):
         json.dumps(self.end.report(), allow_nan=False)
 
     def test_a_server_with_a_codifier_of_its_own_is_alive_and_answers(self):
-        self.start(voice=Voice("R1", self.clock), alive_s=0.02)
+        self.start(voice=Sender("R1", self.clock), alive_s=0.02)
         for _ in range(3):
             self.assertEqual(self.control.until("I").source, "R1")
         self.control.say(control("P", "C4", "R1", number=4.0))
@@ -501,8 +501,8 @@ class Server(OnTheBus):
 
     def test_what_the_store_has_no_room_for_just_now_is_held(self):
         self.start()
-        real, refusals = self.end._hall.guests.leave, iter([1] * 5)
-        self.end._hall.guests.leave = lambda *reading: False if next(refusals, 0) else real(*reading)
+        real, refusals = self.end._context.unnumbered_sources.leave, iter([1] * 5)
+        self.end._context.unnumbered_sources.leave = lambda *reading: False if next(refusals, 0) else real(*reading)
         now_ms = self.clock.wall_ms()
         self.data.say(*[reading("i", n, sequence=n, time_ms=now_ms + n) for n in range(20)])
         self.assertEqual([values["value"] for _, values, _ in self.stored(20)], list(range(20)))
@@ -510,12 +510,12 @@ class Server(OnTheBus):
 
     def test_what_there_is_no_room_for_at_all_is_counted_and_said_once(self):
         self.start()
-        self.end._hall.guests.leave = mock.Mock(side_effect=NotStored("10000 nodes have called in"))
+        self.end._context.unnumbered_sources.leave = mock.Mock(side_effect=NotStored("10000 nodes have called in"))
         with self.assertLogs("pigeonpost.compat.multicast_bus.server", "ERROR") as logs:
             self.data.say(*[reading("i", 5, sequence=n) for n in range(5)])
             wait_until(lambda: self.end.report()["unstored"] == 5, "all five")
         self.assertEqual(len(logs.output), 1)
-        self.end._hall.guests.leave = mock.Mock(return_value=False)
+        self.end._context.unnumbered_sources.leave = mock.Mock(return_value=False)
         with mock.patch.object(server, "MOST_HELD", 10):
             self.data.say(*[reading("i", 5, sequence=n) for n in range(5, 25)])
             wait_until(lambda: self.end.report()["unstored"] == 15, "ten are held")
@@ -539,7 +539,7 @@ class Shown(unittest.TestCase):
         house = WebHouse(self, password="correct horse")
         self.assertEqual(house.request("GET", "/api/v1/bus")[0], 401)
         self.assertEqual(house.request("GET", "/api/v1/bus", house.bearer)[0], 404)
-        house.web._house = house.house._replace(roads={"bus": Road()})
+        house.web._app = house.app._replace(transports={"bus": Road()})
         status, _, body = house.request("GET", "/api/v1/bus", house.bearer)
         self.assertEqual((status, json.loads(body)["codifiers"]["C4"]["Value"]), (200, 21.5))
         _, _, body = house.request("GET", "/api/v1/health", house.bearer)

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 from pigeonpost.charts.axes import LARGE, SMALL, WIDE, _y_range, ticks
 from pigeonpost.charts.svg import MOST_SERIES, STYLE, Series, draw, fitted, label
 from pigeonpost.core.clock import FakeClock, parse_rfc3339
-from pigeonpost.http.message import Refusal, Request
-from pigeonpost.storage.models import Column, Filing, Mark, Span, Stretch
+from pigeonpost.http.message import HTTPError, Request
+from pigeonpost.storage.models import Bucket, EpochCommit, HighWaterMark, LateRange, SampleBatch
 from pigeonpost.views.chart import Charts, plain_query
-from pigeonpost.views.context import Visit
+from pigeonpost.views.context import RequestContext
 from protocol import Sample
 from tests.page_support import set_zone
 from tests.support import WALL_MS
@@ -26,7 +26,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def column(place, low, high=None, mean=None, values=1):
     high = low if high is None else high
-    return Column(place, values, low, high, (low + high) / 2 if mean is None else mean)
+    return Bucket(place, values, low, high, (low + high) / 2 if mean is None else mean)
 
 
 def series(columns, frame=WIDE, span_ms=DAY_S * 1000, every_ms=None, late=(), **more):
@@ -395,8 +395,8 @@ class Several(unittest.TestCase):
     def test_what_came_late_is_marked_and_said(self):
         hour = 3_600_000
         late = [
-            Span(WALL_MS - 3 * hour, WALL_MS - 2 * hour, True),
-            Span(WALL_MS - 9 * 24 * hour, WALL_MS - 23 * hour, False),
+            LateRange(WALL_MS - 3 * hour, WALL_MS - 2 * hour, True),
+            LateRange(WALL_MS - 9 * 24 * hour, WALL_MS - 23 * hour, False),
         ]
         svg = drawn([column(0, 1)], late=late)
         marks = re.findall(r"M([\d.]+) (\d+)h([\d.]+)", path(svg, "late"))
@@ -412,7 +412,7 @@ class Several(unittest.TestCase):
         self.assertEqual(path(drawn([column(0, 1)]), "late"), "")
 
     def test_of_many_late_times_three_are_named(self):
-        late = [Span(WALL_MS - 1000 * k, WALL_MS - 1000 * k, True) for k in range(10, 0, -1)]
+        late = [LateRange(WALL_MS - 1000 * k, WALL_MS - 1000 * k, True) for k in range(10, 0, -1)]
         said = drawn([column(0, 1)], late=late).find(f"{SVG}desc").text
         self.assertRegex(said, r"(to \d\d:\d\d.*){3} and 7 more times came late\.$")
 
@@ -441,15 +441,15 @@ class Asking(unittest.TestCase):
         sensor = SimpleNamespace(name="temperature", unit="°C", number=5)
         others = [SimpleNamespace(name=f"s{k}", unit=unit, number=k) for k, unit in enumerate(("°C", "%", "lux"))]
         view = SimpleNamespace(sensors=[sensor, *others], every_s=10.0)
-        self.picture = SimpleNamespace(node={"basement": view}.get)
+        self.snapshot = SimpleNamespace(node={"basement": view}.get)
 
     def ask(self, query="node=basement&sensor=temperature", how=None):
         request = Request("GET", f"/chart.svg?{query}", "1.1", {})
         house = SimpleNamespace(clock=self.clock, store=self.store)
-        return (how or self.charts.answer)(Visit(house, request, (), lambda: self.picture))
+        return (how or self.charts.answer)(RequestContext(house, request, (), lambda: self.snapshot))
 
     def assert_refused(self, query, status, code):
-        with self.assertRaises(Refusal) as caught:
+        with self.assertRaises(HTTPError) as caught:
             self.ask(query)
         self.assertEqual((caught.exception.status, caught.exception.code), (status, code), query)
 
@@ -525,9 +525,9 @@ class Asking(unittest.TestCase):
         self.assertEqual(self.ask("series=basement/temperature,basement/temperature").body, self.ask().body)
 
     def test_what_came_late(self):
-        filing = Filing("basement", "0" * 16, "0" * 16, Mark(1, 1))
-        filing.items = [Stretch([Sample(1, self.clock.wall_ms() - 7_200_000, 1, {}, {}, "")])]
-        self.charts.late.note([filing])
+        epoch_commit = EpochCommit("basement", "0" * 16, "0" * 16, HighWaterMark(1, 1))
+        epoch_commit.items = [SampleBatch([Sample(1, self.clock.wall_ms() - 7_200_000, 1, {}, {}, "")])]
+        self.charts.late.note([epoch_commit])
         self.assertIn("came late", self.ask().body.decode())
         (one,) = json.loads(self.ask("node=basement&sensor=temperature", self.charts.as_json).body)["series"]
         self.assertEqual(one["late"][0]["why"], "came late")
@@ -550,7 +550,7 @@ class Asking(unittest.TestCase):
         """Sums of values near the ends of floats are none any more, which SQL calls infinite, or null."""
         for mean in (math.inf, -math.inf, None, 0.0):
             self.clock.sleep(100)
-            self.store.columns = lambda *asked, mean=mean: [Column(0, 2, -1.7e308, 1.7e308, mean), column(1, 1.7e308)]
+            self.store.columns = lambda *asked, mean=mean: [Bucket(0, 2, -1.7e308, 1.7e308, mean), column(1, 1.7e308)]
             svg = self.ask().body.decode()
             ET.fromstring(svg)
             self.assertNotRegex(svg, r"(?i)\b(nan|inf)\b")
@@ -575,7 +575,7 @@ class Asking(unittest.TestCase):
             "a=%zz",
             "a=1&a=2",
         ):
-            with self.assertRaises(Refusal):
+            with self.assertRaises(HTTPError):
                 plain_query(text)
 
     def test_years_that_no_calendar_has(self):

@@ -6,7 +6,7 @@ import unittest
 from urllib.parse import parse_qs, urlsplit
 
 from pigeonpost.core.clock import parse_rfc3339, rfc3339
-from pigeonpost.http.message import Refusal
+from pigeonpost.http.message import HTTPError
 from pigeonpost.views.chart_page import local_moment
 from protocol import Sample
 from tests.page_support import Afternoon, set_zone, use_memory_disk
@@ -41,7 +41,7 @@ class Moments(unittest.TestCase):
             "2026-11-20",
             "",
         ):
-            with self.assertRaises(Refusal):
+            with self.assertRaises(HTTPError):
                 local_moment(text)
 
 
@@ -53,7 +53,7 @@ class Page(unittest.TestCase):
         )
         for link in self.web.links:
             link.state.every_s = 60.0
-        now_ms = self.web.house.clock.wall_ms()
+        now_ms = self.web.app.clock.wall_ms()
         for node in ("basement", "attic"):
             self.web.store_samples(node, [
                 Sample(k, now_ms - (40 - k) * 60_000, k * 1000, {"temperature": 20 + k / 10, "light": 700 + k}, {}, "")
@@ -172,7 +172,7 @@ class Page(unittest.TestCase):
         self.page("series=basement/temperature,basement/light,basement/humidity", 400)
 
     def test_a_chart_s_times_can_be_asked_for_as_they_are_shown(self):
-        now_ms = self.web.house.clock.wall_ms()
+        now_ms = self.web.app.clock.wall_ms()
         page = self.page(f"series=basement/temperature&from={rfc3339(now_ms - 7_200_000)}&to={rfc3339(now_ms)}")
         begin, end = re.findall(r'type="datetime-local"[^>]* value="([^"]+)"', page)
         self.assertAlmostEqual(local_moment(end) - local_moment(begin), 7_200_000, delta=60_000)

@@ -59,18 +59,20 @@ class LogCase(unittest.TestCase):
 
     def commit(self, *batches):
         """What the intake does: record what is due, store, hand to the log, flush."""
-        filings = {}
-        from pigeonpost.storage.models import NOTHING, Filing
+        epoch_commits = {}
+        from pigeonpost.storage.models import NOTHING, EpochCommit
 
         with self.store.writing({(b.node, b.epoch): None for b in batches}) as marks:
             for b in batches:
                 key = b.node, b.epoch
-                filing = filings.setdefault(key, Filing(b.node, b.outbox, b.epoch, marks.get(key, NOTHING)))
-                filing.units = b.units
-                filing.add(b, 0)
-            filed = self.store.put(list(filings.values()), self.clock.wall_ms(), self.log.due())
-        for filing in filings.values():
-            self.log.add(filing, self.clock.wall_ms())
+                epoch_commit = epoch_commits.setdefault(
+                    key, EpochCommit(b.node, b.outbox, b.epoch, marks.get(key, NOTHING))
+                )
+                epoch_commit.units = b.units
+                epoch_commit.add(b, 0)
+            filed = self.store.put(list(epoch_commits.values()), self.clock.wall_ms(), self.log.due())
+        for epoch_commit in epoch_commits.values():
+            self.log.add(epoch_commit, self.clock.wall_ms())
         self.log.flush(filed)
 
     def names(self):
@@ -652,9 +654,9 @@ class Pieces(unittest.TestCase):
         self.assertIn(",n,gap,5,", row)
 
     def test_sample_of_no_units(self):
-        from pigeonpost.storage.models import Stretch
+        from pigeonpost.storage.models import SampleBatch
 
-        row = format.log_rows("n", E1, Stretch([Sample(1, 0, 0, {"x": 1}, {}, "")]), {}, 0)
+        row = format.log_rows("n", E1, SampleBatch([Sample(1, 0, 0, {"x": 1}, {}, "")]), {}, 0)
         self.assertTrue(row.endswith(",n,x,1,\n"))
 
 

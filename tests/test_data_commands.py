@@ -25,9 +25,9 @@ from pigeonpost.cli import export
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.data_folder import DATABASE
 from pigeonpost.core.errors import NotStored
-from pigeonpost.core.files import only_one
+from pigeonpost.core.files import lock_data_dir
 from pigeonpost.server import backup as server_backup
-from pigeonpost.server.ingest import Intake
+from pigeonpost.server.ingest import Ingestor
 from pigeonpost.storage.csv import format
 from pigeonpost.storage.csv.checksums import logs_in
 from pigeonpost.storage.sqlite.schema import _FIRST
@@ -54,21 +54,21 @@ def run_of_a_server(data):
     """The part of a server that stores, for one run."""
     store = SqliteStore(data)
     csv = CsvLog(data, store, FakeClock())
-    intake = Intake(store, csv, FakeClock(), commit_s=0.0)
+    ingestor = Ingestor(store, csv, FakeClock(), commit_s=0.0)
     csv.start()
-    intake.start()
+    ingestor.start()
     try:
-        yield intake
+        yield ingestor
     finally:
-        intake.stop(LIMIT_S)
+        ingestor.stop(LIMIT_S)
         csv.close()
         store.close()
 
 
 def fill(data, *batches):
-    with run_of_a_server(data) as intake:
+    with run_of_a_server(data) as ingestor:
         for one in batches or (batch(1, 40), batch(1, 10, node="b", epoch=E2), gap(41, 50)):
-            intake.accept(quiet(one))
+            ingestor.accept(quiet(one))
 
 
 def quiet(one):
@@ -178,9 +178,9 @@ class Backup(DataCase):
 
     def test_it_changes_nothing_of_the_servers(self):
         """Above all it does not checkpoint: only the server's own connection ever may."""
-        with run_of_a_server(self.data) as intake:
-            intake.accept(quiet(batch(1, 400)))
-            intake.settle(LIMIT_S)
+        with run_of_a_server(self.data) as ingestor:
+            ingestor.accept(quiet(batch(1, 400)))
+            ingestor.settle(LIMIT_S)
             wal = self.database() + "-wal"
             self.assertGreater(os.path.getsize(wal), 0)
             before = content(self.database()), content(wal)
@@ -189,9 +189,9 @@ class Backup(DataCase):
             self.assertEqual((content(self.database()), content(wal)), before)
 
     def test_what_a_crash_left_in_the_wal_is_in_it(self):
-        with run_of_a_server(self.data) as intake:
-            intake.accept(quiet(batch(1, 400)))
-            intake.settle(LIMIT_S)
+        with run_of_a_server(self.data) as ingestor:
+            ingestor.accept(quiet(batch(1, 400)))
+            ingestor.settle(LIMIT_S)
             crashed = crashed_copy(self, self.data)
         self.done("backup", self.tar, data=crashed)
         other = temp_folder(self)
@@ -204,14 +204,14 @@ class Backup(DataCase):
         stop = threading.Event()
         count = [1000]
 
-        def write(intake):
+        def write(ingestor):
             while not stop.is_set():
-                intake.accept(quiet(batch(count[0] + 1, count[0] + 20)), urgent=True)
-                intake.settle(LIMIT_S)
+                ingestor.accept(quiet(batch(count[0] + 1, count[0] + 20)), urgent=True)
+                ingestor.settle(LIMIT_S)
                 count[0] += 20
 
-        with run_of_a_server(self.data) as intake, mock.patch.object(server_backup, "_PAGES_AT_ONCE", 1):
-            writer = threading.Thread(target=write, args=(intake,))
+        with run_of_a_server(self.data) as ingestor, mock.patch.object(server_backup, "_PAGES_AT_ONCE", 1):
+            writer = threading.Thread(target=write, args=(ingestor,))
             writer.start()
             try:
                 for number in range(3):
@@ -270,7 +270,7 @@ class Backup(DataCase):
 
     def test_two_at_once(self):
         fill(self.data)
-        lock = only_one(os.path.join(self.place, ".b.tar.making", "lock"))
+        lock = lock_data_dir(os.path.join(self.place, ".b.tar.making", "lock"))
         self.assert_fails(1, "another command works on the same", "backup", self.tar)
         os.close(lock)
         self.done("backup", self.tar)
@@ -380,9 +380,9 @@ class Restore(DataCase):
             self.assertIn("tokens.json", before)
 
     def test_the_wal_of_the_old_database_does_not_get_into_the_new_one(self):
-        with run_of_a_server(self.data) as intake:
-            intake.accept(quiet(batch(51, 400)))
-            intake.settle(LIMIT_S)
+        with run_of_a_server(self.data) as ingestor:
+            ingestor.accept(quiet(batch(51, 400)))
+            ingestor.settle(LIMIT_S)
             crashed = crashed_copy(self, self.data)
         self.assertGreater(os.path.getsize(self.database(crashed) + "-wal"), 0)
         self.done("restore", self.copy, data=crashed)
@@ -398,7 +398,7 @@ class Restore(DataCase):
 
     def test_only_while_no_server_runs(self):
         before = tree(self.data)
-        lock = only_one(os.path.join(self.data, "server.lock"))
+        lock = lock_data_dir(os.path.join(self.data, "server.lock"))
         self.assert_fails(1, "the server runs (", "restore", self.tar)
         os.close(lock)
         self.assertEqual(tree(self.data), before)
@@ -547,9 +547,9 @@ class Restore(DataCase):
 
     def test_killed_at_every_step_it_is_done_by_restoring_again(self):
         """And a server that is started in between does no harm: nothing old is lost, or mixed with the new."""
-        with run_of_a_server(self.data) as intake:
-            intake.accept(quiet(batch(51, 400)))
-            intake.settle(LIMIT_S)
+        with run_of_a_server(self.data) as ingestor:
+            ingestor.accept(quiet(batch(51, 400)))
+            ingestor.settle(LIMIT_S)
             crashed = crashed_copy(self, self.data)
         # One interpreter, whose children restore: the first is killed at its first step, the next at its second, ...
         killer = (
@@ -779,8 +779,8 @@ class Sums(DataCase):
 
     def killed(self):
         """Go on with what a kill leaves of a run of fifty samples; the log."""
-        with run_of_a_server(self.data) as intake:
-            intake.accept(quiet(batch(1, 50)))
+        with run_of_a_server(self.data) as ingestor:
+            ingestor.accept(quiet(batch(1, 50)))
             wait_until(lambda: len(content(os.path.join(self.logs(), logs_in(self.logs())[0]))) > 4000, "it is logged")
             data = crashed_copy(self, self.data)
         self.data = data
@@ -804,8 +804,8 @@ class Sums(DataCase):
         store = SqliteStore(self.data)
         test_stores.file(store, batch(51, 60))  # stored in the last moment of a run, after the log was closed
         store.close()
-        with run_of_a_server(self.data) as intake:
-            intake.accept(quiet(batch(61, 70)))
+        with run_of_a_server(self.data) as ingestor:
+            ingestor.accept(quiet(batch(61, 70)))
             wait_until(lambda: first in self.sums() and before not in self.sums(), "it is summed up anew")
         self.check()
         self.assert_sound(70)
@@ -969,14 +969,14 @@ class Export(DataCase):
 
     def test_no_question_stays_open(self):
         """Between two pieces the server can check its whole WAL in: no reader holds it back."""
-        with run_of_a_server(self.data) as intake:
+        with run_of_a_server(self.data) as ingestor:
             with contextlib.closing(SqliteStore(self.data, look_only=True)) as store:
                 seen = 0
                 for _, points in export.walk(store, "a", 0, 1 << 42):
                     seen += len(points)
                     if points and seen < 60:
-                        intake.accept(quiet(batch(61, 2000)), urgent=True)
-                        intake.settle(LIMIT_S)
+                        ingestor.accept(quiet(batch(61, 2000)), urgent=True)
+                        ingestor.settle(LIMIT_S)
                         with contextlib.closing(sqlite3.connect(self.database())) as db:
                             busy, pages, done = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
                         self.assertEqual((busy, pages), (0, done))
@@ -1074,7 +1074,7 @@ class Import(DataCase):
 
     def test_only_while_no_server_runs(self):
         path = self.write("x.csv", "time,node,sensor,value,unit\n")
-        lock = only_one(os.path.join(self.data, "server.lock"))
+        lock = lock_data_dir(os.path.join(self.data, "server.lock"))
         self.assert_fails(1, "drop the file to it (send-files) and import it on its page", "import", path)
         os.close(lock)
         self.assert_fails(2, "there is no such file", "import", f"{path}x")
@@ -1098,7 +1098,7 @@ class Import(DataCase):
         path = self.write("long.csv", f"time,t\n{rows}")
         with (
             mock.patch("pigeonpost.importing.importer.STORE_S", LIMIT_S),
-            mock.patch.object(Intake, "accept", self.breaking_after(10)),
+            mock.patch.object(Ingestor, "accept", self.breaking_after(10)),
         ):
             self.assert_fails(1, "the disk is full", "import", "--node", "a", path)
         self.assertIn("1500 readings, 1000 of them new", self.done("import", "--node", "a", path))
@@ -1110,14 +1110,14 @@ class Import(DataCase):
             "long.csv", "time,t,u\n" + "".join(f"{1_700_000_000 + n},{n % 50},{n}\n" for n in range(rows))
         )
         code = (
-            "import signal, sys, control; from pigeonpost.server.ingest import Intake\n"
-            "real, count = Intake.accept, 0\n"
+            "import signal, sys, control; from pigeonpost.server.ingest import Ingestor\n"
+            "real, count = Ingestor.accept, 0\n"
             "def accept(intake, batch, **more):\n"
             "    global count\n"
             "    done, count = real(intake, batch, **more), count + 1\n"
             f"    {then}\n"
             "    return done\n"
-            "Intake.accept = accept; sys.exit(control.main(sys.argv[1:]))"
+            "Ingestor.accept = accept; sys.exit(control.main(sys.argv[1:]))"
         )
         process = subprocess.Popen(
             [sys.executable, "-c", code, "--data", self.data, "import", "--node", "a", path],
@@ -1168,13 +1168,13 @@ class Import(DataCase):
             return 0  # the database is only just being made
 
     def breaking_after(self, count):
-        real, calls = Intake.accept, []
+        real, calls = Ingestor.accept, []
 
-        def accept(intake, one, **more):
+        def accept(ingestor, one, **more):
             calls.append(one)
             if len(calls) > count:
                 raise NotStored("the disk is full")
-            return real(intake, one, **more)
+            return real(ingestor, one, **more)
 
         return accept
 

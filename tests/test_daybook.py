@@ -6,8 +6,8 @@ import unittest
 
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import NotStored
-from pigeonpost.server.recent_cache import DayBook
-from pigeonpost.storage.models import NOTHING, Filing
+from pigeonpost.server.recent_cache import RecentCache
+from pigeonpost.storage.models import NOTHING, EpochCommit
 from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Batch, Gap, Sample
 from tests.page_support import use_memory_disk
@@ -40,7 +40,7 @@ class BookCase(unittest.TestCase):
         self.clock = FakeClock()
         self.store = WatchedStore(temp_folder(self))
         self.addCleanup(self.store.close)
-        self.book = DayBook(self.store)
+        self.book = RecentCache(self.store)
         self.seqs = {}
         self.first_ms = {}
 
@@ -52,12 +52,12 @@ class BookCase(unittest.TestCase):
             values = value if isinstance(value, dict) else {"t": value}
             made.append(Sample(seq, time_ms, seq, values, {}, ""))
             self.first_ms[node] = min(time_ms, self.first_ms.get(node, time_ms))
-        filing = Filing(node, OUTBOX, EPOCH, NOTHING)
-        filing.add(Batch(node, OUTBOX, EPOCH, 0, made, None, {}, print, print), 0)
+        epoch_commit = EpochCommit(node, OUTBOX, EPOCH, NOTHING)
+        epoch_commit.add(Batch(node, OUTBOX, EPOCH, 0, made, None, {}, print, print), 0)
         with self.store.writing(()):
-            self.store.put([filing], self.clock.wall_ms(), None)
+            self.store.put([epoch_commit], self.clock.wall_ms(), None)
         if told:
-            self.book.note([filing])
+            self.book.note([epoch_commit])
 
     def day(self, node="a", first_ms=None):
         return self.book.day(node, first_ms or self.first_ms.get(node), self.clock.wall_ms())
@@ -191,9 +191,9 @@ class Freshness(BookCase):
         self.assertEqual(len(self.day().columns["t"]), 2)
 
     def test_a_gap_brings_no_value(self):
-        filing = Filing("a", OUTBOX, EPOCH, NOTHING)
-        filing.add(Batch("a", OUTBOX, EPOCH, 0, (), Gap(1, 5, 0, "overwritten"), {}, print, print), 0)
-        self.book.note([filing])
+        epoch_commit = EpochCommit("a", OUTBOX, EPOCH, NOTHING)
+        epoch_commit.add(Batch("a", OUTBOX, EPOCH, 0, (), Gap(1, 5, 0, "overwritten"), {}, print, print), 0)
+        self.book.note([epoch_commit])
         self.assertEqual(self.day().columns, {})
 
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.server import event_log
-from pigeonpost.server.event_log import MOST, Diary
+from pigeonpost.server.event_log import MOST, EventLog
 from pigeonpost.server.node_status import NodeState
-from pigeonpost.storage.models import NOTHING, Filing, Stretch
+from pigeonpost.storage.models import NOTHING, EpochCommit, SampleBatch
 from protocol import Gap, Sample
 from tests.support import LIMIT_S, wait_until
 
@@ -17,7 +17,7 @@ class DiaryCase(unittest.TestCase):
     def setUp(self):
         self.clock = FakeClock()
         self.links, self.faults = [], {}
-        self.diary = Diary(self.links, lambda: self.faults, self.clock)
+        self.diary = EventLog(self.links, lambda: self.faults, self.clock)
 
     def node(self, name="basement", connected=True, on=True):
         state = NodeState("192.168.1.20:5003", name)
@@ -121,18 +121,18 @@ class Looking(DiaryCase):
 
 
 class Stored(DiaryCase):
-    def filing(self, first, outbox="a" * 16, gap=False):
-        filing = Filing("basement", outbox, "b" * 16, NOTHING)
+    def epoch_commit(self, first, outbox="a" * 16, gap=False):
+        epoch_commit = EpochCommit("basement", outbox, "b" * 16, NOTHING)
         samples = [Sample(first, 5000, 1, {"t": 1}, {}, ""), Sample(first + 1, 6000, 2, {"t": 1}, {}, "")]
-        filing.items = [Gap(1, 3, 0, "lost"), Stretch(samples)] if gap else [Stretch(samples)]
-        return filing
+        epoch_commit.items = [Gap(1, 3, 0, "lost"), SampleBatch(samples)] if gap else [SampleBatch(samples)]
+        return epoch_commit
 
     def test_sample_1_tells_of_a_start(self):
-        self.diary.note([self.filing(1), self.filing(3)])
+        self.diary.note([self.epoch_commit(1), self.epoch_commit(3)])
         self.assertEqual([(one.time_ms, one.kind) for one in self.diary.all()], [(5000, "started")])
 
     def test_what_is_no_first_sample_does_not(self):
-        self.diary.note([self.filing(4, gap=True)])
+        self.diary.note([self.epoch_commit(4, gap=True)])
         self.assertEqual(self.told(), [])
 
 

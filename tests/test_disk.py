@@ -9,7 +9,7 @@ from unittest import mock
 
 from pigeonpost.core import files
 from pigeonpost.core.errors import DiskError, InUse
-from pigeonpost.core.files import kind_of_filesystem, only_one, replace_file, sync_folder
+from pigeonpost.core.files import kind_of_filesystem, lock_data_dir, replace_file, sync_folder
 from tests.support import ROOT, Killed, clean_environment, temp_folder
 
 
@@ -113,27 +113,27 @@ class ReplaceFile(unittest.TestCase):
 class OnlyOne(unittest.TestCase):
     def test_one_and_not_another(self):
         path = os.path.join(temp_folder(self), "new", "outbox.lock")
-        first = only_one(path)
-        code = "import sys; from pigeonpost.core.files import only_one; only_one(sys.argv[1])"
+        first = lock_data_dir(path)
+        code = "import sys; from pigeonpost.core.files import lock_data_dir; lock_data_dir(sys.argv[1])"
         second = subprocess.run(
             [sys.executable, "-c", code, path], cwd=ROOT, env=clean_environment(), capture_output=True, text=True
         )
         self.assertIn(f"InUse: {path} is held by process {os.getpid()}: two programs", second.stderr)
         with self.assertRaises(InUse):
-            only_one(path)
+            lock_data_dir(path)
         os.close(first)
-        os.close(only_one(path))
+        os.close(lock_data_dir(path))
 
     def test_on_a_full_disk_it_holds_all_the_same(self):
         path = os.path.join(temp_folder(self), "lock")
         with mock.patch.object(files.os, "pwrite", side_effect=OSError(errno.ENOSPC, "No space left on device")):
-            fd = only_one(path)
+            fd = lock_data_dir(path)
         with self.assertRaises(InUse):
-            only_one(path)
+            lock_data_dir(path)
         os.close(fd)
 
     def test_the_descriptor_is_not_inherited(self):
-        fd = only_one(os.path.join(temp_folder(self), "lock"))
+        fd = lock_data_dir(os.path.join(temp_folder(self), "lock"))
         self.assertFalse(os.get_inheritable(fd))
         os.close(fd)
 
@@ -142,7 +142,7 @@ class OnlyOne(unittest.TestCase):
         with open(path, "w"):
             pass
         with self.assertRaises(DiskError) as caught:
-            only_one(os.path.join(path, "sub", "lock"))
+            lock_data_dir(os.path.join(path, "sub", "lock"))
         self.assertIn("choose a folder that can be written with --data DIR", str(caught.exception))
 
 

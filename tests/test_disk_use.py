@@ -6,7 +6,7 @@ from unittest import mock
 
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.server import disk_usage
-from pigeonpost.server.disk_usage import Disk
+from pigeonpost.server.disk_usage import DiskUsageMonitor
 from tests.support import temp_folder
 
 
@@ -31,13 +31,13 @@ class DiskUseTest(unittest.TestCase):
     def test_what_is_stored_and_what_is_free(self):
         self.put("a", 100_000)
         self.put("logs/b", 200_000)
-        use = Disk(self.folder, self.clock, self.process).use()
+        use = DiskUsageMonitor(self.folder, self.clock, self.process).use()
         self.assertTrue(300_000 <= use.stored < 330_000, use)
         self.assertGreater(use.free, 0)
         self.assertEqual((use.grows, use.written, use.days), (None, None, None))
 
     def test_how_fast_it_fills_and_is_written_to(self):
-        disk = Disk(self.folder, self.clock, self.process)
+        disk = DiskUsageMonitor(self.folder, self.clock, self.process)
         self.clock.sleep(1200)
         self.put("a", 1_000_000)
         self.count_writes(3001)
@@ -48,13 +48,13 @@ class DiskUseTest(unittest.TestCase):
 
     def test_one_that_gets_smaller_has_no_end(self):
         self.put("a", 1_000_000)
-        disk = Disk(self.folder, self.clock, self.process)
+        disk = DiskUsageMonitor(self.folder, self.clock, self.process)
         self.put("a", 10)
         self.clock.sleep(1200)
         self.assertEqual((disk.use().grows, disk.use().days), (None, None))
 
     def test_the_last_day_counts(self):
-        disk = Disk(self.folder, self.clock, self.process)
+        disk = DiskUsageMonitor(self.folder, self.clock, self.process)
         self.put("a", 1_000_000)
         for _ in range(300):
             self.clock.sleep(600)
@@ -62,7 +62,7 @@ class DiskUseTest(unittest.TestCase):
         self.assertIsNone(disk.use().grows)
 
     def test_it_is_measured_once_a_minute(self):
-        disk = Disk(self.folder, self.clock, self.process)
+        disk = DiskUsageMonitor(self.folder, self.clock, self.process)
         with mock.patch.object(disk_usage, "_size", wraps=disk_usage._size) as size:
             for _ in range(5):
                 disk.use()
@@ -73,15 +73,15 @@ class DiskUseTest(unittest.TestCase):
 
     def test_a_kernel_that_does_not_count(self):
         for prepare in (lambda: os.unlink(os.path.join(self.process, "io")), lambda: self.count_writes("x")):
-            disk = Disk(self.folder, self.clock, self.process)
+            disk = DiskUsageMonitor(self.folder, self.clock, self.process)
             prepare()
             self.clock.sleep(1200)
             self.assertIsNone(disk.use().written)
-            self.assertIsNone(Disk(self.folder, self.clock, self.process).use().written)
+            self.assertIsNone(DiskUsageMonitor(self.folder, self.clock, self.process).use().written)
             self.count_writes(1)
 
     def test_this_machine(self):
-        use = Disk(self.folder, self.clock).use()
+        use = DiskUsageMonitor(self.folder, self.clock).use()
         self.assertGreater(use.free, 0)
 
 

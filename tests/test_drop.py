@@ -38,7 +38,7 @@ class Case(unittest.TestCase):
         self.house = self.make()
 
     def make(self, settings="", **more):
-        house = WebHouse(self, roads=[server.make_server_end], settings=settings, **more)
+        house = WebHouse(self, transports=[server.make_server_end], settings=settings, **more)
         accept(house.folder, PI, OTHER_PI)
         return house
 
@@ -502,7 +502,7 @@ class Disks(Case):
         self.assertEqual(sender.send(content), "200")
 
     def test_no_room_to_spare(self):
-        with mock.patch.object(storage.Received, "has_room", lambda self, length: length < 1000):
+        with mock.patch.object(storage.FileStore, "has_room", lambda self, length: length < 1000):
             self.assertEqual(self.sender(True).send(b"x" * 2000), "500")
             self.assertEqual(files(self.house.folder), {})
             self.assertEqual(self.sender(True).send(DATA), "200")
@@ -515,7 +515,7 @@ class Disks(Case):
             asked.append(length)
             return len(asked) < 3
 
-        with mock.patch.object(storage.Received, "has_room", has_room):
+        with mock.patch.object(storage.FileStore, "has_room", has_room):
             self.assertEqual(self.sender(True).send(b"x" * 20_000_000), "500")
         self.assertEqual(files(self.house.folder), {})
         self.assertEqual(asked[1:], [0, 0])
@@ -552,14 +552,14 @@ class Disks(Case):
             with open(os.path.join(folder, name), "wb") as file:
                 file.write(b"half")
         os.unlink(os.path.join(folder, f"{PI}_log.sha256"))  # as if the crash came before it was written
-        storage.Received(self.house.folder).start()
+        storage.FileStore(self.house.folder).start()
         self.assert_stored(DATA)
 
 
 class SessionsEnd(unittest.TestCase):
     def test_they_expire(self):
         clock = FakeClock()
-        sessions = server.Sessions(clock)
+        sessions = server.UploadSessions(clock)
         first = sessions.begin(PI, server._first_dialect)
         clock.sleep(server.SESSION_S - 1)
         sessions.heard(first)
@@ -571,7 +571,7 @@ class SessionsEnd(unittest.TestCase):
         self.assertEqual(len(sessions), 0)
 
     def test_they_are_bounded(self):
-        sessions = server.Sessions(FakeClock())
+        sessions = server.UploadSessions(FakeClock())
         other = sessions.begin(OTHER_PI, server._first_dialect)
         names = [sessions.begin(PI, server._first_dialect) for _ in range(server.MOST_SESSIONS + 10)]
         self.assertEqual(len(sessions), server.MOST_SESSIONS + 1)

@@ -5,12 +5,12 @@ import statistics
 import unittest
 
 from pigeonpost.core.clock import FakeClock
-from pigeonpost.http.message import Refusal
-from pigeonpost.storage.maintenance import Caretaker, summary
-from pigeonpost.storage.models import Filing, LogMark, Mark
+from pigeonpost.http.message import HTTPError
+from pigeonpost.storage.maintenance import MaintenanceWorker, summary
+from pigeonpost.storage.models import EpochCommit, HighWaterMark, LogMark
 from pigeonpost.storage.sqlite.store import SqliteStore
 from pigeonpost.views import statistics as views_statistics
-from pigeonpost.views.statistics import Figures
+from pigeonpost.views.statistics import StatisticsReader
 from protocol import Batch, Sample
 from tests.page_support import set_zone, use_memory_disk
 from tests.support import temp_folder
@@ -38,7 +38,7 @@ class Reckoning(unittest.TestCase):
         self.now_ms = self.clock.wall_ms() // HOUR_MS * HOUR_MS + 1_234_567
         self.store = SqliteStore(temp_folder(self))
         self.addCleanup(self.store.close)
-        self.figures = Figures(self.store, self.clock, summary)
+        self.figures = StatisticsReader(self.store, self.clock, summary)
         self.seq = 0
 
     def put(self, values, every_ms, end_ms=None):
@@ -48,17 +48,17 @@ class Reckoning(unittest.TestCase):
         samples = [
             Sample(self.seq + k, at, k, {"t": value}, {}, "") for k, (at, value) in enumerate(zip(times, values), 1)
         ]
-        filing = Filing("n", "0" * 16, "0" * 16, Mark(self.seq, None))
-        filing.add(Batch("n", "0" * 16, "0" * 16, 0, samples, None, {}, print, print), 0)
+        epoch_commit = EpochCommit("n", "0" * 16, "0" * 16, HighWaterMark(self.seq, None))
+        epoch_commit.add(Batch("n", "0" * 16, "0" * 16, 0, samples, None, {}, print, print), 0)
         with self.store.writing(()):
-            self.store.put([filing], self.now_ms, LogMark("a.csv", 1, 0, 1 << 40))
+            self.store.put([epoch_commit], self.now_ms, LogMark("a.csv", 1, 0, 1 << 40))
         self.seq += len(samples)
         return [(at, value) for at, value in zip(times, values) if value is not None]
 
     def sum_up(self):
-        caretaker = Caretaker(self.store, Direct(self.store), self.clock)
+        worker = MaintenanceWorker(self.store, Direct(self.store), self.clock)
         self.clock.sleep(7200)
-        while caretaker.work():
+        while worker.work():
             pass
 
     def of(self, days):
@@ -140,7 +140,7 @@ class Reckoning(unittest.TestCase):
 
     def test_two_at_a_time_and_the_rest_come_again(self):
         self.figures._working.acquire = lambda timeout: False  # five seconds later
-        with self.assertRaises(Refusal) as caught:
+        with self.assertRaises(HTTPError) as caught:
             self.of(1)
         self.assertEqual(caught.exception.status, 503)
 

@@ -15,7 +15,7 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 class Case(unittest.TestCase):
     def setUp(self):
-        self.house = WebHouse(self, password="correct horse", roads=[server.make_server_end])
+        self.house = WebHouse(self, password="correct horse", transports=[server.make_server_end])
         accept(self.house.folder, PI, OTHER_PI)
         self.session = self.house.log_in()
 
@@ -124,7 +124,7 @@ class Import(Case):
         self.assertNotIn("/import", page)
         self.assertIn("2 readings stored", self.get("/files", html=False)[2])
         self.assertIn("2 readings stored, none new", self.bring_in(name, html=False)[2])
-        marks = self.house.intake.marks("attic", IMPORTED, [checksum(CSV)[:16]])[1]
+        marks = self.house.ingestor.marks("attic", IMPORTED, [checksum(CSV)[:16]])[1]
         self.assertEqual(marks[checksum(CSV)[:16]].seq, 2)
 
     def test_json(self):

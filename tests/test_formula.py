@@ -8,7 +8,7 @@ from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import SensorError, SettingsError
 from pigeonpost.node.sampler import Sampler
 from pigeonpost.sensors import formula
-from pigeonpost.sensors.contract import Channel, Latest, Source, in_order, with_limits
+from pigeonpost.sensors.contract import Channel, LatestReadings, SensorSource, in_order, with_limits
 from pigeonpost.sensors.formula import compile_formula
 from tests.support import LIMIT_S, ROOT, wait_until
 from tests.test_sampler import SamplerCase, Stuck, Thing
@@ -230,7 +230,7 @@ class Tables(unittest.TestCase):
 
 class Freshness(unittest.TestCase):
     def derive(self, text, latest, now_s=100.0, **more):
-        return make(text, **more).derive("x", {name: Latest(*pair) for name, pair in latest.items()}, now_s)
+        return make(text, **more).derive("x", {name: LatestReadings(*pair) for name, pair in latest.items()}, now_s)
 
     def test_it_is_as_old_as_the_oldest_value_that_it_is_made_of(self):
         self.assertEqual(self.derive("a + b", {"a": (1, 95.0), "b": (2, 97.0)}), (3, 95.0))
@@ -324,7 +324,7 @@ class Sampled(SamplerCase):
 class Alone(unittest.TestCase):
     def test_a_source_is_no_formula(self):
         self.assertNotIsInstance(Thing("a"), formula.FormulaSource)
-        self.assertIsInstance(make("1"), Source)
+        self.assertIsInstance(make("1"), SensorSource)
 
 
 if __name__ == "__main__":

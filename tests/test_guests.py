@@ -6,8 +6,8 @@ from unittest import mock
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import NotStored, Unexpected
 from pigeonpost.server import unnumbered_sources
-from pigeonpost.server.commit_waiter import Receipt
-from pigeonpost.server.unnumbered_sources import Guests
+from pigeonpost.server.commit_waiter import CommitWaiter
+from pigeonpost.server.unnumbered_sources import UnnumberedSources
 from tests.support import LIMIT_S, wait_until
 from tests.test_intake import E1, IntakeCase, batch
 
@@ -20,11 +20,11 @@ class Real(IntakeCase):
     def setUp(self):
         super().setUp()
         self.links = []
-        self.guests = Guests(self.intake, self.links, self.clock)
+        self.unnumbered_sources = UnnumberedSources(self.ingestor, self.links, self.clock)
 
     def run_intake(self):
-        self.intake.start()
-        self.addCleanup(self.intake.stop, LIMIT_S)
+        self.ingestor.start()
+        self.addCleanup(self.ingestor.stop, LIMIT_S)
 
     def points(self, node):
         return self.store.points(node, 0, 1 << 60, 100_000)
@@ -34,7 +34,7 @@ class Stored(Real):
     def test_what_is_answered_is_durable(self):
         self.run_intake()
         for n in range(3):
-            self.guests.store("attic", {"temperature": 20.5 + n}, C, 1_700_000_000_000 + n)
+            self.unnumbered_sources.store("attic", {"temperature": 20.5 + n}, C, 1_700_000_000_000 + n)
             self.assertEqual(len(self.points("attic")), n + 1)
         first, *_, last = self.points("attic")
         self.assertEqual((first.seq, last.seq, first.epoch), (1, 3, last.epoch))
@@ -44,21 +44,21 @@ class Stored(Real):
     def test_without_a_time_it_is_now(self):
         self.run_intake()
         before = self.clock.wall_ms()
-        self.guests.store("attic", {"temperature": None}, C, errors={"temperature": "no answer"})
+        self.unnumbered_sources.store("attic", {"temperature": None}, C, errors={"temperature": "no answer"})
         self.assertTrue(before <= self.points("attic")[0].time_ms <= self.clock.wall_ms())
 
     def test_it_does_not_wait_for_the_usual_commit(self):
-        self.intake._commit_s = 3600.0
+        self.ingestor._commit_s = 3600.0
         self.run_intake()
         for n in range(5):
-            self.guests.store("attic", {"temperature": n}, C)
+            self.unnumbered_sources.store("attic", {"temperature": n}, C)
 
     def test_many_at_once_are_numbered_without_holes(self):
         self.run_intake()
 
         def bring(node):
             for n in range(25):
-                self.guests.store(node, {"temperature": n}, C)
+                self.unnumbered_sources.store(node, {"temperature": n}, C)
 
         threads = [threading.Thread(target=bring, args=(node,)) for node in ("a", "b") for _ in range(4)]
         for thread in threads:
@@ -70,8 +70,8 @@ class Stored(Real):
 
     def test_another_run_of_the_server_has_another_epoch(self):
         self.run_intake()
-        self.guests.store("attic", {"temperature": 1}, C)
-        Guests(self.intake, [], self.clock).store("attic", {"temperature": 2}, C)
+        self.unnumbered_sources.store("attic", {"temperature": 1}, C)
+        UnnumberedSources(self.ingestor, [], self.clock).store("attic", {"temperature": 2}, C)
         self.assertEqual(len({point.epoch for point in self.points("attic")}), 2)
 
 
@@ -82,23 +82,23 @@ class NotStoredInTime(Real):
 
     def test_it_is_said_and_never_stored_later(self):
         with self.assertRaisesRegex(NotStored, "within 0.02 s"):
-            self.guests.store("attic", {"temperature": 1}, C)
+            self.unnumbered_sources.store("attic", {"temperature": 1}, C)
         self.run_intake()
-        self.guests.leave("attic", {"temperature": 2}, C)
-        self.assertTrue(self.intake.settle(LIMIT_S))
+        self.unnumbered_sources.leave("attic", {"temperature": 2}, C)
+        self.assertTrue(self.ingestor.settle(LIMIT_S))
         self.assertEqual([(point.seq, point.values) for point in self.points("attic")], [(1, {"temperature": 2})])
 
     def test_the_reason_is_told(self):
-        self.intake.fault = "nothing can be stored: disk full"
+        self.ingestor.fault = "nothing can be stored: disk full"
         with self.assertRaisesRegex(NotStored, "disk full"):
-            self.guests.store("attic", {"temperature": 1}, C)
+            self.unnumbered_sources.store("attic", {"temperature": 1}, C)
 
     def test_no_room(self):
-        self.intake._buffer_samples = 1
-        self.assertTrue(self.guests.leave("attic", {"temperature": 1}, C))
-        self.assertFalse(self.guests.leave("attic", {"temperature": 2}, C))
+        self.ingestor._buffer_samples = 1
+        self.assertTrue(self.unnumbered_sources.leave("attic", {"temperature": 1}, C))
+        self.assertFalse(self.unnumbered_sources.leave("attic", {"temperature": 2}, C))
         with self.assertRaises(NotStored):
-            self.guests.store("attic", {"temperature": 3}, C)
+            self.unnumbered_sources.store("attic", {"temperature": 3}, C)
 
     def test_what_is_being_stored_is_waited_for(self):
         entered, go_on, put = threading.Event(), threading.Event(), self.store.put
@@ -108,18 +108,18 @@ class NotStoredInTime(Real):
             go_on.wait(LIMIT_S)
             return put(*args)
 
-        waits, wait = [], Receipt.wait
+        waits, wait = [], CommitWaiter.wait
 
-        def impatient(receipt, seconds):
+        def impatient(waiter, seconds):
             waits.append(seconds)
             if len(waits) > 1:
-                return wait(receipt, seconds)
+                return wait(waiter, seconds)
             self.assertTrue(entered.wait(LIMIT_S))
             return False  # STORE_S is over while it is being stored
 
-        with mock.patch.object(self.store, "put", slow), mock.patch.object(Receipt, "wait", impatient):
+        with mock.patch.object(self.store, "put", slow), mock.patch.object(CommitWaiter, "wait", impatient):
             self.run_intake()
-            thread = threading.Thread(target=self.guests.store, args=("attic", {"temperature": 1}, C))
+            thread = threading.Thread(target=self.unnumbered_sources.store, args=("attic", {"temperature": 1}, C))
             thread.start()
             wait_until(lambda: len(waits) > 1, "it is waited for still")
             self.assertTrue(thread.is_alive())
@@ -133,82 +133,82 @@ class Withdrawing(Real):
     def test_only_what_is_not_being_stored(self):
         one, other = batch(1, 2), batch(3, 4)
         self.accept(one, other)
-        waiting = list(self.intake._batches)
-        self.assertTrue(self.intake.withdraw(waiting[1]))
-        self.assertFalse(self.intake.withdraw(waiting[1]))
-        self.intake.commit()
-        self.assertFalse(self.intake.withdraw(waiting[0]))
+        waiting = list(self.ingestor._batches)
+        self.assertTrue(self.ingestor.withdraw(waiting[1]))
+        self.assertFalse(self.ingestor.withdraw(waiting[1]))
+        self.ingestor.commit()
+        self.assertFalse(self.ingestor.withdraw(waiting[0]))
         self.assertEqual((self.seqs(), self.answers.acks), ([1, 2], [(E1, 2)]))
 
     def test_a_commit_that_fails_gives_it_free(self):
         self.accept(batch(1, 2))
         with mock.patch.object(self.store, "put", side_effect=NotStored("full")), self.assertRaises(NotStored):
-            self.intake.commit()
-        self.assertTrue(self.intake.withdraw(self.intake._batches[0]))
-        self.intake.commit()
+            self.ingestor.commit()
+        self.assertTrue(self.ingestor.withdraw(self.ingestor._batches[0]))
+        self.ingestor.commit()
         self.assertEqual(self.seqs(), [])
 
 
 class Receipts(Real):
     def test_a_refusal_is_raised(self):
-        receipt = Receipt()
-        hole = batch(5, 6)._replace(done=receipt.done, refused=receipt.refused)
-        self.intake.accept(hole)
-        self.intake.commit()
+        waiter = CommitWaiter()
+        hole = batch(5, 6)._replace(done=waiter.done, refused=waiter.refused)
+        self.ingestor.accept(hole)
+        self.ingestor.commit()
         with self.assertRaises(Unexpected):
-            receipt.wait(0.0)
+            waiter.wait(0.0)
 
     def test_of_several_batches_the_last_one_counts(self):
-        receipt = Receipt(4)
+        waiter = CommitWaiter(4)
         for one in (batch(1, 2), batch(3, 4)):
-            self.intake.accept(one._replace(done=receipt.done, refused=receipt.refused))
-            self.assertFalse(receipt.wait(0.0))
-            self.intake.commit()
-        self.assertTrue(receipt.wait(0.0))
+            self.ingestor.accept(one._replace(done=waiter.done, refused=waiter.refused))
+            self.assertFalse(waiter.wait(0.0))
+            self.ingestor.commit()
+        self.assertTrue(waiter.wait(0.0))
 
     def test_until_which_number(self):
-        receipt = Receipt()
-        self.intake.accept(batch(1, 6)._replace(done=receipt.done, refused=receipt.refused), urgent=True)
-        self.assertFalse(receipt.wait(0.0))
-        self.intake.commit()
-        self.assertTrue(receipt.wait(0.0))
-        self.assertEqual(receipt.seq, 6)
+        waiter = CommitWaiter()
+        self.ingestor.accept(batch(1, 6)._replace(done=waiter.done, refused=waiter.refused), urgent=True)
+        self.assertFalse(waiter.wait(0.0))
+        self.ingestor.commit()
+        self.assertTrue(waiter.wait(0.0))
+        self.assertEqual(waiter.seq, 6)
 
 
 class Callers(Real):
     def test_a_caller_appears_once_with_its_sensors(self):
-        self.guests.leave("attic", {"temperature": 1}, C)
-        self.guests.leave("attic", {"temperature": 1, "humidity": 2}, {**C, "humidity": "%"})
+        self.unnumbered_sources.leave("attic", {"temperature": 1}, C)
+        self.unnumbered_sources.leave("attic", {"temperature": 1, "humidity": 2}, {**C, "humidity": "%"})
         (link,) = self.links
         self.assertEqual(link.state.sensors, [{"name": "temperature", "unit": "°C"}, {"name": "humidity", "unit": "%"}])
-        self.assertIs(self.guests.caller("attic"), link.state)
+        self.assertIs(self.unnumbered_sources.caller("attic"), link.state)
         self.assertEqual((link.state.name, link.state.calls_in, link.state.connected), ("attic", True, True))
         self.assertFalse(link.ask("SEND", True))
 
     def test_how_often_it_calls_is_learned(self):
         now = [100.0]
         with mock.patch.object(self.clock, "monotonic", lambda: now[0]):
-            state = self.guests.note_call("attic")
+            state = self.unnumbered_sources.note_call("attic")
             self.assertIsNone(state.every_s)
             for step, expected in ((60, 60.0), (300, 300.0), (60, 300.0), (60, 300.0), (60, 300.0), (60, 60.0)):
                 now[0] += step
-                self.assertEqual(self.guests.note_call("attic").every_s, expected)
+                self.assertEqual(self.unnumbered_sources.note_call("attic").every_s, expected)
 
     def test_there_is_an_end_to_them(self):
         with mock.patch.object(unnumbered_sources, "MOST_CALLERS", 3):
             for n in range(3):
-                self.guests.caller(f"n{n}")
-            self.guests.caller("n1")
+                self.unnumbered_sources.caller(f"n{n}")
+            self.unnumbered_sources.caller("n1")
             with self.assertRaisesRegex(NotStored, "3 nodes"):
-                self.guests.caller("n3")
+                self.unnumbered_sources.caller("n3")
 
 
 class Hurry(Real):
     def test_accept_gives_up_when_there_is_no_room_or_the_program_stops(self):
-        self.intake._buffer_samples = 1
-        self.assertTrue(self.intake.accept(self.answers.of(batch(1, 2))))
-        self.assertFalse(self.intake.accept(self.answers.of(batch(3, 4)), limit_s=0.01))
+        self.ingestor._buffer_samples = 1
+        self.assertTrue(self.ingestor.accept(self.answers.of(batch(1, 2))))
+        self.assertFalse(self.ingestor.accept(self.answers.of(batch(3, 4)), limit_s=0.01))
         self.run_intake()
-        wait_until(lambda: self.intake.accept(self.answers.of(batch(3, 4)), limit_s=0.01), "there is room again")
-        self.intake.stop(LIMIT_S)
-        self.assertFalse(self.intake.accept(self.answers.of(batch(5, 6))))
+        wait_until(lambda: self.ingestor.accept(self.answers.of(batch(3, 4)), limit_s=0.01), "there is room again")
+        self.ingestor.stop(LIMIT_S)
+        self.assertFalse(self.ingestor.accept(self.answers.of(batch(5, 6))))

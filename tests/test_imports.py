@@ -29,7 +29,7 @@ class Case(unittest.TestCase):
         file = io.BytesIO(text.encode())
         look_through(file, name)
         checksum = hashlib.sha256(text.encode()).hexdigest()
-        return bring_in(file, name, checksum, self.house.intake, node)
+        return bring_in(file, name, checksum, self.house.ingestor, node)
 
     def stored(self, node="attic"):
         return self.house.store.points(node, 0, FAR_MS, 1_000_000)
@@ -49,7 +49,7 @@ class Bringing(Case):
     def test_stopped_in_the_middle_it_goes_on_behind(self):
         chance = random.Random(7)
         text, total = table(5000), 0
-        real = self.house.intake.accept
+        real = self.house.ingestor.accept
         for _ in range(rounds("PIGEONPOST_TEST_IMPORT_STOPS", 4, 20)):
             left = [chance.randrange(1, 5)]
 
@@ -57,9 +57,9 @@ class Bringing(Case):
                 left[0] -= 1
                 return left[0] >= 0 and real(*args, **more)
 
-            with mock.patch.object(self.house.intake, "accept", accept), self.assertRaises(NotStored):
+            with mock.patch.object(self.house.ingestor, "accept", accept), self.assertRaises(NotStored):
                 self.bring(text)
-            self.house.intake.settle(60)
+            self.house.ingestor.settle(60)
             before, total = total, len(self.stored())
             self.assertGreaterEqual(total, before)
         self.assertEqual(self.bring(text)[0], 5000)
@@ -95,18 +95,18 @@ class Bringing(Case):
         """The page goes on to show what the node itself sent last."""
         self.house.store_samples("attic", [{"a": 99}])
         self.bring(table(3))
-        self.assertEqual(self.house.intake.latest["attic"].sample.values, {"a": 99})
+        self.assertEqual(self.house.ingestor.latest["attic"].sample.values, {"a": 99})
 
     def test_a_node_of_which_only_files_came_shows_their_newest(self):
         for start, newest in ((1_795_000_000, 2), (1_796_000_000, 9), (1_794_000_000, 9)):
             self.bring(table(newest + 1 if start != 1_794_000_000 else 5, start))
-            node = next(node for node in self.house.web._overview._take().nodes if node.name == "attic")
+            node = next(node for node in self.house.web._snapshots._take().nodes if node.name == "attic")
             self.assertEqual(node.sensors[0].value, newest)
 
     def test_the_csv_log_has_it_too(self):
         self.bring(table(2))
         path, _ = self.house.csv.whole()
-        self.house.intake.settle(60)
+        self.house.ingestor.settle(60)
         self.house.store_samples("other", [{"a": 1}])
         with open(path, encoding="utf-8") as file:
             self.assertEqual(file.read().count(",attic,"), 4)

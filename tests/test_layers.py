@@ -91,7 +91,7 @@ FILES = {module_of(path): path for path in product_files()}
 
 
 @functools.cache
-def facts(module):
+def info(module):
     with open(os.path.join(ROOT, FILES[module]), encoding="utf-8") as file:
         tree = ast.parse(file.read(), FILES[module])
     functions = [
@@ -105,7 +105,7 @@ def facts(module):
 def all_imports():
     """Yields each module with its imports of modules of ours."""
     for module in FILES:
-        yield module, [entry for entry in facts(module).imports if entry.module in FILES]
+        yield module, [entry for entry in info(module).imports if entry.module in FILES]
 
 
 def statements(node):
@@ -201,7 +201,7 @@ class Imports(unittest.TestCase):
                 ("pigeonpost.core.clock", 15, True, False), ("pigeonpost.core.clock", 16, True, False),
             ],
         )  # fmt: skip
-        self.assertIn("protocol", [entry.module for entry in facts("node").imports])
+        self.assertIn("protocol", [entry.module for entry in info("node").imports])
 
     def test_every_module_has_its_level(self):
         self.assert_none([path for module, path in FILES.items() if module != PACKAGE and not place_of(module)])
@@ -225,14 +225,14 @@ class Imports(unittest.TestCase):
         for module, path in FILES.items():
             if path.endswith("__init__.py"):
                 with self.subTest(path):
-                    found = facts(module)
+                    found = info(module)
                     self.assertTrue(found.docstring)
                     with open(os.path.join(ROOT, path), encoding="utf-8") as file:
                         self.assertEqual(len(ast.parse(file.read()).body), 1)
 
     def test_modules_are_imported_by_statements_not_by_strings(self):
         self.assert_none([
-            f"{FILES[module]}:{entry.line}" for module in FILES for entry in facts(module).imports
+            f"{FILES[module]}:{entry.line}" for module in FILES for entry in info(module).imports
             if entry.module == "importlib"
         ])  # fmt: skip
 
@@ -248,7 +248,7 @@ class Imports(unittest.TestCase):
         self.assert_none([
             f"{FILES[module]}:{entry.line}: {entry.module}"
             for module in FILES
-            for entry in facts(module).imports
+            for entry in info(module).imports
             if entry.at_top and not entry.for_types and is_foreign(entry.module)
         ])  # fmt: skip
 
@@ -256,7 +256,7 @@ class Imports(unittest.TestCase):
         found = {
             (module, entry.module)
             for module in FILES
-            for entry in facts(module).imports
+            for entry in info(module).imports
             if is_foreign(entry.module)
         }  # fmt: skip
         self.assertEqual(found, LIBRARIES)
@@ -271,7 +271,7 @@ class Imports(unittest.TestCase):
 
     def test_tests_and_measurements_are_not_part_of_the_program(self):
         for module in FILES:
-            for entry in facts(module).imports:
+            for entry in info(module).imports:
                 self.assertNotIn(entry.module.partition(".")[0], ("tests", "bench"), module)
 
     def test_no_module_at_the_root_hides_one_of_pythons(self):
@@ -299,7 +299,7 @@ class Files(unittest.TestCase):
 
     def test_no_function_is_too_long(self):
         lengths = {
-            f"{path}:{function}": lines for module, path in FILES.items() for function, lines in facts(module).functions
+            f"{path}:{function}": lines for module, path in FILES.items() for function, lines in info(module).functions
         }
         self.assertGreater(len(lengths), 1000)
         self.assertEqual({}, {name: lines for name, lines in lengths.items() if lines > LONGEST_FUNCTION})
@@ -307,12 +307,12 @@ class Files(unittest.TestCase):
     def test_every_module_has_a_header(self):
         for module, path in FILES.items():
             with self.subTest(path):
-                self.assertRegex(facts(module).docstring.splitlines()[0], r"^[A-Z0-9].*[.:,\w]$")
+                self.assertRegex(info(module).docstring.splitlines()[0], r"^[A-Z0-9].*[.:,\w]$")
 
     def test_nothing_is_done_when_a_file_is_loaded(self):
         """Definitions only: no call whose result nobody keeps, no loop, no file, no thread."""
         self.assertEqual([], [
-            f"{path}:{line}: {text}" for module, path in FILES.items() for line, text in facts(module).actions
+            f"{path}:{line}: {text}" for module, path in FILES.items() for line, text in info(module).actions
         ])  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import node
 from pigeonpost.core.errors import SensorError, SettingsError
 from pigeonpost.core.strict_json import write_json
 from pigeonpost.sensors import command, formula, kernel
-from pigeonpost.sensors.contract import Channel, Derived, Source, at_path, dotted_path, with_limits
+from pigeonpost.sensors.contract import Channel, DerivedSource, SensorSource, at_path, dotted_path, with_limits
 from pigeonpost.sensors.simulated import SimulatedChip
 
 
@@ -118,7 +118,7 @@ class Raw(unittest.TestCase):
             return with_limits(table, "here", lambda plain: formula.make(plain, "here"))
 
         self.assertEqual(calculated(high=5).channels[0].limits, {"high": 5})
-        self.assertIsInstance(calculated(high=5), Derived)
+        self.assertIsInstance(calculated(high=5), DerivedSource)
         with self.assertRaisesRegex(SettingsError, "here: channels.x: raw is for what is measured"):
             calculated(raw=True)
 
@@ -137,7 +137,7 @@ class Raw(unittest.TestCase):
         self.assertEqual(source.read()["b"], 1024)
 
     def test_closing_closes_the_source_below(self):
-        class Below(Source):
+        class Below(SensorSource):
             channels = [Channel("x", "")]
             closed = 0
 

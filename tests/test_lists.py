@@ -28,7 +28,7 @@ class ListCase(WebCase):
 
     def missing(self, why="overwritten before it was delivered", node="basement"):
         gap = Gap(3, 9, 0, why)
-        self.web.intake.accept(
+        self.web.ingestor.accept(
             Batch(node, f"{sum(node.encode()):016x}", "0123456789abcdef", 2, (), gap, UNITS, lambda *_: None, print)
         )
         wait_until(lambda: self.web.store.gaps(5), "the gap is stored")
@@ -148,13 +148,13 @@ class Bus(ListCase):
             **state.show(0),
         }  # fmt: skip
         report["codifiers"] = {
-            "kitchen<b>": {"Codifier": "kitchen<b>", "Value": 21.53, "DTimestamp": self.web.house.clock.wall_ms(),
+            "kitchen<b>": {"Codifier": "kitchen<b>", "Value": 21.53, "DTimestamp": self.web.app.clock.wall_ms(),
                            "Alive": True, "IsActive": True, "DPacketsLost": 2, "CPacketsLost": 1, "RoundTrip": 12.0,
                            "TDuration": 7},
             "=1+1": {"Codifier": "=1+1", "Value": "word", "DPacketsLost": 0, "CPacketsLost": 0},
         }  # fmt: skip
-        road = SimpleNamespace(report=lambda: report, fault="")
-        self.web.web._house = self.web.house._replace(roads={"bus": road})
+        transport = SimpleNamespace(report=lambda: report, fault="")
+        self.web.web._app = self.web.app._replace(transports={"bus": transport})
         page, text = self.page("/bus"), self.get("/bus")
         self.assertIn("kitchen&lt;b&gt;", page)
         self.assertRegex(text, r"kitchen<b> +21\.53 +\d\d:\d\d +alive, active +3 +12 ms +7 ms")

@@ -9,10 +9,10 @@ import unittest
 from types import SimpleNamespace
 
 from pigeonpost.core.clock import Clock, FakeClock
-from pigeonpost.http.message import Refusal, Request
-from pigeonpost.server.ingest import Latest
-from pigeonpost.views.context import Visit
-from pigeonpost.views.sse import Live
+from pigeonpost.http.message import HTTPError, Request
+from pigeonpost.server.ingest import LatestSample
+from pigeonpost.views.context import RequestContext
+from pigeonpost.views.sse import EventStream
 from protocol import Sample
 from tests.support import LIMIT_S, WALL_MS, wait_until
 
@@ -53,18 +53,18 @@ class LiveCase(unittest.TestCase):
     def setUp(self):
         self.clock = FakeClock()
         self.latest = {}
-        self.house = SimpleNamespace(clock=self.clock, intake=SimpleNamespace(latest=self.latest))
+        self.house = SimpleNamespace(clock=self.clock, ingestor=SimpleNamespace(latest=self.latest))
         self.live = self.make()
 
     def make(self, **settings):
-        live = Live(self.house, **settings)
+        live = EventStream(self.house, **settings)
         self.addCleanup(live.stop, LIMIT_S)
         live.start()
         return live
 
     def visit(self, last_id=None):
         headers = {} if last_id is None else {"last-event-id": last_id}
-        return Visit(self.house, Request("GET", "/events", "1.1", headers), (), print)
+        return RequestContext(self.house, Request("GET", "/events", "1.1", headers), (), print)
 
     def page(self, last_id=None, still_in=lambda: True, live=None, wait=True, buffer=None):
         """Open a page, and wait until it is served: what is noted from then on comes to it as an event."""
@@ -86,7 +86,7 @@ class LiveCase(unittest.TestCase):
         """Something of `node` was committed."""
         values = {"temperature": 21.5} if values is None else values
         units = {"temperature": "°C"} if units is None else units
-        self.latest[node] = Latest(Sample(1, WALL_MS, 1, values, {}, ""), units, WALL_MS)
+        self.latest[node] = LatestSample(Sample(1, WALL_MS, 1, values, {}, ""), units, WALL_MS)
         (live or self.live).note([SimpleNamespace(node=node)])
 
     def beat(self, live=None):
@@ -125,7 +125,7 @@ class Events(LiveCase):
         page = self.page()
         page.samples()
         for node in "abc":
-            self.latest[node] = Latest(Sample(1, WALL_MS, 1, {"t": 1}, {}, ""), {}, WALL_MS)
+            self.latest[node] = LatestSample(Sample(1, WALL_MS, 1, {"t": 1}, {}, ""), {}, WALL_MS)
         self.live.note([SimpleNamespace(node=node) for node in "abcaz"])  # z has brought no sample but a gap
         self.assertEqual([sample["node"] for sample in page.samples()], ["a", "b", "c"])
 
@@ -205,7 +205,7 @@ class Clients(LiveCase):
     def test_as_many_as_there_is_room_for(self):
         live = self.make(most_clients=2)
         pages = [self.page(live=live), self.page(live=live)]
-        with self.assertRaises(Refusal) as caught:
+        with self.assertRaises(HTTPError) as caught:
             live.answer(self.visit(), lambda: True)
         self.assertEqual((caught.exception.status, caught.exception.code), (503, "busy"))
         self.assertEqual(caught.exception.headers, {"Retry-After": "30"})
@@ -287,11 +287,11 @@ class Ending(LiveCase):
         for page in pages:
             while page.block() is not None:
                 pass
-        with self.assertRaises(Refusal):
+        with self.assertRaises(HTTPError):
             self.live.answer(self.visit(), lambda: True)
 
     def test_one_that_was_about_to_be_served_ends_too(self):
-        live = Live(self.house)
+        live = EventStream(self.house)
         self.addCleanup(live.stop, LIMIT_S)
         page = self.page(live=live, wait=False)
         live.start()
@@ -300,12 +300,12 @@ class Ending(LiveCase):
             pass
 
     def test_stopped_before_it_began(self):
-        live = Live(self.house)
+        live = EventStream(self.house)
         live.stop(LIMIT_S)
 
     def test_stop_closes_all_descriptors_and_later_notes_are_ignored(self):
         before = set(os.listdir("/proc/self/fd"))
-        live = Live(self.house)
+        live = EventStream(self.house)
         live.start()
         live.stop(LIMIT_S)
         self.assertLessEqual(set(os.listdir("/proc/self/fd")), before)

@@ -16,14 +16,14 @@ from unittest import mock
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import NotStored, SettingsError
-from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.node_info import NodeInfo
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
-from pigeonpost.server.unnumbered_sources import Guests
+from pigeonpost.server.unnumbered_sources import UnnumberedSources
 from pigeonpost.transports import mqtt_node, mqtt_server
-from pigeonpost.transports.mqtt_node import ACK_S, ANSWER_S, LONGEST_ANSWER_S, NodeEnd
-from pigeonpost.transports.mqtt_server import ServerEnd
-from pigeonpost.transports.payload import read_body, sealed, unsealed, write_body
+from pigeonpost.transports.mqtt_node import ACK_S, ANSWER_S, LONGEST_ANSWER_S, MqttNodeTransport
+from pigeonpost.transports.mqtt_server import MqttServerTransport
+from pigeonpost.transports.payload import read_body, sign, split_signature, write_body
 from protocol import sample_body, sample_text
 from tests.support import BOOT, EPOCH, LIMIT_S, WALL_MS, FakeLedger, MemoryDisk, rounds, taken
 
@@ -93,7 +93,9 @@ class MqttCase(unittest.TestCase):
         self.addCleanup(logging.disable, logging.NOTSET)
         self.net = Net()
         for module in (mqtt_node, mqtt_server):
-            self.enterContext(mock.patch.object(module, "Broker", lambda *arguments: self.net.client(*arguments)))
+            self.enterContext(
+                mock.patch.object(module, "MqttConnection", lambda *arguments: self.net.client(*arguments))
+            )
         self.clock = FakeClock()
         self.tokens = {}
         self.settings = {("mqtt", "signed"): True, ("store", "commit"): 1.0}
@@ -107,18 +109,18 @@ class MqttCase(unittest.TestCase):
         if not hasattr(self, "outbox"):
             self.make_outbox()
         key = LinkKey(token) if token else None
-        facts = NodeFacts("basement", [{"name": "temperature", "unit": "°C"}], 10.0, key, self.outbox.switch, dict)
-        self.node = NodeEnd(self.settings, facts, self.outbox, self.clock)
+        info = NodeInfo("basement", [{"name": "temperature", "unit": "°C"}], 10.0, key, self.outbox.switch, dict)
+        self.node = MqttNodeTransport(self.settings, info, self.outbox, self.clock)
         return self.node
 
-    def server(self, intake, name="home"):
+    def server(self, ingestor, name="home"):
         links = []
-        hall = SimpleNamespace(
-            name=name, settings=self.settings, clock=self.clock, tokens=self.tokens, intake=intake, links=links,
-            guests=Guests(intake, links, self.clock),
+        context = SimpleNamespace(
+            name=name, settings=self.settings, clock=self.clock, tokens=self.tokens, ingestor=ingestor, links=links,
+            unnumbered_sources=UnnumberedSources(ingestor, links, self.clock),
         )  # fmt: skip
-        end = ServerEnd(hall)
-        end.hall = hall
+        end = MqttServerTransport(context)
+        end.context = context
         return end
 
     def take(self, count=1):
@@ -154,18 +156,18 @@ class MqttCase(unittest.TestCase):
 class OneServer(MqttCase):
     def setUp(self):
         super().setUp()
-        self.intake = Intake("1edce41edce41edc")
-        self.end = self.server(self.intake)
+        self.ingestor = Intake("1edce41edce41edc")
+        self.end = self.server(self.ingestor)
 
     def test_samples_arrive_once_and_in_order(self):
         self.start_node()
         self.take(3000)
         self.talk()
-        self.assertEqual(self.intake.seqs(self.outbox.epoch), list(range(1, 3001)))
+        self.assertEqual(self.ingestor.seqs(self.outbox.epoch), list(range(1, 3001)))
         self.take(5)
         self.talk()
-        self.assertEqual(len(self.intake.rows), 3005)
-        self.assertEqual(self.intake.repeats, 16)  # those that came with the question
+        self.assertEqual(len(self.ingestor.rows), 3005)
+        self.assertEqual(self.ingestor.repeats, 16)  # those that came with the question
 
     def test_what_is_stored_of_earlier_runs_is_not_sent_again(self):
         self.start_node()
@@ -174,10 +176,10 @@ class OneServer(MqttCase):
         self.make_outbox()
         self.start_node()
         self.take(50)
-        repeats = self.intake.repeats
+        repeats = self.ingestor.repeats
         self.talk()
-        self.assertEqual(len(self.intake.rows), 150)
-        self.assertEqual(self.intake.repeats, repeats + 16)  # of the first question only
+        self.assertEqual(len(self.ingestor.rows), 150)
+        self.assertEqual(self.ingestor.repeats, repeats + 16)  # of the first question only
 
     def test_what_the_outbox_no_longer_holds_is_a_gap(self):
         self.make_outbox(64)
@@ -185,17 +187,17 @@ class OneServer(MqttCase):
         self.take(100)
         self.talk()
         first = self.outbox.ring.runs[0].first
-        self.assertEqual(self.intake.seqs(self.outbox.epoch), list(range(first, 101)))
-        self.assertEqual(self.intake.gaps[0][2:4], (1, first - 1))
+        self.assertEqual(self.ingestor.seqs(self.outbox.epoch), list(range(first, 101)))
+        self.assertEqual(self.ingestor.gaps[0][2:4], (1, first - 1))
 
     def test_a_server_restored_from_an_old_backup_gets_back_what_it_lost(self):
         self.start_node()
         self.take(100)
         self.talk()
         self.net.clients.remove(self.end._broker)
-        restored = Intake(self.intake.identity)
+        restored = Intake(self.ingestor.identity)
         restored.stored = {("basement", self.outbox.epoch): (40, 40)}
-        restored.rows = self.intake.rows[:40]
+        restored.rows = self.ingestor.rows[:40]
         self.server(restored)
         self.take(1)
         self.talk()
@@ -205,23 +207,23 @@ class OneServer(MqttCase):
 
     def test_it_counts_the_answer_and_not_what_the_broker_has(self):
         self.start_node()
-        self.intake.at_once = False
+        self.ingestor.at_once = False
         self.take(100)
         self.talk()
-        self.intake.forget()  # killed before its commit
-        self.intake.at_once = True
+        self.ingestor.forget()  # killed before its commit
+        self.ingestor.at_once = True
         self.clock.sleep(ACK_S + 1)
         self.talk()
-        self.assertEqual(self.intake.seqs(self.outbox.epoch), list(range(1, 101)))
+        self.assertEqual(self.ingestor.seqs(self.outbox.epoch), list(range(1, 101)))
 
     def test_a_few_bodies_are_ahead_of_their_acknowledgement_and_no_more(self):
         self.start_node()
-        self.intake.at_once = False
+        self.ingestor.at_once = False
         self.take(20_000)
         for _ in range(30):
             self.turn()
             self.net.settle()
-        self.assertLess(sum(len(batch.samples) for batch in self.intake._waiting), 5_000)
+        self.assertLess(sum(len(batch.samples) for batch in self.ingestor._waiting), 5_000)
 
     def test_no_server_is_there(self):
         self.net.clients.remove(self.end._broker)
@@ -234,15 +236,15 @@ class OneServer(MqttCase):
             self.net.settle()
             self.clock.sleep(1)
         self.assertTrue(10 <= asked <= 20, asked)  # after 3, 6, 12 ... 60 s
-        self.server(self.intake)
+        self.server(self.ingestor)
         self.clock.sleep(2 * LONGEST_ANSWER_S)
         self.turn()
         self.clock.sleep(LONGEST_ANSWER_S)
         self.talk()
-        self.assertEqual(len(self.intake.rows), 10)
+        self.assertEqual(len(self.ingestor.rows), 10)
 
     def test_a_server_that_cannot_store_says_so_and_another_one_is_looked_for(self):
-        self.intake.fault = "nothing can be stored: the disk is full"
+        self.ingestor.fault = "nothing can be stored: the disk is full"
         self.start_node()
         self.take(1)
         self.turn()
@@ -251,10 +253,10 @@ class OneServer(MqttCase):
         self.net.settle()
         self.turn()
         self.assertEqual(self.net.queue, [])  # not at once
-        self.intake.fault = ""
+        self.ingestor.fault = ""
         self.clock.sleep(ANSWER_S)
         self.talk()
-        self.assertEqual(len(self.intake.rows), 1)
+        self.assertEqual(len(self.ingestor.rows), 1)
 
     def test_two_live_copies_of_a_card_become_two_epochs(self):
         self.start_node()
@@ -262,17 +264,17 @@ class OneServer(MqttCase):
         self.talk()
         first = self.outbox.epoch
         self.make_outbox()  # the copy, which had another tenth sample
-        self.intake.stored["basement", first] = (10, 999)
+        self.ingestor.stored["basement", first] = (10, 999)
         self.start_node()
         self.take(1)
         self.talk()
-        self.assertGreater(len({epoch for _, epoch, _ in self.intake.rows}), 1)
+        self.assertGreater(len({epoch for _, epoch, _ in self.ingestor.rows}), 1)
 
     def test_what_people_see_of_the_node(self):
         self.start_node()
         self.take(1)
         self.talk()
-        state = self.end.hall.links[0].state
+        state = self.end.context.links[0].state
         self.assertEqual((state.name, state.connected, state.on, state.every_s), ("basement", True, True, 10.0))
         self.assertEqual(state.sensors, [{"name": "temperature", "unit": "°C"}])
         self.assertEqual(self.end.report(), {"connected": True, "bodies": 2, "refused": {}})
@@ -303,7 +305,7 @@ class Orders(MqttCase):
 
     def test_the_node_does_it_and_says_so(self):
         self.meet()
-        (link,) = self.end.hall.links
+        (link,) = self.end.context.links
         self.assertTrue(link.state.takes_orders)
         for on in (False, True, True):
             self.assertTrue(self.ask("SEND", on))
@@ -357,7 +359,7 @@ class Orders(MqttCase):
     def test_a_client_without_a_session_takes_none(self):
         self.net.queue.append((TO_ANY, body()))
         self.net.settle()
-        self.assertFalse(self.end.hall.links[0].state.takes_orders)
+        self.assertFalse(self.end.context.links[0].state.takes_orders)
 
 
 def body(first=1, count=2, node="basement", **more):
@@ -373,8 +375,8 @@ class ByHand(MqttCase):
 
     def setUp(self):
         super().setUp()
-        self.intake = Intake("1edce41edce41edc")
-        self.end = self.server(self.intake)
+        self.ingestor = Intake("1edce41edce41edc")
+        self.end = self.server(self.ingestor)
 
     def say(self, payload, topic=TO_ANY):
         self.net.queue.append((topic, payload))
@@ -384,24 +386,24 @@ class ByHand(MqttCase):
         return answers
 
     def test_a_body_is_acknowledged_when_it_is_stored(self):
-        self.intake.at_once = False
+        self.ingestor.at_once = False
         self.assertEqual(self.say(body(1, 3)), [])
-        self.intake.commit()
+        self.ingestor.commit()
         (answer,) = self.published(ANSWERS)
         self.assertEqual((answer["epoch"], answer["ack"]), (EPOCH, 3))
-        self.assertEqual((answer["server"], answer["ledger"]), ("home", self.intake.identity))
+        self.assertEqual((answer["server"], answer["ledger"]), ("home", self.ingestor.identity))
         self.assertNotIn("re", answer)
 
     def test_a_repeat_is_acknowledged_and_not_stored(self):
         for _ in range(2):
             self.assertEqual(self.say(body(1, 3))[0]["ack"], 3)
-        self.assertEqual(len(self.intake.rows), 3)
+        self.assertEqual(len(self.ingestor.rows), 3)
 
     def test_a_hole_is_answered_with_what_is_there(self):
         self.say(body(1, 3))
         self.assertEqual(self.say(body(7, 2, session="x"))[0] | {"server": 0, "ledger": 0},
                          {"epoch": EPOCH, "have": 3, "re": "x", "server": 0, "ledger": 0})  # fmt: skip
-        self.assertEqual(len(self.intake.rows), 3)
+        self.assertEqual(len(self.ingestor.rows), 3)
 
     def test_a_body_without_samples_asks(self):
         self.assertEqual(self.say(body(count=0))[0]["ack"], 0)
@@ -412,12 +414,12 @@ class ByHand(MqttCase):
         for payload, code in (
             (b"", "bad-argument"), (b"\xff", "not-utf8"), (b"{}", "bad-argument"), (body(node="attic"), "bad-argument"),
             (body(count=0, held=7), "bad-argument"), (body(count=0, held=[["x"]]), "bad-argument"),
-            (sealed(body(), "0" * 64), "auth"), (body(count=0, held=[]), "bad-argument"),
+            (sign(body(), "0" * 64), "auth"), (body(count=0, held=[]), "bad-argument"),
         ):  # fmt: skip
             with self.subTest(payload):
                 self.clock.sleep(1)
                 self.assertEqual(self.say(payload)[0]["error"]["code"], code)
-        self.assertEqual(self.intake.rows, [])
+        self.assertEqual(self.ingestor.rows, [])
 
     def test_but_not_more_often_than_ten_times_a_second(self):
         answers = sum(len(self.say(b"nonsense")) for _ in range(1000))
@@ -432,16 +434,16 @@ class ByHand(MqttCase):
 
     def test_a_node_with_a_token_is_heard_only_with_it(self):
         self.tokens["basement"] = LinkKey(TOKEN)
-        for payload in (body(), sealed(body(), LinkKey("another").seal("mqtt", body())),
-                        sealed(body(), LinkKey(TOKEN).seal("announce", body())),
-                        sealed(body(1, 9), LinkKey(TOKEN).seal("mqtt", body()))):  # fmt: skip
+        for payload in (body(), sign(body(), LinkKey("another").seal("mqtt", body())),
+                        sign(body(), LinkKey(TOKEN).seal("announce", body())),
+                        sign(body(1, 9), LinkKey(TOKEN).seal("mqtt", body()))):  # fmt: skip
             (answer,) = self.say(payload)
             self.assertEqual(answer["error"]["code"], "auth")
             self.assertNotIn("mac", answer)
-        self.assertEqual(self.intake.rows, [])
-        self.net.queue.append((TO_ANY, sealed(body(), LinkKey(TOKEN).seal("mqtt", body()))))
+        self.assertEqual(self.ingestor.rows, [])
+        self.net.queue.append((TO_ANY, sign(body(), LinkKey(TOKEN).seal("mqtt", body()))))
         self.net.deliver()
-        mac, answer = unsealed(self.net.queue[0][1])
+        mac, answer = split_signature(self.net.queue[0][1])
         self.assertTrue(LinkKey(TOKEN).is_seal(mac, "mqtt", answer))
         self.assertEqual(json.loads(answer)["ack"], 2)
 
@@ -449,7 +451,7 @@ class ByHand(MqttCase):
         self.settings["mqtt", "signed"] = False
         self.tokens["basement"] = LinkKey(TOKEN)
         self.net.clients.clear()
-        self.server(self.intake)
+        self.server(self.ingestor)
         self.assertEqual(self.say(body())[0]["ack"], 2)
 
     def test_no_room_or_tokens_that_do_not_read_cost_nothing_but_the_message(self):
@@ -457,10 +459,10 @@ class ByHand(MqttCase):
             def get(self, node):
                 raise SettingsError("tokens.json does not read")
 
-        self.end.hall.tokens = Broken()
+        self.end.context.tokens = Broken()
         self.assertEqual(self.say(body())[0]["error"]["code"], "not-stored")
-        self.end.hall.tokens = {}
-        self.end.hall.guests.caller = mock.Mock(side_effect=NotStored("10000 nodes have called in"))
+        self.end.context.tokens = {}
+        self.end.context.unnumbered_sources.caller = mock.Mock(side_effect=NotStored("10000 nodes have called in"))
         self.clock.sleep(1)
         self.assertEqual(self.say(body())[0]["error"]["code"], "not-stored")
 
@@ -484,9 +486,9 @@ class SimpleServer(MqttCase):
         while self.net.queue:
             topic, payload = self.net.queue.pop(0)
             self.assertEqual(topic, TO_ANY)
-            parcel = read_body(payload)
-            self.stored += [sample.seq for piece in parcel.pieces for sample in piece]
-            self.answer(epoch=parcel.epoch, ack=parcel.last)
+            batch_payload = read_body(payload)
+            self.stored += [sample.seq for piece in batch_payload.pieces for sample in piece]
+            self.answer(epoch=batch_payload.epoch, ack=batch_payload.last)
 
     def test_everything_comes(self):
         self.start_node()
@@ -539,25 +541,25 @@ class SimpleServer(MqttCase):
         self.start_node(TOKEN)
         self.take(3)
         self.turn()
-        mac, data = unsealed(self.net.queue[0][1])
+        mac, data = split_signature(self.net.queue[0][1])
         self.assertTrue(LinkKey(TOKEN).is_seal(mac, "mqtt", data))
         session = json.loads(data)["session"]
         answer = json.dumps({"epoch": self.outbox.epoch, "ack": 3, "re": session}).encode()
-        for payload in (answer, sealed(answer, LinkKey("another").seal("mqtt", answer))):
+        for payload in (answer, sign(answer, LinkKey("another").seal("mqtt", answer))):
             self.node.take(payload)
             self.assertTrue(self.node._asking)
-        self.node.take(sealed(answer, LinkKey(TOKEN).seal("mqtt", answer)))
+        self.node.take(sign(answer, LinkKey(TOKEN).seal("mqtt", answer)))
         self.assertFalse(self.node._asking)
 
     def test_an_answer_that_was_recorded_is_not_counted_later(self):
         self.start_node(TOKEN)
         self.take(3)
         self.turn()
-        session = json.loads(unsealed(self.net.queue[0][1])[1])["session"]
+        session = json.loads(split_signature(self.net.queue[0][1])[1])["session"]
         answer = json.dumps({"epoch": self.outbox.epoch, "ack": 3, "re": session}).encode()
         self.node._begin_again(False)
         self.turn()
-        self.node.take(sealed(answer, LinkKey(TOKEN).seal("mqtt", answer)))
+        self.node.take(sign(answer, LinkKey(TOKEN).seal("mqtt", answer)))
         self.assertTrue(self.node._asking)
 
 

@@ -1,6 +1,6 @@
 import unittest
 
-from pigeonpost.http.multipart import MOST_PARTS, PART_HEAD_BYTES, BadMultipart, Multipart, Part, boundary_of
+from pigeonpost.http.multipart import MOST_PARTS, PART_HEAD_BYTES, BadMultipart, FormPart, Multipart, boundary_of
 
 FORM = (
     b"what comes before means nothing\r\n--X-1\r\n"
@@ -12,9 +12,9 @@ FORM = (
     b"\r\n\r\n--X-1--\r\nnor does what comes behind"
 )
 PARTS = [
-    (Part("note", None), b"one\r\ntwo\r\n--X\r\r\n-"),
-    (Part("file", "C:\\logs\\a.csv"), b""),
-    (Part("file", "ü b.csv"), b"\r\n"),
+    (FormPart("note", None), b"one\r\ntwo\r\n--X\r\r\n-"),
+    (FormPart("file", "C:\\logs\\a.csv"), b""),
+    (FormPart("file", "ü b.csv"), b"\r\n"),
 ]
 
 
@@ -95,14 +95,14 @@ class Heads(unittest.TestCase):
 
     def test_names_as_clients_write_them(self):
         for disposition, part in (
-            (b'form-data; name="a"; filename="x \\"y\\".csv"', Part("a", 'x "y".csv')),
-            (b'form-data; name="a"; filename="x%22y.csv"', Part("a", "x%22y.csv")),
-            (b'Form-Data; Name="a"; FileName=x.csv', Part("a", "x.csv")),
-            ('form-data; name="a"; filename="ü.csv"'.encode(), Part("a", "ü.csv")),
-            ('form-data; name="a"; filename="ü.csv"'.encode("latin-1"), Part("a", "ü.csv")),
-            (b'form-data; filename=""; name="a"', Part("a", "")),
-            (b"form-data; name=a; filename*=iso-8859-1'de'%FC.csv", Part("a", "ü.csv")),
-            (b'form-data; name="a;b"; filename="x;y=z.csv"', Part("a;b", "x;y=z.csv")),
+            (b'form-data; name="a"; filename="x \\"y\\".csv"', FormPart("a", 'x "y".csv')),
+            (b'form-data; name="a"; filename="x%22y.csv"', FormPart("a", "x%22y.csv")),
+            (b'Form-Data; Name="a"; FileName=x.csv', FormPart("a", "x.csv")),
+            ('form-data; name="a"; filename="ü.csv"'.encode(), FormPart("a", "ü.csv")),
+            ('form-data; name="a"; filename="ü.csv"'.encode("latin-1"), FormPart("a", "ü.csv")),
+            (b'form-data; filename=""; name="a"', FormPart("a", "")),
+            (b"form-data; name=a; filename*=iso-8859-1'de'%FC.csv", FormPart("a", "ü.csv")),
+            (b'form-data; name="a;b"; filename="x;y=z.csv"', FormPart("a;b", "x;y=z.csv")),
         ):
             with self.subTest(disposition):
                 self.assertEqual(self.name_of(disposition), part)
@@ -129,7 +129,7 @@ class Heads(unittest.TestCase):
     def test_a_head_may_have_its_bytes_and_no_more(self):
         start = b"Content-Disposition: form-data; name=a\r\nX: "
         fits = start + b"y" * (PART_HEAD_BYTES - len(start) - 2)
-        self.assertEqual(read(one_part(fits))[0][0], Part("a", None))
+        self.assertEqual(read(one_part(fits))[0][0], FormPart("a", None))
         heard = Heard()
         form = Multipart(b"X-1", heard)
         with self.assertRaises(BadMultipart):  # and is not waited for

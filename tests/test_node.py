@@ -21,7 +21,7 @@ from pigeonpost.node.ring_file import Ring
 from pigeonpost.sensors.contract import Channel
 from pigeonpost.sensors.registry import KINDS
 from pigeonpost.settings import NODE
-from pigeonpost.transports.tcp_server import ServerEnd
+from pigeonpost.transports.tcp_server import TcpServerTransport
 from tests.forked import Forked
 from tests.page_support import main_here, use_memory_disk
 from tests.support import LIMIT_S, ROOT, FakeLedger, Program, Talk, clean_environment, temp_folder, wait_until
@@ -97,7 +97,7 @@ class Starting(NodeCase):
     def test_a_server_collects_what_was_taken(self):
         address = self.start().address()
         ledger = FakeLedger()
-        end = ServerEnd(address, "basement", "home", ledger, {}, FakeClock())
+        end = TcpServerTransport(address, "basement", "home", ledger, {}, FakeClock())
         end.start()
         self.addCleanup(end.stop, LIMIT_S)
         ledger.wait_for(5)
@@ -393,7 +393,7 @@ def pwrite(fd, data, at):
     if {condition}:
         raise OSError(errno.EIO, "Input/output error")
     return os.pwrite(fd, data, at)
-ring.Disk.pwrite = staticmethod(pwrite)
+ring.FileOps.pwrite = staticmethod(pwrite)
 sys.exit(node.main(sys.argv[1:]))
 """
         path = os.path.join(self.data, "sick.py")

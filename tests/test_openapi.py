@@ -31,7 +31,7 @@ class Document(WebCase):
         }  # fmt: skip
 
     def test_every_address_is_described_and_none_besides(self):
-        house = WebHouse(self, links=[FakeLink("basement")], roads=[push_server.ServerEnd])
+        house = WebHouse(self, links=[FakeLink("basement")], transports=[push_server.PushServerTransport])
         routes = [route for _, by_method in house.web._routes for route in by_method.values()]
         served = {(route.method, route.path.replace("NAME", "{name}")) for route in routes}
         served |= {(endpoint.method, endpoint.path) for _, endpoint in house.web._endpoints}

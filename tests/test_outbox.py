@@ -9,7 +9,7 @@ from unittest import mock
 from pigeonpost.core.errors import DiskError, Unexpected
 from pigeonpost.node.outbox import MOST_FORKS, QUEUE_SAMPLES, Outbox
 from pigeonpost.node.ring_file import _MOST_AT_ONCE, Ring
-from pigeonpost.node.ring_records import Run
+from pigeonpost.node.ring_records import SeqRange
 from tests.page_support import use_memory_disk
 from tests.support import BOOT, LIMIT_S, MemoryDisk, taken, temp_folder, wait_until
 
@@ -63,12 +63,12 @@ class In(OutboxCase):
         calls = len(self.disk.calls)
         self.assertEqual([outbox.commit(), outbox.commit(), outbox.commit()], [_MOST_AT_ONCE, 5, 0])
         self.assertEqual(self.disk.calls[calls:], ["pwrite", "fdatasync"] * 2)
-        self.assertEqual(outbox.ring.runs, [Run(E[0], 1, _MOST_AT_ONCE + 5, 1)])
+        self.assertEqual(outbox.ring.runs, [SeqRange(E[0], 1, _MOST_AT_ONCE + 5, 1)])
 
     def test_more_than_the_ring_holds_goes_in_pieces(self):
         outbox = self.open(slots=8)
         self.take(outbox, 30)
-        self.assertEqual(outbox.ring.runs, [Run(E[0], 23, 30, 23)])
+        self.assertEqual(outbox.ring.runs, [SeqRange(E[0], 23, 30, 23)])
         self.assertEqual([slot.up_ms for slot in outbox.read(24, 100)], list(range(24, 31)))
 
     def test_every_start_is_an_epoch_of_its_own_and_counts_from_one(self):
@@ -77,7 +77,7 @@ class In(OutboxCase):
         self.open()  # takes nothing
         outbox = self.open()
         self.take(outbox, 1)
-        self.assertEqual(outbox.ring.runs, [Run(E[0], 1, 3, 1), Run(E[1], 1, 2, 4), Run(E[3], 1, 1, 6)])
+        self.assertEqual(outbox.ring.runs, [SeqRange(E[0], 1, 3, 1), SeqRange(E[1], 1, 2, 4), SeqRange(E[3], 1, 1, 6)])
 
     def test_epochs_are_drawn_at_random(self):
         ring = Ring("/card", 8, 128, self.disk)

@@ -5,13 +5,13 @@ import unittest
 from types import SimpleNamespace
 
 from pigeonpost.core.clock import FakeClock
-from pigeonpost.server.ingest import Latest
+from pigeonpost.server.ingest import LatestSample
 from pigeonpost.server.node_status import NodeState
-from pigeonpost.server.recent_cache import DayBook
-from pigeonpost.storage.models import NOTHING, Filing
+from pigeonpost.server.recent_cache import RecentCache
+from pigeonpost.storage.models import NOTHING, EpochCommit
 from pigeonpost.storage.sqlite.store import SqliteStore
-from pigeonpost.views.context import House
-from pigeonpost.views.snapshot import FRESH_S, Overview
+from pigeonpost.views.context import WebContext
+from pigeonpost.views.snapshot import FRESH_S, SnapshotBuilder
 from protocol import Batch, Gap, Sample
 from tests.page_support import set_zone, use_memory_disk
 from tests.support import LIMIT_S, temp_folder
@@ -40,16 +40,16 @@ class OverviewCase(unittest.TestCase):
         self.clock = FakeClock()  # 2026-11-20 15:36:10 UTC
         self.store = CountingStore(temp_folder(self))
         self.addCleanup(self.store.close)
-        self.intake = SimpleNamespace(latest={}, fault="")
+        self.ingestor = SimpleNamespace(latest={}, fault="")
         self.csv = SimpleNamespace(fault="")
         self.links = []
         self.seqs = {}
-        house = House(
-            name="house", data="", clock=self.clock, store=self.store, csv=self.csv, intake=self.intake,
+        house = WebContext(
+            name="house", data="", clock=self.clock, store=self.store, csv=self.csv, ingestor=self.ingestor,
             links=self.links, users=(), control="", started_ms=0, names=(), stop=print, disk=None,
         )  # fmt: skip
-        self.book = DayBook(self.store)
-        self.overview = Overview(house, self.book.day)
+        self.book = RecentCache(self.store)
+        self.overview = SnapshotBuilder(house, self.book.day)
 
     def node(self, name="basement", connected=True, on=True, ago_s=3600, sensors=("temperature",), **more):
         """A node that this server collects from, and how its link is since `ago_s`."""
@@ -69,29 +69,29 @@ class OverviewCase(unittest.TestCase):
         values = {"temperature": 21.5} if values is None else values
         made = Sample(seq, self.clock.wall_ms() - int(ago_s * 1000), seq, values, errors or {}, "")
         units = {"temperature": "°C"} if units is None else units
-        filing = self.file(node, Batch(node, OUTBOX, EPOCH, 0, [made], None, units, print, print))
+        epoch_commit = self.file(node, Batch(node, OUTBOX, EPOCH, 0, [made], None, units, print, print))
         if heard:
-            self.intake.latest[node] = Latest(made, units, self.clock.wall_ms())
-            self.book.note([filing])
+            self.ingestor.latest[node] = LatestSample(made, units, self.clock.wall_ms())
+            self.book.note([epoch_commit])
 
     def file(self, node, batch):
-        filing = Filing(node, OUTBOX, EPOCH, NOTHING)
-        filing.units = batch.units
-        filing.add(batch, 0)
+        epoch_commit = EpochCommit(node, OUTBOX, EPOCH, NOTHING)
+        epoch_commit.units = batch.units
+        epoch_commit.add(batch, 0)
         with self.store.writing(()):
-            self.store.put([filing], self.clock.wall_ms(), None)
-        return filing
+            self.store.put([epoch_commit], self.clock.wall_ms(), None)
+        return epoch_commit
 
-    def picture(self):
+    def snapshot(self):
         self.overview.note()
-        return self.overview.picture()
+        return self.overview.snapshot()
 
     def assert_says(self, level, verdict):
-        picture = self.picture()
-        self.assertEqual((picture.level, picture.verdict), (level, verdict))
+        snapshot = self.snapshot()
+        self.assertEqual((snapshot.level, snapshot.verdict), (level, verdict))
 
     def view(self, name="basement"):
-        return self.picture().node(name)
+        return self.snapshot().node(name)
 
     def card(self, sensor="temperature", node="basement"):
         return next(view for view in self.view(node).sensors if view.name == sensor)
@@ -228,14 +228,14 @@ class Verdicts(OverviewCase):
 
     def test_a_fault_of_the_server_itself_comes_first(self):
         self.node(connected=False)
-        self.intake.fault = "nothing can be stored: database or disk is full"
+        self.ingestor.fault = "nothing can be stored: database or disk is full"
         self.assert_says("bad", "Nothing can be stored: database or disk is full")
         self.csv.fault = "the CSV log waits: No space left on device"
         self.assert_says(
             "bad",
             "Nothing can be stored: database or disk is full; the CSV log waits: No space left on device",
         )
-        self.assertEqual(len(self.picture().faults), 2)
+        self.assertEqual(len(self.snapshot().faults), 2)
 
     def test_a_node_of_the_past_is_no_trouble(self):
         self.put("cellar", ago_s=9000, heard=False)
@@ -246,14 +246,14 @@ class Verdicts(OverviewCase):
         cellar = self.view("cellar")
         self.assertEqual((cellar.state, cellar.words), ("past", "nobody collects from it now"))
         self.assertEqual((cellar.connected, cellar.on, cellar.samples), (False, None, 1))
-        self.assertEqual(self.picture().last_ms, self.clock.wall_ms())
+        self.assertEqual(self.snapshot().last_ms, self.clock.wall_ms())
 
     def test_every_sentence_begins_with_a_capital_letter_and_has_no_full_stop(self):
         for connected in (True, False):
             for name in ("basement", ""):
                 self.links.clear()
                 self.node(name, connected=connected, on=False)
-                verdict = self.picture().verdict
+                verdict = self.snapshot().verdict
                 self.assertRegex(verdict, r"^[A-Z].*[^.]$")
 
 
@@ -284,7 +284,7 @@ class Nodes(OverviewCase):
             self.links.clear()
             self.node(details={"machine": told})
             self.overview.note()
-            self.assertEqual(self.overview.picture().nodes[0].machine, shown)
+            self.assertEqual(self.overview.snapshot().nodes[0].machine, shown)
 
     def test_what_a_stranger_tells_is_taken_for_a_number_only_where_it_is_one(self):
         for told in ("many", True, -1, 1.5, None, [], {"n": 1}):
@@ -310,7 +310,7 @@ class Nodes(OverviewCase):
     def test_two_that_have_the_name_of_nobody_yet(self):
         self.node("", connected=False, ago_s=None)
         self.node("", connected=False, ago_s=None)
-        self.assertEqual([node.address for node in self.picture().nodes], ["192.168.1.20:5003", "192.168.1.21:5003"])
+        self.assertEqual([node.address for node in self.snapshot().nodes], ["192.168.1.20:5003", "192.168.1.21:5003"])
 
 
 class Cards(OverviewCase):
@@ -437,17 +437,17 @@ class Zones(OverviewCase):
 class Freshness(OverviewCase):
     def test_who_asks_at_once_gets_the_same_picture(self):
         self.node()
-        first = self.overview.picture()
+        first = self.overview.snapshot()
         self.clock.sleep(FRESH_S / 2)
-        self.assertIs(self.overview.picture(), first)
+        self.assertIs(self.overview.snapshot(), first)
         self.clock.sleep(FRESH_S)
-        self.assertIsNot(self.overview.picture(), first)
+        self.assertIsNot(self.overview.snapshot(), first)
 
     def test_after_something_was_stored_it_is_another(self):
-        first = self.overview.picture()
+        first = self.overview.snapshot()
         changes = self.overview.changes
         self.overview.note([])
-        self.assertIsNot(self.overview.picture(), first)
+        self.assertIsNot(self.overview.snapshot(), first)
         self.assertGreater(self.overview.changes, changes)
 
     def test_a_change_while_it_is_taken_is_not_overlooked(self):
@@ -460,18 +460,18 @@ class Freshness(OverviewCase):
             return []
 
         self.store.nodes = switch_off
-        self.overview.picture()
-        self.assertIs(self.overview.picture().node("basement").on, False)
+        self.overview.snapshot()
+        self.assertIs(self.overview.snapshot().node("basement").on, False)
 
     def test_a_crowd_costs_one(self):
         self.node()
         pictures = []
-        crowd = [threading.Thread(target=lambda: pictures.append(self.overview.picture())) for _ in range(20)]
+        crowd = [threading.Thread(target=lambda: pictures.append(self.overview.snapshot())) for _ in range(20)]
         for one in crowd:
             one.start()
         for one in crowd:
             one.join(LIMIT_S)
-        self.assertEqual((len({id(picture) for picture in pictures}), self.store.looks), (1, 1))
+        self.assertEqual((len({id(snapshot) for snapshot in pictures}), self.store.looks), (1, 1))
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from pigeonpost.transports.payload import (
     MOST_GAPS,
     MOST_SAMPLES,
     MOST_SENSORS,
-    PARCEL_BYTES,
+    PAYLOAD_BYTES,
     read_body,
-    sealed,
-    unsealed,
+    sign,
+    split_signature,
     write_body,
 )
 from protocol import BATCH_SAMPLES, LARGEST_SEQ, Gap, sample_body, sample_text
@@ -42,11 +42,11 @@ def body(**changes):
     return json.dumps({key: value for key, value in said.items() if value is not ...}).encode()
 
 
-def shape(parcel):
+def shape(batch_payload):
     """The pieces in short: ("gap" or "samples", first seq, last seq)."""
     return [
         ("gap", piece.first, piece.last) if isinstance(piece, Gap) else ("samples", piece[0].seq, piece[-1].seq)
-        for piece in parcel.pieces
+        for piece in batch_payload.pieces
     ]
 
 
@@ -55,34 +55,38 @@ class WhatWasWritten(unittest.TestCase):
         sensors = [{"name": "temperature", "unit": "°C", "limits": {"low": 2}},
                    {"name": "light", "unit": "", "simulated": True}]  # fmt: skip
         head = {**HEAD, "every": 10.0, "sensors": sensors, "more": "of one road"}
-        parcel = read_body(write_body(head, EPOCH, 150, [], texts(9, 3)))
-        self.assertEqual(parcel[:6], ("basement", OUTBOX, EPOCH, 150, 10.0, sensors))
-        self.assertEqual(parcel.units, {"temperature": "°C", "light": ""})
-        self.assertEqual(parcel.said["more"], "of one road")
-        self.assertEqual(shape(parcel), [("samples", 9, 11)])
-        first = parcel.pieces[0][0]
+        batch_payload = read_body(write_body(head, EPOCH, 150, [], texts(9, 3)))
+        self.assertEqual(batch_payload[:6], ("basement", OUTBOX, EPOCH, 150, 10.0, sensors))
+        self.assertEqual(batch_payload.units, {"temperature": "°C", "light": ""})
+        self.assertEqual(batch_payload.said["more"], "of one road")
+        self.assertEqual(shape(batch_payload), [("samples", 9, 11)])
+        first = batch_payload.pieces[0][0]
         self.assertEqual(first, (9, WALL_MS + 9, 1009, {"temperature": 2.25}, {}, ""))
 
     def test_gaps_and_samples_come_back_in_the_order_of_their_numbers(self):
         data = write_body(HEAD, EPOCH, None, [gap(1, 8, before=3), gap(12, 12)], texts(9, 3) + texts(13, 2))
-        parcel = read_body(data)
-        self.assertEqual(shape(parcel), [("gap", 1, 8), ("samples", 9, 11), ("gap", 12, 12), ("samples", 13, 14)])
-        self.assertEqual(parcel.pieces[0], Gap(1, 8, 3, "overwritten"))
-        self.assertEqual(parcel.last, 14)
+        batch_payload = read_body(data)
+        self.assertEqual(
+            shape(batch_payload), [("gap", 1, 8), ("samples", 9, 11), ("gap", 12, 12), ("samples", 13, 14)]
+        )
+        self.assertEqual(batch_payload.pieces[0], Gap(1, 8, 3, "overwritten"))
+        self.assertEqual(batch_payload.last, 14)
 
     def test_a_gap_alone_also_an_empty_one_that_only_counts_earlier_epochs(self):
         self.assertEqual(shape(read_body(write_body(HEAD, EPOCH, 7, [gap(5, 9)], []))), [("gap", 5, 9)])
-        parcel = read_body(write_body(HEAD, EPOCH, 7, [gap(1, 0, before=70)], texts(1, 1)))
-        self.assertEqual(shape(parcel), [("gap", 1, 0), ("samples", 1, 1)])
+        batch_payload = read_body(write_body(HEAD, EPOCH, 7, [gap(1, 0, before=70)], texts(1, 1)))
+        self.assertEqual(shape(batch_payload), [("gap", 1, 0), ("samples", 1, 1)])
 
     def test_a_body_without_samples_asks(self):
         for data in (write_body(HEAD, EPOCH, None, [], []), body(samples=..., gaps=...)):
-            parcel = read_body(data)
-            self.assertEqual((parcel.pieces, parcel.last, parcel.batches(print, print)), ([], 0, []))
+            batch_payload = read_body(data)
+            self.assertEqual(
+                (batch_payload.pieces, batch_payload.last, batch_payload.batches(print, print)), ([], 0, [])
+            )
 
     def test_long_bodies_are_cut_into_what_the_intake_takes(self):
-        parcel = read_body(write_body(HEAD, EPOCH, None, [], texts(1, 2 * BATCH_SAMPLES + 1)))
-        self.assertEqual(shape(parcel), [("samples", 1, 500), ("samples", 501, 1000), ("samples", 1001, 1001)])
+        batch_payload = read_body(write_body(HEAD, EPOCH, None, [], texts(1, 2 * BATCH_SAMPLES + 1)))
+        self.assertEqual(shape(batch_payload), [("samples", 1, 500), ("samples", 501, 1000), ("samples", 1001, 1001)])
 
     def test_batches_carry_all_that_the_intake_wants_to_know(self):
         head = {**HEAD, "sensors": [{"name": "temperature", "unit": "°C"}]}
@@ -140,7 +144,7 @@ class WhatIsRefused(unittest.TestCase):
             with self.subTest(data):
                 self.refused(data, BadArgument)
         self.refused(b'{"node":"\xff"}', NotUtf8, "byte 9")
-        self.refused(b" " * (PARCEL_BYTES + 1), TooLong, str(PARCEL_BYTES))
+        self.refused(b" " * (PAYLOAD_BYTES + 1), TooLong, str(PAYLOAD_BYTES))
         self.refused(body()[:-1] + b',"epoch":"%s"}' % EPOCH.encode(), BadArgument, "'epoch' stands twice")
 
     def test_who_it_is_from_has_to_be_said_rightly(self):
@@ -200,7 +204,8 @@ class WhatIsRefused(unittest.TestCase):
     def test_hostile_bodies_cost_no_time(self):
         began_s = time.monotonic()
         hostile = (
-            b"[" * PARCEL_BYTES, b'{"a":' * 200_000, b'"' * PARCEL_BYTES, b'{"samples":[' + b"{}," * 300_000 + b"{}]}",
+            b"[" * PAYLOAD_BYTES,
+            b'{"a":' * 200_000, b'"' * PAYLOAD_BYTES, b'{"samples":[' + b"{}," * 300_000 + b"{}]}",
             b'{"a":' + b"9" * 1_000_000 + b"}", body(gaps=[gap(1, 10**17), gap(10**17 + 1, 10**18 - 1)], samples=[]),
         )  # fmt: skip
         for data in hostile:
@@ -230,8 +235,8 @@ class Seal(unittest.TestCase):
     MAC = "0123456789abcdef" * 4
 
     def test_what_was_sealed_comes_back_byte_for_byte(self):
-        data = sealed(body(), self.MAC)
-        self.assertEqual(unsealed(data), (self.MAC, body()))
+        data = sign(body(), self.MAC)
+        self.assertEqual(split_signature(data), (self.MAC, body()))
         self.assertEqual(read_body(data).said["mac"], self.MAC)
 
     def test_a_mac_elsewhere_or_in_another_form_is_none(self):
@@ -241,7 +246,7 @@ class Seal(unittest.TestCase):
         )  # fmt: skip
         for data in others:
             with self.subTest(data):
-                self.assertEqual(unsealed(data), ("", data))
+                self.assertEqual(split_signature(data), ("", data))
 
 
 if __name__ == "__main__":

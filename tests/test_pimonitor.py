@@ -15,7 +15,15 @@ from unittest import mock
 from zoneinfo import ZoneInfo
 
 from pigeonpost.compat import pimonitor
-from pigeonpost.compat.pimonitor import Names, Reading, Wrong, node_name, read_sensors, read_timestamp, snake
+from pigeonpost.compat.pimonitor import (
+    BadDeviceReport,
+    DeviceReading,
+    Names,
+    node_name,
+    read_sensors,
+    read_timestamp,
+    snake,
+)
 from pigeonpost.core.clock import Clock, parse_rfc3339
 from pigeonpost.core.errors import DiskError, NotStored, SettingsError
 from pigeonpost.server import unnumbered_sources
@@ -53,7 +61,7 @@ class PimonitorCase(unittest.TestCase):
         self.open()
 
     def open(self, settings=SETTINGS):
-        self.house = WebHouse(self, roads=[pimonitor.ServerEnd], settings=settings)
+        self.house = WebHouse(self, transports=[pimonitor.PiMonitorTransport], settings=settings)
 
     def message(self, **changes):
         said = {"api_hash": HASH, "location": "Kitchen", "timestamp": STAMP, "sensors": [DHT22], **changes}
@@ -209,7 +217,7 @@ class SeveralSensors(PimonitorCase):
 
     def test_names_outlive_the_server(self):
         path = os.path.join(temp_folder(self), "names.json")
-        one, two = (Reading(sensor, "temperature", 1, "°C") for sensor in ("dht22", "bmp280"))
+        one, two = (DeviceReading(sensor, "temperature", 1, "°C") for sensor in ("dht22", "bmp280"))
         self.assertEqual(Names(path).of("Kitchen", [one, two]), ["temperature", "bmp280_temperature"])
         self.assertEqual(Names(path).of("Kitchen", [two]), ["bmp280_temperature"])
         self.assertEqual(Names(path).of("Attic", [two]), ["temperature"])
@@ -231,9 +239,9 @@ class SeveralSensors(PimonitorCase):
 
     def test_names_that_run_into_each_other_are_kept_apart(self):
         names = Names(os.path.join(temp_folder(self), "names.json"))
-        readings = [Reading("s" * 20, "k" * 29 + letter, 1, "") for letter in "ab"]
-        readings += [Reading(f"s{n}", "kind", 1, "") for n in range(40)] + [
-            Reading("x" * 30 + str(n), "kind", 1, "") for n in range(12)
+        readings = [DeviceReading("s" * 20, "k" * 29 + letter, 1, "") for letter in "ab"]
+        readings += [DeviceReading(f"s{n}", "kind", 1, "") for n in range(40)] + [
+            DeviceReading("x" * 30 + str(n), "kind", 1, "") for n in range(12)
         ]
         found = names.of("Kitchen", readings)
         self.assertEqual(len(set(found)), len(readings))
@@ -241,9 +249,9 @@ class SeveralSensors(PimonitorCase):
 
     def test_a_device_that_makes_names_up_is_stopped(self):
         names = Names(os.path.join(temp_folder(self), "names.json"))
-        with mock.patch.object(pimonitor, "_MOST_NAMES", 5), self.assertRaises(Wrong):
-            names.of("Kitchen", [Reading("s", f"kind{n}", 1, "") for n in range(6)])
-        self.assertEqual(names.of("Kitchen", [Reading("s", "kind0", 1, "")]), ["kind0"])
+        with mock.patch.object(pimonitor, "_MOST_NAMES", 5), self.assertRaises(BadDeviceReport):
+            names.of("Kitchen", [DeviceReading("s", f"kind{n}", 1, "") for n in range(6)])
+        self.assertEqual(names.of("Kitchen", [DeviceReading("s", "kind0", 1, "")]), ["kind0"])
 
     def test_a_file_of_names_that_does_not_read_is_named(self):
         path = os.path.join(temp_folder(self), "names.json")
@@ -300,7 +308,7 @@ class Units(unittest.TestCase):
             self.assertEqual(snake(said), wanted)
         for said in ("a" * 300, "-x-", "x..", "a/b/c", "1", "ß1"):
             self.assertTrue(NODE_NAME(node_name(said)), said)
-        with self.assertRaises(Wrong):
+        with self.assertRaises(BadDeviceReport):
             node_name("../..")
 
 
@@ -347,9 +355,9 @@ class Zones(unittest.TestCase):
     def test_years_that_no_device_means_are_refused(self):
         """Of the year 1 what is stored as UTC would have no date at all."""
         for stamp in ("01/01/0001 00:00:00", "12/31/1969 12:00:00", "12/31/9999 23:59:59"):
-            with self.subTest(stamp), self.assertRaises(Wrong):
+            with self.subTest(stamp), self.assertRaises(BadDeviceReport):
                 self.utc(stamp)
-        with contextlib.suppress(Wrong):
+        with contextlib.suppress(BadDeviceReport):
             self.utc("01/01/0001 00:00:00", zone=None)
         self.assertEqual(self.utc("01/01/1970 00:00:00"), 5 * 3_600_000)
 
@@ -427,7 +435,7 @@ class Faults(PimonitorCase):
         self.assertEqual(status, 503)
         self.assertTrue(answer.startswith(f"[{STAMP}] Not stored".encode()))
         self.assertGreater(int(headers["retry-after"]), 0)
-        self.house.intake.settle(LIMIT_S)
+        self.house.ingestor.settle(LIMIT_S)
         self.assertEqual(self.points(), [])
 
     def test_names_that_cannot_be_kept(self):

@@ -18,13 +18,13 @@ from pigeonpost.core import http_client as webclient
 from pigeonpost.core.clock import Clock, FakeClock, parse_rfc3339
 from pigeonpost.core.config import load
 from pigeonpost.core.errors import DiskError, NotStored, SettingsError
-from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.node_info import NodeInfo
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
 from pigeonpost.server import command_queue, ingest, unnumbered_sources
 from pigeonpost.settings import NODE
 from pigeonpost.transports import push_node, push_server
-from pigeonpost.transports.payload import PARCEL_BYTES
+from pigeonpost.transports.payload import PAYLOAD_BYTES
 from pigeonpost.web.tls import Tls, fingerprint_of
 from protocol import BATCH_SAMPLES
 from tests.support import BOOT, EPOCH, LIMIT_S, WALL_MS, MemoryDisk, rounds, taken, temp_folder, wait_until
@@ -50,7 +50,7 @@ def body(first=1, count=3, **more):
 
 class PushCase(unittest.TestCase):
     def open(self, **options):
-        self.house = WebHouse(self, roads=[push_server.ServerEnd], **options)
+        self.house = WebHouse(self, transports=[push_server.PushServerTransport], **options)
         self.token = self.house.tokens.make("attic")
         return self.house
 
@@ -146,7 +146,7 @@ class Stored(PushCase):
             self.post(body(1, 3, sensors=UNITS, on=True))
             nodes = json.loads(self.house.request("GET", "/api/v1/nodes", self.house.bearer)[2])["nodes"]
             self.assertEqual([(node["name"], node["connected"]) for node in nodes], [("attic", True)])
-            with mock.patch.object(command_queue.Orders, "give", return_value=True) as given:
+            with mock.patch.object(command_queue.CommandQueue, "give", return_value=True) as given:
                 asked = self.house.request(
                     "POST", "/api/v1/nodes/attic/send", {**self.house.bearer, "Content-Type": "application/json"},
                     b'{"on": false}',
@@ -215,7 +215,7 @@ class Refused(PushCase):
         self.assertEqual(self.resume(token=other)[0], 403)
 
     def test_a_body_of_a_stranger_is_not_even_awaited(self):
-        head = f"POST /api/v1/samples HTTP/1.1\r\nHost: localhost\r\nContent-Length: {PARCEL_BYTES}\r\n\r\n"
+        head = f"POST /api/v1/samples HTTP/1.1\r\nHost: localhost\r\nContent-Length: {PAYLOAD_BYTES}\r\n\r\n"
         status, _, _ = parse_response(self.house.raw(head.encode(), ends=False))
         self.assertEqual(status, 401)
 
@@ -254,7 +254,7 @@ class Refused(PushCase):
                 self.assertEqual(self.error(data)[0], 400)
 
     def test_what_is_too_long(self):
-        self.assertEqual(self.error(body(why="x" * PARCEL_BYTES))[0], 413)
+        self.assertEqual(self.error(body(why="x" * PAYLOAD_BYTES))[0], 413)
 
     def test_questions_that_are_none(self):
         for query in ("", "node=attic", "node=attic&epoch=", "node=attic&epoch=xyz", f"node=attic&epoch={EPOCH},",
@@ -285,7 +285,7 @@ class NotStoredNow(PushCase):
         with mock.patch.object(self.house.store, "put", side_effect=NotStored("the disk is full")):
             wait_until(says_why, "the first attempt to store it has failed")
             self.assertEqual(self.resume()[1]["have"], 0)
-        self.house.intake.settle(LIMIT_S)
+        self.house.ingestor.settle(LIMIT_S)
         self.assertEqual(self.stored(), [])
         self.assertEqual(wait_until(lambda: self.post(body())[1].get("ack")), 3)
         self.assertEqual(self.stored(), [1, 2, 3])
@@ -297,7 +297,7 @@ class NotStoredNow(PushCase):
         self.assertEqual(self.stored(), [])
 
     def test_503_while_the_server_stops(self):
-        self.house.intake.stop(LIMIT_S)
+        self.house.ingestor.stop(LIMIT_S)
         self.assertEqual(self.post(body())[0], 503)
 
     def test_a_writer_that_hangs_does_not_hold_the_sender_for_ever(self):
@@ -364,16 +364,16 @@ class OrdersFor(PushCase):
         self.assertNotIn("on", self.resume(f"node=attic&epoch={EPOCH}&on=false")[1])
         asking.join(LIMIT_S)
         self.assertEqual(answers, [True])
-        self.assertIs(self.house.guests.caller("attic").on, False)
+        self.assertIs(self.house.unnumbered_sources.caller("attic").on, False)
 
     def test_nobody_waits_for_ever_and_the_order_outlives_the_server(self):
         self.open()
         self.post(body(1, 1, on=True))
         self.assertFalse(self.house.links[0].ask("SEND", False, limit_s=0.05))
-        self.assertIs(command_queue.Orders(self.house.folder).of("attic"), False)
+        self.assertIs(command_queue.CommandQueue(self.house.folder).of("attic"), False)
 
     def test_another_order_takes_the_place_of_the_first(self):
-        orders = command_queue.Orders(temp_folder(self))
+        orders = command_queue.CommandQueue(temp_folder(self))
         orders.give("attic", False, 0.0)
         orders.give("attic", True, 0.0)
         orders.note("attic", False)
@@ -407,7 +407,7 @@ class OrdersFor(PushCase):
             with open(os.path.join(folder, data_folder.COMMANDS), "w", encoding="ascii") as file:
                 file.write(text)
             with self.assertRaisesRegex(SettingsError, data_folder.COMMANDS):
-                command_queue.Orders(folder)
+                command_queue.CommandQueue(folder)
 
 
 # ---------------------------------------------------------------------------------------------------------- the node
@@ -427,8 +427,8 @@ class NodeCase(PushCase):
 
     def start(self, to, certificate="", token=None):
         key = LinkKey(self.token if token is None else token)
-        self.facts = NodeFacts("attic", UNITS, 10.0, key, self.outbox.switch, dict)
-        node = push_node.NodeEnd(self.settings(to, certificate), self.facts, self.outbox, self.clock)
+        self.info = NodeInfo("attic", UNITS, 10.0, key, self.outbox.switch, dict)
+        node = push_node.PushNodeTransport(self.settings(to, certificate), self.info, self.outbox, self.clock)
         node.start()
         self.addCleanup(node.stop, LIMIT_S)
         return node
@@ -458,11 +458,11 @@ class Brought(NodeCase):
             self.take()
         self.arrived(705)
         self.assertEqual(self.stored(), list(range(1, 706)))
-        state = self.house.guests.caller("attic")
+        state = self.house.unnumbered_sources.caller("attic")
         self.assertEqual((state.connected, state.on, state.every_s), (True, True, 10.0))
         self.assertEqual(state.sensors, UNITS)
         self.assertLess(abs(state.offset_ms), 60_000)
-        self.assertEqual(self.facts.last_sent_ms, WALL_MS)
+        self.assertEqual(self.info.last_sent_ms, WALL_MS)
 
     def test_epochs_of_earlier_starts_in_their_order(self):
         self.open()
@@ -524,10 +524,10 @@ class Brought(NodeCase):
         self.start(self.url())
         self.arrived(20)
         first = self.house
-        self.house = WebHouse(self, roads=[push_server.ServerEnd])
+        self.house = WebHouse(self, transports=[push_server.PushServerTransport])
         self.house.tokens._file.write({"attic": self.token})
-        with mock.patch.object(first.intake, "marks", self.house.intake.marks), \
-                mock.patch.object(first.intake, "accept", self.house.intake.accept):  # fmt: skip
+        with mock.patch.object(first.ingestor, "marks", self.house.ingestor.marks), \
+                mock.patch.object(first.ingestor, "accept", self.house.ingestor.accept):  # fmt: skip
             self.arrived(20)
 
     def test_on_and_off_are_heard_when_it_calls(self):
@@ -760,9 +760,9 @@ class Answers(NodeCase):
 
 class SetUp(NodeCase):
     def test_without_a_token_it_does_not_begin_and_says_what_to_do(self):
-        facts = NodeFacts("attic", UNITS, 10.0, None, self.outbox.switch, dict)
+        info = NodeInfo("attic", UNITS, 10.0, None, self.outbox.switch, dict)
         with self.assertRaisesRegex(SettingsError, r"get_token attic.*PIGEONPOST_NODE_TOKEN"):
-            push_node.NodeEnd(self.settings("http://localhost:1"), facts, self.outbox, self.clock)
+            push_node.PushNodeTransport(self.settings("http://localhost:1"), info, self.outbox, self.clock)
 
     def test_addresses_and_fingerprints_that_are_none(self):
         for to in ("localhost:8080", "ftp://x", "http://", "http://a b", "https://host:x", "http://u@h"):

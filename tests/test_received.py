@@ -4,9 +4,9 @@ import unittest
 
 from pigeonpost.compat.file_drop.storage import (
     STORED_NAME,
+    FileStore,
     Pi,
     PiIds,
-    Received,
     checksum_of,
     listing,
     open_stored,
@@ -101,7 +101,7 @@ class Ids(unittest.TestCase):
 class Keeping(unittest.TestCase):
     def setUp(self):
         self.data = temp_folder(self)
-        self.received = Received(self.data)
+        self.received = FileStore(self.data)
         self.received.start()
 
     def keep(self, content, name="log.csv", pi_id=PI):
@@ -156,7 +156,7 @@ class Keeping(unittest.TestCase):
         with open(os.path.join(self.data, "blocked"), "wb"):
             pass
         with self.assertRaises(DiskError):
-            Received(os.path.join(self.data, "blocked")).start()
+            FileStore(os.path.join(self.data, "blocked")).start()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import zlib
 from pigeonpost.core.data_folder import OUTBOX
 from pigeonpost.core.errors import DiskError
 from pigeonpost.node.ring_file import LARGEST_SLOT, Ring, slot_bytes_for
-from pigeonpost.node.ring_records import Run, Taken
+from pigeonpost.node.ring_records import SeqRange, UnnumberedSample
 from tests.support import BOOT, EPOCH, Killed, MemoryDisk, rounds, taken, temp_folder
 
 FOLDER = "/card"
@@ -75,7 +75,9 @@ class Appending(unittest.TestCase):
 
     def test_what_was_appended_is_read_as_it_was(self):
         ring = open_ring(self.disk, slot_bytes=256)
-        given = Taken(1_795_188_970_123, 48_000_000, False, {"a": -1.5, "b": None, "c": 2**63 - 1}, {"b": "no °C\n"})
+        given = UnnumberedSample(
+            1_795_188_970_123, 48_000_000, False, {"a": -1.5, "b": None, "c": 2**63 - 1}, {"b": "no °C\n"}
+        )
         ring.append(EPOCH, 1, BOOT, [given])
         (slot,) = ring.read(1, 1)
         self.assertEqual(slot[:5], (1, 1_795_188_970_123, 48_000_000, int(BOOT, 16), False))
@@ -137,16 +139,16 @@ class Appending(unittest.TestCase):
         ring = open_ring(self.disk)
         fill(ring, 3)
         fill(ring, 2, OTHER, seq=1)
-        self.assertEqual(ring.runs, [Run(EPOCH, 1, 3, 1), Run(OTHER, 1, 2, 4)])
+        self.assertEqual(ring.runs, [SeqRange(EPOCH, 1, 3, 1), SeqRange(OTHER, 1, 2, 4)])
         self.assertEqual(open_ring(self.disk).runs, ring.runs)
         fill(ring, 4, OTHER, seq=3)
-        self.assertEqual(ring.runs, [Run(EPOCH, 2, 3, 2), Run(OTHER, 1, 6, 4)])
+        self.assertEqual(ring.runs, [SeqRange(EPOCH, 2, 3, 2), SeqRange(OTHER, 1, 6, 4)])
         self.assertEqual(open_ring(self.disk).runs, ring.runs)
 
     def test_a_run_knows_its_numbers(self):
-        run = Run(EPOCH, 11, 20, 111)
+        run = SeqRange(EPOCH, 11, 20, 111)
         self.assertEqual((run.last_number, run.seq_of(115)), (120, 15))
-        self.assertEqual(run.cut(115), Run(EPOCH, 15, 20, 115))
+        self.assertEqual(run.cut(115), SeqRange(EPOCH, 15, 20, 115))
 
     def test_on_a_real_disk(self):
         folder = temp_folder(self)
@@ -276,7 +278,7 @@ class Torn(unittest.TestCase):
             spoilt[SLOTS_AT + number * 128 + 60] ^= 1
         disk.lay(PATH, bytes(spoilt))
         ring = open_ring(disk)
-        self.assertEqual(ring.runs, [Run(EPOCH, 2, 8, 2)])
+        self.assertEqual(ring.runs, [SeqRange(EPOCH, 2, 8, 2)])
         self.assertEqual([slot and slot.number for slot in ring.read(2, 6)], [2, 3, None, None, 6, 7])
 
     def test_a_batch_of_which_only_the_last_slot_is_whole(self):
@@ -295,7 +297,9 @@ class Torn(unittest.TestCase):
                 torn[at : at + 128] = new[at : at + 128] if number == whole else bytes(128)
             disk.lay(PATH, bytes(torn))
             ring = open_ring(disk)
-            self.assertEqual((ring.last, ring.runs), (whole, [Run(EPOCH, max(9, whole - 7), whole, max(9, whole - 7))]))
+            self.assertEqual(
+                (ring.last, ring.runs), (whole, [SeqRange(EPOCH, max(9, whole - 7), whole, max(9, whole - 7))])
+            )
             self.assertEqual(content(ring), held(max(9, whole - 7), 11) | held(whole, whole))
 
     def test_an_old_sample_beside_the_new_one_does_not_hide_it(self):
@@ -430,7 +434,7 @@ class SickDisks(unittest.TestCase):
             with self.assertRaises(DiskError) as caught:
                 fill(ring, 1)
             self.assertEqual(caught.exception.exit_status, 74)
-            self.assertEqual((ring.last, ring.runs), (2, [Run(EPOCH, 1, 2, 1)]))
+            self.assertEqual((ring.last, ring.runs), (2, [SeqRange(EPOCH, 1, 2, 1)]))
 
     def test_a_state_that_the_disk_refused_is_not_in_force(self):
         disk = MemoryDisk()
@@ -526,7 +530,7 @@ class Forks(unittest.TestCase):
     def test_the_end_of_a_run_gets_another_name(self):
         fill(self.ring, 6)
         self.ring.fork(5, 6, OTHER)
-        self.assertEqual(self.ring.runs, [Run(EPOCH, 1, 4, 1), Run(OTHER, 1, 2, 5)])
+        self.assertEqual(self.ring.runs, [SeqRange(EPOCH, 1, 4, 1), SeqRange(OTHER, 1, 2, 5)])
         self.assertEqual(content(self.ring)[6], (OTHER, 2, 6))
         self.same_after_restart()
 
@@ -534,14 +538,14 @@ class Forks(unittest.TestCase):
         fill(self.ring, 6)
         self.ring.fork(5, 6, OTHER)
         fill(self.ring, 2, OTHER, seq=3)
-        self.assertEqual(self.ring.runs, [Run(EPOCH, 1, 4, 1), Run(OTHER, 1, 4, 5)])
+        self.assertEqual(self.ring.runs, [SeqRange(EPOCH, 1, 4, 1), SeqRange(OTHER, 1, 4, 5)])
         self.same_after_restart()
 
     def test_a_whole_run_the_middle_and_the_beginning(self):
         for start, end, expected in (
-            (1, 6, [Run(OTHER, 1, 6, 1)]),
-            (1, 2, [Run(OTHER, 1, 2, 1), Run(EPOCH, 3, 6, 3)]),
-            (3, 4, [Run(EPOCH, 1, 2, 1), Run(OTHER, 1, 2, 3), Run(EPOCH, 5, 6, 5)]),
+            (1, 6, [SeqRange(OTHER, 1, 6, 1)]),
+            (1, 2, [SeqRange(OTHER, 1, 2, 1), SeqRange(EPOCH, 3, 6, 3)]),
+            (3, 4, [SeqRange(EPOCH, 1, 2, 1), SeqRange(OTHER, 1, 2, 3), SeqRange(EPOCH, 5, 6, 5)]),
         ):
             self.setUp()
             fill(self.ring, 6)
@@ -553,7 +557,9 @@ class Forks(unittest.TestCase):
         fill(self.ring, 8)
         self.ring.fork(3, 8, OTHER)
         self.ring.fork(6, 8, "00000000000000ee")
-        self.assertEqual(self.ring.runs, [Run(EPOCH, 1, 2, 1), Run(OTHER, 1, 3, 3), Run("00000000000000ee", 1, 3, 6)])
+        self.assertEqual(
+            self.ring.runs, [SeqRange(EPOCH, 1, 2, 1), SeqRange(OTHER, 1, 3, 3), SeqRange("00000000000000ee", 1, 3, 6)]
+        )
         self.same_after_restart()
 
     def test_it_wanders_out_of_the_ring(self):
@@ -570,7 +576,7 @@ class Forks(unittest.TestCase):
         fill(self.ring, 8)
         self.ring.fork(3, 8, OTHER)
         fill(self.ring, 4, "00000000000000ee", seq=1)
-        self.assertEqual(self.ring.runs[0], Run(OTHER, 3, 6, 5))
+        self.assertEqual(self.ring.runs[0], SeqRange(OTHER, 3, 6, 5))
         self.same_after_restart()
 
 

@@ -15,7 +15,7 @@ from unittest import mock
 
 from pigeonpost.core import lifecycle
 from pigeonpost.core.errors import DiskError, InUse, SettingsError
-from pigeonpost.core.lifecycle import Part, Running, start_logging
+from pigeonpost.core.lifecycle import Lifecycle, LifecycleComponent, start_logging
 from tests.support import LIMIT_S, ROOT, clean_environment, rounds, temp_folder, wait_until
 
 
@@ -42,7 +42,7 @@ class InThisProcess(unittest.TestCase):
 
             return call
 
-        return Part(name, note("start", start), note("stop", stop))
+        return LifecycleComponent(name, note("start", start), note("stop", stop))
 
     def fail_with(self, error):
         def fail(*_):
@@ -53,13 +53,13 @@ class InThisProcess(unittest.TestCase):
 
 class Order(InThisProcess):
     def test_started_in_order_stopped_in_reverse(self):
-        program = Running([self.part("a"), self.part("b"), self.part("c")])
+        program = Lifecycle([self.part("a"), self.part("b"), self.part("c")])
         status = program.run(lambda: (self.calls.append("ready"), program.end("enough")))
         self.assertEqual(status, 0)
         self.assertEqual(self.calls, ["start a", "start b", "start c", "ready", "stop c", "stop b", "stop a"])
 
     def test_ended_before_it_began(self):
-        program = Running([self.part("a")])
+        program = Lifecycle([self.part("a")])
         program.end("first")
         program.end("second")
         self.assertEqual(program.run(lambda: None), 0)
@@ -69,13 +69,13 @@ class Order(InThisProcess):
     def test_a_part_that_does_not_start_ends_it_the_parts_before_it_stopped(self):
         for error, status in ((SettingsError("x"), 2), (DiskError("x"), 74), (InUse("x"), 75)):
             self.calls.clear()
-            program = Running([self.part("a"), self.part("b", self.fail_with(error)), self.part("c")])
+            program = Lifecycle([self.part("a"), self.part("b", self.fail_with(error)), self.part("c")])
             with self.assertLogs("pigeonpost.core.lifecycle", "CRITICAL"):
                 self.assertEqual(program.run(lambda: self.fail("not ready")), status)
             self.assertEqual(self.calls, ["start a", "start b", "stop a"])
 
     def test_a_part_that_fails_to_stop_does_not_keep_the_others_from_it(self):
-        program = Running([self.part("a"), self.part("b", stop=self.fail_with(RuntimeError("oh"))), self.part("c")])
+        program = Lifecycle([self.part("a"), self.part("b", stop=self.fail_with(RuntimeError("oh"))), self.part("c")])
         with self.assertLogs("pigeonpost.core.lifecycle", "WARNING") as logged:
             status = program.run(program.end)
         self.assertEqual(self.calls[3:], ["stop c", "stop b", "stop a"])
@@ -84,7 +84,7 @@ class Order(InThisProcess):
         self.assertIn("RuntimeError: oh", logged.output[0])
 
     def test_what_was_left_undone_is_said(self):
-        program = Running([self.part("links", stop=lambda limit_s: "2 connections did not end")])
+        program = Lifecycle([self.part("links", stop=lambda limit_s: "2 connections did not end")])
         with self.assertLogs("pigeonpost.core.lifecycle", "WARNING") as logged:
             program.run(program.end)
         self.assertEqual(logged.output, ["WARNING:pigeonpost.core.lifecycle:links: 2 connections did not end"])
@@ -97,7 +97,7 @@ class Order(InThisProcess):
             now[0] += 3.0
 
         now = [100.0]
-        program = Running([self.part(name, stop=stop) for name in "abc"])
+        program = Lifecycle([self.part(name, stop=stop) for name in "abc"])
         with mock.patch.object(lifecycle.time, "monotonic", lambda: now[0]):
             program.run(program.end)
         self.assertEqual(limits, [4.0, 1.0, 0.1])
@@ -110,7 +110,7 @@ class Order(InThisProcess):
             thread = threading.Thread(target=die, name="writer")
             thread.start()
 
-        program = Running([self.part("a", start)])
+        program = Lifecycle([self.part("a", start)])
         with self.assertLogs("pigeonpost.core.lifecycle", "CRITICAL") as logged:
             self.assertEqual(program.run(lambda: None), 70)
         self.assertIn("writer died", logged.output[0])
@@ -118,13 +118,13 @@ class Order(InThisProcess):
         self.assertEqual(self.calls, ["start a", "stop a"])
 
     def test_a_failing_disk_ends_it_with_its_status(self):
-        program = Running([self.part("a")])
+        program = Lifecycle([self.part("a")])
         with self.assertLogs("pigeonpost.core.lifecycle", "CRITICAL") as logged:
             self.assertEqual(program.run(lambda: program.fail(DiskError("outbox.ring: Input/output error"))), 74)
         self.assertEqual(logged.output, ["CRITICAL:pigeonpost.core.lifecycle:outbox.ring: Input/output error"])
 
     def test_the_first_fault_is_the_one_that_is_told(self):
-        program = Running([self.part("a", stop=self.fail_with(RuntimeError("for lack of a disk")))])
+        program = Lifecycle([self.part("a", stop=self.fail_with(RuntimeError("for lack of a disk")))])
         with self.assertLogs("pigeonpost.core.lifecycle", "CRITICAL"):
             self.assertEqual(program.run(lambda: program.fail(DiskError("first"))), 74)
         self.assertEqual(program.reason, "first")
@@ -133,7 +133,7 @@ class Order(InThisProcess):
 class Signals(InThisProcess):
     def test_either_signal_ends_it(self):
         for number in (signal.SIGTERM, signal.SIGINT):
-            program = Running([self.part("a")])
+            program = Lifecycle([self.part("a")])
             self.assertEqual(program.run(lambda number=number: os.kill(os.getpid(), number)), 0)
             self.assertEqual(program.reason, f"told to by {number.name}")
 
@@ -156,7 +156,7 @@ class Signals(InThisProcess):
         """Then, and when it comes just before the main thread waits, nothing interrupts the waiting."""
         self.assert_ends("""
             import os, signal, threading, time
-            from pigeonpost.core.lifecycle import Running
+            from pigeonpost.core.lifecycle import Lifecycle
 
             def be_told():
                 waiting.wait()
@@ -166,7 +166,7 @@ class Signals(InThisProcess):
 
             waiting = threading.Event()
             threading.Thread(target=be_told, daemon=True).start()
-            Running([]).run(waiting.set)
+            Lifecycle([]).run(waiting.set)
         """)
 
     def test_a_signal_after_its_end_does_not_change_the_exit_status(self):
@@ -174,14 +174,14 @@ class Signals(InThisProcess):
         code = """
             import os, signal, sys
             from pigeonpost.core.errors import DiskError
-            from pigeonpost.core.lifecycle import Running
+            from pigeonpost.core.lifecycle import Lifecycle
 
             class Late:
                 def __del__(self, kill=os.kill, process=os.getpid(), number=signal.SIGTERM):
                     kill(process, number)
 
             late = Late()
-            program = Running([])
+            program = Lifecycle([])
             sys.exit(program.run(lambda: program.fail(DiskError("broken"))))
         """
         done = subprocess.run(
@@ -194,14 +194,14 @@ class Signals(InThisProcess):
         turns = rounds("PIGEONPOST_TEST_SIGNALS", 100, 300)
         self.assert_ends("""
             import os, random, signal, sys
-            from pigeonpost.core.lifecycle import Running
+            from pigeonpost.core.lifecycle import Lifecycle
 
             os.environ["WATCHDOG_USEC"] = "2"  # so that it goes in and out of its waiting all the time
             for turn in range(int(sys.argv[1])):
                 def ready():
                     signal.signal(signal.SIGALRM, signal.getsignal(signal.SIGTERM))
                     signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0005, 0.003), 0.001)
-                Running([]).run(ready)
+                Lifecycle([]).run(ready)
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 signal.signal(signal.SIGALRM, signal.SIG_IGN)
         """, str(turns))  # fmt: skip
@@ -220,14 +220,14 @@ class Systemd(InThisProcess):
         for address, name in ((path, path), (f"\0pigeonpost-{os.getpid()}", f"@pigeonpost-{os.getpid()}")):
             sock = self.listen(address)
             os.environ["NOTIFY_SOCKET"] = name
-            program = Running([])
+            program = Lifecycle([])
             program.run(program.end)
             self.assertEqual([sock.recv(100), sock.recv(100)], [b"READY=1", b"STOPPING=1"])
 
     def test_the_watchdog_hears_of_it_twice_in_its_time(self):
         sock = self.listen(path := os.path.join(temp_folder(self), "notify"))
         os.environ |= {"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "20000"}
-        program = Running([])
+        program = Lifecycle([])
 
         def listen():
             heard = [sock.recv(100) for _ in range(4)]
@@ -242,7 +242,7 @@ class Systemd(InThisProcess):
 
     def test_a_socket_that_is_not_there(self):
         os.environ["NOTIFY_SOCKET"] = "/nowhere/notify"
-        program = Running([])
+        program = Lifecycle([])
         with self.assertLogs("pigeonpost.core.lifecycle", "WARNING"):
             self.assertEqual(program.run(program.end), 0)
 

@@ -10,12 +10,12 @@ from unittest import mock
 from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.core.errors import SensorError
 from pigeonpost.node.sampler import LONGEST_WAIT_S, Metronome, Sampler
-from pigeonpost.sensors.contract import Channel, Source
+from pigeonpost.sensors.contract import Channel, SensorSource
 from protocol import LARGEST_INTEGER
 from tests.support import LIMIT_S, WALL_MS, wait_until
 
 
-class Thing(Source):
+class Thing(SensorSource):
     """A source that does as it is told: `does` gives its readings, or raises."""
 
     def __init__(self, *names, does=None):

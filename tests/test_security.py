@@ -23,10 +23,10 @@ from pigeonpost.auth.throttle import MOST
 from pigeonpost.core.addresses import is_loopback, own_address
 from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.http.message import SAFE_HEADERS
-from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.node_info import NodeInfo
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
-from pigeonpost.transports.tcp_node import NodeEnd
+from pigeonpost.transports.tcp_node import TcpNodeTransport
 from pigeonpost.web.connection_limits import Limits
 from protocol import Batch, Gap, encode
 from tests.support import BOOT, LIMIT_S, MemoryDisk, Talk, taken, wait_until
@@ -500,7 +500,7 @@ class Inputs(SecurityCase):
         )
         self.house.store_samples("basement", [{"temperature": None}], {"temperature": quotes})
         self.house.store_samples(f"a{EVIL}", [{"temperature": 1.5}], {"temperature": EVIL})
-        self.house.house.links.append(FakeLink(f"b{EVIL}", {EVIL: EVIL}, connected=False))
+        self.house.app.links.append(FakeLink(f"b{EVIL}", {EVIL: EVIL}, connected=False))
         self.gap(quotes)
         shown = 0
         for path in ("/", "/nodes/basement", "/nodes/basement?notice=status", "/log", "/login",
@@ -525,7 +525,7 @@ class Inputs(SecurityCase):
     def gap(self, why):
         """A gap in an epoch of its own."""
         done = threading.Event()
-        self.house.intake.accept(
+        self.house.ingestor.accept(
             Batch("basement", "00000000000000bb", E2, 0, (), Gap(1, 5, 0, why), {}, lambda *_: done.set(), print)
         )
         self.assertTrue(done.wait(LIMIT_S))
@@ -698,11 +698,11 @@ class Link(unittest.TestCase):
         self.addCleanup(self.outbox.stop, LIMIT_S)
 
     def node(self, token=TOKEN):
-        facts = NodeFacts(
+        info = NodeInfo(
             self.NODE, [{"name": "temperature", "unit": "°C"}], 10.0, LinkKey(token) if token else None,
             lambda on: None, dict,
         )  # fmt: skip
-        end = NodeEnd(("127.0.0.1", 0), facts, self.outbox, self.clock)
+        end = TcpNodeTransport(("127.0.0.1", 0), info, self.outbox, self.clock)
         end.start()
         self.addCleanup(end.stop, LIMIT_S)
         return end

@@ -28,7 +28,7 @@ class SensorPage(unittest.TestCase):
         self.link = FakeLink("basement", UNITS)
         self.link.state.sensors[0]["limits"] = {"low": 0, "high": 23}
         self.web = WebHouse(self, links=[self.link], clock=Afternoon())
-        now_ms = self.web.house.clock.wall_ms()
+        now_ms = self.web.app.clock.wall_ms()
         self.web.store_samples("basement", [
             Sample(1, now_ms - 3 * 86_400_000, 1000, {"temperature": 10.0, "old": 1}, {}, ""),
             Sample(2, now_ms - 60_000, 2000, {"temperature": 20.0, "status": 1, "light": 5}, {}, ""),

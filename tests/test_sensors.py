@@ -8,7 +8,7 @@ from unittest import mock
 import adc
 from pigeonpost.core.errors import SensorError, SettingsError
 from pigeonpost.sensors import machine, simulated
-from pigeonpost.sensors.contract import Channel, Source
+from pigeonpost.sensors.contract import Channel, SensorSource
 from protocol import SENSOR_NAME, UNIT
 from tests.support import temp_folder
 
@@ -26,7 +26,7 @@ class Contract:
 
     def test_its_channels_have_names_and_units_that_the_link_takes(self):
         source = self.make()
-        self.assertIsInstance(source, Source)
+        self.assertIsInstance(source, SensorSource)
         self.assertTrue(source.channels)
         for channel in source.channels:
             self.assertTrue(SENSOR_NAME(channel.name), channel)

@@ -11,7 +11,7 @@ from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core.clock import FakeClock, rfc3339
 from pigeonpost.core.data_folder import OUTBOX
 from pigeonpost.core.errors import Unexpected
-from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.node_info import NodeInfo
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
 from pigeonpost.server.node_status import NodeState
@@ -41,7 +41,7 @@ class SessionCase(unittest.TestCase):
         self.ledger = FakeLedger()
         self.epochs = iter(E)
         self.quiet = self.enterContext(self.silence())
-        self.facts = None
+        self.info = None
 
     def silence(self):
         """What sessions log here is looked at only where a test says so."""
@@ -51,7 +51,7 @@ class SessionCase(unittest.TestCase):
         """As the program does at its start: the same card, a new epoch."""
         ring = Ring("/card", slots, width, self.disk)
         self.outbox = Outbox(ring, self.clock.boot_id, new_epoch=self.epochs.__next__)
-        self.facts = NodeFacts("basement", SENSORS, every_s, key, self.outbox.switch, lambda: {"held": ring.last})
+        self.info = NodeInfo("basement", SENSORS, every_s, key, self.outbox.switch, lambda: {"held": ring.last})
         return self.outbox
 
     def take(self, count=1, **more):
@@ -64,7 +64,7 @@ class SessionCase(unittest.TestCase):
             pass
 
     def node(self, local=True):
-        return NodeSession(self.facts, self.outbox, self.clock, "192.0.2.7:1234", local)
+        return NodeSession(self.info, self.outbox, self.clock, "192.0.2.7:1234", local)
 
     def server(self, keys=None, expected="basement", ledger=None, name="home"):
         self.state = NodeState("192.0.2.5:5003", expected)
@@ -826,7 +826,7 @@ class Forks(SessionCase):
         self.take(3)  # 6 to 8 of the one ...
         self.collect()
         self.outbox, one = other, self.outbox
-        self.facts.switch = other.switch
+        self.info.switch = other.switch
         self.take(2, up_ms=777)  # ... and 6, 7 of the other
         self.assertEqual(other.held(), [[E[0], 1, 7, 1]])
         node, server = self.node(), self.server()
@@ -1208,8 +1208,8 @@ class Plain(SessionCase):
 
     def test_what_is_taken_while_it_is_turned_on_is_sent(self):
         """The sampler does not wait until the session has noted from where it sends."""
-        switch = self.facts.switch
-        self.facts.switch = lambda on: (switch(on), self.take(1))
+        switch = self.info.switch
+        self.info.switch = lambda on: (switch(on), self.take(1))
         self.say(self.session, "SEND", True)
         self.assertEqual([m.word for m in self.streamed(self.session)], ["SENDBACK", "SENSORS"])
 

@@ -13,8 +13,8 @@ from unittest import mock
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.data_folder import DATABASE
 from pigeonpost.core.errors import DiskError, NotStored, SettingsError
-from pigeonpost.storage.maintenance import Caretaker
-from pigeonpost.storage.models import NOTHING, SPANS_MS, Filing, LogMark, Mark, Stretch, window_end
+from pigeonpost.storage.maintenance import MaintenanceWorker
+from pigeonpost.storage.models import NOTHING, SPANS_MS, EpochCommit, HighWaterMark, LogMark, SampleBatch, window_end
 from pigeonpost.storage.sqlite import schema
 from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Batch, Gap, Sample
@@ -46,14 +46,16 @@ def gap(first, last, node="a", epoch=E1, base=0, before=0, why="overwritten"):
 
 def file(store, *batches, log=None):
     """One commit of what is in `batches`, all of it new, by the contract alone; the number of the last filing."""
-    filings = {}
+    epoch_commits = {}
     with store.writing({(b.node, b.epoch): None for b in batches}) as marks:
         for b in batches:
             key = b.node, b.epoch
-            filing = filings.setdefault(key, Filing(b.node, b.outbox, b.epoch, marks.get(key, NOTHING)))
-            filing.units = b.units
-            filing.add(b, 0)
-        return store.put(list(filings.values()), 1_795_000_000_999, log)
+            epoch_commit = epoch_commits.setdefault(
+                key, EpochCommit(b.node, b.outbox, b.epoch, marks.get(key, NOTHING))
+            )
+            epoch_commit.units = b.units
+            epoch_commit.add(b, 0)
+        return store.put(list(epoch_commits.values()), 1_795_000_000_999, log)
 
 
 class Direct:
@@ -94,22 +96,23 @@ class StoreContract:
         identity = self.store.identity
         for _ in range(2):
             self.assertEqual(
-                self.store.marks("a", OUTBOX, [E1, E2, "f" * 16]), (5, {E1: Mark(3, 3000), E2: Mark(2, 2000)})
+                self.store.marks("a", OUTBOX, [E1, E2, "f" * 16]),
+                (5, {E1: HighWaterMark(3, 3000), E2: HighWaterMark(2, 2000)}),
             )
-            self.assertEqual(self.store.marks("b", OUTBOX, [E1]), (5, {E1: Mark(5, 5000)}))
-            self.assertEqual(self.store.marks("a", "f" * 16, [E1]), (0, {E1: Mark(3, 3000)}))
+            self.assertEqual(self.store.marks("b", OUTBOX, [E1]), (5, {E1: HighWaterMark(5, 5000)}))
+            self.assertEqual(self.store.marks("a", "f" * 16, [E1]), (0, {E1: HighWaterMark(3, 3000)}))
             self.assertEqual(self.store.identity, identity)
             self.reopen()
 
     def test_marks_within_a_transaction(self):
         file(self.store, batch(1, 3))
         with self.store.writing([("a", E1), ("a", E2), ("b", E1)]) as marks:
-            self.assertEqual(dict(marks), {("a", E1): Mark(3, 3000)})
+            self.assertEqual(dict(marks), {("a", E1): HighWaterMark(3, 3000)})
 
     def test_a_transaction_that_raises_leaves_nothing(self):
         file(self.store, batch(1, 3))
         with self.assertRaises(ZeroDivisionError), self.store.writing([("c", E2)]):
-            new = Filing("c", OUTBOX, E2, NOTHING)
+            new = EpochCommit("c", OUTBOX, E2, NOTHING)
             new.add(batch(1, 2, node="c", epoch=E2), 0)
             self.store.put([new], 0, LogMark("x.csv", 1, 2, 3))
             raise ZeroDivisionError
@@ -121,9 +124,9 @@ class StoreContract:
 
     def test_a_gap_moves_the_mark_and_has_no_up(self):
         file(self.store, batch(1, 3), gap(4, 9, before=2))
-        self.assertEqual(self.store.marks("a", OUTBOX, [E1]), (9, {E1: Mark(9, None)}))
+        self.assertEqual(self.store.marks("a", OUTBOX, [E1]), (9, {E1: HighWaterMark(9, None)}))
         file(self.store, batch(10, 10))
-        self.assertEqual(self.store.marks("a", OUTBOX, [E1]), (10, {E1: Mark(10, 10_000)}))
+        self.assertEqual(self.store.marks("a", OUTBOX, [E1]), (10, {E1: HighWaterMark(10, 10_000)}))
         (node,) = self.store.nodes()
         self.assertEqual((node["samples"], node["missing"]), (4, 8))
         (found,) = self.store.gaps(10)
@@ -134,7 +137,7 @@ class StoreContract:
 
     def test_a_gap_of_older_epochs_alone_moves_only_the_running_number(self):
         file(self.store, gap(1, 0, base=70, before=70))
-        self.assertEqual(self.store.marks("a", OUTBOX, [E1]), (70, {E1: Mark(0, None)}))
+        self.assertEqual(self.store.marks("a", OUTBOX, [E1]), (70, {E1: HighWaterMark(0, None)}))
         self.assertEqual(self.store.nodes()[0]["missing"], 70)
 
     def test_what_the_log_owes_comes_in_its_order(self):
@@ -150,7 +153,7 @@ class StoreContract:
         )
         self.assertEqual(owed[-1].filed, last)
         self.assertEqual([logged.filed for logged in self.store.logged_after(owed[2].filed)], [owed[3].filed, last])
-        self.assertIsInstance(owed[0].item, Stretch)
+        self.assertIsInstance(owed[0].item, SampleBatch)
         self.assertEqual(owed[0].item.samples[0].values, {"temperature": 20.5, "light": 1})
         self.assertEqual(owed[0].units, {"temperature": "°C"})
 
@@ -222,7 +225,7 @@ class StoreContract:
 
     def sum_up(self, before_ms=1 << 60):
         """As the caretaker does, to the end."""
-        taker = Caretaker(self.store, Direct(self.store), FakeClock(before_ms))
+        taker = MaintenanceWorker(self.store, Direct(self.store), FakeClock(before_ms))
         while taker.work():
             pass
 
@@ -264,9 +267,9 @@ class StoreContract:
 
     def test_a_transaction_that_raises_marks_nothing_and_the_next_one_does(self):
         with self.assertRaises(KeyError), self.store.writing(()):
-            filing = Filing("a", OUTBOX, E1, NOTHING)
-            filing.add(batch(1, 1), 0)
-            self.store.put([filing], 1, None)
+            epoch_commit = EpochCommit("a", OUTBOX, E1, NOTHING)
+            epoch_commit.add(batch(1, 1), 0)
+            self.store.put([epoch_commit], 1, None)
             raise KeyError
         self.assertEqual(self.windows(), [])
         self.put(sample(1).time_ms)
@@ -451,7 +454,7 @@ class SqliteTest(StoreContract, unittest.TestCase):
         self.store._db.execute(f"PRAGMA max_page_count = {pages}")
         with self.assertRaises(NotStored):
             file(self.store, batch(4, 4000))
-        self.assertEqual(self.store.marks("a", OUTBOX, [E1])[1][E1], Mark(3, 3000))
+        self.assertEqual(self.store.marks("a", OUTBOX, [E1])[1][E1], HighWaterMark(3, 3000))
         self.store._db.execute("PRAGMA max_page_count = 1000000")
         file(self.store, batch(4, 4000))
         self.assertEqual(self.store.nodes()[0]["samples"], 4000)

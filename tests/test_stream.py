@@ -7,7 +7,7 @@ from unittest import mock
 from pigeonpost.core.clock import FakeClock, parse_rfc3339
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
-from pigeonpost.node.send_cursor import FIRST_SAMPLES, Lost, Samples, Stream
+from pigeonpost.node.send_cursor import FIRST_SAMPLES, OutgoingBatch, OutgoingGap, SendCursor
 from protocol import BATCH_SAMPLES, WINDOW_SAMPLES
 from tests.support import MemoryDisk, taken
 
@@ -30,7 +30,7 @@ class StreamCase(unittest.TestCase):
             pass
 
     def stream(self, number=0, have=None, **more):
-        stream = Stream(self.outbox, self.clock, **more)
+        stream = SendCursor(self.outbox, self.clock, **more)
         stream.begin(number, have or {})
         return stream
 
@@ -41,7 +41,7 @@ class StreamCase(unittest.TestCase):
         """(epoch, first, last, number of the first) of samples; and what is lost, as it is."""
         found = [
             (int(piece.epoch, 16), piece.first, piece.first + len(piece.texts) - 1, piece.number)
-            if isinstance(piece, Samples)
+            if isinstance(piece, OutgoingBatch)
             else piece
             for piece in self.all(stream)
         ]
@@ -80,7 +80,7 @@ class Pieces(StreamCase):
 
     def test_only_what_comes_from_now_on(self):
         self.take(5)
-        stream = Stream(self.outbox, self.clock)
+        stream = SendCursor(self.outbox, self.clock)
         stream.begin_now(self.outbox.ring.runs)
         self.take(2)
         self.assert_pieces(stream, (1, 6, 7, 6))
@@ -92,7 +92,7 @@ class Losses(StreamCase):
         self.start(slots=64)
         self.take(70)
         epoch = self.outbox.epoch
-        lost = Lost(epoch, 1, 6, 1, 0, "overwritten")
+        lost = OutgoingGap(epoch, 1, 6, 1, 0, "overwritten")
         self.assertEqual(self.stream().next(), lost)
         stream = self.stream(3, {epoch: 3})
         self.assertEqual(stream.next(), lost._replace(first=4, number=4))
@@ -104,9 +104,9 @@ class Losses(StreamCase):
         self.take(10)
         self.start(slots=64)
         self.take(64)
-        self.assertEqual(self.stream().next(), Lost(self.outbox.epoch, 1, 0, 11, 10, "overwritten"))
-        self.assertEqual(self.stream(4).next(), Lost(self.outbox.epoch, 1, 0, 11, 6, "overwritten"))
-        self.assertIsInstance(self.stream(None).next(), Samples)
+        self.assertEqual(self.stream().next(), OutgoingGap(self.outbox.epoch, 1, 0, 11, 10, "overwritten"))
+        self.assertEqual(self.stream(4).next(), OutgoingGap(self.outbox.epoch, 1, 0, 11, 6, "overwritten"))
+        self.assertIsInstance(self.stream(None).next(), OutgoingBatch)
 
     def test_overwritten_while_it_is_read(self):
         """Nobody would wake a sender that was told that there is nothing to send."""
@@ -122,7 +122,7 @@ class Losses(StreamCase):
             return [None] * count
 
         self.outbox.read = late
-        self.assertEqual(stream.next(), Lost(self.outbox.epoch, 1, 32, 1, 0, "overwritten"))
+        self.assertEqual(stream.next(), OutgoingGap(self.outbox.epoch, 1, 32, 1, 0, "overwritten"))
 
     def test_damaged_samples_are_lost_and_the_others_are_sent(self):
         self.take(12)
@@ -130,17 +130,17 @@ class Losses(StreamCase):
         epoch = self.outbox.epoch
         self.assert_pieces(
             self.stream(),
-            Lost(epoch, 1, 2, 1, 0, "damaged"),
+            OutgoingGap(epoch, 1, 2, 1, 0, "damaged"),
             (1, 3, 5, 3),
-            Lost(epoch, 6, 6, 6, 0, "damaged"),
+            OutgoingGap(epoch, 6, 6, 6, 0, "damaged"),
             (1, 7, 11, 7),
-            Lost(epoch, 12, 12, 12, 0, "damaged"),
+            OutgoingGap(epoch, 12, 12, 12, 0, "damaged"),
         )
 
     def test_a_piece_of_damaged_samples_only_is_lost_as_a_whole(self):
         self.take(FIRST_SAMPLES + 1)
         self.damage(*range(1, FIRST_SAMPLES + 1))
-        lost = Lost(self.outbox.epoch, 1, FIRST_SAMPLES, 1, 0, "damaged")
+        lost = OutgoingGap(self.outbox.epoch, 1, FIRST_SAMPLES, 1, 0, "damaged")
         self.assert_pieces(self.stream(), lost, (1, FIRST_SAMPLES + 1, FIRST_SAMPLES + 1, FIRST_SAMPLES + 1))
 
     def damage(self, *numbers):
@@ -195,7 +195,7 @@ class OtherCopy(StreamCase):
         self.epoch = self.outbox.epoch
 
     def fork(self, seq, up_ms, epoch=None):
-        return Stream(self.outbox, self.clock).fork_if_other(epoch or self.epoch, seq, up_ms)
+        return SendCursor(self.outbox, self.clock).fork_if_other(epoch or self.epoch, seq, up_ms)
 
     def test_the_same_sample_needs_no_new_epoch(self):
         self.assertEqual(self.fork(7, 7), "")
@@ -243,7 +243,7 @@ class Dates(StreamCase):
         wall_ms, up_ms = self.clock.wall_ms() - 3_600_000 - 5000, self.clock.up_ms() - 5000
         self.outbox.put(taken(wall_ms=wall_ms, up_ms=up_ms, clock_set=clock_set))
         self.outbox.commit()
-        stream = Stream(self.outbox, self.clock)
+        stream = SendCursor(self.outbox, self.clock)
         stream.offset_ms = offset_ms
         stream.begin(0, {})
         sample = json.loads(stream.next().texts[-1])

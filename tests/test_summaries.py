@@ -11,8 +11,8 @@ from unittest import mock
 from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.core.errors import DiskError, NotStored
 from pigeonpost.storage import maintenance
-from pigeonpost.storage.maintenance import Caretaker, summarise, summary
-from pigeonpost.storage.models import SPANS_MS, Point, together
+from pigeonpost.storage.maintenance import MaintenanceWorker, rollup_of, summary
+from pigeonpost.storage.models import SPANS_MS, StoredSample, merge_rollups
 from protocol import Batch
 from tests.memory_store import MemoryStore
 from tests.support import LIMIT_S, wait_until
@@ -71,16 +71,16 @@ class Reckoning(unittest.TestCase):
         for _ in range(100):
             one = [chance.uniform(-5, 50) for _ in range(chance.randrange(1, 30))]
             other = [chance.uniform(40, 90) for _ in range(chance.randrange(1, 30))]
-            both, whole = together(summary(one, 0), summary(other, 0)), summary(one + other, 0)
+            both, whole = merge_rollups(summary(one, 0), summary(other, 0)), summary(one + other, 0)
             for name in ("values", "mean", "low", "high", "deviation"):
                 self.assertAlmostEqual(getattr(both, name), getattr(whole, name), msg=name)
 
     def test_each_sensor_of_its_own_values_and_none_without(self):
         points = [
-            Point("a", 1, E1, 1, {"t": 1, "x": None}, ""), Point("a", 2, E1, 2, {"t": None, "u": 5}, ""),
-            Point("a", 3, E1, 3, {"t": 3}, ""),
+            StoredSample("a", 1, E1, 1, {"t": 1, "x": None}, ""), StoredSample("a", 2, E1, 2, {"t": None, "u": 5}, ""),
+            StoredSample("a", 3, E1, 3, {"t": 3}, ""),
         ]  # fmt: skip
-        found = summarise(points, NOON)
+        found = rollup_of(points, NOON)
         self.assertEqual({name: (one.values, one.mean) for name, one in found.items()}, {"t": (2, 2.0), "u": (1, 5.0)})
 
 
@@ -88,10 +88,10 @@ class Caring(unittest.TestCase):
     def setUp(self):
         self.store = MemoryStore()
         self.clock = FakeClock(NOON)
-        self.caretaker = Caretaker(self.store, Direct(self.store), self.clock, keep_days=1)
+        self.maintenance = MaintenanceWorker(self.store, Direct(self.store), self.clock, keep_days=1)
 
     def work(self):
-        while self.caretaker.work():
+        while self.maintenance.work():
             pass
 
     def ends(self):
@@ -104,35 +104,35 @@ class Caring(unittest.TestCase):
         self.clock.sleep(maintenance.GRACE_MS / 1000 + 0.001)
         self.work()
         self.assertEqual(self.ends(), [(span, NOON) for span in SPANS_MS])
-        self.assertEqual(self.caretaker.summed, 2)
+        self.assertEqual(self.maintenance.summed, 2)
 
     def test_samples_go_when_their_time_is_over(self):
         put(self.store, NOON - 1000, NOON)
-        self.store.filings = []
+        self.store.epoch_commits = []
         self.clock.sleep(86_400)
         self.work()
         self.assertEqual(len(self.store.samples), 2)
         self.clock.sleep(0.002)
         self.work()
-        self.assertEqual((len(self.store.samples), self.caretaker.forgotten), (0, 2))
+        self.assertEqual((len(self.store.samples), self.maintenance.forgotten), (0, 2))
 
     def test_for_ever_is_for_ever(self):
-        caretaker = Caretaker(self.store, Direct(self.store), self.clock)
+        worker = MaintenanceWorker(self.store, Direct(self.store), self.clock)
         put(self.store, 1000)
-        self.store.filings = []
-        while caretaker.work():
+        self.store.epoch_commits = []
+        while worker.work():
             pass
         self.assertEqual(len(self.store.samples), 1)
 
     def test_many_go_a_little_at_a_time(self):
         with mock.patch.object(maintenance, "_FORGET_AT_ONCE", 3):
             put(self.store, *(NOON - n * HOUR for n in range(10)))
-            self.store.filings = []
+            self.store.epoch_commits = []
             self.clock.sleep(2 * 86_400)
             steps = 0
-            while self.caretaker.work():
+            while self.maintenance.work():
                 steps += 1
-        self.assertEqual((len(self.store.samples), self.caretaker.forgotten), (0, 10))
+        self.assertEqual((len(self.store.samples), self.maintenance.forgotten), (0, 10))
         self.assertGreaterEqual(steps, 4)
 
 
@@ -142,17 +142,17 @@ class WithAnIntake(IntakeCase):
     clock_type = Clock
 
     def start(self):
-        self.intake.start()
-        self.addCleanup(self.intake.stop, LIMIT_S)
+        self.ingestor.start()
+        self.addCleanup(self.ingestor.stop, LIMIT_S)
 
     def test_it_works_by_itself(self):
         put(self.store, *(NOON + n * 1000 for n in range(3000)))
         self.start()
         with mock.patch.object(maintenance, "LOOK_S", 0.01):
-            caretaker = Caretaker(self.store, self.intake, self.clock)
-            caretaker.start()
+            worker = MaintenanceWorker(self.store, self.ingestor, self.clock)
+            worker.start()
             wait_until(lambda: not self.store.unsummed(1 << 60, 1), "all is summed up")
-            self.assertIsNone(caretaker.stop(LIMIT_S))
+            self.assertIsNone(worker.stop(LIMIT_S))
         found = self.store.summaries("a", "temperature", SPANS_MS[0], 0, 1 << 60)
         self.assertEqual(sum(one.values for one in found), 3000)
 
@@ -165,27 +165,27 @@ class WithAnIntake(IntakeCase):
             mock.patch.object(maintenance, "LOOK_S", 0.01),
             mock.patch.object(self.store, "put_summaries", side_effect=NotStored("full")) as tried,
         ):
-            caretaker = Caretaker(self.store, self.intake, self.clock)
-            caretaker.start()
+            worker = MaintenanceWorker(self.store, self.ingestor, self.clock)
+            worker.start()
             wait_until(lambda: tried.call_count > 2, "it is tried again")
             tried.side_effect = DiskError("broken")
             wait_until(lambda: self.failures, "the program is told")
-            caretaker._thread.join(LIMIT_S)
-            self.assertFalse(caretaker._thread.is_alive())
+            worker._thread.join(LIMIT_S)
+            self.assertFalse(worker._thread.is_alive())
 
     def test_what_a_job_raises_is_raised_where_it_came_from(self):
         self.start()
         with self.assertRaises(ZeroDivisionError):
-            self.intake.run(lambda: 1 / 0, LIMIT_S)
-        self.assertEqual(self.intake.run(lambda: 5, LIMIT_S), 5)
+            self.ingestor.run(lambda: 1 / 0, LIMIT_S)
+        self.assertEqual(self.ingestor.run(lambda: 5, LIMIT_S), 5)
         self.assertEqual(self.failures, [])
 
     def test_a_job_that_nobody_can_do_now_is_not_done_later(self):
         done = []
         with self.assertRaises(NotStored):
-            self.intake.run(lambda: done.append(1), 0.02)
+            self.ingestor.run(lambda: done.append(1), 0.02)
         self.start()
-        self.intake.run(lambda: done.append(2), LIMIT_S)
+        self.ingestor.run(lambda: done.append(2), LIMIT_S)
         self.assertEqual(done, [2])
 
     def test_commits_come_between_jobs(self):
@@ -195,7 +195,7 @@ class WithAnIntake(IntakeCase):
 
         def keep_busy():
             while not stop.is_set():
-                self.intake.run(lambda: None, LIMIT_S)
+                self.ingestor.run(lambda: None, LIMIT_S)
 
         threads = [threading.Thread(target=keep_busy) for _ in range(3)]
         for thread in threads:
@@ -203,7 +203,7 @@ class WithAnIntake(IntakeCase):
         self.addCleanup(lambda: [thread.join(LIMIT_S) for thread in threads])
         self.addCleanup(stop.set)
         put_one = self.answers.of(Batch("b", OUTBOX, E1, 0, [sample(1)], None, {}, print, print))
-        self.intake.accept(put_one, urgent=True)
+        self.ingestor.accept(put_one, urgent=True)
         wait_until(lambda: self.answers.acks, "it is committed")
 
 

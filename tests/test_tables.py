@@ -4,7 +4,15 @@ import time
 import unittest
 
 from pigeonpost.core.clock import parse_rfc3339
-from pigeonpost.importing.readers import JSON_BYTES, Fault, Reading, read_time, read_value, readings, sensor_name
+from pigeonpost.importing.readers import (
+    JSON_BYTES,
+    Fault,
+    ImportedReading,
+    read_time,
+    read_value,
+    readings,
+    sensor_name,
+)
 
 LOG = """time,node,sensor,value,unit
 2026-11-20T16:36:10.123+01:00,basement,temperature,23.4,°C
@@ -25,7 +33,7 @@ def read(text, name="x.csv"):
 def values(text, name="x.csv"):
     """(ms since 1970, values) of each reading; a fault fails."""
     found = read(text, name)
-    assert all(isinstance(one, Reading) for one in found), found
+    assert all(isinstance(one, ImportedReading) for one in found), found
     return [(one.time_ms, one.values) for one in found]
 
 
@@ -39,10 +47,10 @@ class OurLog(unittest.TestCase):
         self.assertEqual(
             read(LOG),
             [
-                Reading("line 2", "basement", T, {"temperature": 23.4, "light": 512}, units),
-                Reading("line 4", "basement", T + 10_000, {"temperature": None, "light": 513}, units),
-                Reading("line 7", "attic", T + 20_000, {"temperature": -1}, {"temperature": "=odd"}),
-                Reading("line 8", "attic", T + 20_000, {"temperature": -2}, {"temperature": "=odd"}),
+                ImportedReading("line 2", "basement", T, {"temperature": 23.4, "light": 512}, units),
+                ImportedReading("line 4", "basement", T + 10_000, {"temperature": None, "light": 513}, units),
+                ImportedReading("line 7", "attic", T + 20_000, {"temperature": -1}, {"temperature": "=odd"}),
+                ImportedReading("line 8", "attic", T + 20_000, {"temperature": -2}, {"temperature": "=odd"}),
             ],
         )  # fmt: skip
 
@@ -70,7 +78,7 @@ class Tables(unittest.TestCase):
         )
         found = read(text)
         units = {"temperature": "°C", "rel_humidity": "%"}
-        self.assertEqual(found, [Reading("line 2", "", T - 123, {"temperature": 23.4, "s_2nd": 7}, units)])
+        self.assertEqual(found, [ImportedReading("line 2", "", T - 123, {"temperature": 23.4, "s_2nd": 7}, units)])
 
     def test_however_lines_end_and_cells_are_divided(self):
         for text in (
@@ -90,7 +98,7 @@ class Tables(unittest.TestCase):
         self.assertEqual(
             read(text),
             [
-                Reading("line 2", "a", T, {"t": 1, "u": 2}, {"t": "°C"}),
+                ImportedReading("line 2", "a", T, {"t": 1, "u": 2}, {"t": "°C"}),
                 Fault("line 3", "'../b' is no name of a node"),
             ],
         )
@@ -155,8 +163,8 @@ class Json(unittest.TestCase):
         self.assertEqual(
             read(text, "x.jsonl"),
             [
-                Reading("line 1", "a", T, {"t": 1, "u": None}, {"t": "°C"}),
-                Reading("line 3", "", T - 123, {"t": 2}, {"t": "K"}),
+                ImportedReading("line 1", "a", T, {"t": 1, "u": None}, {"t": "°C"}),
+                ImportedReading("line 3", "", T - 123, {"t": 2}, {"t": "K"}),
             ],
         )
         self.assertEqual(read("\ufeff" + text, "x.NDJSON"), read(text, "x.jsonl"))
@@ -175,14 +183,16 @@ class Json(unittest.TestCase):
             '{"time": 1795188970, "a": 1}\r\n\n {"time": 1795188971, "a": 2, "node": "x"}\n{"time": 1795188972}\n{]\n'
         )
         found = read(text, "x.json")
-        self.assertEqual(found[0], Reading("line 1", "", 1795188970_000, {"a": 1}, {}))
-        self.assertEqual(found[1], Reading("line 3", "x", 1795188971_000, {"a": 2}, {}))
+        self.assertEqual(found[0], ImportedReading("line 1", "", 1795188970_000, {"a": 1}, {}))
+        self.assertEqual(found[1], ImportedReading("line 3", "x", 1795188971_000, {"a": 2}, {}))
         self.assertEqual([type(one) for one in found[2:]], [Fault, Fault])
         self.assertEqual([one.where for one in found[2:]], ["line 4", "line 5"])
 
     def test_node_and_units(self):
         text = '{"node": "x", "units": {"A": "V"}, "readings": [{"time": 1795188970, "A": 1, "node": "y"}]}'
-        self.assertEqual(read(text, "x.json"), [Reading("reading 1", "y", 1795188970_000, {"a": 1}, {"a": "V"})])
+        self.assertEqual(
+            read(text, "x.json"), [ImportedReading("reading 1", "y", 1795188970_000, {"a": 1}, {"a": "V"})]
+        )
 
     def test_what_is_wrong_is_named(self):
         for text, said in (
@@ -212,7 +222,7 @@ class Json(unittest.TestCase):
     def test_other_readings_of_the_file_are_looked_at_all_the_same(self):
         text = '[{"time": 1795188970, "a": 1}, {"time": "x", "a": 1}, {"time": 1795188971, "a": 2}, 5]'
         found = read(text, "x.json")
-        self.assertEqual([type(one) for one in found], [Reading, Fault, Reading, Fault])
+        self.assertEqual([type(one) for one in found], [ImportedReading, Fault, ImportedReading, Fault])
         self.assertEqual((found[1].where, found[3].where), ("reading 2", "reading 4"))
 
 

@@ -18,15 +18,15 @@ from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.core.strict_json import write_json
-from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.node_info import NodeInfo
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
 from pigeonpost.server.node_status import NodeState
 from pigeonpost.transports import tcp_connection, tcp_node, tcp_server
-from pigeonpost.transports.contract import End
-from pigeonpost.transports.tcp_node import MOST_CONNECTIONS, MOST_OF_A_HOST, NodeEnd
+from pigeonpost.transports.contract import Transport
+from pigeonpost.transports.tcp_node import MOST_CONNECTIONS, MOST_OF_A_HOST, TcpNodeTransport
 from pigeonpost.transports.tcp_node_session import NodeSession
-from pigeonpost.transports.tcp_server import ServerEnd
+from pigeonpost.transports.tcp_server import TcpServerTransport
 from pigeonpost.transports.tcp_server_session import DOUBT_S, ServerSession
 from protocol import LARGEST_INTEGER, LARGEST_SEQ, LINE_BYTES, SENSOR_NAME, decode, encode
 from tests.support import BOOT, EPOCH, LIMIT_S, FakeLedger, MemoryDisk, Talk, rounds, sensors_line, taken, wait_until
@@ -60,14 +60,14 @@ class TcpCase(unittest.TestCase):
         """A node's end, listening, on the outbox that there is."""
         if not hasattr(self, "outbox"):
             self.make_outbox()
-        facts = NodeFacts("basement", SENSORS, 10.0, key, self.outbox.switch, lambda: {"held": self.outbox.ring.last})
-        node = NodeEnd(address, facts, self.outbox, Clock())
+        info = NodeInfo("basement", SENSORS, 10.0, key, self.outbox.switch, lambda: {"held": self.outbox.ring.last})
+        node = TcpNodeTransport(address, info, self.outbox, Clock())
         node.start()
         self.addCleanup(node.stop, LIMIT_S)
         return node
 
     def start_server(self, address, keys=None, expected="basement", name="home", clock=None):
-        end = ServerEnd(address, expected, name, self.ledger, keys or {}, clock or Clock())
+        end = TcpServerTransport(address, expected, name, self.ledger, keys or {}, clock or Clock())
         end.start()
         self.addCleanup(end._thread.join, LIMIT_S)
         self.addCleanup(end.stop, LIMIT_S)
@@ -243,7 +243,7 @@ class BothEnds(TcpCase):
         self.assertEqual(self.outbox._watchers, set())
 
     def test_both_are_ends_of_a_road(self):
-        self.assertTrue(issubclass(NodeEnd, End) and issubclass(ServerEnd, End))
+        self.assertTrue(issubclass(TcpNodeTransport, Transport) and issubclass(TcpServerTransport, Transport))
 
 
 class Asking(TcpCase):
@@ -258,7 +258,7 @@ class Asking(TcpCase):
         self.assertIsNotNone(server.state.round_trip_ms)
 
     def test_without_a_connection_there_is_no_answer(self):
-        server = ServerEnd(("127.0.0.1", 1), "", "home", self.ledger, {}, Clock())
+        server = TcpServerTransport(("127.0.0.1", 1), "", "home", self.ledger, {}, Clock())
         self.assertFalse(server.ask("CHECK"))
 
     def test_a_node_that_does_not_answer_is_waited_for_so_long_and_no_longer(self):
@@ -282,13 +282,13 @@ class Asking(TcpCase):
             while sock.recv(4096):
                 pass
 
-        came, note = threading.Event(), ServerEnd._note_answer
+        came, note = threading.Event(), TcpServerTransport._note_answer
 
         def note_answer(end, *answer):
             note(end, *answer)
             came.set()
 
-        with mock.patch.object(ServerEnd, "_note_answer", note_answer):
+        with mock.patch.object(TcpServerTransport, "_note_answer", note_answer):
             server = self.start_server(FakeNode(self, serve).address)
             wait_until(lambda: server.state.connected)
         with mock.patch.object(server._answered, "wait", lambda _: came.wait(LIMIT_S) and server._answered.is_set()):
@@ -637,7 +637,7 @@ class Retrying(TcpCase):
 
     def waits(self, connects):
         """How long it waits between attempts that go as `connects` says."""
-        server = ServerEnd(("127.0.0.1", 1), "", "home", self.ledger, {}, Clock())
+        server = TcpServerTransport(("127.0.0.1", 1), "", "home", self.ledger, {}, Clock())
         waits = []
 
         def wait(seconds):
@@ -787,7 +787,7 @@ class Moving(TcpCase):
 
     def test_the_address_of_the_settings_is_never_forgotten(self):
         home = FakeNode(self, lambda sock: None)
-        server = ServerEnd(home.address, "basement", "home", self.ledger, {}, Clock())
+        server = TcpServerTransport(home.address, "basement", "home", self.ledger, {}, Clock())
         for port in range(1, 6):
             server._good = ("127.0.0.1", port)
             server.move(("127.0.0.1", port + 1))
@@ -873,8 +873,8 @@ class Stopping(TcpCase):
 
     def test_a_node_that_was_never_started(self):
         self.make_outbox()
-        facts = NodeFacts("basement", SENSORS, 10.0, None, self.outbox.switch, dict)
-        self.assertIsNone(NodeEnd(("127.0.0.1", 0), facts, self.outbox, Clock()).stop(1))
+        info = NodeInfo("basement", SENSORS, 10.0, None, self.outbox.switch, dict)
+        self.assertIsNone(TcpNodeTransport(("127.0.0.1", 0), info, self.outbox, Clock()).stop(1))
 
 
 class FakeWire:
@@ -910,26 +910,26 @@ class Timing(unittest.TestCase):
         session = ServerSession("home", FakeLedger(), {}, NodeState("x"), self.clock, lambda: None)
         hello = {"link": 1, "node": "basement", "outbox": OUTBOX, "held": [], "sensors": []}
         session.receive(encode("HELLO", hello))
-        tcp_connection.converse(self.wire, session, lambda: False, lambda: False, self.clock)
+        tcp_connection.run_session(self.wire, session, lambda: False, lambda: False, self.clock)
         expected = [(0, "HELLO"), (0, "RESUME"), (0, "CHECK"), (15, "CHECK"), (30, "CHECK")]
         self.assertEqual([entry for entry in self.wire.sent if entry[0] < 45], expected)
         self.assertEqual(round(self.clock.monotonic() - self.wire.began_s), 45)
 
     def test_a_server_that_hears_no_hello_says_so_after_ten_seconds(self):
         session = ServerSession("home", FakeLedger(), {}, NodeState("x"), self.clock, lambda: None)
-        tcp_connection.converse(self.wire, session, lambda: False, lambda: False, self.clock)
+        tcp_connection.run_session(self.wire, session, lambda: False, lambda: False, self.clock)
         self.assertEqual(self.wire.sent, [(0, "HELLO"), (10, "ERROR")])
 
     def test_a_node_that_hears_no_proof_says_so_after_five(self):
         outbox = Outbox(Ring("/card", 8, 128, MemoryDisk()), BOOT)
-        facts = NodeFacts("basement", SENSORS, 10.0, LinkKey(TOKEN), outbox.switch, dict)
-        session = NodeSession(facts, outbox, self.clock, "x", False)
-        tcp_connection.converse(self.wire, session, session.stream, lambda: False, self.clock)
+        info = NodeInfo("basement", SENSORS, 10.0, LinkKey(TOKEN), outbox.switch, dict)
+        session = NodeSession(info, outbox, self.clock, "x", False)
+        tcp_connection.run_session(self.wire, session, session.stream, lambda: False, self.clock)
         self.assertEqual(self.wire.sent, [(5, "ERROR")])
 
     def test_what_is_due_is_said_before_the_end(self):
         session = ServerSession("home", FakeLedger(), {}, NodeState("x"), self.clock, lambda: None)
-        tcp_connection.converse(self.wire, session, lambda: False, lambda: True, self.clock)
+        tcp_connection.run_session(self.wire, session, lambda: False, lambda: True, self.clock)
         self.assertEqual(self.wire.sent, [(0, "HELLO")])
 
 
@@ -1075,9 +1075,9 @@ class Fuzz(TcpCase):
                 self.outbox.epoch = EPOCH
                 self.take(5)
             protected = mutator.chance.random() < 0.2
-            facts = NodeFacts("basement", SENSORS, 10.0, key if protected else None, self.outbox.switch, dict)
+            info = NodeInfo("basement", SENSORS, 10.0, key if protected else None, self.outbox.switch, dict)
             self.outbox.switch(True)
-            session = NodeSession(facts, self.outbox, FakeClock(), "192.0.2.7:1", True)
+            session = NodeSession(info, self.outbox, FakeClock(), "192.0.2.7:1", True)
             if mutator.chance.random() < 0.5:
                 session.receive(mutator.seeds[1])
             for _ in range(300):

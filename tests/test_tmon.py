@@ -33,7 +33,7 @@ def setUpModule():
 
 class TmonCase(unittest.TestCase):
     def setUp(self):
-        self.house = WebHouse(self, roads=[tmon.ServerEnd])
+        self.house = WebHouse(self, transports=[tmon.TmonTransport])
         self.token = self.house.tokens.make("attic")
 
     def message(self, **changes):
@@ -263,7 +263,7 @@ class TheClient(TmonCase):
         self.assertEqual(self.run_it("0" * 32), (1, '400 {"success": false, "error": "unknown token"}'))
         self.assertEqual(self.run_it(device=W1_SLAVE.replace("t=20812", "t=")),
                          (1, "{'success': False, 'error': 'No temperature given'}"))  # fmt: skip
-        with mock.patch.object(self.house.guests, "store", side_effect=NotStored("the disk is full")):
+        with mock.patch.object(self.house.unnumbered_sources, "store", side_effect=NotStored("the disk is full")):
             status, said = self.run_it()
             self.assertEqual((status, said.partition(" ")[0]), (1, "503"))
 
@@ -313,7 +313,7 @@ class Faults(TmonCase):
             self.assertEqual((status, told["success"]), (503, False))
             self.assertIn("the disk is full", told["error"])
             self.assertGreater(int(headers["retry-after"]), 0)
-        self.house.intake.settle(LIMIT_S)
+        self.house.ingestor.settle(LIMIT_S)
         self.assertEqual(self.points(), [])
 
     def test_an_upload_that_is_cut_at_any_byte_leaves_nothing(self):

@@ -8,8 +8,8 @@ import unittest
 from unittest import mock
 
 from pigeonpost.auth import users as module
-from pigeonpost.auth.sessions import ABSOLUTE_S, IDLE_S, MOST_SESSIONS, Sessions
-from pigeonpost.auth.throttle import CLOSED_S, FREE, MOST, Attempts
+from pigeonpost.auth.sessions import ABSOLUTE_S, IDLE_S, MOST_SESSIONS, UserSessions
+from pigeonpost.auth.throttle import CLOSED_S, FREE, MOST, LoginThrottle
 from pigeonpost.auth.users import LONGEST, User, Users
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.data_folder import USERS
@@ -277,7 +277,7 @@ class TheFile(UsersCase):
 class SessionsCase(unittest.TestCase):
     def setUp(self):
         self.clock = FakeClock()
-        self.sessions = Sessions(self.clock)
+        self.sessions = UserSessions(self.clock)
         self.user = User("a", "look", "5a17")
 
 
@@ -366,7 +366,7 @@ class Browsers(SessionsCase):
 class Trying(unittest.TestCase):
     def setUp(self):
         self.clock = FakeClock()
-        self.attempts = Attempts(self.clock)
+        self.attempts = LoginThrottle(self.clock)
 
     def fail(self, host="192.168.1.7", times=1):
         return [self.attempts.begin(host) for _ in range(times)]

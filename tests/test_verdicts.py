@@ -8,8 +8,8 @@ import unittest
 
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.server.node_status import NodeState
-from pigeonpost.server.quality import KINDS, Finding, Verdicts, read_rules
-from pigeonpost.storage.models import NOTHING, Filing, Stretch
+from pigeonpost.server.quality import KINDS, QualityChecks, QualityFlag, read_rules
+from pigeonpost.storage.models import NOTHING, EpochCommit, SampleBatch
 from protocol import Sample
 from tests.page_support import Server, set_zone, use_memory_disk
 from tests.support import temp_folder, wait_until
@@ -31,7 +31,7 @@ class Node:
         self.state.every_s = every_s
         self.links = [types.SimpleNamespace(state=NodeState("other", "attic")), types.SimpleNamespace(state=self.state)]
         self.tell(limits)
-        self.verdicts = Verdicts(self.links, rules)
+        self.quality = QualityChecks(self.links, rules)
         self.now_ms = T0
 
     def tell(self, limits):
@@ -50,12 +50,12 @@ class Node:
         return self.kinds()
 
     def file(self, samples, epoch=EPOCH):
-        filing = Filing(self.state.name, "outbox", epoch, NOTHING)
-        filing.items.append(Stretch(samples))
-        self.verdicts.note([filing])
+        epoch_commit = EpochCommit(self.state.name, "outbox", epoch, NOTHING)
+        epoch_commit.items.append(SampleBatch(samples))
+        self.quality.note([epoch_commit])
 
     def judged(self, later_s=0.0, is_expected=True):
-        return self.verdicts.of(self.state.name, "t", self.now_ms + int(later_s * 1000), is_expected)
+        return self.quality.of(self.state.name, "t", self.now_ms + int(later_s * 1000), is_expected)
 
     def kinds(self, later_s=0.0, is_expected=True):
         judged = self.judged(later_s, is_expected)
@@ -71,9 +71,9 @@ class Judgements(unittest.TestCase):
         for value, kinds in ((2, []), (30, []), (1.99, ["range"]), (30.01, ["range"]), (None, []), (20, [])):
             self.assertEqual(node.say(value), kinds, value)
         node.say(31)
-        self.assertEqual(node.judged().findings, [Finding("range", 30, 31)])
+        self.assertEqual(node.judged().findings, [QualityFlag("range", 30, 31)])
         node.say(1)
-        self.assertEqual(node.judged().findings, [Finding("range", 2, 1)])
+        self.assertEqual(node.judged().findings, [QualityFlag("range", 2, 1)])
         self.assertEqual(node.counts(), {"range": 4})
 
     def test_a_jump_is_a_change_in_the_time_that_it_took(self):
@@ -97,7 +97,7 @@ class Judgements(unittest.TestCase):
         node = Node({"stuck": 60})
         self.assertEqual(node.say(*[5] * 6), [])
         self.assertEqual(node.say(5), ["stuck"])
-        self.assertEqual(node.judged().findings, [Finding("stuck", 60, 60)])
+        self.assertEqual(node.judged().findings, [QualityFlag("stuck", 60, 60)])
         self.assertEqual(node.say(5, 5), ["stuck"])
         self.assertEqual(node.say(5.1), [])
         self.assertEqual(node.counts(), {"stuck": 3})
@@ -114,7 +114,7 @@ class Judgements(unittest.TestCase):
         for value, kinds in ((-50, ["rail"]), (-51, ["rail"]), (279.68, ["rail"]), (279.67, []), (-49.9, [])):
             self.assertEqual(node.say(value), kinds, value)
         node.say(300)
-        self.assertEqual(node.judged().findings, [Finding("rail", 279.68, 300)])
+        self.assertEqual(node.judged().findings, [QualityFlag("rail", 279.68, 300)])
         self.assertEqual(node.counts(), {"rail": 4})
 
     def test_stale(self):
@@ -123,7 +123,7 @@ class Judgements(unittest.TestCase):
         self.assertEqual(node.kinds(35), [])
         self.assertEqual(node.kinds(35.1), ["stale"])
         self.assertEqual(node.kinds(100), ["stale"])
-        self.assertEqual(node.judged(100).findings, [Finding("stale", 35, 100)])
+        self.assertEqual(node.judged(100).findings, [QualityFlag("stale", 35, 100)])
         self.assertEqual(node.counts(), {"stale": 1})  # looked at twice, but it has become stale once
         self.assertEqual(node.say(6, every_s=200), [])
         self.assertEqual(node.kinds(40), ["stale"])
@@ -132,9 +132,9 @@ class Judgements(unittest.TestCase):
     def test_one_that_fails_while_the_others_go_on_becomes_stale_without_anybody_looking(self):
         node = Node({"high": 100})
         node.say(500, None, None, None)
-        self.assertEqual(node.verdicts._nodes["basement"].tracks["t"].findings, [])
+        self.assertEqual(node.quality._nodes["basement"].tracks["t"].findings, [])
         node.say(None)
-        self.assertEqual([one.kind for one in node.verdicts._nodes["basement"].tracks["t"].findings], ["stale"])
+        self.assertEqual([one.kind for one in node.quality._nodes["basement"].tracks["t"].findings], ["stale"])
         self.assertEqual(node.say(5, 5), [])
         self.assertEqual(node.counts(), {"range": 1, "stale": 1})
 
@@ -157,10 +157,10 @@ class Judgements(unittest.TestCase):
     def test_sensors_without_limits_are_not_kept(self):
         node = Node()
         self.assertIsNone(node.say(1e9))
-        self.assertIsNone(node.verdicts.of("nobody", "t", T0))
+        self.assertIsNone(node.quality.of("nobody", "t", T0))
         node = Node({"high": 5})
         node.say(6)
-        self.assertIsNone(node.verdicts.of("basement", "light", T0))
+        self.assertIsNone(node.quality.of("basement", "light", T0))
 
 
 class Order(unittest.TestCase):
@@ -175,11 +175,9 @@ class Order(unittest.TestCase):
     def test_within_an_epoch_the_date_may_step(self):
         node = Node({"jump": 1})
         node.file([Sample(1, T0, 1000, {"t": 5}, {}, ""), Sample(2, T0 - 10**12, 2000, {"t": 5.5}, {}, "")])
-        self.assertEqual(node.verdicts.of("basement", "t", T0 - 10**12).findings, [])
+        self.assertEqual(node.quality.of("basement", "t", T0 - 10**12).findings, [])
         node.file([Sample(3, T0 + 10**12, 3000, {"t": 50}, {}, "")])
-        self.assertEqual(
-            [finding.kind for finding in node.verdicts.of("basement", "t", T0 + 10**12).findings], ["jump"]
-        )
+        self.assertEqual([finding.kind for finding in node.quality.of("basement", "t", T0 + 10**12).findings], ["jump"])
 
     def test_a_backlog_is_judged_as_it_was_taken(self):
         node = Node({"jump": 1, "high": 100})
@@ -192,7 +190,7 @@ class Order(unittest.TestCase):
         """Those of guests: `up` is always the same."""
         node = Node({"jump": 1})
         node.file([Sample(1, T0, 0, {"t": 5}, {}, ""), Sample(2, T0 + 10_000, 0, {"t": 50}, {}, "")])
-        self.assertEqual([one.kind for one in node.verdicts.of("basement", "t", T0).findings], ["jump"])
+        self.assertEqual([one.kind for one in node.quality.of("basement", "t", T0).findings], ["jump"])
 
 
 class Tellings(unittest.TestCase):
@@ -237,12 +235,12 @@ class Tellings(unittest.TestCase):
         for number in range(100):
             node.state.sensors = [{"name": f"s{number}", "unit": "", "limits": {"high": 1}}]
             node.say(5, sensor=f"s{number}")
-        self.assertEqual(list(node.verdicts._nodes["basement"].tracks), ["s99"])
+        self.assertEqual(list(node.quality._nodes["basement"].tracks), ["s99"])
 
     def test_a_node_that_is_known_later(self):
         node = Node({"high": 10}, name="")
         node.state.name = ""
-        self.assertIsNone(node.verdicts.of("basement", "t", T0))
+        self.assertIsNone(node.quality.of("basement", "t", T0))
         node.state.name = "basement"
         self.assertEqual(node.say(20), ["range"])
         self.assertEqual(node.state.name, "basement")
@@ -264,8 +262,8 @@ class Tellings(unittest.TestCase):
         state = NodeState("elsewhere", "basement")
         state.sensors = [{"name": "t", "unit": "", "limits": {"high": 50}}]
         node.links.append(types.SimpleNamespace(state=state))
-        self.assertEqual(node.verdicts.of("basement", "t", T0).limits, {"high": 50})
-        self.assertEqual(node.verdicts.of("basement", "t", T0).counts["range"], 1)
+        self.assertEqual(node.quality.of("basement", "t", T0).limits, {"high": 50})
+        self.assertEqual(node.quality.of("basement", "t", T0).counts["range"], 1)
 
 
 class Rules(unittest.TestCase):
@@ -281,7 +279,7 @@ class Rules(unittest.TestCase):
         node = Node(rules=rules)
         self.assertEqual(node.say(60), ["range"])
         node.links.clear()
-        alone = Verdicts([], rules)
+        alone = QualityChecks([], rules)
         self.assertEqual(alone.of("basement", "t", T0).limits, {"high": 50})
         self.assertIsNone(alone.of("attic", "t", T0))
 
@@ -365,11 +363,11 @@ class Pages(unittest.TestCase):
 
         self.house.store_samples(
             "basement",
-            [Sample(7, self.house.house.clock.wall_ms() - 10_100_000, 99_000_000, {"temperature": 1}, {}, "")],
+            [Sample(7, self.house.app.clock.wall_ms() - 10_100_000, 99_000_000, {"temperature": 1}, {}, "")],
         )
         self.assertIn('<span class="odd">no value for 100 s</span>', self.get("/", html=True))
         self.link.state.on = False
-        self.house.web._overview.note()
+        self.house.web._snapshots.note()
         self.assertNotIn("no value for", self.get("/", html=True))
 
 

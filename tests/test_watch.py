@@ -10,15 +10,15 @@ import unittest.mock
 from types import SimpleNamespace
 
 from pigeonpost.alerts import notifier
-from pigeonpost.alerts.contract import Message, NotSent, Way
-from pigeonpost.alerts.email_channel import Mail
-from pigeonpost.alerts.notifier import Watchman
+from pigeonpost.alerts.contract import AlertChannel, AlertMessage, NotSent
+from pigeonpost.alerts.email_channel import EmailChannel
+from pigeonpost.alerts.notifier import Notifier
 from pigeonpost.alerts.report import report
 from pigeonpost.alerts.rules import Alerts, read_rules
-from pigeonpost.alerts.webhook_channel import Webhook
+from pigeonpost.alerts.webhook_channel import WebhookChannel
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import DiskError, NotStored, SettingsError
-from pigeonpost.storage.models import NOTHING, Filing
+from pigeonpost.storage.models import NOTHING, EpochCommit
 from protocol import Batch
 from tests.forked import Forked
 from tests.memory_store import MemoryStore
@@ -26,7 +26,7 @@ from tests.page_support import use_memory_disk
 from tests.support import LIMIT_S, temp_folder, wait_until
 from tests.test_stores import E1, OUTBOX, file, gap, sample
 
-HELLO = Message("Alert: it is 41 °C", "It is 41 °C.\n", {"kind": "alert"})
+HELLO = AlertMessage("Alert: it is 41 °C", "It is 41 °C.\n", {"kind": "alert"})
 
 
 def setUpModule():
@@ -46,10 +46,10 @@ class AlertCase(unittest.TestCase):
     def bring(self, value, node="attic", time_ms=None):
         self.seq += 1
         made = sample(self.seq, value, self.clock.wall_ms() if time_ms is None else time_ms)
-        filing = Filing(node, OUTBOX, E1, NOTHING)
-        filing.units = {"temperature": "°C"}
-        filing.add(Batch(node, OUTBOX, E1, 0, [made], None, filing.units, print, print), 0)
-        self.made.note([filing])
+        epoch_commit = EpochCommit(node, OUTBOX, E1, NOTHING)
+        epoch_commit.units = {"temperature": "°C"}
+        epoch_commit.add(Batch(node, OUTBOX, E1, 0, [made], None, epoch_commit.units, print, print), 0)
+        self.made.note([epoch_commit])
 
     def subjects(self):
         return [message.subject.partition(" at ")[0] for message in self.made.look()]
@@ -132,7 +132,7 @@ class Thresholds(AlertCase):
         self.assertRegex(
             message.text, r"^temperature of attic is 50 °C at 20\S+Z\.\nThe alert is for temperature above 40\.\n$"
         )
-        self.assertEqual((message.facts["kind"], message.facts["node"], message.facts["above"]), ("alert", "attic", 40))
+        self.assertEqual((message.info["kind"], message.info["node"], message.info["above"]), ("alert", "attic", 40))
 
 
 class Silence(AlertCase):
@@ -179,7 +179,7 @@ class Reports(unittest.TestCase):
         self.assertRegex(message.text, r"\n\nattic\n  temperature +21 to 23 +mean 22 +°C +3 values\n")
         self.assertIn("cellar; 7 samples are missing in all: no samples", message.text)
         self.assertEqual(
-            message.facts["nodes"]["attic"], {"temperature": {"values": 3, "low": 21, "high": 23, "mean": 22}}
+            message.info["nodes"]["attic"], {"temperature": {"values": 3, "low": 21, "high": 23, "mean": 22}}
         )
 
     def test_nothing(self):
@@ -222,10 +222,10 @@ class Hook(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def serve(test, handler, **facts):
+def serve(test, handler, **info):
     server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler)
     server.daemon_threads, server.heard = True, []
-    for name, value in facts.items():
+    for name, value in info.items():
         setattr(server, name, value)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     test.addCleanup(server.server_close)
@@ -236,7 +236,9 @@ def serve(test, handler, **facts):
 class Ways(unittest.TestCase):
     def test_e_mail(self):
         server, port = serve(self, MailServer, refuses=False)
-        Mail("127.0.0.1", port, "none", "", "", "pi@example.org", ["you@example.org", "me@example.org"]).send(HELLO)
+        EmailChannel("127.0.0.1", port, "none", "", "", "pi@example.org", ["you@example.org", "me@example.org"]).send(
+            HELLO
+        )
         said = "\n".join(server.heard)
         for words in ("mail FROM:<pi@example.org>", "rcpt TO:<you@example.org>", "rcpt TO:<me@example.org>",
                       "To: you@example.org, me@example.org", "Subject: Alert: it is 41 =?utf-8?q?="):  # fmt: skip
@@ -244,7 +246,7 @@ class Ways(unittest.TestCase):
 
     def test_a_subject_is_one_line(self):
         server, port = serve(self, MailServer, refuses=False)
-        Mail("127.0.0.1", port, "none", "", "", "pi@example.org", ["you@example.org"]).send(
+        EmailChannel("127.0.0.1", port, "none", "", "", "pi@example.org", ["you@example.org"]).send(
             HELLO._replace(subject="a\r\nBcc: everybody@example.org")
         )
         self.assertIn("Subject: a Bcc: everybody@example.org", server.heard)
@@ -254,27 +256,27 @@ class Ways(unittest.TestCase):
         _, port = serve(self, MailServer, refuses=True)
         for at in (port, 1):
             with self.assertRaisesRegex(NotSent, "mail by 127.0.0.1: "):
-                Mail("127.0.0.1", at, "none", "", "", "pi@example.org", ["you@example.org"]).send(HELLO)
+                EmailChannel("127.0.0.1", at, "none", "", "", "pi@example.org", ["you@example.org"]).send(HELLO)
         with self.assertRaisesRegex(NotSent, "mail by"):  # it speaks no TLS: nothing goes in the clear
-            Mail("127.0.0.1", port, "starttls", "", "", "pi@example.org", ["you@example.org"]).send(HELLO)
+            EmailChannel("127.0.0.1", port, "starttls", "", "", "pi@example.org", ["you@example.org"]).send(HELLO)
 
     def test_webhook(self):
         server, port = serve(self, Hook, status=204)
-        Webhook(f"http://127.0.0.1:{port}/hook?key=secret").send(HELLO)
+        WebhookChannel(f"http://127.0.0.1:{port}/hook?key=secret").send(HELLO)
         self.assertEqual(server.heard, [
             ("/hook?key=secret", "application/json",
-             {"subject": HELLO.subject, "text": HELLO.text, "facts": HELLO.facts})
+             {"subject": HELLO.subject, "text": HELLO.text, "facts": HELLO.info})
         ])  # fmt: skip
 
     def test_a_webhook_that_refuses_or_is_not_there(self):
         _, port = serve(self, Hook, status=500)
         for at, words in ((port, "it answered 500"), (1, "refused")):
             with self.assertRaisesRegex(NotSent, f"webhook at 127.0.0.1: .*{words}") as caught:
-                Webhook(f"http://127.0.0.1:{at}/hook?key=secret").send(HELLO)
+                WebhookChannel(f"http://127.0.0.1:{at}/hook?key=secret").send(HELLO)
             self.assertNotIn("secret", str(caught.exception))
 
 
-class FakeWay(Way):
+class FakeWay(AlertChannel):
     place = "fake"
 
     def __init__(self):
@@ -292,7 +294,7 @@ class Watching(unittest.TestCase):
         self.addCleanup(logging.disable, logging.NOTSET)
         self.clock, self.way, self.now = FakeClock(), FakeWay(), []
         self.spans = []
-        self.watch = Watchman([self.way], self.look, self.report, 3600.0, self.clock)
+        self.watch = Notifier([self.way], self.look, self.report, 3600.0, self.clock)
 
     def look(self):
         now, self.now = self.now, []
@@ -300,7 +302,7 @@ class Watching(unittest.TestCase):
 
     def report(self, from_ms, to_ms):
         self.spans.append(to_ms - from_ms)
-        return HELLO._replace(subject="report", facts={"kind": "report"})
+        return HELLO._replace(subject="report", info={"kind": "report"})
 
     def test_what_is_said_goes_at_once(self):
         self.now = [HELLO, HELLO._replace(subject="two")]
@@ -323,7 +325,7 @@ class Watching(unittest.TestCase):
 
     def test_one_way_that_is_away_does_not_hold_up_the_other(self):
         other = FakeWay()
-        self.watch = Watchman([self.way, other], self.look, self.report, 0.0, self.clock)
+        self.watch = Notifier([self.way, other], self.look, self.report, 0.0, self.clock)
         self.way.works = False
         self.now = [HELLO]
         self.watch.look()

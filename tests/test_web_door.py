@@ -15,9 +15,9 @@ from pigeonpost.auth.users import Users
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.data_folder import USERS
 from pigeonpost.core.errors import SettingsError
-from pigeonpost.http.message import JSON, Refusal, Request
-from pigeonpost.views.sse import Live
-from pigeonpost.web.access import NOBODY, Door
+from pigeonpost.http.message import JSON, HTTPError, Request
+from pigeonpost.views.sse import EventStream
+from pigeonpost.web.access import NOBODY, AccessControl
 from tests.support import temp_folder, wait_until
 from tests.web_house import CONTROL_KEY, FakeLink, WebHouse, read_all
 
@@ -45,7 +45,7 @@ class DoorCase(unittest.TestCase):
         self.door = self.make()
 
     def make(self, names=(), port=8080):
-        return Door(self.users, CONTROL_KEY, names, self.clock, port)
+        return AccessControl(self.users, CONTROL_KEY, names, self.clock, port)
 
     def request(self, peer="127.0.0.1", method="GET", body=b"", **headers):
         """A request as the web server hands it on; `_` in a header's name stands for `-`."""
@@ -55,7 +55,7 @@ class DoorCase(unittest.TestCase):
         return request
 
     def refused(self, status, code, call, *args):
-        with self.assertRaises(Refusal) as caught:
+        with self.assertRaises(HTTPError) as caught:
             call(*args)
         self.assertEqual((caught.exception.status, caught.exception.code), (status, code))
         return caught.exception
@@ -469,7 +469,7 @@ class AtThePage(unittest.TestCase):
         csrf = house.csrf(cookie)
         self.assertEqual(house.post_form("/nodes/basement/off", {}, cookie)[0], 403)
         self.assertEqual(house.post_form("/nodes/basement/off", {"csrf": csrf}, cookie)[0], 303)
-        self.assertEqual(house.house.links[0].asked, [("SEND", False)])
+        self.assertEqual(house.app.links[0].asked, [("SEND", False)])
         self.assertEqual(house.post_form("/logout", {}, cookie)[0], 403)
         status, headers, _ = house.post_form("/logout", {"csrf": csrf}, cookie)
         self.assertEqual((status, headers["location"]), (303, "/login"))
@@ -500,7 +500,7 @@ class AtThePage(unittest.TestCase):
             self.assertEqual(house.request("GET", f"/?key={key}")[0], 403)
 
     def test_a_stream_ends_with_its_session(self):
-        with mock.patch.object(Live.__init__, "__defaults__", (0.05, 200)):  # heartbeats
+        with mock.patch.object(EventStream.__init__, "__defaults__", (0.05, 200)):  # heartbeats
             house = WebHouse(self, password=PASSWORD)
         cookie = house.log_in()
         with self.listen(house, cookie) as sock:
@@ -509,7 +509,7 @@ class AtThePage(unittest.TestCase):
 
     def test_a_users_file_broken_meanwhile_ends_streams_and_nothing_else(self):
         """It was taken for a fault of the program, which ended for it."""
-        with mock.patch.object(Live.__init__, "__defaults__", (0.05, 200)):
+        with mock.patch.object(EventStream.__init__, "__defaults__", (0.05, 200)):
             house = WebHouse(self, password=PASSWORD)
         cookie = house.log_in()
         with open(os.path.join(house.folder, USERS), "rb") as file:

@@ -12,15 +12,15 @@ from pigeonpost.http.message import (
     MOST_FIELDS,
     MOST_HEADERS,
     SAFE_HEADERS,
-    Answer,
-    Refusal,
+    HTTPError,
     Request,
+    Response,
     answer_head,
     body_length,
     byte_range,
-    fields,
-    form,
+    form_of,
     head_end,
+    parse_form,
     parse_head,
 )
 from tests.support import rounds
@@ -46,7 +46,7 @@ def read(data):
 class HeadCase(unittest.TestCase):
     def refused(self, data, status):
         """`data` is refused with `status`, the connection with it; nothing of it is in the text."""
-        with self.assertRaises(Refusal) as caught:
+        with self.assertRaises(HTTPError) as caught:
             if read(data) is None:
                 self.fail(f"waits for more: {data[:80]!r}")
         self.assertEqual(caught.exception.status, status, data[:80])
@@ -137,7 +137,7 @@ class Refused(HeadCase):
             b"\x16\x03\x01\x02\x00\r\n",
             b"GET / HTTP/3.1\r\nHo", b"GET / HTTP/1.1\rH", b"SSH-2.0-x\r\n", b"HELLO {}\n",
         ):  # fmt: skip
-            with self.subTest(data), self.assertRaises(Refusal):
+            with self.subTest(data), self.assertRaises(HTTPError):
                 head_end(data)
 
     def test_ends_of_lines(self):
@@ -193,12 +193,12 @@ class Refused(HeadCase):
         """Until the last byte that is allowed it waits; there it refuses, whatever would come."""
         data = head("a: " + "b" * HEAD_BYTES)
         self.assertEqual(head_end(data[: HEAD_BYTES - 1]), 0)
-        with self.assertRaises(Refusal):
+        with self.assertRaises(HTTPError):
             head_end(data[:HEAD_BYTES])
 
     def test_a_refusal_names_itself_for_programs(self):
-        self.assertEqual(Refusal(405, "x").code, "method-not-allowed")
-        self.assertEqual(Refusal(403, "x", "csrf").code, "csrf")
+        self.assertEqual(HTTPError(405, "x").code, "method-not-allowed")
+        self.assertEqual(HTTPError(403, "x", "csrf").code, "csrf")
 
 
 class Bodies(unittest.TestCase):
@@ -206,7 +206,7 @@ class Bodies(unittest.TestCase):
         return body_length(read(head(*lines, first=f"{method} / HTTP/1.1")), most)
 
     def refused(self, status, *lines, method="POST", most=1000):
-        with self.assertRaises(Refusal) as caught:
+        with self.assertRaises(HTTPError) as caught:
             self.length(*lines, method=method, most=most)
         self.assertEqual((caught.exception.status, caught.exception.closes), (status, True), lines)
 
@@ -260,10 +260,10 @@ class Noise(unittest.TestCase):
             assert len(request.headers) <= MOST_HEADERS
             for name, value in request.headers.items():
                 assert name == name.lower() and not {"\r", "\n", "\0"} & {*name, *value}, (name, value)
-            fields(request.query_text)
+            parse_form(request.query_text)
             byte_range(request.headers.get("range", ""), 1000)
             bool(request.keeps_alive), bool(request.wants_html)
-        except Refusal as refusal:
+        except HTTPError as refusal:
             assert refusal.status in http_head._PHRASES and refusal.text.isascii()
             return False
         return True
@@ -331,8 +331,8 @@ class Noise(unittest.TestCase):
 
 class Fields(unittest.TestCase):
     def refused(self, text):
-        with self.assertRaises(Refusal) as caught:
-            fields(text)
+        with self.assertRaises(HTTPError) as caught:
+            parse_form(text)
         self.assertEqual(caught.exception.status, 400)
         self.assertFalse(caught.exception.closes)
 
@@ -342,7 +342,7 @@ class Fields(unittest.TestCase):
             ("a=1+2%2B3", {"a": "1 2+3"}), ("%61=%c3%A4", {"a": "ä"}), ("a=%00x"[:2] + "%0A", {"a": "\n"}),
             ("k=%3Cimg%20src=x%3E", {"k": "<img src=x>"}), ("a=%F0%9F%95%8A", {"a": "🕊"}),
         ):  # fmt: skip
-            self.assertEqual(fields(text), wanted, text)
+            self.assertEqual(parse_form(text), wanted, text)
 
     def test_what_does_not_read(self):
         for text in (
@@ -354,14 +354,14 @@ class Fields(unittest.TestCase):
                 self.refused(text)
 
     def test_how_many(self):
-        self.assertEqual(len(fields("&".join(f"a{k}=1" for k in range(MOST_FIELDS)))), MOST_FIELDS)
+        self.assertEqual(len(parse_form("&".join(f"a{k}=1" for k in range(MOST_FIELDS)))), MOST_FIELDS)
         self.refused("&".join(f"a{k}=1" for k in range(MOST_FIELDS + 1)))
         self.refused("&" * 65_000)
 
     def form(self, body, kind="application/x-www-form-urlencoded"):
         request = Request("POST", "/", "1.1", {"content-type": kind} if kind else {})
         request.body = body
-        return form(request)
+        return form_of(request)
 
     def test_forms(self):
         self.assertEqual(self.form(b"user=a&password=%C3%A4"), {"user": "a", "password": "ä"})
@@ -372,17 +372,17 @@ class Fields(unittest.TestCase):
 
     def test_bodies_that_are_no_form(self):
         for kind in ("", "text/plain", "application/json", "multipart/form-data; boundary=x"):
-            with self.assertRaises(Refusal) as caught:
+            with self.assertRaises(HTTPError) as caught:
                 self.form(b"a=b", kind)
             self.assertEqual(caught.exception.status, 415)
         for body in (b"a=\xc3\xa4", b"\xff", b"a=\0"[:2] + b"%00", b"a=%ff"):
-            with self.assertRaises(Refusal) as caught:
+            with self.assertRaises(HTTPError) as caught:
                 self.form(body)
             self.assertEqual(caught.exception.status, 400)
 
     def test_the_query_is_read_once_it_is_asked_for(self):
         request = read(head(first="GET /?a=%ff HTTP/1.1"))
-        with self.assertRaises(Refusal):
+        with self.assertRaises(HTTPError):
             _ = request.query
         request = read(head(first="GET /?a=1?b=2 HTTP/1.1"))
         self.assertEqual((request.path, request.query), ("/", {"a": "1?b=2"}))
@@ -408,7 +408,7 @@ class Ranges(unittest.TestCase):
 
     def test_what_is_not_there(self):
         for text, size in (("bytes=10-", 10), ("bytes=99-100", 10), ("bytes=-0", 10), ("bytes=0-", 0), ("bytes=-5", 0)):
-            with self.assertRaises(Refusal) as caught:
+            with self.assertRaises(HTTPError) as caught:
                 byte_range(text, size)
             self.assertEqual(caught.exception.status, 416)
             self.assertEqual(caught.exception.headers, {"Content-Range": f"bytes */{size}"})
@@ -420,7 +420,7 @@ class Ranges(unittest.TestCase):
             ends = [str(source.randrange(25)) if source.random() < 0.8 else "" for _ in range(2)]
             try:
                 found = byte_range("bytes=" + "-".join(ends), size)
-            except Refusal:
+            except HTTPError:
                 continue
             if found:
                 self.assertTrue(0 <= found[0] < size and 0 < found[1] <= size - found[0], (ends, size, found))
@@ -428,7 +428,7 @@ class Ranges(unittest.TestCase):
 
 class Answers(unittest.TestCase):
     def test_the_head_of_an_answer(self):
-        data = answer_head(Answer(b"hello"), 5, "close", 1_795_188_970)
+        data = answer_head(Response(b"hello"), 5, "close", 1_795_188_970)
         first, *lines = data.decode().split("\r\n")
         self.assertEqual(first, "HTTP/1.1 200 OK")
         self.assertEqual(lines[-2:], ["", ""])
@@ -444,21 +444,21 @@ class Answers(unittest.TestCase):
         self.assertNotIn("unsafe", told["Content-Security-Policy"])
 
     def test_what_an_answer_has_of_its_own(self):
-        data = answer_head(Answer(b"", HTML, 303, {"Location": "/login"}), 0, "", 0)
+        data = answer_head(Response(b"", HTML, 303, {"Location": "/login"}), 0, "", 0)
         self.assertTrue(data.startswith(b"HTTP/1.1 303 See Other\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\n"))
         self.assertIn(b"\r\nLocation: /login\r\n", data)
         self.assertNotIn(b"\r\nConnection:", data)
 
     def test_a_stream_and_an_answer_without_body_have_no_length(self):
-        self.assertNotIn(b"Content-Length", answer_head(Answer(kind=JSON), None, "close", 0))
-        self.assertNotIn(b"Content-Length", answer_head(Answer(status=304), 0, "", 0))
+        self.assertNotIn(b"Content-Length", answer_head(Response(kind=JSON), None, "close", 0))
+        self.assertNotIn(b"Content-Length", answer_head(Response(status=304), 0, "", 0))
 
     def test_the_date_needs_no_locale(self):
         for now_s, text in (
             (951_782_400, b"Tue, 29 Feb 2000 00:00:00 GMT"),
             (4_102_444_799, b"Thu, 31 Dec 2099 23:59:59 GMT"),
         ):
-            self.assertIn(b"Date: " + text, answer_head(Answer(), 0, "", now_s))
+            self.assertIn(b"Date: " + text, answer_head(Response(), 0, "", now_s))
 
 
 if __name__ == "__main__":

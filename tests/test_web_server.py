@@ -13,7 +13,7 @@ import unittest
 from unittest import mock
 
 from pigeonpost.core.errors import NotStored
-from pigeonpost.http.message import JSON, Answer, FilePart, Refusal
+from pigeonpost.http.message import JSON, FilePart, HTTPError, Response
 from pigeonpost.web import connection_limits
 from pigeonpost.web import http_server as webserver
 from pigeonpost.web.connection_limits import Connections, Limits
@@ -44,7 +44,7 @@ class Tiny:
         if not request.path.startswith("/upload"):
             return None
         if request.query_text == "unwanted":
-            raise Refusal(401, "Not from you.")
+            raise HTTPError(401, "Not from you.")
         self.uploads.append(Upload(length, request.query_text))
         return self.uploads[-1]
 
@@ -59,25 +59,25 @@ class Tiny:
         elif request.path == "/database":
             raise NotStored("PostgreSQL at a secret place does not answer")
         elif request.path == "/refused":
-            raise Refusal(403, "No.")
+            raise HTTPError(403, "No.")
         elif request.path == "/refused-for-good":
-            raise Refusal(403, "No, and go.", closes=True)
+            raise HTTPError(403, "No, and go.", closes=True)
         elif request.path == "/huge":
-            return Answer(bytes(16 << 20))
+            return Response(bytes(16 << 20))
         elif request.path == "/stream":
-            return Answer(kind="text/event-stream", live=self.adopted.append)
+            return Response(kind="text/event-stream", live=self.adopted.append)
         elif request.path == "/file":
             return self._file(request)
-        return Answer(request.body or request.path.encode())
+        return Response(request.body or request.path.encode())
 
     def _file(self, request):
         fd = os.open(self.path, os.O_RDONLY)
         self.files.append(fd)
         start, _, length = request.query_text.partition("-")
-        return Answer(kind="text/csv", file=FilePart(fd, int(start or 0), int(length or os.fstat(fd).st_size)))
+        return Response(kind="text/csv", file=FilePart(fd, int(start or 0), int(length or os.fstat(fd).st_size)))
 
     def explain(self, request, refusal):
-        return Answer(f"{refusal.text}\n".encode(), status=refusal.status, headers=refusal.headers)
+        return Response(f"{refusal.text}\n".encode(), status=refusal.status, headers=refusal.headers)
 
 
 class Upload:
@@ -91,11 +91,11 @@ class Upload:
     def take(self, data):
         self.data += data
         if self.wish == "refuse":
-            raise Refusal(415, "Not this.")
+            raise HTTPError(415, "Not this.")
 
     def finish(self):
         self.end = "finished"
-        return Answer(b"%d" % len(self.data))
+        return Response(b"%d" % len(self.data))
 
     def abandon(self):
         self.end = "abandoned"

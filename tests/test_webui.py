@@ -16,11 +16,11 @@ from urllib.parse import urlencode
 import webui
 from pigeonpost.core.clock import parse_rfc3339
 from pigeonpost.core.errors import SettingsError
-from pigeonpost.http.message import Refusal, Request
-from pigeonpost.storage.maintenance import Caretaker
+from pigeonpost.http.message import HTTPError, Request
+from pigeonpost.storage.maintenance import MaintenanceWorker
 from pigeonpost.views import csv_logs
-from pigeonpost.views.context import Visit
-from pigeonpost.views.snapshot import Picture
+from pigeonpost.views.context import RequestContext
+from pigeonpost.views.models import StatusSnapshot
 from protocol import Batch, Gap, Sample
 from tests.page_support import use_memory_disk
 from tests.support import LIMIT_S, WALL_MS, temp_folder, wait_until
@@ -194,17 +194,17 @@ class NodePage(WebCase):
         self.link.state.details = {"held": 250, "slots": 65536, "version": "0.1.0"}
         self.link.state.offset_ms, self.link.state.round_trip_ms = -90_000, 1.25
         page = self.page("/nodes/basement")
-        facts = dict(re.findall(r"<tr><th>([^<]*)</th><td>([^<]*)</td></tr>", page))
-        self.assertEqual(facts["address"], "192.168.1.20:5003")
-        self.assertRegex(facts["state"], r"^reporting, since \d\d:\d\d$")
-        self.assertEqual(facts["sampling"], "on")
-        self.assertEqual(facts["sampling interval"], "10 s")
-        self.assertEqual(facts["stored here"], "2 samples")
-        self.assertEqual(facts["missing"], "none")
-        self.assertEqual(facts["in its outbox"], "250 of 65,536")
-        self.assertEqual(facts["its clock"], "90 s behind")
-        self.assertEqual(facts["answers in"], "1.2 ms")
-        self.assertEqual(facts["version"], "0.1.0")
+        info = dict(re.findall(r"<tr><th>([^<]*)</th><td>([^<]*)</td></tr>", page))
+        self.assertEqual(info["address"], "192.168.1.20:5003")
+        self.assertRegex(info["state"], r"^reporting, since \d\d:\d\d$")
+        self.assertEqual(info["sampling"], "on")
+        self.assertEqual(info["sampling interval"], "10 s")
+        self.assertEqual(info["stored here"], "2 samples")
+        self.assertEqual(info["missing"], "none")
+        self.assertEqual(info["in its outbox"], "250 of 65,536")
+        self.assertEqual(info["its clock"], "90 s behind")
+        self.assertEqual(info["answers in"], "1.2 ms")
+        self.assertEqual(info["version"], "0.1.0")
         self.assertIn("Nothing of this node is missing.", page)
 
     def test_a_terminal_gets_all_about_it(self):
@@ -216,7 +216,7 @@ class NodePage(WebCase):
     def test_what_is_missing_and_why(self):
         batch = Batch("basement", "0" * 16, "0123456789abcdef", 0, (), Gap(3, 9, 0, "overwritten"), UNITS,
                       lambda *_: None, print)  # fmt: skip
-        self.web.intake.accept(batch)
+        self.web.ingestor.accept(batch)
         wait_until(lambda: self.web.store.gaps(5), "the gap is stored")
         self.assertIn("  3 to 9 of epoch 0123456789abcdef: overwritten\n", self.text("/nodes/basement"))
         page = self.page("/nodes/basement")
@@ -314,20 +314,20 @@ class Exit(WebCase):
     def test_what_waits_is_flushed_first(self):
         """The commit does not wait for its time."""
         web = WebHouse(self, links=[self.link])
-        web.intake._commit_s = 3600.0
+        web.ingestor._commit_s = 3600.0
         web.store_samples("basement", [{"light": 1}])  # the first is committed at once
         for seq in (2, 3):
             values = {"light": seq}
             one = Sample(seq, WALL_MS, seq, values, {}, "")
             batch = Batch("basement", "0" * 16, "0123456789abcdef", 0, [one], None, {}, lambda *_: None, print)
-            web.intake.accept(batch)
+            web.ingestor.accept(batch)
         _, _, body = web.post_form("/exit", {"csrf": web.csrf(), "sure": "yes"})
         self.assertIn(b"Flushed: 3 samples", body)
         self.assertEqual(web.store.nodes()[0]["samples"], 3)
 
     def test_what_could_not_be_stored_is_said(self):
-        self.web.intake.settle = lambda limit_s: False
-        self.web.intake.fault = "nothing can be stored: disk full"
+        self.web.ingestor.settle = lambda limit_s: False
+        self.web.ingestor.fault = "nothing can be stored: disk full"
         _, _, page = self.press("/exit", sure="yes")
         self.assertIn(
             "Not everything could be stored (nothing can be stored: disk full); the nodes keep the rest.", page
@@ -418,7 +418,7 @@ class LogDownload(WebCase):
     def end(self):
         """The log is not as it was left, and that is said."""
         with self.assertLogs("csvbuffer", "WARNING"):
-            self.web.intake.stop(LIMIT_S)
+            self.web.ingestor.stop(LIMIT_S)
 
     def test_parts_of_it(self):
         whole = self.whole()
@@ -473,8 +473,8 @@ class LogDownload(WebCase):
         house = SimpleNamespace(
             csv=SimpleNamespace(whole=lambda: (os.path.join(temp_folder(self), ""), 0), fault="disk")
         )
-        with self.assertRaises(Refusal) as caught:
-            csv_logs.log_download(Visit(house, Request("GET", "/log.csv", "1.1", {}), (), print))
+        with self.assertRaises(HTTPError) as caught:
+            csv_logs.log_download(RequestContext(house, Request("GET", "/log.csv", "1.1", {}), (), print))
         self.assertEqual((caught.exception.status, caught.exception.code), (404, "no-log"))
 
 
@@ -507,7 +507,7 @@ class Nodes(WebCase):
         self.assertEqual((found["name"], found["details"], found["gaps"]), ("basement", {"held": 250, "taken": 7}, []))
         batch = Batch("basement", "0" * 16, "0123456789abcdef", 0, (), Gap(3, 9, 0, "overwritten"), UNITS,
                       lambda *_: None, print)  # fmt: skip
-        self.web.intake.accept(batch)
+        self.web.ingestor.accept(batch)
         wait_until(lambda: self.web.store.gaps(5), "the gap is stored")
         (gap,) = self.json("/api/v1/nodes/basement")["gaps"]
         parse_rfc3339(gap.pop("noted"))
@@ -535,8 +535,8 @@ class Statistics(WebCase):
         self.web.store_samples("attic", [
             Sample(n, start + n * 60_000, n, {"temperature": n}, {}, "") for n in range(1, 16)
         ], UNITS)  # fmt: skip
-        caretaker = Caretaker(self.web.store, self.web.intake, self.web.house.clock)
-        while caretaker.work():
+        worker = MaintenanceWorker(self.web.store, self.web.ingestor, self.web.app.clock)
+        while worker.work():
             pass
 
     def ask(self, status=200, **query):
@@ -764,7 +764,7 @@ class Health(WebCase):
         self.assertFalse(found["well"])
 
     def test_a_server_that_cannot_store_is_not_healthy(self):
-        self.web.intake.fault = "nothing can be stored: disk full"
+        self.web.ingestor.fault = "nothing can be stored: disk full"
         self.assertEqual(self.text("/healthz", 503), "nothing can be stored\n")
 
     def test_one_that_is_switched_off_is_no_fault(self):
@@ -959,11 +959,11 @@ class Door(WebCase):
 
         def there():
             gc.collect()
-            return sum(isinstance(one, Picture) for one in gc.get_objects())
+            return sum(isinstance(one, StatusSnapshot) for one in gc.get_objects())
 
         session, before = self.web.log_in(), there()
         for number in range(10):
-            self.web.web._overview.note()
+            self.web.web._snapshots.note()
             self.page(f"/?{number}", headers=session)
         self.assertLess(there() - before, 4)
 
@@ -982,7 +982,7 @@ class Door(WebCase):
             sock.sendall(f"GET /events HTTP/1.1\r\nHost: {host}\r\nCookie: {session['Cookie']}\r\n\r\n".encode())
             sock.recv(1)
             self.web.post_form("/logout", {"csrf": self.web.csrf(session)}, session)
-            self.web.house.clock.monotonic = lambda: time.monotonic() + 60  # the next heartbeat is due
+            self.web.app.clock.monotonic = lambda: time.monotonic() + 60  # the next heartbeat is due
             self.web.store_samples("basement", [{"light": 1}])
             sock.settimeout(LIMIT_S)
             while sock.recv(1 << 16):
@@ -1055,7 +1055,7 @@ class Addresses(WebCase):
             self.assertTrue(f'"{path}' in ours or f"/{path.rpartition('/')[2]}" in ours, route.path)
 
     def test_two_addresses(self):
-        web = webui.WebEnd([("127.0.0.1", 0), ("127.0.0.1", 0)], self.web.house)
+        web = webui.WebEnd([("127.0.0.1", 0), ("127.0.0.1", 0)], self.web.app)
         web.start()
         self.addCleanup(web.stop, 2.0)
         for address in web.addresses:
@@ -1065,7 +1065,7 @@ class Addresses(WebCase):
 
     def test_an_address_that_is_taken(self):
         taken = self.web.address
-        web = webui.WebEnd([("127.0.0.1", 0), taken], self.web.house)
+        web = webui.WebEnd([("127.0.0.1", 0), taken], self.web.app)
         with self.assertRaises(SettingsError) as caught:
             web.start()
         self.assertEqual(

@@ -30,16 +30,16 @@ from pigeonpost.auth.tokens import Tokens
 from pigeonpost.auth.users import FIRST_USER, Users
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import load
-from pigeonpost.server.disk_usage import Disk
-from pigeonpost.server.ingest import Intake
+from pigeonpost.server.disk_usage import DiskUsageMonitor
+from pigeonpost.server.ingest import Ingestor
 from pigeonpost.server.node_status import NodeState
-from pigeonpost.server.quality import Verdicts
-from pigeonpost.server.unnumbered_sources import Guests
+from pigeonpost.server.quality import QualityChecks
+from pigeonpost.server.unnumbered_sources import UnnumberedSources
 from pigeonpost.settings import SERVER, SERVER_ARRAYS
-from pigeonpost.storage.models import Filing
+from pigeonpost.storage.models import EpochCommit
 from pigeonpost.storage.sqlite.store import SqliteStore
-from pigeonpost.transports.contract import End, Hall
-from pigeonpost.views.context import House
+from pigeonpost.transports.contract import ServerContext, Transport
+from pigeonpost.views.context import WebContext
 from pigeonpost.web.connection_limits import Limits
 from protocol import Batch, Sample
 from tests.support import LIMIT_S, temp_folder
@@ -92,7 +92,7 @@ class WebHouse:
         clock: Clock | None = None,
         listen: str = "127.0.0.1",
         names: Sequence[str] = (),
-        roads: Sequence[Callable[[Hall], End]] = (),
+        transports: Sequence[Callable[[ServerContext], Transport]] = (),
         settings: str = "",
         tls: Any = None,
         plain: Sequence[tuple[str, int]] = (),
@@ -117,27 +117,27 @@ class WebHouse:
         self.csv = CsvLog(self.folder, self.store, clock)
         test.addCleanup(self.csv.close)
         self.csv.start()
-        self.intake = Intake(self.store, self.csv, clock, commit_s=0.01)
+        self.ingestor = Ingestor(self.store, self.csv, clock, commit_s=0.01)
         self.tokens, self.links = Tokens(self.folder), list(links)
-        self.guests = Guests(self.intake, self.links, clock)
-        verdicts = Verdicts(self.links)
-        self.intake.watch(verdicts.note)
-        self.house = House(
-            name="house", data=self.folder, clock=clock, store=self.store, csv=self.csv, intake=self.intake,
+        self.unnumbered_sources = UnnumberedSources(self.ingestor, self.links, clock)
+        quality = QualityChecks(self.links)
+        self.ingestor.watch(quality.note)
+        self.app = WebContext(
+            name="house", data=self.folder, clock=clock, store=self.store, csv=self.csv, ingestor=self.ingestor,
             links=self.links, users=self.users, control=CONTROL_KEY, started_ms=clock.wall_ms(), names=names,
-            stop=self.stopped.append, verdicts=verdicts, disk=Disk(self.folder, clock),
+            stop=self.stopped.append, quality=quality, disk=DiskUsageMonitor(self.folder, clock),
         )  # fmt: skip
         self.bearer = {"Authorization": f"Bearer {CONTROL_KEY}"}
-        ends = [make(self._hall(settings)) for make in roads]
+        ends = [make(self._context(settings)) for make in transports]
         self.web = WebEnd(
-            [(listen, 0)], self.house, limits, [one for end in ends for one in end.endpoints], tls, plain,
+            [(listen, 0)], self.app, limits, [one for end in ends for one in end.endpoints], tls, plain,
             server.compat_pages(),
         )  # fmt: skip
         for end in ends:
             end.start()
             test.addCleanup(end.stop, LIMIT_S)
-        self.intake.start()
-        test.addCleanup(self.intake.stop, LIMIT_S)
+        self.ingestor.start()
+        test.addCleanup(self.ingestor.stop, LIMIT_S)
         with mock.patch.object(webui, "_POLL_S", 0.002):  # else every test ends 0.2 s later
             self.web.start()
         test.addCleanup(self.web.stop, 2.0)
@@ -147,15 +147,16 @@ class WebHouse:
         # What is acknowledged is committed, but not yet in the log and on the page: this watcher comes after those.
         self._handed_on = threading.Condition()
         self._seen: dict[str, int] = {}
-        self.intake.watch(self._note)
+        self.ingestor.watch(self._note)
 
-    def _hall(self, settings: str) -> Hall:
+    def _context(self, settings: str) -> ServerContext:
         path = os.path.join(self.folder, "server.toml")
         with open(path, "w", encoding="utf-8") as file:
             file.write(settings)
         found = load(SERVER, argparse.Namespace(config=path), "", SERVER_ARRAYS, environment={})
-        return Hall(
-            "house", self.folder, self.house.clock, found, self.store, self.intake, self.tokens, self.guests,
+        return ServerContext(
+            "house", self.folder, self.app.clock, found, self.store, self.ingestor, self.tokens,
+            self.unnumbered_sources,
             self.links, lambda name, address: None,
         )  # fmt: skip
 
@@ -170,7 +171,7 @@ class WebHouse:
                  that failed: numbered here, a second apart, the last of them taken now
         """
         wanted = list(samples)
-        first, now_ms = self._seqs.get(node, 0) + 1, self.house.clock.wall_ms()
+        first, now_ms = self._seqs.get(node, 0) + 1, self.app.clock.wall_ms()
         made = [
             one if isinstance(one, Sample) else _sample(first + k, now_ms - 1000 * (len(wanted) - 1 - k), one)
             for k, one in enumerate(wanted)
@@ -178,17 +179,17 @@ class WebHouse:
         self._seqs[node] = made[-1].seq
         refused: list[BaseException] = []
         outbox = f"{sum(node.encode()):016x}"
-        self.intake.accept(
+        self.ingestor.accept(
             Batch(node, outbox, "0123456789abcdef", 0, made, None, units or {}, lambda *_: None, refused.append)
         )
         with self._handed_on:
             if not self._handed_on.wait_for(lambda: self._seen.get(node, 0) >= made[-1].seq, LIMIT_S):
-                raise AssertionError(f"{node}: not stored within {LIMIT_S:g} s: {refused or self.intake.fault}")
+                raise AssertionError(f"{node}: not stored within {LIMIT_S:g} s: {refused or self.ingestor.fault}")
         return made
 
-    def _note(self, filings: Sequence[Filing]) -> None:
+    def _note(self, epoch_commits: Sequence[EpochCommit]) -> None:
         with self._handed_on:
-            self._seen.update({filing.node: filing.mark.seq for filing in filings})
+            self._seen.update({epoch_commit.node: epoch_commit.mark.seq for epoch_commit in epoch_commits})
             self._handed_on.notify_all()
 
     # ----------------------------------------------------------------------------------------------------- requests

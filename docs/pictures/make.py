@@ -23,12 +23,12 @@ from csvbuffer import CsvLog
 from pigeonpost.auth.users import Users
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.version import VERSION
-from pigeonpost.server.disk_usage import Disk
-from pigeonpost.server.ingest import Intake
+from pigeonpost.server.disk_usage import DiskUsageMonitor
+from pigeonpost.server.ingest import Ingestor
 from pigeonpost.server.node_status import NodeState
-from pigeonpost.storage.models import Filing, Mark, Stretch
+from pigeonpost.storage.models import EpochCommit, HighWaterMark, SampleBatch
 from pigeonpost.storage.sqlite.store import SqliteStore
-from pigeonpost.views.context import House
+from pigeonpost.views.context import WebContext
 from protocol import Sample
 from webui import WebEnd
 
@@ -97,10 +97,10 @@ def fill(store: SqliteStore) -> None:
     samples = [
         Sample(seq, time_ms, seq * MINUTE_MS, values_at(time_ms), {}, "") for seq, time_ms in enumerate(times, 1)
     ]
-    filing = Filing("demo", "0" * 16, "1" * 16, Mark(samples[-1].seq, samples[-1].up_ms))
-    filing.units, filing.items = UNITS, [Stretch(samples)]
+    epoch_commit = EpochCommit("demo", "0" * 16, "1" * 16, HighWaterMark(samples[-1].seq, samples[-1].up_ms))
+    epoch_commit.units, epoch_commit.items = UNITS, [SampleBatch(samples)]
     with store.writing(()):
-        store.put([filing], NOW_MS, None)
+        store.put([epoch_commit], NOW_MS, None)
 
 
 @contextlib.contextmanager
@@ -117,12 +117,13 @@ def served() -> Iterator[str]:
         stack.callback(csv.close)
         csv.start()
         links: list[Any] = [DemoLink()]
-        house = House(
-            name="home", data=data, clock=clock, store=store, csv=csv, intake=Intake(store, csv, clock), links=links,
+        app = WebContext(
+            name="home", data=data, clock=clock, store=store, csv=csv,
+            ingestor=Ingestor(store, csv, clock), links=links,
             users=Users(data), control="", started_ms=NOW_MS - 3 * DAY_MS, names=(), stop=lambda reason: None,
-            disk=Disk(data, clock),
+            disk=DiskUsageMonitor(data, clock),
         )  # fmt: skip
-        web = WebEnd([("127.0.0.1", 0)], house)
+        web = WebEnd([("127.0.0.1", 0)], app)
         web.start()
         stack.callback(web.stop, 2.0)
         host, port = web.addresses[0]

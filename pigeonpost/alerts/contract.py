@@ -16,19 +16,19 @@ class NotSent(PigeonpostError, OSError):
     """A message did not get away: it is tried again."""
 
 
-class Message(NamedTuple):
+class AlertMessage(NamedTuple):
     """What people are told: a line, a text, and for programs the same as JSON."""
 
     subject: str
     text: str
-    facts: dict[str, Any]
+    info: dict[str, Any]
 
 
-class Way:
+class AlertChannel:
     """One way of messages to people."""
 
     place: str  # for people, without secrets
 
-    def send(self, message: Message) -> None:
+    def send(self, message: AlertMessage) -> None:
         """Returns when it was taken over. Raises NotSent."""
         raise NotImplementedError

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pigeonpost.alerts.contract import Message, NotSent, Way
+from pigeonpost.alerts.contract import AlertChannel, AlertMessage, NotSent
 
 ANSWER_S = 20.0
 
 
-class Mail(Way):
+class EmailChannel(AlertChannel):
     """A mail server, and whom it is to bring messages."""
 
     def __init__(
@@ -30,7 +30,7 @@ class Mail(Way):
         self._port = port or {"starttls": 587, "tls": 465, "none": 25}[tls]
         self._sender, self._to = sender, to
 
-    def send(self, message: Message) -> None:
+    def send(self, message: AlertMessage) -> None:
         import smtplib
         import ssl
         from email.message import EmailMessage

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pigeonpost.alerts.contract import Message, NotSent, Way
+from pigeonpost.alerts.contract import AlertChannel, AlertMessage, NotSent
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import DiskError, NotStored
 
@@ -25,24 +25,24 @@ RETRY_S, LONGEST_RETRY_S = 60.0, 3600.0
 MOST_WAITING = 500  # of each way; then the oldest are dropped
 
 
-class _Post:
+class _ChannelQueue:
     """What waits for one way."""
 
-    def __init__(self, way: Way) -> None:
+    def __init__(self, way: AlertChannel) -> None:
         self.way = way
-        self.waiting: deque[Message] = deque(maxlen=MOST_WAITING)
+        self.waiting: deque[AlertMessage] = deque(maxlen=MOST_WAITING)
         self.again_s, self.pause_s = 0.0, RETRY_S
         self.fault = ""
 
 
-class Watchman:
+class Notifier:
     """The thread, and what waits."""
 
     def __init__(
         self,
-        ways: Sequence[Way],
-        look: Callable[[], Sequence[Message]],
-        report: Callable[[int, int], Message],
+        ways: Sequence[AlertChannel],
+        look: Callable[[], Sequence[AlertMessage]],
+        report: Callable[[int, int], AlertMessage],
         every_s: float,
         clock: Clock,
     ) -> None:
@@ -51,7 +51,7 @@ class Watchman:
         report   the report of a span, in ms since 1970
         every_s  seconds between two reports; 0: none
         """
-        self._posts = [_Post(way) for way in ways]
+        self._posts = [_ChannelQueue(way) for way in ways]
         self._look, self._report, self._every_s, self._clock = look, report, every_s, clock
         self._reported_ms = clock.wall_ms()
         self._next_s = clock.monotonic() + every_s
@@ -65,7 +65,7 @@ class Watchman:
         return "; ".join(post.fault for post in self._posts if post.fault)
 
     def report(self) -> dict[str, Any]:
-        """As End.report."""
+        """As Transport.report."""
         return {"sent": self.sent, "waiting": sum(len(post.waiting) for post in self._posts)}
 
     def start(self) -> None:
@@ -94,11 +94,11 @@ class Watchman:
         for post in self._posts:
             self._send(post)
 
-    def _hand_over(self, messages: Sequence[Message]) -> None:
+    def _hand_over(self, messages: Sequence[AlertMessage]) -> None:
         for post in self._posts:
             post.waiting.extend(messages)
 
-    def _send(self, post: _Post) -> None:
+    def _send(self, post: _ChannelQueue) -> None:
         while post.waiting and not self._stopping.is_set() and self._clock.monotonic() >= post.again_s:
             try:
                 post.way.send(post.waiting[0])

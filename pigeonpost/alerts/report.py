@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pigeonpost.alerts.contract import Message
+from pigeonpost.alerts.contract import AlertMessage
 from pigeonpost.core.clock import rfc3339
 
 if TYPE_CHECKING:
     from pigeonpost.storage.contract import Store
 
 
-def report(store: Store, server: str, from_ms: int, to_ms: int) -> Message:
+def report(store: Store, server: str, from_ms: int, to_ms: int) -> AlertMessage:
     """One message about everything that was taken in [from_ms, to_ms)."""
     lines: list[str] = []
-    facts: dict[str, Any] = {}
+    info: dict[str, Any] = {}
     for about in store.nodes():
         rows = {
             name: columns[0]
@@ -32,11 +32,11 @@ def report(store: Store, server: str, from_ms: int, to_ms: int) -> Message:
             f" {one.values} values"
             for name, one in rows.items()
         ]
-        facts[about["name"]] = {
+        info[about["name"]] = {
             name: {"values": one.values, "low": one.low, "high": one.high, "mean": one.mean}
             for name, one in rows.items()
         }
     span = f"{rfc3339(from_ms)} to {rfc3339(to_ms)}"
     text = "\n".join([f"Pigeonpost {server}, {span}.", *(lines or ["", "Nothing is stored."])]) + "\n"
-    return Message(f"Report of {server}, {span}", text, {"kind": "report", "from": rfc3339(from_ms),
-                                                         "to": rfc3339(to_ms), "nodes": facts})  # fmt: skip
+    return AlertMessage(f"Report of {server}, {span}", text, {"kind": "report", "from": rfc3339(from_ms),
+                                                         "to": rfc3339(to_ms), "nodes": info})  # fmt: skip

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pigeonpost.alerts.contract import Message
+from pigeonpost.alerts.contract import AlertMessage
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.config import Option, matching, number, read_options
 from pigeonpost.core.errors import SettingsError
@@ -23,7 +23,7 @@ from protocol import NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME, SENSOR_NAME_TAKES
 
 if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
-    from pigeonpost.storage.models import Filing
+    from pigeonpost.storage.models import EpochCommit
 
 OPTIONS = (
     Option("node", matching(NODE_NAME, NODE_NAME_TAKES), "", "whose; without one that of every node"),
@@ -52,7 +52,7 @@ class Rule(NamedTuple):
         return (self.above is not None and value > self.above) or (self.below is not None and value < self.below)
 
 
-class _State:
+class _RuleState:
     """One rule and one node. Times are the monotonic clock's, in s.
 
     since_s  since when it is so; None: it is not         said_s  when that was said last; None: not yet
@@ -87,20 +87,20 @@ class Alerts:
         """links: each with the `state` of a node; may grow"""
         self._rules, self._links, self._clock = rules, links, clock
         self._lock = threading.Lock()
-        self._states: dict[tuple[Rule, str], _State] = {}
+        self._states: dict[tuple[Rule, str], _RuleState] = {}
         self._latest_ms: dict[tuple[str, str], int] = {}  # of node and sensor, when the value that was seen was taken
         self._heard_s: dict[str, float] = {}
         self._began_s = clock.monotonic()
 
-    def note(self, filings: Sequence[Filing]) -> None:
-        """What the intake has stored; as Intake.watch."""
+    def note(self, epoch_commits: Sequence[EpochCommit]) -> None:
+        """What the intake has stored; as Ingestor.watch."""
         now_s = self._clock.monotonic()
         with self._lock:
-            for filing in filings:
-                for item in filing.items:
+            for epoch_commit in epoch_commits:
+                for item in epoch_commit.items:
                     for sample in getattr(item, "samples", ()):
-                        self._heard_s[filing.node] = now_s
-                        self._note_sample(filing.node, sample, filing.units, now_s)
+                        self._heard_s[epoch_commit.node] = now_s
+                        self._note_sample(epoch_commit.node, sample, epoch_commit.units, now_s)
 
     def _note_sample(self, node: str, sample: Any, units: Mapping[str, str], now_s: float) -> None:
         for rule in self._rules:
@@ -108,7 +108,7 @@ class Alerts:
             if value is None or sample.time_ms < self._latest_ms.get((node, rule.sensor), 0):
                 continue
             self._latest_ms[node, rule.sensor] = sample.time_ms
-            state = self._states.setdefault((rule, node), _State())
+            state = self._states.setdefault((rule, node), _RuleState())
             unit = units.get(rule.sensor, "")
             state.words = (
                 f"{rule.sensor} of {node} is {value:g}{f' {unit}' if unit else ''} at {rfc3339(sample.time_ms)}"
@@ -119,7 +119,7 @@ class Alerts:
                 state.since_s = now_s if state.since_s is None else state.since_s
                 state.peak = "" if rule.for_s or state.said_s is not None else state.words
 
-    def look(self) -> list[Message]:
+    def look(self) -> list[AlertMessage]:
         """What is to be said now."""
         now_s = self._clock.monotonic()
         with self._lock:
@@ -133,14 +133,14 @@ class Alerts:
         names = [rule.node] if rule.node else [link.state.name for link in list(self._links) if link.state.name]
         for name in names:
             heard_s = self._heard_s.get(name, self._began_s)
-            state = self._states.setdefault((rule, name), _State())
+            state = self._states.setdefault((rule, name), _RuleState())
             if now_s - heard_s < silent_s:
                 state.since_s = None
             elif state.since_s is None:
                 state.since_s = heard_s + silent_s
             state.words = f"no sample of {name} for {now_s - heard_s:.0f} s"
 
-    def _say(self, rule: Rule, node: str, state: _State, now_s: float) -> Message | None:
+    def _say(self, rule: Rule, node: str, state: _RuleState, now_s: float) -> AlertMessage | None:
         if state.peak and state.said_s is None:
             words, state.peak, state.said_s = state.peak, "", now_s
             return _message("alert", rule, node, words)
@@ -158,12 +158,12 @@ class Alerts:
         return _message("alert", rule, node, state.words)
 
 
-def _message(kind: str, rule: Rule, node: str, words: str) -> Message:
+def _message(kind: str, rule: Rule, node: str, words: str) -> AlertMessage:
     limit = " or ".join(
         f"{name} {value:g}" for name, value in (("above", rule.above), ("below", rule.below)) if value is not None
     )
     asked = f"{rule.sensor} {limit}" if rule.sensor else f"{rule.silent_s:g} s without a sample"
     subject = f"{'Over' if kind == 'over' else 'Alert'}: {words}"
-    facts = {"kind": kind, "node": node, "sensor": rule.sensor, "above": rule.above, "below": rule.below,
+    info = {"kind": kind, "node": node, "sensor": rule.sensor, "above": rule.above, "below": rule.below,
              "silent": rule.silent_s}  # fmt: skip
-    return Message(subject, f"{words}.\nThe alert is for {asked}.\n", facts)
+    return AlertMessage(subject, f"{words}.\nThe alert is for {asked}.\n", info)

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from pigeonpost.alerts.contract import Message, NotSent, Way
+from pigeonpost.alerts.contract import AlertChannel, AlertMessage, NotSent
 from pigeonpost.core.strict_json import write_json
 from pigeonpost.core.version import VERSION
 
 ANSWER_S = 20.0
 
 
-class Webhook(Way):
+class WebhookChannel(AlertChannel):
     """A web address that takes messages."""
 
     def __init__(self, url: str) -> None:
@@ -28,12 +28,12 @@ class Webhook(Way):
         self._secure, self._host, self._port = parts.scheme == "https", parts.hostname or "", parts.port
         self._target = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}"
 
-    def send(self, message: Message) -> None:
+    def send(self, message: AlertMessage) -> None:
         import http.client
 
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         link = kind(self._host, self._port, timeout=ANSWER_S)
-        body = write_json({"subject": message.subject, "text": message.text, "facts": message.facts}).encode()
+        body = write_json({"subject": message.subject, "text": message.text, "facts": message.info}).encode()
         headers = {"Content-Type": "application/json", "User-Agent": f"pigeonpost/{VERSION}"}
         try:
             link.request("POST", self._target, body, headers)

@@ -13,7 +13,7 @@ from pigeonpost.auth.users import User
 from pigeonpost.core.clock import Clock
 
 
-class Session(NamedTuple):
+class UserSession(NamedTuple):
     """One browser that was let in.
 
     user  who; empty: whoever had the one-time key    csrf  the token that its forms carry
@@ -34,20 +34,20 @@ ABSOLUTE_S = 30 * 24 * 3600.0  # and so is one that is so old
 MOST_SESSIONS = 1000
 
 
-class Sessions:
+class UserSessions:
     """The browsers that are let in now."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._all: dict[str, Session] = {}
+        self._all: dict[str, UserSession] = {}
         self._used_s: dict[str, float] = {}  # by id; the longest unused one stands first
 
-    def begin(self, user: User | None) -> Session:
+    def begin(self, user: User | None) -> UserSession:
         """Let a browser in, as `user` (or with the one-time key), under an id that nobody has known before."""
         name, role, stamp = user or ("", "control", "")
         now_s = self._clock.monotonic()
-        session = Session(secrets.token_urlsafe(32), name, role, stamp, secrets.token_urlsafe(24), now_s)
+        session = UserSession(secrets.token_urlsafe(32), name, role, stamp, secrets.token_urlsafe(24), now_s)
         with self._lock:
             if len(self._all) >= MOST_SESSIONS:
                 self._drop(next(iter(self._used_s)))
@@ -55,7 +55,7 @@ class Sessions:
             self._used_s[session.id] = now_s
         return session
 
-    def find(self, id: str) -> Session | None:
+    def find(self, id: str) -> UserSession | None:
         """The session of that id, which counts as used now; None when there is none, or none any more."""
         now_s = self._clock.monotonic()
         with self._lock:

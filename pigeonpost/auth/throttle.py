@@ -18,7 +18,7 @@ CLOSED_S = 300.0  # until nothing failed for so long
 _MOST_ADDRESSES = 1024
 
 
-class Attempts:
+class LoginThrottle:
     """How often each address has failed to prove itself. An attempt counts as failed until it has succeeded."""
 
     def __init__(self, clock: Clock) -> None:

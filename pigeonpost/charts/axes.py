@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pigeonpost.core.format import MONTHS
 
 if TYPE_CHECKING:
-    from pigeonpost.storage.models import Column
+    from pigeonpost.storage.models import Bucket
 
 Scale = Callable[[float], float]  # a value to its place from the top
 
@@ -63,12 +63,12 @@ class Axis(NamedTuple):
             yield value, f"{value:,.{decimals}f}".replace("-", "−") if is_plain else f"{value:.4g}"
 
 
-def axis_of(unit: str, columns: Sequence[Column]) -> Axis:
+def axis_of(unit: str, columns: Sequence[Bucket]) -> Axis:
     """The axis on which all of `columns` fit."""
     return Axis(unit, *_y_range(columns))
 
 
-def _y_range(columns: Sequence[Column]) -> tuple[float, float, float]:
+def _y_range(columns: Sequence[Bucket]) -> tuple[float, float, float]:
     """Least and most of the axis, and the step between its lines: 1, 2 or 5 times a power of ten."""
     low = min((column.low for column in columns), default=0.0)
     high = max((column.high for column in columns), default=1.0)

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pigeonpost.core.html import Html
-from pigeonpost.storage.models import Column
+from pigeonpost.storage.models import Bucket
 
 _SPARK_PLACES, _SPARK_HEIGHT = 48, 24
 
 
-def sparkline(columns: Sequence[Column], count: int, colour: int) -> Html:
+def sparkline(columns: Sequence[Bucket], count: int, colour: int) -> Html:
     """Draw columns as a small line of means, broken where there is nothing.
 
     columns  those that are not empty, by place

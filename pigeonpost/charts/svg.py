@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from pigeonpost.charts.axes import Axis, Frame, Scale, axis_of, left_axis, right_axis, x_axis
 from pigeonpost.core.format import clock, number, with_unit
 from pigeonpost.core.html import escaped
-from pigeonpost.storage.models import Span
+from pigeonpost.storage.models import LateRange
 
 if TYPE_CHECKING:
-    from pigeonpost.storage.models import Column
+    from pigeonpost.storage.models import Bucket
 
 COLOURS = 4  # of one sensor alone; sensor 4 has the colour of sensor 0 again
 MOST_SERIES = 6  # each with a colour of its own
@@ -48,12 +48,12 @@ class Series(NamedTuple):
     sensor: str
     unit: str
     colour: int
-    columns: Sequence[Column]
+    columns: Sequence[Bucket]
     places: int
     from_ms: int
     to_ms: int
     every_ms: float | None
-    late: Sequence[Span] = ()
+    late: Sequence[LateRange] = ()
 
 
 def fitted(frame: Frame, count: int, units: int) -> Frame:
@@ -189,7 +189,7 @@ def _path(points: Sequence[tuple[int, float]]) -> str:
     return "".join(parts)
 
 
-def runs(series: Series) -> Iterator[list[Column]]:
+def runs(series: Series) -> Iterator[list[Bucket]]:
     """The columns between one gap and the next: where nothing came for two intervals and a half."""
     columns = series.columns
     if not columns:
@@ -253,7 +253,7 @@ def _said(series: Series) -> str:
     return f"{said}; {count} values{breaks}."
 
 
-def numbers(columns: Sequence[Column]) -> tuple[int, float, Column, Column]:
+def numbers(columns: Sequence[Bucket]) -> tuple[int, float, Bucket, Bucket]:
     """Of some columns, of which there is at least one: count and mean of all values, and where the least and the most
     of them are."""
     count = sum(column.values for column in columns)

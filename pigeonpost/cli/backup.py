@@ -24,7 +24,7 @@ from pigeonpost.cli.contract import Bar, Command, Context, Failed, has_store, lo
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.data_folder import DATABASE, FILES, LOGS, SERVER_LOCK
 from pigeonpost.core.errors import DiskError, InUse, NotStored, SettingsError
-from pigeonpost.core.files import only_one, sync_folder
+from pigeonpost.core.files import lock_data_dir, sync_folder
 from pigeonpost.server import backup as server_backup
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.csv import checksums
@@ -97,7 +97,7 @@ def restore(context: Context) -> int:
     if context.settings["store", "postgres"]:
         raise SettingsError(_ELSEWHERE)
     try:
-        lock = only_one(os.path.join(data, SERVER_LOCK))
+        lock = lock_data_dir(os.path.join(data, SERVER_LOCK))
     except InUse as error:
         raise Failed(f"the server runs ({error}): stop it, then restore") from None
     _give(os.path.join(data, SERVER_LOCK), data)
@@ -207,7 +207,7 @@ def verify(context: Context) -> int:
         return 0
     look(context).close()
     try:
-        lock = only_one(os.path.join(data, SERVER_LOCK))
+        lock = lock_data_dir(os.path.join(data, SERVER_LOCK))
     except InUse:
         lock = -1
         print(
@@ -288,7 +288,7 @@ def _folder_for(parent: str, name: str) -> Iterator[str]:
     if os.path.islink(path):
         raise Failed(f"{path} is a symbolic link, where a folder of this command's own should be: remove it")
     try:
-        lock = only_one(os.path.join(path, "lock"))
+        lock = lock_data_dir(os.path.join(path, "lock"))
     except InUse as error:
         raise Failed(f"another command works on the same: {error}") from None
     except DiskError as error:

@@ -36,7 +36,7 @@ from pigeonpost.core.config import Settings
 from pigeonpost.core.data_folder import DATABASE, RUNNING, TOKENS
 from pigeonpost.core.errors import PigeonpostError, SensorError
 from pigeonpost.core.files import kind_of_filesystem
-from pigeonpost.sensors.contract import Derived
+from pigeonpost.sensors.contract import DerivedSource
 from pigeonpost.sensors.registry import KINDS, make_source
 from pigeonpost.settings import NODE
 from protocol import NODE_NAME, decode, encode
@@ -297,7 +297,7 @@ def _readings(about: str, kind: str, table: Mapping[str, Any]) -> Iterator[Findi
     except PigeonpostError as error:
         yield Finding("wrong", str(error), "docs/settings.md has the keys of each kind")
         return
-    if isinstance(source, Derived):
+    if isinstance(source, DerivedSource):
         return
     try:
         for channel, value in source.read().items():

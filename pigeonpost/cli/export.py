@@ -30,7 +30,7 @@ from pigeonpost.core.files import sync_folder
 from pigeonpost.core.strict_json import write_json
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.csv.format import HEADER, local_time, log_rows
-from pigeonpost.storage.models import Point, Stretch
+from pigeonpost.storage.models import SampleBatch, StoredSample
 from protocol import SENSOR_NAME, SENSOR_NAME_TAKES, Sample
 
 AT_ONCE = 4000  # samples asked for together
@@ -38,7 +38,7 @@ _NEVER_MS = 253_402_300_800_000  # the year 10000
 _SPAN = re.compile(r"([0-9]{1,9})([smhd])").fullmatch
 _SPANS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
-Points = Sequence[Point]  # of one node
+Points = Sequence[StoredSample]  # of one node
 Units = Mapping[str, str]
 
 
@@ -87,7 +87,7 @@ def as_log(sensors: Sequence[str], units: Units) -> Callable[[Points], str]:
 
     def rows(points: Points) -> str:
         samples = [Sample(point.seq, point.time_ms, 0, point.values, {}, point.clock) for point in points]
-        return log_rows(points[0].node, "", Stretch(samples), units, 0)
+        return log_rows(points[0].node, "", SampleBatch(samples), units, 0)
 
     return rows
 

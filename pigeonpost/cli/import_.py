@@ -30,11 +30,11 @@ from pigeonpost.cli.contract import Bar, Command, Context, Failed, node_name
 from pigeonpost.core.clock import Clock, rfc3339
 from pigeonpost.core.data_folder import SERVER_LOCK
 from pigeonpost.core.errors import InUse, NotStored, SettingsError
-from pigeonpost.core.files import only_one
+from pigeonpost.core.files import lock_data_dir
 from pigeonpost.importing.foreign_postgres import IS_URL, place, postgres_lines
-from pigeonpost.importing.foreign_sqlite import BadTable, Told, sqlite_lines
+from pigeonpost.importing.foreign_sqlite import BadTable, ForeignColumns, sqlite_lines
 from pigeonpost.importing.importer import BadFile, bring_in, look_through
-from pigeonpost.server.ingest import Intake
+from pigeonpost.server.ingest import Ingestor
 from pigeonpost.storage.registry import open_store
 from protocol import SENSOR_NAME, SENSOR_NAME_TAKES, UNIT
 
@@ -42,7 +42,7 @@ STOP_S = 60.0
 _SQLITE = b"SQLite format 3\0"
 
 
-class Source(NamedTuple):
+class ImportSource(NamedTuple):
     """A file to be read: under which name, so as what; and whose it is when it does not say so itself."""
 
     file: BinaryIO
@@ -50,7 +50,7 @@ class Source(NamedTuple):
     node: str
 
 
-class Watched:
+class ProgressFile:
     """A file that shows how far it is read."""
 
     def __init__(self, file: BinaryIO, bar: Bar) -> None:
@@ -85,15 +85,15 @@ def import_files(context: Context) -> int:
         if not IS_URL(path) and not os.path.isfile(path):
             raise SettingsError(f"{path}: there is no such file")
     try:
-        lock = only_one(os.path.join(context.data, SERVER_LOCK))
+        lock = lock_data_dir(os.path.join(context.data, SERVER_LOCK))
     except InUse as error:
         raise Failed(
             f"the server runs ({error}): stop it and import then, or drop the file to it (send-files) and import it on"
             " its page, under Files"
         ) from None
     try:
-        with _door(context) as (intake, units):
-            wrong = [path for path in chosen.file if not _import_one(path, context, intake, units)]
+        with _access(context) as (ingestor, units):
+            wrong = [path for path in chosen.file if not _import_one(path, context, ingestor, units)]
     finally:
         os.close(lock)
     if wrong:
@@ -102,18 +102,18 @@ def import_files(context: Context) -> int:
 
 
 @contextlib.contextmanager
-def _door(context: Context) -> Iterator[tuple[Intake, Mapping[str, Mapping[str, str]]]]:
+def _access(context: Context) -> Iterator[tuple[Ingestor, Mapping[str, Mapping[str, str]]]]:
     """The way into the store, as the server has it: one writer, and the log written with it; and the units known."""
     store, clock = open_store(context.settings, context.data), Clock()
     try:
         csv = CsvLog(context.data, store, clock)
-        intake = Intake(store, csv, clock, commit_s=0.05)
+        ingestor = Ingestor(store, csv, clock, commit_s=0.05)
         csv.start()
-        intake.start()
+        ingestor.start()
         try:
-            yield intake, {about["name"]: about["sensors"] for about in store.nodes()}
+            yield ingestor, {about["name"]: about["sensors"] for about in store.nodes()}
         finally:
-            undone = intake.stop(STOP_S)
+            undone = ingestor.stop(STOP_S)
             csv.close()
         if undone:
             raise Failed(undone)
@@ -125,20 +125,20 @@ def _shown(path: str) -> str:
     return place(path) if IS_URL(path) else path
 
 
-def _import_one(path: str, context: Context, intake: Intake, units: Mapping[str, Mapping[str, str]]) -> bool:
+def _import_one(path: str, context: Context, ingestor: Ingestor, units: Mapping[str, Mapping[str, str]]) -> bool:
     """Import one file, or one database; whether that was possible."""
     shown = _shown(path)
     bar = Bar(os.path.basename(shown))
     try:
         with _opened(path, context) as source:
-            watched = cast(BinaryIO, Watched(source.file, bar))
+            watched = cast(BinaryIO, ProgressFile(source.file, bar))
             look = look_through(watched, source.name)
             if "" in look.nodes and not source.node:
                 raise BadTable("does not say whose it is: --node says it")
             node = source.node if "" in look.nodes or context.arguments.node else ""
             source.file.seek(0)
             checksum = hashlib.file_digest(source.file, "sha256").hexdigest()  # type: ignore[arg-type]
-            total, new = bring_in(watched, source.name, checksum, intake, node, units)
+            total, new = bring_in(watched, source.name, checksum, ingestor, node, units)
     except (BadFile, BadTable) as error:
         bar.end()
         for line in str(error).splitlines():
@@ -155,23 +155,25 @@ def _import_one(path: str, context: Context, intake: Intake, units: Mapping[str,
 
 
 @contextlib.contextmanager
-def _opened(path: str, context: Context) -> Iterator[Source]:
+def _opened(path: str, context: Context) -> Iterator[ImportSource]:
     """A file as it is or, of a database, as our CSV has it."""
     chosen = context.arguments
-    read: Callable[[str, str, str, Told], Iterator[str]] = postgres_lines
+    read: Callable[[str, str, str, ForeignColumns], Iterator[str]] = postgres_lines
     if not IS_URL(path):
         read = sqlite_lines
         with open(path, "rb") as file:
             if file.read(len(_SQLITE)) != _SQLITE:
-                yield Source(file, os.path.basename(path), chosen.node or context.node_of_file(path))
+                yield ImportSource(file, os.path.basename(path), chosen.node or context.node_of_file(path))
                 return
-    said = Told(chosen.node or "", chosen.sensor or Told().sensor, chosen.unit or "", chosen.scale, chosen.utc)
+    said = ForeignColumns(
+        chosen.node or "", chosen.sensor or ForeignColumns().sensor, chosen.unit or "", chosen.scale, chosen.utc
+    )
     # In the data folder: that has room for it, as it has for the readings themselves.
     with tempfile.TemporaryFile(dir=context.data) as copy:
         for line in read(path, chosen.table or "", chosen.query or "", said):
             copy.write(line.encode())
         copy.flush()
-        yield Source(cast(BinaryIO, copy), "table.csv", said.node)
+        yield ImportSource(cast(BinaryIO, copy), "table.csv", said.node)
 
 
 def _matching(match: Any, takes: str) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 from pigeonpost.cli.contract import Command, Context
 from pigeonpost.core.config import as_toml
 from pigeonpost.core.errors import PigeonpostError, SensorError
-from pigeonpost.sensors.contract import Found, Source
+from pigeonpost.sensors.contract import FoundDevice, SensorSource
 from pigeonpost.sensors.registry import SCANS, make_source
 from protocol import Number
 
@@ -47,7 +47,7 @@ def lines(root: str) -> Iterator[str]:
         yield f"# {_plain(remark)}"
 
 
-def _block(found: Found, kind: str, taken: set[str]) -> Iterator[str]:
+def _block(found: FoundDevice, kind: str, taken: set[str]) -> Iterator[str]:
     """One [[sensor]] table; behind # where nothing of it reads."""
     yield f"# {_plain(found.about)}"
     if not found.table:
@@ -70,12 +70,12 @@ def _block(found: Found, kind: str, taken: set[str]) -> Iterator[str]:
         yield from (f"#     {name}: {words}" for name, words in said.items())
 
 
-def _source(table: Mapping[str, Any], kind: str) -> Source:
+def _source(table: Mapping[str, Any], kind: str) -> SensorSource:
     options = {key: value for key, value in table.items() if key != "kind"}
     return make_source(kind, options, "scan")
 
 
-def _read(source: Source) -> Mapping[str, Number | SensorError]:
+def _read(source: SensorSource) -> Mapping[str, Number | SensorError]:
     try:
         return source.read()
     finally:

@@ -31,13 +31,13 @@ from pigeonpost.core.data_folder import PIMONITOR
 from pigeonpost.core.errors import BadArgument, DiskError, NotStored, SettingsError
 from pigeonpost.core.files import replace_file
 from pigeonpost.core.strict_json import read_json
-from pigeonpost.http.message import TEXT, Answer, Endpoint, Request
-from pigeonpost.transports.contract import End
+from pigeonpost.http.message import TEXT, Endpoint, Request, Response
+from pigeonpost.transports.contract import Transport
 from protocol import LARGEST_INTEGER, NODE_NAME, NODE_NAME_TAKES, Number
 
 if TYPE_CHECKING:
     from pigeonpost.core.config import Settings
-    from pigeonpost.transports.contract import Hall
+    from pigeonpost.transports.contract import ServerContext
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ LOCATION = (
 )
 
 
-class Wrong(ValueError):
+class BadDeviceReport(ValueError):
     """What is wrong with a request, in the words of its answer, and the answer's HTTP status."""
 
     def __init__(self, text: str, status: int = 400) -> None:
@@ -81,7 +81,7 @@ class Location(NamedTuple):
     zone: tzinfo | None
 
 
-class Reading(NamedTuple):
+class DeviceReading(NamedTuple):
     """One value: the type of its sensor, which of that type it is, its kind (`temperature`), and what it is.
 
     value  as it is stored: temperatures in °C; None: the sensor failed
@@ -101,9 +101,9 @@ def read_report(body: bytes) -> dict[str, Any]:
     try:
         said = read_json(body.decode("utf-8").strip())
     except (UnicodeDecodeError, BadArgument):
-        raise Wrong(NOT_JSON) from None
+        raise BadDeviceReport(NOT_JSON) from None
     if type(said) is not dict:
-        raise Wrong(NOT_JSON)
+        raise BadDeviceReport(NOT_JSON)
     return said
 
 
@@ -111,7 +111,7 @@ def read_text(said: Mapping[str, Any], key: str) -> str:
     """A text of at most 200 letters that has to be there; else Wrong."""
     value = said.get(key)
     if type(value) is not str or not value.strip() or len(value) > 200:
-        raise Wrong(f"{key} is a text, and has to be there")
+        raise BadDeviceReport(f"{key} is a text, and has to be there")
     return value.strip()
 
 
@@ -130,7 +130,7 @@ def read_timestamp(stamp: str, zone: tzinfo | None, now_ms: int) -> int:
         if not all(0 <= time_ms < _LAST_MS for time_ms in moments):
             raise ValueError
     except (ValueError, OverflowError, OSError):
-        raise Wrong(_TAKES_TIMESTAMP) from None
+        raise BadDeviceReport(_TAKES_TIMESTAMP) from None
     earlier, later = moments
     if earlier > later:  # it was skipped: with the offset that held before
         return earlier
@@ -142,15 +142,15 @@ def _utc_ms(moment: datetime, zone: tzinfo | None) -> int:
     return round((moment if zone is None else moment.replace(tzinfo=zone)).timestamp() * 1000)
 
 
-def read_sensors(sensors: Any, unit: str) -> list[Reading]:
+def read_sensors(sensors: Any, unit: str) -> list[DeviceReading]:
     """Every value of every sensor; else Wrong, which names what does not fit."""
     if type(sensors) is not list or not 0 < len(sensors) <= _MOST_SENSORS:
-        raise Wrong(f"sensors is a list of 1 to {_MOST_SENSORS} sensors")
-    readings: list[Reading] = []
+        raise BadDeviceReport(f"sensors is a list of 1 to {_MOST_SENSORS} sensors")
+    readings: list[DeviceReading] = []
     seen: dict[str, int] = {}
     for number, sensor in enumerate(sensors, 1):
         if type(sensor) is not dict or len(sensor) > _MOST_VALUES:
-            raise Wrong(f"sensor {number} is an object with a sensorType and its values")
+            raise BadDeviceReport(f"sensor {number} is an object with a sensorType and its values")
         name = _sensor_name(sensor)
         seen[name] = seen.get(name, 0) + 1
         name = name if seen[name] == 1 else f"{name}_{seen[name]}"
@@ -160,7 +160,7 @@ def read_sensors(sensors: Any, unit: str) -> list[Reading]:
             if key not in _TYPE_KEYS and key not in _NAME_KEYS
         ]
         if not found:
-            raise Wrong(f"sensor {number} has no value")
+            raise BadDeviceReport(f"sensor {number} has no value")
         readings += found
     return readings
 
@@ -171,21 +171,21 @@ def _sensor_name(sensor: Mapping[str, Any]) -> str:
     return snake("_".join(said)[:100])[:20].strip("_") or "sensor"
 
 
-def _reading(sensor: str, key: str, value: Any, unit: str, number: int) -> Reading:
+def _reading(sensor: str, key: str, value: Any, unit: str, number: int) -> DeviceReading:
     kind = snake(key[:100])[:30].strip("_")
     if not kind:
-        raise Wrong(f"sensor {number}: a value's name has letters")
+        raise BadDeviceReport(f"sensor {number}: a value's name has letters")
     if type(value) is str and _NUMBER(value.strip()):
         value = float(value)
     is_number = type(value) is float or (type(value) is int and abs(value) <= LARGEST_INTEGER)
     if value is not None and not is_number:
-        raise Wrong(f"sensor {number}: {kind} is a number, or null")
+        raise BadDeviceReport(f"sensor {number}: {kind} is a number, or null")
     temperature = _TEMPERATURE(kind)
     if temperature:  # one that says its own unit, as `temp_c`, is believed
         if value is not None and (temperature[1] or unit).upper() == "F":
             value = round((value - 32) / 1.8, 3)
-        return Reading(sensor, kind, value, "°C")
-    return Reading(sensor, kind, value, _UNITS.get(kind, ""))
+        return DeviceReading(sensor, kind, value, "°C")
+    return DeviceReading(sensor, kind, value, _UNITS.get(kind, ""))
 
 
 def snake(text: str) -> str:
@@ -199,7 +199,9 @@ def node_name(location: str) -> str:
     """A node's name made of a location: `Living room` is kept as `Living-room`."""
     plain = re.sub(r"[^A-Za-z0-9._]+", "-", location).strip("._-")
     if not plain:
-        raise Wrong("location has no letter or digit that a node's name could be made of; [[location]] can give one")
+        raise BadDeviceReport(
+            "location has no letter or digit that a node's name could be made of; [[location]] can give one"
+        )
     return plain[:63].strip("._-")
 
 
@@ -228,7 +230,7 @@ class Names:
         except (OSError, ValueError, AttributeError) as error:
             raise SettingsError(f"{path} does not read as the names of sensors: {error}") from error
 
-    def of(self, node: str, readings: Sequence[Reading]) -> list[str]:
+    def of(self, node: str, readings: Sequence[DeviceReading]) -> list[str]:
         """The names of these readings, in their order. Raises DiskError when new ones cannot be kept."""
         keys = [f"{reading.sensor}/{reading.kind}" for reading in readings]
         with self._lock:
@@ -238,7 +240,9 @@ class Names:
                 if key not in new:
                     new[key] = _free_name(reading, set(new.values()))
             if len(new) > _MOST_NAMES:
-                raise Wrong(f"{node} has had {_MOST_NAMES} different values; that is as many as are kept apart")
+                raise BadDeviceReport(
+                    f"{node} has had {_MOST_NAMES} different values; that is as many as are kept apart"
+                )
             if len(new) != len(names):
                 everything = {**self._names, node: new}
                 replace_file(self._path, json.dumps(everything, indent=1).encode() + b"\n")
@@ -246,7 +250,7 @@ class Names:
         return [new[key] for key in keys]
 
 
-def _free_name(reading: Reading, taken: set[str]) -> str:
+def _free_name(reading: DeviceReading, taken: set[str]) -> str:
     wanted = reading.kind
     if wanted not in taken:
         return wanted
@@ -261,18 +265,18 @@ def _free_name(reading: Reading, taken: set[str]) -> str:
 # ----------------------------------------------------------------------------------------------------------- the end
 
 
-class ServerEnd(End):
+class PiMonitorTransport(Transport):
     """`POST /` and `GET /index`."""
 
-    def __init__(self, hall: Hall) -> None:
+    def __init__(self, context: ServerContext) -> None:
         """Raises SettingsError for a location or a time zone that does not fit."""
-        settings = hall.settings
-        self._clock, self._guests = hall.clock, hall.guests
+        settings = context.settings
+        self._clock, self._unnumbered_sources = context.clock, context.unnumbered_sources
         self._hash = hashlib.sha256(settings["pimonitor", "api_key"].encode()).hexdigest()
         where = settings.origin("pimonitor", "zone")
         self._usual = Location("", settings["pimonitor", "unit"], _zone(settings["pimonitor", "zone"], where))
         self._locations = _locations(settings, self._usual)
-        self._names = Names(os.path.join(hall.data, PIMONITOR))
+        self._names = Names(os.path.join(context.data, PIMONITOR))
         self.endpoints: Sequence[Endpoint] = [
             Endpoint("POST", "/", self.answer, _BODY_BYTES),
             Endpoint("GET", "/index", lambda request: _answer("pimonitor: readings are posted to /")),
@@ -285,7 +289,7 @@ class ServerEnd(End):
         """Nothing to close."""
         return None
 
-    def answer(self, request: Request) -> Answer:
+    def answer(self, request: Request) -> Response:
         """Store what a device reports; its answer."""
         stamp = ""
         try:
@@ -296,7 +300,7 @@ class ServerEnd(End):
             time_ms = read_timestamp(stamp, at.zone, self._clock.wall_ms())
             readings = read_sensors(said.get("sensors"), at.unit)
             self._store(at.node, readings, time_ms)
-        except Wrong as error:
+        except BadDeviceReport as error:
             return _answer(str(error), error.status)
         except (NotStored, DiskError) as error:
             answer = _answer(f"[{stamp}] Not stored, try again later: {error}", 503)
@@ -307,18 +311,18 @@ class ServerEnd(End):
         right = type(said) is str and hmac.compare_digest(said.strip().lower().encode(), self._hash.encode())
         if not right:
             log.warning("%s: a pimonitor report with %s api_hash", peer, "another" if said else "no")
-            raise Wrong("api_hash is not the SHA-256 of this server's api key ([pimonitor] api_key).", 401)
+            raise BadDeviceReport("api_hash is not the SHA-256 of this server's api key ([pimonitor] api_key).", 401)
 
-    def _store(self, node: str, readings: Sequence[Reading], time_ms: int) -> None:
+    def _store(self, node: str, readings: Sequence[DeviceReading], time_ms: int) -> None:
         names = self._names.of(node, readings)
         values = {name: reading.value for name, reading in zip(names, readings, strict=True)}
         units = {name: reading.unit for name, reading in zip(names, readings, strict=True)}
         errors = {name: "the device sent no value" for name, value in values.items() if value is None}
-        self._guests.store(node, values, units, time_ms, errors)
+        self._unnumbered_sources.store(node, values, units, time_ms, errors)
 
 
-def _answer(said: str, status: int = 200) -> Answer:
-    return Answer(said.encode(), TEXT, status, {"Cache-Control": "no-store"})
+def _answer(said: str, status: int = 200) -> Response:
+    return Response(said.encode(), TEXT, status, {"Cache-Control": "no-store"})
 
 
 def _locations(settings: Settings, usual: Location) -> dict[str, Location]:
@@ -332,7 +336,7 @@ def _locations(settings: Settings, usual: Location) -> dict[str, Location]:
             raise SettingsError(f"{where}: name {'stands twice' if name else 'is missing'}; each location has its own")
         try:
             node = options["node"] or node_name(name)
-        except Wrong as error:
+        except BadDeviceReport as error:
             raise SettingsError(f"{where}: {error}") from None
         zone = usual.zone if options["zone"] is None else _zone(options["zone"], where)
         found[name] = Location(node, options["unit"] or usual.unit, zone)

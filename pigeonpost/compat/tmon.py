@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from pigeonpost.core.errors import BadArgument, NotStored
 from pigeonpost.core.strict_json import read_json
-from pigeonpost.http.message import JSON, Answer, Endpoint, Request
-from pigeonpost.transports.contract import End
+from pigeonpost.http.message import JSON, Endpoint, Request, Response
+from pigeonpost.transports.contract import Transport
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pigeonpost.transports.contract import Hall
+    from pigeonpost.transports.contract import ServerContext
 
 SENSOR, UNIT = "temperature", "°C"
 _BODY_BYTES = 16 << 10
@@ -40,7 +40,7 @@ _SECONDS = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?").fullmatch
 _FALSE = (None, False, 0, "", "0", "false", "no", "off")
 
 
-class Wrong(ValueError):
+class BadTmonReport(ValueError):
     """What is wrong with a request, in the words of its answer, and the answer's HTTP status."""
 
     def __init__(self, text: str, status: int = 400) -> None:
@@ -67,19 +67,19 @@ def read_report(body: bytes) -> Report:
     try:
         said = read_json(body.decode("utf-8").strip())
     except (UnicodeDecodeError, BadArgument) as error:
-        raise Wrong(f"not JSON: {error}") from None
+        raise BadTmonReport(f"not JSON: {error}") from None
     if type(said) is not dict:
-        raise Wrong("a JSON object was expected")
+        raise BadTmonReport("a JSON object was expected")
     token, data = said.get("token"), said.get("data")
     if not token:
-        raise Wrong("token not set", 200)
+        raise BadTmonReport("token not set", 200)
     if type(token) is not str:
-        raise Wrong("token is a text")
+        raise BadTmonReport("token is a text")
     value = data.get(SENSOR) if type(data) is dict else None
     if value is None or value == "":
-        raise Wrong("No temperature given", 200)
+        raise BadTmonReport("No temperature given", 200)
     if said.get("type", SENSOR) != SENSOR:
-        raise Wrong('type takes "temperature"')
+        raise BadTmonReport('type takes "temperature"')
     return Report(token, _celsius(value), _time_ms(said.get("time")), said.get("test") not in _FALSE)
 
 
@@ -87,7 +87,7 @@ def _celsius(value: Any) -> float:
     """°C of a whole number of thousandths, which may come as a text or as a number."""
     text = value.strip() if type(value) is str else str(value) if type(value) is int else ""
     if not _MILLI_DEGREES(text) or not _LOWEST <= int(text) <= _HIGHEST:
-        raise Wrong('temperature takes thousandths of a degree Celsius, as "20812"')
+        raise BadTmonReport('temperature takes thousandths of a degree Celsius, as "20812"')
     return int(text) / 1000
 
 
@@ -104,15 +104,15 @@ def _time_ms(said: Any) -> int | None:
     except (ValueError, OverflowError, OSError):  # the last two: a year that this machine's C library does not reckon
         since_s = -1.0
     if not 0 <= since_s < _LAST_S:
-        raise Wrong("time takes seconds since 1970, or a date like 2026-11-20T15:36:10Z")
+        raise BadTmonReport("time takes seconds since 1970, or a date like 2026-11-20T15:36:10Z")
     return round(since_s * 1000)
 
 
-class ServerEnd(End):
+class TmonTransport(Transport):
     """`POST /temp`."""
 
-    def __init__(self, hall: Hall) -> None:
-        self._tokens, self._guests = hall.tokens, hall.guests
+    def __init__(self, context: ServerContext) -> None:
+        self._tokens, self._unnumbered_sources = context.tokens, context.unnumbered_sources
         self.endpoints: Sequence[Endpoint] = [Endpoint("POST", "/temp", self.answer, _BODY_BYTES)]
 
     def start(self) -> None:
@@ -122,16 +122,16 @@ class ServerEnd(End):
         """Nothing to close."""
         return None
 
-    def answer(self, request: Request) -> Answer:
+    def answer(self, request: Request) -> Response:
         """Store what a client reports; its answer."""
         try:
             report = read_report(request.body)
             node = self._tokens.node_of(report.token)
             if node is None:
-                raise Wrong("unknown token")
+                raise BadTmonReport("unknown token")
             if not report.is_test:
-                self._guests.store(node, {SENSOR: report.temperature_c}, {SENSOR: UNIT}, report.time_ms)
-        except Wrong as error:
+                self._unnumbered_sources.store(node, {SENSOR: report.temperature_c}, {SENSOR: UNIT}, report.time_ms)
+        except BadTmonReport as error:
             return _answer(error.status, success=False, error=str(error))
         except NotStored as error:
             text = f"not stored, try again later: {error}"
@@ -139,5 +139,5 @@ class ServerEnd(End):
         return _answer(200, success=True)
 
 
-def _answer(status: int, **said: Any) -> Answer:
-    return Answer(json.dumps(said).encode(), JSON, status, {"Cache-Control": "no-store"})
+def _answer(status: int, **said: Any) -> Response:
+    return Response(json.dumps(said).encode(), JSON, status, {"Cache-Control": "no-store"})

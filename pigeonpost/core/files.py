@@ -21,7 +21,7 @@ def sync_folder(path: str) -> None:
         os.close(folder)
 
 
-def only_one(path: str) -> int:
+def lock_data_dir(path: str) -> int:
     """Hold the lock file `path` as long as this process lives; its descriptor, which nobody needs to close.
 
     Raises InUse when another process holds it, DiskError when the folder cannot be written, or `path` is a symbolic

@@ -23,7 +23,7 @@ def escaped(value: object) -> str:
     return value if isinstance(value, Html) else str(value).translate(_ESCAPES)
 
 
-def together(parts: Iterable[object], between: str = "") -> Html:
+def join_html(parts: Iterable[object], between: str = "") -> Html:
     """The parts in a row, each escaped unless it is Html."""
     return Html(between.join(map(escaped, parts)))
 

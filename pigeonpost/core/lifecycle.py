@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 STOP_S = 4.0  # for all parts together: under the 5 s in which people expect a program to be gone
 
 
-class Part(NamedTuple):
+class LifecycleComponent(NamedTuple):
     """A part of a program. `stop` gets the seconds that it may take, and says what it left undone."""
 
     name: str
@@ -34,10 +34,10 @@ class Part(NamedTuple):
     stop: Callable[[float], str | None]
 
 
-class Running:
+class Lifecycle:
     """The parts of one program, in the order in which they start."""
 
-    def __init__(self, parts: list[Part]) -> None:
+    def __init__(self, parts: list[LifecycleComponent]) -> None:
         self._parts = parts
         # Not an Event: a signal's handler runs between any two steps of the main thread, also while that holds the
         # Event's lock, and would wait for it for ever. And a signal that another thread gets, or that comes just before
@@ -74,7 +74,7 @@ class Running:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         threading.excepthook = self._on_lost_thread
-        started: list[Part] = []
+        started: list[LifecycleComponent] = []
         try:
             for part in self._parts:
                 part.start()
@@ -100,7 +100,7 @@ class Running:
         else:
             _notify("WATCHDOG=1")
 
-    def _stop(self, part: Part, limit_s: float) -> None:
+    def _stop(self, part: LifecycleComponent, limit_s: float) -> None:
         try:
             undone = part.stop(limit_s)
         except Exception as error:  # the parts below it still have to be stopped

@@ -36,14 +36,14 @@ _REFUSALS = {
 }  # fmt: skip
 
 
-class Access(Protocol):
+class MqttSettings(Protocol):
     """Where the broker is, and how to come in: ["mqtt", KEY] of host, port (0: the usual one), user, password, tls, ca.
     Settings are this, and so is a dict with such pairs."""
 
     def __getitem__(self, key: tuple[str, str], /) -> Any: ...
 
 
-class Broker:
+class MqttConnection:
     """A connection to the broker: kept up, with its subscriptions.
 
     connected  it is there, and lets this user read
@@ -51,7 +51,7 @@ class Broker:
     """
 
     def __init__(
-        self, settings: Access, name: str, topics: Sequence[str], heard: Callable[[str, bytes], Any],
+        self, settings: MqttSettings, name: str, topics: Sequence[str], heard: Callable[[str, bytes], Any],
         changed: Callable[[], Any] = lambda: None, *, kept: Callable[[str, bytes], Any] | None = None,
         old: bool = False, keepalive_s: int = KEEPALIVE_S, where: str = "[mqtt]",
     ) -> None:  # fmt: skip
@@ -149,7 +149,7 @@ class Broker:
                 log.info("MQTT %s: connected", self.place)
 
 
-def _client(settings: Access, name: str, old: bool, where: str) -> tuple[Any, Any]:
+def _client(settings: MqttSettings, name: str, old: bool, where: str) -> tuple[Any, Any]:
     """paho, and a client of it that is not connected yet. Its callbacks are the newest that it has."""
     try:
         import paho.mqtt.client as paho

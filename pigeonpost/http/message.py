@@ -27,7 +27,7 @@ MOST_FIELDS = 64  # of a query or a form
 TEXT, HTML, JSON = "text/plain; charset=utf-8", "text/html; charset=utf-8", "application/json"
 
 
-class Refusal(PigeonpostError, ValueError):
+class HTTPError(PigeonpostError, ValueError):
     """A request that is not carried out: the status of the answer, a code for programs, and a text for people.
 
     `closes`: the connection ends with the answer, since what follows on it cannot be trusted to be a request.
@@ -57,14 +57,14 @@ class Request:
         self.is_secure = False  # it came through TLS
         self.endpoint: Endpoint | None = None  # that it is meant for, once it was looked for
         self.args: Sequence[str] = ()  # what that address's pattern found in the path
-        self.receiver: Receiver | None = None  # who took the body as it came; `body` is empty then
+        self.receiver: BodyConsumer | None = None  # who took the body as it came; `body` is empty then
         self._query: Mapping[str, str] | None = None
 
     @property
     def query(self) -> Mapping[str, str]:
         """The fields behind the `?`; Refusal when they do not read."""
         if self._query is None:
-            self._query = fields(self.query_text)
+            self._query = parse_form(self.query_text)
         return self._query
 
     @property
@@ -87,7 +87,7 @@ class FilePart(NamedTuple):
     length: int
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """What a request gets.
 
     body   all of it; or empty, where `file` has it
@@ -102,13 +102,13 @@ class Answer(NamedTuple):
     live: Callable[..., object] | None = None
 
 
-class Receiver(Protocol):
+class BodyConsumer(Protocol):
     """Takes a long body as it comes, so that none is held in memory. Belongs to the thread of its connection."""
 
     def take(self, data: bytes) -> None:
         """Some more of it. Raises Refusal: the rest is not wanted."""
 
-    def finish(self) -> Answer:
+    def finish(self) -> Response:
         """All has come: the answer. Raises Refusal."""
 
     def abandon(self) -> None:
@@ -127,10 +127,10 @@ class Endpoint(NamedTuple):
 
     method: str
     path: str
-    answer: Callable[[Request], Answer]
+    answer: Callable[[Request], Response]
     body_bytes: int = BODY_BYTES
     claims: Callable[[Request], bool] = lambda request: True
-    receive: Callable[[Request, int], Receiver] | None = None
+    receive: Callable[[Request, int], BodyConsumer] | None = None
 
 
 # ------------------------------------------------------------------------------------------------------------ head
@@ -144,7 +144,7 @@ def head_end(data: bytes | bytearray) -> int:
     end = data.find(b"\r\n\r\n", 0, HEAD_BYTES) + 4
     head = data[:end] if end > 3 else data[:HEAD_BYTES]
     if _has_stray_end(head):
-        raise Refusal(400, "Lines end with CR LF, and neither stands alone.", closes=True)
+        raise HTTPError(400, "Lines end with CR LF, and neither stands alone.", closes=True)
     line, crlf, _ = head.partition(b"\r\n")
     if crlf:
         _request_line(bytes(line))
@@ -160,20 +160,20 @@ def parse_head(head: bytes) -> Request:
     first, *lines = head[:-4].split(b"\r\n")
     method, target, version = _request_line(first)
     if len(lines) > MOST_HEADERS:
-        raise Refusal(431, f"A request has at most {MOST_HEADERS} headers.", closes=True)
+        raise HTTPError(431, f"A request has at most {MOST_HEADERS} headers.", closes=True)
     headers: dict[str, str] = {}
     for line in lines:
         found = _HEADER(line)
         if not found:
-            raise Refusal(400, "A header is written `Name: value`, in one line.", closes=True)
+            raise HTTPError(400, "A header is written `Name: value`, in one line.", closes=True)
         name, value = found[1].decode("ascii").lower(), found[2].decode("latin-1").rstrip(" \t")
         if name in headers:
             if name in _ONCE:
-                raise Refusal(400, "A header stands twice that may stand once.", closes=True)
+                raise HTTPError(400, "A header stands twice that may stand once.", closes=True)
             value = f"{headers[name]}, {value}"
         headers[name] = value
     if version == "1.1" and "host" not in headers:
-        raise Refusal(400, "A request names its Host.", closes=True)
+        raise HTTPError(400, "A request names its Host.", closes=True)
     return Request(method, target, version, headers)
 
 
@@ -182,17 +182,17 @@ def body_length(request: Request, most: int) -> int:
     said = request.headers.get("content-length")
     if "transfer-encoding" in request.headers:
         if said is not None:
-            raise Refusal(400, "Content-Length or Transfer-Encoding, not both.", closes=True)
-        raise Refusal(501, "Bodies come with a Content-Length.", closes=True)
+            raise HTTPError(400, "Content-Length or Transfer-Encoding, not both.", closes=True)
+        raise HTTPError(501, "Bodies come with a Content-Length.", closes=True)
     if said is not None and not _LENGTH(said):
-        raise Refusal(400, "Content-Length is a whole number.", closes=True)
+        raise HTTPError(400, "Content-Length is a whole number.", closes=True)
     length = int(said or 0)
     if length > most:
-        raise Refusal(413, f"The body has at most {most} bytes.", closes=True)
+        raise HTTPError(413, f"The body has at most {most} bytes.", closes=True)
     if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise Refusal(415, "Bodies come as they are, not compressed.", closes=True)
+        raise HTTPError(415, "Bodies come as they are, not compressed.", closes=True)
     if said is None and request.method == "POST":
-        raise Refusal(411, "A POST says how long it is: Content-Length.", closes=True)
+        raise HTTPError(411, "A POST says how long it is: Content-Length.", closes=True)
     return length
 
 
@@ -209,23 +209,23 @@ def _request_line(line: bytes) -> tuple[str, str, str]:
     """Method, target and version."""
     found = _REQUEST(line)
     if not found:
-        raise Refusal(400, "A request starts like GET /path HTTP/1.1.", closes=True)
+        raise HTTPError(400, "A request starts like GET /path HTTP/1.1.", closes=True)
     method, target, version = (part.decode("ascii") for part in found.groups())
     if version not in ("1.0", "1.1"):
         if version.startswith("0"):
-            raise Refusal(400, "HTTP/1.0 and HTTP/1.1 are spoken here.", closes=True)
-        raise Refusal(505, "HTTP/1.0 and HTTP/1.1 are spoken here.", closes=True)
+            raise HTTPError(400, "HTTP/1.0 and HTTP/1.1 are spoken here.", closes=True)
+        raise HTTPError(505, "HTTP/1.0 and HTTP/1.1 are spoken here.", closes=True)
     if not target.startswith("/"):
-        raise Refusal(400, "A request names a path, which starts with a slash.", closes=True)
+        raise HTTPError(400, "A request names a path, which starts with a slash.", closes=True)
     return method, target, version
 
 
-def _too_long(line: bytes, is_whole: bool) -> Refusal:
+def _too_long(line: bytes, is_whole: bool) -> HTTPError:
     if not is_whole and not _METHOD(line):
-        return Refusal(400, "A request starts like GET /path HTTP/1.1.", closes=True)
+        return HTTPError(400, "A request starts like GET /path HTTP/1.1.", closes=True)
     if not is_whole:
-        return Refusal(414, f"The address is too long; a head has at most {HEAD_BYTES} bytes.", closes=True)
-    return Refusal(431, f"A request's head has at most {HEAD_BYTES} bytes.", closes=True)
+        return HTTPError(414, f"The address is too long; a head has at most {HEAD_BYTES} bytes.", closes=True)
+    return HTTPError(431, f"A request's head has at most {HEAD_BYTES} bytes.", closes=True)
 
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
@@ -253,7 +253,7 @@ SAFE_HEADERS: Mapping[str, str] = {
 }
 
 
-def answer_head(answer: Answer, length: int | None, connection: str, now_s: int) -> bytes:
+def answer_head(answer: Response, length: int | None, connection: str, now_s: int) -> bytes:
     """The head of an answer whose body has `length` bytes (None: a stream until the connection ends).
 
     connection  what to say of it: "close", "keep-alive", or nothing
@@ -283,43 +283,43 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 # ---------------------------------------------------------------------------------------------------------- fields
 
 
-def fields(text: str) -> dict[str, str]:
+def parse_form(text: str) -> dict[str, str]:
     """The fields of a query or of a form (application/x-www-form-urlencoded). A name stands once; Refusal 400 else."""
     found: dict[str, str] = {}
     parts = text.split("&") if text else []
     if len(parts) > MOST_FIELDS:
-        raise Refusal(400, f"At most {MOST_FIELDS} fields.")
+        raise HTTPError(400, f"At most {MOST_FIELDS} fields.")
     for part in parts:
         name, _, value = part.partition("=")
         name, value = _unquoted(name), _unquoted(value)
         if name in found:
-            raise Refusal(400, "A field stands twice that may stand once.")
+            raise HTTPError(400, "A field stands twice that may stand once.")
         found[name] = value
     return found
 
 
-def form(request: Request) -> dict[str, str]:
+def form_of(request: Request) -> dict[str, str]:
     """The fields of the form that a browser posted."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not request.body:
         return {}
     if kind != "application/x-www-form-urlencoded":
-        raise Refusal(415, "A form comes as application/x-www-form-urlencoded.")
+        raise HTTPError(415, "A form comes as application/x-www-form-urlencoded.")
     try:
-        return fields(request.body.decode("ascii"))
+        return parse_form(request.body.decode("ascii"))
     except UnicodeDecodeError:
-        raise Refusal(400, "A form is ASCII, other letters as %XX.") from None
+        raise HTTPError(400, "A form is ASCII, other letters as %XX.") from None
 
 
 def _unquoted(text: str) -> str:
     if _BAD_PERCENT(text):
-        raise Refusal(400, "A percent sign is followed by two hex digits.")
+        raise HTTPError(400, "A percent sign is followed by two hex digits.")
     try:
         plain = unquote_to_bytes(text.replace("+", " ")).decode()
     except UnicodeDecodeError:
-        raise Refusal(400, "Fields are UTF-8.") from None
+        raise HTTPError(400, "Fields are UTF-8.") from None
     if "\0" in plain:
-        raise Refusal(400, "A field has a NUL in it.")
+        raise HTTPError(400, "A field has a NUL in it.")
     return plain
 
 
@@ -345,7 +345,7 @@ def byte_range(text: str, size: int) -> tuple[int, int] | None:
     else:
         start, end = max(0, size - int(last)), size - 1
     if start > end:
-        raise Refusal(416, f"There are {size} bytes.", headers={"Content-Range": f"bytes */{size}"})
+        raise HTTPError(416, f"There are {size} bytes.", headers={"Content-Range": f"bytes */{size}"})
     return start, end - start + 1
 
 

@@ -25,7 +25,7 @@ class BadMultipart(PigeonpostError, ValueError):
     """A body that is no multipart/form-data, or no whole one."""
 
 
-class Part(NamedTuple):
+class FormPart(NamedTuple):
     """What a part says of itself: the form's field, and the file's name as it came (None: it is no file)."""
 
     name: str
@@ -35,7 +35,7 @@ class Part(NamedTuple):
 class Sink(Protocol):
     """Who gets the parts."""
 
-    def begin(self, part: Part) -> None:
+    def begin(self, part: FormPart) -> None:
         """A part begins."""
 
     def data(self, data: bytes) -> None:
@@ -167,7 +167,7 @@ class Multipart:
         return at if at >= 0 else len(self._held)
 
 
-def _read_head(head: bytes) -> Part | None:
+def _read_head(head: bytes) -> FormPart | None:
     """What the headers of a part say; None where they do not name a field."""
     part = None
     try:
@@ -190,7 +190,7 @@ def _read_head(head: bytes) -> Part | None:
     return part
 
 
-def _disposition(value: str) -> Part | None:
+def _disposition(value: str) -> FormPart | None:
     kind, _, rest = value.partition(";")
     found = {name.lower(): quoted or bare for name, quoted, bare in _PARAMETER(";" + rest)}
     if kind.strip().lower() != "form-data" or "name" not in found:
@@ -206,7 +206,7 @@ def _disposition(value: str) -> Part | None:
             raise BadMultipart("the name of a file has control characters in it")
     elif filename is not None:
         filename = filename.replace('\\"', '"')  # other backslashes stand for themselves: some send C:\folder\name
-    return Part(found["name"].replace('\\"', '"'), filename)
+    return FormPart(found["name"].replace('\\"', '"'), filename)
 
 
 # Possessive: nothing is tried twice, whatever a head of 4 KiB says.

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pigeonpost.core.errors import SettingsError
-from pigeonpost.importing.foreign_sqlite import BadTable, Told, log_lines
+from pigeonpost.importing.foreign_sqlite import BadTable, ForeignColumns, log_lines
 from pigeonpost.importing.readers import sensor_name
 
 IS_URL = re.compile(r"postgres(?:ql)?://\S+").fullmatch
@@ -29,7 +29,7 @@ def place(url: str) -> str:
     return f"postgresql://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
-def postgres_lines(url: str, table: str, query: str, said: Told) -> Iterator[str]:
+def postgres_lines(url: str, table: str, query: str, said: ForeignColumns) -> Iterator[str]:
     """As log_lines, of a database at `url`, which is only read.
 
     table  which one, also as SCHEMA.TABLE
@@ -43,7 +43,11 @@ def postgres_lines(url: str, table: str, query: str, said: Told) -> Iterator[str
     if not table and not query:
         raise BadTable("--table or --query says where the readings are")
     if not query:
-        said = said if said.sensor != Told().sensor else said._replace(sensor=sensor_name(table)[0] or said.sensor)
+        said = (
+            said
+            if said.sensor != ForeignColumns().sensor
+            else said._replace(sensor=sensor_name(table)[0] or said.sensor)
+        )
     chosen = sql.SQL(query) if query else sql.SQL("SELECT * FROM {}").format(sql.Identifier(*table.split(".")))
     try:
         with psycopg.connect(url, connect_timeout=10) as db:

@@ -51,7 +51,7 @@ class Columns(NamedTuple):
     sensors: Sequence[tuple[int, str, str]]
 
 
-class Told(NamedTuple):
+class ForeignColumns(NamedTuple):
     """What somebody says of a table that it does not say itself.
 
     node    whose all of it is; empty: the table says it
@@ -67,7 +67,7 @@ class Told(NamedTuple):
     is_utc: bool = False
 
 
-def find_columns(names: Sequence[str], said: Told) -> Columns:
+def find_columns(names: Sequence[str], said: ForeignColumns) -> Columns:
     """Which column is what. Raises BadTable when that cannot be told."""
     small = [name.lower() for name in names]
 
@@ -88,7 +88,7 @@ def find_columns(names: Sequence[str], said: Told) -> Columns:
     return Columns(time, node, -1, -1, unit, [(at, name, found or said.unit) for at, name, found in others])
 
 
-def log_lines(names: Sequence[str], rows: Iterable[Sequence[Any]], said: Told) -> Iterator[str]:
+def log_lines(names: Sequence[str], rows: Iterable[Sequence[Any]], said: ForeignColumns) -> Iterator[str]:
     """The rows of a table as our CSV log has them, its head first. Raises BadTable for the first that is wrong."""
     columns = find_columns(names, said)
     yield HEADER
@@ -99,7 +99,7 @@ def log_lines(names: Sequence[str], rows: Iterable[Sequence[Any]], said: Told) -
             raise BadTable(f"row {number}: {error}") from None
 
 
-def _row_lines(row: Sequence[Any], columns: Columns, said: Told) -> Iterator[str]:
+def _row_lines(row: Sequence[Any], columns: Columns, said: ForeignColumns) -> Iterator[str]:
     time_ms = read_time(_time(row[columns.time], said.is_utc))
     if not 0 <= time_ms < 253_402_300_800_000:
         raise ValueError(f"{row[columns.time]!r:.60} is not between 1970 and 9999")
@@ -143,7 +143,7 @@ def _node_name(said: Any) -> str:
 # --------------------------------------------------------------------------------------------------------- SQLite
 
 
-def sqlite_lines(path: str, table: str, query: str, said: Told) -> Iterator[str]:
+def sqlite_lines(path: str, table: str, query: str, said: ForeignColumns) -> Iterator[str]:
     """As log_lines, of an SQLite file, which is only read.
 
     table  which one; empty: the one that has readings
@@ -158,7 +158,11 @@ def sqlite_lines(path: str, table: str, query: str, said: Told) -> Iterator[str]
                 raise BadTable("is a Pigeonpost database: `export` it there and import that, or `restore` it")
             table = table or _find_table(db, said)
             query = _query_of(db, table)
-            said = said if said.sensor != Told().sensor else said._replace(sensor=sensor_name(table)[0] or said.sensor)
+            said = (
+                said
+                if said.sensor != ForeignColumns().sensor
+                else said._replace(sensor=sensor_name(table)[0] or said.sensor)
+            )
         rows = db.execute(query)
         yield from log_lines([column[0] for column in rows.description or ()], rows, said)
 
@@ -168,7 +172,7 @@ def _is_ours(db: sqlite3.Connection) -> bool:
     return names.issuperset(("epochs", "samples", "shapes", "outboxes"))
 
 
-def _find_table(db: sqlite3.Connection, said: Told) -> str:
+def _find_table(db: sqlite3.Connection, said: ForeignColumns) -> str:
     """The one table that has readings."""
     found = []
     tables = db.execute("SELECT name FROM sqlite_schema WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite@_%'"

@@ -18,11 +18,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from pigeonpost.core.errors import NotStored, PigeonpostError, WireError
-from pigeonpost.importing.readers import Fault, Reading, readings
+from pigeonpost.importing.readers import Fault, ImportedReading, readings
 from protocol import BATCH_SAMPLES, IMPORTED, Batch, Sample
 
 if TYPE_CHECKING:
-    from pigeonpost.server.ingest import Intake
+    from pigeonpost.server.ingest import Ingestor
 
 MOST_NODES = 100  # in one file
 FAULTS_SHOWN = 20
@@ -40,7 +40,7 @@ class BadFile(PigeonpostError, ValueError):
         self.faults, self.count = faults, count
 
 
-class Summary(NamedTuple):
+class ImportSummary(NamedTuple):
     """What a file has: samples, by node (the empty name: it does not say), and from when to when."""
 
     samples: int
@@ -49,16 +49,16 @@ class Summary(NamedTuple):
     last_ms: int
 
 
-def look_through(file: BinaryIO, name: str) -> Summary:
+def look_through(file: BinaryIO, name: str) -> ImportSummary:
     """What there is to import. Raises BadFile where there is nothing, or something that does not read."""
     faults: list[Fault] = []
     samples = wrong = 0
     nodes: dict[str, None] = {}
     first_ms, last_ms = _LAST_MS, 0
     for one in readings(file, name):
-        if isinstance(one, Reading) and not 0 <= one.time_ms < _LAST_MS:
+        if isinstance(one, ImportedReading) and not 0 <= one.time_ms < _LAST_MS:
             one = Fault(one.where, "its time is not between 1970 and 9999")
-        if isinstance(one, Reading) and one.node not in nodes and len(nodes) >= MOST_NODES:
+        if isinstance(one, ImportedReading) and one.node not in nodes and len(nodes) >= MOST_NODES:
             one = Fault(one.where, f"a file has readings of at most {MOST_NODES} nodes")
         if isinstance(one, Fault):
             wrong += 1
@@ -69,7 +69,7 @@ def look_through(file: BinaryIO, name: str) -> Summary:
         first_ms, last_ms = min(first_ms, one.time_ms), max(last_ms, one.time_ms)
     if wrong or not samples:
         raise BadFile(faults or [Fault("the file", "there is no reading in it")], wrong or 1)
-    return Summary(samples, list(nodes), first_ms, last_ms)
+    return ImportSummary(samples, list(nodes), first_ms, last_ms)
 
 
 class _Answers:
@@ -116,7 +116,7 @@ class _Pile:
         self.units: dict[str, str] = {}
         self._told = told
 
-    def add(self, one: Reading) -> None:
+    def add(self, one: ImportedReading) -> None:
         self.seq += 1
         self.units.update({sensor: one.units.get(sensor) or self._told.get(sensor, "") for sensor in one.values})
         errors = {sensor: "no value in the file" for sensor, value in one.values.items() if value is None}
@@ -132,7 +132,7 @@ def bring_in(
     file: BinaryIO,
     name: str,
     checksum: str,
-    intake: Intake,
+    ingestor: Ingestor,
     node: str = "",
     told: Mapping[str, Mapping[str, str]] = NO_UNITS,
 ) -> tuple[int, int]:
@@ -152,14 +152,14 @@ def bring_in(
             answers.refused,
         )  # fmt: skip
         pile.samples = []
-        if not intake.accept(batch, urgent=urgent, limit_s=STORE_S):
-            raise NotStored(intake.fault or "the server stops")
+        if not ingestor.accept(batch, urgent=urgent, limit_s=STORE_S):
+            raise NotStored(ingestor.fault or "the server stops")
 
     for one in readings(file, name):
-        if isinstance(one, Reading):
+        if isinstance(one, ImportedReading):
             whose = node or one.node
             if whose not in piles:
-                mark = intake.marks(whose, IMPORTED, [epoch])[1].get(epoch)
+                mark = ingestor.marks(whose, IMPORTED, [epoch])[1].get(epoch)
                 piles[whose] = _Pile(whose, mark.seq if mark else 0, told.get(whose, {}))
             pile = piles[whose]
             pile.add(one)
@@ -169,5 +169,5 @@ def bring_in(
         if pile.samples:
             hand_over(pile, urgent=True)
     if not answers.wait({pile.node: pile.seq for pile in piles.values()}, STORE_S):
-        raise NotStored(intake.fault or f"it was not stored within {STORE_S:g} s")
+        raise NotStored(ingestor.fault or f"it was not stored within {STORE_S:g} s")
     return sum(pile.seq for pile in piles.values()), sum(pile.new for pile in piles.values())

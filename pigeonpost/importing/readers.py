@@ -31,7 +31,7 @@ _LINE_BYTES = 1 << 16
 _LOG_COLUMNS = ["time", "node", "sensor", "value", "unit"]
 
 
-class Reading(NamedTuple):
+class ImportedReading(NamedTuple):
     """What one place in a file says. `where` is "line 5" or "reading 5"; `node` is empty where the file has none."""
 
     where: str
@@ -125,7 +125,7 @@ _NOT_IN_NAMES = re.compile(r"[^a-z0-9]+").sub
 # ------------------------------------------------------------------------------------------------------------ CSV
 
 
-def _csv_readings(file: BinaryIO) -> Iterator[Reading | Fault]:
+def _csv_readings(file: BinaryIO) -> Iterator[ImportedReading | Fault]:
     first = file.readline(_LINE_BYTES)
     file.seek(0)
     mark = max(";\t,", key=_text(first).count)  # of equally many the first; a comma where there is none
@@ -156,10 +156,10 @@ def _text(line: bytes) -> str:
         return line.decode("latin-1")
 
 
-def _log_rows(rows: Any) -> Iterator[Reading | Fault]:
+def _log_rows(rows: Any) -> Iterator[ImportedReading | Fault]:
     """Rows of our own log: those that follow each other with the same time and node make one reading."""
     opened: tuple[str, str] | None = None
-    reading = Reading("", "", 0, {}, {})
+    reading = ImportedReading("", "", 0, {}, {})
     for row in rows:
         where = f"line {rows.line_num}"
         try:
@@ -169,7 +169,7 @@ def _log_rows(rows: Any) -> Iterator[Reading | Fault]:
             if opened != (time, node) or sensor in reading.values:
                 if reading.values:
                     yield reading
-                opened, reading = (time, node), Reading(where, node, read_time(time), {}, {})
+                opened, reading = (time, node), ImportedReading(where, node, read_time(time), {}, {})
             reading.values[sensor] = read_value(value, sensor)
             reading.units[sensor] = unit
         except _Wrong as error:
@@ -197,7 +197,7 @@ def _is_gap(sensor: str, unit: str) -> bool:
     return sensor == "gap" and unit.startswith("samples ")
 
 
-def _table_rows(rows: Any, heads: list[str], decimal_comma: bool) -> Iterator[Reading | Fault]:
+def _table_rows(rows: Any, heads: list[str], decimal_comma: bool) -> Iterator[ImportedReading | Fault]:
     """Rows of a table. decimal_comma: where semicolons stand between cells, a comma stands in numbers."""
     whose = next((place for place, head in enumerate(heads) if place and head.lower() == "node"), 0)
     columns = _columns(heads[:whose] + heads[whose + 1 :] if whose else heads)
@@ -220,7 +220,7 @@ def _table_rows(rows: Any, heads: list[str], decimal_comma: bool) -> Iterator[Re
             continue
         there: Values = {name: value for name, value in values.items() if value is not None}
         if there:  # an empty cell: that sensor was not read then
-            yield Reading(where, node, time_ms, there, units)
+            yield ImportedReading(where, node, time_ms, there, units)
 
 
 def _columns(heads: list[str]) -> list[tuple[str, str]]:
@@ -246,7 +246,7 @@ def _columns(heads: list[str]) -> list[tuple[str, str]]:
 # ----------------------------------------------------------------------------------------------------------- JSON
 
 
-def _json_readings(file: BinaryIO) -> Iterator[Reading | Fault]:
+def _json_readings(file: BinaryIO) -> Iterator[ImportedReading | Fault]:
     data = file.read(JSON_BYTES + 1)
     if len(data) > JSON_BYTES:
         yield Fault("the file", f"of JSON at most {JSON_BYTES} bytes are imported; CSV may be longer")
@@ -264,7 +264,7 @@ def _json_readings(file: BinaryIO) -> Iterator[Reading | Fault]:
             yield Fault(where, str(error))
 
 
-def _json_lines(file: BinaryIO) -> Iterator[Reading | Fault]:
+def _json_lines(file: BinaryIO) -> Iterator[ImportedReading | Fault]:
     """A JSON object a line, however many there are."""
     number = 0
     while line := file.readline(_LINE_BYTES):
@@ -294,7 +294,7 @@ def _items(value: Any) -> tuple[list[Any], str, dict[str, str]]:
     raise _Wrong('JSON is imported where it is a list of readings, or {"readings": [...]}')
 
 
-def _json_reading(where: str, item: Any, node: str, units: dict[str, str]) -> Reading:
+def _json_reading(where: str, item: Any, node: str, units: dict[str, str]) -> ImportedReading:
     if type(item) is not dict:
         raise _Wrong("a reading is an object with a time and values")
     time = next((item[key] for key in _TIME_KEYS if key in item), None)
@@ -319,7 +319,7 @@ def _json_reading(where: str, item: Any, node: str, units: dict[str, str]) -> Re
         values[name] = read_value(value, name)
     if not values or len(values) > MOST_COLUMNS:
         raise _Wrong(f"a reading has 1 to {MOST_COLUMNS} values")
-    return Reading(where, _json_node(item) or node, read_time(time), values, units)
+    return ImportedReading(where, _json_node(item) or node, read_time(time), values, units)
 
 
 def _json_units(item: Mapping[str, Any]) -> dict[str, str]:
@@ -343,7 +343,7 @@ _NO_SENSORS = (*_TIME_KEYS, "node", "seq", "up", "clock", "errors", "units", "un
 # ----------------------------------------------------------------------------------------------------------- both
 
 
-def readings(file: BinaryIO, name: str) -> Iterator[Reading | Fault]:
+def readings(file: BinaryIO, name: str) -> Iterator[ImportedReading | Fault]:
     """Everything that a file says, from its beginning; its name's ending tells whether it is JSON or a table."""
     file.seek(0)
     small = name.lower()

@@ -11,7 +11,7 @@ from typing import Any
 from pigeonpost.auth.key import Key
 
 
-class NodeFacts:
+class NodeInfo:
     """What all sessions of a node tell about it, and the switch they share."""
 
     def __init__(

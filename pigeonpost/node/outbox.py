@@ -21,7 +21,7 @@ from typing import Any
 
 from pigeonpost.core.errors import DiskError, Unexpected
 from pigeonpost.node.ring_file import Ring
-from pigeonpost.node.ring_records import Run, Slot, Taken
+from pigeonpost.node.ring_records import SeqRange, Slot, UnnumberedSample
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Outbox:
         self._boot_id = boot_id
         self._sync_s = sync_s
         self._failed = failed
-        self._queue: deque[Taken] = deque()
+        self._queue: deque[UnnumberedSample] = deque()
         self._arrived = threading.Event()
         self._stopping = threading.Event()
         self._writing = threading.Lock()
@@ -78,7 +78,7 @@ class Outbox:
         self._thread.join(limit_s)
         return f"{len(self._queue)} samples still wait for the disk" if self._thread.is_alive() else None
 
-    def put(self, taken: Taken) -> None:
+    def put(self, taken: UnnumberedSample) -> None:
         """Queue a sample. It is accepted once the disk has confirmed it; a full queue drops it, and counts."""
         if len(self._queue) < QUEUE_SAMPLES:
             self._queue.append(taken)
@@ -136,13 +136,13 @@ class Outbox:
             held.append([self.epoch, 1, 0, runs[-1].last_number + 1 if runs else 1])
         return held
 
-    def run_at(self, number: int) -> Run | None:
+    def run_at(self, number: int) -> SeqRange | None:
         """The run that holds the sample with the running `number`; else the next one after it; None at the end."""
         runs = self.ring.runs
         at = bisect_left(runs, number, key=lambda run: run.last_number)
         return runs[at] if at < len(runs) else None
 
-    def run_of(self, epoch: str) -> Run | None:
+    def run_of(self, epoch: str) -> SeqRange | None:
         """The (latest) run of `epoch`, if any of it is held."""
         return next((run for run in reversed(self.ring.runs) if run.epoch == epoch), None)
 

@@ -31,7 +31,7 @@ from typing import Any
 
 from pigeonpost.core.data_folder import OUTBOX
 from pigeonpost.core.errors import DiskError
-from pigeonpost.node.ring_records import Run, Slot, Taken
+from pigeonpost.node.ring_records import SeqRange, Slot, UnnumberedSample
 from protocol import sample_body
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ _CHUNK = 1 << 18
 _MOST_AT_ONCE = 1_000  # samples made durable by one fdatasync
 
 
-class Disk:
+class FileOps:
     """What the ring asks of the operating system. Tests hand in a disk that lies, fails and forgets."""
 
     open = staticmethod(os.open)
@@ -82,15 +82,15 @@ def slot_bytes_for(names: Sequence[str]) -> int:
 class Ring:
     """The file, open. `slots`, `slot_bytes`, `identity` (16 hex), `runs`, `last` and `state` are there to be read."""
 
-    def __init__(self, folder: str, slots: int, slot_bytes: int, disk: Disk | None = None) -> None:
+    def __init__(self, folder: str, slots: int, slot_bytes: int, disk: FileOps | None = None) -> None:
         """Open `folder`/outbox.ring; make it when it is not there.
 
         slots       how many samples it holds; used only when the file is made
         slot_bytes  at least so large; a file with smaller slots is copied into one with larger
         """
-        self._disk = disk or Disk()
+        self._disk = disk or FileOps()
         self._folder = folder
-        self.runs: list[Run] = []
+        self.runs: list[SeqRange] = []
         self.last = 0  # the highest running number
         self.state: dict[str, Any] = {"on": True, "forks": []}
         self._state_count = 0
@@ -110,7 +110,7 @@ class Ring:
 
     # -------------------------------------------------------------------------------------------- samples
 
-    def append(self, epoch: str, seq: int, boot_id: str, samples: Sequence[Taken]) -> None:
+    def append(self, epoch: str, seq: int, boot_id: str, samples: Sequence[UnnumberedSample]) -> None:
         """Write `samples`, `most_at_once` at most, as `seq`, `seq` + 1 ... of `epoch`; durable on return."""
         number = self.last + 1
         slots = []
@@ -124,7 +124,7 @@ class Ring:
             self._disk.fdatasync(self._fd)
         self.last += len(slots)
         held_from = self.last - self.slots + 1
-        self.runs = _joined([*self.runs, Run(epoch, seq, seq + len(slots) - 1, number)], held_from)
+        self.runs = _joined([*self.runs, SeqRange(epoch, seq, seq + len(slots) - 1, number)], held_from)
 
     def read(self, number: int, count: int) -> list[Slot | None]:
         """The samples with the running numbers from `number` on, `count` of them at most; None for a damaged one."""
@@ -136,7 +136,7 @@ class Ring:
     def _place(self, number: int) -> int:
         return _SLOTS_AT + number % self.slots * self.slot_bytes
 
-    def _body(self, taken: Taken) -> bytes:
+    def _body(self, taken: UnnumberedSample) -> bytes:
         """The body, its error texts cut shorter until it fits; the values always fit (slot_bytes_for).
 
         Sensors of one chip fail with one text: before it is cut, so that its remedy is lost, it is said only once.
@@ -179,7 +179,9 @@ class Ring:
                     last[2] = seq
                 else:
                     runs.append([epoch, seq, seq, number])
-        found = sorted((Run(f"{epoch:016x}", first, last, number) for epoch, first, last, number in runs), key=_number)
+        found = sorted(
+            (SeqRange(f"{epoch:016x}", first, last, number) for epoch, first, last, number in runs), key=_number
+        )
         self.last = max((run.last_number for run in found), default=0)
         self.runs = self._forked(_joined(found, self.last - self.slots + 1))
 
@@ -197,7 +199,7 @@ class Ring:
         """The forks that still matter: [first number, last number, epoch] of those not wholly overwritten."""
         return [fork for fork in self.state["forks"] if fork[1] > self.last - self.slots]
 
-    def _forked(self, runs: Sequence[Run]) -> list[Run]:
+    def _forked(self, runs: Sequence[SeqRange]) -> list[SeqRange]:
         for start, end, epoch in self.state["forks"]:
             pieces = []
             for run in runs:
@@ -207,7 +209,7 @@ class Ring:
                     continue
                 if run.number < low:
                     pieces.append(run._replace(last=run.seq_of(low - 1)))
-                pieces.append(Run(epoch, low - start + 1, high - start + 1, low))
+                pieces.append(SeqRange(epoch, low - start + 1, high - start + 1, low))
                 if high < run.last_number:
                     pieces.append(run.cut(high + 1))
             runs = pieces
@@ -334,13 +336,13 @@ def _is_whole(block: bytes | memoryview) -> bool:
     return _CRC.unpack_from(block) == (zlib.crc32(block[_CRC.size :]),)
 
 
-def _number(run: Run) -> int:
+def _number(run: SeqRange) -> int:
     return run.number
 
 
-def _joined(runs: Sequence[Run], held_from: int) -> list[Run]:
+def _joined(runs: Sequence[SeqRange], held_from: int) -> list[SeqRange]:
     """`runs`, in the order of their numbers, without what is overwritten, and pieces of one run made one."""
-    joined: list[Run] = []
+    joined: list[SeqRange] = []
     for run in runs:
         if run.last_number < held_from:
             continue

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from protocol import Number
 
 
-class Taken(NamedTuple):
+class UnnumberedSample(NamedTuple):
     """A sample as it was taken, before it has a number: the fields are those of protocol.Sample."""
 
     wall_ms: int
@@ -32,7 +32,7 @@ class Slot(NamedTuple):
     body: str
 
 
-class Run(NamedTuple):
+class SeqRange(NamedTuple):
     """Samples `first` to `last` (seq) of one epoch, which follow each other; `number` is the running one of `first`."""
 
     epoch: str
@@ -49,6 +49,6 @@ class Run(NamedTuple):
         """The seq, in this epoch, of the sample with this running number."""
         return self.first + number - self.number
 
-    def cut(self, number: int) -> Run:
+    def cut(self, number: int) -> SeqRange:
         """What is left of it from the running `number` on."""
         return self._replace(first=self.seq_of(number), number=number)

@@ -19,8 +19,8 @@ from typing import Any, TypeGuard
 
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import SensorError
-from pigeonpost.node.ring_records import Taken
-from pigeonpost.sensors.contract import Derived, Latest, Readings, Source, in_order
+from pigeonpost.node.ring_records import UnnumberedSample
+from pigeonpost.sensors.contract import DerivedSource, LatestReadings, Readings, SensorSource, in_order
 from protocol import LARGEST_INTEGER, Number
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Metronome(threading.Timer):
 class _Reader:
     """One source with the thread that reads it."""
 
-    def __init__(self, source: Source, answers: queue.SimpleQueue[_Answer], clock: Clock) -> None:
+    def __init__(self, source: SensorSource, answers: queue.SimpleQueue[_Answer], clock: Clock) -> None:
         self.source = source
         self.name = source.channels[0].name
         self.busy = False  # asked, and has not answered yet
@@ -98,8 +98,8 @@ class Sampler:
 
     def __init__(
         self,
-        sources: Sequence[Source],
-        deliver: Callable[[Taken], Any],
+        sources: Sequence[SensorSource],
+        deliver: Callable[[UnnumberedSample], Any],
         every_s: float,
         clock: Clock,
         is_on: Callable[[], bool] = lambda: True,
@@ -122,9 +122,11 @@ class Sampler:
         self._patience_s = min(LONGEST_WAIT_S, _SHARE * every_s)
         self._names = [channel.name for source in sources for channel in source.channels]
         self._derived = in_order(sources)
-        self._latest: dict[str, Latest] = {}  # kept only for those
+        self._latest: dict[str, LatestReadings] = {}  # kept only for those
         self._answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
-        self._readers = [_Reader(source, self._answers, clock) for source in sources if not isinstance(source, Derived)]
+        self._readers = [
+            _Reader(source, self._answers, clock) for source in sources if not isinstance(source, DerivedSource)
+        ]
         self._metronome = Metronome(every_s, self.sample, clock)
 
     def start(self) -> None:
@@ -166,7 +168,7 @@ class Sampler:
                 errors[name] = str(reading) if isinstance(reading, SensorError) else f"gave {reading!r}"
         self._note_failures(errors)
         self.taken += 1
-        self._deliver(Taken(wall_ms, up_ms, clock_set, values, errors))
+        self._deliver(UnnumberedSample(wall_ms, up_ms, clock_set, values, errors))
 
     def _ask_all(self) -> dict[_Reader, Readings | SensorError]:
         """Ask every source that is not still busy, and wait for their answers as long as is right."""
@@ -188,7 +190,9 @@ class Sampler:
                 reader, slot, answer, at_s = self._answers.get(timeout=max(0.0, seconds))
                 reader.busy = False
                 if self._derived and not isinstance(answer, SensorError):  # also a late one: they judge its age
-                    self._latest |= {name: Latest(value, at_s) for name, value in answer.items() if _is_number(value)}
+                    self._latest |= {
+                        name: LatestReadings(value, at_s) for name, value in answer.items() if _is_number(value)
+                    }
                 if slot == self._slot:
                     answers[reader] = answer
                 if self._answers.empty():
@@ -196,7 +200,7 @@ class Sampler:
         except queue.Empty:
             return False
 
-    def _derive(self, source: Derived, name: str) -> Number | SensorError:
+    def _derive(self, source: DerivedSource, name: str) -> Number | SensorError:
         """The value of a derived channel, of what is there now."""
         try:
             made = source.derive(name, self._latest, self._clock.monotonic())

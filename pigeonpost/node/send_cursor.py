@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from pigeonpost.core.clock import Clock
 from pigeonpost.node.outbox import Outbox
-from pigeonpost.node.ring_records import Run, Slot
+from pigeonpost.node.ring_records import SeqRange, Slot
 from protocol import BATCH_SAMPLES, LINE_BYTES, WINDOW_SAMPLES, is_count, sample_text
 
 # Every stream begins with short pieces, each twice as long as the one before: over a network that cuts every connection
@@ -22,7 +22,7 @@ from protocol import BATCH_SAMPLES, LINE_BYTES, WINDOW_SAMPLES, is_count, sample
 FIRST_SAMPLES = 16
 
 
-class Samples(NamedTuple):
+class OutgoingBatch(NamedTuple):
     """Samples of one epoch: `seq` from `first` on without holes, each as JSON.
 
     number   the running number of the first     last_ms  when the last of them was taken
@@ -35,7 +35,7 @@ class Samples(NamedTuple):
     last_ms: int
 
 
-class Lost(NamedTuple):
+class OutgoingGap(NamedTuple):
     """Samples `first` to `last` of one epoch that will never come (none when `last` is `first` - 1), and why.
 
     number   the running number of sample `first`, were it held
@@ -50,7 +50,7 @@ class Lost(NamedTuple):
     why: str
 
 
-class Stream:
+class SendCursor:
     """The samples of one outbox on their way to one receiver."""
 
     def __init__(self, outbox: Outbox, clock: Clock, room_bytes: int = LINE_BYTES) -> None:
@@ -91,7 +91,7 @@ class Stream:
         is_ahead = epoch == self._outbox.epoch and seq > (run.last if run else 0)
         return self._outbox.fork(epoch, seq if is_other else seq + 1) if is_other or is_ahead else ""
 
-    def begin_now(self, runs: Sequence[Run]) -> None:
+    def begin_now(self, runs: Sequence[SeqRange]) -> None:
         """Send only what is taken after these runs were the outbox's."""
         self.sent = {run.epoch: run.last for run in runs[-1:]}
         self._accounted = runs[-1].last_number if runs else 0
@@ -103,7 +103,7 @@ class Stream:
 
     # --------------------------------------------------------------------------------------------- what comes next
 
-    def next(self) -> Samples | Lost | None:
+    def next(self) -> OutgoingBatch | OutgoingGap | None:
         """The next piece, which counts as sent; None when there is none to send now."""
         room = WINDOW_SAMPLES - sum(count for _, _, count in self._unacked)
         if room <= 0:
@@ -135,11 +135,11 @@ class Stream:
                 unacked.append((e, last, count))
         self._unacked = unacked
 
-    def _lost(self, run: Run, first: int, last: int, before: int, why: str) -> Lost:
+    def _lost(self, run: SeqRange, first: int, last: int, before: int, why: str) -> OutgoingGap:
         self.sent[run.epoch] = last
-        return Lost(run.epoch, first, last, run.number + first - run.first, before, why)
+        return OutgoingGap(run.epoch, first, last, run.number + first - run.first, before, why)
 
-    def _samples(self, run: Run, first: int, most: int) -> Samples | Lost | None:
+    def _samples(self, run: SeqRange, first: int, most: int) -> OutgoingBatch | OutgoingGap | None:
         number = run.number + first - run.first
         slots = self._outbox.read(number, most)
         texts: list[str] = []
@@ -159,9 +159,9 @@ class Stream:
         self.sent[run.epoch] = first + len(texts) - 1
         self._accounted = max(self._accounted, number + len(texts) - 1)
         self._unacked.append((run.epoch, first + len(texts) - 1, len(texts)))
-        return Samples(run.epoch, first, number, texts, last_ms)
+        return OutgoingBatch(run.epoch, first, number, texts, last_ms)
 
-    def _damaged(self, run: Run, first: int, slots: Sequence[Slot | None]) -> Samples | Lost | None:
+    def _damaged(self, run: SeqRange, first: int, slots: Sequence[Slot | None]) -> OutgoingBatch | OutgoingGap | None:
         now = self._outbox.run_of(run.epoch)
         if now is None or now.first > first:
             return self.next()  # overwritten while it was read: another look at the runs says so

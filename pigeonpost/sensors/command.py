@@ -23,7 +23,7 @@ from typing import Any
 
 from pigeonpost.core.config import Option, a_table, matching, number, read_options, switch, text
 from pigeonpost.core.errors import SensorError, SettingsError
-from pigeonpost.sensors.contract import CALIBRATION, Channel, Readings, Source, calibrated, channel_tables
+from pigeonpost.sensors.contract import CALIBRATION, Channel, Readings, SensorSource, calibrated, channel_tables
 from protocol import UNIT, Number
 
 LONGEST_OUTPUT = 65_536  # bytes
@@ -65,7 +65,7 @@ CHANNEL_OPTIONS = (
 )
 
 
-class CommandSource(Source):
+class CommandSource(SensorSource):
     """One text, and in it a number for each channel."""
 
     def __init__(

@@ -37,7 +37,7 @@ class Channel(NamedTuple):
 Readings = Mapping[str, "Number | SensorError"]
 
 
-class Source:
+class SensorSource:
     """One thing that is read at once, and gives a value for each of its channels."""
 
     channels: Sequence[Channel]
@@ -53,30 +53,30 @@ class Source:
         """Give back what it holds. Closing twice is fine."""
 
 
-class Latest(NamedTuple):
+class LatestReadings(NamedTuple):
     """What a channel gave last, and when (Clock.monotonic)."""
 
     value: Number
     at_s: float
 
 
-class Derived(Source):
+class DerivedSource(SensorSource):
     """A source that makes its values of what other channels gave. The sampler evaluates it in its own thread, after
     the other sources have answered; so it must be quick."""
 
     uses: Mapping[str, Mapping[str, str]]  # of each of its channels those that it is made of, and where that is written
 
-    def derive(self, name: str, latest: Mapping[str, Latest], now_s: float) -> Latest:
+    def derive(self, name: str, latest: Mapping[str, LatestReadings], now_s: float) -> LatestReadings:
         """The value of its channel `name`, as old as the oldest value that it is made of. Raises SensorError."""
         raise NotImplementedError
 
 
-def in_order(sources: Sequence[Source]) -> list[tuple[Derived, str]]:
+def in_order(sources: Sequence[SensorSource]) -> list[tuple[DerivedSource, str]]:
     """Every derived channel of a node with its source, each after those that it is made of.
 
     Raises SettingsError for a name that no source gives, and for channels that are made of each other.
     """
-    made = {name: source for source in sources if isinstance(source, Derived) for name in source.uses}
+    made = {name: source for source in sources if isinstance(source, DerivedSource) for name in source.uses}
     if not made:
         return []
     import graphlib
@@ -103,7 +103,7 @@ def nearest(name: str, known: Collection[str]) -> str:
     return f'did you mean "{near[0]}"?' if near else f"there are: {', '.join(sorted(known)[:50])}"
 
 
-class Found(NamedTuple):
+class FoundDevice(NamedTuple):
     """Something that can be read here, as a member's `scan(root)` finds it: in words, and the table that reads it.
 
     root    where dev, proc and sys are
@@ -214,10 +214,10 @@ _TOLD = ("low", "high", "jump", "stuck")
 _CALIBRATING = (*CALIBRATION, Option("unit", matching(UNIT, "a text up to 32 characters"), None, "of the value"))
 
 
-class WithRaw(Source):
+class WithRaw(SensorSource):
     """A source of which some channels are given raw as well. Those it reads uncalibrated, and calibrates here."""
 
-    def __init__(self, source: Source, chosen: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, source: SensorSource, chosen: Mapping[str, Mapping[str, Any]]) -> None:
         """chosen: of each such channel its options, by name"""
         self._source, self._calibrate = source, chosen
         self.channels = [made for channel in source.channels for made in self._channels(channel)]
@@ -247,7 +247,9 @@ class WithRaw(Source):
         self._source.close()
 
 
-def with_limits(table: Mapping[str, Any], where: str, make: Callable[[Mapping[str, Any]], Source]) -> Source:
+def with_limits(
+    table: Mapping[str, Any], where: str, make: Callable[[Mapping[str, Any]], SensorSource]
+) -> SensorSource:
     """The source that `make` makes of a [[sensor]] table, with the limits and raw values that its channels ask for.
 
     Raises SettingsError, also those of `make`.
@@ -266,7 +268,7 @@ def with_limits(table: Mapping[str, Any], where: str, make: Callable[[Mapping[st
         return source
     source.channels = [_limited(channel, chosen.get(channel.name)) for channel in source.channels]
     with_raw = {name: options for name, options in chosen.items() if options["raw"]}
-    if with_raw and isinstance(source, Derived):
+    if with_raw and isinstance(source, DerivedSource):
         raise SettingsError(f"{where}: channels.{min(with_raw)}: raw is for what is measured")
     return WithRaw(source, with_raw) if with_raw else source
 

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 from pigeonpost.core.config import Option, a_table, matching, number, read_options, text
 from pigeonpost.core.errors import SensorError, SettingsError
-from pigeonpost.sensors.contract import Channel, Derived, Latest, Readings, channel_tables, nearest
+from pigeonpost.sensors.contract import Channel, DerivedSource, LatestReadings, Readings, channel_tables, nearest
 from protocol import UNIT, Number
 
 LONGEST_TEXT = 1000  # characters
@@ -314,7 +314,7 @@ _KINDS: Mapping[type[ast.expr], Callable[[_Compiler, Any, int], Evaluate]] = {
 # ---------------------------------------------------------------------------------------------------------- the source
 
 
-class FormulaSource(Derived):
+class FormulaSource(DerivedSource):
     """Formulas, a channel each."""
 
     def __init__(
@@ -329,11 +329,11 @@ class FormulaSource(Derived):
         self._formulas = formulas
         self._fresh_s = fresh_s
 
-    def derive(self, name: str, latest: Mapping[str, Latest], now_s: float) -> Latest:
+    def derive(self, name: str, latest: Mapping[str, LatestReadings], now_s: float) -> LatestReadings:
         fresh = _Fresh(latest, now_s, self._fresh_s)
         value = self._formulas[name].evaluate(fresh)
         # The digits beyond are noise of the calculation, and would be stored for ever.
-        return Latest(round(value, 6) if abs(value) >= 1 else float(format(value, ".6g")), fresh.oldest_s)
+        return LatestReadings(round(value, 6) if abs(value) >= 1 else float(format(value, ".6g")), fresh.oldest_s)
 
     def read(self) -> Readings:
         readings: dict[str, Number | SensorError] = {}
@@ -348,7 +348,7 @@ class FormulaSource(Derived):
 class _Fresh(Mapping[str, Number]):
     """The values that are fresh enough; remembers the oldest that was asked for."""
 
-    def __init__(self, latest: Mapping[str, Latest], now_s: float, fresh_s: float) -> None:
+    def __init__(self, latest: Mapping[str, LatestReadings], now_s: float, fresh_s: float) -> None:
         self._latest, self._now_s, self._fresh_s = latest, now_s, fresh_s
         self.oldest_s = now_s
 

@@ -32,7 +32,7 @@ from pigeonpost.sensors.contract import (
     CALIBRATION,
     Channel,
     Readings,
-    Source,
+    SensorSource,
     at_path,
     calibrated,
     channel_tables,
@@ -151,7 +151,7 @@ _USUAL_EVERY_S = {"nest": 60.0, "dwarfpool": 60.0, None: 0.0}
 # -------------------------------------------------------------------------------------------------------- the source
 
 
-class JsonSource(Source):
+class JsonSource(SensorSource):
     """One answer, and in it a number for each channel."""
 
     def __init__(

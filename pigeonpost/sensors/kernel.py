@@ -31,9 +31,9 @@ from pigeonpost.core.errors import SensorError, SettingsError
 from pigeonpost.sensors.contract import (
     CALIBRATION,
     Channel,
-    Found,
+    FoundDevice,
     Readings,
-    Source,
+    SensorSource,
     calibrated,
     channel_tables,
     name_of,
@@ -76,7 +76,7 @@ Read = Callable[[], float]
 Answer = TypeVar("Answer")
 
 
-class KernelSource(Source):
+class KernelSource(SensorSource):
     """Files below /sys, a channel each."""
 
     def __init__(self, channels: Sequence[Channel], readers: Mapping[str, Read]) -> None:
@@ -302,7 +302,7 @@ def _calibrated(read: Read, chosen: Mapping[str, Any]) -> float:
 # ------------------------------------------------------------------------------------------------- what there is
 
 
-def scan(root: str) -> Iterator[Found]:
+def scan(root: str) -> Iterator[FoundDevice]:
     """Every device below /sys that this kind reads, with all its channels; by name, or by place where names repeat."""
     for subsystem, channels_of in _CHANNELS.items():
         folder = Device(root, subsystem, "")
@@ -312,12 +312,12 @@ def scan(root: str) -> Iterator[Found]:
             channels = channels_of(path)
             name = next((one for one in its if one and "/" not in one and count[one] == 1), None)
             if channels and name is None:
-                yield Found(f"{subsystem}/{its[0]}: {count[its[0]]} devices that cannot be told apart")
+                yield FoundDevice(f"{subsystem}/{its[0]}: {count[its[0]]} devices that cannot be told apart")
             elif channels and name is not None:
                 places = {channel: "/".join(filter(None, (subsystem, name, channel))) for channel in channels}
                 table = {name_of(name, channel): {"from": place} for channel, place in places.items()}
                 where = {} if root == "/" else {"root": root}
-                yield Found(f"{subsystem}/{name}", {"kind": "kernel", **where, "channels": table})
+                yield FoundDevice(f"{subsystem}/{name}", {"kind": "kernel", **where, "channels": table})
 
 
 def _files(path: str) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from pigeonpost.core.config import Option, read_options, text
 from pigeonpost.core.errors import SensorError
-from pigeonpost.sensors.contract import Channel, Found, Readings, Source
+from pigeonpost.sensors.contract import Channel, FoundDevice, Readings, SensorSource
 from protocol import Number
 
 OPTIONS = (
@@ -33,7 +33,7 @@ _CHANNELS = (
 )
 
 
-class MachineSource(Source):
+class MachineSource(SensorSource):
     """The four readings of this machine; without cpu_temperature where the machine has no sensor for it."""
 
     def __init__(self, root: str = "/", disk: str = "/") -> None:
@@ -90,9 +90,9 @@ class MachineSource(Source):
         return status.f_bavail * status.f_frsize >> 20
 
 
-def scan(root: str) -> Iterator[Found]:
+def scan(root: str) -> Iterator[FoundDevice]:
     """This machine, whatever it is."""
-    yield Found("this computer", {"kind": "machine"} | ({} if root == "/" else {"root": root}))
+    yield FoundDevice("this computer", {"kind": "machine"} | ({} if root == "/" else {"root": root}))
 
 
 def make(settings: Mapping[str, Any], where: str) -> MachineSource:

@@ -33,7 +33,15 @@ from typing import Any, NamedTuple, Protocol
 
 from pigeonpost.core.config import Option, Parse, a_table, matching, number, read_options, text
 from pigeonpost.core.errors import SensorError, SettingsError
-from pigeonpost.sensors.contract import CALIBRATION, Channel, Found, Readings, Source, calibrated, channel_tables
+from pigeonpost.sensors.contract import (
+    CALIBRATION,
+    Channel,
+    FoundDevice,
+    Readings,
+    SensorSource,
+    calibrated,
+    channel_tables,
+)
 from protocol import UNIT, Number
 
 VREF_V = 2.048  # its own: full scale is +-2.048 V at the chip's pin, divided by the amplifier
@@ -141,7 +149,7 @@ def open_bus(library: Any, bus: int, addresses: Sequence[int], root: str = "/") 
 # ------------------------------------------------------------------------------------------------------ the source
 
 
-class Input(NamedTuple):
+class Mcp3424Input(NamedTuple):
     """One channel: which input of which chip, how it is converted, and what becomes of its counts."""
 
     address: int
@@ -151,10 +159,12 @@ class Input(NamedTuple):
     convert: Callable[[int], Number]
 
 
-class Mcp3424Source(Source):
+class Mcp3424Source(SensorSource):
     """Chips on one bus. It is opened when it is first read, and again when all has failed."""
 
-    def __init__(self, open_it: Callable[[], I2c], inputs: Mapping[str, Input], channels: Sequence[Channel]) -> None:
+    def __init__(
+        self, open_it: Callable[[], I2c], inputs: Mapping[str, Mcp3424Input], channels: Sequence[Channel]
+    ) -> None:
         """inputs: by channel name"""
         self.channels = channels
         self._open = open_it
@@ -235,7 +245,7 @@ def make(settings: Mapping[str, Any], where: str) -> Mcp3424Source:
     """
     options = read_options(settings, OPTIONS, where)
     second = options["address"] + 1 if options["second"] is None else options["second"]
-    inputs: dict[str, Input] = {}
+    inputs: dict[str, Mcp3424Input] = {}
     channels = []
     for name, chosen, here in channel_tables(options["channels"], CHANNEL_OPTIONS, where, "battery = {input = 1}"):
         if chosen["input"] is None:
@@ -244,7 +254,7 @@ def make(settings: Mapping[str, Any], where: str) -> Mcp3424Source:
         if chip and second in (options["address"], _LAST + 1):
             raise SettingsError(f"{here}: input {chosen['input']} is on the second chip: second takes another address")
         convert = _conversion(chosen, options["divider"])
-        inputs[name] = Input((options["address"], second)[chip], place, chosen["bits"], chosen["pga"], convert)
+        inputs[name] = Mcp3424Input((options["address"], second)[chip], place, chosen["bits"], chosen["pga"], convert)
         top = 1 << chosen["bits"] - 1
         channels.append(Channel(name, chosen["unit"], limits={"rail": sorted((convert(-top), convert(top - 1)))}))
     library = _library(where)
@@ -266,7 +276,7 @@ def _library(where: str) -> Any:
     return smbus2
 
 
-def scan(root: str) -> Iterator[Found]:
+def scan(root: str) -> Iterator[FoundDevice]:
     """Chips on the buses that may be opened, at addresses that no kernel driver has. They are only read from, so that
     another chip at such an address (a clock has one of them) is not disturbed."""
     try:
@@ -282,7 +292,7 @@ def scan(root: str) -> Iterator[Found]:
                 channels = {f"adc_{number}": {"input": number} for number in range(1, 5)}
                 place = {"bus": bus, "address": address} | ({} if root == "/" else {"root": root})
                 about = f"I2C bus {bus}, {address:#04x}: an MCP3424"
-                yield Found(about, {"kind": "mcp3424", **place, "channels": channels})
+                yield FoundDevice(about, {"kind": "mcp3424", **place, "channels": channels})
 
 
 def _is_one(library: Any, bus: int, address: int) -> bool:

@@ -30,7 +30,7 @@ from pigeonpost.sensors.contract import (
     CALIBRATION,
     Channel,
     Readings,
-    Source,
+    SensorSource,
     at_path,
     calibrated,
     channel_tables,
@@ -70,27 +70,27 @@ CHANNEL_OPTIONS = (
 )
 
 
-class Heard(NamedTuple):
+class ReceivedMessage(NamedTuple):
     """The last message of a topic. `payload` is None when it was too long."""
 
     payload: bytes | None
     at_s: float
 
 
-class MqttSource(Source):
+class MqttSource(SensorSource):
     """One connection to a broker, and the last message of each topic."""
 
     def __init__(self, options: Mapping[str, Any], chosen: Mapping[str, Mapping[str, Any]], where: str) -> None:
         """chosen: of each channel its options. Raises SettingsError without paho-mqtt, or with a CA that is none."""
-        from pigeonpost.core.mqtt_client import Broker  # which costs what a node without it need not pay
+        from pigeonpost.core.mqtt_client import MqttConnection  # which costs what a node without it need not pay
 
         self.channels = [Channel(name, its["unit"]) for name, its in chosen.items()]
         self._chosen = chosen
         self._topics = sorted({its["topic"] for its in chosen.values()})
-        self._heard: dict[str, Heard] = {}
+        self._heard: dict[str, ReceivedMessage] = {}
         self._news = Event()
         access = {("mqtt", key): options[key] for key in ("host", "port", "user", "password", "tls", "ca")}
-        self._broker = Broker(
+        self._broker = MqttConnection(
             access, "pigeonpost-sensors", self._topics, self._hear, kept=self._hear_kept, old=True,
             keepalive_s=options["keepalive"], where=f'{where}: kind = "mqtt"',
         )  # fmt: skip
@@ -139,7 +139,7 @@ class MqttSource(Source):
 
     def _hear(self, topic: str, payload: bytes) -> None:
         if topic in self._topics:  # else nobody asked for it, and it would stay in memory
-            self._heard[topic] = Heard(payload if len(payload) <= LONGEST_PAYLOAD else None, time.monotonic())
+            self._heard[topic] = ReceivedMessage(payload if len(payload) <= LONGEST_PAYLOAD else None, time.monotonic())
             self._news.set()
 
     def _hear_kept(self, topic: str, payload: bytes) -> None:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pigeonpost.core.errors import SettingsError
-from pigeonpost.sensors.contract import Found, Source, with_limits
+from pigeonpost.sensors.contract import FoundDevice, SensorSource, with_limits
 
 Options = Mapping[str, Any]
 
 
-def make_source(kind: object, options: Options, where: str) -> Source:
+def make_source(kind: object, options: Options, where: str) -> SensorSource:
     """Make the source that a [[sensor]] table describes.
 
     kind     the table's `kind`
@@ -28,7 +28,7 @@ def make_source(kind: object, options: Options, where: str) -> Source:
     return with_limits(options, where, lambda plain: make(plain, where))
 
 
-def make_simulated_adc(options: Options, where: str) -> Source:
+def make_simulated_adc(options: Options, where: str) -> SensorSource:
     """As make_source for an "adc" on a simulated chip: for --simulate."""
     import adc
     from pigeonpost.sensors import simulated
@@ -37,55 +37,55 @@ def make_simulated_adc(options: Options, where: str) -> Source:
     return with_limits(options, where, lambda plain: adc.make(plain, where, chip))
 
 
-def _adc(options: Options, where: str) -> Source:
+def _adc(options: Options, where: str) -> SensorSource:
     import adc
 
     return adc.make(options, where)
 
 
-def _command(options: Options, where: str) -> Source:
+def _command(options: Options, where: str) -> SensorSource:
     from pigeonpost.sensors import command
 
     return command.make(options, where)
 
 
-def _formula(options: Options, where: str) -> Source:
+def _formula(options: Options, where: str) -> SensorSource:
     from pigeonpost.sensors import formula
 
     return formula.make(options, where)
 
 
-def _json(options: Options, where: str) -> Source:
+def _json(options: Options, where: str) -> SensorSource:
     from pigeonpost.sensors import json
 
     return json.make(options, where)
 
 
-def _kernel(options: Options, where: str) -> Source:
+def _kernel(options: Options, where: str) -> SensorSource:
     from pigeonpost.sensors import kernel
 
     return kernel.make(options, where)
 
 
-def _machine(options: Options, where: str) -> Source:
+def _machine(options: Options, where: str) -> SensorSource:
     from pigeonpost.sensors import machine
 
     return machine.make(options, where)
 
 
-def _mcp3424(options: Options, where: str) -> Source:
+def _mcp3424(options: Options, where: str) -> SensorSource:
     from pigeonpost.sensors import mcp3424
 
     return mcp3424.make(options, where)
 
 
-def _mqtt(options: Options, where: str) -> Source:
+def _mqtt(options: Options, where: str) -> SensorSource:
     from pigeonpost.sensors import mqtt
 
     return mqtt.make(options, where)
 
 
-KINDS: Mapping[str, Callable[[Options, str], Source]] = {
+KINDS: Mapping[str, Callable[[Options, str], SensorSource]] = {
     "adc": _adc,
     "command": _command,
     "formula": _formula,
@@ -97,32 +97,32 @@ KINDS: Mapping[str, Callable[[Options, str], Source]] = {
 }
 
 
-def _scan_adc(root: str) -> Iterator[Found]:
+def _scan_adc(root: str) -> Iterator[FoundDevice]:
     import adc
 
     return adc.scan(root)
 
 
-def _scan_kernel(root: str) -> Iterator[Found]:
+def _scan_kernel(root: str) -> Iterator[FoundDevice]:
     from pigeonpost.sensors import kernel
 
     return kernel.scan(root)
 
 
-def _scan_machine(root: str) -> Iterator[Found]:
+def _scan_machine(root: str) -> Iterator[FoundDevice]:
     from pigeonpost.sensors import machine
 
     return machine.scan(root)
 
 
-def _scan_mcp3424(root: str) -> Iterator[Found]:
+def _scan_mcp3424(root: str) -> Iterator[FoundDevice]:
     from pigeonpost.sensors import mcp3424
 
     return mcp3424.scan(root)
 
 
 # What `control.py scan` looks for, in this order: the first has names that cannot be changed.
-SCANS: Mapping[str, Callable[[str], Iterator[Found]]] = {
+SCANS: Mapping[str, Callable[[str], Iterator[FoundDevice]]] = {
     "machine": _scan_machine,
     "kernel": _scan_kernel,
     "adc": _scan_adc,

@@ -23,7 +23,7 @@ from pigeonpost.core.files import replace_file
 log = logging.getLogger(__name__)
 
 
-class Orders:
+class CommandQueue:
     """What each node is to be told when it calls."""
 
     def __init__(self, data: str) -> None:

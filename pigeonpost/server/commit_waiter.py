@@ -10,7 +10,7 @@ import threading
 from pigeonpost.core.errors import WireError
 
 
-class Receipt:
+class CommitWaiter:
     """What a batch is answered with, or several of one epoch, to be waited for."""
 
     def __init__(self, last: int = 0) -> None:

@@ -20,7 +20,7 @@ _LEAST_S = 600.0  # after which the size of a day is reckoned from what is known
 _DAY_S = 86_400.0
 
 
-class DiskUse(NamedTuple):
+class DiskUsage(NamedTuple):
     """The disk under the data folder, in bytes.
 
     stored   by everything in the folder         free     for this program
@@ -36,7 +36,7 @@ class DiskUse(NamedTuple):
     days: float | None
 
 
-class Disk:
+class DiskUsageMonitor:
     """Measures, at most once a minute."""
 
     def __init__(self, folder: str, clock: Clock, process: str = "/proc/self") -> None:
@@ -47,10 +47,10 @@ class Disk:
         self._lock = threading.Lock()
         self._began_s, self._began_written = clock.monotonic(), self._written()
         self._sizes: deque[tuple[float, int]] = deque([(self._began_s, _size(folder))], maxlen=_LOOKS)
-        self._last: DiskUse | None = None
+        self._last: DiskUsage | None = None
         self._measured_s = 0.0
 
-    def use(self) -> DiskUse:
+    def use(self) -> DiskUsage:
         """How it is, at most a minute ago."""
         with self._lock:
             now_s = self._clock.monotonic()
@@ -58,7 +58,7 @@ class Disk:
                 self._last, self._measured_s = self._measure(now_s), now_s
             return self._last
 
-    def _measure(self, now_s: float) -> DiskUse:
+    def _measure(self, now_s: float) -> DiskUsage:
         stored, room = _size(self._folder), os.statvfs(self._folder)
         free = room.f_bavail * room.f_frsize
         then_s, before = self._sizes[0]
@@ -71,7 +71,7 @@ class Disk:
         now_written = self._written()
         if now_s - self._began_s >= _LEAST_S and now_written is not None and self._began_written is not None:
             written = (now_written - self._began_written) / (now_s - self._began_s) * _DAY_S
-        return DiskUse(stored, free, grows, written, days)
+        return DiskUsage(stored, free, grows, written, days)
 
     def _written(self) -> int | None:
         try:

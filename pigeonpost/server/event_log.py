@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pigeonpost.storage.models import Filing, Stretch
+from pigeonpost.storage.models import EpochCommit, SampleBatch
 
 if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
@@ -23,7 +23,7 @@ MOST = 500
 _LOOK_S = 1.0
 
 
-class Happening(NamedTuple):
+class Event(NamedTuple):
     """One thing that happened.
 
     node  to whom; empty: to this server
@@ -42,7 +42,7 @@ class _Seen(NamedTuple):
     on: bool | None
 
 
-class Diary:
+class EventLog:
     """The last happenings of this run."""
 
     def __init__(self, links: Sequence[Any], faults: Callable[[], Mapping[str, str]], clock: Clock) -> None:
@@ -52,7 +52,7 @@ class Diary:
         """
         self._links, self._faults, self._clock = links, faults, clock
         self._lock = threading.Lock()
-        self._all: deque[Happening] = deque(maxlen=MOST)
+        self._all: deque[Event] = deque(maxlen=MOST)
         self._seen: dict[NodeState, _Seen] = {}
         self._wrong: dict[str, str] = {}
         self._stopping = threading.Event()
@@ -67,17 +67,17 @@ class Diary:
         self._stopping.set()
         self._thread.join(limit_s)
 
-    def all(self) -> list[Happening]:
+    def all(self) -> list[Event]:
         """What happened, the latest last."""
         with self._lock:
             return list(self._all)
 
-    def note(self, filings: Sequence[Filing]) -> None:
+    def note(self, epoch_commits: Sequence[EpochCommit]) -> None:
         """What the intake has stored: sample 1 of an epoch is the first after a start of its node."""
-        for filing in filings:
-            first = next((item.samples[0] for item in filing.items if isinstance(item, Stretch)), None)
-            if first is not None and first.seq == 1 and filing.outbox:
-                self._add(first.time_ms, filing.node, "started", "the node was started")
+        for epoch_commit in epoch_commits:
+            first = next((item.samples[0] for item in epoch_commit.items if isinstance(item, SampleBatch)), None)
+            if first is not None and first.seq == 1 and epoch_commit.outbox:
+                self._add(first.time_ms, epoch_commit.node, "started", "the node was started")
 
     def look(self) -> None:
         """Compare how things are with how they were when it last looked."""
@@ -109,7 +109,7 @@ class Diary:
 
     def _add(self, time_ms: int, node: str, kind: str, words: str) -> None:
         with self._lock:
-            self._all.append(Happening(time_ms, node, kind, words[:300]))
+            self._all.append(Event(time_ms, node, kind, words[:300]))
 
     def _watch(self) -> None:
         while not self._stopping.wait(_LOOK_S):

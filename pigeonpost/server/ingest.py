@@ -18,7 +18,7 @@ from csvbuffer import CsvLog
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import DiskError, NotStored, Unexpected
 from pigeonpost.storage.contract import Store
-from pigeonpost.storage.models import NOTHING, Filing, Mark, Stretch
+from pigeonpost.storage.models import NOTHING, EpochCommit, HighWaterMark, SampleBatch
 from protocol import IMPORTED, WINDOW_SAMPLES, Batch, Gap, Sample
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ _HASTE_SAMPLES = WINDOW_SAMPLES // 2  # of one node: so many wait for their ACK 
 _RETRY_S = 1.0
 
 
-class Latest(NamedTuple):
+class LatestSample(NamedTuple):
     """The last sample committed of a node, and when."""
 
     sample: Sample
@@ -35,7 +35,7 @@ class Latest(NamedTuple):
     committed_ms: int
 
 
-Watcher = Callable[[Sequence[Filing]], Any]
+Watcher = Callable[[Sequence[EpochCommit]], Any]
 
 
 class _Task:
@@ -48,7 +48,7 @@ class _Task:
         self.is_done = False
 
 
-class Intake:
+class Ingestor:
     """The queue, the writer thread, and what was stored last of each node."""
 
     def __init__(
@@ -66,7 +66,7 @@ class Intake:
         failed          told when the disk fails; ends the program
         """
         self.identity = store.identity
-        self.latest: dict[str, Latest] = {}
+        self.latest: dict[str, LatestSample] = {}
         self.fault = ""  # why nothing can be stored now; empty when all is well
         self.stored = self.repeated = self.commits = 0  # of this run
         self._store = store
@@ -138,7 +138,7 @@ class Intake:
             raise task.error
         return task.result
 
-    def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, Mark]]:
+    def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, HighWaterMark]]:
         """As Store.marks: what is durable, so not what still waits here."""
         return self._store.marks(node, outbox, epochs)
 
@@ -209,8 +209,8 @@ class Intake:
             # True as long as the transaction is open: until then nobody else stores something of these nodes.
             counted = {_outbox(batch) for batch in batches if batch.gap and batch.gap.before}
             tops = {key: self._store.marks(*key, ())[0] for key in counted}
-            filings = _filings(batches, marks, tops, answers, refusals)
-            filed = self._store.put(filings, noted_ms, self._csv.due())
+            epoch_commits = _epoch_commits(batches, marks, tops, answers, refusals)
+            filed = self._store.put(epoch_commits, noted_ms, self._csv.due())
         with self._changed:
             del self._batches[: len(batches)]
             self._in_hand = 0
@@ -222,20 +222,22 @@ class Intake:
             done(epoch, seq)
         for batch, error in refusals:
             batch.refused(error)
-        self._hand_on(filings, filed, noted_ms)
-        self.repeated += sum(len(batch.samples) for batch in batches) - sum(filing.count for filing in filings)
+        self._hand_on(epoch_commits, filed, noted_ms)
+        self.repeated += sum(len(batch.samples) for batch in batches) - sum(
+            epoch_commit.count for epoch_commit in epoch_commits
+        )
 
-    def _hand_on(self, filings: Sequence[Filing], filed: int, noted_ms: int) -> None:
+    def _hand_on(self, epoch_commits: Sequence[EpochCommit], filed: int, noted_ms: int) -> None:
         self.commits += 1
-        for filing in filings:
-            self.stored += filing.count
-            self._csv.add(filing, noted_ms)
-            stretch = next((item for item in reversed(filing.items) if isinstance(item, Stretch)), None)
-            if stretch and filing.outbox != IMPORTED:  # what was read from a file is no news
-                self.latest[filing.node] = Latest(stretch.samples[-1], filing.units, noted_ms)
+        for epoch_commit in epoch_commits:
+            self.stored += epoch_commit.count
+            self._csv.add(epoch_commit, noted_ms)
+            sample_batch = next((item for item in reversed(epoch_commit.items) if isinstance(item, SampleBatch)), None)
+            if sample_batch and epoch_commit.outbox != IMPORTED:  # what was read from a file is no news
+                self.latest[epoch_commit.node] = LatestSample(sample_batch.samples[-1], epoch_commit.units, noted_ms)
         self._csv.flush(filed)
         for watcher in self._watchers:
-            watcher(filings)
+            watcher(epoch_commits)
 
     def _run(self) -> None:
         try:
@@ -303,24 +305,26 @@ class Intake:
             log.error("not stored: %s; the nodes keep it", error)
 
 
-def _filings(
+def _epoch_commits(
     batches: Iterable[Batch],
-    marks: Mapping[tuple[str, str], Mark],
+    marks: Mapping[tuple[str, str], HighWaterMark],
     tops: Mapping[tuple[str, str], int],
     answers: dict[tuple[Callable[[str, int], Any], str], int],
     refusals: list[tuple[Batch, Unexpected]],
-) -> list[Filing]:
+) -> list[EpochCommit]:
     """What of `batches` is new, by epoch. Whom to acknowledge up to where goes to `answers`, holes go to `refusals`.
 
     tops  the highest running number stored, of each outbox of which a gap counts earlier epochs
     """
-    filings: dict[tuple[str, str], Filing] = {}
+    epoch_commits: dict[tuple[str, str], EpochCommit] = {}
     for batch in batches:
         key = batch.node, batch.epoch
-        filing = filings.get(key)
-        if filing is None:
-            filing = filings[key] = Filing(batch.node, batch.outbox, batch.epoch, marks.get(key, NOTHING))
-        mark = filing.mark
+        epoch_commit = epoch_commits.get(key)
+        if epoch_commit is None:
+            epoch_commit = epoch_commits[key] = EpochCommit(
+                batch.node, batch.outbox, batch.epoch, marks.get(key, NOTHING)
+            )
+        mark = epoch_commit.mark
         if batch.samples and not batch.samples[0].seq:  # from a program that does not number what it sends
             batch = batch._replace(samples=[s._replace(seq=n) for n, s in enumerate(batch.samples, mark.seq + 1)])
         first, last = (batch.samples[0].seq, batch.samples[-1].seq) if batch.samples else _ends(batch)
@@ -330,14 +334,14 @@ def _filings(
             )
             continue
         answers[batch.done, batch.epoch] = last
-        filing.units = batch.units
+        epoch_commit.units = batch.units
         if batch.gap is not None and batch.gap.before:
-            filed = [other.top for other in filings.values() if (other.node, other.outbox) == _outbox(batch)]
-            is_known = key in marks or bool(filing.items)
+            filed = [other.top for other in epoch_commits.values() if (other.node, other.outbox) == _outbox(batch)]
+            is_known = key in marks or bool(epoch_commit.items)
             batch = _not_counted_yet(batch, batch.gap, max(tops[_outbox(batch)], *filed), is_known)
         if last > mark.seq or (batch.gap is not None and batch.gap.before):
-            filing.add(batch, mark.seq + 1 - first)
-    return [filing for filing in filings.values() if filing.items]
+            epoch_commit.add(batch, mark.seq + 1 - first)
+    return [epoch_commit for epoch_commit in epoch_commits.values() if epoch_commit.items]
 
 
 def _outbox(batch: Batch) -> tuple[str, str]:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from pigeonpost.storage.models import Filing, Span, Stretch
+from pigeonpost.storage.models import EpochCommit, LateRange, SampleBatch
 
 if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
@@ -33,7 +33,7 @@ class Link(Protocol):
     state: NodeState
 
 
-class Late:
+class LateDataTracker:
     """The spans of all nodes."""
 
     def __init__(self, clock: Clock, links: Sequence[Link] = ()) -> None:
@@ -41,38 +41,38 @@ class Late:
         self._clock = clock
         self._links = links
         self._lock = threading.Lock()
-        self._spans: dict[str, list[Span]] = {}
+        self._spans: dict[str, list[LateRange]] = {}
 
-    def note(self, filings: Sequence[Filing]) -> None:
-        """Look at what was stored. For Intake.watch."""
+    def note(self, epoch_commits: Sequence[EpochCommit]) -> None:
+        """Look at what was stored. For Ingestor.watch."""
         now_ms = self._clock.wall_ms()
-        for filing in filings:
-            for item in filing.items:
-                if isinstance(item, Stretch):
-                    for span in self._judged(filing.node, item.samples, now_ms):
-                        self._add(filing.node, span)
+        for epoch_commit in epoch_commits:
+            for item in epoch_commit.items:
+                if isinstance(item, SampleBatch):
+                    for span in self._judged(epoch_commit.node, item.samples, now_ms):
+                        self._add(epoch_commit.node, span)
 
-    def within(self, node: str, from_ms: int, to_ms: int) -> list[Span]:
+    def within(self, node: str, from_ms: int, to_ms: int) -> list[LateRange]:
         """The spans of `node` that lie in [from_ms, to_ms) or reach into it, the oldest first."""
         with self._lock:
             return [span for span in self._spans.get(node, ()) if span.last_ms >= from_ms and span.first_ms < to_ms]
 
-    def _judged(self, node: str, samples: Sequence[Sample], now_ms: int) -> Iterable[Span]:
+    def _judged(self, node: str, samples: Sequence[Sample], now_ms: int) -> Iterable[LateRange]:
         first, last = samples[0], samples[-1]
         if first.clock == "unset" or last.clock == "unset":  # a boot has one answer: one of them tells
             times = [sample.time_ms for sample in samples if sample.clock == "unset"]
-            yield Span(min(times), max(times), False)
+            yield LateRange(min(times), max(times), False)
         if first.time_ms < now_ms - LATE_MS:  # else not even by a clock that is right
             before_ms = now_ms + self._shift_ms(node) - LATE_MS
             times = [sample.time_ms for sample in samples if sample.time_ms < before_ms and sample.clock != "unset"]
             if times:
-                yield Span(min(times), max(times), True)
+                yield LateRange(min(times), max(times), True)
 
     def _shift_ms(self, node: str) -> int:
         """The node's clock minus ours, as far as it is known."""
         return next((link.state.offset_ms or 0 for link in self._links if link.state.name == node), 0)
 
-    def _add(self, node: str, span: Span) -> None:
+    def _add(self, node: str, span: LateRange) -> None:
         with self._lock:
             kept = self._spans.get(node)
             if kept is None:
@@ -84,7 +84,7 @@ class Late:
                 near = other.first_ms - _JOIN_MS <= span.last_ms and span.first_ms <= other.last_ms + _JOIN_MS
                 if near and other.is_late == span.is_late:
                     first_ms, last_ms = min(span.first_ms, other.first_ms), max(span.last_ms, other.last_ms)
-                    span = Span(first_ms, last_ms, span.is_late)
+                    span = LateRange(first_ms, last_ms, span.is_late)
                 else:
                     joined.append(other)
             self._spans[node] = sorted([*joined, span])[-_MOST_SPANS:]

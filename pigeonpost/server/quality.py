@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pigeonpost.core.config import Option, matching, number, read_options
 from pigeonpost.core.errors import SettingsError
-from pigeonpost.storage.models import Filing, Stretch
+from pigeonpost.storage.models import EpochCommit, SampleBatch
 from protocol import NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME, SENSOR_NAME_TAKES, Number, Sample
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ LATE_INTERVALS, LATE_S = 3, 5.0  # what is older than so many intervals and seco
 _AT_LEAST_S = 1.0  # for a jump: noise between samples of a fast node is no fast change
 
 
-class Finding(NamedTuple):
+class QualityFlag(NamedTuple):
     """One thing that is odd now.
 
     kind   one of KINDS
@@ -55,10 +55,10 @@ class Finding(NamedTuple):
     found: float
 
 
-class Judged(NamedTuple):
+class JudgedValue(NamedTuple):
     """A sensor that has limits: what is odd about it now, how often each was in this run, and the limits."""
 
-    findings: Sequence[Finding]
+    findings: Sequence[QualityFlag]
     counts: Mapping[str, int]
     limits: Mapping[str, Any]
 
@@ -124,7 +124,7 @@ def _is_finite(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= 1e300
 
 
-class Verdicts:
+class QualityChecks:
     """The present verdict of every sensor that has limits, and the counts of this run."""
 
     def __init__(self, links: Sequence[Link], rules: Rules | None = None) -> None:
@@ -136,18 +136,18 @@ class Verdicts:
         self._lock = threading.Lock()
         self._nodes: dict[str, _Node] = {}
 
-    def note(self, filings: Sequence[Filing]) -> None:
-        """Judge what was committed. For Intake.watch."""
+    def note(self, epoch_commits: Sequence[EpochCommit]) -> None:
+        """Judge what was committed. For Ingestor.watch."""
         with self._lock:
-            for filing in filings:
-                node = self._node(filing.node)
+            for epoch_commit in epoch_commits:
+                node = self._node(epoch_commit.node)
                 if node is None or not node.tracks:
                     continue
-                for item in filing.items:
-                    if isinstance(item, Stretch):
-                        node.judge(filing.epoch, item.samples)
+                for item in epoch_commit.items:
+                    if isinstance(item, SampleBatch):
+                        node.judge(epoch_commit.epoch, item.samples)
 
-    def of(self, node: str, sensor: str, now_ms: int, is_expected: bool = True) -> Judged | None:
+    def of(self, node: str, sensor: str, now_ms: int, is_expected: bool = True) -> JudgedValue | None:
         """How a sensor is; None for one without limits.
 
         now_ms       now, by the node's clock
@@ -159,7 +159,7 @@ class Verdicts:
             if its is None or track is None:
                 return None
             track.look(now_ms, its.late_s(track) if is_expected else None)
-            return Judged(list(track.findings), dict(track.counts), track.limits)
+            return JudgedValue(list(track.findings), dict(track.counts), track.limits)
 
     def _node(self, name: str) -> _Node | None:
         """What is kept of a node, by the limits that are in force now. None: it has never had any."""
@@ -216,7 +216,7 @@ class _Track:
     def __init__(self, limits: Mapping[str, Any]) -> None:
         self.limits = limits
         self.counts = dict.fromkeys(KINDS, 0)
-        self.findings: list[Finding] = []
+        self.findings: list[QualityFlag] = []
         self.value: Number | None = None  # the last one that there was,
         self.epoch, self.last = "", _NO_SAMPLE  # and where it stood
         self.same_s = 0.0  # for how long it has been the same
@@ -243,17 +243,17 @@ class _Track:
                 continue
             findings = []
             if not low <= value <= high:
-                findings.append(Finding("range", low if value < low else high, value))
+                findings.append(QualityFlag("range", low if value < low else high, value))
             if jump is not None or stuck is not None:
                 passed_s = self._seconds_since(epoch, sample)
                 if jump is not None and passed_s is not None and self.value is not None:
                     change = float(value) - float(self.value)
                     if abs(change) > jump * (passed_s if passed_s > _AT_LEAST_S else _AT_LEAST_S):
-                        findings.append(Finding("jump", jump, change))
+                        findings.append(QualityFlag("jump", jump, change))
                 if stuck is not None and self._is_stuck(value, passed_s, stuck, late_s):
-                    findings.append(Finding("stuck", stuck, self.same_s))
+                    findings.append(QualityFlag("stuck", stuck, self.same_s))
             if not rail_low < value < rail_high:
-                findings.append(Finding("rail", rail_low if value <= rail_low else rail_high, value))
+                findings.append(QualityFlag("rail", rail_low if value <= rail_low else rail_high, value))
             self.value, self.epoch, self.last, self.findings = value, epoch, sample, findings
             for finding in findings:
                 self.counts[finding.kind] += 1
@@ -292,7 +292,7 @@ class _Track:
         was = any(finding.kind == "stale" for finding in self.findings)
         self.findings = [finding for finding in self.findings if finding.kind != "stale"]
         if late_s is not None and seconds > late_s:
-            self.findings.append(Finding("stale", late_s, seconds))
+            self.findings.append(QualityFlag("stale", late_s, seconds))
             self.counts["stale"] += not was
 
 

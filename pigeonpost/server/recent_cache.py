@@ -20,23 +20,23 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from pigeonpost.storage.contract import Store
-from pigeonpost.storage.models import Column, Filing, Stretch
+from pigeonpost.storage.models import Bucket, EpochCommit, SampleBatch
 
 _SPANS = ((600_000, 10_000), (3_600_000, 60_000), (86_400_000, 600_000))  # ms
 _PLACE = attrgetter("place")
 _FORGET_MS = 3_600_000  # all is read anew so often: a clock that stepped back leaves nothing wrong for longer
 
 
-class Day(NamedTuple):
+class RecentColumns(NamedTuple):
     """A node's last day (or hour, or ten minutes): of each sensor the columns that are not empty, places from 0."""
 
     from_ms: int
     span_ms: int
     width_ms: int
-    columns: dict[str, list[Column]]
+    columns: dict[str, list[Bucket]]
 
 
-class _Book:
+class _NodeCache:
     """What is kept of one node. Places count from 1970, so that time passing moves nothing."""
 
     def __init__(self, span_ms: int, width_ms: int, made_ms: int) -> None:
@@ -44,11 +44,11 @@ class _Book:
         self.width_ms = width_ms
         self.made_ms = made_ms
         self.last = -1  # the last place that was read: later ones may have samples too, of a node whose clock is ahead
-        self.columns: dict[str, dict[int, Column]] = {}
-        self._shown: dict[str, list[Column]] = {}  # with places from `_shown_first` on
+        self.columns: dict[str, dict[int, Bucket]] = {}
+        self._shown: dict[str, list[Bucket]] = {}  # with places from `_shown_first` on
         self._shown_first = -1
 
-    def shown(self, first: int, last: int, changed: int) -> dict[str, list[Column]]:
+    def shown(self, first: int, last: int, changed: int) -> dict[str, list[Bucket]]:
         """The columns from `first` to `last`, places from 0. Those before `changed` are as they were the last time."""
         if first != self._shown_first:
             self._shown, changed = {}, first
@@ -57,7 +57,7 @@ class _Book:
         for sensor, places in self.columns.items():
             columns = self._shown.get(sensor, [])
             kept = columns[: bisect_left(columns, changed - first, key=_PLACE)]
-            shown[sensor] = kept + [Column(at - first, *places[at][1:]) for at in fresh if at in places]
+            shown[sensor] = kept + [Bucket(at - first, *places[at][1:]) for at in fresh if at in places]
         self._shown, self._shown_first = shown, first
         return shown
 
@@ -79,26 +79,26 @@ class _Book:
                 del columns[place]
 
 
-class DayBook:
+class RecentCache:
     """The days of all nodes."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._books: dict[str, _Book] = {}
+        self._books: dict[str, _NodeCache] = {}
         self._touching = threading.Lock()
         self._touched: dict[str, tuple[int, int]] = {}  # node to the earliest and the latest time stored since
 
-    def note(self, filings: Sequence[Filing]) -> None:
+    def note(self, epoch_commits: Sequence[EpochCommit]) -> None:
         """Remember that these were stored; called by the writer, so it only notes from when to when."""
-        for filing in filings:
-            times = list(_ends(filing))
+        for epoch_commit in epoch_commits:
+            times = list(_ends(epoch_commit))
             if times:
                 with self._touching:
-                    low, high = self._touched.get(filing.node, (times[0], times[0]))
-                    self._touched[filing.node] = min(low, *times), max(high, *times)
+                    low, high = self._touched.get(epoch_commit.node, (times[0], times[0]))
+                    self._touched[epoch_commit.node] = min(low, *times), max(high, *times)
 
-    def day(self, node: str, first_ms: int | None, now_ms: int) -> Day:
+    def day(self, node: str, first_ms: int | None, now_ms: int) -> RecentColumns:
         """The last day of `node`, whose first sample is from `first_ms` (None: it has none)."""
         old_ms = 0 if first_ms is None else max(0, now_ms - first_ms)
         span_ms, width_ms = next((span for span in _SPANS if old_ms < span[0]), _SPANS[-1])
@@ -109,7 +109,7 @@ class DayBook:
                 low_ms, high_ms = self._touched.pop(node, (now_ms, 0))
             book = self._books.pop(node, None)  # and back when it is up to date, so not when reading fails
             if book is None or book.width_ms != width_ms or not 0 <= now_ms - book.made_ms < _FORGET_MS:
-                book = _Book(span_ms, width_ms, now_ms)
+                book = _NodeCache(span_ms, width_ms, now_ms)
             low, high = max(min(low_ms // width_ms, book.last + 1), first), min(high_ms // width_ms, last)
             if last > book.last:  # columns have begun since: what was stored ahead of its time is seen in them now
                 high = last
@@ -119,11 +119,11 @@ class DayBook:
             book.forget_before(first)
             self._books[node] = book
             columns = book.shown(first, last, changed)
-        return Day(first * width_ms, span_ms, width_ms, columns)
+        return RecentColumns(first * width_ms, span_ms, width_ms, columns)
 
 
-def _ends(filing: Filing) -> Iterable[int]:
-    for item in filing.items:
-        if isinstance(item, Stretch):
+def _ends(epoch_commit: EpochCommit) -> Iterable[int]:
+    for item in epoch_commit.items:
+        if isinstance(item, SampleBatch):
             yield item.samples[0].time_ms
             yield item.samples[-1].time_ms

@@ -19,19 +19,19 @@ from typing import TYPE_CHECKING, Any
 
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import NotStored
-from pigeonpost.server.commit_waiter import Receipt
+from pigeonpost.server.commit_waiter import CommitWaiter
 from pigeonpost.server.node_status import NodeState
 from protocol import Batch, Number, Sample
 
 if TYPE_CHECKING:
-    from pigeonpost.server.ingest import Intake
+    from pigeonpost.server.ingest import Ingestor
 
 STORE_S = 8.0  # for making a reading durable: the programs that bring one wait 10 s and more
 MOST_CALLERS = 10_000
 _REMEMBERED = 4  # intervals between calls, of which the longest is what is expected
 
 
-class Caller:
+class ExternalClient:
     """A node that comes by itself, as the pages see it: nobody can ask it anything, unless its road knows a way."""
 
     def __init__(self, name: str) -> None:
@@ -58,16 +58,16 @@ class Caller:
         state.connected, state.fault = True, ""
 
 
-class Guests:
+class UnnumberedSources:
     """Everybody who called in this run."""
 
-    def __init__(self, intake: Intake, links: list[Any], clock: Clock) -> None:
+    def __init__(self, ingestor: Ingestor, links: list[Any], clock: Clock) -> None:
         """links: everybody who is collected from, as the pages show them; a new caller is added."""
-        self._intake = intake
+        self._ingestor = ingestor
         self._links = links
         self._clock = clock
         self._lock = threading.Lock()
-        self._callers: dict[str, Caller] = {}
+        self._callers: dict[str, ExternalClient] = {}
 
     def store(
         self,
@@ -83,16 +83,16 @@ class Guests:
         time_ms  when it was taken, in milliseconds since 1970 (UTC); None: now, by this machine's clock
         errors   of the sensors that failed, in words
         """
-        receipt = Receipt()
+        waiter = CommitWaiter()
         clock = self._clock
         give_up_s = clock.monotonic() + STORE_S
-        batch = self._batch(node, values, units, time_ms, errors, receipt)
-        taken = self._intake.accept(batch, urgent=True, limit_s=STORE_S)
-        while not taken or not receipt.wait(give_up_s - clock.monotonic()):
+        batch = self._batch(node, values, units, time_ms, errors, waiter)
+        taken = self._ingestor.accept(batch, urgent=True, limit_s=STORE_S)
+        while not taken or not waiter.wait(give_up_s - clock.monotonic()):
             # While it is being stored it cannot be withdrawn: that ends soon, one way or the other.
             give_up_s = clock.monotonic() + 0.1
-            if not taken or self._intake.withdraw(batch):
-                raise NotStored(self._intake.fault or f"it was not stored within {STORE_S:g} s")
+            if not taken or self._ingestor.withdraw(batch):
+                raise NotStored(self._ingestor.fault or f"it was not stored within {STORE_S:g} s")
 
     def leave(
         self,
@@ -103,7 +103,7 @@ class Guests:
         errors: Mapping[str, str] | None = None,
     ) -> bool:
         """As `store`, for what nobody waits for: stored with the next commit; False where there is no room for it."""
-        return self._intake.accept(self._batch(node, values, units, time_ms, errors, Receipt()), limit_s=0.0)
+        return self._ingestor.accept(self._batch(node, values, units, time_ms, errors, CommitWaiter()), limit_s=0.0)
 
     def caller(self, node: str) -> NodeState:
         """What the pages show of `node`, which calls in; made when it is first asked for."""
@@ -121,13 +121,13 @@ class Guests:
         caller.answer = answer
         caller.state.takes_orders = True
 
-    def _caller(self, node: str) -> Caller:
+    def _caller(self, node: str) -> ExternalClient:
         with self._lock:
             caller = self._callers.get(node)
             if caller is None:
                 if len(self._callers) >= MOST_CALLERS:
                     raise NotStored(f"{MOST_CALLERS} nodes have called in, which is as many as are listened to")
-                caller = self._callers[node] = Caller(node)
+                caller = self._callers[node] = ExternalClient(node)
                 self._links.append(caller)
             return caller
 
@@ -138,7 +138,7 @@ class Guests:
         units: Mapping[str, str],
         time_ms: int | None,
         errors: Mapping[str, str] | None,
-        receipt: Receipt,
+        waiter: CommitWaiter,
     ) -> Batch:
         caller, clock = self._caller(node), self._clock
         now_ms = clock.wall_ms()
@@ -148,5 +148,5 @@ class Guests:
             new = [{"name": name, "unit": units.get(name, "")} for name in values if name not in known]
             caller.state.sensors = [*caller.state.sensors, *new]
         sample = Sample(0, now_ms if time_ms is None else time_ms, clock.up_ms(), dict(values), errors or {}, "")
-        identity = self._intake.identity
-        return Batch(node, identity, caller.epoch, None, [sample], None, units, receipt.done, receipt.refused)
+        identity = self._ingestor.identity
+        return Batch(node, identity, caller.epoch, None, [sample], None, units, waiter.done, waiter.refused)

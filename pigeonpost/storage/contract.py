@@ -16,7 +16,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from pigeonpost.storage.models import Column, Filing, Logged, LogMark, Mark, Point, Summary, Window
+from pigeonpost.storage.models import (
+    Bucket,
+    EpochCommit,
+    HighWaterMark,
+    LogEntry,
+    LogMark,
+    Rollup,
+    StoredSample,
+    Window,
+)
 
 
 class Store:
@@ -26,14 +35,16 @@ class Store:
 
     # ----------------------------------------------------------------------------------- the writer's part
 
-    def writing(self, epochs: Iterable[tuple[str, str]]) -> AbstractContextManager[Mapping[tuple[str, str], Mark]]:
+    def writing(
+        self, epochs: Iterable[tuple[str, str]]
+    ) -> AbstractContextManager[Mapping[tuple[str, str], HighWaterMark]]:
         """A transaction, committed durably at the end of the block, or not at all when that raises.
 
         Gives the marks of the asked (node, epoch) pairs as they are in this transaction; those not stored are absent.
         """
         raise NotImplementedError
 
-    def put(self, filings: Sequence[Filing], noted_ms: int, log: LogMark | None) -> int:
+    def put(self, epoch_commits: Sequence[EpochCommit], noted_ms: int, log: LogMark | None) -> int:
         """Within `writing`: store the filings, and that the CSV log is written as far as `log` says.
 
         Each of their items gets the number that follows the last one. Returns the number of the last: the log owes
@@ -41,12 +52,12 @@ class Store:
         """
         raise NotImplementedError
 
-    def put_summaries(self, window: Window, summaries: Mapping[str, Summary]) -> None:
+    def put_summaries(self, window: Window, summaries: Mapping[str, Rollup]) -> None:
         """Within `writing`: replace the summaries of a window, by sensor; it counts as summed up, unless something came
         into it since `unsummed` told of it."""
         raise NotImplementedError
 
-    def add_late(self, window: Window, parts: Mapping[int, Mapping[str, list[Summary]]]) -> bool:
+    def add_late(self, window: Window, parts: Mapping[int, Mapping[str, list[Rollup]]]) -> bool:
         """Within `writing`: add what came into a window of the longest span, and the shorter ones in it, after their
         samples were forgotten: by span and sensor the summaries of all samples that are there, which are deleted.
 
@@ -69,7 +80,7 @@ class Store:
 
     # ----------------------------------------------------------------------------------- anybody's part
 
-    def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, Mark]]:
+    def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, HighWaterMark]]:
         """The highest running number stored of `outbox` (0: none), and the marks of those `epochs` that are known."""
         raise NotImplementedError
 
@@ -77,7 +88,7 @@ class Store:
         """How far the CSV log of the last run is known to be written; None when there never was one."""
         raise NotImplementedError
 
-    def logged_after(self, filed: int) -> Iterator[Logged]:
+    def logged_after(self, filed: int) -> Iterator[LogEntry]:
         """What the CSV log owes after filing number `filed`, in its order."""
         raise NotImplementedError
 
@@ -88,11 +99,11 @@ class Store:
         """
         raise NotImplementedError
 
-    def points(self, node: str, from_ms: int, to_ms: int, limit: int) -> list[Point]:
+    def points(self, node: str, from_ms: int, to_ms: int, limit: int) -> list[StoredSample]:
         """Samples of `node` taken in [from_ms, to_ms), oldest first; the last `limit` of them."""
         raise NotImplementedError
 
-    def columns(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Column]:
+    def columns(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
         """One sensor's values in [from_ms, to_ms), summed up in `count` equal columns; empty ones are absent.
 
         Where columns are as wide as windows, from the summaries of those that are summed up: a value at the very end of
@@ -100,7 +111,7 @@ class Store:
         """
         raise NotImplementedError
 
-    def summary(self, node: str, from_ms: int, to_ms: int, count: int) -> dict[str, list[Column]]:
+    def summary(self, node: str, from_ms: int, to_ms: int, count: int) -> dict[str, list[Bucket]]:
         """As `columns`, of every sensor of `node` at once: one pass over its samples."""
         raise NotImplementedError
 
@@ -108,7 +119,7 @@ class Store:
         """Up to `most` windows that ended before `before_ms` and are not summed up, or no longer rightly so."""
         raise NotImplementedError
 
-    def summaries(self, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Summary]:
+    def summaries(self, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Rollup]:
         """One sensor's summaries of windows of `span_ms` that end in (from_ms, to_ms], oldest first."""
         raise NotImplementedError
 
@@ -116,11 +127,11 @@ class Store:
         """What is missing and why, the newest `limit` (-1: all)."""
         raise NotImplementedError
 
-    def every_sample(self) -> Iterator[Point]:
+    def every_sample(self) -> Iterator[StoredSample]:
         """All samples, node by node in the order of their times: for looking through everything, not for pages."""
         raise NotImplementedError
 
-    def own_samples(self) -> Iterator[Point]:
+    def own_samples(self) -> Iterator[StoredSample]:
         """Those of every_sample that this server has stored, and so has in its CSV logs: there may be others."""
         return self.every_sample()
 

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import DiskError, NotStored
 from pigeonpost.storage.contract import Store
-from pigeonpost.storage.models import SPANS_MS, Point, Summary, Window, window_end
+from pigeonpost.storage.models import SPANS_MS, Rollup, StoredSample, Window, window_end
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Writer(Protocol):
         """Do `job` within a transaction of the writer thread; its result. Raises what it raises."""
 
 
-def summarise(points: Iterable[Point], end_ms: int) -> dict[str, Summary]:
+def rollup_of(points: Iterable[StoredSample], end_ms: int) -> dict[str, Rollup]:
     """The summary of each sensor that has a value in `points`, which are all of one window."""
     values: dict[str, list[float]] = {}
     for point in points:
@@ -52,7 +52,7 @@ def summarise(points: Iterable[Point], end_ms: int) -> dict[str, Summary]:
     return {name: summary(found, end_ms) for name, found in values.items()}
 
 
-def summary(values: list[float], end_ms: int) -> Summary:
+def summary(values: list[float], end_ms: int) -> Rollup:
     """The summary of some values, of which there is at least one."""
     values.sort()
     count = len(values)
@@ -64,7 +64,7 @@ def summary(values: list[float], end_ms: int) -> Summary:
     often = Counter(values)
     most = max(often.values())
     mode = next(value for value in values if often[value] == most)
-    return Summary(end_ms, count, mean * scale, middle, mode, values[0], values[-1], deviation * scale)
+    return Rollup(end_ms, count, mean * scale, middle, mode, values[0], values[-1], deviation * scale)
 
 
 def _hour(window: Window) -> Window:
@@ -72,7 +72,7 @@ def _hour(window: Window) -> Window:
     return window._replace(span_ms=SPANS_MS[-1], end_ms=window_end(window.end_ms, SPANS_MS[-1]))
 
 
-class Caretaker:
+class MaintenanceWorker:
     """Sums up and forgets, whenever there is something to do."""
 
     def __init__(self, store: Store, writer: Writer, clock: Clock, keep_days: float = 0.0) -> None:
@@ -116,7 +116,7 @@ class Caretaker:
 
     def _sum_up(self, windows: Sequence[Window]) -> int:
         """Sum up some windows, which are written together; how many there were."""
-        found = [(window, summarise(self._points(window), window.end_ms)) for window in windows]
+        found = [(window, rollup_of(self._points(window), window.end_ms)) for window in windows]
 
         def put() -> None:
             for window, summaries in found:
@@ -128,18 +128,18 @@ class Caretaker:
     def _add_late(self, hour: Window) -> bool:
         """What came after the samples of its window were forgotten: of the whole hour at once, and then forgotten."""
         points = self._points(hour)
-        parts: dict[int, dict[str, list[Summary]]] = {}
+        parts: dict[int, dict[str, list[Rollup]]] = {}
         for span_ms in SPANS_MS:
-            of_window: dict[int, list[Point]] = {}
+            of_window: dict[int, list[StoredSample]] = {}
             for point in points:
                 of_window.setdefault(window_end(point.time_ms, span_ms), []).append(point)
             for end_ms, found in of_window.items():
-                for sensor, part in summarise(found, end_ms).items():
+                for sensor, part in rollup_of(found, end_ms).items():
                     parts.setdefault(span_ms, {}).setdefault(sensor, []).append(part)
         done: bool = self._writer.run(lambda: self._store.add_late(hour, parts), LOOK_S)
         return done
 
-    def _points(self, window: Window) -> list[Point]:
+    def _points(self, window: Window) -> list[StoredSample]:
         start_ms = window.end_ms - window.span_ms
         return self._store.points(window.node, start_ms + 1, window.end_ms + 1, _MOST_POINTS)
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from protocol import Batch, Gap, Sample, Values
 
 
-class Span(NamedTuple):
+class LateRange(NamedTuple):
     """From the first to the last of some samples, and whether they came late; else their times are not sure."""
 
     first_ms: int
@@ -20,7 +20,7 @@ class Span(NamedTuple):
     is_late: bool
 
 
-class Mark(NamedTuple):
+class HighWaterMark(NamedTuple):
     """The high-water mark of one epoch: everything up to `seq` is stored, or is a recorded gap.
 
     `up_ms` is sample `seq`'s, by which a node recognises that a copy of its card was here; None where a gap ended.
@@ -30,10 +30,10 @@ class Mark(NamedTuple):
     up_ms: int | None
 
 
-NOTHING = Mark(0, None)
+NOTHING = HighWaterMark(0, None)
 
 
-class Stretch:
+class SampleBatch:
     """Samples of one epoch that follow each other, and their values as texts, made once for the store and the log."""
 
     def __init__(self, samples: list[Sample]) -> None:
@@ -48,17 +48,17 @@ class Stretch:
         return self._texts
 
 
-class Filing:
+class EpochCommit:
     """What one commit adds to one epoch, in the order in which it is to stand in the log."""
 
-    def __init__(self, node: str, outbox: str, epoch: str, mark: Mark) -> None:
+    def __init__(self, node: str, outbox: str, epoch: str, mark: HighWaterMark) -> None:
         self.node = node
         self.outbox = outbox
         self.epoch = epoch
         self.mark = mark  # in force once `items` are stored
         self.top = 0  # the highest running number of `outbox` that is accounted for; 0: not known
         self.units: Mapping[str, str] = {}
-        self.items: list[Stretch | Gap] = []
+        self.items: list[SampleBatch | Gap] = []
         self.count = 0  # samples in them
 
     def add(self, batch: Batch, known: int) -> None:
@@ -67,14 +67,16 @@ class Filing:
             gap = batch.gap
             first = min(gap.first + known, gap.last + 1)
             self.items.append(gap._replace(first=first))
-            self.mark = Mark(max(gap.last, self.mark.seq), None if gap.last > self.mark.seq else self.mark.up_ms)
+            self.mark = HighWaterMark(
+                max(gap.last, self.mark.seq), None if gap.last > self.mark.seq else self.mark.up_ms
+            )
         else:
             new = batch.samples[known:]
-            if self.items and isinstance(self.items[-1], Stretch):
+            if self.items and isinstance(self.items[-1], SampleBatch):
                 self.items[-1].samples += new
             else:
-                self.items.append(Stretch(list(new)))
-            self.mark = Mark(new[-1].seq, new[-1].up_ms)
+                self.items.append(SampleBatch(list(new)))
+            self.mark = HighWaterMark(new[-1].seq, new[-1].up_ms)
             self.count += len(new)
         if batch.base is not None:
             self.top = max(self.top, batch.base + self.mark.seq)
@@ -92,18 +94,18 @@ class LogMark(NamedTuple):
     filed: int
 
 
-class Logged(NamedTuple):
+class LogEntry(NamedTuple):
     """One stretch of the log, read back from the store: samples of one epoch, or a gap in it."""
 
     filed: int
     node: str
     epoch: str
-    item: Stretch | Gap
+    item: SampleBatch | Gap
     noted_ms: int
     units: Mapping[str, str]
 
 
-class Point(NamedTuple):
+class StoredSample(NamedTuple):
     """One sample as people ask for it."""
 
     node: str
@@ -114,7 +116,7 @@ class Point(NamedTuple):
     clock: str
 
 
-class Column(NamedTuple):
+class Bucket(NamedTuple):
     """One pixel column of a chart: which one it is (0, 1 ...), how many values fell into it, their range and mean."""
 
     place: int
@@ -123,14 +125,14 @@ class Column(NamedTuple):
     high: float
     mean: float
 
-    def with_other(self, other: Column) -> Column:
+    def with_other(self, other: Bucket) -> Bucket:
         """This one with the values of another that has the same place."""
         values = self.values + other.values
         mean = (self.mean * self.values + other.mean * other.values) / values
-        return Column(self.place, values, min(self.low, other.low), max(self.high, other.high), mean)
+        return Bucket(self.place, values, min(self.low, other.low), max(self.high, other.high), mean)
 
 
-class Summary(NamedTuple):
+class Rollup(NamedTuple):
     """One sensor's values within a window: those taken after its start, up to and including its end.
 
     values     how many there are
@@ -166,7 +168,7 @@ class Window(NamedTuple):
     is_late: bool = False
 
 
-def together(one: Summary, other: Summary) -> Summary:
+def merge_rollups(one: Rollup, other: Rollup) -> Rollup:
     """The summary of two parts of one window of which the samples are not at hand.
 
     Count, mean, lowest, highest and deviation are exact (Chan, Golub and LeVeque 1979); median and mode are those of
@@ -178,7 +180,7 @@ def together(one: Summary, other: Summary) -> Summary:
     squares = one.deviation**2 * one.values + other.deviation**2 * other.values
     squares += apart**2 * (one.values * other.values / values)
     larger = max(one, other, key=lambda part: part.values)
-    return Summary(
+    return Rollup(
         one.end_ms, values, mean, larger.median, larger.mode, min(one.low, other.low), max(one.high, other.high),
         math.sqrt(squares / values),
     )  # fmt: skip

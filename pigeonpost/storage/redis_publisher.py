@@ -28,7 +28,7 @@ from typing import Any
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import NotStored, SettingsError
 from pigeonpost.storage.contract import Store
-from pigeonpost.storage.models import Filing, Stretch
+from pigeonpost.storage.models import EpochCommit, SampleBatch
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ _AT_ONCE = 500  # states that are sent together
 State = dict[str, Any]
 
 
-class RedisMirror:
+class RedisPublisher:
     """Keeps Redis as it should be."""
 
     def __init__(
@@ -119,13 +119,13 @@ class RedisMirror:
 
     # ------------------------------------------------------------------------------------ the intake's part
 
-    def note(self, filings: Sequence[Filing]) -> None:
+    def note(self, epoch_commits: Sequence[EpochCommit]) -> None:
         """What was stored: of each sensor the newest. Called by the writer of the intake, which must not wait."""
-        for filing in filings:
-            states, lost = _newest(filing)
+        for epoch_commit in epoch_commits:
+            states, lost = _newest(epoch_commit)
             with self._lock:
                 if lost:
-                    self._lost[filing.node] = self._lost.get(filing.node, 0) + lost
+                    self._lost[epoch_commit.node] = self._lost.get(epoch_commit.node, 0) + lost
                 for key, state in states.items():
                     self._put(key, state)
         self._something.set()
@@ -246,12 +246,12 @@ class RedisMirror:
         self.written += len(states)
 
 
-def _newest(filing: Filing) -> tuple[dict[str, State], int]:
+def _newest(epoch_commit: EpochCommit) -> tuple[dict[str, State], int]:
     """The last value of each sensor in what one commit adds to an epoch; and how many samples it says are missing."""
     states: dict[str, State] = {}
     lost = 0
-    for item in reversed(filing.items):
-        if not isinstance(item, Stretch):
+    for item in reversed(epoch_commit.items):
+        if not isinstance(item, SampleBatch):
             lost += item.last - item.first + 1 + item.before
             continue
         names: Any = None
@@ -260,10 +260,10 @@ def _newest(filing: Filing) -> tuple[dict[str, State], int]:
                 continue  # of the same sensors, and older
             names = sample.values.keys()
             for sensor, value in sample.values.items():
-                if f"{filing.node}:{sensor}" not in states:
-                    unit, error = filing.units.get(sensor, ""), sample.errors.get(sensor, "")
-                    states[f"{filing.node}:{sensor}"] = _state(
-                        filing.node, sensor, value, sample.time_ms, unit, error, sample.clock
+                if f"{epoch_commit.node}:{sensor}" not in states:
+                    unit, error = epoch_commit.units.get(sensor, ""), sample.errors.get(sensor, "")
+                    states[f"{epoch_commit.node}:{sensor}"] = _state(
+                        epoch_commit.node, sensor, value, sample.time_ms, unit, error, sample.clock
                     )
     return states, lost
 

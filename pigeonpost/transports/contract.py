@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
     from pigeonpost.core.config import Settings
     from pigeonpost.http.message import Endpoint
-    from pigeonpost.server.ingest import Intake
-    from pigeonpost.server.unnumbered_sources import Guests
+    from pigeonpost.server.ingest import Ingestor
+    from pigeonpost.server.unnumbered_sources import UnnumberedSources
     from pigeonpost.storage.contract import Store
 
 
-class Hall(NamedTuple):
+class ServerContext(NamedTuple):
     """What the server hands to the end of every road.
 
     links    everybody who is collected from or calls in, as the pages show them; may grow while the server runs
@@ -34,14 +34,14 @@ class Hall(NamedTuple):
     clock: Clock
     settings: Settings
     store: Store
-    intake: Intake
+    ingestor: Ingestor
     tokens: Tokens
-    guests: Guests
+    unnumbered_sources: UnnumberedSources
     links: list[Any]
     collect: Callable[[str, tuple[str, int]], Any]
 
 
-class End:
+class Transport:
     """One end of a road.
 
     A member that node.py or server.py lists among its ROADS has `make_node_end(settings, facts, outbox, clock)` or

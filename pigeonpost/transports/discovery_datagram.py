@@ -18,8 +18,8 @@ from pigeonpost.core.addresses import join_address, split_address
 from pigeonpost.core.clock import Clock, parse_rfc3339, rfc3339
 from pigeonpost.core.errors import BadArgument
 from pigeonpost.core.strict_json import read_json, write_json
-from pigeonpost.transports.contract import End
-from pigeonpost.transports.payload import sealed
+from pigeonpost.transports.contract import Transport
+from pigeonpost.transports.payload import sign
 from protocol import NODE_NAME
 
 VERSION = 1
@@ -32,7 +32,7 @@ MOST_PLACES = 8  # in a datagram
 
 MOST_INTERFACES = 32
 
-_LOOK_S = 2.0  # between two looks at this machine's interfaces
+ADDRESS_CHECK_S = 2.0  # between two looks at this machine's interfaces
 
 _LOOPBACK = "127.0.0.1"
 
@@ -41,7 +41,7 @@ _SIOCGIFCONF = 0x8912  # netdevice(7)
 _IFREQ_BYTES = 40 if struct.calcsize("P") == 8 else 32  # one interface in its answer
 
 
-class Call(NamedTuple):
+class Announcement(NamedTuple):
     """What a datagram says: the node's name, where it is, and when it said so (None: its clock is not set)."""
 
     node: str
@@ -50,17 +50,17 @@ class Call(NamedTuple):
     nonce: str
 
 
-def write_call(key: Key, node: str, places: Sequence[tuple[str, int]], clock: Clock) -> bytes:
+def write_announcement(key: Key, node: str, places: Sequence[tuple[str, int]], clock: Clock) -> bytes:
     """The datagram that says that `node` is at `places`."""
     said = {
         "pigeonpost": VERSION, "node": node, "at": [join_address(*place) for place in places[:MOST_PLACES]],
         "time": rfc3339(clock.wall_ms()), "clock": "set" if clock.is_set() else "unset", "nonce": os.urandom(8).hex(),
     }  # fmt: skip
     body = write_json(said).encode()
-    return sealed(body, key.seal(PURPOSE, body))
+    return sign(body, key.seal(PURPOSE, body))
 
 
-def read_call(body: bytes) -> Call:
+def read_announcement(body: bytes) -> Announcement:
     """What a stranger's bytes say, if they are an announcement; else BadArgument."""
     try:
         said = read_json(body.decode())
@@ -74,7 +74,7 @@ def read_call(body: bytes) -> Call:
             raise ValueError
         if type(nonce) is not str or not 8 <= len(nonce) <= 64:
             raise ValueError
-        return Call(node, [_place(text) for text in at], parse_rfc3339(said["time"]) if is_set else None, nonce)
+        return Announcement(node, [_place(text) for text in at], parse_rfc3339(said["time"]) if is_set else None, nonce)
     except (KeyError, TypeError, ValueError, AttributeError, OSError):
         raise BadArgument("not an announcement") from None
 
@@ -139,7 +139,7 @@ class Waker:
         os.close(self._waker)
 
 
-class _Loop(End):
+class DatagramLoop(Transport):
     """What both ends are: a thread that waits, and ends when told to."""
 
     def __init__(self, name: str) -> None:

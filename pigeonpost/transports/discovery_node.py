@@ -15,12 +15,12 @@ from pigeonpost.core.addresses import is_loopback
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.core.multicast import Path, speaker
-from pigeonpost.transports.contract import End
-from pigeonpost.transports.discovery_datagram import _LOOK_S, _Loop, interfaces, write_call
+from pigeonpost.transports.contract import Transport
+from pigeonpost.transports.discovery_datagram import ADDRESS_CHECK_S, DatagramLoop, interfaces, write_announcement
 
 if TYPE_CHECKING:
     from pigeonpost.core.config import Settings
-    from pigeonpost.node.node_info import NodeFacts
+    from pigeonpost.node.node_info import NodeInfo
     from pigeonpost.node.outbox import Outbox
 
 log = logging.getLogger(__name__)
@@ -30,15 +30,15 @@ TTL = 1  # this network only
 FIRST_S = (0.0, 1.0, 3.0)  # at start and when the address changes it is said more than once: a datagram may be lost
 
 
-def make_node_end(settings: Settings, facts: NodeFacts, outbox: Outbox, clock: Clock) -> End:
+def make_node_end(settings: Settings, info: NodeInfo, outbox: Outbox, clock: Clock) -> Transport:
     """The node's end. Without a token it has nothing to say; nor, if nobody asked for it, when the node goes itself."""
     comes_itself = settings["mqtt", "host"] or settings["push", "to"]
-    if facts.key is None or (comes_itself and settings.origin("announce", "on") == "default"):
-        return Silent()
-    return NodeEnd(facts, facts.key, settings["announce", "group"], settings["announce", "every"], clock)
+    if info.key is None or (comes_itself and settings.origin("announce", "on") == "default"):
+        return SilentTransport()
+    return DiscoveryNodeTransport(info, info.key, settings["announce", "group"], settings["announce", "every"], clock)
 
 
-class Silent(End):
+class SilentTransport(Transport):
     """The end of a node that nobody has to find: without a token it answers its own machine only."""
 
     def start(self) -> None:
@@ -48,12 +48,12 @@ class Silent(End):
         return None
 
 
-class NodeEnd(_Loop):
+class DiscoveryNodeTransport(DatagramLoop):
     """Says where the node is: at once, when its address changes, and every so often."""
 
-    def __init__(self, facts: NodeFacts, key: Key, group: tuple[str, int], every_s: float, clock: Clock) -> None:
+    def __init__(self, info: NodeInfo, key: Key, group: tuple[str, int], every_s: float, clock: Clock) -> None:
         super().__init__("announce")
-        self._facts = facts
+        self._info = info
         self._key = key
         self._group = group
         self._every_s = every_s
@@ -74,24 +74,24 @@ class NodeEnd(_Loop):
                 self.say(here)
                 burst = [at_s for at_s in burst if at_s > now_s]
                 next_s = burst[0] if burst else now_s + self._every_s * random.uniform(0.8, 1.2)
-            self._waker.wait(min(next_s - now_s, _LOOK_S))
+            self._waker.wait(min(next_s - now_s, ADDRESS_CHECK_S))
 
     def reached_at(self) -> dict[str, str]:
         """Where servers can connect: interface to its address, for those on which the node listens."""
-        host = self._facts.address[0]
+        host = self._info.address[0]
         everywhere = host in ("0.0.0.0", "::")
         return {name: address for name, address in interfaces().items() if everywhere or address == host}
 
     def say(self, here: Mapping[str, str]) -> None:
         """One datagram on each interface, its own address first."""
-        port = self._facts.address[1]
+        port = self._info.address[1]
         away = [address for address in here.values() if not is_loopback(address)]
         for name, own in interfaces().items():
             # On the loopback interface always: a server on this machine listens to it there, and only there.
             if name not in here and not (away and is_loopback(own)):
                 continue
             hosts = list(dict.fromkeys([own, *away] if name in here else away))
-            data = write_call(self._key, self._facts.name, [(host, port) for host in hosts], self._clock)
+            data = write_announcement(self._key, self._info.name, [(host, port) for host in hosts], self._clock)
             fault = ""
             try:
                 with speaker(self._group, Path(name, TTL, True)) as sock:

@@ -24,18 +24,18 @@ from typing import TYPE_CHECKING, Any
 from pigeonpost.core.addresses import is_loopback, join_address
 from pigeonpost.core.errors import BadArgument, SettingsError
 from pigeonpost.core.multicast import Path, listener
-from pigeonpost.transports.contract import Hall
+from pigeonpost.transports.contract import ServerContext
 from pigeonpost.transports.discovery_datagram import (
-    _LOOK_S,
     _LOOPBACK,
+    ADDRESS_CHECK_S,
     DATAGRAM_BYTES,
     PURPOSE,
-    Call,
-    _Loop,
+    Announcement,
+    DatagramLoop,
     interfaces,
-    read_call,
+    read_announcement,
 )
-from pigeonpost.transports.payload import unsealed
+from pigeonpost.transports.payload import split_signature
 
 if TYPE_CHECKING:
     pass
@@ -69,14 +69,14 @@ class _Known:
         self.wanted: tuple[Any, tuple[str, int]] | None = None  # whom to move where, as soon as that may be
 
 
-class ServerEnd(_Loop):
+class DiscoveryServerTransport(DatagramLoop):
     """Listens for nodes whose token this server has, and has them collected from where they are."""
 
-    def __init__(self, hall: Hall, group: tuple[str, int]) -> None:
+    def __init__(self, context: ServerContext, group: tuple[str, int]) -> None:
         super().__init__("find nodes")
-        self._hall = hall
+        self._context = context
         self._group = group
-        self._began_s = hall.clock.monotonic()
+        self._began_s = context.clock.monotonic()
         self._heard: dict[str, _Known] = {}  # only nodes with a token here, so no stranger makes it longer
         self._found: dict[str, Any] = {}  # ends that were made for what was heard
         self._room, self._room_s = 2.0 * DATAGRAMS_A_S, self._began_s
@@ -92,7 +92,7 @@ class ServerEnd(_Loop):
         try:
             while not self._stopping.is_set():
                 self._listen(listeners)
-                ready = self._waker.wait(_LOOK_S, list(listeners.values()))
+                ready = self._waker.wait(ADDRESS_CHECK_S, list(listeners.values()))
                 while ready and not self._stopping.is_set():
                     for (_, address), sock in listeners.items():
                         if sock in ready:
@@ -132,14 +132,14 @@ class ServerEnd(_Loop):
         """One datagram from `source`, which came to our address `ear`: why it is ignored; empty when it is believed."""
         if not self._is_room():
             return "too many"
-        mac, body = unsealed(data)
+        mac, body = split_signature(data)
         if not mac or len(data) > DATAGRAM_BYTES:
             return "not sealed"
         if source in self._own and not is_loopback(ear):
             return "of this machine, by another way"
         try:
-            call = read_call(body)
-            key = self._hall.tokens.get(call.node)
+            call = read_announcement(body)
+            key = self._context.tokens.get(call.node)
         except BadArgument:
             return "not readable"
         except SettingsError as error:  # tokens that do not read: somebody will mend the file while this runs
@@ -155,7 +155,7 @@ class ServerEnd(_Loop):
         return why
 
     def _is_room(self) -> bool:
-        now_s = self._hall.clock.monotonic()
+        now_s = self._context.clock.monotonic()
         self._room = min(2.0 * DATAGRAMS_A_S, self._room + (now_s - self._room_s) * DATAGRAMS_A_S)
         self._room_s = now_s
         if self._room < 1:
@@ -163,13 +163,13 @@ class ServerEnd(_Loop):
         self._room -= 1
         return True
 
-    def _is_old(self, call: Call) -> str:
+    def _is_old(self, call: Announcement) -> str:
         """Whether it was said before: the network may say it again, or somebody who recorded it."""
         known = self._heard.setdefault(call.node, _Known())
         if call.nonce in known.nonces:
             return "heard before"
         if call.time_ms is not None:
-            clock = self._hall.clock
+            clock = self._context.clock
             if clock.is_set() and abs(call.time_ms - clock.wall_ms()) > STALE_MS:
                 return "of another time"
             if known.time_ms is not None and call.time_ms < known.time_ms - 1000:
@@ -178,26 +178,26 @@ class ServerEnd(_Loop):
         known.nonces.append(call.nonce)
         return ""
 
-    def _believe(self, call: Call, source: str) -> None:
+    def _believe(self, call: Announcement, source: str) -> None:
         """Have the node collected from, at the place that its datagram came from if it named that, else its first."""
         places = sorted(call.places, key=lambda place: place[0] != source)
         texts = [join_address(*place) for place in places]
-        if any(link.state.calls_in and link.state.name == call.node for link in self._hall.links):
+        if any(link.state.calls_in and link.state.name == call.node for link in self._context.links):
             return  # it comes by itself
-        links = [link for link in self._hall.links if hasattr(link, "move") and self._is_for(link, call.node, texts)]
+        links = [link for link in self._context.links if hasattr(link, "move") and self._is_for(link, call.node, texts)]
         found = self._found.get(call.node)
         if (
             found is not None and found in links and len(links) > 1
         ):  # the node of an address without a name: that one stays
             links.remove(found)
-            self._hall.links.remove(self._found.pop(call.node))
+            self._context.links.remove(self._found.pop(call.node))
             found.end()
-        known, now_s = self._heard[call.node], self._hall.clock.monotonic()
+        known, now_s = self._heard[call.node], self._context.clock.monotonic()
         if not links:
-            if now_s < self._began_s + _NAMELESS_S and any(self._is_nameless(link) for link in self._hall.links):
+            if now_s < self._began_s + _NAMELESS_S and any(self._is_nameless(link) for link in self._context.links):
                 return
             log.info("node %s has announced itself: collecting from %s", call.node, texts[0])
-            self._found[call.node] = self._hall.collect(call.node, places[0])
+            self._found[call.node] = self._context.collect(call.node, places[0])
             known.moved_s = now_s
             return
         state = links[0].state
@@ -212,7 +212,7 @@ class ServerEnd(_Loop):
 
     def move_due(self) -> None:
         """Have those go elsewhere that are to, and have not been told to in the last seconds."""
-        now_s = self._hall.clock.monotonic()
+        now_s = self._context.clock.monotonic()
         for known in self._heard.values():
             if known.wanted and (known.moved_s is None or now_s >= known.moved_s + LEAST_MOVE_S):
                 link, place = known.wanted

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from pigeonpost.core.clock import Clock, parse_rfc3339, rfc3339
 from pigeonpost.core.errors import BadArgument
-from pigeonpost.core.mqtt_client import Broker
+from pigeonpost.core.mqtt_client import MqttConnection
 from pigeonpost.core.strict_json import read_json
-from pigeonpost.node.send_cursor import Lost, Samples, Stream
-from pigeonpost.transports.contract import End
-from pigeonpost.transports.mqtt_topics import MOST_HELD, PURPOSE, ROOT, _signed
-from pigeonpost.transports.payload import PARCEL_BYTES, unsealed, write_body
+from pigeonpost.node.send_cursor import OutgoingBatch, OutgoingGap, SendCursor
+from pigeonpost.transports.contract import Transport
+from pigeonpost.transports.mqtt_topics import MOST_HELD, PURPOSE, ROOT, sign_with_key
+from pigeonpost.transports.payload import PAYLOAD_BYTES, split_signature, write_body
 from protocol import HEX_16, is_count
 
 if TYPE_CHECKING:
     from pigeonpost.core.config import Settings
-    from pigeonpost.node.node_info import NodeFacts
+    from pigeonpost.node.node_info import NodeInfo
     from pigeonpost.node.outbox import Outbox
 
 log = logging.getLogger(__name__)
@@ -39,15 +39,15 @@ MOST_BODIES = 10  # that are sent ahead of their acknowledgement
 _HEARD = 32  # answers that wait to be looked at; ten bodies at most are under way
 
 
-class NodeEnd(End):
+class MqttNodeTransport(Transport):
     """Publishes what the outbox holds, and goes on with what is taken."""
 
-    def __init__(self, settings: Settings, facts: NodeFacts, outbox: Outbox, clock: Clock) -> None:
-        self._facts, self._outbox, self._clock = facts, outbox, clock
-        self._key = facts.key if settings["mqtt", "signed"] else None
-        self._stream = Stream(outbox, clock, PARCEL_BYTES // 2)
-        topic = f"{ROOT}/{facts.name}/ack"
-        self._broker = Broker(settings, f"pigeonpost-{facts.name}", [topic], self._hear, self._turn)
+    def __init__(self, settings: Settings, info: NodeInfo, outbox: Outbox, clock: Clock) -> None:
+        self._info, self._outbox, self._clock = info, outbox, clock
+        self._key = info.key if settings["mqtt", "signed"] else None
+        self._stream = SendCursor(outbox, clock, PAYLOAD_BYTES // 2)
+        topic = f"{ROOT}/{info.name}/ack"
+        self._broker = MqttConnection(settings, f"pigeonpost-{info.name}", [topic], self._hear, self._turn)
         self._heard: deque[bytes] = deque(maxlen=_HEARD)
         self._turned = False  # the connection came or went
         self._woken = threading.Event()
@@ -151,12 +151,14 @@ class NodeEnd(End):
             self._send(self._outbox.epoch, None, [], [], held)
             self._unanswered.append((self._outbox.epoch, 0, self._clock.monotonic() + self._answer_s))
 
-    def _publish(self, piece: Samples | Lost, limit_s: float, more: Mapping[str, Any] | None = None) -> None:
+    def _publish(
+        self, piece: OutgoingBatch | OutgoingGap, limit_s: float, more: Mapping[str, Any] | None = None
+    ) -> None:
         base = piece.number - piece.first
-        if isinstance(piece, Samples):
+        if isinstance(piece, OutgoingBatch):
             last = piece.first + len(piece.texts) - 1
             self._send(piece.epoch, base, [], piece.texts, more)
-            self._facts.last_sent_ms = piece.last_ms
+            self._info.last_sent_ms = piece.last_ms
         else:
             last, before = piece.last, {"before": piece.before} if piece.before else {}
             gap = {"from": piece.first, "to": last, "why": piece.why, **before}
@@ -167,15 +169,15 @@ class NodeEnd(End):
         self, epoch: str, base: int | None, gaps: Sequence[Mapping[str, Any]], texts: Sequence[str],
         more: Mapping[str, Any] | None,
     ) -> None:  # fmt: skip
-        facts, self._is_new = self._facts, False
+        info, self._is_new = self._info, False
         head = {
-            "node": facts.name, "outbox": self._outbox.ring.identity, "every": facts.every_s,
-            "sensors": list(facts.sensors), "on": self._outbox.on, "time": rfc3339(self._clock.wall_ms()),
+            "node": info.name, "outbox": self._outbox.ring.identity, "every": info.every_s,
+            "sensors": list(info.sensors), "on": self._outbox.on, "time": rfc3339(self._clock.wall_ms()),
             "session": self._session, **(more or {}),
         }  # fmt: skip
         direct = self._direct if self._asking else bool(self._ledger)
-        topic = f"{ROOT}/{facts.name}/samples" + (f"/{self._ledger}" if direct else "")
-        self._broker.publish(topic, _signed(write_body(head, epoch, base, gaps, texts), self._key))
+        topic = f"{ROOT}/{info.name}/samples" + (f"/{self._ledger}" if direct else "")
+        self._broker.publish(topic, sign_with_key(write_body(head, epoch, base, gaps, texts), self._key))
 
     def _say_on(self) -> None:
         """A body without samples: it tells whether sampling is on, and the name of the conversation."""
@@ -190,9 +192,9 @@ class NodeEnd(End):
 
     def take(self, payload: bytes) -> None:
         """One message on our topic: an answer of this conversation, or something to be ignored."""
-        mac, body = unsealed(payload)
+        mac, body = split_signature(payload)
         if self._key and not self._key.is_seal(mac, PURPOSE, body):
-            self._lose(f"an answer that is not signed with this node's token (control.py token {self._facts.name})")
+            self._lose(f"an answer that is not signed with this node's token (control.py token {self._info.name})")
             return
         try:
             said = read_json(body.decode())
@@ -229,7 +231,7 @@ class NodeEnd(End):
         self._obeyed.append(said["order"])
         if type(on := said.get("on")) is bool:
             log.info("MQTT %s: sampling %s", self._broker.place, "on" if on else "off")
-            self._facts.switch(on)
+            self._info.switch(on)
         self._say_on()
 
     def _on_resume(self, said: Mapping[str, Any]) -> None:

@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING, Any
 from pigeonpost.auth.key import Key
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.errors import AuthFailed, BadArgument, NotStored, SettingsError, WireError
-from pigeonpost.core.mqtt_client import Broker
+from pigeonpost.core.mqtt_client import MqttConnection
 from pigeonpost.core.strict_json import write_json
-from pigeonpost.transports.contract import End, Hall
-from pigeonpost.transports.mqtt_topics import MOST_HELD, PURPOSE, ROOT, _signed
-from pigeonpost.transports.payload import Parcel, read_body, unsealed
+from pigeonpost.transports.contract import ServerContext, Transport
+from pigeonpost.transports.mqtt_topics import MOST_HELD, PURPOSE, ROOT, sign_with_key
+from pigeonpost.transports.payload import BatchPayload, read_body, split_signature
 from protocol import HEX_16, NODE_NAME
 
 if TYPE_CHECKING:
@@ -50,10 +50,10 @@ _LONGEST_SESSION = 64
 # ------------------------------------------------------------------------------------------------------- the server
 
 
-class _Talk:
+class _Conversation:
     """The answers to one conversation of a node; `committed` may be called from any thread."""
 
-    def __init__(self, end: ServerEnd, node: str, key: Key | None, session: str) -> None:
+    def __init__(self, end: MqttServerTransport, node: str, key: Key | None, session: str) -> None:
         self.session, self.key = session, key
         self._end, self._node = end, node
 
@@ -65,21 +65,21 @@ class _Talk:
         """Publish an answer, with what tells whose it is, and whose question it answers."""
         re = {"re": self.session} if self.session else {}
         body = write_json({**answer, "server": self._end.name, "ledger": self._end.ledger, **re}).encode()
-        self._end._broker.publish(f"{ROOT}/{self._node}/ack", _signed(body, self.key))
+        self._end._broker.publish(f"{ROOT}/{self._node}/ack", sign_with_key(body, self.key))
 
 
-class ServerEnd(End):
+class MqttServerTransport(Transport):
     """Takes what nodes publish, as one of the servers that share the subscription."""
 
-    def __init__(self, hall: Hall) -> None:
-        self._hall = hall
-        self.name, self.ledger = hall.name, hall.intake.identity
+    def __init__(self, context: ServerContext) -> None:
+        self._context = context
+        self.name, self.ledger = context.name, context.ingestor.identity
         shared = f"$share/{ROOT}/{ROOT}/+/samples"
-        self._broker = Broker(
-            hall.settings, f"pigeonpost-server-{hall.name}", [shared, f"{shared}/{self.ledger}"], self._hear
+        self._broker = MqttConnection(
+            context.settings, f"pigeonpost-server-{context.name}", [shared, f"{shared}/{self.ledger}"], self._hear
         )
-        self._signed = hall.settings["mqtt", "signed"]
-        self._talks: dict[str, _Talk] = {}
+        self._signed = context.settings["mqtt", "signed"]
+        self._talks: dict[str, _Conversation] = {}
         # Guards the count of bodies of each node, for those who wait for one; held to look and to count.
         self._called = threading.Condition()
         self._calls: Counter[str] = Counter()
@@ -99,7 +99,7 @@ class ServerEnd(End):
     def ask(self, node: str, word: str, *args: Any, limit_s: float = 5.0) -> bool:
         """As ServerEnd.ask of links/tcp: SEND or CHECK; whether the node has said within the limit that it is so."""
         order = {"order": os.urandom(8).hex()} | ({"on": args[0]} if word == "SEND" else {})
-        state, clock = self._hall.guests.caller(node), self._hall.clock
+        state, clock = self._context.unnumbered_sources.caller(node), self._context.clock
         give_up_s, told = clock.monotonic() + limit_s, None
         with self._called:
             before, is_so = self._calls[node], False
@@ -124,71 +124,73 @@ class ServerEnd(End):
     def take(self, node: str, payload: bytes) -> None:
         """One body of `node`, by its topic: hand it on, or raise what is wrong with it."""
         key, body = self._key_of(node, payload)
-        parcel = read_body(body)
-        if self._hall.intake.fault:  # another server may be well
-            raise NotStored(self._hall.intake.fault)
-        if parcel.node != node:
-            raise BadArgument(f"the topic is that of node {node}, the samples are those of {parcel.node}")
-        self._hall.guests.caller(node)  # raises NotStored when more have come than can be remembered
+        batch_payload = read_body(body)
+        if self._context.ingestor.fault:  # another server may be well
+            raise NotStored(self._context.ingestor.fault)
+        if batch_payload.node != node:
+            raise BadArgument(f"the topic is that of node {node}, the samples are those of {batch_payload.node}")
+        self._context.unnumbered_sources.caller(node)  # raises NotStored when more have come than can be remembered
         self._taken += 1
-        talk = self._talk(node, key, parcel.said.get("session"))
-        self._note(parcel)
-        if "held" in parcel.said:
-            self._resume(parcel, talk)
-        elif not parcel.pieces:
-            talk.committed(parcel.epoch, self._marks(parcel)[1].get(parcel.epoch, (0, None))[0])
-        hole = functools.partial(self._hole, parcel, talk)
-        for batch in parcel.batches(talk.committed, hole):
-            if not self._hall.intake.accept(batch, limit_s=ACCEPT_S):
+        talk = self._talk(node, key, batch_payload.said.get("session"))
+        self._note(batch_payload)
+        if "held" in batch_payload.said:
+            self._resume(batch_payload, talk)
+        elif not batch_payload.pieces:
+            talk.committed(batch_payload.epoch, self._marks(batch_payload)[1].get(batch_payload.epoch, (0, None))[0])
+        hole = functools.partial(self._hole, batch_payload, talk)
+        for batch in batch_payload.batches(talk.committed, hole):
+            if not self._context.ingestor.accept(batch, limit_s=ACCEPT_S):
                 return  # the node asks again
 
     def _key_of(self, node: str, payload: bytes) -> tuple[Key | None, bytes]:
         """The key by which answers to the node are signed, and the body, which is the node's."""
-        mac, body = unsealed(payload)
-        key = self._hall.tokens.get(node) if self._signed else None
+        mac, body = split_signature(payload)
+        key = self._context.tokens.get(node) if self._signed else None
         if key is None and mac and self._signed:
             raise AuthFailed(f"node {node} has a token that this server does not know (control.py token {node})")
         if key is not None and not key.is_seal(mac, PURPOSE, body):
             raise AuthFailed(f"not signed with the token that this server has for node {node}")
         return key, body
 
-    def _talk(self, node: str, key: Key | None, session: Any) -> _Talk:
+    def _talk(self, node: str, key: Key | None, session: Any) -> _Conversation:
         if type(session) is not str or len(session) > _LONGEST_SESSION:
             session = ""
         talk = self._talks.get(node)
         if talk is None or talk.session != session:
-            talk = self._talks[node] = _Talk(self, node, key, session)
+            talk = self._talks[node] = _Conversation(self, node, key, session)
         talk.key = key
         return talk
 
-    def _marks(self, parcel: Parcel, epochs: Sequence[str] | None = None) -> tuple[int, Mapping[str, Any]]:
-        return self._hall.intake.marks(parcel.node, parcel.outbox, epochs or [parcel.epoch])
+    def _marks(self, batch_payload: BatchPayload, epochs: Sequence[str] | None = None) -> tuple[int, Mapping[str, Any]]:
+        return self._context.ingestor.marks(batch_payload.node, batch_payload.outbox, epochs or [batch_payload.epoch])
 
-    def _resume(self, parcel: Parcel, talk: _Talk) -> None:
+    def _resume(self, batch_payload: BatchPayload, talk: _Conversation) -> None:
         """What is stored of all that the node holds, who stores it, and what the time is."""
-        held = parcel.said["held"]
+        held = batch_payload.said["held"]
         epochs = [entry[0] for entry in held if type(entry) is list and entry] if type(held) is list else []
         if not epochs or len(epochs) > MOST_HELD or not all(type(epoch) is str and HEX_16(epoch) for epoch in epochs):
             raise BadArgument("held is a list of [epoch, first, last, number of first]")
-        top, marks = self._marks(parcel, epochs)
-        clock = self._hall.clock
+        top, marks = self._marks(batch_payload, epochs)
+        clock = self._context.clock
         talk.say({
-            "epoch": parcel.epoch, "resume": {"id": top, **{epoch: list(mark) for epoch, mark in marks.items()}},
+            "epoch": batch_payload.epoch, "resume": {"id": top, **{epoch: list(mark) for epoch, mark in marks.items()}},
             "time": rfc3339(clock.wall_ms()), "clock": "set" if clock.is_set() else "unset",
-            "commit": self._hall.settings["store", "commit"],
+            "commit": self._context.settings["store", "commit"],
         })  # fmt: skip
 
-    def _hole(self, parcel: Parcel, talk: _Talk, error: WireError) -> None:
+    def _hole(self, batch_payload: BatchPayload, talk: _Conversation, error: WireError) -> None:
         """As Batch.refused: what came before it went elsewhere, or nowhere."""
-        log.info("MQTT %s: %s: %s; the node is asked for it", self._broker.place, parcel.node, error)
-        talk.say({"epoch": parcel.epoch, "have": self._marks(parcel)[1].get(parcel.epoch, (0, None))[0]})
+        log.info("MQTT %s: %s: %s; the node is asked for it", self._broker.place, batch_payload.node, error)
+        talk.say(
+            {"epoch": batch_payload.epoch, "have": self._marks(batch_payload)[1].get(batch_payload.epoch, (0, None))[0]}
+        )
 
-    def _note(self, parcel: Parcel) -> None:
-        guests, node = self._hall.guests, parcel.node
-        state = guests.caller(node)
-        parcel.tell(state, self._hall.clock.wall_ms())
-        if not state.takes_orders and "session" in parcel.said:
-            guests.let_ask(node, functools.partial(self.ask, node))
+    def _note(self, batch_payload: BatchPayload) -> None:
+        unnumbered_sources, node = self._context.unnumbered_sources, batch_payload.node
+        state = unnumbered_sources.caller(node)
+        batch_payload.tell(state, self._context.clock.wall_ms())
+        if not state.takes_orders and "session" in batch_payload.said:
+            unnumbered_sources.let_ask(node, functools.partial(self.ask, node))
         with self._called:
             self._calls[node] += 1
             self._called.notify_all()
@@ -197,8 +199,8 @@ class ServerEnd(End):
         """Say what was wrong, as long as it is not too often; never signed, since anybody may have caused it."""
         code = getattr(error, "code", "not-stored")
         self._refused[code] += 1
-        now_s = self._hall.clock.monotonic()
+        now_s = self._context.clock.monotonic()
         if len(self._errors_s) < ERRORS_A_S or now_s > self._errors_s[0] + 1:
             self._errors_s.append(now_s)
             log.warning("MQTT %s: %s: %s", self._broker.place, node, error)
-            _Talk(self, node, None, "").say({"error": {"code": code, "text": str(error)[:500]}})
+            _Conversation(self, node, None, "").say({"error": {"code": code, "text": str(error)[:500]}})

@@ -6,7 +6,7 @@ Runs on: node and server.
 from __future__ import annotations
 
 from pigeonpost.auth.key import Key
-from pigeonpost.transports.payload import sealed
+from pigeonpost.transports.payload import sign
 
 PURPOSE = "mqtt"
 
@@ -15,5 +15,5 @@ ROOT = "pigeonpost"
 MOST_HELD = 10_000  # epochs named in a question; what older ones hold is sent again, and is a repeat
 
 
-def _signed(body: bytes, key: Key | None) -> bytes:
-    return sealed(body, key.seal(PURPOSE, body)) if key else body
+def sign_with_key(body: bytes, key: Key | None) -> bytes:
+    return sign(body, key.seal(PURPOSE, body)) if key else body

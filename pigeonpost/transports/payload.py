@@ -39,7 +39,7 @@ from protocol import (
 if TYPE_CHECKING:
     from pigeonpost.server.node_status import NodeState
 
-PARCEL_BYTES = 1 << 20  # a body at most
+PAYLOAD_BYTES = 1 << 20  # a body at most
 MOST_SAMPLES = WINDOW_SAMPLES  # in a body,
 MOST_GAPS = 500
 MOST_SENSORS = 1000
@@ -51,7 +51,7 @@ _SEAL = re.compile(rb'\{"mac":"([0-9a-f]{64})",').match
 Piece = Sequence[Sample] | Gap
 
 
-class Parcel(NamedTuple):
+class BatchPayload(NamedTuple):
     """A body, read. `pieces` are in the order of their numbers; `said` is all of it, for what one road adds."""
 
     node: str
@@ -116,10 +116,10 @@ def write_body(
     return f'{rest[:-1]},"samples":[{",".join(texts)}]}}'.encode()
 
 
-def read_body(data: bytes | bytearray | memoryview) -> Parcel:
+def read_body(data: bytes | bytearray | memoryview) -> BatchPayload:
     """What a stranger's bytes say, if they are a body; else BadArgument, NotUtf8 or TooLong says what is wrong."""
-    if len(data) > PARCEL_BYTES:
-        raise TooLong(f"a body is at most {PARCEL_BYTES} bytes long, not {len(data)}")
+    if len(data) > PAYLOAD_BYTES:
+        raise TooLong(f"a body is at most {PAYLOAD_BYTES} bytes long, not {len(data)}")
     try:
         said = read_json(str(data, "utf-8"))
     except UnicodeDecodeError as error:
@@ -134,7 +134,7 @@ def read_body(data: bytes | bytearray | memoryview) -> Parcel:
     every_s = _interval(said.get("every"))
     pieces = _in_order(_gaps(said.get("gaps", [])), _items(said.get("samples", [])))
     outbox, epoch, sensors = _hex_16(said, "outbox"), _hex_16(said, "epoch"), _sensors(said.get("sensors", []))
-    return Parcel(node, outbox, epoch, base, every_s, sensors, pieces, said)
+    return BatchPayload(node, outbox, epoch, base, every_s, sensors, pieces, said)
 
 
 def _interval(value: Any) -> float | None:
@@ -227,12 +227,12 @@ def _shown(value: Any) -> str:
 # -------------------------------------------------------------------------------------------------------- the seal
 
 
-def sealed(body: bytes, mac: str) -> bytes:
+def sign(body: bytes, mac: str) -> bytes:
     """`body` (a JSON object with at least one key) with its `mac` as the first key."""
     return b'{"mac":"%s",%s' % (mac.encode(), body[1:])
 
 
-def unsealed(data: bytes) -> tuple[str, bytes]:
+def split_signature(data: bytes) -> tuple[str, bytes]:
     """The mac that `data` begins with (empty when it begins with none), and the body that it was made for.
 
     The mac speaks of bytes, not of what they mean; so it stands in one place and in one form, as `sealed` writes it.

@@ -15,11 +15,11 @@ from pigeonpost.core.clock import Clock, parse_rfc3339, rfc3339
 from pigeonpost.core.config import Settings
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.core.http_client import LONGEST_RETRY_S, Client, Refused
-from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.node_info import NodeInfo
 from pigeonpost.node.outbox import Outbox
-from pigeonpost.node.send_cursor import Lost, Samples, Stream
-from pigeonpost.transports.contract import End
-from pigeonpost.transports.payload import PARCEL_BYTES, write_body
+from pigeonpost.node.send_cursor import OutgoingBatch, OutgoingGap, SendCursor
+from pigeonpost.transports.contract import Transport
+from pigeonpost.transports.payload import PAYLOAD_BYTES, write_body
 from pigeonpost.transports.push_body import MOST_EPOCHS
 from protocol import is_count
 
@@ -34,19 +34,19 @@ RETRY_S = 1.0
 _ASKED_SINGLY = 8  # epochs: for more of them one request asks about many
 
 
-class NodeEnd(End):
+class PushNodeTransport(Transport):
     """Brings what the outbox holds to one server, and goes on bringing what is taken."""
 
-    def __init__(self, settings: Settings, facts: NodeFacts, outbox: Outbox, clock: Clock) -> None:
+    def __init__(self, settings: Settings, info: NodeInfo, outbox: Outbox, clock: Clock) -> None:
         """Raises SettingsError for a node without a token."""
-        if facts.key is None:
+        if info.key is None:
             raise SettingsError(
                 "[push] to needs this node's token, by which the server knows it. On the server `control.py get_token"
-                f" {facts.name}` tells it; here it is PIGEONPOST_NODE_TOKEN, or [node] token"
+                f" {info.name}` tells it; here it is PIGEONPOST_NODE_TOKEN, or [node] token"
             )
-        self._client = Client(settings["push", "to"], settings["push", "certificate"], facts.key.shown())
-        self._facts, self._outbox, self._clock = facts, outbox, clock
-        self._stream = Stream(outbox, clock, PARCEL_BYTES // 2)
+        self._client = Client(settings["push", "to"], settings["push", "certificate"], info.key.shown())
+        self._info, self._outbox, self._clock = info, outbox, clock
+        self._stream = SendCursor(outbox, clock, PAYLOAD_BYTES // 2)
         self._woken = threading.Event()
         self._stopping = threading.Event()
         self._fault = ""  # what was said last, so that it is said once
@@ -131,7 +131,7 @@ class NodeEnd(End):
         on = "true" if self._outbox.on else "false"
         return self._client.ask(
             "GET",
-            f"/api/v1/samples/resume?node={self._facts.name}&epoch={','.join(epochs)}"
+            f"/api/v1/samples/resume?node={self._info.name}&epoch={','.join(epochs)}"
             f"&outbox={self._outbox.ring.identity}&on={on}",
         )
 
@@ -160,11 +160,11 @@ class NodeEnd(End):
 
     # ------------------------------------------------------------------------------------------------- samples
 
-    def _push(self, piece: Samples | Lost) -> None:
+    def _push(self, piece: OutgoingBatch | OutgoingGap) -> None:
         """Send a piece, and wait until it is acknowledged."""
         gaps: list[dict[str, Any]] = []
         texts: list[str] = []
-        if isinstance(piece, Samples):
+        if isinstance(piece, OutgoingBatch):
             texts, last = piece.texts, piece.first + len(piece.texts) - 1
         else:
             last, before = piece.last, {"before": piece.before} if piece.before else {}
@@ -174,8 +174,8 @@ class NodeEnd(End):
                 self._client.place, piece.first, last, piece.epoch, piece.why,
             )  # fmt: skip
         head = {
-            "node": self._facts.name, "outbox": self._outbox.ring.identity, "every": self._facts.every_s,
-            "sensors": list(self._facts.sensors), "on": self._outbox.on, "time": rfc3339(self._clock.wall_ms()),
+            "node": self._info.name, "outbox": self._outbox.ring.identity, "every": self._info.every_s,
+            "sensors": list(self._info.sensors), "on": self._outbox.on, "time": rfc3339(self._clock.wall_ms()),
         }  # fmt: skip
         told = self._client.ask(
             "POST", "/api/v1/samples", write_body(head, piece.epoch, piece.number - piece.first, gaps, texts)
@@ -184,8 +184,8 @@ class NodeEnd(End):
             raise Refused(f"acknowledges {told.get('ack')!r:.40} of epoch {piece.epoch}, not {last}", rarely=False)
         self._came_through = True
         self._stream.note_ack(piece.epoch, last)
-        if isinstance(piece, Samples):
-            self._facts.last_sent_ms = piece.last_ms
+        if isinstance(piece, OutgoingBatch):
+            self._info.last_sent_ms = piece.last_ms
         self._obey(told)
 
     def _obey(self, told: Mapping[str, Any]) -> None:
@@ -194,5 +194,5 @@ class NodeEnd(End):
         if type(on) is bool:
             if on is not self._outbox.on:
                 log.info("%s: sampling %s", self._client.place, "on" if on else "off")
-                self._facts.switch(on)
+                self._info.switch(on)
             self._ask_have([self._outbox.epoch])

@@ -11,70 +11,70 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
     from pigeonpost.core.config import Settings
-    from pigeonpost.node.node_info import NodeFacts
+    from pigeonpost.node.node_info import NodeInfo
     from pigeonpost.node.outbox import Outbox
-    from pigeonpost.transports.contract import End, Hall
+    from pigeonpost.transports.contract import ServerContext, Transport
 
 
-class NodeEntry(NamedTuple):
+class NodeTransportEntry(NamedTuple):
     """A transport of the node: its name, the setting (table, key) that switches it on, and how it is made."""
 
     name: str
     setting: tuple[str, str]
-    make: Callable[[Settings, NodeFacts, Outbox, Clock], End]
+    make: Callable[[Settings, NodeInfo, Outbox, Clock], Transport]
 
 
-class ServerEntry(NamedTuple):
+class ServerTransportEntry(NamedTuple):
     """A transport of the server: its name, the setting that switches it on (None: always on), how it is made."""
 
     name: str
     setting: tuple[str, str] | None
-    make: Callable[[Hall], End]
+    make: Callable[[ServerContext], Transport]
 
 
-def _discovery_node(settings: Settings, facts: NodeFacts, outbox: Outbox, clock: Clock) -> End:
+def _discovery_node(settings: Settings, info: NodeInfo, outbox: Outbox, clock: Clock) -> Transport:
     from pigeonpost.transports import discovery_node
 
-    return discovery_node.make_node_end(settings, facts, outbox, clock)
+    return discovery_node.make_node_end(settings, info, outbox, clock)
 
 
-def _push_node(settings: Settings, facts: NodeFacts, outbox: Outbox, clock: Clock) -> End:
+def _push_node(settings: Settings, info: NodeInfo, outbox: Outbox, clock: Clock) -> Transport:
     from pigeonpost.transports import push_node
 
-    return push_node.NodeEnd(settings, facts, outbox, clock)
+    return push_node.PushNodeTransport(settings, info, outbox, clock)
 
 
-def _mqtt_node(settings: Settings, facts: NodeFacts, outbox: Outbox, clock: Clock) -> End:
+def _mqtt_node(settings: Settings, info: NodeInfo, outbox: Outbox, clock: Clock) -> Transport:
     from pigeonpost.transports import mqtt_node
 
-    return mqtt_node.NodeEnd(settings, facts, outbox, clock)
+    return mqtt_node.MqttNodeTransport(settings, info, outbox, clock)
 
 
-def _push_server(hall: Hall) -> End:
+def _push_server(context: ServerContext) -> Transport:
     from pigeonpost.transports import push_server
 
-    return push_server.ServerEnd(hall)
+    return push_server.PushServerTransport(context)
 
 
-def _mqtt_server(hall: Hall) -> End:
+def _mqtt_server(context: ServerContext) -> Transport:
     from pigeonpost.transports import mqtt_server
 
-    return mqtt_server.ServerEnd(hall)
+    return mqtt_server.MqttServerTransport(context)
 
 
-def _discovery_server(hall: Hall) -> End:
+def _discovery_server(context: ServerContext) -> Transport:
     from pigeonpost.transports import discovery_server
 
-    return discovery_server.ServerEnd(hall, hall.settings["announce", "group"])
+    return discovery_server.DiscoveryServerTransport(context, context.settings["announce", "group"])
 
 
 NODE = (
-    NodeEntry("announce", ("announce", "on"), _discovery_node),
-    NodeEntry("push", ("push", "to"), _push_node),
-    NodeEntry("mqtt", ("mqtt", "host"), _mqtt_node),
+    NodeTransportEntry("announce", ("announce", "on"), _discovery_node),
+    NodeTransportEntry("push", ("push", "to"), _push_node),
+    NodeTransportEntry("mqtt", ("mqtt", "host"), _mqtt_node),
 )
 SERVER = (
-    ServerEntry("push", None, _push_server),
-    ServerEntry("mqtt", ("mqtt", "host"), _mqtt_server),
-    ServerEntry("announce", ("announce", "on"), _discovery_server),
+    ServerTransportEntry("push", None, _push_server),
+    ServerTransportEntry("mqtt", ("mqtt", "host"), _mqtt_server),
+    ServerTransportEntry("announce", ("announce", "on"), _discovery_server),
 )

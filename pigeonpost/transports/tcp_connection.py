@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import TooLong, WireError
-from pigeonpost.transports.tcp_session import Session
+from pigeonpost.transports.tcp_session import LinkSession
 from protocol import LINE_BYTES
 
 DRAIN_S = 2.0  # that a closing end takes to send what is due
@@ -25,7 +25,7 @@ SEND_AHEAD_BYTES = 4 * LINE_BYTES  # unsent at most before streaming pauses
 STUCK_BYTES = 64 * LINE_BYTES  # unsent: the peer does not read, and keeps asking
 
 
-class Wire:
+class LineConnection:
     """A socket as whole lines in and bytes out, that never blocks but in `wait`."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -117,7 +117,9 @@ class Wire:
         self._sock.close()
 
 
-def converse(wire: Wire, session: Session, stream: Callable[[], bool], ended: Callable[[], bool], clock: Clock) -> None:
+def run_session(
+    wire: LineConnection, session: LinkSession, stream: Callable[[], bool], ended: Callable[[], bool], clock: Clock
+) -> None:
     """Move lines between `wire` and `session` until either ends it, or `ended` says so; then send what is due.
 
     stream  says one more line of samples; False when there is none

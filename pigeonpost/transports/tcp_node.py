@@ -16,10 +16,10 @@ from typing import Any
 from pigeonpost.core.addresses import is_loopback, join_address
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import SettingsError, TooMany
-from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.node_info import NodeInfo
 from pigeonpost.node.outbox import Outbox
-from pigeonpost.transports.contract import End
-from pigeonpost.transports.tcp_connection import Wire, converse
+from pigeonpost.transports.contract import Transport
+from pigeonpost.transports.tcp_connection import LineConnection, run_session
 from pigeonpost.transports.tcp_node_session import NodeSession
 from protocol import error_line
 
@@ -33,19 +33,19 @@ MOST_OF_A_HOST = 16  # and of these from one address other than its own
 class _Connection:
     """What NodeEnd keeps of a connection that it serves."""
 
-    def __init__(self, host: str, wire: Wire) -> None:
+    def __init__(self, host: str, wire: LineConnection) -> None:
         self.host = host
         self.wire = wire
         self.thread = threading.current_thread()
         self.seated = False  # it has collected, so whoever sits in its place came later
 
 
-class NodeEnd(End):
+class TcpNodeTransport(Transport):
     """Listens, and serves each connection with a NodeSession."""
 
-    def __init__(self, address: tuple[str, int], facts: NodeFacts, outbox: Outbox, clock: Clock) -> None:
+    def __init__(self, address: tuple[str, int], info: NodeInfo, outbox: Outbox, clock: Clock) -> None:
         self._address = address
-        self._facts = facts
+        self._info = info
         self._outbox = outbox
         self._clock = clock
         self._stopping = threading.Event()
@@ -77,7 +77,7 @@ class NodeEnd(End):
                 f"cannot listen on {join_address(*self._address)}: {error.strerror or error};"
                 " does another node run here? --listen HOST:PORT chooses another address"
             ) from error
-        self._facts.address = self.address
+        self._info.address = self.address
         threading.Thread(target=self._server.serve_forever, args=(0.1,), name="listen", daemon=True).start()
 
     def stop(self, limit_s: float) -> str | None:
@@ -98,16 +98,18 @@ class NodeEnd(End):
     def _serve(self, sock: socket.socket, peer_address: Any) -> None:
         """One connection, in its own thread."""
         host, peer = str(peer_address[0]), f"{peer_address[0]}:{peer_address[1]}"
-        connection = _Connection(host, Wire(sock))
+        connection = _Connection(host, LineConnection(sock))
         wire = connection.wire
         session = None
         try:
             delay_s = self._admit(connection)
             if self._stopping.wait(delay_s):
                 return
-            session = NodeSession(self._facts, self._outbox, self._clock, peer, is_loopback(host))
+            session = NodeSession(self._info, self._outbox, self._clock, peer, is_loopback(host))
             self._outbox.watch(wire.wake)
-            converse(wire, session, session.stream, functools.partial(self._is_over, connection, session), self._clock)
+            run_session(
+                wire, session, session.stream, functools.partial(self._is_over, connection, session), self._clock
+            )
         except TooMany as error:
             log.warning("%s: %s", peer, error)
             wire.send(error_line(error, b""))

@@ -1,7 +1,7 @@
 """The node's end of a link: what it answers, and what it sends next. docs/protocol.md tells the same in words.
 
 Runs on: node.  Reached from: links/tcp.  Hands on to: outbox (reading, forks), the switch that it is handed.
-Threads: belongs to the thread that serves the connection; what is shared among sessions stands in NodeFacts.
+Threads: belongs to the thread that serves the connection; what is shared among sessions stands in NodeInfo.
 Errors: as session.
 """
 
@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 from pigeonpost.auth.key import Key
 from pigeonpost.core.clock import Clock, parse_rfc3339, rfc3339
 from pigeonpost.core.errors import AuthFailed, BadAck, BadArgument, Protected, Unexpected, UnknownWord, WrongVersion
-from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.node_info import NodeInfo
 from pigeonpost.node.outbox import Outbox
-from pigeonpost.node.send_cursor import Samples, Stream
-from pigeonpost.transports.tcp_session import Session, parts
+from pigeonpost.node.send_cursor import OutgoingBatch, SendCursor
+from pigeonpost.transports.tcp_session import LinkSession, parts
 from protocol import (
     AUTH_S,
     LINE_BYTES,
@@ -35,24 +35,24 @@ log = logging.getLogger(__name__)
 _ROOM_BYTES = LINE_BYTES - len("SENSORS 0123456789abcdef []\n")  # for the samples of a line
 
 
-class NodeSession(Session):
+class NodeSession(LinkSession):
     """The node's end of one connection: plain until HELLO, then collecting."""
 
-    def __init__(self, facts: NodeFacts, outbox: Outbox, clock: Clock, peer: str, local: bool) -> None:
+    def __init__(self, info: NodeInfo, outbox: Outbox, clock: Clock, peer: str, local: bool) -> None:
         """`local`: the peer is on this machine, and may ask a node that has no token."""
         super().__init__(clock, peer)
-        self._facts = facts
+        self._info = info
         self._outbox = outbox
         self._began_s = clock.monotonic()
-        self._trusted = facts.key is None
+        self._trusted = info.key is None
         self._server = ""  # its name, once it said HELLO
         self._nonces: tuple[str, str] | None = None
         self._collecting = False  # RESUME was heard
         self._listed: set[str] = set()  # the epochs that HELLO and HELD named
         self._resume: dict[str, Any] = {}
         self._live = False  # whether samples are sent: after RESUME, or plain after SEND ON
-        self._stream = Stream(outbox, clock, _ROOM_BYTES)
-        if facts.key is None and not local:
+        self._stream = SendCursor(outbox, clock, _ROOM_BYTES)
+        if info.key is None and not local:
             self.refuse(Protected(_HOW_TO_PROTECT))
 
     @property
@@ -96,13 +96,13 @@ class NodeSession(Session):
         if not isinstance(server, str) or not NODE_NAME(server):
             raise BadArgument("HELLO without the server's name")
         self._note_time(hello)
-        facts, outbox = self._facts, self._outbox
+        info, outbox = self._info, self._outbox
         answer = {
-            "link": VERSION, "node": facts.name, "outbox": outbox.ring.identity,
-            "every": facts.every_s, "sensors": list(facts.sensors), "time": rfc3339(self.clock.wall_ms()),
+            "link": VERSION, "node": info.name, "outbox": outbox.ring.identity,
+            "every": info.every_s, "sensors": list(info.sensors), "time": rfc3339(self.clock.wall_ms()),
         }  # fmt: skip
-        if facts.key is not None:
-            answer |= self._prove(facts.key, server, hello.get("nonce"))
+        if info.key is not None:
+            answer |= self._prove(info.key, server, hello.get("nonce"))
         self._server = server
         everything = outbox.held()
         self._listed = {entry[0] for entry in everything}
@@ -112,9 +112,9 @@ class NodeSession(Session):
 
     def _prove(self, key: Key, server: str, nonce: Any) -> dict[str, str]:
         if not isinstance(nonce, str) or not 16 <= len(nonce) <= 128:
-            raise AuthFailed(f"this node has a token: give it to the server (control.py token {self._facts.name})")
+            raise AuthFailed(f"this node has a token: give it to the server (control.py token {self._info.name})")
         self._nonces = nonce, os.urandom(16).hex()
-        mac = key.sign("node", server, self._facts.name, self._outbox.ring.identity, self._nonces)
+        mac = key.sign("node", server, self._info.name, self._outbox.ring.identity, self._nonces)
         return {"nonce": self._nonces[1], "mac": mac}
 
     def _note_time(self, hello: dict[str, Any]) -> None:
@@ -125,11 +125,11 @@ class NodeSession(Session):
                 raise BadArgument("HELLO: time is like 2026-11-20T15:36:10.123Z") from None
 
     def _on_auth(self, proof: dict[str, Any]) -> None:
-        key = self._facts.key
+        key = self._info.key
         if key is None or self._trusted:
             return  # nothing to prove
         if self._nonces:
-            names = "server", self._server, self._facts.name, self._outbox.ring.identity
+            names = "server", self._server, self._info.name, self._outbox.ring.identity
             right = key.proves(proof.get("mac"), *names, self._nonces)
         else:
             right = key.is_token(proof.get("token"))
@@ -139,7 +139,7 @@ class NodeSession(Session):
 
     def _on_resume(self, resume: dict[str, Any]) -> None:
         if not self._server or not self._trusted or self._collecting:
-            raise Unexpected("RESUME comes once, after HELLO" + (" and AUTH" if self._facts.key else ""))
+            raise Unexpected("RESUME comes once, after HELLO" + (" and AUTH" if self._info.key else ""))
         self._resume |= {key: entry for key, entry in resume.items() if key == "id" or key in self._listed}
         if resume.get("more") is True:
             return
@@ -169,7 +169,7 @@ class NodeSession(Session):
 
     def _on_send(self, on: bool) -> None:
         runs = self._outbox.ring.runs  # looked at before: what is taken as soon as it is on is sent
-        self._facts.switch(on)
+        self._info.switch(on)
         log.info("%s: sampling %s", self.peer, "on" if on else "off")
         self._say("SENDBACK", on)
         if not self._server and not self._live and on:  # a plain session: what is taken from now on
@@ -177,10 +177,10 @@ class NodeSession(Session):
             self._stream.begin_now(runs)
 
     def _on_check(self) -> None:
-        sent_ms = self._facts.last_sent_ms
+        sent_ms = self._info.last_sent_ms
         at = time.strftime("%H:%M:%S", time.localtime(sent_ms / 1000)) if sent_ms is not None else None
         now = rfc3339(self.clock.wall_ms())
-        self._say("STATUS", self._outbox.on, at, {"time": now, **self._facts.details()})
+        self._say("STATUS", self._outbox.on, at, {"time": now, **self._info.details()})
 
     def _on_ack(self, epoch: str, seq: int) -> None:
         if not self._collecting:
@@ -197,9 +197,9 @@ class NodeSession(Session):
         if not self._live or self.closing:
             return False
         piece = self._stream.next()
-        if isinstance(piece, Samples):
+        if isinstance(piece, OutgoingBatch):
             self._say("SENSORS", piece.epoch, piece.texts)
-            self._facts.last_sent_ms = piece.last_ms
+            self._info.last_sent_ms = piece.last_ms
             if not self._collecting:  # nobody acknowledges in a plain session
                 self._stream.note_ack(piece.epoch, self._stream.sent[piece.epoch])
         elif piece is not None:
@@ -210,7 +210,7 @@ class NodeSession(Session):
 
     _HANDLERS: ClassVar[dict[str, Callable[..., None]]] = {
         "HELLO": _on_hello, "AUTH": _on_auth, "RESUME": _on_resume, "SEND": _on_send, "CHECK": _on_check,
-        "ACK": _on_ack, "ERROR": Session._on_error, "BYE": Session._on_bye,
+        "ACK": _on_ack, "ERROR": LinkSession._on_error, "BYE": LinkSession._on_bye,
     }  # fmt: skip
 
 

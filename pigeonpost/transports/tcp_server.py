@@ -21,11 +21,11 @@ from pigeonpost.auth.key import Key
 from pigeonpost.core.addresses import join_address
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import SettingsError
-from pigeonpost.transports.contract import End
-from pigeonpost.transports.tcp_connection import Wire, converse
+from pigeonpost.transports.contract import Transport
+from pigeonpost.transports.tcp_connection import LineConnection, run_session
 
 if TYPE_CHECKING:
-    from pigeonpost.transports.tcp_server_session import Ledger, ServerSession
+    from pigeonpost.transports.tcp_server_session import IngestProtocol, ServerSession
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ RETRY_S, LONGEST_RETRY_S = 1.0, 60.0
 # ------------------------------------------------------------------------------------------------------- the server
 
 
-class ServerEnd(End):
+class TcpServerTransport(Transport):
     """Connects to one node, collects from it, and tries again whenever that ends."""
 
     def __init__(
@@ -46,7 +46,7 @@ class ServerEnd(End):
         address: tuple[str, int],
         expected: str,
         server: str,
-        ledger: Ledger,
+        ledger: IngestProtocol,
         keys: Mapping[str, Key],
         clock: Clock,
     ) -> None:
@@ -72,7 +72,7 @@ class ServerEnd(End):
         self._stopping = threading.Event()
         # Guards the connection that now is, for those who ask through it, and where to try next; held for a moment.
         self._lock = threading.Lock()
-        self._current: tuple[Wire, ServerSession] | None = None
+        self._current: tuple[LineConnection, ServerSession] | None = None
         self._places = [address]
         self._hurried = threading.Event()  # set: try again now
         self._asking = threading.Lock()  # one question at a time; held until its answer came or did not
@@ -148,7 +148,7 @@ class ServerEnd(End):
         except OSError as error:
             self._lost(f"cannot be reached: {error.strerror or error}")
             return False
-        wire = Wire(sock)
+        wire = LineConnection(sock)
         collected = False
         try:
             collected = self._collect(wire)
@@ -164,14 +164,14 @@ class ServerEnd(End):
             wire.close()
         return collected
 
-    def _collect(self, wire: Wire) -> bool:
+    def _collect(self, wire: LineConnection) -> bool:
         session = self._session(
             self._server, self._ledger, self._keys, self.state, self._clock, wire.wake, self._note_answer
         )
         with self._lock:
             self._current = wire, session
         try:
-            converse(wire, session, lambda: False, self._stopping.is_set, self._clock)
+            run_session(wire, session, lambda: False, self._stopping.is_set, self._clock)
             self._lost(session.fault or "closed")
         except OSError as error:
             self._lost(session.fault or error.strerror or str(error))

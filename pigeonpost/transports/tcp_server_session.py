@@ -18,7 +18,7 @@ from pigeonpost.auth.key import Key
 from pigeonpost.core.clock import Clock, parse_rfc3339, rfc3339
 from pigeonpost.core.errors import AuthFailed, BadArgument, Unexpected, UnknownWord, WireError, WrongVersion
 from pigeonpost.server.node_status import NodeState
-from pigeonpost.transports.tcp_session import Session, parts
+from pigeonpost.transports.tcp_session import LinkSession, parts
 from protocol import (
     AUTH_S,
     CHECK_AFTER_S,
@@ -45,7 +45,7 @@ MOST_EPOCHS = 100_000  # that a node may list; an outbox of the usual size holds
 Marks = tuple[int, Mapping[str, tuple[int, int | None]]]
 
 
-class Ledger(Protocol):
+class IngestProtocol(Protocol):
     """What a session needs of the intake."""
 
     identity: str
@@ -58,13 +58,13 @@ class Ledger(Protocol):
         """Take a batch; may wait while there is too much to store. Answers through batch.done or batch.refused."""
 
 
-class ServerSession(Session):
+class ServerSession(LinkSession):
     """The server's end of one connection; says HELLO at once."""
 
     def __init__(
         self,
         server: str,
-        ledger: Ledger,
+        ledger: IngestProtocol,
         keys: Mapping[str, Key],
         state: NodeState,
         clock: Clock,
@@ -323,5 +323,5 @@ class ServerSession(Session):
 
     _HANDLERS: ClassVar[dict[str, Callable[..., None]]] = {
         "HELLO": _on_hello, "HELD": _on_held, "SENDBACK": _on_sendback, "STATUS": _on_status, "SENSORS": _on_sensors,
-        "GAP": _on_gap, "ERROR": _on_error, "BYE": Session._on_bye,
+        "GAP": _on_gap, "ERROR": _on_error, "BYE": LinkSession._on_bye,
     }  # fmt: skip

@@ -22,7 +22,7 @@ ENTRIES_A_LINE = 500  # of the lists in HELD and RESUME: 64 bytes each at most, 
 MOST_WARNINGS = 20  # of one session in the log, so that a peer cannot fill the disk with nonsense
 
 
-class Session:
+class LinkSession:
     """One end of a connection. Its owner feeds `receive`, sends `take_output`, calls `tick`, and ends on `closing`."""
 
     def __init__(self, clock: Clock, peer: str) -> None:

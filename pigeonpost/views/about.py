@@ -12,10 +12,10 @@ from collections.abc import Iterator
 
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.format import age, aligned, clock, size
-from pigeonpost.core.html import Html, together
+from pigeonpost.core.html import Html, join_html
 from pigeonpost.core.version import VERSION
-from pigeonpost.http.message import Answer
-from pigeonpost.views.context import Visit
+from pigeonpost.http.message import Response
+from pigeonpost.views.context import RequestContext
 from pigeonpost.views.html import html_page, json_answer, text_page
 
 PROMISE = (
@@ -44,56 +44,56 @@ _MORE = (
 )
 
 
-def about(visit: Visit) -> Answer:
+def about(context: RequestContext) -> Response:
     """`/about`, `/about.json`"""
-    if visit.request.path.endswith(".json"):
-        return json_answer(_for_programs(visit))
-    facts = list(_facts(visit))
-    more = [(path, words) for path, words in _MORE if _is_open(visit, path)]
-    if not visit.request.wants_html:
-        lines = [textwrap.fill(" ".join(PROMISE), 79), "", *(f"{name:<12}{value}" for name, value in facts), ""]
+    if context.request.path.endswith(".json"):
+        return json_answer(_for_programs(context))
+    info = list(_info(context))
+    more = [(path, words) for path, words in _MORE if _is_open(context, path)]
+    if not context.request.wants_html:
+        lines = [textwrap.fill(" ".join(PROMISE), 79), "", *(f"{name:<12}{value}" for name, value in info), ""]
         lines += [f"{path:<24}{words}" for path, words in more]
         lines += ["", *aligned(("MADE WITH", "LICENCE", "USED"), _LIBRARIES, "<<<")]
         return text_page("\n".join(lines) + "\n")
     body = Html(
         "<h1>About this server</h1>\n<blockquote><p>{promise}</p></blockquote>\n"
-        '<ul class="ways">{ways}</ul>\n<h2>This server</h2>\n<table class="facts">{facts}</table>\n'
+        '<ul class="ways">{ways}</ul>\n<h2>This server</h2>\n<table class="facts">{info}</table>\n'
         '<h2>Made with</h2>\n<table class="list"><thead><tr><th>part</th><th>licence</th><th>used</th></tr></thead>'
         "<tbody>{libraries}</tbody></table>\n"
     ).format(
         promise=" ".join(PROMISE),
-        ways=together(Html('<li><a href="{}">{}</a></li>\n').format(*way) for way in more),
-        facts=together(Html("<tr><th>{}</th><td>{}</td></tr>\n").format(*fact) for fact in facts),
-        libraries=together(
+        ways=join_html(Html('<li><a href="{}">{}</a></li>\n').format(*way) for way in more),
+        info=join_html(Html("<tr><th>{}</th><td>{}</td></tr>\n").format(*fact) for fact in info),
+        libraries=join_html(
             Html('<tr><td>{}</td><td data-label="licence">{}</td><td data-label="used">{}</td></tr>').format(*one)
             for one in _LIBRARIES
         ),
     )  # fmt: skip
-    return html_page("About", body, visit)
+    return html_page("About", body, context)
 
 
-def _is_open(visit: Visit, path: str) -> bool:
+def _is_open(context: RequestContext, path: str) -> bool:
     """Whether the page at `path` has anything to say to this visitor."""
     if path == "/bus":
-        return "bus" in visit.house.roads
-    return path != "/password" or visit.house.users.find(visit.user) is not None
+        return "bus" in context.app.transports
+    return path != "/password" or context.app.users.find(context.user) is not None
 
 
-def _store(visit: Visit) -> str:
-    member = type(visit.house.store).__module__.rpartition(".")[2]
+def _store(context: RequestContext) -> str:
+    member = type(context.app.store).__module__.rpartition(".")[2]
     return _STORES.get(member, member)
 
 
-def _facts(visit: Visit) -> Iterator[tuple[str, str]]:
-    house, use = visit.house, visit.house.disk.use()
-    now_ms = house.clock.wall_ms()
+def _info(context: RequestContext) -> Iterator[tuple[str, str]]:
+    app, use = context.app, context.app.disk.use()
+    now_ms = app.clock.wall_ms()
     yield "version", f"Pigeonpost {VERSION}, Python {platform.python_version()}"
-    yield "name", house.name
-    since = clock(house.started_ms, now_ms)
-    yield "started", f"{since}, {age((now_ms - house.started_ms) / 1000)} ago"
-    yield "data", house.data
-    yield "store", _store(visit)
-    yield "this run", f"{house.intake.stored:,} samples stored, {house.intake.repeated:,} came again"
+    yield "name", app.name
+    since = clock(app.started_ms, now_ms)
+    yield "started", f"{since}, {age((now_ms - app.started_ms) / 1000)} ago"
+    yield "data", app.data
+    yield "store", _store(context)
+    yield "this run", f"{app.ingestor.stored:,} samples stored, {app.ingestor.repeated:,} came again"
     yield "disk", f"{size(use.stored)} stored, {size(use.free)} free"
     if use.days is not None:
         yield "room for", "years" if use.days > 1000 else f"{use.days:.0f} days, at the pace of the last day"
@@ -101,11 +101,11 @@ def _facts(visit: Visit) -> Iterator[tuple[str, str]]:
         yield "written", f"{size(use.written)} a day"
 
 
-def _for_programs(visit: Visit) -> dict[str, object]:
-    house, use = visit.house, visit.house.disk.use()
+def _for_programs(context: RequestContext) -> dict[str, object]:
+    app, use = context.app, context.app.disk.use()
     return {
-        "version": VERSION, "server": house.name, "started": rfc3339(house.started_ms), "data": house.data,
-        "store": _store(visit), "promise": " ".join(PROMISE), "samples_stored": house.intake.stored,
-        "samples_repeated": house.intake.repeated, "stored_bytes": use.stored, "free_bytes": use.free,
+        "version": VERSION, "server": app.name, "started": rfc3339(app.started_ms), "data": app.data,
+        "store": _store(context), "promise": " ".join(PROMISE), "samples_stored": app.ingestor.stored,
+        "samples_repeated": app.ingestor.repeated, "stored_bytes": use.stored, "free_bytes": use.free,
         "grows_bytes_a_day": use.grows, "written_bytes_a_day": use.written, "days_left": use.days,
     }  # fmt: skip

@@ -10,15 +10,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pigeonpost.core.clock import rfc3339
-from pigeonpost.http.message import Answer, Refusal
-from pigeonpost.views.context import Visit
+from pigeonpost.http.message import HTTPError, Response
+from pigeonpost.views.context import RequestContext
 from pigeonpost.views.html import json_answer, text_page
 from pigeonpost.views.models import NodeView, SensorView
 from pigeonpost.views.query import moment, name_in, span_ms
 from protocol import NODE_NAME, SENSOR_NAME
 
 if TYPE_CHECKING:
-    from pigeonpost.storage.models import Column, Point
+    from pigeonpost.storage.models import Bucket, StoredSample
 
 MOST_SAMPLES, USUAL_SAMPLES = 10_000, 1000
 MOST_COLUMNS = 5000
@@ -30,44 +30,44 @@ _FAR_MS = 1 << 52  # after every date
 # -------------------------------------------------------------------------------------------------------------- nodes
 
 
-def nodes(visit: Visit) -> Answer:
+def nodes(context: RequestContext) -> Response:
     """`GET /api/v1/nodes`: how all nodes are."""
-    picture = visit.picture()
+    snapshot = context.snapshot()
     return json_answer({
-        "server": visit.house.name, "time": rfc3339(picture.now_ms), "verdict": f"{picture.verdict}.",
-        "nodes": [_node(visit, node) for node in picture.nodes],
+        "server": context.app.name, "time": rfc3339(snapshot.now_ms), "verdict": f"{snapshot.verdict}.",
+        "nodes": [_node(context, node) for node in snapshot.nodes],
     })  # fmt: skip
 
 
-def one_node(visit: Visit) -> Answer:
+def one_node(context: RequestContext) -> Response:
     """`GET /api/v1/nodes/NAME`: the same of one, with what it says of itself and what is missing of it."""
-    view = visit.picture().node(visit.args[0])
+    view = context.snapshot().node(context.args[0])
     if view is None or not view.name:
-        raise Refusal(404, "There is no node of that name.", "unknown-node")
-    state = next((link.state for link in visit.house.links if link.state.name == view.name), None)
-    gaps = [gap for gap in visit.house.store.gaps(1000) if gap["node"] == view.name]
+        raise HTTPError(404, "There is no node of that name.", "unknown-node")
+    state = next((link.state for link in context.app.links if link.state.name == view.name), None)
+    gaps = [gap for gap in context.app.store.gaps(1000) if gap["node"] == view.name]
     for gap in gaps:
         gap["noted"] = rfc3339(gap.pop("noted_ms"))
-    return json_answer(_node(visit, view) | {"details": state.details if state else {}, "gaps": gaps})
+    return json_answer(_node(context, view) | {"details": state.details if state else {}, "gaps": gaps})
 
 
-def _node(visit: Visit, node: NodeView) -> dict[str, Any]:
+def _node(context: RequestContext, node: NodeView) -> dict[str, Any]:
     return {
         "name": node.name, "address": node.address, "state": node.state, "connected": node.connected,
         "fault": "" if node.connected else node.words, "on": node.on, "every": node.every_s,
-        "since": _time(node.since_ms), "last_sample": _last_sample(visit, node), "samples": node.samples,
+        "since": _time(node.since_ms), "last_sample": _last_sample(context, node), "samples": node.samples,
         "missing": node.missing, "held": node.held, "slots": node.slots, "clock_offset_ms": node.shift_ms,
         "round_trip_ms": node.round_trip_ms, "version": node.version,
         "sensors": [_sensor(sensor) for sensor in node.sensors],
     }  # fmt: skip
 
 
-def _last_sample(visit: Visit, node: NodeView) -> dict[str, Any] | None:
+def _last_sample(context: RequestContext, node: NodeView) -> dict[str, Any] | None:
     if node.last_ms is None:
         return None
     values = {sensor.name: sensor.value for sensor in node.sensors}
     taken_ms = next((sensor.time_ms for sensor in node.sensors if sensor.time_ms is not None), node.last_ms)
-    latest = visit.house.intake.latest.get(node.name)
+    latest = context.app.ingestor.latest.get(node.name)
     more = {"seq": latest.sample.seq} if latest else {}
     return {"time": rfc3339(taken_ms), "age_s": node.age_s, "values": values} | more
 
@@ -91,23 +91,23 @@ def _time(time_ms: int | None) -> str | None:
 # ------------------------------------------------------------------------------------------------------------ samples
 
 
-def samples(visit: Visit) -> Answer:
+def samples(context: RequestContext) -> Response:
     """`GET /api/v1/samples?node=&sensor=&from=&to=&limit=&step=&format=json|csv`: what is stored.
 
     Without `step` the last `limit` samples of the span, oldest first; with it (`10m`, `1h`) one summary a step.
     """
-    query, house = visit.request.query, visit.house
+    query, app = context.request.query, context.app
     node, sensor = name_in(query, "node", NODE_NAME), name_in(query, "sensor", SENSOR_NAME)
     from_ms = moment(query["from"]) if "from" in query else None
     to_ms = moment(query["to"]) if "to" in query else _FAR_MS
     form = _form(query)
-    known = [about["name"] for about in house.store.nodes()]
+    known = [about["name"] for about in app.store.nodes()]
     if node and node not in known:
-        raise Refusal(404, "Nothing of a node of that name is stored.", "unknown-node")
+        raise HTTPError(404, "Nothing of a node of that name is stored.", "unknown-node")
     if "step" in query:
-        return _summed_up(visit, node, sensor, from_ms, to_ms, form)
+        return _summed_up(context, node, sensor, from_ms, to_ms, form)
     limit, names = _limit(query), [node] if node else known
-    found = [point for name in names for point in house.store.points(name, from_ms or 0, to_ms, limit)]
+    found = [point for name in names for point in app.store.points(name, from_ms or 0, to_ms, limit)]
     found.sort(key=lambda point: point.time_ms)
     points = [_only(sensor, point) for point in found[-limit:] if not sensor or sensor in point.values]
     if form == "csv":
@@ -115,18 +115,18 @@ def samples(visit: Visit) -> Answer:
     return json_answer({"samples": [_point(point) for point in points]})
 
 
-def _summed_up(visit: Visit, node: str, sensor: str, from_ms: int | None, to_ms: int, form: str) -> Answer:
+def _summed_up(context: RequestContext, node: str, sensor: str, from_ms: int | None, to_ms: int, form: str) -> Response:
     if not node or not sensor:
-        raise Refusal(400, "With a step one node and one sensor are to be named.", "step")
-    step_ms, now_ms = span_ms(visit.request.query["step"]), visit.house.clock.wall_ms()
+        raise HTTPError(400, "With a step one node and one sensor are to be named.", "step")
+    step_ms, now_ms = span_ms(context.request.query["step"]), context.app.clock.wall_ms()
     to_ms = min(to_ms, now_ms // step_ms * step_ms + step_ms)
     if from_ms is None:
         from_ms = to_ms - _USUAL_SPAN_MS
     from_ms = from_ms // step_ms * step_ms  # columns are whole steps, counted from 1970
     count = -(-(to_ms - from_ms) // step_ms)
     if not 0 < count <= MOST_COLUMNS:
-        raise Refusal(400, f"From `from` to `to` there are 1 to {MOST_COLUMNS} steps.", "step")
-    columns = visit.house.store.columns(node, sensor, from_ms, from_ms + count * step_ms, count)
+        raise HTTPError(400, f"From `from` to `to` there are 1 to {MOST_COLUMNS} steps.", "step")
+    columns = context.app.store.columns(node, sensor, from_ms, from_ms + count * step_ms, count)
     rows = [(rfc3339(from_ms + column.place * step_ms), column) for column in columns]
     if form == "csv":
         return _csv("time,count,low,high,mean", (_column_cells(*row) for row in rows))
@@ -137,22 +137,22 @@ def _summed_up(visit: Visit, node: str, sensor: str, from_ms: int | None, to_ms:
     })  # fmt: skip
 
 
-def statistics(visit: Visit) -> Answer:
+def statistics(context: RequestContext) -> Response:
     """`GET /api/v1/statistics?node=&sensor=&span=10m|1h&from=&to=&format=json|csv`: the windows that are summed up.
 
     A window is (start, end] and has the time of its end; the last 1000 of those that end in (from, to].
     """
-    query, store = visit.request.query, visit.house.store
+    query, store = context.request.query, context.app.store
     node, sensor = name_in(query, "node", NODE_NAME), name_in(query, "sensor", SENSOR_NAME)
     window_ms = _WINDOWS_MS.get(query.get("span", "1h"), 0)
     if not node or not sensor:
-        raise Refusal(400, "One node and one sensor are to be named.", "node")
+        raise HTTPError(400, "One node and one sensor are to be named.", "node")
     if not window_ms:
-        raise Refusal(400, "The span is 10m or 1h.", "span")
-    to_ms = moment(query["to"]) if "to" in query else visit.house.clock.wall_ms()
+        raise HTTPError(400, "The span is 10m or 1h.", "span")
+    to_ms = moment(query["to"]) if "to" in query else context.app.clock.wall_ms()
     from_ms = moment(query["from"]) if "from" in query else to_ms - USUAL_SAMPLES * window_ms
     if not 0 <= to_ms - from_ms <= MOST_SAMPLES * window_ms:
-        raise Refusal(400, f"From `from` to `to` there are at most {MOST_SAMPLES} windows.", "span")
+        raise HTTPError(400, f"From `from` to `to` there are at most {MOST_SAMPLES} windows.", "span")
     found = store.summaries(node, sensor, window_ms, from_ms, to_ms)
     if _form(query) == "csv":
         lines = [",".join([rfc3339(one.end_ms), *map(str, one[1:])]) for one in found]
@@ -169,22 +169,22 @@ def statistics(visit: Visit) -> Answer:
 def _form(query: Mapping[str, str]) -> str:
     form = query.get("format", "json")
     if form not in ("json", "csv"):
-        raise Refusal(400, "The format is json or csv.", "format")
+        raise HTTPError(400, "The format is json or csv.", "format")
     return form
 
 
 def _limit(query: Mapping[str, str]) -> int:
     said = query.get("limit", str(USUAL_SAMPLES))
     if not (said.isascii() and said.isdigit() and len(said) < 9 and 1 <= int(said) <= MOST_SAMPLES):
-        raise Refusal(400, f"The limit is a whole number from 1 to {MOST_SAMPLES}.", "limit")
+        raise HTTPError(400, f"The limit is a whole number from 1 to {MOST_SAMPLES}.", "limit")
     return int(said)
 
 
-def _only(sensor: str, point: Point) -> Point:
+def _only(sensor: str, point: StoredSample) -> StoredSample:
     return point._replace(values={sensor: point.values.get(sensor)}) if sensor else point
 
 
-def _point(point: Point) -> dict[str, Any]:
+def _point(point: StoredSample) -> dict[str, Any]:
     about = {
         "node": point.node, "time": rfc3339(point.time_ms), "epoch": point.epoch, "seq": point.seq,
         "values": point.values,
@@ -192,46 +192,50 @@ def _point(point: Point) -> dict[str, Any]:
     return about | ({"clock": point.clock} if point.clock else {})
 
 
-def _cells(point: Point) -> Iterator[str]:
+def _cells(point: StoredSample) -> Iterator[str]:
     for name, value in point.values.items():
         said = "" if value is None else repr(value)
         yield f"{rfc3339(point.time_ms)},{point.node},{point.epoch},{point.seq},{name},{said}"
 
 
-def _column_cells(time_text: str, column: Column) -> Iterator[str]:
+def _column_cells(time_text: str, column: Bucket) -> Iterator[str]:
     yield f"{time_text},{column.values},{column.low!r},{column.high!r},{column.mean!r}"
 
 
-def _csv(head: str, rows: Iterable[Iterable[str]]) -> Answer:
+def _csv(head: str, rows: Iterable[Iterable[str]]) -> Response:
     """Names match [a-z0-9_]..., so no cell of these needs quotes."""
     lines = [head, *(line for row in rows for line in row)]
-    return Answer(("\n".join(lines) + "\n").encode(), "text/csv; charset=utf-8", headers={"Cache-Control": "no-store"})
+    return Response(
+        ("\n".join(lines) + "\n").encode(), "text/csv; charset=utf-8", headers={"Cache-Control": "no-store"}
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ how it goes
 
 
-def health(visit: Visit) -> Answer:
+def health(context: RequestContext) -> Response:
     """`GET /api/v1/health`: a line for each thing that is wrong, for control.py check."""
-    picture = visit.picture()
-    faults = list(picture.faults)
-    faults += [f"{node.name or node.address}: {node.words}" for node in picture.nodes if node.state in ("late", "lost")]
+    snapshot = context.snapshot()
+    faults = list(snapshot.faults)
+    faults += [
+        f"{node.name or node.address}: {node.words}" for node in snapshot.nodes if node.state in ("late", "lost")
+    ]
     faults += [
         f"{sensor.node} {sensor.name}: {sensor.fault}"
-        for node in picture.nodes if node.state == "reporting"
+        for node in snapshot.nodes if node.state == "reporting"
         for sensor in node.sensors if sensor.fault
     ]  # fmt: skip
-    faults += [f"{name}: {road.fault}" for name, road in visit.house.roads.items() if road.fault]
-    use = visit.house.disk.use()
+    faults += [f"{name}: {transport.fault}" for name, transport in context.app.transports.items() if transport.fault]
+    use = context.app.disk.use()
     disk = {
         "stored_bytes": use.stored, "free_bytes": use.free, "grows_bytes_a_day": use.grows,
         "written_bytes_a_day": use.written, "days_left": use.days,
     }  # fmt: skip
-    return json_answer({"well": not faults, "verdict": f"{picture.verdict}.", "faults": faults, "disk": disk})
+    return json_answer({"well": not faults, "verdict": f"{snapshot.verdict}.", "faults": faults, "disk": disk})
 
 
-def alive(visit: Visit) -> Answer:
+def alive(context: RequestContext) -> Response:
     """`GET /healthz`: whether this program does its work; says nothing else, since anybody may ask."""
-    if visit.house.intake.fault:
+    if context.app.ingestor.fault:
         return text_page("nothing can be stored\n", 503)
     return text_page("ok\n")

@@ -22,17 +22,17 @@ from pigeonpost.charts.axes import LARGE, SMALL, WIDE, Frame
 from pigeonpost.charts.svg import COLOURS, MOST_SERIES, STYLE, Series, draw, fitted
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.strict_json import write_json
-from pigeonpost.http.message import SAFE_HEADERS, Answer, Refusal, fields
-from pigeonpost.server.late_data import Late
+from pigeonpost.http.message import SAFE_HEADERS, HTTPError, Response, parse_form
+from pigeonpost.server.late_data import LateDataTracker
 from pigeonpost.storage.csv.format import local_time
-from pigeonpost.views.context import Visit
+from pigeonpost.views.context import RequestContext
 from pigeonpost.views.query import moment, name_in, span_ms
 from protocol import NODE_NAME, SENSOR_NAME
 
 if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
     from pigeonpost.server.late_data import Link
-    from pigeonpost.storage.models import Column
+    from pigeonpost.storage.models import Bucket
 
 SPAN = "24h"  # where nothing is said
 _YEAR_10_000_MS = 253_402_300_800_000
@@ -79,7 +79,7 @@ class Charts:
 
     def __init__(self, clock: Clock, links: Sequence[Link] = ()) -> None:
         """links: everybody who is collected from; it may grow"""
-        self.late = Late(clock, links)
+        self.late = LateDataTracker(clock, links)
         self._lock = threading.Lock()
         self._kept: dict[object, tuple[float, object]] = {}
         self._drawing = threading.BoundedSemaphore(2)
@@ -87,34 +87,36 @@ class Charts:
         policy = SAFE_HEADERS["Content-Security-Policy"].replace("style-src 'self'", f"style-src 'sha256-{digest}'")
         self._headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
 
-    def answer(self, visit: Visit) -> Answer:
+    def answer(self, context: RequestContext) -> Response:
         """`/chart.svg?node=&sensor=&span=24h`, or `series=NODE/SENSOR,NODE/SENSOR`; also `from=`, `to=`.
 
         `size=small` is for a phone, or for two side by side; `size=large` for a page of its own.
         """
-        svg = self._made(visit, "svg", lambda all_series, frame, now_ms: draw(all_series, frame, now_ms).encode())
-        return Answer(svg, "image/svg+xml", headers=self._headers)
+        svg = self._made(context, "svg", lambda all_series, frame, now_ms: draw(all_series, frame, now_ms).encode())
+        return Response(svg, "image/svg+xml", headers=self._headers)
 
-    def as_json(self, visit: Visit) -> Answer:
+    def as_json(self, context: RequestContext) -> Response:
         """`/chart.json?...`: the columns that the same `/chart.svg?...` draws, and where in it they are."""
-        return Answer(self._made(visit, "json", _json), "application/json", headers={"Cache-Control": "no-store"})
+        return Response(self._made(context, "json", _json), "application/json", headers={"Cache-Control": "no-store"})
 
-    def as_csv(self, visit: Visit) -> Answer:
+    def as_csv(self, context: RequestContext) -> Response:
         """`/chart.csv?...`: the same, a line a column of each series."""
-        return Answer(self._made(visit, "csv", _csv), "text/csv; charset=utf-8", headers={"Cache-Control": "no-store"})
+        return Response(
+            self._made(context, "csv", _csv), "text/csv; charset=utf-8", headers={"Cache-Control": "no-store"}
+        )
 
-    def series(self, visit: Visit, what: Asked, frame: Frame) -> list[Series]:
+    def series(self, context: RequestContext, what: Asked, frame: Frame) -> list[Series]:
         """What the chart shows; read from the store, where that was not done just before."""
-        return self._once(visit, "series", what, frame, lambda: self._read(visit, what, frame))
+        return self._once(context, "series", what, frame, lambda: self._read(context, what, frame))
 
-    def _made(self, visit: Visit, kind: str, make: Callable[[Sequence[Series], Frame, int], bytes]) -> bytes:
-        what, frame = asked(visit, _FRAMES.get(visit.request.query.get("size", ""), WIDE))
-        now_ms = visit.house.clock.wall_ms()
-        return self._once(visit, kind, what, frame, lambda: make(self.series(visit, what, frame), frame, now_ms))
+    def _made(self, context: RequestContext, kind: str, make: Callable[[Sequence[Series], Frame, int], bytes]) -> bytes:
+        what, frame = asked(context, _FRAMES.get(context.request.query.get("size", ""), WIDE))
+        now_ms = context.app.clock.wall_ms()
+        return self._once(context, kind, what, frame, lambda: make(self.series(context, what, frame), frame, now_ms))
 
-    def _once(self, visit: Visit, kind: str, what: Asked, frame: Frame, make: Callable[[], T]) -> T:
+    def _once(self, context: RequestContext, kind: str, what: Asked, frame: Frame, make: Callable[[], T]) -> T:
         """What `make` gives, or gave a moment ago: a quarter of a column's time, a minute at most."""
-        now_s = visit.house.clock.monotonic()
+        now_s = context.app.clock.monotonic()
         key = kind, what.names, what.from_ms, what.to_ms, frame
         keep_s = max(1.0, min(60.0, (what.to_ms - what.from_ms) // frame.columns / 4000))
         with self._lock:
@@ -129,22 +131,22 @@ class Charts:
                 del self._kept[next(iter(self._kept))]
         return found
 
-    def _read(self, visit: Visit, what: Asked, frame: Frame) -> list[Series]:
+    def _read(self, context: RequestContext, what: Asked, frame: Frame) -> list[Series]:
         if not self._drawing.acquire(timeout=5):
-            raise Refusal(503, "Too many charts at once; try again in a moment.", "busy", {"Retry-After": "2"})
+            raise HTTPError(503, "Too many charts at once; try again in a moment.", "busy", {"Retry-After": "2"})
         try:
-            return [self._one(visit, what, frame, place) for place in range(len(what.names))]
+            return [self._one(context, what, frame, place) for place in range(len(what.names))]
         finally:
             self._drawing.release()
 
-    def _one(self, visit: Visit, what: Asked, frame: Frame, place: int) -> Series:
+    def _one(self, context: RequestContext, what: Asked, frame: Frame, place: int) -> Series:
         node, sensor = what.names[place]
-        view = visit.picture().node(node)
+        view = context.snapshot().node(node)
         assert view is not None, "looked up before"
         known = next((one for one in view.sensors if one.name == sensor), None)
         columns = [
             column if column.high < _MOST and column.low > -_MOST else _tamed(column)
-            for column in visit.house.store.columns(node, sensor, what.from_ms, what.to_ms, frame.columns)
+            for column in context.app.store.columns(node, sensor, what.from_ms, what.to_ms, frame.columns)
         ]
         every_ms = view.every_s * 1000 if view.every_s else None
         unit, number = (known.unit, known.number) if known else ("", 0)
@@ -155,7 +157,7 @@ class Charts:
         )  # fmt: skip
 
 
-def _tamed(column: Column) -> Column:
+def _tamed(column: Bucket) -> Bucket:
     """The same within what can be reckoned with: sums of values near the ends of floats are no floats (or null)."""
     low, high = (min(max(value, -_MOST), _MOST) for value in (column.low, column.high))
     return column._replace(low=low, high=high, mean=min(max(column.mean or 0.0, low), high))
@@ -165,19 +167,19 @@ def _tamed(column: Column) -> Column:
 
 
 def asked(
-    visit: Visit, frame: Frame, query: Mapping[str, str] | None = None, when: Callable[[str], int] = moment
+    context: RequestContext, frame: Frame, query: Mapping[str, str] | None = None, when: Callable[[str], int] = moment
 ) -> tuple[Asked, Frame]:
     """What a chart is to show, and its frame with room for that. Raises Refusal.
 
     when: reads a time
     """
-    query = visit.request.query if query is None else query
-    names, now_ms = names_in(query), visit.house.clock.wall_ms()
-    frame = fitted(frame, len(names), len(_units(visit, names)))
+    query = context.request.query if query is None else query
+    names, now_ms = names_in(query), context.app.clock.wall_ms()
+    frame = fitted(frame, len(names), len(_units(context, names)))
     to_ms = when(query["to"]) if "to" in query else now_ms
     from_ms = when(query["from"]) if "from" in query else to_ms - span_ms(query.get("span", SPAN))
     if not 0 <= from_ms < to_ms or to_ms - from_ms > LONGEST_MS:
-        raise Refusal(400, f"A chart shows up to {LONGEST_MS // 86_400_000} days, from before to.", "span")
+        raise HTTPError(400, f"A chart shows up to {LONGEST_MS // 86_400_000} days, from before to.", "span")
     width_ms = max(1, (to_ms - from_ms) // frame.columns)
     if "to" not in query:  # whole columns, so that the same chart is asked for until the next one begins
         to_ms = -(-to_ms // width_ms) * width_ms
@@ -193,31 +195,31 @@ def names_in(query: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     parts = [part.partition("/") for part in query["series"].split(",")]
     names = tuple(dict.fromkeys((node, sensor) for node, _, sensor in parts))
     if len(names) > MOST_SERIES:
-        raise Refusal(400, f"A chart has at most {MOST_SERIES} series.", "series")
+        raise HTTPError(400, f"A chart has at most {MOST_SERIES} series.", "series")
     if not all(NODE_NAME(node) and SENSOR_NAME(sensor) for node, sensor in names):
-        raise Refusal(400, "Series are NODE/SENSOR, with a comma between two.", "series")
+        raise HTTPError(400, "Series are NODE/SENSOR, with a comma between two.", "series")
     return names
 
 
-def _units(visit: Visit, names: Sequence[tuple[str, str]]) -> set[str]:
+def _units(context: RequestContext, names: Sequence[tuple[str, str]]) -> set[str]:
     """The units of the series: as many as there are axes. Refusal where a node is not known, or there are too many."""
-    picture, units = visit.picture(), set()
+    snapshot, units = context.snapshot(), set()
     for node, sensor in names:
-        view = picture.node(node) if sensor else None
+        view = snapshot.node(node) if sensor else None
         if view is None:
-            raise Refusal(404, "A chart is of a node and a sensor: /chart.svg?node=NAME&sensor=NAME", "unknown-node")
+            raise HTTPError(404, "A chart is of a node and a sensor: /chart.svg?node=NAME&sensor=NAME", "unknown-node")
         units.add(next((one.unit for one in view.sensors if one.name == sensor), ""))
     if len(units) > 2:
-        raise Refusal(400, "A chart has two axes, so its series have at most two units.", "units")
+        raise HTTPError(400, "A chart has two axes, so its series have at most two units.", "units")
     return units
 
 
 def plain_query(text: str) -> str:
     """The query of a chart as it can be kept: only what charts know, each in one way. Raises Refusal."""
-    query = fields(text)
+    query = parse_form(text)
     said = {"series": ",".join(f"{node}/{sensor}" for node, sensor in names_in(query) if sensor)}
     if not said["series"]:
-        raise Refusal(400, "A graph has at least one series.", "series")
+        raise HTTPError(400, "A graph has at least one series.", "series")
     for key in ("from", "to"):
         if key in query:
             said[key] = _written(moment(query[key]))

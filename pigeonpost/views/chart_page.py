@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING
 from pigeonpost.charts.axes import LARGE, ticks
 from pigeonpost.charts.svg import MOST_SERIES, Series, description, label, late_words, numbers, title
 from pigeonpost.core.format import clock, number
-from pigeonpost.core.html import Html, together
-from pigeonpost.http.message import Answer, Refusal
+from pigeonpost.core.html import Html, join_html
+from pigeonpost.http.message import HTTPError, Response
 from pigeonpost.storage.csv.format import local_time
 from pigeonpost.views.chart import LONGEST_MS, Asked, Charts, asked
-from pigeonpost.views.context import Visit
+from pigeonpost.views.context import RequestContext
 from pigeonpost.views.html import html_page, sensor_path, text_page
 from pigeonpost.views.query import moment
 
 if TYPE_CHECKING:
-    from pigeonpost.storage.models import Column
-    from pigeonpost.views.statistics import Figures, Row, Statistics
+    from pigeonpost.storage.models import Bucket
+    from pigeonpost.views.statistics import Row, Statistics, StatisticsReader
 
 SPANS = (
     ("1h", "hour"), ("6h", "6 hours"), ("24h", "day"), ("7d", "week"), ("30d", "30 days"), ("366d", "year"),
@@ -44,8 +44,8 @@ class ChartPage:
     def __init__(
         self,
         charts: Charts,
-        figures: Figures,
-        of_columns: Callable[[Sequence[Column], int, int, int], Statistics | None],
+        figures: StatisticsReader,
+        of_columns: Callable[[Sequence[Bucket], int, int, int], Statistics | None],
         table: Callable[[str, Sequence[Row], int], Html],
         lines: Callable[[str, Sequence[Row], int], list[str]],
     ) -> None:
@@ -56,37 +56,37 @@ class ChartPage:
         self._table = table
         self._lines = lines
 
-    def answer(self, visit: Visit) -> Answer:
+    def answer(self, context: RequestContext) -> Response:
         """`/chart?series=NODE/SENSOR,...&span=24h`, or `from=` and `to=`: local time here, if no zone is said."""
-        query = {key: value for key, value in visit.request.query.items() if value or key not in ("from", "to")}
-        what, frame = asked(visit, LARGE, query, local_moment)
-        all_series, now_ms = self._charts.series(visit, what, frame), visit.house.clock.wall_ms()
+        query = {key: value for key, value in context.request.query.items() if value or key not in ("from", "to")}
+        what, frame = asked(context, LARGE, query, local_moment)
+        all_series, now_ms = self._charts.series(context, what, frame), context.app.clock.wall_ms()
         name = title(all_series, now_ms)
-        if not visit.request.wants_html:
-            return text_page("\n".join(self._text(visit, what, all_series, now_ms)) + "\n")
-        body = together((
+        if not context.request.wants_html:
+            return text_page("\n".join(self._text(context, what, all_series, now_ms)) + "\n")
+        body = join_html((
             Html("<h1>{}</h1>").format(heading(all_series)),
             _span_links(what),
-            picture(what, all_series, now_ms),
+            snapshot(what, all_series, now_ms),
             _ways(what, now_ms),
             _from_to(what),
             Html('<section data-piece="figures"><h2>Statistics</h2>{}<p class=links>{}</p></section>').format(
                 self._table("series", list(self._rows(all_series)), now_ms), _links(what)),
             Html('<details><summary>The same in numbers</summary><div data-piece="numbers">{}</div></details>').format(
                 _numbers(all_series, now_ms)),
-            _choice(visit, what),
-            _save_form(visit, what, heading(all_series)),
+            _choice(context, what),
+            _save_form(context, what, heading(all_series)),
             Html('<script src="/zoom.js" defer></script>'),
         ), "\n")  # fmt: skip
-        return html_page(name, body, visit, live=not what.ends)
+        return html_page(name, body, context, live=not what.ends)
 
-    def part(self, visit: Visit, node: str, sensor: str, span: str) -> Html:
+    def part(self, context: RequestContext, node: str, sensor: str, span: str) -> Html:
         """The chart of one sensor, for a page about it; Refusal for a span that is none."""
         query = {"series": f"{node}/{sensor}", "span": span}
-        what, frame = asked(visit, LARGE, query)
-        all_series, now_ms = self._charts.series(visit, what, frame), visit.house.clock.wall_ms()
+        what, frame = asked(context, LARGE, query)
+        all_series, now_ms = self._charts.series(context, what, frame), context.app.clock.wall_ms()
         return Html("{}\n{}<p class=links>{}</p>{}").format(
-            picture(what, all_series, now_ms), _ways(what, now_ms), _links(what),
+            snapshot(what, all_series, now_ms), _ways(what, now_ms), _links(what),
             Html('<script src="/zoom.js" defer></script>'),
         )  # fmt: skip
 
@@ -101,7 +101,7 @@ class ChartPage:
         found = self._figures.of(series.node, series.sensor, series.from_ms, series.to_ms)
         return found or self._of_columns(series.columns, series.from_ms, series.to_ms, series.places)
 
-    def _text(self, visit: Visit, what: Asked, all_series: Sequence[Series], now_ms: int) -> Iterator[str]:
+    def _text(self, context: RequestContext, what: Asked, all_series: Sequence[Series], now_ms: int) -> Iterator[str]:
         yield f"{title(all_series, now_ms)}."
         yield ""
         yield description(all_series, now_ms)
@@ -114,7 +114,7 @@ class ChartPage:
         for row in rows:
             yield "  ".join(f"{text:<{width}}" for text, width in zip(row, widths)).rstrip()
         yield ""
-        here = visit.request.headers.get("host", "localhost")
+        here = context.request.headers.get("host", "localhost")
         yield f"Every column:  curl 'http://{here}/chart.csv?{what.query(size='large')}'"
 
 
@@ -127,7 +127,7 @@ def local_moment(text: str) -> int:
         t = datetime.fromisoformat(text)
         return int(time.mktime((*t.timetuple()[:6], 0, 0, -1))) * 1000
     except (ValueError, OverflowError):
-        raise Refusal(400, "A time is like 2026-11-20T15:36.", "time") from None
+        raise HTTPError(400, "A time is like 2026-11-20T15:36.", "time") from None
 
 
 def heading(all_series: Sequence[Series]) -> str:
@@ -135,7 +135,7 @@ def heading(all_series: Sequence[Series]) -> str:
     return title(all_series, 0).rpartition(", ")[0]
 
 
-def picture(what: Asked, all_series: Sequence[Series], now_ms: int) -> Html:
+def snapshot(what: Asked, all_series: Sequence[Series], now_ms: int) -> Html:
     """The chart, what its marks mean, and where zoom.js finds its numbers."""
     return Html(
         '<section class="charts single" aria-label="Chart">'
@@ -153,7 +153,7 @@ def picture(what: Asked, all_series: Sequence[Series], now_ms: int) -> Html:
 
 
 def _span_links(what: Asked) -> Html:
-    links = together((
+    links = join_html((
         Html('<a href="/chart?{}"{}>{}</a>').format(
             what._replace(span=key, ends=False).query(),
             Html(' aria-current="true"') if key == what.span and not what.ends else "", words,
@@ -175,7 +175,7 @@ def _ways(what: Asked, now_ms: int) -> Html:
         ways.append(("Zoom out", what.from_ms - more_ms, min(what.to_ms + more_ms, max(now_ms, what.to_ms))))
     if wide_ms > 10_000:
         ways.append(("Zoom in", middle_ms - quarter_ms, middle_ms + quarter_ms))
-    links = together((
+    links = join_html((
         Html('<a class="button" href="/chart?{}">{}</a>').format(
             what._replace(span="", from_ms=from_ms, to_ms=to_ms, ends=True).query(), words)
         for words, from_ms, to_ms in ways
@@ -208,9 +208,9 @@ def _links(what: Asked) -> Html:
 def _numbers(all_series: Sequence[Series], now_ms: int) -> Html:
     """A row for each round stretch of time: of every series its mean, and from where to where it went."""
     names = [label(series, all_series, True) if len(all_series) > 1 else series.sensor for series in all_series]
-    head = together(Html("<th scope=col>{}</th>").format(name) for name in ("from", *names))
-    rows = together(
-        Html("<tr><th scope=row>{}</th>{}</tr>\n").format(when, together(
+    head = join_html(Html("<th scope=col>{}</th>").format(name) for name in ("from", *names))
+    rows = join_html(
+        Html("<tr><th scope=row>{}</th>{}</tr>\n").format(when, join_html(
             Html("<td>{}</td>").format(text) for text in cells))
         for when, *cells in _number_rows(all_series, now_ms)
     )  # fmt: skip
@@ -228,24 +228,26 @@ def _number_rows(all_series: Sequence[Series], now_ms: int) -> Iterator[tuple[st
         yield when, *(_cell(_between(series, begin, end)) for series in all_series)
 
 
-def _between(series: Series, begin_ms: int, end_ms: int) -> list[Column]:
+def _between(series: Series, begin_ms: int, end_ms: int) -> list[Bucket]:
     """The columns whose middle lies in [begin_ms, end_ms)."""
     width_ms = (series.to_ms - series.from_ms) / series.places
     return [one for one in series.columns if begin_ms <= series.from_ms + (one.place + 0.5) * width_ms < end_ms]
 
 
-def _cell(columns: Sequence[Column]) -> str:
+def _cell(columns: Sequence[Bucket]) -> str:
     if not columns:
         return "–"
     _, mean, low, high = numbers(columns)
     return number(mean) if low.low == high.high else f"{number(mean)} ({number(low.low)} to {number(high.high)})"
 
 
-def _choice(visit: Visit, what: Asked) -> Html:
+def _choice(context: RequestContext, what: Asked) -> Html:
     """Every sensor: those shown can be taken away, others added where an axis has their unit, or is left."""
     offered: list[Html] = []
-    units = {one.unit for node in visit.picture().nodes for one in node.sensors if (node.name, one.name) in what.names}
-    for node in visit.picture().nodes:
+    units = {
+        one.unit for node in context.snapshot().nodes for one in node.sensors if (node.name, one.name) in what.names
+    }
+    for node in context.snapshot().nodes:
         for one in node.sensors:
             key = node.name, one.name
             fits = len(what.names) < MOST_SERIES and (len(units) < 2 or one.unit in units)
@@ -261,13 +263,13 @@ def _choice(visit: Visit, what: Asked) -> Html:
         return Html("")
     return Html(
         '<details class="choice"><summary>Add or take away a series</summary><ul data-piece="choice">{}</ul></details>'
-    ).format(together(Html("<li>{}</li>").format(link) for link in offered[:_MOST_OFFERED]))
+    ).format(join_html(Html("<li>{}</li>").format(link) for link in offered[:_MOST_OFFERED]))
 
 
-def _save_form(visit: Visit, what: Asked, name: str) -> Html:
+def _save_form(context: RequestContext, what: Asked, name: str) -> Html:
     return Html(
         '<form class="fields" method="post" action="/graphs"><input type="hidden" name="csrf" value="{}">'
         '<input type="hidden" name="query" value="{}">'
         '<label>Name <input name="name" maxlength="60" value="{}" required></label><button>Save this graph</button>'
         ' <a href="/graphs">Saved graphs</a></form>'
-    ).format(visit.csrf, what.query(), name[:60])
+    ).format(context.csrf, what.query(), name[:60])

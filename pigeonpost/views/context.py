@@ -9,22 +9,22 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from pigeonpost.http.message import Answer, Request
-from pigeonpost.views.models import Picture
+from pigeonpost.http.message import Request, Response
+from pigeonpost.views.models import StatusSnapshot
 
 if TYPE_CHECKING:
     from csvbuffer import CsvLog
     from pigeonpost.auth.users import Users
     from pigeonpost.core.clock import Clock
-    from pigeonpost.server.disk_usage import Disk
-    from pigeonpost.server.ingest import Intake
-    from pigeonpost.server.quality import Verdicts
+    from pigeonpost.server.disk_usage import DiskUsageMonitor
+    from pigeonpost.server.ingest import Ingestor
+    from pigeonpost.server.quality import QualityChecks
     from pigeonpost.storage.contract import Store
-    from pigeonpost.transports.contract import End
-    from pigeonpost.transports.tcp_server import ServerEnd
+    from pigeonpost.transports.contract import Transport
+    from pigeonpost.transports.tcp_server import TcpServerTransport
 
 
-class House(NamedTuple):
+class WebContext(NamedTuple):
     """The server's parts, as they are handed to the pages. Nothing is fetched from anywhere else.
 
     name      this server's name
@@ -44,19 +44,19 @@ class House(NamedTuple):
     clock: Clock
     store: Store
     csv: CsvLog
-    intake: Intake
-    links: Sequence[ServerEnd]
+    ingestor: Ingestor
+    links: Sequence[TcpServerTransport]
     users: Users
     control: str
     started_ms: int
     names: Sequence[str]
     stop: Callable[[str], object]
-    disk: Disk
-    roads: Mapping[str, End] = MappingProxyType({})
-    verdicts: Verdicts | None = None
+    disk: DiskUsageMonitor
+    transports: Mapping[str, Transport] = MappingProxyType({})
+    quality: QualityChecks | None = None
 
 
-class Visit(NamedTuple):
+class RequestContext(NamedTuple):
     """One request to one page, let in.
 
     args     what the route's pattern found in the path
@@ -66,10 +66,10 @@ class Visit(NamedTuple):
     csrf     what forms carry; empty where none is needed
     """
 
-    house: House
+    app: WebContext
     request: Request
     args: Sequence[str]
-    picture: Callable[[], Picture]
+    snapshot: Callable[[], StatusSnapshot]
     role: str = "control"
     user: str = ""
     csrf: str = ""
@@ -88,7 +88,7 @@ class Route(NamedTuple):
     method: str
     path: str
     role: str
-    answer: Callable[[Visit], Answer]
+    answer: Callable[[RequestContext], Response]
     kept: bool = False
     changes: bool = False
 

@@ -17,14 +17,14 @@ from urllib.parse import quote, urlencode
 from pigeonpost.charts.sparkline import sparkline
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.format import age, aligned, clock, number, size, with_unit
-from pigeonpost.core.html import Html, together
+from pigeonpost.core.html import Html, join_html
 from pigeonpost.core.version import VERSION
-from pigeonpost.http.message import Answer, Refusal
-from pigeonpost.server.disk_usage import DiskUse
-from pigeonpost.views.context import Visit
+from pigeonpost.http.message import HTTPError, Response
+from pigeonpost.server.disk_usage import DiskUsage
+from pigeonpost.views.context import RequestContext
 from pigeonpost.views.gap_text import gap_words
 from pigeonpost.views.html import button, html_page, sensor_path, text_page
-from pigeonpost.views.models import NodeView, Picture, SensorView
+from pigeonpost.views.models import NodeView, SensorView, StatusSnapshot
 
 _CHARTS = 4  # on the front page; each node's page has all of its own
 _SPANS = (("10m", "10 minutes"), ("1h", "hour"), ("24h", "day"), ("7d", "week"), ("30d", "30 days"), ("366d", "year"))
@@ -43,84 +43,84 @@ _NOTICES = {
 }
 
 
-def front(visit: Visit) -> Answer:
+def front(context: RequestContext) -> Response:
     """`/`: the verdict, a card a sensor, charts, the nodes and their buttons."""
-    picture = visit.picture()
-    if not visit.request.wants_html:
-        return text_page(_front_text(visit, picture))
-    sensors = [sensor for node in picture.nodes for sensor in node.sensors if node.state != "past"]
-    body = together((
-        _verdict(picture),
-        _house_buttons(visit, picture),
+    snapshot = context.snapshot()
+    if not context.request.wants_html:
+        return text_page(_front_text(context, snapshot))
+    sensors = [sensor for node in snapshot.nodes for sensor in node.sensors if node.state != "past"]
+    body = join_html((
+        _verdict(snapshot),
+        _house_buttons(context, snapshot),
         Html('<section class="cards" aria-label="Sensors" data-piece="cards">{}</section>').format(
-            together(_card(sensor, len(picture.nodes) > 1) for sensor in sensors)
+            join_html(_card(sensor, len(snapshot.nodes) > 1) for sensor in sensors)
         ),
         _charts(sensors[:_CHARTS]),
-        _node_table(visit, picture),
+        _node_table(context, snapshot),
     ), "\n")  # fmt: skip
-    return html_page("Now", body, visit, live=True, foot=_foot(visit))
+    return html_page("Now", body, context, live=True, foot=_foot(context))
 
 
-def node_page(visit: Visit) -> Answer:
+def node_page(context: RequestContext) -> Response:
     """`/nodes/NAME`: the same of one node, all that it says of itself, and what is missing of it."""
-    picture = visit.picture()
-    node = picture.node(visit.args[0])
+    snapshot = context.snapshot()
+    node = snapshot.node(context.args[0])
     if node is None or not node.name:
-        raise Refusal(404, "There is no node of that name.", "unknown-node")
-    missing = [gap for gap in visit.house.store.gaps(200) if gap["node"] == node.name]
-    if not visit.request.wants_html:
-        return text_page(_node_text(visit, picture, node, missing))
-    span = visit.request.query.get("span", "")
+        raise HTTPError(404, "There is no node of that name.", "unknown-node")
+    missing = [gap for gap in context.app.store.gaps(200) if gap["node"] == node.name]
+    if not context.request.wants_html:
+        return text_page(_node_text(context, snapshot, node, missing))
+    span = context.request.query.get("span", "")
     span = span if span in dict(_SPANS) else _usual_span(node.sensors[0]) if node.sensors else "24h"
-    body = together((
+    body = join_html((
         Html("<h1>{}</h1>").format(node.name),
-        _notice(visit, node),
+        _notice(context, node),
         Html('<p class="verdict {}" data-piece="verdict">{}.</p>').format(_level(node), _says(node)),
-        Html('<div class="buttons" data-piece="buttons">{}</div>').format(_node_buttons(visit, node)),
+        Html('<div class="buttons" data-piece="buttons">{}</div>').format(_node_buttons(context, node)),
         Html('<section class="cards" aria-label="Sensors" data-piece="cards">{}</section>').format(
-            together(_card(sensor, False) for sensor in node.sensors)
+            join_html(_card(sensor, False) for sensor in node.sensors)
         ),
         _span_links(node, span),
         _charts(node.sensors, span),
         judged(node.sensors),
         Html('<section data-piece="about"><h2>About this node</h2><table class="facts">{}</table></section>').format(
-            together(Html("<tr><th>{}</th><td>{}</td></tr>").format(*fact) for fact in _facts(node, picture.now_ms))
+            join_html(Html("<tr><th>{}</th><td>{}</td></tr>").format(*fact) for fact in _info(node, snapshot.now_ms))
         ),
-        _missing(missing, picture.now_ms),
+        _missing(missing, snapshot.now_ms),
     ), "\n")  # fmt: skip
-    return html_page(node.name, body, visit, live=True, foot=_foot(visit))
+    return html_page(node.name, body, context, live=True, foot=_foot(context))
 
 
 # ------------------------------------------------------------------------------------------------------------ pieces
 
 
-def _verdict(picture: Picture) -> Html:
+def _verdict(snapshot: StatusSnapshot) -> Html:
     last = Html("")
-    if picture.last_ms is not None:
+    if snapshot.last_ms is not None:
         last = Html('; last sample <span data-live="last" data-time="{}">{} ago</span>').format(
-            picture.last_ms, age((picture.now_ms - picture.last_ms) / 1000)
+            snapshot.last_ms, age((snapshot.now_ms - snapshot.last_ms) / 1000)
         )
-    return Html('<h1 class="verdict {}" data-piece="verdict">{}{}.</h1>').format(picture.level, picture.verdict, last)
+    return Html('<h1 class="verdict {}" data-piece="verdict">{}{}.</h1>').format(snapshot.level, snapshot.verdict, last)
 
 
-def _house_buttons(visit: Visit, picture: Picture) -> Html:
+def _house_buttons(context: RequestContext, snapshot: StatusSnapshot) -> Html:
     """With one node all six buttons stand in one row; with more the node's own three stand beside each node."""
-    watched = [node for node in picture.nodes if node.name and node.state != "past"]
-    own = _node_buttons(visit, watched[0]) if len(watched) == 1 else Html("")
+    watched = [node for node in snapshot.nodes if node.name and node.state != "past"]
+    own = _node_buttons(context, watched[0]) if len(watched) == 1 else Html("")
     return Html(
         '<div class="buttons" data-piece="buttons">{own}<a class="button" href="/log">Log Check</a>'
         '<a class="button" href="/log.csv">Log Download</a>{exit}</div>'
-    ).format(own=own, exit=button("/exit", "Exit", visit, "stop the server") if visit.role == "control" else "")
+    ).format(own=own, exit=button("/exit", "Exit", context, "stop the server") if context.role == "control" else "")
 
 
-def _node_buttons(visit: Visit, node: NodeView) -> Html:
-    if visit.role != "control" or not node.name or node.state == "past":
+def _node_buttons(context: RequestContext, node: NodeView) -> Html:
+    if context.role != "control" or not node.name or node.state == "past":
         return Html("")
     path, away = f"/nodes/{quote(node.name)}", not node.connected
-    return together((
-        button(f"{path}/on", "Sensor On", visit, node.name, "chosen" if node.on else "", away),
-        button(f"{path}/off", "Sensor Off", visit, node.name, "chosen" if node.on is False else "", away),
-        button(f"{path}/status", "Status", visit, node.name, off=away),
+    return join_html((
+        button(f"{path}/on", "Sensor On", context, node.name, "chosen" if node.on else "", away),
+        button(f"{path}/off", "Sensor Off", context, node.name, "chosen" if node.on is False else "", away),
+        button(f"{path}/status", "Status", context, node.name, off=away),
     ))  # fmt: skip
 
 
@@ -154,13 +154,13 @@ def _odd(sensor: SensorView) -> Html:
     """What is odd about the value, a word or two each."""
     if not sensor.odd:
         return Html("")
-    words = together((Html('<span class="odd">{}</span>').format(text) for text in sensor.odd.values()), " ")
+    words = join_html((Html('<span class="odd">{}</span>').format(text) for text in sensor.odd.values()), " ")
     return Html('<span class="odds">{}</span>').format(words)
 
 
 def judged(sensors: Sequence[SensorView]) -> Html:
     """What the values are judged by, and how often each was odd."""
-    rows = together(
+    rows = join_html(
         Html('<tr><th>{}</th><td data-label="limits">{}</td><td data-label="now">{}</td><td data-label="in this run">{}'
              "</td></tr>").format(
             sensor.name.replace("_", " "), _limits(sensor), _odd(sensor) or "as it should be", _counts(sensor))
@@ -214,7 +214,7 @@ def _charts(sensors: Sequence[SensorView], span: str = "") -> Html:
             sensor.node, sensor.name, query["span"],
             urlencode(query), f"{sensor.name} of {sensor.node}, last {dict(_SPANS)[query['span']]}",
         ))  # fmt: skip
-    return Html('<section class="charts" aria-label="Charts">{}</section>').format(together(charts))
+    return Html('<section class="charts" aria-label="Charts">{}</section>').format(join_html(charts))
 
 
 def _usual_span(sensor: SensorView) -> str:
@@ -222,7 +222,7 @@ def _usual_span(sensor: SensorView) -> str:
 
 
 def _span_links(node: NodeView, span: str) -> Html:
-    links = together((
+    links = join_html((
         Html('<a href="/nodes/{}?span={}"{}>{}</a>').format(
             quote(node.name), key, Html(' aria-current="true"') if key == span else "", words
         )
@@ -231,25 +231,25 @@ def _span_links(node: NodeView, span: str) -> Html:
     return Html('<nav class="spans" aria-label="Span of the charts">{}</nav>').format(links)
 
 
-def _node_table(visit: Visit, picture: Picture) -> Html:
-    if not picture.nodes:
+def _node_table(context: RequestContext, snapshot: StatusSnapshot) -> Html:
+    if not snapshot.nodes:
         return Html("")
-    many = sum(1 for node in picture.nodes if node.state != "past") > 1
+    many = sum(1 for node in snapshot.nodes if node.state != "past") > 1
     head = ("node", "state", "last sample", "in its outbox", "missing", "clock", "answers in")
-    rows = together(
+    rows = join_html(
         Html("<tr>{}{}</tr>\n").format(
-            together(Html('<td data-label="{}">{}</td>').format(*cell) for cell in zip(head, _cells(node, picture))),
-            Html('<td><div class="buttons small">{}</div></td>').format(_node_buttons(visit, node)) if many else "",
+            join_html(Html('<td data-label="{}">{}</td>').format(*cell) for cell in zip(head, _cells(node, snapshot))),
+            Html('<td><div class="buttons small">{}</div></td>').format(_node_buttons(context, node)) if many else "",
         )
-        for node in picture.nodes
+        for node in snapshot.nodes
     )
     return Html(
         '<section data-piece="nodes"><h2>Nodes</h2><table class="nodes"><thead><tr>{}</tr></thead>'
         "<tbody>\n{}</tbody></table></section>"
-    ).format(together(Html("<th>{}</th>").format(text) for text in [*head, *(["buttons"] if many else [])]), rows)
+    ).format(join_html(Html("<th>{}</th>").format(text) for text in [*head, *(["buttons"] if many else [])]), rows)
 
 
-def _cells(node: NodeView, picture: Picture) -> Iterator[object]:
+def _cells(node: NodeView, snapshot: StatusSnapshot) -> Iterator[object]:
     link = Html('<a href="/nodes/{}">{}</a>').format(quote(node.name), node.name)
     yield link if node.name else node.address
     yield Html('<span class="{}">{}</span>').format(_level(node), node.words)
@@ -263,7 +263,7 @@ def _cells(node: NodeView, picture: Picture) -> Iterator[object]:
 def _missing(gaps: Sequence[dict[str, Any]], now_ms: int) -> Html:
     if not gaps:
         return Html("<p>Nothing of this node is missing.</p>")
-    rows = together(
+    rows = join_html(
         Html("<tr><td>{}</td><td>{}</td><td>{}</td></tr>").format(
             gap_words(gap), clock(gap["noted_ms"], now_ms), gap["why"]
         )
@@ -275,24 +275,28 @@ def _missing(gaps: Sequence[dict[str, Any]], now_ms: int) -> Html:
     ).format(rows)
 
 
-def _notice(visit: Visit, node: NodeView) -> Html:
+def _notice(context: RequestContext, node: NodeView) -> Html:
     """What came of the button just pressed: one of our own sentences, never text of the address."""
-    words = _NOTICES.get(visit.request.query.get("notice", ""))
+    words = _NOTICES.get(context.request.query.get("notice", ""))
     if not words:
         return Html("")
     on, sent = _ON_OFF[node.on], node.last_sent or "–"
     return Html('<p class="notice" role="status">{}</p>').format(words.format(node=node.name, on=on, sent=sent))
 
 
-def _foot(visit: Visit) -> Html:
-    out = button("/logout", "Log out", visit, kind="quiet") if visit.csrf and visit.user != "this machine" else Html("")
-    who = f"You are {visit.user}, and may {visit.role}." if visit.user else ""
+def _foot(context: RequestContext) -> Html:
+    out = (
+        button("/logout", "Log out", context, kind="quiet")
+        if context.csrf and context.user != "this machine"
+        else Html("")
+    )
+    who = f"You are {context.user}, and may {context.role}." if context.user else ""
     return Html("<footer>Pigeonpost {}, server {}. {} {}{}</footer>\n").format(
-        VERSION, visit.house.name, _disk_words(visit.house.disk.use()), who, out
+        VERSION, context.app.name, _disk_words(context.app.disk.use()), who, out
     )
 
 
-def _disk_words(use: DiskUse) -> str:
+def _disk_words(use: DiskUsage) -> str:
     """How full the disk is, in a sentence or two."""
     left = ""
     if use.days is not None:
@@ -321,7 +325,7 @@ def _shift(shift_ms: int | None) -> str:
     return f"{age(abs(shift_ms) / 1000)} {'ahead' if shift_ms > 0 else 'behind'}"
 
 
-def _facts(node: NodeView, now_ms: int) -> Iterator[tuple[str, str]]:
+def _info(node: NodeView, now_ms: int) -> Iterator[tuple[str, str]]:
     yield "address", node.address or "–"
     yield "state", node.words + (f", since {clock(node.since_ms, now_ms)}" if node.since_ms is not None else "")
     yield "sampling", _ON_OFF[node.on]
@@ -353,31 +357,37 @@ def _of_machine(node: NodeView) -> Iterator[str]:
 # -------------------------------------------------------------------------------------------------- for a terminal
 
 
-def _front_text(visit: Visit, picture: Picture) -> str:
-    here = visit.request.headers.get("host", "localhost")
-    last = f"; last sample {age((picture.now_ms - picture.last_ms) / 1000)} ago" if picture.last_ms is not None else ""
-    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(picture.now_ms // 1000))
-    lines = [f"{f'Pigeonpost {visit.house.name}'[:58]:<60}{stamp:>19}", "", f"{picture.verdict}{last}.", ""]
-    sensors = [sensor for node in picture.nodes for sensor in node.sensors if node.state != "past"]
+def _front_text(context: RequestContext, snapshot: StatusSnapshot) -> str:
+    here = context.request.headers.get("host", "localhost")
+    last = (
+        f"; last sample {age((snapshot.now_ms - snapshot.last_ms) / 1000)} ago" if snapshot.last_ms is not None else ""
+    )
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(snapshot.now_ms // 1000))
+    lines = [f"{f'Pigeonpost {context.app.name}'[:58]:<60}{stamp:>19}", "", f"{snapshot.verdict}{last}.", ""]
+    sensors = [sensor for node in snapshot.nodes for sensor in node.sensors if node.state != "past"]
     lines += _sensor_lines(sensors)
-    nodes = [(node.name or node.address, node.words, *_numbers(node)) for node in picture.nodes]
+    nodes = [(node.name or node.address, node.words, *_numbers(node)) for node in snapshot.nodes]
     if nodes:
         lines += ["", *aligned(("NODE", "STATE", "HELD", "MISSING"), nodes, "<<>>")]
     lines += [
         "",
-        _disk_words(visit.house.disk.use()),
+        _disk_words(context.app.disk.use()),
         "",
         f"The last ten samples:  curl http://{here}/log",
         f"All of this run:       curl -O http://{here}/log.csv",
     ]
-    lines += [f"A node, in full:       curl http://{here}/nodes/{node.name}" for node in picture.nodes[:1] if node.name]
+    lines += [
+        f"A node, in full:       curl http://{here}/nodes/{node.name}" for node in snapshot.nodes[:1] if node.name
+    ]
     return "\n".join(lines) + "\n"
 
 
-def _node_text(visit: Visit, picture: Picture, node: NodeView, missing: Sequence[dict[str, Any]]) -> str:
-    here = visit.request.headers.get("host", "localhost")
+def _node_text(
+    context: RequestContext, snapshot: StatusSnapshot, node: NodeView, missing: Sequence[dict[str, Any]]
+) -> str:
+    here = context.request.headers.get("host", "localhost")
     lines = [f"{node.name}: {_says(node)}.", "", *_sensor_lines(node.sensors), ""]
-    lines += [f"{name:<20}{value}" for name, value in _facts(node, picture.now_ms)]
+    lines += [f"{name:<20}{value}" for name, value in _info(node, snapshot.now_ms)]
     judged = [(sensor.name, _limits(sensor), _counts(sensor)) for sensor in node.sensors if sensor.limits]
     lines += ["", *aligned(("SENSOR", "LIMITS", "BEYOND THEM, IN THIS RUN"), judged, "<<<")] if judged else []
     lines += ["", "Missing:", *(f"  {gap_words(gap)}: {gap['why']}" for gap in missing)] if missing else []

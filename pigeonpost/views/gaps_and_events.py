@@ -17,26 +17,26 @@ from typing import TYPE_CHECKING, Any
 
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.format import clock
-from pigeonpost.http.message import Answer
-from pigeonpost.server.event_log import Happening
+from pigeonpost.http.message import Response
+from pigeonpost.server.event_log import Event
 from pigeonpost.storage.csv.checksums import logs_in
-from pigeonpost.views.context import Visit
+from pigeonpost.views.context import RequestContext
 from pigeonpost.views.gap_text import gap_words
-from pigeonpost.views.table_page import Listing, listed
+from pigeonpost.views.table_page import TablePage, render_table
 
 if TYPE_CHECKING:
-    from pigeonpost.server.event_log import Diary
+    from pigeonpost.server.event_log import EventLog
 
 SHOWN = 500
 
 
-def gaps(visit: Visit) -> Answer:
+def gaps(context: RequestContext) -> Response:
     """`/gaps`: samples of all nodes that are known to be lost for ever."""
-    found, now_ms = visit.house.store.gaps(SHOWN), visit.house.clock.wall_ms()
+    found, now_ms = context.app.store.gaps(SHOWN), context.app.clock.wall_ms()
     count = sum(_count(gap) for gap in found)
     more = f" These are the latest {SHOWN} stretches." if len(found) == SHOWN else ""
     lead = f"{_samples(count)} known to be lost, in {_stretches(len(found))}: numbered, with the reason.{more}"
-    return listed(visit, Listing(
+    return render_table(context, TablePage(
         title="What is missing, and why",
         lead=lead if found else "Every sample that a node has accepted is here, or still on its card.",
         head=("known since", "node", "samples", "which", "why"),
@@ -62,23 +62,23 @@ def _stretches(count: int) -> str:
     return "one stretch" if count == 1 else f"{count:,} stretches"
 
 
-def happenings(diary: Diary) -> Callable[[Visit], Answer]:
+def happenings(event_log: EventLog) -> Callable[[RequestContext], Response]:
     """`/happenings`: nodes reached and lost, turned on and off, started anew; faults; starts of the server; gaps."""
 
-    def answer(visit: Visit) -> Answer:
-        house, now_ms = visit.house, visit.house.clock.wall_ms()
+    def answer(context: RequestContext) -> Response:
+        app, now_ms = context.app, context.app.clock.wall_ms()
         missing = [
-            Happening(gap["noted_ms"], gap["node"], "gap", f"{_count(gap):,} of its samples are lost: {gap['why']}")
-            for gap in house.store.gaps(SHOWN)
+            Event(gap["noted_ms"], gap["node"], "gap", f"{_count(gap):,} of its samples are lost: {gap['why']}")
+            for gap in app.store.gaps(SHOWN)
         ]
-        own = Happening(house.started_ms, "", "started", "this server was started")
-        found = [*diary.all(), *missing, *_starts(os.path.join(house.data, "logs"), house.started_ms), own]
+        own = Event(app.started_ms, "", "started", "this server was started")
+        found = [*event_log.all(), *missing, *_starts(os.path.join(app.data, "logs"), app.started_ms), own]
         found.sort(key=lambda one: one.time_ms, reverse=True)
         found = found[:SHOWN]
-        return listed(visit, Listing(
+        return render_table(context, TablePage(
             title="What happened",
             lead="Starts of the server and missing samples are kept for ever; the rest is told since the last start, at"
-                 f" {clock(house.started_ms, now_ms)}.",
+                 f" {clock(app.started_ms, now_ms)}.",
             head=("when", "who", "what"),
             rows=[(_when(one, now_ms), one.node or "this server", one.words) for one in found],
             keys=("time", "node", "kind", "text"),
@@ -90,13 +90,13 @@ def happenings(diary: Diary) -> Callable[[Visit], Answer]:
     return answer
 
 
-def _when(one: Happening, now_ms: int) -> str:
+def _when(one: Event, now_ms: int) -> str:
     """A moment of this run to the second; of an earlier start only the minute is known."""
     said = clock(one.time_ms, now_ms)
     return said + time.strftime(":%S", time.localtime(one.time_ms // 1000)) if one.time_ms % 60_000 else said
 
 
-def _starts(folder: str, started_ms: int) -> Sequence[Happening]:
+def _starts(folder: str, started_ms: int) -> Sequence[Event]:
     """The starts of this server before `started_ms`, by the names of its logs: to the minute, in local time."""
     found = []
     for name in logs_in(folder):
@@ -106,7 +106,7 @@ def _starts(folder: str, started_ms: int) -> Sequence[Happening]:
         except (ValueError, OverflowError):
             continue
         if 0 < time_ms < started_ms - started_ms % 60_000:
-            found.append(Happening(time_ms, "", "started", f"this server was started ({name})"))
+            found.append(Event(time_ms, "", "started", f"this server was started ({name})"))
     return sorted(found)[-SHOWN:]
 
 

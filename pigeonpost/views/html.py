@@ -11,8 +11,8 @@ from typing import Any
 from pigeonpost.core.errors import BadArgument
 from pigeonpost.core.html import Html
 from pigeonpost.core.strict_json import read_json, write_json
-from pigeonpost.http.message import HTML, JSON, TEXT, Answer, Refusal, Request
-from pigeonpost.views.context import Visit
+from pigeonpost.http.message import HTML, JSON, TEXT, HTTPError, Request, Response
+from pigeonpost.views.context import RequestContext
 
 # The meta element named referrer: under `no-referrer`, as the header has it, browsers say `Origin: null` with our own
 # forms (Fetch standard, "append a request Origin header"), and the door would take each button for another site's.
@@ -34,8 +34,13 @@ _NAV = Html(
 
 
 def html_page(
-    title: str, body: Html, visit: Visit | None = None, live: bool = False, foot: object = "", status: int = 200
-) -> Answer:
+    title: str,
+    body: Html,
+    context: RequestContext | None = None,
+    live: bool = False,
+    foot: object = "",
+    status: int = 200,
+) -> Response:
     """A page.
 
     visit  whose it is; None: somebody's who is not let in, and sees nothing of the house
@@ -43,26 +48,26 @@ def html_page(
     """
     text = _FRAME.format(
         title=title, body=body, foot=foot,
-        brand=f"Pigeonpost {visit.house.name}" if visit else "Pigeonpost",
-        nav=_NAV if visit else "",
-        live=Html(' data-now="{}"').format(visit.house.clock.wall_ms()) if live and visit else "",
+        brand=f"Pigeonpost {context.app.name}" if context else "Pigeonpost",
+        nav=_NAV if context else "",
+        live=Html(' data-now="{}"').format(context.app.clock.wall_ms()) if live and context else "",
     )  # fmt: skip
-    return Answer(text.encode(), HTML, status, PAGE_HEADERS)
+    return Response(text.encode(), HTML, status, PAGE_HEADERS)
 
 
-def text_page(text: str, status: int = 200) -> Answer:
+def text_page(text: str, status: int = 200) -> Response:
     """A page for a terminal."""
-    return Answer(text.encode(), TEXT, status, PAGE_HEADERS)
+    return Response(text.encode(), TEXT, status, PAGE_HEADERS)
 
 
-def see_other(path: str, headers: Mapping[str, str] | None = None) -> Answer:
+def see_other(path: str, headers: Mapping[str, str] | None = None) -> Response:
     """Behind a change: the browser shows the page at `path`, and reloading that repeats nothing."""
     return text_page(f"see {path}\n", 303)._replace(headers={**PAGE_HEADERS, "Location": path, **(headers or {})})
 
 
-def json_answer(value: Any, status: int = 200) -> Answer:
+def json_answer(value: Any, status: int = 200) -> Response:
     """`value` for programs."""
-    return Answer(write_json(value).encode() + b"\n", JSON, status, {"Cache-Control": "no-store"})
+    return Response(write_json(value).encode() + b"\n", JSON, status, {"Cache-Control": "no-store"})
 
 
 def json_body(request: Request) -> dict[str, Any]:
@@ -70,9 +75,9 @@ def json_body(request: Request) -> dict[str, Any]:
     try:
         value = read_json(request.body.decode("utf-8").strip())
     except (BadArgument, UnicodeDecodeError) as error:
-        raise Refusal(400, f"The body does not read as JSON: {error}.", "json") from None
+        raise HTTPError(400, f"The body does not read as JSON: {error}.", "json") from None
     if not isinstance(value, dict):
-        raise Refusal(400, "The body is a JSON object.", "json")
+        raise HTTPError(400, "The body is a JSON object.", "json")
     return value
 
 
@@ -80,13 +85,13 @@ def json_body(request: Request) -> dict[str, Any]:
 PAGE_HEADERS: Mapping[str, str] = {"Vary": "Accept", "Cache-Control": "no-store"}
 
 
-def button(path: str, label: str, visit: Visit, what: str = "", kind: str = "", off: bool = False) -> Html:
+def button(path: str, label: str, context: RequestContext, what: str = "", kind: str = "", off: bool = False) -> Html:
     """A button that changes something: a form of its own. `what` tells a screen reader what it is for."""
     return Html(
         '<form method="post" action="{path}"><input type="hidden" name="csrf" value="{csrf}">'
         '<button class="{kind}"{label}{off}>{text}</button></form>'
     ).format(
-        path=path, csrf=visit.csrf, kind=kind, text=label,
+        path=path, csrf=context.csrf, kind=kind, text=label,
         label=Html(' aria-label="{}"').format(f"{label}, {what}") if what else "",
         off=Html(" disabled") if off else "",
     )  # fmt: skip

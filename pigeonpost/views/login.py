@@ -8,12 +8,12 @@ Hands on to: nobody.  Threads: none.  Errors: none.
 from __future__ import annotations
 
 from pigeonpost.core.html import Html
-from pigeonpost.http.message import Answer, Refusal, Request
-from pigeonpost.views.context import Visit
+from pigeonpost.http.message import HTTPError, Request, Response
+from pigeonpost.views.context import RequestContext
 from pigeonpost.views.html import PAGE_HEADERS, html_page, json_answer, text_page
 
 
-def login_page(request: Request, said: str = "", status: int = 200) -> Answer:
+def login_page(request: Request, said: str = "", status: int = 200) -> Response:
     """`/login`. said: what was wrong with the last try."""
     if not request.wants_html:
         how = "Log in with a browser; on the server's own machine, control.py needs no password."
@@ -27,17 +27,17 @@ def login_page(request: Request, said: str = "", status: int = 200) -> Answer:
     return html_page("Log in", body, status=status)
 
 
-def password_page(visit: Visit, said: str = "", status: int = 200) -> Answer:
+def password_page(context: RequestContext, said: str = "", status: int = 200) -> Response:
     """`/password`. said: what was wrong with the last try."""
-    users = visit.house.users
-    if not visit.request.wants_html:
+    users = context.app.users
+    if not context.request.wants_html:
         return text_page(f"{said or 'The password is changed with a browser, or: control.py password.'}\n", status)
-    if users.find(visit.user) is None:
+    if users.find(context.user) is None:
         body = Html(
             "<h1>Password</h1>\n<p>You came in without a password. On the server's own machine, this sets one:</p>\n"
             "<pre>python3 control.py password</pre>"
         )
-        return html_page("Password", body, visit)
+        return html_page("Password", body, context)
     notice = Html('<p class="notice bad" role="alert">{}</p>\n').format(said) if said else ""
     body = Html(
         "<h1>Change the password of {user}</h1>\n{notice}<p>Everybody else who is logged in as {user} is logged out by"
@@ -48,22 +48,22 @@ def password_page(visit: Visit, said: str = "", status: int = 200) -> Answer:
         ' minlength="8" maxlength="1024" required></label><label>The new one once more <input name="again"'
         ' type="password" autocomplete="new-password" minlength="8" maxlength="1024" required></label>'
         "<button>Change it</button></form>"
-    ).format(user=visit.user, notice=notice, csrf=visit.csrf)
-    return html_page("Password", body, visit, status=status)
+    ).format(user=context.user, notice=notice, csrf=context.csrf)
+    return html_page("Password", body, context, status=status)
 
 
-def password_changed(visit: Visit) -> Answer:
+def password_changed(context: RequestContext) -> Response:
     """After `POST /password`."""
-    if not visit.request.wants_html:
+    if not context.request.wants_html:
         return text_page("The password is changed.\n")
     body = Html(
         "<h1>The password is changed</h1>\n<p>This browser stays logged in; every other one logs in anew.</p>\n"
         '<p><a class="button" href="/">To the front page</a></p>'
     )
-    return html_page("Password", body, visit)
+    return html_page("Password", body, context)
 
 
-def refusal_page(request: Request | None, refusal: Refusal) -> Answer:
+def refusal_page(request: Request | None, refusal: HTTPError) -> Response:
     """A refusal as its client can read it: JSON for programs, HTML for browsers, else a line of text."""
     headers = dict(PAGE_HEADERS) | dict(refusal.headers)
     if request is not None and request.path.startswith("/api/"):

@@ -10,17 +10,17 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pigeonpost.core.version import VERSION
-from pigeonpost.http.message import TEXT, Answer
-from pigeonpost.views.context import Visit
+from pigeonpost.http.message import TEXT, Response
+from pigeonpost.views.context import RequestContext
 from pigeonpost.views.models import NodeView
 
 
-def metrics(visit: Visit, web: Callable[[], Mapping[str, Any]]) -> Answer:
+def metrics(context: RequestContext, web: Callable[[], Mapping[str, Any]]) -> Response:
     """`GET /metrics`, in Prometheus's text format (version 0.0.4).
 
     web: the counts of the web server
     """
-    picture, house = visit.picture(), visit.house
+    snapshot, app = context.snapshot(), context.app
     lines: list[str] = []
 
     def tell(name: str, kind: str, text: str, values: Iterable[tuple[Mapping[str, str], float | None]]) -> None:
@@ -29,17 +29,17 @@ def metrics(visit: Visit, web: Callable[[], Mapping[str, Any]]) -> Answer:
         lines.extend(f"pigeonpost_{name}{_labels(labels)} {value!r}" for labels, value in told)
 
     def of_nodes(value: Callable[[NodeView], float | None]) -> list[tuple[Mapping[str, str], float | None]]:
-        return [({"node": node.name or node.address}, value(node)) for node in picture.nodes]
+        return [({"node": node.name or node.address}, value(node)) for node in snapshot.nodes]
 
-    tell("info", "gauge", "The program that runs.", [({"version": VERSION, "server": house.name}, 1)])
-    tell("start_time_seconds", "gauge", "When it was started.", [({}, house.started_ms / 1000)])
-    tell("samples_stored_total", "counter", "Samples stored in this run.", [({}, house.intake.stored)])
+    tell("info", "gauge", "The program that runs.", [({"version": VERSION, "server": app.name}, 1)])
+    tell("start_time_seconds", "gauge", "When it was started.", [({}, app.started_ms / 1000)])
+    tell("samples_stored_total", "counter", "Samples stored in this run.", [({}, app.ingestor.stored)])
     tell("samples_repeated_total", "counter", "Samples that came again, and were not stored again.",
-         [({}, house.intake.repeated)])  # fmt: skip
-    tell("commits_total", "counter", "Transactions of this run.", [({}, house.intake.commits)])
-    tell("fault", "gauge", "1: nothing can be stored, or the CSV log waits.", [({}, int(bool(picture.faults)))])
-    tell("log_bytes", "gauge", "Size of this run's CSV log.", [({}, house.csv.whole()[1])])
-    use = house.disk.use()
+         [({}, app.ingestor.repeated)])  # fmt: skip
+    tell("commits_total", "counter", "Transactions of this run.", [({}, app.ingestor.commits)])
+    tell("fault", "gauge", "1: nothing can be stored, or the CSV log waits.", [({}, int(bool(snapshot.faults)))])
+    tell("log_bytes", "gauge", "Size of this run's CSV log.", [({}, app.csv.whole()[1])])
+    use = app.disk.use()
     tell("stored_bytes", "gauge", "What the data folder takes up.", [({}, use.stored)])
     tell("disk_free_bytes", "gauge", "Room on its disk.", [({}, use.free)])
     tell("disk_days", "gauge", "Until that is full, at the pace of the last day.", [({}, use.days)])
@@ -57,15 +57,15 @@ def metrics(visit: Visit, web: Callable[[], Mapping[str, Any]]) -> Answer:
          of_nodes(lambda node: node.round_trip_ms / 1000 if node.round_trip_ms is not None else None))  # fmt: skip
     tell("reading", "gauge", "The last value of each sensor.", [
         ({"node": node.name, "sensor": sensor.name, "unit": sensor.unit}, sensor.value)
-        for node in picture.nodes for sensor in node.sensors
+        for node in snapshot.nodes for sensor in node.sensors
     ])  # fmt: skip
     tell("verdict", "gauge", "Whether the value of a sensor with limits is odd now, in this way.", [
         ({"node": sensor.node, "sensor": sensor.name, "verdict": kind}, int(kind in sensor.odd))
-        for node in picture.nodes for sensor in node.sensors for kind in sensor.counts
+        for node in snapshot.nodes for sensor in node.sensors for kind in sensor.counts
     ])  # fmt: skip
     tell("verdicts_total", "counter", "Values that were odd in this run; of stale, how often it began.", [
         ({"node": sensor.node, "sensor": sensor.name, "verdict": kind}, count)
-        for node in picture.nodes for sensor in node.sensors for kind, count in sensor.counts.items()
+        for node in snapshot.nodes for sensor in node.sensors for kind, count in sensor.counts.items()
     ])  # fmt: skip
     counts = web()
     tell("http_connections", "gauge", "Open connections to the page.", [({}, counts["open"])])
@@ -74,7 +74,7 @@ def metrics(visit: Visit, web: Callable[[], Mapping[str, Any]]) -> Answer:
     tell("process_cpu_seconds_total", "counter", "Processor time used.", [({}, time.process_time())])
     text = "\n".join(lines) + "\n"
     kind = TEXT.replace("text/plain", "text/plain; version=0.0.4")
-    return Answer(text.encode(), kind, headers={"Cache-Control": "no-store"})
+    return Response(text.encode(), kind, headers={"Cache-Control": "no-store"})
 
 
 def _labels(labels: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from pigeonpost.storage.models import Column
+    from pigeonpost.storage.models import Bucket
 
 
 class SensorView(NamedTuple):
@@ -38,7 +38,7 @@ class SensorView(NamedTuple):
     low: float | None
     high: float | None
     trend: int | None
-    columns: Sequence[Column]
+    columns: Sequence[Bucket]
     width_ms: int
     span_ms: int
     odd: Mapping[str, str] = MappingProxyType({})
@@ -83,7 +83,7 @@ class NodeView(NamedTuple):
     machine: Mapping[str, float] = MappingProxyType({})
 
 
-class Picture(NamedTuple):
+class StatusSnapshot(NamedTuple):
     """The house at one moment.
 
     verdict  one sentence, without its last full stop and without the age of the last sample

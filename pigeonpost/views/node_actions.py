@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.format import size
 from pigeonpost.core.html import Html
-from pigeonpost.http.message import Answer, Refusal, form
-from pigeonpost.views.context import Visit
+from pigeonpost.http.message import HTTPError, Response, form_of
+from pigeonpost.views.context import RequestContext
 from pigeonpost.views.html import html_page, json_answer, json_body, see_other, text_page
 
 if TYPE_CHECKING:
-    from pigeonpost.transports.tcp_server import ServerEnd
+    from pigeonpost.transports.tcp_server import TcpServerTransport
 
 _FLUSH_S = 3.0
 
@@ -27,32 +27,32 @@ _FLUSH_S = 3.0
 # ------------------------------------------------------------------------------------------------------- the buttons
 
 
-def switch_on(visit: Visit) -> Answer:
+def switch_on(context: RequestContext) -> Response:
     """`POST /nodes/NAME/on`"""
-    return _back(visit, "on", _ask(visit, "SEND", True))
+    return _back(context, "on", _ask(context, "SEND", True))
 
 
-def switch_off(visit: Visit) -> Answer:
+def switch_off(context: RequestContext) -> Response:
     """`POST /nodes/NAME/off`"""
-    return _back(visit, "off", _ask(visit, "SEND", False))
+    return _back(context, "off", _ask(context, "SEND", False))
 
 
-def ask_status(visit: Visit) -> Answer:
+def ask_status(context: RequestContext) -> Response:
     """`POST /nodes/NAME/status`"""
-    return _back(visit, "status", _ask(visit, "CHECK"))
+    return _back(context, "status", _ask(context, "CHECK"))
 
 
-def _back(visit: Visit, notice: str, answered: bool) -> Answer:
-    return see_other(f"/nodes/{visit.args[0]}?notice={notice if answered else 'silent'}")
+def _back(context: RequestContext, notice: str, answered: bool) -> Response:
+    return see_other(f"/nodes/{context.args[0]}?notice={notice if answered else 'silent'}")
 
 
-def leave(visit: Visit) -> Answer:
+def leave(context: RequestContext) -> Response:
     """`POST /exit`: asks first; then has everything written that is in hand, says what, and ends the program."""
-    if form(visit.request).get("sure") != "yes":
-        return _are_you_sure(visit)
-    report = _flush(visit)
-    visit.house.stop(f"Exit, by {visit.user or 'the page'} at {visit.request.peer}")
-    if not visit.request.wants_html:
+    if form_of(context.request).get("sure") != "yes":
+        return _are_you_sure(context)
+    report = _flush(context)
+    context.app.stop(f"Exit, by {context.user or 'the page'} at {context.request.peer}")
+    if not context.request.wants_html:
         return text_page(f"exited\n{report}\n")
     body = Html(
         "<h1>exited</h1>\n<p>{}</p>\n<p>The server has ended. The nodes go on sampling, and bring what they hold when"
@@ -61,69 +61,69 @@ def leave(visit: Visit) -> Answer:
     return html_page("exited", body)
 
 
-def _are_you_sure(visit: Visit) -> Answer:
-    if not visit.request.wants_html:
+def _are_you_sure(context: RequestContext) -> Response:
+    if not context.request.wants_html:
         return text_page("This stops the server. Are you sure? Then send the form field sure=yes.\n")
     body = Html(
         "<h1>Stop this server?</h1>\n<p>It writes what it has in hand, and ends. The nodes go on sampling and keep"
         ' their samples until it is started again.</p>\n<div class="buttons"><form method="post" action="/exit">'
         '<input type="hidden" name="csrf" value="{}"><input type="hidden" name="sure" value="yes">'
         '<button class="danger">Exit</button></form><a class="button" href="/">No, go back</a></div>'
-    ).format(visit.csrf)
-    return html_page("Exit", body, visit)
+    ).format(context.csrf)
+    return html_page("Exit", body, context)
 
 
-def _flush(visit: Visit) -> str:
+def _flush(context: RequestContext) -> str:
     """Have everything stored and logged that has come; in words, what that was."""
-    intake = visit.house.intake
-    if not intake.settle(_FLUSH_S):
-        return f"Not everything could be stored ({intake.fault or 'the disk is slow'}); the nodes keep the rest."
-    path, length = visit.house.csv.whole()
-    count = "1 sample of this run is" if intake.stored == 1 else f"{intake.stored:,} samples of this run are"
+    ingestor = context.app.ingestor
+    if not ingestor.settle(_FLUSH_S):
+        return f"Not everything could be stored ({ingestor.fault or 'the disk is slow'}); the nodes keep the rest."
+    path, length = context.app.csv.whole()
+    count = "1 sample of this run is" if ingestor.stored == 1 else f"{ingestor.stored:,} samples of this run are"
     return f"Flushed: {count} stored; the log {os.path.basename(path)} is whole, {size(length)}."
 
 
 # ------------------------------------------------------------------------------------------------ the JSON interface
 
 
-def send(visit: Visit) -> Answer:
+def send(context: RequestContext) -> Response:
     """`POST /api/v1/nodes/NAME/send {"on": true}`: answers when the node has."""
-    on = json_body(visit.request).get("on")
+    on = json_body(context.request).get("on")
     if type(on) is not bool:
-        raise Refusal(400, 'The body is {"on": true} or {"on": false}.', "on")
-    if not _ask(visit, "SEND", on):
-        raise _silent(visit)
-    return json_answer({"node": visit.args[0], "on": _link(visit).state.on})
+        raise HTTPError(400, 'The body is {"on": true} or {"on": false}.', "on")
+    if not _ask(context, "SEND", on):
+        raise _silent(context)
+    return json_answer({"node": context.args[0], "on": _link(context).state.on})
 
 
-def check(visit: Visit) -> Answer:
+def check(context: RequestContext) -> Response:
     """`POST /api/v1/nodes/NAME/check`: what the node says of itself."""
-    if not _ask(visit, "CHECK"):
-        raise _silent(visit)
-    state = _link(visit).state
+    if not _ask(context, "CHECK"):
+        raise _silent(context)
+    state = _link(context).state
     told: Mapping[str, Any] = state.details
     checked = rfc3339(state.checked_ms) if state.checked_ms is not None else None
     return json_answer({
-        "node": visit.args[0], "on": state.on, "last_sent": state.last_sent, "details": told, "checked": checked,
+        "node": context.args[0], "on": state.on, "last_sent": state.last_sent, "details": told, "checked": checked,
         "round_trip_ms": state.round_trip_ms,
     })  # fmt: skip
 
 
-def _ask(visit: Visit, word: str, *arguments: Any) -> bool:
+def _ask(context: RequestContext, word: str, *arguments: Any) -> bool:
     """Ask the node; whether it answered."""
-    return _link(visit).ask(word, *arguments)
+    return _link(context).ask(word, *arguments)
 
 
-def _link(visit: Visit) -> ServerEnd:
-    name = visit.args[0]
-    links = [link for link in visit.house.links if link.state.name == name]
+def _link(context: RequestContext) -> TcpServerTransport:
+    name = context.args[0]
+    links = [link for link in context.app.links if link.state.name == name]
     if links:  # a node may be collected from, and call in besides: it is asked where it is connected
         return max(links, key=lambda link: (link.state.connected, not link.state.calls_in))
-    raise Refusal(404, "This server does not collect from a node of that name.", "unknown-node")
+    raise HTTPError(404, "This server does not collect from a node of that name.", "unknown-node")
 
 
-def _silent(visit: Visit) -> Refusal:
-    state = _link(visit).state
+def _silent(context: RequestContext) -> HTTPError:
+    state = _link(context).state
     late = "it hears of it when it calls next" if state.takes_orders else "no answer in time"
     why = state.fault if not state.connected else late
-    return Refusal(503, f"The node did not answer: {why}.", "not-connected", {"Retry-After": "5"})
+    return HTTPError(503, f"The node did not answer: {why}.", "not-connected", {"Retry-After": "5"})

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from pigeonpost.core.clock import parse_rfc3339
-from pigeonpost.http.message import Refusal
+from pigeonpost.http.message import HTTPError
 
 if TYPE_CHECKING:
     pass
@@ -38,7 +38,7 @@ def moment(text: str) -> int:
     try:
         return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else parse_rfc3339(text)
     except (ValueError, OverflowError):
-        raise Refusal(400, "A time is like 2026-11-20T15:36:10Z, or milliseconds since 1970.", "time") from None
+        raise HTTPError(400, "A time is like 2026-11-20T15:36:10Z, or milliseconds since 1970.", "time") from None
 
 
 def span_ms(text: str) -> int:
@@ -46,7 +46,7 @@ def span_ms(text: str) -> int:
     unit = _UNITS_MS.get(text[-1:], 0)
     digits = text[:-1] if unit else text
     if not (digits.isascii() and digits.isdigit() and len(digits) < 10 and int(digits)):
-        raise Refusal(400, "A length of time is like 90s, 10m, 24h or 7d.", "span")
+        raise HTTPError(400, "A length of time is like 90s, 10m, 24h or 7d.", "span")
     return int(digits) * (unit or 1000)
 
 
@@ -54,7 +54,7 @@ def name_in(query: Mapping[str, str], key: str, match: Callable[[str], object]) 
     """The name that a query gives under `key`, empty without one; Refusal 400 when it cannot be one."""
     name = query.get(key, "")
     if name and not match(name):
-        raise Refusal(400, f"That is no name for a {key}.", "name")
+        raise HTTPError(400, f"That is no name for a {key}.", "name")
     return name
 
 

@@ -20,9 +20,9 @@ from typing import NamedTuple
 from pigeonpost.core.data_folder import SAVED_CHARTS
 from pigeonpost.core.errors import DiskError
 from pigeonpost.core.files import replace_file
-from pigeonpost.core.html import Html, together
-from pigeonpost.http.message import Answer, Refusal, form
-from pigeonpost.views.context import Visit
+from pigeonpost.core.html import Html, join_html
+from pigeonpost.http.message import HTTPError, Response, form_of
+from pigeonpost.views.context import RequestContext
 from pigeonpost.views.html import button, html_page, json_answer, see_other, text_page
 
 MOST_OF_ONE, MOST = 50, 1000
@@ -30,7 +30,7 @@ _NAME_LETTERS, _QUERY_LETTERS = 60, 1200
 _MOST_BYTES = 4 << 20  # a longer file is none of ours
 
 
-class Graph(NamedTuple):
+class SavedChart(NamedTuple):
     """One saved graph. `query` is what stands behind `/chart?`."""
 
     id: str
@@ -40,7 +40,7 @@ class Graph(NamedTuple):
     shared: bool
 
 
-class Graphs:
+class SavedCharts:
     """Everything about saved graphs."""
 
     def __init__(self, data: str, plain_query: Callable[[str], str]) -> None:
@@ -48,92 +48,92 @@ class Graphs:
         self._path = os.path.join(data, SAVED_CHARTS)
         self._plain_query = plain_query
         self._lock = threading.Lock()
-        self._graphs: dict[str, Graph] | None = None
+        self._graphs: dict[str, SavedChart] | None = None
 
     # ----------------------------------------------------------------------------------------------------- to look at
 
-    def shown(self, visit: Visit) -> Answer:
+    def shown(self, context: RequestContext) -> Response:
         """`/graphs`: one's own, and those that others share."""
-        own, others = self._seen_by(visit)
-        if not visit.request.wants_html:
-            return text_page("\n".join(_text(visit, own, others)) + "\n")
+        own, others = self._seen_by(context)
+        if not context.request.wants_html:
+            return text_page("\n".join(_text(context, own, others)) + "\n")
         body = Html("<h1>Saved graphs</h1>\n{}{}").format(
-            _own(visit, own),
+            _own(context, own),
             Html("<h2>Shared by others</h2>\n<ul>{}</ul>").format(
-                together(Html("<li>{}, by {}</li>\n").format(_link(one), one.user) for one in others)
+                join_html(Html("<li>{}, by {}</li>\n").format(_link(one), one.user) for one in others)
             ) if others else "",
         )  # fmt: skip
-        return html_page("Saved graphs", body, visit)
+        return html_page("Saved graphs", body, context)
 
-    def as_json(self, visit: Visit) -> Answer:
+    def as_json(self, context: RequestContext) -> Response:
         """`/graphs.json`: the same for programs."""
-        own, others = self._seen_by(visit)
+        own, others = self._seen_by(context)
         return json_answer({"graphs": [
             {"id": one.id, "name": one.name, "chart": f"/chart?{one.query}", "owner": one.user, "shared": one.shared}
             for one in (*own, *others)
         ]})  # fmt: skip
 
-    def opened(self, visit: Visit) -> Answer:
+    def opened(self, context: RequestContext) -> Response:
         """`/graphs/ID`: leads to the chart; where it is not shared, only its owner."""
-        graph = self._all().get(visit.args[0])
-        if graph is None or not (graph.shared or graph.user == visit.user):
-            raise Refusal(404, "There is no such graph, or it is not shared.", "no-graph")
+        graph = self._all().get(context.args[0])
+        if graph is None or not (graph.shared or graph.user == context.user):
+            raise HTTPError(404, "There is no such graph, or it is not shared.", "no-graph")
         return see_other(f"/chart?{graph.query}")
 
     # ------------------------------------------------------------------------------------------------------ to change
 
-    def save(self, visit: Visit) -> Answer:
+    def save(self, context: RequestContext) -> Response:
         """`POST /graphs` with `name` and `query`."""
-        fields = form(visit.request)
+        fields = form_of(context.request)
         name, query = _name(fields.get("name", "")), self._plain_query(fields.get("query", ""))
         if len(query) > _QUERY_LETTERS:
-            raise Refusal(400, "That is too long for a graph.", "query")
+            raise HTTPError(400, "That is too long for a graph.", "query")
 
-        def change(graphs: dict[str, Graph]) -> None:
-            own = [one for one in graphs.values() if one.user == visit.user]
+        def change(graphs: dict[str, SavedChart]) -> None:
+            own = [one for one in graphs.values() if one.user == context.user]
             if any(one.name == name for one in own):
-                raise Refusal(409, "You have a graph of that name already; rename or delete it on /graphs.", "name")
+                raise HTTPError(409, "You have a graph of that name already; rename or delete it on /graphs.", "name")
             if len(own) >= MOST_OF_ONE or len(graphs) >= MOST:
-                raise Refusal(409, f"There is room for {MOST_OF_ONE} graphs of a user, and {MOST} in all.", "full")
+                raise HTTPError(409, f"There is room for {MOST_OF_ONE} graphs of a user, and {MOST} in all.", "full")
             id = secrets.token_hex(8)
-            graphs[id] = Graph(id, visit.user, name, query, False)
+            graphs[id] = SavedChart(id, context.user, name, query, False)
 
         return self._changed(change)
 
-    def rename(self, visit: Visit) -> Answer:
+    def rename(self, context: RequestContext) -> Response:
         """`POST /graphs/ID/rename` with `name`."""
-        name = _name(form(visit.request).get("name", ""))
+        name = _name(form_of(context.request).get("name", ""))
 
-        def change(graphs: dict[str, Graph]) -> None:
-            graph = _mine(graphs, visit)
-            if any(one.name == name and one.user == visit.user and one.id != graph.id for one in graphs.values()):
-                raise Refusal(409, "You have a graph of that name already.", "name")
+        def change(graphs: dict[str, SavedChart]) -> None:
+            graph = _mine(graphs, context)
+            if any(one.name == name and one.user == context.user and one.id != graph.id for one in graphs.values()):
+                raise HTTPError(409, "You have a graph of that name already.", "name")
             graphs[graph.id] = graph._replace(name=name)
 
         return self._changed(change)
 
-    def delete(self, visit: Visit) -> Answer:
+    def delete(self, context: RequestContext) -> Response:
         """`POST /graphs/ID/delete`"""
-        return self._changed(lambda graphs: graphs.pop(_mine(graphs, visit).id))
+        return self._changed(lambda graphs: graphs.pop(_mine(graphs, context).id))
 
-    def share(self, visit: Visit) -> Answer:
+    def share(self, context: RequestContext) -> Response:
         """`POST /graphs/ID/share`: from now on every user sees it, and can open its address."""
-        return self._sharing(visit, True)
+        return self._sharing(context, True)
 
-    def unshare(self, visit: Visit) -> Answer:
+    def unshare(self, context: RequestContext) -> Response:
         """`POST /graphs/ID/unshare`"""
-        return self._sharing(visit, False)
+        return self._sharing(context, False)
 
-    def _sharing(self, visit: Visit, shared: bool) -> Answer:
-        def change(graphs: dict[str, Graph]) -> None:
-            graph = _mine(graphs, visit)
+    def _sharing(self, context: RequestContext, shared: bool) -> Response:
+        def change(graphs: dict[str, SavedChart]) -> None:
+            graph = _mine(graphs, context)
             graphs[graph.id] = graph._replace(shared=shared)
 
         return self._changed(change)
 
     # ------------------------------------------------------------------------------------------------------- the file
 
-    def _changed(self, change: Callable[[dict[str, Graph]], object]) -> Answer:
+    def _changed(self, change: Callable[[dict[str, SavedChart]], object]) -> Response:
         """Change a copy of the list; it counts once it is on the disk."""
         with self._lock:
             graphs = dict(self._read())
@@ -142,15 +142,15 @@ class Graphs:
             try:
                 replace_file(self._path, text.encode(), 0o600)
             except DiskError as error:
-                raise Refusal(503, f"Nothing was changed: {error}.", "disk", {"Retry-After": "10"}) from None
+                raise HTTPError(503, f"Nothing was changed: {error}.", "disk", {"Retry-After": "10"}) from None
             self._graphs = graphs
         return see_other("/graphs")
 
-    def _all(self) -> dict[str, Graph]:
+    def _all(self) -> dict[str, SavedChart]:
         with self._lock:
             return self._read()
 
-    def _read(self) -> dict[str, Graph]:
+    def _read(self) -> dict[str, SavedChart]:
         if self._graphs is None:
             try:
                 with open(self._path, "rb") as file:
@@ -162,31 +162,31 @@ class Graphs:
                 text = (
                     f"{self._path} does not read ({type(error).__name__}); move it away, or restore it from a backup."
                 )
-                raise Refusal(500, text, "graphs") from None
+                raise HTTPError(500, text, "graphs") from None
             self._graphs = {graph.id: graph for graph in found}
         return self._graphs
 
-    def _decoded(self, content: bytes) -> Iterator[Graph]:
+    def _decoded(self, content: bytes) -> Iterator[SavedChart]:
         """Raises what a file raises that is none of ours."""
         if len(content) > _MOST_BYTES:
             raise ValueError("too long")
         for one in json.loads(content)["graphs"]:
-            graph = Graph(**one)
+            graph = SavedChart(**one)
             if not all(isinstance(text, str) for text in graph[:4]) or type(graph.shared) is not bool:
                 raise ValueError("no graph")
             yield graph._replace(query=self._plain_query(graph.query))
 
-    def _seen_by(self, visit: Visit) -> tuple[list[Graph], list[Graph]]:
+    def _seen_by(self, context: RequestContext) -> tuple[list[SavedChart], list[SavedChart]]:
         """A user's own graphs, and those that others share, each by name."""
         found = sorted(self._all().values(), key=lambda one: one.name.casefold())
-        own = [one for one in found if one.user == visit.user]
-        return own, [one for one in found if one.shared and one.user != visit.user]
+        own = [one for one in found if one.user == context.user]
+        return own, [one for one in found if one.shared and one.user != context.user]
 
 
-def _mine(graphs: dict[str, Graph], visit: Visit) -> Graph:
-    graph = graphs.get(visit.args[0])
-    if graph is None or graph.user != visit.user:
-        raise Refusal(404, "You have no such graph.", "no-graph")
+def _mine(graphs: dict[str, SavedChart], context: RequestContext) -> SavedChart:
+    graph = graphs.get(context.args[0])
+    if graph is None or graph.user != context.user:
+        raise HTTPError(404, "You have no such graph.", "no-graph")
     return graph
 
 
@@ -194,25 +194,25 @@ def _name(text: str) -> str:
     """A name as it is kept. Refusal for one that people could not read, or that is too long."""
     name = " ".join(text.split())
     if not 1 <= len(name) <= _NAME_LETTERS or not name.isprintable():
-        raise Refusal(400, f"A name has 1 to {_NAME_LETTERS} letters.", "name")
+        raise HTTPError(400, f"A name has 1 to {_NAME_LETTERS} letters.", "name")
     return name
 
 
 # ------------------------------------------------------------------------------------------------------------- shown
 
 
-def _own(visit: Visit, graphs: Iterable[Graph]) -> Html:
-    rows = together(
+def _own(context: RequestContext, graphs: Iterable[SavedChart]) -> Html:
+    rows = join_html(
         Html(
             '<tr><th scope=row>{link}</th><td><form class="fields" method="post" action="/graphs/{id}/rename">'
             '<input type="hidden" name="csrf" value="{csrf}"><input name="name" maxlength="60" value="{name}" required'
             ' aria-label="New name of {name}"><button>Rename</button></form></td>'
             '<td><div class="buttons small">{share}{delete}</div>{address}</td></tr>\n'
         ).format(
-            link=_link(one), id=one.id, csrf=visit.csrf, name=one.name,
+            link=_link(one), id=one.id, csrf=context.csrf, name=one.name,
             share=button(f"/graphs/{one.id}/{'unshare' if one.shared else 'share'}",
-                         "Stop sharing" if one.shared else "Share", visit, one.name),
-            delete=button(f"/graphs/{one.id}/delete", "Delete", visit, one.name),
+                         "Stop sharing" if one.shared else "Share", context, one.name),
+            delete=button(f"/graphs/{one.id}/delete", "Delete", context, one.name),
             address=Html("<small>shared as <code>/graphs/{}</code></small>").format(one.id) if one.shared else "",
         )
         for one in graphs
@@ -227,12 +227,12 @@ def _own(visit: Visit, graphs: Iterable[Graph]) -> Html:
     ).format(rows)
 
 
-def _link(graph: Graph) -> Html:
+def _link(graph: SavedChart) -> Html:
     return Html('<a href="/graphs/{}">{}</a>').format(graph.id, graph.name)
 
 
-def _text(visit: Visit, own: Iterable[Graph], others: Iterable[Graph]) -> Iterator[str]:
-    here = visit.request.headers.get("host", "localhost")
+def _text(context: RequestContext, own: Iterable[SavedChart], others: Iterable[SavedChart]) -> Iterator[str]:
+    here = context.request.headers.get("host", "localhost")
     lines = [f"{one.name}{', shared' if one.shared else ''}\n  http://{here}/chart?{one.query}" for one in own]
     lines += [f"{one.name}, shared by {one.user}\n  http://{here}/graphs/{one.id}" for one in others]
     yield from lines or ["No graph is saved yet."]

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.format import age, number, with_unit
-from pigeonpost.core.html import Html, together
-from pigeonpost.http.message import Answer, Refusal
-from pigeonpost.views.context import Visit
+from pigeonpost.core.html import Html, join_html
+from pigeonpost.http.message import HTTPError, Response
+from pigeonpost.views.context import RequestContext
 from pigeonpost.views.html import html_page, json_answer, sensor_path, text_page
 from pigeonpost.views.models import SensorView
 from protocol import SENSOR_NAME
 
 if TYPE_CHECKING:
-    from pigeonpost.views.statistics import Figures, Row, Statistics
+    from pigeonpost.views.statistics import Row, Statistics, StatisticsReader
 
 _DAY_MS = 86_400_000
 SPANS = (("day", "last 24 hours", 1), ("week", "last 7 days", 7), ("month", "last 30 days", 30),
@@ -37,11 +37,11 @@ class SensorPages:
 
     def __init__(
         self,
-        figures: Figures,
+        figures: StatisticsReader,
         table: Callable[[str, Sequence[Row], int], Html],
         lines: Callable[[str, Sequence[Row], int], list[str]],
         told: Callable[[Statistics | None], Mapping[str, Any] | None],
-        chart: Callable[[Visit, str, str, str], Html],
+        chart: Callable[[RequestContext, str, str, str], Html],
         judged: Callable[[Sequence[SensorView]], Html],
         judged_words: Callable[[SensorView], Sequence[str]],
     ) -> None:
@@ -58,50 +58,50 @@ class SensorPages:
         self._judged = judged
         self._judged_words = judged_words
 
-    def answer(self, visit: Visit) -> Answer:
+    def answer(self, context: RequestContext) -> Response:
         """`/nodes/NAME/SENSOR`, also with `.json` or `.csv`; `?span=` is the chart's."""
-        node, word = visit.args
+        node, word = context.args
         kind = next((end for end in _KINDS if word.endswith(end)), "")
-        view = _found(visit, node, word.removesuffix(kind))
+        view = _found(context, node, word.removesuffix(kind))
         if kind == ".json":
-            return self._json(visit, view)
+            return self._json(context, view)
         if kind == ".csv":
-            return self._csv(visit, view)
-        if not visit.request.wants_html:
-            return text_page("\n".join(self._text(visit, view)) + "\n")
-        return html_page(f"{view.name} of {node}", self._body(visit, view), visit, live=True)
+            return self._csv(context, view)
+        if not context.request.wants_html:
+            return text_page("\n".join(self._text(context, view)) + "\n")
+        return html_page(f"{view.name} of {node}", self._body(context, view), context, live=True)
 
-    def _statistics(self, visit: Visit, view: SensorView) -> list[tuple[str, str, Statistics | None]]:
-        now_ms = visit.house.clock.wall_ms()
+    def _statistics(self, context: RequestContext, view: SensorView) -> list[tuple[str, str, Statistics | None]]:
+        now_ms = context.app.clock.wall_ms()
         return [
             (name, words, self._figures.of(view.node, view.name, now_ms - days * _DAY_MS, now_ms))
             for name, words, days in SPANS
         ]
 
-    def _body(self, visit: Visit, view: SensorView) -> Html:
-        span = visit.request.query.get("span", "")
+    def _body(self, context: RequestContext, view: SensorView) -> Html:
+        span = context.request.query.get("span", "")
         span = span if span in dict(_CHARTS) else "24h"
-        path, now_ms = sensor_path(view.node, view.name), visit.house.clock.wall_ms()
+        path, now_ms = sensor_path(view.node, view.name), context.app.clock.wall_ms()
         data = f"/nodes/{view.node}/{view.name}"
-        rows = [(words, found, view.unit) for _, words, found in self._statistics(visit, view)]
-        return together((
+        rows = [(words, found, view.unit) for _, words, found in self._statistics(context, view)]
+        return join_html((
             Html('<h1>{} of <a href="/nodes/{}">{}</a></h1>').format(view.name, view.node, view.node),
             _now(view, now_ms),
             _span_links(path, span),
-            self._chart(visit, view.node, view.name, span),
+            self._chart(context, view.node, view.name, span),
             Html('<section data-piece="figures"><h2>Statistics</h2>{}<p class=links>The same as '
                  '<a href="{}.csv">CSV</a> or <a href="{}.json">JSON</a>. {}</p></section>').format(
                 self._table("span", rows, now_ms), data, data, _about(rows)),
             self._judged([view]),
         ), "\n")  # fmt: skip
 
-    def _text(self, visit: Visit, view: SensorView) -> Iterator[str]:
-        now_ms = visit.house.clock.wall_ms()
-        here = visit.request.headers.get("host", "localhost")
+    def _text(self, context: RequestContext, view: SensorView) -> Iterator[str]:
+        now_ms = context.app.clock.wall_ms()
+        here = context.request.headers.get("host", "localhost")
         yield f"{view.name} of {view.node}: {_value(view)}{_age(view, now_ms)}."
         yield ""
         yield from self._lines(
-            "span", [(words, found, "") for _, words, found in self._statistics(visit, view)], now_ms
+            "span", [(words, found, "") for _, words, found in self._statistics(context, view)], now_ms
         )
         judged = self._judged_words(view)
         yield from ["", *judged] if judged else []
@@ -109,41 +109,41 @@ class SensorPages:
         yield f"Its last day, in numbers:  curl 'http://{here}/chart?series={view.node}/{view.name}'"
         yield f"For programs:              curl http://{here}/nodes/{view.node}/{view.name}.json"
 
-    def _json(self, visit: Visit, view: SensorView) -> Answer:
+    def _json(self, context: RequestContext, view: SensorView) -> Response:
         return json_answer({
             "node": view.node, "sensor": view.name, "unit": view.unit, "simulated": view.simulated,
             "value": view.value, "fault": view.fault,
             "time": rfc3339(view.time_ms) if view.time_ms is not None else None,
             "verdicts": [{"kind": kind, "text": text} for kind, text in view.odd.items()],
             "verdict_counts": dict(view.counts), "limits": dict(view.limits),
-            "statistics": {name: self._told(found) for name, _, found in self._statistics(visit, view)},
+            "statistics": {name: self._told(found) for name, _, found in self._statistics(context, view)},
         })  # fmt: skip
 
-    def _csv(self, visit: Visit, view: SensorView) -> Answer:
+    def _csv(self, context: RequestContext, view: SensorView) -> Response:
         """A line a span; what is not known is empty. No cell needs quotes."""
         lines = ["span,from,to,count,mean,median,mode,low,low_time,high,high_time,deviation,median_is_exact"]
-        for name, _, found in self._statistics(visit, view):
+        for name, _, found in self._statistics(context, view):
             told = self._told(found)
             if told is not None:
                 lines.append(",".join([name, *map(_csv_text, told.values())]))
         headers = {"Cache-Control": "no-store"}
-        return Answer(("\n".join(lines) + "\n").encode(), "text/csv; charset=utf-8", headers=headers)
+        return Response(("\n".join(lines) + "\n").encode(), "text/csv; charset=utf-8", headers=headers)
 
 
 def _csv_text(value: Any) -> str:
     return "" if value is None else str(value).lower() if type(value) is bool else str(value)
 
 
-def _found(visit: Visit, node: str, name: str) -> SensorView:
+def _found(context: RequestContext, node: str, name: str) -> SensorView:
     """The sensor; one that its node no longer has is shown all the same, as long as something of it is stored."""
-    picture = visit.picture()
-    view = picture.node(node)
+    snapshot = context.snapshot()
+    view = snapshot.node(node)
     known = next((one for one in view.sensors if one.name == name), None) if view else None
     if known is not None:
         return known
-    about: dict[str, Any] = next((one for one in visit.house.store.nodes() if one["name"] == node), {})
+    about: dict[str, Any] = next((one for one in context.app.store.nodes() if one["name"] == node), {})
     if view is None or not SENSOR_NAME(name) or name not in about.get("sensors", {}):
-        raise Refusal(404, "There is no sensor of that name.", "unknown-sensor")
+        raise HTTPError(404, "There is no sensor of that name.", "unknown-sensor")
     return SensorView(
         node=node, name=name, unit=about["sensors"][name], number=0, simulated=False, value=None,
         fault="its node no longer has it", time_ms=None, is_late=True, low=None, high=None, trend=None, columns=(),
@@ -153,7 +153,7 @@ def _found(visit: Visit, node: str, name: str) -> SensorView:
 
 def _now(view: SensorView, now_ms: int) -> Html:
     """The value as large as on a card; the script keeps it up to date."""
-    odd = together((Html('<span class="odd">{}</span>').format(text) for text in view.odd.values()), " ")
+    odd = join_html((Html('<span class="odd">{}</span>').format(text) for text in view.odd.values()), " ")
     return Html(
         '<p class="now {}" data-piece="now"><b data-live="{}/{}">{}</b> <span class="unit">{}</span> {}'
         '<span class="day">{}{}</span></p>'
@@ -179,7 +179,7 @@ def _about(rows: Sequence[Row]) -> str:
 
 
 def _span_links(path: str, span: str) -> Html:
-    links = together((
+    links = join_html((
         Html('<a href="{}?span={}"{}>{}</a>').format(
             path, key, Html(' aria-current="true"') if key == span else "", words)
         for key, words in _CHARTS

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from pigeonpost.core.format import age, clock, number, with_unit
 from pigeonpost.server.quality import LATE_INTERVALS, LATE_S
-from pigeonpost.server.recent_cache import Day
-from pigeonpost.views.context import House
-from pigeonpost.views.models import NodeView, Picture, SensorView
+from pigeonpost.server.recent_cache import RecentColumns
+from pigeonpost.views.context import WebContext
+from pigeonpost.views.models import NodeView, SensorView, StatusSnapshot
 from protocol import Sample
 
 if TYPE_CHECKING:
     from pigeonpost.server.node_status import NodeState
-    from pigeonpost.server.quality import Finding
+    from pigeonpost.server.quality import QualityFlag
 
 FRESH_S = 1.0  # a picture is taken anew after so long, or when something was stored
 _FAR_MS = 1 << 52  # after every date
@@ -36,15 +36,15 @@ _LOW, _HIGH = attrgetter("low"), attrgetter("high")
 _STEADY = 0.05  # of the day's range: a change below it is no trend
 
 
-class Overview:
+class SnapshotBuilder:
     """Takes the pictures."""
 
-    def __init__(self, house: House, day: Callable[[str, int | None, int], Day]) -> None:
-        """day: the last day of a node, as DayBook.day."""
-        self._house = house
+    def __init__(self, app: WebContext, day: Callable[[str, int | None, int], RecentColumns]) -> None:
+        """day: the last day of a node, as RecentCache.day."""
+        self._app = app
         self._day = day
         self._lock = threading.Lock()
-        self._picture: Picture | None = None
+        self._snapshot: StatusSnapshot | None = None
         self._made_s = 0.0
         self._last: dict[str, Sample] = {}  # of nodes that nothing came from in this run
         self.changes = 0  # grows with every change that a picture may show
@@ -54,24 +54,24 @@ class Overview:
         self.changes += 1
         self._made_s = 0.0
 
-    def picture(self) -> Picture:
+    def snapshot(self) -> StatusSnapshot:
         """How things are, at most FRESH_S ago."""
         with self._lock:
-            now_s = self._house.clock.monotonic()
-            if self._picture is None or not 0 <= now_s - self._made_s < FRESH_S:
+            now_s = self._app.clock.monotonic()
+            if self._snapshot is None or not 0 <= now_s - self._made_s < FRESH_S:
                 self._made_s = now_s  # first, so that a change meanwhile is not overlooked
-                self._picture = self._take()
-            return self._picture
+                self._snapshot = self._take()
+            return self._snapshot
 
-    def _take(self) -> Picture:
-        house, now_ms = self._house, self._house.clock.wall_ms()
-        stored = {about["name"]: about for about in house.store.nodes()}
-        nodes = [self._node(link.state, stored.pop(link.state.name, {}), now_ms) for link in _one_each(house.links)]
+    def _take(self) -> StatusSnapshot:
+        app, now_ms = self._app, self._app.clock.wall_ms()
+        stored = {about["name"]: about for about in app.store.nodes()}
+        nodes = [self._node(link.state, stored.pop(link.state.name, {}), now_ms) for link in _one_each(app.links)]
         nodes += [self._node(None, about, now_ms) for about in stored.values()]
-        faults = [fault for fault in (house.intake.fault, house.csv.fault) if fault]
+        faults = [fault for fault in (app.ingestor.fault, app.csv.fault) if fault]
         level, verdict = _verdict(nodes, faults, now_ms)
         watched = [node.last_ms for node in nodes if node.last_ms is not None and node.state != "past"]
-        return Picture(now_ms, verdict, level, max(watched, default=None), faults, nodes)
+        return StatusSnapshot(now_ms, verdict, level, max(watched, default=None), faults, nodes)
 
     def _node(self, state: NodeState | None, about: Mapping[str, Any], now_ms: int) -> NodeView:
         name = state.name if state else about["name"]
@@ -100,8 +100,8 @@ class Overview:
 
     def _judged(self, sensor: SensorView, now_ms: int, is_expected: bool) -> SensorView:
         """The same with what is odd about it; `now_ms` by its node's clock."""
-        verdicts = self._house.verdicts
-        judged = verdicts.of(sensor.node, sensor.name, now_ms, is_expected) if verdicts else None
+        quality = self._app.quality
+        judged = quality.of(sensor.node, sensor.name, now_ms, is_expected) if quality else None
         if judged is None:
             return sensor
         odd = {finding.kind: _odd(finding, sensor.unit) for finding in judged.findings}
@@ -109,12 +109,12 @@ class Overview:
 
     def _last_sample(self, name: str, about: Mapping[str, Any]) -> Sample | None:
         """What came last; after a restart what is stored with the latest date."""
-        latest = self._house.intake.latest.get(name)
+        latest = self._app.ingestor.latest.get(name)
         if latest is not None:
             return latest.sample
         last_ms, known = about.get("last_ms"), self._last.get(name)
         if last_ms is not None and (known is None or known.time_ms != last_ms):  # by an import it may become later
-            for point in self._house.store.points(name, 0, _FAR_MS, 1):
+            for point in self._app.store.points(name, 0, _FAR_MS, 1):
                 self._last[name] = Sample(point.seq, point.time_ms, 0, point.values, {}, point.clock)
         return self._last.get(name)
 
@@ -151,7 +151,8 @@ def _machine(details: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _sensors(
-    node: str, state: NodeState | None, about: Mapping[str, Any], sample: Sample | None, is_late: bool, day: Day,
+    node: str, state: NodeState | None, about: Mapping[str, Any], sample: Sample | None, is_late: bool,
+    day: RecentColumns,
     now_ms: int,
 ) -> list[SensorView]:  # fmt: skip
     told = {sensor["name"]: sensor for sensor in (state.sensors if state else [])}
@@ -187,7 +188,7 @@ def _fault(name: str, sample: Sample | None) -> str:
     return str(sample.errors.get(name) or ("no reading" if name in sample.values else "not in the last sample"))[:200]
 
 
-def _odd(finding: Finding, unit: str) -> str:
+def _odd(finding: QualityFlag, unit: str) -> str:
     """A finding in a few words, to stand beside the value."""
     if finding.kind == "range":
         side = "above" if finding.found > finding.limit else "below"

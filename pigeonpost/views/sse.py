@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pigeonpost.core.format import number, with_unit
 from pigeonpost.core.strict_json import write_json
-from pigeonpost.http.message import Answer, Refusal
-from pigeonpost.views.context import House, Visit
+from pigeonpost.http.message import HTTPError, Response
+from pigeonpost.views.context import RequestContext, WebContext
 
 if TYPE_CHECKING:
-    from pigeonpost.server.ingest import Latest
+    from pigeonpost.server.ingest import LatestSample
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ _RETRY_MS = 3000
 _KIND = "text/event-stream; charset=utf-8"
 
 
-class Filed(Protocol):
+class CommittedSamples(Protocol):
     """What is needed of a filing."""
 
     node: str
@@ -55,11 +55,11 @@ class _Client:
         self.unsent = b""
 
 
-class Live:
+class EventStream:
     """The open pages, and what happened lately."""
 
-    def __init__(self, house: House, heartbeat_s: float = HEARTBEAT_S, most_clients: int = MOST_CLIENTS) -> None:
-        self._house = house
+    def __init__(self, app: WebContext, heartbeat_s: float = HEARTBEAT_S, most_clients: int = MOST_CLIENTS) -> None:
+        self._app = app
         self._heartbeat_s = heartbeat_s
         self._most_clients = most_clients
         self._run = secrets.token_hex(3)  # of this start, so that numbers of an earlier one are not taken for ours
@@ -100,24 +100,24 @@ class Live:
 
     # ------------------------------------------------------------------------------------ from other threads
 
-    def note(self, filings: Sequence[Filed]) -> None:
+    def note(self, epoch_commits: Sequence[CommittedSamples]) -> None:
         """Something was stored; called by the writer, which does not wait."""
         with self._lock:
-            self._changed.update(dict.fromkeys([filing.node for filing in filings]))
+            self._changed.update(dict.fromkeys([epoch_commit.node for epoch_commit in epoch_commits]))
         self._wake()
 
-    def answer(self, visit: Visit, still_in: Callable[[], bool]) -> Answer:
+    def answer(self, context: RequestContext, still_in: Callable[[], bool]) -> Response:
         """`/events`: a stream that goes on as long as `still_in` says; resumes behind Last-Event-ID."""
         if self.clients >= self._most_clients or self._stopping.is_set():
-            raise Refusal(503, "Too many pages listen; this one is refreshed instead.", "busy", {"Retry-After": "30"})
-        last_id = visit.request.headers.get("last-event-id", "")
+            raise HTTPError(503, "Too many pages listen; this one is refreshed instead.", "busy", {"Retry-After": "30"})
+        last_id = context.request.headers.get("last-event-id", "")
 
         def adopt(sock: socket.socket) -> None:
             with self._lock:
                 self._coming.append((_Client(sock, still_in), last_id))
             self._wake()
 
-        return Answer(kind=_KIND, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}, live=adopt)
+        return Response(kind=_KIND, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}, live=adopt)
 
     def _wake(self) -> None:
         with self._lock:  # so that nobody writes into a pipe that is closed
@@ -130,7 +130,7 @@ class Live:
     # --------------------------------------------------------------------------------------- its own thread
 
     def _serve(self) -> None:
-        clock = self._house.clock
+        clock = self._app.clock
         beat_s = clock.monotonic() + self._heartbeat_s
         while not self._stopping.is_set():
             for key, events in self._chooser.select(max(0.0, beat_s - clock.monotonic())):
@@ -164,7 +164,7 @@ class Live:
 
     def _event(self, nodes: Sequence[str]) -> bytes:
         self._number += 1
-        latest = self._house.intake.latest
+        latest = self._app.ingestor.latest
         samples = [_shown(node, latest[node]) for node in nodes if node in latest]
         return f"id: {self._run}-{self._number}\ndata: {write_json({'samples': samples})}\n\n".encode()
 
@@ -175,7 +175,7 @@ class Live:
             first_kept = self._events[0][0] if self._events else self._number + 1
             if first_kept <= int(said) + 1 <= self._number + 1:
                 return b"".join(event for number, event in self._events if number > int(said))
-        samples = [_shown(node, latest) for node, latest in list(self._house.intake.latest.items())]
+        samples = [_shown(node, latest) for node, latest in list(self._app.ingestor.latest.items())]
         return f"id: {self._run}-{self._number}\ndata: {write_json({'samples': samples})}\n\n".encode()
 
     def _beat(self) -> None:
@@ -224,7 +224,7 @@ class Live:
             client.sock.close()
 
 
-def _shown(node: str, latest: Latest) -> dict[str, Any]:
+def _shown(node: str, latest: LatestSample) -> dict[str, Any]:
     """A sample as the page shows it: the script puts texts where they belong, and knows nothing of numbers."""
     values = {
         name: with_unit(number(value), latest.units.get(name, "")) if value is not None else "–"

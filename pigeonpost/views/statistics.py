@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.format import clock, number, with_unit
-from pigeonpost.core.html import Html, together
-from pigeonpost.http.message import Refusal
+from pigeonpost.core.html import Html, join_html
+from pigeonpost.http.message import HTTPError
 
 if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
     from pigeonpost.storage.contract import Store
-    from pigeonpost.storage.models import Column, Summary
+    from pigeonpost.storage.models import Bucket, Rollup
 
 _SAMPLES_MS = 2 * 86_400_000  # up to so long the samples are read,
 _MOST_SAMPLES = 20_000  # as long as they are no more than these
@@ -58,10 +58,10 @@ class Statistics(NamedTuple):
     is_exact: bool
 
 
-class Figures:
+class StatisticsReader:
     """Reckons statistics, and keeps those of the last minute."""
 
-    def __init__(self, store: Store, clock: Clock, summary: Callable[[list[float], int], Summary]) -> None:
+    def __init__(self, store: Store, clock: Clock, summary: Callable[[list[float], int], Rollup]) -> None:
         """summary: of some values, as stores.summaries.summary."""
         self._store = store
         self._clock = clock
@@ -82,7 +82,7 @@ class Figures:
         if kept:
             return kept[1]
         if not self._working.acquire(timeout=5):
-            raise Refusal(503, "Too many statistics at once; try again in a moment.", "busy", {"Retry-After": "2"})
+            raise HTTPError(503, "Too many statistics at once; try again in a moment.", "busy", {"Retry-After": "2"})
         try:
             kept = self._fresh(key)  # by somebody who was waited for
             return kept[1] if kept else self._keep(key, self._reckoned(node, sensor, from_ms, to_ms))
@@ -154,7 +154,7 @@ class Figures:
         mode = min(mode for mode in modes if modes[mode] == most)
         return found._replace(median=_median(parts, count), mode=mode, deviation=deviation)
 
-    def _parts(self, node: str, sensor: str, from_ms: int, to_ms: int, span_ms: int) -> list[Summary]:
+    def _parts(self, node: str, sensor: str, from_ms: int, to_ms: int, span_ms: int) -> list[Rollup]:
         """The windows of a span, and of the samples before the first and behind the last what they come to."""
         low_ms, high_ms = -(-from_ms // span_ms) * span_ms, to_ms // span_ms * span_ms
         windows = {one.end_ms: one for one in self._store.summaries(node, sensor, span_ms, low_ms, high_ms)}
@@ -170,7 +170,7 @@ class Figures:
         self._add(windows, node, sensor, high_ms + 1, to_ms, high_ms + span_ms)
         return [windows[end_ms] for end_ms in sorted(windows)]
 
-    def _add(self, windows: dict[int, Summary], node: str, sensor: str, from_ms: int, to_ms: int, end_ms: int) -> None:
+    def _add(self, windows: dict[int, Rollup], node: str, sensor: str, from_ms: int, to_ms: int, end_ms: int) -> None:
         found = self._values(node, sensor, from_ms, to_ms) if from_ms < to_ms else None
         if found:
             windows[end_ms] = self._summary([value for _, value in found], end_ms)
@@ -181,7 +181,7 @@ class Figures:
         return next((time_ms for time_ms, one in found if one == value), end_ms)
 
 
-def of_columns(columns: Sequence[Column], from_ms: int, to_ms: int, places: int) -> Statistics | None:
+def of_columns(columns: Sequence[Bucket], from_ms: int, to_ms: int, places: int) -> Statistics | None:
     """What the columns of a chart tell of a span that is too long for more; its times are those of columns."""
     if not columns:
         return None
@@ -192,7 +192,7 @@ def of_columns(columns: Sequence[Column], from_ms: int, to_ms: int, places: int)
     return Statistics(from_ms, to_ms, count, mean, None, None, low.low, low_ms, high.high, high_ms, None, False)
 
 
-def _mean_and_deviation(parts: Sequence[Summary], count: int, most: float) -> tuple[float, float]:
+def _mean_and_deviation(parts: Sequence[Rollup], count: int, most: float) -> tuple[float, float]:
     """Of all values in `parts`. Reckoned near 1: squares of values near the ends of floats are no floats any more."""
     scale = 2.0 ** min(math.frexp(most)[1], 1023)
     mean = math.fsum([part.mean / scale * (part.values / count) for part in parts])
@@ -200,7 +200,7 @@ def _mean_and_deviation(parts: Sequence[Summary], count: int, most: float) -> tu
     return mean * scale, math.sqrt(math.fsum(squares) / count) * scale
 
 
-def _median(parts: Sequence[Summary], count: int) -> float:
+def _median(parts: Sequence[Rollup], count: int) -> float:
     passed = 0
     ordered = sorted(parts, key=lambda part: part.median)
     for part in ordered:
@@ -218,13 +218,13 @@ Row = tuple[object, "Statistics | None", str]  # what it is of, what is known, t
 
 def table(what: str, rows: Sequence[Row], now_ms: int) -> Html:
     """A table of statistics; `what` stands above the first column."""
-    lines = together(
-        Html("<tr><th scope=row>{}</th>{}</tr>\n").format(name, together(
+    lines = join_html(
+        Html("<tr><th scope=row>{}</th>{}</tr>\n").format(name, join_html(
             Html('<td data-label="{}">{}</td>').format(*cell) for cell in zip(_HEAD, _cells(found, unit, now_ms))
         ))
         for name, found, unit in rows
     )  # fmt: skip
-    head = together(Html("<th scope=col>{}</th>").format(text) for text in (what, *_HEAD))
+    head = join_html(Html("<th scope=col>{}</th>").format(text) for text in (what, *_HEAD))
     return Html('<table class="judged figures"><thead><tr>{}</tr></thead><tbody>\n{}</tbody></table>').format(
         head, lines
     )

@@ -11,16 +11,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pigeonpost.core.format import aligned
-from pigeonpost.core.html import Html, together
-from pigeonpost.http.message import Answer
+from pigeonpost.core.html import Html, join_html
+from pigeonpost.http.message import Response
 from pigeonpost.storage.csv.format import cell
-from pigeonpost.views.context import Visit
+from pigeonpost.views.context import RequestContext
 from pigeonpost.views.html import html_page, json_answer, text_page
 
 _WIDTH = 79  # of a terminal
 
 
-class Listing(NamedTuple):
+class TablePage(NamedTuple):
     """What such a page says.
 
     title, lead  its heading, and a sentence or two below it
@@ -44,22 +44,24 @@ class Listing(NamedTuple):
     live: bool = False
 
 
-def listed(visit: Visit, listing: Listing) -> Answer:
+def render_table(context: RequestContext, listing: TablePage) -> Response:
     """The listing as the address asks for it: `.json`, `.csv`, else for people or for a terminal."""
-    path = visit.request.path
+    path = context.request.path
     if path.endswith(".json"):
         name = path.rpartition("/")[2].removesuffix(".json")
         return json_answer({name: [dict(zip(listing.keys, row)) for row in listing.data]})
     if path.endswith(".csv"):
         return csv_answer(listing.keys, listing.data)
-    if not visit.request.wants_html:
+    if not context.request.wants_html:
         return text_page("\n".join([textwrap.fill(listing.lead, _WIDTH), "", *_lines(listing)]) + "\n")
     piece = Html('<div data-piece="list"><p>{}</p>\n{}</div>').format(listing.lead, _table(listing))
-    body = Html("<h1>{}</h1>\n{}{}\n{}").format(listing.title, listing.more, piece, other_forms(visit, ".json", ".csv"))
-    return html_page(listing.title, body, visit, live=listing.live)
+    body = Html("<h1>{}</h1>\n{}{}\n{}").format(
+        listing.title, listing.more, piece, other_forms(context, ".json", ".csv")
+    )
+    return html_page(listing.title, body, context, live=listing.live)
 
 
-def _lines(listing: Listing) -> list[str]:
+def _lines(listing: TablePage) -> list[str]:
     """The table for a terminal; where it is too wide, the last cell of each row stands in a line of its own."""
     if not listing.rows:
         return [listing.none]
@@ -74,18 +76,18 @@ def _lines(listing: Listing) -> list[str]:
     return lines
 
 
-def _table(listing: Listing) -> Html:
+def _table(listing: TablePage) -> Html:
     if not listing.rows:
         return Html("<p>{}</p>").format(listing.none)
     links = listing.links or [""] * len(listing.rows)
-    rows = together(
-        Html("<tr>{}</tr>\n").format(together(
+    rows = join_html(
+        Html("<tr>{}</tr>\n").format(join_html(
             Html('<td data-label="{}">{}</td>').format(label, _linked(said, link if place == 0 else ""))
             for place, (label, said) in enumerate(zip(listing.head, row))
         ))
         for row, link in zip(listing.rows, links)
     )  # fmt: skip
-    head = together(Html("<th>{}</th>").format(text) for text in listing.head)
+    head = join_html(Html("<th>{}</th>").format(text) for text in listing.head)
     return Html('<table class="list"><thead><tr>{}</tr></thead><tbody>\n{}</tbody></table>').format(head, rows)
 
 
@@ -93,17 +95,19 @@ def _linked(said: str, link: str) -> Html:
     return Html('<a href="{}">{}</a>').format(link, said) if link else Html("{}").format(said)
 
 
-def other_forms(visit: Visit, *suffixes: str) -> Html:
+def other_forms(context: RequestContext, *suffixes: str) -> Html:
     """Where the same is for programs."""
-    path = visit.request.path
-    links = together((Html('<a href="{0}{1}">{0}{1}</a>').format(path, suffix) for suffix in suffixes), ", ")
+    path = context.request.path
+    links = join_html((Html('<a href="{0}{1}">{0}{1}</a>').format(path, suffix) for suffix in suffixes), ", ")
     return Html('<p class="links">The same for programs: {}</p>').format(links)
 
 
-def csv_answer(keys: Sequence[str], rows: Iterable[Sequence[Any]]) -> Answer:
+def csv_answer(keys: Sequence[str], rows: Iterable[Sequence[Any]]) -> Response:
     """Rows as CSV (RFC 4180), in which no text is a formula."""
     lines = [",".join(keys), *(",".join(map(_cell, row)) for row in rows)]
-    return Answer(("\n".join(lines) + "\n").encode(), "text/csv; charset=utf-8", headers={"Cache-Control": "no-store"})
+    return Response(
+        ("\n".join(lines) + "\n").encode(), "text/csv; charset=utf-8", headers={"Cache-Control": "no-store"}
+    )
 
 
 def _cell(value: Any) -> str:

@@ -20,12 +20,12 @@ import threading
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from pigeonpost.auth.sessions import Session, Sessions
-from pigeonpost.auth.throttle import Attempts
+from pigeonpost.auth.sessions import UserSession, UserSessions
+from pigeonpost.auth.throttle import LoginThrottle
 from pigeonpost.auth.users import Users
 from pigeonpost.core.addresses import is_loopback, own_name
 from pigeonpost.core.clock import Clock
-from pigeonpost.http.message import JSON, Refusal, Request, form
+from pigeonpost.http.message import JSON, HTTPError, Request, form_of
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ NO_PASSWORD = (
 _BEARER = {"WWW-Authenticate": "Bearer"}
 
 
-class Visitor(NamedTuple):
+class Principal(NamedTuple):
     """Who is there.
 
     name     for people                      csrf     what his forms must bring; empty: they need nothing
@@ -47,13 +47,13 @@ class Visitor(NamedTuple):
     name: str
     role: str
     csrf: str
-    session: Session | None = None
+    session: UserSession | None = None
 
 
-NOBODY = Visitor("", "", "")
+NOBODY = Principal("", "", "")
 
 
-class Door:
+class AccessControl:
     """Decides about requests; knows nothing of what they are about."""
 
     def __init__(self, users: Users, control: str, names: Iterable[str], clock: Clock, port: int) -> None:
@@ -70,9 +70,9 @@ class Door:
         value = rf"{self._cookie}=([A-Za-z0-9_-]{{43}})(?:;|\Z)"
         self._cookie_value = re.compile(rf"(?:^|;) ?{value}").search
         self._secure_value = re.compile(rf"(?:^|;) ?__Host-{value}").search
-        self._sessions = Sessions(clock)
-        self._attempts = Attempts(clock)
-        self._local = Visitor("this machine", "control", secrets.token_urlsafe(24))
+        self._sessions = UserSessions(clock)
+        self._attempts = LoginThrottle(clock)
+        self._local = Principal("this machine", "control", secrets.token_urlsafe(24))
         self._lock = threading.Lock()
         self._key = "" if len(users) else secrets.token_urlsafe(16)
 
@@ -92,7 +92,7 @@ class Door:
         """Refuse a request for another name: a hostile page's own name may lead here (DNS rebinding)."""
         host = request.headers.get("host")
         if host is not None and not self._is_ours(host):
-            raise Refusal(
+            raise HTTPError(
                 421, "This server does not go by that name. Names that it may have are listed in [web] names.", "name"
             )
 
@@ -109,28 +109,28 @@ class Door:
         """Refuse a change that another site's page asks for."""
         origin, host = request.headers.get("origin"), request.headers.get("host", "")
         if origin is not None and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
-            raise Refusal(403, "A page of another site may change nothing here.", "cross-site")
+            raise HTTPError(403, "A page of another site may change nothing here.", "cross-site")
         if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
-            raise Refusal(403, "A page of another site may change nothing here.", "cross-site")
+            raise HTTPError(403, "A page of another site may change nothing here.", "cross-site")
 
     # ------------------------------------------------------------------------------------------ who is there
 
-    def admit(self, request: Request, role: str) -> Visitor:
+    def admit(self, request: Request, role: str) -> Principal:
         """Who is there, when he may do what takes `role`."""
         visitor = self._visitor(request)
         if role == "control" and visitor.role != "control":
-            raise Refusal(403, "Your role is to look; this takes the role control.", "role")
+            raise HTTPError(403, "Your role is to look; this takes the role control.", "role")
         return visitor
 
-    def check_meant(self, request: Request, visitor: Visitor) -> None:
+    def check_meant(self, request: Request, visitor: Principal) -> None:
         """Refuse a change without the token that only our own pages know."""
         if not visitor.csrf:
             return
         said = request.headers.get("x-csrf-token")
         if said is None and "x-www-form-urlencoded" in request.headers.get("content-type", ""):
-            said = form(request).get("csrf")
+            said = form_of(request).get("csrf")
         if not hmac.compare_digest((said or "").encode(), visitor.csrf.encode()):
-            raise Refusal(403, "The form is out of date. Open the page anew, and try again.", "csrf")
+            raise HTTPError(403, "The form is out of date. Open the page anew, and try again.", "csrf")
 
     def check_program(self, request: Request) -> None:
         """Refuse a change for programs that a browser asks for, but in JSON: another site's page cannot send that
@@ -138,28 +138,28 @@ class Door:
         # Without any type as well: a page sends a Blob that has none (Fetch standard, CORS-safelisted request-header).
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != JSON and any(name in request.headers for name in _BROWSER_HEADERS):
-            raise Refusal(415, f"The body comes as Content-Type: {JSON}.", "content-type")
+            raise HTTPError(415, f"The body comes as Content-Type: {JSON}.", "content-type")
 
-    def _visitor(self, request: Request) -> Visitor:
+    def _visitor(self, request: Request) -> Principal:
         said = request.headers.get("authorization")
         if said is not None:
             scheme, _, token = said.partition(" ")
             if scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), self._control):
-                return Visitor("control.py", "control", "")
-            raise Refusal(401, "That is not this server's key.", "key", _BEARER)
+                return Principal("control.py", "control", "")
+            raise HTTPError(401, "That is not this server's key.", "key", _BEARER)
         id = self._session_id(request)
         session = self._sessions.find(id) if id else None
         if session is not None and self._still_holds(session):
-            return Visitor(session.user or "one-time key", session.role, session.csrf, session)
+            return Principal(session.user or "one-time key", session.role, session.csrf, session)
         if not self.has_password:
             if _is_this_machine(request):
                 return self._local
-            raise Refusal(403, NO_PASSWORD, "no-password")
+            raise HTTPError(403, NO_PASSWORD, "no-password")
         if id:
-            raise Refusal(401, "The session is over. Log in again.", "session-over", _BEARER)
-        raise Refusal(401, "Log in first.", "log-in", _BEARER)
+            raise HTTPError(401, "The session is over. Log in again.", "session-over", _BEARER)
+        raise HTTPError(401, "Log in first.", "log-in", _BEARER)
 
-    def _still_holds(self, session: Session) -> bool:
+    def _still_holds(self, session: UserSession) -> bool:
         if not session.user:
             return not self.has_password
         user = self._users.find(session.user)
@@ -174,7 +174,7 @@ class Door:
 
     # ------------------------------------------------------------------------------------- coming and going
 
-    def open_with_key(self, request: Request, key: str) -> Session | None:
+    def open_with_key(self, request: Request, key: str) -> UserSession | None:
         """A session for the browser that brings the one-time key, which is void from then on."""
         if not self._key or self.has_password:
             return None
@@ -189,7 +189,7 @@ class Door:
         log.info("%s: came in with the one-time key", request.peer)
         return self._sessions.begin(None)
 
-    def log_in(self, request: Request, name: str, password: str) -> Session | None:
+    def log_in(self, request: Request, name: str, password: str) -> UserSession | None:
         """A session under a new id, when that is the user's password; takes its time when it often was not."""
         self._try(request)
         user = self._users.check(name, password)
@@ -201,7 +201,7 @@ class Door:
         log.info("%s: %s logged in", request.peer, user.name)
         return self._sessions.begin(user)
 
-    def change_password(self, request: Request, old: str, new: str) -> Session | None:
+    def change_password(self, request: Request, old: str, new: str) -> UserSession | None:
         """Give a user who is logged in another password; None when `old` is not his, which counts as an attempt.
 
         All his sessions end; the one that is given goes on in this browser. Raises SettingsError for a password that is
@@ -209,7 +209,7 @@ class Door:
         """
         session = self._visitor(request).session
         if session is None or not session.user:
-            raise Refusal(403, "Only somebody who has logged in has a password to change.", "no-user")
+            raise HTTPError(403, "Only somebody who has logged in has a password to change.", "no-user")
         self._try(request)
         if self._users.check(session.user, old) is None:
             log.warning("%s: wrong password of %s, to change it", request.peer, session.user)
@@ -227,7 +227,7 @@ class Door:
         if id:
             self._sessions.end(id)
 
-    def cookie(self, request: Request, session: Session | None) -> dict[str, str]:
+    def cookie(self, request: Request, session: UserSession | None) -> dict[str, str]:
         """The header by which the browser keeps a session; or, without one, forgets what it has."""
         value, age = (session.id, "") if session else ("", "; Max-Age=0")
         before, secure = ("__Host-", "; Secure") if request.is_secure else ("", "")
@@ -236,7 +236,7 @@ class Door:
     def _try(self, request: Request) -> None:
         wait_s, closed_s = self._attempts.begin(request.peer)
         if closed_s > 0:
-            raise Refusal(
+            raise HTTPError(
                 429, "Too many attempts have failed from your address. Try again in some minutes.", "attempts",
                 {"Retry-After": str(int(closed_s) + 1)},
             )  # fmt: skip

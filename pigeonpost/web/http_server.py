@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pigeonpost.core.errors import NotStored
 from pigeonpost.http.message import (
-    Answer,
+    BodyConsumer,
     FilePart,
-    Receiver,
-    Refusal,
+    HTTPError,
     Request,
+    Response,
     answer_head,
     body_length,
     head_end,
@@ -57,13 +57,13 @@ class Application(Protocol):
     def body_bytes(self, request: Request) -> int:
         """How long the body of this request may be; asked when its head has come."""
 
-    def receiver(self, request: Request, length: int) -> Receiver | None:
+    def receiver(self, request: Request, length: int) -> BodyConsumer | None:
         """Who takes the body of this request as it comes; None: it is short, and comes with the request."""
 
-    def answer(self, request: Request) -> Answer:
+    def answer(self, request: Request) -> Response:
         """The answer to a whole request. Raises Refusal."""
 
-    def explain(self, request: Request | None, refusal: Refusal) -> Answer:
+    def explain(self, request: Request | None, refusal: HTTPError) -> Response:
         """A refusal as the client can read it; without a request when its head did not read."""
 
 
@@ -144,7 +144,7 @@ class Connection(socketserver.BaseRequestHandler):
             self.close_connection = True
             if first:
                 text = "This address speaks TLS: it begins with https://"
-                self.send_error(None, Refusal(400, text, "tls", closes=True))
+                self.send_error(None, HTTPError(400, text, "tls", closes=True))
             return
         # Assigned before the handshake, so that it can be cut off as any other connection.
         self._secure = tls.wrap(self.request)
@@ -166,12 +166,12 @@ class Connection(socketserver.BaseRequestHandler):
                 if request.receiver is not None:
                     request.receiver.abandon()
                 raise _busy()
-        except Refusal as refusal:
+        except HTTPError as refusal:
             self.send_error(request, refusal)
             return
         self._work(request)
 
-    def send_error(self, request: Request | None, refusal: Refusal) -> None:
+    def send_error(self, request: Request | None, refusal: HTTPError) -> None:
         """Answer with a refusal, and end the connection where that belongs to it."""
         self.waiting_since = None
         self.close_connection = self.close_connection or refusal.closes
@@ -198,7 +198,7 @@ class Connection(socketserver.BaseRequestHandler):
                 if not self._receive(deadline_s):
                     return None
             except TimeoutError:
-                raise Refusal(408, "The request did not come whole in time.", closes=True) from None
+                raise HTTPError(408, "The request did not come whole in time.", closes=True) from None
         request = parse_head(bytes(self._data[:end]))
         del self._data[:end]
         request.peer = self.host
@@ -209,7 +209,7 @@ class Connection(socketserver.BaseRequestHandler):
         length = body_length(request, self._application.body_bytes(request))
         try:
             request.receiver = self._application.receiver(request, length)
-        except Refusal as refusal:
+        except HTTPError as refusal:
             refusal.closes = refusal.closes or length > 0  # the body would be taken for the next request
             raise
         self._expect(request, length)
@@ -227,7 +227,7 @@ class Connection(socketserver.BaseRequestHandler):
         request.body = bytes(self._data[:length])
         del self._data[:length]
 
-    def _pass_on(self, receiver: Receiver, length: int) -> None:
+    def _pass_on(self, receiver: BodyConsumer, length: int) -> None:
         """Give a long body to whoever takes it, piece by piece: at a least pace, and with nothing left when it is cut.
 
         While it comes the connection counts as waiting: when too many are open it may be cut off as any other.
@@ -249,7 +249,7 @@ class Connection(socketserver.BaseRequestHandler):
             receiver.abandon()
             if isinstance(error, TimeoutError):
                 raise _cut_body() from None
-            if isinstance(error, Refusal):
+            if isinstance(error, HTTPError):
                 error.closes = True  # what else of the body comes would be taken for a request
             raise
 
@@ -259,7 +259,7 @@ class Connection(socketserver.BaseRequestHandler):
         if said is None or request.version == "1.0":
             return
         if said.lower() != "100-continue":
-            raise Refusal(417, "Only 100-continue can be expected.", closes=True)
+            raise HTTPError(417, "Only 100-continue can be expected.", closes=True)
         if len(self._data) < length:
             self.request.settimeout(self._limits.send_s)
             self.request.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -308,23 +308,23 @@ class Connection(socketserver.BaseRequestHandler):
         elif answer.live is not None and request.method != "HEAD":
             self._hand_over(answer.live)
 
-    def _answer(self, request: Request) -> Answer:
+    def _answer(self, request: Request) -> Response:
         try:
             return self._application.answer(request)
-        except Refusal as refusal:
+        except HTTPError as refusal:
             self.close_connection = self.close_connection or refusal.closes
             return self._application.explain(request, refusal)
         except NotStored as error:
             log.warning("%s: %s %s: %s", self.host, request.method, request.path, error)
             text = "The database cannot be asked now. Nothing is lost, the nodes keep their samples; try again soon."
-            return self._application.explain(request, Refusal(503, text))
+            return self._application.explain(request, HTTPError(503, text))
         except Exception:  # whatever it was, the client gets an answer and the log the whole story
             number = secrets.token_hex(4)
             log.exception("%s: fault %s in %s %s", self.host, number, request.method, request.path)
-            fault = Refusal(500, f"A fault of this program. Its log tells more under {number}.", "fault")
+            fault = HTTPError(500, f"A fault of this program. Its log tells more under {number}.", "fault")
             return self._application.explain(request, fault)
 
-    def _send(self, request: Request | None, answer: Answer) -> None:
+    def _send(self, request: Request | None, answer: Response) -> None:
         """Head and body in one write: in two, a delayed ACK holds the second back for 40 ms (measured)."""
         if answer.live is not None:
             self.close_connection = True
@@ -342,7 +342,7 @@ class Connection(socketserver.BaseRequestHandler):
             self.request.sendall(data)
         self.sending_since = None
 
-    def _send_file(self, request: Request, answer: Answer, part: FilePart) -> None:
+    def _send_file(self, request: Request, answer: Response, part: FilePart) -> None:
         try:
             if not self._connections.begin_download():
                 self.send_error(request, _busy())
@@ -396,9 +396,9 @@ class Connection(socketserver.BaseRequestHandler):
             live(socket.socket(fileno=self.request.detach()))
 
 
-def _cut_body() -> Refusal:
-    return Refusal(408, "The body did not come whole in time.", closes=True)
+def _cut_body() -> HTTPError:
+    return HTTPError(408, "The body did not come whole in time.", closes=True)
 
 
-def _busy() -> Refusal:
-    return Refusal(503, "Too much at once; try again in a moment.", "busy", {"Retry-After": "1"}, closes=True)
+def _busy() -> HTTPError:
+    return HTTPError(503, "Too much at once; try again in a moment.", "busy", {"Retry-After": "1"}, closes=True)

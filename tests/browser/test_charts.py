@@ -120,9 +120,9 @@ class Charts(ChartCase):
     def test_a_page_of_now_is_kept_up_to_date(self):
         page = self.chart("series=demo/temperature&span=10m")
         rows = page.locator('[data-piece="numbers"]')
-        picture, before = page.locator(".plot img").get_attribute("src"), rows.text_content()
+        snapshot, before = page.locator(".plot img").get_attribute("src"), rows.text_content()
         expect(rows).not_to_have_text(before)
-        expect(page.locator(".plot img")).not_to_have_attribute("src", picture)
+        expect(page.locator(".plot img")).not_to_have_attribute("src", snapshot)
         expect(page.locator(".plot")).to_be_visible()
 
     def test_dates_are_chosen_without_a_script(self):

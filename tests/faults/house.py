@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from pigeonpost.core.clock import parse_rfc3339
-from pigeonpost.node.ring_file import Disk, Ring
+from pigeonpost.node.ring_file import FileOps, Ring
 from tests.support import LIMIT_S, LONG, clean_environment, free_port, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -45,7 +45,7 @@ def _disk() -> str | None:
 DISK = _disk()
 
 
-class OnlyLooks(Disk):
+class OnlyLooks(FileOps):
     """A disk that nothing is written to: who opens a ring beside its node must not."""
 
     pwrite = staticmethod(lambda fd, data, at: len(data))

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from unittest import mock
 
 from pigeonpost.storage.contract import Store
-from pigeonpost.storage.models import Filing, LogMark, Mark, Stretch
+from pigeonpost.storage.models import EpochCommit, HighWaterMark, LogMark, SampleBatch
 from tests.faults.sim_disk import Died
 from tests.faults.sim_machines import SimStore
 from tests.faults.sim_oracle import Oracle, Violation
@@ -74,7 +74,7 @@ class ShadowStore(SimStore):
         return self._real
 
     @contextmanager
-    def writing(self, epochs: Iterable[tuple[str, str]]) -> Iterator[Mapping[tuple[str, str], Mark]]:
+    def writing(self, epochs: Iterable[tuple[str, str]]) -> Iterator[Mapping[tuple[str, str], HighWaterMark]]:
         keys = list(epochs)
         with self.real.writing(keys) as real, MemoryStore.writing(self, keys) as marks:
             self._agree("marks within a transaction", dict(real), dict(marks))
@@ -85,11 +85,11 @@ class ShadowStore(SimStore):
         if self.doom == "after":
             raise Died
 
-    def put(self, filings: Sequence[Filing], noted_ms: int, log: LogMark | None) -> int:
-        self.real.put(filings, noted_ms, log)
-        return super().put(filings, noted_ms, log)
+    def put(self, epoch_commits: Sequence[EpochCommit], noted_ms: int, log: LogMark | None) -> int:
+        self.real.put(epoch_commits, noted_ms, log)
+        return super().put(epoch_commits, noted_ms, log)
 
-    def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, Mark]]:
+    def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, HighWaterMark]]:
         asked = list(epochs)
         found = super().marks(node, outbox, asked)
         self._agree("marks", self.real.marks(node, outbox, asked), found)
@@ -114,22 +114,22 @@ class ShadowStore(SimStore):
 
     def _copy_to_real(self) -> None:
         """What is here already goes there: a store that was set back."""
-        filings = []
+        epoch_commits = []
         for (node, epoch), mark in self.epochs.items():
-            filing = Filing(node, "", epoch, mark)
-            filing.units = self.units.get(node, {})
+            epoch_commit = EpochCommit(node, "", epoch, mark)
+            epoch_commit.units = self.units.get(node, {})
             samples = [sample for *key, sample in self.samples if key == [node, epoch]]
-            filing.items = [Stretch(samples)] if samples else []
-            filings.append(filing)
+            epoch_commit.items = [SampleBatch(samples)] if samples else []
+            epoch_commits.append(epoch_commit)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.real.writing(list(self.epochs)))
-            self.real.put(filings, 0, None)
+            self.real.put(epoch_commits, 0, None)
             for (node, outbox), top in self.tops.items():
                 epoch = next(epoch for of, epoch in self.epochs if of == node)
-                filing = Filing(node, outbox, epoch, self.epochs[node, epoch])
-                filing.top = top
-                self.real.put([filing], 0, None)
+                epoch_commit = EpochCommit(node, outbox, epoch, self.epochs[node, epoch])
+                epoch_commit.top = top
+                self.real.put([epoch_commit], 0, None)
             for node, epoch, gap, noted_ms in self.gap_rows:
-                filing = Filing(node, "", epoch, self.epochs[node, epoch])
-                filing.items = [gap]
-                self.real.put([filing], noted_ms, None)
+                epoch_commit = EpochCommit(node, "", epoch, self.epochs[node, epoch])
+                epoch_commit.items = [gap]
+                self.real.put([epoch_commit], noted_ms, None)

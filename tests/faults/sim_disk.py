@@ -13,7 +13,7 @@ import os
 import random
 from collections import Counter
 
-from pigeonpost.node.ring_file import Disk
+from pigeonpost.node.ring_file import FileOps
 
 FOLDER = "/card"
 
@@ -36,7 +36,7 @@ class File:
         return other
 
 
-class SimDisk(Disk):
+class SimDisk(FileOps):
     """One card, and the descriptors that its process has open on it."""
 
     def __init__(self, chance: random.Random, counts: Counter[str], lies: bool = False) -> None:

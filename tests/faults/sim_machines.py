@@ -15,13 +15,13 @@ from typing import Any, Protocol
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import DiskError, NotStored
-from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.node_info import NodeInfo
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
-from pigeonpost.node.ring_records import Taken
-from pigeonpost.server.ingest import Intake
+from pigeonpost.node.ring_records import UnnumberedSample
+from pigeonpost.server.ingest import Ingestor
 from pigeonpost.server.node_status import NodeState
-from pigeonpost.storage.models import NOTHING, LogMark, Mark
+from pigeonpost.storage.models import NOTHING, HighWaterMark, LogMark
 from pigeonpost.transports.tcp_node_session import NodeSession
 from pigeonpost.transports.tcp_server_session import ServerSession
 from tests.faults.sim_disk import FOLDER, Died, SimDisk
@@ -38,7 +38,7 @@ class World(Protocol):
     counts: Counter[str]
     oracle: Oracle
     key: LinkKey | None
-    intake_type: type[Intake]
+    intake_type: type[Ingestor]
     connections: list[Connection]
 
 
@@ -58,7 +58,7 @@ class NodeMachine:
         self.outbox: Outbox | None = None  # None: the program does not run
         self.failed = False  # the outbox has said that its disk failed
         self._noted = 0  # the running number up to which the oracle knows what was accepted
-        self._queued: list[Taken] = []
+        self._queued: list[UnnumberedSample] = []
 
     def start(self, doomed: bool = False) -> bool:
         """Start the program; whether it runs. `doomed`: it may be killed meanwhile."""
@@ -84,7 +84,7 @@ class NodeMachine:
         self.card = outbox.ring.identity
         outbox.watch(self._note_accepted)
         sensors = [{"name": "x", "unit": ""}]
-        self.facts = NodeFacts(NODE, sensors, 1.0, self.world.key, outbox.switch, lambda: {"held": 1})
+        self.info = NodeInfo(NODE, sensors, 1.0, self.world.key, outbox.switch, lambda: {"held": 1})
         self.world.oracle.saw(outbox)
 
     def run_as_copy_of(self, other: NodeMachine) -> None:
@@ -120,7 +120,9 @@ class NodeMachine:
             return
         for _ in range(count):
             clock.now_ms += self.world.chance.randrange(1, 5000)
-            taken = Taken(clock.wall_ms(), clock.up_ms(), clock.known, {"x": self.world.oracle.next_value()}, {})
+            taken = UnnumberedSample(
+                clock.wall_ms(), clock.up_ms(), clock.known, {"x": self.world.oracle.next_value()}, {}
+            )
             self._queued.append(taken)
             outbox.put(taken)
 
@@ -154,7 +156,7 @@ class SimStore(MemoryStore):
     doom = ""  # "", "before" or "after"
 
     @contextmanager
-    def writing(self, epochs: Iterable[tuple[str, str]]) -> Iterator[Mapping[tuple[str, str], Mark]]:
+    def writing(self, epochs: Iterable[tuple[str, str]]) -> Iterator[Mapping[tuple[str, str], HighWaterMark]]:
         with super().writing(epochs) as marks:
             yield marks
             if self.doom == "before":
@@ -169,7 +171,7 @@ class _NoLog:
     def due(self, now: bool = False) -> LogMark | None:
         return None
 
-    def add(self, filing: Any, noted_ms: int) -> None:
+    def add(self, epoch_commit: Any, noted_ms: int) -> None:
         pass
 
     def flush(self, filed: int) -> None:
@@ -189,19 +191,19 @@ class ServerMachine:
         """Start the program on this data."""
         store.__class__ = SimStore  # a backup is a plain one
         self.store = store
-        self.intake = self.world.intake_type(store, _NoLog(), self.clock)  # type: ignore[arg-type]
+        self.ingestor = self.world.intake_type(store, _NoLog(), self.clock)  # type: ignore[arg-type]
 
     def die(self) -> None:
         """What was taken and not committed is gone; it was not acknowledged."""
         self.world.connections = [c for c in self.world.connections if c.server is not self]
-        self.world.counts["server: killed with samples not stored"] += bool(self.intake._batches)
+        self.world.counts["server: killed with samples not stored"] += bool(self.ingestor._batches)
         self.store.doom, self.store.full = "", False
         self.use(self.store)
 
     def commit(self) -> None:
         """One turn of the intake's writer thread."""
         try:
-            self.intake.commit()
+            self.ingestor.commit()
         except NotStored:
             self.world.counts["server: not stored, its disk is full"] += 1
         except Died:
@@ -218,10 +220,10 @@ class Connection:
     def __init__(self, world: World, node: NodeMachine, server: ServerMachine) -> None:
         assert node.outbox is not None
         self.world, self.node, self.server = world, node, server
-        self.node_end = NodeSession(node.facts, node.outbox, node.clock, "server", True)
+        self.node_end = NodeSession(node.info, node.outbox, node.clock, "server", True)
         keys = {NODE: world.key} if world.key else {}
         self.server_end = ServerSession(
-            server.name, server.intake, keys, NodeState("node", NODE), server.clock, lambda: None
+            server.name, server.ingestor, keys, NodeState("node", NODE), server.clock, lambda: None
         )
         self.to_node = self.server_end.take_output()
         self.to_server = b""

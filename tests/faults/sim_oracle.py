@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from pigeonpost.node.outbox import Outbox
-from pigeonpost.node.ring_records import Taken
+from pigeonpost.node.ring_records import UnnumberedSample
 from tests.memory_store import MemoryStore
 
 Identity = tuple[str, int]  # epoch, seq
@@ -67,7 +67,7 @@ class Oracle:
         self._cards[epoch] = card
         return epoch
 
-    def attempt(self, outbox: Outbox, queued: Sequence[Taken]) -> None:
+    def attempt(self, outbox: Outbox, queued: Sequence[UnnumberedSample]) -> None:
         """The node is about to write the first of these."""
         ring = outbox.ring
         batch = queued[: ring.most_at_once]
@@ -75,7 +75,7 @@ class Oracle:
         seq = outbox._next_seq
         self._tried.update(((outbox.epoch, seq + k), taken.values["x"]) for k, taken in enumerate(batch))  # type: ignore[misc]
 
-    def accept(self, outbox: Outbox, number: int, taken: Iterable[Taken]) -> None:
+    def accept(self, outbox: Outbox, number: int, taken: Iterable[UnnumberedSample]) -> None:
         """The node has accepted these, with running numbers from `number` on."""
         ring = outbox.ring
         run = ring.runs[-1]

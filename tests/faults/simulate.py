@@ -29,7 +29,7 @@ from unittest import mock
 
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core.errors import WireError
-from pigeonpost.server.ingest import Intake
+from pigeonpost.server.ingest import Ingestor
 from pigeonpost.transports.tcp_server_session import ServerSession
 from protocol import decode
 from tests.faults.sim_disk import SimDisk
@@ -48,7 +48,7 @@ class World:
     """Everything, and what happens to it."""
 
     def __init__(
-        self, seed: int, tell: Tell | None = None, lies: bool = False, intake_type: type[Intake] = Intake
+        self, seed: int, tell: Tell | None = None, lies: bool = False, intake_type: type[Ingestor] = Ingestor
     ) -> None:
         """
         tell         is told the story, a line at a time
@@ -341,7 +341,7 @@ class World:
             connection = Connection(self, node, server)
             idle = 0
             for _ in range(2000):
-                is_idle = not connection.to_node and not connection.to_server and not server.intake._batches
+                is_idle = not connection.to_node and not connection.to_server and not server.ingestor._batches
                 connection.deliver_to_node(1 << 20)
                 connection.deliver_to_server(1 << 20)
                 server.commit()
@@ -392,7 +392,11 @@ def first_seed() -> int:
 
 
 def play(
-    seed: int, events: int = EVENTS, tell: Tell | None = None, lies: bool = False, intake_type: type[Intake] = Intake
+    seed: int,
+    events: int = EVENTS,
+    tell: Tell | None = None,
+    lies: bool = False,
+    intake_type: type[Ingestor] = Ingestor,
 ) -> Counter[str]:
     """One run; what happened in it, counted. Raises Violation."""
     with _small_limits(random.Random(seed ^ 0x5EED)):

@@ -9,7 +9,7 @@ import control
 from csvbuffer import CsvLog
 from pigeonpost.core.clock import Clock
 from pigeonpost.node.ring_file import Ring
-from pigeonpost.server.ingest import Intake
+from pigeonpost.server.ingest import Ingestor
 from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Batch, Sample
 from tests.faults.house import House, trial
@@ -64,10 +64,10 @@ class Controls(unittest.TestCase):
         store = SqliteStore(data)
         csv = CsvLog(data, store, Clock())
         csv.start()
-        intake = Intake(store, csv, Clock())
-        intake.accept(Batch("n", ring.identity, EPOCH, 0, samples, None, {}, lambda *_: None, self.fail))
-        intake.start()
-        self.assertIsNone(intake.stop(LIMIT_S))
+        ingestor = Ingestor(store, csv, Clock())
+        ingestor.accept(Batch("n", ring.identity, EPOCH, 0, samples, None, {}, lambda *_: None, self.fail))
+        ingestor.start()
+        self.assertIsNone(ingestor.stop(LIMIT_S))
         csv.close()
         store.close()
         return house

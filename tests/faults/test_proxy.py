@@ -18,15 +18,15 @@ from unittest import mock
 from csvbuffer import CsvLog
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core.clock import Clock
-from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.node_info import NodeInfo
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
-from pigeonpost.node.ring_records import Taken
-from pigeonpost.server.ingest import Intake
+from pigeonpost.node.ring_records import UnnumberedSample
+from pigeonpost.server.ingest import Ingestor
 from pigeonpost.storage.sqlite.store import SqliteStore
 from pigeonpost.transports import tcp_server
-from pigeonpost.transports.tcp_node import NodeEnd
-from pigeonpost.transports.tcp_server import ServerEnd
+from pigeonpost.transports.tcp_node import TcpNodeTransport
+from pigeonpost.transports.tcp_server import TcpServerTransport
 from tests.faults.house import DISK
 from tests.support import rounds, wait_until
 
@@ -108,18 +108,18 @@ class Network(unittest.TestCase):
         self.outbox = Outbox(Ring(folder.name, 65_536, 128), self.clock.boot_id)
         self.outbox.start()
         self.addCleanup(self.outbox.stop, 5)
-        facts = NodeFacts("n", [{"name": "x", "unit": ""}], 0.01, key, self.outbox.switch, dict)
-        self.node = NodeEnd(("127.0.0.1", 0), facts, self.outbox, self.clock)
+        info = NodeInfo("n", [{"name": "x", "unit": ""}], 0.01, key, self.outbox.switch, dict)
+        self.node = TcpNodeTransport(("127.0.0.1", 0), info, self.outbox, self.clock)
         self.node.start()
         self.addCleanup(self.node.stop, 5)
         self.store = SqliteStore(folder.name)
         csv = CsvLog(folder.name, self.store, self.clock)
         csv.start()
-        self.intake = Intake(self.store, csv, self.clock, 0.02)
-        self.intake.start()
+        self.ingestor = Ingestor(self.store, csv, self.clock, 0.02)
+        self.ingestor.start()
         self.network = BadNetwork(self.node.address, random.Random(self.seed))
         self.addCleanup(self.network.close)
-        self.server = ServerEnd(self.network.address, "n", "home", self.intake, {"n": key}, self.clock)
+        self.server = TcpServerTransport(self.network.address, "n", "home", self.ingestor, {"n": key}, self.clock)
 
     def test_a_thousand_cuts(self):
         ended, last = threading.Event(), 0
@@ -128,7 +128,7 @@ class Network(unittest.TestCase):
             nonlocal last
             while not ended.wait(0.001):
                 last += 1
-                self.outbox.put(Taken(self.clock.wall_ms(), self.clock.up_ms(), True, {"x": last}, {}))
+                self.outbox.put(UnnumberedSample(self.clock.wall_ms(), self.clock.up_ms(), True, {"x": last}, {}))
 
         sampling = threading.Thread(target=sample)
         sampling.start()
@@ -143,16 +143,16 @@ class Network(unittest.TestCase):
             ended.set()
             sampling.join()
             self.network.is_kind = True
-            wait_until(lambda: self.intake.stored >= last, f"seed {self.seed}: all {last} are stored", 60)
+            wait_until(lambda: self.ingestor.stored >= last, f"seed {self.seed}: all {last} are stored", 60)
         self.server.stop(5)
-        self.intake.stop(5)
+        self.ingestor.stop(5)
         stored = [point.values["x"] for point in self.store.every_sample()]
         self.assertEqual(len(stored), last)
         self.assertEqual(sorted(stored), list(range(1, last + 1)))
         self.assertEqual(list(self.store.verify()), [])
         self.assertEqual(self.store.gaps(-1), [])
         print(f"{self.network.cuts} cuts, {self.network.replays} old lines said again, {self.network.stalls} stalls:"
-              f" accepted {last}, lost 0, repeated 0, came again {self.intake.repeated}")  # fmt: skip
+              f" accepted {last}, lost 0, repeated 0, came again {self.ingestor.repeated}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ class Cut(NodeCase):
 
     def few_are_due(self):
         """Returns True if what is due fits a connection that is cut early; else nothing would ever get through."""
-        return self.outbox.ring.last - self.house.intake.stored < 10
+        return self.outbox.ring.last - self.house.ingestor.stored < 10
 
     def test_cut_again_and_again(self):
         logging.disable(logging.CRITICAL)

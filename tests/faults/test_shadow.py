@@ -36,25 +36,25 @@ class OnSqlite(unittest.TestCase):
         """A store that forgets gaps, or to move a mark as far as it should."""
         put = SqliteStore.put
 
-        def forgets_a_gap(store, filings, noted_ms, log):
-            items = [(filing, filing.items) for filing in filings]
-            for filing in filings:
-                filing.items = [item for item in filing.items if not isinstance(item, Gap)]
+        def forgets_a_gap(store, epoch_commits, noted_ms, log):
+            items = [(epoch_commit, epoch_commit.items) for epoch_commit in epoch_commits]
+            for epoch_commit in epoch_commits:
+                epoch_commit.items = [item for item in epoch_commit.items if not isinstance(item, Gap)]
             try:
-                return put(store, filings, noted_ms, log)
+                return put(store, epoch_commits, noted_ms, log)
             finally:
-                for filing, all_of_them in items:
-                    filing.items = all_of_them
+                for epoch_commit, all_of_them in items:
+                    epoch_commit.items = all_of_them
 
-        def keeps_marks(store, filings, noted_ms, log):
-            marks = [(filing, filing.mark) for filing in filings]
-            for filing in filings:
-                filing.mark = filing.mark._replace(seq=filing.mark.seq - 1)
+        def keeps_marks(store, epoch_commits, noted_ms, log):
+            marks = [(epoch_commit, epoch_commit.mark) for epoch_commit in epoch_commits]
+            for epoch_commit in epoch_commits:
+                epoch_commit.mark = epoch_commit.mark._replace(seq=epoch_commit.mark.seq - 1)
             try:
-                return put(store, filings, noted_ms, log)
+                return put(store, epoch_commits, noted_ms, log)
             finally:
-                for filing, mark in marks:
-                    filing.mark = mark
+                for epoch_commit, mark in marks:
+                    epoch_commit.mark = mark
 
         for broken in (forgets_a_gap, keeps_marks):
             with mock.patch.object(SqliteStore, "put", broken), self.assertRaises(Violation):

@@ -16,11 +16,11 @@ from unittest import mock
 from pigeonpost.core.errors import DiskError
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
-from pigeonpost.node.ring_records import Taken
-from pigeonpost.node.send_cursor import Stream
+from pigeonpost.node.ring_records import UnnumberedSample
+from pigeonpost.node.send_cursor import SendCursor
 from pigeonpost.server import ingest
-from pigeonpost.server.ingest import Intake
-from pigeonpost.storage.models import Mark
+from pigeonpost.server.ingest import Ingestor
+from pigeonpost.storage.models import HighWaterMark
 from tests.faults.house import ROOT
 from tests.faults.sim_disk import FOLDER, Died, SimDisk
 from tests.faults.sim_oracle import Violation
@@ -67,7 +67,7 @@ class Seeds(unittest.TestCase):
             self.assertEqual(*stories)
 
 
-class HastyIntake(Intake):
+class HastyIntake(Ingestor):
     """Acknowledges what it has not stored."""
 
     def accept(self, batch):
@@ -75,19 +75,19 @@ class HastyIntake(Intake):
         batch.done(batch.epoch, batch.samples[-1].seq if batch.samples else batch.gap.last)
 
 
-class ForgetfulIntake(Intake):
+class ForgetfulIntake(Ingestor):
     """Takes everything for new, as if nothing were stored."""
 
     def commit(self):
-        with mock.patch("pigeonpost.server.ingest._filings", _filings_of_all):
+        with mock.patch("pigeonpost.server.ingest._epoch_commits", _filings_of_all):
             super().commit()
 
 
-def _filings_of_all(batches, marks, *rest, real=ingest._filings):
+def _filings_of_all(batches, marks, *rest, real=ingest._epoch_commits):
     marks = {}
     for batch in batches:
         first = batch.samples[0].seq if batch.samples else batch.gap.first
-        marks.setdefault((batch.node, batch.epoch), Mark(first - 1, None))
+        marks.setdefault((batch.node, batch.epoch), HighWaterMark(first - 1, None))
     return real(batches, marks, *rest)
 
 
@@ -118,13 +118,13 @@ class Controls(unittest.TestCase):
         self.assertRegex(self.violation(intake_type=ForgetfulIntake), "do not make up its mark|stands after")
 
     def test_a_node_that_keeps_silent_about_older_epochs(self):
-        real = Stream._lost
+        real = SendCursor._lost
 
         def lost(stream, run, first, last, before, why):
             return real(stream, run, first, last, 0, why)
 
         with (
-            mock.patch.object(Stream, "_lost", lost),
+            mock.patch.object(SendCursor, "_lost", lost),
             self.assertRaisesRegex(Violation, "are (missing|num)"),
         ):
             for seed in range(40):
@@ -132,7 +132,7 @@ class Controls(unittest.TestCase):
 
 
 def taken(value):
-    return Taken(1_795_000_000_000 + value, value, True, {"x": value}, {})
+    return UnnumberedSample(1_795_000_000_000 + value, value, True, {"x": value}, {})
 
 
 class Chance(random.Random):

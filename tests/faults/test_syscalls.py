@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pigeonpost.core.data_folder import DATABASE, OUTBOX
 from pigeonpost.node.ring_file import Ring
-from pigeonpost.node.ring_records import Taken
+from pigeonpost.node.ring_records import UnnumberedSample
 from tests.faults.house import DISK, Program, trial
 from tests.support import LIMIT_S, free_port, long, rounds, wait_until
 
@@ -56,7 +56,9 @@ class OfTheNode(unittest.TestCase):
         self.filled = self.folder / "filled"
         self.filled.mkdir()
         ring = Ring(str(self.filled), SLOTS, 256)
-        ring.append(EPOCH, 1, BOOT, [Taken(k, k, True, {"temperature": k, "light": k}, {}) for k in range(HELD)])
+        ring.append(
+            EPOCH, 1, BOOT, [UnnumberedSample(k, k, True, {"temperature": k, "light": k}, {}) for k in range(HELD)]
+        )
         ring.close()
         self.old = {(EPOCH, seq) for seq in range(1, HELD + 1)}
 

@@ -6,7 +6,7 @@ import unittest
 
 from pigeonpost.core.data_folder import OUTBOX
 from pigeonpost.node.ring_file import Ring
-from pigeonpost.node.ring_records import Taken
+from pigeonpost.node.ring_records import UnnumberedSample
 from tests.faults.house import DISK
 
 SLOTS, SLOT_BYTES = 8, 128
@@ -15,7 +15,7 @@ BOOT, EPOCH, LATER = "00000000000000b0", "00000000000000e1", "00000000000000e2"
 
 
 def taken(value):
-    return Taken(1_795_000_000_000 + value, value, True, {"x": value, "y": value / 7}, {})
+    return UnnumberedSample(1_795_000_000_000 + value, value, True, {"x": value, "y": value / 7}, {})
 
 
 class Torn(unittest.TestCase):

@@ -8,10 +8,10 @@ from pigeonpost.http.message import (
     BODY_BYTES,
     HEAD_BYTES,
     MOST_HEADERS,
-    Refusal,
+    HTTPError,
     body_length,
     byte_range,
-    form,
+    form_of,
     head_end,
     parse_head,
 )
@@ -41,7 +41,7 @@ class Heads(Target, unittest.TestCase):
         try:
             with self.bounded():
                 end = self.read(data)
-        except Refusal as refusal:
+        except HTTPError as refusal:
             self.assertIn(HTTPStatus(refusal.status), HTTPStatus)
             self.assertLess(len(refusal.text), 100)
             return
@@ -56,7 +56,7 @@ class Heads(Target, unittest.TestCase):
     def is_refused(self, data):
         try:
             head_end(data)
-        except Refusal:
+        except HTTPError:
             return True
         return False
 
@@ -69,7 +69,7 @@ class Heads(Target, unittest.TestCase):
             for size in (0, 1000):
                 found = byte_range(request.headers.get("range", ""), size)
                 self.assertTrue(found is None or 0 <= found[0] < found[0] + found[1] <= size)
-            fields = request.query | form(request)
+            fields = request.query | form_of(request)
             told = (*fields, *fields.values(), request.wants_html, request.keeps_alive)
             self.assertNotIn("\0", "".join(map(str, told)))
         return end

@@ -6,7 +6,7 @@ import protocol
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import WireError
-from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.node_info import NodeInfo
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
 from pigeonpost.server.node_status import NodeState
@@ -96,8 +96,8 @@ class Sessions(Target, unittest.TestCase):
                 outbox.put(taken(number, up_ms=number))
             while outbox.commit():
                 pass
-            facts = NodeFacts("basement", SENSORS, 10.0, key, outbox.switch, dict)
-            self.talk(NodeSession(facts, outbox, clock, "192.0.2.7:1", True), clock, data)
+            info = NodeInfo("basement", SENSORS, 10.0, key, outbox.switch, dict)
+            self.talk(NodeSession(info, outbox, clock, "192.0.2.7:1", True), clock, data)
             self.assertEqual([slot.up_ms for slot in outbox.read(1, 5)], [1, 2, 3, 4, 5])
 
     def talk(self, session, clock, data):

@@ -8,13 +8,13 @@ from unittest import mock
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import BadArgument, WireError
-from pigeonpost.node.node_info import NodeFacts
+from pigeonpost.node.node_info import NodeInfo
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
 from pigeonpost.transports import mqtt_node
-from pigeonpost.transports.discovery_datagram import DATAGRAM_BYTES, MOST_PLACES, read_call, write_call
-from pigeonpost.transports.discovery_server import ServerEnd
-from pigeonpost.transports.payload import PARCEL_BYTES, read_body, sealed, unsealed, write_body
+from pigeonpost.transports.discovery_datagram import DATAGRAM_BYTES, MOST_PLACES, read_announcement, write_announcement
+from pigeonpost.transports.discovery_server import DiscoveryServerTransport
+from pigeonpost.transports.payload import PAYLOAD_BYTES, read_body, sign, split_signature, write_body
 from protocol import Gap, sample_body, sample_text
 from tests.fuzz import Target, fuzzed, mutated, st
 from tests.support import BOOT, EPOCH, MemoryDisk, taken
@@ -27,7 +27,7 @@ BODIES = (
     write_body({**HEAD, "every": 10.0, "sensors": SENSORS}, EPOCH, 3, [gap(1, 2, before=3), gap(5, 5)],
                texts(3, 2) + texts(6, 1)),
     write_body({**HEAD, "session": "x", "held": [[EPOCH, 1, 5, 9]]}, EPOCH, None, [], []),
-    sealed(write_body(HEAD, EPOCH, None, [], texts(1, 1)), "0" * 64),
+    sign(write_body(HEAD, EPOCH, None, [], texts(1, 1)), "0" * 64),
 )  # fmt: skip
 PIECES = (
     *INSERTS, b'"gaps":[{"from":1,"to":2}]', b'"samples":[]', b'"from":0', b'"to":999999999999999999', b'"before":-1',
@@ -50,31 +50,34 @@ class Parcels(Target, unittest.TestCase):
     MEMORY_BYTES = 200 << 20
 
     def check(self, data):
-        mac, body = unsealed(data)
+        mac, body = split_signature(data)
         if mac:
-            self.assertEqual(sealed(body, mac), data)
+            self.assertEqual(sign(body, mac), data)
         with self.bounded():
             try:
-                parcel = read_body(data)
+                batch_payload = read_body(data)
             except WireError as error:
                 self.assertLess(len(str(error)), 500)
                 return
-        ends = [(p.first, p.last) if isinstance(p, Gap) else (p[0].seq, p[-1].seq) for p in parcel.pieces]
+        ends = [(p.first, p.last) if isinstance(p, Gap) else (p[0].seq, p[-1].seq) for p in batch_payload.pieces]
         for (_, last), (first, _) in pairwise(ends):
             self.assertEqual(first, last + 1)
         gaps = [
             {"from": p.first, "to": p.last, "before": p.before, "why": p.why}
-            for p in parcel.pieces
+            for p in batch_payload.pieces
             if isinstance(p, Gap)
         ]
-        samples = [s for p in parcel.pieces if not isinstance(p, Gap) for s in p]
+        samples = [s for p in batch_payload.pieces if not isinstance(p, Gap) for s in p]
         again = [sample_text(s.seq, s.time_ms, s.up_ms, sample_body(s.values, s.errors), s.clock) for s in samples]
-        head = {"node": parcel.node, "outbox": parcel.outbox, "sensors": parcel.sensors}
-        self.assertEqual(read_body(write_body(head, parcel.epoch, parcel.base, gaps, again)).pieces, parcel.pieces)
-        batches = parcel.batches(print, print)
-        self.assertEqual(len(batches), len(parcel.pieces))
+        head = {"node": batch_payload.node, "outbox": batch_payload.outbox, "sensors": batch_payload.sensors}
+        self.assertEqual(
+            read_body(write_body(head, batch_payload.epoch, batch_payload.base, gaps, again)).pieces,
+            batch_payload.pieces,
+        )
+        batches = batch_payload.batches(print, print)
+        self.assertEqual(len(batches), len(batch_payload.pieces))
 
-    @fuzzed(lambda: mutated(st.sampled_from(BODIES), PIECES, PARCEL_BYTES + 100))
+    @fuzzed(lambda: mutated(st.sampled_from(BODIES), PIECES, PAYLOAD_BYTES + 100))
     def test_bodies(self, data):
         self.check(data)
 
@@ -86,22 +89,22 @@ class Announcements(Target, unittest.TestCase):
     def check(self, data):
         clock = FakeClock()
         links = []
-        hall = SimpleNamespace(clock=clock, tokens={"basement": LinkKey(TOKEN)}, links=links, collect=mock.Mock())
-        end = ServerEnd(hall, ("239.255.50.3", 5003))
+        context = SimpleNamespace(clock=clock, tokens={"basement": LinkKey(TOKEN)}, links=links, collect=mock.Mock())
+        end = DiscoveryServerTransport(context, ("239.255.50.3", 5003))
         self.addCleanup(end._waker.close)
         with self.bounded():
             why = end.hear(data[: DATAGRAM_BYTES + 1], "192.168.1.20")
-        self.assertEqual(hall.collect.called, not why)
+        self.assertEqual(context.collect.called, not why)
         if not why:  # then it is one that the token's owner made
-            self.assertTrue(LinkKey(TOKEN).is_seal(unsealed(data)[0], "announce", unsealed(data)[1]))
+            self.assertTrue(LinkKey(TOKEN).is_seal(split_signature(data)[0], "announce", split_signature(data)[1]))
         try:
-            call = read_call(unsealed(data)[1])
+            call = read_announcement(split_signature(data)[1])
         except BadArgument:
             return
         self.assertTrue(0 < len(call.places) <= MOST_PLACES)
 
     @fuzzed(lambda: mutated(
-        st.builds(lambda: write_call(LinkKey(TOKEN), "basement", [("192.168.1.20", 5003)], FakeClock())),
+        st.builds(lambda: write_announcement(LinkKey(TOKEN), "basement", [("192.168.1.20", 5003)], FakeClock())),
         (*INSERTS, b'"at":["1.2.3.4:5"]', b"0.0.0.0:1", b"\xff", b'"clock":"set"', b"9999-12-31T23:59:59Z"), 2000,
     ))  # fmt: skip
     def test_datagrams(self, data):
@@ -119,14 +122,14 @@ class Answers(Target, unittest.TestCase):
     def check(self, data):
         sent = []
         broker = SimpleNamespace(place="b:1", publish=lambda *message: sent.append(message), connected=True)
-        with mock.patch.object(mqtt_node, "Broker", lambda *arguments: broker):
+        with mock.patch.object(mqtt_node, "MqttConnection", lambda *arguments: broker):
             outbox = Outbox(Ring("/card", 64, 128, MemoryDisk()), BOOT, new_epoch=lambda: EPOCH)
             for number in range(1, 6):
                 outbox.put(taken(value=number, up_ms=number))
             while outbox.commit():
                 pass
-            facts = NodeFacts("basement", SENSORS, 10.0, None, outbox.switch, dict)
-            node = mqtt_node.NodeEnd({("mqtt", "signed"): True}, facts, outbox, FakeClock())
+            info = NodeInfo("basement", SENSORS, 10.0, None, outbox.switch, dict)
+            node = mqtt_node.MqttNodeTransport({("mqtt", "signed"): True}, info, outbox, FakeClock())
             node.go_on()
             node._session = self.SESSION
             with self.bounded():
@@ -141,7 +144,7 @@ class Answers(Target, unittest.TestCase):
         self.assertTrue(len(sent) > before or acked == 5 or not node._asking)
 
     @fuzzed(
-        lambda: mutated(st.sampled_from(ANSWERS), (*INSERTS, b"[3,3]", b'"id":', b'"re":7', b"1e400"), PARCEL_BYTES)
+        lambda: mutated(st.sampled_from(ANSWERS), (*INSERTS, b"[3,3]", b'"id":', b'"re":7', b"1e400"), PAYLOAD_BYTES)
     )
     def test_answers(self, data):
         self.check(data)

@@ -37,14 +37,15 @@ class Reports(Target, unittest.TestCase):
     def setUp(self):
         super().setUp()
         self.stored = []
-        guests = SimpleNamespace(store=lambda *reading: self.stored.append(reading))
+        unnumbered_sources = SimpleNamespace(store=lambda *reading: self.stored.append(reading))
         tokens = SimpleNamespace(node_of=lambda token: "attic" if token == TOKEN else None)
         settings = {("pimonitor", "api_key"): "key", ("pimonitor", "unit"): "F", ("pimonitor", "zone"): "Europe/Berlin"}
         folder = self.enterContext(tempfile.TemporaryDirectory())
-        hall = SimpleNamespace(
-            guests=guests, tokens=tokens, clock=FakeClock(), data=folder, settings=_Settings(settings)
+        context = SimpleNamespace(
+            unnumbered_sources=unnumbered_sources, tokens=tokens, clock=FakeClock(), data=folder,
+            settings=_Settings(settings)
         )  # fmt: skip
-        self.ends = tmon.ServerEnd(hall), pimonitor.ServerEnd(hall)
+        self.ends = tmon.TmonTransport(context), pimonitor.PiMonitorTransport(context)
 
     def check(self, data):
         for end in self.ends:

@@ -8,8 +8,8 @@ import unittest
 from pigeonpost.core.errors import SensorError
 from pigeonpost.sensors.mqtt import value_in
 from pigeonpost.server.node_status import NodeState
-from pigeonpost.server.quality import KINDS, Verdicts
-from pigeonpost.storage.models import NOTHING, Filing, Stretch
+from pigeonpost.server.quality import KINDS, QualityChecks
+from pigeonpost.storage.models import NOTHING, EpochCommit, SampleBatch
 from protocol import Sample
 from tests.fuzz import Target, fuzzed, mutated, st
 from tests.fuzz.test_samples import json_texts
@@ -71,12 +71,14 @@ class Limits(Target, unittest.TestCase):
         state = NodeState("address", "node")
         state.every_s = 1.0
         state.sensors = [{"name": "t", "limits": limits}]
-        verdicts = Verdicts([types.SimpleNamespace(state=state)])
-        filing = Filing("node", "outbox", "0123456789abcdef", NOTHING)
-        filing.items.append(Stretch([Sample(k, 1000 * k, 1000 * k, {"t": v}, {}, "") for k, v in enumerate(VALUES, 1)]))
+        quality = QualityChecks([types.SimpleNamespace(state=state)])
+        epoch_commit = EpochCommit("node", "outbox", "0123456789abcdef", NOTHING)
+        epoch_commit.items.append(
+            SampleBatch([Sample(k, 1000 * k, 1000 * k, {"t": v}, {}, "") for k, v in enumerate(VALUES, 1)])
+        )
         with self.bounded():
-            verdicts.note([filing])
-            judged = verdicts.of("node", "t", 10**12)
+            quality.note([epoch_commit])
+            judged = quality.of("node", "t", 10**12)
             self.assertTrue(judged is None or set(judged.counts) == set(KINDS))
 
     @fuzzed(lambda: mutated(st.sampled_from(LIMITS), PIECES, 60_000) | json_texts().map(str.encode))

@@ -11,7 +11,7 @@ import unittest
 
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.auth.tokens import Tokens
-from pigeonpost.transports.payload import sealed, unsealed
+from pigeonpost.transports.payload import sign, split_signature
 from tests.libraries import Broker, need_broker, paho
 from tests.page_support import Server
 from tests.support import EPOCH, LIMIT_S, Program, free_port, temp_folder, wait_until
@@ -149,12 +149,12 @@ class Plain(Road):
         self.start_node(temp_folder(self), PIGEONPOST_NODE_TOKEN=token)
         wait_until(lambda: len(stored(data)) > 20)
         self.assertNotIn(EPOCH, {epoch for epoch, _ in stored(data)})
-        mac, answer = unsealed(heard[-1][1])
+        mac, answer = split_signature(heard[-1][1])
         self.assertTrue(LinkKey(token).is_seal(mac, "mqtt", answer))
         before = len(stored(data))
         # Somebody on the broker says that everything has come: the node does not believe it, and goes on.
         lie = json.dumps({"epoch": json.loads(answer)["epoch"], "ack": 10**9}).encode()
-        for payload in (lie, sealed(lie, "0" * 64)):
+        for payload in (lie, sign(lie, "0" * 64)):
             client.publish("pigeonpost/basement/ack", payload, 1)
         wait_until(lambda: len(stored(data)) > before + 20)
         rows = stored(data)

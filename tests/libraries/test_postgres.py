@@ -9,9 +9,9 @@ from unittest import mock
 from csvbuffer import CsvLog
 from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.core.errors import DiskError, InUse, NotStored, SettingsError
-from pigeonpost.server.ingest import Intake
+from pigeonpost.server.ingest import Ingestor
 from pigeonpost.storage.csv.verify import verify_logs
-from pigeonpost.storage.models import NOTHING, Filing, LogMark, Mark
+from pigeonpost.storage.models import NOTHING, EpochCommit, HighWaterMark, LogMark
 from pigeonpost.storage.postgres import schema
 from pigeonpost.storage.postgres import store as postgres_store
 from pigeonpost.storage.postgres.store import ID_FILE, PostgresStore
@@ -146,7 +146,7 @@ class Several(One):
     def test_they_are_one_ledger_to_the_nodes(self):
         self.assertEqual(self.store.identity, self.other.identity)
         file(self.store, batch(1, 3))
-        self.assertEqual(self.other.marks("a", OUTBOX, [E1]), (3, {E1: Mark(3, 3000)}))
+        self.assertEqual(self.other.marks("a", OUTBOX, [E1]), (3, {E1: HighWaterMark(3, 3000)}))
         file(self.other, batch(4, 5))
         self.assertEqual(self.store.nodes()[0]["samples"], 5)
 
@@ -164,17 +164,19 @@ class Several(One):
             wait_until(lambda: DATABASE.do("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
                                            " AND datname = %s", DATABASE.name), "the other waits")  # fmt: skip
             self.assertEqual(found, [])
-            filing = Filing("a", OUTBOX, E1, marks.get(("a", E1), NOTHING))
-            filing.add(batch(first, last), 0)
-            self.store.put([filing], 0, None)
+            epoch_commit = EpochCommit("a", OUTBOX, E1, marks.get(("a", E1), NOTHING))
+            epoch_commit.add(batch(first, last), 0)
+            self.store.put([epoch_commit], 0, None)
             if more.get("fails"):
                 self.store._db.execute("ROLLBACK; BEGIN")
         asker.join(LIMIT_S)
         return found[0]
 
     def test_they_take_turns_with_a_node(self):
-        self.assertEqual(self.while_one_stores(1, 3), {("a", E1): Mark(3, 3000)})  # of which neither knew anything
-        self.assertEqual(self.while_one_stores(4, 9), {("a", E1): Mark(9, 9000)})
+        self.assertEqual(
+            self.while_one_stores(1, 3), {("a", E1): HighWaterMark(3, 3000)}
+        )  # of which neither knew anything
+        self.assertEqual(self.while_one_stores(4, 9), {("a", E1): HighWaterMark(9, 9000)})
 
     def test_of_what_is_rolled_back_the_other_learns_nothing(self):
         self.assertEqual(self.while_one_stores(1, 3, fails=True), {})
@@ -189,40 +191,40 @@ class Several(One):
         parts = [batch(first, first + 6, node=node, epoch=epoch)
                  for first in range(1, 351, 7) for node in "abcd" for epoch in (E1, E2)]  # fmt: skip
         servers = [
-            Intake(store, CsvLog(temp_folder(self), store, Clock()), Clock()) for store in (self.store, self.other)
+            Ingestor(store, CsvLog(temp_folder(self), store, Clock()), Clock()) for store in (self.store, self.other)
         ]
-        done = {id(intake): set() for intake in servers}
+        done = {id(ingestor): set() for ingestor in servers}
         together = threading.Barrier(2)
 
-        def serve(intake):
-            intake._csv.start()
-            answered = done[id(intake)]
+        def serve(ingestor):
+            ingestor._csv.start()
+            answered = done[id(ingestor)]
             for place in range(0, len(parts), 4):
                 together.wait(LIMIT_S)
                 for part in parts[place : place + 4]:
                     answer = part._replace(done=lambda *answer: answered.add(answer), refused=answered.add)
-                    intake.accept(answer)
-                intake.commit()
-            intake._csv.record()
+                    ingestor.accept(answer)
+                ingestor.commit()
+            ingestor._csv.record()
 
-        threads = [threading.Thread(target=serve, args=(intake,)) for intake in servers]
+        threads = [threading.Thread(target=serve, args=(ingestor,)) for ingestor in servers]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(LIMIT_S)
-        for intake in servers:
-            self.assertEqual({max(seq for of, seq in done[id(intake)] if of == epoch) for epoch in (E1, E2)}, {350})
-            self.assertEqual(list(verify_logs(intake._csv._folder, intake._store)), [])
-            intake._csv.close()
-        self.assertEqual(sum(intake.stored for intake in servers), 8 * 350)
+        for ingestor in servers:
+            self.assertEqual({max(seq for of, seq in done[id(ingestor)] if of == epoch) for epoch in (E1, E2)}, {350})
+            self.assertEqual(list(verify_logs(ingestor._csv._folder, ingestor._store)), [])
+            ingestor._csv.close()
+        self.assertEqual(sum(ingestor.stored for ingestor in servers), 8 * 350)
         self.assertEqual(list(self.store.verify()), [])
         self.assertEqual(sum(1 for _ in self.store.every_sample()), 8 * 350)
 
     def test_a_gap_of_older_epochs_is_counted_once_by_both(self):
         """The other has counted it after this one's batch came, and before this one's turn with the node."""
         missing = gap(1, 0, epoch=E2, base=70, before=70)
-        intake = Intake(self.store, mock.Mock(due=lambda: None), FakeClock())
-        intake.accept(quiet(missing))
+        ingestor = Ingestor(self.store, mock.Mock(due=lambda: None), FakeClock())
+        ingestor.accept(quiet(missing))
         hold = self.store.writing
 
         def late(epochs):
@@ -230,7 +232,7 @@ class Several(One):
             return hold(epochs)
 
         with mock.patch.object(self.store, "writing", late):
-            intake.commit()
+            ingestor.commit()
         self.assertEqual(self.store.nodes()[0]["missing"], 70)
 
     def test_each_owes_its_own_logs_and_a_new_one_owes_nothing(self):
@@ -306,11 +308,11 @@ class Faults(One):
         file(self.store, batch(4, 5))
         with self.assertRaises(NotStored), self.store.writing([("a", E1)]) as marks:
             DATABASE.cut()
-            filing = Filing("a", OUTBOX, E1, marks["a", E1])
-            filing.add(batch(6, 7), 0)
-            self.store.put([filing], 0, None)
+            epoch_commit = EpochCommit("a", OUTBOX, E1, marks["a", E1])
+            epoch_commit.add(batch(6, 7), 0)
+            self.store.put([epoch_commit], 0, None)
         file(self.store, batch(6, 7))
-        self.assertEqual(self.store.marks("a", OUTBOX, [E1]), (7, {E1: Mark(7, 7000)}))
+        self.assertEqual(self.store.marks("a", OUTBOX, [E1]), (7, {E1: HighWaterMark(7, 7000)}))
         self.assertEqual(list(self.store.verify()), [])
 
     def test_a_reader_in_the_midst_of_an_answer(self):
@@ -326,9 +328,9 @@ class Faults(One):
         clock = FakeClock()
         log = CsvLog(self.folder, self.store, clock)
         log.start()
-        intake = Intake(self.store, log, clock)
-        intake.accept(quiet(batch(1, 3)))
-        intake.commit()
+        ingestor = Ingestor(self.store, log, clock)
+        ingestor.accept(quiet(batch(1, 3)))
+        ingestor.commit()
         db, answers = self.store._db, []
 
         class Cut:
@@ -343,15 +345,15 @@ class Faults(One):
                 return getattr(db, name)
 
         self.store._db = Cut()
-        intake.accept(batch(4, 6)._replace(done=lambda *answer: answers.append(answer)))
+        ingestor.accept(batch(4, 6)._replace(done=lambda *answer: answers.append(answer)))
         with self.assertRaises(NotStored):
-            intake.commit()
+            ingestor.commit()
         self.assertEqual(answers, [])
-        intake.commit()
+        ingestor.commit()
         self.assertEqual(answers, [(E1, 6)])
-        self.assertEqual((self.store.nodes()[0]["samples"], intake.repeated), (6, 3))
-        intake.accept(quiet(batch(7, 7)))
-        intake.commit()
+        self.assertEqual((self.store.nodes()[0]["samples"], ingestor.repeated), (6, 3))
+        ingestor.accept(quiet(batch(7, 7)))
+        ingestor.commit()
         log.close()
         self.assertEqual(list(verify_logs(os.path.join(self.folder, "logs"), self.store)), [])
 
@@ -527,9 +529,9 @@ class Commands(One):
         """As a server that was stopped leaves it."""
         log = CsvLog(self.folder, self.store, FakeClock())
         log.start()
-        intake = Intake(self.store, log, FakeClock())
-        intake.accept(quiet(batch(1, 50)))
-        intake.commit()
+        ingestor = Ingestor(self.store, log, FakeClock())
+        ingestor.accept(quiet(batch(1, 50)))
+        ingestor.commit()
         log.record()
         log.close()
         self.store.close()

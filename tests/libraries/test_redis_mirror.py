@@ -9,8 +9,8 @@ from unittest import mock
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.storage import redis_publisher
-from pigeonpost.storage.models import NOTHING, Filing
-from pigeonpost.storage.redis_publisher import RedisMirror
+from pigeonpost.storage.models import NOTHING, EpochCommit
+from pigeonpost.storage.redis_publisher import RedisPublisher
 from tests.libraries.databases import Redis, need_redis, redis
 from tests.memory_store import MemoryStore
 from tests.support import LIMIT_S, Program, temp_folder, wait_until
@@ -23,13 +23,13 @@ def setUpModule():
     need_redis()
 
 
-def filings(*batches):
+def epoch_commits(*batches):
     """What the intake hands on of a commit."""
     made = {}
     for one in batches:
-        filing = made.setdefault((one.node, one.epoch), Filing(one.node, OUTBOX, one.epoch, NOTHING))
-        filing.units = one.units
-        filing.add(one, 0)
+        epoch_commit = made.setdefault((one.node, one.epoch), EpochCommit(one.node, OUTBOX, one.epoch, NOTHING))
+        epoch_commit.units = one.units
+        epoch_commit.add(one, 0)
     return list(made.values())
 
 
@@ -44,8 +44,8 @@ class Case(unittest.TestCase):
         self.client = redis.Redis(port=self.server.port, decode_responses=True)
         self.addCleanup(self.client.close)
 
-    def mirror(self, start=True, **more):
-        made = RedisMirror(self.server.address, "pigeonpost:", "home", Clock(), **more)
+    def publisher(self, start=True, **more):
+        made = RedisPublisher(self.server.address, "pigeonpost:", "home", Clock(), **more)
         self.addCleanup(made.stop, LIMIT_S)
         if start:
             made.start()
@@ -67,8 +67,10 @@ class States(Case):
         self.server.start()
 
     def test_a_hash_for_each_sensor(self):
-        mirror = self.mirror(nodes=lambda: {"a": {"IsActive": True, "TDuration": 1.5, "ITimestamp": None}})
-        mirror.note(filings(batch(1, 3, temperature=20.5), gap(4, 9, before=2), batch(10, 10, temperature=-1e-7)))
+        publisher = self.publisher(nodes=lambda: {"a": {"IsActive": True, "TDuration": 1.5, "ITimestamp": None}})
+        publisher.note(
+            epoch_commits(batch(1, 3, temperature=20.5), gap(4, 9, before=2), batch(10, 10, temperature=-1e-7))
+        )
         self.wait_for("-1e-07")
         self.assertEqual(self.hash(), {
             "Codifier": "a:temperature", "Value": "-1e-07", "DTimestamp": "1795000010000", "DPacketsLost": "8",
@@ -76,11 +78,11 @@ class States(Case):
             "Unit": "°C", "Error": "", "Clock": "",
         })  # fmt: skip
         self.assertEqual(self.hash("pigeonpost:a:light")["Value"], "10")
-        self.assertEqual(mirror.report()["series"], 2)
+        self.assertEqual(publisher.report()["series"], 2)
 
     def test_a_sensor_that_fails_has_no_value_and_says_why(self):
-        mirror = self.mirror()
-        mirror.note(filings(batch(1, 1, temperature=None, errors={"temperature": "no\r\nresponse"})))
+        publisher = self.publisher()
+        publisher.note(epoch_commits(batch(1, 1, temperature=None, errors={"temperature": "no\r\nresponse"})))
         self.wait_for("no\r\nresponse", field="Error")
         self.assertEqual(self.hash()["Value"], "")
 
@@ -89,12 +91,12 @@ class States(Case):
         self.addCleanup(listener.close)
         listener.psubscribe("pigeonpost:*")
         wait_until(lambda: listener.get_message(timeout=0.1), "subscribed")
-        mirror = self.mirror()
+        publisher = self.publisher()
         heard = []
         for seq, value in enumerate((20.5, 20.5, 21, None, None, 21), 1):
-            mirror.note(filings(batch(seq, seq, temperature=value)))
+            publisher.note(epoch_commits(batch(seq, seq, temperature=value)))
             self.wait_for(str(1_795_000_000_000 + seq * 1000), field="DTimestamp")
-        mirror.stop(LIMIT_S)
+        publisher.stop(LIMIT_S)
 
         def listen():
             message = listener.get_message(timeout=0.1) or {"channel": None, "data": "null"}
@@ -108,25 +110,25 @@ class States(Case):
     def test_what_the_store_knows_is_told_at_the_start_and_nothing_newer_is_undone(self):
         store = MemoryStore()
         file(store, batch(1, 5), gap(6, 7))
-        mirror = self.mirror(start=False, store=store)
-        mirror.note(filings(batch(8, 8, temperature=9)))
-        mirror.note(filings(batch(1, 1, node="b", units={"temperature": "K"})))
-        mirror.start()
+        publisher = self.publisher(start=False, store=store)
+        publisher.note(epoch_commits(batch(8, 8, temperature=9)))
+        publisher.note(epoch_commits(batch(1, 1, node="b", units={"temperature": "K"})))
+        publisher.start()
         self.wait_for("9")
         self.wait_for("K", "pigeonpost:b:temperature", "Unit")
         self.assertEqual((self.hash()["DPacketsLost"], self.hash("pigeonpost:a:light")["Value"]), ("2", "8"))
 
     def test_a_node_that_is_switched_off_is_shown_so_without_a_sample(self):
         nodes = {"a": {"IsActive": True}}
-        mirror = self.mirror(nodes=lambda: nodes)
-        mirror.note(filings(batch(1, 1)))
+        publisher = self.publisher(nodes=lambda: nodes)
+        publisher.note(epoch_commits(batch(1, 1)))
         self.wait_for("1", field="IsActive")
         nodes = {"a": {"IsActive": False}}
         self.wait_for("0", field="IsActive")
 
     def test_the_bus_has_its_hashes_too(self):
         codifiers = {"C4": {"Codifier": "C4", "Value": 21.5, "DPacketsLost": 3, "Alive": True, "More": {"x": 1}}}
-        self.mirror(others=lambda: codifiers)
+        self.publisher(others=lambda: codifiers)
         self.wait_for("21.5", "pigeonpost:C4")
         self.assertEqual(self.hash("pigeonpost:C4"),
                          {"Codifier": "C4", "Value": "21.5", "DPacketsLost": "3", "Alive": "1"})  # fmt: skip
@@ -135,32 +137,32 @@ class States(Case):
 
     def test_only_so_many_sensors_are_kept(self):
         with mock.patch.object(redis_publisher, "MOST_SERIES", 3):
-            mirror = self.mirror()
+            publisher = self.publisher()
             for node in "abc":
-                mirror.note(filings(batch(1, 1, node=node)))
-            self.assertEqual((mirror.report()["series"], mirror.report()["ignored"]), (3, 3))
+                publisher.note(epoch_commits(batch(1, 1, node=node)))
+            self.assertEqual((publisher.report()["series"], publisher.report()["ignored"]), (3, 3))
 
 
 class Absence(Case):
     def test_it_is_written_whole_when_redis_comes_back(self):
-        mirror = self.mirror()
-        mirror.note(filings(batch(1, 3), batch(1, 1, node="b")))
-        wait_until(lambda: mirror.fault, "a fault")
+        publisher = self.publisher()
+        publisher.note(epoch_commits(batch(1, 3), batch(1, 1, node="b")))
+        wait_until(lambda: publisher.fault, "a fault")
         self.server.start()
         self.wait_for("20.5")
         self.wait_for("20.5", "pigeonpost:b:temperature")
-        wait_until(lambda: not mirror.fault, "no fault")
+        wait_until(lambda: not publisher.fault, "no fault")
         self.server.stop()
-        mirror.note(filings(batch(4, 4, temperature=22)))
-        wait_until(lambda: mirror.fault, "a fault")
+        publisher.note(epoch_commits(batch(4, 4, temperature=22)))
+        wait_until(lambda: publisher.fault, "a fault")
         self.server.start()
         self.wait_for("22")
         self.wait_for("20.5", "pigeonpost:b:temperature")  # which nobody has told of since
 
     def test_it_is_written_whole_when_redis_has_forgotten_everything(self):
         self.server.start()
-        mirror = self.mirror()
-        mirror.note(filings(batch(1, 3)))
+        publisher = self.publisher()
+        publisher.note(epoch_commits(batch(1, 3)))
         self.wait_for("20.5")
         self.client.flushall()
         self.wait_for("20.5")
@@ -170,47 +172,47 @@ class Absence(Case):
 
     def test_nobody_waits_for_a_redis_that_hangs(self):
         self.server.start()
-        mirror = self.mirror()
-        mirror.note(filings(batch(1, 1)))
+        publisher = self.publisher()
+        publisher.note(epoch_commits(batch(1, 1)))
         self.wait_for("20.5")
         self.server.freeze()
         began_s = time.monotonic()
         for seq in range(2, 2002):
-            mirror.note(filings(batch(seq, seq, temperature=seq)))
+            publisher.note(epoch_commits(batch(seq, seq, temperature=seq)))
         self.assertLess(time.monotonic() - began_s, 5)
-        self.assertEqual(mirror.report()["series"], 2)
-        wait_until(lambda: mirror.fault, "a fault")
+        self.assertEqual(publisher.report()["series"], 2)
+        wait_until(lambda: publisher.fault, "a fault")
         self.server.thaw()
         self.wait_for("2001")
 
     def test_a_redis_that_hangs_holds_up_no_stop(self):
         self.server.start()
-        mirror = self.mirror()
-        mirror.note(filings(batch(1, 1)))
+        publisher = self.publisher()
+        publisher.note(epoch_commits(batch(1, 1)))
         self.wait_for("20.5")
         self.server.freeze()
-        mirror.note(filings(batch(2, 2, temperature=3)))
+        publisher.note(epoch_commits(batch(2, 2, temperature=3)))
         began_s = time.monotonic()
-        self.assertIn("not told", mirror.stop(0.3))
+        self.assertIn("not told", publisher.stop(0.3))
         self.assertLess(time.monotonic() - began_s, 5)
         self.server.thaw()
 
     def test_a_key_of_another_kind_is_a_fault_and_no_end(self):
         self.server.start()
         self.client.set(KEY, "somebody's")
-        mirror = self.mirror()
-        mirror.note(filings(batch(1, 1)))
-        wait_until(lambda: "WRONGTYPE" in mirror.fault, "a fault")
+        publisher = self.publisher()
+        publisher.note(epoch_commits(batch(1, 1)))
+        wait_until(lambda: "WRONGTYPE" in publisher.fault, "a fault")
         self.client.delete(KEY)
         self.wait_for("20.5")
 
     def test_what_was_set_wrong_is_said_without_the_password(self):
         for url in ("http://:hidden@x", "redis://:hidden@x:port", "hidden"):
             with self.assertRaises(SettingsError) as caught:
-                RedisMirror(url, "", "home", Clock())
+                RedisPublisher(url, "", "home", Clock())
             self.assertNotIn("hidden", str(caught.exception))
         with mock.patch.dict(sys.modules, {"redis": None}), self.assertRaises(SettingsError) as caught:
-            RedisMirror(self.server.address, "", "home", Clock())
+            RedisPublisher(self.server.address, "", "home", Clock())
         self.assertIn("python3-redis", str(caught.exception))
 
 

@@ -26,15 +26,15 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from pigeonpost.compat.file_drop.storage import Coming, PiIds, Received, plain_name, read_pi_id
+from pigeonpost.compat.file_drop.storage import FileStore, IncomingFile, PiIds, plain_name, read_pi_id
 from pigeonpost.core.errors import SettingsError
-from pigeonpost.http.message import Answer, Endpoint, Refusal, Request
-from pigeonpost.http.multipart import BadMultipart, Multipart, Part, boundary_of
-from pigeonpost.transports.contract import End
+from pigeonpost.http.message import Endpoint, HTTPError, Request, Response
+from pigeonpost.http.multipart import BadMultipart, FormPart, Multipart, boundary_of
+from pigeonpost.transports.contract import Transport
 
 if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
-    from pigeonpost.transports.contract import Hall
+    from pigeonpost.transports.contract import ServerContext
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def _second_dialect(code: str, checksum: str) -> str:
 # ------------------------------------------------------------------------------------------------------- sessions
 
 
-class Session:
+class UploadSession:
     """One run of a sender: whose it is, in which dialect, and when it was last heard."""
 
     def __init__(self, pi_id: str, reply: Reply, heard_s: float) -> None:
@@ -69,13 +69,13 @@ class Session:
         self.heard_s = heard_s
 
 
-class Sessions:
+class UploadSessions:
     """The sessions that are open, by their letters; the longest silent first."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, UploadSession] = {}
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -89,10 +89,10 @@ class Sessions:
             own = [name for name, session in self._sessions.items() if session.pi_id == pi_id]
             if len(own) >= MOST_SESSIONS:
                 del self._sessions[own[0]]
-            self._sessions[letters] = Session(pi_id, reply, now_s)
+            self._sessions[letters] = UploadSession(pi_id, reply, now_s)
         return letters
 
-    def find(self, letters: str) -> Session | None:
+    def find(self, letters: str) -> UploadSession | None:
         """The session of that name, while it is open."""
         with self._lock:
             self._forget_old(self._clock.monotonic())
@@ -122,7 +122,7 @@ class Sessions:
 # -------------------------------------------------------------------------------------------------------- uploads
 
 
-class Announced(NamedTuple):
+class AnnouncedFile(NamedTuple):
     """What the head of an upload says.
 
     code      what is wrong with it already; empty: nothing
@@ -145,13 +145,13 @@ class Upload:
     they have sent everything.
     """
 
-    def __init__(self, end: ServerEnd, announced: Announced, request: Request, length: int) -> None:
+    def __init__(self, end: FileDropTransport, announced: AnnouncedFile, request: Request, length: int) -> None:
         self._end, self._announced = end, announced
         self._peer = request.peer
         self._left = length
         self._code = announced.code
         self._form: Multipart | None = None
-        self._coming: Coming | None = None
+        self._coming: IncomingFile | None = None
         self._name = ""
         self._in_file = self._has_file = False
         if not self._code:
@@ -170,7 +170,7 @@ class Upload:
     # ---------------------------------------------------------------------------------------------- the body
 
     def take(self, data: bytes) -> None:
-        """As Receiver.take. With the last byte the file is kept: that may take a while, and holds up nobody here."""
+        """Take a part of the body. With the last byte the file is kept, which may take a while."""
         self._left -= len(data)
         if self._form is None:
             return
@@ -183,22 +183,22 @@ class Upload:
         except BadMultipart as error:
             raise _no_form(error) from None
 
-    def finish(self) -> Answer:
-        """As Receiver.finish."""
+    def finish(self) -> Response:
+        """As BodyConsumer.finish."""
         code, announced = self._code or FAILED, self._announced
         if code != STORED:
             log.info("%s: a file of %s was not taken: %s", self._peer, announced.pi_id or "nobody", _WORDS[code])
-        return Answer(announced.reply(code, announced.checksum).encode("latin-1"))
+        return Response(announced.reply(code, announced.checksum).encode("latin-1"))
 
     def abandon(self) -> None:
-        """As Receiver.abandon."""
+        """As BodyConsumer.abandon."""
         if self._coming is not None:
             self._coming.abandon()
             self._coming = None
 
     # --------------------------------------------------------------------------------------------- the form
 
-    def begin(self, part: Part) -> None:
+    def begin(self, part: FormPart) -> None:
         """As Sink.begin: is it the file, and do we take such files?"""
         self._in_file = part.name == self._announced.field and bool(part.filename)
         if not self._in_file:
@@ -218,7 +218,7 @@ class Upload:
             if self._coming is None:
                 self._coming = self._end.received.begin(len(data) + self._left)
             if self._coming.size + len(data) > self._end.largest:
-                raise Refusal(413, f"A file has at most {self._end.largest} bytes ([drop] largest).", closes=True)
+                raise HTTPError(413, f"A file has at most {self._end.largest} bytes ([drop] largest).", closes=True)
             self._coming.write(data)
         except OSError as error:
             self._cannot(error)
@@ -255,14 +255,14 @@ class Upload:
         self.abandon()
 
 
-def _no_form(error: BadMultipart) -> Refusal:
-    return Refusal(400, f"That does not read as a form: {error}.", "form", closes=True)
+def _no_form(error: BadMultipart) -> HTTPError:
+    return HTTPError(400, f"That does not read as a form: {error}.", "form", closes=True)
 
 
 # ------------------------------------------------------------------------------------------------------- the end
 
 
-class ServerEnd(End):
+class FileDropTransport(Transport):
     """The addresses of the road."""
 
     def __init__(self, data: str, clock: Clock, largest: int, types: Sequence[str]) -> None:
@@ -272,9 +272,9 @@ class ServerEnd(End):
         types    endings of the names that are taken, as ".csv"
         """
         self.largest, self.types = largest, tuple(types)
-        self.received = Received(data)
+        self.received = FileStore(data)
         self._ids = PiIds(data)
-        self._sessions = Sessions(clock)
+        self._sessions = UploadSessions(clock)
         most = largest + _FORM_BYTES
         self.endpoints = (
             Endpoint("GET", "/", self.open_first, claims=_is_senders),
@@ -284,24 +284,24 @@ class ServerEnd(End):
         )
 
     def start(self) -> None:
-        """As End.start."""
+        """As Transport.start."""
         self.received.start()
 
     def stop(self, limit_s: float) -> str | None:
-        """As End.stop; the web server has ended the transfers."""
+        """As Transport.stop; the web server has ended the transfers."""
         return None
 
     # ------------------------------------------------------------------------------------------- requests
 
-    def open_first(self, request: Request) -> Answer:
+    def open_first(self, request: Request) -> Response:
         """`GET /` of the first dialect."""
         code, pi_id = self._who(request)
-        return Answer(b"" if code else self._sessions.begin(pi_id, _first_dialect).encode())
+        return Response(b"" if code else self._sessions.begin(pi_id, _first_dialect).encode())
 
-    def open_second(self, request: Request) -> Answer:
+    def open_second(self, request: Request) -> Response:
         """`GET /upload/` of the second."""
         code, pi_id = self._who(request)
-        return Answer((code or f"{NAME} {self._sessions.begin(pi_id, _second_dialect)}").encode())
+        return Response((code or f"{NAME} {self._sessions.begin(pi_id, _second_dialect)}").encode())
 
     def upload(self, request: Request, length: int) -> Upload:
         """`POST /upload/LETTERS` of both: who takes the body."""
@@ -321,7 +321,7 @@ class ServerEnd(End):
             else:
                 self._sessions.heard(letters)
 
-        return Upload(self, Announced(code, pi_id, checksum or "", FILE_FIELD, reply, kept), request, length)
+        return Upload(self, AnnouncedFile(code, pi_id, checksum or "", FILE_FIELD, reply, kept), request, length)
 
     def register(self, request: Request, length: int) -> Upload:
         """`POST /register/`: who takes the body."""
@@ -336,7 +336,7 @@ class ServerEnd(End):
                     ids[pi_id] = ids[pi_id]._replace(email=email)
 
         return Upload(
-            self, Announced(code, pi_id, checksum or "", CONFIG_FIELD, _second_dialect, kept), request, length
+            self, AnnouncedFile(code, pi_id, checksum or "", CONFIG_FIELD, _second_dialect, kept), request, length
         )
 
     def _who(self, request: Request) -> tuple[str, str]:
@@ -364,7 +364,7 @@ def _is_senders(request: Request) -> bool:
     return _said(request, "pi_id") is not None or _said(request, "num_files") is not None
 
 
-def _not_called(request: Request) -> Answer:
+def _not_called(request: Request) -> Response:
     raise AssertionError("the receiver answers")
 
 
@@ -374,7 +374,7 @@ _WORDS = {
 }  # fmt: skip
 
 
-def make_server_end(hall: Hall) -> ServerEnd:
+def make_server_end(context: ServerContext) -> FileDropTransport:
     """The end, for server.py."""
-    settings = hall.settings
-    return ServerEnd(hall.data, hall.clock, settings["drop", "largest"], settings["drop", "types"])
+    settings = context.settings
+    return FileDropTransport(context.data, context.clock, settings["drop", "largest"], settings["drop", "types"])

@@ -42,7 +42,7 @@ _AHEAD_BYTES = 4 << 20
 _SPARE_BYTES = 64 << 20  # of the disk, or a twentieth of a small one, that files leave to what is more important
 
 
-class Stored(NamedTuple):
+class StoredFile(NamedTuple):
     """One file. `checksum` is empty where its .sha256 is gone."""
 
     name: str
@@ -139,7 +139,7 @@ def _sums_name(name: str) -> str:
 # ----------------------------------------------------------------------------------------------------- what is there
 
 
-def listing(data: str, most: int) -> tuple[list[Stored], int]:
+def listing(data: str, most: int) -> tuple[list[StoredFile], int]:
     """The newest `most` files, the newest first, and how many there are."""
     found = []
     try:
@@ -149,7 +149,7 @@ def listing(data: str, most: int) -> tuple[list[Stored], int]:
                 if named and not entry.name.endswith(_SUMS) and entry.is_file(follow_symlinks=False):
                     status = entry.stat(follow_symlinks=False)
                     found.append(
-                        Stored(entry.name, named[1], status.st_size, status.st_mtime_ns // 1_000_000, "")
+                        StoredFile(entry.name, named[1], status.st_size, status.st_mtime_ns // 1_000_000, "")
                     )  # fmt: skip
     except FileNotFoundError:
         return [], 0
@@ -193,7 +193,7 @@ def sum_of(fd: int) -> str:
 # ---------------------------------------------------------------------------------------------------- what comes
 
 
-class Coming:
+class IncomingFile:
     """A file on its way. Ends with `keep` of Received, or with `abandon`; then nothing of it is left."""
 
     def __init__(self, folder: str, has_room: Callable[[int], bool]) -> None:
@@ -243,7 +243,7 @@ def _no_room() -> OSError:
     return OSError(errno.ENOSPC, "the disk has no room to spare for it")
 
 
-class Received:
+class FileStore:
     """The folder of the files, as the one server that fills it has it."""
 
     def __init__(self, data: str) -> None:
@@ -273,13 +273,13 @@ class Received:
         spare = min(_SPARE_BYTES, disk.f_blocks * disk.f_frsize // 20)
         return disk.f_bavail * disk.f_frsize >= length + spare
 
-    def begin(self, length: int) -> Coming:
+    def begin(self, length: int) -> IncomingFile:
         """A file of about `length` bytes begins to come. Raises OSError."""
         if not self.has_room(length):
             raise _no_room()
-        return Coming(self._folder, self.has_room)
+        return IncomingFile(self._folder, self.has_room)
 
-    def keep(self, coming: Coming, pi_id: str, name: str) -> tuple[str, bool]:
+    def keep(self, coming: IncomingFile, pi_id: str, name: str) -> tuple[str, bool]:
         """Keep a file that has come whole; its name here, and whether it is new. Raises OSError; then it is not kept.
 
         name  as `plain_name` gave it
@@ -308,7 +308,7 @@ class Received:
                 self._busy.discard(pi_id)
                 self._changed.notify_all()
 
-    def _place(self, coming: Coming, wanted: str) -> tuple[str, bool]:
+    def _place(self, coming: IncomingFile, wanted: str) -> tuple[str, bool]:
         """The name that the file gets, or has already: the wanted one, or the first `_2`, `_3` ... that is free."""
         stem, ext = os.path.splitext(wanted)
         name, number = wanted, 1
@@ -334,7 +334,7 @@ class Received:
             self._write_sum(name, known)
         return known
 
-    def _put(self, coming: Coming, name: str) -> None:
+    def _put(self, coming: IncomingFile, name: str) -> None:
         """The file first: what has its name is whole, whatever comes next."""
         path = os.path.join(self._folder, name)
         os.rename(coming.path, path)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pigeonpost.cli.contract import Command, Context, Failed
-from pigeonpost.compat.multicast_bus.component import Bus, Voice, bus_of
+from pigeonpost.compat.multicast_bus.component import Bus, Sender, bus_of
 from pigeonpost.compat.multicast_bus.packets import (
     CONTROL,
     DATA,
@@ -86,7 +86,7 @@ def say(context: Context) -> int:
         raise SettingsError(f"say {flag} takes a VALUE too, as in `say {flag} {to} 21.5`")
     clock = Clock()
     now_ms = clock.wall_ms()
-    voice = Voice(chosen.us, clock)
+    voice = Sender(chosen.us, clock)
     ear = listener(bus.control, bus.path) if flag == "P" else None
     try:
         voice.open(bus)

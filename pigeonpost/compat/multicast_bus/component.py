@@ -36,7 +36,7 @@ from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import Settings
 from pigeonpost.core.errors import BadPacket, SettingsError
 from pigeonpost.core.multicast import Drain, Path, listener, readable, speaker
-from pigeonpost.transports.contract import End
+from pigeonpost.transports.contract import Transport
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def bus_of(settings: Settings, own: str = "") -> Bus:
     return Bus(groups[0], groups[1], path, alive_s, settings["bus", "commands"], old)
 
 
-class Voice:
+class Sender:
     """What one component says: control packets under its own codifier, data packets under those of its channels."""
 
     def __init__(self, codifier: str, clock: Clock, draw: Callable[[int, int], int] = random.randint) -> None:
@@ -136,10 +136,10 @@ class Voice:
                 log.warning("bus: a packet could not be sent: %s; further ones are only counted", error.strerror)
 
 
-class BusEnd(End):
+class BusTransport(Transport):
     """What both ends have: the sockets, the thread, and the component that speaks on the control channel."""
 
-    def __init__(self, load: Callable[[], Bus], voice: Voice | None, clock: Clock) -> None:
+    def __init__(self, load: Callable[[], Bus], voice: Sender | None, clock: Clock) -> None:
         """
         load   reads the settings' bus; called again for C. Raises SettingsError; Unreachable is waited for
         voice  None: this end only listens
@@ -288,7 +288,7 @@ class BusEnd(End):
     def _refused(self, count: int, why: str) -> None:
         """Datagrams came that were no packets; why, of the last one."""
 
-    def _obey(self, voice: Voice, packet: Packet) -> None:
+    def _obey(self, voice: Sender, packet: Packet) -> None:
         flag = packet.flag
         if packet.source == voice.codifier:
             assert isinstance(packet.value, float)

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from pigeonpost.compat.multicast_bus.component import Bus, BusEnd, Voice, bus_of
+from pigeonpost.compat.multicast_bus.component import Bus, BusTransport, Sender, bus_of
 from pigeonpost.compat.multicast_bus.packets import EVERYBODY, Packet, Value
 from pigeonpost.compat.multicast_bus.server import MOST_AT_ONCE
 from pigeonpost.core.clock import Clock
@@ -19,10 +19,10 @@ from pigeonpost.core.config import Settings
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.core.strict_json import read_json
 from pigeonpost.node.ring_file import slot_bytes_for
-from pigeonpost.node.ring_records import Taken
+from pigeonpost.node.ring_records import UnnumberedSample
 
 if TYPE_CHECKING:
-    from pigeonpost.node.node_info import NodeFacts
+    from pigeonpost.node.node_info import NodeInfo
     from pigeonpost.node.outbox import Outbox
 
 log = logging.getLogger(__name__)
@@ -30,13 +30,13 @@ log = logging.getLogger(__name__)
 MOST_LATE = 10_000  # samples that a node still says, when it could not for a while
 
 
-class NodeEnd(BusEnd):
+class BusNodeTransport(BusTransport):
     """Says each accepted sample on the bus, a packet a value."""
 
     def __init__(
         self,
         load: Callable[[], Bus],
-        voice: Voice,
+        voice: Sender,
         codifiers: Mapping[str, str],
         controls: Mapping[str, str],
         outbox: Outbox,
@@ -128,17 +128,17 @@ class NodeEnd(BusEnd):
         self._values[name] = value
         if self._outbox.on:
             clock = self._clock
-            self._outbox.put(Taken(clock.wall_ms(), clock.up_ms(), clock.is_set(), {name: value}, {}))
+            self._outbox.put(UnnumberedSample(clock.wall_ms(), clock.up_ms(), clock.is_set(), {name: value}, {}))
 
 
 _LARGEST_F32 = 3.4028234663852886e38
 
 
-def make_node_end(settings: Settings, facts: NodeFacts, outbox: Outbox, clock: Clock) -> NodeEnd:
+def make_node_end(settings: Settings, info: NodeInfo, outbox: Outbox, clock: Clock) -> BusNodeTransport:
     """The node's end, as the settings have it. Raises SettingsError."""
     codifiers: dict[str, str] = dict(settings["bus", "codifiers"])
     controls: dict[str, str] = dict(settings["bus", "controls"])
-    channels = [str(sensor["name"]) for sensor in facts.sensors]
+    channels = [str(sensor["name"]) for sensor in info.sensors]
     for name in codifiers:
         if name not in channels:
             raise SettingsError(f"[bus] codifiers: there is no channel {name!r}; there are {', '.join(channels)}")
@@ -152,11 +152,11 @@ def make_node_end(settings: Settings, facts: NodeFacts, outbox: Outbox, clock: C
         raise SettingsError('[bus] codifiers takes each codifier once, and one at least, as ["temperature=C4"]')
     if controls and slot_bytes_for(list(controls)[:1]) > outbox.ring.slot_bytes:
         raise SettingsError("[bus] controls: this outbox is too small for them; begin a new one")
-    end = NodeEnd(lambda: bus_of(settings, own[0]), Voice(own[0], clock), codifiers, controls, outbox, clock)
+    end = BusNodeTransport(lambda: bus_of(settings, own[0]), Sender(own[0], clock), codifiers, controls, outbox, clock)
     old = end.bus.old.sensors if end.bus.old else {}
     for name, codifier in controls.items():
         if codifier in old and not old[codifier].control:
             raise SettingsError(f'[bus] controls: {codifier} ({name}) has no "Control": "enabled" in its configuration')
     units = {name: old[codifier].symbol[:32] if codifier in old else "" for name, codifier in controls.items()}
-    facts.sensors = [*facts.sensors, *[{"name": name, "unit": unit} for name, unit in units.items()]]
+    info.sensors = [*info.sensors, *[{"name": name, "unit": unit} for name, unit in units.items()]]
     return end

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from pigeonpost.core.format import clock, number
-from pigeonpost.http.message import Answer, Refusal
-from pigeonpost.views.context import TABLE_FORMS, Route, Visit
+from pigeonpost.http.message import HTTPError, Response
+from pigeonpost.views.context import TABLE_FORMS, RequestContext, Route
 from pigeonpost.views.html import json_answer
-from pigeonpost.views.table_page import Listing, listed
+from pigeonpost.views.table_page import TablePage, render_table
 
 CLOSED = "This server does not listen to the multicast bus ([bus] enabled)."
 _KEYS = (
@@ -25,15 +25,15 @@ _KEYS = (
 _HEAD = ("codifier", "value", "heard", "state", "lost", "answers in", "ping")
 
 
-def bus(visit: Visit) -> Answer:
+def bus(context: RequestContext) -> Response:
     """`/bus`: a row for each codifier."""
-    road = visit.house.roads.get("bus")
-    report = road.report() if road is not None else None
+    transport = context.app.transports.get("bus")
+    report = transport.report() if transport is not None else None
     if report is None:
-        raise Refusal(404, CLOSED, "no-bus")
-    now_ms = visit.house.clock.wall_ms()
+        raise HTTPError(404, CLOSED, "no-bus")
+    now_ms = context.app.clock.wall_ms()
     codifiers: Mapping[str, Mapping[str, Any]] = report["codifiers"]
-    return listed(visit, Listing(
+    return render_table(context, TablePage(
         title="Bus watch",
         lead=_lead(report),
         head=_HEAD,
@@ -101,12 +101,12 @@ def _data(code: str, fields: Mapping[str, Any]) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def as_json(visit: Visit) -> Answer:
+def as_json(context: RequestContext) -> Response:
     """`GET /api/v1/bus`: everything about the bus, for programs."""
-    road = visit.house.roads.get("bus")
-    if road is None:
-        raise Refusal(404, CLOSED, "no-bus")
-    return json_answer(road.report())
+    transport = context.app.transports.get("bus")
+    if transport is None:
+        raise HTTPError(404, CLOSED, "no-bus")
+    return json_answer(transport.report())
 
 
 def routes() -> list[Route]:

@@ -18,14 +18,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pigeonpost.compat.multicast_bus.component import Bus, BusEnd, Voice, bus_of
+from pigeonpost.compat.multicast_bus.component import Bus, BusTransport, Sender, bus_of
 from pigeonpost.compat.multicast_bus.legacy_config import node_name, slug
 from pigeonpost.compat.multicast_bus.packets import DATA, PACKET_BYTES, Packet
-from pigeonpost.compat.multicast_bus.state import BusState, Heard, number_of
+from pigeonpost.compat.multicast_bus.state import BusState, ReceivedReading, number_of
 from pigeonpost.core.addresses import join_address
 from pigeonpost.core.errors import NotStored
 from pigeonpost.core.multicast import Drain, listener
-from pigeonpost.transports.contract import Hall
+from pigeonpost.transports.contract import ServerContext
 
 if TYPE_CHECKING:
     pass
@@ -52,17 +52,19 @@ class Place(NamedTuple):
     unit: str
 
 
-class ServerEnd(BusEnd):
+class BusServerTransport(BusTransport):
     """Listens to both channels: remembers who said what, and stores each reading once."""
 
-    def __init__(self, load: Callable[[], Bus], voice: Voice | None, hall: Hall) -> None:
+    def __init__(self, load: Callable[[], Bus], voice: Sender | None, context: ServerContext) -> None:
         """voice: None: this server is no component of the bus, and only listens"""
-        super().__init__(load, voice, hall.clock)
-        self._hall = hall
+        super().__init__(load, voice, context.clock)
+        self._context = context
         self.state = BusState(self._alive_s_of)
         self.stored = 0
         self.unstored = 0  # readings for which there was no room
-        self._held: deque[tuple[Place, Heard]] = deque()  # while the store is busy: the next who asks finds it free
+        self._held: deque[tuple[Place, ReceivedReading]] = (
+            deque()
+        )  # while the store is busy: the next who asks finds it free
         self._data_drain = Drain(MOST_AT_ONCE, PACKET_BYTES + 1)
         self._places: dict[str, Place | None] = {}
         self._alike: Counter[str] = Counter()  # how many components of the configuration have one name
@@ -121,10 +123,12 @@ class ServerEnd(BusEnd):
             self.stored += 1
         return None
 
-    def _leave(self, place: Place, heard: Heard) -> bool:
+    def _leave(self, place: Place, heard: ReceivedReading) -> bool:
         values = {**_beside(heard.more, place.sensor), place.sensor: heard.value}
         errors = {place.sensor: heard.error} if heard.error else None
-        return self._hall.guests.leave(place.node, values, {place.sensor: place.unit}, heard.time_ms, errors)
+        return self._context.unnumbered_sources.leave(
+            place.node, values, {place.sensor: place.unit}, heard.time_ms, errors
+        )
 
     def _lose(self, count: int, why: str) -> None:
         """Give up the oldest that are held."""
@@ -146,7 +150,7 @@ class ServerEnd(BusEnd):
             return Place(plain, "value", "")
         sensor = old[codifier]
         node = node_name(sensor.short_name, 50)
-        taken = {link.state.name for link in self._hall.links} - self._own
+        taken = {link.state.name for link in self._context.links} - self._own
         # Two components may have one name there, and a node of ours may have it too.
         if not node or node in taken or self._alike[node] > 1:
             node = f"{node}-{codifier}" if node and codifier.isalnum() else plain
@@ -169,8 +173,10 @@ def _beside(more: Mapping[str, Any], sensor: str) -> dict[str, int | float | Non
     return found
 
 
-def make_server_end(hall: Hall) -> ServerEnd:
+def make_server_end(context: ServerContext) -> BusServerTransport:
     """The server's end, as the settings have it. Raises SettingsError."""
-    settings = hall.settings
+    settings = context.settings
     codifier = settings["bus", "codifier"]
-    return ServerEnd(lambda: bus_of(settings, codifier), Voice(codifier, hall.clock) if codifier else None, hall)
+    return BusServerTransport(
+        lambda: bus_of(settings, codifier), Sender(codifier, context.clock) if codifier else None, context
+    )

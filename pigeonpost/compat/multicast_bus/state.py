@@ -29,7 +29,7 @@ _MOST_PINGS = 64
 _WIDER = 2**32
 
 
-class Heard(NamedTuple):
+class ReceivedReading(NamedTuple):
     """A reading that came with a data packet: the number, or None and why there is none, and when it was taken.
 
     more  other numbers that stood beside it (in JSON)
@@ -122,7 +122,7 @@ class BusState:
         self._components: dict[str, Component] = {}
         self._pings: dict[tuple[str, str, float], int] = {}
 
-    def hear(self, packets: Iterable[Packet], now_ms: int) -> list[Heard]:
+    def hear(self, packets: Iterable[Packet], now_ms: int) -> list[ReceivedReading]:
         """Take note of packets that came now; gives the readings among them that are new."""
         readings = []
         components = self._components
@@ -206,7 +206,7 @@ class BusState:
                 fields["RoundTrip"] = now_ms - asked_ms
 
 
-def _note_data(component: Component, packet: Packet, time_ms: int) -> Heard | None:
+def _note_data(component: Component, packet: Packet, time_ms: int) -> ReceivedReading | None:
     flag, fields, value = packet.flag, component.fields, packet.value
     if flag == "n":
         if component.data.restart(packet.sequence, packet.time_ms):
@@ -228,7 +228,7 @@ def _note_data(component: Component, packet: Packet, time_ms: int) -> Heard | No
     fields["Value"] = number if isinstance(value, int | float) else value
     if flag == "s" and number is None:
         return None  # words are shown, and are no reading
-    return Heard(packet.source, time_ms, number, error, more)
+    return ReceivedReading(packet.source, time_ms, number, error, more)
 
 
 def number_of(value: Any) -> tuple[int | float | None, str]:

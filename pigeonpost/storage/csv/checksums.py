@@ -60,7 +60,7 @@ def faults(folder: str) -> Iterator[str]:
             yield f"{name}: changed since it was closed (its SHA-256 is {found}, and {LOG_CHECKSUMS} says {expected})"
 
 
-class Sums:
+class LogChecksums:
     """The file in `folder`, as the one server that writes there has it."""
 
     def __init__(self, folder: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pigeonpost.core.clock import parse_rfc3339
-from pigeonpost.storage.models import Logged, Stretch
+from pigeonpost.storage.models import LogEntry, SampleBatch
 from protocol import Gap
 
 HEADER = "time,node,sensor,value,unit\n"
@@ -73,12 +73,12 @@ def is_left_by_crash(there: bytes, wanted: bytes) -> bool:
     )
 
 
-def logged_rows(logged: Logged) -> bytes:
+def logged_rows(logged: LogEntry) -> bytes:
     """The rows that the log owes of what the store gives back."""
     return log_rows(logged.node, logged.epoch, logged.item, logged.units, logged.noted_ms).encode()
 
 
-def log_rows(node: str, epoch: str, item: Stretch | Gap, units: Mapping[str, str], noted_ms: int) -> str:
+def log_rows(node: str, epoch: str, item: SampleBatch | Gap, units: Mapping[str, str], noted_ms: int) -> str:
     """The rows of samples: one a value, an empty value where a sensor failed. A gap is one row, its value the count."""
     if isinstance(item, Gap):
         count = item.last - item.first + 1 + item.before

@@ -25,7 +25,7 @@ from pigeonpost.storage.csv.format import (
     meaning,
     rows_written,
 )
-from pigeonpost.storage.models import LogMark, Point, Stretch
+from pigeonpost.storage.models import LogMark, SampleBatch, StoredSample
 from protocol import Gap, Sample
 
 _AT_ONCE = 1000  # samples that are made rows together
@@ -159,7 +159,7 @@ def write_anew(folder: str, name: str, store: Store, clock: Clock) -> None:
 def _all_rows(store: Store) -> Iterator[bytes]:
     yield HEADER.encode()
     units = {node["name"]: node["sensors"] for node in store.nodes()}
-    waiting: list[Point] = []
+    waiting: list[StoredSample] = []
     for point in store.every_sample():
         if waiting and (waiting[0].node != point.node or len(waiting) >= _AT_ONCE):
             yield _block(waiting, units)
@@ -172,7 +172,7 @@ def _all_rows(store: Store) -> Iterator[bytes]:
         yield log_rows(told["node"], told["epoch"], gap, {}, told["noted_ms"]).encode()
 
 
-def _block(points: list[Point], units: Mapping[str, Mapping[str, str]]) -> bytes:
+def _block(points: list[StoredSample], units: Mapping[str, Mapping[str, str]]) -> bytes:
     node = points[0].node
     samples = [Sample(point.seq, point.time_ms, 0, point.values, {}, point.clock) for point in points]
-    return log_rows(node, points[0].epoch, Stretch(samples), units.get(node, {}), 0).encode()
+    return log_rows(node, points[0].epoch, SampleBatch(samples), units.get(node, {}), 0).encode()

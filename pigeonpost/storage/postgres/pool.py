@@ -45,7 +45,7 @@ _NO_RIGHTS = "42501"
 _READ_ONLY = "25006"  # a standby, to which a failing primary's name may lead for a while
 
 
-class Link:
+class PostgresConnection:
     """One database, and the connections to it."""
 
     def __init__(self, address: str) -> None:

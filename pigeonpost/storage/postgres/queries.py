@@ -12,9 +12,18 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pigeonpost.storage.contract import Store
-from pigeonpost.storage.models import Column, Logged, LogMark, Mark, Point, Stretch, Summary, Window
+from pigeonpost.storage.models import (
+    Bucket,
+    HighWaterMark,
+    LogEntry,
+    LogMark,
+    Rollup,
+    SampleBatch,
+    StoredSample,
+    Window,
+)
 from pigeonpost.storage.postgres import rollups as statistics
-from pigeonpost.storage.postgres.pool import Link
+from pigeonpost.storage.postgres.pool import PostgresConnection
 from protocol import Gap, Sample
 
 _AT_ONCE = 5_000  # rows that are fetched of a long answer
@@ -23,12 +32,12 @@ _AT_ONCE = 5_000  # rows that are fetched of a long answer
 class Reader(Store):
     """Anybody's part of the contract."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: PostgresConnection) -> None:
         self._link = link
         self._server = -1  # this server's number in the database; -1: it has stored nothing yet
         self.identity = ""
 
-    def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, Mark]]:
+    def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, HighWaterMark]]:
         with self._link.reading() as db:
             top = db.execute(
                 "SELECT top FROM outboxes JOIN nodes ON id = node WHERE name = %s AND outbox = %s", (node, outbox)
@@ -38,7 +47,7 @@ class Reader(Store):
                 " WHERE node = (SELECT id FROM nodes WHERE name = %s) AND epoch = ANY(%s)",
                 (node, list(epochs)),
             ).fetchall()
-        return top[0] if top else 0, {epoch: Mark(*mark) for epoch, *mark in rows}
+        return top[0] if top else 0, {epoch: HighWaterMark(*mark) for epoch, *mark in rows}
 
     def log_mark(self) -> LogMark | None:
         with self._link.reading() as db:
@@ -47,7 +56,7 @@ class Reader(Store):
             ).fetchone()
         return LogMark(*row) if row else None
 
-    def logged_after(self, filed: int) -> Iterator[Logged]:
+    def logged_after(self, filed: int) -> Iterator[LogEntry]:
         with self._link.reading() as db:
             owed = db.execute(
                 "SELECT id FROM filings WHERE server = %s AND id > %s ORDER BY id", (self._server, filed)
@@ -57,7 +66,7 @@ class Reader(Store):
                 logged = self._logged(db, id)
             yield logged
 
-    def _logged(self, db: Any, id: int) -> Logged:
+    def _logged(self, db: Any, id: int) -> LogEntry:
         node, name, epoch, code, first, last, low, high, gap = db.execute(
             "SELECT n.id, n.name, e.id, e.epoch, f.first, f.last, f.low, f.high, f.gap FROM filings f"
             " JOIN epochs e ON e.id = f.epoch JOIN nodes n ON n.id = e.node WHERE f.server = %s AND f.id = %s",
@@ -68,7 +77,7 @@ class Reader(Store):
             *gap, noted_ms = db.execute(
                 "SELECT first, last, before, why, noted FROM gaps WHERE id = %s", (gap,)
             ).fetchone()
-            return Logged(id, name, code, Gap(*gap), noted_ms, units)
+            return LogEntry(id, name, code, Gap(*gap), noted_ms, units)
         samples = [
             Sample(seq, time_ms, 0, dict(zip(json.loads(names), values)), {}, clock or "")
             for seq, time_ms, names, values, clock in db.execute(
@@ -77,7 +86,7 @@ class Reader(Store):
                 (epoch, first, last, low, high),
             ).fetchall()
         ]
-        return Logged(id, name, code, Stretch(samples), 0, units)
+        return LogEntry(id, name, code, SampleBatch(samples), 0, units)
 
     def nodes(self) -> list[dict[str, Any]]:
         with self._link.reading() as db:
@@ -88,7 +97,7 @@ class Reader(Store):
             for name, kept_from, high, forgotten, within, before, first, last, sensors in rows
         ]  # fmt: skip
 
-    def points(self, node: str, from_ms: int, to_ms: int, limit: int) -> list[Point]:
+    def points(self, node: str, from_ms: int, to_ms: int, limit: int) -> list[StoredSample]:
         with self._link.reading() as db:
             rows = db.execute(
                 'SELECT s.time, e.epoch, s.seq, p.names, s."values", s.clock FROM samples s'
@@ -98,15 +107,15 @@ class Reader(Store):
                 (node, from_ms, to_ms, limit),
             ).fetchall()
         return [
-            Point(node, time_ms, epoch, seq, dict(zip(json.loads(names), values)), clock or "")
+            StoredSample(node, time_ms, epoch, seq, dict(zip(json.loads(names), values)), clock or "")
             for time_ms, epoch, seq, names, values, clock in reversed(rows)
         ]
 
-    def columns(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Column]:
+    def columns(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
         with self._link.reading() as db:
             return statistics.columns(db, node, sensor, from_ms, to_ms, count)
 
-    def summary(self, node: str, from_ms: int, to_ms: int, count: int) -> dict[str, list[Column]]:
+    def summary(self, node: str, from_ms: int, to_ms: int, count: int) -> dict[str, list[Bucket]]:
         with self._link.reading() as db:
             return statistics.summary(db, node, from_ms, to_ms, count)
 
@@ -114,7 +123,7 @@ class Reader(Store):
         with self._link.reading() as db:
             return statistics.unsummed(db, self._server, before_ms, most)
 
-    def summaries(self, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Summary]:
+    def summaries(self, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Rollup]:
         with self._link.reading() as db:
             return statistics.summaries(db, node, sensor, span_ms, from_ms, to_ms)
 
@@ -123,10 +132,10 @@ class Reader(Store):
             rows = db.execute(_GAPS + " ORDER BY g.id DESC LIMIT %s", (limit if limit >= 0 else None,)).fetchall()
         return [dict(zip(("node", "epoch", "from", "to", "before", "why", "noted_ms"), row)) for row in rows]
 
-    def every_sample(self) -> Iterator[Point]:
+    def every_sample(self) -> Iterator[StoredSample]:
         return self._all_samples("true")
 
-    def own_samples(self) -> Iterator[Point]:
+    def own_samples(self) -> Iterator[StoredSample]:
         return self._all_samples(f"s.server = {self._server}")
 
     def own_gaps(self) -> int:
@@ -134,7 +143,7 @@ class Reader(Store):
             (count,) = db.execute("SELECT count(*) FROM gaps WHERE server = %s", (self._server,)).fetchone()
         return int(count)
 
-    def _all_samples(self, which: str) -> Iterator[Point]:
+    def _all_samples(self, which: str) -> Iterator[StoredSample]:
         """Through a cursor of the database, node by node: so neither side holds more than a part of them."""
         with self._link.reading() as db:
             shapes = {id: json.loads(names) for id, names in db.execute("SELECT id, names FROM shapes").fetchall()}
@@ -148,7 +157,9 @@ class Reader(Store):
                         (node,),
                     )
                     for time_ms, epoch, seq, shape, values, clock in cursor:
-                        yield Point(name, time_ms, epochs[epoch], seq, dict(zip(shapes[shape], values)), clock or "")
+                        yield StoredSample(
+                            name, time_ms, epochs[epoch], seq, dict(zip(shapes[shape], values)), clock or ""
+                        )
 
     def verify(self) -> Iterator[str]:
         with self._link.reading() as db:

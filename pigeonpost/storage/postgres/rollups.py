@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pigeonpost.storage.models import SPANS_MS, Column, Summary, Window, together, whole_hours, window_end
+from pigeonpost.storage.models import SPANS_MS, Bucket, Rollup, Window, merge_rollups, whole_hours, window_end
 
 _SUMMARY = '"end", "values", mean, median, mode, low, high, deviation'
 _GONE = "30 days"  # that a server was not seen; then nothing waits any more for what its log owes
@@ -49,7 +49,7 @@ def unsummed(db: Any, server: int, before_ms: int, most: int) -> list[Window]:
     return [Window(*row) for row in rows]
 
 
-def put(db: Any, node: int, window: Window, found: Mapping[str, Summary]) -> None:
+def put(db: Any, node: int, window: Window, found: Mapping[str, Rollup]) -> None:
     """As Store.put_summaries; the node's row is locked."""
     key = node, window.span_ms, window.end_ms
     row = db.execute('SELECT change FROM unsummed WHERE node = %s AND span = %s AND "end" = %s', key).fetchone()
@@ -64,7 +64,7 @@ def put(db: Any, node: int, window: Window, found: Mapping[str, Summary]) -> Non
         db.execute('DELETE FROM unsummed WHERE node = %s AND span = %s AND "end" = %s', key)
 
 
-def _insert(db: Any, node: int, sensor: str, span_ms: int, summary: Summary) -> None:
+def _insert(db: Any, node: int, sensor: str, span_ms: int, summary: Rollup) -> None:
     end_ms, count, *figures = summary
     db.execute(
         "INSERT INTO summaries VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
@@ -75,7 +75,7 @@ def _insert(db: Any, node: int, sensor: str, span_ms: int, summary: Summary) -> 
     )
 
 
-def add_late(db: Any, node: int, window: Window, parts: Mapping[int, Mapping[str, list[Summary]]]) -> bool:
+def add_late(db: Any, node: int, window: Window, parts: Mapping[int, Mapping[str, list[Rollup]]]) -> bool:
     """As Store.add_late; the node's row is locked."""
     start, end = window.end_ms - window.span_ms, window.end_ms
     (change,) = db.execute(
@@ -96,7 +96,7 @@ def add_late(db: Any, node: int, window: Window, parts: Mapping[int, Mapping[str
                     ' WHERE node = %s AND sensor = %s AND span = %s AND "end" = %s FOR UPDATE',
                     (node, sensor, span, part.end_ms),
                 ).fetchone()
-                _insert(db, node, sensor, span, together(Summary(*row), part) if row else part)
+                _insert(db, node, sensor, span, merge_rollups(Rollup(*row), part) if row else part)
     _delete(db, db.execute(
         "SELECT epoch, seq FROM samples WHERE node = %s AND time > %s AND time <= %s", (node, start, end)
     ).fetchall(), start, end)  # fmt: skip
@@ -161,31 +161,31 @@ def _delete(db: Any, rows: Sequence[tuple[int, int]], after_ms: int, until_ms: i
     )
 
 
-def summaries(db: Any, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Summary]:
+def summaries(db: Any, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Rollup]:
     """As Store.summaries."""
     rows = db.execute(
         f"SELECT {_SUMMARY} FROM summaries WHERE node = (SELECT id FROM nodes WHERE name = %s) AND sensor = %s"
         ' AND span = %s AND "end" > %s AND "end" <= %s ORDER BY "end"',
         (node, sensor, span_ms, from_ms, to_ms),
     )
-    return [Summary(*row) for row in rows]
+    return [Rollup(*row) for row in rows]
 
 
 # ------------------------------------------------------------------------------------------------------- columns
 
 
-def columns(db: Any, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Column]:
+def columns(db: Any, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
     """As Store.columns."""
     row = db.execute("SELECT id, kept_from FROM nodes WHERE name = %s", (node,)).fetchone()
     if row is None or to_ms <= from_ms:
         return []
     id, kept_from = row
-    found: dict[int, Column] = {}
+    found: dict[int, Bucket] = {}
     ask = {"from": from_ms, "to": to_ms, "count": count, "node": id, "sensor": sensor}
     for span_ms, after_ms, until_ms in _pieces(db, id, kept_from, from_ms, to_ms, count):
         ask |= {"after": after_ms, "until": until_ms, "span": span_ms}
         for place, values, low, high, mean in _of_windows(db, ask) if span_ms else _of_samples(db, ask):
-            column = Column(place, int(values), float(low), float(high), float(mean))
+            column = Bucket(place, int(values), float(low), float(high), float(mean))
             other = found.get(place)
             found[place] = column.with_other(other) if other else column
     return [found[place] for place in sorted(found)]
@@ -247,10 +247,10 @@ def _of_samples(db: Any, ask: Mapping[str, Any]) -> Iterable[tuple[Any, ...]]:
     return rows
 
 
-def summary(db: Any, node: str, from_ms: int, to_ms: int, count: int) -> dict[str, list[Column]]:
+def summary(db: Any, node: str, from_ms: int, to_ms: int, count: int) -> dict[str, list[Bucket]]:
     """As Store.summary."""
     shapes = {id: json.loads(names) for id, names in db.execute("SELECT id, names FROM shapes").fetchall()}
-    found: dict[str, list[Column]] = {}
+    found: dict[str, list[Bucket]] = {}
     for place, shape, key, values, low, high, mean in db.execute(
         f"SELECT (time - %(from)s::bigint) {_PLACE} AS i, shape, place, count(v), min(v), max(v), avg(v) FROM ("
         "  SELECT time, shape, j.place, j.v::numeric AS v FROM samples,"
@@ -260,7 +260,7 @@ def summary(db: Any, node: str, from_ms: int, to_ms: int, count: int) -> dict[st
         {"from": from_ms, "to": to_ms, "count": count, "node": node},
     ).fetchall():
         columns = found.setdefault(shapes[shape][key - 1], [])
-        column = Column(place, values, float(low), float(high), float(mean))
+        column = Bucket(place, values, float(low), float(high), float(mean))
         if columns and columns[-1].place == place:  # of two shapes, as after a sensor was added
             column = columns.pop().with_other(column)
         columns.append(column)

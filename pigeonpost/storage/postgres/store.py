@@ -28,9 +28,9 @@ from typing import Any
 
 from pigeonpost.core.errors import DiskError, InUse, NotStored
 from pigeonpost.core.files import replace_file
-from pigeonpost.storage.models import SPANS_MS, Filing, LogMark, Mark, Stretch, Summary, Window
+from pigeonpost.storage.models import SPANS_MS, EpochCommit, HighWaterMark, LogMark, Rollup, SampleBatch, Window
 from pigeonpost.storage.postgres import rollups as statistics
-from pigeonpost.storage.postgres.pool import Link, words_of
+from pigeonpost.storage.postgres.pool import PostgresConnection, words_of
 from pigeonpost.storage.postgres.queries import Reader
 from pigeonpost.storage.postgres.schema import bring_up_to_date, refuse_newer
 from protocol import Gap
@@ -56,7 +56,7 @@ class PostgresStore(Reader):
         look_only  change nothing, not even by making tables: for looking beside a server that runs
         start_s    how long to wait for a database that cannot be reached
         """
-        super().__init__(Link(address))
+        super().__init__(PostgresConnection(address))
         self._psycopg = self._link.psycopg
         self._key = _server_key(folder, make=not look_only)
         self._db: Any = None  # the connection that writes
@@ -148,7 +148,7 @@ class PostgresStore(Reader):
     # -------------------------------------------------------------------------------------------- writing
 
     @contextmanager
-    def writing(self, epochs: Iterable[Epoch]) -> Iterator[Mapping[Epoch, Mark]]:
+    def writing(self, epochs: Iterable[Epoch]) -> Iterator[Mapping[Epoch, HighWaterMark]]:
         with self._link.our_errors():
             db = self._writer()
             try:
@@ -201,14 +201,14 @@ class PostgresStore(Reader):
             ([self._nodes[node] for node, _ in wanted], [epoch for _, epoch in wanted]),
         ).fetchall()
         self._epochs.update(dict.fromkeys(wanted, (0, None)))
-        self._epochs.update({wanted[place - 1]: (id, Mark(seq, up)) for place, id, seq, up in known})
+        self._epochs.update({wanted[place - 1]: (id, HighWaterMark(seq, up)) for place, id, seq, up in known})
 
-    def put(self, filings: Sequence[Filing], noted_ms: int, log: LogMark | None) -> int:
+    def put(self, epoch_commits: Sequence[EpochCommit], noted_ms: int, log: LogMark | None) -> int:
         with self._link.our_errors():
-            self._hold([(filing.node, filing.epoch) for filing in filings])
-            self._put_marks(filings)
-            self._put_units(filings)
-            filed = self._put_items(filings, noted_ms)
+            self._hold([(epoch_commit.node, epoch_commit.epoch) for epoch_commit in epoch_commits])
+            self._put_marks(epoch_commits)
+            self._put_units(epoch_commits)
+            filed = self._put_items(epoch_commits, noted_ms)
             if log is not None:
                 self._db.execute(
                     "INSERT INTO logs (server, name, size, tail, filed) VALUES (%s, %s, %s, %s, %s)"
@@ -219,14 +219,16 @@ class PostgresStore(Reader):
                 self._db.execute("DELETE FROM filings WHERE server = %s AND id <= %s", (self._server, log.filed))
             return filed
 
-    def _put_marks(self, filings: Sequence[Filing]) -> None:
-        if not filings:
+    def _put_marks(self, epoch_commits: Sequence[EpochCommit]) -> None:
+        if not epoch_commits:
             return
         old: list[tuple[Any, ...]] = []
         new: list[tuple[Any, ...]] = []
-        for filing in filings:
-            id, mark = self._epochs[filing.node, filing.epoch]
-            (new if mark is None else old).append((id, self._nodes[filing.node], filing.epoch, *filing.mark))
+        for epoch_commit in epoch_commits:
+            id, mark = self._epochs[epoch_commit.node, epoch_commit.epoch]
+            (new if mark is None else old).append(
+                (id, self._nodes[epoch_commit.node], epoch_commit.epoch, *epoch_commit.mark)
+            )
         if old:
             ids, _, _, seqs, ups = map(list, zip(*old))
             self._db.execute(
@@ -242,12 +244,12 @@ class PostgresStore(Reader):
                 " unnest(%s::int[], %s::text[], %s::bigint[], %s::bigint[]) RETURNING id, node, epoch, seq, up",
                 (nodes, epochs, seqs, ups),
             ).fetchall():
-                self._epochs[names[node], epoch] = id, Mark(seq, up)
+                self._epochs[names[node], epoch] = id, HighWaterMark(seq, up)
         tops: dict[tuple[int, str], int] = {}
-        for filing in filings:
-            if filing.top:
-                key = self._nodes[filing.node], filing.outbox
-                tops[key] = max(filing.top, tops.get(key, 0))
+        for epoch_commit in epoch_commits:
+            if epoch_commit.top:
+                key = self._nodes[epoch_commit.node], epoch_commit.outbox
+                tops[key] = max(epoch_commit.top, tops.get(key, 0))
         if tops:
             self._db.execute(
                 "INSERT INTO outboxes SELECT * FROM unnest(%s::int[], %s::text[], %s::bigint[])"
@@ -255,12 +257,14 @@ class PostgresStore(Reader):
                 ([node for node, _ in tops], [outbox for _, outbox in tops], list(tops.values())),
             )
 
-    def _put_units(self, filings: Sequence[Filing]) -> None:
+    def _put_units(self, epoch_commits: Sequence[EpochCommit]) -> None:
         units = {}
-        for filing in filings:
-            if self._units.get(filing.node) is not filing.units:
-                units.update({(self._nodes[filing.node], name): unit for name, unit in filing.units.items()})
-                self._units[filing.node] = filing.units
+        for epoch_commit in epoch_commits:
+            if self._units.get(epoch_commit.node) is not epoch_commit.units:
+                units.update(
+                    {(self._nodes[epoch_commit.node], name): unit for name, unit in epoch_commit.units.items()}
+                )
+                self._units[epoch_commit.node] = epoch_commit.units
         if units:
             self._db.execute(
                 "INSERT INTO sensors SELECT * FROM unnest(%s::int[], %s::text[], %s::text[])"
@@ -268,9 +272,9 @@ class PostgresStore(Reader):
                 ([node for node, _ in units], [name for _, name in units], list(units.values())),
             )
 
-    def _put_items(self, filings: Sequence[Filing], noted_ms: int) -> int:
+    def _put_items(self, epoch_commits: Sequence[EpochCommit], noted_ms: int) -> int:
         """Store samples and gaps, and that the log owes them; the number of the last filing."""
-        count = sum(len(filing.items) for filing in filings)
+        count = sum(len(epoch_commit.items) for epoch_commit in epoch_commits)
         (last,) = self._db.execute(
             "UPDATE servers SET filed = filed + %s, seen = now() WHERE id = %s RETURNING filed"
             if count else "SELECT filed + %s FROM servers WHERE id = %s",
@@ -280,9 +284,9 @@ class PostgresStore(Reader):
         touched: set[tuple[int, int]] = set()
         failures: list[tuple[Any, ...]] = []
         filed: list[tuple[Any, ...]] = []
-        for filing in filings:
-            node, (epoch, _) = self._nodes[filing.node], self._epochs[filing.node, filing.epoch]
-            for item in filing.items:
+        for epoch_commit in epoch_commits:
+            node, (epoch, _) = self._nodes[epoch_commit.node], self._epochs[epoch_commit.node, epoch_commit.epoch]
+            for item in epoch_commit.items:
                 number = last - count + len(filed) + 1
                 if isinstance(item, Gap):
                     (gap,) = self._db.execute(
@@ -308,11 +312,11 @@ class PostgresStore(Reader):
         return int(last)
 
     def _lay_out(
-        self, rows: list[str], failures: list[tuple[Any, ...]], node: int, epoch: int, stretch: Stretch
+        self, rows: list[str], failures: list[tuple[Any, ...]], node: int, epoch: int, sample_batch: SampleBatch
     ) -> None:
         """The samples as lines of COPY: numbers and JSON's signs, so nothing in them needs to be escaped."""
         shapes, server = self._shapes, self._server
-        for (seq, time_ms, _, values, errors, clock), texts in zip(stretch.samples, stretch.texts):
+        for (seq, time_ms, _, values, errors, clock), texts in zip(sample_batch.samples, sample_batch.texts):
             names = tuple(values)
             shape = shapes.get(names) or self._shape(names)
             text = ",".join(texts)
@@ -359,15 +363,15 @@ class PostgresStore(Reader):
     def _forget_learned(self) -> None:
         """What was learned in a transaction that is rolled back does not hold; all of it can be looked up again."""
         self._nodes: dict[str, int] = {}
-        self._epochs: dict[Epoch, tuple[int, Mark | None]] = {}  # of this transaction: id and mark
+        self._epochs: dict[Epoch, tuple[int, HighWaterMark | None]] = {}  # of this transaction: id and mark
         self._shapes: dict[tuple[str, ...], int] = {}
         self._units: dict[str, Mapping[str, str]] = {}
 
-    def put_summaries(self, window: Window, summaries: Mapping[str, Summary]) -> None:
+    def put_summaries(self, window: Window, summaries: Mapping[str, Rollup]) -> None:
         with self._link.our_errors():
             statistics.put(self._db, self._hold_node(window.node), window, summaries)
 
-    def add_late(self, window: Window, parts: Mapping[int, Mapping[str, list[Summary]]]) -> bool:
+    def add_late(self, window: Window, parts: Mapping[int, Mapping[str, list[Rollup]]]) -> bool:
         with self._link.our_errors():
             return statistics.add_late(self._db, self._hold_node(window.node), window, parts)
 

@@ -1,7 +1,7 @@
 """Statistics in the SQLite store: windows that are summed up, columns made of them, and samples that are forgotten.
 
 Runs on: server.  Reached from: stores/sqlite, with a connection.  Hands on to: SQLite.
-Threads: as the connection.  `Marks` belongs to the writer's.  Errors: those of SQLite.
+Threads: as the connection.  `DirtyWindows` belongs to the writer's.  Errors: those of SQLite.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from pigeonpost.storage.models import SPANS_MS, Column, Summary, Window, together, whole_hours, window_end
+from pigeonpost.storage.models import SPANS_MS, Bucket, Rollup, Window, merge_rollups, whole_hours, window_end
 
 _NODE = "(SELECT id FROM nodes WHERE name = ?)"
 _SUMMARY = '"end", "values", mean, median, mode, low, high, deviation'
 Key = tuple[int, int, int]  # node, span, end
 
 
-class Marks:
+class DirtyWindows:
     """Which windows are marked as not summed up, and the last filing that came into each: so that a live window is
     marked once, and not at every commit."""
 
@@ -69,7 +69,7 @@ def unsummed(db: sqlite3.Connection, before_ms: int, most: int) -> list[Window]:
     return [Window(name, span, end, as_of or 0, bool(is_late)) for name, span, end, is_late in rows]
 
 
-def put(db: sqlite3.Connection, marks: Marks, window: Window, found: Mapping[str, Summary]) -> None:
+def put(db: sqlite3.Connection, marks: DirtyWindows, window: Window, found: Mapping[str, Rollup]) -> None:
     """As Store.put_summaries."""
     (node,) = db.execute(f"SELECT {_NODE}", (window.node,)).fetchone()
     key = node, window.span_ms, window.end_ms
@@ -87,7 +87,7 @@ _INSERT = "INSERT OR REPLACE INTO summaries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?
 
 
 def add_late(
-    db: sqlite3.Connection, marks: Marks, window: Window, parts: Mapping[int, Mapping[str, list[Summary]]]
+    db: sqlite3.Connection, marks: DirtyWindows, window: Window, parts: Mapping[int, Mapping[str, list[Rollup]]]
 ) -> bool:
     """As Store.add_late."""
     (node,) = db.execute(f"SELECT {_NODE}", (window.node,)).fetchone()
@@ -111,7 +111,7 @@ def add_late(
                     f'SELECT {_SUMMARY} FROM summaries WHERE node = ? AND sensor = ? AND span = ? AND "end" = ?',
                     (node, sensor, span, part.end_ms),
                 ).fetchone()
-                db.execute(_INSERT, (node, sensor, span, *(together(Summary(*row), part) if row else part)))
+                db.execute(_INSERT, (node, sensor, span, *(merge_rollups(Rollup(*row), part) if row else part)))
     _delete(db, node, db.execute(
         "SELECT time, epoch, seq FROM samples WHERE node = ? AND time > ? AND time <= ?", (node, start, end)
     ).fetchall())  # fmt: skip
@@ -157,28 +157,28 @@ def _delete(db: sqlite3.Connection, node: int, rows: list[tuple[int, int, int]])
     )
 
 
-def summaries(db: sqlite3.Connection, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Summary]:
+def summaries(db: sqlite3.Connection, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Rollup]:
     """As Store.summaries."""
     rows = db.execute(
         f'SELECT {_SUMMARY} FROM summaries WHERE node = {_NODE} AND sensor = ? AND span = ? AND "end" > ?'
         ' AND "end" <= ? ORDER BY "end"',
         (node, sensor, span_ms, from_ms, to_ms),
     )
-    return [Summary(*row) for row in rows]
+    return [Rollup(*row) for row in rows]
 
 
 # ------------------------------------------------------------------------------------------------------- columns
 
 
-def columns(db: sqlite3.Connection, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Column]:
+def columns(db: sqlite3.Connection, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
     """As Store.columns."""
     if to_ms <= from_ms:
         return []
-    found: dict[int, Column] = {}
+    found: dict[int, Bucket] = {}
     for span_ms, after_ms, until_ms in _pieces(db, node, from_ms, to_ms, count):
         ask = (from_ms, to_ms, count, node, sensor, after_ms, until_ms)
         for row in _of_windows(db, *ask, span_ms) if span_ms else _of_samples(db, *ask):
-            column = Column(*row)
+            column = Bucket(*row)
             other = found.get(column.place)
             found[column.place] = column.with_other(other) if other else column
     return [found[place] for place in sorted(found)]

@@ -29,7 +29,17 @@ from urllib.parse import quote
 from pigeonpost.core.data_folder import DATABASE
 from pigeonpost.core.errors import DiskError, NotStored
 from pigeonpost.storage.contract import Store
-from pigeonpost.storage.models import Column, Filing, Logged, LogMark, Mark, Point, Stretch, Summary, Window
+from pigeonpost.storage.models import (
+    Bucket,
+    EpochCommit,
+    HighWaterMark,
+    LogEntry,
+    LogMark,
+    Rollup,
+    SampleBatch,
+    StoredSample,
+    Window,
+)
 from pigeonpost.storage.sqlite import rollups
 from pigeonpost.storage.sqlite.schema import bring_up_to_date, refuse_other
 from protocol import Gap, Sample
@@ -57,7 +67,7 @@ class SqliteStore(Store):
         self._path = os.path.join(folder, DATABASE)
         self._idle: deque[sqlite3.Connection] = deque()
         self._room = threading.Semaphore(_MOST_READERS)
-        self._marks = rollups.Marks()
+        self._marks = rollups.DirtyWindows()
         self._forget()
         with self._our_errors():
             self._db = self._open_to_read() if look_only else self._connect(self._path)
@@ -82,7 +92,7 @@ class SqliteStore(Store):
     # -------------------------------------------------------------------------------------------- writing
 
     @contextmanager
-    def writing(self, epochs: Iterable[tuple[str, str]]) -> Iterator[Mapping[tuple[str, str], Mark]]:
+    def writing(self, epochs: Iterable[tuple[str, str]]) -> Iterator[Mapping[tuple[str, str], HighWaterMark]]:
         self._refuse_removed()
         with self._our_errors():
             self._db.execute("BEGIN IMMEDIATE")
@@ -97,11 +107,11 @@ class SqliteStore(Store):
                     self._db.execute("ROLLBACK")
                 raise
 
-    def put(self, filings: Sequence[Filing], noted_ms: int, log: LogMark | None) -> int:
+    def put(self, epoch_commits: Sequence[EpochCommit], noted_ms: int, log: LogMark | None) -> int:
         rows: list[Any] = []
-        for filing in filings:
-            node, epoch = self._put_marks(filing)
-            for item in filing.items:
+        for epoch_commit in epoch_commits:
+            node, epoch = self._put_marks(epoch_commit)
+            for item in epoch_commit.items:
                 if isinstance(item, Gap):
                     self._put_gap(epoch, item, noted_ms)
                 else:
@@ -122,29 +132,29 @@ class SqliteStore(Store):
         (last,) = self._db.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'filings'").fetchone()
         return last or 0
 
-    def _put_marks(self, filing: Filing) -> tuple[int, int]:
-        node = self._node(filing.node)
+    def _put_marks(self, epoch_commit: EpochCommit) -> tuple[int, int]:
+        node = self._node(epoch_commit.node)
         (epoch,) = self._db.execute(
             "INSERT INTO epochs (node, epoch, seq, up) VALUES (?, ?, ?, ?)"
             " ON CONFLICT DO UPDATE SET seq = excluded.seq, up = excluded.up RETURNING id",
-            (node, filing.epoch, *filing.mark),
+            (node, epoch_commit.epoch, *epoch_commit.mark),
         ).fetchone()
-        if filing.top:
+        if epoch_commit.top:
             self._db.execute(
                 "INSERT INTO outboxes VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET top = max(top, excluded.top)",
-                (node, filing.outbox, filing.top),
+                (node, epoch_commit.outbox, epoch_commit.top),
             )
-        if self._units.get(filing.node) is not filing.units:
+        if self._units.get(epoch_commit.node) is not epoch_commit.units:
             self._db.executemany(
                 "INSERT OR REPLACE INTO sensors VALUES (?, ?, ?)",
-                [(node, name, unit) for name, unit in filing.units.items()],
+                [(node, name, unit) for name, unit in epoch_commit.units.items()],
             )
-            self._units[filing.node] = filing.units
+            self._units[epoch_commit.node] = epoch_commit.units
         return node, epoch
 
-    def _put_samples(self, rows: list[Any], node: int, epoch: int, stretch: Stretch) -> None:
-        shapes, samples = self._shapes, stretch.samples
-        for (seq, time_ms, _, values, errors, clock), texts in zip(samples, stretch.texts):
+    def _put_samples(self, rows: list[Any], node: int, epoch: int, sample_batch: SampleBatch) -> None:
+        shapes, samples = self._shapes, sample_batch.samples
+        for (seq, time_ms, _, values, errors, clock), texts in zip(samples, sample_batch.texts):
             names = tuple(values)
             shape = shapes.get(names) or self._shape(names)
             text = f"[{','.join(texts)}]"
@@ -194,10 +204,10 @@ class SqliteStore(Store):
         if not there:
             raise DiskError(f"{self._path} was removed or replaced while it was in use")
 
-    def put_summaries(self, window: Window, summaries: Mapping[str, Summary]) -> None:
+    def put_summaries(self, window: Window, summaries: Mapping[str, Rollup]) -> None:
         rollups.put(self._db, self._marks, window, summaries)
 
-    def add_late(self, window: Window, parts: Mapping[int, Mapping[str, list[Summary]]]) -> bool:
+    def add_late(self, window: Window, parts: Mapping[int, Mapping[str, list[Rollup]]]) -> bool:
         return rollups.add_late(self._db, self._marks, window, parts)
 
     def forget(self, before_ms: int, most: int) -> int:
@@ -210,7 +220,7 @@ class SqliteStore(Store):
 
     # -------------------------------------------------------------------------------------------- reading
 
-    def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, Mark]]:
+    def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, HighWaterMark]]:
         with self._reading() as db:
             top = db.execute(
                 "SELECT top FROM outboxes JOIN nodes ON id = node WHERE name = ? AND outbox = ?", (node, outbox)
@@ -222,7 +232,7 @@ class SqliteStore(Store):
             row = db.execute("SELECT name, size, tail, filed FROM logs ORDER BY id DESC LIMIT 1").fetchone()
             return LogMark(*row) if row else None
 
-    def logged_after(self, filed: int) -> Iterator[Logged]:
+    def logged_after(self, filed: int) -> Iterator[LogEntry]:
         with self._reading() as db:
             owed = db.execute("SELECT id FROM filings WHERE id > ? ORDER BY id", (filed,)).fetchall()
         for (id,) in owed:  # one at a time: there may be many, and no cursor stays open meanwhile
@@ -230,7 +240,7 @@ class SqliteStore(Store):
                 logged = self._logged(db, id)
             yield logged
 
-    def _logged(self, db: sqlite3.Connection, id: int) -> Logged:
+    def _logged(self, db: sqlite3.Connection, id: int) -> LogEntry:
         node, name, epoch, code, first, last, low, high, gap = db.execute(
             "SELECT n.id, n.name, e.id, e.epoch, f.first, f.last, f.low, f.high, f.gap FROM filings f"
             " JOIN epochs e ON e.id = f.epoch JOIN nodes n ON n.id = e.node WHERE f.id = ?",
@@ -241,7 +251,7 @@ class SqliteStore(Store):
             *gap, noted_ms = db.execute(
                 "SELECT first, last, before, why, noted FROM gaps WHERE id = ?", (gap,)
             ).fetchone()
-            return Logged(id, name, code, Gap(*gap), noted_ms, units)
+            return LogEntry(id, name, code, Gap(*gap), noted_ms, units)
         samples = [
             Sample(seq, time_ms, 0, dict(zip(json.loads(names), json.loads(values))), {}, clock or "")
             for seq, time_ms, names, values, clock in db.execute(
@@ -250,7 +260,7 @@ class SqliteStore(Store):
                 (node, low, high, epoch, first, last),
             )
         ]
-        return Logged(id, name, code, Stretch(samples), 0, units)
+        return LogEntry(id, name, code, SampleBatch(samples), 0, units)
 
     def nodes(self) -> list[dict[str, Any]]:
         with self._reading() as db:
@@ -280,7 +290,7 @@ class SqliteStore(Store):
             "sensors": dict(db.execute("SELECT name, unit FROM sensors WHERE node = ? ORDER BY name", (id,))),
         }
 
-    def points(self, node: str, from_ms: int, to_ms: int, limit: int) -> list[Point]:
+    def points(self, node: str, from_ms: int, to_ms: int, limit: int) -> list[StoredSample]:
         with self._reading() as db:
             rows = db.execute(
                 'SELECT s.time, e.epoch, s.seq, p.names, s."values", s.clock FROM samples s'
@@ -291,15 +301,15 @@ class SqliteStore(Store):
             ).fetchall()
         named = {names: json.loads(names) for names in {row[3] for row in rows}}
         return [
-            Point(node, time_ms, epoch, seq, dict(zip(named[names], _VALUES(values, 0)[0])), clock or "")
+            StoredSample(node, time_ms, epoch, seq, dict(zip(named[names], _VALUES(values, 0)[0])), clock or "")
             for time_ms, epoch, seq, names, values, clock in reversed(rows)
         ]
 
-    def columns(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Column]:
+    def columns(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
         with self._reading() as db:
             return rollups.columns(db, node, sensor, from_ms, to_ms, count)
 
-    def summary(self, node: str, from_ms: int, to_ms: int, count: int) -> dict[str, list[Column]]:
+    def summary(self, node: str, from_ms: int, to_ms: int, count: int) -> dict[str, list[Bucket]]:
         with self._reading() as db:
             shapes = {id: json.loads(names) for id, names in db.execute("SELECT id, names FROM shapes")}
             rows = db.execute(
@@ -309,9 +319,9 @@ class SqliteStore(Store):
                 " AND j.value IS NOT NULL GROUP BY i, shape, j.key ORDER BY i",
                 (from_ms, to_ms, count, node),
             ).fetchall()
-        found: dict[str, list[Column]] = {}
+        found: dict[str, list[Bucket]] = {}
         for place, shape, key, *rest in rows:
-            columns, column = found.setdefault(shapes[shape][key], []), Column(place, *rest)
+            columns, column = found.setdefault(shapes[shape][key], []), Bucket(place, *rest)
             if columns and columns[-1].place == place:  # of two shapes, as after a sensor was added
                 column = columns.pop().with_other(column)
             columns.append(column)
@@ -321,7 +331,7 @@ class SqliteStore(Store):
         with self._reading() as db:
             return rollups.unsummed(db, before_ms, most)
 
-    def summaries(self, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Summary]:
+    def summaries(self, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Rollup]:
         with self._reading() as db:
             return rollups.summaries(db, node, sensor, span_ms, from_ms, to_ms)
 
@@ -334,14 +344,14 @@ class SqliteStore(Store):
             ).fetchall()
         return [dict(zip(("node", "epoch", "from", "to", "before", "why", "noted_ms"), row)) for row in rows]
 
-    def every_sample(self) -> Iterator[Point]:
+    def every_sample(self) -> Iterator[StoredSample]:
         with self._reading() as db:
             nodes = dict(db.execute("SELECT id, name FROM nodes"))
             epochs = dict(db.execute("SELECT id, epoch FROM epochs"))
             shapes = {id: json.loads(names) for id, names in db.execute("SELECT id, names FROM shapes")}
             for node, time_ms, epoch, seq, shape, clock, values in db.execute("SELECT * FROM samples"):
                 named = dict(zip(shapes[shape], _VALUES(values, 0)[0]))
-                yield Point(nodes[node], time_ms, epochs[epoch], seq, named, clock or "")
+                yield StoredSample(nodes[node], time_ms, epochs[epoch], seq, named, clock or "")
 
     def verify(self) -> Iterator[str]:
         with self._reading() as db:
@@ -400,8 +410,8 @@ class SqliteStore(Store):
             raise kind(f"{self._path}: {error}") from error
 
 
-def _mark(db: sqlite3.Connection, node: str, epoch: str) -> Mark | None:
+def _mark(db: sqlite3.Connection, node: str, epoch: str) -> HighWaterMark | None:
     row = db.execute(
         "SELECT seq, up FROM epochs WHERE node = (SELECT id FROM nodes WHERE name = ?) AND epoch = ?", (node, epoch)
     ).fetchone()
-    return Mark(*row) if row else None
+    return HighWaterMark(*row) if row else None

@@ -1,9 +1,8 @@
-"""The page and the JSON interface: every address of it in one table, and who may use which.
+"""The page and the JSON interface: the table of routes, dispatch, access control of every request, error pages.
 
-Runs on: server.  Reached from: server.py, which hands it the house; web/server, which brings the requests.
-Hands on to: web/door (who is there), pages/ (what they see). Fetches nothing by itself.
-Threads: those of web/server, one a connection, and live's. `_lock` guards the few finished pages that are kept.
-Errors: SettingsError when an address cannot be had; Refusal for requests, which become answers here.
+Threads: a PageHandler belongs to the thread of its connection; the event stream has its own thread. `_lock` guards the
+  few finished pages that are kept.
+Errors: SettingsError when an address cannot be bound; HTTPError for requests, shown as an error page.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ import importlib.resources
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from pigeonpost.core.addresses import join_address
 from pigeonpost.core.errors import PigeonpostError, SettingsError
@@ -30,9 +30,9 @@ from pigeonpost.views.saved_charts import SavedCharts
 from pigeonpost.views.sensor import SensorPages
 from pigeonpost.views.snapshot import SnapshotBuilder
 from pigeonpost.views.sse import EventStream
-from pigeonpost.web.access import NOBODY, AccessControl
+from pigeonpost.web.access import NOBODY, AccessControl, Principal
 from pigeonpost.web.connection_limits import Connections, Limits
-from pigeonpost.web.http_server import Listener
+from pigeonpost.web.http_server import Listener, RequestHandler
 
 if TYPE_CHECKING:
     from pigeonpost.web.tls import Tls
@@ -46,8 +46,82 @@ _PROGRAMS = (
 _POLL_S = 0.2  # how soon a listener sees that it is to stop
 
 
+class PageHandler(RequestHandler):
+    """The requests of one connection to the page: each goes to a transport's endpoint or to a route, once it may."""
+
+    def __init__(self, web: WebEnd, request: Any, client_address: Any, server: Listener) -> None:
+        self.web = web
+        super().__init__(request, client_address, server)  # which serves the connection
+
+    def do_GET(self) -> None:
+        self._dispatch(self._get)
+
+    def do_POST(self) -> None:
+        self._dispatch(self._post)
+
+    do_HEAD = do_GET
+    do_OTHER = do_POST  # refused with 405; a route that took it would be checked as a change
+
+    def _dispatch(self, page: Callable[[Request], Response]) -> None:
+        request = self.message
+        assert request is not None
+        request.endpoint = self.web.find_endpoint(request)
+        self.serve(self._to_endpoint if request.endpoint is not None else page)
+
+    def _to_endpoint(self, request: Request) -> Response:
+        assert request.endpoint is not None
+        return request.receiver.finish() if request.receiver is not None else request.endpoint.answer(request)
+
+    def _get(self, request: Request) -> Response:
+        access = self.web.access
+        access.check_host(request)
+        route, args = self.web.find_route(request)
+        if request.path == "/" and request.method == "GET" and "key" in request.query:
+            return self._sign_in_with_key(request, request.query["key"])
+        visitor = access.admit(request, route.role) if route.role else NOBODY
+        return self.web.page(request, route, args, visitor)
+
+    def _post(self, request: Request) -> Response:
+        """Requests that change something must come from a page of ours, or from a program with a token."""
+        access = self.web.access
+        access.check_host(request)
+        route, args = self.web.find_route(request)
+        access.check_origin(request)
+        visitor = access.admit(request, route.role) if route.role else NOBODY
+        if request.path.startswith("/api/"):
+            access.check_program(request)
+        elif route.role:
+            access.check_meant(request, visitor)
+        return self.web.page(request, route, args, visitor)
+
+    def _sign_in_with_key(self, request: Request, key: str) -> Response:
+        session = self.web.access.open_with_key(request, key)
+        if session is None:
+            raise HTTPError(403, "That key is not right, or was used: it lets one browser in, once.", "key")
+        return see_other("/", self.web.access.cookie(request, session))
+
+    def max_body_bytes(self, request: Request) -> int:
+        if request.endpoint is not None:
+            return request.endpoint.body_bytes
+        return _PASSWORD_BYTES if request.path == "/login" else BODY_BYTES
+
+    def body_consumer(self, request: Request, length: int) -> BodyConsumer | None:
+        endpoint = request.endpoint
+        return endpoint.receive(request, length) if endpoint is not None and endpoint.receive else None
+
+    def error_page(self, request: Request | None, error: HTTPError) -> Response:
+        """An error for people or for programs; a browser that must sign in is sent to the login page instead."""
+        if (
+            request is not None
+            and error.code in ("log-in", "session-over")
+            and not self.web.is_for_programs(request.path)
+        ):
+            return see_other("/login", self.web.access.cookie(request, None) if error.code == "session-over" else {})
+        return login.refusal_page(request, error)
+
+
 class WebEnd:
-    """The web server of a house. An Application of web/server."""
+    """The web server with all that its handlers share. A component of server.py: `start`, `stop`."""
 
     def __init__(
         self,
@@ -90,7 +164,7 @@ class WebEnd:
         self._event_log = EventLog(app.links, self._faults, app.clock)
         self._listeners: list[Listener] = []
         self._threads: list[threading.Thread] = []
-        self._access: AccessControl
+        self.access: AccessControl
         self._lock = threading.Lock()
         self._kept: dict[object, Response] = {}
         self._kept_of: StatusSnapshot | None = None
@@ -170,13 +244,14 @@ class WebEnd:
     @property
     def first_key(self) -> str:
         """What lets one browser in from elsewhere while no password is set; empty once it was used."""
-        return self._access.first_key
+        return self.access.first_key
 
     def start(self) -> None:
         """Listen. Raises SettingsError where an address cannot be had."""
+        handler = partial(PageHandler, self)
         for (host, port), tls in self._asked:
             try:
-                self._listeners.append(Listener((host, port), self, self._connections, self._limits, tls))
+                self._listeners.append(Listener((host, port), handler, self._connections, self._limits, tls))
             except OSError as error:
                 for listener in self._listeners:
                     listener.server_close()
@@ -185,7 +260,7 @@ class WebEnd:
                     f"the page cannot be at {where}: {error.strerror or error}. --web HOST:PORT takes another address"
                 ) from error
         app = self._app
-        self._access = AccessControl(app.users, app.control, app.names, app.clock, self.addresses[0][1])
+        self.access = AccessControl(app.users, app.control, app.names, app.clock, self.addresses[0][1])
         for part in (self._recent_cache, self._snapshots, self._charts.late, self._live, self._event_log):
             app.ingestor.watch(part.note)
         self._live.start()
@@ -206,62 +281,26 @@ class WebEnd:
 
     # --------------------------------------------------------------------------------------------------- requests
 
-    def body_bytes(self, request: Request) -> int:
-        """How long the body of this request may be. Asked first, so its endpoint is looked for here, once."""
-        request.endpoint = self._endpoint(request)
-        if request.endpoint is not None:
-            return request.endpoint.body_bytes
-        return _PASSWORD_BYTES if request.path == "/login" else BODY_BYTES
-
-    def receiver(self, request: Request, length: int) -> BodyConsumer | None:
-        """Who takes the body of this request as it comes."""
-        endpoint = request.endpoint
-        return endpoint.receive(request, length) if endpoint is not None and endpoint.receive else None
-
-    def answer(self, request: Request) -> Response:
-        """The answer to a request. Raises Refusal."""
-        if request.endpoint is not None:
-            return request.receiver.finish() if request.receiver is not None else request.endpoint.answer(request)
-        self._access.check_host(request)
-        route, args = self._find(request)
-        if request.method == "POST":
-            self._access.check_origin(request)
-        elif request.method == "GET" and request.path == "/" and "key" in request.query:
-            return self._come_in(request, request.query["key"])
-        visitor = self._access.admit(request, route.role) if route.role else NOBODY
-        if request.method == "POST" and request.path.startswith("/api/"):
-            self._access.check_program(request)
-        elif request.method == "POST" and route.role:
-            self._access.check_meant(request, visitor)
+    def page(self, request: Request, route: Route, args: Sequence[str], visitor: Principal) -> Response:
+        """Return the response of a route to a request that was let in. Raises HTTPError."""
         context = RequestContext(
             self._app, request, args, self._snapshots.snapshot, visitor.role, visitor.name, visitor.csrf
         )  # fmt: skip
         if route.kept:
-            return self._same(context, route)
+            return self._kept_page(context, route)
         try:
             return route.answer(context)
         finally:
             if route.changes:
                 self._snapshots.note()
 
-    def explain(self, request: Request | None, refusal: HTTPError) -> Response:
-        """A refusal as the client can read it: whom a login would help is led there."""
-        if (
-            request is not None
-            and refusal.code in ("log-in", "session-over")
-            and not self._is_for_programs(request.path)
-        ):
-            forget = self._access.cookie(request, None) if refusal.code == "session-over" else {}
-            return see_other("/login", forget)
-        return login.refusal_page(request, refusal)
-
-    def _is_for_programs(self, path: str) -> bool:
-        """Where a page to log in would only be in the way."""
+    def is_for_programs(self, path: str) -> bool:
+        """Return True for a path whose clients cannot use a login page."""
         is_of_sensor = path.startswith("/nodes/") and path.count("/") == 3 and path.endswith((".json", ".csv"))
         return path.startswith("/api/") or path in self._programs or is_of_sensor
 
-    def _endpoint(self, request: Request) -> Endpoint | None:
-        """The endpoint that a request is meant for; request.args then has what its path says."""
+    def find_endpoint(self, request: Request) -> Endpoint | None:
+        """Return the endpoint that a request is meant for, if any; request.args then has the parts of its path."""
         for match, endpoint in self._endpoints:
             found = match(request.path) if request.method == endpoint.method else None
             if found and endpoint.claims(request):
@@ -269,8 +308,8 @@ class WebEnd:
                 return endpoint
         return None
 
-    def _find(self, request: Request) -> tuple[Route, Sequence[str]]:
-        """The route of a request: by exact patterns, so no path leads anywhere else."""
+    def find_route(self, request: Request) -> tuple[Route, Sequence[str]]:
+        """Return the route of a request and the parts of its path, by exact patterns. Raises HTTPError 404 or 405."""
         methods: Mapping[str, Route] = {}
         args: Sequence[str] = ()
         for match, routes in self._routes:
@@ -287,8 +326,8 @@ class WebEnd:
             raise HTTPError(404, "There is nothing at that address.")
         raise HTTPError(405, f"This address takes {' and '.join(allowed)}.", headers={"Allow": ", ".join(allowed)})
 
-    def _same(self, context: RequestContext, route: Route) -> Response:
-        """The page as it was made last for the same visitor, while nothing that it shows has changed."""
+    def _kept_page(self, context: RequestContext, route: Route) -> Response:
+        """Return a page as it was last made for the same visitor, while nothing that it shows has changed."""
         request, snapshot = context.request, context.snapshot()
         key = request.path, request.query_text, request.wants_html, request.headers.get("host"), context[4:]
         with self._lock:
@@ -303,33 +342,27 @@ class WebEnd:
                 self._kept[key] = answer
         return answer
 
-    # ------------------------------------------------------------------------------------------- coming and going
-
-    def _come_in(self, request: Request, key: str) -> Response:
-        session = self._access.open_with_key(request, key)
-        if session is None:
-            raise HTTPError(403, "That key is not right, or was used: it lets one browser in, once.", "key")
-        return see_other("/", self._access.cookie(request, session))
+    # ------------------------------------------------------------------------------------------- login and logout
 
     def _log_in(self, context: RequestContext) -> Response:
         fields = form_of(context.request)
-        session = self._access.log_in(context.request, fields.get("user", ""), fields.get("password", ""))
+        session = self.access.log_in(context.request, fields.get("user", ""), fields.get("password", ""))
         if session is None:
             return login.login_page(context.request, "That is not the password of that user.", 403)
-        return see_other("/", self._access.cookie(context.request, session))
+        return see_other("/", self.access.cookie(context.request, session))
 
     def _change_password(self, context: RequestContext) -> Response:
         fields = form_of(context.request)
         if fields.get("new", "") != fields.get("again", ""):
             return login.password_page(context, "The new password and its repetition are not the same.", 400)
         try:
-            session = self._access.change_password(context.request, fields.get("old", ""), fields.get("new", ""))
+            session = self.access.change_password(context.request, fields.get("old", ""), fields.get("new", ""))
         except SettingsError as error:
             return login.password_page(context, f"{error}.", 400)
         if session is None:
             return login.password_page(context, "That is not your old password.", 403)
         answer = login.password_changed(context)
-        return answer._replace(headers={**answer.headers, **self._access.cookie(context.request, session)})
+        return answer._replace(headers={**answer.headers, **self.access.cookie(context.request, session)})
 
     def _faults(self) -> dict[str, str]:
         """What is wrong now, by the part it is wrong with."""
@@ -338,13 +371,13 @@ class WebEnd:
         return {"store": app.ingestor.fault or "", "log": app.csv.fault or "", **transports}
 
     def _log_out(self, context: RequestContext) -> Response:
-        self._access.log_out(context.request)
-        return see_other("/login" if self._access.has_password else "/", self._access.cookie(context.request, None))
+        self.access.log_out(context.request)
+        return see_other("/login" if self.access.has_password else "/", self.access.cookie(context.request, None))
 
     def _listen(self, context: RequestContext) -> Response:
         def still_in() -> bool:
             try:
-                self._access.admit(context.request, "look")
+                self.access.admit(context.request, "look")
             except PigeonpostError:  # also when the users' file does not read: then nobody is let in
                 return False
             return True

@@ -36,20 +36,20 @@ class Group(NamedTuple):
 
 GROUPS = (
     Group(("protocol.py",), "tests.test_protocol", 95),
-    Group(("pigeonpost/node/ring_file.py",), "tests.test_ring", 95),
-    Group(("pigeonpost/node/send_cursor.py",), "tests.test_stream", 95),
+    Group(("pigeonpost/node/ring_file.py",), "tests.node.test_ring_file", 95),
+    Group(("pigeonpost/node/send_cursor.py",), "tests.node.test_send_cursor", 95),
     Group(
         (
             "pigeonpost/transports/tcp_session.py",
             "pigeonpost/transports/tcp_node_session.py",
             "pigeonpost/transports/tcp_server_session.py",
         ),
-        "tests.test_session",
+        "tests.transports.test_tcp_session",
         95,
     ),
-    Group(("pigeonpost/server/ingest.py",), "tests.test_intake", 95),
+    Group(("pigeonpost/server/ingest.py",), "tests.server.test_ingest", 95),
     Group(("csvbuffer.py",), "tests.test_csvbuffer", 95),
-    Group(("pigeonpost/storage/csv/verify.py",), "tests.test_log_files", 95),
+    Group(("pigeonpost/storage/csv/verify.py",), "tests.storage.csv.test_verify", 95),
 )
 
 

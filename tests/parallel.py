@@ -2,7 +2,7 @@
 
 A pipe is the queue: it holds one byte per module, its index. Each process reads a byte, runs that module and reads
 the next, until the pipe is empty. The second process writes a line of JSON per test to a file, which the first one
-adds to its own result at the end. Named modules, classes and tests (`python3 -m unittest tests.test_ring`) run in one
+adds to its own result at the end. Named modules, classes and tests (`-m unittest tests.node.test_ring_file`) run in one
 process.
 """
 

@@ -1,7 +1,7 @@
 """Runs the tests in random order, repeatedly or each alone, to find tests that depend on each other or on luck.
 
     python3 -m tests.run                                   the quick suite once, in random order
-    python3 -m tests.run --order 4711 tests.test_ring      one module, in the order of that seed
+    python3 -m tests.run --order 4711 tests.node.test_ring_file      one module, in the order of that seed
     python3 -m tests.run --times 10 --python /usr/bin/python3 --python python3.13
     python3 -m tests.run --alone                           each test in a process of its own
     python3 -m tests.run --slowest 20                      also print the 20 slowest tests

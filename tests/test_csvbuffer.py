@@ -20,10 +20,10 @@ from pigeonpost.storage.csv.format import HEADER, local_time
 from pigeonpost.storage.models import LogMark
 from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Gap, Sample
-from tests.memory_store import MemoryStore
 from tests.page_support import use_memory_disk
+from tests.storage.memory_store import MemoryStore
+from tests.storage.test_contract import E1, batch, file, gap
 from tests.support import long, rounds
-from tests.test_stores import E1, batch, file, gap
 
 
 def setUpModule():

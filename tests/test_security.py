@@ -29,10 +29,10 @@ from pigeonpost.node.ring_file import Ring
 from pigeonpost.transports.tcp_node import TcpNodeTransport
 from pigeonpost.web.connection_limits import Limits
 from protocol import Batch, Gap, encode
+from tests.storage.test_contract import E2
 from tests.support import BOOT, LIMIT_S, MemoryDisk, Talk, taken, wait_until
-from tests.test_stores import E2
-from tests.test_tcp import stop_at_once
-from tests.web_house import FakeLink, WebHouse, exchange, next_response, parse_response
+from tests.transports.test_tcp import stop_at_once
+from tests.web.support import FakeLink, WebHouse, exchange, next_response, parse_response
 
 PASSWORD = "correct horse"
 EVIL = "<img src=x onerror=alert(1)>"

@@ -24,7 +24,7 @@ from pigeonpost.views.models import StatusSnapshot
 from protocol import Batch, Gap, Sample
 from tests.page_support import use_memory_disk
 from tests.support import LIMIT_S, WALL_MS, temp_folder, wait_until
-from tests.web_house import FakeLink, WebHouse
+from tests.web.support import FakeLink, WebHouse
 
 UNITS = {"temperature": "°C", "light": "counts"}
 HTML, TEXT, JSON = "text/html; charset=utf-8", "text/plain; charset=utf-8", "application/json"
@@ -1046,8 +1046,8 @@ class Addresses(WebCase):
     def test_every_route_is_asked_for(self):
         """Here, or in the file of its page."""
         ours = ""
-        for name in ("test_webui.py", "test_chart_page.py", "test_graphs.py", "test_sensor_page.py", "test_lists.py",
-                     "test_openapi.py"):  # fmt: skip
+        views = (f"views/test_{name}.py" for name in ("chart_page", "saved_charts", "sensor", "table_pages", "openapi"))
+        for name in ("test_webui.py", *views):
             with open(os.path.join(os.path.dirname(__file__), name), encoding="utf-8") as file:
                 ours += file.read()
         for route in self.web.web._table():

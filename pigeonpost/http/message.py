@@ -11,7 +11,6 @@ read differently by two programs is how requests are smuggled past one of them.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import NamedTuple, Protocol
@@ -251,34 +250,6 @@ SAFE_HEADERS: Mapping[str, str] = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-
-
-def answer_head(answer: Response, length: int | None, connection: str, now_s: int) -> bytes:
-    """The head of an answer whose body has `length` bytes (None: a stream until the connection ends).
-
-    connection  what to say of it: "close", "keep-alive", or nothing
-    now_s       the date, in seconds since 1970
-    """
-    headers = {"Date": _date(now_s), "Content-Type": answer.kind, **SAFE_HEADERS, **answer.headers}
-    if length is not None and answer.status != 304:
-        headers["Content-Length"] = str(length)
-    if connection:
-        headers["Connection"] = connection
-    lines = [f"HTTP/1.1 {answer.status} {_PHRASES[answer.status]}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
-
-
-def _date(now_s: int) -> str:
-    """A time as HTTP writes it (RFC 9110, section 5.6.7), whatever the machine's language."""
-    t = time.gmtime(now_s)
-    day, month = _DAYS[t.tm_wday], _MONTHS[t.tm_mon - 1]
-    return f"{day}, {t.tm_mday:02d} {month} {t.tm_year} {t.tm_hour:02d}:{t.tm_min:02d}:{t.tm_sec:02d} GMT"
-
-
-_PHRASES = {status.value: status.phrase for status in HTTPStatus}
-_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 # ---------------------------------------------------------------------------------------------------------- fields
 

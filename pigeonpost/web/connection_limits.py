@@ -81,7 +81,7 @@ class Connections:
         with self._changed:
             self._all.discard(connection)
 
-    def begin(self) -> bool:
+    def acquire_slot(self) -> bool:
         """Take a place at work, waiting a little for one; False when there is none."""
         with self._changed:
             for _ in range(2):
@@ -91,7 +91,7 @@ class Connections:
                 self._cut(self._longest_sending())
             return False
 
-    def end(self) -> None:
+    def release_slot(self) -> None:
         """Give the place back."""
         with self._changed:
             self._at_work -= 1

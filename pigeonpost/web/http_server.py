@@ -1,18 +1,17 @@
-"""HTTP/1.1 over TCP for any application: connections, deadlines, limits. Knows nothing of samples.
+"""HTTP/1.1 server for any application: http.server, with a strict head, deadlines, limits and TLS.
 
-Runs on: server.  Reached from: webui, which is the application.
-Hands on to: web/head, which reads heads; the application, which answers.
-Threads: one for each address that accepts, one for each connection. A connection belongs to its thread, which alone
-  reads and writes it; others may only shut it down, through Connections.
-Errors: those of one connection end that connection; a fault of the application is answered with 500 and logged.
+Threads: one for each listening address, one for each connection. A handler belongs to the thread of its connection,
+  which alone reads and writes the socket; other threads only shut it down, through Connections.
+Errors: those of one connection end that connection; an exception in the application is answered with 500 and logged.
 
-Slow clients hold a thread, never a place at work: a place is taken when the whole request has come. When all are taken
-by senders that the network does not drain, the slowest is cut off; when too many connections are open, the one that
-has waited longest of whoever has most of them. So 400 half requests cost nobody else an answer.
+Slow clients hold a thread, never a slot: a slot is acquired once the whole request has been received. When all slots
+are taken by responses that the network does not drain, the slowest is cut off; when too many connections are open, the
+longest waiting one of the address that has most of them. So 400 half requests cost no other client a response.
 """
 
 from __future__ import annotations
 
+import http.server
 import logging
 import os
 import secrets
@@ -20,113 +19,133 @@ import select
 import socket
 import socketserver
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
 
 from pigeonpost.core.errors import NotStored
 from pigeonpost.http.message import (
+    SAFE_HEADERS,
     BodyConsumer,
     FilePart,
     HTTPError,
     Request,
     Response,
-    answer_head,
     body_length,
-    head_end,
     parse_head,
 )
 from pigeonpost.web.connection_limits import Connections, Limits
+from pigeonpost.web.deadline_stream import DeadlineStream, RequestReader
 
 if TYPE_CHECKING:
+    import io
+
     from pigeonpost.web.tls import Secure, Tls
 
 log = logging.getLogger(__name__)
 
 _READ_BYTES = 16 << 10
 _BLOCK_BYTES = 256 << 10  # of a long body at once
-_DRAIN_BYTES, _DRAIN_S = 1 << 20, 1.0  # that are read, and thrown away, after a refusal
-_TLS_HANDSHAKE = b"\x16"  # with what every TLS connection begins (RFC 8446, section 5.1: ContentType handshake)
+_DRAIN_BYTES, _DRAIN_S = 1 << 20, 1.0  # that are read and discarded after an error response
+_TLS_HANDSHAKE = b"\x16"  # the first byte of every TLS connection (RFC 8446, section 5.1: ContentType handshake)
 _COPY_BYTES = 64 << 10  # of a download over TLS at once
-_STALL_S = 30.0  # a download, or an upload, that does not go on for so long is cut off,
+_STALL_S = 30.0  # a download or an upload that makes no progress for so long is cut off,
 _SLOWEST_BYTES_S = 4096.0  # and so is one that is slower than this, after its first minute
 
 
-class Application(Protocol):
-    """Who answers the requests; called by many threads."""
+class Listener(http.server.ThreadingHTTPServer):
+    """Accepts connections on one address and runs a RequestHandler in a new thread for each."""
 
-    def body_bytes(self, request: Request) -> int:
-        """How long the body of this request may be; asked when its head has come."""
-
-    def receiver(self, request: Request, length: int) -> BodyConsumer | None:
-        """Who takes the body of this request as it comes; None: it is short, and comes with the request."""
-
-    def answer(self, request: Request) -> Response:
-        """The answer to a whole request. Raises Refusal."""
-
-    def explain(self, request: Request | None, refusal: HTTPError) -> Response:
-        """A refusal as the client can read it; without a request when its head did not read."""
-
-
-class Listener(socketserver.ThreadingTCPServer):
-    """Accepts on one address, and runs a Connection in a thread of its own for each client."""
-
-    daemon_threads = True
-    block_on_close = False
-    allow_reuse_address = True
+    block_on_close = False  # Connections.stop waits, with a limit
     request_queue_size = 256
 
     def __init__(
         self,
         address: tuple[str, int],
-        application: Application,
+        handler: Callable[[Any, Any, Listener], RequestHandler],
         connections: Connections,
         limits: Limits,
         tls: Tls | None = None,
     ) -> None:
-        """Raises OSError when it cannot have the address. tls: what is spoken here; None: plain HTTP."""
+        """Raises OSError when the address cannot be bound. tls: None for plain HTTP."""
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self.application = application
         self.connections = connections
         self.limits = limits
         self.tls = tls
-        super().__init__(address, Connection)
+        super().__init__(address, handler)
+
+    def server_bind(self) -> None:
+        """Bind without HTTPServer's lookup of the host's name, which can take a minute where no DNS server answers."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        log.exception("%s: a fault of this program", client_address[0])
+        log.exception("%s: internal error", client_address[0])
 
 
-class Connection(socketserver.BaseRequestHandler):
-    """One client: its requests, one after the other. Shaped like http.server.BaseHTTPRequestHandler."""
+class RequestHandler(http.server.BaseHTTPRequestHandler, ABC):
+    """The requests of one connection, one after the other.
+
+    A subclass has a `do_` method for each HTTP method, which calls `serve`, and `do_OTHER` for all that remain; it says
+    how long a body may be, who consumes it, and how an error is shown.
+
+    host           the client's address
+    message        the current request; None while its head has not been read
+    waiting_since  the time.monotonic() since which the client is to send something; None: it is not
+    sending_since  the time.monotonic() at which sending the current response began
+    """
+
+    protocol_version = default_request_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = 64 << 10  # a page leaves with its head in one write, and arrives in one read
 
     server: Listener
     request: socket.socket
+    raw_requestline: bytes  # the whole head: see RequestReader
+
+    @abstractmethod
+    def max_body_bytes(self, request: Request) -> int:
+        """Return how long the body of this request may be; called once its head has been read."""
+
+    @abstractmethod
+    def body_consumer(self, request: Request, length: int) -> BodyConsumer | None:
+        """Return who takes the body of this request as it comes; None: it is short, and is kept in the request."""
+
+    @abstractmethod
+    def error_page(self, request: Request | None, error: HTTPError) -> Response:
+        """Return an error as the client can read it; without a request where its head could not be read."""
+
+    # ------------------------------------------------------------------------------------------- connection
 
     def setup(self) -> None:
+        super().setup()
+        self._stream = DeadlineStream(self.request)
+        self.rfile: RequestReader = RequestReader(self._stream, _READ_BYTES)
+        self.wfile: io.BufferedIOBase = io.BufferedWriter(self._stream, self.wbufsize)
         self.host = str(self.client_address[0]).removeprefix("::ffff:")
-        self.close_connection = False
-        self.waiting_since: float | None = time.monotonic()  # for the client to say something
+        self.message: Request | None = None
+        self.request_version = self.default_request_version
+        self.waiting_since: float | None = time.monotonic()
         self.sending_since: float | None = None
         self._limits = self.server.limits
         self._connections = self.server.connections
-        self._application = self.server.application
-        self._data = bytearray()  # received, but not used yet
-        self._is_fresh = True
-        self._refused = False
+        self._is_kept = False  # after its first request
+        self._is_refused = False
         self._secure: Secure | None = None  # around `request`, where TLS is spoken
-        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def handle(self) -> None:
+        """Serve the connection, where there is room for it."""
+        tls = self.server.tls
         if not self._connections.enter(self):
             self.close_connection = True
-            if self.server.tls is None:
-                self._send(None, self._application.explain(None, _busy()))
+            if tls is None:
+                self.refuse(_busy())
             return
         try:
-            if self.server.tls is not None:
-                self._begin_tls(self.server.tls)
-            while not self.close_connection:
-                self.handle_one_request()
-            if self._refused:
+            if tls is None or self._begin_tls(tls):
+                super().handle()
+            if self._is_refused:
                 self._drain()
         except OSError as error:
             log.debug("%s: %s", self.host, error)
@@ -135,231 +154,234 @@ class Connection(socketserver.BaseRequestHandler):
             if self._secure is not None:
                 self._secure.close()
 
-    def _begin_tls(self, tls: Tls) -> None:
-        """The handshake, in this connection's own thread: a client that is silent keeps nobody else waiting."""
+    def finish(self) -> None:
+        try:
+            super().finish()
+        except OSError:  # closing wfile tries again to send what could not be sent
+            pass
+
+    def _begin_tls(self, tls: Tls) -> bool:
+        """Do the handshake, in the connection's own thread: a silent client blocks nobody else."""
         give_up_s = time.monotonic() + self._limits.head_s
         self.request.settimeout(self._limits.head_s)
         first = self.request.recv(1, socket.MSG_PEEK)
         if first != _TLS_HANDSHAKE:
             self.close_connection = True
             if first:
-                text = "This address speaks TLS: it begins with https://"
-                self.send_error(None, HTTPError(400, text, "tls", closes=True))
-            return
+                self.refuse(HTTPError(400, "This address speaks TLS: it begins with https://", "tls", closes=True))
+            return False
         # Assigned before the handshake, so that it can be cut off as any other connection.
         self._secure = tls.wrap(self.request)
-        self.request = self._secure.sock
+        self.request = self.connection = self._stream.sock = self._secure.sock
         self._secure.shake_hands(max(0.001, give_up_s - time.monotonic()))
+        return True
+
+    def _drain(self) -> None:
+        """Read and discard what still comes: closing with unread bytes resets the connection and loses the response."""
+        self.waiting_since = time.monotonic()
+        self._stream.allow(_DRAIN_S)
+        if self._secure is not None:
+            self._secure.say_goodbye()
+        self.request.shutdown(socket.SHUT_WR)
+        left = _DRAIN_BYTES
+        try:
+            while left > 0 and (data := self.rfile.read1(_READ_BYTES)):
+                left -= len(data)
+        except TimeoutError:
+            pass  # it had its chance
+
+    # --------------------------------------------------------------------------------------------- requests
 
     def handle_one_request(self) -> None:
-        """Read one request and answer it; sets `close_connection` when it was the last."""
-        request = None
-        try:
-            request = self._read_head()
-            if request is None:
-                self.close_connection = True
-                return
-            self._read_body(request)
-            self.waiting_since = None
-            self.close_connection = not request.keeps_alive or self._connections.is_stopping
-            if not self._connections.begin():
-                if request.receiver is not None:
-                    request.receiver.abandon()
-                raise _busy()
-        except HTTPError as refusal:
-            self.send_error(request, refusal)
-            return
-        self._work(request)
-
-    def send_error(self, request: Request | None, refusal: HTTPError) -> None:
-        """Answer with a refusal, and end the connection where that belongs to it."""
-        self.waiting_since = None
-        self.close_connection = self.close_connection or refusal.closes
-        self._refused = self._refused or refusal.closes
-        self._send(request, self._application.explain(request, refusal))
-
-    # ------------------------------------------------------------------------------------------- reading
-
-    def _read_head(self) -> Request | None:
-        """The next request without its body; None when the client says nothing more."""
+        """Read one request and respond; sets `close_connection` when it was the last."""
+        self.message = None
         self.waiting_since = time.monotonic()
-        deadline_s = self.waiting_since + (self._limits.head_s if self._is_fresh else self._limits.idle_s)
-        if not self._data:
-            try:
-                if not self._receive(deadline_s):
-                    return None
-            except TimeoutError:
-                return None
-        if not self._is_fresh:
-            deadline_s = time.monotonic() + self._limits.head_s
-        self._is_fresh = False
-        while not (end := head_end(self._data)):
-            try:
-                if not self._receive(deadline_s):
-                    return None
-            except TimeoutError:
-                raise HTTPError(408, "The request did not come whole in time.", closes=True) from None
-        request = parse_head(bytes(self._data[:end]))
-        del self._data[:end]
+        try:
+            if self._is_kept:  # between two requests a client may be silent for longer
+                self._stream.allow(self._limits.idle_s)
+                self.rfile.peek(1)
+            self._is_kept = True
+            self._stream.allow(self._limits.head_s)
+            super().handle_one_request()
+        except HTTPError as error:
+            self.refuse(error)
+        except TimeoutError:  # of a client that has nothing more to say
+            self.close_connection = True
+
+    def parse_request(self) -> bool:
+        """Read the head in `raw_requestline`, by stricter rules than the library's. Raises HTTPError."""
+        self.message = request = parse_head(self.raw_requestline)
         request.peer = self.host
         request.is_secure = self._secure is not None
-        return request
+        self.requestline = f"{request.method} {request.path}"
+        self.path = request.path
+        # The library's own answer to an unknown method, 501, does not say which ones the address takes.
+        self.command = request.method if hasattr(self, f"do_{request.method}") else "OTHER"
+        return True
 
-    def _read_body(self, request: Request) -> None:
-        length = body_length(request, self._application.body_bytes(request))
+    def serve(self, respond: Callable[[Request], Response]) -> None:
+        """Receive the body of the request, then let `respond` answer it. Raises HTTPError where the body is refused.
+
+        A slot is held meanwhile; a file is sent, and an event stream begins, after it was released.
+        """
+        request = self.message
+        assert request is not None
+        self._receive_body(request)
+        self.waiting_since = None
+        self.close_connection = not request.keeps_alive or self._connections.is_stopping
+        if not self._connections.acquire_slot():
+            if request.receiver is not None:
+                request.receiver.abandon()
+            raise _busy()
         try:
-            request.receiver = self._application.receiver(request, length)
-        except HTTPError as refusal:
-            refusal.closes = refusal.closes or length > 0  # the body would be taken for the next request
+            response = self._response(request, respond)
+            if response.file is None:
+                self.send(response)
+        finally:
+            self._connections.release_slot()
+        if response.file is not None:
+            self._send_file(response, response.file)
+        elif response.live is not None and request.method != "HEAD":
+            self._hand_over(response.live)
+
+    def _response(self, request: Request, respond: Callable[[Request], Response]) -> Response:
+        try:
+            return respond(request)
+        except HTTPError as error:
+            self.close_connection = self.close_connection or error.closes
+            return self.error_page(request, error)
+        except NotStored as error:
+            log.warning("%s: %s %s: %s", self.host, request.method, request.path, error)
+            text = "The database cannot be asked now. Nothing is lost, the nodes keep their samples; try again soon."
+            return self.error_page(request, HTTPError(503, text))
+        except Exception:  # whatever it was, the client gets a response and the log the traceback
+            number = secrets.token_hex(4)
+            log.exception("%s: fault %s in %s %s", self.host, number, request.method, request.path)
+            fault = HTTPError(500, f"A fault of this program. Its log tells more under {number}.", "fault")
+            return self.error_page(request, fault)
+
+    # ----------------------------------------------------------------------------------------------- bodies
+
+    def _receive_body(self, request: Request) -> None:
+        length = body_length(request, self.max_body_bytes(request))
+        try:
+            request.receiver = self.body_consumer(request, length)
+        except HTTPError as error:
+            error.closes = error.closes or length > 0  # the body would be taken for the next request
             raise
-        self._expect(request, length)
+        self._check_expectation(request, length)
         if request.receiver is not None:
             self._pass_on(request.receiver, length)
-            return
-        deadline_s = time.monotonic() + self._limits.body_s
-        while len(self._data) < length:
+        elif length:
+            self._stream.allow(self._limits.body_s)
             try:
-                is_there = self._receive(deadline_s)
+                request.body = self.rfile.read(length)
             except TimeoutError:
-                is_there = False
-            if not is_there:
+                pass  # what came is lost
+            if len(request.body) < length:
                 raise _cut_body()
-        request.body = bytes(self._data[:length])
-        del self._data[:length]
 
-    def _pass_on(self, receiver: BodyConsumer, length: int) -> None:
-        """Give a long body to whoever takes it, piece by piece: at a least pace, and with nothing left when it is cut.
+    def _check_expectation(self, request: Request, length: int) -> None:
+        """Tell a client that asks first that its body is wanted (RFC 9110, section 10.1.1)."""
+        expected = request.headers.get("expect")
+        if expected is None or request.version == "1.0":
+            return
+        if expected.lower() != "100-continue":
+            raise HTTPError(417, "Only 100-continue can be expected.", closes=True)
+        if self.rfile.ahead < length:
+            self._stream.allow(self._limits.send_s)
+            self.handle_expect_100()
+            self.wfile.flush()
 
-        While it comes the connection counts as waiting: when too many are open it may be cut off as any other.
+    def _pass_on(self, consumer: BodyConsumer, length: int) -> None:
+        """Pass a long body on as it comes, at a minimum pace; where it is cut short, nothing is left of it.
+
+        Meanwhile the connection counts as waiting: when too many are open it may be cut off as any other.
         """
         began_s, left = time.monotonic(), length
         try:
             while left:
-                if self._data:  # what came with the head
-                    piece = bytes(self._data[:left])
-                    del self._data[:left]
-                else:  # and then without a copy between: there may be much
-                    pace_s = began_s + 60 + (length - left) / _SLOWEST_BYTES_S
-                    piece = self._some(min(pace_s, time.monotonic() + _STALL_S), min(left, _BLOCK_BYTES))
+                pace_s = began_s + 60 + (length - left) / _SLOWEST_BYTES_S
+                self._stream.deadline_s = min(pace_s, time.monotonic() + _STALL_S)
+                piece = self.rfile.read1(min(left, _BLOCK_BYTES))
                 if not piece:
                     raise _cut_body()
                 left -= len(piece)
-                receiver.take(piece)
+                consumer.take(piece)
         except BaseException as error:
-            receiver.abandon()
+            consumer.abandon()
             if isinstance(error, TimeoutError):
                 raise _cut_body() from None
             if isinstance(error, HTTPError):
                 error.closes = True  # what else of the body comes would be taken for a request
             raise
 
-    def _expect(self, request: Request, length: int) -> None:
-        """Clients with a long body may ask first whether it is wanted (RFC 9110, section 10.1.1)."""
-        said = request.headers.get("expect")
-        if said is None or request.version == "1.0":
-            return
-        if said.lower() != "100-continue":
-            raise HTTPError(417, "Only 100-continue can be expected.", closes=True)
-        if len(self._data) < length:
-            self.request.settimeout(self._limits.send_s)
-            self.request.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+    # -------------------------------------------------------------------------------------------- responses
 
-    def _receive(self, deadline_s: float) -> bool:
-        """Some more bytes into `_data`; False when the client has closed. Raises TimeoutError at the deadline."""
-        data = self._some(deadline_s, _READ_BYTES)
-        self._data += data
-        return bool(data)
+    def refuse(self, error: HTTPError) -> None:
+        """Send an error page, and end the connection where the error says so."""
+        self.waiting_since = None
+        self.close_connection = self.close_connection or error.closes
+        self._is_refused = self._is_refused or error.closes
+        self.send(self.error_page(self.message, error))
 
-    def _some(self, deadline_s: float, most: int) -> bytes:
-        """Some more bytes; none when the client has closed. Raises TimeoutError at the deadline."""
-        left_s = deadline_s - time.monotonic()
-        if left_s <= 0:
-            raise TimeoutError
-        self.request.settimeout(left_s)
-        return self.request.recv(most)
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """As the library's, with an error page of ours: what the client sent is not repeated."""
+        self.refuse(HTTPError(code, f"{HTTPStatus(code).phrase}.", closes=True))
 
-    def _drain(self) -> None:
-        """Read away what still comes: closing with unread bytes would reset the connection and lose the answer."""
-        self.waiting_since = time.monotonic()
-        deadline_s = self.waiting_since + _DRAIN_S
-        if self._secure is not None:
-            self._secure.say_goodbye()
-        self.request.shutdown(socket.SHUT_WR)
-        left = _DRAIN_BYTES
-        try:
-            while left > 0 and self._receive(deadline_s):
-                left -= len(self._data)
-                self._data.clear()
-        except TimeoutError:
-            pass  # it had its chance
-
-    # ------------------------------------------------------------------------------------------ answering
-
-    def _work(self, request: Request) -> None:
-        """Answer at a place at work; a file is sent, and a stream begins, after the place was given back."""
-        try:
-            answer = self._answer(request)
-            if answer.file is None:
-                self._send(request, answer)
-        finally:
-            self._connections.end()
-        if answer.file is not None:
-            self._send_file(request, answer, answer.file)
-        elif answer.live is not None and request.method != "HEAD":
-            self._hand_over(answer.live)
-
-    def _answer(self, request: Request) -> Response:
-        try:
-            return self._application.answer(request)
-        except HTTPError as refusal:
-            self.close_connection = self.close_connection or refusal.closes
-            return self._application.explain(request, refusal)
-        except NotStored as error:
-            log.warning("%s: %s %s: %s", self.host, request.method, request.path, error)
-            text = "The database cannot be asked now. Nothing is lost, the nodes keep their samples; try again soon."
-            return self._application.explain(request, HTTPError(503, text))
-        except Exception:  # whatever it was, the client gets an answer and the log the whole story
-            number = secrets.token_hex(4)
-            log.exception("%s: fault %s in %s %s", self.host, number, request.method, request.path)
-            fault = HTTPError(500, f"A fault of this program. Its log tells more under {number}.", "fault")
-            return self._application.explain(request, fault)
-
-    def _send(self, request: Request | None, answer: Response) -> None:
-        """Head and body in one write: in two, a delayed ACK holds the second back for 40 ms (measured)."""
-        if answer.live is not None:
+    def send(self, response: Response) -> None:
+        """Send a response, or the head of one whose body follows."""
+        request = self.message
+        if response.live is not None:
             self.close_connection = True
-        length = None if answer.live else answer.file.length if answer.file else len(answer.body)
-        keeps = "close" if self.close_connection else "keep-alive" if request and request.version == "1.0" else ""
-        head = answer_head(answer, length, keeps, int(time.time()))
-        is_head = request is not None and request.method == "HEAD"
-        self._connections.count(answer.status)
-        data = head if is_head else head + answer.body
+        self.send_response(response.status)
+        for name, value in {"Content-Type": response.kind, **SAFE_HEADERS, **response.headers}.items():
+            self.send_header(name, value)
+        if response.live is None and response.status != HTTPStatus.NOT_MODIFIED:
+            self.send_header("Content-Length", str(response.file.length if response.file else len(response.body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        elif request is not None and request.version == "1.0":
+            self.send_header("Connection", "keep-alive")
+        self._stream.allow(self._limits.send_s)
         self.sending_since = time.monotonic()
-        if self._secure is not None:
-            self._secure.send_all(data, self._limits.send_s)
-        else:
-            self.request.settimeout(self._limits.send_s)
-            self.request.sendall(data)
+        self.end_headers()
+        if request is None or request.method != "HEAD":
+            self.wfile.write(response.body)
+        self.wfile.flush()
         self.sending_since = None
 
-    def _send_file(self, request: Request, answer: Response, part: FilePart) -> None:
+    def send_response(self, code: int, message: str | None = None) -> None:
+        """As the library's, without a Server header: versions of programs help attackers only."""
+        self.log_request(code)
+        self.send_response_only(code, message)
+        self.send_header("Date", self.date_time_string())
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Count the response; a log line for each would wear out the card."""
+        self._connections.count(int(code))
+
+    def log_message(self, format: str, *args: Any) -> None:
+        log.debug("%s: %s", self.host, format % args)
+
+    def _send_file(self, response: Response, part: FilePart) -> None:
         try:
             if not self._connections.begin_download():
-                self.send_error(request, _busy())
+                self.refuse(_busy())
                 return
             try:
-                self._send(request, answer)
-                if request.method != "HEAD" and self._secure is not None:
-                    self._copy(self._secure, part)
-                elif request.method != "HEAD":
-                    self._stream(part)
+                self.send(response)
+                if self.command != "HEAD" and self._secure is not None:
+                    self._copy(part)
+                elif self.command != "HEAD":
+                    self._stream_file(part)
             finally:
                 self._connections.end_download()
         finally:
             os.close(part.fd)
 
-    def _stream(self, part: FilePart) -> None:
-        """From the disk's cache to the network inside the kernel, as socket.sendfile does, but at a least pace."""
+    def _stream_file(self, part: FilePart) -> None:
+        """From the page cache to the network inside the kernel, as socket.sendfile does, but at a minimum pace."""
         sock, sent, began_s = self.request, 0, time.monotonic()
         writable = select.poll()
         writable.register(sock, select.POLLOUT)
@@ -375,19 +397,20 @@ class Connection(socketserver.BaseRequestHandler):
                 raise ConnectionAbortedError("the file has become shorter")
             sent += step
 
-    def _copy(self, secure: Secure, part: FilePart) -> None:
-        """The same through this program's memory, a block at a time: what goes through TLS is made here."""
+    def _copy(self, part: FilePart) -> None:
+        """The same through this program's memory, a block at a time: TLS is made here."""
         sent, began_s = 0, time.monotonic()
         while sent < part.length:
             block = os.pread(part.fd, min(_COPY_BYTES, part.length - sent), part.start + sent)
             if not block:
                 raise ConnectionAbortedError("the file has become shorter")
-            pace_s = began_s + 60 + sent / _SLOWEST_BYTES_S - time.monotonic()
-            secure.send_all(block, min(_STALL_S, pace_s))
+            self._stream.deadline_s = min(began_s + 60 + sent / _SLOWEST_BYTES_S, time.monotonic() + _STALL_S)
+            self.wfile.write(block)
+            self.wfile.flush()
             sent += len(block)
 
     def _hand_over(self, live: Callable[..., object]) -> None:
-        """Give the socket itself away; what is left here is an empty shell."""
+        """Give the socket itself away to an event stream; what is left here is an empty shell."""
         self._connections.leave(self)
         if self._secure is not None:
             secure, self._secure = self._secure, None

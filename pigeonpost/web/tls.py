@@ -14,7 +14,6 @@ import os
 import socket
 import ssl
 import threading
-import time
 
 from pigeonpost.core.errors import SettingsError
 
@@ -76,17 +75,6 @@ class Secure:
         """The handshake, within `limit_s` seconds in all. Raises OSError (ssl.SSLError is one)."""
         self.sock.settimeout(limit_s)
         self.sock.do_handshake()
-
-    def send_all(self, data: bytes, limit_s: float) -> None:
-        """As socket.sendall, which for TLS would begin its limit anew with each piece."""
-        give_up_s = time.monotonic() + limit_s
-        left = memoryview(data)
-        while left:
-            left_s = give_up_s - time.monotonic()
-            if left_s <= 0:
-                raise TimeoutError("the client reads too slowly")
-            self.sock.settimeout(left_s)
-            left = left[self.sock.send(left) :]
 
     def say_goodbye(self) -> None:
         """Tell the client that nothing more comes, and do not wait for its answer: else it may think it was cut off."""

@@ -20,7 +20,7 @@ from tests.faults.sim_disk import Died
 from tests.faults.sim_machines import SimStore
 from tests.faults.sim_oracle import Oracle, Violation
 from tests.faults.simulate import play
-from tests.memory_store import MemoryStore
+from tests.storage.memory_store import MemoryStore
 
 
 def play_on(seed: int, make: Callable[[], Store], counts: dict[str, int]) -> None:

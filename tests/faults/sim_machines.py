@@ -26,7 +26,7 @@ from pigeonpost.transports.tcp_node_session import NodeSession
 from pigeonpost.transports.tcp_server_session import ServerSession
 from tests.faults.sim_disk import FOLDER, Died, SimDisk
 from tests.faults.sim_oracle import Oracle, Violation
-from tests.memory_store import MemoryStore
+from tests.storage.memory_store import MemoryStore
 
 NODE = "n"  # the name that all nodes have: they are one node, and copies of it
 

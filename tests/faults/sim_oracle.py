@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_records import UnnumberedSample
-from tests.memory_store import MemoryStore
+from tests.storage.memory_store import MemoryStore
 
 Identity = tuple[str, int]  # epoch, seq
 

@@ -35,7 +35,7 @@ from protocol import decode
 from tests.faults.sim_disk import SimDisk
 from tests.faults.sim_machines import Connection, NodeMachine, ServerMachine, SimStore
 from tests.faults.sim_oracle import Oracle, Violation
-from tests.memory_store import MemoryStore
+from tests.storage.memory_store import MemoryStore
 
 EVENTS = 1_000
 _PORTIONS = (1, 40, 400, *[100_000] * 5)  # bytes that arrive together

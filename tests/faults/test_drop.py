@@ -15,7 +15,7 @@ import time
 import unittest
 from pathlib import Path
 
-from tests.drop_support import PI, Sender, accept, checksum, files, form, upload_request
+from tests.compat.file_drop.support import PI, Sender, accept, checksum, files, form, upload_request
 from tests.faults.house import DISK, Program
 from tests.faults.loop_disk import LoopDisk
 from tests.support import LIMIT_S, free_port, long, rounds, wait_until

@@ -15,7 +15,7 @@ from collections import Counter
 from pigeonpost.core.clock import parse_rfc3339
 from pigeonpost.node.ring_file import Ring
 from tests.libraries import need_broker
-from tests.libraries.test_mqtt_road import Road, stored
+from tests.libraries.test_mqtt_transport import Road, stored
 from tests.support import rounds, temp_folder, wait_until
 
 KILLS = rounds("PIGEONPOST_TEST_MQTT", 2, 60)

@@ -15,7 +15,7 @@ from pigeonpost.transports import push_node
 from protocol import encode
 from tests.faults.house import House, kill_at_random, trial
 from tests.support import BOOT, MemoryDisk, free_port, long, rounds, wait_until
-from tests.test_push import NodeCase
+from tests.transports.test_push import NodeCase
 
 KILLS = rounds("PIGEONPOST_TEST_PUSH_KILLS", 10, 100)
 CUTS = rounds("PIGEONPOST_TEST_PUSH_CUTS", 8, 500)

@@ -10,10 +10,10 @@ from csvbuffer import CsvLog
 from pigeonpost.core.clock import parse_rfc3339
 from pigeonpost.storage.csv.format import HEADER, logged_rows
 from tests.fuzz import Target, fuzzed, st
-from tests.memory_store import MemoryStore
+from tests.storage.memory_store import MemoryStore
+from tests.storage.test_contract import batch, file, gap
 from tests.support import temp_folder
 from tests.test_csvbuffer import LogCase
-from tests.test_stores import batch, file, gap
 
 END = 1 << 40  # behind all that is there
 PIECES = ["my own note\n", "\n", "\r\n", '"', ",", "x", "°", "\ufeff", "+00:00", HEADER]

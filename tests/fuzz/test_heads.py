@@ -16,7 +16,7 @@ from pigeonpost.http.message import (
     parse_head,
 )
 from tests.fuzz import Target, fuzzed, mutated, st
-from tests.test_web_head import GOOD
+from tests.http.test_message import GOOD
 
 SEEDS = (
     GOOD + b"a=%C2%B0&b=1",

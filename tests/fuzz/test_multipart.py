@@ -5,7 +5,7 @@ import unittest
 from pigeonpost.compat.file_drop.storage import STORED_NAME, plain_name
 from pigeonpost.http.multipart import MOST_PARTS, PART_HEAD_BYTES, BadMultipart, Multipart, boundary_of
 from tests.fuzz import Target, fuzzed, mutated, st
-from tests.test_multipart import FORM, Heard
+from tests.http.test_multipart import FORM, Heard
 
 MOST_BYTES = 200_000
 SEEDS = (

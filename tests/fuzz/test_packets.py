@@ -9,8 +9,8 @@ from pigeonpost.compat.multicast_bus.cli import show
 from pigeonpost.compat.multicast_bus.packets import FLAGS, PACKET_BYTES, decode, encode
 from pigeonpost.compat.multicast_bus.state import MOST_CODIFIERS, BusState
 from pigeonpost.core.errors import BadPacket
+from tests.compat.multicast_bus.test_packets import TIME, control, head, text, written
 from tests.fuzz import Target, fuzzed, mutated, st
-from tests.test_packets import TIME, control, head, text, written
 
 SEEDS = [control(letter.encode()) for letter, row in FLAGS.items() if row.channel == "control"] + [
     written(b"n", struct.pack("<I", 7)), written(b"i", struct.pack("<I", 7)), written(b"f", struct.pack("<f", 21.5)),

@@ -18,8 +18,8 @@ from pigeonpost.transports.payload import PAYLOAD_BYTES, read_body, sign, split_
 from protocol import Gap, sample_body, sample_text
 from tests.fuzz import Target, fuzzed, mutated, st
 from tests.support import BOOT, EPOCH, MemoryDisk, taken
-from tests.test_parcels import HEAD, gap, texts
 from tests.test_protocol import INSERTS
+from tests.transports.test_payload import HEAD, gap, texts
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 SENSORS = [{"name": "temperature", "unit": "°C"}]

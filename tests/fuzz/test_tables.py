@@ -7,7 +7,7 @@ from pigeonpost.importing.importer import BadFile, look_through
 from pigeonpost.importing.readers import MOST_COLUMNS, Fault, readings
 from protocol import LARGEST_INTEGER, NODE_NAME, SENSOR_NAME, UNIT
 from tests.fuzz import Target, fuzzed, mutated, st
-from tests.test_tables import LOG
+from tests.importing.test_readers import LOG
 
 MOST_BYTES = 100_000
 JSON = b'{"node": "x", "units": {"A": "V"}, "readings": [{"time": 1795188970, "A": 1, "b": "2.5"}, {"date": "x"}]}'

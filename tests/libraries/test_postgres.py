@@ -17,8 +17,8 @@ from pigeonpost.storage.postgres import store as postgres_store
 from pigeonpost.storage.postgres.store import ID_FILE, PostgresStore
 from protocol import Batch, Sample
 from tests.libraries.databases import Cluster, Database, need_postgres, psycopg
+from tests.storage.test_contract import E1, E2, OUTBOX, StoreContract, batch, file, gap
 from tests.support import LIMIT_S, Program, temp_folder, wait_until
-from tests.test_stores import E1, E2, OUTBOX, StoreContract, batch, file, gap
 
 FAR = 1 << 60
 

@@ -12,9 +12,9 @@ from pigeonpost.storage import redis_publisher
 from pigeonpost.storage.models import NOTHING, EpochCommit
 from pigeonpost.storage.redis_publisher import RedisPublisher
 from tests.libraries.databases import Redis, need_redis, redis
-from tests.memory_store import MemoryStore
+from tests.storage.memory_store import MemoryStore
+from tests.storage.test_contract import OUTBOX, batch, file, gap
 from tests.support import LIMIT_S, Program, temp_folder, wait_until
-from tests.test_stores import OUTBOX, batch, file, gap
 
 KEY = "pigeonpost:a:temperature"
 

@@ -6,7 +6,7 @@ import unittest
 from unittest import mock
 
 from pigeonpost.sensors import mcp3424
-from tests.chip_mcp3424 import Chip, Wires
+from tests.sensors.chip_mcp3424 import Chip, Wires
 from tests.support import temp_folder
 
 try:

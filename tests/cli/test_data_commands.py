@@ -1,0 +1,1323 @@
+"""Care of the data as people do it: backup, restore, verify, export, import."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import unittest
+from unittest import mock
+
+from csvbuffer import CsvLog
+from pigeonpost.cli import backup as data_commands
+from pigeonpost.cli import export
+from pigeonpost.core.clock import FakeClock
+from pigeonpost.core.data_folder import DATABASE
+from pigeonpost.core.errors import NotStored
+from pigeonpost.core.files import lock_data_dir
+from pigeonpost.server import backup as server_backup
+from pigeonpost.server.ingest import Ingestor
+from pigeonpost.storage.csv import format
+from pigeonpost.storage.csv.checksums import logs_in
+from pigeonpost.storage.sqlite.schema import _FIRST
+from pigeonpost.storage.sqlite.store import SqliteStore
+from tests import page_support
+from tests.faults.house import House
+from tests.page_support import for_class, use_memory_disk
+from tests.storage import test_contract
+from tests.storage.memory_store import MemoryStore
+from tests.storage.test_contract import E2, batch, gap
+from tests.support import LIMIT_S, ROOT, clean_environment, long, rounds, temp_folder, wait_until
+from tests.test_control import ControlCase
+
+
+def setUpModule():
+    use_memory_disk()
+    # argparse looks for a translation of each word it uses: a third of the time that a command takes here.
+    language = mock.patch.dict(os.environ, {"LANGUAGE": "C"})
+    language.start()
+    unittest.addModuleCleanup(language.stop)
+
+
+@contextlib.contextmanager
+def run_of_a_server(data):
+    """The part of a server that stores, for one run."""
+    store = SqliteStore(data)
+    csv = CsvLog(data, store, FakeClock())
+    ingestor = Ingestor(store, csv, FakeClock(), commit_s=0.0)
+    csv.start()
+    ingestor.start()
+    try:
+        yield ingestor
+    finally:
+        ingestor.stop(LIMIT_S)
+        csv.close()
+        store.close()
+
+
+def fill(data, *batches):
+    with run_of_a_server(data) as ingestor:
+        for one in batches or (batch(1, 40), batch(1, 10, node="b", epoch=E2), gap(41, 50)):
+            ingestor.accept(quiet(one))
+
+
+def quiet(one):
+    return one._replace(done=lambda epoch, seq: None)
+
+
+def crashed_copy(test, data):
+    """What a kill would leave now."""
+    copy = temp_folder(test)
+    shutil.copytree(data, copy, dirs_exist_ok=True)
+    return copy
+
+
+def content(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def tree(folder, without=()):
+    """Every file below a folder with what is in it; but for locks, and what SQLite keeps while it looks."""
+    found = {}
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(place, name)
+            if not name.endswith((".lock", "-shm", "-wal")) and not path[len(folder) + 1 :].startswith(tuple(without)):
+                found[path[len(folder) + 1 :]] = content(path)
+    return found
+
+
+class DataCase(ControlCase):
+    def setUp(self):
+        super().setUp()
+        self.place = temp_folder(self)  # of the backups
+        self.tar, self.copy = os.path.join(self.place, "b.tar"), os.path.join(self.place, "b.sqlite3")
+
+    def database(self, data=None):
+        return os.path.join(data or self.data, DATABASE)
+
+    def logs(self, data=None):
+        return os.path.join(data or self.data, "logs")
+
+    def assert_sound(self, samples, data=None):
+        self.assertRegex(self.done("verify", data=data), rf"^{samples} samples of \d nodes: all there, each once")
+
+
+class Backup(DataCase):
+    def test_both_forms_come_back(self):
+        fill(self.data)
+        self.done("token", "basement")
+        for file in (self.tar, self.copy):
+            told = self.done("backup", file)
+            self.assertRegex(told, r"^\S+/b\.\w+: 50 samples of 2 nodes: all there, each once; 10 more are noted as"
+                                   r" missing, in 1 gaps; [\d,]+ bytes, checked\n$")  # fmt: skip
+            self.assertEqual([name for name in os.listdir(self.place) if name.startswith(".")], [])
+            other = temp_folder(self)
+            self.done("restore", file, data=other)
+            self.assert_sound(50, data=other)
+            self.assertEqual(self.rows(other), self.rows(self.data))
+            self.assertEqual(os.path.exists(os.path.join(other, "tokens.json")), file == self.tar)
+
+    def rows(self, data):
+        """All rows of all logs, in any order."""
+        return sorted(
+            row for name in logs_in(self.logs(data)) for row in content(f"{self.logs(data)}/{name}").split(b"\n")
+        )
+
+    def test_sha256sum_reads_its_manifest(self):
+        fill(self.data)
+        fill(self.data, batch(11, 30, node="b", epoch=E2))
+        self.done("backup", self.tar)
+        folder = temp_folder(self)
+        with tarfile.open(self.tar) as tar:
+            names = tar.getnames()
+            for name in names:
+                os.makedirs(os.path.dirname(os.path.join(folder, name)), exist_ok=True)
+                with open(os.path.join(folder, name), "wb") as file:
+                    file.write(tar.extractfile(name).read())
+        self.assertEqual(names[0], DATABASE)
+        self.assertEqual(names[-1], "SHA256SUMS")
+        for sums in (folder, self.logs(folder)):
+            done = subprocess.run(
+                ["sha256sum", "-c", "SHA256SUMS"], cwd=sums, capture_output=True, text=True, timeout=60
+            )
+            self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        self.assertEqual(len(content(os.path.join(folder, "SHA256SUMS")).splitlines()), len(names) - 1)
+
+    def test_it_is_for_the_owners_eyes(self):
+        fill(self.data)
+        self.done("backup", self.tar)
+        self.assertEqual(stat.S_IMODE(os.stat(self.tar).st_mode), 0o600)
+
+    def test_any_program_reads_it_from_where_nothing_can_be_written(self):
+        fill(self.data)
+        self.done("backup", self.copy)
+        os.chmod(self.place, 0o555)
+        self.addCleanup(os.chmod, self.place, 0o755)
+        with contextlib.closing(sqlite3.connect(f"file:{self.copy}?mode=ro", uri=True)) as db:
+            self.assertEqual(db.execute("PRAGMA journal_mode").fetchone(), ("delete",))
+            self.assertEqual(db.execute("SELECT count(*) FROM readings").fetchone(), (100,))
+        self.assertEqual(os.listdir(self.place), ["b.sqlite3"])
+
+    def test_a_folder_gets_a_new_file(self):
+        fill(self.data)
+        self.done("backup", self.place)
+        (name,) = os.listdir(self.place)
+        self.assertRegex(name, r"^pigeonpost-\d{4}-\d\d-\d\d_\d{6}\.tar$")
+
+    def test_it_changes_nothing_of_the_servers(self):
+        """Above all it does not checkpoint: only the server's own connection ever may."""
+        with run_of_a_server(self.data) as ingestor:
+            ingestor.accept(quiet(batch(1, 400)))
+            ingestor.settle(LIMIT_S)
+            wal = self.database() + "-wal"
+            self.assertGreater(os.path.getsize(wal), 0)
+            before = content(self.database()), content(wal)
+            self.done("backup", self.tar)
+            self.done("backup", self.copy)
+            self.assertEqual((content(self.database()), content(wal)), before)
+
+    def test_what_a_crash_left_in_the_wal_is_in_it(self):
+        with run_of_a_server(self.data) as ingestor:
+            ingestor.accept(quiet(batch(1, 400)))
+            ingestor.settle(LIMIT_S)
+            crashed = crashed_copy(self, self.data)
+        self.done("backup", self.tar, data=crashed)
+        other = temp_folder(self)
+        self.done("restore", self.tar, data=other)
+        self.assert_sound(400, data=other)
+
+    def test_while_a_server_commits(self):
+        """One moment is copied, and a server that commits all the time does not make it begin anew for ever."""
+        fill(self.data, batch(1, 1000))
+        stop = threading.Event()
+        count = [1000]
+
+        def write(ingestor):
+            while not stop.is_set():
+                ingestor.accept(quiet(batch(count[0] + 1, count[0] + 20)), urgent=True)
+                ingestor.settle(LIMIT_S)
+                count[0] += 20
+
+        with run_of_a_server(self.data) as ingestor, mock.patch.object(server_backup, "_PAGES_AT_ONCE", 1):
+            writer = threading.Thread(target=write, args=(ingestor,))
+            writer.start()
+            try:
+                for number in range(3):
+                    before = count[0]
+                    wait_until(lambda before=before: count[0] > before, "more is stored")
+                    self.done("backup", f"{self.place}/{number}.tar")
+            finally:
+                stop.set()
+                writer.join(LIMIT_S)
+        seen = []
+        for number in range(3):
+            other = temp_folder(self)
+            told = self.done("restore", f"{self.place}/{number}.tar", data=other)
+            seen.append(int(re.search(r": (\d+) samples of 1 nodes: all there, each once", told)[1]))
+        self.assertEqual(seen, sorted(set(seen)))
+        self.assert_sound(count[0])
+
+    def test_a_damaged_database_does_not_take_the_place_of_a_good_backup(self):
+        fill(self.data)
+        self.done("backup", self.tar)
+        before = content(self.tar)
+        with contextlib.closing(sqlite3.connect(self.database())) as db:
+            db.execute("DELETE FROM samples WHERE seq = 5")
+            db.commit()
+        status, out, told = self.run_("backup", self.tar)
+        self.assertEqual(status, 1)
+        self.assertIn("do not add up to", out)
+        self.assertIn("the database is damaged: no backup was made", told)
+        self.assertEqual((content(self.tar), os.listdir(self.place)), (before, ["b.tar"]))
+
+    def test_a_full_disk(self):
+        fill(self.data, batch(1, 3000))
+        self.done("backup", self.tar)
+        before = content(self.tar)
+        # No file gets longer than 64 KiB. Compiled modules would not either: so the limit comes behind the imports.
+        code = (
+            "import resource, sys, control; resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
+            "print(*[control.main(['--data', sys.argv[1], 'backup', file]) for file in sys.argv[2:]])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, self.data, self.tar, self.copy], capture_output=True, text=True,
+            timeout=3 * LIMIT_S, env=clean_environment(PYTHONPATH=ROOT), cwd=self.place,
+        )  # fmt: skip
+        self.assertEqual(done.stdout, "1 1\n", done.stderr)
+        self.assertRegex(done.stderr, r"\A(control\.py: .*(disk|large).*\n){2}\Z")
+        self.assertEqual((content(self.tar), os.listdir(self.place)), (before, ["b.tar"]))
+
+    def test_what_a_killed_one_left_is_cleared_away(self):
+        fill(self.data)
+        left = os.path.join(self.place, ".b.tar.making")
+        os.mkdir(left)
+        with open(os.path.join(left, DATABASE), "wb") as file:
+            file.write(b"half of it")
+        self.done("backup", self.tar)
+        self.assertEqual(os.listdir(self.place), ["b.tar"])
+
+    def test_two_at_once(self):
+        fill(self.data)
+        lock = lock_data_dir(os.path.join(self.place, ".b.tar.making", "lock"))
+        self.assert_fails(1, "another command works on the same", "backup", self.tar)
+        os.close(lock)
+        self.done("backup", self.tar)
+
+    def test_where_it_may_not_lie(self):
+        fill(self.data)
+        for file in (self.database(), os.path.join(self.data, "b.tar"), os.path.join(self.logs(), "b.tar")):
+            self.assert_fails(2, "lies in the data folder", "backup", file)
+        self.assert_fails(2, "is no folder", "backup", os.path.join(self.place, "nowhere", "b.tar"))
+        self.assert_fails(2, "there is no database in", "backup", self.tar, data=temp_folder(self))
+        self.assert_fails(1, "/sys cannot be written: ", "backup", "/sys/b.tar")
+
+    def test_a_log_that_begins_meanwhile_is_not_half_in_it(self):
+        fill(self.data)
+        real = server_backup.copy_database
+
+        def copy(*arguments):
+            real(*arguments)
+            fill(self.data, batch(51, 99))  # another run, all of it
+
+        with mock.patch.object(server_backup, "copy_database", copy):
+            self.done("backup", self.tar)
+        other = temp_folder(self)
+        self.done("restore", self.tar, data=other)
+        self.assert_sound(50, data=other)
+        fill(other, batch(51, 99))
+        self.assert_sound(99, data=other)
+
+    def test_dropped_files_and_odd_names(self):
+        fill(self.data)
+        os.mkdir(os.path.join(self.data, "files"))
+        names = ("0123456789abcdef_a.csv", ".coming-0123", "0123456789abcdef_a.sha256")
+        for name in names:
+            with open(os.path.join(self.data, "files", name), "w") as file:
+                file.write(name)
+        lines = "two\u2028lines.csv"
+        for name in ("my own ä.csv", ".hidden.csv", lines, os.fsdecode(b"not-utf-8-\xe4.csv")):
+            with open(os.path.join(self.logs(), name), "w") as file:
+                file.write("time,node,sensor,value,unit\n")
+        self.done("backup", self.tar)
+        other = temp_folder(self)
+        self.done("restore", self.tar, data=other)
+        self.assertEqual(sorted(os.listdir(os.path.join(other, "files"))), [names[0], names[2]])
+        (log, *_) = (name for name in logs_in(self.logs()) if name.startswith("sensorlog"))
+        self.assertEqual(logs_in(self.logs(other)), sorted(["my own ä.csv", lines, log]))
+
+    def test_of_an_older_format(self):
+        """Who brings a new program does well to make a backup before it is started."""
+        make_old(self.data)
+        self.done("backup", self.tar)
+        self.assert_fails(2, "was made by an older Pigeonpost: start this one's server once", "verify")
+        other = temp_folder(self)
+        self.done("restore", self.tar, data=other)
+        self.assert_sound(3, data=other)
+        self.assertFalse([name for name in os.listdir(other) if ".v1" in name])
+
+
+def make_old(data):
+    """A database as version 1 made it: with what this version made, put into its tables."""
+    fresh = tempfile.mkdtemp()
+    try:
+        fill(fresh, batch(1, 3))
+        shutil.copytree(os.path.join(fresh, "logs"), os.path.join(data, "logs"))
+        with contextlib.closing(sqlite3.connect(os.path.join(data, DATABASE), isolation_level=None)) as db:
+            db.executescript(f"{_FIRST} PRAGMA user_version = 1; PRAGMA journal_mode = WAL;")
+            db.execute("ATTACH ? AS fresh", (os.path.join(fresh, DATABASE),))
+            tables = [name for (name,) in db.execute("SELECT name FROM main.sqlite_schema WHERE type = 'table'")]
+            for table in sorted(tables):  # sqlite_sequence behind those that change it
+                columns = ", ".join(f'"{row[1]}"' for row in db.execute(f"PRAGMA main.table_info({table})"))
+                db.execute(f"DELETE FROM main.{table}")
+                db.execute(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM fresh.{table}")
+    finally:
+        shutil.rmtree(fresh)
+
+
+class Restore(DataCase):
+    @classmethod
+    def setUpClass(cls):
+        """A data folder and its backups, of which each test gets a copy."""
+        super().setUpClass()
+        cls.made_data, cls.made_place = (temp_folder(for_class(cls)) for _ in range(2))
+        fill(cls.made_data)
+        for *command, name in (("token", "basement"), ("backup", "b.tar"), ("backup", "b.sqlite3")):
+            argument = name if "token" in command else os.path.join(cls.made_place, name)
+            status, _, told = page_support.control_here("--data", cls.made_data, *command, argument)
+            assert status == 0, told
+
+    def setUp(self):
+        super().setUp()
+        shutil.copytree(self.made_data, self.data, dirs_exist_ok=True)
+        shutil.copytree(self.made_place, self.place, dirs_exist_ok=True)
+
+    def test_what_was_there_is_moved_aside_and_not_deleted(self):
+        fill(self.data, batch(51, 70))
+        before = tree(self.data)
+        for file in (self.tar, self.copy):
+            status, out, told = self.run_("restore", file)
+            self.assertEqual(status, 0, told)
+            self.assertRegex(out, r"^\S+: 50 samples of 2 nodes: all there, each once")
+            aside = re.search(r"What was there before is in (\S+/before-restore-\S+)\.\n", told)[1]
+            self.assertIn("the nodes bring what they have taken since", told)
+            kept = {name: data for name, data in before.items() if file == self.tar or name != "tokens.json"}
+            self.assertEqual(tree(aside), kept)
+            self.assert_sound(50)
+            shutil.rmtree(aside)
+            before = tree(self.data)
+            self.assertIn("tokens.json", before)
+
+    def test_the_wal_of_the_old_database_does_not_get_into_the_new_one(self):
+        with run_of_a_server(self.data) as ingestor:
+            ingestor.accept(quiet(batch(51, 400)))
+            ingestor.settle(LIMIT_S)
+            crashed = crashed_copy(self, self.data)
+        self.assertGreater(os.path.getsize(self.database(crashed) + "-wal"), 0)
+        self.done("restore", self.copy, data=crashed)
+        self.assert_sound(50, data=crashed)
+
+    def test_a_server_goes_on_from_it(self):
+        for file in (self.tar, self.copy):
+            self.done("restore", file)
+            fill(self.data, batch(51, 60))
+            self.assert_sound(60)
+            fill(self.data, batch(61, 70))
+            self.assert_sound(70)
+
+    def test_only_while_no_server_runs(self):
+        before = tree(self.data)
+        lock = lock_data_dir(os.path.join(self.data, "server.lock"))
+        self.assert_fails(1, "the server runs (", "restore", self.tar)
+        os.close(lock)
+        self.assertEqual(tree(self.data), before)
+
+    def assert_refused(self, text, file, status=1):
+        before = tree(self.data)
+        found, out, told = self.run_("restore", file)
+        self.assertEqual(found, status, told)
+        self.assertIn(text, told or out)
+        self.assertNotIn("Traceback", told)
+        self.assertEqual(tree(self.data), before)
+        self.assertNotIn(".restoring", os.listdir(self.data))
+        return told
+
+    def test_a_backup_that_was_damaged(self):
+        whole = content(self.tar)
+        with tarfile.open(self.tar) as tar:
+            places = {member.name: member.offset_data for member in tar}
+        bad = os.path.join(self.place, "bad.tar")
+        for name, at in places.items():
+            for more in (0, 20):
+                with open(bad, "wb") as file:
+                    file.write(whole[: at + more] + bytes([whole[at + more] ^ 1]) + whole[at + more + 1 :])
+                with self.subTest(name=name, more=more):
+                    self.assert_refused("control.py: ", bad)
+
+    def test_a_backup_that_was_cut(self):
+        whole = content(self.tar)
+        bad = os.path.join(self.place, "bad.tar")
+        end = len(whole.rstrip(b"\0"))
+        for size in (0, 1, 100, 511, 512, 600, end // 2, end - 600, end - 1):
+            with open(bad, "wb") as file:
+                file.write(whole[:size])
+            with self.subTest(size=size):
+                self.assert_refused("control.py: ", bad)
+
+    def test_a_database_that_was_damaged(self):
+        whole = content(self.copy)
+        bad = os.path.join(self.place, "bad.sqlite3")
+        for at in range(4096, len(whole), 4096):
+            with open(bad, "wb") as file:
+                file.write(whole[:at] + b"\xff" * 200 + whole[at + 200 :])
+            with self.subTest(page=at // 4096 + 1):
+                status, _, told = self.run_("restore", bad)
+                self.assertIn("Traceback" not in told and status, (1, 0))
+                if status == 0:  # a page that nothing is in
+                    self.assert_sound(50)
+        self.assert_refused("control.py: ", self.cut(bad, whole[:5000]))
+
+    def cut(self, path, data):
+        with open(path, "wb") as file:
+            file.write(data)
+        return path
+
+    def test_what_is_none(self):
+        self.assert_refused("there is no such file", os.path.join(self.place, "none.tar"), status=2)
+        self.assert_refused("there is no such file", self.place, status=2)
+        self.assert_refused("x.tar: is no tar archive, ", self.cut(f"{self.place}/x.tar", b"my own notes\n" * 100))
+        other = os.path.join(self.place, "other.sqlite3")
+        with contextlib.closing(sqlite3.connect(other)) as db:
+            db.execute("CREATE TABLE temperatures (time, value)")
+        self.assert_refused("is the database of another program", other)
+
+    def test_of_a_newer_program(self):
+        with contextlib.closing(sqlite3.connect(self.copy)) as db:
+            db.execute("PRAGMA user_version = 99")
+        self.assert_refused("was made by a newer Pigeonpost", self.copy, status=2)
+
+    def make(self, *members, manifests=1):
+        """A tar of these, with a right manifest, or several."""
+        path = os.path.join(self.place, "made.tar")
+        sums = b""
+        with tarfile.open(path, "w") as tar:
+            for member, data in members:
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+                sums += f"{hashlib.sha256(data).hexdigest()}  {member.name}\n".encode()
+            info = tarfile.TarInfo("SHA256SUMS")
+            info.size = len(sums)
+            for _ in range(manifests):
+                tar.addfile(info, io.BytesIO(sums))
+        return path
+
+    def test_a_tar_that_means_ill(self):
+        link = tarfile.TarInfo("logs/x.csv")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        device = tarfile.TarInfo("logs/x.csv")
+        device.type = tarfile.CHRTYPE
+        members = {
+            "but a symbolic link": (link,),
+            "but a character device": (device,),
+            "its name leads out of the folder": map(tarfile.TarInfo, ("../x", "/tmp/x", "logs/../../x")),
+            "its name has an empty component": map(tarfile.TarInfo, ("logs/", "")),
+            "which is no part of a backup": map(
+                tarfile.TarInfo, ("logs/a/b", "server.lock", "running.json", "files/.x", "logs/a\nb", "lost+found")
+            ),
+        }
+        database = tarfile.TarInfo(DATABASE), content(self.copy)
+        for reason, member in ((reason, member) for reason, those in members.items() for member in those):
+            with self.subTest(name=member.name, type=member.type):
+                self.assert_refused(reason, self.make(database, (member, b"")))
+        tokens = tarfile.TarInfo("tokens.json")
+        self.assert_refused("has 'tokens.json' twice", self.make(database, (tokens, b"1"), (tokens, b"2")))
+        self.assert_refused("has SHA256SUMS twice", self.make(database, manifests=2))
+        self.assert_refused("has no SHA256SUMS: it is no backup", self.make(database, manifests=0))
+        self.assert_refused("there is no database in it", self.make((tokens, b"{}")))
+        with mock.patch.object(server_backup, "_SUMS_BYTES", 10):
+            self.assert_refused("and at most 10 are read", self.make(database))
+
+    def packed_again(self, command):
+        """The backup, unpacked and packed by GNU tar."""
+        folder, packed = os.path.join(self.place, "unpacked"), os.path.join(self.place, "NEW.tar")
+        os.makedirs(folder, exist_ok=True)
+        done = subprocess.run(
+            ["sh", "-c", f"tar -xf {self.tar} && {command}"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return packed
+
+    @unittest.skipUnless(shutil.which("tar"), "there is no tar program")
+    def test_backup_packed_again_by_gnu_tar_is_refused_with_a_remedy_that_works(self):
+        for command, reason in (
+            ("tar -cf ../NEW.tar *", "is in GNU tar's own format, not in ustar or pax format"),
+            ("tar -cf ../NEW.tar .", "is in GNU tar's own format, not in ustar or pax format"),
+            ("tar --format=pax -cf ../NEW.tar *", "'logs/' is refused: it is no regular file, but a directory"),
+        ):
+            with self.subTest(command):
+                told = self.assert_refused(reason, self.packed_again(command))
+                remedy = told.strip().rpartition(": unpack it, and there pack it again: ")[2]
+                other = temp_folder(self)
+                self.done("restore", self.packed_again(remedy), data=other)
+                self.assert_sound(50, data=other)
+                self.assertEqual(tree(other, without=[DATABASE]), tree(self.data, without=[DATABASE]))
+
+    def test_verify_of_a_backup(self):
+        for file in (self.tar, self.copy):
+            before = tree(self.data), content(file)
+            self.assertIn("50 samples of 2 nodes: all there, each once", self.done("verify", file))
+            self.assertEqual((tree(self.data), content(file)), before)
+        bad = self.cut(f"{self.place}/bad.tar", content(self.tar)[:-11_000])
+        self.assert_fails(1, "control.py: ", "verify", bad)
+
+    def test_killed_at_every_step_it_is_done_by_restoring_again(self):
+        """And a server that is started in between does no harm: nothing old is lost, or mixed with the new."""
+        with run_of_a_server(self.data) as ingestor:
+            ingestor.accept(quiet(batch(51, 400)))
+            ingestor.settle(LIMIT_S)
+            crashed = crashed_copy(self, self.data)
+        # One interpreter, whose children restore: the first is killed at its first step, the next at its second, ...
+        killer = (
+            "import itertools, os, shutil, sys, control\n"
+            "crashed, copies, tar = sys.argv[1:]\n"
+            "real = os.rename\n"
+            "def rename(old, new):\n    left[0] -= 1\n    return real(old, new) if left[0] else os._exit(9)\n"
+            "os.rename = rename\n"
+            "for step in itertools.count(1):\n"
+            "    left = [step]\n"
+            "    data = shutil.copytree(crashed, f'{copies}/{step}')\n"
+            "    child = os.fork()\n"
+            "    if not child:\n        os._exit(control.main(['--data', data, 'restore', tar]))\n"
+            "    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])\n"
+            "    if status != 9:\n        sys.exit(status)"
+        )
+        copies = temp_folder(self)
+        done = subprocess.run(
+            [sys.executable, "-c", killer, crashed, copies, self.tar], capture_output=True, text=True,
+            timeout=3 * LIMIT_S, env=clean_environment(PYTHONPATH=ROOT), cwd=self.place,
+        )  # fmt: skip
+        self.assertEqual(done.returncode, 0, done.stderr)
+        steps = len(os.listdir(copies))
+        for step in range(1, steps + 1):
+            data = os.path.join(copies, str(step))
+            found = [os.path.join(place, DATABASE) for place, _, names in os.walk(data) if DATABASE in names]
+            kept = [path for path in found if ".restoring" not in path and self.count(path) == 400]
+            self.assertEqual(len(kept), 1, f"step {step}: the old data")
+            if step % 2:
+                fill(data, batch(1, 3, node="new"))
+            self.done("restore", self.tar, data=data)
+            self.assert_sound(50, data=data)
+            self.assertNotIn(".restoring", os.listdir(data))
+        self.assertGreater(steps, 5)
+
+    def count(self, path):
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            return db.execute("SELECT count(*) FROM samples").fetchone()[0]
+
+    @unittest.skipUnless(os.geteuid() == 0, "only root may give files away")
+    def test_what_root_restores_belongs_to_whom_the_folder_does(self):
+        os.mkdir(os.path.join(self.data, "files"))
+        with open(os.path.join(self.data, "files", "0123456789abcdef_a.csv"), "w") as file:
+            file.write("x")
+        self.done("backup", self.tar)
+        new = temp_folder(self)
+        os.chown(new, 12345, 12345)
+        self.done("restore", self.tar, data=new)
+        for place, folders, names in os.walk(new):
+            for name in folders + names:
+                self.assertEqual(os.stat(os.path.join(place, name)).st_uid, 12345, name)
+
+    def test_on_a_new_machine(self):
+        new = os.path.join(self.place, "data")
+        status, _, told = self.run_("restore", self.tar, data=new)
+        self.assertEqual(status, 0, told)
+        self.assertIn("There was nothing there before.", told)
+        self.assertEqual(self.done("tokens", data=new), "basement\n")
+
+
+class Staging(DataCase):
+    """The folder in which a backup is extracted. Who can write to the data folder may have put symbolic links there."""
+
+    def setUp(self):
+        super().setUp()
+        fill(self.data)
+        self.done("backup", self.tar)
+        self.precious = temp_folder(self)
+        self.victim = os.path.join(self.precious, "victim")
+        with open(self.victim, "w") as file:
+            file.write("precious")
+
+    def assert_unharmed(self):
+        self.assertEqual(tree(self.precious), {"victim": b"precious"})
+
+    def unpack(self, folder):
+        return server_backup.unpack(self.tar, folder, lambda what, done, total: None)
+
+    def test_archive_is_extracted_into_an_empty_folder(self):
+        folder = temp_folder(self)
+        names = self.unpack(folder)
+        self.assertEqual(sorted(tree(folder)), names)
+        for name in names:
+            with self.subTest(name):
+                mode = 0o600 if name in server_backup.KEPT else 0o644
+                self.assertEqual(stat.S_IMODE(os.stat(os.path.join(folder, name)).st_mode), mode & ~self.umask())
+
+    def umask(self):
+        mask = os.umask(0)
+        os.umask(mask)
+        return mask
+
+    def test_nothing_that_is_there_is_followed_or_overwritten(self):
+        (log,) = logs_in(self.logs())
+        for name, target in (
+            (DATABASE, self.victim), (DATABASE, os.path.join(self.precious, "new")), ("logs", self.precious),
+            ("logs", None),
+            (DATABASE, None), (f"logs/{log}", self.victim),
+        ):  # fmt: skip
+            folder = temp_folder(self)
+            path = os.path.join(folder, name)
+            with self.subTest(name=name, target=target):
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                os.symlink(target, path) if target else os.mkdir(path)
+                with self.assertRaises(FileExistsError) as caught:
+                    self.unpack(folder)
+                self.assertTrue(caught.exception.filename.startswith(f"{folder}/{name.partition('/')[0]}"))
+                self.assert_unharmed()
+
+    def test_folder_that_is_exchanged_meanwhile_gets_nothing(self):
+        """The files of a folder are opened relative to its descriptor."""
+        folder = temp_folder(self)
+        real = os.open
+
+        def open_(path, flags, *more, **options):
+            if path == "SHA256SUMS":  # the one in logs/, which is the last file
+                os.rename(f"{folder}/logs", f"{folder}/moved")
+                os.symlink(self.precious, f"{folder}/logs")
+            return real(path, flags, *more, **options)
+
+        with mock.patch("os.open", open_):
+            self.unpack(folder)
+        self.assert_unharmed()
+        self.assertIn("SHA256SUMS", os.listdir(f"{folder}/moved"))
+
+    def test_symbolic_link_in_place_of_the_folder(self):
+        os.symlink(self.precious, os.path.join(self.data, ".restoring"))
+        self.assert_fails(1, ".restoring is a symbolic link, where a folder of this command's", "restore", self.tar)
+        self.assert_unharmed()
+        with self.assertRaises(NotADirectoryError):
+            self.unpack(os.path.join(self.data, ".restoring"))
+        self.assert_unharmed()
+        os.symlink(self.precious, os.path.join(self.place, ".b.tar.making"))
+        self.assert_fails(1, ".b.tar.making is a symbolic link", "backup", self.tar)
+        self.assert_unharmed()
+
+    def test_symbolic_link_in_place_of_the_lock(self):
+        os.mkdir(os.path.join(self.data, ".restoring"))
+        for lock in (".restoring/lock", "server.lock"):
+            with self.subTest(lock):
+                path = os.path.join(self.data, lock)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+                os.symlink(self.victim, path)
+                self.assertEqual(self.run_("restore", self.tar)[0], 1)
+                self.assert_unharmed()
+                os.unlink(path)
+
+    def test_symbolic_links_that_a_killed_run_left_are_removed(self):
+        os.mkdir(os.path.join(self.data, ".restoring"))
+        os.symlink(self.precious, os.path.join(self.data, ".restoring", "logs"))
+        os.symlink(self.victim, os.path.join(self.data, ".restoring", DATABASE))
+        self.done("restore", self.tar)
+        self.assert_unharmed()
+        self.assert_sound(50)
+
+    @unittest.skipUnless(os.geteuid() == 0, "only root may give files away")
+    def test_owner_of_what_a_symbolic_link_leads_to_stays(self):
+        os.chown(self.data, 12345, 12345)
+        link = os.path.join(self.place, "link")
+        os.symlink(self.victim, link)
+        data_commands._give(link, self.data)
+        self.assertEqual((os.lstat(link).st_uid, os.stat(self.victim).st_uid), (12345, 0))
+
+
+class Versions(DataCase):
+    """An upgrade as its user sees it."""
+
+    def test_the_servers_start_brings_an_older_database_up_to_date_after_a_copy(self):
+        make_old(self.data)
+        before = content(self.database())
+        for command in (("verify",), ("export",)):
+            self.assert_fails(2, "was made by an older Pigeonpost: start this one's server once", *command)
+        self.assertEqual(content(self.database()), before)
+        fill(self.data, batch(4, 6))
+        self.assert_sound(6)
+        with contextlib.closing(sqlite3.connect(self.database() + ".v1")) as copy:
+            self.assertEqual(copy.execute("PRAGMA user_version").fetchone(), (1,))
+            self.assertEqual(copy.execute("SELECT count(*) FROM samples").fetchone(), (3,))
+
+    def test_a_newer_database_is_left_alone(self):
+        fill(self.data)
+        with contextlib.closing(sqlite3.connect(self.database())) as db:
+            db.execute("PRAGMA user_version = 99")
+        before = tree(self.data)
+        path = os.path.join(self.place, "x.jsonl")
+        with open(path, "w") as file:
+            file.write('{"time":1795188970,"node":"a","t":1}')
+        for command in (("verify",), ("export",), ("backup", self.tar), ("import", path)):
+            self.assert_fails(2, "was made by a newer Pigeonpost (format 99; this one knows ", *command)
+        self.assertEqual((tree(self.data), os.path.exists(self.tar)), (before, False))
+
+
+class Sums(DataCase):
+    """logs/SHA256SUMS."""
+
+    def sums(self):
+        return content(os.path.join(self.logs(), "SHA256SUMS")).decode()
+
+    def check(self):
+        done = subprocess.run(
+            ["sha256sum", "-c", "SHA256SUMS"], cwd=self.logs(), capture_output=True, text=True, timeout=60
+        )
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+
+    def test_a_log_that_is_closed_gets_its_line(self):
+        fill(self.data, batch(1, 50))
+        self.assertEqual(len(self.sums().splitlines()), 1)
+        self.check()
+        fill(self.data, batch(51, 60))
+        self.assertEqual([line.split()[1] for line in self.sums().splitlines()], logs_in(self.logs()))
+        self.check()
+        self.assert_sound(60)
+
+    def test_a_log_that_was_changed_or_is_gone(self):
+        fill(self.data, batch(1, 50))
+        fill(self.data, batch(51, 60))
+        first, second = logs_in(self.logs())
+        with open(os.path.join(self.logs(), first), "r+b") as log:
+            log.seek(40)
+            log.write(b"!")
+        os.unlink(os.path.join(self.logs(), second))
+        status, out, _ = self.run_("verify")
+        self.assertEqual(status, 1)
+        self.assertIn(f"{first}: changed since it was closed (its SHA-256 is ", out)
+        self.assertIn(f"{second}: a closed log that cannot be read: No such file", out)
+
+    def killed(self):
+        """Go on with what a kill leaves of a run of fifty samples; the log."""
+        with run_of_a_server(self.data) as ingestor:
+            ingestor.accept(quiet(batch(1, 50)))
+            wait_until(lambda: len(content(os.path.join(self.logs(), logs_in(self.logs())[0]))) > 4000, "it is logged")
+            data = crashed_copy(self, self.data)
+        self.data = data
+        (name,) = logs_in(self.logs())
+        return os.path.join(self.logs(), name)
+
+    def test_after_a_kill_the_next_start_makes_it_up(self):
+        log = self.killed()
+        sums = os.path.join(self.logs(), "SHA256SUMS")
+        self.assertFalse(os.path.exists(sums))
+        with run_of_a_server(self.data):
+            wait_until(lambda: os.path.exists(sums), "the sum is made up")
+            self.assertEqual(self.sums().split()[1:], [os.path.basename(log)])
+        self.assertEqual(len(self.sums().splitlines()), 2)
+        self.check()
+
+    def test_a_log_that_gets_what_it_owes_is_summed_up_again(self):
+        fill(self.data, batch(1, 50))
+        (first,) = logs_in(self.logs())
+        before = self.sums()
+        store = SqliteStore(self.data)
+        test_contract.file(store, batch(51, 60))  # stored in the last moment of a run, after the log was closed
+        store.close()
+        with run_of_a_server(self.data) as ingestor:
+            ingestor.accept(quiet(batch(61, 70)))
+            wait_until(lambda: first in self.sums() and before not in self.sums(), "it is summed up anew")
+        self.check()
+        self.assert_sound(70)
+
+    def test_a_run_of_which_the_log_lags_behind_is_sound(self):
+        """After a kill the next start writes what is missing: that is no fault."""
+        log = self.killed()
+        whole = content(log)
+        with contextlib.closing(SqliteStore(self.data, look_only=True)) as store:
+            recorded = store.log_mark().size
+        self.assertLess(recorded, len(whole))
+        count = rounds("PIGEONPOST_TEST_LAG", 10, 40)
+        for size in sorted(
+            {*range(recorded, len(whole), (len(whole) - recorded) // count), len(whole) - 1, len(whole)}
+        ):
+            with open(log, "wb") as file:
+                file.write(whole[:size])
+            self.assert_sound(50)
+        with open(log, "ab") as file:
+            file.write(whole[-40:])
+        self.assertEqual(self.run_("verify")[0], 1)
+        os.unlink(log)
+        self.assert_sound(50)  # all of it is owed: the next log has it
+
+
+class Forgotten(DataCase):
+    def test_logs_may_say_more_than_is_kept(self):
+        hour = 3_600_000
+        first = 1_795_000_000_000 // hour * hour + 1
+        batches = [batch(n + 1, n + 1, time_ms=first + n * hour) for n in range(5)]
+        fill(self.data, *batches)
+        fill(self.data, batch(6, 6, time_ms=first + 6 * hour))
+        store = SqliteStore(self.data)
+        self.addCleanup(store.close)
+        with store.writing(()):
+            for window in store.unsummed(1 << 60, 100):
+                store.put_summaries(window, {})
+            self.assertEqual(store.forget(first + 3 * hour, 100), 3)
+        self.assertEqual(
+            self.done("verify"), "3 samples of 1 nodes: all there, each once; 3 older ones were deleted as set\n"
+        )
+        with store.writing(()):
+            store._db.execute("DELETE FROM samples WHERE seq = 5")
+        self.assertIn("they are not the same", self.run_("verify")[1])
+        self.done("export", "--out", os.path.join(self.place, "x.csv"))
+
+
+class Export(DataCase):
+    def setUp(self):
+        super().setUp()
+        page_support.set_zone(self, "Europe/Berlin")
+        format._minutes.clear()
+        self.addCleanup(format._minutes.clear)
+        fill(
+            self.data, batch(1, 40), batch(1, 10, node="b", epoch=E2, units={"temperature": "°F", "light": "counts"}),
+            batch(41, 41, temperature=None, errors={"temperature": "no response"}), gap(42, 50), batch(51, 60),
+        )  # fmt: skip
+
+    def lines(self, *arguments):
+        return self.done("export", *arguments).splitlines()
+
+    def test_as_the_log_has_it(self):
+        (log,) = logs_in(self.logs())
+        logged = content(os.path.join(self.logs(), log)).decode().splitlines()
+        told = self.lines()
+        self.assertEqual(told[0], "time,node,sensor,value,unit")
+        self.assertEqual(sorted(told), sorted(line for line in logged if ",gap," not in line))
+
+    def test_as_a_table(self):
+        told = self.lines("--format", "wide", "--node", "a")
+        self.assertEqual(told[:2], ["time,node,light,temperature", "2026-11-18T12:06:41.000+01:00,a,1,20.5"])
+        self.assertEqual(told[41], "2026-11-18T12:07:21.000+01:00,a,41,")
+        self.assertEqual(len(told), 52)
+        self.assertEqual(
+            self.lines("--format", "wide", "--sensor", "temperature")[:2],
+            ["time,node,temperature", "2026-11-18T12:06:41.000+01:00,a,20.5"],
+        )
+
+    def test_as_json_lines(self):
+        told = [json.loads(line) for line in self.lines("--format", "jsonl")]
+        values, units = {"temperature": 20.5, "light": 1}, {"temperature": "°C"}
+        first = {"time": "2026-11-18T11:06:41.000Z", "node": "a", "values": values, "units": units}
+        self.assertEqual(told[0], first)
+        self.assertEqual(told[40]["values"], {"temperature": None, "light": 41})
+        self.assertEqual(told[-1]["units"], {"temperature": "°F", "light": "counts"})
+        self.assertEqual(len(told), 61)
+
+    def test_some_of_it(self):
+        one = self.lines("--node", "b", "--sensor", "temperature", "--from", "2026-11-18T12:06:45", "--to",
+                         "2026-11-18T11:06:48Z")  # fmt: skip
+        self.assertEqual([line[:19] for line in one[1:]], [f"2026-11-18T12:06:4{n}" for n in (5, 6, 7)])
+        self.assertEqual(len(self.lines("--from", "2026-11-18")), len(self.lines()))
+        for nothing in (("--from", "2026-11-19"), ("--to", "2026-11-18"), ("--from", "1s"), ("--to", "1969-12-31")):
+            self.assertEqual(self.lines(*nothing), ["time,node,sensor,value,unit"])
+        self.assertEqual(self.lines("--sensor", "light", "--node", "a", "--node", "b"), self.lines("--sensor", "light"))
+
+    def test_what_there_is_not(self):
+        self.assert_fails(1, "there is nothing of a node attic; there is of a, b", "export", "--node", "attic")
+        text = "there is nothing of a sensor humidity; there is of light, temperature"
+        self.assert_fails(1, text, "export", "--sensor", "humidity")
+        for time in ("yesterday", "", "7", "2026-13-01", "9999999999d", "0001-01-01"):
+            self.assert_fails(2, "--from: takes a time as 2026-11-20", "export", f"--from={time}")
+        self.assert_fails(2, "there is no database in", "export", data=temp_folder(self))
+        self.assert_fails(2, "no sensor name", "export", "--sensor", "../x")
+
+    def test_a_file_is_whole_or_as_it_was(self):
+        out = os.path.join(self.place, "x.csv")
+        status, told, said = self.run_("export", "--out", out)
+        self.assertEqual((status, told, said), (0, "", f"{out}: {os.path.getsize(out):,} bytes\n"))
+        self.assertEqual(content(out).decode().splitlines(), self.lines())
+        before = content(out)
+        self.assert_fails(1, "there is nothing of a node x", "export", "--out", out, "--node", "x")
+        with mock.patch("os.fsync", side_effect=OSError(28, "No space left on device")):
+            self.assert_fails(1, f"{out}: No space left on device", "export", "--out", out)
+        self.assertEqual((content(out), os.listdir(self.place)), (before, ["x.csv"]))
+        self.assert_fails(1, "No such file or directory", "export", "--out", os.path.join(self.place, "none", "x"))
+
+    def test_through_a_pipe_that_is_closed(self):
+        """In a process of its own, as `| head` has it; the export is longer than a pipe holds."""
+        fill(self.data, batch(61, 4000))
+        command = f"{sys.executable} {ROOT}/control.py --data {self.data} export | head -n 1"
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=LIMIT_S,
+            env=clean_environment(), cwd=self.place,
+        )  # fmt: skip
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "time,node,sensor,value,unit\n", ""))
+
+    def test_ended_by_a_person(self):
+        """Ctrl-C while it works: nothing is left, and no traceback is shown."""
+        out = os.path.join(self.place, "x.csv")
+        interrupted = []
+
+        def as_log(*arguments):
+            interrupted.append(sorted(os.listdir(self.place)))
+            signal.raise_signal(signal.SIGINT)
+
+        self.addCleanup(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler))
+        with mock.patch.dict(export.FORMATS, csv=as_log):
+            self.assertEqual(self.run_("export", "--out", out), (130, "", ""))
+        self.assertEqual((interrupted, os.listdir(self.place)), ([["x.csv.part"]], []))
+
+    def test_a_full_standard_output(self):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [sys.executable, f"{ROOT}/control.py", "--data", self.data, "export"], stdout=full,
+                stderr=subprocess.PIPE, text=True, timeout=LIMIT_S, env=clean_environment(), cwd=self.place,
+            )  # fmt: skip
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("standard output: No space left on device", done.stderr)
+
+    def test_a_bar_on_a_terminal_only(self):
+        class Terminal(io.StringIO):
+            def isatty(self):
+                return True
+
+        out = os.path.join(self.place, "x.csv")
+        with mock.patch("io.StringIO", Terminal):
+            _, _, said = self.run_("export", "--out", out)
+        self.assertRegex(said, r"\rx\.csv +\[#+-*\] +\d+ %.*\[#{30}\] 100 %\n")
+        self.assertNotIn("%", self.run_("export", "--out", out)[2])
+
+    def test_no_question_stays_open(self):
+        """Between two pieces the server can check its whole WAL in: no reader holds it back."""
+        with run_of_a_server(self.data) as ingestor:
+            with contextlib.closing(SqliteStore(self.data, look_only=True)) as store:
+                seen = 0
+                for _, points in export.walk(store, "a", 0, 1 << 42):
+                    seen += len(points)
+                    if points and seen < 60:
+                        ingestor.accept(quiet(batch(61, 2000)), urgent=True)
+                        ingestor.settle(LIMIT_S)
+                        with contextlib.closing(sqlite3.connect(self.database())) as db:
+                            busy, pages, done = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                        self.assertEqual((busy, pages), (0, done))
+            self.assertGreaterEqual(seen, 51)
+
+    def test_walking_finds_each_sample_once(self):
+        """Dense and sparse times, many of one moment, ends of spans: as the store has them at once."""
+        chance = random.Random(5)
+        count = rounds("PIGEONPOST_TEST_WALK", 80, 300)
+        for at_once in (1, 2, 7, 50):
+            store = MemoryStore()
+            times, at = [], 1000
+            for _ in range(count):
+                at += chance.choice((0, 0, 1, 1, 5, 1000, 10_000_000, 100_000_000_000 // count))
+                times.append(at)
+            samples = [test_contract.sample(n, time_ms=time_ms) for n, time_ms in enumerate(times, 1)]
+            test_contract.file(store, batch(1, 1)._replace(samples=samples))
+            middle = times[count // 6], times[count * 2 // 3]
+            for from_ms, to_ms in ((0, at + 1), middle, (times[9] + 1, times[9] + 2), (5, 5), (9, 5)):
+                with mock.patch.object(export, "AT_ONCE", at_once):
+                    found = [p.seq for _, points in export.walk(store, "a", from_ms, to_ms) for p in points]
+                self.assertEqual(found, [p.seq for p in store.points("a", from_ms, to_ms, 1 << 60)])
+
+    def test_in_little_memory(self):
+        """A process of its own: what it needs does not grow with what it writes."""
+        folders = []
+        for count in (8_000, 24_000):  # both more than are asked for at once
+            folders.append(temp_folder(self))
+            samples = [test_contract.sample(seq) for seq in range(1, count + 1)]
+            test_contract.file(store := SqliteStore(folders[-1]), batch(1, 1, node="c")._replace(samples=samples))
+            store.close()
+        code = (
+            "import re, sys, control\n"
+            "for data in sys.argv[2:]:\n"
+            "    if control.main(['--data', data, 'export', '--format', 'jsonl', '--out', sys.argv[1]]):\n"
+            "        sys.exit(1)\n"
+            "    print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, self.tar, *folders], capture_output=True, text=True, timeout=3 * LIMIT_S,
+            env=clean_environment(PYTHONPATH=ROOT), cwd=self.place,
+        )  # fmt: skip
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(len(content(self.tar).splitlines()), 24_000)
+        most = [int(line) for line in done.stdout.split()]  # the second is at least the first
+        self.assertLess(most[1] - most[0], 2_000, most)  # KiB; 2,300 to 7,000 if all lines, or samples, were kept
+
+
+class Import(DataCase):
+    def write(self, name, text):
+        path = os.path.join(self.place, name)
+        with open(path, "wb") as file:
+            file.write(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    def stored(self, data=None):
+        return sorted(self.done("export", data=data).splitlines()[1:])
+
+    @mock.patch("pigeonpost.importing.importer.BATCH_SAMPLES", 50)
+    def test_what_was_exported_comes_back_the_same(self):
+        fill(self.data, batch(1, 40), batch(1, 120, node="b", epoch=E2))
+        for form, suffix in (("csv", "csv"), ("wide", "csv"), ("jsonl", "jsonl")):
+            out, other = os.path.join(self.place, f"{form}.{suffix}"), temp_folder(self)
+            self.done("export", "--format", form, "--out", out)
+            for new in (160, 0):
+                told = self.done("import", out, data=other)
+                self.assertEqual(
+                    told,
+                    f"{out}: 160 readings, {new} of them new, 2026-11-18T11:06:41.000Z to 2026-11-18T11:08:40.000Z\n",
+                )
+            self.assert_sound(160, data=other)
+            there = self.stored(other)
+            wanted = self.stored()
+            if form == "wide":  # a table says nothing of units
+                wanted = [line.removesuffix("°C") for line in wanted]
+            self.assertEqual(there, wanted)
+
+    def test_files_that_do_not_say_whose_they_are(self):
+        path = self.write("t.csv", "Time;Temperature (°C)\n2026-11-20T15:36:10Z;21,5\n")
+        status, out, _ = self.run_("import", path)
+        self.assertEqual((status, out), (1, f"{path}: does not say whose it is: --node says it\n"))
+        self.done("import", "--node", "attic", path)
+        self.assertEqual(self.stored()[0].split(",")[1:], ["attic", "temperature", "21.5", "°C"])
+
+    def test_a_wrong_row_leaves_nothing_of_its_file_and_others_are_imported(self):
+        bad = self.write("bad.jsonl", '{"time":"2026-11-20T15:36:10Z","node":"a","t":1}\n\n{"time":"x","t":2}\n[]\n')
+        good = self.write("good.json", '[{"time": 1795188970, "node": "a", "t": 2}]')
+        status, out, told = self.run_("import", bad, good)
+        self.assertEqual(status, 1)
+        self.assertIn(f"{bad}: line 3: 'x' is no time", out)
+        self.assertIn(f"{bad}: line 4: a reading is an object", out)
+        self.assertIn(f"{good}: 1 readings, 1 of them new", out)
+        self.assertIn(f"not imported: {bad}", told)
+        self.assertEqual(len(self.stored()), 1)
+
+    def test_only_while_no_server_runs(self):
+        path = self.write("x.csv", "time,node,sensor,value,unit\n")
+        lock = lock_data_dir(os.path.join(self.data, "server.lock"))
+        self.assert_fails(1, "drop the file to it (send-files) and import it on its page", "import", path)
+        os.close(lock)
+        self.assert_fails(2, "there is no such file", "import", f"{path}x")
+        self.assert_fails(1, "not imported", "import", path)
+
+    def test_a_file_that_a_pi_has_dropped(self):
+        self.done("file-id", "0123456789abcdef", "attic")
+        path = self.write("0123456789abcdef_x.csv", "time,t\n2026-11-20T15:36:10Z,21.5\n")
+        self.done("import", path)
+        self.assertIn(",attic,t,21.5,", self.stored()[0])
+
+    def test_a_server_goes_on_beside_what_was_imported(self):
+        fill(self.data)
+        self.done("import", self.write("x.jsonl", '{"time":"2020-01-01T00:00:00Z","node":"a","t":1}\n'))
+        fill(self.data, batch(51, 60))
+        self.assert_sound(61)
+
+    @mock.patch("pigeonpost.importing.importer.BATCH_SAMPLES", 50)
+    def test_after_a_full_disk_it_goes_on_where_it_ended(self):
+        rows = "".join(f"{1_700_000_000 + n},{n % 50}\n" for n in range(1500))
+        path = self.write("long.csv", f"time,t\n{rows}")
+        with (
+            mock.patch("pigeonpost.importing.importer.STORE_S", LIMIT_S),
+            mock.patch.object(Ingestor, "accept", self.breaking_after(10)),
+        ):
+            self.assert_fails(1, "the disk is full", "import", "--node", "a", path)
+        self.assertIn("1500 readings, 1000 of them new", self.done("import", "--node", "a", path))
+        self.assert_sound(1500)
+
+    def importing(self, rows, then):
+        """Start an import that executes `then` after each batch. Returns the process and its input file."""
+        path = self.write(
+            "long.csv", "time,t,u\n" + "".join(f"{1_700_000_000 + n},{n % 50},{n}\n" for n in range(rows))
+        )
+        code = (
+            "import signal, sys, control; from pigeonpost.server.ingest import Ingestor\n"
+            "real, count = Ingestor.accept, 0\n"
+            "def accept(intake, batch, **more):\n"
+            "    global count\n"
+            "    done, count = real(intake, batch, **more), count + 1\n"
+            f"    {then}\n"
+            "    return done\n"
+            "Ingestor.accept = accept; sys.exit(control.main(sys.argv[1:]))"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, "--data", self.data, "import", "--node", "a", path],
+            env=clean_environment(PYTHONPATH=ROOT), stdout=subprocess.PIPE, cwd=self.place,
+        )  # fmt: skip
+        self.addCleanup(process.stdout.close)
+        self.addCleanup(process.kill)
+        return process, path
+
+    def assert_killed(self, process):
+        process.communicate(timeout=LIMIT_S)
+        self.assertEqual(process.returncode, -9)
+
+    def assert_goes_on(self, rows, path):
+        left = rows - self.imported()
+        self.assertGreater(left, 0)
+        self.assertIn(f"{rows} readings, {left} of them new", self.done("import", "--node", "a", path))
+        self.assert_sound(rows)
+
+    def test_killed_in_the_middle(self):
+        """Twice, when of what it has handed over something is durable, and something need not be."""
+        rows, before = 4000, 0
+        for batches in (1, 3):
+            then = f"intake.settle(60) if count == {batches} else count == {batches + 2} and signal.raise_signal(9)"
+            process, path = self.importing(rows, then)
+            self.assert_killed(process)
+            self.assertGreaterEqual(self.imported(), before + 500)
+            before = self.imported()
+        self.assert_goes_on(rows, path)
+
+    @long
+    def test_killed_at_any_moment(self):
+        """It waits in the middle of its file, so that it never ends by itself."""
+        rows = 100_000
+        for more in (500, 2000):
+            before = self.imported()
+            process, path = self.importing(rows, "count == 100 and signal.pause()")
+            wait_until(lambda enough=before + more: self.imported() >= enough, "some of it is stored")
+            process.kill()
+            self.assert_killed(process)
+        self.assert_goes_on(rows, path)
+
+    def imported(self):
+        try:
+            with contextlib.closing(sqlite3.connect(f"file:{self.database()}?mode=ro", uri=True)) as db:
+                return db.execute("SELECT coalesce(sum(seq), 0) FROM epochs").fetchone()[0]
+        except sqlite3.Error:
+            return 0  # the database is only just being made
+
+    def breaking_after(self, count):
+        real, calls = Ingestor.accept, []
+
+        def accept(ingestor, one, **more):
+            calls.append(one)
+            if len(calls) > count:
+                raise NotStored("the disk is full")
+            return real(ingestor, one, **more)
+
+        return accept
+
+
+class OldDatabases(DataCase):
+    """Tables of older systems."""
+
+    def database(self, script, name="old.db"):
+        path = os.path.join(self.place, name)
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            db.executescript(script)
+        return path
+
+    def rows(self):
+        return [line.split(",", 1)[1] for line in self.done("export").splitlines()[1:]]
+
+    def test_as_tmon_has_them(self):
+        """Milli-degrees as texts, and the node in another table."""
+        path = self.database("""
+            CREATE TABLE node (id INTEGER PRIMARY KEY, name TEXT, token TEXT);
+            CREATE TABLE temperature (
+                id INTEGER PRIMARY KEY, node_id INTEGER REFERENCES node (id), timestamp TEXT, value TEXT);
+            INSERT INTO node VALUES (1, 'Living röom', 'x'), (2, 'attic', 'y');
+            INSERT INTO temperature (node_id, timestamp, value) VALUES (1, '2023-01-02 10:00:00', '20812'),
+                (2, '2023-01-02T10:00:05', '-1500'), (1, '2023-01-02 10:10:00.123456', NULL);
+            """)
+        before = content(path)
+        for new in (3, 0):
+            told = self.done("import", "--scale", "0.001", "--unit", "°C", "--utc", path)
+            self.assertRegex(
+                told, rf": 3 readings, {new} of them new, 2023-01-02T10:00:00.000Z to 2023-01-02T10:10:00.123Z"
+            )
+        self.assertEqual(self.rows(), ["Living_room,temperature,20.812,°C", "Living_room,temperature,,°C",
+                                       "attic,temperature,-1.5,°C"])  # fmt: skip
+        self.assertEqual(content(path), before)
+
+    def test_a_row_a_reading_of_several_sensors(self):
+        path = self.database("""
+            CREATE TABLE data (time REAL, location TEXT, sensorType TEXT, value REAL, unit TEXT);
+            INSERT INTO data VALUES (1700000000.5, 'a', 'DHT22 t', 21.5, '°C'), (1700000000.5, 'a', 'h', 40, '=%'),
+                (1700000010, 'b', 'h', 41, NULL);
+            CREATE TABLE users (id, name, date);
+            """)
+        self.done("import", path)
+        self.assertEqual(self.rows(), ["a,dht22_t,21.5,°C", "a,h,40.0,'=%", "b,h,41.0,"])
+
+    def test_a_column_a_sensor(self):
+        path = self.database("""
+            CREATE TABLE log (id INTEGER, created_at INTEGER, temperature REAL, "humidity (%)" REAL);
+            INSERT INTO log VALUES (1, 1700000000, 21.5, NULL), (2, 1700000010, 22, 40);
+            """)
+        status, out, _ = self.run_("import", path)
+        self.assertEqual(status, 1)
+        self.assertIn("no table has readings (log); --table or --query says which, --node whose", out)
+        self.done("import", "--node", "a", path)
+        self.assertEqual(self.rows(), ["a,temperature,21.5,", "a,temperature,22.0,", "a,humidity,40.0,%"])
+
+    def test_a_query_says_it(self):
+        path = self.database("""
+            CREATE TABLE x (d TEXT, t REAL); CREATE TABLE y (date TEXT, node TEXT, value REAL);
+            CREATE TABLE z (date TEXT, node TEXT, value REAL);
+            INSERT INTO x VALUES ('2023-01-02 10:00', 70.7);
+            """)
+        self.assertIn("tables y, z may all have readings", self.run_("import", path)[1])
+        self.assertIn("there is no table w", self.run_("import", "--table", "w", path)[1])
+        self.assertIn("there is no reading in it", self.run_("import", "--table", "y", path)[1])
+        query = "SELECT d AS time, round((t - 32) / 1.8, 2) AS t, 'n' AS node FROM x"
+        self.done("import", "--query", query, path)
+        self.assertEqual(self.rows(), ["n,t,21.5,"])
+        for wrong, text in (
+            ("SELECT d FROM x", "no column is called time"), ("SELEC", "syntax error"), ("", "may all have"),
+            ("DELETE FROM x", "readonly"), ("SELECT 1 AS time, 'a' AS node", "no column has a value"),
+        ):  # fmt: skip
+            status, out, told = self.run_("import", "--query", wrong, path)
+            self.assertEqual(status, 1)
+            self.assertIn(text, out + told)
+
+    def test_a_wrong_row_is_named(self):
+        for value in ("'warm'", "x'ff00'", "1e999", "9e30"):
+            path = self.database(
+                "DROP TABLE IF EXISTS t; CREATE TABLE t (time, node, value);"
+                f"INSERT INTO t VALUES (1700000000, 'a', 1), (1700000001, 'a', {value})"
+            )
+            status, out, _ = self.run_("import", path)
+            if value == "9e30":
+                self.assertEqual(status, 0, out)
+            else:
+                self.assertEqual(status, 1, value)
+                self.assertIn("row 2: ", out)
+        for time in ("'noon'", "NULL", "-5", "1e300", "'0001-01-01 00:00:00'"):
+            path = self.database(
+                f"DROP TABLE t; CREATE TABLE t (time, node, value); INSERT INTO t VALUES ({time}, 'a', 1)"
+            )
+            status, out, _ = self.run_("import", path)
+            self.assertEqual(status, 1, time)
+            self.assertIn("row 1: ", out)
+
+    def test_what_it_is_not_for(self):
+        fill(self.data)
+        own = os.path.join(self.place, "own.sqlite3")
+        self.done("backup", own)
+        self.assertIn("is a Pigeonpost database: `export` it there", self.run_("import", own)[1])
+        broken = os.path.join(self.place, "broken.db")
+        with open(broken, "wb") as file:
+            file.write(b"SQLite format 3\0" + b"\xff" * 8000)
+        status, _, told = self.run_("import", broken)
+        self.assertEqual(status, 1)
+        self.assertNotIn("Traceback", told)
+
+
+class Promise(unittest.TestCase):
+    """With the real programs: a server that was restored gets again by itself what it lost."""
+
+    def setUp(self):
+        self.house = House(temp_folder(self), every_s=0.01)
+        self.addCleanup(self.house.close)
+        self.house.start()
+
+    def control(self, *arguments):
+        status, out, told = page_support.control_here("--data", str(self.house.data / "server"), *arguments)
+        self.assertEqual(status, 0, out + told)
+        return out
+
+    def collect(self, more=5):
+        wanted = len(self.house.heard) + more
+        wait_until(lambda: self.house.is_stored(wanted), "samples are stored")
+
+    def test_backup_beside_the_server_and_restore_after_more_has_come(self):
+        for name in ("b.tar", "b.sqlite3"):
+            self.collect()
+            backup = str(self.house.folder / name)
+            self.control("backup", backup)
+            self.collect()
+            self.house.server.kill()
+            self.control("restore", backup)
+            self.house.server.start()
+            self.collect()
+        self.house.settle()
+        figures = self.house.check()
+        self.assertEqual((figures["lost"], figures["repeated"], figures["gaps"]), (0, 0, 0))
+        self.assertRegex(self.control("verify"), r"^\d+ samples of 1 nodes: all there, each once\n$")
+
+
+if __name__ == "__main__":
+    unittest.main()

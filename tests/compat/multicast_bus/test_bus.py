@@ -1,0 +1,550 @@
+"""The multicast bus, both ends, on groups of its own on loopback. The other side is written by hand with struct."""
+
+import json
+import os
+import resource
+import threading
+import unittest
+from unittest import mock
+
+from pigeonpost import settings
+from pigeonpost.auth.tokens import Tokens
+from pigeonpost.compat.multicast_bus import component as bus_component
+from pigeonpost.compat.multicast_bus import node, server
+from pigeonpost.compat.multicast_bus.component import Bus, Sender
+from pigeonpost.compat.multicast_bus.legacy_config import Unreachable, parse
+from pigeonpost.compat.multicast_bus.node import BusNodeTransport
+from pigeonpost.compat.multicast_bus.server import BusServerTransport
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.errors import NotStored, SettingsError
+from pigeonpost.core.multicast import Path
+from pigeonpost.node.outbox import Outbox
+from pigeonpost.node.ring_file import Ring
+from pigeonpost.server.unnumbered_sources import UnnumberedSources
+from pigeonpost.transports.contract import ServerContext
+from tests.compat.multicast_bus.support import LOOPBACK, Ear, control, free_groups, packet, reading
+from tests.support import BOOT, LIMIT_S, MemoryDisk, taken, wait_until
+from tests.web.support import WebHouse
+
+OLD = {
+    "Sensors": [
+        {"Codifier": "C4", "ShortName": "pimon Temp", "Symbol": "C", "DataType": "float", "KeepAliveInterval": 30},
+        {"Codifier": "C5", "ShortName": "Light", "Symbol": "lx", "DataType": "integer"},
+        {"Codifier": "B1", "ShortName": "Total power", "Symbol": "W", "DataType": "bool"},
+        {"Codifier": "B2", "ShortName": "Total power", "Symbol": "W"},
+        {"Codifier": "FJ", "ShortName": "Target", "Symbol": "C", "Control": "enabled"},
+    ]
+}
+
+
+class Draw:
+    """Where counts start: as the test says."""
+
+    def __init__(self, *starts):
+        self.starts = list(starts)
+
+    def __call__(self, first, last):
+        assert (first, last) == (1, 2**31 - 1)
+        return self.starts.pop(0) if self.starts else 1
+
+
+class OnTheBus(unittest.TestCase):
+    """Two groups on loopback, and an ear at each."""
+
+    def setUp(self):
+        self.groups = free_groups()
+        self.control, self.data = (Ear(self, group) for group in self.groups)
+        self.clock = Clock()
+        self.old = parse(json.dumps(OLD).encode(), "old.json")
+        self.loads = 0
+
+    def bus(self, old=None, commands=False, alive_s=3600.0):
+        return Bus(*self.groups, Path(LOOPBACK, 2, True), alive_s, commands, old)
+
+    def loader(self, **about):
+        def load():
+            self.loads += 1
+            return self.bus(**about)
+
+        return load
+
+
+class Node(OnTheBus):
+    def start(self, codifiers=None, controls=None, draw=(), **about):
+        self.ring = Ring("/card", 256, 128, MemoryDisk())
+        self.outbox = Outbox(self.ring, BOOT, new_epoch=iter(["0123456789abcdef"]).__next__)
+        voice = Sender("C4", self.clock, Draw(*draw))
+        codifiers = {"temperature": "C4", "light": "C5"} if codifiers is None else codifiers
+        self.end = BusNodeTransport(self.loader(**about), voice, codifiers, controls or {}, self.outbox, self.clock)
+        self.outbox.start()
+        self.addCleanup(self.outbox.stop, LIMIT_S)
+        self.end.start()
+        self.addCleanup(self.end.stop, LIMIT_S)
+        self.begun = self.control.until("N")
+        return self.begun
+
+    def sample(self, **values):
+        self.outbox.put(taken(wall_ms=self.clock.wall_ms(), values=values))
+
+    def test_sequence_starts_at_random_and_is_announced_by_N_and_n(self):
+        self.assertEqual(self.start(draw=(500, 70, 80)).sequence, 500)
+        self.assertEqual(self.control.until("I").sequence, 501)
+        self.sample(temperature=21.5, light=512)
+        seen = [self.data.until(flag) for flag in ("n", "f", "n", "i")]
+        self.assertEqual([(one.source, one.sequence) for one in seen], [("C4", 70), ("C4", 71), ("C5", 80), ("C5", 81)])
+        self.assertEqual((seen[0].u32, seen[1].f32, seen[2].u32, seen[3].u32), (70, 21.5, 80, 512))
+        self.assertTrue(all(one.to == "@@" for one in seen))
+
+    def test_sequence_starts_between_1_and_the_largest(self):
+        for _ in range(3):
+            voice = Sender("C4", self.clock)
+            voice.open(self.bus())
+            self.addCleanup(voice.close)
+            voice.begin(1)
+            self.assertTrue(1 <= self.control.until("N").sequence < 2**31)
+
+    def test_one_count_for_each_codifier_on_data(self):
+        self.start(draw=(1, 100, 2**31 - 2))
+        for value in range(3):
+            self.sample(temperature=float(value), light=value)
+        seen = [self.data.until(flag) for flag in "nfnififi"]
+        self.assertEqual([one.sequence for one in seen if one.source == "C4"], [100, 101, 102, 103])
+        self.assertEqual([one.sequence for one in seen if one.source == "C5"], [2**31 - 2, 2**31 - 1, 0, 1])
+
+    def test_values_go_as_their_DataType_says(self):
+        self.start({"temperature": "C4", "light": "C5", "power": "B1", "other": "ZZ"}, old=self.old)
+        self.sample(temperature=21, light=512.0, power=1, other=-3)
+        self.sample(temperature=-1.5, light=-7, power=0.5, other=1e300)
+        seen = [self.data.next() for _ in range(12)]
+        kinds = [chr(data[16]) for data in seen]
+        self.assertEqual("".join(kinds), "nfninin" + "f" + "fffj")  # what its type has no room for goes as f, or as j
+
+    def test_I_am_alive_comes_at_its_interval(self):
+        self.start(alive_s=0.02)
+        seen = [self.control.until("I") for _ in range(4)]
+        config_ms = self.begun.control[0]
+        self.assertEqual([one.control for one in seen], [(config_ms, True)] * 4)
+        self.assertLessEqual(abs(config_ms - self.clock.wall_ms()), LIMIT_S * 1000)
+
+    def test_ping_is_answered_by_T_that_echoes_the_payload(self):
+        self.start()
+        for number in (0.0, -1.25, 1e300):
+            self.control.say(control("P", "R1", "C4", number=number))
+            answer = self.control.until("T")
+            self.assertEqual((answer.source, answer.to, answer.control), ("C4", "R1", (number, True)))
+        self.control.say(control("P", "R1", "ZZ"), control("P", "R1", "@@", number=7.0))
+        self.assertEqual(self.control.until("T").control[0], 7.0)  # and that to ZZ was left alone
+
+    def test_nobody_can_make_it_shout(self):
+        self.start()
+        self.control.say(*[control("P", "R1", "C4", number=float(n)) for n in range(400)])
+        self.end.wake()
+        self.control.say(control("P", "R1", "C4", number=1.0))
+        wait_until(lambda: self.end._answered[1] > bus_component.MOST_ANSWERS, "too many pings were heard")
+
+    def test_halt_and_start(self):
+        self.start(commands=True)
+        self.control.until("I")
+        self.control.say(control("H", "R1", "C4"))
+        self.assertFalse(self.control.until("I").control[1])
+        self.sample(temperature=1.0)
+        wait_until(lambda: self.end._next == 2, "the sample was passed over")
+        self.control.say(control("S", "R1", "@@"))
+        self.assertTrue(self.control.until("I").control[1])
+        self.sample(temperature=2.0)
+        self.assertEqual([self.data.until(flag).flag for flag in "nf"], ["n", "f"])
+
+    def test_C_reads_the_configuration_again_and_begins_anew(self):
+        self.start(draw=(10, 20, 500, 600), commands=True)
+        self.sample(temperature=1.0)
+        self.data.until("f")
+        self.assertEqual(self.loads, 1)
+        self.control.say(control("C", "R1", "C4"))
+        again = self.control.until("N")
+        self.assertEqual((self.loads, again.sequence), (2, 500))
+        self.assertGreaterEqual(again.control[0], self.begun.control[0])
+        self.sample(temperature=2.0)
+        self.assertEqual(self.data.until("n").sequence, 600)
+
+    def test_a_configuration_that_does_not_read_again_changes_nothing(self):
+        self.start(commands=True)
+        self.end._load = mock.Mock(side_effect=SettingsError("old.json: gone"))
+        with self.assertLogs("pigeonpost.compat.multicast_bus.component", "ERROR") as logs:
+            self.control.say(control("C", "R1", "C4"), control("P", "R1", "C4", number=5.0))
+            self.assertEqual(self.control.until("T").control[0], 5.0)
+        self.assertIn("is not read again: old.json: gone", logs.output[0])
+
+    def test_A_sets_and_E_steps_and_each_is_a_reading_at_once(self):
+        self.start(controls={"target": "FJ"}, commands=True, old=self.old)
+        self.control.say(control("A", "R1", "FJ", number=21.5))
+        self.assertEqual(self.data.until("f", source="FJ").f32, 21.5)
+        self.control.say(control("E", "R1", "FJ", number=-0.5))
+        self.assertEqual(self.data.until("f", source="FJ").f32, 21.0)
+        self.assertEqual(self.ring.last, 2)  # both are durable, and go the other roads too
+        self.assertEqual(self.outbox.read(2, 1)[0].body, '"values":{"target":21.0}')
+        self.sample(temperature=1.0)  # with each reading it is said again, as the old component did
+        self.assertEqual(self.data.until("f", source="FJ").f32, 21.0)
+
+    def test_A_and_E_are_only_for_what_may_be_set(self):
+        self.start(controls={"target": "FJ"}, commands=True)
+        self.control.say(control("A", "R1", "C4", number=99.0), control("A", "R1", "C5", number=99.0),
+                         control("A", "R1", "FJ", number=1.0))  # fmt: skip
+        self.assertEqual(self.data.until("f").source, "FJ")
+        self.assertEqual(self.ring.last, 1)
+
+    def test_it_works_with_descriptors_above_1023(self):
+        """As a server with hundreds of nodes has them; select(2) would refuse them."""
+        usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if usual[1] < 2048:
+            self.skipTest("this user may not open 2,048 files")
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, usual)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(2048, usual[0]), usual[1]))
+        with open(os.devnull, "rb") as file:
+            for _ in range(1100):
+                self.addCleanup(os.close, os.dup(file.fileno()))
+        self.start()
+        self.control.say(control("P", "R1", "C4", number=7.0))
+        self.assertEqual(self.control.until("T").control[0], 7.0)
+
+    def test_a_duplicate_instance_stops_when_it_hears_of_a_newer_configuration(self):
+        self.start()
+        config_ms = self.begun.control[0]
+        self.control.say(control("I", "C4", number=config_ms), control("N", "C4", number=config_ms - 1))
+        self.control.say(control("P", "R1", "C4", number=3.0))
+        self.control.until("T")  # neither was newer
+        with self.assertLogs("pigeonpost.compat.multicast_bus.component", "CRITICAL") as logs:
+            self.control.say(control("I", "C4", number=config_ms + 1))
+            self.end._thread.join(LIMIT_S)
+        self.assertFalse(self.end._thread.is_alive())
+        self.assertIn("another instance of C4 is on the bus", logs.output[0])
+        self.assertEqual(self.end.fault, "another instance of C4 is on the bus")
+
+    def test_a_configuration_time_of_the_far_future_is_not_believed(self):
+        self.start()
+        self.control.say(
+            control("I", "C4", number=self.begun.control[0] + 25 * 3_600_000), control("N", "C4", number=1e300)
+        )
+        self.control.say(control("P", "R1", "C4", number=3.0))
+        self.control.until("T")
+
+    def test_a_strangers_commands_are_obeyed_by_nobody(self):
+        with self.assertLogs("pigeonpost.compat.multicast_bus.component", "WARNING") as logs:
+            self.start(controls={"target": "FJ"})
+            for flag in "HCSAE":
+                self.control.say(control(flag, "XX", "C4"), control(flag, "XX", "@@"), control(flag, "XX", "FJ"))
+            self.control.say(control("P", "R1", "C4", number=3.0))
+            self.assertEqual(self.control.until("T").control, (3.0, True))
+        self.assertEqual(self.loads, 1)
+        self.sample(temperature=1.0)
+        self.assertEqual(self.data.until("f").source, "C4")
+        self.assertEqual(self.ring.last, 1)
+        refused = [line for line in logs.output if "not obeyed: [bus] commands is false" in line]
+        self.assertEqual(len(refused), 5)
+
+    def test_hostile_datagrams_leave_it_alive(self):
+        self.start()
+        self.control.say(b"", b"x" * 2000, bytes(28), packet("P", payload=b"xx"), reading("i", 1), os.urandom(37))
+        self.control.say(control("P", "R1", "C4", number=3.0))
+        self.control.until("T")
+
+    def test_without_a_network_it_tries_again(self):
+        with (
+            mock.patch.object(bus_component, "RETRY_S", 0.01),
+            self.assertLogs("pigeonpost.compat.multicast_bus.component", "WARNING") as logs,
+        ):
+            real, failures = bus_component.listener, iter([1, 1, 1])
+
+            def listener(group, path):
+                if next(failures, 0):
+                    raise SettingsError("the multicast group: No such device")
+                return real(group, path)
+
+            with mock.patch.object(bus_component, "listener", listener):
+                self.start()
+        self.assertEqual(len(logs.output), 1)
+        self.assertIn("No such device; it is tried again", logs.output[0])
+
+    def test_a_configuration_that_cannot_be_reached_yet_is_waited_for(self):
+        loads = iter([Unreachable("http://here/c.json: no route"), Unreachable("http://here/c.json: no route"), None])
+
+        def load():
+            error = next(loads)
+            if error:
+                raise error
+            return self.bus(old=self.old)
+
+        self.loader = lambda **about: load
+        with (
+            mock.patch.object(bus_component, "RETRY_S", 0.01),
+            self.assertLogs("pigeonpost.compat.multicast_bus.component", "WARNING") as logs,
+        ):
+            self.start()
+        self.assertEqual(
+            logs.output,
+            ["WARNING:pigeonpost.compat.multicast_bus.component:bus: http://here/c.json: no route; it is tried again"],
+        )
+        self.assertEqual(self.end.bus.old, self.old)
+
+    def test_what_cannot_be_sent_is_counted_and_said_once(self):
+        self.start()
+        with self.assertLogs("pigeonpost.compat.multicast_bus.component", "WARNING") as logs:
+            gone = mock.Mock(send=mock.Mock(side_effect=OSError(101, "Network is unreachable")))
+            with mock.patch.dict(self.end._speaker._sockets, {"data": gone}):
+                self.sample(temperature=1.0)
+                self.sample(temperature=2.0)
+                wait_until(lambda: self.end._speaker.unsent == 3, "three packets")
+        self.assertEqual(len(logs.output), 1)
+
+
+class Facts:
+    def __init__(self, *names):
+        self.sensors = [{"name": name, "unit": ""} for name in names]
+
+
+class Settings(dict):
+    """Settings as a node has them, without a file."""
+
+    def __init__(self, **given):
+        usual = {"codifiers": [], "controls": [], "configuration": "", "control": ("239.1.1.1", 7001),
+                 "data": ("239.1.1.2", 7002), "interface": LOOPBACK, "ttl": 2, "loop": True, "alive": 60.0,
+                 "commands": False}  # fmt: skip
+        super().__init__({("bus", key): value for key, value in {**usual, **given}.items()})
+        self.given = given
+
+    def origin(self, table, key):
+        return "here" if key in self.given else "default"
+
+
+class Defaults(unittest.TestCase):
+    def test_groups_ttl_2_and_loop_on(self):
+        for rows in (settings.NODE, settings.SERVER):
+            usual = {row.key: row.parse(row.default) for row in rows if row.table == "bus" and not row.many}
+            self.assertEqual((usual["control"], usual["data"]), (("226.0.0.221", 7001), ("226.0.0.222", 7002)))
+            self.assertEqual(
+                (usual["ttl"], usual["loop"], usual["enabled"], usual["commands"]), (2, True, False, False)
+            )
+
+
+class MakingNodes(unittest.TestCase):
+    def make(self, old=None, **given):
+        outbox = Outbox(Ring("/card", 64, 128, MemoryDisk()), BOOT)
+        self.info = Facts("temperature", "light")
+        with mock.patch(
+            "pigeonpost.compat.multicast_bus.component.load",
+            lambda source: parse(json.dumps(old or OLD).encode(), source),
+        ):
+            return node.make_node_end(Settings(**given), self.info, outbox, Clock())
+
+    def test_what_the_settings_say_wrong(self):
+        for given, text in (
+            ({}, "codifiers takes each codifier once, and one at least"),
+            ({"codifiers": [("temprature", "C4")]}, "there is no channel 'temprature'; there are temperature, light"),
+            ({"codifiers": [("temperature", "C4"), ("light", "C4")]}, "codifiers takes each codifier once"),
+            ({"controls": [("light", "FJ")]}, "'light' is a channel that is read"),
+            ({"controls": [("target", "C4")], "configuration": "old.json"}, 'C4 (target) has no "Control": "enabled"'),
+        ):  # fmt: skip
+            with self.subTest(text), self.assertRaises(SettingsError) as caught:
+                self.make(**given)
+            self.assertIn(text, str(caught.exception))
+
+    def test_the_old_configuration_counts_where_the_settings_say_nothing(self):
+        groups = {"Control-Channel": {"Address": "226.0.0.221", "Port": 7001},
+                  "Data-Channel": {"Address": "226.0.0.222", "Port": 7002}}  # fmt: skip
+        old = {**OLD, "Multicast": groups}
+        sensor = {**OLD["Sensors"][0], "Active": False}
+        end = self.make({**old, "Sensors": [sensor, OLD["Sensors"][4]]}, configuration="old.json",
+                        codifiers=[("temperature", "C4")], controls=[("target", "FJ")])  # fmt: skip
+        # `given` has neither group; Settings says that they are defaults
+        self.assertEqual(end.bus.alive_s, 30.0)
+        end._opened()
+        self.assertFalse(end._speaker.active)
+        end._speaker.active = True  # S has started it
+        end._opened()
+        self.assertTrue(end._speaker.active)
+        self.assertEqual(self.info.sensors[-1], {"name": "target", "unit": "C"})
+
+    def test_a_file_without_groups_leaves_those_of_the_settings(self):
+        end = self.make(configuration="old.json", codifiers=[("temperature", "C4")], alive=5.0)
+        self.assertEqual((end.bus.control, end.bus.alive_s), (("239.1.1.1", 7001), 5.0))
+
+
+class Server(OnTheBus):
+    def start(self, voice=None, **about):
+        self.house = WebHouse(self)
+        self.links = []
+        unnumbered_sources = UnnumberedSources(self.house.ingestor, self.links, self.clock)
+        context = ServerContext("home", self.house.folder, self.clock, None, self.house.store, self.house.ingestor,
+                    Tokens(self.house.folder), unnumbered_sources, self.links, None)  # fmt: skip
+        self.end = BusServerTransport(self.loader(**about), voice, context)
+        self.end.start()
+        self.addCleanup(self.end.stop, LIMIT_S)
+        wait_until(lambda: not self.end.fault, "the groups are open")
+
+    def report(self, packets):
+        """What is told once so many packets were heard."""
+        wait_until(lambda: self.end.report()["packets"] >= packets, f"{packets} packets")
+        return self.end.report()
+
+    def stored(self, count):
+        def look():
+            found = [(about["name"], point) for about in self.house.store.nodes()
+                     for point in self.house.store.points(about["name"], 0, 1 << 52, 1000)]  # fmt: skip
+            return found if len(found) >= count else None
+
+        found = wait_until(look, f"{count} readings in the store")
+        ordered = [(name, point.values, point.time_ms) for name, point in found]
+        return sorted(ordered, key=lambda one: (one[0], one[2]))
+
+    def test_values_are_stored_as_readings_with_their_own_time(self):
+        self.start()
+        now_ms = self.clock.wall_ms()
+        self.data.say(reading("n", 70, sequence=70), reading("f", 21.3, sequence=71, time_ms=now_ms - 5000),
+                      reading("i", 512, "C5", 9, now_ms - 4000))  # fmt: skip
+        self.assertEqual(
+            self.stored(2), [("bus-C4", {"value": 21.3}, now_ms - 5000), ("bus-C5", {"value": 512}, now_ms - 4000)]
+        )
+        self.assertEqual(self.end.report()["stored"], 2)
+
+    def test_nodes_and_sensors_are_named_as_in_the_old_configuration(self):
+        self.start(old=self.old)
+        now_ms = self.clock.wall_ms()
+        self.data.say(*[reading("i", 1, code, time_ms=now_ms) for code in ("C4", "B1", "B2", "ZZ", "FJ")])
+        found = self.stored(4)
+        self.assertEqual([(name, list(values)) for name, values, _ in found], [
+            ("Target", ["target"]), ("Total-power-B1", ["total_power"]), ("Total-power-B2", ["total_power"]),
+            ("pimon-Temp", ["pimon_temp"]),
+        ])  # fmt: skip
+        report = self.report(5)
+        self.assertIn("ZZ", report["codifiers"])  # a stranger is shown, and not stored
+        self.assertEqual(report["stored"], 4)
+
+    def test_a_node_of_ours_keeps_its_name_for_itself(self):
+        class Link:
+            class state:
+                name = "Light"
+
+        self.start(old=self.old)
+        self.links.append(Link)
+        self.data.say(reading("i", 1, "C5"))
+        self.assertEqual(self.stored(1)[0][0], "Light-C5")
+
+    def test_JSON_with_other_numbers_beside(self):
+        self.start()
+        self.data.say(reading("j", b'{"value":20.5,"Voltage (V)":1.25,"ok":true,"why":"x","deep":{"a":1}}'))
+        self.assertEqual(self.stored(1)[0][1], {"value": 20.5, "voltage_v": 1.25, "ok": 1})
+
+    def test_what_is_no_number_is_a_failed_reading(self):
+        self.start()
+        self.data.say(reading("f", float("nan")))
+        self.assertEqual(self.stored(1)[0][1], {"value": None})
+
+    def test_a_time_that_is_far_off_is_not_stored(self):
+        self.start()
+        before_ms = self.clock.wall_ms()
+        self.data.say(reading("i", 1, time_ms=12), reading("i", 1, "C5", time_ms=2**64 - 1))
+        for _, _, time_ms in self.stored(2):
+            self.assertTrue(before_ms <= time_ms <= self.clock.wall_ms())
+
+    def test_loss_is_counted_exactly_and_restarts_are_none(self):
+        self.start()
+        self.data.say(
+            reading("n", 100, sequence=100), *[reading("i", n, sequence=n) for n in (101, 102, 105, 106, 110)]
+        )
+        self.assertEqual(self.report(6)["codifiers"]["C4"]["DPacketsLost"], 2 + 3)
+        self.data.say(reading("n", 7, sequence=7), reading("i", 1, sequence=8))
+        self.assertEqual(self.report(8)["codifiers"]["C4"]["DPacketsLost"], 0)
+        self.control.say(control("N", sequence=9), control("I", sequence=10), control("I", sequence=13))
+        self.assertEqual(self.report(11)["codifiers"]["C4"]["CPacketsLost"], 2)
+
+    def test_collectors_ignore_H(self):
+        self.start(commands=True, voice=Sender("R1", self.clock))
+        self.control.say(control("H", "XX", "R1"), control("H", "XX", "@@"))
+        self.report(2)
+        self.data.say(reading("i", 5))
+        self.assertEqual(self.stored(1)[0][1], {"value": 5})
+
+    def test_hostile_packets_are_shown_as_data_and_obeyed_by_nobody(self):
+        self.start()
+        with self.assertLogs("pigeonpost.compat.multicast_bus.server", "WARNING") as logs:
+            self.control.say(control("H", "XX"), control("C", "XX"), control("A", "XX", number=1e300), b"", b"x" * 2000)
+            self.control.say(control("I", "XX", time_ms=1), control("N", "<>", number=-1e300), reading("i", 1))
+            self.data.say(
+                reading("s", b"\x1b[2J<img src=x onerror=alert(1)>" + b"x" * 1400), reading("f", 1.0, "<>"), b"\0"
+            )
+            report = self.report(7)
+            wait_until(lambda: self.end.report()["refused"] == 4, "four were no packets")
+        self.assertEqual(self.loads, 1)
+        self.assertEqual(len(logs.output), 1)
+        self.assertEqual({"HTimestamp", "CTimestamp", "ATimestamp"} - set(report["codifiers"]["XX"]), set())
+        self.assertEqual(self.stored(1)[0][0], "bus-x3c3e")
+        json.dumps(self.end.report(), allow_nan=False)
+
+    def test_a_server_with_a_codifier_of_its_own_is_alive_and_answers(self):
+        self.start(voice=Sender("R1", self.clock), alive_s=0.02)
+        for _ in range(3):
+            self.assertEqual(self.control.until("I").source, "R1")
+        self.control.say(control("P", "C4", "R1", number=4.0))
+        self.assertEqual(self.control.until("T").control, (4.0, True))
+        with self.assertLogs("pigeonpost.compat.multicast_bus.component", "CRITICAL"):
+            self.control.say(control("I", "R1", number=float(self.clock.wall_ms() + 5000)))  # a second one
+            wait_until(lambda: "another instance" in self.end.fault, "it has seen the other")
+        self.data.say(reading("i", 5))  # it stops speaking; listening goes on
+        self.assertEqual(self.stored(1)[0][1], {"value": 5})
+
+    def test_alive_and_ping_times_are_told(self):
+        self.start()
+        now_ms = self.clock.wall_ms()
+        self.control.say(control("N", number=now_ms), control("I", sequence=2, number=now_ms, active=False),
+                         control("T", "C4", "R1", sequence=3, number=now_ms - 30, time_ms=now_ms))  # fmt: skip
+        fields = self.report(3)["codifiers"]["C4"]
+        self.assertEqual((fields["Alive"], fields["IsActive"], fields["TDuration"]), (True, False, 30))
+
+    def test_what_the_store_has_no_room_for_just_now_is_held(self):
+        self.start()
+        real, refusals = self.end._context.unnumbered_sources.leave, iter([1] * 5)
+        self.end._context.unnumbered_sources.leave = lambda *reading: False if next(refusals, 0) else real(*reading)
+        now_ms = self.clock.wall_ms()
+        self.data.say(*[reading("i", n, sequence=n, time_ms=now_ms + n) for n in range(20)])
+        self.assertEqual([values["value"] for _, values, _ in self.stored(20)], list(range(20)))
+        self.assertEqual(self.end.report()["unstored"], 0)
+
+    def test_what_there_is_no_room_for_at_all_is_counted_and_said_once(self):
+        self.start()
+        self.end._context.unnumbered_sources.leave = mock.Mock(side_effect=NotStored("10000 nodes have called in"))
+        with self.assertLogs("pigeonpost.compat.multicast_bus.server", "ERROR") as logs:
+            self.data.say(*[reading("i", 5, sequence=n) for n in range(5)])
+            wait_until(lambda: self.end.report()["unstored"] == 5, "all five")
+        self.assertEqual(len(logs.output), 1)
+        self.end._context.unnumbered_sources.leave = mock.Mock(return_value=False)
+        with mock.patch.object(server, "MOST_HELD", 10):
+            self.data.say(*[reading("i", 5, sequence=n) for n in range(5, 25)])
+            wait_until(lambda: self.end.report()["unstored"] == 15, "ten are held")
+        self.assertEqual(self.end.stop(LIMIT_S), "10 readings of the bus were not stored")
+
+    def test_it_ends_at_once_and_twice(self):
+        self.start()
+        self.assertIsNone(self.end.stop(LIMIT_S))
+        self.assertIsNone(self.end.stop(LIMIT_S))
+        self.assertNotIn("bus", [thread.name for thread in threading.enumerate()])
+
+
+class Shown(unittest.TestCase):
+    def test_the_address_needs_the_role_look_and_the_road(self):
+        class Road:
+            fault = "the multicast group 226.0.0.221:7001: No such device"
+
+            def report(self):
+                return {"codifiers": {"C4": {"Value": 21.5}}}
+
+        house = WebHouse(self, password="correct horse")
+        self.assertEqual(house.request("GET", "/api/v1/bus")[0], 401)
+        self.assertEqual(house.request("GET", "/api/v1/bus", house.bearer)[0], 404)
+        house.web._app = house.app._replace(transports={"bus": Road()})
+        status, _, body = house.request("GET", "/api/v1/bus", house.bearer)
+        self.assertEqual((status, json.loads(body)["codifiers"]["C4"]["Value"]), (200, 21.5))
+        _, _, body = house.request("GET", "/api/v1/health", house.bearer)
+        self.assertIn("bus: the multicast group 226.0.0.221:7001: No such device", json.loads(body)["faults"])
+
+
+if __name__ == "__main__":
+    unittest.main()

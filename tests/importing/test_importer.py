@@ -1,0 +1,159 @@
+"""Files brought into a real store: each reading once, whatever happens in between."""
+
+import hashlib
+import io
+import random
+import unittest
+from unittest import mock
+
+from pigeonpost.core.errors import NotStored
+from pigeonpost.importing import importer
+from pigeonpost.importing.importer import FAULTS_SHOWN, BadFile, bring_in, look_through
+from pigeonpost.server import ingest
+from protocol import IMPORTED
+from tests.support import rounds, wait_until
+from tests.web.support import WebHouse
+
+FAR_MS = 1 << 52
+
+
+def table(rows, start=1_795_000_000):
+    return "time,a,b\n" + "".join(f"{start + row},{row},{row / 4}\n" for row in range(rows))
+
+
+class Case(unittest.TestCase):
+    def setUp(self):
+        self.house = WebHouse(self)
+
+    def bring(self, text, name="x.csv", node="attic"):
+        file = io.BytesIO(text.encode())
+        look_through(file, name)
+        checksum = hashlib.sha256(text.encode()).hexdigest()
+        return bring_in(file, name, checksum, self.house.ingestor, node)
+
+    def stored(self, node="attic"):
+        return self.house.store.points(node, 0, FAR_MS, 1_000_000)
+
+
+class Bringing(Case):
+    def test_twice_stores_nothing_twice(self):
+        self.assertEqual(self.bring(table(1234)), (1234, 1234))
+        self.assertEqual(self.bring(table(1234)), (1234, 0))
+        points = self.stored()
+        self.assertEqual([point.values for point in points], [{"a": row, "b": row / 4} for row in range(1234)])
+        self.assertEqual([point.seq for point in points], list(range(1, 1235)))
+        epoch = hashlib.sha256(table(1234).encode()).hexdigest()[:16]
+        self.assertEqual({point.epoch for point in points}, {epoch})
+        self.assertEqual(list(self.house.store.verify()), [])
+
+    def test_stopped_in_the_middle_it_goes_on_behind(self):
+        chance = random.Random(7)
+        text, total = table(5000), 0
+        real = self.house.ingestor.accept
+        for _ in range(rounds("PIGEONPOST_TEST_IMPORT_STOPS", 4, 20)):
+            left = [chance.randrange(1, 5)]
+
+            def accept(*args, left=left, **more):
+                left[0] -= 1
+                return left[0] >= 0 and real(*args, **more)
+
+            with mock.patch.object(self.house.ingestor, "accept", accept), self.assertRaises(NotStored):
+                self.bring(text)
+            self.house.ingestor.settle(60)
+            before, total = total, len(self.stored())
+            self.assertGreaterEqual(total, before)
+        self.assertEqual(self.bring(text)[0], 5000)
+        self.assertEqual([point.values["a"] for point in self.stored()], list(range(5000)))
+
+    def test_a_disk_that_takes_nothing(self):
+        full = mock.patch.object(self.house.store, "writing", side_effect=NotStored("full"))
+        full.start()
+        self.addCleanup(full.stop)
+        self.enterContext(mock.patch.object(ingest, "_RETRY_S", 0.02))
+        with mock.patch.object(importer, "STORE_S", 0.05), self.assertLogs("pigeonpost.server.ingest") as logged:
+            with self.assertRaises(NotStored):
+                self.bring(table(3))
+            full.stop()
+            wait_until(lambda: "storing again" in "".join(logged.output), "the disk has room again")
+        self.assertEqual(self.bring(table(3))[0], 3)
+        self.assertEqual(len(self.stored()), 3)
+
+    def test_several_nodes_of_a_log(self):
+        text = "time,node,sensor,value,unit\n" + "".join(
+            f"2026-11-20T15:36:{second:02d}Z,{node},t,{second},°C\n" for second in range(60) for node in ("a", "b")
+        )
+        self.assertEqual(self.bring(text, node=""), (120, 120))
+        self.assertEqual([point.values["t"] for point in self.stored("a")], list(range(60)))
+        self.assertEqual([point.values["t"] for point in self.stored("b")], list(range(60)))
+        self.assertEqual(self.bring(text, node=""), (120, 0))
+
+    def test_failed_readings_stay_failed(self):
+        self.bring("time,node,sensor,value,unit\n2026-11-20T15:36:10Z,n,t,,°C\n")
+        self.assertEqual(self.stored()[0].values, {"t": None})
+
+    def test_what_is_imported_is_no_news(self):
+        """The page goes on to show what the node itself sent last."""
+        self.house.store_samples("attic", [{"a": 99}])
+        self.bring(table(3))
+        self.assertEqual(self.house.ingestor.latest["attic"].sample.values, {"a": 99})
+
+    def test_a_node_of_which_only_files_came_shows_their_newest(self):
+        for start, newest in ((1_795_000_000, 2), (1_796_000_000, 9), (1_794_000_000, 9)):
+            self.bring(table(newest + 1 if start != 1_794_000_000 else 5, start))
+            node = next(node for node in self.house.web._snapshots._take().nodes if node.name == "attic")
+            self.assertEqual(node.sensors[0].value, newest)
+
+    def test_the_csv_log_has_it_too(self):
+        self.bring(table(2))
+        path, _ = self.house.csv.whole()
+        self.house.ingestor.settle(60)
+        self.house.store_samples("other", [{"a": 1}])
+        with open(path, encoding="utf-8") as file:
+            self.assertEqual(file.read().count(",attic,"), 4)
+
+
+class Looking(unittest.TestCase):
+    def look(self, text, name="x.csv"):
+        return look_through(io.BytesIO(text.encode()), name)
+
+    def test_summary(self):
+        self.assertEqual(self.look(table(3)), (3, [""], 1_795_000_000_000, 1_795_000_002_000))
+
+    def test_faults_are_named_and_counted(self):
+        with self.assertRaises(BadFile) as caught:
+            self.look(table(2) + "1795000000,x,1\n" * 50)
+        lines = str(caught.exception).splitlines()
+        self.assertEqual(lines[0], "line 4: a takes a number, not 'x'")
+        self.assertEqual((len(lines), lines[-1]), (FAULTS_SHOWN + 1, f"and {50 - FAULTS_SHOWN} more"))
+
+    def test_nothing_to_import(self):
+        for text, name in (("time,a\n", "x.csv"), ("[]", "x.json"), ("time,a\n1795000000,\n", "x.csv")):
+            with self.assertRaises(BadFile) as caught:
+                self.look(text, name)
+            self.assertEqual(str(caught.exception), "the file: there is no reading in it")
+
+    def test_times_that_cannot_be(self):
+        for row in (
+            "999999999999999,1",
+            "9999-12-31T23:59:59-12:00,1",
+            "0001-01-01T00:00:00Z,1",
+            "1960-01-01T00:00:00Z,1",
+        ):
+            with self.assertRaises(BadFile) as caught:
+                self.look(f"time,a\n{row}\n")
+            self.assertTrue(str(caught.exception).startswith("line 2: "), caught.exception)
+
+    def test_too_many_nodes(self):
+        text = "time,node,sensor,value,unit\n" + "".join(f"1795000000,n{k},t,1,\n" for k in range(150))
+        with self.assertRaises(BadFile) as caught:
+            self.look(text)
+        self.assertIn("at most 100 nodes", str(caught.exception))
+
+
+class Names(unittest.TestCase):
+    def test_no_outbox_of_a_node_is_called_so(self):
+        self.assertNotRegex(IMPORTED, r"\A[0-9a-f]{16}\Z")
+
+
+if __name__ == "__main__":
+    unittest.main()

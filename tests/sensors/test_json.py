@@ -1,0 +1,660 @@
+"""JSON over HTTP and from files: what is found in it, what presets ask, and every way in which an answer is none."""
+
+import http.server
+import json
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+import unittest
+import urllib.parse
+from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
+
+from pigeonpost.core.config import load
+from pigeonpost.core.errors import SensorError, SettingsError
+from pigeonpost.core.json_fetch import LONGEST_ANSWER, Web
+from pigeonpost.sensors import json as json_kind
+from pigeonpost.sensors.contract import Channel, dotted_path
+from tests.sensors.test_contract import Contract
+from tests.support import LIMIT_S, ROOT, temp_folder, wait_until
+
+# As developers.google.com/nest/device-access/api/thermostat shows it.
+THERMOSTAT = {
+    "name": "enterprises/p/devices/d", "type": "sdm.devices.types.THERMOSTAT", "traits": {
+        "sdm.devices.traits.Connectivity": {"status": "ONLINE"}, "sdm.devices.traits.Fan": {"timerMode": "OFF"},
+        "sdm.devices.traits.Humidity": {"ambientHumidityPercent": 35.0},
+        "sdm.devices.traits.Temperature": {"ambientTemperatureCelsius": 23.5},
+        "sdm.devices.traits.ThermostatEco": {"availableModes": ["MANUAL_ECO", "OFF"], "mode": "OFF"},
+        "sdm.devices.traits.ThermostatHvac": {"status": "HEATING"},
+        "sdm.devices.traits.ThermostatTemperatureSetpoint": {"heatCelsius": 20.0},
+    },
+}  # fmt: skip
+# As Dwarfpool answered (2018).
+POOL = {
+    "autopayout_from": "5.000", "earning_24_hours": "0.01137842", "error": False, "immature_earning": 0.000455540976,
+    "last_payment_amount": 0, "last_payment_date": None, "last_share_date": "Sat, 24 Mar 2018 21:09:25 GMT",
+    "total_hashrate": 174, "total_hashrate_calculated": 197.03, "wallet": "0x4e2c", "wallet_balance": "0.78665394",
+    "workers": {"rig.1": {
+        "alive": True, "hashrate": 87.015, "hashrate_below_threshold": False, "hashrate_calculated": 98.515,
+        "last_submit": "Sat, 24 Mar 2018 21:09:32 GMT", "second_since_submit": 342, "worker": "rig.1",
+    }},
+}  # fmt: skip
+
+
+class Server:
+    """A web server on a port of its own. `answers`: path to an answer, as JSON or (status, headers, bytes)."""
+
+    def __init__(self, test, tls=None):
+        self.answers = {}
+        self.asked = []  # (method, path with query, headers, body)
+        server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                server.asked.append((self.command, self.path, self.headers, body))
+                answer = server.answers.get(self.path.partition("?")[0], (404, {}, b"not here"))
+                answer = answer() if callable(answer) else answer
+                status, headers, data = answer if isinstance(answer, tuple) else (200, {}, json.dumps(answer).encode())
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(data)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_POST = do_GET
+
+            def log_message(self, *_):
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.handle_error = lambda *_: None  # who was sent too much does not read on
+        if tls:
+            self.http.socket = tls.wrap_socket(self.http.socket, server_side=True)
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.http.server_address[1]}"
+        thread = threading.Thread(target=self.http.serve_forever, args=(0.002,), daemon=True)
+        thread.start()
+
+        def stop():
+            self.http.shutdown()
+            self.http.server_close()
+            thread.join(LIMIT_S)
+
+        test.addCleanup(stop)
+
+
+def raw_server(test, talk):
+    """The address of a server that has `talk(socket)` once it was asked; for what no real one does."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    test.addCleanup(listener.close)
+
+    def run():
+        try:
+            while True:
+                sock, _ = listener.accept()
+                with sock:
+                    sock.settimeout(LIMIT_S)
+                    sock.recv(65_536)
+                    talk(sock)
+        except OSError:
+            pass
+
+    threading.Thread(target=run, daemon=True).start()
+    return f"http://127.0.0.1:{listener.getsockname()[1]}/"
+
+
+def says(head, body=b""):
+    return lambda sock: sock.sendall(b"HTTP/1.1 " + head + b"\r\n\r\n" + body)
+
+
+def find(path, answer, **words):
+    return json_kind.find(dotted_path(path), words, answer)
+
+
+class JsonCase(unittest.TestCase):
+    def setUp(self):
+        self.server = Server(self)
+
+    def make(self, channels=None, **more):
+        more = more if "url" in more or "file" in more else {"url": self.server.url + "/x", **more}
+        return json_kind.make({"timeout": LIMIT_S, "channels": channels or {"x": {"path": "a"}}, **more}, "here")
+
+    def read(self, answer, path="a", **more):
+        self.server.answers["/x"] = answer
+        return self.make({"x": {"path": path, **more}}).read()["x"]
+
+    def assert_fails(self, *words, source=None, **more):
+        with self.assertRaises(SensorError) as caught:
+            (source or self.make(**more)).read()
+        for word in words:
+            self.assertIn(word, str(caught.exception))
+        return str(caught.exception)
+
+
+class Json(Contract, JsonCase):
+    module = json_kind
+
+    def make(self):
+        self.server.answers["/x"] = {"a": 1}
+        return JsonCase.make(self)
+
+    def make_broken(self):
+        return JsonCase.make(self, url=self.server.url + "/gone")
+
+
+class Found(unittest.TestCase):
+    def test_paths(self):
+        answer = {"result": [{"value": 5}, {"value": "6.5"}], "a.b": {"c": 7}, "0": 8, "": 9, "it's": 10}
+        for path, value in (
+            ("result.0.value", 5), ("result.-1.value", 6.5), ('"a.b".c', 7), ("'a.b'.c", 7), ("0", 8), ('""', 9),
+            ('"it\'s"', 10),
+        ):  # fmt: skip
+            with self.subTest(path):
+                self.assertEqual(find(path, answer), value)
+        self.assertEqual(find("", 21.5), 21.5)
+        self.assertEqual(find("-2", [1, 2, 3]), 2)
+
+    def test_what_is_a_number(self):
+        for there, value in (
+            (5, 5), (-2.5, -2.5), ("21.5", 21.5), (" +3e2 ", 300), (".5", 0.5), ("5.", 5), (True, 1), (False, 0),
+            (2**70, 2.0**70),
+        ):  # fmt: skip
+            with self.subTest(there):
+                self.assertEqual(find("a", {"a": there}), value)
+        self.assertEqual(find("a", {"a": "ON"}, ON=1, OFF=0), 1)
+
+    def test_what_is_none(self):
+        for there, shown in (
+            (None, "null"), ({}, "nothing"), ([1, 2], "a list of 2"), ("warm", '"warm"'), ("", '""'), ("nan", '"nan"'),
+            ("1_0", '"1_0"'), ("\u0663", '"\\u0663"'), ("1e999", '"1e999"'), (float("nan"), "NaN"),
+            (float("inf"), "Infinity"), (10**400, "1000"), ("9" * 500, '"9999'), ({"\x1b[2J": 1}, "'\\x1b[2J'"),
+        ):  # fmt: skip
+            with self.subTest(shown), self.assertRaises(SensorError) as caught:
+                find("a", {"a": there})
+            self.assertIn(f"no number at 'a': there is {shown}", str(caught.exception))
+            self.assertLess(len(str(caught.exception)), 200)
+
+    def test_what_is_there_instead(self):
+        for path, answer, words in (
+            ("temp", {"temperature": 1, "h": 2}, "there is no 'temp'; there is 'temperature', 'h'"),
+            ("a.2", {"a": [1, 2]}, "there is no 'a.2'; there is a list of 2"),
+            ("a.-3", {"a": [1, 2]}, "there is no 'a.-3'; there is a list of 2"),
+            ("a.\u0661", {"a": [1, 2]}, "; there is a list of 2"),
+            ("a." + "9" * 5000, {"a": [1, 2]}, "; there is a list of 2"),
+            ("a", dict.fromkeys(map(str, range(5000))), "'9', ..."),
+            ("a", {"k" * 5000: 1}, "there is 'kkk"),
+            ("a", {"\x1b[2J": 1}, "there is '\\x1b[2J'"),
+            ("a", "s" * 5000, 'there is "sss'),
+        ):
+            with self.subTest(words), self.assertRaises(SensorError) as caught:
+                find(path, answer)
+            self.assertIn(words, str(caught.exception))
+            self.assertLess(len(str(caught.exception)), 600)
+
+
+class Answers(JsonCase):
+    def test_several_values_of_one_request(self):
+        self.server.answers["/x"] = {"t": 21.5, "list": [{"on": True}], "h": "n/a"}
+        source = self.make({
+            "t": {"path": "t", "unit": "°C", "gain": 2, "offset": -1}, "on": {"path": "list.0.on"}, "h": {"path": "h"},
+        })  # fmt: skip
+        self.assertEqual(source.channels, [Channel("t", "°C"), Channel("on", ""), Channel("h", "")])
+        readings = source.read()
+        self.assertEqual((readings["t"], readings["on"]), (42, 1))
+        self.assertEqual(str(readings["h"]), "no number at 'h': there is \"n/a\"; words says what texts stand for")
+        self.assertEqual(len(self.server.asked), 1)
+
+    def test_what_is_sent(self):
+        with mock.patch.dict(os.environ, {"MY_KEY": "sesame"}):
+            headers = {"X-Api-Key": "env:MY_KEY", "accept": "text/json"}
+            source = self.make(url=self.server.url + "/x y/ä?q=1 2&k=ü%20#part", headers=headers)
+        self.server.answers["/x%20y/%C3%A4"] = {"a": 5}
+        self.assertEqual(source.read(), {"x": 5})
+        ((method, path, sent, body),) = self.server.asked
+        self.assertEqual((method, path, body), ("GET", "/x%20y/%C3%A4?q=1%202&k=%C3%BC%20", b""))
+        self.assertEqual(sent["X-Api-Key"], "sesame")
+        self.assertEqual(sent.get_all("Accept"), ["text/json"])
+        self.assertRegex(sent["User-Agent"], "^pigeonpost/[0-9]")
+        self.assertEqual(sent["Host"], self.server.url.removeprefix("http://"))
+
+    def test_the_last_answer_counts_until_it_may_be_asked_again(self):
+        now, answers = [100.0], iter([1, SensorError("away"), 3])
+
+        def ask():
+            answer = next(answers)
+            if isinstance(answer, SensorError):
+                raise answer
+            return answer
+
+        source = json_kind.JsonSource([Channel("x", "")], ask, {"x": lambda answer: answer}, 60, lambda: now[0])
+        self.assertEqual([source.read(), source.read()], [{"x": 1}] * 2)
+        now[0] += 59.97  # one slot a little late, the next on time: it is its turn
+        for _ in range(2):
+            with self.assertRaisesRegex(SensorError, "away"):
+                source.read()
+        now[0] += 60
+        self.assertEqual(source.read(), {"x": 3})
+
+    def test_a_file(self):
+        name = os.path.join(temp_folder(self), "state.json")
+        source = self.make(file=name)
+        self.assert_fails("state.json: No such file", source=source)
+        for content, value in ((b'{"a": 5}', 5), (b'\xef\xbb\xbf{"a": 6}', 6)):
+            with open(name, "wb") as file:
+                file.write(content)
+            self.assertEqual(source.read(), {"x": value})
+        with open(name, "wb") as file:
+            file.write(b" " * (LONGEST_ANSWER + 1))
+        self.assert_fails("longer than 1048576 bytes", source=source)
+
+    def test_calibration_to_what_no_number_is(self):
+        self.assertIn("too large after gain", str(self.read({"a": 1e308}, gain=1e9)))
+
+    def test_nothing_is_left_behind(self):
+        self.server.answers["/x"] = {"a": 1}
+        source = self.make()
+        before = len(os.listdir("/proc/self/fd"))
+        errors = []  # kept, as somebody might: they hold no connection
+        for n in range(20):
+            source.read()
+            self.server.answers["/long"] = (200, {"Transfer-Encoding": "chunked"} if n % 2 else {}, b"9" * 2_000_000)
+            with self.assertRaises(SensorError) as caught:
+                Web(LIMIT_S).ask(self.server.url + "/long")
+            errors.append(caught.exception)
+        wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before, "all connections are closed")
+
+
+class Trouble(JsonCase):
+    def test_http_statuses_with_the_servers_words(self):
+        for status, body, words in (
+            (404, b"<html>", "HTTP status 404: there is no such address"),
+            (500, b'{"error": {"code": 500, "message": "boiler\\u001b[2J fell"}}', "status 500, 'boiler\\x1b[2J fell'"),
+            (401, b'{"error": "no", "error_description": "token old"}', "401, 'no', 'token old': it wants a token"),
+            (429, b'{"message": "slower"}', "429, 'slower': it is asked too often; set every"),
+            (403, b'{"error": ["x"], "message": 5}', "403: it does not let us"),
+            (304, b"", "HTTP status 304"),
+        ):
+            with self.subTest(status):
+                self.server.answers["/x"] = (status, {}, body)
+                self.assert_fails(words)
+
+    def test_what_is_no_json(self):
+        for body, words in (
+            (b"<html>hello", "no JSON, but b'<html>hello'"), (b"", "no JSON, but b''"), (b'{"a": 5', "no JSON"),
+            (b"[" * 100_000, "no JSON, but b'[["), (b"\xff\xfe\x00", "no JSON"), (b"9" * 5000, "no JSON, but b'999"),
+            (b" " * (LONGEST_ANSWER + 1), "longer than 1048576 bytes"),
+        ):  # fmt: skip
+            with self.subTest(words):
+                self.server.answers["/x"] = (200, {}, body)
+                self.assertLess(len(self.assert_fails(words)), 300)
+
+    def test_answers_that_are_no_http(self):
+        for talk, words in (
+            (says(b"200 OK\r\nContent-Length: 100", b'{"a": 1}'), "its answer breaks off"),
+            (says(b"200 OK\r\nTransfer-Encoding: chunked", b"5\r\n[1,2"), "its answer is no HTTP (IncompleteRead)"),
+            (says(b"200 OK\r\nContent-Encoding: gzip", b"\x1f\x8b"), "in a coding that it was not asked for"),
+            (lambda sock: sock.sendall(b"SSH-2.0-OpenSSH\r\n"), "its answer is no HTTP (BadStatusLine)"),
+            (lambda sock: sock.sendall(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70_000), "is no HTTP (LineTooLong)"),
+            (lambda sock: sock.sendall(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200), "is no HTTP (HTTPException)"),
+            (lambda sock: None, "its answer is no HTTP (RemoteDisconnected)"),
+        ):
+            with self.subTest(words):
+                self.assert_fails(words, url=raw_server(self, talk))
+
+    def test_the_deadline_is_for_the_whole_answer(self):
+        def dribble(sock):
+            for _ in range(10_000):
+                sock.sendall(b" ")
+                time.sleep(0.005)  # so that no single read takes long
+
+        def ask(talk):
+            began_s = time.monotonic()
+            self.assert_fails("no answer within 0.1 s", url=raw_server(self, talk), timeout=0.1)
+            self.assertLess(time.monotonic() - began_s, 30)
+
+        talks = (
+            lambda sock: sock.recv(1),
+            dribble,
+            lambda sock: (says(b"200 OK\r\nContent-Length: 9999")(sock), dribble(sock)),
+            lambda sock: (sock.sendall(b"HTTP/1.1 200 OK\r\nX: "), dribble(sock)),
+        )
+        with ThreadPoolExecutor(len(talks)) as pool:
+            list(pool.map(ask, talks))  # which raises what one of them raises
+
+    def test_whatever_is_said_of_its_length_no_more_is_taken(self):
+        def flood(head):
+            def talk(sock):
+                sock.sendall(b"HTTP/1.1 200 OK\r\n" + head)
+                for _ in range(50):
+                    sock.sendall(b" " * (1 << 20))
+
+            return talk
+
+        for head in (
+            b"\r\n", b"Content-Length: 99999999999\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\nfffffffff\r\n",
+            b"Transfer-Encoding: chunked\r\n\r\n-1\r\n",
+        ):  # fmt: skip
+            with self.subTest(head):
+                source = self.make(url=raw_server(self, flood(head)))
+                tracemalloc.start()
+                try:
+                    self.assert_fails(": longer than 1048576 bytes", source=source)
+                    self.assertLess(tracemalloc.get_traced_memory()[1], 16 << 20)
+                finally:
+                    tracemalloc.stop()
+
+    def test_nobody_there(self):
+        listener = socket.create_server(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        listener.close()
+        self.assert_fails(f"http://127.0.0.1:{port}: Connection refused", url=f"http://127.0.0.1:{port}/secret?key=1")
+        self.assert_fails("http://no.such.host.invalid: ", url="http://no.such.host.invalid/")
+
+    def test_no_error_tells_what_may_be_secret(self):
+        url = self.server.url + "/api/secret-user?key=secret-key"
+        for answer in ((500, {}, b""), (200, {}, b"x"), (302, {"Location": "/?again=secret-again"}, b"")):
+            for path in ("/api/secret-user", "/"):
+                self.server.answers[path] = answer
+            self.assertNotIn("secret", self.assert_fails(url=url, headers={"Authorization": "secret"}))
+
+    def test_settings_that_are_shown_have_no_secret(self):
+        name = os.path.join(temp_folder(self), "node.toml")
+        with open(name, "w") as file:
+            file.write(
+                '[[sensor]]\nkind = "json"\nheaders = {Authorization = "sesame"}\nclient_secret = "sesame"\n'
+                'refresh_token = "sesame"\ntoken_url = "http://a"\n'
+            )
+        shown = load([], mock.Mock(config=name), "", ("sensor",)).show()
+        self.assertNotIn("sesame", shown)
+        self.assertIn('token_url = "http://a"', shown)
+        for option in ({"headers": {"a b": "sesame"}}, {"client_secret": "sesame\n"}):
+            with self.assertRaises(SettingsError) as caught:
+                self.make(**option)
+            self.assertNotIn("sesame", str(caught.exception))
+
+
+class Redirections(JsonCase):
+    def moved(self, where, status=302):
+        return (status, {"Location": where}, b"")
+
+    def test_they_are_followed_and_the_headers_stay_with_their_server(self):
+        other = Server(self)
+        self.server.answers["/x"] = self.moved("/y?z=1", 301)
+        self.server.answers["/y"] = self.moved(other.url + "/z", 307)
+        other.answers["/z"] = {"a": 7}
+        self.assertEqual(self.make(headers={"Authorization": "Bearer me"}).read(), {"x": 7})
+        self.assertEqual([sent["Authorization"] for _, _, sent, _ in self.server.asked], ["Bearer me"] * 2)
+        self.assertEqual([(path, sent["Authorization"]) for _, path, sent, _ in other.asked], [("/z", None)])
+
+    def test_where_they_do_not_lead(self):
+        for where, words in (
+            ("file:///etc/passwd", "sends us to something that is not http: or https:"),
+            ("ftp://127.0.0.1/x", "sends us to something that is not http: or https:"),
+            ("http://[::1/", "sends us to something that is not http: or https:"),
+            ("http://me:too@127.0.0.1/", "sends us to something"),
+            ("http://a\x1b[2J b.invalid/", "http://"),
+            ("/x", "sends us from one address to the next without end"),
+            ("", "without end"),
+        ):
+            with self.subTest(where):
+                self.server.answers["/x"] = self.moved(where)
+                self.assertTrue(self.assert_fails(words).isprintable())
+
+
+class Encrypted(JsonCase):
+    def setUp(self):
+        if not shutil.which("openssl"):
+            self.assertFalse(os.environ.get("CI"), "openssl is missing")
+            self.skipTest("openssl is not installed")
+        folder = temp_folder(self)
+        self.key, self.certificate = os.path.join(folder, "key.pem"), os.path.join(folder, "cert.pem")
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days",
+             "2", "-keyout", self.key, "-out", self.certificate, "-subj", "/CN=device", "-addext",
+             "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True, timeout=LIMIT_S,
+        )  # fmt: skip
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(self.certificate, self.key)
+        self.server = Server(self, tls)
+        self.server.answers["/x"] = {"a": 5}
+
+    def test_a_certificate_that_is_named_is_trusted_and_no_other(self):
+        self.assertEqual(self.make(ca=self.certificate).read(), {"x": 5})
+        self.assert_fails("self-signed certificate", "can be named with ca")
+
+    def test_it_does_not_lead_to_what_is_not_encrypted(self):
+        plain = Server(self)
+        self.server.answers["/x"] = (302, {"Location": plain.url + "/x"}, b"")
+        self.assert_fails("which is not encrypted", source=self.make(ca=self.certificate))
+        self.assertEqual(plain.asked, [])
+
+    def test_from_plain_to_encrypted(self):
+        plain = Server(self)
+        plain.answers["/x"] = (302, {"Location": self.server.url + "/x"}, b"")
+        self.assertEqual(self.make(url=plain.url + "/x", ca=self.certificate).read(), {"x": 5})
+
+    def test_a_file_that_is_none_of_certificates(self):
+        for ca in ("/nowhere.pem", __file__):
+            with self.assertRaisesRegex(SettingsError, "^here: ca takes a file of certificates"):
+                self.make(ca=ca)
+
+
+class Dwarfpool(JsonCase):
+    def make(self, channels=None, **more):
+        self.server.answers["/x"] = POOL
+        url = self.server.url + "/x?wallet=0x4e2c&email=me@example.com"
+        channels = {} if channels is None else {"channels": channels}
+        return json_kind.make({"preset": "dwarfpool", "url": url, "timeout": LIMIT_S, **channels, **more}, "here")
+
+    def test_the_usual(self):
+        source = self.make()
+        self.assertEqual(source.channels, [Channel("hashrate", "MH/s"), Channel("balance", "")])
+        self.assertEqual(source.read(), {"hashrate": 174, "balance": 0.786654})
+        source.read()
+        self.assertEqual([path for _, path, _, _ in self.server.asked], ["/x?wallet=0x4e2c&email=me@example.com"])
+
+    def test_of_one_worker_and_by_other_names(self):
+        readings = self.make({
+            "rig": {"worker": "rig.1", "value": "hashrate"}, "alive": {"worker": "rig.1"},
+            "age": {"worker": "rig.1", "value": "since_submit"},
+            "slow": {"worker": "rig.1", "value": "below_threshold"},
+            "made": {"value": "earning_24_hours", "gain": 1000}, "payout": {"path": "autopayout_from"},
+            "gone": {"worker": "rig.2", "value": "hashrate"},
+        }).read()  # fmt: skip
+        self.assertIn("there is no 'workers.rig.2'; there is 'rig.1'", str(readings.pop("gone")))
+        self.assertEqual(readings, {"rig": 87.015, "alive": 1, "age": 342, "slow": 0, "made": 11.37842, "payout": 5})
+
+    def test_its_own_error(self):
+        source = self.make()
+        self.server.answers["/x"] = {"error": True, "error_code": "API_DOWN"}
+        self.assert_fails("the pool says 'API_DOWN'", source=source)
+
+    def test_every_value_is_there(self):
+        self.assertEqual(set(self.make({name: {} for name in json_kind.POOL}, every=0).read()), set(json_kind.POOL))
+        readings = self.make({name: {"worker": "rig.1"} for name in json_kind.WORKER}).read()
+        self.assertTrue(all(isinstance(value, float) for value in readings.values()), readings)
+
+
+class Nest(JsonCase):
+    """A thermostat and Google's two servers, in one."""
+
+    def setUp(self):
+        super().setUp()
+        self.tokens = 0
+        self.good = ""
+        self.lasts_s = 3599
+        self.server.answers["/token"] = self.give_token
+        self.server.answers["/v1/enterprises/p/devices/d"] = self.thermostat
+        self.answer = THERMOSTAT
+
+    def give_token(self):
+        self.tokens += 1
+        self.good = f"ya29.{self.tokens}"
+        return {"access_token": self.good, "expires_in": self.lasts_s, "scope": "sdm.service", "token_type": "Bearer"}
+
+    def thermostat(self):
+        if self.server.asked[-1][2]["Authorization"] != f"Bearer {self.good}":
+            error = {
+                "code": 401,
+                "message": "Request had invalid authentication credentials.",
+                "status": "UNAUTHENTICATED",
+            }
+            return (401, {}, json.dumps({"error": error}).encode())
+        return self.answer
+
+    def make(self, channels=None, **more):
+        table = {
+            "preset": "nest", "timeout": LIMIT_S, "project": "p",
+            "device": "enterprises/p/devices/d", "client_id": "id&",
+            "client_secret": "secret", "refresh_token": "1//refresh", "url": self.server.url + "/v1/", "every": 0,
+            "token_url": self.server.url + "/token", **({} if channels is None else {"channels": channels}), **more,
+        }  # fmt: skip
+        return json_kind.make({key: value for key, value in table.items() if value is not None}, "here")
+
+    def requests(self):
+        return [path for _, path, _, _ in self.server.asked]
+
+    def test_a_thermostat(self):
+        source = self.make()
+        self.assertEqual(source.channels, [Channel("temperature", "°C"), Channel("humidity", "%")])
+        self.assertEqual(source.read(), {"temperature": 23.5, "humidity": 35})
+        method, _, sent, body = self.server.asked[0]
+        self.assertEqual((method, sent["Content-Type"]), ("POST", "application/x-www-form-urlencoded"))
+        self.assertEqual(dict(urllib.parse.parse_qsl(body.decode())), {
+            "client_id": "id&", "client_secret": "secret", "refresh_token": "1//refresh", "grant_type": "refresh_token",
+        })  # fmt: skip
+
+    def test_all_that_it_tells(self):
+        self.answer = json.loads(json.dumps(THERMOSTAT))
+        self.answer["traits"]["sdm.devices.traits.ThermostatTemperatureSetpoint"]["coolCelsius"] = 24.0
+        self.assertEqual(self.make({name: {} for name in json_kind.NEST}).read(), {
+            "temperature": 23.5, "humidity": 35, "heat_setpoint": 20, "cool_setpoint": 24, "heating": 1, "cooling": 0,
+            "eco": 0, "fan": 0, "online": 1,
+        })  # fmt: skip
+
+    def test_what_it_tells_only_in_another_mode(self):
+        reading = self.make({"cool_setpoint": {}}).read()["cool_setpoint"]
+        self.assertIn("there is 'heatCelsius'", str(reading))
+
+    def test_the_token_is_kept(self):
+        source = self.make()
+        for _ in range(3):
+            source.read()
+        self.assertEqual(self.requests(), ["/token"] + ["/v1/enterprises/p/devices/d"] * 3)
+
+    def test_it_is_fetched_anew_shortly_before_it_expires(self):
+        now = [1000.0]
+        token = json_kind.AccessToken(Web(LIMIT_S), self.server.url + "/token", "form", lambda: now[0])
+        for passes_s, wanted in ((0, "ya29.1"), (3538, "ya29.1"), (1.1, "ya29.2")):
+            now[0] += passes_s
+            self.assertEqual(token.get(), wanted)
+        for lasts_s, kept_s in ((30, 15), ("soon", 3540), (-5, 3540), (None, 3540), (True, 0.5)):
+            self.lasts_s = lasts_s
+            token.forget()
+            first = token.get()
+            now[0] += kept_s - 0.1
+            self.assertEqual(token.get(), first, lasts_s)
+            now[0] += 0.2
+            self.assertNotEqual(token.get(), first, lasts_s)
+
+    def test_one_that_is_refused_is_fetched_anew_once(self):
+        source = self.make()
+        source.read()
+        self.good = "revoked"
+        self.assertEqual(source.read()["temperature"], 23.5)
+        self.assertEqual(self.tokens, 2)
+        self.server.answers["/v1/enterprises/p/devices/d"] = (401, {}, b"{}")
+        self.assert_fails("HTTP status 401: it wants a token", source=source)
+        self.assertEqual(self.tokens, 3)
+
+    def test_a_refresh_token_that_is_no_longer_good(self):
+        body = b'{"error": "invalid_grant", "error_description": "Token has been expired or revoked."}'
+        self.server.answers["/token"] = (400, {}, body)
+        said = self.assert_fails("400, 'invalid_grant', 'Token has been expired or revoked.'", "docs/sensors.md",
+                                 source=self.make())  # fmt: skip
+        self.assertNotIn("1//refresh", said)
+        for answer in ({}, [], {"access_token": 5}, {"access_token": "a\r\nb"}, {"access_token": "ü"}):
+            self.server.answers["/token"] = answer
+            self.assert_fails("answers without an access_token", source=self.make())
+
+    def test_it_asks_google_once_a_minute_unless_told_otherwise(self):
+        source = self.make(every=None)
+        for _ in range(3):
+            source.read()
+        self.assertEqual(len(self.server.asked), 2)
+        self.assertEqual(json_kind._NEST_URL, "https://smartdevicemanagement.googleapis.com/v1")
+        self.assertEqual(json_kind._TOKEN_URL, "https://www.googleapis.com/oauth2/v4/token")
+
+    def test_secrets_from_the_environment_and_from_files(self):
+        folder = temp_folder(self)
+        with open(os.path.join(folder, "refresh"), "w") as file:
+            file.write("from-file \nsecond line\n")
+        with mock.patch.dict(os.environ, {"NEST_SECRET": "from-env", "CREDENTIALS_DIRECTORY": folder}):
+            source = self.make(client_secret="env:NEST_SECRET", refresh_token="file:$CREDENTIALS_DIRECTORY/refresh")
+        source.read()
+        body = self.server.asked[0][3].decode()
+        self.assertIn("client_secret=from-env&refresh_token=from-file&", body)
+        for value, words in (
+            ("env:NOT_SET_ANYWHERE", "is to be found in the variable NOT_SET_ANYWHERE, which is not set"),
+            ("file:/nowhere", "is to be found in a file that does not read"),
+            ("", "takes a text of plain characters"),
+        ):
+            with self.assertRaises(SettingsError) as caught:
+                self.make(client_secret=value)
+            self.assertIn(f"here: client_secret {words}", str(caught.exception))
+
+
+class Tables(JsonCase):
+    def test_what_is_missing_or_wrong(self):
+        nest = {"preset": "nest", "project": "p", "device": "d", "client_id": "i", "client_secret": "s"}
+        url = {"url": "http://a/"}
+        channels = {"channels": {"x": {"path": "a"}}}
+        for table, words in (
+            ({}, "takes either a url or a file"),
+            ({"url": "http://a", "file": "/x"}, "takes either a url or a file"),
+            (url, "channels is missing, as in channels.power ="),
+            ({**url, "channels": {"x": {}}}, "channels.x: path is missing"),
+            ({**url, "channels": {"x": {"path": "a..b"}}}, "path takes keys and places with dots between"),
+            ({**url, "channels": {"x": {"path": 5}}}, "path takes a text"),
+            ({**url, "channels": {"x": {"path": "a", "worker": "b"}}}, 'worker is for preset = "dwarfpool"'),
+            ({**url, "channels": {"x": {"path": "a", "value": "b"}}}, "takes either a path, or a value of the preset"),
+            ({**url, "channels": {"x": {"path": "a", "words": {"ON": "x"}}}}, "words takes a number"),
+            ({**channels, "url": "ftp://a/"}, "url takes an address that begins with http:// or https://"),
+            ({**channels, "url": "http://"}, "url takes an address"),
+            ({**channels, "url": "http://a:99999/"}, "url Port out of range"),
+            ({**channels, "url": "http://[::1/"}, "url Invalid IPv6 URL"),
+            ({**channels, "url": "http://me:sesame@a/"}, "url takes no user and password"),
+            ({**channels, **url, "timeout": 0}, "timeout takes a number from 0.1"),
+            ({**channels, **url, "headers": {"a b": "c"}}, "headers takes names of HTTP headers as keys"),
+            ({**channels, **url, "headers": {"a": "b\r\nc: d"}}, "headers takes a text of plain characters"),
+            ({**channels, **url, "device": "d"}, 'device is for preset = "nest"'),
+            ({**channels, **url, "preset": "tado"}, "preset takes 'nest' or 'dwarfpool'"),
+            ({"preset": "dwarfpool"}, "takes either a url or a file"),
+            ({"preset": "dwarfpool", **url, "channels": {"x": {}}}, "value takes hashrate, hashrate_calculated, "),
+            (nest, 'preset = "nest" needs refresh_token'),
+            ({**nest, "file": "/x"}, 'preset = "nest" takes no file'),
+            ({**nest, "refresh_token": "r", "token_url": "x"}, "token_url takes an address"),
+        ):
+            with self.subTest(words), self.assertRaises(SettingsError) as caught:
+                json_kind.make(table, "here")
+            self.assertTrue(str(caught.exception).startswith("here: "), caught.exception)
+            self.assertIn(words, str(caught.exception))
+            self.assertNotIn("sesame", str(caught.exception))
+
+    def test_the_library_of_its_name_is_not_hidden(self):
+        self.assertEqual((json_kind.__name__, json.__name__), ("pigeonpost.sensors.json", "json"))
+        for code in (
+            "from pigeonpost.sensors import json; json.make",
+            "import pigeonpost.sensors.mqtt; from pigeonpost.sensors import json; json.make",
+        ):
+            subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=LIMIT_S)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,334 @@
+"""kind = "mqtt" without a broker: messages as a stand-in for paho hands them over, in both versions of its callbacks.
+
+tests/libraries/test_sensor_mqtt.py does the same with paho itself and a real broker.
+"""
+
+import random
+import sys
+import types
+import unittest
+from unittest import mock
+
+from pigeonpost.core.errors import SensorError, SettingsError
+from pigeonpost.sensors import mqtt
+from pigeonpost.sensors.contract import Channel, dotted_path
+from tests.sensors.test_contract import Contract
+
+CHANNELS = {
+    "kitchen": {"topic": "zigbee2mqtt/kitchen", "path": "temperature", "unit": "°C"},
+    "door": {"topic": "zigbee2mqtt/door", "path": "contact"},
+    "cellar": {"topic": "zwave/cellar/49/0/Air_temperature", "path": "value", "unit": "°C"},
+    "plain": {"topic": "house/power", "gain": 0.001, "unit": "kW"},
+}
+SAID = {
+    "zigbee2mqtt/kitchen": b'{"battery":97,"temperature":21.43,"update":{"state":"idle"}}',
+    "zigbee2mqtt/door": b'{"contact":true}',
+    "zwave/cellar/49/0/Air_temperature": b'{"time":1795188970123,"value":9.5}',
+    "house/power": b" 812 \n",
+}
+
+
+class Message:
+    def __init__(self, topic, payload, retain=False):
+        self.topic, self.payload, self.retain = topic, payload, retain
+
+
+class Reason:
+    """As paho 2 has it."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __str__(self):
+        return f"reason {self.value}"
+
+
+class Client:
+    """What the source uses of paho.mqtt.client.Client; it is connected as soon as its loop is started.
+
+    said  what the broker has retained    refuses  the code with which it refuses the connection
+    """
+
+    said = {}
+    refuses = 0
+    version = 1
+
+    def __init__(self, *arguments, **options):
+        self.arguments, self.options = arguments, options
+        self.calls = []
+
+    def __getattr__(self, name):
+        if not name.startswith(("on_", "_")):
+            return lambda *arguments, **options: self.calls.append((name, arguments, options))
+        raise AttributeError(name)
+
+    def loop_stop(self):
+        self.calls.append(("loop_stop", (), {}))
+
+    def loop_start(self):
+        code, more = (Reason(self.refuses), (None,)) if self.version == 2 else (self.refuses, ())
+        self.on_connect(self, None, {}, code, *more)
+        if not self.refuses:
+            self.subscribed(0)
+            for topic, payload in self.said.items():
+                self.on_message(self, None, Message(topic, payload, True))
+
+    def subscribed(self, *codes):
+        codes, more = ([Reason(code) for code in codes], (None,)) if self.version == 2 else (codes, ())
+        self.on_subscribe(self, None, 1, codes, *more)
+
+
+def use_paho(test, version=1, **attributes):
+    """For this test paho is installed, in a version of its interface, and its Clients have `attributes`."""
+    made = type("Client", (Client,), {"version": version, **attributes})
+    library = types.SimpleNamespace(Client=made)
+    if version == 2:
+        library.CallbackAPIVersion = types.SimpleNamespace(VERSION2="version 2")
+    modules = {
+        "paho": types.ModuleType("paho"),
+        "paho.mqtt": types.ModuleType("paho.mqtt"),
+        "paho.mqtt.client": library,
+    }
+    modules["paho"].mqtt, modules["paho.mqtt"].client = modules["paho.mqtt"], library
+    for patch in (mock.patch.dict(sys.modules, modules), mock.patch.object(mqtt, "FIRST_WAIT_S", 0.0)):
+        patch.start()
+        test.addCleanup(patch.stop)
+
+
+def make(channels=CHANNELS, **options):
+    return mqtt.make({"channels": channels, **options}, "here")
+
+
+class Mqtt(Contract, unittest.TestCase):
+    module = mqtt
+
+    def make(self):
+        use_paho(self, said=SAID)
+        return make()
+
+    def make_broken(self):
+        use_paho(self, refuses=5)
+        return make()
+
+
+class Case(unittest.TestCase):
+    def source(self, channels=CHANNELS, version=1, options=None, **attributes):
+        use_paho(self, version, **attributes)
+        return make(channels, **(options or {}))
+
+
+class Messages(Case):
+    def test_values_of_all_devices(self):
+        for version in (1, 2):
+            source = self.source(version=version, said=SAID)
+            self.assertEqual(source.read(), {"kitchen": 21.43, "door": 1, "cellar": 9.5, "plain": 0.812})
+            self.assertEqual(source.channels[0], Channel("kitchen", "°C"))
+
+    def test_one_topic_may_give_several_channels(self):
+        channels = {
+            "a": {"topic": "t", "path": "a.0"},
+            "b": {"topic": "t", "path": "b.c"},
+            "d": {"topic": "t", "path": "d"},
+        }
+        readings = self.source(channels, said={"t": b'{"a":[1],"b":{"c":2}}'}).read()
+        self.assertEqual((readings["a"], readings["b"]), (1, 2))
+        self.assertEqual(str(readings["d"]), "t: there is no 'd'; there is 'a', 'b'")
+
+    def test_what_holds_a_number(self):
+        for payload, path, value in (
+            (b"21.5", "", 21.5), (b" -3 ", "", -3), (b"1e3", "", 1000), (b"true", "", 1), (b"OFF", "", 0),
+            (b'{"v":"21.5"}', "v", 21.5), (b'{"v":false}', "v", 0), (b'{"v":"ON"}', "v", 1), (b"[7]", "0", 7),
+            (b'{"v":12345678901234567890}', "v", 12345678901234567890.0),
+        ):  # fmt: skip
+            self.assertEqual(mqtt.value_in(payload, dotted_path(path)), value)
+
+    def test_what_holds_none(self):
+        for payload, path, words in (
+            (b"", "", "no number: ''"), (b"warm", "", "no number: 'warm'"), (b"nan", "", "no number: 'nan'"),
+            (b"1e999", "", "no number"), (b"1_0", "", "no number"), (b'{"v":null}', "v", "no number at 'v'"),
+            (b'{"v":{}}', "v", "no number at 'v'"), (b'{"v":NaN}', "v", "does not read"),
+            (b"\xff\xfe", "", "does not read"), (b'"' * 999, "v", "does not read"),
+            (b"[" * 60_000, "v", "does not read"), (b'{"v":' + b"9" * 5000 + b"}", "v", "does not read"),
+            (b'{"v":1,"v":2}', "v", "does not read"), (b"9" * 60_000, "", "no number"),
+            (b'{"v":1' + b"0" * 400 + b"}", "v", "no number"),
+        ):  # fmt: skip
+            with self.subTest(payload[:20]), self.assertRaises(SensorError) as caught:
+                mqtt.value_in(payload, dotted_path(path))
+            self.assertIn(words, str(caught.exception))
+            self.assertLess(len(str(caught.exception)), 400)
+
+    def test_whatever_comes_is_a_number_or_a_sensor_error(self):
+        dice = random.Random(4)
+        pieces = [
+            b"{",
+            b"}",
+            b"[",
+            b"]",
+            b'"v"',
+            b":",
+            b",",
+            b"1",
+            b"-",
+            b"e9",
+            b"\\ud800",
+            b'"',
+            b"\xc3",
+            b"true",
+            b" ",
+        ]
+        for _ in range(3000):
+            payload = b"".join(dice.choices(pieces, k=dice.randrange(12)))
+            for path in ("", "v", "0.v"):
+                try:
+                    self.assertIn(type(mqtt.value_in(payload, dotted_path(path))), (int, float))
+                except SensorError as error:
+                    self.assertTrue(str(error))
+
+    def test_a_long_one_is_not_kept(self):
+        source = self.source({"x": {"topic": "x"}}, said={"x": b"1" * (mqtt.LONGEST_PAYLOAD + 1)})
+        self.assertEqual(str(source.read()["x"]), "x: its message is longer than 65536 bytes")
+        self.assertIsNone(source._heard["x"].payload)
+
+    def test_a_broker_that_sends_what_nobody_asked_for_fills_no_memory(self):
+        source = self.source({"x": {"topic": "x"}}, said={str(n): b"1" for n in range(1000)})
+        source.read()
+        self.assertEqual(source._heard, {})
+
+        class Spoilt(Message):
+            @property
+            def topic(self):
+                return b"\xff".decode()
+
+            @topic.setter
+            def topic(self, value):
+                pass
+
+        source._broker._client.on_message(None, None, Spoilt("", b"1"))
+        self.assertEqual(source._heard, {})
+
+
+class Freshness(Case):
+    def later(self, source, seconds):
+        with mock.patch.object(mqtt.time, "monotonic", lambda: source._heard["x"].at_s + seconds):
+            return source.read()["x"]
+
+    def test_a_value_counts_as_long_as_is_set(self):
+        source = self.source({"x": {"topic": "x", "fresh": 60}}, said={"x": b"5"})
+        source.read()
+        self.assertEqual(self.later(source, 59.9), 5)
+        error = self.later(source, 61)
+        self.assertIsInstance(error, SensorError)
+        self.assertEqual(str(error), "stale: nothing on x for 61 s")
+
+    def test_without_saying_an_hour(self):
+        source = self.source({"x": {"topic": "x"}}, said={"x": b"5"})
+        source.read()
+        self.assertEqual(self.later(source, 3599.9), 5)
+        self.assertIsInstance(self.later(source, 3601), SensorError)
+
+    def test_what_the_broker_had_kept_does_not_renew_it(self):
+        source = self.source({"x": {"topic": "x"}}, said={"x": b"5"})
+        source.read()
+        heard = source._heard["x"]
+        source._broker._client.on_message(None, None, Message("x", b"5", retain=True))
+        self.assertIs(source._heard["x"], heard)
+        source._broker._client.on_message(None, None, Message("x", b"6", retain=True))  # it spoke while we were away
+        self.assertIsNot(source._heard["x"], heard)
+        heard = source._heard["x"]
+        source._broker._client.on_message(None, None, Message("x", b"6"))
+        self.assertIsNot(source._heard["x"], heard)
+
+
+class Connections(Case):
+    def test_all_topics_are_subscribed_to_at_each_connection(self):
+        source = self.source({"b": {"topic": "t/b"}, "a": {"topic": "t/a"}, "c": {"topic": "t/a", "path": "c"}})
+        source.read()
+        source._broker._client.loop_start()
+        subscribed = [call for call in source._broker._client.calls if call[0] == "subscribe"]
+        self.assertEqual(subscribed, [("subscribe", ([("t/a", 1), ("t/b", 1)],), {})] * 2)
+
+    def test_refusals_in_words(self):
+        for version, code, words in (
+            (1, 4, "the broker refuses: user or password is wrong"), (1, 2, "it does not like the client's name"),
+            (2, 135, "the broker refuses: reason 135"), (2, 149, "the broker refuses: reason 149"),
+        ):  # fmt: skip
+            source = self.source({"x": {"topic": "x"}}, version, refuses=code)
+            with self.assertLogs("pigeonpost.core.mqtt_client", "WARNING") as logs:
+                self.assertIn(words, str(source.read()["x"]))
+                source._broker._client.loop_start()
+            self.assertEqual(len(logs.output), 1)  # not at each try
+            self.assertFalse([call for call in source._broker._client.calls if call[0] == "subscribe"])
+
+    def test_a_topic_that_may_not_be_read(self):
+        for version in (1, 2):
+            source = self.source({"x": {"topic": "x"}, "y": {"topic": "y"}}, version)
+            source.read()
+            with self.assertLogs("pigeonpost.core.mqtt_client", "WARNING"):
+                source._broker._client.subscribed(0, 0x80)
+            self.assertIn("(MQTT 127.0.0.1:1883: the broker does not let this user read y)", str(source.read()["y"]))
+
+    def test_a_lost_connection_is_told_beside_a_stale_value(self):
+        for version, arguments in ((1, (7,)), (2, ({}, Reason(7), None))):
+            source = self.source({"x": {"topic": "x"}}, version, said={"x": b"5"})
+            source.read()
+            with self.assertLogs("pigeonpost.core.mqtt_client", "WARNING"):
+                source._broker._client.on_disconnect(source._broker._client, None, *arguments)
+            self.assertEqual(source.read()["x"], 5)  # as long as it is fresh
+            source._heard.clear()
+            self.assertEqual(
+                str(source.read()["x"]),
+                "stale: nothing on x yet (MQTT 127.0.0.1:1883: the connection to the broker is lost)",
+            )
+
+    def test_what_paho_is_told(self):
+        options = {"host": "broker.local", "user": "reader", "password": "secret", "tls": True}
+        source = self.source({"x": {"topic": "x"}}, 2, {**options, "keepalive": 30})
+        source.read()
+        client = source._broker._client
+        self.assertEqual((client.arguments, client.options["protocol"]), (("version 2",), 4))
+        self.assertRegex(client.options["client_id"], "^pigeonpost-sensors-[0-9a-f]{8}$")  # others have others
+        calls = {name: arguments for name, arguments, _ in client.calls}
+        self.assertEqual(calls["username_pw_set"], ("reader", "secret"))
+        self.assertEqual(calls["connect_async"], ("broker.local", 8883, 30))
+        self.assertEqual(calls["reconnect_delay_set"], (1, 60))
+        self.assertIn("tls_set", calls)
+        source.close()
+        self.assertEqual([name for name, *_ in client.calls][-2:], ["disconnect", "loop_stop"])
+        self.assertEqual(self.source().read() and self.source()._broker._client.arguments, ())
+
+    def test_nothing_is_connected_before_it_is_read(self):
+        source = self.source()
+        self.assertNotIn("connect_async", [name for name, *_ in source._broker._client.calls])
+        source.close()
+
+
+class Tables(Case):
+    def test_without_paho(self):
+        gone = mock.patch.dict(sys.modules, dict.fromkeys(("paho", "paho.mqtt", "paho.mqtt.client")))
+        words = 'here: kind = "mqtt": the Python module paho is missing: sudo apt install python3-paho-mqtt'
+        with gone, self.assertRaisesRegex(SettingsError, words):
+            make()
+
+    def test_what_is_missing_or_wrong(self):
+        use_paho(self)
+        topic = {"x": {"topic": "x"}}
+        for channels, options, words in (
+            ({}, {}, 'channels is missing, as in channels.kitchen = {topic = "zigbee2mqtt/kitchen"'),
+            ({"x": {}}, {}, "channels.x: topic is missing"),
+            ({"x": {"topic": "a/+/b"}}, {}, "topic takes one topic, without the wildcards + and #"),
+            ({"x": {"topic": ""}}, {}, "topic takes one topic"), ({"x": {"topic": 5}}, {}, "topic takes one topic"),
+            ({"x": {"topic": "x", "fresh": 0}}, {}, "fresh takes a number from 1"),
+            (topic, {"port": 70_000}, "port takes a whole number"), (topic, {"keepalive": 1}, "keepalive takes"),
+            (topic, {"host": ""}, "host is missing"),
+            (topic, {"ca": "/x"}, "ca is used with tls = true"),
+            (topic, {"password": "x"}, "a password goes with a user"),
+            (topic, {"ca": "/nowhere/ca.pem", "tls": True}, "here: ca: /nowhere/ca.pem: No such file"),
+        ):  # fmt: skip
+            with self.subTest(words), self.assertRaises(SettingsError) as caught:
+                make(channels, **options)
+            self.assertTrue(str(caught.exception).startswith("here: "), caught.exception)
+            self.assertIn(words, str(caught.exception))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,591 @@
+"""The server's only door in: each sample once, in order; acknowledged only when durable."""
+
+import contextlib
+import random
+import tempfile
+import threading
+import unittest
+from unittest import mock
+
+from csvbuffer import CsvLog
+from pigeonpost.core.clock import Clock, FakeClock
+from pigeonpost.core.errors import DiskError, NotStored
+from pigeonpost.server.ingest import Ingestor
+from pigeonpost.storage.models import HighWaterMark, Rollup, Window
+from pigeonpost.storage.sqlite.store import SqliteStore
+from protocol import IMPORTED
+from tests.page_support import use_memory_disk
+from tests.storage.test_contract import E1, E2, OUTBOX, batch, gap
+from tests.support import LIMIT_S, rounds, wait_until
+
+
+def setUpModule():
+    use_memory_disk()
+
+
+class Answers:
+    """Who was told what."""
+
+    def __init__(self):
+        self.acks = []
+        self.refusals = []
+        self.changed = threading.Condition()
+
+    def done(self, epoch, seq):
+        with self.changed:
+            self.acks.append((epoch, seq))
+            self.changed.notify_all()
+
+    def refused(self, error):
+        with self.changed:
+            self.refusals.append(error)
+            self.changed.notify_all()
+
+    def of(self, made):
+        return made._replace(done=self.done, refused=self.refused)
+
+    def wait_for(self, condition, limit_s=LIMIT_S):
+        with self.changed:
+            return self.changed.wait_for(condition, limit_s)
+
+
+class IntakeCase(unittest.TestCase):
+    clock_type = FakeClock
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = folder.name
+        self.clock = self.clock_type()
+        self.answers = Answers()
+        self.failures = []
+        self.open()
+
+    def open(self, **settings):
+        self.store = SqliteStore(self.folder)
+        self.addCleanup(self.store.close)
+        self.log = CsvLog(self.folder, self.store, self.clock)
+        self.addCleanup(self.log.close)
+        self.log.start()
+        self.ingestor = Ingestor(self.store, self.log, self.clock, failed=self.failures.append, **settings)
+
+    def accept(self, *made):
+        for one in made:
+            self.ingestor.accept(self.answers.of(one))
+
+    def seqs(self, node="a", epoch=E1):
+        return sorted(point.seq for point in self.store.points(node, 0, 1 << 60, 100_000) if point.epoch == epoch)
+
+
+class Committing(IntakeCase):
+    def test_nothing_is_acknowledged_before_the_commit(self):
+        self.accept(batch(1, 3))
+        self.assertEqual((self.answers.acks, self.seqs()), ([], []))
+        self.ingestor.commit()
+        self.assertEqual((self.answers.acks, self.seqs()), ([(E1, 3)], [1, 2, 3]))
+
+    def test_a_repeat_is_acknowledged_and_not_stored_again(self):
+        self.accept(batch(1, 5))
+        self.ingestor.commit()
+        self.accept(batch(1, 3), batch(3, 7), batch(6, 7))
+        self.ingestor.commit()
+        self.assertEqual(self.answers.acks, [(E1, 5), (E1, 7)])
+        self.assertEqual(self.seqs(), list(range(1, 8)))
+        self.assertEqual((self.ingestor.stored, self.ingestor.repeated), (7, 8))
+        self.assertEqual(len(self.log.last()), 7)
+
+    def test_a_hole_is_refused_and_what_follows_too(self):
+        self.accept(batch(1, 5), batch(7, 9), batch(8, 9), batch(6, 6))
+        self.ingestor.commit()
+        self.assertEqual(self.seqs(), [1, 2, 3, 4, 5, 6])
+        self.assertEqual([error.code for error in self.answers.refusals], ["expected", "expected"])
+        self.assertIn("sample 6 of epoch", str(self.answers.refusals[0]))
+
+    def test_a_gap_closes_a_hole(self):
+        self.accept(batch(1, 5), gap(6, 8), batch(9, 9))
+        self.ingestor.commit()
+        self.assertEqual(self.answers.acks, [(E1, 9)])
+        self.assertEqual(self.ingestor.marks("a", OUTBOX, [E1]), (9, {E1: HighWaterMark(9, 9000)}))
+
+    def test_a_gap_over_what_is_stored_counts_only_what_is_missing(self):
+        self.accept(batch(1, 5))
+        self.ingestor.commit()
+        self.accept(gap(3, 8))
+        self.ingestor.commit()
+        self.assertEqual([(g["from"], g["to"]) for g in self.store.gaps(5)], [(6, 8)])
+        self.accept(gap(2, 8))
+        self.ingestor.commit()
+        self.assertEqual(len(self.store.gaps(5)), 1)
+        self.assertEqual(self.store.nodes()[0]["missing"], 3)
+        self.assertEqual(list(self.store.verify()), [])
+
+    def test_a_gap_of_older_epochs_is_recorded_once(self):
+        self.accept(gap(1, 0, base=70, before=70))
+        self.ingestor.commit()
+        self.assertEqual(self.ingestor.marks("a", OUTBOX, [E1])[0], 70)
+
+    def test_older_epochs_are_counted_once_when_a_gap_comes_again(self):
+        """By a session that ended before the commit, and by the one that took its place."""
+        self.accept(batch(1, 10))
+        self.ingestor.commit()
+        lost = gap(1, 86, epoch=E2, base=50, before=40)  # the numbers 11 to 50 were overwritten, and 51 to 136
+        self.accept(lost, lost)
+        self.ingestor.commit()
+        self.accept(lost)
+        self.ingestor.commit()
+        self.assertEqual([(g["from"], g["to"], g["before"]) for g in self.store.gaps(5)], [(1, 86, 40)])
+        self.assertEqual(self.ingestor.marks("a", OUTBOX, [E2]), (136, {E2: HighWaterMark(86, None)}))
+
+    def test_older_epochs_are_counted_once_where_numbers_are_not_told(self):
+        """As by a road that delivers a message again."""
+        for _ in range(2):
+            self.accept(gap(1, 0, base=None, before=14))
+            self.ingestor.commit()
+        self.accept(gap(1, 3, base=None, before=14), gap(1, 2, epoch=E2, base=None, before=3))
+        self.ingestor.commit()
+        told = [(g["from"], g["to"], g["before"]) for g in self.store.gaps(5)]
+        self.assertEqual(told, [(1, 2, 3), (1, 3, 0), (1, 0, 14)])
+
+    def test_what_was_stored_meanwhile_is_not_counted_as_lost(self):
+        """The node counted from what was durable; its samples that still waited for a commit came through."""
+        self.accept(batch(1, 10))
+        self.ingestor.commit()
+        self.accept(batch(11, 45), gap(1, 86, epoch=E2, base=50, before=40))
+        self.ingestor.commit()
+        self.assertEqual([(g["from"], g["to"], g["before"]) for g in self.store.gaps(5)], [(1, 86, 5)])
+        self.accept(gap(87, 86, epoch=E2, base=50, before=40))
+        self.ingestor.commit()
+        self.assertEqual(len(self.store.gaps(5)), 1)
+
+    def test_nodes_and_epochs_do_not_mix(self):
+        other = Answers()
+        self.ingestor.accept(other.of(batch(1, 3, node="b")))
+        self.accept(batch(1, 2), batch(3, 3), batch(1, 4, epoch=E2, base=3))
+        self.ingestor.commit()
+        self.assertEqual((self.seqs(), self.seqs("b"), self.seqs("a", E2)), ([1, 2, 3], [1, 2, 3], [1, 2, 3, 4]))
+        self.assertEqual((self.answers.acks, other.acks), ([(E1, 3), (E2, 4)], [(E1, 3)]))
+        self.assertEqual({node: latest.sample.seq for node, latest in self.ingestor.latest.items()}, {"a": 4, "b": 3})
+
+    def test_a_full_store_acknowledges_nothing_and_keeps_everything(self):
+        self.accept(batch(1, 3))
+        with mock.patch.object(self.store, "put", side_effect=NotStored("disk full")), self.assertRaises(NotStored):
+            self.ingestor.commit()
+        self.assertEqual((self.answers.acks, self.seqs()), ([], []))
+        self.accept(batch(4, 4))
+        self.ingestor.commit()
+        self.assertEqual((self.answers.acks, self.seqs()), ([(E1, 4)], [1, 2, 3, 4]))
+
+    def test_samples_without_numbers_continue_those_of_their_epoch(self):
+        """As from a program that sends readings, and counts nothing."""
+        for first, last in ((1, 2), (11, 13)):
+            made = batch(first, last)
+            self.accept(made._replace(samples=[one._replace(seq=0) for one in made.samples]))
+        self.ingestor.commit()
+        self.assertEqual((self.answers.acks, self.seqs()), ([(E1, 5)], [1, 2, 3, 4, 5]))
+        ups = [point.time_ms for point in self.store.points("a", 0, 1 << 60, 10)]
+        self.assertEqual(ups, sorted(ups))
+        self.assertEqual(list(self.store.verify()), [])
+
+    def test_samples_read_from_a_file_are_stored_but_are_not_the_latest(self):
+        self.accept(batch(1, 3)._replace(outbox=IMPORTED))
+        self.ingestor.commit()
+        self.assertEqual((self.seqs(), self.ingestor.latest), ([1, 2, 3], {}))
+
+    def test_settling_without_a_writer_gives_up_after_its_limit(self):
+        self.assertTrue(self.ingestor.settle(0.0))  # there is nothing to wait for
+        self.accept(batch(1, 3))
+        self.assertFalse(self.ingestor.settle(0.0))
+        self.assertEqual(self.seqs(), [])
+
+    def test_two_servers_of_one_node_are_each_acknowledged_what_they_sent(self):
+        other = Answers()
+        self.accept(batch(1, 5))
+        self.ingestor.accept(other.of(batch(1, 3)))
+        self.ingestor.commit()
+        self.assertEqual((self.answers.acks, other.acks), ([(E1, 5)], [(E1, 3)]))
+
+    def test_watchers_get_what_is_durable(self):
+        seen = []
+        self.ingestor.watch(
+            lambda epoch_commits: seen.append([(f.node, f.mark.seq, self.seqs()) for f in epoch_commits])
+        )
+        self.accept(batch(1, 3))
+        self.ingestor.commit()
+        self.assertEqual(seen, [[("a", 3, [1, 2, 3])]])
+
+    def test_random_senders(self):
+        """Senders that repeat, restart and overlap, and commits that fail: each sample once."""
+        for seed in range(rounds("PIGEONPOST_TEST_SENDERS", 8, 30)):
+            with self.subTest(seed=seed), tempfile.TemporaryDirectory() as self.folder:
+                self.open()
+                self.play(random.Random(seed))
+
+    def play(self, chance):
+        ends = {}
+        for _ in range(60):
+            node, epoch = chance.choice("ab"), chance.choice((E1, E2))
+            stored = self.ingestor.marks(node, OUTBOX, [epoch])[1].get(epoch, HighWaterMark(0, None)).seq
+            first = chance.randint(max(1, stored - 5), stored + 1)
+            for _ in range(chance.randint(1, 3)):
+                last = first + chance.randint(0, 20)
+                self.accept((gap if chance.random() < 0.1 else batch)(first, last, node=node, epoch=epoch))
+                ends[node, epoch] = max(last, ends.get((node, epoch), 0))
+                first = last + 1
+            if chance.random() < 0.2:
+                with mock.patch.object(self.store, "put", side_effect=NotStored("full")), self.assertRaises(NotStored):
+                    self.ingestor.commit()
+            if chance.random() < 0.8:
+                self.ingestor.commit()
+        self.ingestor.commit()
+        for (node, epoch), last in ends.items():
+            self.assertEqual(self.ingestor.marks(node, OUTBOX, [epoch])[1][epoch].seq, last)
+        self.assertEqual(list(self.store.verify()), [])
+
+
+class Withdrawing(IntakeCase):
+    def withdraw(self, place):
+        return self.ingestor.withdraw(self.ingestor._batches[place])
+
+    def test_a_withdrawn_batch_is_neither_stored_nor_answered(self):
+        self.accept(batch(1, 2), batch(3, 4), batch(5, 5))
+        last = self.ingestor._batches[2]
+        self.assertTrue(self.withdraw(2))
+        self.assertFalse(self.ingestor.withdraw(last))  # it is gone already
+        self.ingestor.commit()
+        self.assertEqual((self.seqs(), self.answers.acks), ([1, 2, 3, 4], [(E1, 4)]))
+
+    def test_what_is_stored_or_being_stored_cannot_be_withdrawn(self):
+        self.accept(batch(1, 2))
+        (first,) = self.ingestor._batches
+        put, tried = self.store.put, []
+
+        def withdrawn_meanwhile(*arguments):
+            self.accept(batch(3, 3))
+            tried.append((self.withdraw(0), self.withdraw(1)))
+            return put(*arguments)
+
+        with mock.patch.object(self.store, "put", withdrawn_meanwhile):
+            self.ingestor.commit()
+        self.assertEqual(tried, [(False, True)])
+        self.assertFalse(self.ingestor.withdraw(first))
+        self.assertEqual((self.seqs(), self.answers.acks), ([1, 2], [(E1, 2)]))
+
+    def test_a_commit_that_failed_leaves_its_batches_to_be_withdrawn(self):
+        self.accept(batch(1, 2))
+        with mock.patch.object(self.store, "put", side_effect=NotStored("full")), self.assertRaises(NotStored):
+            self.ingestor.commit()
+        self.assertTrue(self.withdraw(0))
+        self.ingestor.commit()
+        self.assertEqual((self.seqs(), self.answers.acks), ([], []))
+
+    def test_withdrawing_makes_room(self):
+        self.store.close()
+        self.open(buffer_samples=10)
+        self.accept(batch(1, 4), batch(5, 12))
+        refused = self.answers.of(batch(13, 13))
+        self.assertFalse(self.ingestor.accept(refused, limit_s=0.0))
+        self.assertTrue(self.withdraw(1))
+        self.assertTrue(self.ingestor.accept(self.answers.of(batch(5, 5)), limit_s=0.0))
+        self.ingestor.commit()
+        self.assertEqual(self.seqs(), [1, 2, 3, 4, 5])
+
+
+class RunningCase(IntakeCase):
+    clock_type = Clock
+
+    def start(self, **settings):
+        self.open(**settings)
+        self.ingestor.start()
+        self.addCleanup(self.ingestor.stop, LIMIT_S)
+
+    def setUp(self):
+        super().setUp()
+        self.store.close()
+
+    @contextlib.contextmanager
+    def held_store(self):
+        """The store takes nothing before the end of the block."""
+        go_on, put = threading.Event(), self.store.put
+
+        def held(*arguments):
+            go_on.wait(LIMIT_S)
+            return put(*arguments)
+
+        with mock.patch.object(self.store, "put", held):
+            try:
+                yield
+            finally:
+                go_on.set()
+
+    def waiting_threads(self):
+        """From now on: the threads that have waited in the intake."""
+        waiting, wait = set(), self.ingestor._changed.wait
+
+        def noted(limit_s=None):
+            waiting.add(threading.current_thread())
+            return wait(limit_s)
+
+        self.enterContext(mock.patch.object(self.ingestor._changed, "wait", noted))
+        return waiting
+
+
+class Running(RunningCase):
+    def test_it_commits_after_commit_s(self):
+        self.start(commit_s=0.02)
+        self.accept(batch(1, 3))
+        self.assertTrue(self.answers.wait_for(lambda: (E1, 3) in self.answers.acks))
+        self.accept(batch(4, 4))
+        self.assertTrue(self.answers.wait_for(lambda: (E1, 4) in self.answers.acks))
+
+    def test_who_is_in_a_hurry_while_a_commit_is_under_way_has_the_next_one(self):
+        """Whoever waits for the disk came a moment too late for this commit; the next is not to be 600 s later."""
+        self.start(commit_s=600)
+        put = self.store.put
+        late = [batch(4, 6)]
+
+        def slow_put(*arguments):
+            if late:
+                self.ingestor.accept(self.answers.of(late.pop()), urgent=True)
+            return put(*arguments)
+
+        with mock.patch.object(self.store, "put", slow_put):
+            self.ingestor.accept(self.answers.of(batch(1, 3)), urgent=True)
+            self.assertTrue(self.answers.wait_for(lambda: (E1, 6) in self.answers.acks))
+
+    def test_settling_while_a_commit_is_under_way_is_not_forgotten_by_it(self):
+        self.start(commit_s=600)
+        put = self.store.put
+        begun, settled = threading.Event(), []
+
+        def settle():
+            begun.set()
+            settled.append(self.ingestor.settle(LIMIT_S))
+
+        def slow_put(*arguments):
+            if not begun.is_set():
+                self.accept(batch(4, 6))
+                settler.start()
+                begun.wait(LIMIT_S)
+                wait_until(lambda: self.ingestor._urgent, "it settles")
+            return put(*arguments)
+
+        settler = threading.Thread(target=settle)
+        with mock.patch.object(self.store, "put", slow_put):
+            self.accept(batch(1, 3))
+            self.assertTrue(self.answers.wait_for(lambda: (E1, 6) in self.answers.acks))
+        settler.join(LIMIT_S)
+        self.assertEqual(settled, [True])
+
+    def test_a_node_that_must_wait_for_its_ack_is_not_kept_waiting(self):
+        self.start(commit_s=600)
+        self.accept(batch(1, 10))
+        self.assertTrue(self.answers.wait_for(lambda: (E1, 10) in self.answers.acks))  # the first one goes at once
+        for first in range(11, 5011, 500):
+            self.accept(batch(first, first + 499))
+        self.assertTrue(self.answers.wait_for(lambda: any(seq >= 2510 for _, seq in self.answers.acks)))
+
+    def test_stop_stores_what_was_accepted(self):
+        self.start(commit_s=600)
+        self.accept(batch(1, 10))
+        self.answers.wait_for(lambda: self.answers.acks)
+        self.accept(batch(11, 20))
+        self.assertIsNone(self.ingestor.stop(LIMIT_S))
+        self.assertEqual(self.answers.acks[-1], (E1, 20))
+        self.assertEqual(list(self.store.logged_after(self.store.log_mark().filed)), [])
+        self.accept(batch(21, 30))  # too late: neither stored nor acknowledged
+        self.assertEqual((self.answers.acks[-1], len(self.seqs())), ((E1, 20), 20))
+
+    def test_too_much_makes_the_senders_wait(self):
+        self.start(commit_s=600, buffer_samples=1000)
+        taken, waiting = [], self.waiting_threads()
+
+        def send():
+            for first in range(1, 5001, 500):
+                self.accept(batch(first, first + 499))
+                taken.append(first)
+
+        sender = threading.Thread(target=send)
+        with self.held_store():
+            sender.start()
+            wait_until(lambda: sender in waiting, "the sender waits")
+            self.assertEqual(taken, [1, 501])
+            self.assertFalse(self.ingestor.accept(self.answers.of(batch(1, 1)), limit_s=0.01))
+        sender.join(LIMIT_S)
+        self.assertTrue(self.ingestor.settle(LIMIT_S))
+        self.assertTrue(self.answers.wait_for(lambda: (E1, 5000) in self.answers.acks))
+        self.assertEqual(len(self.seqs()), 5000)
+
+    def test_a_full_disk_is_tried_again(self):
+        with mock.patch("pigeonpost.server.ingest._RETRY_S", 0.001):
+            self.start(commit_s=0.001)
+            real, calls = self.store.put, []
+
+            def put(*arguments):
+                calls.append(1)
+                if len(calls) < 3:
+                    raise NotStored("disk full")
+                return real(*arguments)
+
+            with mock.patch.object(self.store, "put", put), self.assertLogs("pigeonpost.server.ingest") as logged:
+                self.accept(batch(1, 3))
+                self.assertTrue(self.answers.wait_for(lambda: (E1, 3) in self.answers.acks))
+                self.ingestor.stop(LIMIT_S)
+            self.assertEqual(len(logged.output), 2)  # when it began, and when it ended
+            self.assertEqual(self.ingestor.fault, "")
+
+    def test_a_stop_that_takes_too_long_says_what_is_not_stored(self):
+        self.start(commit_s=600)
+        with self.held_store():
+            self.accept(batch(1, 3))
+            wait_until(lambda: self.ingestor._in_hand, "it is being stored")
+            self.assertEqual(self.ingestor.stop(0.01), "3 samples were not stored; their nodes keep them")
+        self.assertIsNone(self.ingestor.stop(LIMIT_S))
+        self.assertEqual((self.seqs(), self.answers.acks), ([1, 2, 3], [(E1, 3)]))
+
+    def test_a_sender_that_waits_for_room_is_sent_away_when_the_program_stops(self):
+        self.start(commit_s=600, buffer_samples=3)
+        results, waiting = [], self.waiting_threads()
+        late = threading.Thread(target=lambda: results.append(self.ingestor.accept(self.answers.of(batch(4, 4)))))
+        with self.held_store():
+            self.accept(batch(1, 3))
+            late.start()
+            wait_until(lambda: late in waiting, "it waits")
+            self.ingestor.stop(0.0)
+            late.join(LIMIT_S)
+        self.assertEqual(results, [False])
+        self.assertIsNone(self.ingestor.stop(LIMIT_S))
+        self.assertEqual(self.answers.acks, [(E1, 3)])
+
+    def test_what_a_full_store_does_not_take_at_the_end_is_not_acknowledged(self):
+        self.start(commit_s=0.001)
+        with mock.patch.object(self.store, "put", side_effect=NotStored("disk full")):
+            with self.assertLogs("pigeonpost.server.ingest", "ERROR") as logged:
+                self.accept(batch(1, 3))
+                wait_until(lambda: self.ingestor.fault, "it has tried")
+                self.assertIsNone(self.ingestor.stop(LIMIT_S))
+            self.assertEqual(self.ingestor.fault, "nothing can be stored: disk full")
+        self.assertEqual(logged.output[-1], "ERROR:pigeonpost.server.ingest:not stored: disk full; the nodes keep it")
+        self.assertEqual((self.seqs(), self.answers.acks), ([], []))
+
+    def test_a_broken_disk_ends_the_program(self):
+        self.start(commit_s=0.05)
+        with mock.patch.object(self.store, "put", side_effect=DiskError("I/O error")):
+            self.accept(batch(1, 3))
+            self.ingestor._thread.join(LIMIT_S)
+        self.assertEqual(len(self.failures), 1)
+        self.assertEqual(self.answers.acks, [])
+
+    def test_many_threads(self):
+        self.start(commit_s=0.01)
+        names = [f"n{k}" for k in range(12)]
+
+        def send(node):
+            for first in range(1, 1001, 50):
+                self.accept(batch(first, first + 49, node=node))
+
+        senders = [threading.Thread(target=send, args=(node,)) for node in names]
+        for sender in senders:
+            sender.start()
+        for sender in senders:
+            sender.join(LIMIT_S)
+        self.ingestor.stop(LIMIT_S)
+        for node in names:
+            self.assertEqual(self.seqs(node), list(range(1, 1001)))
+        self.assertEqual(list(self.store.verify()), [])
+
+
+HOUR = Window("a", 3_600_000, 3_600_000, 0)
+SUMMARY = Rollup(3_600_000, 2, 20.5, 20.5, 20.0, 20.0, 21.0, 0.5)
+
+
+class Tasks(RunningCase):
+    """Jobs that others have the writer do."""
+
+    def summarise(self):
+        self.store.put_summaries(HOUR, {"temperature": SUMMARY})
+        return threading.current_thread().name
+
+    def summaries(self):
+        return self.store.summaries("a", "temperature", HOUR.span_ms, 0, 1 << 60)
+
+    def setUp(self):
+        super().setUp()
+        self.start(commit_s=600)
+        self.accept(batch(1, 2))
+        self.assertTrue(self.ingestor.settle(LIMIT_S))
+        self.ingestor.run(lambda: None, LIMIT_S)  # so the commit is handed on too
+
+    def test_a_task_is_done_by_the_writer_and_its_result_is_returned(self):
+        self.assertEqual(self.ingestor.run(self.summarise, LIMIT_S), "intake")
+        self.assertEqual(self.summaries(), [SUMMARY])
+
+    def test_an_error_of_a_task_is_raised_by_the_caller_and_undoes_the_task(self):
+        def fail():
+            self.summarise()
+            raise ZeroDivisionError("in the task")
+
+        with self.assertRaisesRegex(ZeroDivisionError, "in the task"):
+            self.ingestor.run(fail, LIMIT_S)
+        self.assertEqual(self.summaries(), [])
+        self.assertEqual(self.ingestor.run(lambda: 7, LIMIT_S), 7)  # the writer goes on
+
+    def test_a_broken_disk_in_a_task_ends_the_program(self):
+        error = DiskError("I/O error")
+        with self.assertRaises(DiskError) as caught:
+            self.ingestor.run(mock.Mock(side_effect=error), LIMIT_S)
+        self.assertIs(caught.exception, error)
+        self.ingestor._thread.join(LIMIT_S)
+        self.assertEqual(self.failures, [error])
+
+    def test_a_task_that_was_not_begun_within_its_limit_is_never_done(self):
+        with self.held_store():
+            self.ingestor.accept(self.answers.of(batch(3, 3)), urgent=True)
+            wait_until(lambda: self.ingestor._in_hand, "the writer is busy")
+            with self.assertRaisesRegex(NotStored, "the store was busy for 0.01 s"):
+                self.ingestor.run(self.summarise, 0.01)
+        self.ingestor.run(lambda: None, LIMIT_S)
+        self.assertEqual((self.summaries(), self.seqs()), ([], [1, 2, 3]))
+
+    def test_a_task_that_was_begun_within_its_limit_is_waited_for(self):
+        begun, limit_is_over, wait_for = threading.Event(), threading.Event(), self.ingestor._changed.wait_for
+
+        def wait_as_if_the_limit_were_over(condition, limit_s=None):
+            if limit_s is None:
+                limit_is_over.set()
+                return wait_for(condition)
+            return wait_for(begun.is_set)
+
+        def job():
+            begun.set()
+            with self.ingestor._changed:
+                self.ingestor._changed.notify_all()
+            return limit_is_over.wait(LIMIT_S) and self.summarise()
+
+        with mock.patch.object(self.ingestor._changed, "wait_for", wait_as_if_the_limit_were_over):
+            self.assertEqual(self.ingestor.run(job, 1.0), "intake")
+        self.assertEqual(self.summaries(), [SUMMARY])
+
+    def test_commits_come_between_two_tasks(self):
+        order = []
+        self.ingestor.watch(lambda epoch_commits: order.append("commit"))
+
+        def first():
+            self.ingestor.accept(self.answers.of(batch(3, 3)), urgent=True)
+            other.start()
+            wait_until(lambda: self.ingestor._tasks, "another task waits")
+            order.append("first")
+
+        other = threading.Thread(target=self.ingestor.run, args=(lambda: order.append("second"), LIMIT_S))
+        self.ingestor.run(first, LIMIT_S)
+        other.join(LIMIT_S)
+        self.assertEqual(order, ["first", "commit", "second"])
+
+    def test_no_task_is_taken_while_the_program_stops(self):
+        self.ingestor.stop(LIMIT_S)
+        with self.assertRaisesRegex(NotStored, "or the program stops"):
+            self.ingestor.run(self.summarise, LIMIT_S)
+        self.assertEqual(self.summaries(), [])
+
+
+if __name__ == "__main__":
+    unittest.main()

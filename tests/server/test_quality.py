@@ -1,0 +1,402 @@
+"""Verdicts: what is odd about a value, by limits that a stranger told or the settings say; and where people see it."""
+
+import json
+import math
+import random
+import types
+import unittest
+
+from pigeonpost.core.errors import SettingsError
+from pigeonpost.server.node_status import NodeState
+from pigeonpost.server.quality import KINDS, QualityChecks, QualityFlag, read_rules
+from pigeonpost.storage.models import NOTHING, EpochCommit, SampleBatch
+from protocol import Sample
+from tests.page_support import Server, set_zone, use_memory_disk
+from tests.support import temp_folder, wait_until
+from tests.web.support import FakeLink, WebHouse
+
+EPOCH, OTHER = "0123456789abcdef", "fedcba9876543210"
+T0 = 1_795_188_970_000
+
+
+def setUpModule():
+    use_memory_disk()
+
+
+class Node:
+    """One node with one sensor, its limits, and the verdicts about it."""
+
+    def __init__(self, limits=None, every_s=10.0, rules=None, name="basement"):
+        self.state = NodeState("address", name)
+        self.state.every_s = every_s
+        self.links = [types.SimpleNamespace(state=NodeState("other", "attic")), types.SimpleNamespace(state=self.state)]
+        self.tell(limits)
+        self.quality = QualityChecks(self.links, rules)
+        self.now_ms = T0
+
+    def tell(self, limits):
+        """A new HELLO."""
+        self.state.sensors = [{"name": "light", "unit": ""}, {"name": "t", "unit": "°C"}]
+        if limits is not None:
+            self.state.sensors[1]["limits"] = limits
+
+    def say(self, *values, every_s=10.0, epoch=EPOCH, sensor="t"):
+        """Values, `every_s` apart, committed together; the kinds of findings after the last."""
+        samples = []
+        for value in values:
+            self.now_ms += int(every_s * 1000)
+            samples.append(Sample(1, self.now_ms, self.now_ms - T0, {"light": 5, sensor: value}, {}, ""))
+        self.file(samples, epoch)
+        return self.kinds()
+
+    def file(self, samples, epoch=EPOCH):
+        epoch_commit = EpochCommit(self.state.name, "outbox", epoch, NOTHING)
+        epoch_commit.items.append(SampleBatch(samples))
+        self.quality.note([epoch_commit])
+
+    def judged(self, later_s=0.0, is_expected=True):
+        return self.quality.of(self.state.name, "t", self.now_ms + int(later_s * 1000), is_expected)
+
+    def kinds(self, later_s=0.0, is_expected=True):
+        judged = self.judged(later_s, is_expected)
+        return [finding.kind for finding in judged.findings] if judged else None
+
+    def counts(self):
+        return {kind: count for kind, count in self.judged().counts.items() if count}
+
+
+class Judgements(unittest.TestCase):
+    def test_out_of_range(self):
+        node = Node({"low": 2, "high": 30})
+        for value, kinds in ((2, []), (30, []), (1.99, ["range"]), (30.01, ["range"]), (None, []), (20, [])):
+            self.assertEqual(node.say(value), kinds, value)
+        node.say(31)
+        self.assertEqual(node.judged().findings, [QualityFlag("range", 30, 31)])
+        node.say(1)
+        self.assertEqual(node.judged().findings, [QualityFlag("range", 2, 1)])
+        self.assertEqual(node.counts(), {"range": 4})
+
+    def test_a_jump_is_a_change_in_the_time_that_it_took(self):
+        node = Node({"jump": 0.5})
+        self.assertEqual(node.say(20), [])
+        self.assertEqual(node.say(25), [])  # 5 in 10 s
+        self.assertEqual(node.say(30.1), ["jump"])
+        self.assertEqual(node.say(10), ["jump"])
+        self.assertAlmostEqual(node.judged().findings[0].found, -20.1)
+        self.assertEqual(node.say(40, every_s=60), [])
+        self.assertEqual(node.say(None, None, None), [])
+        self.assertEqual(node.say(59), [])  # 19 in 40 s
+        self.assertEqual(node.counts(), {"jump": 2})
+
+    def test_noise_of_a_fast_node_is_no_jump(self):
+        node = Node({"jump": 0.5}, every_s=0.01)
+        self.assertEqual(node.say(20, 20.4, 20, 20.4, every_s=0.01), [])
+        self.assertEqual(node.say(21, every_s=0.01), ["jump"])
+
+    def test_stuck(self):
+        node = Node({"stuck": 60})
+        self.assertEqual(node.say(*[5] * 6), [])
+        self.assertEqual(node.say(5), ["stuck"])
+        self.assertEqual(node.judged().findings, [QualityFlag("stuck", 60, 60)])
+        self.assertEqual(node.say(5, 5), ["stuck"])
+        self.assertEqual(node.say(5.1), [])
+        self.assertEqual(node.counts(), {"stuck": 3})
+        self.assertEqual(node.say(5.1, 5.1, None, 5.1, 5.1, 5.1), ["stuck"])  # what failed in between changed nothing
+
+    def test_a_pause_does_not_make_it_stuck(self):
+        node = Node({"stuck": 60})
+        node.say(5, 5, 5)
+        self.assertEqual(node.say(5, every_s=7200), [])
+        self.assertEqual(node.say(*[5] * 6), ["stuck"])
+
+    def test_at_the_rail(self):
+        node = Node({"rail": [-50, 279.68]})
+        for value, kinds in ((-50, ["rail"]), (-51, ["rail"]), (279.68, ["rail"]), (279.67, []), (-49.9, [])):
+            self.assertEqual(node.say(value), kinds, value)
+        node.say(300)
+        self.assertEqual(node.judged().findings, [QualityFlag("rail", 279.68, 300)])
+        self.assertEqual(node.counts(), {"rail": 4})
+
+    def test_stale(self):
+        node = Node({"high": 100})
+        node.say(5)
+        self.assertEqual(node.kinds(35), [])
+        self.assertEqual(node.kinds(35.1), ["stale"])
+        self.assertEqual(node.kinds(100), ["stale"])
+        self.assertEqual(node.judged(100).findings, [QualityFlag("stale", 35, 100)])
+        self.assertEqual(node.counts(), {"stale": 1})  # looked at twice, but it has become stale once
+        self.assertEqual(node.say(6, every_s=200), [])
+        self.assertEqual(node.kinds(40), ["stale"])
+        self.assertEqual(node.counts(), {"stale": 2})
+
+    def test_one_that_fails_while_the_others_go_on_becomes_stale_without_anybody_looking(self):
+        node = Node({"high": 100})
+        node.say(500, None, None, None)
+        self.assertEqual(node.quality._nodes["basement"].tracks["t"].findings, [])
+        node.say(None)
+        self.assertEqual([one.kind for one in node.quality._nodes["basement"].tracks["t"].findings], ["stale"])
+        self.assertEqual(node.say(5, 5), [])
+        self.assertEqual(node.counts(), {"range": 1, "stale": 1})
+
+    def test_a_node_that_need_not_send_is_not_stale(self):
+        node = Node({"high": 100})
+        node.say(5)
+        self.assertEqual(node.kinds(1000), ["stale"])
+        self.assertEqual(node.kinds(1000, is_expected=False), [])
+
+    def test_nobody_knows_how_often(self):
+        node = Node({"high": 100}, every_s=None)
+        node.say(5)
+        self.assertEqual(node.kinds(1e6), [])
+
+    def test_several_at_once(self):
+        node = Node({"high": 30, "rail": [0, 40], "jump": 0.1})
+        self.assertEqual(node.say(20, 40), ["range", "jump", "rail"])
+        self.assertEqual(node.say(None), [])
+
+    def test_sensors_without_limits_are_not_kept(self):
+        node = Node()
+        self.assertIsNone(node.say(1e9))
+        self.assertIsNone(node.quality.of("nobody", "t", T0))
+        node = Node({"high": 5})
+        node.say(6)
+        self.assertIsNone(node.quality.of("basement", "light", T0))
+
+
+class Order(unittest.TestCase):
+    def test_between_two_epochs_only_dates_tell_and_only_forwards(self):
+        node = Node({"jump": 1, "stuck": 15})
+        node.say(5)
+        self.assertEqual(node.say(100, epoch=OTHER), ["jump"])
+        node.now_ms -= 3_600_000  # the clock was wrong, or this is older: nobody knows how fast it changed
+        self.assertEqual(node.say(5), [])
+        self.assertEqual(node.say(5, 5), ["stuck"])
+
+    def test_within_an_epoch_the_date_may_step(self):
+        node = Node({"jump": 1})
+        node.file([Sample(1, T0, 1000, {"t": 5}, {}, ""), Sample(2, T0 - 10**12, 2000, {"t": 5.5}, {}, "")])
+        self.assertEqual(node.quality.of("basement", "t", T0 - 10**12).findings, [])
+        node.file([Sample(3, T0 + 10**12, 3000, {"t": 50}, {}, "")])
+        self.assertEqual([finding.kind for finding in node.quality.of("basement", "t", T0 + 10**12).findings], ["jump"])
+
+    def test_a_backlog_is_judged_as_it_was_taken(self):
+        node = Node({"jump": 1, "high": 100})
+        node.say(1)
+        self.assertEqual(node.kinds(3600), ["stale"])
+        self.assertEqual(node.say(*[20, 21, 22] * 100), [])
+        self.assertEqual(node.counts(), {"jump": 1, "stale": 1})
+
+    def test_samples_without_a_running_clock(self):
+        """Those of guests: `up` is always the same."""
+        node = Node({"jump": 1})
+        node.file([Sample(1, T0, 0, {"t": 5}, {}, ""), Sample(2, T0 + 10_000, 0, {"t": 50}, {}, "")])
+        self.assertEqual([one.kind for one in node.quality.of("basement", "t", T0).findings], ["jump"])
+
+
+class Tellings(unittest.TestCase):
+    def test_what_a_stranger_tells_is_taken_as_far_as_it_is_numbers(self):
+        nan, huge = math.nan, 10**400
+        for told, taken in (
+            (None, None), ("low", None), ([], None), ({}, None), ({"low": "5"}, None), ({"low": True}, None),
+            ({"low": nan, "high": math.inf, "jump": -1, "stuck": 0, "rail": [1, 1]}, None), ({"low": huge}, None),
+            ({"rail": [1]}, None), ({"rail": ["a", 2]}, None), ({"rail": {"0": 1, "1": 2}}, None),
+            ({"rail": [nan, 2]}, None),
+            ({"low": 5, "high": None, "else": {}}, {"low": 5}), ({"stuck": 1e-300}, {"stuck": 1e-300}),
+            ({"low": 2**63, "rail": [0, 2**62]}, {"low": 2**63, "rail": [0, 2**62]}),
+            ({"every": 5, "jump": 1}, {"jump": 1}),  # the node's interval is told once, for all
+        ):  # fmt: skip
+            node = Node(told)
+            node.say(5, -(2**63), None, 1.7e308, -1.7e308, 0)
+            judged = node.judged(1e6)
+            self.assertEqual(judged and judged.limits, taken, told)
+
+    def test_whatever_is_told_and_sent_nothing_breaks(self):
+        dice = random.Random(7)
+        pieces = [None, 0, 5, -5.5, 1e308, "x", True, [], {}, [0, 1], [1, 0], [0, [1]], math.nan, 2**70, {"low": 1}]
+        node = Node({})
+        for _ in range(500):
+            node.tell({key: dice.choice(pieces) for key in ("low", "high", "jump", "stuck", "rail", "every", "x")})
+            node.say(*dice.choices([None, 0, 5, 1e308, -(2**63), 0.1], k=5), every_s=dice.choice([10, -10, 0, 1e6]),
+                     epoch=dice.choice([EPOCH, OTHER]))  # fmt: skip
+            judged = node.judged(dice.choice([0, 1e9, -1e9]))
+            self.assertTrue(judged is None or set(judged.counts) == set(KINDS))
+
+    def test_a_new_hello_brings_new_limits_and_keeps_the_counts(self):
+        node = Node({"high": 10})
+        node.say(20)
+        node.tell({"high": 30})
+        self.assertEqual(node.say(20), [])
+        self.assertEqual(node.counts(), {"range": 1})
+        node.tell(None)
+        self.assertIsNone(node.say(20))
+
+    def test_names_that_change_are_not_kept(self):
+        node = Node({"high": 10})
+        for number in range(100):
+            node.state.sensors = [{"name": f"s{number}", "unit": "", "limits": {"high": 1}}]
+            node.say(5, sensor=f"s{number}")
+        self.assertEqual(list(node.quality._nodes["basement"].tracks), ["s99"])
+
+    def test_a_node_that_is_known_later(self):
+        node = Node({"high": 10}, name="")
+        node.state.name = ""
+        self.assertIsNone(node.quality.of("basement", "t", T0))
+        node.state.name = "basement"
+        self.assertEqual(node.say(20), ["range"])
+        self.assertEqual(node.state.name, "basement")
+
+    def test_a_node_that_is_known_by_two_roads_and_came_by_one(self):
+        node = Node({"high": 10})
+        waiting = types.SimpleNamespace(state=NodeState("where nobody answers", "basement"))
+        node.links.insert(0, waiting)
+        self.assertEqual(node.say(20), ["range"])
+        node.state.sensors = []  # and later by the other
+        waiting.state.sensors = [{"name": "t", "unit": "°C", "limits": {"high": 50}}]
+        self.assertEqual(node.say(20), [])
+        self.assertEqual(node.counts(), {"range": 1})
+
+    def test_a_node_by_another_link(self):
+        node = Node({"high": 10})
+        node.say(20)
+        node.state.name = "someone"
+        state = NodeState("elsewhere", "basement")
+        state.sensors = [{"name": "t", "unit": "", "limits": {"high": 50}}]
+        node.links.append(types.SimpleNamespace(state=state))
+        self.assertEqual(node.quality.of("basement", "t", T0).limits, {"high": 50})
+        self.assertEqual(node.quality.of("basement", "t", T0).counts["range"], 1)
+
+
+class Rules(unittest.TestCase):
+    def test_they_go_before_what_the_node_says(self):
+        rules = read_rules([{"node": "basement", "sensor": "t", "high": 50, "every": 100}], "server.toml")
+        node = Node({"high": 10, "low": 0}, rules=rules)
+        self.assertEqual(node.say(20), [])
+        self.assertEqual(node.judged().limits, {"low": 0, "high": 50, "every": 100})
+        self.assertEqual((node.kinds(305), node.kinds(306)), ([], ["stale"]))
+
+    def test_for_a_node_that_tells_nothing(self):
+        rules = read_rules([{"node": "basement", "sensor": "t", "high": 50}], "server.toml")
+        node = Node(rules=rules)
+        self.assertEqual(node.say(60), ["range"])
+        node.links.clear()
+        alone = QualityChecks([], rules)
+        self.assertEqual(alone.of("basement", "t", T0).limits, {"high": 50})
+        self.assertIsNone(alone.of("attic", "t", T0))
+
+    def test_what_is_missing_or_wrong(self):
+        good = {"node": "a", "sensor": "t", "low": 1}
+        for tables, words in (
+            ([{"sensor": "t", "low": 1}], "server.toml: [[limits]] 1: node is missing"),
+            ([{"node": "a", "low": 1}], "sensor is missing"), ([{"node": "a", "sensor": "t"}], "no limit is set"),
+            ([good, good], "[[limits]] 2: there are limits for t of a already"),
+            ([{**good, "high": 0}], "low is above high"), ([{**good, "hihg": 0}], 'did you mean "high"?'),
+            ([{**good, "rail": [2, 1]}], "rail takes the two ends of a scale"), ([{**good, "rail": 5}], "rail takes"),
+            ([{**good, "node": "../x"}], "node takes"), ([{**good, "sensor": "T"}], "sensor takes"),
+            ([{**good, "every": 0}], "every takes a number"),
+        ):  # fmt: skip
+            with self.subTest(words), self.assertRaises(SettingsError) as caught:
+                read_rules(tables, "server.toml")
+            self.assertIn(words, str(caught.exception))
+        self.assertEqual(read_rules([], ""), {})
+
+
+class Pages(unittest.TestCase):
+    def setUp(self):
+        set_zone(self, "UTC")
+        self.link = FakeLink("basement", {"temperature": "°C", "light": "lx"})
+        self.house = WebHouse(self, links=[self.link])
+        limits = {"low": 2, "high": 30, "jump": 0.5, "stuck": 3600, "rail": [-50, 279.68]}
+        self.link.state.sensors[0]["limits"] = limits
+        self.house.store_samples("basement", [{"temperature": 21.5, "light": 5}, {"temperature": 43.25, "light": 6}])
+
+    def get(self, path, html=False):
+        status, _, body = self.house.request("GET", path, self.house.bearer, html=html)
+        self.assertEqual(status, 200, body)
+        return body.decode()
+
+    def test_on_the_card(self):
+        card = self.get("/", html=True).partition('class="cards"')[2].partition("</section>")[0]
+        first, _, second = card.partition("light")
+        self.assertIn('<span class="odd">above 30 °C</span> <span class="odd">jumped by 21.75 °C</span>', first)
+        self.assertIn("43.25", first)  # beside the value, never instead of it
+        self.assertNotIn("odd", second)
+        self.assertRegex(self.get("/"), r"43\.25 °C .*above 30 °C, jumped by 21\.75 °C")
+
+    def test_on_the_nodes_page(self):
+        page = self.get("/nodes/basement", html=True)
+        table = page.partition("Limits, and what was beyond them")[2].partition("</section>")[0]
+        self.assertIn("2 to 30 °C; 0.5 °C a second; changes within 60 min; rail at −50 and 279.7 °C", table)
+        self.assertIn("out of range 1 time, jumped 1 time", table)
+        self.assertNotIn("light", table)
+        self.assertRegex(self.get("/nodes/basement"), r"temperature +2 to 30 °C; .* out of range 1 time, jumped 1 time")
+        self.house.store_samples("basement", [{"temperature": 21.5, "light": 5}, {"temperature": 21.6, "light": 5}])
+        self.assertIn("as it should be", self.get("/nodes/basement", html=True))
+
+    def test_in_the_json_interface(self):
+        temperature, light = json.loads(self.get("/api/v1/nodes"))["nodes"][0]["sensors"]
+        self.assertEqual(temperature["verdicts"], [
+            {"kind": "range", "text": "above 30 °C"}, {"kind": "jump", "text": "jumped by 21.75 °C"},
+        ])  # fmt: skip
+        self.assertEqual(temperature["verdict_counts"], {"range": 1, "jump": 1, "stuck": 0, "rail": 0, "stale": 0})
+        self.assertEqual(temperature["limits"]["rail"], [-50, 279.68])
+        self.assertEqual((light["verdicts"], light["verdict_counts"], light["limits"]), ([], {}, {}))
+
+    def test_in_the_metrics(self):
+        metrics = self.get("/metrics").splitlines()
+        for verdict, now, count in (("range", 1, 1), ("jump", 1, 1), ("stuck", 0, 0)):
+            labels = f'{{node="basement",sensor="temperature",verdict="{verdict}"}}'
+            self.assertIn(f"pigeonpost_verdict{labels} {now}", metrics)
+            self.assertIn(f"pigeonpost_verdicts_total{labels} {count}", metrics)
+        self.assertFalse([line for line in metrics if "verdict" in line and "light" in line])
+
+    def test_all_words(self):
+        self.link.state.sensors = [{"name": "temperature", "unit": "<b>", "limits": {"stuck": 1, "low": 50}}]
+        self.house.store_samples("basement", [{"temperature": 43.25}] * 3)
+        page = self.get("/nodes/basement", html=True)
+        self.assertIn('<span class="odd">below 50 &lt;b&gt;</span> <span class="odd">stuck for 3 s</span>', page)
+        self.assertIn("at least 50 &lt;b&gt;; changes within 1 s", page)
+        self.link.state.sensors = [{"name": "temperature", "unit": "", "limits": {"rail": [0, 43], "high": 50}}]
+        self.house.store_samples("basement", [{"temperature": 43.25}])
+        self.assertIn('<span class="odd">at the rail</span>', self.get("/", html=True))
+        self.link.state.every_s = 0.01
+        self.link.state.offset_ms = -10_000_000  # its clock is behind, and its samples are as old as they look
+
+        self.house.store_samples(
+            "basement",
+            [Sample(7, self.house.app.clock.wall_ms() - 10_100_000, 99_000_000, {"temperature": 1}, {}, "")],
+        )
+        self.assertIn('<span class="odd">no value for 100 s</span>', self.get("/", html=True))
+        self.link.state.on = False
+        self.house.web._snapshots.note()
+        self.assertNotIn("no value for", self.get("/", html=True))
+
+
+class Programs(unittest.TestCase):
+    def test_a_server_reads_its_limits(self):
+        path = f"{temp_folder(self)}/server.toml"
+        with open(path, "w", encoding="utf-8") as file:
+            file.write('[[limits]]\nnode = "demo"\nsensor = "temperature"\nlow = 1000\n')
+        server = Server(self, "--config", path, "--demo")
+        limits = self.wait_for_limits(server)
+        self.assertEqual((limits["low"], limits["rail"]), (1000, [-50, 279.68]))
+
+    def wait_for_limits(self, server):
+        def found():
+            about = json.loads(server.get("/api/v1/nodes")[1])["nodes"][0]["sensors"]
+            temperature = next((sensor for sensor in about if sensor["name"] == "temperature"), None)
+            odd = temperature and [one["kind"] for one in temperature["verdicts"]]
+            return temperature["limits"] if odd == ["range"] else None
+
+        return wait_until(found, "the server judges what the demo sends")
+
+    def test_a_wrong_one_is_named(self):
+        path = f"{temp_folder(self)}/server.toml"
+        with open(path, "w", encoding="utf-8") as file:
+            file.write('[[limits]]\nnode = "demo"\n')
+        server = Server(self, "--config", path)
+        self.assertEqual(server.wait(), 2)
+        server.logs("[[limits]] 1: sensor is missing")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,593 @@
+"""The contract of a store, and what is special to SQLite."""
+
+import os
+import random
+import sqlite3
+import statistics
+import tempfile
+import threading
+import time
+import unittest
+from unittest import mock
+
+from pigeonpost.core.clock import FakeClock
+from pigeonpost.core.data_folder import DATABASE
+from pigeonpost.core.errors import DiskError, NotStored, SettingsError
+from pigeonpost.storage.maintenance import MaintenanceWorker
+from pigeonpost.storage.models import NOTHING, SPANS_MS, EpochCommit, HighWaterMark, LogMark, SampleBatch, window_end
+from pigeonpost.storage.sqlite import schema
+from pigeonpost.storage.sqlite.store import SqliteStore
+from protocol import Batch, Gap, Sample
+from tests.page_support import use_memory_disk
+from tests.storage.memory_store import MemoryStore
+from tests.support import LIMIT_S, rounds
+
+OUTBOX = "00000000000000aa"
+E1, E2 = "0000000000000001", "0000000000000002"
+
+
+def setUpModule():
+    use_memory_disk()
+
+
+def sample(seq, temperature=20.5, time_ms=None, errors=None, clock=""):
+    time_ms = 1_795_000_000_000 + seq * 1000 if time_ms is None else time_ms
+    return Sample(seq, time_ms, seq * 1000, {"temperature": temperature, "light": seq % 1024}, errors or {}, clock)
+
+
+def batch(first, last, node="a", epoch=E1, base=0, units=None, **more):
+    samples = [sample(seq, **more) for seq in range(first, last + 1)]
+    return Batch(node, OUTBOX, epoch, base, samples, None, units or {"temperature": "°C"}, print, print)
+
+
+def gap(first, last, node="a", epoch=E1, base=0, before=0, why="overwritten"):
+    return Batch(node, OUTBOX, epoch, base, (), Gap(first, last, before, why), {}, print, print)
+
+
+def file(store, *batches, log=None):
+    """One commit of what is in `batches`, all of it new, by the contract alone; the number of the last filing."""
+    epoch_commits = {}
+    with store.writing({(b.node, b.epoch): None for b in batches}) as marks:
+        for b in batches:
+            key = b.node, b.epoch
+            epoch_commit = epoch_commits.setdefault(
+                key, EpochCommit(b.node, b.outbox, b.epoch, marks.get(key, NOTHING))
+            )
+            epoch_commit.units = b.units
+            epoch_commit.add(b, 0)
+        return store.put(list(epoch_commits.values()), 1_795_000_000_999, log)
+
+
+class Direct:
+    """Does the caretaker's jobs at once, where there is no intake."""
+
+    def __init__(self, store):
+        self.store = store
+
+    def run(self, job, limit_s):
+        with self.store.writing(()):
+            return job()
+
+
+class StoreContract:
+    """What every store must do. A subclass makes them: `make` opens the same data again and again."""
+
+    def setUp(self):
+        self.store = self.make()
+
+    def tearDown(self):
+        self.store.close()
+
+    def reopen(self):
+        self.store.close()
+        self.store = self.make()
+
+    def test_nothing_is_known_of_an_empty_store(self):
+        self.assertEqual(self.store.marks("a", OUTBOX, [E1]), (0, {}))
+        self.assertEqual(self.store.nodes(), [])
+        self.assertIsNone(self.store.log_mark())
+        self.assertEqual(list(self.store.logged_after(0)), [])
+        self.assertEqual(self.store.points("a", 0, 1 << 60, 10), [])
+        self.assertEqual(self.store.columns("a", "temperature", 0, 1 << 60, 10), [])
+        self.assertEqual(list(self.store.verify()), [])
+
+    def test_marks_are_those_of_the_last_commit_and_survive(self):
+        file(self.store, batch(1, 3), batch(1, 2, epoch=E2, base=3), batch(1, 5, node="b"))
+        identity = self.store.identity
+        for _ in range(2):
+            self.assertEqual(
+                self.store.marks("a", OUTBOX, [E1, E2, "f" * 16]),
+                (5, {E1: HighWaterMark(3, 3000), E2: HighWaterMark(2, 2000)}),
+            )
+            self.assertEqual(self.store.marks("b", OUTBOX, [E1]), (5, {E1: HighWaterMark(5, 5000)}))
+            self.assertEqual(self.store.marks("a", "f" * 16, [E1]), (0, {E1: HighWaterMark(3, 3000)}))
+            self.assertEqual(self.store.identity, identity)
+            self.reopen()
+
+    def test_marks_within_a_transaction(self):
+        file(self.store, batch(1, 3))
+        with self.store.writing([("a", E1), ("a", E2), ("b", E1)]) as marks:
+            self.assertEqual(dict(marks), {("a", E1): HighWaterMark(3, 3000)})
+
+    def test_a_transaction_that_raises_leaves_nothing(self):
+        file(self.store, batch(1, 3))
+        with self.assertRaises(ZeroDivisionError), self.store.writing([("c", E2)]):
+            new = EpochCommit("c", OUTBOX, E2, NOTHING)
+            new.add(batch(1, 2, node="c", epoch=E2), 0)
+            self.store.put([new], 0, LogMark("x.csv", 1, 2, 3))
+            raise ZeroDivisionError
+        self.assertEqual([node["name"] for node in self.store.nodes()], ["a"])
+        self.assertIsNone(self.store.log_mark())
+        file(self.store, batch(1, 1, node="c", epoch=E2, units={"temperature": "K"}))
+        self.assertEqual(self.store.nodes()[1]["sensors"], {"temperature": "K"})
+        self.assertEqual(list(self.store.verify()), [])
+
+    def test_a_gap_moves_the_mark_and_has_no_up(self):
+        file(self.store, batch(1, 3), gap(4, 9, before=2))
+        self.assertEqual(self.store.marks("a", OUTBOX, [E1]), (9, {E1: HighWaterMark(9, None)}))
+        file(self.store, batch(10, 10))
+        self.assertEqual(self.store.marks("a", OUTBOX, [E1]), (10, {E1: HighWaterMark(10, 10_000)}))
+        (node,) = self.store.nodes()
+        self.assertEqual((node["samples"], node["missing"]), (4, 8))
+        (found,) = self.store.gaps(10)
+        self.assertEqual(
+            (found["node"], found["from"], found["to"], found["before"], found["why"]), ("a", 4, 9, 2, "overwritten")
+        )
+        self.assertEqual(list(self.store.verify()), [])
+
+    def test_a_gap_of_older_epochs_alone_moves_only_the_running_number(self):
+        file(self.store, gap(1, 0, base=70, before=70))
+        self.assertEqual(self.store.marks("a", OUTBOX, [E1]), (70, {E1: HighWaterMark(0, None)}))
+        self.assertEqual(self.store.nodes()[0]["missing"], 70)
+
+    def test_what_the_log_owes_comes_in_its_order(self):
+        file(self.store, batch(1, 2), batch(1, 1, node="b"), gap(3, 4), batch(5, 5))
+        last = file(self.store, batch(6, 7))
+        owed = list(self.store.logged_after(0))
+        kinds = [
+            (logged.node, logged.item if isinstance(logged.item, Gap) else [s.seq for s in logged.item.samples])
+            for logged in owed
+        ]
+        self.assertEqual(
+            kinds, [("a", [1, 2]), ("a", Gap(3, 4, 0, "overwritten")), ("a", [5]), ("b", [1]), ("a", [6, 7])]
+        )
+        self.assertEqual(owed[-1].filed, last)
+        self.assertEqual([logged.filed for logged in self.store.logged_after(owed[2].filed)], [owed[3].filed, last])
+        self.assertIsInstance(owed[0].item, SampleBatch)
+        self.assertEqual(owed[0].item.samples[0].values, {"temperature": 20.5, "light": 1})
+        self.assertEqual(owed[0].units, {"temperature": "°C"})
+
+    def test_what_the_log_has_is_forgotten_with_the_mark(self):
+        last = file(self.store, batch(1, 2))
+        log = LogMark("one.csv", 100, 7, last)
+        after = file(self.store, batch(3, 3), log=log)
+        self.reopen()
+        self.assertEqual(self.store.log_mark(), log)
+        self.assertEqual([logged.filed for logged in self.store.logged_after(log.filed)], [after])
+        other = LogMark("two.csv", 5, 8, after)
+        self.assertEqual(file(self.store, log=other), after)
+        self.assertEqual(self.store.log_mark(), other)
+        self.assertEqual(list(self.store.logged_after(after)), [])
+        self.assertGreater(file(self.store, batch(4, 4)), after)
+
+    def test_values_come_back_as_they_went(self):
+        odd = {"a": 0, "b": -0.0, "c": 1e-300, "d": 123456789012345678, "e": None, "f": 0.1, "g": -5, "h": 1.0}
+        one = Sample(1, 1_795_000_000_001, 5, odd, {"e": "no response"}, "unset")
+        file(self.store, Batch("a", OUTBOX, E1, 0, [one], None, {}, print, print))
+        (point,) = self.store.points("a", 0, 1 << 60, 5)
+        self.assertEqual(list(point.values.items()), list(odd.items()))
+        self.assertEqual([type(v) for v in point.values.values()], [type(v) for v in odd.values()])
+        self.assertEqual((point.time_ms, point.clock, point.epoch, point.seq), (1_795_000_000_001, "unset", E1, 1))
+
+    def test_points_are_the_last_of_the_span_oldest_first(self):
+        file(self.store, batch(1, 100))
+        points = self.store.points("a", 1_795_000_000_000, 1_795_000_051_000, 3)
+        self.assertEqual([point.seq for point in points], [48, 49, 50])
+        self.assertEqual(self.store.points("zz", 0, 1 << 60, 3), [])
+
+    def test_columns_sum_up(self):
+        file(self.store, *[batch(seq, seq, temperature=seq) for seq in range(1, 11)])
+        columns = self.store.columns("a", "temperature", 1_795_000_001_000, 1_795_000_011_000, 2)
+        self.assertEqual([tuple(column) for column in columns], [(0, 5, 1, 5, 3.0), (1, 5, 6, 10, 8.0)])
+        self.assertEqual(self.store.columns("a", "nothing", 0, 1 << 60, 2), [])
+
+    def test_columns_over_a_change_of_sensors(self):
+        one = Sample(1, 1000, 5, {"x": 1, "t": 2.5}, {}, "")
+        two = Sample(2, 2000, 6, {"t": None, "x": 4}, {"t": "no"}, "")
+        three = Sample(3, 3000, 7, {"t": 3.5}, {}, "")
+        file(self.store, Batch("a", OUTBOX, E1, 0, [one, two, three], None, {}, print, print))
+        self.assertEqual([tuple(c) for c in self.store.columns("a", "t", 0, 4000, 1)], [(0, 2, 2.5, 3.5, 3.0)])
+        self.assertEqual(
+            [tuple(c) for c in self.store.columns("a", "x", 0, 4000, 4)], [(1, 1, 1, 1, 1.0), (2, 1, 4, 4, 4.0)]
+        )
+
+    def test_two_samples_of_one_moment_are_two(self):
+        file(self.store, batch(1, 5, time_ms=1_795_000_000_000), batch(1, 5, epoch=E2, time_ms=1_795_000_000_000))
+        self.assertEqual(len(self.store.points("a", 0, 1 << 60, 100)), 10)
+        self.assertEqual(list(self.store.verify()), [])
+
+    # --- statistics
+
+    HOUR = SPANS_MS[-1]
+    NOON = 1_795_003_200_000  # the end of an hour
+
+    def put(self, *times_ms, first=1, values=None, log=None, node="a"):
+        """Samples taken then, with values 1, 2, 3 ...; their windows."""
+        made = [sample(first + n, (values or range(1, 1000))[n], time_ms) for n, time_ms in enumerate(times_ms)]
+        return file(self.store, Batch(node, OUTBOX, E1, 0, made, None, {"temperature": "°C"}, print, print), log=log)
+
+    def log_all(self, filed):
+        return LogMark("a.csv", 1, 0, filed)
+
+    def run_in(self, job):
+        with self.store.writing(()):
+            return job()
+
+    def sum_up(self, before_ms=1 << 60):
+        """As the caretaker does, to the end."""
+        taker = MaintenanceWorker(self.store, Direct(self.store), FakeClock(before_ms))
+        while taker.work():
+            pass
+
+    def windows(self, before_ms=1 << 60):
+        return sorted((w.node, w.span_ms, w.end_ms, w.is_late) for w in self.store.unsummed(before_ms, 1000))
+
+    def test_what_was_stored_is_to_be_summed_up(self):
+        noon, ten = self.NOON, SPANS_MS[0]
+        self.put(noon - 1, noon, noon + 1)
+        expected = [("a", span, noon + plus * span, False) for span in SPANS_MS for plus in (0, 1)]
+        self.assertEqual(self.windows(), expected)
+        self.assertEqual(self.windows(noon + 1), [("a", span, noon, False) for span in SPANS_MS])
+        self.reopen()
+        self.assertEqual(self.windows(), expected)
+        self.assertEqual(len(self.store.unsummed(1 << 60, 3)), 3)
+        self.assertEqual(ten, 600_000)
+
+    def test_windows_are_from_after_their_start_to_their_end(self):
+        noon = self.NOON
+        self.put(noon - SPANS_MS[0], noon - SPANS_MS[0] + 1, noon, noon + 1, values=[1, 2, 4, 8])
+        self.sum_up()
+        self.assertEqual(self.windows(), [])
+        ten = self.store.summaries("a", "temperature", SPANS_MS[0], noon - SPANS_MS[0], noon)
+        self.assertEqual([(s.end_ms, s.values, s.low, s.high, s.mean) for s in ten], [(noon, 2, 2, 4, 3.0)])
+        hours = self.store.summaries("a", "temperature", self.HOUR, 0, 1 << 60)
+        self.assertEqual([(s.end_ms, s.values) for s in hours], [(noon, 3), (noon + self.HOUR, 1)])
+        self.assertEqual(self.store.summaries("a", "nothing", self.HOUR, 0, 1 << 60), [])
+
+    def test_what_came_while_it_was_summed_up_is_not_overlooked(self):
+        self.put(self.NOON)
+        windows = self.store.unsummed(1 << 60, 10)
+        self.put(self.NOON, first=2, values=[9])
+        for window in windows:
+            self.run_in(lambda window=window: self.store.put_summaries(window, {}))
+        self.assertEqual(len(self.windows()), 2)
+        self.sum_up()
+        self.assertEqual(self.windows(), [])
+        self.assertEqual(self.store.summaries("a", "temperature", self.HOUR, 0, 1 << 60)[0].values, 2)
+
+    def test_a_transaction_that_raises_marks_nothing_and_the_next_one_does(self):
+        with self.assertRaises(KeyError), self.store.writing(()):
+            epoch_commit = EpochCommit("a", OUTBOX, E1, NOTHING)
+            epoch_commit.add(batch(1, 1), 0)
+            self.store.put([epoch_commit], 1, None)
+            raise KeyError
+        self.assertEqual(self.windows(), [])
+        self.put(sample(1).time_ms)
+        self.assertEqual(len(self.windows()), 2)
+
+    def test_late_repeated_and_missing_data_give_what_a_recount_gives(self):
+        chance = random.Random(5)
+        taken = []
+        for seq in range(1, rounds("PIGEONPOST_TEST_LATE_SAMPLES", 150, 400)):
+            time_ms = self.NOON + chance.choice((-1, 1)) * chance.randrange(3 * self.HOUR)
+            value = chance.choice((None, chance.randrange(5), chance.uniform(-1e6, 1e6)))
+            taken.append((time_ms, value))
+            file(self.store, Batch("a", OUTBOX, E1, 0, [sample(seq, value, time_ms)], None, {}, print, print))
+            if chance.random() < 0.1:
+                self.sum_up()
+        self.sum_up()
+        for span in SPANS_MS:
+            by_end = {}
+            for time_ms, value in taken:
+                if value is not None:
+                    by_end.setdefault(window_end(time_ms, span), []).append(value)
+            found = self.store.summaries("a", "temperature", span, 0, 1 << 60)
+            self.assertEqual([s.end_ms for s in found], sorted(by_end))
+            for one in found:
+                values = by_end[one.end_ms]
+                self.assertEqual((one.values, one.low, one.high), (len(values), min(values), max(values)))
+                self.assertEqual((one.median, one.mode), (statistics.median(values), min(statistics.multimode(values))))
+                self.assertAlmostEqual(one.mean, statistics.fmean(values), delta=1e-9 * max(map(abs, values)))
+                self.assertAlmostEqual(one.deviation, statistics.pstdev(values), delta=1e-6)
+
+    def test_columns_of_summaries_are_those_of_the_samples(self):
+        times = [self.NOON + n * 60_000 + 1 for n in range(600)]
+        self.put(*times)
+        ask = "a", "temperature", self.NOON, self.NOON + 10 * self.HOUR
+        for late, count in enumerate((1, 5, 10, 20, 60, 200), 601):
+            plain = self.columns_of(*ask, count)
+            self.sum_up(self.NOON + 5 * self.HOUR)  # half of them
+            self.assertEqual(self.columns_of(*ask, count), plain)
+            self.sum_up()
+            self.assertEqual(self.columns_of(*ask, count), plain)
+            self.put(self.NOON + 3 * self.HOUR + late, first=late, values=[5])  # and one comes late
+        shifted = "a", "temperature", self.NOON + 123_456, self.NOON + 9 * self.HOUR + 654_321
+        self.assertEqual(sum(c.values for c in self.store.columns(*shifted, 3)),
+                         sum(c.values for c in self.store.columns(*shifted, 5000)))  # fmt: skip
+
+    def columns_of(self, *ask):
+        return [(c.place, c.values, c.low, c.high, round(c.mean, 6)) for c in self.store.columns(*ask)]
+
+    # --- forgetting
+
+    def test_only_what_is_logged_and_summed_up_is_forgotten(self):
+        hour = self.HOUR
+        filed = self.put(*(self.NOON - n * hour for n in range(4)))
+        self.assertEqual(self.run_in(lambda: self.store.forget(self.NOON + hour, 100)), 0)
+        self.sum_up()
+        self.assertEqual(self.run_in(lambda: self.store.forget(self.NOON + hour, 100)), 0)
+        self.put(self.NOON + hour, first=5, log=self.log_all(filed))
+        self.assertEqual(self.run_in(lambda: self.store.forget(self.NOON - hour, 100)), 2)
+        self.assertEqual([p.time_ms for p in self.store.points("a", 0, 1 << 60, 10)],
+                         [self.NOON - hour, self.NOON, self.NOON + hour])  # fmt: skip
+        node = self.store.nodes()[0]
+        self.assertEqual((list(self.store.verify()), node["samples"]), ([], 5))
+        self.assertEqual((node["forgotten"], node["kept_from_ms"]), (2, self.NOON - 2 * hour))
+        self.assertEqual(len(self.store.summaries("a", "temperature", hour, 0, 1 << 60)), 4)
+
+    def test_a_little_at_a_time_and_always_whole_hours(self):
+        hour = self.HOUR
+        filed = self.put(*(self.NOON - n * hour - k for n in range(4) for k in range(5 - n)))  # 5, 4, 3 and 2 of them
+        self.put(self.NOON + hour, first=15, log=self.log_all(filed))
+        self.sum_up()
+        gone = [self.run_in(lambda: self.store.forget(self.NOON + 1, 4)) for _ in range(5)]
+        self.assertEqual(gone, [2, 3, 4, 5, 0])
+        self.assertEqual(list(self.store.verify()), [])
+
+    def test_what_comes_late_between_two_steps_is_counted_once(self):
+        times = [self.NOON - n * 60_000 for n in range(10)]
+        filed = self.put(*times, values=range(10))
+        self.sum_up()
+        self.put(self.NOON + self.HOUR, first=11, log=self.log_all(filed))
+        self.sum_up()
+        self.run_in(lambda: self.store.forget(self.NOON + 1, 4))
+        filed = self.put(self.NOON - 500, first=12, values=[100])
+        self.put(self.NOON + self.HOUR, first=13, log=self.log_all(filed))
+        self.sum_up()
+        (found,) = self.store.summaries("a", "temperature", self.HOUR, 0, self.NOON)
+        self.assertEqual((found.values, found.high), (11, 100))
+
+    def test_what_comes_after_that_is_added_to_the_statistics(self):
+        filed = self.put(*(self.NOON - n * 1000 for n in range(10)), values=range(10))
+        self.sum_up()
+        self.put(self.NOON + self.HOUR, first=11, log=self.log_all(filed))
+        self.sum_up()
+        self.assertEqual(self.run_in(lambda: self.store.forget(self.NOON + 1, 100)), 10)
+        filed = self.put(self.NOON - 500, self.NOON - 1_200_000, first=12, values=[100, 200])
+        self.assertEqual({late for _, _, _, late in self.windows()}, {True})
+        self.sum_up()  # the log owes them still
+        self.assertEqual(len(self.windows()), 3)
+        self.put(self.NOON + self.HOUR, first=14, log=self.log_all(filed))
+        self.sum_up()
+        self.assertEqual(self.windows(), [])
+        (hour,) = self.store.summaries("a", "temperature", self.HOUR, 0, self.NOON)
+        values = [*range(10), 100, 200]
+        self.assertEqual((hour.values, hour.low, hour.high), (12, 0, 200))
+        self.assertAlmostEqual(hour.mean, statistics.fmean(values))
+        self.assertAlmostEqual(hour.deviation, statistics.pstdev(values))
+        ten = self.store.summaries("a", "temperature", SPANS_MS[0], 0, self.NOON)
+        self.assertEqual([(s.values, s.high) for s in ten], [(1, 200), (11, 100)])
+        self.assertEqual(len(self.store.points("a", 0, self.NOON + 1, 10)), 0)
+        self.assertEqual(list(self.store.verify()), [])
+
+    def test_random_commits_add_up(self):
+        chance = random.Random(7)
+        marks = {}
+        for _ in range(rounds("PIGEONPOST_TEST_RANDOM_COMMITS", 100, 300)):
+            parts = []
+            for _ in range(chance.randint(1, 4)):
+                node, epoch = chance.choice("ab"), chance.choice((E1, E2))
+                first = marks.get((node, epoch), 0) + 1
+                last = first + chance.randint(0, 30)
+                marks[node, epoch] = last
+                parts.append((batch if chance.random() < 0.9 else gap)(first, last, node=node, epoch=epoch))
+            file(self.store, *parts)
+        for (node, epoch), last in marks.items():
+            self.assertEqual(self.store.marks(node, OUTBOX, [epoch])[1][epoch].seq, last)
+        self.assertEqual(list(self.store.verify()), [])
+
+
+class SqliteTest(StoreContract, unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = folder.name
+        super().setUp()
+
+    def make(self):
+        return SqliteStore(self.folder)
+
+    def shell(self):
+        db = sqlite3.connect(os.path.join(self.folder, DATABASE), isolation_level=None, timeout=0)
+        self.addCleanup(db.close)
+        return db
+
+    def test_people_can_read_it(self):
+        file(self.store, batch(1, 1))
+        rows = self.shell().execute("SELECT * FROM readings").fetchall()
+        self.assertEqual(rows, [("2026-11-18T11:06:41.000Z", "a", "temperature", 20.5, "°C"),
+                                ("2026-11-18T11:06:41.000Z", "a", "light", 1, "")])  # fmt: skip
+
+    def test_failures_keep_their_texts(self):
+        file(self.store, batch(1, 1, temperature=None, errors={"temperature": "no response"}))
+        self.assertEqual(
+            self.shell().execute("SELECT sensor, text FROM failures").fetchall(), [("temperature", "no response")]
+        )
+
+    def test_verify_tells_a_repeat_a_loss_and_a_broken_mark(self):
+        file(self.store, batch(1, 9), batch(1, 9, node="b"), batch(1, 9, node="c"))
+        db = self.shell()
+        db.execute("INSERT INTO samples SELECT node, time + 1, epoch, seq, shape, clock, \"values\" FROM samples"
+                   " WHERE node = 1 AND seq = 4")  # fmt: skip
+        db.execute("DELETE FROM samples WHERE node = 2 AND seq = 4")
+        db.execute("UPDATE epochs SET seq = 8 WHERE node = 3")
+        found = list(self.store.verify())
+        self.assertEqual(len(found), 3, found)
+        self.assertIn("node a", found[0])
+        self.assertIn("stored twice", found[0])
+        self.assertIn("node b", found[1])
+        self.assertIn("node c", found[2])
+
+    def test_a_locked_file_is_tried_again_and_says_so(self):
+        other = self.shell()
+        other.execute("BEGIN IMMEDIATE")
+        self.store._db.execute("PRAGMA busy_timeout = 10")
+        with self.assertRaises(NotStored):
+            file(self.store, batch(1, 3))
+        other.execute("ROLLBACK")
+        file(self.store, batch(1, 3))
+        self.assertEqual(list(self.store.verify()), [])
+
+    def test_a_full_disk_stores_nothing_and_then_all(self):
+        file(self.store, batch(1, 3))
+        (pages,) = self.store._db.execute("PRAGMA page_count").fetchone()
+        self.store._db.execute(f"PRAGMA max_page_count = {pages}")
+        with self.assertRaises(NotStored):
+            file(self.store, batch(4, 4000))
+        self.assertEqual(self.store.marks("a", OUTBOX, [E1])[1][E1], HighWaterMark(3, 3000))
+        self.store._db.execute("PRAGMA max_page_count = 1000000")
+        file(self.store, batch(4, 4000))
+        self.assertEqual(self.store.nodes()[0]["samples"], 4000)
+
+    def test_a_removed_file_is_never_written_to(self):
+        os.rename(os.path.join(self.folder, DATABASE), os.path.join(self.folder, "moved"))
+        with self.assertRaises(DiskError) as caught:
+            file(self.store, batch(1, 3))
+        self.assertIn("removed", str(caught.exception))
+
+    def make_old(self, folder):
+        """A file as the first version had it, with a sample in it."""
+        db = sqlite3.connect(os.path.join(folder, DATABASE))
+        db.executescript(schema._STEPS[0])
+        db.executescript(f"""
+            PRAGMA user_version = 1;
+            INSERT INTO meta VALUES ('identity', '00000000000000ff');
+            INSERT INTO nodes VALUES (1, 'a');
+            INSERT INTO epochs VALUES (1, 1, '{E1}', 1, 1000);
+            INSERT INTO shapes VALUES (1, '["temperature"]');
+            INSERT INTO samples VALUES (1, {self.NOON}, 1, 1, 1, NULL, '[20.5]');
+        """)
+        db.close()
+
+    def test_an_older_file_is_brought_up_to_date_after_a_copy_was_made(self):
+        with tempfile.TemporaryDirectory() as folder:
+            self.make_old(folder)
+            self.assertRaises(SettingsError, SqliteStore, folder, look_only=True)
+            store = SqliteStore(folder)
+            self.addCleanup(store.close)
+            self.assertEqual(store.identity, "00000000000000ff")
+            self.assertEqual([p.values for p in store.points("a", 0, 1 << 60, 5)], [{"temperature": 20.5}])
+            windows = [(w.span_ms, w.end_ms) for w in store.unsummed(1 << 60, 9)]
+            self.assertEqual(windows, [(span, self.NOON) for span in SPANS_MS])
+            self.assertEqual(list(store.verify()), [])
+            copy = sqlite3.connect(os.path.join(folder, DATABASE + ".v1"))
+            self.assertEqual(copy.execute("PRAGMA user_version").fetchone(), (1,))
+            self.assertEqual(copy.execute("SELECT count(*) FROM samples").fetchone(), (1,))
+            copy.close()
+
+    def test_a_change_of_format_that_is_cut_short_is_begun_again(self):
+        with tempfile.TemporaryDirectory() as folder:
+            self.make_old(folder)
+            with mock.patch.object(schema, "_STEPS", (*schema._STEPS, "CREATE TABLE nodes (id);")):
+                self.assertRaises(DiskError, SqliteStore, folder)
+            store = SqliteStore(folder)
+            self.addCleanup(store.close)
+            self.assertEqual(len(store.unsummed(1 << 60, 9)), 2)
+            self.assertEqual(sorted(os.listdir(folder))[:2], [DATABASE, DATABASE + "-shm"])
+
+    def test_a_newer_file_is_refused_politely(self):
+        self.shell().execute("PRAGMA user_version = 99")
+        with self.assertRaises(SettingsError) as caught:
+            SqliteStore(self.folder)
+        self.assertIn("newer", str(caught.exception))
+
+    def test_reading_beside_writing(self):
+        stop, wrong = threading.Event(), []
+
+        def look():
+            while not stop.is_set():
+                top, marks = self.store.marks("a", OUTBOX, [E1])
+                count = sum(1 for _ in self.store.points("a", 0, 1 << 60, 10_000))
+                if marks and not top == marks[E1].seq <= count:
+                    wrong.append((top, marks, count))
+
+        readers = [threading.Thread(target=look) for _ in range(3)]
+        for reader in readers:
+            reader.start()
+        for first in range(1, 20 * rounds("PIGEONPOST_TEST_COMMITS_BESIDE_READERS", 20, 50) + 1, 20):
+            file(self.store, batch(first, first + 19))
+        stop.set()
+        for reader in readers:
+            reader.join(LIMIT_S)
+        self.assertEqual(wrong, [])
+
+    def test_many_readers_share_few_connections(self):
+        """Each has two files open and pages in memory; a thousand nodes that come at once must not keep a thousand."""
+        opened, asked = [], threading.Barrier(30)
+        connect = self.store._connect
+
+        def look():
+            asked.wait(LIMIT_S)
+            for _ in range(10):
+                with self.store._reading():
+                    time.sleep(0.001)  # so that others come meanwhile
+
+        def open_one(place, **uri):
+            opened.append(place)
+            return connect(place, **uri)
+
+        with mock.patch.object(self.store, "_connect", open_one):
+            readers = [threading.Thread(target=look) for _ in range(30)]
+            for reader in readers:
+                reader.start()
+            for reader in readers:
+                reader.join(LIMIT_S)
+        self.assertLessEqual(1, len(opened))
+        self.assertLessEqual(len(opened), 8)
+
+    def test_what_is_no_database_is_refused(self):
+        with tempfile.TemporaryDirectory() as folder:
+            with open(os.path.join(folder, DATABASE), "wb") as damaged:
+                damaged.write(b"not a database, but something of the same name" * 100)
+            with self.assertRaises(DiskError):
+                SqliteStore(folder)
+
+    def test_it_is_durable_as_promised(self):
+        self.assertEqual(self.store._db.execute("PRAGMA journal_mode").fetchone(), ("wal",))
+        self.assertEqual(self.store._db.execute("PRAGMA synchronous").fetchone(), (2,))
+
+    def test_readers_cannot_write(self):
+        with self.store._reading() as db, self.assertRaises(sqlite3.OperationalError):
+            db.execute("DELETE FROM samples")
+
+    def test_a_folder_with_odd_letters(self):
+        with tempfile.TemporaryDirectory(prefix="a b#?%&é") as folder:
+            store = SqliteStore(folder)
+            self.addCleanup(store.close)
+            file(store, batch(1, 3))
+            self.assertEqual(store.nodes()[0]["samples"], 3)
+
+
+class MemoryTest(StoreContract, unittest.TestCase):
+    """The store that the simulation uses keeps the same contract."""
+
+    def setUp(self):
+        self.kept = MemoryStore()
+        super().setUp()
+
+    def make(self):
+        return self.kept
+
+
+if __name__ == "__main__":
+    unittest.main()

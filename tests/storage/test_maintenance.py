@@ -1,0 +1,211 @@
+"""What a summary says, and when the caretaker makes it and lets samples go."""
+
+import logging
+import math
+import random
+import statistics
+import threading
+import unittest
+from unittest import mock
+
+from pigeonpost.core.clock import Clock, FakeClock
+from pigeonpost.core.errors import DiskError, NotStored
+from pigeonpost.storage import maintenance
+from pigeonpost.storage.maintenance import MaintenanceWorker, rollup_of, summary
+from pigeonpost.storage.models import SPANS_MS, StoredSample, merge_rollups
+from protocol import Batch
+from tests.server.test_ingest import E1, IntakeCase
+from tests.storage.memory_store import MemoryStore
+from tests.storage.test_contract import OUTBOX, Direct, file, sample
+from tests.support import LIMIT_S, wait_until
+
+NOON = 1_795_003_200_000
+HOUR = SPANS_MS[-1]
+
+
+def put(store, *times_ms, first=1, value=20.5):
+    made = [sample(first + n, value, time_ms) for n, time_ms in enumerate(times_ms)]
+    file(store, Batch("a", OUTBOX, E1, 0, made, None, {"temperature": "°C"}, print, print))
+
+
+class Reckoning(unittest.TestCase):
+    def assert_says(self, values, **expected):
+        found = summary(list(values), NOON)
+        self.assertEqual((found.end_ms, found.values), (NOON, len(values)))
+        for name, value in expected.items():
+            self.assertEqual(getattr(found, name), value, name)
+
+    def test_one(self):
+        self.assert_says([5], mean=5, median=5, mode=5, low=5, high=5, deviation=0)
+
+    def test_the_median_of_an_even_number_is_between_the_two_in_the_middle(self):
+        self.assert_says([4, 1, 3, 2], median=2.5, mode=1)
+        self.assert_says([9, 1, 5], median=5)
+
+    def test_the_mode_is_the_lowest_of_the_most_frequent(self):
+        self.assert_says([3, 3, 1, 1, 2], mode=1)
+        self.assert_says([0, 0, 0, 7], mode=0, mean=1.75)
+
+    def test_the_deviation_is_that_of_the_population(self):
+        self.assert_says([2, 4, 4, 4, 5, 5, 7, 9], mean=5, deviation=2)
+
+    def test_it_agrees_with_pythons_statistics(self):
+        chance = random.Random(1)
+        for _ in range(200):
+            values = [
+                chance.choice((chance.randrange(9), chance.gauss(1e6, 1e-3))) for _ in range(chance.randrange(1, 60))
+            ]
+            found = summary(list(values), 0)
+            self.assertEqual(found.median, statistics.median(values))
+            self.assertEqual(found.mode, min(statistics.multimode(values)))
+            self.assertTrue(math.isclose(found.mean, statistics.fmean(values), rel_tol=1e-12))
+            self.assertTrue(math.isclose(found.deviation, statistics.pstdev(values), rel_tol=1e-6, abs_tol=1e-9))
+
+    def test_the_largest_values_that_there_are(self):
+        self.assert_says([1.7e308, -1.7e308], mean=0, median=0, deviation=1.7e308)
+        self.assert_says([1.7e308, 1.7e308], mean=1.7e308, median=1.7e308, deviation=0)
+        self.assert_says([5e-324, 5e-324], low=5e-324, deviation=0)
+
+    def test_two_parts_are_what_the_whole_is(self):
+        chance = random.Random(2)
+        for _ in range(100):
+            one = [chance.uniform(-5, 50) for _ in range(chance.randrange(1, 30))]
+            other = [chance.uniform(40, 90) for _ in range(chance.randrange(1, 30))]
+            both, whole = merge_rollups(summary(one, 0), summary(other, 0)), summary(one + other, 0)
+            for name in ("values", "mean", "low", "high", "deviation"):
+                self.assertAlmostEqual(getattr(both, name), getattr(whole, name), msg=name)
+
+    def test_each_sensor_of_its_own_values_and_none_without(self):
+        points = [
+            StoredSample("a", 1, E1, 1, {"t": 1, "x": None}, ""), StoredSample("a", 2, E1, 2, {"t": None, "u": 5}, ""),
+            StoredSample("a", 3, E1, 3, {"t": 3}, ""),
+        ]  # fmt: skip
+        found = rollup_of(points, NOON)
+        self.assertEqual({name: (one.values, one.mean) for name, one in found.items()}, {"t": (2, 2.0), "u": (1, 5.0)})
+
+
+class Caring(unittest.TestCase):
+    def setUp(self):
+        self.store = MemoryStore()
+        self.clock = FakeClock(NOON)
+        self.maintenance = MaintenanceWorker(self.store, Direct(self.store), self.clock, keep_days=1)
+
+    def work(self):
+        while self.maintenance.work():
+            pass
+
+    def ends(self):
+        return sorted({(span, end) for _, span, end in self.store.summed})
+
+    def test_a_window_is_summed_up_when_it_is_past_and_a_little(self):
+        put(self.store, NOON - 1000)
+        self.work()
+        self.assertEqual(self.ends(), [])
+        self.clock.sleep(maintenance.GRACE_MS / 1000 + 0.001)
+        self.work()
+        self.assertEqual(self.ends(), [(span, NOON) for span in SPANS_MS])
+        self.assertEqual(self.maintenance.summed, 2)
+
+    def test_samples_go_when_their_time_is_over(self):
+        put(self.store, NOON - 1000, NOON)
+        self.store.epoch_commits = []
+        self.clock.sleep(86_400)
+        self.work()
+        self.assertEqual(len(self.store.samples), 2)
+        self.clock.sleep(0.002)
+        self.work()
+        self.assertEqual((len(self.store.samples), self.maintenance.forgotten), (0, 2))
+
+    def test_for_ever_is_for_ever(self):
+        worker = MaintenanceWorker(self.store, Direct(self.store), self.clock)
+        put(self.store, 1000)
+        self.store.epoch_commits = []
+        while worker.work():
+            pass
+        self.assertEqual(len(self.store.samples), 1)
+
+    def test_many_go_a_little_at_a_time(self):
+        with mock.patch.object(maintenance, "_FORGET_AT_ONCE", 3):
+            put(self.store, *(NOON - n * HOUR for n in range(10)))
+            self.store.epoch_commits = []
+            self.clock.sleep(2 * 86_400)
+            steps = 0
+            while self.maintenance.work():
+                steps += 1
+        self.assertEqual((len(self.store.samples), self.maintenance.forgotten), (0, 10))
+        self.assertGreaterEqual(steps, 4)
+
+
+class WithAnIntake(IntakeCase):
+    """The real writer thread, and a store of which it alone writes."""
+
+    clock_type = Clock
+
+    def start(self):
+        self.ingestor.start()
+        self.addCleanup(self.ingestor.stop, LIMIT_S)
+
+    def test_it_works_by_itself(self):
+        put(self.store, *(NOON + n * 1000 for n in range(3000)))
+        self.start()
+        with mock.patch.object(maintenance, "LOOK_S", 0.01):
+            worker = MaintenanceWorker(self.store, self.ingestor, self.clock)
+            worker.start()
+            wait_until(lambda: not self.store.unsummed(1 << 60, 1), "all is summed up")
+            self.assertIsNone(worker.stop(LIMIT_S))
+        found = self.store.summaries("a", "temperature", SPANS_MS[0], 0, 1 << 60)
+        self.assertEqual(sum(one.values for one in found), 3000)
+
+    def test_a_full_disk_is_waited_for_and_a_broken_one_ends_it(self):
+        put(self.store, NOON)
+        self.start()
+        logging.disable(logging.CRITICAL)
+        self.addCleanup(logging.disable, logging.NOTSET)
+        with (
+            mock.patch.object(maintenance, "LOOK_S", 0.01),
+            mock.patch.object(self.store, "put_summaries", side_effect=NotStored("full")) as tried,
+        ):
+            worker = MaintenanceWorker(self.store, self.ingestor, self.clock)
+            worker.start()
+            wait_until(lambda: tried.call_count > 2, "it is tried again")
+            tried.side_effect = DiskError("broken")
+            wait_until(lambda: self.failures, "the program is told")
+            worker._thread.join(LIMIT_S)
+            self.assertFalse(worker._thread.is_alive())
+
+    def test_what_a_job_raises_is_raised_where_it_came_from(self):
+        self.start()
+        with self.assertRaises(ZeroDivisionError):
+            self.ingestor.run(lambda: 1 / 0, LIMIT_S)
+        self.assertEqual(self.ingestor.run(lambda: 5, LIMIT_S), 5)
+        self.assertEqual(self.failures, [])
+
+    def test_a_job_that_nobody_can_do_now_is_not_done_later(self):
+        done = []
+        with self.assertRaises(NotStored):
+            self.ingestor.run(lambda: done.append(1), 0.02)
+        self.start()
+        self.ingestor.run(lambda: done.append(2), LIMIT_S)
+        self.assertEqual(done, [2])
+
+    def test_commits_come_between_jobs(self):
+        """However much there is to tidy, what is accepted is committed."""
+        self.start()
+        stop = threading.Event()
+
+        def keep_busy():
+            while not stop.is_set():
+                self.ingestor.run(lambda: None, LIMIT_S)
+
+        threads = [threading.Thread(target=keep_busy) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        self.addCleanup(lambda: [thread.join(LIMIT_S) for thread in threads])
+        self.addCleanup(stop.set)
+        put_one = self.answers.of(Batch("b", OUTBOX, E1, 0, [sample(1)], None, {}, print, print))
+        self.ingestor.accept(put_one, urgent=True)
+        wait_until(lambda: self.answers.acks, "it is committed")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,187 @@
+"""The page of a chart: its picture, ways through time, its numbers; in HTML and in a terminal."""
+
+import html
+import re
+import unittest
+from urllib.parse import parse_qs, urlsplit
+
+from pigeonpost.core.clock import parse_rfc3339, rfc3339
+from pigeonpost.http.message import HTTPError
+from pigeonpost.views.chart_page import local_moment
+from protocol import Sample
+from tests.page_support import Afternoon, set_zone, use_memory_disk
+from tests.web.support import FakeLink, WebHouse
+
+UNITS = {"temperature": "°C", "light": "counts", "load": "", "humidity": "%"}
+
+
+def setUpModule():
+    use_memory_disk()
+
+
+class Moments(unittest.TestCase):
+    def test_without_a_zone_it_is_the_servers(self):
+        set_zone(self, "Europe/Berlin")
+        for text, same in (
+            ("2026-11-20T15:36", "2026-11-20T14:36:00Z"),
+            ("2026-07-20T15:36:05", "2026-07-20T13:36:05Z"),
+            ("2026-11-20T15:36:00Z", "2026-11-20T15:36:00Z"),
+            ("2026-11-20T15:36:00+05:00", "2026-11-20T10:36:00Z"),
+        ):
+            self.assertEqual(local_moment(text), parse_rfc3339(same), text)
+        self.assertEqual(local_moment("1000"), 1000)
+
+    def test_what_is_none(self):
+        for text in (
+            "2026-13-20T15:36",
+            "2026-11-20T25:36",
+            "2026-02-30T01:00",
+            "0000-01-01T00:00",
+            "x",
+            "2026-11-20",
+            "",
+        ):
+            with self.assertRaises(HTTPError):
+                local_moment(text)
+
+
+class Page(unittest.TestCase):
+    def setUp(self):
+        set_zone(self, "Europe/Berlin")
+        self.web = WebHouse(
+            self, links=[FakeLink("basement", UNITS), FakeLink("attic", {"temperature": "°C"})], clock=Afternoon()
+        )
+        for link in self.web.links:
+            link.state.every_s = 60.0
+        now_ms = self.web.app.clock.wall_ms()
+        for node in ("basement", "attic"):
+            self.web.store_samples(node, [
+                Sample(k, now_ms - (40 - k) * 60_000, k * 1000, {"temperature": 20 + k / 10, "light": 700 + k}, {}, "")
+                for k in range(1, 41)
+            ], UNITS)  # fmt: skip
+
+    def page(self, query, status=200):
+        found, _, body = self.web.request("GET", f"/chart?{query}", html=True)
+        self.assertEqual(found, status, body[:300])
+        return body.decode()
+
+    def links(self, page):
+        return {
+            html.unescape(text): html.unescape(link)
+            for link, text in re.findall(r'<a[^>]* href="([^"]+)"[^>]*>([^<]+)</a>', page)
+        }
+
+    def test_what_it_shows(self):
+        page = self.page("series=basement/temperature,basement/light&span=1h")
+        self.assertIn("<h1>temperature and light of basement</h1>", page)
+        source = r'<img src="/chart\.svg\?series=basement/temperature,basement/light&amp;span=1h&amp;size=large"'
+        words = r"Temperature: from 20\.1 to 24, mean 22\.05 °C; 40 values\. Light: from 701 to 740,"
+        self.assertRegex(page, f'{source} alt="{words}')
+        self.assertIn('<td data-label="median">22.05 °C</td>', page)
+        self.assertIn('<script src="/zoom.js" defer></script>', page)
+        self.assertRegex(page, r" data-now=")  # so it is kept up to date
+        rows = re.findall(r"<tr><th scope=row>(\d\d:\d\d)</th>((?:<td>[^<]*</td>)+)</tr>", page)
+        self.assertGreaterEqual(len(rows), 10)
+        self.assertRegex(rows[-1][1], r"^<td>2\d[\d.]* \(2\d[\d.]* to 2\d[\d.]*\)</td><td>7\d\d")
+
+    def test_its_pictures_and_numbers_are_there(self):
+        page = self.page("series=basement/temperature,attic/temperature&span=6h")
+        found = re.findall(r'(?:src|srcset|href)="(/chart\.[^"]+)"', page)
+        self.assertEqual(len(found), 5)
+        for address in found:
+            status, _, body = self.web.request("GET", html.unescape(address))
+            self.assertEqual(status, 200, address)
+            self.assertGreater(len(body), 1000)
+        for path in ("/chart.json", "/chart.csv", "/chart.svg"):
+            self.assertTrue(any(address.startswith(path) for address in found))
+
+    def test_ways_through_time(self):
+        page = self.page("series=basement/temperature&from=2026-11-01T12:00&to=2026-11-01T14:00")
+        self.assertNotIn("data-now", page)  # what is past does not change under one's eyes
+        links = self.links(page)
+        for name, begin, end in (
+            ("← Earlier", "09", "11"), ("Later →", "13", "15"), ("Zoom out", "10", "14"),
+        ):  # fmt: skip
+            query = parse_qs(urlsplit(links[name]).query)
+            self.assertEqual(
+                (query["from"], query["to"]), ([f"2026-11-01T{begin}:00:00.000Z"], [f"2026-11-01T{end}:00:00.000Z"])
+            )
+            self.page(urlsplit(links[name]).query)
+        query = parse_qs(urlsplit(links["Zoom in"]).query)
+        self.assertEqual(query["from"], ["2026-11-01T11:30:00.000Z"])
+        self.assertIn('name="from" value="2026-11-01T12:00"', page)
+        self.assertIn('name="to" value="2026-11-01T14:00"', page)
+        self.assertIn('<a href="/chart?series=basement/temperature&amp;span=1830d">5 years</a>', page)
+        self.assertNotIn("Later", self.links(self.page("series=basement/temperature&span=24h")))
+
+    def test_every_way_leads_somewhere_from_everywhere(self):
+        """Until one stands at the ends of time; nothing is a broken link."""
+        for query in (
+            "series=basement/temperature&from=0&to=1", "series=basement/temperature&from=0&to=100000000000",
+            "series=basement/temperature&span=4392d", "series=basement/temperature&span=1s",
+            "series=basement/temperature&from=999999000000000&to=999999999999999",
+            "series=basement/temperature&from=2026-11-01T12:00&to=",
+        ):  # fmt: skip
+            page = self.page(query)
+            for name, link in self.links(page).items():
+                if link.startswith("/chart?"):
+                    self.assertEqual(self.web.request("GET", link)[0], 200, (query, name, link))
+
+    def test_series_are_added_and_taken_away(self):
+        links = self.links(self.page("series=basement/temperature&span=1h"))
+        self.assertEqual(links["+ light of basement"], "/chart?series=basement/temperature,basement/light&span=1h")
+        self.assertNotIn("– temperature of basement", links)  # the last one stays
+        page = self.page("series=basement/temperature,basement/light&span=1h")
+        links = self.links(page)
+        self.assertEqual(links["– temperature of basement"], "/chart?series=basement/light&span=1h")
+        self.assertIn("+ temperature of attic", links)
+        self.assertNotIn("+ humidity of basement", links)  # there is no third axis
+        self.assertNotIn("+ load of basement", links)
+
+    def test_units_are_text(self):
+        self.web.links[0].state.sensors = [{"name": "temperature", "unit": "<b>°C</b>"}, {"name": "light", "unit": "%"}]
+        self.web.store_samples("basement", [{"temperature": 1, "light": 1}])
+        for query in ("series=basement/temperature&span=1h", "series=basement/temperature,basement/light&span=1h"):
+            self.assertNotIn("<b>°C", self.page(query))
+            self.assertNotIn("<b>°C", self.web.request("GET", f"/chart.svg?{query}")[2].decode())
+
+    def test_what_came_late_is_said(self):
+        self.assertRegex(
+            self.page("series=basement/temperature&span=1h"), r'data-piece="late">Values of .* came late\.</p>'
+        )
+
+    def test_for_a_terminal(self):
+        status, headers, body = self.web.request("GET", "/chart?series=basement/temperature,attic/temperature&span=1h")
+        text = body.decode()
+        self.assertEqual((status, headers["content-type"]), (200, "text/plain; charset=utf-8"))
+        self.assertRegex(text, r"(?m)^SERIES        VALUES  MEAN   MEDIAN  MODE ")
+        self.assertRegex(text, r"(?m)^TIME +BASEMENT, °C +ATTIC, °C$")
+        self.assertIn("Basement: from 20.1 to 24, mean 22.05 °C; 40 values.", text)
+        self.assertIn("/chart.csv?series=basement/temperature,attic/temperature&span=1h&size=large'", text)
+        self.assertLessEqual(max(map(len, text.splitlines()[4:-2])), 100)
+
+    def test_years(self):
+        page = self.page("series=basement/temperature&span=1830d")
+        self.assertIn('<td data-label="median">–</td>', page)  # of so long a span it is not reckoned
+        self.assertIn('<td data-label="values">40</td>', page)
+
+    def test_what_it_refuses(self):
+        self.page("", 404)
+        self.page("series=nobody/temperature", 404)
+        self.page("series=basement/temperature&from=2026-11-01", 400)
+        self.page("series=basement/temperature,basement/light,basement/humidity", 400)
+
+    def test_a_chart_s_times_can_be_asked_for_as_they_are_shown(self):
+        now_ms = self.web.app.clock.wall_ms()
+        page = self.page(f"series=basement/temperature&from={rfc3339(now_ms - 7_200_000)}&to={rfc3339(now_ms)}")
+        begin, end = re.findall(r'type="datetime-local"[^>]* value="([^"]+)"', page)
+        self.assertAlmostEqual(local_moment(end) - local_moment(begin), 7_200_000, delta=60_000)
+
+    def test_the_script_is_served(self):
+        status, headers, body = self.web.request("GET", "/zoom.js")
+        self.assertEqual((status, headers["content-type"]), (200, "text/javascript; charset=utf-8"))
+        self.assertIn(b'"use strict"', body)
+
+
+if __name__ == "__main__":
+    unittest.main()

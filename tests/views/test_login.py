@@ -1,0 +1,118 @@
+"""The page on which somebody changes the own password: who may, how often, and whose sessions end."""
+
+import unittest
+
+from pigeonpost.auth.throttle import MOST
+from pigeonpost.core.clock import FakeClock
+from tests.page_support import use_memory_disk
+from tests.web.support import WebHouse
+
+OLD, NEW = "correct horse", "battery staple"
+
+
+def setUpModule():
+    use_memory_disk()
+
+
+class PasswordCase(unittest.TestCase):
+    def setUp(self):
+        self.house = WebHouse(self, password=OLD, clock=FakeClock())
+        self.session = self.house.log_in()
+
+    def change(self, old=OLD, new=NEW, again=None, session=None, **more):
+        session = session or self.session
+        fields = {"csrf": self.house.csrf(session), "old": old, "new": new, "again": new if again is None else again}
+        status, headers, body = self.house.post_form("/password", {**fields, **more}, session)
+        return status, headers, body.decode()
+
+    def is_in(self, session):
+        return self.house.request("GET", "/", session, html=True)[0] == 200
+
+
+class Changing(PasswordCase):
+    def test_the_page(self):
+        page = self.house.request("GET", "/password", self.session, html=True)[2].decode()
+        self.assertIn("Change the password of admin", page)
+        self.assertEqual(page.count('type="password"'), 3)
+
+    def test_it_is_changed_and_all_other_sessions_end(self):
+        other = self.house.log_in()
+        status, headers, page = self.change()
+        self.assertEqual(status, 200, page)
+        mine = {"Cookie": headers["set-cookie"].partition(";")[0]}
+        self.assertNotEqual(mine, self.session)
+        self.assertTrue(self.is_in(mine))
+        self.assertFalse(self.is_in(other))
+        self.assertFalse(self.is_in(self.session))
+        self.assertEqual(self.house.post_form("/login", {"user": "admin", "password": OLD})[0], 403)
+        self.assertEqual(self.house.post_form("/login", {"user": "admin", "password": NEW})[0], 303)
+
+    def test_the_role_stays_and_nobody_else_is_touched(self):
+        self.house.users.set_password("guest", "only to look", "look")
+        guest = self.house.log_in("guest", "only to look")
+        admin = self.session
+        csrf_page = self.house.request("GET", "/password", guest, html=True)[2].decode()
+        csrf = csrf_page.partition('name="csrf" value="')[2].partition('"')[0]
+        fields = {"csrf": csrf, "old": "only to look", "new": NEW, "again": NEW, "user": "admin"}
+        self.assertEqual(self.house.post_form("/password", fields, guest)[0], 200)
+        self.assertEqual(self.house.users.roles(), {"admin": "control", "guest": "look"})
+        self.assertTrue(self.is_in(admin))
+        self.assertIsNotNone(self.house.users.check("admin", OLD))  # whatever the form said of another user
+        self.assertIsNotNone(self.house.users.check("guest", NEW))
+
+
+class Refused(PasswordCase):
+    def nothing_changed(self):
+        self.assertTrue(self.is_in(self.session))
+        self.assertIsNotNone(self.house.users.check("admin", OLD))
+
+    def test_a_wrong_old_password(self):
+        status, _, page = self.change(old="wrong")
+        self.assertEqual(status, 403)
+        self.assertIn("not your old password", page)
+        self.nothing_changed()
+
+    def test_two_different_new_ones(self):
+        status, _, page = self.change(again="another one")
+        self.assertEqual(status, 400)
+        self.assertIn("not the same", page)
+        self.nothing_changed()
+
+    def test_one_that_is_too_short(self):
+        status, _, page = self.change(new="short")
+        self.assertEqual(status, 400)
+        self.assertIn("8 to 1024 characters", page)
+        self.nothing_changed()
+
+    def test_without_the_token_of_our_pages(self):
+        fields = {"old": OLD, "new": NEW, "again": NEW}
+        self.assertEqual(self.house.post_form("/password", fields, self.session)[0], 403)
+        self.nothing_changed()
+
+    def test_it_cannot_be_tried_out(self):
+        """As the login: later and later, then not at all; and the login of that address with it."""
+        statuses = [self.change(old=f"wrong {number}")[0] for number in range(MOST + 2)]
+        self.assertEqual(statuses, [403] * MOST + [429, 429])
+        self.assertEqual(self.change()[0], 429)
+        self.assertEqual(self.house.post_form("/login", {"user": "admin", "password": OLD})[0], 429)
+        self.nothing_changed()
+
+    def test_the_key_of_control_py_has_no_password(self):
+        fields = {"old": OLD, "new": NEW, "again": NEW}
+        self.assertEqual(self.house.post_form("/password", fields, self.house.bearer)[0], 403)
+        page = self.house.request("GET", "/password", self.house.bearer, html=True)[2].decode()
+        self.assertIn("You came in without a password", page)
+
+
+class Without(unittest.TestCase):
+    def test_where_no_password_is_set(self):
+        house = WebHouse(self)
+        page = house.request("GET", "/password", html=True)[2].decode()
+        self.assertIn("python3 control.py password", page)
+        fields = {"csrf": house.csrf(), "old": "", "new": NEW, "again": NEW}
+        self.assertEqual(house.post_form("/password", fields)[0], 403)
+        self.assertEqual(len(house.users), 0)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,76 @@
+"""The description of the interface: complete, of this version, and true in what can be held against the code."""
+
+import json
+import os
+import re
+import unittest
+
+from pigeonpost.core.version import VERSION
+from pigeonpost.transports import push_server
+from protocol import NODE_NAME, SENSOR_NAME
+from tests.page_support import use_memory_disk
+from tests.support import ROOT
+from tests.test_webui import JSON, WebCase
+from tests.web.support import FakeLink, WebHouse
+
+
+def setUpModule():
+    use_memory_disk()
+
+
+class Document(WebCase):
+    def setUp(self):
+        super().setUp()
+        self.document = json.loads(self.get("/api/v1/openapi.json"))
+        self.assertEqual(self.headers["content-type"], JSON)
+
+    def described(self):
+        return {
+            (method.upper(), path)
+            for path, item in self.document["paths"].items() for method in item if method in ("get", "post")
+        }  # fmt: skip
+
+    def test_every_address_is_described_and_none_besides(self):
+        house = WebHouse(self, links=[FakeLink("basement")], transports=[push_server.PushServerTransport])
+        routes = [route for _, by_method in house.web._routes for route in by_method.values()]
+        served = {(route.method, route.path.replace("NAME", "{name}")) for route in routes}
+        served |= {(endpoint.method, endpoint.path) for _, endpoint in house.web._endpoints}
+        self.assertEqual(self.described(), {one for one in served if one[1].startswith("/api/")})
+
+    def test_the_manual_has_every_address(self):
+        manual = ""
+        for name in ("web.md", "protocol.md"):
+            with open(os.path.join(ROOT, "docs", name), encoding="utf-8") as file:
+                manual += file.read()
+        for _, path in self.described():
+            self.assertIn(path.replace("{name}", "NAME"), manual)
+
+    def test_it_is_of_this_version(self):
+        self.assertEqual((self.document["openapi"], self.document["info"]["version"]), ("3.1.0", VERSION))
+
+    def test_what_it_refers_to_is_there(self):
+        wanted = re.findall(r'"\$ref": ?"#/components/([a-zA-Z]+)/([A-Za-z]+)"', json.dumps(self.document))
+        self.assertGreater(len(wanted), 50)
+        parts = self.document["components"]
+        for kind, name in wanted:
+            self.assertIn(name, parts[kind])
+        for kind in ("parameters", "schemas", "responses"):
+            unused = set(parts[kind]) - {name for found, name in wanted if found == kind}
+            self.assertEqual(unused, set(), kind)
+
+    def test_names_are_the_protocols(self):
+        for key, match in (("name", NODE_NAME), ("node", NODE_NAME), ("sensor", SENSOR_NAME)):
+            pattern = self.document["components"]["parameters"][key]["schema"]["pattern"]
+            self.assertEqual(pattern, f"^{match.__self__.pattern}$")
+
+    def test_each_operation_has_its_name_and_words(self):
+        operations = [item[method] for item in self.document["paths"].values() for method in ("get", "post")
+                      if method in item]  # fmt: skip
+        self.assertEqual(len({one["operationId"] for one in operations}), len(operations))
+        for one in operations:
+            self.assertTrue(one["summary"])
+            self.assertLessEqual({"200", "400", "401", "403", "500", "503"}, set(one["responses"]))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,541 @@
+"""The door: who is there, may he do this, and did he mean to. No socket but where the page itself is asked."""
+
+import logging
+import os
+import socket
+import threading
+import time
+import unittest
+from unittest import mock
+
+from pigeonpost.auth import users as gate_users
+from pigeonpost.auth.sessions import IDLE_S
+from pigeonpost.auth.throttle import CLOSED_S, MOST
+from pigeonpost.auth.users import Users
+from pigeonpost.core.clock import FakeClock
+from pigeonpost.core.data_folder import USERS
+from pigeonpost.core.errors import SettingsError
+from pigeonpost.http.message import JSON, HTTPError, Request
+from pigeonpost.views.sse import EventStream
+from pigeonpost.web.access import NOBODY, AccessControl
+from tests.support import temp_folder, wait_until
+from tests.web.support import CONTROL_KEY, FakeLink, WebHouse, read_all
+
+PASSWORD = "correct horse"
+FORM = "application/x-www-form-urlencoded"
+PROXY_HEADERS = ("Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP")
+ELSEWHERE = "192.168.1.7"
+
+
+class DoorCase(unittest.TestCase):
+    password: str | None = PASSWORD
+
+    def setUp(self):
+        patched = mock.patch.object(gate_users, "_N", 2)  # what a hash costs is told in test_users
+        patched.start()
+        self.addCleanup(patched.stop)
+        logging.getLogger("pigeonpost.web.access").setLevel(logging.CRITICAL)
+        self.addCleanup(logging.getLogger("pigeonpost.web.access").setLevel, logging.NOTSET)
+        self.folder = temp_folder(self)
+        self.clock = FakeClock()
+        self.users = Users(self.folder)
+        if self.password:
+            self.users.set_password("admin", self.password)
+            self.users.set_password("guest", PASSWORD, "look")
+        self.door = self.make()
+
+    def make(self, names=(), port=8080):
+        return AccessControl(self.users, CONTROL_KEY, names, self.clock, port)
+
+    def request(self, peer="127.0.0.1", method="GET", body=b"", **headers):
+        """A request as the web server hands it on; `_` in a header's name stands for `-`."""
+        told = {"host": "localhost:8080", **{name.lower().replace("_", "-"): said for name, said in headers.items()}}
+        request = Request(method, "/", "1.1", {name: said for name, said in told.items() if said is not None})
+        request.peer, request.body = peer, body
+        return request
+
+    def refused(self, status, code, call, *args):
+        with self.assertRaises(HTTPError) as caught:
+            call(*args)
+        self.assertEqual((caught.exception.status, caught.exception.code), (status, code))
+        return caught.exception
+
+    def log_in(self, name="admin", password=PASSWORD, **more):
+        return self.door.log_in(self.request(**more), name, password)
+
+    def cookie(self, session):
+        return f"pigeonpost-8080={session.id}"
+
+    def visit(self, session, role="look", peer=ELSEWHERE):
+        return self.door.admit(self.request(peer, cookie=self.cookie(session)), role)
+
+
+class Names(DoorCase):
+    """A hostile page's own name may lead here (DNS rebinding): only names of ours are answered."""
+
+    def test_ours(self):
+        own = socket.gethostname()
+        door = self.make(names=["Page.Example.org"])
+        for host in (
+            "localhost", "LOCALHOST:8080", "127.0.0.1", "127.0.0.1:1", "192.168.1.20:8080", "[::1]", "[fe80::1]:80",
+            "0.0.0.0",
+            own, f"{own.partition('.')[0]}.local:8080", f"{own.upper()}.", "page.example.org:99999",
+            "page.example.ORG.",
+        ):  # fmt: skip
+            door.check_host(self.request(host=host))
+        door.check_host(self.request(host=None))  # HTTP/1.0: no browser
+
+    def test_others(self):
+        for host in (
+            "evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example", "evil-localhost",
+            "", " ",
+            "localhost:", "localhost:80:80", "localhost:999999", "user@localhost", "localhost/",
+            "localhost,localhost", "1.2.3",
+            "0x7f000001", "127.1", "1.2.3.4.5", "256.0.0.1", "[::1", "::1", "[]", "[evil]", "[::1]evil", "[1.2.3.4]",
+            ".", "..",
+            "local", "localhost..", "\u0131localhost", "x" * 300, "[" + ":" * 45 + "]", "127.0.0.1\t", "example.org",
+        ):  # fmt: skip
+            with self.subTest(host):
+                self.refused(421, "name", self.door.check_host, self.request(host=host))
+
+
+class OtherSites(DoorCase):
+    def test_our_own_pages(self):
+        for headers in (
+            {}, {"origin": "http://localhost:8080"}, {"origin": "https://LOCALHOST:8080"},
+            {"sec_fetch_site": "same-origin"},
+            {"sec_fetch_site": "none"}, {"host": "10.0.0.5", "origin": "http://10.0.0.5"},
+        ):  # fmt: skip
+            self.door.check_origin(self.request(**headers))
+
+    def test_pages_of_others(self):
+        for headers in (
+            {"origin": "http://evil.example"}, {"origin": "null"}, {"origin": ""}, {"origin": "http://localhost"},
+            {"origin": "http://localhost:8081"}, {"origin": "http://localhost:8080.evil.example"},
+            {"origin": "http://localhost:8080/"}, {"origin": "localhost:8080"}, {"origin": "ftp://localhost:8080"},
+            {"origin": "http://evil.example http://localhost:8080"}, {"sec_fetch_site": "cross-site"},
+            {"sec_fetch_site": "same-site"}, {"sec_fetch_site": ""}, {"sec_fetch_site": "Same-Origin, none"},
+            {"origin": "http://localhost:8080", "sec_fetch_site": "cross-site"}, {"host": None,
+            "origin": "http://evil.example"},
+        ):  # fmt: skip
+            with self.subTest(headers):
+                self.refused(403, "cross-site", self.door.check_origin, self.request(**headers))
+
+    def test_a_form_carries_what_only_our_pages_know(self):
+        visitor = self.visit(self.log_in())
+        self.assertGreaterEqual(len(visitor.csrf) * 6, 128)
+        right = f"a=b&csrf={visitor.csrf}".encode()
+        self.door.check_meant(self.request(method="POST", body=right, content_type=FORM), visitor)
+        self.door.check_meant(self.request(method="POST", x_csrf_token=visitor.csrf), visitor)
+
+    def test_without_it_nothing_changes(self):
+        visitor, other = self.visit(self.log_in()), self.visit(self.log_in())
+        for headers, body in (
+            ({}, b""), ({"x_csrf_token": ""}, b""), ({"x_csrf_token": visitor.csrf[:-1]}, b""),
+            ({"x_csrf_token": other.csrf}, b""), ({"x_csrf_token": "\xe4"}, b""), ({"content_type": FORM}, b"csrf="),
+            ({"content_type": FORM}, b"a=b"), ({"content_type": FORM}, f"csrf={other.csrf}".encode()),
+            ({"content_type": "text/plain"}, f"csrf={visitor.csrf}".encode()),
+            ({"content_type": "multipart/form-data; boundary=x"}, f"csrf={visitor.csrf}".encode()),
+            ({"x_csrf_token": "wrong", "content_type": FORM}, f"csrf={visitor.csrf}".encode()),
+        ):  # fmt: skip
+            with self.subTest((headers, body)):
+                request = self.request(method="POST", body=body, **headers)
+                self.refused(403, "csrf", self.door.check_meant, request, visitor)
+
+    def test_a_program_needs_none(self):
+        visitor = self.door.admit(self.request(authorization=f"Bearer {CONTROL_KEY}"), "control")
+        self.door.check_meant(self.request(method="POST"), visitor)
+
+    def test_what_a_browser_sends_to_programs_addresses_is_json(self):
+        """Another site's page may send forms, texts, and what has no type at all, without asking first; never JSON."""
+        for kind in (None, "", FORM, "text/plain", "multipart/form-data", "application/jsonx", "text/json"):
+            for name in ("origin", "referer", "sec_fetch_site", "cookie"):
+                with self.subTest((kind, name)):
+                    request = self.request(method="POST", content_type=kind, **{name: "x"})
+                    self.refused(415, "content-type", self.door.check_program, request)
+            self.door.check_program(self.request(method="POST", content_type=kind))  # curl is no browser
+        self.door.check_program(self.request(method="POST", content_type=f"{JSON}; charset=utf-8", origin="x"))
+
+
+class Bearer(DoorCase):
+    def test_the_key_of_control_py(self):
+        for said in (f"Bearer {CONTROL_KEY}", f"bearer   {CONTROL_KEY} "):
+            visitor = self.door.admit(self.request(ELSEWHERE, authorization=said), "control")
+            self.assertEqual((visitor.name, visitor.role, visitor.csrf), ("control.py", "control", ""))
+
+    def test_no_other(self):
+        """Neither nearly right, nor does anything else help whoever says something wrong."""
+        session = self.log_in()
+        for said in (
+            "", "Bearer", "Bearer ", "Bearer x", f"Bearer {CONTROL_KEY[:-1]}", f"Bearer {CONTROL_KEY[:-1]}x",
+            CONTROL_KEY,
+            f"Basic {CONTROL_KEY}", f"Bearer {CONTROL_KEY.upper()}", "Bearer \xe4\xff", f"Bearer {CONTROL_KEY} x",
+        ):  # fmt: skip
+            for door in (self.door, self.make()):
+                with self.subTest(said):
+                    request = self.request(authorization=said, cookie=self.cookie(session))
+                    found = self.refused(401, "key", door.admit, request, "look")
+                    self.assertEqual(found.headers["WWW-Authenticate"], "Bearer")
+
+    def test_compared_in_constant_time(self):
+        with mock.patch("pigeonpost.web.access.hmac.compare_digest", return_value=False) as compared:
+            request = self.request(authorization=f"Bearer {CONTROL_KEY}")
+            self.refused(401, "key", self.door.admit, request, "look")
+        compared.assert_called_once()
+
+
+class NoPassword(DoorCase):
+    password = None
+
+    def test_this_machine_may_do_everything(self):
+        for peer in ("127.0.0.1", "127.9.9.9", "::1"):
+            visitor = self.door.admit(self.request(peer), "control")
+            self.assertEqual((visitor.name, visitor.role), ("this machine", "control"))
+            self.assertTrue(visitor.csrf)
+
+    def test_nobody_else_may_anything(self):
+        for peer in (ELSEWHERE, "10.0.0.1", "fe80::1%eth0", "2001:db8::1", "1.127.0.0", ""):
+            found = self.refused(403, "no-password", self.door.admit, self.request(peer), "look")
+            self.assertIn("control.py password", found.text)
+
+    def test_what_comes_through_a_proxy_is_not_this_machine(self):
+        for name in PROXY_HEADERS:
+            for said in ("192.168.1.7", "127.0.0.1", ""):
+                self.refused(403, "no-password", self.door.admit, self.request(**{name: said}), "look")
+
+    def test_it_ends_with_the_first_password_at_once(self):
+        self.door.admit(self.request(), "control")
+        self.users.set_password("admin", PASSWORD)
+        self.refused(401, "log-in", self.door.admit, self.request(), "look")
+        self.assertTrue(self.door.has_password)
+
+    def test_and_begins_again_when_the_last_user_is_gone(self):
+        self.users.set_password("admin", PASSWORD)
+        self.users.remove("admin")
+        self.door.admit(self.request(), "control")
+
+    def test_a_users_file_that_does_not_read_is_not_one_without_users(self):
+        with open(os.path.join(self.folder, USERS), "w", encoding="ascii") as file:
+            file.write("{")
+        with self.assertRaises(SettingsError):
+            self.door.admit(self.request(), "look")
+        with self.assertRaises(SettingsError):
+            self.log_in()
+        with self.assertRaises(SettingsError):
+            self.make()
+
+
+class OneTimeKey(DoorCase):
+    password = None
+
+    def test_it_lets_one_browser_in_once(self):
+        key = self.door.first_key
+        self.assertGreaterEqual(len(key) * 6, 128)
+        session = self.door.open_with_key(self.request(ELSEWHERE), key)
+        visitor = self.visit(session, "control")
+        self.assertEqual((visitor.name, visitor.role), ("one-time key", "control"))
+        self.assertEqual(self.door.first_key, "")
+        for again in (key, ""):
+            self.assertIsNone(self.door.open_with_key(self.request(ELSEWHERE), again))
+
+    def test_another_key_does_not(self):
+        key = self.door.first_key
+        for wrong in ("", key[:-1], key + "x", key.swapcase(), "ä", "x" * 8000):
+            self.assertIsNone(self.door.open_with_key(self.request(f"10.0.0.{len(wrong) % 250}"), wrong))
+        self.assertEqual(self.door.first_key, key)
+        self.assertIsNotNone(self.door.open_with_key(self.request(ELSEWHERE), key))
+
+    def test_it_cannot_be_tried_out(self):
+        for _ in range(MOST):
+            self.door.open_with_key(self.request(ELSEWHERE), "wrong")
+        self.refused(429, "attempts", self.door.open_with_key, self.request(ELSEWHERE), self.door.first_key)
+        self.assertIsNotNone(self.door.open_with_key(self.request("192.168.1.8"), self.door.first_key))
+
+    def test_with_a_password_there_is_none(self):
+        key = self.door.first_key
+        session = self.door.open_with_key(self.request(ELSEWHERE), key)
+        other = self.make()
+        self.users.set_password("admin", PASSWORD)
+        self.assertIsNone(other.open_with_key(self.request(ELSEWHERE), other.first_key))
+        self.assertEqual(self.make().first_key, "")
+        self.refused(401, "session-over", self.visit, session)  # who was let in before is out as well
+
+    def test_of_many_at_once_one_comes_in(self):
+        found, key = [], self.door.first_key
+        threads = [
+            threading.Thread(target=lambda k=k: found.append(self.door.open_with_key(self.request(f"10.0.0.{k}"), key)))
+            for k in range(20)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(sum(session is not None for session in found), 1)
+
+
+class Sessions(DoorCase):
+    def test_who_has_none(self):
+        for peer in ("127.0.0.1", ELSEWHERE):
+            found = self.refused(401, "log-in", self.door.admit, self.request(peer), "look")
+            self.assertEqual(found.headers["WWW-Authenticate"], "Bearer")
+        self.assertEqual((NOBODY.role, NOBODY.csrf), ("", ""))
+
+    def test_a_login(self):
+        session = self.log_in()
+        visitor = self.visit(session, "control")
+        self.assertEqual((visitor.name, visitor.role, visitor.csrf), ("admin", "control", session.csrf))
+
+    def test_a_role_that_only_looks(self):
+        session = self.log_in("guest")
+        self.assertEqual(self.visit(session).role, "look")
+        self.refused(403, "role", self.visit, session, "control")
+
+    def test_an_id_chosen_before_the_login_is_not_the_one_after_it(self):
+        chosen = "x" * 43
+        session = self.log_in(cookie=f"pigeonpost-8080={chosen}")
+        self.assertNotEqual(session.id, chosen)
+        self.refused(401, "session-over", self.door.admit, self.request(cookie=f"pigeonpost-8080={chosen}"), "look")
+
+    def test_a_login_ends_the_session_that_it_came_with(self):
+        first = self.log_in()
+        second = self.log_in(cookie=self.cookie(first))
+        self.assertNotEqual(first.id, second.id)
+        self.assertNotEqual(first.csrf, second.csrf)
+        self.refused(401, "session-over", self.visit, first)
+        self.visit(second)
+
+    def test_a_failed_login_ends_none(self):
+        first = self.log_in()
+        self.assertIsNone(self.log_in(password="wrong", cookie=self.cookie(first)))
+        self.visit(first)
+
+    def test_logout(self):
+        one, other = self.log_in(), self.log_in()
+        self.door.log_out(self.request(cookie=self.cookie(one)))
+        self.refused(401, "session-over", self.visit, one)
+        self.visit(other)
+        self.door.log_out(self.request())
+        self.door.log_out(self.request(cookie=self.cookie(one)))
+
+    def test_a_new_password_ends_those_begun_with_the_old(self):
+        mine, others = self.log_in(), self.log_in("guest")
+        self.users.set_password("admin", PASSWORD)  # even the same one anew
+        self.refused(401, "session-over", self.visit, mine)
+        self.visit(others)
+
+    def test_another_role_ends_them(self):
+        session = self.log_in("guest")
+        self.users.set_password("guest", PASSWORD, "control")
+        self.refused(401, "session-over", self.visit, session)
+
+    def test_a_user_who_is_gone_is_out(self):
+        session = self.log_in("guest")
+        self.users.remove("guest")
+        self.refused(401, "session-over", self.visit, session)
+
+    def test_they_end_by_time(self):
+        session = self.log_in()
+        self.clock.sleep(IDLE_S + 1)
+        self.refused(401, "session-over", self.visit, session)
+
+
+class Cookies(DoorCase):
+    def setUp(self):
+        super().setUp()
+        self.session = self.log_in()
+
+    def found(self, cookie):
+        return self.door._session_id(self.request(cookie=cookie))
+
+    def test_what_the_browser_is_told(self):
+        said = self.door.cookie(self.request(), self.session)["Set-Cookie"]
+        self.assertEqual(said, f"pigeonpost-8080={self.session.id}; Path=/; HttpOnly; SameSite=Strict")
+        self.assertEqual(
+            self.door.cookie(self.request(), None)["Set-Cookie"],
+            "pigeonpost-8080=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0",
+        )
+
+    def test_it_is_found_among_others(self):
+        ours = self.cookie(self.session)
+        for cookie in (
+            ours,
+            f"a=b; {ours}",
+            f"{ours}; a=b",
+            f"a=b;{ours};c",
+            f"a; {ours}; pigeonpost-80=x",
+            f"é=ü; {ours}",
+        ):
+            self.assertEqual(self.found(cookie), self.session.id, cookie)
+
+    def test_by_a_strict_pattern(self):
+        id = self.session.id
+        for cookie in (
+            "", ";", "pigeonpost-8080", "pigeonpost-8080=", f"pigeonpost-8080 ={id}", f"pigeonpost-8080= {id}",
+            f'pigeonpost-8080="{id}"', f"xpigeonpost-8080={id}", f"Pigeonpost-8080={id}", f"pigeonpost-80={id}",
+            f"pigeonpost-8080={id[:-1]}", f"pigeonpost-8080={id}x", f"pigeonpost-8080={id[:-1]}!",
+            f"pigeonpost-8080={id} ",
+            f"pigeonpost-8080={id},a=b", f"a=pigeonpost-8080={id}", f"a={id}", id, f"$Version=1, pigeonpost-8080={id}",
+        ):  # fmt: skip
+            with self.subTest(cookie):
+                self.assertEqual(self.found(cookie), "")
+
+    def test_two_servers_on_one_host_do_not_share_it(self):
+        self.assertEqual(self.make(port=8081)._session_id(self.request(cookie=self.cookie(self.session))), "")
+
+    def test_one_of_32_kb_is_fast(self):
+        """http.cookies takes 1.3 s for it (measured)."""
+        name = "pigeonpost-8080="
+        for cookie in (
+            ";" * 32_768, "a=b; " * 6500, name * 2048, f"{name}{'x' * 43}! ;" * 520, "; " * 16_000 + name, "x" * 32_768,
+            f"{name}{'x' * 32_000}", " ;" * 16_384, '"\\' * 16_384, f"{name}{'x' * 42};" * 550,
+        ):  # fmt: skip
+            began_s = time.thread_time()
+            self.assertEqual(self.found(cookie), "")
+            self.assertLess(time.thread_time() - began_s, 0.05, cookie[:40])
+        ours = "a=b; " * 6500 + self.cookie(self.session)
+        self.assertEqual(self.found(ours), self.session.id)
+
+
+class Trying(DoorCase):
+    """20 wrong passwords: delays, then 429 for that address only."""
+
+    def wait_for_a_try(self, peer=ELSEWHERE, name="admin", password="wrong"):
+        before_s = self.clock.monotonic()
+        self.assertIsNone(self.log_in(name, password, peer=peer))
+        return self.clock.monotonic() - before_s
+
+    def test_later_and_later_then_not_at_all(self):
+        waits = [self.wait_for_a_try() for _ in range(MOST)]
+        self.assertEqual(waits[0], 0.0)
+        self.assertEqual(waits, sorted(waits))
+        self.assertGreater(waits[-1], 0.5)
+        for _ in range(20 - MOST):
+            found = self.refused(429, "attempts", self.wait_for_a_try)
+            self.assertRegex(found.headers["Retry-After"], r"\A[1-9][0-9]{1,2}\Z")
+
+    def test_even_the_right_password_then(self):
+        for _ in range(MOST):
+            self.wait_for_a_try()
+        self.refused(429, "attempts", lambda: self.log_in(peer=ELSEWHERE))
+        self.assertIsNotNone(self.log_in(peer="192.168.1.8"))
+        self.clock.sleep(CLOSED_S)
+        self.assertIsNotNone(self.log_in(peer=ELSEWHERE))
+
+    def test_sessions_of_that_address_go_on(self):
+        session = self.log_in(peer=ELSEWHERE)
+        for _ in range(MOST):
+            self.wait_for_a_try()
+        self.visit(session)
+
+    def test_unknown_users_count_as_well(self):
+        for number in range(MOST):
+            self.wait_for_a_try(name=f"user{number}")
+        self.refused(429, "attempts", self.wait_for_a_try)
+
+    def test_success_makes_good(self):
+        for _ in range(MOST - 1):
+            self.wait_for_a_try()
+        self.log_in(peer=ELSEWHERE)
+        self.assertEqual(self.wait_for_a_try(), 0.0)
+
+    def test_the_log_has_neither_name_nor_password(self):
+        """People type their password where the name belongs."""
+        logging.getLogger("pigeonpost.web.access").setLevel(logging.NOTSET)
+        with self.assertLogs("pigeonpost.web.access", "WARNING") as logged:
+            self.wait_for_a_try(name="my password\nCRITICAL x", password="hunter2")
+        self.assertEqual(logged.output, [f"WARNING:pigeonpost.web.access:{ELSEWHERE}: wrong user or password"])
+
+
+class AtThePage(unittest.TestCase):
+    """The same through the server, where it is more than the door that has to be right."""
+
+    def setUp(self):
+        logging.getLogger("pigeonpost.web.access").setLevel(logging.CRITICAL)
+        self.addCleanup(logging.getLogger("pigeonpost.web.access").setLevel, logging.NOTSET)
+        logging.getLogger("pigeonpost.web.http_server").setLevel(logging.CRITICAL)
+        self.addCleanup(logging.getLogger("pigeonpost.web.http_server").setLevel, logging.NOTSET)
+
+    def test_from_login_to_logout(self):
+        house = WebHouse(self, password=PASSWORD, links=[FakeLink("basement")])
+        status, headers, _ = house.request("GET", "/", html=True)
+        self.assertEqual((status, headers["location"]), (303, "/login"))
+        status, headers, body = house.post_form("/login", {"user": "admin", "password": "wrong"})
+        self.assertEqual(status, 403)
+        self.assertNotIn("set-cookie", headers)
+        wrong_user = house.post_form("/login", {"user": "<b>nobody", "password": "wrong"})
+        self.assertEqual((wrong_user[0], wrong_user[2]), (403, body))  # the same text, nothing of what was typed
+        cookie = house.log_in()
+        self.assertEqual(house.request("GET", "/", cookie, html=True)[0], 200)
+        csrf = house.csrf(cookie)
+        self.assertEqual(house.post_form("/nodes/basement/off", {}, cookie)[0], 403)
+        self.assertEqual(house.post_form("/nodes/basement/off", {"csrf": csrf}, cookie)[0], 303)
+        self.assertEqual(house.app.links[0].asked, [("SEND", False)])
+        self.assertEqual(house.post_form("/logout", {}, cookie)[0], 403)
+        status, headers, _ = house.post_form("/logout", {"csrf": csrf}, cookie)
+        self.assertEqual((status, headers["location"]), (303, "/login"))
+        self.assertIn("Max-Age=0", headers["set-cookie"])
+        status, headers, _ = house.request("GET", "/", cookie, html=True)
+        self.assertEqual((status, headers["location"]), (303, "/login"))
+        self.assertEqual(house.request("GET", "/api/v1/nodes", cookie)[0], 401)
+
+    def test_the_one_time_key(self):
+        house = WebHouse(self)
+        proxied = {"X-Forwarded-For": "192.168.1.7"}
+        key = house.web.first_key
+        self.assertEqual(house.request("HEAD", f"/?key={key}", proxied)[0], 403)  # asked for by a link's preview
+        self.assertEqual(house.request("GET", f"/log?key={key}", proxied)[0], 403)
+        self.assertEqual(house.request("GET", "/?key=wrong", proxied)[0], 403)
+        status, headers, body = house.request("GET", f"/?key={key}", proxied)
+        self.assertEqual((status, headers["location"]), (303, "/"))
+        self.assertNotIn(key.encode(), body)
+        cookie = {"Cookie": headers["set-cookie"].partition(";")[0], **proxied}
+        self.assertEqual(house.request("GET", "/", cookie, html=True)[0], 200)
+        self.assertEqual(house.request("GET", f"/?key={key}", proxied)[0], 403)
+        self.assertEqual(house.web.first_key, "")
+
+    def test_no_key_with_a_password(self):
+        house = WebHouse(self, password=PASSWORD)
+        self.assertEqual(house.web.first_key, "")
+        for key in ("", "x"):
+            self.assertEqual(house.request("GET", f"/?key={key}")[0], 403)
+
+    def test_a_stream_ends_with_its_session(self):
+        with mock.patch.object(EventStream.__init__, "__defaults__", (0.05, 200)):  # heartbeats
+            house = WebHouse(self, password=PASSWORD)
+        cookie = house.log_in()
+        with self.listen(house, cookie) as sock:
+            house.users.set_password("admin", "another password")
+            self.assertIn(b"retry:", read_all(sock))
+
+    def test_a_users_file_broken_meanwhile_ends_streams_and_nothing_else(self):
+        """It was taken for a fault of the program, which ended for it."""
+        with mock.patch.object(EventStream.__init__, "__defaults__", (0.05, 200)):
+            house = WebHouse(self, password=PASSWORD)
+        cookie = house.log_in()
+        with open(os.path.join(house.folder, USERS), "rb") as file:
+            right = file.read()
+        with self.listen(house, cookie) as sock:
+            with open(os.path.join(house.folder, USERS), "wb") as file:
+                file.write(b"{")
+            read_all(sock)
+        self.assertEqual(house.request("GET", "/", cookie)[0], 500)
+        self.assertEqual(house.request("GET", "/", house.bearer)[0], 200)
+        os.unlink(os.path.join(house.folder, USERS))
+        with open(os.path.join(house.folder, USERS), "wb") as file:
+            file.write(right)
+        self.assertEqual(house.request("GET", "/", cookie)[0], 200)
+        with self.listen(house, cookie) as sock:
+            wait_until(lambda: b":\n\n" in sock.recv(1000), "it is listened to again")
+
+    def listen(self, house, cookie):
+        """A connection that has begun to listen to the live values."""
+        sock = house.connect()
+        self.addCleanup(sock.close)
+        lines = "".join(f"{name}: {said}\r\n" for name, said in cookie.items())
+        sock.sendall(f"GET /events HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n".encode())
+        self.assertTrue(sock.recv(15).startswith(b"HTTP/1.1 200"))
+        return sock
+
+
+if __name__ == "__main__":
+    unittest.main()

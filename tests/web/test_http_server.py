@@ -1,0 +1,871 @@
+"""Connections, deadlines and limits: what one client does, no other has to wait for."""
+
+import http.server
+import logging
+import os
+import re
+import select
+import socket
+import struct
+import tempfile
+import threading
+import time
+import unittest
+from functools import partial
+from unittest import mock
+
+from pigeonpost.core.errors import NotStored
+from pigeonpost.http.message import HTML, JSON, SAFE_HEADERS, FilePart, HTTPError, Response
+from pigeonpost.web import connection_limits
+from pigeonpost.web import http_server as webserver
+from pigeonpost.web.connection_limits import Connections, Limits
+from pigeonpost.web.deadline_stream import DeadlineStream
+from pigeonpost.web.http_server import Listener, RequestHandler
+from tests.support import LIMIT_S, wait_until
+from tests.web.support import exchange, next_response, parse_response, read_all
+
+LIMITS = Limits(
+    head_s=5.0, body_s=5.0, idle_s=10.0, send_s=5.0, at_work=4, queue_s=0.2, open=32, downloads=2
+)  # fmt: skip
+
+
+class Tiny:
+    """An application in a few lines."""
+
+    def __init__(self):
+        self.gate = threading.Event()  # who asks for /wait goes on when it is set
+        self.adopted = []
+        self.path = ""
+        self.files = []
+        self.seen = []
+        self.uploads = []
+
+    def max_body_bytes(self, request):
+        return 10 << 20 if request.path.startswith("/upload") else 1000
+
+    def body_consumer(self, request, length):
+        if not request.path.startswith("/upload"):
+            return None
+        if request.query_text == "unwanted":
+            raise HTTPError(401, "Not from you.")
+        self.uploads.append(Upload(length, request.query_text))
+        return self.uploads[-1]
+
+    def respond(self, request):
+        if request.receiver is not None:
+            return request.receiver.finish()
+        self.seen.append((request.method, request.path, request.body, request.peer))
+        if request.path == "/wait":
+            self.gate.wait(LIMIT_S)
+        elif request.path == "/fault":
+            raise KeyError("a secret of this program")
+        elif request.path == "/database":
+            raise NotStored("PostgreSQL at a secret place does not answer")
+        elif request.path == "/elsewhere":
+            return Response(b"", HTML, 303, {"Location": "/login"})
+        elif request.path == "/unchanged":
+            return Response(status=304)
+        elif request.path == "/refused":
+            raise HTTPError(403, "No.")
+        elif request.path == "/refused-for-good":
+            raise HTTPError(403, "No, and go.", closes=True)
+        elif request.path == "/huge":
+            return Response(bytes(16 << 20))
+        elif request.path == "/stream":
+            return Response(kind="text/event-stream", live=self.adopted.append)
+        elif request.path == "/file":
+            return self._file(request)
+        return Response(request.body or request.path.encode())
+
+    def _file(self, request):
+        fd = os.open(self.path, os.O_RDONLY)
+        self.files.append(fd)
+        start, _, length = request.query_text.partition("-")
+        return Response(kind="text/csv", file=FilePart(fd, int(start or 0), int(length or os.fstat(fd).st_size)))
+
+    def error_page(self, request, error):
+        return Response(f"{error.text}\n".encode(), status=error.status, headers=error.headers)
+
+
+class Handler(RequestHandler):
+    """Leaves everything to its Tiny."""
+
+    def __init__(self, app, *connection):
+        self.app = app
+        super().__init__(*connection)
+
+    def do_GET(self):
+        self.serve(self.app.respond)
+
+    do_HEAD = do_POST = do_GET
+
+    def max_body_bytes(self, request):
+        return self.app.max_body_bytes(request)
+
+    def body_consumer(self, request, length):
+        return self.app.body_consumer(request, length)
+
+    def error_page(self, request, error):
+        return self.app.error_page(request, error)
+
+
+class Upload:
+    """A Receiver that remembers what happened to it."""
+
+    def __init__(self, length, wish):
+        self.length, self.wish = length, wish
+        self.data = b""
+        self.end = ""
+
+    def take(self, data):
+        self.data += data
+        if self.wish == "refuse":
+            raise HTTPError(415, "Not this.")
+
+    def finish(self):
+        self.end = "finished"
+        return Response(b"%d" % len(self.data))
+
+    def abandon(self):
+        self.end = "abandoned"
+
+
+class ServerCase(unittest.TestCase):
+    limits = LIMITS
+
+    def setUp(self):
+        self.app = Tiny()
+        self.connections = Connections(self.limits)
+        self.listener = Listener(("127.0.0.1", 0), partial(Handler, self.app), self.connections, self.limits)
+        self.address = self.listener.server_address[:2]
+        thread = threading.Thread(target=self.listener.serve_forever, args=(0.002,), daemon=True)
+        thread.start()
+        self.addCleanup(self.stop)
+        logging.getLogger("pigeonpost.web.http_server").setLevel(logging.CRITICAL)
+        self.addCleanup(logging.getLogger("pigeonpost.web.http_server").setLevel, logging.NOTSET)
+
+    def stop(self):
+        self.app.gate.set()
+        self.listener.shutdown()
+        self.listener.server_close()
+        self.connections.stop(LIMIT_S)
+        for sock in self.app.adopted:
+            sock.close()
+        wait_until(lambda: not self.counts["open"] and not self.counts["at_work"], "all connections ended")
+
+    @property
+    def counts(self):
+        return self.connections.counts()
+
+    def connect(self, data=b""):
+        sock = socket.create_connection(self.address, LIMIT_S)
+        self.addCleanup(sock.close)
+        sock.sendall(data)
+        return sock
+
+    def ask(self, path="/", *lines, method="GET", body=b"", close=True):
+        """A whole request, as bytes."""
+        head = [f"{method} {path} HTTP/1.1", "Host: a", *(["Connection: close"] if close else []), *lines, "", ""]
+        return "\r\n".join(head).encode() + body
+
+    def get(self, path="/", *lines, **more):
+        """(status, headers, body) of one request on a connection of its own."""
+        with socket.create_connection(self.address, LIMIT_S) as sock:
+            data = exchange(sock, self.ask(path, *lines, **more), ends=False)
+        return parse_response(data, is_head=more.get("method") == "HEAD")
+
+    def statuses(self, data, heads=False):
+        """The statuses of all answers in `data`."""
+        found = []
+        while data:
+            status, _, _, data = next_response(data, heads)
+            found.append(status)
+        return found
+
+    def is_served(self, within_s=LIMIT_S):
+        """An honest client has its answer."""
+        began_s = time.monotonic()
+        self.assertEqual(self.get("/honest")[::2], (200, b"/honest"))
+        self.assertLess(time.monotonic() - began_s, within_s)
+
+
+class OneAfterTheOther(ServerCase):
+    def test_a_request(self):
+        status, headers, body = self.get("/hello")
+        self.assertEqual((status, body), (200, b"/hello"))
+        self.assertEqual((headers["content-length"], headers["connection"]), ("6", "close"))
+        self.assertNotIn("server", headers)
+        self.assertEqual(self.app.seen, [("GET", "/hello", b"", "127.0.0.1")])
+        wait_until(lambda: self.counts["open"] == 0, "the connection is counted out")
+        self.assertEqual(self.counts["answers"], {200: 1})
+
+    def test_keep_alive(self):
+        sock = self.connect()
+        for number in range(20):
+            sock.sendall(self.ask(f"/{number}", close=False))
+            status, headers, body, rest = next_response(self.read_one(sock))
+            self.assertEqual((status, body, rest), (200, b"/%d" % number, b""))
+            self.assertNotIn("connection", headers)
+        self.assertEqual(self.counts["open"], 1)
+        sock.sendall(self.ask("/last"))
+        self.assertEqual(next_response(read_all(sock))[1]["connection"], "close")
+
+    def read_one(self, sock):
+        """Read until one answer is whole."""
+        data = b""
+        while True:
+            data += sock.recv(1 << 16)
+            if b"\r\n\r\n" in data:
+                try:
+                    next_response(data)
+                except AssertionError:
+                    continue
+                return data
+
+    def test_http_1_0_closes_unless_asked(self):
+        sock = self.connect(b"GET /a HTTP/1.0\r\n\r\n")
+        self.assertEqual(parse_response(read_all(sock))[1]["connection"], "close")
+        sock = self.connect(b"GET /a HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+        self.assertEqual(next_response(self.read_one(sock))[1]["connection"], "keep-alive")
+        sock.sendall(b"GET /b HTTP/1.0\r\n\r\n")
+        self.assertEqual(parse_response(read_all(sock))[2], b"/b")
+
+    def test_pipelined(self):
+        data = b"".join(self.ask(f"/{number}", close=False) for number in range(50)) + self.ask("/last")
+        sock = self.connect(data)
+        answers = read_all(sock)
+        bodies = []
+        while answers:
+            _, _, body, answers = next_response(answers)
+            bodies.append(body)
+        self.assertEqual(bodies, [b"/%d" % number for number in range(50)] + [b"/last"])
+
+    def test_pipelined_posts_byte_by_byte(self):
+        one = self.ask("/p", "Content-Length: 5", method="POST", body=b"12\r\n5", close=False)
+        sock = self.connect()
+        for at in range(len(data := one + one + self.ask("/last"))):
+            sock.sendall(data[at : at + 1])
+        self.assertEqual(self.statuses(read_all(sock)), [200, 200, 200])
+        self.assertEqual([body for _, _, body, _ in self.app.seen], [b"12\r\n5", b"12\r\n5", b""])
+
+    def test_what_follows_a_refusal_is_not_answered(self):
+        """It could be the body of what was refused, written to look like a request."""
+        for first in (
+            self.ask("/p", method="POST", close=False), b"BAD\r\n\r\n",
+            self.ask("/p", "Transfer-Encoding: chunked", method="POST", close=False),
+            self.ask("/p", "Content-Length: 5000", method="POST", close=False), self.ask("/refused-for-good",
+            close=False),
+        ):  # fmt: skip
+            with self.subTest(first[:40]):
+                self.app.seen.clear()
+                sock = self.connect(first + self.ask("/smuggled"))
+                status, headers, _ = parse_response(read_all(sock))
+                self.assertGreaterEqual(status, 400)
+                self.assertEqual(headers["connection"], "close")
+                self.assertNotIn("/smuggled", [path for _, path, _, _ in self.app.seen])
+
+    def test_what_follows_a_refusal_of_the_application_is(self):
+        sock = self.connect(self.ask("/refused", close=False) + self.ask("/next"))
+        self.assertEqual(self.statuses(read_all(sock)), [403, 200])
+
+    def test_head_has_no_body(self):
+        sock = self.connect(self.ask("/hello", method="HEAD", close=False) + self.ask("/hello"))
+        data = read_all(sock)
+        status, headers, body, rest = next_response(data, is_head=True)
+        self.assertEqual((status, headers["content-length"], body), (200, "6", b""))
+        self.assertEqual(parse_response(rest)[2], b"/hello")
+
+    def test_a_client_that_goes_in_the_middle_leaves_nothing(self):
+        for data in (b"", b"GET", self.ask("/p", "Content-Length: 50", method="POST", body=b"half")):
+            sock = self.connect(data)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+        self.is_served()
+        wait_until(lambda: self.counts["open"] == 0, "all are counted out")
+
+    def test_a_client_that_has_said_all_is_answered_all_the_same(self):
+        """nc closes its half at the end of its input."""
+        sock = self.connect()
+        self.assertEqual(parse_response(exchange(sock, self.ask("/a", close=False), ends=True))[2], b"/a")
+
+
+class Responses(ServerCase):
+    """What BaseHTTPRequestHandler writes, and what is written otherwise."""
+
+    def test_server_and_handler_are_the_librarys(self):
+        self.assertIsInstance(self.listener, http.server.ThreadingHTTPServer)
+        self.assertTrue(issubclass(RequestHandler, http.server.BaseHTTPRequestHandler))
+        self.assertTrue(self.listener.daemon_threads)
+
+    def test_head_of_a_response(self):
+        data = exchange(self.connect(), self.ask("/hello"), ends=False)
+        first, *lines = data.partition(b"\r\n\r\n")[0].decode().split("\r\n")
+        self.assertEqual(first, "HTTP/1.1 200 OK")
+        found = dict(line.split(": ", 1) for line in lines)
+        self.assertEqual(len(found), len(lines), "no header comes twice")
+        self.assertEqual(list(found), ["Date", "Content-Type", *SAFE_HEADERS, "Content-Length", "Connection"])
+        self.assertRegex(found["Date"], r"^[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} 20\d\d \d\d:\d\d:\d\d GMT$")
+        self.assertEqual(found["Content-Type"], "text/plain; charset=utf-8")
+        self.assertEqual({name: found[name] for name in SAFE_HEADERS}, SAFE_HEADERS)
+
+    def test_headers_of_the_response_itself(self):
+        data = exchange(self.connect(), self.ask("/elsewhere"), ends=False)
+        self.assertTrue(data.startswith(b"HTTP/1.1 303 See Other\r\nDate: "))
+        self.assertIn(b"\r\nLocation: /login\r\n", data)
+        self.assertIn(b"\r\nContent-Length: 0\r\n", data)
+
+    def test_not_modified_has_no_length(self):
+        sock = self.connect(self.ask("/unchanged", close=False) + self.ask("/next"))
+        data = read_all(sock)
+        self.assertTrue(data.startswith(b"HTTP/1.1 304 Not Modified\r\n"))
+        self.assertNotIn(b"Content-Length", data.partition(b"\r\n\r\n")[0])
+        self.assertTrue(data.endswith(b"/next"))
+
+    def test_head_and_body_leave_in_one_write(self):
+        """Two writes are two packets: the client wakes up twice, and a delayed ACK can hold the second back."""
+        writes = []
+        write = DeadlineStream.write
+        with mock.patch.object(DeadlineStream, "write", lambda *args: writes.append(write(*args)) or writes[-1]):
+            data = exchange(self.connect(), self.ask("/p", "Content-Length: 1000", method="POST", body=b"x" * 1000))
+        self.assertEqual(writes, [len(data)])
+
+    def test_methods_without_a_do_are_answered_by_the_library_with_our_page(self):
+        for line in (b"BREW / HTTP/1.1", b"OTHER / HTTP/1.1", b"HTTP/1.1 / HTTP/1.1", b"get / HTTP/1.1"):
+            sock = self.connect(line.replace(b"HTTP/1.1 /", b"X /") + b"\r\nHost: a\r\n\r\n" + self.ask("/smuggled"))
+            status, headers, body = parse_response(read_all(sock))
+            self.assertEqual((status, headers["connection"], body), (501, "close", b"Not Implemented.\n"))
+            self.assertNotIn("server", headers)
+        self.assertEqual(self.app.seen, [])
+
+    def test_a_client_that_goes_while_it_is_answered_is_no_internal_error(self):
+        logging.getLogger("pigeonpost.web.http_server").setLevel(logging.NOTSET)
+        with self.assertNoLogs("pigeonpost.web.http_server", "INFO"):
+            sock = self.connect(self.ask("/huge"))
+            sock.recv(1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+            wait_until(lambda: self.counts["answers"] and not self.counts["open"], "it is counted out")
+            wait_until(lambda: threading.active_count() <= 2, "its thread has ended")
+
+
+class Bodies(ServerCase):
+    def test_a_body(self):
+        status, _, body = self.get("/p", "Content-Length: 1000", method="POST", body=b"x" * 1000)
+        self.assertEqual((status, body), (200, b"x" * 1000))
+
+    def test_the_application_says_how_long_it_may_be(self):
+        status, headers, _body = self.get("/p", "Content-Length: 1001", method="POST", body=b"x" * 1001)
+        self.assertEqual((status, headers["connection"]), (413, "close"))
+        self.assertEqual(self.app.seen, [])
+
+    def test_100_continue(self):
+        head = self.ask("/p", "Content-Length: 5", "Expect: 100-Continue", method="POST")
+        sock = self.connect(head)
+        self.assertEqual(sock.recv(1000), b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.assertEqual(parse_response(exchange(sock, b"12345", ends=False))[2], b"12345")
+
+    def test_no_100_where_the_body_is_there_or_not_wanted(self):
+        for lines, body, status in (
+            (("Content-Length: 5",), b"12345", 200), (("Content-Length: 0",), b"", 200),
+            (("Content-Length: 1001",), b"", 413), (("Transfer-Encoding: chunked",), b"", 501),
+        ):  # fmt: skip
+            found = self.get("/p", "Expect: 100-continue", *lines, method="POST", body=body)
+            self.assertEqual(found[0], status)
+
+    def test_another_expectation(self):
+        self.assertEqual(self.get("/p", "Expect: 200-ok", "Content-Length: 0", method="POST")[0], 417)
+
+    def test_http_1_0_knows_no_100(self):
+        sock = self.connect(b"POST /p HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+        self.assertEqual(parse_response(exchange(sock, b"12345", ends=False))[0], 200)
+
+    def test_a_refusal_is_read_though_the_client_still_sends(self):
+        """Closing with unread bytes would reset the connection, and the answer with it."""
+        body = bytes(700_000)
+        status, _, text = self.get("/p", f"Content-Length: {len(body)}", method="POST", body=body)
+        self.assertEqual((status, text), (413, b"The body has at most 1000 bytes.\n"))
+
+
+class Deadlines(ServerCase):
+    limits = LIMITS._replace(head_s=0.05, body_s=0.05, idle_s=0.05)
+
+    def patiently(self, attempt):
+        """What `attempt` reads. On a busy machine its first byte may come too late: then nothing is said, and it is
+        tried again."""
+        for _ in range(20):
+            began_s = time.monotonic()
+            data = attempt()
+            if data:
+                self.assertGreater(time.monotonic() - began_s, 0.045)
+                return data
+        return self.fail("not one answer")
+
+    def drip(self, first, rest):
+        """Say `first`, then a byte now and then until there is an answer; all of that."""
+        sock = self.connect(first)
+        began_s, bytes_left = time.monotonic(), iter(rest)
+        while not select.select([sock], [], [], 0.01)[0]:
+            sock.sendall(bytes([next(bytes_left)]))
+            self.assertLess(time.monotonic() - began_s, LIMIT_S)
+        return read_all(sock)
+
+    def test_a_slow_head(self):
+        data = self.patiently(lambda: read_all(self.connect(b"GET / HTTP/1.1\r\nHost: a\r\n")))
+        self.assertEqual(parse_response(data)[0], 408)
+
+    def test_a_head_that_drips(self):
+        """The deadline is one for all of it: a byte now and then does not move it."""
+        request = self.ask("/", "X-Long: " + "x" * 5000)
+        data = self.patiently(lambda: self.drip(request[:9], request[9:]))
+        self.assertEqual(parse_response(data)[0], 408)
+
+    def test_a_body_that_drips(self):
+        head = self.ask("/p", "Content-Length: 900", method="POST")
+        data = self.patiently(lambda: self.drip(head, b"x" * 900))
+        self.assertEqual(parse_response(data)[0], 408)
+        self.assertEqual(self.app.seen, [])
+
+    def test_one_that_says_nothing(self):
+        began_s = time.monotonic()
+        self.assertEqual(read_all(self.connect()), b"")
+        self.assertGreater(time.monotonic() - began_s, 0.045)
+
+    def test_one_that_says_nothing_more(self):
+        data = self.patiently(lambda: read_all(self.connect(self.ask("/", close=False))))
+        self.assertEqual(self.statuses(data), [200])
+
+    def test_a_second_head_that_is_slow(self):
+        data = self.patiently(lambda: read_all(self.connect(self.ask("/", close=False) + b"GET / HT")))
+        self.assertEqual(self.statuses(data), [200, 408])
+
+
+class Unread(ServerCase):
+    limits = LIMITS._replace(send_s=0.1)
+
+    def test_one_that_does_not_read(self):
+        """Its place at work is free again after the limit of one answer."""
+        socks = [self.connect(self.ask("/huge")) for _ in range(self.limits.at_work)]
+        wait_until(lambda: len(self.app.seen) == len(socks), "all are at work")
+        wait_until(lambda: self.counts["at_work"] == 0, "all are given up")
+        self.is_served()
+
+    def test_one_that_reads_a_little_now_and_then(self):
+        """The deadline is one for the whole response: a byte now and then does not move it."""
+        sock = self.connect(self.ask("/huge"))
+        began_s = time.monotonic()
+        wait_until(lambda: sock.recv(1) and self.app.seen and self.counts["at_work"] == 0, "it is given up")
+        self.assertLess(time.monotonic() - began_s, LIMIT_S)
+        self.is_served()
+
+    def test_a_body_that_ends_too_soon(self):
+        sock = self.connect()
+        data = exchange(sock, self.ask("/p", "Content-Length: 900", method="POST", body=b"x"), ends=True)
+        self.assertEqual(parse_response(data)[0], 408)
+
+
+class Slowloris(ServerCase):
+    limits = LIMITS._replace(head_s=60.0, open=48)
+
+    def test_400_half_requests_cost_nobody_else_an_answer(self):
+        socks = []
+        for number in range(400):
+            sock = socket.socket()
+            self.addCleanup(sock.close)
+            sock.settimeout(LIMIT_S)
+            sock.connect(self.address)
+            sock.sendall(b"GET /slow HTTP/1.1\r\nX-a: b")
+            socks.append(sock)
+            if number % 50 == 49:
+                self.is_served(within_s=10.0)
+        self.assertLessEqual(self.counts["open"], self.limits.open)
+        wait_until(lambda: self.counts["cut_off"] >= 400 - self.limits.open, "the longest waiting are cut off")
+        wait_until(lambda: threading.active_count() < 2 * self.limits.open, "and their threads end")
+        for _ in range(10):
+            self.is_served(within_s=10.0)
+        self.assertEqual(self.app.seen, [("GET", "/honest", b"", "127.0.0.1")] * 18)
+
+    def test_it_is_one_of_whoever_has_most(self):
+        """127.0.0.2 has one idle connection, the oldest of all; 127.0.0.1 has all others, and loses them."""
+        other = socket.create_connection(self.address, LIMIT_S, source_address=("127.0.0.2", 0))
+        self.addCleanup(other.close)
+        other.sendall(b"GET /other HTTP/1.1\r\n")
+        wait_until(lambda: self.counts["open"] == 1, "the other is there")
+        for _ in range(2 * self.limits.open):
+            self.connect(b"GET /slow HTTP/1.1\r\n")
+        wait_until(lambda: self.counts["cut_off"] >= self.limits.open, "some are cut off")
+        self.assertEqual(parse_response(exchange(other, b"Host: a\r\nConnection: close\r\n\r\n"))[2], b"/other")
+
+    def test_when_nobody_waits_there_is_no_room(self):
+        """All that are open are being answered: one more is told to come again."""
+        self.connections._limits = self.limits._replace(open=2, at_work=2)
+        for _ in range(2):
+            self.connect(self.ask("/wait"))
+        wait_until(lambda: self.counts["at_work"] == 2, "both are at work")
+        status, headers, _ = self.get("/more")
+        self.assertEqual((status, headers["retry-after"], headers["connection"]), (503, "1", "close"))
+        self.app.gate.set()
+        wait_until(lambda: self.counts["open"] == 0, "both are done")
+        self.is_served()
+
+
+class AtWork(ServerCase):
+    def test_one_too_many_is_told_to_come_again(self):
+        self.connections._limits = self.limits._replace(queue_s=0.02)
+        socks = [self.connect(self.ask("/wait")) for _ in range(self.limits.at_work)]
+        wait_until(lambda: self.counts["at_work"] == len(socks), "all places are taken")
+        status, headers, _ = self.get("/more")
+        self.assertEqual((status, headers["retry-after"], headers["connection"]), (503, "1", "close"))
+        self.app.gate.set()
+        for sock in socks:
+            self.assertEqual(parse_response(read_all(sock))[0], 200)
+        self.is_served()
+        self.assertEqual(self.counts["cut_off"], 0)
+
+    def test_who_waits_for_a_place_gets_it(self):
+        self.connections._limits = self.limits._replace(queue_s=2 * LIMIT_S)
+        socks = [self.connect(self.ask("/wait")) for _ in range(self.limits.at_work + 3)]
+        wait_until(lambda: len(self.app.seen) == self.limits.at_work, "all places are taken")
+        self.app.gate.set()
+        for sock in socks:
+            self.assertEqual(parse_response(read_all(sock))[0], 200)
+
+    def test_half_requests_take_no_place(self):
+        for _ in range(3 * self.limits.at_work):
+            self.connect(b"GET / HTTP/1.1\r\n")
+            self.connect(self.ask("/p", "Content-Length: 9", method="POST"))
+        wait_until(lambda: self.counts["open"] == 6 * self.limits.at_work, "all are there")
+        self.assertEqual(self.counts["at_work"], 0)
+        self.is_served()
+
+    def test_those_who_do_not_read_are_cut_off_for_those_who_do(self):
+        with mock.patch.object(connection_limits, "_STUCK_S", 0.05):
+            for _ in range(self.limits.at_work):
+                self.connect(self.ask("/huge"))
+            wait_until(lambda: self.counts["at_work"] == self.limits.at_work, "all places are taken")
+            wait_until(lambda: self.is_given_a_place(), "one is cut off")
+        self.assertGreater(self.counts["cut_off"], 0)
+
+    def is_given_a_place(self):
+        return self.get("/honest")[0] == 200
+
+
+class Faults(ServerCase):
+    def test_a_database_that_is_away(self):
+        """503 in words, one line in the log; where it is, is nobody's business."""
+        logging.getLogger("pigeonpost.web.http_server").setLevel(logging.NOTSET)
+        with self.assertLogs("pigeonpost.web.http_server", "WARNING") as logged:
+            sock = self.connect(self.ask("/database", close=False) + self.ask("/next"))
+            status, _, body, rest = next_response(read_all(sock))
+        self.assertEqual((status, parse_response(rest)[2]), (503, b"/next"))
+        self.assertNotIn(b"secret", body)
+        self.assertIn("GET /database: PostgreSQL at a secret place", logged.output[0])
+
+    def test_a_handler_that_raises(self):
+        """500 and an id, no traceback to the client, all of it in the log, and the server alive."""
+        logging.getLogger("pigeonpost.web.http_server").setLevel(logging.NOTSET)
+        with self.assertLogs("pigeonpost.web.http_server", "ERROR") as logged:
+            sock = self.connect(self.ask("/fault", close=False) + self.ask("/next"))
+            status, _headers, body, rest = next_response(read_all(sock))
+        self.assertEqual(status, 500)
+        number = re.fullmatch(rb"A fault of this program\. Its log tells more under ([0-9a-f]{8})\.\n", body)[
+            1
+        ].decode()
+        self.assertEqual(parse_response(rest)[2], b"/next")
+        self.assertIn(f"127.0.0.1: fault {number} in GET /fault", logged.output[0])
+        self.assertIn("KeyError: 'a secret of this program'", logged.output[0])
+        self.assertEqual(self.counts["answers"], {500: 1, 200: 1})
+
+    def test_every_fault_has_an_id_of_its_own(self):
+        self.assertEqual(len({self.get("/fault")[2] for _ in range(10)}), 10)
+        self.assertEqual(self.counts["at_work"], 0)
+
+    def test_a_fault_while_explaining_ends_the_connection_only(self):
+        with mock.patch.object(self.app, "error_page", side_effect=ZeroDivisionError):
+            sock = self.connect(self.ask("/refused"))
+            self.assertEqual(read_all(sock), b"")
+        self.is_served()
+        wait_until(lambda: self.counts["open"] == 0 and self.counts["at_work"] == 0, "it is counted out")
+
+
+class Files(ServerCase):
+    def setUp(self):
+        super().setUp()
+        file = tempfile.NamedTemporaryFile()  # noqa: SIM115
+        self.addCleanup(file.close)
+        self.content = os.urandom(1 << 16) * 4
+        file.write(self.content)
+        file.flush()
+        self.app.path = file.name
+
+    def is_closed(self, fd):
+        try:
+            return not os.path.samestat(os.fstat(fd), os.stat(self.app.path))
+        except OSError:
+            return True
+
+    def are_closed(self):
+        wait_until(lambda: all(map(self.is_closed, self.app.files)), "the files are closed")
+
+    def test_all_of_it(self):
+        status, headers, body = self.get("/file")
+        self.assertEqual((status, headers["content-length"]), (200, str(len(self.content))))
+        self.assertEqual(body, self.content)
+        self.are_closed()
+
+    def test_a_part(self):
+        for start, length in ((0, 1), (5, 1000), (100_000, 162_144)):
+            _, headers, body = self.get(f"/file?{start}-{length}")
+            self.assertEqual(body, self.content[start : start + length])
+            self.assertEqual(headers["content-length"], str(length))
+
+    def test_it_goes_through_no_memory_of_ours(self):
+        calls = []
+        original = os.sendfile
+
+        def sendfile(*args):
+            calls.append(args)
+            return original(*args)
+
+        with mock.patch.object(webserver.os, "sendfile", sendfile):
+            self.assertEqual(self.get("/file")[2], self.content)
+        self.assertTrue(calls)
+
+    def test_the_connection_goes_on_behind_it(self):
+        sock = self.connect(self.ask("/file?0-5", close=False) * 2 + self.ask("/next"))
+        self.assertEqual(self.statuses(read_all(sock)), [200, 200, 200])
+
+    def test_head(self):
+        status, headers, body = self.get("/file", method="HEAD")
+        self.assertEqual((status, headers["content-length"], body), (200, str(len(self.content)), b""))
+        self.are_closed()
+
+    def test_a_file_that_has_become_shorter_ends_the_connection(self):
+        """What was promised cannot be kept: a client that counts sees that something is missing."""
+        sock = self.connect(self.ask("/file?0-999999", close=False))
+        data = read_all(sock)
+        self.assertTrue(data.endswith(self.content))
+        self.assertIn(b"Content-Length: 999999\r\n", data)
+        self.are_closed()
+        self.is_served()
+
+    def stuck(self):
+        """A download that does not go on: a client with a small buffer that reads nothing."""
+        sock = socket.socket()
+        self.addCleanup(sock.close)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        sock.settimeout(LIMIT_S)
+        sock.connect(self.address)
+        ours = sock.getsockname()
+        (there,) = wait_until(lambda: [one for one in list(self.connections._all) if one.client_address == ours])
+        there.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # else the kernel takes megabytes for it
+        sock.sendall(self.ask("/file"))
+        return sock
+
+    def make_large(self):
+        os.truncate(self.app.path, 64 << 20)  # far more than the kernel takes for a client that does not read
+
+    def test_stuck_downloads_cost_the_pages_nothing(self):
+        self.make_large()
+        for _ in range(self.limits.downloads):
+            self.stuck()
+        wait_until(lambda: self.counts["downloads"] == self.limits.downloads, "all are under way")
+        self.assertEqual(self.counts["at_work"], 0)
+        for _ in range(2 * self.limits.at_work):
+            self.is_served(within_s=10.0)
+        status, headers, _ = self.get("/file")
+        self.assertEqual((status, headers["retry-after"], headers["connection"]), (503, "1", "close"))
+
+    def test_a_download_that_ends_makes_room(self):
+        self.make_large()
+        socks = [self.stuck() for _ in range(self.limits.downloads)]
+        wait_until(lambda: self.counts["downloads"] == self.limits.downloads, "all are under way")
+        socks[0].close()
+        wait_until(lambda: self.counts["downloads"] < self.limits.downloads, "one has ended")
+        self.assertEqual(self.get("/file?0-5")[0], 200)
+
+    def test_one_that_does_not_go_on_is_cut_off(self):
+        self.make_large()
+        with mock.patch.object(webserver, "_STALL_S", 0.03):
+            self.stuck()
+            wait_until(lambda: self.app.files, "it is under way")
+            wait_until(lambda: self.counts["downloads"] == 0, "it is given up")
+        self.are_closed()
+        wait_until(lambda: self.counts["open"] == 0, "it is counted out")
+
+    def test_one_that_goes_on_too_slowly_is_cut_off(self):
+        """A byte before every deadline holds no thread for ever: there is a least pace."""
+        self.make_large()
+        now = [1000.0]
+        with mock.patch.object(webserver.time, "monotonic", lambda: now[0]):
+            sock = self.stuck()
+            wait_until(lambda: self.counts["downloads"] == 1, "it is under way")
+            now[0] += 3600 * 24
+            while sock.recv(1 << 16):
+                pass
+            wait_until(lambda: self.counts["downloads"] == 0, "it is given up")
+
+
+class Streams(ServerCase):
+    def test_the_socket_is_handed_over(self):
+        sock = self.connect(self.ask("/stream", close=False))
+        wait_until(lambda: self.app.adopted, "it is handed over")
+        mine = self.app.adopted[0]
+        self.assertEqual((self.counts["open"], self.counts["at_work"]), (0, 0))
+        mine.sendall(b"data: 1\n\n")
+        mine.close()
+        status, headers, body = parse_response(read_all(sock))
+        self.assertEqual((status, body), (200, b"data: 1\n\n"))
+        self.assertEqual((headers["content-type"], headers["connection"]), ("text/event-stream", "close"))
+        self.assertNotIn("content-length", headers)
+
+    def test_it_is_open_still_when_its_thread_has_ended(self):
+        sock = self.connect(self.ask("/stream"))
+        wait_until(lambda: self.app.adopted, "it is handed over")
+        wait_until(
+            lambda: not [t for t in threading.enumerate() if "process_request" in t.name], "its thread has ended"
+        )
+        self.is_served()
+        self.app.adopted[0].sendall(b"x")
+        self.app.adopted[0].close()
+        self.assertTrue(read_all(sock).endswith(b"\r\n\r\nx"))
+
+    def test_head_of_it(self):
+        status, _, body = self.get("/stream", method="HEAD")
+        self.assertEqual((status, body, self.app.adopted), (200, b"", []))
+
+
+class Stopping(ServerCase):
+    def test_idle_clients_do_not_hold_it_up(self):
+        socks = [self.connect(), self.connect(b"GET / HT"), self.connect(self.ask("/", close=False))]
+        wait_until(lambda: self.counts["open"] == 3 and self.counts["answers"], "all are there")
+        wait_until(lambda: self.counts["at_work"] == 0, "nobody is at work")
+        began_s = time.monotonic()
+        self.listener.shutdown()
+        self.listener.server_close()
+        self.assertIsNone(self.connections.stop(LIMIT_S))
+        self.assertLess(time.monotonic() - began_s, 3.0)
+        for sock in socks:
+            read_all(sock)
+
+    def test_who_is_at_work_gets_his_answer(self):
+        sock = self.connect(self.ask("/wait", close=False))
+        wait_until(lambda: self.counts["at_work"] == 1, "it is at work")
+        told = []
+        thread = threading.Thread(target=lambda: told.append(self.connections.stop(LIMIT_S)))
+        thread.start()
+        wait_until(lambda: self.connections.is_stopping, "it stops")
+        self.app.gate.set()
+        thread.join(LIMIT_S)
+        self.assertEqual(told, [None])
+        self.assertEqual(parse_response(read_all(sock))[2], b"/wait")
+
+    def test_a_limit_is_kept_and_what_is_left_is_said(self):
+        sock = self.connect(self.ask("/wait"))
+        wait_until(lambda: self.counts["at_work"] == 1, "it is at work")
+        self.assertEqual(self.connections.stop(0.05), "1 connections were cut off")
+        self.assertEqual(read_all(sock), b"")
+
+    def test_whoever_comes_then_is_turned_away(self):
+        self.connections.stop(LIMIT_S)
+        self.assertEqual(self.get("/")[0], 503)
+        self.assertEqual(self.app.seen, [])
+
+
+class Addresses(unittest.TestCase):
+    def test_no_name_is_looked_up(self):
+        """http.server asks the name server for the host's name, and waits for it where there is none."""
+        with (
+            mock.patch("socket.getfqdn", side_effect=AssertionError),
+            Listener(("127.0.0.1", 0), Handler, Connections(LIMITS), LIMITS) as listener,
+        ):
+            self.assertEqual((listener.server_name, listener.server_port), listener.server_address)
+
+    def test_an_address_in_use(self):
+        with socket.create_server(("127.0.0.1", 0)) as taken, self.assertRaises(OSError):
+            Listener(taken.getsockname(), Handler, Connections(LIMITS), LIMITS)
+
+    def test_ipv6_and_what_its_clients_are_called(self):
+        if not socket.has_dualstack_ipv6():
+            self.skipTest("no IPv6 here")
+        app, connections = Tiny(), Connections(LIMITS)
+        with Listener(("::", 0), partial(Handler, app), connections, LIMITS) as listener:
+            threading.Thread(target=listener.serve_forever, args=(0.002,), daemon=True).start()
+            self.addCleanup(connections.stop, LIMIT_S)
+            self.addCleanup(listener.shutdown)
+            for host in ("127.0.0.1", "::1"):
+                with socket.create_connection((host, listener.server_address[1]), LIMIT_S) as sock:
+                    exchange(sock, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            self.assertEqual([peer for _, _, _, peer in app.seen], ["127.0.0.1", "::1"])
+
+
+class Usual(unittest.TestCase):
+    def test_the_limits_that_are_promised(self):
+        """docs: 5 s for the whole head, at most 32 connections at work."""
+        self.assertEqual((Limits().head_s, Limits().at_work), (5.0, 32))
+        self.assertEqual(JSON, "application/json")
+
+
+class LongBodies(ServerCase):
+    """What a Receiver takes as it comes."""
+
+    def upload(self, body, length=None, query=""):
+        return self.ask(f"/upload{query}", f"Content-Length: {len(body) if length is None else length}",
+                        method="POST", body=body, close=False)  # fmt: skip
+
+    def test_it_gets_all_of_the_body_and_nothing_else(self):
+        body = os.urandom(3 << 20)
+        with self.connect(self.upload(body) + self.upload(b"") + self.ask("/next")) as sock:
+            data = read_all(sock)
+        first, second = self.app.uploads
+        self.assertEqual((first.data == body, first.length, first.end), (True, len(body), "finished"))
+        self.assertEqual((second.data, second.end), (b"", "finished"))
+        self.assertEqual(self.statuses(data), [200, 200, 200])
+        self.assertEqual(self.app.seen, [("GET", "/next", b"", "127.0.0.1")])
+
+    def test_one_that_is_cut_is_abandoned(self):
+        with self.connect(self.upload(b"x" * 99, 100)):
+            wait_until(lambda: self.app.uploads and len(self.app.uploads[0].data) == 99, "it has come so far")
+        wait_until(lambda: self.app.uploads[0].end == "abandoned", "it is abandoned")
+        self.is_served()
+
+    def test_one_that_stands_still_is_abandoned_and_answered(self):
+        with mock.patch.object(webserver, "_STALL_S", 0.03), self.connect(self.upload(b"x" * 99, 100)) as sock:
+            self.assertEqual(self.statuses(read_all(sock)), [408])
+        self.assertEqual(self.app.uploads[0].end, "abandoned")
+
+    def test_one_that_is_too_slow_is_abandoned(self):
+        real = time.monotonic
+        with self.connect(self.upload(b"x" * 9, 100)) as sock:
+            wait_until(lambda: self.app.uploads and len(self.app.uploads[0].data) == 9, "it has come so far")
+            with mock.patch.object(webserver.time, "monotonic", lambda: real() + 61.0):
+                sock.sendall(b"x")
+                self.assertEqual(self.statuses(read_all(sock)), [408])
+        self.assertEqual(self.app.uploads[0].end, "abandoned")
+
+    def test_a_refusal_ends_the_connection_and_leaves_no_trace(self):
+        with self.connect(self.upload(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 1000, query="?refuse")) as sock:
+            self.assertEqual(self.statuses(read_all(sock)), [415])
+        self.assertEqual(self.app.uploads[0].end, "abandoned")
+        self.assertEqual(self.app.seen, [])
+
+    def test_one_that_nobody_takes_is_not_taken_for_the_next_request(self):
+        with self.connect(self.upload(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 1000, query="?unwanted")) as sock:
+            self.assertEqual(self.statuses(read_all(sock)), [401])
+        self.assertEqual((self.app.uploads, self.app.seen), ([], []))
+
+    def test_one_that_says_it_is_too_long_is_refused_before_it_comes(self):
+        with self.connect(self.upload(b"", 11 << 20)) as sock:
+            self.assertEqual(self.statuses(read_all(sock)), [413])
+        self.assertEqual(self.app.uploads, [])
+
+    def test_without_a_place_at_work_it_is_abandoned(self):
+        self.connections._limits = self.limits._replace(queue_s=0.02)
+        waiting = [self.connect(self.ask("/wait")) for _ in range(LIMITS.at_work)]
+        wait_until(lambda: self.counts["at_work"] == len(waiting), "all places are taken")
+        with self.connect(self.upload(b"body")) as sock:
+            self.assertEqual(self.statuses(read_all(sock)), [503])
+        self.assertEqual(self.app.uploads[0].end, "abandoned")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,463 @@
+"""The page over TLS: what is refused, who keeps whom waiting, downloads, live values, cookies, and the certificate."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+import tempfile
+import threading
+import time
+import unittest
+import warnings
+from unittest import mock
+
+from pigeonpost.core.errors import SettingsError
+from pigeonpost.web import http_server as webserver
+from pigeonpost.web.connection_limits import Limits
+from pigeonpost.web.tls import Tls, fingerprint_of
+from tests.forked import Forked
+from tests.support import LIMIT_S, Program, temp_folder, wait_until
+from tests.web.support import WebHouse, next_response, parse_response, read_all
+
+QUICK = Limits(head_s=0.1, body_s=0.1, idle_s=LIMIT_S)
+AT_ONCE = QUICK._replace(head_s=0.05)  # where no handshake is to succeed
+PATHS = []  # of the certificate and the key of all tests that change nothing of it
+
+
+def setUpModule():
+    if shutil.which("openssl") is None:
+        if os.environ.get("CI"):
+            raise AssertionError("these tests need the program openssl")
+        raise unittest.SkipTest("there is no program openssl here")
+    folder = tempfile.mkdtemp(prefix="pigeonpost-test-")
+    unittest.addModuleCleanup(shutil.rmtree, folder)
+    PATHS[:] = make_certificate(folder)
+
+
+def make_certificate(folder, name="page", more=()):
+    """Paths of a fresh certificate and its key."""
+    paths = [os.path.join(folder, f"{name}.{end}") for end in ("pem", "key")]
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-days", "2"]
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    ends = ["-out", paths[0], "-keyout", paths[1], *(more or ["-nodes"])]
+    subprocess.run([*command, *names, *ends], check=True, capture_output=True, timeout=60)
+    return paths
+
+
+def client_context(trusted=None):
+    """What a client speaks that trusts this one certificate; without one it takes any."""
+    context = ssl.create_default_context(cafile=trusted)
+    if trusted is None:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+class TlsCase(unittest.TestCase):
+    def setUp(self):
+        self.paths = PATHS
+
+    def house(self, **options):
+        house = WebHouse(self, tls=Tls(*self.paths), **options)
+        self.address = house.address
+        return house
+
+    def connect(self, context=None):
+        plain = socket.socket()
+        plain.settimeout(LIMIT_S)
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so that little is under way to who does not read
+        try:
+            plain.connect(self.address)
+            link = (context or client_context(self.paths[0])).wrap_socket(plain, server_hostname="localhost")
+        except BaseException:
+            plain.close()
+            raise
+        self.addCleanup(link.close)
+        return link
+
+    def get(self, path="/", more="", link=None):
+        link = link or self.connect()
+        link.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{more}\r\n".encode())
+        return parse_response(read_all(link))
+
+
+class Spoken(TlsCase):
+    def test_a_client_that_trusts_the_certificate_gets_the_page(self):
+        self.house()
+        status, _, body = self.get()
+        self.assertEqual(status, 200)
+        self.assertIn(b"Pigeonpost house", body)
+
+    def test_many_requests_over_one_connection(self):
+        self.house()
+        link, rest = self.connect(), b""
+        for _ in range(5):
+            link.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            data = rest
+            while b"\r\n\r\n" not in data:
+                data += link.recv(1 << 16)
+            status, _, _, rest = next_response(data)
+            self.assertEqual(status, 200)
+
+    def test_the_end_is_told_and_no_cut(self):
+        self.house()
+        link = self.connect()
+        link.suppress_ragged_eofs = False  # then an end without TLS's own goodbye is an error
+        self.assertEqual(self.get(link=link)[0], 200)
+
+    def test_tls_1_1_is_refused_and_1_2_is_not(self):
+        self.house()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            old = client_context()
+            old.set_ciphers("DEFAULT:@SECLEVEL=0")
+            old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
+        with self.assertRaises(OSError):
+            self.connect(old)
+        newer = client_context(self.paths[0])
+        newer.maximum_version = ssl.TLSVersion.TLSv1_2
+        self.assertEqual(self.get(link=self.connect(newer))[0], 200)
+
+    def test_plain_http_gets_a_sentence_and_nothing_else_happens(self):
+        house = self.house()
+        status, headers, body = parse_response(house.raw(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", ends=False))
+        self.assertEqual((status, headers["connection"]), (400, "close"))
+        self.assertIn(b"https://", body)
+        self.assertNotIn(b"Waiting", body)
+
+    def test_nonsense_that_begins_like_tls_ends_that_connection_only(self):
+        house = self.house(limits=AT_ONCE)
+        for data in (b"\x16", b"\x16\x03\x01\xff\xff" + b"x" * 100, b"\x16\x03\x01\x00\x05hello", b"\x16" * 70_000):
+            with self.subTest(data[:10]):
+                self.assertNotIn(b"HTTP", house.raw(data, ends=False))
+        house.web._listeners[0].limits = Limits()
+        self.assertEqual(self.get()[0], 200)
+
+    def test_an_address_without_tls_beside_it(self):
+        house = self.house(plain=[("127.0.0.1", 0)])
+        schemes = [scheme for scheme, _, _ in house.web.urls]
+        self.assertEqual(schemes, ["https", "http"])
+        self.assertEqual(self.get("/healthz")[0], 200)
+        house.address = house.web.addresses[1]
+        self.assertEqual(house.request("GET", "/healthz")[0], 200)
+
+
+class Waiting(TlsCase):
+    def test_silent_clients_keep_nobody_waiting(self):
+        self.house(limits=Limits(head_s=LIMIT_S))
+        silent = [socket.create_connection(self.address, LIMIT_S) for _ in range(20)]
+        half = [socket.create_connection(self.address, LIMIT_S) for _ in range(20)]
+        for sock in half:
+            sock.sendall(b"\x16\x03\x01\x01\x00")
+        began_s = time.monotonic()
+        self.assertEqual(self.get("/healthz")[0], 200)
+        self.assertLess(time.monotonic() - began_s, LIMIT_S / 2)
+        for sock in (*silent, *half):
+            sock.close()
+
+    def test_a_handshake_that_does_not_end_is_cut_off(self):
+        house = self.house(limits=AT_ONCE)
+        for data in (b"", b"\x16", b"\x16\x03\x01\x01\x00"):
+            with self.subTest(data), house.connect() as sock:
+                sock.sendall(data)
+                self.assertEqual(read_all(sock), b"")
+
+    def test_one_that_dribbles_has_no_longer(self):
+        house = self.house(limits=AT_ONCE)
+        with house.connect() as sock, contextlib.suppress(OSError):
+            sock.settimeout(0.01)
+            for byte in b"\x16\x03\x01\x02\x00" + b"\x01" * 500:
+                sock.sendall(bytes([byte]))
+                with contextlib.suppress(TimeoutError):
+                    if not sock.recv(1):
+                        break
+            else:
+                self.fail("it was never cut off")
+
+    def patiently(self, data):
+        """The answer to `data`. On a busy machine the handshake or the first byte may come too late: then it is tried
+        again."""
+        for _ in range(20):
+            with contextlib.suppress(OSError), self.connect() as link:
+                link.sendall(data)
+                if answer := read_all(link):
+                    return answer
+        return self.fail("not one answer")
+
+    def test_half_a_request_is_told_that_it_is_late(self):
+        self.house(limits=QUICK)
+        for data in (b"GET / HT", b"POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nuser"):
+            with self.subTest(data), mock.patch.object(webserver, "_DRAIN_S", 0.1):
+                self.assertEqual(parse_response(self.patiently(data))[0], 408)
+
+    def test_stopping_does_not_wait_for_them(self):
+        house = self.house(limits=Limits(head_s=LIMIT_S * 10))
+        self.connect()
+        with house.connect() as silent:
+            silent.sendall(b"\x16\x03")
+            wait_until(lambda: house.web._connections.counts()["open"] == 2, "both are connected")
+            house.web.stop(LIMIT_S)
+            self.assertEqual(read_all(silent), b"")
+
+    def test_a_download_that_is_not_read_is_cut_off_when_the_server_stops(self):
+        house = self.house()
+        house.store_samples("n", [{"value": n / 7} for n in range(200)])
+        self.fill_log(house, 4 << 20)
+        link = self.connect()
+        link.sendall(b"GET /log.csv HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        self.assertTrue(link.recv(100))
+        wait_until(lambda: house.web._connections.counts()["downloads"] == 1, "it is being sent")
+        house.web.stop(0.1)
+        wait_until(lambda: house.web._connections.counts()["downloads"] == 0, "it was cut off")
+
+    fill_log = staticmethod(lambda house, length: _fill_log(house, length))
+
+
+def _fill_log(house, length):
+    """Make this run's log longer than any buffer on the way."""
+    path, size = house.csv.whole()
+    with open(path, "ab") as file:
+        file.write(b"x" * (length - size))
+    house.csv.size = length
+
+
+class Downloads(TlsCase):
+    def test_a_download_is_the_file_byte_for_byte(self):
+        house = self.house()
+        house.store_samples("n", [{"value": n / 7} for n in range(2000)])
+        _fill_log(house, 1_000_001)
+        with open(house.csv.whole()[0], "rb") as file:
+            wanted = file.read()
+        status, headers, body = self.get("/log.csv")
+        self.assertEqual((status, int(headers["content-length"])), (200, len(wanted)))
+        self.assertEqual(hashlib.sha256(body).hexdigest(), hashlib.sha256(wanted).hexdigest())
+
+    def test_a_range_of_it(self):
+        house = self.house()
+        house.store_samples("n", [{"value": n / 7} for n in range(200)])
+        with open(house.csv.whole()[0], "rb") as file:
+            wanted = file.read()
+        status, _, body = self.get("/log.csv", "Range: bytes=10-99\r\n")
+        self.assertEqual((status, body), (206, wanted[10:100]))
+
+
+class LiveValues(TlsCase):
+    def events(self, link):
+        link.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        data = b""
+        while b"retry:" not in data:
+            data += link.recv(1 << 16)
+        return data
+
+    def test_events_come_through_tls(self):
+        house = self.house()
+        link = self.connect()
+        self.assertIn(b"text/event-stream", self.events(link))
+        for value in (20.5, 21.5):
+            house.store_samples("attic", [{"temperature": value}], {"temperature": "°C"})
+            data = b""
+            while str(value).encode() not in data:
+                part = link.recv(1 << 16)
+                self.assertTrue(part, data)
+                data += part
+
+    def test_one_that_goes_is_dropped_and_one_that_does_not_read_is_too(self):
+        house = self.house()
+        gone, stuck = self.connect(), self.connect()
+        self.events(gone)
+        self.events(stuck)
+        self.assertEqual(house.web._live.clients, 2)
+        gone.close()
+        wait_until(lambda: house.web._live.clients == 1, "it is dropped")
+        for client in list(house.web._live._clients):  # else the kernel takes megabytes for it
+            client.sock.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        values = {f"sensor_{n}": n / 7 for n in range(3000)}
+
+        def is_dropped():
+            house.store_samples("attic", [values])
+            return house.web._live.clients == 0
+
+        wait_until(is_dropped, "it is dropped", 4 * LIMIT_S)
+
+    def test_what_a_page_says_on_its_stream_is_not_looked_at(self):
+        house = self.house()
+        link = self.connect()
+        self.events(link)
+        link.sendall(b"x" * 100_000)
+        house.store_samples("attic", [{"temperature": 20.5}])
+        self.assertTrue(link.recv(1 << 16))
+
+
+class Cookies(TlsCase):
+    def log_in(self, house, link, password="correct horse"):
+        body = f"user=admin&password={password.replace(' ', '+')}".encode()
+        head = "POST /login HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nOrigin: https://localhost\r\n"
+        kind = "Content-Type: application/x-www-form-urlencoded\r\n"
+        link.sendall(f"{head}{kind}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        return parse_response(read_all(link))
+
+    def test_a_session_over_tls_has_a_cookie_for_tls_alone(self):
+        house = self.house(password="correct horse", plain=[("127.0.0.1", 0)])
+        status, headers, _ = self.log_in(house, self.connect())
+        self.assertEqual(status, 303)
+        found = re.fullmatch(
+            rf"(__Host-pigeonpost-{self.address[1]}=[\w-]{{43}}); Path=/; HttpOnly; Secure; SameSite=Strict",
+            headers["set-cookie"],
+        )
+        self.assertTrue(found, headers["set-cookie"])
+        cookie = found[1]
+        self.assertEqual(self.get("/", f"Cookie: {cookie}\r\n")[0], 200)
+        self.assertEqual(self.get("/api/v1/nodes", f"Cookie: {cookie.removeprefix('__Host-')}\r\n")[0], 401)
+        house.address = house.web.addresses[1]
+        self.assertEqual(house.request("GET", "/api/v1/nodes", {"Cookie": cookie})[0], 401)
+
+    def test_a_session_that_is_over_is_forgotten_under_its_own_name(self):
+        house = self.house(password="correct horse")
+        _, headers, _ = self.log_in(house, self.connect())
+        cookie = headers["set-cookie"].partition(";")[0]
+        house.users.set_password("admin", "another one")
+        _, headers, _ = self.get("/", f"Cookie: {cookie}\r\nAccept: text/html\r\n")
+        self.assertIn(f"__Host-pigeonpost-{self.address[1]}=; ", headers["set-cookie"])
+        self.assertIn("Max-Age=0", headers["set-cookie"])
+
+
+class Certificate(TlsCase):
+    def refused(self, *paths):
+        with self.assertRaises(SettingsError) as caught:
+            Tls(*paths)
+        self.assertIn(paths[0] if os.path.exists(paths[-1]) else paths[-1], str(caught.exception))
+        return str(caught.exception)
+
+    def test_what_does_not_read_is_named_with_the_remedy(self):
+        folder = temp_folder(self)
+        other = make_certificate(folder, "other")
+        locked = make_certificate(folder, "locked", ["-passout", "pass:secret"])
+        nothing = os.path.join(folder, "nothing")
+        with open(nothing, "w", encoding="ascii") as file:
+            file.write("nothing of the kind\n")
+        self.assertIn("control.py certificate", self.refused(os.path.join(folder, "none.pem"), self.paths[1]))
+        self.assertIn("No such file", self.refused(self.paths[0], os.path.join(folder, "none.key")))
+        self.assertIn("not the certificate's", self.refused(self.paths[0], other[1]))
+        self.assertIn("not PEM", self.refused(nothing, self.paths[1]))
+        with self.assertRaisesRegex(SettingsError, "password"):
+            Tls(*locked)
+
+    def test_the_key_may_stand_in_the_same_file(self):
+        both = os.path.join(temp_folder(self), "both.pem")
+        with open(both, "w", encoding="ascii") as file:
+            for path in self.paths:
+                with open(path, encoding="ascii") as part:
+                    file.write(part.read())
+        self.paths = [both, ""]
+        self.house()
+        self.assertEqual(self.get("/healthz", link=self.connect(client_context(both)))[0], 200)
+
+    def test_the_fingerprint_is_the_one_that_openssl_tells(self):
+        said = subprocess.run(
+            ["openssl", "x509", "-in", self.paths[0], "-noout", "-fingerprint", "-sha256"],
+            capture_output=True, text=True, check=True, timeout=60,
+        ).stdout  # fmt: skip
+        self.assertEqual(fingerprint_of(self.paths[0]), said.partition("=")[2].strip().replace(":", "").lower())
+
+    def test_a_renewed_one_is_taken_up_and_a_broken_one_is_not(self):
+        self.paths = make_certificate(temp_folder(self))
+        self.house()
+
+        def shown():
+            return hashlib.sha256(self.connect(client_context()).getpeercert(binary_form=True)).hexdigest()
+
+        first = shown()
+        self.assertEqual(first, fingerprint_of(self.paths[0]))
+        with self.assertLogs("pigeonpost.web.tls", "ERROR"):
+            with open(self.paths[0], "w", encoding="ascii") as file:
+                file.write("half a certif")
+            self.assertEqual(shown(), first)
+        new = make_certificate(temp_folder(self), "new")
+        os.replace(new[1], self.paths[1])
+        os.replace(new[0], self.paths[0])
+        self.assertEqual(shown(), fingerprint_of(self.paths[0]))
+        self.assertNotEqual(shown(), first)
+
+
+class Programs(unittest.TestCase):
+    def test_control_makes_one_the_server_speaks_with_it_and_control_finds_the_server(self):
+        data = temp_folder(self)
+        made = Forked(self, "control.py", "--data", data, "certificate", "localhost", "127.0.0.1")
+        self.assertEqual(made.wait(), 0, made.logged)
+        path, key = os.path.join(data, "certificate.pem"), os.path.join(data, "certificate.key")
+        self.assertEqual(made.said, [fingerprint_of(path)])
+        self.assertEqual(os.stat(key).st_mode & 0o777, 0o600)
+        again = Forked(self, "control.py", "--data", data, "certificate")
+        self.assertEqual((again.wait(), again.said), (0, made.said))
+        server = Forked(
+            self, "server.py", "--data", data, "--web", "127.0.0.1:0",
+            PIGEONPOST_WEB_CERTIFICATE=path, PIGEONPOST_WEB_KEY=key,
+        )  # fmt: skip
+        line = server.line()
+        self.assertRegex(line, r"^the page is at https://127\.0\.0\.1:\d+/$")
+        server.logs(made.said[0])
+        status = Forked(self, "control.py", "--data", data, "alive")
+        self.assertEqual(status.wait(), 0, status.logged)
+        port = int(line.rpartition(":")[2].rstrip("/"))
+        with client_context(path).wrap_socket(
+            socket.create_connection(("127.0.0.1", port), LIMIT_S), server_hostname="127.0.0.1"
+        ) as link:
+            link.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            self.assertEqual(parse_response(read_all(link))[0], 200)
+        other = Forked(self, "control.py", "--data", data, "certificate", "--new")
+        self.assertEqual(other.wait(), 0)
+        self.assertNotEqual(other.said, made.said)
+        status = Forked(self, "control.py", "--data", data, "alive")
+        self.assertEqual(status.wait(), 0, status.logged)  # the server has taken it up
+        self.leave_another_servers_place(data, other.said[0])
+
+    def leave_another_servers_place(self, data, found):
+        """control.py shows its key to nobody but the server whose certificate it knows."""
+        path = make_certificate(temp_folder(self), "another")[0]
+        place = os.path.join(data, "running.json")
+        with open(place, encoding="utf-8") as file:
+            about = json.load(file)
+        with open(place, "w", encoding="utf-8") as file:
+            json.dump({**about, "certificate": path}, file)
+        refused = Forked(self, "control.py", "--data", data, "alive")
+        self.assertEqual(refused.wait(), 1)
+        self.assertIn(f"expected {fingerprint_of(path)}, found {found}", "\n".join(refused.logged))
+
+    def test_a_server_with_half_of_what_it_takes_says_so(self):
+        for environment, words in (
+            ({"PIGEONPOST_WEB_KEY": "/nowhere/key.pem"}, "takes a [web] certificate beside it"),
+            ({"PIGEONPOST_WEB_CERTIFICATE": "/nowhere/page.pem"}, "/nowhere/page.pem: No such file"),
+        ):
+            with self.subTest(words):
+                server = Forked(self, "server.py", "--data", temp_folder(self), **environment)
+                self.assertEqual(server.wait(), 2)
+                self.assertIn(words, "\n".join(server.logged))
+
+    def test_without_openssl_it_says_what_to_install(self):
+        made = Program(self, "control.py", "--data", temp_folder(self), "certificate", PATH="/nowhere")
+        self.assertEqual(made.wait(), 1)
+        self.assertIn("sudo apt install openssl", "\n".join(made.logged))
+
+
+class ManyAtOnce(TlsCase):
+    def test_fifty_clients(self):
+        self.house()
+        context, answers = client_context(self.paths[0]), []
+
+        def ask():
+            answers.append(self.get("/healthz", link=self.connect(context))[0])
+
+        threads = [threading.Thread(target=ask) for _ in range(50)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(4 * LIMIT_S)
+        self.assertEqual(answers, [200] * 50)
+
+
+if __name__ == "__main__":
+    unittest.main()

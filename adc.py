@@ -1,9 +1,7 @@
-"""MCP3008: eight analogue inputs over SPI, as counts, volts, °C, ohms or lux.
+"""MCP3008: eight analogue inputs over SPI, as counts, volts, °C, ohms or lux (sensor kind "adc").
 
-Runs on: node.  Reached from: node.py (kind = "adc"), sampler.  Hands on to: spidev, imported when the chip is first
-  opened.
-Threads: as every source, one at a time.
-Errors: SensorError, with the command that mends it.
+spidev is imported when the chip is first opened. A source is used by one thread at a time.
+Errors: SensorError, with the command that repairs the set-up.
 
 One reading is three bytes each way (Microchip DS21295, "MCP3004/3008", section 6.1 and figure 6-1):
 
@@ -17,12 +15,15 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
 
 from pigeonpost.core.config import Option, a_table, matching, number, one_of, read_options
 from pigeonpost.core.errors import SensorError, SettingsError
+from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple, Protocol
 from pigeonpost.sensors.contract import Channel, FoundDevice, Readings, SensorSource, channel_tables
 from protocol import UNIT, Number
+
+if TYPE_CHECKING:
+    from typing import Any
 
 FULL_SCALE = 1024  # counts: code = 1024 x Vin / Vref (DS21295, equation 4-2)
 # The chip takes 3.6 MHz at 5 V and 1.35 MHz at 2.7 V (DS21295, table 1-1); spidev's own default is the bus's maximum.
@@ -30,13 +31,13 @@ MAX_SPEED_HZ = 1_000_000
 
 
 class Spi(Protocol):
-    """What the driver needs of spidev.SpiDev."""
+    """The part of spidev.SpiDev that the driver uses."""
 
     def xfer2(self, values: list[int]) -> Sequence[int]:
-        """Send bytes with the chip selected all the while; the bytes that came back."""
+        """Send bytes with the chip selected throughout. Returns the bytes received."""
 
     def close(self) -> None:
-        """Give the device back."""
+        """Close the device."""
 
 
 class Mcp3008:
@@ -46,7 +47,7 @@ class Mcp3008:
         self._spi = spi
 
     def read(self, plus: int, minus: int | None = None) -> int:
-        """One conversion: 0 to 1023 counts.
+        """Make one conversion. Returns 0 to 1023 counts.
 
         plus   input 0 to 7, against ground
         minus  for a differential reading its neighbour (0 and 1, 2 and 3 ...); below zero reads 0
@@ -63,12 +64,12 @@ class Mcp3008:
         return (high & 0b11) << 8 | low
 
     def close(self) -> None:
-        """Give the device back."""
+        """Close the device."""
         self._spi.close()
 
 
 def open_spi(bus: int, device: int, max_speed_hz: int = MAX_SPEED_HZ) -> Spi:
-    """/dev/spidev`bus`.`device`, open in mode 0. SensorError names what is missing, and the command that mends it."""
+    """Open /dev/spidev`bus`.`device` in mode 0. SensorError names what is missing, and the command that repairs it."""
     try:
         import spidev
     except ImportError:
@@ -104,17 +105,17 @@ _NO_ANSWER = (
 
 
 def celsius(volts: float, offset_mv: float, mv_per_c: float) -> float:
-    """The temperature of a sensor whose output is `offset_mv` at 0 °C, and `mv_per_c` more for each degree."""
+    """Return the temperature of a sensor whose output is `offset_mv` at 0 °C, and `mv_per_c` more for each degree."""
     return round((volts * 1000 - offset_mv) / mv_per_c, 2)
 
 
 def ldr_ohms(counts: float, fixed_ohms: float, ldr_at: str) -> float:
-    """The resistance of a light-dependent resistor in a divider with a fixed one.
+    """Return the resistance of a light-dependent resistor in a divider with a fixed one.
 
     counts  at the divider's middle, 0 to 1023
     ldr_at  "supply": the LDR is between the supply and the input, the fixed one to ground; "ground": the other way
 
-    Raises SensorError at either end of the scale, where it cannot be told.
+    Raises SensorError at either end of the scale, where it is unknown.
     """
     over, under = FULL_SCALE - counts, counts
     if ldr_at == "ground":
@@ -125,7 +126,7 @@ def ldr_ohms(counts: float, fixed_ohms: float, ldr_at: str) -> float:
 
 
 def ldr_lux(ohms: float, ohms_at_10_lux: float, gamma: float) -> float:
-    """An estimate of the light in lux: an LDR's resistance falls with the light to the power of `gamma`.
+    """Return an estimate of the light in lux: an LDR's resistance falls with the light to the power of `gamma`.
 
     A GL5528, for one, has 10 to 20 kilo-ohms at 10 lux and gamma 0.7 (its data sheet): good within a factor of two.
     """
@@ -136,7 +137,7 @@ def ldr_lux(ohms: float, ohms_at_10_lux: float, gamma: float) -> float:
 
 
 class AdcInput(NamedTuple):
-    """One channel: which input of the chip, and what becomes of its counts."""
+    """One channel: an input of the chip, and the conversion of its counts."""
 
     plus: int
     minus: int | None
@@ -186,8 +187,8 @@ class AdcSource(SensorSource):
         return sum([chip.read(entry.plus, entry.minus) for _ in range(self._average)]) / self._average
 
     def _refuse_silence(self, chip: Mcp3008, counts: Mapping[str, float]) -> None:
-        """A line that nothing drives reads as one value throughout. One input may well be at the end of its scale, so
-        that is believed only when all eight are at the same one."""
+        """Raise SensorError for a line that nothing drives. One input may be at the end of its scale, so all eight must
+        be at the same end."""
         for rail in (0, FULL_SCALE - 1):
             if all(value == rail for value in counts.values()) and all(chip.read(n) == rail for n in range(8)):
                 raise SensorError(_NO_ANSWER.format(rail))
@@ -237,7 +238,7 @@ CHANNEL_OPTIONS = (
 
 
 def make(settings: Mapping[str, Any], where: str, spi: Spi | None = None) -> AdcSource:
-    """The source that a [[sensor]] table with kind = "adc" describes; `spi` stands in for the real device.
+    """The source that a [[sensor]] table with kind = "adc" describes; `spi` replaces the real device.
 
     Raises SettingsError, which begins with `where`.
     """
@@ -259,7 +260,7 @@ def make(settings: Mapping[str, Any], where: str, spi: Spi | None = None) -> Adc
 
 
 def _rail(chosen: Mapping[str, Any], convert: Callable[[float], Number]) -> Mapping[str, Any]:
-    """What a temperature sensor that is broken or not connected shows; of other inputs an end may be a true value."""
+    """Return the rail of a temperature sensor, which a broken one shows; of other inputs an end may be a true value."""
     return {"rail": sorted((convert(0), convert(FULL_SCALE - 1)))} if chosen["convert"] in _TEMPERATURE else {}
 
 
@@ -285,7 +286,7 @@ def _conversion(chosen: Mapping[str, Any], vref_v: float) -> Callable[[float], N
 
 
 def scan(root: str) -> Iterator[FoundDevice]:
-    """A chip on each SPI device that is there; whether it is one shows when it is read."""
+    """Return each SPI device as a possible chip; reading it shows whether it is one."""
     try:
         names = sorted(os.listdir(os.path.join(root, "dev")))
     except OSError:

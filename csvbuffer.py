@@ -1,21 +1,19 @@
-"""The CSV log of one run, and the lock-protected buffer before it. Derived from the store, and always whole.
-
-Runs on: server.  Reached from: intake (add, flush, due), webui (last, whole).  Hands on to: the disk.
-Threads: the intake's writer thread adds, flushes and syncs; web threads look. `_lock` guards the buffer, the last
-  samples, and which file is whole up to where; it is held while these are changed or copied, never during a disk
-  call.
-Errors: none that stop the server while it runs, since the store has everything: `fault` says why rows wait there.
-  DiskError at the start, when the last run's file cannot be synced.
+"""The CSV log of one run, and its lock-protected buffer; derived from the store, and always whole.
 
     time,node,sensor,value,unit
     2026-11-20T16:36:10.123+01:00,basement,temperature,23.4,°C
 
-How it stays whole. A commit stores samples and, in the same transaction, a *filing* for each stretch of the log that
-they make. Then the rows go into the file. Now and then the file is synced, and the next transaction records how long
-it then was (`LogMark`) and forgets the filings that this covers; a new file gets no rows before it is recorded. After
-a crash the filings that are left tell which bytes belong behind that length: what is there and right is kept, the
-rest is cut, and what is missing is written. A file that somebody changed is left alone, and what it lacks opens the
-next one. A file that is closed, and owes nothing, gets its line in logs/SHA256SUMS.
+The Ingestor's writer thread adds, flushes and syncs; web threads read. `_lock` guards the buffer, the last samples, and
+the name and whole length of the file; it is held while these are changed or copied, never during a disk call.
+Errors: none that stop a running server, since the store has everything: `fault` says why rows wait in the store.
+DiskError at the start, when the last run's file cannot be synced.
+
+How it stays whole. A commit stores samples and, in the same transaction, a numbered record (a *filing*) of each entry
+that they make in the log. Then the rows are written to the file. Now and then the file is synced, and the next
+transaction records its length (`LogMark`) and deletes the filings that this covers; a new file gets no rows before it
+is recorded. After a crash the remaining filings tell which bytes belong behind that length: what is there and right is
+kept, the rest is cut, and what is missing is written. A file that somebody changed is left alone, and what it lacks
+opens the next one. A file that is closed, and complete, gets its line in logs/SHA256SUMS.
 """
 
 from __future__ import annotations
@@ -56,7 +54,7 @@ _BLOCK_BYTES = 1 << 20
 
 
 class RecentSample(NamedTuple):
-    """A sample as Log Check shows it."""
+    """One of the last samples, as the page Log Check shows it."""
 
     node: str
     sample: Sample
@@ -64,7 +62,7 @@ class RecentSample(NamedTuple):
 
 
 class CsvLog:
-    """The log of this run, and the mending of the one before."""
+    """The log of this run, and the repair of the one before."""
 
     def __init__(self, data: str, store: Store, clock: Clock) -> None:
         """data: the folder in which `logs/` is."""
@@ -79,7 +77,7 @@ class CsvLog:
         self._tail = b""  # the last bytes of the file,
         self._sum = hashlib.sha256()  # and the sum of all
         self._sums = LogChecksums(self._folder)
-        self._filed = 0  # the filing up to which the file has all rows
+        self._filed = 0  # the filing number up to which the file has all rows
         self._recorded = LogMark("", 0, 0, 0)
         self._due: LogMark | None = None  # handed to a transaction, of which it is not known yet that it was committed
         self._is_unsynced = False  # whether a sync failed: then what it did not write, no later one would write
@@ -91,7 +89,7 @@ class CsvLog:
     # ------------------------------------------------------------------------------- the writer's part
 
     def start(self) -> None:
-        """Make the last run's file whole, and begin this run's."""
+        """Repair the last run's file, and begin this run's."""
         mark = self._store.log_mark()
         if mark is not None:
             self._filed = mark.filed
@@ -114,7 +112,7 @@ class CsvLog:
             log.warning("the CSV log is not recorded yet: %s", error)
 
     def add(self, epoch_commit: EpochCommit, noted_ms: int) -> None:
-        """Put into the buffer what a commit has stored."""
+        """Add what a commit has stored to the buffer."""
         rows = [
             log_rows(epoch_commit.node, epoch_commit.epoch, item, epoch_commit.units, noted_ms)
             for item in epoch_commit.items
@@ -157,7 +155,7 @@ class CsvLog:
             self.fault = f"the CSV log waits: {error.strerror or error}"
 
     def due(self, now: bool = False) -> LogMark | None:
-        """Sync the file where it is time to (or `now`); what the next transaction is to record then."""
+        """Sync the file if that is due (or `now`). Returns what the next transaction is to record then."""
         old, self._due = self._recorded, None
         grown = self.size - (old.size if old.name == self.name else 0)
         waited_s = self._clock.monotonic() - self._synced_s
@@ -174,13 +172,13 @@ class CsvLog:
         return self._due
 
     def _committed(self) -> None:
-        """What was due is recorded."""
+        """Note that the transaction recorded what was due."""
         if self._due is not None:
             self._recorded, self._due = self._due, None
             self._synced_s = self._clock.monotonic()
 
     def close(self) -> None:
-        """Give the file back; `due(now=True)` comes first."""
+        """Close the file; `due(now=True)` comes first."""
         self._sums.stop()
         if self._fd >= 0 and not self._behind and self._recorded[:2] == (self.name, self.size):
             self._sums.seal(self.name, self._sum.hexdigest())
@@ -194,12 +192,12 @@ class CsvLog:
     # ---------------------------------------------------------------------------------- anybody's part
 
     def last(self) -> list[RecentSample]:
-        """The last samples of this run, oldest first."""
+        """Return the last samples of this run, oldest first."""
         with self._lock:
             return list(self._shown)
 
     def whole(self) -> tuple[str, int]:
-        """The path of this run's file, and how many bytes of it are whole rows."""
+        """Return the path of this run's file, and how many bytes of it are whole rows."""
         with self._lock:
             return self._path(), self.size
 
@@ -225,7 +223,7 @@ class CsvLog:
         sync_folder(self._path())
 
     def _is_changed(self) -> bool:
-        """Whether somebody else wrote to this run's file, replaced it or removed it."""
+        """Return True if another program wrote to this run's file, replaced it or removed it."""
         try:
             named, ours = os.stat(self._path()), os.fstat(self._fd)
             changed = named.st_ino != ours.st_ino or ours.st_size != self.size
@@ -269,7 +267,7 @@ class CsvLog:
     # ------------------------------------------------------------------------------------------ mending
 
     def _mend(self, mark: LogMark) -> None:
-        """Make the file of `mark` say what the store has; what cannot be put there is left for the next file."""
+        """Complete the file of `mark` from the store; what cannot be written there is left for the next file."""
         owed = [(logged.filed, logged_rows(logged)) for logged in self._store.logged_after(mark.filed)]
         path = os.path.join(self._folder, mark.name)
         try:
@@ -316,7 +314,7 @@ class CsvLog:
 
 
 def _append(fd: int, data: bytes, size: int) -> int:
-    """Write `data` at the end of a file of `size` bytes, wholly or not at all; its new size."""
+    """Write `data` at the end of a file of `size` bytes, wholly or not at all. Returns its new size."""
     at, view = size, memoryview(data)
     try:
         while view:
@@ -326,6 +324,3 @@ def _append(fd: int, data: bytes, size: int) -> int:
         os.ftruncate(fd, size)
         raise
     return at
-
-
-# ------------------------------------------------------------------------------------------------------------ rows

@@ -1,22 +1,18 @@
-"""Pi1: samples sensors on time, keeps the samples safe, and gives them to the servers that ask.
+"""The node: samples sensors on time, keeps the samples safe, and gives them to the servers that collect them.
 
     python3 node.py --simulate          try it without hardware
     python3 node.py                     an MCP3008 on SPI 0.0: temperature on input 1, light on input 2
 
-Runs on: node.  Reached from: the command line, systemd, a container.  Hands on to: everything below; only here it is
-  put together.
-Threads: the main thread starts the parts in order, waits, and stops them in reverse; each part owns its own.
-Errors: exit status 2 for wrong settings, 74 when the disk fails, 75 when another node uses the same data.
+The main thread starts the components in order, waits, and stops them in reverse; each has its own threads.
+Exit status: 2 for wrong settings, 74 when the disk fails, 75 when another node uses the same data.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pigeonpost.auth.key import Key
 from pigeonpost.core import config
@@ -27,6 +23,7 @@ from pigeonpost.core.data_folder import OUTBOX_LOCK
 from pigeonpost.core.errors import PigeonpostError, SettingsError
 from pigeonpost.core.files import kind_of_filesystem, lock_data_dir
 from pigeonpost.core.lifecycle import Lifecycle, LifecycleComponent, start_logging
+from pigeonpost.core.light_typing import TYPE_CHECKING
 from pigeonpost.core.strict_json import write_json
 from pigeonpost.core.version import VERSION
 from pigeonpost.node.node_info import NodeInfo
@@ -41,6 +38,10 @@ from pigeonpost.transports import registry
 from pigeonpost.transports.contract import Transport
 from pigeonpost.transports.tcp_node import TcpNodeTransport
 from protocol import LINE_BYTES
+
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
 
 log = logging.getLogger("node")
 
@@ -68,6 +69,25 @@ _EXAMPLES = """examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a node until it is told to stop; the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    chosen = config.read_flags(NODE, arguments) or _parse(arguments)
+    start_logging()
+    sys.setswitchinterval(0.0005)  # so that a busy connection delays a sample by half a millisecond, not by five
+    try:
+        settings = config.load(NODE, chosen, "node.toml", arrays=("sensor",))
+        if getattr(chosen, "show", False):
+            print(settings.show())
+            return 0
+        return Node(settings).run()
+    except PigeonpostError as error:
+        print(f"node.py: {error}", file=sys.stderr)
+        return error.exit_status
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """All that arguments can be, with help and errors."""
+    import argparse
+
     parser = argparse.ArgumentParser(
         prog="node.py", description="Sample sensors on time, keep the samples safe, give them to the servers that ask.",
         epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -75,18 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config.add_flags(parser, NODE)
     parser.add_argument("--show", action="store_true", help="print every setting with its origin, and stop")
     parser.add_argument("--version", action="version", version=f"pigeonpost {VERSION}")
-    chosen = parser.parse_args(arguments)
-    start_logging()
-    sys.setswitchinterval(0.0005)  # so that a busy connection delays a sample by half a millisecond, not by five
-    try:
-        settings = config.load(NODE, chosen, "node.toml", arrays=("sensor",))
-        if chosen.show:
-            print(settings.show())
-            return 0
-        return Node(settings).run()
-    except PigeonpostError as error:
-        print(f"node.py: {error}", file=sys.stderr)
-        return error.exit_status
+    return parser.parse_args(arguments)
 
 
 class Node:
@@ -103,12 +112,14 @@ class Node:
         self.every_s = settings["node", "every"]
         self.ring = Ring(data, settings["outbox", "slots"], _slot_bytes([channel.name for channel in channels]))
         self.outbox = Outbox(self.ring, self.clock.boot_id, settings["outbox", "sync"], self._fail)
-        self.sampler = Sampler(self.sources, self.outbox.put, self.every_s, self.clock, lambda: self.outbox.on)
+        self.sampler = Sampler(
+            self.sources, self.outbox.put, self.every_s, self.clock, lambda: self.outbox.on, is_checked=True
+        )
         _refuse_too_many(channels)
         key = _key(settings["node", "token"])
         info = NodeInfo(
             settings["node", "name"] or own_name(),
-            [_told(channel) for channel in channels],
+            [_channel_as_json(channel) for channel in channels],
             self.every_s, key, self.outbox.switch, self._details,
         )  # fmt: skip
         self.link = TcpNodeTransport(settings["node", "listen"], info, self.outbox, self.clock)
@@ -118,7 +129,9 @@ class Node:
             LifecycleComponent("link", self.link.start, self.link.stop),
             *[LifecycleComponent(name, transport.start, transport.stop) for name, transport in transports.items()],
             LifecycleComponent("outbox", self.outbox.start, self.outbox.stop),
-            LifecycleComponent("sampler", self.sampler.start, self.sampler.stop),
+            LifecycleComponent(
+                "sampler", self.sampler.start, self.sampler.stop, self.sampler.check, self.sampler.check_s
+            ),
         ])  # fmt: skip
 
     def run(self) -> int:
@@ -154,7 +167,7 @@ class Node:
 
 
 def _transports(settings: Settings, info: NodeInfo, outbox: Outbox, clock: Clock) -> dict[str, Transport]:
-    """The node's end of each road that is switched on; what a road needs is only loaded then."""
+    """Make the node's end of each transport that is switched on; a transport is imported only then."""
     ends: dict[str, Transport] = {}
     for name, setting, make in TRANSPORTS:
         if settings[setting]:
@@ -192,7 +205,7 @@ def _make_source(table: Mapping[str, Any], where: str, simulate: bool) -> Sensor
     return make_source(kind, options, where)
 
 
-def _told(channel: Channel) -> dict[str, Any]:
+def _channel_as_json(channel: Channel) -> dict[str, Any]:
     """A channel as HELLO tells it."""
     told: dict[str, Any] = {"name": channel.name, "unit": channel.unit}
     if channel.simulated:
@@ -204,7 +217,7 @@ def _told(channel: Channel) -> dict[str, Any]:
 
 def _refuse_too_many(channels: Sequence[Channel]) -> None:
     """All sensors are told in one line, HELLO, and that has an end."""
-    if sum(len(write_json(_told(channel))) + 30 for channel in channels) > LINE_BYTES // 2:
+    if sum(len(write_json(_channel_as_json(channel))) + 30 for channel in channels) > LINE_BYTES // 2:
         raise SettingsError(f"{len(channels)} sensors are too many for one node: give some of them to a second one")
 
 

@@ -1,10 +1,7 @@
-"""The words of the link: what a line may say, how it is written, and what a sample looks like on the wire.
+"""Protocol of the TCP link: samples, gaps and batches, the messages, and their encoding; no I/O, no clock.
 
-Runs on: node and server.  Reached from: the roads in links/, session, sampler, outbox, intake.
-Hands on to: base.clock (how a time is written).  Threads: none; nothing here reads a clock, a file or a socket.
-Errors: the WireError family of base.errors, each with its code on the wire.
-
-docs/protocol.md is this file for people. One table, WORDS, says what each word takes; both ends write and read by it.
+One table, WORDS, says what each word takes; both ends write and read by it. docs/protocol.md describes the same in
+prose. Errors: the WireError family of core.errors, each with its code on the wire.
 """
 
 from __future__ import annotations
@@ -12,11 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeGuard
 
 from pigeonpost.core.clock import parse_rfc3339, rfc3339
 from pigeonpost.core.errors import BadArgument, NotUtf8, TooLong, UnknownWord, WireError
-from pigeonpost.core.strict_json import _finite, _read_json, read_json, write_json
+from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
+from pigeonpost.core.strict_json import finite, read_json, read_json_with, write_json
+
+if TYPE_CHECKING:
+    from typing import Any, TypeGuard
 
 VERSION = 1
 IMPORTED = "imported"  # the outbox of samples that were read from a file; no node's is called so
@@ -41,7 +41,7 @@ Values = dict[str, Number | None]
 
 
 class Sample(NamedTuple):
-    """Everything that was read at one moment.
+    """All readings taken at one moment.
 
     seq      1, 2, 3 ... within the epoch
     time_ms  when it was taken: UTC, milliseconds since 1970
@@ -68,13 +68,17 @@ class Gap(NamedTuple):
     why: str
 
 
-class Batch(NamedTuple):
-    """What a road hands to the server's intake: samples of one epoch, or a gap in it.
+def _ignore_answer(*_: object) -> None:
+    """Do nothing: the default of both callbacks of a Batch."""
 
-    base     the running number of seq 0 of this epoch within its outbox; None when the node did not tell
-    units    sensor name to unit, as the node told them
-    done     called with (epoch, seq) when everything up to seq is durable; returns at once, from any thread
-    refused  called instead, with the error, when the samples would leave a hole
+
+class Batch(NamedTuple):
+    """What a transport submits to the server's ingestor: samples of one epoch, or a gap in it.
+
+    base          the running number of seq 0 of this epoch within its outbox; None if the node did not send it
+    units         sensor name to unit, as the node sent them
+    on_committed  called with (epoch, seq) when everything up to seq is durable; returns at once, from any thread
+    on_rejected   called instead, with the error, when the samples would leave a hole
     """
 
     node: str
@@ -84,12 +88,12 @@ class Batch(NamedTuple):
     samples: Sequence[Sample]
     gap: Gap | None
     units: Mapping[str, str]
-    done: Callable[[str, int], Any]
-    refused: Callable[[WireError], Any]
+    on_committed: Callable[[str, int], Any] = _ignore_answer
+    on_rejected: Callable[[WireError], Any] = _ignore_answer
 
 
 class Message(NamedTuple):
-    """One line, read: the word in capitals, and its arguments as the shapes in WORDS give them."""
+    """A decoded line: the word in capitals, and its arguments as the shapes in WORDS return them."""
 
     word: str
     args: tuple[Any, ...]
@@ -115,9 +119,9 @@ class Shape(NamedTuple):
 
 
 def encode(word: str, *args: Any) -> bytes:
-    """The line that says `word` with `args` (one for each shape in WORDS), its LF included.
+    """Return the line of `word` with `args` (one for each shape in WORDS), with its LF.
 
-    Raises TooLong when the line would pass LINE_BYTES; KeyError or ValueError for what is no line of the link at all.
+    Raises TooLong when the line would pass LINE_BYTES; KeyError or ValueError for an invalid word or argument.
     """
     shapes = WORDS[word].shapes
     parts = [shape.write(arg) for shape, arg in zip(shapes, args, strict=True)]
@@ -128,7 +132,7 @@ def encode(word: str, *args: Any) -> bytes:
 
 
 def decode(line: bytes) -> Message | None:
-    """What one line says; None for an empty one. Its end (CR, LF) may be there or not.
+    """Decode one line, with or without its end (CR, LF). Returns None for an empty one.
 
     Raises one of the WireError family, whose text names what was wrong and what would be right.
     """
@@ -145,7 +149,7 @@ def decode(line: bytes) -> Message | None:
         said = _READ_AS.get(said, said)
         word = WORDS.get(said)
         if word is None:
-            raise UnknownWord(f"unknown word {_shown(text.split(' ')[0])}; the words are {', '.join(WORDS)}")
+            raise UnknownWord(f"unknown word {_preview(text.split(' ')[0])}; the words are {', '.join(WORDS)}")
     shapes = word.shapes
     parts = rest.split(" ", len(shapes) - 1) if rest else []
     if len(parts) != len(shapes):
@@ -154,14 +158,14 @@ def decode(line: bytes) -> Message | None:
 
 
 def error_line(error: WireError, line: bytes) -> bytes:
-    """The ERROR line that tells the peer what was wrong with `line`."""
+    """Return the ERROR line that tells the peer the fault of `line`."""
     text = str(error)[:_LONGEST_TEXT].encode(errors="replace").decode()
     shown = line[:400].decode(errors="replace").rstrip("\r\n")[:80]
     return encode("ERROR", error.code, {"text": text, "line": shown})
 
 
 def _capitals(text: str) -> str:
-    """`text` in capitals where it is ASCII: some other letters have ASCII capitals too, as the long s."""
+    """Return `text` in capitals where it is ASCII: some other letters have ASCII capitals too, as the long s."""
     return text.upper() if text.isascii() else text
 
 
@@ -172,16 +176,16 @@ _LONGEST_TEXT = 1000  # letters of an ERROR's text; each may need six bytes
 
 
 # For arrays of samples, all in C: `_sample` looks at the numbers, `_read_sample_array` at the keys.
-_SAMPLES_DECODER = json.JSONDecoder(parse_constant=_finite)
+_SAMPLES_DECODER = json.JSONDecoder(parse_constant=finite)
 
 
 # -------------------------------------------------------------------------------------------------------- samples
 
 
 def read_samples(items: Any) -> list[Sample]:
-    """The samples of one epoch that a decoded JSON array holds: one or more, `seq` without holes.
+    """Return the samples of one epoch in a decoded JSON array: one or more, `seq` without holes.
 
-    Every road brings samples in this form. Raises BadArgument, naming the sample and the key.
+    Every transport carries samples in this form. Raises BadArgument, naming the sample and the key.
     """
     if type(items) is not list or not 0 < len(items) <= BATCH_SAMPLES:
         raise BadArgument(f"samples come as a JSON array of 1 to {BATCH_SAMPLES}")
@@ -199,19 +203,19 @@ def _sample(item: Any) -> Sample:
     except (KeyError, TypeError):
         raise BadArgument("a sample is an object with seq, time, up and values") from None
     if type(seq) is not int or not 0 < seq <= LARGEST_SEQ:
-        raise BadArgument(f"seq is a whole number from 1, not {_shown(seq)}")
+        raise BadArgument(f"seq is a whole number from 1, not {_preview(seq)}")
     if type(up_ms) is not int or not 0 <= up_ms <= LARGEST_INTEGER:
-        raise BadArgument(f"sample {seq}: up is milliseconds since boot, a whole number from 0, not {_shown(up_ms)}")
+        raise BadArgument(f"sample {seq}: up is milliseconds since boot, a whole number from 0, not {_preview(up_ms)}")
     try:
         time_ms = parse_rfc3339(time)
     except (ValueError, TypeError, OverflowError):
-        raise BadArgument(f"sample {seq}: time is like 2026-11-20T15:36:10.123Z, not {_shown(time)}") from None
+        raise BadArgument(f"sample {seq}: time is like 2026-11-20T15:36:10.123Z, not {_preview(time)}") from None
     _check_values(seq, values)
     if len(item) == 4:  # the usual case, made without the detour of a NamedTuple's constructor
         return _new_tuple(Sample, (seq, time_ms, up_ms, values, _NO_ERRORS, ""))
     clock = item.get("clock", "")
     if clock not in _CLOCKS:
-        raise BadArgument(f'sample {seq}: clock is "unset" or "server" or absent, not {_shown(clock)}')
+        raise BadArgument(f'sample {seq}: clock is "unset" or "server" or absent, not {_preview(clock)}')
     return Sample(seq, time_ms, up_ms, values, _errors(seq, item.get("errors"), values), clock)
 
 
@@ -222,7 +226,7 @@ def _check_values(seq: int, values: Any) -> None:
     if names not in _good_names:
         for name in names:
             if not SENSOR_NAME(name):
-                raise BadArgument(f"sample {seq}: {_shown(name)} is no sensor name ({SENSOR_NAME_TAKES})")
+                raise BadArgument(f"sample {seq}: {_preview(name)} is no sensor name ({SENSOR_NAME_TAKES})")
         if len(_good_names) >= _MOST_REMEMBERED:
             _good_names.clear()
         if len(names) <= _MOST_REMEMBERED:
@@ -232,7 +236,7 @@ def _check_values(seq: int, values: Any) -> None:
         if (kind is float and value - value == 0) or (kind is int and -LARGEST_INTEGER <= value <= LARGEST_INTEGER):
             continue
         if value is not None:
-            raise BadArgument(f"sample {seq}: {name} is a finite number or null, not {_shown(value)}")
+            raise BadArgument(f"sample {seq}: {name} is a finite number or null, not {_preview(value)}")
 
 
 def _errors(seq: int, errors: Any, values: Values) -> Mapping[str, str]:
@@ -244,19 +248,19 @@ def _errors(seq: int, errors: Any, values: Values) -> Mapping[str, str]:
 
 
 def sample_body(values: Mapping[str, Number | None], errors: Mapping[str, str]) -> str:
-    """The part of a sample's JSON that never changes: `"values":{...}` and, where there are any, `,"errors":{...}`."""
+    """Return the part of a sample's JSON that never changes: `"values":{...}` and, if any, `,"errors":{...}`."""
     body = '"values":' + write_json(values)
     return body + ',"errors":' + write_json(errors) if errors else body
 
 
 def sample_text(seq: int, time_ms: int, up_ms: int, body: str, clock: str) -> str:
-    """A sample as JSON, from the `body` that `sample_body` wrote once and for all when it was taken."""
+    """Return a sample as JSON, from the `body` that `sample_body` made when it was taken."""
     flag = f',"clock":"{clock}"' if clock else ""
     return f'{{"seq":{seq},"time":"{rfc3339(time_ms)}","up":{up_ms},{body}{flag}}}'
 
 
-def _shown(value: Any) -> str:
-    """A stranger's value in an error text: short, and in one line."""
+def _preview(value: Any) -> str:
+    """Return an untrusted value for an error text: short, and in one line."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -267,7 +271,7 @@ _CLOCKS = ("", "unset", "server")
 _NO_ERRORS: Mapping[str, str] = {}
 _new_tuple = tuple.__new__
 _good_names: set[tuple[str, ...]] = set()  # the names of a sample's values, found right before
-_MOST_REMEMBERED = 256  # of them, and of names in each: a stranger may make them up
+_MOST_REMEMBERED = 256  # of them, and of names in each: a peer may make them up
 
 
 # --------------------------------------------------------------------------------------------- shapes and the table
@@ -276,7 +280,7 @@ _MOST_REMEMBERED = 256  # of them, and of names in each: a stranger may make the
 def _read_switch(text: str) -> bool:
     state = _capitals(text)
     if state not in ("ON", "OFF"):
-        raise BadArgument(f"ON or OFF, not {_shown(text)}")
+        raise BadArgument(f"ON or OFF, not {_preview(text)}")
     return state == "ON"
 
 
@@ -284,37 +288,37 @@ def _read_clock_time(text: str) -> str | None:
     if text == "-":
         return None
     if not _CLOCK_TIME(text):
-        raise BadArgument(f"a time of day is like 15:36:10, or - for none, not {_shown(text)}")
+        raise BadArgument(f"a time of day is like 15:36:10, or - for none, not {_preview(text)}")
     return text
 
 
 def _read_epoch(text: str) -> str:
     if not HEX_16(text):
-        raise BadArgument(f"an epoch is 16 hex digits (0-9, a-f), not {_shown(text)}")
+        raise BadArgument(f"an epoch is 16 hex digits (0-9, a-f), not {_preview(text)}")
     return text
 
 
 def _read_seq(text: str) -> int:
     if not _SEQ(text):
-        raise BadArgument(f"a sequence number is a whole number from 0, not {_shown(text)}")
+        raise BadArgument(f"a sequence number is a whole number from 0, not {_preview(text)}")
     return int(text)
 
 
 def _read_code(text: str) -> str:
     if not _CODE(text):
-        raise BadArgument(f"an error code is small letters and -, not {_shown(text)}")
+        raise BadArgument(f"an error code is small letters and -, not {_preview(text)}")
     return text
 
 
 def _read_object(text: str) -> dict[str, Any]:
     value = read_json(text)
     if type(value) is not dict:
-        raise BadArgument(f"a JSON object, not {_shown(value)}")
+        raise BadArgument(f"a JSON object, not {_preview(value)}")
     return value
 
 
 def _read_sample_array(text: str) -> list[Sample]:
-    items = _read_json(text, _SAMPLES_DECODER)
+    items = read_json_with(text, _SAMPLES_DECODER)
     samples = read_samples(items)
     # This decoder lets a key stand twice, for speed. So the quotes in the text are counted: each key and each text has
     # two. Where there are more (a key twice, one that is not known, a quote in a text) the strict decoder decides.
@@ -362,5 +366,5 @@ _READ_AS = {"SENDACK": "SENDBACK"}  # some older programs say it so
 
 
 def is_count(value: Any) -> TypeGuard[int]:
-    """Whether a stranger's JSON value is a whole number from 0, and not too large to be reckoned with and stored."""
+    """Return True if an untrusted JSON value is a whole number from 0 that can be calculated with and stored."""
     return type(value) is int and 0 <= value <= LARGEST_SEQ

@@ -1,12 +1,10 @@
-"""Pi2, or any machine: collects from nodes, stores each sample once, writes the CSV log, and shows a page.
+"""The server: collects from nodes, stores each sample once, writes the CSV log, and serves the page.
 
-    python3 server.py --demo                             see it work: a simulated node comes with it
+    python3 server.py --demo                             see it work, with a simulated node
     python3 server.py --node basement@192.168.1.20       collect from a Pi
 
-Runs on: server.  Reached from: the command line, systemd, a container.
-Hands on to: everything below; only here it is put together.
-Threads: the main thread starts the parts in order, waits, and stops them in reverse; each part owns its own.
-Errors: exit status 2 for wrong settings, 74 when the disk fails, 75 when another server uses the same data.
+The main thread starts the components in order, waits, and stops them in reverse; each has its own threads.
+Exit status: 2 for wrong settings, 74 when the disk fails, 75 when another server uses the same data.
 """
 
 from __future__ import annotations
@@ -44,6 +42,7 @@ from pigeonpost.core.version import VERSION
 from pigeonpost.server.demo_node import DemoNode
 from pigeonpost.server.disk_usage import DiskUsageMonitor
 from pigeonpost.server.ingest import Ingestor
+from pigeonpost.server.node_status import NodeLink
 from pigeonpost.server.quality import QualityChecks, read_rules
 from pigeonpost.server.unnumbered_sources import UnnumberedSources
 from pigeonpost.settings import SERVER, SERVER_ARRAYS
@@ -179,9 +178,9 @@ class Server:
         ingestor = Ingestor(store, csv, clock, settings["store", "commit"], settings["store", "buffer"], self._fail)
         maintenance = MaintenanceWorker(store, ingestor, clock, settings["store", "keep"])
         tokens = Tokens(data)
-        # Everybody who is collected from over TCP, and then whoever else calls in or is found.
+        # The nodes that are collected from over TCP, then those that connect to us or are found.
         self._links: list[TcpServerTransport] = []
-        links: list[Any] = []
+        links: list[NodeLink] = []
         unnumbered_sources = UnnumberedSources(ingestor, links, clock)
 
         def collect(expected: str, address: tuple[str, int]) -> TcpServerTransport:
@@ -200,7 +199,7 @@ class Server:
         )
         transports = _make_transports(context)
         quality = QualityChecks(links, read_rules(settings.tables.get("limits", ()), settings.file))
-        ingestor.watch(quality.note)
+        ingestor.subscribe(quality.on_commit)
         others = {**_open_mirrors(context, transports), **_open_watch(context)}
         self.app = WebContext(
             name=name, data=data, clock=clock, store=store, csv=csv, ingestor=ingestor, links=links, users=Users(data),
@@ -213,11 +212,11 @@ class Server:
         self._running = Lifecycle([
             LifecycleComponent("store", lambda: None, lambda limit_s: store.close()),
             LifecycleComponent("CSV log", csv.start, lambda limit_s: csv.close()),
-            # The links stop after the intake: the last samples are acknowledged only when they are committed.
+            # The links stop after the Ingestor: the last samples are acknowledged only when they are committed.
             LifecycleComponent("links", self._start_links, self._stop_links),
             *[LifecycleComponent(key, transport.start, transport.stop) for key, transport in transports.items()],
             *[LifecycleComponent(other, part.start, part.stop) for other, part in others.items()],
-            LifecycleComponent("intake", ingestor.start, ingestor.stop),
+            LifecycleComponent("ingest", ingestor.start, ingestor.stop),
             LifecycleComponent("statistics", maintenance.start, maintenance.stop),
             LifecycleComponent("page", self.web.start, self.web.stop),
             LifecycleComponent("control", self._open_to_control, self._close_to_control),
@@ -291,7 +290,7 @@ def _open_watch(context: ServerContext) -> dict[str, Any]:
 
     alerts = Alerts(read_rules(tables, context.settings.file), context.links, context.clock)
     if tables:
-        context.ingestor.watch(alerts.note)
+        context.ingestor.subscribe(alerts.on_commit)
     make_report = functools.partial(report, context.store, context.name)
     return {"watch": Notifier(_ways(context.settings), alerts.look, make_report, every_h * 3600, context.clock)}
 
@@ -334,7 +333,7 @@ def _open_mirrors(context: ServerContext, transports: Mapping[str, Transport]) -
 
     url, prefix = context.settings["redis", "url"], context.settings["redis", "prefix"]
     publisher = RedisPublisher(url, prefix, context.name, context.clock, context.store, nodes, others)
-    context.ingestor.watch(publisher.note)
+    context.ingestor.subscribe(publisher.on_commit)
     return {"redis": publisher}
 
 

@@ -19,8 +19,18 @@ from pigeonpost.core.errors import PigeonpostError, SettingsError
 from pigeonpost.http.message import BODY_BYTES, JSON, BodyConsumer, Endpoint, HTTPError, Request, Response, form_of
 from pigeonpost.server.event_log import EventLog
 from pigeonpost.server.recent_cache import RecentCache
-from pigeonpost.storage.maintenance import summary
-from pigeonpost.views import about, api, csv_logs, dashboard, gaps_and_events, login, metrics, node_actions, statistics
+from pigeonpost.storage.maintenance import rollup
+from pigeonpost.views import (
+    about,
+    api,
+    csv_logs,
+    gaps_and_events,
+    login,
+    metrics,
+    node,
+    node_actions,
+)
+from pigeonpost.views import dashboard as views_dashboard
 from pigeonpost.views.chart import Charts, plain_query
 from pigeonpost.views.chart_page import ChartPage
 from pigeonpost.views.context import TABLE_FORMS, RequestContext, Route, WebContext
@@ -30,6 +40,7 @@ from pigeonpost.views.saved_charts import SavedCharts
 from pigeonpost.views.sensor import SensorPages
 from pigeonpost.views.snapshot import SnapshotBuilder
 from pigeonpost.views.sse import EventStream
+from pigeonpost.views.statistics import StatisticsReader
 from pigeonpost.web.access import NOBODY, AccessControl, Principal
 from pigeonpost.web.connection_limits import Connections, Limits
 from pigeonpost.web.http_server import Listener, RequestHandler
@@ -70,7 +81,7 @@ class PageHandler(RequestHandler):
 
     def _to_endpoint(self, request: Request) -> Response:
         assert request.endpoint is not None
-        return request.receiver.finish() if request.receiver is not None else request.endpoint.answer(request)
+        return request.consumer.finish() if request.consumer is not None else request.endpoint.answer(request)
 
     def _get(self, request: Request) -> Response:
         access = self.web.access
@@ -78,7 +89,7 @@ class PageHandler(RequestHandler):
         route, args = self.web.find_route(request)
         if request.path == "/" and request.method == "GET" and "key" in request.query:
             return self._sign_in_with_key(request, request.query["key"])
-        visitor = access.admit(request, route.role) if route.role else NOBODY
+        visitor = access.authorize(request, route.role) if route.role else NOBODY
         return self.web.page(request, route, args, visitor)
 
     def _post(self, request: Request) -> Response:
@@ -87,11 +98,11 @@ class PageHandler(RequestHandler):
         access.check_host(request)
         route, args = self.web.find_route(request)
         access.check_origin(request)
-        visitor = access.admit(request, route.role) if route.role else NOBODY
+        visitor = access.authorize(request, route.role) if route.role else NOBODY
         if request.path.startswith("/api/"):
             access.check_program(request)
         elif route.role:
-            access.check_meant(request, visitor)
+            access.check_csrf(request, visitor)
         return self.web.page(request, route, args, visitor)
 
     def _sign_in_with_key(self, request: Request, key: str) -> Response:
@@ -138,7 +149,7 @@ class WebEnd:
         tls        what is spoken there; None: plain HTTP
         plain      more of them, with plain HTTP in any case
         limits     of connections; tests have smaller ones
-        endpoints  of the roads: what programs bring readings to
+        endpoints  of the transports: where programs send readings
         pages      more addresses: those of older systems
         """
         self._asked = [(address, tls) for address in addresses] + [(address, None) for address in plain]
@@ -149,17 +160,9 @@ class WebEnd:
         self._snapshots = SnapshotBuilder(app, self._recent_cache.day)
         self._live = EventStream(app)
         self._charts = Charts(app.clock, app.links)
-        reckoned = statistics.StatisticsReader(app.store, app.clock, summary)
-        self._chart_page = ChartPage(self._charts, reckoned, statistics.of_columns, statistics.table, statistics.lines)
-        self._sensors = SensorPages(
-            reckoned,
-            statistics.table,
-            statistics.lines,
-            statistics.told,
-            self._chart_page.part,
-            dashboard.judged,
-            dashboard.judged_words,
-        )
+        statistics = StatisticsReader(app.store, app.clock, rollup)
+        self._chart_page = ChartPage(self._charts, statistics)
+        self._sensors = SensorPages(statistics, self._chart_page.part)
         self._graphs = SavedCharts(app.data, plain_query)
         self._event_log = EventLog(app.links, self._faults, app.clock)
         self._listeners: list[Listener] = []
@@ -176,52 +179,52 @@ class WebEnd:
     def _table(self) -> list[Route]:
         """Every address there is. NAME stands for a node's name."""
         return [
-            Route("GET", "/", "look", dashboard.front, kept=True),
-            Route("GET", "/nodes/NAME", "look", dashboard.node_page, kept=True),
-            Route("POST", "/nodes/NAME/on", "control", node_actions.switch_on, changes=True),
-            Route("POST", "/nodes/NAME/off", "control", node_actions.switch_off, changes=True),
-            Route("POST", "/nodes/NAME/status", "control", node_actions.ask_status, changes=True),
-            Route("GET", "/log", "look", csv_logs.log_check),
-            Route("GET", "/log.csv", "look", csv_logs.log_download),
-            *(Route("GET", f"/logs{form}", "look", csv_logs.logs) for form in TABLE_FORMS),
-            Route("GET", "/logs/WORD", "look", csv_logs.one_log),
-            Route("GET", "/nodes/NAME/WORD", "look", self._sensors.answer),
-            Route("GET", "/chart", "look", self._chart_page.answer),
-            Route("GET", "/chart.svg", "look", self._charts.answer),
-            Route("GET", "/chart.json", "look", self._charts.as_json),
-            Route("GET", "/chart.csv", "look", self._charts.as_csv),
-            Route("GET", "/graphs", "look", self._graphs.shown),
-            Route("POST", "/graphs", "look", self._graphs.save),
-            Route("GET", "/graphs.json", "look", self._graphs.as_json),
-            Route("GET", "/graphs/WORD", "look", self._graphs.opened),
-            Route("POST", "/graphs/WORD/rename", "look", self._graphs.rename),
-            Route("POST", "/graphs/WORD/delete", "look", self._graphs.delete),
-            Route("POST", "/graphs/WORD/share", "look", self._graphs.share),
-            Route("POST", "/graphs/WORD/unshare", "look", self._graphs.unshare),
-            *(Route("GET", f"/gaps{form}", "look", gaps_and_events.gaps) for form in TABLE_FORMS),
+            Route("GET", "/", "viewer", views_dashboard.front, kept=True),
+            Route("GET", "/nodes/NAME", "viewer", node.node_page, kept=True),
+            Route("POST", "/nodes/NAME/on", "operator", node_actions.switch_on, changes=True),
+            Route("POST", "/nodes/NAME/off", "operator", node_actions.switch_off, changes=True),
+            Route("POST", "/nodes/NAME/status", "operator", node_actions.ask_status, changes=True),
+            Route("GET", "/log", "viewer", csv_logs.log_check),
+            Route("GET", "/log.csv", "viewer", csv_logs.log_download),
+            *(Route("GET", f"/logs{form}", "viewer", csv_logs.logs) for form in TABLE_FORMS),
+            Route("GET", "/logs/WORD", "viewer", csv_logs.one_log),
+            Route("GET", "/nodes/NAME/WORD", "viewer", self._sensors.answer),
+            Route("GET", "/chart", "viewer", self._chart_page.answer),
+            Route("GET", "/chart.svg", "viewer", self._charts.answer),
+            Route("GET", "/chart.json", "viewer", self._charts.as_json),
+            Route("GET", "/chart.csv", "viewer", self._charts.as_csv),
+            Route("GET", "/graphs", "viewer", self._graphs.shown),
+            Route("POST", "/graphs", "viewer", self._graphs.save),
+            Route("GET", "/graphs.json", "viewer", self._graphs.as_json),
+            Route("GET", "/graphs/WORD", "viewer", self._graphs.opened),
+            Route("POST", "/graphs/WORD/rename", "viewer", self._graphs.rename),
+            Route("POST", "/graphs/WORD/delete", "viewer", self._graphs.delete),
+            Route("POST", "/graphs/WORD/share", "viewer", self._graphs.share),
+            Route("POST", "/graphs/WORD/unshare", "viewer", self._graphs.unshare),
+            *(Route("GET", f"/gaps{form}", "viewer", gaps_and_events.gaps) for form in TABLE_FORMS),
             *(
-                Route("GET", f"/happenings{form}", "look", gaps_and_events.happenings(self._event_log))
+                Route("GET", f"/happenings{form}", "viewer", gaps_and_events.happenings(self._event_log))
                 for form in TABLE_FORMS
             ),
-            Route("GET", "/about", "look", about.about),
-            Route("GET", "/about.json", "look", about.about),
-            Route("GET", "/password", "look", login.password_page),
-            Route("POST", "/password", "look", self._change_password),
-            Route("GET", "/events", "look", self._listen),
-            Route("POST", "/exit", "control", node_actions.leave),
+            Route("GET", "/about", "viewer", about.about),
+            Route("GET", "/about.json", "viewer", about.about),
+            Route("GET", "/password", "viewer", login.password_page),
+            Route("POST", "/password", "viewer", self._change_password),
+            Route("GET", "/events", "viewer", self._listen),
+            Route("POST", "/exit", "operator", node_actions.leave),
             Route("GET", "/login", "", lambda context: login.login_page(context.request)),
             Route("POST", "/login", "", self._log_in),
-            Route("POST", "/logout", "look", self._log_out),
-            Route("GET", "/api/v1/nodes", "look", api.nodes),
-            Route("GET", "/api/v1/nodes/NAME", "look", api.one_node),
-            Route("POST", "/api/v1/nodes/NAME/send", "control", node_actions.send, changes=True),
-            Route("POST", "/api/v1/nodes/NAME/check", "control", node_actions.check, changes=True),
-            Route("GET", "/api/v1/samples", "look", api.samples),
-            Route("GET", "/api/v1/statistics", "look", api.statistics),
-            Route("GET", "/api/v1/health", "look", api.health),
-            Route("GET", "/metrics", "look", lambda context: metrics.metrics(context, self._connections.counts)),
+            Route("POST", "/logout", "viewer", self._log_out),
+            Route("GET", "/api/v1/nodes", "viewer", api.nodes),
+            Route("GET", "/api/v1/nodes/NAME", "viewer", api.one_node),
+            Route("POST", "/api/v1/nodes/NAME/send", "operator", node_actions.send, changes=True),
+            Route("POST", "/api/v1/nodes/NAME/check", "operator", node_actions.check, changes=True),
+            Route("GET", "/api/v1/samples", "viewer", api.samples),
+            Route("GET", "/api/v1/statistics", "viewer", api.statistics),
+            Route("GET", "/api/v1/health", "viewer", api.health),
+            Route("GET", "/metrics", "viewer", lambda context: metrics.metrics(context, self._connections.counts)),
             Route("GET", "/healthz", "", api.alive),
-            Route("GET", "/api/v1/openapi.json", "look", _file("openapi.json", JSON)),
+            Route("GET", "/api/v1/openapi.json", "viewer", _file("openapi.json", JSON)),
             Route("GET", "/style.css", "", _file("style.css", "text/css; charset=utf-8")),
             Route("GET", "/script.js", "", _file("script.js", "text/javascript; charset=utf-8")),
             Route("GET", "/zoom.js", "", _file("zoom.js", "text/javascript; charset=utf-8")),
@@ -262,7 +265,7 @@ class WebEnd:
         app = self._app
         self.access = AccessControl(app.users, app.control, app.names, app.clock, self.addresses[0][1])
         for part in (self._recent_cache, self._snapshots, self._charts.late, self._live, self._event_log):
-            app.ingestor.watch(part.note)
+            app.ingestor.subscribe(part.on_commit)
         self._live.start()
         self._event_log.start()
         for listener in self._listeners:
@@ -271,7 +274,7 @@ class WebEnd:
             self._threads.append(thread)
 
     def stop(self, limit_s: float) -> str | None:
-        """Accept nobody any more, and let whoever is being answered have his answer."""
+        """Stop accepting connections, and let requests in progress get their responses."""
         for listener in self._listeners:
             listener.shutdown()
             listener.server_close()
@@ -292,7 +295,7 @@ class WebEnd:
             return route.answer(context)
         finally:
             if route.changes:
-                self._snapshots.note()
+                self._snapshots.invalidate()
 
     def is_for_programs(self, path: str) -> bool:
         """Return True for a path whose clients cannot use a login page."""
@@ -377,7 +380,7 @@ class WebEnd:
     def _listen(self, context: RequestContext) -> Response:
         def still_in() -> bool:
             try:
-                self.access.admit(context.request, "look")
+                self.access.authorize(context.request, "viewer")
             except PigeonpostError:  # also when the users' file does not read: then nobody is let in
                 return False
             return True

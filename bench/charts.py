@@ -21,7 +21,7 @@ from bench.machine import table
 from bench.years import DAY_MS, EVERY_MS, Direct, _epoch_commits
 from pigeonpost.core.clock import Clock
 from pigeonpost.http.message import Request
-from pigeonpost.storage.maintenance import MaintenanceWorker, summary
+from pigeonpost.storage.maintenance import MaintenanceWorker, rollup
 from pigeonpost.storage.models import LogMark
 from pigeonpost.storage.sqlite.store import SqliteStore
 from pigeonpost.views.chart import Charts
@@ -46,7 +46,7 @@ def build(store: SqliteStore, days: int, end_ms: int) -> None:
 
 
 def visit_to(store: SqliteStore, query: str) -> RequestContext:
-    """A request for a chart, and as much of a house as that needs."""
+    """A request for a chart, with the parts of a WebContext that it needs."""
     units = {"temperature": "°C", "light": "counts"}
     sensors = [SimpleNamespace(name=name, unit=unit, number=k) for k, (name, unit) in enumerate(units.items())]
     nodes: Mapping[str, Any] = {f"n{k}": SimpleNamespace(sensors=sensors, every_s=EVERY_MS / 1000) for k in range(2)}
@@ -88,7 +88,7 @@ def main() -> None:
         for words, span_days in (("a day", 1), ("a week", 7), ("30 days", 30), ("a year", 365)):
             from_ms = end_ms - span_days * DAY_MS
             took_ms = median_ms(
-                lambda from_ms=from_ms: StatisticsReader(store, Clock(), summary).of(
+                lambda from_ms=from_ms: StatisticsReader(store, Clock(), rollup).of(
                     "n0", "temperature", from_ms, end_ms
                 )  # type: ignore[misc]
             )

@@ -3,7 +3,7 @@
     python3 -m bench.limits
 
 The empty loop tells how much of a processor there is: on a rented machine that differs by the hour. `sqlite` writes
-ready rows as stores/sqlite.py has them, in transactions of 10,000, and does nothing else. `probe` is a server of thirty
+ready rows as the SQLite store has them, in transactions of 10,000, and does nothing else. `probe` is a server of thirty
 lines: it collects from bench/fleet.py with plain json.loads, one table, a commit before each ACK - and has no identity,
 no repair, no log, no limits, no page.
 """

@@ -1,4 +1,4 @@
-"""What the road over MQTT carries: samples that lie in outboxes, through Mosquitto, until the server has them durably.
+"""Throughput of the MQTT transport: samples from outboxes, through Mosquitto, until the server has them durably.
 
     python3 -m bench.mqtt                 needs mosquitto, and paho-mqtt for this Python
 

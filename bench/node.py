@@ -3,40 +3,66 @@
     python3 -m bench.node [PYTHON]
 
 PYTHON is the interpreter that is measured (this one). It runs with -I -S, so that nothing of a development machine's
-site-packages is counted; everything else is the real program, with a simulated chip.
+site-packages is counted; everything else is the real program, with a simulated chip. Only "as users start it" is
+`PYTHON node.py --simulate`, which compiles node.py itself and loads what `site` does.
+
+Every 0.1 s most of a sample's time is spent on fetching code and data into the processor's caches again, which is why
+the parts are measured alone too: a loop that only waits, and one that also writes 128 bytes and syncs them.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
-from bench.machine import about, cpu_s, rss_mib
+from bench.machine import about, rss_mib
 from pigeonpost.core.clock import Clock
 from pigeonpost.node.ring_records import UnnumberedSample
 from pigeonpost.node.sampler import Sampler
 from pigeonpost.sensors.contract import Channel, Readings, SensorSource
 
+_RUN = "import sys; sys.path.insert(0, '.'); import node; sys.exit(node.main(sys.argv[1:]))"
+_RUN_QUICK = (
+    "import sys; sys.path.insert(0, '.'); import node; from bench.node import Quick;"
+    " node.make_sources = lambda settings: [Quick()]; sys.exit(node.main(sys.argv[1:]))"
+)
+
 
 class Node:
     """A running node.py, measured from outside."""
 
-    def __init__(self, python: str, folder: str, *arguments: str, token: str = "") -> None:
+    def __init__(
+        self,
+        python: str,
+        folder: str,
+        *arguments: str,
+        token: str = "",
+        how: tuple[str, ...] = ("-I", "-S", "-c", _RUN),
+    ) -> None:
         environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
         if token:
             environment["PIGEONPOST_NODE_TOKEN"] = token
         began_s = time.monotonic()
-        program = "import sys; sys.path.insert(0, '.'); import node; sys.exit(node.main(sys.argv[1:]))"
         self.process = subprocess.Popen(
-            [python, "-I", "-S", "-c", program, "--simulate", "--listen", "127.0.0.1:0", "--data", folder, *arguments],
+            [python, *how, "--simulate", "--listen", "127.0.0.1:0", "--data", folder, *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True,
         )  # fmt: skip
         assert self.process.stdout is not None
         self.address = self.process.stdout.readline().split()[-1]
         self.start_s = time.monotonic() - began_s
+
+    def used(self) -> tuple[float, int]:
+        """Milliseconds of processor time so far, and how often its threads went to sleep or were interrupted."""
+        ms, switches = 0.0, 0
+        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+            ms += int((task / "schedstat").read_text().split()[0]) / 1e6
+            switches += sum(map(int, re.findall(r"ctxt_switches:\s+(\d+)", (task / "status").read_text())))
+        return ms, switches
 
     def stop(self) -> None:
         self.process.terminate()
@@ -64,15 +90,42 @@ def memory_and_start(python: str) -> None:
             node.stop()
 
 
-def cpu_a_sample(python: str, every_s: float, seconds: float) -> None:
+def memory_as_started(python: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        node = Node(python, folder, "--every", str(every_s))
-        time.sleep(1)
-        before_s = cpu_s(node.process.pid)
-        time.sleep(seconds)
-        used_s = cpu_s(node.process.pid) - before_s
+        Node(python, folder).stop()
+        node = Node(python, folder, how=("node.py",))
+        time.sleep(2)
+        print(f"| resident memory without a token, as users start it | {rss_mib(node.process.pid):.1f} MiB |")
         node.stop()
-    print(f"| CPU a sample, every {every_s:g} s | {used_s / (seconds / every_s) * 1000:.2f} ms |")
+
+
+def cpu_a_sample(python: str, every_s: float, seconds: float, source: str = "the simulated chip") -> None:
+    how = ("-I", "-S", "-c", _RUN if source == "the simulated chip" else _RUN_QUICK)
+    with tempfile.TemporaryDirectory() as folder:
+        node = Node(python, folder, "--every", str(every_s), how=how)
+        time.sleep(1)
+        before_ms, before = node.used()
+        time.sleep(seconds)
+        after_ms, after = node.used()
+        node.stop()
+    count = seconds / every_s
+    print(f"| CPU a sample, every {every_s:g} s, {source}; changes of thread |"
+          f" {(after_ms - before_ms) / count:.2f} ms; {(after - before) / count:.1f} |")  # fmt: skip
+
+
+def cpu_alone(every_s: float, count: int) -> None:
+    """What the two things cost that no node can do without."""
+    with tempfile.TemporaryFile() as file:
+        os.pwrite(file.fileno(), bytes(1 << 20), 0)
+        os.fsync(file.fileno())
+        for what, syncs in (("a loop that waits", False), ("a loop that waits, writes and syncs", True)):
+            began_s = time.thread_time()
+            for n in range(count):
+                time.sleep(every_s)
+                if syncs:
+                    os.pwrite(file.fileno(), b"x" * 128, 128 * n)
+                    os.fdatasync(file.fileno())
+            print(f"| {what}, every {every_s:g} s | {(time.thread_time() - began_s) / count * 1000:.2f} ms |")
 
 
 def lateness(every_s: float, seconds: float) -> None:
@@ -84,7 +137,7 @@ def lateness(every_s: float, seconds: float) -> None:
         now = clock.monotonic() - first
         late.append(now)
 
-    sampler = Sampler([Quick()], deliver, every_s, clock)
+    sampler = Sampler([Quick()], deliver, every_s, clock, is_checked=True)  # as a node does
     sampler.start()
     time.sleep(seconds)
     sampler.stop(1)
@@ -103,8 +156,11 @@ def main() -> None:
     version = subprocess.run([python, "-V"], capture_output=True, text=True, check=True).stdout.strip()
     print(f"| node with {version} | {about()} |\n|---|---|")
     memory_and_start(python)
-    cpu_a_sample(python, 0.1, 20)
-    cpu_a_sample(python, 0.01, 10)
+    memory_as_started(python)
+    for every_s, seconds in ((0.1, 20), (0.01, 10)):
+        cpu_a_sample(python, every_s, seconds)
+        cpu_a_sample(python, every_s, seconds, "a source that costs nothing")
+        cpu_alone(every_s, int(seconds / every_s / 2))
     lateness(0.1, 60)
 
 

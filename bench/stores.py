@@ -3,8 +3,8 @@
     python3 -m bench.stores                     SQLite; and PostgreSQL where psycopg and a PostgreSQL are installed
     python3 -m bench.stores postgresql://...    another PostgreSQL than one started for the purpose, as it is set
 
-Samples of two values, 500 of each of 20 nodes a transaction, in batches as the intake has them: marks, filings for the
-log and windows for the statistics are written too. Beside it the bare rows, made ready before: `executemany` into the
+Samples of two values, 500 of each of 20 nodes a transaction, in batches as the Ingestor has them: marks, filings for
+the log and windows for the statistics are written too. Beside it the bare rows, made before: `executemany` into the
 same table of SQLite, COPY into the same table of PostgreSQL with its two indexes. The two take turns, five times each;
 the figures are those of the medians. So much a writer thread can do alone: bench/ingest.py measures the whole server.
 """
@@ -45,7 +45,7 @@ def samples(turn: int) -> list[list[Sample]]:
 
 
 def through_store(store: Store, made: Sequence[list[Sample]]) -> float:
-    """Seconds for one turn: as the intake does it."""
+    """Return the seconds of one turn, done as the Ingestor does it."""
     epochs = [(f"node{node}", f"{node:016x}") for node in range(NODES)]
     units = {"temperature": "°C"}
     began_s = time.perf_counter()

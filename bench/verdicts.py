@@ -1,4 +1,4 @@
-"""What verdicts cost the intake's writer: a backlog of samples with five sensors, judged as it is committed.
+"""Cost of the quality checks in the Ingestor's writer: a backlog of samples with five sensors, as it is committed.
 
 python3 -m bench.verdicts
 """
@@ -37,7 +37,7 @@ def samples_a_second(limited: int, limits: Mapping[str, Any]) -> float:
         for start in range(0, SAMPLES, COMMIT):
             epoch_commit = EpochCommit("node", "outbox", "0123456789abcdef", NOTHING)
             epoch_commit.items.append(SampleBatch(samples[start : start + COMMIT]))
-            quality.note([epoch_commit])
+            quality.on_commit([epoch_commit])
         best_s = min(best_s, time.monotonic() - began_s)
     return SAMPLES / best_s
 

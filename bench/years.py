@@ -33,7 +33,7 @@ DAY_MS = 86_400_000
 
 
 class Direct:
-    """Where there is no server: does the caretaker's jobs itself."""
+    """In place of the Ingestor's writer thread: does the jobs of a MaintenanceWorker itself."""
 
     def __init__(self, store: SqliteStore) -> None:
         self._store = store
@@ -48,8 +48,8 @@ class OneNode(MaintenanceWorker):
 
     def __init__(self, store: SqliteStore) -> None:
         super().__init__(store, Direct(store), Clock())
-        self._all = store.unsummed
-        store.unsummed = self._of_one  # type: ignore[method-assign]
+        self._all = store.dirty_windows
+        store.dirty_windows = self._of_one  # type: ignore[method-assign]
 
     def _of_one(self, before_ms: int, most: int) -> list[Window]:
         return [window for window in self._all(before_ms, most) if window.node == "n0"]
@@ -118,7 +118,7 @@ def forgetting_ms(folder: str, end_ms: int) -> float:
     for _ in range(50):
         began_s = time.perf_counter()
         with store.writing(()):
-            assert store.forget(end_ms, 2000) == 2000
+            assert store.delete_expired(end_ms, 2000) == 2000
         took.append((time.perf_counter() - began_s) * 1000)
     store.close()
     return max(took)
@@ -155,7 +155,7 @@ def main() -> None:
             from_ms = end_ms - int(days * DAY_MS)
             took_ms = median_ms(
                 folder,
-                lambda asked, from_ms=from_ms: asked.columns("n0", "temperature", from_ms, end_ms, 327),  # type: ignore[misc]
+                lambda asked, from_ms=from_ms: asked.downsample("n0", "temperature", from_ms, end_ms, 327),  # type: ignore[misc]
             )
             rows.append((f"columns of a chart of {words} ({days:.0f} days)", f"{took_ms:.1f} ms"))
         rows.append(

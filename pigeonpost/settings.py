@@ -1,27 +1,28 @@
-"""Every setting of both programs, in two tables: what it is called, what it takes, what it is when nobody says.
+"""All settings of the node and of the server: names, accepted values, defaults.
 
-Runs on: node and server.  Reached from: node.py, server.py, control.py.  Hands on to: base.config, which reads them.
-Threads: none.  Errors: the parsers raise ValueError, which base.config puts into words.
-
-`node.default.toml` and `server.default.toml` are the same for people; tests/test_settings.py holds them together.
-The keys of a [[sensor]] stand in the file of its kind.
+`node.default.toml` and `server.default.toml` are the same tables as documentation; tests/test_settings.py proves that
+they agree. The keys of a [[sensor]] table are in the module of its kind. A parser raises ValueError with what it takes,
+from which core.config makes a SettingsError.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from pigeonpost.core.addresses import is_group
 from pigeonpost.core.config import Setting, address, matching, number, one_of, switch, text
+from pigeonpost.core.light_typing import TYPE_CHECKING
 from protocol import DEFAULT_PORT, NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME
+
+if TYPE_CHECKING:
+    from typing import Any
 
 WEB_PORT = 8080
 SERVER_ARRAYS = (
     "location",
     "limits",
     "alert",
-)  # arrays of tables in server.toml; the keys of each stand with whoever uses them
+)  # arrays of tables in server.toml; the keys of each are defined where they are used
 
 
 def _name_or_none(name: str) -> object:

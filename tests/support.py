@@ -268,7 +268,7 @@ class FakeLedger:
             known = {epoch: self.stored[node, epoch] for epoch in epochs if (node, epoch) in self.stored}
             return self.tops.get(outbox, 0), known
 
-    def accept(self, batch: Batch) -> None:
+    def submit(self, batch: Batch) -> None:
         with self.changed:
             self._waiting.append(batch)
         if self.at_once:
@@ -296,7 +296,7 @@ class FakeLedger:
             first, last = batch.samples[0].seq, batch.samples[-1].seq
         if first > have + 1:
             error = Unexpected(f"sample {have + 1} comes next, not {first}")
-            return lambda: batch.refused(error)
+            return lambda: batch.on_rejected(error)
         if batch.gap is not None:
             new = max(first, have + 1)
             if new <= last or batch.gap.before:
@@ -310,7 +310,7 @@ class FakeLedger:
         self.stored[batch.node, batch.epoch] = mark
         if batch.base is not None:
             self.tops[batch.outbox] = max(self.tops.get(batch.outbox, 0), batch.base + mark[0])
-        return lambda: batch.done(batch.epoch, last)
+        return lambda: batch.on_committed(batch.epoch, last)
 
     def seqs(self, epoch: str) -> list[int]:
         """The numbers stored of `epoch`, in their order."""

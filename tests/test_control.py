@@ -13,6 +13,7 @@ import unittest
 from unittest import mock
 
 import control
+from pigeonpost.cli import status as status_commands
 from pigeonpost.storage.csv.checksums import logs_in
 from tests import page_support
 from tests.page_support import Node, Server, for_class, use_memory_disk
@@ -51,11 +52,11 @@ class Tokens(ControlCase):
         self.assertRegex(token, r"^[0-9a-f]{32}\n$")
         self.assertIn("PIGEONPOST_NODE_TOKEN", told)
         self.assertIn("--node basement@ADDRESS", told)
-        self.assert_fails(1, "basement has a token already: `get_token basement` shows it", "token", "basement")
+        self.assert_fails(1, "basement has a token already: `get-token basement` shows it", "token", "basement")
         self.assertEqual(stat.S_IMODE(os.stat(os.path.join(self.data, "tokens.json")).st_mode), 0o600)
 
     def test_get_token_prints_the_same_each_time(self):
-        token = self.done("get_token", "basement")
+        token = self.done("get-token", "basement")
         self.assertRegex(token, r"^[0-9a-f]{32}\n$")
         self.assertEqual(self.done("get_token", "basement"), token)
         self.assertNotEqual(self.done("get_token", "attic"), token)
@@ -172,7 +173,7 @@ class Running(ControlCase):
 
     def test_alive_without_a_server_asks_the_node_here(self):
         port = int(self.node.place.rpartition(":")[2])
-        with mock.patch.object(control, "DEFAULT_PORT", port):
+        with mock.patch.object(status_commands, "DEFAULT_PORT", port):
             self.assertEqual(self.run_("alive", data=temp_folder(self)), (0, "", ""))
 
     def test_the_key_is_only_for_who_may_read_it(self):
@@ -360,7 +361,8 @@ class Help(ControlCase):
         self.assertIn("examples:\n  python3 control.py token basement\n", text)
         self.assertIn("control.py check || mail", text)
         for name, command in control.COMMANDS.items():
-            self.assertRegex(text, rf"(?m)^ +{name} +{re.escape(command.help.split()[0])}")
+            shown = f"{name} ({', '.join(command.aliases)})" if command.aliases else name
+            self.assertRegex(text, rf"(?m)^ +{re.escape(shown)}\s+{re.escape(command.help.split()[0])}")
             self.assertIn("usage: control.py", self.done(name, "--help"))
         self.assertRegex(self.done("--version"), r"^pigeonpost \d+\.\d+")
 

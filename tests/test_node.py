@@ -460,8 +460,10 @@ class Loaded(NodeCase):
         "sqlite3",
         "email",
         "webui",
-        "intake",
-        "stores",
+        "csvbuffer",
+        "pigeonpost.server",
+        "pigeonpost.storage",
+        "pigeonpost.web",
         "unittest",
     )
 

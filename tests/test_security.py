@@ -31,7 +31,6 @@ from pigeonpost.web.connection_limits import Limits
 from protocol import Batch, Gap, encode
 from tests.storage.test_contract import E2
 from tests.support import BOOT, LIMIT_S, MemoryDisk, Talk, taken, wait_until
-from tests.transports.test_tcp import stop_at_once
 from tests.web.support import FakeLink, WebHouse, exchange, next_response, parse_response
 
 PASSWORD = "correct horse"
@@ -413,7 +412,7 @@ class Logins(SecurityCase):
 
     def test_a_role_that_looks(self):
         """may see, and change nothing"""
-        self.house.users.set_password("guest", PASSWORD, "look")
+        self.house.users.set_password("guest", PASSWORD, "viewer")
         cookie = self.house.log_in("guest")
         self.assertEqual(self.house.request("GET", "/", cookie)[0], 200)
         for path in Changes.CHANGES[:-1]:
@@ -525,7 +524,7 @@ class Inputs(SecurityCase):
     def gap(self, why):
         """A gap in an epoch of its own."""
         done = threading.Event()
-        self.house.ingestor.accept(
+        self.house.ingestor.submit(
             Batch("basement", "00000000000000bb", E2, 0, (), Gap(1, 5, 0, why), {}, lambda *_: done.set(), print)
         )
         self.assertTrue(done.wait(LIMIT_S))
@@ -691,7 +690,6 @@ class Link(unittest.TestCase):
     SERVER, NODE = "home", "basement"
 
     def setUp(self):
-        stop_at_once(self)
         self.clock = Clock()
         self.outbox = Outbox(Ring("/card", 64, 128, MemoryDisk()), BOOT)
         self.outbox.start()

@@ -3,6 +3,7 @@
 import csv
 import gc
 import html
+import http.server
 import io
 import json
 import os
@@ -24,7 +25,7 @@ from pigeonpost.views.models import StatusSnapshot
 from protocol import Batch, Gap, Sample
 from tests.page_support import use_memory_disk
 from tests.support import LIMIT_S, WALL_MS, temp_folder, wait_until
-from tests.web.support import FakeLink, WebHouse
+from tests.web.support import FakeLink, WebHouse, next_response
 
 UNITS = {"temperature": "°C", "light": "counts"}
 HTML, TEXT, JSON = "text/html; charset=utf-8", "text/plain; charset=utf-8", "application/json"
@@ -216,7 +217,7 @@ class NodePage(WebCase):
     def test_what_is_missing_and_why(self):
         batch = Batch("basement", "0" * 16, "0123456789abcdef", 0, (), Gap(3, 9, 0, "overwritten"), UNITS,
                       lambda *_: None, print)  # fmt: skip
-        self.web.ingestor.accept(batch)
+        self.web.ingestor.submit(batch)
         wait_until(lambda: self.web.store.gaps(5), "the gap is stored")
         self.assertIn("  3 to 9 of epoch 0123456789abcdef: overwritten\n", self.text("/nodes/basement"))
         page = self.page("/nodes/basement")
@@ -320,13 +321,13 @@ class Exit(WebCase):
             values = {"light": seq}
             one = Sample(seq, WALL_MS, seq, values, {}, "")
             batch = Batch("basement", "0" * 16, "0123456789abcdef", 0, [one], None, {}, lambda *_: None, print)
-            web.ingestor.accept(batch)
+            web.ingestor.submit(batch)
         _, _, body = web.post_form("/exit", {"csrf": web.csrf(), "sure": "yes"})
         self.assertIn(b"Flushed: 3 samples", body)
         self.assertEqual(web.store.nodes()[0]["samples"], 3)
 
     def test_what_could_not_be_stored_is_said(self):
-        self.web.ingestor.settle = lambda limit_s: False
+        self.web.ingestor.flush = lambda limit_s: False
         self.web.ingestor.fault = "nothing can be stored: disk full"
         _, _, page = self.press("/exit", sure="yes")
         self.assertIn(
@@ -507,7 +508,7 @@ class Nodes(WebCase):
         self.assertEqual((found["name"], found["details"], found["gaps"]), ("basement", {"held": 250, "taken": 7}, []))
         batch = Batch("basement", "0" * 16, "0123456789abcdef", 0, (), Gap(3, 9, 0, "overwritten"), UNITS,
                       lambda *_: None, print)  # fmt: skip
-        self.web.ingestor.accept(batch)
+        self.web.ingestor.submit(batch)
         wait_until(lambda: self.web.store.gaps(5), "the gap is stored")
         (gap,) = self.json("/api/v1/nodes/basement")["gaps"]
         parse_rfc3339(gap.pop("noted"))
@@ -912,7 +913,7 @@ class Door(WebCase):
     def test_in_and_out_again(self):
         session = self.web.log_in()
         page = self.page("/", headers=session)
-        self.assertIn("You are admin, and may control.", page)
+        self.assertIn("Signed in as admin (operator).", page)
         self.assertIn("Log out</button>", page)
         csrf = self.web.csrf(session)
         status, headers, _ = self.web.post_form("/nodes/basement/off", {"csrf": csrf}, session)
@@ -938,10 +939,10 @@ class Door(WebCase):
         self.assertIn("control.py needs no password", self.text("/login"))
 
     def test_who_may_look_has_no_buttons(self):
-        self.web.users.set_password("guest", "correct horse", "look")
+        self.web.users.set_password("guest", "correct horse", "viewer")
         session = self.web.log_in("guest")
         page = self.page("/", headers=session)
-        self.assertIn("You are guest, and may look.", page)
+        self.assertIn("Signed in as guest (viewer).", page)
         self.assertNotIn("Sensor On", page)
         self.assertNotIn('action="/exit"', page)
         self.assertIn("Log Check", page)
@@ -963,12 +964,12 @@ class Door(WebCase):
 
         session, before = self.web.log_in(), there()
         for number in range(10):
-            self.web.web._snapshots.note()
+            self.web.web._snapshots.invalidate()
             self.page(f"/?{number}", headers=session)
         self.assertLess(there() - before, 4)
 
     def test_a_page_is_kept_for_its_visitor_alone(self):
-        self.web.users.set_password("guest", "correct horse", "look")
+        self.web.users.set_password("guest", "correct horse", "viewer")
         admin, guest = self.web.log_in(), self.web.log_in("guest")
         for _ in range(2):
             self.assertIn("Sensor On", self.page("/", headers=admin))
@@ -1001,7 +1002,7 @@ class OneTimeKey(WebCase):
         status, headers, _ = self.web.request("GET", f"/?key={key}", proxied, html=True)
         self.assertEqual((status, headers["location"], self.web.web.first_key), (303, "/", ""))
         session = {**proxied, "Cookie": headers["set-cookie"].partition(";")[0]}
-        self.assertIn("You are one-time key, and may control.", self.page("/", headers=session))
+        self.assertIn("Signed in with the one-time key (operator).", self.page("/", headers=session))
         self.assertIn("lets one browser in, once", self.page(f"/?key={key}", 403, headers=proxied))
 
     def test_with_a_wrong_one_nobody_comes_in(self):
@@ -1053,6 +1054,21 @@ class Addresses(WebCase):
         for route in self.web.web._table():
             path = route.path.replace("NAME", "basement").replace("WORD", "temperature")
             self.assertTrue(f'"{path}' in ours or f"/{path.rpartition('/')[2]}" in ours, route.path)
+
+    def test_server_and_handler_are_those_of_http_server(self):
+        self.assertTrue(issubclass(webui.PageHandler, http.server.BaseHTTPRequestHandler))
+        for listener in self.web.web._listeners:
+            self.assertIsInstance(listener, http.server.ThreadingHTTPServer)
+
+    def test_pipelined_requests_are_answered_in_order(self):
+        """Also behind a refused method, which leaves the connection open."""
+        lines = ("GET /healthz", "PUT /about", "HEAD /style.css", "GET /nowhere", "OTHER /log", "GET /favicon.svg")
+        data = "".join(f"{line} HTTP/1.1\r\nHost: localhost\r\n\r\n" for line in lines)
+        answers, statuses = self.web.raw(data.encode(), ends=True), []
+        for line in lines:
+            status, _, _, answers = next_response(answers, is_head=line.startswith("HEAD"))
+            statuses.append(status)
+        self.assertEqual((statuses, answers), ([200, 405, 200, 404, 405, 200], b""))
 
     def test_two_addresses(self):
         web = webui.WebEnd([("127.0.0.1", 0), ("127.0.0.1", 0)], self.web.app)

@@ -1,8 +1,6 @@
-"""Who tells people when something is wrong, and how things went: messages, and the ways that they go.
+"""Messages of alerts and reports, and the interface of the channels that deliver them.
 
-Runs on: server, where an alert or a report is set.  Reached from: server.py, by watch/watchman.
-Members: alerts (what is wrong), reports (how things went), mail and webhook (ways), watchman (who does it all in time).
-Threads: the watchman's.  Errors: NotSent.
+Channels are called in the Notifier's thread. Errors: NotSent.
 """
 
 from __future__ import annotations
@@ -13,11 +11,11 @@ from pigeonpost.core.errors import PigeonpostError
 
 
 class NotSent(PigeonpostError, OSError):
-    """A message did not get away: it is tried again."""
+    """A message could not be sent: it is tried again."""
 
 
 class AlertMessage(NamedTuple):
-    """What people are told: a line, a text, and for programs the same as JSON."""
+    """A message: subject, text, and for programs the same as JSON."""
 
     subject: str
     text: str
@@ -25,10 +23,10 @@ class AlertMessage(NamedTuple):
 
 
 class AlertChannel:
-    """One way of messages to people."""
+    """One channel of messages to people."""
 
     place: str  # for people, without secrets
 
     def send(self, message: AlertMessage) -> None:
-        """Returns when it was taken over. Raises NotSent."""
+        """Send a message; returns once it has been accepted. Raises NotSent."""
         raise NotImplementedError

@@ -1,9 +1,7 @@
-"""Messages as e-mail, by way of a mail server (RFC 5321), over TLS unless it is on this machine.
+"""Channel that delivers messages as e-mail through a mail server (RFC 5321), with TLS unless it is on this machine.
 
-Runs on: server, where `[mail] to` is set.  Reached from: watch/watchman.  Hands on to: a mail server.
-Threads: the watchman's.  Errors: NotSent, with what the mail server said.
-
-smtplib, email and ssl are loaded when the first message goes.
+Runs in the Notifier's thread. Errors: NotSent, with the mail server's answer.
+smtplib, email and ssl are imported when the first message is sent.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ ANSWER_S = 20.0
 
 
 class EmailChannel(AlertChannel):
-    """A mail server, and whom it is to bring messages."""
+    """E-mail to some recipients, through one mail server."""
 
     def __init__(
         self, host: str, port: int, tls: str, user: str, password: str, sender: str, to: Sequence[str]
@@ -58,5 +56,5 @@ class EmailChannel(AlertChannel):
 
 
 def _one_line(text: str) -> str:
-    """A subject: what ends a line would begin another header (RFC 5322, section 2.2)."""
+    """Return a subject without line ends, each of which would begin another header (RFC 5322, section 2.2)."""
     return " ".join(text.split())[:200]

@@ -1,9 +1,8 @@
-"""Looks every few seconds, and sends what is to be said by every way, until each has taken it over.
+"""Delivery of alerts and reports on every channel, with retries.
 
-Runs on: server, where a way is set and something to be said.  Reached from: server.py.
-Hands on to: alerts, reports, and the ways, all of which are handed in.
-Threads: one of its own, so that a mail server that hangs delays nobody.
-Errors: a message that does not get away is tried again after a minute, doubling to an hour; `fault` says why it waits.
+A thread of its own checks the rules every few seconds and sends, so that a mail server that does not respond delays
+nothing else. Errors: a message that cannot be sent is tried again after a minute, doubling to an hour; `fault` says why
+it waits.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 2.0
 RETRY_S, LONGEST_RETRY_S = 60.0, 3600.0
-MOST_WAITING = 500  # of each way; then the oldest are dropped
+MOST_WAITING = 500  # of each channel; then the oldest are dropped
 
 
 class _ChannelQueue:
-    """What waits for one way."""
+    """Messages that wait for one channel."""
 
     def __init__(self, way: AlertChannel) -> None:
         self.way = way
@@ -36,7 +35,7 @@ class _ChannelQueue:
 
 
 class Notifier:
-    """The thread, and what waits."""
+    """The thread that checks the rules and sends messages on every channel."""
 
     def __init__(
         self,
@@ -47,8 +46,8 @@ class Notifier:
         clock: Clock,
     ) -> None:
         """
-        look     what is to be said now
-        report   the report of a span, in ms since 1970
+        look     returns the messages that are due now
+        report   returns the report of a span, in ms since 1970
         every_s  seconds between two reports; 0: none
         """
         self._posts = [_ChannelQueue(way) for way in ways]
@@ -65,22 +64,22 @@ class Notifier:
         return "; ".join(post.fault for post in self._posts if post.fault)
 
     def report(self) -> dict[str, Any]:
-        """As Transport.report."""
+        """Return the state for the pages and `control.py check`, as JSON."""
         return {"sent": self.sent, "waiting": sum(len(post.waiting) for post in self._posts)}
 
     def start(self) -> None:
-        """Look from now on."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self, limit_s: float) -> str | None:
-        """Look no more; what was not sent is not sent."""
+        """End the thread; messages that are still waiting are lost."""
         self._stopping.set()
         self._thread.join(limit_s)
         left = sum(len(post.waiting) for post in self._posts)
         return f"{left} messages were not sent" if left else None
 
     def look(self) -> None:
-        """Look once, and send what can be sent."""
+        """Check the rules once, and send what can be sent."""
         messages = list(self._look())
         for message in messages:
             log.warning("%s", message.subject)

@@ -1,7 +1,6 @@
-"""How things went since the last report: of every sensor count, mean, lowest and highest; what is missing.
+"""Regular report: count, mean, minimum and maximum of every sensor, and what is missing, since the last one.
 
-Runs on: server, where `[report] every` is set.  Reached from: watch/watchman.  Hands on to: the store, which is asked.
-Threads: the watchman's.  Errors: those of the store.
+Runs in the Notifier's thread. Errors: those of the store.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def report(store: Store, server: str, from_ms: int, to_ms: int) -> AlertMessage:
-    """One message about everything that was taken in [from_ms, to_ms)."""
+    """Return the report on all samples taken in [from_ms, to_ms)."""
     lines: list[str] = []
     info: dict[str, Any] = {}
     for about in store.nodes():
         rows = {
             name: columns[0]
             for name, unit in about["sensors"].items()
-            if (columns := store.columns(about["name"], name, from_ms, to_ms, 1))
+            if (columns := store.downsample(about["name"], name, from_ms, to_ms, 1))
         }
         missing = f"; {about['missing']} samples are missing in all" if about["missing"] else ""
         lines += ["", f"{about['name']}{missing}" + ("" if rows else ": no samples")]

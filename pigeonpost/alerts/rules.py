@@ -1,12 +1,10 @@
-"""What people want to be told of at once: a value beyond a threshold, a node that is silent.
+"""Alert rules: a value beyond a threshold, a node that is silent.
 
-Runs on: server, where [[alert]] tables stand in the settings.  Reached from: watch/watchman; the intake's writer, by
-  `note`.
-Threads: `note` is the writer's, `look` the watchman's. `_lock` guards what was seen; it is held to note and to look.
-Errors: SettingsError for a table that does not read.
+`on_commit` is called in the Ingestor's writer thread, `look` in the Notifier's. `_lock` guards the state of the rules;
+both hold it. Errors: SettingsError for an invalid [[alert]] table.
 
-An alert is raised once it has been so for long enough (`for`), said again while it lasts (`again`), and its end is
-said. A value counts when it is stored: late ones too, as long as they are newer than what was seen.
+An alert is raised once its condition has lasted for long enough (`for`), repeated while it lasts (`again`), and its end
+is reported. A value counts when it is stored: late ones too, as long as they are newer than the last one seen.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ from protocol import NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME, SENSOR_NAME_TAKES
 
 if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
+    from pigeonpost.server.node_status import NodeLink
     from pigeonpost.storage.models import EpochCommit
 
 OPTIONS = (
@@ -48,15 +47,17 @@ class Rule(NamedTuple):
     again_s: float
 
     def is_met(self, value: float) -> bool:
-        """Whether a value is beyond the thresholds."""
+        """Return True if a value is beyond the thresholds."""
         return (self.above is not None and value > self.above) or (self.below is not None and value < self.below)
 
 
 class _RuleState:
     """One rule and one node. Times are the monotonic clock's, in s.
 
-    since_s  since when it is so; None: it is not         said_s  when that was said last; None: not yet
-    words    how it is now                                peak    how it was between two looks, where that is to be said
+    since_s  since when the condition is met; None: it is not
+    said_s   when that was last reported; None: not yet
+    words    the present value, as text
+    peak     the text of a value that was beyond the threshold between two checks only; empty: none
     """
 
     def __init__(self) -> None:
@@ -66,7 +67,7 @@ class _RuleState:
 
 
 def read_rules(tables: Iterable[Mapping[str, Any]], where: str) -> list[Rule]:
-    """The [[alert]] tables. Raises SettingsError, which begins with `where`."""
+    """Return the rules in [[alert]] tables. Raises SettingsError, which begins with `where`."""
     rules = []
     for count, table in enumerate(tables, 1):
         here = f"{where}: [[alert]] {count}"
@@ -81,9 +82,9 @@ def read_rules(tables: Iterable[Mapping[str, Any]], where: str) -> list[Rule]:
 
 
 class Alerts:
-    """The rules, and what is so now."""
+    """The rules, with the state of each for each node."""
 
-    def __init__(self, rules: Sequence[Rule], links: Sequence[Any], clock: Clock) -> None:
+    def __init__(self, rules: Sequence[Rule], links: Sequence[NodeLink], clock: Clock) -> None:
         """links: each with the `state` of a node; may grow"""
         self._rules, self._links, self._clock = rules, links, clock
         self._lock = threading.Lock()
@@ -92,17 +93,17 @@ class Alerts:
         self._heard_s: dict[str, float] = {}
         self._began_s = clock.monotonic()
 
-    def note(self, epoch_commits: Sequence[EpochCommit]) -> None:
-        """What the intake has stored; as Ingestor.watch."""
+    def on_commit(self, epoch_commits: Sequence[EpochCommit]) -> None:
+        """Check committed values against the rules; for Ingestor.subscribe."""
         now_s = self._clock.monotonic()
         with self._lock:
             for epoch_commit in epoch_commits:
                 for item in epoch_commit.items:
                     for sample in getattr(item, "samples", ()):
                         self._heard_s[epoch_commit.node] = now_s
-                        self._note_sample(epoch_commit.node, sample, epoch_commit.units, now_s)
+                        self._record_sample(epoch_commit.node, sample, epoch_commit.units, now_s)
 
-    def _note_sample(self, node: str, sample: Any, units: Mapping[str, str], now_s: float) -> None:
+    def _record_sample(self, node: str, sample: Any, units: Mapping[str, str], now_s: float) -> None:
         for rule in self._rules:
             value = sample.values.get(rule.sensor) if rule.sensor and rule.node in ("", node) else None
             if value is None or sample.time_ms < self._latest_ms.get((node, rule.sensor), 0):
@@ -120,13 +121,13 @@ class Alerts:
                 state.peak = "" if rule.for_s or state.said_s is not None else state.words
 
     def look(self) -> list[AlertMessage]:
-        """What is to be said now."""
+        """Return the messages that are due now."""
         now_s = self._clock.monotonic()
         with self._lock:
             for rule in self._rules:
                 if rule.silent_s is not None:
                     self._look_for_silence(rule, rule.silent_s, now_s)
-            found = [self._say(rule, node, state, now_s) for (rule, node), state in self._states.items()]
+            found = [self._message_about(rule, node, state, now_s) for (rule, node), state in self._states.items()]
         return [message for message in found if message is not None]
 
     def _look_for_silence(self, rule: Rule, silent_s: float, now_s: float) -> None:
@@ -140,7 +141,7 @@ class Alerts:
                 state.since_s = heard_s + silent_s
             state.words = f"no sample of {name} for {now_s - heard_s:.0f} s"
 
-    def _say(self, rule: Rule, node: str, state: _RuleState, now_s: float) -> AlertMessage | None:
+    def _message_about(self, rule: Rule, node: str, state: _RuleState, now_s: float) -> AlertMessage | None:
         if state.peak and state.said_s is None:
             words, state.peak, state.said_s = state.peak, "", now_s
             return _message("alert", rule, node, words)

@@ -1,46 +1,36 @@
-"""Messages as JSON to a web address: what chat programs, ntfy, Home Assistant and the like take.
+"""Channel that posts messages as JSON to a URL, for chat programs, ntfy, Home Assistant and the like.
 
-Runs on: server, where `[webhook] url` is set.  Reached from: watch/watchman.  Hands on to: a web server.
-Threads: the watchman's.  Errors: NotSent, with what the web server said.
+    POST url  {"subject": ..., "text": ..., "facts": {...}}        any status from 200 to 299 is success
 
-    POST url  {"subject": ..., "text": ..., "facts": {...}}        any answer from 200 to 299 will do
-
-http.client and ssl are loaded when the first message goes. An address may have a secret in it: errors name its host.
+Runs in the Notifier's thread. Errors: NotSent, with the web server's answer. A URL may contain a secret: errors name
+only its host. http.client and ssl are imported when the first message is sent.
 """
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 from pigeonpost.alerts.contract import AlertChannel, AlertMessage, NotSent
+from pigeonpost.core.http_client import USER_AGENT, HttpConnection, HttpError, split_url
 from pigeonpost.core.strict_json import write_json
-from pigeonpost.core.version import VERSION
 
 ANSWER_S = 20.0
 
 
 class WebhookChannel(AlertChannel):
-    """A web address that takes messages."""
+    """POST of messages to one URL."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self.place = f"webhook at {parts.hostname}"
-        self._secure, self._host, self._port = parts.scheme == "https", parts.hostname or "", parts.port
-        self._target = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}"
+        self._url = split_url(url)
+        self.place = f"webhook at {self._url.host}"
 
     def send(self, message: AlertMessage) -> None:
-        import http.client
-
-        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-        link = kind(self._host, self._port, timeout=ANSWER_S)
         body = write_json({"subject": message.subject, "text": message.text, "facts": message.info}).encode()
-        headers = {"Content-Type": "application/json", "User-Agent": f"pigeonpost/{VERSION}"}
+        headers = {"Content-Type": "application/json", "User-Agent": USER_AGENT}
+        connection = HttpConnection(self._url, ANSWER_S)
         try:
-            link.request("POST", self._target, body, headers)
-            status = link.getresponse().status
-        except (OSError, http.client.HTTPException) as error:
+            status = connection.request("POST", self._url.target, headers, body, limit_bytes=None).status
+        except HttpError as error:
             raise NotSent(f"{self.place}: {error}") from None
         finally:
-            link.close()
+            connection.close()
         if not 200 <= status < 300:
             raise NotSent(f"{self.place}: it answered {status}")

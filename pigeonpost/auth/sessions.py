@@ -1,6 +1,6 @@
-"""Sessions of the page's users, in memory: a restart of the server ends them all.
+"""Sessions of the page's users, in memory: a restart of the server ends all of them.
 
-Runs on: server.
+May be used by any thread; `_lock` guards the sessions, and is held for one lookup or change.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pigeonpost.core.clock import Clock
 
 
 class UserSession(NamedTuple):
-    """One browser that was let in.
+    """The session of one signed-in browser.
 
-    user  who; empty: whoever had the one-time key    csrf  the token that its forms carry
+    user  name; empty: signed in with the one-time key    csrf  the token that its forms carry
     """
 
     id: str
@@ -35,7 +35,7 @@ MOST_SESSIONS = 1000
 
 
 class UserSessions:
-    """The browsers that are let in now."""
+    """The sessions of all signed-in browsers."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -44,8 +44,8 @@ class UserSessions:
         self._used_s: dict[str, float] = {}  # by id; the longest unused one stands first
 
     def begin(self, user: User | None) -> UserSession:
-        """Let a browser in, as `user` (or with the one-time key), under an id that nobody has known before."""
-        name, role, stamp = user or ("", "control", "")
+        """Begin a session of `user` (None: of the one-time key), under a new random id."""
+        name, role, stamp = user or ("", "operator", "")
         now_s = self._clock.monotonic()
         session = UserSession(secrets.token_urlsafe(32), name, role, stamp, secrets.token_urlsafe(24), now_s)
         with self._lock:
@@ -56,7 +56,7 @@ class UserSessions:
         return session
 
     def find(self, id: str) -> UserSession | None:
-        """The session of that id, which counts as used now; None when there is none, or none any more."""
+        """Return the session of that id and mark it as used now; None when there is none, or it is over."""
         now_s = self._clock.monotonic()
         with self._lock:
             session = self._all.get(id)
@@ -69,7 +69,7 @@ class UserSessions:
             return session
 
     def end(self, id: str) -> None:
-        """Let it in no more."""
+        """End the session of that id."""
         with self._lock:
             self._drop(id)
 

@@ -1,6 +1,6 @@
 """Throttling of addresses that fail to log in.
 
-Runs on: server.
+May be used by any thread; `_lock` guards the failures, and is held for one lookup or change.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MOST_ADDRESSES = 1024
 
 
 class LoginThrottle:
-    """How often each address has failed to prove itself. An attempt counts as failed until it has succeeded."""
+    """Counts failed logins of each address. An attempt counts as failed until it has succeeded."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -27,7 +27,7 @@ class LoginThrottle:
         self._failures: dict[str, tuple[int, float]] = {}  # how many, and when the last began
 
     def begin(self, host: str) -> tuple[float, float]:
-        """Before an attempt: the seconds to wait with it; and, where it must not be made, until one may be."""
+        """Begin an attempt. Returns the seconds to delay it; and, if it must be refused, those until the next one."""
         key, now_s = _network(host), self._clock.monotonic()
         with self._lock:
             count, last_s = self._failures.pop(key, (0, now_s))
@@ -42,13 +42,13 @@ class LoginThrottle:
         return (min(0.1 * 2.0 ** (count - FREE), 1.0) if count >= FREE else 0.0), 0.0
 
     def succeeded(self, host: str) -> None:
-        """Forget the failures of an address that has proved itself."""
+        """Forget the failures of an address that has logged in."""
         with self._lock:
             self._failures.pop(_network(host), None)
 
 
 def _network(host: str) -> str:
-    """Whose address it is: of IPv6 the first half, since everybody has 2^64 addresses with the same one."""
+    """Return the part of an address that is counted: of IPv6 the first half, since each client has 2^64 addresses."""
     if ":" not in host:
         return host
     head, _, tail = host.partition("::")

@@ -1,12 +1,7 @@
-"""The tokens of nodes: what a node and its servers both know, and nobody else.
+"""Tokens of nodes: the secrets that a node shares with its servers, kept in `tokens.json`.
 
-Runs on: node (LinkKey of its own), server (Tokens: all that it made), control.  Reached from: the programs.
-Hands on to: session, as `Key`.  Threads: none; `Tokens` may be read by any, and re-reads its file when that has
-  changed.
-Errors: SettingsError for a token file that does not read.
-
-A token is never sent on the link: either side proves by HMAC-SHA-256 (RFC 2104) over both sides' fresh nonces that it
-knows it. This file imports hashlib, which costs 3.7 MiB; so a node without a token does not import this file.
+May be read by any thread; the file is read again when it has changed, so control.py works beside a running server.
+Errors: SettingsError for a token file that cannot be read.
 """
 
 from __future__ import annotations
@@ -22,7 +17,7 @@ from pigeonpost.core.json_file import JsonFile
 
 
 class Tokens(Mapping[str, LinkKey]):
-    """All tokens that this server made, by node: `tokens.json` in its data folder, for its owner's eyes only."""
+    """All tokens that this server made, by node; the file may be read by its owner only."""
 
     def __init__(self, data: str) -> None:
         self._file = JsonFile(os.path.join(data, TOKENS), "a list of tokens", str)
@@ -30,13 +25,13 @@ class Tokens(Mapping[str, LinkKey]):
         self._by_digest: tuple[dict[str, str], dict[bytes, str]] | None = None
 
     def make(self, node: str) -> str:
-        """A new token for `node`, in place of any it had."""
+        """Make a new token for `node`, which replaces any it had."""
         token = secrets.token_hex(16)
         self._file.write({**self._file.now(), node: token})
         return token
 
     def revoke(self, node: str) -> bool:
-        """Forget the node's token; whether it had one."""
+        """Delete the node's token. Returns True if it had one."""
         tokens = dict(self._file.now())
         if tokens.pop(node, None) is None:
             return False
@@ -44,11 +39,11 @@ class Tokens(Mapping[str, LinkKey]):
         return True
 
     def text_of(self, node: str) -> str | None:
-        """The token itself, to be shown to the owner."""
+        """Return the token itself, to be shown to the operator."""
         return self._file.now().get(node)
 
     def node_of(self, token: str) -> str | None:
-        """The node that has this token; None: nobody has. Takes the same time whether one is nearly right."""
+        """Return the node that has this token; None: no node has. Takes the same time for nearly right ones."""
         return self._nodes().get(hashlib.sha256(token.encode(errors="replace")).digest())
 
     def _nodes(self) -> dict[bytes, str]:

@@ -1,15 +1,11 @@
-"""The users of the page, their sessions, and how often an address may try.
+"""Users of the page and their passwords, kept in `users.json`.
 
-Runs on: server, control.  Reached from: control.py (`Users.set_password`), webui and gate/door (the rest).
-Hands on to: the disk (`users.json`), hashlib.scrypt.
-Threads: any. Users re-reads its file when that has changed, so control.py works beside a running server; its
-  `_hashing` is held while one password is hashed, since each takes 16 MiB; `_changing` while the file is changed.
-  Sessions and Attempts have a lock each,
-  held for one look-up or change.
-Errors: SettingsError for a file that does not read, and for a name or a password that is not taken.
+May be used by any thread. The file is read again when it has changed, so control.py works beside a running server.
+`_hashing` is held while one password is hashed, because each hash takes 16 MiB; `_changing` while the file is changed.
+Errors: SettingsError for a file that cannot be read, and for a name, a password or a role that is not accepted.
 
-A password is kept as scrypt (RFC 7914) of it with a salt of its own, beside the parameters, so that these can be
-raised later. Sessions are in memory only: a restart of the server ends them all.
+A password is kept as its scrypt hash (RFC 7914) with a salt of its own, beside the parameters of the hash, so that
+these can be raised later.
 """
 
 from __future__ import annotations
@@ -27,8 +23,9 @@ from pigeonpost.core.data_folder import USERS
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.core.json_file import JsonFile
 
-FIRST_USER = "admin"  # whom `control.py password` means when nobody is named
-ROLES = ("look", "control")
+FIRST_USER = "admin"  # the user of `control.py password` without a name
+ROLES = ("viewer", "operator")
+_FORMER_ROLES = {"look": "viewer", "control": "operator"}  # as older versions wrote them
 SHORTEST, LONGEST = 8, 1024  # characters of a password
 
 # 47 ms and 16 MiB on a PC (measured), about 300 ms on a Pi.
@@ -38,7 +35,7 @@ _USER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}").fullmatch
 
 
 class User(NamedTuple):
-    """Somebody who knows a password. `stamp` changes with the password, and so ends the sessions begun before."""
+    """A user with a password. `stamp` changes with the password, which ends the sessions begun before."""
 
     name: str
     role: str
@@ -46,7 +43,7 @@ class User(NamedTuple):
 
 
 class Users:
-    """All users: `users.json` in the data folder, for its owner's eyes only."""
+    """All users; the file may be read by its owner only."""
 
     def __init__(self, data: str) -> None:
         # Nobody is let in by a file that does not read, nor by one in a folder that may not be entered.
@@ -56,22 +53,22 @@ class Users:
         self._no_salt = secrets.token_bytes(16)
 
     def __len__(self) -> int:
-        """How many there are; 0: no password is set."""
+        """Return the number of users; 0: no password is set."""
         return len(self._file.now())
 
     def roles(self) -> dict[str, str]:
-        """Every user with his role."""
+        """Return the role of every user."""
         return {name: str(user["role"]) for name, user in self._file.now().items()}
 
     def find(self, name: str) -> User | None:
-        """The user of that name."""
+        """Return the user of that name; None when there is none."""
         found = self._file.now().get(name)
         return User(name, str(found["role"]), str(found["salt"])) if found else None
 
     def set_password(self, name: str, password: str, role: str = "") -> None:
-        """Give a user a password, and make him when he is not there.
+        """Set the password of a user, who is created when there is none of that name.
 
-        role  "look" or "control"; empty: as he has it, "control" for a new one
+        role  "viewer" or "operator"; empty: unchanged, "operator" for a new user
         """
         if not _USER_NAME(name):
             raise SettingsError(f"a user name is letters, digits and . _ @ -, not {name[:60]!r}")
@@ -83,12 +80,12 @@ class Users:
         hashed = self._hash(password, salt, _N, _R, _P).hex()
         with self._changing:
             users = dict(self._file.now())
-            role = role or str(users.get(name, {}).get("role", "control"))
+            role = role or str(users.get(name, {}).get("role", "operator"))
             users[name] = {"role": role, "salt": salt.hex(), "n": _N, "r": _R, "p": _P, "scrypt": hashed}
             self._file.write(users)
 
     def remove(self, name: str) -> bool:
-        """Forget a user; whether there was one."""
+        """Delete a user. Returns True if there was one."""
         with self._changing:
             users = dict(self._file.now())
             had = users.pop(name, None) is not None
@@ -96,7 +93,7 @@ class Users:
         return had
 
     def check(self, name: str, password: str) -> User | None:
-        """The user, when this is his password. For a name that nobody has it works as long."""
+        """Return the user if this is their password, else None. Takes as long for an unknown name."""
         known = self._file.now().get(name)
         entry = known or {"salt": self._no_salt.hex(), "n": _N, "r": _R, "p": _P, "scrypt": "00" * 64}
         hashed = self._hash(password, bytes.fromhex(entry["salt"]), entry["n"], entry["r"], entry["p"])
@@ -110,20 +107,15 @@ class Users:
 
 
 def _checked(entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    """One user of the file, or ValueError: better at once than at his login."""
+    """Return one entry of the file. Raises ValueError, now rather than at the user's login."""
     for key in ("salt", "scrypt"):
         bytes.fromhex(entry[key])
     n, r, p = entry["n"], entry["r"], entry["p"]
-    if entry["role"] not in ROLES or not all(type(number) is int and number > 0 for number in (n, r, p)):
-        raise ValueError("a role is look or control; n, r and p are whole numbers")
+    role = _FORMER_ROLES.get(entry["role"], entry["role"])
+    if role not in ROLES or not all(type(number) is int and number > 0 for number in (n, r, p)):
+        raise ValueError("a role is viewer or operator; n, r and p are whole numbers")
     if n < 2 or n & (n - 1):
         raise ValueError("n is a power of 2")
     if 128 * r * max(n * p, n + p + 2) > _MOST_BYTES:  # of time, and of memory as OpenSSL counts it
         raise ValueError("scrypt would take too much")
-    return entry
-
-
-# -------------------------------------------------------------------------------------------------------- sessions
-
-
-# -------------------------------------------------------------------------------------------------------- attempts
+    return {**entry, "role": role}

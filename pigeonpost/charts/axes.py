@@ -1,7 +1,4 @@
-"""The axes of charts: round numbers on the left and on the right, round moments of local time below.
-
-Runs on: server.  Reached from: pages/chart and its other files.  Hands on to: nobody.  Threads: none.  Errors: none.
-"""
+"""Axes of charts: round values on the left and on the right, round moments of local time below."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ Scale = Callable[[float], float]  # a value to its place from the top
 
 
 class Frame(NamedTuple):
-    """How large a chart is, in pixels: all of it, what stands beside the plot, and how wide a column is."""
+    """Size of a chart in pixels: the whole, the margins of the plot, and the width of a column."""
 
     width: int
     height: int
@@ -35,7 +32,7 @@ class Frame(NamedTuple):
 
     @property
     def plot(self) -> int:
-        """How wide the plot is."""
+        """The width of the plot."""
         return self.columns * self.column_px
 
 
@@ -43,7 +40,7 @@ WIDE, SMALL, LARGE = Frame(720, 210), Frame(420, 190), Frame(960, 340, column_px
 
 
 class Axis(NamedTuple):
-    """The values of one unit: least and most, and the step between its lines."""
+    """The axis of one unit: minimum, maximum, and the step between its lines."""
 
     unit: str
     low: float
@@ -55,7 +52,7 @@ class Axis(NamedTuple):
         return lambda value: bottom - (value - self.low) / (self.high - self.low) * (bottom - frame.top)
 
     def labels(self) -> Iterator[tuple[float, str]]:
-        """Its round values, and how they are written."""
+        """Yield the round values with their labels."""
         decimals = max(0, -math.floor(math.log10(self.step) + 1e-9))
         for k in range(round((self.high - self.low) / self.step) + 1):
             value = self.low + k * self.step
@@ -64,12 +61,12 @@ class Axis(NamedTuple):
 
 
 def axis_of(unit: str, columns: Sequence[Bucket]) -> Axis:
-    """The axis on which all of `columns` fit."""
+    """Return the axis for all values of `columns`."""
     return Axis(unit, *_y_range(columns))
 
 
 def _y_range(columns: Sequence[Bucket]) -> tuple[float, float, float]:
-    """Least and most of the axis, and the step between its lines: 1, 2 or 5 times a power of ten."""
+    """Return minimum and maximum of the axis, and the step between its lines: 1, 2 or 5 times a power of ten."""
     low = min((column.low for column in columns), default=0.0)
     high = max((column.high for column in columns), default=1.0)
     span = (high - low) or max(abs(high) * 0.02, 1e-9 if high else 1.0)
@@ -80,7 +77,7 @@ def _y_range(columns: Sequence[Bucket]) -> tuple[float, float, float]:
 
 
 def left_axis(axis: Axis, frame: Frame) -> Iterator[str]:
-    """A line across at each round value, and the value beside it."""
+    """Draw a line across at each round value, and the value beside it."""
     y, right = axis.scale(frame), frame.width - frame.right
     for value, label in axis.labels():
         at = y(value)
@@ -89,7 +86,7 @@ def left_axis(axis: Axis, frame: Frame) -> Iterator[str]:
 
 
 def right_axis(axis: Axis, frame: Frame) -> Iterator[str]:
-    """A short line at each round value; those across are the left axis's."""
+    """Draw a short line at each round value; lines across belong to the left axis."""
     y, right = axis.scale(frame), frame.width - frame.right
     for value, label in axis.labels():
         at = y(value)
@@ -97,7 +94,7 @@ def right_axis(axis: Axis, frame: Frame) -> Iterator[str]:
 
 
 def x_axis(from_ms: int, to_ms: int, frame: Frame) -> Iterator[str]:
-    """A short line at each round moment, and what it is called."""
+    """Draw a short line at each round moment, with its label."""
     plot, bottom = frame.plot, frame.height - frame.bottom
     for time_s, label in ticks(from_ms // 1000, to_ms // 1000, plot // 80):
         x = frame.left + (time_s * 1000 - from_ms) * plot / (to_ms - from_ms)
@@ -108,9 +105,9 @@ def x_axis(from_ms: int, to_ms: int, frame: Frame) -> Iterator[str]:
 
 
 def ticks(from_s: int, to_s: int, most: int) -> list[tuple[int, str]]:
-    """At most `most` round moments of local time in [from_s, to_s], with their labels.
+    """Return up to `most` round moments of local time in [from_s, to_s], with their labels.
 
-    Steps up to half a day are looked for on the clock itself, a quarter of an hour after the other: so an hour that a
+    Steps up to half a day are found on the clock itself, at every quarter of an hour: so an hour that a
     change to summer time leaves out has no mark, and one that comes twice has two.
     """
     span_s = to_s - from_s
@@ -134,7 +131,7 @@ def ticks(from_s: int, to_s: int, most: int) -> list[tuple[int, str]]:
 
 
 def _months(from_s: int, to_s: int, most: int) -> list[tuple[int, str]]:
-    """As `ticks`, where only beginnings of months, or of years, are round enough."""
+    """Return the same for long spans, where only beginnings of months, or of years, are round enough."""
     step = next((step for step in _STEPS_MONTHS if (to_s - from_s) / 2_629_746 / step <= most), _STEPS_MONTHS[-1])
     t = time.localtime(from_s)
     first = -(-(t.tm_year * 12 + t.tm_mon - 1) // step) * step

@@ -1,7 +1,4 @@
-"""Sparklines: the small charts on the dashboard.
-
-Runs on: server.
-"""
+"""Sparklines: the small charts on the dashboard."""
 
 from __future__ import annotations
 

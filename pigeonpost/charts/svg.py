@@ -1,9 +1,7 @@
-"""Charts as SVG: of each column least, most and mean; gaps as gaps; what came late marked; names at the curves' ends.
+"""Charts as SVG: range and mean of each column, gaps, marks for late samples, and the series' names at their curves.
 
-Runs on: server.  Reached from: pages/chart and its other files.  Hands on to: nobody.  Threads: none.  Errors: none.
-
-Colours are those of Okabe and Ito that keep 3:1 against paper, or darker ones of the same hue, and others of theirs
-against the night. The style stands in the file, so that an <img> has it.
+The colours are those of Okabe and Ito that have a contrast of 3:1 on white, or darker ones of the same hue; for the
+dark scheme, others of theirs. The style is in the file itself, so that an <img> has it.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ STYLE = (
 
 
 class Series(NamedTuple):
-    """What is drawn: those of `places` columns from `from_ms` to `to_ms` that have values, and how they are called.
+    """A series to draw: its names, and those of `places` columns from `from_ms` to `to_ms` that have values.
 
     late  which of its samples came late, or have no sure time
     """
@@ -65,7 +63,7 @@ def fitted(frame: Frame, count: int, units: int) -> Frame:
 
 
 def draw(all_series: Sequence[Series], frame: Frame, now_ms: int) -> str:
-    """The chart as a whole SVG file. `frame` is `fitted`; the series have at most two units and the same columns."""
+    """Return the chart as an SVG file. `frame` is `fitted`; the series have at most two units and the same columns."""
     first, is_alone = all_series[0], len(all_series) == 1
     axes = _axes(all_series)
     right, middle = frame.width - frame.right, (frame.left + frame.width - frame.right) // 2
@@ -87,7 +85,7 @@ def draw(all_series: Sequence[Series], frame: Frame, now_ms: int) -> str:
 
 
 def _axes(all_series: Sequence[Series]) -> list[Axis]:
-    """One for each unit, in the order of the series."""
+    """Return one axis for each unit, in the order of the series."""
     units = dict.fromkeys(series.unit for series in all_series)
     return [
         axis_of(unit, [column for series in all_series if series.unit == unit for column in series.columns])
@@ -101,14 +99,14 @@ def _head_of_one(series: Series, right: int) -> Iterator[str]:
 
 
 def _head_of_many(axes: Sequence[Axis], right: int) -> Iterator[str]:
-    """Each axis has its unit above it."""
+    """Draw the unit of each axis above it."""
     yield f'<text x="0" y="12">{escaped(axes[0].unit)}</text>'
     if len(axes) > 1:
         yield f'<text x="{right + 7}" y="12">{escaped(axes[1].unit)}</text>'
 
 
 def _many(all_series: Sequence[Series], axes: Sequence[Axis], frame: Frame) -> Iterator[str]:
-    """Each curve in its colour, with its name at its end."""
+    """Draw each curve in its colour, with its name at its end."""
     scales = {axis.unit: axis.scale(frame) for axis in axes}
     ends = [
         scales[series.unit](series.columns[-1].mean) if series.columns else float(frame.top) for series in all_series
@@ -125,14 +123,14 @@ def _many(all_series: Sequence[Series], axes: Sequence[Axis], frame: Frame) -> I
 
 
 def label(series: Series, others: Sequence[Series], with_its_unit: bool) -> str:
-    """What tells a series from the others of its chart."""
+    """Return the label that distinguishes a series from the others of its chart."""
     nodes, sensors = {one.node for one in others}, {one.sensor for one in others}
     name = series.sensor if len(nodes) == 1 else series.node if len(sensors) == 1 else f"{series.sensor} {series.node}"
     return f"{name}, {series.unit}" if with_its_unit and series.unit else name
 
 
 def _spread(wanted: Sequence[float], low: float, high: float) -> list[float]:
-    """Places for names: as near to the wanted ones as there is room, and none upon another."""
+    """Return places for labels: as near to the wanted ones as possible, without overlap."""
     order = sorted(range(len(wanted)), key=lambda k: wanted[k])
     places, least = [0.0] * len(wanted), low
     for k in order:
@@ -146,7 +144,7 @@ def _spread(wanted: Sequence[float], low: float, high: float) -> list[float]:
 
 
 def _late(all_series: Sequence[Series], frame: Frame) -> Iterator[str]:
-    """A dotted line at the foot of what came late, or has no sure time."""
+    """Draw a dotted line at the bottom where samples came late, or have uncertain times."""
     first = all_series[0]
     scale = frame.plot / (first.to_ms - first.from_ms)
     parts = []
@@ -179,7 +177,7 @@ def _curves(series: Series, frame: Frame, y: Scale, with_band: bool) -> Iterator
 
 
 def _path(points: Sequence[tuple[int, float]]) -> str:
-    """From each point to the next, as steps: in tenths of a pixel, added up so that rounding does not."""
+    """Return a path of relative steps, in tenths of a pixel; rounding errors do not accumulate."""
     parts, at = [], round(points[0][1] * 10)
     for (x0, _), (x1, y1) in pairwise(points):
         to = round(y1 * 10)
@@ -190,7 +188,7 @@ def _path(points: Sequence[tuple[int, float]]) -> str:
 
 
 def runs(series: Series) -> Iterator[list[Bucket]]:
-    """The columns between one gap and the next: where nothing came for two intervals and a half."""
+    """Yield the columns between gaps: a gap is two and a half intervals without a value."""
     columns = series.columns
     if not columns:
         return
@@ -221,18 +219,18 @@ def title(all_series: Sequence[Series], now_ms: int) -> str:
 
 
 def description(all_series: Sequence[Series], now_ms: int) -> str:
-    """The chart for those who do not see it."""
+    """Return a description of the chart, for screen readers."""
     if len(all_series) == 1:
-        said = _said(all_series[0])
+        said = _series_label(all_series[0])
     else:
-        told = [f"{label(series, all_series, False)}: {_small(_said(series))}" for series in all_series]
+        told = [f"{label(series, all_series, False)}: {_small(_series_label(series))}" for series in all_series]
         said = " ".join(text[:1].upper() + text[1:] for text in told)
     late = " ".join(late_words(all_series, now_ms))
     return f"{said} {late}" if late else said
 
 
 def late_words(all_series: Sequence[Series], now_ms: int) -> Iterator[str]:
-    """What the marks at the foot mean, in a sentence or two."""
+    """Yield sentences that explain the marks at the bottom."""
     spans = sorted({span for series in all_series for span in series.late})
     for is_late, words in ((True, "came late"), (False, "have no sure time: the clock was not set")):
         found = [f"{clock(span.first_ms, now_ms)} to {clock(span.last_ms, now_ms)}"
@@ -242,7 +240,7 @@ def late_words(all_series: Sequence[Series], now_ms: int) -> Iterator[str]:
             yield f"Values of {', '.join(found[:3])}{more} {words}."
 
 
-def _said(series: Series) -> str:
+def _series_label(series: Series) -> str:
     columns = series.columns
     if not columns:
         return "Nothing is stored of that time."
@@ -254,8 +252,7 @@ def _said(series: Series) -> str:
 
 
 def numbers(columns: Sequence[Bucket]) -> tuple[int, float, Bucket, Bucket]:
-    """Of some columns, of which there is at least one: count and mean of all values, and where the least and the most
-    of them are."""
+    """Return count and mean of all values in at least one column, and the columns of the minimum and the maximum."""
     count = sum(column.values for column in columns)
     mean = sum(column.mean * (column.values / count) for column in columns)
     return count, mean, min(columns, key=lambda column: column.low), max(columns, key=lambda column: column.high)

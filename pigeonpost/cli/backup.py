@@ -1,13 +1,11 @@
-"""Care of the data: backup, restore, verify.
+"""Commands for the data: backup, restore, verify.
 
     python3 control.py backup /mnt/usb/pigeonpost.tar        while the server runs
-    python3 control.py verify /mnt/usb/pigeonpost.tar        is it still what it was?
+    python3 control.py verify /mnt/usb/pigeonpost.tar        is it unchanged?
     python3 control.py restore /mnt/usb/pigeonpost.tar       while no server runs
 
-Runs on: server.  Reached from: control.py, cron.  Hands on to: backups, log_files, the store.
-Threads: none.
-Errors: Failed, when something is wrong with the data or the disk: then a backup that was there is as it was, and
-  nothing was restored.
+Errors: Failed, when something is wrong with the data or the disk: then an existing backup is unchanged, and nothing was
+restored.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ from pigeonpost.storage.contract import Store
 from pigeonpost.storage.csv import checksums
 from pigeonpost.storage.csv.checksums import logs_in
 from pigeonpost.storage.csv.format import log_name
-from pigeonpost.storage.csv.verify import verify_logs, write_anew
+from pigeonpost.storage.csv.verify import rebuild_log, verify_logs
 from pigeonpost.storage.sqlite.schema import VERSION
 from pigeonpost.storage.sqlite.store import SqliteStore
 
@@ -144,7 +142,7 @@ def _put_in_place(data: str, staging: str, names: Sequence[str]) -> str:
         os.makedirs(os.path.join(staging, LOGS), exist_ok=True)
         with contextlib.closing(SqliteStore(staging)) as store:
             clock = Clock()
-            write_anew(os.path.join(staging, LOGS), log_name(clock.wall_ms()), store, clock)
+            rebuild_log(os.path.join(staging, LOGS), log_name(clock.wall_ms()), store, clock)
     own = [name for name in server_backup.KEPT if name in names]
     server_backup.fold_in_wal(os.path.join(data, DATABASE))
     gone = _move_aside(data, [DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", LOGS, *own])
@@ -216,7 +214,7 @@ def verify(context: Context) -> int:
     try:
         with contextlib.closing(look(context)) as store:
             faults = list(_faults(store, data, with_logs=lock >= 0))
-            about = _told(store) if not faults else ""
+            about = _contents_text(store) if not faults else ""
     finally:
         if lock >= 0:
             os.close(lock)
@@ -240,16 +238,16 @@ def _about(folder: str) -> str:
     if server_backup.version_of(folder) < VERSION:
         return "of an older version, which the server's start brings up to date; sound as SQLite sees it"
     with contextlib.closing(SqliteStore(folder, look_only=True)) as store:
-        return _told(store)
+        return _contents_text(store)
 
 
-def _told(store: Store) -> str:
+def _contents_text(store: Store) -> str:
     """The same, of a store."""
     nodes, gaps = store.nodes(), store.gaps(-1)
-    forgotten = sum(node["forgotten"] for node in nodes)
-    text = f"{sum(node['samples'] for node in nodes) - forgotten} samples of {len(nodes)} nodes: all there, each once"
-    if forgotten:
-        text += f"; {forgotten} older ones were deleted as set"
+    expired = sum(node["forgotten"] for node in nodes)
+    text = f"{sum(node['samples'] for node in nodes) - expired} samples of {len(nodes)} nodes: all there, each once"
+    if expired:
+        text += f"; {expired} older ones were deleted as set"
     if gaps:
         missing = sum(gap["to"] - gap["from"] + 1 + gap["before"] for gap in gaps)
         text += f"; {missing} more are noted as missing, in {len(gaps)} gaps"

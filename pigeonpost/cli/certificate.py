@@ -1,7 +1,6 @@
-"""A certificate for the server's page, made by openssl and signed by itself, known by its fingerprint.
+"""Command that makes a self-signed certificate for the server's page with openssl, known by its fingerprint.
 
-Runs on: server.  Reached from: control.py.  Hands on to: the program openssl; two files in the data folder.
-Threads: none.  Errors: Failed where openssl is missing or refuses, with what it said.
+Errors: Failed where openssl is missing or fails, with its message.
 """
 
 from __future__ import annotations

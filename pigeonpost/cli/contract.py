@@ -1,9 +1,7 @@
-"""What every command of control.py is: its arguments, what it works with, how it says that it failed or how far it is.
+"""What commands of control.py have in common: the command, its context, its failure, a progress bar.
 
-Runs on: node and server.  Reached from: control.py, which lists the commands.  Hands on to: nobody.
-Members: one file for each group of commands, with `COMMANDS`, a table as control.py's own; unlike the members of other
-  rooms they may use all that stands below them, as a program does.
-Threads: none.  Errors: Failed, for exit status 1; SettingsError for 2.
+A module of this package has `COMMANDS`, a table like control.py's own; it may import everything below it, as a program
+does. Errors: Failed, for exit status 1; SettingsError for 2.
 """
 
 from __future__ import annotations
@@ -27,11 +25,12 @@ class Failed(PigeonpostError):
 
 
 class Command(NamedTuple):
-    """One command: what it does in a line, its arguments for argparse, and the function that does it."""
+    """One command: its help in one line, its arguments for argparse, its function, and its former names."""
 
     help: str
     arguments: Sequence[tuple[str, dict[str, Any]]]
     run: Callable[[Context], int]
+    aliases: Sequence[str] = ()
 
 
 class Context(NamedTuple):
@@ -69,7 +68,7 @@ def node_name(text: str) -> str:
 
 
 class Bar:
-    """How far something has gone; on a terminal only."""
+    """A progress bar, on a terminal only."""
 
     def __init__(self, name: str) -> None:
         self._name = name if len(name) <= 30 else name[:27] + "..."

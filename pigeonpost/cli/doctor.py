@@ -1,62 +1,43 @@
-"""What is wrong with this machine's set-up, and the exact remedy for each: `control.py doctor`, said in words.
+"""Command that checks this machine's set-up, and names the exact remedy for each fault.
 
-Runs on: node and server.  Reached from: control.py.
-Hands on to: the kernel's files, the sensors that the settings name (read once), ports and other machines (tried once).
-Threads: none.  Errors: none: what fails is a finding.
-
-What is looked at depends on what this machine is: a node where there is a node.toml or on a Raspberry Pi, a server
-where there is a server.toml or its data. `control.py doctor node` and `control.py doctor server` ask for one of them.
+What is checked depends on what this machine is: a node where there is a node.toml or on a Raspberry Pi, a server where
+there is a server.toml or its data. `control.py doctor node` and `control.py doctor server` check one of them. Sensors
+are read once, ports and other machines tried once. Errors: none; a failure is a finding.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
 import functools
-import grp
 import importlib.util
 import json
 import os
 import platform
-import pwd
 import re
 import socket
-import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 from pigeonpost.auth.tokens import Tokens
 from pigeonpost.cli.contract import Command, Context
+from pigeonpost.cli.doctor_checks import REACH_S, Finding, device, folder, in_group, port, private, reach
+from pigeonpost.cli.remote import local_host
 from pigeonpost.core import config
-from pigeonpost.core.addresses import is_loopback, join_address
+from pigeonpost.core.addresses import is_loopback
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import Settings
 from pigeonpost.core.data_folder import DATABASE, RUNNING, TOKENS
 from pigeonpost.core.errors import PigeonpostError, SensorError
-from pigeonpost.core.files import kind_of_filesystem
 from pigeonpost.sensors.contract import DerivedSource
 from pigeonpost.sensors.registry import KINDS, make_source
 from pigeonpost.settings import NODE
 from protocol import NODE_NAME, decode, encode
 
-_REACH_S = 3.0  # for another machine, or another program on this one
 _NEWEST_WRONG = (3, 10)
-_LEAST_BYTES = 200 << 20
-_GONE = ("tmpfs", "ramfs", "overlay", "aufs")  # after a restart of the machine, or of the container
-_FAR = ("nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs")  # locks and memory maps do not reach over a network
-_SIMPLE = ("vfat", "exfat", "msdos")  # without owners, modes, or a journal
 _LIBRARIES = {"adc": ("spidev", "python3-spidev"), "mcp3424": ("smbus2", "python3-smbus2"),
               "mqtt": ("paho.mqtt.client", "python3-paho-mqtt")}  # fmt: skip
-
-
-class Finding(NamedTuple):
-    """One thing that was looked at. `word` is "ok", "wrong", or "note" for what may well be meant so."""
-
-    word: str
-    about: str
-    remedy: str = ""
 
 
 def doctor(context: Context) -> int:
@@ -120,59 +101,6 @@ def machine() -> Iterator[Finding]:
                       "sudo timedatectl set-ntp true (then `timedatectl` says: synchronized: yes)")  # fmt: skip
 
 
-def folder(data: str) -> Iterator[Finding]:
-    """Where a program keeps its data."""
-    place = os.path.abspath(data)
-    while not os.path.exists(place):
-        place = os.path.dirname(place)
-    if not os.path.isdir(place) or not os.access(place, os.W_OK | os.X_OK):
-        yield Finding("wrong", f"{data}: {_user()} may not write there",
-                      f"sudo install -d -o {_user()} {os.path.abspath(data)}, or another one: --data DIR")  # fmt: skip
-        return
-    kind, status = kind_of_filesystem(place), os.statvfs(place)
-    free = status.f_bavail * status.f_frsize
-    if kind in _GONE:
-        yield Finding("wrong", f"{data} is on {kind}: what it holds is gone after a restart",
-                      "a folder on a disk: --data DIR; in a container a volume (see docker-compose.yml)")  # fmt: skip
-    elif kind in _FAR or kind in _SIMPLE:
-        yield Finding("wrong", f"{data} is on {kind}, on which what is written is not safe",
-                      "a folder on a local disk with ext4 or the like: --data DIR")  # fmt: skip
-    if free < _LEAST_BYTES:
-        yield Finding("wrong", f"{data}: only {free >> 20} MiB are free",
-                      "make room (`du -xh / | sort -h | tail` shows what is large), or --data DIR")  # fmt: skip
-    else:
-        yield Finding("ok", f"{data}: {free / 2**30:.1f} GiB free on {kind or 'its disk'}")
-
-
-def port(address: tuple[str, int], flag: str, is_ours: Callable[[], str]) -> Finding:
-    """Whether an address can be listened on. `is_ours` tells who of ours has it, or nothing."""
-    host, number = address
-    where = join_address(host, number)
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        socket.create_server(address, family=family).close()
-        return Finding("ok", f"{where} is free to listen on")
-    except OSError as error:
-        ours = is_ours() if error.errno == errno.EADDRINUSE else ""
-        if ours:
-            return Finding("ok", f"{where}: {ours}")
-        remedy = {
-            errno.EADDRINUSE: f"sudo ss -ltnp 'sport = :{number}' tells who has it; or another: {flag} HOST:PORT",
-            errno.EACCES: f"a port from 1024 on: {flag} HOST:PORT; or run it by deploy/'s systemd unit",
-        }.get(error.errno or 0, f"an address of this machine (`ip address` lists them): {flag} HOST:PORT")
-        return Finding("wrong", f"{where} cannot be listened on: {error.strerror or error}", remedy)
-
-
-def reach(address: tuple[str, int], who: str, remedy: str) -> Finding:
-    """Whether another machine answers."""
-    where = join_address(*address)
-    try:
-        socket.create_connection(address, _REACH_S).close()
-    except OSError as error:
-        return Finding("wrong", f"{who} at {where} cannot be reached: {error.strerror or error}", remedy)
-    return Finding("ok", f"{who} at {where} can be reached")
-
-
 # ------------------------------------------------------------------------------------------------------ a node
 
 
@@ -223,7 +151,7 @@ def sensors(settings: Settings, root: str) -> Iterator[Finding]:
         if all(need.word == "ok" for need in needs):
             yield from _readings(about, kind, table)
     yield _interfaces(root)
-    yield from _group("gpio", "nothing of Pigeonpost needs it, but a command that it runs may")
+    yield from in_group("gpio", "nothing of Pigeonpost needs it, but a command that it runs may")
 
 
 def _interfaces(root: str) -> Finding:
@@ -253,10 +181,10 @@ def _needs(kind: str, table: Mapping[str, Any], root: str) -> Iterator[Finding]:
             )
     if kind == "adc":
         path = os.path.join(root, f"dev/spidev{table.get('bus', 0)}.{table.get('device', 0)}")
-        yield _device(path, "sudo raspi-config nonint do_spi 0, then sudo reboot")
+        yield device(path, "sudo raspi-config nonint do_spi 0, then sudo reboot")
     elif kind == "mcp3424":
         path = os.path.join(root, f"dev/i2c-{table.get('bus', 1)}")
-        yield _device(path, "sudo raspi-config nonint do_i2c 0, then sudo reboot")
+        yield device(path, "sudo raspi-config nonint do_i2c 0, then sudo reboot")
     elif kind == "kernel" and any(str(its.get("from", "")).startswith("w1/") for its in _channels(table)):
         path = os.path.join(root, "sys/bus/w1/devices")
         if not os.path.isdir(path):
@@ -267,24 +195,6 @@ def _needs(kind: str, table: Mapping[str, Any], root: str) -> Iterator[Finding]:
 def _channels(table: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
     channels = table.get("channels")
     return [its for its in channels.values() if isinstance(its, dict)] if isinstance(channels, dict) else []
-
-
-def _device(path: str, switch_on: str) -> Finding:
-    if not os.path.exists(path):
-        return Finding("wrong", f"{path} is not there", switch_on)
-    if os.access(path, os.R_OK | os.W_OK):
-        return Finding("ok", f"{path} may be opened")
-    group = _group_name(os.stat(path).st_gid)
-    if _user() in _members(group):
-        return Finding("wrong", f"{path} may not be opened yet: {_user()} is in group {group}, but not in this session",
-                       "log in again, or sudo reboot")  # fmt: skip
-    return Finding("wrong", f"{path} may not be opened by {_user()}",
-                   f"sudo usermod -aG {group} {_user()}, then log in again")  # fmt: skip
-
-
-def _group(name: str, what: str) -> Iterator[Finding]:
-    if _exists(name) and _user() not in _members(name) and os.getuid() != 0:
-        yield Finding("note", f"{_user()} is not in group {name}: {what}", f"sudo usermod -aG {name} {_user()}")
 
 
 def _readings(about: str, kind: str, table: Mapping[str, Any]) -> Iterator[Finding]:
@@ -318,7 +228,7 @@ def _node_token(settings: Settings) -> Iterator[Finding]:
             yield Finding("note", "no token: only servers on this machine may collect",
                           "`control.py token NAME` on the server makes one; docs/tutorial.md")  # fmt: skip
     elif origin == settings.file:
-        yield _private(settings.file, "which holds the token")
+        yield private(settings.file, "which holds the token")
     else:
         yield Finding("ok", f"a token is set, by {origin}")
 
@@ -326,9 +236,8 @@ def _node_token(settings: Settings) -> Iterator[Finding]:
 def _ask_node(address: tuple[str, int]) -> str:
     """Who of ours answers there; empty: nobody."""
     host, number = address
-    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     try:
-        with socket.create_connection((here, number), _REACH_S) as link:
+        with socket.create_connection((local_host(host), number), REACH_S) as link:
             link.sendall(encode("CHECK"))
             said = decode(link.makefile("rb").readline(1 << 16))
     except (OSError, PigeonpostError):
@@ -352,7 +261,7 @@ def server(settings: Settings, data: str) -> Iterator[Finding]:
     path = os.path.join(data, TOKENS)
     known = set()
     if os.path.exists(path):
-        yield _private(path, "the tokens of the nodes")
+        yield private(path, "the tokens of the nodes")
         if os.access(path, os.R_OK):
             known = set(Tokens(data))  # which raises what is wrong with it
     for address in settings["web", "listen"]:
@@ -379,19 +288,6 @@ def _running(data: str, address: tuple[str, int]) -> str:
     return "this server's page is there" if any(found[1] == address[1] for found in about["web"]) else ""
 
 
-# -------------------------------------------------------------------------------------------------- small things
-
-
-def _private(path: str, what: str) -> Finding:
-    """A file with secrets: for its owner's eyes only, and these are ours."""
-    if not os.access(path, os.R_OK):
-        return Finding("wrong", f"{path}, {what}, may not be read by {_user()}", f"sudo chown {_user()} {path}")
-    mode = stat.S_IMODE(os.stat(path).st_mode)
-    if mode & 0o077:
-        return Finding("wrong", f"{path}, {what}, may be read by others (mode {mode:04o})", f"chmod 600 {path}")
-    return Finding("ok", f"{path}, {what}, is for {_user()} alone")
-
-
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
@@ -405,31 +301,6 @@ def _first_line(path: str) -> str:
             return file.readline().strip("\0\n")
     except OSError:
         return ""
-
-
-def _user() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
-
-
-def _group_name(number: int) -> str:
-    try:
-        return grp.getgrgid(number).gr_name
-    except KeyError:
-        return str(number)
-
-
-def _exists(group: str) -> bool:
-    return any(entry.gr_name == group for entry in grp.getgrall())
-
-
-def _members(group: str) -> list[str]:
-    try:
-        return grp.getgrnam(group).gr_mem
-    except KeyError:
-        return []
 
 
 COMMANDS: Mapping[str, Command] = {

@@ -1,15 +1,13 @@
-"""Export: what is stored, as a table or as JSON, beside a server that runs.
+"""Command that exports what is stored, as a table or as JSON, also beside a running server.
 
     python3 control.py export --out all.csv
     python3 control.py export --format wide --node basement --from 2026-11-01 --to 2026-12-01 --out november.csv
     python3 control.py export --format jsonl --sensor temperature --from 7d | gzip > week.jsonl.gz
 
-Runs on: server.  Reached from: control.py, cron.  Hands on to: a file, or standard output.
-Threads: none.
-Errors: Failed, for names that there are not and for a disk that is full: then FILE is as it was.
+Errors: Failed, for unknown names and for a full disk: then FILE is unchanged.
 
-However much there is: a few thousand samples are asked for and written at a time, and no question to the database stays
-open meanwhile, which would keep the server from tidying up its WAL.
+A few thousand samples are queried and written at a time, however many there are, and no query stays open meanwhile,
+which would keep the server from truncating its WAL.
 """
 
 from __future__ import annotations

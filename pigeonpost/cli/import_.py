@@ -1,4 +1,4 @@
-"""Import: readings out of files, and out of the databases of older systems; each reading once, however often imported.
+"""Command that imports readings from files and from databases of older systems, each reading once.
 
     python3 control.py import november.csv week.jsonl
     python3 control.py import --node attic 2023.csv
@@ -6,12 +6,10 @@
     python3 control.py import --query "SELECT at AS time, room AS node, t AS temperature FROM log" old.db
     python3 control.py import --table readings --node attic postgresql://user@host/sensors
 
-Runs on: server.  Reached from: control.py.  Hands on to: files/imports, by way of the store's one writer.
-Threads: the intake's, while it works.
-Errors: Failed: which rows of which file are wrong; of such a file nothing is stored.
+Errors: Failed, with the wrong rows of each file; nothing of such a file is stored.
 
-Only one writes to the store, so no server may run; beside one, files come in by the page (`/files`). A database is
-first written out as our CSV has it, into a file that goes away: its readings are known again by what is read, not by
+Only one process writes to the store, so no server may run; beside one, files are imported on the page (`/files`). A
+database is first converted to our CSV format, in a temporary file: its readings are recognised by what is read, not by
 the database's own bytes, which change when somebody only looks.
 """
 
@@ -33,7 +31,7 @@ from pigeonpost.core.errors import InUse, NotStored, SettingsError
 from pigeonpost.core.files import lock_data_dir
 from pigeonpost.importing.foreign_postgres import IS_URL, place, postgres_lines
 from pigeonpost.importing.foreign_sqlite import BadTable, ForeignColumns, sqlite_lines
-from pigeonpost.importing.importer import BadFile, bring_in, look_through
+from pigeonpost.importing.importer import BadFile, import_readings, inspect_readings
 from pigeonpost.server.ingest import Ingestor
 from pigeonpost.storage.registry import open_store
 from protocol import SENSOR_NAME, SENSOR_NAME_TAKES, UNIT
@@ -43,7 +41,7 @@ _SQLITE = b"SQLite format 3\0"
 
 
 class ImportSource(NamedTuple):
-    """A file to be read: under which name, so as what; and whose it is when it does not say so itself."""
+    """A file to import: its name, which tells its format, and the node of readings that name none."""
 
     file: BinaryIO
     name: str
@@ -51,7 +49,7 @@ class ImportSource(NamedTuple):
 
 
 class ProgressFile:
-    """A file that shows how far it is read."""
+    """A file that reports the progress of reading it."""
 
     def __init__(self, file: BinaryIO, bar: Bar) -> None:
         self._file, self._bar = file, bar
@@ -97,7 +95,7 @@ def import_files(context: Context) -> int:
     finally:
         os.close(lock)
     if wrong:
-        raise Failed(f"not imported: {', '.join(map(_shown, wrong))}")
+        raise Failed(f"not imported: {', '.join(map(_display_name, wrong))}")
     return 0
 
 
@@ -121,24 +119,24 @@ def _access(context: Context) -> Iterator[tuple[Ingestor, Mapping[str, Mapping[s
         store.close()
 
 
-def _shown(path: str) -> str:
+def _display_name(path: str) -> str:
     return place(path) if IS_URL(path) else path
 
 
 def _import_one(path: str, context: Context, ingestor: Ingestor, units: Mapping[str, Mapping[str, str]]) -> bool:
     """Import one file, or one database; whether that was possible."""
-    shown = _shown(path)
+    shown = _display_name(path)
     bar = Bar(os.path.basename(shown))
     try:
         with _opened(path, context) as source:
             watched = cast(BinaryIO, ProgressFile(source.file, bar))
-            look = look_through(watched, source.name)
+            look = inspect_readings(watched, source.name)
             if "" in look.nodes and not source.node:
                 raise BadTable("does not say whose it is: --node says it")
             node = source.node if "" in look.nodes or context.arguments.node else ""
             source.file.seek(0)
             checksum = hashlib.file_digest(source.file, "sha256").hexdigest()  # type: ignore[arg-type]
-            total, new = bring_in(watched, source.name, checksum, ingestor, node, units)
+            total, new = import_readings(watched, source.name, checksum, ingestor, node, units)
     except (BadFile, BadTable) as error:
         bar.end()
         for line in str(error).splitlines():

@@ -1,7 +1,6 @@
-"""Which nodes there are: those with a token, and when each was last heard.
+"""Command that lists the nodes that have a token, and when each was last heard.
 
-Runs on: server.  Reached from: control.py.  Hands on to: the tokens and the database, which are only looked at.
-Threads: none.  Errors: SettingsError for a token file that does not read.
+Errors: SettingsError for a token file that cannot be read.
 """
 
 from __future__ import annotations

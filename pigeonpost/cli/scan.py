@@ -1,10 +1,7 @@
-"""Everything that this machine can read, with its value now, as settings to paste: what `control.py scan` prints.
+"""Command that finds everything that this machine can read, and prints it with its present value as settings to paste.
 
-Runs on: node, mostly.  Reached from: control.py.
-Hands on to: the kinds of sensors that have `scan`, and their sources.
-Threads: none.  Errors: none: what does not read is listed with the reason.
-
-What it prints is a whole node.toml: everything that is said to people stands behind a #.
+The output is a complete node.toml: everything meant for people is behind a #. What cannot be read is listed with the
+reason.
 """
 
 from __future__ import annotations
@@ -63,7 +60,7 @@ def _block(found: FoundDevice, kind: str, taken: set[str]) -> Iterator[str]:
         readings = {}
     dark = "" if any(not isinstance(value, SensorError) for value in readings.values()) else "# "
     taken.update(units)
-    said = {name: _said(value, units[name]) for name, value in readings.items()}
+    said = {name: _value_text(value, units[name]) for name, value in readings.items()}
     for line in _table_lines(table, said):
         yield dark + line
     if "channels" not in table:
@@ -109,7 +106,7 @@ def _table_lines(table: Mapping[str, Any], said: Mapping[str, str]) -> Iterator[
             yield f"{key} = {as_toml(value)}"
 
 
-def _said(value: Number | SensorError, unit: str) -> str:
+def _value_text(value: Number | SensorError, unit: str) -> str:
     if isinstance(value, SensorError):
         return f"does not read now: {_plain(str(value))}"
     return f"{value:g} {_plain(unit)}".rstrip()

@@ -1,8 +1,4 @@
-"""The tables of PostgreSQL as SQL, for whoever wants to make or look at them himself.
-
-Runs on: server.  Reached from: control.py.  Hands on to: stores/postgres_schema, which has the script.
-Threads: none.  Errors: none.
-"""
+"""Command that prints the SQL script of the PostgreSQL tables, to make them by hand or to read them."""
 
 from __future__ import annotations
 

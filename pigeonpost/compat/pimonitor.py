@@ -1,16 +1,14 @@
-"""The road of "pimonitor": a device posts the readings of its sensors to `/`, in °F and by its own wall clock.
-
-Runs on: server.  Reached from: server.py, which makes the end; webui, which brings the requests.
-Hands on to: guests, which numbers a reading and stores it.
-Threads: those of the web server, one a connection. `_lock` guards the names given to sensors, held while a new one is
-  written down.
-Errors: answered in a line of text, as those clients know it. "Successfully received" is said only of what is stored.
+"""Transport of the older system "pimonitor": a device posts readings to `/`, in °F and with its local wall clock.
 
     POST /  {"api_hash": "<sha256 hex of the api key>", "location": "Kitchen", "timestamp": "11/20/2026 15:36:10",
              "sensors": [{"sensorType": "DHT22", "temperature": 71.6, "humidity": 40.1}]}
     ->  [11/20/2026 15:36:10] Successfully received and inserted into database.
 
-What is stored is °C and UTC: unit and time zone of a location are settings. docs/coming-from-pimonitor.md tells it.
+Readings are stored in °C and UTC; unit and time zone of a location are settings (docs/coming-from-pimonitor.md).
+
+Runs in the threads of the web server. `_lock` guards the names given to sensors, and is held while a new one is
+written. Errors: answered with a line of text, in the words of the original. "Successfully received" is sent only for
+what is stored.
 """
 
 from __future__ import annotations
@@ -66,7 +64,7 @@ LOCATION = (
 
 
 class BadDeviceReport(ValueError):
-    """What is wrong with a request, in the words of its answer, and the answer's HTTP status."""
+    """An invalid request: the text of the response, and its HTTP status."""
 
     def __init__(self, text: str, status: int = 400) -> None:
         super().__init__(text)
@@ -74,7 +72,7 @@ class BadDeviceReport(ValueError):
 
 
 class Location(NamedTuple):
-    """What the settings say of a place. zone: None is this machine's own."""
+    """The settings of a location. zone: None is that of this machine."""
 
     node: str
     unit: str
@@ -82,7 +80,7 @@ class Location(NamedTuple):
 
 
 class DeviceReading(NamedTuple):
-    """One value: the type of its sensor, which of that type it is, its kind (`temperature`), and what it is.
+    """One value: the type and the place of its sensor, its kind (`temperature`), and the value itself.
 
     value  as it is stored: temperatures in °C; None: the sensor failed
     """
@@ -97,7 +95,7 @@ class DeviceReading(NamedTuple):
 
 
 def read_report(body: bytes) -> dict[str, Any]:
-    """The JSON object that a body is; else Wrong, in the words of old."""
+    """Return the JSON object of a body. Raises BadDeviceReport, in the words of the original."""
     try:
         said = read_json(body.decode("utf-8").strip())
     except (UnicodeDecodeError, BadArgument):
@@ -108,7 +106,7 @@ def read_report(body: bytes) -> dict[str, Any]:
 
 
 def read_text(said: Mapping[str, Any], key: str) -> str:
-    """A text of at most 200 letters that has to be there; else Wrong."""
+    """Return a required text of at most 200 letters. Raises BadDeviceReport."""
     value = said.get(key)
     if type(value) is not str or not value.strip() or len(value) > 200:
         raise BadDeviceReport(f"{key} is a text, and has to be there")
@@ -116,11 +114,11 @@ def read_text(said: Mapping[str, Any], key: str) -> str:
 
 
 def read_timestamp(stamp: str, zone: tzinfo | None, now_ms: int) -> int:
-    """Milliseconds since 1970 of a device's wall clock time.
+    """Return a device's wall clock time in milliseconds since 1970.
 
     zone    of the device; None: this machine's own
     now_ms  decides for the hour that comes twice when summer time ends: the one that is nearer to now. A time that was
-            skipped when summer time began is of a clock that was not set forward, and reckoned so.
+            skipped when summer time began is of a clock that was not set forward, and is converted accordingly.
     """
     try:
         if not _TIMESTAMP(stamp):
@@ -143,7 +141,7 @@ def _utc_ms(moment: datetime, zone: tzinfo | None) -> int:
 
 
 def read_sensors(sensors: Any, unit: str) -> list[DeviceReading]:
-    """Every value of every sensor; else Wrong, which names what does not fit."""
+    """Return every value of every sensor. Raises BadDeviceReport, which names the fault."""
     if type(sensors) is not list or not 0 < len(sensors) <= _MOST_SENSORS:
         raise BadDeviceReport(f"sensors is a list of 1 to {_MOST_SENSORS} sensors")
     readings: list[DeviceReading] = []
@@ -166,7 +164,7 @@ def read_sensors(sensors: Any, unit: str) -> list[DeviceReading]:
 
 
 def _sensor_name(sensor: Mapping[str, Any]) -> str:
-    """What tells a sensor from the others of its device: its type and, where it has one, its name."""
+    """Return what identifies a sensor of a device: its type and, where it has one, its name."""
     said = [str(sensor[key]) for key in (*_TYPE_KEYS, *_NAME_KEYS) if type(sensor.get(key)) in (str, int)]
     return snake("_".join(said)[:100])[:20].strip("_") or "sensor"
 
@@ -189,14 +187,14 @@ def _reading(sensor: str, key: str, value: Any, unit: str, number: int) -> Devic
 
 
 def snake(text: str) -> str:
-    """`heatIndex`, `Heat Index` and `heat-index` as `heat_index`: what a sensor may be called here."""
+    """Return `heatIndex`, `Heat Index` and `heat-index` as `heat_index`: a valid name of a sensor."""
     spread = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", text)
     plain = re.sub(r"[^a-z0-9]+", "_", spread.lower()).strip("_")
     return f"n{plain}" if plain[:1].isdigit() else plain
 
 
 def node_name(location: str) -> str:
-    """A node's name made of a location: `Living room` is kept as `Living-room`."""
+    """Return the name of the node for a location: `Living room` becomes `Living-room`."""
     plain = re.sub(r"[^A-Za-z0-9._]+", "-", location).strip("._-")
     if not plain:
         raise BadDeviceReport(
@@ -209,7 +207,7 @@ def node_name(location: str) -> str:
 
 
 class Names:
-    """What the values of a location's sensors are called, for good: told once, the same ever after.
+    """Permanent names for the values of a location's sensors: given once, and never changed.
 
     The first sensor that brings a temperature has `temperature`, and any other has its type in front,
     `bmp280_temperature`. So a device with one sensor has plain names; and when the first one of two fails and is left
@@ -217,7 +215,7 @@ class Names:
     """
 
     def __init__(self, path: str) -> None:
-        """path: of the file. Raises SettingsError when it does not read."""
+        """path: of the file. Raises SettingsError when it cannot be read."""
         self._path = path
         self._lock = threading.Lock()
         self._names: dict[str, dict[str, str]] = {}
@@ -231,7 +229,7 @@ class Names:
             raise SettingsError(f"{path} does not read as the names of sensors: {error}") from error
 
     def of(self, node: str, readings: Sequence[DeviceReading]) -> list[str]:
-        """The names of these readings, in their order. Raises DiskError when new ones cannot be kept."""
+        """Return the names of these readings, in their order. Raises DiskError when new ones cannot be saved."""
         keys = [f"{reading.sensor}/{reading.kind}" for reading in readings]
         with self._lock:
             names = self._names.get(node, {})
@@ -290,7 +288,7 @@ class PiMonitorTransport(Transport):
         return None
 
     def answer(self, request: Request) -> Response:
-        """Store what a device reports; its answer."""
+        """Store what a device reports. Returns the response."""
         stamp = ""
         try:
             said = read_report(request.body)
@@ -326,7 +324,7 @@ def _answer(said: str, status: int = 200) -> Response:
 
 
 def _locations(settings: Settings, usual: Location) -> dict[str, Location]:
-    """The [[location]] tables, by the name that devices say."""
+    """Return the [[location]] tables, by the name that devices send."""
     found: dict[str, Location] = {}
     for number, table in enumerate(settings.tables.get("location", []), 1):
         where = f"{settings.file}: [[location]] {number}"
@@ -344,7 +342,7 @@ def _locations(settings: Settings, usual: Location) -> dict[str, Location]:
 
 
 def _zone(name: str, where: str) -> tzinfo | None:
-    """The time zone of that name; None: this machine's own."""
+    """Return the time zone of that name; None: this machine's own."""
     if not name:
         return None
     from zoneinfo import ZoneInfo

@@ -1,15 +1,12 @@
-"""The road of "tmon": a cron job posts one temperature, with its token, to `/temp`. Its clients need no change.
-
-Runs on: server.  Reached from: server.py, which makes the end; webui, which brings the requests.
-Hands on to: guests, which numbers a reading and stores it.
-Threads: those of the web server, one a connection.
-Errors: answered as those clients know it, always with a body: `{"success": false, "error": ...}`. "Stored" is said only
-  when it is.
+"""Transport of the older system "tmon": a cron job posts one temperature with its token to `/temp`.
 
     POST /temp  {"type": "temperature", "token": "<32 hex>", "data": {"temperature": "20812"}}  ->  {"success": true}
 
-The value is what the 1-wire file prints: a whole number of thousandths of a degree, as a text. The token alone tells
-the node. docs/coming-from-tmon.md tells it to people.
+The value is what the 1-wire file prints: a whole number of thousandths of a degree, as text. The token alone identifies
+the node. Its clients need no change (docs/coming-from-tmon.md).
+
+Runs in the threads of the web server. Errors: answered as those clients expect, always with a body:
+`{"success": false, "error": ...}`. Success is reported only when the reading is stored.
 """
 
 from __future__ import annotations
@@ -41,7 +38,7 @@ _FALSE = (None, False, 0, "", "0", "false", "no", "off")
 
 
 class BadTmonReport(ValueError):
-    """What is wrong with a request, in the words of its answer, and the answer's HTTP status."""
+    """An invalid request: the text of the response, and its HTTP status."""
 
     def __init__(self, text: str, status: int = 400) -> None:
         super().__init__(text)
@@ -49,7 +46,7 @@ class BadTmonReport(ValueError):
 
 
 class Report:
-    """What one request said.
+    """A decoded request.
 
     time_ms  None: it did not say when
     is_test  it is looked at and answered, but not stored
@@ -63,7 +60,7 @@ class Report:
 
 
 def read_report(body: bytes) -> Report:
-    """The report that a body is; else Wrong."""
+    """Return the report in a body. Raises BadTmonReport."""
     try:
         said = read_json(body.decode("utf-8").strip())
     except (UnicodeDecodeError, BadArgument) as error:
@@ -84,7 +81,7 @@ def read_report(body: bytes) -> Report:
 
 
 def _celsius(value: Any) -> float:
-    """°C of a whole number of thousandths, which may come as a text or as a number."""
+    """Return °C for a whole number of thousandths, given as text or as a number."""
     text = value.strip() if type(value) is str else str(value) if type(value) is int else ""
     if not _MILLI_DEGREES(text) or not _LOWEST <= int(text) <= _HIGHEST:
         raise BadTmonReport('temperature takes thousandths of a degree Celsius, as "20812"')
@@ -92,7 +89,7 @@ def _celsius(value: Any) -> float:
 
 
 def _time_ms(said: Any) -> int | None:
-    """When it was measured, as clients say it: seconds since 1970, or an ISO date; None: they do not.
+    """Return the time of the measurement, given as seconds since 1970 or as an ISO date; None: not given.
 
     A date without an offset is taken for this server's local time, which is what a client's own `strftime` writes.
     """
@@ -101,7 +98,7 @@ def _time_ms(said: Any) -> int | None:
     text = said.strip() if type(said) is str else str(said) if type(said) in (int, float) else ""
     try:
         since_s = float(text) if _SECONDS(text) else datetime.fromisoformat(text).timestamp()
-    except (ValueError, OverflowError, OSError):  # the last two: a year that this machine's C library does not reckon
+    except (ValueError, OverflowError, OSError):  # the last two: a year that this machine's C library cannot convert
         since_s = -1.0
     if not 0 <= since_s < _LAST_S:
         raise BadTmonReport("time takes seconds since 1970, or a date like 2026-11-20T15:36:10Z")
@@ -123,7 +120,7 @@ class TmonTransport(Transport):
         return None
 
     def answer(self, request: Request) -> Response:
-        """Store what a client reports; its answer."""
+        """Store what a client reports. Returns the response."""
         try:
             report = read_report(request.body)
             node = self._tokens.node_of(report.token)

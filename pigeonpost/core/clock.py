@@ -1,28 +1,34 @@
-"""What time it is, how sure of it we are, and a clock for tests that stands still until it is told to move.
+"""Wall clock, uptime and how far the date can be trusted; a fake clock for tests.
 
-Runs on: node and server.  Reached from: everywhere.  Hands on to: the kernel.  Threads: a Clock may be used by any.
+A Clock may be used by any thread.
 
-A Raspberry Pi has no clock of its own that runs while it is off. So a sample carries two times: `wall` (what the date
-was believed to be) and `up` (milliseconds since the machine's boot, which no correction ever changes), together with
-the boot's id. Once the date is known, what was taken before it in the same boot can be dated anew.
+A Raspberry Pi has no clock that runs while it is off. So a sample carries two times: `wall`, the date as it was
+believed to be, and `up`, the milliseconds since the machine's boot, which no correction changes; and the id of that
+boot. Once the date is known, samples taken before it in the same boot can be dated again.
+
+Sources: adjtimex(2), clock_gettime(2), Documentation/ABI/testing/sysfs-class-rtc of the Linux kernel, RFC 3339.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
-from datetime import UTC, datetime
+
+from pigeonpost.core.light_typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 # adjtimex(2) returns this while no time daemon has set the clock.
 _TIME_ERROR = 5
 _TIMESYNCD_DONE = "/run/systemd/timesync/synchronized"
 _BATTERY_CLOCK = "/sys/class/rtc/rtc0/since_epoch"  # seconds, UTC (Documentation/ABI/testing/sysfs-class-rtc)
 _PC = ("x86_64", "i686", "i386", "amd64")
-# A clock that says it is before this program was written is wrong, whoever vouches for it.
+# A clock that says it is before this program was written is wrong, even if a time daemon vouches for it.
 _EARLIEST_MS = 1_793_491_200_000  # 2026-11-01T00:00:00Z
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_MS, _LAST_MS = -62_135_596_800_000, 253_402_300_799_999  # of the years 1 and 9999
 
 
@@ -34,23 +40,23 @@ class Clock:
         self._known_set = False
 
     def wall_ms(self) -> int:
-        """Now, in milliseconds since 1970-01-01 UTC: right only as far as `is_set` says."""
+        """Return the time in milliseconds since 1970-01-01 UTC; to be trusted if `is_set`."""
         return time.time_ns() // 1_000_000
 
     def up_ms(self) -> int:
-        """Milliseconds since this machine's boot, suspended time included (clock_gettime(2), CLOCK_BOOTTIME)."""
+        """Return milliseconds since this machine's boot, with suspended time (clock_gettime(2), CLOCK_BOOTTIME)."""
         return time.clock_gettime_ns(_UP_CLOCK) // 1_000_000
 
     def monotonic(self) -> float:
-        """Seconds that never step, for deadlines."""
+        """Return seconds that never step, for deadlines."""
         return time.monotonic()
 
     def wait(self, event: threading.Event, seconds: float) -> bool:
-        """Wait until `event` is set, at most `seconds`; True when it is set."""
+        """Wait until `event` is set, at most `seconds`. Returns True if it is set."""
         return event.wait(max(0.0, seconds))
 
     def is_set(self) -> bool:
-        """Whether the date can be believed; once True it stays True for the life of the program."""
+        """Return True if the date can be trusted; once True it stays True for the life of the program."""
         if not self._known_set:
             now_ms = self.wall_ms()
             self._known_set = now_ms >= _EARLIEST_MS and _clock_is_kept(now_ms)
@@ -93,14 +99,14 @@ class FakeClock(Clock):
 
 
 def rfc3339(time_ms: int) -> str:
-    """`time_ms` (UTC, milliseconds since 1970) as `2026-11-20T15:36:10.123Z` (RFC 3339, section 5.6)."""
+    """Return `time_ms` (UTC, milliseconds since 1970) as `2026-11-20T15:36:10.123Z` (RFC 3339, section 5.6)."""
     seconds, ms = divmod(time_ms, 1000)
     t = time.gmtime(seconds)
     return "%04d-%02d-%02dT%02d:%02d:%02d.%03dZ" % (*t[:6], ms)
 
 
 def parse_rfc3339(text: str) -> int:
-    """The UTC milliseconds since 1970 of a time as `rfc3339` writes it.
+    """Return a time as `rfc3339` writes it in UTC milliseconds since 1970.
 
     Also takes other fractions and offsets that RFC 3339 allows; ValueError says what was wrong.
     """
@@ -108,18 +114,27 @@ def parse_rfc3339(text: str) -> int:
     # are no RFC 3339; so the marks that tell are looked at first.
     if type(text) is not str or len(text) < 20 or text[10] not in "Tt " or text[7] != "-":
         raise ValueError(f"{text!r:.40} is not a time like 2026-11-20T15:36:10.123Z")
-    moment = datetime.fromisoformat(text)
+    kind, epoch = _datetime()
+    moment = kind.fromisoformat(text)
     if moment.tzinfo is None:
         raise ValueError(f"{text[:40]!r} has no time zone; end it with Z for UTC")
-    since = moment - _EPOCH
+    since = moment - epoch
     time_ms = (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
     if not _FIRST_MS <= time_ms <= _LAST_MS:  # by its offset, which `rfc3339` could not write
         raise ValueError(f"{text[:40]!r} is not within the years 1 to 9999 of UTC")
     return time_ms
 
 
+@functools.cache
+def _datetime() -> tuple[type[datetime], datetime]:
+    """The class, and the epoch. Loaded when it is needed: it costs 0.35 MiB, which no node without a server needs."""
+    from datetime import UTC, datetime
+
+    return datetime, datetime(1970, 1, 1, tzinfo=UTC)
+
+
 def _clock_is_kept(now_ms: int) -> bool:
-    """Whether somebody keeps this machine's date: its maker, a battery or a time daemon."""
+    """Return True if this machine's date is kept: by its mainboard, a battery or a time daemon."""
     return (
         os.uname().machine in _PC  # a PC boots with the date of its CMOS clock, a virtual one with its host's
         or os.path.exists(_TIMESYNCD_DONE)
@@ -129,7 +144,7 @@ def _clock_is_kept(now_ms: int) -> bool:
 
 
 def _battery_clock_agrees(now_ms: int) -> bool:
-    """A Raspberry Pi 5 has a battery clock, but often no battery: then it starts in 1970 and agrees with nobody."""
+    """Return True if a battery clock has the same date. A Pi 5 without its battery starts in 1970."""
     try:
         with open(_BATTERY_CLOCK, encoding="ascii") as file:
             return abs(int(file.read()) - now_ms / 1000) < 60
@@ -138,7 +153,7 @@ def _battery_clock_agrees(now_ms: int) -> bool:
 
 
 def _kernel_says_synchronised() -> bool:
-    """adjtimex(2) in its reading mode (`modes`, the first field of struct timex, is zero)."""
+    """Ask adjtimex(2) without setting anything (`modes`, the first field of struct timex, is zero)."""
     import ctypes
 
     libc = ctypes.CDLL(None)
@@ -149,7 +164,7 @@ def _kernel_says_synchronised() -> bool:
 
 
 def _read_boot_id() -> str:
-    """16 hex digits that differ at every boot (proc(5), random/boot_id), or of this process where there is none."""
+    """Return 16 hex digits that differ at every boot (proc(5), random/boot_id), or of this process without those."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().replace("-", "")[:16]

@@ -1,8 +1,6 @@
-"""Every error that Pigeonpost raises on purpose, with the code it has on the wire and as an exit status.
+"""Exceptions of Pigeonpost, each with its code on the wire and the exit status of a program that it ends.
 
-Runs on: node and server.  Reached from: everywhere.  Hands on to: nobody.  Threads: none.
-
-Each class is one of ours and a built-in at once, so that a caller may catch either. Exit statuses above 2 are those of
+Each class is ours and a built-in at once, so that a caller can catch either. Exit statuses above 2 are those of
 sysexits.h (BSD), which systemd and other supervisors print by name.
 """
 

@@ -1,7 +1,6 @@
-"""What several files need of a disk: folders that are synced, and that one process has to itself.
+"""Durable files: sync of a directory, atomic replacement, the lock of a data folder, the type of a file system.
 
-Runs on: node and server.  Reached from: ring, stores, csvbuffer, the programs.  Hands on to: the kernel.
-Threads: none.  Errors: InUse, DiskError.
+Errors: InUse when another process holds the lock; DiskError. Sources: fsync(2), flock(2), write(2), proc(5).
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ def sync_folder(path: str) -> None:
 
 
 def lock_data_dir(path: str) -> int:
-    """Hold the lock file `path` as long as this process lives; its descriptor, which nobody needs to close.
+    """Lock the file `path` for the life of this process. Returns its descriptor, which need not be closed.
 
     Raises InUse when another process holds it, DiskError when the folder cannot be written, or `path` is a symbolic
-    link: root, who works in a folder of somebody else, would empty the file it leads to.
+    link: root, in the folder of another user, would empty the file it leads to.
     """
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
@@ -47,7 +46,7 @@ def lock_data_dir(path: str) -> int:
 
 
 def kind_of_filesystem(folder: str) -> str:
-    """The type of the file system that `folder` is on, as /proc/self/mounts has it; empty where that cannot be told."""
+    """Return the type of the file system of `folder`, as /proc/self/mounts has it; empty where it is unknown."""
     place, kind = os.path.realpath(folder), ""
     longest = 0
     try:
@@ -63,7 +62,7 @@ def kind_of_filesystem(folder: str) -> str:
 
 
 def replace_file(path: str, content: bytes, mode: int = 0o644) -> None:
-    """Make `path` hold `content`: wholly, or as before, whatever happens meanwhile. Raises DiskError."""
+    """Replace `path` by `content` atomically and durably. Raises DiskError; then it is as before."""
     new = f"{path}.new"
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)

@@ -1,7 +1,4 @@
-"""Numbers, times and tables as text for people.
-
-Runs on: server.
-"""
+"""Numbers, times, sizes and tables as text for people."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from collections.abc import Sequence
 
 
 def age(seconds: float) -> str:
-    """How long ago: `4 s`, `3 min`, `2 h`, `5 days`."""
+    """Return an age: `4 s`, `3 min`, `2 h`, `5 days`."""
     if seconds < 120:
         return f"{max(0.0, seconds):.0f} s"
     if seconds < 120 * 60:
@@ -21,7 +18,7 @@ def age(seconds: float) -> str:
 
 
 def number(value: float | None) -> str:
-    """A value for people: up to four figures that count, no exponent."""
+    """Return a value with up to four significant digits, without an exponent."""
     if value is None:
         return "–"
     if isinstance(value, int) or abs(value) >= 1000 or value == int(value):
@@ -33,7 +30,7 @@ def number(value: float | None) -> str:
 
 
 def clock(time_ms: int, now_ms: int) -> str:
-    """A moment in local time: `16:36` today, else `20 Nov 16:36`, and the year where it is another one."""
+    """Return a moment in local time: `16:36` today, else `20 Nov 16:36`, with the year where it differs."""
     t, now = time.localtime(time_ms // 1000), time.localtime(now_ms // 1000)
     if t[:3] == now[:3]:
         return time.strftime("%H:%M", t)
@@ -42,7 +39,7 @@ def clock(time_ms: int, now_ms: int) -> str:
 
 
 def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> list[str]:
-    """A table for a terminal: columns as wide as what is in them, each left (<) or right (>)."""
+    """Return a table for a terminal: columns as wide as their content, aligned left (<) or right (>)."""
     widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
     lines = [
         "  ".join(f"{text:{side}{width}}" for text, side, width in zip(row, sides, widths)) for row in (head, *rows)
@@ -51,12 +48,12 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> l
 
 
 def with_unit(text: str, unit: str) -> str:
-    """`23.4 °C`, `21 %`, `512`."""
+    """Return a value with its unit: `23.4 °C`, `21 %`, `512`."""
     return f"{text} {unit}" if unit else text
 
 
 def size(count: float) -> str:
-    """Bytes for people: `12.3 kB`."""
+    """Return a number of bytes with a unit: `12.3 kB`."""
     for unit in ("bytes", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"

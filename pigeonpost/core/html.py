@@ -1,7 +1,4 @@
-"""HTML text: escaping, and markup that is not escaped again.
-
-Runs on: server.
-"""
+"""HTML text: escaping, and markup that is not escaped again."""
 
 from __future__ import annotations
 
@@ -14,17 +11,17 @@ class Html(str):
     __slots__ = ()
 
     def format(self, *args: object, **named: object) -> Html:
-        """As str.format, escaping."""
+        """Format like str.format, with all arguments escaped that are not Html."""
         return Html(super().format(*map(escaped, args), **{name: escaped(value) for name, value in named.items()}))
 
 
 def escaped(value: object) -> str:
-    """`value` as text that is no markup, in an element or in a quoted attribute."""
+    """Return `value` escaped, for an element or a quoted attribute."""
     return value if isinstance(value, Html) else str(value).translate(_ESCAPES)
 
 
 def join_html(parts: Iterable[object], between: str = "") -> Html:
-    """The parts in a row, each escaped unless it is Html."""
+    """Join the parts, each escaped unless it is Html."""
     return Html(between.join(map(escaped, parts)))
 
 

@@ -1,8 +1,8 @@
-"""A JSON file of names and what they stand for, which other programs may change: read again when it has changed.
+"""A JSON file of named entries that other programs may change; it is read again when it has changed.
 
-Runs on: node (with a token) and server.  Reached from: gate, files.  Hands on to: base/disk, to replace it.
-Threads: any; two that find it changed at once read it both, and the same.
-Errors: SettingsError for a file that is there and does not read: as long as it is so, every look at it fails.
+May be used by any thread without a lock: two threads that see a change at the same time both read the same content.
+Errors: SettingsError for a file that exists and cannot be read as what it should be, at every access until it is
+repaired; DiskError from `write`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class JsonFile(Generic[V]):
         self._seen: object = None
 
     def now(self) -> dict[str, V]:
-        """As the file has them now; the same object as long as it has not changed."""
+        """Return the present entries; the same object as long as the file has not changed."""
         try:
             status = os.stat(self.path)
             seen = status.st_ino, status.st_mtime_ns
@@ -47,5 +47,5 @@ class JsonFile(Generic[V]):
         return self._found
 
     def write(self, content: Any) -> None:
-        """Replace the file, for its owner's eyes only. Raises DiskError."""
+        """Replace the file, which only its owner may read. Raises DiskError."""
         replace_file(self.path, json.dumps(content, indent=1).encode() + b"\n", mode=0o600)

@@ -1,8 +1,8 @@
-"""How a program runs: its parts start in order, it waits, they stop in reverse. Signals, systemd, the last word.
+"""Life of a program: components start in order, it waits, they stop in reverse; signals, systemd, logging.
 
-Runs on: node and server.  Reached from: node.py, server.py.  Hands on to: the parts.
-Threads: the main thread starts and stops everything; any thread may call `end` or `fail`.
-Errors: PigeonpostError from a part's start ends the program with its exit status, the parts before it stopped.
+The main thread starts and stops everything; any thread may call `end` or `fail`, a signal handler `end`.
+Errors: a PigeonpostError from a component's start ends the program with its exit status, after the components before it
+were stopped. Sources: sd_notify(3), sd_watchdog_enabled(3).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import NamedTuple
 
 from pigeonpost.core.errors import PigeonpostError
+from pigeonpost.core.light_typing import NamedTuple
 
 log = logging.getLogger(__name__)
 
@@ -27,15 +27,21 @@ STOP_S = 4.0  # for all parts together: under the 5 s in which people expect a p
 
 
 class LifecycleComponent(NamedTuple):
-    """A part of a program. `stop` gets the seconds that it may take, and says what it left undone."""
+    """A component of a program. `stop` gets its time limit in seconds, and returns what it left undone, if anything.
+
+    check    called by the main thread every `check_s` seconds while the program runs; not while it starts or stops
+    check_s  0: never
+    """
 
     name: str
     start: Callable[[], object]
     stop: Callable[[float], str | None]
+    check: Callable[[], object] = lambda: None
+    check_s: float = 0.0
 
 
 class Lifecycle:
-    """The parts of one program, in the order in which they start."""
+    """The components of one program, in the order in which they start."""
 
     def __init__(self, parts: list[LifecycleComponent]) -> None:
         self._parts = parts
@@ -81,8 +87,7 @@ class Lifecycle:
                 started.append(part)
             ready()
             _notify("READY=1")
-            while not self._has_ended:
-                self._wait(_watchdog_s())
+            self._wait_for_end()
         except PigeonpostError as error:
             self.fail(error)
         _notify("STOPPING=1")
@@ -94,11 +99,29 @@ class Lifecycle:
             signal.signal(number, signal.SIG_IGN)
         return self._status
 
-    def _wait(self, seconds: float | None) -> None:
-        if select.select([self._woken], [], [], seconds)[0]:
-            os.read(self._woken, 4096)
-        else:
-            _notify("WATCHDOG=1")
+    def _wait_for_end(self) -> None:
+        """Call each component's `check`, and tell systemd's watchdog, when it is time for it."""
+        duties = [(part.check, part.check_s) for part in self._parts if part.check_s]
+        watchdog_s = _watchdog_s()
+        if watchdog_s:
+            duties.append((lambda: _notify("WATCHDOG=1"), watchdog_s))
+        due_s = [time.monotonic() + every_s for _, every_s in duties]
+        while not self._has_ended:
+            wait_s = max(0.0, min(due_s) - time.monotonic()) if due_s else None
+            if select.select([self._woken], [], [], wait_s)[0]:
+                os.read(self._woken, 4096)
+                continue
+            for n, (action, every_s) in enumerate(duties):
+                if time.monotonic() >= due_s[n]:
+                    self._act(action)
+                    due_s[n] = time.monotonic() + every_s
+
+    def _act(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except Exception as error:  # the components still have to be stopped
+            log.exception("internal error in the main thread")
+            self.fail(error)
 
     def _stop(self, part: LifecycleComponent, limit_s: float) -> None:
         try:
@@ -114,7 +137,7 @@ class Lifecycle:
         self.end(f"told to by {signal.Signals(number).name}")
 
     def _on_lost_thread(self, lost: threading.ExceptHookArgs) -> None:
-        """A thread of ours died of a fault of ours: say all about it, and let the supervisor start the program anew."""
+        """Log the internal error that ended a thread, and stop, so that the supervisor restarts the program."""
         name = lost.thread.name if lost.thread else "a thread"
         exception = (lost.exc_type, lost.exc_value or lost.exc_type(), lost.exc_traceback)
         log.critical("%s died", name, exc_info=exception)
@@ -139,7 +162,7 @@ def _watchdog_s() -> float | None:
 
 
 class _OneLine(logging.Formatter):
-    """A record in one line, whatever a stranger's text in it says: control characters are shown, not obeyed."""
+    """Formats a record as one line, whatever untrusted text is in it: control characters are escaped."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return super().formatMessage(record).translate(_SHOWN_CONTROLS)

@@ -1,10 +1,11 @@
-"""A connection to an MQTT broker: kept up, with its subscriptions; by way of paho-mqtt.
+"""A connection to an MQTT broker that is kept up together with its subscriptions, on top of paho-mqtt.
 
-Runs on: node and server.  Reached from: links/mqtt, sensors/mqtt.
-Hands on to: paho (1.6, as Debian 12 has it, or 2.x), which is imported when a Broker is made.
-Threads: paho's own, which calls what it is handed; `publish` may be called from any.
-Errors: SettingsError without paho, or with a CA that is none. A broker that is not there is told once, and tried again
-  by paho, from 1 s apart up to a minute.
+paho-mqtt 1.6 (Debian 12) and 2.x are supported. It is imported when a connection is made, so that a program without
+MQTT does not pay for it.
+
+Callbacks run in paho's own thread; `publish` may be called from any thread.
+Errors: SettingsError without paho-mqtt, or for a CA file without certificates. A broker that cannot be reached is
+logged once, and paho tries again after 1 s, doubling to 60 s.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
 
 from pigeonpost.core.addresses import join_address
 from pigeonpost.core.errors import SettingsError
+from pigeonpost.core.light_typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +41,14 @@ _REFUSALS = {
 
 
 class MqttSettings(Protocol):
-    """Where the broker is, and how to come in: ["mqtt", KEY] of host, port (0: the usual one), user, password, tls, ca.
+    """Settings of a broker: ["mqtt", KEY] of host, port (0: the default one), user, password, tls, ca.
     Settings are this, and so is a dict with such pairs."""
 
     def __getitem__(self, key: tuple[str, str], /) -> Any: ...
 
 
 class MqttConnection:
-    """A connection to the broker: kept up, with its subscriptions.
+    """A connection to the broker that is kept up, together with its subscriptions.
 
     connected  it is there, and lets this user read
     trouble    why it is not; empty when it is

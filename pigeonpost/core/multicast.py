@@ -1,10 +1,8 @@
-"""Sockets for groups of the multicast bus: one that hears a group, one that speaks to it.
+"""Multicast sockets: one that receives from a group, one that sends to it, and a reader of many datagrams at once.
 
-Runs on: node and server.  Reached from: links/bus, links/router, commands/bus.  Hands on to: the kernel.
-Threads: none.
-Errors: SettingsError where an interface or a group cannot be had; it names both, and the remedy.
-
-Sources: ip(7), IP_ADD_MEMBERSHIP, IP_MULTICAST_ALL; socket(7), SO_RCVBUF; recvmmsg(2); RFC 5771 (what is a group).
+Errors: SettingsError where an interface or a group cannot be used; it names both, and the remedy.
+Sources: ip(7), IP_ADD_MEMBERSHIP and IP_MULTICAST_ALL; socket(7), SO_RCVBUF; recvmmsg(2); RFC 5771 (the addresses of
+groups).
 """
 
 from __future__ import annotations
@@ -14,17 +12,20 @@ import select
 import socket
 import struct
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 from pigeonpost.core.addresses import join_address
 from pigeonpost.core.errors import SettingsError
+from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 BUFFER_BYTES = 16 << 20  # that a listener asks for: more than a second at 20,000 small packets a second
 _IP_MULTICAST_ALL, _SO_RCVBUFFORCE = 49, 33  # linux/in.h, asm-generic/socket.h; Python has no names for them
 
 
 class Path(NamedTuple):
-    """How a group is reached.
+    """Interface and options by which a group is reached.
 
     interface  an address of this machine or an interface's name; empty: as the routes lead
     ttl        how many routers a packet may pass, plus one
@@ -37,7 +38,7 @@ class Path(NamedTuple):
 
 
 def listener(group: tuple[str, int], path: Path) -> socket.socket:
-    """A socket that does not block and hears `group`, and nothing else that comes to its port."""
+    """Open a non-blocking socket that receives from `group`, and nothing else at its port."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # everybody on this machine has the same port
@@ -54,7 +55,7 @@ def listener(group: tuple[str, int], path: Path) -> socket.socket:
 
 
 def speaker(group: tuple[str, int], path: Path) -> socket.socket:
-    """A socket whose `send` goes to `group`."""
+    """Open a socket whose `send` goes to `group`."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, path.ttl)
@@ -84,7 +85,7 @@ def readable(files: Sequence[int | socket.socket], limit_s: float | None) -> lis
 
 
 class Drain:
-    """Takes what waits at a socket, many datagrams with one call (recvmmsg(2)).
+    """Receives the datagrams that wait at a socket, many with one call (recvmmsg(2)).
 
     Python's own recv lets other threads run at each datagram, and where one of them is busy, as the server's writer is,
     it is 5 ms until the next: 200 datagrams a second. This call lets nobody run; it does not wait either.
@@ -134,7 +135,7 @@ class Drain:
         self._call = call
 
     def __call__(self, sock: socket.socket) -> list[bytes]:
-        """What waits there, oldest first; nothing when nothing does, or when the interface has gone."""
+        """Return the waiting datagrams, oldest first; none when there is none, or when the interface is gone."""
         if self._call is None:
             return self._one_by_one(sock)
         count = self._call(sock.fileno(), self._messages, self._most, socket.MSG_DONTWAIT, None)
@@ -157,7 +158,7 @@ class Drain:
 
 
 def _ask_for_room(sock: socket.socket) -> None:
-    """As large a buffer as this kernel gives: it has to hold what comes while this program does something else."""
+    """Request as large a buffer as possible: it holds what arrives while this program does something else."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER_BYTES)
     except OSError:  # not root: up to net.core.rmem_max then
@@ -165,7 +166,7 @@ def _ask_for_room(sock: socket.socket) -> None:
 
 
 def _membership(group: str, interface: str) -> bytes:
-    """A struct ip_mreqn: the group, and the interface by its address or its number."""
+    """Return a struct ip_mreqn: the group, and the interface by its address or its number."""
     address, number = "0.0.0.0", 0
     if interface:
         try:

@@ -1,30 +1,33 @@
 """JSON, read strictly: finite numbers, unique keys, limited nesting.
 
-Runs on: node and server.
+Errors: BadArgument, which says what is wrong with the text.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
 from pigeonpost.core.errors import BadArgument, WireError
+from pigeonpost.core.light_typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 DEEPEST_JSON = 8  # nesting of any JSON value on the link at most
 
 
 def read_json(text: str) -> Any:
-    """The one JSON value that `text` is: finite numbers, no key twice, at most DEEPEST_JSON deep; else BadArgument."""
-    return _read_json(text, _DECODER)
+    """Decode one JSON value: finite numbers, no key twice, at most DEEPEST_JSON deep. Raises BadArgument."""
+    return read_json_with(text, _DECODER)
 
 
 def write_json(value: Any) -> str:
-    """`value` as JSON on one line, without spaces; ValueError for NaN and the infinities."""
+    """Return `value` as JSON on one line, without spaces. ValueError for NaN and the infinities."""
     return _ENCODER.encode(value)
 
 
-def _read_json(text: str, decoder: json.JSONDecoder) -> Any:
+def read_json_with(text: str, decoder: json.JSONDecoder) -> Any:
     # The C parser recurses once a level, and a thread's stack is small: deep nesting must not reach it.
     if _depth_left(text) and _depth_left(_STRING.sub("", text)):
         raise BadArgument(f"JSON nested deeper than {DEEPEST_JSON}")
@@ -46,7 +49,7 @@ def _read_json(text: str, decoder: json.JSONDecoder) -> Any:
 
 
 def _depth_left(text: str) -> bool:
-    """Whether brackets are left when innermost pairs are struck out DEEPEST_JSON times (some may stand in strings)."""
+    """Return True if brackets are left after removing innermost pairs DEEPEST_JSON times (some may be in strings)."""
     brackets = text.encode().translate(_AS_BRACES, _NO_BRACKETS)
     if len(brackets) <= 2 * DEEPEST_JSON:
         return False
@@ -66,7 +69,7 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _finite(literal: str) -> float:
+def finite(literal: str) -> float:
     number = float(literal)
     if number - number != 0:
         raise BadArgument(f"{literal[:40]} is not a finite number")
@@ -82,6 +85,6 @@ _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_no_key_twice, parse_float=_finite, parse_constant=_finite)
+_DECODER = json.JSONDecoder(object_pairs_hook=_no_key_twice, parse_float=finite, parse_constant=finite)
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))

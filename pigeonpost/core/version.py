@@ -1,3 +1,3 @@
-"""The version of this program, in one place.  Runs on: node and server."""
+"""The version of this program."""
 
 VERSION = "0.1.0"

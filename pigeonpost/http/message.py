@@ -1,11 +1,9 @@
-"""The words of HTTP: what a request's head may say, and what an answer is. Strict, and without a socket.
+"""HTTP requests and responses without a socket: strict parsing of heads, forms and ranges; response headers.
 
-Runs on: server.  Reached from: web/server, which moves the bytes; webui and pages, which answer.
-Hands on to: nobody.  Threads: none; nothing here reads a clock, a file or a socket.
-Errors: Refusal, with the status that the client gets. Its text never repeats what the client sent.
+Errors: HTTPError, with the status of the response. Its text never repeats what the client sent.
 
-Where RFC 9112 lets a recipient guess (bare LF, folded lines, space before a colon, two lengths), this refuses: what is
-read differently by two programs is how requests are smuggled past one of them.
+Where RFC 9112 lets a recipient guess (bare LF, folded lines, space before a colon, two lengths), this refuses: requests
+that two programs read differently are how requests are smuggled past one of them.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ TEXT, HTML, JSON = "text/plain; charset=utf-8", "text/html; charset=utf-8", "app
 
 
 class HTTPError(PigeonpostError, ValueError):
-    """A request that is not carried out: the status of the answer, a code for programs, and a text for people.
+    """A request that is refused: status of the response, a code for programs, and a text for people.
 
     `closes`: the connection ends with the answer, since what follows on it cannot be trusted to be a request.
     """
@@ -44,7 +42,7 @@ class HTTPError(PigeonpostError, ValueError):
 
 
 class Request:
-    """One request, read. Names of headers are in small letters; `body` is filled in once it has come."""
+    """A decoded request. Names of headers are in lower case; `body` is empty until it was received."""
 
     def __init__(self, method: str, target: str, version: str, headers: Mapping[str, str]) -> None:
         self.method = method
@@ -56,19 +54,19 @@ class Request:
         self.is_secure = False  # it came through TLS
         self.endpoint: Endpoint | None = None  # that it is meant for, once it was looked for
         self.args: Sequence[str] = ()  # what that address's pattern found in the path
-        self.receiver: BodyConsumer | None = None  # who took the body as it came; `body` is empty then
+        self.consumer: BodyConsumer | None = None  # who took the body as it came; `body` is empty then
         self._query: Mapping[str, str] | None = None
 
     @property
     def query(self) -> Mapping[str, str]:
-        """The fields behind the `?`; Refusal when they do not read."""
+        """The fields of the query string. Raises HTTPError when they are invalid."""
         if self._query is None:
             self._query = parse_form(self.query_text)
         return self._query
 
     @property
     def wants_html(self) -> bool:
-        """A browser says so; curl and scripts do not, and get text that reads well in a terminal."""
+        """Whether the client accepts HTML, as browsers do; curl and scripts get text for a terminal."""
         return "text/html" in self.headers.get("accept", "")
 
     @property
@@ -79,7 +77,7 @@ class Request:
 
 
 class FilePart(NamedTuple):
-    """`length` bytes of an open file from `start` on; whoever sends them closes it."""
+    """`length` bytes of an open file from `start` on; the sender closes it."""
 
     fd: int
     start: int
@@ -87,7 +85,7 @@ class FilePart(NamedTuple):
 
 
 class Response(NamedTuple):
-    """What a request gets.
+    """The response to a request.
 
     body   all of it; or empty, where `file` has it
     live   takes the connection over once the head is sent: it goes on as a stream of events
@@ -105,23 +103,23 @@ class BodyConsumer(Protocol):
     """Takes a long body as it comes, so that none is held in memory. Belongs to the thread of its connection."""
 
     def take(self, data: bytes) -> None:
-        """Some more of it. Raises Refusal: the rest is not wanted."""
+        """Take more of the body. Raises HTTPError: the rest is not wanted."""
 
     def finish(self) -> Response:
-        """All has come: the answer. Raises Refusal."""
+        """Return the response, once all of it has come. Raises HTTPError."""
 
     def abandon(self) -> None:
-        """The rest will never come: leave no trace."""
+        """Discard everything: the rest will not come."""
 
 
 class Endpoint(NamedTuple):
-    """An address that is no page: it answers to programs, and decides by itself who may.
+    """An address for programs, which does its own access control.
 
     path        NAME in it stands for a node's name, WORD for letters, digits, dots, _ and -; request.args has them
-    answer      makes the answer; not called where `receive` is given: then the receiver's `finish` is
+    answer      makes the answer; not called where `receive` is given: then `finish` of its BodyConsumer is
     body_bytes  a body at most
     claims      where a page or another endpoint has the address too: whether this request is meant for this one
-    receive     (request, length of the body) gives who takes the body as it comes; it may raise Refusal
+    receive     (request, length of the body) gives who takes the body as it comes; it may raise HTTPError
     """
 
     method: str
@@ -136,27 +134,27 @@ class Endpoint(NamedTuple):
 
 
 def head_end(data: bytes | bytearray) -> int:
-    """Where the head in `data` ends, its empty line included; 0: it is not whole yet.
+    """Return the length of the head in `data`, with its empty line; 0: it is incomplete.
 
-    Raises Refusal as soon as what is there can no longer become a good one: nobody waits for a deadline in vain.
+    Raises HTTPError as soon as it can no longer become valid, so that no client waits for a deadline in vain.
     """
     end = data.find(b"\r\n\r\n", 0, HEAD_BYTES) + 4
     head = data[:end] if end > 3 else data[:HEAD_BYTES]
     if _has_stray_end(head):
         raise HTTPError(400, "Lines end with CR LF, and neither stands alone.", closes=True)
-    line, crlf, _ = head.partition(b"\r\n")
-    if crlf:
-        _request_line(bytes(line))
     if end > 3:
         return end
+    line, crlf, _ = head.partition(b"\r\n")
+    if crlf:
+        _request_line(line.decode("latin-1"))
     if len(data) >= HEAD_BYTES:
-        raise _too_long(bytes(line), bool(crlf))
+        raise _too_long(line.decode("latin-1"), bool(crlf))
     return 0
 
 
 def parse_head(head: bytes) -> Request:
-    """The request of a whole head, as `head_end` found it. Raises Refusal for everything that is not plainly right."""
-    first, *lines = head[:-4].split(b"\r\n")
+    """Return the request in a complete head, as `head_end` found it. Raises HTTPError for all that is not valid."""
+    first, *lines = head[:-4].decode("latin-1").split("\r\n")
     method, target, version = _request_line(first)
     if len(lines) > MOST_HEADERS:
         raise HTTPError(431, f"A request has at most {MOST_HEADERS} headers.", closes=True)
@@ -165,7 +163,7 @@ def parse_head(head: bytes) -> Request:
         found = _HEADER(line)
         if not found:
             raise HTTPError(400, "A header is written `Name: value`, in one line.", closes=True)
-        name, value = found[1].decode("ascii").lower(), found[2].decode("latin-1").rstrip(" \t")
+        name, value = found[1].lower(), found[2].rstrip(" \t")
         if name in headers:
             if name in _ONCE:
                 raise HTTPError(400, "A header stands twice that may stand once.", closes=True)
@@ -177,7 +175,7 @@ def parse_head(head: bytes) -> Request:
 
 
 def body_length(request: Request, most: int) -> int:
-    """How many bytes of body follow the head: at most `most`. Raises Refusal before any of them is read."""
+    """Return the length of the body, at most `most`. Raises HTTPError before any of it is read."""
     said = request.headers.get("content-length")
     if "transfer-encoding" in request.headers:
         if said is not None:
@@ -196,20 +194,20 @@ def body_length(request: Request, most: int) -> int:
 
 
 def _has_stray_end(head: bytes | bytearray) -> bool:
-    """Whether a CR or an LF stands alone; a CR at the very end may still get its LF.
+    """Return True if there is a CR or an LF alone; a CR at the very end may still get its LF.
 
-    Counted, not searched by a pattern, which takes 50 times as long (measured): it is done anew whenever a byte comes.
+    Counted, not searched by a pattern, which takes 50 times as long (measured): it is done again whenever a byte comes.
     """
     pairs = head.count(b"\r\n")
     return head.count(b"\n") != pairs or head.count(b"\r") - head.endswith(b"\r") != pairs
 
 
-def _request_line(line: bytes) -> tuple[str, str, str]:
-    """Method, target and version."""
+def _request_line(line: str) -> tuple[str, str, str]:
+    """Return method, target and version."""
     found = _REQUEST(line)
     if not found:
         raise HTTPError(400, "A request starts like GET /path HTTP/1.1.", closes=True)
-    method, target, version = (part.decode("ascii") for part in found.groups())
+    method, target, version = found.groups()
     if version not in ("1.0", "1.1"):
         if version.startswith("0"):
             raise HTTPError(400, "HTTP/1.0 and HTTP/1.1 are spoken here.", closes=True)
@@ -219,7 +217,7 @@ def _request_line(line: bytes) -> tuple[str, str, str]:
     return method, target, version
 
 
-def _too_long(line: bytes, is_whole: bool) -> HTTPError:
+def _too_long(line: str, is_whole: bool) -> HTTPError:
     if not is_whole and not _METHOD(line):
         return HTTPError(400, "A request starts like GET /path HTTP/1.1.", closes=True)
     if not is_whole:
@@ -227,11 +225,11 @@ def _too_long(line: bytes, is_whole: bool) -> HTTPError:
     return HTTPError(431, f"A request's head has at most {HEAD_BYTES} bytes.", closes=True)
 
 
-_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
-_METHOD = re.compile(_TOKEN + rb"{1,32} ").match
-_REQUEST = re.compile(rb"(" + _TOKEN + rb"{1,32}) ([!\"$-~]+) HTTP/([0-9]{1,3}\.[0-9]{1,9})").fullmatch
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]"
+_METHOD = re.compile(_TOKEN + r"{1,32} ").match
+_REQUEST = re.compile(rf"({_TOKEN}{{1,32}}) ([!\"$-~]+) HTTP/([0-9]{{1,3}}\.[0-9]{{1,9}})").fullmatch
 # Possessive (*+): blanks that are given back one by one, and tried again as the value, took 1 s for a head (measured).
-_HEADER = re.compile(rb"(" + _TOKEN + rb"+):[ \t]*+([\t\x20-\x7e\x80-\xff]*)").fullmatch
+_HEADER = re.compile(rf"({_TOKEN}+):[ \t]*+([\t\x20-\x7e\x80-\xff]*)").fullmatch
 _LENGTH = re.compile(r"[0-9]{1,18}").fullmatch
 _ONCE = frozenset((
     "authorization", "content-encoding", "content-length", "content-type", "cookie", "expect", "host", "if-range",
@@ -255,7 +253,7 @@ SAFE_HEADERS: Mapping[str, str] = {
 
 
 def parse_form(text: str) -> dict[str, str]:
-    """The fields of a query or of a form (application/x-www-form-urlencoded). A name stands once; Refusal 400 else."""
+    """Return the fields of a query or form (application/x-www-form-urlencoded). A name twice: HTTPError 400."""
     found: dict[str, str] = {}
     parts = text.split("&") if text else []
     if len(parts) > MOST_FIELDS:
@@ -270,7 +268,7 @@ def parse_form(text: str) -> dict[str, str]:
 
 
 def form_of(request: Request) -> dict[str, str]:
-    """The fields of the form that a browser posted."""
+    """Return the fields of a posted form. Raises HTTPError."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not request.body:
         return {}
@@ -300,10 +298,10 @@ _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})").search
 
 
 def byte_range(text: str, size: int) -> tuple[int, int] | None:
-    """The (start, count) that a Range header asks of `size` bytes; None: all of them are to be sent.
+    """Return the (start, count) that a Range header requests of `size` bytes; None: all of them.
 
     Several ranges in one request are answered with all (RFC 9110, section 14.2: a server may ignore the header).
-    Raises Refusal 416 where nothing of the range is there.
+    Raises HTTPError 416 where nothing of the range is there.
     """
     found = _RANGE(text)
     if not found or found.groups() == ("", ""):

@@ -1,11 +1,11 @@
-"""A form with files (multipart/form-data, RFC 7578) as it comes: its parts are handed on, and none is held here.
+"""Incremental parser of multipart/form-data (RFC 7578); the content of each part goes to a Sink as it arrives.
 
-Runs on: server.  Reached from: links/drop, which feeds it the body of an upload.  Hands on to: a Sink.
-Threads: none; a Multipart belongs to whoever feeds it.
-Errors: BadMultipart, as soon as what has come can be no good form any more. What a Sink raises goes through.
+A Multipart belongs to the thread that feeds it.
+Errors: BadMultipart, as soon as what was received can no longer become a valid form. Exceptions of the Sink are passed
+on.
 
-However a body is cut into pieces, the Sink hears the same parts. What is held: the head of one part, and behind it
-never more of a body than a boundary is long. The time is that of a search and a copy, whatever the body says.
+The Sink receives the same parts however a body is cut into pieces. The parser holds the head of one part, and of
+content never more than the length of a boundary; its time is that of one search and one copy, whatever the body holds.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ _PADDING_BYTES = 64  # blanks behind a boundary, which RFC 2046 (5.1.1) lets a m
 
 
 class BadMultipart(PigeonpostError, ValueError):
-    """A body that is no multipart/form-data, or no whole one."""
+    """A body that is no complete multipart/form-data."""
 
 
 class FormPart(NamedTuple):
-    """What a part says of itself: the form's field, and the file's name as it came (None: it is no file)."""
+    """The header of a part: the form's field, and the file's name as received (None: it is no file)."""
 
     name: str
     filename: str | None
 
 
 class Sink(Protocol):
-    """Who gets the parts."""
+    """Receiver of the parts."""
 
     def begin(self, part: FormPart) -> None:
-        """A part begins."""
+        """Begin a part."""
 
     def data(self, data: bytes) -> None:
-        """Some more of its content."""
+        """Take more of its content."""
 
     def end(self) -> None:
-        """It has come whole."""
+        """End the part: it is complete."""
 
 
 def boundary_of(content_type: str) -> bytes | None:
-    """The boundary that a Content-Type names; None when that is no form with files. BadMultipart without a good one."""
+    """Return the boundary in a Content-Type; None for another type. Raises BadMultipart for an invalid one."""
     kind, _, rest = content_type.partition(";")
     if kind.strip().lower() != "multipart/form-data":
         return None
@@ -60,7 +60,7 @@ def boundary_of(content_type: str) -> bytes | None:
 
 
 class Multipart:
-    """Reads one body."""
+    """Parser of one body."""
 
     def __init__(self, boundary: bytes, sink: Sink) -> None:
         self._end = b"\r\n--" + boundary
@@ -70,21 +70,21 @@ class Multipart:
         self._step = self._skip
 
     def take(self, data: bytes | bytearray | memoryview) -> None:
-        """Read on."""
+        """Parse more of the body. Raises BadMultipart."""
         if self._step != self._ignore:
             self._held = self._held + data if self._held else bytes(data)
             while self._step():
                 pass
 
     def finish(self) -> None:
-        """Nothing more comes: BadMultipart when that is too early."""
+        """End the body. Raises BadMultipart when it is incomplete."""
         if self._step != self._ignore:
             raise BadMultipart("the form ends before its last boundary")
 
     # Each step takes from what is held what it can; it gives whether another step may go on with the rest.
 
     def _skip(self) -> bool:
-        """What stands before the first boundary means nothing."""
+        """Discard what is before the first boundary."""
         at = self._held.find(self._end)
         if at < 0:
             self._held = self._held[self._unsure() :]
@@ -94,7 +94,7 @@ class Multipart:
         return True
 
     def _behind_boundary(self) -> bool:
-        """Two hyphens: that was the last. Else the line ends, and a part begins."""
+        """Parse what follows a boundary: two hyphens after the last, else the end of the line."""
         if len(self._held) < 2:
             return False
         if self._held.startswith(b"--"):
@@ -129,7 +129,7 @@ class Multipart:
         return True
 
     def _first(self) -> bool:
-        """The very beginning of a content, where CR LF ends the head."""
+        """Parse the very beginning of a content, behind the CR LF of the head."""
         if len(self._held) < len(self._end):
             if self._end.startswith(self._held):
                 return False
@@ -158,17 +158,17 @@ class Multipart:
         return True
 
     def _ignore(self) -> bool:
-        """What stands behind the last boundary means nothing."""
+        """Discard what is behind the last boundary."""
         return False
 
     def _unsure(self) -> int:
-        """From where on what is held may be the beginning of a boundary."""
+        """Return the position from which held bytes may be the beginning of a boundary."""
         at = self._held.find(b"\r", max(0, len(self._held) - len(self._end) + 1))
         return at if at >= 0 else len(self._held)
 
 
 def _read_head(head: bytes) -> FormPart | None:
-    """What the headers of a part say; None where they do not name a field."""
+    """Return the headers of a part; None where they do not name a field."""
     part = None
     try:
         text = head.decode()

@@ -1,9 +1,9 @@
-"""Readings in the tables of a PostgreSQL database of another program; as files/old_tables has it for SQLite.
+"""Readings in tables of other programs' PostgreSQL databases, converted to rows of our CSV log.
 
-Runs on: server.  Reached from: commands/importing.  Hands on to: psycopg 3, imported when it is asked for.
-Threads: none.  Errors: SettingsError without psycopg; BadTable for what the database or its table does not have.
+The counterpart of foreign_sqlite, which recognises the columns. psycopg 3 is imported when it is needed.
+Errors: SettingsError without psycopg; BadTable for what the database or its table does not have.
 
-The rows are put into one order, whichever that is: a table has none of its own, and what is imported again is known by
+The rows are put into one order, whichever that is: a table has none of its own, and a repeated import is recognised by
 all of its lines.
 """
 
@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.importing.foreign_sqlite import BadTable, ForeignColumns, log_lines
-from pigeonpost.importing.readers import sensor_name
 
 IS_URL = re.compile(r"postgres(?:ql)?://\S+").fullmatch
 _AT_ONCE = 5000  # rows that are fetched together
@@ -30,10 +29,10 @@ def place(url: str) -> str:
 
 
 def postgres_lines(url: str, table: str, query: str, said: ForeignColumns) -> Iterator[str]:
-    """As log_lines, of a database at `url`, which is only read.
+    """Yield the rows of a table in a database as lines of our CSV log. The database is only read.
 
     table  which one, also as SCHEMA.TABLE
-    query  instead of a table: a SELECT, whose columns are named as in files/old_tables
+    query  instead of a table: a SELECT, whose columns are named as in foreign_sqlite
     """
     try:
         import psycopg
@@ -43,11 +42,7 @@ def postgres_lines(url: str, table: str, query: str, said: ForeignColumns) -> It
     if not table and not query:
         raise BadTable("--table or --query says where the readings are")
     if not query:
-        said = (
-            said
-            if said.sensor != ForeignColumns().sensor
-            else said._replace(sensor=sensor_name(table)[0] or said.sensor)
-        )
+        said = said.for_table(table)
     chosen = sql.SQL(query) if query else sql.SQL("SELECT * FROM {}").format(sql.Identifier(*table.split(".")))
     try:
         with psycopg.connect(url, connect_timeout=10) as db:

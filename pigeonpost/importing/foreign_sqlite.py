@@ -1,12 +1,11 @@
-"""Readings in the tables of other programs' databases: which column is what, and their rows as our CSV log has them.
+"""Readings in tables of other programs' databases: recognition of columns, and conversion to rows of our CSV log.
 
-Runs on: server.  Reached from: commands/importing.  Hands on to: SQLite, for files of that; the rows of other databases
-  are handed in.
-Threads: none.  Errors: BadTable, which says what could not be told, or which row is wrong.
+Reads SQLite files itself; rows of other databases are passed in. Errors: BadTable, which says what could not be
+recognised, or which row is wrong.
 
-Columns are known by their names. One with a value beside one that names its sensor makes a reading of each row; else
-each other column is a sensor. What refers to a row of another table (`node_id`) is looked up there by its name. Where
-that does not do, a query says it: `SELECT taken AS time, place AS node, t / 1000.0 AS temperature FROM x`.
+Columns are recognised by their names. A value column beside one that names its sensor makes one reading of each row;
+otherwise each other column is a sensor. References to another table (`node_id`) are resolved to names. Where that does
+not suffice, a query does: `SELECT taken AS time, place AS node, t / 1000.0 AS temperature FROM x`.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+").sub
 
 
 class BadTable(PigeonpostError, ValueError):
-    """What a table says cannot be told, or a row of it is wrong."""
+    """The columns of a table cannot be recognised, or a row of it is wrong."""
 
 
 class Columns(NamedTuple):
-    """Which place of a row has what; -1: none. `sensors`: the other columns' places with their names and units."""
+    """Positions of the known columns; -1: none. `sensors`: the other columns with their names and units."""
 
     time: int
     node: int
@@ -52,7 +51,7 @@ class Columns(NamedTuple):
 
 
 class ForeignColumns(NamedTuple):
-    """What somebody says of a table that it does not say itself.
+    """What the user says of a table that it does not say itself.
 
     node    whose all of it is; empty: the table says it
     sensor  of the column `value`, where no other names it
@@ -65,6 +64,12 @@ class ForeignColumns(NamedTuple):
     unit: str = ""
     scale: float = 1.0
     is_utc: bool = False
+
+    def for_table(self, table: str) -> ForeignColumns:
+        """Return the same with the table's name as that of the sensor, unless the user has named one."""
+        if self.sensor != ForeignColumns().sensor:
+            return self
+        return self._replace(sensor=sensor_name(table)[0] or self.sensor)
 
 
 def find_columns(names: Sequence[str], said: ForeignColumns) -> Columns:
@@ -140,11 +145,8 @@ def _node_name(said: Any) -> str:
     return name
 
 
-# --------------------------------------------------------------------------------------------------------- SQLite
-
-
 def sqlite_lines(path: str, table: str, query: str, said: ForeignColumns) -> Iterator[str]:
-    """As log_lines, of an SQLite file, which is only read.
+    """Yield the rows of a table in an SQLite file as lines of our CSV log. The file is only read.
 
     table  which one; empty: the one that has readings
     query  instead of a table: a SELECT, whose columns are named as above
@@ -158,11 +160,7 @@ def sqlite_lines(path: str, table: str, query: str, said: ForeignColumns) -> Ite
                 raise BadTable("is a Pigeonpost database: `export` it there and import that, or `restore` it")
             table = table or _find_table(db, said)
             query = _query_of(db, table)
-            said = (
-                said
-                if said.sensor != ForeignColumns().sensor
-                else said._replace(sensor=sensor_name(table)[0] or said.sensor)
-            )
+            said = said.for_table(table)
         rows = db.execute(query)
         yield from log_lines([column[0] for column in rows.description or ()], rows, said)
 

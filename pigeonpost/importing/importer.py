@@ -1,24 +1,22 @@
-"""Files of readings, brought into the store: each reading once, however often its file is imported.
+"""Import of files of readings into the store: each reading once, however often its file is imported.
 
-Runs on: server.  Reached from: pages/files (a file that a Pi has dropped).
-Hands on to: tables, which reads the file; the intake.
-Threads: those of whoever asks. A file is read twice: first to look for faults, then to bring it in.
-Errors: BadFile, which names the rows that are wrong; then nothing of the file is stored. NotStored when the server
-  stops or its disk is full in the middle: bringing it in again goes on behind what is stored.
+Runs in the caller's thread. A file is read twice: first to find faults, then to store it.
+Errors: BadFile, which names the wrong rows: nothing of the file is stored then. NotStored when the server stops or its
+disk is full in the middle: another import continues behind what is stored.
 
-A reading's identity is (node, epoch, number): the epoch is made of the file's SHA-256, the numbers run. So the store
-knows by itself what it has already, and the promise that holds for the samples of nodes holds for these.
+A reading's identity is (node, epoch, number): the epoch is derived from the file's SHA-256, and numbers are
+consecutive. So the store recognises what it has, and the promise for samples of nodes holds for these too.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from pigeonpost.core.errors import NotStored, PigeonpostError, WireError
 from pigeonpost.importing.readers import Fault, ImportedReading, readings
+from pigeonpost.server.commit_waiter import CommitWaiter
 from protocol import BATCH_SAMPLES, IMPORTED, Batch, Sample
 
 if TYPE_CHECKING:
@@ -26,13 +24,13 @@ if TYPE_CHECKING:
 
 MOST_NODES = 100  # in one file
 FAULTS_SHOWN = 20
-STORE_S = 60.0  # for the intake to take a batch, and to have the last one durable
+STORE_S = 60.0  # for the Ingestor to take a batch, and to have the last one durable
 _LAST_MS = 253_402_300_800_000  # the year 10000
 NO_UNITS: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 
 
 class BadFile(PigeonpostError, ValueError):
-    """A file that is not imported. `faults` are the first ones, of `count`."""
+    """A file that is not imported. `faults` are the first of `count`."""
 
     def __init__(self, faults: Sequence[Fault], count: int) -> None:
         more = [f"and {count - len(faults)} more"] if count > len(faults) else []
@@ -41,7 +39,7 @@ class BadFile(PigeonpostError, ValueError):
 
 
 class ImportSummary(NamedTuple):
-    """What a file has: samples, by node (the empty name: it does not say), and from when to when."""
+    """Content of a file: the number of samples by node (the empty name: not given), the first and the last time."""
 
     samples: int
     nodes: Sequence[str]
@@ -49,7 +47,7 @@ class ImportSummary(NamedTuple):
     last_ms: int
 
 
-def look_through(file: BinaryIO, name: str) -> ImportSummary:
+def inspect_readings(file: BinaryIO, name: str) -> ImportSummary:
     """What there is to import. Raises BadFile where there is nothing, or something that does not read."""
     faults: list[Fault] = []
     samples = wrong = 0
@@ -72,42 +70,8 @@ def look_through(file: BinaryIO, name: str) -> ImportSummary:
     return ImportSummary(samples, list(nodes), first_ms, last_ms)
 
 
-class _Answers:
-    """Waits for the answers to what was handed to the intake, the last batch of each node."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()  # guards both; held to look and to note
-        self._seqs: dict[str, int] = {}
-        self._error: WireError | None = None
-
-    def done_of(self, node: str) -> Callable[[str, int], None]:
-        """As Batch.done, for the batches of one node."""
-
-        def done(epoch: str, seq: int) -> None:
-            with self._changed:
-                self._seqs[node] = max(seq, self._seqs.get(node, 0))
-                self._changed.notify_all()
-
-        return done
-
-    def refused(self, error: WireError) -> None:
-        """As Batch.refused."""
-        with self._changed:
-            self._error = error
-            self._changed.notify_all()
-
-    def wait(self, wanted: Mapping[str, int], limit_s: float) -> bool:
-        """Whether each node's samples are durable up to its number."""
-
-        def is_done() -> bool:
-            return self._error is not None or all(self._seqs.get(node, 0) >= seq for node, seq in wanted.items())
-
-        with self._changed:
-            return self._changed.wait_for(is_done, limit_s) and self._error is None
-
-
 class _Pile:
-    """The readings of one node on their way: numbered, and gathered to batches."""
+    """Numbers the readings of one node, and collects them to batches."""
 
     def __init__(self, node: str, known: int, told: Mapping[str, str]) -> None:
         """known: up to which number they are stored already"""
@@ -128,7 +92,7 @@ class _Pile:
         return max(0, self.seq - self.known)
 
 
-def bring_in(
+def import_readings(
     file: BinaryIO,
     name: str,
     checksum: str,
@@ -143,16 +107,13 @@ def bring_in(
     told      the units of each node's sensors as they are known, for where the file has none
     Raises NotStored: some may be stored, and the same call goes on behind them.
     """
-    epoch, answers = checksum[:16], _Answers()
+    epoch, waiter = checksum[:16], CommitWaiter(ingestor, ingestor.clock)
     piles: dict[str, _Pile] = {}
 
     def hand_over(pile: _Pile, urgent: bool) -> None:
-        batch = Batch(
-            pile.node, IMPORTED, epoch, None, pile.samples, None, dict(pile.units), answers.done_of(pile.node),
-            answers.refused,
-        )  # fmt: skip
+        batch = Batch(pile.node, IMPORTED, epoch, None, pile.samples, None, dict(pile.units))
         pile.samples = []
-        if not ingestor.accept(batch, urgent=urgent, limit_s=STORE_S):
+        if not waiter.submit(batch, urgent=urgent, limit_s=STORE_S):
             raise NotStored(ingestor.fault or "the server stops")
 
     for one in readings(file, name):
@@ -168,6 +129,13 @@ def bring_in(
     for pile in piles.values():
         if pile.samples:
             hand_over(pile, urgent=True)
-    if not answers.wait({pile.node: pile.seq for pile in piles.values()}, STORE_S):
+    if not _all_committed(waiter):
         raise NotStored(ingestor.fault or f"it was not stored within {STORE_S:g} s")
     return sum(pile.seq for pile in piles.values()), sum(pile.new for pile in piles.values())
+
+
+def _all_committed(waiter: CommitWaiter) -> bool:
+    try:
+        return waiter.wait(STORE_S)
+    except WireError:
+        return False

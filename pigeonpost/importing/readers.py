@@ -1,15 +1,12 @@
-"""Readings in files: CSV as our own log has it, simple tables, and JSON. Read row by row, with every fault named.
+"""Readers of files of readings: the CSV log, simple tables, and JSON; row by row, with every fault named.
 
-Runs on: server.  Reached from: imports.  Hands on to: nobody.  Threads: none.
-Errors: none raised: what is wrong with a row is a Fault, in its place among the readings.
-
-    time,node,sensor,value,unit          our own log: one row a value; rows of one moment make one reading
+    time,node,sensor,value,unit          our own log: one row per value; rows of one moment make one reading
     time,temperature (°C),humidity [%]   a table: the first column is the time, each other one a sensor
-    [{"time": ..., "temperature": 21.5}, ...]   or {"readings": [...]}; values may stand in {"values": {...}}
-    {"time": ..., "values": {...}}       in a .jsonl, or a .json that looks like one: one such a line
+    [{"time": ..., "temperature": 21.5}, ...]   or {"readings": [...]}; values may be in {"values": {...}}
+    {"time": ..., "values": {...}}       one per line, in a .jsonl, or in a .json that looks like one
 
-A column `node` of a table says whose a row is. However long the file: of a table, and of a .jsonl, one line is held at
-a time; of other JSON there may not be much.
+A column `node` of a table names the node of each row. Of a table and of a .jsonl file, however long, one line is held
+at a time; other JSON is read whole, and limited. Errors: none raised; a fault in a row is a Fault among the readings.
 """
 
 from __future__ import annotations
@@ -32,7 +29,7 @@ _LOG_COLUMNS = ["time", "node", "sensor", "value", "unit"]
 
 
 class ImportedReading(NamedTuple):
-    """What one place in a file says. `where` is "line 5" or "reading 5"; `node` is empty where the file has none."""
+    """A reading in a file. `where` is "line 5" or "reading 5"; `node` is empty where the file has none."""
 
     where: str
     node: str
@@ -42,7 +39,7 @@ class ImportedReading(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """What is wrong, and where."""
+    """A fault in a file, and its place."""
 
     where: str
     text: str
@@ -52,7 +49,7 @@ class Fault(NamedTuple):
 
 
 class _Wrong(ValueError):
-    """What is wrong with one row."""
+    """A fault in one row."""
 
 
 # --------------------------------------------------------------------------------------------------------- values
@@ -70,7 +67,7 @@ def read_time(said: object) -> int:
         moment = datetime.fromisoformat(text.replace(",", ".").replace(" Z", "Z").replace(" +", "+"))
         return round(moment.timestamp() * 1000)
     except (ValueError, OverflowError, OSError):
-        raise _Wrong(f"{_shown(said)} is no time like 2026-11-20T15:36:10Z or seconds since 1970") from None
+        raise _Wrong(f"{_preview(said)} is no time like 2026-11-20T15:36:10Z or seconds since 1970") from None
 
 
 def read_value(said: object, name: str) -> Number | None:
@@ -84,10 +81,10 @@ def read_value(said: object, name: str) -> Number | None:
         if text.lower() in _NO_VALUE:
             return None
         if not _NUMBER(text):
-            raise _Wrong(f"{name} takes a number, not {_shown(said)}")
+            raise _Wrong(f"{name} takes a number, not {_preview(said)}")
         value = float(text) if any(mark in text for mark in ".eE") else int(text)
     if value - value != 0 or (type(value) is int and abs(value) > LARGEST_INTEGER):
-        raise _Wrong(f"{name} is too large: {_shown(said)}")
+        raise _Wrong(f"{name} is too large: {_preview(said)}")
     return value
 
 
@@ -102,7 +99,7 @@ def sensor_name(said: str) -> tuple[str, str]:
     return name[:32].rstrip("_"), unit if UNIT(unit) else ""
 
 
-def _shown(said: object) -> str:
+def _preview(said: object) -> str:
     text = repr(said)
     return text if len(text) <= 40 else text[:37] + "..."
 
@@ -184,11 +181,11 @@ def _log_row(row: list[str]) -> tuple[str, str, str, str, str]:
     time, node, sensor, value, unit = row
     unit = _unguarded(unit)
     if not NODE_NAME(node):
-        raise _Wrong(f"{_shown(node)} is no name of a node")
+        raise _Wrong(f"{_preview(node)} is no name of a node")
     if not SENSOR_NAME(sensor):
-        raise _Wrong(f"{_shown(sensor)} is no name of a sensor")
+        raise _Wrong(f"{_preview(sensor)} is no name of a sensor")
     if not UNIT(unit) and not _is_gap(sensor, unit):
-        raise _Wrong(f"{_shown(unit)} is no unit")
+        raise _Wrong(f"{_preview(unit)} is no unit")
     return time, node, sensor, value, unit
 
 
@@ -211,7 +208,7 @@ def _table_rows(rows: Any, heads: list[str], decimal_comma: bool) -> Iterator[Im
                 raise _Wrong(f"{len(row)} cells, where the first line has {len(heads)}")
             node = row.pop(whose).strip() if whose else ""
             if whose and not NODE_NAME(node):
-                raise _Wrong(f"{_shown(node)} is no name of a node")
+                raise _Wrong(f"{_preview(node)} is no name of a node")
             cells = [cell.replace(",", ".") if decimal_comma else cell for cell in row[1:]]
             values = {name: read_value(cell, name) for name, cell in zip(names, cells)}
             time_ms = read_time(row[0])
@@ -237,7 +234,7 @@ def _columns(heads: list[str]) -> list[tuple[str, str]]:
     names = [name for name, _ in columns]
     for head, name in zip(heads[1:], names):
         if not name:
-            raise _Wrong(f"{_shown(head)} is no name of a sensor")
+            raise _Wrong(f"{_preview(head)} is no name of a sensor")
         if names.count(name) > 1:
             raise _Wrong(f"two columns are called {name}")
     return columns
@@ -305,7 +302,7 @@ def _json_reading(where: str, item: Any, node: str, units: dict[str, str]) -> Im
     if type(item.get("sensor")) is str and "value" in item:
         said, unit = {item["sensor"]: item["value"]}, item.get("unit", "")
         if type(unit) is not str or not UNIT(unit):
-            raise _Wrong(f"{_shown(unit)} is no unit")
+            raise _Wrong(f"{_preview(unit)} is no unit")
         units = {**units, sensor_name(item["sensor"])[0]: unit} if unit else units
     elif type(item.get("values")) is dict:
         said = item["values"]
@@ -315,7 +312,7 @@ def _json_reading(where: str, item: Any, node: str, units: dict[str, str]) -> Im
     for key, value in said.items():
         name = sensor_name(key)[0]
         if not name or name in values:
-            raise _Wrong(f"{_shown(key)} is no name of a sensor, or stands twice")
+            raise _Wrong(f"{_preview(key)} is no name of a sensor, or stands twice")
         values[name] = read_value(value, name)
     if not values or len(values) > MOST_COLUMNS:
         raise _Wrong(f"a reading has 1 to {MOST_COLUMNS} values")
@@ -332,7 +329,7 @@ def _json_units(item: Mapping[str, Any]) -> dict[str, str]:
 def _json_node(item: Mapping[str, Any]) -> str:
     node = item.get("node", "")
     if type(node) is not str or (node and not NODE_NAME(node)):
-        raise _Wrong(f"{_shown(node)} is no name of a node")
+        raise _Wrong(f"{_preview(node)} is no name of a node")
     return node
 
 

@@ -1,18 +1,18 @@
-"""What a node reports of itself on every transport.
-
-Runs on: node.
-"""
+"""What a node reports of itself on every transport."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from pigeonpost.auth.key import Key
+from pigeonpost.core.light_typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class NodeInfo:
-    """What all sessions of a node tell about it, and the switch they share."""
+    """Facts about a node that all its transports report, and the switch that they share."""
 
     def __init__(
         self,

@@ -1,10 +1,8 @@
-"""The node's only door out: samples go in once, get their number, are made durable, and are read as often as needed.
+"""The node's durable outbox: numbers samples, writes them to the ring file, and reads them as often as needed.
 
-Runs on: node.  Reached from: sampler (`put`), session (all else).  Hands on to: ring, which is the file.
-Threads: one of its own, which alone appends to the ring; `put` only queues, so a slow disk never delays sampling.
-  Reading needs no lock: the ring's list of runs is replaced, never changed. `_writing` makes one change of the ring
-  at a time (samples, ON/OFF, forks) and is held until the disk has confirmed it. `_watching` guards the set of
-  watchers, held for a moment.
+A thread of its own alone appends to the ring; `put` only queues, so a slow disk never delays sampling. Reading needs no
+lock: the ring's list of runs is replaced, never changed. `_writing` serializes changes of the ring (samples, ON/OFF,
+forks), and is held until the disk has confirmed one. `_watching` guards the set of watchers, and is held for a moment.
 Errors: DiskError ends the program (`failed` is called with it): what is not durable was never accepted.
 """
 
@@ -17,22 +15,26 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from pigeonpost.core.errors import DiskError, Unexpected
+from pigeonpost.core.light_typing import TYPE_CHECKING
+from pigeonpost.core.wakeup import Wakeup
 from pigeonpost.node.ring_file import Ring
 from pigeonpost.node.ring_records import SeqRange, Slot, UnnumberedSample
+
+if TYPE_CHECKING:
+    from typing import Any
 
 log = logging.getLogger(__name__)
 
 QUEUE_SAMPLES = 10_000  # that may wait for the disk: a quarter of an hour at ten a second
 MOST_FORKS = 32
 
-Wake = Callable[[], Any]
+Wake = Callable[[], object]
 
 
 class Outbox:
-    """The ring with its writer, as the rest of the node sees it."""
+    """The outbox: the ring file and its writer thread."""
 
     def __init__(
         self,
@@ -58,11 +60,11 @@ class Outbox:
         self._sync_s = sync_s
         self._failed = failed
         self._queue: deque[UnnumberedSample] = deque()
-        self._arrived = threading.Event()
+        self._arrived = Wakeup()
         self._stopping = threading.Event()
         self._writing = threading.Lock()
         self._watching = threading.Lock()
-        self._watchers: set[Wake] = set()
+        self._watchers: frozenset[Wake] = frozenset()
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
 
     # ------------------------------------------------------------------------------------------- in
@@ -90,15 +92,19 @@ class Outbox:
 
     def commit(self) -> int:
         """Make durable what is queued, one batch at most; tell the watchers; how many samples it was."""
-        with self._changing():
+        with self._writing:
             # Never the whole ring: of a batch that a crash tears nothing may be left, nor of what it was written over.
             count = min(len(self._queue), self.ring.most_at_once)
-            samples = [self._queue.popleft() for _ in range(count)]
-            if not samples:
+            if not count:
                 return 0
-            self.ring.append(self.epoch, self._next_seq, self._boot_id, samples)
+            samples = [self._queue.popleft() for _ in range(count)]
+            try:
+                self.ring.append(self.epoch, self._next_seq, self._boot_id, samples)
+            except DiskError as error:
+                self._failed(error)
+                raise
             self._next_seq += count
-        for wake in self._watchers_now():
+        for wake in self._watchers:
             wake()
         return count
 
@@ -108,23 +114,13 @@ class Outbox:
                 self._arrived.wait()
                 if self._sync_s:
                     self._stopping.wait(self._sync_s)
-                self._arrived.clear()
-                while self.commit():
-                    pass
-            while self.commit():
-                pass
+                    self._arrived.wait(0)  # for what came meanwhile, which is written now
+                while self._queue:
+                    self.commit()
+            while self._queue:
+                self.commit()
         except DiskError:
-            pass  # `_changing` has said so, and the program ends
-
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """One change of the ring at a time; one that the disk refuses ends the program, whoever asked for it."""
-        with self._writing:
-            try:
-                yield
-            except DiskError as error:
-                self._failed(error)
-                raise
+            pass  # `commit` has said so, and the program ends
 
     # ------------------------------------------------------------------------------------------ out
 
@@ -147,23 +143,19 @@ class Outbox:
         return next((run for run in reversed(self.ring.runs) if run.epoch == epoch), None)
 
     def read(self, number: int, count: int) -> list[Slot | None]:
-        """As Ring.read."""
+        """Read up to `count` samples from the running `number` on; None for a damaged one."""
         with self._disk_errors():
             return self.ring.read(number, count)
 
     def watch(self, wake: Wake) -> None:
         """Call `wake` (which must only set a flag) whenever samples were accepted."""
         with self._watching:
-            self._watchers.add(wake)
+            self._watchers |= {wake}
 
     def unwatch(self, wake: Wake) -> None:
         """Do not call it any more."""
         with self._watching:
-            self._watchers.discard(wake)
-
-    def _watchers_now(self) -> list[Wake]:
-        with self._watching:
-            return list(self._watchers)
+            self._watchers -= {wake}
 
     # ---------------------------------------------------------------------------------------- state
 

@@ -1,9 +1,8 @@
-"""The outbox's file: a ring of slots, preallocated, each slot one sample with its own CRC.
+"""The outbox's file: a preallocated ring of slots, each with one sample and its own CRC.
 
-Runs on: node.  Reached from: outbox.  Hands on to: the disk, through `Disk`.
-Threads: none of its own. One thread at a time appends or changes the state (outbox sees to it); reading is safe beside
-  them, since a slot that changes under a reader fails its CRC there.
-Errors: DiskError for whatever the disk refuses, and for a file that is not ours.
+One thread at a time appends or changes the state, which the outbox ensures; reading is safe beside it, since a slot
+that changes during the read fails its CRC.
+Errors: DiskError for what the disk refuses, and for a file of another format.
 
 `outbox.ring`, all numbers little-endian:
 
@@ -14,8 +13,8 @@ Errors: DiskError for whatever the disk refuses, and for a file that is not ours
 
     slot:  CRC-32 | i | epoch | seq | wall ms | up ms | boot id | clock | length | body | zeros
 
-`body` is the part of a sample's JSON that never changes: encoded once, sent as it stands. The file is filled with zeros
-and synced before its first use, so no later write needs space: a full disk costs no sample. A torn slot is no sample.
+`body` is the part of a sample's JSON that never changes: encoded once, sent as it is. The file is filled with zeros and
+synced before its first use, so no later write needs space: a full disk costs no sample. A torn slot is no sample.
 """
 
 from __future__ import annotations
@@ -27,12 +26,15 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from pigeonpost.core.data_folder import OUTBOX
 from pigeonpost.core.errors import DiskError
+from pigeonpost.core.light_typing import TYPE_CHECKING
 from pigeonpost.node.ring_records import SeqRange, Slot, UnnumberedSample
 from protocol import sample_body
+
+if TYPE_CHECKING:
+    from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ _MOST_AT_ONCE = 1_000  # samples made durable by one fdatasync
 
 
 class FileOps:
-    """What the ring asks of the operating system. Tests hand in a disk that lies, fails and forgets."""
+    """The system calls of the ring. Tests replace them by a disk that lies, fails and forgets."""
 
     open = staticmethod(os.open)
     close = staticmethod(os.close)
@@ -80,7 +82,7 @@ def slot_bytes_for(names: Sequence[str]) -> int:
 
 
 class Ring:
-    """The file, open. `slots`, `slot_bytes`, `identity` (16 hex), `runs`, `last` and `state` are there to be read."""
+    """The open file. `slots`, `slot_bytes`, `identity` (16 hex), `runs`, `last` and `state` are for reading."""
 
     def __init__(self, folder: str, slots: int, slot_bytes: int, disk: FileOps | None = None) -> None:
         """Open `folder`/outbox.ring; make it when it is not there.
@@ -119,12 +121,25 @@ class Ring:
             head = _SLOT.pack(number + k, int(epoch, 16), seq + k, taken.wall_ms, taken.up_ms, int(boot_id, 16),
                               taken.clock_set, len(body))  # fmt: skip
             slots.append(_checked((head + body).ljust(self.slot_bytes - _CRC.size, b"\0")))
-        with self._named_errors():
+        try:  # not `_named_errors`, which takes as long as all of the above
             self._write_slots(number, slots)
             self._disk.fdatasync(self._fd)
+        except DiskError:
+            raise
+        except OSError as error:
+            raise self._named(error) from error
         self.last += len(slots)
+        self._record(SeqRange(epoch, seq, seq + len(slots) - 1, number))
+
+    def _record(self, new: SeqRange) -> None:
+        """Add what was appended to `runs`, and take what it overwrote from them."""
         held_from = self.last - self.slots + 1
-        self.runs = _joined([*self.runs, SeqRange(epoch, seq, seq + len(slots) - 1, number)], held_from)
+        runs = self.runs
+        if runs and runs[0].number >= held_from and runs[-1].epoch == new.epoch and runs[-1].last == new.first - 1:
+            _, first, _, number = runs[-1]  # nearly always, as long as the ring is not full
+            self.runs = [*runs[:-1], SeqRange(new.epoch, first, new.last, number)]
+        else:
+            self.runs = _joined([*runs, new], held_from)
 
     def read(self, number: int, count: int) -> list[Slot | None]:
         """The samples with the running numbers from `number` on, `count` of them at most; None for a damaged one."""
@@ -141,6 +156,8 @@ class Ring:
 
         Sensors of one chip fail with one text: before it is cut, so that its remedy is lost, it is said only once.
         """
+        if not taken.errors:
+            return sample_body(taken.values, {}).encode()
         once: dict[str, str] = {}
         for name, text in taken.errors.items():
             first = next((other for other in once if taken.errors[other] == text), None)
@@ -305,10 +322,16 @@ class Ring:
     def _write_slots(self, number: int, slots: Sequence[bytes]) -> None:
         room = self.slots - number % self.slots  # until the end of the file, then on from its beginning
         self._write(self._fd, b"".join(slots[:room]), self._place(number))
-        self._write(self._fd, b"".join(slots[room:]), _SLOTS_AT)
+        if len(slots) > room:
+            self._write(self._fd, b"".join(slots[room:]), _SLOTS_AT)
 
     def _write(self, fd: int, data: bytes, at: int) -> None:
-        view = memoryview(data)
+        written = self._disk.pwrite(fd, data, at)
+        if written == len(data):
+            return
+        if written <= 0:
+            raise OSError("the disk took no more")
+        view, at = memoryview(data)[written:], at + written
         while view:
             written = self._disk.pwrite(fd, view, at)
             if written <= 0:
@@ -322,7 +345,10 @@ class Ring:
         except DiskError:
             raise
         except OSError as error:
-            raise DiskError(f"{self._path}: {error.strerror or error}") from error
+            raise self._named(error) from error
+
+    def _named(self, error: OSError) -> DiskError:
+        return DiskError(f"{self._path}: {error.strerror or error}")
 
 
 _UNUSABLE = "{} is {}; move it away to start with an empty one (and keep it: what its slots hold can still be read)"

@@ -1,13 +1,10 @@
-"""Records of the outbox: a sample not yet numbered, a slot of the file, a range of sequence numbers.
-
-Runs on: node.
-"""
+"""Records of the outbox: a sample not yet numbered, a slot of the file, a range of sequence numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
+from pigeonpost.core.light_typing import NamedTuple
 from protocol import Number
 
 

@@ -1,18 +1,17 @@
-"""What one receiver was sent of the outbox, and what comes next: samples in order, or the gap where some are lost.
+"""Position of one receiver in the outbox: the next batch of samples to send, or the gap where some are lost.
 
-Runs on: node.  Reached from: session_node for the link; the roads that push.  Hands on to: the outbox, which it reads.
-Threads: belongs to the thread that sends.  Errors: DiskError of the outbox.
+Belongs to the thread that sends. Errors: DiskError of the outbox.
 
-One rule for every road: epoch by epoch in the order of the outbox, from the number after what the receiver has; where
-that is no longer held, a gap first; never more than WINDOW_SAMPLES ahead of what was acknowledged.
+One rule for every transport: epoch by epoch in the order of the outbox, from the number after what the receiver has; a
+gap first where that is no longer held; never more than WINDOW_SAMPLES ahead of the acknowledgement.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from pigeonpost.core.clock import Clock
+from pigeonpost.core.light_typing import NamedTuple
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_records import SeqRange, Slot
 from protocol import BATCH_SAMPLES, LINE_BYTES, WINDOW_SAMPLES, is_count, sample_text
@@ -125,7 +124,7 @@ class SendCursor:
         self._most = min(2 * self._most, BATCH_SAMPLES)
         return self._samples(run, first, most)
 
-    def note_ack(self, epoch: str, seq: int) -> None:
+    def record_ack(self, epoch: str, seq: int) -> None:
         """The receiver has stored everything of `epoch` up to `seq`."""
         unacked = []
         for e, last, count in self._unacked:

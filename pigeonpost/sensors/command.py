@@ -1,12 +1,10 @@
-"""What a program prints, or a file holds: a number alone, or several found in the text.
+"""Sensor kind "command": numbers in the output of a program or in a file.
 
-Runs on: node.  Reached from: node.py (kind = "command"), sampler.  Hands on to: the program, started anew each time.
-Threads: as every source.  Errors: SensorError with the exit status and the program's last words, or with what it
-  printed where that is no number.
+Errors: SensorError with the exit status and the last output of the program, or with the text that holds no number.
 
-    command = ["/usr/bin/sensor", "--once"]     the program and its arguments, without a shell between
-    command = "sensor | tail -n 1"              with `shell = true`: what a shell makes of the line
-    file = "/run/boiler"                        instead of a command: a file that somebody else writes
+    command = ["/usr/bin/sensor", "--once"]     the program and its arguments, without a shell
+    command = "sensor | tail -n 1"              with `shell = true`: a command line for the shell
+    file = "/run/boiler"                        instead of a command: a file that another program writes
 """
 
 from __future__ import annotations
@@ -87,20 +85,20 @@ class CommandSource(SensorSource):
 
 
 def run(command: str | list[str], shell: bool, timeout_s: float) -> str:
-    """What `command` prints. SensorError when it cannot be started, fails, takes too long, or prints too much."""
+    """Return the output of `command`. SensorError when it cannot start, fails, takes too long or prints too much."""
     try:
         process = subprocess.Popen(
             command, shell=shell, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             start_new_session=True,  # so that what it has started is killed with it
         )  # fmt: skip
     except (OSError, ValueError) as error:
-        raise SensorError(f"{_shown(command)} does not start: {error}") from error
+        raise SensorError(f"{_preview(command)} does not start: {error}") from error
     try:
         said, complained = _listen(process, time.monotonic() + timeout_s)
     except (TimeoutError, OverflowError) as error:
         os.killpg(process.pid, signal.SIGKILL)
         what = f"was not done within {timeout_s:g} s" if isinstance(error, TimeoutError) else "prints without end"
-        raise SensorError(f"{_shown(command)} {what}, and was killed") from None
+        raise SensorError(f"{_preview(command)} {what}, and was killed") from None
     finally:
         for pipe in (process.stdout, process.stderr):
             assert pipe is not None
@@ -109,12 +107,12 @@ def run(command: str | list[str], shell: bool, timeout_s: float) -> str:
     if process.returncode:
         words = complained.strip().splitlines()
         how = f"exit status {process.returncode}" if process.returncode > 0 else f"signal {-process.returncode}"
-        raise SensorError(f"{_shown(command)} failed, {how}{': ' + words[-1][:200] if words else ''}")
+        raise SensorError(f"{_preview(command)} failed, {how}{': ' + words[-1][:200] if words else ''}")
     return said
 
 
 def _listen(process: subprocess.Popen[bytes], give_up_s: float) -> tuple[str, str]:
-    """What the process writes to both of its outputs, until it has ended."""
+    """Return standard output and standard error of a process, once it has ended."""
     heard: dict[Any, bytearray] = {process.stdout: bytearray(), process.stderr: bytearray()}
     with selectors.DefaultSelector() as chooser:
         for pipe in heard:
@@ -140,7 +138,7 @@ def _listen(process: subprocess.Popen[bytes], give_up_s: float) -> tuple[str, st
 
 
 def read_file(path: str) -> str:
-    """What the file holds."""
+    """Return the content of a file. Raises SensorError."""
     try:
         with open(path, "rb") as file:
             data = file.read(LONGEST_OUTPUT + 1)
@@ -176,14 +174,14 @@ def _find(chosen: Mapping[str, Any], said: str) -> Number:
     pattern: re.Pattern[str] | None = chosen["pattern"]
     found = pattern.search(said) if pattern else None
     if pattern and not found:
-        raise SensorError(f"{pattern.pattern!r} is not in {_shown(said)}")
+        raise SensorError(f"{pattern.pattern!r} is not in {_preview(said)}")
     number = (found[1] or "") if found else said
     try:
         return calibrated(float(number), chosen)
     except ValueError:
-        raise SensorError(f"no number: {_shown(number)}") from None
+        raise SensorError(f"no number: {_preview(number)}") from None
 
 
-def _shown(said: str | list[str]) -> str:
+def _preview(said: str | list[str]) -> str:
     shown = repr(said if isinstance(said, str) else " ".join(said))
     return shown if len(shown) <= 80 else shown[:77] + "..."

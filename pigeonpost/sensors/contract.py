@@ -1,11 +1,11 @@
-"""Where readings come from: what every kind of source must do, whatever it reads.
+"""What every kind of sensor source has in common: SensorSource, its channels, calibration, limits and raw values.
 
-Runs on: node.  Reached from: sampler, which reads; node.py, which makes the sources.
-Members: one file a kind, and `kind = "machine"` in the settings is sensors/machine.py; `adc`, the first of them,
-  stands at the root. A member has `OPTIONS`, the keys of its table, and `make(table, where)`, which makes its source
-  of one. It may have `scan(root)`, which gives a Found for everything of its kind that is there.
-Threads: a source is read by one thread at a time, its own; `read` may take as long as it must.
-Errors: SensorError, with what was wrong and the remedy; for one channel alone it stands in that channel's place.
+A module of this package has `OPTIONS`, the keys of its [[sensor]] table, and `make(table, where)`, which makes a source
+from one. It may have `scan(root)`, which finds the devices of its kind. registry.py lists them; adc.py, the first
+kind, is at the root.
+
+A source is read by one thread at a time; `read` may block.
+Errors: SensorError, with the fault and the remedy; for a single channel it is returned in the place of the value.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from json import dumps  # `json` is a member of this room
 from types import MappingProxyType
-from typing import Any, NamedTuple
 
 from pigeonpost.core.config import Option, check_keys, matching, number, read_options, switch, text
 from pigeonpost.core.errors import SensorError, SettingsError
+from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
 from protocol import SENSOR_NAME, SENSOR_NAME_TAKES, UNIT, Number
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Channel(NamedTuple):
@@ -43,14 +46,14 @@ class SensorSource:
     channels: Sequence[Channel]
 
     def read(self) -> Readings:
-        """Read it now: a finite number for each channel, or the SensorError of that one.
+        """Read all channels now: a finite number for each, or the SensorError of that one.
 
-        Raises SensorError when there is nothing to be had at all.
+        Raises SensorError when no channel can be read.
         """
         raise NotImplementedError
 
     def close(self) -> None:
-        """Give back what it holds. Closing twice is fine."""
+        """Close the device. Closing twice is fine."""
 
 
 class LatestReadings(NamedTuple):
@@ -67,12 +70,12 @@ class DerivedSource(SensorSource):
     uses: Mapping[str, Mapping[str, str]]  # of each of its channels those that it is made of, and where that is written
 
     def derive(self, name: str, latest: Mapping[str, LatestReadings], now_s: float) -> LatestReadings:
-        """The value of its channel `name`, as old as the oldest value that it is made of. Raises SensorError."""
+        """Return the value of its channel `name`, with the age of the oldest value used. Raises SensorError."""
         raise NotImplementedError
 
 
 def in_order(sources: Sequence[SensorSource]) -> list[tuple[DerivedSource, str]]:
-    """Every derived channel of a node with its source, each after those that it is made of.
+    """Return every derived channel of a node with its source, each after those that it is made of.
 
     Raises SettingsError for a name that no source gives, and for channels that are made of each other.
     """
@@ -90,13 +93,13 @@ def in_order(sources: Sequence[SensorSource]) -> list[tuple[DerivedSource, str]]
         sorter = graphlib.TopologicalSorter({name: source.uses[name].keys() for name, source in made.items()})
         return [(made[name], name) for name in sorter.static_order() if name in made]
     except graphlib.CycleError as error:
-        around = error.args[1][::-1]  # it says who is needed by whom
+        around = error.args[1][::-1]  # the names in a cycle, each followed by one that needs it
         where = made[around[0]].uses[around[0]][around[1]]
         raise SettingsError(f"{where}: made of itself: {' needs '.join(around)}") from None
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """A hint for who has misspelt one of the names that are known."""
+    """Return a hint for a misspelt name: the nearest known one."""
     import difflib
 
     near = difflib.get_close_matches(name, known, 1)
@@ -115,7 +118,7 @@ class FoundDevice(NamedTuple):
 
 
 def name_of(*parts: str) -> str:
-    """The name of a channel that is made of `parts`, whatever stands in them."""
+    """Return a valid name of a channel, made of any texts."""
     made = "_".join("".join(letter if letter in _NAME_LETTERS else " " for letter in " ".join(parts).lower()).split())
     return (made if made[:1].isalpha() else f"s_{made}")[:28].rstrip("_")
 
@@ -130,13 +133,13 @@ CALIBRATION = (
 
 
 def calibrated(value: float, chosen: Mapping[str, Any]) -> float:
-    """`value` after the CALIBRATION options of its channel."""
+    """Return `value` with the CALIBRATION options of its channel applied."""
     return round(value * float(chosen["gain"]) + float(chosen["offset"]), 6)
 
 
 def dotted_path(value: Any) -> tuple[str, ...]:
-    """A parser for the place of something in JSON: keys and places in lists with dots between, as in `sensors.0.value`
-    (-1: the last); in quotes where a key has a dot itself. An empty one is all of it."""
+    """Parser for a path in JSON: keys and list indices, separated by dots, as in `sensors.0.value`
+    (-1: the last); in quotes where a key contains a dot. An empty path is the whole document."""
     parts: list[str] = []
     rest = text(value)
     while rest:
@@ -149,7 +152,7 @@ def dotted_path(value: Any) -> tuple[str, ...]:
 
 
 def at_path(value: Any, path: Sequence[str]) -> Any:
-    """What stands in decoded JSON at a path. Raises SensorError, which names the first part that is not there."""
+    """Return the value at a path in decoded JSON. Raises SensorError, which names the first part that is missing."""
     for count, key in enumerate(path, 1):
         if isinstance(value, dict) and key in value:
             value = value[key]
@@ -161,7 +164,7 @@ def at_path(value: Any, path: Sequence[str]) -> Any:
 
 
 def shown_json(value: Any) -> str:
-    """Decoded JSON, from whomever, in a few words."""
+    """Return untrusted decoded JSON as a short text."""
     if isinstance(value, dict):
         return (", ".join(f"{key!r:.40}" for key in list(value)[:10]) or "nothing") + ", ..." * (len(value) > 10)
     return f"a list of {len(value)}" if isinstance(value, list) else f"{dumps(value):.60}"
@@ -170,10 +173,10 @@ def shown_json(value: Any) -> str:
 def channel_tables(
     tables: Mapping[str, Any] | None, options: Sequence[Option], where: str, example: str
 ) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Of each channel its name, its options, and what an error about it begins with.
+    """Yield the name and the options of each channel, and the beginning of an error about it.
 
     tables   the `channels` of a [[sensor]]
-    example  how one is written, for who has written none
+    example  of a channel, for the error when there is none
     Raises SettingsError.
     """
     if not tables:
@@ -187,9 +190,6 @@ def channel_tables(
         yield name, read_options(entry, options, here), here
 
 
-# ---------------------------------------------------------------------------------------------- limits and raw values
-
-
 def _pair(value: Any) -> tuple[float, float]:
     one = number(-1e15, 1e15)
     if not isinstance(value, list) or len(value) != 2:
@@ -200,7 +200,7 @@ def _pair(value: Any) -> tuple[float, float]:
     return low, high
 
 
-# What every kind with a table for each channel takes too. The node tells the limits; the server judges (verdicts.py).
+# What every kind with a table for each channel takes too. The node tells the limits; server.quality checks the values.
 LIMITS = (
     Option("low", number(-1e15, 1e15), None, "verdict: less is out of range,"),
     Option("high", number(-1e15, 1e15), None, "and so is more than this"),
@@ -250,7 +250,7 @@ class WithRaw(SensorSource):
 def with_limits(
     table: Mapping[str, Any], where: str, make: Callable[[Mapping[str, Any]], SensorSource]
 ) -> SensorSource:
-    """The source that `make` makes of a [[sensor]] table, with the limits and raw values that its channels ask for.
+    """Make the source of a [[sensor]] table by `make`, with the limits and raw values that its channels have.
 
     Raises SettingsError, also those of `make`.
     """

@@ -1,16 +1,14 @@
-"""Values made of what the other channels of this node gave: a dew point of temperature and humidity, a sum, a switch.
-
-Runs on: node.  Reached from: node.py (kind = "formula"), sampler.  Hands on to: nobody.
-Threads: none of its own; the sampler has it evaluated, once the other sources have answered.
-Errors: SettingsError with the column of the text, for everything that can be known before it starts; SensorError with
-  the column for what the values make impossible, as a division by zero, and for a channel without a fresh value.
+"""Sensor kind "formula": values calculated from other channels of the node, such as a dew point or a sum.
 
     formula = "dew_point(room, humidity)"
     formula = "(flow - return_flow) * rate * 1.163 if pump > 0.5 else 0"
 
-The text is read by Python's own parser, and what it gives is turned once into functions within functions: no eval, and
-nothing is possible that does not stand in the tables below. All numbers are floats, so that none can grow: 9**9**9 is
-an overflow at once.
+Runs in the sampler's thread, after the other sources have answered.
+Errors: SettingsError with the column in the text, for everything that can be known before the start; SensorError with
+the column for what the values make impossible, such as a division by zero, and for a channel without a fresh value.
+
+Python's own parser reads the text; its syntax tree is compiled once into nested functions: there is no eval, and
+nothing but the tables below is possible. All numbers are floats, so none can grow: 9**9**9 overflows at once.
 
 Sources: Magnus formula with the constants 17.62, 243.12 °C and 6.112 hPa: WMO-No. 8 (2018), volume I, annex 4.B.
 Absolute humidity: the gas law for water vapour, 461.5 J/(kg K), with that vapour pressure. Heat index: Rothfusz, US
@@ -372,8 +370,8 @@ class _Fresh(Mapping[str, Number]):
 def make(settings: Mapping[str, Any], where: str) -> FormulaSource:
     """The source that a [[sensor]] table with kind = "formula" describes.
 
-    Raises SettingsError, which begins with `where`. Whether there are channels of these names, the sampler's
-    `sensors.in_order` finds out, which knows all sources.
+    Raises SettingsError, which begins with `where`. Whether there are channels of these names is
+    checked by contract.in_order, which knows all sources.
     """
     options = read_options(settings, OPTIONS, where)
     formulas: dict[str, Formula] = {}

@@ -1,18 +1,15 @@
-"""What a device or a service answers as JSON, over HTTP or in a file: several values of one answer.
+"""Sensor kind "json": values in a JSON document, fetched over HTTP or read from a file.
 
-Runs on: node.  Reached from: node.py (kind = "json"), sampler.  Hands on to: a web server (base.fetch), or a file.
-Threads: as every source.
-Errors: SensorError with the HTTP status and the server's words, or with what the answer has in place of the value.
-
-    url = "http://192.168.1.20/status"      and of each channel a path into the answer:
-    path = "emeters.0.power"                keys and places in lists (-1: the last), with dots between;
-    path = 'data."room.temp"'               in quotes where a key has a dot itself
+    url = "http://192.168.1.20/status"      and for each channel a path into the document:
+    path = "emeters.0.power"                keys and list indices (-1: the last), separated by dots;
+    path = 'data."room.temp"'               in quotes where a key contains a dot
 
     preset = "nest"         a thermostat, through Google's Smart Device Management
-    preset = "dwarfpool"    a mining pool whose answers look like Dwarfpool's
+    preset = "dwarfpool"    a mining pool whose responses have Dwarfpool's format
 
+Errors: SensorError with the HTTP status and the server's message, or with what the document has in place of the value.
 Sources: developers.google.com/nest/device-access (traits, limits, authorize); RFC 6749, section 6 (refreshing a token).
-The form of Dwarfpool's answers is from its own description, which outlived the pool.
+The format of Dwarfpool's responses is from its own description, which outlived the pool.
 """
 
 from __future__ import annotations
@@ -27,7 +24,8 @@ from typing import Any, NamedTuple
 
 from pigeonpost.core.config import Option, a_table, matching, number, one_of, read_options, text
 from pigeonpost.core.errors import SensorError, SettingsError
-from pigeonpost.core.json_fetch import LONGEST_ANSWER, Refused, Web, decoded, split_url
+from pigeonpost.core.http_client import split_url
+from pigeonpost.core.json_fetch import LONGEST_ANSWER, HttpStatusError, JsonFetcher, decoded
 from pigeonpost.sensors.contract import (
     CALIBRATION,
     Channel,
@@ -52,7 +50,7 @@ _TOKEN_URL = "https://www.googleapis.com/oauth2/v4/token"
 
 
 def secret(value: Any) -> str:
-    """A text, or where it is: `env:NAME` (a variable) or `file:PATH` (its first line; $VARIABLES are replaced)."""
+    """Parser for a text, or its place: `env:NAME` (a variable), `file:PATH` (its first line; expands $VARIABLES)."""
     found = text(value)
     where, _, name = found.partition(":")
     if where == "env":
@@ -109,7 +107,7 @@ CHANNEL_OPTIONS = (
 
 
 class Known(NamedTuple):
-    """A value that a preset knows."""
+    """A value of a preset."""
 
     path: str
     unit: str = ""
@@ -152,7 +150,7 @@ _USUAL_EVERY_S = {"nest": 60.0, "dwarfpool": 60.0, None: 0.0}
 
 
 class JsonSource(SensorSource):
-    """One answer, and in it a number for each channel."""
+    """One JSON document, with a number for each channel."""
 
     def __init__(
         self,
@@ -186,7 +184,7 @@ class JsonSource(SensorSource):
 
 
 def find(path: Sequence[str], words: Mapping[str, float], answer: Any) -> float:
-    """The number that stands in `answer` at a path. SensorError says what is there instead."""
+    """Return the number in `answer` at a path. Raises SensorError, which says what is there instead."""
     there = at_path(answer, path)
     if isinstance(there, str) and there in words:
         return words[there]
@@ -212,7 +210,7 @@ def _calibrated_at(keys: Sequence[str], words: Mapping[str, float], chosen: Mapp
 
 
 def read_file(name: str) -> Any:
-    """What a file says."""
+    """Return the JSON document in a file. Raises SensorError."""
     try:
         with open(name, "rb") as file:
             return decoded(file.read(LONGEST_ANSWER + 1), name)
@@ -228,17 +226,17 @@ def read_file(name: str) -> Any:
 class AccessToken:
     """An OAuth access token, fetched with the refresh token, and kept until shortly before it expires."""
 
-    def __init__(self, web: Web, url: str, form: str, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, web: JsonFetcher, url: str, form: str, now: Callable[[], float] = time.monotonic) -> None:
         self._web, self._url, self._form, self._now = web, url, form, now
         self._token, self._until_s = "", 0.0
 
     def get(self) -> str:
-        """The token. SensorError when there is none to be had."""
+        """Return the token. Raises SensorError when it cannot be fetched."""
         if not self._token or self._now() >= self._until_s:
             self.forget()
             try:
                 answer = self._web.ask(self._url, form=self._form)
-            except Refused as error:
+            except HttpStatusError as error:
                 raise SensorError(f"{error}: no access token; docs/sensors.md: how a refresh token is made") from None
             token = answer.get("access_token") if isinstance(answer, dict) else None
             if not isinstance(token, str) or not re.fullmatch("[!-~]+", token):
@@ -249,16 +247,16 @@ class AccessToken:
         return self._token
 
     def forget(self) -> None:
-        """It did not work."""
+        """Discard the token, which was rejected."""
         self._token = ""
 
 
-def ask_with(token: AccessToken, web: Web, url: str) -> Any:
-    """What `url` answers to who has the token; a token that is refused is fetched anew, once."""
+def ask_with(token: AccessToken, web: JsonFetcher, url: str) -> Any:
+    """Fetch `url` with the token; a token that is rejected is fetched again, once."""
     for again in (True, False):
         try:
             return web.ask(url, {"Authorization": f"Bearer {token.get()}"})
-        except Refused as error:
+        except HttpStatusError as error:
             if error.status != 401 or not again:
                 raise
             token.forget()
@@ -266,7 +264,7 @@ def ask_with(token: AccessToken, web: Web, url: str) -> Any:
 
 
 def pools_answer(ask: Callable[[], Any]) -> Any:
-    """What the pool answers, unless that is its own error, which comes with HTTP status 200."""
+    """Return the pool's response. Raises SensorError for its own errors, which have HTTP status 200."""
     answer = ask()
     if isinstance(answer, dict) and answer.get("error"):
         raise SensorError(f"the pool says {answer.get('error_code')!r:.80}")
@@ -308,7 +306,7 @@ _OF_NEST = ("project", "device", "client_id", "client_secret", "refresh_token", 
 
 
 def _place(name: str, chosen: Mapping[str, Any], preset: str | None, where: str) -> tuple[tuple[str, ...], Known]:
-    """Where a channel's value stands, and what is known of it."""
+    """Return the path of a channel's value, and the preset's facts about it."""
     worker, value = chosen["worker"], chosen["value"]
     if worker is not None and preset != "dwarfpool":
         raise SettingsError(f'{where}: worker is for preset = "dwarfpool"')
@@ -326,17 +324,20 @@ def _place(name: str, chosen: Mapping[str, Any], preset: str | None, where: str)
 
 
 def _asker(options: Mapping[str, Any], where: str) -> Callable[[], Any]:
-    """What gives the answer."""
+    """Return the function that fetches or reads the document."""
     if options["file"] is not None:
         ask: Callable[[], Any] = functools.partial(read_file, options["file"])
     else:
         for key in ("url", "token_url"):
             try:
-                split_url(options[key] or _NEST_URL)
+                has_user = split_url(options[key] or _NEST_URL).has_user
             except ValueError as error:
                 raise SettingsError(f"{where}: {key} {error}") from None
+            if has_user:
+                hint = "give them as headers = {Authorization = 'Basic ...'}"
+                raise SettingsError(f"{where}: {key} takes no user and password; {hint}")
         try:
-            web = Web(options["timeout"], options["ca"], options["headers"])
+            web = JsonFetcher(options["timeout"], options["ca"], options["headers"])
         except SettingsError as error:
             raise SettingsError(f"{where}: {error}") from None
         if options["preset"] == "nest":
@@ -345,7 +346,7 @@ def _asker(options: Mapping[str, Any], where: str) -> Callable[[], Any]:
     return functools.partial(pools_answer, ask) if options["preset"] == "dwarfpool" else ask
 
 
-def _nest_asker(options: Mapping[str, Any], web: Web, where: str) -> Callable[[], Any]:
+def _nest_asker(options: Mapping[str, Any], web: JsonFetcher, where: str) -> Callable[[], Any]:
     from urllib.parse import quote, urlencode
 
     for key in _OF_NEST:

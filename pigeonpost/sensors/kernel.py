@@ -1,7 +1,4 @@
-"""What Linux drivers publish as files: hundreds of chips, without a library.
-
-Runs on: node.  Reached from: node.py (kind = "kernel"), sampler.  Hands on to: /sys.
-Threads: as every source.  Errors: SensorError for one channel whose device is not there or does not answer.
+"""Sensor kind "kernel": readings that Linux drivers publish as files, for hundreds of chips without a library.
 
     from = "iio/bme280/temp"                 Industrial I/O: device, channel
     from = "hwmon/coretemp/Package id 0"     hardware monitoring: chip, label or input
@@ -9,7 +6,8 @@ Threads: as every source.  Errors: SensorError for one channel whose device is n
     from = "w1/28-0316a2794bff"              1-wire: a DS18B20 or one of its family
 
 A device is found by its name, its label, or the place where it is connected (`1-0076`), never by its number, which
-changes from boot to boot. Values are given in the units of people, not of the driver: °C for m°C, V for mV.
+changes from boot to boot. Values are converted to everyday units: °C from m°C, V from mV.
+Errors: SensorError for a single channel whose device is missing or does not answer.
 
 Sources: Documentation/ABI/testing/sysfs-bus-iio, sysfs-class-thermal and sysfs-driver-w1_therm, and
 Documentation/hwmon/sysfs-interface.rst, all of the Linux kernel; DS18B20 data sheet (Maxim 19-7487), scratchpad.
@@ -77,7 +75,7 @@ Answer = TypeVar("Answer")
 
 
 class KernelSource(SensorSource):
-    """Files below /sys, a channel each."""
+    """Files below /sys, one for each channel."""
 
     def __init__(self, channels: Sequence[Channel], readers: Mapping[str, Read]) -> None:
         self.channels = channels
@@ -94,7 +92,7 @@ class KernelSource(SensorSource):
 
 
 class Device:
-    """One device of a folder of /sys, looked for when it is read first, and anew when it has moved."""
+    """One device of a folder of /sys, found when it is first read, and again when it has moved."""
 
     def __init__(self, root: str, subsystem: str, name: str) -> None:
         """`name`, label, type, or the place where it is connected; `subsystem` is a key of _FOLDERS."""
@@ -104,15 +102,15 @@ class Device:
         self._path = ""
 
     def text(self, file: str) -> str:
-        """What one of its files says, stripped. SensorError, in words, when the device or the file does not read."""
+        """Return the stripped content of a file. Raises SensorError when the device or the file cannot be read."""
         return self._ask(lambda path: self._read(path, file), file)
 
     def files(self) -> list[str]:
-        """The names of its files."""
+        """Return the names of its files."""
         return self._ask(lambda path: sorted(os.listdir(path)), "its folder")
 
     def number(self, file: str) -> float:
-        """The number that it says."""
+        """Return the number in a file. Raises SensorError."""
         content = self.text(file)
         try:
             return float(content)
@@ -120,7 +118,7 @@ class Device:
             raise SensorError(f"{self._said}, {file}: {content[:40]!r} is no number") from None
 
     def first(self, *files: str) -> float | None:
-        """The number of the first of these files that is there; None: it has none of them."""
+        """Return the number in the first of these files that exists; None: none does."""
         its = self.files()
         there = next((file for file in files if file in its), None)
         return None if there is None else self.number(there)
@@ -157,14 +155,14 @@ class Device:
         return self._path
 
     def all(self) -> list[str]:
-        """The paths of all devices there."""
+        """Return the paths of all devices of the subsystem."""
         try:
             return [os.path.join(self._folder, entry) for entry in sorted(os.listdir(self._folder))]
         except OSError:
             return []
 
     def names(self, path: str) -> list[str]:
-        """What a device may be called: its name, its label or type, and last the place where it is connected."""
+        """Return the names of a device: its name, its label or type, and last the place where it is connected."""
         names = []
         for file in ("name", "label", "type"):
             try:
@@ -186,7 +184,7 @@ _FOLDERS = {
 
 
 def _iio(device: Device, channel: str) -> tuple[Read, str]:
-    """(raw + offset) x scale, or what the driver has made of it; offset and scale may be shared by all of a kind."""
+    """Reader of (raw + offset) x scale, or of the converted value; channels of a kind may share offset and scale."""
     kind = _kind(channel, r"([a-z]+)[-a-z0-9_]*", _IIO)
     factor, unit = _IIO[kind]
     if kind == "voltage" and _IN_VOLTS(device.name):
@@ -237,7 +235,7 @@ def _thermal(device: Device, channel: str) -> tuple[Read, str]:
 
 
 def _w1(device: Device, channel: str) -> tuple[Read, str]:
-    """Nine bytes of scratchpad with the kernel's verdict on their CRC, and again with the temperature in m°C."""
+    """Nine bytes of scratchpad with the kernel's check of their CRC, and again with the temperature in m°C."""
     if channel or not re.fullmatch(r"[0-9a-f]{2}-[0-9a-f]{12}", device.name):
         raise ValueError('takes the id of a 1-wire sensor, as in "w1/28-0316a2794bff"')
 
@@ -303,7 +301,7 @@ def _calibrated(read: Read, chosen: Mapping[str, Any]) -> float:
 
 
 def scan(root: str) -> Iterator[FoundDevice]:
-    """Every device below /sys that this kind reads, with all its channels; by name, or by place where names repeat."""
+    """Find every device below /sys of this kind, with all its channels; by name, or by place where names repeat."""
     for subsystem, channels_of in _CHANNELS.items():
         folder = Device(root, subsystem, "")
         names = {path: folder.names(path) for path in folder.all()}

@@ -1,24 +1,26 @@
-"""This computer itself: processor temperature, load, free memory and free disk. True readings without any hardware.
-
-Runs on: node.  Reached from: node.py (kind = "machine"), sampler.  Hands on to: /proc and /sys.
-Threads: as every source.  Errors: SensorError for one channel whose file is not there or does not read.
+"""Sensor kind "machine": processor temperature, load, free memory and free disk space of this computer.
 
     cpu_temperature  °C     /sys/class/thermal/thermal_zone*/temp, m°C (Documentation/ABI/testing/sysfs-class-thermal)
     load             (none) /proc/loadavg, the mean of the last minute (proc_loadavg(5))
     memory_free      MiB    /proc/meminfo, MemAvailable (proc_meminfo(5))
     disk_free        MiB    statvfs(3) of `disk`, what a user without privileges may still write
+
+Errors: SensorError for a single channel whose file is missing or cannot be read.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from pigeonpost.core.config import Option, read_options, text
 from pigeonpost.core.errors import SensorError
+from pigeonpost.core.light_typing import TYPE_CHECKING
 from pigeonpost.sensors.contract import Channel, FoundDevice, Readings, SensorSource
 from protocol import Number
+
+if TYPE_CHECKING:
+    from typing import Any
 
 OPTIONS = (
     Option("disk", text, "/", "the folder whose free space is read"),
@@ -62,7 +64,7 @@ class MachineSource(SensorSource):
             return file.read()
 
     def _find_zone(self) -> str:
-        """The thermal zone of the processor: chosen by its type, since the numbers change from boot to boot."""
+        """Return the thermal zone of the processor: chosen by its type, since the numbers change from boot to boot."""
         folder = os.path.join(self._root, "sys/class/thermal")
         try:
             zones = sorted(name for name in os.listdir(folder) if name.startswith("thermal_zone"))
@@ -91,7 +93,7 @@ class MachineSource(SensorSource):
 
 
 def scan(root: str) -> Iterator[FoundDevice]:
-    """This machine, whatever it is."""
+    """Return this machine as a found device."""
     yield FoundDevice("this computer", {"kind": "machine"} | ({} if root == "/" else {"root": root}))
 
 

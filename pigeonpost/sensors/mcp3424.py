@@ -1,10 +1,9 @@
-"""MCP3424: analogue inputs over I2C, as volts; two of them are the eight inputs of an ADC Pi Plus.
+"""Sensor kind "mcp3424": analogue inputs over I2C, as volts; two of the chips make the eight inputs of an ADC Pi Plus.
 
-Runs on: node.  Reached from: node.py (kind = "mcp3424"), sampler.  Hands on to: smbus2, imported when the source is
-  made. Where the chip has its kernel driver, kind = "kernel" reads it instead, and this kind refuses.
-Threads: as every source.  Errors: SensorError, with the command that mends it.
+smbus2 is imported when the source is made. Where the chip has its kernel driver, kind = "kernel" reads it instead, and
+this kind refuses. Errors: SensorError, with the command that repairs the set-up.
 
-A conversion is asked for with one byte, the configuration (Microchip DS22088, "MCP3422/3/4", register 5-1):
+A conversion is started by writing one byte, the configuration (Microchip DS22088, "MCP3422/3/4", register 5-1):
 
     bit     7    6  5    4    3  2    1  0
            RDY   c  c   O/C   s  s    g  g
@@ -14,7 +13,7 @@ A conversion is asked for with one byte, the configuration (Microchip DS22088, "
             |                         g: amplifier, 0 x1, 1 x2, 2 x4, 3 x8
             when written 1: convert; when read 1: not done yet
 
-and its answer is read until RDY is 0, the configuration as the last byte (m: the sign again):
+and the answer is read until RDY is 0, the configuration as the last byte (m: the sign again):
 
     18 bits    mmmm mmcc | cccc cccc | cccc cccc | RDY...
     16 bits    cccc cccc | cccc cccc | RDY...
@@ -45,7 +44,7 @@ from pigeonpost.sensors.contract import (
 from protocol import UNIT, Number
 
 VREF_V = 2.048  # its own: full scale is +-2.048 V at the chip's pin, divided by the amplifier
-SIZES = (12, 14, 16, 18)  # bits; the place is what stands in the configuration
+SIZES = (12, 14, 16, 18)  # bits; the index is the value in the configuration
 AMPLIFIERS = (1, 2, 4, 8)
 # Seconds that a conversion takes, and may take (DS22088, electrical characteristics: data rate).
 _USUAL_S = (1 / 240, 1 / 60, 1 / 15, 1 / 3.75)
@@ -59,13 +58,13 @@ class I2c(Protocol):
     """What the driver needs of a bus."""
 
     def write(self, address: int, data: int) -> None:
-        """Send one byte to the chip at `address`. Raises OSError when nobody takes it."""
+        """Send one byte to the chip at `address`. Raises OSError without an acknowledgement."""
 
     def read(self, address: int, count: int) -> bytes:
-        """What the chip at `address` says. Raises OSError when there is none."""
+        """Read from the chip at `address`. Raises OSError when there is none."""
 
     def close(self) -> None:
-        """Give the bus back."""
+        """Close the bus."""
 
 
 class Mcp3424:
@@ -78,7 +77,7 @@ class Mcp3424:
         self._bus, self._address, self._now_s, self._sleep = bus, address, now_s, sleep
 
     def read(self, number: int, bits: int = 18, amplifier: int = 1) -> int:
-        """One conversion: counts from -2^(bits-1) to 2^(bits-1) - 1.
+        """Make one conversion. Returns counts from -2^(bits-1) to 2^(bits-1) - 1.
 
         number     input 0 to 3        bits  one of SIZES        amplifier  one of AMPLIFIERS
 
@@ -105,7 +104,7 @@ class Mcp3424:
 
 
 class _SmBus:
-    """An I2c by way of smbus2, which is given: messages as they are, since the chip has no registers to name."""
+    """An I2c on top of smbus2: plain messages, since the chip has no registers to name."""
 
     def __init__(self, library: Any, bus: int) -> None:
         self._message = library.i2c_msg
@@ -124,7 +123,7 @@ class _SmBus:
 
 
 def open_bus(library: Any, bus: int, addresses: Sequence[int], root: str = "/") -> I2c:
-    """/dev/i2c-`bus`, open. SensorError names what is in the way, and the command that mends it."""
+    """Open /dev/i2c-`bus`. SensorError names the obstacle, and the command that removes it."""
     for address in addresses:
         driver = os.path.join(root, f"sys/bus/i2c/devices/{bus}-{address:04x}/driver")
         if os.path.exists(driver):
@@ -146,11 +145,8 @@ def open_bus(library: Any, bus: int, addresses: Sequence[int], root: str = "/") 
         raise SensorError(f"/dev/i2c-{bus}: {error.strerror}") from error
 
 
-# ------------------------------------------------------------------------------------------------------ the source
-
-
 class Mcp3424Input(NamedTuple):
-    """One channel: which input of which chip, how it is converted, and what becomes of its counts."""
+    """One channel: chip and input, how it is converted, and the conversion of its counts."""
 
     address: int
     number: int
@@ -296,7 +292,7 @@ def scan(root: str) -> Iterator[FoundDevice]:
 
 
 def _is_one(library: Any, bus: int, address: int) -> bool:
-    """It repeats its configuration for as long as it is read: behind three bytes of 18 bits, else behind two."""
+    """Return True if the chip repeats its configuration while it is read, behind three bytes for 18 bits, else two."""
     try:
         opened = _SmBus(library, bus)
         try:

@@ -1,18 +1,18 @@
-"""What others publish on an MQTT broker: Zigbee2MQTT, Z-Wave JS UI, Tasmota, or any program, a topic for each channel.
-
-Runs on: node.  Reached from: node.py (kind = "mqtt"), sampler.  Hands on to: a Broker, which is imported with its
-  paho-mqtt when the source is made.
-Threads: the Broker's, which keeps the connection up and leaves each message in `_heard`, whole, in one assignment; the
-  source's thread reads it there. `_news` (an Event) tells the first reading that something has come.
-Errors: SensorError for a channel of which nothing was heard for too long, with what is wrong with the broker; or whose
-  last message holds no number.
+"""Sensor kind "mqtt": values that other programs publish on an MQTT broker, one topic for each channel.
 
     topic = "zigbee2mqtt/kitchen"    {"temperature": 21.4, "humidity": 48, "linkquality": 120}
     path = "temperature"
     topic = "zwave/cellar/49/0/Air_temperature"    {"time": 1795188970123, "value": 9.5}
     path = "value"
 
-A broker that is not there is no reason not to start: it is tried again and again, from one second apart up to a minute.
+Zigbee2MQTT, Z-Wave JS UI, Tasmota and any other program can be the publisher. mqtt_client, and with it paho-mqtt, is
+imported when the source is made.
+
+paho's thread stores each message in `_heard`, whole, in one assignment; the source's thread reads it there. `_news`
+(an Event) tells the first reading that something has arrived.
+Errors: SensorError for a channel without a message for too long, with the fault of the broker, and for a last message
+without a number. A broker that cannot be reached does not prevent the start: it is tried again after 1 s, doubling to
+60 s.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class MqttSource(SensorSource):
         self._news = Event()
         access = {("mqtt", key): options[key] for key in ("host", "port", "user", "password", "tls", "ca")}
         self._broker = MqttConnection(
-            access, "pigeonpost-sensors", self._topics, self._hear, kept=self._hear_kept, old=True,
+            access, "pigeonpost-sensors", self._topics, self._on_message, kept=self._hear_kept, old=True,
             keepalive_s=options["keepalive"], where=f'{where}: kind = "mqtt"',
         )  # fmt: skip
         self._started = False
@@ -114,7 +114,7 @@ class MqttSource(SensorSource):
             self._broker.stop(_STOP_S)
 
     def _start(self) -> None:
-        """Connect, and give what is retained on the broker a moment to come: then the first sample has it already."""
+        """Connect, and wait a moment for retained messages, so that the first sample has their values."""
         self._started = True
         self._broker.start()
         give_up_s = time.monotonic() + FIRST_WAIT_S
@@ -137,22 +137,22 @@ class MqttSource(SensorSource):
 
     # Called by the broker's thread.
 
-    def _hear(self, topic: str, payload: bytes) -> None:
+    def _on_message(self, topic: str, payload: bytes) -> None:
         if topic in self._topics:  # else nobody asked for it, and it would stay in memory
             self._heard[topic] = ReceivedMessage(payload if len(payload) <= LONGEST_PAYLOAD else None, time.monotonic())
             self._news.set()
 
     def _hear_kept(self, topic: str, payload: bytes) -> None:
-        """What the broker had kept says nothing new after a reconnection: else a device that died would seem alive."""
+        """Take a retained message, unless it is known: after a reconnection a device that died would seem alive."""
         before = self._heard.get(topic)
         if before is None or before.payload != payload:
-            self._hear(topic, payload)
+            self._on_message(topic, payload)
 
 
 def value_in(payload: bytes, path: Sequence[str]) -> float:
-    """The number that a message holds: alone, or at `path` in JSON; true and on are 1, false and off 0.
+    """Return the number in a message: alone, or at `path` in JSON; true and on are 1, false and off 0.
 
-    Raises SensorError for a payload, from whomever, that holds none.
+    The payload is untrusted. Raises SensorError when it has no number.
     """
     try:
         said = payload.decode()
@@ -168,16 +168,16 @@ def value_in(payload: bytes, path: Sequence[str]) -> float:
             raise ValueError
         value = float(found)
     except (UnicodeDecodeError, BadArgument) as error:
-        raise SensorError(f"{_shown(payload)} does not read: {error}") from None
+        raise SensorError(f"{_preview(payload)} does not read: {error}") from None
     except (ValueError, OverflowError):
         at = f" at {'.'.join(path)!r}" if path else ""
-        raise SensorError(f"no number{at}: {_shown(payload)}") from None
+        raise SensorError(f"no number{at}: {_preview(payload)}") from None
     if value - value != 0:
-        raise SensorError(f"no number: {_shown(payload)}")
+        raise SensorError(f"no number: {_preview(payload)}")
     return value
 
 
-def _shown(payload: bytes) -> str:
+def _preview(payload: bytes) -> str:
     return repr(payload[:60].decode(errors="replace")) + ("..." if len(payload) > 60 else "")
 
 

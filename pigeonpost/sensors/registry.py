@@ -6,12 +6,15 @@ Each function imports its module when it is called, so that a Pi Zero pays only 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from pigeonpost.core.errors import SettingsError
+from pigeonpost.core.light_typing import TYPE_CHECKING
 from pigeonpost.sensors.contract import FoundDevice, SensorSource, with_limits
 
-Options = Mapping[str, Any]
+if TYPE_CHECKING:
+    from typing import Any
+
+Options = Mapping[str, "Any"]
 
 
 def make_source(kind: object, options: Options, where: str) -> SensorSource:
@@ -29,7 +32,7 @@ def make_source(kind: object, options: Options, where: str) -> SensorSource:
 
 
 def make_simulated_adc(options: Options, where: str) -> SensorSource:
-    """As make_source for an "adc" on a simulated chip: for --simulate."""
+    """Make the source of an "adc" table on a simulated chip, for --simulate. Raises SettingsError."""
     import adc
     from pigeonpost.sensors import simulated
 

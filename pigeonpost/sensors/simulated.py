@@ -1,10 +1,7 @@
-"""An MCP3008 without the chip: answers SPI transfers bit by bit, from voltages that change as a room's would.
+"""Simulated MCP3008: answers SPI transfers bit by bit, from voltages that change like those in a room.
 
-Runs on: node, with --simulate.  Reached from: node.py, which puts it below adc's driver.  Hands on to: nobody.
-Threads: as every source.  Errors: none.
-
-Only the chip is simulated: the driver, the conversions and all that follows are the real ones. It is never chosen
-silently: its channels say `simulated` on the link, and the page shows it.
+Only the chip is simulated: the driver, the conversions and everything that follows are the real ones. It is never
+chosen silently (--simulate): its channels say `simulated` on the link, and the page shows it.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ _DAY_S = 86_400
 
 
 class SimulatedChip:
-    """The chip below the driver, as an open spidev.SpiDev. It takes bits as they come and knows nothing of samples."""
+    """The chip below the driver, in the place of an open spidev.SpiDev; it handles bits only."""
 
     def __init__(self, volts: Volts, vref_v: float = 3.3) -> None:
         self._volts = volts
@@ -27,18 +24,15 @@ class SimulatedChip:
 
     def xfer2(self, values: list[int]) -> Sequence[int]:
         """Clock bytes through: one bit in, one bit out, each clock (Microchip DS21295, figure 5-1)."""
-        bits_in = [value >> shift & 1 for value in values for shift in range(7, -1, -1)]
-        bits_out = [1] * len(bits_in)  # while it says nothing its output floats, and is pulled up
-        try:
-            start = bits_in.index(1)
-        except ValueError:
-            return _bytes(bits_out)
-        single, *select = bits_in[start + 1 : start + 5]
-        code = self._convert(bool(single), select[0] << 2 | select[1] << 1 | select[2])
-        # After the five bits of the command one clock to sample, then the null bit, then ten bits, highest first.
-        answer = [0, *(code >> shift & 1 for shift in range(9, -1, -1))]
-        bits_out[start + 6 : start + 6 + len(answer)] = answer
-        return _bytes(bits_out[: len(bits_in)])
+        word = int.from_bytes(values)  # what comes in, the first bit highest
+        answer = (1 << 8 * len(values) + 16) - 1  # pulled up while the chip says nothing; 16 clocks more than asked for
+        start = word.bit_length() - 1
+        if start >= 6:  # else not even the command is complete
+            command = word >> start - 4
+            code = self._convert(bool(command & 0b1000), command & 0b111)
+            # After the five bits of the command one clock to sample, then the null bit, then ten bits, highest first.
+            answer = answer & ~(0b111_1111_1111 << start) | code << start
+        return list((answer >> 16).to_bytes(len(values)))
 
     def _convert(self, single: bool, select: int) -> int:
         volts = self._volts(select)
@@ -47,11 +41,7 @@ class SimulatedChip:
         return min(max(int(volts / self._vref_v * 1024), 0), 1023)
 
     def close(self) -> None:
-        """As spidev's; there is nothing to give back."""
-
-
-def _bytes(bits: Sequence[int]) -> list[int]:
-    return [int("".join(map(str, bits[k : k + 8])), 2) for k in range(0, len(bits), 8)]
+        """Do nothing, in the place of SpiDev.close."""
 
 
 def room(now_s: Callable[[], float] = time.time) -> Volts:

@@ -1,17 +1,16 @@
-"""A copy of everything that a server keeps: made while it runs, looked at, unpacked again.
+"""Backup of a server's data: made while it runs, verified, and unpacked.
 
-Runs on: server.  Reached from: commands/data.  Hands on to: SQLite's backup, tarfile to write, tar_reader to read.
-Threads: none.  Errors: BadBackup, with what is wrong with a file; OSError and sqlite3.Error of the disk.
+Errors: BadBackup, with the fault of a file; OSError and sqlite3.Error of the disk.
 
-Two forms. A `.sqlite3` is the database alone. Anything else is a tar file:
+Two forms: a `.sqlite3` file is the database alone; any other is a tar file:
 
     pigeonpost.sqlite3              the database as it was at one moment
-    logs/, files/                   the CSV logs as far as that database knows them; files that Pis dropped
-    tokens.json, users.json, ...    whom the nodes and the page know: so it is a file for its owner's eyes only
-    SHA256SUMS                      of all these, as `sha256sum -c` reads it
+    logs/, files/                   the CSV logs as far as that database knows them; files that Pis uploaded
+    tokens.json, users.json, ...    tokens of nodes, users of the page: so only its owner may read the file
+    SHA256SUMS                      of all these, in the format of `sha256sum -c`
 
-The database is read over a connection that cannot write, so it never checkpoints either (see stores/sqlite). It sees
-one moment until the end, so a server that commits meanwhile does not make it begin anew; its WAL grows by what it
+The database is read over a connection that cannot write, so it never checkpoints either (see storage.sqlite.store). It
+sees one moment until the end, so a server that commits meanwhile does not make it start again; its WAL grows by those
 commits until then.
 """
 
@@ -54,7 +53,7 @@ class BadBackup(PigeonpostError, ValueError):
 
 
 def copy_database(source: str, target: str, progress: Progress) -> None:
-    """Copy a database as it is now, whoever writes to it meanwhile, and have the copy on the disk."""
+    """Copy a database as it is now, also while a server writes to it, and sync the copy."""
     with contextlib.closing(open_to_read(source)) as old, contextlib.closing(sqlite3.connect(target)) as new:
         old.execute("BEGIN")
         old.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # from here on it sees this moment
@@ -173,7 +172,7 @@ def _size_of(entry: Entry) -> int:
 
 
 class _Summed:
-    """A file as the tar reads it, summed up on the way."""
+    """A file that is hashed while the tar reads it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

@@ -1,10 +1,10 @@
-"""Orders for nodes that cannot be reached: ON and OFF wait here until the node has called in and says that it is so.
+"""Persistent queue of ON/OFF commands for nodes that connect to us.
 
-Runs on: server.  Reached from: the roads by which a node calls (links/push); the pages, which ask through `asker`.
-Hands on to: its file in the data folder, so that an order outlives this program.
-Threads: any. `_changed` (a Condition and its lock) guards all of it; held to look and to write the file, and let go
-  while somebody waits for a node.
-Errors: SettingsError for a file that does not read; DiskError when an order cannot be kept.
+A command is removed once the node reports that state.
+
+May be used by any thread. `_changed` (a Condition and its lock) guards everything; it is held for lookups and to write
+the file, and released while waiting for a node.
+Errors: SettingsError for a file that cannot be read; DiskError when a command cannot be saved.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pigeonpost.core.data_folder import COMMANDS
 from pigeonpost.core.errors import DiskError, SettingsError
 from pigeonpost.core.files import replace_file
 
+if TYPE_CHECKING:
+    from pigeonpost.server.node_status import AskNode
+
 log = logging.getLogger(__name__)
 
 
 class CommandQueue:
-    """What each node is to be told when it calls."""
+    """The pending command of each node."""
 
     def __init__(self, data: str) -> None:
         """data: the folder of the server's data."""
@@ -45,7 +47,7 @@ class CommandQueue:
         with self._changed:
             return self._wanted.get(node)
 
-    def note(self, node: str, on: object) -> None:
+    def record(self, node: str, on: object) -> None:
         """The node has called, and said what it is (None: it did not)."""
         with self._changed:
             self._calls[node] = self._calls.get(node, 0) + 1
@@ -67,10 +69,10 @@ class CommandQueue:
             before = self._calls.get(node, 0)
             return self._changed.wait_for(lambda: self._calls.get(node, 0) > before, limit_s)
 
-    def asker(self, node: str) -> Callable[..., bool]:
-        """As ServerEnd.ask of links/tcp: whether the node has called within the limit, and done what was asked."""
+    def asker(self, node: str) -> AskNode:
+        """Return what asks `node`: it waits for the next call of the node, or for the one that confirms a SEND."""
 
-        def ask(word: str, *args: Any, limit_s: float = 5.0) -> bool:
+        def ask(word: str, *args: bool, limit_s: float = 5.0) -> bool:
             if word != "SEND":
                 return self.hear(node, limit_s)
             try:

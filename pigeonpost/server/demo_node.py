@@ -1,8 +1,6 @@
-"""The node that `server.py --demo` brings along: a real one, with a simulated chip, in a process of its own.
+"""The simulated node of `server.py --demo`: node.py with a simulated chip, in a process of its own.
 
-Runs on: server.  Reached from: server.py.  Hands on to: node.py.
-Threads: none; its output goes where the server's goes.
-Errors: SettingsError when it does not come up.
+Its output goes where the server's goes. Errors: SettingsError when it does not start.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__
 
 
 class DemoNode:
-    """The process, and where it listens."""
+    """The process of the simulated node."""
 
     def __init__(self, folder: str) -> None:
         """folder: of the demonstration; the node's part of it is folder/node."""

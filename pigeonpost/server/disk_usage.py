@@ -1,8 +1,7 @@
-"""How full the disk is, how fast it fills, and how much is written to it: what wears out an SD card.
+"""Disk usage: free space, growth per day, and bytes written per day, which wear out an SD card.
 
-Runs on: server.  Reached from: server.py, which makes it; the pages, which ask.  Hands on to: the operating system.
-Threads: any. `_lock` guards what was measured last, and is held while it is measured anew.
-Errors: none of its own; what cannot be measured is None.
+May be used by any thread; `_lock` guards the last measurement, and is held while a new one is made.
+What cannot be measured is None.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from pigeonpost.core.clock import Clock
 
 _FRESH_S = 60.0
 _LOOK_S, _LOOKS = 600.0, 145  # sizes are remembered so far apart, for a day
-_LEAST_S = 600.0  # after which the size of a day is reckoned from what is known
+_LEAST_S = 600.0  # after which the size of a day is calculated from what is known
 _DAY_S = 86_400.0
 
 
 class DiskUsage(NamedTuple):
-    """The disk under the data folder, in bytes.
+    """Usage of the disk with the data folder, in bytes.
 
     stored   by everything in the folder         free     for this program
     grows    the folder in a day; None: this server has not run for long enough, or it gets smaller
@@ -37,7 +36,7 @@ class DiskUsage(NamedTuple):
 
 
 class DiskUsageMonitor:
-    """Measures, at most once a minute."""
+    """Measures disk usage, at most once a minute."""
 
     def __init__(self, folder: str, clock: Clock, process: str = "/proc/self") -> None:
         """process: of the kernel's files about this process."""

@@ -1,9 +1,8 @@
-"""What happened in this run: nodes reached and lost, turned on and off, started anew; faults, and their end.
+"""Log of the events of this run: nodes connected, lost, switched and restarted; faults, and their end.
 
-Runs on: server.  Reached from: webui, which makes it; pages/ledger, which shows it; the intake's writer, by `note`.
-Hands on to: nobody. What it knows ends with the program: gaps and logs, which are durable, are shown beside it.
-Threads: one of its own, that looks once a second. `_lock` guards what happened, and is held to add or to copy.
-Errors: none.
+It is kept in memory only; gaps and CSV logs, which are durable, are shown beside it.
+Threads: one of its own compares the states once a second; `on_commit` runs in the ingestor's writer. `_lock` guards the
+  events, held to add or to copy.
 """
 
 from __future__ import annotations
@@ -11,22 +10,22 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pigeonpost.storage.models import EpochCommit, SampleBatch
 
 if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
-    from pigeonpost.server.node_status import NodeState
+    from pigeonpost.server.node_status import NodeLink, NodeState
 
 MOST = 500
 _LOOK_S = 1.0
 
 
 class Event(NamedTuple):
-    """One thing that happened.
+    """One event.
 
-    node  to whom; empty: to this server
+    node  empty: this server
     kind  "reached", "lost", "on", "off", "started", "fault", "mended"; of what is durable also "gap"
     """
 
@@ -43,9 +42,9 @@ class _Seen(NamedTuple):
 
 
 class EventLog:
-    """The last happenings of this run."""
+    """The last events of this run."""
 
-    def __init__(self, links: Sequence[Any], faults: Callable[[], Mapping[str, str]], clock: Clock) -> None:
+    def __init__(self, links: Sequence[NodeLink], faults: Callable[[], Mapping[str, str]], clock: Clock) -> None:
         """
         links   each with the `state` of a node; may grow
         faults  what is wrong now, by the part it is wrong with; an empty text: nothing
@@ -56,7 +55,7 @@ class EventLog:
         self._seen: dict[NodeState, _Seen] = {}
         self._wrong: dict[str, str] = {}
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="diary", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="events", daemon=True)
 
     def start(self) -> None:
         """Look from now on."""
@@ -72,8 +71,8 @@ class EventLog:
         with self._lock:
             return list(self._all)
 
-    def note(self, epoch_commits: Sequence[EpochCommit]) -> None:
-        """What the intake has stored: sample 1 of an epoch is the first after a start of its node."""
+    def on_commit(self, epoch_commits: Sequence[EpochCommit]) -> None:
+        """Take a commit of the Ingestor: sample 1 of an epoch is the first after a start of its node."""
         for epoch_commit in epoch_commits:
             first = next((item.samples[0] for item in epoch_commit.items if isinstance(item, SampleBatch)), None)
             if first is not None and first.seq == 1 and epoch_commit.outbox:

@@ -1,10 +1,10 @@
-"""The server's only door in: who, seen before?, commit, then acknowledge and hand on.
+"""Ingest of samples: a queue of batches, and one writer thread that commits them, then acknowledges them.
 
-Runs on: server.  Reached from: the roads (`accept`, `marks`).  Hands on to: a store, the CSV log, whoever `watch`es.
-Threads: one of its own, the writer, which alone commits. Roads wait in `accept` while too much is uncommitted, and so
-  stop reading from their nodes, which hold everything. `_changed` (a Condition and its lock) guards the waiting
-  batches and their count; it is held to add or take batches, never during a commit.
-Errors: NotStored is tried again, nothing is acknowledged meanwhile; DiskError ends the program (`failed` is told).
+The writer thread alone commits. `_changed` (a Condition and its lock) guards the queue and its counts; it is held to
+add or take batches, never during a commit. While too much is uncommitted, transports wait in `submit` and so stop
+reading from their nodes, which keep everything.
+Errors: after NotStored the commit is tried again, and nothing is acknowledged meanwhile; DiskError ends the program
+(`failed` is called with it).
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 from csvbuffer import CsvLog
 from pigeonpost.core.clock import Clock
-from pigeonpost.core.errors import DiskError, NotStored, Unexpected
+from pigeonpost.core.errors import DiskError, NotStored
+from pigeonpost.server.commit_plan import outbox_of, plan_commit
 from pigeonpost.storage.contract import Store
-from pigeonpost.storage.models import NOTHING, EpochCommit, HighWaterMark, SampleBatch
-from protocol import IMPORTED, WINDOW_SAMPLES, Batch, Gap, Sample
+from pigeonpost.storage.models import EpochCommit, HighWaterMark, SampleBatch
+from protocol import IMPORTED, WINDOW_SAMPLES, Batch, Sample
 
 log = logging.getLogger(__name__)
 
@@ -28,18 +29,18 @@ _RETRY_S = 1.0
 
 
 class LatestSample(NamedTuple):
-    """The last sample committed of a node, and when."""
+    """The last committed sample of a node, and the time of its commit."""
 
     sample: Sample
     units: Mapping[str, str]
     committed_ms: int
 
 
-Watcher = Callable[[Sequence[EpochCommit]], Any]
+Subscriber = Callable[[Sequence[EpochCommit]], Any]
 
 
 class _Task:
-    """A job for the writer thread, and what came of it."""
+    """A job for the writer thread, and its result."""
 
     def __init__(self, job: Callable[[], Any]) -> None:
         self.job = job
@@ -49,7 +50,7 @@ class _Task:
 
 
 class Ingestor:
-    """The queue, the writer thread, and what was stored last of each node."""
+    """The queue of batches, the writer thread, and the last committed sample of each node."""
 
     def __init__(
         self,
@@ -71,11 +72,11 @@ class Ingestor:
         self.stored = self.repeated = self.commits = 0  # of this run
         self._store = store
         self._csv = csv
-        self._clock = clock
+        self.clock = clock
         self._commit_s = commit_s
         self._buffer_samples = buffer_samples
         self._failed = failed
-        self._watchers: list[Watcher] = []
+        self._subscribers: list[Subscriber] = []
         self._changed = threading.Condition()
         self._batches: list[Batch] = []
         self._waiting = 0  # samples in them,
@@ -85,7 +86,7 @@ class Ingestor:
         self._tasks: list[_Task] = []  # of others, for the writer
         self._in_hand = 0  # of the batches, the first: so many are being stored just now
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="intake", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
 
     def start(self) -> None:
         """Begin to commit what is accepted."""
@@ -99,31 +100,31 @@ class Ingestor:
         self._thread.join(limit_s)
         return f"{self._waiting} samples were not stored; their nodes keep them" if self._thread.is_alive() else None
 
-    def settle(self, limit_s: float) -> bool:
-        """Commit what was accepted so far without waiting for its time; whether that was done within `limit_s`."""
-        give_up_s = self._clock.monotonic() + limit_s
+    def flush(self, limit_s: float) -> bool:
+        """Commit what was submitted so far, at once. Returns True if that was done within `limit_s` seconds."""
+        give_up_s = self.clock.monotonic() + limit_s
         with self._changed:
             last = self._batches[-1] if self._batches else None
             self._hurry = self._hurry or last is not None
             self._urgent = self._urgent or last is not None
             self._changed.notify_all()
             while last is not None and any(batch is last for batch in self._batches):
-                left_s = give_up_s - self._clock.monotonic()
+                left_s = give_up_s - self.clock.monotonic()
                 if left_s <= 0:
                     return False
                 self._changed.wait(left_s)
         return True
 
-    def watch(self, watcher: Watcher) -> None:
-        """Hand every commit's filings to `watcher` too, once they are durable; it must not wait."""
-        self._watchers.append(watcher)
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Call `subscriber` with every commit, once it is durable; it must not wait."""
+        self._subscribers.append(subscriber)
 
-    # ------------------------------------------------------------------------------------ the roads' part
+    # --------------------------------------------------------------------------------- from any thread
 
     def run(self, job: Callable[[], Any], limit_s: float) -> Any:
-        """Do `job`, which changes the store, within a transaction of the writer thread; what it gives, or raises.
+        """Run `job`, which changes the store, in a transaction of the writer thread. Returns its result, or raises.
 
-        Raises NotStored when it could not be done within `limit_s` seconds: then it is not done.
+        Raises NotStored when it could not begin within `limit_s` seconds; then it is not run.
         """
         task = _Task(job)
         with self._changed:
@@ -139,21 +140,22 @@ class Ingestor:
         return task.result
 
     def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, HighWaterMark]]:
-        """As Store.marks: what is durable, so not what still waits here."""
+        """Return the marks of what is durable, so not of what still waits here; see Store.marks."""
         return self._store.marks(node, outbox, epochs)
 
-    def accept(self, batch: Batch, urgent: bool = False, limit_s: float | None = None) -> bool:
-        """Take a batch, waiting while there is too much. It is answered when it is durable, or when it is refused.
+    def submit(self, batch: Batch, urgent: bool = False, limit_s: float | None = None) -> bool:
+        """Queue a batch for the next commit, waiting while too much is queued. Returns False if it was not taken.
 
-        urgent   somebody waits for it: it is committed as soon as the writer is free
-        limit_s  waits so long at most; then the batch is not taken, and False
+        urgent   a client waits for it: it is committed as soon as the writer is free
+        limit_s  how long to wait for room; None: without limit
 
-        While the program stops nothing is taken and nothing answered: the node keeps what is not acknowledged.
+        The batch is answered by one of its callbacks. While the program stops nothing is taken and nothing answered:
+        the node keeps what is not acknowledged.
         """
-        give_up_s = None if limit_s is None else self._clock.monotonic() + limit_s
+        give_up_s = None if limit_s is None else self.clock.monotonic() + limit_s
         with self._changed:
             while self._waiting >= self._buffer_samples and not self._stopping.is_set():
-                left_s = 1.0 if give_up_s is None else min(1.0, give_up_s - self._clock.monotonic())
+                left_s = 1.0 if give_up_s is None else min(1.0, give_up_s - self.clock.monotonic())
                 if left_s <= 0:
                     return False
                 self._changed.wait(left_s)
@@ -168,8 +170,8 @@ class Ingestor:
                 self._changed.notify_all()
         return True
 
-    def withdraw(self, batch: Batch) -> bool:
-        """Take back what was accepted; False when it is being stored just now, or is."""
+    def cancel(self, batch: Batch) -> bool:
+        """Remove a batch from the queue. Returns False if it is being stored just now, or is not there (any more)."""
         with self._changed:
             for place, waiting in enumerate(self._batches):
                 if waiting is batch and place >= self._in_hand:
@@ -190,7 +192,10 @@ class Ingestor:
     # ----------------------------------------------------------------------------------- the writer's part
 
     def commit(self) -> None:
-        """Store what was accepted so far, answer it, hand it on. Raises NotStored or DiskError and keeps all of it."""
+        """Store what was submitted so far, answer it, and call the subscribers.
+
+        Raises NotStored or DiskError; then all of it stays in the queue.
+        """
         with self._changed:
             batches = list(self._batches)
             self._in_hand = len(batches)
@@ -202,15 +207,13 @@ class Ingestor:
                 self._in_hand = 0
 
     def _store_all(self, batches: Sequence[Batch]) -> None:
-        noted_ms = self._clock.wall_ms()
-        answers: dict[tuple[Callable[[str, int], Any], str], int] = {}
-        refusals: list[tuple[Batch, Unexpected]] = []
+        noted_ms = self.clock.wall_ms()
         with self._store.writing({(batch.node, batch.epoch): None for batch in batches}) as marks:
             # True as long as the transaction is open: until then nobody else stores something of these nodes.
-            counted = {_outbox(batch) for batch in batches if batch.gap and batch.gap.before}
+            counted = {outbox_of(batch) for batch in batches if batch.gap and batch.gap.before}
             tops = {key: self._store.marks(*key, ())[0] for key in counted}
-            epoch_commits = _epoch_commits(batches, marks, tops, answers, refusals)
-            filed = self._store.put(epoch_commits, noted_ms, self._csv.due())
+            plan = plan_commit(batches, marks, tops)
+            filed = self._store.put(plan.epoch_commits, noted_ms, self._csv.due())
         with self._changed:
             del self._batches[: len(batches)]
             self._in_hand = 0
@@ -218,14 +221,13 @@ class Ingestor:
             for batch in self._batches:
                 self._count(batch)
             self._changed.notify_all()
-        for (done, epoch), seq in answers.items():
-            done(epoch, seq)
-        for batch, error in refusals:
-            batch.refused(error)
-        self._hand_on(epoch_commits, filed, noted_ms)
-        self.repeated += sum(len(batch.samples) for batch in batches) - sum(
-            epoch_commit.count for epoch_commit in epoch_commits
-        )
+        for (on_committed, epoch), seq in plan.acknowledgements.items():
+            on_committed(epoch, seq)
+        for batch, error in plan.rejections:
+            batch.on_rejected(error)
+        self._hand_on(plan.epoch_commits, filed, noted_ms)
+        self.repeated += sum(len(batch.samples) for batch in batches)
+        self.repeated -= sum(epoch_commit.count for epoch_commit in plan.epoch_commits)
 
     def _hand_on(self, epoch_commits: Sequence[EpochCommit], filed: int, noted_ms: int) -> None:
         self.commits += 1
@@ -236,16 +238,16 @@ class Ingestor:
             if sample_batch and epoch_commit.outbox != IMPORTED:  # what was read from a file is no news
                 self.latest[epoch_commit.node] = LatestSample(sample_batch.samples[-1], epoch_commit.units, noted_ms)
         self._csv.flush(filed)
-        for watcher in self._watchers:
-            watcher(epoch_commits)
+        for subscriber in self._subscribers:
+            subscriber(epoch_commits)
 
     def _run(self) -> None:
         try:
-            next_s = self._clock.monotonic()
+            next_s = self.clock.monotonic()
             while self._gather(next_s):
                 self._do_task()
                 if self._is_due(next_s):
-                    next_s = self._clock.monotonic() + self._commit_s
+                    next_s = self.clock.monotonic() + self._commit_s
                     self._commit_or_wait()
             self._finish()
         except DiskError as error:
@@ -257,11 +259,11 @@ class Ingestor:
             while not self._stopping.is_set():
                 if self._tasks or self._is_due(next_s):
                     return True
-                self._changed.wait(max(next_s - self._clock.monotonic(), 0.001) if self._batches else None)
+                self._changed.wait(max(next_s - self.clock.monotonic(), 0.001) if self._batches else None)
             return False
 
     def _is_due(self, next_s: float) -> bool:
-        return bool(self._batches) and (self._hurry or self._clock.monotonic() >= next_s)
+        return bool(self._batches) and (self._hurry or self.clock.monotonic() >= next_s)
 
     def _do_task(self) -> None:
         """One of them, if there is one: commits come between two."""
@@ -303,61 +305,3 @@ class Ingestor:
             self._csv.record()
         except NotStored as error:
             log.error("not stored: %s; the nodes keep it", error)
-
-
-def _epoch_commits(
-    batches: Iterable[Batch],
-    marks: Mapping[tuple[str, str], HighWaterMark],
-    tops: Mapping[tuple[str, str], int],
-    answers: dict[tuple[Callable[[str, int], Any], str], int],
-    refusals: list[tuple[Batch, Unexpected]],
-) -> list[EpochCommit]:
-    """What of `batches` is new, by epoch. Whom to acknowledge up to where goes to `answers`, holes go to `refusals`.
-
-    tops  the highest running number stored, of each outbox of which a gap counts earlier epochs
-    """
-    epoch_commits: dict[tuple[str, str], EpochCommit] = {}
-    for batch in batches:
-        key = batch.node, batch.epoch
-        epoch_commit = epoch_commits.get(key)
-        if epoch_commit is None:
-            epoch_commit = epoch_commits[key] = EpochCommit(
-                batch.node, batch.outbox, batch.epoch, marks.get(key, NOTHING)
-            )
-        mark = epoch_commit.mark
-        if batch.samples and not batch.samples[0].seq:  # from a program that does not number what it sends
-            batch = batch._replace(samples=[s._replace(seq=n) for n, s in enumerate(batch.samples, mark.seq + 1)])
-        first, last = (batch.samples[0].seq, batch.samples[-1].seq) if batch.samples else _ends(batch)
-        if first > mark.seq + 1:
-            refusals.append(
-                (batch, Unexpected(f"sample {mark.seq + 1} of epoch {batch.epoch} comes next, not {first}"))
-            )
-            continue
-        answers[batch.done, batch.epoch] = last
-        epoch_commit.units = batch.units
-        if batch.gap is not None and batch.gap.before:
-            filed = [other.top for other in epoch_commits.values() if (other.node, other.outbox) == _outbox(batch)]
-            is_known = key in marks or bool(epoch_commit.items)
-            batch = _not_counted_yet(batch, batch.gap, max(tops[_outbox(batch)], *filed), is_known)
-        if last > mark.seq or (batch.gap is not None and batch.gap.before):
-            epoch_commit.add(batch, mark.seq + 1 - first)
-    return [epoch_commit for epoch_commit in epoch_commits.values() if epoch_commit.items]
-
-
-def _outbox(batch: Batch) -> tuple[str, str]:
-    return batch.node, batch.outbox
-
-
-def _not_counted_yet(batch: Batch, gap: Gap, top: int, is_known: bool) -> Batch:
-    """`batch`, its gap counting of the earlier epochs only what is not accounted for: numbers above `top`.
-
-    The node counts from what was durable when the session began. Since then more may have been stored, or the same gap.
-    Where numbers are not told, earlier epochs are counted with the first thing of an epoch only (`is_known`: it came).
-    """
-    left = (0 if is_known else gap.before) if batch.base is None else max(0, batch.base - top)
-    return batch._replace(gap=gap._replace(before=min(gap.before, left)))
-
-
-def _ends(batch: Batch) -> tuple[int, int]:
-    assert batch.gap is not None, "a batch brings samples or a gap"
-    return batch.gap.first, batch.gap.last

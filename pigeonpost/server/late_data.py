@@ -1,7 +1,6 @@
-"""Which times of a node came late, or are not sure: what the charts mark.
+"""Tracks time ranges with late or unsynchronised samples, for the charts.
 
-Runs on: server.  Reached from: the intake's writer (`note`), pages/chart (`within`).  Hands on to: nobody.
-Threads: any. `_lock` guards the spans, held while some are added or looked up.  Errors: none.
+Runs in any thread: `on_commit` in the ingestor's writer. `_lock` guards the ranges, held to add or to look up.
 
 A sample is late when it is stored more than five minutes after it was taken: it was held, or imported. Its time is not
 sure when its node's clock was not set, and nobody set it later in that boot. The store does not keep when a sample was
@@ -12,13 +11,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from pigeonpost.storage.models import EpochCommit, LateRange, SampleBatch
 
 if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
-    from pigeonpost.server.node_status import NodeState
+    from pigeonpost.server.node_status import NodeLink
     from protocol import Sample
 
 LATE_MS = 300_000
@@ -27,24 +26,18 @@ _MOST_SPANS = 100  # of a node; the oldest are forgotten
 _MOST_NODES = 1000
 
 
-class Link(Protocol):
-    """What is needed of a link: whom it leads to."""
-
-    state: NodeState
-
-
 class LateDataTracker:
-    """The spans of all nodes."""
+    """The late and unsynchronised time ranges of all nodes."""
 
-    def __init__(self, clock: Clock, links: Sequence[Link] = ()) -> None:
+    def __init__(self, clock: Clock, links: Sequence[NodeLink] = ()) -> None:
         """links: everybody who is collected from, to know whose clock is how wrong; it may grow"""
         self._clock = clock
         self._links = links
         self._lock = threading.Lock()
         self._spans: dict[str, list[LateRange]] = {}
 
-    def note(self, epoch_commits: Sequence[EpochCommit]) -> None:
-        """Look at what was stored. For Ingestor.watch."""
+    def on_commit(self, epoch_commits: Sequence[EpochCommit]) -> None:
+        """Add the late ranges of what was committed. For Ingestor.subscribe."""
         now_ms = self._clock.wall_ms()
         for epoch_commit in epoch_commits:
             for item in epoch_commit.items:

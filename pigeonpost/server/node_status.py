@@ -1,19 +1,16 @@
-"""State of one node as the server last saw it.
-
-Runs on: server.
-"""
+"""State of one node as the server last saw it, and the link by which it can be asked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 
 class NodeState:
-    """What the server knows of one node, for people to look at. Written by the session, read by anybody."""
+    """State of one node, for people. Written by its session, read by any thread."""
 
     def __init__(self, address: str, expected: str = "") -> None:
-        """`expected` is the name that the settings give the node at this address; empty: whoever answers there."""
+        """`expected` is the name that the settings give the node at this address; empty: any node."""
         self.address = address
         self.expected = expected
         self.name = expected  # until the node has told its own
@@ -30,3 +27,29 @@ class NodeState:
         self.offset_ms: int | None = None  # its date minus ours
         self.round_trip_ms: float | None = None
         self.checked_ms: int | None = None  # when its last STATUS came
+
+
+class AskNode(Protocol):
+    """Sends SEND, with the state wanted, or CHECK to a node. Returns True if it has answered within `limit_s`."""
+
+    def __call__(self, word: str, *args: bool, limit_s: float = 5.0) -> bool: ...
+
+
+class NodeLink(Protocol):
+    """A node that this server collects from, or that brings its samples: what pages, checks and alerts use of it."""
+
+    @property
+    def state(self) -> NodeState: ...
+
+    def ask(self, word: str, *args: bool, limit_s: float = 5.0) -> bool:
+        """Ask the node, as an AskNode does; the answer is in `state` then."""
+
+
+class MovableLink(NodeLink, Protocol):
+    """A node that this server connects to."""
+
+    def move(self, address: tuple[str, int]) -> None:
+        """Connect to `address` next."""
+
+    def end(self) -> None:
+        """Begin to stop; returns at once."""

@@ -1,7 +1,7 @@
-"""What is odd about a value, said beside it and never instead of it: out of range, a jump, stuck, at the rail, stale.
+"""Quality checks of readings: range, rate of change, flat line, saturation, staleness. Values are never changed.
 
-Runs on: server.  Reached from: the intake's writer (`note`), the pages (`of`).  Hands on to: nobody.
-Threads: any. `_lock` guards all that is kept, and is held while a commit is judged, or one sensor looked up.
+Runs in any thread: `on_commit` in the ingestor's writer, `of` in those of the pages. `_lock` guards all that is kept,
+  and is held while a commit is checked, or one sensor looked up.
 Errors: SettingsError for a [[limits]] table; none for what a node tells, of which only numbers are taken that are some.
 
 A node tells the limits of its sensors in HELLO, as `"limits": {"low": -10, "high": 35, "jump": 0.5, "stuck": 3600,
@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pigeonpost.core.config import Option, matching, number, read_options
 from pigeonpost.core.errors import SettingsError
@@ -35,7 +35,7 @@ from pigeonpost.storage.models import EpochCommit, SampleBatch
 from protocol import NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME, SENSOR_NAME_TAKES, Number, Sample
 
 if TYPE_CHECKING:
-    from pigeonpost.server.node_status import NodeState
+    from pigeonpost.server.node_status import NodeLink, NodeState
 
 KINDS = ("range", "jump", "stuck", "rail", "stale")
 LATE_INTERVALS, LATE_S = 3, 5.0  # what is older than so many intervals and seconds is late
@@ -43,7 +43,7 @@ _AT_LEAST_S = 1.0  # for a jump: noise between samples of a fast node is no fast
 
 
 class QualityFlag(NamedTuple):
-    """One thing that is odd now.
+    """One check that the present value does not pass.
 
     kind   one of KINDS
     limit  which one it is over: the limit itself, of a rail the end that was reached; seconds, for stuck and stale
@@ -56,17 +56,11 @@ class QualityFlag(NamedTuple):
 
 
 class JudgedValue(NamedTuple):
-    """A sensor that has limits: what is odd about it now, how often each was in this run, and the limits."""
+    """A sensor with limits: its present flags, how often each was set in this run, and the limits."""
 
     findings: Sequence[QualityFlag]
     counts: Mapping[str, int]
     limits: Mapping[str, Any]
-
-
-class Link(Protocol):
-    """What is needed of a link: whom it leads to."""
-
-    state: NodeState
 
 
 def _rail(value: Any) -> Sequence[float]:
@@ -109,7 +103,7 @@ def read_rules(tables: Iterable[Mapping[str, Any]], where: str) -> Rules:
 
 
 def _limits_told(told: Any) -> dict[str, Any]:
-    """The limits that a node tells of a sensor, as far as they are any. A stranger's: nothing about it is certain."""
+    """Return the limits that a node reports of a sensor, as far as they are valid: it is untrusted input."""
     if not isinstance(told, dict):
         return {}
     limits: dict[str, Any] = {key: told[key] for key in ("low", "high") if _is_finite(told.get(key))}
@@ -125,9 +119,9 @@ def _is_finite(value: Any) -> bool:
 
 
 class QualityChecks:
-    """The present verdict of every sensor that has limits, and the counts of this run."""
+    """The present quality flags of every sensor that has limits, and the counts of this run."""
 
-    def __init__(self, links: Sequence[Link], rules: Rules | None = None) -> None:
+    def __init__(self, links: Sequence[NodeLink], rules: Rules | None = None) -> None:
         """links: everybody who is collected from; it may grow"""
         self._links = links
         self._rules: dict[str, dict[str, Mapping[str, Any]]] = {}
@@ -136,8 +130,8 @@ class QualityChecks:
         self._lock = threading.Lock()
         self._nodes: dict[str, _Node] = {}
 
-    def note(self, epoch_commits: Sequence[EpochCommit]) -> None:
-        """Judge what was committed. For Ingestor.watch."""
+    def on_commit(self, epoch_commits: Sequence[EpochCommit]) -> None:
+        """Judge what was committed. For Ingestor.subscribe."""
         with self._lock:
             for epoch_commit in epoch_commits:
                 node = self._node(epoch_commit.node)
@@ -166,7 +160,7 @@ class QualityChecks:
         node = self._nodes.get(name)
         if node is None or node.state is None or node.state.name != name or not node.state.sensors:
             states = [link.state for link in self._links if link.state.name == name]
-            # It may be known by two roads, of which it has come by one.
+            # It may be known by two transports, of which it has used one.
             state = next((state for state in states if state.sensors), states[0] if states else None)
             if state is None and name not in self._rules:
                 return None
@@ -209,7 +203,7 @@ class _Node:
 
 
 class _Track:
-    """One sensor: its last value, and what is odd about it."""
+    """One sensor: its last value, and its present flags."""
 
     __slots__ = ("_bounds", "_limits", "counts", "epoch", "findings", "last", "same_s", "value")
 
@@ -223,7 +217,7 @@ class _Track:
 
     @property
     def limits(self) -> Mapping[str, Any]:
-        """As they were told."""
+        """The limits in force."""
         return self._limits
 
     @limits.setter

@@ -1,14 +1,12 @@
-"""The last day of every node in a few columns, kept at hand: no page reads a day of samples to draw a line.
+"""In-memory cache of each node's last 24 h, downsampled for the dashboard.
 
-Runs on: server.  Reached from: webui, which makes it; pages/overview, which asks; the intake's writer, by `note`.
-Hands on to: the store, asked only for the columns in which something new was stored.
-Threads: `_lock` guards the days and is held while they are brought up to date, reading the store included; `_touching`
-  guards what has changed since, so that the writer never waits for a reader.
-Errors: those of the store.
+`_lock` guards the cache, and is held while it is brought up to date, reads of the store included; only buckets into
+which samples came are read. `_touching` guards the record of what has changed since, so that the writer never waits for
+a reader. Errors: those of the store.
 
-    a node's first sample is less than ... old     10 min    1 h      else
-    the last ... are kept                          10 min    1 h      24 h
-    in columns of                                  10 s      1 min    10 min
+    age of a node's first sample     under 10 min    under 1 h    else
+    span                             10 min          1 h          24 h
+    width of a bucket                10 s            1 min        10 min
 """
 
 from __future__ import annotations
@@ -24,11 +22,11 @@ from pigeonpost.storage.models import Bucket, EpochCommit, SampleBatch
 
 _SPANS = ((600_000, 10_000), (3_600_000, 60_000), (86_400_000, 600_000))  # ms
 _PLACE = attrgetter("place")
-_FORGET_MS = 3_600_000  # all is read anew so often: a clock that stepped back leaves nothing wrong for longer
+_FORGET_MS = 3_600_000  # all is read again so often: a clock that stepped back leaves nothing wrong for longer
 
 
 class RecentColumns(NamedTuple):
-    """A node's last day (or hour, or ten minutes): of each sensor the columns that are not empty, places from 0."""
+    """A node's last day (or hour, or ten minutes): the buckets of each sensor that are not empty, places from 0."""
 
     from_ms: int
     span_ms: int
@@ -37,7 +35,7 @@ class RecentColumns(NamedTuple):
 
 
 class _NodeCache:
-    """What is kept of one node. Places count from 1970, so that time passing moves nothing."""
+    """The cached buckets of one node. Places count from 1970, so that time passing moves nothing."""
 
     def __init__(self, span_ms: int, width_ms: int, made_ms: int) -> None:
         self.span_ms = span_ms
@@ -62,9 +60,9 @@ class _NodeCache:
         return shown
 
     def read(self, store: Store, node: str, first: int, last: int) -> None:
-        """Read places `first` to `last` anew."""
+        """Read places `first` to `last` again."""
         width = self.width_ms
-        found = store.summary(node, first * width, (last + 1) * width, last + 1 - first)
+        found = store.downsample_all(node, first * width, (last + 1) * width, last + 1 - first)
         self.last = max(self.last, last)
         for columns in self.columns.values():
             for place in range(first, last + 1):
@@ -80,7 +78,7 @@ class _NodeCache:
 
 
 class RecentCache:
-    """The days of all nodes."""
+    """The cached buckets of all nodes."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -89,7 +87,7 @@ class RecentCache:
         self._touching = threading.Lock()
         self._touched: dict[str, tuple[int, int]] = {}  # node to the earliest and the latest time stored since
 
-    def note(self, epoch_commits: Sequence[EpochCommit]) -> None:
+    def on_commit(self, epoch_commits: Sequence[EpochCommit]) -> None:
         """Remember that these were stored; called by the writer, so it only notes from when to when."""
         for epoch_commit in epoch_commits:
             times = list(_ends(epoch_commit))

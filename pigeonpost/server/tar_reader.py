@@ -1,6 +1,5 @@
 """Strict sequential reader of tar archives: regular files in ustar or pax format, nothing else.
 
-Runs on: server.  Threads: none.
 Errors: BadArchive, which names the archive, the member and the reason; OSError of the disk.
 
 An archive is untrusted input. `tarfile` does not read it: in Python 3.11.2 (Raspberry Pi OS bookworm) it has no

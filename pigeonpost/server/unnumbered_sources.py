@@ -1,11 +1,11 @@
-"""Readings of programs that are no nodes of ours: without an epoch, without numbers, by whatever road.
+"""Readings from clients that send no epoch or sequence number, as those of older systems.
 
-Runs on: server.  Reached from: the roads of older systems.  Hands on to: the intake, which numbers and stores them.
-Threads: any. `_lock` guards who has called so far; held to look a caller up, or to make it.
-Errors: NotStored, when a reading could not be made durable in time: then it is not stored, and not stored later either.
+Runs in any thread. `_lock` guards the clients of this run; it is held to look one up, or to add it.
+Errors: NotStored if a reading could not be made durable in time; then it is not stored later either.
 
-Such a reading gets the identity that a node would have given it: an epoch, drawn at random for each caller in each run
-of this server, and the next number in it. A program that says something twice is stored twice: nobody can know better.
+Such a reading gets the identity that a node would have given it: an epoch, drawn at random for each client in each run
+of this server, and the next number in it. A reading that is sent twice is stored twice: a repetition cannot be told
+from a new reading.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import NotStored
 from pigeonpost.server.commit_waiter import CommitWaiter
-from pigeonpost.server.node_status import NodeState
+from pigeonpost.server.node_status import AskNode, NodeLink, NodeState
 from protocol import Batch, Number, Sample
 
 if TYPE_CHECKING:
@@ -32,21 +32,19 @@ _REMEMBERED = 4  # intervals between calls, of which the longest is what is expe
 
 
 class ExternalClient:
-    """A node that comes by itself, as the pages see it: nobody can ask it anything, unless its road knows a way."""
+    """A node that connects to us, as the pages see it: it cannot be asked, unless its transport has a way."""
 
     def __init__(self, name: str) -> None:
         self.epoch = os.urandom(8).hex()
         self.state = NodeState("", name)
         self.state.calls_in = True
         self._calls: deque[float] = deque(maxlen=_REMEMBERED + 1)
-        self.answer: Callable[..., bool] = lambda *word, limit_s: False  # it cannot be reached, only heard
+        self.answer: AskNode = _no_answer
 
-    def ask(self, word: str, *args: Any, limit_s: float = 5.0) -> bool:
-        """As ServerEnd.ask."""
-        answered: bool = self.answer(word, *args, limit_s=limit_s)
-        return answered
+    def ask(self, word: str, *args: bool, limit_s: float = 5.0) -> bool:
+        return self.answer(word, *args, limit_s=limit_s)
 
-    def note_call(self, now_s: float, now_ms: int) -> None:
+    def record_call(self, now_s: float, now_ms: int) -> None:
         """It has called now; how often it does is learned from that."""
         state = self.state
         self._calls.append(now_s)
@@ -58,10 +56,15 @@ class ExternalClient:
         state.connected, state.fault = True, ""
 
 
-class UnnumberedSources:
-    """Everybody who called in this run."""
+def _no_answer(word: str, *args: bool, limit_s: float = 5.0) -> bool:
+    """Return False: this client sends, but cannot be asked."""
+    return False
 
-    def __init__(self, ingestor: Ingestor, links: list[Any], clock: Clock) -> None:
+
+class UnnumberedSources:
+    """The clients of this run that do not number their readings."""
+
+    def __init__(self, ingestor: Ingestor, links: list[NodeLink], clock: Clock) -> None:
         """links: everybody who is collected from, as the pages show them; a new caller is added."""
         self._ingestor = ingestor
         self._links = links
@@ -83,16 +86,9 @@ class UnnumberedSources:
         time_ms  when it was taken, in milliseconds since 1970 (UTC); None: now, by this machine's clock
         errors   of the sensors that failed, in words
         """
-        waiter = CommitWaiter()
-        clock = self._clock
-        give_up_s = clock.monotonic() + STORE_S
-        batch = self._batch(node, values, units, time_ms, errors, waiter)
-        taken = self._ingestor.accept(batch, urgent=True, limit_s=STORE_S)
-        while not taken or not waiter.wait(give_up_s - clock.monotonic()):
-            # While it is being stored it cannot be withdrawn: that ends soon, one way or the other.
-            give_up_s = clock.monotonic() + 0.1
-            if not taken or self._ingestor.withdraw(batch):
-                raise NotStored(self._ingestor.fault or f"it was not stored within {STORE_S:g} s")
+        batch = self._batch(node, values, units, time_ms, errors)
+        if not CommitWaiter(self._ingestor, self._clock).store([batch], STORE_S):
+            raise NotStored(self._ingestor.fault or f"it was not stored within {STORE_S:g} s")
 
     def leave(
         self,
@@ -102,21 +98,24 @@ class UnnumberedSources:
         time_ms: int | None = None,
         errors: Mapping[str, str] | None = None,
     ) -> bool:
-        """As `store`, for what nobody waits for: stored with the next commit; False where there is no room for it."""
-        return self._ingestor.accept(self._batch(node, values, units, time_ms, errors, CommitWaiter()), limit_s=0.0)
+        """Submit one sample of `node` without waiting for its commit. Returns False if there is no room for it.
+
+        The arguments are those of `store`.
+        """
+        return self._ingestor.submit(self._batch(node, values, units, time_ms, errors), limit_s=0.0)
 
     def caller(self, node: str) -> NodeState:
         """What the pages show of `node`, which calls in; made when it is first asked for."""
         return self._caller(node).state
 
-    def note_call(self, node: str) -> NodeState:
+    def record_call(self, node: str) -> NodeState:
         """`node` has called just now; what the pages show of it."""
         caller, clock = self._caller(node), self._clock
-        caller.note_call(clock.monotonic(), clock.wall_ms())
+        caller.record_call(clock.monotonic(), clock.wall_ms())
         return caller.state
 
-    def let_ask(self, node: str, answer: Callable[..., bool]) -> None:
-        """From now on `node` can be asked: `answer` is as ServerEnd.ask."""
+    def let_ask(self, node: str, answer: AskNode) -> None:
+        """Make `node` one that can be asked, by `answer`."""
         caller = self._caller(node)
         caller.answer = answer
         caller.state.takes_orders = True
@@ -138,15 +137,14 @@ class UnnumberedSources:
         units: Mapping[str, str],
         time_ms: int | None,
         errors: Mapping[str, str] | None,
-        waiter: CommitWaiter,
     ) -> Batch:
         caller, clock = self._caller(node), self._clock
         now_ms = clock.wall_ms()
-        caller.note_call(clock.monotonic(), now_ms)
+        caller.record_call(clock.monotonic(), now_ms)
         known = {sensor["name"] for sensor in caller.state.sensors}
         if not known.issuperset(values):
             new = [{"name": name, "unit": units.get(name, "")} for name in values if name not in known]
             caller.state.sensors = [*caller.state.sensors, *new]
         sample = Sample(0, now_ms if time_ms is None else time_ms, clock.up_ms(), dict(values), errors or {}, "")
         identity = self._ingestor.identity
-        return Batch(node, identity, caller.epoch, None, [sample], None, units, waiter.done, waiter.refused)
+        return Batch(node, identity, caller.epoch, None, [sample], None, units)

@@ -1,13 +1,10 @@
-"""Where samples are kept on the server: what every store must do, whichever database is below it.
+"""Interface of a store of samples: what every database backend must do.
 
-Runs on: server.  Reached from: intake (writing), webui and control (reading).
-Members: sqlite (the default), postgres (for several servers, or a machine of its own); summaries, which has any store
-  sum up and forget; redis_mirror, which is no store: it shows other programs the last state.
-Threads: `writing` and `put` belong to the intake's one writer thread; everything else may be called from any.
-Errors: NotStored (try again later), DiskError (end the program); either way nothing was stored.
+Methods called within `writing` belong to the Ingestor's writer thread; all others may be called from any thread.
+Errors: NotStored (try again later), DiskError (ends the program); in both cases nothing was stored.
 
-The promise rests on one rule: samples, their high-water mark, gaps and how far the CSV log is written are in *one*
-transaction. So a mark never says more, or less, than what is stored.
+The promise rests on one rule: samples, their high-water mark, gaps and the position up to which the CSV log is written
+are in *one* transaction. So a mark never says more, or less, than what is stored.
 """
 
 from __future__ import annotations
@@ -29,7 +26,7 @@ from pigeonpost.storage.models import (
 
 
 class Store:
-    """The contract. Every member keeps it, and one test class proves it of each."""
+    """A store of samples. Every backend implements this interface, and one test class proves it of each."""
 
     identity: str  # 16 hex digits drawn when the store was made: a deleted or restored one is told by them
 
@@ -38,107 +35,108 @@ class Store:
     def writing(
         self, epochs: Iterable[tuple[str, str]]
     ) -> AbstractContextManager[Mapping[tuple[str, str], HighWaterMark]]:
-        """A transaction, committed durably at the end of the block, or not at all when that raises.
+        """Return a transaction, committed durably at the end of the block, or not at all when that raises.
 
-        Gives the marks of the asked (node, epoch) pairs as they are in this transaction; those not stored are absent.
+        Its value is the marks of the (node, epoch) pairs as they are in this transaction; those not stored are absent.
         """
         raise NotImplementedError
 
     def put(self, epoch_commits: Sequence[EpochCommit], noted_ms: int, log: LogMark | None) -> int:
-        """Within `writing`: store the filings, and that the CSV log is written as far as `log` says.
+        """Within `writing`: store the commits, and that the CSV log is written as far as `log` says.
 
-        Each of their items gets the number that follows the last one. Returns the number of the last: the log owes
-        everything after `log.filed` up to it.
+        Each of their items gets the number that follows the last one: its filing number. Returns the number of the
+        last: the log owes everything after `log.filed` up to it.
         """
         raise NotImplementedError
 
-    def put_summaries(self, window: Window, summaries: Mapping[str, Rollup]) -> None:
-        """Within `writing`: replace the summaries of a window, by sensor; it counts as summed up, unless something came
-        into it since `unsummed` told of it."""
+    def replace_rollups(self, window: Window, summaries: Mapping[str, Rollup]) -> None:
+        """Within `writing`: replace the rollups of a window, by sensor. It is no longer dirty, unless samples came into
+        it since `dirty_windows` returned it."""
         raise NotImplementedError
 
-    def add_late(self, window: Window, parts: Mapping[int, Mapping[str, list[Rollup]]]) -> bool:
-        """Within `writing`: add what came into a window of the longest span, and the shorter ones in it, after their
-        samples were forgotten: by span and sensor the summaries of all samples that are there, which are deleted.
+    def merge_late_rollups(self, window: Window, parts: Mapping[int, Mapping[str, list[Rollup]]]) -> bool:
+        """Within `writing`: merge what came into a window of the longest span, and the shorter ones in it, after their
+        samples were deleted: by span and sensor the rollups of all samples that are there, which are then deleted.
 
-        False where that has to wait: the CSV log owes some of them, or something came since `unsummed` told of it.
+        Returns False where that has to wait: the CSV log owes some of them, or more came since `dirty_windows` returned
+        the window.
         """
         raise NotImplementedError
 
-    def forget(self, before_ms: int, most: int) -> int:
+    def delete_expired(self, before_ms: int, most: int) -> int:
         """Within `writing`: delete up to `most` of the oldest samples taken before `before_ms`, but always whole hours,
-        and one at least; how many there were.
+        and one at least. Returns the number of deleted samples.
 
-        What the CSV log still owes, and what is not summed up yet, stays; so does the hour in which `before_ms` lies.
+        What the CSV log still owes, and what has no rollups yet, stays; so does the hour in which `before_ms` lies.
         Marks and gaps stay for ever.
         """
         raise NotImplementedError
 
     def close(self) -> None:
-        """Give everything back."""
+        """Close the store."""
         raise NotImplementedError
 
     # ----------------------------------------------------------------------------------- anybody's part
 
     def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, HighWaterMark]]:
-        """The highest running number stored of `outbox` (0: none), and the marks of those `epochs` that are known."""
+        """Return the highest running number stored of `outbox` (0: none), and the marks of known `epochs`."""
         raise NotImplementedError
 
     def log_mark(self) -> LogMark | None:
-        """How far the CSV log of the last run is known to be written; None when there never was one."""
+        """Return how far the CSV log of the last run is known to be written; None when there never was one."""
         raise NotImplementedError
 
     def logged_after(self, filed: int) -> Iterator[LogEntry]:
-        """What the CSV log owes after filing number `filed`, in its order."""
+        """Return what the CSV log owes after the filing number `filed`, in its order."""
         raise NotImplementedError
 
     def nodes(self) -> list[dict[str, Any]]:
-        """Every node ever stored: name, samples, gaps, first and last time (ms), sensors with their units.
+        """Return every node ever stored: name, samples, gaps, first and last time (ms), sensors with their units.
 
-        Of the samples also how many were forgotten, and up to when (ms) that may have happened; 0: none were.
+        Also how many samples are expired, and the time (ms) up to which samples may be; 0: none is.
         """
         raise NotImplementedError
 
     def points(self, node: str, from_ms: int, to_ms: int, limit: int) -> list[StoredSample]:
-        """Samples of `node` taken in [from_ms, to_ms), oldest first; the last `limit` of them."""
+        """Return the samples of `node` taken in [from_ms, to_ms), oldest first; the last `limit` of them."""
         raise NotImplementedError
 
-    def columns(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
-        """One sensor's values in [from_ms, to_ms), summed up in `count` equal columns; empty ones are absent.
+    def downsample(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
+        """Downsample one sensor's values in [from_ms, to_ms) to `count` equal buckets; empty ones are absent.
 
-        Where columns are as wide as windows, from the summaries of those that are summed up: a value at the very end of
-        a window then counts in the column in which the window began.
+        Where buckets are as wide as windows, they are made from rollups where there are any: a value at the very end of
+        a window then counts in the bucket in which the window began.
         """
         raise NotImplementedError
 
-    def summary(self, node: str, from_ms: int, to_ms: int, count: int) -> dict[str, list[Bucket]]:
-        """As `columns`, of every sensor of `node` at once: one pass over its samples."""
+    def downsample_all(self, node: str, from_ms: int, to_ms: int, count: int) -> dict[str, list[Bucket]]:
+        """Downsample the values of every sensor of `node` at once, in one pass over its samples."""
         raise NotImplementedError
 
-    def unsummed(self, before_ms: int, most: int) -> list[Window]:
-        """Up to `most` windows that ended before `before_ms` and are not summed up, or no longer rightly so."""
+    def dirty_windows(self, before_ms: int, most: int) -> list[Window]:
+        """Return up to `most` windows that ended before `before_ms` and have no rollups, or outdated ones."""
         raise NotImplementedError
 
     def summaries(self, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Rollup]:
-        """One sensor's summaries of windows of `span_ms` that end in (from_ms, to_ms], oldest first."""
+        """Return one sensor's rollups of windows of `span_ms` that end in (from_ms, to_ms], oldest first."""
         raise NotImplementedError
 
     def gaps(self, limit: int) -> list[dict[str, Any]]:
-        """What is missing and why, the newest `limit` (-1: all)."""
+        """Return the newest `limit` gaps (-1: all), with their reasons."""
         raise NotImplementedError
 
     def every_sample(self) -> Iterator[StoredSample]:
-        """All samples, node by node in the order of their times: for looking through everything, not for pages."""
+        """Yield all samples, node by node in the order of their times: for verification, not for pages."""
         raise NotImplementedError
 
     def own_samples(self) -> Iterator[StoredSample]:
-        """Those of every_sample that this server has stored, and so has in its CSV logs: there may be others."""
+        """Yield the samples that this server has stored, and so has in its CSV logs: there may be other servers."""
         return self.every_sample()
 
     def own_gaps(self) -> int:
-        """How many gaps this server has in its logs."""
+        """Return the number of gaps in the logs of this server."""
         return len(self.gaps(-1))
 
     def verify(self) -> Iterator[str]:
-        """Look at everything; a line for each fault found."""
+        """Check everything. Yields one line per fault."""
         raise NotImplementedError

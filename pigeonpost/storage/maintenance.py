@@ -1,14 +1,13 @@
-"""Statistics of every sensor, ten minutes and an hour at a time, and the end of what is older than it is to be kept.
+"""Background maintenance of the store: rollups of ten minutes and of an hour, and deletion of expired samples.
 
-Runs on: server.  Reached from: server.py, which starts it.  Hands on to: the store, through the intake's writer thread.
-Threads: one of its own, which reads and reckons; what it finds is written by the writer, a window at a time, so that
-  collecting never waits for more than that.
-Errors: NotStored is tried again later; DiskError ends the program through the intake.
+A thread of its own reads and calculates. Its results are written by the Ingestor's writer thread, a few windows at a
+time, so collecting never waits for longer than that.
+Errors: after NotStored the work is tried again later; DiskError ends the program through the Ingestor.
 
-A window is (start, end] and is called by its end. It is summed up once it is past, from the samples themselves; when a
-late sample comes into it, again. So a summary always says what a recount would say, whatever came in which order. Only
-where the samples are gone already (`keep`) a late one is added to what the summary says: count, mean, lowest, highest
-and deviation stay exact, median and mode stay those of the larger part.
+A window is (start, end] and is named by its end. It is rolled up once it is past, from the samples themselves, and
+again when a late sample falls into it. So a rollup always equals a recount, in whatever order samples came. Only where
+the samples are deleted already (`keep`) is a late one merged into the rollup: count, mean, minimum, maximum and
+deviation stay exact, median and mode stay those of the larger part.
 """
 
 from __future__ import annotations
@@ -36,24 +35,24 @@ _MOST_POINTS = 10_000_000  # of a node in an hour, which is more than can be tak
 
 
 class Writer(Protocol):
-    """What it needs of the intake."""
+    """What MaintenanceWorker needs of the Ingestor."""
 
     def run(self, job: Callable[[], Any], limit_s: float) -> Any:
-        """Do `job` within a transaction of the writer thread; its result. Raises what it raises."""
+        """Run `job` within a transaction of the writer thread. Returns its result, or raises its exception."""
 
 
-def rollup_of(points: Iterable[StoredSample], end_ms: int) -> dict[str, Rollup]:
-    """The summary of each sensor that has a value in `points`, which are all of one window."""
+def rollups_of(points: Iterable[StoredSample], end_ms: int) -> dict[str, Rollup]:
+    """Return the rollup of each sensor that has a value in `points`, which are all of one window."""
     values: dict[str, list[float]] = {}
     for point in points:
         for name, value in point.values.items():
             if value is not None:
                 values.setdefault(name, []).append(value)
-    return {name: summary(found, end_ms) for name, found in values.items()}
+    return {name: rollup(found, end_ms) for name, found in values.items()}
 
 
-def summary(values: list[float], end_ms: int) -> Rollup:
-    """The summary of some values, of which there is at least one."""
+def rollup(values: list[float], end_ms: int) -> Rollup:
+    """Return the rollup of at least one value."""
     values.sort()
     count = len(values)
     # Scaled to about 1, exactly: the sum and the squares of values near the ends of floats are no floats any more.
@@ -68,16 +67,16 @@ def summary(values: list[float], end_ms: int) -> Rollup:
 
 
 def _hour(window: Window) -> Window:
-    """The window of the longest span that a window lies in."""
+    """Return the window of the longest span that contains a window."""
     return window._replace(span_ms=SPANS_MS[-1], end_ms=window_end(window.end_ms, SPANS_MS[-1]))
 
 
 class MaintenanceWorker:
-    """Sums up and forgets, whenever there is something to do."""
+    """Thread that makes rollups and deletes expired samples, whenever there is something to do."""
 
     def __init__(self, store: Store, writer: Writer, clock: Clock, keep_days: float = 0.0) -> None:
-        """keep_days: how long samples are kept, in days; 0: for ever. Their summaries are kept for ever."""
-        self.summed = self.forgotten = 0  # windows and samples, in this run
+        """keep_days: how long samples are kept, in days; 0: for ever. Rollups are kept for ever."""
+        self.summed = self.expired = 0  # windows and samples, in this run
         self._store = store
         self._writer = writer
         self._clock = clock
@@ -86,19 +85,19 @@ class MaintenanceWorker:
         self._thread = threading.Thread(target=self._run, name="summaries", daemon=True)
 
     def start(self) -> None:
-        """Begin to look after the store."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self, limit_s: float) -> str | None:
-        """End with the window in hand; what is not summed up is summed up by the next run."""
+        """End after the present window; the next run of the program goes on with the rest."""
         self._stopping.set()
         self._thread.join(limit_s)
         return "still summing up" if self._thread.is_alive() else None
 
     def work(self) -> bool:
-        """Do some of what there is to do; whether there may be more to do at once."""
+        """Do a part of the work. Returns True if there may be more to do at once."""
         now_ms = self._clock.wall_ms()
-        windows = self._store.unsummed(now_ms - GRACE_MS, _AT_ONCE)
+        windows = self._store.dirty_windows(now_ms - GRACE_MS, _AT_ONCE)
         done = 0
         for hour in dict.fromkeys(_hour(window) for window in windows if window.is_late):  # each once
             if self._stopping.is_set():
@@ -115,18 +114,18 @@ class MaintenanceWorker:
         return self._keep_ms > 0 and self._forget(now_ms - self._keep_ms)
 
     def _sum_up(self, windows: Sequence[Window]) -> int:
-        """Sum up some windows, which are written together; how many there were."""
-        found = [(window, rollup_of(self._points(window), window.end_ms)) for window in windows]
+        """Roll up some windows, which are written together. Returns their number."""
+        found = [(window, rollups_of(self._points(window), window.end_ms)) for window in windows]
 
         def put() -> None:
             for window, summaries in found:
-                self._store.put_summaries(window, summaries)
+                self._store.replace_rollups(window, summaries)
 
         self._writer.run(put, LOOK_S)
         return len(found)
 
     def _add_late(self, hour: Window) -> bool:
-        """What came after the samples of its window were forgotten: of the whole hour at once, and then forgotten."""
+        """Merge samples that came after those of their window were deleted: a whole hour at once; then delete them."""
         points = self._points(hour)
         parts: dict[int, dict[str, list[Rollup]]] = {}
         for span_ms in SPANS_MS:
@@ -134,9 +133,9 @@ class MaintenanceWorker:
             for point in points:
                 of_window.setdefault(window_end(point.time_ms, span_ms), []).append(point)
             for end_ms, found in of_window.items():
-                for sensor, part in rollup_of(found, end_ms).items():
+                for sensor, part in rollups_of(found, end_ms).items():
                     parts.setdefault(span_ms, {}).setdefault(sensor, []).append(part)
-        done: bool = self._writer.run(lambda: self._store.add_late(hour, parts), LOOK_S)
+        done: bool = self._writer.run(lambda: self._store.merge_late_rollups(hour, parts), LOOK_S)
         return done
 
     def _points(self, window: Window) -> list[StoredSample]:
@@ -144,15 +143,15 @@ class MaintenanceWorker:
         return self._store.points(window.node, start_ms + 1, window.end_ms + 1, _MOST_POINTS)
 
     def _forget(self, before_ms: int) -> bool:
-        gone: int = self._writer.run(lambda: self._store.forget(before_ms, _FORGET_AT_ONCE), LOOK_S)
-        self.forgotten += gone
+        gone: int = self._writer.run(lambda: self._store.delete_expired(before_ms, _FORGET_AT_ONCE), LOOK_S)
+        self.expired += gone
         return gone > 0
 
     def _run(self) -> None:
         while not self._stopping.wait(LOOK_S):
             try:
                 while self.work():
-                    # Collecting comes first: a thread that reckons without a pause would take half of the time.
+                    # Collecting comes first: a thread that calculates without a pause would take half of the time.
                     self._stopping.wait(0.02)
             except NotStored as error:
                 log.warning("statistics wait: %s", error)

@@ -1,7 +1,4 @@
-"""Data that every store takes and returns.
-
-Runs on: server.
-"""
+"""Data that every store takes and returns."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from protocol import Batch, Gap, Sample, Values
 
 
 class LateRange(NamedTuple):
-    """From the first to the last of some samples, and whether they came late; else their times are not sure."""
+    """Time range of samples that came late; or, where `is_late` is False, whose times are uncertain."""
 
     first_ms: int
     last_ms: int
@@ -42,14 +39,14 @@ class SampleBatch:
 
     @property
     def texts(self) -> list[tuple[str, ...]]:
-        """Of each sample its values as Python writes them: as JSON has them, but for `None`."""
+        """The values of each sample as Python writes them: like JSON, except for `None`."""
         if len(self._texts) != len(self.samples):
             self._texts = [tuple(map(repr, sample.values.values())) for sample in self.samples]
         return self._texts
 
 
 class EpochCommit:
-    """What one commit adds to one epoch, in the order in which it is to stand in the log."""
+    """What one commit adds to one epoch, in the order of the log."""
 
     def __init__(self, node: str, outbox: str, epoch: str, mark: HighWaterMark) -> None:
         self.node = node
@@ -62,7 +59,7 @@ class EpochCommit:
         self.count = 0  # samples in them
 
     def add(self, batch: Batch, known: int) -> None:
-        """File what is new in `batch`: all but the first `known` of its samples, or of its gap."""
+        """Add what is new in `batch`: all but the first `known` of its samples, or of its gap."""
         if batch.gap is not None:
             gap = batch.gap
             first = min(gap.first + known, gap.last + 1)
@@ -83,7 +80,7 @@ class EpochCommit:
 
 
 class LogMark(NamedTuple):
-    """How far a CSV log is written and synced: `size` bytes, which cover all filings up to number `filed`.
+    """How far a CSV log is written and synced: `size` bytes, which cover everything up to the filing number `filed`.
 
     tail   CRC-32 of the last bytes before `size`, to see later whether somebody changed the file
     """
@@ -95,7 +92,7 @@ class LogMark(NamedTuple):
 
 
 class LogEntry(NamedTuple):
-    """One stretch of the log, read back from the store: samples of one epoch, or a gap in it."""
+    """One entry that the log owes, read back from the store: samples of one epoch, or a gap in it."""
 
     filed: int
     node: str
@@ -106,7 +103,7 @@ class LogEntry(NamedTuple):
 
 
 class StoredSample(NamedTuple):
-    """One sample as people ask for it."""
+    """One sample read back from the store."""
 
     node: str
     time_ms: int
@@ -117,7 +114,7 @@ class StoredSample(NamedTuple):
 
 
 class Bucket(NamedTuple):
-    """One pixel column of a chart: which one it is (0, 1 ...), how many values fell into it, their range and mean."""
+    """Values of one of several equal spans: its place (0, 1 ...), their number, range and mean."""
 
     place: int
     values: int
@@ -126,7 +123,7 @@ class Bucket(NamedTuple):
     mean: float
 
     def with_other(self, other: Bucket) -> Bucket:
-        """This one with the values of another that has the same place."""
+        """Return this bucket merged with another one of the same place."""
         values = self.values + other.values
         mean = (self.mean * self.values + other.mean * other.values) / values
         return Bucket(self.place, values, min(self.low, other.low), max(self.high, other.high), mean)
@@ -155,7 +152,7 @@ SPANS_MS = (600_000, 3_600_000)  # of the windows that are summed up: ten minute
 
 
 class Window(NamedTuple):
-    """A window of a node's samples that is to be summed up (again).
+    """A dirty window: its rollups are to be made (again).
 
     as_of    what tells the store whether something came into it since
     is_late  its samples may be gone already: what is there has come later
@@ -169,9 +166,9 @@ class Window(NamedTuple):
 
 
 def merge_rollups(one: Rollup, other: Rollup) -> Rollup:
-    """The summary of two parts of one window of which the samples are not at hand.
+    """Return the rollup of two parts of one window whose samples are not available.
 
-    Count, mean, lowest, highest and deviation are exact (Chan, Golub and LeVeque 1979); median and mode are those of
+    Count, mean, minimum, maximum and deviation are exact (Chan, Golub and LeVeque 1979); median and mode are those of
     the larger part.
     """
     values = one.values + other.values
@@ -187,13 +184,13 @@ def merge_rollups(one: Rollup, other: Rollup) -> Rollup:
 
 
 def window_end(time_ms: int, span_ms: int) -> int:
-    """The end of the window that a sample of this time belongs to: windows are (start, end]."""
+    """Return the end of the window of a sample: windows are (start, end]."""
     return -(-time_ms // span_ms) * span_ms
 
 
 def whole_hours(first_ms: int, last_ms: int) -> int:
-    """Up to when samples may be deleted so that no hour loses only some of them: else one that comes late could not be
-    told from those that are left, which are summed up already.
+    """Return the end of a whole hour up to which samples may be deleted. If an hour lost only some of its samples, one
+    that comes late could not be told from those that are left, which are in the rollups already.
 
     first_ms, last_ms  when the first and the last of the oldest samples were taken, of as many as are to go
     """

@@ -1,19 +1,17 @@
-"""The last state of every sensor in Redis, for programs that look there: a hash each, and a message when it changes.
+"""Publisher of the last state of every sensor to Redis: a hash for each, and a message at each change.
 
-Runs on: server.  Reached from: server.py, when `[redis] url` is set; the intake, which hands it what was stored.
-Hands on to: Redis, by redis-py, imported here alone.
-Threads: one of its own talks to Redis. `_lock` guards the states and which of them Redis lacks; it is held to change or
-  copy these, never while Redis is asked: so the intake's writer never waits for Redis.
-Errors: none that anybody else meets. Redis away, full or wrong is said once, shown as a fault, and tried again.
+redis-py is imported here alone. A thread of its own talks to Redis. `_lock` guards the states and the set of those that
+Redis lacks; it is held to change or copy them, never during a call to Redis, so the Ingestor's writer never waits.
+Errors: none for others. A Redis that is away, full or misconfigured is logged once, shown as a fault, and tried again.
 
-It is a mirror, and no store: nothing is read back from it, and nothing waits for it. Of each sensor only the newest
-state is kept until it is written. Redis may forget everything (a restart, FLUSHALL, another one at its address): a key
-of ours with a word of this run tells, and then all of the present state is written again.
+It is a mirror and no store: nothing is read back, and nothing waits for it. Of each sensor only the newest state is
+kept until it is written. Redis may lose everything (a restart, FLUSHALL, another server at its address): a key with a
+random value of this run shows that, and then the whole present state is written again.
 
     HGETALL pigeonpost:basement:temperature
     SUBSCRIBE pigeonpost:basement:temperature     (or PSUBSCRIBE pigeonpost:*)
 
-The names of the fields are those of the older multi-sensor system; Node, Sensor, Unit, Error and Clock are ours.
+The names of the fields are those of the older multi-sensor system; Node, Sensor, Unit, Error and Clock are new.
 """
 
 from __future__ import annotations
@@ -44,7 +42,7 @@ State = dict[str, Any]
 
 
 class RedisPublisher:
-    """Keeps Redis as it should be."""
+    """Thread that keeps the states in Redis up to date."""
 
     def __init__(
         self,
@@ -60,9 +58,9 @@ class RedisPublisher:
         url     redis://[user:password@]host:port/number, or rediss:// with TLS
         prefix  of all keys and channels
         server  this server's name
-        store   whose last samples are told at the start
-        nodes   gives what is known of each node besides its samples: these fields stand in the hash of each sensor
-        others  gives more hashes, by the rest of their keys: the components of the multicast bus, by codifier
+        store   whose last samples are published at the start
+        nodes   returns what is known of each node besides its samples: these fields are in the hash of each sensor
+        others  returns more hashes, by the rest of their keys: the components of the multicast bus, by codifier
         """
         try:
             import redis
@@ -112,15 +110,15 @@ class RedisPublisher:
         return f"{len(self._lacking)} states were not told to Redis" if self._lacking else None
 
     def report(self) -> dict[str, Any]:
-        """How it is, for people and programs to look at (JSON)."""
+        """Return the state for the pages and the JSON API."""
         with self._lock:
             return {"series": len(self._states), "lacking": len(self._lacking), "written": self.written,
                     "ignored": self._ignored, "fault": self.fault}  # fmt: skip
 
-    # ------------------------------------------------------------------------------------ the intake's part
+    # ----------------------------------------------------------------------------- the Ingestor's writer thread
 
-    def note(self, epoch_commits: Sequence[EpochCommit]) -> None:
-        """What was stored: of each sensor the newest. Called by the writer of the intake, which must not wait."""
+    def on_commit(self, epoch_commits: Sequence[EpochCommit]) -> None:
+        """Take the newest state of each sensor from a commit. Runs in the Ingestor's writer thread; must not wait."""
         for epoch_commit in epoch_commits:
             states, lost = _newest(epoch_commit)
             with self._lock:
@@ -173,7 +171,7 @@ class RedisPublisher:
             self._stopping.wait(PACE_S)
 
     def _begin(self) -> None:
-        """What the store knows from before, as far as nothing newer has come."""
+        """Take the last samples in the store, as far as nothing newer has come."""
         if self._store is None:
             return
         try:
@@ -206,7 +204,7 @@ class RedisPublisher:
                 self._lacking.update({key: None for key, state in self._states.items() if state.get("Node") in changed})
 
     def _bring(self) -> None:
-        """Write all that Redis lacks; everything, when it does not know us (any more)."""
+        """Write all that Redis lacks; everything, when it has lost the key of this run."""
         key, word = self._ours
         if self._redis.get(key) != word:
             self._redis.set(key, word)  # before the rest: if it forgets again meanwhile, it forgets this too
@@ -247,7 +245,7 @@ class RedisPublisher:
 
 
 def _newest(epoch_commit: EpochCommit) -> tuple[dict[str, State], int]:
-    """The last value of each sensor in what one commit adds to an epoch; and how many samples it says are missing."""
+    """Return the last value of each sensor in what one commit adds to an epoch, and the number of lost samples."""
     states: dict[str, State] = {}
     lost = 0
     for item in reversed(epoch_commit.items):
@@ -276,7 +274,7 @@ def _state(node: str, sensor: str, value: float | None, time_ms: int, unit: str,
 
 
 def _text(field: Any) -> str:
-    """A field as Redis has it: numbers as Python and JSON write them, nothing for no value, 1 and 0 for yes and no."""
+    """Return a field for Redis: numbers as Python and JSON write them, empty for no value, 1 and 0 for booleans."""
     if field is None:
         return ""
     return str(int(field)) if isinstance(field, bool) else str(field)

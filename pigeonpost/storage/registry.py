@@ -1,7 +1,4 @@
-"""The stores there are, and which one the settings choose.
-
-Runs on: server.
-"""
+"""The kinds of store, and the choice between them by the settings."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from pigeonpost.storage.contract import Store
 
 
 def open_store(settings: Settings, data: str, look_only: bool = False) -> Store:
-    """The store that the settings name: PostgreSQL where `[store] postgres` has an address, else SQLite in `data`.
+    """Open the store that the settings name: PostgreSQL where `[store] postgres` has an address, else SQLite in `data`.
 
     Raises SettingsError for one that cannot be used as it is set, DiskError for one that does not work.
     """

@@ -1,32 +1,36 @@
-"""The roads from node to server: what every road's two ends have in common.
+"""Interface of a transport's two ends, and what the server gives to its end.
 
-Runs on: node and server.  Reached from: the programs, which make the ends; the members, which are them.
-Members: tcp, which every node has, and one file for each other road.  Both ends of a road stand in one file, named by
-the house they belong to and not by their part in TCP: on `tcp` it is the *node* that listens.
-Threads: each end owns its own, and ends them within the limit that `stop` is given.
-Errors: those of one connection end that connection, are logged once, and are tried again where it is ours to try.
+Each end is a module of its own, named by the program that runs it and not by its part in TCP: on `tcp` it is the node
+that listens. registry.py lists the transports beside TCP, which every node has.
+
+Each end has its own threads, and ends them within the limit that `stop` is given.
+Errors: those of one connection end that connection, are logged once, and the end that connects tries again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from pigeonpost.auth.tokens import Tokens
     from pigeonpost.core.clock import Clock
     from pigeonpost.core.config import Settings
     from pigeonpost.http.message import Endpoint
     from pigeonpost.server.ingest import Ingestor
+    from pigeonpost.server.node_status import MovableLink, NodeLink
     from pigeonpost.server.unnumbered_sources import UnnumberedSources
     from pigeonpost.storage.contract import Store
 
 
 class ServerContext(NamedTuple):
-    """What the server hands to the end of every road.
+    """What the server gives to its end of every transport.
 
-    links    everybody who is collected from or calls in, as the pages show them; may grow while the server runs
-    collect  (node's name, address) begins to collect from a node over TCP; gives that end
+    links    all nodes that are collected from or connect to us, as the pages show them; may grow while the server runs
+    collect  (node's name, address) begins to collect from a node over TCP; returns that link
     """
 
     name: str
@@ -37,16 +41,12 @@ class ServerContext(NamedTuple):
     ingestor: Ingestor
     tokens: Tokens
     unnumbered_sources: UnnumberedSources
-    links: list[Any]
-    collect: Callable[[str, tuple[str, int]], Any]
+    links: list[NodeLink]
+    collect: Callable[[str, tuple[str, int]], MovableLink]
 
 
 class Transport:
-    """One end of a road.
-
-    A member that node.py or server.py lists among its ROADS has `make_node_end(settings, facts, outbox, clock)` or
-    `make_server_end(hall)`, which gives one.
-    """
+    """One end of a transport."""
 
     endpoints: Sequence[Endpoint] = ()  # of a server's end: its addresses on the web server, beside the pages
     fault: str = ""  # of a server's end: what keeps it from its work, for people and `control.py check`
@@ -62,3 +62,13 @@ class Transport:
     def stop(self, limit_s: float) -> str | None:
         """Send what is due within `limit_s` seconds, and close. Stopping twice is fine. Says what was left undone."""
         raise NotImplementedError
+
+
+class SilentTransport(Transport):
+    """A transport that has nothing to do."""
+
+    def start(self) -> None:
+        pass
+
+    def stop(self, limit_s: float) -> str | None:
+        return None

@@ -1,23 +1,29 @@
-"""Announcements of nodes on the local network: the datagram, and the loop that both ends run.
+"""Announcements of nodes on the local network: the datagram, the interfaces, and the loop that both ends run.
 
-Runs on: node and server.
+    {"mac": "<64 hex>", "pigeonpost": 1, "node": "basement", "at": ["192.168.1.20:5003"], "time": "...", "clock": "set",
+     "nonce": "<16 hex>"}
+
+A datagram is one JSON object, signed with the node's token (payload.sign); docs/protocol.md describes it.
+Each end has a thread of its own; others only set an Event or write to its pipe.
+Errors: BadArgument for a datagram that is no announcement. Source: netdevice(7), SIOCGIFCONF.
 """
 
 from __future__ import annotations
 
 import os
-import select
 import socket
 import struct
 import threading
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from pigeonpost.auth.key import Key
 from pigeonpost.core.addresses import join_address, split_address
 from pigeonpost.core.clock import Clock, parse_rfc3339, rfc3339
 from pigeonpost.core.errors import BadArgument
+from pigeonpost.core.light_typing import NamedTuple
+from pigeonpost.core.multicast import readable
 from pigeonpost.core.strict_json import read_json, write_json
+from pigeonpost.core.wake_pipe import WakePipe
 from pigeonpost.transports.contract import Transport
 from pigeonpost.transports.payload import sign
 from protocol import NODE_NAME
@@ -34,7 +40,7 @@ MOST_INTERFACES = 32
 
 ADDRESS_CHECK_S = 2.0  # between two looks at this machine's interfaces
 
-_LOOPBACK = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
 
 _SIOCGIFCONF = 0x8912  # netdevice(7)
 
@@ -42,7 +48,7 @@ _IFREQ_BYTES = 40 if struct.calcsize("P") == 8 else 32  # one interface in its a
 
 
 class Announcement(NamedTuple):
-    """What a datagram says: the node's name, where it is, and when it said so (None: its clock is not set)."""
+    """A decoded datagram: the node's name, its addresses, and its time (None: its clock is not set)."""
 
     node: str
     places: list[tuple[str, int]]
@@ -61,7 +67,7 @@ def write_announcement(key: Key, node: str, places: Sequence[tuple[str, int]], c
 
 
 def read_announcement(body: bytes) -> Announcement:
-    """What a stranger's bytes say, if they are an announcement; else BadArgument."""
+    """Return the announcement in `body`, which is untrusted. Raises BadArgument."""
     try:
         said = read_json(body.decode())
         node, at, nonce, is_set = said["node"], said["at"], said["nonce"], said["clock"] == "set"
@@ -80,7 +86,7 @@ def read_announcement(body: bytes) -> Announcement:
 
 
 def _place(text: str) -> tuple[str, int]:
-    """An IPv4 address with a port: never a name, which would make us ask a name server for a stranger."""
+    """An IPv4 address with a port: never a name, for which an unknown sender would make us ask a name server."""
     host, port = split_address(text)
     first = socket.inet_pton(socket.AF_INET, host)[0]
     if not 0 < first < 224 or not port:
@@ -107,44 +113,12 @@ def interfaces() -> dict[str, str]:
     return found
 
 
-class Waker:
-    """Waits for sockets, for a while, or until it is woken."""
-
-    def __init__(self) -> None:
-        self._woken, self._waker = os.pipe()
-        os.set_blocking(self._woken, False)
-        os.set_blocking(self._waker, False)
-
-    def wait(self, seconds: float, socks: Sequence[socket.socket] = ()) -> list[socket.socket]:
-        """After at most `seconds`, or when woken, or when some of `socks` can be read: those."""
-        poll = select.poll()  # not select(), which takes no file descriptor above 1,023
-        poll.register(self._woken, select.POLLIN)
-        for sock in socks:
-            poll.register(sock, select.POLLIN)
-        ready = {fd for fd, _ in poll.poll(max(0.0, seconds) * 1000)}
-        if self._woken in ready:
-            os.read(self._woken, 4096)
-        return [sock for sock in socks if sock.fileno() in ready]
-
-    def wake(self) -> None:
-        """Make `wait` return; from any thread."""
-        try:
-            os.write(self._waker, b"\0")
-        except BlockingIOError:
-            pass  # woken already
-
-    def close(self) -> None:
-        """Give back what it holds, after the last `wait` and `wake`."""
-        os.close(self._woken)
-        os.close(self._waker)
-
-
 class DatagramLoop(Transport):
-    """What both ends are: a thread that waits, and ends when told to."""
+    """Base of both ends: a thread that waits, and ends when told to."""
 
     def __init__(self, name: str) -> None:
         self._stopping = threading.Event()
-        self._waker = Waker()
+        self._wake_pipe = WakePipe()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -154,12 +128,19 @@ class DatagramLoop(Transport):
         if self._stopping.is_set() or not self._thread.ident:
             return None
         self._stopping.set()
-        self._waker.wake()
+        self._wake_pipe.wake()
         self._thread.join(limit_s)
         if self._thread.is_alive():
             return "the announcements did not end"
-        self._waker.close()
+        self._wake_pipe.close()
         return None
+
+    def _wait(self, seconds: float, socks: Sequence[socket.socket] = ()) -> list[socket.socket]:
+        """Wait until `socks` are readable, or `stop` is called, at most `seconds`. Returns the readable sockets."""
+        ready = readable([self._wake_pipe.fileno(), *socks], max(0.0, seconds))
+        if self._wake_pipe.fileno() in ready:
+            self._wake_pipe.drain()
+        return [sock for sock in socks if sock in ready]
 
     def _run(self) -> None:
         raise NotImplementedError

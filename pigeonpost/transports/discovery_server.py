@@ -1,16 +1,9 @@
-"""Announcement: a node with a token tells the local network where it is; a server with that token collects from there.
+"""Discovery, server side: listens for announcements of nodes whose token it has, and connects to them over TCP.
 
-Runs on: node (NodeEnd), server (ServerEnd).  Reached from: node.py, server.py.
-Hands on to: links/tcp, by `collect` and `move` of what the server hands in.
-Threads: one at each end. It belongs to it alone: the other side of the program only sets an Event, or writes to a pipe.
-Errors: of the network: told once and tried again; what is heard and not believed is ignored and counted.
+An announcement is worth one attempt to connect, and no more: the link proves the token again, on both sides.
 
-One datagram, JSON, sealed with the node's token (parcels.sealed); docs/protocol.md has it in words:
-
-    {"mac": "<64 hex>", "pigeonpost": 1, "node": "basement", "at": ["192.168.1.20:5003"], "time": "...", "clock": "set",
-     "nonce": "<16 hex>"}
-
-What it says is worth one attempt to connect, and no more: the link proves the token anew, on both sides.
+One thread owns everything here. Errors: those of the network are logged once, and it is tried again; datagrams that are
+not believed are ignored and counted.
 """
 
 from __future__ import annotations
@@ -19,16 +12,16 @@ import logging
 import socket
 from collections import Counter, deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from pigeonpost.core.addresses import is_loopback, join_address
 from pigeonpost.core.errors import BadArgument, SettingsError
 from pigeonpost.core.multicast import Path, listener
 from pigeonpost.transports.contract import ServerContext
 from pigeonpost.transports.discovery_datagram import (
-    _LOOPBACK,
     ADDRESS_CHECK_S,
     DATAGRAM_BYTES,
+    LOOPBACK,
     PURPOSE,
     Announcement,
     DatagramLoop,
@@ -38,7 +31,7 @@ from pigeonpost.transports.discovery_datagram import (
 from pigeonpost.transports.payload import split_signature
 
 if TYPE_CHECKING:
-    pass
+    from pigeonpost.server.node_status import MovableLink, NodeLink
 
 log = logging.getLogger(__name__)
 
@@ -49,24 +42,15 @@ _REMEMBERED = 32  # nonces of each node
 _NAMELESS_S = 60.0  # that addresses without a name get to tell who is there
 
 
-# --------------------------------------------------------------------------------------------------------- interfaces
-
-
-# --------------------------------------------------------------------------------------------------------- the node
-
-
-# ------------------------------------------------------------------------------------------------------- the server
-
-
 class _Known:
-    """What is remembered of a node that has announced itself rightly."""
+    """State of a node whose announcements were believed."""
 
     def __init__(self) -> None:
         self.nonces: deque[str] = deque(maxlen=_REMEMBERED)
         self.time_ms: int | None = None  # of its latest word
         self.moved_s: float | None = None  # when that last caused an attempt
         self.told = ""  # where it was, in the log
-        self.wanted: tuple[Any, tuple[str, int]] | None = None  # whom to move where, as soon as that may be
+        self.wanted: tuple[MovableLink, tuple[str, int]] | None = None  # where to connect, as soon as that is allowed
 
 
 class DiscoveryServerTransport(DatagramLoop):
@@ -77,9 +61,10 @@ class DiscoveryServerTransport(DatagramLoop):
         self._context = context
         self._group = group
         self._began_s = context.clock.monotonic()
-        self._heard: dict[str, _Known] = {}  # only nodes with a token here, so no stranger makes it longer
-        self._found: dict[str, Any] = {}  # ends that were made for what was heard
+        self._heard: dict[str, _Known] = {}  # only nodes with a token here, so unknown senders cannot make it longer
+        self._found: dict[str, MovableLink] = {}  # ends that were made for what was heard
         self._room, self._room_s = 2.0 * DATAGRAMS_A_S, self._began_s
+        self._listeners: dict[tuple[str, str], socket.socket] = {}  # by interface and address; of the thread alone
         self._own: set[str] = set()  # this machine's addresses, when it is heard on the loopback interface
         self.believed = 0
         self.ignored: Counter[str] = Counter()  # why, and how many
@@ -88,47 +73,46 @@ class DiscoveryServerTransport(DatagramLoop):
         return {"believed": self.believed, "ignored": dict(self.ignored), "found": sorted(self._found)}
 
     def _run(self) -> None:
-        listeners: dict[tuple[str, str], socket.socket] = {}
         try:
             while not self._stopping.is_set():
-                self._listen(listeners)
-                ready = self._waker.wait(ADDRESS_CHECK_S, list(listeners.values()))
+                self._listen()
+                ready = self._wait(ADDRESS_CHECK_S, list(self._listeners.values()))
                 while ready and not self._stopping.is_set():
-                    for (_, address), sock in listeners.items():
+                    for (_, address), sock in self._listeners.items():
                         if sock in ready:
                             self._receive(sock, address)
-                    ready = self._waker.wait(0.0, list(listeners.values()))
+                    ready = self._wait(0.0, list(self._listeners.values()))
                 self.move_due()
         finally:
-            for sock in listeners.values():
+            for sock in self._listeners.values():
                 sock.close()
 
-    def _listen(self, listeners: dict[tuple[str, str], socket.socket]) -> None:
+    def _listen(self) -> None:
         """Hear the group on every interface that there is now, and on no other."""
         now = set(interfaces().items())
-        for gone in set(listeners) - now:
-            listeners.pop(gone).close()
-        for new in now - set(listeners):
+        for gone in set(self._listeners) - now:
+            self._listeners.pop(gone).close()
+        for new in now - set(self._listeners):
             try:
-                listeners[new] = listener(self._group, Path(new[0]))
+                self._listeners[new] = listener(self._group, Path(new[0]))
             except SettingsError as error:
                 log.info("cannot hear nodes on %s: %s", new[0], error)
-        here = {address for _, address in listeners}
-        self._own = {address for address in here if not is_loopback(address)} if _LOOPBACK in here else set()
+        here = {address for _, address in self._listeners}
+        self._own = {address for address in here if not is_loopback(address)} if LOOPBACK in here else set()
 
     def _receive(self, sock: socket.socket, ear: str) -> None:
         try:
             data, source = sock.recvfrom(DATAGRAM_BYTES + 1)
         except OSError:
             return  # another one took it, or its interface is gone
-        why = self.hear(data, source[0], ear)
+        why = self.receive(data, source[0], ear)
         if why:
             self.ignored[why] += 1
             count = self.ignored[why]
             if count in (1, 10, 100, 1000) or not count % 10_000:
                 log.info("%s: an announcement is ignored: %s (%d so far)", source[0], why, count)
 
-    def hear(self, data: bytes, source: str, ear: str = "") -> str:
+    def receive(self, data: bytes, source: str, ear: str = "") -> str:
         """One datagram from `source`, which came to our address `ear`: why it is ignored; empty when it is believed."""
         if not self._is_room():
             return "too many"
@@ -184,7 +168,7 @@ class DiscoveryServerTransport(DatagramLoop):
         texts = [join_address(*place) for place in places]
         if any(link.state.calls_in and link.state.name == call.node for link in self._context.links):
             return  # it comes by itself
-        links = [link for link in self._context.links if hasattr(link, "move") and self._is_for(link, call.node, texts)]
+        links = [link for link in self._context.links if _is_movable(link) and _is_for(link, call.node, texts)]
         found = self._found.get(call.node)
         if (
             found is not None and found in links and len(links) > 1
@@ -194,7 +178,7 @@ class DiscoveryServerTransport(DatagramLoop):
             found.end()
         known, now_s = self._heard[call.node], self._context.clock.monotonic()
         if not links:
-            if now_s < self._began_s + _NAMELESS_S and any(self._is_nameless(link) for link in self._context.links):
+            if now_s < self._began_s + _NAMELESS_S and any(_is_nameless(link) for link in self._context.links):
                 return
             log.info("node %s has announced itself: collecting from %s", call.node, texts[0])
             self._found[call.node] = self._context.collect(call.node, places[0])
@@ -219,10 +203,14 @@ class DiscoveryServerTransport(DatagramLoop):
                 known.wanted, known.moved_s = None, now_s
                 link.move(place)
 
-    @staticmethod
-    def _is_for(link: Any, node: str, texts: Sequence[str]) -> bool:
-        return node in (link.state.expected, link.state.name) or (not link.state.name and link.state.address in texts)
 
-    @staticmethod
-    def _is_nameless(link: Any) -> bool:
-        return hasattr(link, "move") and not link.state.name
+def _is_movable(link: NodeLink) -> TypeGuard[MovableLink]:
+    return hasattr(link, "move")
+
+
+def _is_for(link: NodeLink, node: str, texts: Sequence[str]) -> bool:
+    return node in (link.state.expected, link.state.name) or (not link.state.name and link.state.address in texts)
+
+
+def _is_nameless(link: NodeLink) -> bool:
+    return _is_movable(link) and not link.state.name

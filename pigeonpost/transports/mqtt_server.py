@@ -1,17 +1,14 @@
-"""The road over MQTT: a node publishes its samples on a broker, a server takes them there and answers durably.
+"""MQTT transport, server side: takes what nodes publish, and answers once it is durable.
 
-Runs on: node (NodeEnd), server (ServerEnd).  Reached from: node.py, server.py.
-Hands on to: broker, which is the connection; parcels, which is what a message says; on the node stream and the outbox,
-  on the server the intake.
-Threads: paho's own at each end; the node has one more, which alone knows the conversation: paho's thread leaves it what
-  comes in a deque, and sets an Event. On the server paho's thread reads and hands on, the intake's answers.
-Errors: of the broker: told once, and tried again. Of a message: answered, and counted.
-
-    pigeonpost/<node>/samples            a body (parcels.py), to whichever server takes it: $share/pigeonpost/...
-    pigeonpost/<node>/samples/<ledger>   the same, to the server that has this ledger, and so what came before
+    pigeonpost/<node>/samples            a body (payload.py), for any server: $share/pigeonpost/...
+    pigeonpost/<node>/samples/<ledger>   the same, for the server whose store has this id, and so what came before
     pigeonpost/<node>/ack                {"epoch": ..., "ack": n}: everything of it up to n is durably stored
 
-A broker may lose, repeat and reorder: counted is what the server answers. docs/protocol.md has the rules.
+A broker may lose, repeat and reorder: a node counts what the server answers. Source: docs/protocol.md, section MQTT.
+
+Threads: paho's own reads and submits; the ingestor's writer publishes the answers; those of the pages ask. `_called`
+  guards the count of bodies of each node, for those who wait for one; it is held to look and to count.
+Errors: of the broker: logged once, and tried again. Of a message: answered, and counted.
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ import os
 import threading
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pigeonpost.auth.key import Key
 from pigeonpost.core.clock import rfc3339
@@ -34,53 +31,43 @@ from pigeonpost.transports.mqtt_topics import MOST_HELD, PURPOSE, ROOT, sign_wit
 from pigeonpost.transports.payload import BatchPayload, read_body, split_signature
 from protocol import HEX_16, NODE_NAME
 
-if TYPE_CHECKING:
-    pass
-
 log = logging.getLogger(__name__)
 
-ACCEPT_S = 5.0  # that a server waits for room in its intake, not hearing the broker meanwhile
+ACCEPT_S = 5.0  # that a server waits for room in the Ingestor, not hearing the broker meanwhile
 ERRORS_A_S = 10  # answered at most, and as many logged
 _LONGEST_SESSION = 64
 
 
-# --------------------------------------------------------------------------------------------------------- the node
-
-
-# ------------------------------------------------------------------------------------------------------- the server
-
-
-class _Conversation:
-    """The answers to one conversation of a node; `committed` may be called from any thread."""
+class _NodeSession:
+    """Publishes the answers to one session of a node; from any thread."""
 
     def __init__(self, end: MqttServerTransport, node: str, key: Key | None, session: str) -> None:
         self.session, self.key = session, key
         self._end, self._node = end, node
 
     def committed(self, epoch: str, seq: int) -> None:
-        """As Batch.done."""
+        """Acknowledge everything of `epoch` up to `seq`, which is durable."""
         self.say({"epoch": epoch, "ack": seq})
 
     def say(self, answer: Mapping[str, Any]) -> None:
-        """Publish an answer, with what tells whose it is, and whose question it answers."""
+        """Publish an answer with this server's name and the session that it belongs to."""
         re = {"re": self.session} if self.session else {}
         body = write_json({**answer, "server": self._end.name, "ledger": self._end.ledger, **re}).encode()
         self._end._broker.publish(f"{ROOT}/{self._node}/ack", sign_with_key(body, self.key))
 
 
 class MqttServerTransport(Transport):
-    """Takes what nodes publish, as one of the servers that share the subscription."""
+    """Receives what nodes publish, as one of the servers that share the subscription."""
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
         self.name, self.ledger = context.name, context.ingestor.identity
         shared = f"$share/{ROOT}/{ROOT}/+/samples"
         self._broker = MqttConnection(
-            context.settings, f"pigeonpost-server-{context.name}", [shared, f"{shared}/{self.ledger}"], self._hear
+            context.settings, f"pigeonpost-server-{context.name}", [shared, f"{shared}/{self.ledger}"], self._on_message
         )
         self._signed = context.settings["mqtt", "signed"]
-        self._talks: dict[str, _Conversation] = {}
-        # Guards the count of bodies of each node, for those who wait for one; held to look and to count.
+        self._sessions: dict[str, _NodeSession] = {}
         self._called = threading.Condition()
         self._calls: Counter[str] = Counter()
         self._taken = 0
@@ -96,23 +83,23 @@ class MqttServerTransport(Transport):
     def report(self) -> dict[str, Any]:
         return {"connected": self._broker.connected, "bodies": self._taken, "refused": dict(self._refused)}
 
-    def ask(self, node: str, word: str, *args: Any, limit_s: float = 5.0) -> bool:
-        """As ServerEnd.ask of links/tcp: SEND or CHECK; whether the node has said within the limit that it is so."""
+    def ask(self, node: str, word: str, *args: bool, limit_s: float = 5.0) -> bool:
+        """Publish SEND or CHECK for a node. Returns True if it has confirmed that within the limit (AskNode)."""
         order = {"order": os.urandom(8).hex()} | ({"on": args[0]} if word == "SEND" else {})
         state, clock = self._context.unnumbered_sources.caller(node), self._context.clock
         give_up_s, told = clock.monotonic() + limit_s, None
         with self._called:
             before, is_so = self._calls[node], False
-            while not is_so and self._broker.connected and (talk := self._talks.get(node)):
-                if talk is not told:  # at once, and again where the node begins a new conversation just now
-                    talk.say(order)
-                    told = talk
+            while not is_so and self._broker.connected and (node_session := self._sessions.get(node)):
+                if node_session is not told:  # at once, and again where the node begins a new conversation just now
+                    node_session.say(order)
+                    told = node_session
                 if not self._called.wait(give_up_s - clock.monotonic()):
                     break
                 is_so = self._calls[node] > before and (word != "SEND" or state.on is args[0])
             return is_so
 
-    def _hear(self, topic: str, payload: bytes) -> None:
+    def _on_message(self, topic: str, payload: bytes) -> None:
         node = topic.split("/")[1]
         if not NODE_NAME(node):
             return
@@ -122,7 +109,7 @@ class MqttServerTransport(Transport):
             self._refuse(node, error)
 
     def take(self, node: str, payload: bytes) -> None:
-        """One body of `node`, by its topic: hand it on, or raise what is wrong with it."""
+        """Submit one body that came on the topic of `node`. Raises WireError, NotStored or SettingsError."""
         key, body = self._key_of(node, payload)
         batch_payload = read_body(body)
         if self._context.ingestor.fault:  # another server may be well
@@ -131,19 +118,20 @@ class MqttServerTransport(Transport):
             raise BadArgument(f"the topic is that of node {node}, the samples are those of {batch_payload.node}")
         self._context.unnumbered_sources.caller(node)  # raises NotStored when more have come than can be remembered
         self._taken += 1
-        talk = self._talk(node, key, batch_payload.said.get("session"))
-        self._note(batch_payload)
+        node_session = self._session_of(node, key, batch_payload.said.get("session"))
+        self._record(batch_payload)
         if "held" in batch_payload.said:
-            self._resume(batch_payload, talk)
+            self._resume(batch_payload, node_session)
         elif not batch_payload.pieces:
-            talk.committed(batch_payload.epoch, self._marks(batch_payload)[1].get(batch_payload.epoch, (0, None))[0])
-        hole = functools.partial(self._hole, batch_payload, talk)
-        for batch in batch_payload.batches(talk.committed, hole):
-            if not self._context.ingestor.accept(batch, limit_s=ACCEPT_S):
+            node_session.committed(batch_payload.epoch, self._have(batch_payload))
+        hole = functools.partial(self._hole, batch_payload, node_session)
+        for batch in batch_payload.batches():
+            batch = batch._replace(on_committed=node_session.committed, on_rejected=hole)
+            if not self._context.ingestor.submit(batch, limit_s=ACCEPT_S):
                 return  # the node asks again
 
     def _key_of(self, node: str, payload: bytes) -> tuple[Key | None, bytes]:
-        """The key by which answers to the node are signed, and the body, which is the node's."""
+        """Return the key that signs the answers, and the body, whose signature is verified."""
         mac, body = split_signature(payload)
         key = self._context.tokens.get(node) if self._signed else None
         if key is None and mac and self._signed:
@@ -152,40 +140,43 @@ class MqttServerTransport(Transport):
             raise AuthFailed(f"not signed with the token that this server has for node {node}")
         return key, body
 
-    def _talk(self, node: str, key: Key | None, session: Any) -> _Conversation:
+    def _session_of(self, node: str, key: Key | None, session: Any) -> _NodeSession:
         if type(session) is not str or len(session) > _LONGEST_SESSION:
             session = ""
-        talk = self._talks.get(node)
-        if talk is None or talk.session != session:
-            talk = self._talks[node] = _Conversation(self, node, key, session)
-        talk.key = key
-        return talk
+        node_session = self._sessions.get(node)
+        if node_session is None or node_session.session != session:
+            node_session = self._sessions[node] = _NodeSession(self, node, key, session)
+        node_session.key = key
+        return node_session
 
     def _marks(self, batch_payload: BatchPayload, epochs: Sequence[str] | None = None) -> tuple[int, Mapping[str, Any]]:
         return self._context.ingestor.marks(batch_payload.node, batch_payload.outbox, epochs or [batch_payload.epoch])
 
-    def _resume(self, batch_payload: BatchPayload, talk: _Conversation) -> None:
-        """What is stored of all that the node holds, who stores it, and what the time is."""
+    def _have(self, batch_payload: BatchPayload) -> int:
+        """Return the highest sequence number stored of the body's epoch; 0: none."""
+        marks = self._marks(batch_payload)[1]
+        return marks[batch_payload.epoch][0] if batch_payload.epoch in marks else 0
+
+    def _resume(self, batch_payload: BatchPayload, node_session: _NodeSession) -> None:
+        """Publish what is stored of all that the node holds, and what the time is."""
         held = batch_payload.said["held"]
         epochs = [entry[0] for entry in held if type(entry) is list and entry] if type(held) is list else []
         if not epochs or len(epochs) > MOST_HELD or not all(type(epoch) is str and HEX_16(epoch) for epoch in epochs):
             raise BadArgument("held is a list of [epoch, first, last, number of first]")
         top, marks = self._marks(batch_payload, epochs)
         clock = self._context.clock
-        talk.say({
+        node_session.say({
             "epoch": batch_payload.epoch, "resume": {"id": top, **{epoch: list(mark) for epoch, mark in marks.items()}},
             "time": rfc3339(clock.wall_ms()), "clock": "set" if clock.is_set() else "unset",
             "commit": self._context.settings["store", "commit"],
         })  # fmt: skip
 
-    def _hole(self, batch_payload: BatchPayload, talk: _Conversation, error: WireError) -> None:
-        """As Batch.refused: what came before it went elsewhere, or nowhere."""
+    def _hole(self, batch_payload: BatchPayload, node_session: _NodeSession, error: WireError) -> None:
+        """Answer a batch that was rejected: what came before it went elsewhere, or nowhere."""
         log.info("MQTT %s: %s: %s; the node is asked for it", self._broker.place, batch_payload.node, error)
-        talk.say(
-            {"epoch": batch_payload.epoch, "have": self._marks(batch_payload)[1].get(batch_payload.epoch, (0, None))[0]}
-        )
+        node_session.say({"epoch": batch_payload.epoch, "have": self._have(batch_payload)})
 
-    def _note(self, batch_payload: BatchPayload) -> None:
+    def _record(self, batch_payload: BatchPayload) -> None:
         unnumbered_sources, node = self._context.unnumbered_sources, batch_payload.node
         state = unnumbered_sources.caller(node)
         batch_payload.tell(state, self._context.clock.wall_ms())
@@ -196,11 +187,11 @@ class MqttServerTransport(Transport):
             self._called.notify_all()
 
     def _refuse(self, node: str, error: Exception) -> None:
-        """Say what was wrong, as long as it is not too often; never signed, since anybody may have caused it."""
+        """Publish what was wrong, at a limited rate; never signed, since anybody may have caused it."""
         code = getattr(error, "code", "not-stored")
         self._refused[code] += 1
         now_s = self._context.clock.monotonic()
         if len(self._errors_s) < ERRORS_A_S or now_s > self._errors_s[0] + 1:
             self._errors_s.append(now_s)
             log.warning("MQTT %s: %s: %s", self._broker.place, node, error)
-            _Conversation(self, node, None, "").say({"error": {"code": code, "text": str(error)[:500]}})
+            _NodeSession(self, node, None, "").say({"error": {"code": code, "text": str(error)[:500]}})

@@ -1,7 +1,4 @@
-"""Topics and signatures of the MQTT transport.
-
-Runs on: node and server.
-"""
+"""Topics and signatures of the MQTT transport, for both ends."""
 
 from __future__ import annotations
 
@@ -16,4 +13,5 @@ MOST_HELD = 10_000  # epochs named in a question; what older ones hold is sent a
 
 
 def sign_with_key(body: bytes, key: Key | None) -> bytes:
+    """Return the message with the signature of `key` in it; without a key the body as it is."""
     return sign(body, key.seal(PURPOSE, body)) if key else body

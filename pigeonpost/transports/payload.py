@@ -1,25 +1,23 @@
-"""Samples in one JSON object, as every road but TCP carries them: the body of a push and of an MQTT message.
-
-Runs on: node (writing), server (reading).  Reached from: links/push, links/mqtt, links/announce (the seal).
-Hands on to: protocol.  Threads: none; nothing here reads a clock, a file or a socket.
-Errors: BadArgument, TooLong and NotUtf8, which name the sample and the key that were wrong.
+"""JSON body of a batch of samples, as HTTP push and MQTT carry it, and its signature; encoding and decoding, no I/O.
 
     {"node": "basement", "outbox": "<16 hex>", "epoch": "<16 hex>", "base": 150, "every": 10.0,
      "sensors": [{"name": "temperature", "unit": "°C"}], "gaps": [{"from": 1, "to": 8, "why": "overwritten"}],
      "samples": [{"seq": 9, "time": "...", "up": 48211903, "values": {"temperature": 23.4}}]}
 
-`node`, `outbox` and `epoch` have to be there. `base` is the running number, within the outbox, of the epoch's seq 0.
-Gaps and samples follow each other by their numbers without a hole. A body without either asks what is stored.
+`node`, `outbox` and `epoch` are required. `base` is the running number, within the outbox, of the epoch's seq 0. Gaps
+and samples follow each other by their numbers without a hole. A body without either asks what is stored.
+
+Errors: BadArgument, TooLong and NotUtf8, which name the sample and the key.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
 
 from pigeonpost.core.clock import parse_rfc3339
-from pigeonpost.core.errors import BadArgument, NotUtf8, TooLong, WireError
+from pigeonpost.core.errors import BadArgument, NotUtf8, TooLong
+from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
 from pigeonpost.core.strict_json import read_json, write_json
 from protocol import (
     BATCH_SAMPLES,
@@ -37,6 +35,8 @@ from protocol import (
 )
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from pigeonpost.server.node_status import NodeState
 
 PAYLOAD_BYTES = 1 << 20  # a body at most
@@ -52,7 +52,7 @@ Piece = Sequence[Sample] | Gap
 
 
 class BatchPayload(NamedTuple):
-    """A body, read. `pieces` are in the order of their numbers; `said` is all of it, for what one road adds."""
+    """A decoded body. `pieces` are in the order of their numbers; `said` is all of it, for what one transport adds."""
 
     node: str
     outbox: str
@@ -89,13 +89,13 @@ class BatchPayload(NamedTuple):
         except (KeyError, TypeError, ValueError, OverflowError):
             state.offset_ms = None
 
-    def batches(self, done: Callable[[str, int], Any], refused: Callable[[WireError], Any]) -> list[Batch]:
-        """What the intake takes, in its order; `done` and `refused` as in protocol.Batch."""
+    def batches(self) -> list[Batch]:
+        """The batches for the ingestor, in their order, without callbacks."""
         units = self.units
         return [
             Batch(
                 self.node, self.outbox, self.epoch, self.base, () if isinstance(piece, Gap) else piece,
-                piece if isinstance(piece, Gap) else None, units, done, refused,
+                piece if isinstance(piece, Gap) else None, units,
             )
             for piece in self.pieces
         ]  # fmt: skip
@@ -106,7 +106,7 @@ def write_body(
 ) -> bytes:
     """The body with these gaps and samples of one epoch.
 
-    head   what is the same in every body of this node: node, outbox, every, sensors; and what one road adds
+    head   what is the same in every body of this node: node, outbox, every, sensors; and what one transport adds
     base   the running number of the epoch's seq 0; None: not told
     gaps   as the link's GAP has them
     texts  samples as JSON (protocol.sample_text), oldest first
@@ -117,7 +117,7 @@ def write_body(
 
 
 def read_body(data: bytes | bytearray | memoryview) -> BatchPayload:
-    """What a stranger's bytes say, if they are a body; else BadArgument, NotUtf8 or TooLong says what is wrong."""
+    """Return the body in `data`, which is untrusted. Raises BadArgument, NotUtf8 or TooLong, with the fault."""
     if len(data) > PAYLOAD_BYTES:
         raise TooLong(f"a body is at most {PAYLOAD_BYTES} bytes long, not {len(data)}")
     try:
@@ -128,9 +128,9 @@ def read_body(data: bytes | bytearray | memoryview) -> BatchPayload:
         raise BadArgument("a body is a JSON object with node, outbox, epoch and samples")
     node, base = said.get("node"), said.get("base")
     if type(node) is not str or not NODE_NAME(node):
-        raise BadArgument(f"node is the node's name ({NODE_NAME_TAKES}), not {_shown(node)}")
+        raise BadArgument(f"node is the node's name ({NODE_NAME_TAKES}), not {_preview(node)}")
     if base is not None and (type(base) is not int or abs(base) > LARGEST_SEQ):
-        raise BadArgument(f"base is a whole number, not {_shown(base)}")
+        raise BadArgument(f"base is a whole number, not {_preview(base)}")
     every_s = _interval(said.get("every"))
     pieces = _in_order(_gaps(said.get("gaps", [])), _items(said.get("samples", [])))
     outbox, epoch, sensors = _hex_16(said, "outbox"), _hex_16(said, "epoch"), _sensors(said.get("sensors", []))
@@ -145,7 +145,7 @@ def _interval(value: Any) -> float | None:
 def _hex_16(said: Mapping[str, Any], key: str) -> str:
     value = said.get(key)
     if type(value) is not str or not HEX_16(value):
-        raise BadArgument(f"{key} is 16 hex digits (0-9, a-f), not {_shown(value)}")
+        raise BadArgument(f"{key} is 16 hex digits (0-9, a-f), not {_preview(value)}")
     return value
 
 
@@ -159,10 +159,10 @@ def _sensors(items: Any) -> list[dict[str, Any]]:
         if type(name) is not str or not SENSOR_NAME(name) or type(unit) is not str or not UNIT(unit):
             raise BadArgument(
                 'sensors is a list of {"name": ..., "unit": ...}, a unit up to 32 printable characters,'
-                f" not {_shown(item)}"
+                f" not {_preview(item)}"
             )
         more = {"simulated": True} if item.get("simulated") is True else {}
-        limits = {"limits": item["limits"]} if type(item.get("limits")) is dict else {}  # verdicts.py reads them
+        limits = {"limits": item["limits"]} if type(item.get("limits")) is dict else {}  # server.quality reads them
         sensors.append({"name": name, "unit": unit} | more | limits)
     return sensors
 
@@ -176,7 +176,7 @@ def _gaps(items: Any) -> list[Gap]:
         if not all(type(number) is int and 0 <= number <= LARGEST_SEQ for number in numbers):
             numbers = [0]
         if numbers[0] < 1 or numbers[1] < numbers[0] - 1:
-            raise BadArgument(f'a gap is {{"from": first seq, "to": last seq, "why": text}}, not {_shown(item)}')
+            raise BadArgument(f'a gap is {{"from": first seq, "to": last seq, "why": text}}, not {_preview(item)}')
         gaps.append(Gap(numbers[0], numbers[1], numbers[2], str(item.get("why", ""))[:_LONGEST_WHY]))
     return gaps
 
@@ -207,7 +207,7 @@ def _in_order(gaps: Sequence[Gap], items: Sequence[Any]) -> list[Piece]:
 
 
 def _runs(items: Sequence[Any], expected: int) -> list[Piece]:
-    """`items` as samples in runs of the length that the intake likes, the first of them numbered `expected`."""
+    """`items` as samples in runs of the length of a batch, the first of them numbered `expected`."""
     runs: list[Piece] = []
     for start in range(0, len(items), BATCH_SAMPLES):
         run = read_samples(list(items[start : start + BATCH_SAMPLES]))
@@ -219,12 +219,9 @@ def _runs(items: Sequence[Any], expected: int) -> list[Piece]:
     return runs
 
 
-def _shown(value: Any) -> str:
+def _preview(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-# -------------------------------------------------------------------------------------------------------- the seal
 
 
 def sign(body: bytes, mac: str) -> bytes:
@@ -235,7 +232,7 @@ def sign(body: bytes, mac: str) -> bytes:
 def split_signature(data: bytes) -> tuple[str, bytes]:
     """The mac that `data` begins with (empty when it begins with none), and the body that it was made for.
 
-    The mac speaks of bytes, not of what they mean; so it stands in one place and in one form, as `sealed` writes it.
+    The mac is that of bytes, not of their meaning; so it is in one place and in one form, as `sign` writes it.
     """
     found = _SEAL(data)
     return (found[1].decode(), b"{" + data[found.end() :]) if found else ("", data)

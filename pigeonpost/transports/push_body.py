@@ -1,7 +1,4 @@
-"""Limits of the HTTP push transport.
-
-Runs on: node and server.
-"""
+"""Limits of the HTTP push transport."""
 
 from __future__ import annotations
 

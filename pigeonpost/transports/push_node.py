@@ -1,6 +1,8 @@
 """HTTP push transport, node side: sends what the outbox holds to one server.
 
-Runs on: node.
+One thread. http.client, and with it ssl for https, is imported when the transport is made.
+Errors: a server that cannot be reached is tried again after 1 s, doubling to 60 s; one that rejects the token or the
+samples is tried more rarely, and the log says why.
 """
 
 from __future__ import annotations
@@ -9,25 +11,28 @@ import logging
 import random
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pigeonpost.core.clock import Clock, parse_rfc3339, rfc3339
 from pigeonpost.core.config import Settings
 from pigeonpost.core.errors import SettingsError
-from pigeonpost.core.http_client import LONGEST_RETRY_S, Client, Refused
+from pigeonpost.core.light_typing import TYPE_CHECKING
 from pigeonpost.node.node_info import NodeInfo
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.send_cursor import OutgoingBatch, OutgoingGap, SendCursor
 from pigeonpost.transports.contract import Transport
 from pigeonpost.transports.payload import PAYLOAD_BYTES, write_body
 from pigeonpost.transports.push_body import MOST_EPOCHS
+from pigeonpost.transports.push_node_client import LONGEST_RETRY_S, PushClient, RequestRefused
 from protocol import is_count
+
+if TYPE_CHECKING:
+    from typing import Any
 
 log = logging.getLogger(__name__)
 
 POLL_S = 15.0  # a node that had nothing to bring for so long asks how things are
 
-POLL_OFF_S = 4.0  # and one that is off, so that whoever switches it on sees that it is
+POLL_OFF_S = 4.0  # and one that is off, so that a user who switches it on soon sees that it is
 
 RETRY_S = 1.0
 
@@ -35,16 +40,16 @@ _ASKED_SINGLY = 8  # epochs: for more of them one request asks about many
 
 
 class PushNodeTransport(Transport):
-    """Brings what the outbox holds to one server, and goes on bringing what is taken."""
+    """Sends what the outbox holds to one server, and then each new sample."""
 
     def __init__(self, settings: Settings, info: NodeInfo, outbox: Outbox, clock: Clock) -> None:
         """Raises SettingsError for a node without a token."""
         if info.key is None:
             raise SettingsError(
-                "[push] to needs this node's token, by which the server knows it. On the server `control.py get_token"
+                "[push] to needs this node's token, by which the server knows it. On the server `control.py get-token"
                 f" {info.name}` tells it; here it is PIGEONPOST_NODE_TOKEN, or [node] token"
             )
-        self._client = Client(settings["push", "to"], settings["push", "certificate"], info.key.shown())
+        self._client = PushClient(settings["push", "to"], settings["push", "certificate"], info.key.plain_token())
         self._info, self._outbox, self._clock = info, outbox, clock
         self._stream = SendCursor(outbox, clock, PAYLOAD_BYTES // 2)
         self._woken = threading.Event()
@@ -75,12 +80,12 @@ class PushNodeTransport(Transport):
             wait_s, self._came_through = 0.0, False
             try:
                 self._bring()
-            except Refused as error:
+            except RequestRefused as error:
                 self._lost(str(error))
                 wait_s = error.wait_s
-            except self._client.errors as error:
+            except (OSError, ValueError) as error:  # HttpError is an OSError
                 self._lost(getattr(error, "strerror", None) or str(error) or type(error).__name__)
-            self._client.cut()
+            self._client.close()
             retry_s = RETRY_S if self._came_through else retry_s
             self._stopping.wait(max(wait_s, retry_s) * random.uniform(0.75, 1.25))
             retry_s = min(2 * retry_s, LONGEST_RETRY_S)
@@ -118,13 +123,11 @@ class PushNodeTransport(Transport):
             told = self._ask_have(asked)
             marks = told.get("epochs", {}) if step > 1 else {asked[0]: [told.get("have"), told.get("up")]}
             for epoch in asked:
-                seq, up_ms = marks.get(epoch, (0, None))
-                if not is_count(seq):
-                    raise Refused(f"says that it has {seq!r:.40} of epoch {epoch}", rarely=True)
+                seq, up_ms = _mark_of(epoch, marks)
                 have[epoch] = seq
                 self._look_for_a_fork(epoch, seq, up_ms)
             number = told["id"] if is_count(told.get("id")) else None
-            self._note_time(told)
+            self._record_time(told)
         self._stream.begin(number, have)
 
     def _ask_have(self, epochs: Sequence[str]) -> dict[str, Any]:
@@ -143,7 +146,7 @@ class PushNodeTransport(Transport):
                 " there on this node's samples are those of epoch %s", self._client.place, seq, epoch, new,
             )  # fmt: skip
 
-    def _note_time(self, told: Mapping[str, Any]) -> None:
+    def _record_time(self, told: Mapping[str, Any]) -> None:
         if told.get("clock") == "set":
             try:
                 self._stream.offset_ms = parse_rfc3339(told["time"]) - self._clock.up_ms()
@@ -155,7 +158,7 @@ class PushNodeTransport(Transport):
         epoch = self._outbox.epoch
         told = self._ask_have([epoch])
         if told.get("have") != self._stream.sent.get(epoch, 0):
-            raise Refused("has not what it had before; asking anew what is due", rarely=False)
+            raise RequestRefused("has not what it had before; asking anew what is due", rarely=False)
         self._obey(told)
 
     # ------------------------------------------------------------------------------------------------- samples
@@ -181,9 +184,11 @@ class PushNodeTransport(Transport):
             "POST", "/api/v1/samples", write_body(head, piece.epoch, piece.number - piece.first, gaps, texts)
         )
         if told.get("ack") != last:
-            raise Refused(f"acknowledges {told.get('ack')!r:.40} of epoch {piece.epoch}, not {last}", rarely=False)
+            raise RequestRefused(
+                f"acknowledges {told.get('ack')!r:.40} of epoch {piece.epoch}, not {last}", rarely=False
+            )
         self._came_through = True
-        self._stream.note_ack(piece.epoch, last)
+        self._stream.record_ack(piece.epoch, last)
         if isinstance(piece, OutgoingBatch):
             self._info.last_sent_ms = piece.last_ms
         self._obey(told)
@@ -196,3 +201,12 @@ class PushNodeTransport(Transport):
                 log.info("%s: sampling %s", self._client.place, "on" if on else "off")
                 self._info.switch(on)
             self._ask_have([self._outbox.epoch])
+
+
+def _mark_of(epoch: str, marks: object) -> tuple[int, object]:
+    """Up to which sample the server has an epoch, and when that was taken. Raises RequestRefused for anything else."""
+    mark = marks.get(epoch, [0, None]) if isinstance(marks, dict) else marks
+    if isinstance(mark, list) and len(mark) == 2 and is_count(mark[0]):
+        return mark[0], mark[1]
+    found = mark[0] if isinstance(mark, list) and mark else mark
+    raise RequestRefused(f"says that it has {found!r:.40} of epoch {epoch}", rarely=True)

@@ -1,17 +1,13 @@
-"""The road by HTTP: a node behind a router, which no server can reach, brings its samples to the server itself.
+"""HTTP push transport, server side: endpoints to which nodes post their samples.
 
-Runs on: node (NodeEnd), server (ServerEnd).  Reached from: node.py, server.py; webui, which brings the requests.
-Hands on to: stream, which knows what comes next, and parcels, which is how it is written (node); intake (server).
-Threads: NodeEnd has one. ServerEnd has none: it answers in those of the web server, one a connection.
-Errors: on the server each request has its answer. On the node a server that is away is tried again after 1 s, doubling
-  to 60 s; one that refuses the token, or what it was sent, is tried on slowly, and the log says why.
+For a node behind a router, to which no server can connect.
 
     GET  /api/v1/samples/resume?node=basement&epoch=8d1f03a2c4b5e697   ->  {"have": 150, ...}
     POST /api/v1/samples  {"node": "basement", "outbox": ..., "epoch": ..., "gaps": [], "samples": [...]}
                                                                        ->  {"ack": 170}
 
-Both with `Authorization: Bearer <the node's token>`. docs/protocol.md has the rest. What only one end needs, and is
-large, that end imports when it is made.
+Both with `Authorization: Bearer <the node's token>`; docs/protocol.md has the rest. Runs in the threads of the web
+server. Errors: each request gets its response.
 """
 
 from __future__ import annotations
@@ -29,7 +25,7 @@ from pigeonpost.server.commit_waiter import CommitWaiter
 from pigeonpost.transports.contract import Transport
 from pigeonpost.transports.payload import PAYLOAD_BYTES, BatchPayload, read_body
 from pigeonpost.transports.push_body import MOST_EPOCHS
-from protocol import HEX_16, Batch
+from protocol import HEX_16
 
 if TYPE_CHECKING:
     from pigeonpost.server.node_status import NodeState
@@ -41,11 +37,8 @@ STORE_S = 10.0  # for making a body durable; a node waits longer
 _BUSY_S = 5  # after which a node may try again when nothing can be stored
 
 
-# ------------------------------------------------------------------------------------------------------- the server
-
-
 class _Body:
-    """Takes the body of a node that has shown its token."""
+    """Receives the body of a node whose token was checked."""
 
     def __init__(self, end: PushServerTransport, node: str) -> None:
         self._end = end
@@ -88,12 +81,12 @@ class PushServerTransport(Transport):
         raise AssertionError("a body is taken by its receiver")
 
     def _node_of(self, request: Request) -> str:
-        """The node whose token a request brings; Refusal 401."""
+        """Return the node whose token a request has. Raises HTTPError 401."""
         kind, _, token = request.headers.get("authorization", "").partition(" ")
         node = self._context.tokens.node_of(token.strip()) if kind.lower() == "bearer" else None
         if node is None:
             said = "That is no node's token here" if kind else "A node shows its token: Authorization: Bearer TOKEN"
-            text = f"{said}. On the server, `control.py get_token NODE` tells it."
+            text = f"{said}. On the server, `control.py get-token NODE` tells it."
             raise HTTPError(401, text, "token", {"WWW-Authenticate": "Bearer"})
         return node
 
@@ -110,7 +103,7 @@ class PushServerTransport(Transport):
         except WireError as error:
             raise HTTPError(413 if isinstance(error, TooLong) else 400, f"{error}.", error.code) from None
         self._check_name(batch_payload.node, node)
-        self._note_parcel(batch_payload)
+        self._record_payload(batch_payload)
         if not batch_payload.pieces:
             return self._answer(200, {"ack": self._have(batch_payload), **self._order(node)})
         try:
@@ -125,28 +118,12 @@ class PushServerTransport(Transport):
         return self._answer(200, {"ack": batch_payload.last, **self._order(node)})
 
     def _store(self, batch_payload: BatchPayload) -> bool:
-        """Whether all of it was stored in time; else none of it is waiting to be stored any more.
+        """Make all of it durable. Returns False if it was not stored in time; then none of it waits any more.
 
-        Raises WireError when it is refused: samples are missing before it.
+        Raises WireError when it is rejected: samples are missing before it.
         """
-        waiter, ingestor, clock = CommitWaiter(batch_payload.last), self._context.ingestor, self._context.clock
-        give_up_s = clock.monotonic() + STORE_S
-        taken: list[Batch] = []
-        for batch in batch_payload.batches(waiter.done, waiter.refused):
-            if not ingestor.accept(batch, urgent=True, limit_s=max(0.0, give_up_s - clock.monotonic())):
-                break
-            taken.append(batch)
-        else:
-            while not waiter.wait(max(0.0, give_up_s - clock.monotonic())):
-                # What is being stored just now cannot be withdrawn: that ends soon, one way or the other.
-                withdrawn = [ingestor.withdraw(batch) for batch in reversed(taken)]
-                if any(withdrawn) or clock.monotonic() > give_up_s + 2 * STORE_S:
-                    return False
-                waiter.wait(0.1)
-            return True
-        for batch in reversed(taken):
-            ingestor.withdraw(batch)
-        return False
+        waiter = CommitWaiter(self._context.ingestor, self._context.clock)
+        return waiter.store(batch_payload.batches(), STORE_S, overtime_s=2 * STORE_S)
 
     def _hole(self, batch_payload: BatchPayload, error: WireError) -> Response:
         """409: samples are missing before these. It says which one comes next."""
@@ -155,7 +132,7 @@ class PushServerTransport(Transport):
         })  # fmt: skip
 
     def _have(self, batch_payload: BatchPayload) -> int:
-        """The highest seq stored of a parcel's epoch."""
+        """Return the highest seq stored of a body's epoch."""
         marks = self._context.ingestor.marks(batch_payload.node, batch_payload.outbox, [batch_payload.epoch])[1]
         return marks[batch_payload.epoch][0] if batch_payload.epoch in marks else 0
 
@@ -171,7 +148,7 @@ class PushServerTransport(Transport):
         outbox = query.get("outbox", "0" * 16)
         if not HEX_16(outbox):
             raise HTTPError(400, "outbox is 16 hex digits (0-9, a-f).", "outbox")
-        self._note(node, {"true": True, "false": False}.get(query.get("on", "")))
+        self._record(node, {"true": True, "false": False}.get(query.get("on", "")))
         top, marks = self._context.ingestor.marks(node, outbox, epochs)
         have, up_ms = marks.get(epochs[-1], (0, None))
         clock = self._context.clock
@@ -185,7 +162,7 @@ class PushServerTransport(Transport):
 
     # --------------------------------------------------------------------------------------------- who calls
 
-    def _note(self, node: str, on: object) -> NodeState:
+    def _record(self, node: str, on: object) -> NodeState:
         """The node has called; what the pages show of it."""
         try:
             state = self._context.unnumbered_sources.caller(node)
@@ -199,13 +176,15 @@ class PushServerTransport(Transport):
         if type(on) is bool:
             state.on = on
         try:
-            self._commands.note(node, on)
+            self._commands.record(node, on)
         except DiskError as error:
             log.warning("%s: an order that was carried out is not struck out: %s", node, error)
         return state
 
-    def _note_parcel(self, batch_payload: BatchPayload) -> None:
-        batch_payload.tell(self._note(batch_payload.node, batch_payload.said.get("on")), self._context.clock.wall_ms())
+    def _record_payload(self, batch_payload: BatchPayload) -> None:
+        batch_payload.tell(
+            self._record(batch_payload.node, batch_payload.said.get("on")), self._context.clock.wall_ms()
+        )
 
     def _order(self, node: str) -> dict[str, bool]:
         on = self._commands.of(node)
@@ -214,6 +193,3 @@ class PushServerTransport(Transport):
     def _answer(self, status: int, told: Mapping[str, Any]) -> Response:
         headers = {"Cache-Control": "no-store"}
         return Response(write_json(told).encode() + b"\n", JSON, status, headers)
-
-
-# --------------------------------------------------------------------------------------------------------- the node

@@ -6,7 +6,9 @@ Each function imports its module when it is called: what is switched off costs n
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+
+from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
+from pigeonpost.transports.contract import SilentTransport
 
 if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
@@ -33,6 +35,8 @@ class ServerTransportEntry(NamedTuple):
 
 
 def _discovery_node(settings: Settings, info: NodeInfo, outbox: Outbox, clock: Clock) -> Transport:
+    if info.key is None:  # a node without a token answers its own machine only; the module would cost it 0.2 MiB
+        return SilentTransport()
     from pigeonpost.transports import discovery_node
 
     return discovery_node.make_node_end(settings, info, outbox, clock)

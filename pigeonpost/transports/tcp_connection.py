@@ -1,21 +1,18 @@
-"""A socket as lines, and one session's talk over it: bytes are moved and time is kept, whatever is said.
+"""Line-based connection over a socket, and the loop that runs one link session on it.
 
-Runs on: node and server.  Reached from: links/tcp.  Hands on to: the session, which says what is next.
-Threads: a wire belongs to the thread that serves its connection, which alone reads and writes it; any other may `wake`
-  it. Its lock stands where it is made.
+A connection belongs to the thread that serves it, which alone reads and writes it; any other may call `wake`.
 Errors: OSError when the connection breaks; TooLong for a line over the limit.
 """
 
 from __future__ import annotations
 
-import os
 import select
 import socket
-import threading
 from collections.abc import Callable
 
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import TooLong, WireError
+from pigeonpost.core.wake_pipe import WakePipe
 from pigeonpost.transports.tcp_session import LinkSession
 from protocol import LINE_BYTES
 
@@ -26,7 +23,7 @@ STUCK_BYTES = 64 * LINE_BYTES  # unsent: the peer does not read, and keeps askin
 
 
 class LineConnection:
-    """A socket as whole lines in and bytes out, that never blocks but in `wait`."""
+    """A socket: whole lines in, bytes out. Only `wait` blocks."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -35,14 +32,11 @@ class LineConnection:
         self._sock = sock
         self._unsent = bytearray()
         self._part = b""  # of a line that has not ended
-        self._woken, self._waker = os.pipe()
-        os.set_blocking(self._woken, False)
-        os.set_blocking(self._waker, False)
-        # Guards the pipe against being closed, and its number reused, while another thread wakes; held for one write.
-        self._lock = threading.Lock()
-        self._closed = False
+        self._wake_pipe = WakePipe()
+        self._wake_fd = self._wake_pipe.fileno()
+        self.wake = self._wake_pipe.wake  # makes `wait` return; from any thread, at any time
         self._poll = select.poll()
-        self._poll.register(self._woken, select.POLLIN)
+        self._poll.register(self._wake_fd, select.POLLIN)
         self._poll.register(sock, select.POLLIN)
         self._polls_for_room = False
 
@@ -72,8 +66,8 @@ class LineConnection:
             self._poll.modify(self._sock, select.POLLIN | (select.POLLOUT if self._unsent else 0))
         lines: list[bytes] = []
         for fd, events in self._poll.poll(max(0.0, seconds) * 1000 + 1):
-            if fd == self._woken:
-                os.read(self._woken, 4096)
+            if fd == self._wake_fd:
+                self._wake_pipe.drain()
                 continue
             if events & select.POLLOUT:
                 self.send(b"")
@@ -93,23 +87,9 @@ class LineConnection:
             raise TooLong(f"a line is at most {LINE_BYTES} bytes long, its end included")
         return lines
 
-    def wake(self) -> None:
-        """Make `wait` return; from any thread, at any time."""
-        with self._lock:
-            if not self._closed:
-                try:
-                    os.write(self._waker, b"\0")
-                except BlockingIOError:
-                    pass  # woken 65,536 times already
-
     def close(self) -> None:
         """Close it; closing twice is fine."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            os.close(self._woken)
-            os.close(self._waker)
+        self._wake_pipe.close()
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:

@@ -1,27 +1,34 @@
 """TCP transport, node side: listens, and serves one session per connection.
 
-Runs on: node.
+On TCP the node listens and the server connects; the protocol is lines of text that a person can type with nc. One
+thread accepts, and one serves each connection. `_lock` guards who is connected, who collects, and the failed proofs of
+each host; it is held for lookups and changes only.
+Errors: those of one connection end that connection.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import select
 import socket
 import socketserver
 import threading
 from collections.abc import Callable
-from typing import Any
 
 from pigeonpost.core.addresses import is_loopback, join_address
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import SettingsError, TooMany
+from pigeonpost.core.light_typing import TYPE_CHECKING
 from pigeonpost.node.node_info import NodeInfo
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.transports.contract import Transport
 from pigeonpost.transports.tcp_connection import LineConnection, run_session
 from pigeonpost.transports.tcp_node_session import NodeSession
 from protocol import error_line
+
+if TYPE_CHECKING:
+    from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +38,13 @@ MOST_OF_A_HOST = 16  # and of these from one address other than its own
 
 
 class _Connection:
-    """What NodeEnd keeps of a connection that it serves."""
+    """State of one connection that is served."""
 
     def __init__(self, host: str, wire: LineConnection) -> None:
         self.host = host
         self.wire = wire
         self.thread = threading.current_thread()
-        self.seated = False  # it has collected, so whoever sits in its place came later
+        self.seated = False  # it has been the active collector; one in its place came later
 
 
 class TcpNodeTransport(Transport):
@@ -78,7 +85,7 @@ class TcpNodeTransport(Transport):
                 " does another node run here? --listen HOST:PORT chooses another address"
             ) from error
         self._info.address = self.address
-        threading.Thread(target=self._server.serve_forever, args=(0.1,), name="listen", daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, name="listen", daemon=True).start()
 
     def stop(self, limit_s: float) -> str | None:
         self._stopping.set()
@@ -167,11 +174,30 @@ class _Listener(socketserver.ThreadingTCPServer):
     block_on_close = False
     allow_reuse_address = True
     request_queue_size = 64
+    timeout = 0  # of `handle_request`, which is called when there is one
 
     def __init__(self, address: tuple[str, int], serve: Callable[[socket.socket, Any], None]) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self._serve = serve
+        self._stop, self._stopped = socket.socketpair()
+        self._has_ended = threading.Event()
         super().__init__(address, socketserver.BaseRequestHandler)
+
+    def serve_forever(self, poll_interval: float = 0.0) -> None:
+        """Serve until `shutdown`: as the library does, but it wakes up every now and then to look for that."""
+        stopped = self._stopped.fileno()
+        while stopped not in select.select([self.fileno(), stopped], [], [])[0]:
+            self.handle_request()
+        self._has_ended.set()
+
+    def shutdown(self) -> None:
+        self._stop.close()  # which the other end of the pair can read
+        self._has_ended.wait()
+
+    def server_close(self) -> None:
+        super().server_close()
+        self._stop.close()
+        self._stopped.close()
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         self._serve(request, client_address)

@@ -1,8 +1,7 @@
-"""The node's end of a link: what it answers, and what it sends next. docs/protocol.md tells the same in words.
+"""The node's end of a TCP session: answers to the server's lines, and the samples to send next.
 
-Runs on: node.  Reached from: links/tcp.  Hands on to: outbox (reading, forks), the switch that it is handed.
-Threads: belongs to the thread that serves the connection; what is shared among sessions stands in NodeInfo.
-Errors: as session.
+docs/protocol.md describes the same in prose. A session belongs to the thread that serves its connection; what sessions
+share is in NodeInfo. Errors: as in tcp_session.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from typing import Any, ClassVar
 
 from pigeonpost.auth.key import Key
 from pigeonpost.core.clock import Clock, parse_rfc3339, rfc3339
 from pigeonpost.core.errors import AuthFailed, BadAck, BadArgument, Protected, Unexpected, UnknownWord, WrongVersion
+from pigeonpost.core.light_typing import TYPE_CHECKING
 from pigeonpost.node.node_info import NodeInfo
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.send_cursor import OutgoingBatch, SendCursor
@@ -29,6 +28,9 @@ from protocol import (
     Message,
     is_count,
 )
+
+if TYPE_CHECKING:
+    from typing import Any, ClassVar
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +97,7 @@ class NodeSession(LinkSession):
         server = hello.get("server")
         if not isinstance(server, str) or not NODE_NAME(server):
             raise BadArgument("HELLO without the server's name")
-        self._note_time(hello)
+        self._record_time(hello)
         info, outbox = self._info, self._outbox
         answer = {
             "link": VERSION, "node": info.name, "outbox": outbox.ring.identity,
@@ -107,7 +109,7 @@ class NodeSession(LinkSession):
         everything = outbox.held()
         self._listed = {entry[0] for entry in everything}
         for held, more in parts(everything):
-            self._say("HELLO" if answer else "HELD", {**answer, "held": held, **more})
+            self._queue_message("HELLO" if answer else "HELD", {**answer, "held": held, **more})
             answer = {}
 
     def _prove(self, key: Key, server: str, nonce: Any) -> dict[str, str]:
@@ -117,7 +119,7 @@ class NodeSession(LinkSession):
         mac = key.sign("node", server, self._info.name, self._outbox.ring.identity, self._nonces)
         return {"nonce": self._nonces[1], "mac": mac}
 
-    def _note_time(self, hello: dict[str, Any]) -> None:
+    def _record_time(self, hello: dict[str, Any]) -> None:
         if hello.get("clock") == "set":
             try:
                 self._stream.offset_ms = parse_rfc3339(hello["time"]) - self.clock.up_ms()
@@ -162,7 +164,7 @@ class NodeSession(LinkSession):
             "%s: %s has another sample %d of epoch %s than this node: another live copy of this card sent it."
             " From there on this node's samples are those of epoch %s", self.peer, self._server, seq, epoch, new,
         )  # fmt: skip
-        self._say("HELD", {"held": [entry for entry in self._outbox.held() if entry[0] == new]})
+        self._queue_message("HELD", {"held": [entry for entry in self._outbox.held() if entry[0] == new]})
         return seq
 
     # ------------------------------------------------------------------------------------------ commands
@@ -171,7 +173,7 @@ class NodeSession(LinkSession):
         runs = self._outbox.ring.runs  # looked at before: what is taken as soon as it is on is sent
         self._info.switch(on)
         log.info("%s: sampling %s", self.peer, "on" if on else "off")
-        self._say("SENDBACK", on)
+        self._queue_message("SENDBACK", on)
         if not self._server and not self._live and on:  # a plain session: what is taken from now on
             self._live = True
             self._stream.begin_now(runs)
@@ -180,7 +182,7 @@ class NodeSession(LinkSession):
         sent_ms = self._info.last_sent_ms
         at = time.strftime("%H:%M:%S", time.localtime(sent_ms / 1000)) if sent_ms is not None else None
         now = rfc3339(self.clock.wall_ms())
-        self._say("STATUS", self._outbox.on, at, {"time": now, **self._info.details()})
+        self._queue_message("STATUS", self._outbox.on, at, {"time": now, **self._info.details()})
 
     def _on_ack(self, epoch: str, seq: int) -> None:
         if not self._collecting:
@@ -188,7 +190,7 @@ class NodeSession(LinkSession):
         sent = self._stream.sent.get(epoch, 0)
         if seq > sent:
             raise BadAck(f"epoch {epoch} was sent up to {sent}, not {seq}")
-        self._stream.note_ack(epoch, seq)
+        self._stream.record_ack(epoch, seq)
 
     # ----------------------------------------------------------------------------------------- streaming
 
@@ -198,14 +200,14 @@ class NodeSession(LinkSession):
             return False
         piece = self._stream.next()
         if isinstance(piece, OutgoingBatch):
-            self._say("SENSORS", piece.epoch, piece.texts)
+            self._queue_message("SENSORS", piece.epoch, piece.texts)
             self._info.last_sent_ms = piece.last_ms
             if not self._collecting:  # nobody acknowledges in a plain session
-                self._stream.note_ack(piece.epoch, self._stream.sent[piece.epoch])
+                self._stream.record_ack(piece.epoch, self._stream.sent[piece.epoch])
         elif piece is not None:
             log.warning("%s: samples %d to %d of epoch %s are %s", self.peer, *piece[1:3], piece.epoch, piece.why)
             more = {"before": piece.before} if piece.before else {}
-            self._say("GAP", piece.epoch, {"from": piece.first, "to": piece.last, "why": piece.why, **more})
+            self._queue_message("GAP", piece.epoch, {"from": piece.first, "to": piece.last, "why": piece.why, **more})
         return piece is not None
 
     _HANDLERS: ClassVar[dict[str, Callable[..., None]]] = {

@@ -1,11 +1,8 @@
-"""The road over TCP: the node listens, the server connects; lines of text that a person can type with nc.
+"""TCP transport, server side: connects to one node and collects from it.
 
-Runs on: node (NodeEnd), server (ServerEnd).  Reached from: node.py, server.py.
-Hands on to: wire, which moves the bytes; session_node and session_server, which know what is said.
-Threads: NodeEnd has one that accepts and one for each connection; ServerEnd has one for its node. A connection
-  belongs to its thread, which alone reads and writes it; any other may `wake` it.  Locks stand where they are made,
-  with what they guard.
-Errors: of a connection: it is closed, and the server tries again after 1 s, doubling to 60 s.
+One thread for each node; the connection belongs to it, and any other thread may `wake` it. `_lock` guards the present
+connection and the address to try next; `_asking` is held until the answer to one question has come, or has not.
+Errors: a connection that breaks or is refused is tried again after 1 s, doubling to 60 s.
 """
 
 from __future__ import annotations
@@ -32,11 +29,6 @@ log = logging.getLogger(__name__)
 CONNECT_S = 10.0
 RETRY_S, LONGEST_RETRY_S = 1.0, 60.0
 
-# --------------------------------------------------------------------------------------------------------- the node
-
-
-# ------------------------------------------------------------------------------------------------------- the server
-
 
 class TcpServerTransport(Transport):
     """Connects to one node, collects from it, and tries again whenever that ends."""
@@ -52,9 +44,9 @@ class TcpServerTransport(Transport):
     ) -> None:
         """
         address   of the node
-        expected  the node's name; empty: whoever answers there
+        expected  the node's name; empty: any node
         server    this server's name
-        ledger    the intake
+        ledger    the Ingestor
         keys      of nodes that have a token, by name; looked up at every connection
         """
         from pigeonpost.server.node_status import NodeState
@@ -115,7 +107,7 @@ class TcpServerTransport(Transport):
             if self._current:
                 self._current[0].wake()
 
-    def ask(self, word: str, *args: Any, limit_s: float = 5.0) -> bool:
+    def ask(self, word: str, *args: bool, limit_s: float = 5.0) -> bool:
         """Say SEND or CHECK to the node; whether it answered within `limit_s` seconds (`state` then has the answer)."""
         with self._asking:
             # A CHECK may be under way already: its STATUS is no answer to SEND.
@@ -166,7 +158,7 @@ class TcpServerTransport(Transport):
 
     def _collect(self, wire: LineConnection) -> bool:
         session = self._session(
-            self._server, self._ledger, self._keys, self.state, self._clock, wire.wake, self._note_answer
+            self._server, self._ledger, self._keys, self.state, self._clock, wire.wake, self._record_answer
         )
         with self._lock:
             self._current = wire, session
@@ -177,7 +169,7 @@ class TcpServerTransport(Transport):
             self._lost(session.fault or error.strerror or str(error))
         return session.collecting
 
-    def _note_answer(self, *answer: Any) -> None:
+    def _record_answer(self, *answer: Any) -> None:
         if answer == self._awaited:
             self._answered.set()
 

@@ -1,9 +1,7 @@
-"""The server's end of a link: opens a collecting session, hands samples to the intake, acknowledges what is durable.
+"""The server's end of a TCP session: opens it, passes samples to the Ingestor, acknowledges what is durable.
 
-Runs on: server.  Reached from: links/tcp.  Hands on to: the intake, which it is given as `ledger`.
-Threads: belongs to the thread that serves the connection. `committed`, `refused` and `ask` may be called from any
-  other: each appends to a deque, which `take_output` empties in the owner's thread.
-Errors: as session.
+A session belongs to the thread that serves its connection. `committed`, `refused` and `ask` may be called from any
+thread: each appends to a deque, which `take_output` empties in the owner's thread. Errors: as in tcp_session.
 """
 
 from __future__ import annotations
@@ -46,7 +44,7 @@ Marks = tuple[int, Mapping[str, tuple[int, int | None]]]
 
 
 class IngestProtocol(Protocol):
-    """What a session needs of the intake."""
+    """What a session needs of the Ingestor."""
 
     identity: str
 
@@ -54,8 +52,8 @@ class IngestProtocol(Protocol):
         """What is durably stored: the highest running number of `outbox` (0: none), and of each of `epochs` that is
         known its highest seq with that sample's `up` (None where a gap ended there)."""
 
-    def accept(self, batch: Batch) -> object:
-        """Take a batch; may wait while there is too much to store. Answers through batch.done or batch.refused."""
+    def submit(self, batch: Batch) -> object:
+        """Take a batch; may wait while too much is uncommitted. Answers by batch.on_committed or batch.on_rejected."""
 
 
 class ServerSession(LinkSession):
@@ -103,7 +101,7 @@ class ServerSession(LinkSession):
             "time": rfc3339(self._began_ms),
             "clock": "set" if clock.is_set() else "unset",
         }
-        self._say("HELLO", hello | ({"nonce": self._nonce} if self._nonce else {}))
+        self._queue_message("HELLO", hello | ({"nonce": self._nonce} if self._nonce else {}))
 
     # ------------------------------------------------------------------------------------ from any thread
 
@@ -112,7 +110,7 @@ class ServerSession(LinkSession):
         self._leave(self._acks.__setitem__, epoch, seq)
 
     def refused(self, error: WireError) -> None:
-        """The intake would not have a batch: the node is told, and the connection closed."""
+        """A batch was rejected: an ERROR is sent to the node with the next output, and the connection is closed."""
         self._leave(self.refuse, error)
 
     def ask(self, word: str, *args: Any) -> None:
@@ -138,7 +136,7 @@ class ServerSession(LinkSession):
         if self._acks:
             acks, self._acks = self._acks, {}
             for epoch, seq in acks.items():
-                self._say("ACK", epoch, seq)
+                self._queue_message("ACK", epoch, seq)
         return super().take_output()
 
     def tick(self) -> float:
@@ -173,7 +171,7 @@ class ServerSession(LinkSession):
     def _ask(self, word: str, *args: Any) -> None:
         if word == "CHECK":
             self._checked_s = self.clock.monotonic()
-        self._say(word, *args)
+        self._queue_message(word, *args)
 
     def _take(self, message: Message) -> None:
         handler = self._HANDLERS.get(message.word)
@@ -198,16 +196,16 @@ class ServerSession(LinkSession):
         state = self._state
         self.peer = f"{state.address} {name}"
         self._prove(name, outbox, hello)  # before any of it is believed
-        self._note_sensors(hello.get("sensors"))
+        self._record_sensors(hello.get("sensors"))
         every = hello.get("every")
         state.name = name
         state.every_s = float(every) if isinstance(every, int | float) and 0 < every < 1e9 else None
         state.round_trip_ms = (self.clock.monotonic() - self._began_s) * 1000
-        self._note_offset(hello.get("time"), self._began_ms)
+        self._record_offset(hello.get("time"), self._began_ms)
         self._hello = hello
         self._on_held(hello)
 
-    def _note_sensors(self, sensors: Any) -> None:
+    def _record_sensors(self, sensors: Any) -> None:
         try:
             self._units = {sensor["name"]: sensor.get("unit", "") for sensor in sensors}
             right = all(SENSOR_NAME(name) and UNIT(unit) for name, unit in self._units.items())
@@ -219,7 +217,7 @@ class ServerSession(LinkSession):
             )
         self._state.sensors = sensors
 
-    def _note_offset(self, time: Any, asked_ms: int) -> None:
+    def _record_offset(self, time: Any, asked_ms: int) -> None:
         try:
             self._state.offset_ms = parse_rfc3339(time) - (asked_ms + self.clock.wall_ms()) // 2
         except (TypeError, ValueError):
@@ -234,7 +232,7 @@ class ServerSession(LinkSession):
         names, nonces = (self._server, name, outbox), (self._nonce, str(nonce))
         if not key.proves(hello.get("mac"), "node", *names, nonces):
             raise AuthFailed(f"node {name} does not know the token that this server has for it")
-        self._say("AUTH", {"mac": key.sign("server", *names, nonces)})
+        self._queue_message("AUTH", {"mac": key.sign("server", *names, nonces)})
 
     def _on_held(self, held: Mapping[str, Any]) -> None:
         if not self._hello:
@@ -258,7 +256,7 @@ class ServerSession(LinkSession):
         self._next = {epoch: seq + 1 for epoch, (seq, _) in marks.items()}
         first = {"id": top}
         for part, more in parts([(epoch, list(mark)) for epoch, mark in marks.items()]):
-            self._say("RESUME", {**first, **dict(part), **more})
+            self._queue_message("RESUME", {**first, **dict(part), **more})
             first = {}
         self.collecting = True
         self._state.connected, self._state.fault = True, ""
@@ -270,7 +268,7 @@ class ServerSession(LinkSession):
 
     def _on_sensors(self, epoch: str, samples: list[Sample]) -> None:
         self._expect(epoch, samples[0].seq)
-        # Lines that came together go to the intake together: with one sample a line that is three times as fast.
+        # Lines that came together go to the Ingestor together: with one sample a line that is three times as fast.
         if self._samples and (epoch != self._samples_epoch or samples[0].seq != self._samples[-1].seq + 1):
             self._hand_on_samples()
         self._samples_epoch = epoch
@@ -301,7 +299,7 @@ class ServerSession(LinkSession):
 
     def _hand_on(self, epoch: str, samples: Sequence[Sample], gap: Gap | None) -> None:
         name, outbox, base = self._state.name, self._hello["outbox"], self._bases.get(epoch)
-        self._ledger.accept(Batch(name, outbox, epoch, base, samples, gap, self._units, self.committed, self.refused))
+        self._ledger.submit(Batch(name, outbox, epoch, base, samples, gap, self._units, self.committed, self.refused))
 
     # ------------------------------------------------------------------------------------------- answers
 
@@ -310,7 +308,7 @@ class ServerSession(LinkSession):
         state.on, state.last_sent, state.details, state.checked_ms = on, last_sent, details, self.clock.wall_ms()
         trip_s = self.clock.monotonic() - self._checked_s
         state.round_trip_ms = trip_s * 1000
-        self._note_offset(details.get("time"), state.checked_ms - int(trip_s * 1000))
+        self._record_offset(details.get("time"), state.checked_ms - int(trip_s * 1000))
         self._answered("STATUS")
 
     def _on_sendback(self, on: bool) -> None:

@@ -1,20 +1,21 @@
-"""What both ends of a link share: lines in, lines out, and when it is over. No socket, no thread.
+"""What both ends of a TCP session share: lines in, lines out, and when it ends; without sockets and threads.
 
-Runs on: node and server.  Reached from: session_node, session_server (which say what comes next), links/tcp (which
-  moves the lines), and tests that hold both ends in one hand.  Hands on to: protocol.
-Threads: a session belongs to the one thread that serves its connection.
-Errors: what the peer says wrong becomes an ERROR line to it, and `closing` where the wire says that it ends.
+A session belongs to the one thread that serves its connection; tests drive both ends in one thread.
+Errors: what is wrong with the peer's lines becomes an ERROR line to it, and sets `closing` where the protocol says so.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import AuthFailed, WireError
+from pigeonpost.core.light_typing import TYPE_CHECKING
 from protocol import Message, decode, encode, error_line
+
+if TYPE_CHECKING:
+    from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class LinkSession:
     def _take(self, message: Message) -> None:
         raise NotImplementedError
 
-    def _say(self, word: str, *args: Any) -> None:
+    def _queue_message(self, word: str, *args: Any) -> None:
         self._out.append(encode(word, *args))
 
     def _on_error(self, code: str, details: Mapping[str, Any]) -> None:

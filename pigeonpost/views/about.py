@@ -1,8 +1,4 @@
-"""About this server: what it is and promises, where its data is, how full the disk is; and the way to all else.
-
-Runs on: server.  Reached from: webui (`/about`).  Hands on to: the house.
-Threads: none of its own.  Errors: none.
-"""
+"""About page: what this server is and promises, where its data is, how full the disk is, links to everything else."""
 
 from __future__ import annotations
 
@@ -35,7 +31,7 @@ _LIBRARIES = (
 )
 _MORE = (
     ("/gaps", "What is missing, and why"),
-    ("/happenings", "What happened: starts, nodes lost and found, faults"),
+    ("/happenings", "Events: starts, nodes lost and found, faults"),
     ("/log", "Log Check: the last ten samples of this run"),
     ("/bus", "Bus watch: the multicast bus"),
     ("/password", "Change your password"),
@@ -73,7 +69,7 @@ def about(context: RequestContext) -> Response:
 
 
 def _is_open(context: RequestContext, path: str) -> bool:
-    """Whether the page at `path` has anything to say to this visitor."""
+    """Return True if the page at `path` is of use to this user."""
     if path == "/bus":
         return "bus" in context.app.transports
     return path != "/password" or context.app.users.find(context.user) is not None

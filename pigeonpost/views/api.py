@@ -1,7 +1,6 @@
-"""The JSON interface (`/api/v1/...`), the metrics for Prometheus, and the line for health checks: everything to read.
+"""JSON API for reading (`/api/v1/...`), and the health checks.
 
-Runs on: server.  Reached from: webui.  Hands on to: the picture that each Visit brings; the store, for samples.
-Threads: none of its own.  Errors: Refusal.
+Errors: HTTPError.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def nodes(context: RequestContext) -> Response:
     """`GET /api/v1/nodes`: how all nodes are."""
     snapshot = context.snapshot()
     return json_answer({
-        "server": context.app.name, "time": rfc3339(snapshot.now_ms), "verdict": f"{snapshot.verdict}.",
+        "server": context.app.name, "time": rfc3339(snapshot.now_ms), "verdict": f"{snapshot.summary}.",
         "nodes": [_node(context, node) for node in snapshot.nodes],
     })  # fmt: skip
 
@@ -126,7 +125,7 @@ def _summed_up(context: RequestContext, node: str, sensor: str, from_ms: int | N
     count = -(-(to_ms - from_ms) // step_ms)
     if not 0 < count <= MOST_COLUMNS:
         raise HTTPError(400, f"From `from` to `to` there are 1 to {MOST_COLUMNS} steps.", "step")
-    columns = context.app.store.columns(node, sensor, from_ms, from_ms + count * step_ms, count)
+    columns = context.app.store.downsample(node, sensor, from_ms, from_ms + count * step_ms, count)
     rows = [(rfc3339(from_ms + column.place * step_ms), column) for column in columns]
     if form == "csv":
         return _csv("time,count,low,high,mean", (_column_cells(*row) for row in rows))
@@ -231,7 +230,7 @@ def health(context: RequestContext) -> Response:
         "stored_bytes": use.stored, "free_bytes": use.free, "grows_bytes_a_day": use.grows,
         "written_bytes_a_day": use.written, "days_left": use.days,
     }  # fmt: skip
-    return json_answer({"well": not faults, "verdict": f"{snapshot.verdict}.", "faults": faults, "disk": disk})
+    return json_answer({"well": not faults, "verdict": f"{snapshot.summary}.", "faults": faults, "disk": disk})
 
 
 def alive(context: RequestContext) -> Response:

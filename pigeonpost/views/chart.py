@@ -1,12 +1,9 @@
-"""Charts of up to six sensors over up to twelve years: as a picture, as its numbers, and on a page of its own.
+"""Charts of up to six sensors over up to twelve years: the data, as SVG, as JSON and as CSV.
 
-Runs on: server.  Reached from: webui (`/chart.svg`, `/chart.json`, `/chart.csv`, `/chart`).
-Hands on to: the store, for the columns; chart_svg, which draws; chart_page, which shows; lateness, which remembers.
-Threads: any. `_lock` guards the drawn charts that are kept; `_drawing` lets two be drawn at once, since each reads all
-  samples of its span.
-Errors: Refusal.
+May be used by any thread. `_lock` guards the cache of recent charts; `_drawing` allows two to be drawn at once, since
+each reads all samples of its span. Errors: HTTPError.
 
-The style stands in the picture itself, so that an <img> has it; the answer's policy names it by its hash.
+The style is in the SVG file itself, so that an <img> has it; the response's Content-Security-Policy names its hash.
 """
 
 from __future__ import annotations
@@ -31,20 +28,20 @@ from protocol import NODE_NAME, SENSOR_NAME
 
 if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
-    from pigeonpost.server.late_data import Link
+    from pigeonpost.server.node_status import NodeLink
     from pigeonpost.storage.models import Bucket
 
 SPAN = "24h"  # where nothing is said
 _YEAR_10_000_MS = 253_402_300_800_000
 _MOST = 1e300  # of a value that is drawn
 LONGEST_MS = 12 * 366 * 86_400_000
-_KEPT = 64  # series, pictures, lists of numbers; up to 6 x 450 columns each
+_KEPT = 64  # series, drawn charts, lists of numbers; up to 6 x 450 columns each
 _FRAMES = {"small": SMALL, "large": LARGE}
 T = TypeVar("T")
 
 
 class Asked(NamedTuple):
-    """What a chart is to show.
+    """The request for a chart.
 
     names  node and sensor of each series
     span   as it was asked for; empty: from `from_ms` on
@@ -58,7 +55,7 @@ class Asked(NamedTuple):
     ends: bool
 
     def query(self, **more: str) -> str:
-        """The same as the part of an address behind its `?`."""
+        """Return the query string of the same chart."""
         said = {"series": ",".join(f"{node}/{sensor}" for node, sensor in self.names)}
         if self.span:
             said["span"] = self.span
@@ -70,15 +67,15 @@ class Asked(NamedTuple):
 
 
 def _written(time_ms: int) -> str:
-    """A moment as queries take it. RFC 3339 ends with the year 9999."""
+    """Return a moment for a query string. RFC 3339 ends with the year 9999."""
     return rfc3339(time_ms) if time_ms < _YEAR_10_000_MS else str(time_ms)
 
 
 class Charts:
-    """Draws charts, and keeps those just drawn."""
+    """Draws charts, and caches recent ones."""
 
-    def __init__(self, clock: Clock, links: Sequence[Link] = ()) -> None:
-        """links: everybody who is collected from; it may grow"""
+    def __init__(self, clock: Clock, links: Sequence[NodeLink] = ()) -> None:
+        """links: all nodes that are collected from; it may grow"""
         self.late = LateDataTracker(clock, links)
         self._lock = threading.Lock()
         self._kept: dict[object, tuple[float, object]] = {}
@@ -106,7 +103,7 @@ class Charts:
         )
 
     def series(self, context: RequestContext, what: Asked, frame: Frame) -> list[Series]:
-        """What the chart shows; read from the store, where that was not done just before."""
+        """Return the series of the chart, from the cache or from the store."""
         return self._once(context, "series", what, frame, lambda: self._read(context, what, frame))
 
     def _made(self, context: RequestContext, kind: str, make: Callable[[Sequence[Series], Frame, int], bytes]) -> bytes:
@@ -115,7 +112,7 @@ class Charts:
         return self._once(context, kind, what, frame, lambda: make(self.series(context, what, frame), frame, now_ms))
 
     def _once(self, context: RequestContext, kind: str, what: Asked, frame: Frame, make: Callable[[], T]) -> T:
-        """What `make` gives, or gave a moment ago: a quarter of a column's time, a minute at most."""
+        """Return the result of `make`, cached for a quarter of a column's time, at most a minute."""
         now_s = context.app.clock.monotonic()
         key = kind, what.names, what.from_ms, what.to_ms, frame
         keep_s = max(1.0, min(60.0, (what.to_ms - what.from_ms) // frame.columns / 4000))
@@ -146,7 +143,7 @@ class Charts:
         known = next((one for one in view.sensors if one.name == sensor), None)
         columns = [
             column if column.high < _MOST and column.low > -_MOST else _tamed(column)
-            for column in context.app.store.columns(node, sensor, what.from_ms, what.to_ms, frame.columns)
+            for column in context.app.store.downsample(node, sensor, what.from_ms, what.to_ms, frame.columns)
         ]
         every_ms = view.every_s * 1000 if view.every_s else None
         unit, number = (known.unit, known.number) if known else ("", 0)
@@ -158,7 +155,7 @@ class Charts:
 
 
 def _tamed(column: Bucket) -> Bucket:
-    """The same within what can be reckoned with: sums of values near the ends of floats are no floats (or null)."""
+    """Limit a bucket to values that can be calculated with: sums near the ends of floats are infinite (or null)."""
     low, high = (min(max(value, -_MOST), _MOST) for value in (column.low, column.high))
     return column._replace(low=low, high=high, mean=min(max(column.mean or 0.0, low), high))
 
@@ -169,7 +166,7 @@ def _tamed(column: Bucket) -> Bucket:
 def asked(
     context: RequestContext, frame: Frame, query: Mapping[str, str] | None = None, when: Callable[[str], int] = moment
 ) -> tuple[Asked, Frame]:
-    """What a chart is to show, and its frame with room for that. Raises Refusal.
+    """Return the chart that is requested, and its frame. Raises HTTPError.
 
     when: reads a time
     """
@@ -189,7 +186,7 @@ def asked(
 
 
 def names_in(query: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """Node and sensor of each series that a query names. Raises Refusal."""
+    """Return node and sensor of each series in a query. Raises HTTPError."""
     if "series" not in query:
         return ((name_in(query, "node", NODE_NAME), name_in(query, "sensor", SENSOR_NAME)),)
     parts = [part.partition("/") for part in query["series"].split(",")]
@@ -202,7 +199,7 @@ def names_in(query: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 
 
 def _units(context: RequestContext, names: Sequence[tuple[str, str]]) -> set[str]:
-    """The units of the series: as many as there are axes. Refusal where a node is not known, or there are too many."""
+    """Return the units of the series, one per axis. Raises HTTPError for an unknown node, and for too many units."""
     snapshot, units = context.snapshot(), set()
     for node, sensor in names:
         view = snapshot.node(node) if sensor else None
@@ -215,7 +212,7 @@ def _units(context: RequestContext, names: Sequence[tuple[str, str]]) -> set[str
 
 
 def plain_query(text: str) -> str:
-    """The query of a chart as it can be kept: only what charts know, each in one way. Raises Refusal."""
+    """Return the normal form of a chart's query, without unknown fields. Raises HTTPError."""
     query = parse_form(text)
     said = {"series": ",".join(f"{node}/{sensor}" for node, sensor in names_in(query) if sensor)}
     if not said["series"]:
@@ -266,5 +263,5 @@ def _csv(all_series: Sequence[Series], frame: Frame, now_ms: int) -> bytes:
 
 
 def _time_ms(series: Series, place: int) -> int:
-    """When a column begins."""
+    """Return the time at which a column begins."""
     return series.from_ms + place * (series.to_ms - series.from_ms) // series.places

@@ -1,18 +1,15 @@
-"""The page of a chart: the picture, ways through time, statistics and the same in numbers, and a form to save it.
+"""Page of a chart: the chart, links to other spans, statistics, the same as numbers, and a form to save it.
 
-Runs on: server.  Reached from: webui (`/chart`).  Hands on to: pages/chart, which reads and draws; the figures.
-Threads: none of its own.  Errors: Refusal.
-
-The page is whole without a script; with zoom.js a span can be chosen in the picture, and values are read there.
+Errors: HTTPError. The page is complete without its script; with zoom.js a span can be selected in the chart, and values
+can be read there.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from pigeonpost.charts.axes import LARGE, ticks
 from pigeonpost.charts.svg import MOST_SERIES, Series, description, label, late_words, numbers, title
@@ -20,14 +17,19 @@ from pigeonpost.core.format import clock, number
 from pigeonpost.core.html import Html, join_html
 from pigeonpost.http.message import HTTPError, Response
 from pigeonpost.storage.csv.format import local_time
+from pigeonpost.storage.models import Bucket
 from pigeonpost.views.chart import LONGEST_MS, Asked, Charts, asked
 from pigeonpost.views.context import RequestContext
 from pigeonpost.views.html import html_page, sensor_path, text_page
 from pigeonpost.views.query import moment
-
-if TYPE_CHECKING:
-    from pigeonpost.storage.models import Bucket
-    from pigeonpost.views.statistics import Row, Statistics, StatisticsReader
+from pigeonpost.views.statistics import (
+    Row,
+    Statistics,
+    StatisticsReader,
+    statistics_of_buckets,
+    statistics_table,
+    statistics_text,
+)
 
 SPANS = (
     ("1h", "hour"), ("6h", "6 hours"), ("24h", "day"), ("7d", "week"), ("30d", "30 days"), ("366d", "year"),
@@ -39,22 +41,11 @@ _LOCAL = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d)(:\d\d)?").fullmatch
 
 
 class ChartPage:
-    """Shows one chart, and everything about it."""
+    """The page of a chart."""
 
-    def __init__(
-        self,
-        charts: Charts,
-        figures: StatisticsReader,
-        of_columns: Callable[[Sequence[Bucket], int, int, int], Statistics | None],
-        table: Callable[[str, Sequence[Row], int], Html],
-        lines: Callable[[str, Sequence[Row], int], list[str]],
-    ) -> None:
-        """of_columns, table, lines: those of pages.figures"""
+    def __init__(self, charts: Charts, statistics: StatisticsReader) -> None:
         self._charts = charts
-        self._figures = figures
-        self._of_columns = of_columns
-        self._table = table
-        self._lines = lines
+        self._statistics = statistics
 
     def answer(self, context: RequestContext) -> Response:
         """`/chart?series=NODE/SENSOR,...&span=24h`, or `from=` and `to=`: local time here, if no zone is said."""
@@ -71,7 +62,7 @@ class ChartPage:
             _ways(what, now_ms),
             _from_to(what),
             Html('<section data-piece="figures"><h2>Statistics</h2>{}<p class=links>{}</p></section>').format(
-                self._table("series", list(self._rows(all_series)), now_ms), _links(what)),
+                statistics_table("series", list(self._rows(all_series)), now_ms), _links(what)),
             Html('<details><summary>The same in numbers</summary><div data-piece="numbers">{}</div></details>').format(
                 _numbers(all_series, now_ms)),
             _choice(context, what),
@@ -81,7 +72,7 @@ class ChartPage:
         return html_page(name, body, context, live=not what.ends)
 
     def part(self, context: RequestContext, node: str, sensor: str, span: str) -> Html:
-        """The chart of one sensor, for a page about it; Refusal for a span that is none."""
+        """Return the chart of one sensor, for the page about it. Raises HTTPError for an invalid span."""
         query = {"series": f"{node}/{sensor}", "span": span}
         what, frame = asked(context, LARGE, query)
         all_series, now_ms = self._charts.series(context, what, frame), context.app.clock.wall_ms()
@@ -91,15 +82,15 @@ class ChartPage:
         )  # fmt: skip
 
     def _rows(self, all_series: Sequence[Series]) -> Iterator[Row]:
-        """Name, statistics and unit of each series, as figures.table takes them."""
+        """Yield name, statistics and unit of each series, as statistics.table takes them."""
         for series in all_series:
             text = label(series, all_series, False) if len(all_series) > 1 else series.sensor
             link = Html('<a href="{}">{}</a>').format(sensor_path(series.node, series.sensor), text)
             yield link, self._of(series), series.unit
 
     def _of(self, series: Series) -> Statistics | None:
-        found = self._figures.of(series.node, series.sensor, series.from_ms, series.to_ms)
-        return found or self._of_columns(series.columns, series.from_ms, series.to_ms, series.places)
+        found = self._statistics.of(series.node, series.sensor, series.from_ms, series.to_ms)
+        return found or statistics_of_buckets(series.columns, series.from_ms, series.to_ms, series.places)
 
     def _text(self, context: RequestContext, what: Asked, all_series: Sequence[Series], now_ms: int) -> Iterator[str]:
         yield f"{title(all_series, now_ms)}."
@@ -107,7 +98,7 @@ class ChartPage:
         yield description(all_series, now_ms)
         yield ""
         names = [label(series, all_series, True) if len(all_series) > 1 else series.sensor for series in all_series]
-        yield from self._lines("series", [(n, self._of(one), "") for n, one in zip(names, all_series)], now_ms)
+        yield from statistics_text("series", [(n, self._of(one), "") for n, one in zip(names, all_series)], now_ms)
         yield ""
         rows = [("TIME", *(name.upper() for name in names)), *_number_rows(all_series, now_ms)]
         widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
@@ -119,7 +110,7 @@ class ChartPage:
 
 
 def local_moment(text: str) -> int:
-    """As pages.moment; without a zone it is this server's local time, as browsers' date fields send it."""
+    """Return a time like query.moment; without a zone it is local time here, as browsers' date fields send it."""
     found = _LOCAL(text)
     if not found:
         return moment(text)
@@ -131,7 +122,7 @@ def local_moment(text: str) -> int:
 
 
 def heading(all_series: Sequence[Series]) -> str:
-    """What is shown, without the span: `temperature and light of basement`."""
+    """Return the heading, without the span: `temperature and light of basement`."""
     return title(all_series, 0).rpartition(", ")[0]
 
 
@@ -149,9 +140,6 @@ def snapshot(what: Asked, all_series: Sequence[Series], now_ms: int) -> Html:
     )  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------------------ pieces
-
-
 def _span_links(what: Asked) -> Html:
     links = join_html((
         Html('<a href="/chart?{}"{}>{}</a>').format(
@@ -164,7 +152,7 @@ def _span_links(what: Asked) -> Html:
 
 
 def _ways(what: Asked, now_ms: int) -> Html:
-    """Earlier, later, wider, narrower: each a link."""
+    """Return links to earlier, later, wider and narrower spans."""
     wide_ms = what.to_ms - what.from_ms
     more_ms = min(wide_ms // 2, (LONGEST_MS - wide_ms) // 2)
     middle_ms, quarter_ms = what.from_ms + wide_ms // 2, max(wide_ms // 4, 1)
@@ -192,7 +180,7 @@ def _from_to(what: Asked) -> Html:
 
 
 def _field(time_ms: int) -> str:
-    """A moment as the value of a browser's date field, in local time."""
+    """Return a moment as the value of a browser's date field, in local time."""
     t = time.localtime(time_ms // 1000)
     return time.strftime("%Y-%m-%dT%H:%M", t) if t.tm_year < 10_000 else ""
 
@@ -206,7 +194,7 @@ def _links(what: Asked) -> Html:
 
 
 def _numbers(all_series: Sequence[Series], now_ms: int) -> Html:
-    """A row for each round stretch of time: of every series its mean, and from where to where it went."""
+    """Return a table with mean and range of every series, one row for each round span of time."""
     names = [label(series, all_series, True) if len(all_series) > 1 else series.sensor for series in all_series]
     head = join_html(Html("<th scope=col>{}</th>").format(name) for name in ("from", *names))
     rows = join_html(
@@ -229,7 +217,7 @@ def _number_rows(all_series: Sequence[Series], now_ms: int) -> Iterator[tuple[st
 
 
 def _between(series: Series, begin_ms: int, end_ms: int) -> list[Bucket]:
-    """The columns whose middle lies in [begin_ms, end_ms)."""
+    """Return the columns whose middle is in [begin_ms, end_ms)."""
     width_ms = (series.to_ms - series.from_ms) / series.places
     return [one for one in series.columns if begin_ms <= series.from_ms + (one.place + 0.5) * width_ms < end_ms]
 
@@ -242,7 +230,7 @@ def _cell(columns: Sequence[Bucket]) -> str:
 
 
 def _choice(context: RequestContext, what: Asked) -> Html:
-    """Every sensor: those shown can be taken away, others added where an axis has their unit, or is left."""
+    """Return links that remove a shown sensor, or add one whose unit has an axis or can get one."""
     offered: list[Html] = []
     units = {
         one.unit for node in context.snapshot().nodes for one in node.sensors if (node.name, one.name) in what.names

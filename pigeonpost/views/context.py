@@ -1,6 +1,6 @@
-"""What a page is given: the server's parts, and one request.
+"""What a page is given: the parts of the server (WebContext), and one request (RequestContext); the type of a route.
 
-Runs on: server.
+Every request has its thread; the parts in a WebContext may be used by all of them.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
     from pigeonpost.server.disk_usage import DiskUsageMonitor
     from pigeonpost.server.ingest import Ingestor
+    from pigeonpost.server.node_status import NodeLink
     from pigeonpost.server.quality import QualityChecks
     from pigeonpost.storage.contract import Store
     from pigeonpost.transports.contract import Transport
-    from pigeonpost.transports.tcp_server import TcpServerTransport
 
 
 class WebContext(NamedTuple):
-    """The server's parts, as they are handed to the pages. Nothing is fetched from anywhere else.
+    """The parts of the server that pages use. They get nothing from anywhere else.
 
-    name      this server's name
-    data      the folder of its data
-    links     one for each node it collects from: `state` (session_server.NodeState) to read, `ask` to send
-    users     who may come in; without any, only this machine
-    control   the key by which control.py on this machine is known (Authorization: Bearer ...)
-    names     by which browsers may call this server, beside the usual ones
-    stop      asks the program to end; the reason is logged
-    disk      how full the disk is
-    roads     the server's end of each open road beside TCP, by its name: `report` tells how it is
-    verdicts  what is odd about the values; None: nobody judges
+    name        this server's name
+    data        the folder of its data
+    links       one for each node it collects from: `state` to read, `ask` to send
+    users       who may sign in; without any, only this machine may
+    control     the key by which control.py on this machine is known (Authorization: Bearer ...)
+    names       by which browsers may call this server, beside the usual ones
+    stop        asks the program to end; the reason is logged
+    disk        how full the disk is
+    transports  the server's transports beside TCP, by name: `report` returns their state
+    quality     the quality checks; None: there are none
     """
 
     name: str
@@ -45,7 +45,7 @@ class WebContext(NamedTuple):
     store: Store
     csv: CsvLog
     ingestor: Ingestor
-    links: Sequence[TcpServerTransport]
+    links: Sequence[NodeLink]
     users: Users
     control: str
     started_ms: int
@@ -57,20 +57,20 @@ class WebContext(NamedTuple):
 
 
 class RequestContext(NamedTuple):
-    """One request to one page, let in.
+    """One authorized request to one page.
 
-    args     what the route's pattern found in the path
-    picture  how things are now
-    role     "look" or "control"
-    user     who is there, for people
-    csrf     what forms carry; empty where none is needed
+    args      what the route's pattern found in the path
+    snapshot  returns the status snapshot
+    role      "viewer" or "operator"
+    user      name of the user, for people
+    csrf      what forms carry; empty where none is needed
     """
 
     app: WebContext
     request: Request
     args: Sequence[str]
     snapshot: Callable[[], StatusSnapshot]
-    role: str = "control"
+    role: str = "operator"
     user: str = ""
     csrf: str = ""
 
@@ -79,10 +79,10 @@ class Route(NamedTuple):
     """One address.
 
     path     NAME in it stands for a node's name, WORD for letters, digits, dots, _ and -
-    role     who may: "look", "control", or nobody in particular ("")
+    role     required role: "viewer", "operator", or none ("")
     answer   makes the answer
-    kept     the answer is the same for the same visitor as long as the picture is
-    changes  the picture is another one afterwards
+    kept     the answer is the same for the same user as long as the snapshot is
+    changes  the snapshot changes with the request
     """
 
     method: str

@@ -1,8 +1,6 @@
-"""The CSV logs: of this run its last ten samples and the whole file to take away, and the files of all runs.
+"""CSV log pages: the last ten samples and the file of this run, and the files of all runs.
 
-Runs on: server.  Reached from: webui (`/log`, `/log.csv`, `/logs`, `/logs/NAME`).
-Hands on to: csvbuffer, which has the log of this run; the folder of the others, and their checksums (files/log_sums).
-Threads: none of its own.  Errors: Refusal.
+Errors: HTTPError.
 """
 
 from __future__ import annotations
@@ -92,7 +90,7 @@ def _folder(context: RequestContext) -> str:
 
 
 def _found(context: RequestContext) -> list[tuple[str, int, int]]:
-    """Name, length and time of the last change of each log, the newest first."""
+    """Return name, length and modification time of each log, the newest first."""
     found = []
     for name in logs_in(_folder(context)):
         try:

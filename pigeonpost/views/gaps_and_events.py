@@ -1,10 +1,7 @@
-"""What is missing and why (`/gaps`), and what happened (`/happenings`): of all nodes, the latest first.
+"""Gaps page (`/gaps`) and events page (`/happenings`), of all nodes, the latest first.
 
-Runs on: server.  Reached from: webui.  Hands on to: the store, for gaps; the folder of logs, for earlier starts.
-Threads: none of its own.  Errors: none.
-
-Of what happened two kinds are durable: what is missing, as the store has it, and the starts of the server, each of
-which began a log. The rest is of this run, and the page says so.
+Two kinds of events are durable: gaps, which are in the store, and starts of the server, each of which began a CSV log.
+All others are of this run, and the page says so.
 """
 
 from __future__ import annotations
@@ -21,7 +18,6 @@ from pigeonpost.http.message import Response
 from pigeonpost.server.event_log import Event
 from pigeonpost.storage.csv.checksums import logs_in
 from pigeonpost.views.context import RequestContext
-from pigeonpost.views.gap_text import gap_words
 from pigeonpost.views.table_page import TablePage, render_table
 
 if TYPE_CHECKING:
@@ -40,7 +36,7 @@ def gaps(context: RequestContext) -> Response:
         title="What is missing, and why",
         lead=lead if found else "Every sample that a node has accepted is here, or still on its card.",
         head=("known since", "node", "samples", "which", "why"),
-        rows=[(clock(gap["noted_ms"], now_ms), gap["node"], f"{_count(gap):,}", gap_words(gap), gap["why"])
+        rows=[(clock(gap["noted_ms"], now_ms), gap["node"], f"{_count(gap):,}", gap_text(gap), gap["why"])
               for gap in found],
         keys=("noted", "node", "epoch", "from", "to", "before", "count", "why"),
         data=[(rfc3339(gap["noted_ms"]), gap["node"], gap["epoch"], gap["from"], gap["to"], gap["before"], _count(gap),
@@ -63,7 +59,7 @@ def _stretches(count: int) -> str:
 
 
 def happenings(event_log: EventLog) -> Callable[[RequestContext], Response]:
-    """`/happenings`: nodes reached and lost, turned on and off, started anew; faults; starts of the server; gaps."""
+    """`/happenings`: nodes reached and lost, turned on and off, restarted; faults; starts of the server; gaps."""
 
     def answer(context: RequestContext) -> Response:
         app, now_ms = context.app, context.app.clock.wall_ms()
@@ -76,7 +72,7 @@ def happenings(event_log: EventLog) -> Callable[[RequestContext], Response]:
         found.sort(key=lambda one: one.time_ms, reverse=True)
         found = found[:SHOWN]
         return render_table(context, TablePage(
-            title="What happened",
+            title="Events",
             lead="Starts of the server and missing samples are kept for ever; the rest is told since the last start, at"
                  f" {clock(app.started_ms, now_ms)}.",
             head=("when", "who", "what"),
@@ -91,13 +87,13 @@ def happenings(event_log: EventLog) -> Callable[[RequestContext], Response]:
 
 
 def _when(one: Event, now_ms: int) -> str:
-    """A moment of this run to the second; of an earlier start only the minute is known."""
+    """Return the time of an event: to the second, of an earlier start to the minute."""
     said = clock(one.time_ms, now_ms)
     return said + time.strftime(":%S", time.localtime(one.time_ms // 1000)) if one.time_ms % 60_000 else said
 
 
 def _starts(folder: str, started_ms: int) -> Sequence[Event]:
-    """The starts of this server before `started_ms`, by the names of its logs: to the minute, in local time."""
+    """Return the starts of this server before `started_ms`, by the names of its logs: to the minute."""
     found = []
     for name in logs_in(folder):
         told = _LOG(name)
@@ -111,3 +107,10 @@ def _starts(folder: str, started_ms: int) -> Sequence[Event]:
 
 
 _LOG = re.compile(r"sensorlog_([0-9]{6}_[0-9]{4})(?:_[0-9]+)?\.csv").fullmatch
+
+
+def gap_text(gap: Mapping[str, Any]) -> str:
+    """Returns the samples that a gap of the store leaves out, in words."""
+    own = [f"{gap['from']} to {gap['to']} of epoch {gap['epoch']}"] if gap["to"] >= gap["from"] else []
+    earlier = [f"{gap['before']} of earlier epochs"] if gap["before"] else []
+    return " and ".join(own + earlier)

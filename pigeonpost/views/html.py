@@ -1,6 +1,6 @@
-"""HTML, text and JSON responses: escaping, the frame of a page, buttons.
+"""HTML, text and JSON responses: the frame of a page, buttons, redirects.
 
-Runs on: server.
+Errors: HTTPError 400 for a request body that is no JSON object.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pigeonpost.http.message import HTML, JSON, TEXT, HTTPError, Request, Respon
 from pigeonpost.views.context import RequestContext
 
 # The meta element named referrer: under `no-referrer`, as the header has it, browsers say `Origin: null` with our own
-# forms (Fetch standard, "append a request Origin header"), and the door would take each button for another site's.
+# forms (Fetch standard, "append a request Origin header"), and AccessControl would take each button for another site's.
 # Other sites still hear nothing.
 _FRAME = Html(
     '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title} – Pigeonpost</title>\n'
@@ -41,10 +41,10 @@ def html_page(
     foot: object = "",
     status: int = 200,
 ) -> Response:
-    """A page.
+    """Return an HTML page.
 
-    visit  whose it is; None: somebody's who is not let in, and sees nothing of the house
-    live   the script keeps it up to date
+    context  the request; None: the client is not signed in, and sees nothing of the server
+    live     the script keeps the page up to date
     """
     text = _FRAME.format(
         title=title, body=body, foot=foot,
@@ -56,22 +56,22 @@ def html_page(
 
 
 def text_page(text: str, status: int = 200) -> Response:
-    """A page for a terminal."""
+    """Return a text page for a terminal."""
     return Response(text.encode(), TEXT, status, PAGE_HEADERS)
 
 
 def see_other(path: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Behind a change: the browser shows the page at `path`, and reloading that repeats nothing."""
+    """Return a redirect (303) after a change, so that reloading the page at `path` repeats nothing."""
     return text_page(f"see {path}\n", 303)._replace(headers={**PAGE_HEADERS, "Location": path, **(headers or {})})
 
 
 def json_answer(value: Any, status: int = 200) -> Response:
-    """`value` for programs."""
+    """Return `value` as a JSON response."""
     return Response(write_json(value).encode() + b"\n", JSON, status, {"Cache-Control": "no-store"})
 
 
 def json_body(request: Request) -> dict[str, Any]:
-    """The JSON object that a program has sent; Refusal 400 when it is none."""
+    """Return the JSON object in the body of a request. Raises HTTPError 400 when it is none."""
     try:
         value = read_json(request.body.decode("utf-8").strip())
     except (BadArgument, UnicodeDecodeError) as error:
@@ -86,7 +86,7 @@ PAGE_HEADERS: Mapping[str, str] = {"Vary": "Accept", "Cache-Control": "no-store"
 
 
 def button(path: str, label: str, context: RequestContext, what: str = "", kind: str = "", off: bool = False) -> Html:
-    """A button that changes something: a form of its own. `what` tells a screen reader what it is for."""
+    """Return a button for a change: a form of its own. `what` is added for screen readers."""
     return Html(
         '<form method="post" action="{path}"><input type="hidden" name="csrf" value="{csrf}">'
         '<button class="{kind}"{label}{off}>{text}</button></form>'
@@ -98,5 +98,5 @@ def button(path: str, label: str, context: RequestContext, what: str = "", kind:
 
 
 def sensor_path(node: str, sensor: str) -> str:
-    """Where the page of a sensor is. The buttons of its node have three of these addresses."""
+    """Return the path of a sensor's page. Three of these paths belong to buttons of its node."""
     return f"/nodes/{node}/{sensor}{'.html' if sensor in ('on', 'off', 'status') else ''}"

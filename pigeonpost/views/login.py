@@ -1,9 +1,4 @@
-"""The way in and out: the login page, the one for another password, and what is said to whom is not let in or asks for
-what is not there.
-
-Runs on: server.  Reached from: webui, which looks after passwords and sessions itself.
-Hands on to: nobody.  Threads: none.  Errors: none.
-"""
+"""Login page, password page, and error pages. Passwords and sessions are checked by webui."""
 
 from __future__ import annotations
 
@@ -14,7 +9,7 @@ from pigeonpost.views.html import PAGE_HEADERS, html_page, json_answer, text_pag
 
 
 def login_page(request: Request, said: str = "", status: int = 200) -> Response:
-    """`/login`. said: what was wrong with the last try."""
+    """`/login`. said: the fault of the last attempt."""
     if not request.wants_html:
         how = "Log in with a browser; on the server's own machine, control.py needs no password."
         return text_page(f"{said or 'This server asks for a password.'}\n{how}\n", status)
@@ -28,7 +23,7 @@ def login_page(request: Request, said: str = "", status: int = 200) -> Response:
 
 
 def password_page(context: RequestContext, said: str = "", status: int = 200) -> Response:
-    """`/password`. said: what was wrong with the last try."""
+    """`/password`. said: the fault of the last attempt."""
     users = context.app.users
     if not context.request.wants_html:
         return text_page(f"{said or 'The password is changed with a browser, or: control.py password.'}\n", status)
@@ -53,7 +48,7 @@ def password_page(context: RequestContext, said: str = "", status: int = 200) ->
 
 
 def password_changed(context: RequestContext) -> Response:
-    """After `POST /password`."""
+    """Return the page after `POST /password`."""
     if not context.request.wants_html:
         return text_page("The password is changed.\n")
     body = Html(
@@ -64,7 +59,7 @@ def password_changed(context: RequestContext) -> Response:
 
 
 def refusal_page(request: Request | None, refusal: HTTPError) -> Response:
-    """A refusal as its client can read it: JSON for programs, HTML for browsers, else a line of text."""
+    """Return an error as the client can read it: JSON for programs, HTML for browsers, else a line of text."""
     headers = dict(PAGE_HEADERS) | dict(refusal.headers)
     if request is not None and request.path.startswith("/api/"):
         told = {"error": {"code": refusal.code, "text": refusal.text}}

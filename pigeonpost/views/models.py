@@ -1,16 +1,17 @@
-"""State of all nodes and sensors at one moment, as the pages show it.
-
-Runs on: server.
-"""
+"""State of all nodes and sensors at one moment, as the pages show it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from pigeonpost.storage.models import Bucket
+
+# waiting: for its first sample; past: nobody collects from it any more
+NodeStatus = Literal["reporting", "waiting", "late", "off", "lost", "past"]
+Level = Literal["good", "wait", "bad"]  # wait: nothing is wrong, but something is missing
 
 
 class SensorView(NamedTuple):
@@ -52,7 +53,7 @@ class NodeView(NamedTuple):
     """One node now.
 
     name     empty while a node that the settings do not name was not reached
-    state    "reporting", "waiting" (for its first sample), "late", "off", "lost", or "past" (nobody collects from it)
+    state    NodeStatus
     words    the same for people, with the reason
     since_ms when that began, where it is known
     shift_ms its clock minus ours        held, slots  samples in its outbox, and how many have room
@@ -63,7 +64,7 @@ class NodeView(NamedTuple):
 
     name: str
     address: str
-    state: str
+    state: NodeStatus
     words: str
     since_ms: int | None
     connected: bool
@@ -84,16 +85,16 @@ class NodeView(NamedTuple):
 
 
 class StatusSnapshot(NamedTuple):
-    """The house at one moment.
+    """State of all nodes and of the server at one moment.
 
-    verdict  one sentence, without its last full stop and without the age of the last sample
-    level    "good", "wait" (nothing is wrong, but something is missing), "bad"
+    summary  one sentence, without its last full stop and without the age of the last sample
+    level    Level
     faults   of this server itself
     """
 
     now_ms: int
-    verdict: str
-    level: str
+    summary: str
+    level: Level
     last_ms: int | None
     faults: Sequence[str]
     nodes: Sequence[NodeView]

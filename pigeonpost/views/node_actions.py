@@ -1,8 +1,6 @@
-"""What changes something: a node turned on or off or asked how it is, and the end of this server.
+"""Actions: turning a node on or off, asking for its status, ending this server; for the buttons and for the JSON API.
 
-Runs on: server.  Reached from: webui, by the buttons and by the JSON interface, after it has looked who is there.
-Hands on to: the link of the node, which is asked and waited for; the intake; the house's `stop`.
-Threads: the request's own waits for the node's answer.  Errors: Refusal.
+webui has checked access before. The thread of the request waits for the node's answer. Errors: HTTPError.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from pigeonpost.views.context import RequestContext
 from pigeonpost.views.html import html_page, json_answer, json_body, see_other, text_page
 
 if TYPE_CHECKING:
-    from pigeonpost.transports.tcp_server import TcpServerTransport
+    from pigeonpost.server.node_status import NodeLink
 
 _FLUSH_S = 3.0
 
@@ -74,9 +72,9 @@ def _are_you_sure(context: RequestContext) -> Response:
 
 
 def _flush(context: RequestContext) -> str:
-    """Have everything stored and logged that has come; in words, what that was."""
+    """Have everything stored and logged that was received. Returns a sentence about it."""
     ingestor = context.app.ingestor
-    if not ingestor.settle(_FLUSH_S):
+    if not ingestor.flush(_FLUSH_S):
         return f"Not everything could be stored ({ingestor.fault or 'the disk is slow'}); the nodes keep the rest."
     path, length = context.app.csv.whole()
     count = "1 sample of this run is" if ingestor.stored == 1 else f"{ingestor.stored:,} samples of this run are"
@@ -109,12 +107,12 @@ def check(context: RequestContext) -> Response:
     })  # fmt: skip
 
 
-def _ask(context: RequestContext, word: str, *arguments: Any) -> bool:
-    """Ask the node; whether it answered."""
+def _ask(context: RequestContext, word: str, *arguments: bool) -> bool:
+    """Ask the node. Returns True if it answered."""
     return _link(context).ask(word, *arguments)
 
 
-def _link(context: RequestContext) -> TcpServerTransport:
+def _link(context: RequestContext) -> NodeLink:
     name = context.args[0]
     links = [link for link in context.app.links if link.state.name == name]
     if links:  # a node may be collected from, and call in besides: it is asked where it is connected

@@ -1,12 +1,6 @@
-"""What people see: the house as the pages may look at it, and what every page is made with.
+"""Values in query strings: times, spans and names, checked.
 
-Runs on: server.  Reached from: webui, which has the routes; server.py, which fills in the House; the members.
-Members: one file a page or a piece of one; `style.css` and `script.js` are served as they stand.
-Hands on to: nobody.
-Threads: every request has its own; what stands in the House may be read by all of them.
-Errors: none of their own.
-
-A member has functions that take a Visit and give an Answer. What it needs of another member webui hands to it.
+Errors: HTTPError 400.
 """
 
 from __future__ import annotations
@@ -21,20 +15,8 @@ if TYPE_CHECKING:
     pass
 
 
-# ---------------------------------------------------------------------------------------------------- how things are
-
-
-# ------------------------------------------------------------------------------------------------------------ markup
-
-
-# ------------------------------------------------------------------------------------------------- words and numbers
-
-
-# ------------------------------------------------------------------------------------------------ what a query may say
-
-
 def moment(text: str) -> int:
-    """A time in a query, in ms since 1970: RFC 3339, or those milliseconds themselves. Refusal 400 for others."""
+    """Return a time in ms since 1970: given in RFC 3339, or as those milliseconds. Raises HTTPError 400 for others."""
     try:
         return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else parse_rfc3339(text)
     except (ValueError, OverflowError):
@@ -42,7 +24,7 @@ def moment(text: str) -> int:
 
 
 def span_ms(text: str) -> int:
-    """A length of time in a query, as `90s`, `10m`, `24h`, `7d`, in ms; a bare number is seconds. Refusal 400."""
+    """Return a span like `90s`, `10m`, `24h` or `7d` in ms; a bare number is seconds. Raises HTTPError 400."""
     unit = _UNITS_MS.get(text[-1:], 0)
     digits = text[:-1] if unit else text
     if not (digits.isascii() and digits.isdigit() and len(digits) < 10 and int(digits)):
@@ -51,7 +33,7 @@ def span_ms(text: str) -> int:
 
 
 def name_in(query: Mapping[str, str], key: str, match: Callable[[str], object]) -> str:
-    """The name that a query gives under `key`, empty without one; Refusal 400 when it cannot be one."""
+    """Return the name under `key`, empty without one. Raises HTTPError 400 when it cannot be a name."""
     name = query.get(key, "")
     if name and not match(name):
         raise HTTPError(400, f"That is no name for a {key}.", "name")

@@ -1,11 +1,10 @@
-"""Graphs that users have saved: each with a name, shown to its owner, and to everybody when it is shared.
+"""Saved charts ("graphs"): each has a name, and is shown to its owner, and to all users when it is shared.
 
-Runs on: server.  Reached from: webui (`/graphs...`).  Hands on to: the disk (`graphs.json` in the data folder).
-Threads: those of requests. `_lock` guards the list, and is held while it is read or written.
-Errors: Refusal. A file that does not read is left as it is, and nothing is saved over it.
+They are in `graphs.json` in the data folder. `_lock` guards the file, and is held while it is read or written.
+Errors: HTTPError. A file that cannot be read is left as it is, and nothing is saved over it.
 
-A graph is a name for the address of a chart, so the file holds what `/chart?` takes, checked when it is saved and again
-when it is opened. Without a password all who come in from this machine are one user.
+A saved chart is a name for the address of a chart: the file holds the query of `/chart?`, checked when it is saved and
+again when it is opened. While no password is set, all clients on this machine are one user.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _MOST_BYTES = 4 << 20  # a longer file is none of ours
 
 
 class SavedChart(NamedTuple):
-    """One saved graph. `query` is what stands behind `/chart?`."""
+    """A saved chart. `query` is that of `/chart`."""
 
     id: str
     user: str
@@ -41,10 +40,10 @@ class SavedChart(NamedTuple):
 
 
 class SavedCharts:
-    """Everything about saved graphs."""
+    """The saved charts, and the requests about them."""
 
     def __init__(self, data: str, plain_query: Callable[[str], str]) -> None:
-        """plain_query: checks the query of a chart, as pages.chart.plain_query"""
+        """plain_query: checks the query of a chart, as views.chart.plain_query"""
         self._path = os.path.join(data, SAVED_CHARTS)
         self._plain_query = plain_query
         self._lock = threading.Lock()
@@ -134,7 +133,7 @@ class SavedCharts:
     # ------------------------------------------------------------------------------------------------------- the file
 
     def _changed(self, change: Callable[[dict[str, SavedChart]], object]) -> Response:
-        """Change a copy of the list; it counts once it is on the disk."""
+        """Change a copy of the list, which replaces it once it is on the disk."""
         with self._lock:
             graphs = dict(self._read())
             change(graphs)
@@ -167,7 +166,7 @@ class SavedCharts:
         return self._graphs
 
     def _decoded(self, content: bytes) -> Iterator[SavedChart]:
-        """Raises what a file raises that is none of ours."""
+        """Decode the file. Raises any error of a file in another format."""
         if len(content) > _MOST_BYTES:
             raise ValueError("too long")
         for one in json.loads(content)["graphs"]:
@@ -177,7 +176,7 @@ class SavedCharts:
             yield graph._replace(query=self._plain_query(graph.query))
 
     def _seen_by(self, context: RequestContext) -> tuple[list[SavedChart], list[SavedChart]]:
-        """A user's own graphs, and those that others share, each by name."""
+        """Return a user's own charts, and those that others share, sorted by name."""
         found = sorted(self._all().values(), key=lambda one: one.name.casefold())
         own = [one for one in found if one.user == context.user]
         return own, [one for one in found if one.shared and one.user != context.user]
@@ -191,14 +190,11 @@ def _mine(graphs: dict[str, SavedChart], context: RequestContext) -> SavedChart:
 
 
 def _name(text: str) -> str:
-    """A name as it is kept. Refusal for one that people could not read, or that is too long."""
+    """Return a name as it is saved. Raises HTTPError for one that is too long or not printable."""
     name = " ".join(text.split())
     if not 1 <= len(name) <= _NAME_LETTERS or not name.isprintable():
         raise HTTPError(400, f"A name has 1 to {_NAME_LETTERS} letters.", "name")
     return name
-
-
-# ------------------------------------------------------------------------------------------------------------- shown
 
 
 def _own(context: RequestContext, graphs: Iterable[SavedChart]) -> Html:

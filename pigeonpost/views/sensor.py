@@ -1,17 +1,13 @@
-"""The page of one sensor: its value, its chart, its statistics of a day to a year, and what its values are judged by.
+"""Page of one sensor: its value, chart, limits, and statistics of a day to a year.
 
-Runs on: server.  Reached from: webui (`/nodes/NAME/SENSOR`).
-Hands on to: the figures, for the statistics; the chart's page, for the chart; the store, through both.
-Threads: none of its own.  Errors: Refusal.
-
-As HTML, as text for a terminal, and with `.json` or `.csv` behind its address. How a node calibrates a sensor is the
-node's business; the server never hears of it.
+As HTML, as text for a terminal, as JSON and as CSV. Calibration happens on the node; the server does not know it.
+Errors: HTTPError.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.format import age, number, with_unit
@@ -20,10 +16,16 @@ from pigeonpost.http.message import HTTPError, Response
 from pigeonpost.views.context import RequestContext
 from pigeonpost.views.html import html_page, json_answer, sensor_path, text_page
 from pigeonpost.views.models import SensorView
+from pigeonpost.views.quality_flags import flags_table, flags_text
+from pigeonpost.views.statistics import (
+    Row,
+    Statistics,
+    StatisticsReader,
+    statistics_json,
+    statistics_table,
+    statistics_text,
+)
 from protocol import SENSOR_NAME
-
-if TYPE_CHECKING:
-    from pigeonpost.views.statistics import Row, Statistics, StatisticsReader
 
 _DAY_MS = 86_400_000
 SPANS = (("day", "last 24 hours", 1), ("week", "last 7 days", 7), ("month", "last 30 days", 30),
@@ -33,30 +35,14 @@ _KINDS = (".json", ".csv", ".html")
 
 
 class SensorPages:
-    """Shows sensors."""
+    """The page of a sensor, in all its formats."""
 
     def __init__(
-        self,
-        figures: StatisticsReader,
-        table: Callable[[str, Sequence[Row], int], Html],
-        lines: Callable[[str, Sequence[Row], int], list[str]],
-        told: Callable[[Statistics | None], Mapping[str, Any] | None],
-        chart: Callable[[RequestContext, str, str, str], Html],
-        judged: Callable[[Sequence[SensorView]], Html],
-        judged_words: Callable[[SensorView], Sequence[str]],
-    ) -> None:
-        """
-        table, lines, told    those of pages.figures
-        chart                 the chart of a node's sensor over a span
-        judged, judged_words  the limits of a sensor, and what was beyond them: as HTML, and as lines
-        """
-        self._figures = figures
-        self._table = table
-        self._lines = lines
-        self._told = told
+        self, statistics: StatisticsReader, chart: Callable[[RequestContext, str, str, str], Html]
+    ) -> None:  # fmt: skip
+        """chart: draws the chart of a node's sensor over a span"""
+        self._statistics_reader = statistics
         self._chart = chart
-        self._judged = judged
-        self._judged_words = judged_words
 
     def answer(self, context: RequestContext) -> Response:
         """`/nodes/NAME/SENSOR`, also with `.json` or `.csv`; `?span=` is the chart's."""
@@ -74,7 +60,7 @@ class SensorPages:
     def _statistics(self, context: RequestContext, view: SensorView) -> list[tuple[str, str, Statistics | None]]:
         now_ms = context.app.clock.wall_ms()
         return [
-            (name, words, self._figures.of(view.node, view.name, now_ms - days * _DAY_MS, now_ms))
+            (name, words, self._statistics_reader.of(view.node, view.name, now_ms - days * _DAY_MS, now_ms))
             for name, words, days in SPANS
         ]
 
@@ -91,8 +77,8 @@ class SensorPages:
             self._chart(context, view.node, view.name, span),
             Html('<section data-piece="figures"><h2>Statistics</h2>{}<p class=links>The same as '
                  '<a href="{}.csv">CSV</a> or <a href="{}.json">JSON</a>. {}</p></section>').format(
-                self._table("span", rows, now_ms), data, data, _about(rows)),
-            self._judged([view]),
+                statistics_table("span", rows, now_ms), data, data, _about(rows)),
+            flags_table([view]),
         ), "\n")  # fmt: skip
 
     def _text(self, context: RequestContext, view: SensorView) -> Iterator[str]:
@@ -100,10 +86,10 @@ class SensorPages:
         here = context.request.headers.get("host", "localhost")
         yield f"{view.name} of {view.node}: {_value(view)}{_age(view, now_ms)}."
         yield ""
-        yield from self._lines(
+        yield from statistics_text(
             "span", [(words, found, "") for _, words, found in self._statistics(context, view)], now_ms
         )
-        judged = self._judged_words(view)
+        judged = flags_text(view)
         yield from ["", *judged] if judged else []
         yield ""
         yield f"Its last day, in numbers:  curl 'http://{here}/chart?series={view.node}/{view.name}'"
@@ -116,14 +102,14 @@ class SensorPages:
             "time": rfc3339(view.time_ms) if view.time_ms is not None else None,
             "verdicts": [{"kind": kind, "text": text} for kind, text in view.odd.items()],
             "verdict_counts": dict(view.counts), "limits": dict(view.limits),
-            "statistics": {name: self._told(found) for name, _, found in self._statistics(context, view)},
+            "statistics": {name: statistics_json(found) for name, _, found in self._statistics(context, view)},
         })  # fmt: skip
 
     def _csv(self, context: RequestContext, view: SensorView) -> Response:
-        """A line a span; what is not known is empty. No cell needs quotes."""
+        """Return one line per span; unknown values are empty. No cell needs quotes."""
         lines = ["span,from,to,count,mean,median,mode,low,low_time,high,high_time,deviation,median_is_exact"]
         for name, _, found in self._statistics(context, view):
-            told = self._told(found)
+            told = statistics_json(found)
             if told is not None:
                 lines.append(",".join([name, *map(_csv_text, told.values())]))
         headers = {"Cache-Control": "no-store"}
@@ -135,7 +121,7 @@ def _csv_text(value: Any) -> str:
 
 
 def _found(context: RequestContext, node: str, name: str) -> SensorView:
-    """The sensor; one that its node no longer has is shown all the same, as long as something of it is stored."""
+    """Return the sensor; also one that its node no longer has, as long as samples of it are stored."""
     snapshot = context.snapshot()
     view = snapshot.node(node)
     known = next((one for one in view.sensors if one.name == name), None) if view else None
@@ -152,7 +138,7 @@ def _found(context: RequestContext, node: str, name: str) -> SensorView:
 
 
 def _now(view: SensorView, now_ms: int) -> Html:
-    """The value as large as on a card; the script keeps it up to date."""
+    """Return the value as on a card; the script keeps it up to date."""
     odd = join_html((Html('<span class="odd">{}</span>').format(text) for text in view.odd.values()), " ")
     return Html(
         '<p class="now {}" data-piece="now"><b data-live="{}/{}">{}</b> <span class="unit">{}</span> {}'

@@ -1,11 +1,9 @@
-"""How things are, in one Picture: which nodes report, what their sensors say, and one sentence about all of it.
+"""Builder of the status snapshot: which nodes report, what their sensors say, and a one-sentence summary.
 
-Runs on: server.  Reached from: webui, which makes it and hands `picture` to every page.
-Hands on to: the house (links, intake, store), a daybook.
-Threads: any. `_lock` guards the last picture and is held while a new one is made: many who ask at once cost one.
-Errors: those of the store.
+May be used by any thread. `_lock` guards the last snapshot, and is held while a new one is made, so that many requests
+at once cost one. Errors: those of the store.
 
-What a node tells of itself (STATUS) is a stranger's: numbers are taken only where they are numbers.
+What a node reports in STATUS is untrusted input: numbers are used only where they are numbers.
 """
 
 from __future__ import annotations
@@ -21,14 +19,14 @@ from pigeonpost.core.format import age, clock, number, with_unit
 from pigeonpost.server.quality import LATE_INTERVALS, LATE_S
 from pigeonpost.server.recent_cache import RecentColumns
 from pigeonpost.views.context import WebContext
-from pigeonpost.views.models import NodeView, SensorView, StatusSnapshot
+from pigeonpost.views.models import Level, NodeStatus, NodeView, SensorView, StatusSnapshot
 from protocol import Sample
 
 if TYPE_CHECKING:
-    from pigeonpost.server.node_status import NodeState
+    from pigeonpost.server.node_status import NodeLink, NodeState
     from pigeonpost.server.quality import QualityFlag
 
-FRESH_S = 1.0  # a picture is taken anew after so long, or when something was stored
+FRESH_S = 1.0  # a snapshot is made again after so long, or when something was stored
 _FAR_MS = 1 << 52  # after every date
 _USUAL_EVERY_S = 60.0  # for a node that was not reached, so that nobody knows its interval
 _CALLS_EVERY_S = 3600.0  # and for one that calls in, and has called once so far
@@ -37,7 +35,7 @@ _STEADY = 0.05  # of the day's range: a change below it is no trend
 
 
 class SnapshotBuilder:
-    """Takes the pictures."""
+    """Makes snapshots, and keeps the last one while it is valid."""
 
     def __init__(self, app: WebContext, day: Callable[[str, int | None, int], RecentColumns]) -> None:
         """day: the last day of a node, as RecentCache.day."""
@@ -47,15 +45,19 @@ class SnapshotBuilder:
         self._snapshot: StatusSnapshot | None = None
         self._made_s = 0.0
         self._last: dict[str, Sample] = {}  # of nodes that nothing came from in this run
-        self.changes = 0  # grows with every change that a picture may show
+        self.changes = 0  # grows with every change that a snapshot may show
 
-    def note(self, *_: object) -> None:
-        """Something has changed: the next picture is a new one."""
+    def on_commit(self, _: object) -> None:
+        """Discard the snapshot: samples were committed."""
+        self.invalidate()
+
+    def invalidate(self) -> None:
+        """Discard the snapshot; the next one shows what has changed."""
         self.changes += 1
         self._made_s = 0.0
 
     def snapshot(self) -> StatusSnapshot:
-        """How things are, at most FRESH_S ago."""
+        """Return the snapshot, at most FRESH_S old."""
         with self._lock:
             now_s = self._app.clock.monotonic()
             if self._snapshot is None or not 0 <= now_s - self._made_s < FRESH_S:
@@ -69,9 +71,9 @@ class SnapshotBuilder:
         nodes = [self._node(link.state, stored.pop(link.state.name, {}), now_ms) for link in _one_each(app.links)]
         nodes += [self._node(None, about, now_ms) for about in stored.values()]
         faults = [fault for fault in (app.ingestor.fault, app.csv.fault) if fault]
-        level, verdict = _verdict(nodes, faults, now_ms)
+        level, summary = _summary(nodes, faults, now_ms)
         watched = [node.last_ms for node in nodes if node.last_ms is not None and node.state != "past"]
-        return StatusSnapshot(now_ms, verdict, level, max(watched, default=None), faults, nodes)
+        return StatusSnapshot(now_ms, summary, level, max(watched, default=None), faults, nodes)
 
     def _node(self, state: NodeState | None, about: Mapping[str, Any], now_ms: int) -> NodeView:
         name = state.name if state else about["name"]
@@ -99,7 +101,7 @@ class SnapshotBuilder:
         )  # fmt: skip
 
     def _judged(self, sensor: SensorView, now_ms: int, is_expected: bool) -> SensorView:
-        """The same with what is odd about it; `now_ms` by its node's clock."""
+        """Return the sensor with its quality flags; `now_ms` by its node's clock."""
         quality = self._app.quality
         judged = quality.of(sensor.node, sensor.name, now_ms, is_expected) if quality else None
         if judged is None:
@@ -108,7 +110,7 @@ class SnapshotBuilder:
         return sensor._replace(odd=odd, counts=judged.counts, limits=judged.limits)
 
     def _last_sample(self, name: str, about: Mapping[str, Any]) -> Sample | None:
-        """What came last; after a restart what is stored with the latest date."""
+        """Return the last sample received; after a restart the stored one with the latest date."""
         latest = self._app.ingestor.latest.get(name)
         if latest is not None:
             return latest.sample
@@ -119,9 +121,9 @@ class SnapshotBuilder:
         return self._last.get(name)
 
 
-def _one_each(links: Sequence[Any]) -> list[Any]:
-    """Where a node is collected from and calls in besides: the link that is connected, of two the one that asks it."""
-    best: dict[object, Any] = {}
+def _one_each(links: Sequence[NodeLink]) -> list[NodeLink]:
+    """Return one link for each node: of several the connected one; of several connected, one that can ask the node."""
+    best: dict[object, NodeLink] = {}
     for link in links:
         name = link.state.name or id(link)  # one that was not reached yet has no name
         other = best.get(name)
@@ -140,7 +142,7 @@ def _count(details: Mapping[str, Any], key: str) -> int | None:
 
 
 def _machine(details: Mapping[str, Any]) -> dict[str, float]:
-    """What a node tells of its computer, as far as these are numbers."""
+    """Return what a node reports of its computer, as far as these are numbers."""
     told = details.get("machine")
     told = told if isinstance(told, dict) else {}
     known = [(name, told.get(name)) for name in ("cpu_temperature", "load", "memory_free", "disk_free")]
@@ -189,7 +191,7 @@ def _fault(name: str, sample: Sample | None) -> str:
 
 
 def _odd(finding: QualityFlag, unit: str) -> str:
-    """A finding in a few words, to stand beside the value."""
+    """Return a flag in a few words, to show beside the value."""
     if finding.kind == "range":
         side = "above" if finding.found > finding.limit else "below"
         return f"{side} {with_unit(number(finding.limit), unit)}"
@@ -201,7 +203,7 @@ def _odd(finding: QualityFlag, unit: str) -> str:
 
 
 def _trend(columns: Sequence[Any], count: int) -> int | None:
-    """Whether the last twelfth of the time shown is above, below or like the twelfth before."""
+    """Compare the last twelfth of the day with the one before: 1 above, -1 below, 0 about equal, None unknown."""
     step = max(1, count // 12)
     latest = list(takewhile(lambda column: column.place >= count - 2 * step, reversed(columns)))
     recent = [column.mean for column in latest if column.place >= count - step]
@@ -214,7 +216,7 @@ def _trend(columns: Sequence[Any], count: int) -> int | None:
 
 
 def _midnight_ms(now_ms: int) -> int:
-    """When today began, by this machine's clock and zone."""
+    """Return the time at which today began, by this machine's clock and zone."""
     t = time.localtime(now_ms // 1000)
     return int(time.mktime((t.tm_year, t.tm_mon, t.tm_mday, 0, 0, 0, 0, 0, -1))) * 1000
 
@@ -222,8 +224,10 @@ def _midnight_ms(now_ms: int) -> int:
 # ------------------------------------------------------------------------------------------------------------ words
 
 
-def _condition(state: NodeState | None, last_ms: int | None, is_late: bool, now_ms: int) -> tuple[str, str, int | None]:
-    """A node's state, that state in words, and since when."""
+def _condition(
+    state: NodeState | None, last_ms: int | None, is_late: bool, now_ms: int
+) -> tuple[NodeStatus, str, int | None]:
+    """Return a node's state, its text, and its beginning."""
     if state is None:
         return "past", "nobody collects from it now", last_ms
     if not state.connected and state.since_ms is None:
@@ -243,13 +247,13 @@ def _condition(state: NodeState | None, last_ms: int | None, is_late: bool, now_
 
 
 def _wait_ms(state: NodeState | None) -> float:
-    """How old a node's last sample may be, and how long one that has just been connected may take for its first."""
+    """Return how old a node's last sample may be, which is also the time for the first one after connecting."""
     usual_s = _CALLS_EVERY_S if state and state.calls_in else _USUAL_EVERY_S
     return 1000 * (LATE_INTERVALS * ((state.every_s if state else None) or usual_s) + LATE_S)
 
 
-def _verdict(nodes: Sequence[NodeView], faults: Sequence[str], now_ms: int) -> tuple[str, str]:
-    """The level, and the sentence without its full stop."""
+def _summary(nodes: Sequence[NodeView], faults: Sequence[str], now_ms: int) -> tuple[Level, str]:
+    """Return the level, and the summary without its full stop."""
     if faults:
         return "bad", _capital("; ".join(faults))
     watched = [node for node in nodes if node.state != "past"]
@@ -280,7 +284,7 @@ def _complaint(subject: str, node: NodeView, now_ms: int) -> str:
 
 
 def _as_verb(words: str) -> str:
-    """NodeState.fault behind a name: "cannot be reached: ..." fits as it is, "closed" needs a verb."""
+    """Return NodeState.fault as it follows a name: "cannot be reached: ..." fits as it is, "closed" needs a verb."""
     return words if words.split(" ")[0] in ("cannot", "refuses:") else f"is not connected ({words})"
 
 
@@ -302,7 +306,7 @@ def _names(nodes: Sequence[NodeView]) -> str:
 
 
 def _subject(nodes: Sequence[NodeView]) -> str:
-    """The nodes as a sentence begins with them: a capital letter, but never one in a node's name."""
+    """Return the nodes as the beginning of a sentence: with a capital letter, but never in a node's name."""
     kind = "" if not nodes[0].name else "Node " if len(nodes) == 1 else "Nodes "
     return f"{kind}{_names(nodes)}" if kind else _capital(_names(nodes))
 

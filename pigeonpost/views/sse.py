@@ -1,19 +1,16 @@
-"""Live values: every commit goes to the open pages as an event (Server-Sent Events, HTML standard, section 9.2).
-
-Runs on: server.  Reached from: webui (`/events`), web/server (`adopt`), the intake's writer thread (`note`).
-Hands on to: the sockets of the pages.
-Threads: one of its own serves all of them; another page costs a socket, not a thread. `_lock` guards what other threads
-  leave for it (nodes with something new, sockets to adopt); held to put it there or take it away.
-Errors: a client that does not read is dropped, and comes back by itself with the number of the last event it had.
+"""Live values: every commit is sent to the open pages as a Server-Sent Event (HTML standard, section 9.2).
 
     id: 1f0a9c-17
     data: {"samples":[{"node":"basement","time_ms":1795188970123,"values":{"temperature":"23.4 °C"}}]}
+
+One thread serves all pages; another page costs a socket, not a thread. `_lock` guards what other threads leave for it
+(nodes with new samples, sockets to adopt), and is held to put it there or to take it away.
+Errors: a client that does not read is dropped; it reconnects by itself with the id of the last event that it received.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import selectors
 import socket
@@ -24,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pigeonpost.core.format import number, with_unit
 from pigeonpost.core.strict_json import write_json
+from pigeonpost.core.wake_pipe import WakePipe
 from pigeonpost.http.message import HTTPError, Response
 from pigeonpost.views.context import RequestContext, WebContext
 
@@ -41,7 +39,7 @@ _KIND = "text/event-stream; charset=utf-8"
 
 
 class CommittedSamples(Protocol):
-    """What is needed of a filing."""
+    """The part of an EpochCommit that is used here."""
 
     node: str
 
@@ -56,7 +54,7 @@ class _Client:
 
 
 class EventStream:
-    """The open pages, and what happened lately."""
+    """The event stream: the open pages, and the last events."""
 
     def __init__(self, app: WebContext, heartbeat_s: float = HEARTBEAT_S, most_clients: int = MOST_CLIENTS) -> None:
         self._app = app
@@ -70,41 +68,36 @@ class EventStream:
         self._coming: list[tuple[_Client, str]] = []
         self._clients: set[_Client] = set()
         self._chooser = selectors.DefaultSelector()
-        self._woken, self._waker = os.pipe()
-        os.set_blocking(self._woken, False)
-        os.set_blocking(self._waker, False)
+        self._wake_pipe = WakePipe()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="live", daemon=True)
 
     @property
     def clients(self) -> int:
-        """How many pages listen."""
+        """The number of open pages."""
         return len(self._clients) + len(self._coming)
 
     def start(self) -> None:
-        self._chooser.register(self._woken, selectors.EVENT_READ)
+        self._chooser.register(self._wake_pipe, selectors.EVENT_READ)
         self._thread.start()
 
     def stop(self, limit_s: float) -> None:
         """Close all streams."""
         self._stopping.set()
-        self._wake()
+        self._wake_pipe.wake()
         if self._thread.ident is not None:
             self._thread.join(limit_s)
-        with self._lock:
-            if self._waker >= 0 and not self._thread.is_alive():
-                self._chooser.close()
-                os.close(self._woken)
-                os.close(self._waker)
-                self._waker = -1
+        if not self._thread.is_alive():
+            self._chooser.close()
+            self._wake_pipe.close()
 
     # ------------------------------------------------------------------------------------ from other threads
 
-    def note(self, epoch_commits: Sequence[CommittedSamples]) -> None:
-        """Something was stored; called by the writer, which does not wait."""
+    def on_commit(self, epoch_commits: Sequence[CommittedSamples]) -> None:
+        """Note the nodes of a commit. Runs in the Ingestor's writer thread; must not wait."""
         with self._lock:
             self._changed.update(dict.fromkeys([epoch_commit.node for epoch_commit in epoch_commits]))
-        self._wake()
+        self._wake_pipe.wake()
 
     def answer(self, context: RequestContext, still_in: Callable[[], bool]) -> Response:
         """`/events`: a stream that goes on as long as `still_in` says; resumes behind Last-Event-ID."""
@@ -115,17 +108,9 @@ class EventStream:
         def adopt(sock: socket.socket) -> None:
             with self._lock:
                 self._coming.append((_Client(sock, still_in), last_id))
-            self._wake()
+            self._wake_pipe.wake()
 
         return Response(kind=_KIND, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}, live=adopt)
-
-    def _wake(self) -> None:
-        with self._lock:  # so that nobody writes into a pipe that is closed
-            try:
-                if self._waker >= 0:
-                    os.write(self._waker, b"\0")
-            except BlockingIOError:
-                pass  # woken 65,536 times already
 
     # --------------------------------------------------------------------------------------- its own thread
 
@@ -135,7 +120,7 @@ class EventStream:
         while not self._stopping.is_set():
             for key, events in self._chooser.select(max(0.0, beat_s - clock.monotonic())):
                 if key.data is None:
-                    os.read(self._woken, 4096)
+                    self._wake_pipe.drain()
                 else:
                     self._attend(key.data, events)
             self._tell_news()
@@ -165,17 +150,17 @@ class EventStream:
     def _event(self, nodes: Sequence[str]) -> bytes:
         self._number += 1
         latest = self._app.ingestor.latest
-        samples = [_shown(node, latest[node]) for node in nodes if node in latest]
+        samples = [_latest_as_json(node, latest[node]) for node in nodes if node in latest]
         return f"id: {self._run}-{self._number}\ndata: {write_json({'samples': samples})}\n\n".encode()
 
     def _missed(self, last_id: str) -> bytes:
-        """What a client has not seen: the events behind `last_id`, or how things are where these are not known."""
+        """Return the events after `last_id`; or, where these are not known, the present state."""
         run, _, said = last_id.partition("-")
         if run == self._run and said.isascii() and said.isdigit() and len(said) < 16:
             first_kept = self._events[0][0] if self._events else self._number + 1
             if first_kept <= int(said) + 1 <= self._number + 1:
                 return b"".join(event for number, event in self._events if number > int(said))
-        samples = [_shown(node, latest) for node, latest in list(self._app.ingestor.latest.items())]
+        samples = [_latest_as_json(node, latest) for node, latest in list(self._app.ingestor.latest.items())]
         return f"id: {self._run}-{self._number}\ndata: {write_json({'samples': samples})}\n\n".encode()
 
     def _beat(self) -> None:
@@ -224,8 +209,8 @@ class EventStream:
             client.sock.close()
 
 
-def _shown(node: str, latest: LatestSample) -> dict[str, Any]:
-    """A sample as the page shows it: the script puts texts where they belong, and knows nothing of numbers."""
+def _latest_as_json(node: str, latest: LatestSample) -> dict[str, Any]:
+    """Return a sample as the page shows it: formatted texts, which the script only inserts."""
     values = {
         name: with_unit(number(value), latest.units.get(name, "")) if value is not None else "–"
         for name, value in latest.sample.values.items()

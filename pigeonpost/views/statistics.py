@@ -1,13 +1,12 @@
-"""Statistics of any span of one sensor: count, mean, median, mode, extremes with their times, deviation.
+"""Statistics of one sensor over any span: count, mean, median, mode, deviation, extremes with their times.
 
-Runs on: server.  Reached from: webui, which makes it and hands `of` to the chart's page and the sensor's.
-Hands on to: the store: samples for up to two days, else the summaries of its windows.
-Threads: any. `_lock` guards what is kept for a minute; `_working` lets two be reckoned at once.
-Errors: Refusal where too many wait.
+May be used by any thread. `_lock` guards results that are kept for a minute; `_working` allows two calculations at
+once. Errors: HTTPError where too many wait.
 
-Count, mean, extremes and deviation are always those of all values (the deviation by Chan, Golub and LeVeque 1979).
-Where windows had to be taken, median and mode are the weighted ones of the windows' medians and modes: `is_exact`
-tells. Where the samples are gone, such a span begins with its first whole window.
+Up to two days are calculated from the samples, longer spans from rollups. Count, mean, extremes and deviation are
+always those of all values (the deviation by Chan, Golub and LeVeque 1979). Where rollups were used, median and mode are
+the weighted ones of the windows' medians and modes, and `is_exact` is False. Where the samples are deleted, such a span
+begins with its first whole window.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ _KEEP_S, _MOST_KEPT = 60.0, 256
 
 
 class Statistics(NamedTuple):
-    """Of all values of one sensor taken in [from_ms, to_ms). The times are those of the first lowest and highest.
+    """Statistics of one sensor over [from_ms, to_ms), with the times of the first minimum and maximum.
 
-    None: not reckoned: the span is too long, or its windows are not summed up yet
+    None: not calculated: the span is too long, or its windows are not summed up yet
     """
 
     from_ms: int
@@ -59,10 +58,10 @@ class Statistics(NamedTuple):
 
 
 class StatisticsReader:
-    """Reckons statistics, and keeps those of the last minute."""
+    """Calculates statistics, and keeps those of the last minute."""
 
     def __init__(self, store: Store, clock: Clock, summary: Callable[[list[float], int], Rollup]) -> None:
-        """summary: of some values, as stores.summaries.summary."""
+        """summary: returns the rollup of values, as storage.maintenance.summary."""
         self._store = store
         self._clock = clock
         self._summary = summary
@@ -71,9 +70,9 @@ class StatisticsReader:
         self._kept: dict[object, tuple[float, Statistics | None]] = {}
 
     def of(self, node: str, sensor: str, from_ms: int, to_ms: int) -> Statistics | None:
-        """Of one span, of up to LONGEST_MS; None: there is no value in it, or it is longer.
+        """Return statistics of one span, of up to LONGEST_MS; None: there is no value in it, or it is longer.
 
-        A span that ends within the last minute may be told as it was up to a minute ago.
+        Those of a span that ends within the last minute may be up to a minute old.
         """
         if not 0 < to_ms - from_ms <= LONGEST_MS:
             return None
@@ -85,7 +84,7 @@ class StatisticsReader:
             raise HTTPError(503, "Too many statistics at once; try again in a moment.", "busy", {"Retry-After": "2"})
         try:
             kept = self._fresh(key)  # by somebody who was waited for
-            return kept[1] if kept else self._keep(key, self._reckoned(node, sensor, from_ms, to_ms))
+            return kept[1] if kept else self._keep(key, self._calculated(node, sensor, from_ms, to_ms))
         finally:
             self._working.release()
 
@@ -103,7 +102,7 @@ class StatisticsReader:
                 del self._kept[next(iter(self._kept))]
         return found
 
-    def _reckoned(self, node: str, sensor: str, from_ms: int, to_ms: int) -> Statistics | None:
+    def _calculated(self, node: str, sensor: str, from_ms: int, to_ms: int) -> Statistics | None:
         about: dict[str, Any] = next((one for one in self._store.nodes() if one["name"] == node), {})
         if to_ms - from_ms <= _SAMPLES_MS and (about.get("kept_from_ms") or 0) <= from_ms:
             found = self._values(node, sensor, from_ms, to_ms)
@@ -112,7 +111,7 @@ class StatisticsReader:
         return self._of_windows(node, sensor, from_ms, to_ms)
 
     def _values(self, node: str, sensor: str, from_ms: int, to_ms: int) -> list[tuple[int, float]] | None:
-        """Time and value of each reading; None: there are too many."""
+        """Return time and value of each reading; None: there are too many."""
         points = self._store.points(node, from_ms, to_ms, _MOST_SAMPLES + 1)
         if len(points) > _MOST_SAMPLES:
             return None
@@ -131,7 +130,7 @@ class StatisticsReader:
         )  # fmt: skip
 
     def _of_windows(self, node: str, sensor: str, from_ms: int, to_ms: int) -> Statistics | None:
-        whole = next(iter(self._store.columns(node, sensor, from_ms, to_ms, 1)), None)
+        whole = next(iter(self._store.downsample(node, sensor, from_ms, to_ms, 1)), None)
         span_ms = _SHORT_MS if to_ms - from_ms <= _SHORT_UP_TO_MS else _LONG_MS
         parts = self._parts(node, sensor, from_ms, to_ms, span_ms)
         if whole is None or not parts:
@@ -145,7 +144,7 @@ class StatisticsReader:
             whole.low, self._when(node, sensor, low.low, low.end_ms, span_ms),
             whole.high, self._when(node, sensor, high.high, high.end_ms, span_ms), None, len(parts) == 1,
         )  # fmt: skip
-        if count < 0.99 * whole.values:  # not more than came since; else the caretaker still has years to sum up
+        if count < 0.99 * whole.values:  # not more than came since; else rollups of years are still missing
             return found
         modes: Counter[float] = Counter()
         for part in parts:
@@ -155,11 +154,11 @@ class StatisticsReader:
         return found._replace(median=_median(parts, count), mode=mode, deviation=deviation)
 
     def _parts(self, node: str, sensor: str, from_ms: int, to_ms: int, span_ms: int) -> list[Rollup]:
-        """The windows of a span, and of the samples before the first and behind the last what they come to."""
+        """Return the rollups of a span, with those of the samples before the first and after the last window."""
         low_ms, high_ms = -(-from_ms // span_ms) * span_ms, to_ms // span_ms * span_ms
         windows = {one.end_ms: one for one in self._store.summaries(node, sensor, span_ms, low_ms, high_ms)}
         pending = [
-            window.end_ms for window in self._store.unsummed(to_ms, _MOST_PENDING)
+            window.end_ms for window in self._store.dirty_windows(to_ms, _MOST_PENDING)
             if window.node == node and window.span_ms == span_ms and not window.is_late
             and low_ms < window.end_ms <= high_ms
         ]  # fmt: skip
@@ -176,13 +175,13 @@ class StatisticsReader:
             windows[end_ms] = self._summary([value for _, value in found], end_ms)
 
     def _when(self, node: str, sensor: str, value: float, end_ms: int, span_ms: int) -> int:
-        """When a window's extreme was; its end, where the samples are gone."""
+        """Return the time of a window's extreme; its end, where the samples are deleted."""
         found = self._values(node, sensor, end_ms - span_ms + 1, end_ms + 1) or ()
         return next((time_ms for time_ms, one in found if one == value), end_ms)
 
 
-def of_columns(columns: Sequence[Bucket], from_ms: int, to_ms: int, places: int) -> Statistics | None:
-    """What the columns of a chart tell of a span that is too long for more; its times are those of columns."""
+def statistics_of_buckets(columns: Sequence[Bucket], from_ms: int, to_ms: int, places: int) -> Statistics | None:
+    """Return statistics from the buckets of a chart, for long spans; the times are those of buckets."""
     if not columns:
         return None
     low, high = min(columns, key=lambda one: one.low), max(columns, key=lambda one: one.high)
@@ -193,7 +192,7 @@ def of_columns(columns: Sequence[Bucket], from_ms: int, to_ms: int, places: int)
 
 
 def _mean_and_deviation(parts: Sequence[Rollup], count: int, most: float) -> tuple[float, float]:
-    """Of all values in `parts`. Reckoned near 1: squares of values near the ends of floats are no floats any more."""
+    """Return mean and deviation of all values. Scaled to near 1: squares near the ends of floats are infinite."""
     scale = 2.0 ** min(math.frexp(most)[1], 1023)
     mean = math.fsum([part.mean / scale * (part.values / count) for part in parts])
     squares = [((part.deviation / scale) ** 2 + (part.mean / scale - mean) ** 2) * part.values for part in parts]
@@ -210,14 +209,12 @@ def _median(parts: Sequence[Rollup], count: int) -> float:
     return ordered[-1].median
 
 
-# ------------------------------------------------------------------------------------------------------------ to show
-
 _HEAD = ("values", "mean", "median", "most often", "lowest", "highest", "deviation")
 Row = tuple[object, "Statistics | None", str]  # what it is of, what is known, the unit
 
 
-def table(what: str, rows: Sequence[Row], now_ms: int) -> Html:
-    """A table of statistics; `what` stands above the first column."""
+def statistics_table(what: str, rows: Sequence[Row], now_ms: int) -> Html:
+    """Return a table of statistics; `what` is the head of the first column."""
     lines = join_html(
         Html("<tr><th scope=row>{}</th>{}</tr>\n").format(name, join_html(
             Html('<td data-label="{}">{}</td>').format(*cell) for cell in zip(_HEAD, _cells(found, unit, now_ms))
@@ -230,8 +227,8 @@ def table(what: str, rows: Sequence[Row], now_ms: int) -> Html:
     )
 
 
-def lines(what: str, rows: Sequence[Row], now_ms: int) -> list[str]:
-    """The same for a terminal, 80 columns wide or a little more."""
+def statistics_text(what: str, rows: Sequence[Row], now_ms: int) -> list[str]:
+    """Return the same for a terminal, about 80 columns wide."""
     head = (what.upper(), "VALUES", "MEAN", "MEDIAN", "MODE", "LOWEST", "HIGHEST", "DEVIATION")
     told: list[tuple[str, ...]] = [head]
     told += [(str(name), *_cells(found, "", now_ms)) for name, found, _ in rows]
@@ -253,8 +250,8 @@ def _cells(found: Statistics | None, unit: str, now_ms: int) -> Iterator[str]:
     yield with_unit(number(found.deviation), unit) if found.deviation is not None else "–"
 
 
-def told(found: Statistics | None) -> Mapping[str, Any] | None:
-    """Statistics for programs."""
+def statistics_json(found: Statistics | None) -> Mapping[str, Any] | None:
+    """Return statistics as JSON."""
     if found is None:
         return None
     return {

@@ -1,8 +1,4 @@
-"""A page that is one table: for people, for a terminal, as JSON and as CSV, all of the same rows.
-
-Runs on: server.  Reached from: the members of pages/ that show a list.  Hands on to: nobody.
-Threads: none.  Errors: none.
-"""
+"""A page that consists of one table: as HTML, as text for a terminal, as JSON and as CSV, from the same rows."""
 
 from __future__ import annotations
 
@@ -21,7 +17,7 @@ _WIDTH = 79  # of a terminal
 
 
 class TablePage(NamedTuple):
-    """What such a page says.
+    """Content of a page with one table.
 
     title, lead  its heading, and a sentence or two below it
     head, rows   the table for people: every cell a text
@@ -45,7 +41,7 @@ class TablePage(NamedTuple):
 
 
 def render_table(context: RequestContext, listing: TablePage) -> Response:
-    """The listing as the address asks for it: `.json`, `.csv`, else for people or for a terminal."""
+    """Return the table as the address asks for it: `.json`, `.csv`, else for people or for a terminal."""
     path = context.request.path
     if path.endswith(".json"):
         name = path.rpartition("/")[2].removesuffix(".json")
@@ -62,7 +58,7 @@ def render_table(context: RequestContext, listing: TablePage) -> Response:
 
 
 def _lines(listing: TablePage) -> list[str]:
-    """The table for a terminal; where it is too wide, the last cell of each row stands in a line of its own."""
+    """Return the table for a terminal; where it is too wide, the last cell of each row gets its own line."""
     if not listing.rows:
         return [listing.none]
     sides = "<" * len(listing.head)
@@ -96,14 +92,14 @@ def _linked(said: str, link: str) -> Html:
 
 
 def other_forms(context: RequestContext, *suffixes: str) -> Html:
-    """Where the same is for programs."""
+    """Return links to the formats for programs."""
     path = context.request.path
     links = join_html((Html('<a href="{0}{1}">{0}{1}</a>').format(path, suffix) for suffix in suffixes), ", ")
     return Html('<p class="links">The same for programs: {}</p>').format(links)
 
 
 def csv_answer(keys: Sequence[str], rows: Iterable[Sequence[Any]]) -> Response:
-    """Rows as CSV (RFC 4180), in which no text is a formula."""
+    """Return rows as CSV (RFC 4180), in which no text is a formula."""
     lines = [",".join(keys), *(",".join(map(_cell, row)) for row in rows)]
     return Response(
         ("\n".join(lines) + "\n").encode(), "text/csv; charset=utf-8", headers={"Cache-Control": "no-store"}

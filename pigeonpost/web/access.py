@@ -1,12 +1,10 @@
-"""The door of the page: who is there, may he do this, and did he mean to.
+"""Authentication, authorization and CSRF protection of the page.
 
-Runs on: server.  Reached from: webui, for every request.
-Hands on to: gate/users, which knows users, sessions and failed attempts.
-Threads: any; `_lock` guards the one-time key, held while it is compared and voided.
-Errors: Refusal. Codes `log-in` and `session-over` say that a login would help; webui makes that a way to the login.
+May be used by any thread; `_lock` guards the one-time key, and is held while it is compared and invalidated.
+Errors: HTTPError. Codes `log-in` and `session-over` say that a login would help; webui redirects browsers to it.
 
-Four ways in: the key of control.py (Authorization: Bearer); a session, begun by a password or the one-time key; and
-while no password is set, this machine itself. What comes through a proxy does not count as this machine.
+Four ways to authenticate: the key of control.py (Authorization: Bearer); a session, begun with a password or with the
+one-time key; and, while no password is set, being on this machine. What comes through a proxy is not on this machine.
 """
 
 from __future__ import annotations
@@ -38,10 +36,10 @@ _BEARER = {"WWW-Authenticate": "Bearer"}
 
 
 class Principal(NamedTuple):
-    """Who is there.
+    """The client of a request, authenticated.
 
     name     for people                      csrf     what his forms must bring; empty: they need nothing
-    role     "look" or "control"             session  his, if he has one
+    role     "viewer" or "operator"             session  his, if he has one
     """
 
     name: str
@@ -54,7 +52,7 @@ NOBODY = Principal("", "", "")
 
 
 class AccessControl:
-    """Decides about requests; knows nothing of what they are about."""
+    """Authenticates and authorizes requests."""
 
     def __init__(self, users: Users, control: str, names: Iterable[str], clock: Clock, port: int) -> None:
         """
@@ -72,7 +70,7 @@ class AccessControl:
         self._secure_value = re.compile(rf"(?:^|;) ?__Host-{value}").search
         self._sessions = UserSessions(clock)
         self._attempts = LoginThrottle(clock)
-        self._local = Principal("this machine", "control", secrets.token_urlsafe(24))
+        self._local = Principal("this machine", "operator", secrets.token_urlsafe(24))
         self._lock = threading.Lock()
         self._key = "" if len(users) else secrets.token_urlsafe(16)
 
@@ -115,14 +113,14 @@ class AccessControl:
 
     # ------------------------------------------------------------------------------------------ who is there
 
-    def admit(self, request: Request, role: str) -> Principal:
+    def authorize(self, request: Request, role: str) -> Principal:
         """Who is there, when he may do what takes `role`."""
         visitor = self._visitor(request)
-        if role == "control" and visitor.role != "control":
-            raise HTTPError(403, "Your role is to look; this takes the role control.", "role")
+        if role == "operator" and visitor.role != "operator":
+            raise HTTPError(403, "Your role is viewer; this takes the role operator.", "role")
         return visitor
 
-    def check_meant(self, request: Request, visitor: Principal) -> None:
+    def check_csrf(self, request: Request, visitor: Principal) -> None:
         """Refuse a change without the token that only our own pages know."""
         if not visitor.csrf:
             return
@@ -145,7 +143,7 @@ class AccessControl:
         if said is not None:
             scheme, _, token = said.partition(" ")
             if scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), self._control):
-                return Principal("control.py", "control", "")
+                return Principal("control.py", "operator", "")
             raise HTTPError(401, "That is not this server's key.", "key", _BEARER)
         id = self._session_id(request)
         session = self._sessions.find(id) if id else None

@@ -1,8 +1,6 @@
-"""Who is connected to the web server, and who of them is at work: limits, and who is cut off when they are reached.
+"""Limits on connections to the web server, on requests in progress, and the choice of whom to cut off at a limit.
 
-Runs on: server.  Reached from: web/server, for every connection; webui, which counts.  Hands on to: nobody.
-Threads: any. `_changed` (a Condition and its lock) guards all of it.
-Errors: none of its own: who is not let in is told False.
+May be used by any thread; `_changed` (a Condition and its lock) guards everything.
 """
 
 from __future__ import annotations
@@ -18,10 +16,10 @@ _STUCK_S = 1.0  # so long in one send: the client does not read
 
 
 class Limits(NamedTuple):
-    """How long and how many; tests have smaller ones.
+    """Limits of time and number; tests have smaller ones.
 
     head_s     seconds for a whole head          at_work    requests being answered at once
-    body_s     seconds for a whole body          queue_s    seconds that one more waits for its place
+    body_s     seconds for a whole body          queue_s    seconds that one more waits for its slot
     idle_s     seconds until the next request    open       connections at once
     send_s     seconds for sending an answer     downloads  files being sent at once, beside those at work
     """
@@ -37,7 +35,7 @@ class Limits(NamedTuple):
 
 
 class Connection(Protocol):
-    """What is needed of a connection.
+    """The part of a connection that is used here.
 
     request        its socket
     host           the client's address
@@ -52,7 +50,7 @@ class Connection(Protocol):
 
 
 class Connections:
-    """Who is connected, and who of them is at work."""
+    """The open connections, and the requests in progress."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -82,23 +80,23 @@ class Connections:
             self._all.discard(connection)
 
     def acquire_slot(self) -> bool:
-        """Take a place at work, waiting a little for one; False when there is none."""
+        """Acquire a slot for one request in progress, waiting a little for one; False when there is none."""
         with self._changed:
             for _ in range(2):
-                if self._at_work < self._limits.at_work or self._changed.wait_for(self._has_place, self._wait_s):
+                if self._at_work < self._limits.at_work or self._changed.wait_for(self._has_slot, self._wait_s):
                     self._at_work += 1
                     return True
                 self._cut(self._longest_sending())
             return False
 
     def release_slot(self) -> None:
-        """Give the place back."""
+        """Release the slot of a request that was answered."""
         with self._changed:
             self._at_work -= 1
             self._changed.notify_all()
 
     def count(self, status: int) -> None:
-        """Count an answer."""
+        """Count a response."""
         with self._changed:
             self._answers[status] += 1
 
@@ -141,7 +139,7 @@ class Connections:
     def _wait_s(self) -> float:
         return self._limits.queue_s / 2
 
-    def _has_place(self) -> bool:
+    def _has_slot(self) -> bool:
         return self._at_work < self._limits.at_work
 
     def _longest_waiting(self) -> Connection | None:

@@ -7,20 +7,23 @@ Errors: TimeoutError at the deadline; HTTPError from `RequestReader.readline`, f
 from __future__ import annotations
 
 import io
+import select
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import Any, TypeAlias
 
 from pigeonpost.http.message import HTTPError, head_end
 
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, WriteableBuffer
+Buffer: TypeAlias = Any  # an object with the buffer protocol, for which Python 3.11 has no type
 
 
 class DeadlineStream(io.RawIOBase):
     """A socket as a raw stream. A socket's own timeout starts again with every byte; this deadline does not.
 
-    sock        the socket, plain or TLS; closing the stream leaves it open
+    Each operation is tried first, and waited for with poll where it has to be. With socket.settimeout each would take
+    three system calls (ioctl, poll, recv), and between any two of them another thread may take the interpreter's lock.
+
+    sock        the socket; it becomes non-blocking, and closing the stream leaves it open
     deadline_s  the time.monotonic() by which all reads and writes that follow must be done
     """
 
@@ -28,6 +31,7 @@ class DeadlineStream(io.RawIOBase):
         super().__init__()
         self.sock = sock
         self.deadline_s = 0.0
+        sock.setblocking(False)
 
     def allow(self, limit_s: float) -> None:
         """Set the deadline to `limit_s` seconds from now."""
@@ -39,19 +43,44 @@ class DeadlineStream(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        self._set_timeout()
-        return self.sock.recv_into(buffer)
+    def readinto(self, buffer: Buffer, /) -> int:
+        while True:
+            left_s = self._left_s()
+            try:
+                return self.sock.recv_into(buffer)
+            except BlockingIOError:
+                self._wait(select.POLLIN, left_s)
 
-    def write(self, data: ReadableBuffer, /) -> int:
-        self._set_timeout()
-        return self.sock.send(data)
+    def write(self, data: Buffer, /) -> int:
+        while True:
+            left_s = self._left_s()
+            try:
+                return self.sock.send(data)
+            except BlockingIOError:
+                self._wait(select.POLLOUT, left_s)
 
-    def _set_timeout(self) -> None:
+    def _left_s(self) -> float:
         left_s = self.deadline_s - time.monotonic()
         if left_s <= 0:
             raise TimeoutError("the deadline has passed")
-        self.sock.settimeout(left_s)
+        return left_s
+
+    def _wait(self, event: int, limit_s: float) -> None:
+        poll = select.poll()
+        poll.register(self.sock, event)
+        poll.poll(limit_s * 1000)
+
+
+class TlsStream(DeadlineStream):
+    """The same for TLS, where a read may have to write and the reverse: ssl does the waiting."""
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        self.sock.settimeout(self._left_s())
+        return self.sock.recv_into(buffer)
+
+    def write(self, data: Buffer, /) -> int:
+        self.sock.settimeout(self._left_s())
+        return self.sock.send(data)
 
 
 class RequestReader(io.BufferedReader):

@@ -1,9 +1,8 @@
-"""TLS for the web server's addresses: the certificate, the handshake, and a socket that the event streams can use.
+"""TLS for the web server: the certificate, the handshake, a socket for event streams, and certificate fingerprints.
 
-Runs on: server, where a certificate is set.  Reached from: server.py, which makes it; web/server, one connection at a
-  time; control, which knows a server by its fingerprint.  Hands on to: ssl.
-Threads: any. `_lock` guards the certificate in use, held while it is read anew.
-Errors: SettingsError when certificate or key do not read, at the start; later the one in use stays, and that is logged.
+May be used by any thread; `_lock` guards the certificate in use, and is held while it is read again.
+Errors: SettingsError when certificate or key cannot be read at the start; later the one in use stays, and the fault is
+logged.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ _REMEDY = "`control.py certificate` makes one"
 
 
 class Tls:
-    """A certificate with its key. It is read anew when its file has changed, so that it can be renewed at any time."""
+    """A certificate with its key. It is read again when its file has changed, so that it can be renewed at any time."""
 
     def __init__(self, certificate: str, key: str) -> None:
-        """Paths of PEM files; without `key` it stands in the certificate's file. Raises SettingsError."""
+        """Paths of PEM files; without `key` it is in the certificate's file. Raises SettingsError."""
         self.path = os.path.abspath(certificate)
         self._paths = self.path, os.path.abspath(key or certificate)
         self._lock = threading.Lock()
@@ -61,10 +60,10 @@ class Tls:
 
 
 class Secure:
-    """A connection that speaks TLS.
+    """A TLS connection.
 
-    `setblocking`, `fileno`, `recv`, `send` and `close` are for who waits for many of them at once (pages/live): they
-    say BlockingIOError where TLS has to wait.
+    `setblocking`, `fileno`, `recv`, `send` and `close` are for a thread that serves many of them (views.sse): they
+    raise BlockingIOError where TLS has to wait.
     """
 
     def __init__(self, sock: ssl.SSLSocket) -> None:

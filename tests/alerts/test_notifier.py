@@ -49,7 +49,7 @@ class AlertCase(unittest.TestCase):
         epoch_commit = EpochCommit(node, OUTBOX, E1, NOTHING)
         epoch_commit.units = {"temperature": "°C"}
         epoch_commit.add(Batch(node, OUTBOX, E1, 0, [made], None, epoch_commit.units, print, print), 0)
-        self.made.note([epoch_commit])
+        self.made.on_commit([epoch_commit])
 
     def subjects(self):
         return [message.subject.partition(" at ")[0] for message in self.made.look()]

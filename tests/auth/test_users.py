@@ -31,7 +31,7 @@ class UsersCase(unittest.TestCase):
 
     def entry(self, **changes):
         """A right user of the file, changed."""
-        right = {"role": "look", "salt": "00" * 16, "n": 2, "r": 8, "p": 1, "scrypt": "11" * 64}
+        right = {"role": "viewer", "salt": "00" * 16, "n": 2, "r": 8, "p": 1, "scrypt": "11" * 64}
         return {key: value for key, value in {**right, **changes}.items() if value is not ...}
 
     def lay(self, content):
@@ -50,7 +50,7 @@ class Passwords(UsersCase):
     def test_the_right_password_and_others(self):
         self.users.set_password("admin", PASSWORD)
         found = self.users.check("admin", PASSWORD)
-        self.assertEqual((found.name, found.role), ("admin", "control"))
+        self.assertEqual((found.name, found.role), ("admin", "operator"))
         self.assertEqual(found, self.users.find("admin"))
         for wrong in ("", PASSWORD[:-1], PASSWORD + " ", " " + PASSWORD, PASSWORD.upper()):
             self.assertIsNone(self.users.check("admin", wrong), wrong)
@@ -154,20 +154,20 @@ class Cost(unittest.TestCase):
 class Roles(UsersCase):
     def test_control_unless_said(self):
         self.users.set_password("a", PASSWORD)
-        self.users.set_password("b", PASSWORD, "look")
-        self.assertEqual(self.users.roles(), {"a": "control", "b": "look"})
-        self.assertEqual(self.users.check("b", PASSWORD).role, "look")
+        self.users.set_password("b", PASSWORD, "viewer")
+        self.assertEqual(self.users.roles(), {"a": "operator", "b": "viewer"})
+        self.assertEqual(self.users.check("b", PASSWORD).role, "viewer")
 
     def test_a_new_password_keeps_the_role(self):
-        self.users.set_password("b", PASSWORD, "look")
+        self.users.set_password("b", PASSWORD, "viewer")
         self.users.set_password("b", "another password")
-        self.assertEqual(self.users.roles(), {"b": "look"})
-        self.users.set_password("b", "another password", "control")
-        self.assertEqual(self.users.roles(), {"b": "control"})
+        self.assertEqual(self.users.roles(), {"b": "viewer"})
+        self.users.set_password("b", "another password", "operator")
+        self.assertEqual(self.users.roles(), {"b": "operator"})
 
     def test_there_are_two(self):
         for role in ("admin", "Look", "look ", "x" * 200):
-            with self.assertRaisesRegex(SettingsError, "a role is look or control"):
+            with self.assertRaisesRegex(SettingsError, "a role is viewer or operator"):
                 self.users.set_password("a", PASSWORD, role)
         self.assertEqual(len(self.users), 0)
 
@@ -200,8 +200,8 @@ class TheFile(UsersCase):
         beside.set_password("a", "another password")
         self.assertIsNone(running.check("a", PASSWORD))
         self.assertIsNotNone(running.check("a", "another password"))
-        beside.set_password("b", PASSWORD, "look")
-        self.assertEqual(running.roles(), {"a": "control", "b": "look"})
+        beside.set_password("b", PASSWORD, "viewer")
+        self.assertEqual(running.roles(), {"a": "operator", "b": "viewer"})
         beside.remove("a")
         self.assertIsNone(running.find("a"))
         os.unlink(self.path)
@@ -278,18 +278,18 @@ class SessionsCase(unittest.TestCase):
     def setUp(self):
         self.clock = FakeClock()
         self.sessions = UserSessions(self.clock)
-        self.user = User("a", "look", "5a17")
+        self.user = User("a", "viewer", "5a17")
 
 
 class Browsers(SessionsCase):
     def test_one_knows_whose_it_is(self):
         session = self.sessions.begin(self.user)
-        self.assertEqual((session.user, session.role, session.stamp), ("a", "look", "5a17"))
+        self.assertEqual((session.user, session.role, session.stamp), ("a", "viewer", "5a17"))
         self.assertEqual(self.sessions.find(session.id), session)
 
     def test_the_one_time_keys_may_control_and_is_nobodys(self):
         session = self.sessions.begin(None)
-        self.assertEqual((session.user, session.role), ("", "control"))
+        self.assertEqual((session.user, session.role), ("", "operator"))
 
     def test_ids_and_tokens_cannot_be_guessed(self):
         made = [self.sessions.begin(self.user) for _ in range(200)]

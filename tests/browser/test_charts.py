@@ -215,7 +215,7 @@ class TwoUsers(ChartCase):
         page.get_by_label("User").fill(user)
         page.get_by_label("Password").fill(word)
         page.get_by_role("button", name="Log in").click()
-        expect(page.locator("footer")).to_contain_text(f"You are {user}")
+        expect(page.locator("footer")).to_contain_text(f"Signed in as {user}")
         return page
 
     def test_a_shared_graph_is_opened_by_another_user(self):

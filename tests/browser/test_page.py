@@ -260,7 +260,7 @@ class Alone(BrowserCase):
         expect(page.get_by_role("alert")).to_have_text("That is not the password of that user.")
         page.get_by_label("Password").fill("correct horse")
         page.keyboard.press("Enter")
-        expect(page.locator("footer")).to_contain_text("You are admin, and may control.")
+        expect(page.locator("footer")).to_contain_text("Signed in as admin (operator).")
         page.get_by_role("button", name="Log out").click()
         expect(page.locator("h1")).to_have_text("Log in")
         page.goto("/log")

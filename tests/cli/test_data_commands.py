@@ -69,11 +69,11 @@ def run_of_a_server(data):
 def fill(data, *batches):
     with run_of_a_server(data) as ingestor:
         for one in batches or (batch(1, 40), batch(1, 10, node="b", epoch=E2), gap(41, 50)):
-            ingestor.accept(quiet(one))
+            ingestor.submit(quiet(one))
 
 
 def quiet(one):
-    return one._replace(done=lambda epoch, seq: None)
+    return one._replace(on_committed=lambda epoch, seq: None)
 
 
 def crashed_copy(test, data):
@@ -180,8 +180,8 @@ class Backup(DataCase):
     def test_it_changes_nothing_of_the_servers(self):
         """Above all it does not checkpoint: only the server's own connection ever may."""
         with run_of_a_server(self.data) as ingestor:
-            ingestor.accept(quiet(batch(1, 400)))
-            ingestor.settle(LIMIT_S)
+            ingestor.submit(quiet(batch(1, 400)))
+            ingestor.flush(LIMIT_S)
             wal = self.database() + "-wal"
             self.assertGreater(os.path.getsize(wal), 0)
             before = content(self.database()), content(wal)
@@ -191,8 +191,8 @@ class Backup(DataCase):
 
     def test_what_a_crash_left_in_the_wal_is_in_it(self):
         with run_of_a_server(self.data) as ingestor:
-            ingestor.accept(quiet(batch(1, 400)))
-            ingestor.settle(LIMIT_S)
+            ingestor.submit(quiet(batch(1, 400)))
+            ingestor.flush(LIMIT_S)
             crashed = crashed_copy(self, self.data)
         self.done("backup", self.tar, data=crashed)
         other = temp_folder(self)
@@ -207,8 +207,8 @@ class Backup(DataCase):
 
         def write(ingestor):
             while not stop.is_set():
-                ingestor.accept(quiet(batch(count[0] + 1, count[0] + 20)), urgent=True)
-                ingestor.settle(LIMIT_S)
+                ingestor.submit(quiet(batch(count[0] + 1, count[0] + 20)), urgent=True)
+                ingestor.flush(LIMIT_S)
                 count[0] += 20
 
         with run_of_a_server(self.data) as ingestor, mock.patch.object(server_backup, "_PAGES_AT_ONCE", 1):
@@ -382,8 +382,8 @@ class Restore(DataCase):
 
     def test_the_wal_of_the_old_database_does_not_get_into_the_new_one(self):
         with run_of_a_server(self.data) as ingestor:
-            ingestor.accept(quiet(batch(51, 400)))
-            ingestor.settle(LIMIT_S)
+            ingestor.submit(quiet(batch(51, 400)))
+            ingestor.flush(LIMIT_S)
             crashed = crashed_copy(self, self.data)
         self.assertGreater(os.path.getsize(self.database(crashed) + "-wal"), 0)
         self.done("restore", self.copy, data=crashed)
@@ -549,8 +549,8 @@ class Restore(DataCase):
     def test_killed_at_every_step_it_is_done_by_restoring_again(self):
         """And a server that is started in between does no harm: nothing old is lost, or mixed with the new."""
         with run_of_a_server(self.data) as ingestor:
-            ingestor.accept(quiet(batch(51, 400)))
-            ingestor.settle(LIMIT_S)
+            ingestor.submit(quiet(batch(51, 400)))
+            ingestor.flush(LIMIT_S)
             crashed = crashed_copy(self, self.data)
         # One interpreter, whose children restore: the first is killed at its first step, the next at its second, ...
         killer = (
@@ -781,7 +781,7 @@ class Sums(DataCase):
     def killed(self):
         """Go on with what a kill leaves of a run of fifty samples; the log."""
         with run_of_a_server(self.data) as ingestor:
-            ingestor.accept(quiet(batch(1, 50)))
+            ingestor.submit(quiet(batch(1, 50)))
             wait_until(lambda: len(content(os.path.join(self.logs(), logs_in(self.logs())[0]))) > 4000, "it is logged")
             data = crashed_copy(self, self.data)
         self.data = data
@@ -806,7 +806,7 @@ class Sums(DataCase):
         test_contract.file(store, batch(51, 60))  # stored in the last moment of a run, after the log was closed
         store.close()
         with run_of_a_server(self.data) as ingestor:
-            ingestor.accept(quiet(batch(61, 70)))
+            ingestor.submit(quiet(batch(61, 70)))
             wait_until(lambda: first in self.sums() and before not in self.sums(), "it is summed up anew")
         self.check()
         self.assert_sound(70)
@@ -842,9 +842,9 @@ class Forgotten(DataCase):
         store = SqliteStore(self.data)
         self.addCleanup(store.close)
         with store.writing(()):
-            for window in store.unsummed(1 << 60, 100):
-                store.put_summaries(window, {})
-            self.assertEqual(store.forget(first + 3 * hour, 100), 3)
+            for window in store.dirty_windows(1 << 60, 100):
+                store.replace_rollups(window, {})
+            self.assertEqual(store.delete_expired(first + 3 * hour, 100), 3)
         self.assertEqual(
             self.done("verify"), "3 samples of 1 nodes: all there, each once; 3 older ones were deleted as set\n"
         )
@@ -976,8 +976,8 @@ class Export(DataCase):
                 for _, points in export.walk(store, "a", 0, 1 << 42):
                     seen += len(points)
                     if points and seen < 60:
-                        ingestor.accept(quiet(batch(61, 2000)), urgent=True)
-                        ingestor.settle(LIMIT_S)
+                        ingestor.submit(quiet(batch(61, 2000)), urgent=True)
+                        ingestor.flush(LIMIT_S)
                         with contextlib.closing(sqlite3.connect(self.database())) as db:
                             busy, pages, done = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
                         self.assertEqual((busy, pages), (0, done))
@@ -1099,7 +1099,7 @@ class Import(DataCase):
         path = self.write("long.csv", f"time,t\n{rows}")
         with (
             mock.patch("pigeonpost.importing.importer.STORE_S", LIMIT_S),
-            mock.patch.object(Ingestor, "accept", self.breaking_after(10)),
+            mock.patch.object(Ingestor, "submit", self.breaking_after(10)),
         ):
             self.assert_fails(1, "the disk is full", "import", "--node", "a", path)
         self.assertIn("1500 readings, 1000 of them new", self.done("import", "--node", "a", path))
@@ -1112,13 +1112,13 @@ class Import(DataCase):
         )
         code = (
             "import signal, sys, control; from pigeonpost.server.ingest import Ingestor\n"
-            "real, count = Ingestor.accept, 0\n"
-            "def accept(intake, batch, **more):\n"
+            "real, count = Ingestor.submit, 0\n"
+            "def submit(intake, batch, **more):\n"
             "    global count\n"
             "    done, count = real(intake, batch, **more), count + 1\n"
             f"    {then}\n"
             "    return done\n"
-            "Ingestor.accept = accept; sys.exit(control.main(sys.argv[1:]))"
+            "Ingestor.submit = submit; sys.exit(control.main(sys.argv[1:]))"
         )
         process = subprocess.Popen(
             [sys.executable, "-c", code, "--data", self.data, "import", "--node", "a", path],
@@ -1142,7 +1142,7 @@ class Import(DataCase):
         """Twice, when of what it has handed over something is durable, and something need not be."""
         rows, before = 4000, 0
         for batches in (1, 3):
-            then = f"intake.settle(60) if count == {batches} else count == {batches + 2} and signal.raise_signal(9)"
+            then = f"intake.flush(60) if count == {batches} else count == {batches + 2} and signal.raise_signal(9)"
             process, path = self.importing(rows, then)
             self.assert_killed(process)
             self.assertGreaterEqual(self.imported(), before + 500)
@@ -1169,15 +1169,15 @@ class Import(DataCase):
             return 0  # the database is only just being made
 
     def breaking_after(self, count):
-        real, calls = Ingestor.accept, []
+        real, calls = Ingestor.submit, []
 
-        def accept(ingestor, one, **more):
+        def submit(ingestor, one, **more):
             calls.append(one)
             if len(calls) > count:
                 raise NotStored("the disk is full")
             return real(ingestor, one, **more)
 
-        return accept
+        return submit
 
 
 class OldDatabases(DataCase):

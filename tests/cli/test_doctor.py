@@ -11,8 +11,8 @@ import unittest
 from unittest import mock
 
 from pigeonpost.auth.tokens import Tokens
-from pigeonpost.cli import doctor
-from pigeonpost.cli.doctor import Finding
+from pigeonpost.cli import doctor, doctor_checks
+from pigeonpost.cli.doctor_checks import Finding
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import load
 from pigeonpost.sensors.simulated import SimulatedChip, room
@@ -25,7 +25,7 @@ class Case(unittest.TestCase):
     def setUp(self):
         self.folder = temp_folder(self)
         # Whatever this machine's own temporary folder is on.
-        self.patch(doctor, "kind_of_filesystem", lambda folder: "ext4")
+        self.patch(doctor_checks, "kind_of_filesystem", lambda folder: "ext4")
 
     def patch(self, where, name, value):
         patch = mock.patch.object(where, name, value)
@@ -82,7 +82,7 @@ class Machine(Case):
 
 class Folders(Case):
     def look(self, data=None):
-        return list(doctor.folder(data or self.folder))
+        return list(doctor_checks.folder(data or self.folder))
 
     def test_one_that_is_well_also_one_that_is_still_to_be_made(self):
         for data in (self.folder, os.path.join(self.folder, "a", "b")):
@@ -93,11 +93,11 @@ class Folders(Case):
             ("tmpfs", "gone after a restart", "volume"), ("overlay", "gone after a restart", "volume"),
             ("nfs4", "not safe", "local disk"), ("vfat", "not safe", "ext4"),
         ):  # fmt: skip
-            self.patch(doctor, "kind_of_filesystem", lambda folder, kind=kind: kind)
+            self.patch(doctor_checks, "kind_of_filesystem", lambda folder, kind=kind: kind)
             self.assert_wrong(self.look(), f"on {kind}.*{words}", remedy)
 
     def test_a_full_one(self):
-        self.patch(doctor, "_LEAST_BYTES", 1 << 60)
+        self.patch(doctor_checks, "_LEAST_BYTES", 1 << 60)
         self.assert_wrong(self.look(), "only [0-9]+ MiB are free", "--data DIR")
 
     def test_one_that_may_not_be_written(self):
@@ -111,19 +111,21 @@ class Ports(Case):
         with socket.create_server(("127.0.0.1", 0)) as other:
             address = other.getsockname()
             self.assertEqual(
-                doctor.port(address, "--web", lambda: "our page is there"),
+                doctor_checks.port(address, "--web", lambda: "our page is there"),
                 Finding("ok", f"127.0.0.1:{address[1]}: our page is there"),
             )
             self.assert_wrong(
-                [doctor.port(address, "--web", str)], "Address already in use", f"ss -ltnp .*:{address[1]}"
+                [doctor_checks.port(address, "--web", str)], "Address already in use", f"ss -ltnp .*:{address[1]}"
             )
-        self.assert_ok([doctor.port(address, "--web", str)], "is free to listen on")
+        self.assert_ok([doctor_checks.port(address, "--web", str)], "is free to listen on")
 
     def test_ones_that_cannot_be_had(self):
-        self.assert_wrong([doctor.port(("192.0.2.1", 8080), "--web", str)], "cannot be listened on", "`ip address`")
+        self.assert_wrong(
+            [doctor_checks.port(("192.0.2.1", 8080), "--web", str)], "cannot be listened on", "`ip address`"
+        )
         denied = mock.Mock(side_effect=PermissionError(errno.EACCES, "Permission denied"))
         self.patch(doctor.socket, "create_server", denied)
-        self.assert_wrong([doctor.port(("0.0.0.0", 80), "--web", str)], "Permission denied", "from 1024 on")
+        self.assert_wrong([doctor_checks.port(("0.0.0.0", 80), "--web", str)], "Permission denied", "from 1024 on")
 
 
 class Nodes(Case):
@@ -194,22 +196,22 @@ class Nodes(Case):
     def test_a_device_that_may_not_be_opened(self):
         path = self.put("dev/spidev0.0")
         self.patch(doctor.os, "access", lambda path, mode: False)
-        self.patch(doctor, "_user", lambda: "pat")
-        self.patch(doctor, "_group_name", lambda number: "spi")
-        self.patch(doctor, "_members", lambda group: [])
+        self.patch(doctor_checks, "_user", lambda: "pat")
+        self.patch(doctor_checks, "_group_name", lambda number: "spi")
+        self.patch(doctor_checks, "_members", lambda group: [])
         self.assert_wrong(
-            [doctor._device(path, "")], "may not be opened by pat", "usermod -aG spi pat, then log in again"
+            [doctor_checks.device(path, "")], "may not be opened by pat", "usermod -aG spi pat, then log in again"
         )
-        self.patch(doctor, "_members", lambda group: ["pat"])
-        self.assert_wrong([doctor._device(path, "")], "but not in this session", "log in again")
+        self.patch(doctor_checks, "_members", lambda group: ["pat"])
+        self.assert_wrong([doctor_checks.device(path, "")], "but not in this session", "log in again")
 
     def test_group_gpio_is_only_mentioned(self):
-        self.patch(doctor, "_exists", lambda group: True)
-        self.patch(doctor, "_members", lambda group: [])
+        self.patch(doctor_checks, "_exists", lambda group: True)
+        self.patch(doctor_checks, "_members", lambda group: [])
         self.patch(doctor.os, "getuid", lambda: 12345)
         found = self.find(self.node("simulate = true"), "not in group gpio")
         self.assertEqual((found.word, found.remedy), ("note", "sudo usermod -aG gpio 12345"))
-        self.patch(doctor, "_exists", lambda group: False)
+        self.patch(doctor_checks, "_exists", lambda group: False)
         self.assertFalse([one for one in self.node("simulate = true") if "gpio" in one.about])
 
     def test_the_token(self):

@@ -435,7 +435,7 @@ class Faults(PimonitorCase):
         self.assertEqual(status, 503)
         self.assertTrue(answer.startswith(f"[{STAMP}] Not stored".encode()))
         self.assertGreater(int(headers["retry-after"]), 0)
-        self.house.ingestor.settle(LIMIT_S)
+        self.house.ingestor.flush(LIMIT_S)
         self.assertEqual(self.points(), [])
 
     def test_names_that_cannot_be_kept(self):

@@ -313,7 +313,7 @@ class Faults(TmonCase):
             self.assertEqual((status, told["success"]), (503, False))
             self.assertIn("the disk is full", told["error"])
             self.assertGreater(int(headers["retry-after"]), 0)
-        self.house.ingestor.settle(LIMIT_S)
+        self.house.ingestor.flush(LIMIT_S)
         self.assertEqual(self.points(), [])
 
     def test_an_upload_that_is_cut_at_any_byte_leaves_nothing(self):

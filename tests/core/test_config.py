@@ -1,6 +1,8 @@
 """Settings: what comes over what, from where, and what is said when something does not fit."""
 
 import argparse
+import io
+import itertools
 import os
 import subprocess
 import sys
@@ -8,7 +10,7 @@ import unittest
 from unittest import mock
 
 from pigeonpost.core import config
-from pigeonpost.core.config import Option, Setting, add_flags, load, read_options
+from pigeonpost.core.config import Option, Setting, add_flags, load, read_flags, read_options
 from pigeonpost.core.errors import SettingsError
 from tests.support import ROOT, temp_folder
 
@@ -43,6 +45,53 @@ class Loading(unittest.TestCase):
         with self.assertRaises(SettingsError) as caught:
             self.load(*flags, **environment)
         return str(caught.exception)
+
+
+class PlainFlags(unittest.TestCase):
+    """Arguments that are read without argparse: what argparse makes of them, or None."""
+
+    def by_argparse(self, arguments):
+        parser = argparse.ArgumentParser(exit_on_error=False)
+        add_flags(parser, ROWS)
+        try:
+            with mock.patch.object(sys, "stderr", io.StringIO()), mock.patch.object(sys, "stdout", io.StringIO()):
+                return vars(parser.parse_args(arguments))
+        except (SystemExit, argparse.ArgumentError):
+            return None
+
+    def test_plain_ones_are_read(self):
+        found = read_flags(
+            ROWS, ["--name", "a b", "--every=2", "--simulate", "--web", ":1", "--web", ":2", "--config", "f"]
+        )
+        self.assertEqual(
+            vars(found),
+            {
+                "config": "f", "node_name": "a b", "node_every": "2", "node_simulate": True, "node_token": None,
+                "web_listen": [":1", ":2"],
+            },
+        )  # fmt: skip
+        self.assertEqual(vars(read_flags(ROWS, [])), self.by_argparse([]))
+
+    def test_all_else_is_left_to_argparse(self):
+        for arguments in (
+            ["--help"], ["-h"], ["--nam", "a"], ["--name"], ["--name", "-x"], ["--name", "--every"], ["--name="],
+            ["--"], ["--config"], ["--simulate=1"], ["basement"], [""], ["--every", "-1"], ["--show"], ["-"],
+        ):  # fmt: skip
+            self.assertIsNone(read_flags(ROWS, arguments), arguments)
+
+    def test_whatever_is_read_is_what_argparse_reads(self):
+        words = (
+            "--name", "--every", "--simulate", "--token", "--web", "--config", "--name=x", "--every=-1", "--web==", "a",
+            "--web=a=b", "--simulate=", "--na", "", "-1", "--", "-h", "x y", "=", "--config=f", "--token=-t", "- x",
+        )  # fmt: skip
+        read = 0
+        for length in (1, 2, 3):
+            for arguments in itertools.product(words, repeat=length):
+                found = read_flags(ROWS, list(arguments))
+                if found is not None:
+                    read += 1
+                    self.assertEqual(vars(found), self.by_argparse(list(arguments)), arguments)
+        self.assertGreater(read, 300)
 
 
 class Precedence(Loading):

@@ -130,6 +130,26 @@ class Order(InThisProcess):
         self.assertEqual(program.reason, "first")
 
 
+class Checks(InThisProcess):
+    def test_a_component_is_checked_again_and_again_while_the_program_runs(self):
+        def check():
+            self.calls.append("check")
+            if self.calls.count("check") == 3:
+                program.end()
+
+        program = Lifecycle([self.part("a")._replace(check=check, check_s=0.001), self.part("b")])
+        self.assertEqual(program.run(lambda: self.calls.append("ready")), 0)
+        self.assertEqual(self.calls, ["start a", "start b", "ready", *["check"] * 3, "stop b", "stop a"])
+
+    def test_a_check_that_fails_ends_it_and_everything_is_stopped(self):
+        for error, status in ((DiskError("x"), 74), (RuntimeError("can't start new thread"), 70)):
+            self.calls.clear()
+            program = Lifecycle([self.part("a")._replace(check=self.fail_with(error), check_s=0.001)])
+            with self.assertLogs("pigeonpost.core.lifecycle", "ERROR"):
+                self.assertEqual(program.run(lambda: None), status)
+            self.assertEqual(self.calls, ["start a", "stop a"])
+
+
 class Signals(InThisProcess):
     def test_either_signal_ends_it(self):
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -33,7 +33,7 @@ def main(script: str, arguments: list[str]) -> int:
     if script == "server.py":
         shorten("pigeonpost.server.ingest", _RETRY_S=RETRY_S)
     elif os.environ.get("PIGEONPOST_PUSH_TO"):
-        shorten("pigeonpost.core.http_client", LONGEST_RETRY_S=LONGEST_RETRY_S)
+        shorten("pigeonpost.transports.push_node_client", LONGEST_RETRY_S=LONGEST_RETRY_S)
         shorten("pigeonpost.transports.push_node", RETRY_S=RETRY_S, LONGEST_RETRY_S=LONGEST_RETRY_S)
     program = importlib.import_module(script.removesuffix(".py"))
     status: int = program.main(arguments)

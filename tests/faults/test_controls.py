@@ -65,7 +65,7 @@ class Controls(unittest.TestCase):
         csv = CsvLog(data, store, Clock())
         csv.start()
         ingestor = Ingestor(store, csv, Clock())
-        ingestor.accept(Batch("n", ring.identity, EPOCH, 0, samples, None, {}, lambda *_: None, self.fail))
+        ingestor.submit(Batch("n", ring.identity, EPOCH, 0, samples, None, {}, lambda *_: None, self.fail))
         ingestor.start()
         self.assertIsNone(ingestor.stop(LIMIT_S))
         csv.close()

@@ -7,11 +7,10 @@ import threading
 import unittest
 from unittest import mock
 
-from pigeonpost.core import http_client
 from pigeonpost.core.files import replace_file
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
-from pigeonpost.transports import push_node
+from pigeonpost.transports import push_node, push_node_client
 from protocol import encode
 from tests.faults.house import House, kill_at_random, trial
 from tests.support import BOOT, MemoryDisk, free_port, long, rounds, wait_until
@@ -118,7 +117,7 @@ class Cut(NodeCase):
         logging.disable(logging.CRITICAL)
         self.addCleanup(logging.disable, logging.NOTSET)
         self.enterContext(mock.patch.object(push_node, "RETRY_S", 0.005))
-        for module in (push_node, http_client):
+        for module in (push_node, push_node_client):
             self.enterContext(mock.patch.object(module, "LONGEST_RETRY_S", 0.02))
         self.outbox = Outbox(Ring("/card", 16_384, 128, MemoryDisk()), BOOT)
         self.open()

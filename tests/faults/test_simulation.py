@@ -70,20 +70,20 @@ class Seeds(unittest.TestCase):
 class HastyIntake(Ingestor):
     """Acknowledges what it has not stored."""
 
-    def accept(self, batch):
-        super().accept(batch)
-        batch.done(batch.epoch, batch.samples[-1].seq if batch.samples else batch.gap.last)
+    def submit(self, batch):
+        super().submit(batch)
+        batch.on_committed(batch.epoch, batch.samples[-1].seq if batch.samples else batch.gap.last)
 
 
 class ForgetfulIntake(Ingestor):
     """Takes everything for new, as if nothing were stored."""
 
     def commit(self):
-        with mock.patch("pigeonpost.server.ingest._epoch_commits", _filings_of_all):
+        with mock.patch("pigeonpost.server.ingest.plan_commit", _plan_for_all):
             super().commit()
 
 
-def _filings_of_all(batches, marks, *rest, real=ingest._epoch_commits):
+def _plan_for_all(batches, marks, *rest, real=ingest.plan_commit):
     marks = {}
     for batch in batches:
         first = batch.samples[0].seq if batch.samples else batch.gap.first

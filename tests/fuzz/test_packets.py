@@ -77,7 +77,7 @@ class States(Target, unittest.TestCase):
                 except BadPacket as error:
                     state.refuse(1, str(error))
                 else:
-                    for heard in state.hear([packet], TIME):
+                    for heard in state.receive([packet], TIME):
                         self.assertTrue(heard.value is None or math.isfinite(heard.value))
                         self.assertLessEqual(abs(heard.time_ms - TIME), 24 * 3_600_000)
                 at += 2 + length

@@ -14,6 +14,7 @@ from pigeonpost.node.ring_file import Ring
 from pigeonpost.transports import mqtt_node
 from pigeonpost.transports.discovery_datagram import DATAGRAM_BYTES, MOST_PLACES, read_announcement, write_announcement
 from pigeonpost.transports.discovery_server import DiscoveryServerTransport
+from pigeonpost.transports.mqtt_states import State
 from pigeonpost.transports.payload import PAYLOAD_BYTES, read_body, sign, split_signature, write_body
 from protocol import Gap, sample_body, sample_text
 from tests.fuzz import Target, fuzzed, mutated, st
@@ -74,7 +75,7 @@ class Parcels(Target, unittest.TestCase):
             read_body(write_body(head, batch_payload.epoch, batch_payload.base, gaps, again)).pieces,
             batch_payload.pieces,
         )
-        batches = batch_payload.batches(print, print)
+        batches = batch_payload.batches()
         self.assertEqual(len(batches), len(batch_payload.pieces))
 
     @fuzzed(lambda: mutated(st.sampled_from(BODIES), PIECES, PAYLOAD_BYTES + 100))
@@ -91,9 +92,9 @@ class Announcements(Target, unittest.TestCase):
         links = []
         context = SimpleNamespace(clock=clock, tokens={"basement": LinkKey(TOKEN)}, links=links, collect=mock.Mock())
         end = DiscoveryServerTransport(context, ("239.255.50.3", 5003))
-        self.addCleanup(end._waker.close)
+        self.addCleanup(end._wake_pipe.close)
         with self.bounded():
-            why = end.hear(data[: DATAGRAM_BYTES + 1], "192.168.1.20")
+            why = end.receive(data[: DATAGRAM_BYTES + 1], "192.168.1.20")
         self.assertEqual(context.collect.called, not why)
         if not why:  # then it is one that the token's owner made
             self.assertTrue(LinkKey(TOKEN).is_seal(split_signature(data)[0], "announce", split_signature(data)[1]))
@@ -130,18 +131,18 @@ class Answers(Target, unittest.TestCase):
                 pass
             info = NodeInfo("basement", SENSORS, 10.0, None, outbox.switch, dict)
             node = mqtt_node.MqttNodeTransport({("mqtt", "signed"): True}, info, outbox, FakeClock())
-            node.go_on()
-            node._session = self.SESSION
+            node.conversation.go_on()
+            node.conversation._bodies.session = self.SESSION
             with self.bounded():
-                node.take(data)
-        node._clock.sleep(10_000)
+                node.conversation.take(data)
+        node.conversation._clock.sleep(10_000)
         before = len(sent)
-        node.go_on()
-        node._clock.sleep(10_000)
-        node.go_on()
-        acked = max((seq for epoch, seq in node._acked.items() if epoch == EPOCH), default=0)
+        node.conversation.go_on()
+        node.conversation._clock.sleep(10_000)
+        node.conversation.go_on()
+        acked = max((seq for epoch, seq in node.conversation.acked.items() if epoch == EPOCH), default=0)
         # Whatever it was told: unless that was an answer, it asks again, and sends what it holds.
-        self.assertTrue(len(sent) > before or acked == 5 or not node._asking)
+        self.assertTrue(len(sent) > before or acked == 5 or node.conversation.state is not State.ASKED)
 
     @fuzzed(
         lambda: mutated(st.sampled_from(ANSWERS), (*INSERTS, b"[3,3]", b'"id":', b'"re":7', b"1e400"), PAYLOAD_BYTES)

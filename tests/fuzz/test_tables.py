@@ -3,7 +3,7 @@
 import io
 import unittest
 
-from pigeonpost.importing.importer import BadFile, look_through
+from pigeonpost.importing.importer import BadFile, inspect_readings
 from pigeonpost.importing.readers import MOST_COLUMNS, Fault, readings
 from protocol import LARGEST_INTEGER, NODE_NAME, SENSOR_NAME, UNIT
 from tests.fuzz import Target, fuzzed, mutated, st
@@ -44,7 +44,7 @@ class Files(Target, unittest.TestCase):
                     self.check_reading(one)
             faults = sum(isinstance(one, Fault) for one in found)
             try:
-                summary = look_through(io.BytesIO(data), name)
+                summary = inspect_readings(io.BytesIO(data), name)
             except BadFile as error:
                 self.assertGreaterEqual(error.count, max(1, faults))
             else:

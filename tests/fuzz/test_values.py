@@ -77,7 +77,7 @@ class Limits(Target, unittest.TestCase):
             SampleBatch([Sample(k, 1000 * k, 1000 * k, {"t": v}, {}, "") for k, v in enumerate(VALUES, 1)])
         )
         with self.bounded():
-            quality.note([epoch_commit])
+            quality.on_commit([epoch_commit])
             judged = quality.of("node", "t", 10**12)
             self.assertTrue(judged is None or set(judged.counts) == set(KINDS))
 

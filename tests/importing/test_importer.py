@@ -8,7 +8,7 @@ from unittest import mock
 
 from pigeonpost.core.errors import NotStored
 from pigeonpost.importing import importer
-from pigeonpost.importing.importer import FAULTS_SHOWN, BadFile, bring_in, look_through
+from pigeonpost.importing.importer import FAULTS_SHOWN, BadFile, import_readings, inspect_readings
 from pigeonpost.server import ingest
 from protocol import IMPORTED
 from tests.support import rounds, wait_until
@@ -27,9 +27,9 @@ class Case(unittest.TestCase):
 
     def bring(self, text, name="x.csv", node="attic"):
         file = io.BytesIO(text.encode())
-        look_through(file, name)
+        inspect_readings(file, name)
         checksum = hashlib.sha256(text.encode()).hexdigest()
-        return bring_in(file, name, checksum, self.house.ingestor, node)
+        return import_readings(file, name, checksum, self.house.ingestor, node)
 
     def stored(self, node="attic"):
         return self.house.store.points(node, 0, FAR_MS, 1_000_000)
@@ -49,17 +49,17 @@ class Bringing(Case):
     def test_stopped_in_the_middle_it_goes_on_behind(self):
         chance = random.Random(7)
         text, total = table(5000), 0
-        real = self.house.ingestor.accept
+        real = self.house.ingestor.submit
         for _ in range(rounds("PIGEONPOST_TEST_IMPORT_STOPS", 4, 20)):
             left = [chance.randrange(1, 5)]
 
-            def accept(*args, left=left, **more):
+            def submit(*args, left=left, **more):
                 left[0] -= 1
                 return left[0] >= 0 and real(*args, **more)
 
-            with mock.patch.object(self.house.ingestor, "accept", accept), self.assertRaises(NotStored):
+            with mock.patch.object(self.house.ingestor, "submit", submit), self.assertRaises(NotStored):
                 self.bring(text)
-            self.house.ingestor.settle(60)
+            self.house.ingestor.flush(60)
             before, total = total, len(self.stored())
             self.assertGreaterEqual(total, before)
         self.assertEqual(self.bring(text)[0], 5000)
@@ -106,7 +106,7 @@ class Bringing(Case):
     def test_the_csv_log_has_it_too(self):
         self.bring(table(2))
         path, _ = self.house.csv.whole()
-        self.house.ingestor.settle(60)
+        self.house.ingestor.flush(60)
         self.house.store_samples("other", [{"a": 1}])
         with open(path, encoding="utf-8") as file:
             self.assertEqual(file.read().count(",attic,"), 4)
@@ -114,7 +114,7 @@ class Bringing(Case):
 
 class Looking(unittest.TestCase):
     def look(self, text, name="x.csv"):
-        return look_through(io.BytesIO(text.encode()), name)
+        return inspect_readings(io.BytesIO(text.encode()), name)
 
     def test_summary(self):
         self.assertEqual(self.look(table(3)), (3, [""], 1_795_000_000_000, 1_795_000_002_000))

@@ -25,7 +25,7 @@ FAR = 1 << 60
 
 def quiet(one):
     """A batch whose answers nobody reads."""
-    return one._replace(done=lambda *answer: None)
+    return one._replace(on_committed=lambda *answer: None)
 
 
 def setUpModule():
@@ -79,11 +79,11 @@ class Values(One):
         made = [Sample(n, n, n, {"x": value}, {}, "") for n, value in enumerate(odd, 1)]
         file(self.store, Batch("a", OUTBOX, E1, 0, made, None, {}, print, print))
         self.assertEqual([point.values["x"] for point in self.store.points("a", 0, FAR, 99)], odd)
-        (column,) = self.store.columns("a", "x", 0, 100, 1)
+        (column,) = self.store.downsample("a", "x", 0, 100, 1)
         self.assertEqual((column.values, column.low, column.high), (7, odd[1], odd[0]))
-        self.assertEqual(self.store.summary("a", 0, 100, 1), {"x": [column]})
+        self.assertEqual(self.store.downsample_all("a", 0, 100, 1), {"x": [column]})
         for span in (1, 2):
-            self.assertTrue(self.store.columns("a", "x", span, 100, 50))
+            self.assertTrue(self.store.downsample("a", "x", span, 100, 50))
 
     def test_texts_of_strangers_are_kept_as_far_as_they_can_be(self):
         one = Sample(1, 5, 5, {"x": None}, {"x": "no\0thing\t\\N\n; DROP TABLE samples"}, "")
@@ -202,8 +202,8 @@ class Several(One):
             for place in range(0, len(parts), 4):
                 together.wait(LIMIT_S)
                 for part in parts[place : place + 4]:
-                    answer = part._replace(done=lambda *answer: answered.add(answer), refused=answered.add)
-                    ingestor.accept(answer)
+                    answer = part._replace(on_committed=lambda *answer: answered.add(answer), on_rejected=answered.add)
+                    ingestor.submit(answer)
                 ingestor.commit()
             ingestor._csv.record()
 
@@ -224,7 +224,7 @@ class Several(One):
         """The other has counted it after this one's batch came, and before this one's turn with the node."""
         missing = gap(1, 0, epoch=E2, base=70, before=70)
         ingestor = Ingestor(self.store, mock.Mock(due=lambda: None), FakeClock())
-        ingestor.accept(quiet(missing))
+        ingestor.submit(quiet(missing))
         hold = self.store.writing
 
         def late(epochs):
@@ -272,30 +272,30 @@ class Several(One):
         hour = 3_600_000
         file(self.other, batch(1, 1, time_ms=hour))
         with self.store.writing(()):
-            for window in self.store.unsummed(FAR, 9):
-                self.store.put_summaries(window, {})
+            for window in self.store.dirty_windows(FAR, 9):
+                self.store.replace_rollups(window, {})
         for gone, expected in ((False, 0), (True, 1)):
             if gone:
                 DATABASE.do("UPDATE servers SET seen = now() - interval '31 days'")
             with self.store.writing(()):
-                self.assertEqual(self.store.forget(9 * hour, 9), expected)
+                self.assertEqual(self.store.delete_expired(9 * hour, 9), expected)
 
     def test_a_window_that_another_has_summed_up_is_left_alone(self):
         file(self.store, batch(1, 1))
-        window, _ = self.store.unsummed(FAR, 9)
+        window, _ = self.store.dirty_windows(FAR, 9)
         for store in (self.store, self.other):
             with store.writing(()):
-                store.put_summaries(window, {})
-        self.assertEqual(len(self.store.unsummed(FAR, 9)), 1)
+                store.replace_rollups(window, {})
+        self.assertEqual(len(self.store.dirty_windows(FAR, 9)), 1)
 
     def test_what_comes_to_another_while_a_window_is_summed_up_is_not_overlooked(self):
         file(self.store, batch(1, 1))
-        windows = self.store.unsummed(FAR, 9)
+        windows = self.store.dirty_windows(FAR, 9)
         file(self.other, batch(2, 2))
         with self.store.writing(()):
             for window in windows:
-                self.store.put_summaries(window, {})
-        self.assertEqual(len(self.store.unsummed(FAR, 9)), 2)
+                self.store.replace_rollups(window, {})
+        self.assertEqual(len(self.store.dirty_windows(FAR, 9)), 2)
 
 
 class Faults(One):
@@ -329,7 +329,7 @@ class Faults(One):
         log = CsvLog(self.folder, self.store, clock)
         log.start()
         ingestor = Ingestor(self.store, log, clock)
-        ingestor.accept(quiet(batch(1, 3)))
+        ingestor.submit(quiet(batch(1, 3)))
         ingestor.commit()
         db, answers = self.store._db, []
 
@@ -345,14 +345,14 @@ class Faults(One):
                 return getattr(db, name)
 
         self.store._db = Cut()
-        ingestor.accept(batch(4, 6)._replace(done=lambda *answer: answers.append(answer)))
+        ingestor.submit(batch(4, 6)._replace(on_committed=lambda *answer: answers.append(answer)))
         with self.assertRaises(NotStored):
             ingestor.commit()
         self.assertEqual(answers, [])
         ingestor.commit()
         self.assertEqual(answers, [(E1, 6)])
         self.assertEqual((self.store.nodes()[0]["samples"], ingestor.repeated), (6, 3))
-        ingestor.accept(quiet(batch(7, 7)))
+        ingestor.submit(quiet(batch(7, 7)))
         ingestor.commit()
         log.close()
         self.assertEqual(list(verify_logs(os.path.join(self.folder, "logs"), self.store)), [])
@@ -530,7 +530,7 @@ class Commands(One):
         log = CsvLog(self.folder, self.store, FakeClock())
         log.start()
         ingestor = Ingestor(self.store, log, FakeClock())
-        ingestor.accept(quiet(batch(1, 50)))
+        ingestor.submit(quiet(batch(1, 50)))
         ingestor.commit()
         log.record()
         log.close()

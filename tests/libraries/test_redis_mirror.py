@@ -68,7 +68,7 @@ class States(Case):
 
     def test_a_hash_for_each_sensor(self):
         publisher = self.publisher(nodes=lambda: {"a": {"IsActive": True, "TDuration": 1.5, "ITimestamp": None}})
-        publisher.note(
+        publisher.on_commit(
             epoch_commits(batch(1, 3, temperature=20.5), gap(4, 9, before=2), batch(10, 10, temperature=-1e-7))
         )
         self.wait_for("-1e-07")
@@ -82,7 +82,7 @@ class States(Case):
 
     def test_a_sensor_that_fails_has_no_value_and_says_why(self):
         publisher = self.publisher()
-        publisher.note(epoch_commits(batch(1, 1, temperature=None, errors={"temperature": "no\r\nresponse"})))
+        publisher.on_commit(epoch_commits(batch(1, 1, temperature=None, errors={"temperature": "no\r\nresponse"})))
         self.wait_for("no\r\nresponse", field="Error")
         self.assertEqual(self.hash()["Value"], "")
 
@@ -94,7 +94,7 @@ class States(Case):
         publisher = self.publisher()
         heard = []
         for seq, value in enumerate((20.5, 20.5, 21, None, None, 21), 1):
-            publisher.note(epoch_commits(batch(seq, seq, temperature=value)))
+            publisher.on_commit(epoch_commits(batch(seq, seq, temperature=value)))
             self.wait_for(str(1_795_000_000_000 + seq * 1000), field="DTimestamp")
         publisher.stop(LIMIT_S)
 
@@ -111,8 +111,8 @@ class States(Case):
         store = MemoryStore()
         file(store, batch(1, 5), gap(6, 7))
         publisher = self.publisher(start=False, store=store)
-        publisher.note(epoch_commits(batch(8, 8, temperature=9)))
-        publisher.note(epoch_commits(batch(1, 1, node="b", units={"temperature": "K"})))
+        publisher.on_commit(epoch_commits(batch(8, 8, temperature=9)))
+        publisher.on_commit(epoch_commits(batch(1, 1, node="b", units={"temperature": "K"})))
         publisher.start()
         self.wait_for("9")
         self.wait_for("K", "pigeonpost:b:temperature", "Unit")
@@ -121,7 +121,7 @@ class States(Case):
     def test_a_node_that_is_switched_off_is_shown_so_without_a_sample(self):
         nodes = {"a": {"IsActive": True}}
         publisher = self.publisher(nodes=lambda: nodes)
-        publisher.note(epoch_commits(batch(1, 1)))
+        publisher.on_commit(epoch_commits(batch(1, 1)))
         self.wait_for("1", field="IsActive")
         nodes = {"a": {"IsActive": False}}
         self.wait_for("0", field="IsActive")
@@ -139,21 +139,21 @@ class States(Case):
         with mock.patch.object(redis_publisher, "MOST_SERIES", 3):
             publisher = self.publisher()
             for node in "abc":
-                publisher.note(epoch_commits(batch(1, 1, node=node)))
+                publisher.on_commit(epoch_commits(batch(1, 1, node=node)))
             self.assertEqual((publisher.report()["series"], publisher.report()["ignored"]), (3, 3))
 
 
 class Absence(Case):
     def test_it_is_written_whole_when_redis_comes_back(self):
         publisher = self.publisher()
-        publisher.note(epoch_commits(batch(1, 3), batch(1, 1, node="b")))
+        publisher.on_commit(epoch_commits(batch(1, 3), batch(1, 1, node="b")))
         wait_until(lambda: publisher.fault, "a fault")
         self.server.start()
         self.wait_for("20.5")
         self.wait_for("20.5", "pigeonpost:b:temperature")
         wait_until(lambda: not publisher.fault, "no fault")
         self.server.stop()
-        publisher.note(epoch_commits(batch(4, 4, temperature=22)))
+        publisher.on_commit(epoch_commits(batch(4, 4, temperature=22)))
         wait_until(lambda: publisher.fault, "a fault")
         self.server.start()
         self.wait_for("22")
@@ -162,7 +162,7 @@ class Absence(Case):
     def test_it_is_written_whole_when_redis_has_forgotten_everything(self):
         self.server.start()
         publisher = self.publisher()
-        publisher.note(epoch_commits(batch(1, 3)))
+        publisher.on_commit(epoch_commits(batch(1, 3)))
         self.wait_for("20.5")
         self.client.flushall()
         self.wait_for("20.5")
@@ -173,12 +173,12 @@ class Absence(Case):
     def test_nobody_waits_for_a_redis_that_hangs(self):
         self.server.start()
         publisher = self.publisher()
-        publisher.note(epoch_commits(batch(1, 1)))
+        publisher.on_commit(epoch_commits(batch(1, 1)))
         self.wait_for("20.5")
         self.server.freeze()
         began_s = time.monotonic()
         for seq in range(2, 2002):
-            publisher.note(epoch_commits(batch(seq, seq, temperature=seq)))
+            publisher.on_commit(epoch_commits(batch(seq, seq, temperature=seq)))
         self.assertLess(time.monotonic() - began_s, 5)
         self.assertEqual(publisher.report()["series"], 2)
         wait_until(lambda: publisher.fault, "a fault")
@@ -188,10 +188,10 @@ class Absence(Case):
     def test_a_redis_that_hangs_holds_up_no_stop(self):
         self.server.start()
         publisher = self.publisher()
-        publisher.note(epoch_commits(batch(1, 1)))
+        publisher.on_commit(epoch_commits(batch(1, 1)))
         self.wait_for("20.5")
         self.server.freeze()
-        publisher.note(epoch_commits(batch(2, 2, temperature=3)))
+        publisher.on_commit(epoch_commits(batch(2, 2, temperature=3)))
         began_s = time.monotonic()
         self.assertIn("not told", publisher.stop(0.3))
         self.assertLess(time.monotonic() - began_s, 5)
@@ -201,7 +201,7 @@ class Absence(Case):
         self.server.start()
         self.client.set(KEY, "somebody's")
         publisher = self.publisher()
-        publisher.note(epoch_commits(batch(1, 1)))
+        publisher.on_commit(epoch_commits(batch(1, 1)))
         wait_until(lambda: "WRONGTYPE" in publisher.fault, "a fault")
         self.client.delete(KEY)
         self.wait_for("20.5")

@@ -5,14 +5,15 @@ import threading
 import time
 import unittest
 from itertools import pairwise
+from types import MappingProxyType
 from unittest import mock
 
 from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.core.errors import SensorError
 from pigeonpost.node.sampler import LONGEST_WAIT_S, Metronome, Sampler
-from pigeonpost.sensors.contract import Channel, SensorSource
+from pigeonpost.sensors.contract import Channel, DerivedSource, LatestReadings, SensorSource
 from protocol import LARGEST_INTEGER
-from tests.support import LIMIT_S, WALL_MS, wait_until
+from tests.support import LIMIT_S, WALL_MS, rounds, wait_until
 
 
 class Thing(SensorSource):
@@ -48,11 +49,25 @@ class Stuck:
         return {"slow": 99, "also": 98}
 
 
+class LateClock(FakeClock):
+    """A clock whose wait for one slot takes `late_s` too long."""
+
+    def __init__(self, slot, late_s):
+        super().__init__()
+        self.waits_left = slot
+        self.late_s = late_s
+
+    def wait(self, event, seconds):
+        late_s = self.late_s if self.waits_left == 0 else 0.0
+        self.waits_left -= 1
+        return super().wait(event, max(0.0, seconds) + late_s)
+
+
 class Slots(unittest.TestCase):
     """The metronome on a clock that moves when it is waited on, or when the function takes its time."""
 
-    def run_slots(self, interval, count, takes=lambda slot: 0.0, up_ms=48_000_000):
-        clock = FakeClock(up_ms=up_ms)
+    def run_slots(self, interval, count, takes=lambda slot: 0.0, clock=None):
+        clock = clock or FakeClock()
         began_s = clock.monotonic()
         times, missed = [], []
 
@@ -98,6 +113,31 @@ class Slots(unittest.TestCase):
         times, missed = self.run_slots(1, 200, lambda slot: 1.7)
         self.assertTrue(all(b - a >= 1.6999 for a, b in pairwise(times)))
         self.assertEqual(len(times) + sum(missed), round(times[-1]) + 1)
+
+    def test_a_wait_that_ends_late_never_crowds_two_samples(self):
+        """A machine that was suspended, or busy: the wait for a slot ends after that slot, and maybe after others."""
+        for late, missed_then in (
+            (0.3, 0), (0.9, 0), (0.9997, 0), (0.9999, 1), (1.0, 1), (1.4, 1), (1.9997, 1), (1.9999, 2), (7.7, 7),
+        ):  # fmt: skip
+            times, missed = self.run_slots(10, 6, clock=LateClock(slot=3, late_s=10 * late))
+            self.assertTrue(all(b - a >= 0.002 for a, b in pairwise(times)), (late, times))
+            self.assertEqual(missed, [0, 0, 0, missed_then, 0, 0], late)
+            self.assertEqual(len(times) + sum(missed), round(times[-1] / 10) + 1)
+
+    def test_another_goes_on_with_its_slots(self):
+        clock, times = FakeClock(), []
+        first_s = clock.monotonic()
+        clock.sleep(72)
+
+        def function(missed):
+            times.append((missed, round(clock.monotonic() - first_s, 6)))
+            if len(times) == 3:
+                metronome.cancel()
+
+        metronome = Metronome(10, function, clock, (first_s, 3))
+        metronome.run()
+        self.assertEqual(times, [(3, 72), (0, 80), (0, 90)])
+        self.assertEqual(metronome.position, (first_s, 10))
 
     def test_a_date_that_steps_moves_no_slot(self):
         clock = FakeClock()
@@ -280,7 +320,7 @@ class Failures(SamplerCase):
                 sampler.sample()
             self.assertEqual(slow.reads, 1)
             stuck.let_go.set()
-            wait_until(lambda: not sampler._answers.empty())
+            wait_until(lambda: sampler._answers)
             slow.does = lambda: {"slow": 7}
             sampler._patience_s = LIMIT_S
             sampler.sample()
@@ -290,6 +330,152 @@ class Failures(SamplerCase):
     def test_it_waits_most_of_the_interval_and_no_more_than_five_seconds(self):
         for every_s, patience_s in ((0.01, 0.008), (1, 0.8), (5, 4), (10, LONGEST_WAIT_S), (3600, 5.0)):
             self.assertAlmostEqual(Sampler([], print, every_s, FakeClock())._patience_s, patience_s)
+
+
+class SingleSource(SamplerCase):
+    """One source: it is read by the thread that keeps the time, until it is late for the first time."""
+
+    def setUp(self):
+        logging.disable(logging.CRITICAL)
+        self.addCleanup(logging.disable, logging.NOTSET)
+        self.enterContext(mock.patch.object(Metronome, "start"))  # `sample` is called by the test
+
+    def single(self, does=None, every_s=0.1, **settings):
+        self.taken, self.clock = [], FakeClock()
+        self.source = Thing("a", does=does)
+        sampler = Sampler([self.source], self.taken.append, every_s, self.clock, is_checked=True, **settings)
+        self.addCleanup(sampler.stop, 0.01)
+        return sampler
+
+    def stuck_in(self, sampler):
+        """A thread whose `sample` does not end, as the metronome's would be."""
+        thread = threading.Thread(target=sampler.sample, name="stuck", daemon=True)
+        thread.start()
+        sampler._metronome.join = thread.join
+        self.assertTrue(self.stuck.begun.wait(LIMIT_S))
+        return thread
+
+    def dates(self):
+        return [one.up_ms - 48_000_000 for one in self.taken]
+
+    def test_it_has_no_thread(self):
+        sampler = self.single()
+        sampler.start()
+        threads = threading.active_count()
+        for _ in range(3):
+            sampler.sample()
+            sampler.check()
+        self.assertEqual(threading.active_count(), threads)
+        self.assertEqual(self.source.threads, {threading.current_thread().name})
+        self.assertEqual([one.values for one in self.taken], [{"a": 1.5}] * 3)
+        self.assertIsNone(sampler.stop(LIMIT_S))
+        self.assertEqual(self.source.closed, 1)
+
+    def test_nobody_checks_so_it_has_one(self):
+        sampler = Sampler([Thing("a")], print, 0.1, FakeClock())
+        self.assertIsNone(sampler._single)
+
+    def test_several_have_one_each(self):
+        self.assertIsNone(Sampler([Thing("a"), Thing("b")], print, 0.1, FakeClock(), is_checked=True)._single)
+
+    def test_a_late_answer_gives_null_and_no_slot_is_lost(self):
+        """As with a thread of its own: null for its slot and those that passed meanwhile, then it has a thread."""
+        sampler = self.single(lambda: self.clock.sleep(0.33) or {"a": 1})
+        sampler.sample()
+        self.assertEqual(self.taken[0].errors, {"a": "no answer within 0.08 s"})
+        self.source.does = None
+        self.source.does = lambda: {"a": 2}
+        self.clock.sleep(0.07)
+        sampler._patience_s = LIMIT_S
+        sampler.sample(3)
+        self.assertEqual(self.dates(), [0, 100, 200, 300, 400])
+        self.assertEqual([one.values["a"] for one in self.taken], [None] * 4 + [2])
+        self.assertEqual((sampler.missed, sampler.taken), (0, 5))
+        self.assertEqual(self.source.threads, {threading.current_thread().name, "read a"})
+        sampler.sample(2)  # later ones are missed, as ever
+        self.assertEqual((sampler.missed, sampler.taken), (2, 6))
+
+    def test_an_answer_just_in_time_counts(self):
+        sampler = self.single(lambda: self.clock.sleep(0.07) or {"a": 1})
+        for _ in range(3):
+            sampler.sample()
+        self.assertEqual([one.values["a"] for one in self.taken], [1, 1, 1])
+        self.assertIsNotNone(sampler._single)
+
+    def test_a_stuck_one_is_found_out_and_no_slot_is_lost(self):
+        self.stuck = Stuck(self)
+        sampler = self.single(self.stuck)
+        late = sampler._metronome
+        thread = self.stuck_in(sampler)
+        self.clock.sleep(0.05)
+        sampler.check()
+        self.assertIs(sampler._metronome, late)  # it may still answer in time
+        self.clock.sleep(0.90)
+        sampler.check()
+        self.assertIsNot(sampler._metronome, late)
+        self.assertTrue(late.finished.is_set())
+        self.assertEqual(sampler._metronome.position, late.position)
+        self.assertEqual(self.dates(), [0])
+        self.clock.sleep(0.05)
+        sampler.sample(9)  # as the new metronome does
+        self.assertEqual(self.dates(), [100 * n for n in range(11)])
+        self.assertEqual({one.values["a"] for one in self.taken}, {None})
+        self.assertEqual({one.errors["a"] for one in self.taken}, {"no answer within 0.08 s"})
+        self.assertEqual((sampler.missed, sampler.taken, self.source.reads), (0, 11, 1))
+        self.stuck.let_go.set()
+        thread.join(LIMIT_S)
+        wait_until(lambda: sampler._answers)
+        self.assertEqual(len(self.taken), 11)  # the late answer is in no sample
+        self.source.does = lambda: {"a": 7}
+        sampler._patience_s = LIMIT_S
+        sampler.sample()
+        self.assertEqual(self.taken[-1].values, {"a": 7})
+        self.assertEqual(self.source.threads, {"stuck", "read a"})
+
+    def test_a_machine_that_stood_still_has_missed_its_slots(self):
+        """Null is for what a source did not answer; where nobody could ask, slots are missed."""
+        sampler = self.single(lambda: self.clock.sleep(3600) or {"a": 1})
+        sampler.sample()
+        sampler.sample(35_999)
+        self.assertEqual(sampler.missed + sampler.taken, 36_001)
+        self.assertLess(sampler.taken, 20)
+
+    def test_nothing_is_made_up_while_it_is_off(self):
+        on = [True]
+        sampler = self.single(lambda: self.clock.sleep(0.5) or {"a": 1}, is_on=lambda: bool(on))
+        sampler.sample()
+        on.clear()
+        sampler.sample(4)
+        self.assertEqual((len(self.taken), sampler.missed), (1, 4))
+
+    def test_both_may_find_out_at_once_and_one_of_them_delivers(self):
+        """The answer comes while `check` is at work: every slot is delivered once, by whoever was first."""
+        for _ in range(rounds("PIGEONPOST_TEST_TAKEOVERS", 30, 300)):
+            self.stuck = Stuck(self)
+            sampler = self.single(self.stuck)
+            thread = self.stuck_in(sampler)
+            self.clock.sleep(0.5)
+            self.stuck.let_go.set()
+            sampler.check()
+            thread.join(LIMIT_S)
+            self.assertFalse(thread.is_alive())
+            self.assertEqual([one.values for one in self.taken], [{"a": None}])
+            self.assertIsNone(sampler._single)
+            sampler.stop(LIMIT_S)
+            self.assertEqual(self.source.closed, 1)
+
+    def test_derived_channels_use_it(self):
+        class Double(DerivedSource):
+            channels = (Channel("b", ""),)
+            uses = MappingProxyType({"b": {"a": "here"}})
+
+            def derive(self, name, latest, now_s):
+                return LatestReadings(2 * latest["a"].value, latest["a"].at_s)
+
+        self.taken = []
+        sampler = Sampler([Thing("a"), Double()], self.taken.append, 0.1, FakeClock(), is_checked=True)
+        sampler.sample()
+        self.assertEqual(self.taken[0].values, {"a": 1.5, "b": 3.0})
 
 
 class Running(unittest.TestCase):
@@ -308,6 +494,40 @@ class Running(unittest.TestCase):
         sampler._metronome.join(LIMIT_S)
         self.assertLessEqual(len(taken), count + 1)  # the one in progress
         self.assertEqual({tuple(one.values) for one in taken}, {("a",)})
+
+    def test_a_single_source_that_is_stuck_and_comes_back(self):
+        stuck, taken = Stuck(self), []
+        source = Thing("slow")
+        sampler = Sampler([source], taken.append, 0.02, Clock(), is_checked=True)
+        sampler.start()
+        wait_until(lambda: len(taken) >= 3)
+        source.does = stuck
+        self.assertTrue(stuck.begun.wait(LIMIT_S))
+        wait_until(lambda: sampler.check() or (taken[-1].values["slow"] is None and len(taken) >= 20))
+        source.does = lambda: {"slow": 5}
+        stuck.let_go.set()
+        wait_until(lambda: taken[-1].values["slow"] == 5)
+        self.assertIsNone(sampler.stop(LIMIT_S))
+        self.assertEqual(source.closed, 1)
+        self.assertNotIn(99, [one.values["slow"] for one in taken])
+        dates = [one.up_ms for one in taken]
+        self.assertTrue(all(b - a >= 3 for a, b in pairwise(dates)), dates)
+        self.assertLessEqual(abs(dates[-1] - dates[0] - 20 * (len(taken) + sampler.missed - 1)), 20)
+
+    def test_a_single_source_that_does_not_let_go_is_named(self):
+        for checked in (False, True):
+            stuck = Stuck(self)
+            source = Thing("slow", does=stuck)
+            sampler = Sampler([source], lambda taken: None, 0.02, Clock(), is_checked=True)
+            sampler.start()
+            self.assertTrue(stuck.begun.wait(LIMIT_S))
+            if checked:
+                wait_until(lambda sampler=sampler: sampler.check() or sampler._single is None)
+            self.assertEqual(sampler.stop(0.05), "still reading: slow")
+            self.assertEqual(source.closed, 0)  # not while it is read
+            stuck.let_go.set()
+            wait_until(lambda source=source: source.closed == 1)
+            wait_until(lambda: not any(thread.name in ("sampler", "read slow") for thread in threading.enumerate()))
 
     def test_a_source_that_does_not_let_go_is_named(self):
         stuck, other = Stuck(self), Thing("other")

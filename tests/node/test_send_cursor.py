@@ -157,7 +157,7 @@ class Window(StreamCase):
         self.take(WINDOW_SAMPLES + 100)
         stream = self.stream()
         self.assertEqual(sum(len(piece.texts) for piece in self.all(stream)), WINDOW_SAMPLES)
-        stream.note_ack(self.outbox.epoch, 40)
+        stream.record_ack(self.outbox.epoch, 40)
         self.assert_pieces(stream, (1, WINDOW_SAMPLES + 1, WINDOW_SAMPLES + 40, WINDOW_SAMPLES + 1))
         self.assertEqual(stream.due(), 60)
 
@@ -177,9 +177,9 @@ class Window(StreamCase):
         stream = self.stream()
         self.all(stream)
         first, second = (run.epoch for run in self.outbox.ring.runs)
-        stream.note_ack(second, 2000)
+        stream.record_ack(second, 2000)
         self.assertEqual(sum(len(piece.texts) for piece in self.all(stream)), 2000)
-        stream.note_ack(first, 3000)
+        stream.record_ack(first, 3000)
         self.assert_pieces(stream, (2, 4001, 4500, 7001), (2, 4501, 5000, 7501))
         self.assertEqual(stream.due(), 0)
 

@@ -296,7 +296,7 @@ class Sampled(SamplerCase):
             sampler.sample()
             self.assertTrue(stuck.begun.wait(LIMIT_S))
             stuck.let_go.set()
-            wait_until(lambda: not sampler._answers.empty())
+            wait_until(lambda: sampler._answers)
             clock.sleep(15)
             stuck.let_go.clear()
             sampler.sample()  # it is asked again, and the answer to the first question has come

@@ -1,6 +1,5 @@
 """JSON over HTTP and from files: what is found in it, what presets ask, and every way in which an answer is none."""
 
-import http.server
 import json
 import os
 import shutil
@@ -8,7 +7,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import threading
 import time
 import tracemalloc
 import unittest
@@ -18,9 +16,10 @@ from unittest import mock
 
 from pigeonpost.core.config import load
 from pigeonpost.core.errors import SensorError, SettingsError
-from pigeonpost.core.json_fetch import LONGEST_ANSWER, Web
+from pigeonpost.core.json_fetch import LONGEST_ANSWER, JsonFetcher
 from pigeonpost.sensors import json as json_kind
 from pigeonpost.sensors.contract import Channel, dotted_path
+from tests.http_servers import Server, raw_server, says
 from tests.sensors.test_contract import Contract
 from tests.support import LIMIT_S, ROOT, temp_folder, wait_until
 
@@ -45,72 +44,6 @@ POOL = {
         "last_submit": "Sat, 24 Mar 2018 21:09:32 GMT", "second_since_submit": 342, "worker": "rig.1",
     }},
 }  # fmt: skip
-
-
-class Server:
-    """A web server on a port of its own. `answers`: path to an answer, as JSON or (status, headers, bytes)."""
-
-    def __init__(self, test, tls=None):
-        self.answers = {}
-        self.asked = []  # (method, path with query, headers, body)
-        server = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                server.asked.append((self.command, self.path, self.headers, body))
-                answer = server.answers.get(self.path.partition("?")[0], (404, {}, b"not here"))
-                answer = answer() if callable(answer) else answer
-                status, headers, data = answer if isinstance(answer, tuple) else (200, {}, json.dumps(answer).encode())
-                self.send_response(status)
-                for name, value in {"Content-Length": str(len(data)), **headers}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(data)
-
-            do_POST = do_GET
-
-            def log_message(self, *_):
-                pass
-
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.handle_error = lambda *_: None  # who was sent too much does not read on
-        if tls:
-            self.http.socket = tls.wrap_socket(self.http.socket, server_side=True)
-        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.http.server_address[1]}"
-        thread = threading.Thread(target=self.http.serve_forever, args=(0.002,), daemon=True)
-        thread.start()
-
-        def stop():
-            self.http.shutdown()
-            self.http.server_close()
-            thread.join(LIMIT_S)
-
-        test.addCleanup(stop)
-
-
-def raw_server(test, talk):
-    """The address of a server that has `talk(socket)` once it was asked; for what no real one does."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    test.addCleanup(listener.close)
-
-    def run():
-        try:
-            while True:
-                sock, _ = listener.accept()
-                with sock:
-                    sock.settimeout(LIMIT_S)
-                    sock.recv(65_536)
-                    talk(sock)
-        except OSError:
-            pass
-
-    threading.Thread(target=run, daemon=True).start()
-    return f"http://127.0.0.1:{listener.getsockname()[1]}/"
-
-
-def says(head, body=b""):
-    return lambda sock: sock.sendall(b"HTTP/1.1 " + head + b"\r\n\r\n" + body)
 
 
 def find(path, answer, **words):
@@ -265,7 +198,7 @@ class Answers(JsonCase):
             source.read()
             self.server.answers["/long"] = (200, {"Transfer-Encoding": "chunked"} if n % 2 else {}, b"9" * 2_000_000)
             with self.assertRaises(SensorError) as caught:
-                Web(LIMIT_S).ask(self.server.url + "/long")
+                JsonFetcher(LIMIT_S).ask(self.server.url + "/long")
             errors.append(caught.exception)
         wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before, "all connections are closed")
 
@@ -550,7 +483,7 @@ class Nest(JsonCase):
 
     def test_it_is_fetched_anew_shortly_before_it_expires(self):
         now = [1000.0]
-        token = json_kind.AccessToken(Web(LIMIT_S), self.server.url + "/token", "form", lambda: now[0])
+        token = json_kind.AccessToken(JsonFetcher(LIMIT_S), self.server.url + "/token", "form", lambda: now[0])
         for passes_s, wanted in ((0, "ya29.1"), (3538, "ya29.1"), (1.1, "ya29.2")):
             now[0] += passes_s
             self.assertEqual(token.get(), wanted)

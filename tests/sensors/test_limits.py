@@ -27,14 +27,14 @@ class Limits(unittest.TestCase):
         source = said(5, low=-10, high=35, jump=0.5, stuck=3600, rail=[-50, 100])
         limits = {"low": -10, "high": 35, "jump": 0.5, "stuck": 3600, "rail": [-50, 100]}
         self.assertEqual(source.channels, [Channel("x", "°C", False, limits)])
-        told = node._told(source.channels[0])
+        told = node._channel_as_json(source.channels[0])
         self.assertEqual(told, {"name": "x", "unit": "°C", "limits": limits})
         write_json(told)
         self.assertEqual(source.read(), {"x": 5})
 
     def test_without_any_the_source_is_the_members_own(self):
         self.assertIsInstance(said(5), command.CommandSource)
-        self.assertEqual(node._told(said(5).channels[0]), {"name": "x", "unit": "°C"})
+        self.assertEqual(node._channel_as_json(said(5).channels[0]), {"name": "x", "unit": "°C"})
 
     def test_the_rail_is_told_in_terms_of_the_value_that_is_sent(self):
         for options, rail in (({"gain": 0.5, "offset": 1}, [-24, 51]), ({"gain": -1}, [-100, 50]), ({}, [-50, 100])):

@@ -117,7 +117,7 @@ class Looking(DiaryCase):
         self.node()
         wait_until(lambda: self.told() == [("basement", "reached")], "it looked")
         self.diary.stop(LIMIT_S)
-        self.assertNotIn("diary", [thread.name for thread in threading.enumerate()])
+        self.assertNotIn("events", [thread.name for thread in threading.enumerate()])
 
 
 class Stored(DiaryCase):
@@ -128,11 +128,11 @@ class Stored(DiaryCase):
         return epoch_commit
 
     def test_sample_1_tells_of_a_start(self):
-        self.diary.note([self.epoch_commit(1), self.epoch_commit(3)])
+        self.diary.on_commit([self.epoch_commit(1), self.epoch_commit(3)])
         self.assertEqual([(one.time_ms, one.kind) for one in self.diary.all()], [(5000, "started")])
 
     def test_what_is_no_first_sample_does_not(self):
-        self.diary.note([self.epoch_commit(4, gap=True)])
+        self.diary.on_commit([self.epoch_commit(4, gap=True)])
         self.assertEqual(self.told(), [])
 
 

@@ -42,7 +42,7 @@ class Answers:
             self.changed.notify_all()
 
     def of(self, made):
-        return made._replace(done=self.done, refused=self.refused)
+        return made._replace(on_committed=self.done, on_rejected=self.refused)
 
     def wait_for(self, condition, limit_s=LIMIT_S):
         with self.changed:
@@ -69,9 +69,9 @@ class IntakeCase(unittest.TestCase):
         self.log.start()
         self.ingestor = Ingestor(self.store, self.log, self.clock, failed=self.failures.append, **settings)
 
-    def accept(self, *made):
+    def submit(self, *made):
         for one in made:
-            self.ingestor.accept(self.answers.of(one))
+            self.ingestor.submit(self.answers.of(one))
 
     def seqs(self, node="a", epoch=E1):
         return sorted(point.seq for point in self.store.points(node, 0, 1 << 60, 100_000) if point.epoch == epoch)
@@ -79,15 +79,15 @@ class IntakeCase(unittest.TestCase):
 
 class Committing(IntakeCase):
     def test_nothing_is_acknowledged_before_the_commit(self):
-        self.accept(batch(1, 3))
+        self.submit(batch(1, 3))
         self.assertEqual((self.answers.acks, self.seqs()), ([], []))
         self.ingestor.commit()
         self.assertEqual((self.answers.acks, self.seqs()), ([(E1, 3)], [1, 2, 3]))
 
     def test_a_repeat_is_acknowledged_and_not_stored_again(self):
-        self.accept(batch(1, 5))
+        self.submit(batch(1, 5))
         self.ingestor.commit()
-        self.accept(batch(1, 3), batch(3, 7), batch(6, 7))
+        self.submit(batch(1, 3), batch(3, 7), batch(6, 7))
         self.ingestor.commit()
         self.assertEqual(self.answers.acks, [(E1, 5), (E1, 7)])
         self.assertEqual(self.seqs(), list(range(1, 8)))
@@ -95,43 +95,43 @@ class Committing(IntakeCase):
         self.assertEqual(len(self.log.last()), 7)
 
     def test_a_hole_is_refused_and_what_follows_too(self):
-        self.accept(batch(1, 5), batch(7, 9), batch(8, 9), batch(6, 6))
+        self.submit(batch(1, 5), batch(7, 9), batch(8, 9), batch(6, 6))
         self.ingestor.commit()
         self.assertEqual(self.seqs(), [1, 2, 3, 4, 5, 6])
         self.assertEqual([error.code for error in self.answers.refusals], ["expected", "expected"])
         self.assertIn("sample 6 of epoch", str(self.answers.refusals[0]))
 
     def test_a_gap_closes_a_hole(self):
-        self.accept(batch(1, 5), gap(6, 8), batch(9, 9))
+        self.submit(batch(1, 5), gap(6, 8), batch(9, 9))
         self.ingestor.commit()
         self.assertEqual(self.answers.acks, [(E1, 9)])
         self.assertEqual(self.ingestor.marks("a", OUTBOX, [E1]), (9, {E1: HighWaterMark(9, 9000)}))
 
     def test_a_gap_over_what_is_stored_counts_only_what_is_missing(self):
-        self.accept(batch(1, 5))
+        self.submit(batch(1, 5))
         self.ingestor.commit()
-        self.accept(gap(3, 8))
+        self.submit(gap(3, 8))
         self.ingestor.commit()
         self.assertEqual([(g["from"], g["to"]) for g in self.store.gaps(5)], [(6, 8)])
-        self.accept(gap(2, 8))
+        self.submit(gap(2, 8))
         self.ingestor.commit()
         self.assertEqual(len(self.store.gaps(5)), 1)
         self.assertEqual(self.store.nodes()[0]["missing"], 3)
         self.assertEqual(list(self.store.verify()), [])
 
     def test_a_gap_of_older_epochs_is_recorded_once(self):
-        self.accept(gap(1, 0, base=70, before=70))
+        self.submit(gap(1, 0, base=70, before=70))
         self.ingestor.commit()
         self.assertEqual(self.ingestor.marks("a", OUTBOX, [E1])[0], 70)
 
     def test_older_epochs_are_counted_once_when_a_gap_comes_again(self):
         """By a session that ended before the commit, and by the one that took its place."""
-        self.accept(batch(1, 10))
+        self.submit(batch(1, 10))
         self.ingestor.commit()
         lost = gap(1, 86, epoch=E2, base=50, before=40)  # the numbers 11 to 50 were overwritten, and 51 to 136
-        self.accept(lost, lost)
+        self.submit(lost, lost)
         self.ingestor.commit()
-        self.accept(lost)
+        self.submit(lost)
         self.ingestor.commit()
         self.assertEqual([(g["from"], g["to"], g["before"]) for g in self.store.gaps(5)], [(1, 86, 40)])
         self.assertEqual(self.ingestor.marks("a", OUTBOX, [E2]), (136, {E2: HighWaterMark(86, None)}))
@@ -139,39 +139,39 @@ class Committing(IntakeCase):
     def test_older_epochs_are_counted_once_where_numbers_are_not_told(self):
         """As by a road that delivers a message again."""
         for _ in range(2):
-            self.accept(gap(1, 0, base=None, before=14))
+            self.submit(gap(1, 0, base=None, before=14))
             self.ingestor.commit()
-        self.accept(gap(1, 3, base=None, before=14), gap(1, 2, epoch=E2, base=None, before=3))
+        self.submit(gap(1, 3, base=None, before=14), gap(1, 2, epoch=E2, base=None, before=3))
         self.ingestor.commit()
         told = [(g["from"], g["to"], g["before"]) for g in self.store.gaps(5)]
         self.assertEqual(told, [(1, 2, 3), (1, 3, 0), (1, 0, 14)])
 
     def test_what_was_stored_meanwhile_is_not_counted_as_lost(self):
         """The node counted from what was durable; its samples that still waited for a commit came through."""
-        self.accept(batch(1, 10))
+        self.submit(batch(1, 10))
         self.ingestor.commit()
-        self.accept(batch(11, 45), gap(1, 86, epoch=E2, base=50, before=40))
+        self.submit(batch(11, 45), gap(1, 86, epoch=E2, base=50, before=40))
         self.ingestor.commit()
         self.assertEqual([(g["from"], g["to"], g["before"]) for g in self.store.gaps(5)], [(1, 86, 5)])
-        self.accept(gap(87, 86, epoch=E2, base=50, before=40))
+        self.submit(gap(87, 86, epoch=E2, base=50, before=40))
         self.ingestor.commit()
         self.assertEqual(len(self.store.gaps(5)), 1)
 
     def test_nodes_and_epochs_do_not_mix(self):
         other = Answers()
-        self.ingestor.accept(other.of(batch(1, 3, node="b")))
-        self.accept(batch(1, 2), batch(3, 3), batch(1, 4, epoch=E2, base=3))
+        self.ingestor.submit(other.of(batch(1, 3, node="b")))
+        self.submit(batch(1, 2), batch(3, 3), batch(1, 4, epoch=E2, base=3))
         self.ingestor.commit()
         self.assertEqual((self.seqs(), self.seqs("b"), self.seqs("a", E2)), ([1, 2, 3], [1, 2, 3], [1, 2, 3, 4]))
         self.assertEqual((self.answers.acks, other.acks), ([(E1, 3), (E2, 4)], [(E1, 3)]))
         self.assertEqual({node: latest.sample.seq for node, latest in self.ingestor.latest.items()}, {"a": 4, "b": 3})
 
     def test_a_full_store_acknowledges_nothing_and_keeps_everything(self):
-        self.accept(batch(1, 3))
+        self.submit(batch(1, 3))
         with mock.patch.object(self.store, "put", side_effect=NotStored("disk full")), self.assertRaises(NotStored):
             self.ingestor.commit()
         self.assertEqual((self.answers.acks, self.seqs()), ([], []))
-        self.accept(batch(4, 4))
+        self.submit(batch(4, 4))
         self.ingestor.commit()
         self.assertEqual((self.answers.acks, self.seqs()), ([(E1, 4)], [1, 2, 3, 4]))
 
@@ -179,7 +179,7 @@ class Committing(IntakeCase):
         """As from a program that sends readings, and counts nothing."""
         for first, last in ((1, 2), (11, 13)):
             made = batch(first, last)
-            self.accept(made._replace(samples=[one._replace(seq=0) for one in made.samples]))
+            self.submit(made._replace(samples=[one._replace(seq=0) for one in made.samples]))
         self.ingestor.commit()
         self.assertEqual((self.answers.acks, self.seqs()), ([(E1, 5)], [1, 2, 3, 4, 5]))
         ups = [point.time_ms for point in self.store.points("a", 0, 1 << 60, 10)]
@@ -187,29 +187,29 @@ class Committing(IntakeCase):
         self.assertEqual(list(self.store.verify()), [])
 
     def test_samples_read_from_a_file_are_stored_but_are_not_the_latest(self):
-        self.accept(batch(1, 3)._replace(outbox=IMPORTED))
+        self.submit(batch(1, 3)._replace(outbox=IMPORTED))
         self.ingestor.commit()
         self.assertEqual((self.seqs(), self.ingestor.latest), ([1, 2, 3], {}))
 
     def test_settling_without_a_writer_gives_up_after_its_limit(self):
-        self.assertTrue(self.ingestor.settle(0.0))  # there is nothing to wait for
-        self.accept(batch(1, 3))
-        self.assertFalse(self.ingestor.settle(0.0))
+        self.assertTrue(self.ingestor.flush(0.0))  # there is nothing to wait for
+        self.submit(batch(1, 3))
+        self.assertFalse(self.ingestor.flush(0.0))
         self.assertEqual(self.seqs(), [])
 
     def test_two_servers_of_one_node_are_each_acknowledged_what_they_sent(self):
         other = Answers()
-        self.accept(batch(1, 5))
-        self.ingestor.accept(other.of(batch(1, 3)))
+        self.submit(batch(1, 5))
+        self.ingestor.submit(other.of(batch(1, 3)))
         self.ingestor.commit()
         self.assertEqual((self.answers.acks, other.acks), ([(E1, 5)], [(E1, 3)]))
 
     def test_watchers_get_what_is_durable(self):
         seen = []
-        self.ingestor.watch(
+        self.ingestor.subscribe(
             lambda epoch_commits: seen.append([(f.node, f.mark.seq, self.seqs()) for f in epoch_commits])
         )
-        self.accept(batch(1, 3))
+        self.submit(batch(1, 3))
         self.ingestor.commit()
         self.assertEqual(seen, [[("a", 3, [1, 2, 3])]])
 
@@ -228,7 +228,7 @@ class Committing(IntakeCase):
             first = chance.randint(max(1, stored - 5), stored + 1)
             for _ in range(chance.randint(1, 3)):
                 last = first + chance.randint(0, 20)
-                self.accept((gap if chance.random() < 0.1 else batch)(first, last, node=node, epoch=epoch))
+                self.submit((gap if chance.random() < 0.1 else batch)(first, last, node=node, epoch=epoch))
                 ends[node, epoch] = max(last, ends.get((node, epoch), 0))
                 first = last + 1
             if chance.random() < 0.2:
@@ -243,49 +243,49 @@ class Committing(IntakeCase):
 
 
 class Withdrawing(IntakeCase):
-    def withdraw(self, place):
-        return self.ingestor.withdraw(self.ingestor._batches[place])
+    def cancel(self, place):
+        return self.ingestor.cancel(self.ingestor._batches[place])
 
     def test_a_withdrawn_batch_is_neither_stored_nor_answered(self):
-        self.accept(batch(1, 2), batch(3, 4), batch(5, 5))
+        self.submit(batch(1, 2), batch(3, 4), batch(5, 5))
         last = self.ingestor._batches[2]
-        self.assertTrue(self.withdraw(2))
-        self.assertFalse(self.ingestor.withdraw(last))  # it is gone already
+        self.assertTrue(self.cancel(2))
+        self.assertFalse(self.ingestor.cancel(last))  # it is gone already
         self.ingestor.commit()
         self.assertEqual((self.seqs(), self.answers.acks), ([1, 2, 3, 4], [(E1, 4)]))
 
     def test_what_is_stored_or_being_stored_cannot_be_withdrawn(self):
-        self.accept(batch(1, 2))
+        self.submit(batch(1, 2))
         (first,) = self.ingestor._batches
         put, tried = self.store.put, []
 
         def withdrawn_meanwhile(*arguments):
-            self.accept(batch(3, 3))
-            tried.append((self.withdraw(0), self.withdraw(1)))
+            self.submit(batch(3, 3))
+            tried.append((self.cancel(0), self.cancel(1)))
             return put(*arguments)
 
         with mock.patch.object(self.store, "put", withdrawn_meanwhile):
             self.ingestor.commit()
         self.assertEqual(tried, [(False, True)])
-        self.assertFalse(self.ingestor.withdraw(first))
+        self.assertFalse(self.ingestor.cancel(first))
         self.assertEqual((self.seqs(), self.answers.acks), ([1, 2], [(E1, 2)]))
 
     def test_a_commit_that_failed_leaves_its_batches_to_be_withdrawn(self):
-        self.accept(batch(1, 2))
+        self.submit(batch(1, 2))
         with mock.patch.object(self.store, "put", side_effect=NotStored("full")), self.assertRaises(NotStored):
             self.ingestor.commit()
-        self.assertTrue(self.withdraw(0))
+        self.assertTrue(self.cancel(0))
         self.ingestor.commit()
         self.assertEqual((self.seqs(), self.answers.acks), ([], []))
 
     def test_withdrawing_makes_room(self):
         self.store.close()
         self.open(buffer_samples=10)
-        self.accept(batch(1, 4), batch(5, 12))
+        self.submit(batch(1, 4), batch(5, 12))
         refused = self.answers.of(batch(13, 13))
-        self.assertFalse(self.ingestor.accept(refused, limit_s=0.0))
-        self.assertTrue(self.withdraw(1))
-        self.assertTrue(self.ingestor.accept(self.answers.of(batch(5, 5)), limit_s=0.0))
+        self.assertFalse(self.ingestor.submit(refused, limit_s=0.0))
+        self.assertTrue(self.cancel(1))
+        self.assertTrue(self.ingestor.submit(self.answers.of(batch(5, 5)), limit_s=0.0))
         self.ingestor.commit()
         self.assertEqual(self.seqs(), [1, 2, 3, 4, 5])
 
@@ -332,9 +332,9 @@ class RunningCase(IntakeCase):
 class Running(RunningCase):
     def test_it_commits_after_commit_s(self):
         self.start(commit_s=0.02)
-        self.accept(batch(1, 3))
+        self.submit(batch(1, 3))
         self.assertTrue(self.answers.wait_for(lambda: (E1, 3) in self.answers.acks))
-        self.accept(batch(4, 4))
+        self.submit(batch(4, 4))
         self.assertTrue(self.answers.wait_for(lambda: (E1, 4) in self.answers.acks))
 
     def test_who_is_in_a_hurry_while_a_commit_is_under_way_has_the_next_one(self):
@@ -345,11 +345,11 @@ class Running(RunningCase):
 
         def slow_put(*arguments):
             if late:
-                self.ingestor.accept(self.answers.of(late.pop()), urgent=True)
+                self.ingestor.submit(self.answers.of(late.pop()), urgent=True)
             return put(*arguments)
 
         with mock.patch.object(self.store, "put", slow_put):
-            self.ingestor.accept(self.answers.of(batch(1, 3)), urgent=True)
+            self.ingestor.submit(self.answers.of(batch(1, 3)), urgent=True)
             self.assertTrue(self.answers.wait_for(lambda: (E1, 6) in self.answers.acks))
 
     def test_settling_while_a_commit_is_under_way_is_not_forgotten_by_it(self):
@@ -359,11 +359,11 @@ class Running(RunningCase):
 
         def settle():
             begun.set()
-            settled.append(self.ingestor.settle(LIMIT_S))
+            settled.append(self.ingestor.flush(LIMIT_S))
 
         def slow_put(*arguments):
             if not begun.is_set():
-                self.accept(batch(4, 6))
+                self.submit(batch(4, 6))
                 settler.start()
                 begun.wait(LIMIT_S)
                 wait_until(lambda: self.ingestor._urgent, "it settles")
@@ -371,28 +371,28 @@ class Running(RunningCase):
 
         settler = threading.Thread(target=settle)
         with mock.patch.object(self.store, "put", slow_put):
-            self.accept(batch(1, 3))
+            self.submit(batch(1, 3))
             self.assertTrue(self.answers.wait_for(lambda: (E1, 6) in self.answers.acks))
         settler.join(LIMIT_S)
         self.assertEqual(settled, [True])
 
     def test_a_node_that_must_wait_for_its_ack_is_not_kept_waiting(self):
         self.start(commit_s=600)
-        self.accept(batch(1, 10))
+        self.submit(batch(1, 10))
         self.assertTrue(self.answers.wait_for(lambda: (E1, 10) in self.answers.acks))  # the first one goes at once
         for first in range(11, 5011, 500):
-            self.accept(batch(first, first + 499))
+            self.submit(batch(first, first + 499))
         self.assertTrue(self.answers.wait_for(lambda: any(seq >= 2510 for _, seq in self.answers.acks)))
 
     def test_stop_stores_what_was_accepted(self):
         self.start(commit_s=600)
-        self.accept(batch(1, 10))
+        self.submit(batch(1, 10))
         self.answers.wait_for(lambda: self.answers.acks)
-        self.accept(batch(11, 20))
+        self.submit(batch(11, 20))
         self.assertIsNone(self.ingestor.stop(LIMIT_S))
         self.assertEqual(self.answers.acks[-1], (E1, 20))
         self.assertEqual(list(self.store.logged_after(self.store.log_mark().filed)), [])
-        self.accept(batch(21, 30))  # too late: neither stored nor acknowledged
+        self.submit(batch(21, 30))  # too late: neither stored nor acknowledged
         self.assertEqual((self.answers.acks[-1], len(self.seqs())), ((E1, 20), 20))
 
     def test_too_much_makes_the_senders_wait(self):
@@ -401,7 +401,7 @@ class Running(RunningCase):
 
         def send():
             for first in range(1, 5001, 500):
-                self.accept(batch(first, first + 499))
+                self.submit(batch(first, first + 499))
                 taken.append(first)
 
         sender = threading.Thread(target=send)
@@ -409,9 +409,9 @@ class Running(RunningCase):
             sender.start()
             wait_until(lambda: sender in waiting, "the sender waits")
             self.assertEqual(taken, [1, 501])
-            self.assertFalse(self.ingestor.accept(self.answers.of(batch(1, 1)), limit_s=0.01))
+            self.assertFalse(self.ingestor.submit(self.answers.of(batch(1, 1)), limit_s=0.01))
         sender.join(LIMIT_S)
-        self.assertTrue(self.ingestor.settle(LIMIT_S))
+        self.assertTrue(self.ingestor.flush(LIMIT_S))
         self.assertTrue(self.answers.wait_for(lambda: (E1, 5000) in self.answers.acks))
         self.assertEqual(len(self.seqs()), 5000)
 
@@ -427,7 +427,7 @@ class Running(RunningCase):
                 return real(*arguments)
 
             with mock.patch.object(self.store, "put", put), self.assertLogs("pigeonpost.server.ingest") as logged:
-                self.accept(batch(1, 3))
+                self.submit(batch(1, 3))
                 self.assertTrue(self.answers.wait_for(lambda: (E1, 3) in self.answers.acks))
                 self.ingestor.stop(LIMIT_S)
             self.assertEqual(len(logged.output), 2)  # when it began, and when it ended
@@ -436,7 +436,7 @@ class Running(RunningCase):
     def test_a_stop_that_takes_too_long_says_what_is_not_stored(self):
         self.start(commit_s=600)
         with self.held_store():
-            self.accept(batch(1, 3))
+            self.submit(batch(1, 3))
             wait_until(lambda: self.ingestor._in_hand, "it is being stored")
             self.assertEqual(self.ingestor.stop(0.01), "3 samples were not stored; their nodes keep them")
         self.assertIsNone(self.ingestor.stop(LIMIT_S))
@@ -445,9 +445,9 @@ class Running(RunningCase):
     def test_a_sender_that_waits_for_room_is_sent_away_when_the_program_stops(self):
         self.start(commit_s=600, buffer_samples=3)
         results, waiting = [], self.waiting_threads()
-        late = threading.Thread(target=lambda: results.append(self.ingestor.accept(self.answers.of(batch(4, 4)))))
+        late = threading.Thread(target=lambda: results.append(self.ingestor.submit(self.answers.of(batch(4, 4)))))
         with self.held_store():
-            self.accept(batch(1, 3))
+            self.submit(batch(1, 3))
             late.start()
             wait_until(lambda: late in waiting, "it waits")
             self.ingestor.stop(0.0)
@@ -460,7 +460,7 @@ class Running(RunningCase):
         self.start(commit_s=0.001)
         with mock.patch.object(self.store, "put", side_effect=NotStored("disk full")):
             with self.assertLogs("pigeonpost.server.ingest", "ERROR") as logged:
-                self.accept(batch(1, 3))
+                self.submit(batch(1, 3))
                 wait_until(lambda: self.ingestor.fault, "it has tried")
                 self.assertIsNone(self.ingestor.stop(LIMIT_S))
             self.assertEqual(self.ingestor.fault, "nothing can be stored: disk full")
@@ -470,7 +470,7 @@ class Running(RunningCase):
     def test_a_broken_disk_ends_the_program(self):
         self.start(commit_s=0.05)
         with mock.patch.object(self.store, "put", side_effect=DiskError("I/O error")):
-            self.accept(batch(1, 3))
+            self.submit(batch(1, 3))
             self.ingestor._thread.join(LIMIT_S)
         self.assertEqual(len(self.failures), 1)
         self.assertEqual(self.answers.acks, [])
@@ -481,7 +481,7 @@ class Running(RunningCase):
 
         def send(node):
             for first in range(1, 1001, 50):
-                self.accept(batch(first, first + 49, node=node))
+                self.submit(batch(first, first + 49, node=node))
 
         senders = [threading.Thread(target=send, args=(node,)) for node in names]
         for sender in senders:
@@ -502,7 +502,7 @@ class Tasks(RunningCase):
     """Jobs that others have the writer do."""
 
     def summarise(self):
-        self.store.put_summaries(HOUR, {"temperature": SUMMARY})
+        self.store.replace_rollups(HOUR, {"temperature": SUMMARY})
         return threading.current_thread().name
 
     def summaries(self):
@@ -511,12 +511,12 @@ class Tasks(RunningCase):
     def setUp(self):
         super().setUp()
         self.start(commit_s=600)
-        self.accept(batch(1, 2))
-        self.assertTrue(self.ingestor.settle(LIMIT_S))
+        self.submit(batch(1, 2))
+        self.assertTrue(self.ingestor.flush(LIMIT_S))
         self.ingestor.run(lambda: None, LIMIT_S)  # so the commit is handed on too
 
     def test_a_task_is_done_by_the_writer_and_its_result_is_returned(self):
-        self.assertEqual(self.ingestor.run(self.summarise, LIMIT_S), "intake")
+        self.assertEqual(self.ingestor.run(self.summarise, LIMIT_S), "ingest")
         self.assertEqual(self.summaries(), [SUMMARY])
 
     def test_an_error_of_a_task_is_raised_by_the_caller_and_undoes_the_task(self):
@@ -539,7 +539,7 @@ class Tasks(RunningCase):
 
     def test_a_task_that_was_not_begun_within_its_limit_is_never_done(self):
         with self.held_store():
-            self.ingestor.accept(self.answers.of(batch(3, 3)), urgent=True)
+            self.ingestor.submit(self.answers.of(batch(3, 3)), urgent=True)
             wait_until(lambda: self.ingestor._in_hand, "the writer is busy")
             with self.assertRaisesRegex(NotStored, "the store was busy for 0.01 s"):
                 self.ingestor.run(self.summarise, 0.01)
@@ -562,15 +562,15 @@ class Tasks(RunningCase):
             return limit_is_over.wait(LIMIT_S) and self.summarise()
 
         with mock.patch.object(self.ingestor._changed, "wait_for", wait_as_if_the_limit_were_over):
-            self.assertEqual(self.ingestor.run(job, 1.0), "intake")
+            self.assertEqual(self.ingestor.run(job, 1.0), "ingest")
         self.assertEqual(self.summaries(), [SUMMARY])
 
     def test_commits_come_between_two_tasks(self):
         order = []
-        self.ingestor.watch(lambda epoch_commits: order.append("commit"))
+        self.ingestor.subscribe(lambda epoch_commits: order.append("commit"))
 
         def first():
-            self.ingestor.accept(self.answers.of(batch(3, 3)), urgent=True)
+            self.ingestor.submit(self.answers.of(batch(3, 3)), urgent=True)
             other.start()
             wait_until(lambda: self.ingestor._tasks, "another task waits")
             order.append("first")

@@ -52,7 +52,7 @@ class Node:
     def file(self, samples, epoch=EPOCH):
         epoch_commit = EpochCommit(self.state.name, "outbox", epoch, NOTHING)
         epoch_commit.items.append(SampleBatch(samples))
-        self.quality.note([epoch_commit])
+        self.quality.on_commit([epoch_commit])
 
     def judged(self, later_s=0.0, is_expected=True):
         return self.quality.of(self.state.name, "t", self.now_ms + int(later_s * 1000), is_expected)
@@ -347,7 +347,10 @@ class Pages(unittest.TestCase):
             labels = f'{{node="basement",sensor="temperature",verdict="{verdict}"}}'
             self.assertIn(f"pigeonpost_verdict{labels} {now}", metrics)
             self.assertIn(f"pigeonpost_verdicts_total{labels} {count}", metrics)
-        self.assertFalse([line for line in metrics if "verdict" in line and "light" in line])
+            labels = labels.replace("verdict=", "flag=")
+            self.assertIn(f"pigeonpost_quality_flag{labels} {now}", metrics)
+            self.assertIn(f"pigeonpost_quality_flags_total{labels} {count}", metrics)
+        self.assertFalse([line for line in metrics if ("verdict" in line or "flag" in line) and "light" in line])
 
     def test_all_words(self):
         self.link.state.sensors = [{"name": "temperature", "unit": "<b>", "limits": {"stuck": 1, "low": 50}}]
@@ -367,7 +370,7 @@ class Pages(unittest.TestCase):
         )
         self.assertIn('<span class="odd">no value for 100 s</span>', self.get("/", html=True))
         self.link.state.on = False
-        self.house.web._snapshots.note()
+        self.house.web._snapshots.invalidate()
         self.assertNotIn("no value for", self.get("/", html=True))
 
 

@@ -29,10 +29,10 @@ class WatchedStore(SqliteStore):
         self.asked = []
         self.before = lambda: None
 
-    def summary(self, node, from_ms, to_ms, count):
+    def downsample_all(self, node, from_ms, to_ms, count):
         self.asked.append((node, from_ms, to_ms))
         self.before()
-        return super().summary(node, from_ms, to_ms, count)
+        return super().downsample_all(node, from_ms, to_ms, count)
 
 
 class BookCase(unittest.TestCase):
@@ -57,7 +57,7 @@ class BookCase(unittest.TestCase):
         with self.store.writing(()):
             self.store.put([epoch_commit], self.clock.wall_ms(), None)
         if told:
-            self.book.note([epoch_commit])
+            self.book.on_commit([epoch_commit])
 
     def day(self, node="a", first_ms=None):
         return self.book.day(node, first_ms or self.first_ms.get(node), self.clock.wall_ms())
@@ -66,7 +66,7 @@ class BookCase(unittest.TestCase):
         """The day is what one question for all of it would bring."""
         day = self.day(node, first_ms)
         count = day.span_ms // day.width_ms
-        wanted = SqliteStore.summary(self.store, node, day.from_ms, day.from_ms + day.span_ms, count)
+        wanted = SqliteStore.downsample_all(self.store, node, day.from_ms, day.from_ms + day.span_ms, count)
         self.assertEqual({sensor: columns for sensor, columns in day.columns.items() if columns}, wanted)
         return day
 
@@ -193,7 +193,7 @@ class Freshness(BookCase):
     def test_a_gap_brings_no_value(self):
         epoch_commit = EpochCommit("a", OUTBOX, EPOCH, NOTHING)
         epoch_commit.add(Batch("a", OUTBOX, EPOCH, 0, (), Gap(1, 5, 0, "overwritten"), {}, print, print), 0)
-        self.book.note([epoch_commit])
+        self.book.on_commit([epoch_commit])
         self.assertEqual(self.day().columns, {})
 
 

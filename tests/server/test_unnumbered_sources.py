@@ -4,11 +4,11 @@ import threading
 from unittest import mock
 
 from pigeonpost.core.clock import Clock
-from pigeonpost.core.errors import NotStored, Unexpected
+from pigeonpost.core.errors import NotStored
 from pigeonpost.server import unnumbered_sources
 from pigeonpost.server.commit_waiter import CommitWaiter
 from pigeonpost.server.unnumbered_sources import UnnumberedSources
-from tests.server.test_ingest import E1, IntakeCase, batch
+from tests.server.test_ingest import IntakeCase, batch
 from tests.support import LIMIT_S, wait_until
 
 C = {"temperature": "°C"}
@@ -85,7 +85,7 @@ class NotStoredInTime(Real):
             self.unnumbered_sources.store("attic", {"temperature": 1}, C)
         self.run_intake()
         self.unnumbered_sources.leave("attic", {"temperature": 2}, C)
-        self.assertTrue(self.ingestor.settle(LIMIT_S))
+        self.assertTrue(self.ingestor.flush(LIMIT_S))
         self.assertEqual([(point.seq, point.values) for point in self.points("attic")], [(1, {"temperature": 2})])
 
     def test_the_reason_is_told(self):
@@ -129,52 +129,6 @@ class NotStoredInTime(Real):
         self.assertEqual(len(self.points("attic")), 1)
 
 
-class Withdrawing(Real):
-    def test_only_what_is_not_being_stored(self):
-        one, other = batch(1, 2), batch(3, 4)
-        self.accept(one, other)
-        waiting = list(self.ingestor._batches)
-        self.assertTrue(self.ingestor.withdraw(waiting[1]))
-        self.assertFalse(self.ingestor.withdraw(waiting[1]))
-        self.ingestor.commit()
-        self.assertFalse(self.ingestor.withdraw(waiting[0]))
-        self.assertEqual((self.seqs(), self.answers.acks), ([1, 2], [(E1, 2)]))
-
-    def test_a_commit_that_fails_gives_it_free(self):
-        self.accept(batch(1, 2))
-        with mock.patch.object(self.store, "put", side_effect=NotStored("full")), self.assertRaises(NotStored):
-            self.ingestor.commit()
-        self.assertTrue(self.ingestor.withdraw(self.ingestor._batches[0]))
-        self.ingestor.commit()
-        self.assertEqual(self.seqs(), [])
-
-
-class Receipts(Real):
-    def test_a_refusal_is_raised(self):
-        waiter = CommitWaiter()
-        hole = batch(5, 6)._replace(done=waiter.done, refused=waiter.refused)
-        self.ingestor.accept(hole)
-        self.ingestor.commit()
-        with self.assertRaises(Unexpected):
-            waiter.wait(0.0)
-
-    def test_of_several_batches_the_last_one_counts(self):
-        waiter = CommitWaiter(4)
-        for one in (batch(1, 2), batch(3, 4)):
-            self.ingestor.accept(one._replace(done=waiter.done, refused=waiter.refused))
-            self.assertFalse(waiter.wait(0.0))
-            self.ingestor.commit()
-        self.assertTrue(waiter.wait(0.0))
-
-    def test_until_which_number(self):
-        waiter = CommitWaiter()
-        self.ingestor.accept(batch(1, 6)._replace(done=waiter.done, refused=waiter.refused), urgent=True)
-        self.assertFalse(waiter.wait(0.0))
-        self.ingestor.commit()
-        self.assertTrue(waiter.wait(0.0))
-        self.assertEqual(waiter.seq, 6)
-
-
 class Callers(Real):
     def test_a_caller_appears_once_with_its_sensors(self):
         self.unnumbered_sources.leave("attic", {"temperature": 1}, C)
@@ -188,11 +142,11 @@ class Callers(Real):
     def test_how_often_it_calls_is_learned(self):
         now = [100.0]
         with mock.patch.object(self.clock, "monotonic", lambda: now[0]):
-            state = self.unnumbered_sources.note_call("attic")
+            state = self.unnumbered_sources.record_call("attic")
             self.assertIsNone(state.every_s)
             for step, expected in ((60, 60.0), (300, 300.0), (60, 300.0), (60, 300.0), (60, 300.0), (60, 60.0)):
                 now[0] += step
-                self.assertEqual(self.unnumbered_sources.note_call("attic").every_s, expected)
+                self.assertEqual(self.unnumbered_sources.record_call("attic").every_s, expected)
 
     def test_there_is_an_end_to_them(self):
         with mock.patch.object(unnumbered_sources, "MOST_CALLERS", 3):
@@ -203,12 +157,12 @@ class Callers(Real):
                 self.unnumbered_sources.caller("n3")
 
 
-class Hurry(Real):
-    def test_accept_gives_up_when_there_is_no_room_or_the_program_stops(self):
+class NoRoom(Real):
+    def test_submit_gives_up_when_there_is_no_room_or_the_program_stops(self):
         self.ingestor._buffer_samples = 1
-        self.assertTrue(self.ingestor.accept(self.answers.of(batch(1, 2))))
-        self.assertFalse(self.ingestor.accept(self.answers.of(batch(3, 4)), limit_s=0.01))
+        self.assertTrue(self.ingestor.submit(self.answers.of(batch(1, 2))))
+        self.assertFalse(self.ingestor.submit(self.answers.of(batch(3, 4)), limit_s=0.01))
         self.run_intake()
-        wait_until(lambda: self.ingestor.accept(self.answers.of(batch(3, 4)), limit_s=0.01), "there is room again")
+        wait_until(lambda: self.ingestor.submit(self.answers.of(batch(3, 4)), limit_s=0.01), "there is room again")
         self.ingestor.stop(LIMIT_S)
-        self.assertFalse(self.ingestor.accept(self.answers.of(batch(5, 6))))
+        self.assertFalse(self.ingestor.submit(self.answers.of(batch(5, 6))))

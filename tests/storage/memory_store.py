@@ -47,7 +47,7 @@ class MemoryStore(Store):
         self.windows: dict[tuple[str, int, int], int] = {}
         self.summed: dict[tuple[str, int, int], dict[str, Rollup]] = {}
         self.kept_from: dict[str, int] = {}
-        self.forgotten: dict[tuple[str, str], int] = {}
+        self.expired: dict[tuple[str, str], int] = {}
         self._staged: list[Any] = []
 
     # --------------------------------------------------------------------------------------- writing
@@ -93,13 +93,13 @@ class MemoryStore(Store):
             for span in SPANS_MS:
                 self.windows[node, span, window_end(time_ms, span)] = self.last_filed
 
-    def put_summaries(self, window: Window, summaries: Mapping[str, Rollup]) -> None:
+    def replace_rollups(self, window: Window, summaries: Mapping[str, Rollup]) -> None:
         key = window.node, window.span_ms, window.end_ms
         self.summed[key] = dict(summaries)
         if self.windows.get(key, 0) <= window.as_of:
             self.windows.pop(key, None)
 
-    def add_late(self, window: Window, parts: Mapping[int, Mapping[str, list[Rollup]]]) -> bool:
+    def merge_late_rollups(self, window: Window, parts: Mapping[int, Mapping[str, list[Rollup]]]) -> bool:
         start, end = window.end_ms - window.span_ms, window.end_ms
         keys = [key for key in self.windows if key[0] == window.node and start < key[2] <= end]
         if self._owes(window.node, start, end) or any(self.windows[key] > window.as_of for key in keys):
@@ -121,12 +121,14 @@ class MemoryStore(Store):
             for entry in self.epoch_commits
         )  # fmt: skip
 
-    def forget(self, before_ms: int, most: int) -> int:
+    def delete_expired(self, before_ms: int, most: int) -> int:
         owed = [s.time_ms for e in self.epoch_commits if isinstance(e[3], SampleBatch) for s in e[3].samples]
         gone = 0
         for node in sorted({node for node, _ in self.epochs}):
-            unsummed = [end - span for name, span, end in self.windows if name == node]
-            until = min([before_ms - 1, *(time_ms - 1 for time_ms in owed), *unsummed]) // SPANS_MS[-1] * SPANS_MS[-1]
+            dirty_windows = [end - span for name, span, end in self.windows if name == node]
+            until = (
+                min([before_ms - 1, *(time_ms - 1 for time_ms in owed), *dirty_windows]) // SPANS_MS[-1] * SPANS_MS[-1]
+            )
             times = sorted(e[2].time_ms for e in self.samples if e[0] == node and e[2].time_ms <= until)[: most - gone]
             if not times or gone >= most:
                 continue
@@ -142,7 +144,7 @@ class MemoryStore(Store):
         doomed = {id(entry) for entry in entries}
         self.samples = [entry for entry in self.samples if id(entry) not in doomed]
         for node, epoch, _ in entries:
-            self.forgotten[node, epoch] = self.forgotten.get((node, epoch), 0) + 1
+            self.expired[node, epoch] = self.expired.get((node, epoch), 0) + 1
 
     def close(self) -> None:
         pass
@@ -154,7 +156,7 @@ class MemoryStore(Store):
         copy.gap_rows, copy.epoch_commits, copy.logs = list(self.gap_rows), list(self.epoch_commits), list(self.logs)
         copy.units = {node: dict(units) for node, units in self.units.items()}
         copy.last_filed = self.last_filed
-        copy.windows, copy.kept_from, copy.forgotten = dict(self.windows), dict(self.kept_from), dict(self.forgotten)
+        copy.windows, copy.kept_from, copy.expired = dict(self.windows), dict(self.kept_from), dict(self.expired)
         copy.summed = {key: dict(found) for key, found in self.summed.items()}
         return copy
 
@@ -179,8 +181,8 @@ class MemoryStore(Store):
             gaps = [gap for node, _, gap, _ in self.gap_rows if node == name]
             found.append({
                 "name": name,
-                "samples": len(times) + sum(n for key, n in self.forgotten.items() if key[0] == name),
-                "forgotten": sum(n for key, n in self.forgotten.items() if key[0] == name),
+                "samples": len(times) + sum(n for key, n in self.expired.items() if key[0] == name),
+                "forgotten": sum(n for key, n in self.expired.items() if key[0] == name),
                 "kept_from_ms": self.kept_from.get(name, 0),
                 "missing": sum(g.last - g.first + 1 + g.before for g in gaps),
                 "first_ms": min(times, default=None), "last_ms": max(times, default=None),
@@ -192,7 +194,7 @@ class MemoryStore(Store):
         found = [point for point in self.every_sample() if point.node == node and from_ms <= point.time_ms < to_ms]
         return found[-limit:]
 
-    def columns(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
+    def downsample(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
         """From the samples alone: what was forgotten is not in them."""
         places: dict[int, list[Any]] = {}
         for point in self.points(node, from_ms, to_ms, 1 << 60):
@@ -201,7 +203,7 @@ class MemoryStore(Store):
                 places.setdefault(place, []).append(point.values[sensor])
         return [Bucket(p, len(v), min(v), max(v), sum(v) / len(v)) for p, v in sorted(places.items())]
 
-    def unsummed(self, before_ms: int, most: int) -> list[Window]:
+    def dirty_windows(self, before_ms: int, most: int) -> list[Window]:
         found = [
             Window(node, span, end, self.last_filed, end <= self.kept_from.get(node, 0))
             for node, span, end in self.windows
@@ -237,8 +239,8 @@ class MemoryStore(Store):
         for node, epoch, gap, _ in self.gap_rows:
             seen[node, epoch] += range(gap.first, gap.last + 1)
         for (node, epoch), seqs in seen.items():
-            forgotten = self.forgotten.get((node, epoch), 0)
-            whole = len(seqs) == len(set(seqs)) and len(seqs) + forgotten == self.epochs[node, epoch].seq
-            if not whole or (not forgotten and sorted(seqs) != list(range(1, len(seqs) + 1))):
+            expired = self.expired.get((node, epoch), 0)
+            whole = len(seqs) == len(set(seqs)) and len(seqs) + expired == self.epochs[node, epoch].seq
+            if not whole or (not expired and sorted(seqs) != list(range(1, len(seqs) + 1))):
                 mark = self.epochs[node, epoch].seq
                 yield f"node {node}, epoch {epoch}: {len(seqs)} seqs do not make up its mark {mark}"

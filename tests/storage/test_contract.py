@@ -88,7 +88,7 @@ class StoreContract:
         self.assertIsNone(self.store.log_mark())
         self.assertEqual(list(self.store.logged_after(0)), [])
         self.assertEqual(self.store.points("a", 0, 1 << 60, 10), [])
-        self.assertEqual(self.store.columns("a", "temperature", 0, 1 << 60, 10), [])
+        self.assertEqual(self.store.downsample("a", "temperature", 0, 1 << 60, 10), [])
         self.assertEqual(list(self.store.verify()), [])
 
     def test_marks_are_those_of_the_last_commit_and_survive(self):
@@ -187,18 +187,18 @@ class StoreContract:
 
     def test_columns_sum_up(self):
         file(self.store, *[batch(seq, seq, temperature=seq) for seq in range(1, 11)])
-        columns = self.store.columns("a", "temperature", 1_795_000_001_000, 1_795_000_011_000, 2)
+        columns = self.store.downsample("a", "temperature", 1_795_000_001_000, 1_795_000_011_000, 2)
         self.assertEqual([tuple(column) for column in columns], [(0, 5, 1, 5, 3.0), (1, 5, 6, 10, 8.0)])
-        self.assertEqual(self.store.columns("a", "nothing", 0, 1 << 60, 2), [])
+        self.assertEqual(self.store.downsample("a", "nothing", 0, 1 << 60, 2), [])
 
     def test_columns_over_a_change_of_sensors(self):
         one = Sample(1, 1000, 5, {"x": 1, "t": 2.5}, {}, "")
         two = Sample(2, 2000, 6, {"t": None, "x": 4}, {"t": "no"}, "")
         three = Sample(3, 3000, 7, {"t": 3.5}, {}, "")
         file(self.store, Batch("a", OUTBOX, E1, 0, [one, two, three], None, {}, print, print))
-        self.assertEqual([tuple(c) for c in self.store.columns("a", "t", 0, 4000, 1)], [(0, 2, 2.5, 3.5, 3.0)])
+        self.assertEqual([tuple(c) for c in self.store.downsample("a", "t", 0, 4000, 1)], [(0, 2, 2.5, 3.5, 3.0)])
         self.assertEqual(
-            [tuple(c) for c in self.store.columns("a", "x", 0, 4000, 4)], [(1, 1, 1, 1, 1.0), (2, 1, 4, 4, 4.0)]
+            [tuple(c) for c in self.store.downsample("a", "x", 0, 4000, 4)], [(1, 1, 1, 1, 1.0), (2, 1, 4, 4, 4.0)]
         )
 
     def test_two_samples_of_one_moment_are_two(self):
@@ -230,7 +230,7 @@ class StoreContract:
             pass
 
     def windows(self, before_ms=1 << 60):
-        return sorted((w.node, w.span_ms, w.end_ms, w.is_late) for w in self.store.unsummed(before_ms, 1000))
+        return sorted((w.node, w.span_ms, w.end_ms, w.is_late) for w in self.store.dirty_windows(before_ms, 1000))
 
     def test_what_was_stored_is_to_be_summed_up(self):
         noon, ten = self.NOON, SPANS_MS[0]
@@ -240,7 +240,7 @@ class StoreContract:
         self.assertEqual(self.windows(noon + 1), [("a", span, noon, False) for span in SPANS_MS])
         self.reopen()
         self.assertEqual(self.windows(), expected)
-        self.assertEqual(len(self.store.unsummed(1 << 60, 3)), 3)
+        self.assertEqual(len(self.store.dirty_windows(1 << 60, 3)), 3)
         self.assertEqual(ten, 600_000)
 
     def test_windows_are_from_after_their_start_to_their_end(self):
@@ -256,10 +256,10 @@ class StoreContract:
 
     def test_what_came_while_it_was_summed_up_is_not_overlooked(self):
         self.put(self.NOON)
-        windows = self.store.unsummed(1 << 60, 10)
+        windows = self.store.dirty_windows(1 << 60, 10)
         self.put(self.NOON, first=2, values=[9])
         for window in windows:
-            self.run_in(lambda window=window: self.store.put_summaries(window, {}))
+            self.run_in(lambda window=window: self.store.replace_rollups(window, {}))
         self.assertEqual(len(self.windows()), 2)
         self.sum_up()
         self.assertEqual(self.windows(), [])
@@ -312,22 +312,22 @@ class StoreContract:
             self.assertEqual(self.columns_of(*ask, count), plain)
             self.put(self.NOON + 3 * self.HOUR + late, first=late, values=[5])  # and one comes late
         shifted = "a", "temperature", self.NOON + 123_456, self.NOON + 9 * self.HOUR + 654_321
-        self.assertEqual(sum(c.values for c in self.store.columns(*shifted, 3)),
-                         sum(c.values for c in self.store.columns(*shifted, 5000)))  # fmt: skip
+        self.assertEqual(sum(c.values for c in self.store.downsample(*shifted, 3)),
+                         sum(c.values for c in self.store.downsample(*shifted, 5000)))  # fmt: skip
 
     def columns_of(self, *ask):
-        return [(c.place, c.values, c.low, c.high, round(c.mean, 6)) for c in self.store.columns(*ask)]
+        return [(c.place, c.values, c.low, c.high, round(c.mean, 6)) for c in self.store.downsample(*ask)]
 
     # --- forgetting
 
     def test_only_what_is_logged_and_summed_up_is_forgotten(self):
         hour = self.HOUR
         filed = self.put(*(self.NOON - n * hour for n in range(4)))
-        self.assertEqual(self.run_in(lambda: self.store.forget(self.NOON + hour, 100)), 0)
+        self.assertEqual(self.run_in(lambda: self.store.delete_expired(self.NOON + hour, 100)), 0)
         self.sum_up()
-        self.assertEqual(self.run_in(lambda: self.store.forget(self.NOON + hour, 100)), 0)
+        self.assertEqual(self.run_in(lambda: self.store.delete_expired(self.NOON + hour, 100)), 0)
         self.put(self.NOON + hour, first=5, log=self.log_all(filed))
-        self.assertEqual(self.run_in(lambda: self.store.forget(self.NOON - hour, 100)), 2)
+        self.assertEqual(self.run_in(lambda: self.store.delete_expired(self.NOON - hour, 100)), 2)
         self.assertEqual([p.time_ms for p in self.store.points("a", 0, 1 << 60, 10)],
                          [self.NOON - hour, self.NOON, self.NOON + hour])  # fmt: skip
         node = self.store.nodes()[0]
@@ -340,7 +340,7 @@ class StoreContract:
         filed = self.put(*(self.NOON - n * hour - k for n in range(4) for k in range(5 - n)))  # 5, 4, 3 and 2 of them
         self.put(self.NOON + hour, first=15, log=self.log_all(filed))
         self.sum_up()
-        gone = [self.run_in(lambda: self.store.forget(self.NOON + 1, 4)) for _ in range(5)]
+        gone = [self.run_in(lambda: self.store.delete_expired(self.NOON + 1, 4)) for _ in range(5)]
         self.assertEqual(gone, [2, 3, 4, 5, 0])
         self.assertEqual(list(self.store.verify()), [])
 
@@ -350,7 +350,7 @@ class StoreContract:
         self.sum_up()
         self.put(self.NOON + self.HOUR, first=11, log=self.log_all(filed))
         self.sum_up()
-        self.run_in(lambda: self.store.forget(self.NOON + 1, 4))
+        self.run_in(lambda: self.store.delete_expired(self.NOON + 1, 4))
         filed = self.put(self.NOON - 500, first=12, values=[100])
         self.put(self.NOON + self.HOUR, first=13, log=self.log_all(filed))
         self.sum_up()
@@ -362,7 +362,7 @@ class StoreContract:
         self.sum_up()
         self.put(self.NOON + self.HOUR, first=11, log=self.log_all(filed))
         self.sum_up()
-        self.assertEqual(self.run_in(lambda: self.store.forget(self.NOON + 1, 100)), 10)
+        self.assertEqual(self.run_in(lambda: self.store.delete_expired(self.NOON + 1, 100)), 10)
         filed = self.put(self.NOON - 500, self.NOON - 1_200_000, first=12, values=[100, 200])
         self.assertEqual({late for _, _, _, late in self.windows()}, {True})
         self.sum_up()  # the log owes them still
@@ -487,7 +487,7 @@ class SqliteTest(StoreContract, unittest.TestCase):
             self.addCleanup(store.close)
             self.assertEqual(store.identity, "00000000000000ff")
             self.assertEqual([p.values for p in store.points("a", 0, 1 << 60, 5)], [{"temperature": 20.5}])
-            windows = [(w.span_ms, w.end_ms) for w in store.unsummed(1 << 60, 9)]
+            windows = [(w.span_ms, w.end_ms) for w in store.dirty_windows(1 << 60, 9)]
             self.assertEqual(windows, [(span, self.NOON) for span in SPANS_MS])
             self.assertEqual(list(store.verify()), [])
             copy = sqlite3.connect(os.path.join(folder, DATABASE + ".v1"))
@@ -502,7 +502,7 @@ class SqliteTest(StoreContract, unittest.TestCase):
                 self.assertRaises(DiskError, SqliteStore, folder)
             store = SqliteStore(folder)
             self.addCleanup(store.close)
-            self.assertEqual(len(store.unsummed(1 << 60, 9)), 2)
+            self.assertEqual(len(store.dirty_windows(1 << 60, 9)), 2)
             self.assertEqual(sorted(os.listdir(folder))[:2], [DATABASE, DATABASE + "-shm"])
 
     def test_a_newer_file_is_refused_politely(self):

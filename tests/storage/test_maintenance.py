@@ -11,7 +11,7 @@ from unittest import mock
 from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.core.errors import DiskError, NotStored
 from pigeonpost.storage import maintenance
-from pigeonpost.storage.maintenance import MaintenanceWorker, rollup_of, summary
+from pigeonpost.storage.maintenance import MaintenanceWorker, rollup, rollups_of
 from pigeonpost.storage.models import SPANS_MS, StoredSample, merge_rollups
 from protocol import Batch
 from tests.server.test_ingest import E1, IntakeCase
@@ -30,7 +30,7 @@ def put(store, *times_ms, first=1, value=20.5):
 
 class Reckoning(unittest.TestCase):
     def assert_says(self, values, **expected):
-        found = summary(list(values), NOON)
+        found = rollup(list(values), NOON)
         self.assertEqual((found.end_ms, found.values), (NOON, len(values)))
         for name, value in expected.items():
             self.assertEqual(getattr(found, name), value, name)
@@ -55,7 +55,7 @@ class Reckoning(unittest.TestCase):
             values = [
                 chance.choice((chance.randrange(9), chance.gauss(1e6, 1e-3))) for _ in range(chance.randrange(1, 60))
             ]
-            found = summary(list(values), 0)
+            found = rollup(list(values), 0)
             self.assertEqual(found.median, statistics.median(values))
             self.assertEqual(found.mode, min(statistics.multimode(values)))
             self.assertTrue(math.isclose(found.mean, statistics.fmean(values), rel_tol=1e-12))
@@ -71,7 +71,7 @@ class Reckoning(unittest.TestCase):
         for _ in range(100):
             one = [chance.uniform(-5, 50) for _ in range(chance.randrange(1, 30))]
             other = [chance.uniform(40, 90) for _ in range(chance.randrange(1, 30))]
-            both, whole = merge_rollups(summary(one, 0), summary(other, 0)), summary(one + other, 0)
+            both, whole = merge_rollups(rollup(one, 0), rollup(other, 0)), rollup(one + other, 0)
             for name in ("values", "mean", "low", "high", "deviation"):
                 self.assertAlmostEqual(getattr(both, name), getattr(whole, name), msg=name)
 
@@ -80,7 +80,7 @@ class Reckoning(unittest.TestCase):
             StoredSample("a", 1, E1, 1, {"t": 1, "x": None}, ""), StoredSample("a", 2, E1, 2, {"t": None, "u": 5}, ""),
             StoredSample("a", 3, E1, 3, {"t": 3}, ""),
         ]  # fmt: skip
-        found = rollup_of(points, NOON)
+        found = rollups_of(points, NOON)
         self.assertEqual({name: (one.values, one.mean) for name, one in found.items()}, {"t": (2, 2.0), "u": (1, 5.0)})
 
 
@@ -114,7 +114,7 @@ class Caring(unittest.TestCase):
         self.assertEqual(len(self.store.samples), 2)
         self.clock.sleep(0.002)
         self.work()
-        self.assertEqual((len(self.store.samples), self.maintenance.forgotten), (0, 2))
+        self.assertEqual((len(self.store.samples), self.maintenance.expired), (0, 2))
 
     def test_for_ever_is_for_ever(self):
         worker = MaintenanceWorker(self.store, Direct(self.store), self.clock)
@@ -132,7 +132,7 @@ class Caring(unittest.TestCase):
             steps = 0
             while self.maintenance.work():
                 steps += 1
-        self.assertEqual((len(self.store.samples), self.maintenance.forgotten), (0, 10))
+        self.assertEqual((len(self.store.samples), self.maintenance.expired), (0, 10))
         self.assertGreaterEqual(steps, 4)
 
 
@@ -151,7 +151,7 @@ class WithAnIntake(IntakeCase):
         with mock.patch.object(maintenance, "LOOK_S", 0.01):
             worker = MaintenanceWorker(self.store, self.ingestor, self.clock)
             worker.start()
-            wait_until(lambda: not self.store.unsummed(1 << 60, 1), "all is summed up")
+            wait_until(lambda: not self.store.dirty_windows(1 << 60, 1), "all is summed up")
             self.assertIsNone(worker.stop(LIMIT_S))
         found = self.store.summaries("a", "temperature", SPANS_MS[0], 0, 1 << 60)
         self.assertEqual(sum(one.values for one in found), 3000)
@@ -163,7 +163,7 @@ class WithAnIntake(IntakeCase):
         self.addCleanup(logging.disable, logging.NOTSET)
         with (
             mock.patch.object(maintenance, "LOOK_S", 0.01),
-            mock.patch.object(self.store, "put_summaries", side_effect=NotStored("full")) as tried,
+            mock.patch.object(self.store, "replace_rollups", side_effect=NotStored("full")) as tried,
         ):
             worker = MaintenanceWorker(self.store, self.ingestor, self.clock)
             worker.start()
@@ -203,7 +203,7 @@ class WithAnIntake(IntakeCase):
         self.addCleanup(lambda: [thread.join(LIMIT_S) for thread in threads])
         self.addCleanup(stop.set)
         put_one = self.answers.of(Batch("b", OUTBOX, E1, 0, [sample(1)], None, {}, print, print))
-        self.ingestor.accept(put_one, urgent=True)
+        self.ingestor.submit(put_one, urgent=True)
         wait_until(lambda: self.answers.acks, "it is committed")
 
 

@@ -141,7 +141,7 @@ class Hearing(unittest.TestCase):
         self.links = []
         self.context = SimpleNamespace(clock=self.clock, tokens=self.tokens, links=self.links, collect=self.collect)
         self.end = DiscoveryServerTransport(self.context, ("239.255.50.3", 5003))
-        self.addCleanup(self.end._waker.close)
+        self.addCleanup(self.end._wake_pipe.close)
 
     def collect(self, name, address):
         self.links.append(FakeLink(name, address))
@@ -150,70 +150,70 @@ class Hearing(unittest.TestCase):
     def call(self, *places, node="basement", token=TOKEN, clock=None):
         return write_announcement(LinkKey(token), node, places or PLACES, clock or self.clock)
 
-    def hear(self, data, source="192.168.1.20"):
+    def receive(self, data, source="192.168.1.20"):
         self.clock.sleep(LEAST_MOVE_S)  # so that only those tests are about it that say so
-        return self.end.hear(data, source)
+        return self.end.receive(data, source)
 
     def test_a_node_is_collected_from_where_it_is(self):
-        self.assertEqual(self.hear(self.call()), "")
+        self.assertEqual(self.receive(self.call()), "")
         (link,) = self.links
         self.assertEqual((link.state.expected, link.state.address), ("basement", "192.168.1.20:5003"))
         self.assertEqual(self.end.report(), {"believed": 1, "ignored": {}, "found": ["basement"]})
 
     def test_the_address_that_the_datagram_came_from_is_taken_if_the_node_named_it(self):
-        self.hear(self.call(), "10.0.0.5")
+        self.receive(self.call(), "10.0.0.5")
         self.assertEqual(self.links[0].state.address, "10.0.0.5:5003")
 
     def test_an_address_that_only_the_sender_has_is_not_taken(self):
         """A datagram that somebody else sends again, from elsewhere, still says where the node is."""
-        self.hear(self.call(), "6.6.6.6")
+        self.receive(self.call(), "6.6.6.6")
         self.assertEqual(self.links[0].state.address, "192.168.1.20:5003")
 
     def test_it_is_collected_from_once(self):
         for _ in range(5):
-            self.hear(self.call())
+            self.receive(self.call())
         self.assertEqual(len(self.links), 1)
 
     def test_one_that_lives_where_it_says_is_left_alone(self):
-        self.hear(self.call())
+        self.receive(self.call())
         self.links[0].state.connected = True
-        self.hear(self.call())
+        self.receive(self.call())
         self.assertEqual(self.links[0].moves, [])
 
     def test_one_that_is_elsewhere_now_is_moved(self):
-        self.hear(self.call())
-        self.hear(self.call(("192.168.1.77", 5003)))
+        self.receive(self.call())
+        self.receive(self.call(("192.168.1.77", 5003)))
         self.assertEqual(self.links[0].moves, [("192.168.1.77", 5003)])
 
     def test_one_that_was_lost_is_tried_at_once_also_where_it_was(self):
-        self.hear(self.call())
-        self.hear(self.call())
+        self.receive(self.call())
+        self.receive(self.call())
         self.assertEqual(self.links[0].moves, [PLACES[0]])
 
     def test_one_of_the_settings_heals_too(self):
         self.links.append(FakeLink("basement", ("192.168.1.9", 5003)))
-        self.hear(self.call())
+        self.receive(self.call())
         self.assertEqual((len(self.links), self.links[0].moves), (1, [PLACES[0]]))
 
     def test_one_of_the_settings_without_a_name_is_known_by_its_address_or_by_what_it_told(self):
         self.links.append(FakeLink("", PLACES[1]))
-        self.hear(self.call())
+        self.receive(self.call())
         self.assertEqual(len(self.links), 1)
         self.links[0].state.name = "basement"
-        self.hear(self.call(("192.168.1.77", 5003)))
+        self.receive(self.call(("192.168.1.77", 5003)))
         self.assertEqual((len(self.links), self.links[0].moves[-1]), (1, ("192.168.1.77", 5003)))
 
     def test_who_is_behind_an_address_without_a_name_is_waited_for(self):
         """Else one node would be collected from twice, and the two would push each other out for ever."""
         self.links.append(FakeLink("", ("basement.local", 5003)))
-        self.hear(self.call())
+        self.receive(self.call())
         self.assertEqual(len(self.links), 1)
         self.clock.sleep(60)
-        self.hear(self.call())
+        self.receive(self.call())
         self.assertEqual(len(self.links), 2)  # that one does not answer: others are not to wait for it
         found = self.links[1]
         self.links[0].state.name = "basement"  # and now it did
-        self.hear(self.call())
+        self.receive(self.call())
         self.assertTrue(found.ended)
         self.assertEqual(len(self.links), 1)
 
@@ -221,20 +221,20 @@ class Hearing(unittest.TestCase):
         caller = SimpleNamespace(state=NodeState("", "basement"))
         caller.state.calls_in = True
         self.links.append(caller)
-        self.assertEqual(self.hear(self.call()), "")
+        self.assertEqual(self.receive(self.call()), "")
         self.assertEqual(len(self.links), 1)
 
     def test_never_more_than_one_attempt_in_five_seconds(self):
-        self.hear(self.call())
+        self.receive(self.call())
         for port in range(1, 101):
-            self.end.hear(self.call(("192.168.1.20", port)), "192.168.1.20")
+            self.end.receive(self.call(("192.168.1.20", port)), "192.168.1.20")
             self.clock.sleep(0.5)
         self.assertIn(len(self.links[0].moves), (9, 10))
 
     def test_what_came_too_early_is_done_as_soon_as_it_may_be(self):
         """The three of a burst come within 3 s, and then nothing does for half a minute."""
-        self.hear(self.call())
-        self.end.hear(self.call(("192.168.1.77", 5003)), "192.168.1.77")
+        self.receive(self.call())
+        self.end.receive(self.call(("192.168.1.77", 5003)), "192.168.1.77")
         self.end.move_due()
         self.assertEqual(self.links[0].moves, [])
         self.clock.sleep(LEAST_MOVE_S)
@@ -243,7 +243,7 @@ class Hearing(unittest.TestCase):
         self.assertEqual(self.links[0].moves, [("192.168.1.77", 5003)])
 
     def ignored(self, data, why, source="192.168.1.20"):
-        self.assertEqual(self.hear(data, source), why)
+        self.assertEqual(self.receive(data, source), why)
         self.assertEqual(self.links, [])
 
     def test_what_is_ignored(self):
@@ -259,15 +259,15 @@ class Hearing(unittest.TestCase):
 
     def test_an_old_one_that_somebody_says_again(self):
         first = self.call(("192.168.1.66", 5003))
-        self.hear(first)
-        self.hear(self.call())
-        self.assertEqual(self.hear(first), "heard before")
+        self.receive(first)
+        self.receive(self.call())
+        self.assertEqual(self.receive(first), "heard before")
         recorded = self.call(("192.168.1.66", 5003))
         self.clock.sleep(2)
-        self.hear(self.call())
-        self.assertEqual(self.hear(recorded), "older than what was heard")
+        self.receive(self.call())
+        self.assertEqual(self.receive(recorded), "older than what was heard")
         self.clock.sleep(600)
-        self.assertEqual(self.hear(recorded), "of another time")
+        self.assertEqual(self.receive(recorded), "of another time")
         self.assertEqual(self.links[0].moves[-1], PLACES[0])
 
     def test_after_a_start_one_of_long_ago_is_still_old(self):
@@ -276,21 +276,23 @@ class Hearing(unittest.TestCase):
         self.ignored(recorded, "of another time")
 
     def test_a_node_whose_clock_is_not_set_is_believed(self):
-        self.assertEqual(self.hear(self.call(clock=FakeClock(wall_ms=0, known=False))), "")
+        self.assertEqual(self.receive(self.call(clock=FakeClock(wall_ms=0, known=False))), "")
         self.assertEqual(len(self.links), 1)
 
     def test_what_this_machine_says_is_heard_once(self):
         self.end._own = {"192.168.1.20"}
-        self.assertEqual(self.end.hear(self.call(), "192.168.1.20", "192.168.1.20"), "of this machine, by another way")
-        self.assertEqual(self.end.hear(self.call(), "192.168.1.20", "127.0.0.1"), "")
+        self.assertEqual(
+            self.end.receive(self.call(), "192.168.1.20", "192.168.1.20"), "of this machine, by another way"
+        )
+        self.assertEqual(self.end.receive(self.call(), "192.168.1.20", "127.0.0.1"), "")
 
     def test_a_flood_is_not_even_looked_at(self):
         began_s = time.monotonic()
-        whys = [self.end.hear(b'{"mac":"' + b"0" * 64 + b'",' + b"x" * 1000, "6.6.6.6") for _ in range(20_000)]
+        whys = [self.end.receive(b'{"mac":"' + b"0" * 64 + b'",' + b"x" * 1000, "6.6.6.6") for _ in range(20_000)]
         self.assertEqual(whys.count("too many"), 20_000 - 200)
         self.assertLess(time.monotonic() - began_s, 5.0)
         self.clock.sleep(1)
-        self.assertEqual(self.end.hear(self.call(), "192.168.1.20"), "")
+        self.assertEqual(self.end.receive(self.call(), "192.168.1.20"), "")
         self.assertEqual(len(self.end._heard), 1)
 
     def test_tokens_that_do_not_read_do_not_end_it(self):
@@ -303,7 +305,7 @@ class Hearing(unittest.TestCase):
 
     def test_nodes_without_a_token_here_are_not_remembered(self):
         for n in range(50):
-            self.hear(self.call(node=f"node{n}"))
+            self.receive(self.call(node=f"node{n}"))
         self.assertEqual(self.end._heard, {})
 
 
@@ -350,7 +352,7 @@ class Speaking(unittest.TestCase):
             end = self.start()
             wait_until(self.heard)
             here["eth7"] = "10.9.8.7"
-            end._waker.wake()
+            end._wake_pipe.wake()
             self.assertIn(("10.9.8.7", 5003), wait_until(self.heard).places)
 
     def test_only_where_the_node_listens(self):
@@ -464,7 +466,7 @@ class Programs(unittest.TestCase):
         host, port = self.group.split(":")
         heard = []
 
-        def hear(ear):
+        def receive(ear):
             try:
                 heard.append(read_announcement(split_signature(ear.recv(2000))[1]).node)
             except BlockingIOError:
@@ -474,7 +476,7 @@ class Programs(unittest.TestCase):
         with listener((host, int(port)), Path("lo")) as ear:
             self.start_node(token="").address()  # all of it runs
             self.start_node(name="attic", card=temp_folder(self))  # and this one was started later
-            wait_until(lambda: hear(ear), "three announcements of a node with a token")
+            wait_until(lambda: receive(ear), "three announcements of a node with a token")
         self.assertEqual(set(heard), {"attic"})
 
 

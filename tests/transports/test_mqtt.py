@@ -21,8 +21,10 @@ from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
 from pigeonpost.server.unnumbered_sources import UnnumberedSources
 from pigeonpost.transports import mqtt_node, mqtt_server
-from pigeonpost.transports.mqtt_node import ACK_S, ANSWER_S, LONGEST_ANSWER_S, MqttNodeTransport
+from pigeonpost.transports.mqtt_conversation import ACK_S, ANSWER_S, LONGEST_ANSWER_S
+from pigeonpost.transports.mqtt_node import MqttNodeTransport
 from pigeonpost.transports.mqtt_server import MqttServerTransport
+from pigeonpost.transports.mqtt_states import State
 from pigeonpost.transports.payload import read_body, sign, split_signature, write_body
 from protocol import sample_body, sample_text
 from tests.support import BOOT, EPOCH, LIMIT_S, WALL_MS, FakeLedger, MemoryDisk, rounds, taken
@@ -82,8 +84,8 @@ class Intake(FakeLedger):
         super().__init__(at_once)
         self.identity = identity
 
-    def accept(self, batch, urgent=False, limit_s=None):
-        super().accept(batch)
+    def submit(self, batch, urgent=False, limit_s=None):
+        super().submit(batch)
         return True
 
 
@@ -134,8 +136,8 @@ class MqttCase(unittest.TestCase):
         """The node's thread, once round."""
         node = self.node
         while node._heard:
-            node.take(node._heard.popleft())
-        return node.go_on()
+            node.conversation.take(node._heard.popleft())
+        return node.conversation.go_on()
 
     def talk(self, rounds=50):
         """Let all of them do what they can without waiting."""
@@ -150,7 +152,7 @@ class MqttCase(unittest.TestCase):
         return [json.loads(payload) for at, payload in self.net.queue if topic in (None, at)]
 
     def answer(self, **said):
-        self.node.take(json.dumps(said).encode())
+        self.node.conversation.take(json.dumps(said).encode())
 
 
 class OneServer(MqttCase):
@@ -270,6 +272,15 @@ class OneServer(MqttCase):
         self.talk()
         self.assertGreater(len({epoch for _, epoch, _ in self.ingestor.rows}), 1)
 
+    def test_a_node_with_nothing_to_send_sleeps(self):
+        """Also on a machine that has been up for longer than the longest wait."""
+        self.clock.sleep(1_000_000)
+        self.start_node()
+        for samples in (0, 3):
+            self.take(samples)
+            self.talk()
+            self.assertEqual(self.turn(), LONGEST_ANSWER_S)
+
     def test_what_people_see_of_the_node(self):
         self.start_node()
         self.take(1)
@@ -318,14 +329,14 @@ class Orders(MqttCase):
 
     def test_also_while_the_node_begins_a_new_conversation(self):
         self.meet()
-        self.node._begin_again(True)  # the server does not know that yet: it tells the node by its old name first
+        self.node.conversation.reconnect()  # the server does not know that yet: it tells the node by its old name first
         self.assertTrue(self.ask("SEND", False))
         self.assertFalse(self.outbox.on)
 
     def test_and_signed(self):
         self.tokens["basement"] = LinkKey(TOKEN)
         self.meet(TOKEN)
-        session = self.node._session
+        session = self.node.conversation._bodies.session
         # Somebody else on the broker says it, and it is not done.
         self.answer(order="x", on=False, re=session)
         self.assertTrue(self.outbox.on)
@@ -336,12 +347,12 @@ class Orders(MqttCase):
         self.tokens["basement"] = LinkKey(TOKEN)
         self.meet(TOKEN)
         heard = []
-        take = self.node.take
-        self.node.take = lambda payload: (heard.append(payload), take(payload))
+        take = self.node.conversation.take
+        self.node.conversation.take = lambda payload: (heard.append(payload), take(payload))
         self.assertTrue(self.ask("SEND", False))
         self.assertTrue(self.ask("SEND", True))
         for payload in list(heard):
-            self.node.take(payload)
+            self.node.conversation.take(payload)
         self.assertTrue(self.outbox.on)
 
     def test_a_node_that_is_away_has_not_done_it(self):
@@ -349,7 +360,7 @@ class Orders(MqttCase):
         self.meet()
         self.assertFalse(self.ask("SEND", False, limit_s=0.05, meanwhile=lambda: None))
         self.net.queue.clear()
-        self.node._begin_again(True)
+        self.node.conversation.reconnect()
         self.turn()
         self.answer(order="x", on=False, re="of before")
         self.assertTrue(self.outbox.on)
@@ -472,7 +483,7 @@ class ByHand(MqttCase):
                 self.net.queue.append((f"pigeonpost/n{n}/samples", body(node=f"n{n}")))
                 self.net.deliver()
                 self.net.queue.clear()
-        self.assertEqual((len(self.end._talks), len(self.end._calls)), (20, 20))
+        self.assertEqual((len(self.end._sessions), len(self.end._calls)), (20, 20))
 
 
 class SimpleServer(MqttCase):
@@ -509,7 +520,7 @@ class SimpleServer(MqttCase):
         for _ in range(9):
             self.turn()
             self.serve()
-        self.node._begin_again(False)
+        self.node.conversation.reconnect()
         self.take(5)
         self.turn()
         self.serve()
@@ -528,7 +539,7 @@ class SimpleServer(MqttCase):
             b'{"resume":{"%s":7},"ledger":"0"}' % epoch.encode(), b'{"have":[],"epoch":{}}', b"[" * 100_000,
         ):  # fmt: skip
             with self.subTest(payload[:60]):
-                self.node.take(payload)
+                self.node.conversation.take(payload)
         self.net.queue.clear()
         self.clock.sleep(1000)
         for _ in range(3):
@@ -546,10 +557,10 @@ class SimpleServer(MqttCase):
         session = json.loads(data)["session"]
         answer = json.dumps({"epoch": self.outbox.epoch, "ack": 3, "re": session}).encode()
         for payload in (answer, sign(answer, LinkKey("another").seal("mqtt", answer))):
-            self.node.take(payload)
-            self.assertTrue(self.node._asking)
-        self.node.take(sign(answer, LinkKey(TOKEN).seal("mqtt", answer)))
-        self.assertFalse(self.node._asking)
+            self.node.conversation.take(payload)
+            self.assertIs(self.node.conversation.state, State.ASKED)
+        self.node.conversation.take(sign(answer, LinkKey(TOKEN).seal("mqtt", answer)))
+        self.assertIs(self.node.conversation.state, State.SENDING)
 
     def test_an_answer_that_was_recorded_is_not_counted_later(self):
         self.start_node(TOKEN)
@@ -557,10 +568,10 @@ class SimpleServer(MqttCase):
         self.turn()
         session = json.loads(split_signature(self.net.queue[0][1])[1])["session"]
         answer = json.dumps({"epoch": self.outbox.epoch, "ack": 3, "re": session}).encode()
-        self.node._begin_again(False)
+        self.node.conversation.reconnect()
         self.turn()
-        self.node.take(sign(answer, LinkKey(TOKEN).seal("mqtt", answer)))
-        self.assertTrue(self.node._asking)
+        self.node.conversation.take(sign(answer, LinkKey(TOKEN).seal("mqtt", answer)))
+        self.assertIs(self.node.conversation.state, State.ASKED)
 
 
 class SeveralServers(MqttCase):

@@ -80,9 +80,7 @@ class WhatWasWritten(unittest.TestCase):
     def test_a_body_without_samples_asks(self):
         for data in (write_body(HEAD, EPOCH, None, [], []), body(samples=..., gaps=...)):
             batch_payload = read_body(data)
-            self.assertEqual(
-                (batch_payload.pieces, batch_payload.last, batch_payload.batches(print, print)), ([], 0, [])
-            )
+            self.assertEqual((batch_payload.pieces, batch_payload.last, batch_payload.batches()), ([], 0, []))
 
     def test_long_bodies_are_cut_into_what_the_intake_takes(self):
         batch_payload = read_body(write_body(HEAD, EPOCH, None, [], texts(1, 2 * BATCH_SAMPLES + 1)))
@@ -90,13 +88,12 @@ class WhatWasWritten(unittest.TestCase):
 
     def test_batches_carry_all_that_the_intake_wants_to_know(self):
         head = {**HEAD, "sensors": [{"name": "temperature", "unit": "°C"}]}
-        done, refused = object(), object()
-        first, second = read_body(write_body(head, EPOCH, 4, [gap(1, 2)], texts(3, 2))).batches(done, refused)
+        first, second = read_body(write_body(head, EPOCH, 4, [gap(1, 2)], texts(3, 2))).batches()
         self.assertEqual((first.gap, len(first.samples)), (Gap(1, 2, 0, "overwritten"), 0))
         self.assertEqual((second.gap, [s.seq for s in second.samples]), (None, [3, 4]))
         for batch in (first, second):
             self.assertEqual(batch[:4], ("basement", OUTBOX, EPOCH, 4))
-            self.assertEqual(batch[6:], ({"temperature": "°C"}, done, refused))
+            self.assertEqual(batch.units, {"temperature": "°C"})
 
     def test_what_it_tells_of_the_node(self):
         state = NodeState("", "basement")

@@ -4,9 +4,7 @@ import itertools
 import json
 import logging
 import os
-import shutil
 import socket
-import tempfile
 import threading
 import time
 import unittest
@@ -14,7 +12,6 @@ from unittest import mock
 
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core import data_folder
-from pigeonpost.core import http_client as webclient
 from pigeonpost.core.clock import Clock, FakeClock, parse_rfc3339
 from pigeonpost.core.config import load
 from pigeonpost.core.errors import DiskError, NotStored, SettingsError
@@ -25,11 +22,12 @@ from pigeonpost.server import command_queue, ingest, unnumbered_sources
 from pigeonpost.settings import NODE
 from pigeonpost.transports import push_node, push_server
 from pigeonpost.transports.payload import PAYLOAD_BYTES
+from pigeonpost.transports.push_node_client import PushClient
 from pigeonpost.web.tls import Tls, fingerprint_of
 from protocol import BATCH_SAMPLES
+from tests.http_servers import certificates
 from tests.support import BOOT, EPOCH, LIMIT_S, WALL_MS, MemoryDisk, rounds, taken, temp_folder, wait_until
 from tests.web.support import FakeLink, WebHouse, next_response, parse_response
-from tests.web.test_tls import make_certificate
 
 OUTBOX = "0b" * 8
 UNITS = [{"name": "temperature", "unit": "°C"}]
@@ -200,7 +198,7 @@ class Refused(PushCase):
                         method, path, headers, body() if method == "POST" else b""
                     )
                     self.assertEqual((status, heads["www-authenticate"]), (401, "Bearer"))
-                    self.assertIn("get_token", json.loads(answer)["error"]["text"])
+                    self.assertIn("get-token", json.loads(answer)["error"]["text"])
         self.assertEqual(self.stored(), [])
 
     def test_a_revoked_token(self):
@@ -285,7 +283,7 @@ class NotStoredNow(PushCase):
         with mock.patch.object(self.house.store, "put", side_effect=NotStored("the disk is full")):
             wait_until(says_why, "the first attempt to store it has failed")
             self.assertEqual(self.resume()[1]["have"], 0)
-        self.house.ingestor.settle(LIMIT_S)
+        self.house.ingestor.flush(LIMIT_S)
         self.assertEqual(self.stored(), [])
         self.assertEqual(wait_until(lambda: self.post(body())[1].get("ack")), 3)
         self.assertEqual(self.stored(), [1, 2, 3])
@@ -376,9 +374,9 @@ class OrdersFor(PushCase):
         orders = command_queue.CommandQueue(temp_folder(self))
         orders.give("attic", False, 0.0)
         orders.give("attic", True, 0.0)
-        orders.note("attic", False)
+        orders.record("attic", False)
         self.assertIs(orders.of("attic"), True)
-        orders.note("attic", True)
+        orders.record("attic", True)
         self.assertIsNone(orders.of("attic"))
 
     def test_an_order_that_cannot_be_kept_is_not_given(self):
@@ -527,7 +525,7 @@ class Brought(NodeCase):
         self.house = WebHouse(self, transports=[push_server.PushServerTransport])
         self.house.tokens._file.write({"attic": self.token})
         with mock.patch.object(first.ingestor, "marks", self.house.ingestor.marks), \
-                mock.patch.object(first.ingestor, "accept", self.house.ingestor.accept):  # fmt: skip
+                mock.patch.object(first.ingestor, "submit", self.house.ingestor.submit):  # fmt: skip
             self.arrived(20)
 
     def test_on_and_off_are_heard_when_it_calls(self):
@@ -545,9 +543,7 @@ class Brought(NodeCase):
 class OverTls(NodeCase):
     @classmethod
     def setUpClass(cls):
-        folder = tempfile.mkdtemp(prefix="pigeonpost-test-")
-        cls.addClassCleanup(shutil.rmtree, folder)
-        cls.paths, cls.other = make_certificate(folder), make_certificate(folder, "other")
+        cls.paths, cls.other = certificates(cls, "page", "other")
 
     def setUp(self):
         super().setUp()
@@ -733,6 +729,15 @@ class Answers(NodeCase):
             with self.subTest(told):
                 self.assertIn("says that it has", self.fault_after(answer(200, told))[1])
 
+    def test_a_resume_of_many_epochs_that_is_none(self):
+        ring = self.outbox.ring
+        for number in range(12):  # more than are asked about one by one
+            self.outbox = Outbox(ring, BOOT, new_epoch=lambda number=number: f"{number:016x}")
+            self.take()
+        for marks in ([], 5, None, {f"{1:016x}": 5}, {f"{1:016x}": []}, {f"{1:016x}": [1, 2, 3]}):
+            with self.subTest(marks):
+                self.assertIn("says that it has", self.fault_after(answer(200, {"epochs": marks}))[1])
+
     def test_after_503_it_comes_again_and_the_same_samples_with_it(self):
         server = Scripted(
             self, RESUMED, answer(503, {}), RESUMED, None, RESUMED, answer(409, {}), RESUMED, answer(200, {"ack": 3})
@@ -749,7 +754,7 @@ class Answers(NodeCase):
         self.addCleanup(never.set)
         with mock.patch.object(Scripted, "_serve", lambda self, sock: never.wait(LIMIT_S)):
             node = self.start(Scripted(self).url)
-            wait_until(lambda: node._client._link.sock is not None)
+            wait_until(lambda: node._client._connection._link.sock is not None)
             join, limits_s = node._thread.join, iter((0.02, LIMIT_S))  # before it is cut off, and then
             began_s = time.monotonic()
             with mock.patch.object(node._thread, "join", lambda _: join(next(limits_s))):
@@ -761,7 +766,7 @@ class Answers(NodeCase):
 class SetUp(NodeCase):
     def test_without_a_token_it_does_not_begin_and_says_what_to_do(self):
         info = NodeInfo("attic", UNITS, 10.0, None, self.outbox.switch, dict)
-        with self.assertRaisesRegex(SettingsError, r"get_token attic.*PIGEONPOST_NODE_TOKEN"):
+        with self.assertRaisesRegex(SettingsError, r"get-token attic.*PIGEONPOST_NODE_TOKEN"):
             push_node.PushNodeTransport(self.settings("http://localhost:1"), info, self.outbox, self.clock)
 
     def test_addresses_and_fingerprints_that_are_none(self):
@@ -772,12 +777,12 @@ class SetUp(NodeCase):
             self.settings("https://localhost", "ab:cd")
 
     def test_a_token_that_goes_over_the_network_in_the_open_is_warned_of(self):
-        with self.assertLogs("pigeonpost.core.http_client", "WARNING") as logs:
-            webclient.Client("http://192.0.2.1:8080", "", "token")
+        with self.assertLogs("pigeonpost.transports.push_node_client", "WARNING") as logs:
+            PushClient("http://192.0.2.1:8080", "", "token")
         self.assertIn("unprotected", logs.output[0])
-        with self.assertNoLogs("pigeonpost.core.http_client", "WARNING"):
-            webclient.Client("http://127.0.0.1:8080", "", "token")
-            webclient.Client("https://192.0.2.1:8080", "", "token")
+        with self.assertNoLogs("pigeonpost.transports.push_node_client", "WARNING"):
+            PushClient("http://127.0.0.1:8080", "", "token")
+            PushClient("https://192.0.2.1:8080", "", "token")
 
 
 class Keeping(PushCase):

@@ -37,20 +37,11 @@ SENSORS = [{"name": "temperature", "unit": "°C"}]
 HELLO = {"link": 1, "server": "home", "ledger": "1" * 16, "clock": "unset"}
 
 
-def stop_at_once(test):
-    """A node's listener sees that it is to stop after 2 ms, not after 0.1 s."""
-    serve = tcp_node._Listener.serve_forever
-    test.enterContext(
-        mock.patch.object(tcp_node._Listener, "serve_forever", lambda listener, _: serve(listener, 0.002))
-    )
-
-
 class TcpCase(unittest.TestCase):
     def setUp(self):
         logging.disable(logging.CRITICAL)  # what is logged is looked at where a test says so
         self.addCleanup(logging.disable, logging.NOTSET)
         self.enterContext(mock.patch.object(tcp_server, "RETRY_S", 0.02))
-        stop_at_once(self)
         self.ledger = FakeLedger()
 
     def make_outbox(self, slots=1024):
@@ -282,13 +273,13 @@ class Asking(TcpCase):
             while sock.recv(4096):
                 pass
 
-        came, note = threading.Event(), TcpServerTransport._note_answer
+        came, note = threading.Event(), TcpServerTransport._record_answer
 
         def note_answer(end, *answer):
             note(end, *answer)
             came.set()
 
-        with mock.patch.object(TcpServerTransport, "_note_answer", note_answer):
+        with mock.patch.object(TcpServerTransport, "_record_answer", note_answer):
             server = self.start_server(FakeNode(self, serve).address)
             wait_until(lambda: server.state.connected)
         with mock.patch.object(server._answered, "wait", lambda _: came.wait(LIMIT_S) and server._answered.is_set()):

@@ -428,7 +428,7 @@ class CountingStore:
     def __init__(self):
         self.asked = []
 
-    def columns(self, *asked):
+    def downsample(self, *asked):
         self.asked.append(asked)
         return [column(k, k % 7) for k in range(asked[-1])]
 
@@ -527,7 +527,7 @@ class Asking(unittest.TestCase):
     def test_what_came_late(self):
         epoch_commit = EpochCommit("basement", "0" * 16, "0" * 16, HighWaterMark(1, 1))
         epoch_commit.items = [SampleBatch([Sample(1, self.clock.wall_ms() - 7_200_000, 1, {}, {}, "")])]
-        self.charts.late.note([epoch_commit])
+        self.charts.late.on_commit([epoch_commit])
         self.assertIn("came late", self.ask().body.decode())
         (one,) = json.loads(self.ask("node=basement&sensor=temperature", self.charts.as_json).body)["series"]
         self.assertEqual(one["late"][0]["why"], "came late")

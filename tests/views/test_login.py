@@ -48,14 +48,14 @@ class Changing(PasswordCase):
         self.assertEqual(self.house.post_form("/login", {"user": "admin", "password": NEW})[0], 303)
 
     def test_the_role_stays_and_nobody_else_is_touched(self):
-        self.house.users.set_password("guest", "only to look", "look")
+        self.house.users.set_password("guest", "only to look", "viewer")
         guest = self.house.log_in("guest", "only to look")
         admin = self.session
         csrf_page = self.house.request("GET", "/password", guest, html=True)[2].decode()
         csrf = csrf_page.partition('name="csrf" value="')[2].partition('"')[0]
         fields = {"csrf": csrf, "old": "only to look", "new": NEW, "again": NEW, "user": "admin"}
         self.assertEqual(self.house.post_form("/password", fields, guest)[0], 200)
-        self.assertEqual(self.house.users.roles(), {"admin": "control", "guest": "look"})
+        self.assertEqual(self.house.users.roles(), {"admin": "operator", "guest": "viewer"})
         self.assertTrue(self.is_in(admin))
         self.assertIsNotNone(self.house.users.check("admin", OLD))  # whatever the form said of another user
         self.assertIsNotNone(self.house.users.check("guest", NEW))

@@ -197,7 +197,7 @@ class Users(GraphCase):
 
     def setUp(self):
         super().setUp()
-        self.web.users.set_password("guest", "battery staple", "look")
+        self.web.users.set_password("guest", "battery staple", "viewer")
         self.guest = self.web.log_in("guest", "battery staple")
 
     def csrf_of_guest(self):

@@ -72,7 +72,7 @@ class OverviewCase(unittest.TestCase):
         epoch_commit = self.file(node, Batch(node, OUTBOX, EPOCH, 0, [made], None, units, print, print))
         if heard:
             self.ingestor.latest[node] = LatestSample(made, units, self.clock.wall_ms())
-            self.book.note([epoch_commit])
+            self.book.on_commit([epoch_commit])
 
     def file(self, node, batch):
         epoch_commit = EpochCommit(node, OUTBOX, EPOCH, NOTHING)
@@ -83,12 +83,12 @@ class OverviewCase(unittest.TestCase):
         return epoch_commit
 
     def snapshot(self):
-        self.overview.note()
+        self.overview.invalidate()
         return self.overview.snapshot()
 
     def assert_says(self, level, verdict):
         snapshot = self.snapshot()
-        self.assertEqual((snapshot.level, snapshot.verdict), (level, verdict))
+        self.assertEqual((snapshot.level, snapshot.summary), (level, verdict))
 
     def view(self, name="basement"):
         return self.snapshot().node(name)
@@ -253,7 +253,7 @@ class Verdicts(OverviewCase):
             for name in ("basement", ""):
                 self.links.clear()
                 self.node(name, connected=connected, on=False)
-                verdict = self.snapshot().verdict
+                verdict = self.snapshot().summary
                 self.assertRegex(verdict, r"^[A-Z].*[^.]$")
 
 
@@ -283,7 +283,7 @@ class Nodes(OverviewCase):
         ):  # fmt: skip
             self.links.clear()
             self.node(details={"machine": told})
-            self.overview.note()
+            self.overview.invalidate()
             self.assertEqual(self.overview.snapshot().nodes[0].machine, shown)
 
     def test_what_a_stranger_tells_is_taken_for_a_number_only_where_it_is_one(self):
@@ -446,7 +446,7 @@ class Freshness(OverviewCase):
     def test_after_something_was_stored_it_is_another(self):
         first = self.overview.snapshot()
         changes = self.overview.changes
-        self.overview.note([])
+        self.overview.on_commit([])
         self.assertIsNot(self.overview.snapshot(), first)
         self.assertGreater(self.overview.changes, changes)
 
@@ -456,7 +456,7 @@ class Freshness(OverviewCase):
         def switch_off():
             SqliteStore.nodes(self.store)
             state.on = False
-            self.overview.note()
+            self.overview.invalidate()
             return []
 
         self.store.nodes = switch_off

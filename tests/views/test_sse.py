@@ -87,12 +87,12 @@ class LiveCase(unittest.TestCase):
         values = {"temperature": 21.5} if values is None else values
         units = {"temperature": "°C"} if units is None else units
         self.latest[node] = LatestSample(Sample(1, WALL_MS, 1, values, {}, ""), units, WALL_MS)
-        (live or self.live).note([SimpleNamespace(node=node)])
+        (live or self.live).on_commit([SimpleNamespace(node=node)])
 
     def beat(self, live=None):
         """Let the time of a heartbeat come; something stored makes the thread look at its clock."""
         self.clock.sleep(15)
-        (live or self.live).note([])
+        (live or self.live).on_commit([])
 
 
 class Events(LiveCase):
@@ -126,14 +126,14 @@ class Events(LiveCase):
         page.samples()
         for node in "abc":
             self.latest[node] = LatestSample(Sample(1, WALL_MS, 1, {"t": 1}, {}, ""), {}, WALL_MS)
-        self.live.note([SimpleNamespace(node=node) for node in "abcaz"])  # z has brought no sample but a gap
+        self.live.on_commit([SimpleNamespace(node=node) for node in "abcaz"])  # z has brought no sample but a gap
         self.assertEqual([sample["node"] for sample in page.samples()], ["a", "b", "c"])
 
     def test_the_writer_waits_for_nobody(self):
         """Not even when it is woken more often than the pipe holds."""
         self.page(wait=False)
-        fcntl.fcntl(self.live._waker, fcntl.F_SETPIPE_SZ, 4096)
-        writer = threading.Thread(target=lambda: [self.live.note([]) for _ in range(10_000)])
+        fcntl.fcntl(self.live._wake_pipe._writer, fcntl.F_SETPIPE_SZ, 4096)
+        writer = threading.Thread(target=lambda: [self.live.on_commit([]) for _ in range(10_000)])
         writer.start()
         writer.join(LIMIT_S)
         self.assertFalse(writer.is_alive())
@@ -309,7 +309,7 @@ class Ending(LiveCase):
         live.start()
         live.stop(LIMIT_S)
         self.assertLessEqual(set(os.listdir("/proc/self/fd")), before)
-        live.note([])
+        live.on_commit([])
 
     def test_pages_that_have_gone_leave_no_descriptor(self):
         self.page().samples()

@@ -6,7 +6,7 @@ import unittest
 
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.http.message import HTTPError
-from pigeonpost.storage.maintenance import MaintenanceWorker, summary
+from pigeonpost.storage.maintenance import MaintenanceWorker, rollup
 from pigeonpost.storage.models import EpochCommit, HighWaterMark, LogMark
 from pigeonpost.storage.sqlite.store import SqliteStore
 from pigeonpost.views import statistics as views_statistics
@@ -38,7 +38,7 @@ class Reckoning(unittest.TestCase):
         self.now_ms = self.clock.wall_ms() // HOUR_MS * HOUR_MS + 1_234_567
         self.store = SqliteStore(temp_folder(self))
         self.addCleanup(self.store.close)
-        self.figures = StatisticsReader(self.store, self.clock, summary)
+        self.figures = StatisticsReader(self.store, self.clock, rollup)
         self.seq = 0
 
     def put(self, values, every_ms, end_ms=None):
@@ -147,15 +147,15 @@ class Reckoning(unittest.TestCase):
     def test_for_people_and_for_programs(self):
         self.put([1.0, 2.0, 2.0], MINUTE_MS)
         rows = [("day", self.of(1), "<b>"), ("none", None, "")]
-        page = views_statistics.table("span", rows, self.now_ms)
+        page = views_statistics.statistics_table("span", rows, self.now_ms)
         self.assertIn('<td data-label="most often">2 &lt;b&gt;</td>', page)
         self.assertNotIn("<b>", page)
-        lines = views_statistics.lines("span", rows, self.now_ms)
+        lines = views_statistics.statistics_text("span", rows, self.now_ms)
         self.assertRegex(lines[1], r"^day   3       1\.667  2       2     1, .*\d\d:\d\d  2, .*\d\d:\d\d  0\.471$")
         self.assertRegex(lines[2], r"^none  0       –( +–){5}$")
-        told = views_statistics.told(self.of(1))
+        told = views_statistics.statistics_json(self.of(1))
         self.assertEqual((told["count"], told["median"], told["median_is_exact"]), (3, 2.0, True))
-        self.assertIsNone(views_statistics.told(None))
+        self.assertIsNone(views_statistics.statistics_json(None))
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ class WebHouse:
         self.tokens, self.links = Tokens(self.folder), list(links)
         self.unnumbered_sources = UnnumberedSources(self.ingestor, self.links, clock)
         quality = QualityChecks(self.links)
-        self.ingestor.watch(quality.note)
+        self.ingestor.subscribe(quality.on_commit)
         self.app = WebContext(
             name="house", data=self.folder, clock=clock, store=self.store, csv=self.csv, ingestor=self.ingestor,
             links=self.links, users=self.users, control=CONTROL_KEY, started_ms=clock.wall_ms(), names=names,
@@ -147,7 +147,7 @@ class WebHouse:
         # What is acknowledged is committed, but not yet in the log and on the page: this watcher comes after those.
         self._handed_on = threading.Condition()
         self._seen: dict[str, int] = {}
-        self.ingestor.watch(self._note)
+        self.ingestor.subscribe(self._note)
 
     def _context(self, settings: str) -> ServerContext:
         path = os.path.join(self.folder, "server.toml")
@@ -179,7 +179,7 @@ class WebHouse:
         self._seqs[node] = made[-1].seq
         refused: list[BaseException] = []
         outbox = f"{sum(node.encode()):016x}"
-        self.ingestor.accept(
+        self.ingestor.submit(
             Batch(node, outbox, "0123456789abcdef", 0, made, None, units or {}, lambda *_: None, refused.append)
         )
         with self._handed_on:

@@ -41,7 +41,7 @@ class DoorCase(unittest.TestCase):
         self.users = Users(self.folder)
         if self.password:
             self.users.set_password("admin", self.password)
-            self.users.set_password("guest", PASSWORD, "look")
+            self.users.set_password("guest", PASSWORD, "viewer")
         self.door = self.make()
 
     def make(self, names=(), port=8080):
@@ -66,8 +66,8 @@ class DoorCase(unittest.TestCase):
     def cookie(self, session):
         return f"pigeonpost-8080={session.id}"
 
-    def visit(self, session, role="look", peer=ELSEWHERE):
-        return self.door.admit(self.request(peer, cookie=self.cookie(session)), role)
+    def visit(self, session, role="viewer", peer=ELSEWHERE):
+        return self.door.authorize(self.request(peer, cookie=self.cookie(session)), role)
 
 
 class Names(DoorCase):
@@ -125,8 +125,8 @@ class OtherSites(DoorCase):
         visitor = self.visit(self.log_in())
         self.assertGreaterEqual(len(visitor.csrf) * 6, 128)
         right = f"a=b&csrf={visitor.csrf}".encode()
-        self.door.check_meant(self.request(method="POST", body=right, content_type=FORM), visitor)
-        self.door.check_meant(self.request(method="POST", x_csrf_token=visitor.csrf), visitor)
+        self.door.check_csrf(self.request(method="POST", body=right, content_type=FORM), visitor)
+        self.door.check_csrf(self.request(method="POST", x_csrf_token=visitor.csrf), visitor)
 
     def test_without_it_nothing_changes(self):
         visitor, other = self.visit(self.log_in()), self.visit(self.log_in())
@@ -140,11 +140,11 @@ class OtherSites(DoorCase):
         ):  # fmt: skip
             with self.subTest((headers, body)):
                 request = self.request(method="POST", body=body, **headers)
-                self.refused(403, "csrf", self.door.check_meant, request, visitor)
+                self.refused(403, "csrf", self.door.check_csrf, request, visitor)
 
     def test_a_program_needs_none(self):
-        visitor = self.door.admit(self.request(authorization=f"Bearer {CONTROL_KEY}"), "control")
-        self.door.check_meant(self.request(method="POST"), visitor)
+        visitor = self.door.authorize(self.request(authorization=f"Bearer {CONTROL_KEY}"), "operator")
+        self.door.check_csrf(self.request(method="POST"), visitor)
 
     def test_what_a_browser_sends_to_programs_addresses_is_json(self):
         """Another site's page may send forms, texts, and what has no type at all, without asking first; never JSON."""
@@ -160,8 +160,8 @@ class OtherSites(DoorCase):
 class Bearer(DoorCase):
     def test_the_key_of_control_py(self):
         for said in (f"Bearer {CONTROL_KEY}", f"bearer   {CONTROL_KEY} "):
-            visitor = self.door.admit(self.request(ELSEWHERE, authorization=said), "control")
-            self.assertEqual((visitor.name, visitor.role, visitor.csrf), ("control.py", "control", ""))
+            visitor = self.door.authorize(self.request(ELSEWHERE, authorization=said), "operator")
+            self.assertEqual((visitor.name, visitor.role, visitor.csrf), ("control.py", "operator", ""))
 
     def test_no_other(self):
         """Neither nearly right, nor does anything else help whoever says something wrong."""
@@ -174,13 +174,13 @@ class Bearer(DoorCase):
             for door in (self.door, self.make()):
                 with self.subTest(said):
                     request = self.request(authorization=said, cookie=self.cookie(session))
-                    found = self.refused(401, "key", door.admit, request, "look")
+                    found = self.refused(401, "key", door.authorize, request, "viewer")
                     self.assertEqual(found.headers["WWW-Authenticate"], "Bearer")
 
     def test_compared_in_constant_time(self):
         with mock.patch("pigeonpost.web.access.hmac.compare_digest", return_value=False) as compared:
             request = self.request(authorization=f"Bearer {CONTROL_KEY}")
-            self.refused(401, "key", self.door.admit, request, "look")
+            self.refused(401, "key", self.door.authorize, request, "viewer")
         compared.assert_called_once()
 
 
@@ -189,36 +189,36 @@ class NoPassword(DoorCase):
 
     def test_this_machine_may_do_everything(self):
         for peer in ("127.0.0.1", "127.9.9.9", "::1"):
-            visitor = self.door.admit(self.request(peer), "control")
-            self.assertEqual((visitor.name, visitor.role), ("this machine", "control"))
+            visitor = self.door.authorize(self.request(peer), "operator")
+            self.assertEqual((visitor.name, visitor.role), ("this machine", "operator"))
             self.assertTrue(visitor.csrf)
 
     def test_nobody_else_may_anything(self):
         for peer in (ELSEWHERE, "10.0.0.1", "fe80::1%eth0", "2001:db8::1", "1.127.0.0", ""):
-            found = self.refused(403, "no-password", self.door.admit, self.request(peer), "look")
+            found = self.refused(403, "no-password", self.door.authorize, self.request(peer), "viewer")
             self.assertIn("control.py password", found.text)
 
     def test_what_comes_through_a_proxy_is_not_this_machine(self):
         for name in PROXY_HEADERS:
             for said in ("192.168.1.7", "127.0.0.1", ""):
-                self.refused(403, "no-password", self.door.admit, self.request(**{name: said}), "look")
+                self.refused(403, "no-password", self.door.authorize, self.request(**{name: said}), "viewer")
 
     def test_it_ends_with_the_first_password_at_once(self):
-        self.door.admit(self.request(), "control")
+        self.door.authorize(self.request(), "operator")
         self.users.set_password("admin", PASSWORD)
-        self.refused(401, "log-in", self.door.admit, self.request(), "look")
+        self.refused(401, "log-in", self.door.authorize, self.request(), "viewer")
         self.assertTrue(self.door.has_password)
 
     def test_and_begins_again_when_the_last_user_is_gone(self):
         self.users.set_password("admin", PASSWORD)
         self.users.remove("admin")
-        self.door.admit(self.request(), "control")
+        self.door.authorize(self.request(), "operator")
 
     def test_a_users_file_that_does_not_read_is_not_one_without_users(self):
         with open(os.path.join(self.folder, USERS), "w", encoding="ascii") as file:
             file.write("{")
         with self.assertRaises(SettingsError):
-            self.door.admit(self.request(), "look")
+            self.door.authorize(self.request(), "viewer")
         with self.assertRaises(SettingsError):
             self.log_in()
         with self.assertRaises(SettingsError):
@@ -232,8 +232,8 @@ class OneTimeKey(DoorCase):
         key = self.door.first_key
         self.assertGreaterEqual(len(key) * 6, 128)
         session = self.door.open_with_key(self.request(ELSEWHERE), key)
-        visitor = self.visit(session, "control")
-        self.assertEqual((visitor.name, visitor.role), ("one-time key", "control"))
+        visitor = self.visit(session, "operator")
+        self.assertEqual((visitor.name, visitor.role), ("one-time key", "operator"))
         self.assertEqual(self.door.first_key, "")
         for again in (key, ""):
             self.assertIsNone(self.door.open_with_key(self.request(ELSEWHERE), again))
@@ -276,25 +276,27 @@ class OneTimeKey(DoorCase):
 class Sessions(DoorCase):
     def test_who_has_none(self):
         for peer in ("127.0.0.1", ELSEWHERE):
-            found = self.refused(401, "log-in", self.door.admit, self.request(peer), "look")
+            found = self.refused(401, "log-in", self.door.authorize, self.request(peer), "viewer")
             self.assertEqual(found.headers["WWW-Authenticate"], "Bearer")
         self.assertEqual((NOBODY.role, NOBODY.csrf), ("", ""))
 
     def test_a_login(self):
         session = self.log_in()
-        visitor = self.visit(session, "control")
-        self.assertEqual((visitor.name, visitor.role, visitor.csrf), ("admin", "control", session.csrf))
+        visitor = self.visit(session, "operator")
+        self.assertEqual((visitor.name, visitor.role, visitor.csrf), ("admin", "operator", session.csrf))
 
     def test_a_role_that_only_looks(self):
         session = self.log_in("guest")
-        self.assertEqual(self.visit(session).role, "look")
-        self.refused(403, "role", self.visit, session, "control")
+        self.assertEqual(self.visit(session).role, "viewer")
+        self.refused(403, "role", self.visit, session, "operator")
 
     def test_an_id_chosen_before_the_login_is_not_the_one_after_it(self):
         chosen = "x" * 43
         session = self.log_in(cookie=f"pigeonpost-8080={chosen}")
         self.assertNotEqual(session.id, chosen)
-        self.refused(401, "session-over", self.door.admit, self.request(cookie=f"pigeonpost-8080={chosen}"), "look")
+        self.refused(
+            401, "session-over", self.door.authorize, self.request(cookie=f"pigeonpost-8080={chosen}"), "viewer"
+        )
 
     def test_a_login_ends_the_session_that_it_came_with(self):
         first = self.log_in()
@@ -325,7 +327,7 @@ class Sessions(DoorCase):
 
     def test_another_role_ends_them(self):
         session = self.log_in("guest")
-        self.users.set_password("guest", PASSWORD, "control")
+        self.users.set_password("guest", PASSWORD, "operator")
         self.refused(401, "session-over", self.visit, session)
 
     def test_a_user_who_is_gone_is_out(self):

@@ -124,12 +124,10 @@ class Heads(StreamCase):
         self.refused(408)
 
     def test_what_is_wrong_is_refused_as_soon_as_it_has_come(self):
-        for data, status in ((b"GET /\r", 0), (b"\rx", 400), (b"\n", 400)):
+        for data in (b"GET /\rx", b"GET /\n", b"GET / HTTP/1.1\r\nHost: a\rb"):
+            self.setUp()
             self.client.sendall(data)
-            if status:
-                self.setUp()
-                self.client.sendall(b"GET /" + data)
-                self.refused(status)
+            self.refused(400)
 
     def test_a_line_without_end_is_not_waited_for(self):
         for first, status in ((b"G" * HEAD_BYTES, 400), (b"GET /".ljust(HEAD_BYTES, b"x"), 414)):

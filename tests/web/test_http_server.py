@@ -16,7 +16,7 @@ from unittest import mock
 
 from pigeonpost.core.errors import NotStored
 from pigeonpost.http.message import HTML, JSON, SAFE_HEADERS, FilePart, HTTPError, Response
-from pigeonpost.web import connection_limits
+from pigeonpost.web import connection_limits, transfers
 from pigeonpost.web import http_server as webserver
 from pigeonpost.web.connection_limits import Connections, Limits
 from pigeonpost.web.deadline_stream import DeadlineStream
@@ -52,8 +52,8 @@ class Tiny:
         return self.uploads[-1]
 
     def respond(self, request):
-        if request.receiver is not None:
-            return request.receiver.finish()
+        if request.consumer is not None:
+            return request.consumer.finish()
         self.seen.append((request.method, request.path, request.body, request.peer))
         if request.path == "/wait":
             self.gate.wait(LIMIT_S)
@@ -339,13 +339,14 @@ class Responses(ServerCase):
 
     def test_a_client_that_goes_while_it_is_answered_is_no_internal_error(self):
         logging.getLogger("pigeonpost.web.http_server").setLevel(logging.NOTSET)
+        before = set(threading.enumerate())
         with self.assertNoLogs("pigeonpost.web.http_server", "INFO"):
             sock = self.connect(self.ask("/huge"))
             sock.recv(1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.close()
             wait_until(lambda: self.counts["answers"] and not self.counts["open"], "it is counted out")
-            wait_until(lambda: threading.active_count() <= 2, "its thread has ended")
+            wait_until(lambda: before.issuperset(threading.enumerate()), "its thread has ended")
 
 
 class Bodies(ServerCase):
@@ -685,7 +686,7 @@ class Files(ServerCase):
 
     def test_one_that_does_not_go_on_is_cut_off(self):
         self.make_large()
-        with mock.patch.object(webserver, "_STALL_S", 0.03):
+        with mock.patch.object(transfers, "_STALL_S", 0.03):
             self.stuck()
             wait_until(lambda: self.app.files, "it is under way")
             wait_until(lambda: self.counts["downloads"] == 0, "it is given up")
@@ -829,7 +830,7 @@ class LongBodies(ServerCase):
         self.is_served()
 
     def test_one_that_stands_still_is_abandoned_and_answered(self):
-        with mock.patch.object(webserver, "_STALL_S", 0.03), self.connect(self.upload(b"x" * 99, 100)) as sock:
+        with mock.patch.object(transfers, "_STALL_S", 0.03), self.connect(self.upload(b"x" * 99, 100)) as sock:
             self.assertEqual(self.statuses(read_all(sock)), [408])
         self.assertEqual(self.app.uploads[0].end, "abandoned")
 

@@ -1,31 +1,34 @@
-"""The file drop's commands: a Pi sends the files of a folder, and a server accepts the ids of Pis.
+"""Commands of the file drop: `send-files` uploads a folder of files from a Pi, `file-id` accepts the id of a Pi.
 
     python3 control.py send-files server.local /home/pi/readings       on the Pi, from cron
     python3 control.py file-id 10000000a1b2c3d4 attic                  on the server
 
-Runs on: node (`send-files`), server (`file-id`).  Reached from: control.py.
-Hands on to: a server of the file drop, ours or an old one, over HTTP; received.PiIds.
-Threads: none.
-Errors: a file that could not be sent stays where it is, and the others are sent all the same; the next run tries it
-  again. The lines that a person sees are those of the original sender.
+Files go to a server of the file drop, ours or an original one, over HTTP. Errors: a file that could not be sent stays
+where it is, and the others are sent; the next run tries it again. The output is that of the original sender.
 """
 
 from __future__ import annotations
 
 import hashlib
-import http.client
 import os
 import re
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import BinaryIO
 
 from pigeonpost.cli.contract import Bar, Command, Context, Failed, node_name
 from pigeonpost.compat.file_drop.storage import Pi, PiIds, read_pi_id
-from pigeonpost.core.addresses import join_address, split_address
+from pigeonpost.core.addresses import split_address
 from pigeonpost.core.errors import SettingsError
+from pigeonpost.core.http_client import (
+    AnswerTooLong,
+    CertificateMismatch,
+    HttpConnection,
+    HttpError,
+    ServerTrust,
+    server_url,
+)
 from protocol import NODE_NAME
 
 PORT = 3500
@@ -43,9 +46,9 @@ _LETTERS = re.compile(r"[A-Za-z]{8,64}").fullmatch
 
 
 def find_pi_id(given: str | None, data: str, cpuinfo: str = "/proc/cpuinfo") -> str:
-    """This Pi's id: as given, else of the variable, else of the file, else its serial number; empty where none is one.
+    """Return this Pi's id: as given, of the variable, of the file, or its serial number; empty where none is valid.
 
-    Of what is set the first counts, right or wrong: sending under another id than was meant would help nobody.
+    The first that is set counts, valid or not: a file under another id than was meant would help nobody.
     """
     said = given or os.environ.get(_ID_VARIABLE, "")
     if said:
@@ -65,28 +68,24 @@ def find_pi_id(given: str | None, data: str, cpuinfo: str = "/proc/cpuinfo") -> 
 
 
 class NotReached(Failed):
-    """There is no talking to that server."""
+    """The server cannot be reached."""
 
 
 class NotLetIn(Failed):
-    """The server does not take files of this Pi."""
+    """The server does not accept files of this Pi."""
 
 
 class Depot:
-    """A server that files are sent to, in the dialect that it speaks: the second, or else the first."""
+    """A server of the file drop, in the dialect that it speaks: the second, or else the first."""
 
     def __init__(self, host: str, port: int, pi_id: str, pi_num: str, fingerprint: str = "") -> None:
         """fingerprint: SHA-256 of the server's certificate, hex; with it HTTPS is spoken, with that server only."""
-        self._host, self._port = host, port
+        self._url = server_url(host, port, secure=bool(fingerprint))
+        self.address = self._url.shown
+        self._trust = ServerTrust(fingerprint)
         self._pi_id, self._pi_num = pi_id, pi_num
-        self._fingerprint = fingerprint
         self._letters = ""
         self._second = False
-
-    @property
-    def address(self) -> str:
-        """As people see it."""
-        return f"{'https' if self._fingerprint else 'http'}://{join_address(self._host, self._port)}"
 
     def begin(self, count: int) -> None:
         """Open a session for `count` files. Raises NotReached, NotLetIn."""
@@ -95,7 +94,7 @@ class Depot:
             self._second = status == 200 and (said[:4] == "301 " or said in _CODES)
             if not self._second:
                 status, said = self._ask("GET", "/", {"pi_id": self._pi_id, "num_files": str(count)})
-        except (OSError, http.client.HTTPException) as error:
+        except HttpError as error:
             raise NotReached(f"{self.address} could not be reached") from error
         if status != 200:  # something else is there, or it wants HTTPS
             raise NotReached(f"{self.address} could not be reached")
@@ -104,10 +103,10 @@ class Depot:
             raise NotLetIn("Authentication failed")
 
     def send(self, path: str, left: int, progress: Callable[[int, int], None]) -> bool:
-        """Send one file; whether the server has it now, and has said so. Raises OSError, HTTPException, NotReached.
+        """Send one file. Returns True if the server has acknowledged it. Raises OSError, NotReached, NotLetIn.
 
         left      files that are still to come, with this one
-        progress  told how many bytes of how many have gone
+        progress  called with the number of bytes sent, and of all
         """
         with open(path, "rb") as file:
             checksum = hashlib.file_digest(file, "sha256").hexdigest()
@@ -116,7 +115,7 @@ class Depot:
             said = self._send_once(path, size, checksum, left, progress)
             if not (self._second and said == "401"):
                 break
-            self.begin(left)  # the session is over, perhaps because that server was started anew
+            self.begin(left)  # the session is over, perhaps because that server was restarted
         return said == ("200" if self._second else checksum)
 
     def _send_once(
@@ -137,61 +136,46 @@ class Depot:
         if self._second:
             headers["pi_num"] = self._pi_num
 
-        def body() -> Iterator[bytes]:
+        def body(file: BinaryIO) -> Iterator[bytes]:
             yield head
             gone = 0
-            with open(path, "rb") as file:
-                while gone < size:
-                    block = file.read(min(_BLOCK_BYTES, size - gone))
-                    if not block:
-                        raise OSError("it became shorter while it was sent")
-                    yield block
-                    gone += len(block)
-                    progress(gone, size)
+            while gone < size:
+                block = file.read(min(_BLOCK_BYTES, size - gone))
+                if not block:
+                    raise OSError("it became shorter while it was sent")
+                yield block
+                gone += len(block)
+                progress(gone, size)
             yield tail
 
-        return self._ask("POST", f"/upload/{self._letters}", headers, body())[1]
+        with open(path, "rb") as file:
+            return self._ask("POST", f"/upload/{self._letters}", headers, body(file))[1]
 
-    def _ask(self, method: str, path: str, headers: Mapping[str, str], body: Any = None) -> tuple[int, str]:
-        link = self._connect()
+    def _ask(
+        self, method: str, path: str, headers: Mapping[str, str], body: Iterator[bytes] | None = None
+    ) -> tuple[int, str]:  # fmt: skip
+        """Status and text of the server's answer, empty if that is too long. Raises HttpError, NotReached, NotLetIn."""
+        link = HttpConnection(self._url, _ANSWER_S, self._trust, connect_timeout_s=_CONNECT_S)
         try:
-            link.request(method, path, body, {**headers, "Connection": "close"})
-            answer = link.getresponse()
-            return answer.status, answer.read(_ANSWER_BYTES).decode("latin-1").strip()
+            self._connect(link)
+            answer = link.request(
+                method, path, {**headers, "Connection": "close"}, body, limit_bytes=_ANSWER_BYTES, until_close=True
+            )  # fmt: skip
+            return answer.status, answer.body.decode("latin-1").strip()
+        except AnswerTooLong as error:
+            return (error.response.status if error.response else 0), ""
         finally:
             link.close()
 
-    def _connect(self) -> http.client.HTTPConnection:
-        """A connection, with whom it should be with."""
-        link = http.client.HTTPConnection(self._host, self._port, timeout=_CONNECT_S)
+    def _connect(self, link: HttpConnection) -> None:
         try:
             link.connect()
-            if self._fingerprint:
-                link.sock = self._secured(link.sock)
-        except OSError as error:
-            link.close()
-            raise NotReached(f"{self.address} could not be reached") from error
-        except NotLetIn:
-            link.close()
-            raise
-        link.sock.settimeout(_ANSWER_S)
-        return link
-
-    def _secured(self, sock: socket.socket) -> socket.socket:
-        """TLS, where the pinned certificate takes the place of an authority that vouches for one."""
-        import ssl  # 3 MiB, for those who use it
-
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        secured = context.wrap_socket(sock, server_hostname=self._host)
-        found = hashlib.sha256(secured.getpeercert(binary_form=True) or b"").hexdigest()
-        if found != self._fingerprint:
-            secured.close()
+        except CertificateMismatch as error:
             raise NotLetIn(
-                f"Authentication failed: the server's certificate is {found}, expected was {self._fingerprint}"
-            )
-        return secured
+                f"Authentication failed: the server's certificate is {error.found}, expected was {error.expected}"
+            ) from None
+        except HttpError as error:
+            raise NotReached(f"{self.address} could not be reached") from error
 
 
 _CODES = ("401", "412", "415", "500")
@@ -239,7 +223,7 @@ def _send_all(depot: Depot, folder: str, names: list[str]) -> int:
             is_there = depot.send(path, len(names) - number, bar.show)
         except FileNotFoundError:
             continue  # another run was quicker
-        except (OSError, http.client.HTTPException):
+        except OSError:
             is_there = False
         finally:
             bar.end()
@@ -254,7 +238,7 @@ def _send_all(depot: Depot, folder: str, names: list[str]) -> int:
 
 
 def _put_away(folder: str, name: str) -> None:
-    """Move a file that was sent to sent_files/YEAR-MONTH/ beside its folder; none that lies there is overwritten."""
+    """Move a sent file to sent_files/YEAR-MONTH/ beside its folder, without overwriting another one."""
     place = os.path.join(os.path.dirname(folder), SENT_FOLDER, time.strftime("%Y-%m"))
     os.makedirs(place, exist_ok=True)
     stem, ext = os.path.splitext(name)
@@ -309,12 +293,12 @@ def file_id(context: Context) -> int:
 
 
 def _with(old: Pi | None, pi_id: str, node: str | None) -> Pi:
-    """A Pi whose readings are `node`'s; where nobody says, as before, or a node's that is called as the id."""
+    """Return a Pi with the node `node`; without one, with its present node, else with one named like the id."""
     return Pi(node or (old.node if old else pi_id), old.email if old else "")
 
 
 def _import_ids(ids: PiIds, path: str) -> int:
-    """The old list: an id a line; behind it the name of a node may stand. All of it, or nothing."""
+    """Import the list of the older system: one id per line, optionally with the name of a node. All or nothing."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             lines = [line.partition("#")[0].split() for line in file]

@@ -1,9 +1,6 @@
-"""The files that Pis have dropped: the list of them, each to take away, and its readings to bring into the store.
+"""Page of the files that Pis have uploaded: the list, downloads, and import of their readings.
 
-Runs on: server.  Reached from: webui (`/files`, `/files/NAME`, `/files/NAME/import`).
-Hands on to: files/received, which has the files; files/imports, which reads them.
-Threads: those of requests. `_importing` is held while a file is imported: one at a time.
-Errors: Refusal.
+Runs in the threads of requests. `_importing` is held while a file is imported: one at a time. Errors: HTTPError.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ from pigeonpost.core.errors import NotStored, SettingsError
 from pigeonpost.core.format import clock, size
 from pigeonpost.core.html import Html, join_html
 from pigeonpost.http.message import FilePart, HTTPError, Response
-from pigeonpost.importing.importer import BadFile, bring_in, look_through
+from pigeonpost.importing.importer import BadFile, import_readings, inspect_readings
 from pigeonpost.views.context import RequestContext, Route
 from pigeonpost.views.html import button, html_page, see_other, text_page
 from protocol import IMPORTED
@@ -29,7 +26,7 @@ _COUNT = re.compile(r"[0-9]{1,12}").fullmatch
 
 
 class FilesPage:
-    """Everything about dropped files that pages show."""
+    """Requests about uploaded files."""
 
     def __init__(self) -> None:
         self._importing = threading.Lock()
@@ -76,13 +73,13 @@ class FilesPage:
             with open(_open(context, name), "rb") as file:
                 pi_id = name[:16]
                 node = _pis(context).get(pi_id, Pi(pi_id)).node
-                look = look_through(file, name)
+                look = inspect_readings(file, name)
                 if len(look.nodes) > 1:
                     names = ", ".join(look.nodes[:5])
                     text = f"The file has readings of several nodes ({names}), and came from one: {node}."
                     raise HTTPError(422, text, "several-nodes")
                 units = {about["name"]: about["sensors"] for about in context.app.store.nodes()}
-                total, new = bring_in(file, name, sum_of(file.fileno()), context.app.ingestor, node, units)
+                total, new = import_readings(file, name, sum_of(file.fileno()), context.app.ingestor, node, units)
         except BadFile as error:
             return _not_imported(context, name, error)
         except NotStored as error:
@@ -110,7 +107,7 @@ def _open(context: RequestContext, name: str) -> int:
 
 
 def _not_imported(context: RequestContext, name: str, error: BadFile) -> Response:
-    """Which rows are wrong; and that nothing of the others was stored either."""
+    """Return the page about a file with wrong rows, of which nothing was stored."""
     if not context.request.wants_html:
         return text_page(f"{name} was not imported, nothing of it:\n{error}\n", 422)
     rows = join_html(Html("<li>{}</li>\n").format(line) for line in str(error).splitlines())
@@ -122,7 +119,7 @@ def _not_imported(context: RequestContext, name: str, error: BadFile) -> Respons
 
 
 def _imported(context: RequestContext, files: Iterable[StoredFile], pis: Mapping[str, Pi]) -> dict[str, int]:
-    """How many readings of each file are stored, by its name."""
+    """Return how many readings of each file are stored, by its name."""
     found: dict[str, int] = {}
     of_node: dict[str, list[StoredFile]] = {}
     for one in files:
@@ -134,7 +131,7 @@ def _imported(context: RequestContext, files: Iterable[StoredFile], pis: Mapping
 
 
 def _notice(context: RequestContext) -> str:
-    """What an import has done, as its way back here says it; empty without one."""
+    """Return the result of an import, as the redirect to this page has it; empty without one."""
     query = context.request.query
     counts = [query.get(key, "") for key in ("all", "new")]
     if "file" not in query or not all(_COUNT(text) for text in counts):
@@ -146,7 +143,7 @@ def _notice(context: RequestContext) -> str:
 
 def _row(context: RequestContext, one: StoredFile, pis: Mapping[str, Pi], imported: int) -> Html:
     done = f"{imported:,} stored" if imported else ""
-    may = context.role == "control"
+    may = context.role == "operator"
     return Html(
         '<tr><td><a href="/files/{name}" download>{name}</a></td><td data-label="size">{size}</td>'
         '<td data-label="came">{time}</td><td data-label="from">{who}</td>'
@@ -154,7 +151,7 @@ def _row(context: RequestContext, one: StoredFile, pis: Mapping[str, Pi], import
         '<td data-label="readings">{done}{button}</td></tr>\n'
     ).format(
         name=one.name, size=size(one.size), time=clock(one.time_ms, context.app.clock.wall_ms()),
-        who=_who(one, pis), sum=one.checksum, short=one.checksum[:12] or "–", done=done,
+        who=_sender_of(one, pis), sum=one.checksum, short=one.checksum[:12] or "–", done=done,
         button=button(f"/files/{one.name}/import", "Import", context, one.name) if may and not imported else "",
     )  # fmt: skip
 
@@ -162,10 +159,10 @@ def _row(context: RequestContext, one: StoredFile, pis: Mapping[str, Pi], import
 def _line(context: RequestContext, one: StoredFile, pis: Mapping[str, Pi], imported: int) -> str:
     done = f", {_readings(imported)} stored" if imported else ""
     when = clock(one.time_ms, context.app.clock.wall_ms())
-    return f"{when}  {one.name}  {size(one.size)}  from {_who(one, pis)}{done}  {one.checksum}"
+    return f"{when}  {one.name}  {size(one.size)}  from {_sender_of(one, pis)}{done}  {one.checksum}"
 
 
-def _who(one: StoredFile, pis: Mapping[str, Pi]) -> str:
+def _sender_of(one: StoredFile, pis: Mapping[str, Pi]) -> str:
     return pis[one.pi_id].node if one.pi_id in pis else f"{one.pi_id} (no longer accepted)"
 
 
@@ -178,10 +175,10 @@ def _files(count: int) -> str:
 
 
 def routes() -> list[Route]:
-    """The addresses of dropped files on the page."""
+    """Return the routes of these pages."""
     files = FilesPage()
     return [
-        Route("GET", "/files", "look", files.shown),
-        Route("GET", "/files/WORD", "look", files.download),
-        Route("POST", "/files/WORD/import", "control", files.bring_in, changes=True),
+        Route("GET", "/files", "viewer", files.shown),
+        Route("GET", "/files/WORD", "viewer", files.download),
+        Route("POST", "/files/WORD/import", "operator", files.bring_in, changes=True),
     ]

@@ -1,10 +1,4 @@
-"""The road of "Access Lab": Pis drop files here, each with its SHA-256. Both dialects; their senders need no change.
-
-Runs on: server.  Reached from: server.py, which makes the end; webui, which brings the requests.
-Hands on to: files/multipart, which reads the form; files/received, which keeps the file.
-Threads: those of the web server, one a connection. `_lock` guards the sessions; held for one look-up or change.
-Errors: answered as those senders know it, with HTTP status 200: in the first dialect an empty body, in the second a
-  code. What no sender of theirs does gets the status that fits: 413 for too much, 400 for a form that is none.
+"""File drop of the older system "Access Lab": Pis upload files, each with its SHA-256, in either of two dialects.
 
     GET /             pi_id, num_files                     ->  20 letters, the name of a session; or nothing
     POST /upload/...  pi_id, checksum, num_files; a file   ->  the checksum; or nothing
@@ -12,8 +6,12 @@ Errors: answered as those senders know it, with HTTP status 200: in the first di
     POST /upload/...  the same, and pi_num                 ->  200 stored, 401, 412, 415 or 500
     POST /register/   pi_id, email, checksum; a file       ->  the same codes
 
-The file goes to the disk while it comes, and is answered for when it is there durably. A transfer that is cut leaves
-nothing, and its session goes on. docs/coming-from-file-drop.md tells it to people.
+A file is written to the disk as it is received, and acknowledged once it is durable. A transfer that breaks leaves
+nothing, and its session continues. The original senders need no change (docs/coming-from-file-drop.md).
+
+Runs in the threads of the web server. `_lock` guards the sessions, and is held for one lookup or change.
+Errors: answered as those senders expect, with HTTP status 200: in the first dialect an empty body, in the second a
+code. What none of them sends gets the proper status: 413 for too much, 400 for an invalid form.
 """
 
 from __future__ import annotations
@@ -61,7 +59,7 @@ def _second_dialect(code: str, checksum: str) -> str:
 
 
 class UploadSession:
-    """One run of a sender: whose it is, in which dialect, and when it was last heard."""
+    """The session of one run of a sender: its Pi, its dialect, and the time of its last request."""
 
     def __init__(self, pi_id: str, reply: Reply, heard_s: float) -> None:
         self.pi_id = pi_id
@@ -70,7 +68,7 @@ class UploadSession:
 
 
 class UploadSessions:
-    """The sessions that are open, by their letters; the longest silent first."""
+    """The open sessions, by their letters; the one silent for longest first."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -81,7 +79,7 @@ class UploadSessions:
         return len(self._sessions)
 
     def begin(self, pi_id: str, reply: Reply) -> str:
-        """A session under a new name."""
+        """Begin a session. Returns its letters."""
         letters = "".join(secrets.choice(string.ascii_letters) for _ in range(_LETTERS))
         now_s = self._clock.monotonic()
         with self._lock:
@@ -93,13 +91,13 @@ class UploadSessions:
         return letters
 
     def find(self, letters: str) -> UploadSession | None:
-        """The session of that name, while it is open."""
+        """Return the session with these letters, while it is open."""
         with self._lock:
             self._forget_old(self._clock.monotonic())
             return self._sessions.get(letters)
 
     def heard(self, letters: str) -> None:
-        """Its sender has sent something that was right."""
+        """Note a valid request of its sender."""
         with self._lock:
             session = self._sessions.pop(letters, None)
             if session is not None:
@@ -107,7 +105,7 @@ class UploadSessions:
                 self._sessions[letters] = session
 
     def end(self, letters: str) -> None:
-        """Its last file has come."""
+        """End the session: its last file was received."""
         with self._lock:
             self._sessions.pop(letters, None)
 
@@ -123,7 +121,7 @@ class UploadSessions:
 
 
 class AnnouncedFile(NamedTuple):
-    """What the head of an upload says.
+    """What the headers of an upload announce.
 
     code      what is wrong with it already; empty: nothing
     checksum  as the sender wrote it
@@ -139,7 +137,7 @@ class AnnouncedFile(NamedTuple):
 
 
 class Upload:
-    """One upload on its way: takes the body (web.head.Receiver), and the parts of the form in it (multipart.Sink).
+    """One upload in progress: BodyConsumer of the request, and Sink of the form in its body.
 
     Where it is known not to be stored, the rest is read away all the same: the senders look for an answer only after
     they have sent everything.
@@ -184,14 +182,14 @@ class Upload:
             raise _no_form(error) from None
 
     def finish(self) -> Response:
-        """As BodyConsumer.finish."""
+        """Return the response, once the whole body was received."""
         code, announced = self._code or FAILED, self._announced
         if code != STORED:
             log.info("%s: a file of %s was not taken: %s", self._peer, announced.pi_id or "nobody", _WORDS[code])
         return Response(announced.reply(code, announced.checksum).encode("latin-1"))
 
     def abandon(self) -> None:
-        """As BodyConsumer.abandon."""
+        """Delete what was received: the rest will not come."""
         if self._coming is not None:
             self._coming.abandon()
             self._coming = None
@@ -199,7 +197,7 @@ class Upload:
     # --------------------------------------------------------------------------------------------- the form
 
     def begin(self, part: FormPart) -> None:
-        """As Sink.begin: is it the file, and do we take such files?"""
+        """Begin a part: check whether it is the file, and of a type that is accepted."""
         self._in_file = part.name == self._announced.field and bool(part.filename)
         if not self._in_file:
             return
@@ -211,7 +209,7 @@ class Upload:
             self._fail(WRONG_TYPE)
 
     def data(self, data: bytes) -> None:
-        """As Sink.data."""
+        """Write some content of a part."""
         if not self._in_file or self._code:
             return
         try:
@@ -224,11 +222,11 @@ class Upload:
             self._cannot(error)
 
     def end(self) -> None:
-        """As Sink.end."""
+        """End the part."""
         self._in_file = False
 
     def _keep(self) -> None:
-        """All has come: keep the file, if it is right."""
+        """Keep the file, which was received completely, if it is valid."""
         coming, announced = self._coming, self._announced
         if self._code:
             return
@@ -263,13 +261,13 @@ def _no_form(error: BadMultipart) -> HTTPError:
 
 
 class FileDropTransport(Transport):
-    """The addresses of the road."""
+    """The endpoints of the file drop."""
 
     def __init__(self, data: str, clock: Clock, largest: int, types: Sequence[str]) -> None:
         """
         data     the server's data folder
         largest  bytes of a file at most
-        types    endings of the names that are taken, as ".csv"
+        types    accepted endings of names, like ".csv"
         """
         self.largest, self.types = largest, tuple(types)
         self.received = FileStore(data)
@@ -284,11 +282,11 @@ class FileDropTransport(Transport):
         )
 
     def start(self) -> None:
-        """As Transport.start."""
+        """Prepare the folder. Raises DiskError."""
         self.received.start()
 
     def stop(self, limit_s: float) -> str | None:
-        """As Transport.stop; the web server has ended the transfers."""
+        """Do nothing: the web server has ended the transfers."""
         return None
 
     # ------------------------------------------------------------------------------------------- requests
@@ -307,7 +305,7 @@ class FileDropTransport(Transport):
         """`POST /upload/LETTERS` of both: who takes the body."""
         letters = request.args[0]
         session = self._sessions.find(letters)
-        count, checksum, number = (_said(request, name) for name in ("num_files", "checksum", "pi_num"))
+        count, checksum, number = (_header_of(request, name) for name in ("num_files", "checksum", "pi_num"))
         reply = session.reply if session else _second_dialect if number is not None else _first_dialect
         code, pi_id = self._who(request)
         if not code and (session is None or session.pi_id != pi_id):
@@ -326,7 +324,7 @@ class FileDropTransport(Transport):
     def register(self, request: Request, length: int) -> Upload:
         """`POST /register/`: who takes the body."""
         code, pi_id = self._who(request)
-        checksum, email = _said(request, "checksum"), (_said(request, "email") or "")[:_LONGEST_EMAIL]
+        checksum, email = _header_of(request, "checksum"), (_header_of(request, "email") or "")[:_LONGEST_EMAIL]
         if not code and not (checksum and email and email.isprintable()):  # it is shown in terminals
             code = MISSING
 
@@ -340,8 +338,8 @@ class FileDropTransport(Transport):
         )
 
     def _who(self, request: Request) -> tuple[str, str]:
-        """What is wrong with the id that the request names (empty: nothing), and that id."""
-        said = _said(request, "pi_id")
+        """Return the error code for the id in the request (empty: none), and that id."""
+        said = _header_of(request, "pi_id")
         if not said:
             return MISSING, ""
         pi_id = read_pi_id(said)
@@ -353,15 +351,15 @@ class FileDropTransport(Transport):
         return ("", pi_id) if is_known else (WRONG_ID, "")
 
 
-def _said(request: Request, name: str) -> str | None:
-    """A header of theirs, without blanks; also with hyphens, since some proxies drop names with underscores."""
+def _header_of(request: Request, name: str) -> str | None:
+    """Return a header of the senders, stripped; also with hyphens, since some proxies drop names with underscores."""
     said = request.headers.get(name, request.headers.get(name.replace("_", "-")))
     return said if said is None else said.strip()
 
 
 def _is_senders(request: Request) -> bool:
-    """Whether a `GET /` is a sender's, and not somebody's who wants to see the page."""
-    return _said(request, "pi_id") is not None or _said(request, "num_files") is not None
+    """Return True if a `GET /` is of a sender, and not of a browser that wants the page."""
+    return _header_of(request, "pi_id") is not None or _header_of(request, "num_files") is not None
 
 
 def _not_called(request: Request) -> Response:
@@ -375,6 +373,6 @@ _WORDS = {
 
 
 def make_server_end(context: ServerContext) -> FileDropTransport:
-    """The end, for server.py."""
+    """Make the transport of the server."""
     settings = context.settings
     return FileDropTransport(context.data, context.clock, settings["drop", "largest"], settings["drop", "types"])

@@ -1,17 +1,15 @@
-"""The files that Pis have dropped here, and which Pis may: `files/` and `pi_ids.json` in the data folder.
+"""Storage of uploaded files, and the list of Pis that may upload: `files/` and `pi_ids.json` in the data folder.
 
-Runs on: server, control.  Reached from: links/drop (keeps files), pages/files (shows them), commands/drop (ids).
-Hands on to: the disk.
-Threads: any. `_changed` guards which Pi's files are being put in their place and the list of checksums; it is held to
-  look and to change them, never during a disk call: one file a Pi is put in its place at a time, and others wait.
-Errors: SettingsError for a list of ids that does not read; OSError of a disk that takes nothing more, and then nothing
-  is left of the file.
+May be used by any thread. `_changed` guards the set of Pis whose file is being moved into place; it is held for lookups
+and changes, never during a disk call: one file of each Pi at a time, others wait.
+Errors: SettingsError for a list of ids that cannot be read; OSError when the disk takes no more: then nothing of the
+file is left.
 
-How a file comes to stay. It is written under a name of its own beside the others, and added up as it comes; when it is
-whole and right it is synced, gets its name, and then the folder is synced: only then is it answered for. A crash leaves
-at most a file under such a name, which the next start clears away. `PI_NAME` is the file; `PI_STEM.sha256` holds a line
-`CHECKSUM PI_NAME` for each file of that stem, as `sha256sum -c` reads it. The same file again changes nothing; another
-one of the same name gets the next free name, `PI_STEM_2.csv`, so neither is lost.
+A file is written under a temporary name while it is hashed, synced, renamed, and its directory is synced; only then is
+it acknowledged. A crash leaves at most a temporary file, which the next start removes. `PI_NAME` is the file;
+`PI_STEM.sha256` holds a line `CHECKSUM PI_NAME` for each file of that stem, in the format of `sha256sum -c`. The same
+file again changes nothing; a different one of the same name gets the next free name, `PI_STEM_2.csv`, so neither is
+lost.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ _SPARE_BYTES = 64 << 20  # of the disk, or a twentieth of a small one, that file
 
 
 class StoredFile(NamedTuple):
-    """One file. `checksum` is empty where its .sha256 is gone."""
+    """A stored file. `checksum` is empty where its .sha256 is missing."""
 
     name: str
     pi_id: str
@@ -56,36 +54,36 @@ class StoredFile(NamedTuple):
 
 
 class Pi(NamedTuple):
-    """A Pi that may send files: the node whose readings they are, and whom to write to about it."""
+    """A Pi that may upload files: the node of its readings, and the e-mail address of its owner."""
 
     node: str
     email: str = ""
 
 
 def node_of_file(data: str, path: str) -> str:
-    """The node whose Pi dropped a file into the data folder `data`; empty where that cannot be told."""
+    """Return the node whose Pi uploaded a file to the data folder `data`; empty where that is unknown."""
     named = STORED_NAME(os.path.basename(path))
     pi = PiIds(data).find(named[1]) if named else None
     return pi.node if pi else ""
 
 
 class PiIds:
-    """The accepted ids, for the owner's eyes only; the file is read again when it has changed."""
+    """The accepted ids; the file may be read by its owner only, and is read again when it has changed."""
 
     def __init__(self, data: str) -> None:
         self._file = JsonFile(os.path.join(data, PI_IDS), "a list of Pi ids", _pi)
 
     def find(self, pi_id: str) -> Pi | None:
-        """The Pi of that id (16 hex digits, small letters)."""
+        """Return the Pi of an id (16 hex digits, lower case)."""
         return self.all().get(pi_id)
 
     def all(self) -> Mapping[str, Pi]:
-        """Every Pi by its id."""
+        """Return every Pi by its id."""
         return self._file.now()
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[dict[str, Pi]]:
-        """The list to be changed; written at the end. Nobody else changes it meanwhile, in whatever process."""
+        """Change the list, which is written at the end of the block; other processes wait meanwhile."""
         os.makedirs(os.path.dirname(self._file.path) or ".", exist_ok=True)
         lock = os.open(f"{self._file.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -103,7 +101,7 @@ def _pi(entry: Any) -> Pi:
 
 
 def read_pi_id(text: str) -> str:
-    """A Pi id as it is kept; empty when `text` is none."""
+    """Return a Pi id in its normal form; empty when `text` is none."""
     small = text.strip().lower()
     return small if HEX_16(small) else ""
 
@@ -112,11 +110,11 @@ def read_pi_id(text: str) -> str:
 
 
 def plain_name(said: str, types: tuple[str, ...]) -> str:
-    """The name under which a file of that name is kept, its id before it; empty where its type is none of `types`.
+    """Return the name under which a file is stored, without its id in front; empty where its type is not in `types`.
 
     Of a path the last part; letters, digits and `. _ -` as they are, letters with marks without them, blanks as `_`,
     the rest left out. The id before it makes sure that it is no hidden file and no device (`CON`). Where nothing is
-    left the stem is empty, and whoever keeps the file names it after its content.
+    left the stem is empty, and the file is named after its content.
     """
     last = said.replace("\\", "/").rpartition("/")[2].strip()
     ascii_ = unicodedata.normalize("NFKD", last[:1000]).encode("ascii", "ignore").decode()
@@ -140,7 +138,7 @@ def _sums_name(name: str) -> str:
 
 
 def listing(data: str, most: int) -> tuple[list[StoredFile], int]:
-    """The newest `most` files, the newest first, and how many there are."""
+    """Return the newest `most` files, the newest first, and the number of all."""
     found = []
     try:
         with os.scandir(os.path.join(data, FILES)) as entries:
@@ -158,7 +156,7 @@ def listing(data: str, most: int) -> tuple[list[StoredFile], int]:
 
 
 def open_stored(data: str, name: str) -> int:
-    """A descriptor of the file of that name, to read; OSError when there is none, or the name is not one of ours."""
+    """Open a stored file for reading. Returns its descriptor; OSError when there is none, or the name is not ours."""
     if not STORED_NAME(name) or name.endswith(_SUMS):
         raise FileNotFoundError(f"{name!r:.80} is no name of a stored file")
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # the last: a pipe of that name holds up nobody
@@ -170,7 +168,7 @@ def open_stored(data: str, name: str) -> int:
 
 
 def checksum_of(data: str, name: str) -> str:
-    """What the .sha256 beside the file says of it; empty where that says nothing."""
+    """Return the checksum of a file in the .sha256 beside it; empty where that has none."""
     return _read_sums(os.path.join(data, FILES, _sums_name(name))).get(name, "")
 
 
@@ -184,7 +182,7 @@ def _read_sums(path: str) -> dict[str, str]:
 
 
 def sum_of(fd: int) -> str:
-    """The SHA-256 of an open file, from its beginning; hex."""
+    """Return the SHA-256 of an open file, from its beginning; hex."""
     with open(fd, "rb", closefd=False, buffering=0) as file:
         file.seek(0)
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -194,10 +192,10 @@ def sum_of(fd: int) -> str:
 
 
 class IncomingFile:
-    """A file on its way. Ends with `keep` of Received, or with `abandon`; then nothing of it is left."""
+    """A file that is being received. Ends with FileStore.keep, or with `abandon`, which leaves nothing of it."""
 
     def __init__(self, folder: str, has_room: Callable[[int], bool]) -> None:
-        """has_room: whether the disk has so many bytes more, asked now and then as it comes. Raises OSError."""
+        """has_room: returns True if the disk has that many bytes more; called now and then. Raises OSError."""
         self._has_room = has_room
         self.path = os.path.join(folder, _COMING + secrets.token_hex(12))
         self.size = 0
@@ -206,7 +204,7 @@ class IncomingFile:
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
 
     def write(self, data: bytes) -> None:
-        """Some more of it. Raises OSError when the disk does not take it."""
+        """Write more content. Raises OSError when the disk does not take it."""
         self._sum.update(data)
         left = memoryview(data)
         while left:  # a disk that fills up takes a part, and says so only when asked again (write(2))
@@ -223,15 +221,15 @@ class IncomingFile:
 
     @property
     def checksum(self) -> str:
-        """Of what has come so far, hex."""
+        """Return the SHA-256 of what was written so far; hex."""
         return self._sum.hexdigest()
 
     def sync(self) -> None:
-        """Have all of it on the disk. Raises OSError."""
+        """Make all of it durable. Raises OSError."""
         os.fsync(self._fd)
 
     def abandon(self) -> None:
-        """Leave nothing of it; when it has its place already: only close it."""
+        """Close the file, and delete it unless it was moved into place."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -244,16 +242,16 @@ def _no_room() -> OSError:
 
 
 class FileStore:
-    """The folder of the files, as the one server that fills it has it."""
+    """The folder of stored files, of which one server is the writer."""
 
     def __init__(self, data: str) -> None:
         self._data = data
         self._folder = os.path.join(data, FILES)
         self._changed = threading.Condition()
-        self._busy: set[str] = set()  # Pis of whom a file is being put in its place
+        self._busy: set[str] = set()  # Pis with a file that is being moved into place
 
     def start(self) -> None:
-        """Make the folder, clear away what a crash has left, and write the .sha256 before which it came. DiskError."""
+        """Make the folder, delete what a crash has left, and write the missing .sha256 files. Raises DiskError."""
         try:
             os.makedirs(self._folder, exist_ok=True)
             names = set(os.listdir(self._folder))
@@ -268,19 +266,19 @@ class FileStore:
                     self._known_sum(name)
 
     def has_room(self, length: int) -> bool:
-        """Whether the disk has `length` bytes, and some to spare for the samples, which go before files."""
+        """Return True if the disk has `length` bytes and a reserve for samples, which go before files."""
         disk = os.statvfs(self._folder)
         spare = min(_SPARE_BYTES, disk.f_blocks * disk.f_frsize // 20)
         return disk.f_bavail * disk.f_frsize >= length + spare
 
     def begin(self, length: int) -> IncomingFile:
-        """A file of about `length` bytes begins to come. Raises OSError."""
+        """Begin to receive a file of about `length` bytes. Raises OSError."""
         if not self.has_room(length):
             raise _no_room()
         return IncomingFile(self._folder, self.has_room)
 
     def keep(self, coming: IncomingFile, pi_id: str, name: str) -> tuple[str, bool]:
-        """Keep a file that has come whole; its name here, and whether it is new. Raises OSError; then it is not kept.
+        """Store a received file. Returns its name, and True if it is new. Raises OSError: then it is not stored.
 
         name  as `plain_name` gave it
         """
@@ -309,7 +307,7 @@ class FileStore:
                 self._changed.notify_all()
 
     def _place(self, coming: IncomingFile, wanted: str) -> tuple[str, bool]:
-        """The name that the file gets, or has already: the wanted one, or the first `_2`, `_3` ... that is free."""
+        """Return the name of the file, the wanted one or the first free `_2`, `_3` ..., and True if it is new."""
         stem, ext = os.path.splitext(wanted)
         name, number = wanted, 1
         while True:
@@ -323,7 +321,7 @@ class FileStore:
             name = f"{stem}_{number}{ext}"
 
     def _known_sum(self, name: str) -> str:
-        """The checksum of a file that is there; where a crash came before its .sha256 was written, that is made up."""
+        """Return the checksum of a stored file; it is calculated where a crash came before its .sha256 was written."""
         known = checksum_of(self._data, name)
         if not known:
             fd = open_stored(self._data, name)
@@ -335,7 +333,7 @@ class FileStore:
         return known
 
     def _put(self, coming: IncomingFile, name: str) -> None:
-        """The file first: what has its name is whole, whatever comes next."""
+        """Move the file into place before anything else: a file under its final name is complete."""
         path = os.path.join(self._folder, name)
         os.rename(coming.path, path)
         try:
@@ -346,13 +344,13 @@ class FileStore:
             raise
 
     def _write_sum(self, name: str, checksum: str) -> None:
-        """With the lines of the others of its stem that are there. Syncs the folder, and so the file's name too."""
+        """Write the .sha256 of a stem, with the lines of its other files. Syncs the folder, and so the file's name."""
         path = os.path.join(self._folder, _sums_name(name))
         others = {one: sum for one, sum in _read_sums(path).items() if os.path.exists(os.path.join(self._folder, one))}
         replace_file(path, "\n".join(f"{sum} {one}" for one, sum in {**others, name: checksum}.items()).encode())
 
     def _drop_sum(self, name: str) -> None:
-        """Leave no .sha256 where it speaks of no other file; a line too many does no harm."""
+        """Delete the .sha256 where it has no other file; an obsolete line does no harm."""
         path = os.path.join(self._folder, _sums_name(name))
         for leftover in (f"{path}.new", *([path] if set(_read_sums(path)) <= {name} else [])):
             with contextlib.suppress(FileNotFoundError):

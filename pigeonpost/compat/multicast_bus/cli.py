@@ -1,7 +1,5 @@
-"""The multicast bus from the command line: see what is said there, say something, join two networks.
+"""Commands of the multicast bus: `watch` what is sent, `say` something, join two networks with `router`.
 
-Runs on: node and server.  Reached from: control.py.  Hands on to: the groups of the bus, links/router.
-Threads: none.
 Errors: Failed, for exit status 1: no answer to a ping, or too few packets in time. SettingsError for 2.
 """
 
@@ -67,7 +65,7 @@ def watch(context: Context) -> int:
                     break
     except KeyboardInterrupt:
         return 0
-    except BrokenPipeError:  # `watch | head`: whoever read has seen enough
+    except BrokenPipeError:  # `watch | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
         return 0
     finally:
@@ -176,7 +174,7 @@ def _line(chosen: argparse.Namespace, channel: str, data: bytes, sender: str) ->
 
 
 def show(packet: Packet, channel: str, sender: str) -> str:
-    """A packet in one line. What a stranger wrote is escaped: it moves no cursor and makes no line."""
+    """Return a packet as one line. Untrusted text is escaped: it moves no cursor and makes no line."""
     time_ms = packet.time_ms
     moment = rfc3339(time_ms) if time_ms <= _LAST_MS else f"{time_ms} ms"
     if packet.flag == "f":
@@ -197,9 +195,6 @@ def _escaped(text: str) -> str:
 
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
-
-
-# -------------------------------------------------------------------------------------------------------- arguments
 
 
 def _group(text: str) -> tuple[str, int]:

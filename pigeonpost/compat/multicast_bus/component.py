@@ -1,16 +1,14 @@
-"""One component on the multicast bus: what it says, what it hears, whom it obeys. Both ends of the road are one.
+"""One component on the multicast bus: sends and receives its packets, and obeys commands. Base of both ends.
 
-Runs on: node and server.  Reached from: links/bus, commands/bus.  Hands on to: the groups of the bus.
-Threads: one of its own for each end, which alone hears and speaks; `wake` may be called by any.
-Errors: SettingsError for a configuration that does not read when the end is made. No network, or a group that cannot
-  be joined, is said once and tried again. What a stranger sends is decoded within bounds, and obeyed only where
-  `[bus] commands` allows it; it never brings settings.
+Each end has a thread of its own, which alone sends and receives; `wake` may be called by any.
+Errors: SettingsError for a configuration that cannot be read when the end is made. A missing network, or a group that
+cannot be joined, is logged once and tried again. Packets are untrusted input: they are decoded within bounds, and
+obeyed only where `[bus] commands` allows it; they never change settings.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import random
 import socket
 import threading
@@ -36,6 +34,7 @@ from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import Settings
 from pigeonpost.core.errors import BadPacket, SettingsError
 from pigeonpost.core.multicast import Drain, Path, listener, readable, speaker
+from pigeonpost.core.wake_pipe import WakePipe
 from pigeonpost.transports.contract import Transport
 
 log = logging.getLogger(__name__)
@@ -43,11 +42,11 @@ log = logging.getLogger(__name__)
 RETRY_S = 5.0  # between two tries to open the groups
 _FEW_AT_ONCE = 64  # of the control channel, where nobody has much to say
 MOST_ANSWERS = 50  # T that are said in a second: nobody pings more, and nobody is to make us shout
-TOO_NEW_MS = 24 * 3_600_000  # a configuration from later than that is a stranger's, or a clock's, fault
+TOO_NEW_MS = 24 * 3_600_000  # a configuration from later than that is the fault of an untrusted sender, or of a clock
 
 
 class Bus(NamedTuple):
-    """What the settings, and the old configuration where there is one, say of the bus."""
+    """The bus as set: by the settings, and by the legacy configuration where there is one."""
 
     control: tuple[str, int]
     data: tuple[str, int]
@@ -80,7 +79,7 @@ def bus_of(settings: Settings, own: str = "") -> Bus:
 
 
 class Sender:
-    """What one component says: control packets under its own codifier, data packets under those of its channels."""
+    """Sender of one component: control packets under its own codifier, data packets under those of its channels."""
 
     def __init__(self, codifier: str, clock: Clock, draw: Callable[[int, int], int] = random.randint) -> None:
         """draw: where counting starts, of a first and a last number"""
@@ -106,7 +105,7 @@ class Sender:
         self._sockets = {}
 
     def begin(self, config_ms: int) -> None:
-        """Say N, with the time of the configuration; every count starts anew."""
+        """Say N, with the time of the configuration; every count starts again."""
         self.config_ms = config_ms
         self._counts = {}
         self._sequence = self._draw(FIRST_SEQUENCE, LAST_SEQUENCE)
@@ -137,16 +136,14 @@ class Sender:
 
 
 class BusTransport(Transport):
-    """What both ends have: the sockets, the thread, and the component that speaks on the control channel."""
+    """Base of both ends: the sockets, the thread, and the component on the control channel."""
 
     def __init__(self, load: Callable[[], Bus], voice: Sender | None, clock: Clock) -> None:
         """
         load   reads the settings' bus; called again for C. Raises SettingsError; Unreachable is waited for
         voice  None: this end only listens
         """
-        self._woken, self._waker = os.pipe()
-        for end in (self._woken, self._waker):
-            os.set_blocking(end, False)
+        self._wake_pipe = WakePipe()
         self.bus, self._unread = NO_BUS, True
         self.fault = "not open yet"
         try:
@@ -165,10 +162,6 @@ class BusTransport(Transport):
         self._restarting = False
         self._thread = threading.Thread(target=self._run, name="bus", daemon=True)
 
-    def __del__(self) -> None:  # not earlier: any thread may call `wake`
-        for end in (self._woken, self._waker):
-            os.close(end)
-
     def start(self) -> None:
         self._thread.start()
 
@@ -181,10 +174,7 @@ class BusTransport(Transport):
 
     def wake(self) -> None:
         """Have the thread look for what is to be done."""
-        try:
-            os.write(self._waker, b"\0")
-        except BlockingIOError:
-            pass  # woken often enough already
+        self._wake_pipe.wake()
 
     # What an end adds of its own; all of it runs in the thread.
 
@@ -241,9 +231,9 @@ class BusTransport(Transport):
         control = sockets[0]
         while not self._stopping.is_set() and not self._restarting:
             times = [seconds for seconds in (self._say_alive(), self._due()) if seconds is not None]
-            ready = readable([self._woken, *sockets], min(times, default=None))
-            if self._woken in ready:
-                os.read(self._woken, 4096)
+            ready = readable([self._wake_pipe.fileno(), *sockets], min(times, default=None))
+            if self._wake_pipe.fileno() in ready:
+                self._wake_pipe.drain()
                 self._woke()
             for sock in sockets:
                 if sock not in ready:
@@ -326,7 +316,7 @@ class BusTransport(Transport):
         return self._voice is not None and to in (self._voice.codifier, EVERYBODY)
 
     def _restart(self) -> None:
-        """Read the configuration again, from where the settings say, and begin anew."""
+        """Read the configuration again, from where the settings say, and begin again."""
         try:
             self.bus = self._load()
         except SettingsError as error:

@@ -1,12 +1,10 @@
-"""From the JSON configuration of the old multi-sensor system to settings of this one: TOML to paste.
+"""Command that converts the JSON configuration of the older multi-sensor system to settings: TOML to paste.
 
-Runs on: node and server.  Reached from: control.py.  Hands on to: whoever reads what is printed.
-Threads: none.
-Errors: SettingsError (exit status 2) for a configuration that does not read. What has no successor here is no error: it
-  is named, with the reason, in the TOML itself and on standard error.
+Errors: SettingsError (exit status 2) for a configuration that cannot be read. What has no equivalent here is no error:
+it is named, with the reason, in the TOML itself and on standard error.
 
 Calculated values were Python programs into which values were pasted, and which were run. Here nothing of them is run: a
-program that assigns, checks how old its inputs are, and sends, is turned into formulas; any other is named.
+program that assigns, checks the age of its inputs, and sends, is converted to formulas; any other is named.
 """
 
 from __future__ import annotations
@@ -42,11 +40,11 @@ _PROGRAMS = {
 
 
 class NotTaken(Exception):
-    """A component has no successor here; the reason, in words."""
+    """A component has no equivalent here; the reason, as text."""
 
 
 class Block(NamedTuple):
-    """What becomes of one component: TOML, and which channel has which codifier. `notes` are said with it."""
+    """The settings for one component: TOML, the codifier of each channel, and `notes` for people."""
 
     toml: str
     channels: Mapping[str, str]
@@ -308,7 +306,7 @@ def _every(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 class _Script:
-    """A program that is read from top to bottom, each name replaced by what was assigned to it; nothing is run."""
+    """A program, evaluated symbolically from top to bottom: names are replaced by their values; nothing is run."""
 
     def __init__(self, codifier: str) -> None:
         self.sent: dict[str, ast.expr] = {}

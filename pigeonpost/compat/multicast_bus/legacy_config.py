@@ -1,12 +1,10 @@
-"""The JSON configuration of the old multi-sensor system, read as it is: groups, and who is who on the bus.
-
-Runs on: node and server.  Reached from: links/bus, commands/bus.  Hands on to: them, an `OldConfig`.
-Threads: none.
-Errors: SettingsError, which names the file, the sensor (its place and codifier) and the key, what stands there and what
-  it takes. Keys that are not known are left alone: the old programs did so, and people keep comments in them.
+"""Reader of the JSON configuration of the older multi-sensor system: the groups, and the components on the bus.
 
     {"Multicast": {"Control-Channel": {"Address": "226.0.0.221", "Port": 7001}, "Data-Channel": {...}},
      "Sensors": [{"Codifier": "C4", "ShortName": "pimon Temp", "Type": "TempLinux", "Sensor": {"Pipe": ...}}, ...]}
+
+Errors: SettingsError, which names the file, the sensor (its place and codifier), the key, its value and what it takes.
+Unknown keys are ignored: the older programs did so, and people keep comments in them.
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ from typing import Any, NamedTuple
 from pigeonpost.compat.multicast_bus.packets import codifier as read_codifier
 from pigeonpost.core.addresses import is_group
 from pigeonpost.core.errors import SettingsError
+from pigeonpost.core.http_client import AnswerTooLong, HttpError, HttpFetcher
 
 FILE_BYTES = 4 << 20
 MOST_SENSORS = 8836  # as many codifiers as there can be
@@ -29,11 +28,11 @@ DATA_TYPES = ("float", "integer", "bool")
 
 
 class Unreachable(SettingsError):
-    """The configuration is at a URL that does not answer just now."""
+    """The configuration is at a URL that does not answer at present."""
 
 
 class OldSensor(NamedTuple):
-    """One entry of `Sensors`, under the names that it has there; what was left out has the value that counted then.
+    """One entry of `Sensors`, under the names that it has there; a missing key has its former default.
 
     kind     its Type, or the Type within its Sensor, as the oldest files have it
     about    its Sensor: what belongs to its kind alone
@@ -120,22 +119,32 @@ def node_name(text: str, most: int = 63) -> str:
 
 
 def _fetch(source: str) -> bytes:
+    if re.match(r"https?://", source):
+        return _download(source)
     try:
-        if re.match(r"https?://", source):
-            import urllib.request
-
-            with urllib.request.urlopen(source, timeout=ANSWER_S) as answer:
-                data: bytes = answer.read(FILE_BYTES + 1)
-        else:
-            with open(re.sub(r"^file:(//(?=/))?", "", source), "rb") as file:
-                data = file.read(FILE_BYTES + 1)
+        with open(re.sub(r"^file:(//(?=/))?", "", source), "rb") as file:
+            data = file.read(FILE_BYTES + 1)
     except (OSError, ValueError) as error:
-        why = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        kind = Unreachable if re.match(r"https?://", source) else SettingsError
-        raise kind(f"{source}: {why}") from None
+        raise SettingsError(f"{source}: {getattr(error, 'strerror', None) or error}") from None
     if len(data) > FILE_BYTES:
-        raise SettingsError(f"{source}: longer than {FILE_BYTES >> 20} MiB")
+        raise _too_long(source)
     return data
+
+
+def _download(url: str) -> bytes:
+    try:
+        response = HttpFetcher(ANSWER_S, FILE_BYTES).fetch(url).response
+    except AnswerTooLong:
+        raise _too_long(url) from None
+    except (HttpError, ValueError) as error:
+        raise Unreachable(f"{url}: {error}") from None
+    if not 200 <= response.status <= 299:
+        raise Unreachable(f"{url}: {response.reason or response.status}")
+    return response.body
+
+
+def _too_long(source: str) -> SettingsError:
+    return SettingsError(f"{source}: longer than {FILE_BYTES >> 20} MiB")
 
 
 def _groups(entry: Any, source: str) -> dict[str, tuple[str, int]]:

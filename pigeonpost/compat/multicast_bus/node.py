@@ -1,7 +1,4 @@
-"""The multicast bus, node side: sends each reading as a packet.
-
-Runs on: node.
-"""
+"""The multicast bus, node side: sends each reading as a packet."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ MOST_LATE = 10_000  # samples that a node still says, when it could not for a wh
 
 
 class BusNodeTransport(BusTransport):
-    """Says each accepted sample on the bus, a packet a value."""
+    """Sends each accepted sample on the bus, one packet per value."""
 
     def __init__(
         self,
@@ -84,10 +81,10 @@ class BusNodeTransport(BusTransport):
             slots = self._outbox.read(self._next, min(MOST_AT_ONCE, last + 1 - self._next))
             for slot in slots:
                 if slot is not None:
-                    self._say(slot.wall_ms, slot.body)
+                    self._send_reading(slot.wall_ms, slot.body)
             self._next += len(slots)
 
-    def _say(self, time_ms: int, body: str) -> None:
+    def _send_reading(self, time_ms: int, body: str) -> None:
         values = read_json("{" + body + "}")["values"]
         for name, value in {**self._values, **values}.items():
             codifier = self._codifiers.get(name)

@@ -1,14 +1,11 @@
-"""The packets of the multicast bus: how one is written and read, byte for byte.
-
-Runs on: node and server.  Reached from: links/bus, links/router, bus/state, commands/bus.  Hands on to: nobody.
-Threads: none; nothing here reads a clock, a file or a socket.
-Errors: BadPacket, which names what was wrong; no packet costs more than its 1500 bytes and a few microseconds.
-
-docs/protocol.md is this file for people. One table, FLAGS, says what each flag carries; both directions go by it.
+"""Packets of the multicast bus: encoding and decoding, byte for byte; no I/O, no clock.
 
     0         4         8                  16   17      19    21      24         28
     | sequence | (empty) | time, ms u64     |flag| from  | to  |(empty)| length   | payload ...
       u32                  since 1970 UTC    1    2       2             u32         `length` bytes
+
+One table, FLAGS, says what each flag carries; both directions use it. docs/protocol.md describes the same in prose.
+Errors: BadPacket, which names the fault; no packet costs more than its 1500 bytes and a few microseconds.
 """
 
 from __future__ import annotations
@@ -33,7 +30,7 @@ Value = int | float | str | dict[str, Any]
 
 
 class Packet(NamedTuple):
-    """One packet, read.
+    """A decoded packet.
 
     sequence  the sender's count on this channel; on the data channel one for each codifier
     time_ms   the sender's clock, milliseconds since 1970; whatever it says
@@ -65,7 +62,7 @@ class Flag(NamedTuple):
 
 
 class Payload(NamedTuple):
-    """What stands behind the header: how it is read and written, and what it is, in words."""
+    """A kind of payload: how it is decoded and encoded, and its description."""
 
     takes: str
     read: Callable[[bytes], tuple[Value, bool | None]]
@@ -91,7 +88,7 @@ def encode(packet: Packet) -> bytes:
 
 
 def decode(data: bytes) -> Packet:
-    """What a stranger's bytes say. Raises BadPacket for all that no sender of this bus would have sent."""
+    """Decode a packet, which is untrusted. Raises BadPacket for what no sender of this bus sends."""
     if not _HEADER.size <= len(data) <= PACKET_BYTES:
         raise BadPacket(f"{len(data)} bytes; a packet has {_HEADER.size} to {PACKET_BYTES}")
     sequence, time_ms, letter, source, to, length = _HEADER.unpack_from(data)
@@ -119,9 +116,6 @@ def codifier(text: str) -> str:
 def following(sequence: int) -> int:
     """The sequence number after this one."""
     return sequence + 1 if sequence < LAST_SEQUENCE else 0
-
-
-# -------------------------------------------------------------------------------------------------------- payloads
 
 
 def _read_control(payload: bytes) -> tuple[Value, bool | None]:

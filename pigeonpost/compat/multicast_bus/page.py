@@ -1,9 +1,6 @@
-"""The multicast bus (`/bus`): who is there, what each said last, how much was lost, how fast it answered.
+"""Page of the multicast bus (`/bus`): the components, their last values, lost packets, response times.
 
-Runs on: server.  Reached from: webui.  Hands on to: the bus's road of the house, which reports.
-Threads: none of its own.  Errors: Refusal where the bus is not listened to.
-
-Everything in it was said by strangers: it is shown as text, cut to a length.
+Everything on it is untrusted input: it is shown as text of limited length. Errors: HTTPError where the bus is off.
 """
 
 from __future__ import annotations
@@ -111,5 +108,5 @@ def as_json(context: RequestContext) -> Response:
 
 def routes() -> list[Route]:
     """The addresses of the bus on the page."""
-    pages = [Route("GET", f"/bus{form}", "look", bus) for form in TABLE_FORMS]
-    return [*pages, Route("GET", "/api/v1/bus", "look", as_json)]
+    pages = [Route("GET", f"/bus{form}", "viewer", bus) for form in TABLE_FORMS]
+    return [*pages, Route("GET", "/api/v1/bus", "viewer", as_json)]

@@ -1,23 +1,20 @@
-"""Joins two networks of the multicast bus: what is said on one is said on the other, once.
+"""Router between two networks of the multicast bus: each packet of one is sent on the other, once.
 
-Runs on: any machine that stands in both.  Reached from: commands/bus (`control.py router`).
-Hands on to: the groups of the other network.
-Threads: that of `run`; `stop` may be called by any, and by a signal's handler.
-Errors: SettingsError when a group cannot be had. A packet that cannot be sent is counted.
+Runs in the thread of `run`; `stop` may be called by any thread, and by a signal handler.
+Errors: SettingsError when a group cannot be joined. A packet that cannot be sent is counted.
 
-No loops: a router remembers each packet that it has heard, on whichever side, for REMEMBER_S at least, and lets each
-cross once. A packet has its sender's codifier, count and time in it, so no two are alike. What comes back - by its own
-loopback, by a second router beside it, by a ring of routers - is known, and stays where it is. The TTL alone would not
+No loops: a router remembers each packet that it has received, on either side, for at least REMEMBER_S, and forwards it
+once. A packet contains its sender's codifier, count and time, so no two are alike. What comes back - by its own
+loopback, by a second router beside it, by a ring of routers - is known, and is not forwarded. The TTL alone would not
 do: each router makes new datagrams, with a full one.
 
-Two routers beside each other each let a packet cross, so it arrives twice (collectors of ours drop the second). With
-`standby_s` a router first waits so long, and lets cross only what nobody else has brought to the other side by then.
+Two parallel routers both forward a packet, so it arrives twice (our collectors drop the second). With `standby_s` a
+router first waits that long, and forwards only what no other has brought to the other side by then.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import select
 import socket
 import time
@@ -28,6 +25,7 @@ from pigeonpost.compat.multicast_bus.packets import CONTROL, DATA, FLAGS, PACKET
 from pigeonpost.core.addresses import join_address
 from pigeonpost.core.errors import BadPacket, SettingsError
 from pigeonpost.core.multicast import Path, listener, speaker
+from pigeonpost.core.wake_pipe import WakePipe
 
 REMEMBER_S = 10.0
 MOST_REMEMBERED = 100_000  # of each half of the memory: 20 MiB in all
@@ -48,7 +46,7 @@ class Network(NamedTuple):
 
 
 class Memory:
-    """Which packets were heard lately. Two halves that take turns: the older one is forgotten as a whole."""
+    """The packets received recently, in two halves that take turns: the older one is discarded as a whole."""
 
     def __init__(self) -> None:
         self._now: set[bytes] = set()
@@ -98,7 +96,7 @@ class Router:
                 raise SettingsError(f"both networks have the {channel} group {where}: there is nothing to join")
         self._ears: dict[Any, tuple[int, str]] = {}
         self._mouths: dict[tuple[int, str], socket.socket] = {}
-        self._woken, self._waker = os.pipe()
+        self._wake_pipe = WakePipe()
         try:
             for side, network in enumerate(self._networks):
                 for channel in (CONTROL, DATA):
@@ -111,24 +109,23 @@ class Router:
     def run(self) -> None:
         """Let packets cross until `stop`."""
         while not self._stopped:
-            ready, _, _ = select.select([self._woken, *self._ears], [], [], self._bring_due())
+            ready, _, _ = select.select([self._wake_pipe, *self._ears], [], [], self._bring_due())
             for sock in ready:
-                if sock != self._woken:
-                    self._hear(sock, *self._ears[sock])
+                if sock is not self._wake_pipe:
+                    self._receive(sock, *self._ears[sock])
 
     def stop(self) -> None:
         """Have `run` return."""
         self._stopped = True
-        os.write(self._waker, b"\0")
+        self._wake_pipe.wake()
 
     def close(self) -> None:
         """Give everything back; after `run` has returned."""
         for sock in (*self._ears, *self._mouths.values()):
             sock.close()
-        os.close(self._woken)
-        os.close(self._waker)
+        self._wake_pipe.close()
 
-    def _hear(self, sock: socket.socket, side: int, channel: str) -> None:
+    def _receive(self, sock: socket.socket, side: int, channel: str) -> None:
         for _ in range(_MOST_AT_ONCE):
             try:
                 data = sock.recv(PACKET_BYTES + 1)

@@ -1,13 +1,11 @@
-"""The multicast bus of the old multi-sensor system: a node that speaks it, a server that listens to it.
+"""The multicast bus of the older multi-sensor system, server side: stores each reading of its components.
 
-Runs on: node and server.  Reached from: node.py and server.py, where `[bus] enabled` is set.
-Hands on to: the groups of the bus (node); guests, with each new reading, and pages, with the state of all (server).
-Threads: one for each end, which alone hears and speaks; whoever has something for it writes a byte to its pipe.
-Errors: no network, or a group that cannot be joined, is said once and tried again. What a stranger sends is decoded
-  within bounds, counted and shown; it is obeyed only where `[bus] commands` allows it, and never brings settings.
+One thread, which alone receives and sends. Errors: a missing network, or a group that cannot be joined, is logged once
+and tried again. Packets are untrusted input: they are decoded within bounds, counted and shown; they are obeyed only
+where `[bus] commands` allows it, and never change settings.
 
-The packets: bus/packets.py. What is remembered of them: bus/state.py. Nothing is ever sent twice, and what is lost is
-lost: the bus is for those who listen now; the durable road of the same samples is tcp.
+Nothing is sent twice, and what is lost is lost: the bus is for those who listen now; the durable transport of the same
+samples is TCP.
 """
 
 from __future__ import annotations
@@ -38,14 +36,8 @@ MOST_HELD = 50_000  # readings that wait for a store that is busy, 25 MiB
 RETRY_STORE_S = 0.02
 
 
-# --------------------------------------------------------------------------------------------------------- the node
-
-
-# ------------------------------------------------------------------------------------------------------- the server
-
-
 class Place(NamedTuple):
-    """Where the readings of a codifier are stored."""
+    """Node and sensor under which the readings of a codifier are stored."""
 
     node: str
     sensor: str
@@ -53,7 +45,7 @@ class Place(NamedTuple):
 
 
 class BusServerTransport(BusTransport):
-    """Listens to both channels: remembers who said what, and stores each reading once."""
+    """Receives both channels, keeps the state of all components, and stores each reading once."""
 
     def __init__(self, load: Callable[[], Bus], voice: Sender | None, context: ServerContext) -> None:
         """voice: None: this server is no component of the bus, and only listens"""
@@ -90,7 +82,7 @@ class BusServerTransport(BusTransport):
 
     def _came(self, sock: socket.socket) -> None:
         packets = self._decoded(self._data_drain(sock), DATA)
-        for heard in self.state.hear(packets, self._clock.wall_ms()):
+        for heard in self.state.receive(packets, self._clock.wall_ms()):
             if heard.codifier not in self._places:
                 self._places[heard.codifier] = self._place_of(heard.codifier)
             place = self._places[heard.codifier]
@@ -99,7 +91,7 @@ class BusServerTransport(BusTransport):
         self._due()
 
     def _control_came(self, packets: list[Packet]) -> None:
-        self.state.hear(packets, self._clock.wall_ms())
+        self.state.receive(packets, self._clock.wall_ms())
 
     def _refused(self, count: int, why: str) -> None:
         if not self.state.refused:

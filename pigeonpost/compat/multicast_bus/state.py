@@ -1,11 +1,8 @@
-"""What the server knows of everybody on the multicast bus: last values, lost packets, who is alive, who is there twice.
+"""State of all components on the multicast bus: last values, lost packets, liveness, duplicate codifiers.
 
-Runs on: server.  Reached from: links/bus, which brings the packets; pages/api, which shows it.
-Hands on to: links/bus, the readings that are new.
-Threads: the bus's own writes, any may look. `_lock` guards all of it; held for a batch of packets, or to copy it.
-Errors: none; whatever a stranger sends is counted and shown, and there is only so much that is kept.
-
-The names of the fields are those of the old system's Redis hash, so that what reads them goes on to do so.
+The bus's thread writes, any thread may read. `_lock` guards everything; it is held for a batch of packets, or to copy.
+Packets are untrusted input: they are counted and shown, and what is kept is limited.
+The names of the fields are those of the older system's Redis hash, so that its readers continue to work.
 """
 
 from __future__ import annotations
@@ -18,19 +15,19 @@ from typing import Any, NamedTuple
 
 from pigeonpost.compat.multicast_bus.packets import DATA, FLAGS, LAST_SEQUENCE, Packet
 
-MOST_CODIFIERS = 512  # that are kept: there are 8,836, and a stranger may send them all
+MOST_CODIFIERS = 512  # that are kept: there are 8,836, and an untrusted sender may send them all
 BELIEVED_MS = 24 * 3_600_000  # a sender's time is believed when it is so near to ours
 ALIVE_INTERVALS = 2.5  # of KeepAliveInterval without I, and it is not alive
 USUAL_ALIVE_S = 60.0
 _WINDOW = 64  # sequence numbers behind the newest of which it is known whether they came
 _ALL_SEEN = (1 << _WINDOW) - 1
-_FAR = 65_536  # a jump ahead of more is a sender that began anew, and whose N was lost
+_FAR = 65_536  # a jump ahead of more is a sender that restarted, and whose N was lost
 _MOST_PINGS = 64
 _WIDER = 2**32
 
 
 class ReceivedReading(NamedTuple):
-    """A reading that came with a data packet: the number, or None and why there is none, and when it was taken.
+    """A reading in a data packet: the number, or None and the reason, and the time when it was taken.
 
     more  other numbers that stood beside it (in JSON)
     """
@@ -43,14 +40,14 @@ class ReceivedReading(NamedTuple):
 
 
 class Count:
-    """Of one sender on one channel: which packets have come, and how many were lost."""
+    """Count of received and lost packets of one sender on one channel."""
 
     __slots__ = ("_last", "_seen", "_start", "_time_ms", "lost", "repeated", "unannounced")
 
     def __init__(self) -> None:
         self.lost = 0
         self.repeated = 0  # came again, as over two routers
-        self.unannounced = 0  # times that it began anew without saying so
+        self.unannounced = 0  # times that it restarted without announcing that
         self._last = -1
         self._seen = 0  # bit n: the packet n before the last one has come
         self._time_ms = 0  # the newest time that its packets told
@@ -66,7 +63,7 @@ class Count:
         self._begin(sequence, time_ms)
         return True
 
-    def note(self, sequence: int, time_ms: int) -> bool:
+    def record(self, sequence: int, time_ms: int) -> bool:
         """A packet has come; False when it had come before. What is jumped over is lost, until it comes after all."""
         if self._last < 0:
             self._begin(sequence, time_ms)
@@ -97,7 +94,7 @@ class Count:
 
 
 class Component:
-    """One codifier: what it said last, and how well it is heard."""
+    """One codifier: its last values, and its counts of packets."""
 
     __slots__ = ("control", "data", "fields", "heard_ms")
 
@@ -109,7 +106,7 @@ class Component:
 
 
 class BusState:
-    """Everybody who was heard."""
+    """The state of all components that were received."""
 
     def __init__(self, alive_s: Callable[[str], float] = lambda codifier: USUAL_ALIVE_S) -> None:
         """alive_s: KeepAliveInterval of a codifier, in seconds"""
@@ -122,7 +119,7 @@ class BusState:
         self._components: dict[str, Component] = {}
         self._pings: dict[tuple[str, str, float], int] = {}
 
-    def hear(self, packets: Iterable[Packet], now_ms: int) -> list[ReceivedReading]:
+    def receive(self, packets: Iterable[Packet], now_ms: int) -> list[ReceivedReading]:
         """Take note of packets that came now; gives the readings among them that are new."""
         readings = []
         components = self._components
@@ -144,11 +141,11 @@ class BusState:
                 elif "Note" in component.fields:
                     del component.fields["Note"]
                 if FLAGS[packet.flag].channel == DATA:
-                    reading = _note_data(component, packet, time_ms)
+                    reading = _record_data(component, packet, time_ms)
                     if reading is not None:
                         readings.append(reading)
                 else:
-                    self._note_control(component, packet, time_ms, now_ms)
+                    self._record_control(component, packet, time_ms, now_ms)
         return readings
 
     def refuse(self, count: int, last: str) -> None:
@@ -177,14 +174,14 @@ class BusState:
                 fields[f"{letter}Unannounced"] = count.unannounced
         return fields
 
-    def _note_control(self, component: Component, packet: Packet, time_ms: int, now_ms: int) -> None:
+    def _record_control(self, component: Component, packet: Packet, time_ms: int, now_ms: int) -> None:
         flag, fields, value = packet.flag, component.fields, packet.value
         assert isinstance(value, float)
         if flag == "N":
             if component.control.restart(packet.sequence, packet.time_ms):
                 fields["CResetTime"], fields["IsActive"], fields["Configuration"] = time_ms, packet.active, value
             return
-        component.control.note(packet.sequence, packet.time_ms)  # saying the same twice does no harm
+        component.control.record(packet.sequence, packet.time_ms)  # saying the same twice does no harm
         fields[f"{flag}Timestamp"] = time_ms
         if flag == "I":
             fields["IsActive"] = packet.active
@@ -206,13 +203,13 @@ class BusState:
                 fields["RoundTrip"] = now_ms - asked_ms
 
 
-def _note_data(component: Component, packet: Packet, time_ms: int) -> ReceivedReading | None:
+def _record_data(component: Component, packet: Packet, time_ms: int) -> ReceivedReading | None:
     flag, fields, value = packet.flag, component.fields, packet.value
     if flag == "n":
         if component.data.restart(packet.sequence, packet.time_ms):
             fields["DResetTime"] = time_ms
         return None
-    if not component.data.note(packet.sequence, packet.time_ms):
+    if not component.data.record(packet.sequence, packet.time_ms):
         return None
     fields["DTimestamp"] = time_ms
     more: Mapping[str, Any] = {}

@@ -1,9 +1,8 @@
-"""The SHA-256 of every closed CSV log, in logs/SHA256SUMS, as `sha256sum -c` reads it.
+"""SHA-256 checksums of closed CSV logs, in logs/SHA256SUMS, in the format of `sha256sum -c`.
 
-Runs on: server.  Reached from: csvbuffer, which closes logs; control.py, which compares.  Hands on to: the disk.
-Threads: one of its own for a while, when a crash (or an older version) left logs that nobody has summed up: a long log
-  takes a while to read, and no start waits for that. `_lock` guards the file; held while it is replaced.
-Errors: none that stop the server: a log without a sum is told in the server's log, and summed up by the next start.
+A temporary thread reads logs that a crash (or an older version) left without a checksum: a long log takes a while, and
+no start waits for that. `_lock` guards the file; it is held while the file is replaced.
+Errors: none that stop the server: a failure is logged, and the next start adds the missing checksum.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _BLOCK_BYTES = 1 << 20
 
 
 def logs_in(folder: str) -> list[str]:
-    """The names of the CSV logs in `folder`, in the order of the alphabet."""
+    """Return the names of the CSV logs in `folder`, sorted."""
     try:
         return sorted(name for name in os.listdir(folder) if name.endswith(".csv"))
     except FileNotFoundError:
@@ -33,7 +32,7 @@ def logs_in(folder: str) -> list[str]:
 
 
 def read_sums(folder: str) -> dict[str, str]:
-    """Name and SHA-256 (hex) of each log that is closed. Lines that are none are left out."""
+    """Return name and SHA-256 (hex) of each closed log. Invalid lines are skipped."""
     try:
         with open(os.path.join(folder, LOG_CHECKSUMS), encoding="utf-8", errors="replace") as file:
             found = [_LINE(line) for line in file]
@@ -43,12 +42,12 @@ def read_sums(folder: str) -> dict[str, str]:
 
 
 def sums_text(sums: dict[str, str]) -> bytes:
-    """What the file says."""
+    """Return the content of the checksum file."""
     return "".join([f"{checksum}  {name}\n" for name, checksum in sorted(sums.items())]).encode()
 
 
 def faults(folder: str) -> Iterator[str]:
-    """Compare the closed logs with their sums; a line for each that is not what it was, or is gone."""
+    """Compare the closed logs with their checksums. Yields a line for each that has changed, or is missing."""
     for name, expected in read_sums(folder).items():
         try:
             with open(os.path.join(folder, name), "rb") as file:
@@ -61,7 +60,7 @@ def faults(folder: str) -> Iterator[str]:
 
 
 class LogChecksums:
-    """The file in `folder`, as the one server that writes there has it."""
+    """The checksum file in `folder`, of which one server is the writer."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -70,11 +69,11 @@ class LogChecksums:
         self._thread: threading.Thread | None = None
 
     def seal(self, name: str, checksum: str) -> None:
-        """A log is closed, and will not change any more."""
+        """Add the checksum of a log, which is closed."""
         self._change({name: checksum})
 
     def unseal(self, name: str) -> None:
-        """A log that was closed gets some more after all."""
+        """Remove the checksum of a closed log, to which more will be written."""
         if name in read_sums(self._folder):
             self._change({name: ""})
 
@@ -88,14 +87,14 @@ class LogChecksums:
                 log.warning("%s is not written, the next start tries it again: %s", LOG_CHECKSUMS, error)
 
     def catch_up(self, current: str) -> None:
-        """Sum up, beside everything else, all logs but `current` that have no sum yet."""
+        """Start to calculate the missing checksums of all logs but `current`, in a thread."""
         missing = [name for name in logs_in(self._folder) if name != current and name not in read_sums(self._folder)]
         if missing:
             self._thread = threading.Thread(target=self._sum_up, args=(missing,), name="log sums", daemon=True)
             self._thread.start()
 
     def stop(self, limit_s: float = 1.0) -> None:
-        """Leave what is not summed up yet to the next start."""
+        """End the thread; the next start calculates the rest."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(limit_s)
@@ -107,7 +106,7 @@ class LogChecksums:
                 self.seal(name, checksum)
 
     def _read(self, name: str) -> str:
-        """The SHA-256 of a log; empty when it cannot be told, or there is no time for it."""
+        """Return the SHA-256 of a log; empty when it cannot be read, or the program stops."""
         total = hashlib.sha256()
         try:
             with open(os.path.join(self._folder, name), "rb", buffering=0) as file:

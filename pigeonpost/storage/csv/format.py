@@ -1,7 +1,4 @@
-"""Format of the CSV log: rows of samples and gaps, written and read.
-
-Runs on: server.
-"""
+"""Format of the CSV log: rows of samples and gaps, written and read."""
 
 from __future__ import annotations
 
@@ -37,9 +34,9 @@ def rows_written(fd: int, at: int, wanted: Sequence[bytes]) -> list[bytes]:
 
 
 def _says_the_same(there: bytes, rows: bytes) -> int:
-    """How many bytes of `there` say what `rows` do: all of `rows` in the usual case, 0 when it does not.
+    """Return how many bytes of `there` have the meaning of `rows`; 0 where they have another.
 
-    Time zone and unit may have been others when a row was written; then they may differ, and the length with them.
+    Time zone and unit may differ from those when a row was written, and the length with them.
     """
     if there.startswith(rows):
         return len(rows)
@@ -54,7 +51,7 @@ def _is_same_row(one: bytes, other: bytes) -> bool:
 
 
 def meaning(row: bytes) -> Any:
-    """What a row of the log says: time (ms), node, sensor, value as text; the row itself when it is none."""
+    """Return the meaning of a row: time (ms), node, sensor, value as text; the row itself when it is invalid."""
     try:
         time_text, node, sensor, value, _ = next(csv.reader([row.decode()]))
         return parse_rfc3339(time_text), node, sensor, value
@@ -63,7 +60,7 @@ def meaning(row: bytes) -> Any:
 
 
 def is_left_by_crash(there: bytes, wanted: bytes) -> bool:
-    """Whether every byte of `there` is what was to be written there, or zero (a block that was never written)."""
+    """Return True if every byte of `there` is the wanted one, or zero (a block that was never written)."""
     wanted = wanted[: len(there)].ljust(len(there), b"\0")
     step = 4096
     return all(
@@ -74,12 +71,12 @@ def is_left_by_crash(there: bytes, wanted: bytes) -> bool:
 
 
 def logged_rows(logged: LogEntry) -> bytes:
-    """The rows that the log owes of what the store gives back."""
+    """Return the rows of an entry that the log owes."""
     return log_rows(logged.node, logged.epoch, logged.item, logged.units, logged.noted_ms).encode()
 
 
 def log_rows(node: str, epoch: str, item: SampleBatch | Gap, units: Mapping[str, str], noted_ms: int) -> str:
-    """The rows of samples: one a value, an empty value where a sensor failed. A gap is one row, its value the count."""
+    """Return the rows of samples, one per value, empty where a sensor failed; or of a gap, one with the count."""
     if isinstance(item, Gap):
         count = item.last - item.first + 1 + item.before
         which = f"samples {item.first} to {item.last} of epoch {epoch}"
@@ -103,7 +100,7 @@ def _unit(units: Mapping[str, str], name: str) -> str:
 
 
 def cell(text: str) -> str:
-    """A text as a CSV cell (RFC 4180) that no spreadsheet takes for a formula."""
+    """Return a text as a CSV cell (RFC 4180) that no spreadsheet takes for a formula."""
     if text.startswith(("=", "+", "-", "@", "\t", "\r")):
         text = "'" + text
     if any(mark in text for mark in ',"\r\n'):
@@ -112,12 +109,12 @@ def cell(text: str) -> str:
 
 
 def log_name(time_ms: int) -> str:
-    """How a log is called that begins at this time: `sensorlog_DDMMYY_HHMM.csv`."""
+    """Return the name of a log that begins at this time: `sensorlog_DDMMYY_HHMM.csv`."""
     return time.strftime("sensorlog_%d%m%y_%H%M.csv", time.localtime(time_ms / 1000))
 
 
 def local_time(time_ms: int) -> str:
-    """RFC 3339 with this machine's offset from UTC at that time: `2026-11-20T16:36:10.123+01:00`."""
+    """Return RFC 3339 with this machine's offset from UTC at that time: `2026-11-20T16:36:10.123+01:00`."""
     minute, rest = divmod(time_ms, 60_000)
     ends = _minutes.get(minute)
     if ends is None:

@@ -1,7 +1,6 @@
-"""The CSV logs as files on the disk: compared with the store, and written anew from it. No server runs meanwhile.
+"""Comparison of the CSV logs on the disk with the store, and writing of a new log from it; no server runs meanwhile.
 
-Runs on: server.  Reached from: control.py.  Hands on to: the disk, a store.
-Threads: none.  Errors: OSError of the disk; those of the store.
+Errors: OSError of the disk; those of the store.
 """
 
 from __future__ import annotations
@@ -32,32 +31,65 @@ _AT_ONCE = 1000  # samples that are made rows together
 
 
 class Tally:
-    """How many readings and gaps there are, and the sum of their hashes: two of them are compared in any order."""
+    """Count of readings and gaps with the sum of their hashes, to compare two sets in any order."""
 
     def __init__(self) -> None:
         self.readings = self.gaps = self.sum = 0
 
     def add(self, reading: tuple[int, str, str, str]) -> None:
-        """One reading: time, node, sensor, value as text."""
+        """Count one reading: time, node, sensor, value as text."""
         self.readings += 1
         self.sum += hash(reading)
 
 
-def verify_logs(folder: str, store: Store) -> Iterator[str]:
-    """Compare all logs in `folder` with what is stored (by this server); a line for each fault.
+class LogTally(Tally):
+    """Tally of CSV logs. Its methods yield one line per fault while they count."""
 
-    What the last run stored, and a crash kept out of its log, is no fault: the next start writes it there.
+    def __init__(self, expired_ms: Mapping[str, int]) -> None:
+        """expired_ms: node to the time up to which its readings are not counted"""
+        super().__init__()
+        self._expired_ms = expired_ms
+
+    def count_log(self, path: str, mark: LogMark | None, owed: Sequence[bytes]) -> Iterator[str]:
+        """Count the readings of one log; where rows are owed to it, as it will be after the next start."""
+        name = os.path.basename(path)
+        with open(path, "rb") as log:
+            if mark is not None and os.fstat(log.fileno()).st_size >= mark.size:
+                found = rows_written(log.fileno(), mark.size, owed)
+                rest = b"".join(owed[len(found) :])
+                behind = os.pread(log.fileno(), len(rest) + 1, mark.size + sum(map(len, found)))
+                if is_left_by_crash(behind, rest):
+                    yield from self.count_lines(name, chain(_lines(log, mark.size), owed))
+                    return
+            yield from self.count_lines(name, log)
+
+    def count_lines(self, name: str, lines: Iterable[bytes]) -> Iterator[str]:
+        """Count the readings and gaps in the lines of the log `name`."""
+        head = HEADER.encode()
+        for line, said in _readings(line for line in lines if line != head):
+            if not isinstance(said, tuple) or not line.endswith(b"\n"):
+                yield f"{name}: a torn row: {line.decode(errors='replace').strip()[:60]!r}"
+            elif said[2] == "gap" and b"samples " in line:
+                self.gaps += 1
+            elif said[0] > self._expired_ms.get(said[1], 0):
+                self.add(said)
+
+
+def verify_logs(folder: str, store: Store) -> Iterator[str]:
+    """Compare all logs in `folder` with what this server has stored. Yields one line per fault.
+
+    What a crash of the last run kept out of its log is no fault: the next start writes it there.
     """
-    forgotten_ms = _forgotten(store)
-    written, stored = Tally(), Tally()
+    expired_ms = _expired(store)
+    written, stored = LogTally(expired_ms), Tally()
     mark = store.log_mark()
     for name in logs_in(folder):
         owed = list(_owed(store, mark)) if mark is not None and mark.name == name else []
-        yield from _count_log(os.path.join(folder, name), mark if owed else None, owed, forgotten_ms, written)
+        yield from written.count_log(os.path.join(folder, name), mark if owed else None, owed)
     if mark is not None and mark.name not in logs_in(folder):
-        yield from _count_lines(mark.name, _owed(store, mark), forgotten_ms, written)
+        yield from written.count_lines(mark.name, _owed(store, mark))
     for point in store.own_samples():
-        for sensor, value in point.values.items() if point.time_ms > forgotten_ms[point.node] else ():
+        for sensor, value in point.values.items() if point.time_ms > expired_ms[point.node] else ():
             stored.add((point.time_ms, point.node, sensor, "" if value is None else repr(value)))
     if (written.readings, written.sum) != (stored.readings, stored.sum):
         yield (
@@ -68,36 +100,19 @@ def verify_logs(folder: str, store: Store) -> Iterator[str]:
         yield f"the logs tell of {written.gaps} gaps and the store of {gaps}"
 
 
-def _forgotten(store: Store) -> Mapping[str, int]:
-    """Up to when samples of each node may have been forgotten, because their time to be kept was over."""
+def _expired(store: Store) -> Mapping[str, int]:
+    """Return the time up to which samples of each node may have been deleted as expired."""
     return {node["name"]: node.get("kept_from_ms", 0) for node in store.nodes()}
 
 
 def _owed(store: Store, mark: LogMark) -> Iterator[bytes]:
-    """The rows that the last run stored and is not known to have written."""
+    """Yield the rows that the last run stored and is not known to have written."""
     for logged in store.logged_after(mark.filed):
         yield from logged_rows(logged).splitlines(keepends=True)
 
 
-def _count_log(
-    path: str, mark: LogMark | None, owed: Sequence[bytes], forgotten_ms: Mapping[str, int], tally: Tally
-) -> Iterator[str]:
-    """Count what one log says; where it owes rows, what it will say after the next start."""
-    name = os.path.basename(path)
-    with open(path, "rb") as log:
-        if mark is not None and os.fstat(log.fileno()).st_size >= mark.size:
-            found = rows_written(log.fileno(), mark.size, owed)
-            rest = b"".join(owed[len(found) :])
-            behind = os.pread(log.fileno(), len(rest) + 1, mark.size + sum(map(len, found)))
-            is_usual = is_left_by_crash(behind, rest)
-            if is_usual:
-                yield from _count_lines(name, chain(_lines(log, mark.size), owed), forgotten_ms, tally)
-                return
-        yield from _count_lines(name, log, forgotten_ms, tally)
-
-
 def _lines(log: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """Those that stand in the first `size` bytes."""
+    """Yield the lines in the first `size` bytes."""
     for line in log:
         size -= len(line)
         if size < 0:
@@ -106,7 +121,7 @@ def _lines(log: Iterable[bytes], size: int) -> Iterator[bytes]:
 
 
 def _readings(lines: Iterable[bytes]) -> Iterator[tuple[bytes, Any]]:
-    """Each line, and what it says; plain ones without the detour of a CSV reader, their time once for each sample."""
+    """Yield each line with its meaning; plain ones without a CSV reader, their time once for each sample."""
     last, last_ms = b"", 0
     for line in lines:
         cells = line.split(b",")
@@ -122,22 +137,8 @@ def _readings(lines: Iterable[bytes]) -> Iterator[tuple[bytes, Any]]:
             yield line, line
 
 
-def _count_lines(name: str, lines: Iterable[bytes], forgotten_ms: Mapping[str, int], tally: Tally) -> Iterator[str]:
-    head = HEADER.encode()
-    for line, said in _readings(line for line in lines if line != head):
-        if not isinstance(said, tuple) or not line.endswith(b"\n"):
-            yield f"{name}: a torn row: {line.decode(errors='replace').strip()[:60]!r}"
-        elif said[2] == "gap" and b"samples " in line:
-            tally.gaps += 1
-        elif said[0] > forgotten_ms.get(said[1], 0):
-            tally.add(said)
-
-
-# --------------------------------------------------------------------------------------------------- written anew
-
-
-def write_anew(folder: str, name: str, store: Store, clock: Clock) -> None:
-    """Write one log that says all that is stored, node by node, and record that nothing is owed any more.
+def rebuild_log(folder: str, name: str, store: Store, clock: Clock) -> None:
+    """Write one log with all that is stored, node by node, and record that nothing is owed any more.
 
     For a database that came without its logs. `folder` must have no log yet.
     """

@@ -1,10 +1,9 @@
-"""Connections to PostgreSQL: made, lent to readers, given up when they are dead, and their errors in our words.
+"""Connections to PostgreSQL: the writer's, a pool for readers, and the translation of psycopg's errors into ours.
 
-Runs on: server.  Reached from: stores/postgres.  Hands on to: psycopg 3, the only file that imports it.
-Threads: any. Readers borrow connections from a small pool (`_idle`, a deque; append and pop are atomic) for one short
-  question each. `_room` lets so many of them ask at once; the next one waits.
+The only module that imports psycopg 3 for the store. May be used by any thread: a reader borrows a connection for one
+short query from `_idle`, a deque whose append and pop are atomic; `_room` limits how many readers query at once.
 Errors: NotStored while the database cannot be reached, restarts, is locked or full: trying again may help.
-  SettingsError for an address, a password or rights that do not do, at the start; DiskError for everything else.
+SettingsError at the start for an address, a password or privileges that do not suffice; DiskError for everything else.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ _READ_ONLY = "25006"  # a standby, to which a failing primary's name may lead fo
 
 
 class PostgresConnection:
-    """One database, and the connections to it."""
+    """The connections to one database."""
 
     def __init__(self, address: str) -> None:
         """address: postgresql://user:password@host:port/database, or what else libpq takes"""
@@ -71,7 +70,7 @@ class PostgresConnection:
         self._room = threading.Semaphore(_MOST_READERS)
 
     def connect(self) -> Any:
-        """A new connection, ready for questions; outside of transactions each statement stands for itself."""
+        """Open a connection in autocommit mode."""
         try:
             db = self.psycopg.connect(**self._parameters, autocommit=True)
         except self.psycopg.Error as error:
@@ -90,7 +89,7 @@ class PostgresConnection:
 
     @contextmanager
     def reading(self) -> Iterator[Any]:
-        """A connection that sees one moment and changes nothing, for one short question."""
+        """Borrow a read-only connection with a snapshot of the database, for one short query."""
         with self._room, self.our_errors():
             db = self._borrow()
             try:
@@ -102,7 +101,7 @@ class PostgresConnection:
             self._idle.append(db)
 
     def _borrow(self) -> Any:
-        """One in a new transaction. Those in the pool may be dead since the database was restarted."""
+        """Return a connection in a new transaction. Those in the pool may be dead after a restart of the database."""
         while True:
             try:
                 db = self._idle.pop()
@@ -117,13 +116,13 @@ class PostgresConnection:
                 db.close()
 
     def close(self) -> None:
-        """Give back all that nobody uses now."""
+        """Close all connections that are not in use."""
         while self._idle:
             self._idle.pop().close()
 
     @contextmanager
     def our_errors(self) -> Iterator[None]:
-        """What the library raises is raised as ours. What worked once may do so again, whatever is in its way now."""
+        """Translate the library's errors. After a first success a SettingsError becomes NotStored: a retry may help."""
         try:
             yield
         except (self.psycopg.Error, SettingsError) as error:
@@ -144,5 +143,5 @@ _LOOK = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
 def words_of(error: Exception) -> str:
-    """What an error of the library says, in one line."""
+    """Return the text of an error of the library, in one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,7 +1,6 @@
-"""What people and programs ask a PostgreSQL store: marks, what the logs owe, samples, columns, and whether all is well.
+"""Read queries of the PostgreSQL store: marks, rows owed to the CSV log, samples, buckets, verification.
 
-Runs on: server.  Reached from: stores/postgres, whose upper half it is.  Hands on to: PostgreSQL.
-Threads: any; each question borrows a connection (postgres_link).
+May be used by any thread; each query borrows a connection from the pool.
 Errors: NotStored while the database cannot be reached; DiskError.
 """
 
@@ -30,7 +29,7 @@ _AT_ONCE = 5_000  # rows that are fetched of a long answer
 
 
 class Reader(Store):
-    """Anybody's part of the contract."""
+    """The part of the Store interface that any thread may call."""
 
     def __init__(self, link: PostgresConnection) -> None:
         self._link = link
@@ -92,9 +91,9 @@ class Reader(Store):
         with self._link.reading() as db:
             rows = db.execute(_NODES).fetchall()
         return [
-            {"name": name, "samples": int(high - within), "missing": int(within + before), "forgotten": int(forgotten),
+            {"name": name, "samples": int(high - within), "missing": int(within + before), "forgotten": int(expired),
              "kept_from_ms": kept_from, "first_ms": first, "last_ms": last, "sensors": dict(sorted(sensors.items()))}
-            for name, kept_from, high, forgotten, within, before, first, last, sensors in rows
+            for name, kept_from, high, expired, within, before, first, last, sensors in rows
         ]  # fmt: skip
 
     def points(self, node: str, from_ms: int, to_ms: int, limit: int) -> list[StoredSample]:
@@ -111,17 +110,17 @@ class Reader(Store):
             for time_ms, epoch, seq, names, values, clock in reversed(rows)
         ]
 
-    def columns(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
+    def downsample(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
         with self._link.reading() as db:
-            return statistics.columns(db, node, sensor, from_ms, to_ms, count)
+            return statistics.downsample(db, node, sensor, from_ms, to_ms, count)
 
-    def summary(self, node: str, from_ms: int, to_ms: int, count: int) -> dict[str, list[Bucket]]:
+    def downsample_all(self, node: str, from_ms: int, to_ms: int, count: int) -> dict[str, list[Bucket]]:
         with self._link.reading() as db:
-            return statistics.summary(db, node, from_ms, to_ms, count)
+            return statistics.downsample_all(db, node, from_ms, to_ms, count)
 
-    def unsummed(self, before_ms: int, most: int) -> list[Window]:
+    def dirty_windows(self, before_ms: int, most: int) -> list[Window]:
         with self._link.reading() as db:
-            return statistics.unsummed(db, self._server, before_ms, most)
+            return statistics.dirty_windows(db, self._server, before_ms, most)
 
     def summaries(self, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Rollup]:
         with self._link.reading() as db:
@@ -144,7 +143,7 @@ class Reader(Store):
         return int(count)
 
     def _all_samples(self, which: str) -> Iterator[StoredSample]:
-        """Through a cursor of the database, node by node: so neither side holds more than a part of them."""
+        """Yield samples node by node through a server-side cursor, so that neither side holds all of them."""
         with self._link.reading() as db:
             shapes = {id: json.loads(names) for id, names in db.execute("SELECT id, names FROM shapes").fetchall()}
             for node, name in db.execute("SELECT id, name FROM nodes ORDER BY name").fetchall():
@@ -163,11 +162,11 @@ class Reader(Store):
 
     def verify(self) -> Iterator[str]:
         with self._link.reading() as db:
-            for name, epoch, mark, forgotten, count, distinct, low, high, missing in db.execute(_MARKS).fetchall():
+            for name, epoch, mark, expired, count, distinct, low, high, missing in db.execute(_MARKS).fetchall():
                 where = f"node {name}, epoch {epoch}"
                 if count != distinct:
                     yield f"{where}: {count - distinct} samples are stored twice"
-                known = distinct + forgotten
+                known = distinct + expired
                 if known + missing != mark or low < 1 or high > mark:
                     yield f"{where}: {known} samples and {missing} in gaps do not add up to {mark}"
             for epoch, count in db.execute(

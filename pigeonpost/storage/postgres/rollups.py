@@ -1,13 +1,12 @@
-"""Statistics in PostgreSQL: windows that are summed up, columns made of them, and samples that are forgotten.
+"""Rollups, buckets and expiry in the PostgreSQL store: functions on an open connection.
 
-Runs on: server.  Reached from: stores/postgres, with a connection.  Hands on to: PostgreSQL.
-Threads: as the connection.  Errors: those of psycopg.
+Errors: those of psycopg.
 
-Several servers look after one database. Whoever changes something of a node holds its row, so that what he has looked
-at stays so; what another one has summed up meanwhile is not in `unsummed` any more, and left alone.
+Several servers maintain one database. Writers lock the node's row, so that what they have read does not change; windows
+that another server has rolled up meanwhile are no longer dirty, and are left alone.
 
-Values are reckoned with as `numeric`: sums of floats that pass their range are an error in PostgreSQL, and a node may
-send what it likes.
+Values are calculated as `numeric`: a sum of floats that leaves their range is an error in PostgreSQL, and a node may
+send any values.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _NODES_AT_ONCE = 100  # that are locked to forget something of them
 
 
 def touch(db: Any, windows: Iterable[tuple[int, int]]) -> None:
-    """Something came into these (node, end) windows of the shortest span: they, and the longer ones, are to be done."""
+    """Mark these (node, end) windows of the shortest span, and the longer ones around them, as dirty."""
     short, *longer = SPANS_MS
     keys = {(node, short, end) for node, end in windows}
     keys |= {(node, span, window_end(end, span)) for node, _, end in keys for span in longer}
@@ -38,8 +37,8 @@ def touch(db: Any, windows: Iterable[tuple[int, int]]) -> None:
         )
 
 
-def unsummed(db: Any, server: int, before_ms: int, most: int) -> list[Window]:
-    """As Store.unsummed; each server begins with other nodes, so that they share the work."""
+def dirty_windows(db: Any, server: int, before_ms: int, most: int) -> list[Window]:
+    """Return dirty windows, for Store.dirty_windows; each server begins with other nodes, to share the work."""
     rows = db.execute(
         'SELECT n.name, u.span, u."end", (SELECT max(o.change) FROM unsummed o WHERE o.node = u.node),'
         ' u."end" <= n.kept_from FROM unsummed u JOIN nodes n ON n.id = u.node'
@@ -50,7 +49,7 @@ def unsummed(db: Any, server: int, before_ms: int, most: int) -> list[Window]:
 
 
 def put(db: Any, node: int, window: Window, found: Mapping[str, Rollup]) -> None:
-    """As Store.put_summaries; the node's row is locked."""
+    """Replace the rollups of a window, for Store.replace_rollups; the node's row is locked."""
     key = node, window.span_ms, window.end_ms
     row = db.execute('SELECT change FROM unsummed WHERE node = %s AND span = %s AND "end" = %s', key).fetchone()
     if row is None:
@@ -75,8 +74,8 @@ def _insert(db: Any, node: int, sensor: str, span_ms: int, summary: Rollup) -> N
     )
 
 
-def add_late(db: Any, node: int, window: Window, parts: Mapping[int, Mapping[str, list[Rollup]]]) -> bool:
-    """As Store.add_late; the node's row is locked."""
+def merge_late_rollups(db: Any, node: int, window: Window, parts: Mapping[int, Mapping[str, list[Rollup]]]) -> bool:
+    """Merge late samples into rollups, for Store.merge_late_rollups; the node's row is locked."""
     start, end = window.end_ms - window.span_ms, window.end_ms
     (change,) = db.execute(
         'SELECT max(change) FROM unsummed WHERE node = %s AND "end" > %s AND "end" <= %s', (node, start, end)
@@ -104,8 +103,8 @@ def add_late(db: Any, node: int, window: Window, parts: Mapping[int, Mapping[str
     return True
 
 
-def forget(db: Any, before_ms: int, most: int) -> int:
-    """As Store.forget: whole hours, of some nodes at a time."""
+def delete_expired(db: Any, before_ms: int, most: int) -> int:
+    """Delete expired samples for Store.delete_expired: whole hours, of some nodes at a time."""
     nodes = [id for (id,) in db.execute(
         f"SELECT n.id FROM {_KEPT} WHERE EXISTS (SELECT FROM samples s WHERE s.node = n.id AND s.time <= {_UNTIL})"
         " ORDER BY n.id LIMIT %(nodes)s",
@@ -162,7 +161,7 @@ def _delete(db: Any, rows: Sequence[tuple[int, int]], after_ms: int, until_ms: i
 
 
 def summaries(db: Any, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Rollup]:
-    """As Store.summaries."""
+    """Return the rollups of one sensor, for Store.summaries."""
     rows = db.execute(
         f"SELECT {_SUMMARY} FROM summaries WHERE node = (SELECT id FROM nodes WHERE name = %s) AND sensor = %s"
         ' AND span = %s AND "end" > %s AND "end" <= %s ORDER BY "end"',
@@ -171,11 +170,8 @@ def summaries(db: Any, node: str, sensor: str, span_ms: int, from_ms: int, to_ms
     return [Rollup(*row) for row in rows]
 
 
-# ------------------------------------------------------------------------------------------------------- columns
-
-
-def columns(db: Any, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
-    """As Store.columns."""
+def downsample(db: Any, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
+    """Return the buckets of one sensor, for Store.downsample."""
     row = db.execute("SELECT id, kept_from FROM nodes WHERE name = %s", (node,)).fetchone()
     if row is None or to_ms <= from_ms:
         return []
@@ -192,9 +188,9 @@ def columns(db: Any, node: str, sensor: str, from_ms: int, to_ms: int, count: in
 
 
 def _pieces(db: Any, node: int, kept_from: int, from_ms: int, to_ms: int, count: int) -> list[tuple[int, int, int]]:
-    """After when and up to when which windows are to be looked at; a span of 0 stands for the samples themselves.
+    """Return (span, after, until) of the windows to read; a span of 0 stands for the samples themselves.
 
-    Summaries where columns are as wide, and where the samples are gone; but not the windows that are not summed up yet.
+    Rollups where buckets are as wide, and where the samples are deleted; but not the windows that are dirty.
     """
     width_ms = (to_ms - from_ms) / count
     span_ms = max((span for span in SPANS_MS if span <= width_ms), default=0)
@@ -247,8 +243,8 @@ def _of_samples(db: Any, ask: Mapping[str, Any]) -> Iterable[tuple[Any, ...]]:
     return rows
 
 
-def summary(db: Any, node: str, from_ms: int, to_ms: int, count: int) -> dict[str, list[Bucket]]:
-    """As Store.summary."""
+def downsample_all(db: Any, node: str, from_ms: int, to_ms: int, count: int) -> dict[str, list[Bucket]]:
+    """Return the buckets of every sensor, for Store.downsample_all."""
     shapes = {id: json.loads(names) for id, names in db.execute("SELECT id, names FROM shapes").fetchall()}
     found: dict[str, list[Bucket]] = {}
     for place, shape, key, values, low, high, mean in db.execute(

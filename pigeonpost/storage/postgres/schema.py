@@ -1,12 +1,11 @@
-"""The tables of the PostgreSQL store, as one script that a database takes once; `control.py schema` prints it.
+"""Tables of the PostgreSQL store, as one script for an empty database; `control.py schema` prints it.
 
-Runs on: server.  Reached from: stores/postgres, commands/schema.  Hands on to: PostgreSQL 13 or newer.
-Threads: the writer's, when the store is opened.
-Errors: SettingsError for a database of a newer program, or one that cannot hold the tables; those of psycopg.
+Requires PostgreSQL 13. Errors: SettingsError for a database of a newer program, or one that cannot hold the tables;
+those of psycopg.
 
-They are those of the SQLite store, with three differences. A sample's identity is a key of its own, which the database
-guards. Numbers of epochs are counted by the database alone, for all servers. And each server has a row in `servers`:
-what it has stored, the logs that it writes, and what those still owe, are its own.
+They are the tables of the SQLite store with three differences. A sample's identity is a key, which the database
+enforces. The ids of epochs are assigned by the database alone, for all servers. And each server has a row in
+`servers`: what it has stored, the logs that it writes, and what is owed to those, belong to it.
 """
 
 from __future__ import annotations
@@ -127,7 +126,7 @@ def bring_up_to_date(db: Any) -> None:
 
 
 def refuse_newer(db: Any) -> None:
-    """SettingsError when the tables are those of a newer program, or not there."""
+    """Raise SettingsError when the tables are those of a newer program, or missing."""
     if not _is_made(db):
         raise SettingsError(
             "the database has no tables of Pigeonpost yet: start a server on it, or `control.py schema`"
@@ -141,7 +140,7 @@ def refuse_newer(db: Any) -> None:
 
 
 def check_server(db: Any) -> None:
-    """SettingsError for a PostgreSQL that cannot keep what it is given."""
+    """Raise SettingsError for a PostgreSQL that is too old, or a database that is not in UTF-8."""
     if db.info.server_version < OLDEST:
         raise SettingsError(
             f"PostgreSQL {db.info.parameter_status('server_version')} is too old: 13 or newer is needed"

@@ -1,18 +1,17 @@
-"""Samples in PostgreSQL: for several servers on one database, or more samples than one machine should keep.
+"""Store in PostgreSQL, for several servers on one database, or for more samples than one machine should keep.
 
-Runs on: server.  Reached from: stores.open_store, when `[store] postgres` is set; used as stores.Store.
-Hands on to: PostgreSQL, by COPY: a commit is on its disk when it returns (synchronous_commit).
-Threads: one connection writes, and belongs to the intake's writer thread; readers borrow others (postgres_link).
-Errors: NotStored while the database cannot be reached, restarts, is locked or full: the next attempt connects anew.
-  DiskError for what trying again does not mend. SettingsError for an address, a password or rights that do not do.
+Samples are written by COPY; a commit is on the database's disk when it returns (synchronous_commit). One connection
+writes, and belongs to the Ingestor's writer thread; readers borrow others from the pool.
+Errors: NotStored while the database cannot be reached, restarts, is locked or full: the next attempt connects again.
+DiskError for what a retry does not repair. SettingsError for an address, a password or privileges that do not suffice.
 
-Several servers write to one database, and a node may go from one to the other, or to both at once. Whoever stores
-something of a node first locks the node's row, and reads its marks under that lock: so the servers take turns with each
-node, and what the other one has stored is a repeat. When a connection breaks within COMMIT nobody knows whether it was
-done; the batches come again, and the marks tell.
+Several servers write to one database, and a node may move from one to another, or send to both at once. A writer first
+locks the node's row and reads its marks under that lock: so the servers take turns with each node, and what the other
+one has stored is a repeat. When a connection breaks during COMMIT its outcome is unknown; the batches come again, and
+the marks tell.
 
-The CSV logs belong to a server: to its data folder, in which `server.id` names it. What its logs owe is kept under that
-name, and a server that is new owes nothing of what others have stored.
+The CSV logs belong to a server, identified by `server.id` in its data folder. What is owed to its logs is kept under
+that id; a new server owes its logs nothing of what others have stored.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ Epoch = tuple[str, str]  # node and epoch, by name
 
 
 class PostgresStore(Reader):
-    """The database at an address, open; its tables are made when they are not there."""
+    """A store in the database at an address; its tables are made when they are missing."""
 
     def __init__(self, address: str, folder: str, look_only: bool = False, start_s: float = START_S) -> None:
         """
@@ -92,7 +91,7 @@ class PostgresStore(Reader):
             self._learn_who(db)
 
     def _writer(self) -> Any:
-        """The connection that writes, made anew when it was lost: then nothing that was learned is sure any more."""
+        """The connection that writes, made again when it was lost: then nothing that was cached is certain any more."""
         if self._db is not None and not self._db.closed:
             return self._db
         self._forget_learned()
@@ -126,7 +125,7 @@ class PostgresStore(Reader):
         self._server = row[0] if row else -1
 
     def _take_place(self, db: Any) -> None:
-        """Be the only one who writes as this server. An old connection of ours may need a moment to be gone."""
+        """Lock this server's id against other processes. Our own former connection may hold it for a moment."""
         ask = "SELECT pg_try_advisory_lock(('servers'::regclass::oid::bigint << 32) | %s)"
         give_up_s = time.monotonic() + PLACE_S
         while db.execute(ask, (self._server,)).fetchone() != (True,):
@@ -163,7 +162,7 @@ class PostgresStore(Reader):
                 raise
 
     def _give_up(self) -> None:
-        """Leave the transaction. After an error of the database nothing is sure: the next one connects anew."""
+        """Leave the transaction. After an error of the database nothing is certain: the next one connects again."""
         self._forget_learned()
         if self._db.info.transaction_status == self._psycopg.pq.TransactionStatus.INTRANS:
             try:
@@ -174,9 +173,9 @@ class PostgresStore(Reader):
         self._db.close()
 
     def _hold(self, keys: Iterable[Epoch]) -> None:
-        """Lock the nodes of these epochs until the end of the transaction; then learn the epochs' ids and marks.
+        """Lock the nodes of these epochs until the end of the transaction; then read the epochs' ids and marks.
 
-        Everybody asks for the nodes in one order, so that nobody waits for somebody who waits for him.
+        All servers lock the nodes in the same order, so that there is no deadlock.
         """
         wanted = [key for key in keys if key not in self._epochs]
         if not wanted:
@@ -273,7 +272,7 @@ class PostgresStore(Reader):
             )
 
     def _put_items(self, epoch_commits: Sequence[EpochCommit], noted_ms: int) -> int:
-        """Store samples and gaps, and that the log owes them; the number of the last filing."""
+        """Store samples and gaps, and that the log owes them. Returns the last filing number."""
         count = sum(len(epoch_commit.items) for epoch_commit in epoch_commits)
         (last,) = self._db.execute(
             "UPDATE servers SET filed = filed + %s, seen = now() WHERE id = %s RETURNING filed"
@@ -314,7 +313,7 @@ class PostgresStore(Reader):
     def _lay_out(
         self, rows: list[str], failures: list[tuple[Any, ...]], node: int, epoch: int, sample_batch: SampleBatch
     ) -> None:
-        """The samples as lines of COPY: numbers and JSON's signs, so nothing in them needs to be escaped."""
+        """Add samples as lines of COPY: numbers and JSON punctuation, in which nothing needs to be escaped."""
         shapes, server = self._shapes, self._server
         for (seq, time_ms, _, values, errors, clock), texts in zip(sample_batch.samples, sample_batch.texts):
             names = tuple(values)
@@ -327,7 +326,7 @@ class PostgresStore(Reader):
                 failures += [(epoch, seq, name, _storable(error)) for name, error in errors.items()]
 
     def _copy(self, rows: Sequence[str]) -> None:
-        """Store new samples. Should some be there although the marks do not know them, they are left as they are."""
+        """Store new samples. Any that exist in spite of the marks are left unchanged."""
         text = "".join(rows)
         self._db.execute("SAVEPOINT copying")
         try:
@@ -361,23 +360,23 @@ class PostgresStore(Reader):
         return self._shapes[names]
 
     def _forget_learned(self) -> None:
-        """What was learned in a transaction that is rolled back does not hold; all of it can be looked up again."""
+        """Clear the caches after a rollback: what was learned in the transaction is no longer true."""
         self._nodes: dict[str, int] = {}
         self._epochs: dict[Epoch, tuple[int, HighWaterMark | None]] = {}  # of this transaction: id and mark
         self._shapes: dict[tuple[str, ...], int] = {}
         self._units: dict[str, Mapping[str, str]] = {}
 
-    def put_summaries(self, window: Window, summaries: Mapping[str, Rollup]) -> None:
+    def replace_rollups(self, window: Window, summaries: Mapping[str, Rollup]) -> None:
         with self._link.our_errors():
             statistics.put(self._db, self._hold_node(window.node), window, summaries)
 
-    def add_late(self, window: Window, parts: Mapping[int, Mapping[str, list[Rollup]]]) -> bool:
+    def merge_late_rollups(self, window: Window, parts: Mapping[int, Mapping[str, list[Rollup]]]) -> bool:
         with self._link.our_errors():
-            return statistics.add_late(self._db, self._hold_node(window.node), window, parts)
+            return statistics.merge_late_rollups(self._db, self._hold_node(window.node), window, parts)
 
-    def forget(self, before_ms: int, most: int) -> int:
+    def delete_expired(self, before_ms: int, most: int) -> int:
         with self._link.our_errors():
-            return statistics.forget(self._db, before_ms, most)
+            return statistics.delete_expired(self._db, before_ms, most)
 
     def _hold_node(self, name: str) -> int:
         (id,) = self._db.execute("SELECT id FROM nodes WHERE name = %s FOR NO KEY UPDATE", (name,)).fetchone()
@@ -389,7 +388,7 @@ _HEX_16 = re.compile(r"[0-9a-f]{16}").fullmatch
 
 
 def _server_key(folder: str, make: bool) -> str:
-    """By what the database knows the server whose data folder this is: drawn at random when it is first needed."""
+    """Return the id of the server with this data folder: drawn at random when it is first needed."""
     path = os.path.join(folder, ID_FILE)
     try:
         with open(path, encoding="ascii", errors="replace") as file:
@@ -407,5 +406,5 @@ def _server_key(folder: str, make: bool) -> str:
 
 
 def _storable(text: str) -> str:
-    """A text of a stranger, as PostgreSQL can keep it: it knows no NUL."""
+    """Return an untrusted text as PostgreSQL can store it: without NUL."""
     return text.replace("\0", "\ufffd")

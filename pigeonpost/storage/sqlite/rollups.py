@@ -1,7 +1,6 @@
-"""Statistics in the SQLite store: windows that are summed up, columns made of them, and samples that are forgotten.
+"""Rollups, buckets and expiry in the SQLite store: functions on an open connection.
 
-Runs on: server.  Reached from: stores/sqlite, with a connection.  Hands on to: SQLite.
-Threads: as the connection.  `DirtyWindows` belongs to the writer's.  Errors: those of SQLite.
+`DirtyWindows` belongs to the Ingestor's writer thread. Errors: those of SQLite.
 """
 
 from __future__ import annotations
@@ -19,25 +18,25 @@ Key = tuple[int, int, int]  # node, span, end
 
 
 class DirtyWindows:
-    """Which windows are marked as not summed up, and the last filing that came into each: so that a live window is
-    marked once, and not at every commit."""
+    """The windows that are marked as dirty, and the last filing number that came into each: so that a live window
+    is marked once, and not at every commit."""
 
     def __init__(self) -> None:
         self._touched: dict[Key, int] = {}
         self._added: list[Key] = []  # in the transaction that is open
 
     def begin(self) -> None:
-        """A transaction begins."""
+        """Note that a transaction begins."""
         self._added = []
 
     def undo(self) -> None:
-        """It was rolled back."""
+        """Undo what was marked in the transaction, which was rolled back."""
         for key in self._added:
             self._touched.pop(key, None)
         self._added = []
 
     def touch(self, db: sqlite3.Connection, node: int, times_ms: Iterable[int], filed: int) -> None:
-        """Samples of these times come with filing number `filed`."""
+        """Mark the windows of samples of these times, which have the filing number `filed`."""
         short, *longer = SPANS_MS
         ends = {-(-time_ms // short) * short for time_ms in times_ms}
         keys = [(node, short, end) for end in ends]
@@ -49,17 +48,17 @@ class DirtyWindows:
             self._touched[key] = filed
 
     def is_as_of(self, key: Key, as_of: int) -> bool:
-        """Whether nothing has come into a window after filing number `as_of`."""
+        """Return True if no samples came into a window after the filing number `as_of`."""
         return self._touched.get(key, 0) <= as_of
 
     def clear(self, db: sqlite3.Connection, key: Key) -> None:
-        """It is summed up."""
+        """Unmark a window, which has been rolled up."""
         db.execute('DELETE FROM unsummed WHERE node = ? AND span = ? AND "end" = ?', key)
         self._touched.pop(key, None)
 
 
-def unsummed(db: sqlite3.Connection, before_ms: int, most: int) -> list[Window]:
-    """As Store.unsummed."""
+def dirty_windows(db: sqlite3.Connection, before_ms: int, most: int) -> list[Window]:
+    """Return the oldest dirty windows, for Store.dirty_windows."""
     (as_of,) = db.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'filings'").fetchone()
     rows = db.execute(
         'SELECT n.name, u.span, u."end", u."end" <= n.kept_from FROM unsummed u JOIN nodes n ON n.id = u.node'
@@ -70,7 +69,7 @@ def unsummed(db: sqlite3.Connection, before_ms: int, most: int) -> list[Window]:
 
 
 def put(db: sqlite3.Connection, marks: DirtyWindows, window: Window, found: Mapping[str, Rollup]) -> None:
-    """As Store.put_summaries."""
+    """Replace the rollups of a window, for Store.replace_rollups."""
     (node,) = db.execute(f"SELECT {_NODE}", (window.node,)).fetchone()
     key = node, window.span_ms, window.end_ms
     sensors = [name for (name,) in db.execute("SELECT name FROM sensors WHERE node = ?", (node,))]
@@ -86,10 +85,10 @@ def put(db: sqlite3.Connection, marks: DirtyWindows, window: Window, found: Mapp
 _INSERT = "INSERT OR REPLACE INTO summaries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
-def add_late(
+def merge_late_rollups(
     db: sqlite3.Connection, marks: DirtyWindows, window: Window, parts: Mapping[int, Mapping[str, list[Rollup]]]
 ) -> bool:
-    """As Store.add_late."""
+    """Merge late samples into the rollups of an hour, for Store.merge_late_rollups."""
     (node,) = db.execute(f"SELECT {_NODE}", (window.node,)).fetchone()
     start, end = window.end_ms - window.span_ms, window.end_ms
     keys: list[Key] = [
@@ -120,8 +119,8 @@ def add_late(
     return True
 
 
-def forget(db: sqlite3.Connection, before_ms: int, most: int) -> int:
-    """As Store.forget: whole hours, of one node at a time."""
+def delete_expired(db: sqlite3.Connection, before_ms: int, most: int) -> int:
+    """Delete expired samples for Store.delete_expired: whole hours, of one node at a time."""
     (owed_ms,) = db.execute("SELECT min(low) FROM filings").fetchone()
     last_ms = min(before_ms, before_ms if owed_ms is None else owed_ms) - 1
     left = most
@@ -158,7 +157,7 @@ def _delete(db: sqlite3.Connection, node: int, rows: list[tuple[int, int, int]])
 
 
 def summaries(db: sqlite3.Connection, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Rollup]:
-    """As Store.summaries."""
+    """Return the rollups of one sensor, for Store.summaries."""
     rows = db.execute(
         f'SELECT {_SUMMARY} FROM summaries WHERE node = {_NODE} AND sensor = ? AND span = ? AND "end" > ?'
         ' AND "end" <= ? ORDER BY "end"',
@@ -167,11 +166,8 @@ def summaries(db: sqlite3.Connection, node: str, sensor: str, span_ms: int, from
     return [Rollup(*row) for row in rows]
 
 
-# ------------------------------------------------------------------------------------------------------- columns
-
-
-def columns(db: sqlite3.Connection, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
-    """As Store.columns."""
+def downsample(db: sqlite3.Connection, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
+    """Return the buckets of one sensor, for Store.downsample."""
     if to_ms <= from_ms:
         return []
     found: dict[int, Bucket] = {}
@@ -185,9 +181,9 @@ def columns(db: sqlite3.Connection, node: str, sensor: str, from_ms: int, to_ms:
 
 
 def _pieces(db: sqlite3.Connection, node: str, from_ms: int, to_ms: int, count: int) -> list[tuple[int, int, int]]:
-    """After when and up to when which windows are to be looked at; a span of 0 stands for the samples themselves.
+    """Return (span, after, until) of the windows to read; a span of 0 stands for the samples themselves.
 
-    Summaries where columns are as wide, and where the samples are gone; but not the windows that are not summed up yet.
+    Rollups where buckets are as wide, and where the samples are deleted; but not the windows that are dirty.
     """
     width_ms = (to_ms - from_ms) / count
     span_ms = max((span for span in SPANS_MS if span <= width_ms), default=0)

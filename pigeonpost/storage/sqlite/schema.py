@@ -1,6 +1,5 @@
-"""The tables of the SQLite store, and how older files come to have them.
+"""Tables of the SQLite store, and the migration of older files.
 
-Runs on: server.  Reached from: stores/sqlite.  Hands on to: SQLite.  Threads: the writer's, when the store is opened.
 Errors: SettingsError for a file of a newer program; those of SQLite.
 """
 
@@ -75,7 +74,7 @@ _STEPS = (_FIRST, _STATISTICS)  # what each version adds to the one before
 
 
 def refuse_newer(db: sqlite3.Connection, path: str) -> int:
-    """The version of the file; SettingsError when it is a newer one than this program knows."""
+    """Return the version of the file. Raises SettingsError when it is newer than this program."""
     version = _version(db)
     if version > VERSION:
         raise SettingsError(
@@ -86,7 +85,7 @@ def refuse_newer(db: sqlite3.Connection, path: str) -> int:
 
 
 def refuse_other(db: sqlite3.Connection, path: str) -> None:
-    """For who may change nothing: SettingsError when the file is not of this program's version."""
+    """Raise SettingsError when the file is not of this program's version: for read-only use."""
     if refuse_newer(db, path) < VERSION:
         raise SettingsError(
             f"{path} was made by an older Pigeonpost: start this one's server once, which brings it up to date"
@@ -99,7 +98,7 @@ def _version(db: sqlite3.Connection) -> int:
 
 
 def bring_up_to_date(db: sqlite3.Connection, path: str) -> None:
-    """Make the tables, or those that an older file lacks, after a copy of it was made beside it."""
+    """Make the tables, or migrate an older file after copying it."""
     version = refuse_newer(db, path)
     if version == VERSION:
         return
@@ -115,7 +114,7 @@ def bring_up_to_date(db: sqlite3.Connection, path: str) -> None:
 
 
 def _copy(db: sqlite3.Connection, path: str) -> None:
-    """A copy of the whole file under another name, durable before anything is changed."""
+    """Copy the whole file under another name, durably, before anything is changed."""
     partial = f"{path}.part"
     if os.path.exists(path):
         return  # made when the change was begun before, and did not end

@@ -1,16 +1,15 @@
-"""Samples in one SQLite file, `pigeonpost.sqlite3`: the store that needs nothing installed.
+"""Store in one SQLite file, `pigeonpost.sqlite3`: the default, which needs nothing installed.
 
-Runs on: server.  Reached from: server.py and control.py, which make it; used as stores.Store.
-Hands on to: SQLite, in WAL mode with synchronous=FULL: a commit is on the disk when it returns.
-Threads: one connection writes, and belongs to the intake's writer thread. Only it ever writes or checkpoints: SQLite
-  3.7.0 to 3.51.2 can damage a file when two connections checkpoint at once. Readers borrow read-only connections from
-  a small pool (`_idle`, a deque; append and pop are atomic) for one short question each. `_room` lets so many of them
-  ask at once; the next one waits.
+WAL mode with synchronous=FULL: a commit is on the disk when it returns.
+
+One connection writes, and belongs to the Ingestor's writer thread. No other ever writes or checkpoints: SQLite 3.7.0 to
+3.51.2 can damage a file when two connections checkpoint at once. A reader borrows a read-only connection for one short
+query from `_idle`, a deque whose append and pop are atomic; `_room` limits how many readers query at once.
 Errors: NotStored for a full disk or a locked file; DiskError for I/O errors, corruption, and a file that was removed.
 
-Samples are kept in the order in which they are asked for, node and time, one row each; their values stand as a JSON
-array beside the id of their `shape`, the list of their names. Measured, that is 17 bytes a value, against 25 with a row
-a value, and twice as fast to write. The view `readings` shows a row a value to people.
+Samples are one row each, in the order in which they are queried, node and time; their values are a JSON array beside
+the id of their `shape`, the list of their names. Measured: 17 bytes per value, against 25 with one row per value, and
+twice as fast to write. The view `readings` shows one row per value to people.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ _TRY_AGAIN = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 class SqliteStore(Store):
-    """The file in `folder`, open; made when it is not there."""
+    """A store in the file in `folder`, which is made when it is missing."""
 
     def __init__(self, folder: str, look_only: bool = False) -> None:
         """
@@ -191,7 +190,7 @@ class SqliteStore(Store):
         return self._shapes[names]
 
     def _forget(self) -> None:
-        """What was learned in a transaction that is rolled back does not hold; all of it can be looked up again."""
+        """Clear the caches after a rollback: what was learned in the transaction is no longer true."""
         self._nodes: dict[str, int] = {}
         self._shapes: dict[tuple[str, ...], int] = {}
         self._units: dict[str, Mapping[str, str]] = {}
@@ -204,14 +203,14 @@ class SqliteStore(Store):
         if not there:
             raise DiskError(f"{self._path} was removed or replaced while it was in use")
 
-    def put_summaries(self, window: Window, summaries: Mapping[str, Rollup]) -> None:
+    def replace_rollups(self, window: Window, summaries: Mapping[str, Rollup]) -> None:
         rollups.put(self._db, self._marks, window, summaries)
 
-    def add_late(self, window: Window, parts: Mapping[int, Mapping[str, list[Rollup]]]) -> bool:
-        return rollups.add_late(self._db, self._marks, window, parts)
+    def merge_late_rollups(self, window: Window, parts: Mapping[int, Mapping[str, list[Rollup]]]) -> bool:
+        return rollups.merge_late_rollups(self._db, self._marks, window, parts)
 
-    def forget(self, before_ms: int, most: int) -> int:
-        return rollups.forget(self._db, before_ms, most)
+    def delete_expired(self, before_ms: int, most: int) -> int:
+        return rollups.delete_expired(self._db, before_ms, most)
 
     def close(self) -> None:
         for db in self._idle:
@@ -267,7 +266,7 @@ class SqliteStore(Store):
             return [self._about(db, id, name) for id, name in db.execute("SELECT id, name FROM nodes ORDER BY name")]
 
     def _about(self, db: sqlite3.Connection, id: int, name: str) -> dict[str, Any]:
-        high, forgotten = db.execute(
+        high, expired = db.execute(
             "SELECT coalesce(sum(seq), 0), coalesce(sum(forgotten), 0) FROM epochs WHERE node = ?", (id,)
         ).fetchone()
         within, before = db.execute(
@@ -283,7 +282,7 @@ class SqliteStore(Store):
             "name": name,
             "samples": high - within,
             "missing": within + before,
-            "forgotten": forgotten,
+            "forgotten": expired,
             "kept_from_ms": db.execute("SELECT kept_from FROM nodes WHERE id = ?", (id,)).fetchone()[0],
             "first_ms": ends[0][0] if ends[0] else None,
             "last_ms": ends[1][0] if ends[1] else None,
@@ -305,11 +304,11 @@ class SqliteStore(Store):
             for time_ms, epoch, seq, names, values, clock in reversed(rows)
         ]
 
-    def columns(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
+    def downsample(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
         with self._reading() as db:
-            return rollups.columns(db, node, sensor, from_ms, to_ms, count)
+            return rollups.downsample(db, node, sensor, from_ms, to_ms, count)
 
-    def summary(self, node: str, from_ms: int, to_ms: int, count: int) -> dict[str, list[Bucket]]:
+    def downsample_all(self, node: str, from_ms: int, to_ms: int, count: int) -> dict[str, list[Bucket]]:
         with self._reading() as db:
             shapes = {id: json.loads(names) for id, names in db.execute("SELECT id, names FROM shapes")}
             rows = db.execute(
@@ -327,9 +326,9 @@ class SqliteStore(Store):
             columns.append(column)
         return found
 
-    def unsummed(self, before_ms: int, most: int) -> list[Window]:
+    def dirty_windows(self, before_ms: int, most: int) -> list[Window]:
         with self._reading() as db:
-            return rollups.unsummed(db, before_ms, most)
+            return rollups.dirty_windows(db, before_ms, most)
 
     def summaries(self, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Rollup]:
         with self._reading() as db:
@@ -365,20 +364,20 @@ class SqliteStore(Store):
                 )
             }
             missing = dict(db.execute("SELECT epoch, sum(last - first + 1) FROM gaps GROUP BY epoch"))
-            for id, name, epoch, mark, forgotten in db.execute(
+            for id, name, epoch, mark, expired in db.execute(
                 "SELECT e.id, n.name, e.epoch, e.seq, e.forgotten FROM epochs e JOIN nodes n ON n.id = e.node"
             ):
                 count, distinct, low, high = stored.get(id, (0, 0, 1, 0))
                 where = f"node {name}, epoch {epoch}"
                 if count != distinct:
                     yield f"{where}: {count - distinct} samples are stored twice"
-                known = distinct + forgotten
+                known = distinct + expired
                 if known + missing.get(id, 0) != mark or low < 1 or high > mark:
                     yield f"{where}: {known} samples and {missing.get(id, 0)} in gaps do not add up to {mark}"
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        """A read-only connection that sees one moment, for one short question."""
+        """Borrow a read-only connection with a snapshot of the database, for one short query."""
         with self._room, self._our_errors():
             try:
                 db = self._idle.pop()

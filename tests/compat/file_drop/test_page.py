@@ -169,7 +169,7 @@ class Import(Case):
 
     def test_a_user_who_may_only_look(self):
         name = self.drop(CSV)
-        self.house.users.set_password("guest", "long enough", role="look")
+        self.house.users.set_password("guest", "long enough", role="viewer")
         guest = self.house.log_in("guest", "long enough")
         status, _, page = self.house.request("GET", "/files", guest, html=True)
         self.assertEqual((status, b"/import" in page, name.encode() in page), (200, False, True))

@@ -18,6 +18,7 @@ from pigeonpost.core import config
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.sensors.formula import compile_formula
 from pigeonpost.settings import NODE, SERVER
+from tests.http_servers import Server, raw_server, says
 from tests.support import temp_folder
 from tests.web.support import WebHouse
 
@@ -129,9 +130,21 @@ class Sources(unittest.TestCase):
         host, port = house.address
         with self.assertRaisesRegex(Unreachable, f"^http://{host}:{port}/config.json: Not Found"):
             load(f"http://{host}:{port}/config.json")
-        with mock.patch("urllib.request.urlopen") as opened:
-            opened.return_value.__enter__.return_value.read.return_value = text(sensor())
-            self.assertIn("C4", load("https://example.org/config.json").sensors)
+        server = Server(self)
+        server.answers["/old"] = (302, {"Location": "/config.json"}, b"")
+        server.answers["/config.json"] = (200, {}, text(sensor()))
+        with mock.patch.dict(os.environ, {"http_proxy": "http://127.0.0.1:1"}):
+            self.assertIn("C4", load(f"{server.url}/old").sensors)
+
+    def test_a_url_that_does_not_answer_is_tried_again_later(self):
+        cut_off = raw_server(self, says(b"200 OK\r\nContent-Length: 100", text(sensor())[:50]))
+        for url, words in (
+            (raw_server(self, lambda sock: sock.sendall(b"SSH-2.0-OpenSSH\r\n")), "SSH-2.0"),
+            (cut_off, "the answer was cut off"),
+            ("http://no.such.host.invalid/c.json", ""),
+        ):
+            with self.subTest(url), self.assertRaisesRegex(Unreachable, f"^{url}: .*{words}"):
+                load(url)
 
     def test_what_does_not_read(self):
         with self.assertRaisesRegex(SettingsError, "^/nowhere/x: No such file"):
@@ -140,6 +153,10 @@ class Sources(unittest.TestCase):
             file.truncate(legacy_config.FILE_BYTES + 1)
         with self.assertRaisesRegex(SettingsError, "longer than 4 MiB"):
             load(self.path)
+        server = Server(self)
+        server.answers["/c"] = (200, {}, b" " * (legacy_config.FILE_BYTES + 1))
+        with self.assertRaisesRegex(SettingsError, "^http.*/c: longer than 4 MiB"):
+            load(f"{server.url}/c")
 
     def test_JPH_CONFIG_tells_where_it_is(self):
         with mock.patch.dict(os.environ, {"JPH_CONFIG": "file:there"}):

@@ -17,7 +17,7 @@ class Counts(unittest.TestCase):
         count = Count()
         if start is not None:
             count.restart(start, NOW)
-        self.new = [count.note(sequence, NOW) for sequence in sequences]
+        self.new = [count.record(sequence, NOW) for sequence in sequences]
         return count
 
     def test_gaps_are_counted_as_lost(self):
@@ -53,7 +53,7 @@ class Counts(unittest.TestCase):
         count = self.note(5, 1_000_000, 1_000_001)
         self.assertEqual((count.lost, count.unannounced), (0, 1))
         count = self.note(5, 6, 7)
-        self.assertTrue(count.note(5, NOW + 1))  # a number of just now, but with a newer time
+        self.assertTrue(count.record(5, NOW + 1))  # a number of just now, but with a newer time
         self.assertEqual((count.unannounced, count.repeated), (1, 0))
 
     def test_a_restart_that_was_announced(self):
@@ -61,9 +61,9 @@ class Counts(unittest.TestCase):
         self.assertEqual(count.lost, 3)
         self.assertTrue(count.restart(500, NOW + 1))
         self.assertEqual(count.lost, 0)
-        self.assertTrue(count.note(501, NOW + 1))
+        self.assertTrue(count.record(501, NOW + 1))
         self.assertFalse(count.restart(500, NOW + 1))  # the same packet, by another way
-        self.assertTrue(count.note(503, NOW + 1))
+        self.assertTrue(count.record(503, NOW + 1))
         self.assertEqual((count.lost, count.repeated), (1, 1))
 
 
@@ -71,14 +71,14 @@ class States(unittest.TestCase):
     def setUp(self):
         self.state = BusState()
 
-    def hear(self, *datagrams, now_ms=NOW):
-        return self.state.hear([decode(data) for data in datagrams], now_ms)
+    def receive(self, *datagrams, now_ms=NOW):
+        return self.state.receive([decode(data) for data in datagrams], now_ms)
 
     def fields(self, codifier="C4", now_ms=NOW):
         return self.state.show(now_ms)["codifiers"][codifier]
 
     def test_last_state_has_the_names_of_the_old_redis_hash(self):
-        self.hear(
+        self.receive(
             reading("n", 70, sequence=70, time_ms=NOW - 9), reading("f", 21.3, sequence=71, time_ms=NOW - 8),
             control("N", sequence=1, number=NOW - 500, time_ms=NOW - 7),
             control("I", sequence=2, number=NOW - 500, active=False, time_ms=NOW - 6),
@@ -97,7 +97,7 @@ class States(unittest.TestCase):
         self.assertEqual({key: fields[key] for key in expected}, expected)
 
     def test_readings_of_every_kind(self):
-        heard = self.hear(
+        heard = self.receive(
             reading("i", 512, sequence=1, time_ms=NOW), reading("f", -21.3, sequence=2, time_ms=NOW),
             reading("s", b"7.5", sequence=3, time_ms=NOW), reading("s", b"open", sequence=4, time_ms=NOW),
             reading("j", b'{"value":20.5,"voltage":1.2}', sequence=5, time_ms=NOW),
@@ -108,11 +108,11 @@ class States(unittest.TestCase):
         self.assertEqual([one.value for one in heard], [512, -21.3, 7.5, 20.5, 1, None, None])
         self.assertEqual(heard[3].more, {"voltage": 1.2})
         self.assertEqual([one.error for one in heard[-2:]], ["no number: None", "no finite number: nan"])
-        self.hear(reading("s", b"closed", sequence=9, time_ms=NOW))
+        self.receive(reading("s", b"closed", sequence=9, time_ms=NOW))
         self.assertEqual(self.fields()["Value"], "closed")
 
     def test_one_count_for_each_codifier_on_data(self):
-        self.hear(
+        self.receive(
             reading("i", 1, "C4", 1), reading("i", 1, "C5", 900), reading("i", 1, "C4", 2), reading("i", 1, "C5", 902)
         )
         self.assertEqual(self.fields("C4")["DPacketsLost"], 0)
@@ -120,7 +120,7 @@ class States(unittest.TestCase):
 
     def test_what_comes_twice_is_one_reading(self):
         data = reading("i", 1, sequence=5, time_ms=NOW)
-        self.assertEqual(len(self.hear(data, data)), 1)
+        self.assertEqual(len(self.receive(data, data)), 1)
         self.assertEqual(self.fields()["DRepeated"], 1)
 
     def test_a_senders_time_is_believed_within_a_day_of_ours(self):
@@ -133,43 +133,43 @@ class States(unittest.TestCase):
         ):
             with self.subTest(off_ms):
                 state = self.state = BusState()
-                (heard,) = self.hear(reading("i", 1, time_ms=NOW + off_ms))
+                (heard,) = self.receive(reading("i", 1, time_ms=NOW + off_ms))
                 self.assertEqual(heard.time_ms, NOW + off_ms if believed else NOW)
                 self.assertEqual("Note" in state.show(NOW)["codifiers"]["C4"], not believed)
         self.assertEqual(self.fields()["Note"], "its clock is -10 days off: ours was used")
-        self.hear(reading("i", 1, sequence=2, time_ms=2**64 - 1))
+        self.receive(reading("i", 1, sequence=2, time_ms=2**64 - 1))
         self.assertEqual(self.fields()["DTimestamp"], NOW)
-        self.hear(reading("i", 1, sequence=3, time_ms=NOW + 5))
+        self.receive(reading("i", 1, sequence=3, time_ms=NOW + 5))
         self.assertNotIn("Note", self.fields())
 
     def test_alive_is_who_said_so_lately(self):
         state = BusState({"C4": 10.0}.get)
-        state.hear([decode(control("I", time_ms=NOW))], NOW)
+        state.receive([decode(control("I", time_ms=NOW))], NOW)
         for later_ms, alive in ((0, True), (25_000, True), (25_001, False)):
             self.assertEqual(state.show(NOW + later_ms)["codifiers"]["C4"]["Alive"], alive)
-        state.hear([decode(reading("i", 1, "C5"))], NOW)
+        state.receive([decode(reading("i", 1, "C5"))], NOW)
         self.assertNotIn("Alive", state.show(NOW)["codifiers"]["C5"])  # a proxy never says I
 
     def test_a_duplicate_instance_is_seen(self):
-        self.hear(control("N", sequence=1, number=1000), control("I", sequence=2, number=1000))
-        self.hear(control("N", sequence=70, number=2000), control("I", sequence=71, number=2000))
+        self.receive(control("N", sequence=1, number=1000), control("I", sequence=2, number=1000))
+        self.receive(control("N", sequence=70, number=2000), control("I", sequence=71, number=2000))
         self.assertNotIn("Duplicates", self.fields())
-        self.hear(control("I", sequence=3, number=1000, time_ms=NOW))
+        self.receive(control("I", sequence=3, number=1000, time_ms=NOW))
         self.assertEqual((self.fields()["Duplicates"], self.fields()["DuplicateTimestamp"]), (1, NOW))
 
     def test_ping_times(self):
-        self.hear(control("P", "R1", "C4", 1, number=123.0), now_ms=NOW)
-        self.hear(control("T", "C4", "R1", 1, number=123.0, time_ms=NOW + 4), now_ms=NOW + 4)
+        self.receive(control("P", "R1", "C4", 1, number=123.0), now_ms=NOW)
+        self.receive(control("T", "C4", "R1", 1, number=123.0, time_ms=NOW + 4), now_ms=NOW + 4)
         self.assertEqual(self.fields()["RoundTrip"], 4)
-        self.hear(control("T", "C4", "R1", 2, number=123.0, time_ms=NOW + 9), now_ms=NOW + 9)  # nobody asked
+        self.receive(control("T", "C4", "R1", 2, number=123.0, time_ms=NOW + 9), now_ms=NOW + 9)  # nobody asked
         self.assertEqual(self.fields()["RoundTrip"], 4)
         for n in range(1000):
-            self.hear(control("P", "R1", "C4", n + 2, number=float(n)))
+            self.receive(control("P", "R1", "C4", n + 2, number=float(n)))
         self.assertLessEqual(len(self.state._pings), 64)
 
     def test_there_is_room_for_so_many_codifiers_only(self):
         codes = [chr(a) + chr(b) for a in range(33, 127) for b in range(33, 127)][: MOST_CODIFIERS + 100]
-        heard = self.hear(*[reading("i", 1, code, time_ms=NOW) for code in codes if code != "@@"])
+        heard = self.receive(*[reading("i", 1, code, time_ms=NOW) for code in codes if code != "@@"])
         shown = self.state.show(NOW)
         self.assertEqual((len(heard), len(shown["codifiers"])), (MOST_CODIFIERS, MOST_CODIFIERS))
         self.assertEqual(shown["ignored"], 100)

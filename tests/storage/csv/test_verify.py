@@ -7,7 +7,7 @@ from csvbuffer import CsvLog
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.storage.csv import format
 from pigeonpost.storage.csv.format import HEADER, local_time, log_name
-from pigeonpost.storage.csv.verify import verify_logs, write_anew
+from pigeonpost.storage.csv.verify import rebuild_log, verify_logs
 from pigeonpost.storage.sqlite.store import SqliteStore
 from tests.page_support import set_zone, use_memory_disk
 from tests.storage.memory_store import MemoryStore
@@ -233,9 +233,9 @@ class VerifyingAfterForgetting(LogFileCase):
             self.commit(batch(hour + 1, hour + 1, time_ms=first_ms + hour * self.HOUR_MS))
         self.log.record()
         with self.store.writing(()):
-            for window in self.store.unsummed(1 << 60, 100):
-                self.store.put_summaries(window, {})
-            self.assertEqual(self.store.forget(first_ms + 3 * self.HOUR_MS, 100), 3)
+            for window in self.store.dirty_windows(1 << 60, 100):
+                self.store.replace_rollups(window, {})
+            self.assertEqual(self.store.delete_expired(first_ms + 3 * self.HOUR_MS, 100), 3)
         self.commit(batch(1, 2, node="b", time_ms=first_ms))  # comes late
         self.log.record()
 
@@ -263,7 +263,7 @@ class WritingALog(unittest.TestCase):
         self.logs, self.name = os.path.join(self.folder, "logs"), log_name(self.clock.wall_ms())
 
     def write_log(self):
-        write_anew(self.logs, self.name, self.store, self.clock)
+        rebuild_log(self.logs, self.name, self.store, self.clock)
         with open(os.path.join(self.logs, self.name), encoding="utf-8") as log:
             return log.read()
 

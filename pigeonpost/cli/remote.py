@@ -1,0 +1,95 @@
+"""Requests of commands to the server that runs on a data folder, and to a node itself.
+
+Errors: Failed, with what the server or the node said, or why there is no answer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from typing import Any
+
+from pigeonpost.auth.tokens import Tokens
+from pigeonpost.cli.contract import Context, Failed
+from pigeonpost.core.addresses import join_address
+from pigeonpost.core.data_folder import RUNNING
+from pigeonpost.core.http_client import CertificateMismatch, HttpConnection, HttpError, ServerTrust, server_url
+from protocol import decode, encode
+
+ANSWER_S = 10.0  # for a running server or a node
+_ANSWER_BYTES = 64 << 20
+
+
+def ask_server(data: str, method: str, path: str, content: Any = None) -> Any:
+    """Return the decoded answer of the server that runs on `data`; Failed when none runs there, or it refuses."""
+    about = _running(data)
+    host, port = about["web"][0]
+    here = local_host(host)
+    place = join_address(here, port)
+    connection = _connection(here, port, about.get("certificate", ""))
+    body = None if content is None else json.dumps(content)
+    headers = {"Authorization": f"Bearer {about['key']}", "Content-Type": "application/json"}
+    try:
+        answer = connection.request(method, path, headers, body, limit_bytes=_ANSWER_BYTES)
+    except CertificateMismatch as error:
+        raise Failed(
+            f"another certificate is at {place}: expected {error.expected}, found {error.found}"
+        ) from None  # fmt: skip
+    except HttpError as error:  # perhaps from another program, which has the port now
+        raise Failed(f"the server at {place} does not answer: {error}") from None
+    finally:
+        connection.close()
+    is_json = answer.headers.get_content_type() == "application/json"
+    found = json.loads(answer.body) if is_json else answer.body.decode()
+    if answer.status >= 400:
+        raise Failed(found["error"]["text"] if isinstance(found, dict) else str(found).strip())
+    return found
+
+
+def _running(data: str) -> Any:
+    """What the server that runs on `data` tells of itself."""
+    try:
+        with open(os.path.join(data, RUNNING), encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        raise Failed(f"no server runs on {data} (--data DIR, before the command, names another folder)") from None
+    except PermissionError:
+        raise Failed(f"{data}/running.json may be read only by the user who runs the server") from None
+
+
+def _connection(host: str, port: int, certificate: str) -> HttpConnection:
+    """A connection to the server on this machine; over TLS where it has a certificate, which is pinned."""
+    if not certificate:
+        return HttpConnection(server_url(host, port, secure=False), ANSWER_S)
+    from pigeonpost.web.tls import fingerprint_of
+
+    return HttpConnection(server_url(host, port, secure=True), ANSWER_S, ServerTrust(fingerprint_of(certificate)))
+
+
+def local_host(host: str) -> str:
+    """Where this machine reaches a program that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def ask_node(context: Context, word: str, *arguments: Any) -> str:
+    """Send one word to the node at --link in a plain session, with its token if there is one; return its answer."""
+    address: tuple[str, int] = context.arguments.link
+    place = join_address(*address)
+    secret = os.environ.get("PIGEONPOST_NODE_TOKEN") or Tokens(context.data).text_of(
+        getattr(context.arguments, "node", None) or ""
+    )
+    try:
+        with socket.create_connection(address, ANSWER_S) as link:
+            if secret:
+                link.sendall(encode("AUTH", {"token": secret}))
+            link.sendall(encode(word, *arguments))
+            line = link.makefile("rb").readline()
+    except OSError as error:
+        raise Failed(f"{place}: {error.strerror or error}") from None
+    if not line:
+        raise Failed(f"{place}: closed without an answer")
+    answer = decode(line)
+    if answer is not None and answer.word == "ERROR":
+        raise Failed(f"{place}: {answer.args[1].get('text', answer.args[0])}")
+    return line.decode().rstrip()

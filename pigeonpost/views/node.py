@@ -1,0 +1,137 @@
+"""Page of one node (`/nodes/NAME`): its sensors, its state, what it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pigeonpost.core.clock import rfc3339
+from pigeonpost.core.format import age, aligned, clock, size
+from pigeonpost.core.html import Html, join_html
+from pigeonpost.http.message import HTTPError, Response
+from pigeonpost.views.context import RequestContext
+from pigeonpost.views.dashboard import (
+    ON_OFF,
+    SPANS,
+    chart_images,
+    clock_offset,
+    default_span,
+    footer,
+    node_buttons,
+    node_level,
+    sensor_card,
+    sensor_lines,
+    span_links,
+)
+from pigeonpost.views.gaps_and_events import gap_text
+from pigeonpost.views.html import html_page, text_page
+from pigeonpost.views.models import NodeView, StatusSnapshot
+from pigeonpost.views.quality_flags import flag_counts, flags_table, limits_of
+
+_NOTICES = {
+    "on": "{node} is on: it samples.",
+    "off": "{node} is off: it takes no samples. What it holds still comes.",
+    "status": "{node} answered: sampling is {on}, its last sample was sent at {sent} by its own clock.",
+    "silent": "{node} did not answer. It will be asked again when it is connected.",
+}
+
+
+def node_page(context: RequestContext) -> Response:
+    """`/nodes/NAME`: the same of one node, all that it says of itself, and what is missing of it."""
+    snapshot = context.snapshot()
+    node = snapshot.node(context.args[0])
+    if node is None or not node.name:
+        raise HTTPError(404, "There is no node of that name.", "unknown-node")
+    missing = [gap for gap in context.app.store.gaps(200) if gap["node"] == node.name]
+    if not context.request.wants_html:
+        return text_page(_node_text(context, snapshot, node, missing))
+    span = context.request.query.get("span", "")
+    span = span if span in dict(SPANS) else default_span(node.sensors[0]) if node.sensors else "24h"
+    body = join_html((
+        Html("<h1>{}</h1>").format(node.name),
+        _notice(context, node),
+        Html('<p class="verdict {}" data-piece="verdict">{}.</p>').format(node_level(node), _says(node)),
+        Html('<div class="buttons" data-piece="buttons">{}</div>').format(node_buttons(context, node)),
+        Html('<section class="cards" aria-label="Sensors" data-piece="cards">{}</section>').format(
+            join_html(sensor_card(sensor, False) for sensor in node.sensors)
+        ),
+        span_links(node, span),
+        chart_images(node.sensors, span),
+        flags_table(node.sensors),
+        Html('<section data-piece="about"><h2>About this node</h2><table class="facts">{}</table></section>').format(
+            join_html(Html("<tr><th>{}</th><td>{}</td></tr>").format(*fact) for fact in _info(node, snapshot.now_ms))
+        ),
+        _missing(missing, snapshot.now_ms),
+    ), "\n")  # fmt: skip
+    return html_page(node.name, body, context, live=True, foot=footer(context))
+
+
+def _missing(gaps: Sequence[dict[str, Any]], now_ms: int) -> Html:
+    if not gaps:
+        return Html("<p>Nothing of this node is missing.</p>")
+    rows = join_html(
+        Html("<tr><td>{}</td><td>{}</td><td>{}</td></tr>").format(
+            gap_text(gap), clock(gap["noted_ms"], now_ms), gap["why"]
+        )
+        for gap in gaps
+    )
+    return Html(
+        '<section><h2>What is missing, and why</h2><table class="facts"><thead><tr><th>samples</th><th>known since</th>'
+        "<th>why</th></tr></thead><tbody>{}</tbody></table></section>"
+    ).format(rows)
+
+
+def _notice(context: RequestContext, node: NodeView) -> Html:
+    """Return the result of the button just pressed: one of our own sentences, never text of the address."""
+    words = _NOTICES.get(context.request.query.get("notice", ""))
+    if not words:
+        return Html("")
+    on, sent = ON_OFF[node.on], node.last_sent or "–"
+    return Html('<p class="notice" role="status">{}</p>').format(words.format(node=node.name, on=on, sent=sent))
+
+
+def _says(node: NodeView) -> str:
+    last = f"; last sample {age(node.age_s)} ago" if node.age_s is not None else ""
+    return f"{node.words[:1].upper()}{node.words[1:]}{last}"
+
+
+def _info(node: NodeView, now_ms: int) -> Iterator[tuple[str, str]]:
+    yield "address", node.address or "–"
+    yield "state", node.words + (f", since {clock(node.since_ms, now_ms)}" if node.since_ms is not None else "")
+    yield "sampling", ON_OFF[node.on]
+    yield "last sent", f"{node.last_sent} by its own clock" if node.last_sent else "–"
+    yield "sampling interval", f"{node.every_s:g} s" if node.every_s else "–"
+    yield "last sample", rfc3339(node.last_ms) if node.last_ms is not None else "–"
+    yield "stored here", f"{node.samples:,} samples"
+    yield "missing", f"{node.missing:,} samples" if node.missing else "none"
+    room = f" of {node.slots:,}" if node.slots else ""
+    yield "in its outbox", f"{node.held:,}{room}" if node.held is not None else "–"
+    yield "its clock", clock_offset(node.shift_ms)
+    yield "answers in", f"{node.round_trip_ms:.1f} ms" if node.round_trip_ms is not None else "–"
+    if node.machine:
+        yield "its computer", ", ".join(_of_machine(node))
+    yield "version", node.version or "–"
+
+
+def _of_machine(node: NodeView) -> Iterator[str]:
+    told = node.machine
+    if "cpu_temperature" in told:
+        yield f"processor at {told['cpu_temperature']:.0f} °C"
+    if "load" in told:
+        yield f"load {told['load']:.2f}"
+    for key, words in (("memory_free", "memory"), ("disk_free", "disk")):
+        if key in told:
+            yield f"{size(told[key] * 2**20)} of {words} free"
+
+
+def _node_text(
+    context: RequestContext, snapshot: StatusSnapshot, node: NodeView, missing: Sequence[dict[str, Any]]
+) -> str:
+    here = context.request.headers.get("host", "localhost")
+    lines = [f"{node.name}: {_says(node)}.", "", *sensor_lines(node.sensors), ""]
+    lines += [f"{name:<20}{value}" for name, value in _info(node, snapshot.now_ms)]
+    judged = [(sensor.name, limits_of(sensor), flag_counts(sensor)) for sensor in node.sensors if sensor.limits]
+    lines += ["", *aligned(("SENSOR", "LIMITS", "BEYOND THEM, IN THIS RUN"), judged, "<<<")] if judged else []
+    lines += ["", "Missing:", *(f"  {gap_text(gap)}: {gap['why']}" for gap in missing)] if missing else []
+    lines += ["", "Off:  curl --json '{\"on\": false}' " + f"http://{here}/api/v1/nodes/{node.name}/send"]
+    return "\n".join(lines) + "\n"

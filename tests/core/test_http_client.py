@@ -1,0 +1,407 @@
+"""The HTTP client: certificates, deadlines, limits, answers that are cut off, redirects; it is the only one."""
+
+import contextlib
+import math
+import os
+import shutil
+import socket
+import ssl
+import threading
+import time
+import unittest
+from unittest import mock
+
+from pigeonpost.core.http_client import (
+    MOST_REDIRECTS,
+    AnswerCutOff,
+    AnswerTimeout,
+    AnswerTooLong,
+    BadRedirect,
+    CertificateMismatch,
+    CertificateNotTrusted,
+    HttpConnection,
+    HttpError,
+    HttpFetcher,
+    InvalidAnswer,
+    ServerTrust,
+    Url,
+    server_url,
+    split_url,
+)
+from pigeonpost.web.tls import fingerprint_of
+from tests.http_servers import Server, certificates, raw_server, says
+from tests.support import LIMIT_S, wait_until
+from tests.test_layers import FILES, info
+
+HTTP = "pigeonpost.core.http_client"
+
+
+class Only(unittest.TestCase):
+    def test_no_other_module_opens_http_connections(self):
+        for library in ("http.client", "urllib.request"):
+            found = {module for module in FILES for entry in info(module).imports if entry.module == library}
+            self.assertLessEqual(found, {HTTP}, library)
+
+
+class Addresses(unittest.TestCase):
+    def test_parts(self):
+        self.assertEqual(
+            split_url("https://[::1]:8443/a b?c=d"),
+            Url(True, "::1", 8443, "/a%20b?c=d", "https://[::1]:8443", False),
+        )
+        self.assertEqual(split_url("http://pi.local"), Url(False, "pi.local", 80, "/", "http://pi.local", False))
+        self.assertEqual(split_url("https://büro.example").host, "xn--bro-hoa.example")
+
+    def test_a_password_is_not_shown(self):
+        url = split_url("http://me:secret@pi.local/")
+        self.assertEqual((url.has_user, url.host, url.shown), (True, "pi.local", "http://pi.local"))
+
+    def test_what_is_none(self):
+        for text in (
+            "pi.local",
+            "ftp://pi.local/",
+            "http:///x",
+            "http://pi:x/",
+            "http://pi:99999/",
+            "file:///etc/passwd",
+        ):
+            with self.subTest(text), self.assertRaises(ValueError):
+                split_url(text)
+
+    def test_of_a_host_and_a_port(self):
+        self.assertEqual(server_url("::1", 80, secure=True), Url(True, "::1", 80, "/", "https://[::1]:80", False))
+
+
+class ConnectionCase(unittest.TestCase):
+    def connect(self, url, timeout_s=LIMIT_S, trust=None, **options):
+        connection = HttpConnection(split_url(url), timeout_s, trust, **options)
+        self.addCleanup(connection.close)
+        return connection
+
+    def get(self, connection, target="/secret?key=1", limit_bytes=1000, **options):
+        return connection.request("GET", target, {"X-Key": "secret"}, limit_bytes=limit_bytes, **options)
+
+    def assert_fails(self, kind, talk, words="", **options):
+        """A request to a server of raw bytes raises this very class; returns the error."""
+        connection = self.connect(raw_server(self, talk))
+        with self.assertRaisesRegex(HttpError, words) as caught:
+            self.get(connection, **options)
+        self.assertIs(type(caught.exception), kind)
+        self.assertIsNone(connection._link.sock)
+        self.assertEqual(caught.exception.server, connection.server)
+        self.assertNotIn("secret", str(caught.exception))
+        return caught.exception
+
+
+class Connections(ConnectionCase):
+    def test_an_answer_of_any_status(self):
+        server = Server(self)
+        server.answers["/x"] = (404, {"Retry-After": "5"}, b"none")
+        found = self.get(self.connect(server.url), "/x")
+        self.assertEqual((found.status, found.reason, found.body), (404, "Not Found", b"none"))
+        self.assertEqual(found.headers.get("retry-after"), "5")
+        self.assertEqual(server.asked[0][2]["X-Key"], "secret")
+
+    def test_it_is_kept_alive_where_the_server_agrees(self):
+        answers = [says(b"200 OK\r\nContent-Length: 1", b"%d" % number) for number in range(3)]
+
+        def talk(sock):
+            answers[0](sock)
+            for answer in answers[1:]:
+                sock.recv(65_536)
+                answer(sock)
+
+        connection = self.connect(raw_server(self, talk))
+        self.assertEqual([self.get(connection).body for _ in range(3)], [b"0", b"1", b"2"])
+
+    def test_it_connects_again_after_the_server_has_closed(self):
+        connection = self.connect(raw_server(self, says(b"200 OK\r\nConnection: close\r\nContent-Length: 1", b"x")))
+        self.assertEqual([self.get(connection).body for _ in range(3)], [b"x"] * 3)
+
+    def test_no_proxy_and_no_cookie(self):
+        url = raw_server(self, says(b"200 OK\r\nSet-Cookie: a=b\r\nContent-Length: 1", b"x"))
+        with mock.patch.dict(os.environ, {"http_proxy": "http://127.0.0.1:1", "HTTP_PROXY": "http://127.0.0.1:1"}):
+            connection = self.connect(url)
+            with mock.patch.object(connection._link, "send", wraps=connection._link.send) as sent:
+                self.get(connection)
+                connection.close()
+                self.get(connection)
+        self.assertNotIn(b"cookie", b"".join(call.args[0] for call in sent.mock_calls).lower())
+
+    def test_nobody_there(self):
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        with self.assertRaisesRegex(HttpError, "^Connection refused$") as caught:
+            self.get(self.connect(f"http://127.0.0.1:{port}"))
+        self.assertEqual(caught.exception.server, f"http://127.0.0.1:{port}")
+
+    def test_a_host_name_that_cannot_be_one(self):
+        for host in ("a..b", "x" * 64 + ".example"):
+            with self.subTest(host), self.assertRaises(HttpError):
+                self.get(self.connect(f"http://{host}/"))
+
+    def test_it_can_be_cut_by_another_thread(self):
+        asked = threading.Event()
+        connection = self.connect(raw_server(self, lambda sock: (asked.set(), sock.recv(1))))
+        errors = []
+
+        def ask():
+            try:
+                self.get(connection)
+            except HttpError as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        self.assertTrue(asked.wait(LIMIT_S))
+        connection.cut()
+        thread.join(LIMIT_S)
+        self.assertFalse(thread.is_alive())
+        self.assertEqual(len(errors), 1)
+        self.assertIsNone(connection._link.sock)
+        connection.cut()  # which was over
+
+
+class CutOff(ConnectionCase):
+    def test_in_the_body(self):
+        self.assert_fails(AnswerCutOff, says(b"200 OK\r\nContent-Length: 9", b"half"), "the answer was cut off")
+
+    def test_in_the_head(self):
+        for head in (b"HTTP/1.1 200 OK\r\nServer:", b"HTTP/1.1 200 OK\r\nContent-Length: "):
+            with self.subTest(head):
+                self.assert_fails(AnswerCutOff, lambda sock, head=head: sock.sendall(head))
+
+    def test_in_a_chunk(self):
+        error = self.assert_fails(InvalidAnswer, says(b"200 OK\r\nTransfer-Encoding: chunked", b"5\r\nab"))
+        self.assertEqual(error.kind, "IncompleteRead")
+
+    def test_before_it_began(self):
+        error = self.assert_fails(InvalidAnswer, lambda sock: None, "closed connection")
+        self.assertEqual(error.kind, "RemoteDisconnected")
+
+    def test_chunks_that_are_complete_are_no_such_answer(self):
+        talk = says(b"200 OK\r\nTransfer-Encoding: chunked", b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n")
+        self.assertEqual(self.get(self.connect(raw_server(self, talk))).body, b"abc")
+
+    def test_a_body_without_a_length_is_taken_where_that_is_said(self):
+        talk = says(b"200 OK", b"abc")
+        self.assert_fails(AnswerCutOff, talk)
+        self.assertEqual(self.get(self.connect(raw_server(self, talk)), until_close=True).body, b"abc")
+
+
+class Limits(ConnectionCase):
+    def test_a_body_up_to_the_limit(self):
+        server = Server(self)
+        server.answers["/x"] = (500, {}, b"x" * 1000)
+        self.assertEqual(len(self.get(self.connect(server.url), "/x").body), 1000)
+        with self.assertRaisesRegex(AnswerTooLong, "^longer than 999 bytes$") as caught:
+            self.get(self.connect(server.url), "/x", limit_bytes=999)
+        self.assertEqual((caught.exception.response.status, len(caught.exception.response.body)), (500, 999))
+
+    def test_an_answer_without_end(self):
+        def flood(head, piece):
+            def talk(sock):
+                sock.sendall(b"HTTP/1.1 " + head)
+                while True:
+                    sock.sendall(piece)
+
+            return talk
+
+        for head, piece in (
+            (b"200 OK\r\n\r\n", b" " * 65_536),
+            (b"200 OK\r\nContent-Length: 99999999999\r\n\r\n", b" " * 65_536),
+            (b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n", b" " * 65_536),
+            (b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n" * 10_000),
+            (b"100 Continue\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000),
+        ):
+            with self.subTest(head):
+                self.assert_fails(AnswerTooLong, flood(head, piece), "^longer than 1000 bytes$", until_close=True)
+
+    def test_a_body_that_nobody_wants_is_not_read(self):
+        talk = says(b"204 No Content\r\nContent-Length: 99999999999", b"x" * 9)
+        connection = self.connect(raw_server(self, talk))
+        found = self.get(connection, limit_bytes=None)
+        self.assertEqual((found.status, found.body), (204, b""))
+        self.assertIsNone(connection._link.sock)
+
+
+class Time(ConnectionCase):
+    def test_a_server_that_says_nothing(self):
+        connection = self.connect(raw_server(self, lambda sock: sock.recv(1)), timeout_s=0.05)
+        with self.assertRaisesRegex(AnswerTimeout, "timed out"):
+            self.get(connection)
+
+    def test_the_deadline_is_for_all_of_it(self):
+        def dribble(sock):
+            while True:
+                sock.sendall(b"x")
+                time.sleep(0.005)  # so that no single read takes long
+
+        for head in (b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n"):
+            with self.subTest(head):
+                url = raw_server(self, lambda sock, head=head: (sock.sendall(head), dribble(sock)))
+                began_s = time.monotonic()
+                with self.assertRaises(AnswerTimeout):
+                    self.get(self.connect(url, deadline_s=began_s + 0.1), limit_bytes=1 << 20)
+                self.assertLess(time.monotonic() - began_s, LIMIT_S / 2)
+
+    def test_each_part_may_take_its_time_without_a_deadline(self):
+        def slowly(sock):
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n")
+            for _ in range(20):
+                sock.sendall(b"x")
+                time.sleep(0.005)
+
+        self.assertEqual(len(self.get(self.connect(raw_server(self, slowly), timeout_s=LIMIT_S)).body), 20)
+
+    def test_to_connect_there_may_be_less(self):
+        for limits, expected_s in (
+            ({}, 60.0), ({"connect_timeout_s": 5.0}, 5.0), ({"connect_timeout_s": 90.0}, 60.0),
+            ({"deadline_s": time.monotonic() - 1}, 0.001), ({"deadline_s": math.inf}, 60.0),
+        ):  # fmt: skip
+            with self.subTest(limits), mock.patch("socket.create_connection", side_effect=TimeoutError) as connected:
+                with self.assertRaises(AnswerTimeout):
+                    self.connect("http://192.0.2.1/", 60.0, **limits).connect()
+                self.assertEqual(connected.call_args.args[1], expected_s)
+
+
+@unittest.skipUnless(shutil.which("openssl"), "needs openssl to make a certificate (apt install openssl)")
+class Tls(ConnectionCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.first, cls.second = certificates(cls, "first", "second")
+        cls.fingerprints = [fingerprint_of(paths[0]) for paths in (cls.first, cls.second)]
+
+    def serve(self, *certificates):
+        """The address of a server that has one certificate after the other; what each connection asked."""
+        contexts = []
+        for paths in certificates:
+            contexts.append(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+            contexts[-1].load_cert_chain(*paths)
+        listener = socket.create_server(("127.0.0.1", 0))
+        asked = []
+
+        def run():
+            for context in contexts:
+                sock, _ = listener.accept()
+                sock.settimeout(LIMIT_S)
+                request = b""
+                with contextlib.suppress(OSError), sock, context.wrap_socket(sock, server_side=True) as secured:
+                    request = secured.recv(65_536)  # nothing, or an error, where the client has gone
+                    secured.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
+                asked.append(request)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        self.addCleanup(thread.join, LIMIT_S)
+        self.addCleanup(listener.close)
+        return f"https://127.0.0.1:{listener.getsockname()[1]}", asked
+
+    def test_the_pinned_certificate(self):
+        url, asked = self.serve(self.first)
+        self.assertEqual(self.get(self.connect(url, trust=ServerTrust(self.fingerprints[0]))).body, b"ok")
+        self.assertIn(b"X-Key: secret", asked[0])
+
+    def test_another_one_is_refused_before_anything_is_sent(self):
+        url, asked = self.serve(self.second)
+        connection = self.connect(url, trust=ServerTrust(self.fingerprints[0]))
+        with self.assertRaises(CertificateMismatch) as caught:
+            self.get(connection)
+        self.assertEqual([caught.exception.expected, caught.exception.found], self.fingerprints)
+        self.assertIsNone(connection._link.sock)
+        wait_until(lambda: asked)
+        self.assertEqual(asked, [b""])
+
+    def test_the_certificate_is_checked_each_time_it_connects(self):
+        """http.client opens a connection by itself when the server has closed the one before, and checks nothing."""
+        url, asked = self.serve(self.first, self.second)
+        connection = self.connect(url, trust=ServerTrust(self.fingerprints[0]))
+        self.assertEqual(self.get(connection).body, b"ok")
+        with self.assertRaises(CertificateMismatch):
+            self.get(connection)
+        wait_until(lambda: len(asked) == 2)
+        self.assertEqual(asked[1], b"")
+
+    def test_one_that_nobody_vouches_for(self):
+        url, _ = self.serve(self.first)
+        with self.assertRaisesRegex(CertificateNotTrusted, "CERTIFICATE_VERIFY_FAILED") as caught:
+            self.get(self.connect(url))
+        self.assertIn("self-signed certificate", caught.exception.why.replace("self signed", "self-signed"))
+
+    def test_an_authority_of_ones_own(self):
+        url, _ = self.serve(self.first)
+        self.assertEqual(self.get(self.connect(url, trust=ServerTrust(ca=self.first[0]))).body, b"ok")
+        with self.assertRaises(OSError):
+            ServerTrust(ca=self.first[1]).context.get_ca_certs()
+
+    def test_plain_http_is_no_tls(self):
+        url = raw_server(self, says(b"200 OK\r\nContent-Length: 2", b"ok")).replace("http:", "https:")
+        connection = self.connect(url)
+        with self.assertRaisesRegex(HttpError, "SSL"):
+            self.get(connection)
+        self.assertIsNone(connection._link.sock)  # else the next request would go over it in the clear
+
+    def test_old_versions_of_tls_are_refused(self):
+        for trust in (ServerTrust(), ServerTrust("00" * 32), ServerTrust(ca=self.first[0])):
+            self.assertEqual(trust.context.minimum_version, ssl.TLSVersion.TLSv1_2)
+
+
+class Redirects(unittest.TestCase):
+    def setUp(self):
+        self.server, self.other = Server(self), Server(self)
+        self.fetcher = HttpFetcher(LIMIT_S, 1000, headers={"X-Key": "secret"})
+
+    def fetch(self, path="/a", **options):
+        return self.fetcher.fetch(self.server.url + path, **options)
+
+    def redirect(self, path, to, body=b"", status=302):
+        self.server.answers[path] = (status, {"Location": to}, body)
+
+    def test_they_are_followed_with_the_secret_to_the_same_server(self):
+        self.redirect("/a", "/b", b"x" * 5000)  # however long that is
+        self.server.answers["/b"] = (200, {}, b"here")
+        found = self.fetch(headers={"X-More": "1"})
+        self.assertEqual((found.url.target, found.response.body), ("/b", b"here"))
+        for _, _, headers, _ in self.server.asked:
+            self.assertEqual((headers["X-Key"], headers["X-More"], headers["Connection"]), ("secret", "1", "close"))
+
+    def test_another_server_is_not_sent_the_secret(self):
+        self.redirect("/a", f"{self.other.url}/b")
+        self.other.answers["/b"] = (200, {}, b"here")
+        self.assertEqual(self.fetch().response.body, b"here")
+        self.assertIsNone(self.other.asked[0][2]["X-Key"])
+        self.assertTrue(self.other.asked[0][2]["User-Agent"].startswith("pigeonpost/"))
+
+    def test_not_without_end(self):
+        self.redirect("/a", "/a")
+        with self.assertRaisesRegex(BadRedirect, "without end"):
+            self.fetch()
+        self.assertEqual(len(self.server.asked), MOST_REDIRECTS)
+
+    def test_not_to_what_is_no_web_address(self):
+        for to in ("file:///etc/passwd", "ftp://x/", "http://me:secret@127.0.0.1/", "http://[::1/"):
+            self.redirect("/a", to)
+            with (
+                self.subTest(to),
+                self.assertRaisesRegex(BadRedirect, "to something that is not http") as got,
+            ):
+                self.fetch()
+            self.assertEqual(got.exception.server, self.server.url)
+
+    def test_not_after_a_form(self):
+        self.redirect("/a", "/b")
+        self.assertEqual(self.fetch(form="a=b").response.status, 302)
+        method, _, headers, body = self.server.asked[0]
+        self.assertEqual(
+            (method, headers["Content-Type"], body), ("POST", "application/x-www-form-urlencoded", b"a=b")
+        )  # fmt: skip
+
+    def test_the_deadline_is_for_all_of_them(self):
+        self.redirect("/a", "/a")
+        self.fetcher = HttpFetcher(0.0, 1000)
+        with self.assertRaises(AnswerTimeout):
+            self.fetch()
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,52 @@
+"""What of the batches that wait is new, who is acknowledged, and what is rejected; test_ingest has it with a store."""
+
+import unittest
+
+from pigeonpost.server.commit_plan import plan_commit
+from pigeonpost.storage.models import HighWaterMark
+from tests.server.test_ingest import E1, E2, batch, gap
+
+
+def stored(seq):
+    return {("n", E1): HighWaterMark(seq, None)}
+
+
+class Plans(unittest.TestCase):
+    def plan(self, *batches, marks=(), tops=()):
+        """Return the counts of new samples by epoch, the acknowledgements, and the first seqs of what is rejected."""
+        node = batches[0].node
+        marks = {(node, epoch): mark for (_, epoch), mark in dict(marks).items()}
+        plan = plan_commit(batches, marks, dict(tops))
+        return (
+            {commit.epoch: commit.count for commit in plan.epoch_commits},
+            {epoch: seq for (_, epoch), seq in plan.acknowledgements.items()},
+            [rejected.samples[0].seq for rejected, _ in plan.rejections],
+        )
+
+    def test_batches_of_an_epoch_become_one_commit_and_one_acknowledgement(self):
+        self.assertEqual(self.plan(batch(1, 3), batch(4, 5)), ({E1: 5}, {E1: 5}, []))
+
+    def test_epochs_are_apart(self):
+        self.assertEqual(self.plan(batch(1, 3), batch(1, 2, epoch=E2)), ({E1: 3, E2: 2}, {E1: 3, E2: 2}, []))
+
+    def test_what_is_stored_is_acknowledged_and_not_stored_again(self):
+        self.assertEqual(self.plan(batch(1, 3), marks=stored(3)), ({}, {E1: 3}, []))
+        self.assertEqual(self.plan(batch(1, 5), marks=stored(3)), ({E1: 2}, {E1: 5}, []))
+
+    def test_a_hole_is_rejected_and_what_follows_it_too(self):
+        self.assertEqual(self.plan(batch(1, 2), batch(4, 5), batch(6, 6)), ({E1: 2}, {E1: 2}, [4, 6]))
+
+    def test_a_gap_fills_it(self):
+        self.assertEqual(self.plan(batch(1, 2), gap(3, 3), batch(4, 5)), ({E1: 4}, {E1: 5}, []))
+
+    def test_samples_without_numbers_get_the_next_ones(self):
+        made = batch(1, 2)
+        unnumbered = made._replace(samples=[sample._replace(seq=0) for sample in made.samples])
+        self.assertEqual(self.plan(unnumbered, unnumbered, marks=stored(7)), ({E1: 4}, {E1: 11}, []))
+
+    def test_nothing_is_nothing(self):
+        self.assertEqual(plan_commit([], {}, {}), ([], {}, []))
+
+
+if __name__ == "__main__":
+    unittest.main()

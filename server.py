@@ -52,7 +52,7 @@ from pigeonpost.transports import registry
 from pigeonpost.transports.contract import ServerContext, Transport
 from pigeonpost.transports.tcp_server import TcpServerTransport
 from pigeonpost.views.context import Route, WebContext
-from webui import WebEnd
+from webui import WebInterface
 
 if TYPE_CHECKING:
     from pigeonpost.web.tls import Tls
@@ -208,7 +208,7 @@ class Server:
         )  # fmt: skip
         endpoints = [one for transport in transports.values() for one in transport.endpoints]
         self._tls = _tls(settings)
-        self.web = WebEnd(web, self.app, None, endpoints, self._tls, settings["web", "plain"], compat_pages())
+        self.web = WebInterface(web, self.app, None, endpoints, self._tls, settings["web", "plain"], compat_pages())
         self._running = Lifecycle([
             LifecycleComponent("store", lambda: None, lambda limit_s: store.close()),
             LifecycleComponent("CSV log", csv.start, lambda limit_s: csv.close()),

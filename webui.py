@@ -60,7 +60,7 @@ _POLL_S = 0.2  # how soon a listener sees that it is to stop
 class PageHandler(RequestHandler):
     """The requests of one connection to the page: each goes to a transport's endpoint or to a route, once it may."""
 
-    def __init__(self, web: WebEnd, request: Any, client_address: Any, server: Listener) -> None:
+    def __init__(self, web: WebInterface, request: Any, client_address: Any, server: Listener) -> None:
         self.web = web
         super().__init__(request, client_address, server)  # which serves the connection
 
@@ -131,7 +131,7 @@ class PageHandler(RequestHandler):
         return login.refusal_page(request, error)
 
 
-class WebEnd:
+class WebInterface:
     """The web server with all that its handlers share. A component of server.py: `start`, `stop`."""
 
     def __init__(

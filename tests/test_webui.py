@@ -1071,7 +1071,7 @@ class Addresses(WebCase):
         self.assertEqual((statuses, answers), ([200, 405, 200, 404, 405, 200], b""))
 
     def test_two_addresses(self):
-        web = webui.WebEnd([("127.0.0.1", 0), ("127.0.0.1", 0)], self.web.app)
+        web = webui.WebInterface([("127.0.0.1", 0), ("127.0.0.1", 0)], self.web.app)
         web.start()
         self.addCleanup(web.stop, 2.0)
         for address in web.addresses:
@@ -1081,7 +1081,7 @@ class Addresses(WebCase):
 
     def test_an_address_that_is_taken(self):
         taken = self.web.address
-        web = webui.WebEnd([("127.0.0.1", 0), taken], self.web.app)
+        web = webui.WebInterface([("127.0.0.1", 0), taken], self.web.app)
         with self.assertRaises(SettingsError) as caught:
             web.start()
         self.assertEqual(

@@ -30,7 +30,7 @@ from pigeonpost.storage.models import EpochCommit, HighWaterMark, SampleBatch
 from pigeonpost.storage.sqlite.store import SqliteStore
 from pigeonpost.views.context import WebContext
 from protocol import Sample
-from webui import WebEnd
+from webui import WebInterface
 
 NOW_MS = 1_795_188_970_000  # 2026-11-20T15:36:10Z
 DAY_MS, MINUTE_MS = 86_400_000, 60_000
@@ -123,7 +123,7 @@ def served() -> Iterator[str]:
             users=Users(data), control="", started_ms=NOW_MS - 3 * DAY_MS, names=(), stop=lambda reason: None,
             disk=DiskUsageMonitor(data, clock),
         )  # fmt: skip
-        web = WebEnd([("127.0.0.1", 0)], app)
+        web = WebInterface([("127.0.0.1", 0)], app)
         web.start()
         stack.callback(web.stop, 2.0)
         host, port = web.addresses[0]

@@ -43,7 +43,7 @@ from pigeonpost.views.context import WebContext
 from pigeonpost.web.connection_limits import Limits
 from protocol import Batch, Sample
 from tests.support import LIMIT_S, temp_folder
-from webui import WebEnd
+from webui import WebInterface
 
 CONTROL_KEY = "control-key-of-this-test"
 Response = tuple[int, dict[str, str], bytes]
@@ -129,7 +129,7 @@ class WebHouse:
         )  # fmt: skip
         self.bearer = {"Authorization": f"Bearer {CONTROL_KEY}"}
         ends = [make(self._context(settings)) for make in transports]
-        self.web = WebEnd(
+        self.web = WebInterface(
             [(listen, 0)], self.app, limits, [one for end in ends for one in end.endpoints], tls, plain,
             server.compat_pages(),
         )  # fmt: skip

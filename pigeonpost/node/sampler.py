@@ -102,7 +102,8 @@ class _Reader:
         self.busy = False  # asked, and has not answered yet
         self._answer = answer
         self._clock = clock
-        self._slot: int | None = None  # to read; 0: end
+        self._slot: int | None = None  # to read for
+        self._is_ending = False
         self._asked = Wakeup()
         self._late: threading.Thread | None = None
         self._thread = threading.Thread(target=self._run, name=f"read {self.name}", daemon=True)
@@ -119,7 +120,7 @@ class _Reader:
         self._asked.set()
 
     def stop(self, limit_s: float) -> bool:
-        self._slot = 0
+        self._is_ending = True
         self._asked.set()
         self._thread.join(limit_s)
         return not self._thread.is_alive()
@@ -141,8 +142,11 @@ class _Reader:
         if self._late is not None:
             self._late.join()
             self._late = None
-        while self._asked.wait() and (slot := self._slot):
-            self._answer((self, slot, self.read(), self._clock.monotonic()))
+        while self._slot is not None or not self._is_ending:  # what was asked before the end is answered
+            self._asked.wait()
+            slot, self._slot = self._slot, None
+            if slot is not None:
+                self._answer((self, slot, self.read(), self._clock.monotonic()))
         self.source.close()
 
 
@@ -219,15 +223,17 @@ class Sampler:
         self._is_stopping = True
         self._metronome.cancel()
         share_s = limit_s / (len(self._readers) + 1)
-        if self._single is not None and self._metronome.is_alive():
+        if self._metronome.is_alive():  # so that the sample in progress has its answers
             self._metronome.join(share_s)
-        if self._single is None:  # also if the metronome has given it a thread just now
+        is_reading = self._metronome.is_alive()
+        single = self._single  # read after that: a metronome that has ended gives no thread any more
+        if single is None:
             stuck = [reader.name for reader in self._readers if not reader.stop(share_s)]
-        elif self._metronome.is_alive():
-            stuck = [self._single.name]
+        elif is_reading:
+            stuck = [single.name]
         else:
             stuck = []
-            self._single.source.close()
+            single.source.close()
         for source, _ in self._derived:
             source.close()
         return f"still reading: {', '.join(stuck)}" if stuck else None

@@ -32,7 +32,9 @@ class CommitWaiter:
         self._error: WireError | None = None
 
     def store(self, batches: Iterable[Batch], limit_s: float, overtime_s: float | None = None) -> bool:
-        """Make `batches` durable. Returns False when that took longer than `limit_s`; then they are cancelled.
+        """Make `batches` durable. Returns False when that took longer than `limit_s`.
+
+        They are cancelled then; of several, one that is just being stored may still become durable.
 
         overtime_s  time that a batch may take in addition if it is just being stored at the limit: it cannot be
                     cancelled then. When that is over, too, it may still be stored after the return. None: no limit

@@ -184,11 +184,15 @@ class _Listener(socketserver.ThreadingTCPServer):
         super().__init__(address, socketserver.BaseRequestHandler)
 
     def serve_forever(self, poll_interval: float = 0.0) -> None:
-        """Serve until `shutdown`: as the library does, but it wakes up every now and then to look for that."""
-        stopped = self._stopped.fileno()
-        while stopped not in select.select([self.fileno(), stopped], [], [])[0]:
-            self.handle_request()
-        self._has_ended.set()
+        """Serve until `shutdown`. The library's own wakes up every now and then to look for that."""
+        poll = select.poll()  # select(2) takes no descriptor above 1023
+        for fd in (self.fileno(), self._stopped.fileno()):
+            poll.register(fd, select.POLLIN)
+        try:
+            while self._stopped.fileno() not in {fd for fd, _ in poll.poll()}:
+                self.handle_request()
+        finally:  # else `shutdown` would wait for ever
+            self._has_ended.set()
 
     def shutdown(self) -> None:
         self._stop.close()  # which the other end of the pair can read

@@ -10,7 +10,7 @@ from unittest import mock
 
 from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.core.errors import SensorError
-from pigeonpost.node.sampler import LONGEST_WAIT_S, Metronome, Sampler
+from pigeonpost.node.sampler import LONGEST_WAIT_S, Metronome, Sampler, _Reader
 from pigeonpost.sensors.contract import Channel, DerivedSource, LatestReadings, SensorSource
 from protocol import LARGEST_INTEGER
 from tests.support import LIMIT_S, WALL_MS, rounds, wait_until
@@ -540,6 +540,34 @@ class Running(unittest.TestCase):
             self.assertEqual(sampler.stop(3 * LIMIT_S), "still reading: slow")
         self.assertEqual(limits_s, [LIMIT_S])
         self.assertEqual(other.closed, 1)
+
+
+class Ending(unittest.TestCase):
+    """A source with its own thread, when the sampler stops."""
+
+    def test_what_was_asked_before_the_end_is_answered(self):
+        source, answers = Thing("a"), []
+        reader = _Reader(source, answers.append, Clock())
+        reader.ask(7)
+        reader._is_ending = True  # as `stop` does, before the thread has gone on
+        reader._asked.set()
+        reader.start()
+        self.assertTrue(reader.stop(LIMIT_S))
+        self.assertEqual([answer[1] for answer in answers], [7])
+
+    def test_the_sample_in_progress_gets_its_answers(self):
+        reads, goes, samples = threading.Event(), threading.Event(), []
+        slow = Thing("b", does=lambda: (reads.set(), goes.wait(LIMIT_S), {"b": 2})[-1])
+        sampler = Sampler([Thing("a"), slow], samples.append, 10, Clock())
+        sampler.start()
+        self.assertTrue(reads.wait(LIMIT_S))
+        stopping = threading.Thread(target=sampler.stop, args=(LIMIT_S,))
+        stopping.start()
+        wait_until(lambda: sampler._is_stopping)
+        goes.set()
+        stopping.join(LIMIT_S)
+        self.assertEqual([dict(sample.values) for sample in samples], [{"a": 1.5, "b": 2}])
+        self.assertEqual(slow.closed, 1)
 
 
 if __name__ == "__main__":

@@ -1133,5 +1133,19 @@ class Fuzz(TcpCase):
         self.assertTrue(500 < right < 1500, right)
 
 
+class ListenerFails(unittest.TestCase):
+    def test_shutdown_returns_though_its_thread_has_failed(self):
+        listener = tcp_node._Listener(("127.0.0.1", 0), lambda sock, address: None)
+        self.addCleanup(listener.server_close)
+        with mock.patch.object(listener, "handle_request", side_effect=MemoryError):
+            socket.create_connection(listener.server_address).close()
+            with self.assertRaises(MemoryError):
+                listener.serve_forever()
+        ended = threading.Thread(target=listener.shutdown)
+        ended.start()
+        ended.join(LIMIT_S)
+        self.assertFalse(ended.is_alive())
+
+
 if __name__ == "__main__":
     unittest.main()

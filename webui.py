@@ -325,6 +325,7 @@ class WebInterface:
             return methods[method], args
         allowed = [*methods, *(["HEAD"] if "GET" in methods else [])]
         allowed += [endpoint.method for match, endpoint in self._endpoints if match(request.path)]
+        allowed = list(dict.fromkeys(allowed))  # an address may be a page and an endpoint
         if not allowed:
             raise HTTPError(404, "There is nothing at that address.")
         raise HTTPError(405, f"This address takes {' and '.join(allowed)}.", headers={"Allow": ", ".join(allowed)})

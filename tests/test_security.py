@@ -178,13 +178,19 @@ class Requests(SecurityCase):
             "/webui.py",
             "/style.css/", "/./style.css", "/nodes/../style.css", "/log.csv/../users.json", "/nodes/%2e%2e",
             "/nodes/..",
-            "/nodes/basement/", "/nodes/basement/on/", "/Login", "/api/v1/nodes/../../../etc/passwd", "/\\..\\evil",
+            "/nodes/basement/", "/nodes/basement/on/", "/Login", "/api/v1/nodes/../../../etc/passwd",
             "/nodes/-x",
             "/nodes/" + "x" * 64, "/api/v2/nodes", f"/nodes/{quote(EVIL)}", "/;/style.css", "/favicon.svg;x",
             "/cgi-bin/x.sh",
         ):  # fmt: skip
             with self.subTest(path):
                 _, text = self.refuses(404, f"GET {path} HTTP/1.1", HOST, "Connection: close")
+                self.assertNotIn(b"evil", text)
+
+    def test_characters_that_no_address_has(self):
+        for path in ("/\\..\\evil", "/<evil>", '/"evil"', "/^evil", "/`evil`", "/{evil}", "/evil|evil", "/?a=<evil>"):
+            with self.subTest(path):
+                _, text = self.refuses(400, f"GET {path} HTTP/1.1", HOST, "Connection: close")
                 self.assertNotIn(b"evil", text)
 
     def test_an_answer_that_is_an_error_says_nothing_of_what_was_sent(self):

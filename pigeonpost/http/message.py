@@ -227,7 +227,8 @@ def _too_long(line: str, is_whole: bool) -> HTTPError:
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _METHOD = re.compile(_TOKEN + r"{1,32} ").match
-_REQUEST = re.compile(rf"({_TOKEN}{{1,32}}) ([!\"$-~]+) HTTP/([0-9]{{1,3}}\.[0-9]{{1,9}})").fullmatch
+# In the target all that a URI may have (RFC 3986, section 2), but no `#`: not " < > \\ ^ ` { | }.
+_REQUEST = re.compile(rf"({_TOKEN}{{1,32}}) ([!$-;=?-\[\]_a-z~]+) HTTP/([0-9]{{1,3}}\.[0-9]{{1,9}})").fullmatch
 # Possessive (*+): blanks that are given back one by one, and tried again as the value, took 1 s for a head (measured).
 _HEADER = re.compile(rf"({_TOKEN}+):[ \t]*+([\t\x20-\x7e\x80-\xff]*)").fullmatch
 _LENGTH = re.compile(r"[0-9]{1,18}").fullmatch

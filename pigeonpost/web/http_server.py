@@ -120,12 +120,14 @@ class RequestHandler(http.server.BaseHTTPRequestHandler, ABC):
         self.host = str(self.client_address[0]).removeprefix("::ffff:")
         self.message: Request | None = None
         self.request_version = self.default_request_version
+        self.requestline = ""
         self.waiting_since: float | None = time.monotonic()
         self.sending_since: float | None = None
         self._limits = self.server.limits
         self._connections = self.server.connections
         self._is_kept = False  # after its first request
         self._is_refused = False
+        self._is_responding = False  # a part of the response may have been sent
         self._secure: Secure | None = None  # around `request`, where TLS is spoken
 
     def _use(self, stream: DeadlineStream) -> None:
@@ -139,7 +141,10 @@ class RequestHandler(http.server.BaseHTTPRequestHandler, ABC):
         if not self._connections.enter(self):
             self.close_connection = True
             if tls is None:
-                self.refuse(_busy())
+                try:
+                    self.refuse(_busy())
+                except OSError as error:
+                    log.debug("%s: %s", self.host, error)
             return
         try:
             if tls is None or self._begin_tls(tls):
@@ -197,6 +202,7 @@ class RequestHandler(http.server.BaseHTTPRequestHandler, ABC):
         """Read one request and respond; sets `close_connection` when it was the last."""
         self.message = None
         self.waiting_since = time.monotonic()
+        self._is_responding = False
         try:
             if self._is_kept:  # between two requests a client may be silent for longer
                 self._stream.allow(self._limits.idle_s)
@@ -208,6 +214,14 @@ class RequestHandler(http.server.BaseHTTPRequestHandler, ABC):
             self.refuse(error)
         except TimeoutError:  # of a client that has nothing more to say
             self.close_connection = True
+        except OSError:  # of the connection
+            raise
+        except Exception as error:
+            if self._is_responding:
+                raise
+            found = self._http_error(error)
+            found.closes = True  # what was not read of the body would be taken for the next request
+            self.refuse(found)
 
     def parse_request(self) -> bool:
         """Read the head in `raw_requestline`, by stricter rules than the library's. Raises HTTPError."""
@@ -218,6 +232,7 @@ class RequestHandler(http.server.BaseHTTPRequestHandler, ABC):
         self.path = request.path
         # The library's own answer to an unknown method, 501, does not say which ones the address takes.
         self.command = request.method if hasattr(self, f"do_{request.method}") else "OTHER"
+        self.close_connection = not request.keeps_alive or self._connections.is_stopping
         return True
 
     def serve(self, respond: Callable[[Request], Response]) -> None:
@@ -248,29 +263,36 @@ class RequestHandler(http.server.BaseHTTPRequestHandler, ABC):
     def _response(self, request: Request, respond: Callable[[Request], Response]) -> Response:
         try:
             return respond(request)
-        except HTTPError as error:
-            self.close_connection = self.close_connection or error.closes
-            return self.error_page(request, error)
-        except NotStored as error:
-            log.warning("%s: %s %s: %s", self.host, request.method, request.path, error)
-            text = "The database cannot be asked now. Nothing is lost, the nodes keep their samples; try again soon."
-            return self.error_page(request, HTTPError(503, text))
-        except Exception:  # whatever it was, the client gets a response and the log the traceback
-            number = secrets.token_hex(4)
-            log.exception("%s: fault %s in %s %s", self.host, number, request.method, request.path)
-            fault = HTTPError(500, f"A fault of this program. Its log tells more under {number}.", "fault")
-            return self.error_page(request, fault)
+        except Exception as error:
+            found = self._http_error(error)
+            self.close_connection = self.close_connection or found.closes
+            return self.error_page(request, found)
+
+    def _http_error(self, error: Exception) -> HTTPError:
+        """Return what the client is told of an exception; the log gets the traceback of an internal error."""
+        if isinstance(error, HTTPError):
+            return error
+        if isinstance(error, NotStored):
+            log.warning("%s: %s: %s", self.host, self.requestline, error)
+            return HTTPError(
+                503, "The database cannot be asked now. Nothing is lost, the nodes keep their samples; try again soon."
+            )
+        number = secrets.token_hex(4)
+        log.error("%s: fault %s in %s", self.host, number, self.requestline, exc_info=error)
+        return HTTPError(500, f"A fault of this program. Its log tells more under {number}.", "fault")
 
     # ----------------------------------------------------------------------------------------------- bodies
 
     def _receive_body(self, request: Request) -> None:
         length = body_length(request, self.max_body_bytes(request))
+        expects_continue = _expects_continue(request)
         try:
             request.consumer = self.body_consumer(request, length)
         except HTTPError as error:
             error.closes = error.closes or length > 0  # the body would be taken for the next request
             raise
-        self._check_expectation(request, length)
+        if expects_continue and self.rfile.ahead < length:
+            self._send_continue(request)
         if request.consumer is not None:
             transfers.receive(self._stream, self.rfile, length, request.consumer)
         elif length:
@@ -282,17 +304,16 @@ class RequestHandler(http.server.BaseHTTPRequestHandler, ABC):
             if len(request.body) < length:
                 raise transfers.cut_body()
 
-    def _check_expectation(self, request: Request, length: int) -> None:
+    def _send_continue(self, request: Request) -> None:
         """Tell a client that asks first that its body is wanted (RFC 9110, section 10.1.1)."""
-        expected = request.headers.get("expect")
-        if expected is None or request.version == "1.0":
-            return
-        if expected.lower() != "100-continue":
-            raise HTTPError(417, "Only 100-continue can be expected.", closes=True)
-        if self.rfile.ahead < length:
+        try:
             self._stream.allow(self._limits.send_s)
             self.handle_expect_100()
             self.wfile.flush()
+        except OSError:
+            if request.consumer is not None:
+                request.consumer.abandon()
+            raise
 
     # -------------------------------------------------------------------------------------------- responses
 
@@ -323,6 +344,7 @@ class RequestHandler(http.server.BaseHTTPRequestHandler, ABC):
             self.send_header("Connection", "keep-alive")
         self._stream.allow(self._limits.send_s)
         self.sending_since = time.monotonic()
+        self._is_responding = True
         self.end_headers()
         if request is None or request.method != "HEAD":
             self.wfile.write(response.body)
@@ -375,6 +397,16 @@ class RequestHandler(http.server.BaseHTTPRequestHandler, ABC):
             live(secure)
         else:
             live(socket.socket(fileno=self.request.detach()))
+
+
+def _expects_continue(request: Request) -> bool:
+    """Returns True if the client waits for 100 Continue. Raises HTTPError for any other expectation."""
+    expected = request.headers.get("expect")
+    if expected is None or request.version == "1.0":
+        return False
+    if expected.lower() != "100-continue":
+        raise HTTPError(417, "Only 100-continue can be expected.", closes=True)
+    return True
 
 
 def _busy() -> HTTPError:

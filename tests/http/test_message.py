@@ -429,5 +429,17 @@ class Answers(unittest.TestCase):
         self.assertNotIn("unsafe", SAFE_HEADERS["Content-Security-Policy"])
 
 
+class Targets(unittest.TestCase):
+    def test_characters_that_no_uri_has_are_refused(self):
+        for letter in '"#<>\\^`{|}':
+            with self.subTest(letter), self.assertRaises(HTTPError) as caught:
+                parse_head(f"GET /a{letter}b HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+            self.assertEqual(caught.exception.status, 400)
+
+    def test_all_others_are_taken(self):
+        target = "/-._~!$&'()*+,;=:@%20?a=1&b=[2]/?"
+        self.assertEqual(parse_head(f"GET {target} HTTP/1.1\r\nHost: a\r\n\r\n".encode()).path, "/-._~!$&'()*+,;=:@%20")
+
+
 if __name__ == "__main__":
     unittest.main()

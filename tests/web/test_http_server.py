@@ -48,6 +48,8 @@ class Tiny:
             return None
         if request.query_text == "unwanted":
             raise HTTPError(401, "Not from you.")
+        if request.query_text == "broken":
+            raise KeyError("a secret of this program")
         self.uploads.append(Upload(length, request.query_text))
         return self.uploads[-1]
 
@@ -121,6 +123,8 @@ class Upload:
         self.data += data
         if self.wish == "refuse":
             raise HTTPError(415, "Not this.")
+        if self.wish == "break":
+            raise KeyError("a secret of this program")
 
     def finish(self):
         self.end = "finished"
@@ -866,6 +870,30 @@ class LongBodies(ServerCase):
         with self.connect(self.upload(b"body")) as sock:
             self.assertEqual(self.statuses(read_all(sock)), [503])
         self.assertEqual(self.app.uploads[0].end, "abandoned")
+
+
+class BeforeTheAnswer(ServerCase):
+    """What goes wrong, or is refused, before the whole request has come."""
+
+    def test_an_exception_is_answered_with_500_and_an_id(self):
+        for query in ("?broken", "?break"):
+            with self.subTest(query), self.assertLogs("pigeonpost.web.http_server", "ERROR") as logged:
+                status, headers, body = self.get(f"/upload{query}", "Content-Length: 5", method="POST", body=b"x" * 5)
+                self.assertEqual((status, headers["connection"]), (500, "close"))
+                self.assertNotIn(b"secret", body)
+                (record,) = logged.records
+                self.assertIn(record.args[1].encode(), body)  # the id
+                self.assertIsNotNone(record.exc_info)
+        self.assertEqual([upload.end for upload in self.app.uploads], ["abandoned"])
+
+    def test_a_refusal_without_a_body_leaves_the_first_request_its_connection(self):
+        first = self.ask("/upload?unwanted", "Content-Length: 0", method="POST", close=False)
+        sock = self.connect(first + self.ask("/next"))
+        self.assertEqual(self.statuses(read_all(sock)), [401, 200])
+
+    def test_an_unknown_expectation_is_refused_before_anybody_takes_the_body(self):
+        status, _, _ = self.get("/upload", "Expect: 200-ok", "Content-Length: 5", method="POST", body=b"x" * 5)
+        self.assertEqual((status, self.app.uploads), (417, []))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pigeonpost.core.mqtt_client import MqttConnection
 from pigeonpost.core.strict_json import read_json
 from pigeonpost.node.send_cursor import OutgoingBatch, OutgoingGap, SendCursor
 from pigeonpost.transports.mqtt_answers import NOT_AN_ANSWER, Ack, Answer, Hole, Order, Rejection, Resume, read_answer
-from pigeonpost.transports.mqtt_states import Event, State, next_state
+from pigeonpost.transports.mqtt_states import State, Trigger, next_state
 from pigeonpost.transports.mqtt_topics import MOST_HELD, PURPOSE, ROOT, sign_with_key
 from pigeonpost.transports.payload import PAYLOAD_BYTES, split_signature, write_body
 
@@ -128,7 +128,7 @@ class Conversation:
         self._obeyed: deque[object] = deque(maxlen=MOST_ANSWERS)  # orders
         self._fault = ""  # logged last; empty after an answer
 
-    def _enter(self, event: Event) -> None:
+    def _enter(self, event: Trigger) -> None:
         self.state = next_state(self.state, event)
 
     # ------------------------------------------------------------------------------------------------------ sending
@@ -155,19 +155,19 @@ class Conversation:
 
     def reconnect(self) -> None:
         """The connection to the broker was lost, or is there again: ask the server that answered last."""
-        self._begin_again(Event.RECONNECT, self._ledger)
+        self._begin_again(Trigger.RECONNECT, self._ledger)
 
     def _on_late(self) -> None:
         """The broker has lost a message, or the server is gone: ask that one first, and then any."""
         if self.state is State.ASKED:
             self._log_fault("no server answers")
             self._ask_later(random.uniform(0, self._answer_s / 4))
-            self._begin_again(Event.LATE, "")
+            self._begin_again(Trigger.LATE, "")
         else:
             self._log_fault("the server has not answered in time")
-            self._begin_again(Event.LATE, self._ledger, 1)
+            self._begin_again(Trigger.LATE, self._ledger, 1)
 
-    def _begin_again(self, event: Event, ledger: str, window: int = MOST_BODIES) -> None:
+    def _begin_again(self, event: Trigger, ledger: str, window: int = MOST_BODIES) -> None:
         """End the session. The next question goes to the server of `ledger`; then `window` bodies may be under way."""
         self._enter(event)
         self._bodies.session, self._bodies.ledger = "", ledger
@@ -185,7 +185,7 @@ class Conversation:
         """
         self._bodies.rename(self._bodies.ledger)
         self._cursor.begin(None, {} if self._ledger else self.acked)
-        self._enter(Event.QUESTION)
+        self._enter(Trigger.QUESTION)
         held = {"held": self._outbox.held()[-MOST_HELD:]}
         piece = self._cursor.next()
         if piece is None:
@@ -197,12 +197,12 @@ class Conversation:
 
     def _publish(self, piece: OutgoingBatch | OutgoingGap) -> None:
         last = self._bodies.publish(piece)
-        self._enter(Event.BODY)
+        self._enter(Trigger.BODY)
         self._window.add(piece.epoch, last, self._clock.monotonic() + self._ack_s)
 
     def _publish_state(self) -> None:
         self._bodies.publish_state()
-        self._enter(Event.BODY)
+        self._enter(Trigger.BODY)
 
     def _log_fault(self, fault: str) -> None:
         if fault != self._fault:
@@ -244,14 +244,14 @@ class Conversation:
     def _on_rejection(self, answer: Rejection) -> None:
         self._log_fault(f"the server refuses: {answer.error}")
         self._ask_later(self._answer_s)
-        self._begin_again(Event.REJECTION, "")
+        self._begin_again(Trigger.REJECTION, "")
 
     def _on_hole(self, answer: Hole) -> None:
         log.info("MQTT %s: a hole at the server; it is asked what it has", self._place)
         self.acked = {} if answer.have is None else {**self.acked, **answer.have}
         self._again_s = self._clock.monotonic() + random.uniform(0.05, 0.2)
         # One by one at first: servers that share a store may have taken two bodies in the wrong order.
-        self._begin_again(Event.HOLE, self._ledger, 1)
+        self._begin_again(Trigger.HOLE, self._ledger, 1)
 
     def _on_order(self, answer: Order) -> None:
         """Obey an order once: the broker may repeat it, and so may others."""
@@ -275,7 +275,7 @@ class Conversation:
         self._cursor.begin(answer.number, answer.have)
         self._log_success(answer.server)
         # What was sent with the question is sent again, under another name.
-        self._enter(Event.RESUME)
+        self._enter(Trigger.RESUME)
         self._ledger = answer.ledger
         self._bodies.rename(answer.ledger)
         self._window.clear()
@@ -287,7 +287,7 @@ class Conversation:
         if self.state is State.ASKED:
             self._log_success("a server")
             self._ledger = self._bodies.ledger = ""
-        self._enter(Event.ACK)
+        self._enter(Trigger.ACK)
         self._cursor.record_ack(epoch, seq)
         self.acked = {**self.acked, epoch: seq} if not self._ledger else {}
         self._window.acknowledge(epoch, seq)

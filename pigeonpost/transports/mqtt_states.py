@@ -17,7 +17,7 @@ class State(enum.Enum):
     SENDING = "bodies are published, and acknowledged one by one"
 
 
-class Event(enum.Enum):
+class Trigger(enum.Enum):
     QUESTION = "the node publishes a list of all that it holds"
     BODY = "the node publishes samples, a gap, or only whether it is sampling"
     RESUME = "a server answers what it has of all that the node holds"
@@ -29,29 +29,29 @@ class Event(enum.Enum):
 
 
 TRANSITIONS = {
-    (State.IDLE, Event.QUESTION): State.ASKED,
-    (State.IDLE, Event.RECONNECT): State.IDLE,
+    (State.IDLE, Trigger.QUESTION): State.ASKED,
+    (State.IDLE, Trigger.RECONNECT): State.IDLE,
 
-    (State.ASKED, Event.RESUME): State.RESUMED,
-    (State.ASKED, Event.ACK): State.SENDING,  # the simplest server, which never says what it has
-    (State.ASKED, Event.BODY): State.ASKED,  # after an order, which is obeyed and confirmed at once
-    (State.ASKED, Event.HOLE): State.IDLE,
-    (State.ASKED, Event.REJECTION): State.IDLE,
-    (State.ASKED, Event.LATE): State.IDLE,
-    (State.ASKED, Event.RECONNECT): State.IDLE,
+    (State.ASKED, Trigger.RESUME): State.RESUMED,
+    (State.ASKED, Trigger.ACK): State.SENDING,  # the simplest server, which never says what it has
+    (State.ASKED, Trigger.BODY): State.ASKED,  # after an order, which is obeyed and confirmed at once
+    (State.ASKED, Trigger.HOLE): State.IDLE,
+    (State.ASKED, Trigger.REJECTION): State.IDLE,
+    (State.ASKED, Trigger.LATE): State.IDLE,
+    (State.ASKED, Trigger.RECONNECT): State.IDLE,
 
-    (State.RESUMED, Event.BODY): State.SENDING,
-    (State.RESUMED, Event.ACK): State.RESUMED,  # of a server that does not repeat the session's name
-    (State.RESUMED, Event.HOLE): State.IDLE,
-    (State.RESUMED, Event.REJECTION): State.IDLE,
-    (State.RESUMED, Event.RECONNECT): State.IDLE,
+    (State.RESUMED, Trigger.BODY): State.SENDING,
+    (State.RESUMED, Trigger.ACK): State.RESUMED,  # of a server that does not repeat the session's name
+    (State.RESUMED, Trigger.HOLE): State.IDLE,
+    (State.RESUMED, Trigger.REJECTION): State.IDLE,
+    (State.RESUMED, Trigger.RECONNECT): State.IDLE,
 
-    (State.SENDING, Event.BODY): State.SENDING,
-    (State.SENDING, Event.ACK): State.SENDING,
-    (State.SENDING, Event.HOLE): State.IDLE,
-    (State.SENDING, Event.REJECTION): State.IDLE,
-    (State.SENDING, Event.LATE): State.IDLE,
-    (State.SENDING, Event.RECONNECT): State.IDLE,
+    (State.SENDING, Trigger.BODY): State.SENDING,
+    (State.SENDING, Trigger.ACK): State.SENDING,
+    (State.SENDING, Trigger.HOLE): State.IDLE,
+    (State.SENDING, Trigger.REJECTION): State.IDLE,
+    (State.SENDING, Trigger.LATE): State.IDLE,
+    (State.SENDING, Trigger.RECONNECT): State.IDLE,
 }  # fmt: skip
 
 
@@ -59,7 +59,7 @@ class ImpossibleTransition(PigeonpostError, RuntimeError):
     """An event that cannot happen in a state: an internal error."""
 
 
-def next_state(state: State, event: Event) -> State:
+def next_state(state: State, event: Trigger) -> State:
     """Return the state after `event`. Raises ImpossibleTransition."""
     try:
         return TRANSITIONS[state, event]

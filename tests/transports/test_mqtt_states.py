@@ -2,22 +2,22 @@
 
 import unittest
 
-from pigeonpost.transports.mqtt_states import TRANSITIONS, Event, ImpossibleTransition, State, next_state
+from pigeonpost.transports.mqtt_states import TRANSITIONS, ImpossibleTransition, State, Trigger, next_state
 
 # What docs/protocol.md says, once more: state, then what may happen in it, and where that leads.
 EXPECTED = {
-    State.IDLE: {Event.QUESTION: State.ASKED, Event.RECONNECT: State.IDLE},
+    State.IDLE: {Trigger.QUESTION: State.ASKED, Trigger.RECONNECT: State.IDLE},
     State.ASKED: {
-        Event.RESUME: State.RESUMED, Event.ACK: State.SENDING, Event.BODY: State.ASKED, Event.HOLE: State.IDLE,
-        Event.REJECTION: State.IDLE, Event.LATE: State.IDLE, Event.RECONNECT: State.IDLE,
+        Trigger.RESUME: State.RESUMED, Trigger.ACK: State.SENDING, Trigger.BODY: State.ASKED, Trigger.HOLE: State.IDLE,
+        Trigger.REJECTION: State.IDLE, Trigger.LATE: State.IDLE, Trigger.RECONNECT: State.IDLE,
     },
     State.RESUMED: {
-        Event.BODY: State.SENDING, Event.ACK: State.RESUMED, Event.HOLE: State.IDLE, Event.REJECTION: State.IDLE,
-        Event.RECONNECT: State.IDLE,
+        Trigger.BODY: State.SENDING, Trigger.ACK: State.RESUMED, Trigger.HOLE: State.IDLE,
+        Trigger.REJECTION: State.IDLE, Trigger.RECONNECT: State.IDLE,
     },
     State.SENDING: {
-        Event.BODY: State.SENDING, Event.ACK: State.SENDING, Event.HOLE: State.IDLE, Event.REJECTION: State.IDLE,
-        Event.LATE: State.IDLE, Event.RECONNECT: State.IDLE,
+        Trigger.BODY: State.SENDING, Trigger.ACK: State.SENDING, Trigger.HOLE: State.IDLE,
+        Trigger.REJECTION: State.IDLE, Trigger.LATE: State.IDLE, Trigger.RECONNECT: State.IDLE,
     },
 }  # fmt: skip
 
@@ -25,7 +25,7 @@ EXPECTED = {
 class Transitions(unittest.TestCase):
     def test_each_event_in_each_state(self):
         for state in State:
-            for event in Event:
+            for event in Trigger:
                 with self.subTest(state=state.name, event=event.name):
                     if event in EXPECTED[state]:
                         self.assertIs(next_state(state, event), EXPECTED[state][event])
@@ -38,7 +38,7 @@ class Transitions(unittest.TestCase):
 
     def test_a_lost_connection_is_possible_in_every_state(self):
         for state in State:
-            self.assertIs(next_state(state, Event.RECONNECT), State.IDLE)
+            self.assertIs(next_state(state, Trigger.RECONNECT), State.IDLE)
 
     def test_every_state_is_reached_from_the_first_one(self):
         reached = {State.IDLE}
@@ -47,5 +47,5 @@ class Transitions(unittest.TestCase):
         self.assertEqual(reached, set(State))
 
     def test_states_and_events_are_described(self):
-        for one in (*State, *Event):
+        for one in (*State, *Trigger):
             self.assertGreater(len(one.value.split()), 4, one)

@@ -589,5 +589,12 @@ class Tables(JsonCase):
             subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=LIMIT_S)
 
 
+class LongTexts(unittest.TestCase):
+    def test_a_long_text_that_is_no_number_takes_no_time(self):
+        began_s = time.process_time()
+        self.assertFalse(json_kind._NUMBER("9" * 40_000 + "x"))
+        self.assertLess(time.process_time() - began_s, 1.0)  # it was its length squared: 50 s
+
+
 if __name__ == "__main__":
     unittest.main()

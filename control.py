@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flags = argparse.Namespace(config=chosen.config, server_data=chosen.data)
         settings = config.load(SERVER, flags, "server.toml", SERVER_ARRAYS)
         data = config.data_folder(settings["server", "data"])
-        context = Context(data, chosen, settings, chosen.config or "", functools.partial(node_of_file, data))
+        context = Context(data, chosen, settings, functools.partial(node_of_file, data))
         exit_status: int = chosen.run(context)
         return exit_status
     except KeyboardInterrupt:

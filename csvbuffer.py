@@ -79,7 +79,7 @@ class CsvLog:
         self._sums = LogChecksums(self._folder)
         self._filed = 0  # the filing number up to which the file has all rows
         self._recorded = LogMark("", 0, 0, 0)
-        self._due: LogMark | None = None  # handed to a transaction, of which it is not known yet that it was committed
+        self._due: LogMark | None = None  # handed to a transaction that is not known to be committed yet
         self._is_unsynced = False  # whether a sync failed: then what it did not write, no later one would write
         self._synced_s = clock.monotonic()
         self.name = ""
@@ -131,9 +131,8 @@ class CsvLog:
         with self._lock:
             rows, self._buffer = self._buffer, []
         if self._filed + len(rows) != filed:
-            self._behind = (
-                True  # something was stored whose commit seemed to fail: a connection broke in the midst of it
-            )
+            # Something was stored by a commit that seemed to fail: a connection broke in the midst of it.
+            self._behind = True
         try:
             if self._fd < 0 or self._is_changed():
                 self._begin()

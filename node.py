@@ -56,7 +56,7 @@ _MACHINE = {"kind": "machine"}
 def _multicast_bus(settings: Settings, info: NodeInfo, outbox: Outbox, clock: Clock) -> Transport:
     from pigeonpost.compat.multicast_bus import node
 
-    return node.make_node_end(settings, info, outbox, clock)
+    return node.make_transport(settings, info, outbox, clock)
 
 
 TRANSPORTS = (*registry.NODE, registry.NodeTransportEntry("bus", ("bus", "enabled"), _multicast_bus))
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """All that arguments can be, with help and errors."""
+    """Parse all arguments; --help and wrong ones end the program."""
     import argparse
 
     parser = argparse.ArgumentParser(
@@ -168,11 +168,7 @@ class Node:
 
 def _transports(settings: Settings, info: NodeInfo, outbox: Outbox, clock: Clock) -> dict[str, Transport]:
     """Make the node's end of each transport that is switched on; a transport is imported only then."""
-    ends: dict[str, Transport] = {}
-    for name, setting, make in TRANSPORTS:
-        if settings[setting]:
-            ends[name] = make(settings, info, outbox, clock)
-    return ends
+    return {name: make(settings, info, outbox, clock) for name, setting, make in TRANSPORTS if settings[setting]}
 
 
 def make_sources(settings: Settings) -> list[SensorSource]:

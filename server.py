@@ -55,6 +55,7 @@ from pigeonpost.views.context import Route, WebContext
 from webui import WebInterface
 
 if TYPE_CHECKING:
+    from pigeonpost.alerts.contract import AlertChannel
     from pigeonpost.web.tls import Tls
 
 log = logging.getLogger("server")
@@ -77,13 +78,13 @@ def _pimonitor(context: ServerContext) -> Transport:
 def _file_drop(context: ServerContext) -> Transport:
     from pigeonpost.compat.file_drop import server
 
-    return server.make_server_end(context)
+    return server.make_transport(context)
 
 
 def _multicast_bus(context: ServerContext) -> Transport:
     from pigeonpost.compat.multicast_bus import server
 
-    return server.make_server_end(context)
+    return server.make_transport(context)
 
 
 TRANSPORTS = (
@@ -107,7 +108,7 @@ _EXAMPLES = """examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a server until it is told to stop; the exit status."""
+    """Run a server until it is told to stop. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="server.py", description="Collect samples from nodes, keep each of them once, and show them.",
         epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -200,7 +201,7 @@ class Server:
         transports = _make_transports(context)
         quality = QualityChecks(links, read_rules(settings.tables.get("limits", ()), settings.file))
         ingestor.subscribe(quality.on_commit)
-        others = {**_open_mirrors(context, transports), **_open_watch(context)}
+        others = {**_make_publisher(context, transports), **_make_notifier(context)}
         self.app = WebContext(
             name=name, data=data, clock=clock, store=store, csv=csv, ingestor=ingestor, links=links, users=Users(data),
             control=self._control, started_ms=clock.wall_ms(), stop=self._end, names=settings["web", "names"],
@@ -223,7 +224,7 @@ class Server:
         ])  # fmt: skip
 
     def run(self, demo: DemoNode | None = None) -> int:
-        """Start, say where the page is, wait, stop; the exit status."""
+        """Start, print the addresses of the page, wait, stop. Returns the exit status."""
         return self._running.run(lambda: self._say_ready(demo))
 
     def _say_ready(self, demo: DemoNode | None) -> None:
@@ -279,8 +280,8 @@ def _make_transports(context: ServerContext) -> dict[str, Transport]:
     return {name: make(context) for name, setting, make in TRANSPORTS if setting is None or context.settings[setting]}
 
 
-def _open_watch(context: ServerContext) -> dict[str, Any]:
-    """Who tells people of alerts, and how things went, if that is set."""
+def _make_notifier(context: ServerContext) -> dict[str, Any]:
+    """Make the Notifier of alerts and reports, if any are set."""
     tables, every_h = context.settings.tables.get("alert", ()), context.settings["report", "every"]
     if not tables and not every_h:
         return {}
@@ -292,28 +293,29 @@ def _open_watch(context: ServerContext) -> dict[str, Any]:
     if tables:
         context.ingestor.subscribe(alerts.on_commit)
     make_report = functools.partial(report, context.store, context.name)
-    return {"watch": Notifier(_ways(context.settings), alerts.look, make_report, every_h * 3600, context.clock)}
+    channels = _alert_channels(context.settings)
+    return {"watch": Notifier(channels, alerts.look, make_report, every_h * 3600, context.clock)}
 
 
-def _ways(settings: Settings) -> list[Any]:
-    """By which messages go."""
-    ways: list[Any] = []
+def _alert_channels(settings: Settings) -> list[AlertChannel]:
+    """Make the channels that are set. Raises SettingsError where there is none."""
+    channels: list[AlertChannel] = []
     if to := settings["mail", "to"]:
         from pigeonpost.alerts.email_channel import EmailChannel
 
         host, port, tls, user, password = (settings["mail", key] for key in ("host", "port", "tls", "user", "password"))
-        ways.append(EmailChannel(host, port, tls, user, password, settings["mail", "from"] or to[0], to))
+        channels.append(EmailChannel(host, port, tls, user, password, settings["mail", "from"] or to[0], to))
     if url := settings["webhook", "url"]:
         from pigeonpost.alerts.webhook_channel import WebhookChannel
 
-        ways.append(WebhookChannel(url))
-    if not ways:
+        channels.append(WebhookChannel(url))
+    if not channels:
         raise SettingsError("there are alerts or reports, but nobody to be told: set [mail] to, or [webhook] url")
-    return ways
+    return channels
 
 
-def _open_mirrors(context: ServerContext, transports: Mapping[str, Transport]) -> dict[str, Any]:
-    """Who shows the last state to other programs, if that is set: Redis."""
+def _make_publisher(context: ServerContext, transports: Mapping[str, Transport]) -> dict[str, Any]:
+    """Make the RedisPublisher, if Redis is set."""
     if not context.settings["redis", "url"]:
         return {}
     from pigeonpost.storage.redis_publisher import RedisPublisher
@@ -338,7 +340,7 @@ def _open_mirrors(context: ServerContext, transports: Mapping[str, Transport]) -
 
 
 def _web_addresses(settings: Settings) -> list[tuple[str, int]]:
-    """As set; without a setting on balena port 80, which is the one that its public address leads to."""
+    """Return the addresses as set. The default on balena is port 80, to which its public address leads."""
     addresses: list[tuple[str, int]] = settings["web", "listen"]
     if settings.origin("web", "listen") == "default" and "BALENA" in os.environ:
         return [("0.0.0.0", 80)]
@@ -346,7 +348,7 @@ def _web_addresses(settings: Settings) -> list[tuple[str, int]]:
 
 
 def _tls(settings: Settings) -> Tls | None:
-    """What the page speaks, where a certificate is set; ssl is only loaded then."""
+    """Return the TLS of the page; None without a certificate. ssl is only loaded with one."""
     certificate, key = settings["web", "certificate"], settings["web", "key"]
     if not certificate:
         if key:
@@ -366,7 +368,7 @@ def _is_free(address: tuple[str, int]) -> bool:
 
 
 def _page_addresses(scheme: str, host: str, port: int, first_key: str) -> list[str]:
-    """What to type into a browser here and, where the page is open to the network, elsewhere."""
+    """Return the addresses for a browser on this machine and, where the page is open to the network, elsewhere."""
     if host not in ("0.0.0.0", "::"):
         return [f"{scheme}://{join_address(host, port)}/"]
     key = f"?key={first_key}" if first_key else ""

@@ -19,19 +19,18 @@ from pigeonpost.core.errors import PigeonpostError, SettingsError
 from pigeonpost.http.message import BODY_BYTES, JSON, BodyConsumer, Endpoint, HTTPError, Request, Response, form_of
 from pigeonpost.server.event_log import EventLog
 from pigeonpost.server.recent_cache import RecentCache
-from pigeonpost.storage.maintenance import rollup
 from pigeonpost.views import (
     about,
     api,
     csv_logs,
+    dashboard,
     gaps_and_events,
     login,
     metrics,
     node,
     node_actions,
 )
-from pigeonpost.views import dashboard as views_dashboard
-from pigeonpost.views.chart import Charts, plain_query
+from pigeonpost.views.chart import Charts
 from pigeonpost.views.chart_page import ChartPage
 from pigeonpost.views.context import TABLE_FORMS, RequestContext, Route, WebContext
 from pigeonpost.views.html import see_other
@@ -50,15 +49,16 @@ if TYPE_CHECKING:
 
 _PASSWORD_BYTES = 16 << 10  # a form with the longest password, every letter of it as %XX
 _KEPT_PAGES = 64
-_PROGRAMS = (
-    "/events", "/chart.svg", "/chart.json", "/chart.csv", "/graphs.json", "/metrics", "/about.json",
-    "/gaps.json", "/gaps.csv", "/happenings.json", "/happenings.csv", "/logs.json", "/logs.csv",
-)  # fmt: skip
+# Addresses of routes whose clients cannot use a login page: those with these endings, and two more. A button of a page
+# opens the log, so its address is for browsers.
+_DATA_FORMS = (".json", ".csv", ".svg")
+_ALSO_FOR_PROGRAMS = {"/events", "/metrics"}
+_FOR_BROWSERS = {"/log.csv"}
 _POLL_S = 0.2  # how soon a listener sees that it is to stop
 
 
 class PageHandler(RequestHandler):
-    """The requests of one connection to the page: each goes to a transport's endpoint or to a route, once it may."""
+    """The requests of one connection to the page. Each goes to a transport's endpoint, or to a route."""
 
     def __init__(self, web: WebInterface, request: Any, client_address: Any, server: Listener) -> None:
         self.web = web
@@ -160,10 +160,10 @@ class WebInterface:
         self._snapshots = SnapshotBuilder(app, self._recent_cache.day)
         self._live = EventStream(app)
         self._charts = Charts(app.clock, app.links)
-        statistics = StatisticsReader(app.store, app.clock, rollup)
+        statistics = StatisticsReader(app.store, app.clock)
         self._chart_page = ChartPage(self._charts, statistics)
         self._sensors = SensorPages(statistics, self._chart_page.part)
-        self._graphs = SavedCharts(app.data, plain_query)
+        self._graphs = SavedCharts(app.data)
         self._event_log = EventLog(app.links, self._faults, app.clock)
         self._listeners: list[Listener] = []
         self._threads: list[threading.Thread] = []
@@ -172,14 +172,15 @@ class WebInterface:
         self._kept: dict[object, Response] = {}
         self._kept_of: StatusSnapshot | None = None
         table = [*self._table(), *pages]
-        self._programs = {*_PROGRAMS, *(route.path for route in pages if route.path.endswith((".json", ".csv")))}
+        self._programs = _ALSO_FOR_PROGRAMS | {route.path for route in table if route.path.endswith(_DATA_FORMS)}
+        self._programs -= _FOR_BROWSERS
         self._routes = _compiled(table)
         self._endpoints = [(_pattern(endpoint.path), endpoint) for endpoint in endpoints]
 
     def _table(self) -> list[Route]:
         """Every address there is. NAME stands for a node's name."""
         return [
-            Route("GET", "/", "viewer", views_dashboard.front, kept=True),
+            Route("GET", "/", "viewer", dashboard.front, kept=True),
             Route("GET", "/nodes/NAME", "viewer", node.node_page, kept=True),
             Route("POST", "/nodes/NAME/on", "operator", node_actions.switch_on, changes=True),
             Route("POST", "/nodes/NAME/off", "operator", node_actions.switch_off, changes=True),
@@ -246,11 +247,11 @@ class WebInterface:
 
     @property
     def first_key(self) -> str:
-        """What lets one browser in from elsewhere while no password is set; empty once it was used."""
+        """The one-time key for one browser elsewhere while no password is set; empty once it was used."""
         return self.access.first_key
 
     def start(self) -> None:
-        """Listen. Raises SettingsError where an address cannot be had."""
+        """Listen. Raises SettingsError when an address cannot be bound."""
         handler = partial(PageHandler, self)
         for (host, port), tls in self._asked:
             try:
@@ -281,6 +282,12 @@ class WebInterface:
         self._event_log.stop(limit_s)
         self._live.stop(limit_s)
         return self._connections.stop(limit_s)
+
+    def _faults(self) -> dict[str, str]:
+        """Return the present fault of each component, empty where there is none; for the event log."""
+        app = self._app
+        transports = {name: str(transport.fault or "") for name, transport in app.transports.items()}
+        return {"store": app.ingestor.fault or "", "log": app.csv.fault or "", **transports}
 
     # --------------------------------------------------------------------------------------------------- requests
 
@@ -368,12 +375,6 @@ class WebInterface:
         answer = login.password_changed(context)
         return answer._replace(headers={**answer.headers, **self.access.cookie(context.request, session)})
 
-    def _faults(self) -> dict[str, str]:
-        """What is wrong now, by the part it is wrong with."""
-        app = self._app
-        transports = {name: str(transport.fault or "") for name, transport in app.transports.items()}
-        return {"store": app.ingestor.fault or "", "log": app.csv.fault or "", **transports}
-
     def _log_out(self, context: RequestContext) -> Response:
         self.access.log_out(context.request)
         return see_other("/login" if self.access.has_password else "/", self.access.cookie(context.request, None))
@@ -390,7 +391,7 @@ class WebInterface:
 
 
 def _compiled(routes: Sequence[Route]) -> list[tuple[Callable[[str], re.Match[str] | None], Mapping[str, Route]]]:
-    """For each path a pattern, and its routes by method."""
+    """Return a pattern for each path, with its routes by method."""
     by_path: dict[str, dict[str, Route]] = {}
     for route in routes:
         by_path.setdefault(route.path, {})[route.method] = route
@@ -398,13 +399,13 @@ def _compiled(routes: Sequence[Route]) -> list[tuple[Callable[[str], re.Match[st
 
 
 def _pattern(path: str) -> Callable[[str], re.Match[str] | None]:
-    """What an address as the tables have it matches."""
+    """Return the matcher of an address in the tables."""
     exact = re.escape(path).replace("NAME", r"([A-Za-z0-9][A-Za-z0-9._-]{0,62})")
     return re.compile(exact.replace("WORD", r"([A-Za-z0-9._-]{1,200})")).fullmatch
 
 
 def _file(name: str, kind: str) -> Callable[[RequestContext], Response]:
-    """A file of pigeonpost/views/static/, read once."""
+    """Return the answer of a route: a file of pigeonpost/views/static/, read once."""
     content = importlib.resources.files("pigeonpost.views").joinpath("static", name).read_bytes()
     answer = Response(content, kind, headers={"Cache-Control": "max-age=300"})
     return lambda context: answer

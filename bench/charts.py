@@ -21,7 +21,7 @@ from bench.machine import table
 from bench.years import DAY_MS, EVERY_MS, Direct, _epoch_commits
 from pigeonpost.core.clock import Clock
 from pigeonpost.http.message import Request
-from pigeonpost.storage.maintenance import MaintenanceWorker, rollup
+from pigeonpost.storage.maintenance import MaintenanceWorker
 from pigeonpost.storage.models import LogMark
 from pigeonpost.storage.sqlite.store import SqliteStore
 from pigeonpost.views.chart import Charts
@@ -88,9 +88,7 @@ def main() -> None:
         for words, span_days in (("a day", 1), ("a week", 7), ("30 days", 30), ("a year", 365)):
             from_ms = end_ms - span_days * DAY_MS
             took_ms = median_ms(
-                lambda from_ms=from_ms: StatisticsReader(store, Clock(), rollup).of(
-                    "n0", "temperature", from_ms, end_ms
-                )  # type: ignore[misc]
+                lambda from_ms=from_ms: StatisticsReader(store, Clock()).of("n0", "temperature", from_ms, end_ms)  # type: ignore[misc]
             )
             rows.append((f"statistics of {words}", f"{took_ms:.1f} ms"))
         store.close()

@@ -18,7 +18,7 @@ from unittest import mock
 import control as control_program
 from pigeonpost.core.clock import Clock
 from tests.forked import Forked
-from tests.support import LIMIT_S, ROOT, WALL_MS, Program, clean_environment, temp_folder
+from tests.support import LIMIT_S, ROOT, WALL_MS, Program, clean_environment, memory_disk, temp_folder
 
 
 def set_zone(test: unittest.TestCase, zone: str) -> None:
@@ -53,9 +53,10 @@ def use_memory_disk() -> None:
 
     Called in setUpModule. On a busy disk each database that is made and removed takes a quarter of a second.
     """
-    if os.path.isdir("/dev/shm") and os.access("/dev/shm", os.W_OK):
+    parent = memory_disk()
+    if parent:
         unittest.addModuleCleanup(setattr, tempfile, "tempdir", tempfile.tempdir)
-        tempfile.tempdir = "/dev/shm"
+        tempfile.tempdir = parent
 
 
 def for_class(case: type[unittest.TestCase]) -> Any:

@@ -10,14 +10,14 @@ import time
 import unittest
 from unittest import mock
 
-import csvbuffer as _csvbuffer
+import csvbuffer
 from csvbuffer import CsvLog
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import DiskError, NotStored
 from pigeonpost.storage.csv import format
 from pigeonpost.storage.csv.checksums import logs_in
 from pigeonpost.storage.csv.format import HEADER, local_time
-from pigeonpost.storage.models import LogMark
+from pigeonpost.storage.models import NOTHING, EpochCommit, LogMark, SampleBatch
 from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Gap, Sample
 from tests.page_support import use_memory_disk
@@ -58,10 +58,8 @@ class LogCase(unittest.TestCase):
         self.clock.sleep(60)
 
     def commit(self, *batches):
-        """What the intake does: record what is due, store, hand to the log, flush."""
+        """What the Ingestor does: record what is due, store, hand to the log, flush."""
         epoch_commits = {}
-        from pigeonpost.storage.models import NOTHING, EpochCommit
-
         with self.store.writing({(b.node, b.epoch): None for b in batches}) as marks:
             for b in batches:
                 key = b.node, b.epoch
@@ -599,12 +597,12 @@ class FailedSync(LogCase):
         self.commit(batch(1, 5))
         self.disk.fails = True
         with self.assertLogs("csvbuffer", "ERROR"):
-            self.clock.sleep(_csvbuffer.SYNC_S)
+            self.clock.sleep(csvbuffer.SYNC_S)
             self.commit(batch(6, 7))
         self.disk.fails = False
-        self.clock.sleep(_csvbuffer.SYNC_S)
+        self.clock.sleep(csvbuffer.SYNC_S)
         self.commit(batch(8, 9))
-        self.clock.sleep(_csvbuffer.SYNC_S)
+        self.clock.sleep(csvbuffer.SYNC_S)
         self.commit(batch(10, 11))  # records what is there of 1 to 9
         self.crash()
         self.disk.cut_power(os.path.join(self.folder, "logs"))
@@ -654,8 +652,6 @@ class Pieces(unittest.TestCase):
         self.assertIn(",n,gap,5,", row)
 
     def test_sample_of_no_units(self):
-        from pigeonpost.storage.models import SampleBatch
-
         row = format.log_rows("n", E1, SampleBatch([Sample(1, 0, 0, {"x": 1}, {}, "")]), {}, 0)
         self.assertTrue(row.endswith(",n,x,1,\n"))
 

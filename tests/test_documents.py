@@ -20,7 +20,7 @@ NO_LIMITS = {
     "pigeonpost.compat.multicast_bus.node._LARGEST_F32",  # of the format of a 32-bit float
     "pigeonpost.node.ring_file._LONGEST_NUMBER",  # digits of a float
     "pigeonpost.sensors.mcp3424._LONGEST_S",  # conversion times from the data sheet
-    "pigeonpost.compat.multicast_bus.server.MOST_AT_ONCE",  # how a loop is cut into pieces
+    "pigeonpost.compat.multicast_bus.component.MOST_AT_ONCE",  # how a loop is cut into pieces
     "pigeonpost.compat.multicast_bus.router._MOST_AT_ONCE",  # likewise
     "pigeonpost.compat.multicast_bus.convert_config._MOST_NODES",  # of a converter that a person runs on their own file
 }  # fmt: skip

@@ -30,7 +30,7 @@ LEVELS = (
     "server",
     "importing",
     "transports",
-    "alerts integrations",
+    "alerts",
     "web",
     "views cli",
     "compat",
@@ -280,8 +280,11 @@ class Imports(unittest.TestCase):
 
 
 def end_of(module):
-    """ "node" or "server" for the half of a transport that runs there only."""
-    return next((end for end in ("node", "server") if package_of(module) == "transports" and f"_{end}" in module), None)
+    """ "node" or "server" for the half of a transport that runs there only; None for all other modules."""
+    if package_of(module) not in ("transports", "compat"):
+        return None
+    name = f"_{module.rpartition('.')[2]}"
+    return next((end for end in ("node", "server") if f"_{end}" in name), None)
 
 
 def is_foreign(module):

@@ -39,18 +39,18 @@ class EmailChannel(AlertChannel):
         mail["Date"], mail["Message-ID"] = formatdate(localtime=True), make_msgid(domain="pigeonpost.invalid")
         mail.set_content(message.text)
         try:
-            known = ssl.create_default_context()
-            kind = (
-                smtplib.SMTP_SSL(self._host, self._port, timeout=ANSWER_S, context=known)
+            context = ssl.create_default_context()
+            connection = (
+                smtplib.SMTP_SSL(self._host, self._port, timeout=ANSWER_S, context=context)
                 if self._tls == "tls"
                 else smtplib.SMTP(self._host, self._port, timeout=ANSWER_S)
             )
-            with kind as link:
+            with connection:
                 if self._tls == "starttls":
-                    link.starttls(context=known)
+                    connection.starttls(context=context)
                 if self._user:
-                    link.login(self._user, self._password)
-                link.send_message(mail)
+                    connection.login(self._user, self._password)
+                connection.send_message(mail)
         except (OSError, smtplib.SMTPException) as error:
             raise NotSent(f"{self.place}: {error}") from None
 

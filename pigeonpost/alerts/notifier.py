@@ -27,8 +27,8 @@ MOST_WAITING = 500  # of each channel; then the oldest are dropped
 class _ChannelQueue:
     """Messages that wait for one channel."""
 
-    def __init__(self, way: AlertChannel) -> None:
-        self.way = way
+    def __init__(self, channel: AlertChannel) -> None:
+        self.channel = channel
         self.waiting: deque[AlertMessage] = deque(maxlen=MOST_WAITING)
         self.again_s, self.pause_s = 0.0, RETRY_S
         self.fault = ""
@@ -39,7 +39,7 @@ class Notifier:
 
     def __init__(
         self,
-        ways: Sequence[AlertChannel],
+        channels: Sequence[AlertChannel],
         look: Callable[[], Sequence[AlertMessage]],
         report: Callable[[int, int], AlertMessage],
         every_s: float,
@@ -50,7 +50,7 @@ class Notifier:
         report   returns the report of a span, in ms since 1970
         every_s  seconds between two reports; 0: none
         """
-        self._posts = [_ChannelQueue(way) for way in ways]
+        self._queues = [_ChannelQueue(channel) for channel in channels]
         self._look, self._report, self._every_s, self._clock = look, report, every_s, clock
         self._reported_ms = clock.wall_ms()
         self._next_s = clock.monotonic() + every_s
@@ -61,11 +61,11 @@ class Notifier:
     @property
     def fault(self) -> str:
         """Why messages wait; empty when none do."""
-        return "; ".join(post.fault for post in self._posts if post.fault)
+        return "; ".join(queue.fault for queue in self._queues if queue.fault)
 
     def report(self) -> dict[str, Any]:
         """Return the state for the pages and `control.py check`, as JSON."""
-        return {"sent": self.sent, "waiting": sum(len(post.waiting) for post in self._posts)}
+        return {"sent": self.sent, "waiting": self._waiting()}
 
     def start(self) -> None:
         """Start the thread."""
@@ -75,8 +75,11 @@ class Notifier:
         """End the thread; messages that are still waiting are lost."""
         self._stopping.set()
         self._thread.join(limit_s)
-        left = sum(len(post.waiting) for post in self._posts)
+        left = self._waiting()
         return f"{left} messages were not sent" if left else None
+
+    def _waiting(self) -> int:
+        return sum(len(queue.waiting) for queue in self._queues)
 
     def look(self) -> None:
         """Check the rules once, and send what can be sent."""
@@ -90,26 +93,26 @@ class Notifier:
             self._hand_over([self._report(self._reported_ms, to_ms)])
             self._reported_ms = to_ms
             self._next_s += self._every_s * max(1, round((now_s - self._next_s) / self._every_s))
-        for post in self._posts:
-            self._send(post)
+        for queue in self._queues:
+            self._send(queue)
 
     def _hand_over(self, messages: Sequence[AlertMessage]) -> None:
-        for post in self._posts:
-            post.waiting.extend(messages)
+        for queue in self._queues:
+            queue.waiting.extend(messages)
 
-    def _send(self, post: _ChannelQueue) -> None:
-        while post.waiting and not self._stopping.is_set() and self._clock.monotonic() >= post.again_s:
+    def _send(self, queue: _ChannelQueue) -> None:
+        while queue.waiting and not self._stopping.is_set() and self._clock.monotonic() >= queue.again_s:
             try:
-                post.way.send(post.waiting[0])
+                queue.channel.send(queue.waiting[0])
             except NotSent as error:
-                if not post.fault:
+                if not queue.fault:
                     log.error("%s; it is tried again", error)
-                post.fault = f"messages wait: {error}"
-                post.again_s = self._clock.monotonic() + post.pause_s
-                post.pause_s = min(2 * post.pause_s, LONGEST_RETRY_S)
+                queue.fault = f"messages wait: {error}"
+                queue.again_s = self._clock.monotonic() + queue.pause_s
+                queue.pause_s = min(2 * queue.pause_s, LONGEST_RETRY_S)
             else:
-                post.waiting.popleft()
-                post.fault, post.pause_s = "", RETRY_S
+                queue.waiting.popleft()
+                queue.fault, queue.pause_s = "", RETRY_S
                 self.sent += 1
 
     def _run(self) -> None:

@@ -21,7 +21,7 @@ class Tokens(Mapping[str, LinkKey]):
 
     def __init__(self, data: str) -> None:
         self._file = JsonFile(os.path.join(data, TOKENS), "a list of tokens", str)
-        # By the digests of the tokens, and of which tokens: looking one up compares digests, which tell nothing of it.
+        # The tokens, and their nodes by digest: a lookup compares digests only, so its time reveals nothing of a token.
         self._by_digest: tuple[dict[str, str], dict[bytes, str]] | None = None
 
     def make(self, node: str) -> str:
@@ -43,7 +43,7 @@ class Tokens(Mapping[str, LinkKey]):
         return self._file.now().get(node)
 
     def node_of(self, token: str) -> str | None:
-        """Return the node that has this token; None: no node has. Takes the same time for nearly right ones."""
+        """Return the node that has this token, or None. A nearly right token takes no longer than any other."""
         return self._nodes().get(hashlib.sha256(token.encode(errors="replace")).digest())
 
     def _nodes(self) -> dict[bytes, str]:

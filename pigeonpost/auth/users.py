@@ -46,7 +46,7 @@ class Users:
     """All users; the file may be read by its owner only."""
 
     def __init__(self, data: str) -> None:
-        # Nobody is let in by a file that does not read, nor by one in a folder that may not be entered.
+        # A file that cannot be read, or that is in a folder without permission, raises SettingsError at every login.
         self._file = JsonFile(os.path.join(data, USERS), "a list of users", _checked)
         self._hashing = threading.Lock()
         self._changing = threading.Lock()

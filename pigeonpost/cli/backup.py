@@ -18,9 +18,9 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from pigeonpost.cli.contract import Bar, Command, Context, Failed, has_store, look
+from pigeonpost.cli.contract import Bar, Command, Context, Failed, look, require_store
 from pigeonpost.core.clock import Clock
-from pigeonpost.core.data_folder import DATABASE, FILES, LOGS, SERVER_LOCK
+from pigeonpost.core.data_folder import BEFORE_RESTORE, DATABASE, FILES, LOGS, SERVER_LOCK
 from pigeonpost.core.errors import DiskError, InUse, NotStored, SettingsError
 from pigeonpost.core.files import lock_data_dir, sync_folder
 from pigeonpost.server import backup as server_backup
@@ -32,7 +32,6 @@ from pigeonpost.storage.csv.verify import rebuild_log, verify_logs
 from pigeonpost.storage.sqlite.schema import VERSION
 from pigeonpost.storage.sqlite.store import SqliteStore
 
-ASIDE = "before-restore"
 _STAGING = ".restoring"
 
 
@@ -136,7 +135,7 @@ def _put_in_place(data: str, staging: str, names: Sequence[str]) -> str:
     """Move what is there aside, and what was laid out to its place; where the former is now (empty: there was none).
 
     The database goes first, as one file, and comes last: so in no moment could a server take a half of it, or a WAL of
-    another one. Who is interrupted here restores again.
+    another one. A restore that is interrupted here is repeated.
     """
     if not any(name.startswith(f"{LOGS}/") for name in names):
         os.makedirs(os.path.join(staging, LOGS), exist_ok=True)
@@ -160,7 +159,7 @@ def _move_aside(data: str, names: Sequence[str]) -> str:
     there = [name for name in names if os.path.lexists(os.path.join(data, name))]
     if not there:
         return ""
-    first = aside = os.path.join(data, f"{ASIDE}-{time.strftime('%Y-%m-%d_%H%M%S')}")
+    first = aside = os.path.join(data, f"{BEFORE_RESTORE}-{time.strftime('%Y-%m-%d_%H%M%S')}")
     number = 1
     while os.path.lexists(aside):
         number += 1
@@ -193,7 +192,7 @@ def _give(path: str, data: str) -> None:
 
 
 def verify(context: Context) -> int:
-    """Look at everything that is stored, or at a backup; one line a fault.
+    """Look at everything that is stored, or at a backup; one line per fault.
 
     The database itself, marks and gaps, the sums of closed logs and, when no server runs, each row of the logs.
     """
@@ -263,8 +262,7 @@ _ELSEWHERE = "the samples are in PostgreSQL, which has pg_dump and pg_restore; c
 def _require_sqlite(context: Context) -> None:
     if context.settings["store", "postgres"]:
         raise SettingsError(_ELSEWHERE)
-    if not has_store(context):
-        raise SettingsError(f"there is no database in {context.data}; --data DIR, before the command, names its folder")
+    require_store(context)
 
 
 def _refuse_faults(folder: str, so: str) -> None:
@@ -318,7 +316,7 @@ def _failing(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _showing() -> Iterator[server_backup.Progress]:
-    """A bar a stage, on a terminal."""
+    """Yield a function that shows one bar per stage, on a terminal."""
     bars: dict[str, Bar] = {}
 
     def show(stage: str, done: int, total: int) -> None:

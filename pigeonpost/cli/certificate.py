@@ -14,10 +14,10 @@ import tempfile
 
 from pigeonpost.cli.contract import Command, Context, Failed
 from pigeonpost.core.addresses import own_address, own_name
+from pigeonpost.core.data_folder import CERTIFICATE, CERTIFICATE_KEY
 from pigeonpost.core.files import replace_file
 from pigeonpost.web.tls import fingerprint_of
 
-CERTIFICATE, KEY = "certificate.pem", "certificate.key"  # in the data folder
 _DAYS = 3650
 _OPENSSL_S = 60.0
 _NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?").fullmatch
@@ -26,7 +26,7 @@ _ADDRESS = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[0-9a-fA-F:.]*:[0-9a-fA-F:
 
 def certificate(context: Context) -> int:
     """Make a certificate for the server's page, or show the fingerprint of the one that was made before."""
-    path, key = (os.path.join(context.data, name) for name in (CERTIFICATE, KEY))
+    path, key = (os.path.join(context.data, name) for name in (CERTIFICATE, CERTIFICATE_KEY))
     if not context.arguments.new and os.path.exists(path) and os.path.exists(key):
         print(f"{path} is there already (--new makes another one, which nodes that know this one refuse)",
               file=sys.stderr)  # fmt: skip
@@ -57,7 +57,7 @@ def _make(data: str, names: list[str]) -> tuple[bytes, bytes]:
     os.makedirs(data, exist_ok=True)
     alternatives = ",".join(f"{'IP' if _ADDRESS(name) else 'DNS'}:{name}" for name in names)
     with tempfile.TemporaryDirectory(prefix="certificate-", dir=data) as folder:  # for its owner's eyes only
-        paths = [os.path.join(folder, name) for name in (CERTIFICATE, KEY)]
+        paths = [os.path.join(folder, name) for name in (CERTIFICATE, CERTIFICATE_KEY)]
         command = [
             "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-sha256",
             "-days", str(_DAYS), "-subj", f"/CN={names[0][:64]}", "-addext", f"subjectAltName={alternatives}",

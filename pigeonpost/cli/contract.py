@@ -17,7 +17,7 @@ from pigeonpost.core.data_folder import DATABASE
 from pigeonpost.core.errors import PigeonpostError, SettingsError
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.registry import open_store
-from protocol import NODE_NAME, NODE_NAME_TAKES
+from protocol import NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME, SENSOR_NAME_TAKES
 
 
 class Failed(PigeonpostError):
@@ -36,35 +36,48 @@ class Command(NamedTuple):
 class Context(NamedTuple):
     """What a command works with.
 
-    data      the server's data folder      arguments  as argparse gives them
-    settings  the server's settings         config     the file that was named with --config; empty: none
-    node_of_file  the node that dropped a file here, by its path; empty where that is not known
+    data          the server's data folder
+    arguments     as argparse gives them
+    settings      the server's settings
+    node_of_file  returns the node that dropped a file here, by its path; empty where that is not known
     """
 
     data: str
     arguments: argparse.Namespace
     settings: Settings
-    config: str
     node_of_file: Callable[[str], str] = lambda path: ""
 
 
 def has_store(context: Context) -> bool:
-    """Whether there is something that `look` can open."""
+    """Return True if there is a store that `look` can open."""
     return bool(context.settings["store", "postgres"]) or os.path.exists(os.path.join(context.data, DATABASE))
 
 
-def look(context: Context) -> Store:
-    """The store that the settings name, to be looked at, also beside a server that runs; close it in the end."""
+def require_store(context: Context) -> None:
+    """Raise SettingsError where there is no store."""
     if not has_store(context):
         raise SettingsError(f"there is no database in {context.data}; --data DIR, before the command, names its folder")
+
+
+def look(context: Context) -> Store:
+    """Open the store that the settings name for reading, also beside a running server. The caller closes it."""
+    require_store(context)
     return open_store(context.settings, context.data, look_only=True)
 
 
-def node_name(text: str) -> str:
-    """An argument that is a node's name."""
-    if not NODE_NAME(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no node name: {NODE_NAME_TAKES}")
-    return text
+def matching(match: Callable[[str], object], what: str, takes: str) -> Callable[[str], str]:
+    """Return a type for argparse: text that `match` accepts. Errors say that it is no `what`, and what one `takes`."""
+
+    def read(text: str) -> str:
+        if not match(text):
+            raise argparse.ArgumentTypeError(f"{text!r} is no {what}: {takes}")
+        return text
+
+    return read
+
+
+node_name = matching(NODE_NAME, "node name", NODE_NAME_TAKES)
+sensor_name = matching(SENSOR_NAME, "sensor name", SENSOR_NAME_TAKES)
 
 
 class Bar:
@@ -76,7 +89,7 @@ class Bar:
         self._is_seen = sys.stderr.isatty()
 
     def show(self, gone: int, size: int) -> None:
-        """So many bytes (or whatever it is) of so many."""
+        """Show that `gone` of `size` bytes, rows or pages are done."""
         percent = min(100, 100 * gone // size) if size else 100
         if self._is_seen and percent != self._shown:
             self._shown = percent
@@ -84,7 +97,7 @@ class Bar:
             print(f"\r{self._name:30} [{done:-<{_BAR}}] {percent:3} %", end="", file=sys.stderr, flush=True)
 
     def end(self) -> None:
-        """The line is finished."""
+        """End the line of the bar."""
         if self._shown >= 0:
             print(file=sys.stderr)
             self._shown = -1

@@ -18,7 +18,6 @@ import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from pigeonpost.auth.tokens import Tokens
 from pigeonpost.cli.contract import Command, Context
@@ -30,6 +29,8 @@ from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import Settings
 from pigeonpost.core.data_folder import DATABASE, RUNNING, TOKENS
 from pigeonpost.core.errors import PigeonpostError, SensorError
+from pigeonpost.core.http_client import split_url
+from pigeonpost.core.mqtt_client import broker_address
 from pigeonpost.sensors.contract import DerivedSource
 from pigeonpost.sensors.registry import KINDS, make_source
 from pigeonpost.settings import NODE
@@ -122,15 +123,11 @@ def node(settings: Settings, root: str = "/") -> Iterator[Finding]:
     yield from _node_token(settings)
     address = settings["node", "listen"]
     yield port(address, "--listen", lambda: _ask_node(address))
-    push = urlsplit(settings["push", "to"])
-    if push.hostname:
-        at = push.hostname, push.port or (443 if push.scheme == "https" else 80)
-        yield reach(at, "the server", "is it running, and is its port open? `[push] to` in node.toml says where it is")
-    if settings["mqtt", "host"]:
-        at = settings["mqtt", "host"], settings["mqtt", "port"] or (8883 if settings["mqtt", "tls"] else 1883)
-        yield reach(
-            at, "the broker", "is it running, and is its port open? `[mqtt] host` in node.toml says where it is"
-        )
+    if settings["push", "to"]:
+        push = split_url(settings["push", "to"])
+        remedy = "is it running, and is its port open? `[push] to` in node.toml says where it is"
+        yield reach((push.host, push.port), "the server", remedy)
+    yield from _broker(settings, "node.toml")
 
 
 def sensors(settings: Settings, root: str) -> Iterator[Finding]:
@@ -272,9 +269,7 @@ def server(settings: Settings, data: str) -> Iterator[Finding]:
         if name and name not in known and not is_loopback(address[0]):
             yield Finding("note", f"{who} has no token here, so it will refuse",
                           f"python3 control.py token {name}, and give it to the node")  # fmt: skip
-    if settings["mqtt", "host"]:
-        at = settings["mqtt", "host"], settings["mqtt", "port"] or (8883 if settings["mqtt", "tls"] else 1883)
-        yield reach(at, "the broker", "is it running, and its port open? `[mqtt] host` in server.toml says where it is")
+    yield from _broker(settings, "server.toml")
 
 
 def _running(data: str, address: tuple[str, int]) -> str:
@@ -286,6 +281,12 @@ def _running(data: str, address: tuple[str, int]) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         return ""
     return "this server's page is there" if any(found[1] == address[1] for found in about["web"]) else ""
+
+
+def _broker(settings: Settings, file: str) -> Iterator[Finding]:
+    if settings["mqtt", "host"]:
+        remedy = f"is it running, and is its port open? `[mqtt] host` in {file} says where it is"
+        yield reach(broker_address(settings), "the broker", remedy)
 
 
 def _is_installed(module: str) -> bool:
@@ -309,7 +310,7 @@ COMMANDS: Mapping[str, Command] = {
         [
             ("what", {"metavar": "node|server", "choices": ("node", "server"), "nargs": "?", "help": "as what it is"
                       " looked at (as what it is set up)"}),
-            ("--node-config", {"metavar": "TOKENS", "help": "the node's settings (./node.toml)"}),
+            ("--node-config", {"metavar": "FILE", "help": "the node's settings (./node.toml)"}),
             ("--root", {"metavar": "FOLDER", "default": "/", "help": "where dev, proc and sys are (/)"}),
         ],
         doctor,

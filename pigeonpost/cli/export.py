@@ -22,14 +22,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from pigeonpost.cli.contract import Bar, Command, Context, Failed, look, node_name
+from pigeonpost.cli.contract import Bar, Command, Context, Failed, look, node_name, sensor_name
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.files import sync_folder
 from pigeonpost.core.strict_json import write_json
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.csv.format import HEADER, local_time, log_rows
 from pigeonpost.storage.models import SampleBatch, StoredSample
-from protocol import SENSOR_NAME, SENSOR_NAME_TAKES, Sample
+from protocol import Sample
 
 AT_ONCE = 4000  # samples asked for together
 _NEVER_MS = 253_402_300_800_000  # the year 10000
@@ -81,7 +81,7 @@ def moment(text: str) -> int:
 
 
 def as_log(sensors: Sequence[str], units: Units) -> Callable[[Points], str]:
-    """Rows as the log has them: one a value."""
+    """Make rows as the log has them: one per value."""
 
     def rows(points: Points) -> str:
         samples = [Sample(point.seq, point.time_ms, 0, point.values, {}, point.clock) for point in points]
@@ -91,7 +91,7 @@ def as_log(sensors: Sequence[str], units: Units) -> Callable[[Points], str]:
 
 
 def as_table(sensors: Sequence[str], units: Units) -> Callable[[Points], str]:
-    """One row a sample, with a cell for each of `sensors`; empty where it failed, or was not there."""
+    """Make one row per sample, with a cell for each of `sensors`; empty where it failed, or was not there."""
 
     def rows(points: Points) -> str:
         lines = []
@@ -105,7 +105,7 @@ def as_table(sensors: Sequence[str], units: Units) -> Callable[[Points], str]:
 
 
 def as_json(sensors: Sequence[str], units: Units) -> Callable[[Points], str]:
-    """One JSON object a sample, a line each."""
+    """Make one line per sample: a JSON object."""
     shapes: dict[tuple[str, ...], tuple[str, str]] = {}  # of each list of sensors a template of its values, its units
 
     def rows(points: Points) -> str:
@@ -149,7 +149,7 @@ def _only(points: Points, sensors: frozenset[str]) -> Points:
 
 
 def export(context: Context) -> int:
-    """Write what is stored: each value a row as in the log, or each sample a row (wide) or a JSON object (jsonl).
+    """Write what is stored: one row per value as in the log, or per sample one row (wide) or JSON object (jsonl).
 
     Times are given as 2026-11-20, 2026-11-20T15:36 (local time), 2026-11-20T15:36:10Z, or 7d, 24h, 90m ago.
     """
@@ -257,17 +257,11 @@ def _to_standard_output(texts: Iterable[str]) -> int:
                 out.write(text.encode())
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever reads has what it wanted, as `head`; Python would complain once more when it ends.
+        # The reader has what it wanted, as `head`; without this Python would report the error again when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         raise Failed(f"standard output: {error.strerror}") from None
     return 0
-
-
-def _sensor_name(text: str) -> str:
-    if not SENSOR_NAME(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no sensor name: {SENSOR_NAME_TAKES}")
-    return text
 
 
 _AGAIN = "may be given again"
@@ -276,9 +270,9 @@ COMMANDS: Mapping[str, Command] = {
         "write what is stored as CSV or JSON lines",
         [
             ("--format", {"choices": list(FORMATS), "default": "csv",
-                          "help": "csv: a row a value, as the log; wide: a row a sample; jsonl: JSON lines (csv)"}),
+                          "help": "csv: a row per value, as the log; wide: one per sample; jsonl: JSON lines (csv)"}),
             ("--node", {"metavar": "NODE", "action": "append", "type": node_name, "help": f"only of that; {_AGAIN}"}),
-            ("--sensor", {"metavar": "SENSOR", "action": "append", "type": _sensor_name,
+            ("--sensor", {"metavar": "SENSOR", "action": "append", "type": sensor_name,
                           "help": f"only of that; {_AGAIN}"}),
             ("--from", {"metavar": "TIME", "dest": "since", "type": moment, "help": "what was taken then or later"}),
             ("--to", {"metavar": "TIME", "dest": "until", "type": moment, "help": "what was taken before that"}),

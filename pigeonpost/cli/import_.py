@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from csvbuffer import CsvLog
-from pigeonpost.cli.contract import Bar, Command, Context, Failed, node_name
+from pigeonpost.cli.contract import Bar, Command, Context, Failed, matching, node_name, sensor_name
 from pigeonpost.core.clock import Clock, rfc3339
 from pigeonpost.core.data_folder import SERVER_LOCK
 from pigeonpost.core.errors import InUse, NotStored, SettingsError
@@ -34,7 +34,7 @@ from pigeonpost.importing.foreign_sqlite import BadTable, ForeignColumns, sqlite
 from pigeonpost.importing.importer import BadFile, import_readings, inspect_readings
 from pigeonpost.server.ingest import Ingestor
 from pigeonpost.storage.registry import open_store
-from protocol import SENSOR_NAME, SENSOR_NAME_TAKES, UNIT
+from protocol import UNIT
 
 STOP_S = 60.0
 _SQLITE = b"SQLite format 3\0"
@@ -124,7 +124,7 @@ def _display_name(path: str) -> str:
 
 
 def _import_one(path: str, context: Context, ingestor: Ingestor, units: Mapping[str, Mapping[str, str]]) -> bool:
-    """Import one file, or one database; whether that was possible."""
+    """Import one file, or one database. Returns True if that was possible."""
     shown = _display_name(path)
     bar = Bar(os.path.basename(shown))
     try:
@@ -174,26 +174,15 @@ def _opened(path: str, context: Context) -> Iterator[ImportSource]:
         yield ImportSource(cast(BinaryIO, copy), "table.csv", said.node)
 
 
-def _matching(match: Any, takes: str) -> Any:
-    import argparse
-
-    def read(text: str) -> str:
-        if not match(text):
-            raise argparse.ArgumentTypeError(f"{text!r} is none: {takes}")
-        return text
-
-    return read
-
-
 _DATABASE = "database: "
 _OPTIONS: Sequence[tuple[str, dict[str, Any]]] = [
     ("file", {"metavar": "FILE", "nargs": "+"}),
     ("--node", {"metavar": "NODE", "type": node_name, "help": "whose all of it is (what the file says)"}),
     ("--table", {"metavar": "NAME", "help": f"{_DATABASE}the table with the readings (the one that looks like it)"}),
     ("--query", {"metavar": "SQL", "help": f"{_DATABASE}a SELECT with columns time, node, and value or the sensors"}),
-    ("--sensor", {"metavar": "SENSOR", "type": _matching(SENSOR_NAME, SENSOR_NAME_TAKES),
+    ("--sensor", {"metavar": "SENSOR", "type": sensor_name,
                   "help": f"{_DATABASE}what the column `value` is (as the table is called)"}),
-    ("--unit", {"metavar": "UNIT", "type": _matching(UNIT, "up to 32 letters"),
+    ("--unit", {"metavar": "UNIT", "type": matching(UNIT, "unit", "up to 32 letters"),
                 "help": f"{_DATABASE}unit of the values"}),
     ("--scale", {"metavar": "NUMBER", "type": float, "default": 1.0, "help": f"{_DATABASE}values times this"}),
     ("--utc", {"action": "store_true", "help": f"{_DATABASE}times without an offset are UTC (local time)"}),

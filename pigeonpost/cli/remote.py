@@ -33,9 +33,7 @@ def ask_server(data: str, method: str, path: str, content: Any = None) -> Any:
     try:
         answer = connection.request(method, path, headers, body, limit_bytes=_ANSWER_BYTES)
     except CertificateMismatch as error:
-        raise Failed(
-            f"another certificate is at {place}: expected {error.expected}, found {error.found}"
-        ) from None  # fmt: skip
+        raise Failed(f"another certificate is at {place}: expected {error.expected}, found {error.found}") from None
     except HttpError as error:  # perhaps from another program, which has the port now
         raise Failed(f"the server at {place} does not answer: {error}") from None
     finally:
@@ -48,14 +46,14 @@ def ask_server(data: str, method: str, path: str, content: Any = None) -> Any:
 
 
 def _running(data: str) -> Any:
-    """What the server that runs on `data` tells of itself."""
+    """Return the content of running.json: how the server that runs on `data` is reached. Raises Failed."""
     try:
         with open(os.path.join(data, RUNNING), encoding="utf-8") as file:
             return json.load(file)
     except FileNotFoundError:
         raise Failed(f"no server runs on {data} (--data DIR, before the command, names another folder)") from None
     except PermissionError:
-        raise Failed(f"{data}/running.json may be read only by the user who runs the server") from None
+        raise Failed(f"{data}/{RUNNING} may be read only by the user who runs the server") from None
 
 
 def _connection(host: str, port: int, certificate: str) -> HttpConnection:

@@ -48,7 +48,7 @@ def send(context: Context) -> int:
 
 
 def check(context: Context) -> int:
-    """Exit 0 when the server and its nodes are well; else 1, with one line a fault. For cron."""
+    """Exit 0 when the server and its nodes are well; else 1, with one line per fault. For cron."""
     faults = ask_server(context.data, "GET", "/api/v1/health")["faults"]
     for fault in faults:
         print(fault)
@@ -88,6 +88,6 @@ _LINK = ("--link", {"metavar": "HOST:PORT", "type": _place, "help": "ask the nod
 COMMANDS: Mapping[str, Command] = {
     "status": Command("how the nodes are", [("node", {"metavar": "NODE", "nargs": "?"}), _LINK], status),
     "send": Command("turn a node on or off", [NODE, ("state", {"choices": ["on", "off"]}), _LINK], send),
-    "check": Command("exit 0 when all is well, else 1 and one line a fault (for cron)", [], check),
+    "check": Command("exit 0 when all is well, else 1 and one line per fault (for cron)", [], check),
     "alive": Command("exit 0 when the program answers (for health checks)", [], alive),
 }

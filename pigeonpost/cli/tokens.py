@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 
 from pigeonpost.auth.tokens import Tokens
-from pigeonpost.auth.users import Users
+from pigeonpost.auth.users import FIRST_USER, Users
 from pigeonpost.cli.contract import NODE, Command, Context, Failed
 
 
@@ -71,6 +71,6 @@ COMMANDS: Mapping[str, Command] = {
     "tokens": Command("list the nodes that have a token", [], list_tokens),
     "revoke": Command("forget a node's token", [NODE], revoke),
     "password": Command(
-        "set the page's password", [("user", {"metavar": "USER", "nargs": "?", "default": "admin"})], password
+        "set the page's password", [("user", {"metavar": "USER", "nargs": "?", "default": FIRST_USER})], password
     ),
 }

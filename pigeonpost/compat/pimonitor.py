@@ -30,7 +30,8 @@ from pigeonpost.core.errors import BadArgument, DiskError, NotStored, SettingsEr
 from pigeonpost.core.files import replace_file
 from pigeonpost.core.strict_json import read_json
 from pigeonpost.http.message import TEXT, Endpoint, Request, Response
-from pigeonpost.transports.contract import Transport
+from pigeonpost.server.unnumbered_sources import ExternalReading
+from pigeonpost.transports.contract import PassiveTransport
 from protocol import LARGEST_INTEGER, NODE_NAME, NODE_NAME_TAKES, Number
 
 if TYPE_CHECKING:
@@ -263,7 +264,7 @@ def _free_name(reading: DeviceReading, taken: set[str]) -> str:
 # ----------------------------------------------------------------------------------------------------------- the end
 
 
-class PiMonitorTransport(Transport):
+class PiMonitorTransport(PassiveTransport):
     """`POST /` and `GET /index`."""
 
     def __init__(self, context: ServerContext) -> None:
@@ -279,13 +280,6 @@ class PiMonitorTransport(Transport):
             Endpoint("POST", "/", self.answer, _BODY_BYTES),
             Endpoint("GET", "/index", lambda request: _answer("pimonitor: readings are posted to /")),
         ]
-
-    def start(self) -> None:
-        """Nothing to open: the web server listens."""
-
-    def stop(self, limit_s: float) -> str | None:
-        """Nothing to close."""
-        return None
 
     def answer(self, request: Request) -> Response:
         """Store what a device reports. Returns the response."""
@@ -316,7 +310,7 @@ class PiMonitorTransport(Transport):
         values = {name: reading.value for name, reading in zip(names, readings, strict=True)}
         units = {name: reading.unit for name, reading in zip(names, readings, strict=True)}
         errors = {name: "the device sent no value" for name, value in values.items() if value is None}
-        self._unnumbered_sources.store(node, values, units, time_ms, errors)
+        self._unnumbered_sources.store(ExternalReading(node, values, units, time_ms, errors))
 
 
 def _answer(said: str, status: int = 200) -> Response:

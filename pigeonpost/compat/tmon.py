@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from pigeonpost.core.errors import BadArgument, NotStored
 from pigeonpost.core.strict_json import read_json
 from pigeonpost.http.message import JSON, Endpoint, Request, Response
-from pigeonpost.transports.contract import Transport
+from pigeonpost.server.unnumbered_sources import ExternalReading
+from pigeonpost.transports.contract import PassiveTransport
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,19 +106,12 @@ def _time_ms(said: Any) -> int | None:
     return round(since_s * 1000)
 
 
-class TmonTransport(Transport):
+class TmonTransport(PassiveTransport):
     """`POST /temp`."""
 
     def __init__(self, context: ServerContext) -> None:
         self._tokens, self._unnumbered_sources = context.tokens, context.unnumbered_sources
         self.endpoints: Sequence[Endpoint] = [Endpoint("POST", "/temp", self.answer, _BODY_BYTES)]
-
-    def start(self) -> None:
-        """Nothing to open: the web server listens."""
-
-    def stop(self, limit_s: float) -> str | None:
-        """Nothing to close."""
-        return None
 
     def answer(self, request: Request) -> Response:
         """Store what a client reports. Returns the response."""
@@ -127,7 +121,8 @@ class TmonTransport(Transport):
             if node is None:
                 raise BadTmonReport("unknown token")
             if not report.is_test:
-                self._unnumbered_sources.store(node, {SENSOR: report.temperature_c}, {SENSOR: UNIT}, report.time_ms)
+                values, units = {SENSOR: report.temperature_c}, {SENSOR: UNIT}
+                self._unnumbered_sources.store(ExternalReading(node, values, units, report.time_ms))
         except BadTmonReport as error:
             return _answer(error.status, success=False, error=str(error))
         except NotStored as error:

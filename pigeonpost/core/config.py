@@ -107,7 +107,7 @@ class Settings:
             self._secrets.add(key)
 
     def show(self) -> str:
-        """Every setting, a line each: value and origin; secrets only as set or not."""
+        """Return one line per setting: value and origin; secrets only as set or not."""
         lines = []
         for (table, key), value in sorted(self._given.items()):
             shown = ("(set)" if value else "(not set)") if (table, key) in self._secrets else as_toml(value)

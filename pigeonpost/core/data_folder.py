@@ -5,6 +5,7 @@ from __future__ import annotations
 # The node.
 OUTBOX = "outbox.ring"
 OUTBOX_LOCK = "outbox.lock"
+PI_ID = "pi_id"  # this Pi's id, for `control.py send-files`
 
 # The server.
 DATABASE = "pigeonpost.sqlite3"
@@ -19,3 +20,6 @@ PI_IDS = "pi_ids.json"  # of Pis that drop files
 PIMONITOR = "pimonitor.json"  # names of sensors of the older system PiMonitor
 RUNNING = "running.json"  # while the server runs: how control.py reaches it
 SERVER_LOCK = "server.lock"
+SERVER_ID = "server.id"  # by which PostgreSQL knows the server
+CERTIFICATE, CERTIFICATE_KEY = "certificate.pem", "certificate.key"  # as `control.py certificate` makes them
+BEFORE_RESTORE = "before-restore"  # with a date: what `control.py restore` has moved aside

@@ -61,6 +61,13 @@ def kind_of_filesystem(folder: str) -> str:
     return kind
 
 
+def write_all(fd: int, content: bytes) -> None:
+    """Write all of `content`. Raises OSError."""
+    left = memoryview(content)
+    while left:  # a disk that fills up takes a part, and reports the error at the next write only (write(2))
+        left = left[os.write(fd, left) :]
+
+
 def replace_file(path: str, content: bytes, mode: int = 0o644) -> None:
     """Replace `path` by `content` atomically and durably. Raises DiskError; then it is as before."""
     new = f"{path}.new"
@@ -69,9 +76,7 @@ def replace_file(path: str, content: bytes, mode: int = 0o644) -> None:
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         try:
             os.fchmod(fd, mode)
-            left = memoryview(content)
-            while left:  # a disk that fills up takes a part, and says so only when asked again (write(2))
-                left = left[os.write(fd, left) :]
+            write_all(fd, content)
             os.fsync(fd)
         finally:
             os.close(fd)

@@ -119,7 +119,7 @@ def server_url(host: str, port: int, secure: bool) -> Url:
 
 
 class ServerTrust:
-    """Which servers are trusted over TLS: one certificate, those signed by a file's authorities, or by the system's."""
+    """The servers that are trusted over TLS: by one certificate, or by the authorities of a file or of the system."""
 
     def __init__(self, fingerprint: str = "", ca: str | None = None) -> None:
         """
@@ -130,7 +130,7 @@ class ServerTrust:
 
     @functools.cached_property
     def context(self) -> ssl.SSLContext:
-        """TLS 1.2 or later. Raises OSError for a file that does not read, or is none of certificates."""
+        """TLS 1.2 or later. Raises OSError for a file that cannot be read, or has no certificates in it."""
         import ssl
 
         if self.fingerprint:  # compared once the server has shown its certificate: no authority has to be loaded
@@ -175,7 +175,7 @@ class HttpConnection:
         connect_timeout_s  to connect, with the TLS handshake, if that is less
         deadline_s         when everything has to be over, as time.monotonic() counts
 
-        Raises OSError for a file of certificates that does not read.
+        Raises OSError for a file of certificates that cannot be read.
         """
         import http.client
 
@@ -278,7 +278,7 @@ class HttpConnection:
 def _parse(
     timeout_s: float, deadline_s: float, budget_bytes: int, sock: socket.socket, **options: Any
 ) -> http.client.HTTPResponse:  # fmt: skip
-    """The answer that comes from `sock`, of which http.client uses nothing but `makefile`."""
+    """The answer from `sock`, in whose place http.client gets a reader: it calls nothing but `makefile`."""
     import http.client
 
     reader: Any = _LimitedReader(sock, timeout_s, deadline_s, budget_bytes)
@@ -286,7 +286,7 @@ def _parse(
 
 
 class _LimitedReader(io.RawIOBase):
-    """The bytes of one answer, until the deadline and up to a number: OverflowError beyond it.
+    """The bytes of one answer, limited: TimeoutError at the deadline, OverflowError beyond `budget_bytes`.
 
     http.client itself reads without end what is sent in a chunk of the length -1, or as heads with status 100.
     """
@@ -388,7 +388,7 @@ class HttpFetcher:
             if error.response is None or error.response.status not in _REDIRECTS:
                 raise
             return error.response  # where it leads to is in its head
-        finally:  # now, not when somebody forgets the error that is on its way
+        finally:  # now, not when the last reference to an error is dropped, whose traceback holds the connection
             connection.close()
 
 

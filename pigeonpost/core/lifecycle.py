@@ -20,6 +20,7 @@ from types import FrameType
 
 from pigeonpost.core.errors import PigeonpostError
 from pigeonpost.core.light_typing import NamedTuple
+from pigeonpost.core.wake_pipe import WakePipe
 
 log = logging.getLogger(__name__)
 
@@ -48,25 +49,16 @@ class Lifecycle:
         # Not an Event: a signal's handler runs between any two steps of the main thread, also while that holds the
         # Event's lock, and would wait for it for ever. And a signal that another thread gets, or that comes just before
         # the main thread waits, interrupts no waiting for a lock; but Python writes to this pipe at once.
-        self._woken, self._waker = os.pipe()
-        os.set_blocking(self._woken, False)
-        os.set_blocking(self._waker, False)
+        self._wake_pipe = WakePipe()  # not closed: any thread, and any signal, may call `end` as long as this exists
         self._has_ended = False
         self._status = 0
         self.reason = ""
-
-    def __del__(self) -> None:  # not earlier: any thread, and any signal, may call `end`
-        os.close(self._woken)
-        os.close(self._waker)
 
     def end(self, reason: str = "") -> None:
         """Ask the program to stop; returns at once."""
         self.reason = self.reason or reason
         self._has_ended = True
-        try:
-            os.write(self._waker, b"\0")
-        except BlockingIOError:
-            pass  # woken 65,536 times already
+        self._wake_pipe.wake()
 
     def fail(self, error: BaseException) -> None:
         """Stop the program with the exit status of `error`: for parts that cannot go on."""
@@ -76,7 +68,7 @@ class Lifecycle:
 
     def run(self, ready: Callable[[], object]) -> int:
         """Start everything, call `ready`, wait to be ended, stop everything; the exit status."""
-        signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._wake_pipe.writer_fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         threading.excepthook = self._on_lost_thread
@@ -108,8 +100,8 @@ class Lifecycle:
         due_s = [time.monotonic() + every_s for _, every_s in duties]
         while not self._has_ended:
             wait_s = max(0.0, min(due_s) - time.monotonic()) if due_s else None
-            if select.select([self._woken], [], [], wait_s)[0]:
-                os.read(self._woken, 4096)
+            if select.select([self._wake_pipe], [], [], wait_s)[0]:
+                self._wake_pipe.drain()
                 continue
             for n, (action, every_s) in enumerate(duties):
                 if time.monotonic() >= due_s[n]:

@@ -32,7 +32,6 @@ _PLAIN_PORT, _TLS_PORT = 1883, 8883
 _MQTT_5, _MQTT_3 = 5, 4  # as paho and the packets number them; the latter is MQTT 3.1.1
 _CONNECT = 1  # the packet that the properties belong to: MQTT 5.0, 2.1.2
 
-
 # Why a broker refuses, where it says so with a number only (MQTT 3.1.1, table 3.1).
 _REFUSALS = {
     1: "it does not speak MQTT 3.1.1", 2: "it does not like the client's name", 3: "it is not ready",
@@ -42,7 +41,7 @@ _REFUSALS = {
 
 class MqttSettings(Protocol):
     """Settings of a broker: ["mqtt", KEY] of host, port (0: the default one), user, password, tls, ca.
-    Settings are this, and so is a dict with such pairs."""
+    The program's Settings have this form, and so has a dict with such pairs as keys."""
 
     def __getitem__(self, key: tuple[str, str], /) -> Any: ...
 
@@ -69,9 +68,8 @@ class MqttConnection:
         where    what an error about the settings begins with
         """
         self.connected = False
-        port = settings["mqtt", "port"] or (_TLS_PORT if settings["mqtt", "tls"] else _PLAIN_PORT)
-        self.place = join_address(settings["mqtt", "host"], port)
-        self._address = settings["mqtt", "host"], port
+        self._address = broker_address(settings)
+        self.place = join_address(*self._address)
         self._topics = [(topic, QOS) for topic in topics]
         self._heard, self._kept, self._changed = heard, kept or heard, changed
         self._old, self._keepalive_s, self._where = old, keepalive_s, where
@@ -151,6 +149,12 @@ class MqttConnection:
                 log.warning("MQTT %s: %s; it is tried again", self.place, trouble)
             else:
                 log.info("MQTT %s: connected", self.place)
+
+
+def broker_address(settings: MqttSettings) -> tuple[str, int]:
+    """Return host and port of the broker."""
+    port: int = settings["mqtt", "port"] or (_TLS_PORT if settings["mqtt", "tls"] else _PLAIN_PORT)
+    return settings["mqtt", "host"], port
 
 
 def _client(settings: MqttSettings, name: str, old: bool, where: str) -> tuple[Any, Any]:

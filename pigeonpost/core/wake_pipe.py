@@ -26,6 +26,10 @@ class WakePipe:
         """Return the descriptor to wait for; -1 when closed."""
         return self._reader
 
+    def writer_fileno(self) -> int:
+        """Return the descriptor to write to, for signal.set_wakeup_fd; -1 when closed."""
+        return self._writer
+
     def wake(self) -> None:
         """Make the pipe readable; from any thread, at any time. Does nothing when it is closed."""
         with self._lock:

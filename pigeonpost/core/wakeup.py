@@ -17,11 +17,11 @@ class Wakeup:
         self._lock.acquire()
 
     def set(self) -> None:
-        """Wake the thread that waits, or the next time at once."""
+        """Wake the thread that waits; where none does, its next wait returns at once."""
         try:
             self._lock.release()
         except RuntimeError:
-            pass  # set already: who is woken by that has not gone on yet, or waits only later, and sees both
+            pass  # set already: the thread that it wakes has not run since, and finds what both callers have for it
 
     def wait(self, seconds: float = -1.0) -> bool:
         """Wait until it is set, at most `seconds` (-1: without a limit), and clear it. Returns True if it was set."""
@@ -29,7 +29,7 @@ class Wakeup:
 
 
 class StopFlag(threading.Event):
-    """An Event that is set once and never cleared, for a thread that waits on it again and again, with a limit."""
+    """An Event that is never cleared, with the cheaper waits of Wakeup."""
 
     def __init__(self) -> None:
         super().__init__()

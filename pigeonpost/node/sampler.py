@@ -5,7 +5,7 @@ Threads: `Metronome`, a threading.Timer on absolute deadlines, keeps the time an
   the metronome reads it, as long as it answers in time. When it does not, it gets its own thread, for good; where it is
   stuck, `check` finds that out, gives the time to a new metronome, and no slot is lost. The source's thread begins to
   read when the reading that was late has come to its end.
-`_lock` guards which metronome is in charge: who clears `_reading`, the metronome that set it or `check`, delivers.
+`_lock` guards `_reading`: the metronome that set it, or `check`, clears it, and so delivers that sample.
 Errors: a source that fails or is late gives null, with the error beside it. Any exception of a source counts as its
   failure.
 """
@@ -37,12 +37,12 @@ _SHARE = 0.8
 # slot (of short intervals the last fifth): two samples in one millisecond would have one date.
 _GUARD_S, _GUARD_SHARE = 0.002, 0.2
 
-_Answer = tuple["_Reader", int, "Readings | SensorError", float]  # who, of which slot, what, and when
+_Answer = tuple["_Reader", int, "Readings | SensorError", float]  # reader, slot, answer, its time (Clock.monotonic)
 
 
 class Metronome(threading.Timer):
-    """A Timer that goes off again and again, `interval` seconds apart to the end of time: its deadlines are
-    multiples of the interval after the first, however long the function takes, so it does not drift."""
+    """A Timer that repeats. Its deadlines are multiples of the interval after the first, however long the function
+    takes, so it does not drift."""
 
     def __init__(
         self, interval: float, function: Callable[[int], Any], clock: Clock, after: tuple[float, int] | None = None
@@ -307,7 +307,8 @@ class Sampler:
         ended_s = self._clock.monotonic()
         with self._lock:
             is_mine = self._reading is reading
-            self._reading = None if is_mine else self._reading
+            if is_mine:
+                self._reading = None
         if not is_mine:
             self._take_in((single, 0, answer, ended_s))
             return None

@@ -33,6 +33,11 @@ class OutgoingBatch(NamedTuple):
     texts: list[str]
     last_ms: int
 
+    @property
+    def last(self) -> int:
+        """The seq of the last sample."""
+        return self.first + len(self.texts) - 1
+
 
 class OutgoingGap(NamedTuple):
     """Samples `first` to `last` of one epoch that will never come (none when `last` is `first` - 1), and why.
@@ -47,6 +52,11 @@ class OutgoingGap(NamedTuple):
     number: int
     before: int
     why: str
+
+    def as_json(self) -> dict[str, int | str]:
+        """The gap as it is sent, on every transport."""
+        before = {"before": self.before} if self.before else {}
+        return {"from": self.first, "to": self.last, "why": self.why, **before}
 
 
 class SendCursor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from json import dumps  # `json` is a member of this room
+from json import dumps  # `json` is a module of this package
 from types import MappingProxyType
 
 from pigeonpost.core.config import Option, check_keys, matching, number, read_options, switch, text

@@ -1,4 +1,4 @@
-"""What a commit does with the batches that wait: what of them is new, who is acknowledged, what is rejected.
+"""Plan of a commit: what is new in the waiting batches, which acknowledgements are due, which batches are rejected.
 
 Pure functions: no I/O, no clock, no thread.
 """
@@ -39,7 +39,7 @@ def plan_commit(
     """Compare `batches`, in their order, with what is stored.
 
     marks  node and epoch, to what is stored of it
-    tops   node and outbox, to its highest running number stored; for those of which a gap counts earlier epochs
+    tops   node and outbox, to its highest running number stored; for outboxes with a gap that counts earlier epochs
     """
     epoch_commits: dict[tuple[str, str], EpochCommit] = {}
     acknowledgements: dict[tuple[Callable[[str, int], Any], str], int] = {}
@@ -51,7 +51,7 @@ def plan_commit(
             epoch_commit = epoch_commits[key] = EpochCommit(*outbox_of(batch), batch.epoch, marks.get(key, NOTHING))
         mark = epoch_commit.mark
         batch = _numbered(batch, mark)
-        first, last = _ends(batch)
+        first, last = ends_of(batch)
         if first > mark.seq + 1:
             error = Unexpected(f"sample {mark.seq + 1} of epoch {batch.epoch} comes next, not {first}")
             rejections.append((batch, error))
@@ -76,7 +76,8 @@ def _numbered(batch: Batch, mark: HighWaterMark) -> Batch:
     return batch._replace(samples=[s._replace(seq=n) for n, s in enumerate(batch.samples, mark.seq + 1)])
 
 
-def _ends(batch: Batch) -> tuple[int, int]:
+def ends_of(batch: Batch) -> tuple[int, int]:
+    """Return the first and the last sequence number."""
     if batch.samples:
         return batch.samples[0].seq, batch.samples[-1].seq
     assert batch.gap is not None, "a batch brings samples or a gap"

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from pigeonpost.core.errors import WireError
+from pigeonpost.server.commit_plan import ends_of
 from protocol import Batch
 
 if TYPE_CHECKING:
@@ -114,11 +115,5 @@ class _Stream:
     def on_committed(self, epoch: str, seq: int) -> None:
         """Remove what is durable. A batch without numbers ends with sequence number 0: any answer is its own."""
         with self._answered:
-            self.waiting = [batch for batch in self.waiting if _last(batch) > seq]
+            self.waiting = [batch for batch in self.waiting if ends_of(batch)[1] > seq]
             self._answered.notify_all()
-
-
-def _last(batch: Batch) -> int:
-    if batch.samples:
-        return batch.samples[-1].seq
-    return batch.gap.last if batch.gap else 0

@@ -14,8 +14,8 @@ class NodeState:
         self.address = address
         self.expected = expected
         self.name = expected  # until the node has told its own
-        self.takes_orders = False  # one that calls in, and then does as it was told meanwhile
-        self.calls_in = False  # nobody connects to it: it brings its samples by itself
+        self.takes_orders = False  # it connects to us, and can be asked: its transport has a way
+        self.calls_in = False  # it connects to us, and this server never to it
         self.connected = False
         self.since_ms: int | None = None  # when it was connected, or was lost
         self.fault = "not reached yet"  # why it is not connected; empty when it is
@@ -27,6 +27,12 @@ class NodeState:
         self.offset_ms: int | None = None  # its date minus ours
         self.round_trip_ms: float | None = None
         self.checked_ms: int | None = None  # when its last STATUS came
+
+    def record_contact(self, now_ms: int) -> None:
+        """The node has connected or sent something: it is connected since now, unless it was before."""
+        if not self.connected:
+            self.since_ms = now_ms
+        self.connected, self.fault = True, ""
 
 
 class AskNode(Protocol):

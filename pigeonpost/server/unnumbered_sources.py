@@ -15,7 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import NotStored
@@ -28,7 +28,22 @@ if TYPE_CHECKING:
 
 STORE_S = 8.0  # for making a reading durable: the programs that bring one wait 10 s and more
 MOST_CALLERS = 10_000
-_REMEMBERED = 4  # intervals between calls, of which the longest is what is expected
+_REMEMBERED = 4  # intervals between calls; the longest is the expected one
+
+
+class ExternalReading(NamedTuple):
+    """One sample of a client.
+
+    values   sensor name to number; None where a sensor failed
+    time_ms  when it was taken, in milliseconds since 1970 (UTC); None: now, by this machine's clock
+    errors   of the sensors that failed, in words
+    """
+
+    node: str
+    values: Mapping[str, Number | None]
+    units: Mapping[str, str]
+    time_ms: int | None = None
+    errors: Mapping[str, str] | None = None
 
 
 class ExternalClient:
@@ -39,10 +54,7 @@ class ExternalClient:
         self.state = NodeState("", name)
         self.state.calls_in = True
         self._calls: deque[float] = deque(maxlen=_REMEMBERED + 1)
-        self.answer: AskNode = _no_answer
-
-    def ask(self, word: str, *args: bool, limit_s: float = 5.0) -> bool:
-        return self.answer(word, *args, limit_s=limit_s)
+        self.ask: AskNode = _no_answer
 
     def record_call(self, now_s: float, now_ms: int) -> None:
         """It has called now; how often it does is learned from that."""
@@ -51,9 +63,7 @@ class ExternalClient:
         calls = list(self._calls)
         if len(calls) > 1:
             state.every_s = max(later - earlier for earlier, later in pairwise(calls))
-        if not state.connected:
-            state.since_ms = now_ms
-        state.connected, state.fault = True, ""
+        state.record_contact(now_ms)
 
 
 def _no_answer(word: str, *args: bool, limit_s: float = 5.0) -> bool:
@@ -72,37 +82,14 @@ class UnnumberedSources:
         self._lock = threading.Lock()
         self._callers: dict[str, ExternalClient] = {}
 
-    def store(
-        self,
-        node: str,
-        values: Mapping[str, Number | None],
-        units: Mapping[str, str],
-        time_ms: int | None = None,
-        errors: Mapping[str, str] | None = None,
-    ) -> None:
-        """Make one sample of `node` durable; raises NotStored when that takes longer than STORE_S seconds.
-
-        values   sensor name to number; null where a sensor failed
-        time_ms  when it was taken, in milliseconds since 1970 (UTC); None: now, by this machine's clock
-        errors   of the sensors that failed, in words
-        """
-        batch = self._batch(node, values, units, time_ms, errors)
-        if not CommitWaiter(self._ingestor, self._clock).store([batch], STORE_S):
+    def store(self, reading: ExternalReading) -> None:
+        """Make a reading durable. Raises NotStored when that takes longer than STORE_S seconds."""
+        if not CommitWaiter(self._ingestor, self._clock).store([self._batch(reading)], STORE_S):
             raise NotStored(self._ingestor.fault or f"it was not stored within {STORE_S:g} s")
 
-    def leave(
-        self,
-        node: str,
-        values: Mapping[str, Number | None],
-        units: Mapping[str, str],
-        time_ms: int | None = None,
-        errors: Mapping[str, str] | None = None,
-    ) -> bool:
-        """Submit one sample of `node` without waiting for its commit. Returns False if there is no room for it.
-
-        The arguments are those of `store`.
-        """
-        return self._ingestor.submit(self._batch(node, values, units, time_ms, errors), limit_s=0.0)
+    def leave(self, reading: ExternalReading) -> bool:
+        """Submit a reading without waiting for its commit. Returns False if there is no room for it."""
+        return self._ingestor.submit(self._batch(reading), limit_s=0.0)
 
     def caller(self, node: str) -> NodeState:
         """What the pages show of `node`, which calls in; made when it is first asked for."""
@@ -114,10 +101,10 @@ class UnnumberedSources:
         caller.record_call(clock.monotonic(), clock.wall_ms())
         return caller.state
 
-    def let_ask(self, node: str, answer: AskNode) -> None:
-        """Make `node` one that can be asked, by `answer`."""
+    def let_ask(self, node: str, ask: AskNode) -> None:
+        """Make `node` one that can be asked, by `ask`."""
         caller = self._caller(node)
-        caller.answer = answer
+        caller.ask = ask
         caller.state.takes_orders = True
 
     def _caller(self, node: str) -> ExternalClient:
@@ -130,14 +117,8 @@ class UnnumberedSources:
                 self._links.append(caller)
             return caller
 
-    def _batch(
-        self,
-        node: str,
-        values: Mapping[str, Number | None],
-        units: Mapping[str, str],
-        time_ms: int | None,
-        errors: Mapping[str, str] | None,
-    ) -> Batch:
+    def _batch(self, reading: ExternalReading) -> Batch:
+        node, values, units, time_ms, errors = reading
         caller, clock = self._caller(node), self._clock
         now_ms = clock.wall_ms()
         caller.record_call(clock.monotonic(), now_ms)

@@ -29,6 +29,7 @@ class Store:
     """A store of samples. Every backend implements this interface, and one test class proves it of each."""
 
     identity: str  # 16 hex digits drawn when the store was made: a deleted or restored one is told by them
+    description: str  # the kind of store, for people
 
     # ----------------------------------------------------------------------------------- the writer's part
 

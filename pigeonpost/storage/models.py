@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from protocol import Batch, Gap, Sample, Values
@@ -197,3 +197,30 @@ def whole_hours(first_ms: int, last_ms: int) -> int:
     end_ms = window_end(last_ms, SPANS_MS[-1])
     start_ms = end_ms - SPANS_MS[-1]
     return start_ms if first_ms <= start_ms else end_ms
+
+
+def pieces_to_read(
+    from_ms: int, to_ms: int, count: int, kept_from_ms: int, dirty_ends: Callable[[int, int, int], Iterable[int]]
+) -> list[tuple[int, int, int]]:
+    """Return what to read for `count` buckets of [from_ms, to_ms): (span, after, until) of windows; a span of 0 stands
+    for the samples themselves.
+
+    Rollups where buckets are as wide, and where the samples are deleted; but not the windows that are dirty.
+
+    kept_from_ms  samples up to here may have been deleted
+    dirty_ends    returns the ends of the dirty windows of a span that end in (after, until], oldest first
+    """
+    width_ms = (to_ms - from_ms) / count
+    span_ms = max((span for span in SPANS_MS if span <= width_ms), default=0)
+    summed_to_ms = to_ms if span_ms else min(to_ms, kept_from_ms)
+    span_ms = span_ms or SPANS_MS[0]
+    low_ms = window_end(from_ms, span_ms)
+    high_ms = summed_to_ms // span_ms * span_ms
+    if high_ms <= low_ms:
+        return [(0, from_ms - 1, to_ms - 1)]
+    pieces, at_ms = [(0, from_ms - 1, low_ms)], low_ms
+    for end_ms in dirty_ends(span_ms, low_ms, high_ms):
+        pieces += [(span_ms, at_ms, end_ms - span_ms), (0, end_ms - span_ms, end_ms)]
+        at_ms = end_ms
+    pieces += [(span_ms, at_ms, high_ms), (0, high_ms, to_ms - 1)]
+    return [piece for piece in pieces if piece[1] < piece[2]]

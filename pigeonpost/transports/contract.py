@@ -64,8 +64,8 @@ class Transport:
         raise NotImplementedError
 
 
-class SilentTransport(Transport):
-    """A transport that has nothing to do."""
+class PassiveTransport(Transport):
+    """A transport with nothing to open or to close: one without work, or with endpoints alone."""
 
     def start(self) -> None:
         pass

@@ -15,27 +15,16 @@ from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.core.light_typing import TYPE_CHECKING
 from pigeonpost.core.multicast import Path, speaker
-from pigeonpost.transports.contract import SilentTransport, Transport
 from pigeonpost.transports.discovery_datagram import ADDRESS_CHECK_S, DatagramLoop, interfaces, write_announcement
 
 if TYPE_CHECKING:
-    from pigeonpost.core.config import Settings
     from pigeonpost.node.node_info import NodeInfo
-    from pigeonpost.node.outbox import Outbox
 
 log = logging.getLogger(__name__)
 
 TTL = 1  # this network only
 
 FIRST_S = (0.0, 1.0, 3.0)  # at start and when the address changes it is said more than once: a datagram may be lost
-
-
-def make_node_end(settings: Settings, info: NodeInfo, outbox: Outbox, clock: Clock) -> Transport:
-    """The node's end. Without a token it has nothing to say; nor, if nobody asked for it, when the node goes itself."""
-    comes_itself = settings["mqtt", "host"] or settings["push", "to"]
-    if info.key is None or (comes_itself and settings.origin("announce", "on") == "default"):
-        return SilentTransport()
-    return DiscoveryNodeTransport(info, info.key, settings["announce", "group"], settings["announce", "every"], clock)
 
 
 class DiscoveryNodeTransport(DatagramLoop):

@@ -148,7 +148,7 @@ class DiscoveryServerTransport(DatagramLoop):
         return True
 
     def _is_old(self, call: Announcement) -> str:
-        """Whether it was said before: the network may say it again, or somebody who recorded it."""
+        """Return why it is ignored as a repetition, by the network or by an attacker; empty when it is new."""
         known = self._heard.setdefault(call.node, _Known())
         if call.nonce in known.nonces:
             return "heard before"
@@ -170,9 +170,8 @@ class DiscoveryServerTransport(DatagramLoop):
             return  # it comes by itself
         links = [link for link in self._context.links if _is_movable(link) and _is_for(link, call.node, texts)]
         found = self._found.get(call.node)
-        if (
-            found is not None and found in links and len(links) > 1
-        ):  # the node of an address without a name: that one stays
+        if found is not None and found in links and len(links) > 1:
+            # Another link, to an address without a name, has turned out to be this node's: that one stays.
             links.remove(found)
             self._context.links.remove(self._found.pop(call.node))
             found.end()

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 from pigeonpost.auth.key import Key
-from pigeonpost.core.clock import Clock, rfc3339
+from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import BadArgument
 from pigeonpost.core.light_typing import TYPE_CHECKING
 from pigeonpost.core.mqtt_client import MqttConnection
@@ -23,7 +23,7 @@ from pigeonpost.node.send_cursor import OutgoingBatch, OutgoingGap, SendCursor
 from pigeonpost.transports.mqtt_answers import NOT_AN_ANSWER, Ack, Answer, Hole, Order, Rejection, Resume, read_answer
 from pigeonpost.transports.mqtt_states import State, Trigger, next_state
 from pigeonpost.transports.mqtt_topics import MOST_HELD, PURPOSE, ROOT, sign_with_key
-from pigeonpost.transports.payload import PAYLOAD_BYTES, split_signature, write_body
+from pigeonpost.transports.payload import PAYLOAD_BYTES, node_head, split_signature, write_body
 
 if TYPE_CHECKING:
     from typing import Any
@@ -57,10 +57,8 @@ class BodyPublisher:
         if isinstance(piece, OutgoingBatch):
             self._send(piece.epoch, base, [], piece.texts, more)
             self._info.last_sent_ms = piece.last_ms
-            return piece.first + len(piece.texts) - 1
-        before = {"before": piece.before} if piece.before else {}
-        gap = {"from": piece.first, "to": piece.last, "why": piece.why, **before}
-        self._send(piece.epoch, base, [gap], [], more)
+        else:
+            self._send(piece.epoch, base, [piece.as_json()], [], more)
         return piece.last
 
     def publish_state(self, more: Mapping[str, Any] | None = None) -> None:
@@ -71,13 +69,8 @@ class BodyPublisher:
         self, epoch: str, base: int | None, gaps: Sequence[Mapping[str, Any]], texts: Sequence[str],
         more: Mapping[str, Any] | None,
     ) -> None:  # fmt: skip
-        info = self._info
-        head = {
-            "node": info.name, "outbox": self._outbox.ring.identity, "every": info.every_s,
-            "sensors": list(info.sensors), "on": self._outbox.on, "time": rfc3339(self._clock.wall_ms()),
-            "session": self.session, **(more or {}),
-        }  # fmt: skip
-        topic = f"{ROOT}/{info.name}/samples" + (f"/{self.ledger}" if self.ledger else "")
+        head = {**node_head(self._info, self._outbox, self._clock), "session": self.session, **(more or {})}
+        topic = f"{ROOT}/{self._info.name}/samples" + (f"/{self.ledger}" if self.ledger else "")
         self._broker.publish(topic, sign_with_key(write_body(head, epoch, base, gaps, texts), self._key))
 
 

@@ -18,7 +18,7 @@ import logging
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from pigeonpost.auth.key import Key
@@ -26,6 +26,7 @@ from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.errors import AuthFailed, BadArgument, NotStored, SettingsError, WireError
 from pigeonpost.core.mqtt_client import MqttConnection
 from pigeonpost.core.strict_json import write_json
+from pigeonpost.server.node_status import NodeState
 from pigeonpost.transports.contract import ServerContext, Transport
 from pigeonpost.transports.mqtt_topics import MOST_HELD, PURPOSE, ROOT, sign_with_key
 from pigeonpost.transports.payload import BatchPayload, read_body, split_signature
@@ -116,14 +117,14 @@ class MqttServerTransport(Transport):
             raise NotStored(self._context.ingestor.fault)
         if batch_payload.node != node:
             raise BadArgument(f"the topic is that of node {node}, the samples are those of {batch_payload.node}")
-        self._context.unnumbered_sources.caller(node)  # raises NotStored when more have come than can be remembered
+        state = self._context.unnumbered_sources.caller(node)  # NotStored when more have come than can be remembered
         self._taken += 1
         node_session = self._session_of(node, key, batch_payload.said.get("session"))
-        self._record(batch_payload)
+        self._record(batch_payload, state)
         if "held" in batch_payload.said:
             self._resume(batch_payload, node_session)
         elif not batch_payload.pieces:
-            node_session.committed(batch_payload.epoch, self._have(batch_payload))
+            node_session.committed(batch_payload.epoch, batch_payload.stored_seq(self._context.ingestor))
         hole = functools.partial(self._hole, batch_payload, node_session)
         for batch in batch_payload.batches():
             batch = batch._replace(on_committed=node_session.committed, on_rejected=hole)
@@ -149,21 +150,13 @@ class MqttServerTransport(Transport):
         node_session.key = key
         return node_session
 
-    def _marks(self, batch_payload: BatchPayload, epochs: Sequence[str] | None = None) -> tuple[int, Mapping[str, Any]]:
-        return self._context.ingestor.marks(batch_payload.node, batch_payload.outbox, epochs or [batch_payload.epoch])
-
-    def _have(self, batch_payload: BatchPayload) -> int:
-        """Return the highest sequence number stored of the body's epoch; 0: none."""
-        marks = self._marks(batch_payload)[1]
-        return marks[batch_payload.epoch][0] if batch_payload.epoch in marks else 0
-
     def _resume(self, batch_payload: BatchPayload, node_session: _NodeSession) -> None:
         """Publish what is stored of all that the node holds, and what the time is."""
         held = batch_payload.said["held"]
         epochs = [entry[0] for entry in held if type(entry) is list and entry] if type(held) is list else []
         if not epochs or len(epochs) > MOST_HELD or not all(type(epoch) is str and HEX_16(epoch) for epoch in epochs):
             raise BadArgument("held is a list of [epoch, first, last, number of first]")
-        top, marks = self._marks(batch_payload, epochs)
+        top, marks = self._context.ingestor.marks(batch_payload.node, batch_payload.outbox, epochs)
         clock = self._context.clock
         node_session.say({
             "epoch": batch_payload.epoch, "resume": {"id": top, **{epoch: list(mark) for epoch, mark in marks.items()}},
@@ -174,14 +167,13 @@ class MqttServerTransport(Transport):
     def _hole(self, batch_payload: BatchPayload, node_session: _NodeSession, error: WireError) -> None:
         """Answer a batch that was rejected: what came before it went elsewhere, or nowhere."""
         log.info("MQTT %s: %s: %s; the node is asked for it", self._broker.place, batch_payload.node, error)
-        node_session.say({"epoch": batch_payload.epoch, "have": self._have(batch_payload)})
+        node_session.say({"epoch": batch_payload.epoch, "have": batch_payload.stored_seq(self._context.ingestor)})
 
-    def _record(self, batch_payload: BatchPayload) -> None:
-        unnumbered_sources, node = self._context.unnumbered_sources, batch_payload.node
-        state = unnumbered_sources.caller(node)
+    def _record(self, batch_payload: BatchPayload, state: NodeState) -> None:
+        node = batch_payload.node
         batch_payload.tell(state, self._context.clock.wall_ms())
         if not state.takes_orders and "session" in batch_payload.said:
-            unnumbered_sources.let_ask(node, functools.partial(self.ask, node))
+            self._context.unnumbered_sources.let_ask(node, functools.partial(self.ask, node))
         with self._called:
             self._calls[node] += 1
             self._called.notify_all()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from pigeonpost.core.clock import parse_rfc3339
+from pigeonpost.core.clock import Clock, parse_rfc3339, rfc3339
 from pigeonpost.core.errors import BadArgument, NotUtf8, TooLong
 from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
 from pigeonpost.core.strict_json import read_json, write_json
@@ -37,12 +37,16 @@ from protocol import (
 if TYPE_CHECKING:
     from typing import Any
 
+    from pigeonpost.node.node_info import NodeInfo
+    from pigeonpost.node.outbox import Outbox
+    from pigeonpost.server.ingest import Ingestor
     from pigeonpost.server.node_status import NodeState
 
 PAYLOAD_BYTES = 1 << 20  # a body at most
 MOST_SAMPLES = WINDOW_SAMPLES  # in a body,
 MOST_GAPS = 500
 MOST_SENSORS = 1000
+MOST_EPOCHS = 400  # in one question of HTTP push: an address has 8 KiB at most
 _LONGEST_WHY = 80
 _LONGEST_EVERY_S = 1e9
 
@@ -77,10 +81,9 @@ class BatchPayload(NamedTuple):
         return piece.last if isinstance(piece, Gap) else piece[-1].seq
 
     def tell(self, state: NodeState, now_ms: int) -> None:
-        """Note in `state` what the body tells of its node, beside the samples: that it is there, to begin with."""
-        if not state.connected:
-            state.since_ms = now_ms
-        state.connected, state.fault, state.checked_ms = True, "", now_ms
+        """Record in `state` that the node is connected, and what the body reports of it beside the samples."""
+        state.record_contact(now_ms)
+        state.checked_ms = now_ms
         state.every_s, state.sensors = self.every_s or state.every_s, self.sensors or state.sensors
         if type(on := self.said.get("on")) is bool:
             state.on = on
@@ -88,6 +91,11 @@ class BatchPayload(NamedTuple):
             state.offset_ms = parse_rfc3339(self.said["time"]) - now_ms
         except (KeyError, TypeError, ValueError, OverflowError):
             state.offset_ms = None
+
+    def stored_seq(self, ingestor: Ingestor) -> int:
+        """Return the highest seq stored of its epoch; 0: none."""
+        marks = ingestor.marks(self.node, self.outbox, [self.epoch])[1]
+        return marks[self.epoch][0] if self.epoch in marks else 0
 
     def batches(self) -> list[Batch]:
         """The batches for the ingestor, in their order, without callbacks."""
@@ -101,12 +109,20 @@ class BatchPayload(NamedTuple):
         ]  # fmt: skip
 
 
+def node_head(info: NodeInfo, outbox: Outbox, clock: Clock) -> dict[str, Any]:
+    """Return what every body of a node begins with, beside its epoch."""
+    return {
+        "node": info.name, "outbox": outbox.ring.identity, "every": info.every_s,
+        "sensors": list(info.sensors), "on": outbox.on, "time": rfc3339(clock.wall_ms()),
+    }  # fmt: skip
+
+
 def write_body(
     head: Mapping[str, Any], epoch: str, base: int | None, gaps: Sequence[Mapping[str, Any]], texts: Sequence[str]
 ) -> bytes:
     """The body with these gaps and samples of one epoch.
 
-    head   what is the same in every body of this node: node, outbox, every, sensors; and what one transport adds
+    head   the node_head, and what one transport adds
     base   the running number of the epoch's seq 0; None: not told
     gaps   as the link's GAP has them
     texts  samples as JSON (protocol.sample_text), oldest first

@@ -12,7 +12,7 @@ import random
 import threading
 from collections.abc import Mapping, Sequence
 
-from pigeonpost.core.clock import Clock, parse_rfc3339, rfc3339
+from pigeonpost.core.clock import Clock, parse_rfc3339
 from pigeonpost.core.config import Settings
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.core.light_typing import TYPE_CHECKING
@@ -20,8 +20,7 @@ from pigeonpost.node.node_info import NodeInfo
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.send_cursor import OutgoingBatch, OutgoingGap, SendCursor
 from pigeonpost.transports.contract import Transport
-from pigeonpost.transports.payload import PAYLOAD_BYTES, write_body
-from pigeonpost.transports.push_body import MOST_EPOCHS
+from pigeonpost.transports.payload import MOST_EPOCHS, PAYLOAD_BYTES, node_head, write_body
 from pigeonpost.transports.push_node_client import LONGEST_RETRY_S, PushClient, RequestRefused
 from protocol import is_count
 
@@ -165,30 +164,25 @@ class PushNodeTransport(Transport):
 
     def _push(self, piece: OutgoingBatch | OutgoingGap) -> None:
         """Send a piece, and wait until it is acknowledged."""
-        gaps: list[dict[str, Any]] = []
+        gaps: list[Mapping[str, Any]] = []
         texts: list[str] = []
         if isinstance(piece, OutgoingBatch):
-            texts, last = piece.texts, piece.first + len(piece.texts) - 1
+            texts = piece.texts
         else:
-            last, before = piece.last, {"before": piece.before} if piece.before else {}
-            gaps = [{"from": piece.first, "to": last, "why": piece.why, **before}]
+            gaps = [piece.as_json()]
             log.warning(
                 "%s: samples %d to %d of epoch %s are %s",
-                self._client.place, piece.first, last, piece.epoch, piece.why,
+                self._client.place, piece.first, piece.last, piece.epoch, piece.why,
             )  # fmt: skip
-        head = {
-            "node": self._info.name, "outbox": self._outbox.ring.identity, "every": self._info.every_s,
-            "sensors": list(self._info.sensors), "on": self._outbox.on, "time": rfc3339(self._clock.wall_ms()),
-        }  # fmt: skip
-        told = self._client.ask(
-            "POST", "/api/v1/samples", write_body(head, piece.epoch, piece.number - piece.first, gaps, texts)
-        )
-        if told.get("ack") != last:
+        head = node_head(self._info, self._outbox, self._clock)
+        body = write_body(head, piece.epoch, piece.number - piece.first, gaps, texts)
+        told = self._client.ask("POST", "/api/v1/samples", body)
+        if told.get("ack") != piece.last:
             raise RequestRefused(
-                f"acknowledges {told.get('ack')!r:.40} of epoch {piece.epoch}, not {last}", rarely=False
+                f"acknowledges {told.get('ack')!r:.40} of epoch {piece.epoch}, not {piece.last}", rarely=False
             )
         self._came_through = True
-        self._stream.record_ack(piece.epoch, last)
+        self._stream.record_ack(piece.epoch, piece.last)
         if isinstance(piece, OutgoingBatch):
             self._info.last_sent_ms = piece.last_ms
         self._obey(told)

@@ -22,9 +22,8 @@ from pigeonpost.core.strict_json import write_json
 from pigeonpost.http.message import JSON, BodyConsumer, Endpoint, HTTPError, Request, Response
 from pigeonpost.server.command_queue import CommandQueue
 from pigeonpost.server.commit_waiter import CommitWaiter
-from pigeonpost.transports.contract import Transport
-from pigeonpost.transports.payload import PAYLOAD_BYTES, BatchPayload, read_body
-from pigeonpost.transports.push_body import MOST_EPOCHS
+from pigeonpost.transports.contract import PassiveTransport
+from pigeonpost.transports.payload import MOST_EPOCHS, PAYLOAD_BYTES, BatchPayload, read_body
 from protocol import HEX_16
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ class _Body:
         self._data.clear()
 
 
-class PushServerTransport(Transport):
+class PushServerTransport(PassiveTransport):
     """`POST /api/v1/samples` and `GET /api/v1/samples/resume`."""
 
     def __init__(self, context: ServerContext) -> None:
@@ -65,13 +64,6 @@ class PushServerTransport(Transport):
             Endpoint("POST", "/api/v1/samples", self._no_body, PAYLOAD_BYTES, receive=self._receive),
             Endpoint("GET", "/api/v1/samples/resume", self.resume),
         ]
-
-    def start(self) -> None:
-        """Nothing to open: the web server listens."""
-
-    def stop(self, limit_s: float) -> str | None:
-        """Nothing to close."""
-        return None
 
     def _receive(self, request: Request, length: int) -> BodyConsumer:
         """Only whose token is right may send a long body."""
@@ -105,7 +97,7 @@ class PushServerTransport(Transport):
         self._check_name(batch_payload.node, node)
         self._record_payload(batch_payload)
         if not batch_payload.pieces:
-            return self._answer(200, {"ack": self._have(batch_payload), **self._order(node)})
+            return self._answer(200, {"ack": batch_payload.stored_seq(self._context.ingestor), **self._order(node)})
         try:
             stored = self._store(batch_payload)
         except WireError as error:
@@ -126,15 +118,11 @@ class PushServerTransport(Transport):
         return waiter.store(batch_payload.batches(), STORE_S, overtime_s=2 * STORE_S)
 
     def _hole(self, batch_payload: BatchPayload, error: WireError) -> Response:
-        """409: samples are missing before these. It says which one comes next."""
-        return self._answer(409, {
-            "error": {"code": error.code, "text": f"{error}; a hole needs a gap", "next": self._have(batch_payload) + 1}
-        })  # fmt: skip
-
-    def _have(self, batch_payload: BatchPayload) -> int:
-        """Return the highest seq stored of a body's epoch."""
-        marks = self._context.ingestor.marks(batch_payload.node, batch_payload.outbox, [batch_payload.epoch])[1]
-        return marks[batch_payload.epoch][0] if batch_payload.epoch in marks else 0
+        """Return 409: samples are missing before these. `next` is the first of them."""
+        next_seq = batch_payload.stored_seq(self._context.ingestor) + 1
+        return self._answer(
+            409, {"error": {"code": error.code, "text": f"{error}; a hole needs a gap", "next": next_seq}}
+        )
 
     # ----------------------------------------------------------------------------------------------- resuming
 
@@ -170,9 +158,7 @@ class PushServerTransport(Transport):
             raise HTTPError(503, f"{error}.", "busy", {"Retry-After": str(_BUSY_S)}) from None
         if not state.takes_orders:
             self._context.unnumbered_sources.let_ask(node, self._commands.asker(node))
-        if not state.connected:
-            state.since_ms = self._context.clock.wall_ms()
-        state.connected, state.fault = True, ""
+        state.record_contact(self._context.clock.wall_ms())
         if type(on) is bool:
             state.on = on
         try:

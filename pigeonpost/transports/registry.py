@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
-from pigeonpost.transports.contract import SilentTransport
+from pigeonpost.transports.contract import PassiveTransport
 
 if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
@@ -35,11 +35,14 @@ class ServerTransportEntry(NamedTuple):
 
 
 def _discovery_node(settings: Settings, info: NodeInfo, outbox: Outbox, clock: Clock) -> Transport:
-    if info.key is None:  # a node without a token answers its own machine only; the module would cost it 0.2 MiB
-        return SilentTransport()
+    """Without a token there is nothing to announce; nor, unless it is set, where the node itself connects."""
+    connects = settings["mqtt", "host"] or settings["push", "to"]
+    if info.key is None or (connects and settings.origin("announce", "on") == "default"):
+        return PassiveTransport()  # the module would cost 0.2 MiB
     from pigeonpost.transports import discovery_node
 
-    return discovery_node.make_node_end(settings, info, outbox, clock)
+    group, every_s = settings["announce", "group"], settings["announce", "every"]
+    return discovery_node.DiscoveryNodeTransport(info, info.key, group, every_s, clock)
 
 
 def _push_node(settings: Settings, info: NodeInfo, outbox: Outbox, clock: Clock) -> Transport:

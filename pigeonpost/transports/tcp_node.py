@@ -20,6 +20,7 @@ from pigeonpost.core.addresses import is_loopback, join_address
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import SettingsError, TooMany
 from pigeonpost.core.light_typing import TYPE_CHECKING
+from pigeonpost.core.wake_pipe import WakePipe
 from pigeonpost.node.node_info import NodeInfo
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.transports.contract import Transport
@@ -44,7 +45,7 @@ class _Connection:
         self.host = host
         self.wire = wire
         self.thread = threading.current_thread()
-        self.seated = False  # it has been the active collector; one in its place came later
+        self.seated = False  # it has been the active collector: another one in its place came later
 
 
 class TcpNodeTransport(Transport):
@@ -56,7 +57,6 @@ class TcpNodeTransport(Transport):
         self._outbox = outbox
         self._clock = clock
         self._stopping = threading.Event()
-        # Guards who is connected, who collects, and who failed to prove himself; held for lookups and changes only.
         self._lock = threading.Lock()
         self._connections: set[_Connection] = set()
         self._collectors: dict[str, _Connection] = {}
@@ -179,29 +179,28 @@ class _Listener(socketserver.ThreadingTCPServer):
     def __init__(self, address: tuple[str, int], serve: Callable[[socket.socket, Any], None]) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self._serve = serve
-        self._stop, self._stopped = socket.socketpair()
+        self._wake_pipe = WakePipe()
         self._has_ended = threading.Event()
         super().__init__(address, socketserver.BaseRequestHandler)
 
     def serve_forever(self, poll_interval: float = 0.0) -> None:
         """Serve until `shutdown`. The library's own wakes up every now and then to look for that."""
         poll = select.poll()  # select(2) takes no descriptor above 1023
-        for fd in (self.fileno(), self._stopped.fileno()):
+        for fd in (self.fileno(), self._wake_pipe.fileno()):
             poll.register(fd, select.POLLIN)
         try:
-            while self._stopped.fileno() not in {fd for fd, _ in poll.poll()}:
+            while self._wake_pipe.fileno() not in {fd for fd, _ in poll.poll()}:
                 self.handle_request()
         finally:  # else `shutdown` would wait for ever
             self._has_ended.set()
 
     def shutdown(self) -> None:
-        self._stop.close()  # which the other end of the pair can read
+        self._wake_pipe.wake()
         self._has_ended.wait()
 
     def server_close(self) -> None:
         super().server_close()
-        self._stop.close()
-        self._stopped.close()
+        self._wake_pipe.close()
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         self._serve(request, client_address)

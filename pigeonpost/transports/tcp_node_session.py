@@ -206,8 +206,7 @@ class NodeSession(LinkSession):
                 self._stream.record_ack(piece.epoch, self._stream.sent[piece.epoch])
         elif piece is not None:
             log.warning("%s: samples %d to %d of epoch %s are %s", self.peer, *piece[1:3], piece.epoch, piece.why)
-            more = {"before": piece.before} if piece.before else {}
-            self._queue_message("GAP", piece.epoch, {"from": piece.first, "to": piece.last, "why": piece.why, **more})
+            self._queue_message("GAP", piece.epoch, piece.as_json())
         return piece is not None
 
     _HANDLERS: ClassVar[dict[str, Callable[..., None]]] = {

@@ -12,17 +12,16 @@ import random
 import socket
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pigeonpost.auth.key import Key
 from pigeonpost.core.addresses import join_address
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import SettingsError
+from pigeonpost.server.node_status import NodeState
 from pigeonpost.transports.contract import Transport
 from pigeonpost.transports.tcp_connection import LineConnection, run_session
-
-if TYPE_CHECKING:
-    from pigeonpost.transports.tcp_server_session import IngestProtocol, ServerSession
+from pigeonpost.transports.tcp_server_session import IngestProtocol, ServerSession
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +48,6 @@ class TcpServerTransport(Transport):
         ledger    the Ingestor
         keys      of nodes that have a token, by name; looked up at every connection
         """
-        from pigeonpost.server.node_status import NodeState
-        from pigeonpost.transports.tcp_server_session import (
-            ServerSession,  # here: a node has no use for the server's half
-        )
-
-        self._session = ServerSession
         self.state = NodeState(join_address(*address), expected)
         self._home = self._good = address  # as it was told first, and where the node was reached last
         self._server = server
@@ -62,7 +55,6 @@ class TcpServerTransport(Transport):
         self._keys = keys
         self._clock = clock
         self._stopping = threading.Event()
-        # Guards the connection that now is, for those who ask through it, and where to try next; held for a moment.
         self._lock = threading.Lock()
         self._current: tuple[LineConnection, ServerSession] | None = None
         self._places = [address]
@@ -157,7 +149,7 @@ class TcpServerTransport(Transport):
         return collected
 
     def _collect(self, wire: LineConnection) -> bool:
-        session = self._session(
+        session = ServerSession(
             self._server, self._ledger, self._keys, self.state, self._clock, wire.wake, self._record_answer
         )
         with self._lock:

@@ -19,7 +19,6 @@ PROMISE = (
     "From then on it appears in the server's log exactly once and in its node's order, or as a numbered, visible gap:"
     " it is never silently missing.",
 )
-_STORES = {"sqlite": "SQLite, pigeonpost.sqlite3 in the data folder", "postgres": "PostgreSQL"}
 _LIBRARIES = (
     ("Python", "PSF-2.0", "always"),
     ("SQLite", "public domain", "always, with Python"),
@@ -75,11 +74,6 @@ def _is_open(context: RequestContext, path: str) -> bool:
     return path != "/password" or context.app.users.find(context.user) is not None
 
 
-def _store(context: RequestContext) -> str:
-    member = type(context.app.store).__module__.rpartition(".")[2]
-    return _STORES.get(member, member)
-
-
 def _info(context: RequestContext) -> Iterator[tuple[str, str]]:
     app, use = context.app, context.app.disk.use()
     now_ms = app.clock.wall_ms()
@@ -88,7 +82,7 @@ def _info(context: RequestContext) -> Iterator[tuple[str, str]]:
     since = clock(app.started_ms, now_ms)
     yield "started", f"{since}, {age((now_ms - app.started_ms) / 1000)} ago"
     yield "data", app.data
-    yield "store", _store(context)
+    yield "store", app.store.description
     yield "this run", f"{app.ingestor.stored:,} samples stored, {app.ingestor.repeated:,} came again"
     yield "disk", f"{size(use.stored)} stored, {size(use.free)} free"
     if use.days is not None:
@@ -101,7 +95,7 @@ def _for_programs(context: RequestContext) -> dict[str, object]:
     app, use = context.app, context.app.disk.use()
     return {
         "version": VERSION, "server": app.name, "started": rfc3339(app.started_ms), "data": app.data,
-        "store": _store(context), "promise": " ".join(PROMISE), "samples_stored": app.ingestor.stored,
+        "store": app.store.description, "promise": " ".join(PROMISE), "samples_stored": app.ingestor.stored,
         "samples_repeated": app.ingestor.repeated, "stored_bytes": use.stored, "free_bytes": use.free,
         "grows_bytes_a_day": use.grows, "written_bytes_a_day": use.written, "days_left": use.days,
     }  # fmt: skip

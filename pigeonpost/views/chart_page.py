@@ -20,7 +20,7 @@ from pigeonpost.storage.csv.format import local_time
 from pigeonpost.storage.models import Bucket
 from pigeonpost.views.chart import LONGEST_MS, Asked, Charts, asked
 from pigeonpost.views.context import RequestContext
-from pigeonpost.views.html import html_page, sensor_path, text_page
+from pigeonpost.views.html import html_page, sensor_path, span_links, text_page
 from pigeonpost.views.query import moment
 from pigeonpost.views.statistics import (
     Row,
@@ -58,7 +58,7 @@ class ChartPage:
         body = join_html((
             Html("<h1>{}</h1>").format(heading(all_series)),
             _span_links(what),
-            snapshot(what, all_series, now_ms),
+            _chart_image(what, all_series, now_ms),
             _ways(what, now_ms),
             _from_to(what),
             Html('<section data-piece="figures"><h2>Statistics</h2>{}<p class=links>{}</p></section>').format(
@@ -77,12 +77,12 @@ class ChartPage:
         what, frame = asked(context, LARGE, query)
         all_series, now_ms = self._charts.series(context, what, frame), context.app.clock.wall_ms()
         return Html("{}\n{}<p class=links>{}</p>{}").format(
-            snapshot(what, all_series, now_ms), _ways(what, now_ms), _links(what),
+            _chart_image(what, all_series, now_ms), _ways(what, now_ms), _links(what),
             Html('<script src="/zoom.js" defer></script>'),
         )  # fmt: skip
 
     def _rows(self, all_series: Sequence[Series]) -> Iterator[Row]:
-        """Yield name, statistics and unit of each series, as statistics.table takes them."""
+        """Yield name, statistics and unit of each series, as `statistics_table` takes them."""
         for series in all_series:
             text = label(series, all_series, False) if len(all_series) > 1 else series.sensor
             link = Html('<a href="{}">{}</a>').format(sensor_path(series.node, series.sensor), text)
@@ -126,8 +126,8 @@ def heading(all_series: Sequence[Series]) -> str:
     return title(all_series, 0).rpartition(", ")[0]
 
 
-def snapshot(what: Asked, all_series: Sequence[Series], now_ms: int) -> Html:
-    """The chart, what its marks mean, and where zoom.js finds its numbers."""
+def _chart_image(what: Asked, all_series: Sequence[Series], now_ms: int) -> Html:
+    """Return the chart, the meaning of its marks, and where zoom.js finds its numbers."""
     return Html(
         '<section class="charts single" aria-label="Chart">'
         '<figure class="plot" data-page="{page}"><picture>'
@@ -141,14 +141,11 @@ def snapshot(what: Asked, all_series: Sequence[Series], now_ms: int) -> Html:
 
 
 def _span_links(what: Asked) -> Html:
-    links = join_html((
-        Html('<a href="/chart?{}"{}>{}</a>').format(
-            what._replace(span=key, ends=False).query(),
-            Html(' aria-current="true"') if key == what.span and not what.ends else "", words,
-        )
+    links = (
+        (f"/chart?{what._replace(span=key, ends=False).query()}", words, key == what.span and not what.ends)
         for key, words in SPANS
-    ), " ")  # fmt: skip
-    return Html('<nav class="spans" aria-label="Span of the chart">{}</nav>').format(links)
+    )
+    return span_links(links, "chart")
 
 
 def _ways(what: Asked, now_ms: int) -> Html:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from csvbuffer import RecentSample
 from pigeonpost.core.clock import rfc3339
+from pigeonpost.core.data_folder import LOGS
 from pigeonpost.core.format import clock, number, size, with_unit
 from pigeonpost.core.html import Html, join_html
 from pigeonpost.http.message import FilePart, HTTPError, Response, byte_range
@@ -86,7 +87,7 @@ def logs(context: RequestContext) -> Response:
 
 
 def _folder(context: RequestContext) -> str:
-    return os.path.join(context.app.data, "logs")
+    return os.path.join(context.app.data, LOGS)
 
 
 def _found(context: RequestContext) -> list[tuple[str, int, int]]:

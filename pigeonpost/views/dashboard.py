@@ -125,16 +125,6 @@ def default_span(sensor: SensorView) -> str:
     return {600_000: "10m", 3_600_000: "1h"}.get(sensor.span_ms, "24h")
 
 
-def span_links(node: NodeView, span: str) -> Html:
-    links = join_html((
-        Html('<a href="/nodes/{}?span={}"{}>{}</a>').format(
-            quote(node.name), key, Html(' aria-current="true"') if key == span else "", words
-        )
-        for key, words in SPANS
-    ), " ")  # fmt: skip
-    return Html('<nav class="spans" aria-label="Span of the charts">{}</nav>').format(links)
-
-
 def _node_table(context: RequestContext, snapshot: StatusSnapshot) -> Html:
     if not snapshot.nodes:
         return Html("")
@@ -165,7 +155,7 @@ def _cells(node: NodeView, snapshot: StatusSnapshot) -> Iterator[object]:
 
 
 def _how_signed_in(user: str) -> str:
-    """Returns how a principal came in: not all are users of users.json."""
+    """Return how a principal signed in: not all are users of users.json."""
     return {"this machine": "from this machine", "one-time key": "with the one-time key"}.get(user, f"as {user}")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pigeonpost.core.clock import rfc3339
+from pigeonpost.core.data_folder import LOGS
 from pigeonpost.core.format import clock
 from pigeonpost.http.message import Response
 from pigeonpost.server.event_log import Event
@@ -68,7 +69,7 @@ def happenings(event_log: EventLog) -> Callable[[RequestContext], Response]:
             for gap in app.store.gaps(SHOWN)
         ]
         own = Event(app.started_ms, "", "started", "this server was started")
-        found = [*event_log.all(), *missing, *_starts(os.path.join(app.data, "logs"), app.started_ms), own]
+        found = [*event_log.all(), *missing, *_starts(os.path.join(app.data, LOGS), app.started_ms), own]
         found.sort(key=lambda one: one.time_ms, reverse=True)
         found = found[:SHOWN]
         return render_table(context, TablePage(
@@ -110,7 +111,7 @@ _LOG = re.compile(r"sensorlog_([0-9]{6}_[0-9]{4})(?:_[0-9]+)?\.csv").fullmatch
 
 
 def gap_text(gap: Mapping[str, Any]) -> str:
-    """Returns the samples that a gap of the store leaves out, in words."""
+    """Return the samples that a gap of the store leaves out, in words."""
     own = [f"{gap['from']} to {gap['to']} of epoch {gap['epoch']}"] if gap["to"] >= gap["from"] else []
     earlier = [f"{gap['before']} of earlier epochs"] if gap["before"] else []
     return " and ".join(own + earlier)

@@ -5,11 +5,11 @@ Errors: HTTPError 400 for a request body that is no JSON object.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pigeonpost.core.errors import BadArgument
-from pigeonpost.core.html import Html
+from pigeonpost.core.html import Html, join_html
 from pigeonpost.core.strict_json import read_json, write_json
 from pigeonpost.http.message import HTML, JSON, TEXT, HTTPError, Request, Response
 from pigeonpost.views.context import RequestContext
@@ -95,6 +95,18 @@ def button(path: str, label: str, context: RequestContext, what: str = "", kind:
         label=Html(' aria-label="{}"').format(f"{label}, {what}") if what else "",
         off=Html(" disabled") if off else "",
     )  # fmt: skip
+
+
+def span_links(links: Iterable[tuple[str, str, bool]], what: str) -> Html:
+    """Return links to other spans of `what`, the chart or the charts of a page.
+
+    links  path and words of each, and whether it is the span that is shown
+    """
+    anchors = join_html((
+        Html('<a href="{}"{}>{}</a>').format(path, Html(' aria-current="true"') if is_shown else "", words)
+        for path, words, is_shown in links
+    ), " ")  # fmt: skip
+    return Html('<nav class="spans" aria-label="Span of the {}">{}</nav>').format(what, anchors)
 
 
 def sensor_path(node: str, sensor: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.format import age, aligned, clock, size
@@ -21,10 +22,9 @@ from pigeonpost.views.dashboard import (
     node_level,
     sensor_card,
     sensor_lines,
-    span_links,
 )
 from pigeonpost.views.gaps_and_events import gap_text
-from pigeonpost.views.html import html_page, text_page
+from pigeonpost.views.html import html_page, span_links, text_page
 from pigeonpost.views.models import NodeView, StatusSnapshot
 from pigeonpost.views.quality_flags import flag_counts, flags_table, limits_of
 
@@ -55,7 +55,7 @@ def node_page(context: RequestContext) -> Response:
         Html('<section class="cards" aria-label="Sensors" data-piece="cards">{}</section>').format(
             join_html(sensor_card(sensor, False) for sensor in node.sensors)
         ),
-        span_links(node, span),
+        span_links(((f"/nodes/{quote(node.name)}?span={key}", words, key == span) for key, words in SPANS), "charts"),
         chart_images(node.sensors, span),
         flags_table(node.sensors),
         Html('<section data-piece="about"><h2>About this node</h2><table class="facts">{}</table></section>').format(

@@ -6,13 +6,9 @@ Errors: HTTPError 400.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 from pigeonpost.core.clock import parse_rfc3339
 from pigeonpost.http.message import HTTPError
-
-if TYPE_CHECKING:
-    pass
 
 
 def moment(text: str) -> int:

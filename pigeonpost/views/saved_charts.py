@@ -21,6 +21,7 @@ from pigeonpost.core.errors import DiskError
 from pigeonpost.core.files import replace_file
 from pigeonpost.core.html import Html, join_html
 from pigeonpost.http.message import HTTPError, Response, form_of
+from pigeonpost.views.chart import plain_query
 from pigeonpost.views.context import RequestContext
 from pigeonpost.views.html import button, html_page, json_answer, see_other, text_page
 
@@ -42,10 +43,8 @@ class SavedChart(NamedTuple):
 class SavedCharts:
     """The saved charts, and the requests about them."""
 
-    def __init__(self, data: str, plain_query: Callable[[str], str]) -> None:
-        """plain_query: checks the query of a chart, as views.chart.plain_query"""
+    def __init__(self, data: str) -> None:
         self._path = os.path.join(data, SAVED_CHARTS)
-        self._plain_query = plain_query
         self._lock = threading.Lock()
         self._graphs: dict[str, SavedChart] | None = None
 
@@ -84,7 +83,7 @@ class SavedCharts:
     def save(self, context: RequestContext) -> Response:
         """`POST /graphs` with `name` and `query`."""
         fields = form_of(context.request)
-        name, query = _name(fields.get("name", "")), self._plain_query(fields.get("query", ""))
+        name, query = _name(fields.get("name", "")), plain_query(fields.get("query", ""))
         if len(query) > _QUERY_LETTERS:
             raise HTTPError(400, "That is too long for a graph.", "query")
 
@@ -173,7 +172,7 @@ class SavedCharts:
             graph = SavedChart(**one)
             if not all(isinstance(text, str) for text in graph[:4]) or type(graph.shared) is not bool:
                 raise ValueError("no graph")
-            yield graph._replace(query=self._plain_query(graph.query))
+            yield graph._replace(query=plain_query(graph.query))
 
     def _seen_by(self, context: RequestContext) -> tuple[list[SavedChart], list[SavedChart]]:
         """Return a user's own charts, and those that others share, sorted by name."""

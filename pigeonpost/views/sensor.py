@@ -14,7 +14,7 @@ from pigeonpost.core.format import age, number, with_unit
 from pigeonpost.core.html import Html, join_html
 from pigeonpost.http.message import HTTPError, Response
 from pigeonpost.views.context import RequestContext
-from pigeonpost.views.html import html_page, json_answer, sensor_path, text_page
+from pigeonpost.views.html import html_page, json_answer, sensor_path, span_links, text_page
 from pigeonpost.views.models import SensorView
 from pigeonpost.views.quality_flags import flags_table, flags_text
 from pigeonpost.views.statistics import (
@@ -37,9 +37,7 @@ _KINDS = (".json", ".csv", ".html")
 class SensorPages:
     """The page of a sensor, in all its formats."""
 
-    def __init__(
-        self, statistics: StatisticsReader, chart: Callable[[RequestContext, str, str, str], Html]
-    ) -> None:  # fmt: skip
+    def __init__(self, statistics: StatisticsReader, chart: Callable[[RequestContext, str, str, str], Html]) -> None:
         """chart: draws the chart of a node's sensor over a span"""
         self._statistics_reader = statistics
         self._chart = chart
@@ -73,7 +71,7 @@ class SensorPages:
         return join_html((
             Html('<h1>{} of <a href="/nodes/{}">{}</a></h1>').format(view.name, view.node, view.node),
             _now(view, now_ms),
-            _span_links(path, span),
+            span_links(((f"{path}?span={key}", words, key == span) for key, words in _CHARTS), "chart"),
             self._chart(context, view.node, view.name, span),
             Html('<section data-piece="figures"><h2>Statistics</h2>{}<p class=links>The same as '
                  '<a href="{}.csv">CSV</a> or <a href="{}.json">JSON</a>. {}</p></section>').format(
@@ -162,12 +160,3 @@ def _about(rows: Sequence[Row]) -> str:
     if all(found is None or found.is_exact for _, found, _ in rows):
         return ""
     return "≈: the weighted median and mode of ten minutes (up to a fortnight) or hours; the rest is exact."
-
-
-def _span_links(path: str, span: str) -> Html:
-    links = join_html((
-        Html('<a href="{}?span={}"{}>{}</a>').format(
-            path, key, Html(' aria-current="true"') if key == span else "", words)
-        for key, words in _CHARTS
-    ), " ")  # fmt: skip
-    return Html('<nav class="spans" aria-label="Span of the chart">{}</nav>').format(links)

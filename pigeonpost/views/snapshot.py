@@ -154,8 +154,7 @@ def _machine(details: Mapping[str, Any]) -> dict[str, float]:
 
 def _sensors(
     node: str, state: NodeState | None, about: Mapping[str, Any], sample: Sample | None, is_late: bool,
-    day: RecentColumns,
-    now_ms: int,
+    day: RecentColumns, now_ms: int,
 ) -> list[SensorView]:  # fmt: skip
     told = {sensor["name"]: sensor for sensor in (state.sensors if state else [])}
     units: Mapping[str, str] = about.get("sensors", {})

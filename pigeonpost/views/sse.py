@@ -17,7 +17,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pigeonpost.core.format import number, with_unit
 from pigeonpost.core.strict_json import write_json
@@ -27,6 +27,7 @@ from pigeonpost.views.context import RequestContext, WebContext
 
 if TYPE_CHECKING:
     from pigeonpost.server.ingest import LatestSample
+    from pigeonpost.storage.models import EpochCommit
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +37,6 @@ _REMEMBERED = 64  # events, for clients that come back
 _UNSENT_BYTES = 64 << 10
 _RETRY_MS = 3000
 _KIND = "text/event-stream; charset=utf-8"
-
-
-class CommittedSamples(Protocol):
-    """The part of an EpochCommit that is used here."""
-
-    node: str
 
 
 class _Client:
@@ -93,7 +88,7 @@ class EventStream:
 
     # ------------------------------------------------------------------------------------ from other threads
 
-    def on_commit(self, epoch_commits: Sequence[CommittedSamples]) -> None:
+    def on_commit(self, epoch_commits: Sequence[EpochCommit]) -> None:
         """Note the nodes of a commit. Runs in the Ingestor's writer thread; must not wait."""
         with self._lock:
             self._changed.update(dict.fromkeys([epoch_commit.node for epoch_commit in epoch_commits]))

@@ -14,13 +14,14 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.format import clock, number, with_unit
 from pigeonpost.core.html import Html, join_html
 from pigeonpost.http.message import HTTPError
+from pigeonpost.storage.maintenance import rollup
 
 if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
@@ -32,7 +33,7 @@ _MOST_SAMPLES = 20_000  # as long as they are no more than these
 _SHORT_MS, _LONG_MS = 600_000, 3_600_000  # windows
 _SHORT_UP_TO_MS = 14 * 86_400_000
 LONGEST_MS = 370 * 86_400_000
-_MOST_PENDING, _MOST_RECKONED = 5000, 50
+_MOST_PENDING, _MOST_CALCULATED = 5000, 50
 _LARGE = 1e300  # sums of such values are no floats any more, in SQL
 _KEEP_S, _MOST_KEPT = 60.0, 256
 
@@ -60,11 +61,9 @@ class Statistics(NamedTuple):
 class StatisticsReader:
     """Calculates statistics, and keeps those of the last minute."""
 
-    def __init__(self, store: Store, clock: Clock, summary: Callable[[list[float], int], Rollup]) -> None:
-        """summary: returns the rollup of values, as storage.maintenance.summary."""
+    def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._summary = summary
         self._lock = threading.Lock()
         self._working = threading.BoundedSemaphore(2)
         self._kept: dict[object, tuple[float, Statistics | None]] = {}
@@ -121,7 +120,7 @@ class StatisticsReader:
     def _exactly(self, found: Sequence[tuple[int, float]], from_ms: int, to_ms: int) -> Statistics | None:
         if not found:
             return None
-        one = self._summary([value for _, value in found], to_ms)
+        one = rollup([value for _, value in found], to_ms)
         low_ms = next(time_ms for time_ms, value in found if value == one.low)
         high_ms = next(time_ms for time_ms, value in found if value == one.high)
         return Statistics(
@@ -162,7 +161,7 @@ class StatisticsReader:
             if window.node == node and window.span_ms == span_ms and not window.is_late
             and low_ms < window.end_ms <= high_ms
         ]  # fmt: skip
-        for end_ms in pending[-_MOST_RECKONED:]:
+        for end_ms in pending[-_MOST_CALCULATED:]:
             windows.pop(end_ms, None)
             self._add(windows, node, sensor, end_ms - span_ms + 1, end_ms + 1, end_ms)
         self._add(windows, node, sensor, from_ms, min(low_ms + 1, to_ms), low_ms)
@@ -172,7 +171,7 @@ class StatisticsReader:
     def _add(self, windows: dict[int, Rollup], node: str, sensor: str, from_ms: int, to_ms: int, end_ms: int) -> None:
         found = self._values(node, sensor, from_ms, to_ms) if from_ms < to_ms else None
         if found:
-            windows[end_ms] = self._summary([value for _, value in found], end_ms)
+            windows[end_ms] = rollup([value for _, value in found], end_ms)
 
     def _when(self, node: str, sensor: str, value: float, end_ms: int, span_ms: int) -> int:
         """Return the time of a window's extreme; its end, where the samples are deleted."""

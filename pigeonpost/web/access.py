@@ -38,8 +38,10 @@ _BEARER = {"WWW-Authenticate": "Bearer"}
 class Principal(NamedTuple):
     """The client of a request, authenticated.
 
-    name     for people                      csrf     what his forms must bring; empty: they need nothing
-    role     "viewer" or "operator"             session  his, if he has one
+    name     for people
+    role     "viewer" or "operator"
+    csrf     the token that its forms must carry; empty: none is needed
+    session  of a browser that has signed in
     """
 
     name: str
@@ -76,15 +78,15 @@ class AccessControl:
 
     @property
     def first_key(self) -> str:
-        """What lets one browser in from elsewhere while no password is set; empty once it was used."""
+        """The one-time key for one browser elsewhere while no password is set; empty once it was used."""
         return self._key
 
     @property
     def has_password(self) -> bool:
-        """Whether anybody needs a password; else this machine needs none, and nobody else has one."""
+        """Return True if any user has a password. Else clients on this machine need none, and others have no access."""
         return len(self._users) > 0
 
-    # ------------------------------------------------------------------------------------------ is it for us
+    # ------------------------------------------------------------------------------------------ host and origin
 
     def check_host(self, request: Request) -> None:
         """Refuse a request for another name: a hostile page's own name may lead here (DNS rebinding)."""
@@ -111,10 +113,10 @@ class AccessControl:
         if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
             raise HTTPError(403, "A page of another site may change nothing here.", "cross-site")
 
-    # ------------------------------------------------------------------------------------------ who is there
+    # ------------------------------------------------------------------------------------------ authorization
 
     def authorize(self, request: Request, role: str) -> Principal:
-        """Who is there, when he may do what takes `role`."""
+        """Authenticate a request. Raises HTTPError where it is not allowed to do what takes `role`."""
         visitor = self._visitor(request)
         if role == "operator" and visitor.role != "operator":
             raise HTTPError(403, "Your role is viewer; this takes the role operator.", "role")
@@ -131,8 +133,8 @@ class AccessControl:
             raise HTTPError(403, "The form is out of date. Open the page anew, and try again.", "csrf")
 
     def check_program(self, request: Request) -> None:
-        """Refuse a change for programs that a browser asks for, but in JSON: another site's page cannot send that
-        without being allowed to first (Fetch standard, CORS preflight), and nobody is."""
+        """Refuse a change that a browser requests of the JSON interface, except in JSON: another site's page may send
+        that only after a CORS preflight (Fetch standard), which is never granted."""
         # Without any type as well: a page sends a Blob that has none (Fetch standard, CORS-safelisted request-header).
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != JSON and any(name in request.headers for name in _BROWSER_HEADERS):
@@ -164,16 +166,16 @@ class AccessControl:
         return user is not None and user.stamp == session.stamp and user.role == session.role
 
     def _session_id(self, request: Request) -> str:
-        """What the cookie says; by a strict pattern, since http.cookies takes 1.3 s for one of 32 kB (measured)."""
+        """Return the session id in the cookie; by a strict pattern: http.cookies takes 1.3 s for 32 kB (measured)."""
         # Through TLS only what was set through TLS counts: no page of another port or scheme can have put it there.
         value = self._secure_value if request.is_secure else self._cookie_value
         found = value(request.headers.get("cookie", ""))
         return found[1] if found else ""
 
-    # ------------------------------------------------------------------------------------- coming and going
+    # ------------------------------------------------------------------------------------- login and logout
 
     def open_with_key(self, request: Request, key: str) -> UserSession | None:
-        """A session for the browser that brings the one-time key, which is void from then on."""
+        """Begin a session for the browser that has the one-time key, which is void from then on; else None."""
         if not self._key or self.has_password:
             return None
         self._try(request)
@@ -188,7 +190,7 @@ class AccessControl:
         return self._sessions.begin(None)
 
     def log_in(self, request: Request, name: str, password: str) -> UserSession | None:
-        """A session under a new id, when that is the user's password; takes its time when it often was not."""
+        """Begin a session if that is the user's password; else None. Delayed after several failures."""
         self._try(request)
         user = self._users.check(name, password)
         if user is None:
@@ -200,10 +202,10 @@ class AccessControl:
         return self._sessions.begin(user)
 
     def change_password(self, request: Request, old: str, new: str) -> UserSession | None:
-        """Give a user who is logged in another password; None when `old` is not his, which counts as an attempt.
+        """Change the password of the user who is logged in; None when `old` is wrong, which counts as an attempt.
 
-        All his sessions end; the one that is given goes on in this browser. Raises SettingsError for a password that is
-        not taken.
+        All sessions of the user end; the one that is returned is for this browser. Raises SettingsError for a password
+        that is not accepted.
         """
         session = self._visitor(request).session
         if session is None or not session.user:
@@ -226,7 +228,7 @@ class AccessControl:
             self._sessions.end(id)
 
     def cookie(self, request: Request, session: UserSession | None) -> dict[str, str]:
-        """The header by which the browser keeps a session; or, without one, forgets what it has."""
+        """Return the header that sets the session's cookie in the browser, or without a session deletes it."""
         value, age = (session.id, "") if session else ("", "; Max-Age=0")
         before, secure = ("__Host-", "; Secure") if request.is_secure else ("", "")
         return {"Set-Cookie": f"{before}{self._cookie}={value}; Path=/; HttpOnly{secure}; SameSite=Strict{age}"}
@@ -242,7 +244,7 @@ class AccessControl:
 
 
 def _is_this_machine(request: Request) -> bool:
-    """A proxy on this machine speaks for others; one that is honest says so."""
+    """Return True for a client on this machine; a proxy here connects for others, as its headers show."""
     return is_loopback(request.peer) and not any(name in request.headers for name in _PROXY_HEADERS)
 
 
@@ -255,7 +257,7 @@ def _is_address(family: int, text: str) -> bool:
 
 
 def _own_names() -> set[str]:
-    """What this machine is called without asking anybody: its host name, whole and short, also as mDNS has it."""
+    """Return this machine's names that need no look-up: its host name, whole and short, also as mDNS has it."""
     names = {"localhost"}
     for name in (socket.gethostname().lower(), own_name().lower()):
         short = name.partition(".")[0]

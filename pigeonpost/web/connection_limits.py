@@ -1,4 +1,4 @@
-"""Limits on connections to the web server, on requests in progress, and the choice of whom to cut off at a limit.
+"""Limits on connections to the web server and requests in progress, and the choice of what is cut off at a limit.
 
 May be used by any thread; `_changed` (a Condition and its lock) guards everything.
 """
@@ -65,7 +65,7 @@ class Connections:
         self._cut_off = 0
 
     def enter(self, connection: Connection) -> bool:
-        """Count a connection in; room is made for it where that is possible."""
+        """Add a connection, at the limit in place of an idle one. Returns False where there is no room for it."""
         with self._changed:
             if len(self._all) >= self._limits.open:
                 self._cut(self._longest_waiting())
@@ -75,15 +75,15 @@ class Connections:
             return True
 
     def leave(self, connection: Connection) -> None:
-        """Count it out, before its socket is closed."""
+        """Remove a connection, before its socket is closed."""
         with self._changed:
             self._all.discard(connection)
 
     def acquire_slot(self) -> bool:
-        """Acquire a slot for one request in progress, waiting a little for one; False when there is none."""
+        """Acquire a slot for a request in progress, after a short wait if need be. Returns False when there is none."""
         with self._changed:
             for _ in range(2):
-                if self._at_work < self._limits.at_work or self._changed.wait_for(self._has_slot, self._wait_s):
+                if self._changed.wait_for(self._has_slot, self._limits.queue_s / 2):
                     self._at_work += 1
                     return True
                 self._cut(self._longest_sending())
@@ -112,7 +112,7 @@ class Connections:
             self._downloads -= 1
 
     def stop(self, limit_s: float) -> str | None:
-        """Close who waits, let who is at work finish within `limit_s` seconds, cut off the rest."""
+        """Close idle connections, let requests in progress finish within `limit_s` seconds, and cut off the rest."""
         with self._changed:
             self._stopping = True
             for connection in [one for one in self._all if one.waiting_since is not None]:
@@ -128,22 +128,18 @@ class Connections:
         return self._stopping
 
     def counts(self) -> Mapping[str, Any]:
-        """For people and meters: connections open and at work, downloads, answers by status, connections cut off."""
+        """Return the numbers of connections open, at work and cut off, of downloads, and of responses by status."""
         with self._changed:
             return {
                 "open": len(self._all), "at_work": self._at_work, "downloads": self._downloads,
                 "answers": dict(self._answers), "cut_off": self._cut_off,
             }  # fmt: skip
 
-    @property
-    def _wait_s(self) -> float:
-        return self._limits.queue_s / 2
-
     def _has_slot(self) -> bool:
         return self._at_work < self._limits.at_work
 
     def _longest_waiting(self) -> Connection | None:
-        """Of whoever has most connections, the one that has waited longest for its client to say something."""
+        """Return, of the address with the most connections, the one that has waited for its client for longest."""
         waiting = [one for one in self._all if one.waiting_since is not None]
         if not waiting:
             return None

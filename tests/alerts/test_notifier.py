@@ -1,4 +1,4 @@
-"""Alerts, reports, and the ways that they go: what pimonitor's author promised, and more."""
+"""Alerts, reports, and the channels that deliver them: what pimonitor's author promised, and more."""
 
 import http.server
 import json
@@ -233,7 +233,7 @@ def serve(test, handler, **info):
     return server, server.server_address[1]
 
 
-class Ways(unittest.TestCase):
+class Channels(unittest.TestCase):
     def test_e_mail(self):
         server, port = serve(self, MailServer, refuses=False)
         EmailChannel("127.0.0.1", port, "none", "", "", "pi@example.org", ["you@example.org", "me@example.org"]).send(
@@ -276,7 +276,7 @@ class Ways(unittest.TestCase):
             self.assertNotIn("secret", str(caught.exception))
 
 
-class FakeWay(AlertChannel):
+class FakeChannel(AlertChannel):
     place = "fake"
 
     def __init__(self):
@@ -292,9 +292,9 @@ class Watching(unittest.TestCase):
     def setUp(self):
         logging.disable(logging.CRITICAL)
         self.addCleanup(logging.disable, logging.NOTSET)
-        self.clock, self.way, self.now = FakeClock(), FakeWay(), []
+        self.clock, self.channel, self.now = FakeClock(), FakeChannel(), []
         self.spans = []
-        self.watch = Notifier([self.way], self.look, self.report, 3600.0, self.clock)
+        self.watch = Notifier([self.channel], self.look, self.report, 3600.0, self.clock)
 
     def look(self):
         now, self.now = self.now, []
@@ -307,35 +307,35 @@ class Watching(unittest.TestCase):
     def test_what_is_said_goes_at_once(self):
         self.now = [HELLO, HELLO._replace(subject="two")]
         self.watch.look()
-        self.assertEqual(self.way.taken, [HELLO.subject, "two"])
+        self.assertEqual(self.channel.taken, [HELLO.subject, "two"])
         self.assertEqual((self.watch.report(), self.watch.fault), ({"sent": 2, "waiting": 0}, ""))
 
     def test_what_does_not_get_away_is_tried_again_in_order(self):
-        self.way.works = False
+        self.channel.works = False
         self.now = [HELLO]
         self.watch.look()
         self.assertEqual(self.watch.fault, "messages wait: fake: it is away")
-        self.way.works = True
+        self.channel.works = True
         self.now = [HELLO._replace(subject="two")]
         self.watch.look()
-        self.assertEqual(self.way.taken, [])
+        self.assertEqual(self.channel.taken, [])
         self.clock.sleep(notifier.RETRY_S)
         self.watch.look()
-        self.assertEqual((self.way.taken, self.watch.fault), ([HELLO.subject, "two"], ""))
+        self.assertEqual((self.channel.taken, self.watch.fault), ([HELLO.subject, "two"], ""))
 
     def test_one_way_that_is_away_does_not_hold_up_the_other(self):
-        other = FakeWay()
-        self.watch = Notifier([self.way, other], self.look, self.report, 0.0, self.clock)
-        self.way.works = False
+        other = FakeChannel()
+        self.watch = Notifier([self.channel, other], self.look, self.report, 0.0, self.clock)
+        self.channel.works = False
         self.now = [HELLO]
         self.watch.look()
-        self.assertEqual((self.way.taken, other.taken), ([], [HELLO.subject]))
+        self.assertEqual((self.channel.taken, other.taken), ([], [HELLO.subject]))
 
     def test_a_report_every_hour(self):
         for _ in range(5):
             self.clock.sleep(1800)
             self.watch.look()
-        self.assertEqual((self.way.taken, self.spans), (["report", "report"], [3_600_000, 3_600_000]))
+        self.assertEqual((self.channel.taken, self.spans), (["report", "report"], [3_600_000, 3_600_000]))
 
     def test_a_report_that_cannot_be_made_loses_no_alert(self):
         self.clock.sleep(3600)
@@ -345,10 +345,10 @@ class Watching(unittest.TestCase):
         self.assertRaises(NotStored, self.watch.look)
         self.watch._report = self.report
         self.watch.look()
-        self.assertEqual(self.way.taken, [HELLO.subject, "report"])
+        self.assertEqual(self.channel.taken, [HELLO.subject, "report"])
 
     def test_there_is_an_end_to_what_waits(self):
-        self.way.works = False
+        self.channel.works = False
         self.now = [HELLO._replace(subject=str(n)) for n in range(600)]
         self.watch.look()
         self.assertEqual(self.watch.report()["waiting"], notifier.MOST_WAITING)

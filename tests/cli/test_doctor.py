@@ -309,6 +309,12 @@ class Programs(unittest.TestCase):
         self.assertEqual((status, errors), (1, ""))
         self.assertRegex(said, r"\n[1-9] thing(s are| is) wrong\.\n$")
 
+    def test_its_help_names_the_arguments(self):
+        status, said, _ = control_here("doctor", "--help")
+        self.assertEqual(status, 0)
+        self.assertRegex(said, r"--node-config FILE\b")
+        self.assertRegex(said, r"--root FOLDER\b")
+
     def test_wrong_settings_are_a_finding(self):
         config = os.path.join(temp_folder(self), "node.toml")
         with open(config, "w", encoding="utf-8") as file:

@@ -1,7 +1,7 @@
 """Practical 6, the TCP node and server that this program grew from: what theirs did, done by ours as they are run.
 
 What an unchanged old client says is said here by hand, over a socket or HTTP. The other systems' clients are in the
-tests of their roads: test_drop and test_send_files, test_tmon, test_bus, test_pimonitor.
+tests of their transports, in tests/compat.
 """
 
 import csv

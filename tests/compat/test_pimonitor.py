@@ -61,7 +61,7 @@ class PimonitorCase(unittest.TestCase):
         self.open()
 
     def open(self, settings=SETTINGS):
-        self.house = WebHouse(self, transports=[pimonitor.PiMonitorTransport], settings=settings)
+        self.web = WebHouse(self, transports=[pimonitor.PiMonitorTransport], settings=settings)
 
     def message(self, **changes):
         said = {"api_hash": HASH, "location": "Kitchen", "timestamp": STAMP, "sensors": [DHT22], **changes}
@@ -70,11 +70,11 @@ class PimonitorCase(unittest.TestCase):
     def post(self, said=None, **changes):
         """Status and text of the answer to a body: bytes, or what is sent as JSON."""
         data = said if isinstance(said, bytes) else json.dumps(self.message(**changes)).encode()
-        status, _, answer = self.house.request("POST", "/", {"Content-Type": "application/json"}, data)
+        status, _, answer = self.web.request("POST", "/", {"Content-Type": "application/json"}, data)
         return status, answer.decode()
 
     def points(self, node="Kitchen"):
-        return self.house.store.points(node, 0, 1 << 60, 10_000)
+        return self.web.store.points(node, 0, 1 << 60, 10_000)
 
     def values(self, node="Kitchen"):
         return self.points(node)[-1].values
@@ -90,7 +90,7 @@ class PostReadings(PimonitorCase):
             "Accept-Encoding: gzip, deflate\r\nAccept: */*\r\nConnection: keep-alive\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
         ).encode()
-        head, _, body = self.house.raw(request + data).partition(b"\r\n\r\n")
+        head, _, body = self.web.raw(request + data).partition(b"\r\n\r\n")
         self.assertTrue(head.startswith(b"HTTP/1.1 200 OK\r\n"))
         self.assertIn(b"\r\nContent-Type: text/plain", head)
         self.assertEqual(body, b"[11/20/2026 15:36:10] Successfully received and inserted into database.")
@@ -99,7 +99,7 @@ class PostReadings(PimonitorCase):
         self.assertEqual(self.post(), (200, STORED))
         self.assertEqual(self.values(), {"temperature": 22.0, "humidity": 40.1})
         self.assertEqual(self.points()[0].time_ms, parse_rfc3339("2026-11-20T20:36:10Z"))
-        self.assertEqual(self.house.store.nodes()[0]["sensors"], {"temperature": "°C", "humidity": "%"})
+        self.assertEqual(self.web.store.nodes()[0]["sensors"], {"temperature": "°C", "humidity": "%"})
 
     def test_a_location_has_its_own_unit_zone_and_name(self):
         self.assertEqual(self.post(location="Wohnzimmer"), (200, STORED))
@@ -126,10 +126,10 @@ class PostReadings(PimonitorCase):
                     status, text = self.post(api_hash=said)
                 self.assertEqual(status, 401)
                 self.assertNotIn("Successfully", text)
-        self.assertEqual(self.house.store.nodes(), [])
+        self.assertEqual(self.web.store.nodes(), [])
 
     def test_the_page_stays_where_it_is(self):
-        self.assertIn(b"Pigeonpost house", self.house.request("GET", "/")[2])
+        self.assertIn(b"Pigeonpost house", self.web.request("GET", "/")[2])
 
     def test_without_a_key_in_the_settings_nothing_is_there(self):
         server = Forked(self, "server.py", "--data", temp_folder(self), "--web", "127.0.0.1:0")
@@ -156,7 +156,7 @@ class Answers(PimonitorCase):
                 self.assertEqual(self.post(data), (400, NOT_JSON))
 
     def test_index_answers(self):
-        status, headers, body = self.house.request("GET", "/index")
+        status, headers, body = self.web.request("GET", "/index")
         self.assertEqual((status, headers["content-type"]), (200, "text/plain; charset=utf-8"))
         self.assertTrue(body)
 
@@ -181,7 +181,7 @@ class Answers(PimonitorCase):
                 self.assertEqual(status, 400)
                 self.assertIn(words, text)
                 self.assertNotIn("Successfully", text)
-        self.assertEqual(self.house.store.nodes(), [])
+        self.assertEqual(self.web.store.nodes(), [])
 
     def test_a_body_that_is_too_long(self):
         self.assertEqual(self.post(b" " * 70_000)[0], 413)
@@ -402,7 +402,7 @@ class TheDevice(PimonitorCase):
 
     def test_what_it_reads_arrives(self):
         before = Clock().wall_ms() // 1000 * 1000
-        status, said = run_device(self, self.house.address[1])
+        status, said = run_device(self, self.web.address[1])
         self.assertEqual(status, 0)
         self.assertRegex(
             said, r"^\[\d\d/\d\d/\d{4} \d\d:\d\d:\d\d\] Successfully received and inserted into database\.$"
@@ -430,12 +430,12 @@ class Faults(PimonitorCase):
 
     def test_success_is_said_only_of_what_is_stored(self):
         with mock.patch.object(unnumbered_sources, "STORE_S", 0.1), \
-                mock.patch.object(self.house.store, "put", side_effect=NotStored("the disk is full")):  # fmt: skip
-            status, headers, answer = self.house.request("POST", "/", body=json.dumps(self.message()).encode())
+                mock.patch.object(self.web.store, "put", side_effect=NotStored("the disk is full")):  # fmt: skip
+            status, headers, answer = self.web.request("POST", "/", body=json.dumps(self.message()).encode())
         self.assertEqual(status, 503)
         self.assertTrue(answer.startswith(f"[{STAMP}] Not stored".encode()))
         self.assertGreater(int(headers["retry-after"]), 0)
-        self.house.ingestor.flush(LIMIT_S)
+        self.web.ingestor.flush(LIMIT_S)
         self.assertEqual(self.points(), [])
 
     def test_names_that_cannot_be_kept(self):
@@ -447,7 +447,7 @@ class Faults(PimonitorCase):
         data = json.dumps(self.message()).encode()
         upload = f"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
         for end in range(len(upload)):
-            with self.house.connect() as sock, contextlib.suppress(OSError):
+            with self.web.connect() as sock, contextlib.suppress(OSError):
                 sock.sendall(upload[:end])
                 if end % 2:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # ends with a reset
@@ -459,7 +459,7 @@ class Faults(PimonitorCase):
 
         def send(number):
             data = json.dumps(self.message(location=f"Room {number % 10}")).encode()
-            with contextlib.closing(self.house.connect()) as sock:
+            with contextlib.closing(self.web.connect()) as sock:
                 sock.sendall(
                     f"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {len(data)}\r\n\r\n".encode()
                     + data

@@ -33,8 +33,8 @@ def setUpModule():
 
 class TmonCase(unittest.TestCase):
     def setUp(self):
-        self.house = WebHouse(self, transports=[tmon.TmonTransport])
-        self.token = self.house.tokens.make("attic")
+        self.web = WebHouse(self, transports=[tmon.TmonTransport])
+        self.token = self.web.tokens.make("attic")
 
     def message(self, **changes):
         said = {"type": "temperature", "token": self.token, "data": {"temperature": "20812"}, **changes}
@@ -43,7 +43,7 @@ class TmonCase(unittest.TestCase):
     def post(self, said, **headers):
         """Status and body of the answer to a body: bytes, or what is sent as JSON."""
         data = said if isinstance(said, bytes) else json.dumps(said).encode()
-        status, _, answer = self.house.request("POST", "/temp", headers, data)
+        status, _, answer = self.web.request("POST", "/temp", headers, data)
         return status, answer
 
     def error(self, said):
@@ -53,7 +53,7 @@ class TmonCase(unittest.TestCase):
         return status, told["error"]
 
     def points(self, node="attic"):
-        return self.house.store.points(node, 0, 1 << 60, 10_000)
+        return self.web.store.points(node, 0, 1 << 60, 10_000)
 
 
 class PostTemp(TmonCase):
@@ -67,7 +67,7 @@ class PostTemp(TmonCase):
             f"Host: 192.168.1.10:13117\r\nUser-Agent: Python-urllib/3.4\r\n"
             "Content-Type: application/json\r\nConnection: close\r\n\r\n"
         ).encode()
-        answer = self.house.raw(request + data, ends=False)
+        answer = self.web.raw(request + data, ends=False)
         head, _, body = answer.partition(b"\r\n\r\n")
         self.assertTrue(head.startswith(b"HTTP/1.1 200 OK\r\n"))
         self.assertIn(b"\r\nContent-Type: application/json\r\n", head)
@@ -87,7 +87,7 @@ class PostTemp(TmonCase):
             with self.subTest(text):
                 self.assertEqual(self.post(self.message(data={"temperature": text})), (200, STORED))
                 self.assertEqual(self.points()[-1].values, {"temperature": wanted})
-        self.assertEqual(self.house.store.nodes()[0]["sensors"], {"temperature": "°C"})
+        self.assertEqual(self.web.store.nodes()[0]["sensors"], {"temperature": "°C"})
 
     def test_other_values_are_told_what_is_right(self):
         for value in (
@@ -134,7 +134,7 @@ class PostTemp(TmonCase):
         self.assertEqual(self.points(), [])
 
     def test_the_token_alone_tells_the_node(self):
-        self.house.tokens.make("cellar")
+        self.web.tokens.make("cellar")
         for node in ("cellar", "nobody", "", None, 5):
             self.assertEqual(self.post(self.message(node=node)), (200, STORED))
         self.assertEqual((len(self.points()), self.points("cellar")), (5, []))
@@ -177,7 +177,7 @@ class Answers(TmonCase):
         for token in ("0" * 32, "x", self.token[:-1], self.token.upper() + "0", "é", "0" * 10_000):
             with self.subTest(token[:40]):
                 self.assertEqual(self.error(self.message(token=token)), (400, "unknown token"))
-        self.assertEqual(self.house.store.nodes(), [])
+        self.assertEqual(self.web.store.nodes(), [])
 
     def test_what_is_no_json_or_no_report(self):
         for data in (b"", b"x", b"[]", b'"x"', b"\xff", b"[" * 10_000, b'{"token":"a","token":"b"}', b'{"time":NaN}'):
@@ -185,12 +185,12 @@ class Answers(TmonCase):
                 self.assertEqual(self.error(data)[0], 400)
         for said in (self.message(token=5), self.message(type="humidity"), self.message(type=None)):
             self.assertEqual(self.error(said)[0], 400)
-        self.assertEqual(self.house.store.nodes(), [])
+        self.assertEqual(self.web.store.nodes(), [])
 
     def test_a_body_that_is_too_long_and_one_without_a_length(self):
         self.assertEqual(self.post(b" " * 20_000)[0], 413)
-        self.assertEqual(self.house.request("GET", "/temp")[0], 405)
-        status, _, _ = parse_response(self.house.raw(b"POST /temp HTTP/1.1\r\nHost: a\r\n\r\n", ends=False))
+        self.assertEqual(self.web.request("GET", "/temp")[0], 405)
+        status, _, _ = parse_response(self.web.raw(b"POST /temp HTTP/1.1\r\nHost: a\r\n\r\n", ends=False))
         self.assertEqual(status, 411)
 
 
@@ -198,7 +198,7 @@ class Manage(TmonCase):
     """`manage.py get_token NODE`, `list`, `run`."""
 
     def control(self, *arguments, data=None):
-        status, said, told = control_here("--data", data or self.house.folder, *arguments)
+        status, said, told = control_here("--data", data or self.web.folder, *arguments)
         self.assertEqual((status, told), (0, ""))
         return said.splitlines()
 
@@ -211,7 +211,7 @@ class Manage(TmonCase):
         self.assertEqual(len(self.points("cellar")), 1)
 
     def test_list(self):
-        self.house.tokens.make("a-much-longer-name")
+        self.web.tokens.make("a-much-longer-name")
         self.post(self.message(time="2026-11-20T15:36:10Z"))
         self.assertEqual(
             self.control("list"), ["a-much-longer-name  not heard yet", "attic               2026-11-20T15:36:10.000Z"]
@@ -253,7 +253,7 @@ class TheClient(TmonCase):
     """One standalone file with its settings on top, run from cron, reading `w1_slave`."""
 
     def run_it(self, token=None, device=W1_SLAVE):
-        return run_client(self, self.house.address[1], token or self.token, device)
+        return run_client(self, self.web.address[1], token or self.token, device)
 
     def test_what_it_reads_arrives(self):
         self.assertEqual(self.run_it(), (0, "{'success': True}"))
@@ -263,7 +263,7 @@ class TheClient(TmonCase):
         self.assertEqual(self.run_it("0" * 32), (1, '400 {"success": false, "error": "unknown token"}'))
         self.assertEqual(self.run_it(device=W1_SLAVE.replace("t=20812", "t=")),
                          (1, "{'success': False, 'error': 'No temperature given'}"))  # fmt: skip
-        with mock.patch.object(self.house.unnumbered_sources, "store", side_effect=NotStored("the disk is full")):
+        with mock.patch.object(self.web.unnumbered_sources, "store", side_effect=NotStored("the disk is full")):
             status, said = self.run_it()
             self.assertEqual((status, said.partition(" ")[0]), (1, "503"))
 
@@ -301,26 +301,26 @@ class Faults(TmonCase):
     """What must not be again: no answer after a validation error, guessable tokens, "stored" for what is not."""
 
     def test_tokens_are_random(self):
-        tokens = {self.house.tokens.make(f"node{n}") for n in range(50)}
+        tokens = {self.web.tokens.make(f"node{n}") for n in range(50)}
         self.assertEqual(len({token[k] for token in tokens for k in (12, 16)} - set("14")) > 2, True)  # no uuid1
         self.assertEqual((len(tokens), {len(token) for token in tokens}), (50, {32}))
 
     def test_success_is_said_only_of_what_is_stored(self):
         with mock.patch.object(unnumbered_sources, "STORE_S", 0.1), \
-                mock.patch.object(self.house.store, "put", side_effect=NotStored("the disk is full")):  # fmt: skip
-            status, headers, answer = self.house.request("POST", "/temp", body=json.dumps(self.message()).encode())
+                mock.patch.object(self.web.store, "put", side_effect=NotStored("the disk is full")):  # fmt: skip
+            status, headers, answer = self.web.request("POST", "/temp", body=json.dumps(self.message()).encode())
             told = json.loads(answer)
             self.assertEqual((status, told["success"]), (503, False))
             self.assertIn("the disk is full", told["error"])
             self.assertGreater(int(headers["retry-after"]), 0)
-        self.house.ingestor.flush(LIMIT_S)
+        self.web.ingestor.flush(LIMIT_S)
         self.assertEqual(self.points(), [])
 
     def test_an_upload_that_is_cut_at_any_byte_leaves_nothing(self):
         data = json.dumps(self.message()).encode()
         upload = f"POST /temp HTTP/1.1\r\nHost: a\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
         for end in range(len(upload)):
-            with self.house.connect() as sock, contextlib.suppress(OSError):
+            with self.web.connect() as sock, contextlib.suppress(OSError):
                 sock.sendall(upload[:end])
                 if end % 2:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # ends with a reset
@@ -365,7 +365,7 @@ class Faults(TmonCase):
         answers = []
 
         def send():
-            with contextlib.closing(self.house.connect()) as sock:
+            with contextlib.closing(self.web.connect()) as sock:
                 data = json.dumps(self.message()).encode()
                 head = f"POST /temp HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {len(data)}\r\n\r\n"
                 sock.sendall(head.encode() + data)

@@ -26,6 +26,12 @@ class Wakes(unittest.TestCase):
         self.pipe.drain()
         self.assertFalse(self.is_awake())
 
+    def test_python_wakes_it_at_a_signal(self):
+        self.addCleanup(signal.set_wakeup_fd, signal.set_wakeup_fd(self.pipe.writer_fileno()))
+        self.addCleanup(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, lambda number, frame: None))
+        signal.raise_signal(signal.SIGALRM)
+        self.assertTrue(self.is_awake())
+
     def test_several_wakes_are_one(self):
         for _ in range(100):
             self.pipe.wake()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import random
 import shutil
 import signal
@@ -28,20 +27,20 @@ from typing import Any
 
 from pigeonpost.core.clock import parse_rfc3339
 from pigeonpost.node.ring_file import FileOps, Ring
-from tests.support import LIMIT_S, LONG, clean_environment, free_port, wait_until
+from tests.support import LIMIT_S, LONG, clean_environment, free_port, memory_disk, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-MEMORY_DISK = "/dev/shm"
 ORACLE = "127.0.0.2", 0  # from where it connects: what is done to the connections of 127.0.0.1 spares it
 
 
 def _disk() -> str | None:
-    if LONG or not os.access(MEMORY_DISK, os.W_OK) or shutil.disk_usage(MEMORY_DISK).free < 1 << 29:
+    parent = memory_disk()
+    if LONG or not parent or shutil.disk_usage(parent).free < 1 << 29:
         return None
-    return MEMORY_DISK
+    return parent
 
 
-# Parent of temporary folders: /dev/shm in the quick suite, where a sync costs nothing; None (the default) otherwise.
+# Parent of temporary folders: in memory in the quick suite, where a sync costs nothing; None (the default) otherwise.
 DISK = _disk()
 
 

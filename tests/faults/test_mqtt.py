@@ -1,4 +1,4 @@
-"""Node, server and broker of the MQTT road are killed at random instants: nothing lost, nothing twice.
+"""Node, server and broker of the MQTT transport are killed at random instants: nothing lost, nothing twice.
 
 PIGEONPOST_TEST_MQTT says how many kills (8). Needs Mosquitto and paho-mqtt; .ci/run has a Python with it.
 """
@@ -15,7 +15,7 @@ from collections import Counter
 from pigeonpost.core.clock import parse_rfc3339
 from pigeonpost.node.ring_file import Ring
 from tests.libraries import need_broker
-from tests.libraries.test_mqtt_transport import Road, stored
+from tests.libraries.test_mqtt_transport import MqttCase, stored
 from tests.support import rounds, temp_folder, wait_until
 
 KILLS = rounds("PIGEONPOST_TEST_MQTT", 2, 60)
@@ -34,7 +34,7 @@ def held(card):
     return {(run.epoch, seq) for run in runs for seq in range(run.first, run.last + 1)}
 
 
-class Kills(Road):
+class Kills(MqttCase):
     def broker_lines(self):
         return ["allow_anonymous true", "persistence false"]
 

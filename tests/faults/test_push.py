@@ -111,7 +111,7 @@ class Cut(NodeCase):
 
     def few_are_due(self):
         """Returns True if what is due fits a connection that is cut early; else nothing would ever get through."""
-        return self.outbox.ring.last - self.house.ingestor.stored < 10
+        return self.outbox.ring.last - self.web.ingestor.stored < 10
 
     def test_cut_again_and_again(self):
         logging.disable(logging.CRITICAL)
@@ -121,7 +121,7 @@ class Cut(NodeCase):
             self.enterContext(mock.patch.object(module, "LONGEST_RETRY_S", 0.02))
         self.outbox = Outbox(Ring("/card", 16_384, 128, MemoryDisk()), BOOT)
         self.open()
-        network = Network(self.house.address[1])
+        network = Network(self.web.address[1])
         self.addCleanup(network.close)
         network.is_kind = False
         self.start(f"http://127.0.0.1:{network.port}")
@@ -132,7 +132,7 @@ class Cut(NodeCase):
         count = self.outbox.ring.last
         self.arrived(count)
         self.assertEqual(self.stored(), list(range(1, count + 1)))
-        self.assertEqual(self.house.store.gaps(10), [])
+        self.assertEqual(self.web.store.gaps(10), [])
         print(f"pushing, {network.cuts} times cut: accepted {count}, lost 0, repeated 0")
 
 

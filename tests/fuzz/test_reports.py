@@ -37,7 +37,7 @@ class Reports(Target, unittest.TestCase):
     def setUp(self):
         super().setUp()
         self.stored = []
-        unnumbered_sources = SimpleNamespace(store=lambda *reading: self.stored.append(reading))
+        unnumbered_sources = SimpleNamespace(store=self.stored.append)
         tokens = SimpleNamespace(node_of=lambda token: "attic" if token == TOKEN else None)
         settings = {("pimonitor", "api_key"): "key", ("pimonitor", "unit"): "F", ("pimonitor", "zone"): "Europe/Berlin"}
         folder = self.enterContext(tempfile.TemporaryDirectory())
@@ -67,7 +67,7 @@ class Reports(Target, unittest.TestCase):
                 self.is_storable(*reading)
 
     def is_storable(self, node, values, units, time_ms, errors=None):
-        """As the intake and the log expect it: names that are some, finite numbers, a date that can be written."""
+        """As the ingestor and the log expect it: names that are some, finite numbers, a date that can be written."""
         self.assertTrue(NODE_NAME(node) and values)
         self.assertTrue(all(map(SENSOR_NAME, values)), values)
         self.assertTrue(all(map(UNIT, units.values())))
@@ -86,7 +86,7 @@ class Reports(Target, unittest.TestCase):
 
 
 class _Settings(dict):
-    """As base.config.Settings has them."""
+    """As core.config.Settings has them."""
 
     tables: dict = {}
     file = "server.toml"

@@ -23,16 +23,16 @@ def table(rows, start=1_795_000_000):
 
 class Case(unittest.TestCase):
     def setUp(self):
-        self.house = WebHouse(self)
+        self.web = WebHouse(self)
 
     def bring(self, text, name="x.csv", node="attic"):
         file = io.BytesIO(text.encode())
         inspect_readings(file, name)
         checksum = hashlib.sha256(text.encode()).hexdigest()
-        return import_readings(file, name, checksum, self.house.ingestor, node)
+        return import_readings(file, name, checksum, self.web.ingestor, node)
 
     def stored(self, node="attic"):
-        return self.house.store.points(node, 0, FAR_MS, 1_000_000)
+        return self.web.store.points(node, 0, FAR_MS, 1_000_000)
 
 
 class Bringing(Case):
@@ -44,12 +44,12 @@ class Bringing(Case):
         self.assertEqual([point.seq for point in points], list(range(1, 1235)))
         epoch = hashlib.sha256(table(1234).encode()).hexdigest()[:16]
         self.assertEqual({point.epoch for point in points}, {epoch})
-        self.assertEqual(list(self.house.store.verify()), [])
+        self.assertEqual(list(self.web.store.verify()), [])
 
     def test_stopped_in_the_middle_it_goes_on_behind(self):
         chance = random.Random(7)
         text, total = table(5000), 0
-        real = self.house.ingestor.submit
+        real = self.web.ingestor.submit
         for _ in range(rounds("PIGEONPOST_TEST_IMPORT_STOPS", 4, 20)):
             left = [chance.randrange(1, 5)]
 
@@ -57,16 +57,16 @@ class Bringing(Case):
                 left[0] -= 1
                 return left[0] >= 0 and real(*args, **more)
 
-            with mock.patch.object(self.house.ingestor, "submit", submit), self.assertRaises(NotStored):
+            with mock.patch.object(self.web.ingestor, "submit", submit), self.assertRaises(NotStored):
                 self.bring(text)
-            self.house.ingestor.flush(60)
+            self.web.ingestor.flush(60)
             before, total = total, len(self.stored())
             self.assertGreaterEqual(total, before)
         self.assertEqual(self.bring(text)[0], 5000)
         self.assertEqual([point.values["a"] for point in self.stored()], list(range(5000)))
 
     def test_a_disk_that_takes_nothing(self):
-        full = mock.patch.object(self.house.store, "writing", side_effect=NotStored("full"))
+        full = mock.patch.object(self.web.store, "writing", side_effect=NotStored("full"))
         full.start()
         self.addCleanup(full.stop)
         self.enterContext(mock.patch.object(ingest, "_RETRY_S", 0.02))
@@ -93,21 +93,21 @@ class Bringing(Case):
 
     def test_what_is_imported_is_no_news(self):
         """The page goes on to show what the node itself sent last."""
-        self.house.store_samples("attic", [{"a": 99}])
+        self.web.store_samples("attic", [{"a": 99}])
         self.bring(table(3))
-        self.assertEqual(self.house.ingestor.latest["attic"].sample.values, {"a": 99})
+        self.assertEqual(self.web.ingestor.latest["attic"].sample.values, {"a": 99})
 
     def test_a_node_of_which_only_files_came_shows_their_newest(self):
         for start, newest in ((1_795_000_000, 2), (1_796_000_000, 9), (1_794_000_000, 9)):
             self.bring(table(newest + 1 if start != 1_794_000_000 else 5, start))
-            node = next(node for node in self.house.web._snapshots._take().nodes if node.name == "attic")
+            node = next(node for node in self.web.web._snapshots._take().nodes if node.name == "attic")
             self.assertEqual(node.sensors[0].value, newest)
 
     def test_the_csv_log_has_it_too(self):
         self.bring(table(2))
-        path, _ = self.house.csv.whole()
-        self.house.ingestor.flush(60)
-        self.house.store_samples("other", [{"a": 1}])
+        path, _ = self.web.csv.whole()
+        self.web.ingestor.flush(60)
+        self.web.store_samples("other", [{"a": 1}])
         with open(path, encoding="utf-8") as file:
             self.assertEqual(file.read().count(",attic,"), 4)
 

@@ -1,4 +1,4 @@
-"""The road over MQTT with the programs as they are run, paho, and a Mosquitto of its own."""
+"""The MQTT transport with the programs as they are run, paho, and a Mosquitto of its own."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def stored(data):
         return []  # not made yet
 
 
-class Road(unittest.TestCase):
+class MqttCase(unittest.TestCase):
     """Programs and a broker, and what a test asks of them."""
 
     def setUp(self):
@@ -78,7 +78,7 @@ class Road(unittest.TestCase):
         return client, heard
 
 
-class Plain(Road):
+class Plain(MqttCase):
     def test_node_broker_server(self):
         data = temp_folder(self)
         self.start_server(data)
@@ -195,7 +195,7 @@ class Plain(Road):
             self.assertIn("sudo apt install python3-paho-mqtt", "\n".join(one.logged))
 
 
-class Protected(Road):
+class Protected(MqttCase):
     """TLS, user and password."""
 
     def broker_lines(self):

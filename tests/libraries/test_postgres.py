@@ -8,13 +8,14 @@ from unittest import mock
 
 from csvbuffer import CsvLog
 from pigeonpost.core.clock import Clock, FakeClock
+from pigeonpost.core.data_folder import SERVER_ID
 from pigeonpost.core.errors import DiskError, InUse, NotStored, SettingsError
 from pigeonpost.server.ingest import Ingestor
 from pigeonpost.storage.csv.verify import verify_logs
 from pigeonpost.storage.models import NOTHING, EpochCommit, HighWaterMark, LogMark
 from pigeonpost.storage.postgres import schema
 from pigeonpost.storage.postgres import store as postgres_store
-from pigeonpost.storage.postgres.store import ID_FILE, PostgresStore
+from pigeonpost.storage.postgres.store import PostgresStore
 from protocol import Batch, Sample
 from tests.libraries.databases import Cluster, Database, need_postgres, psycopg
 from tests.storage.test_contract import E1, E2, OUTBOX, StoreContract, batch, file, gap
@@ -145,6 +146,7 @@ class Several(One):
 
     def test_they_are_one_ledger_to_the_nodes(self):
         self.assertEqual(self.store.identity, self.other.identity)
+        self.assertEqual(self.store.description, "PostgreSQL")
         file(self.store, batch(1, 3))
         self.assertEqual(self.other.marks("a", OUTBOX, [E1]), (3, {E1: HighWaterMark(3, 3000)}))
         file(self.other, batch(4, 5))
@@ -254,7 +256,7 @@ class Several(One):
     def test_a_copied_folder_is_no_second_server(self):
         with mock.patch.object(postgres_store, "PLACE_S", 0.1), self.assertRaises(InUse) as caught:
             self.make()
-        self.assertIn(ID_FILE, str(caught.exception))
+        self.assertIn(SERVER_ID, str(caught.exception))
         self.store.close()
         self.make().close()
 
@@ -488,12 +490,12 @@ class Opening(Case, unittest.TestCase):
 
     def test_a_server_is_known_by_its_folder(self):
         self.make().close()
-        path = os.path.join(self.folder, ID_FILE)
+        path = os.path.join(self.folder, SERVER_ID)
         with open(path) as known:
             self.assertEqual(DATABASE.do("SELECT key FROM servers"), [(known.read().strip(),)])
         with open(path, "w") as known:
             known.write("what is this")
-        self.assertIn(ID_FILE, self.refusal(error=DiskError))
+        self.assertIn(SERVER_ID, self.refusal(error=DiskError))
 
     def test_time_is_cut_into_weeks_where_timescale_is(self):
         """Played by another extension, and a function that notes what it is told."""

@@ -6,7 +6,8 @@ PIGEONPOST_TEST_SHADOW_SEEDS sets the number of seeds.
 import os
 import unittest
 
-from pigeonpost.storage.postgres.store import ID_FILE, PostgresStore
+from pigeonpost.core.data_folder import SERVER_ID
+from pigeonpost.storage.postgres.store import PostgresStore
 from tests.faults.shadow import play_on
 from tests.faults.simulate import first_seed
 from tests.libraries.databases import Database, need_postgres
@@ -34,7 +35,7 @@ class OnPostgres(unittest.TestCase):
                 database = free.pop()
                 database.do("DROP SCHEMA IF EXISTS pigeonpost CASCADE")
                 folder = temp_folder(self)
-                with open(os.path.join(folder, ID_FILE), "w", encoding="ascii") as file:
+                with open(os.path.join(folder, SERVER_ID), "w", encoding="ascii") as file:
                     file.write(f"{len(databases):016x}\n")  # the simulation draws what is random from its seed
                 return PostgresStore(database.address, folder)
 

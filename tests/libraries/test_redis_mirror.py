@@ -24,7 +24,7 @@ def setUpModule():
 
 
 def epoch_commits(*batches):
-    """What the intake hands on of a commit."""
+    """What the ingestor hands on of a commit."""
     made = {}
     for one in batches:
         epoch_commit = made.setdefault((one.node, one.epoch), EpochCommit(one.node, OUTBOX, one.epoch, NOTHING))

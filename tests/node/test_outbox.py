@@ -1,4 +1,4 @@
-"""The node's only door out: a sample is accepted when it is durable, keeps its number, is read as often as asked."""
+"""The outbox: a sample is accepted when it is durable, keeps its number, and can be read as often as needed."""
 
 import errno
 import os

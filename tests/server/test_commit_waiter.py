@@ -7,11 +7,11 @@ from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import NotStored, Unexpected
 from pigeonpost.server import ingest
 from pigeonpost.server.commit_waiter import CommitWaiter
-from tests.server.test_ingest import E1, E2, IntakeCase, batch, gap
+from tests.server.test_ingest import E1, E2, IngestCase, batch, gap
 from tests.support import LIMIT_S, wait_until
 
 
-class WaiterCase(IntakeCase):
+class WaiterCase(IngestCase):
     clock_type = Clock
 
     def setUp(self):

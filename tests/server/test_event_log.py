@@ -17,7 +17,7 @@ class DiaryCase(unittest.TestCase):
     def setUp(self):
         self.clock = FakeClock()
         self.links, self.faults = [], {}
-        self.diary = EventLog(self.links, lambda: self.faults, self.clock)
+        self.event_log = EventLog(self.links, lambda: self.faults, self.clock)
 
     def node(self, name="basement", connected=True, on=True):
         state = NodeState("192.168.1.20:5003", name)
@@ -27,58 +27,58 @@ class DiaryCase(unittest.TestCase):
         return state
 
     def told(self):
-        return [(one.node, one.kind) for one in self.diary.all()]
+        return [(one.node, one.kind) for one in self.event_log.all()]
 
 
 class Looking(DiaryCase):
     def test_a_node_that_is_not_reached_yet_is_nothing_new(self):
         self.node(connected=False, on=None)
-        self.diary.look()
+        self.event_log.look()
         self.assertEqual(self.told(), [])
 
     def test_reached_lost_and_reached_again(self):
         state = self.node(connected=False, on=None)
-        self.diary.look()
+        self.event_log.look()
         state.connected, state.on, state.since_ms = True, True, 1000
-        self.diary.look()
-        self.diary.look()
+        self.event_log.look()
+        self.event_log.look()
         state.connected, state.fault, state.since_ms = False, "closed", 2000
-        self.diary.look()
+        self.event_log.look()
         state.connected, state.since_ms = True, 3000
-        self.diary.look()
+        self.event_log.look()
         self.assertEqual(
-            [(one.time_ms, one.kind, one.words) for one in self.diary.all()],
+            [(one.time_ms, one.kind, one.words) for one in self.event_log.all()],
             [(1000, "reached", "connected"), (2000, "lost", "lost: closed"), (3000, "reached", "connected")],
         )
 
     def test_lost_and_back_between_two_looks(self):
         state = self.node()
-        self.diary.look()
+        self.event_log.look()
         state.since_ms += 400
-        self.diary.look()
+        self.event_log.look()
         self.assertEqual(self.told(), [("basement", "reached")] * 2)
-        self.assertIn("anew", self.diary.all()[-1].words)
+        self.assertIn("anew", self.event_log.all()[-1].words)
 
     def test_off_and_on(self):
         state = self.node()
         for state.on in (True, False, False, True):
-            self.diary.look()
+            self.event_log.look()
         self.assertEqual([kind for _, kind in self.told()], ["reached", "off", "on"])
 
     def test_one_that_is_found_switched_off(self):
         self.node(on=False)
-        self.diary.look()
+        self.event_log.look()
         self.assertEqual([kind for _, kind in self.told()], ["reached", "off"])
 
     def test_a_node_that_comes_later(self):
-        self.diary.look()
+        self.event_log.look()
         self.node("attic")
-        self.diary.look()
+        self.event_log.look()
         self.assertEqual(self.told(), [("attic", "reached")])
 
     def test_one_without_a_name_is_called_by_its_address(self):
         self.node("")
-        self.diary.look()
+        self.event_log.look()
         self.assertEqual(self.told(), [("192.168.1.20:5003", "reached")])
 
     def test_a_fault_begins_once_and_ends_once(self):
@@ -88,9 +88,9 @@ class Looking(DiaryCase):
             {"store": "the disk is fuller"},
             {"store": ""},
         ):
-            self.diary.look()
+            self.event_log.look()
         self.assertEqual(
-            [(one.node, one.kind, one.words) for one in self.diary.all()],
+            [(one.node, one.kind, one.words) for one in self.event_log.all()],
             [("", "fault", "store: the disk is full"), ("", "mended", "store: works again")],
         )
 
@@ -98,25 +98,25 @@ class Looking(DiaryCase):
         state = self.node()
         for number in range(2 * MOST):
             state.since_ms = number
-            self.diary.look()
-        self.assertEqual(len(self.diary.all()), MOST)
-        self.assertEqual(self.diary.all()[-1].time_ms, 2 * MOST - 1)
+            self.event_log.look()
+        self.assertEqual(len(self.event_log.all()), MOST)
+        self.assertEqual(self.event_log.all()[-1].time_ms, 2 * MOST - 1)
 
     def test_words_of_a_stranger_are_cut(self):
         state = self.node()
-        self.diary.look()
+        self.event_log.look()
         state.connected, state.fault = False, "x" * 100_000
-        self.diary.look()
-        self.assertLess(len(self.diary.all()[-1].words), 400)
+        self.event_log.look()
+        self.assertLess(len(self.event_log.all()[-1].words), 400)
 
     def test_its_thread_looks_by_itself_and_ends(self):
         before = event_log._LOOK_S
         event_log._LOOK_S = 0.01
         self.addCleanup(setattr, event_log, "_LOOK_S", before)
-        self.diary.start()
+        self.event_log.start()
         self.node()
         wait_until(lambda: self.told() == [("basement", "reached")], "it looked")
-        self.diary.stop(LIMIT_S)
+        self.event_log.stop(LIMIT_S)
         self.assertNotIn("events", [thread.name for thread in threading.enumerate()])
 
 
@@ -128,11 +128,11 @@ class Stored(DiaryCase):
         return epoch_commit
 
     def test_sample_1_tells_of_a_start(self):
-        self.diary.on_commit([self.epoch_commit(1), self.epoch_commit(3)])
-        self.assertEqual([(one.time_ms, one.kind) for one in self.diary.all()], [(5000, "started")])
+        self.event_log.on_commit([self.epoch_commit(1), self.epoch_commit(3)])
+        self.assertEqual([(one.time_ms, one.kind) for one in self.event_log.all()], [(5000, "started")])
 
     def test_what_is_no_first_sample_does_not(self):
-        self.diary.on_commit([self.epoch_commit(4, gap=True)])
+        self.event_log.on_commit([self.epoch_commit(4, gap=True)])
         self.assertEqual(self.told(), [])
 
 

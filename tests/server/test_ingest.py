@@ -1,4 +1,4 @@
-"""The server's only door in: each sample once, in order; acknowledged only when durable."""
+"""Ingest: each sample once, in order; acknowledged only when durable."""
 
 import contextlib
 import random
@@ -49,7 +49,7 @@ class Answers:
             return self.changed.wait_for(condition, limit_s)
 
 
-class IntakeCase(unittest.TestCase):
+class IngestCase(unittest.TestCase):
     clock_type = FakeClock
 
     def setUp(self):
@@ -77,7 +77,7 @@ class IntakeCase(unittest.TestCase):
         return sorted(point.seq for point in self.store.points(node, 0, 1 << 60, 100_000) if point.epoch == epoch)
 
 
-class Committing(IntakeCase):
+class Committing(IngestCase):
     def test_nothing_is_acknowledged_before_the_commit(self):
         self.submit(batch(1, 3))
         self.assertEqual((self.answers.acks, self.seqs()), ([], []))
@@ -137,7 +137,7 @@ class Committing(IntakeCase):
         self.assertEqual(self.ingestor.marks("a", OUTBOX, [E2]), (136, {E2: HighWaterMark(86, None)}))
 
     def test_older_epochs_are_counted_once_where_numbers_are_not_told(self):
-        """As by a road that delivers a message again."""
+        """As by a transport that delivers a message again."""
         for _ in range(2):
             self.submit(gap(1, 0, base=None, before=14))
             self.ingestor.commit()
@@ -242,7 +242,7 @@ class Committing(IntakeCase):
         self.assertEqual(list(self.store.verify()), [])
 
 
-class Withdrawing(IntakeCase):
+class Withdrawing(IngestCase):
     def cancel(self, place):
         return self.ingestor.cancel(self.ingestor._batches[place])
 
@@ -290,7 +290,7 @@ class Withdrawing(IntakeCase):
         self.assertEqual(self.seqs(), [1, 2, 3, 4, 5])
 
 
-class RunningCase(IntakeCase):
+class RunningCase(IngestCase):
     clock_type = Clock
 
     def start(self, **settings):
@@ -318,7 +318,7 @@ class RunningCase(IntakeCase):
                 go_on.set()
 
     def waiting_threads(self):
-        """From now on: the threads that have waited in the intake."""
+        """From now on: the threads that have waited in the ingestor."""
         waiting, wait = set(), self.ingestor._changed.wait
 
         def noted(limit_s=None):

@@ -187,7 +187,7 @@ class Order(unittest.TestCase):
         self.assertEqual(node.counts(), {"jump": 1, "stale": 1})
 
     def test_samples_without_a_running_clock(self):
-        """Those of guests: `up` is always the same."""
+        """Those of clients without numbers: `up` is always the same."""
         node = Node({"jump": 1})
         node.file([Sample(1, T0, 0, {"t": 5}, {}, ""), Sample(2, T0 + 10_000, 0, {"t": 50}, {}, "")])
         self.assertEqual([one.kind for one in node.quality.of("basement", "t", T0).findings], ["jump"])
@@ -304,13 +304,13 @@ class Pages(unittest.TestCase):
     def setUp(self):
         set_zone(self, "UTC")
         self.link = FakeLink("basement", {"temperature": "°C", "light": "lx"})
-        self.house = WebHouse(self, links=[self.link])
+        self.web = WebHouse(self, links=[self.link])
         limits = {"low": 2, "high": 30, "jump": 0.5, "stuck": 3600, "rail": [-50, 279.68]}
         self.link.state.sensors[0]["limits"] = limits
-        self.house.store_samples("basement", [{"temperature": 21.5, "light": 5}, {"temperature": 43.25, "light": 6}])
+        self.web.store_samples("basement", [{"temperature": 21.5, "light": 5}, {"temperature": 43.25, "light": 6}])
 
     def get(self, path, html=False):
-        status, _, body = self.house.request("GET", path, self.house.bearer, html=html)
+        status, _, body = self.web.request("GET", path, self.web.bearer, html=html)
         self.assertEqual(status, 200, body)
         return body.decode()
 
@@ -329,7 +329,7 @@ class Pages(unittest.TestCase):
         self.assertIn("out of range 1 time, jumped 1 time", table)
         self.assertNotIn("light", table)
         self.assertRegex(self.get("/nodes/basement"), r"temperature +2 to 30 °C; .* out of range 1 time, jumped 1 time")
-        self.house.store_samples("basement", [{"temperature": 21.5, "light": 5}, {"temperature": 21.6, "light": 5}])
+        self.web.store_samples("basement", [{"temperature": 21.5, "light": 5}, {"temperature": 21.6, "light": 5}])
         self.assertIn("as it should be", self.get("/nodes/basement", html=True))
 
     def test_in_the_json_interface(self):
@@ -354,23 +354,23 @@ class Pages(unittest.TestCase):
 
     def test_all_words(self):
         self.link.state.sensors = [{"name": "temperature", "unit": "<b>", "limits": {"stuck": 1, "low": 50}}]
-        self.house.store_samples("basement", [{"temperature": 43.25}] * 3)
+        self.web.store_samples("basement", [{"temperature": 43.25}] * 3)
         page = self.get("/nodes/basement", html=True)
         self.assertIn('<span class="odd">below 50 &lt;b&gt;</span> <span class="odd">stuck for 3 s</span>', page)
         self.assertIn("at least 50 &lt;b&gt;; changes within 1 s", page)
         self.link.state.sensors = [{"name": "temperature", "unit": "", "limits": {"rail": [0, 43], "high": 50}}]
-        self.house.store_samples("basement", [{"temperature": 43.25}])
+        self.web.store_samples("basement", [{"temperature": 43.25}])
         self.assertIn('<span class="odd">at the rail</span>', self.get("/", html=True))
         self.link.state.every_s = 0.01
         self.link.state.offset_ms = -10_000_000  # its clock is behind, and its samples are as old as they look
 
-        self.house.store_samples(
+        self.web.store_samples(
             "basement",
-            [Sample(7, self.house.app.clock.wall_ms() - 10_100_000, 99_000_000, {"temperature": 1}, {}, "")],
+            [Sample(7, self.web.app.clock.wall_ms() - 10_100_000, 99_000_000, {"temperature": 1}, {}, "")],
         )
         self.assertIn('<span class="odd">no value for 100 s</span>', self.get("/", html=True))
         self.link.state.on = False
-        self.house.web._snapshots.invalidate()
+        self.web.web._snapshots.invalidate()
         self.assertNotIn("no value for", self.get("/", html=True))
 
 

@@ -7,14 +7,14 @@ from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import NotStored
 from pigeonpost.server import unnumbered_sources
 from pigeonpost.server.commit_waiter import CommitWaiter
-from pigeonpost.server.unnumbered_sources import UnnumberedSources
-from tests.server.test_ingest import IntakeCase, batch
+from pigeonpost.server.unnumbered_sources import ExternalReading, UnnumberedSources
+from tests.server.test_ingest import IngestCase, batch
 from tests.support import LIMIT_S, wait_until
 
 C = {"temperature": "°C"}
 
 
-class Real(IntakeCase):
+class Real(IngestCase):
     clock_type = Clock
 
     def setUp(self):
@@ -22,7 +22,7 @@ class Real(IntakeCase):
         self.links = []
         self.unnumbered_sources = UnnumberedSources(self.ingestor, self.links, self.clock)
 
-    def run_intake(self):
+    def run_ingestor(self):
         self.ingestor.start()
         self.addCleanup(self.ingestor.stop, LIMIT_S)
 
@@ -32,9 +32,9 @@ class Real(IntakeCase):
 
 class Stored(Real):
     def test_what_is_answered_is_durable(self):
-        self.run_intake()
+        self.run_ingestor()
         for n in range(3):
-            self.unnumbered_sources.store("attic", {"temperature": 20.5 + n}, C, 1_700_000_000_000 + n)
+            self.unnumbered_sources.store(ExternalReading("attic", {"temperature": 20.5 + n}, C, 1_700_000_000_000 + n))
             self.assertEqual(len(self.points("attic")), n + 1)
         first, *_, last = self.points("attic")
         self.assertEqual((first.seq, last.seq, first.epoch), (1, 3, last.epoch))
@@ -42,23 +42,25 @@ class Stored(Real):
         self.assertEqual(self.store.nodes()[0]["sensors"], C)
 
     def test_without_a_time_it_is_now(self):
-        self.run_intake()
+        self.run_ingestor()
         before = self.clock.wall_ms()
-        self.unnumbered_sources.store("attic", {"temperature": None}, C, errors={"temperature": "no answer"})
+        self.unnumbered_sources.store(
+            ExternalReading("attic", {"temperature": None}, C, errors={"temperature": "no answer"})
+        )
         self.assertTrue(before <= self.points("attic")[0].time_ms <= self.clock.wall_ms())
 
     def test_it_does_not_wait_for_the_usual_commit(self):
         self.ingestor._commit_s = 3600.0
-        self.run_intake()
+        self.run_ingestor()
         for n in range(5):
-            self.unnumbered_sources.store("attic", {"temperature": n}, C)
+            self.unnumbered_sources.store(ExternalReading("attic", {"temperature": n}, C))
 
     def test_many_at_once_are_numbered_without_holes(self):
-        self.run_intake()
+        self.run_ingestor()
 
         def bring(node):
             for n in range(25):
-                self.unnumbered_sources.store(node, {"temperature": n}, C)
+                self.unnumbered_sources.store(ExternalReading(node, {"temperature": n}, C))
 
         threads = [threading.Thread(target=bring, args=(node,)) for node in ("a", "b") for _ in range(4)]
         for thread in threads:
@@ -69,9 +71,9 @@ class Stored(Real):
             self.assertEqual(sorted(point.seq for point in self.points(node)), list(range(1, 101)))
 
     def test_another_run_of_the_server_has_another_epoch(self):
-        self.run_intake()
-        self.unnumbered_sources.store("attic", {"temperature": 1}, C)
-        UnnumberedSources(self.ingestor, [], self.clock).store("attic", {"temperature": 2}, C)
+        self.run_ingestor()
+        self.unnumbered_sources.store(ExternalReading("attic", {"temperature": 1}, C))
+        UnnumberedSources(self.ingestor, [], self.clock).store(ExternalReading("attic", {"temperature": 2}, C))
         self.assertEqual(len({point.epoch for point in self.points("attic")}), 2)
 
 
@@ -82,23 +84,23 @@ class NotStoredInTime(Real):
 
     def test_it_is_said_and_never_stored_later(self):
         with self.assertRaisesRegex(NotStored, "within 0.02 s"):
-            self.unnumbered_sources.store("attic", {"temperature": 1}, C)
-        self.run_intake()
-        self.unnumbered_sources.leave("attic", {"temperature": 2}, C)
+            self.unnumbered_sources.store(ExternalReading("attic", {"temperature": 1}, C))
+        self.run_ingestor()
+        self.unnumbered_sources.leave(ExternalReading("attic", {"temperature": 2}, C))
         self.assertTrue(self.ingestor.flush(LIMIT_S))
         self.assertEqual([(point.seq, point.values) for point in self.points("attic")], [(1, {"temperature": 2})])
 
     def test_the_reason_is_told(self):
         self.ingestor.fault = "nothing can be stored: disk full"
         with self.assertRaisesRegex(NotStored, "disk full"):
-            self.unnumbered_sources.store("attic", {"temperature": 1}, C)
+            self.unnumbered_sources.store(ExternalReading("attic", {"temperature": 1}, C))
 
     def test_no_room(self):
         self.ingestor._buffer_samples = 1
-        self.assertTrue(self.unnumbered_sources.leave("attic", {"temperature": 1}, C))
-        self.assertFalse(self.unnumbered_sources.leave("attic", {"temperature": 2}, C))
+        self.assertTrue(self.unnumbered_sources.leave(ExternalReading("attic", {"temperature": 1}, C)))
+        self.assertFalse(self.unnumbered_sources.leave(ExternalReading("attic", {"temperature": 2}, C)))
         with self.assertRaises(NotStored):
-            self.unnumbered_sources.store("attic", {"temperature": 3}, C)
+            self.unnumbered_sources.store(ExternalReading("attic", {"temperature": 3}, C))
 
     def test_what_is_being_stored_is_waited_for(self):
         entered, go_on, put = threading.Event(), threading.Event(), self.store.put
@@ -118,8 +120,9 @@ class NotStoredInTime(Real):
             return False  # STORE_S is over while it is being stored
 
         with mock.patch.object(self.store, "put", slow), mock.patch.object(CommitWaiter, "wait", impatient):
-            self.run_intake()
-            thread = threading.Thread(target=self.unnumbered_sources.store, args=("attic", {"temperature": 1}, C))
+            self.run_ingestor()
+            reading = ExternalReading("attic", {"temperature": 1}, C)
+            thread = threading.Thread(target=self.unnumbered_sources.store, args=(reading,))
             thread.start()
             wait_until(lambda: len(waits) > 1, "it is waited for still")
             self.assertTrue(thread.is_alive())
@@ -131,8 +134,10 @@ class NotStoredInTime(Real):
 
 class Callers(Real):
     def test_a_caller_appears_once_with_its_sensors(self):
-        self.unnumbered_sources.leave("attic", {"temperature": 1}, C)
-        self.unnumbered_sources.leave("attic", {"temperature": 1, "humidity": 2}, {**C, "humidity": "%"})
+        self.unnumbered_sources.leave(ExternalReading("attic", {"temperature": 1}, C))
+        self.unnumbered_sources.leave(
+            ExternalReading("attic", {"temperature": 1, "humidity": 2}, {**C, "humidity": "%"})
+        )
         (link,) = self.links
         self.assertEqual(link.state.sensors, [{"name": "temperature", "unit": "°C"}, {"name": "humidity", "unit": "%"}])
         self.assertIs(self.unnumbered_sources.caller("attic"), link.state)
@@ -162,7 +167,7 @@ class NoRoom(Real):
         self.ingestor._buffer_samples = 1
         self.assertTrue(self.ingestor.submit(self.answers.of(batch(1, 2))))
         self.assertFalse(self.ingestor.submit(self.answers.of(batch(3, 4)), limit_s=0.01))
-        self.run_intake()
+        self.run_ingestor()
         wait_until(lambda: self.ingestor.submit(self.answers.of(batch(3, 4)), limit_s=0.01), "there is room again")
         self.ingestor.stop(LIMIT_S)
         self.assertFalse(self.ingestor.submit(self.answers.of(batch(5, 6))))

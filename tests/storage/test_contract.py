@@ -45,7 +45,7 @@ def gap(first, last, node="a", epoch=E1, base=0, before=0, why="overwritten"):
 
 
 def file(store, *batches, log=None):
-    """One commit of what is in `batches`, all of it new, by the contract alone; the number of the last filing."""
+    """Commit `batches`, all of them new, by the contract alone. Returns the number of the last filing."""
     epoch_commits = {}
     with store.writing({(b.node, b.epoch): None for b in batches}) as marks:
         for b in batches:
@@ -59,7 +59,7 @@ def file(store, *batches, log=None):
 
 
 class Direct:
-    """Does the caretaker's jobs at once, where there is no intake."""
+    """Does a MaintenanceWorker's jobs at once, without an Ingestor."""
 
     def __init__(self, store):
         self.store = store
@@ -224,7 +224,7 @@ class StoreContract:
             return job()
 
     def sum_up(self, before_ms=1 << 60):
-        """As the caretaker does, to the end."""
+        """As a MaintenanceWorker does, to the end."""
         taker = MaintenanceWorker(self.store, Direct(self.store), FakeClock(before_ms))
         while taker.work():
             pass

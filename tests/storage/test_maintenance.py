@@ -1,4 +1,4 @@
-"""What a summary says, and when the caretaker makes it and lets samples go."""
+"""What a rollup says; when MaintenanceWorker makes it, and deletes expired samples."""
 
 import logging
 import math
@@ -14,7 +14,7 @@ from pigeonpost.storage import maintenance
 from pigeonpost.storage.maintenance import MaintenanceWorker, rollup, rollups_of
 from pigeonpost.storage.models import SPANS_MS, StoredSample, merge_rollups
 from protocol import Batch
-from tests.server.test_ingest import E1, IntakeCase
+from tests.server.test_ingest import E1, IngestCase
 from tests.storage.memory_store import MemoryStore
 from tests.storage.test_contract import OUTBOX, Direct, file, sample
 from tests.support import LIMIT_S, wait_until
@@ -136,7 +136,7 @@ class Caring(unittest.TestCase):
         self.assertGreaterEqual(steps, 4)
 
 
-class WithAnIntake(IntakeCase):
+class WithAnIngestor(IngestCase):
     """The real writer thread, and a store of which it alone writes."""
 
     clock_type = Clock

@@ -19,7 +19,8 @@ from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.core.errors import BadArgument, SettingsError
 from pigeonpost.core.multicast import Path, listener
 from pigeonpost.server.node_status import NodeState
-from pigeonpost.transports import discovery_node
+from pigeonpost.transports import discovery_node, registry
+from pigeonpost.transports.contract import PassiveTransport
 from pigeonpost.transports.discovery_datagram import DATAGRAM_BYTES, interfaces, read_announcement, write_announcement
 from pigeonpost.transports.discovery_node import DiscoveryNodeTransport
 from pigeonpost.transports.discovery_server import LEAST_MOVE_S, DiscoveryServerTransport
@@ -377,17 +378,14 @@ class Speaking(unittest.TestCase):
         }
         settings.__getitem__.side_effect = values.__getitem__
         settings.origin.return_value = "default"
-        self.assertIsInstance(discovery_node.make_node_end(settings, self.info, None, Clock()), DiscoveryNodeTransport)
+        make = next(entry.make for entry in registry.NODE if entry.name == "announce")
+        self.assertIsInstance(make(settings, self.info, None, Clock()), DiscoveryNodeTransport)
         values["push", "to"] = "http://home:8080"
-        self.assertIsInstance(
-            discovery_node.make_node_end(settings, self.info, None, Clock()), discovery_node.SilentTransport
-        )
+        self.assertIsInstance(make(settings, self.info, None, Clock()), PassiveTransport)
         settings.origin.return_value = "node.toml"
-        self.assertIsInstance(discovery_node.make_node_end(settings, self.info, None, Clock()), DiscoveryNodeTransport)
+        self.assertIsInstance(make(settings, self.info, None, Clock()), DiscoveryNodeTransport)
         self.info.key = None
-        self.assertIsInstance(
-            discovery_node.make_node_end(settings, self.info, None, Clock()), discovery_node.SilentTransport
-        )
+        self.assertIsInstance(make(settings, self.info, None, Clock()), PassiveTransport)
 
 
 QUICK = {

@@ -1,6 +1,6 @@
-"""The road over MQTT above a broker in memory, which loses, repeats and reorders what it likes; with several servers.
+"""The MQTT transport above a broker in memory, which loses, repeats and reorders messages; with several servers.
 
-tests/libraries/test_mqtt_road.py does it with paho and Mosquitto, tests/faults/test_mqtt.py kills all three of them.
+tests/libraries/test_mqtt_transport.py does it with paho and Mosquitto, tests/faults/test_mqtt.py kills all three.
 """
 
 import json
@@ -75,7 +75,7 @@ class Net:
             self.deliver()
 
 
-class Intake(FakeLedger):
+class FakeIngestor(FakeLedger):
     """As the real one, with room."""
 
     fault = ""
@@ -158,7 +158,7 @@ class MqttCase(unittest.TestCase):
 class OneServer(MqttCase):
     def setUp(self):
         super().setUp()
-        self.ingestor = Intake("1edce41edce41edc")
+        self.ingestor = FakeIngestor("1edce41edce41edc")
         self.end = self.server(self.ingestor)
 
     def test_samples_arrive_once_and_in_order(self):
@@ -197,7 +197,7 @@ class OneServer(MqttCase):
         self.take(100)
         self.talk()
         self.net.clients.remove(self.end._broker)
-        restored = Intake(self.ingestor.identity)
+        restored = FakeIngestor(self.ingestor.identity)
         restored.stored = {("basement", self.outbox.epoch): (40, 40)}
         restored.rows = self.ingestor.rows[:40]
         self.server(restored)
@@ -296,7 +296,7 @@ class Orders(MqttCase):
 
     def setUp(self):
         super().setUp()
-        self.end = self.server(Intake("1edce41edce41edc"))
+        self.end = self.server(FakeIngestor("1edce41edce41edc"))
 
     def meet(self, token=""):
         self.start_node(token)
@@ -386,7 +386,7 @@ class ByHand(MqttCase):
 
     def setUp(self):
         super().setUp()
-        self.ingestor = Intake("1edce41edce41edc")
+        self.ingestor = FakeIngestor("1edce41edce41edc")
         self.end = self.server(self.ingestor)
 
     def say(self, payload, topic=TO_ANY):
@@ -576,7 +576,7 @@ class SimpleServer(MqttCase):
 
 class SeveralServers(MqttCase):
     def test_one_of_them_serves_a_node_until_it_is_gone(self):
-        ledgers = [Intake(f"{n:016x}") for n in range(3)]
+        ledgers = [FakeIngestor(f"{n:016x}") for n in range(3)]
         ends = [self.server(ledger, f"s{n}") for n, ledger in enumerate(ledgers)]
         self.start_node()
         self.take(2000)
@@ -602,7 +602,7 @@ class SeveralServers(MqttCase):
 
     def test_of_one_store_they_share_the_bodies(self):
         """As two servers on one PostgreSQL: whoever stores, its marks are those of both."""
-        ledger = Intake("00000000000000cc")
+        ledger = FakeIngestor("00000000000000cc")
         for name in ("one", "two"):
             self.server(ledger, name)
         self.start_node()
@@ -617,7 +617,7 @@ class SeveralServers(MqttCase):
         rng = random.Random(f"mqtt {seed}")
         self.net, self.disk, self.clock = Net(seed), MemoryDisk(seed), FakeClock()
         self.make_outbox()
-        ledgers = [Intake(f"{0 if shared else n:016x}", at_once=False) for n in range(servers)]
+        ledgers = [FakeIngestor(f"{0 if shared else n:016x}", at_once=False) for n in range(servers)]
         ledgers = ledgers[:1] * servers if shared else ledgers
         ends = [self.server(ledger, f"s{n}") for n, ledger in enumerate(ledgers)]
         self.start_node()

@@ -54,11 +54,11 @@ class WhatWasWritten(unittest.TestCase):
     def test_samples_are_read_as_they_were_written(self):
         sensors = [{"name": "temperature", "unit": "°C", "limits": {"low": 2}},
                    {"name": "light", "unit": "", "simulated": True}]  # fmt: skip
-        head = {**HEAD, "every": 10.0, "sensors": sensors, "more": "of one road"}
+        head = {**HEAD, "every": 10.0, "sensors": sensors, "more": "of one transport"}
         batch_payload = read_body(write_body(head, EPOCH, 150, [], texts(9, 3)))
         self.assertEqual(batch_payload[:6], ("basement", OUTBOX, EPOCH, 150, 10.0, sensors))
         self.assertEqual(batch_payload.units, {"temperature": "°C", "light": ""})
-        self.assertEqual(batch_payload.said["more"], "of one road")
+        self.assertEqual(batch_payload.said["more"], "of one transport")
         self.assertEqual(shape(batch_payload), [("samples", 9, 11)])
         first = batch_payload.pieces[0][0]
         self.assertEqual(first, (9, WALL_MS + 9, 1009, {"temperature": 2.25}, {}, ""))
@@ -82,11 +82,11 @@ class WhatWasWritten(unittest.TestCase):
             batch_payload = read_body(data)
             self.assertEqual((batch_payload.pieces, batch_payload.last, batch_payload.batches()), ([], 0, []))
 
-    def test_long_bodies_are_cut_into_what_the_intake_takes(self):
+    def test_long_bodies_are_cut_into_what_the_ingestor_takes(self):
         batch_payload = read_body(write_body(HEAD, EPOCH, None, [], texts(1, 2 * BATCH_SAMPLES + 1)))
         self.assertEqual(shape(batch_payload), [("samples", 1, 500), ("samples", 501, 1000), ("samples", 1001, 1001)])
 
-    def test_batches_carry_all_that_the_intake_wants_to_know(self):
+    def test_batches_carry_all_that_the_ingestor_needs(self):
         head = {**HEAD, "sensors": [{"name": "temperature", "unit": "°C"}]}
         first, second = read_body(write_body(head, EPOCH, 4, [gap(1, 2)], texts(3, 2))).batches()
         self.assertEqual((first.gap, len(first.samples)), (Gap(1, 2, 0, "overwritten"), 0))

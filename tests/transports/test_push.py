@@ -48,25 +48,25 @@ def body(first=1, count=3, **more):
 
 class PushCase(unittest.TestCase):
     def open(self, **options):
-        self.house = WebHouse(self, transports=[push_server.PushServerTransport], **options)
-        self.token = self.house.tokens.make("attic")
-        return self.house
+        self.web = WebHouse(self, transports=[push_server.PushServerTransport], **options)
+        self.token = self.web.tokens.make("attic")
+        return self.web
 
     def bearer(self, token=None):
         return {"Authorization": f"Bearer {self.token if token is None else token}"}
 
     def post(self, data, token=None, **headers):
-        status, heads, answer = self.house.request(
+        status, heads, answer = self.web.request(
             "POST", "/api/v1/samples", {**self.bearer(token), **headers}, data
         )  # fmt: skip
         return status, json.loads(answer), heads
 
     def resume(self, query=f"node=attic&epoch={EPOCH}", token=None):
-        status, _, answer = self.house.request("GET", f"/api/v1/samples/resume?{query}", self.bearer(token))
+        status, _, answer = self.web.request("GET", f"/api/v1/samples/resume?{query}", self.bearer(token))
         return status, json.loads(answer)
 
     def stored(self, node="attic"):
-        return [point.seq for point in self.house.store.points(node, 0, 1 << 60, 100_000)]
+        return [point.seq for point in self.web.store.points(node, 0, 1 << 60, 100_000)]
 
 
 class Stored(PushCase):
@@ -76,11 +76,11 @@ class Stored(PushCase):
     def test_what_is_acknowledged_is_durable(self):
         status, told, headers = self.post(body(1, 3, sensors=UNITS))
         self.assertEqual((status, told, headers["content-type"]), (200, {"ack": 3}, "application/json"))
-        points = self.house.store.points("attic", 0, 1 << 60, 10)
+        points = self.web.store.points("attic", 0, 1 << 60, 10)
         self.assertEqual([(p.seq, p.epoch, p.time_ms, p.values) for p in points], [
             (seq, EPOCH, WALL_MS, {"temperature": seq / 4}) for seq in (1, 2, 3)
         ])  # fmt: skip
-        self.assertEqual(self.house.store.nodes()[0]["sensors"], {"temperature": "°C"})
+        self.assertEqual(self.web.store.nodes()[0]["sensors"], {"temperature": "°C"})
 
     def test_it_resumes_at_what_is_stored(self):
         self.assertEqual(self.resume()[1]["have"], 0)
@@ -111,7 +111,7 @@ class Stored(PushCase):
         gap = {"from": 4, "to": 5, "why": "overwritten"}
         self.assertEqual(self.post(body(6, 2, gaps=[gap]))[:2], (200, {"ack": 7}))
         self.assertEqual(self.stored(), [1, 2, 3, 6, 7])
-        self.assertEqual([(g["from"], g["to"]) for g in self.house.store.gaps(10)], [(4, 5)])
+        self.assertEqual([(g["from"], g["to"]) for g in self.web.store.gaps(10)], [(4, 5)])
 
     def test_a_gap_alone_and_nothing_at_all(self):
         self.assertEqual(self.post(body(samples=..., gaps=...))[:2], (200, {"ack": 0}))
@@ -127,26 +127,26 @@ class Stored(PushCase):
     def test_a_failed_sensor_and_a_clock_that_was_not_set(self):
         item = {**samples(1, 1)[0], "values": {"temperature": None}, "errors": {"temperature": "no answer"}}
         self.assertEqual(self.post(body(samples=[{**item, "clock": "unset"}]))[0], 200)
-        self.assertEqual(self.house.store.points("attic", 0, 1 << 60, 1)[0].clock, "unset")
+        self.assertEqual(self.web.store.points("attic", 0, 1 << 60, 1)[0].clock, "unset")
 
     def test_the_page_shows_who_pushes(self):
         self.post(body(1, 3, sensors=UNITS, every=5.0, on=True))
-        status, _, answer = self.house.request("GET", "/api/v1/nodes/attic", self.house.bearer)
+        status, _, answer = self.web.request("GET", "/api/v1/nodes/attic", self.web.bearer)
         told = json.loads(answer)
         self.assertEqual((status, told["every"], told["on"]), (200, 5.0, True))
         self.assertEqual([sensor["unit"] for sensor in told["sensors"]], ["°C"])
-        self.assertEqual(self.house.request("GET", "/api/v1/samples", self.house.bearer)[0], 200)  # the page's own
+        self.assertEqual(self.web.request("GET", "/api/v1/samples", self.web.bearer)[0], 200)  # the page's own
 
     def test_one_that_is_collected_from_too_is_shown_once_and_asked_where_it_is_connected(self):
         for connected in (False, True):
             link = FakeLink("attic", {"temperature": "°C"}, connected)
             self.open(links=[link])
             self.post(body(1, 3, sensors=UNITS, on=True))
-            nodes = json.loads(self.house.request("GET", "/api/v1/nodes", self.house.bearer)[2])["nodes"]
+            nodes = json.loads(self.web.request("GET", "/api/v1/nodes", self.web.bearer)[2])["nodes"]
             self.assertEqual([(node["name"], node["connected"]) for node in nodes], [("attic", True)])
             with mock.patch.object(command_queue.CommandQueue, "give", return_value=True) as given:
-                asked = self.house.request(
-                    "POST", "/api/v1/nodes/attic/send", {**self.house.bearer, "Content-Type": "application/json"},
+                asked = self.web.request(
+                    "POST", "/api/v1/nodes/attic/send", {**self.web.bearer, "Content-Type": "application/json"},
                     b'{"on": false}',
                 )  # fmt: skip
             self.assertEqual(
@@ -154,7 +154,7 @@ class Stored(PushCase):
             )
 
     def test_fifty_senders_at_once(self):
-        tokens = {f"node{n}": self.house.tokens.make(f"node{n}") for n in range(50)}
+        tokens = {f"node{n}": self.web.tokens.make(f"node{n}") for n in range(50)}
         answers = []
 
         def send(node, token):
@@ -194,19 +194,17 @@ class Refused(PushCase):
                     ("POST", "/api/v1/samples"),
                     ("GET", f"/api/v1/samples/resume?node=attic&epoch={EPOCH}"),
                 ):
-                    status, heads, answer = self.house.request(
-                        method, path, headers, body() if method == "POST" else b""
-                    )
+                    status, heads, answer = self.web.request(method, path, headers, body() if method == "POST" else b"")
                     self.assertEqual((status, heads["www-authenticate"]), (401, "Bearer"))
                     self.assertIn("get-token", json.loads(answer)["error"]["text"])
         self.assertEqual(self.stored(), [])
 
     def test_a_revoked_token(self):
-        self.house.tokens.revoke("attic")
+        self.web.tokens.revoke("attic")
         self.assertEqual(self.error(body())[0], 401)
 
     def test_the_token_of_one_node_with_samples_of_another(self):
-        other = self.house.tokens.make("cellar")
+        other = self.web.tokens.make("cellar")
         status, text, _ = self.error(body(), other)
         self.assertEqual(status, 403)
         self.assertIn("cellar", text)
@@ -214,7 +212,7 @@ class Refused(PushCase):
 
     def test_a_body_of_a_stranger_is_not_even_awaited(self):
         head = f"POST /api/v1/samples HTTP/1.1\r\nHost: localhost\r\nContent-Length: {PAYLOAD_BYTES}\r\n\r\n"
-        status, _, _ = parse_response(self.house.raw(head.encode(), ends=False))
+        status, _, _ = parse_response(self.web.raw(head.encode(), ends=False))
         self.assertEqual(status, 401)
 
     def test_wrong_shapes_name_the_sample_and_the_key(self):
@@ -261,7 +259,7 @@ class Refused(PushCase):
                 self.assertIn(self.resume(query)[0], (400, 403))
 
     def test_other_methods_say_what_there_is(self):
-        self.assertEqual(self.house.request("PUT", "/api/v1/samples", self.bearer())[0], 405)
+        self.assertEqual(self.web.request("PUT", "/api/v1/samples", self.bearer())[0], 405)
 
 
 class NotStoredNow(PushCase):
@@ -280,10 +278,10 @@ class NotStoredNow(PushCase):
             self.assertGreater(int(headers["retry-after"]), 0)
             return "the disk is full" in told["error"]["text"]
 
-        with mock.patch.object(self.house.store, "put", side_effect=NotStored("the disk is full")):
+        with mock.patch.object(self.web.store, "put", side_effect=NotStored("the disk is full")):
             wait_until(says_why, "the first attempt to store it has failed")
             self.assertEqual(self.resume()[1]["have"], 0)
-        self.house.ingestor.flush(LIMIT_S)
+        self.web.ingestor.flush(LIMIT_S)
         self.assertEqual(self.stored(), [])
         self.assertEqual(wait_until(lambda: self.post(body())[1].get("ack")), 3)
         self.assertEqual(self.stored(), [1, 2, 3])
@@ -295,18 +293,18 @@ class NotStoredNow(PushCase):
         self.assertEqual(self.stored(), [])
 
     def test_503_while_the_server_stops(self):
-        self.house.ingestor.stop(LIMIT_S)
+        self.web.ingestor.stop(LIMIT_S)
         self.assertEqual(self.post(body())[0], 503)
 
     def test_a_writer_that_hangs_does_not_hold_the_sender_for_ever(self):
-        hangs, put = threading.Event(), self.house.store.put
+        hangs, put = threading.Event(), self.web.store.put
 
         def slow(*arguments):
             hangs.wait(LIMIT_S)
             return put(*arguments)
 
         with (
-            mock.patch.object(self.house.store, "put", side_effect=slow),
+            mock.patch.object(self.web.store, "put", side_effect=slow),
             mock.patch.object(push_server, "STORE_S", 0.02),
         ):
             began_s = time.monotonic()
@@ -328,7 +326,7 @@ class CutOff(PushCase):
             if at >= len(upload):
                 break
             at = min(at + step, len(upload))
-            with self.house.connect() as sock:
+            with self.web.connect() as sock:
                 sock.sendall(upload[:at])
                 if first % 2:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # ends with a reset
@@ -342,7 +340,7 @@ class CutOff(PushCase):
         for first in range(1, 30):
             data = body(first, 1)
             head = f"POST /api/v1/samples HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {self.token}\r\n"
-            with self.house.connect() as sock:
+            with self.web.connect() as sock:
                 sock.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
             self.assertEqual(self.post(data)[:2], (200, {"ack": first}))
         self.assertEqual(self.stored(), list(range(1, 30)))
@@ -353,22 +351,20 @@ class OrdersFor(PushCase):
         self.open()
         self.post(body(1, 1, on=True))
         answers = []
-        asking = threading.Thread(
-            target=lambda: answers.append(self.house.links[0].ask("SEND", False, limit_s=LIMIT_S))
-        )
+        asking = threading.Thread(target=lambda: answers.append(self.web.links[0].ask("SEND", False, limit_s=LIMIT_S)))
         asking.start()
         wait_until(lambda: self.post(body(1, 1, on=True))[1].get("on") is False, "the node is told")
         self.assertEqual(self.resume(f"node=attic&epoch={EPOCH}&on=true")[1]["on"], False)
         self.assertNotIn("on", self.resume(f"node=attic&epoch={EPOCH}&on=false")[1])
         asking.join(LIMIT_S)
         self.assertEqual(answers, [True])
-        self.assertIs(self.house.unnumbered_sources.caller("attic").on, False)
+        self.assertIs(self.web.unnumbered_sources.caller("attic").on, False)
 
     def test_nobody_waits_for_ever_and_the_order_outlives_the_server(self):
         self.open()
         self.post(body(1, 1, on=True))
-        self.assertFalse(self.house.links[0].ask("SEND", False, limit_s=0.05))
-        self.assertIs(command_queue.CommandQueue(self.house.folder).of("attic"), False)
+        self.assertFalse(self.web.links[0].ask("SEND", False, limit_s=0.05))
+        self.assertIs(command_queue.CommandQueue(self.web.folder).of("attic"), False)
 
     def test_another_order_takes_the_place_of_the_first(self):
         orders = command_queue.CommandQueue(temp_folder(self))
@@ -384,15 +380,15 @@ class OrdersFor(PushCase):
         self.post(body(1, 1))
         full = mock.patch.object(command_queue, "replace_file", side_effect=DiskError("the disk is full"))
         with full, self.assertLogs("pigeonpost.server.command_queue", "ERROR"):
-            self.assertFalse(self.house.links[0].ask("SEND", False, limit_s=LIMIT_S))
+            self.assertFalse(self.web.links[0].ask("SEND", False, limit_s=LIMIT_S))
         self.assertNotIn("on", self.post(body(1, 1))[1])
 
     def test_status_is_the_next_call(self):
         self.open()
         self.post(body(1, 1))
-        self.assertFalse(self.house.links[0].ask("CHECK", limit_s=0.05))
+        self.assertFalse(self.web.links[0].ask("CHECK", limit_s=0.05))
         answers = []
-        asking = threading.Thread(target=lambda: answers.append(self.house.links[0].ask("CHECK", limit_s=LIMIT_S)))
+        asking = threading.Thread(target=lambda: answers.append(self.web.links[0].ask("CHECK", limit_s=LIMIT_S)))
         asking.start()
         while not answers:
             self.resume()
@@ -432,7 +428,7 @@ class NodeCase(PushCase):
         return node
 
     def url(self, scheme="http"):
-        return f"{scheme}://127.0.0.1:{self.house.address[1]}"
+        return f"{scheme}://127.0.0.1:{self.web.address[1]}"
 
     def take(self, count=1):
         for _ in range(count):
@@ -456,7 +452,7 @@ class Brought(NodeCase):
             self.take()
         self.arrived(705)
         self.assertEqual(self.stored(), list(range(1, 706)))
-        state = self.house.unnumbered_sources.caller("attic")
+        state = self.web.unnumbered_sources.caller("attic")
         self.assertEqual((state.connected, state.on, state.every_s), (True, True, 10.0))
         self.assertEqual(state.sensors, UNITS)
         self.assertLess(abs(state.offset_ms), 60_000)
@@ -480,7 +476,7 @@ class Brought(NodeCase):
             self.take()
         self.start(self.url())
         wait_until(lambda: self.stored() and self.stored()[-1] == 100, "the last one is stored")
-        gap = self.house.store.gaps(10)[0]
+        gap = self.web.store.gaps(10)[0]
         self.assertEqual((gap["from"], gap["to"]), (1, self.stored()[0] - 1))
 
     def test_a_fork_is_found_and_goes_on_under_a_new_epoch(self):
@@ -490,7 +486,7 @@ class Brought(NodeCase):
         with self.assertLogs("pigeonpost.transports.push_node", "ERROR"):
             self.start(self.url())
             self.arrived(6)  # its own fifth sample is another one
-        self.assertEqual(len({point.epoch for point in self.house.store.points("attic", 0, 1 << 60, 100)}), 2)
+        self.assertEqual(len({point.epoch for point in self.web.store.points("attic", 0, 1 << 60, 100)}), 2)
 
     def test_it_waits_for_a_server_that_is_not_there_yet(self):
         with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -511,7 +507,7 @@ class Brought(NodeCase):
         self.outbox.commit()
         self.start(self.url())
         self.arrived(1)
-        point = self.house.store.points("attic", 0, 1 << 60, 1)[0]
+        point = self.web.store.points("attic", 0, 1 << 60, 1)[0]
         self.assertEqual(point.clock, "server")
         self.assertLess(abs(point.time_ms - (Clock().wall_ms() - 30_000)), 60_000)
 
@@ -521,11 +517,11 @@ class Brought(NodeCase):
         self.take(20)
         self.start(self.url())
         self.arrived(20)
-        first = self.house
-        self.house = WebHouse(self, transports=[push_server.PushServerTransport])
-        self.house.tokens._file.write({"attic": self.token})
-        with mock.patch.object(first.ingestor, "marks", self.house.ingestor.marks), \
-                mock.patch.object(first.ingestor, "submit", self.house.ingestor.submit):  # fmt: skip
+        first = self.web
+        self.web = WebHouse(self, transports=[push_server.PushServerTransport])
+        self.web.tokens._file.write({"attic": self.token})
+        with mock.patch.object(first.ingestor, "marks", self.web.ingestor.marks), \
+                mock.patch.object(first.ingestor, "submit", self.web.ingestor.submit):  # fmt: skip
             self.arrived(20)
 
     def test_on_and_off_are_heard_when_it_calls(self):
@@ -536,7 +532,7 @@ class Brought(NodeCase):
         self.start(self.url())
         self.arrived(1)
         for on in (False, True):
-            self.assertTrue(self.house.links[0].ask("SEND", on, limit_s=LIMIT_S))
+            self.assertTrue(self.web.links[0].ask("SEND", on, limit_s=LIMIT_S))
             self.assertIs(self.outbox.on, on)
 
 
@@ -560,7 +556,7 @@ class OverTls(NodeCase):
         other = fingerprint_of(self.other[0])
         with (
             self.assertLogs("pigeonpost.transports.push_node", "WARNING") as logs,
-            mock.patch.object(self.house.tokens, "node_of") as asked,
+            mock.patch.object(self.web.tokens, "node_of") as asked,
         ):
             node = self.start(self.url("https"), other)
             wait_until(lambda: node._fault, "it has tried")
@@ -789,7 +785,7 @@ class Keeping(PushCase):
     def test_many_pushes_over_one_connection(self):
         self.open()
         head = f"POST /api/v1/samples HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {self.token}\r\n"
-        with self.house.connect() as sock:
+        with self.web.connect() as sock:
             for first in range(1, 6):
                 data = body(first, 1)
                 sock.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)

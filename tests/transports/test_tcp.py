@@ -1,4 +1,4 @@
-"""The road over TCP, on real sockets: both ends, people with nc, peers that are slow, broken or hostile."""
+"""The TCP transport, on real sockets: both ends, people with nc, peers that are slow, broken or hostile."""
 
 import contextlib
 import itertools
@@ -654,7 +654,7 @@ class Retrying(TcpCase):
         self.assertEqual(self.waits([False, False, False, True, False, False]), [1, 2, 4, 1, 2, 4])
 
     def test_whatever_answers_there_is_no_harm(self):
-        """A web server, an echo, a door that closes at once, half a HELLO, a node of another name."""
+        """A web server, an echo, a server that closes at once, half a HELLO, a node of another name."""
         other = encode("HELLO", {"link": 1, "node": "attic", "outbox": OUTBOX, "held": [], "sensors": SENSORS})
         for said, fault in (
             (b"HTTP/1.0 400 Bad Request\r\nServer: x\r\n\r\n", "closed by the peer"),
@@ -842,7 +842,7 @@ class Stopping(TcpCase):
             self.assertEqual(node.stop(0.05), "1 connections did not end")
 
     def test_the_server_says_its_last_acknowledgement(self):
-        """The intake's last commit comes before the links are closed; what it acknowledged must still go out."""
+        """The ingestor's last commit comes before the links are closed; what it acknowledged must still go out."""
         node = self.start_node()
         self.ledger.at_once = False
         server = self.start_server(node.address)

@@ -767,7 +767,7 @@ class Receiving(SessionCase):
         self.assert_refused(self.session, "expected", closes=True)
         self.assertEqual(self.ledger.gaps, [])
 
-    def test_what_the_intake_refuses_the_node_is_told(self):
+    def test_what_the_ingestor_rejects_the_node_is_told(self):
         self.session.refused(Unexpected("sample 3 comes next, not 9"))
         self.assert_refused(self.session, "expected", "sample 3 comes next", closes=True)
 

@@ -1,4 +1,4 @@
-"""The page of a chart: its picture, ways through time, its numbers; in HTML and in a terminal."""
+"""The page of a chart: its image, ways through time, its numbers; in HTML and in a terminal."""
 
 import html
 import re

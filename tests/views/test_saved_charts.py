@@ -87,7 +87,7 @@ class One(GraphCase):
     def test_it_is_kept_for_its_owner_s_eyes_and_over_a_restart(self):
         id = self.saved()
         self.assertEqual(stat.S_IMODE(os.stat(self.path).st_mode), 0o600)
-        again = saved_charts.SavedCharts(self.web.folder, lambda query: query)
+        again = saved_charts.SavedCharts(self.web.folder)
         self.assertEqual(again._all()[id].name, "Basement")
 
     def test_names_are_text(self):

@@ -1,4 +1,4 @@
-"""The picture of the house: one sentence for every way that things can be, and of each sensor what a card shows."""
+"""The status snapshot: one sentence for each state of the nodes, and what a card shows of each sensor."""
 
 import threading
 import unittest

@@ -6,7 +6,7 @@ import unittest
 
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.http.message import HTTPError
-from pigeonpost.storage.maintenance import MaintenanceWorker, rollup
+from pigeonpost.storage.maintenance import MaintenanceWorker
 from pigeonpost.storage.models import EpochCommit, HighWaterMark, LogMark
 from pigeonpost.storage.sqlite.store import SqliteStore
 from pigeonpost.views import statistics as views_statistics
@@ -38,7 +38,7 @@ class Reckoning(unittest.TestCase):
         self.now_ms = self.clock.wall_ms() // HOUR_MS * HOUR_MS + 1_234_567
         self.store = SqliteStore(temp_folder(self))
         self.addCleanup(self.store.close)
-        self.figures = StatisticsReader(self.store, self.clock, rollup)
+        self.figures = StatisticsReader(self.store, self.clock)
         self.seq = 0
 
     def put(self, values, every_ms, end_ms=None):

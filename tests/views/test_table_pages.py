@@ -71,7 +71,7 @@ class Happened(ListCase):
         for name in ("sensorlog_191126_0715.csv", "sensorlog_999999_9999.csv", "notes.csv"):
             with open(os.path.join(self.web.folder, "logs", name), "w", encoding="utf-8"):
                 pass
-        wait_until(lambda: "connected" in self.get("/happenings"), "the diary has looked")
+        wait_until(lambda: "connected" in self.get("/happenings"), "the event log has looked")
         found = self.json("/happenings.json")["happenings"]
         self.assertEqual([one["time"] for one in found], sorted((one["time"] for one in found), reverse=True))
         self.assertEqual(found[-1], {
@@ -86,9 +86,9 @@ class Happened(ListCase):
         self.assertEqual(len(self.rows("/happenings.csv")), len(found))
 
     def test_off_is_told(self):
-        wait_until(lambda: "connected" in self.get("/happenings"), "the diary has looked")
+        wait_until(lambda: "connected" in self.get("/happenings"), "the event log has looked")
         self.link.state.on = False
-        wait_until(lambda: "switched off" in self.get("/happenings"), "the diary has seen it")
+        wait_until(lambda: "switched off" in self.get("/happenings"), "the event log has seen it")
 
 
 class Logs(ListCase):
@@ -171,6 +171,12 @@ class About(ListCase):
                 self.assertIn(part, said)
         found = self.json("/about.json")
         self.assertEqual((found["server"], found["data"], found["samples_stored"]), ("house", self.web.folder, 2))
+
+    def test_it_names_the_kind_of_store(self):
+        store = "SQLite, pigeonpost.sqlite3 in the data folder"
+        self.assertIn(f"<tr><th>store</th><td>{store}</td></tr>", self.page("/about"))
+        self.assertRegex(self.get("/about"), rf"(?m)^store +{store}$")
+        self.assertEqual(self.json("/about.json")["store"], store)
 
     def test_the_promise_is_the_one_of_the_manual(self):
         with open(os.path.join(ROOT, "docs", "promise.md"), encoding="utf-8") as file:

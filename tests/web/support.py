@@ -1,4 +1,4 @@
-"""A house for tests: a server's store, log, intake and page put together in a temporary folder, on a port of its own.
+"""A server for tests: store, log, ingestor and page put together in a temporary folder, on a port of its own.
 
     house = WebHouse(self, password="correct horse")
     house.store_samples("basement", [{"temperature": 21.5}], {"temperature": "°C"})
@@ -12,9 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shutil
 import socket
-import tempfile
 import threading
 import unittest
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +23,7 @@ from urllib.parse import urlencode
 import server
 import webui
 from csvbuffer import CsvLog
-from pigeonpost.auth import users as gate_users
+from pigeonpost.auth import users as users_module
 from pigeonpost.auth.tokens import Tokens
 from pigeonpost.auth.users import FIRST_USER, Users
 from pigeonpost.core.clock import Clock
@@ -42,7 +40,7 @@ from pigeonpost.transports.contract import ServerContext, Transport
 from pigeonpost.views.context import WebContext
 from pigeonpost.web.connection_limits import Limits
 from protocol import Batch, Sample
-from tests.support import LIMIT_S, temp_folder
+from tests.support import LIMIT_S, memory_disk, temp_folder
 from webui import WebInterface
 
 CONTROL_KEY = "control-key-of-this-test"
@@ -78,9 +76,9 @@ class FakeLink:
 class WebHouse:
     """One running server without its programs around it.
 
-    house, web, intake, store, csv   its parts          folder    its data
+    app, web, ingestor, store, csv   its parts          folder    its data
     address    where the page is, (host, port)          stopped   reasons with which a page asked it to end
-    bearer     headers with the key of control.py       users     gate.users.Users
+    bearer     headers with the key of control.py       users     its Users
     """
 
     def __init__(
@@ -100,12 +98,12 @@ class WebHouse:
         """
         password  of the user "admin", who may control; None: no password is set
         links     FakeLinks, or real ServerEnds that the test starts and stops itself
-        roads     `make_server_end` of each road that is to be open
+        transports  constructors of the transports to open
         settings  for them, as a server.toml
-        tls       webtls.Tls: what the page speaks, but for the addresses in `plain`; `request` and `raw` speak plainly
+        tls       Tls: what the page speaks, but for the addresses in `plain`; `request` and `raw` speak plainly
         """
-        self.folder = _folder_in_memory(test)
-        test.enterContext(mock.patch.object(gate_users, "_N", 2))  # test_users tests the real cost of a hash
+        self.folder = temp_folder(test, memory_disk())
+        test.enterContext(mock.patch.object(users_module, "_N", 2))  # test_users tests the real cost of a hash
         clock = clock or Clock()
         self.users = Users(self.folder)
         if password is not None:
@@ -156,8 +154,7 @@ class WebHouse:
         found = load(SERVER, argparse.Namespace(config=path), "", SERVER_ARRAYS, environment={})
         return ServerContext(
             "house", self.folder, self.app.clock, found, self.store, self.ingestor, self.tokens,
-            self.unnumbered_sources,
-            self.links, lambda name, address: None,
+            self.unnumbered_sources, self.links, lambda name, address: None,
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------------ samples
@@ -165,7 +162,7 @@ class WebHouse:
     def store_samples(
         self, node: str, samples: Iterable[Sample | Mapping[str, Any]], units: Mapping[str, str] | None = None
     ) -> list[Sample]:
-        """Bring samples of `node` through the intake; returns when they are durable, and in the log.
+        """Bring samples of `node` through the ingestor; returns when they are durable, and in the log.
 
         samples  Samples whose numbers go on from those before (the first is 1); or only their values, None for one
                  that failed: numbered here, a second apart, the last of them taken now
@@ -244,15 +241,6 @@ class WebHouse:
         if not found:
             raise AssertionError(f"no form on the front page: {body[:200]!r}")
         return found[1].decode()
-
-
-def _folder_in_memory(test: unittest.TestCase) -> str:
-    """As support.temp_folder, but on a disk that is always quick where there is one: nothing is proved of them here."""
-    if not os.access("/dev/shm", os.W_OK):
-        return temp_folder(test)
-    folder = tempfile.mkdtemp(prefix="pigeonpost-test-", dir="/dev/shm")
-    test.addCleanup(shutil.rmtree, folder, ignore_errors=True)
-    return folder
 
 
 def parse_response(data: bytes, is_head: bool = False) -> Response:

@@ -20,6 +20,7 @@ from typing import BinaryIO
 from pigeonpost.cli.contract import Bar, Command, Context, Failed, node_name
 from pigeonpost.compat.file_drop.storage import Pi, PiIds, read_pi_id
 from pigeonpost.core.addresses import split_address
+from pigeonpost.core.data_folder import PI_ID
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.core.http_client import (
     AnswerTooLong,
@@ -37,7 +38,6 @@ _FILE_FIELD = "sensor_data_file"
 _CONNECT_S, _ANSWER_S = 10.0, 120.0  # the latter: a card takes its time to have a long file durably
 _BLOCK_BYTES = 256 << 10
 _ANSWER_BYTES = 4096
-_ID_FILE = "pi_id"  # in the data folder
 _ID_VARIABLE = "PIGEONPOST_PI_ID"
 _LETTERS = re.compile(r"[A-Za-z]{8,64}").fullmatch
 
@@ -53,7 +53,7 @@ def find_pi_id(given: str | None, data: str, cpuinfo: str = "/proc/cpuinfo") -> 
     said = given or os.environ.get(_ID_VARIABLE, "")
     if said:
         return read_pi_id(said)
-    for path, pattern in ((os.path.join(data, _ID_FILE), r"\A\s*(\S+)"), (cpuinfo, r"(?m)^Serial\s*:\s*(\S+)")):
+    for path, pattern in ((os.path.join(data, PI_ID), r"\A\s*(\S+)"), (cpuinfo, r"(?m)^Serial\s*:\s*(\S+)")):
         try:
             with open(path, encoding="ascii", errors="replace") as file:
                 found = re.search(pattern, file.read(1 << 16))
@@ -329,8 +329,8 @@ COMMANDS: Mapping[str, Command] = {
         [
             ("host", {"metavar": "HOST", "nargs": "?", "help": f"HOST or HOST:PORT ({PORT})"}),
             ("folder", {"metavar": "FOLDER", "nargs": "?"}),
-            ("--pi-id", {"metavar": "HEX", "help": f"this Pi's id (${_ID_VARIABLE}, DATA/{_ID_FILE}, its serial)"}),
-            ("--pi-num", {"metavar": "N", "default": "1", "help": "its number, which servers of old ask for (1)"}),
+            ("--pi-id", {"metavar": "HEX", "help": f"this Pi's id (${_ID_VARIABLE}, DATA/{PI_ID}, its serial)"}),
+            ("--pi-num", {"metavar": "N", "default": "1", "help": "its number, which original servers ask for (1)"}),
             ("--https", {"metavar": "SHA256", "help": "speak HTTPS with the server that has this certificate"}),
         ],
         send_files,

@@ -372,7 +372,7 @@ _WORDS = {
 }  # fmt: skip
 
 
-def make_server_end(context: ServerContext) -> FileDropTransport:
+def make_transport(context: ServerContext) -> FileDropTransport:
     """Make the transport of the server."""
     settings = context.settings
     return FileDropTransport(context.data, context.clock, settings["drop", "largest"], settings["drop", "types"])

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from pigeonpost.core.data_folder import FILES, PI_IDS
 from pigeonpost.core.errors import DiskError
-from pigeonpost.core.files import replace_file
+from pigeonpost.core.files import replace_file, write_all
 from pigeonpost.core.json_file import JsonFile
 from protocol import HEX_16
 
@@ -206,10 +206,7 @@ class IncomingFile:
     def write(self, data: bytes) -> None:
         """Write more content. Raises OSError when the disk does not take it."""
         self._sum.update(data)
-        left = memoryview(data)
-        while left:  # a disk that fills up takes a part, and says so only when asked again (write(2))
-            written = os.write(self._fd, left)
-            left = left[written:]
+        write_all(self._fd, data)
         self.size += len(data)
         if self.size - self._begun >= _AHEAD_BYTES:
             # Has the kernel begin to write what is new, and waits for nothing: the sync at the end then finds little

@@ -40,6 +40,7 @@ from pigeonpost.transports.contract import Transport
 log = logging.getLogger(__name__)
 
 RETRY_S = 5.0  # between two tries to open the groups
+MOST_AT_ONCE = 1000  # packets of a socket, or samples of the outbox, that are taken before they are looked at
 _FEW_AT_ONCE = 64  # of the control channel, where nobody has much to say
 MOST_ANSWERS = 50  # T that are said in a second: nobody pings more, and nobody is to make us shout
 TOO_NEW_MS = 24 * 3_600_000  # a configuration from later than that is the fault of an untrusted sender, or of a clock

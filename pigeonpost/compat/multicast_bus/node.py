@@ -8,9 +8,8 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from pigeonpost.compat.multicast_bus.component import Bus, BusTransport, Sender, bus_of
+from pigeonpost.compat.multicast_bus.component import MOST_AT_ONCE, Bus, BusTransport, Sender, bus_of
 from pigeonpost.compat.multicast_bus.packets import EVERYBODY, Packet, Value
-from pigeonpost.compat.multicast_bus.server import MOST_AT_ONCE
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import Settings
 from pigeonpost.core.errors import SettingsError
@@ -131,7 +130,7 @@ class BusNodeTransport(BusTransport):
 _LARGEST_F32 = 3.4028234663852886e38
 
 
-def make_node_end(settings: Settings, info: NodeInfo, outbox: Outbox, clock: Clock) -> BusNodeTransport:
+def make_transport(settings: Settings, info: NodeInfo, outbox: Outbox, clock: Clock) -> BusNodeTransport:
     """The node's end, as the settings have it. Raises SettingsError."""
     codifiers: dict[str, str] = dict(settings["bus", "codifiers"])
     controls: dict[str, str] = dict(settings["bus", "controls"])

@@ -14,23 +14,20 @@ import logging
 import socket
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from pigeonpost.compat.multicast_bus.component import Bus, BusTransport, Sender, bus_of
+from pigeonpost.compat.multicast_bus.component import MOST_AT_ONCE, Bus, BusTransport, Sender, bus_of
 from pigeonpost.compat.multicast_bus.legacy_config import node_name, slug
 from pigeonpost.compat.multicast_bus.packets import DATA, PACKET_BYTES, Packet
 from pigeonpost.compat.multicast_bus.state import BusState, ReceivedReading, number_of
 from pigeonpost.core.addresses import join_address
 from pigeonpost.core.errors import NotStored
 from pigeonpost.core.multicast import Drain, listener
+from pigeonpost.server.unnumbered_sources import ExternalReading
 from pigeonpost.transports.contract import ServerContext
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
-MOST_AT_ONCE = 1000  # packets of a socket, or samples of the outbox, that are taken before they are looked at
 MOST_BESIDE = 7  # numbers of one JSON reading that are stored beside its value
 MOST_HELD = 50_000  # readings that wait for a store that is busy, 25 MiB
 RETRY_STORE_S = 0.02
@@ -54,9 +51,7 @@ class BusServerTransport(BusTransport):
         self.state = BusState(self._alive_s_of)
         self.stored = 0
         self.unstored = 0  # readings for which there was no room
-        self._held: deque[tuple[Place, ReceivedReading]] = (
-            deque()
-        )  # while the store is busy: the next who asks finds it free
+        self._held: deque[tuple[Place, ReceivedReading]] = deque()  # readings that wait for the store
         self._data_drain = Drain(MOST_AT_ONCE, PACKET_BYTES + 1)
         self._places: dict[str, Place | None] = {}
         self._alike: Counter[str] = Counter()  # how many components of the configuration have one name
@@ -118,9 +113,9 @@ class BusServerTransport(BusTransport):
     def _leave(self, place: Place, heard: ReceivedReading) -> bool:
         values = {**_beside(heard.more, place.sensor), place.sensor: heard.value}
         errors = {place.sensor: heard.error} if heard.error else None
-        return self._context.unnumbered_sources.leave(
-            place.node, values, {place.sensor: place.unit}, heard.time_ms, errors
-        )
+        units = {place.sensor: place.unit}
+        reading = ExternalReading(place.node, values, units, heard.time_ms, errors)
+        return self._context.unnumbered_sources.leave(reading)
 
     def _lose(self, count: int, why: str) -> None:
         """Give up the oldest that are held."""
@@ -165,7 +160,7 @@ def _beside(more: Mapping[str, Any], sensor: str) -> dict[str, int | float | Non
     return found
 
 
-def make_server_end(context: ServerContext) -> BusServerTransport:
+def make_transport(context: ServerContext) -> BusServerTransport:
     """The server's end, as the settings have it. Raises SettingsError."""
     settings = context.settings
     codifier = settings["bus", "codifier"]

@@ -60,7 +60,7 @@ def faults(folder: str) -> Iterator[str]:
 
 
 class LogChecksums:
-    """The checksum file in `folder`, of which one server is the writer."""
+    """The checksum file in `folder`, which one server writes."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder

@@ -18,7 +18,7 @@ TAIL_BYTES = 4096
 
 
 def rows_written(fd: int, at: int, wanted: Sequence[bytes]) -> list[bytes]:
-    """Returns the first ones of `wanted` as they stand in a log from the byte `at` on, up to one that differs.
+    """Return the first items of `wanted` as a log has them from byte `at` on, up to the first that differs.
 
     wanted  whole rows in their order, one or several in each item
     """

@@ -14,9 +14,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from pigeonpost.storage.models import SPANS_MS, Bucket, Rollup, Window, merge_rollups, whole_hours, window_end
+from pigeonpost.storage.models import (
+    SPANS_MS,
+    Bucket,
+    Rollup,
+    Window,
+    merge_rollups,
+    pieces_to_read,
+    whole_hours,
+    window_end,
+)
 
 _SUMMARY = '"end", "values", mean, median, mode, low, high, deviation'
 _GONE = "30 days"  # that a server was not seen; then nothing waits any more for what its log owes
@@ -178,7 +188,8 @@ def downsample(db: Any, node: str, sensor: str, from_ms: int, to_ms: int, count:
     id, kept_from = row
     found: dict[int, Bucket] = {}
     ask = {"from": from_ms, "to": to_ms, "count": count, "node": id, "sensor": sensor}
-    for span_ms, after_ms, until_ms in _pieces(db, id, kept_from, from_ms, to_ms, count):
+    dirty_ends = partial(_dirty_ends, db, id)
+    for span_ms, after_ms, until_ms in pieces_to_read(from_ms, to_ms, count, kept_from, dirty_ends):
         ask |= {"after": after_ms, "until": until_ms, "span": span_ms}
         for place, values, low, high, mean in _of_windows(db, ask) if span_ms else _of_samples(db, ask):
             column = Bucket(place, int(values), float(low), float(high), float(mean))
@@ -187,28 +198,12 @@ def downsample(db: Any, node: str, sensor: str, from_ms: int, to_ms: int, count:
     return [found[place] for place in sorted(found)]
 
 
-def _pieces(db: Any, node: int, kept_from: int, from_ms: int, to_ms: int, count: int) -> list[tuple[int, int, int]]:
-    """Return (span, after, until) of the windows to read; a span of 0 stands for the samples themselves.
-
-    Rollups where buckets are as wide, and where the samples are deleted; but not the windows that are dirty.
-    """
-    width_ms = (to_ms - from_ms) / count
-    span_ms = max((span for span in SPANS_MS if span <= width_ms), default=0)
-    summed_to_ms = to_ms if span_ms else min(to_ms, kept_from)
-    span_ms = span_ms or SPANS_MS[0]
-    low_ms = window_end(from_ms, span_ms)
-    high_ms = summed_to_ms // span_ms * span_ms
-    if high_ms <= low_ms:
-        return [(0, from_ms - 1, to_ms - 1)]
-    pieces, at_ms = [(0, from_ms - 1, low_ms)], low_ms
-    for (end_ms,) in db.execute(
+def _dirty_ends(db: Any, node: int, span_ms: int, after_ms: int, until_ms: int) -> list[int]:
+    rows = db.execute(
         'SELECT "end" FROM unsummed WHERE node = %s AND span = %s AND "end" > %s AND "end" <= %s ORDER BY "end"',
-        (node, span_ms, low_ms, high_ms),
-    ).fetchall():
-        pieces += [(span_ms, at_ms, end_ms - span_ms), (0, end_ms - span_ms, end_ms)]
-        at_ms = end_ms
-    pieces += [(span_ms, at_ms, high_ms), (0, high_ms, to_ms - 1)]
-    return [piece for piece in pieces if piece[1] < piece[2]]
+        (node, span_ms, after_ms, until_ms),
+    ).fetchall()
+    return [end_ms for (end_ms,) in rows]
 
 
 _PLACE = "* %(count)s::bigint / (%(to)s::bigint - %(from)s::bigint)"

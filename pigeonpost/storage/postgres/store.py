@@ -25,6 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from pigeonpost.core.data_folder import SERVER_ID
 from pigeonpost.core.errors import DiskError, InUse, NotStored
 from pigeonpost.core.files import replace_file
 from pigeonpost.storage.models import SPANS_MS, EpochCommit, HighWaterMark, LogMark, Rollup, SampleBatch, Window
@@ -36,7 +37,6 @@ from protocol import Gap
 
 log = logging.getLogger(__name__)
 
-ID_FILE = "server.id"  # in the data folder
 START_S = 30.0  # that a server waits at its start for a database that is not there yet
 PLACE_S = 10.0  # that the connection of this server's last run may take to be gone
 _COPY = 'COPY {} (time, epoch, seq, node, shape, server, clock, "values") FROM STDIN'
@@ -47,6 +47,8 @@ Epoch = tuple[str, str]  # node and epoch, by name
 
 class PostgresStore(Reader):
     """A store in the database at an address; its tables are made when they are missing."""
+
+    description = "PostgreSQL"
 
     def __init__(self, address: str, folder: str, look_only: bool = False, start_s: float = START_S) -> None:
         """
@@ -135,8 +137,8 @@ class PostgresStore(Reader):
                 raise NotStored(f"{self._link.place} has not noticed yet that this server's old connection is gone")
             else:
                 raise InUse(
-                    f"{self._link.place}: another server with this one's {ID_FILE} is at work. If the data folder was"
-                    f" copied from it, remove {ID_FILE} and logs/ from the copy"
+                    f"{self._link.place}: another server with this one's {SERVER_ID} is at work. If the data folder was"
+                    f" copied from it, remove {SERVER_ID} and logs/ from the copy"
                 )
 
     def close(self) -> None:
@@ -389,7 +391,7 @@ _HEX_16 = re.compile(r"[0-9a-f]{16}").fullmatch
 
 def _server_key(folder: str, make: bool) -> str:
     """Return the id of the server with this data folder: drawn at random when it is first needed."""
-    path = os.path.join(folder, ID_FILE)
+    path = os.path.join(folder, SERVER_ID)
     try:
         with open(path, encoding="ascii", errors="replace") as file:
             key = file.read(100).strip()

@@ -9,8 +9,18 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import partial
 
-from pigeonpost.storage.models import SPANS_MS, Bucket, Rollup, Window, merge_rollups, whole_hours, window_end
+from pigeonpost.storage.models import (
+    SPANS_MS,
+    Bucket,
+    Rollup,
+    Window,
+    merge_rollups,
+    pieces_to_read,
+    whole_hours,
+    window_end,
+)
 
 _NODE = "(SELECT id FROM nodes WHERE name = ?)"
 _SUMMARY = '"end", "values", mean, median, mode, low, high, deviation'
@@ -171,7 +181,9 @@ def downsample(db: sqlite3.Connection, node: str, sensor: str, from_ms: int, to_
     if to_ms <= from_ms:
         return []
     found: dict[int, Bucket] = {}
-    for span_ms, after_ms, until_ms in _pieces(db, node, from_ms, to_ms, count):
+    (kept_from,) = db.execute("SELECT max(kept_from) FROM nodes WHERE name = ?", (node,)).fetchone()
+    dirty_ends = partial(_dirty_ends, db, node)
+    for span_ms, after_ms, until_ms in pieces_to_read(from_ms, to_ms, count, kept_from or 0, dirty_ends):
         ask = (from_ms, to_ms, count, node, sensor, after_ms, until_ms)
         for row in _of_windows(db, *ask, span_ms) if span_ms else _of_samples(db, *ask):
             column = Bucket(*row)
@@ -180,29 +192,12 @@ def downsample(db: sqlite3.Connection, node: str, sensor: str, from_ms: int, to_
     return [found[place] for place in sorted(found)]
 
 
-def _pieces(db: sqlite3.Connection, node: str, from_ms: int, to_ms: int, count: int) -> list[tuple[int, int, int]]:
-    """Return (span, after, until) of the windows to read; a span of 0 stands for the samples themselves.
-
-    Rollups where buckets are as wide, and where the samples are deleted; but not the windows that are dirty.
-    """
-    width_ms = (to_ms - from_ms) / count
-    span_ms = max((span for span in SPANS_MS if span <= width_ms), default=0)
-    (kept_from,) = db.execute("SELECT max(kept_from) FROM nodes WHERE name = ?", (node,)).fetchone()
-    summed_to_ms = to_ms if span_ms else min(to_ms, kept_from or 0)
-    span_ms = span_ms or SPANS_MS[0]
-    low_ms = window_end(from_ms, span_ms)
-    high_ms = summed_to_ms // span_ms * span_ms
-    if high_ms <= low_ms:
-        return [(0, from_ms - 1, to_ms - 1)]
-    pieces, at_ms = [(0, from_ms - 1, low_ms)], low_ms
-    for (end_ms,) in db.execute(
+def _dirty_ends(db: sqlite3.Connection, node: str, span_ms: int, after_ms: int, until_ms: int) -> list[int]:
+    rows = db.execute(
         f'SELECT "end" FROM unsummed WHERE node = {_NODE} AND span = ? AND "end" > ? AND "end" <= ? ORDER BY "end"',
-        (node, span_ms, low_ms, high_ms),
-    ):
-        pieces += [(span_ms, at_ms, end_ms - span_ms), (0, end_ms - span_ms, end_ms)]
-        at_ms = end_ms
-    pieces += [(span_ms, at_ms, high_ms), (0, high_ms, to_ms - 1)]
-    return [piece for piece in pieces if piece[1] < piece[2]]
+        (node, span_ms, after_ms, until_ms),
+    )
+    return [end_ms for (end_ms,) in rows]
 
 
 def _of_windows(

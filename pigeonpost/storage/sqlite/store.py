@@ -57,6 +57,8 @@ _TRY_AGAIN = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 class SqliteStore(Store):
     """A store in the file in `folder`, which is made when it is missing."""
 
+    description = f"SQLite, {DATABASE} in the data folder"
+
     def __init__(self, folder: str, look_only: bool = False) -> None:
         """
         look_only  change nothing, not even by making the file: for looking beside a server that runs

@@ -104,7 +104,7 @@ class Case(unittest.TestCase):
 class ToOurs(Case):
     def setUp(self):
         super().setUp()
-        self.house = WebHouse(self, transports=[file_drop_server.make_server_end])
+        self.house = WebHouse(self, transports=[file_drop_server.make_transport])
         accept(self.house.folder, PI)
 
     def test_files_are_sent_and_put_away(self):

@@ -15,7 +15,7 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 class Case(unittest.TestCase):
     def setUp(self):
-        self.house = WebHouse(self, password="correct horse", transports=[server.make_server_end])
+        self.house = WebHouse(self, password="correct horse", transports=[server.make_transport])
         accept(self.house.folder, PI, OTHER_PI)
         self.session = self.house.log_in()
 

@@ -38,7 +38,7 @@ class Case(unittest.TestCase):
         self.house = self.make()
 
     def make(self, settings="", **more):
-        house = WebHouse(self, transports=[server.make_server_end], settings=settings, **more)
+        house = WebHouse(self, transports=[server.make_transport], settings=settings, **more)
         accept(house.folder, PI, OTHER_PI)
         return house
 

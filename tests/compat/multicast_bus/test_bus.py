@@ -180,7 +180,7 @@ class Node(OnTheBus):
         self.assertEqual(self.data.until("f", source="FJ").f32, 21.5)
         self.control.say(control("E", "R1", "FJ", number=-0.5))
         self.assertEqual(self.data.until("f", source="FJ").f32, 21.0)
-        self.assertEqual(self.ring.last, 2)  # both are durable, and go the other roads too
+        self.assertEqual(self.ring.last, 2)  # both are durable, and are sent over the other transports too
         self.assertEqual(self.outbox.read(2, 1)[0].body, '"values":{"target":21.0}')
         self.sample(temperature=1.0)  # with each reading it is said again, as the old component did
         self.assertEqual(self.data.until("f", source="FJ").f32, 21.0)
@@ -333,7 +333,7 @@ class MakingNodes(unittest.TestCase):
             "pigeonpost.compat.multicast_bus.component.load",
             lambda source: parse(json.dumps(old or OLD).encode(), source),
         ):
-            return node.make_node_end(Settings(**given), self.info, outbox, Clock())
+            return node.make_transport(Settings(**given), self.info, outbox, Clock())
 
     def test_what_the_settings_say_wrong(self):
         for given, text in (
@@ -370,11 +370,11 @@ class MakingNodes(unittest.TestCase):
 
 class Server(OnTheBus):
     def start(self, voice=None, **about):
-        self.house = WebHouse(self)
+        self.web = WebHouse(self)
         self.links = []
-        unnumbered_sources = UnnumberedSources(self.house.ingestor, self.links, self.clock)
-        context = ServerContext("home", self.house.folder, self.clock, None, self.house.store, self.house.ingestor,
-                    Tokens(self.house.folder), unnumbered_sources, self.links, None)  # fmt: skip
+        unnumbered_sources = UnnumberedSources(self.web.ingestor, self.links, self.clock)
+        context = ServerContext("home", self.web.folder, self.clock, None, self.web.store, self.web.ingestor,
+                    Tokens(self.web.folder), unnumbered_sources, self.links, None)  # fmt: skip
         self.end = BusServerTransport(self.loader(**about), voice, context)
         self.end.start()
         self.addCleanup(self.end.stop, LIMIT_S)
@@ -387,8 +387,8 @@ class Server(OnTheBus):
 
     def stored(self, count):
         def look():
-            found = [(about["name"], point) for about in self.house.store.nodes()
-                     for point in self.house.store.points(about["name"], 0, 1 << 52, 1000)]  # fmt: skip
+            found = [(about["name"], point) for about in self.web.store.nodes()
+                     for point in self.web.store.points(about["name"], 0, 1 << 52, 1000)]  # fmt: skip
             return found if len(found) >= count else None
 
         found = wait_until(look, f"{count} readings in the store")
@@ -529,20 +529,20 @@ class Server(OnTheBus):
 
 
 class Shown(unittest.TestCase):
-    def test_the_address_needs_the_role_look_and_the_road(self):
-        class Road:
+    def test_the_address_needs_the_viewer_role_and_the_transport(self):
+        class FaultyTransport:
             fault = "the multicast group 226.0.0.221:7001: No such device"
 
             def report(self):
                 return {"codifiers": {"C4": {"Value": 21.5}}}
 
-        house = WebHouse(self, password="correct horse")
-        self.assertEqual(house.request("GET", "/api/v1/bus")[0], 401)
-        self.assertEqual(house.request("GET", "/api/v1/bus", house.bearer)[0], 404)
-        house.web._app = house.app._replace(transports={"bus": Road()})
-        status, _, body = house.request("GET", "/api/v1/bus", house.bearer)
+        web = WebHouse(self, password="correct horse")
+        self.assertEqual(web.request("GET", "/api/v1/bus")[0], 401)
+        self.assertEqual(web.request("GET", "/api/v1/bus", web.bearer)[0], 404)
+        web.web._app = web.app._replace(transports={"bus": FaultyTransport()})
+        status, _, body = web.request("GET", "/api/v1/bus", web.bearer)
         self.assertEqual((status, json.loads(body)["codifiers"]["C4"]["Value"]), (200, 21.5))
-        _, _, body = house.request("GET", "/api/v1/health", house.bearer)
+        _, _, body = web.request("GET", "/api/v1/health", web.bearer)
         self.assertIn("bus: the multicast group 226.0.0.221:7001: No such device", json.loads(body)["faults"])
 
 

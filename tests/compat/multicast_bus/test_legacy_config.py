@@ -126,8 +126,8 @@ class Sources(unittest.TestCase):
             self.assertIn("C4", load("file:config.json").sensors)  # as the old programs had it
 
     def test_a_url(self):
-        house = WebHouse(self)
-        host, port = house.address
+        web = WebHouse(self)
+        host, port = web.address
         with self.assertRaisesRegex(Unreachable, f"^http://{host}:{port}/config.json: Not Found"):
             load(f"http://{host}:{port}/config.json")
         server = Server(self)

@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from csvbuffer import CsvLog
+from pigeonpost.auth.throttle import LoginThrottle
 from pigeonpost.auth.tokens import Tokens
 from pigeonpost.auth.users import Users
 from pigeonpost.compat.file_drop import page as file_drop_page
@@ -36,6 +37,7 @@ from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import Settings
 from pigeonpost.core.data_folder import RUNNING, SERVER_LOCK
 from pigeonpost.core.errors import DiskError, PigeonpostError, SettingsError
+from pigeonpost.core.faults import Faults
 from pigeonpost.core.files import lock_data_dir, replace_file
 from pigeonpost.core.lifecycle import Lifecycle, LifecycleComponent, start_logging
 from pigeonpost.core.version import VERSION
@@ -56,6 +58,7 @@ from webui import WebInterface
 
 if TYPE_CHECKING:
     from pigeonpost.alerts.contract import AlertChannel
+    from pigeonpost.storage.contract import Store
     from pigeonpost.web.tls import Tls
 
 log = logging.getLogger("server")
@@ -174,6 +177,7 @@ class Server:
         name, clock = settings["server", "name"] or own_name(), Clock()
         self._running_file = os.path.join(data, RUNNING)
         self._control = secrets.token_urlsafe(24)
+        faults, throttle = Faults(), LoginThrottle(clock)
         store = open_store(settings, data)
         csv = CsvLog(data, store, clock)
         ingestor = Ingestor(store, csv, clock, settings["store", "commit"], settings["store", "buffer"], self._fail)
@@ -196,7 +200,7 @@ class Server:
         for expected, address in nodes:
             collect(expected, address)
         context = ServerContext(
-            name, data, clock, settings, store, ingestor, tokens, unnumbered_sources, links, collect
+            name, data, clock, settings, store, ingestor, tokens, unnumbered_sources, links, collect, faults, throttle
         )
         transports = _make_transports(context)
         quality = QualityChecks(links, read_rules(settings.tables.get("limits", ()), settings.file))
@@ -205,23 +209,29 @@ class Server:
         self.app = WebContext(
             name=name, data=data, clock=clock, store=store, csv=csv, ingestor=ingestor, links=links, users=Users(data),
             control=self._control, started_ms=clock.wall_ms(), stop=self._end, names=settings["web", "names"],
-            disk=DiskUsageMonitor(data, clock), quality=quality, transports={**transports, **others},
+            disk=DiskUsageMonitor(data, clock), faults=faults, throttle=throttle, quality=quality,
+            transports={**transports, **others},
         )  # fmt: skip
         endpoints = [one for transport in transports.values() for one in transport.endpoints]
         self._tls = _tls(settings)
         self.web = WebInterface(web, self.app, None, endpoints, self._tls, settings["web", "plain"], compat_pages())
-        self._running = Lifecycle([
+        self._running = Lifecycle(self._components(store, csv, ingestor, maintenance, {**transports, **others}))
+
+    def _components(
+        self, store: Store, csv: CsvLog, ingestor: Ingestor, maintenance: MaintenanceWorker, parts: Mapping[str, Any]
+    ) -> list[LifecycleComponent]:
+        """Return everything that is started, in that order, and stopped in the reverse one."""
+        return [
             LifecycleComponent("store", lambda: None, lambda limit_s: store.close()),
             LifecycleComponent("CSV log", csv.start, lambda limit_s: csv.close()),
             # The links stop after the Ingestor: the last samples are acknowledged only when they are committed.
             LifecycleComponent("links", self._start_links, self._stop_links),
-            *[LifecycleComponent(key, transport.start, transport.stop) for key, transport in transports.items()],
-            *[LifecycleComponent(other, part.start, part.stop) for other, part in others.items()],
+            *[LifecycleComponent(name, part.start, part.stop) for name, part in parts.items()],
             LifecycleComponent("ingest", ingestor.start, ingestor.stop),
             LifecycleComponent("statistics", maintenance.start, maintenance.stop),
             LifecycleComponent("page", self.web.start, self.web.stop),
             LifecycleComponent("control", self._open_to_control, self._close_to_control),
-        ])  # fmt: skip
+        ]
 
     def run(self, demo: DemoNode | None = None) -> int:
         """Start, print the addresses of the page, wait, stop. Returns the exit status."""

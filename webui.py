@@ -287,7 +287,7 @@ class WebInterface:
         """Return the present fault of each component, empty where there is none; for the event log."""
         app = self._app
         transports = {name: str(transport.fault or "") for name, transport in app.transports.items()}
-        return {"store": app.ingestor.fault or "", "log": app.csv.fault or "", **transports}
+        return {"store": app.ingestor.fault or "", "log": app.csv.fault or "", **transports, **app.faults.present()}
 
     # --------------------------------------------------------------------------------------------------- requests
 

@@ -27,12 +27,18 @@ class NodeState:
         self.offset_ms: int | None = None  # its date minus ours
         self.round_trip_ms: float | None = None
         self.checked_ms: int | None = None  # when its last STATUS came
+        self.warnings: Mapping[str, str] = {}  # what is wrong with it though it may be connected, by kind
 
     def record_contact(self, now_ms: int) -> None:
         """The node has connected or sent something: it is connected since now, unless it was before."""
         if not self.connected:
             self.since_ms = now_ms
         self.connected, self.fault = True, ""
+
+    def warn(self, kind: str, text: str) -> None:
+        """Record what is wrong with the node, and the remedy, for its page and `control.py check`; empty: nothing."""
+        rest = {other: said for other, said in self.warnings.items() if other != kind}
+        self.warnings = {**rest, kind: text} if text else rest
 
 
 class AskNode(Protocol):

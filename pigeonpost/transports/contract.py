@@ -16,9 +16,11 @@ from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from typing import Any
 
+    from pigeonpost.auth.throttle import LoginThrottle
     from pigeonpost.auth.tokens import Tokens
     from pigeonpost.core.clock import Clock
     from pigeonpost.core.config import Settings
+    from pigeonpost.core.faults import Faults
     from pigeonpost.http.message import Endpoint
     from pigeonpost.server.ingest import Ingestor
     from pigeonpost.server.node_status import MovableLink, NodeLink
@@ -31,6 +33,8 @@ class ServerContext(NamedTuple):
 
     links    all nodes that are collected from or connect to us, as the pages show them; may grow while the server runs
     collect  (node's name, address) begins to collect from a node over TCP; returns that link
+    faults   what is wrong with this server
+    throttle counts failed attempts with every kind of secret
     """
 
     name: str
@@ -43,6 +47,8 @@ class ServerContext(NamedTuple):
     unnumbered_sources: UnnumberedSources
     links: list[NodeLink]
     collect: Callable[[str, tuple[str, int]], MovableLink]
+    faults: Faults
+    throttle: LoginThrottle
 
 
 class Transport:

@@ -56,7 +56,7 @@ def _node(context: RequestContext, node: NodeView) -> dict[str, Any]:
         "fault": "" if node.connected else node.words, "on": node.on, "every": node.every_s,
         "since": _time(node.since_ms), "last_sample": _last_sample(context, node), "samples": node.samples,
         "missing": node.missing, "held": node.held, "slots": node.slots, "clock_offset_ms": node.shift_ms,
-        "round_trip_ms": node.round_trip_ms, "version": node.version,
+        "round_trip_ms": node.round_trip_ms, "version": node.version, "warnings": list(node.warnings),
         "sensors": [_sensor(sensor) for sensor in node.sensors],
     }  # fmt: skip
 
@@ -219,6 +219,7 @@ def health(context: RequestContext) -> Response:
     faults += [
         f"{node.name or node.address}: {node.words}" for node in snapshot.nodes if node.state in ("late", "lost")
     ]
+    faults += [f"{node.name or node.address}: {text}" for node in snapshot.nodes for text in node.warnings]
     faults += [
         f"{sensor.node} {sensor.name}: {sensor.fault}"
         for node in snapshot.nodes if node.state == "reporting"

@@ -14,8 +14,10 @@ from pigeonpost.views.models import StatusSnapshot
 
 if TYPE_CHECKING:
     from csvbuffer import CsvLog
+    from pigeonpost.auth.throttle import LoginThrottle
     from pigeonpost.auth.users import Users
     from pigeonpost.core.clock import Clock
+    from pigeonpost.core.faults import Faults
     from pigeonpost.server.disk_usage import DiskUsageMonitor
     from pigeonpost.server.ingest import Ingestor
     from pigeonpost.server.node_status import NodeLink
@@ -35,6 +37,8 @@ class WebContext(NamedTuple):
     names       by which browsers may call this server, beside the usual ones
     stop        asks the program to end; the reason is logged
     disk        how full the disk is
+    faults      what is wrong with this server
+    throttle    counts failed attempts with every kind of secret
     transports  the server's transports beside TCP, by name: `report` returns their state
     quality     the quality checks; None: there are none
     """
@@ -52,6 +56,8 @@ class WebContext(NamedTuple):
     names: Sequence[str]
     stop: Callable[[str], object]
     disk: DiskUsageMonitor
+    faults: Faults
+    throttle: LoginThrottle
     transports: Mapping[str, Transport] = MappingProxyType({})
     quality: QualityChecks | None = None
 

@@ -59,6 +59,7 @@ class NodeView(NamedTuple):
     shift_ms its clock minus ours        held, slots  samples in its outbox, and how many have room
     missing  samples that are known to be lost for ever
     machine  of its computer: cpu_temperature (°C), load, memory_free, disk_free (MiB), as far as it tells them
+    warnings   what is wrong with it though it may be reporting, with the remedy
     last_sent  when it last sent one, HH:MM:SS by its own clock, as STATUS said; empty: not asked, or none yet
     """
 
@@ -82,6 +83,7 @@ class NodeView(NamedTuple):
     last_sent: str
     sensors: Sequence[SensorView]
     machine: Mapping[str, float] = MappingProxyType({})
+    warnings: Sequence[str] = ()
 
 
 class StatusSnapshot(NamedTuple):

@@ -98,6 +98,7 @@ def _says(node: NodeView) -> str:
 def _info(node: NodeView, now_ms: int) -> Iterator[tuple[str, str]]:
     yield "address", node.address or "–"
     yield "state", node.words + (f", since {clock(node.since_ms, now_ms)}" if node.since_ms is not None else "")
+    yield from (("warning", text) for text in node.warnings)
     yield "sampling", ON_OFF[node.on]
     yield "last sent", f"{node.last_sent} by its own clock" if node.last_sent else "–"
     yield "sampling interval", f"{node.every_s:g} s" if node.every_s else "–"

@@ -71,6 +71,7 @@ class SnapshotBuilder:
         nodes = [self._node(link.state, stored.pop(link.state.name, {}), now_ms) for link in _one_each(app.links)]
         nodes += [self._node(None, about, now_ms) for about in stored.values()]
         faults = [fault for fault in (app.ingestor.fault, app.csv.fault) if fault]
+        faults += [f"{subject}: {text}" for subject, text in app.faults.present().items()]
         level, summary = _summary(nodes, faults, now_ms)
         watched = [node.last_ms for node in nodes if node.last_ms is not None and node.state != "past"]
         return StatusSnapshot(now_ms, summary, level, max(watched, default=None), faults, nodes)
@@ -94,6 +95,7 @@ class SnapshotBuilder:
             samples=about.get("samples", 0), missing=about.get("missing", 0), shift_ms=shift_ms,
             round_trip_ms=state.round_trip_ms if state else None, version=str(details.get("version", ""))[:20],
             last_sent=(state.last_sent or "") if state else "", machine=_machine(details),
+            warnings=list(state.warnings.values()) if state else (),
             sensors=[
                 self._judged(sensor, now_ms + (shift_ms or 0), state is not None and state.on is not False)
                 for sensor in _sensors(name, state, about, sample, is_late, day, now_ms)
@@ -265,6 +267,9 @@ def _summary(nodes: Sequence[NodeView], faults: Sequence[str], now_ms: int) -> t
         told = "; ".join(_complaint(_called(node), node, now_ms) for node in wrong[:3])
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         return "bad", f"{len(wrong)} of {len(watched)} nodes {_are(wrong)} not reporting: {told}{more}"
+    warned = [node for node in watched if node.warnings]
+    if warned:
+        return "bad", "; ".join(f"{_called(node)}: {node.warnings[0]}" for node in warned[:3])
     resting = [node for node in watched if node.state == "off"]
     new = [node for node in watched if node.state == "waiting"]
     if resting or new:

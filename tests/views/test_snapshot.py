@@ -4,7 +4,9 @@ import threading
 import unittest
 from types import SimpleNamespace
 
+from pigeonpost.auth.throttle import LoginThrottle
 from pigeonpost.core.clock import FakeClock
+from pigeonpost.core.faults import Faults
 from pigeonpost.server.ingest import LatestSample
 from pigeonpost.server.node_status import NodeState
 from pigeonpost.server.recent_cache import RecentCache
@@ -47,6 +49,7 @@ class OverviewCase(unittest.TestCase):
         house = WebContext(
             name="house", data="", clock=self.clock, store=self.store, csv=self.csv, ingestor=self.ingestor,
             links=self.links, users=(), control="", started_ms=0, names=(), stop=print, disk=None,
+            faults=Faults(), throttle=LoginThrottle(self.clock),
         )  # fmt: skip
         self.book = RecentCache(self.store)
         self.overview = SnapshotBuilder(house, self.book.day)

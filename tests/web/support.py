@@ -24,10 +24,12 @@ import server
 import webui
 from csvbuffer import CsvLog
 from pigeonpost.auth import users as users_module
+from pigeonpost.auth.throttle import LoginThrottle
 from pigeonpost.auth.tokens import Tokens
 from pigeonpost.auth.users import FIRST_USER, Users
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import load
+from pigeonpost.core.faults import Faults
 from pigeonpost.server.disk_usage import DiskUsageMonitor
 from pigeonpost.server.ingest import Ingestor
 from pigeonpost.server.node_status import NodeState
@@ -124,6 +126,7 @@ class WebHouse:
             name="house", data=self.folder, clock=clock, store=self.store, csv=self.csv, ingestor=self.ingestor,
             links=self.links, users=self.users, control=CONTROL_KEY, started_ms=clock.wall_ms(), names=names,
             stop=self.stopped.append, quality=quality, disk=DiskUsageMonitor(self.folder, clock),
+            faults=Faults(), throttle=LoginThrottle(clock),
         )  # fmt: skip
         self.bearer = {"Authorization": f"Bearer {CONTROL_KEY}"}
         ends = [make(self._context(settings)) for make in transports]
@@ -154,7 +157,8 @@ class WebHouse:
         found = load(SERVER, argparse.Namespace(config=path), "", SERVER_ARRAYS, environment={})
         return ServerContext(
             "house", self.folder, self.app.clock, found, self.store, self.ingestor, self.tokens,
-            self.unnumbered_sources, self.links, lambda name, address: None,
+            self.unnumbered_sources, self.links, lambda name, address: None, self.app.faults,
+            self.app.throttle,
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------------ samples

@@ -374,7 +374,8 @@ class Server(OnTheBus):
         self.links = []
         unnumbered_sources = UnnumberedSources(self.web.ingestor, self.links, self.clock)
         context = ServerContext("home", self.web.folder, self.clock, None, self.web.store, self.web.ingestor,
-                    Tokens(self.web.folder), unnumbered_sources, self.links, None)  # fmt: skip
+                    Tokens(self.web.folder), unnumbered_sources, self.links, None, self.web.app.faults,
+                    self.web.app.throttle)  # fmt: skip
         self.end = BusServerTransport(self.loader(**about), voice, context)
         self.end.start()
         self.addCleanup(self.end.stop, LIMIT_S)

@@ -129,7 +129,9 @@ class SendCursor:
         before = max(0, run.number - 1 - self._accounted - (run.first - 1 - have if have < run.first else 0))
         self._accounted = max(self._accounted, run.number - 1)
         if first > have + 1 or before:
-            return self._lost(run, have + 1, first - 1, before, "overwritten")
+            return self._lost(
+                run, have + 1, first - 1, before, self._why(run.number - (first - 1 - have) - before, run)
+            )
         most = min(self._most, BATCH_SAMPLES, room, run.last - first + 1)
         self._most = min(2 * self._most, BATCH_SAMPLES)
         return self._samples(run, first, most)
@@ -143,6 +145,13 @@ class SendCursor:
             if count > 0:
                 unacked.append((e, last, count))
         self._unacked = unacked
+
+    def _why(self, number: int, run: SeqRange) -> str:
+        """Why the samples with the running numbers from `number` to the beginning of `run` are lost."""
+        held_from = self._outbox.ring.last - self._outbox.ring.slots + 1
+        if number >= held_from:
+            return "damaged"
+        return "overwritten" if run.number <= held_from else "overwritten or damaged"
 
     def _lost(self, run: SeqRange, first: int, last: int, before: int, why: str) -> OutgoingGap:
         self.sent[run.epoch] = last

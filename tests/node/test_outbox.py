@@ -8,7 +8,8 @@ from unittest import mock
 
 from pigeonpost.core.errors import DiskError, Unexpected
 from pigeonpost.node.outbox import MOST_FORKS, QUEUE_SAMPLES, Outbox
-from pigeonpost.node.ring_file import _MOST_AT_ONCE, Ring
+from pigeonpost.node.ring_file import Ring
+from pigeonpost.node.ring_format import MOST_AT_ONCE
 from pigeonpost.node.ring_records import SeqRange
 from tests.page_support import use_memory_disk
 from tests.support import BOOT, LIMIT_S, MemoryDisk, taken, temp_folder, wait_until
@@ -58,12 +59,12 @@ class In(OutboxCase):
 
     def test_what_gathered_is_made_durable_together(self):
         outbox = self.open(slots=4096)
-        for n in range(_MOST_AT_ONCE + 5):
+        for n in range(MOST_AT_ONCE + 5):
             outbox.put(taken(up_ms=n))
         calls = len(self.disk.calls)
-        self.assertEqual([outbox.commit(), outbox.commit(), outbox.commit()], [_MOST_AT_ONCE, 5, 0])
+        self.assertEqual([outbox.commit(), outbox.commit(), outbox.commit()], [MOST_AT_ONCE, 5, 0])
         self.assertEqual(self.disk.calls[calls:], ["pwrite", "fdatasync"] * 2)
-        self.assertEqual(outbox.ring.runs, [SeqRange(E[0], 1, _MOST_AT_ONCE + 5, 1)])
+        self.assertEqual(outbox.ring.runs, [SeqRange(E[0], 1, MOST_AT_ONCE + 5, 1)])
 
     def test_more_than_the_ring_holds_goes_in_pieces(self):
         outbox = self.open(slots=8)

@@ -143,9 +143,35 @@ class Losses(StreamCase):
         lost = OutgoingGap(self.outbox.epoch, 1, FIRST_SAMPLES, 1, 0, "damaged")
         self.assert_pieces(self.stream(), lost, (1, FIRST_SAMPLES + 1, FIRST_SAMPLES + 1, FIRST_SAMPLES + 1))
 
-    def damage(self, *numbers):
-        """Change a byte of each of these samples on the disk."""
+    def test_the_newest_is_damaged_when_the_node_starts_again(self):
+        self.take(3)
+        self.damage(3)
+        self.start()
+        self.take(1)
+        self.assert_pieces(self.stream(), (1, 1, 2, 1), OutgoingGap(f"{1:016x}", 3, 3, 3, 0, "damaged"), (2, 1, 1, 4))
+        self.assert_pieces(self.stream(3, {f"{1:016x}": 3}), (2, 1, 1, 4))
+
+    def test_a_whole_epoch_is_damaged_and_its_marks_are(self):
+        """Of which epoch they were is not known any more; how many they were is."""
+        self.disk = MemoryDisk()
+        self.start(slots=64)
+        self.take(2)
+        self.start(slots=64)
+        self.take(3)
+        self.start(slots=64)
+        self.take(60)
+        self.damage(*range(2, 6), whole=True)
+        epoch = self.outbox.epoch
+        self.start(slots=64)
+        self.assertEqual(self.outbox.ring.runs[0].number, 6)
+        self.assertEqual(self.stream().next(), OutgoingGap(epoch, 1, 0, 6, 5, "overwritten or damaged"))
+        self.assertEqual(self.stream(2).next(), OutgoingGap(epoch, 1, 0, 6, 3, "damaged"))
+
+    def damage(self, *numbers, whole=False):
+        """Change a byte of each of these samples on the disk; `whole`: all of it, and of its mark."""
         ring = self.outbox.ring
+        for number in numbers if whole else ():
+            self.disk.pwrite(ring._fd, b"\xff" * (128 + 28), ring._place(number) - 28)
         for number in numbers:
             at = ring._place(number) + 60
             (byte,) = self.disk.pread(ring._fd, 1, at)

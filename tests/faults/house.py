@@ -218,9 +218,17 @@ class House:
             return False
 
     def held(self, folder: Path | None = None) -> set[tuple[str, int]]:
-        """(epoch, seq) of everything that the node's ring (or the one in `folder`) holds, read from the file."""
+        """(epoch, seq) of every whole sample that the node's ring (or the one in `folder`) holds, read from the file.
+
+        A write that a power cut tore may have left only the mark of its sample, which was never accepted.
+        """
         ring = self.ring(folder)
-        found = {(run.epoch, seq) for run in ring.runs for seq in range(run.first, run.last + 1)}
+        found = {
+            (run.epoch, seq)
+            for run in ring.runs
+            for seq in range(run.first, run.last + 1)
+            if ring.read(run.number + seq - run.first, 1) != [None]
+        }
         ring.close()
         return found
 

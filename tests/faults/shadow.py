@@ -37,9 +37,9 @@ def play_on(seed: int, make: Callable[[], Store], counts: dict[str, int]) -> Non
 
     judge = Oracle.judge
 
-    def compare_and_judge(oracle: Oracle, name: str, store: Any, held: Any) -> dict[str, int]:
+    def compare_and_judge(oracle: Oracle, name: str, store: Any, *rest: Any, **options: Any) -> dict[str, int]:
         store.compare(name)
-        return judge(oracle, name, store, held)
+        return judge(oracle, name, store, *rest, **options)
 
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

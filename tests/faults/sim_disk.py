@@ -1,8 +1,9 @@
 """A node's card, played: what is written is in its cache, what is synced is durable, and a power cut decides the rest.
 
-It stands in for `ring.Disk`. Of what was not synced any part may survive a power cut, in any order and torn at any
-byte. It may be full (nothing grows, what is there can be overwritten), it may fail (a call ends with EIO, and then, as
-on Linux, the cache may go on to show what never reached the card), and the process may be killed in any call.
+It stands in for the ring's FileOps. Of what was not synced any part may survive a power cut, in any order and torn at
+any byte. It may be full (nothing grows, what is there can be overwritten), a write may go to another place, a call may
+fail (it ends with EIO, and then, as on Linux, the cache may go on to show what never reached the card; or every call
+does, for ever), and the process may be killed in any call.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class SimDisk(FileOps):
         self.full = False
         self.dies_in = 0  # calls until the process is killed; 0: it is not
         self.fails_in = 0  # calls until EIO
+        self.dead = False  # every call fails, for ever
+        self.astray = 0  # by how many bytes the next write misses its place
         self._open: dict[int, File | None] = {}  # None: the folder
         self._next = 10
 
@@ -81,7 +84,7 @@ class SimDisk(FileOps):
         self._open.pop(fd, None)
 
     def pread(self, fd: int, count: int, at: int) -> bytes:  # type: ignore[override]
-        if self.fails_in == 1:
+        if self.fails_in == 1 or self.dead:
             self._step()
         file = self._open[fd]
         assert file is not None
@@ -91,6 +94,7 @@ class SimDisk(FileOps):
         file = self._open[fd]
         assert file is not None
         data = bytes(data)
+        at, is_astray, self.astray = at + self.astray, self.astray != 0, 0
         if self.dies_in == 1:
             self._take(file, data[: self.chance.randrange(len(data) + 1)], at)
         self._step()
@@ -99,7 +103,7 @@ class SimDisk(FileOps):
             if not data:
                 self.counts["node: no space left on its disk"] += 1
                 raise OSError(errno.ENOSPC, "No space left on device")
-        elif len(data) > 1 and self.chance.random() < 0.02:
+        elif len(data) > 1 and not is_astray and self.chance.random() < 0.02:
             self.counts["node: short write"] += 1
             data = data[: self.chance.randrange(1, len(data))]
         self._take(file, data, at)
@@ -128,10 +132,16 @@ class SimDisk(FileOps):
         self._step()
         self.names[new] = self.names.pop(old)
 
+    def link(self, old: str, new: str) -> None:  # type: ignore[override]
+        self._step()
+        self.names[new] = self.names[old]
+
     def exists(self, path: str) -> bool:  # type: ignore[override]
         return path in self.names
 
     def _step(self) -> None:
+        if self.dead:
+            raise OSError(errno.EIO, "Input/output error")
         if self.dies_in:
             self.dies_in -= 1
             if not self.dies_in:

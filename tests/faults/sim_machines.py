@@ -6,6 +6,7 @@ is in memory and as durable as SQLite's, and the moment at which a process ends.
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -40,6 +41,7 @@ class World(Protocol):
     key: LinkKey | None
     intake_type: type[Ingestor]
     connections: list[Connection]
+    mix: float
 
 
 # ------------------------------------------------------------------------------------------------------ the node
@@ -57,6 +59,8 @@ class NodeMachine:
         self.card = ""  # the id of the outbox on it, once that was seen
         self.outbox: Outbox | None = None  # None: the program does not run
         self.failed = False  # the outbox has said that its disk failed
+        self.rotten: set[str] = set()  # of what one copy is damaged now: "header", "state"
+        self.other_keys = world.chance.random() < world.mix  # the program is of another version
         self._noted = 0  # the running number up to which the oracle knows what was accepted
         self._queued: list[UnnumberedSample] = []
 
@@ -65,13 +69,17 @@ class NodeMachine:
         chance = self.world.chance
         if doomed and chance.random() < 0.1:
             self.disk.dies_in = chance.randrange(1, 12)
+        elif doomed and chance.random() < 0.05:
+            self.disk.fails_in = chance.randrange(1, 12)
         try:
             ring = Ring(FOLDER, self.slots, 128 * self.sensors, self.disk)
         except (DiskError, Died):
             self.world.counts["node: ended while it started"] += 1
             self.die(power=chance.random() < 0.5)
             return False
-        self.disk.dies_in = 0
+        self.disk.dies_in = self.disk.fails_in = 0
+        self.rotten.discard("header")
+        self.rotten.discard("state")
         oracle = self.world.oracle
         self._run(
             Outbox(ring, self.clock.boot_id, failed=self._fail,
@@ -185,6 +193,9 @@ class ServerMachine:
         self.world = world
         self.name = name
         self.clock = FakeClock(known=world.chance.random() < 0.7)
+        self.broken = ""  # "full" for ever; "damaged" until its data is restored
+        self.other_keys = world.chance.random() < world.mix  # the program is of another version
+        self.tells_no_id = False  # it has asked a node without `id`, as an older one does
         self.use(SimStore(world.chance.randbytes(8).hex()))
 
     def use(self, store: MemoryStore) -> None:
@@ -197,7 +208,8 @@ class ServerMachine:
         """What was taken and not committed is gone; it was not acknowledged."""
         self.world.connections = [c for c in self.world.connections if c.server is not self]
         self.world.counts["server: killed with samples not stored"] += bool(self.ingestor._batches)
-        self.store.doom, self.store.full = "", False
+        self.store.doom, self.store.full = "", self.broken == "full"
+        self.other_keys = self.world.chance.random() < self.world.mix  # another version is started
         self.use(self.store)
 
     def commit(self) -> None:
@@ -214,6 +226,25 @@ class ServerMachine:
 # ------------------------------------------------------------------------------------------------- the connection
 
 
+def other_version(output: bytes, drops: Iterable[str] = ()) -> bytes:
+    """What a program of another version would say: objects with more keys than are known here, and without some.
+
+    Of those that a version may leave out RESUME's `id` alone changes what the other end does.
+    """
+    lines = []
+    for line in output.split(b"\n"):
+        word, _, rest = line.partition(b" ")
+        head, brace, text = rest.partition(b"{")
+        if word in (b"HELLO", b"HELD", b"RESUME", b"GAP", b"STATUS") and brace:
+            content = json.loads(brace + text)
+            content |= {"later": [1, {"more": True}], "z": None}
+            for key in drops if word == b"RESUME" else ("every",):
+                content.pop(key, None)
+            line = b" ".join((word, head + json.dumps(content).encode()))
+        lines.append(line)
+    return b"\n".join(lines)
+
+
 class Connection:
     """A TCP connection between two programs: bytes under way in each direction."""
 
@@ -225,7 +256,7 @@ class Connection:
         self.server_end = ServerSession(
             server.name, server.ingestor, keys, NodeState("node", NODE), server.clock, lambda: None
         )
-        self.to_node = self.server_end.take_output()
+        self.to_node = self._from_server(self.server_end.take_output())
         self.to_server = b""
         self._part_node = self._part_server = b""
 
@@ -265,7 +296,14 @@ class Connection:
         output = b"".join(sent)
         if b"GAP " in output or b"HELD " in output or b'"more"' in output or b'"clock":"' in output:
             self._look_at(output)
-        self.to_server += output
+        self.to_server += other_version(output) if self.node.other_keys else output
+
+    def _from_server(self, output: bytes) -> bytes:
+        if not self.server.other_keys:
+            return output
+        if b"RESUME " in output:
+            self.server.tells_no_id = True
+        return other_version(output, ("id",))
 
     def _look_at(self, output: bytes) -> None:
         counts = self.world.counts
@@ -299,7 +337,7 @@ class Connection:
             self.world.counts["hole refused"] += 1
         if b'"more":true' in output:
             self.world.counts["resume with more"] += output.count(b"RESUME ") > 0
-        self.to_node += output
+        self.to_node += self._from_server(output)
 
     def _check_acks(self, output: bytes) -> None:
         """An ACK is a promise: what it names must be durable by now."""

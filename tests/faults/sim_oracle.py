@@ -3,6 +3,8 @@
 What docs/promise.md does not promise is named here card by card (an outbox's id stands for a card from its making on):
 
 - `ended`: the card was wiped or replaced. What it had not delivered is gone.
+- `damaged` samples of it (by card and number) were rotten, or overwritten by what belonged elsewhere. What a server has
+  not got of them must be in a gap, or counted by one, that says so.
 - `doubtful`: the card was set back to an image, or runs twice. Then numbers count more than one thing, and the sum of
   what is missing cannot be told; but every sample still has its own name, and what is held must arrive.
 
@@ -43,6 +45,7 @@ class Oracle:
         self.accepted: dict[Identity, list[Accepted]] = {}  # of one name several only where a machine was copied
         self.ended: set[str] = set()
         self.doubtful: set[str] = set()
+        self.damaged: set[tuple[str, int]] = set()
         self._value = 0
         self._tried: set[tuple[Identity, int]] = set()  # with its value: what a crash may have left of it is that
         self._cards: dict[str, str] = {}  # epoch to card
@@ -86,24 +89,40 @@ class Oracle:
     def look_at_gap(self, outbox: Outbox, line: bytes) -> None:
         """A node says that samples will never come: then they must be overwritten, or be none that it accepted."""
         _, epoch, text = line.decode().split(" ", 2)
-        last = json.loads(text)["to"]
-        for sample in self.accepted.get((epoch, last), ()):
-            if sample.card == outbox.ring.identity and not self._is_overrun(sample) and not self._is_excused(sample):
+        gap = json.loads(text)
+        for sample in [
+            sample for seq in range(gap["from"], gap["to"] + 1) for sample in self.accepted.get((epoch, seq), ())
+        ]:
+            if (
+                sample.card == outbox.ring.identity and not self._is_overrun(sample) and not self._is_excused(sample)
+                and not self._is_damaged(sample)
+            ):  # fmt: skip
                 raise Violation(f"the node says {line.decode()}, but it must still hold number {sample.number}")
 
     def _is_overrun(self, sample: Accepted) -> bool:
         return sample.number <= self._highest[sample.card] - self._slots[sample.card]
+
+    def _is_damaged(self, sample: Accepted) -> bool:
+        return (sample.card, sample.number) in self.damaged
 
     def _is_excused(self, sample: Accepted) -> bool:
         return sample.card in self.ended or sample.card in self.doubtful
 
     # ----------------------------------------------------------------------------------------- the judgement
 
-    def judge(self, name: str, store: MemoryStore, held: Sequence[Outbox]) -> dict[str, int]:
-        """Raise Violation unless the store has all that is promised; `held`: the outboxes that have delivered it."""
+    def judge(
+        self, name: str, store: MemoryStore, held: Sequence[Outbox], counts: bool = True, complete: bool = True
+    ) -> dict[str, int]:
+        """Raise Violation unless the store has all that is promised; `held`: the outboxes that have delivered it.
+
+        counts    the server has told nodes its highest running number: then whole epochs are counted too
+        complete  everything was delivered to it; else only what it has is judged
+        """
         for fault in store.verify():
             raise Violation(f"{name}: {fault}")
         stored = self._judge_stored(name, store)
+        if not complete:
+            return {"stored": len(stored)}
         told = {(epoch, seq) for _, epoch, gap, _ in store.gap_rows for seq in range(gap.first, gap.last + 1)}
         for outbox in held:
             for run in outbox.ring.runs:
@@ -111,9 +130,29 @@ class Oracle:
                     if (run.epoch, seq) not in stored and (run.epoch, seq) not in told:
                         raise Violation(f"{name}: {run.epoch} {seq} is held and not stored")
         missing = self._missing(name, store, stored)
+        if not counts:
+            return {"stored": len(stored), "missing": sum(map(len, missing.values()))}
         silent = {card: [one for one in identities if one not in told] for card, identities in missing.items()}
         self._judge_sums(name, store, stored, silent, {outbox.ring.identity: outbox for outbox in held})
-        return {"stored": len(stored), "missing": sum(map(len, missing.values()))}
+        damaged = self._judge_reasons(name, store, missing)
+        return {"stored": len(stored), "missing": sum(map(len, missing.values())), "damaged, and not stored": damaged}
+
+    def _judge_reasons(self, name: str, store: MemoryStore, missing: dict[str, list[Identity]]) -> int:
+        """What is missing because it was damaged is in a gap that says that; returns how many it is."""
+        reasons = {
+            (epoch, seq): gap.why for _, epoch, gap, _ in store.gap_rows for seq in range(gap.first, gap.last + 1)
+        }
+        counting = {
+            self._cards.get(epoch) for _, epoch, gap, _ in store.gap_rows if gap.before and "damaged" in gap.why
+        }
+        count = 0
+        for card, identities in missing.items():
+            for identity in identities:
+                if any(entry.card == card and not self._is_overrun(entry) for entry in self.accepted[identity]):
+                    count += 1
+                    if "damaged" not in reasons.get(identity, "damaged" if card in counting else "nothing"):
+                        raise Violation(f"{name}: {identity} was damaged; said was {reasons.get(identity)}")
+        return count
 
     def _judge_stored(self, name: str, store: MemoryStore) -> set[Identity]:
         """Each sample is one that a node took, under its name, as it was taken, and in its node's order."""
@@ -141,7 +180,7 @@ class Oracle:
                 continue
             for entry in entries:
                 if not self._is_excused(entry):
-                    if not self._is_overrun(entry):
+                    if not self._is_overrun(entry) and not self._is_damaged(entry):
                         raise Violation(f"{name}: {identity} was accepted as number {entry.number}, and is lost")
                     missing.setdefault(entry.card, []).append(identity)
         return missing

@@ -1,6 +1,6 @@
 """The simulation of both ends: many seeds, proof that it would notice, and what it once found.
 
-PIGEONPOST_TEST_SEEDS says how many seeds are played, of 1,000 events each; PIGEONPOST_TEST_FIRST_SEED from which on,
+PIGEONPOST_TEST_SEEDS says how many seeds are played, of 600 events each; PIGEONPOST_TEST_FIRST_SEED from which on,
 else they are others in every run.
 """
 
@@ -14,6 +14,7 @@ from collections import Counter
 from unittest import mock
 
 from pigeonpost.core.errors import DiskError
+from pigeonpost.node import ring_scan
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
 from pigeonpost.node.ring_records import UnnumberedSample
@@ -27,7 +28,7 @@ from tests.faults.sim_oracle import Violation
 from tests.faults.simulate import first_seed, play, play_many
 from tests.support import LONG, clean_environment, rounds
 
-SEEDS = rounds("PIGEONPOST_TEST_SEEDS", 10, 10_000)
+SEEDS = rounds("PIGEONPOST_TEST_SEEDS", 10, 20_000)
 BOOT = "00000000000000b0"
 
 # What must really happen in so many runs, or they prove nothing.
@@ -40,6 +41,10 @@ HAPPENS = [
     "node: its cache shows what is not on the card", "slots made wider", "card copied", "card set back", "card wiped",
     "node copied alive", "server: killed", "server: killed in a commit", "server: killed with samples not stored",
     "server: not stored, its disk is full", "ledger deleted", "ledger restored",
+    "damaged, and not stored", "node: rotten newest sample", "node: rotten sample", "node: rotten mark",
+    "node: rotten newest mark", "node: rotten header", "node: rotten state", "node: a write to another slot",
+    "node: file of version 1", "node: ended again at once", "another version speaks", "broken for ever",
+    "server: its data is damaged", "server: its data is restored", "server: ended again in its first commit",
 ]  # fmt: skip
 
 
@@ -123,12 +128,41 @@ class Controls(unittest.TestCase):
         def lost(stream, run, first, last, before, why):
             return real(stream, run, first, last, 0, why)
 
-        with (
-            mock.patch.object(SendCursor, "_lost", lost),
-            self.assertRaisesRegex(Violation, "are (missing|num)"),
-        ):
-            for seed in range(40):
+        self.assert_noticed("are (missing|num)", mock.patch.object(SendCursor, "_lost", lost))
+
+    def assert_noticed(self, what, *patches):
+        """Within some seeds the oracle says `what`, if the program is patched so."""
+        with contextlib.ExitStack() as stack:
+            for patch in patches:
+                stack.enter_context(patch)
+            stack.enter_context(self.assertRaisesRegex(Violation, what))
+            for seed in range(60):
                 play(seed)
+
+    def test_a_ring_that_keeps_its_last_number_once_only(self):
+        """Without the marks the newest sample is told by its own slot alone."""
+        patch = mock.patch("pigeonpost.node.ring_format.parse_mark", lambda *_: None)
+        self.assert_noticed("are missing|are numbered|is lost", patch)
+
+    def test_a_ring_that_takes_no_notice_of_a_sample_in_a_wrong_slot(self):
+        real = ring_scan._whole_slots
+        patch = mock.patch("pigeonpost.node.ring_scan._whole_slots", lambda *args: (real(*args)[0], {}))
+        self.assert_noticed("are missing|are numbered|is lost", patch)
+
+    def test_a_ring_with_one_header(self):
+        self.assert_noticed(
+            "are missing|are numbered|is lost",
+            mock.patch("pigeonpost.node.ring_format.HEADER_AT", (0,)),
+            mock.patch("pigeonpost.node.ring_format.correct_header", lambda block: None),
+        )
+
+    def test_a_node_that_calls_what_is_damaged_overwritten(self):
+        real = SendCursor._lost
+
+        def lost(stream, run, first, last, before, why):
+            return real(stream, run, first, last, before, "overwritten")
+
+        self.assert_noticed("was damaged; said was", mock.patch.object(SendCursor, "_lost", lost))
 
 
 def taken(value):

@@ -1,16 +1,24 @@
-"""A write of the ring that a power cut tore, at every byte, in a real file: a sample is whole or is none."""
+"""A write of the ring that a power cut tore, at every byte, in a real file: a sample is whole or is none.
 
+And bytes that are changed later, each alone: a sample is whole, or a gap says that it is damaged.
+"""
+
+import contextlib
 import os
 import tempfile
 import unittest
 
+from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.data_folder import OUTBOX
+from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
 from pigeonpost.node.ring_records import UnnumberedSample
+from pigeonpost.node.send_cursor import OutgoingBatch, SendCursor
 from tests.faults.house import DISK
+from tests.support import LONG
 
 SLOTS, SLOT_BYTES = 8, 128
-SLOTS_AT, STATES_AT = 12_288, (4_096, 8_192)
+SLOTS_AT, STATES_AT, MARK = 12_288, (4_096, 8_192), 28
 BOOT, EPOCH, LATER = "00000000000000b0", "00000000000000e1", "00000000000000e2"
 
 
@@ -18,7 +26,7 @@ def taken(value):
     return UnnumberedSample(1_795_000_000_000 + value, value, True, {"x": value, "y": value / 7}, {})
 
 
-class Torn(unittest.TestCase):
+class RingCase(unittest.TestCase):
     def setUp(self):
         folder = tempfile.TemporaryDirectory(dir=DISK)
         self.addCleanup(folder.cleanup)
@@ -32,16 +40,18 @@ class Torn(unittest.TestCase):
         with open(self.path, "rb") as file:
             return file.read()
 
+    def put(self, content):
+        with open(self.path, "wb") as file:
+            file.write(content)
+
+
+class Torn(RingCase):
     def mixtures(self, old, new, at, size):
         """Every file of which a write of `size` bytes at `at` got to the disk in part: its beginning, or its end."""
         for cut in range(size + 1):
             middle = at + cut
             yield f"the first {cut} bytes are new", new[:middle] + old[middle:]
             yield f"the first {cut} bytes are old", old[:middle] + new[middle:]
-
-    def put(self, content):
-        with open(self.path, "wb") as file:
-            file.write(content)
 
     def samples(self, ring):
         """Running number to value, of all that the ring gives."""
@@ -65,13 +75,21 @@ class Torn(unittest.TestCase):
         new, after = self.content(), self.samples(ring)
         ring.close()
         kept = {number: value for number, value in after.items() if number <= count}
-        at = SLOTS_AT + (count + 1) % SLOTS * SLOT_BYTES
+        at = SLOTS_AT + (count + 1) % SLOTS * SLOT_BYTES - MARK
         for how, content in self.mixtures(old, new, at, SLOT_BYTES):
             with self.subTest(how, count=count):
                 self.put(content)
                 ring = self.ring()
-                expected = after if content == new else before if content == old else kept
+                slot = content[at + MARK : at + SLOT_BYTES]
+                has_mark = content[at : at + MARK] == new[at : at + MARK]
+                if slot == new[at + MARK : at + SLOT_BYTES]:
+                    expected = after
+                elif slot == old[at + MARK : at + SLOT_BYTES] and not has_mark:
+                    expected = before
+                else:
+                    expected = kept
                 self.assertEqual(self.samples(ring), expected)
+                self.assertEqual(ring.last, count + (expected is after or has_mark))
                 number = ring.last + 1
                 ring.append(LATER, 1, BOOT, [taken(1000)])
                 ring.close()
@@ -107,7 +125,8 @@ class Torn(unittest.TestCase):
                 with self.subTest(how, times=times):
                     self.put(content)
                     ring = self.ring()
-                    self.assertEqual(ring.state, changed if content == new else state)
+                    whole = {old: [state], new: [changed]}
+                    self.assertIn(ring.state, whole.get(content, [state, changed]))
                     self.assertEqual(ring.runs[0].epoch, ring.state["forks"][0][2] if ring.state["forks"] else EPOCH)
                     ring.change_state(on=True)
                     ring.close()
@@ -115,6 +134,49 @@ class Torn(unittest.TestCase):
                     self.assertTrue(ring.state["on"])
                     ring.close()
             os.remove(self.path)
+
+
+class Rotten(RingCase):
+    """Bytes of a real file changed, one at a time, and the real outbox started on it: nothing is missing in silence."""
+
+    def numbers_told(self):
+        """Of an outbox that starts on the file what it would send to a server that has nothing: samples, and gaps."""
+        ring = self.ring()
+        cursor = SendCursor(Outbox(ring, BOOT), FakeClock())
+        cursor.begin(0, {})
+        sent, damaged, other = set(), set(), set()
+        while piece := cursor.next():
+            if isinstance(piece, OutgoingBatch):
+                sent |= set(range(piece.number, piece.number + len(piece.texts)))
+                continue
+            lost = range(piece.number - piece.before, piece.number + piece.last - piece.first + 1)
+            (damaged if piece.why == "damaged" else other).update(lost)
+        ring.close()
+        return sent, damaged, other
+
+    def test_any_byte_of_the_newest_slots_and_of_the_header(self):
+        step = 1 if LONG else 7
+        for count in (5, 15, 16, 21):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(self.path)
+            ring = self.ring()
+            for value in range(1, count + 1):
+                epoch, first = (EPOCH, 0) if value < count else (LATER, count - 1)  # the newest is alone in its epoch
+                ring.append(epoch, value - first, BOOT, [taken(value)])
+            ring.close()
+            whole = self.content()
+            oldest = max(1, count - SLOTS + 1)
+            slots = [SLOTS_AT + number % SLOTS * SLOT_BYTES for number in range(count - 2, count + 1)]
+            for start in [0, *slots]:
+                for at in range(start, start + (28 if start == 0 else SLOT_BYTES), step):
+                    with self.subTest(count=count, at=at):
+                        self.put(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+                        with self.assertLogs("pigeonpost.node", "ERROR") if start == 0 else contextlib.nullcontext():
+                            sent, damaged, other = self.numbers_told()
+                        self.assertEqual(sent | damaged, set(range(oldest, count + 1)))
+                        self.assertEqual((sent & damaged, other), (set(), set(range(1, oldest))))
+                        is_slot = start and at < start + SLOT_BYTES - MARK
+                        self.assertEqual(damaged, {count - 2 + slots.index(start)} if is_slot else set())
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ WINDOW_SAMPLES = 5_000  # samples that a node sends ahead of the last ACK at mos
 CHECK_AFTER_S = 15.0  # a server that said nothing for so long says CHECK
 SILENCE_S = 45.0  # who hears nothing for so long closes
 AUTH_S = 5.0  # authentication is done within this, or the connection is closed
+LONGEST_WHY = 80  # characters of the reason of a gap
 LARGEST_INTEGER = 2**63 - 1  # of a value, either sign
 LARGEST_SEQ = 10**18 - 1  # what an ACK can say; also of every other count, so that the sum of two fits 64 bits
 
@@ -149,7 +150,7 @@ def decode(line: bytes) -> Message | None:
         said = _READ_AS.get(said, said)
         word = WORDS.get(said)
         if word is None:
-            raise UnknownWord(f"unknown word {_preview(text.split(' ')[0])}; the words are {', '.join(WORDS)}")
+            raise UnknownWord(f"unknown word {preview(text.split(' ')[0])}; the words are {', '.join(WORDS)}")
     shapes = word.shapes
     parts = rest.split(" ", len(shapes) - 1) if rest else []
     if len(parts) != len(shapes):
@@ -203,19 +204,19 @@ def _sample(item: Any) -> Sample:
     except (KeyError, TypeError):
         raise BadArgument("a sample is an object with seq, time, up and values") from None
     if type(seq) is not int or not 0 < seq <= LARGEST_SEQ:
-        raise BadArgument(f"seq is a whole number from 1, not {_preview(seq)}")
+        raise BadArgument(f"seq is a whole number from 1, not {preview(seq)}")
     if type(up_ms) is not int or not 0 <= up_ms <= LARGEST_INTEGER:
-        raise BadArgument(f"sample {seq}: up is milliseconds since boot, a whole number from 0, not {_preview(up_ms)}")
+        raise BadArgument(f"sample {seq}: up is milliseconds since boot, a whole number from 0, not {preview(up_ms)}")
     try:
         time_ms = parse_rfc3339(time)
     except (ValueError, TypeError, OverflowError):
-        raise BadArgument(f"sample {seq}: time is like 2026-11-20T15:36:10.123Z, not {_preview(time)}") from None
+        raise BadArgument(f"sample {seq}: time is like 2026-11-20T15:36:10.123Z, not {preview(time)}") from None
     _check_values(seq, values)
     if len(item) == 4:  # the usual case, made without the detour of a NamedTuple's constructor
         return _new_tuple(Sample, (seq, time_ms, up_ms, values, _NO_ERRORS, ""))
     clock = item.get("clock", "")
     if clock not in _CLOCKS:
-        raise BadArgument(f'sample {seq}: clock is "unset" or "server" or absent, not {_preview(clock)}')
+        raise BadArgument(f'sample {seq}: clock is "unset" or "server" or absent, not {preview(clock)}')
     return Sample(seq, time_ms, up_ms, values, _errors(seq, item.get("errors"), values), clock)
 
 
@@ -226,7 +227,7 @@ def _check_values(seq: int, values: Any) -> None:
     if names not in _good_names:
         for name in names:
             if not SENSOR_NAME(name):
-                raise BadArgument(f"sample {seq}: {_preview(name)} is no sensor name ({SENSOR_NAME_TAKES})")
+                raise BadArgument(f"sample {seq}: {preview(name)} is no sensor name ({SENSOR_NAME_TAKES})")
         if len(_good_names) >= _MOST_REMEMBERED:
             _good_names.clear()
         if len(names) <= _MOST_REMEMBERED:
@@ -236,7 +237,7 @@ def _check_values(seq: int, values: Any) -> None:
         if (kind is float and value - value == 0) or (kind is int and -LARGEST_INTEGER <= value <= LARGEST_INTEGER):
             continue
         if value is not None:
-            raise BadArgument(f"sample {seq}: {name} is a finite number or null, not {_preview(value)}")
+            raise BadArgument(f"sample {seq}: {name} is a finite number or null, not {preview(value)}")
 
 
 def _errors(seq: int, errors: Any, values: Values) -> Mapping[str, str]:
@@ -259,7 +260,7 @@ def sample_text(seq: int, time_ms: int, up_ms: int, body: str, clock: str) -> st
     return f'{{"seq":{seq},"time":"{rfc3339(time_ms)}","up":{up_ms},{body}{flag}}}'
 
 
-def _preview(value: Any) -> str:
+def preview(value: Any) -> str:
     """Return an untrusted value for an error text: short, and in one line."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
@@ -280,7 +281,7 @@ _MOST_REMEMBERED = 256  # of them, and of names in each: a peer may make them up
 def _read_switch(text: str) -> bool:
     state = _capitals(text)
     if state not in ("ON", "OFF"):
-        raise BadArgument(f"ON or OFF, not {_preview(text)}")
+        raise BadArgument(f"ON or OFF, not {preview(text)}")
     return state == "ON"
 
 
@@ -288,32 +289,32 @@ def _read_clock_time(text: str) -> str | None:
     if text == "-":
         return None
     if not _CLOCK_TIME(text):
-        raise BadArgument(f"a time of day is like 15:36:10, or - for none, not {_preview(text)}")
+        raise BadArgument(f"a time of day is like 15:36:10, or - for none, not {preview(text)}")
     return text
 
 
 def _read_epoch(text: str) -> str:
     if not HEX_16(text):
-        raise BadArgument(f"an epoch is 16 hex digits (0-9, a-f), not {_preview(text)}")
+        raise BadArgument(f"an epoch is 16 hex digits (0-9, a-f), not {preview(text)}")
     return text
 
 
 def _read_seq(text: str) -> int:
     if not _SEQ(text):
-        raise BadArgument(f"a sequence number is a whole number from 0, not {_preview(text)}")
+        raise BadArgument(f"a sequence number is a whole number from 0, not {preview(text)}")
     return int(text)
 
 
 def _read_code(text: str) -> str:
     if not _CODE(text):
-        raise BadArgument(f"an error code is small letters and -, not {_preview(text)}")
+        raise BadArgument(f"an error code is small letters and -, not {preview(text)}")
     return text
 
 
 def _read_object(text: str) -> dict[str, Any]:
     value = read_json(text)
     if type(value) is not dict:
-        raise BadArgument(f"a JSON object, not {_preview(value)}")
+        raise BadArgument(f"a JSON object, not {preview(value)}")
     return value
 
 

@@ -69,7 +69,9 @@ def _y_range(columns: Sequence[Bucket]) -> tuple[float, float, float]:
     """Return minimum and maximum of the axis, and the step between its lines: 1, 2 or 5 times a power of ten."""
     low = min((column.low for column in columns), default=0.0)
     high = max((column.high for column in columns), default=1.0)
-    span = (high - low) or max(abs(high) * 0.02, 1e-9 if high else 1.0)
+    most = max(abs(low), abs(high))
+    # At least so wide that the axis' ends differ, in spite of their rounding.
+    span = max(high - low, most * 1e-12, 1e-290) if high > low else max(most * 0.02, 1e-9 if high else 1.0)
     power = 10.0 ** math.floor(math.log10(span / 4))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= span / 4 * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

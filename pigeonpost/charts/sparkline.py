@@ -8,6 +8,7 @@ from pigeonpost.core.html import Html
 from pigeonpost.storage.models import Bucket
 
 _SPARK_PLACES, _SPARK_HEIGHT = 48, 24
+_MOST = 1e290  # of a value that is drawn: sums of larger ones are infinite
 
 
 def sparkline(columns: Sequence[Bucket], count: int, colour: int) -> Html:
@@ -20,13 +21,14 @@ def sparkline(columns: Sequence[Bucket], count: int, colour: int) -> Html:
     group = max(1, count // _SPARK_PLACES)
     sums: dict[int, tuple[float, int]] = {}
     for place, weight, _, _, mean in columns:
+        mean = min(max(mean, -_MOST), _MOST)
         total, values = sums.get(place // group, (0.0, 0))
         sums[place // group] = total + mean * weight, values + weight
     means = {place: total / values for place, (total, values) in sums.items()}
     if len(means) < 2:
         return Html('<svg class="spark"></svg>')
     low, high = min(means.values()), max(means.values())
-    scale = (_SPARK_HEIGHT - 4) / ((high - low) or 1.0)
+    scale = (_SPARK_HEIGHT - 4) / max(high - low, max(high, -low) * 1e-12, 1e-290)
     path, before = [], -9
     for place, mean in sorted(means.items()):
         path.append(f"{'L' if place - before <= 2 else 'M'}{place} {_SPARK_HEIGHT - 2 - (mean - low) * scale:.1f}")

@@ -1,6 +1,6 @@
 """Plan of a commit: what is new in the waiting batches, which acknowledgements are due, which batches are rejected.
 
-Pure functions: no I/O, no clock, no thread.
+No I/O but that of `admitted`, no clock, no thread.
 """
 
 from __future__ import annotations
@@ -8,9 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pigeonpost.core.errors import Unexpected
+from pigeonpost.core.errors import BeyondLimit, Unexpected, WireError, detach
 from pigeonpost.storage.models import NOTHING, EpochCommit, HighWaterMark
 from protocol import Batch, Gap
+
+# Takes a batch, the number of its samples that are stored already, and whether its epoch is new; returns what is to be
+# stored of it, and the units. Raises BeyondLimit.
+Admitted = Callable[[Batch, int, bool], tuple[Sequence[Batch], Mapping[str, str]]]
 
 
 class CommitPlan(NamedTuple):
@@ -18,12 +22,12 @@ class CommitPlan(NamedTuple):
 
     epoch_commits     what is new, one for each epoch
     acknowledgements  Batch.on_committed and epoch, to the sequence number up to which the epoch is durable then
-    rejections        batches that would leave a hole
+    rejections        batches that would leave a hole, or pass a limit
     """
 
     epoch_commits: Sequence[EpochCommit]
     acknowledgements: Mapping[tuple[Callable[[str, int], Any], str], int]
-    rejections: Sequence[tuple[Batch, Unexpected]]
+    rejections: Sequence[tuple[Batch, WireError]]
 
 
 def outbox_of(batch: Batch) -> tuple[str, str]:
@@ -35,15 +39,17 @@ def plan_commit(
     batches: Iterable[Batch],
     marks: Mapping[tuple[str, str], HighWaterMark],
     tops: Mapping[tuple[str, str], int],
+    admitted: Admitted,
 ) -> CommitPlan:
     """Compare `batches`, in their order, with what is stored.
 
-    marks  node and epoch, to what is stored of it
-    tops   node and outbox, to its highest running number stored; for outboxes with a gap that counts earlier epochs
+    marks     node and epoch, to what is stored of it
+    tops      node and outbox, to its highest running number stored; for outboxes with a gap that counts earlier epochs
+    admitted  what the limits leave of a batch: NodeLimits.admitted
     """
     epoch_commits: dict[tuple[str, str], EpochCommit] = {}
     acknowledgements: dict[tuple[Callable[[str, int], Any], str], int] = {}
-    rejections: list[tuple[Batch, Unexpected]] = []
+    rejections: list[tuple[Batch, WireError]] = []
     for batch in batches:
         key = batch.node, batch.epoch
         epoch_commit = epoch_commits.get(key)
@@ -56,8 +62,6 @@ def plan_commit(
             error = Unexpected(f"sample {mark.seq + 1} of epoch {batch.epoch} comes next, not {first}")
             rejections.append((batch, error))
             continue
-        acknowledgements[batch.on_committed, batch.epoch] = last
-        epoch_commit.units = batch.units
         if batch.gap is not None and batch.gap.before:
             of_outbox = [
                 other.top for other in epoch_commits.values() if (other.node, other.outbox) == outbox_of(batch)
@@ -65,7 +69,16 @@ def plan_commit(
             is_known = key in marks or bool(epoch_commit.items)
             batch = _without_counted(batch, batch.gap, max(tops[outbox_of(batch)], *of_outbox), is_known)
         if last > mark.seq or (batch.gap is not None and batch.gap.before):
-            epoch_commit.add(batch, mark.seq + 1 - first)
+            known = mark.seq + 1 - first
+            try:
+                pieces, epoch_commit.units = admitted(batch, known, key not in marks and not epoch_commit.items)
+            except BeyondLimit as error:
+                detach(error)
+                rejections.append((batch, error))
+                continue
+            for piece in pieces:
+                epoch_commit.add(piece, known if batch.gap is not None else 0)
+        acknowledgements[batch.on_committed, batch.epoch] = last
     return CommitPlan([commit for commit in epoch_commits.values() if commit.items], acknowledgements, rejections)
 
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from pigeonpost.core.errors import WireError
+from pigeonpost.core.errors import WireError, detach
 from pigeonpost.server.commit_plan import ends_of
 from protocol import Batch
 
@@ -76,7 +76,7 @@ class CommitWaiter:
         with self._answered:
             is_answered = self._answered.wait_for(self._is_answered, limit_s)
             if self._error is not None:
-                raise self._error
+                raise self._take_error()
             return is_answered
 
     def cancel(self) -> bool:
@@ -89,12 +89,21 @@ class CommitWaiter:
                 stream.remove(batch)
         return bool(cancelled)
 
+    def _take_error(self) -> WireError:
+        """Return the error, and keep nothing: as `detach` says, it would keep this waiter, and batches keep streams."""
+        for stream in self._streams.values():
+            stream.waiting = []
+        error, self._error = self._error, None
+        assert error is not None
+        detach(error)
+        return error
+
     def _is_answered(self) -> bool:
         return self._error is not None or not any(stream.waiting for stream in self._streams.values())
 
     def _on_rejected(self, error: WireError) -> None:
         with self._answered:
-            self._error = error
+            self._error = self._error or error  # what follows it is rejected as well, for another reason
             self._answered.notify_all()
 
     def _left_s(self, give_up_s: float) -> float:

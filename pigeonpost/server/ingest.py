@@ -17,15 +17,19 @@ from typing import Any, NamedTuple
 from csvbuffer import CsvLog
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import DiskError, NotStored
+from pigeonpost.core.redact import hide_secrets
 from pigeonpost.server.commit_plan import outbox_of, plan_commit
+from pigeonpost.server.node_limits import REFUSED, NodeLimits
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.models import EpochCommit, HighWaterMark, SampleBatch
-from protocol import IMPORTED, WINDOW_SAMPLES, Batch, Sample
+from protocol import IMPORTED, WINDOW_SAMPLES, Batch, Gap, Sample
 
 log = logging.getLogger(__name__)
 
 _HASTE_SAMPLES = WINDOW_SAMPLES // 2  # of one node: so many wait for their ACK that it soon must not send more
+VALUES_PER_SAMPLE = 4  # that are waiting for a commit: samples with more count as several, since they take more memory
 _RETRY_S = 1.0
+_MOST_WARNED = 1000  # lines of log about limits, one for each node and kind of limit
 
 
 class LatestSample(NamedTuple):
@@ -60,26 +64,35 @@ class Ingestor:
         commit_s: float = 1.0,
         buffer_samples: int = 20_000,
         failed: Callable[[BaseException], Any] = lambda error: None,
+        limits: NodeLimits | None = None,
+        warn: Callable[[str, str, str], Any] = lambda node, kind, text: None,
     ) -> None:
         """
         commit_s        seconds between two commits; sooner while nodes catch up
         buffer_samples  uncommitted samples at most
         failed          told when the disk fails; ends the program
+        limits          of what a node may store; None: the usual ones
+        warn            told (node, kind of limit, text) when something of a node is over a limit
         """
         self.identity = store.identity
         self.latest: dict[str, LatestSample] = {}
         self.fault = ""  # why nothing can be stored now; empty when all is well
         self.stored = self.repeated = self.commits = 0  # of this run
         self._store = store
+        if store.damage:
+            self.fault = "nothing can be stored: the database is damaged"
         self._csv = csv
         self.clock = clock
         self._commit_s = commit_s
         self._buffer_samples = buffer_samples
         self._failed = failed
+        self._limits = limits or NodeLimits(store)
+        self._warn = warn
+        self._warned: set[tuple[str, str]] = set()  # node and kind of limit of which the log has told
         self._subscribers: list[Subscriber] = []
         self._changed = threading.Condition()
         self._batches: list[Batch] = []
-        self._waiting = 0  # samples in them,
+        self._waiting = 0  # samples in them, with many values more,
         self._waiting_of: dict[str, int] = {}  # and of each node
         self._hurry = False
         self._urgent = False  # somebody waits for a batch that came after those in hand
@@ -98,7 +111,11 @@ class Ingestor:
         with self._changed:
             self._changed.notify_all()
         self._thread.join(limit_s)
-        return f"{self._waiting} samples were not stored; their nodes keep them" if self._thread.is_alive() else None
+        if not self._thread.is_alive():
+            return None
+        with self._changed:
+            count = sum(len(batch.samples) for batch in self._batches)
+        return f"{count} samples were not stored; their nodes keep them"
 
     def flush(self, limit_s: float) -> bool:
         """Commit what was submitted so far, at once. Returns True if that was done within `limit_s` seconds."""
@@ -184,8 +201,10 @@ class Ingestor:
         return False
 
     def _count(self, batch: Batch) -> None:
-        self._waiting += len(batch.samples)
-        of_node = self._waiting_of.get(batch.node, 0) + len(batch.samples)
+        count = len(batch.samples)
+        count = max(count, sum([len(sample.values) for sample in batch.samples]) // VALUES_PER_SAMPLE, 1)
+        self._waiting += count
+        of_node = self._waiting_of.get(batch.node, 0) + count
         self._waiting_of[batch.node] = of_node
         self._hurry = self._hurry or of_node >= _HASTE_SAMPLES or self._waiting >= self._buffer_samples
 
@@ -208,12 +227,17 @@ class Ingestor:
 
     def _store_all(self, batches: Sequence[Batch]) -> None:
         noted_ms = self.clock.wall_ms()
-        with self._store.writing({(batch.node, batch.epoch): None for batch in batches}) as marks:
-            # True as long as the transaction is open: until then nobody else stores something of these nodes.
-            counted = {outbox_of(batch) for batch in batches if batch.gap and batch.gap.before}
-            tops = {key: self._store.marks(*key, ())[0] for key in counted}
-            plan = plan_commit(batches, marks, tops)
-            filed = self._store.put(plan.epoch_commits, noted_ms, self._csv.due())
+        try:
+            with self._store.writing({(batch.node, batch.epoch): None for batch in batches}) as marks:
+                # True as long as the transaction is open: until then nobody else stores something of these nodes.
+                counted = {outbox_of(batch) for batch in batches if batch.gap and batch.gap.before}
+                tops = {key: self._store.marks(*key, ())[0] for key in counted}
+                self._limits.begin()
+                plan = plan_commit(batches, marks, tops, self._limits.admitted)
+                filed = self._store.put(plan.epoch_commits, noted_ms, self._csv.due())
+        except BaseException:
+            self._limits.undo({batch.node for batch in batches})
+            raise
         with self._changed:
             del self._batches[: len(batches)]
             self._in_hand = 0
@@ -228,6 +252,17 @@ class Ingestor:
         self._hand_on(plan.epoch_commits, filed, noted_ms)
         self.repeated += sum(len(batch.samples) for batch in batches)
         self.repeated -= sum(epoch_commit.count for epoch_commit in plan.epoch_commits)
+        self.repeated -= sum(
+            item.last - item.first + 1
+            for epoch_commit in plan.epoch_commits
+            for item in epoch_commit.items
+            if isinstance(item, Gap) and item.why == REFUSED
+        )
+        for (node, kind), text in self._limits.faults.items():
+            self._warn(node, kind, text)
+            if (node, kind) not in self._warned and len(self._warned) < _MOST_WARNED:
+                self._warned.add((node, kind))
+                log.warning("node %s: %s", node, text)
 
     def _hand_on(self, epoch_commits: Sequence[EpochCommit], filed: int, noted_ms: int) -> None:
         self.commits += 1
@@ -295,7 +330,8 @@ class Ingestor:
             except NotStored as error:
                 if not self.fault:
                     log.error("nothing can be stored, the nodes keep everything: %s", error)
-                self.fault = f"nothing can be stored: {error}"
+                why = "the database is damaged" if self._store.damage else hide_secrets(str(error))
+                self.fault = f"nothing can be stored: {why}"
             self._stopping.wait(_RETRY_S)
 
     def _finish(self) -> None:

@@ -25,6 +25,7 @@ Nothing is done for sensors without limits. Samples are judged in the order in w
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 KINDS = ("range", "jump", "stuck", "rail", "stale")
 LATE_INTERVALS, LATE_S = 3, 5.0  # what is older than so many intervals and seconds is late
+_FLOAT_MAX = sys.float_info.max
 _AT_LEAST_S = 1.0  # for a jump: noise between samples of a fast node is no fast change
 
 
@@ -165,11 +167,19 @@ class QualityChecks:
             if state is None and name not in self._rules:
                 return None
             if node is None:
+                self._forget_renamed()
                 node = self._nodes[name] = _Node(self._rules.get(name, {}))
             node.state = state
         if node.state is not None and node.told is not node.state.sensors:
             node.hear(node.state.sensors)
         return node
+
+    def _forget_renamed(self) -> None:
+        """Keep no more nodes than there are links and rules: a link's other end may take a new name each time."""
+        if len(self._nodes) > len(self._links) + len(self._rules):
+            for name, node in list(self._nodes.items()):
+                if name not in self._rules and (node.state is None or node.state.name != name):
+                    del self._nodes[name]
 
 
 class _Node:
@@ -242,6 +252,8 @@ class _Track:
                 passed_s = self._seconds_since(epoch, sample)
                 if jump is not None and passed_s is not None and self.value is not None:
                     change = float(value) - float(self.value)
+                    if abs(change) > _FLOAT_MAX:
+                        change = math.copysign(_FLOAT_MAX, change)
                     if abs(change) > jump * (passed_s if passed_s > _AT_LEAST_S else _AT_LEAST_S):
                         findings.append(QualityFlag("jump", jump, change))
                 if stuck is not None and self._is_stuck(value, passed_s, stuck, late_s):

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from itertools import islice
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from pigeonpost.storage.models import Bucket, EpochCommit, SampleBatch
 
 _SPANS = ((600_000, 10_000), (3_600_000, 60_000), (86_400_000, 600_000))  # ms
 _PLACE = attrgetter("place")
+MOST_SENSORS = 100  # of a node: a day of each takes up to 60 KiB
 _FORGET_MS = 3_600_000  # all is read again so often: a clock that stepped back leaves nothing wrong for longer
 
 
@@ -37,10 +39,11 @@ class RecentColumns(NamedTuple):
 class _NodeCache:
     """The cached buckets of one node. Places count from 1970, so that time passing moves nothing."""
 
-    def __init__(self, span_ms: int, width_ms: int, made_ms: int) -> None:
+    def __init__(self, span_ms: int, width_ms: int, made_ms: int, sensors: Collection[str]) -> None:
         self.span_ms = span_ms
         self.width_ms = width_ms
         self.made_ms = made_ms
+        self.sensors = sensors
         self.last = -1  # the last place that was read: later ones may have samples too, of a node whose clock is ahead
         self.columns: dict[str, dict[int, Bucket]] = {}
         self._shown: dict[str, list[Bucket]] = {}  # with places from `_shown_first` on
@@ -62,7 +65,7 @@ class _NodeCache:
     def read(self, store: Store, node: str, first: int, last: int) -> None:
         """Read places `first` to `last` again."""
         width = self.width_ms
-        found = store.downsample_all(node, first * width, (last + 1) * width, last + 1 - first)
+        found = store.downsample_all(node, first * width, (last + 1) * width, last + 1 - first, self.sensors)
         self.last = max(self.last, last)
         for columns in self.columns.values():
             for place in range(first, last + 1):
@@ -96,8 +99,12 @@ class RecentCache:
                     low, high = self._touched.get(epoch_commit.node, (times[0], times[0]))
                     self._touched[epoch_commit.node] = min(low, *times), max(high, *times)
 
-    def day(self, node: str, first_ms: int | None, now_ms: int) -> RecentColumns:
-        """The last day of `node`, whose first sample is from `first_ms` (None: it has none)."""
+    def day(self, node: str, first_ms: int | None, now_ms: int, sensors: Iterable[str]) -> RecentColumns:
+        """The last day of `node`, whose first sample is from `first_ms` (None: it has none).
+
+        sensors  its sensors, in the order of importance: of more than MOST_SENSORS the others are left out
+        """
+        wanted = frozenset(islice(sensors, MOST_SENSORS))
         old_ms = 0 if first_ms is None else max(0, now_ms - first_ms)
         span_ms, width_ms = next((span for span in _SPANS if old_ms < span[0]), _SPANS[-1])
         last = now_ms // width_ms
@@ -106,8 +113,13 @@ class RecentCache:
             with self._touching:
                 low_ms, high_ms = self._touched.pop(node, (now_ms, 0))
             book = self._books.pop(node, None)  # and back when it is up to date, so not when reading fails
-            if book is None or book.width_ms != width_ms or not 0 <= now_ms - book.made_ms < _FORGET_MS:
-                book = _NodeCache(span_ms, width_ms, now_ms)
+            if (
+                book is None
+                or book.sensors != wanted
+                or book.width_ms != width_ms
+                or not 0 <= now_ms - book.made_ms < _FORGET_MS
+            ):
+                book = _NodeCache(span_ms, width_ms, now_ms, wanted)
             low, high = max(min(low_ms // width_ms, book.last + 1), first), min(high_ms // width_ms, last)
             if last > book.last:  # columns have begun since: what was stored ahead of its time is seen in them now
                 high = last

@@ -15,14 +15,15 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Any, Protocol
 
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import DiskError, NotStored
 from pigeonpost.storage.contract import Store
-from pigeonpost.storage.models import SPANS_MS, Rollup, StoredSample, Window, window_end
+from pigeonpost.storage.models import SPANS_MS, Rollup, StoredSample, Window, scale_of, unscaled, window_end
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,9 @@ LOOK_S = 10.0  # between two looks at what there is to do
 _AT_ONCE = 200  # windows looked up together
 _WRITTEN_TOGETHER = 10  # of them, in one transaction: some milliseconds
 _FORGET_AT_ONCE = 2_000  # samples deleted in one transaction, or those of an hour: some milliseconds a thousand
-_MOST_POINTS = 10_000_000  # of a node in an hour, which is more than can be taken
+_READ_TOGETHER = 2_000  # samples of a window,
+_MOST_SAME_DATE = 20_000  # or those with the same date, as of a node without a clock
+_MOST_VALUES = 8_000_000  # of a node in an hour: 22 channels at 100 Hz
 
 
 class Writer(Protocol):
@@ -43,27 +46,27 @@ class Writer(Protocol):
 
 def rollups_of(points: Iterable[StoredSample], end_ms: int) -> dict[str, Rollup]:
     """Return the rollup of each sensor that has a value in `points`, which are all of one window."""
-    values: dict[str, list[float]] = {}
+    values: dict[str, array[float]] = {}  # in eight bytes each: a node may have brought millions
     for point in points:
         for name, value in point.values.items():
             if value is not None:
-                values.setdefault(name, []).append(value)
-    return {name: rollup(found, end_ms) for name, found in values.items()}
+                if name not in values:
+                    values[name] = array("d")
+                values[name].append(value)
+    return {name: rollup(values.pop(name).tolist(), end_ms) for name in list(values)}
 
 
 def rollup(values: list[float], end_ms: int) -> Rollup:
     """Return the rollup of at least one value."""
     values.sort()
     count = len(values)
-    # Scaled to about 1, exactly: the sum and the squares of values near the ends of floats are no floats any more.
-    scale = 2.0 ** min(math.frexp(max(abs(values[0]), abs(values[-1])))[1], 1023)
-    mean = math.fsum([value / scale for value in values]) / count
-    deviation = math.sqrt(math.fsum([(value / scale - mean) ** 2 for value in values]) / count)
+    scale = scale_of(values[0], values[-1])
+    mean = math.fsum(value / scale for value in values) / count
+    deviation = math.sqrt(math.fsum((value / scale - mean) ** 2 for value in values) / count)
     middle = values[(count - 1) // 2] / 2 + values[count // 2] / 2 if count % 2 == 0 else values[count // 2]
-    often = Counter(values)
-    most = max(often.values())
-    mode = next(value for value in values if often[value] == most)
-    return Rollup(end_ms, count, mean * scale, middle, mode, values[0], values[-1], deviation * scale)
+    mode = max(groupby(values), key=lambda group: len(list(group[1])))[0]
+    mean = unscaled(mean, scale, values[0], values[-1])
+    return Rollup(end_ms, count, mean, middle, mode, values[0], values[-1], unscaled(deviation, scale))
 
 
 def _hour(window: Window) -> Window:
@@ -126,7 +129,7 @@ class MaintenanceWorker:
 
     def _add_late(self, hour: Window) -> bool:
         """Merge samples that came after those of their window were deleted: a whole hour at once; then delete them."""
-        points = self._points(hour)
+        points = list(self._points(hour))
         parts: dict[int, dict[str, list[Rollup]]] = {}
         for span_ms in SPANS_MS:
             of_window: dict[int, list[StoredSample]] = {}
@@ -138,9 +141,24 @@ class MaintenanceWorker:
         done: bool = self._writer.run(lambda: self._store.merge_late_rollups(hour, parts), LOOK_S)
         return done
 
-    def _points(self, window: Window) -> list[StoredSample]:
-        start_ms = window.end_ms - window.span_ms
-        return self._store.points(window.node, start_ms + 1, window.end_ms + 1, _MOST_POINTS)
+    def _points(self, window: Window) -> Iterator[StoredSample]:
+        start_ms, left = window.end_ms - window.span_ms, _MOST_VALUES
+        for point in self._between(window.node, start_ms + 1, window.end_ms + 1):
+            left -= len(point.values)
+            if left < 0:
+                return
+            yield point
+
+    def _between(self, node: str, from_ms: int, to_ms: int) -> Iterator[StoredSample]:
+        """Yield the samples taken in [from_ms, to_ms), oldest first; in memory are _READ_TOGETHER of them."""
+        limit = _READ_TOGETHER if to_ms - from_ms > 1 else _MOST_SAME_DATE
+        found = self._store.points(node, from_ms, to_ms, limit + 1)
+        if len(found) <= limit or to_ms - from_ms == 1:
+            yield from found[:limit]
+            return
+        found, middle_ms = [], (from_ms + to_ms) // 2
+        yield from self._between(node, from_ms, middle_ms)
+        yield from self._between(node, middle_ms, to_ms)
 
     def _forget(self, before_ms: int) -> bool:
         gone: int = self._writer.run(lambda: self._store.delete_expired(before_ms, _FORGET_AT_ONCE), LOOK_S)
@@ -148,12 +166,16 @@ class MaintenanceWorker:
         return gone > 0
 
     def _run(self) -> None:
+        told = ""
         while not self._stopping.wait(LOOK_S):
             try:
                 while self.work():
                     # Collecting comes first: a thread that calculates without a pause would take half of the time.
                     self._stopping.wait(0.02)
-            except NotStored as error:
-                log.warning("statistics wait: %s", error)
+                told = ""
             except DiskError:
                 return  # the writer has met it too, or will, and ends the program
+            except NotStored as error:
+                if told != str(error):
+                    log.warning("statistics wait: %s", error)
+                told = str(error)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from protocol import Batch, Gap, Sample, Values
+
+_FLOAT_MAX = sys.float_info.max
 
 
 class LateRange(NamedTuple):
@@ -126,7 +129,14 @@ class Bucket(NamedTuple):
         """Return this bucket merged with another one of the same place."""
         values = self.values + other.values
         mean = (self.mean * self.values + other.mean * other.values) / values
-        return Bucket(self.place, values, min(self.low, other.low), max(self.high, other.high), mean)
+        if mean - mean != 0:  # the sum left the range of floats
+            mean = self.mean * (self.values / values) + other.mean * (other.values / values)
+        return bucket(self.place, values, min(self.low, other.low), max(self.high, other.high), mean)
+
+
+def bucket(place: int, values: int, low: float, high: float, mean: float) -> Bucket:
+    """Return a bucket whose mean lies within its range: a rounding may lead it out, at the ends even to infinity."""
+    return Bucket(place, values, low, high, min(max(mean, low), high))
 
 
 class Rollup(NamedTuple):
@@ -151,6 +161,21 @@ class Rollup(NamedTuple):
 SPANS_MS = (600_000, 3_600_000)  # of the windows that are summed up: ten minutes and an hour, counted from 1970
 
 
+class NodeUsage(NamedTuple):
+    """What a store has of a node, as far as it is limited: see server/node_limits.py.
+
+    nodes    nodes in the whole store
+    epochs   epochs of the node
+    gaps     gaps of the node
+    missing  samples in them, those of earlier epochs (`before`) included
+    """
+
+    nodes: int
+    epochs: int
+    gaps: int
+    missing: int
+
+
 class Window(NamedTuple):
     """A dirty window: its rollups are to be made (again).
 
@@ -172,15 +197,30 @@ def merge_rollups(one: Rollup, other: Rollup) -> Rollup:
     the larger part.
     """
     values = one.values + other.values
-    apart = other.mean - one.mean
-    mean = one.mean + apart * (other.values / values)
-    squares = one.deviation**2 * one.values + other.deviation**2 * other.values
+    low, high = min(one.low, other.low), max(one.high, other.high)
+    scale = scale_of(low, high)
+    apart = other.mean / scale - one.mean / scale
+    mean = one.mean / scale + apart * (other.values / values)
+    squares = (one.deviation / scale) ** 2 * one.values + (other.deviation / scale) ** 2 * other.values
     squares += apart**2 * (one.values * other.values / values)
     larger = max(one, other, key=lambda part: part.values)
     return Rollup(
-        one.end_ms, values, mean, larger.median, larger.mode, min(one.low, other.low), max(one.high, other.high),
-        math.sqrt(squares / values),
+        one.end_ms, values, unscaled(mean, scale, low, high), larger.median, larger.mode, low, high,
+        unscaled(math.sqrt(squares / values), scale),
     )  # fmt: skip
+
+
+def scale_of(low: float, high: float) -> float:
+    """Return a power of two that brings values from `low` to `high` to between -2 and 2, exactly.
+
+    Sums and squares of values near the ends of floats are no floats any more.
+    """
+    return 2.0 ** min(math.frexp(max(abs(low), abs(high)))[1], 1023)
+
+
+def unscaled(value: float, scale: float, low: float = -_FLOAT_MAX, high: float = _FLOAT_MAX) -> float:
+    """Return `value` times `scale`, within `low` and `high`: a rounding may lead it out, at the ends to infinity."""
+    return min(max(value * scale, low), high)
 
 
 def window_end(time_ms: int, span_ms: int) -> int:

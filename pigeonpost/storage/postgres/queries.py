@@ -7,15 +7,16 @@ Errors: NotStored while the database cannot be reached; DiskError.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
-from pigeonpost.storage.contract import Store
+from pigeonpost.storage.contract import MOST_LISTED, Store
 from pigeonpost.storage.models import (
     Bucket,
     HighWaterMark,
     LogEntry,
     LogMark,
+    NodeUsage,
     Rollup,
     SampleBatch,
     StoredSample,
@@ -23,6 +24,7 @@ from pigeonpost.storage.models import (
 )
 from pigeonpost.storage.postgres import rollups as statistics
 from pigeonpost.storage.postgres.pool import PostgresConnection
+from pigeonpost.storage.shapes import ShapeNames
 from protocol import Gap, Sample
 
 _AT_ONCE = 5_000  # rows that are fetched of a long answer
@@ -34,6 +36,7 @@ class Reader(Store):
     def __init__(self, link: PostgresConnection) -> None:
         self._link = link
         self._server = -1  # this server's number in the database; -1: it has stored nothing yet
+        self._shape_names = ShapeNames("%s")
         self.identity = ""
 
     def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, HighWaterMark]]:
@@ -47,6 +50,18 @@ class Reader(Store):
                 (node, list(epochs)),
             ).fetchall()
         return top[0] if top else 0, {epoch: HighWaterMark(*mark) for epoch, *mark in rows}
+
+    def usage(self, node: str) -> NodeUsage:
+        with self._link.reading() as db:
+            return NodeUsage(*map(int, db.execute(_USAGE, {"node": node}).fetchone()))
+
+    def channels(self, node: str, most: int) -> set[str]:
+        with self._link.reading() as db:
+            rows = db.execute(
+                "SELECT name FROM sensors WHERE node = (SELECT id FROM nodes WHERE name = %s) ORDER BY name LIMIT %s",
+                (node, most),
+            ).fetchall()
+        return {name for (name,) in rows}
 
     def log_mark(self) -> LogMark | None:
         with self._link.reading() as db:
@@ -99,24 +114,27 @@ class Reader(Store):
     def points(self, node: str, from_ms: int, to_ms: int, limit: int) -> list[StoredSample]:
         with self._link.reading() as db:
             rows = db.execute(
-                'SELECT s.time, e.epoch, s.seq, p.names, s."values", s.clock FROM samples s'
-                " JOIN epochs e ON e.id = s.epoch JOIN shapes p ON p.id = s.shape"
+                'SELECT s.time, e.epoch, s.seq, s.shape, s."values", s.clock FROM samples s'
+                " JOIN epochs e ON e.id = s.epoch"
                 " WHERE s.node = (SELECT id FROM nodes WHERE name = %s) AND s.time >= %s AND s.time < %s"
                 " ORDER BY s.time DESC, s.epoch DESC, s.seq DESC LIMIT %s",
                 (node, from_ms, to_ms, limit),
             ).fetchall()
+            named = self._shape_names.of(db, {row[3] for row in rows})
         return [
-            StoredSample(node, time_ms, epoch, seq, dict(zip(json.loads(names), values)), clock or "")
-            for time_ms, epoch, seq, names, values, clock in reversed(rows)
+            StoredSample(node, time_ms, epoch, seq, dict(zip(named[shape], values)), clock or "")
+            for time_ms, epoch, seq, shape, values, clock in reversed(rows)
         ]
 
     def downsample(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
         with self._link.reading() as db:
-            return statistics.downsample(db, node, sensor, from_ms, to_ms, count)
+            return statistics.downsample(db, self._shape_names, node, sensor, from_ms, to_ms, count)
 
-    def downsample_all(self, node: str, from_ms: int, to_ms: int, count: int) -> dict[str, list[Bucket]]:
+    def downsample_all(
+        self, node: str, from_ms: int, to_ms: int, count: int, sensors: Collection[str]
+    ) -> dict[str, list[Bucket]]:
         with self._link.reading() as db:
-            return statistics.downsample_all(db, node, from_ms, to_ms, count)
+            return statistics.downsample_all(db, self._shape_names, node, from_ms, to_ms, count, sensors)
 
     def dirty_windows(self, before_ms: int, most: int) -> list[Window]:
         with self._link.reading() as db:
@@ -145,7 +163,6 @@ class Reader(Store):
     def _all_samples(self, which: str) -> Iterator[StoredSample]:
         """Yield samples node by node through a server-side cursor, so that neither side holds all of them."""
         with self._link.reading() as db:
-            shapes = {id: json.loads(names) for id, names in db.execute("SELECT id, names FROM shapes").fetchall()}
             for node, name in db.execute("SELECT id, name FROM nodes ORDER BY name").fetchall():
                 epochs = dict(db.execute("SELECT id, epoch FROM epochs WHERE node = %s", (node,)).fetchall())
                 with db.cursor(name="all_samples") as cursor:
@@ -156,9 +173,8 @@ class Reader(Store):
                         (node,),
                     )
                     for time_ms, epoch, seq, shape, values, clock in cursor:
-                        yield StoredSample(
-                            name, time_ms, epochs[epoch], seq, dict(zip(shapes[shape], values)), clock or ""
-                        )
+                        named = dict(zip(self._shape_names.one(db, shape), values))
+                        yield StoredSample(name, time_ms, epochs[epoch], seq, named, clock or "")
 
     def verify(self) -> Iterator[str]:
         with self._link.reading() as db:
@@ -176,11 +192,13 @@ class Reader(Store):
                 yield f"{count} samples belong to epoch number {epoch}, which nobody knows"
 
 
-_NODES = """
+_NODES = f"""
 SELECT n.name, n.kept_from, e.high, e.forgotten, coalesce(g.within, 0), coalesce(g.before, 0),
     (SELECT min(time) FROM samples WHERE node = n.id),
     (SELECT max(time) FROM samples WHERE node = n.id),
-    (SELECT coalesce(json_object_agg(name, unit), '{}') FROM sensors WHERE node = n.id)
+    (SELECT coalesce(json_object_agg(name, unit), '{{}}') FROM (
+        SELECT name, unit FROM sensors WHERE node = n.id ORDER BY name LIMIT {MOST_LISTED}
+    ) s)
 FROM nodes n JOIN (
     SELECT node, sum(seq) AS high, sum(forgotten) AS forgotten FROM epochs GROUP BY node
 ) e ON e.node = n.id LEFT JOIN (
@@ -189,6 +207,13 @@ FROM nodes n JOIN (
 ) g ON g.node = n.id
 ORDER BY n.name COLLATE "C"
 """
+# Sums of bigint are numeric, so they cannot overflow; the sum of two columns could.
+_USAGE = """
+SELECT (SELECT count(*) FROM nodes), (SELECT count(*) FROM epochs e JOIN n ON e.node = n.id),
+    count(*), coalesce(sum(last - first + 1) + sum(before), 0)
+FROM gaps g JOIN epochs e ON e.id = g.epoch JOIN n ON e.node = n.id
+"""
+_USAGE = f"WITH n AS (SELECT id FROM nodes WHERE name = %(node)s) {_USAGE}"
 _GAPS = """
 SELECT n.name, e.epoch, g.first, g.last, g.before, g.why, g.noted
 FROM gaps g JOIN epochs e ON e.id = g.epoch JOIN nodes n ON n.id = e.node

@@ -11,9 +11,8 @@ send any values.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,11 +21,13 @@ from pigeonpost.storage.models import (
     Bucket,
     Rollup,
     Window,
+    bucket,
     merge_rollups,
     pieces_to_read,
     whole_hours,
     window_end,
 )
+from pigeonpost.storage.shapes import MOST_PLACES, ShapeNames
 
 _SUMMARY = '"end", "values", mean, median, mode, low, high, deviation'
 _GONE = "30 days"  # that a server was not seen; then nothing waits any more for what its log owes
@@ -180,7 +181,9 @@ def summaries(db: Any, node: str, sensor: str, span_ms: int, from_ms: int, to_ms
     return [Rollup(*row) for row in rows]
 
 
-def downsample(db: Any, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
+def downsample(
+    db: Any, shapes: ShapeNames, node: str, sensor: str, from_ms: int, to_ms: int, count: int
+) -> list[Bucket]:
     """Return the buckets of one sensor, for Store.downsample."""
     row = db.execute("SELECT id, kept_from FROM nodes WHERE name = %s", (node,)).fetchone()
     if row is None or to_ms <= from_ms:
@@ -191,8 +194,8 @@ def downsample(db: Any, node: str, sensor: str, from_ms: int, to_ms: int, count:
     dirty_ends = partial(_dirty_ends, db, id)
     for span_ms, after_ms, until_ms in pieces_to_read(from_ms, to_ms, count, kept_from, dirty_ends):
         ask |= {"after": after_ms, "until": until_ms, "span": span_ms}
-        for place, values, low, high, mean in _of_windows(db, ask) if span_ms else _of_samples(db, ask):
-            column = Bucket(place, int(values), float(low), float(high), float(mean))
+        for place, values, low, high, mean in _of_windows(db, ask) if span_ms else _of_samples(db, shapes, ask):
+            column = bucket(place, int(values), float(low), float(high), float(mean))
             other = found.get(place)
             found[place] = column.with_other(other) if other else column
     return [found[place] for place in sorted(found)]
@@ -221,16 +224,23 @@ def _of_windows(db: Any, ask: Mapping[str, Any]) -> Iterable[tuple[Any, ...]]:
     return rows
 
 
-def _of_samples(db: Any, ask: Mapping[str, Any]) -> Iterable[tuple[Any, ...]]:
-    shapes = [(id, json.loads(names)) for id, names in db.execute("SELECT id, names FROM shapes").fetchall()]
-    places = [(id, names.index(ask["sensor"])) for id, names in shapes if ask["sensor"] in names]
+def _of_samples(db: Any, shapes: ShapeNames, ask: Mapping[str, Any]) -> Iterable[tuple[Any, ...]]:
+    ids = db.execute(
+        "SELECT DISTINCT shape FROM samples WHERE node = %(node)s AND time > %(after)s AND time <= %(until)s", ask
+    ).fetchall()
+    places = shapes.places(db, [id for (id,) in ids], ask["sensor"])
     if not places:
         return ()
     # Of its own shapes the sensor's place in the array is known: no search for its name in every row.
     value = " ".join([f'WHEN {id} THEN "values" ->> {place}' for id, place in places])
+    value = f"CASE shape {value} END" if len(places) <= MOST_PLACES else (
+        """(SELECT "values" ->> (j.place - 1)::int FROM shapes p,"""
+        " json_array_elements_text(p.names::json) WITH ORDINALITY j (name, place)"
+        " WHERE p.id = shape AND j.name = %(sensor)s)"
+    )  # fmt: skip
     rows: Iterable[tuple[Any, ...]] = db.execute(
         f"SELECT (time - %(from)s::bigint) {_PLACE} AS i, count(v), min(v), max(v), avg(v) FROM ("
-        f"  SELECT time, (CASE shape {value} END)::numeric AS v FROM samples"
+        f"  SELECT time, ({value})::numeric AS v FROM samples"
         "   WHERE node = %(node)s AND time > %(after)s AND time <= %(until)s"
         ") s WHERE v IS NOT NULL GROUP BY i ORDER BY i",
         ask,
@@ -238,9 +248,10 @@ def _of_samples(db: Any, ask: Mapping[str, Any]) -> Iterable[tuple[Any, ...]]:
     return rows
 
 
-def downsample_all(db: Any, node: str, from_ms: int, to_ms: int, count: int) -> dict[str, list[Bucket]]:
-    """Return the buckets of every sensor, for Store.downsample_all."""
-    shapes = {id: json.loads(names) for id, names in db.execute("SELECT id, names FROM shapes").fetchall()}
+def downsample_all(
+    db: Any, shapes: ShapeNames, node: str, from_ms: int, to_ms: int, count: int, sensors: Collection[str]
+) -> dict[str, list[Bucket]]:
+    """Return the buckets of several sensors, for Store.downsample_all."""
     found: dict[str, list[Bucket]] = {}
     for place, shape, key, values, low, high, mean in db.execute(
         f"SELECT (time - %(from)s::bigint) {_PLACE} AS i, shape, place, count(v), min(v), max(v), avg(v) FROM ("
@@ -250,8 +261,11 @@ def downsample_all(db: Any, node: str, from_ms: int, to_ms: int, count: int) -> 
         ") s WHERE v IS NOT NULL GROUP BY i, shape, place ORDER BY i",
         {"from": from_ms, "to": to_ms, "count": count, "node": node},
     ).fetchall():
-        columns = found.setdefault(shapes[shape][key - 1], [])
-        column = Bucket(place, values, float(low), float(high), float(mean))
+        name = shapes.one(db, shape)[key - 1]
+        if name not in sensors:
+            continue
+        columns = found.setdefault(name, [])
+        column = bucket(place, values, float(low), float(high), float(mean))
         if columns and columns[-1].place == place:  # of two shapes, as after a sensor was added
             column = columns.pop().with_other(column)
         columns.append(column)

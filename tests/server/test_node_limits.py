@@ -1,0 +1,237 @@
+"""Limits of what a node may store; with an Ingestor, as every transport meets them."""
+
+import logging
+import os
+import random
+from unittest import mock
+
+from pigeonpost.core.errors import BeyondLimit, NotStored
+from pigeonpost.server import node_limits
+from pigeonpost.server.node_limits import LARGEST_GAP, MOST_MISSING, REFUSED, NodeLimits
+from pigeonpost.storage.csv.verify import verify_logs
+from pigeonpost.storage.models import NodeUsage
+from pigeonpost.storage.sqlite.store import SqliteStore
+from protocol import LARGEST_SEQ, Sample
+from tests.page_support import use_memory_disk
+from tests.server.test_ingest import E1, E2, IngestCase, batch, gap
+
+
+def setUpModule():
+    use_memory_disk()
+
+
+def made(first, *values, node="a", epoch=E1, units=None, errors=None):
+    """A batch of samples with these values."""
+    samples = [
+        Sample(seq, 1_795_000_000_000 + seq * 1000, seq, one, errors or {}, "") for seq, one in enumerate(values, first)
+    ]
+    return batch(1, 1, node=node, epoch=epoch)._replace(samples=samples, units=units or {})
+
+
+def names(first, count):
+    return {f"n{k}": float(k) for k in range(first, first + count)}
+
+
+class LimitsCase(IngestCase):
+    def setUp(self):
+        log = logging.getLogger("pigeonpost.server.ingest")
+        log.setLevel(logging.ERROR)
+        self.addCleanup(log.setLevel, logging.NOTSET)
+        super().setUp()
+
+    def open(self, per_sample=4, per_node=8, **more):
+        self.warnings = {}
+        super().open(warn=lambda *warning: self.warnings.__setitem__(warning[:2], warning[2]))
+        self.ingestor._limits = self.limits = NodeLimits(self.store, per_sample, per_node)
+
+    def commit(self, *batches):
+        self.answers.acks.clear()
+        self.submit(*batches)
+        self.ingestor.commit()
+
+    def stored(self, node="a"):
+        return {point.seq: point.values for point in self.store.points(node, 0, 1 << 60, 1000)}
+
+    def texts(self):
+        return self.store._db.execute("SELECT seq, sensor, text FROM failures ORDER BY seq, sensor").fetchall()
+
+
+class Channels(LimitsCase):
+    def test_what_is_within_is_stored_as_it_came(self):
+        one = made(1, names(0, 4), names(4, 4), units={"n0": "V"})
+        self.commit(one)
+        self.assertEqual(self.stored(), {1: names(0, 4), 2: names(4, 4)})
+        self.assertEqual((self.texts(), self.warnings), ([], {}))
+        self.assertEqual(self.store.nodes()[0]["sensors"], {"n0": "V"} | dict.fromkeys(names(1, 7), ""))
+
+    def test_surplus_values_of_a_sample_are_left_out_and_its_errors_name_the_limit(self):
+        self.commit(made(1, names(0, 7)))
+        self.assertEqual(self.stored(), {1: names(0, 4)})
+        ((seq, sensor, text),) = self.texts()
+        self.assertEqual((seq, sensor), (1, "n4"))
+        self.assertEqual(text, "not stored, as 2 others: a sample has 4 channels at most ([store] channels_per_sample)")
+        self.assertIn("3 values were not stored: a sample has 4 channels at most", self.warnings["a", "channels"])
+        self.assertEqual(self.answers.acks, [(E1, 1)])
+
+    def test_of_a_sample_that_has_nothing_else_a_gap_is_stored_and_the_node_goes_on(self):
+        self.commit(made(1, names(0, 4), names(4, 4), names(8, 4), names(9, 3), {"n1": 7.0}, {"x": 1, "n2": 2.0}))
+        self.assertEqual(self.stored(), {1: names(0, 4), 2: names(4, 4), 5: {"n1": 7.0}, 6: {"n2": 2.0}})
+        (found,) = self.store.gaps(10)
+        self.assertEqual((found["from"], found["to"], found["why"]), (3, 4, REFUSED))
+        self.assertEqual(self.answers.acks, [(E1, 6)])
+        self.assertEqual(list(self.store.verify()), [])
+        self.assertEqual(self.ingestor.repeated, 0)
+        self.commit(made(7, names(20, 2)))
+        self.assertEqual([(one["from"], one["to"]) for one in self.store.gaps(10)], [(7, 7), (3, 4)])
+        self.commit(made(8, {"n0": 1.0}))
+        self.assertEqual((self.stored()[8], self.answers.acks), ({"n0": 1.0}, [(E1, 8)]))
+
+    def test_the_number_of_a_nodes_life_survives_a_restart(self):
+        self.commit(made(1, names(0, 4), names(4, 4)))
+        self.store.close()
+        self.open()
+        self.commit(made(3, {"n8": 1.0, "n7": 2.0}))
+        self.assertEqual(self.stored()[3], {"n7": 2.0})
+
+    def test_announced_sensors_count_too(self):
+        self.commit(made(1, {"a": 1.0}, units=dict.fromkeys(names(0, 100), "V")))
+        self.assertEqual(len(self.store.nodes()[0]["sensors"]), 8)
+
+    def test_another_node_is_not_concerned(self):
+        self.commit(made(1, names(0, 4), names(4, 4), names(8, 4)), made(1, names(8, 4), node="b"))
+        self.assertEqual(self.stored("b"), {1: names(8, 4)})
+        self.assertEqual(list(self.warnings), [("a", "channels")])
+
+    def test_a_unit_that_is_not_told_again_is_kept(self):
+        self.commit(made(1, {"t": 1.0}, units={"t": "°C"}))
+        self.commit(made(2, {"t": 1.0, "u": 2.0}), made(3, {"t": 1.0, "w": 2.0}))
+        self.assertEqual(self.store.nodes()[0]["sensors"], {"t": "°C", "u": "", "w": ""})
+        self.commit(made(4, {"t": 1.0}, units={"t": "K", "u": "V"}))
+        self.assertEqual(self.store.nodes()[0]["sensors"], {"t": "K", "u": "V", "w": ""})
+
+    def test_units_are_not_written_again_as_long_as_they_are_the_same(self):
+        units = {"t": "°C"}
+        self.commit(made(1, {"t": 1.0, "u": 1.0}, units=units))
+        before = self.store._units.get("a")
+        self.commit(made(2, {"t": 1.0, "u": 1.0}, units=units))
+        self.assertIs(self.store._units.get("a"), before)
+
+    def test_texts_of_errors_are_cut(self):
+        self.commit(made(1, {"t": None, "u": 1.0}, errors={"t": "x" * 5000, "other": "y"}))
+        self.assertEqual(self.texts(), [(1, "t", "x" * 200)])
+
+    def test_what_was_not_stored_takes_no_place(self):
+        with (
+            mock.patch.object(SqliteStore, "put", side_effect=NotStored("full")), self.assertRaises(NotStored)
+        ):  # fmt: skip
+            self.commit(made(1, names(0, 4), names(4, 4)))
+        self.ingestor._batches.clear()
+        self.commit(made(1, names(10, 4), names(14, 4)))
+        self.assertEqual(self.stored(), {1: names(10, 4), 2: names(14, 4)})
+
+    def test_names_in_memory_are_bounded(self):
+        with mock.patch.object(node_limits, "_MOST_KEPT", 40):
+            for n in range(30):
+                self.commit(made(1, names(n * 4, 4), names(n * 4 + 4, 4), node=f"node{n}"))
+            self.assertLessEqual(self.limits._kept, 56)
+            self.assertEqual(self.limits._kept, sum(len(node.channels) for node in self.limits._nodes.values()))
+            self.commit(made(3, {"n0": 1.0, "more": 1.0}, node="node0"))
+            self.assertEqual(self.stored("node0")[3], {"n0": 1.0})
+
+    def test_random_names_never_pass_a_limit_and_every_number_is_accounted_for(self):
+        chance, seq = random.Random(7), 1
+        for _ in range(60):
+            values = [
+                {f"n{chance.randrange(20)}": 1.0 for _ in range(chance.randint(1, 9))}
+                for _ in range(chance.randint(1, 5))
+            ]
+            self.commit(made(seq, *values))
+            seq += len(values)
+            self.assertEqual(self.answers.acks, [(E1, seq - 1)])
+        stored = self.stored().values()
+        self.assertLessEqual(max(map(len, stored)), 4)
+        self.assertLessEqual(len(set().union(*stored)), 8)
+        self.assertEqual(list(self.store.verify()), [])
+
+
+class Gaps(LimitsCase):
+    def refusal(self, *batches):
+        """Commit batches, of which one is rejected. Returns why."""
+        self.answers.refusals.clear()
+        self.commit(*batches)
+        (error,) = self.answers.refusals
+        self.assertIsInstance(error, BeyondLimit)
+        self.assertEqual((error.code, error.closes), ("bad-argument", True))
+        return str(error)
+
+    def test_a_gap_has_a_largest_size(self):
+        self.commit(gap(1, LARGEST_GAP))
+        self.assertEqual((self.answers.acks, self.answers.refusals), ([(E1, LARGEST_GAP)], []))
+        for one in (gap(1, LARGEST_GAP + 1, epoch=E2), gap(1, LARGEST_SEQ, epoch=E2),
+                    gap(1, 0, epoch=E2, before=LARGEST_GAP + 1, base=LARGEST_SEQ),
+                    gap(1, 6, epoch=E2, before=LARGEST_GAP - 5, base=LARGEST_SEQ)):  # fmt: skip
+            self.assertIn("a gap is of 1,000,000,000,000 samples at most", self.refusal(one))
+            self.assertEqual(self.answers.acks, [])
+        self.assertIn("its samples are refused: a gap is of", self.warnings["a", "gaps"])
+        self.assertEqual(self.store.usage("a"), NodeUsage(1, 1, 1, LARGEST_GAP))
+
+    def test_a_repeat_of_a_gap_is_acknowledged(self):
+        self.commit(gap(1, LARGEST_GAP))
+        self.commit(gap(1, LARGEST_GAP))
+        self.assertEqual((self.answers.acks, self.answers.refusals), ([(E1, LARGEST_GAP)], []))
+
+    def test_the_sum_of_a_nodes_gaps_is_limited_over_commits_epochs_and_outboxes(self):
+        count = MOST_MISSING // LARGEST_GAP
+        whole = [gap(1, LARGEST_GAP, epoch=f"{n:016x}")._replace(outbox=f"{n:016x}") for n in range(count)]
+        self.commit(*whole[:600])
+        self.commit(*whole[600:])
+        self.assertEqual((len(self.answers.acks), self.answers.refusals), (400, []))
+        text = "the gaps of a node are of 1,000,000,000,000,000 samples at most, not of 1,000,000,000,000,001"
+        self.assertEqual(self.refusal(gap(1, 1, epoch="f" * 16)), text)
+        self.assertEqual(self.refusal(gap(1, 0, epoch="f" * 16, before=1, base=LARGEST_SEQ)), text)
+        self.commit(batch(1, 3, epoch="f" * 16), gap(1, 5, node="b"))  # samples are taken, and other nodes
+        self.assertEqual((len(self.answers.acks), self.stored().keys()), (2, {1, 2, 3}))
+
+    def test_and_within_one_commit(self):
+        with mock.patch.object(node_limits, "MOST_MISSING", 10):
+            self.refusal(gap(1, 6), gap(1, 5, epoch=E2))
+            self.assertEqual(self.store.usage("a").missing, 6)
+
+    def test_what_follows_a_refused_gap_is_refused_and_an_earlier_part_is_stored(self):
+        self.commit(batch(1, 2), gap(3, LARGEST_SEQ), batch(3, 4), batch(5, 5))
+        self.assertEqual((self.answers.acks, len(self.answers.refusals)), ([(E1, 5)], 1))
+        self.assertEqual(sorted(self.stored()), [1, 2, 3, 4, 5])
+
+    def test_a_reason_of_several_lines_becomes_one_line_so_that_the_log_is_whole(self):
+        self.commit(gap(1, 1, why='x,\n"\r\u2028\x85\0=1'), gap(2, 2, why="=1+1"), batch(3, 3))
+        self.assertEqual([one["why"] for one in self.store.gaps(9)], ["=1+1", 'x, "    =1'])
+        self.assertEqual(list(verify_logs(os.path.join(self.folder, "logs"), self.store)), [])
+
+    def test_number_of_gaps(self):
+        with mock.patch.object(node_limits, "MOST_GAPS", 3):
+            self.commit(*(gap(n, n) for n in range(1, 4)))
+            self.assertEqual(self.refusal(gap(4, 4)), "a node has 3 gaps at most")
+            self.commit(batch(4, 4))
+            self.assertEqual(self.answers.acks, [(E1, 4)])
+
+    def test_number_of_epochs(self):
+        with mock.patch.object(node_limits, "MOST_EPOCHS", 3):
+            self.commit(*(batch(1, 1, epoch=f"{n:016x}") for n in range(3)))
+            self.assertEqual(self.refusal(batch(1, 1, epoch="f" * 16)), "a node has 3 epochs at most")
+            self.commit(batch(2, 2, epoch=f"{0:016x}"))
+            self.assertEqual(self.answers.acks, [(f"{0:016x}", 2)])
+
+    def test_number_of_nodes(self):
+        with mock.patch.object(node_limits, "MOST_NODES", 3):
+            self.commit(batch(1, 1, node="x"), batch(1, 1, node="y"))
+            self.assertIn("the store has 3 nodes", self.refusal(batch(1, 1, node="z"), batch(1, 1, node="q")))
+            self.assertIn("the store has 3 nodes", self.refusal(batch(1, 1, node="r")))
+            self.commit(batch(2, 2, node="x"), batch(1, 1, node="x", epoch=E2), batch(2, 2, node="z"))
+            self.assertEqual(set(self.answers.acks), {(E1, 2), (E2, 1)})
+
+    def test_the_log_tells_of_each_limit_once(self):
+        with self.assertLogs("pigeonpost.server.ingest", "WARNING") as logged:
+            for _ in range(3):
+                self.refusal(gap(1, LARGEST_SEQ))
+        self.assertEqual(len(logged.output), 1)
+        self.assertIn("node a: its samples are refused: a gap is of", logged.output[0])

@@ -4,7 +4,7 @@
     2026-11-20T16:36:10.123+01:00,basement,temperature,23.4,°C
 
 The Ingestor's writer thread adds, flushes and syncs; web threads read. `_lock` guards the buffer, the last samples, and
-the name and whole length of the file; it is held while these are changed or copied, never during a disk call.
+the name, whole length and checksum of the file; it is held while these are changed or copied, never during a disk call.
 Errors: none that stop a running server, since the store has everything: `fault` says why rows wait in the store.
 DiskError at the start, when the last run's file cannot be synced.
 
@@ -29,8 +29,8 @@ from typing import NamedTuple
 
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.data_folder import LOGS
-from pigeonpost.core.errors import DiskError, NotStored
-from pigeonpost.core.files import sync_folder
+from pigeonpost.core.errors import DiskError, NotStored, StoreDamaged
+from pigeonpost.core.files import give_to_owner, make_folder, sync_folder
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.csv.checksums import LogChecksums
 from pigeonpost.storage.csv.format import (
@@ -85,15 +85,22 @@ class CsvLog:
         self.name = ""
         self.size = 0  # so many bytes of it are whole rows
         self.fault = ""
+        self.beyond_store = ""  # what the start found of rows that the store does not have
 
     # ------------------------------------------------------------------------------- the writer's part
 
     def start(self) -> None:
-        """Repair the last run's file, and begin this run's."""
-        mark = self._store.log_mark()
-        if mark is not None:
-            self._filed = mark.filed
-            self._mend(mark)
+        """Repair the last run's file, and begin this run's; of a damaged store nothing is written anywhere."""
+        try:
+            mark = None if self._store.damage else self._store.log_mark()
+            if mark is not None:
+                self._filed = mark.filed
+                self._mend(mark)
+        except StoreDamaged as error:
+            log.debug("the CSV log does not begin: %s", error)  # the store has told of it
+        if self._store.damage:
+            self.fault = "the CSV log waits until the database is restored"
+            return
         self.flush(self._filed)
         self.record()
         if self.name and self._recorded.name == self.name:  # so no start writes to an older one any more
@@ -200,6 +207,11 @@ class CsvLog:
         with self._lock:
             return self._path(), self.size
 
+    def digest(self) -> tuple[str, int, str]:
+        """Return as `whole`, and the SHA-256 of those bytes as they were written."""
+        with self._lock:
+            return self._path(), self.size, self._sum.hexdigest()
+
     # --------------------------------------------------------------------------------------- the file
 
     def _path(self) -> str:
@@ -207,17 +219,19 @@ class CsvLog:
 
     def _begin(self) -> None:
         """Begin a new file, named by the minute."""
-        os.makedirs(self._folder, exist_ok=True)
+        make_folder(self._folder)
         count, name = 1, log_name(self._clock.wall_ms())
         stem = name.removesuffix(".csv")
         while os.path.exists(os.path.join(self._folder, name)):
             count += 1
             name = f"{stem}_{count}.csv"
-        fd = os.open(os.path.join(self._folder, name), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        path = os.path.join(self._folder, name)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        give_to_owner(path)
         self._close_file()
         with self._lock:
             self._fd, self.name, self.size, self._tail = fd, name, 0, b""
-        self._sum = hashlib.sha256()
+            self._sum = hashlib.sha256()
         self._is_unsynced = False
         sync_folder(self._path())
 
@@ -237,8 +251,8 @@ class CsvLog:
         size = _append(self._fd, data, self.size)
         with self._lock:
             self.size = size
+            self._sum.update(data)
         self._tail = (self._tail + data[-TAIL_BYTES:])[-TAIL_BYTES:]
-        self._sum.update(data)
         self._filed = filed
 
     def _cut_back(self) -> None:
@@ -254,8 +268,8 @@ class CsvLog:
             at += len(block)
         os.ftruncate(self._fd, size)
         with self._lock:
-            self.size = size
-        self._sum, self._tail = total, os.pread(self._fd, TAIL_BYTES, max(0, size - TAIL_BYTES))
+            self.size, self._sum = size, total
+        self._tail = os.pread(self._fd, TAIL_BYTES, max(0, size - TAIL_BYTES))
         self._filed, self._behind, self._is_unsynced = self._recorded.filed, True, False
 
     def _catch_up(self) -> None:
@@ -297,6 +311,11 @@ class CsvLog:
         at, rest, size = mark.size + sum(map(len, found)), owed[len(found) :], os.fstat(fd).st_size
         if not is_left_by_crash(os.pread(fd, size - at, at), b"".join(rows for _, rows in rest)):
             log.warning("%s was added to by hand: it is left alone, and what it lacked opens the next log", path)
+            self.beyond_store = (
+                f"{path} has lines that the database does not have. Somebody added them; or the database has lost its"
+                " last transactions, or is an older copy. Nodes send again what their outboxes hold; `control.py"
+                " verify` compares both. This is shown until the next start"
+            )
             self._filed = owed[len(found) - 1][0] if found else self._filed
             return rest
         if rest or at != size:

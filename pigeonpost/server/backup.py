@@ -28,10 +28,11 @@ from typing import IO, NamedTuple
 from urllib.parse import quote
 
 from pigeonpost.core.data_folder import DATABASE, FILES, LOG_CHECKSUMS, LOGS, PI_IDS, SAVED_CHARTS, TOKENS, USERS
-from pigeonpost.core.errors import PigeonpostError
+from pigeonpost.core.errors import PigeonpostError, StoreDamaged
 from pigeonpost.server.tar_reader import BadArchive, Content, Member, read_members
 from pigeonpost.storage.csv.checksums import read_sums, sums_text
 from pigeonpost.storage.models import LogMark
+from pigeonpost.storage.sqlite.integrity import damage_text, is_damage, refuse_foreign_wal
 from pigeonpost.storage.sqlite.schema import VERSION
 from pigeonpost.storage.sqlite.store import SqliteStore
 
@@ -54,7 +55,11 @@ class BadBackup(PigeonpostError, ValueError):
 
 def copy_database(source: str, target: str, progress: Progress) -> None:
     """Copy a database as it is now, also while a server writes to it, and sync the copy."""
-    with contextlib.closing(open_to_read(source)) as old, contextlib.closing(sqlite3.connect(target)) as new:
+    with (
+        _source_faults(source),
+        contextlib.closing(open_to_read(source)) as old,
+        contextlib.closing(sqlite3.connect(target)) as new,
+    ):
         old.execute("BEGIN")
         old.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # from here on it sees this moment
         # The copy is used only when it is finished: it needs no journal meanwhile, and is synced at the end.
@@ -69,6 +74,19 @@ def copy_database(source: str, target: str, progress: Progress) -> None:
     _sync(target)
 
 
+@contextlib.contextmanager
+def _source_faults(source: str) -> Iterator[None]:
+    """Name the database that is copied where it is damaged."""
+    try:
+        if os.path.getsize(source) == 0:
+            raise StoreDamaged(damage_text(os.path.dirname(source), "it has 0 bytes"))
+        yield
+    except sqlite3.Error as error:
+        if found := is_damage(error):
+            raise StoreDamaged(damage_text(os.path.dirname(source), found.text)) from error
+        raise
+
+
 def open_to_read(path: str) -> sqlite3.Connection:
     """A connection that cannot write."""
     return sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, isolation_level=None)
@@ -76,9 +94,11 @@ def open_to_read(path: str) -> sqlite3.Connection:
 
 def fold_in_wal(path: str) -> None:
     """Make a database that nobody uses one file, as far as that is possible: of a damaged one all stays as it is."""
-    if os.path.exists(path):
-        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path)) as db:
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    if os.path.exists(path) and os.path.getsize(path):  # SQLite deletes the WAL of an empty file
+        with contextlib.suppress(sqlite3.Error, StoreDamaged):
+            refuse_foreign_wal(os.path.dirname(path))
+            with contextlib.closing(sqlite3.connect(path)) as db:
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def version_of(folder: str) -> int:
@@ -93,12 +113,14 @@ def faults_of(folder: str) -> Iterator[str]:
 
     Of an older format, which the server's next start brings up to date, only what SQLite itself can say.
     """
-    if version_of(folder) < VERSION:
+    if version_of(folder) == 0:
+        yield "it has no tables of Pigeonpost"
+    elif version_of(folder) < VERSION:
         with contextlib.closing(open_to_read(os.path.join(folder, DATABASE))) as db:
             yield from (f"SQLite: {line}" for (line,) in db.execute("PRAGMA integrity_check") if line != "ok")
-        return
-    with contextlib.closing(SqliteStore(folder, look_only=True)) as store:
-        yield from store.verify()
+    else:
+        with contextlib.closing(SqliteStore(folder, look_only=True)) as store:
+            yield from store.verify()
 
 
 def log_mark(folder: str) -> LogMark | None:

@@ -1,7 +1,8 @@
 """Interface of a store of samples: what every database backend must do.
 
 Methods called within `writing` belong to the Ingestor's writer thread; all others may be called from any thread.
-Errors: NotStored (try again later), DiskError (ends the program); in both cases nothing was stored.
+Errors: NotStored (try again later), StoreDamaged, DiskError (ends the program); in each case nothing was stored. A
+store that was found damaged is still read, as far as it can be, and refuses every transaction until the next start.
 
 The promise rests on one rule: samples, their high-water mark, gaps and the position up to which the CSV log is written
 are in *one* transaction. So a mark never says more, or less, than what is stored.
@@ -9,7 +10,7 @@ are in *one* transaction. So a mark never says more, or less, than what is store
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -19,10 +20,13 @@ from pigeonpost.storage.models import (
     HighWaterMark,
     LogEntry,
     LogMark,
+    NodeUsage,
     Rollup,
     StoredSample,
     Window,
 )
+
+MOST_LISTED = 10_000  # sensors of a node; a store of before they were limited may have more
 
 
 class Store:
@@ -30,6 +34,10 @@ class Store:
 
     identity: str  # 16 hex digits drawn when the store was made: a deleted or restored one is told by them
     description: str  # the kind of store, for people
+    is_checked = False  # whether `check_pieces` reads it
+    found_at_start = ""  # damage that the start found, and after which storing goes on
+    damage = ""  # why nothing may be written to it any more; empty: it may be
+    on_damage: Callable[[str], object] = staticmethod(lambda text: None)  # told of damage that anybody meets
 
     # ----------------------------------------------------------------------------------- the writer's part
 
@@ -83,6 +91,14 @@ class Store:
         """Return the highest running number stored of `outbox` (0: none), and the marks of known `epochs`."""
         raise NotImplementedError
 
+    def usage(self, node: str) -> NodeUsage:
+        """Return what is stored of `node`, as far as that is limited; whatever the gaps say, the sums are exact."""
+        raise NotImplementedError
+
+    def channels(self, node: str, most: int) -> set[str]:
+        """Return the names of the channels that `node` ever had; of more than `most` so many of them."""
+        raise NotImplementedError
+
     def log_mark(self) -> LogMark | None:
         """Return how far the CSV log of the last run is known to be written; None when there never was one."""
         raise NotImplementedError
@@ -92,7 +108,8 @@ class Store:
         raise NotImplementedError
 
     def nodes(self) -> list[dict[str, Any]]:
-        """Return every node ever stored: name, samples, gaps, first and last time (ms), sensors with their units.
+        """Return every node ever stored: name, samples, gaps, first and last time (ms), sensors with their units, of
+        which MOST_LISTED at most.
 
         Also how many samples are expired, and the time (ms) up to which samples may be; 0: none is.
         """
@@ -110,8 +127,10 @@ class Store:
         """
         raise NotImplementedError
 
-    def downsample_all(self, node: str, from_ms: int, to_ms: int, count: int) -> dict[str, list[Bucket]]:
-        """Downsample the values of every sensor of `node` at once, in one pass over its samples."""
+    def downsample_all(
+        self, node: str, from_ms: int, to_ms: int, count: int, sensors: Collection[str]
+    ) -> dict[str, list[Bucket]]:
+        """Downsample the values of these sensors of `node` at once, in one pass over its samples."""
         raise NotImplementedError
 
     def dirty_windows(self, before_ms: int, most: int) -> list[Window]:
@@ -137,6 +156,14 @@ class Store:
     def own_gaps(self) -> int:
         """Return the number of gaps in the logs of this server."""
         return len(self.gaps(-1))
+
+    def check_pieces(self) -> Iterator[str]:
+        """Check everything in small pieces, beside the work. Yields after each piece: a fault, or nothing ("")."""
+        return iter(())
+
+    def known_units(self) -> dict[str, dict[str, str]]:
+        """Return every node's units by sensor: the least that is read of a node, for a damaged store."""
+        return {about["name"]: about["sensors"] for about in self.nodes()}
 
     def verify(self) -> Iterator[str]:
         """Check everything. Yields one line per fault."""

@@ -25,6 +25,7 @@ from typing import Any
 
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import NotStored, SettingsError
+from pigeonpost.core.redact import hide_secrets
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.models import EpochCommit, SampleBatch
 
@@ -161,7 +162,7 @@ class RedisPublisher:
             except self._errors as error:
                 if not self.fault:
                     log.warning("Redis does not take the last states: %s", error)
-                self.fault = f"Redis does not take the last states: {error}"
+                self.fault = f"Redis does not take the last states: {hide_secrets(str(error))}"
                 checked_s = -CHECK_S
                 self._stopping.wait(retry_s)
                 retry_s = min(2 * retry_s, LONGEST_RETRY_S)

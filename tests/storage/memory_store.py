@@ -13,6 +13,7 @@ from typing import Any
 
 from pigeonpost.core.errors import NotStored
 from pigeonpost.storage.contract import Store
+from pigeonpost.storage.maintenance import rollup
 from pigeonpost.storage.models import (
     SPANS_MS,
     Bucket,
@@ -20,6 +21,7 @@ from pigeonpost.storage.models import (
     HighWaterMark,
     LogEntry,
     LogMark,
+    NodeUsage,
     Rollup,
     SampleBatch,
     StoredSample,
@@ -166,6 +168,16 @@ class MemoryStore(Store):
         known = {epoch: self.epochs[node, epoch] for epoch in epochs if (node, epoch) in self.epochs}
         return self.tops.get((node, outbox), 0), known
 
+    def usage(self, node: str) -> NodeUsage:
+        gaps = [gap for name, _, gap, _ in self.gap_rows if name == node]
+        missing = sum(gap.last - gap.first + 1 + gap.before for gap in gaps)
+        return NodeUsage(
+            len({name for name, _ in self.epochs}), sum(name == node for name, _ in self.epochs), len(gaps), missing
+        )
+
+    def channels(self, node: str, most: int) -> set[str]:
+        return set(sorted(self.units.get(node, ()))[:most])
+
     def log_mark(self) -> LogMark | None:
         return self.logs[-1] if self.logs else None
 
@@ -201,7 +213,7 @@ class MemoryStore(Store):
             if point.values.get(sensor) is not None:
                 place = (point.time_ms - from_ms) * count // (to_ms - from_ms)
                 places.setdefault(place, []).append(point.values[sensor])
-        return [Bucket(p, len(v), min(v), max(v), sum(v) / len(v)) for p, v in sorted(places.items())]
+        return [Bucket(p, len(v), min(v), max(v), rollup(v, 0).mean) for p, v in sorted(places.items())]
 
     def dirty_windows(self, before_ms: int, most: int) -> list[Window]:
         found = [

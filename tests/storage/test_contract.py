@@ -4,26 +4,40 @@ import os
 import random
 import sqlite3
 import statistics
+import sys
 import tempfile
 import threading
 import time
 import unittest
+from fractions import Fraction
 from unittest import mock
 
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.data_folder import DATABASE
-from pigeonpost.core.errors import DiskError, NotStored, SettingsError
+from pigeonpost.core.errors import DiskError, NotStored, SettingsError, StoreDamaged
+from pigeonpost.storage import maintenance, shapes
 from pigeonpost.storage.maintenance import MaintenanceWorker
-from pigeonpost.storage.models import NOTHING, SPANS_MS, EpochCommit, HighWaterMark, LogMark, SampleBatch, window_end
-from pigeonpost.storage.sqlite import schema
+from pigeonpost.storage.models import (
+    NOTHING,
+    SPANS_MS,
+    EpochCommit,
+    HighWaterMark,
+    LogMark,
+    NodeUsage,
+    SampleBatch,
+    window_end,
+)
+from pigeonpost.storage.sqlite import rollups, schema
 from pigeonpost.storage.sqlite.store import SqliteStore
-from protocol import Batch, Gap, Sample
+from protocol import LARGEST_SEQ, Batch, Gap, Sample
 from tests.page_support import use_memory_disk
 from tests.storage.memory_store import MemoryStore
 from tests.support import LIMIT_S, rounds
 
 OUTBOX = "00000000000000aa"
 E1, E2 = "0000000000000001", "0000000000000002"
+HUGE = sys.float_info.max
+FAR_MS = 1 << 60
 
 
 def setUpModule():
@@ -134,6 +148,92 @@ class StoreContract:
             (found["node"], found["from"], found["to"], found["before"], found["why"]), ("a", 4, 9, 2, "overwritten")
         )
         self.assertEqual(list(self.store.verify()), [])
+
+    def test_rollups_are_the_same_when_a_window_is_read_in_parts(self):
+        start_ms, chance = 1_795_000_000_000 // 3_600_000 * 3_600_000, random.Random(3)
+        times = sorted(start_ms + chance.choice((1, 5, 700, 600_000, 3_000_000)) * (1 + n % 3) // 2 for n in range(60))
+        for node in "ab":
+            file(self.store, *(
+                batch(seq, seq, node=node, temperature=chance.randint(0, 9), time_ms=at) if node == "a" else
+                batch(seq, seq, node=node, temperature=5, time_ms=at) for seq, at in enumerate(times, 1)
+            ))  # fmt: skip
+        worker = MaintenanceWorker(self.store, Direct(self.store), FakeClock())
+        with mock.patch.object(maintenance, "_READ_TOGETHER", 7):
+            while worker.work():
+                pass
+        values = {point.time_ms: [] for point in self.store.points("a", 0, FAR_MS, 1000)}
+        for point in self.store.points("a", 0, FAR_MS, 1000):
+            values[point.time_ms].append(point.values["temperature"])
+        (found,) = self.store.summaries("a", "temperature", 3_600_000, start_ms, start_ms + 3_600_000)
+        inside = [value for at, some in values.items() for value in some if start_ms < at <= start_ms + 3_600_000]
+        self.assertEqual((found.values, found.median), (len(inside), statistics.median(inside)))
+        self.assertEqual(found.mode, min(statistics.multimode(inside)))
+        self.assertAlmostEqual(found.deviation, statistics.pstdev(inside), 9)
+
+    def test_sums_of_gaps_beyond_64_bits_are_exact(self):
+        """Servers of before 0.2 stored gaps of any size; what they have stored is still there."""
+        epochs = [f"{n:016x}" for n in range(1, 13)]
+        file(self.store, batch(1, 2, node="b"))
+        for epoch in epochs:
+            file(self.store, gap(1, LARGEST_SEQ, epoch=epoch, before=LARGEST_SEQ, base=LARGEST_SEQ))
+        for _ in range(2):
+            a, b = self.store.nodes()
+            self.assertEqual((a["samples"], a["missing"], a["forgotten"]), (0, 24 * LARGEST_SEQ, 0))
+            self.assertEqual((b["samples"], b["missing"]), (2, 0))
+            self.assertEqual(self.store.usage("a"), NodeUsage(2, 12, 12, 24 * LARGEST_SEQ))
+            self.assertEqual(len(self.store.gaps(-1)), 12)
+            self.assertEqual(self.store.marks("a", OUTBOX, epochs[:1])[0], 2 * LARGEST_SEQ)
+            self.assertEqual(list(self.store.logged_after(1))[-1].item.before, LARGEST_SEQ)
+            self.reopen()
+
+    def test_usage_counts_nodes_epochs_and_gaps(self):
+        self.assertEqual(self.store.usage("a"), NodeUsage(0, 0, 0, 0))
+        file(self.store, batch(1, 3), gap(4, 9, before=2), batch(1, 1, epoch=E2), batch(1, 1, node="b"))
+        self.assertEqual(self.store.usage("a"), NodeUsage(2, 2, 1, 8))
+        self.assertEqual(self.store.usage("b"), NodeUsage(2, 1, 0, 0))
+        self.assertEqual(self.store.usage("c"), NodeUsage(2, 0, 0, 0))
+
+    def test_channels_of_a_node_are_remembered(self):
+        self.assertEqual(self.store.channels("a", 10), set())
+        file(self.store, batch(1, 1, units={"temperature": "°C", "light": "", "old": "V"}))
+        file(self.store, batch(1, 1, node="b", units={"other": ""}))
+        self.reopen()
+        self.assertEqual(self.store.channels("a", 10), {"temperature", "light", "old"})
+        self.assertEqual(len(self.store.channels("a", 2)), 2)
+
+    def test_means_of_values_near_the_largest_float_are_finite(self):
+        for n, values in enumerate(
+            ([HUGE, HUGE, HUGE], [-HUGE, HUGE, HUGE], [HUGE, 5e-324, 1.0], [5e-324] * 3, [-HUGE] * 2)
+        ):
+            with self.subTest(values=values):
+                node = f"n{n}"
+                file(self.store, *(batch(k, k, node=node, temperature=value) for k, value in enumerate(values, 1)))
+                from_ms = 1_795_000_000_000
+                (found,) = self.store.downsample(node, "temperature", from_ms, from_ms + 10_000, 1)
+                exact = float(sum(map(Fraction, values)) / len(values))
+                self.assertEqual((found.values, found.low, found.high), (len(values), min(values), max(values)))
+                self.assertTrue(min(values) <= found.mean <= max(values))
+                if abs(exact) > 1e-300:
+                    self.assertAlmostEqual(found.mean / exact, 1.0, 12)
+                if type(self.store) is not MemoryStore:
+                    every = self.store.downsample_all(node, from_ms, from_ms + 10_000, 1, {"temperature"})
+                    self.assertEqual(every, {"temperature": [found]})
+
+    def test_rollups_of_values_near_the_largest_float_are_finite(self):
+        hour_ms = SPANS_MS[-1]
+        start_ms = 1_795_000_000_000 // hour_ms * hour_ms
+        for n, value in enumerate((HUGE, -HUGE, HUGE, HUGE / 3, 5e-324), 1):
+            file(self.store, batch(n, n, temperature=value, time_ms=start_ms + n * 700_000))
+        worker = MaintenanceWorker(self.store, Direct(self.store), FakeClock())
+        while worker.work():
+            pass
+        for span_ms in SPANS_MS:
+            for found in self.store.summaries("a", "temperature", span_ms, 0, 1 << 60):
+                for figure in found:
+                    self.assertTrue(abs(figure) <= HUGE, found)
+        if type(self.store) is not MemoryStore:  # which makes none from rollups
+            (found,) = self.store.downsample("a", "temperature", start_ms, start_ms + hour_ms, 1)
+            self.assertAlmostEqual(found.mean / (HUGE / 5 * (4 / 3)), 1.0, 12)
 
     def test_a_gap_of_older_epochs_alone_moves_only_the_running_number(self):
         file(self.store, gap(1, 0, base=70, before=70))
@@ -465,6 +565,59 @@ class SqliteTest(StoreContract, unittest.TestCase):
             file(self.store, batch(1, 3))
         self.assertIn("removed", str(caught.exception))
 
+    def test_a_node_with_many_shapes_costs_the_others_nothing_and_its_own_charts_are_right(self):
+        names = [f"c{k}" for k in range(9)]
+        for seq in range(1, 301):
+            values = {name: float(seq) for k, name in enumerate(names) if seq >> k & 1} | {"t": float(seq)}
+            one = batch(seq, seq)
+            file(self.store, one._replace(samples=[one.samples[0]._replace(values=values)]))
+        file(self.store, batch(1, 4, node="b"))
+        start_ms = 1_795_000_000_000
+        with mock.patch.object(shapes, "MOST_NAMES", 200):
+            self.reopen()
+            (found,) = self.store.downsample("a", "t", start_ms, start_ms + 301_000, 1)
+            self.assertEqual((found.values, found.low, found.high, found.mean), (300, 1.0, 300.0, 150.5))
+            (found,) = self.store.downsample("a", "c8", start_ms, start_ms + 301_000, 1)
+            self.assertEqual((found.values, found.low), (45, 256.0))
+            every = self.store.downsample_all("a", start_ms, start_ms + 301_000, 1, {"t", "c8"})
+            self.assertEqual([every["t"][0].values, every["c8"]], [300, [found]])
+            self.assertEqual([point.values["t"] for point in self.store.points("a", 0, FAR_MS, 400)][-1], 300.0)
+            self.assertEqual(sum(1 for _ in self.store.every_sample()), 304)
+            file(self.store, *(batch(seq, seq) for seq in range(301, 304)))
+            self.assertLessEqual(sum(map(len, self.store._shape_names._names.values())), 200)
+            with mock.patch.object(shapes.ShapeNames, "one", side_effect=AssertionError("looked up")) as one:
+                self.store._shape_names._names.clear()
+                with self.assertRaises(AssertionError):
+                    self.store.downsample("b", "temperature", start_ms, start_ms + 10_000, 1)
+                self.assertEqual(one.call_count, 1)
+
+    def test_a_node_with_many_dirty_windows_keeps_no_other_one_waiting(self):
+        for node, count in (("a", 60), ("b", 1), ("c", 60), ("d", 2)):
+            file(self.store, *(batch(n, n, node=node, time_ms=n * 7_200_000) for n in range(1, count + 1)))
+        found = [window.node for window in self.store.dirty_windows(FAR_MS, 20)]
+        self.assertEqual({node: found.count(node) for node in "abcd"}, {"a": 5, "b": 2, "c": 6, "d": 4})
+        self.assertEqual(len(self.store.dirty_windows(FAR_MS, 1000)), 246)
+        self.assertEqual(len(self.store.dirty_windows(FAR_MS, 3)), 3)
+        self.assertEqual(self.store.dirty_windows(0, 3), [])
+
+    def test_dirty_windows_in_memory_are_bounded_and_none_is_forgotten(self):
+        with (
+            mock.patch.object(rollups, "MOST_WINDOWS", 10), mock.patch.object(rollups, "MOST_WINDOWS_IN_ALL", 15),
+        ):  # fmt: skip
+            self.reopen()
+            start_ms = 1_795_000_200_000 // 3_600_000 * 3_600_000
+            for seq in range(1, 41):
+                file(self.store, *(batch(seq, seq, node=node, time_ms=start_ms + seq * 600_000) for node in "ab"))
+            marks = self.store._marks
+            self.assertLessEqual(marks._count, 15)
+            self.assertEqual(marks._count, sum(map(len, marks._touched.values())))
+            worker = MaintenanceWorker(self.store, Direct(self.store), FakeClock(start_ms + 100 * 3_600_000))
+            while worker.work():
+                pass
+            self.assertEqual(self.store.dirty_windows(FAR_MS, 1000), [])
+            for node in "ab":
+                self.assertEqual(len(self.store.summaries(node, "temperature", 600_000, 0, FAR_MS)), 40)
+
     def make_old(self, folder):
         """A file as the first version had it, with a sample in it."""
         db = sqlite3.connect(os.path.join(folder, DATABASE))
@@ -499,7 +652,7 @@ class SqliteTest(StoreContract, unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             self.make_old(folder)
             with mock.patch.object(schema, "_STEPS", (*schema._STEPS, "CREATE TABLE nodes (id);")):
-                self.assertRaises(DiskError, SqliteStore, folder)
+                self.assertRaises(StoreDamaged, SqliteStore, folder)
             store = SqliteStore(folder)
             self.addCleanup(store.close)
             self.assertEqual(len(store.dirty_windows(1 << 60, 9)), 2)
@@ -559,7 +712,7 @@ class SqliteTest(StoreContract, unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             with open(os.path.join(folder, DATABASE), "wb") as damaged:
                 damaged.write(b"not a database, but something of the same name" * 100)
-            with self.assertRaises(DiskError):
+            with self.assertRaises(StoreDamaged):
                 SqliteStore(folder)
 
     def test_it_is_durable_as_promised(self):

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from pigeonpost.core.data_folder import LOG_CHECKSUMS
 from pigeonpost.core.files import replace_file
@@ -57,6 +57,57 @@ def faults(folder: str) -> Iterator[str]:
             continue
         if found != expected:
             yield f"{name}: changed since it was closed (its SHA-256 is {found}, and {LOG_CHECKSUMS} says {expected})"
+
+
+def check_pieces(folder: str, control: str) -> Iterator[str]:
+    """As `faults`, a block at a time. Yields after each: a fault with its remedy, or "". A log that somebody deleted is
+    told by `verify` alone: that was meant so.
+
+    control: how control.py is called for this data folder
+    """
+    for name, expected in read_sums(folder).items():
+        total = hashlib.sha256()
+        try:
+            with open(os.path.join(folder, name), "rb", buffering=0) as file:
+                while block := file.read(_BLOCK_BYTES):
+                    total.update(block)
+                    yield ""
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            yield f"{name} cannot be read: {error.strerror}; {_remedy(control)}"
+            continue
+        if total.hexdigest() != expected and read_sums(folder).get(name) == expected:
+            yield (
+                f"{name} is not what it was when it was closed; {_remedy(control)}. If you changed it, remove its line"
+                f" from {LOG_CHECKSUMS} in its folder, and restart the server"
+            )
+
+
+def check_open_log(digest: Callable[[], tuple[str, int, str]], control: str) -> Iterator[str]:
+    """Compare the log that is being written with what was written, a block at a time. Yields as `check_pieces`.
+
+    digest: returns its path, its length, and the SHA-256 of that
+    """
+    for is_last in (False, True):  # between the first two looks it may have been cut back and completed
+        path, size, expected = digest()
+        total, left = hashlib.sha256(), size
+        try:
+            with open(path, "rb", buffering=0) as file:
+                while left and (block := file.read(min(_BLOCK_BYTES, left))):
+                    total.update(block)
+                    left -= len(block)
+                    yield ""
+        except OSError:
+            return  # the next flush tells of a log that is not there
+        if not size or total.hexdigest() == expected:
+            return
+        if is_last:
+            yield f"{os.path.basename(path)} is not what was written to it; {_remedy(control)}"
+
+
+def _remedy(control: str) -> str:
+    return f"its rows are in the database: `{control} export --out FILE` writes them again"
 
 
 class LogChecksums:

@@ -121,7 +121,8 @@ def local_time(time_ms: int) -> str:
         if len(_minutes) >= 4096:
             _minutes.clear()
         t = time.localtime(minute * 60)
-        if t.tm_gmtoff % 60:  # a town's own time of long ago, which RFC 3339 cannot write
+        # A town's own time of long ago, and years before 1 and after 9999, which RFC 3339 cannot write.
+        if t.tm_gmtoff % 60 or not 1 <= t.tm_year <= 9999:
             t = time.gmtime(minute * 60)
         hours, minutes = divmod(abs(t.tm_gmtoff) // 60, 60)
         sign = "-" if t.tm_gmtoff < 0 else "+"

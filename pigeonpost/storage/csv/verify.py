@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any
 
 from pigeonpost.core.clock import Clock, parse_rfc3339
-from pigeonpost.core.files import sync_folder
+from pigeonpost.core.files import make_folder, sync_folder
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.csv.checksums import logs_in
 from pigeonpost.storage.csv.format import (
@@ -25,7 +25,7 @@ from pigeonpost.storage.csv.format import (
     rows_written,
 )
 from pigeonpost.storage.models import LogMark, SampleBatch, StoredSample
-from protocol import Gap, Sample
+from protocol import LONGEST_WHY, Gap, Sample
 
 _AT_ONCE = 1000  # samples that are made rows together
 
@@ -120,10 +120,27 @@ def _lines(log: Iterable[bytes], size: int) -> Iterator[bytes]:
         yield line
 
 
+def _rows(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield rows: a quoted cell may have line ends, as reasons of gaps had before these were one line."""
+    waiting: list[bytes] = []
+    for line in lines:
+        if not waiting and line.count(b'"') % 2 == 0:
+            yield line
+            continue
+        waiting.append(line)
+        if sum(part.count(b'"') for part in waiting) % 2 == 0:
+            yield b"".join(waiting)
+            waiting = []
+        elif len(waiting) > LONGEST_WHY:  # it is a torn row, and what follows it
+            yield from waiting
+            waiting = []
+    yield from waiting
+
+
 def _readings(lines: Iterable[bytes]) -> Iterator[tuple[bytes, Any]]:
     """Yield each line with its meaning; plain ones without a CSV reader, their time once for each sample."""
     last, last_ms = b"", 0
-    for line in lines:
+    for line in _rows(lines):
         cells = line.split(b",")
         if len(cells) != 5 or b'"' in line or b"\r" in line:
             yield line, meaning(line)
@@ -142,7 +159,7 @@ def rebuild_log(folder: str, name: str, store: Store, clock: Clock) -> None:
 
     For a database that came without its logs. `folder` must have no log yet.
     """
-    os.makedirs(folder, exist_ok=True)
+    make_folder(folder)
     path = os.path.join(folder, name)
     size, tail = 0, b""
     with open(path, "xb") as log:

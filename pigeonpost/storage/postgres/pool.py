@@ -3,18 +3,19 @@
 The only module that imports psycopg 3 for the store. May be used by any thread: a reader borrows a connection for one
 short query from `_idle`, a deque whose append and pop are atomic; `_room` limits how many readers query at once.
 Errors: NotStored while the database cannot be reached, restarts, is locked or full: trying again may help.
-SettingsError at the start for an address, a password or privileges that do not suffice; DiskError for everything else.
+SettingsError at the start for an address, a password or privileges that do not suffice; StoreDamaged where the database
+says that its data is damaged, or a table is gone; DiskError for everything else.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pigeonpost.core.errors import DiskError, NotStored, PigeonpostError, SettingsError
+from pigeonpost.core.errors import DiskError, NotStored, PigeonpostError, SettingsError, StoreDamaged
 from pigeonpost.storage.postgres.schema import SCHEMA, check_server
 
 _MOST_READERS = 8
@@ -41,6 +42,9 @@ _ASKS_AFTER_CLIENT = 140_000  # versions that notice, while they work, that who 
 # Why a connection is refused for good: such an error has no SQLSTATE, as nobody was connected.
 _HOPELESS = ("authentication failed", "does not exist", "no password supplied", "no pg_hba.conf entry")
 _NO_RIGHTS = "42501"
+_CORRUPTED = ("XX001", "XX002")  # data_corrupted, index_corrupted (PostgreSQL, appendix A)
+# Table, column and schema. To a user whose rights are changed for a while they are not there either: readers try again.
+_UNDEFINED = ("42P01", "42703", "3F000")
 _READ_ONLY = "25006"  # a standby, to which a failing primary's name may lead for a while
 
 
@@ -66,6 +70,7 @@ class PostgresConnection:
         place = [given[part] for part in ("host", "hostaddr", "port", "dbname") if given.get(part)]
         self.place = f"PostgreSQL ({' '.join(place) or 'on this machine'})"
         self.has_worked = False  # once it has, the settings are not to blame any more
+        self.on_damage: Callable[[str], object] = lambda text: None  # told what the database says of its data
         self._idle: deque[Any] = deque()
         self._room = threading.Semaphore(_MOST_READERS)
 
@@ -90,7 +95,7 @@ class PostgresConnection:
     @contextmanager
     def reading(self) -> Iterator[Any]:
         """Borrow a read-only connection with a snapshot of the database, for one short query."""
-        with self._room, self.our_errors():
+        with self._room, self.our_errors(reads=True):
             db = self._borrow()
             try:
                 yield db
@@ -121,22 +126,30 @@ class PostgresConnection:
             self._idle.pop().close()
 
     @contextmanager
-    def our_errors(self) -> Iterator[None]:
+    def our_errors(self, reads: bool = False) -> Iterator[None]:
         """Translate the library's errors. After a first success a SettingsError becomes NotStored: a retry may help."""
         try:
             yield
         except (self.psycopg.Error, SettingsError) as error:
-            ours = error if isinstance(error, SettingsError) else self._ours(error)
+            ours = error if isinstance(error, SettingsError) else self._ours(error, reads)
             if self.has_worked and isinstance(ours, SettingsError):
                 ours = NotStored(str(ours))
             raise ours from error
 
-    def _ours(self, error: Exception) -> PigeonpostError:
-        text = f"{self.place}: {words_of(error)}"
-        if getattr(error, "sqlstate", None) == _NO_RIGHTS:
+    def _ours(self, error: Exception, reads: bool) -> PigeonpostError:
+        text, state = f"{self.place}: {words_of(error)}", getattr(error, "sqlstate", None) or ""
+        if state == _NO_RIGHTS:
             return SettingsError(f"{text} (`control.py schema` prints what a superuser may run instead)")
-        lost = isinstance(error, self.psycopg.OperationalError | self.psycopg.InterfaceError)
-        return (NotStored if lost or getattr(error, "sqlstate", None) == _READ_ONLY else DiskError)(text)
+        is_gone = state in _UNDEFINED and self.has_worked
+        if state in _CORRUPTED or (is_gone and not reads):
+            damage = (
+                f"{text}; nothing more is stored, the nodes keep their samples. Restore this database with pg_restore"
+                " (docs/scale.md), then start the server again: nodes send again what their outboxes hold"
+            )
+            self.on_damage(damage)
+            return StoreDamaged(damage)
+        is_lost = isinstance(error, self.psycopg.OperationalError | self.psycopg.InterfaceError)
+        return (NotStored if is_lost or is_gone or state == _READ_ONLY else DiskError)(text)
 
 
 _LOOK = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"

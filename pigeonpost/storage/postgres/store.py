@@ -3,7 +3,8 @@
 Samples are written by COPY; a commit is on the database's disk when it returns (synchronous_commit). One connection
 writes, and belongs to the Ingestor's writer thread; readers borrow others from the pool.
 Errors: NotStored while the database cannot be reached, restarts, is locked or full: the next attempt connects again.
-DiskError for what a retry does not repair. SettingsError for an address, a password or privileges that do not suffice.
+StoreDamaged where its data is damaged or a table is gone; DiskError for what else a retry does not repair.
+SettingsError for an address, a password or privileges that do not suffice.
 
 Several servers write to one database, and a node may move from one to another, or send to both at once. A writer first
 locks the node's row and reads its marks under that lock: so the servers take turns with each node, and what the other
@@ -26,13 +27,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from pigeonpost.core.data_folder import SERVER_ID
-from pigeonpost.core.errors import DiskError, InUse, NotStored
+from pigeonpost.core.errors import DiskError, InUse, NotStored, StoreDamaged
 from pigeonpost.core.files import replace_file
 from pigeonpost.storage.models import SPANS_MS, EpochCommit, HighWaterMark, LogMark, Rollup, SampleBatch, Window
 from pigeonpost.storage.postgres import rollups as statistics
 from pigeonpost.storage.postgres.pool import PostgresConnection, words_of
 from pigeonpost.storage.postgres.queries import Reader
 from pigeonpost.storage.postgres.schema import bring_up_to_date, refuse_newer
+from pigeonpost.storage.shapes import ShapeIds, StoredUnits
 from protocol import Gap
 
 log = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ class PostgresStore(Reader):
         """
         super().__init__(PostgresConnection(address))
         self._psycopg = self._link.psycopg
+        self._link.on_damage = self._note_damage
         self._key = _server_key(folder, make=not look_only)
         self._db: Any = None  # the connection that writes
         self._forget_learned()
@@ -86,6 +89,10 @@ class PostgresStore(Reader):
                     log.warning("%s; waiting for it", error)
                 waits = True
             time.sleep(min(1.0, start_s))
+
+    def _note_damage(self, text: str) -> None:
+        self.damage = text
+        self.on_damage(text)
 
     def _look(self) -> None:
         with self._link.reading() as db:
@@ -150,6 +157,8 @@ class PostgresStore(Reader):
 
     @contextmanager
     def writing(self, epochs: Iterable[Epoch]) -> Iterator[Mapping[Epoch, HighWaterMark]]:
+        if self.damage:
+            raise StoreDamaged(self.damage)
         with self._link.our_errors():
             db = self._writer()
             try:
@@ -265,7 +274,7 @@ class PostgresStore(Reader):
                 units.update(
                     {(self._nodes[epoch_commit.node], name): unit for name, unit in epoch_commit.units.items()}
                 )
-                self._units[epoch_commit.node] = epoch_commit.units
+                self._units.keep(epoch_commit.node, epoch_commit.units)
         if units:
             self._db.execute(
                 "INSERT INTO sensors SELECT * FROM unnest(%s::int[], %s::text[], %s::text[])"
@@ -358,15 +367,14 @@ class PostgresStore(Reader):
             " ON CONFLICT DO NOTHING",
             (text, text),
         )
-        (self._shapes[names],) = self._db.execute("SELECT id FROM shapes WHERE names = %s", (text,)).fetchone()
-        return self._shapes[names]
+        return self._shapes.keep(names, *self._db.execute("SELECT id FROM shapes WHERE names = %s", (text,)).fetchone())
 
     def _forget_learned(self) -> None:
         """Clear the caches after a rollback: what was learned in the transaction is no longer true."""
         self._nodes: dict[str, int] = {}
         self._epochs: dict[Epoch, tuple[int, HighWaterMark | None]] = {}  # of this transaction: id and mark
-        self._shapes: dict[tuple[str, ...], int] = {}
-        self._units: dict[str, Mapping[str, str]] = {}
+        self._shapes = ShapeIds()
+        self._units = StoredUnits()
 
     def replace_rollups(self, window: Window, summaries: Mapping[str, Rollup]) -> None:
         with self._link.our_errors():

@@ -1,17 +1,23 @@
 """Tables of the SQLite store, and the migration of older files.
 
-Errors: SettingsError for a file of a newer program; those of SQLite.
+Errors: SettingsError for a file of a newer program; StoreDamaged; those of SQLite.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
+from collections.abc import Iterator
+from urllib.parse import quote
 
-from pigeonpost.core.errors import SettingsError
-from pigeonpost.core.files import sync_folder
+from pigeonpost.core.data_folder import DATABASE
+from pigeonpost.core.errors import SettingsError, StoreDamaged
+from pigeonpost.core.files import give_to_owner, sync_folder
+from pigeonpost.storage.sqlite.integrity import damage_text, has_rows, refuse_empty, refuse_foreign_wal, start_faults
 
 VERSION = 2  # PRAGMA user_version
+_MOST_VERSIONS = 1000  # a number above is none of a newer program, but damage
 
 _FIRST = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -73,9 +79,16 @@ INSERT OR IGNORE INTO unsummed SELECT node, 3600000, ("end" + 3599999) / 3600000
 _STEPS = (_FIRST, _STATISTICS)  # what each version adds to the one before
 
 
+def make_tables(db: sqlite3.Connection) -> None:
+    """Make all tables, as the newest version has them."""
+    db.executescript("".join(_STEPS))
+
+
 def refuse_newer(db: sqlite3.Connection, path: str) -> int:
     """Return the version of the file. Raises SettingsError when it is newer than this program."""
     version = _version(db)
+    if not 0 <= version <= _MOST_VERSIONS:
+        raise StoreDamaged(damage_text(os.path.dirname(path), f"its header says format {version}, which there is not"))
     if version > VERSION:
         raise SettingsError(
             f"{path} was made by a newer Pigeonpost (format {version}; this one knows {VERSION}):"
@@ -86,7 +99,10 @@ def refuse_newer(db: sqlite3.Connection, path: str) -> int:
 
 def refuse_other(db: sqlite3.Connection, path: str) -> None:
     """Raise SettingsError when the file is not of this program's version: for read-only use."""
-    if refuse_newer(db, path) < VERSION:
+    version = refuse_newer(db, path)
+    if version == 0:
+        raise StoreDamaged(damage_text(os.path.dirname(path), "it has no tables of Pigeonpost"))
+    if version < VERSION:
         raise SettingsError(
             f"{path} was made by an older Pigeonpost: start this one's server once, which brings it up to date"
         )
@@ -113,6 +129,38 @@ def bring_up_to_date(db: sqlite3.Connection, path: str) -> None:
     sync_folder(path)
 
 
+def refuse_headless(db: sqlite3.Connection, path: str) -> None:
+    """Raise StoreDamaged for a file without a version that is no new one: with tables, or beside logs with rows."""
+    folder = os.path.dirname(path)
+    if _version(db):
+        return
+    if db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+        raise StoreDamaged(damage_text(folder, "it has tables, but no format: a changed header, or not ours"))
+    if has_rows(folder):
+        raise StoreDamaged(damage_text(folder, "it is empty, though there are logs with rows beside it"))
+
+
+def quick_faults(folder: str, is_in_use: bool) -> Iterator[str]:
+    """Check what each start checks, of a file that nobody has opened in this process. Nothing is changed.
+
+    is_in_use: a server writes to it just now, so that its WAL is its own
+    """
+    path = os.path.join(folder, DATABASE)
+    try:
+        refuse_empty(folder)
+        if not is_in_use:
+            refuse_foreign_wal(folder)
+        with contextlib.closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)) as db:
+            if refuse_newer(db, path) == 0:
+                refuse_other(db, path)
+            if refuse_newer(db, path) == VERSION:
+                yield from (damage_text(folder, fault) for fault in start_faults(db, make_tables))
+    except StoreDamaged as error:
+        yield str(error)
+    except sqlite3.Error as error:
+        yield damage_text(folder, str(error))
+
+
 def _copy(db: sqlite3.Connection, path: str) -> None:
     """Copy the whole file under another name, durably, before anything is changed."""
     partial = f"{path}.part"
@@ -130,5 +178,6 @@ def _copy(db: sqlite3.Connection, path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+    give_to_owner(partial)
     os.rename(partial, path)
     sync_folder(path)

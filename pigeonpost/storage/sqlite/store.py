@@ -5,7 +5,8 @@ WAL mode with synchronous=FULL: a commit is on the disk when it returns.
 One connection writes, and belongs to the Ingestor's writer thread. No other ever writes or checkpoints: SQLite 3.7.0 to
 3.51.2 can damage a file when two connections checkpoint at once. A reader borrows a read-only connection for one short
 query from `_idle`, a deque whose append and pop are atomic; `_room` limits how many readers query at once.
-Errors: NotStored for a full disk or a locked file; DiskError for I/O errors, corruption, and a file that was removed.
+Errors: NotStored for a full disk or a locked file; StoreDamaged for a file that is damaged (see integrity), after which
+no transaction begins any more; DiskError for I/O errors, and a file that was removed or replaced.
 
 Samples are one row each, in the order in which they are queried, node and time; their values are a JSON array beside
 the id of their `shape`, the list of their names. Measured: 17 bytes per value, against 25 with one row per value, and
@@ -14,19 +15,21 @@ twice as fast to write. The view `readings` shows one row per value to people.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
 from pigeonpost.core.data_folder import DATABASE
-from pigeonpost.core.errors import DiskError, NotStored
+from pigeonpost.core.errors import DiskError, NotStored, PigeonpostError, StoreDamaged
+from pigeonpost.core.files import give_to_owner
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.models import (
     Bucket,
@@ -34,13 +37,15 @@ from pigeonpost.storage.models import (
     HighWaterMark,
     LogEntry,
     LogMark,
+    NodeUsage,
     Rollup,
     SampleBatch,
     StoredSample,
     Window,
 )
-from pigeonpost.storage.sqlite import rollups
-from pigeonpost.storage.sqlite.schema import bring_up_to_date, refuse_other
+from pigeonpost.storage.shapes import ShapeIds, ShapeNames, StoredUnits
+from pigeonpost.storage.sqlite import counts, integrity, rollups, wal
+from pigeonpost.storage.sqlite.schema import bring_up_to_date, make_tables, refuse_headless, refuse_other
 from protocol import Gap, Sample
 
 log = logging.getLogger(__name__)
@@ -58,44 +63,74 @@ class SqliteStore(Store):
     """A store in the file in `folder`, which is made when it is missing."""
 
     description = f"SQLite, {DATABASE} in the data folder"
+    is_checked = True
 
     def __init__(self, folder: str, look_only: bool = False) -> None:
         """
         look_only  change nothing, not even by making the file: for looking beside a server that runs
 
-        Raises SettingsError for a file of a newer program, DiskError for one that cannot be used.
+        Raises SettingsError for a file of a newer program, StoreDamaged for one that cannot be opened or is no store of
+        ours, DiskError for one that cannot be used. One that opens and has damage is opened: `damage` says what.
         """
-        self._path = os.path.join(folder, DATABASE)
+        self._folder, self._path = folder, os.path.join(folder, DATABASE)
         self._idle: deque[sqlite3.Connection] = deque()
         self._room = threading.Semaphore(_MOST_READERS)
         self._marks = rollups.DirtyWindows()
+        self._shape_names = ShapeNames("?")
+        self._files: wal.OpenFiles | None = None
         self._forget()
+        integrity.refuse_empty(folder)
         with self._our_errors():
+            is_new = not os.path.lexists(self._path)
+            if not look_only:
+                integrity.refuse_foreign_wal(folder)
             self._db = self._open_to_read() if look_only else self._connect(self._path)
             try:
                 if look_only:
                     refuse_other(self._db, self._path)
                 else:
-                    self._prepare()
+                    self._prepare(is_new)
+                self._files = wal.OpenFiles(self._path, not look_only)
             except BaseException:
                 self._db.close()
                 raise
 
-    def _prepare(self) -> None:
+    def _prepare(self, is_new: bool) -> None:
+        give_to_owner(self._path)  # before its log is made, whose owner SQLite makes the same
+        if not is_new:
+            refuse_headless(self._db, self._path)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         # Pages that grow are written back once in 16 MiB of log, not once in 4: 15 % faster, and kinder to a card.
         self._db.execute("PRAGMA wal_autocheckpoint = 4000")
         bring_up_to_date(self._db, self._path)
-        self.identity = str(self._db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()[0])
-        self._inode = os.stat(self._path).st_ino
+        row = self._db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()
+        self.identity = str(row[0]) if row else os.urandom(8).hex()
+        if lost := wal.lost_commits(self._db, self._path):
+            self.found_at_start = self._note_damage(lost)
+        elif is_new and integrity.has_rows(self._folder):
+            self.found_at_start = integrity.missing_text(self._folder)
+        for fault in integrity.start_faults(self._db, make_tables):
+            self._note_damage(integrity.Damage(fault, True))
+
+    def _note_damage(self, found: integrity.Damage) -> str:
+        """Remember damage, after which nothing is written any more where it is in the structure. Returns the text."""
+        text = integrity.damage_text(self._folder, found.text, found.ends_writing)
+        if found.ends_writing:
+            self.damage = self.damage or text
+        self.on_damage(self.damage or text)
+        return text
 
     # -------------------------------------------------------------------------------------------- writing
 
     @contextmanager
     def writing(self, epochs: Iterable[tuple[str, str]]) -> Iterator[Mapping[tuple[str, str], HighWaterMark]]:
+        if self.damage:
+            raise StoreDamaged(self.damage)
         self._refuse_removed()
         with self._our_errors():
+            if saved := wal.save(self._db, self._path):
+                self._note_damage(saved)
             self._db.execute("BEGIN IMMEDIATE")
             self._marks.begin()
             try:
@@ -150,7 +185,7 @@ class SqliteStore(Store):
                 "INSERT OR REPLACE INTO sensors VALUES (?, ?, ?)",
                 [(node, name, unit) for name, unit in epoch_commit.units.items()],
             )
-            self._units[epoch_commit.node] = epoch_commit.units
+            self._units.keep(epoch_commit.node, epoch_commit.units)
         return node, epoch
 
     def _put_samples(self, rows: list[Any], node: int, epoch: int, sample_batch: SampleBatch) -> None:
@@ -188,28 +223,26 @@ class SqliteStore(Store):
     def _shape(self, names: tuple[str, ...]) -> int:
         text = json.dumps(names)
         self._db.execute("INSERT OR IGNORE INTO shapes (names) VALUES (?)", (text,))
-        (self._shapes[names],) = self._db.execute("SELECT id FROM shapes WHERE names = ?", (text,)).fetchone()
-        return self._shapes[names]
+        return self._shapes.keep(names, *self._db.execute("SELECT id FROM shapes WHERE names = ?", (text,)).fetchone())
 
     def _forget(self) -> None:
         """Clear the caches after a rollback: what was learned in the transaction is no longer true."""
         self._nodes: dict[str, int] = {}
-        self._shapes: dict[tuple[str, ...], int] = {}
-        self._units: dict[str, Mapping[str, str]] = {}
+        self._shapes = ShapeIds()
+        self._units = StoredUnits()
 
     def _refuse_removed(self) -> None:
-        try:
-            there = os.stat(self._path).st_ino == self._inode
-        except OSError:
-            there = False
-        if not there:
-            raise DiskError(f"{self._path} was removed or replaced while it was in use")
+        if self._files is not None and (path := self._files.replaced()):
+            text = f"{path} was removed or replaced while it was in use: the next start takes what is there then"
+            self.on_damage(text)
+            raise DiskError(text)
 
     def replace_rollups(self, window: Window, summaries: Mapping[str, Rollup]) -> None:
         rollups.put(self._db, self._marks, window, summaries)
 
     def merge_late_rollups(self, window: Window, parts: Mapping[int, Mapping[str, list[Rollup]]]) -> bool:
-        return rollups.merge_late_rollups(self._db, self._marks, window, parts)
+        with self._odd_rows():
+            return rollups.merge_late_rollups(self._db, self._marks, window, parts)
 
     def delete_expired(self, before_ms: int, most: int) -> int:
         return rollups.delete_expired(self._db, before_ms, most)
@@ -265,68 +298,46 @@ class SqliteStore(Store):
 
     def nodes(self) -> list[dict[str, Any]]:
         with self._reading() as db:
-            return [self._about(db, id, name) for id, name in db.execute("SELECT id, name FROM nodes ORDER BY name")]
+            return integrity.plain_nodes(counts.nodes(db))
 
-    def _about(self, db: sqlite3.Connection, id: int, name: str) -> dict[str, Any]:
-        high, expired = db.execute(
-            "SELECT coalesce(sum(seq), 0), coalesce(sum(forgotten), 0) FROM epochs WHERE node = ?", (id,)
-        ).fetchone()
-        within, before = db.execute(
-            "SELECT coalesce(sum(g.last - g.first + 1), 0), coalesce(sum(g.before), 0)"
-            " FROM gaps g JOIN epochs e ON e.id = g.epoch WHERE e.node = ?",
-            (id,),
-        ).fetchone()
-        ends = [
-            db.execute(f"SELECT time FROM samples WHERE node = ? ORDER BY time {way} LIMIT 1", (id,)).fetchone()
-            for way in ("ASC", "DESC")
-        ]
-        return {
-            "name": name,
-            "samples": high - within,
-            "missing": within + before,
-            "forgotten": expired,
-            "kept_from_ms": db.execute("SELECT kept_from FROM nodes WHERE id = ?", (id,)).fetchone()[0],
-            "first_ms": ends[0][0] if ends[0] else None,
-            "last_ms": ends[1][0] if ends[1] else None,
-            "sensors": dict(db.execute("SELECT name, unit FROM sensors WHERE node = ? ORDER BY name", (id,))),
-        }
+    def usage(self, node: str) -> NodeUsage:
+        with self._reading() as db:
+            return counts.usage(db, node)
+
+    def channels(self, node: str, most: int) -> set[str]:
+        with self._reading() as db:
+            return counts.channels(db, node, most)
 
     def points(self, node: str, from_ms: int, to_ms: int, limit: int) -> list[StoredSample]:
         with self._reading() as db:
             rows = db.execute(
-                'SELECT s.time, e.epoch, s.seq, p.names, s."values", s.clock FROM samples s'
-                " JOIN epochs e ON e.id = s.epoch JOIN shapes p ON p.id = s.shape"
+                'SELECT s.time, e.epoch, s.seq, s.shape, s."values", s.clock FROM samples s'
+                " JOIN epochs e ON e.id = s.epoch"
                 " WHERE s.node = (SELECT id FROM nodes WHERE name = ?) AND s.time >= ? AND s.time < ?"
                 " ORDER BY s.time DESC, s.epoch DESC, s.seq DESC LIMIT ?",
                 (node, from_ms, to_ms, limit),
             ).fetchall()
-        named = {names: json.loads(names) for names in {row[3] for row in rows}}
-        return [
-            StoredSample(node, time_ms, epoch, seq, dict(zip(named[names], _VALUES(values, 0)[0])), clock or "")
-            for time_ms, epoch, seq, names, values, clock in reversed(rows)
-        ]
+            named = self._shape_names.of(db, {row[3] for row in rows})
+        with self._our_errors(), self._odd_rows():
+            integrity.plain_numbers((row[0], row[2]) for row in rows)
+            return [
+                StoredSample(node, time_ms, epoch, seq, dict(zip(named[shape], _VALUES(values, 0)[0])), clock or "")
+                for time_ms, epoch, seq, shape, values, clock in reversed(rows)
+            ]
 
     def downsample(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
         with self._reading() as db:
-            return rollups.downsample(db, node, sensor, from_ms, to_ms, count)
+            return integrity.plain_numbers(
+                rollups.downsample(db, self._shape_names, node, sensor, from_ms, to_ms, count)
+            )
 
-    def downsample_all(self, node: str, from_ms: int, to_ms: int, count: int) -> dict[str, list[Bucket]]:
+    def downsample_all(
+        self, node: str, from_ms: int, to_ms: int, count: int, sensors: Collection[str]
+    ) -> dict[str, list[Bucket]]:
         with self._reading() as db:
-            shapes = {id: json.loads(names) for id, names in db.execute("SELECT id, names FROM shapes")}
-            rows = db.execute(
-                "SELECT (time - ?1) * ?3 / (?2 - ?1) AS i, shape, j.key, count(*), min(j.value), max(j.value),"
-                ' avg(j.value) FROM samples, json_each("values") j'
-                " WHERE node = (SELECT id FROM nodes WHERE name = ?4) AND time >= ?1 AND time < ?2"
-                " AND j.value IS NOT NULL GROUP BY i, shape, j.key ORDER BY i",
-                (from_ms, to_ms, count, node),
-            ).fetchall()
-        found: dict[str, list[Bucket]] = {}
-        for place, shape, key, *rest in rows:
-            columns, column = found.setdefault(shapes[shape][key], []), Bucket(place, *rest)
-            if columns and columns[-1].place == place:  # of two shapes, as after a sensor was added
-                column = columns.pop().with_other(column)
-            columns.append(column)
-        return found
+            found = rollups.downsample_all(db, self._shape_names, node, from_ms, to_ms, count, sensors)
+            integrity.plain_numbers(column for columns in found.values() for column in columns)
+            return found
 
     def dirty_windows(self, before_ms: int, most: int) -> list[Window]:
         with self._reading() as db:
@@ -334,7 +345,7 @@ class SqliteStore(Store):
 
     def summaries(self, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Rollup]:
         with self._reading() as db:
-            return rollups.summaries(db, node, sensor, span_ms, from_ms, to_ms)
+            return integrity.plain_numbers(rollups.summaries(db, node, sensor, span_ms, from_ms, to_ms))
 
     def gaps(self, limit: int) -> list[dict[str, Any]]:
         with self._reading() as db:
@@ -349,48 +360,61 @@ class SqliteStore(Store):
         with self._reading() as db:
             nodes = dict(db.execute("SELECT id, name FROM nodes"))
             epochs = dict(db.execute("SELECT id, epoch FROM epochs"))
-            shapes = {id: json.loads(names) for id, names in db.execute("SELECT id, names FROM shapes")}
             for node, time_ms, epoch, seq, shape, clock, values in db.execute("SELECT * FROM samples"):
-                named = dict(zip(shapes[shape], _VALUES(values, 0)[0]))
+                named = dict(zip(self._shape_names.one(db, shape), _VALUES(values, 0)[0]))
                 yield StoredSample(nodes[node], time_ms, epochs[epoch], seq, named, clock or "")
+
+    def known_units(self) -> dict[str, dict[str, str]]:
+        with self._reading() as db:
+            return integrity.known_units(db)
+
+    def check_pieces(self) -> Iterator[str]:
+        return integrity.check_pieces(self._new_reading)
+
+    @contextmanager
+    def _new_reading(self) -> Iterator[sqlite3.Connection]:
+        """Lend a new connection, which has no pages in memory."""
+        self._refuse_removed()
+        with self._our_errors(reads=True), contextlib.closing(self._open_to_read()) as db:
+            db.execute("BEGIN")
+            if db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone() != (self.identity,):
+                what = "another database was copied over it while it was in use"
+                raise StoreDamaged(self._note_damage(integrity.Damage(what, True)))
+            yield db
 
     def verify(self) -> Iterator[str]:
         with self._reading() as db:
-            for (line,) in db.execute("PRAGMA integrity_check"):
-                if line != "ok":
-                    yield f"SQLite: {line}"
-            stored = {
-                epoch: rest
-                for epoch, *rest in db.execute(
-                    "SELECT epoch, count(*), count(DISTINCT seq), min(seq), max(seq) FROM samples GROUP BY epoch"
-                )
-            }
-            missing = dict(db.execute("SELECT epoch, sum(last - first + 1) FROM gaps GROUP BY epoch"))
-            for id, name, epoch, mark, expired in db.execute(
-                "SELECT e.id, n.name, e.epoch, e.seq, e.forgotten FROM epochs e JOIN nodes n ON n.id = e.node"
-            ):
-                count, distinct, low, high = stored.get(id, (0, 0, 1, 0))
-                where = f"node {name}, epoch {epoch}"
-                if count != distinct:
-                    yield f"{where}: {count - distinct} samples are stored twice"
-                known = distinct + expired
-                if known + missing.get(id, 0) != mark or low < 1 or high > mark:
-                    yield f"{where}: {known} samples and {missing.get(id, 0)} in gaps do not add up to {mark}"
+            yield from counts.verify(db)
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         """Borrow a read-only connection with a snapshot of the database, for one short query."""
-        with self._room, self._our_errors():
+        self._refuse_removed()
+        with self._room, self._our_errors(reads=True), self._odd_rows():
             try:
                 db = self._idle.pop()
             except IndexError:
                 db = self._open_to_read()
-            db.execute("BEGIN")
             try:
+                db.execute("BEGIN")
                 yield db
-            finally:
                 db.execute("ROLLBACK")
-                self._idle.append(db)
+            except BaseException:
+                db.close()  # after an error of the file it is not known what it has in memory
+                raise
+            self._idle.append(db)
+
+    @contextmanager
+    def _odd_rows(self) -> Iterator[None]:
+        """While rows are read: what does not fit this program's own rows is damage."""
+        try:
+            yield
+        except PigeonpostError:
+            raise
+        except (ValueError, TypeError, LookupError, StopIteration) as error:
+            text = self._note_damage(integrity.Damage(f"a row that Pigeonpost never writes: {error!r:.200}", False))
+            log.error("%s", error, exc_info=True)
+            raise StoreDamaged(text) from error
 
     def _open_to_read(self) -> sqlite3.Connection:
         db = self._connect(f"file:{quote(self._path)}?mode=ro", uri=True)
@@ -402,13 +426,20 @@ class SqliteStore(Store):
         return sqlite3.connect(place, uri=uri, isolation_level=None, check_same_thread=False)
 
     @contextmanager
-    def _our_errors(self) -> Iterator[None]:
+    def _our_errors(self, reads: bool = False) -> Iterator[None]:
+        """reads: a sector that cannot be read is damage of what is on it; the writer may not go on after that"""
         try:
             yield
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            kind = NotStored if code in _TRY_AGAIN else DiskError
-            raise kind(f"{self._path}: {error}") from error
+            # A file that was open before cannot be opened once more where there is no descriptor.
+            if code in _TRY_AGAIN or (code == sqlite3.SQLITE_CANTOPEN and self._files):
+                raise NotStored(f"{self._path}: {error}") from error
+            if found := integrity.is_damage(error, reads):
+                raise StoreDamaged(self._note_damage(found)) from error
+            text = f"{self._path}: {error}; `dmesg` says what the disk did"
+            self.on_damage(text)
+            raise DiskError(text) from error
 
 
 def _mark(db: sqlite3.Connection, node: str, epoch: str) -> HighWaterMark | None:

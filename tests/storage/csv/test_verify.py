@@ -4,9 +4,9 @@ import os
 import unittest
 
 from csvbuffer import CsvLog
-from pigeonpost.core.clock import FakeClock
+from pigeonpost.core.clock import FakeClock, parse_rfc3339
 from pigeonpost.storage.csv import format
-from pigeonpost.storage.csv.format import HEADER, local_time, log_name
+from pigeonpost.storage.csv.format import HEADER, _minutes, local_time, log_name
 from pigeonpost.storage.csv.verify import rebuild_log, verify_logs
 from pigeonpost.storage.sqlite.store import SqliteStore
 from tests.page_support import set_zone, use_memory_disk
@@ -20,6 +20,16 @@ UNITS = {"temperature": "°C", "light": '"lux", as %s'}
 
 def setUpModule():
     use_memory_disk()
+
+
+class LocalTime(unittest.TestCase):
+    def test_the_first_and_the_last_day_that_rfc_3339_has_can_be_read_again_in_any_zone(self):
+        for zone in ("Pacific/Kiritimati", "Pacific/Pago_Pago", "UTC"):
+            set_zone(self, zone)
+            for time_ms in (parse_rfc3339("0001-01-01T00:00:00Z"), parse_rfc3339("9999-12-31T23:59:59.999Z")):
+                _minutes.clear()
+                self.addCleanup(_minutes.clear)
+                self.assertEqual(parse_rfc3339(local_time(time_ms)), time_ms, zone)
 
 
 class LogFileCase(LogCase):
@@ -56,6 +66,13 @@ class Verifying(LogFileCase):
 
     def test_logs_that_say_what_is_stored_are_sound(self):
         self.assertEqual(self.faults(), [])
+
+    def test_a_reason_with_line_ends_that_an_older_server_stored_is_no_fault(self):
+        self.commit(gap(41, 41, why='one,\ntwo\r\n"three"\n'), batch(42, 42))
+        self.log.record()
+        self.assertEqual(self.faults(), [])
+        self.replace(b"two\r", b'two"\r')
+        self.assertIn("torn row", self.faults()[0])
 
     def test_the_logs_of_several_runs_count_together(self):
         self.log.close()

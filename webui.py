@@ -40,9 +40,10 @@ from pigeonpost.views.sensor import SensorPages
 from pigeonpost.views.snapshot import SnapshotBuilder
 from pigeonpost.views.sse import EventStream
 from pigeonpost.views.statistics import StatisticsReader
-from pigeonpost.web.access import NOBODY, AccessControl, Principal
+from pigeonpost.web.access import LOCAL, NOBODY, AccessControl, Principal
 from pigeonpost.web.connection_limits import Connections, Limits
-from pigeonpost.web.http_server import Listener, RequestHandler
+from pigeonpost.web.http_server import RequestHandler
+from pigeonpost.web.listener import Listener
 
 if TYPE_CHECKING:
     from pigeonpost.web.tls import Tls
@@ -100,7 +101,7 @@ class PageHandler(RequestHandler):
         access.check_origin(request)
         visitor = access.authorize(request, route.role) if route.role else NOBODY
         if request.path.startswith("/api/"):
-            access.check_program(request)
+            access.check_program(request, visitor)
         elif route.role:
             access.check_csrf(request, visitor)
         return self.web.page(request, route, args, visitor)
@@ -108,7 +109,7 @@ class PageHandler(RequestHandler):
     def _sign_in_with_key(self, request: Request, key: str) -> Response:
         session = self.web.access.open_with_key(request, key)
         if session is None:
-            raise HTTPError(403, "That key is not right, or was used: it lets one browser in, once.", "key")
+            raise self.web.access.wrong_key()
         return see_other("/", self.web.access.cookie(request, session))
 
     def max_body_bytes(self, request: Request) -> int:
@@ -213,7 +214,7 @@ class WebInterface:
             Route("POST", "/password", "viewer", self._change_password),
             Route("GET", "/events", "viewer", self._listen),
             Route("POST", "/exit", "operator", node_actions.leave),
-            Route("GET", "/login", "", lambda context: login.login_page(context.request)),
+            Route("GET", "/login", "", login.login_page),
             Route("POST", "/login", "", self._log_in),
             Route("POST", "/logout", "viewer", self._log_out),
             Route("GET", "/api/v1/nodes", "viewer", api.nodes),
@@ -247,7 +248,7 @@ class WebInterface:
 
     @property
     def first_key(self) -> str:
-        """The one-time key for one browser elsewhere while no password is set; empty once it was used."""
+        """The one-time key, printed with the page's address; empty where a password was set at the start."""
         return self.access.first_key
 
     def start(self) -> None:
@@ -264,7 +265,9 @@ class WebInterface:
                     f"the page cannot be at {where}: {error.strerror or error}. --web HOST:PORT takes another address"
                 ) from error
         app = self._app
-        self.access = AccessControl(app.users, app.control, app.names, app.clock, self.addresses[0][1])
+        self.access = AccessControl(
+            app.users, app.control, app.names, app.clock, self.addresses[0][1], app.throttle, app.data
+        )
         for part in (self._recent_cache, self._snapshots, self._charts.late, self._live, self._event_log):
             app.ingestor.subscribe(part.on_commit)
         self._live.start()
@@ -294,7 +297,8 @@ class WebInterface:
     def page(self, request: Request, route: Route, args: Sequence[str], visitor: Principal) -> Response:
         """Return the response of a route to a request that was let in. Raises HTTPError."""
         context = RequestContext(
-            self._app, request, args, self._snapshots.snapshot, visitor.role, visitor.name, visitor.csrf
+            self._app, request, args, self._snapshots.snapshot, visitor.role, visitor.name, visitor.csrf,
+            visitor is LOCAL,
         )  # fmt: skip
         if route.kept:
             return self._kept_page(context, route)
@@ -356,10 +360,12 @@ class WebInterface:
     # ------------------------------------------------------------------------------------------- login and logout
 
     def _log_in(self, context: RequestContext) -> Response:
+        if self._app.users.are_none():  # no password is the right one, so this is no attempt
+            return login.login_page(context, status=403)
         fields = form_of(context.request)
         session = self.access.log_in(context.request, fields.get("user", ""), fields.get("password", ""))
         if session is None:
-            return login.login_page(context.request, "That is not the password of that user.", 403)
+            return login.login_page(context, "That is not the password of that user.", 403)
         return see_other("/", self.access.cookie(context.request, session))
 
     def _change_password(self, context: RequestContext) -> Response:
@@ -369,7 +375,7 @@ class WebInterface:
         try:
             session = self.access.change_password(context.request, fields.get("old", ""), fields.get("new", ""))
         except SettingsError as error:
-            return login.password_page(context, f"{error}.", 400)
+            return login.password_page(context, f"{str(error)[:1].upper()}{str(error)[1:]}.", 400)
         if session is None:
             return login.password_page(context, "That is not your old password.", 403)
         answer = login.password_changed(context)

@@ -71,6 +71,7 @@ class Server(Forked):
     """`server.py` as a process, its page on a free port unless it is told another.
 
     data  the folder of its data       page  where its page is, (host, port); waits until it says so
+    path  that it printed with it: `/?key=...`, without a password
     """
 
     def __init__(self, test: unittest.TestCase, *arguments: str, data: str | None = None, **more: Any) -> None:
@@ -84,10 +85,22 @@ class Server(Forked):
     @property
     def page(self) -> tuple[str, int]:
         if self._page is None:
-            place = self.line().removeprefix("the page is at http://").partition("/")[0]
+            place, _, path = self.line().removeprefix("the page is at http://").partition("/")
+            self.path = f"/{path}"
             host, _, port = place.rpartition(":")
             self._page = host, int(port)
         return self._page
+
+    def sign_in(self) -> str:
+        """Open the address that it printed, with its key; the cookie of the browser that may press the buttons."""
+        link = http.client.HTTPConnection(*self.page, timeout=LIMIT_S)
+        try:
+            link.request("GET", self.path)
+            answer = link.getresponse()
+            answer.read()
+            return str(answer.headers["Set-Cookie"]).partition(";")[0]
+        finally:
+            link.close()
 
     def get(self, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, str]:
         """Status and text of a page."""

@@ -71,7 +71,8 @@ class WebCase(unittest.TestCase):
 
     def press(self, path, **fields):
         """Press a button: post its form with the token that the page has; status, headers, body."""
-        status, headers, body = self.web.post_form(path, {"csrf": self.web.csrf(), **fields})
+        browser = self.web.browser
+        status, headers, body = self.web.post_form(path, {"csrf": self.web.csrf(browser), **fields}, browser)
         return status, headers, body.decode()
 
     def post_json(self, path, value, status=200, raw=None):
@@ -97,15 +98,34 @@ class Front(WebCase):
         self.assertEqual(buttons, ["Sensor On", "Sensor Off", "Status", "Log Check", "Log Download", "Exit"])
 
     def test_the_button_of_what_is_stands_out(self):
-        self.assertRegex(self.page("/"), r'<button class="chosen" aria-label="Sensor On, basement">')
+        browser = self.web.browser
+        page = self.page("/", headers=browser)
+        self.assertRegex(page, r'<button class="chosen" aria-label="Sensor On, basement">')
         self.link.state.on = False
         self.web.store_samples("basement", [{"light": 1}])
-        self.assertRegex(self.page("/"), r'<button class="chosen" aria-label="Sensor Off, basement">')
+        page = self.page("/", headers=browser)
+        self.assertRegex(page, r'<button class="chosen" aria-label="Sensor Off, basement">')
 
     def test_a_node_that_is_away_cannot_be_switched(self):
         self.link.state.connected = False
         self.web.store_samples("basement", [{"light": 1}])
-        self.assertEqual(self.page("/").count(" disabled>"), 3)
+        page = self.page("/", headers=self.web.browser)
+        self.assertEqual(page.count(' title="Disabled: the node is not connected" disabled>'), 3)
+
+    def test_without_the_key_every_button_is_there_disabled_and_the_page_says_what_to_do(self):
+        for path, count in (("/", 4), ("/nodes/basement", 3)):
+            page = self.page(path)
+            self.assertEqual((page.count("<button"), page.count(" disabled>")), (count, count), path)
+            self.assertIn("Open the address that the server printed when it started", page)
+            self.assertIn(f"python3 control.py --data {self.web.folder} password", page)
+            self.assertIn('the page was opened without the key" disabled>', page)
+            # Directly below the buttons; and being on this machine is no signing in.
+            self.assertRegex(page, r'</form></div>\n<p class="notice">Buttons are disabled')
+            if path == "/":
+                self.assertIn("Reading from this machine; nobody is signed in.", page)
+            with_key = self.page(path, headers=self.web.browser)
+            self.assertNotIn(" disabled", with_key)
+            self.assertNotIn("control.py", with_key)
 
     def test_a_terminal_gets_text(self):
         text = self.text("/")
@@ -132,11 +152,13 @@ class Front(WebCase):
         for path in ("/", "/nodes/basement", "/login", "/log", "/nothing"):
             _, _, body = self.web.request("GET", path, html=True)
             self.assertIn(b'<meta name="referrer" content="same-origin">', body, path)
-        _, _, body = self.web.post_form("/exit", {"csrf": self.web.csrf()})
+        browser = self.web.browser
+        fields = {"csrf": self.web.csrf(browser)}
+        _, _, body = self.web.post_form("/exit", fields, browser)
         self.assertIn(b'<meta name="referrer" content="same-origin">', body)
-        fields = {"csrf": self.web.csrf()}
         for origin, status in (("null", 403), (f"http://127.0.0.1:{self.web.address[1]}", 303)):
-            self.assertEqual(self.web.post_form("/nodes/basement/off", fields, {"Origin": origin})[0], status, origin)
+            headers = {**browser, "Origin": origin}
+            self.assertEqual(self.web.post_form("/nodes/basement/off", fields, headers)[0], status, origin)
 
     def test_whatever_a_node_says_is_text(self):
         self.link.state.sensors = [{"name": "temperature", "unit": "<u>°C</u>"}]
@@ -150,6 +172,12 @@ class Front(WebCase):
             self.assertNotIn("<u>", page)
             self.assertNotIn("<script>", page)
         self.assertIn("&lt;img src=x onerror=y&gt;", page)
+
+    def test_a_nodes_page_shows_the_certificate_by_which_it_was_reached(self):
+        self.assertNotIn("SHA-256", self.page("/nodes/basement"))
+        self.link.state.fingerprint = "5e" * 32
+        self.web.store_samples("basement", [{"temperature": 1.5}])
+        self.assertIn(f"TLS; SHA-256 of its certificate: {'5e' * 32}", self.page("/nodes/basement"))
 
     def test_no_element_brings_its_own_style_or_script(self):
         """The policy of every answer forbids both, so they would not work."""
@@ -212,7 +240,7 @@ class NodePage(WebCase):
         text = self.text("/nodes/basement")
         self.assertTrue(text.startswith("basement: Reporting; last sample 0 s ago.\n"))
         self.assertIn("stored here         2 samples\n", text)
-        self.assertIn(f"http://{self.web.address[0]}:{self.web.address[1]}/api/v1/nodes/basement/send\n", text)
+        self.assertIn("Off:  python3 control.py send basement off\n", text)
 
     def test_what_is_missing_and_why(self):
         batch = Batch("basement", "0" * 16, "0123456789abcdef", 0, (), Gap(3, 9, 0, "overwritten"), UNITS,
@@ -267,7 +295,8 @@ class Buttons(WebCase):
 
     def test_a_notice_is_one_of_ours(self):
         for notice in ("hacked", "<b>", "", "ON"):
-            self.assertNotIn("notice", self.page(f"/nodes/basement?{urlencode({'notice': notice})}"))
+            page = self.page(f"/nodes/basement?{urlencode({'notice': notice})}", headers=self.web.browser)
+            self.assertNotIn("notice", page)
 
     def test_one_that_nobody_knows(self):
         for word in ("on", "off", "status"):
@@ -276,13 +305,15 @@ class Buttons(WebCase):
     def test_without_the_forms_token_nothing_happens(self):
         for fields in ({}, {"csrf": ""}, {"csrf": "x" * 32}):
             for path in ("/nodes/basement/off", "/exit", "/logout"):
-                status, _, body = self.web.post_form(path, {**fields, "sure": "yes"})
+                status, _, body = self.web.post_form(path, {**fields, "sure": "yes"}, self.web.browser)
                 self.assertEqual(status, 403)
                 self.assertIn(b"The form is out of date.", body)
         self.assertEqual((self.link.asked, self.web.stopped), ([], []))
 
     def test_the_token_may_come_as_a_header(self):
-        status, _, _ = self.web.request("POST", "/nodes/basement/off", {"X-CSRF-Token": self.web.csrf()})
+        browser = self.web.browser
+        headers = {**browser, "X-CSRF-Token": self.web.csrf(browser)}
+        status, _, _ = self.web.request("POST", "/nodes/basement/off", headers)
         self.assertEqual((status, self.link.asked), (303, [("SEND", False)]))
 
     def test_asking_for_them_changes_nothing(self):
@@ -306,7 +337,7 @@ class Exit(WebCase):
 
     def test_then_it_says_what_was_flushed_and_ends(self):
         status, _, page = self.press("/exit", sure="yes")
-        self.assertEqual((status, self.web.stopped), (200, ["Exit, by this machine at 127.0.0.1"]))
+        self.assertEqual((status, self.web.stopped), (200, ["Exit, by one-time key at 127.0.0.1"]))
         self.assertIn("<h1>exited</h1>", page)
         name, size = os.path.basename(self.web.csv.whole()[0]), self.web.csv.whole()[1]
         self.assertIn(f"Flushed: 2 samples of this run are stored; the log {name} is whole, {size} bytes.", page)
@@ -322,7 +353,7 @@ class Exit(WebCase):
             one = Sample(seq, WALL_MS, seq, values, {}, "")
             batch = Batch("basement", "0" * 16, "0123456789abcdef", 0, [one], None, {}, lambda *_: None, print)
             web.ingestor.submit(batch)
-        _, _, body = web.post_form("/exit", {"csrf": web.csrf(), "sure": "yes"})
+        _, _, body = web.post_form("/exit", {"csrf": web.csrf(web.browser), "sure": "yes"}, web.browser)
         self.assertIn(b"Flushed: 3 samples", body)
         self.assertEqual(web.store.nodes()[0]["samples"], 3)
 
@@ -348,7 +379,7 @@ class Exit(WebCase):
     def test_of_one_sample_it_speaks_in_the_singular(self):
         web = WebHouse(self, links=[self.link])
         web.store_samples("basement", [{"light": 1}])
-        _, _, body = web.post_form("/exit", {"csrf": web.csrf(), "sure": "yes"})
+        _, _, body = web.post_form("/exit", {"csrf": web.csrf(web.browser), "sure": "yes"}, web.browser)
         self.assertIn(b"Flushed: 1 sample of this run is stored;", body)
 
 
@@ -925,13 +956,13 @@ class Door(WebCase):
         self.assertEqual((status, headers["location"]), (303, "/login"))
 
     def test_a_wrong_password(self):
-        for user, password in (("admin", "wrong horse"), ("nobody", "correct horse")):
-            with self.assertLogs("pigeonpost.web.access", "WARNING") as logged:
+        with self.assertLogs("pigeonpost.web.access", "WARNING") as logged:
+            for user, password in (("admin", "wrong horse"), ("nobody", "correct horse")):
                 status, headers, body = self.web.post_form("/login", {"user": user, "password": password})
-            self.assertEqual(logged.output, ["WARNING:pigeonpost.web.access:127.0.0.1: wrong user or password"])
-            self.assertEqual(status, 403)
-            self.assertIn(b"That is not the password of that user.", body)
-            self.assertNotIn("set-cookie", headers)
+                self.assertEqual(status, 403)
+                self.assertIn(b"That is not the password of that user.", body)
+                self.assertNotIn("set-cookie", headers)
+        self.assertEqual(logged.output, ["WARNING:pigeonpost.web.access:127.0.0.1: wrong user or password"])
 
     def test_the_page_to_log_in(self):
         page = self.page("/login")
@@ -1000,13 +1031,25 @@ class OneTimeKey(WebCase):
         self.assertIn("No password is set", self.page("/", 403, headers=proxied))
         key = self.web.web.first_key
         status, headers, _ = self.web.request("GET", f"/?key={key}", proxied, html=True)
-        self.assertEqual((status, headers["location"], self.web.web.first_key), (303, "/", ""))
+        self.assertEqual((status, headers["location"]), (303, "/"))
         session = {**proxied, "Cookie": headers["set-cookie"].partition(";")[0]}
         self.assertIn("Signed in with the one-time key (operator).", self.page("/", headers=session))
-        self.assertIn("lets one browser in, once", self.page(f"/?key={key}", 403, headers=proxied))
+        self.assertIn("lets in one browser, once", self.page(f"/?key={key}", 403, headers=proxied))
+
+    def test_the_refusal_is_sentences_and_one_command(self):
+        page = self.page("/", 403, headers={"X-Forwarded-For": "192.168.1.7"})
+        self.assertEqual(re.findall("<pre>(.*?)</pre>", page, re.DOTALL), ["python3 control.py --data FOLDER password"])
+        self.assertIn("<p>Or open the address with the one-time key", page)
+        self.assertNotIn(self.web.folder, page)  # anybody may ask
+
+    def test_an_old_key_when_a_password_is_set_leads_to_the_login(self):
+        self.web.users.set_password("admin", "correct horse")
+        page = self.page(f"/?key={self.web.web.first_key}", 403)
+        self.assertIn("A password is set", page)
+        self.assertIn('<a href="/login">Log in</a>', page)
 
     def test_with_a_wrong_one_nobody_comes_in(self):
-        self.page("/?key=wrong", 403)
+        self.assertIn("may have been restarted", self.page("/?key=wrong", 403))
         self.page("/?key=", 403)
         self.assertNotEqual(self.web.web.first_key, "")
 

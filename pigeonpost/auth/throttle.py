@@ -1,50 +1,153 @@
-"""Throttling of addresses that fail to log in.
+"""Throttling of failed attempts with secrets: passwords, tokens, and the keys and ids of older systems' clients.
 
-May be used by any thread; `_lock` guards the failures, and is held for one lookup or change.
+A server has one LoginThrottle for all of them. May be used by any thread; `_lock` guards the counts, and is held for
+one lookup or change.
+
+What is counted, and why so:
+- Per address, of IPv6 per /64: after a few failures each is answered later, then none is looked at for a while.
+  Passwords and keys are counted apart, so that a device with a wrong key does not shut out the people who log in
+  through the same router or proxy.
+- Per account, from all addresses together: by delay only. If an account could be closed, anybody could lock its owner
+  out, from everywhere and for as long as they like. How many guesses many addresses have is bounded by the one thread
+  that hashes passwords (auth/users.py).
+- A success forgives the failures of its own account and no others: whoever has an account cannot use it to go on
+  guessing at another.
+- Keys of 128 random bits are looked up before they are counted, so only failures are throttled. Nobody guesses such a
+  key at any rate; and an honest client is not shut out by an attacker at the same address.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
+from typing import NamedTuple
 
 from pigeonpost.core.clock import Clock
+from pigeonpost.http.message import HTTPError
 
-FREE = 3  # failures of an address that are answered at once; then each is answered later than the one before,
+FREE = 3  # failures that are answered at once; then each is answered later than the one before,
 
-MOST = 10  # and after so many none is looked at
+MOST = 10  # and after so many of an address none is looked at
 
 CLOSED_S = 300.0  # until nothing failed for so long
 
-_MOST_ADDRESSES = 1024
+LONGEST_DELAY_S = 1.0
+
+MOST_DELAYED = 16  # at once, over HTTP: half of the connections that the page serves; further ones are refused
+
+LINE_EVERY_S = 60.0  # at most one log line about an address in this time
+
+MOST_COUNTED = 1024  # addresses, and accounts; those with the fewest failures are forgotten first
+
+_ACCOUNT_CHARACTERS = 63  # of a name that is remembered
+
+
+class _Count(NamedTuple):
+    """Failures since `last_s` minus less than CLOSED_S; of an address by account ("": keys, which have none)."""
+
+    last_s: float
+    by_account: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.by_account.values())
 
 
 class LoginThrottle:
-    """Counts failed logins of each address. An attempt counts as failed until it has succeeded."""
+    """Counts failed attempts of each address and at each account. An attempt counts as failed until it succeeds."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._failures: dict[str, tuple[int, float]] = {}  # how many, and when the last began
+        self._addresses: dict[str, _Count] = {}
+        self._accounts: dict[str, _Count] = {}
+        self._delayed = 0  # attempts that wait now
+        self._lines: dict[str, tuple[float, int]] = {}  # by address: when one was logged, and how many were not since
 
-    def begin(self, host: str) -> tuple[float, float]:
-        """Begin an attempt. Returns the seconds to delay it; and, if it must be refused, those until the next one."""
+    def begin(self, host: str, account: str = "") -> tuple[float, float]:
+        """Begin an attempt of `host`.
+
+        account  whose password is tried; empty: a key, of which the caller has seen that it is wrong
+
+        Returns (delay_s, retry_after_s): the seconds by which to delay the answer; and, if the attempt must be refused
+        without a look at the secret, the seconds until the next one is looked at, else 0.
+        """
+        account, now_s = account[:_ACCOUNT_CHARACTERS], self._clock.monotonic()
+        with self._lock:
+            count = self._count(self._addresses, _network(host), now_s)
+            keys = count.by_account.get("", 0)
+            failures = count.total - keys if account else keys
+            if failures >= MOST:
+                return 0.0, max(count.last_s + CLOSED_S - now_s, 0.001)
+            self._add(self._addresses, _network(host), count, account, now_s)
+            if account:
+                of_account = self._count(self._accounts, account, now_s)
+                failures = max(failures, of_account.total)
+                self._add(self._accounts, account, of_account, account, now_s)
+        return (min(0.1 * 2.0 ** min(failures - FREE, 9), LONGEST_DELAY_S) if failures >= FREE else 0.0), 0.0
+
+    def succeeded(self, host: str, account: str = "") -> None:
+        """Forgive the failures of `host` with this account, and those at the account from everywhere."""
+        account = account[:_ACCOUNT_CHARACTERS]
+        with self._lock:
+            count = self._addresses.get(_network(host))
+            if count is not None:
+                count.by_account.pop(account, None)
+            self._accounts.pop(account, None)
+
+    def delay_or_refuse(self, host: str, account: str = "") -> None:
+        """Begin an attempt over HTTP, on a path of our own: wait out its delay. Raises HTTPError 429 if refused."""
+        delay_s, retry_after_s = self.begin(host, account)
+        if retry_after_s > 0:
+            with self._lock:
+                if _network(host) in self._lines:
+                    last_s, left_out = self._lines[_network(host)]
+                    self._lines[_network(host)] = last_s, left_out + 1
+            raise HTTPError(
+                429, "Too many attempts have failed from your address. Try again in some minutes.", "attempts",
+                {"Retry-After": str(int(retry_after_s) + 1)},
+            )  # fmt: skip
+        if delay_s <= 0:
+            return
+        with self._lock:
+            if self._delayed >= MOST_DELAYED:
+                raise HTTPError(
+                    429, "Too many attempts are being answered late. Try again in a moment.", "attempts",
+                    {"Retry-After": "2"},
+                )  # fmt: skip
+            self._delayed += 1
+        try:
+            self._clock.wait(threading.Event(), delay_s)
+        finally:
+            with self._lock:
+                self._delayed -= 1
+
+    def log_failure(self, log: logging.Logger, host: str, text: str) -> None:
+        """Log a warning that an attempt failed, at most once in LINE_EVERY_S for an address; then with the number of
+        those that were not logged since, refused ones included.
+
+        text  what failed: `wrong user or password`
+        """
         key, now_s = _network(host), self._clock.monotonic()
         with self._lock:
-            count, last_s = self._failures.pop(key, (0, now_s))
-            if now_s - last_s >= CLOSED_S:
-                count = 0
-            closed = count >= MOST
-            if len(self._failures) >= _MOST_ADDRESSES:
-                del self._failures[next(iter(self._failures))]
-            self._failures[key] = (count, last_s) if closed else (count + 1, now_s)
-        if closed:
-            return 0.0, last_s + CLOSED_S - now_s
-        return (min(0.1 * 2.0 ** (count - FREE), 1.0) if count >= FREE else 0.0), 0.0
+            last_s, left_out = self._lines.get(key, (now_s - LINE_EVERY_S, 0))
+            is_due = now_s - last_s >= LINE_EVERY_S
+            if key not in self._lines and len(self._lines) >= MOST_COUNTED:
+                del self._lines[next(iter(self._lines))]
+            self._lines[key] = (now_s, 0) if is_due else (last_s, left_out + 1)
+        if is_due:
+            more = f" ({left_out} more attempts failed since the last line about it)" if left_out else ""
+            log.warning("%s: %s%s", host, text, more)
 
-    def succeeded(self, host: str) -> None:
-        """Forget the failures of an address that has logged in."""
-        with self._lock:
-            self._failures.pop(_network(host), None)
+    def _count(self, counts: dict[str, _Count], key: str, now_s: float) -> _Count:
+        count = counts.get(key)
+        return count if count is not None and now_s - count.last_s < CLOSED_S else _Count(now_s, {})
+
+    def _add(self, counts: dict[str, _Count], key: str, count: _Count, account: str, now_s: float) -> None:
+        count.by_account[account] = count.by_account.get(account, 0) + 1
+        if key not in counts and len(counts) >= MOST_COUNTED:
+            del counts[min(counts, key=lambda one: (counts[one].total, counts[one].last_s))]
+        counts[key] = _Count(now_s, count.by_account)
 
 
 def _network(host: str) -> str:

@@ -100,7 +100,12 @@ class Response(NamedTuple):
 
 
 class BodyConsumer(Protocol):
-    """Takes a long body as it comes, so that none is held in memory. Belongs to the thread of its connection."""
+    """Takes a long body as it comes, so that none is held in memory. Belongs to the thread of its connection.
+
+    is_proven  who sends it has shown the right token or id: the connection gives way to others last
+    """
+
+    is_proven: bool
 
     def take(self, data: bytes) -> None:
         """Take more of the body. Raises HTTPError: the rest is not wanted."""

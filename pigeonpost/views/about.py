@@ -11,6 +11,7 @@ from pigeonpost.core.format import age, aligned, clock, size
 from pigeonpost.core.html import Html, join_html
 from pigeonpost.core.version import VERSION
 from pigeonpost.http.message import Response
+from pigeonpost.server.damage_check import DATABASE_FAULT, LOGS_FAULT
 from pigeonpost.views.context import RequestContext
 from pigeonpost.views.html import html_page, json_answer, text_page
 
@@ -83,6 +84,7 @@ def _info(context: RequestContext) -> Iterator[tuple[str, str]]:
     yield "started", f"{since}, {age((now_ms - app.started_ms) / 1000)} ago"
     yield "data", app.data
     yield "store", app.store.description
+    yield "checked", _checked(context)
     yield "this run", f"{app.ingestor.stored:,} samples stored, {app.ingestor.repeated:,} came again"
     yield "disk", f"{size(use.stored)} stored, {size(use.free)} free"
     if use.days is not None:
@@ -91,11 +93,25 @@ def _info(context: RequestContext) -> Iterator[tuple[str, str]]:
         yield "written", f"{size(use.written)} a day"
 
 
+def _checked(context: RequestContext) -> str:
+    """Return when everything stored was last read and checked, and what was found."""
+    app, now_ms = context.app, context.app.clock.wall_ms()
+    present = app.faults.present()
+    if damage := "; ".join(present[subject] for subject in (DATABASE_FAULT, LOGS_FAULT) if subject in present):
+        return damage
+    if app.check is None or app.check.checked_ms is None:
+        return "the first check of this run is not finished"
+    what = "no damage" if app.store.is_checked else "no damage of the CSV logs"
+    return f"{clock(app.check.checked_ms, now_ms)}: {what}"
+
+
 def _for_programs(context: RequestContext) -> dict[str, object]:
     app, use = context.app, context.app.disk.use()
     return {
         "version": VERSION, "server": app.name, "started": rfc3339(app.started_ms), "data": app.data,
-        "store": app.store.description, "promise": " ".join(PROMISE), "samples_stored": app.ingestor.stored,
+        "store": app.store.description,
+        "checked": rfc3339(app.check.checked_ms) if app.check and app.check.checked_ms else None,
+        "promise": " ".join(PROMISE), "samples_stored": app.ingestor.stored,
         "samples_repeated": app.ingestor.repeated, "stored_bytes": use.stored, "free_bytes": use.free,
         "grows_bytes_a_day": use.grows, "written_bytes_a_day": use.written, "days_left": use.days,
     }  # fmt: skip

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 SPAN = "24h"  # where nothing is said
 _YEAR_10_000_MS = 253_402_300_800_000
 _MOST = 1e300  # of a value that is drawn
+_LEAST = 1e-300  # what is nearer to 0 is drawn at 0
 LONGEST_MS = 12 * 366 * 86_400_000
 _KEPT = 64  # series, drawn charts, lists of numbers; up to 6 x 450 columns each
 _FRAMES = {"small": SMALL, "large": LARGE}
@@ -142,7 +143,7 @@ class Charts:
         assert view is not None, "looked up before"
         known = next((one for one in view.sensors if one.name == sensor), None)
         columns = [
-            column if column.high < _MOST and column.low > -_MOST else _tamed(column)
+            column if column.high < _MOST and column.low > -_MOST and not _is_tiny(column) else _tamed(column)
             for column in context.app.store.downsample(node, sensor, what.from_ms, what.to_ms, frame.columns)
         ]
         every_ms = view.every_s * 1000 if view.every_s else None
@@ -155,9 +156,15 @@ class Charts:
 
 
 def _tamed(column: Bucket) -> Bucket:
-    """Limit a bucket to values that can be calculated with: sums near the ends of floats are infinite (or null)."""
+    """Limit a bucket to values that an axis can be calculated for: near the ends of floats it is infinite, or 0."""
+    if _is_tiny(column):
+        return column._replace(low=0.0, high=0.0, mean=0.0)
     low, high = (min(max(value, -_MOST), _MOST) for value in (column.low, column.high))
-    return column._replace(low=low, high=high, mean=min(max(column.mean or 0.0, low), high))
+    return column._replace(low=low, high=high, mean=min(max(column.mean, low), high))
+
+
+def _is_tiny(column: Bucket) -> bool:
+    return -_LEAST < column.low <= column.high < _LEAST and (column.low != 0 or column.high != 0)
 
 
 # ------------------------------------------------------------------------------------------------- what is asked for

@@ -20,7 +20,7 @@ from pigeonpost.storage.csv.format import local_time
 from pigeonpost.storage.models import Bucket
 from pigeonpost.views.chart import LONGEST_MS, Asked, Charts, asked
 from pigeonpost.views.context import RequestContext
-from pigeonpost.views.html import html_page, sensor_path, span_links, text_page
+from pigeonpost.views.html import disabled, html_page, key_notice, sensor_path, span_links, text_page
 from pigeonpost.views.query import moment
 from pigeonpost.views.statistics import (
     Row,
@@ -255,6 +255,6 @@ def _save_form(context: RequestContext, what: Asked, name: str) -> Html:
     return Html(
         '<form class="fields" method="post" action="/graphs"><input type="hidden" name="csrf" value="{}">'
         '<input type="hidden" name="query" value="{}">'
-        '<label>Name <input name="name" maxlength="60" value="{}" required></label><button>Save this graph</button>'
-        ' <a href="/graphs">Saved graphs</a></form>'
-    ).format(context.csrf, what.query(), name[:60])
+        '<label>Name <input name="name" maxlength="60" value="{}" required></label><button{}>Save this graph</button>'
+        ' <a href="/graphs">Saved graphs</a></form>{}'
+    ).format(context.csrf, what.query(), name[:60], disabled(context), key_notice(context))

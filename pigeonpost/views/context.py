@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pigeonpost.auth.users import Users
     from pigeonpost.core.clock import Clock
     from pigeonpost.core.faults import Faults
+    from pigeonpost.server.damage_check import DamageCheck
     from pigeonpost.server.disk_usage import DiskUsageMonitor
     from pigeonpost.server.ingest import Ingestor
     from pigeonpost.server.node_status import NodeLink
@@ -41,6 +42,7 @@ class WebContext(NamedTuple):
     throttle    counts failed attempts with every kind of secret
     transports  the server's transports beside TCP, by name: `report` returns their state
     quality     the quality checks; None: there are none
+    check       the check of what is stored; None: there is none
     """
 
     name: str
@@ -60,6 +62,7 @@ class WebContext(NamedTuple):
     throttle: LoginThrottle
     transports: Mapping[str, Transport] = MappingProxyType({})
     quality: QualityChecks | None = None
+    check: DamageCheck | None = None
 
 
 class RequestContext(NamedTuple):
@@ -70,6 +73,7 @@ class RequestContext(NamedTuple):
     role      "viewer" or "operator"
     user      name of the user, for people
     csrf      what forms carry; empty where none is needed
+    needs_key this client may read only, until it shows the one-time key: buttons are shown, disabled
     """
 
     app: WebContext
@@ -79,6 +83,7 @@ class RequestContext(NamedTuple):
     role: str = "operator"
     user: str = ""
     csrf: str = ""
+    needs_key: bool = False
 
 
 class Route(NamedTuple):

@@ -17,10 +17,12 @@ from pigeonpost.core.version import VERSION
 from pigeonpost.http.message import Response
 from pigeonpost.server.disk_usage import DiskUsage
 from pigeonpost.views.context import RequestContext
-from pigeonpost.views.html import button, html_page, sensor_path, text_page
+from pigeonpost.views.html import button, html_page, key_notice, sensor_path, text_page
 from pigeonpost.views.models import NodeView, SensorView, StatusSnapshot
 from pigeonpost.views.quality_flags import flags_of
+from pigeonpost.web.access import LOCAL, ONE_TIME_KEY
 
+MOST_CARDS = 100  # of a node on the front page
 _CHARTS = 4  # on the front page; each node's page has all of its own
 SPANS = (("10m", "10 minutes"), ("1h", "hour"), ("24h", "day"), ("7d", "week"), ("30d", "30 days"), ("366d", "year"))
 _TRENDS = {1: "↗", 0: "→", -1: "↘", None: ""}
@@ -38,8 +40,9 @@ def front(context: RequestContext) -> Response:
     body = join_html((
         _summary(snapshot),
         _server_buttons(context, snapshot),
+        key_notice(context),
         Html('<section class="cards" aria-label="Sensors" data-piece="cards">{}</section>').format(
-            join_html(sensor_card(sensor, len(snapshot.nodes) > 1) for sensor in sensors)
+            join_html(_cards(snapshot))
         ),
         chart_images(sensors[:_CHARTS]),
         _node_table(context, snapshot),
@@ -48,6 +51,18 @@ def front(context: RequestContext) -> Response:
 
 
 # ------------------------------------------------------------------------------------------------------------ pieces
+
+
+def _cards(snapshot: StatusSnapshot) -> Iterator[Html]:
+    """Yield a card for each sensor; of a node with many its page has the others."""
+    for node in snapshot.nodes:
+        sensors = node.sensors if node.state != "past" else ()
+        for sensor in sensors[:MOST_CARDS]:
+            yield sensor_card(sensor, len(snapshot.nodes) > 1)
+        if len(sensors) > MOST_CARDS:
+            yield Html('<a class="card" href="/nodes/{}"><span class="name">{} more of {}</span></a>\n').format(
+                quote(node.name), len(sensors) - MOST_CARDS, node.name
+            )
 
 
 def _summary(snapshot: StatusSnapshot) -> Html:
@@ -66,13 +81,18 @@ def _server_buttons(context: RequestContext, snapshot: StatusSnapshot) -> Html:
     return Html(
         '<div class="buttons" data-piece="buttons">{own}<a class="button" href="/log">Log Check</a>'
         '<a class="button" href="/log.csv">Log Download</a>{exit}</div>'
-    ).format(own=own, exit=button("/exit", "Exit", context, "stop the server") if context.role == "operator" else "")
+    ).format(own=own, exit=button("/exit", "Exit", context, "stop the server") if _has_buttons(context) else "")
+
+
+def _has_buttons(context: RequestContext) -> bool:
+    """Return True for who may control, and for who needs to show the key first: then the buttons are disabled."""
+    return context.role == "operator" or context.needs_key
 
 
 def node_buttons(context: RequestContext, node: NodeView) -> Html:
-    if context.role != "operator" or not node.name or node.state == "past":
+    if not _has_buttons(context) or not node.name or node.state == "past":
         return Html("")
-    path, away = f"/nodes/{quote(node.name)}", not node.connected
+    path, away = f"/nodes/{quote(node.name)}", "" if node.connected else "Disabled: the node is not connected"
     return join_html((
         button(f"{path}/on", "Sensor On", context, node.name, "chosen" if node.on else "", away),
         button(f"{path}/off", "Sensor Off", context, node.name, "chosen" if node.on is False else "", away),
@@ -154,18 +174,17 @@ def _cells(node: NodeView, snapshot: StatusSnapshot) -> Iterator[object]:
     yield f"{node.round_trip_ms:.0f} ms" if node.round_trip_ms is not None else "–"
 
 
-def _how_signed_in(user: str) -> str:
-    """Return how a principal signed in: not all are users of users.json."""
-    return {"this machine": "from this machine", "one-time key": "with the one-time key"}.get(user, f"as {user}")
+def _how_signed_in(user: str, role: str) -> str:
+    """Return how a principal came in: not all are users of users.json, and being on this machine is no signing in."""
+    if user == LOCAL.name:
+        return "Reading from this machine; nobody is signed in."
+    how = "with the one-time key" if user == ONE_TIME_KEY else f"as {user}"
+    return f"Signed in {how} ({role})."
 
 
 def footer(context: RequestContext) -> Html:
-    out = (
-        button("/logout", "Log out", context, kind="quiet")
-        if context.csrf and context.user != "this machine"
-        else Html("")
-    )
-    who = f"Signed in {_how_signed_in(context.user)} ({context.role})." if context.user else ""
+    out = button("/logout", "Log out", context, kind="quiet") if context.csrf else Html("")
+    who = _how_signed_in(context.user, context.role) if context.user else ""
     return Html("<footer>Pigeonpost {}, server {}. {} {}{}</footer>\n").format(
         VERSION, context.app.name, _disk_words(context.app.disk.use()), who, out
     )

@@ -13,6 +13,7 @@ from pigeonpost.core.html import Html, join_html
 from pigeonpost.core.strict_json import read_json, write_json
 from pigeonpost.http.message import HTML, JSON, TEXT, HTTPError, Request, Response
 from pigeonpost.views.context import RequestContext
+from pigeonpost.web.access import password_command
 
 # The meta element named referrer: under `no-referrer`, as the header has it, browsers say `Origin: null` with our own
 # forms (Fetch standard, "append a request Origin header"), and AccessControl would take each button for another site's.
@@ -30,6 +31,13 @@ _FRAME = Html(
 _NAV = Html(
     '<nav><a href="/">Now</a> <a href="/graphs">Graphs</a> <a href="/logs">Logs</a> <a href="/files">Files</a>'
     ' <a href="/about">About</a></nav>'
+)
+
+
+_KEY_NOTICE = Html(
+    '<p class="notice">Buttons are disabled, as this page was opened without the key. Open the address that the'
+    " server printed when it started (<code>/?key=...</code>, a new one at each start), or set a password:"
+    " <code>{}</code></p>"
 )
 
 
@@ -53,6 +61,17 @@ def html_page(
         live=Html(' data-now="{}"').format(context.app.clock.wall_ms()) if live and context else "",
     )  # fmt: skip
     return Response(text.encode(), HTML, status, PAGE_HEADERS)
+
+
+def key_notice(context: RequestContext) -> Html:
+    """Return why all buttons are disabled, to stand directly below them; nothing where they are not."""
+    return _KEY_NOTICE.format(password_command(context.app.data)) if context.needs_key else Html("")
+
+
+def disabled(context: RequestContext, why: str = "") -> Html:
+    """Return the attributes of a button that cannot be pressed: without the key none can, else for the reason `why`."""
+    why = "Disabled: the page was opened without the key" if context.needs_key else why
+    return Html(' title="{}" disabled').format(why) if why else Html("")
 
 
 def text_page(text: str, status: int = 200) -> Response:
@@ -85,15 +104,18 @@ def json_body(request: Request) -> dict[str, Any]:
 PAGE_HEADERS: Mapping[str, str] = {"Vary": "Accept", "Cache-Control": "no-store"}
 
 
-def button(path: str, label: str, context: RequestContext, what: str = "", kind: str = "", off: bool = False) -> Html:
-    """Return a button for a change: a form of its own. `what` is added for screen readers."""
+def button(path: str, label: str, context: RequestContext, what: str = "", kind: str = "", off: str = "") -> Html:
+    """Return a button for a change: a form of its own. `what` is added for screen readers.
+
+    off  why it is disabled; empty: it is not
+    """
     return Html(
         '<form method="post" action="{path}"><input type="hidden" name="csrf" value="{csrf}">'
         '<button class="{kind}"{label}{off}>{text}</button></form>'
     ).format(
         path=path, csrf=context.csrf, kind=kind, text=label,
         label=Html(' aria-label="{}"').format(f"{label}, {what}") if what else "",
-        off=Html(" disabled") if off else "",
+        off=disabled(context, off),
     )  # fmt: skip
 
 

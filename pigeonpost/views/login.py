@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from pigeonpost.core.html import Html
+from pigeonpost.core.html import Html, join_html
 from pigeonpost.http.message import HTTPError, Request, Response
 from pigeonpost.views.context import RequestContext
 from pigeonpost.views.html import PAGE_HEADERS, html_page, json_answer, text_page
+from pigeonpost.web.access import no_password, password_command
 
 
-def login_page(request: Request, said: str = "", status: int = 200) -> Response:
+def login_page(context: RequestContext, said: str = "", status: int = 200) -> Response:
     """`/login`. said: the fault of the last attempt."""
+    request = context.request
+    if context.app.users.are_none():
+        return _refusal(request, no_password(context.app.data), status)
     if not request.wants_html:
         how = "Log in with a browser; on the server's own machine, control.py needs no password."
         return text_page(f"{said or 'This server asks for a password.'}\n{how}\n", status)
@@ -30,8 +34,8 @@ def password_page(context: RequestContext, said: str = "", status: int = 200) ->
     if users.find(context.user) is None:
         body = Html(
             "<h1>Password</h1>\n<p>You came in without a password. On the server's own machine, this sets one:</p>\n"
-            "<pre>python3 control.py password</pre>"
-        )
+            "<pre>{}</pre>"
+        ).format(password_command(context.app.data))
         return html_page("Password", body, context)
     notice = Html('<p class="notice bad" role="alert">{}</p>\n').format(said) if said else ""
     body = Html(
@@ -66,7 +70,18 @@ def refusal_page(request: Request | None, refusal: HTTPError) -> Response:
         return json_answer(told, refusal.status)._replace(headers=headers)
     if request is None or not request.wants_html:
         return text_page(f"{refusal.text}\n", refusal.status)._replace(headers=headers)
-    lines = refusal.text.split("\n")
-    more = Html("\n<pre>{}</pre>").format("\n".join(lines[1:])) if lines[1:] else Html("")
-    body = Html('<h1>{}</h1>{}\n<p><a href="/">To the front page</a></p>').format(lines[0], more)
-    return html_page(str(refusal.status), body, status=refusal.status)._replace(headers=headers)
+    return _refusal(request, refusal.text, refusal.status, refusal.code)._replace(headers=headers)
+
+
+def _refusal(request: Request, text: str, status: int, code: str = "") -> Response:
+    """Return a page or a text of lines. The first is the title; those that begin with four blanks are commands."""
+    if not request.wants_html:
+        return text_page(f"{text}\n", status)
+    title, *lines = text.split("\n")
+    more = join_html(
+        Html("\n<pre>{}</pre>").format(line.strip()) if line.startswith("    ") else Html("\n<p>{}</p>").format(line)
+        for line in lines
+    )
+    link = ("/login", "Log in") if code == "password-set" else ("/", "To the front page")
+    body = Html('<h1>{}</h1>{}\n<p><a href="{}">{}</a></p>').format(title, more, *link)
+    return html_page(str(status), body, status=status)

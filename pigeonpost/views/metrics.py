@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from pigeonpost.core.version import VERSION
 from pigeonpost.http.message import TEXT, Response
+from pigeonpost.server.damage_check import DATABASE_FAULT, LOGS_FAULT
 from pigeonpost.views.context import RequestContext, WebContext
 from pigeonpost.views.models import NodeView, StatusSnapshot
 
@@ -53,7 +54,17 @@ def _of_server(app: WebContext, snapshot: StatusSnapshot) -> Iterator[Metric]:
     text = "Samples that came again, and were not stored again."
     yield one("samples_repeated_total", "counter", text, app.ingestor.repeated)
     yield one("commits_total", "counter", "Transactions of this run.", app.ingestor.commits)
-    yield one("fault", "gauge", "1: nothing can be stored, or the CSV log waits.", int(bool(snapshot.faults)))
+    yield one("fault", "gauge", "1: something is wrong with this server.", int(bool(snapshot.faults)))
+    text = "1: something is wrong with this subject; control.py check says what."
+    present = app.faults.present()
+    yield Metric("fault_of", "gauge", text, [({"subject": subject}, 1) for subject in sorted(present)])
+    if app.check is not None:
+        text = "1: the database or a CSV log is damaged."
+        damaged = app.store.damage or any(subject in present for subject in (DATABASE_FAULT, LOGS_FAULT))
+        yield one("damage", "gauge", text, int(bool(damaged)))
+        text = "When the last check of the whole database ended."
+        checked_ms = app.check.checked_ms if app.store.is_checked else None
+        yield one("database_checked_timestamp_seconds", "gauge", text, _seconds(checked_ms))
     yield one("log_bytes", "gauge", "Size of this run's CSV log.", app.csv.whole()[1])
     use = app.disk.use()
     yield one("stored_bytes", "gauge", "What the data folder takes up.", use.stored)

@@ -61,6 +61,7 @@ class NodeView(NamedTuple):
     machine  of its computer: cpu_temperature (°C), load, memory_free, disk_free (MiB), as far as it tells them
     warnings   what is wrong with it though it may be reporting, with the remedy
     last_sent  when it last sent one, HH:MM:SS by its own clock, as STATUS said; empty: not asked, or none yet
+    certificate  SHA-256 of the one that it showed to this server; empty: the link to it is not encrypted
     """
 
     name: str
@@ -84,6 +85,7 @@ class NodeView(NamedTuple):
     sensors: Sequence[SensorView]
     machine: Mapping[str, float] = MappingProxyType({})
     warnings: Sequence[str] = ()
+    certificate: str = ""
 
 
 class StatusSnapshot(NamedTuple):

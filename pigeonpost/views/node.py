@@ -24,7 +24,7 @@ from pigeonpost.views.dashboard import (
     sensor_lines,
 )
 from pigeonpost.views.gaps_and_events import gap_text
-from pigeonpost.views.html import html_page, span_links, text_page
+from pigeonpost.views.html import html_page, key_notice, span_links, text_page
 from pigeonpost.views.models import NodeView, StatusSnapshot
 from pigeonpost.views.quality_flags import flag_counts, flags_table, limits_of
 
@@ -52,6 +52,7 @@ def node_page(context: RequestContext) -> Response:
         _notice(context, node),
         Html('<p class="verdict {}" data-piece="verdict">{}.</p>').format(node_level(node), _says(node)),
         Html('<div class="buttons" data-piece="buttons">{}</div>').format(node_buttons(context, node)),
+        key_notice(context),
         Html('<section class="cards" aria-label="Sensors" data-piece="cards">{}</section>').format(
             join_html(sensor_card(sensor, False) for sensor in node.sensors)
         ),
@@ -111,6 +112,8 @@ def _info(node: NodeView, now_ms: int) -> Iterator[tuple[str, str]]:
     yield "answers in", f"{node.round_trip_ms:.1f} ms" if node.round_trip_ms is not None else "–"
     if node.machine:
         yield "its computer", ", ".join(_of_machine(node))
+    if node.certificate:
+        yield "link", f"TLS; SHA-256 of its certificate: {node.certificate}"
     yield "version", node.version or "–"
 
 
@@ -128,11 +131,10 @@ def _of_machine(node: NodeView) -> Iterator[str]:
 def _node_text(
     context: RequestContext, snapshot: StatusSnapshot, node: NodeView, missing: Sequence[dict[str, Any]]
 ) -> str:
-    here = context.request.headers.get("host", "localhost")
     lines = [f"{node.name}: {_says(node)}.", "", *sensor_lines(node.sensors), ""]
     lines += [f"{name:<20}{value}" for name, value in _info(node, snapshot.now_ms)]
     judged = [(sensor.name, limits_of(sensor), flag_counts(sensor)) for sensor in node.sensors if sensor.limits]
     lines += ["", *aligned(("SENSOR", "LIMITS", "BEYOND THEM, IN THIS RUN"), judged, "<<<")] if judged else []
     lines += ["", "Missing:", *(f"  {gap_text(gap)}: {gap['why']}" for gap in missing)] if missing else []
-    lines += ["", "Off:  curl --json '{\"on\": false}' " + f"http://{here}/api/v1/nodes/{node.name}/send"]
+    lines += ["", f"Off:  python3 control.py send {node.name} off"]
     return "\n".join(lines) + "\n"

@@ -23,7 +23,8 @@ from pigeonpost.core.html import Html, join_html
 from pigeonpost.http.message import HTTPError, Response, form_of
 from pigeonpost.views.chart import plain_query
 from pigeonpost.views.context import RequestContext
-from pigeonpost.views.html import button, html_page, json_answer, see_other, text_page
+from pigeonpost.views.html import button, disabled, html_page, json_answer, key_notice, see_other, text_page
+from pigeonpost.web.access import LOCAL, ONE_TIME_KEY
 
 MOST_OF_ONE, MOST = 50, 1000
 _NAME_LETTERS, _QUERY_LETTERS = 60, 1200
@@ -74,7 +75,7 @@ class SavedCharts:
     def opened(self, context: RequestContext) -> Response:
         """`/graphs/ID`: leads to the chart; where it is not shared, only its owner."""
         graph = self._all().get(context.args[0])
-        if graph is None or not (graph.shared or graph.user == context.user):
+        if graph is None or not (graph.shared or graph.user == _owner(context)):
             raise HTTPError(404, "There is no such graph, or it is not shared.", "no-graph")
         return see_other(f"/chart?{graph.query}")
 
@@ -88,13 +89,13 @@ class SavedCharts:
             raise HTTPError(400, "That is too long for a graph.", "query")
 
         def change(graphs: dict[str, SavedChart]) -> None:
-            own = [one for one in graphs.values() if one.user == context.user]
+            own = [one for one in graphs.values() if one.user == _owner(context)]
             if any(one.name == name for one in own):
                 raise HTTPError(409, "You have a graph of that name already; rename or delete it on /graphs.", "name")
             if len(own) >= MOST_OF_ONE or len(graphs) >= MOST:
                 raise HTTPError(409, f"There is room for {MOST_OF_ONE} graphs of a user, and {MOST} in all.", "full")
             id = secrets.token_hex(8)
-            graphs[id] = SavedChart(id, context.user, name, query, False)
+            graphs[id] = SavedChart(id, _owner(context), name, query, False)
 
         return self._changed(change)
 
@@ -104,7 +105,7 @@ class SavedCharts:
 
         def change(graphs: dict[str, SavedChart]) -> None:
             graph = _mine(graphs, context)
-            if any(one.name == name and one.user == context.user and one.id != graph.id for one in graphs.values()):
+            if any(one.name == name and one.user == _owner(context) and one.id != graph.id for one in graphs.values()):
                 raise HTTPError(409, "You have a graph of that name already.", "name")
             graphs[graph.id] = graph._replace(name=name)
 
@@ -138,7 +139,7 @@ class SavedCharts:
             change(graphs)
             text = json.dumps({"graphs": [one._asdict() for one in graphs.values()]}, ensure_ascii=False, indent=1)
             try:
-                replace_file(self._path, text.encode(), 0o600)
+                replace_file(self._path, text.encode())
             except DiskError as error:
                 raise HTTPError(503, f"Nothing was changed: {error}.", "disk", {"Retry-After": "10"}) from None
             self._graphs = graphs
@@ -160,7 +161,7 @@ class SavedCharts:
                 text = (
                     f"{self._path} does not read ({type(error).__name__}); move it away, or restore it from a backup."
                 )
-                raise HTTPError(500, text, "graphs") from None
+                raise HTTPError(503, text, "graphs") from None
             self._graphs = {graph.id: graph for graph in found}
         return self._graphs
 
@@ -172,20 +173,29 @@ class SavedCharts:
             graph = SavedChart(**one)
             if not all(isinstance(text, str) for text in graph[:4]) or type(graph.shared) is not bool:
                 raise ValueError("no graph")
-            yield graph._replace(query=plain_query(graph.query))
+            yield graph._replace(query=plain_query(graph.query), user=_one_owner(graph.user))
 
     def _seen_by(self, context: RequestContext) -> tuple[list[SavedChart], list[SavedChart]]:
         """Return a user's own charts, and those that others share, sorted by name."""
         found = sorted(self._all().values(), key=lambda one: one.name.casefold())
-        own = [one for one in found if one.user == context.user]
-        return own, [one for one in found if one.shared and one.user != context.user]
+        own = [one for one in found if one.user == _owner(context)]
+        return own, [one for one in found if one.shared and one.user != _owner(context)]
 
 
 def _mine(graphs: dict[str, SavedChart], context: RequestContext) -> SavedChart:
     graph = graphs.get(context.args[0])
-    if graph is None or graph.user != context.user:
+    if graph is None or graph.user != _owner(context):
         raise HTTPError(404, "You have no such graph.", "no-graph")
     return graph
+
+
+def _owner(context: RequestContext) -> str:
+    return _one_owner(context.user)
+
+
+def _one_owner(user: str) -> str:
+    """Return the owner of a user's graphs: without a password there is one, with the one-time key and without."""
+    return LOCAL.name if user == ONE_TIME_KEY else user
 
 
 def _name(text: str) -> str:
@@ -201,10 +211,11 @@ def _own(context: RequestContext, graphs: Iterable[SavedChart]) -> Html:
         Html(
             '<tr><th scope=row>{link}</th><td><form class="fields" method="post" action="/graphs/{id}/rename">'
             '<input type="hidden" name="csrf" value="{csrf}"><input name="name" maxlength="60" value="{name}" required'
-            ' aria-label="New name of {name}"><button>Rename</button></form></td>'
+            ' aria-label="New name of {name}"><button{off}>Rename</button></form></td>'
             '<td><div class="buttons small">{share}{delete}</div>{address}</td></tr>\n'
         ).format(
             link=_link(one), id=one.id, csrf=context.csrf, name=one.name,
+            off=disabled(context),
             share=button(f"/graphs/{one.id}/{'unshare' if one.shared else 'share'}",
                          "Stop sharing" if one.shared else "Share", context, one.name),
             delete=button(f"/graphs/{one.id}/delete", "Delete", context, one.name),
@@ -218,8 +229,8 @@ def _own(context: RequestContext, graphs: Iterable[SavedChart]) -> Html:
         )
     return Html(
         '<table class="graphs"><thead><tr><th>graph</th><th>name</th><td></td></tr></thead>'
-        "<tbody>\n{}</tbody></table>\n"
-    ).format(rows)
+        "<tbody>\n{}</tbody></table>\n{}"
+    ).format(rows, key_notice(context))
 
 
 def _link(graph: SavedChart) -> Html:

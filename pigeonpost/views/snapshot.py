@@ -1,20 +1,22 @@
 """Builder of the status snapshot: which nodes report, what their sensors say, and a one-sentence summary.
 
 May be used by any thread. `_lock` guards the last snapshot, and is held while a new one is made, so that many requests
-at once cost one. Errors: those of the store.
+at once cost one. Errors: NotStored; of a damaged store it shows what it knows.
 
 What a node reports in STATUS is untrusted input: numbers are used only where they are numbers.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import takewhile
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from pigeonpost.core.errors import DiskError, StoreDamaged
 from pigeonpost.core.format import age, clock, number, with_unit
 from pigeonpost.server.quality import LATE_INTERVALS, LATE_S
 from pigeonpost.server.recent_cache import RecentColumns
@@ -26,10 +28,13 @@ if TYPE_CHECKING:
     from pigeonpost.server.node_status import NodeLink, NodeState
     from pigeonpost.server.quality import QualityFlag
 
+log = logging.getLogger(__name__)
+
 FRESH_S = 1.0  # a snapshot is made again after so long, or when something was stored
 _FAR_MS = 1 << 52  # after every date
 _USUAL_EVERY_S = 60.0  # for a node that was not reached, so that nobody knows its interval
 _CALLS_EVERY_S = 3600.0  # and for one that calls in, and has called once so far
+_DAY_MS = 86_400_000
 _LOW, _HIGH = attrgetter("low"), attrgetter("high")
 _STEADY = 0.05  # of the day's range: a change below it is no trend
 
@@ -37,13 +42,14 @@ _STEADY = 0.05  # of the day's range: a change below it is no trend
 class SnapshotBuilder:
     """Makes snapshots, and keeps the last one while it is valid."""
 
-    def __init__(self, app: WebContext, day: Callable[[str, int | None, int], RecentColumns]) -> None:
+    def __init__(self, app: WebContext, day: Callable[[str, int | None, int, Iterable[str]], RecentColumns]) -> None:
         """day: the last day of a node, as RecentCache.day."""
         self._app = app
         self._day = day
         self._lock = threading.Lock()
         self._snapshot: StatusSnapshot | None = None
         self._made_s = 0.0
+        self._stored: dict[str, dict[str, Any]] = {}  # what the store said last of each node
         self._last: dict[str, Sample] = {}  # of nodes that nothing came from in this run
         self.changes = 0  # grows with every change that a snapshot may show
 
@@ -67,7 +73,11 @@ class SnapshotBuilder:
 
     def _take(self) -> StatusSnapshot:
         app, now_ms = self._app, self._app.clock.wall_ms()
-        stored = {about["name"]: about for about in app.store.nodes()}
+        try:
+            self._stored = {about["name"]: about for about in app.store.nodes()}
+        except (StoreDamaged, DiskError) as error:  # which is among the faults: the page shows that, and what it knows
+            log.debug("the page shows what was known before: %s", error)
+        stored = dict(self._stored)
         nodes = [self._node(link.state, stored.pop(link.state.name, {}), now_ms) for link in _one_each(app.links)]
         nodes += [self._node(None, about, now_ms) for about in stored.values()]
         faults = [fault for fault in (app.ingestor.fault, app.csv.fault) if fault]
@@ -86,7 +96,12 @@ class SnapshotBuilder:
         is_late = age_s is None or age_s * 1000 > _wait_ms(state)
         kind, words, since_ms = _condition(state, last_ms, is_late, now_ms)
         details: Mapping[str, Any] = state.details if state else {}
-        day = self._day(name, about.get("first_ms"), now_ms)
+        names = [*(sensor["name"] for sensor in (state.sensors if state else ())), *about.get("sensors", ())]
+        try:
+            day = self._day(name, about.get("first_ms"), now_ms, dict.fromkeys(names))
+        except (StoreDamaged, DiskError) as error:
+            log.debug("no columns of %s: %s", name, error)
+            day = RecentColumns(now_ms, _DAY_MS, _DAY_MS, {})
         return NodeView(
             name=name, address=state.address if state else "", state=kind, words=words, since_ms=since_ms,
             connected=bool(state and state.connected and (state.takes_orders or not state.calls_in)),
@@ -96,6 +111,7 @@ class SnapshotBuilder:
             round_trip_ms=state.round_trip_ms if state else None, version=str(details.get("version", ""))[:20],
             last_sent=(state.last_sent or "") if state else "", machine=_machine(details),
             warnings=list(state.warnings.values()) if state else (),
+            certificate=state.fingerprint if state else "",
             sensors=[
                 self._judged(sensor, now_ms + (shift_ms or 0), state is not None and state.on is not False)
                 for sensor in _sensors(name, state, about, sample, is_late, day, now_ms)
@@ -118,8 +134,11 @@ class SnapshotBuilder:
             return latest.sample
         last_ms, known = about.get("last_ms"), self._last.get(name)
         if last_ms is not None and (known is None or known.time_ms != last_ms):  # by an import it may become later
-            for point in self._app.store.points(name, 0, _FAR_MS, 1):
-                self._last[name] = Sample(point.seq, point.time_ms, 0, point.values, {}, point.clock)
+            try:
+                for point in self._app.store.points(name, 0, _FAR_MS, 1):
+                    self._last[name] = Sample(point.seq, point.time_ms, 0, point.values, {}, point.clock)
+            except (StoreDamaged, DiskError) as error:
+                log.debug("no last sample of %s: %s", name, error)
         return self._last.get(name)
 
 
@@ -213,6 +232,8 @@ def _trend(columns: Sequence[Any], count: int) -> int | None:
         return None
     change = sum(recent) / len(recent) - sum(before) / len(before)
     scale = max(map(_HIGH, columns)) - min(map(_LOW, columns))
+    if change - change != 0 or scale - scale != 0:  # sums of huge values
+        return None
     return 0 if abs(change) <= _STEADY * scale else 1 if change > 0 else -1
 
 
@@ -284,12 +305,14 @@ def _complaint(subject: str, node: NodeView, now_ms: int) -> str:
     if node.state == "late":
         but = "is connected, but has" if node.connected else "has"
         return f"{subject} {but} sent nothing for {age(node.age_s or 0.0)}"
-    return f"{subject} {_as_verb(node.words)}{since}"
+    if node.words.split(" ")[0] not in _VERBS:
+        return f"{subject} is not connected ({node.words}){since}"
+    what, colon, why = node.words.partition(": ")
+    return f"{subject} {what}{since}{colon}{why}"
 
 
-def _as_verb(words: str) -> str:
-    """Return NodeState.fault as it follows a name: "cannot be reached: ..." fits as it is, "closed" needs a verb."""
-    return words if words.split(" ")[0] in ("cannot", "refuses:") else f"is not connected ({words})"
+# A NodeState.fault that begins with one of these follows the node's name as it is; any other, "closed", needs a verb.
+_VERBS = frozenset(("cannot", "refuses:", "does", "has", "is", "still", "speaks", "answers", "closes", "shows"))
 
 
 def _resting(watched: Sequence[NodeView], resting: Sequence[NodeView], new: Sequence[NodeView]) -> str:

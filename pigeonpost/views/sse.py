@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST_CLIENTS = 200
-HEARTBEAT_S = 15.0  # a client hears something so often, and is asked whether it may still listen
+HEARTBEAT_S = 15.0  # a client hears something so often; whether it may still listen is checked at each event too
 _REMEMBERED = 64  # events, for clients that come back
 _UNSENT_BYTES = 64 << 10
 _RETRY_MS = 3000
@@ -134,8 +134,7 @@ class EventStream:
         if changed:
             event = self._event(list(changed))
             self._events.append((self._number, event))
-            for client in list(self._clients):
-                self._send(client, event)
+            self._send_to_all(event)
         for client, last_id in coming:
             client.sock.setblocking(False)
             self._clients.add(client)
@@ -159,9 +158,13 @@ class EventStream:
         return f"id: {self._run}-{self._number}\ndata: {write_json({'samples': samples})}\n\n".encode()
 
     def _beat(self) -> None:
+        self._send_to_all(b":\n\n")
+
+    def _send_to_all(self, data: bytes) -> None:
+        """Send to every page whose session goes on; nothing more goes to one whose session is over."""
         for client in list(self._clients):
             if client.still_in():
-                self._send(client, b":\n\n")
+                self._send(client, data)
             else:
                 self._drop(client)
 

@@ -21,7 +21,9 @@ from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.format import clock, number, with_unit
 from pigeonpost.core.html import Html, join_html
 from pigeonpost.http.message import HTTPError
+from pigeonpost.storage.contract import MOST_LISTED
 from pigeonpost.storage.maintenance import rollup
+from pigeonpost.storage.models import scale_of, unscaled
 
 if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
@@ -30,11 +32,11 @@ if TYPE_CHECKING:
 
 _SAMPLES_MS = 2 * 86_400_000  # up to so long the samples are read,
 _MOST_SAMPLES = 20_000  # as long as they are no more than these
+_MOST_VALUES = 1_280_000  # in these samples, of all channels: 64 channels of 20,000 samples
 _SHORT_MS, _LONG_MS = 600_000, 3_600_000  # windows
 _SHORT_UP_TO_MS = 14 * 86_400_000
 LONGEST_MS = 370 * 86_400_000
 _MOST_PENDING, _MOST_CALCULATED = 5000, 50
-_LARGE = 1e300  # sums of such values are no floats any more, in SQL
 _KEEP_S, _MOST_KEPT = 60.0, 256
 
 
@@ -111,8 +113,10 @@ class StatisticsReader:
 
     def _values(self, node: str, sensor: str, from_ms: int, to_ms: int) -> list[tuple[int, float]] | None:
         """Return time and value of each reading; None: there are too many."""
-        points = self._store.points(node, from_ms, to_ms, _MOST_SAMPLES + 1)
-        if len(points) > _MOST_SAMPLES:
+        channels = len(self._store.channels(node, MOST_LISTED))
+        most = min(_MOST_SAMPLES, _MOST_VALUES // max(channels, 1))
+        points = self._store.points(node, from_ms, to_ms, most + 1)
+        if len(points) > most:
             return None
         read = [(point.time_ms, point.values.get(sensor)) for point in points]
         return [(time_ms, value) for time_ms, value in read if value is not None]
@@ -136,10 +140,9 @@ class StatisticsReader:
             return None
         low, high = min(parts, key=lambda part: part.low), max(parts, key=lambda part: part.high)
         count = sum(part.values for part in parts)
-        mean, deviation = _mean_and_deviation(parts, count, max(abs(low.low), abs(high.high)))
+        deviation = _deviation(parts, count, scale_of(low.low, high.high))
         found = Statistics(
-            from_ms, to_ms, whole.values,
-            whole.mean if abs(whole.low) < _LARGE and abs(whole.high) < _LARGE else mean, None, None,
+            from_ms, to_ms, whole.values, whole.mean, None, None,
             whole.low, self._when(node, sensor, low.low, low.end_ms, span_ms),
             whole.high, self._when(node, sensor, high.high, high.end_ms, span_ms), None, len(parts) == 1,
         )  # fmt: skip
@@ -185,17 +188,17 @@ def statistics_of_buckets(columns: Sequence[Bucket], from_ms: int, to_ms: int, p
         return None
     low, high = min(columns, key=lambda one: one.low), max(columns, key=lambda one: one.high)
     count = sum(one.values for one in columns)
-    mean = math.fsum([one.mean * (one.values / count) for one in columns])
+    mean = sum(one.mean * (one.values / count) for one in columns)
+    mean = min(max(mean, low.low), high.high)
     low_ms, high_ms = (from_ms + one.place * (to_ms - from_ms) // places for one in (low, high))
     return Statistics(from_ms, to_ms, count, mean, None, None, low.low, low_ms, high.high, high_ms, None, False)
 
 
-def _mean_and_deviation(parts: Sequence[Rollup], count: int, most: float) -> tuple[float, float]:
-    """Return mean and deviation of all values. Scaled to near 1: squares near the ends of floats are infinite."""
-    scale = 2.0 ** min(math.frexp(most)[1], 1023)
+def _deviation(parts: Sequence[Rollup], count: int, scale: float) -> float:
+    """Return the deviation of all values. Scaled: squares near the ends of floats are infinite."""
     mean = math.fsum([part.mean / scale * (part.values / count) for part in parts])
     squares = [((part.deviation / scale) ** 2 + (part.mean / scale - mean) ** 2) * part.values for part in parts]
-    return mean * scale, math.sqrt(math.fsum(squares) / count) * scale
+    return unscaled(math.sqrt(math.fsum(squares) / count), scale)
 
 
 def _median(parts: Sequence[Rollup], count: int) -> float:

@@ -1,18 +1,25 @@
 """Authentication, authorization and CSRF protection of the page.
 
-May be used by any thread; `_lock` guards the one-time key, and is held while it is compared and invalidated.
+May be used by any thread; `_lock` guards whether the one-time key was used, and is held while it is compared.
 Errors: HTTPError. Codes `log-in` and `session-over` say that a login would help; webui redirects browsers to it.
 
 Four ways to authenticate: the key of control.py (Authorization: Bearer); a session, begun with a password or with the
-one-time key; and, while no password is set, being on this machine. What comes through a proxy is not on this machine.
+one-time key; and, while no password is set, being on this machine, which is enough to read and never to change
+anything: a proxy on this machine may connect for others without a sign of it.
+
+The one-time key is printed with the page's address while no password is set. On this machine it works until the server
+stops or a password is set, since its owner opens the printed address in another browser, or a day later. From
+elsewhere it lets in one browser, once: it goes over the network in plain text.
 """
 
 from __future__ import annotations
 
 import hmac
 import logging
+import os
 import re
 import secrets
+import shlex
 import socket
 import threading
 from collections.abc import Iterable
@@ -20,19 +27,42 @@ from typing import NamedTuple
 
 from pigeonpost.auth.sessions import UserSession, UserSessions
 from pigeonpost.auth.throttle import LoginThrottle
-from pigeonpost.auth.users import Users
+from pigeonpost.auth.users import User, Users
 from pigeonpost.core.addresses import is_loopback, own_name
 from pigeonpost.core.clock import Clock
 from pigeonpost.http.message import JSON, HTTPError, Request, form_of
 
 log = logging.getLogger(__name__)
 
+# In these texts a line that begins with four blanks is a command. A server prints a new key at each start.
 NO_PASSWORD = (
-    "No password is set, so these pages answer this machine only. On it, set one:\n"
-    "    python3 control.py password\n"
-    "or open the address with the one-time key that the server printed when it started."
+    "No password is set, so these pages answer the server's own machine only.\n"
+    "On that machine, set a password{}:\n"
+    "    {}\n"
+    "Or open the address with the one-time key (/?key=...) that the server printed when it last started."
 )
+NO_KEY = (
+    "Being on this machine is enough to read, not to change anything.\n"
+    "Open the address with the key (/?key=...) that the server printed when it last started; it may have been restarted"
+    " since this page was opened. Or set a password:\n"
+    "    {}"
+)
+_PASSWORD_COMMAND = "python3 control.py {}password"
+_DATA = "data"  # the folder that control.py takes by itself
 _BEARER = {"WWW-Authenticate": "Bearer"}
+
+
+def password_command(data: str) -> str:
+    """Return the command that sets a password of the server with that data folder; for those who may know its path."""
+    return _PASSWORD_COMMAND.format("" if data == _DATA else f"--data {shlex.quote(os.path.abspath(data))} ")
+
+
+def no_password(data: str) -> str:
+    """Return what those are told who may not know the path of the data folder."""
+    if data == _DATA:
+        return NO_PASSWORD.format("", password_command(data))
+    command = _PASSWORD_COMMAND.format("--data FOLDER ")
+    return NO_PASSWORD.format(" (FOLDER: the data folder, which the server's log names)", command)
 
 
 class Principal(NamedTuple):
@@ -51,39 +81,53 @@ class Principal(NamedTuple):
 
 
 NOBODY = Principal("", "", "")
+# Without a user; no user's name has a blank.
+ONE_TIME_KEY = "one-time key"
+LOCAL = Principal("this machine", "viewer", "")
 
 
 class AccessControl:
     """Authenticates and authorizes requests."""
 
-    def __init__(self, users: Users, control: str, names: Iterable[str], clock: Clock, port: int) -> None:
+    def __init__(
+        self,
+        users: Users,
+        control: str,
+        names: Iterable[str],
+        clock: Clock,
+        port: int,
+        throttle: LoginThrottle,
+        data: str = _DATA,
+    ) -> None:
         """
-        control  the key of control.py
-        names    by which browsers may call this server, beside its addresses and this machine's own names
-        port     where the page is: cookies are not kept apart by port, so the name of ours has it
+        control   the key of control.py
+        names     by which browsers may call this server, beside its addresses and this machine's own names
+        port      where the page is: cookies are not kept apart by port, so the name of ours has it
+        throttle  counts failed attempts with every kind of secret
+        data      the data folder, for the command that sets a password
         """
         self._users = users
         self._control = control.encode()
-        self._clock = clock
         self._names = {name.lower() for name in names} | _own_names()
         self._cookie = f"pigeonpost-{port}"
         value = rf"{self._cookie}=([A-Za-z0-9_-]{{43}})(?:;|\Z)"
         self._cookie_value = re.compile(rf"(?:^|;) ?{value}").search
         self._secure_value = re.compile(rf"(?:^|;) ?__Host-{value}").search
         self._sessions = UserSessions(clock)
-        self._attempts = LoginThrottle(clock)
-        self._local = Principal("this machine", "operator", secrets.token_urlsafe(24))
+        self._throttle = throttle
+        self._data = data
         self._lock = threading.Lock()
-        self._key = "" if len(users) else secrets.token_urlsafe(16)
+        self._key = secrets.token_urlsafe(16) if users.are_none() else ""
+        self._key_is_used = False  # from elsewhere
 
     @property
     def first_key(self) -> str:
-        """The one-time key for one browser elsewhere while no password is set; empty once it was used."""
+        """The one-time key, printed with the page's address; empty where a password was set at the start."""
         return self._key
 
     @property
     def has_password(self) -> bool:
-        """Return True if any user has a password. Else clients on this machine need none, and others have no access."""
+        """Return True if any user has a password. Else clients on this machine may read, and others have no access."""
         return len(self._users) > 0
 
     # ------------------------------------------------------------------------------------------ host and origin
@@ -110,7 +154,7 @@ class AccessControl:
         origin, host = request.headers.get("origin"), request.headers.get("host", "")
         if origin is not None and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
             raise HTTPError(403, "A page of another site may change nothing here.", "cross-site")
-        if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+        if _is_of_another_site(request):
             raise HTTPError(403, "A page of another site may change nothing here.", "cross-site")
 
     # ------------------------------------------------------------------------------------------ authorization
@@ -118,6 +162,8 @@ class AccessControl:
     def authorize(self, request: Request, role: str) -> Principal:
         """Authenticate a request. Raises HTTPError where it is not allowed to do what takes `role`."""
         visitor = self._visitor(request)
+        if visitor is LOCAL and request.method not in ("GET", "HEAD"):
+            raise HTTPError(403, NO_KEY.format(password_command(self._data)), "no-key")
         if role == "operator" and visitor.role != "operator":
             raise HTTPError(403, "Your role is viewer; this takes the role operator.", "role")
         return visitor
@@ -132,29 +178,33 @@ class AccessControl:
         if not hmac.compare_digest((said or "").encode(), visitor.csrf.encode()):
             raise HTTPError(403, "The form is out of date. Open the page anew, and try again.", "csrf")
 
-    def check_program(self, request: Request) -> None:
+    def check_program(self, request: Request, visitor: Principal) -> None:
         """Refuse a change that a browser requests of the JSON interface, except in JSON: another site's page may send
-        that only after a CORS preflight (Fetch standard), which is never granted."""
+        that only after a CORS preflight (Fetch standard), which is never granted. A request with a token comes from a
+        program: browsers add a token by themselves to none."""
         # Without any type as well: a page sends a Blob that has none (Fetch standard, CORS-safelisted request-header).
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != JSON and any(name in request.headers for name in _BROWSER_HEADERS):
+        if kind != JSON and visitor.session is not None:
             raise HTTPError(415, f"The body comes as Content-Type: {JSON}.", "content-type")
 
     def _visitor(self, request: Request) -> Principal:
         said = request.headers.get("authorization")
         if said is not None:
             scheme, _, token = said.partition(" ")
-            if scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), self._control):
-                return Principal("control.py", "operator", "")
+            if scheme.lower() == "bearer":
+                if hmac.compare_digest(token.strip().encode(), self._control):
+                    return Principal("control.py", "operator", "")
+                self._throttle.delay_or_refuse(request.peer)
+                self._throttle.log_failure(log, request.peer, "wrong key")
             raise HTTPError(401, "That is not this server's key.", "key", _BEARER)
         id = self._session_id(request)
         session = self._sessions.find(id) if id else None
         if session is not None and self._still_holds(session):
-            return Principal(session.user or "one-time key", session.role, session.csrf, session)
+            return Principal(session.user or ONE_TIME_KEY, session.role, session.csrf, session)
         if not self.has_password:
             if _is_this_machine(request):
-                return self._local
-            raise HTTPError(403, NO_PASSWORD, "no-password")
+                return LOCAL
+            raise HTTPError(403, no_password(self._data), "no-password")
         if id:
             raise HTTPError(401, "The session is over. Log in again.", "session-over", _BEARER)
         raise HTTPError(401, "Log in first.", "log-in", _BEARER)
@@ -175,28 +225,39 @@ class AccessControl:
     # ------------------------------------------------------------------------------------- login and logout
 
     def open_with_key(self, request: Request, key: str) -> UserSession | None:
-        """Begin a session for the browser that has the one-time key, which is void from then on; else None."""
+        """Begin a session for a browser with the one-time key, on this machine or the first elsewhere; else None."""
         if not self._key or self.has_password:
             return None
-        self._try(request)
+        is_local = _is_this_machine(request)
         with self._lock:
-            right = bool(self._key) and hmac.compare_digest(key.encode(), self._key.encode())
-            if right:
-                self._key = ""
+            right = hmac.compare_digest(key.encode(), self._key.encode()) and (is_local or not self._key_is_used)
+            self._key_is_used |= right and not is_local
         if not right:
+            # A page of another site could close the login by links to here. Who evades the throttle by this header
+            # has 128 random bits to guess.
+            if not _is_of_another_site(request):
+                self._throttle.delay_or_refuse(request.peer)
+                self._throttle.log_failure(log, request.peer, "a key that is not the one-time key")
             return None
-        self._attempts.succeeded(request.peer)
+        self.log_out(request)
         log.info("%s: came in with the one-time key", request.peer)
         return self._sessions.begin(None)
 
+    def wrong_key(self) -> HTTPError:
+        """Return what a browser is told that was not let in with a key."""
+        if self.has_password:
+            return HTTPError(403, "A password is set, so the key is no longer needed: log in.", "password-set")
+        text = (
+            "That key is not right, or was used: from elsewhere it lets in one browser, once.\n"
+            "The server may have been restarted, and has printed a new address then.\n"
+        )
+        return HTTPError(403, text + no_password(self._data), "key")
+
     def log_in(self, request: Request, name: str, password: str) -> UserSession | None:
         """Begin a session if that is the user's password; else None. Delayed after several failures."""
-        self._try(request)
-        user = self._users.check(name, password)
+        user = self._user_with(request, name, password, "wrong user or password")
         if user is None:
-            log.warning("%s: wrong user or password", request.peer)
             return None
-        self._attempts.succeeded(request.peer)
         self.log_out(request)
         log.info("%s: %s logged in", request.peer, user.name)
         return self._sessions.begin(user)
@@ -210,12 +271,10 @@ class AccessControl:
         session = self._visitor(request).session
         if session is None or not session.user:
             raise HTTPError(403, "Only somebody who has logged in has a password to change.", "no-user")
-        self._try(request)
-        if self._users.check(session.user, old) is None:
-            log.warning("%s: wrong password of %s, to change it", request.peer, session.user)
+        user = self._user_with(request, session.user, old, f"wrong password of {session.user}, to change it")
+        if user is None:
             return None
-        self._attempts.succeeded(request.peer)
-        self._users.set_password(session.user, new)
+        self._users.set_password(session.user, new, stamp=user.stamp)
         user = self._users.find(session.user)
         self.log_out(request)
         log.info("%s: %s changed the password", request.peer, session.user)
@@ -233,19 +292,47 @@ class AccessControl:
         before, secure = ("__Host-", "; Secure") if request.is_secure else ("", "")
         return {"Set-Cookie": f"{before}{self._cookie}={value}; Path=/; HttpOnly{secure}; SameSite=Strict{age}"}
 
-    def _try(self, request: Request) -> None:
-        wait_s, closed_s = self._attempts.begin(request.peer)
-        if closed_s > 0:
-            raise HTTPError(
-                429, "Too many attempts have failed from your address. Try again in some minutes.", "attempts",
-                {"Retry-After": str(int(closed_s) + 1)},
-            )  # fmt: skip
-        self._clock.wait(threading.Event(), wait_s)
+    def _user_with(self, request: Request, name: str, password: str, failure: str) -> User | None:
+        """Return the user if that is the password; else None, logged as `failure`. Delayed after several failures."""
+        account = name or "-"  # an attempt without a name is one at a password all the same
+        self._users.refuse_if_busy()
+        self._throttle.delay_or_refuse(request.peer, account)
+        user = self._users.check(name, password)
+        if user is None:
+            self._throttle.log_failure(log, request.peer, failure)
+            return None
+        self._throttle.succeeded(request.peer, account)
+        return user
 
 
 def _is_this_machine(request: Request) -> bool:
-    """Return True for a client on this machine; a proxy here connects for others, as its headers show."""
-    return is_loopback(request.peer) and not any(name in request.headers for name in _PROXY_HEADERS)
+    """Return True for a client on this machine that shows no sign of a proxy, which would connect for others.
+
+    nginx by default adds no header, but asks with HTTP/1.0 and the name of its upstream; others add headers.
+    """
+    return (
+        is_loopback(request.peer)
+        and request.version == "1.1"
+        and _is_loopback_name(request.headers.get("host", "").lower())
+        and not any(_is_of_proxy(name.replace("_", "-")) for name in request.headers)
+    )
+
+
+def _is_of_proxy(name: str) -> bool:
+    return name.startswith(_PROXY_HEADERS) and name not in _PAGE_HEADERS
+
+
+def _is_of_another_site(request: Request) -> bool:
+    """Return True if a browser says that the page of another site made this request (Fetch Metadata)."""
+    return request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
+
+
+def _is_loopback_name(host: str) -> bool:
+    found = _HOST(host)
+    if not found:
+        return False
+    name = (found[1] or found[2]).removesuffix(".")
+    return name in ("localhost", "::1") or (is_loopback(name) and _is_address(socket.AF_INET, name))
 
 
 def _is_address(family: int, text: str) -> bool:
@@ -266,5 +353,10 @@ def _own_names() -> set[str]:
 
 
 _HOST = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([a-z0-9][a-z0-9._-]{0,252}))(?::[0-9]{1,5})?").fullmatch
-_BROWSER_HEADERS = ("origin", "referer", "sec-fetch-site", "cookie")
-_PROXY_HEADERS = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+# Beginnings of the names of headers with which proxies and content delivery networks tell for whom they ask. Each has
+# its own, nearly all with x-; browsers send none of those by themselves, and scripts of pages these two.
+_PROXY_HEADERS = (
+    "x-", "proxy-", "forwarded", "via", "cf-", "cdn-loop", "fastly-", "fly-", "tailscale-", "true-client-", "client-ip",
+    "max-forwards",
+)  # fmt: skip
+_PAGE_HEADERS = ("x-csrf-token", "x-requested-with")

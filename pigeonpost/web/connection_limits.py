@@ -41,12 +41,14 @@ class Connection(Protocol):
     host           the client's address
     waiting_since  when it began to wait for its client to say something, time.monotonic(); None: it does not wait
     sending_since  when it began to send what it sends now
+    is_proven      the client that sends a body has proven who it is
     """
 
     request: socket.socket
     host: str
     waiting_since: float | None
     sending_since: float | None
+    is_proven: bool
 
 
 class Connections:
@@ -139,12 +141,16 @@ class Connections:
         return self._at_work < self._limits.at_work
 
     def _longest_waiting(self) -> Connection | None:
-        """Return, of the address with the most connections, the one that has waited for its client for longest."""
+        """Return, of the address with the most connections, the one that has waited for its client for longest.
+
+        One that receives the body of a client that has proven who it is comes last: a long body takes its time, and
+        silent connections from many addresses would cut off each node that pushes over a slow link.
+        """
         waiting = [one for one in self._all if one.waiting_since is not None]
         if not waiting:
             return None
         of_host = Counter(one.host for one in self._all)
-        return max(waiting, key=lambda one: (of_host[one.host], -(one.waiting_since or 0.0)))
+        return max(waiting, key=lambda one: (not one.is_proven, of_host[one.host], -(one.waiting_since or 0.0)))
 
     def _longest_sending(self) -> Connection | None:
         before = time.monotonic() - _STUCK_S

@@ -17,14 +17,13 @@ import logging
 import os
 import secrets
 import socket
-import socketserver
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from pigeonpost.core.errors import NotStored
+from pigeonpost.core.errors import DamagedFile, DiskError, NotStored, StoreDamaged, detach
 from pigeonpost.http.message import (
     SAFE_HEADERS,
     BodyConsumer,
@@ -36,8 +35,8 @@ from pigeonpost.http.message import (
     parse_head,
 )
 from pigeonpost.web import transfers
-from pigeonpost.web.connection_limits import Connections, Limits
 from pigeonpost.web.deadline_stream import DeadlineStream, RequestReader, TlsStream
+from pigeonpost.web.listener import Listener
 
 if TYPE_CHECKING:
     from pigeonpost.web.tls import Secure, Tls
@@ -47,37 +46,6 @@ log = logging.getLogger(__name__)
 _READ_BYTES = 16 << 10
 _DRAIN_BYTES, _DRAIN_S = 1 << 20, 1.0  # that are read and discarded after an error response
 _TLS_HANDSHAKE = b"\x16"  # the first byte of every TLS connection (RFC 8446, section 5.1: ContentType handshake)
-
-
-class Listener(http.server.ThreadingHTTPServer):
-    """Accepts connections on one address and runs a RequestHandler in a new thread for each."""
-
-    block_on_close = False  # Connections.stop waits, with a limit
-    request_queue_size = 256
-
-    def __init__(
-        self,
-        address: tuple[str, int],
-        handler: Callable[[Any, Any, Listener], RequestHandler],
-        connections: Connections,
-        limits: Limits,
-        tls: Tls | None = None,
-    ) -> None:
-        """Raises OSError when the address cannot be bound. tls: None for plain HTTP."""
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self.connections = connections
-        self.limits = limits
-        self.tls = tls
-        self.date = (0, "")  # the Date header of the last response, with the second in which it was made
-        super().__init__(address, handler)
-
-    def server_bind(self) -> None:
-        """Bind without HTTPServer's lookup of the host's name, which can take a minute where no DNS server answers."""
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        log.exception("%s: internal error", client_address[0])
 
 
 class RequestHandler(http.server.BaseHTTPRequestHandler, ABC):
@@ -90,6 +58,7 @@ class RequestHandler(http.server.BaseHTTPRequestHandler, ABC):
     message        the current request; None while its head has not been read
     waiting_since  the time.monotonic() since which the client is to send something; None: it is not
     sending_since  the time.monotonic() at which sending the current response began
+    is_proven      the client that sends the current body has proven who it is
     """
 
     protocol_version = default_request_version = "HTTP/1.1"
@@ -123,6 +92,7 @@ class RequestHandler(http.server.BaseHTTPRequestHandler, ABC):
         self.requestline = ""
         self.waiting_since: float | None = time.monotonic()
         self.sending_since: float | None = None
+        self.is_proven = False
         self._limits = self.server.limits
         self._connections = self.server.connections
         self._is_kept = False  # after its first request
@@ -201,6 +171,7 @@ class RequestHandler(http.server.BaseHTTPRequestHandler, ABC):
     def handle_one_request(self) -> None:
         """Read one request and respond; sets `close_connection` when it was the last."""
         self.message = None
+        self.is_proven = False
         self.waiting_since = time.monotonic()
         self._is_responding = False
         try:
@@ -255,6 +226,7 @@ class RequestHandler(http.server.BaseHTTPRequestHandler, ABC):
                 self.send(response)
         finally:
             self._connections.release_slot()
+            request.consumer = None  # which may know its request
         if response.file is not None:
             self._send_file(response, response.file)
         elif response.live is not None and request.method != "HEAD":
@@ -270,8 +242,20 @@ class RequestHandler(http.server.BaseHTTPRequestHandler, ABC):
 
     def _http_error(self, error: Exception) -> HTTPError:
         """Return what the client is told of an exception; the log gets the traceback of an internal error."""
+        try:
+            return self._told(error)
+        finally:
+            detach(error)
+
+    def _told(self, error: Exception) -> HTTPError:
         if isinstance(error, HTTPError):
             return error
+        if isinstance(error, StoreDamaged):  # one of the faults of this server, which has logged it
+            return HTTPError(503, f"{error}.", "damaged")
+        if isinstance(error, DiskError | DamagedFile):  # the text names the file, and has nothing of its content
+            kind = type(error).__name__
+            self.server.rare_log.say(logging.WARNING, kind, f"{self.host}: {self.requestline}: {error}")
+            return HTTPError(503, f"{error}.", "damaged", {"Retry-After": "10"})
         if isinstance(error, NotStored):
             log.warning("%s: %s: %s", self.host, self.requestline, error)
             return HTTPError(
@@ -291,6 +275,7 @@ class RequestHandler(http.server.BaseHTTPRequestHandler, ABC):
         except HTTPError as error:
             error.closes = error.closes or length > 0  # the body would be taken for the next request
             raise
+        self.is_proven = request.consumer is not None and request.consumer.is_proven
         if expects_continue and self.rfile.ahead < length:
             self._send_continue(request)
         if request.consumer is not None:

@@ -7,13 +7,13 @@ logged.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import socket
 import ssl
 import threading
 
+from pigeonpost.core import certificate as certificate_files
 from pigeonpost.core.errors import SettingsError
 
 log = logging.getLogger(__name__)
@@ -101,28 +101,9 @@ class Secure:
 
 
 def fingerprint_of(certificate: str) -> str:
-    """The SHA-256 of the (first) certificate in a PEM file, as 64 hex digits. Raises SettingsError."""
-    try:
-        with open(certificate, encoding="ascii", errors="replace") as file:
-            text = file.read()
-        begin, end = text.index("-----BEGIN CERTIFICATE-----"), text.index("-----END CERTIFICATE-----")
-        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(text[begin:end] + "-----END CERTIFICATE-----\n")).hexdigest()
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{certificate}: no certificate in PEM form ({_REMEDY}): {error}") from None
+    """Return the SHA-256 of the (first) certificate in a PEM file, as 64 hex digits. Raises SettingsError."""
+    return certificate_files.fingerprint_of(certificate, _REMEDY)
 
 
 def _context(certificate: str, key: str) -> ssl.SSLContext:
-    def no_password() -> str:
-        raise SettingsError(f"{key}: the key has a password, which nobody is there to type; take one without")
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION
-    try:
-        context.load_cert_chain(certificate, key, no_password)
-    except ssl.SSLError as error:
-        why = "the key is not the certificate's" if "MISMATCH" in str(error.reason) else "not PEM, or damaged"
-        raise SettingsError(f"{certificate} and {key}: {why}; {_REMEDY} ({error.reason})") from None
-    except OSError as error:
-        raise SettingsError(f"{certificate} and {key}: {error.strerror}; {_REMEDY}") from None
-    return context
+    return certificate_files.listening_context(certificate, key, ssl.TLSVersion.TLSv1_2, _REMEDY)

@@ -1,22 +1,40 @@
 """Users, sessions, and how often an address may try."""
 
+import itertools
 import json
+import logging
 import os
 import stat
 import threading
 import unittest
 from unittest import mock
 
+from pigeonpost.auth import hash_thread
 from pigeonpost.auth import users as module
 from pigeonpost.auth.sessions import ABSOLUTE_S, IDLE_S, MOST_SESSIONS, UserSessions
-from pigeonpost.auth.throttle import CLOSED_S, FREE, MOST, LoginThrottle
+from pigeonpost.auth.throttle import (
+    CLOSED_S,
+    FREE,
+    LINE_EVERY_S,
+    LONGEST_DELAY_S,
+    MOST,
+    MOST_COUNTED,
+    MOST_DELAYED,
+    LoginThrottle,
+)
 from pigeonpost.auth.users import LONGEST, User, Users
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.data_folder import USERS
 from pigeonpost.core.errors import SettingsError
+from pigeonpost.http.message import HTTPError
+from tests.page_support import use_memory_disk
 from tests.support import LIMIT_S, LONG, temp_folder
 
 PASSWORD = "correct horse"
+
+
+def setUpModule():
+    use_memory_disk()
 
 
 class UsersCase(unittest.TestCase):
@@ -56,6 +74,28 @@ class Passwords(UsersCase):
             self.assertIsNone(self.users.check("admin", wrong), wrong)
         for name in ("Admin", "admin ", "", "other"):
             self.assertIsNone(self.users.check(name, PASSWORD), name)
+
+    def test_user_who_was_deleted_meanwhile_is_not_created_again_by_a_change_of_the_password(self):
+        self.users.set_password("viewer", PASSWORD, "viewer")
+        stamp = self.users.check("viewer", PASSWORD).stamp
+        Users(self.folder).remove("viewer")
+        for _ in range(2):
+            before = self.users.roles()
+            with self.assertRaisesRegex(SettingsError, "user viewer was changed or deleted meanwhile"):
+                self.users.set_password("viewer", "another one", stamp=stamp)
+            self.assertEqual(self.users.roles(), before)
+            self.users.set_password("viewer", PASSWORD, "viewer")
+
+    def test_two_programs_change_users_at_once_and_no_change_is_lost(self):
+        threads = [
+            threading.Thread(target=Users(self.folder).set_password, args=(f"user{number}", PASSWORD))
+            for number in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LIMIT_S)
+        self.assertEqual(len(self.users), 8)
 
     def test_unicode_is_taken_unchanged(self):
         composed, decomposed = "pässwörter", "pa\u0308sswo\u0308rter"
@@ -102,17 +142,18 @@ class Passwords(UsersCase):
         calls = []
 
         def scrypt(password, **how):
+            self.assertEqual(threading.current_thread().name, "passwords")
             calls.append({key: value for key, value in how.items() if key != "salt"} | {"salt": len(how["salt"])})
             return b"\1" * 64
 
-        with mock.patch.object(module.hashlib, "scrypt", scrypt):
+        with mock.patch.object(hash_thread.hashlib, "scrypt", scrypt):
             for name in ("admin", "nobody", "", "x" * 1000):
                 self.assertIsNone(self.users.check(name, "wrong password"))
         self.assertEqual(len(calls), 4)
         self.assertTrue(all(call == calls[0] for call in calls), calls)
 
     def test_no_password_fits_a_name_that_nobody_has(self):
-        with mock.patch.object(module.hashlib, "scrypt", lambda password, **how: bytes(64)):
+        with mock.patch.object(hash_thread.hashlib, "scrypt", lambda password, **how: bytes(64)):
             self.assertIsNone(self.users.check("nobody", "whatever it hashes to"))
 
     def test_one_is_hashed_at_a_time(self):
@@ -129,7 +170,7 @@ class Passwords(UsersCase):
                 at_once[0] -= 1
             return bytes(64)
 
-        with mock.patch.object(module.hashlib, "scrypt", scrypt):
+        with mock.patch.object(hash_thread.hashlib, "scrypt", scrypt):
             threads = [threading.Thread(target=self.users.check, args=("a", "b")) for _ in range(6)]
             for thread in threads:
                 thread.start()
@@ -205,6 +246,7 @@ class TheFile(UsersCase):
         beside.remove("a")
         self.assertIsNone(running.find("a"))
         os.unlink(self.path)
+        os.unlink(f"{self.path}.bak")
         self.assertEqual(len(running), 0)
 
     def test_it_is_read_only_when_it_has_changed(self):
@@ -244,7 +286,7 @@ class TheFile(UsersCase):
                     lambda: Users(self.folder).check("good", PASSWORD), self.users.roles,
                     lambda: self.users.set_password("c", PASSWORD),
                 ):  # fmt: skip
-                    with self.assertRaisesRegex(SettingsError, f"{USERS} does not read as a list of users"):
+                    with self.assertRaisesRegex(SettingsError, rf"{USERS} is damaged \(.* restore .*{USERS}.bak`"):
                         look()
 
     def test_what_the_file_may_say_can_be_hashed(self):
@@ -390,6 +432,20 @@ class Trying(unittest.TestCase):
         self.clock.sleep(1)
         self.assertEqual(self.fail(), [(0.0, 0.0)])
 
+    def test_half_of_the_page_is_never_held_by_attempts_that_are_delayed(self):
+        hosts, waited = itertools.count(1), []
+
+        def attempt():
+            self.attempts.delay_or_refuse(f"10.0.0.{next(hosts)}", "admin")
+
+        for _ in range(FREE):
+            attempt()
+        with mock.patch.object(self.clock, "wait", lambda event, delay_s: (waited.append(delay_s), attempt())):
+            with self.assertRaises(HTTPError) as refused:
+                attempt()  # and each of them while the one before it waits
+            self.assertEqual((refused.exception.status, len(waited)), (429, MOST_DELAYED))
+        attempt()
+
     def test_only_that_address(self):
         self.fail("192.168.1.7", MOST + 5)
         self.assertEqual(self.fail("192.168.1.8"), [(0.0, 0.0)])
@@ -412,11 +468,51 @@ class Trying(unittest.TestCase):
             self.assertEqual(self.fail(other), [(0.0, 0.0)], other)
 
     def test_memory_stays_flat(self):
-        for number in range(5000):
-            self.fail(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
-        self.assertLessEqual(len(self.attempts._failures), 1024)
         self.fail("192.168.1.7", MOST)
+        log = logging.Logger("nobody reads it", logging.CRITICAL)
+        for number in range(MOST_COUNTED + 200):
+            host = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+            self.attempts.begin(host, f"user{number}" + "x" * 10_000)
+            self.attempts.log_failure(log, host, "wrong")
+        for table in (self.attempts._addresses, self.attempts._accounts, self.attempts._lines):
+            self.assertEqual(len(table), MOST_COUNTED)
+            self.assertLess(max(map(len, table)), 100)
+        self.assertGreater(self.fail()[0][1], 0)  # who failed most is remembered longest
+
+    def test_an_account_is_delayed_from_everywhere_and_never_closed(self):
+        """Else anybody could lock its owner out."""
+        for number in range(500):
+            self.assertEqual(self.attempts.begin(f"10.0.{number >> 8}.{number & 255}", "admin")[1], 0.0)
+        self.assertEqual(self.attempts.begin("192.168.1.7", "admin"), (LONGEST_DELAY_S, 0.0))
+        self.assertEqual(self.attempts.begin("192.168.1.7", "guest"), (0.0, 0.0))
+        self.attempts.succeeded("192.168.1.7", "admin")
+        self.assertEqual(self.attempts.begin("192.168.1.8", "admin"), (0.0, 0.0))
+
+    def test_who_has_an_account_cannot_go_on_guessing_at_another_with_it(self):
+        refused = 0
+        for _ in range(2 * MOST):
+            refused += self.attempts.begin("192.168.1.7", "admin")[1] > 0
+            if not self.attempts.begin("192.168.1.7", "mine")[1]:
+                self.attempts.succeeded("192.168.1.7", "mine")
+        self.assertEqual(refused, MOST)
+
+    def test_a_device_with_a_wrong_key_shuts_out_nobody_who_logs_in(self):
+        self.fail(times=MOST)
         self.assertGreater(self.fail()[0][1], 0)
+        self.assertEqual(self.attempts.begin("192.168.1.7", "admin"), (0.0, 0.0))
+
+    def test_a_line_of_the_log_a_minute_for_an_address(self):
+        log = logging.getLogger("throttled")
+        with self.assertLogs(log, "WARNING") as logged:
+            for _ in range(600):
+                for host in ("192.168.1.7", "2001:db8::1", "2001:db8::2"):
+                    self.attempts.log_failure(log, host, "wrong key")
+                self.clock.sleep(LINE_EVERY_S / 300)
+        self.assertEqual(logged.output, [
+            "WARNING:throttled:192.168.1.7: wrong key", "WARNING:throttled:2001:db8::1: wrong key",
+            "WARNING:throttled:192.168.1.7: wrong key (299 more attempts failed since the last line about it)",
+            "WARNING:throttled:2001:db8::1: wrong key (599 more attempts failed since the last line about it)",
+        ])  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -44,8 +44,9 @@ class BrowserCase(unittest.TestCase):
         self.hosts = set()
         self.expected = ()  # parts of messages that belong to the test
 
-    def open(self, server, path="/", **options):
-        """A new window on a page of `server`."""
+    def open(self, server, path="/", with_key=True, **options):
+        """A new window on a page of `server`, reached by the address that it printed: where no password is set, that
+        has the key without which no button can be pressed."""
         options = {"viewport": {"width": 1100, "height": 1000}, **options}
         base = "http://{}:{}".format(*server.page)
         context = browser.new_context(base_url=base, **options)
@@ -55,6 +56,8 @@ class BrowserCase(unittest.TestCase):
         context.on("weberror", lambda error: self.wrong.append(str(error.error)))
         context.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
         page = context.new_page()
+        if with_key and "key=" in server.path:
+            page.goto(server.path)
         page.goto(path)
         return page
 
@@ -233,6 +236,18 @@ class Demo(BrowserCase):
 
 class Alone(BrowserCase):
     """Those that need a server of their own."""
+
+    def test_without_the_key_buttons_are_disabled_and_the_page_says_what_to_do(self):
+        server = Server(self, "--demo")
+        page = self.open(server, with_key=False)
+        expect(page.get_by_role("button", name="Sensor Off")).to_be_disabled(timeout=2 * LIMIT_MS)
+        expect(page.get_by_role("button", name="Exit")).to_be_disabled()
+        expect(page.locator("p.notice")).to_contain_text("Open the address that the server printed when it started")
+        self.assert_fits(page)
+        page.goto(server.path)  # as somebody who clicks on the printed address
+        page.get_by_role("button", name="Sensor Off").click()
+        expect(page.get_by_role("status")).to_contain_text("demo is off")
+        expect(page.locator("footer")).to_contain_text("Signed in with the one-time key (operator).")
 
     def test_exit_asks_first(self):
         server = Server(self, "--demo")

@@ -81,7 +81,7 @@ class Refused(PasswordCase):
     def test_one_that_is_too_short(self):
         status, _, page = self.change(new="short")
         self.assertEqual(status, 400)
-        self.assertIn("8 to 1024 characters", page)
+        self.assertIn(">A password has 8 to 1024 characters, not 5.<", page)
         self.nothing_changed()
 
     def test_without_the_token_of_our_pages(self):
@@ -105,10 +105,22 @@ class Refused(PasswordCase):
 
 
 class Without(unittest.TestCase):
+    def test_nobody_can_log_in_and_no_attempt_is_counted(self):
+        house = WebHouse(self)
+        fields = {"user": "admin", "password": "wrong"}
+        with self.assertNoLogs("pigeonpost.web.access", "WARNING"):
+            answers = [house.post_form("/login", fields)[::2] for _ in range(MOST + 2)]
+        for status, page in (*answers, house.request("GET", "/login", html=True)[::2]):
+            self.assertIn(status, (200, 403))
+            self.assertIn(b"<h1>No password is set", page)
+            self.assertIn(b"<pre>python3 control.py --data FOLDER password</pre>", page)  # anybody may ask
+            self.assertNotIn(b"<form", page)
+        self.assertIn(b"No password is set", house.request("GET", "/login")[2])
+
     def test_where_no_password_is_set(self):
         house = WebHouse(self)
         page = house.request("GET", "/password", html=True)[2].decode()
-        self.assertIn("python3 control.py password", page)
+        self.assertIn(f"python3 control.py --data {house.folder} password", page)
         fields = {"csrf": house.csrf(), "old": "", "new": NEW, "again": NEW}
         self.assertEqual(house.post_form("/password", fields)[0], 403)
         self.assertEqual(len(house.users), 0)

@@ -26,7 +26,7 @@ class GraphCase(unittest.TestCase):
     def setUp(self):
         self.web = WebHouse(self, self.password, links=[FakeLink("basement", {"temperature": "°C", "light": "counts"})])
         self.web.store_samples("basement", [{"temperature": 21.5, "light": 700}], {"temperature": "°C"})
-        self.session = self.web.log_in() if self.password else None
+        self.session = self.web.log_in() if self.password else self.web.browser
 
     def post(self, path, session=None, **fields):
         session = session or self.session
@@ -157,10 +157,22 @@ class One(GraphCase):
             self.assertEqual(self.post(path, csrf="wrong", name="evil", query=QUERY)[0], 403, path)
         self.assertEqual([(one["name"], one["shared"]) for one in self.listed()], [("Basement", False)])
 
-    def test_by_get_nothing_is_changed(self):
+    def test_graphs_of_this_machine_are_those_of_who_has_the_key(self):
+        """Without a password there is one user, who once needed no key."""
+        if self.password:
+            self.skipTest("with a password there are users")
         id = self.saved()
+        here = self.web.request("GET", "/graphs.json")[2]  # on this machine, without the key
+        self.assertEqual([(one["id"], one["owner"]) for one in json.loads(here)["graphs"]], [(id, "this machine")])
+        status, page = self.page(session={"Accept": "text/html"})
+        self.assertEqual((status, page.count(" disabled>")), (200, 3))
+        self.assertEqual(self.web.post_form(f"/graphs/{id}/delete", {"csrf": ""})[0], 403)
+        self.assertEqual(self.post(f"/graphs/{id}/delete")[0], 303)
+
+    def test_by_get_nothing_is_changed(self):
+        id, csrf = self.saved(), self.web.csrf(self.session)
         for what in ("rename", "delete", "share", "unshare"):
-            status, headers, _ = self.web.request("GET", f"/graphs/{id}/{what}?csrf={self.web.csrf()}&name=x")
+            status, headers, _ = self.web.request("GET", f"/graphs/{id}/{what}?csrf={csrf}&name=x")
             self.assertEqual((status, headers["allow"]), (405, "POST"), what)
         self.assertEqual([(one["name"], one["shared"]) for one in self.listed()], [("Basement", False)])
 
@@ -183,8 +195,8 @@ class One(GraphCase):
         ):  # fmt: skip
             with open(self.path, "wb") as file:
                 file.write(content)
-            self.assertEqual(self.page()[0], 500, content[:60])
-            self.assert_refused(self.post("/graphs", name="x", query=QUERY), 500, "does not read")
+            self.assertEqual(self.page()[0], 503, content[:60])
+            self.assert_refused(self.post("/graphs", name="x", query=QUERY), 503, "does not read")
             with open(self.path, "rb") as file:
                 self.assertEqual(file.read(), content)
         with open(self.path, "w", encoding="utf-8") as file:

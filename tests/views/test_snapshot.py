@@ -145,9 +145,9 @@ class Verdicts(OverviewCase):
     def test_lost(self):
         state = self.node(connected=False, ago_s=120)
         self.put(ago_s=120)
-        self.assert_says("bad", "Node basement cannot be reached: Connection refused since 15:34")
+        self.assert_says("bad", "Node basement cannot be reached since 15:34: Connection refused")
         state.fault = "refuses: node basement does not know the token"
-        self.assert_says("bad", "Node basement refuses: node basement does not know the token since 15:34")
+        self.assert_says("bad", "Node basement refuses since 15:34: node basement does not know the token")
         state.fault = "closed"
         self.assert_says("bad", "Node basement is not connected (closed) since 15:34")
         self.assertEqual(self.view().state, "lost")
@@ -156,7 +156,7 @@ class Verdicts(OverviewCase):
 
     def test_lost_without_a_name(self):
         self.node("", connected=False, ago_s=120)
-        self.assert_says("bad", "The node at 192.168.1.20:5003 cannot be reached: Connection refused since 15:34")
+        self.assert_says("bad", "The node at 192.168.1.20:5003 cannot be reached since 15:34: Connection refused")
 
     def test_some_of_many_are_wrong(self):
         self.node("attic")
@@ -164,13 +164,13 @@ class Verdicts(OverviewCase):
         self.node("basement", connected=False, ago_s=120)
         self.assert_says(
             "bad",
-            "1 of 2 nodes is not reporting: basement cannot be reached: Connection refused since 15:34",
+            "1 of 2 nodes is not reporting: basement cannot be reached since 15:34: Connection refused",
         )
         self.node("shed", ago_s=900)
         self.put("shed", ago_s=300)
         self.assert_says(
             "bad",
-            "2 of 3 nodes are not reporting: basement cannot be reached: Connection refused since 15:34;"
+            "2 of 3 nodes are not reporting: basement cannot be reached since 15:34: Connection refused;"
             " shed is connected, but has sent nothing for 5 min",
         )
 

@@ -14,7 +14,12 @@ from pigeonpost.server.ingest import LatestSample
 from pigeonpost.views.context import RequestContext
 from pigeonpost.views.sse import EventStream
 from protocol import Sample
+from tests.page_support import use_memory_disk
 from tests.support import LIMIT_S, WALL_MS, wait_until
+
+
+def setUpModule():
+    use_memory_disk()
 
 
 class Page:
@@ -278,6 +283,16 @@ class Clients(LiveCase):
         self.beat()
         self.assertIsNone(guest.block())
         self.assertEqual(other.block(), {"": ""})
+
+    def test_whose_session_has_ended_gets_not_even_the_next_event(self):
+        may = [True]
+        guest, other = self.page(still_in=lambda: may[0]), self.page()
+        for page in (guest, other):
+            page.samples()
+        may[0] = False
+        self.store("basement")
+        self.assertEqual([sample["node"] for sample in other.samples()], ["basement"])
+        self.assertIsNone(guest.block())
 
 
 class Ending(LiveCase):

@@ -10,6 +10,7 @@ Its client is a few lines over a socket: nothing in it is shared with what it te
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
 import socket
@@ -81,6 +82,7 @@ class WebHouse:
     app, web, ingestor, store, csv   its parts          folder    its data
     address    where the page is, (host, port)          stopped   reasons with which a page asked it to end
     bearer     headers with the key of control.py       users     its Users
+    browser    headers of a browser that has signed in with the one-time key, while no password is set
     """
 
     def __init__(
@@ -119,14 +121,17 @@ class WebHouse:
         self.csv.start()
         self.ingestor = Ingestor(self.store, self.csv, clock, commit_s=0.01)
         self.tokens, self.links = Tokens(self.folder), list(links)
-        self.unnumbered_sources = UnnumberedSources(self.ingestor, self.links, clock)
+        self.faults, self.throttle = Faults(), LoginThrottle(clock)
+        self.unnumbered_sources = UnnumberedSources(
+            self.ingestor, self.links, clock, self.tokens, self.faults, self.throttle
+        )
         quality = QualityChecks(self.links)
         self.ingestor.subscribe(quality.on_commit)
         self.app = WebContext(
             name="house", data=self.folder, clock=clock, store=self.store, csv=self.csv, ingestor=self.ingestor,
             links=self.links, users=self.users, control=CONTROL_KEY, started_ms=clock.wall_ms(), names=names,
             stop=self.stopped.append, quality=quality, disk=DiskUsageMonitor(self.folder, clock),
-            faults=Faults(), throttle=LoginThrottle(clock),
+            faults=self.faults, throttle=self.throttle,
         )  # fmt: skip
         self.bearer = {"Authorization": f"Bearer {CONTROL_KEY}"}
         ends = [make(self._context(settings)) for make in transports]
@@ -237,6 +242,20 @@ class WebHouse:
         if status != 303:
             raise AssertionError(f"login answered {status}: {body[:200]!r}")
         return {"Cookie": headers["set-cookie"].partition(";")[0]}
+
+    def sign_in(self) -> dict[str, str]:
+        """Open the address with the one-time key on this machine; the headers (Cookie) with which the session goes on.
+
+        While no password is set, nothing is changed without it.
+        """
+        status, headers, body = self.request("GET", f"/?key={self.web.first_key}", html=True)
+        if status != 303:
+            raise AssertionError(f"the one-time key answered {status}: {body[:200]!r}")
+        return {"Cookie": headers["set-cookie"].partition(";")[0]}
+
+    @functools.cached_property
+    def browser(self) -> dict[str, str]:
+        return self.sign_in()
 
     def csrf(self, headers: Mapping[str, str] | None = None) -> str:
         """The token that this visitor's forms carry, read from the front page as a browser shows it."""

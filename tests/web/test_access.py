@@ -10,21 +10,32 @@ from unittest import mock
 
 from pigeonpost.auth import users as gate_users
 from pigeonpost.auth.sessions import IDLE_S
-from pigeonpost.auth.throttle import CLOSED_S, MOST
+from pigeonpost.auth.throttle import CLOSED_S, FREE, MOST, LoginThrottle
 from pigeonpost.auth.users import Users
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.data_folder import USERS
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.http.message import JSON, HTTPError, Request
 from pigeonpost.views.sse import EventStream
-from pigeonpost.web.access import NOBODY, AccessControl
+from pigeonpost.web.access import NOBODY, AccessControl, no_password, password_command
+from tests.page_support import use_memory_disk
 from tests.support import temp_folder, wait_until
-from tests.web.support import CONTROL_KEY, FakeLink, WebHouse, read_all
+from tests.web.support import CONTROL_KEY, FakeLink, WebHouse, parse_response, read_all
 
 PASSWORD = "correct horse"
 FORM = "application/x-www-form-urlencoded"
-PROXY_HEADERS = ("Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP")
+PROXY_HEADERS = (
+    "Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Prefix", "X-Forwarded",
+    "X-Real-IP", "X-Client-IP", "X-Cluster-Client-IP", "CF-Connecting-IP", "CF-Ray", "True-Client-IP",
+    "Fastly-Client-IP", "X-Original-URL", "X-Original-Forwarded-For", "X-Remote-IP", "X-Envoy-External-Address",
+    "CDN-Loop", "Client-IP", "Max-Forwards", "X-Amzn-Trace-Id", "X-Request-Id", "X_Forwarded_For", "X-Anything",
+    "Proxy-Connection", "Tailscale-User-Login", "Fly-Client-IP",
+)  # fmt: skip
 ELSEWHERE = "192.168.1.7"
+
+
+def setUpModule():
+    use_memory_disk()
 
 
 class DoorCase(unittest.TestCase):
@@ -45,7 +56,7 @@ class DoorCase(unittest.TestCase):
         self.door = self.make()
 
     def make(self, names=(), port=8080):
-        return AccessControl(self.users, CONTROL_KEY, names, self.clock, port)
+        return AccessControl(self.users, CONTROL_KEY, names, self.clock, port, LoginThrottle(self.clock))
 
     def request(self, peer="127.0.0.1", method="GET", body=b"", **headers):
         """A request as the web server hands it on; `_` in a header's name stands for `-`."""
@@ -147,14 +158,22 @@ class OtherSites(DoorCase):
         self.door.check_csrf(self.request(method="POST"), visitor)
 
     def test_what_a_browser_sends_to_programs_addresses_is_json(self):
-        """Another site's page may send forms, texts, and what has no type at all, without asking first; never JSON."""
+        """Another site's page may send forms, texts, and what has no type at all, without asking first; never JSON.
+
+        Whether Origin, Referer or Sec-Fetch-Site is there does not matter: old browsers and proxies leave them out.
+        """
+        visitor = self.visit(self.log_in())
         for kind in (None, "", FORM, "text/plain", "multipart/form-data", "application/jsonx", "text/json"):
-            for name in ("origin", "referer", "sec_fetch_site", "cookie"):
+            for name in ("origin", "referer", "sec_fetch_site", "x_nothing"):
                 with self.subTest((kind, name)):
                     request = self.request(method="POST", content_type=kind, **{name: "x"})
-                    self.refused(415, "content-type", self.door.check_program, request)
-            self.door.check_program(self.request(method="POST", content_type=kind))  # curl is no browser
-        self.door.check_program(self.request(method="POST", content_type=f"{JSON}; charset=utf-8", origin="x"))
+                    self.refused(415, "content-type", self.door.check_program, request, visitor)
+        self.door.check_program(self.request(method="POST", content_type=f"{JSON}; charset=utf-8", origin="x"), visitor)
+
+    def test_what_comes_with_a_token_is_read_whatever_its_type(self):
+        visitor = self.door.authorize(self.request(authorization=f"Bearer {CONTROL_KEY}"), "operator")
+        for kind in (None, "", FORM, "text/plain"):
+            self.door.check_program(self.request(method="POST", content_type=kind, origin="x"), visitor)
 
 
 class Bearer(DoorCase):
@@ -173,9 +192,50 @@ class Bearer(DoorCase):
         ):  # fmt: skip
             for door in (self.door, self.make()):
                 with self.subTest(said):
+                    self.clock.sleep(CLOSED_S)
                     request = self.request(authorization=said, cookie=self.cookie(session))
                     found = self.refused(401, "key", door.authorize, request, "viewer")
                     self.assertEqual(found.headers["WWW-Authenticate"], "Bearer")
+
+    def wrong(self, peer=ELSEWHERE):
+        return lambda: self.door.authorize(self.request(peer, authorization="Bearer x"), "viewer")
+
+    def test_wrong_ones_are_answered_later_and_later_then_not_at_all(self):
+        waits = []
+        for _ in range(MOST):
+            before_s = self.clock.monotonic()
+            self.refused(401, "key", self.wrong())
+            waits.append(self.clock.monotonic() - before_s)
+        self.assertEqual((waits[:FREE], waits), ([0.0] * FREE, sorted(waits)))
+        self.assertGreater(waits[-1], 0.5)
+        found = self.refused(429, "attempts", self.wrong())
+        self.assertRegex(found.headers["Retry-After"], r"\A[1-9][0-9]{1,2}\Z")
+        self.refused(401, "key", self.wrong("192.168.1.8"))
+
+    def test_the_right_one_comes_in_from_an_address_where_others_guess(self):
+        """A client behind the same router as an attacker is not shut out, and neither is who logs in there."""
+        for _ in range(MOST + 1):
+            self.assertRaises(HTTPError, self.wrong())
+        before_s = self.clock.monotonic()
+        self.door.authorize(self.request(ELSEWHERE, authorization=f"Bearer {CONTROL_KEY}"), "operator")
+        self.assertIsNotNone(self.log_in(peer=ELSEWHERE))
+        self.assertEqual(self.clock.monotonic(), before_s)
+
+    def test_a_login_at_a_proxy_before_us_is_no_attempt(self):
+        for _ in range(MOST + 1):
+            request = self.request(ELSEWHERE, authorization="Basic YTpi")
+            self.refused(401, "key", self.door.authorize, request, "viewer")
+
+    def test_a_line_of_the_log_a_minute(self):
+        logging.getLogger("pigeonpost.web.access").setLevel(logging.NOTSET)
+        with self.assertLogs("pigeonpost.web.access", "WARNING") as logged:
+            for _ in range(100):
+                self.assertRaises(HTTPError, self.wrong())
+            self.clock.sleep(CLOSED_S)
+            self.assertRaises(HTTPError, self.wrong())
+        self.assertEqual(len(logged.output), 2, logged.output)
+        self.assertIn(f"{ELSEWHERE}: wrong key", logged.output[0])
+        self.assertIn("(99 more attempts failed since", logged.output[1])  # those that were refused as well
 
     def test_compared_in_constant_time(self):
         with mock.patch("pigeonpost.web.access.hmac.compare_digest", return_value=False) as compared:
@@ -187,11 +247,32 @@ class Bearer(DoorCase):
 class NoPassword(DoorCase):
     password = None
 
-    def test_this_machine_may_do_everything(self):
+    def test_this_machine_may_read(self):
         for peer in ("127.0.0.1", "127.9.9.9", "::1"):
-            visitor = self.door.authorize(self.request(peer), "operator")
-            self.assertEqual((visitor.name, visitor.role), ("this machine", "operator"))
-            self.assertTrue(visitor.csrf)
+            for host in ("localhost:8080", "LOCALHOST", "127.0.0.1:8080", "127.1.2.3", "[::1]:8080", "localhost."):
+                visitor = self.door.authorize(self.request(peer, host=host), "viewer")
+                self.assertEqual((visitor.name, visitor.role), ("this machine", "viewer"))
+
+    def test_this_machine_alone_changes_nothing(self):
+        """Whatever role the change takes: a proxy on this machine may connect for anybody."""
+        for role in ("viewer", "operator"):
+            found = self.refused(403, "no-key", self.door.authorize, self.request(method="POST"), role)
+            self.assertIn("control.py password", found.text)
+            self.assertIn("/?key=", found.text)
+        self.refused(403, "role", self.door.authorize, self.request(), "operator")
+        visitor = self.door.authorize(self.request(method="POST", authorization=f"Bearer {CONTROL_KEY}"), "operator")
+        self.assertEqual(visitor.name, "control.py")
+        session = self.door.open_with_key(self.request(), self.door.first_key)
+        request = self.request(method="POST", cookie=self.cookie(session))
+        self.assertEqual(self.door.authorize(request, "operator").name, "one-time key")
+
+    def test_what_looks_like_a_proxy_may_not_even_read(self):
+        """nginx by default asks with HTTP/1.0 and the name of its upstream; others add a header, or pass on Host."""
+        for host in ("house.local", "192.168.1.20", "upstream", "", None, "localhost.example.org", "127.0.0.1.evil"):
+            self.refused(403, "no-password", self.door.authorize, self.request(host=host), "viewer")
+        old = self.request()
+        old.version = "1.0"
+        self.refused(403, "no-password", self.door.authorize, old, "viewer")
 
     def test_nobody_else_may_anything(self):
         for peer in (ELSEWHERE, "10.0.0.1", "fe80::1%eth0", "2001:db8::1", "1.127.0.0", ""):
@@ -203,8 +284,12 @@ class NoPassword(DoorCase):
             for said in ("192.168.1.7", "127.0.0.1", ""):
                 self.refused(403, "no-password", self.door.authorize, self.request(**{name: said}), "viewer")
 
+    def test_what_scripts_of_a_page_add_is_no_sign_of_a_proxy(self):
+        for name in ("X-CSRF-Token", "X-Requested-With"):
+            self.door.authorize(self.request(**{name: "x"}), "viewer")
+
     def test_it_ends_with_the_first_password_at_once(self):
-        self.door.authorize(self.request(), "operator")
+        self.door.authorize(self.request(), "viewer")
         self.users.set_password("admin", PASSWORD)
         self.refused(401, "log-in", self.door.authorize, self.request(), "viewer")
         self.assertTrue(self.door.has_password)
@@ -212,7 +297,7 @@ class NoPassword(DoorCase):
     def test_and_begins_again_when_the_last_user_is_gone(self):
         self.users.set_password("admin", PASSWORD)
         self.users.remove("admin")
-        self.door.authorize(self.request(), "operator")
+        self.door.authorize(self.request(), "viewer")
 
     def test_a_users_file_that_does_not_read_is_not_one_without_users(self):
         with open(os.path.join(self.folder, USERS), "w", encoding="ascii") as file:
@@ -221,8 +306,7 @@ class NoPassword(DoorCase):
             self.door.authorize(self.request(), "viewer")
         with self.assertRaises(SettingsError):
             self.log_in()
-        with self.assertRaises(SettingsError):
-            self.make()
+        self.assertEqual(self.make().first_key, "")
 
 
 class OneTimeKey(DoorCase):
@@ -234,9 +318,23 @@ class OneTimeKey(DoorCase):
         session = self.door.open_with_key(self.request(ELSEWHERE), key)
         visitor = self.visit(session, "operator")
         self.assertEqual((visitor.name, visitor.role), ("one-time key", "operator"))
-        self.assertEqual(self.door.first_key, "")
         for again in (key, ""):
             self.assertIsNone(self.door.open_with_key(self.request(ELSEWHERE), again))
+
+    def test_on_this_machine_it_goes_on(self):
+        """Its owner opens the printed address in another browser, or another day; elsewhere one still comes in."""
+        key = self.door.first_key
+        first = self.door.open_with_key(self.request(), key)
+        second = self.door.open_with_key(self.request(), key)
+        self.assertNotEqual(first.id, second.id)
+        self.visit(first, "operator")
+        self.assertIsNotNone(self.door.open_with_key(self.request(ELSEWHERE), key))
+        self.assertIsNone(self.door.open_with_key(self.request(ELSEWHERE), key))
+        for proxied in (self.request(x_forwarded_for=ELSEWHERE), self.request(host="upstream")):
+            self.assertIsNone(self.door.open_with_key(proxied, key))
+        third = self.door.open_with_key(self.request(cookie=self.cookie(first)), key)
+        self.refused(403, "no-password", self.visit, first)  # which the browser has replaced
+        self.assertNotIn(third.id, (first.id, second.id))
 
     def test_another_key_does_not(self):
         key = self.door.first_key
@@ -248,8 +346,26 @@ class OneTimeKey(DoorCase):
     def test_it_cannot_be_tried_out(self):
         for _ in range(MOST):
             self.door.open_with_key(self.request(ELSEWHERE), "wrong")
-        self.refused(429, "attempts", self.door.open_with_key, self.request(ELSEWHERE), self.door.first_key)
-        self.assertIsNotNone(self.door.open_with_key(self.request("192.168.1.8"), self.door.first_key))
+        self.refused(429, "attempts", self.door.open_with_key, self.request(ELSEWHERE), "wrong")
+        self.assertIsNone(self.door.open_with_key(self.request("192.168.1.8"), "wrong"))
+        self.assertIsNotNone(self.door.open_with_key(self.request(ELSEWHERE), self.door.first_key))  # 128 random bits
+
+    def test_links_on_a_page_of_another_site_are_no_attempts(self):
+        """Else any page could close the login to its visitor's address."""
+        for site in ("cross-site", "same-site"):
+            for _ in range(MOST + 2):
+                self.assertIsNone(self.door.open_with_key(self.request(sec_fetch_site=site), "wrong"))
+        with self.assertLogs("pigeonpost.web.access", "WARNING") as logged:
+            self.assertIsNone(self.door.open_with_key(self.request(), "wrong"))  # which is not refused
+        self.assertIn("a key that is not the one-time key", logged.output[0])
+        request = self.request(sec_fetch_site="cross-site")
+        self.assertIsNotNone(self.door.open_with_key(request, self.door.first_key))  # as a link in a mail
+
+    def test_the_command_that_is_told_is_for_this_servers_data(self):
+        self.assertEqual(password_command("data"), "python3 control.py password")
+        self.assertEqual(password_command("/var/my data"), "python3 control.py --data '/var/my data' password")
+        self.assertNotIn("/var", no_password("/var/lib/pigeonpost"))  # strangers are not told
+        self.assertIn("\n    python3 control.py password\n", no_password("data"))
 
     def test_with_a_password_there_is_none(self):
         key = self.door.first_key
@@ -493,7 +609,22 @@ class AtThePage(unittest.TestCase):
         cookie = {"Cookie": headers["set-cookie"].partition(";")[0], **proxied}
         self.assertEqual(house.request("GET", "/", cookie, html=True)[0], 200)
         self.assertEqual(house.request("GET", f"/?key={key}", proxied)[0], 403)
-        self.assertEqual(house.web.first_key, "")
+
+    def test_a_local_proxy_gives_nobody_control(self):
+        """nginx as it is installed: HTTP/1.0, the name of its upstream, `Connection: close`, no other header."""
+        house = WebHouse(self, links=[FakeLink("basement")], names=["backend"])
+        for head in ("HTTP/1.0\r\nHost: backend", "HTTP/1.0\r\nHost: localhost", "HTTP/1.1\r\nHost: backend"):
+            for method, path in (("GET", "/"), ("POST", "/exit"), ("POST", "/nodes/basement/off")):
+                kind = "Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 8"
+                data = f"{method} {path} {head}\r\nConnection: close\r\n{kind}\r\n\r\nsure=yes"
+                self.assertEqual(parse_response(house.raw(data.encode(), ends=False))[0], 403, (head, path))
+        for path in ("/exit", "/nodes/basement/off", "/logout", "/graphs", "/password"):  # and whoever looks local
+            self.assertEqual(house.post_form(path, {"sure": "yes", "csrf": ""})[0], 403, path)
+        self.assertEqual((house.stopped, house.app.links[0].asked), ([], []))
+        self.assertEqual(house.request("GET", "/", html=True)[0], 200)
+        browser = house.sign_in()
+        self.assertEqual(house.post_form("/exit", {"sure": "yes", "csrf": house.csrf(browser)}, browser)[0], 200)
+        self.assertEqual(len(house.stopped), 1)
 
     def test_no_key_with_a_password(self):
         house = WebHouse(self, password=PASSWORD)
@@ -520,7 +651,7 @@ class AtThePage(unittest.TestCase):
             with open(os.path.join(house.folder, USERS), "wb") as file:
                 file.write(b"{")
             read_all(sock)
-        self.assertEqual(house.request("GET", "/", cookie)[0], 500)
+        self.assertEqual(house.request("GET", "/", cookie)[0], 503)
         self.assertEqual(house.request("GET", "/", house.bearer)[0], 200)
         os.unlink(os.path.join(house.folder, USERS))
         with open(os.path.join(house.folder, USERS), "wb") as file:

@@ -20,7 +20,8 @@ from pigeonpost.web import connection_limits, transfers
 from pigeonpost.web import http_server as webserver
 from pigeonpost.web.connection_limits import Connections, Limits
 from pigeonpost.web.deadline_stream import DeadlineStream
-from pigeonpost.web.http_server import Listener, RequestHandler
+from pigeonpost.web.http_server import RequestHandler
+from pigeonpost.web.listener import Listener
 from tests.support import LIMIT_S, wait_until
 from tests.web.support import exchange, next_response, parse_response, read_all
 
@@ -113,6 +114,8 @@ class Handler(RequestHandler):
 
 class Upload:
     """A Receiver that remembers what happened to it."""
+
+    is_proven = True
 
     def __init__(self, length, wish):
         self.length, self.wish = length, wish

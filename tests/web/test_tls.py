@@ -21,6 +21,7 @@ from pigeonpost.web import http_server as webserver
 from pigeonpost.web.connection_limits import Limits
 from pigeonpost.web.tls import Tls, fingerprint_of
 from tests.forked import Forked
+from tests.page_support import use_memory_disk
 from tests.support import LIMIT_S, Program, temp_folder, wait_until
 from tests.web.support import WebHouse, next_response, parse_response, read_all
 
@@ -34,6 +35,7 @@ def setUpModule():
         if os.environ.get("CI"):
             raise AssertionError("these tests need the program openssl")
         raise unittest.SkipTest("there is no program openssl here")
+    use_memory_disk()
     folder = tempfile.mkdtemp(prefix="pigeonpost-test-")
     unittest.addModuleCleanup(shutil.rmtree, folder)
     PATHS[:] = make_certificate(folder)
@@ -398,11 +400,11 @@ class Programs(unittest.TestCase):
             PIGEONPOST_WEB_CERTIFICATE=path, PIGEONPOST_WEB_KEY=key,
         )  # fmt: skip
         line = server.line()
-        self.assertRegex(line, r"^the page is at https://127\.0\.0\.1:\d+/$")
+        self.assertRegex(line, r"^the page is at https://127\.0\.0\.1:\d+/\?key=\S{16,}$")
         server.logs(made.said[0])
         status = Forked(self, "control.py", "--data", data, "alive")
         self.assertEqual(status.wait(), 0, status.logged)
-        port = int(line.rpartition(":")[2].rstrip("/"))
+        port = int(line.rpartition(":")[2].partition("/")[0])
         with client_context(path).wrap_socket(
             socket.create_connection(("127.0.0.1", port), LIMIT_S), server_hostname="127.0.0.1"
         ) as link:

@@ -19,6 +19,16 @@ class Key(Protocol):
     def proves(self, mac: object, side: str, server: str, node: str, outbox: str, nonces: Sequence[str]) -> bool:
         """Return True if `mac` is what `sign` returns for the same arguments; compared in constant time."""
 
+    def proving(self, mac: object, side: str, server: str, node: str, outbox: str, nonces: Sequence[str]) -> Key | None:
+        """Return the key that made `mac`, for the same arguments of `sign`: this one, or the one that it replaces and
+        that is still accepted; None: neither."""
+
+    def sealing(self, mac: object, purpose: str, body: bytes) -> Key | None:
+        """Return the key that made `mac`, for the same arguments of `seal`: as `proving`."""
+
+    def covers(self, other: Key) -> bool:
+        """Return True if `other` is this key, or the one that it replaces and that is still accepted."""
+
     def is_token(self, token: object) -> bool:
         """Return True if `token` is the token itself; compared in constant time."""
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pigeonpost.auth.key import Key
 from pigeonpost.core.clock import Clock, parse_rfc3339, rfc3339
 from pigeonpost.core.errors import AuthFailed, BadAck, BadArgument, Protected, Unexpected, UnknownWord, WrongVersion
 from pigeonpost.core.light_typing import TYPE_CHECKING
+from pigeonpost.core.rare_log import RareLog
 from pigeonpost.node.node_info import NodeInfo
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.send_cursor import OutgoingBatch, SendCursor
-from pigeonpost.transports.tcp_session import LinkSession, parts
+from pigeonpost.transports.tcp_session import LinkSession, parts, tls_binding
 from protocol import (
     AUTH_S,
     LINE_BYTES,
@@ -40,31 +41,65 @@ _ROOM_BYTES = LINE_BYTES - len("SENSORS 0123456789abcdef []\n")  # for the sampl
 class NodeSession(LinkSession):
     """The node's end of one connection: plain until HELLO, then collecting."""
 
-    def __init__(self, info: NodeInfo, outbox: Outbox, clock: Clock, peer: str, local: bool) -> None:
-        """`local`: the peer is on this machine, and may ask a node that has no token."""
+    def __init__(
+        self,
+        info: NodeInfo,
+        outbox: Outbox,
+        clock: Clock,
+        peer: str,
+        local: bool,
+        fingerprint: str = "",
+        record_failure: Callable[[], float] = lambda: 0.0,
+        rare_log: RareLog | None = None,
+    ) -> None:
+        """
+        local           the peer is on this machine, and may ask a node that has no token
+        fingerprint     of the certificate that this node has shown to the peer; empty: the connection is not encrypted
+        record_failure  called when the peer's proof was wrong; returns the seconds by which to delay the answer
+        rare_log        logs what a peer that has proven nothing causes; None: as what any other causes
+        """
         super().__init__(clock, peer)
+        self._record_failure = record_failure
+        self._rare_log = rare_log
+        self._late: tuple[float, AuthFailed] | None = None  # when to answer a wrong proof, and how
         self._info = info
         self._outbox = outbox
         self._began_s = clock.monotonic()
         self._trusted = info.key is None
         self._server = ""  # its name, once it said HELLO
-        self._nonces: tuple[str, str] | None = None
+        self._nonces: Sequence[str] | None = None
+        self._binding = tls_binding(fingerprint)
         self._collecting = False  # RESUME was heard
         self._listed: set[str] = set()  # the epochs that HELLO and HELD named
         self._resume: dict[str, Any] = {}
         self._live = False  # whether samples are sent: after RESUME, or plain after SEND ON
         self._stream = SendCursor(outbox, clock, _ROOM_BYTES)
         if info.key is None and not local:
-            self.refuse(Protected(_HOW_TO_PROTECT))
+            self.refuse(Protected(HOW_TO_PROTECT))
 
     @property
     def server(self) -> str:
         """The name of the server that collects by this session; empty for any other."""
         return self._server if self._collecting else ""
 
+    @property
+    def is_proven(self) -> bool:
+        """Return True if the peer has proven the token; of a node without a token, if it is a server that collects."""
+        return self._trusted if self._info.key is not None else self._collecting
+
+    @property
+    def heard_s(self) -> float:
+        """Return when the peer's last line came, by the monotonic clock."""
+        return self._heard_s
+
     def tick(self) -> float:
         """Give up where it is time to; returns the seconds until the next look is due."""
         now = self.clock.monotonic()
+        if self._late is not None:
+            due_s, error = self._late
+            if now >= due_s:
+                self.refuse(error)
+            return due_s - now
         if not self._trusted:
             left = self._began_s + AUTH_S - now
             if left <= 0:
@@ -80,6 +115,8 @@ class NodeSession(LinkSession):
 
     def _take(self, message: Message) -> None:
         word = message.word
+        if self._late is not None:
+            return  # one proof a connection; what else is said does not hurry the answer
         if not self._trusted and word not in ("AUTH", "HELLO", "ERROR", "BYE"):
             raise AuthFailed("this node has a token: start with AUTH or HELLO")
         handler = self._HANDLERS.get(word)
@@ -113,9 +150,12 @@ class NodeSession(LinkSession):
             answer = {}
 
     def _prove(self, key: Key, server: str, nonce: Any) -> dict[str, str]:
-        if not isinstance(nonce, str) or not 16 <= len(nonce) <= 128:
-            raise AuthFailed(f"this node has a token: give it to the server (control.py token {self._info.name})")
-        self._nonces = nonce, os.urandom(16).hex()
+        if not isinstance(nonce, str) or not 16 <= len(nonce) <= 128 or "|" in nonce:
+            raise AuthFailed(
+                "this node has a token that the server does not know: give it to the server"
+                f" (control.py token {self._info.name} --set)"
+            )
+        self._nonces = nonce, os.urandom(16).hex(), *self._binding
         mac = key.sign("node", server, self._info.name, self._outbox.ring.identity, self._nonces)
         return {"nonce": self._nonces[1], "mac": mac}
 
@@ -135,9 +175,24 @@ class NodeSession(LinkSession):
             right = key.proves(proof.get("mac"), *names, self._nonces)
         else:
             right = key.is_token(proof.get("token"))
-        if not right:
-            raise AuthFailed("that is not this node's token")
-        self._trusted = True
+        if right:
+            self._trusted = True
+            return
+        error = AuthFailed(
+            "that is not this node's token: give the node the one that `control.py get-token"
+            f" {self._info.name}` shows on the server, as PIGEONPOST_NODE_TOKEN"
+        )
+        delay_s = self._record_failure()
+        if not delay_s:
+            raise error
+        self._late = self.clock.monotonic() + delay_s, error
+
+    def _warn(self, what: str, text: object, last: bool = False) -> None:
+        if self._rare_log is None or self.is_proven:
+            super()._warn(what, text, last)
+        else:  # the code of the peer's ERROR is its own word: no kind of line
+            kind = "says" if what.startswith("says ") else what
+            self._rare_log.say(logging.WARNING, kind, f"{self.peer}: {what}: {text}")
 
     def _on_resume(self, resume: dict[str, Any]) -> None:
         if not self._server or not self._trusted or self._collecting:
@@ -215,7 +270,7 @@ class NodeSession(LinkSession):
     }  # fmt: skip
 
 
-_HOW_TO_PROTECT = (
+HOW_TO_PROTECT = (
     "this node has no token, so it answers only its own machine. On the server run `control.py token NODE`,"
     " and start the node with PIGEONPOST_NODE_TOKEN set to what it prints"
 )

@@ -2,21 +2,28 @@
 
 import hashlib
 import hmac
+import json
 import os
 import stat
 import threading
 import unittest
 from unittest import mock
 
-from pigeonpost.auth import link_key
+from pigeonpost.auth import link_key, token_watch
 from pigeonpost.auth.link_key import LinkKey
-from pigeonpost.auth.tokens import Tokens
-from pigeonpost.core.data_folder import TOKENS
-from pigeonpost.core.errors import SettingsError
-from tests.support import temp_folder
+from pigeonpost.auth.tokens import REPLACED_S, Tokens
+from pigeonpost.core.clock import FakeClock
+from pigeonpost.core.data_folder import REPLACED_TOKENS, TOKENS
+from pigeonpost.core.errors import DiskError, SettingsError
+from tests.page_support import use_memory_disk
+from tests.support import LIMIT_S, temp_folder
 
 NAMES = ("home", "basement", "0b" * 8)
 NONCES = ("5e" * 16, "0d" * 16)
+
+
+def setUpModule():
+    use_memory_disk()
 
 
 class Proofs(unittest.TestCase):
@@ -132,7 +139,8 @@ class File(unittest.TestCase):
         os.chmod(self.path, 0o644)
         self.tokens.make("b")
         self.assertEqual(stat.S_IMODE(os.stat(self.path).st_mode), 0o600)
-        self.assertEqual(os.listdir(self.folder), [TOKENS])
+        self.assertEqual(sorted(os.listdir(self.folder)), [TOKENS, f"{TOKENS}.bak"])
+        self.assertEqual(stat.S_IMODE(os.stat(f"{self.path}.bak").st_mode), 0o600)
 
     def test_a_running_server_sees_what_another_program_changes(self):
         seen = Tokens(self.folder)
@@ -143,6 +151,7 @@ class File(unittest.TestCase):
         self.tokens.revoke("basement")
         self.assertNotIn("basement", seen)
         os.remove(self.path)
+        os.remove(f"{self.path}.bak")
         self.assertEqual(list(seen), [])
 
     def test_a_file_that_does_not_read_is_named(self):
@@ -174,6 +183,194 @@ class File(unittest.TestCase):
         for reader in readers:
             reader.join()
         self.assertEqual(failed, [])
+
+
+class Rotation(unittest.TestCase):
+    def setUp(self):
+        self.folder = temp_folder(self)
+        self.clock = FakeClock()
+        self.tokens = Tokens(self.folder, wall_ms=self.clock.wall_ms)
+        self.old = self.tokens.make("basement")
+        self.tokens.make("attic")
+
+    def proofs(self, *tokens):
+        """Which of these tokens prove the node now: by mac, by seal, and as a bearer token."""
+        key = self.tokens["basement"]
+        found = []
+        for token in tokens:
+            mine = LinkKey(token)
+            proving = key.proving(mine.sign("node", *NAMES, NONCES), "node", *NAMES, NONCES)
+            sealing = key.sealing(mine.seal("mqtt", b"{}"), "mqtt", b"{}")
+            self.assertEqual(proving is not None, sealing is not None)
+            if proving is not None and sealing is not None:
+                self.assertEqual((proving.plain_token(), sealing.plain_token()), (token, token))
+            self.assertEqual(key.covers(mine), proving is not None)
+            found.append(proving is not None)
+        return found
+
+    def bearers(self, *tokens):
+        return [self.tokens.node_of(token) for token in tokens]
+
+    def test_the_one_before_is_accepted_until_the_new_one_is_used(self):
+        new = self.tokens.rotate("basement")
+        self.assertRegex(new, "^[0-9a-f]{32}$")
+        self.assertEqual(self.tokens.text_of("basement"), new)
+        self.assertEqual(self.bearers(self.old, self.old), ["basement", "basement"])
+        self.assertEqual(self.proofs(self.old), [True])
+        self.assertEqual(self.proofs(new), [True])  # with which it is used
+        self.assertEqual(self.proofs(self.old, new), [False, True])
+        self.assertEqual(self.bearers(self.old, new), [None, "basement"])
+
+    def test_a_bearer_token_is_used_too(self):
+        new = self.tokens.rotate("basement")
+        self.assertEqual(self.bearers(new, self.old), ["basement", None])
+
+    def test_after_an_hour_it_is_not_accepted_even_if_the_new_one_was_never_used(self):
+        new = self.tokens.rotate("basement")
+        self.clock.sleep(REPLACED_S - 1)
+        self.assertEqual((self.proofs(self.old), self.bearers(self.old)), ([True], ["basement"]))
+        self.clock.sleep(2)
+        self.assertEqual((self.proofs(self.old, new), self.bearers(self.old)), ([False, True], [None]))
+
+    def test_a_clock_that_was_set_back_makes_it_last_no_longer(self):
+        self.tokens.rotate("basement")
+        self.clock.step(-86_400)
+        self.assertEqual((self.proofs(self.old), self.bearers(self.old)), ([False], [None]))
+
+    def test_revoked_both_are_gone(self):
+        new = self.tokens.rotate("basement")
+        self.assertTrue(self.tokens.revoke("basement"))
+        self.assertEqual(self.bearers(self.old, new), [None, None])
+        again = self.tokens.make("basement")
+        self.assertEqual(self.bearers(self.old, new, again), [None, None, "basement"])
+        self.assertEqual(self.proofs(self.old, again), [False, True])
+
+    def test_a_token_that_is_set_replaces_both_at_once(self):
+        new = self.tokens.rotate("basement")
+        self.tokens.make("basement", "a token of the node's own")
+        self.assertEqual(self.bearers(self.old, new, "a token of the node's own"), [None, None, "basement"])
+
+    def test_rotated_twice_the_one_that_the_node_has_stays_accepted(self):
+        never_used, new = self.tokens.rotate("basement"), self.tokens.rotate("basement")
+        self.assertEqual(self.bearers(self.old, never_used, new, self.old), ["basement", None, "basement", None])
+
+    def test_without_a_token_there_is_nothing_to_rotate(self):
+        self.assertIsNone(self.tokens.rotate("cellar"))
+        self.assertEqual(list(self.tokens), ["basement", "attic"])
+
+    def test_older_programs_still_read_the_tokens(self):
+        """As they read them: an object of texts."""
+        new = self.tokens.rotate("basement")
+        with open(os.path.join(self.folder, TOKENS), encoding="utf-8") as file:
+            content = json.load(file)
+        self.assertEqual(content["basement"], new)
+        self.assertTrue(all(isinstance(token, str) for token in content.values()))
+
+    def test_where_the_list_of_replaced_ones_is_damaged_the_new_ones_are_accepted_all_the_same(self):
+        new = self.tokens.rotate("basement")
+        for name in (REPLACED_TOKENS, f"{REPLACED_TOKENS}.bak"):
+            with open(os.path.join(self.folder, name), "wb") as file:
+                file.write(b"{")
+        self.tokens = Tokens(self.folder, wall_ms=self.clock.wall_ms)
+        self.assertEqual(self.proofs(new, self.old), [True, False])
+        self.assertEqual(self.bearers(new, self.old), ["basement", None])
+        again = self.tokens.rotate("basement")  # which mends it
+        self.assertEqual(Tokens(self.folder, wall_ms=self.clock.wall_ms).node_of(new), "basement")
+        self.assertTrue(self.tokens.revoke("basement"))
+        self.assertEqual(self.bearers(new, again), [None, None])
+
+    def test_both_files_are_for_their_owner_only(self):
+        self.tokens.rotate("basement")
+        for name in os.listdir(self.folder):
+            self.assertEqual(stat.S_IMODE(os.stat(os.path.join(self.folder, name)).st_mode), 0o600, name)
+
+    def test_no_change_of_several_programs_at_once_is_lost(self):
+        others = [Tokens(self.folder, wall_ms=self.clock.wall_ms) for _ in range(3)]
+
+        def work(tokens, k):
+            for n in range(4):
+                tokens.make(f"n{k}-{n}")
+                tokens.rotate(f"n{k}-{n}")
+
+        threads = [threading.Thread(target=work, args=(tokens, k)) for k, tokens in enumerate(others)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        accepted, replaced = self.tokens.accepted()
+        self.assertEqual((len(accepted), len(replaced)), (2 + 12, 12))
+
+    def test_a_full_disk_keeps_nobody_out(self):
+        new = self.tokens.rotate("basement")
+        full = mock.patch("pigeonpost.core.json_file.replace_file", side_effect=DiskError("disk full"))
+        with full, self.assertLogs("pigeonpost.auth.tokens", "WARNING") as logged:
+            self.assertEqual(self.bearers(new), ["basement"])
+        self.assertIn("disk full", logged.output[0])
+
+
+class Watch(unittest.TestCase):
+    def setUp(self):
+        self.enterContext(mock.patch.object(token_watch, "LOOK_EVERY_S", 0.005))
+        self.tokens = Tokens(temp_folder(self))
+        self.tokens.make("attic")
+        self.first = self.tokens.make("basement")
+        self.changes, self.seen = [], threading.Semaphore(0)
+
+    def watch(self, tokens=None):
+        looks = threading.Event()
+        accepted = (tokens or self.tokens).accepted
+
+        def look():
+            found = accepted()
+            looks.set()
+            return found
+
+        watched = mock.Mock(accepted=look)
+        watch = token_watch.TokenWatch(watched, lambda nodes: (self.changes.append(nodes), self.seen.release()))
+        watch.start()
+        self.addCleanup(watch.stop, LIMIT_S)
+        self.assertTrue(looks.wait(LIMIT_S))
+        return watch
+
+    def next(self):
+        self.assertTrue(self.seen.acquire(timeout=LIMIT_S))
+        return self.changes.pop(0)
+
+    def test_it_says_whose_token_has_changed(self):
+        self.watch()
+        other = Tokens(os.path.dirname(self.tokens._file.path))  # control.py, in another process
+        other.revoke("basement")
+        self.assertEqual(self.next(), {"basement"})
+        other.make("cellar")
+        self.assertEqual(self.next(), {"cellar"})
+        other.rotate("attic")
+        self.assertEqual(self.next(), {"attic"})
+
+    def test_a_replaced_token_that_is_accepted_no_more_is_a_change(self):
+        clock = FakeClock()
+        tokens = Tokens(os.path.dirname(self.tokens._file.path), wall_ms=clock.wall_ms)
+        tokens.rotate("basement")
+        self.watch(tokens)
+        clock.sleep(REPLACED_S + 1)
+        self.assertEqual(self.next(), {"basement"})
+
+    def test_a_damaged_file_ends_nothing(self):
+        self.watch()
+        path = self.tokens._file.path
+        with open(path, "rb") as file:
+            content = file.read()
+        with open(path, "wb") as file:
+            file.write(b"{")
+        with open(path, "wb") as file:
+            file.write(content)
+        Tokens(os.path.dirname(path)).make("cellar")
+        self.assertEqual(self.next(), {"cellar"})
+
+    def test_stopping_twice_is_fine(self):
+        watch = self.watch()
+        watch.stop(LIMIT_S)
+        watch.stop(LIMIT_S)
+        self.assertFalse(watch._thread.is_alive())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The TCP transport, on real sockets: both ends, people with nc, peers that are slow, broken or hostile."""
 
 import contextlib
+import errno
 import itertools
 import logging
 import math
@@ -8,6 +9,7 @@ import os
 import random
 import select
 import socket
+import socketserver
 import threading
 import time
 import tracemalloc
@@ -58,7 +60,7 @@ class TcpCase(unittest.TestCase):
         return node
 
     def start_server(self, address, keys=None, expected="basement", name="home", clock=None):
-        end = TcpServerTransport(address, expected, name, self.ledger, keys or {}, clock or Clock())
+        end = TcpServerTransport(address, expected, name, self.ledger, {} if keys is None else keys, clock or Clock())
         end.start()
         self.addCleanup(end._thread.join, LIMIT_S)
         self.addCleanup(end.stop, LIMIT_S)
@@ -379,86 +381,272 @@ class Listening(TcpCase):
         node = self.start_node(LinkKey(TOKEN))
         with mock.patch("pigeonpost.transports.tcp_node_session.AUTH_S", 0.02):
             for said in (b"", b"\n\n", encode("HELLO", {**HELLO, "nonce": "5e" * 16})):
-                node._failures.clear()
                 talk = self.talk(node)
                 talk.send(said)
                 self.assertEqual(talk.rest()[-1].args[0], "auth")
 
 
 class Limits(TcpCase):
-    def hold(self, node, count):
-        """So many connections, all admitted."""
-        talks = [self.talk(node) for _ in range(count)]
-        for talk in talks:
-            talk.say("CHECK")
-        for talk in talks:
-            talk.until("STATUS")
-        return talks
+    """Slots of a node: who gets one, and who loses it."""
 
-    def test_so_many_connections_and_no_more(self):
+    def setUp(self):
+        super().setUp()
+        self.key = LinkKey(TOKEN)
+
+    def hold(self, node, count, source="127.0.0.1"):
+        """So many silent connections from one address, all admitted."""
+        socks = []
+        for n in range(1, count + 1):
+            socks.append(socket.create_connection(node.address, LIMIT_S, (source, 0)))
+            self.addCleanup(socks[-1].close)
+            if n % 32 == 0 or n == count:  # the kernel's queue is never full: it would make the next one wait a second
+                peer = "{}:{}".format(*socks[-1].getsockname())
+                wait_until(lambda p=peer: p in [one.peer for one in list(node._connections)])
+        return socks
+
+    def prove(self, node):
+        """A plain session that has shown the token."""
+        talk = self.talk(node)
+        talk.say("AUTH", {"token": TOKEN})
+        talk.say("CHECK")
+        talk.until("STATUS")
+        return talk
+
+    def said_last(self, sock):
+        """What a connection was told before it was closed."""
+        talk = Talk.__new__(Talk)
+        talk.sock, talk._part = sock, b""
+        sock.settimeout(LIMIT_S)
+        return [message.args[0] for message in talk.rest()]
+
+    def pause(self):
+        """A shorter pause where there is no room for a connection."""
+        return mock.patch.object(tcp_node, "PAUSE_S", 0.02)
+
+    def is_open(self, sock):
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            return bool(sock.recv(1, socket.MSG_PEEK))
+        return True
+
+    def test_when_all_slots_are_taken_the_oldest_silent_connection_gives_way(self):
+        node = self.start_node(self.key)
+        socks = self.hold(node, MOST_CONNECTIONS)
+        talk = self.prove(node)
+        self.assertEqual(self.said_last(socks[0]), ["too-many"])
+        self.assertTrue(all(self.is_open(sock) for sock in socks[1:]))
+        self.hold(node, MOST_CONNECTIONS + 8)
+        talk.say("CHECK")
+        talk.until("STATUS")  # who has proven himself stays
+
+    def test_on_a_node_without_a_token_a_server_that_collects_stays_and_the_others_give_way(self):
         node = self.start_node()
-        talks = self.hold(node, MOST_CONNECTIONS)
+        collecting = self.collector(node)
+        talk = self.talk(node)
+        talk.say("CHECK")
+        talk.until("STATUS")
+        self.hold(node, MOST_CONNECTIONS)
+        self.assertEqual([message.args[0] for message in talk.rest()], ["too-many"])
+        collecting.say("CHECK")
+        collecting.until("STATUS")
+        wait_until(lambda: node.collectors == ["home"])
+
+    def test_a_host_gives_way_to_itself_before_others_do(self):
+        node = self.start_node(self.key)
+        with mock.patch.object(tcp_node, "is_loopback", lambda host: False):
+            first = self.hold(node, 1, "127.0.0.2")
+            many = self.hold(node, MOST_OF_A_HOST, "127.0.0.3")
+            self.hold(node, 1, "127.0.0.4")
+            extra = socket.create_connection(node.address, LIMIT_S, ("127.0.0.3", 0))
+            self.addCleanup(extra.close)
+            self.assertEqual(self.said_last(many[0]), ["too-many"])
+            self.assertTrue(self.is_open(first[0]))
+
+    def test_of_many_addresses_the_one_with_most_connections_gives_way(self):
+        node = self.start_node(self.key)
+        first = self.hold(node, 1, "127.0.0.2")
+        many = self.hold(node, 3, "127.0.0.3")
+        for n in range(MOST_CONNECTIONS - 4):
+            self.hold(node, 1, f"127.0.1.{n + 1}")
+        self.prove(node)
+        self.assertEqual(self.said_last(many[0]), ["too-many"])
+        self.assertTrue(self.is_open(first[0]))
+
+    def test_a_server_that_comes_back_has_its_time_to_prove_itself(self):
+        """Its host has proven itself before: others give way first, though its connection is the oldest."""
+        node = self.start_node(self.key)
+        with mock.patch.object(TcpNodeTransport, "_record_failure", lambda *_: self.fail("it did not fail")):
+            with socket.create_connection(node.address, LIMIT_S, ("127.0.0.9", 0)) as sock:
+                sock.sendall(encode("AUTH", {"token": TOKEN}))
+                wait_until(lambda: "127.0.0.9" in node._proven_hosts)
+            wait_until(lambda: not node._connections)
+            (back,) = self.hold(node, 1, "127.0.0.9")
+            for n in range(2 * MOST_CONNECTIONS):
+                self.hold(node, 1, f"127.0.1.{n + 1}")
+            self.assertTrue(self.is_open(back))
+            back.setblocking(True)
+            back.sendall(encode("AUTH", {"token": TOKEN}) + b"CHECK\n")
+            self.assertTrue(read_line(back).startswith(b"STATUS"))
+
+    def test_where_all_have_proven_themselves_nobody_else_gets_in(self):
+        node = self.start_node(self.key)
+        talks = [self.prove(node) for _ in range(MOST_CONNECTIONS)]
         for _ in range(3):
             (error,) = self.talk(node).rest()
             self.assertEqual(error.args[0], "too-many")
             self.assertIn(f"{MOST_CONNECTIONS} in all", error.args[1]["text"])
-        talks[5].sock.close()
-        wait_until(lambda: len(node._connections) < MOST_CONNECTIONS)
-        self.is_well(node)
-
-    def test_fewer_from_one_other_machine(self):
-        node = self.start_node(LinkKey(TOKEN))
-        with mock.patch.object(tcp_node, "is_loopback", lambda host: False):
-            for _ in range(MOST_OF_A_HOST):
-                talk = self.talk(node)
-                talk.say("AUTH", {"token": TOKEN})
-                talk.say("CHECK")
-                talk.until("STATUS")
-            (error,) = self.talk(node).rest()
-        self.assertEqual(error.args[0], "too-many")
-        self.assertIn(f"{MOST_OF_A_HOST} connections from 127.0.0.1", error.args[1]["text"])
-        talk = self.talk(node)  # this machine itself is still let in
-        talk.say("AUTH", {"token": TOKEN})
-        talk.say("CHECK")
-        talk.until("STATUS")
-
-    def test_who_failed_to_prove_himself_is_answered_later_and_later(self):
-        node = self.start_node(LinkKey(TOKEN))
-        connection = mock.Mock(host="192.0.2.9", seated=False)
-        delays = []
-        for _ in range(8):
-            delays.append(node._admit(connection))
-            node._dismiss(connection, auth_failed=True)
-        self.assertEqual(delays, [0, 0.5, 1, 2, 4, 4, 4, 4])
-        other = mock.Mock(host="192.0.2.10", seated=False)
-        self.assertEqual(node._admit(other), 0)
-        node._dismiss(other, auth_failed=False)
-        connection.seated = True
-        node._dismiss(connection, auth_failed=False)
-        self.assertEqual(node._admit(connection), 0)
-        node._dismiss(connection, auth_failed=False)
-
-    def test_the_list_of_those_who_failed_has_an_end(self):
-        node = self.start_node(LinkKey(TOKEN))
-        connection = mock.Mock(seated=False)
-        for n in range(5000):
-            connection.host = f"2001:db8::{n:x}"
-            node._dismiss(connection, auth_failed=True)
-            self.assertLessEqual(len(node._failures), 1024)
-
-    def test_a_wrong_token_delays_the_next_answer(self):
-        node = self.start_node(LinkKey(TOKEN))
-        talk = self.talk(node)
-        talk.say("AUTH", {"token": "wrong"})
-        self.assertEqual([message.args[0] for message in talk.rest()], ["auth"])
-        admit = node._admit
-        with mock.patch.object(node, "_admit", lambda connection: admit(connection) / 10):
-            began_s = time.monotonic()
-            talk = self.talk(node)
-            talk.say("AUTH", {"token": TOKEN})
+        for talk in talks:
             talk.say("CHECK")
             talk.until("STATUS")
-        self.assertGreater(time.monotonic() - began_s, 0.045)  # a tenth of half a second
+        talks[5].sock.close()
+        wait_until(lambda: len(node._connections) < MOST_CONNECTIONS)
+        self.prove(node)
+
+    def test_then_a_plain_session_that_was_forgotten_gives_way(self):
+        node = self.start_node(self.key)
+        talks = [self.prove(node) for _ in range(MOST_CONNECTIONS)]
+        node._clock = FakeClock(up_ms=node._clock.up_ms() + 60_000)
+        node._clock.monotonic = lambda: time.monotonic() + 60
+        forgotten = min(node._connections, key=lambda one: one.session.heard_s)
+        self.prove(node)
+        wait_until(lambda: forgotten not in node._connections)
+        self.assertEqual(sum(one.is_evicted for one in node._connections), 0)
+        self.assertEqual(len(node._connections), MOST_CONNECTIONS)
+        self.assertEqual([m.args[0] for m in talks[0].rest()], ["too-many"])
+
+    def test_an_evicted_connection_leaves_nothing(self):
+        node = self.start_node(self.key)
+        before_fds, before_threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+        for sock in self.hold(node, MOST_CONNECTIONS) + self.hold(node, MOST_CONNECTIONS):
+            sock.close()
+        wait_until(lambda: not node._connections)
+        wait_until(lambda: threading.active_count() <= before_threads)
+        wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before_fds)
+
+    def test_a_flood_from_many_addresses_does_not_keep_a_server_out(self):
+        """Rows 4 of the answers: 64 silent connections, and as many new ones as this machine makes."""
+        node = self.start_node(self.key)
+        done, opened = threading.Event(), []
+
+        def flood():
+            socks = []
+            for n in itertools.count():
+                if done.is_set():
+                    break
+                with contextlib.suppress(OSError):
+                    sock = socket.create_connection(node.address, LIMIT_S, (f"127.0.{n % 7}.{n % 200 + 2}", 0))
+                    socks.append(sock)
+                    opened.append(1)
+                while len(socks) > MOST_CONNECTIONS:
+                    socks.pop(0).close()
+                done.wait(0.002)
+            for sock in socks:
+                sock.close()
+
+        thread = threading.Thread(target=flood, daemon=True)
+        thread.start()
+        self.addCleanup(thread.join, LIMIT_S)
+        self.addCleanup(done.set)
+        wait_until(lambda: len(opened) > MOST_CONNECTIONS + 8)
+        self.take(5)
+        server = self.start_server(node.address, {"basement": self.key})
+        self.ledger.wait_for(5)
+        count = len(opened)
+        wait_until(lambda: len(opened) > count + MOST_CONNECTIONS)
+        self.assertTrue(server.state.connected)
+        self.assertEqual(node.collectors, ["home"])
+
+    def test_a_peer_that_a_node_without_a_token_does_not_answer_takes_no_slot(self):
+        node = self.start_node()
+        elsewhere = mock.patch.object(tcp_node, "is_loopback", lambda host: False)
+        with elsewhere, mock.patch.object(node, "_admit", lambda _: self.fail("it takes a slot")):
+            for _ in range(3):
+                self.assertEqual([message.args[0] for message in self.talk(node).rest()], ["protected"])
+        self.assertEqual(node._connections, {})
+        self.is_well(node)
+
+    def test_who_failed_to_prove_himself_is_answered_later_and_later(self):
+        node = self.start_node(self.key)
+        delays = [node._record_failure("192.0.2.9") for _ in range(8)]
+        self.assertEqual(delays, [0, 0.5, 1, 2, 4, 4, 4, 4])
+        self.assertEqual(node._record_failure("192.0.2.10"), 0)
+        node._failures["127.0.0.1"] = 10
+        self.prove(node)  # at once: who fails behind the same address cannot shut a server out
+        self.assertNotIn("127.0.0.1", node._failures)
+
+    def test_the_list_of_those_who_failed_has_an_end(self):
+        node = self.start_node(self.key)
+        for n in range(5000):
+            node._record_failure(f"2001:db8::{n:x}")
+            self.assertLessEqual(len(node._failures), tcp_node.MOST_HOSTS)
+        connection = mock.Mock()
+        for n in range(5000):
+            connection.host = f"2001:db8::{n:x}"
+            node._record_proof(connection)
+            self.assertLessEqual(len(node._proven_hosts), tcp_node.MOST_HOSTS)
+
+    def test_a_wrong_token_delays_the_next_answer_to_one(self):
+        node = self.start_node(self.key)
+        for least_s in (0.0, 0.045):
+            with mock.patch.object(tcp_node, "LONGEST_DELAY_S", 0.05):
+                began_s = time.monotonic()
+                talk = self.talk(node)
+                talk.say("AUTH", {"token": "wrong"})
+                self.assertEqual([message.args[0] for message in talk.rest()], ["auth"])
+                self.assertGreater(time.monotonic() - began_s, least_s)
+
+    def test_a_flood_of_any_kind_is_a_line_a_minute_in_the_log(self):
+        logging.disable(logging.NOTSET)
+        node = self.start_node(self.key)
+        node._rare_log._clock = clock = FakeClock()
+
+        def flood():
+            for said in (b"", b"SEND ON\n", b"nonsense\n", encode("AUTH", {"token": "x"}), b"x" * 70_000,
+                         encode("ERROR", "any-code", {"text": "x"}) * 50, encode("HELLO", {"link": 2})):  # fmt: skip
+                with mock.patch.object(node, "_record_failure", lambda host: 0.0):
+                    for _ in range(4):
+                        with contextlib.suppress(OSError), Talk(node.address) as talk:
+                            talk.send(said)
+            self.hold(node, MOST_CONNECTIONS + 20)
+            wait_until(lambda: len(node._connections) == MOST_CONNECTIONS)
+
+        with self.assertLogs("pigeonpost.transports", "INFO") as logged:
+            flood()
+        kinds = len(logged.output)
+        self.assertLess(kinds, 12, logged.output)
+        clock.sleep(61)
+        with self.assertLogs("pigeonpost.transports", "INFO") as logged:
+            flood()
+        self.assertLessEqual(len(logged.output), kinds + 2)
+        self.assertTrue(any("more lines of this kind were left out" in line for line in logged.output), logged.output)
+
+    def test_where_no_thread_can_be_started_the_listener_goes_on(self):
+        node = self.start_node(self.key)
+        for error in (RuntimeError("can't start new thread"), MemoryError()):
+            start, pause = mock.patch.object(tcp_node.threading.Thread, "start", side_effect=error), self.pause()
+            with start, pause:
+                self.assertEqual(self.talk(node).rest(), [])
+            self.assertEqual(node._connections, {})
+        self.prove(node)
+
+    def test_without_descriptors_it_waits_instead_of_spinning_and_an_unproven_one_gives_way(self):
+        node = self.start_node(self.key)
+        self.prove(node)
+        (silent,) = self.hold(node, 1)
+        failing = threading.Event()
+        accept, attempts = socketserver.TCPServer.get_request, itertools.count()
+
+        def fail(listener):
+            if failing.is_set() and next(attempts) < 3:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return accept(listener)
+
+        failing.set()
+        with mock.patch.object(socketserver.TCPServer, "get_request", fail), self.pause():
+            began_s = time.monotonic()
+            self.prove(node)
+            self.assertGreater(time.monotonic() - began_s, 3 * tcp_node.PAUSE_S - 0.01)
+        self.assertEqual(self.said_last(silent), ["too-many"])
 
     def test_a_second_session_of_the_same_server_takes_the_place_of_the_first(self):
         node = self.start_node()
@@ -656,10 +844,12 @@ class Retrying(TcpCase):
     def test_whatever_answers_there_is_no_harm(self):
         """A web server, an echo, a server that closes at once, half a HELLO, a node of another name."""
         other = encode("HELLO", {"link": 1, "node": "attic", "outbox": OUTBOX, "held": [], "sensors": SENSORS})
+        another, silent = "does not speak the link, is another program at its address? (", "closes the connection with"
         for said, fault in (
-            (b"HTTP/1.0 400 Bad Request\r\nServer: x\r\n\r\n", "closed by the peer"),
-            (None, "closed"), (b"", "closed by the peer"), (b"HELLO {", "closed by the peer"), (other, "closed"),
-            (b"\0" * 70_000, "closed"), (b"ERROR protected {\"text\":\"set a token\"}\n", "refuses: set a token"),
+            (b"HTTP/1.0 400 Bad Request\r\nServer: x\r\n\r\n", another), (None, another), (b"", silent),
+            (b"HELLO {", silent), (other, "answers as node attic: correct basement@HOST:PORT in --node"),
+            (b"\0" * 70_000, another),
+            (b"ERROR protected {\"text\":\"set a token\"}\n", "has no token, so it answers only its own machine: "),
         ):  # fmt: skip
             limit_s = 0.02 if said is None else LIMIT_S  # an echo server never authenticates: wait briefly
             with self.subTest(said), mock.patch("pigeonpost.transports.tcp_server_session.AUTH_S", limit_s):
@@ -672,9 +862,7 @@ class Retrying(TcpCase):
                             pass
 
                 server = self.start_server(FakeNode(self, serve).address)
-                wait_until(
-                    lambda s=server, f=fault: s.state.fault.startswith(f) or s.state.fault == "closed by the peer"
-                )
+                wait_until(lambda s=server, f=fault: s.state.fault.startswith(f), fault)
                 self.assertFalse(server.state.connected)
                 server.stop(LIMIT_S)
         self.assertEqual(self.ledger.rows, [])
@@ -804,11 +992,10 @@ class Stopping(TcpCase):
 
     def test_while_somebody_waits_for_his_late_answer(self):
         node = self.start_node(LinkKey(TOKEN))
-        node._failures["127.0.0.1"] = 10
-        admit = node._admit
-        with mock.patch.object(node, "_admit", lambda connection: 100 * admit(connection)):
+        with mock.patch.object(node, "_record_failure", lambda host: 100.0):
             talk = self.talk(node)
-            wait_until(lambda: node._connections)
+            talk.say("AUTH", {"token": "wrong"})
+            wait_until(lambda: any(one.session and one.session._late for one in node._connections))
         began_s = time.monotonic()
         self.assertIsNone(node.stop(2 * LIMIT_S))
         self.assertLess(time.monotonic() - began_s, LIMIT_S)
@@ -835,8 +1022,9 @@ class Stopping(TcpCase):
 
     def test_what_does_not_end_in_time_is_told(self):
         node = self.start_node()
-        self.talk(node)
-        wait_until(lambda: node._connections)
+        talk = self.talk(node)
+        talk.say("CHECK")
+        talk.until("STATUS")  # it waits now: one that begins could end before it is counted
         (connection,) = node._connections
         with mock.patch.object(connection, "thread", mock.Mock(is_alive=lambda: True)):
             self.assertEqual(node.stop(0.05), "1 connections did not end")
@@ -1135,7 +1323,7 @@ class Fuzz(TcpCase):
 
 class ListenerFails(unittest.TestCase):
     def test_shutdown_returns_though_its_thread_has_failed(self):
-        listener = tcp_node._Listener(("127.0.0.1", 0), lambda sock, address: None)
+        listener = tcp_node._Listener(("127.0.0.1", 0), lambda sock, address: None, lambda error: None)
         self.addCleanup(listener.server_close)
         with mock.patch.object(listener, "handle_request", side_effect=MemoryError):
             socket.create_connection(listener.server_address).close()

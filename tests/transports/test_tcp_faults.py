@@ -1,0 +1,359 @@
+"""Why a TCP session ended, as people are told: each way that it can end has its sentence, with the remedy."""
+
+import json
+import logging
+import time
+import unittest
+from unittest import mock
+
+from pigeonpost.auth import token_watch
+from pigeonpost.auth.link_key import LinkKey
+from pigeonpost.auth.tokens import Tokens
+from pigeonpost.core.errors import StoreDamaged, TooMany
+from pigeonpost.server.node_status import NodeState
+from pigeonpost.transports import tcp_faults, tcp_server
+from pigeonpost.transports.tcp_server_session import ServerSession
+from protocol import encode, error_line
+from tests import page_support
+from tests.page_support import Node, Server, use_memory_disk
+from tests.support import LIMIT_S, LONG, WALL_MS, temp_folder, wait_until
+from tests.transports.test_tcp import OUTBOX, TOKEN, FakeNode, TcpCase, read_line
+from tests.transports.test_tcp_session import SENSORS, SessionCase
+
+SHOWN = "`control.py get-token basement` shows"
+OTHER = "another token of 16 letters"
+BUSY_S = 5.0  # that a busy machine may take beyond the time that is promised
+
+
+def setUpModule():
+    use_memory_disk()
+
+
+class Sentences(SessionCase):
+    """Both ends are ours; what differs is which tokens they have."""
+
+    def ended(self, node_token=None, server_tokens=None, expected="basement", local=True, **more):
+        """Let them talk. Returns why the server has no session, and what each end told the other."""
+        self.start_node(key=LinkKey(node_token) if node_token else None)
+        keys = {name: LinkKey(token) for name, token in (server_tokens or {}).items()}
+        node, server = self.node(local), self.server(keys, expected, **more)
+        said = self.pump(node, server)
+        errors = {side: message.args[1]["text"] for side, message in said if message.word == "ERROR"}
+        self.assertTrue(node.closing or server.closing)
+        self.assertFalse(server.collecting)
+        return server.fault, errors
+
+    def assert_remedy(self, fault, beginning, *words):
+        """It goes on after the node's name, and has the remedy, one line long."""
+        self.assertTrue(fault.startswith(beginning), fault)
+        for word in words:
+            self.assertIn(word, fault)
+        self.assertLess(len(fault), 300)
+        self.assertNotIn("\n", fault)
+
+    def test_the_server_has_another_token(self):
+        fault, errors = self.ended(TOKEN, {"basement": OTHER})
+        self.assert_remedy(fault, "does not have the token that this server has for it: ", SHOWN)
+        self.assertIn(SHOWN.removesuffix(" shows"), errors["server"])  # so it stands in the node's log too
+
+    def test_the_node_has_no_token_and_the_server_one_for_it(self):
+        fault, errors = self.ended(None, {"basement": TOKEN})
+        self.assert_remedy(
+            fault, "has no token, but this server has one for it: ", SHOWN, "`control.py revoke basement`"
+        )
+        self.assertIn(SHOWN.removesuffix(" shows"), errors["server"])
+
+    def test_the_node_has_a_token_and_the_server_none_at_all(self):
+        fault, errors = self.ended(TOKEN)
+        self.assert_remedy(fault, "has a token that this server does not know: `control.py token basement --set`")
+        self.assertIn("control.py token basement", errors["node"])
+
+    def test_the_node_has_a_token_and_the_server_those_of_others(self):
+        for expected in ("basement", ""):
+            fault, errors = self.ended(TOKEN, {"attic": OTHER}, expected)
+            self.assertEqual(fault, tcp_faults.describe(tcp_faults.UNKNOWN_TOKEN, "basement"))
+            self.assertIn("control.py token basement", str(errors))
+
+    def test_a_node_at_an_address_without_a_name_does_not_say_whose_token_it_wants(self):
+        fault, _ = self.ended(TOKEN, {}, "")
+        self.assert_remedy(fault, "has a token that this server does not know: `control.py token NODE --set`")
+
+    def test_the_node_rejects_the_servers_proof(self):
+        """As a program of others may: ours would have proven the same token before."""
+        server = self.server({"basement": LinkKey(TOKEN)})
+        self.start_node(key=LinkKey(TOKEN))
+        self.pump(self.node(), server)
+        self.say(server, "ERROR", "auth", {"text": "no"})
+        self.assert_remedy(server.fault, "does not accept this server's token: ", SHOWN)
+
+    def test_a_node_without_a_token_on_another_machine(self):
+        fault, errors = self.ended(local=False)
+        self.assert_remedy(fault, "has no token, so it answers only its own machine: `control.py token basement`")
+        self.assertIn("control.py token", errors["node"])
+
+    def test_another_node_is_there(self):
+        fault, _ = self.ended(None, {}, "attic")
+        self.assert_remedy(fault, "answers as node basement: correct attic@HOST:PORT in --node")
+
+    def test_another_version(self):
+        self.start_node()
+        server = self.server()
+        self.open_as_node(server, link=2)
+        self.assert_remedy(server.fault, "speaks another version of the link: update ", "2, not 1")
+        server = self.server()
+        self.say(server, "ERROR", "version", {"text": "this node speaks link 2, not 1"})
+        self.assert_remedy(server.fault, "speaks another version of the link: update ", "link 2, not 1")
+
+    def test_too_many_connections(self):
+        server = self.server()
+        server.receive(error_line(TooMany("64 connections are open"), b""))
+        self.assert_remedy(server.fault, "has no room for another connection: 64 connections are open")
+
+    def test_any_other_error_is_told_in_the_nodes_words(self):
+        for code in ("expected", "bad-argument", "too-long", "bad-ack", "one-of-the-future"):
+            server = self.server()
+            self.say(server, "ERROR", code, {"text": "the node's words"})
+            self.assertEqual(server.fault, "refuses: the node's words")
+
+    def test_an_error_that_ends_nothing_is_no_reason_for_the_end(self):
+        self.start_node()
+        _, server = self.collect()
+        self.say(server, "ERROR", "unknown-word", {"text": "what is BYE"})
+        self.assertEqual(server.fault_at_end("closed by the peer"), "closed by the peer")
+        self.say(server, "ERROR", "expected", {"text": "ACK belongs elsewhere"})
+        self.assertEqual(server.fault_at_end("closed by the peer"), "refuses: ACK belongs elsewhere")
+
+    def test_what_is_no_node(self):
+        server = self.server()
+        server.receive(b"HTTP/1.0 400 Bad Request")
+        server.receive(b"Content-Type: text/html")
+        self.assert_remedy(
+            server.fault_at_end(""), "does not speak the link, is another program at its address? (unknown"
+        )
+
+    def test_closed_without_a_word(self):
+        server = self.server()
+        self.assert_remedy(server.fault_at_end("closed by the peer"), "closes the connection without a word: is it ")
+        self.start_node(key=LinkKey(TOKEN))
+        node = self.node()
+        server = self.server({"basement": LinkKey(TOKEN)})
+        node.receive(server.take_output())
+        server.receive(node.take_output())
+        server.take_output()
+        self.assert_remedy(server.fault_at_end("closed by the peer"), "closes the connection without a word on", SHOWN)
+
+    def test_silence(self):
+        self.start_node()
+        _, server = self.collect()
+        self.server_clock.sleep(46)
+        server.tick()
+        self.assertEqual(server.fault, "has said nothing for 46 s")
+
+    def test_what_the_server_refuses_later(self):
+        self.start_node()
+        _, server = self.collect()
+        self.say(server, "HELLO", {"link": 1, "node": "basement", "outbox": "0" * 16})
+        self.assertEqual(server.fault, "is refused: HELLO once in a session")
+
+    def test_tls_without_a_pin_and_the_token_revoked_before_hello(self):
+        for pin in ("", "ab" * 32):
+            self.start_node()
+            state = NodeState("192.0.2.5:5003", "basement")
+            server = ServerSession(
+                "home", self.ledger, {}, state, self.server_clock, lambda: None,
+                fingerprint="ab" * 32, pins={"basement": pin},
+            )  # fmt: skip
+            self.pump(self.node(True), server)
+            self.assertEqual(server.collecting, bool(pin))
+            if not pin:
+                self.assert_remedy(server.fault, "has TLS, but neither token nor fingerprint", "token basement`")
+
+    def test_each_fits_behind_a_name(self):
+        from pigeonpost.views.snapshot import _VERBS
+
+        for name, text in vars(tcp_faults).items():
+            if name.isupper() and not name.startswith("_"):
+                self.assertIn(text.split(" ")[0], _VERBS, name)
+
+
+class Rotated(SessionCase):
+    """A server whose tokens change, and the node's end, without sockets."""
+
+    def setUp(self):
+        super().setUp()
+        self.tokens = Tokens(temp_folder(self), wall_ms=lambda: WALL_MS)
+        self.old = self.tokens.make("basement")
+        self.start_node(key=LinkKey(self.old))
+        self.take(2)
+
+    def open(self):
+        node, server = self.node(), self.server(self.tokens)
+        self.pump(node, server)
+        return node, server
+
+    def test_revoked_the_session_ends_and_both_ends_say_why(self):
+        node, server = self.open()
+        self.tokens.revoke("basement")
+        server.recheck_token()
+        ((side, error),) = self.pump(node, server)
+        self.assertEqual((side, error.args[0]), ("server", "auth"))
+        self.assertIn("the token of node basement was revoked", error.args[1]["text"])
+        self.assertTrue(server.closing)
+        self.assertEqual(server.fault, tcp_faults.describe(tcp_faults.REVOKED, "basement"))
+        node, server = self.open()
+        self.assertFalse(server.collecting)
+        self.assertEqual(server.fault, tcp_faults.describe(tcp_faults.UNKNOWN_TOKEN, "basement"))
+
+    def test_revoked_and_made_again_the_session_ends_too(self):
+        node, server = self.open()
+        self.tokens.revoke("basement")
+        self.tokens.make("basement")
+        server.recheck_token()
+        self.pump(node, server)
+        self.assertTrue(server.closing)
+
+    def test_a_token_that_is_made_ends_the_session_of_a_node_without_one(self):
+        self.start_node(key=None)
+        self.tokens.revoke("basement")
+        node, server = self.open()
+        self.assertTrue(server.collecting)
+        self.tokens.make("basement")
+        server.recheck_token()
+        self.pump(node, server)
+        self.assertTrue(server.closing)
+        self.assertEqual(server.fault, tcp_faults.describe(tcp_faults.NO_TOKEN, "basement"))
+
+    def test_rotated_the_session_and_the_next_one_go_on_with_the_old_token(self):
+        node, server = self.open()
+        new = self.tokens.rotate("basement")
+        server.recheck_token()
+        self.assertEqual(self.pump(node, server), [])
+        self.assertFalse(server.closing)
+        _, again = self.open()
+        self.assertTrue(again.collecting)
+        self.start_node(key=LinkKey(new))
+        _, renewed = self.open()
+        self.assertTrue(renewed.collecting)
+        again.recheck_token()  # the old one was accepted until now
+        again.take_output()
+        self.assertTrue(again.closing)
+        self.assertEqual(again.fault, tcp_faults.describe(tcp_faults.REPLACED, "basement"))
+        renewed.recheck_token()
+        self.assertEqual(renewed.take_output(), b"")
+        self.start_node(key=LinkKey(self.old))
+        _, refused = self.open()
+        self.assertFalse(refused.collecting)
+        self.assertEqual(refused.fault, tcp_faults.describe(tcp_faults.WRONG_TOKEN, "basement"))
+
+    def test_a_token_of_another_node_ends_nothing(self):
+        node, server = self.open()
+        self.tokens.make("attic")
+        server.recheck_token()
+        self.assertEqual(self.pump(node, server), [])
+        self.assertFalse(server.closing)
+
+    def test_before_hello_there_is_nothing_to_end(self):
+        server = self.server(self.tokens)
+        self.tokens.revoke("basement")
+        server.recheck_token()
+        server.take_output()
+        self.assertFalse(server.closing)
+
+
+class OverTcp(TcpCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = temp_folder(self)
+        self.tokens = Tokens(self.folder)
+        self.enterContext(mock.patch.object(token_watch, "LOOK_EVERY_S", 0.01))
+
+    def watched(self, node):
+        """A server that collects from `node`, its tokens watched as server.py does."""
+        server = self.start_server(node.address, self.tokens)
+        watch = token_watch.TokenWatch(self.tokens, lambda nodes: server.recheck_token())
+        watch.start()
+        self.addCleanup(watch.stop, LIMIT_S)
+        return server
+
+    def test_revoked_in_another_process_the_session_ends(self):
+        self.make_outbox()
+        node = self.start_node(LinkKey(self.tokens.make("basement")))
+        server = self.watched(node)
+        self.take(3)
+        self.ledger.wait_for(3)
+        Tokens(self.folder).revoke("basement")
+        wait_until(lambda: not server.state.connected, "the end of the session", 2 * BUSY_S)  # and not with its CHECK
+        wait_until(lambda: server.state.fault.startswith("has a token that this server does not know: "))
+        wait_until(lambda: not node.collectors)
+        self.take(3)
+        again = Tokens(self.folder)
+        again.make("basement", node._info.key.plain_token())  # control.py token basement --set
+        self.ledger.wait_for(6)
+        self.assertEqual(self.ledger.repeats, 0)
+
+    def test_who_has_the_right_token_at_last_is_tried_at_once(self):
+        self.enterContext(mock.patch.object(tcp_server, "RETRY_S", LIMIT_S))
+        node = self.start_node(LinkKey(TOKEN))
+        self.tokens.make("basement")
+        server = self.watched(node)
+        wait_until(lambda: server.state.fault.startswith("does not have the token"))
+        Tokens(self.folder).make("basement", TOKEN)
+        wait_until(lambda: server.state.connected)
+
+    def test_damaged_database_is_a_short_fault_of_the_node(self):
+        node = self.start_node()
+        with mock.patch.object(tcp_server, "run_session", side_effect=StoreDamaged("what is wrong, and a long remedy")):
+            server = self.start_server(node.address)
+            wait_until(lambda: server.state.fault == tcp_faults.STORE_DAMAGED)
+
+    def test_the_node_logs_the_remedy(self):
+        logging.disable(logging.NOTSET)
+        node = self.start_node(LinkKey(TOKEN))
+        self.tokens.make("basement")
+        with self.assertLogs("pigeonpost.transports.tcp_node", "WARNING") as logged:
+            server = self.start_server(node.address, self.tokens)
+            wait_until(lambda: any("get-token basement" in line for line in logged.output), "the node's line")
+            server.stop(LIMIT_S)
+        self.assertEqual(len(logged.output), 1)
+
+    def test_a_node_that_closes_on_the_proof_is_told_apart_from_one_that_stops(self):
+        key = LinkKey(TOKEN)
+
+        def serve(sock):
+            nonce = json.loads(read_line(sock).partition(b" ")[2])["nonce"]
+            mac = key.sign("node", "home", "basement", OUTBOX, (nonce, "0d" * 16))
+            hello = {"link": 1, "node": "basement", "outbox": OUTBOX, "held": [], "sensors": SENSORS}
+            sock.sendall(encode("HELLO", {**hello, "nonce": "0d" * 16, "mac": mac}))
+            read_line(sock)
+
+        server = self.start_server(FakeNode(self, serve).address, {"basement": key})
+        wait_until(lambda: server.state.fault.startswith("closes the connection without a word on this server's token"))
+
+
+class Programs(unittest.TestCase):
+    """The real programs: from `control.py revoke` to what people are told."""
+
+    def test_a_revoked_node_is_lost_within_2_seconds_and_check_tells_the_remedy(self):
+        data = temp_folder(self)
+        tokens = Tokens(data)
+        node = Node(self, PIGEONPOST_NODE_TOKEN=tokens.make("basement"))
+        quick = {"pigeonpost.auth.token_watch.LOOK_EVERY_S": 0.2, "pigeonpost.transports.tcp_server.RETRY_S": 0.1}
+        server = Server(self, "--node", node.at, data=data, constants=None if LONG else quick)
+        server.logs("collecting;")
+        began_s = time.monotonic()
+        self.assertEqual(page_support.control_here("--data", data, "revoke", "basement")[0], 0)
+        revoked_s = time.monotonic()
+        server.logs("is not collected from, its token was revoked")
+        self.assertLess(time.monotonic() - began_s, 2.0 + revoked_s - began_s + BUSY_S)
+        server.logs("has a token that this server does not know")
+        status, out, told = page_support.control_here("--data", data, "check")
+        self.assertEqual(status, 1)
+        self.assertIn(
+            "basement: has a token that this server does not know: `control.py token basement --set`", out + told
+        )
+        self.assertIn("--set", json.loads(server.get("/api/v1/nodes/basement")[1])["fault"])
+        self.assertIn("has a token that this server does not know", server.get("/")[1])
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -12,18 +12,19 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pigeonpost.auth.key import Key
 from pigeonpost.core import config
 from pigeonpost.core.addresses import join_address, own_name
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import Settings
-from pigeonpost.core.data_folder import OUTBOX_LOCK
+from pigeonpost.core.data_folder import OUTBOX, OUTBOX_LOCK
 from pigeonpost.core.errors import PigeonpostError, SettingsError
-from pigeonpost.core.files import kind_of_filesystem, lock_data_dir
+from pigeonpost.core.files import close_to_others, give_to_owner, kind_of_filesystem, lock_data_dir
 from pigeonpost.core.lifecycle import Lifecycle, LifecycleComponent, start_logging
 from pigeonpost.core.light_typing import TYPE_CHECKING
+from pigeonpost.core.redact import hide_secrets
 from pigeonpost.core.strict_json import write_json
 from pigeonpost.core.version import VERSION
 from pigeonpost.node.node_info import NodeInfo
@@ -36,14 +37,18 @@ from pigeonpost.sensors.registry import make_simulated_adc, make_source
 from pigeonpost.settings import NODE
 from pigeonpost.transports import registry
 from pigeonpost.transports.contract import Transport
+from pigeonpost.transports.tcp_connection import LineConnection
 from pigeonpost.transports.tcp_node import TcpNodeTransport
 from protocol import LINE_BYTES
 
 if TYPE_CHECKING:
     import argparse
+    import socket
     from typing import Any
 
 log = logging.getLogger("node")
+
+MOST_FAULTS = 5  # of the outbox, in STATUS: a server keeps 4,096 characters of it
 
 # What a node reads when its settings do not say: the chip with the two sensors of the first practical, and the machine.
 _CHIP = {
@@ -71,16 +76,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a node until it is told to stop; the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     chosen = config.read_flags(NODE, arguments) or _parse(arguments)
+    os.umask(0o077)  # what this program makes is its owner's alone
     start_logging()
     sys.setswitchinterval(0.0005)  # so that a busy connection delays a sample by half a millisecond, not by five
     try:
         settings = config.load(NODE, chosen, "node.toml", arrays=("sensor",))
         if getattr(chosen, "show", False):
             print(settings.show())
+            _show_fingerprint(settings)
             return 0
         return Node(settings).run()
     except PigeonpostError as error:
-        print(f"node.py: {error}", file=sys.stderr)
+        print(f"node.py: {hide_secrets(str(error))}", file=sys.stderr)
         return error.exit_status
 
 
@@ -103,26 +110,30 @@ class Node:
 
     def __init__(self, settings: Settings) -> None:
         data = config.data_folder(settings["node", "data"])
+        close_to_others(data)
         lock_data_dir(os.path.join(data, OUTBOX_LOCK))
         _name_risky_filesystem(data)
         self.clock = Clock()
+        self._data = data
         self._machine = MachineSource(disk=data)
         self.sources = make_sources(settings)
         channels = [channel for source in self.sources for channel in source.channels]
         self.every_s = settings["node", "every"]
         self.ring = Ring(data, settings["outbox", "slots"], _slot_bytes([channel.name for channel in channels]))
+        give_to_owner(os.path.join(data, OUTBOX))
         self.outbox = Outbox(self.ring, self.clock.boot_id, settings["outbox", "sync"], self._fail)
         self.sampler = Sampler(
             self.sources, self.outbox.put, self.every_s, self.clock, lambda: self.outbox.on, is_checked=True
         )
         _refuse_too_many(channels)
-        key = _key(settings["node", "token"])
+        key = _key(settings["node", "token"].strip())
         info = NodeInfo(
             settings["node", "name"] or own_name(),
             [_channel_as_json(channel) for channel in channels],
             self.every_s, key, self.outbox.switch, self._details,
         )  # fmt: skip
-        self.link = TcpNodeTransport(settings["node", "listen"], info, self.outbox, self.clock)
+        connect, self._fingerprint = _connections(settings, data, info.name)
+        self.link = TcpNodeTransport(settings["node", "listen"], info, self.outbox, self.clock, connect)
         self.info = info
         transports = _transports(settings, info, self.outbox, self.clock)
         self._running = Lifecycle([
@@ -146,6 +157,8 @@ class Node:
         )  # fmt: skip
         if self.info.key is None:
             log.info("no token: only this machine is answered (control.py token %s makes one)", self.info.name)
+        if self._fingerprint:
+            log.info("the link speaks TLS; the certificate's SHA-256 fingerprint: %s", self._fingerprint)
         # The one line on standard output: for scripts that asked for port 0.
         print(f"listening on {join_address(*self.link.address)}", flush=True)
 
@@ -160,10 +173,32 @@ class Node:
             "dropped": self.outbox.dropped, "collectors": self.link.collectors,
             "up": self.clock.up_ms(), "clock": "set" if self.clock.is_set() else "unset",
             "machine": {key: told for key, told in self._machine.read().items() if not isinstance(told, Exception)},
+            **({"tls": self._fingerprint} if self._fingerprint else {}),
+            **_outbox_faults(self._data, self.ring),
         }  # fmt: skip
 
     def _fail(self, error: BaseException) -> None:
         self._running.fail(error)
+
+
+def _connections(settings: Settings, data: str, name: str) -> tuple[Callable[[socket.socket], LineConnection], str]:
+    """Return what makes a connection of the link, and the fingerprint of its certificate (empty: without TLS)."""
+    tls, certificate, key = (settings["link", setting] for setting in ("tls", "certificate", "key"))
+    if (certificate or key) and not (tls and certificate):
+        raise SettingsError("[link] certificate takes tls = true beside it, and [link] key a certificate")
+    if not tls:
+        return LineConnection, ""
+    from pigeonpost.transports.tcp_tls import node_connections, own_certificate
+
+    return node_connections(certificate or own_certificate(data, name), key)
+
+
+def _show_fingerprint(settings: Settings) -> None:
+    if settings["link", "tls"]:
+        from pigeonpost.transports.tcp_tls import fingerprint_for_show
+
+        data = config.data_folder(settings["node", "data"])
+        print(f"# SHA-256 of the link's certificate: {fingerprint_for_show(data, settings['link', 'certificate'])}")
 
 
 def _transports(settings: Settings, info: NodeInfo, outbox: Outbox, clock: Clock) -> dict[str, Transport]:
@@ -236,6 +271,17 @@ def _key(token: str) -> Key | None:
     from pigeonpost.auth.link_key import LinkKey
 
     return LinkKey(token)
+
+
+def _outbox_faults(data: str, ring: Ring) -> dict[str, list[str]]:
+    """Return, for STATUS, what was wrong with the outbox at this start, and the damaged files of earlier starts."""
+    kept = [os.path.join(data, name) for name in sorted(os.listdir(data)) if name.startswith(OUTBOX + ".damaged-")]
+    faults = ring.faults + [
+        f"{path} is a damaged outbox that was put aside: python3 control.py read-outbox {path} prints what it holds;"
+        " then delete it"
+        for path in kept if not any(fault.endswith(f" {path}") for fault in ring.faults)
+    ]  # fmt: skip
+    return {"faults": faults[:MOST_FAULTS]} if faults else {}
 
 
 def _name_risky_filesystem(data: str) -> None:

@@ -8,20 +8,17 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import subprocess
 import sys
-import tempfile
 
 from pigeonpost.cli.contract import Command, Context, Failed
 from pigeonpost.core.addresses import own_address, own_name
+from pigeonpost.core.certificate import IS_ADDRESS, make_certificate
 from pigeonpost.core.data_folder import CERTIFICATE, CERTIFICATE_KEY
+from pigeonpost.core.errors import SettingsError
 from pigeonpost.core.files import replace_file
 from pigeonpost.web.tls import fingerprint_of
 
-_DAYS = 3650
-_OPENSSL_S = 60.0
 _NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?").fullmatch
-_ADDRESS = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*").fullmatch
 
 
 def certificate(context: Context) -> int:
@@ -32,7 +29,10 @@ def certificate(context: Context) -> int:
               file=sys.stderr)  # fmt: skip
     else:
         names = context.arguments.names or _own_names()
-        made, made_key = _make(context.data, names)
+        try:
+            made, made_key = make_certificate(context.data, names)
+        except SettingsError as error:
+            raise Failed(str(error)) from None
         replace_file(key, made_key, mode=0o600)
         replace_file(path, made)
         print(f"{path} is for {', '.join(names)}, and good for ten years", file=sys.stderr)
@@ -52,38 +52,9 @@ def _own_names() -> list[str]:
     return [each for each in dict.fromkeys(found) if each]
 
 
-def _make(data: str, names: list[str]) -> tuple[bytes, bytes]:
-    """A new certificate and its key, as PEM."""
-    os.makedirs(data, exist_ok=True)
-    alternatives = ",".join(f"{'IP' if _ADDRESS(name) else 'DNS'}:{name}" for name in names)
-    with tempfile.TemporaryDirectory(prefix="certificate-", dir=data) as folder:  # for its owner's eyes only
-        paths = [os.path.join(folder, name) for name in (CERTIFICATE, CERTIFICATE_KEY)]
-        command = [
-            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-sha256",
-            "-days", str(_DAYS), "-subj", f"/CN={names[0][:64]}", "-addext", f"subjectAltName={alternatives}",
-            "-out", paths[0], "-keyout", paths[1],
-        ]  # fmt: skip
-        try:
-            done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_OPENSSL_S, check=False
-            )
-        except FileNotFoundError:
-            raise Failed("there is no program openssl here; `sudo apt install openssl` brings it") from None
-        except subprocess.TimeoutExpired:
-            raise Failed(f"openssl did not end within {_OPENSSL_S:.0f} s") from None
-        if done.returncode:
-            raise Failed(f"openssl ended with {done.returncode}: {done.stderr.strip()[-300:]}")
-        return _content(paths[0]), _content(paths[1])
-
-
-def _content(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
-
-
 def _host(text: str) -> str:
     """An argument that is a name or an address of this machine."""
-    if not _NAME(text) and not _ADDRESS(text):
+    if not _NAME(text) and not IS_ADDRESS(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no host name or address")
     return text
 

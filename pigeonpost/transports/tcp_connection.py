@@ -11,15 +11,20 @@ import socket
 from collections.abc import Callable
 
 from pigeonpost.core.clock import Clock
-from pigeonpost.core.errors import TooLong, WireError
+from pigeonpost.core.errors import Protected, TooLong, WireError
 from pigeonpost.core.wake_pipe import WakePipe
 from pigeonpost.transports.tcp_session import LinkSession
 from protocol import LINE_BYTES
 
 DRAIN_S = 2.0  # that a closing end takes to send what is due
-_READ_BYTES = LINE_BYTES
+READ_BYTES = LINE_BYTES
 SEND_AHEAD_BYTES = 4 * LINE_BYTES  # unsent at most before streaming pauses
 STUCK_BYTES = 64 * LINE_BYTES  # unsent: the peer does not read, and keeps asking
+# The first byte of a connection on which the peer speaks TLS (RFC 8446, 5.1), and how that is mended.
+_TLS = {
+    0x16: "this node does not speak TLS: set [link] tls = true on it, or tls = false for it in server.toml",
+    0x15: "it speaks TLS: set tls = true for this node in server.toml ([[node]])",  # an alert answers our HELLO
+}
 
 
 class LineConnection:
@@ -32,6 +37,7 @@ class LineConnection:
         self._sock = sock
         self._unsent = bytearray()
         self._part = b""  # of a line that has not ended
+        self._has_read = False
         self._wake_pipe = WakePipe()
         self._wake_fd = self._wake_pipe.fileno()
         self.wake = self._wake_pipe.wake  # makes `wait` return; from any thread, at any time
@@ -39,6 +45,15 @@ class LineConnection:
         self._poll.register(self._wake_fd, select.POLLIN)
         self._poll.register(sock, select.POLLIN)
         self._polls_for_room = False
+
+    def begin(self, is_local: bool, clock: Clock, is_over: Callable[[], bool]) -> str:
+        """Make the connection ready for lines; with TLS (tcp_tls) that is the handshake.
+
+        is_local  the peer is on this machine
+        is_over   asked whenever `wake` is called: True ends a wait
+        Returns the fingerprint of the node's certificate, empty: plain text. Raises OSError, or Protected.
+        """
+        return ""
 
     @property
     def unsent(self) -> int:
@@ -77,11 +92,18 @@ class LineConnection:
 
     def _read(self) -> list[bytes]:
         try:
-            block = self._sock.recv(_READ_BYTES)
+            block = self._sock.recv(READ_BYTES)
         except BlockingIOError:
             return []
         if not block:
             raise ConnectionResetError("closed by the peer")
+        if not self._has_read:
+            self._has_read = True
+            if block[0] in _TLS:
+                raise Protected(_TLS[block[0]])
+        return self._lines(block)
+
+    def _lines(self, block: bytes) -> list[bytes]:
         *lines, self._part = (self._part + block).split(b"\n")
         if len(self._part) >= LINE_BYTES or any(len(line) >= LINE_BYTES for line in lines):
             raise TooLong(f"a line is at most {LINE_BYTES} bytes long, its end included")
@@ -105,9 +127,11 @@ def run_session(
     stream  says one more line of samples; False when there is none
     Raises OSError when the connection breaks.
     """
-    while not session.closing and not ended():
+    while not (session.closing or ended()):
         due_s = session.tick()  # first, so that what it says goes out now, and not after the wait
         wire.send(session.take_output())
+        if session.is_closing():  # by what other threads have left with it: it waits for nothing more
+            break
         while wire.unsent < SEND_AHEAD_BYTES and stream():
             wire.send(session.take_output())
         try:
@@ -118,4 +142,7 @@ def run_session(
     give_up_s = clock.monotonic() + DRAIN_S
     wire.send(session.take_output())
     while wire.unsent and clock.monotonic() < give_up_s:
-        wire.wait(give_up_s - clock.monotonic())
+        try:
+            wire.wait(give_up_s - clock.monotonic())
+        except WireError:  # a line over the limit: nothing that the peer says is of use any more
+            return

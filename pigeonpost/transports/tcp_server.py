@@ -11,14 +11,17 @@ import logging
 import random
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from pigeonpost.auth.key import Key
 from pigeonpost.core.addresses import join_address
 from pigeonpost.core.clock import Clock
-from pigeonpost.core.errors import SettingsError
+from pigeonpost.core.errors import SettingsError, StoreDamaged
+from pigeonpost.server.node_names import NodeNames
 from pigeonpost.server.node_status import NodeState
+from pigeonpost.transports import tcp_faults
 from pigeonpost.transports.contract import Transport
 from pigeonpost.transports.tcp_connection import LineConnection, run_session
 from pigeonpost.transports.tcp_server_session import IngestProtocol, ServerSession
@@ -40,6 +43,8 @@ class TcpServerTransport(Transport):
         ledger: IngestProtocol,
         keys: Mapping[str, Key],
         clock: Clock,
+        pins: Mapping[str, str] = MappingProxyType({}),
+        names: NodeNames | None = None,
     ) -> None:
         """
         address   of the node
@@ -47,12 +52,17 @@ class TcpServerTransport(Transport):
         server    this server's name
         ledger    the Ingestor
         keys      of nodes that have a token, by name; looked up at every connection
+        pins      nodes that are reached by TLS only, by name, each with its certificate's fingerprint (empty: any)
+        names     which link has which name; None: this is the only one
         """
         self.state = NodeState(join_address(*address), expected)
         self._home = self._good = address  # as it was told first, and where the node was reached last
         self._server = server
         self._ledger = ledger
         self._keys = keys
+        self._pins = pins
+        self._names = names if names is not None else NodeNames(())
+        self._connect_over = _tls_connections() if expected in pins else LineConnection
         self._clock = clock
         self._stopping = threading.Event()
         self._lock = threading.Lock()
@@ -99,6 +109,14 @@ class TcpServerTransport(Transport):
             if self._current:
                 self._current[0].wake()
 
+    def recheck_token(self) -> None:
+        """End the session unless the token that it proved is still accepted; without a session, connect at once."""
+        with self._lock:
+            if self._current:
+                self._current[1].recheck_token()
+                return
+        self._hurried.set()
+
     def ask(self, word: str, *args: bool, limit_s: float = 5.0) -> bool:
         """Say SEND or CHECK to the node; whether it answered within `limit_s` seconds (`state` then has the answer)."""
         with self._asking:
@@ -132,7 +150,12 @@ class TcpServerTransport(Transport):
         except OSError as error:
             self._lost(f"cannot be reached: {error.strerror or error}")
             return False
-        wire = LineConnection(sock)
+        try:
+            wire = self._connect_over(sock)
+        except OSError as error:  # no descriptor for its pipe, or the node has gone
+            sock.close()
+            self._lost(f"cannot be reached: {error.strerror or error}")
+            return False
         collected = False
         try:
             collected = self._collect(wire)
@@ -149,17 +172,42 @@ class TcpServerTransport(Transport):
         return collected
 
     def _collect(self, wire: LineConnection) -> bool:
+        try:
+            fingerprint = wire.begin(False, self._clock, self._stopping.is_set)
+        except OSError as error:
+            self._lost(error.strerror or str(error))
+            return False
+        self.state.fingerprint = fingerprint
+        fault = self._mistrust(fingerprint)
+        if fault:
+            self._lost(fault)
+            return False
         session = ServerSession(
-            self._server, self._ledger, self._keys, self.state, self._clock, wire.wake, self._record_answer
-        )
+            self._server, self._ledger, self._keys, self.state, self._clock, wire.wake, self._record_answer,
+            fingerprint, self._pins, self._names.claim,
+        )  # fmt: skip
         with self._lock:
             self._current = wire, session
         try:
             run_session(wire, session, lambda: False, self._stopping.is_set, self._clock)
             self._lost(session.fault or "closed")
+        except StoreDamaged:  # this server's own fault, shown elsewhere with the remedy
+            self._lost(tcp_faults.STORE_DAMAGED)
         except OSError as error:
-            self._lost(session.fault or error.strerror or str(error))
+            self._lost(session.fault_at_end(error.strerror or str(error)))
         return session.collecting
+
+    def _mistrust(self, fingerprint: str) -> str:
+        """Return why nothing is sent to a node with this certificate; empty: it is accepted."""
+        if not fingerprint:
+            return ""
+        name = self.state.expected
+        pinned = self._pins[name]
+        if pinned and pinned != fingerprint:
+            return tcp_faults.describe(tcp_faults.OTHER_CERTIFICATE, name, expected=pinned, found=fingerprint)
+        if not pinned and name not in self._keys:
+            return tcp_faults.describe(tcp_faults.UNPROVEN, name)
+        return ""
 
     def _record_answer(self, *answer: Any) -> None:
         if answer == self._awaited:
@@ -172,3 +220,9 @@ class TcpServerTransport(Transport):
         if state.connected or state.since_ms is None:
             state.since_ms = self._clock.wall_ms()
         state.connected, state.fault = False, fault
+
+
+def _tls_connections() -> Callable[[socket.socket], LineConnection]:
+    from pigeonpost.transports.tcp_tls import server_connections  # ssl is only loaded where a node has TLS
+
+    return server_connections()

@@ -10,21 +10,24 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 from pigeonpost.auth.key import Key
 from pigeonpost.core.clock import Clock, parse_rfc3339, rfc3339
 from pigeonpost.core.errors import AuthFailed, BadArgument, Unexpected, UnknownWord, WireError, WrongVersion
+from pigeonpost.core.strict_json import write_json
 from pigeonpost.server.node_status import NodeState
-from pigeonpost.transports.tcp_session import LinkSession, parts
+from pigeonpost.transports import tcp_faults
+from pigeonpost.transports.payload import MOST_SENSORS, read_sensors
+from pigeonpost.transports.tcp_session import LinkSession, parts, tls_binding
 from protocol import (
     AUTH_S,
     CHECK_AFTER_S,
     HEX_16,
+    LONGEST_WHY,
     NODE_NAME,
-    SENSOR_NAME,
     SILENCE_S,
-    UNIT,
     VERSION,
     Batch,
     Gap,
@@ -38,6 +41,10 @@ log = logging.getLogger(__name__)
 _ASK_AFTER_S = 60.0
 DOUBT_S = 5.0  # that a node which is said to be elsewhere gets to be heard from here
 
+# The codes of an ERROR with which the node closes the connection.
+_ENDS = frozenset(error.code for error in WireError.__subclasses__() if error.closes)
+
+LONGEST_DETAILS = 4096  # characters of the JSON of STATUS that are kept
 MOST_EPOCHS = 100_000  # that a node may list; an outbox of the usual size holds 65,536 samples
 
 Marks = tuple[int, Mapping[str, tuple[int, int | None]]]
@@ -68,18 +75,27 @@ class ServerSession(LinkSession):
         clock: Clock,
         wake: Callable[[], Any],
         answered: Callable[..., Any] = lambda *answer: None,
+        fingerprint: str = "",
+        pins: Mapping[str, str] = MappingProxyType({}),
+        claim: Callable[[NodeState, str, bool], str] = lambda state, name, is_proven: "",
     ) -> None:
         """
-        server    this server's name
-        keys      of the nodes that have a token here, by name
-        state     what is known of the node; kept up to date
-        wake      makes the owner call `take_output` soon
-        answered  called with ("SENDBACK", on) or ("STATUS",) when the node has answered, and `state` says so
+        server       this server's name
+        keys         of the nodes that have a token here, by name
+        state        what is known of the node; kept up to date
+        wake         makes the owner call `take_output` soon
+        answered     called with ("SENDBACK", on) or ("STATUS",) when the node has answered, and `state` says so
+        fingerprint  of the certificate that the node has shown; empty: the connection is not encrypted
+        pins         nodes that are reached by TLS only, by name, each with its certificate's fingerprint (empty: any)
+        claim        NodeNames.claim: why the node may not have its name; empty: it may
         """
         super().__init__(clock, state.address)
         self._server, self._ledger, self._keys, self._state = server, ledger, keys, state
         self._wake, self._answered = wake, answered
-        self.fault = ""  # why the node closes, in its own words
+        self._fingerprint, self._pins, self._claim = fingerprint, pins, claim
+        self.fault = ""  # why the connection ends, as tcp_faults has it
+        self._key: Key | None = None  # that the node has proven
+        self._proved_s: float | None = None  # when this end has sent its own proof
         self._began_s = self._checked_s = clock.monotonic()
         self._is_doubted = False  # it is to be asked whether it is still here,
         self._doubted_s = -1.0  # and when it was
@@ -116,6 +132,10 @@ class ServerSession(LinkSession):
     def ask(self, word: str, *args: Any) -> None:
         """SEND or CHECK is said with the next output."""
         self._leave(self._ask, word, *args)
+
+    def recheck_token(self) -> None:
+        """End the session unless the token that the node has proven is still accepted; it has changed here."""
+        self._leave(self._recheck_token)
 
     def doubt(self) -> None:
         """The node is said to be elsewhere: it is asked, and the session ends if nothing is heard within DOUBT_S."""
@@ -155,6 +175,7 @@ class ServerSession(LinkSession):
             silent = min(silent, self._doubted_s + DOUBT_S - now)
         if silent <= 0:
             log.warning("%s: heard nothing for %.0f s, closing", self.peer, now - self._heard_s)
+            self.fault = self._described(tcp_faults.SILENT, text=f"{now - self._heard_s:.0f} s")
             self.closing = True
         # Also beside a stream of samples it is asked now and then: what STATUS tells would grow old.
         check = min(max(self._said_s, self._checked_s) + CHECK_AFTER_S, self._checked_s + _ASK_AFTER_S) - now
@@ -185,17 +206,25 @@ class ServerSession(LinkSession):
         if self._hello:
             raise Unexpected("HELLO once in a session")
         if hello.get("link") != VERSION:
+            self.fault = self._described(tcp_faults.OTHER_VERSION, text=f"{hello.get('link')!r:.20}, not {VERSION}")
             raise WrongVersion(f"this server speaks link {VERSION}, not {hello.get('link')!r}")
         name, outbox = hello.get("node"), hello.get("outbox")
         if not isinstance(name, str) or not NODE_NAME(name):
             raise BadArgument("HELLO without the node's name")
         if self._state.expected not in ("", name):
+            self.fault = self._described(tcp_faults.OTHER_NODE, other=name)
             raise Unexpected(f"this is node {name!r}, but the settings say that {self._state.expected!r} is here")
         if not isinstance(outbox, str) or not HEX_16(outbox):
             raise BadArgument("HELLO without the id of the outbox (16 hex digits)")
+        if not self._fingerprint and name in self._pins:
+            self.fault = tcp_faults.describe(tcp_faults.PLAIN_TEXT, name)
+            raise Unexpected(f"node {name} is collected from by TLS only")
         state = self._state
         self.peer = f"{state.address} {name}"
         self._prove(name, outbox, hello)  # before any of it is believed
+        self.fault = self._claim(state, name, self._key is not None)
+        if self.fault:
+            raise Unexpected(f"this node {self.fault}")
         self._record_sensors(hello.get("sensors"))
         every = hello.get("every")
         state.name = name
@@ -207,15 +236,11 @@ class ServerSession(LinkSession):
 
     def _record_sensors(self, sensors: Any) -> None:
         try:
-            self._units = {sensor["name"]: sensor.get("unit", "") for sensor in sensors}
-            right = all(SENSOR_NAME(name) and UNIT(unit) for name, unit in self._units.items())
-        except (TypeError, KeyError, AttributeError):
-            right = False
-        if not right:
-            raise BadArgument(
-                'HELLO: sensors is a list of {"name": ..., "unit": ...}, a unit up to 32 printable characters'
-            )
-        self._state.sensors = sensors
+            found = read_sensors(sensors[:MOST_SENSORS] if type(sensors) is list else sensors)
+        except BadArgument as error:
+            raise BadArgument(f"HELLO: {error}") from None
+        self._units = {sensor["name"]: sensor["unit"] for sensor in found}
+        self._state.sensors = found
 
     def _record_offset(self, time: Any, asked_ms: int) -> None:
         try:
@@ -224,15 +249,41 @@ class ServerSession(LinkSession):
             self._state.offset_ms = None
 
     def _prove(self, name: str, outbox: str, hello: Mapping[str, Any]) -> None:
-        key, nonce = self._keys.get(name), hello.get("nonce")
+        key, mac, nonce = self._keys.get(name), hello.get("mac"), hello.get("nonce")
         if key is None:
-            if "mac" in hello:
-                raise AuthFailed(f"node {name} has a token that this server does not know (control.py token {name})")
+            if mac is not None:
+                self.fault = tcp_faults.describe(tcp_faults.UNKNOWN_TOKEN, name)
+                raise AuthFailed(f"this server does not know the token of node {name}: control.py token {name} --set")
+            if self._fingerprint and not self._pins.get(name):  # the token was revoked since the connection was made
+                self.fault = tcp_faults.describe(tcp_faults.UNPROVEN, name)
+                raise AuthFailed(f"node {name} has no token on the server that would prove it")
             return
-        names, nonces = (self._server, name, outbox), (self._nonce, str(nonce))
-        if not key.proves(hello.get("mac"), "node", *names, nonces):
-            raise AuthFailed(f"node {name} does not know the token that this server has for it")
-        self._queue_message("AUTH", {"mac": key.sign("server", *names, nonces)})
+        names, nonces = (self._server, name, outbox), (self._nonce, str(nonce), *tls_binding(self._fingerprint))
+        self._key = key.proving(mac, "node", *names, nonces)
+        if self._key is None:
+            wrong = tcp_faults.IN_BETWEEN if self._fingerprint else tcp_faults.WRONG_TOKEN
+            fault = wrong if mac is not None else tcp_faults.NO_TOKEN
+            self.fault = tcp_faults.describe(fault, name, found=self._fingerprint)
+            raise AuthFailed(
+                f"node {name} does not know the token that this server has for it: `control.py get-token {name}` on"
+                " the server shows it; give it to the node as PIGEONPOST_NODE_TOKEN"
+            )
+        self._queue_message("AUTH", {"mac": self._key.sign("server", *names, nonces)})
+        self._proved_s = self.clock.monotonic()
+
+    def _recheck_token(self) -> None:
+        if not self._hello:
+            return
+        name = self._state.name
+        key = self._keys.get(name)
+        if key is None and self._key is not None:
+            self.fault = self._described(tcp_faults.REVOKED)
+            self.refuse(AuthFailed(f"the token of node {name} was revoked on the server"))
+        elif key is not None and (self._key is None or not key.covers(self._key)):
+            self.fault = self._described(tcp_faults.REPLACED if self._key is not None else tcp_faults.NO_TOKEN)
+            self.refuse(AuthFailed(
+                f"node {name} has another token on the server now: `control.py get-token {name}` there shows it"
+            ))  # fmt: skip
 
     def _on_held(self, held: Mapping[str, Any]) -> None:
         if not self._hello:
@@ -283,7 +334,7 @@ class ServerSession(LinkSession):
         self._expect(epoch, first)
         self._hand_on_samples()
         self._next[epoch] = max(last + 1, self._next.get(epoch, 1))
-        self._hand_on(epoch, (), Gap(first, last, before, str(gap.get("why", ""))[:80]))
+        self._hand_on(epoch, (), Gap(first, last, before, str(gap.get("why", ""))[:LONGEST_WHY]))
 
     def _expect(self, epoch: str, first: int) -> None:
         if not self.collecting:
@@ -305,7 +356,11 @@ class ServerSession(LinkSession):
 
     def _on_status(self, on: bool, last_sent: str | None, details: dict[str, Any]) -> None:
         state = self._state
-        state.on, state.last_sent, state.details, state.checked_ms = on, last_sent, details, self.clock.wall_ms()
+        state.on, state.last_sent, state.checked_ms = on, last_sent, self.clock.wall_ms()
+        state.details = details if len(write_json(details)) <= LONGEST_DETAILS else {}
+        faults = state.details.get("faults")  # of its outbox
+        texts = [text for text in faults if isinstance(text, str)] if isinstance(faults, list) else []
+        state.warn("outbox", "; ".join(texts))
         trip_s = self.clock.monotonic() - self._checked_s
         state.round_trip_ms = trip_s * 1000
         self._record_offset(details.get("time"), state.checked_ms - int(trip_s * 1000))
@@ -317,7 +372,32 @@ class ServerSession(LinkSession):
 
     def _on_error(self, code: str, details: Mapping[str, Any]) -> None:
         super()._on_error(code, details)
-        self.fault = f"refuses: {details.get('text', code)}"[:200]
+        if code in _ENDS or not self.collecting:  # others end nothing
+            name = self._state.name or self._state.expected
+            text = str(details.get("text", code))
+            self.fault = tcp_faults.described_error(code, text, name, self._proved_s is not None)
+
+    # ------------------------------------------------------------------------------------------- the end
+
+    def refuse(self, error: WireError, line: bytes = b"") -> None:
+        super().refuse(error, line)
+        if not self.fault and not self.collecting and not self._hello:
+            self.fault = self._described(tcp_faults.NOT_THE_LINK, text=error)
+        elif not self.fault and error.closes:
+            self.fault = f"is refused: {error}"[:300]
+
+    def fault_at_end(self, how: str) -> str:
+        """Return why the connection ended, for people; `how` it ended, where nothing better is known."""
+        if self.fault:
+            return self.fault
+        if not self._hello:
+            return self._described(tcp_faults.NO_WORD)
+        if self._proved_s is not None and self._heard_s <= self._proved_s:
+            return self._described(tcp_faults.NO_WORD_TO_PROOF)
+        return how
+
+    def _described(self, fault: str, **more: object) -> str:
+        return tcp_faults.describe(fault, self._state.expected or self._state.name, **more)
 
     _HANDLERS: ClassVar[dict[str, Callable[..., None]]] = {
         "HELLO": _on_hello, "HELD": _on_held, "SENDBACK": _on_sendback, "STATUS": _on_status, "SENSORS": _on_sensors,

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from pigeonpost.core.clock import Clock
-from pigeonpost.core.errors import AuthFailed, WireError
+from pigeonpost.core.errors import WireError
 from pigeonpost.core.light_typing import TYPE_CHECKING
 from protocol import Message, decode, encode, error_line
 
@@ -31,7 +31,6 @@ class LinkSession:
         self.clock = clock
         self.peer = peer
         self.closing = False
-        self.auth_failed = False
         self._warnings = 0
         self._out: list[bytes] = []
         self._heard_s = self._said_s = clock.monotonic()
@@ -56,12 +55,15 @@ class LinkSession:
         lines, self._out = self._out, []
         return b"".join(lines)
 
+    def is_closing(self) -> bool:
+        """Return `closing` as it is now: what is called meanwhile may have set it, which a type checker cannot see."""
+        return self.closing
+
     def refuse(self, error: WireError, line: bytes = b"") -> None:
         """Tell the peer what was wrong, with `line` if it was one; close where the wire says so."""
         self._warn(error.code, str(error), error.closes)
         self._out.append(error_line(error, line))
         self.closing = self.closing or error.closes
-        self.auth_failed = self.auth_failed or isinstance(error, AuthFailed)
 
     def tick(self) -> float:
         """Do what is due by the clock, as giving up; the seconds until the next look is due."""
@@ -85,6 +87,15 @@ class LinkSession:
 
     def _on_bye(self) -> None:
         self.closing = True
+
+
+def tls_binding(fingerprint: str) -> Sequence[str]:
+    """Return what both ends append to the nonces that they sign: the certificate of a TLS connection, as each sees it.
+
+    fingerprint  SHA-256 of the node's certificate, 64 hex digits; empty: the connection is not encrypted
+    So a man in the middle, who has another certificate, cannot pass on the proofs of the two ends.
+    """
+    return (f"tls:{fingerprint}",) if fingerprint else ()
 
 
 def parts(items: Sequence[Any]) -> list[tuple[Sequence[Any], dict[str, bool]]]:

@@ -70,7 +70,13 @@ class SessionCase(unittest.TestCase):
         self.state = NodeState("192.0.2.5:5003", expected)
         self.answers = []
         return ServerSession(
-            name, ledger or self.ledger, keys or {}, self.state, self.server_clock, lambda: None, self.note_answer
+            name,
+            ledger or self.ledger,
+            {} if keys is None else keys,
+            self.state,
+            self.server_clock,
+            lambda: None,
+            self.note_answer,
         )
 
     def note_answer(self, *answer):
@@ -793,6 +799,15 @@ class Receiving(SessionCase):
             self.say(self.session, "STATUS", True, None, details)
             self.assertEqual((state.on, state.last_sent, state.offset_ms), (True, None, None))
 
+    def test_what_a_node_says_of_a_damaged_outbox_is_a_warning_while_it_says_it(self):
+        self.heard(self.session)
+        self.session.ask("CHECK")
+        self.say(self.session, "STATUS", True, None, {"faults": ["its outbox is damaged", 5, "move it"]})
+        self.assertEqual(self.state.warnings, {"outbox": "its outbox is damaged; move it"})
+        for faults in ("text", 7, None, {}, []):
+            self.say(self.session, "STATUS", True, None, {"faults": faults})
+            self.assertEqual(self.state.warnings, {})
+
     def test_a_sendback_is_noted(self):
         self.session.ask("SEND", False)
         self.assertEqual(self.heard(self.session)[-1], Message("SEND", (False,)))
@@ -800,12 +815,14 @@ class Receiving(SessionCase):
         self.assertEqual((self.state.on, self.answers), (False, [("SENDBACK", False)]))
 
     def test_why_the_node_closes_is_kept_for_people(self):
-        self.say(self.session, "ERROR", "auth", {"text": "that is not this node's token", "line": ""})
-        self.assertEqual(self.session.fault, "refuses: that is not this node's token")
-        self.say(self.session, "ERROR", "auth", {})
-        self.assertEqual(self.session.fault, "refuses: auth")
-        self.say(self.session, "ERROR", "auth", {"text": ["x" * 10_000]})
-        self.assertEqual(len(self.session.fault), 200)
+        self.say(self.session, "ERROR", "expected", {"text": "RESUME comes once", "line": ""})
+        self.assertEqual(self.session.fault, "refuses: RESUME comes once")
+        self.say(self.session, "ERROR", "expected", {})
+        self.assertEqual(self.session.fault, "refuses: expected")
+        self.say(self.session, "ERROR", "expected", {"text": ["x" * 10_000]})
+        self.assertEqual(len(self.session.fault), 300)
+        self.say(self.session, "ERROR", "expected", {"text": "{node.__class__} {0}"})
+        self.assertEqual(self.session.fault, "refuses: {node.__class__} {0}")
 
 
 class Forks(SessionCase):
@@ -931,7 +948,7 @@ class Tokens(SessionCase):
         node, server = self.node(), self.server({"basement": LinkKey("another token of 16")})
         said = self.pump(node, server)
         self.assertEqual(said[-1][1].args[0], "auth")
-        self.assertTrue(server.closing and server.auth_failed)
+        self.assertTrue(server.closing)
         self.assertEqual(self.ledger.rows, [])
 
     def test_every_wrong_mac_closes(self):
@@ -941,9 +958,23 @@ class Tokens(SessionCase):
             self.hello(node)
             self.say(node, "AUTH", {"mac": mac})
             self.assert_refused(node, "auth", closes=True)
-            self.assertTrue(node.auth_failed)
+            self.assertTrue(node.closing)
             self.say(node, "RESUME", {"id": 0})
             self.assertEqual(self.streamed(node), [])
+
+    def test_the_answer_to_a_wrong_proof_comes_late_and_nothing_hurries_it(self):
+        failed = []
+        node = NodeSession(
+            self.info, self.outbox, self.clock, "192.0.2.7:1234", False, "", lambda: failed.append(1) or 2.0
+        )
+        self.hello(node)
+        self.say(node, "AUTH", {"mac": "0" * 64})
+        self.say(node, "AUTH", {"mac": "1" * 64})
+        self.say(node, "RESUME", {"id": 0})
+        self.assertEqual((self.heard(node), len(failed), node.tick(), node.closing), ([], 1, 2.0, False))
+        self.clock.sleep(2)
+        node.tick()
+        self.assert_refused(node, "auth", "not this node's token", closes=True)
 
     def test_the_right_mac_with_its_last_letter_changed_closes(self):
         node = self.node()
@@ -987,7 +1018,7 @@ class Tokens(SessionCase):
                 server.receive(sensors_line(message.args[0], 1, 3))
             else:
                 self.say(server, message.word, *message.args)
-        self.assertTrue(server.closing and server.auth_failed)
+        self.assertTrue(server.closing)
         server.take_output()
         self.assertEqual(self.ledger.rows, [])
 
@@ -1008,13 +1039,13 @@ class Tokens(SessionCase):
         self.take(1)
         node, server = self.node(), self.server({"basement": self.key})
         self.pump(node, server)
-        self.assertTrue(server.closing and server.auth_failed)
+        self.assertTrue(server.closing)
         self.assertEqual(self.ledger.rows, [])
 
     def test_a_server_without_the_token_is_told_what_to_do(self):
         node, server = self.node(), self.server()
         self.pump(node, server)
-        self.assertTrue(node.closing and node.auth_failed)
+        self.assertTrue(node.closing)
         self.assertIn("control.py token basement", server.fault)
         # Where it has other nodes' tokens it says a nonce, and finds out itself.
         node, server = self.node(), self.server({"attic": self.key}, expected="")

@@ -1,0 +1,704 @@
+"""TLS on the TCP link: both ends, certificates, who is refused, and a man in the middle."""
+
+import contextlib
+import logging
+import os
+import random
+import select
+import shutil
+import socket
+import ssl
+import stat
+import tempfile
+import threading
+import time
+import unittest
+from unittest import mock
+
+from pigeonpost.auth.link_key import LinkKey
+from pigeonpost.core import certificate as certificate_files
+from pigeonpost.core.clock import Clock
+from pigeonpost.core.errors import SettingsError
+from pigeonpost.node.node_info import NodeInfo
+from pigeonpost.transports import tcp_connection, tcp_node, tcp_server, tcp_tls
+from pigeonpost.transports.tcp_node import TcpNodeTransport
+from pigeonpost.transports.tcp_server import TcpServerTransport
+from pigeonpost.transports.tcp_tls import node_connections, own_certificate
+from protocol import decode, encode
+from tests.forked import Forked
+from tests.page_support import use_memory_disk
+from tests.support import LIMIT_S, Talk, rounds, temp_folder, wait_until
+from tests.transports.test_tcp import HELLO, SENSORS, TOKEN, FakeNode, TcpCase
+
+OWN, OTHER = [], []  # path and fingerprint of the certificate of all tests, and of another one
+
+
+def setUpModule():
+    if shutil.which("openssl") is None:
+        if os.environ.get("CI"):
+            raise AssertionError("these tests need the program openssl")
+        raise unittest.SkipTest("there is no program openssl here")
+    use_memory_disk()
+    folder = tempfile.mkdtemp(prefix="pigeonpost-test-")
+    unittest.addModuleCleanup(shutil.rmtree, folder)
+    for name, found in (("own", OWN), ("other", OTHER)):
+        path = own_certificate(os.path.join(folder, name), "basement")
+        found[:] = path, certificate_files.fingerprint_of(path, "")
+
+
+def client_context(most=ssl.TLSVersion.TLSv1_3):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.maximum_version = most
+    return context
+
+
+class TlsTalk(Talk):
+    """A Talk inside TLS."""
+
+    def __init__(self, address, context=None):
+        super().__init__(address)
+        self.sock = (context or client_context()).wrap_socket(self.sock)
+
+
+class TlsCase(TcpCase):
+    def start_node(self, key=None, address=("127.0.0.1", 0), path=""):
+        """A node's end with TLS, listening, on the outbox that there is."""
+        if not hasattr(self, "outbox"):
+            self.make_outbox(slots=4096)
+        connect, self.fingerprint = node_connections(path or OWN[0], "")
+        info = NodeInfo("basement", SENSORS, 10.0, key, self.outbox.switch, lambda: {"held": self.outbox.ring.last})
+        node = TcpNodeTransport(address, info, self.outbox, Clock(), connect)
+        node.start()
+        self.addCleanup(node.stop, LIMIT_S)
+        return node
+
+    def start_server(self, address, keys=None, pin="", **options):
+        """A server's end that speaks TLS with the node `basement`."""
+        pins = {"basement": pin}
+        expected = options.pop("expected", "basement")
+        end = TcpServerTransport(address, expected, "home", self.ledger, keys or {}, Clock(), pins)
+        end.start()
+        self.addCleanup(end._thread.join, LIMIT_S)
+        self.addCleanup(end.stop, LIMIT_S)
+        return end
+
+    def start_plain_node(self, key=None):
+        return TcpCase.start_node(self, key)
+
+    def start_plain_server(self, address, keys=None):
+        return TcpCase.start_server(self, address, keys)
+
+    def elsewhere(self):
+        """From here on no peer of the node is on its machine."""
+        self.enterContext(mock.patch.object(tcp_node, "is_loopback", lambda host: False))
+
+    def wait_for_fault(self, server, words):
+        wait_until(lambda: words in server.state.fault, f"{words}: {server.state.fault}")
+
+
+class BothEnds(TlsCase):
+    def test_a_token_alone_proves_both_ends(self):
+        key = LinkKey(TOKEN)
+        self.make_outbox(slots=4096)
+        self.take(3000)
+        node = self.start_node(key)
+        self.elsewhere()
+        server = self.start_server(node.address, {"basement": key})
+        self.ledger.wait_for(3000)
+        for _ in range(20):
+            self.take(3)
+        self.ledger.wait_for(3060)
+        self.assertEqual(self.ledger.seqs(self.outbox.epoch), list(range(1, 3061)))
+        self.assertEqual(self.ledger.repeats, 0)
+        self.assertEqual(server.state.fingerprint, OWN[1])
+
+    def test_without_a_token_the_fingerprint_pins_the_certificate(self):
+        self.make_outbox()
+        self.take(5)
+        node = self.start_node()  # on this machine: elsewhere a node without a token answers nothing
+        self.start_server(node.address, pin=OWN[1])
+        self.ledger.wait_for(5)
+
+    def test_a_token_and_a_fingerprint_are_both_checked(self):
+        key = LinkKey(TOKEN)
+        self.make_outbox()
+        self.take(5)
+        node = self.start_node(key)
+        self.start_server(node.address, {"basement": key}, pin=OWN[1])
+        self.ledger.wait_for(5)
+        server = self.start_server(node.address, {"basement": key}, pin=OTHER[1])
+        self.wait_for_fault(server, "shows another certificate")
+
+    def test_another_certificate_is_refused_with_both_fingerprints_in_the_fault(self):
+        server = self.start_server(self.start_node().address, pin=OTHER[1])
+        self.wait_for_fault(server, f"expected SHA-256 {OTHER[1]}, found {OWN[1]}")
+        self.assertFalse(server.state.connected)
+        self.assertEqual(self.ledger.rows, [])
+
+    def test_with_neither_the_server_says_nothing_and_names_the_remedy(self):
+        node = self.start_node()
+        with mock.patch.object(tcp_server, "ServerSession") as session:
+            server = self.start_server(node.address)
+            self.wait_for_fault(server, "`control.py token basement`")
+        session.assert_not_called()
+
+    def test_a_certificate_that_was_made_again_needs_nothing_where_a_token_is(self):
+        key = LinkKey(TOKEN)
+        node = self.start_node(key)
+        self.take(5)
+        server = self.start_server(node.address, {"basement": key})
+        self.ledger.wait_for(5)
+        node.stop(LIMIT_S)
+        self.take(5)
+        self.start_node(key, address=node.address, path=OTHER[0])
+        self.ledger.wait_for(10)
+        self.assertEqual(server.state.fingerprint, OTHER[1])
+
+    def test_send_and_check_are_answered(self):
+        server = self.start_server(self.start_node().address, pin=OWN[1])
+        wait_until(lambda: server.state.connected)
+        for on in (False, True):
+            self.assertTrue(server.ask("SEND", on, limit_s=LIMIT_S))
+            self.assertEqual(self.outbox.on, on)
+        self.assertTrue(server.ask("CHECK", limit_s=LIMIT_S))
+
+    def test_cut_at_any_byte_everything_arrives_once(self):
+        chance = random.Random(7)
+        key = LinkKey(TOKEN)
+        self.make_outbox(slots=4096)
+        self.take(1500)
+        node = self.start_node(key)
+        self.elsewhere()
+
+        def serve(sock):
+            left = chance.choice((50, 600, 1500, 3000, 40_000, 200_000))
+            with socket.create_connection(node.address, LIMIT_S) as onward:
+                pair = {sock: onward, onward: sock}
+                while left > 0:
+                    for end in select.select(list(pair), [], [], LIMIT_S)[0]:
+                        block = end.recv(min(left, chance.choice((1, 100, 65_536))))
+                        left -= len(block)
+                        if not block:
+                            return
+                        pair[end].sendall(block)
+
+        with mock.patch.object(tcp_server, "RETRY_S", 0.002), mock.patch.object(tcp_server, "LONGEST_RETRY_S", 0.002):
+            proxy = FakeNode(self, serve)
+            self.start_server(proxy.address, {"basement": key})
+            self.ledger.wait_for(1500)
+            self.assertGreater(proxy.connections, 2)
+            self.assertEqual(self.ledger.seqs(self.outbox.epoch), list(range(1, 1501)))
+
+    def test_many_samples_arrive_in_order(self):
+        """With PIGEONPOST_TEST_LONG=1 a hundred thousand."""
+        count = rounds("PIGEONPOST_TLS_SAMPLES", 4000, 100_000)
+        self.make_outbox(slots=1 << (count - 1).bit_length())
+        self.take(count)
+        self.start_server(self.start_node().address, pin=OWN[1])
+        self.ledger.wait_for(count, 4 * LIMIT_S)
+        self.assertEqual(self.ledger.seqs(self.outbox.epoch), list(range(1, count + 1)))
+
+    def test_nothing_is_left_of_a_connection(self):
+        node = self.start_node()
+        before_fds, before_threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+        for _ in range(20):
+            with TlsTalk(node.address) as talk:
+                talk.say("CHECK")
+                talk.until("STATUS")
+        wait_until(lambda: not node._connections)
+        wait_until(lambda: threading.active_count() <= before_threads)
+        wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before_fds)
+
+
+class ManInTheMiddle(TlsCase):
+    """He ends TLS himself, with a certificate of his own, and passes on every line as it is."""
+
+    def relay(self, node):
+        context = certificate_files.listening_context(OTHER[0], OTHER[0], ssl.TLSVersion.TLSv1_3, "")
+        self.overheard = []
+
+        def serve(sock):
+            with (
+                context.wrap_socket(sock, server_side=True) as near,
+                client_context().wrap_socket(socket.create_connection(node.address, LIMIT_S)) as far,
+            ):
+                for one, other in ((near, far), (far, near), (near, far)):
+                    data = one.recv(1 << 16)
+                    self.overheard.append(data)
+                    other.sendall(data)
+
+        return FakeNode(self, serve)
+
+    def test_relayed_proofs_are_refused(self):
+        key = LinkKey(TOKEN)
+        self.make_outbox()
+        self.take(5)
+        node = self.start_node(key)
+        self.elsewhere()
+        relay = self.relay(node)
+        server = self.start_server(relay.address, {"basement": key})
+        wait_until(lambda: relay.connections > 2)
+        self.assertIn(f"somebody in between ends its TLS, with the certificate {OTHER[1]}", server.state.fault)
+        server.stop(LIMIT_S)
+        said = b"".join(self.overheard)
+        self.assertIn(b'"mac"', said)  # the node's proof was passed on
+        for word in (b'AUTH {"mac"', b"RESUME", b"SENSORS"):
+            self.assertNotIn(word, said)
+        self.assertEqual((self.ledger.rows, node.collectors), ([], []))
+
+    def test_the_same_relay_gets_through_where_the_proofs_do_not_name_the_certificate(self):
+        """The control of the test above: it fails by the certificate, and by nothing else."""
+        key = LinkKey(TOKEN)
+        self.make_outbox()
+        self.take(5)
+        node = self.start_node(key)
+        with mock.patch("pigeonpost.transports.tcp_node_session.tls_binding", lambda fingerprint: ()), \
+             mock.patch("pigeonpost.transports.tcp_server_session.tls_binding", lambda fingerprint: ()):  # fmt: skip
+            self.start_server(self.relay(node).address, {"basement": key})
+            wait_until(lambda: any(b'AUTH {"mac"' in data for data in self.overheard))
+
+    def test_the_proofs_end_with_the_certificate_as_the_protocol_says(self):
+        key = LinkKey(TOKEN)
+        node = self.start_node(key)
+        with TlsTalk(node.address) as talk:
+            talk.say("HELLO", {**HELLO, "nonce": "5e" * 16})
+            told = talk.until("HELLO").args[0]
+        text = ("node", "home", "basement", told["outbox"], ("5e" * 16, told["nonce"], f"tls:{OWN[1]}"))
+        self.assertEqual(told["mac"], key.sign(*text))
+
+    def test_a_nonce_that_could_be_taken_for_more_than_one_field_is_refused(self):
+        node = self.start_node(LinkKey(TOKEN))
+        with TlsTalk(node.address) as talk:
+            talk.say("HELLO", {**HELLO, "nonce": f"{'5e' * 16}|tls:00"})
+            self.assertEqual(talk.message().args[0], "auth")
+
+
+class NeverPlain(TlsCase):
+    def test_plain_text_from_elsewhere_is_told_the_remedy_and_closed(self):
+        node = self.start_node(LinkKey(TOKEN))
+        self.elsewhere()
+        for said in (b"CHECK\n", encode("AUTH", {"token": TOKEN}), b"GET / HTTP/1.1\r\n\r\n", b"\x00"):
+            with self.subTest(said), Talk(node.address) as talk:
+                talk.send(said)
+                (error,) = talk.rest()
+                self.assertEqual(error.args[0], "protected")
+                self.assertIn("tls = true", error.args[1]["text"])
+        self.assertTrue(self.outbox.on)
+
+    def test_of_many_such_peers_one_line_is_logged(self):
+        node = self.start_node(LinkKey(TOKEN))
+        self.elsewhere()
+        logging.disable(logging.NOTSET)
+        with self.assertLogs("pigeonpost.transports.tcp_node", "INFO") as logged:
+            for said in (b"CHECK\n", b"\x16\x03\x01\x00\x05hello") * 10:
+                with Talk(node.address) as talk, contextlib.suppress(OSError):  # it may be closed already
+                    talk.send(said)
+                    talk.sock.shutdown(socket.SHUT_WR)
+                    while talk.line() is not None:
+                        pass
+            wait_until(lambda: not node._connections)
+        logging.disable(logging.CRITICAL)
+        self.assertEqual(len(logged.output), 2, logged.output)
+
+    def test_its_own_machine_may_speak_either(self):
+        node = self.start_node(LinkKey(TOKEN))
+        for kind in (Talk, TlsTalk):
+            with self.subTest(kind.__name__), kind(node.address) as talk:
+                talk.say("AUTH", {"token": TOKEN})
+                talk.say("CHECK")
+                self.assertEqual(talk.until("STATUS").args[2]["held"], 0)
+
+    def test_a_person_on_this_machine_who_types_slowly_has_a_plain_session(self):
+        with mock.patch.object(tcp_tls, "HANDSHAKE_S", 0.01):
+            node = self.start_node()
+            with Talk(node.address) as talk:
+                wait_until(lambda: any(one.session for one in node._connections))
+                talk.send(b"CHECK\n")
+                self.assertEqual(talk.message().word, "STATUS")
+
+    def test_a_server_without_tls_shows_what_to_set(self):
+        key = LinkKey(TOKEN)
+        node = self.start_node(key)
+        self.elsewhere()
+        server = self.start_plain_server(node.address, {"basement": key})
+        self.wait_for_fault(server, "set tls = true for it in server.toml")
+
+    def test_a_server_with_tls_tells_that_the_node_does_not_and_stays_away(self):
+        key = LinkKey(TOKEN)
+        self.make_outbox()
+        self.take(5)
+        node = self.start_plain_node(key)
+        server = self.start_server(node.address, {"basement": key})
+        self.wait_for_fault(server, "answers in plain text: this node does not speak TLS: set [link] tls = true on it")
+        self.assertEqual(self.ledger.rows, [])
+
+    def test_so_does_one_of_an_older_node_and_of_one_that_is_full(self):
+        for answer, fault in (
+            (b'ERROR not-utf8 {"text":"bytes that are no UTF-8","line":""}\n', "does not speak TLS: set [link] tls"),
+            (b'ERROR too-many {"text":"64 are open","line":""}\n', "answers in plain text: 64 are open"),
+            (b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak TLS: set [link] tls"),
+            (b"ERROR protected []\n" + b"\xff" * 600, "does not speak TLS: set [link] tls"),
+        ):
+            fake = FakeNode(self, lambda sock, answer=answer: sock.recv(4096) and sock.sendall(answer))
+            self.wait_for_fault(self.start_server(fake.address, pin=OWN[1]), fault)
+
+    def test_a_server_with_tls_believes_no_plain_text_that_answers_at_once(self):
+        said = []
+
+        def serve(sock):
+            hello = {"link": 1, "node": "basement", "outbox": "0b" * 8, "held": [], "sensors": []}
+            sock.sendall(encode("HELLO", hello))
+            with contextlib.suppress(OSError):
+                while data := sock.recv(4096):
+                    said.append(data)
+
+        fake = FakeNode(self, serve)
+        server = self.start_server(fake.address, pin=OWN[1])
+        self.wait_for_fault(server, "does not speak TLS")
+        self.assertNotIn(b"HELLO", b"".join(said))
+
+    def test_an_address_without_a_name_does_not_lead_around_it(self):
+        node = self.start_plain_node()
+        self.wait_for_fault(self.start_server(node.address, expected=""), "is to speak TLS")
+        self.assertEqual(self.ledger.rows, [])
+
+    def test_an_alert_of_tls_on_a_plain_link_is_explained(self):
+        fake = FakeNode(self, lambda sock: (sock.recv(100), sock.sendall(b"\x15\x03\x03\x00\x02\x02\x0a")))
+        self.wait_for_fault(self.start_plain_server(fake.address), "speaks TLS: set tls = true")
+
+
+class Handshake(TlsCase):
+    def is_well(self, node):
+        with TlsTalk(node.address) as talk:
+            talk.say("CHECK")
+            talk.until("STATUS")
+
+    def test_peers_that_are_silent_in_it_keep_nobody_waiting(self):
+        node = self.start_node()
+        silent = [socket.create_connection(node.address, LIMIT_S) for _ in range(20)]
+        for number, sock in enumerate(silent):
+            self.addCleanup(sock.close)
+            sock.sendall(b"\x16\x03\x01\x01\x00"[: number % 6])
+        began_s = time.monotonic()
+        self.is_well(node)
+        self.assertLess(time.monotonic() - began_s, tcp_tls.HANDSHAKE_S)
+
+    def test_one_that_does_not_end_in_time_is_closed(self):
+        node = self.start_node(LinkKey(TOKEN))
+        self.elsewhere()
+        with mock.patch.object(tcp_tls, "HANDSHAKE_S", 0.05):
+            for said in (b"", b"\x16", b"\x16\x03\x01\x01\x00\x01"):
+                with self.subTest(said), Talk(node.address) as talk:
+                    talk.send(said)
+                    self.assertEqual(talk.sock.recv(100), b"")
+
+    def test_one_that_dribbles_has_no_longer(self):
+        node = self.start_node(LinkKey(TOKEN))
+        self.elsewhere()
+        with mock.patch.object(tcp_tls, "HANDSHAKE_S", 0.05), Talk(node.address) as talk:
+            talk.sock.settimeout(0.01)
+            for byte in b"\x16\x03\x01\x02\x00" + b"\x01" * 500:
+                try:
+                    talk.send(bytes([byte]))
+                    if not talk.sock.recv(1):
+                        break
+                except TimeoutError:
+                    continue
+                except OSError:
+                    break
+            else:
+                self.fail("it was never cut off")
+
+    def test_garbage_ends_that_connection_only(self):
+        node = self.start_node()
+        chance = random.Random(3)
+        for said in (
+            b"\x16\x03\x01\xff\xff" + b"x" * 100, b"\x16\x03\x01\x00\x05hello", b"\x16" * 70_000,
+            b"\x16\x03\x01\x02\x00" + chance.randbytes(512),
+        ):  # fmt: skip
+            with self.subTest(said[:8]), Talk(node.address) as talk, contextlib.suppress(OSError):
+                talk.send(said)
+                talk.sock.shutdown(socket.SHUT_WR)
+                while talk.sock.recv(4096):
+                    pass
+        self.is_well(node)
+
+    def test_garbage_in_an_open_connection_ends_it(self):
+        node = self.start_node()
+        with TlsTalk(node.address) as talk:
+            talk.say("CHECK")
+            talk.until("STATUS")
+            os.write(talk.sock.fileno(), b"\x17\x03\x03\x00\x20" + b"x" * 32)
+            wait_until(lambda: not node._connections)
+        self.is_well(node)
+
+    def test_a_damaged_hello_gets_no_word_of_the_link(self):
+        node = self.start_node(LinkKey(TOKEN))
+        self.elsewhere()
+        outgoing = ssl.MemoryBIO()
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client_context().wrap_bio(ssl.MemoryBIO(), outgoing).do_handshake()
+        hello, chance = outgoing.read(), random.Random(11)
+        for _ in range(rounds("PIGEONPOST_TEST_HELLOS", 60, 3000)):
+            said = bytearray(hello)
+            for _ in range(chance.choice((1, 1, 1, 20))):
+                said[chance.randrange(1, len(said))] ^= 1 << chance.randrange(8)
+            with Talk(node.address) as talk, contextlib.suppress(OSError):
+                talk.send(bytes(said[: chance.choice((len(said), chance.randrange(1, len(said))))]))
+                talk.sock.shutdown(socket.SHUT_WR)
+                answer = b""
+                while block := talk.sock.recv(4096):
+                    answer += block
+                self.assertIn(answer[:1], (b"", b"\x15", b"\x16"))
+        with TlsTalk(node.address) as talk:
+            self.assertEqual(talk.sock.version(), "TLSv1.3")
+
+    def test_a_recorded_connection_cannot_be_said_again(self):
+        node = self.start_node(LinkKey(TOKEN))
+        self.elsewhere()
+        recorded = []
+
+        def serve(sock):
+            with socket.create_connection(node.address, LIMIT_S) as onward:
+                pair = {sock: onward, onward: sock}
+                while True:
+                    for end in select.select(list(pair), [], [], LIMIT_S)[0]:
+                        if not (block := end.recv(1 << 16)):
+                            return
+                        if end is sock:
+                            recorded.append(block)
+                        pair[end].sendall(block)
+
+        with TlsTalk(FakeNode(self, serve).address) as talk:
+            talk.say("AUTH", {"token": TOKEN})
+            talk.say("SEND", False)
+            self.assertEqual(talk.until("SENDBACK").args, (False,))
+        self.outbox.switch(True)
+        with Talk(node.address) as talk, contextlib.suppress(OSError):
+            talk.send(b"".join(recorded))
+            while talk.sock.recv(4096):
+                pass
+        wait_until(lambda: not node._connections)
+        self.assertTrue(self.outbox.on)
+
+    def test_tls_1_2_is_refused(self):
+        node = self.start_node()
+        with self.assertRaisesRegex(OSError, "(?i)version"):
+            TlsTalk(node.address, client_context(ssl.TLSVersion.TLSv1_2))
+        self.is_well(node)
+
+    def test_a_server_waits_no_longer_for_a_node_that_is_silent_in_it(self):
+        with mock.patch.object(tcp_tls, "HANDSHAKE_S", 0.05):
+            server = self.start_server(FakeNode(self, lambda sock: sock.recv(4096) and sock.recv(1)).address, pin="00")
+            self.wait_for_fault(server, "no TLS handshake within")
+
+    def test_a_node_that_speaks_tls_1_2_only_is_refused(self):
+        context = certificate_files.listening_context(OWN[0], OWN[0], ssl.TLSVersion.TLSv1_2, "")
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+
+        def serve(sock):
+            with contextlib.suppress(ssl.SSLError):
+                context.wrap_socket(sock, server_side=True)
+
+        server = self.start_server(FakeNode(self, serve).address, pin=OWN[1])
+        self.wait_for_fault(server, "no TLS")
+
+    def test_stopping_does_not_wait_for_it(self):
+        node = self.start_node(LinkKey(TOKEN))
+        self.elsewhere()
+        socks = [socket.create_connection(node.address, LIMIT_S) for _ in range(2)]
+        for sock, said in zip(socks, (b"", b"\x16\x03"), strict=True):
+            self.addCleanup(sock.close)
+            sock.sendall(said)
+        wait_until(lambda: len(node._connections) == 2)
+        with mock.patch.object(tcp_tls, "HANDSHAKE_S", 10 * LIMIT_S):
+            self.assertIsNone(node.stop(LIMIT_S))
+
+    def test_lines_that_come_with_the_end_of_it_are_answered(self):
+        """A client's first line can be in one packet with the end of its handshake."""
+        node = self.start_node()
+        with Talk(node.address) as talk:
+            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            tls = client_context().wrap_bio(incoming, outgoing)
+            while True:
+                try:
+                    tls.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    talk.send(outgoing.read())
+                    incoming.write(talk.sock.recv(1 << 16))
+            tls.write(b"CHECK\n")
+            talk.send(outgoing.read())
+            found = b""
+            while not found.endswith(b"\n"):
+                incoming.write(talk.sock.recv(1 << 16))
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    found += tls.read(1 << 16)
+        self.assertEqual(decode(found).word, "STATUS")
+
+    def test_a_goodbye_right_behind_a_line_is_answered_first(self):
+        node = self.start_node()
+        with TlsTalk(node.address) as talk:
+            talk.say("CHECK")
+            raw = talk.sock.unwrap  # says goodbye, and waits for the node's
+            with contextlib.suppress(OSError):
+                raw()
+            wait_until(lambda: not node._connections)
+
+    def test_long_lines_and_many_at_once(self):
+        node = self.start_node()
+        with TlsTalk(node.address) as talk:
+            talk.send(b"X" * 65_535 + b"\n" + b"CHECK\n" * 2000 + b"SEND OFF\n")
+            self.assertEqual(talk.message().args[0], "unknown-word")
+            for _ in range(2000):
+                self.assertTrue(talk.line().startswith(b"STATUS "))
+            self.assertEqual(talk.line(), b"SENDBACK OFF")
+
+    def test_a_peer_that_takes_nothing_is_closed(self):
+        node = self.start_node()
+        with (
+            mock.patch.object(tcp_connection, "STUCK_BYTES", 1 << 16),
+            TlsTalk(node.address) as talk,
+            self.assertRaises(OSError),
+        ):
+            for connection in node._connections:  # else the kernel takes megabytes for it
+                connection.wire._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            talk.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            while True:
+                talk.send(b"CHECK\n" * 4000)
+        wait_until(lambda: not node._connections)
+
+
+class Closing(unittest.TestCase):
+    def test_a_line_over_the_limit_while_the_rest_is_sent_ends_the_session_and_nothing_else(self):
+        """It is raised where no session takes it any more; it must not end the thread that collects from a node."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            far = socket.create_connection(listener.getsockname(), LIMIT_S)
+            near, _ = listener.accept()
+        self.addCleanup(far.close)
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        wire = tcp_connection.LineConnection(near)
+        self.addCleanup(wire.close)
+        wire.send(b"x" * (1 << 22))
+        far.sendall(b"x" * 70_000)
+        session = mock.Mock(closing=True, take_output=lambda: b"")
+        for _ in range(2):  # the limit is passed in the first or the second read
+            tcp_connection.run_session(wire, session, lambda: False, lambda: True, Clock())
+
+
+class Certificate(unittest.TestCase):
+    def test_it_is_made_once_and_is_no_authority(self):
+        folder = temp_folder(self)
+        path = own_certificate(folder, "basement")
+        with open(path, "rb") as file:
+            made = file.read()
+        self.assertEqual(own_certificate(folder, "basement"), path)
+        with open(path, "rb") as file:
+            self.assertEqual(file.read(), made)
+        self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
+        self.assertEqual(os.listdir(folder), ["link.pem"])  # nothing is left of the making
+        told = ssl._ssl._test_decode_cert(path)  # the only parser of certificates in Python's library
+        self.assertEqual(told["subject"], ((("commonName", "basement"),),))
+        self.assertEqual(told["subjectAltName"], (("DNS", "basement"),))
+        with open(path, encoding="ascii") as file:
+            der = ssl.PEM_cert_to_DER_cert(file.read().partition("-----END PRIVATE KEY-----\n")[2])
+        self.assertEqual(der.count(bytes.fromhex("0603551d13")), 1)  # basicConstraints, once,
+        self.assertIn(bytes.fromhex("0603551d13 0101ff 0402 3000"), der)  # critical, and empty: CA:FALSE
+        self.assertIn(bytes.fromhex("0603551d0f 0101ff 0404 03020780"), der)  # keyUsage: digitalSignature
+
+    def test_a_strict_client_that_trusts_it_accepts_it(self):
+        folder = temp_folder(self)
+        path = own_certificate(folder, "localhost")
+        server = certificate_files.listening_context(path, path, ssl.TLSVersion.TLSv1_3, "")
+        client = ssl.create_default_context(cafile=path)
+        client.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN  # as Python 3.13 does
+        near, far = socket.socketpair()
+        self.addCleanup(near.close)
+        self.addCleanup(far.close)
+        thread = threading.Thread(target=lambda: server.wrap_socket(far, server_side=True).close())
+        thread.start()
+        client.wrap_socket(near, server_hostname="localhost").close()
+        thread.join(LIMIT_S)
+
+    def test_without_openssl_both_remedies_are_named(self):
+        with mock.patch.dict(os.environ, PATH="/nowhere"), self.assertRaises(SettingsError) as caught:
+            own_certificate(temp_folder(self), "basement")
+        for words in ("sudo apt install openssl", "[link] certificate and key"):
+            self.assertIn(words, str(caught.exception))
+
+    def test_a_file_that_does_not_read_is_named(self):
+        folder = temp_folder(self)
+        path = os.path.join(folder, "link.pem")
+        with open(path, "w", encoding="ascii") as file:
+            file.write("half a certif")
+        with self.assertRaisesRegex(SettingsError, path):
+            node_connections(own_certificate(folder, "basement"), "")
+
+
+class Programs(unittest.TestCase):
+    def show(self, folder, **environment):
+        shown = Forked(self, "node.py", "--show", "--data", folder, PIGEONPOST_LINK_TLS="true", **environment)
+        self.assertEqual(shown.wait(), 0, shown.logged)
+        return shown.said[-1]
+
+    def test_a_node_and_a_server_with_tls(self):
+        folder, data = temp_folder(self), temp_folder(self)
+        self.assertEqual(self.show(folder), "# SHA-256 of the link's certificate: made at the first start")
+        node = self.start_node(folder)
+        fingerprint = node.logs("fingerprint").rpartition(" ")[2]
+        self.assertEqual(self.show(folder).rpartition(" ")[2], fingerprint)
+        host, port = node.address()
+        self.assertEqual(self.ask(host, port, data, "--fingerprint", fingerprint), 0)
+        self.assertIn(f'"tls":"{fingerprint}"', self.asked.said[0])
+        self.assertEqual(self.ask(host, port, data, "--fingerprint", "00" * 32), 1)
+        self.assertIn(f"expected {'00' * 32}, found {fingerprint}", "\n".join(self.asked.logged))
+        self.assertEqual(self.ask(host, port, data), 0)  # on this machine, without
+        settings = os.path.join(data, "server.toml")
+        with open(settings, "w", encoding="utf-8") as file:
+            file.write(f'[[node]]\nname = "basement"\naddress = "{host}:{port}"\ntls = true\n')
+            file.write(f'fingerprint = "{fingerprint}"\n')
+        server = Forked(self, "server.py", "--config", settings, "--data", data, "--web", "127.0.0.1:0")
+        server.logs("basement: collecting")
+        node.terminate()
+        self.assertEqual(node.wait(), 0)
+        again = self.start_node(folder)
+        self.assertEqual(again.logs("fingerprint").rpartition(" ")[2], fingerprint)
+
+    def start_node(self, folder):
+        return Forked(
+            self, "node.py", "--simulate", "--name", "basement", "--listen", "127.0.0.1:0", "--data", folder,
+            PIGEONPOST_LINK_TLS="true", PIGEONPOST_OUTBOX_SLOTS="64",
+        )  # fmt: skip
+
+    def ask(self, host, port, data, *more):
+        self.asked = Forked(self, "control.py", "--data", data, "status", "--link", f"{host}:{port}", *more)
+        return self.asked.wait()
+
+    def test_settings_that_do_not_fit_are_named(self):
+        folder = temp_folder(self)
+        path = os.path.join(folder, "server.toml")
+        for text, words in (
+            ("tls = true", "takes a name"),
+            ('name = "a"\nfingerprint = "' + "0" * 64 + '"', "takes tls = true beside it"),
+            ('name = "a"\nfingerprint = "xyz"\ntls = true', "SHA-256 fingerprint"),
+            ('name = "a"\n[[node]]\nname = "a"', "a table for a already"),
+            ('name = "a"\naddress = "10.0.0.6"\n[server]\nnodes = ["a@10.0.0.5"]', "has another address"),
+            ('name = "a"\ntsl = true', 'did you mean "tls"'),
+        ):
+            with self.subTest(words):
+                with open(path, "w", encoding="utf-8") as file:
+                    file.write(f"[[node]]\n{text}\n")
+                server = Forked(self, "server.py", "--config", path, "--data", folder)
+                self.assertEqual(server.wait(), 2)
+                self.assertIn(words, "\n".join(server.logged))
+        for environment in (
+            {"PIGEONPOST_LINK_CERTIFICATE": "/x"}, {"PIGEONPOST_LINK_TLS": "1", "PIGEONPOST_LINK_KEY": "/x"},
+        ):  # fmt: skip
+            node = Forked(self, "node.py", "--simulate", "--data", folder, **environment)
+            self.assertEqual(node.wait(), 2)
+            self.assertIn("takes tls = true beside it", "\n".join(node.logged))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import logging
 import os
 import re
@@ -24,13 +23,16 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, tzinfo
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pigeonpost.auth.throttle import LONGEST_DELAY_S
+from pigeonpost.compat import wrong_secrets
 from pigeonpost.core.config import Option, matching, one_of, read_options, text
 from pigeonpost.core.data_folder import PIMONITOR
-from pigeonpost.core.errors import BadArgument, DiskError, NotStored, SettingsError
-from pigeonpost.core.files import replace_file
+from pigeonpost.core.errors import AuthFailed, BadArgument, DamagedFile, DiskError, NotStored, SettingsError
+from pigeonpost.core.faults import Faults
+from pigeonpost.core.json_file import JsonFile
 from pigeonpost.core.strict_json import read_json
 from pigeonpost.http.message import TEXT, Endpoint, Request, Response
-from pigeonpost.server.unnumbered_sources import ExternalReading
+from pigeonpost.server.unnumbered_sources import Claim, ExternalReading
 from pigeonpost.transports.contract import PassiveTransport
 from protocol import LARGEST_INTEGER, NODE_NAME, NODE_NAME_TAKES, Number
 
@@ -73,11 +75,12 @@ class BadDeviceReport(ValueError):
 
 
 class Location(NamedTuple):
-    """The settings of a location. zone: None is that of this machine."""
+    """The settings of a location. zone: None is that of this machine; is_listed: it has a [[location]] of its own."""
 
     node: str
     unit: str
     zone: tzinfo | None
+    is_listed: bool = False
 
 
 class DeviceReading(NamedTuple):
@@ -215,25 +218,21 @@ class Names:
     out of a report, the other does not take its place, also not after a restart: what was given is kept in a file.
     """
 
-    def __init__(self, path: str) -> None:
-        """path: of the file. Raises SettingsError when it cannot be read."""
-        self._path = path
+    def __init__(self, path: str, faults: Faults) -> None:
+        """path: of the file."""
         self._lock = threading.Lock()
-        self._names: dict[str, dict[str, str]] = {}
-        try:
-            with open(path, encoding="utf-8") as file:
-                for node, names in json.load(file).items():
-                    self._names[node] = {key: str(name) for key, name in names.items()}
-        except FileNotFoundError:
-            pass  # nobody has called yet
-        except (OSError, ValueError, AttributeError) as error:
-            raise SettingsError(f"{path} does not read as the names of sensors: {error}") from error
+        self._file = JsonFile(path, "the names of sensors", _texts, faults, is_mended=True)
 
     def of(self, node: str, readings: Sequence[DeviceReading]) -> list[str]:
-        """Return the names of these readings, in their order. Raises DiskError when new ones cannot be saved."""
+        """Return the names of these readings, in their order.
+
+        Raises DamagedFile when the file cannot be read: with other names, values would go into other sensors' rows.
+        Raises DiskError when new names cannot be saved.
+        """
         keys = [f"{reading.sensor}/{reading.kind}" for reading in readings]
         with self._lock:
-            names = self._names.get(node, {})
+            known = self._file.now()
+            names = known.get(node, {})
             new = dict(names)
             for key, reading in zip(keys, readings, strict=True):
                 if key not in new:
@@ -243,10 +242,12 @@ class Names:
                     f"{node} has had {_MOST_NAMES} different values; that is as many as are kept apart"
                 )
             if len(new) != len(names):
-                everything = {**self._names, node: new}
-                replace_file(self._path, json.dumps(everything, indent=1).encode() + b"\n")
-                self._names = everything
+                self._file.write({**known, node: new})
         return [new[key] for key in keys]
+
+
+def _texts(entry: Any) -> dict[str, str]:
+    return {key: str(name) for key, name in entry.items()}
 
 
 def _free_name(reading: DeviceReading, taken: set[str]) -> str:
@@ -270,12 +271,12 @@ class PiMonitorTransport(PassiveTransport):
     def __init__(self, context: ServerContext) -> None:
         """Raises SettingsError for a location or a time zone that does not fit."""
         settings = context.settings
-        self._clock, self._unnumbered_sources = context.clock, context.unnumbered_sources
+        self._context = context
         self._hash = hashlib.sha256(settings["pimonitor", "api_key"].encode()).hexdigest()
         where = settings.origin("pimonitor", "zone")
         self._usual = Location("", settings["pimonitor", "unit"], _zone(settings["pimonitor", "zone"], where))
         self._locations = _locations(settings, self._usual)
-        self._names = Names(os.path.join(context.data, PIMONITOR))
+        self._names = Names(os.path.join(context.data, PIMONITOR), context.faults)
         self.endpoints: Sequence[Endpoint] = [
             Endpoint("POST", "/", self.answer, _BODY_BYTES),
             Endpoint("GET", "/index", lambda request: _answer("pimonitor: readings are posted to /")),
@@ -289,28 +290,36 @@ class PiMonitorTransport(PassiveTransport):
             self._check_key(said.get("api_hash"), request.peer)
             place, stamp = read_text(said, "location"), read_text(said, "timestamp")
             at = self._locations.get(place) or self._usual._replace(node=node_name(place))
-            time_ms = read_timestamp(stamp, at.zone, self._clock.wall_ms())
+            time_ms = read_timestamp(stamp, at.zone, self._context.clock.wall_ms())
             readings = read_sensors(said.get("sensors"), at.unit)
-            self._store(at.node, readings, time_ms)
+            self._store(Claim(at.node, "pimonitor", is_listed=at.is_listed), readings, time_ms)
         except BadDeviceReport as error:
             return _answer(str(error), error.status)
-        except (NotStored, DiskError) as error:
+        except AuthFailed as error:
+            return _answer(f"[{stamp}] Not stored: {error}. Give the location another name.", 403)
+        except (NotStored, DiskError, DamagedFile) as error:
             answer = _answer(f"[{stamp}] Not stored, try again later: {error}", 503)
             return answer._replace(headers={"Retry-After": str(_RETRY_S)})
         return _answer(STORED.format(stamp))
 
     def _check_key(self, said: Any, peer: str) -> None:
+        throttle = self._context.throttle
+        delay_s, retry_after_s = throttle.begin(peer)  # before the look: people choose this key, so it can be guessed
         right = type(said) is str and hmac.compare_digest(said.strip().lower().encode(), self._hash.encode())
-        if not right:
-            log.warning("%s: a pimonitor report with %s api_hash", peer, "another" if said else "no")
+        if right and not retry_after_s:
+            throttle.succeeded(peer)
+        else:
+            text = f"a pimonitor report with {'another' if said else 'no'} api_hash, or after many such"
+            wrong_secrets.wait(self._context, log, peer, text, LONGEST_DELAY_S if retry_after_s else delay_s)
             raise BadDeviceReport("api_hash is not the SHA-256 of this server's api key ([pimonitor] api_key).", 401)
 
-    def _store(self, node: str, readings: Sequence[DeviceReading], time_ms: int) -> None:
-        names = self._names.of(node, readings)
+    def _store(self, claim: Claim, readings: Sequence[DeviceReading], time_ms: int) -> None:
+        self._context.unnumbered_sources.caller(claim)  # before names are kept for a node that is not taken
+        names = self._names.of(claim.node, readings)
         values = {name: reading.value for name, reading in zip(names, readings, strict=True)}
         units = {name: reading.unit for name, reading in zip(names, readings, strict=True)}
         errors = {name: "the device sent no value" for name, value in values.items() if value is None}
-        self._unnumbered_sources.store(ExternalReading(node, values, units, time_ms, errors))
+        self._context.unnumbered_sources.store(ExternalReading(claim, values, units, time_ms, errors))
 
 
 def _answer(said: str, status: int = 200) -> Response:
@@ -331,7 +340,7 @@ def _locations(settings: Settings, usual: Location) -> dict[str, Location]:
         except BadDeviceReport as error:
             raise SettingsError(f"{where}: {error}") from None
         zone = usual.zone if options["zone"] is None else _zone(options["zone"], where)
-        found[name] = Location(node, options["unit"] or usual.unit, zone)
+        found[name] = Location(node, options["unit"] or usual.unit, zone, is_listed=True)
     return found
 
 

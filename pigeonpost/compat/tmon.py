@@ -12,20 +12,24 @@ Runs in the threads of the web server. Errors: answered as those clients expect,
 from __future__ import annotations
 
 import json
+import logging
 import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from pigeonpost.compat import wrong_secrets
 from pigeonpost.core.errors import BadArgument, NotStored
 from pigeonpost.core.strict_json import read_json
 from pigeonpost.http.message import JSON, Endpoint, Request, Response
-from pigeonpost.server.unnumbered_sources import ExternalReading
+from pigeonpost.server.unnumbered_sources import Claim, ExternalReading
 from pigeonpost.transports.contract import PassiveTransport
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pigeonpost.transports.contract import ServerContext
+
+log = logging.getLogger(__name__)
 
 SENSOR, UNIT = "temperature", "°C"
 _BODY_BYTES = 16 << 10
@@ -110,19 +114,21 @@ class TmonTransport(PassiveTransport):
     """`POST /temp`."""
 
     def __init__(self, context: ServerContext) -> None:
-        self._tokens, self._unnumbered_sources = context.tokens, context.unnumbered_sources
+        self._context = context
         self.endpoints: Sequence[Endpoint] = [Endpoint("POST", "/temp", self.answer, _BODY_BYTES)]
 
     def answer(self, request: Request) -> Response:
         """Store what a client reports. Returns the response."""
         try:
             report = read_report(request.body)
-            node = self._tokens.node_of(report.token)
+            node = self._context.tokens.node_of(report.token)
             if node is None:
+                wrong_secrets.refuse_later(self._context, log, request.peer, "a tmon report with an unknown token")
                 raise BadTmonReport("unknown token")
             if not report.is_test:
                 values, units = {SENSOR: report.temperature_c}, {SENSOR: UNIT}
-                self._unnumbered_sources.store(ExternalReading(node, values, units, report.time_ms))
+                claim = Claim(node, "tmon", is_proven=True)
+                self._context.unnumbered_sources.store(ExternalReading(claim, values, units, report.time_ms))
         except BadTmonReport as error:
             return _answer(error.status, success=False, error=str(error))
         except NotStored as error:

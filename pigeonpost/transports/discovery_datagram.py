@@ -10,6 +10,7 @@ Errors: BadArgument for a datagram that is no announcement. Source: netdevice(7)
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import struct
@@ -27,6 +28,8 @@ from pigeonpost.core.wake_pipe import WakePipe
 from pigeonpost.transports.contract import Transport
 from pigeonpost.transports.payload import sign
 from protocol import NODE_NAME
+
+log = logging.getLogger(__name__)
 
 VERSION = 1
 
@@ -119,10 +122,23 @@ class DatagramLoop(Transport):
     def __init__(self, name: str) -> None:
         self._stopping = threading.Event()
         self._wake_pipe = WakePipe()
+        self._interfaces: dict[str, str] = {}
+        self._is_blind = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+
+    def interfaces(self) -> dict[str, str]:
+        """Return this machine's interfaces; those of before where they cannot be asked for: too many open files."""
+        try:
+            self._interfaces = interfaces()
+            self._is_blind = False
+        except OSError as error:
+            if not self._is_blind:
+                log.warning("this machine's addresses cannot be found out now: %s", error)
+            self._is_blind = True
+        return self._interfaces
 
     def stop(self, limit_s: float) -> str | None:
         if self._stopping.is_set() or not self._thread.ident:

@@ -15,7 +15,7 @@ from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.core.light_typing import TYPE_CHECKING
 from pigeonpost.core.multicast import Path, speaker
-from pigeonpost.transports.discovery_datagram import ADDRESS_CHECK_S, DatagramLoop, interfaces, write_announcement
+from pigeonpost.transports.discovery_datagram import ADDRESS_CHECK_S, DatagramLoop, write_announcement
 
 if TYPE_CHECKING:
     from pigeonpost.node.node_info import NodeInfo
@@ -59,13 +59,13 @@ class DiscoveryNodeTransport(DatagramLoop):
         """Where servers can connect: interface to its address, for those on which the node listens."""
         host = self._info.address[0]
         everywhere = host in ("0.0.0.0", "::")
-        return {name: address for name, address in interfaces().items() if everywhere or address == host}
+        return {name: address for name, address in self.interfaces().items() if everywhere or address == host}
 
     def say(self, here: Mapping[str, str]) -> None:
         """One datagram on each interface, its own address first."""
         port = self._info.address[1]
         away = [address for address in here.values() if not is_loopback(address)]
-        for name, own in interfaces().items():
+        for name, own in self.interfaces().items():
             # On the loopback interface always: a server on this machine listens to it there, and only there.
             if name not in here and not (away and is_loopback(own)):
                 continue

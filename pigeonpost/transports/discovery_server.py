@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from pigeonpost.core.addresses import is_loopback, join_address
 from pigeonpost.core.errors import BadArgument, SettingsError
 from pigeonpost.core.multicast import Path, listener
+from pigeonpost.server.node_names import MOST_SENDERS, Alternation, remedy_of
 from pigeonpost.transports.contract import ServerContext
 from pigeonpost.transports.discovery_datagram import (
     ADDRESS_CHECK_S,
@@ -25,7 +26,6 @@ from pigeonpost.transports.discovery_datagram import (
     PURPOSE,
     Announcement,
     DatagramLoop,
-    interfaces,
     read_announcement,
 )
 from pigeonpost.transports.payload import split_signature
@@ -37,9 +37,39 @@ log = logging.getLogger(__name__)
 
 STALE_MS = 300_000  # of a datagram, where both clocks are set
 LEAST_MOVE_S = 5.0  # between two attempts that announcements of one node cause
-DATAGRAMS_A_S = 100  # that are looked at, so that a flood costs no more than that; twice as many at once
+DATAGRAMS_A_S = 100  # of one source that are looked at, so that a flood costs no more than that,
+AT_ONCE = 4000  # and so many where none came before: a short flood hides nothing
+SOURCES = 4  # that much of both for all sources together; those that were believed have room of their own
+MOST_SOURCES = 256  # that are told apart
 _REMEMBERED = 32  # nonces of each node
 _NAMELESS_S = 60.0  # that addresses without a name get to tell who is there
+
+
+class Budget:
+    """Limits the datagrams that are looked at: of each source, and of all that were never believed."""
+
+    def __init__(self) -> None:
+        self._rooms: dict[str, tuple[float, float]] = {}  # by source, the latest last: room, and at what time
+        self._believed: set[str] = set()
+
+    def take(self, source: str, now_s: float) -> bool:
+        """Return True if a datagram of `source` may be looked at, which costs room."""
+        return self._take(source, 1, now_s) and (source in self._believed or self._take("", SOURCES, now_s))
+
+    def believe(self, source: str) -> None:
+        """Give a source room of its own: it knows the token of a node."""
+        if len(self._believed) >= MOST_SOURCES:
+            self._believed.clear()
+        self._believed.add(source)
+
+    def _take(self, source: str, share: int, now_s: float) -> bool:
+        room, then_s = self._rooms.pop(source, (share * AT_ONCE, now_s))
+        room = min(share * AT_ONCE, room + (now_s - then_s) * share * DATAGRAMS_A_S)
+        is_taken = room >= 1
+        if len(self._rooms) > MOST_SOURCES:
+            del self._rooms[next(iter(self._rooms))]
+        self._rooms[source] = (room - is_taken, now_s)
+        return is_taken
 
 
 class _Known:
@@ -50,6 +80,8 @@ class _Known:
         self.time_ms: int | None = None  # of its latest word
         self.moved_s: float | None = None  # when that last caused an attempt
         self.told = ""  # where it was, in the log
+        self.senders: Alternation[int] = Alternation()  # numbers in `places`
+        self.places: dict[int, frozenset[tuple[str, int]]] = {}  # of senders that have no place in common
         self.wanted: tuple[MovableLink, tuple[str, int]] | None = None  # where to connect, as soon as that is allowed
 
 
@@ -63,7 +95,7 @@ class DiscoveryServerTransport(DatagramLoop):
         self._began_s = context.clock.monotonic()
         self._heard: dict[str, _Known] = {}  # only nodes with a token here, so unknown senders cannot make it longer
         self._found: dict[str, MovableLink] = {}  # ends that were made for what was heard
-        self._room, self._room_s = 2.0 * DATAGRAMS_A_S, self._began_s
+        self._budget = Budget()
         self._listeners: dict[tuple[str, str], socket.socket] = {}  # by interface and address; of the thread alone
         self._own: set[str] = set()  # this machine's addresses, when it is heard on the loopback interface
         self.believed = 0
@@ -83,19 +115,20 @@ class DiscoveryServerTransport(DatagramLoop):
                             self._receive(sock, address)
                     ready = self._wait(0.0, list(self._listeners.values()))
                 self.move_due()
+                self.warn()
         finally:
             for sock in self._listeners.values():
                 sock.close()
 
     def _listen(self) -> None:
         """Hear the group on every interface that there is now, and on no other."""
-        now = set(interfaces().items())
+        now = set(self.interfaces().items())
         for gone in set(self._listeners) - now:
             self._listeners.pop(gone).close()
         for new in now - set(self._listeners):
             try:
                 self._listeners[new] = listener(self._group, Path(new[0]))
-            except SettingsError as error:
+            except (SettingsError, OSError) as error:
                 log.info("cannot hear nodes on %s: %s", new[0], error)
         here = {address for _, address in self._listeners}
         self._own = {address for address in here if not is_loopback(address)} if LOOPBACK in here else set()
@@ -109,18 +142,18 @@ class DiscoveryServerTransport(DatagramLoop):
         if why:
             self.ignored[why] += 1
             count = self.ignored[why]
-            if count in (1, 10, 100, 1000) or not count % 10_000:
+            if str(count).rstrip("0") == "1":
                 log.info("%s: an announcement is ignored: %s (%d so far)", source[0], why, count)
 
     def receive(self, data: bytes, source: str, ear: str = "") -> str:
         """One datagram from `source`, which came to our address `ear`: why it is ignored; empty when it is believed."""
-        if not self._is_room():
-            return "too many"
         mac, body = split_signature(data)
         if not mac or len(data) > DATAGRAM_BYTES:
             return "not sealed"
         if source in self._own and not is_loopback(ear):
             return "of this machine, by another way"
+        if not self._budget.take(source, self._context.clock.monotonic()):
+            return "too many"
         try:
             call = read_announcement(body)
             key = self._context.tokens.get(call.node)
@@ -130,22 +163,15 @@ class DiscoveryServerTransport(DatagramLoop):
             return str(error)
         if key is None:
             return "from a node without a token here"
-        if not key.is_seal(mac, PURPOSE, body):
+        if key.sealing(mac, PURPOSE, body) is None:
             return "wrong token"
         why = self._is_old(call)
         if not why:
             self.believed += 1
+            self._budget.believe(source)
+            self._note_copies(call)
             self._believe(call, source)
         return why
-
-    def _is_room(self) -> bool:
-        now_s = self._context.clock.monotonic()
-        self._room = min(2.0 * DATAGRAMS_A_S, self._room + (now_s - self._room_s) * DATAGRAMS_A_S)
-        self._room_s = now_s
-        if self._room < 1:
-            return False
-        self._room -= 1
-        return True
 
     def _is_old(self, call: Announcement) -> str:
         """Return why it is ignored as a repetition, by the network or by an attacker; empty when it is new."""
@@ -166,6 +192,7 @@ class DiscoveryServerTransport(DatagramLoop):
         """Have the node collected from, at the place that its datagram came from if it named that, else its first."""
         places = sorted(call.places, key=lambda place: place[0] != source)
         texts = [join_address(*place) for place in places]
+        self._context.unnumbered_sources.forget_unproven(call.node)
         if any(link.state.calls_in and link.state.name == call.node for link in self._context.links):
             return  # it comes by itself
         links = [link for link in self._context.links if _is_movable(link) and _is_for(link, call.node, texts)]
@@ -192,6 +219,29 @@ class DiscoveryServerTransport(DatagramLoop):
             known.told = texts[0]
         known.wanted = links[0], places[0]
         self.move_due()
+
+    def _note_copies(self, call: Announcement) -> None:
+        """Remember the places of an announcement as those of one sender of its node."""
+        known, places = self._heard[call.node], frozenset(call.places)
+        usual = max(known.places, default=0) + 1
+        number = next((number for number, other in known.places.items() if other & places), usual)
+        known.places[number] = places
+        known.places.pop(number - MOST_SENDERS, None)
+        known.senders.note(number, self._now_s())
+
+    def warn(self) -> None:
+        """Show of which nodes two senders announce themselves in turn, and no more of which."""
+        for node, known in list(self._heard.items()):
+            text = ""
+            if senders := known.senders.senders(self._now_s()):
+                at = [join_address(*min(known.places[number])) for number in sorted(senders) if number in known.places]
+                text = f"two nodes announce themselves as {node}, at {' and at '.join(at)}; {remedy_of(node)}"
+            for state in [link.state for link in self._context.links if link.state.name == node]:
+                if state.warnings.get("announced", "") != text:
+                    state.warn("announced", text)
+
+    def _now_s(self) -> float:
+        return self._context.clock.monotonic()
 
     def move_due(self) -> None:
         """Have those go elsewhere that are to, and have not been told to in the last seconds."""

@@ -23,19 +23,23 @@ from typing import Any
 
 from pigeonpost.auth.key import Key
 from pigeonpost.core.clock import rfc3339
-from pigeonpost.core.errors import AuthFailed, BadArgument, NotStored, SettingsError, WireError
+from pigeonpost.core.errors import AuthFailed, BadArgument, BeyondLimit, NotStored, SettingsError, WireError
 from pigeonpost.core.mqtt_client import MqttConnection
+from pigeonpost.core.rare_log import RareLog
 from pigeonpost.core.strict_json import write_json
 from pigeonpost.server.node_status import NodeState
+from pigeonpost.server.unnumbered_sources import Claim
 from pigeonpost.transports.contract import ServerContext, Transport
+from pigeonpost.transports.mqtt_replay import ReplayGuard
 from pigeonpost.transports.mqtt_topics import MOST_HELD, PURPOSE, ROOT, sign_with_key
 from pigeonpost.transports.payload import BatchPayload, read_body, split_signature
-from protocol import HEX_16, NODE_NAME
+from pigeonpost.transports.refusals import RefusedNodes
+from protocol import HEX_16, NODE_NAME, Gap
 
 log = logging.getLogger(__name__)
 
 ACCEPT_S = 5.0  # that a server waits for room in the Ingestor, not hearing the broker meanwhile
-ERRORS_A_S = 10  # answered at most, and as many logged
+ERRORS_A_S = 10  # answered at most
 _LONGEST_SESSION = 64
 
 
@@ -69,6 +73,10 @@ class MqttServerTransport(Transport):
         )
         self._signed = context.settings["mqtt", "signed"]
         self._sessions: dict[str, _NodeSession] = {}
+        self._refused_nodes = RefusedNodes("MQTT", context)
+        self._rare_log = RareLog(log, context.clock)
+        self._replays: dict[str, ReplayGuard] = {}  # of nodes whose bodies are signed
+        self._old = 0  # bodies that were published before
         self._called = threading.Condition()
         self._calls: Counter[str] = Counter()
         self._taken = 0
@@ -82,12 +90,18 @@ class MqttServerTransport(Transport):
         return self._broker.stop(limit_s)
 
     def report(self) -> dict[str, Any]:
-        return {"connected": self._broker.connected, "bodies": self._taken, "refused": dict(self._refused)}
+        refused = {**self._refused, **({"old": self._old} if self._old else {})}
+        return {"connected": self._broker.connected, "bodies": self._taken, "refused": refused}
 
     def ask(self, node: str, word: str, *args: bool, limit_s: float = 5.0) -> bool:
         """Publish SEND or CHECK for a node. Returns True if it has confirmed that within the limit (AskNode)."""
         order = {"order": os.urandom(8).hex()} | ({"on": args[0]} if word == "SEND" else {})
-        state, clock = self._context.unnumbered_sources.caller(node), self._context.clock
+        state, clock = self._context.unnumbered_sources.find(node), self._context.clock
+        node_session = self._sessions.get(node)
+        if state is None or node_session is None:
+            return False  # it has not called
+        if self._signed and node_session.key is None and node in self._context.tokens:
+            return False  # it has not proved the token that it has meanwhile
         give_up_s, told = clock.monotonic() + limit_s, None
         with self._called:
             before, is_so = self._calls[node], False
@@ -111,16 +125,23 @@ class MqttServerTransport(Transport):
 
     def take(self, node: str, payload: bytes) -> None:
         """Submit one body that came on the topic of `node`. Raises WireError, NotStored or SettingsError."""
-        key, body = self._key_of(node, payload)
+        key, mac, body = self._key_of(node, payload)
         batch_payload = read_body(body)
         if self._context.ingestor.fault:  # another server may be well
             raise NotStored(self._context.ingestor.fault)
         if batch_payload.node != node:
             raise BadArgument(f"the topic is that of node {node}, the samples are those of {batch_payload.node}")
-        state = self._context.unnumbered_sources.caller(node)  # NotStored when more have come than can be remembered
+        state = self._state_of(batch_payload, is_signed=key is not None)
         self._taken += 1
-        node_session = self._session_of(node, key, batch_payload.said.get("session"))
-        self._record(batch_payload, state)
+        session = batch_payload.said.get("session")
+        session = session if type(session) is str and len(session) <= _LONGEST_SESSION else ""
+        if key is not None and self._is_old(mac, session, batch_payload):
+            node_session = _NodeSession(self, node, key, session)  # the node ignores the answers
+        else:
+            node_session = self._session_of(node, key, session)
+            self._record(batch_payload, state)
+            if key is not None:
+                self._refused_nodes.accepted(node)
         if "held" in batch_payload.said:
             self._resume(batch_payload, node_session)
         elif not batch_payload.pieces:
@@ -131,19 +152,42 @@ class MqttServerTransport(Transport):
             if not self._context.ingestor.submit(batch, limit_s=ACCEPT_S):
                 return  # the node asks again
 
-    def _key_of(self, node: str, payload: bytes) -> tuple[Key | None, bytes]:
-        """Return the key that signs the answers, and the body, whose signature is verified."""
+    def _state_of(self, batch_payload: BatchPayload, is_signed: bool) -> NodeState:
+        """Return what the pages show of a node. Raises AuthFailed or NotStored, see UnnumberedSources.caller."""
+        node, names = batch_payload.node, set(batch_payload.units)
+        is_proven = is_signed or (not self._signed and node in self._context.tokens)  # the broker has checked it then
+        if not is_proven:
+            samples = (sample for piece in batch_payload.pieces if not isinstance(piece, Gap) for sample in piece)
+            names.update(*(sample.values for sample in samples))
+        return self._context.unnumbered_sources.caller(Claim(node, "mqtt", is_proven), names)
+
+    def _is_old(self, mac: str, session: str, batch_payload: BatchPayload) -> bool:
+        """Return True if a signed body was published before: then it changes nothing of the session."""
+        clock, guard = self._context.clock, self._replays.setdefault(batch_payload.node, ReplayGuard())
+        now_ms = clock.wall_ms() if clock.is_set() else None
+        ingestor = self._context.ingestor
+        if not guard.is_old(mac, session, batch_payload, lambda: batch_payload.stored_seq(ingestor), now_ms):
+            return False
+        self._old += 1
+        return True
+
+    def _key_of(self, node: str, payload: bytes) -> tuple[Key | None, str, bytes]:
+        """Return the key that signs the answers, the signature, which is verified, and the body."""
         mac, body = split_signature(payload)
         key = self._context.tokens.get(node) if self._signed else None
         if key is None and mac and self._signed:
-            raise AuthFailed(f"node {node} has a token that this server does not know (control.py token {node})")
-        if key is not None and not key.is_seal(mac, PURPOSE, body):
-            raise AuthFailed(f"not signed with the token that this server has for node {node}")
-        return key, body
+            raise AuthFailed(f"node {node} has a token that this server does not know: control.py token {node} --set")
+        if key is None:
+            return None, mac, body
+        proven = key.sealing(mac, PURPOSE, body)
+        if proven is None:
+            raise AuthFailed(
+                f"not signed with the token that this server has for node {node}: `control.py get-token {node}` on the"
+                " server shows it; give it to the node as PIGEONPOST_NODE_TOKEN"
+            )
+        return proven, mac, body
 
-    def _session_of(self, node: str, key: Key | None, session: Any) -> _NodeSession:
-        if type(session) is not str or len(session) > _LONGEST_SESSION:
-            session = ""
+    def _session_of(self, node: str, key: Key | None, session: str) -> _NodeSession:
         node_session = self._sessions.get(node)
         if node_session is None or node_session.session != session:
             node_session = self._sessions[node] = _NodeSession(self, node, key, session)
@@ -165,7 +209,10 @@ class MqttServerTransport(Transport):
         })  # fmt: skip
 
     def _hole(self, batch_payload: BatchPayload, node_session: _NodeSession, error: WireError) -> None:
-        """Answer a batch that was rejected: what came before it went elsewhere, or nowhere."""
+        """Answer a batch that was rejected: what came before it went elsewhere, or nowhere; or it passes a limit."""
+        if isinstance(error, BeyondLimit):
+            self._refuse(batch_payload.node, error)
+            return
         log.info("MQTT %s: %s: %s; the node is asked for it", self._broker.place, batch_payload.node, error)
         node_session.say({"epoch": batch_payload.epoch, "have": batch_payload.stored_seq(self._context.ingestor)})
 
@@ -179,11 +226,13 @@ class MqttServerTransport(Transport):
             self._called.notify_all()
 
     def _refuse(self, node: str, error: Exception) -> None:
-        """Publish what was wrong, at a limited rate; never signed, since anybody may have caused it."""
+        """Publish what was wrong and log it, both at a limited rate; never signed, since anybody may have caused it."""
         code = getattr(error, "code", "not-stored")
         self._refused[code] += 1
+        if isinstance(error, AuthFailed):
+            self._refused_nodes.refused(node, f"the broker {self._broker.place}", str(error))
         now_s = self._context.clock.monotonic()
+        self._rare_log.say(logging.WARNING, code, f"MQTT {self._broker.place}: {node}: {error}")
         if len(self._errors_s) < ERRORS_A_S or now_s > self._errors_s[0] + 1:
             self._errors_s.append(now_s)
-            log.warning("MQTT %s: %s: %s", self._broker.place, node, error)
             _NodeSession(self, node, None, "").say({"error": {"code": code, "text": str(error)[:500]}})

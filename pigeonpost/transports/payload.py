@@ -23,6 +23,7 @@ from protocol import (
     BATCH_SAMPLES,
     HEX_16,
     LARGEST_SEQ,
+    LONGEST_WHY,
     NODE_NAME,
     NODE_NAME_TAKES,
     SENSOR_NAME,
@@ -31,6 +32,7 @@ from protocol import (
     Batch,
     Gap,
     Sample,
+    preview,
     read_samples,
 )
 
@@ -47,7 +49,6 @@ MOST_SAMPLES = WINDOW_SAMPLES  # in a body,
 MOST_GAPS = 500
 MOST_SENSORS = 1000
 MOST_EPOCHS = 400  # in one question of HTTP push: an address has 8 KiB at most
-_LONGEST_WHY = 80
 _LONGEST_EVERY_S = 1e9
 
 _SEAL = re.compile(rb'\{"mac":"([0-9a-f]{64})",').match
@@ -144,12 +145,12 @@ def read_body(data: bytes | bytearray | memoryview) -> BatchPayload:
         raise BadArgument("a body is a JSON object with node, outbox, epoch and samples")
     node, base = said.get("node"), said.get("base")
     if type(node) is not str or not NODE_NAME(node):
-        raise BadArgument(f"node is the node's name ({NODE_NAME_TAKES}), not {_preview(node)}")
+        raise BadArgument(f"node is the node's name ({NODE_NAME_TAKES}), not {preview(node)}")
     if base is not None and (type(base) is not int or abs(base) > LARGEST_SEQ):
-        raise BadArgument(f"base is a whole number, not {_preview(base)}")
+        raise BadArgument(f"base is a whole number, not {preview(base)}")
     every_s = _interval(said.get("every"))
     pieces = _in_order(_gaps(said.get("gaps", [])), _items(said.get("samples", [])))
-    outbox, epoch, sensors = _hex_16(said, "outbox"), _hex_16(said, "epoch"), _sensors(said.get("sensors", []))
+    outbox, epoch, sensors = _hex_16(said, "outbox"), _hex_16(said, "epoch"), read_sensors(said.get("sensors", []))
     return BatchPayload(node, outbox, epoch, base, every_s, sensors, pieces, said)
 
 
@@ -161,12 +162,15 @@ def _interval(value: Any) -> float | None:
 def _hex_16(said: Mapping[str, Any], key: str) -> str:
     value = said.get(key)
     if type(value) is not str or not HEX_16(value):
-        raise BadArgument(f"{key} is 16 hex digits (0-9, a-f), not {_preview(value)}")
+        raise BadArgument(f"{key} is 16 hex digits (0-9, a-f), not {preview(value)}")
     return value
 
 
-def _sensors(items: Any) -> list[dict[str, Any]]:
-    """Of each sensor what is known here: its name and unit, whether it is a simulated one, and what it is judged by."""
+def read_sensors(items: Any) -> list[dict[str, Any]]:
+    """Return of each sensor what is known here: name and unit, whether it is a simulated one, what it is judged by.
+
+    items  an untrusted JSON value, as HELLO and bodies have it. Raises BadArgument.
+    """
     if type(items) is not list or len(items) > MOST_SENSORS:
         raise BadArgument(f'sensors is a list of up to {MOST_SENSORS} {{"name": ..., "unit": ...}}')
     sensors = []
@@ -175,12 +179,21 @@ def _sensors(items: Any) -> list[dict[str, Any]]:
         if type(name) is not str or not SENSOR_NAME(name) or type(unit) is not str or not UNIT(unit):
             raise BadArgument(
                 'sensors is a list of {"name": ..., "unit": ...}, a unit up to 32 printable characters,'
-                f" not {_preview(item)}"
+                f" not {preview(item)}"
             )
         more = {"simulated": True} if item.get("simulated") is True else {}
-        limits = {"limits": item["limits"]} if type(item.get("limits")) is dict else {}  # server.quality reads them
+        limits = {"limits": _limits(item["limits"])} if type(item.get("limits")) is dict else {}
         sensors.append({"name": name, "unit": unit} | more | limits)
     return sensors
+
+
+def _limits(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what server.quality may read of a sensor's limits: numbers, and one pair of them. It is kept in memory."""
+    kept = {key: told[key] for key in ("low", "high", "jump", "stuck") if type(told.get(key)) in (int, float)}
+    rail = told.get("rail")
+    if type(rail) is list and len(rail) == 2 and all(type(end) in (int, float) for end in rail):
+        kept["rail"] = rail
+    return kept
 
 
 def _gaps(items: Any) -> list[Gap]:
@@ -192,8 +205,8 @@ def _gaps(items: Any) -> list[Gap]:
         if not all(type(number) is int and 0 <= number <= LARGEST_SEQ for number in numbers):
             numbers = [0]
         if numbers[0] < 1 or numbers[1] < numbers[0] - 1:
-            raise BadArgument(f'a gap is {{"from": first seq, "to": last seq, "why": text}}, not {_preview(item)}')
-        gaps.append(Gap(numbers[0], numbers[1], numbers[2], str(item.get("why", ""))[:_LONGEST_WHY]))
+            raise BadArgument(f'a gap is {{"from": first seq, "to": last seq, "why": text}}, not {preview(item)}')
+        gaps.append(Gap(numbers[0], numbers[1], numbers[2], str(item.get("why", ""))[:LONGEST_WHY]))
     return gaps
 
 
@@ -233,11 +246,6 @@ def _runs(items: Sequence[Any], expected: int) -> list[Piece]:
             )
         runs.append(run)
     return runs
-
-
-def _preview(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def sign(body: bytes, mac: str) -> bytes:

@@ -17,13 +17,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pigeonpost.core.clock import rfc3339
-from pigeonpost.core.errors import DiskError, NotStored, TooLong, WireError
+from pigeonpost.core.errors import BeyondLimit, DiskError, NotStored, TooLong, WireError
 from pigeonpost.core.strict_json import write_json
 from pigeonpost.http.message import JSON, BodyConsumer, Endpoint, HTTPError, Request, Response
 from pigeonpost.server.command_queue import CommandQueue
 from pigeonpost.server.commit_waiter import CommitWaiter
+from pigeonpost.server.unnumbered_sources import Claim
 from pigeonpost.transports.contract import PassiveTransport
 from pigeonpost.transports.payload import MOST_EPOCHS, PAYLOAD_BYTES, BatchPayload, read_body
+from pigeonpost.transports.refusals import RefusedNodes
 from protocol import HEX_16
 
 if TYPE_CHECKING:
@@ -39,16 +41,18 @@ _BUSY_S = 5  # after which a node may try again when nothing can be stored
 class _Body:
     """Receives the body of a node whose token was checked."""
 
-    def __init__(self, end: PushServerTransport, node: str) -> None:
+    is_proven = True
+
+    def __init__(self, end: PushServerTransport, request: Request) -> None:
         self._end = end
-        self._node = node
+        self._request = request
         self._data = bytearray()
 
     def take(self, data: bytes) -> None:
         self._data += data
 
     def finish(self) -> Response:
-        return self._end.take(self._node, self._data)
+        return self._end.take(self._end.node_of(self._request), self._data)  # it may have been revoked meanwhile
 
     def abandon(self) -> None:
         self._data.clear()
@@ -59,7 +63,8 @@ class PushServerTransport(PassiveTransport):
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
-        self._commands = CommandQueue(context.data)
+        self._refused_nodes = RefusedNodes("push", context)
+        self._commands = CommandQueue(context.data, context.faults)
         self.endpoints: Sequence[Endpoint] = [
             Endpoint("POST", "/api/v1/samples", self._no_body, PAYLOAD_BYTES, receive=self._receive),
             Endpoint("GET", "/api/v1/samples/resume", self.resume),
@@ -67,16 +72,26 @@ class PushServerTransport(PassiveTransport):
 
     def _receive(self, request: Request, length: int) -> BodyConsumer:
         """Only whose token is right may send a long body."""
-        return _Body(self, self._node_of(request))
+        self.node_of(request)
+        return _Body(self, request)
 
     def _no_body(self, request: Request) -> Response:
         raise AssertionError("a body is taken by its receiver")
 
-    def _node_of(self, request: Request) -> str:
-        """Return the node whose token a request has. Raises HTTPError 401."""
+    def node_of(self, request: Request) -> str:
+        """Return the node whose token a request has. Raises HTTPError 401; 429 after many wrong tokens.
+
+        A right token is never refused: other nodes may be behind the same address as one with a wrong token.
+        """
         kind, _, token = request.headers.get("authorization", "").partition(" ")
         node = self._context.tokens.node_of(token.strip()) if kind.lower() == "bearer" else None
         if node is None:
+            if kind.lower() == "bearer":  # what asks with another scheme has not tried a token
+                self._context.throttle.delay_or_refuse(request.peer)
+                self._context.throttle.log_failure(log, request.peer, "a token that is no node's here")
+                name = request.query.get("node", "")
+                remedy = f"give it the one that `control.py get-token {name}` shows, as PIGEONPOST_NODE_TOKEN"
+                self._refused_nodes.refused(name, request.peer, f"its token is not that of {name}; {remedy}")
             said = "That is no node's token here" if kind else "A node shows its token: Authorization: Bearer TOKEN"
             text = f"{said}. On the server, `control.py get-token NODE` tells it."
             raise HTTPError(401, text, "token", {"WWW-Authenticate": "Bearer"})
@@ -118,7 +133,9 @@ class PushServerTransport(PassiveTransport):
         return waiter.store(batch_payload.batches(), STORE_S, overtime_s=2 * STORE_S)
 
     def _hole(self, batch_payload: BatchPayload, error: WireError) -> Response:
-        """Return 409: samples are missing before these. `next` is the first of them."""
+        """Return 409: samples are missing before these. `next` is the first of them. 400 where they pass a limit."""
+        if isinstance(error, BeyondLimit):
+            raise HTTPError(400, f"{error}.", error.code)
         next_seq = batch_payload.stored_seq(self._context.ingestor) + 1
         return self._answer(
             409, {"error": {"code": error.code, "text": f"{error}; a hole needs a gap", "next": next_seq}}
@@ -128,7 +145,7 @@ class PushServerTransport(PassiveTransport):
 
     def resume(self, request: Request) -> Response:
         """What is stored of an epoch, or of several (with commas between); and what the time is."""
-        node, query = self._node_of(request), request.query
+        node, query = self.node_of(request), request.query
         epochs = query.get("epoch", "").split(",")
         self._check_name(query.get("node", ""), node)
         if not 0 < len(epochs) <= MOST_EPOCHS or not all(map(HEX_16, epochs)):
@@ -153,11 +170,12 @@ class PushServerTransport(PassiveTransport):
     def _record(self, node: str, on: object) -> NodeState:
         """The node has called; what the pages show of it."""
         try:
-            state = self._context.unnumbered_sources.caller(node)
+            state = self._context.unnumbered_sources.caller(Claim(node, "push", is_proven=True))
         except NotStored as error:
             raise HTTPError(503, f"{error}.", "busy", {"Retry-After": str(_BUSY_S)}) from None
         if not state.takes_orders:
             self._context.unnumbered_sources.let_ask(node, self._commands.asker(node))
+        self._refused_nodes.accepted(node)
         state.record_contact(self._context.clock.wall_ms())
         if type(on) is bool:
             state.on = on

@@ -47,19 +47,20 @@ SOON = {
 
 
 class Pressing:
-    """A browser at the server's page: looks, and presses buttons."""
+    """A browser at the address that the server printed: looks, and presses buttons."""
 
     def __init__(self, server):
         self.server = server
+        self.cookie = server.sign_in()
 
     def press(self, path, **fields):
         """What the server answers to the button: where it leads to, or the page itself."""
-        page = self.server.get("/", {"Accept": "text/html"})[1]
+        page = self.server.get("/", {"Accept": "text/html", "Cookie": self.cookie})[1]
         fields["csrf"] = re.search(r'name="csrf" value="([^"]+)"', page)[1]
         link = http.client.HTTPConnection(*self.server.page, timeout=LIMIT_S)
         try:
-            headers = {"Accept": "text/html", "Content-Type": "application/x-www-form-urlencoded"}
-            link.request("POST", path, urlencode(fields), headers)
+            kind = {"Accept": "text/html", "Content-Type": "application/x-www-form-urlencoded"}
+            link.request("POST", path, urlencode(fields), {**kind, "Cookie": self.cookie})
             answer = link.getresponse()
             return answer.headers["Location"] if answer.status == 303 else answer.read().decode()
         finally:

@@ -3,8 +3,10 @@
 import unittest
 
 from pigeonpost.server.commit_plan import plan_commit
+from pigeonpost.server.node_limits import NodeLimits
 from pigeonpost.storage.models import HighWaterMark
 from tests.server.test_ingest import E1, E2, batch, gap
+from tests.storage.memory_store import MemoryStore
 
 
 def stored(seq):
@@ -16,7 +18,7 @@ class Plans(unittest.TestCase):
         """Return the counts of new samples by epoch, the acknowledgements, and the first seqs of what is rejected."""
         node = batches[0].node
         marks = {(node, epoch): mark for (_, epoch), mark in dict(marks).items()}
-        plan = plan_commit(batches, marks, dict(tops))
+        plan = plan_commit(batches, marks, dict(tops), NodeLimits(MemoryStore()).admitted)
         return (
             {commit.epoch: commit.count for commit in plan.epoch_commits},
             {epoch: seq for (_, epoch), seq in plan.acknowledgements.items()},
@@ -45,7 +47,7 @@ class Plans(unittest.TestCase):
         self.assertEqual(self.plan(unnumbered, unnumbered, marks=stored(7)), ({E1: 4}, {E1: 11}, []))
 
     def test_nothing_is_nothing(self):
-        self.assertEqual(plan_commit([], {}, {}), ([], {}, []))
+        self.assertEqual(plan_commit([], {}, {}, NodeLimits(MemoryStore()).admitted), ([], {}, []))
 
 
 if __name__ == "__main__":

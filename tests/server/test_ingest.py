@@ -13,7 +13,7 @@ from pigeonpost.core.errors import DiskError, NotStored
 from pigeonpost.server.ingest import Ingestor
 from pigeonpost.storage.models import HighWaterMark, Rollup, Window
 from pigeonpost.storage.sqlite.store import SqliteStore
-from protocol import IMPORTED
+from protocol import IMPORTED, Sample
 from tests.page_support import use_memory_disk
 from tests.storage.test_contract import E1, E2, OUTBOX, batch, gap
 from tests.support import LIMIT_S, rounds, wait_until
@@ -75,6 +75,18 @@ class IngestCase(unittest.TestCase):
 
     def seqs(self, node="a", epoch=E1):
         return sorted(point.seq for point in self.store.points(node, 0, 1 << 60, 100_000) if point.epoch == epoch)
+
+
+class Waiting(IngestCase):
+    def test_samples_with_many_values_and_gaps_fill_the_buffer_too(self):
+        wide = batch(1, 1)._replace(samples=[Sample(1, 0, 0, {f"n{k}": 1 for k in range(400)}, {}, "")])
+        for one, room in ((batch(1, 1), 1000), (wide, 10), (gap(1, 1), 1000)):
+            with self.subTest(room=room):
+                self.ingestor = Ingestor(self.store, self.log, self.clock, buffer_samples=1000)
+                taken = 0
+                while self.ingestor.submit(one, limit_s=0.0):
+                    taken += 1
+                self.assertEqual(taken, room)
 
 
 class Committing(IngestCase):

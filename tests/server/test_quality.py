@@ -163,6 +163,15 @@ class Judgements(unittest.TestCase):
         self.assertIsNone(node.quality.of("basement", "light", T0))
 
 
+class Bounds(unittest.TestCase):
+    def test_a_node_that_takes_a_new_name_each_time_is_remembered_under_a_few(self):
+        node = Node({"high": 5}, rules={("pinned", "t"): {"low": 0}})
+        for n in range(50):
+            node.state.name = f"n{n}"
+            self.assertEqual(node.say(7.0), ["range"])
+        self.assertLessEqual(len(node.quality._nodes), 4)
+
+
 class Order(unittest.TestCase):
     def test_between_two_epochs_only_dates_tell_and_only_forwards(self):
         node = Node({"jump": 1, "stuck": 15})

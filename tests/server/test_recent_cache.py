@@ -6,7 +6,7 @@ import unittest
 
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import NotStored
-from pigeonpost.server.recent_cache import RecentCache
+from pigeonpost.server.recent_cache import MOST_SENSORS, RecentCache
 from pigeonpost.storage.models import NOTHING, EpochCommit
 from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Batch, Gap, Sample
@@ -21,6 +21,9 @@ def setUpModule():
     use_memory_disk()
 
 
+SENSORS = ("t", "u", "a", "b", "c", "x", "y")
+
+
 class WatchedStore(SqliteStore):
     """Notes which stretches of time it is asked for."""
 
@@ -29,10 +32,10 @@ class WatchedStore(SqliteStore):
         self.asked = []
         self.before = lambda: None
 
-    def downsample_all(self, node, from_ms, to_ms, count):
+    def downsample_all(self, node, from_ms, to_ms, count, sensors):
         self.asked.append((node, from_ms, to_ms))
         self.before()
-        return super().downsample_all(node, from_ms, to_ms, count)
+        return super().downsample_all(node, from_ms, to_ms, count, sensors)
 
 
 class BookCase(unittest.TestCase):
@@ -60,13 +63,13 @@ class BookCase(unittest.TestCase):
             self.book.on_commit([epoch_commit])
 
     def day(self, node="a", first_ms=None):
-        return self.book.day(node, first_ms or self.first_ms.get(node), self.clock.wall_ms())
+        return self.book.day(node, first_ms or self.first_ms.get(node), self.clock.wall_ms(), SENSORS)
 
     def assert_as_stored(self, node="a", first_ms=None):
         """The day is what one question for all of it would bring."""
         day = self.day(node, first_ms)
         count = day.span_ms // day.width_ms
-        wanted = SqliteStore.downsample_all(self.store, node, day.from_ms, day.from_ms + day.span_ms, count)
+        wanted = SqliteStore.downsample_all(self.store, node, day.from_ms, day.from_ms + day.span_ms, count, SENSORS)
         self.assertEqual({sensor: columns for sensor, columns in day.columns.items() if columns}, wanted)
         return day
 
@@ -232,6 +235,17 @@ class Trouble(BookCase):
         go_on.set()
         reader.join(LIMIT_S)
         self.assertEqual(self.assert_as_stored().columns["t"][0].values, 2)
+
+
+class Bounds(BookCase):
+    def test_of_many_sensors_the_first_ones_are_kept(self):
+        names = [f"n{k:03d}" for k in range(MOST_SENSORS + 50)]
+        now_ms = self.clock.wall_ms()
+        self.put(*((now_ms - k * 1000, dict.fromkeys(names, float(k))) for k in range(5)))
+        day = self.book.day("a", now_ms - 5000, now_ms, iter(names))
+        self.assertEqual(sorted(name for name, columns in day.columns.items() if columns), names[:MOST_SENSORS])
+        again = self.book.day("a", now_ms - 5000, now_ms, names[50:])
+        self.assertEqual(sorted(name for name, columns in again.columns.items() if columns), names[50:])
 
 
 if __name__ == "__main__":

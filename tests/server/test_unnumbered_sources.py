@@ -1,17 +1,30 @@
 """Readings without identity: each stored once, durable before it is answered, and not at all when that fails."""
 
+import glob
+import os
+import re
 import threading
+import unittest
+from pathlib import Path
 from unittest import mock
 
+from pigeonpost.auth.throttle import LoginThrottle
 from pigeonpost.core.clock import Clock
-from pigeonpost.core.errors import NotStored
-from pigeonpost.server import unnumbered_sources
+from pigeonpost.core.errors import AuthFailed, NotStored, SettingsError
+from pigeonpost.core.faults import Faults
+from pigeonpost.server import node_limits, unnumbered_sources
 from pigeonpost.server.commit_waiter import CommitWaiter
-from pigeonpost.server.unnumbered_sources import ExternalReading, UnnumberedSources
+from pigeonpost.server.unnumbered_sources import Claim, ExternalReading, UnnumberedSources
+from tests.page_support import use_memory_disk
 from tests.server.test_ingest import IngestCase, batch
-from tests.support import LIMIT_S, wait_until
+from tests.support import LIMIT_S, ROOT, wait_until
 
 C = {"temperature": "°C"}
+ATTIC = Claim("attic", "pimonitor")
+
+
+def setUpModule():
+    use_memory_disk()
 
 
 class Real(IngestCase):
@@ -20,7 +33,11 @@ class Real(IngestCase):
     def setUp(self):
         super().setUp()
         self.links = []
-        self.unnumbered_sources = UnnumberedSources(self.ingestor, self.links, self.clock)
+        self.tokens, self.faults, self.throttle = {}, Faults(), LoginThrottle(self.clock)
+        self.unnumbered_sources = self.make()
+
+    def make(self):
+        return UnnumberedSources(self.ingestor, self.links, self.clock, self.tokens, self.faults, self.throttle)
 
     def run_ingestor(self):
         self.ingestor.start()
@@ -34,7 +51,7 @@ class Stored(Real):
     def test_what_is_answered_is_durable(self):
         self.run_ingestor()
         for n in range(3):
-            self.unnumbered_sources.store(ExternalReading("attic", {"temperature": 20.5 + n}, C, 1_700_000_000_000 + n))
+            self.unnumbered_sources.store(ExternalReading(ATTIC, {"temperature": 20.5 + n}, C, 1_700_000_000_000 + n))
             self.assertEqual(len(self.points("attic")), n + 1)
         first, *_, last = self.points("attic")
         self.assertEqual((first.seq, last.seq, first.epoch), (1, 3, last.epoch))
@@ -45,22 +62,30 @@ class Stored(Real):
         self.run_ingestor()
         before = self.clock.wall_ms()
         self.unnumbered_sources.store(
-            ExternalReading("attic", {"temperature": None}, C, errors={"temperature": "no answer"})
+            ExternalReading(ATTIC, {"temperature": None}, C, errors={"temperature": "no answer"})
         )
         self.assertTrue(before <= self.points("attic")[0].time_ms <= self.clock.wall_ms())
+
+    def test_beyond_a_limit_it_is_not_stored_and_says_why(self):
+        self.run_ingestor()
+        with mock.patch.object(node_limits, "MOST_NODES", 0), self.assertRaisesRegex(NotStored, "has 0 nodes"):
+            self.unnumbered_sources.store(ExternalReading(ATTIC, {"temperature": 1.0}, C))
+        many = {f"n{k}": 1.0 for k in range(300)}
+        self.unnumbered_sources.store(ExternalReading(ATTIC, many, {}))
+        self.assertEqual(len(self.points("attic")[0].values), 256)
 
     def test_it_does_not_wait_for_the_usual_commit(self):
         self.ingestor._commit_s = 3600.0
         self.run_ingestor()
         for n in range(5):
-            self.unnumbered_sources.store(ExternalReading("attic", {"temperature": n}, C))
+            self.unnumbered_sources.store(ExternalReading(ATTIC, {"temperature": n}, C))
 
     def test_many_at_once_are_numbered_without_holes(self):
         self.run_ingestor()
 
         def bring(node):
             for n in range(25):
-                self.unnumbered_sources.store(ExternalReading(node, {"temperature": n}, C))
+                self.unnumbered_sources.store(ExternalReading(Claim(node, "pimonitor"), {"temperature": n}, C))
 
         threads = [threading.Thread(target=bring, args=(node,)) for node in ("a", "b") for _ in range(4)]
         for thread in threads:
@@ -72,8 +97,8 @@ class Stored(Real):
 
     def test_another_run_of_the_server_has_another_epoch(self):
         self.run_ingestor()
-        self.unnumbered_sources.store(ExternalReading("attic", {"temperature": 1}, C))
-        UnnumberedSources(self.ingestor, [], self.clock).store(ExternalReading("attic", {"temperature": 2}, C))
+        self.unnumbered_sources.store(ExternalReading(ATTIC, {"temperature": 1}, C))
+        self.make().store(ExternalReading(ATTIC, {"temperature": 2}, C))
         self.assertEqual(len({point.epoch for point in self.points("attic")}), 2)
 
 
@@ -84,23 +109,23 @@ class NotStoredInTime(Real):
 
     def test_it_is_said_and_never_stored_later(self):
         with self.assertRaisesRegex(NotStored, "within 0.02 s"):
-            self.unnumbered_sources.store(ExternalReading("attic", {"temperature": 1}, C))
+            self.unnumbered_sources.store(ExternalReading(ATTIC, {"temperature": 1}, C))
         self.run_ingestor()
-        self.unnumbered_sources.leave(ExternalReading("attic", {"temperature": 2}, C))
+        self.unnumbered_sources.leave(ExternalReading(ATTIC, {"temperature": 2}, C))
         self.assertTrue(self.ingestor.flush(LIMIT_S))
         self.assertEqual([(point.seq, point.values) for point in self.points("attic")], [(1, {"temperature": 2})])
 
     def test_the_reason_is_told(self):
         self.ingestor.fault = "nothing can be stored: disk full"
         with self.assertRaisesRegex(NotStored, "disk full"):
-            self.unnumbered_sources.store(ExternalReading("attic", {"temperature": 1}, C))
+            self.unnumbered_sources.store(ExternalReading(ATTIC, {"temperature": 1}, C))
 
     def test_no_room(self):
         self.ingestor._buffer_samples = 1
-        self.assertTrue(self.unnumbered_sources.leave(ExternalReading("attic", {"temperature": 1}, C)))
-        self.assertFalse(self.unnumbered_sources.leave(ExternalReading("attic", {"temperature": 2}, C)))
+        self.assertTrue(self.unnumbered_sources.leave(ExternalReading(ATTIC, {"temperature": 1}, C)))
+        self.assertFalse(self.unnumbered_sources.leave(ExternalReading(ATTIC, {"temperature": 2}, C)))
         with self.assertRaises(NotStored):
-            self.unnumbered_sources.store(ExternalReading("attic", {"temperature": 3}, C))
+            self.unnumbered_sources.store(ExternalReading(ATTIC, {"temperature": 3}, C))
 
     def test_what_is_being_stored_is_waited_for(self):
         entered, go_on, put = threading.Event(), threading.Event(), self.store.put
@@ -121,7 +146,7 @@ class NotStoredInTime(Real):
 
         with mock.patch.object(self.store, "put", slow), mock.patch.object(CommitWaiter, "wait", impatient):
             self.run_ingestor()
-            reading = ExternalReading("attic", {"temperature": 1}, C)
+            reading = ExternalReading(ATTIC, {"temperature": 1}, C)
             thread = threading.Thread(target=self.unnumbered_sources.store, args=(reading,))
             thread.start()
             wait_until(lambda: len(waits) > 1, "it is waited for still")
@@ -134,32 +159,155 @@ class NotStoredInTime(Real):
 
 class Callers(Real):
     def test_a_caller_appears_once_with_its_sensors(self):
-        self.unnumbered_sources.leave(ExternalReading("attic", {"temperature": 1}, C))
-        self.unnumbered_sources.leave(
-            ExternalReading("attic", {"temperature": 1, "humidity": 2}, {**C, "humidity": "%"})
-        )
+        self.unnumbered_sources.leave(ExternalReading(ATTIC, {"temperature": 1}, C))
+        self.unnumbered_sources.leave(ExternalReading(ATTIC, {"temperature": 1, "humidity": 2}, {**C, "humidity": "%"}))
         (link,) = self.links
         self.assertEqual(link.state.sensors, [{"name": "temperature", "unit": "°C"}, {"name": "humidity", "unit": "%"}])
-        self.assertIs(self.unnumbered_sources.caller("attic"), link.state)
+        self.assertIs(self.unnumbered_sources.find("attic"), link.state)
         self.assertEqual((link.state.name, link.state.calls_in, link.state.connected), ("attic", True, True))
         self.assertFalse(link.ask("SEND", True))
 
     def test_how_often_it_calls_is_learned(self):
         now = [100.0]
         with mock.patch.object(self.clock, "monotonic", lambda: now[0]):
-            state = self.unnumbered_sources.record_call("attic")
+            self.unnumbered_sources.leave(ExternalReading(ATTIC, {"temperature": 1}, C))
+            state = self.unnumbered_sources.find("attic")
             self.assertIsNone(state.every_s)
             for step, expected in ((60, 60.0), (300, 300.0), (60, 300.0), (60, 300.0), (60, 300.0), (60, 60.0)):
                 now[0] += step
-                self.assertEqual(self.unnumbered_sources.record_call("attic").every_s, expected)
+                self.unnumbered_sources.leave(ExternalReading(ATTIC, {"temperature": 1}, C))
+                self.assertEqual(state.every_s, expected)
 
-    def test_there_is_an_end_to_them(self):
-        with mock.patch.object(unnumbered_sources, "MOST_CALLERS", 3):
+
+class Proof(Real):
+    """Who may write as which node, on every transport that clients connect to."""
+
+    def test_a_node_with_a_token_is_only_written_by_who_proves_it(self):
+        self.tokens["attic"] = object()
+        for transport in ("mqtt", "pimonitor", "bus", "a new one"):
+            claim = Claim("attic", transport, is_listed=transport == "bus")
+            reading = ExternalReading(claim, {"temperature": 1}, C)
+            sources = self.unnumbered_sources
+            for write, what in ((sources.store, reading), (sources.leave, reading), (sources.caller, claim)):
+                with self.assertRaisesRegex(AuthFailed, "attic has a token"):
+                    write(what)
+        self.assertEqual((self.links, self.ingestor._batches), ([], []))
+        self.unnumbered_sources.leave(ExternalReading(Claim("attic", "tmon", True), {"temperature": 1}, C))
+        self.assertEqual(len(self.ingestor._batches), 1)
+
+    def test_also_a_node_that_had_none_when_it_came(self):
+        self.unnumbered_sources.leave(ExternalReading(ATTIC, {"temperature": 1}, C))
+        self.tokens["attic"] = object()
+        with self.assertRaises(AuthFailed):
+            self.unnumbered_sources.leave(ExternalReading(ATTIC, {"temperature": 2}, C))
+        self.assertEqual(self.links, [])  # nor is it shown, or asked
+        self.unnumbered_sources.caller(Claim("attic", "push", True))
+        with self.assertRaises(AuthFailed):
+            self.unnumbered_sources.leave(ExternalReading(ATTIC, {"temperature": 2}, C))
+        self.assertEqual(len(self.links), 1)
+
+    def test_a_node_whose_token_was_revoked_is_shown_as_refused(self):
+        self.tokens["attic"] = object()
+        state = self.unnumbered_sources.caller(Claim("attic", "push", True))
+        state.record_contact(0)
+        self.unnumbered_sources.recheck_tokens({"attic", "unknown"})  # it has another one
+        self.assertTrue(state.connected)
+        del self.tokens["attic"]
+        self.unnumbered_sources.recheck_tokens({"attic", "unknown"})
+        self.assertFalse(state.connected)
+        self.assertEqual(state.fault, "its token was revoked: `control.py token attic` makes another one")
+
+    def test_a_proof_is_never_assumed(self):
+        self.assertFalse(Claim("attic", "a new one").is_proven)
+
+    def test_it_is_logged_once_a_minute(self):
+        self.tokens["attic"] = object()
+        with self.assertLogs("pigeonpost.server.unnumbered_sources", "WARNING") as logs:
+            for _ in range(100):
+                with self.assertRaises(AuthFailed):
+                    self.unnumbered_sources.caller(ATTIC)
+        self.assertEqual(len(logs.output), 1)
+
+    def test_tokens_that_do_not_read_let_nobody_in(self):
+        class Broken(dict):
+            def __contains__(self, node):
+                raise SettingsError("tokens.json does not read")
+
+        self.unnumbered_sources._tokens = Broken()
+        with self.assertRaisesRegex(NotStored, "does not read"):
+            self.unnumbered_sources.caller(ATTIC)
+
+
+class EveryWay(unittest.TestCase):
+    def test_samples_are_submitted_only_where_it_is_known_who_sends_them(self):
+        """A new transport brings its samples through UnnumberedSources, or is added here with its proof."""
+        found = {
+            os.path.relpath(path, ROOT): set(re.findall(r"(\w+)\.submit\(|(CommitWaiter)\(", text))
+            for path in glob.glob(f"{ROOT}/pigeonpost/**/*.py", recursive=True)
+            if (text := Path(path).read_text(encoding="utf-8"))
+        }
+        self.assertEqual({path for path, calls in found.items() if calls}, {
+            "pigeonpost/server/unnumbered_sources.py",  # checks
+            "pigeonpost/server/commit_waiter.py",  # for the others
+            "pigeonpost/transports/tcp_server_session.py",  # has the token proved, and the name claimed
+            "pigeonpost/transports/mqtt_server.py",  # asks UnnumberedSources
+            "pigeonpost/transports/push_server.py",  # the same
+            "pigeonpost/importing/importer.py",  # for the operator
+        })  # fmt: skip
+        for name in ("mqtt_server", "push_server"):
+            text = Path(f"{ROOT}/pigeonpost/transports/{name}.py").read_text(encoding="utf-8")
+            self.assertIn("unnumbered_sources.caller(Claim(", text)
+
+
+class Room(Real):
+    """Names cost nothing, so they are counted; those of nodes with a token are not."""
+
+    def caller(self, node, transport="mqtt", sensors=(), **more):
+        return self.unnumbered_sources.caller(Claim(node, transport, **more), sensors)
+
+    def test_invented_names_take_no_place_of_anybody_else(self):
+        with mock.patch.object(unnumbered_sources, "MOST_UNPROVEN", 3):
             for n in range(3):
-                self.unnumbered_sources.caller(f"n{n}")
-            self.unnumbered_sources.caller("n1")
-            with self.assertRaisesRegex(NotStored, "3 nodes"):
-                self.unnumbered_sources.caller("n3")
+                self.caller(f"n{n}")
+            for n in range(100):
+                with self.assertRaisesRegex(NotStored, "3 nodes without a token"):
+                    self.caller(f"x{n}")
+            self.caller("n1")  # it has its place
+            self.caller("kitchen", "pimonitor")  # another transport has places of its own
+            self.caller("cellar", is_listed=True)  # the settings name it
+            for n in range(10):
+                self.tokens[f"t{n}"] = object()
+                self.caller(f"t{n}", is_proven=True)
+            self.tokens["n2"] = object()  # who has a token now takes no place
+            self.caller("n3")
+        self.assertEqual(len(self.links), 3 + 1 + 1 + 10 + 1)
+
+    def test_the_surplus_is_a_fault_with_its_remedy_and_is_shown_once(self):
+        with mock.patch.object(unnumbered_sources, "MOST_UNPROVEN", 3), self.assertLogs() as logs:
+            for n in range(1000):
+                try:
+                    self.caller(f"n{n}")
+                except NotStored:
+                    pass
+        self.assertEqual(len(logs.output), 1)
+        (text,) = self.faults.present().values()
+        self.assertRegex(text, r"3 nodes without a token .* by mqtt .*control.py token NODE")
+
+    def test_sensors_are_counted_over_all_nodes_of_a_transport(self):
+        with mock.patch.object(unnumbered_sources, "MOST_UNPROVEN_SENSORS", 6):
+            self.caller("a", sensors=["t1", "t2", "t3"])
+            self.caller("b", sensors=["t1", "t2"])
+            for node in ("b", "c"):
+                with self.assertRaisesRegex(NotStored, "6 sensors of nodes without a token"):
+                    self.caller(node, sensors=["t8", "t9"])
+            self.caller("a", sensors=["t1", "t2", "t3"])  # as before
+            self.caller("c", "bus", sensors=["t8", "t9"])
+            self.caller("e", "pimonitor", sensors=["t1"], is_listed=True)
+            with self.assertRaises(NotStored):  # a name that the settings of another transport list does not help
+                self.caller("e", sensors=["t8", "t9"])
+            self.tokens["d"] = object()
+            self.caller("d", sensors=[f"s{n}" for n in range(100)], is_proven=True)
+        self.assertEqual([link.state.name for link in self.links], ["a", "b", "c", "e", "d"])
 
 
 class NoRoom(Real):

@@ -8,22 +8,34 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import unittest
 from types import SimpleNamespace
 from unittest import mock
 
 from pigeonpost.auth.link_key import LinkKey
+from pigeonpost.auth.throttle import LoginThrottle
 from pigeonpost.auth.tokens import Tokens
 from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.core.errors import BadArgument, SettingsError
+from pigeonpost.core.faults import Faults
 from pigeonpost.core.multicast import Path, listener
 from pigeonpost.server.node_status import NodeState
-from pigeonpost.transports import discovery_node, registry
+from pigeonpost.server.unnumbered_sources import Claim, UnnumberedSources
+from pigeonpost.transports import discovery_datagram, discovery_node, registry
 from pigeonpost.transports.contract import PassiveTransport
 from pigeonpost.transports.discovery_datagram import DATAGRAM_BYTES, interfaces, read_announcement, write_announcement
 from pigeonpost.transports.discovery_node import DiscoveryNodeTransport
-from pigeonpost.transports.discovery_server import LEAST_MOVE_S, DiscoveryServerTransport
+from pigeonpost.transports.discovery_server import (
+    AT_ONCE,
+    DATAGRAMS_A_S,
+    LEAST_MOVE_S,
+    MOST_SOURCES,
+    SOURCES,
+    Budget,
+    DiscoveryServerTransport,
+)
 from pigeonpost.transports.payload import split_signature
 from tests.forked import Forked
 from tests.page_support import use_memory_disk
@@ -31,6 +43,7 @@ from tests.support import LIMIT_S, ROOT, Program, long, temp_folder, wait_until
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 PLACES = [("192.168.1.20", 5003), ("10.0.0.5", 5003)]
+JUNK = b'{"mac":"' + b"0" * 64 + b'",' + b"x" * 1000
 
 
 def free_group():
@@ -140,7 +153,11 @@ class Hearing(unittest.TestCase):
         self.clock = FakeClock()
         self.tokens = {"basement": LinkKey(TOKEN)}
         self.links = []
-        self.context = SimpleNamespace(clock=self.clock, tokens=self.tokens, links=self.links, collect=self.collect)
+        self.sources = UnnumberedSources(None, self.links, self.clock, self.tokens, Faults(), LoginThrottle(self.clock))
+        self.context = SimpleNamespace(
+            clock=self.clock, tokens=self.tokens, links=self.links, collect=self.collect,
+            unnumbered_sources=self.sources,
+        )  # fmt: skip
         self.end = DiscoveryServerTransport(self.context, ("239.255.50.3", 5003))
         self.addCleanup(self.end._wake_pipe.close)
 
@@ -225,6 +242,13 @@ class Hearing(unittest.TestCase):
         self.assertEqual(self.receive(self.call()), "")
         self.assertEqual(len(self.links), 1)
 
+    def test_who_came_without_proof_does_not_keep_it_from_being_found(self):
+        token = self.tokens.pop("basement")
+        self.sources.caller(Claim("basement", "mqtt"))
+        self.tokens["basement"] = token
+        self.receive(self.call())
+        self.assertEqual([link.state.address for link in self.links], ["192.168.1.20:5003"])
+
     def test_never_more_than_one_attempt_in_five_seconds(self):
         self.receive(self.call())
         for port in range(1, 101):
@@ -289,12 +313,53 @@ class Hearing(unittest.TestCase):
 
     def test_a_flood_is_not_even_looked_at(self):
         began_s = time.monotonic()
-        whys = [self.end.receive(b'{"mac":"' + b"0" * 64 + b'",' + b"x" * 1000, "6.6.6.6") for _ in range(20_000)]
-        self.assertEqual(whys.count("too many"), 20_000 - 200)
+        whys = [self.end.receive(JUNK, "6.6.6.6") for _ in range(20_000)]
+        self.assertEqual(whys.count("too many"), 20_000 - AT_ONCE)
         self.assertLess(time.monotonic() - began_s, 5.0)
-        self.clock.sleep(1)
         self.assertEqual(self.end.receive(self.call(), "192.168.1.20"), "")
+        self.clock.sleep(1)
+        whys = [self.end.receive(JUNK, "6.6.6.6") for _ in range(1000)]
+        self.assertEqual(whys.count("too many"), 1000 - DATAGRAMS_A_S)
         self.assertEqual(len(self.end._heard), 1)
+
+    def test_two_that_announce_themselves_in_turn_are_shown_until_an_hour_after(self):
+        here, there = ("192.168.1.20", 5003), ("192.168.1.30", 5003)
+        self.receive(self.call(here))
+        state = self.links[0].state
+        for n in range(6):
+            self.receive(self.call(here, *[("10.0.0.5", 5003)][: n % 2]))  # its second interface comes and goes
+        self.end.warn()
+        self.assertEqual(state.warnings, {})
+        for _ in range(4):
+            self.receive(self.call(there), "192.168.1.30")
+            self.receive(self.call(here))
+        self.end.warn()
+        self.assertRegex(
+            state.warnings["announced"],
+            "^two nodes announce themselves as basement, at 192.168.1.20:5003 and at 192.168.1.30:5003; give one of",
+        )
+        self.clock.sleep(3700)
+        self.end.warn()
+        self.assertEqual(state.warnings, {})
+
+    def test_three_thousand_junk_datagrams_hide_no_announcement(self):
+        for name, sources in (
+            ("of one source", ["6.6.6.6"]), ("of the node's own address", ["192.168.1.20"]),
+            ("of many", [f"10.0.{n // 250}.{n % 250}" for n in range(3000)]),
+        ):  # fmt: skip
+            with self.subTest(name):
+                self.end._budget = Budget()
+                for n in range(3000):
+                    self.end.receive((JUNK, b"", os.urandom(30))[n % 3], sources[n % len(sources)])
+                self.assertEqual(self.end.receive(self.call(), "192.168.1.20"), "")
+
+    def test_a_flood_without_end_from_everywhere_leaves_room_for_who_was_believed(self):
+        self.receive(self.call())
+        for n in range(SOURCES * AT_ONCE + 1000):
+            self.end._budget.take(f"10.{n % 7}.{n // 250}.{n % 250}", self.clock.monotonic())
+        self.assertEqual(self.end.receive(JUNK, "10.9.9.9"), "too many")
+        self.assertEqual(self.end.receive(self.call(), "192.168.1.20"), "")
+        self.assertLessEqual(len(self.end._budget._rooms), MOST_SOURCES + 1)
 
     def test_tokens_that_do_not_read_do_not_end_it(self):
         class Broken(dict):
@@ -347,7 +412,7 @@ class Speaking(unittest.TestCase):
     def test_at_once_when_an_address_changes(self):
         here = {"lo": "127.0.0.1"}
         with (
-            mock.patch.object(discovery_node, "interfaces", lambda: dict(here)),
+            mock.patch.object(discovery_datagram, "interfaces", lambda: dict(here)),
             mock.patch.object(discovery_node, "FIRST_S", (0,)),
         ):
             end = self.start()
@@ -355,6 +420,28 @@ class Speaking(unittest.TestCase):
             here["eth7"] = "10.9.8.7"
             end._wake_pipe.wake()
             self.assertIn(("10.9.8.7", 5003), wait_until(self.heard).places)
+
+    def test_without_a_descriptor_it_goes_on_with_the_addresses_that_it_knows(self):
+        full, asked = OSError(24, "Too many open files"), threading.Event()
+
+        def fail():
+            asked.set()
+            raise full
+
+        with mock.patch.object(discovery_node, "FIRST_S", (0,)):
+            end = self.start()
+            wait_until(self.heard)
+            with (
+                mock.patch.object(discovery_datagram, "interfaces", fail),
+                mock.patch.object(discovery_datagram.log, "warning") as warning,
+            ):
+                for _ in range(3):  # when it asks again, it has logged the time before
+                    asked.clear()
+                    end._wake_pipe.wake()
+                    self.assertTrue(asked.wait(LIMIT_S))
+                self.assertEqual(warning.call_count, 1)
+        self.assertTrue(end._thread.is_alive())
+        self.assertIn("127.0.0.1", end.interfaces().values())
 
     def test_only_where_the_node_listens(self):
         self.info.address = ("127.0.0.1", 5003)

@@ -14,8 +14,10 @@ from types import SimpleNamespace
 from unittest import mock
 
 from pigeonpost.auth.link_key import LinkKey
+from pigeonpost.auth.throttle import LoginThrottle
 from pigeonpost.core.clock import FakeClock
-from pigeonpost.core.errors import NotStored, SettingsError
+from pigeonpost.core.errors import BeyondLimit, NotStored, SettingsError
+from pigeonpost.core.faults import Faults
 from pigeonpost.node.node_info import NodeInfo
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
@@ -117,9 +119,11 @@ class MqttCase(unittest.TestCase):
 
     def server(self, ingestor, name="home"):
         links = []
+        self.faults, throttle = Faults(), LoginThrottle(self.clock)
         context = SimpleNamespace(
             name=name, settings=self.settings, clock=self.clock, tokens=self.tokens, ingestor=ingestor, links=links,
-            unnumbered_sources=UnnumberedSources(ingestor, links, self.clock),
+            unnumbered_sources=UnnumberedSources(ingestor, links, self.clock, self.tokens, self.faults, throttle),
+            throttle=throttle, faults=self.faults,
         )  # fmt: skip
         end = MqttServerTransport(context)
         end.context = context
@@ -350,6 +354,7 @@ class Orders(MqttCase):
         take = self.node.conversation.take
         self.node.conversation.take = lambda payload: (heard.append(payload), take(payload))
         self.assertTrue(self.ask("SEND", False))
+        self.clock.sleep(0.001)
         self.assertTrue(self.ask("SEND", True))
         for payload in list(heard):
             self.node.conversation.take(payload)
@@ -458,6 +463,17 @@ class ByHand(MqttCase):
         self.assertTrue(LinkKey(TOKEN).is_seal(mac, "mqtt", answer))
         self.assertEqual(json.loads(answer)["ack"], 2)
 
+    def test_wrong_signatures_are_logged_once_a_minute(self):
+        logging.disable(logging.NOTSET)
+        self.tokens["basement"] = LinkKey(TOKEN)
+        with self.assertLogs("pigeonpost.transports.mqtt_server", "WARNING") as logs:
+            for n in range(1200):  # ten a second
+                self.say(sign(body(1 + n), f"{n:064x}"))
+                self.clock.sleep(0.1)
+        self.assertEqual(len(logs.output), 2)
+        self.assertEqual(self.end.report()["refused"], {"auth": 1200})
+        self.assertEqual(self.end.context.links, [])
+
     def test_unless_the_settings_leave_that_to_the_broker(self):
         self.settings["mqtt", "signed"] = False
         self.tokens["basement"] = LinkKey(TOKEN)
@@ -478,12 +494,119 @@ class ByHand(MqttCase):
         self.assertEqual(self.say(body())[0]["error"]["code"], "not-stored")
 
     def test_strangers_without_end_are_not_remembered_without_end(self):
-        with mock.patch("pigeonpost.server.unnumbered_sources.MOST_CALLERS", 20):
+        with mock.patch("pigeonpost.server.unnumbered_sources.MOST_UNPROVEN", 20):
             for n in range(100):
                 self.net.queue.append((f"pigeonpost/n{n}/samples", body(node=f"n{n}")))
                 self.net.deliver()
                 self.net.queue.clear()
-        self.assertEqual((len(self.end._sessions), len(self.end._calls)), (20, 20))
+        self.assertEqual((len(self.end._sessions), len(self.end._calls), len(self.end.context.links)), (20, 20, 20))
+        self.assertIn("20 nodes without a token", self.faults.present()["mqtt clients"])
+        self.tokens["attic"] = LinkKey(TOKEN)  # a node with a token has its place all the same
+        self.say(sign(body(node="attic"), LinkKey(TOKEN).seal("mqtt", body(node="attic"))), "pigeonpost/attic/samples")
+        self.assertEqual(self.end.context.links[-1].state.name, "attic")
+
+    def test_invented_sensors_are_not_remembered_without_end(self):
+        with mock.patch("pigeonpost.server.unnumbered_sources.MOST_UNPROVEN_SENSORS", 20):
+            for n in range(100):
+                self.say(body(sensors=[{"name": f"s{n}", "unit": ""}]))
+        self.assertEqual([len(link.state.sensors) for link in self.end.context.links], [1])
+        self.assertEqual(self.end.report()["refused"], {"not-stored": 81})  # `temperature` is the first of the 20
+        self.assertIn("20 sensors", self.faults.present()["mqtt clients"])
+
+
+class BeyondALimit(MqttCase):
+    def test_is_answered_with_an_error(self):
+        ingestor = FakeIngestor("1edce41edce41edc", at_once=False)
+        end = self.server(ingestor)
+        body = {"node": "basement", "outbox": "0" * 16, "epoch": EPOCH, "gaps": [{"from": 1, "to": 9, "why": "x"}]}
+        end.take("basement", json.dumps(body).encode())
+        end._hole(read_body(json.dumps(body).encode()), mock.Mock(), BeyondLimit("a gap is of 5 samples at most"))
+        (said,) = self.published("pigeonpost/basement/ack")
+        self.assertEqual(said["error"], {"code": "bad-argument", "text": "a gap is of 5 samples at most"})
+        self.assertEqual(end.report()["refused"], {"bad-argument": 1})
+
+
+class Replayed(MqttCase):
+    """A signed body is published again by somebody else."""
+
+    def setUp(self):
+        super().setUp()
+        self.ingestor = FakeIngestor("1edce41edce41edc")
+        self.end = self.server(self.ingestor)
+        self.tokens["basement"] = LinkKey(TOKEN)
+        self.recorded = []
+        publish = self.net.client
+
+        def client(*arguments):
+            made = publish(*arguments)
+            say = made.publish
+            made.publish = lambda topic, payload: (self.recorded.append((topic, payload)), say(topic, payload))
+            return made
+
+        self.net.client = client
+        self.start_node(TOKEN)
+        self.take(5)
+        self.talk()
+        self.old = [message for message in self.recorded if "/samples" in message[0]]
+        self.clock.sleep(600)
+        self.node.conversation.reconnect()  # a new session
+        self.talk()
+        self.outbox.switch(False)
+        self.clock.sleep(1)
+        self.node.conversation._publish_state()
+        self.talk()
+        self.state = self.end.context.links[0].state
+        self.session = self.end._sessions["basement"]
+
+    def about(self):
+        state = self.state
+        return state.on, state.offset_ms, state.checked_ms, state.since_ms, state.connected, self.end._sessions
+
+    def test_it_changes_nothing_of_the_session_and_starts_no_sending(self):
+        self.clock.sleep(60)
+        before, rows, repeats = self.about(), len(self.ingestor.rows), self.ingestor.repeats
+        bodies = self.node.conversation._bodies
+        named = bodies.session
+        all_of_them = [message for message in self.recorded if "/samples" in message[0]]
+        self.assertGreater(len(all_of_them), len(self.old))
+        self.recorded.clear()
+        for message in [*self.old, *all_of_them] * 3:
+            self.net.queue.append(message)
+            self.talk()
+        self.assertEqual(self.about(), before)
+        self.assertIs(self.end._sessions["basement"], self.session)
+        self.assertFalse(self.state.on)
+        self.assertEqual((len(self.ingestor.rows), bodies.session), (rows, named))
+        self.assertEqual([topic for topic, _ in self.recorded if "/samples" in topic], [])  # the node sends nothing
+        self.assertEqual(self.end.report()["refused"]["old"], 3 * (len(self.old) + len(all_of_them)))
+        self.assertGreaterEqual(self.ingestor.repeats, repeats)
+
+    def test_the_node_goes_on_and_takes_orders(self):
+        for message in self.old:
+            self.net.queue.append(message)
+        self.talk()
+        self.outbox.switch(True)
+        self.clock.sleep(1)
+        self.take(3)
+        self.talk()
+        self.assertTrue(self.state.on)
+        self.assertEqual(self.ingestor.seqs(self.outbox.epoch), list(range(1, 9)))
+        self.assertIs(self.end._sessions["basement"], self.session)
+
+    def test_a_node_whose_clock_is_set_back_is_believed_again_with_its_next_sample(self):
+        self.clock.sleep(-3600)
+        self.outbox.switch(True)
+        self.take(1)
+        self.talk()
+        self.assertTrue(self.state.on)
+
+    def test_an_order_is_not_sent_to_whom_has_not_proved_the_token_since_there_is_one(self):
+        self.net.queue.append(("pigeonpost/attic/samples", body(node="attic", session="1" * 16)))
+        self.net.settle()
+        self.tokens["attic"] = LinkKey(TOKEN)
+        self.recorded.clear()
+        self.assertFalse(self.end.ask("attic", "SEND", False, limit_s=0.05))
+        self.assertEqual(self.recorded, [])
 
 
 class SimpleServer(MqttCase):

@@ -190,6 +190,13 @@ class WhatIsRefused(unittest.TestCase):
                 self.refused(body(sensors=items), BadArgument, "sensors is a list")
         self.refused(body(sensors=[{"name": "t"}] * (MOST_SENSORS + 1)), BadArgument, "sensors is a list")
 
+    def test_of_limits_only_numbers_are_kept(self):
+        told = {"low": 1, "high": 2.5, "rail": [0, 9], "jump": "x" * 9000, "stuck": None, "more": ["x"] * 9000}
+        (sensor,) = read_body(body(sensors=[{"name": "t", "limits": told}])).sensors
+        self.assertEqual(sensor["limits"], {"low": 1, "high": 2.5, "rail": [0, 9]})
+        (sensor,) = read_body(body(sensors=[{"name": "t", "limits": {"rail": [0, [9]]}}])).sensors
+        self.assertEqual(sensor["limits"], {})
+
     def test_an_interval_that_is_none_is_not_believed_but_costs_nothing_else(self):
         for value in (0, -1, 1e10, "10", None, True, [10]):
             self.assertIsNone(read_body(body(every=value)).every_s, value)

@@ -17,7 +17,7 @@ from pigeonpost.core.html import Html, join_html
 from pigeonpost.http.message import FilePart, HTTPError, Response
 from pigeonpost.importing.importer import BadFile, import_readings, inspect_readings
 from pigeonpost.views.context import RequestContext, Route
-from pigeonpost.views.html import button, html_page, see_other, text_page
+from pigeonpost.views.html import button, html_page, key_notice, see_other, text_page
 from protocol import IMPORTED
 
 SHOWN = 500
@@ -51,8 +51,8 @@ class FilesPage:
             body = Html(
                 '<p>{more} that Pis have sent, newest first.</p>\n<table class="nodes files"><thead><tr><th>file</th>'
                 "<th>size</th><th>came</th><th>from</th><th>SHA-256</th><th>readings</th></tr></thead>\n"
-                "<tbody>\n{rows}</tbody></table>"
-            ).format(more=more, rows=rows)
+                "<tbody>\n{rows}</tbody></table>{why}"
+            ).format(more=more, rows=rows, why=key_notice(context))
         notice = Html('<p class="notice" role="status">{}</p>\n').format(said) if said else ""
         return html_page("Files", Html("<h1>Files</h1>\n{}{}").format(notice, body), context)
 
@@ -143,7 +143,7 @@ def _notice(context: RequestContext) -> str:
 
 def _row(context: RequestContext, one: StoredFile, pis: Mapping[str, Pi], imported: int) -> Html:
     done = f"{imported:,} stored" if imported else ""
-    may = context.role == "operator"
+    may = context.role == "operator" or context.needs_key
     return Html(
         '<tr><td><a href="/files/{name}" download>{name}</a></td><td data-label="size">{size}</td>'
         '<td data-label="came">{time}</td><td data-label="from">{who}</td>'

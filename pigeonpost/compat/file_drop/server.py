@@ -24,6 +24,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from pigeonpost.compat import wrong_secrets
 from pigeonpost.compat.file_drop.storage import FileStore, IncomingFile, PiIds, plain_name, read_pi_id
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.http.message import Endpoint, HTTPError, Request, Response
@@ -145,6 +146,7 @@ class Upload:
 
     def __init__(self, end: FileDropTransport, announced: AnnouncedFile, request: Request, length: int) -> None:
         self._end, self._announced = end, announced
+        self.is_proven = not announced.code
         self._peer = request.peer
         self._left = length
         self._code = announced.code
@@ -184,8 +186,10 @@ class Upload:
     def finish(self) -> Response:
         """Return the response, once the whole body was received."""
         code, announced = self._code or FAILED, self._announced
-        if code != STORED:
-            log.info("%s: a file of %s was not taken: %s", self._peer, announced.pi_id or "nobody", _WORDS[code])
+        if code != STORED and announced.pi_id:
+            log.info("%s: a file of %s was not taken: %s", self._peer, announced.pi_id, _WORDS[code])
+        elif code != STORED:
+            self._end.log_failure(self._peer, f"a file of nobody was not taken: {_WORDS[code]}")
         return Response(announced.reply(code, announced.checksum).encode("latin-1"))
 
     def abandon(self) -> None:
@@ -263,16 +267,16 @@ def _no_form(error: BadMultipart) -> HTTPError:
 class FileDropTransport(Transport):
     """The endpoints of the file drop."""
 
-    def __init__(self, data: str, clock: Clock, largest: int, types: Sequence[str]) -> None:
+    def __init__(self, context: ServerContext, largest: int, types: Sequence[str]) -> None:
         """
-        data     the server's data folder
         largest  bytes of a file at most
         types    accepted endings of names, like ".csv"
         """
+        self._context = context
         self.largest, self.types = largest, tuple(types)
-        self.received = FileStore(data)
-        self._ids = PiIds(data)
-        self._sessions = UploadSessions(clock)
+        self.received = FileStore(context.data)
+        self._ids = PiIds(context.data, context.faults)
+        self._sessions = UploadSessions(context.clock)
         most = largest + _FORM_BYTES
         self.endpoints = (
             Endpoint("GET", "/", self.open_first, claims=_is_senders),
@@ -288,6 +292,10 @@ class FileDropTransport(Transport):
     def stop(self, limit_s: float) -> str | None:
         """Do nothing: the web server has ended the transfers."""
         return None
+
+    def log_failure(self, host: str, text: str) -> None:
+        """Log what somebody without a known id has tried, once a minute at most."""
+        self._context.throttle.log_failure(log, host, text)
 
     # ------------------------------------------------------------------------------------------- requests
 
@@ -348,7 +356,10 @@ class FileDropTransport(Transport):
         except SettingsError as error:  # a list that does not read lets nobody in
             log.error("%s", error)
             is_known = False
-        return ("", pi_id) if is_known else (WRONG_ID, "")
+        if is_known:
+            return "", pi_id
+        wrong_secrets.refuse_later(self._context, log, request.peer, "a Pi id of the file drop that is not known")
+        return WRONG_ID, ""
 
 
 def _header_of(request: Request, name: str) -> str | None:
@@ -375,4 +386,4 @@ _WORDS = {
 def make_transport(context: ServerContext) -> FileDropTransport:
     """Make the transport of the server."""
     settings = context.settings
-    return FileDropTransport(context.data, context.clock, settings["drop", "largest"], settings["drop", "types"])
+    return FileDropTransport(context, settings["drop", "largest"], settings["drop", "types"])

@@ -29,7 +29,8 @@ from typing import Any, NamedTuple
 
 from pigeonpost.core.data_folder import FILES, PI_IDS
 from pigeonpost.core.errors import DiskError
-from pigeonpost.core.files import replace_file, write_all
+from pigeonpost.core.faults import Faults
+from pigeonpost.core.files import give_to_owner, make_folder, replace_file, write_all
 from pigeonpost.core.json_file import JsonFile
 from protocol import HEX_16
 
@@ -70,8 +71,9 @@ def node_of_file(data: str, path: str) -> str:
 class PiIds:
     """The accepted ids; the file may be read by its owner only, and is read again when it has changed."""
 
-    def __init__(self, data: str) -> None:
-        self._file = JsonFile(os.path.join(data, PI_IDS), "a list of Pi ids", _pi)
+    def __init__(self, data: str, faults: Faults | None = None) -> None:
+        """faults: of a running server, see JsonFile."""
+        self._file = JsonFile(os.path.join(data, PI_IDS), "a list of Pi ids", _pi, faults)
 
     def find(self, pi_id: str) -> Pi | None:
         """Return the Pi of an id (16 hex digits, lower case)."""
@@ -84,9 +86,11 @@ class PiIds:
     @contextlib.contextmanager
     def changing(self) -> Iterator[dict[str, Pi]]:
         """Change the list, which is written at the end of the block; other processes wait meanwhile."""
-        os.makedirs(os.path.dirname(self._file.path) or ".", exist_ok=True)
-        lock = os.open(f"{self._file.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        make_folder(os.path.dirname(self._file.path) or ".")
+        path = f"{self._file.path}.lock"
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
+            give_to_owner(path)
             fcntl.flock(lock, fcntl.LOCK_EX)
             ids = dict(self.all())
             yield ids
@@ -201,7 +205,8 @@ class IncomingFile:
         self.size = 0
         self._begun = 0  # so much of it the kernel was told to write
         self._sum = hashlib.sha256()
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        give_to_owner(self.path)
 
     def write(self, data: bytes) -> None:
         """Write more content. Raises OSError when the disk does not take it."""
@@ -250,7 +255,7 @@ class FileStore:
     def start(self) -> None:
         """Make the folder, delete what a crash has left, and write the missing .sha256 files. Raises DiskError."""
         try:
-            os.makedirs(self._folder, exist_ok=True)
+            make_folder(self._folder)
             names = set(os.listdir(self._folder))
             for name in names:
                 if name.startswith(_COMING) or name.endswith(f"{_SUMS}.new"):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import select
 import signal
 import sys
@@ -15,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pigeonpost.cli.contract import Command, Context, Failed
+from pigeonpost.cli.contract import Command, Context, Failed, discard_output
 from pigeonpost.compat.multicast_bus.component import Bus, Sender, bus_of
 from pigeonpost.compat.multicast_bus.packets import (
     CONTROL,
@@ -66,7 +65,7 @@ def watch(context: Context) -> int:
     except KeyboardInterrupt:
         return 0
     except BrokenPipeError:  # `watch | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+        discard_output()
         return 0
     finally:
         for sock in ears:

@@ -34,6 +34,7 @@ from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import Settings
 from pigeonpost.core.errors import BadPacket, SettingsError
 from pigeonpost.core.multicast import Drain, Path, listener, readable, speaker
+from pigeonpost.core.redact import hide_secrets
 from pigeonpost.core.wake_pipe import WakePipe
 from pigeonpost.transports.contract import Transport
 
@@ -151,7 +152,7 @@ class BusTransport(Transport):
             self.bus, self._unread = load(), False
         except Unreachable as error:  # the network may come up after this program: the thread tries again
             log.warning("bus: %s; it is tried again", error)
-            self.fault = str(error)
+            self.fault = hide_secrets(str(error))
         self._load = load
         self._voice = voice
         self._clock = clock
@@ -206,9 +207,10 @@ class BusTransport(Transport):
                 self._open(sockets)
                 self._listen(sockets)
             except SettingsError as error:
-                if str(error) != self.fault:
-                    log.warning("bus: %s; it is tried again", error)
-                self.fault = str(error)
+                fault = hide_secrets(str(error))  # it names the address of the configuration
+                if fault != self.fault:
+                    log.warning("bus: %s; it is tried again", fault)
+                self.fault = fault
                 self._stopping.wait(RETRY_S)
             finally:
                 for sock in sockets:

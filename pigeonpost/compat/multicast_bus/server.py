@@ -21,9 +21,9 @@ from pigeonpost.compat.multicast_bus.legacy_config import node_name, slug
 from pigeonpost.compat.multicast_bus.packets import DATA, PACKET_BYTES, Packet
 from pigeonpost.compat.multicast_bus.state import BusState, ReceivedReading, number_of
 from pigeonpost.core.addresses import join_address
-from pigeonpost.core.errors import NotStored
+from pigeonpost.core.errors import AuthFailed, NotStored
 from pigeonpost.core.multicast import Drain, listener
-from pigeonpost.server.unnumbered_sources import ExternalReading
+from pigeonpost.server.unnumbered_sources import Claim, ExternalReading
 from pigeonpost.transports.contract import ServerContext
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class BusServerTransport(BusTransport):
         """voice: None: this server is no component of the bus, and only listens"""
         super().__init__(load, voice, context.clock)
         self._context = context
-        self.state = BusState(self._alive_s_of)
+        self.state = BusState(self._alive_s_of, self._is_listed)
         self.stored = 0
         self.unstored = 0  # readings for which there was no room
         self._held: deque[tuple[Place, ReceivedReading]] = deque()  # readings that wait for the store
@@ -99,9 +99,9 @@ class BusServerTransport(BusTransport):
         while held:
             try:
                 taken = self._leave(*held[0])
-            except NotStored as error:
+            except (AuthFailed, NotStored) as error:  # neither is better the next time
                 self._lose(1, str(error))
-                taken = False
+                continue
             if not taken:
                 if len(held) > MOST_HELD:
                     self._lose(len(held) - MOST_HELD, "the store does not keep up")
@@ -114,7 +114,8 @@ class BusServerTransport(BusTransport):
         values = {**_beside(heard.more, place.sensor), place.sensor: heard.value}
         errors = {place.sensor: heard.error} if heard.error else None
         units = {place.sensor: place.unit}
-        reading = ExternalReading(place.node, values, units, heard.time_ms, errors)
+        claim = Claim(place.node, "bus", is_listed=self._is_listed(heard.codifier))
+        reading = ExternalReading(claim, values, units, heard.time_ms, errors)
         return self._context.unnumbered_sources.leave(reading)
 
     def _lose(self, count: int, why: str) -> None:
@@ -137,12 +138,15 @@ class BusServerTransport(BusTransport):
             return Place(plain, "value", "")
         sensor = old[codifier]
         node = node_name(sensor.short_name, 50)
-        taken = {link.state.name for link in self._context.links} - self._own
+        taken = ({link.state.name for link in self._context.links} - self._own) | set(self._context.tokens)
         # Two components may have one name there, and a node of ours may have it too.
         if not node or node in taken or self._alike[node] > 1:
             node = f"{node}-{codifier}" if node and codifier.isalnum() else plain
         self._own.add(node)
         return Place(node, slug(sensor.short_name) or "value", sensor.symbol[:32])
+
+    def _is_listed(self, codifier: str) -> bool:
+        return self.bus.old is not None and codifier in self.bus.old.sensors
 
     def _alive_s_of(self, codifier: str) -> float:
         old = self.bus.old.sensors if self.bus.old else {}

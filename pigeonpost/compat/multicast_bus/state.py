@@ -108,8 +108,16 @@ class Component:
 class BusState:
     """The state of all components that were received."""
 
-    def __init__(self, alive_s: Callable[[str], float] = lambda codifier: USUAL_ALIVE_S) -> None:
-        """alive_s: KeepAliveInterval of a codifier, in seconds"""
+    def __init__(
+        self,
+        alive_s: Callable[[str], float] = lambda codifier: USUAL_ALIVE_S,
+        is_listed: Callable[[str], bool] = lambda codifier: False,
+    ) -> None:
+        """
+        alive_s    KeepAliveInterval of a codifier, in seconds
+        is_listed  whether the configuration names a codifier: then there is always room for it
+        """
+        self._is_listed = is_listed
         self.packets = 0
         self.refused = 0  # datagrams that were no packets
         self.ignored = 0  # packets of more codifiers than are kept
@@ -128,7 +136,7 @@ class BusState:
                 self.packets += 1
                 component = components.get(packet.source)
                 if component is None:
-                    if len(components) >= MOST_CODIFIERS:
+                    if len(components) >= MOST_CODIFIERS and not self._is_listed(packet.source):
                         self.ignored += 1
                         continue
                     component = components[packet.source] = Component(packet.source)

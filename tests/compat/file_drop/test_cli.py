@@ -159,7 +159,8 @@ class ToOurs(Case):
 
     def test_an_id_that_is_not_accepted(self):
         self.put(a__csv=b"1")
-        self.assertEqual(self.send(self.house.address, pi_id=UNKNOWN_PI), (1, "", "Authentication failed\n"))
+        with self.assertLogs("pigeonpost.compat.file_drop.server", "WARNING"):
+            self.assertEqual(self.send(self.house.address, pi_id=UNKNOWN_PI), (1, "", "Authentication failed\n"))
         self.assertEqual(self.left(), ["a.csv"])
 
     def test_a_progress_bar_on_a_terminal_only(self):

@@ -8,7 +8,6 @@ import unittest
 from unittest import mock
 
 from pigeonpost import settings
-from pigeonpost.auth.tokens import Tokens
 from pigeonpost.compat.multicast_bus import component as bus_component
 from pigeonpost.compat.multicast_bus import node, server
 from pigeonpost.compat.multicast_bus.component import Bus, Sender
@@ -20,9 +19,11 @@ from pigeonpost.core.errors import NotStored, SettingsError
 from pigeonpost.core.multicast import Path
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
+from pigeonpost.server import unnumbered_sources
 from pigeonpost.server.unnumbered_sources import UnnumberedSources
 from pigeonpost.transports.contract import ServerContext
 from tests.compat.multicast_bus.support import LOOPBACK, Ear, control, free_groups, packet, reading
+from tests.page_support import use_memory_disk
 from tests.support import BOOT, LIMIT_S, MemoryDisk, taken, wait_until
 from tests.web.support import WebHouse
 
@@ -35,6 +36,10 @@ OLD = {
         {"Codifier": "FJ", "ShortName": "Target", "Symbol": "C", "Control": "enabled"},
     ]
 }
+
+
+def setUpModule():
+    use_memory_disk()
 
 
 class Draw:
@@ -285,6 +290,12 @@ class Node(OnTheBus):
         )
         self.assertEqual(self.end.bus.old, self.old)
 
+    def test_its_fault_has_no_secret_of_the_configurations_address(self):
+        load = mock.Mock(side_effect=Unreachable("http://u:hunter2@here/c?k=hunter2: takes no user and password"))
+        with self.assertLogs("pigeonpost.compat.multicast_bus.component", "WARNING"):
+            end = bus_component.BusTransport(load, None, Clock())
+        self.assertEqual(end.fault, "http://***@here/c?k=*** takes no user and password")
+
     def test_what_cannot_be_sent_is_counted_and_said_once(self):
         self.start()
         with self.assertLogs("pigeonpost.compat.multicast_bus.component", "WARNING") as logs:
@@ -372,9 +383,11 @@ class Server(OnTheBus):
     def start(self, voice=None, **about):
         self.web = WebHouse(self)
         self.links = []
-        unnumbered_sources = UnnumberedSources(self.web.ingestor, self.links, self.clock)
+        sources = UnnumberedSources(
+            self.web.ingestor, self.links, self.clock, self.web.tokens, self.web.faults, self.web.throttle
+        )
         context = ServerContext("home", self.web.folder, self.clock, None, self.web.store, self.web.ingestor,
-                    Tokens(self.web.folder), unnumbered_sources, self.links, None, self.web.app.faults,
+                    self.web.tokens, sources, self.links, None, self.web.app.faults,
                     self.web.app.throttle)  # fmt: skip
         self.end = BusServerTransport(self.loader(**about), voice, context)
         self.end.start()
@@ -521,6 +534,25 @@ class Server(OnTheBus):
             self.data.say(*[reading("i", 5, sequence=n) for n in range(5, 25)])
             wait_until(lambda: self.end.report()["unstored"] == 15, "ten are held")
         self.assertEqual(self.end.stop(LIMIT_S), "10 readings of the bus were not stored")
+
+    def test_nobody_writes_into_a_node_that_has_a_token(self):
+        self.start()
+        self.web.tokens.make("bus-C4")
+        with self.assertLogs("pigeonpost", "WARNING") as logs:
+            self.data.say(*[reading("i", 5, sequence=n) for n in range(50)], reading("i", 6, "C5"))
+            self.assertEqual(self.stored(1)[0][:2], ("bus-C5", {"value": 6}))
+        self.assertEqual(self.end.report()["unstored"], 50)
+        self.assertEqual([link.state.name for link in self.links], ["bus-C5"])
+        self.assertEqual(len([line for line in logs.output if "has a token" in line]), 2)  # refused, and not stored
+
+    def test_invented_codifiers_leave_room_for_nodes_with_a_token(self):
+        self.start()
+        with mock.patch.object(unnumbered_sources, "MOST_UNPROVEN", 3):
+            self.data.say(*[reading("i", 5, f"{chr(65 + n)}1") for n in range(20)])
+            self.stored(3)
+            wait_until(lambda: self.end.report()["unstored"] == 17, "the rest is counted")
+        self.assertEqual(len(self.links), 3)
+        self.assertIn("3 nodes without a token", self.web.faults.present()["bus clients"])
 
     def test_it_ends_at_once_and_twice(self):
         self.start()

@@ -174,6 +174,13 @@ class States(unittest.TestCase):
         self.assertEqual((len(heard), len(shown["codifiers"])), (MOST_CODIFIERS, MOST_CODIFIERS))
         self.assertEqual(shown["ignored"], 100)
 
+    def test_there_is_always_room_for_those_that_the_configuration_names(self):
+        state = BusState(is_listed=lambda codifier: codifier == "C4")
+        codes = [chr(a) + chr(b) for a in range(33, 60) for b in range(33, 127)]
+        state.receive([decode(reading("i", 1, code, time_ms=NOW)) for code in codes], NOW)
+        state.receive([decode(reading("i", 7, "C4", time_ms=NOW))], NOW)
+        self.assertEqual(state.show(NOW)["codifiers"]["C4"]["Value"], 7)
+
     def test_numbers(self):
         for value, found in (
             (1, 1), (1.5, 1.5), (True, 1), ("2", 2.0), (2**70, float(2**70)), ("x", None), (None, None), ([], None),

@@ -15,7 +15,19 @@ import functools
 import sys
 from collections.abc import Mapping, Sequence
 
-from pigeonpost.cli import backup, certificate, doctor, export, import_, list_nodes, scan, schema, status, tokens
+from pigeonpost.cli import (
+    backup,
+    certificate,
+    doctor,
+    export,
+    import_,
+    list_nodes,
+    read_outbox,
+    scan,
+    schema,
+    status,
+    tokens,
+)
 from pigeonpost.cli.contract import Command, Context
 from pigeonpost.compat.file_drop import cli as file_drop
 from pigeonpost.compat.file_drop.storage import node_of_file
@@ -23,6 +35,7 @@ from pigeonpost.compat.multicast_bus import cli as multicast_bus
 from pigeonpost.compat.multicast_bus import convert_config
 from pigeonpost.core import config
 from pigeonpost.core.errors import PigeonpostError, SettingsError
+from pigeonpost.core.redact import hide_secrets
 from pigeonpost.core.version import VERSION
 from pigeonpost.settings import SERVER, SERVER_ARRAYS
 
@@ -39,6 +52,7 @@ COMMANDS: Mapping[str, Command] = {
     **multicast_bus.COMMANDS,
     **convert_config.COMMANDS,
     **scan.COMMANDS,
+    **read_outbox.COMMANDS,
     **doctor.COMMANDS,
 }
 
@@ -79,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130  # as a shell tells a program that SIGINT ended
     except (PigeonpostError, ValueError) as error:
-        print(f"control.py: {error}", file=sys.stderr)
+        print(f"control.py: {hide_secrets(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, SettingsError) or not isinstance(error, PigeonpostError) else 1
 
 

@@ -71,6 +71,24 @@ class Tokens(ControlCase):
         self.assert_fails(1, "basement has no token; `tokens` lists those that have", "revoke", "basement")
         self.assertNotEqual(self.done("token", "basement"), first)
 
+    def test_rotate_shows_a_new_one_and_what_to_do(self):
+        self.assert_fails(1, "basement has no token to replace; `token basement` makes one", "rotate", "basement")
+        old = self.done("token", "basement")
+        status, new, told = self.run_("rotate", "basement")
+        self.assertEqual(status, 0)
+        self.assertRegex(new, r"^[0-9a-f]{32}\n$")
+        self.assertNotEqual(new, old)
+        self.assertIn("accepted until it uses the new one, for 1 h at most", told)
+        self.assertEqual(self.done("get-token", "basement"), new)
+
+    def test_the_token_that_a_node_has_is_read(self):
+        self.done("token", "basement", "--set", said="a token of the node's own\n")
+        self.assertEqual(self.done("get-token", "basement"), "a token of the node's own\n")
+        for said in ("", "short\n", "x" * 1025, "with a\ttab in its middle\n"):
+            self.assert_fails(1, "a token is 16 to 1024 printable characters", "token", "attic", "--set", said=said)
+        text = "that is the token of basement: each node takes one of its own"
+        self.assert_fails(1, text, "token", "attic", "--set", said="a token of the node's own\n")
+
     def test_names_that_are_none(self):
         for name in ("../x", "a b", "", "x" * 64, "-x"):
             self.assertEqual(self.run_("token", "--", name)[0], 2, name)
@@ -79,7 +97,7 @@ class Tokens(ControlCase):
     def test_a_file_that_does_not_read(self):
         with open(os.path.join(self.data, "tokens.json"), "w", encoding="utf-8") as file:
             file.write("[")
-        self.assert_fails(2, "tokens.json does not read as a list of tokens", "tokens")
+        self.assert_fails(2, "tokens.json is damaged", "tokens")
 
 
 class Passwords(ControlCase):
@@ -190,6 +208,13 @@ class Trouble(ControlCase):
     def test_no_server(self):
         for command in (("status",), ("send", "basement", "on"), ("check",)):
             self.assert_fails(1, f"no server runs on {self.data} (--data DIR, before the command,", *command)
+
+    def test_a_damaged_file_of_the_running_server_is_named(self):
+        for text in ("", "{", "[]", "5", '{"pid": 1}', '{"pid": 1, "web": 5, "key": "x"}', '{"web": [[1]], "key": 2}'):
+            with open(os.path.join(self.data, "running.json"), "w", encoding="ascii") as file:
+                file.write(text)
+            self.assert_fails(1, "running.json is damaged: restart the server", "status")
+            self.assertNotIn("Traceback", self.run_("doctor", "server")[2])
 
     def pretend(self, port):
         with open(os.path.join(self.data, "running.json"), "w", encoding="utf-8") as file:
@@ -348,7 +373,7 @@ class Verify(ControlCase):
                     file.write(damage)
             status, out, told = self.run_("verify")
             self.assertEqual(status, 1, told)
-            self.assertRegex(out + told, r"SQLite: |control\.py: .*pigeonpost\.sqlite3: ")
+            self.assertRegex(out + told, r"SQLite: |pigeonpost\.sqlite3 is damaged ")
             self.assertNotIn("Traceback", told)
 
     def test_no_database(self):

@@ -89,6 +89,21 @@ class Starting(NodeCase):
         program.logs("no token: only this machine is answered (control.py token basement makes one)")
         self.assertEqual(program.said, [f"listening on 127.0.0.1:{port}"])
 
+    def test_a_damaged_outbox_is_put_aside_and_it_goes_on(self):
+        for damaged in (b"", bytes(10_000)):
+            with open(os.path.join(self.data, "outbox.ring"), "wb") as file:
+                file.write(damaged)
+            node = self.start()
+            address = node.address()
+            self.assertGreater(self.held(address), 0)
+            faults = self.status(address)[2]["faults"]
+            self.assertRegex(faults[0], "is no outbox.*: python3 control.py read-outbox .*outbox.ring.damaged-")
+            node.logs("is no outbox, or its header is damaged; 0 samples of it were read and are kept")
+            node.terminate()
+            node.wait()
+        self.assertEqual(len(faults), 2)  # the first one is still there
+        self.assertIn("prints what it holds; then delete it", faults[1])
+
     def test_it_takes_samples_and_keeps_them(self):
         address = self.start().address()
         wait_until(lambda: self.status(address)[2]["taken"] >= 3)
@@ -372,13 +387,6 @@ class SickDisks(NodeCase):
         self.assertEqual(status, 74)
         self.assertIn("--data DIR", errors)
 
-    def test_an_outbox_that_is_none(self):
-        with open(os.path.join(self.data, "outbox.ring"), "wb") as file:
-            file.write(b"not ours" * 10_000)
-        status, _, errors = run(self, "--simulate", "--listen", "127.0.0.1:0", "--data", self.data)
-        self.assertEqual(status, 74)
-        self.assertIn("move it away", errors)
-
     def failing(self, condition):
         """A node whose writes fail with EIO from when `condition`, written in Python, holds."""
         code = f"""
@@ -413,7 +421,7 @@ sys.exit(node.main(sys.argv[1:]))
 
     def test_an_error_while_it_is_switched_off_ends_it_with_74(self):
         """The connection's thread finds out, and must not take it for an error of its connection."""
-        program = self.failing("4096 <= at < 12288 and len(data) < 1000")
+        program = self.failing("4096 <= at < 12288 and b'false' in bytes(data)")
         with Talk(program.address()) as talk:
             talk.say("SEND", False)
             self.assertEqual(program.wait(), 74)

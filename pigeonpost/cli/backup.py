@@ -11,18 +11,33 @@ restored.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
+from pigeonpost.auth.tokens import read_replaced, read_token
+from pigeonpost.auth.users import read_user
 from pigeonpost.cli.contract import Bar, Command, Context, Failed, look, require_store
 from pigeonpost.core.clock import Clock
-from pigeonpost.core.data_folder import BEFORE_RESTORE, DATABASE, FILES, LOGS, SERVER_LOCK
-from pigeonpost.core.errors import DiskError, InUse, NotStored, SettingsError
-from pigeonpost.core.files import lock_data_dir, sync_folder
+from pigeonpost.core.data_folder import (
+    BEFORE_RESTORE,
+    COPY,
+    DATABASE,
+    FILES,
+    LOGS,
+    PI_IDS,
+    REPLACED_TOKENS,
+    SERVER_LOCK,
+    TOKENS,
+    USERS,
+)
+from pigeonpost.core.errors import DiskError, InUse, NotStored, SettingsError, StoreDamaged
+from pigeonpost.core.files import give_to_owner, lock_data_dir, make_folder, replace_file, sync_folder
 from pigeonpost.server import backup as server_backup
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.csv import checksums
@@ -89,15 +104,17 @@ def restore(context: Context) -> int:
     """Put back what a backup holds. No server may run. What is there is moved aside, into a folder of its own.
 
     Samples that came since the backup was made are brought again by the nodes, as far as they hold them.
+    Of tokens.json.bak, users.json.bak and the like only that file is put back, also while a server runs.
     """
     data, file = context.data, context.arguments.file
+    if os.path.basename(file).removesuffix(COPY) in _SMALL_FILES and file.endswith(COPY):
+        return _restore_copy(data, file)
     if context.settings["store", "postgres"]:
         raise SettingsError(_ELSEWHERE)
     try:
         lock = lock_data_dir(os.path.join(data, SERVER_LOCK))
     except InUse as error:
         raise Failed(f"the server runs ({error}): stop it, then restore") from None
-    _give(os.path.join(data, SERVER_LOCK), data)
     try:
         with _showing() as progress, _failing(data), _folder_for(data, _STAGING) as staging:
             names = _unpacked(file, staging, progress)
@@ -112,6 +129,27 @@ def restore(context: Context) -> int:
     print(f"What was there before is in {aside}." if aside else "There was nothing there before.", file=sys.stderr)
     print("Start the server: the nodes bring what they have taken since, by themselves.", file=sys.stderr)
     return 1 if faults else 0
+
+
+def _restore_copy(data: str, file: str) -> int:
+    """Put back the copy of a small file. Raises Failed for one that is no better than what it is to replace."""
+    name = os.path.basename(file).removesuffix(COPY)
+    what, check = _SMALL_FILES[name]
+    path = os.path.join(data, name)
+    try:
+        with open(file, "rb") as copy:
+            content = copy.read()
+        count = len({entry: check(told) for entry, told in json.loads(content).items()})
+    except OSError as error:
+        raise SettingsError(f"{file}: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise Failed(f"{file} is no {what} either: nothing was changed; a backup may have a good one") from error
+    with _failing(data):
+        aside = _move_aside(data, [name])
+        replace_file(path, content)
+    print(f"{path}: a {what} with {count} {'entry' if count == 1 else 'entries'}")
+    print(f"What was there before is in {aside}." if aside else "There was nothing there before.", file=sys.stderr)
+    return 0
 
 
 def _unpacked(file: str, staging: str, progress: server_backup.Progress) -> list[str]:
@@ -144,12 +182,16 @@ def _put_in_place(data: str, staging: str, names: Sequence[str]) -> str:
             rebuild_log(os.path.join(staging, LOGS), log_name(clock.wall_ms()), store, clock)
     own = [name for name in server_backup.KEPT if name in names]
     server_backup.fold_in_wal(os.path.join(data, DATABASE))
-    gone = _move_aside(data, [DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", LOGS, *own])
+    gone = _move_aside(
+        data, [DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", LOGS, *own, *(f"{name}{COPY}" for name in own)]
+    )
     for name in names:
         if name.startswith(f"{FILES}/") and not os.path.lexists(os.path.join(data, name)):
-            os.makedirs(os.path.join(data, FILES), exist_ok=True)
-            _give(os.path.join(data, FILES), data)
+            make_folder(os.path.join(data, FILES))
             _place(staging, data, name)
+    for name in own:  # its copy: of it a later damage is mended, not of what was there before
+        with open(os.path.join(staging, name), "rb") as file:
+            replace_file(os.path.join(data, f"{name}{COPY}"), file.read())
     for name in [LOGS, *own, DATABASE]:
         _place(staging, data, name)
     return gone
@@ -165,6 +207,7 @@ def _move_aside(data: str, names: Sequence[str]) -> str:
         number += 1
         aside = f"{first}_{number}"
     os.mkdir(aside, 0o700)
+    give_to_owner(aside)
     for name in there:
         os.rename(os.path.join(data, name), os.path.join(aside, name))
     sync_folder(os.path.join(aside, DATABASE))
@@ -226,10 +269,16 @@ def verify(context: Context) -> int:
 
 def _faults(store: Store, data: str, with_logs: bool) -> Iterator[str]:
     logs = os.path.join(data, LOGS)
-    yield from store.verify()
+    try:
+        yield from store.verify()
+    except StoreDamaged as error:
+        yield str(error)
     yield from checksums.faults(logs)
     if with_logs:
-        yield from verify_logs(logs, store)
+        try:
+            yield from verify_logs(logs, store)
+        except StoreDamaged:
+            yield "the logs are not compared with the store, which cannot be read wholly"
 
 
 def _about(folder: str) -> str:
@@ -277,12 +326,17 @@ def _refuse_faults(folder: str, so: str) -> None:
 def _folder_for(parent: str, name: str) -> Iterator[str]:
     """An empty folder to work in, gone afterwards; also what a run that was killed has left in it.
 
-    Nothing is followed or emptied through a symbolic link: root may work in a folder of somebody else.
+    Nothing is followed or emptied through a symbolic link: root may work in a folder of somebody else. Files that are
+    made meanwhile are for their owner alone.
     """
     path = os.path.join(parent, name)
-    os.makedirs(parent, exist_ok=True)
+    make_folder(parent)
     if os.path.islink(path):
         raise Failed(f"{path} is a symbolic link, where a folder of this command's own should be: remove it")
+    try:
+        os.makedirs(path, 0o700, exist_ok=True)  # root's own, whosever the folder is that it is in
+    except OSError as error:
+        raise Failed(f"{parent} cannot be written: {error.strerror}") from None
     try:
         lock = lock_data_dir(os.path.join(path, "lock"))
     except InUse as error:
@@ -295,7 +349,11 @@ def _folder_for(parent: str, name: str) -> Iterator[str]:
                 whole = os.path.join(path, left)
                 is_folder = os.path.isdir(whole) and not os.path.islink(whole)
                 shutil.rmtree(whole) if is_folder else os.unlink(whole)
-        yield path
+        umask = os.umask(0o077)
+        try:
+            yield path
+        finally:
+            os.umask(umask)
     finally:
         shutil.rmtree(path, ignore_errors=True)
         os.close(lock)
@@ -333,11 +391,19 @@ def _showing() -> Iterator[server_backup.Progress]:
             bar.end()
 
 
+# What each should be, and how an entry of it is checked.
+_SMALL_FILES: Mapping[str, tuple[str, Callable[[Any], object]]] = {
+    TOKENS: ("list of tokens", read_token),
+    REPLACED_TOKENS: ("list of replaced tokens", read_replaced),
+    USERS: ("list of users", read_user),
+    PI_IDS: ("list of Pi ids", lambda entry: entry["node"]),
+}
 _FILE = {"metavar": "FILE"}
 COMMANDS: Mapping[str, Command] = {
     "backup": Command("copy everything into FILE, while the server runs (.sqlite3: the database alone)",
                       [("file", _FILE)], backup),
-    "restore": Command("put back what a backup holds, while no server runs", [("file", _FILE)], restore),
+    "restore": Command("put back what a backup holds, while no server runs; or tokens.json.bak, users.json.bak",
+                       [("file", _FILE)], restore),
     "verify": Command("look at all that is stored (or at a backup), and say what is wrong with it",
                       [("file", {**_FILE, "nargs": "?"})], verify),
 }  # fmt: skip

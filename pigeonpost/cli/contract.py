@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pigeonpost.core.config import Settings
 from pigeonpost.core.data_folder import DATABASE
-from pigeonpost.core.errors import PigeonpostError, SettingsError
+from pigeonpost.core.errors import PigeonpostError, SettingsError, StoreDamaged
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.registry import open_store
 from protocol import NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME, SENSOR_NAME_TAKES
@@ -59,10 +59,21 @@ def require_store(context: Context) -> None:
         raise SettingsError(f"there is no database in {context.data}; --data DIR, before the command, names its folder")
 
 
+def discard_output() -> None:
+    """Write nothing more: the reader has what it wanted, as `head`. Else Python would report that when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def look(context: Context) -> Store:
-    """Open the store that the settings name for reading, also beside a running server. The caller closes it."""
+    """Open the store that the settings name for reading, also beside a running server. The caller closes it.
+
+    Raises Failed for one that is so damaged that it cannot be opened.
+    """
     require_store(context)
-    return open_store(context.settings, context.data, look_only=True)
+    try:
+        return open_store(context.settings, context.data, look_only=True)
+    except StoreDamaged as error:
+        raise Failed(str(error)) from error
 
 
 def matching(match: Callable[[str], object], what: str, takes: str) -> Callable[[str], str]:

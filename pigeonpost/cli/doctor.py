@@ -14,25 +14,28 @@ import json
 import os
 import platform
 import re
+import shutil
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pigeonpost.auth.tokens import Tokens
+from pigeonpost.auth.users import Users
 from pigeonpost.cli.contract import Command, Context
-from pigeonpost.cli.doctor_checks import REACH_S, Finding, device, folder, in_group, port, private, reach
+from pigeonpost.cli.doctor_checks import REACH_S, Finding, database, device, folder, in_group, port, private, reach
 from pigeonpost.cli.remote import local_host
 from pigeonpost.core import config
 from pigeonpost.core.addresses import is_loopback
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import Settings
-from pigeonpost.core.data_folder import DATABASE, RUNNING, TOKENS
-from pigeonpost.core.errors import PigeonpostError, SensorError
+from pigeonpost.core.data_folder import DATABASE, LINK_CERTIFICATE, RUNNING, TOKENS, USERS
+from pigeonpost.core.errors import DamagedFile, PigeonpostError, SensorError
 from pigeonpost.core.http_client import split_url
 from pigeonpost.core.mqtt_client import broker_address
 from pigeonpost.sensors.contract import DerivedSource
 from pigeonpost.sensors.registry import KINDS, make_source
+from pigeonpost.server.node_settings import read_nodes
 from pigeonpost.settings import NODE
 from protocol import NODE_NAME, decode, encode
 
@@ -121,6 +124,7 @@ def node(settings: Settings, root: str = "/") -> Iterator[Finding]:
     yield from folder(config.data_folder(settings["node", "data"]))
     yield from sensors(settings, root)
     yield from _node_token(settings)
+    yield from _node_tls(settings)
     address = settings["node", "listen"]
     yield port(address, "--listen", lambda: _ask_node(address))
     if settings["push", "to"]:
@@ -230,6 +234,19 @@ def _node_token(settings: Settings) -> Iterator[Finding]:
         yield Finding("ok", f"a token is set, by {origin}")
 
 
+def _node_tls(settings: Settings) -> Iterator[Finding]:
+    if not settings["link", "tls"]:
+        return
+    path = settings["link", "certificate"] or os.path.join(
+        config.data_folder(settings["node", "data"]), LINK_CERTIFICATE
+    )
+    if os.path.exists(path):
+        yield private(settings["link", "key"] or path, "the key of the link's certificate")
+    elif shutil.which("openssl") is None:
+        yield Finding("wrong", "there is no program openssl, with which a node makes its certificate",
+                      "sudo apt install openssl; or [link] certificate and key")  # fmt: skip
+
+
 def _ask_node(address: tuple[str, int]) -> str:
     """Who of ours answers there; empty: nobody."""
     host, number = address
@@ -255,15 +272,14 @@ def server(settings: Settings, data: str) -> Iterator[Finding]:
     """What a server needs."""
     yield Finding("ok", f"settings: {settings.file or 'none, so the defaults'}")
     yield from folder(data)
-    path = os.path.join(data, TOKENS)
-    known = set()
-    if os.path.exists(path):
-        yield private(path, "the tokens of the nodes")
-        if os.access(path, os.R_OK):
-            known = set(Tokens(data))  # which raises what is wrong with it
+    if not settings["store", "postgres"]:
+        yield from database(data)
+    known: set[str] = set()
+    yield from _secrets(os.path.join(data, TOKENS), "the tokens of the nodes", lambda: known.update(Tokens(data)))
+    yield from _secrets(os.path.join(data, USERS), "the users of the page", Users(data).roles)
     for address in settings["web", "listen"]:
         yield port(address, "--web", functools.partial(_running, data, address))
-    for name, address in settings["server", "nodes"]:
+    for name, address in read_nodes(settings)[0]:
         who = f"node {name}" if name else "the node"
         yield reach(address, who, "there: `python3 control.py doctor node`; is node.py running, and its port open?")
         if name and name not in known and not is_loopback(address[0]):
@@ -272,15 +288,28 @@ def server(settings: Settings, data: str) -> Iterator[Finding]:
     yield from _broker(settings, "server.toml")
 
 
+def _secrets(path: str, what: str, read: Callable[[], object]) -> Iterator[Finding]:
+    """Check that `read` can read a file with secrets, and that nobody else can."""
+    try:
+        read()
+    except DamagedFile as error:
+        about, _, remedy = str(error).partition("; ")
+        yield Finding("wrong", about, remedy)
+        return
+    if os.path.exists(path):
+        yield private(path, what)
+
+
 def _running(data: str, address: tuple[str, int]) -> str:
     """Who of ours has the page's address; empty: nobody."""
     try:
         with open(os.path.join(data, RUNNING), encoding="utf-8") as file:
             about = json.load(file)
         os.kill(about["pid"], 0)
-    except (OSError, ValueError, KeyError, TypeError):
+        is_there = any(found[1] == address[1] for found in about["web"])
+    except (OSError, ValueError, LookupError, TypeError):
         return ""
-    return "this server's page is there" if any(found[1] == address[1] for found in about["web"]) else ""
+    return "this server's page is there" if is_there else ""
 
 
 def _broker(settings: Settings, file: str) -> Iterator[Finding]:

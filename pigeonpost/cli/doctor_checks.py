@@ -12,9 +12,14 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from pigeonpost.core.addresses import join_address
-from pigeonpost.core.files import kind_of_filesystem
+from pigeonpost.core.data_folder import DATABASE, LOGS, SERVER_LOCK
+from pigeonpost.core.errors import InUse
+from pigeonpost.core.files import kind_of_filesystem, lock_data_dir
+from pigeonpost.storage.csv.checksums import check_pieces, logs_in
+from pigeonpost.storage.sqlite.schema import quick_faults
 
 REACH_S = 3.0  # for another machine, or another program on this one
+_MOST_LOG_BYTES = 256 << 20  # of logs that are read: on a Pi some seconds
 _LEAST_BYTES = 200 << 20
 _GONE = ("tmpfs", "ramfs", "overlay", "aufs")  # after a restart of the machine, or of the container
 _FAR = ("nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs")  # locks and memory maps do not reach over a network
@@ -51,6 +56,51 @@ def folder(data: str) -> Iterator[Finding]:
                       "make room (`du -xh / | sort -h | tail` shows what is large), or --data DIR")  # fmt: skip
     else:
         yield Finding("ok", f"{data}: {free / 2**30:.1f} GiB free on {kind or 'its disk'}")
+    if place == os.path.abspath(data):
+        yield from _owners(place)
+
+
+def _owners(data: str) -> Iterator[Finding]:
+    """Check who may read the data folder, and who owns its files."""
+    status = os.stat(data)
+    owner = _user_name(status.st_uid)
+    if status.st_mode & 0o077:
+        mode = stat.S_IMODE(status.st_mode)
+        yield Finding("wrong", f"{data} may be read by other users (mode {mode:04o})", f"chmod 700 {data}")
+    for folder_, _, names in os.walk(data):
+        for name in names:
+            path = os.path.join(folder_, name)
+            if os.path.lexists(path) and os.lstat(path).st_uid != status.st_uid:
+                found = _user_name(os.lstat(path).st_uid)
+                yield Finding("wrong", f"{path} belongs to {found}, and its folder to {owner}, whose programs may fail",
+                              f"sudo chown -hR {owner}: {data}")  # fmt: skip
+                return
+
+
+def database(data: str) -> Iterator[Finding]:
+    """Check the database and the closed logs for damage, as far as that is quick."""
+    path, logs = os.path.join(data, DATABASE), os.path.join(data, LOGS)
+    if not os.path.exists(path):
+        return
+    try:
+        lock = lock_data_dir(os.path.join(data, SERVER_LOCK))
+    except InUse:
+        lock = -1
+    try:
+        wrong = list(quick_faults(data, is_in_use=lock < 0))
+    finally:
+        if lock >= 0:
+            os.close(lock)
+    for fault in wrong:
+        about, _, remedy = fault.partition("; ")
+        yield Finding("wrong", about, remedy)
+    if sum(os.path.getsize(os.path.join(logs, name)) for name in logs_in(logs)) <= _MOST_LOG_BYTES:
+        for fault in filter(None, check_pieces(logs, f"python3 control.py --data {os.path.abspath(data)}")):
+            about, _, remedy = fault.partition("; ")
+            wrong.append(fault)
+            yield Finding("wrong", about, remedy)
+    if not wrong:
+        yield Finding("ok", f"{path}: no damage is seen (`control.py verify` reads all of it)")
 
 
 def port(address: tuple[str, int], flag: str, is_ours: Callable[[], str]) -> Finding:
@@ -113,10 +163,14 @@ def in_group(name: str, what: str) -> Iterator[Finding]:
 
 
 def _user() -> str:
+    return _user_name(os.getuid())
+
+
+def _user_name(number: int) -> str:
     try:
-        return pwd.getpwuid(os.getuid()).pw_name
+        return pwd.getpwuid(number).pw_name
     except KeyError:
-        return str(os.getuid())
+        return str(number)
 
 
 def _group_name(number: int) -> str:

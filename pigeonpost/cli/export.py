@@ -22,8 +22,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from pigeonpost.cli.contract import Bar, Command, Context, Failed, look, node_name, sensor_name
+from pigeonpost.cli.contract import Bar, Command, Context, Failed, discard_output, look, node_name, sensor_name
 from pigeonpost.core.clock import rfc3339
+from pigeonpost.core.errors import StoreDamaged
 from pigeonpost.core.files import sync_folder
 from pigeonpost.core.strict_json import write_json
 from pigeonpost.storage.contract import Store
@@ -32,6 +33,7 @@ from pigeonpost.storage.models import SampleBatch, StoredSample
 from protocol import Sample
 
 AT_ONCE = 4000  # samples asked for together
+_LEAST_LOST_S = 1.0  # of a span that cannot be read
 _NEVER_MS = 253_402_300_800_000  # the year 10000
 _SPAN = re.compile(r"([0-9]{1,9})([smhd])").fullmatch
 _SPANS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -43,15 +45,32 @@ Units = Mapping[str, str]
 # --------------------------------------------------------------------------------------------------------- asking
 
 
-def walk(store: Store, node: str, from_ms: int, to_ms: int) -> Iterator[tuple[int, Points]]:
+def walk(
+    store: Store, node: str, from_ms: int, to_ms: int, lost: list[tuple[str, int, int]] | None = None
+) -> Iterator[tuple[int, Points]]:
     """All samples of `node` taken in [from_ms, to_ms), oldest first, some at a time: up to when they go, and they.
 
     How long a span is asked for follows from how many samples the last one had.
+
+    lost: gets (node, from, to) of each span that a damaged store cannot read: a little longer than it is, for speed
     """
-    at_ms, width_ms = from_ms, 60_000
+    at_ms, width_ms, lost_ms = from_ms, 60_000, 0
     while at_ms < to_ms:
         end_ms = min(to_ms, at_ms + width_ms)
-        points = store.points(node, at_ms, end_ms, AT_ONCE + 1)
+        try:
+            points = store.points(node, at_ms, end_ms, AT_ONCE + 1)
+        except StoreDamaged:
+            if lost is None:
+                raise
+            least_ms = max(int(_LEAST_LOST_S * 1000), lost_ms // 16)
+            if end_ms - at_ms > least_ms:
+                width_ms = max(least_ms, (end_ms - at_ms) // 4)
+                continue
+            _add_lost(lost, node, at_ms, end_ms)
+            lost_ms += end_ms - at_ms
+            at_ms, width_ms = end_ms, max(int(_LEAST_LOST_S * 1000), lost_ms // 16)
+            continue
+        lost_ms = 0
         if len(points) > AT_ONCE:
             if end_ms - at_ms > 1:
                 width_ms = max(1, (end_ms - at_ms) // 4)
@@ -154,18 +173,41 @@ def export(context: Context) -> int:
     Times are given as 2026-11-20, 2026-11-20T15:36 (local time), 2026-11-20T15:36:10Z, or 7d, 24h, 90m ago.
     """
     chosen = context.arguments
+    lost: list[tuple[str, int, int]] = []
     with contextlib.closing(look(context)) as store:
-        nodes = _chosen_nodes(store.nodes(), chosen.node)
+        nodes = _chosen_nodes(_nodes(store), chosen.node)
         wanted = _chosen_sensors(store, nodes, chosen.sensor)
         if chosen.out is None:
-            return _to_standard_output(_texts(store, nodes, wanted, chosen, lambda done, total: None))
-        bar = Bar(os.path.basename(chosen.out))
-        try:
-            size = _to_file(chosen.out, _texts(store, nodes, wanted, chosen, bar.show))
-        finally:
-            bar.end()
-    print(f"{chosen.out}: {size:,} bytes", file=sys.stderr)
-    return 0
+            _to_standard_output(_texts(store, nodes, wanted, chosen, lambda done, total: None, lost))
+        else:
+            bar = Bar(os.path.basename(chosen.out))
+            try:
+                size = _to_file(chosen.out, _texts(store, nodes, wanted, chosen, bar.show, lost))
+            finally:
+                bar.end()
+            print(f"{chosen.out}: {size:,} bytes", file=sys.stderr)
+    for node, from_ms, to_ms in lost:
+        print(f"not readable: node {node}, from {rfc3339(from_ms)} to {rfc3339(to_ms)}", file=sys.stderr)
+    if store.damage or lost:
+        print(f"what can be read was written. {store.damage}", file=sys.stderr)
+    return 1 if store.damage or lost else 0
+
+
+def _nodes(store: Store) -> list[dict[str, Any]]:
+    """Return what is stored of every node; of a damaged one only names and units, with a range of all times."""
+    try:
+        return store.nodes()
+    except StoreDamaged:
+        found = store.known_units()
+    ever = {"samples": 0, "first_ms": 0, "last_ms": int(time.time() * 1000) + _SPANS_MS["d"]}
+    return [{"name": name, "sensors": units, **ever} for name, units in found.items()]
+
+
+def _add_lost(lost: list[tuple[str, int, int]], node: str, from_ms: int, to_ms: int) -> None:
+    """Note a span that cannot be read, as one with the last where it goes on there."""
+    if lost and lost[-1][0] == node and lost[-1][2] == from_ms:
+        from_ms = lost.pop()[1]
+    lost.append((node, from_ms, to_ms))
 
 
 def _chosen_nodes(nodes: list[dict[str, Any]], names: Sequence[str] | None) -> list[dict[str, Any]]:
@@ -191,9 +233,9 @@ def _chosen_sensors(
 
 def _texts(
     store: Store, nodes: list[dict[str, Any]], wanted: frozenset[str] | None, chosen: argparse.Namespace,
-    progress: Callable[[int, int], None],
+    progress: Callable[[int, int], None], lost: list[tuple[str, int, int]],
 ) -> Iterator[str]:  # fmt: skip
-    """The whole export, piece by piece."""
+    """The whole export, piece by piece. `lost` gets what cannot be read."""
     spans = [(node, *_span(node, chosen)) for node in nodes if node["first_ms"] is not None]
     columns = sorted(wanted or _all_sensors(store, spans)) if chosen.format == "wide" else []
     if chosen.format != "jsonl":
@@ -202,7 +244,7 @@ def _texts(
     done = 0
     for node, from_ms, to_ms in spans:
         rows = FORMATS[chosen.format](columns, node["sensors"])
-        for end_ms, points in walk(store, node["name"], from_ms, to_ms):
+        for end_ms, points in walk(store, node["name"], from_ms, to_ms, lost):
             found = points if wanted is None else _only(points, wanted)
             if found:
                 yield rows(found)
@@ -222,7 +264,7 @@ def _all_sensors(store: Store, spans: Iterable[tuple[dict[str, Any], int, int]])
     found: set[str] = set()
     shapes: set[tuple[str, ...]] = set()
     for node, from_ms, to_ms in spans:
-        for _, points in walk(store, node["name"], from_ms, to_ms):
+        for _, points in walk(store, node["name"], from_ms, to_ms, []):
             shapes.update([tuple(point.values) for point in points])
     return found.union(*shapes)
 
@@ -239,6 +281,8 @@ def _to_file(path: str, texts: Iterable[str]) -> int:
             size = file.tell()
         os.rename(new, path)
         sync_folder(path)
+    except StoreDamaged as error:
+        raise Failed(str(error)) from None
     except OSError as error:
         raise Failed(f"{path}: {error.strerror}") from None
     finally:
@@ -247,7 +291,7 @@ def _to_file(path: str, texts: Iterable[str]) -> int:
     return size
 
 
-def _to_standard_output(texts: Iterable[str]) -> int:
+def _to_standard_output(texts: Iterable[str]) -> None:
     out = getattr(sys.stdout, "buffer", None)
     try:
         for text in texts:
@@ -257,11 +301,11 @@ def _to_standard_output(texts: Iterable[str]) -> int:
                 out.write(text.encode())
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has what it wanted, as `head`; without this Python would report the error again when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
+    except StoreDamaged as error:
+        raise Failed(str(error)) from None
     except OSError as error:
         raise Failed(f"standard output: {error.strerror}") from None
-    return 0
 
 
 _AGAIN = "may be given again"

@@ -104,6 +104,8 @@ def _access(context: Context) -> Iterator[tuple[Ingestor, Mapping[str, Mapping[s
     """The way into the store, as the server has it: one writer, and the log written with it; and the units known."""
     store, clock = open_store(context.settings, context.data), Clock()
     try:
+        if store.damage:
+            raise Failed(store.damage)
         csv = CsvLog(context.data, store, clock)
         ingestor = Ingestor(store, csv, clock, commit_s=0.05)
         csv.start()

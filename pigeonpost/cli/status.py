@@ -15,6 +15,7 @@ from pigeonpost.cli.contract import NODE, Command, Context, Failed
 from pigeonpost.cli.remote import ask_node, ask_server
 from pigeonpost.core.addresses import split_address
 from pigeonpost.core.data_folder import RUNNING
+from pigeonpost.settings import fingerprint
 from protocol import DEFAULT_PORT
 
 
@@ -83,11 +84,23 @@ def _place(text: str) -> tuple[str, int]:
         raise argparse.ArgumentTypeError(f"{error}, not {text!r}") from None
 
 
+def _sha256(text: str) -> str:
+    try:
+        return fingerprint(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 _LINK = ("--link", {"metavar": "HOST:PORT", "type": _place, "help": "ask the node itself, not a server"})
+_FINGERPRINT = (
+    "--fingerprint",
+    {"metavar": "SHA256", "type": _sha256, "default": "",
+     "help": "with --link: speak TLS with the node that has this certificate"},
+)  # fmt: skip
 
 COMMANDS: Mapping[str, Command] = {
-    "status": Command("how the nodes are", [("node", {"metavar": "NODE", "nargs": "?"}), _LINK], status),
-    "send": Command("turn a node on or off", [NODE, ("state", {"choices": ["on", "off"]}), _LINK], send),
+    "status": Command("how the nodes are", [("node", {"metavar": "NODE", "nargs": "?"}), _LINK, _FINGERPRINT], status),
+    "send": Command("turn a node on or off", [NODE, ("state", {"choices": ["on", "off"]}), _LINK, _FINGERPRINT], send),
     "check": Command("exit 0 when all is well, else 1 and one line per fault (for cron)", [], check),
     "alive": Command("exit 0 when the program answers (for health checks)", [], alive),
 }

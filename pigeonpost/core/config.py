@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from pigeonpost.core.addresses import split_address
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
+from pigeonpost.core.redact import HIDDEN, hide_secrets
 
 if TYPE_CHECKING:
     import argparse
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 Parse = Callable[["Any"], "Any"]
 
 # And what ends so; of tables within arrays of tables.
-_SECRET_KEYS = ("password", "token", "secret", "api_key", "headers")
+_SECRET_KEYS = ("password", "passwort", "token", "secret", "api_key", "headers")
 _DEEPEST = 8  # tables and lists in a file, within each other
 
 
@@ -66,7 +67,7 @@ def read_options(table: Mapping[str, Any], options: Sequence[Option], where: str
                 found[option.key] = option.parse(table[option.key])
             except ValueError as error:
                 given = _without_secrets({option.key: table[option.key]})[option.key]
-                raise SettingsError(f"{where}: {option.key} {error}, not {given!r}") from None
+                raise SettingsError(hide_secrets(f"{where}: {option.key} {error}, not {given!r}")) from None
     return found
 
 
@@ -100,17 +101,22 @@ class Settings:
                 parsed.append(setting.parse(item))
             except ValueError as error:
                 shown = "what it got" if setting.secret else repr(item)
-                raise SettingsError(f"{origin}: [{setting.table}] {setting.key} {error}, not {shown}") from None
+                text = f"{origin}: [{setting.table}] {setting.key} {error}, not {shown}"
+                raise SettingsError(hide_secrets(text)) from None
         self._given[key] = items if setting.many else items[0]
         self._values[key], self._origins[key] = parsed if setting.many else parsed[0], origin
         if setting.secret:
             self._secrets.add(key)
 
     def show(self) -> str:
-        """Return one line per setting: value and origin; secrets only as set or not."""
+        """Return one line per setting: value and origin; secrets only as set or not, and none within an address."""
         lines = []
         for (table, key), value in sorted(self._given.items()):
-            shown = ("(set)" if value else "(not set)") if (table, key) in self._secrets else as_toml(value)
+            shown = as_toml(_without_secrets(value))
+            if (table, key) in self._secrets:
+                shown = "(set)" if value else "(not set)"
+            elif key in ("certificate", "key") and "\n" in value:  # the file itself in place of its path
+                shown = HIDDEN
             lines.append(f"[{table}] {key} = {shown}  # {self._origins[table, key]}")
         for name, entries in self.tables.items():
             lines += [f"[[{name}]] {as_toml(_without_secrets(entry))}  # {self.file}" for entry in entries]
@@ -249,13 +255,21 @@ def _name(setting: Setting) -> str:
     return f"{setting.table}_{setting.key}"
 
 
-def _without_secrets(value: Any) -> Any:
-    """`value` with "(set)" in the place of every password, token and secret in it, as far down as they stand."""
+def _without_secrets(value: Any, is_url: bool = False) -> Any:
+    """`value` with "(set)" in the place of every password, token and secret in it, as far down as they stand.
+
+    is_url: it is an address, whose query is hidden
+    """
     if isinstance(value, dict):
         return {
-            key: "(set)" if item and key.endswith(_SECRET_KEYS) else _without_secrets(item)
+            key: "(set)" if item and key.endswith(_SECRET_KEYS) else _without_secrets(item, key.endswith("url"))
             for key, item in value.items()
         }
+    if isinstance(value, str):
+        address, mark, query = value.partition("?")
+        if is_url and query:  # any name there may be that of a key
+            value = f"{address}{mark}{HIDDEN}"
+        return hide_secrets(value)
     return [_without_secrets(item) for item in value] if isinstance(value, list) else value
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 # The node.
 OUTBOX = "outbox.ring"
 OUTBOX_LOCK = "outbox.lock"
+LINK_CERTIFICATE = "link.pem"  # certificate and key of its TCP link, where that speaks TLS
 PI_ID = "pi_id"  # this Pi's id, for `control.py send-files`
 
 # The server.
@@ -13,6 +14,7 @@ LOGS = "logs"  # the CSV logs, a file for each run
 LOG_CHECKSUMS = "SHA256SUMS"  # in LOGS: the checksums of closed logs, as `sha256sum -c` reads them
 FILES = "files"  # dropped files
 TOKENS = "tokens.json"  # of nodes
+REPLACED_TOKENS = "replaced_tokens.json"  # those before `control.py rotate`, while they are still accepted
 USERS = "users.json"  # of the page
 COMMANDS = "orders.json"  # ON and OFF for nodes that connect to the server
 SAVED_CHARTS = "graphs.json"
@@ -22,4 +24,8 @@ RUNNING = "running.json"  # while the server runs: how control.py reaches it
 SERVER_LOCK = "server.lock"
 SERVER_ID = "server.id"  # by which PostgreSQL knows the server
 CERTIFICATE, CERTIFICATE_KEY = "certificate.pem", "certificate.key"  # as `control.py certificate` makes them
+COPY = ".bak"  # what the name of the copy of a small file ends with: tokens.json.bak
 BEFORE_RESTORE = "before-restore"  # with a date: what `control.py restore` has moved aside
+
+# How the names of everything in a data folder begin; hidden files are of work in progress, "node" is a demonstration's.
+NAMES = (".", "node", *(value for name, value in list(globals().items()) if name.isupper() and value != COPY))

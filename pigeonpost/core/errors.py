@@ -13,10 +13,23 @@ class PigeonpostError(Exception):
     exit_status = 1
 
 
+def detach(error: BaseException) -> None:
+    """Take its traceback and the exception before it from `error`, for whoever keeps it, or has handled it.
+
+    Frames in a traceback often have the exception itself in a variable: such a cycle would keep all their variables,
+    a request's body for example, until Python collects garbage.
+    """
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+
+
 class SettingsError(PigeonpostError, ValueError):
     """A setting, a flag or a settings file is wrong. The message names file, table and key, and what would be right."""
 
     exit_status = 2
+
+
+class DamagedFile(SettingsError):
+    """A file of the data folder cannot be read as what it should be. The message names it, and the exact remedy."""
 
 
 class SensorError(PigeonpostError, OSError):
@@ -32,6 +45,13 @@ class DiskError(PigeonpostError, OSError):
 class NotStored(PigeonpostError, OSError):
     """The store could not take it now: its disk is full, or it is locked. Nothing is acknowledged, the nodes keep
     everything, and it is tried again."""
+
+
+class StoreDamaged(NotStored):
+    """What is stored is damaged, or is not what it was. The message names the file, what is wrong, and the remedy.
+    Nothing is acknowledged; trying again does not help."""
+
+    exit_status = 74  # EX_IOERR
 
 
 class InUse(PigeonpostError):
@@ -56,6 +76,12 @@ class WireError(PigeonpostError, ValueError):
 
 class BadArgument(WireError):
     """A known word with arguments that do not fit."""
+
+
+class BeyondLimit(BadArgument):
+    """Samples or a gap with which their node would pass a limit of the store: see server/node_limits.py."""
+
+    closes = True
 
 
 class UnknownWord(WireError):

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
+
+from pigeonpost.core.redact import hide_secrets
 
 log = logging.getLogger(__name__)
 
@@ -17,9 +20,15 @@ class Faults:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._texts: dict[str, str] = {}
+        self._checks: list[Callable[[], object]] = []
+
+    def add_check(self, check: Callable[[], object]) -> None:
+        """Call `check`, which may set or clear a fault, before each look; it must not wait. Before the start only."""
+        self._checks.append(check)
 
     def set(self, subject: str, text: str) -> None:
         """Record what is wrong with `subject`, and the remedy; an empty text: nothing is. A new text is logged once."""
+        text = hide_secrets(text)
         with self._lock:
             if self._texts.get(subject, "") == text:
                 return
@@ -34,5 +43,7 @@ class Faults:
 
     def present(self) -> dict[str, str]:
         """Return what is wrong now, by subject."""
+        for check in self._checks:
+            check()
         with self._lock:
             return dict(self._texts)

@@ -106,7 +106,10 @@ def split_url(url: str) -> Url:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("takes an address that begins with http:// or https:// and a host")
     secure = parts.scheme == "https"
-    port = parts.port or (443 if secure else 80)
+    try:
+        port = parts.port or (443 if secure else 80)
+    except ValueError:  # which quotes it: what stands there may be a part of a password
+        raise ValueError("takes an address whose port is a number up to 65535") from None
     host = parts.hostname if parts.hostname.isascii() else parts.hostname.encode("idna").decode()
     target = quote(f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}", safe="/?#[]@!$&'()*+,;=:%~")
     shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"

@@ -22,6 +22,7 @@ from pigeonpost.core.http_client import (
     ServerTrust,
 )
 from pigeonpost.core.light_typing import TYPE_CHECKING
+from pigeonpost.core.redact import hide_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +50,7 @@ def decoded(data: bytes, origin: str) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
-        raise SensorError(f"{origin}: no JSON, but {data[:60]!r}") from None
+        raise SensorError(hide_secrets(f"{origin}: no JSON, but {data[:60]!r}")) from None
 
 
 class JsonFetcher:
@@ -109,7 +110,8 @@ class JsonFetcher:
 
 
 def _status_error(server: str, status: int, words: str = "") -> HttpStatusError:
-    return HttpStatusError(f"{server}: HTTP status {status}{words}{_HINTS.get(status, '')}", status)
+    # A server may repeat the address that it was asked for, with the key in it.
+    return HttpStatusError(hide_secrets(f"{server}: HTTP status {status}{words}{_HINTS.get(status, '')}"), status)
 
 
 def _servers_words(data: bytes) -> str:

@@ -19,8 +19,12 @@ from collections.abc import Callable
 from types import FrameType
 
 from pigeonpost.core.errors import PigeonpostError
-from pigeonpost.core.light_typing import NamedTuple
+from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
+from pigeonpost.core.redact import hide_secrets
 from pigeonpost.core.wake_pipe import WakePipe
+
+if TYPE_CHECKING:
+    from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +66,11 @@ class Lifecycle:
 
     def fail(self, error: BaseException) -> None:
         """Stop the program with the exit status of `error`: for parts that cannot go on."""
-        log.critical("%s", error)
         self._status = self._status or getattr(error, "exit_status", 70)  # 70: EX_SOFTWARE
-        self.end(str(error))
+        try:
+            log.critical("%s", str(error) or type(error).__name__)
+        finally:  # there may be no memory even for that line
+            self.end(str(error) or type(error).__name__)
 
     def run(self, ready: Callable[[], object]) -> int:
         """Start everything, call `ready`, wait to be ended, stop everything; the exit status."""
@@ -81,6 +87,9 @@ class Lifecycle:
             _notify("READY=1")
             self._wait_for_end()
         except PigeonpostError as error:
+            self.fail(error)
+        except Exception as error:  # no thread, or no memory: what has started is stopped, and the log says why
+            log.exception("internal error in the main thread")
             self.fail(error)
         _notify("STOPPING=1")
         give_up_s = time.monotonic() + STOP_S
@@ -132,8 +141,10 @@ class Lifecycle:
         """Log the internal error that ended a thread, and stop, so that the supervisor restarts the program."""
         name = lost.thread.name if lost.thread else "a thread"
         exception = (lost.exc_type, lost.exc_value or lost.exc_type(), lost.exc_traceback)
-        log.critical("%s died", name, exc_info=exception)
-        self.fail(exception[1])
+        try:
+            log.critical("%s died", name, exc_info=exception)
+        finally:
+            self.fail(exception[1])
 
 
 def _notify(state: str) -> None:
@@ -154,10 +165,13 @@ def _watchdog_s() -> float | None:
 
 
 class _OneLine(logging.Formatter):
-    """Formats a record as one line, whatever untrusted text is in it: control characters are escaped."""
+    """Formats a record as one line, whatever is in it: control characters are escaped, and secrets hidden."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return super().formatMessage(record).translate(_SHOWN_CONTROLS)
+        return hide_secrets(super().formatMessage(record)).translate(_SHOWN_CONTROLS)
+
+    def formatException(self, ei: Any) -> str:
+        return hide_secrets(super().formatException(ei))
 
 
 _SHOWN_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}

@@ -89,13 +89,14 @@ def content(path):
 
 
 def tree(folder, without=()):
-    """Every file below a folder with what is in it; but for locks, and what SQLite keeps while it looks."""
+    """Every file below a folder with what is in it; but for locks, copies, and what SQLite keeps while it looks."""
     found = {}
     for place, _, names in os.walk(folder):
         for name in names:
             path = os.path.join(place, name)
-            if not name.endswith((".lock", "-shm", "-wal")) and not path[len(folder) + 1 :].startswith(tuple(without)):
-                found[path[len(folder) + 1 :]] = content(path)
+            inner = path[len(folder) + 1 :]
+            if not name.endswith((".lock", "-shm", "-wal", ".bak")) and not inner.startswith(tuple(without)):
+                found[inner] = content(path)
     return found
 
 

@@ -11,6 +11,7 @@ import unittest
 from unittest import mock
 
 from pigeonpost.auth.tokens import Tokens
+from pigeonpost.auth.users import Users
 from pigeonpost.cli import doctor, doctor_checks
 from pigeonpost.cli.doctor_checks import Finding
 from pigeonpost.core.clock import Clock
@@ -222,6 +223,15 @@ class Nodes(Case):
         os.chmod(settings.file, 0o644)
         self.assert_wrong(doctor.node(settings), r"may be read by others \(mode 0644\)", f"chmod 600 {settings.file}")
 
+    def test_what_tls_takes(self):
+        with mock.patch("shutil.which", lambda program: None):
+            found = self.find(self.node("[link]\ntls = true"), "openssl")
+        self.assertEqual((found.word, "apt install openssl" in found.remedy), ("wrong", True))
+        self.put("link.pem", "key", 0o644)
+        self.assertEqual(self.find(self.node("[link]\ntls = true"), "certificate").word, "wrong")
+        os.chmod(os.path.join(self.folder, "link.pem"), 0o600)
+        self.assertEqual(self.find(self.node("[link]\ntls = true"), "certificate").word, "ok")
+
     def test_the_server_that_it_brings_samples_to(self):
         with socket.create_server(("127.0.0.1", 0)) as other:
             to = f'simulate = true\n[push]\nto = "http://127.0.0.1:{other.getsockname()[1]}"\n'
@@ -256,7 +266,22 @@ class Servers(Case):
         self.put("tokens.json", "no list", 0o600)
         flags = self.settings(SERVER, '[web]\nlisten = ["127.0.0.1:0"]\n', SERVER_ARRAYS)
         findings = list(doctor._safely(doctor.server(flags, self.folder)))
-        self.assertEqual(self.find(findings, "does not read as a list of tokens").word, "wrong")
+        self.assertEqual(self.find(findings, "tokens.json is damaged").word, "wrong")
+
+    def test_damaged_users_and_the_command_that_mends_them(self):
+        Users(self.folder).set_password("admin", "correct horse")
+        path = self.put("users.json", "", 0o600)
+        self.assert_wrong(self.server(), r"users.json is damaged \(0 bytes\)", f"restore {path}.bak")
+
+    def test_data_folder_that_others_may_read(self):
+        os.chmod(self.folder, 0o755)
+        self.assert_wrong(self.server(), r"may be read by other users \(mode 0755\)", f"chmod 700 {self.folder}")
+
+    @unittest.skipUnless(os.geteuid() == 0, "only root can give files to others")
+    def test_files_of_another_than_the_folders_owner(self):
+        os.makedirs(os.path.join(self.folder, "logs"))
+        os.chown(self.put("logs/a.csv", "", 0o600), 4321, 4321)
+        self.assert_wrong(self.server(), "a.csv belongs to 4321, and its folder to root", "sudo chown -hR root: ")
 
     def test_its_nodes(self):
         with socket.create_server(("127.0.0.1", 0)) as other:

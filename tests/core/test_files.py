@@ -1,5 +1,6 @@
 """Files that are whole or as before, folders that are synced, and data that one process has to itself."""
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -9,7 +10,16 @@ from unittest import mock
 
 from pigeonpost.core import files
 from pigeonpost.core.errors import DiskError, InUse
-from pigeonpost.core.files import kind_of_filesystem, lock_data_dir, replace_file, sync_folder
+from pigeonpost.core.files import (
+    close_to_others,
+    give_to_owner,
+    kind_of_filesystem,
+    lock_data_dir,
+    make_folder,
+    replace_file,
+    sync_folder,
+)
+from pigeonpost.core.json_file import JsonFile
 from tests.support import ROOT, Killed, clean_environment, temp_folder
 
 
@@ -144,6 +154,123 @@ class OnlyOne(unittest.TestCase):
         with self.assertRaises(DiskError) as caught:
             lock_data_dir(os.path.join(path, "sub", "lock"))
         self.assertIn("choose a folder that can be written with --data DIR", str(caught.exception))
+
+
+class ClosedToOthers(unittest.TestCase):
+    def setUp(self):
+        self.folder = os.path.join(temp_folder(self), "above", "data")
+
+    def mode(self):
+        return os.stat(self.folder).st_mode & 0o777
+
+    def test_new_folder_is_its_owners_alone_without_a_word(self):
+        with self.assertNoLogs():
+            close_to_others(self.folder)
+        self.assertEqual(self.mode(), 0o700)
+
+    def test_open_folder_is_closed_with_one_line(self):
+        os.makedirs(self.folder)
+        for mode in (0o755, 0o710, 0o701, 0o2770):
+            os.chmod(self.folder, mode)
+            with self.assertLogs("pigeonpost.core.files", "INFO") as logged:
+                close_to_others(self.folder)
+            self.assertEqual((self.mode(), len(logged.output)), (0o700, 1))
+            self.assertIn("could be read by other users", logged.output[0])
+            with self.assertNoLogs():
+                close_to_others(self.folder)
+
+    def test_folder_that_others_use_too_stays_as_it_is(self):
+        os.makedirs(self.folder)
+        for mode in (0o1777, 0o777, 0o1755):
+            os.chmod(self.folder, mode)
+            self.assert_left_open(mode, "is not for Pigeonpost alone")
+        os.chmod(self.folder, 0o755)
+        with mock.patch.dict(os.environ, {"HOME": os.path.realpath(self.folder)}):
+            self.assert_left_open(0o755, "is not for Pigeonpost alone")
+        with open(os.path.join(self.folder, "of another program"), "w", encoding="ascii"):
+            pass
+        with mock.patch("os.geteuid", return_value=os.stat(self.folder).st_uid):
+            os.chmod(self.folder, 0o755)
+            if os.geteuid() == 0:  # as it would /opt
+                self.assert_left_open(0o755, "has other files than Pigeonpost's")
+
+    def test_file_system_without_modes_stops_nobody(self):
+        os.makedirs(self.folder)
+        os.chmod(self.folder, 0o755)
+        with mock.patch("os.chmod", side_effect=PermissionError(1, "Operation not permitted")):
+            self.assert_left_open(0o755, "cannot be closed")
+
+    def assert_left_open(self, mode, why):
+        with self.assertLogs("pigeonpost.core.files", "WARNING") as logged:
+            close_to_others(self.folder)
+        self.assertIn(f"{self.folder} {why}", logged.output[0])
+        self.assertIn(f"chmod 700 {self.folder}", logged.output[0])
+        self.assertEqual(os.stat(self.folder).st_mode & 0o7777, mode)
+
+    def test_mounted_folder_and_that_of_another_user_stay_as_they_are(self):
+        os.makedirs(self.folder, 0o755)
+        os.chmod(self.folder, 0o755)
+        for name, there in (("path.ismount", True), ("geteuid", 4321)):
+            with self.subTest(name), mock.patch(f"os.{name}", return_value=there):
+                with self.assertLogs("pigeonpost.core.files", "INFO") as logged:
+                    close_to_others(self.folder)
+                self.assertIn(f"chmod 700 {self.folder}", logged.output[0])
+                self.assertEqual(self.mode(), 0o755)
+
+    def test_folder_that_cannot_be_made(self):
+        with self.assertRaisesRegex(DiskError, "choose a folder that can be written with --data DIR"):
+            close_to_others("/proc/nothing/here")
+
+
+@unittest.skipUnless(os.geteuid() == 0, "only root can give files to others")
+class RootsWork(unittest.TestCase):
+    """What root makes in another user's folder."""
+
+    def setUp(self):
+        self.folder = os.path.join(temp_folder(self), "data")
+        os.mkdir(self.folder, 0o700)
+        os.chown(self.folder, 1234, 1235)
+
+    def assert_given(self, path, count):
+        inner = [os.path.join(place, name) for place, folders, names in os.walk(path) for name in folders + names]
+        found = [path, *inner]
+        self.assertEqual(len(found), count, found)
+        for one in found:
+            status = os.lstat(one)
+            self.assertEqual((status.st_uid, status.st_gid), (1234, 1235), one)
+
+    def test_it_belongs_to_the_folders_owner(self):
+        replace_file(os.path.join(self.folder, "tokens.json"), b"x")
+        os.close(lock_data_dir(os.path.join(self.folder, "server.lock")))
+        make_folder(os.path.join(self.folder, "logs", "deep"))
+        JsonFile(os.path.join(self.folder, "users.json"), "", str).write({})
+        self.assert_given(self.folder, 7)
+
+    def test_in_roots_own_folder_it_is_roots(self):
+        path = os.path.join(temp_folder(self), "x")
+        replace_file(path, b"")
+        self.assertEqual(os.stat(path).st_uid, 0)
+
+    def test_nothing_is_written_or_given_through_a_link_that_the_owner_has_laid(self):
+        victim = os.path.join(temp_folder(self), "victim")
+        with open(victim, "w", encoding="ascii") as file:
+            file.write("root's own")
+        path = os.path.join(self.folder, "tokens.json")
+        for lay in (os.symlink, os.link):
+            lay(victim, f"{path}.new" if lay is os.symlink else os.path.join(self.folder, "server.lock"))
+            with contextlib.suppress(DiskError):
+                replace_file(path, b"x")
+            with contextlib.suppress(DiskError):
+                os.close(lock_data_dir(os.path.join(self.folder, "server.lock")))
+            give_to_owner(os.path.join(self.folder, "server.lock"))
+            self.assertEqual(os.stat(victim).st_uid, 0)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{path}.new")
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self.folder, "server.lock"))
+            if lay is os.symlink:
+                with open(victim, encoding="ascii") as file:
+                    self.assertEqual(file.read(), "root's own")
 
 
 class Filesystems(unittest.TestCase):

@@ -1,22 +1,69 @@
-"""A file that is read again when it has changed."""
+"""A file that is read again when it has changed, and its copy."""
 
 import os
 import unittest
+from unittest import mock
 
-from pigeonpost.core.errors import SettingsError
+from pigeonpost.core import files
+from pigeonpost.core.errors import DamagedFile, DiskError
+from pigeonpost.core.faults import Faults
 from pigeonpost.core.json_file import JsonFile
 from tests.support import temp_folder
 
+DAMAGED = ("", "[]", "5", "{", '{"a": "x"}', '{"a": null}', "\xff", '"a"', "null", "[" * 100_000)
 
-class Files(unittest.TestCase):
+
+class FileCase(unittest.TestCase):
     def setUp(self):
         self.path = os.path.join(temp_folder(self), "x.json")
+        self.copy = f"{self.path}.bak"
         self.read = []
-        self.file = JsonFile(self.path, "a list of numbers", self.number)
+        self.faults = Faults()
+
+    def open(self, **options):
+        return JsonFile(self.path, "a list of numbers", self.number, **options)
 
     def number(self, entry):
         self.read.append(entry)
         return int(entry)
+
+    def lay(self, text, path=None):
+        with open(path or self.path, "w", encoding="latin-1") as file:
+            file.write(text)
+
+    def text(self, path=None):
+        with open(path or self.path, encoding="latin-1") as file:
+            return file.read()
+
+    def damages(self):
+        """Damage the file in each way in which a disk, an editor or a hurried hand does."""
+        for text in DAMAGED:
+            self.lay(text)
+            yield text[:10]
+        os.unlink(self.path)
+        yield "it is missing"
+        os.mkdir(self.path)
+        yield "it is a folder"
+        os.rmdir(self.path)
+        os.mkfifo(self.path)
+        yield "it is a pipe"
+        os.unlink(self.path)
+        os.symlink("/dev/zero", self.path)
+        yield "it has no end"
+        os.unlink(self.path)
+        with open(self.path, "wb") as file:
+            file.truncate(1 << 40)
+        yield "it is very large"
+        os.unlink(self.path)
+        os.symlink("x.json", self.path)
+        yield "it leads to itself"
+        os.unlink(self.path)
+
+
+class Files(FileCase):
+    def setUp(self):
+        super().setUp()
+        self.file = self.open()
 
     def test_without_a_file_there_is_nothing(self):
         self.assertEqual(self.file.now(), {})
@@ -29,26 +76,143 @@ class Files(unittest.TestCase):
             self.assertEqual(first, {name: int(entry) for name, entry in content.items()})
         self.assertEqual(self.read, ["1", "2", "3"])
         os.unlink(self.path)
+        os.unlink(self.copy)
         self.assertEqual(self.file.now(), {})
 
-    def test_it_is_for_its_owner_only(self):
-        self.file.write({"a": 1})
-        self.assertEqual(os.stat(self.path).st_mode & 0o777, 0o600)
+    def test_file_and_copy_are_for_their_owner_only(self):
+        for _ in range(2):
+            self.file.write({"a": 1})
+            for path in (self.path, self.copy):
+                self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
+                os.chmod(path, 0o644)
 
     def test_what_does_not_read_fails_as_long_as_it_is_so(self):
-        for content in ("", "[]", "5", "{", '{"a": "x"}', '{"a": null}', "\xff"):
-            with open(self.path, "w", encoding="latin-1") as file:
-                file.write(content)
+        self.file.write({"a": "5"})
+        for damage in self.damages():
             for _ in range(2):
-                with self.assertRaisesRegex(SettingsError, "x.json does not read as a list of numbers: "):
+                with self.subTest(damage), self.assertRaisesRegex(DamagedFile, "x.json is |x.json cannot be read"):
                     self.file.now()
-        os.unlink(self.path)
         self.file.write({"a": "5"})
         self.assertEqual(self.file.now(), {"a": 5})
 
-    def test_a_folder_where_the_file_should_be(self):
-        os.mkdir(self.path)
-        self.assertRaises(SettingsError, self.file.now)
+    def test_error_names_the_command_that_puts_the_copy_back(self):
+        self.file.write({"a": "5"})
+        self.lay("")
+        folder = os.path.dirname(self.path)
+        remedy = rf"damaged \(0 bytes\); `python3 control.py --data {folder} restore {self.copy}` puts"
+        with self.assertRaisesRegex(DamagedFile, remedy):
+            self.file.now()
+
+    def test_error_without_a_copy_says_so(self):
+        self.lay("{")
+        with self.assertRaisesRegex(DamagedFile, r"damaged \(no JSON from line 1, column 2 on\); there is no copy"):
+            self.file.now()
+
+    def test_what_is_no_regular_file_is_named_so_and_recorded_once(self):
+        os.mkfifo(self.path)
+        faults = Faults()
+        with self.assertLogs("pigeonpost.core.faults") as logged:
+            file = self.open(faults=faults)
+            for _ in range(2):
+                with self.assertRaisesRegex(DamagedFile, r"x.json is no regular file; there is no copy of it"):
+                    file.now()
+        self.assertEqual(len(logged.output), 1)
+
+    def test_a_file_that_may_not_be_read(self):
+        self.file.write({"a": "5"})
+        no = mock.patch("builtins.open", side_effect=PermissionError(13, "Permission denied"))
+        with no, self.assertRaisesRegex(DamagedFile, r"cannot be read \(Permission denied\); .*chown .*chmod 600"):
+            self.file.now()
+
+
+class Copies(FileCase):
+    def test_new_file_comes_before_its_copy(self):
+        file, written = self.open(), []
+        with mock.patch("pigeonpost.core.json_file.replace_file", side_effect=lambda path, data: written.append(path)):
+            file.write({"a": 1})
+        self.assertEqual(written, [self.path, self.copy])  # a copy alone would say that the file is missing
+
+    def test_copy_is_written_first_so_that_it_never_has_less_than_the_file(self):
+        file, written, replace = self.open(), [], files.replace_file
+        file.write({"a": 0})
+        with mock.patch("pigeonpost.core.json_file.replace_file", side_effect=lambda path, data: written.append(path)):
+            file.write({"a": 1})
+        self.assertEqual(written, [self.copy, self.path])
+        for failing in written:
+            file.write({"a": 1, "b": 2})
+
+            def fail(path, data, failing=failing):
+                if path == failing:
+                    raise DiskError("the disk is full")
+                replace(path, data)
+
+            with mock.patch("pigeonpost.core.json_file.replace_file", side_effect=fail), self.assertRaises(DiskError):
+                file.write({"a": 1})
+            self.assertEqual(file.now(), {"a": 1, "b": 2})
+
+    def test_full_disk_leaves_file_and_copy_as_they_were(self):
+        file = self.open()
+        file.write({"a": 1})
+        with mock.patch("os.write", side_effect=OSError(28, "No space left on device")), self.assertRaises(DiskError):
+            file.write({"a": 2})
+        self.assertEqual((file.now(), self.text(), self.text(self.copy)), ({"a": 1}, *2 * ('{\n "a": 1\n}\n',)))
+
+    def test_server_copies_what_others_have_changed(self):
+        file = self.open(faults=self.faults)
+        for text in ('{"a": 1}', '{"a": 2}'):
+            self.lay(text)
+            file.now()
+            self.assertEqual(self.text(self.copy), text)
+
+    def test_copy_that_cannot_be_renewed_does_no_harm(self):
+        file = self.open(faults=self.faults)
+        self.lay('{"a": 1}')
+        full = mock.patch("pigeonpost.core.json_file.replace_file", side_effect=DiskError("full"))
+        with full, self.assertLogs("pigeonpost.core.json_file", "WARNING"):
+            self.assertEqual(file.now(), {"a": 1})
+
+    def test_look_of_a_command_changes_nothing(self):
+        self.lay('{"a": 1}')
+        self.open().now()
+        self.assertFalse(os.path.exists(self.copy))
+
+
+class Servers(FileCase):
+    def setUp(self):
+        super().setUp()
+        self.enterContext(self.assertLogs("pigeonpost.core.faults", "WARNING"))
+
+    def test_running_server_goes_on_with_what_it_read_and_shows_the_fault(self):
+        file = self.open(faults=self.faults)
+        file.write({"a": 1})
+        file.now()
+        for damage in self.damages():
+            with self.subTest(damage):
+                self.assertRegex(self.faults.present()["x.json"], "is |cannot be read")  # before somebody uses it
+                self.assertEqual(file.now(), {"a": 1})
+        self.lay('{"a": 2}')
+        self.assertEqual((self.faults.present(), file.now()), ({}, {"a": 2}))
+
+    def test_server_that_starts_with_a_damaged_file_takes_it_for_no_empty_one(self):
+        self.open().write({"a": 1})
+        for damage in self.damages():
+            file = self.open(faults=self.faults)
+            with self.subTest(damage):
+                self.assertRaises(DamagedFile, file.now)
+                self.assertIn("x.json", self.faults.present())
+
+    def test_file_that_is_mended_is_replaced_by_its_copy(self):
+        self.open().write({"a": 1})
+        self.enterContext(self.assertLogs("pigeonpost.core.json_file", "ERROR"))
+        for text in DAMAGED:
+            self.lay(text)
+            file = self.open(faults=self.faults, is_mended=True)
+            self.assertEqual((file.now(), self.faults.present()), ({"a": 1}, {}))
+            self.assertEqual(self.open().now(), {"a": 1})
+        self.lay("", self.copy)
+        self.lay("")
+        self.assertRaises(DamagedFile, self.open(faults=self.faults, is_mended=True).now)
+        self.assertIn("x.json", self.faults.present())
 
 
 if __name__ == "__main__":

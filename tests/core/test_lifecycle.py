@@ -74,6 +74,21 @@ class Order(InThisProcess):
                 self.assertEqual(program.run(lambda: self.fail("not ready")), status)
             self.assertEqual(self.calls, ["start a", "start b", "stop a"])
 
+    def test_no_thread_or_no_memory_at_the_start_ends_it_with_a_reason(self):
+        for error, reason in ((RuntimeError("can't start new thread"), "can't start new"), (MemoryError(), "Memory")):
+            self.calls.clear()
+            program = Lifecycle([self.part("a"), self.part("b", self.fail_with(error))])
+            with self.assertLogs("pigeonpost.core.lifecycle", "CRITICAL"):
+                self.assertEqual(program.run(lambda: self.fail("not ready")), 70)
+            self.assertEqual(self.calls, ["start a", "start b", "stop a"])
+            self.assertIn(reason, program.reason)
+
+    def test_it_ends_also_where_there_is_no_memory_to_log_why(self):
+        program = Lifecycle([self.part("a")])
+        with mock.patch.object(lifecycle.log, "critical", side_effect=MemoryError), self.assertRaises(MemoryError):
+            program.fail(MemoryError())
+        self.assertEqual((program.run(lambda: None), program.reason), (70, "MemoryError"))
+
     def test_a_part_that_fails_to_stop_does_not_keep_the_others_from_it(self):
         program = Lifecycle([self.part("a"), self.part("b", stop=self.fail_with(RuntimeError("oh"))), self.part("c")])
         with self.assertLogs("pigeonpost.core.lifecycle", "WARNING") as logged:

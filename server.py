@@ -22,11 +22,12 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from csvbuffer import CsvLog
 from pigeonpost.auth.throttle import LoginThrottle
+from pigeonpost.auth.token_watch import TokenWatch
 from pigeonpost.auth.tokens import Tokens
 from pigeonpost.auth.users import Users
 from pigeonpost.compat.file_drop import page as file_drop_page
@@ -38,18 +39,23 @@ from pigeonpost.core.config import Settings
 from pigeonpost.core.data_folder import RUNNING, SERVER_LOCK
 from pigeonpost.core.errors import DiskError, PigeonpostError, SettingsError
 from pigeonpost.core.faults import Faults
-from pigeonpost.core.files import lock_data_dir, replace_file
+from pigeonpost.core.files import close_to_others, lock_data_dir, replace_file
 from pigeonpost.core.lifecycle import Lifecycle, LifecycleComponent, start_logging
+from pigeonpost.core.redact import hide_secrets
 from pigeonpost.core.version import VERSION
+from pigeonpost.server.damage_check import DamageCheck, make_check, open_despite_damage, show_lost_rows
 from pigeonpost.server.demo_node import DemoNode
 from pigeonpost.server.disk_usage import DiskUsageMonitor
 from pigeonpost.server.ingest import Ingestor
+from pigeonpost.server.limit_warnings import LimitWarnings
+from pigeonpost.server.node_limits import NodeLimits
+from pigeonpost.server.node_names import CopyWatch, NodeNames
+from pigeonpost.server.node_settings import read_nodes
 from pigeonpost.server.node_status import NodeLink
 from pigeonpost.server.quality import QualityChecks, read_rules
 from pigeonpost.server.unnumbered_sources import UnnumberedSources
 from pigeonpost.settings import SERVER, SERVER_ARRAYS
 from pigeonpost.storage.maintenance import MaintenanceWorker
-from pigeonpost.storage.registry import open_store
 from pigeonpost.transports import registry
 from pigeonpost.transports.contract import ServerContext, Transport
 from pigeonpost.transports.tcp_server import TcpServerTransport
@@ -121,6 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--show", action="store_true", help="print every setting with its origin, and stop")
     parser.add_argument("--version", action="version", version=f"pigeonpost {VERSION}")
     chosen = parser.parse_args(arguments)
+    os.umask(0o077)  # what this program makes is its owner's alone: SQLite's files too
     start_logging()
     try:
         settings = config.load(SERVER, chosen, "server.toml", SERVER_ARRAYS)
@@ -131,9 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen.demo:
             return run_demo(settings)
         data = config.data_folder(settings["server", "data"])
-        return Server(settings, data, settings["server", "nodes"], _web_addresses(settings)).run()
+        return Server(settings, data, read_nodes(settings)[0], _web_addresses(settings)).run()
     except PigeonpostError as error:
-        print(f"server.py: {error}", file=sys.stderr)
+        print(f"server.py: {hide_secrets(str(error))}", file=sys.stderr)
         return error.exit_status
 
 
@@ -173,23 +180,29 @@ class Server:
         nodes  name (or empty) and address of each node to collect from
         web    addresses of the page
         """
+        close_to_others(data)
         self._lock = lock_data_dir(os.path.join(data, SERVER_LOCK))
         name, clock = settings["server", "name"] or own_name(), Clock()
         self._running_file = os.path.join(data, RUNNING)
         self._control = secrets.token_urlsafe(24)
         faults, throttle = Faults(), LoginThrottle(clock)
-        store = open_store(settings, data)
+        store = open_despite_damage(settings, data, faults)
         csv = CsvLog(data, store, clock)
-        ingestor = Ingestor(store, csv, clock, settings["store", "commit"], settings["store", "buffer"], self._fail)
+        check = make_check(data, store, csv, faults, clock)
+        show_lost_rows(store, csv, faults)
+        links: list[NodeLink] = []
+        warnings = LimitWarnings(links, faults, clock)
+        ingestor = self._make_ingestor(settings, store, csv, clock, warnings)
         maintenance = MaintenanceWorker(store, ingestor, clock, settings["store", "keep"])
-        tokens = Tokens(data)
+        tokens = Tokens(data, faults)
+        self._token_watch = TokenWatch(tokens, self._recheck_tokens)
         # The nodes that are collected from over TCP, then those that connect to us or are found.
         self._links: list[TcpServerTransport] = []
-        links: list[NodeLink] = []
-        unnumbered_sources = UnnumberedSources(ingestor, links, clock)
+        self._clients = unnumbered_sources = UnnumberedSources(ingestor, links, clock, tokens, faults, throttle)
+        names, pins = NodeNames(links), read_nodes(settings)[1]
 
         def collect(expected: str, address: tuple[str, int]) -> TcpServerTransport:
-            link = TcpServerTransport(address, expected, name, ingestor, tokens, clock)
+            link = TcpServerTransport(address, expected, name, ingestor, tokens, clock, pins, names)
             self._links.append(link)
             links.append(link)
             if self._collecting:
@@ -203,32 +216,40 @@ class Server:
             name, data, clock, settings, store, ingestor, tokens, unnumbered_sources, links, collect, faults, throttle
         )
         transports = _make_transports(context)
-        quality = QualityChecks(links, read_rules(settings.tables.get("limits", ()), settings.file))
-        ingestor.subscribe(quality.on_commit)
+        quality = _subscribe_checks(context)
         others = {**_make_publisher(context, transports), **_make_notifier(context)}
         self.app = WebContext(
-            name=name, data=data, clock=clock, store=store, csv=csv, ingestor=ingestor, links=links, users=Users(data),
-            control=self._control, started_ms=clock.wall_ms(), stop=self._end, names=settings["web", "names"],
-            disk=DiskUsageMonitor(data, clock), faults=faults, throttle=throttle, quality=quality,
-            transports={**transports, **others},
+            name=name, data=data, clock=clock, store=store, csv=csv, ingestor=ingestor, links=links, stop=self._end,
+            users=Users(data, faults), control=self._control, started_ms=clock.wall_ms(), quality=quality,
+            disk=DiskUsageMonitor(data, clock), faults=faults, throttle=throttle, names=settings["web", "names"],
+            transports={**transports, **others}, check=check,
         )  # fmt: skip
         endpoints = [one for transport in transports.values() for one in transport.endpoints]
         self._tls = _tls(settings)
         self.web = WebInterface(web, self.app, None, endpoints, self._tls, settings["web", "plain"], compat_pages())
-        self._running = Lifecycle(self._components(store, csv, ingestor, maintenance, {**transports, **others}))
+        self._running = Lifecycle(self._components(store, csv, ingestor, maintenance, check, {**transports, **others}))
 
     def _components(
-        self, store: Store, csv: CsvLog, ingestor: Ingestor, maintenance: MaintenanceWorker, parts: Mapping[str, Any]
+        self,
+        store: Store,
+        csv: CsvLog,
+        ingestor: Ingestor,
+        maintenance: MaintenanceWorker,
+        check: DamageCheck,
+        parts: Mapping[str, Any],
     ) -> list[LifecycleComponent]:
         """Return everything that is started, in that order, and stopped in the reverse one."""
         return [
             LifecycleComponent("store", lambda: None, lambda limit_s: store.close()),
             LifecycleComponent("CSV log", csv.start, lambda limit_s: csv.close()),
+            # Before the links: else a token that changes meanwhile would not be seen to have changed.
+            LifecycleComponent("tokens", self._token_watch.start, self._token_watch.stop),
             # The links stop after the Ingestor: the last samples are acknowledged only when they are committed.
             LifecycleComponent("links", self._start_links, self._stop_links),
             *[LifecycleComponent(name, part.start, part.stop) for name, part in parts.items()],
             LifecycleComponent("ingest", ingestor.start, ingestor.stop),
             LifecycleComponent("statistics", maintenance.start, maintenance.stop),
+            LifecycleComponent("damage check", check.start, check.stop),
             LifecycleComponent("page", self.web.start, self.web.stop),
             LifecycleComponent("control", self._open_to_control, self._close_to_control),
         ]
@@ -255,6 +276,13 @@ class Server:
         for link in self._links:
             link.start()
 
+    def _recheck_tokens(self, nodes: Set[str]) -> None:
+        """Check again what these nodes have proven: their tokens have changed."""
+        for link in list(self._links):
+            if not link.state.name or link.state.name in nodes:
+                link.recheck_token()
+        self._clients.recheck_tokens(nodes)
+
     def _stop_links(self, limit_s: float) -> str | None:
         give_up_s = self.app.clock.monotonic() + limit_s
         for link in self._links:
@@ -268,7 +296,7 @@ class Server:
             "certificate": self._tls.path if self._tls is not None else "",
         }  # fmt: skip
         try:
-            replace_file(self._running_file, json.dumps(about).encode(), mode=0o600)
+            replace_file(self._running_file, json.dumps(about).encode())
         except DiskError as error:  # a full disk: collecting goes on, and the page answers
             log.warning("control.py cannot find this server: %s", error)
 
@@ -281,6 +309,13 @@ class Server:
     def _end(self, reason: str) -> None:
         self._running.end(reason)
 
+    def _make_ingestor(
+        self, settings: Settings, store: Store, csv: CsvLog, clock: Clock, warnings: LimitWarnings
+    ) -> Ingestor:
+        limits = NodeLimits(store, settings["store", "channels_per_sample"], settings["store", "channels_per_node"])
+        commit_s, buffer_samples = settings["store", "commit"], settings["store", "buffer"]
+        return Ingestor(store, csv, clock, commit_s, buffer_samples, self._fail, limits, warnings.warn)
+
     def _fail(self, error: BaseException) -> None:
         self._running.fail(error)
 
@@ -288,6 +323,14 @@ class Server:
 def _make_transports(context: ServerContext) -> dict[str, Transport]:
     """Make the transports that are switched on, by name."""
     return {name: make(context) for name, setting, make in TRANSPORTS if setting is None or context.settings[setting]}
+
+
+def _subscribe_checks(context: ServerContext) -> QualityChecks:
+    """Have each commit looked at: what is wrong with its values, and whether two senders use one name."""
+    quality = QualityChecks(context.links, read_rules(context.settings.tables.get("limits", ()), context.settings.file))
+    context.ingestor.subscribe(quality.on_commit)
+    context.ingestor.subscribe(CopyWatch(context.links, context.clock).on_commit)
+    return quality
 
 
 def _make_notifier(context: ServerContext) -> dict[str, Any]:
@@ -378,11 +421,14 @@ def _is_free(address: tuple[str, int]) -> bool:
 
 
 def _page_addresses(scheme: str, host: str, port: int, first_key: str) -> list[str]:
-    """Return the addresses for a browser on this machine and, where the page is open to the network, elsewhere."""
-    if host not in ("0.0.0.0", "::"):
-        return [f"{scheme}://{join_address(host, port)}/"]
+    """Return the addresses for a browser on this machine and, where the page is open to the network, elsewhere.
+
+    first_key  without it a browser may change nothing, and one elsewhere sees nothing; empty: a password is set
+    """
     key = f"?key={first_key}" if first_key else ""
-    found = [f"{scheme}://127.0.0.1:{port}/"]
+    if host not in ("0.0.0.0", "::"):
+        return [f"{scheme}://{join_address(host, port)}/{key}"]
+    found = [f"{scheme}://127.0.0.1:{port}/{key}"]
     elsewhere = own_address()
     if elsewhere:
         once = " (from another machine; the key lets one browser in)" if key else ""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 WEB_PORT = 8080
 SERVER_ARRAYS = (
+    "node",
     "location",
     "limits",
     "alert",
@@ -68,7 +69,7 @@ def _named_codifier(value: Any) -> tuple[str, str]:
     return name, codifier
 
 
-def _fingerprint(value: Any) -> str:
+def fingerprint(value: Any) -> str:
     """A certificate's SHA-256 as 64 small hex digits; also with the colons that openssl writes."""
     plain = value.replace(":", "").lower() if isinstance(value, str) else "-"
     if plain and not _HEX_64(plain):
@@ -143,9 +144,12 @@ NODE = (
     Setting("node", "simulate", switch, False, "a simulated MCP3008 instead of the chip", "--simulate"),
     Setting("node", "token", matching(_token_or_none, "16 characters or more"), "",
             "the node's token (better: PIGEONPOST_NODE_TOKEN, or the file)", "--token", "TOKEN", secret=True),
+    Setting("link", "tls", switch, False, "whether other machines are answered by TLS only"),
+    Setting("link", "certificate", text, "", "PEM file of its certificate, with the key or without (it makes its own)"),
+    Setting("link", "key", text, "", "PEM file of the key, where that is not in the same file"),
     Setting("push", "to", matching(_WEB_ADDRESS, "http://HOST:PORT or https://HOST:PORT"), "",
             "a server's address, to which samples are brought: for a node that no server can reach"),
-    Setting("push", "certificate", _fingerprint, "",
+    Setting("push", "certificate", fingerprint, "",
             "SHA-256 fingerprint of its certificate; without one, who signed it must be known to this system"),
     Setting("outbox", "slots", number(64, 1 << 24, whole=True), 65_536,
             "samples held, used when the file is made"),
@@ -193,6 +197,10 @@ SERVER = (
             "uncommitted samples at most; then nodes have to wait"),
     Setting("store", "keep", number(0, 36_500), 0.0,
             "days that samples are kept, 0 for ever; their statistics are kept for ever, the CSV logs too"),
+    Setting("store", "channels_per_sample", number(1, 10_000, whole=True), 256,
+            "channels of a sample at most; the values of further ones are not stored"),
+    Setting("store", "channels_per_node", number(1, 10_000, whole=True), 1024,
+            "channels of a node in its life at most; the values of further ones are not stored"),
     Setting("report", "every", number(0, 8784), 0.0, "hours between two reports of how things went; 0: none"),
     Setting("mail", "to", matching(_mailbox, "an address like you@example.org"), [],
             "who is sent alerts and reports", many=True),

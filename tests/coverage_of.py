@@ -36,7 +36,16 @@ class Group(NamedTuple):
 
 GROUPS = (
     Group(("protocol.py",), "tests.test_protocol", 95),
-    Group(("pigeonpost/node/ring_file.py",), "tests.node.test_ring_file", 95),
+    Group(
+        (
+            "pigeonpost/node/ring_file.py",
+            "pigeonpost/node/ring_format.py",
+            "pigeonpost/node/ring_repair.py",
+            "pigeonpost/node/ring_scan.py",
+        ),
+        "tests.node.test_ring_file tests.node.test_ring_repair",
+        95,
+    ),
     Group(("pigeonpost/node/send_cursor.py",), "tests.node.test_send_cursor", 95),
     Group(
         (
@@ -66,7 +75,7 @@ def measure(group: Group, folder: str) -> dict[str, Any]:
     environment = {key: value for key, value in clean_environment().items() if not key.startswith("COVERAGE_")}
     done = subprocess.run(
         [sys.executable, "-m", "coverage", "run", "--branch", f"--data-file={data_file}",
-         f"--include={','.join(group.modules)}", "-m", "unittest", "--quiet", group.tests],
+         f"--include={','.join(group.modules)}", "-m", "unittest", "--quiet", *group.tests.split()],
         cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, encoding="utf-8", errors="replace",
     )  # fmt: skip

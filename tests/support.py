@@ -194,6 +194,10 @@ class MemoryDisk(FileOps):
         self._call("rename")
         self.names[new] = self.names.pop(old)
 
+    def link(self, old: str, new: str) -> None:  # type: ignore[override]
+        self._call("link")
+        self.names[new] = self.names[old]
+
     def lay(self, path: str, content: bytes) -> None:
         """A file that is there, durably, whatever was."""
         file = self.names[path] = self._kept_names[path] = _File()

@@ -29,6 +29,7 @@ from pigeonpost.node.ring_file import Ring
 from pigeonpost.transports.tcp_node import TcpNodeTransport
 from pigeonpost.web.connection_limits import Limits
 from protocol import Batch, Gap, encode
+from tests.page_support import use_memory_disk
 from tests.storage.test_contract import E2
 from tests.support import BOOT, LIMIT_S, MemoryDisk, Talk, taken, wait_until
 from tests.web.support import FakeLink, WebHouse, exchange, next_response, parse_response
@@ -36,6 +37,10 @@ from tests.web.support import FakeLink, WebHouse, exchange, next_response, parse
 PASSWORD = "correct horse"
 EVIL = "<img src=x onerror=alert(1)>"
 HOST = "Host: localhost"
+
+
+def setUpModule():
+    use_memory_disk()
 
 
 class SecurityCase(unittest.TestCase):
@@ -245,7 +250,9 @@ class Changes(SecurityCase):
         """state change by GET: 405; nothing changed"""
         for method in ("GET", "HEAD"):
             for path in (*self.CHANGES, *self.JSON_CHANGES):
-                found = self.house.request(method, f"{path}?on=true&sure=yes&csrf={self.house.csrf()}")
+                found = self.house.request(
+                    method, f"{path}?on=true&sure=yes&csrf={self.house.csrf(self.house.browser)}"
+                )
                 self.assertEqual((found[0], found[1]["allow"]), (405, "POST"), path)
         self.nothing_has_changed()
 
@@ -254,20 +261,21 @@ class Changes(SecurityCase):
 
     def test_without_token(self):
         """without CSRF token: 403; nothing changed"""
-        csrf = self.house.csrf()
+        csrf = self.house.csrf(self.house.browser)
         for path in self.CHANGES:
             for fields in ({}, {"sure": "yes"}, {"csrf": ""}, {"csrf": csrf[:-1], "sure": "yes"}, {"CSRF": csrf}):
-                self.assertEqual(self.house.post_form(path, fields)[0], 403, path)
+                self.assertEqual(self.house.post_form(path, fields, self.house.browser)[0], 403, path)
         self.nothing_has_changed()
 
     def test_from_another_site(self):
         """foreign Origin or Sec-Fetch-Site cross-site: 403; nothing changed"""
-        csrf = self.house.csrf()
+        csrf = self.house.csrf(self.house.browser)
         for headers in (
             {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"},
             {"Sec-Fetch-Site": "same-site"},
             {"Origin": f"http://127.0.0.1:{self.house.address[1] + 1}"},
         ):  # fmt: skip
+            headers.update(self.house.browser)
             for path in (*self.CHANGES, "/login"):
                 self.assertEqual(self.house.post_form(path, {"csrf": csrf, "sure": "yes"}, headers)[0], 403)
             for path in self.JSON_CHANGES:
@@ -278,12 +286,23 @@ class Changes(SecurityCase):
         self.nothing_has_changed()
 
     def test_what_a_foreign_page_can_send_without_asking(self):
-        """A browser that tells no Origin: a form, a text or a Blob without a type, to the programs' addresses."""
-        for kind in ({}, {"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}):
-            for path in self.JSON_CHANGES:
-                found = self.house.request("POST", path, {**kind, "Referer": "http://evil.example/"}, b'{"on": false}')
-                self.assertEqual(found[0], 415)
+        """A form, a text or a Blob without a type, to the programs' addresses, whatever else the browser tells."""
+        kinds = "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""
+        for kind in ({}, *({"Content-Type": kind} for kind in kinds)):
+            for more in ({}, {"Referer": "http://evil.example/"}, {"Sec-Fetch-Site": "none"}):
+                for path in self.JSON_CHANGES:
+                    headers = {**kind, **more, **self.house.browser}
+                    self.assertEqual(self.house.request("POST", path, headers, b'{"on": false}')[0], 415, headers)
+                    headers = {**kind, **more}  # on this machine, which is not enough anyway
+                    self.assertEqual(self.house.request("POST", path, headers, b'{"on": false}')[0], 403, headers)
         self.nothing_has_changed()
+
+    def test_a_request_with_a_token_is_read_whatever_its_type(self):
+        """As `curl -d` sends it"""
+        for kind in ({}, {"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}):
+            headers = {**kind, **self.house.bearer}
+            self.assertEqual(self.house.request("POST", self.JSON_CHANGES[0], headers, b'{"on": false}')[0], 200)
+        self.assertEqual(self.link.asked, [("SEND", False)] * 3)
 
     def test_nobody_is_allowed_to_ask_from_elsewhere(self):
         """CORS: a preflight gets no permission"""
@@ -294,10 +313,12 @@ class Changes(SecurityCase):
 
     def test_as_it_is_meant(self):
         """The same with what is asked for does change something: else the tests above would prove nothing."""
-        csrf, same = self.house.csrf(), {"Sec-Fetch-Site": "same-origin"}
+        browser = self.house.browser
+        csrf, same = self.house.csrf(browser), {"Sec-Fetch-Site": "same-origin", **browser}
         same["Origin"] = f"http://{self.house.address[0]}:{self.house.address[1]}"
         self.assertEqual(self.house.post_form("/nodes/basement/off", {"csrf": csrf}, same)[0], 303)
-        found = self.house.request("POST", self.JSON_CHANGES[0], {"Content-Type": "application/json"}, b'{"on": true}')
+        kind = {"Content-Type": "application/json", **browser}
+        found = self.house.request("POST", self.JSON_CHANGES[0], kind, b'{"on": true}')
         self.assertEqual(found[0], 200)
         self.assertEqual(self.link.asked, [("SEND", False), ("SEND", True)])
         self.assertEqual(self.house.post_form("/exit", {"csrf": csrf}, same)[0], 200)  # asks first
@@ -324,7 +345,7 @@ class Nobody(SecurityCase):
                      "/api/v1/nodes/basement", "/api/v1/samples", "/api/v1/health"):  # fmt: skip
             status, told, text = self.house.request("GET", path, headers)
             self.assertEqual(status, 403, path)
-            self.assertIn(b"control.py password", text)
+            self.assertIn(b"control.py --data FOLDER password", text)
             self.assertNotIn(b"basement", text)
             self.is_safe(told)
         for path in (*Changes.CHANGES, *Changes.JSON_CHANGES):
@@ -537,7 +558,7 @@ class Inputs(SecurityCase):
 
     def test_json(self):
         """NaN, Infinity, 1e999, nesting 100,000 deep, 5,000-digit integers, duplicate keys: 400, process unharmed"""
-        path, kind = "/api/v1/nodes/basement/send", {"Content-Type": "application/json"}
+        path, kind = "/api/v1/nodes/basement/send", {"Content-Type": "application/json", **self.house.browser}
         for body in (
             b'{"on": NaN}', b'{"on": Infinity}', b'{"on": -Infinity}', b'{"on": 1e999}', b"[" * 60_000,
             b'{"on":' * 10_000,
@@ -735,7 +756,7 @@ class Link(unittest.TestCase):
             )
             talk.send(recorded[len(self.hello()) :])
             wait_until(lambda: end.collectors == [self.SERVER], "it was good once")
-        with self.assertLogs("pigeonpost.transports.tcp_session", "WARNING") as logged, Talk(end.address) as talk:
+        with self.assertLogs("pigeonpost.transports", "WARNING") as logged, Talk(end.address) as talk:
             talk.send(recorded)
             self.is_closed_with(talk, "auth")
         self.assertEqual(len(logged.output), 1)
@@ -746,7 +767,7 @@ class Link(unittest.TestCase):
                        lambda told: self.proof((told["nonce"], "f" * 32)), lambda told: "", lambda told: None,
                        lambda told: self.proof(("f" * 32, told["nonce"]))[:-1] + "x"):  # fmt: skip
             with (
-                self.assertLogs("pigeonpost.transports.tcp_session", "WARNING") as logged,
+                self.assertLogs("pigeonpost.transports", "WARNING") as logged,
                 Talk(self.node().address) as talk,
             ):
                 talk.send(self.hello())
@@ -756,7 +777,7 @@ class Link(unittest.TestCase):
 
     def test_the_token_of_another_node(self):
         """token of node A: nothing of node B"""
-        with self.assertLogs("pigeonpost.transports.tcp_session", "WARNING"), Talk(self.node().address) as talk:
+        with self.assertLogs("pigeonpost.transports", "WARNING"), Talk(self.node().address) as talk:
             talk.send(self.hello())
             theirs = talk.until("HELLO").args[0]["nonce"]
             talk.send(encode("AUTH", {"mac": self.proof(("f" * 32, theirs), token=self.TOKEN[:-1] + "0")}))
@@ -767,7 +788,7 @@ class Link(unittest.TestCase):
         end = self.node(token="")
         self.outbox.put(taken())
         wait_until(lambda: self.outbox.ring.last == 1, "it is held")
-        with self.assertLogs("pigeonpost.transports.tcp_session", "WARNING") as logged, Talk(end.address) as talk:
+        with self.assertLogs("pigeonpost.transports", "WARNING") as logged, Talk(end.address) as talk:
             talk.send(encode("HELLO", {"link": 1, "server": self.SERVER}) + encode("RESUME", {"id": 0}))
             talk.until("SENSORS")
             talk.send(encode("ACK", self.outbox.epoch, 2))

@@ -12,6 +12,7 @@ import time
 import unittest
 
 import server
+from pigeonpost.auth.users import Users
 from pigeonpost.server import demo_node
 from pigeonpost.settings import SERVER
 from pigeonpost.storage.csv.checksums import logs_in
@@ -101,12 +102,12 @@ class Demo(ServerCase):
         place = temp_folder(self)
         fast = {"PIGEONPOST_STORE_COMMIT": "0.05", "TMPDIR": place}
         program = Forked(self, "server.py", "--demo", "--web", "127.0.0.1:0", constants=self.OFTEN, **fast)
-        address = re.fullmatch(r"the page is at http://(127\.0\.0\.1):(\d+)/", program.line())
+        address = re.fullmatch(r"the page is at http://(127\.0\.0\.1):(\d+)/\?key=\S{16,}", program.line())
         host, port = address[1], int(address[2])
 
         def events():
             with socket.create_connection((host, port), LIMIT_S) as sock:
-                sock.sendall(f"GET /events HTTP/1.0\r\nHost: {host}:{port}\r\n\r\n".encode())
+                sock.sendall(f"GET /events HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
                 for line in sock.makefile("r", encoding="utf-8"):
                     if line.startswith("data: "):
                         yield json.loads(line.removeprefix("data: "))["samples"]
@@ -119,7 +120,7 @@ class Demo(ServerCase):
         self.assertRegex(later["values"]["temperature"], r"^−?[\d.]+ °C$")
         self.assertRegex(later["values"]["light"], r"^[\d,]+ counts$")
         with socket.create_connection((host, port), LIMIT_S) as sock:
-            sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             page = sock.makefile(encoding="utf-8").read()
         self.assertIn("Node demo is reporting; last sample", page)
         self.assertEqual(page.count("simulated"), 2)
@@ -196,19 +197,20 @@ class Stopping(ServerCase):
 
     def test_the_button_ends_it(self):
         server = Server(self)
-        status, page = server.get("/", {"Accept": "text/html"})
+        cookie = server.sign_in()
+        status, page = server.get("/", {"Accept": "text/html", "Cookie": cookie})
         self.assertEqual(status, 200)
         csrf = re.search(r'name="csrf" value="([^"]+)"', page)[1]
         body = f"csrf={csrf}&sure=yes".encode()
         with socket.create_connection(server.page, LIMIT_S) as sock:
             sock.sendall(
                 b"POST /exit HTTP/1.0\r\nAccept: text/html\r\nContent-Type: application/x-www-form-urlencoded\r\n"
-                b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+                b"Cookie: %s\r\nContent-Length: %d\r\n\r\n%s" % (cookie.encode(), len(body), body)
             )
             answer = sock.makefile(encoding="utf-8").read()
         self.assertIn("<h1>exited</h1>", answer)
         self.assertEqual(server.wait(), 0)
-        self.assertIn("ended: Exit, by this machine at 127.0.0.1", server.logged[-1])
+        self.assertIn("ended: Exit, by one-time key at 127.0.0.1", server.logged[-1])
 
     def test_when_somebody_has_removed_its_running_file(self):
         server = Server(self)
@@ -314,7 +316,12 @@ class Telling(ServerCase):
         lines = [server.line(), server.line()]
         self.assertEqual(len(set(lines)), 2)
         for line in lines:
-            self.assertRegex(line, r"^the page is at http://127\.0\.0\.1:\d+/$")
+            self.assertRegex(line, r"^the page is at http://127\.0\.0\.1:\d+/\?key=\S{16,}$")
+
+    def test_with_a_password_it_has_no_key(self):
+        data = temp_folder(self)
+        Users(data).set_password("admin", "correct horse")
+        self.assertRegex(Server(self, data=data).line(), r"^the page is at http://127\.0\.0\.1:\d+/$")
 
     def test_a_page_for_the_network_has_a_key(self):
         server = Server(self, "--web", "0.0.0.0:0")

@@ -11,6 +11,7 @@ from pigeonpost.core.config import load
 from pigeonpost.sensors import command, formula, kernel, machine, mcp3424, mqtt
 from pigeonpost.sensors import json as json_kind
 from pigeonpost.sensors.contract import LIMITS
+from pigeonpost.server.node_settings import NODE_OPTIONS
 from pigeonpost.settings import NODE, SERVER
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,6 +60,7 @@ class SettingsInDocs(unittest.TestCase):
             self.assertIn(f"`[{setting.table}] {setting.key}`", manual)
             self.assertIn(setting.variable, manual)
         for option in (
+            *NODE_OPTIONS,
             *pimonitor.LOCATION,
             *adc.OPTIONS,
             *adc.CHANNEL_OPTIONS,

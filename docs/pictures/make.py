@@ -20,8 +20,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from csvbuffer import CsvLog
+from pigeonpost.auth.throttle import LoginThrottle
 from pigeonpost.auth.users import Users
 from pigeonpost.core.clock import Clock
+from pigeonpost.core.faults import Faults
 from pigeonpost.core.version import VERSION
 from pigeonpost.server.disk_usage import DiskUsageMonitor
 from pigeonpost.server.ingest import Ingestor
@@ -121,7 +123,7 @@ def served() -> Iterator[str]:
             name="home", data=data, clock=clock, store=store, csv=csv,
             ingestor=Ingestor(store, csv, clock), links=links,
             users=Users(data), control="", started_ms=NOW_MS - 3 * DAY_MS, names=(), stop=lambda reason: None,
-            disk=DiskUsageMonitor(data, clock),
+            disk=DiskUsageMonitor(data, clock), faults=Faults(), throttle=LoginThrottle(clock),
         )  # fmt: skip
         web = WebInterface([("127.0.0.1", 0)], app)
         web.start()

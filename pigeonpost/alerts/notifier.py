@@ -16,6 +16,7 @@ from typing import Any
 from pigeonpost.alerts.contract import AlertChannel, AlertMessage, NotSent
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import DiskError, NotStored
+from pigeonpost.core.redact import hide_secrets
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class Notifier:
             except NotSent as error:
                 if not queue.fault:
                     log.error("%s; it is tried again", error)
-                queue.fault = f"messages wait: {error}"
+                queue.fault = f"messages wait: {hide_secrets(str(error))}"
                 queue.again_s = self._clock.monotonic() + queue.pause_s
                 queue.pause_s = min(2 * queue.pause_s, LONGEST_RETRY_S)
             else:
@@ -116,10 +117,14 @@ class Notifier:
                 self.sent += 1
 
     def _run(self) -> None:
+        told = ""
         while not self._stopping.wait(LOOK_S):
             try:
                 self.look()
-            except NotStored as error:
-                log.warning("a report waits: %s", error)
+                told = ""
             except DiskError:
                 return  # the program ends
+            except NotStored as error:
+                if told != str(error):
+                    log.warning("a report waits: %s", error)
+                told = str(error)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from pigeonpost.core.errors import NotStored, PigeonpostError, WireError
+from pigeonpost.core.errors import BeyondLimit, NotStored, PigeonpostError, WireError
 from pigeonpost.importing.readers import Fault, ImportedReading, readings
 from pigeonpost.server.commit_waiter import CommitWaiter
 from protocol import BATCH_SAMPLES, IMPORTED, Batch, Sample
@@ -137,5 +137,7 @@ def import_readings(
 def _all_committed(waiter: CommitWaiter) -> bool:
     try:
         return waiter.wait(STORE_S)
+    except BeyondLimit as error:
+        raise NotStored(str(error)) from None
     except WireError:
         return False

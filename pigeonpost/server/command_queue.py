@@ -4,20 +4,20 @@ A command is removed once the node reports that state.
 
 May be used by any thread. `_changed` (a Condition and its lock) guards everything; it is held for lookups and to write
 the file, and released while waiting for a node.
-Errors: SettingsError for a file that cannot be read; DiskError when a command cannot be saved.
+Errors: DiskError when a command cannot be saved. A damaged file is recorded as a fault until the next command is saved.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
 from typing import TYPE_CHECKING
 
 from pigeonpost.core.data_folder import COMMANDS
-from pigeonpost.core.errors import DiskError, SettingsError
-from pigeonpost.core.files import replace_file
+from pigeonpost.core.errors import DamagedFile, DiskError
+from pigeonpost.core.faults import Faults
+from pigeonpost.core.json_file import JsonFile
 
 if TYPE_CHECKING:
     from pigeonpost.server.node_status import AskNode
@@ -28,19 +28,16 @@ log = logging.getLogger(__name__)
 class CommandQueue:
     """The pending command of each node."""
 
-    def __init__(self, data: str) -> None:
+    def __init__(self, data: str, faults: Faults) -> None:
         """data: the folder of the server's data."""
-        self._path = path = os.path.join(data, COMMANDS)
+        self._file = JsonFile(os.path.join(data, COMMANDS), "a list of orders", bool, faults, is_mended=True)
         self._changed = threading.Condition()
         self._said: dict[str, bool] = {}  # what each node said last
         self._calls: dict[str, int] = {}
         try:
-            with open(path, encoding="utf-8") as file:
-                self._wanted = {str(node): bool(on) for node, on in json.load(file).items()}
-        except FileNotFoundError:
+            self._wanted = self._file.now()
+        except DamagedFile:  # nodes and samples do not depend on it
             self._wanted = {}
-        except (OSError, ValueError, AttributeError) as error:
-            raise SettingsError(f"{path} does not read as a list of orders: {error}") from error
 
     def of(self, node: str) -> bool | None:
         """What the node is to be; None: as it is."""
@@ -84,5 +81,5 @@ class CommandQueue:
         return ask
 
     def _write(self, wanted: dict[str, bool]) -> None:
-        replace_file(self._path, json.dumps(wanted, indent=1).encode() + b"\n")
+        self._file.write(wanted)
         self._wanted = wanted

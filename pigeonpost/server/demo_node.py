@@ -13,6 +13,7 @@ import sys
 
 from pigeonpost.core.addresses import split_address
 from pigeonpost.core.errors import SettingsError
+from pigeonpost.core.files import replace_file
 
 START_S = 10.0
 
@@ -45,10 +46,8 @@ class DemoNode:
 
     def start(self) -> tuple[str, int]:
         """Start it; its address once it listens."""
-        os.makedirs(self._folder, exist_ok=True)
         settings = os.path.join(self._folder, "node.toml")
-        with open(settings, "w", encoding="utf-8") as file:
-            file.write(_SETTINGS)
+        replace_file(settings, _SETTINGS.encode())
         program = os.path.join(_ROOT, "node.py")
         self._process = subprocess.Popen(
             [sys.executable, program, "--config", settings, "--listen", "127.0.0.1:0", "--data", self._folder],

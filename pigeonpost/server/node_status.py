@@ -19,6 +19,7 @@ class NodeState:
         self.connected = False
         self.since_ms: int | None = None  # when it was connected, or was lost
         self.fault = "not reached yet"  # why it is not connected; empty when it is
+        self.fingerprint = ""  # SHA-256 of the certificate that it showed last; empty: none, the link is plain text
         self.on: bool | None = None
         self.last_sent: str | None = None  # local time of the last sample sent, as the node says it: HH:MM:SS
         self.details: Mapping[str, Any] = {}  # of its last STATUS

@@ -284,7 +284,7 @@ class FakeChannel(AlertChannel):
 
     def send(self, message):
         if not self.works:
-            raise NotSent("fake: it is away")
+            raise NotSent("fake at smtp://u:hunter2@host: it is away")
         self.taken.append(message.subject)
 
 
@@ -314,7 +314,7 @@ class Watching(unittest.TestCase):
         self.channel.works = False
         self.now = [HELLO]
         self.watch.look()
-        self.assertEqual(self.watch.fault, "messages wait: fake: it is away")
+        self.assertEqual(self.watch.fault, "messages wait: fake at smtp://***@host: it is away")  # shown on pages
         self.channel.works = True
         self.now = [HELLO._replace(subject="two")]
         self.watch.look()

@@ -90,7 +90,10 @@ class Announcements(Target, unittest.TestCase):
     def check(self, data):
         clock = FakeClock()
         links = []
-        context = SimpleNamespace(clock=clock, tokens={"basement": LinkKey(TOKEN)}, links=links, collect=mock.Mock())
+        context = SimpleNamespace(
+            clock=clock, tokens={"basement": LinkKey(TOKEN)}, links=links, collect=mock.Mock(),
+            unnumbered_sources=mock.Mock(),
+        )  # fmt: skip
         end = DiscoveryServerTransport(context, ("239.255.50.3", 5003))
         self.addCleanup(end._wake_pipe.close)
         with self.bounded():

@@ -5,9 +5,11 @@ import json
 import tempfile
 import unittest
 from types import SimpleNamespace
+from unittest import mock
 
 from pigeonpost.compat import pimonitor, tmon
 from pigeonpost.core.clock import FakeClock
+from pigeonpost.core.faults import Faults
 from pigeonpost.http.message import Request
 from protocol import LARGEST_INTEGER, NODE_NAME, SENSOR_NAME, UNIT
 from tests.fuzz import Target, fuzzed, mutated, st
@@ -37,13 +39,15 @@ class Reports(Target, unittest.TestCase):
     def setUp(self):
         super().setUp()
         self.stored = []
-        unnumbered_sources = SimpleNamespace(store=self.stored.append)
+        unnumbered_sources = SimpleNamespace(store=self.stored.append, caller=lambda claim: None)
+        throttle = mock.Mock()
+        throttle.begin.return_value = 0.0, 0.0
         tokens = SimpleNamespace(node_of=lambda token: "attic" if token == TOKEN else None)
         settings = {("pimonitor", "api_key"): "key", ("pimonitor", "unit"): "F", ("pimonitor", "zone"): "Europe/Berlin"}
         folder = self.enterContext(tempfile.TemporaryDirectory())
         context = SimpleNamespace(
             unnumbered_sources=unnumbered_sources, tokens=tokens, clock=FakeClock(), data=folder,
-            settings=_Settings(settings)
+            settings=_Settings(settings), faults=Faults(), throttle=throttle,
         )  # fmt: skip
         self.ends = tmon.TmonTransport(context), pimonitor.PiMonitorTransport(context)
 
@@ -66,9 +70,9 @@ class Reports(Target, unittest.TestCase):
             for reading in self.stored:
                 self.is_storable(*reading)
 
-    def is_storable(self, node, values, units, time_ms, errors=None):
+    def is_storable(self, claim, values, units, time_ms, errors=None):
         """As the ingestor and the log expect it: names that are some, finite numbers, a date that can be written."""
-        self.assertTrue(NODE_NAME(node) and values)
+        self.assertTrue(NODE_NAME(claim.node) and values)
         self.assertTrue(all(map(SENSOR_NAME, values)), values)
         self.assertTrue(all(map(UNIT, units.values())))
         for value in values.values():

@@ -9,7 +9,7 @@ from unittest import mock
 from csvbuffer import CsvLog
 from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.core.data_folder import SERVER_ID
-from pigeonpost.core.errors import DiskError, InUse, NotStored, SettingsError
+from pigeonpost.core.errors import DiskError, InUse, NotStored, SettingsError, StoreDamaged
 from pigeonpost.server.ingest import Ingestor
 from pigeonpost.storage.csv.verify import verify_logs
 from pigeonpost.storage.models import NOTHING, EpochCommit, HighWaterMark, LogMark
@@ -82,7 +82,7 @@ class Values(One):
         self.assertEqual([point.values["x"] for point in self.store.points("a", 0, FAR, 99)], odd)
         (column,) = self.store.downsample("a", "x", 0, 100, 1)
         self.assertEqual((column.values, column.low, column.high), (7, odd[1], odd[0]))
-        self.assertEqual(self.store.downsample_all("a", 0, 100, 1), {"x": [column]})
+        self.assertEqual(self.store.downsample_all("a", 0, 100, 1, {"x"}), {"x": [column]})
         for span in (1, 2):
             self.assertTrue(self.store.downsample("a", "x", span, 100, 50))
 
@@ -415,10 +415,29 @@ class Faults(One):
         with self.assertRaises(DiskError):
             file(self.store, batch(1, 1))
 
-    def test_tables_that_are_gone_end_the_server(self):
+    def test_tables_that_are_gone_are_named_and_nothing_is_stored(self):
+        told = []
+        self.store.on_damage = told.append
         DATABASE.do("DROP TABLE samples CASCADE")
-        with self.assertRaises(DiskError):
+        for _ in range(2):
+            with self.assertRaisesRegex(StoreDamaged, 'relation "samples" does not exist.*pg_restore'):
+                file(self.store, batch(1, 1))
+        self.assertEqual(told, [self.store.damage])
+
+    def test_data_that_the_database_calls_damaged_is_named_and_nothing_is_stored(self):
+        told = []
+        self.store.on_damage = told.append
+        DATABASE.do(
+            "CREATE FUNCTION damaged() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE 'invalid page in block 7' USING ERRCODE = 'data_corrupted'; END $$"
+        )
+        DATABASE.do("CREATE TRIGGER damaged BEFORE INSERT ON samples FOR EACH ROW EXECUTE FUNCTION damaged()")
+        with self.assertRaisesRegex(StoreDamaged, "invalid page in block 7.*pg_restore"):
             file(self.store, batch(1, 1))
+        self.assertEqual(told, [self.store.damage])
+        DATABASE.do("DROP TRIGGER damaged ON samples")
+        self.assertRaises(StoreDamaged, file, self.store, batch(1, 1))
+        self.assertEqual(self.store.nodes(), [])
 
 
 class Opening(Case, unittest.TestCase):

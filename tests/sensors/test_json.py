@@ -560,7 +560,7 @@ class Tables(JsonCase):
             ({**url, "channels": {"x": {"path": "a", "words": {"ON": "x"}}}}, "words takes a number"),
             ({**channels, "url": "ftp://a/"}, "url takes an address that begins with http:// or https://"),
             ({**channels, "url": "http://"}, "url takes an address"),
-            ({**channels, "url": "http://a:99999/"}, "url Port out of range"),
+            ({**channels, "url": "http://a:99999/"}, "url takes an address whose port is a number"),
             ({**channels, "url": "http://[::1/"}, "url Invalid IPv6 URL"),
             ({**channels, "url": "http://me:sesame@a/"}, "url takes no user and password"),
             ({**channels, **url, "timeout": 0}, "timeout takes a number from 0.1"),

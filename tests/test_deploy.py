@@ -71,8 +71,9 @@ class Entry(unittest.TestCase):
     def run_(self, *command, user=None):
         environment = clean_environment(VOLUME=self.volume)
         result = subprocess.run(
-            ["sh", os.path.join(ROOT, "deploy", "container.sh"), *command], env=environment, capture_output=True,
-            text=True, timeout=60, user=user, group=user, extra_groups=None if user is None else [], cwd="/",
+            # Not by its path: another user may not be allowed to look into this folder.
+            ["sh", "-c", read("deploy", "container.sh"), "container.sh", *command], env=environment, text=True,
+            capture_output=True, timeout=60, user=user, group=user, extra_groups=None if user is None else [], cwd="/",
         )  # fmt: skip
         self.assertEqual(result.returncode, 0, result.stderr)
         return result.stdout

@@ -531,6 +531,7 @@ class Running(unittest.TestCase):
 
     def test_a_source_that_does_not_let_go_is_named(self):
         stuck, other = Stuck(self), Thing("other")
+        self.enterContext(mock.patch("pigeonpost.node.sampler.LONGEST_WAIT_S", 0.05))
         sampler = Sampler([Thing("slow", "also", does=stuck), other], lambda taken: None, 3600, Clock())
         sampler.start()
         self.assertTrue(stuck.begun.wait(LIMIT_S))

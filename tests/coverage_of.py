@@ -53,7 +53,7 @@ GROUPS = (
             "pigeonpost/transports/tcp_node_session.py",
             "pigeonpost/transports/tcp_server_session.py",
         ),
-        "tests.transports.test_tcp_session",
+        "tests.transports.test_tcp_session tests.transports.test_tcp_faults tests.server.test_node_names",
         95,
     ),
     Group(("pigeonpost/server/ingest.py",), "tests.server.test_ingest", 95),

@@ -43,14 +43,21 @@ def open_despite_damage(settings: Settings, data: str, faults: Faults) -> Store:
     """Open the store that the settings name. Of a damaged one what can be read is shown, and nothing is stored: the
     nodes keep everything, and a person sees what is wrong. Ending would only have the supervisor start it again.
     """
-    try:
-        store = open_store(settings, data)
-    except StoreDamaged as error:
-        store = DamagedStore(str(error))
+    store = _opened(settings, data)
+    if store.damage:  # SQLite takes a page for damaged also where the disk failed to read it: is it so again?
+        store.close()
+        store = _opened(settings, data)
     store.on_damage = functools.partial(faults.set, DATABASE_FAULT)
     if store.damage:
         store.on_damage(store.damage)
     return store
+
+
+def _opened(settings: Settings, data: str) -> Store:
+    try:
+        return open_store(settings, data)
+    except StoreDamaged as error:
+        return DamagedStore(str(error))
 
 
 def show_lost_rows(store: Store, csv: CsvLog, faults: Faults) -> None:

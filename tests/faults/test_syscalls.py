@@ -226,9 +226,18 @@ class OfTheServer(unittest.TestCase):
         # What ld.so reads is not meant: a broken loader says nothing of this program.
         only = ("-P", str(database), "-P", f"{database}-wal") if injected.startswith("pread") else ()
         house.server.wrapper = injecting(injected, *only)
+        read = house.server.log.stat().st_size
         house.server.start()
         wanted = len(house.heard) + 15
-        wait_until(lambda: not house.server.is_running() or house.has_stored_after(wanted), "it works or ends")
+        # A page that the disk did not give may look as if it were damaged: then it stays, to say so, until it is told.
+        wait_until(
+            lambda: (
+                not house.server.is_running()
+                or house.has_stored_after(wanted)
+                or b"is damaged (" in house.server.log.read_bytes()[read:]
+            ),
+            "it works, ends, or says why it does not",
+        )
         status = house.server.stop() if house.server.is_running() else house.server.end()
         house.server.kills += status == -9
         return status

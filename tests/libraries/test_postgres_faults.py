@@ -86,6 +86,8 @@ class ManyHouse(House):
             assert server.stop() == 0, server.log.read_text()[-3000:]
 
     def _is_up(self, server: Program) -> bool:
+        if not server.is_running():  # a cut that came while it started ended it: as its supervisor does
+            server.start()
         assert server.process is not None
         try:
             with open(os.path.join(server.command[-1], "running.json"), encoding="utf-8") as file:

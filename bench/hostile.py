@@ -159,7 +159,7 @@ ATTACKS = (
 
 
 def page_ms(port: int, path: str) -> tuple[float, int]:
-    """Return how long a page took, drawn anew, and its status."""
+    """Return how long a page took that is not in a cache, and its status."""
     time.sleep(1.05)
     began_s = time.perf_counter()
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers={"Accept": "text/html"})

@@ -90,14 +90,19 @@ class LineConnection:
                 lines = self._read()
         return lines
 
-    def _read(self) -> list[bytes]:
+    def _received(self) -> bytes:
+        """Return what has come; empty: nothing yet. Raises ConnectionError when the peer has closed."""
         try:
             block = self._sock.recv(READ_BYTES)
         except BlockingIOError:
-            return []
+            return b""
         if not block:
             raise ConnectionResetError("closed by the peer")
-        if not self._has_read:
+        return block
+
+    def _read(self) -> list[bytes]:
+        block = self._received()
+        if block and not self._has_read:
             self._has_read = True
             if block[0] in _TLS:
                 raise Protected(_TLS[block[0]])

@@ -98,12 +98,7 @@ class TlsConnection(LineConnection):
     def _read(self) -> list[bytes]:
         if not self._is_shaking and not self._is_encrypted:
             return super()._read()
-        try:
-            block = self._sock.recv(READ_BYTES)
-        except BlockingIOError:
-            return []
-        if not block:
-            raise ConnectionResetError("closed by the peer")
+        block = self._received()
         self._incoming.write(block)
         if self._is_shaking:
             self._first += block[: FIRST_BYTES - len(self._first)]

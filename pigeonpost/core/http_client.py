@@ -110,7 +110,12 @@ def split_url(url: str) -> Url:
         port = parts.port or (443 if secure else 80)
     except ValueError:  # which quotes it: what stands there may be a part of a password
         raise ValueError("takes an address whose port is a number up to 65535") from None
-    host = parts.hostname if parts.hostname.isascii() else parts.hostname.encode("idna").decode()
+    try:
+        host = parts.hostname.encode("idna").decode()
+    except UnicodeError:
+        raise ValueError("takes an address whose host's name has parts of 1 to 63 characters") from None
+    if re.search("[^!-~]", host):  # a redirect may have one: http.client would not take it
+        raise ValueError("takes an address whose host has no spaces and no control characters")
     target = quote(f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}", safe="/?#[]@!$&'()*+,;=:%~")
     shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
     return Url(secure, host, port, target, re.sub("[^!-~]", "?", shown)[:100], parts.username is not None)

@@ -64,6 +64,10 @@ class Addresses(unittest.TestCase):
             "http://pi:x/",
             "http://pi:99999/",
             "file:///etc/passwd",
+            "http://1 302 found",
+            "http://pi\x7f/",
+            "http://pi..local/",
+            f"http://{'a' * 64}.local/",
         ):
             with self.subTest(text), self.assertRaises(ValueError):
                 split_url(text)
@@ -138,7 +142,7 @@ class Connections(ConnectionCase):
     def test_a_host_name_that_cannot_be_one(self):
         for host in ("a..b", "x" * 64 + ".example"):
             with self.subTest(host), self.assertRaises(HttpError):
-                self.get(self.connect(f"http://{host}/"))
+                self.get(HttpConnection(server_url(host, 80, secure=False), 5))
 
     def test_it_can_be_cut_by_another_thread(self):
         asked = threading.Event()

@@ -111,19 +111,25 @@ def split_url(url: str) -> Url:
     except ValueError:  # which quotes it: what stands there may be a part of a password
         raise ValueError("takes an address whose port is a number up to 65535") from None
     try:
-        host = parts.hostname.encode("idna").decode()
+        host = _checked_host(parts.hostname.encode("idna").decode())
     except UnicodeError:
-        raise ValueError("takes an address whose host's name has parts of 1 to 63 characters") from None
-    if re.search("[^!-~]", host):  # a redirect may have one: http.client would not take it
-        raise ValueError("takes an address whose host has no spaces and no control characters")
+        raise ValueError("takes a host name with labels of 1 to 63 characters") from None
     target = quote(f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}", safe="/?#[]@!$&'()*+,;=:%~")
     shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
     return Url(secure, host, port, target, re.sub("[^!-~]", "?", shown)[:100], parts.username is not None)
 
 
 def server_url(host: str, port: int, secure: bool) -> Url:
-    """The address of a server's first page."""
-    return Url(secure, host, port, "/", f"http{'s' if secure else ''}://{join_address(host, port)}", False)
+    """Return the address of a server's first page. Raises ValueError for an invalid host."""
+    shown = f"http{'s' if secure else ''}://{join_address(_checked_host(host), port)}"
+    return Url(secure, host, port, "/", shown, False)
+
+
+def _checked_host(host: str) -> str:
+    """Return the host. Raises ValueError for characters at which http.client raises InvalidURL."""
+    if re.search("[\0- \x7f]", host):
+        raise ValueError("takes a host name without spaces and control characters")
+    return host
 
 
 class ServerTrust:

@@ -75,6 +75,11 @@ class Addresses(unittest.TestCase):
     def test_of_a_host_and_a_port(self):
         self.assertEqual(server_url("::1", 80, secure=True), Url(True, "::1", 80, "/", "https://[::1]:80", False))
 
+    def test_server_url_refuses_spaces_and_control_characters(self):
+        for host in ("a b", "pi\x7f", "pi\r\nX: y"):
+            with self.subTest(host), self.assertRaisesRegex(ValueError, "host name without spaces"):
+                server_url(host, 80, secure=False)
+
 
 class ConnectionCase(unittest.TestCase):
     def connect(self, url, timeout_s=LIMIT_S, trust=None, **options):

@@ -5,8 +5,8 @@ PIGEONPOST_TEST_FUZZ=1000 /tmp/fuzz/bin/python -m unittest discover -t . -s test
 
 PIGEONPOST_TEST_FUZZ sets the number of inputs that each test makes up (50; 1,000 with PIGEONPOST_TEST_LONG=1). Without
 hypothesis only those in corpus/ are tried: a folder for each target, a file for each input, named by what it is.
-hypothesis keeps what failed in the folder for temporary files, and tries it first the next time. With
-PIGEONPOST_TEST_FIRST_SEED it makes up the same inputs each time, as CI does.
+hypothesis keeps what failed in the folder for temporary files, and tries it first the next time. Where
+PIGEONPOST_TEST_FIRST_SEED is set, as in .ci/run, every run has the same inputs.
 """
 
 import contextlib
@@ -29,12 +29,13 @@ else:
     from hypothesis.configuration import set_hypothesis_home_dir
     from hypothesis.database import DirectoryBasedExampleDatabase
 
-    _SAME = "PIGEONPOST_TEST_FIRST_SEED" in os.environ
+    _REPEATS = "PIGEONPOST_TEST_FIRST_SEED" in os.environ
     _home = os.path.join(tempfile.gettempdir(), f"pigeonpost-fuzz-{os.getuid()}")
     set_hypothesis_home_dir(_home)  # nothing is written into the tree
     _PROFILE = hypothesis.settings(
         max_examples=rounds("PIGEONPOST_TEST_FUZZ", 50, 1000), deadline=None, print_blob=True,
-        database=None if _SAME else DirectoryBasedExampleDatabase(os.path.join(_home, "examples")), derandomize=_SAME,
+        derandomize=_REPEATS,
+        database=None if _REPEATS else DirectoryBasedExampleDatabase(os.path.join(_home, "examples")),
         # Lists of right lines, changed here and there, are slow to draw on a slow machine: that is no fault of ours.
         suppress_health_check=[hypothesis.HealthCheck.too_slow],
     )  # fmt: skip

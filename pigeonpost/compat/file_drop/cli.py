@@ -79,7 +79,10 @@ class Depot:
     """A server of the file drop, in the dialect that it speaks: the second, or else the first."""
 
     def __init__(self, host: str, port: int, pi_id: str, pi_num: str, fingerprint: str = "") -> None:
-        """fingerprint: SHA-256 of the server's certificate, hex; with it HTTPS is spoken, with that server only."""
+        """fingerprint: SHA-256 of the server's certificate, hex; with it HTTPS is spoken, with that server only.
+
+        Raises ValueError for an invalid host.
+        """
         self._url = server_url(host, port, secure=bool(fingerprint))
         self.address = self._url.shown
         self._trust = ServerTrust(fingerprint)
@@ -195,11 +198,11 @@ def send_files(context: Context) -> int:
     pi_id = find_pi_id(chosen.pi_id, context.data)
     if not pi_id:
         return _complain("PI id not found", 2)
+    fingerprint = _fingerprint(chosen.https)
     try:
-        host, port = split_address(chosen.host, PORT)
+        depot = Depot(*split_address(chosen.host, PORT), pi_id, chosen.pi_num, fingerprint)
     except ValueError as error:
         raise SettingsError(f"HOST {error}, not {chosen.host!r}") from None
-    depot = Depot(host, port, pi_id, chosen.pi_num, _fingerprint(chosen.https))
     try:
         with os.scandir(folder) as entries:
             found = (one for one in entries if one.is_file(follow_symlinks=False))

@@ -299,6 +299,11 @@ class Usage(Case):
         self.assertEqual(status, 2)
         self.assertIn("HOST", said)
 
+    def test_host_with_a_space_is_wrong_usage(self):
+        status, _, said = self.run_command("send-files", "my server", self.folder, "--pi-id", PI)
+        self.assertEqual(status, 2)
+        self.assertIn("HOST takes a host name without spaces and control characters, not 'my server'", said)
+
     def test_where_the_id_comes_from(self):
         cpuinfo = os.path.join(self.home, "cpuinfo")
         with open(cpuinfo, "w", encoding="ascii") as file:

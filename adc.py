@@ -19,7 +19,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pigeonpost.core.config import Option, a_table, matching, number, one_of, read_options
 from pigeonpost.core.errors import SensorError, SettingsError
 from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple, Protocol
-from pigeonpost.sensors.contract import Channel, FoundDevice, Readings, SensorSource, channel_tables
+from pigeonpost.sensors.contract import (
+    Channel,
+    FoundDevice,
+    Readings,
+    SensorSource,
+    access_remedy,
+    channel_tables,
+)
 from protocol import UNIT, Number
 
 if TYPE_CHECKING:
@@ -83,17 +90,22 @@ def open_spi(bus: int, device: int, max_speed_hz: int = MAX_SPEED_HZ) -> Spi:
         spi.max_speed_hz = max_speed_hz
         spi.mode = 0
     except FileNotFoundError:
-        raise SensorError(
-            f"/dev/spidev{bus}.{device} is not there: switch SPI on (`sudo raspi-config nonint do_spi 0`) and reboot"
-        ) from None
+        raise SensorError(_missing_device(f"/dev/spidev{bus}.{device}")) from None
     except PermissionError:
-        raise SensorError(
-            f"/dev/spidev{bus}.{device} may not be opened: `sudo usermod -aG spi $USER`, then log in again"
-        ) from None
+        raise SensorError(f"/dev/spidev{bus}.{device} may not be opened: {access_remedy('spi')}") from None
     except OSError as error:
         raise SensorError(f"/dev/spidev{bus}.{device}: {error.strerror}") from error
     opened: Spi = spi
     return opened
+
+
+def _missing_device(path: str) -> str:
+    from pigeonpost.core.container import in_container
+
+    text = f"{path} is not there: switch SPI on (`sudo raspi-config nonint do_spi 0`) and reboot"
+    if in_container():
+        text += f'; in a container: `devices: ["{path}:{path}"]` in docker-compose.yml (docs/containers.md)'
+    return text
 
 
 _NO_ANSWER = (

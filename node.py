@@ -9,24 +9,29 @@ Exit status: 2 for wrong settings, 74 when the disk fails, 75 when another node 
 
 from __future__ import annotations
 
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036 - older versions do not read our own imports
+    sys.exit("Pigeonpost needs Python 3.11, as Raspberry Pi OS bookworm has it; this is %d.%d" % sys.version_info[:2])
+
 import logging
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from pigeonpost.auth.key import Key
 from pigeonpost.core import config
-from pigeonpost.core.addresses import join_address, own_name
+from pigeonpost.core.addresses import join_address
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import Settings
 from pigeonpost.core.data_folder import OUTBOX, OUTBOX_LOCK
 from pigeonpost.core.errors import PigeonpostError, SettingsError
 from pigeonpost.core.files import close_to_others, give_to_owner, kind_of_filesystem, lock_data_dir
-from pigeonpost.core.lifecycle import Lifecycle, LifecycleComponent, start_logging
+from pigeonpost.core.lifecycle import Lifecycle, LifecycleComponent
 from pigeonpost.core.light_typing import TYPE_CHECKING
-from pigeonpost.core.redact import hide_secrets
+from pigeonpost.core.logs import print_error, start_logging
 from pigeonpost.core.strict_json import write_json
 from pigeonpost.core.version import VERSION
+from pigeonpost.node.kept_name import node_name
 from pigeonpost.node.node_info import NodeInfo
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring, slot_bytes_for
@@ -34,7 +39,7 @@ from pigeonpost.node.sampler import Sampler
 from pigeonpost.sensors.contract import Channel, SensorSource, in_order
 from pigeonpost.sensors.machine import MachineSource
 from pigeonpost.sensors.registry import make_simulated_adc, make_source
-from pigeonpost.settings import NODE
+from pigeonpost.settings import NODE, SHORTEST_TOKEN, load_node, warn_of_variables
 from pigeonpost.transports import registry
 from pigeonpost.transports.contract import Transport
 from pigeonpost.transports.tcp_connection import LineConnection
@@ -48,7 +53,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("node")
 
-MOST_FAULTS = 5  # of the outbox, in STATUS: a server keeps 4,096 characters of it
+MOST_FAULTS = 5  # in STATUS: a server keeps 4,096 characters of it
 
 # What a node reads when its settings do not say: the chip with the two sensors of the first practical, and the machine.
 _CHIP = {
@@ -80,14 +85,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start_logging()
     sys.setswitchinterval(0.0005)  # so that a busy connection delays a sample by half a millisecond, not by five
     try:
-        settings = config.load(NODE, chosen, "node.toml", arrays=("sensor",))
+        settings = load_node(chosen)
+        start_logging(settings["log", "level"])
         if getattr(chosen, "show", False):
             print(settings.show())
             _show_fingerprint(settings)
             return 0
-        return Node(settings).run()
+        warn_of_variables()
+        node = Node(settings)
+        log.info("settings: %s", settings.source)
+        return node.run()
     except PigeonpostError as error:
-        print(f"node.py: {hide_secrets(str(error))}", file=sys.stderr)
+        print_error("node.py", error)
         return error.exit_status
 
 
@@ -128,7 +137,7 @@ class Node:
         _refuse_too_many(channels)
         key = _key(settings["node", "token"].strip())
         info = NodeInfo(
-            settings["node", "name"] or own_name(),
+            settings["node", "name"] or node_name(data),
             [_channel_as_json(channel) for channel in channels],
             self.every_s, key, self.outbox.switch, self._details,
         )  # fmt: skip
@@ -136,6 +145,7 @@ class Node:
         self.link = TcpNodeTransport(settings["node", "listen"], info, self.outbox, self.clock, connect)
         self.info = info
         transports = _transports(settings, info, self.outbox, self.clock)
+        self._missing = [transport.fault for transport in transports.values() if transport.fault]
         self._running = Lifecycle([
             LifecycleComponent("link", self.link.start, self.link.stop),
             *[LifecycleComponent(name, transport.start, transport.stop) for name, transport in transports.items()],
@@ -174,7 +184,7 @@ class Node:
             "up": self.clock.up_ms(), "clock": "set" if self.clock.is_set() else "unset",
             "machine": {key: told for key, told in self._machine.read().items() if not isinstance(told, Exception)},
             **({"tls": self._fingerprint} if self._fingerprint else {}),
-            **_outbox_faults(self._data, self.ring),
+            **_faults([*self._missing, *_outbox_faults(self._data, self.ring)]),
         }  # fmt: skip
 
     def _fail(self, error: BaseException) -> None:
@@ -203,7 +213,10 @@ def _show_fingerprint(settings: Settings) -> None:
 
 def _transports(settings: Settings, info: NodeInfo, outbox: Outbox, clock: Clock) -> dict[str, Transport]:
     """Make the node's end of each transport that is switched on; a transport is imported only then."""
-    return {name: make(settings, info, outbox, clock) for name, setting, make in TRANSPORTS if settings[setting]}
+    return {
+        name: registry.make_or_explain(make, settings, info, outbox, clock)
+        for name, setting, make in TRANSPORTS if settings[setting]
+    }  # fmt: skip
 
 
 def make_sources(settings: Settings) -> list[SensorSource]:
@@ -212,6 +225,13 @@ def make_sources(settings: Settings) -> list[SensorSource]:
     With --simulate every "adc" is a simulated chip, and without tables it is the only source: then a trial says the
     same on every machine. Raises SettingsError, also when two sources give a channel of one name.
     """
+    try:
+        return _make_sources(settings)
+    except SettingsError as error:
+        raise settings.with_line(error) from None
+
+
+def _make_sources(settings: Settings) -> list[SensorSource]:
     simulate = settings["node", "simulate"]
     tables: Sequence[Mapping[str, Any]] = settings.tables.get("sensor") or ([_CHIP] if simulate else [_CHIP, _MACHINE])
     sources = [_make_source(table, f"{settings.file}: [[sensor]] {n}", simulate) for n, table in enumerate(tables, 1)]
@@ -264,8 +284,13 @@ def _key(token: str) -> Key | None:
     folder = os.environ.get("CREDENTIALS_DIRECTORY", "")
     path = os.path.join(folder, "node-token")
     if not token and folder and os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             token = file.read().strip()
+        if token and (len(token) < SHORTEST_TOKEN or "\ufffd" in token):
+            raise SettingsError(
+                f"the credential node-token (of /etc/pigeonpost/node-token) takes {SHORTEST_TOKEN} characters or more,"
+                " as `control.py token NAME` prints them on the server"
+            )
     if not token:
         return None
     from pigeonpost.auth.link_key import LinkKey
@@ -273,15 +298,19 @@ def _key(token: str) -> Key | None:
     return LinkKey(token)
 
 
-def _outbox_faults(data: str, ring: Ring) -> dict[str, list[str]]:
-    """Return, for STATUS, what was wrong with the outbox at this start, and the damaged files of earlier starts."""
+def _faults(faults: list[str]) -> dict[str, list[str]]:
+    """Return, for STATUS, what somebody has to mend."""
+    return {"faults": faults[:MOST_FAULTS]} if faults else {}
+
+
+def _outbox_faults(data: str, ring: Ring) -> list[str]:
+    """Return what was wrong with the outbox at this start, and the damaged files of earlier starts."""
     kept = [os.path.join(data, name) for name in sorted(os.listdir(data)) if name.startswith(OUTBOX + ".damaged-")]
-    faults = ring.faults + [
+    return ring.faults + [
         f"{path} is a damaged outbox that was put aside: python3 control.py read-outbox {path} prints what it holds;"
         " then delete it"
         for path in kept if not any(fault.endswith(f" {path}") for fault in ring.faults)
     ]  # fmt: skip
-    return {"faults": faults[:MOST_FAULTS]} if faults else {}
 
 
 def _name_risky_filesystem(data: str) -> None:

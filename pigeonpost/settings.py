@@ -7,17 +7,28 @@ from which core.config makes a SettingsError.
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 
+from pigeonpost.core import config
 from pigeonpost.core.addresses import is_group
-from pigeonpost.core.config import Setting, address, matching, number, one_of, switch, text
+from pigeonpost.core.config import Setting, Settings, address, matching, number, one_of, switch, text
 from pigeonpost.core.light_typing import TYPE_CHECKING
 from protocol import DEFAULT_PORT, NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME
 
 if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping, Sequence
+    from types import SimpleNamespace
     from typing import Any
 
+log = logging.getLogger(__name__)
+
 WEB_PORT = 8080
+SHORTEST_TOKEN = 16  # characters
+NODE_FILE, SERVER_FILE = "node.toml", "server.toml"
+NODE_ARRAYS = ("sensor",)
 SERVER_ARRAYS = (
     "node",
     "location",
@@ -31,15 +42,38 @@ def _name_or_none(name: str) -> object:
 
 
 def _token_or_none(token: str) -> bool:
-    return not token or len(token) >= 16
+    return not token or len(token) >= SHORTEST_TOKEN
 
 
 def _node_address(value: Any) -> tuple[str, tuple[str, int]]:
     """`NAME@HOST:PORT` or `HOST:PORT`, the port 5003 where it is left out."""
     name, at, place = str(value).rpartition("@")
+    if at and not name:
+        raise ValueError("takes NAME@HOST:PORT with a name before the @, or HOST:PORT without @")
     if at and not NODE_NAME(name):
         raise ValueError(f"takes NAME@HOST:PORT, the name {NODE_NAME_TAKES}")
-    return name, address(DEFAULT_PORT)(place)
+    try:
+        return name, address(DEFAULT_PORT)(place)
+    except ValueError as error:
+        raise ValueError(f"{error} behind {name}@" if at else str(error)) from None
+
+
+def path_prefix(value: Any) -> str:
+    """The path below which a proxy has the page, as `/sensors`; empty for none. Raises ValueError for any other."""
+    plain = value.removesuffix("/") if isinstance(value, str) else "-"
+    if plain and (len(plain) > _PREFIX_LETTERS or not _WEB_PATH(plain)):
+        raise ValueError(f"takes a path like /sensors, of letters, digits, and . _ ~ -, {_PREFIX_LETTERS} at most")
+    return plain
+
+
+def _network(value: Any) -> str:
+    """An address, or a network of them as `172.16.0.0/12`."""
+    import ipaddress
+
+    try:
+        return str(ipaddress.ip_network(value if isinstance(value, str) else "", strict=False))
+    except ValueError:
+        raise ValueError("takes an address, as 192.168.1.5, or a network of addresses, as 172.16.0.0/12") from None
 
 
 def _ending(text: str) -> object:
@@ -86,7 +120,11 @@ def _sync(value: Any) -> float:
         raise ValueError('takes "each", or seconds up to 3600') from None
 
 
+_TIME_OF_DAY = re.compile(r"(?:[01][0-9]|2[0-3]):[0-5][0-9]").fullmatch
 _HEX_64 = re.compile(r"[0-9a-f]{64}").fullmatch
+_PREFIX_LETTERS = 200
+# No `//`, which would lead to another host, no `.` and `..`, and nothing that is escaped in HTML or in a cookie's Path.
+_WEB_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]+)+").fullmatch
 _WEB_ADDRESS = re.compile(r"https?://(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?(?:/[!-~]*)?|").fullmatch
 _CODIFIER = re.compile(r"[!-~]{2}").fullmatch  # of the multicast bus, as packets.codifier
 
@@ -131,6 +169,14 @@ def _mqtt() -> tuple[Setting, ...]:
     )  # fmt: skip
 
 
+def _log() -> tuple[Setting, ...]:
+    """[log], which is the same on both."""
+    return (
+        Setting("log", "level", one_of("debug", "info", "warning", "error"), "info",
+                "the least important lines that are logged: debug, info, warning or error", "--log-level", "LEVEL"),
+    )  # fmt: skip
+
+
 _mailbox = re.compile(r"[^\s@,<>\x00-\x1f]{1,64}@[^\s@,<>\x00-\x1f]{1,250}").fullmatch
 _URL = re.compile(r"https?://[!-~]+").fullmatch
 
@@ -142,7 +188,7 @@ NODE = (
     Setting("node", "data", text, "", "where outbox.ring lives ($STATE_DIRECTORY or ./data)", "--data", "DIR"),
     Setting("node", "every", number(0.01, 86_400), 10.0, "sampling interval (10)", "--every", "SECONDS"),
     Setting("node", "simulate", switch, False, "a simulated MCP3008 instead of the chip", "--simulate"),
-    Setting("node", "token", matching(_token_or_none, "16 characters or more"), "",
+    Setting("node", "token", matching(_token_or_none, f"{SHORTEST_TOKEN} characters or more"), "",
             "the node's token (better: PIGEONPOST_NODE_TOKEN, or the file)", "--token", "TOKEN", secret=True),
     Setting("link", "tls", switch, False, "whether other machines are answered by TLS only"),
     Setting("link", "certificate", text, "", "PEM file of its certificate, with the key or without (it makes its own)"),
@@ -165,6 +211,7 @@ NODE = (
         Setting("announce", "every", number(1, 3600), 30.0, "seconds between two announcements"),
     ),
     *_mqtt(),
+    *_log(),
 )  # fmt: skip
 
 
@@ -182,6 +229,9 @@ SERVER = (
     Setting("web", "plain", address(WEB_PORT), [], "more addresses, without TLS: for old clients", many=True),
     Setting("web", "names", text, [], "names by which browsers reach the page, beside this machine's own",
             many=True),
+    Setting("web", "prefix", path_prefix, "", "the path below which a proxy has the page, as /sensors"),
+    Setting("web", "proxies", _network, [], "addresses or networks of proxies on other machines that are believed"
+            " for whom they ask; one on this machine is", many=True),
     Setting("pimonitor", "api_key", text, "",
             "key of the devices that post to /; without one they are not answered", secret=True),
     Setting("pimonitor", "unit", one_of("F", "C"), "F",
@@ -201,6 +251,10 @@ SERVER = (
             "channels of a sample at most; the values of further ones are not stored"),
     Setting("store", "channels_per_node", number(1, 10_000, whole=True), 1024,
             "channels of a node in its life at most; the values of further ones are not stored"),
+    Setting("backup", "to", text, "", "a folder on another disk that gets a checked backup each day; without one none"),
+    Setting("backup", "at", matching(_TIME_OF_DAY, 'a time of day like "03:00"'), "03:00",
+            "when, by this machine's clock; one that was missed is made later"),
+    Setting("backup", "keep", number(1, 1000, whole=True), 7, "so many are kept, the newest"),
     Setting("report", "every", number(0, 8784), 0.0, "hours between two reports of how things went; 0: none"),
     Setting("mail", "to", matching(_mailbox, "an address like you@example.org"), [],
             "who is sent alerts and reports", many=True),
@@ -226,4 +280,56 @@ SERVER = (
                 " have a token here"),
     ),
     *_mqtt(),
+    *_log(),
 )  # fmt: skip
+
+
+def load_node(
+    arguments: argparse.Namespace | SimpleNamespace,
+    environment: Mapping[str, str] | None = None,
+    folders: Sequence[str] | None = None,
+) -> Settings:
+    """Return the node's settings; arguments as config.load. Raises SettingsError."""
+    elsewhere = dict.fromkeys({*SERVER_ARRAYS, *_tables_of(SERVER)} - _tables_of(NODE), SERVER_FILE)
+    return config.load(NODE, arguments, NODE_FILE, NODE_ARRAYS, environment, folders, elsewhere)
+
+
+def load_server(
+    arguments: argparse.Namespace | SimpleNamespace,
+    environment: Mapping[str, str] | None = None,
+    folders: Sequence[str] | None = None,
+) -> Settings:
+    """Return the server's settings, for the server and control.py; arguments as config.load. Raises SettingsError."""
+    elsewhere = dict.fromkeys({*NODE_ARRAYS, *_tables_of(NODE)} - _tables_of(SERVER), NODE_FILE)
+    return config.load(SERVER, arguments, SERVER_FILE, SERVER_ARRAYS, environment, folders, elsewhere)
+
+
+def _tables_of(settings: Sequence[Setting]) -> set[str]:
+    return {setting.table for setting in settings}
+
+
+_VARIABLES = "PIGEONPOST_"  # the beginning of all names
+# Of variables that are no settings: those of tests, and of `control.py send-files`.
+_OTHER_VARIABLES = ("PIGEONPOST_TEST_", "PIGEONPOST_PI_ID")
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Return a sentence about each variable PIGEONPOST_* that neither program knows: probably misspelt."""
+    files = [config.variable_of_file(NODE_FILE), config.variable_of_file(SERVER_FILE)]
+    known = [name.removeprefix(_VARIABLES) for name in (*(setting.variable for setting in (*NODE, *SERVER)), *files)]
+    found = []
+    for name in sorted(environment):
+        key = name.removeprefix(_VARIABLES)
+        if name.startswith(_VARIABLES) and key not in known and not name.startswith(_OTHER_VARIABLES):
+            import difflib
+
+            near = difflib.get_close_matches(key, known, 1, 0.7)
+            hint = f"did you mean {_VARIABLES}{near[0]}?" if near else "docs/settings.md has all of them"
+            found.append(f"unknown variable {name!r:.100} has no effect; {hint}")
+    return found
+
+
+def warn_of_variables() -> None:
+    """Log a warning of each variable PIGEONPOST_* that has no effect."""
+    for fault in unknown_variables(os.environ):
+        log.warning("%s", fault)

@@ -211,6 +211,8 @@ def _become(request: dict[str, Any], files: list[int]) -> None:
     os.environ.update(request["environment"])
     time.tzset()
     sys.argv = request["arguments"]
+    # What is installed on this machine has no part in a test.
+    importlib.import_module("pigeonpost.core.config").SYSTEM_FOLDER = "/nonexistent"
     for name, value in request["constants"].items():
         module, _, constant = name.rpartition(".")
         getattr(importlib.import_module(module), constant)  # it has to be there

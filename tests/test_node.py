@@ -116,7 +116,7 @@ class Starting(NodeCase):
         end.start()
         self.addCleanup(end.stop, LIMIT_S)
         ledger.wait_for(5)
-        with self.assertLogs("pigeonpost.transports.tcp_server", "WARNING"):
+        with self.assertNoLogs("pigeonpost.transports.tcp_server", "INFO"):  # it is this server that ends it
             end.stop(LIMIT_S)
         epoch = ledger.rows[0][1]
         seqs = ledger.seqs(epoch)
@@ -217,7 +217,8 @@ class Settings_(NodeCase):
     def test_a_wrong_value_names_file_table_and_key(self):
         errors = self.refused(file="[node]\nevery = 'often'\n", run=run)
         path = os.path.join(self.data, "node.toml")
-        self.assertEqual(errors, f"node.py: {path}: [node] every takes a number from 0.01 to 86400, not 'often'\n")
+        words = "[node] every takes a number from 0.01 to 86400, not 'often'"
+        self.assertEqual(errors, f"node.py: {path}, line 2: {words}\n")
 
     def test_an_unknown_key_gets_a_hint(self):
         self.assertIn("[node]: unknown key 'evry'; did you mean \"every\"?", self.refused(file="[node]\nevry = 5\n"))
@@ -265,7 +266,7 @@ class Settings_(NodeCase):
         ):
             with self.subTest(table), self.assertRaises(SettingsError) as caught:
                 node.make_sources(self.settings(table)[1])
-            self.assertIn("node.toml: ", str(caught.exception))
+            self.assertRegex(str(caught.exception), "node.toml(, line [0-9]+)?: ")
             self.assertIn(words, str(caught.exception))
         self.assertIn("channels is missing", self.refused(file='[[sensor]]\nkind = "adc"', run=run))
 
@@ -450,6 +451,19 @@ class Tokens(NodeCase):
                     self.assertEqual([m.args[0] for m in talk.rest()], ["auth"])
                 self.assertFalse(any("no token" in line for line in program.logged))
                 program.kill()
+
+    def test_an_unusable_credential_is_refused_and_an_empty_one_is_no_token(self):
+        folder = temp_folder(self)
+        unusable = "takes 16 characters or more, as `control.py token"
+        for content, words in ((b"short\n", unusable), (b"\xff" * 20, unusable), (b"\n", "")):
+            with open(os.path.join(folder, "node-token"), "wb") as file:
+                file.write(content)
+            with mock.patch.dict(os.environ, CREDENTIALS_DIRECTORY=folder):
+                if words:
+                    with self.assertRaisesRegex(SettingsError, words):
+                        node._key("")
+                else:
+                    self.assertIsNone(node._key(""))
 
     def test_a_credentials_folder_without_one_is_no_token(self):
         program = self.start("--every", "5", CREDENTIALS_DIRECTORY=temp_folder(self))

@@ -8,11 +8,12 @@ from pathlib import Path
 import adc
 from pigeonpost.compat import pimonitor
 from pigeonpost.core.config import load
+from pigeonpost.core.errors import SettingsError
 from pigeonpost.sensors import command, formula, kernel, machine, mcp3424, mqtt
 from pigeonpost.sensors import json as json_kind
 from pigeonpost.sensors.contract import LIMITS
 from pigeonpost.server.node_settings import NODE_OPTIONS
-from pigeonpost.settings import NODE, SERVER
+from pigeonpost.settings import NODE, SERVER, load_node, load_server, unknown_variables
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,6 +52,76 @@ class DefaultFiles(unittest.TestCase):
             if option.default is not None:
                 self.assertEqual(option.parse(adc_table[option.key]), option.default, option.key)
         self.assertEqual(set(machine_table) - {"kind", "root"}, {o.key for o in machine.OPTIONS} - {"root"})
+
+
+class Variables(unittest.TestCase):
+    def test_those_of_either_program_and_of_the_tests_are_known(self):
+        known = [setting.variable for setting in (*NODE, *SERVER)]
+        others = ["PIGEONPOST_NODE_TOML", "PIGEONPOST_SERVER_TOML", "PIGEONPOST_TEST_LONG", "PIGEONPOST_PI_ID", "TZ"]
+        self.assertEqual(unknown_variables(dict.fromkeys([*known, *others], "x")), [])
+
+    def test_an_unknown_one_is_named_with_the_nearest_and_without_its_value(self):
+        said = unknown_variables({"PIGEONPOST_NODE_TOKN": "sesame", "PIGEONPOST_FOO": "", "PIGEONPOST_": ""})
+        self.assertEqual(said, [
+            "unknown variable 'PIGEONPOST_' has no effect; docs/settings.md has all of them",
+            "unknown variable 'PIGEONPOST_FOO' has no effect; docs/settings.md has all of them",
+            "unknown variable 'PIGEONPOST_NODE_TOKN' has no effect; did you mean PIGEONPOST_NODE_TOKEN?",
+        ])  # fmt: skip
+
+
+class OfTheOtherProgram(unittest.TestCase):
+    """Tables in the wrong one of the two files."""
+
+    def refused(self, loader, name, text):
+        with self.assertRaises(SettingsError) as caught:
+            loader(argparse.Namespace(config=None), {f"PIGEONPOST_{name}_TOML": text}, ())
+        return str(caught.exception)
+
+    def test_they_are_named_with_their_file_and_line(self):
+        for text in ("\n[web]\n", "\n[[alert]]\n", "\n[server]\nnodes = []", "\nserver.name = 'x'"):
+            table = "[[alert]]" if "alert" in text else "[web]" if "web" in text else "[server]"
+            self.assertEqual(
+                self.refused(load_node, "NODE", text),
+                f"PIGEONPOST_NODE_TOML, line 2: {table} belongs in server.toml",
+            )
+        tables = ("[[sensor]]", "[[sensor]]"), ("[node]\nevery = 5", "[node]"), ("outbox.slots = 64", "[outbox]")
+        for text, table in tables:
+            self.assertEqual(
+                self.refused(load_server, "SERVER", text),
+                f"PIGEONPOST_SERVER_TOML, line 1: {table} belongs in node.toml",
+            )
+
+    def test_tables_of_both_are_of_both(self):
+        both = "[log]\nlevel = 'debug'\n[mqtt]\nport = 1\n[bus]\nttl = 3\n"
+        for loader, name in ((load_node, "NODE"), (load_server, "SERVER")):
+            loaded = loader(argparse.Namespace(config=None), {f"PIGEONPOST_{name}_TOML": both}, ())
+            self.assertEqual(loaded["log", "level"], "debug")
+
+
+class Addresses(unittest.TestCase):
+    def test_a_node_of_the_server(self):
+        for text, found in (
+            ("basement@192.168.1.20", ("basement", ("192.168.1.20", 5003))),
+            ("10.0.0.5:5004", ("", ("10.0.0.5", 5004))),
+            ("a@[fe80::1%eth0]:5003", ("a", ("fe80::1%eth0", 5003))),
+            ("a@fe80::1%eth0", ("a", ("fe80::1%eth0", 5003))),
+        ):
+            environment = {"PIGEONPOST_SERVER_NODES": text}
+            self.assertEqual(load_server(argparse.Namespace(config=None), environment, ())["server", "nodes"], [found])
+
+    def test_what_is_wrong_is_named(self):
+        place = "takes HOST:PORT, as in 192.168.1.20:5003 or [::]:5003"
+        for text, words in (
+            ("a@http://10.0.0.5", f"{place} (without http://) behind a@"),
+            ("a@fe80::1", f"{place} (with its network interface: [fe80::1%eth0]:5003) behind a@"),
+            ("a@10.0.0.5:99999", f"{place} (the port is a number from 0 to 65535) behind a@"),
+            ("a@", f"{place} (the host is missing) behind a@"),
+            ("my pi", "takes HOST:PORT without spaces and control characters, as in 192.168.1.20:5003"),
+            ("@10.0.0.5", "takes NAME@HOST:PORT with a name before the @, or HOST:PORT without @"),
+        ):
+            with self.subTest(text), self.assertRaises(SettingsError) as caught:
+                load_server(argparse.Namespace(config=None), {"PIGEONPOST_SERVER_NODES": text}, ())
+            self.assertEqual(str(caught.exception), f"PIGEONPOST_SERVER_NODES: [server] nodes {words}, not {text!r}")
 
 
 class SettingsInDocs(unittest.TestCase):

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 from pigeonpost.core.addresses import split_address
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
-from pigeonpost.core.redact import HIDDEN, hide_secrets
+from pigeonpost.core.redact import HIDDEN, SECRET_KEYS, hide_secrets
 
 if TYPE_CHECKING:
     import argparse
@@ -24,9 +26,7 @@ if TYPE_CHECKING:
 
 Parse = Callable[["Any"], "Any"]
 
-# And what ends so; of tables within arrays of tables.
-_SECRET_KEYS = ("password", "passwort", "token", "secret", "api_key", "headers")
-_DEEPEST = 8  # tables and lists in a file, within each other
+SYSTEM_FOLDER = "/etc/pigeonpost"  # where settings are looked for last
 
 
 class Setting(NamedTuple):
@@ -79,7 +79,9 @@ class Settings:
         self._given: dict[tuple[str, str], Any] = {}  # as they were written
         self._origins: dict[tuple[str, str], str] = {}
         self._secrets: set[tuple[str, str]] = set()
-        self.file = ""
+        self.file = ""  # as it was found, or the variable in its place
+        self.text = ""  # the content of that
+        self.source = ""  # which file was read, in words
         self.tables: dict[str, list[dict[str, Any]]] = {}  # arrays of tables, as [[sensor]]
 
     def __getitem__(self, key: tuple[str, str]) -> Any:
@@ -108,6 +110,14 @@ class Settings:
         if setting.secret:
             self._secrets.add(key)
 
+    def with_line(self, error: SettingsError) -> SettingsError:
+        """Return the error with the line that it is about, where it is about the file and the line is certain."""
+        if not self.file or not str(error).startswith(f"{self.file}: "):
+            return error
+        from pigeonpost.core.settings_file import with_line
+
+        return SettingsError(with_line(str(error), self.text, self.file))
+
     def show(self) -> str:
         """Return one line per setting: value and origin; secrets only as set or not, and none within an address."""
         lines = []
@@ -123,36 +133,133 @@ class Settings:
         return "\n".join(lines)
 
 
+class Written(str):
+    """A value from a flag or a variable: text that may be a number or a switch. In a file those have no quotes."""
+
+
 def load(
     settings: Sequence[Setting],
     arguments: argparse.Namespace | SimpleNamespace,
     default_file: str,
     arrays: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    folders: Sequence[str] | None = None,
+    elsewhere: Mapping[str, str] = MappingProxyType({}),
 ) -> Settings:
     """The settings in force.
 
     arguments     as `read_flags` gives them, or argparse with the flags that `add_flags` made
-    default_file  read when `--config` is not given and it is there
+    default_file  read from the first of the folders that has it, when `--config` is not given; so, before it, is the
+                  variable PIGEONPOST_NODE_TOML (of node.toml), which holds the text itself
     arrays        names of arrays of tables that the file may have; their keys are checked where they are used
+    folders       `search_folders()`
+    elsewhere     tables that belong in another file, with its name
     """
     environment = os.environ if environment is None else environment
     found = Settings()
     for setting in settings:
         found.put(setting, setting.default, "default")
-    path = arguments.config or (default_file if os.path.exists(default_file) else "")
-    if path:
-        _read_file(found, settings, path, arrays)
+    folders = search_folders() if folders is None else folders
+    content = _read_file(found, arguments.config, default_file, environment, folders)
+    if content:
+        try:
+            _take_content(found, content, _FileKeys(settings, arrays, elsewhere))
+        except SettingsError as error:
+            raise found.with_line(error) from None
     for setting in settings:
-        given = environment.get(setting.variable)
-        if given is not None:
-            items = [item.strip() for item in given.split(",") if item.strip()]
-            found.put(setting, items if setting.many else given, setting.variable)
+        given = environment.get(setting.variable, "")
+        if given.strip():  # docker compose and balena pass on as empty what is not set
+            items = [Written(item.strip()) for item in given.split(",") if item.strip()]
+            found.put(setting, items if setting.many else Written(given), setting.variable)
     for setting in settings:
         value = getattr(arguments, _name(setting), None) if setting.flag else None
         if value is not None:
-            found.put(setting, value, setting.flag)
+            written = [Written(item) for item in value] if setting.many else value
+            found.put(setting, Written(written) if isinstance(written, str) else written, setting.flag)
     return found
+
+
+def search_folders() -> tuple[str, ...]:
+    """Return where a settings file is looked for: the current folder, the program's, the system's."""
+    return "", os.path.dirname(os.path.realpath(sys.argv[0])), SYSTEM_FOLDER
+
+
+def variable_of_file(name: str) -> str:
+    """Return the variable that may hold the text of a settings file: PIGEONPOST_NODE_TOML of node.toml."""
+    return f"PIGEONPOST_{os.path.basename(name).replace('.', '_')}".upper()
+
+
+def _read_file(
+    found: Settings, chosen: str | None, default_file: str, environment: Mapping[str, str], folders: Sequence[str]
+) -> dict[str, Any]:
+    """Find and parse the settings file, or the variable in its place; `source` says which, or where none was."""
+    places = [os.path.join(folder, default_file) for folder in folders] if default_file else []
+    there = next((path for path in places if os.path.exists(path)), "")
+    variable = variable_of_file(default_file)
+    text = "" if chosen or not default_file else environment.get(variable, "")
+    if not text.strip() and not chosen and not there:
+        looked = ", ".join(dict.fromkeys(os.path.abspath(folder) for folder in folders))
+        found.source = f"no {os.path.basename(default_file)} in {looked}: defaults, variables and flags"
+        return {}
+    from pigeonpost.core.settings_file import parse, read_text
+
+    if text.strip():
+        found.file, found.text = variable, text
+        found.source = f"the variable {variable}" + (f", in place of {os.path.abspath(there)}" if there else "")
+    else:
+        found.file = chosen or os.path.abspath(there)
+        found.text = read_text(found.file)
+        found.source = os.path.abspath(found.file)
+    return parse(found.text, found.file)
+
+
+class _FileKeys(NamedTuple):
+    """What a settings file may have: settings, arrays of tables; and tables that belong in another file, by name."""
+
+    settings: Sequence[Setting]
+    arrays: Sequence[str]
+    elsewhere: Mapping[str, str]
+
+    def tables(self) -> list[str]:
+        return list(dict.fromkeys(setting.table for setting in self.settings))
+
+    def tables_with(self, key: str) -> str:
+        """Return the tables that have such a key, in words."""
+        return " or ".join(f"[{setting.table}]" for setting in self.settings if setting.key == key)
+
+
+def _take_content(found: Settings, content: Mapping[str, Any], known: _FileKeys) -> None:
+    """Check what the file says, and put it in force."""
+    path = found.file
+    for name, table in content.items():
+        _check_table(name, table, known, path)
+    check_keys(content, [*known.tables(), *known.arrays], path)
+    for name, table in content.items():
+        if name in known.arrays:
+            found.tables[name] = table
+            continue
+        by_key = {setting.key: setting for setting in known.settings if setting.table == name}
+        for key in table:
+            if key not in by_key and (tables := known.tables_with(key)):
+                raise SettingsError(f"{path}: [{name}]: unknown key {key!r}; it belongs in {tables}")
+        check_keys(table, list(by_key), f"{path}: [{name}]")
+        for key, value in table.items():
+            found.put(by_key[key], value, path)
+
+
+def _check_table(name: str, table: Any, known: _FileKeys, path: str) -> None:
+    """Raise SettingsError for a table of another file, one in the wrong form, and a key above all tables."""
+    is_array = isinstance(table, list)
+    if name in known.elsewhere and not (is_array and name in known.arrays):
+        raise SettingsError(f"{path}: {f'[[{name}]]' if is_array else f'[{name}]'} belongs in {known.elsewhere[name]}")
+    if name in known.arrays:
+        if not is_array or not all(isinstance(entry, dict) for entry in table):
+            raise SettingsError(f"{path}: {name} is written [[{name}]], once for each")
+    elif name in known.tables():
+        if not isinstance(table, dict):
+            raise SettingsError(f"{path}: {name} is a table, written [{name}]")
+    elif not isinstance(table, dict) and (tables := known.tables_with(name)):
+        raise SettingsError(f"{path}: {name} is in no table: write {tables} in a line above it")
 
 
 def add_flags(parser: argparse.ArgumentParser, settings: Sequence[Setting]) -> None:
@@ -209,48 +316,6 @@ def check_keys(table: Mapping[str, Any], known: Sequence[str], where: str) -> No
             raise SettingsError(f"{where}: unknown key {key!r}; {hint}")
 
 
-def _read_file(found: Settings, settings: Sequence[Setting], path: str, arrays: Sequence[str]) -> None:
-    import tomllib
-
-    try:
-        with open(path, "rb") as file:
-            content = tomllib.load(file)
-    except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}") from error
-    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, an integer longer than Python converts
-        raise SettingsError(f"{path}: not TOML: {error}") from error
-    except RecursionError as error:
-        raise SettingsError(f"{path}: nested too deeply") from error
-    _refuse_odd(content, path)
-    found.file = path
-    tables = list(dict.fromkeys(setting.table for setting in settings))
-    check_keys(content, [*tables, *arrays], path)
-    for name, table in content.items():
-        if name in arrays:
-            if not isinstance(table, list) or not all(isinstance(entry, dict) for entry in table):
-                raise SettingsError(f"{path}: {name} is written [[{name}]], once for each")
-            found.tables[name] = table
-            continue
-        if not isinstance(table, dict):
-            raise SettingsError(f"{path}: {name} is a table, written [{name}]")
-        by_key = {setting.key: setting for setting in settings if setting.table == name}
-        check_keys(table, list(by_key), f"{path}: [{name}]")
-        for key, value in table.items():
-            found.put(by_key[key], value, path)
-
-
-def _refuse_odd(value: Any, where: str, depth: int = 0) -> None:
-    """SettingsError for what TOML's reader lets through and nothing here can use."""
-    if depth > _DEEPEST:
-        raise SettingsError(f"{where:.200}: nested too deeply")
-    if isinstance(value, int) and value.bit_length() > 14_000:  # 4,300 digits; longer ones Python does not print
-        raise SettingsError(f"{where}: takes no number so large")
-    if isinstance(value, str) and "\0" in value:
-        raise SettingsError(f"{where}: takes no NUL character (\\u0000)")
-    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-        _refuse_odd(item, f"{where}: {key}" if isinstance(key, str) else where, depth + 1)
-
-
 def _name(setting: Setting) -> str:
     return f"{setting.table}_{setting.key}"
 
@@ -262,7 +327,7 @@ def _without_secrets(value: Any, is_url: bool = False) -> Any:
     """
     if isinstance(value, dict):
         return {
-            key: "(set)" if item and key.endswith(_SECRET_KEYS) else _without_secrets(item, key.endswith("url"))
+            key: "(set)" if item and key.endswith(SECRET_KEYS) else _without_secrets(item, key.endswith("url"))
             for key, item in value.items()
         }
     if isinstance(value, str):
@@ -306,11 +371,13 @@ def switch(value: Any) -> bool:
     known = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
     if not isinstance(value, str) or value.lower() not in known:
         raise ValueError("takes true or false")
+    if not isinstance(value, Written):
+        raise ValueError("takes true or false, without quotes")
     return known[value.lower()]
 
 
 def number(low: float, high: float, whole: bool = False) -> Parse:
-    """A parser for numbers from `low` to `high`, both included."""
+    """A parser for numbers from `low` to `high`, both included. A text is one only where it is `Written`."""
 
     def parse(value: Any) -> float | int:
         takes = f"takes a {'whole ' if whole else ''}number from {low:g} to {high:g}"
@@ -322,6 +389,8 @@ def number(low: float, high: float, whole: bool = False) -> Parse:
             raise ValueError(takes) from None
         if not low <= found <= high or (whole and found != int(found)):
             raise ValueError(takes)
+        if isinstance(value, str) and not isinstance(value, Written):
+            raise ValueError(f"{takes}, without quotes")
         return int(found) if whole else found
 
     return parse
@@ -362,6 +431,8 @@ def address(default_port: int | None = None) -> Parse:
     def parse(value: Any) -> tuple[str, int]:
         if not isinstance(value, str):
             raise ValueError("takes HOST:PORT")
+        if re.search(r"[\0-\x20\x7f]", value):
+            raise ValueError("takes HOST:PORT without spaces and control characters, as in 192.168.1.20:5003")
         return split_address(value, default_port)
 
     return parse

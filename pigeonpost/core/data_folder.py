@@ -6,6 +6,7 @@ from __future__ import annotations
 OUTBOX = "outbox.ring"
 OUTBOX_LOCK = "outbox.lock"
 LINK_CERTIFICATE = "link.pem"  # certificate and key of its TCP link, where that speaks TLS
+KEPT_NAME = "node-name"  # the node's name, where its host name is a container's id
 PI_ID = "pi_id"  # this Pi's id, for `control.py send-files`
 
 # The server.
@@ -16,10 +17,14 @@ FILES = "files"  # dropped files
 TOKENS = "tokens.json"  # of nodes
 REPLACED_TOKENS = "replaced_tokens.json"  # those before `control.py rotate`, while they are still accepted
 USERS = "users.json"  # of the page
+API_TOKENS = "api_tokens.json"  # of programs that ask for pages and the JSON API
+API_TOKEN_USES = "api_token_uses.json"  # when each was last used
 COMMANDS = "orders.json"  # ON and OFF for nodes that connect to the server
 SAVED_CHARTS = "graphs.json"
+PREFERENCES = "preferences.json"  # of the page's users: units, order of charts
 PI_IDS = "pi_ids.json"  # of Pis that drop files
 PIMONITOR = "pimonitor.json"  # names of sensors of the older system PiMonitor
+LAST_BACKUP = "last_backup.json"  # of those that [backup] makes
 RUNNING = "running.json"  # while the server runs: how control.py reaches it
 SERVER_LOCK = "server.lock"
 SERVER_ID = "server.id"  # by which PostgreSQL knows the server

@@ -28,6 +28,10 @@ class SettingsError(PigeonpostError, ValueError):
     exit_status = 2
 
 
+class MissingLibrary(SettingsError):
+    """An optional Python library that the settings need is missing. The message has the command that installs it."""
+
+
 class DamagedFile(SettingsError):
     """A file of the data folder cannot be read as what it should be. The message names it, and the exact remedy."""
 

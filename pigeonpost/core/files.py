@@ -145,9 +145,13 @@ def write_all(fd: int, content: bytes) -> None:
         left = left[os.write(fd, left) :]
 
 
-def replace_file(path: str, content: bytes, mode: int = 0o600) -> None:
-    """Replace `path` by `content` atomically and durably. Raises DiskError; then it is as before."""
-    new = f"{path}.new"
+def replace_file(path: str, content: bytes, mode: int = 0o600, unfinished: str = ".new") -> None:
+    """Replace `path` by `content` atomically and durably. Raises DiskError; then it is as before.
+
+    unfinished  what the name of the file ends with until it is whole: programs that replace the same file at the same
+                time take different ones
+    """
+    new = f"{path}{unfinished}"
     try:
         make_folder(os.path.dirname(path) or ".")
         # Not through a symbolic link: root, in the folder of another user, would overwrite what it leads to.

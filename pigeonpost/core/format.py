@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 
@@ -36,6 +37,41 @@ def clock(time_ms: int, now_ms: int) -> str:
         return time.strftime("%H:%M", t)
     day = f"{t.tm_mday} {MONTHS[t.tm_mon - 1]}"
     return f"{day} {time.strftime('%H:%M', t)}" if t.tm_year == now.tm_year else f"{day} {t.tm_year}"
+
+
+def zone_name(time_ms: int) -> str:
+    """Return the zone of local times at a moment: `Europe/Vienna (UTC+1)`; `UTC` alone where that is the zone."""
+    offset = _utc_offset(time.localtime(time_ms // 1000).tm_gmtoff)
+    given = os.environ.get("TZ")
+    name = (_zone_of_link() if given is None else given.removeprefix(":")) or "UTC"
+    if "/" in name and not name.startswith("/") and not any(map(os.path.exists, _zone_files(name))):
+        return f"{offset} (TZ={name} is not known to this system)"
+    return offset if name in ("UTC", "Etc/UTC", "UTC0") and offset == "UTC" else f"{name} ({offset})"
+
+
+def zone_minutes(time_ms: int) -> int:
+    """Return how far local time is ahead of UTC at a moment, in minutes."""
+    return time.localtime(time_ms // 1000).tm_gmtoff // 60
+
+
+def _zone_of_link() -> str:
+    """Return the zone that /etc/localtime leads to; where that is a copy, its abbreviation."""
+    _, found, name = os.path.realpath("/etc/localtime").rpartition("/zoneinfo/")
+    return name if found else time.tzname[0]
+
+
+def _zone_files(name: str) -> list[str]:
+    return [
+        f"{folder}/{name}" for folder in (os.environ.get("TZDIR"), "/usr/share/zoneinfo", "/etc/zoneinfo") if folder
+    ]
+
+
+def _utc_offset(seconds: int) -> str:
+    """Return an offset from UTC: `UTC`, `UTC+1`, `UTC+5:30`, `UTC−3:30`."""
+    if not seconds:
+        return "UTC"
+    hours, minutes = divmod(abs(seconds) // 60, 60)
+    return f"UTC{'+' if seconds > 0 else '−'}{hours}{f':{minutes:02d}' if minutes else ''}"
 
 
 def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> list[str]:

@@ -119,7 +119,8 @@ class JsonFile(Generic[V]):
         try:
             with self._writing:
                 if not os.path.exists(f"{self.path}{COPY}") or _read_bytes(f"{self.path}{COPY}") != content:
-                    replace_file(f"{self.path}{COPY}", content)
+                    # Whoever writes the file makes its copy at the same time, from another process.
+                    replace_file(f"{self.path}{COPY}", content, unfinished=".copy.new")
         except OSError as error:  # a full disk: the file itself is well
             log.warning("%s%s cannot be renewed: %s", self.path, COPY, error)
 
@@ -157,6 +158,8 @@ class JsonFile(Generic[V]):
         return f"`python3 control.py --data {folder} restore {self.path}{COPY}` puts the last good copy back"
 
     def _own_remedy(self) -> str:
+        if self._faults is None and os.geteuid() != 0:  # a command of control.py
+            return "it is another user's, as of the installed service: put sudo before the command"
         user = os.geteuid()
         return f"it takes a file that user {user} may read: sudo chown {user} {self.path}; sudo chmod 600 {self.path}"
 

@@ -1,4 +1,4 @@
-"""Life of a program: components start in order, it waits, they stop in reverse; signals, systemd, logging.
+"""Life of a program: components start in order, it waits, they stop in reverse; signals, systemd.
 
 The main thread starts and stops everything; any thread may call `end` or `fail`, a signal handler `end`.
 Errors: a PigeonpostError from a component's start ends the program with its exit status, after the components before it
@@ -12,19 +12,14 @@ import os
 import select
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
 from types import FrameType
 
 from pigeonpost.core.errors import PigeonpostError
-from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
-from pigeonpost.core.redact import hide_secrets
+from pigeonpost.core.light_typing import NamedTuple
 from pigeonpost.core.wake_pipe import WakePipe
-
-if TYPE_CHECKING:
-    from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +90,9 @@ class Lifecycle:
         give_up_s = time.monotonic() + STOP_S
         for part in reversed(started):
             self._stop(part, max(0.1, give_up_s - time.monotonic()))
-        log.info("ended%s", f": {self.reason}" if self.reason else "")
+        # The reason of a failure was logged by `fail`.
+        how = f" with exit status {self._status}" if self._status else f": {self.reason}" if self.reason else ""
+        log.info("ended%s", how)
         for number in (signal.SIGTERM, signal.SIGINT):  # while Python ends, one would replace the exit status
             signal.signal(number, signal.SIG_IGN)
         return self._status
@@ -162,24 +159,3 @@ def _watchdog_s() -> float | None:
     """Half of the interval in which systemd wants to hear of us (sd_watchdog_enabled(3)); None: it does not."""
     microseconds = os.environ.get("WATCHDOG_USEC", "")
     return int(microseconds) / 2e6 if microseconds.isdigit() else None
-
-
-class _OneLine(logging.Formatter):
-    """Formats a record as one line, whatever is in it: control characters are escaped, and secrets hidden."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        return hide_secrets(super().formatMessage(record)).translate(_SHOWN_CONTROLS)
-
-    def formatException(self, ei: Any) -> str:
-        return hide_secrets(super().formatException(ei))
-
-
-_SHOWN_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
-
-
-def start_logging(verbose: bool = False) -> None:
-    """Log to standard error: with the time, but not where systemd's journal adds its own."""
-    handler = logging.StreamHandler(sys.stderr)
-    stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
-    handler.setFormatter(_OneLine(stamp + "%(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])

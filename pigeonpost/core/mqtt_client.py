@@ -4,8 +4,8 @@ paho-mqtt 1.6 (Debian 12) and 2.x are supported. It is imported when a connectio
 MQTT does not pay for it.
 
 Callbacks run in paho's own thread; `publish` may be called from any thread.
-Errors: SettingsError without paho-mqtt, or for a CA file without certificates. A broker that cannot be reached is
-logged once, and paho tries again after 1 s, doubling to 60 s.
+Errors: MissingLibrary without paho-mqtt; SettingsError for a CA file without certificates. A broker that cannot be
+reached is logged once, and paho tries again after 1 s, doubling to 60 s.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from pigeonpost.core.addresses import join_address
-from pigeonpost.core.errors import SettingsError
+from pigeonpost.core.errors import MissingLibrary, SettingsError
 from pigeonpost.core.light_typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -162,7 +162,8 @@ def _client(settings: MqttSettings, name: str, old: bool, where: str) -> tuple[A
     try:
         import paho.mqtt.client as paho
     except ImportError:
-        raise SettingsError(f"{where}: the Python module paho is missing: sudo apt install python3-paho-mqtt") from None
+        text = f"{where}: the Python module paho is missing: sudo apt install python3-paho-mqtt"
+        raise MissingLibrary(text) from None
     newest = getattr(paho, "CallbackAPIVersion", None)  # from 2.0 on the version has to be named
     first = (newest.VERSION2,) if newest else ()
     # MQTT 5, which has shared subscriptions, and tells the broker how much this client takes at once.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 HIDDEN = "***"
+# Endings of the keys of settings whose values are secrets; the headers of a request may have a token.
+SECRET_KEYS = ("password", "passwort", "token", "secret", "api_key", "headers")
 
 
 def hide_secrets(text: str) -> str:

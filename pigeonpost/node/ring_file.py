@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Lengths in characters.
 _LONGEST_NUMBER = 24  # repr of a float: sign, 17 digits, point, e-308
+_USUAL_NUMBER = 8
+_SHORTEST_REASON = 30  # "/dev/spidev0.0 may not be open"
 _CHUNK = 1 << 18
 
 
@@ -55,11 +58,15 @@ class FileOps:
 def slot_bytes_for(names: Sequence[str]) -> int:
     """The slot size, a power of two, in which a sample of the sensors `names` always fits, whatever they read.
 
-    Raises ValueError when it would pass layout.LARGEST_SLOT.
+    Beside usual values there is also room for the reason why one sensor fails. Raises ValueError when the size would
+    pass layout.LARGEST_SLOT.
     """
-    longest = len('"values":{}') + sum(len(name) + len('"":,') + _LONGEST_NUMBER for name in names)
+    keys = sum(len(name) + len('"":,') for name in names)
+    longest = len('"values":{}') + keys + _LONGEST_NUMBER * len(names)
+    failing = len('"values":{null},"errors":{"":""}') + keys + _USUAL_NUMBER * (len(names) - 1)
+    failing += max(map(len, names), default=0) + _SHORTEST_REASON
     size = layout.SMALLEST_SLOT
-    while size < SLOT_HEAD + longest:
+    while size < SLOT_HEAD + max(longest, failing + MARK_BYTES + TAG_BYTES):
         size *= 2
     if size > layout.LARGEST_SLOT:
         raise ValueError(f"{len(names)} sensors are too many for one node")

@@ -110,6 +110,10 @@ class SendCursor:
         """How many samples are held that the receiver does not have."""
         return sum(run.last - self.sent.get(run.epoch, 0) for run in self._outbox.ring.runs)
 
+    def waiting(self) -> int:
+        """How many samples are held that the receiver has not acknowledged."""
+        return self.due() + sum(count for _, _, count in self._unacked)
+
     # --------------------------------------------------------------------------------------------- what comes next
 
     def next(self) -> OutgoingBatch | OutgoingGap | None:

@@ -10,6 +10,7 @@ Errors: SensorError, with the fault and the remedy; for a single channel it is r
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from json import dumps  # `json` is a module of this package
@@ -104,6 +105,13 @@ def nearest(name: str, known: Collection[str]) -> str:
 
     near = difflib.get_close_matches(name, known, 1)
     return f'did you mean "{near[0]}"?' if near else f"there are: {', '.join(sorted(known)[:50])}"
+
+
+def access_remedy(group: str) -> str:
+    """Return how this program gets the right to open the devices of a group, as "spi"."""
+    if os.environ.get("STATE_DIRECTORY"):  # a systemd unit has a user of its own, and its devices are listed there
+        return "`sudo python3 /opt/pigeonpost/control.py install node --write`, then restart it (docs/install.md)"
+    return f"`sudo usermod -aG {group} $USER`, then log in again"
 
 
 class FoundDevice(NamedTuple):

@@ -38,6 +38,7 @@ from pigeonpost.sensors.contract import (
     FoundDevice,
     Readings,
     SensorSource,
+    access_remedy,
     calibrated,
     channel_tables,
 )
@@ -138,9 +139,7 @@ def open_bus(library: Any, bus: int, addresses: Sequence[int], root: str = "/") 
             f"/dev/i2c-{bus} is not there: switch I2C on (`sudo raspi-config nonint do_i2c 0`) and reboot"
         ) from None
     except PermissionError:
-        raise SensorError(
-            f"/dev/i2c-{bus} may not be opened: `sudo usermod -aG i2c $USER`, then log in again"
-        ) from None
+        raise SensorError(f"/dev/i2c-{bus} may not be opened: {access_remedy('i2c')}") from None
     except OSError as error:
         raise SensorError(f"/dev/i2c-{bus}: {error.strerror}") from error
 
@@ -253,9 +252,8 @@ def make(settings: Mapping[str, Any], where: str) -> Mcp3424Source:
         inputs[name] = Mcp3424Input((options["address"], second)[chip], place, chosen["bits"], chosen["pga"], convert)
         top = 1 << chosen["bits"] - 1
         channels.append(Channel(name, chosen["unit"], limits={"rail": sorted((convert(-top), convert(top - 1)))}))
-    library = _library(where)
     addresses = sorted({one.address for one in inputs.values()})
-    return Mcp3424Source(lambda: open_bus(library, options["bus"], addresses, options["root"]), inputs, channels)
+    return Mcp3424Source(lambda: open_bus(_library(), options["bus"], addresses, options["root"]), inputs, channels)
 
 
 def _conversion(chosen: Mapping[str, Any], divider: float) -> Callable[[int], Number]:
@@ -264,11 +262,12 @@ def _conversion(chosen: Mapping[str, Any], divider: float) -> Callable[[int], Nu
     return lambda code: calibrated(code * volts, chosen)
 
 
-def _library(where: str) -> Any:
+def _library() -> Any:
+    """Return the module smbus2. Raises SensorError without it: the node's other sources go on."""
     try:
         import smbus2
     except ImportError:
-        raise SettingsError(f"{where}: the Python module smbus2 is missing: sudo apt install python3-smbus2") from None
+        raise SensorError("the Python module smbus2 is missing: sudo apt install python3-smbus2") from None
     return smbus2
 
 
@@ -276,9 +275,9 @@ def scan(root: str) -> Iterator[FoundDevice]:
     """Chips on the buses that may be opened, at addresses that no kernel driver has. They are only read from, so that
     another chip at such an address (a clock has one of them) is not disturbed."""
     try:
-        library = _library("")
+        library = _library()
         names = sorted(os.listdir(os.path.join(root, "dev")))
-    except (SettingsError, OSError):
+    except OSError:  # SensorError is one
         return
     for bus in (int(name.removeprefix("i2c-")) for name in names if re.fullmatch(r"i2c-[0-9]+", name)):
         for address in range(_FIRST, _LAST + 1):

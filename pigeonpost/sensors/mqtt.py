@@ -6,7 +6,7 @@
     path = "value"
 
 Zigbee2MQTT, Z-Wave JS UI, Tasmota and any other program can be the publisher. mqtt_client, and with it paho-mqtt, is
-imported when the source is made.
+imported when the source is made; where paho-mqtt is missing, again whenever the source is read.
 
 paho's thread stores each message in `_heard`, whole, in one assignment; the source's thread reads it there. `_news`
 (an Event) tells the first reading that something has arrived.
@@ -21,10 +21,10 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from threading import Event
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pigeonpost.core.config import Option, a_table, matching, number, read_options, switch, text
-from pigeonpost.core.errors import BadArgument, SensorError, SettingsError
+from pigeonpost.core.errors import BadArgument, MissingLibrary, SensorError, SettingsError
 from pigeonpost.core.strict_json import read_json
 from pigeonpost.sensors.contract import (
     CALIBRATION,
@@ -37,6 +37,9 @@ from pigeonpost.sensors.contract import (
     dotted_path,
 )
 from protocol import UNIT, Number
+
+if TYPE_CHECKING:
+    from pigeonpost.core.mqtt_client import MqttConnection
 
 LONGEST_PAYLOAD = 65_536  # bytes; of a longer one only its length is kept
 _STOP_S = 2.0
@@ -81,49 +84,62 @@ class MqttSource(SensorSource):
     """One connection to a broker, and the last message of each topic."""
 
     def __init__(self, options: Mapping[str, Any], chosen: Mapping[str, Mapping[str, Any]], where: str) -> None:
-        """chosen: of each channel its options. Raises SettingsError without paho-mqtt, or with a CA that is none."""
-        from pigeonpost.core.mqtt_client import MqttConnection  # which costs what a node without it need not pay
-
+        """chosen: of each channel its options. Raises SettingsError with a CA that is none."""
         self.channels = [Channel(name, its["unit"]) for name, its in chosen.items()]
         self._chosen = chosen
         self._topics = sorted({its["topic"] for its in chosen.values()})
         self._heard: dict[str, ReceivedMessage] = {}
         self._news = Event()
-        access = {("mqtt", key): options[key] for key in ("host", "port", "user", "password", "tls", "ca")}
-        self._broker = MqttConnection(
-            access, "pigeonpost-sensors", self._topics, self._on_message, kept=self._hear_kept, old=True,
-            keepalive_s=options["keepalive"], where=f'{where}: kind = "mqtt"',
-        )  # fmt: skip
+        self._options, self._where = options, where
         self._started = False
+        try:
+            self._broker: MqttConnection | None = self._connection()
+        except MissingLibrary:  # it stops this source, not the node: the first reading shows it
+            self._broker = None
+
+    def _connection(self) -> MqttConnection:
+        """Make a connection that is not open yet. Raises MissingLibrary, SettingsError."""
+        from pigeonpost.core.mqtt_client import MqttConnection  # which costs what a node without it need not pay
+
+        access = {("mqtt", key): self._options[key] for key in ("host", "port", "user", "password", "tls", "ca")}
+        return MqttConnection(
+            access, "pigeonpost-sensors", self._topics, self._on_message, kept=self._hear_kept, old=True,
+            keepalive_s=self._options["keepalive"], where=f'{self._where}: kind = "mqtt"',
+        )  # fmt: skip
 
     def read(self) -> Readings:
+        if self._broker is None:
+            try:
+                self._broker = self._connection()
+            except MissingLibrary as error:
+                raise SensorError(str(error)) from None
         if not self._started:
-            self._start()
+            self._start(self._broker)
         now_s = time.monotonic()
         readings: dict[str, Number | SensorError] = {}
         for name, chosen in self._chosen.items():
             try:
-                readings[name] = self._value(chosen, now_s)
+                readings[name] = self._value(chosen, now_s, self._broker)
             except SensorError as error:
                 readings[name] = error
         return readings
 
     def close(self) -> None:
-        if self._started:
+        if self._started and self._broker is not None:
             self._started = False
             self._broker.stop(_STOP_S)
 
-    def _start(self) -> None:
+    def _start(self, broker: MqttConnection) -> None:
         """Connect, and wait a moment for retained messages, so that the first sample has their values."""
         self._started = True
-        self._broker.start()
+        broker.start()
         give_up_s = time.monotonic() + FIRST_WAIT_S
         while len(self._heard) < len(self._topics) and self._news.wait(max(0.0, give_up_s - time.monotonic())):
             self._news.clear()
 
-    def _value(self, chosen: Mapping[str, Any], now_s: float) -> Number:
+    def _value(self, chosen: Mapping[str, Any], now_s: float, broker: MqttConnection) -> Number:
         topic, heard = chosen["topic"], self._heard.get(chosen["topic"])
-        why = f" (MQTT {self._broker.place}: {self._broker.trouble})" if self._broker.trouble else ""
+        why = f" (MQTT {broker.place}: {broker.trouble})" if broker.trouble else ""
         if heard is None:
             raise SensorError(f"stale: nothing on {topic} yet{why}")
         if now_s - heard.at_s > chosen["fresh"]:

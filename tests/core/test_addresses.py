@@ -19,6 +19,9 @@ class Addresses(unittest.TestCase):
             ("[::]", 5003, ("::", 5003)),
             ("::1", 5003, ("::1", 5003)),
             ("fe80::1%eth0", 5003, ("fe80::1%eth0", 5003)),
+            ("[fe80::1%eth0]:1", None, ("fe80::1%eth0", 1)),
+            ("[2001:db8::1]", 5003, ("2001:db8::1", 5003)),
+            ("küche.local:1", None, ("küche.local", 1)),
             ("0.0.0.0:0", None, ("0.0.0.0", 0)),
             ("a:65535", None, ("a", 65535)),
         ):
@@ -48,6 +51,27 @@ class Addresses(unittest.TestCase):
             with self.subTest(text[:20]), self.assertRaises(ValueError) as caught:
                 split_address(text)
             self.assertIn("takes HOST:PORT", str(caught.exception))
+
+    def test_what_is_wrong_is_named(self):
+        for text, fault in (
+            ("http://10.0.0.5:8080", "without http://"),
+            ("basement:99999", "the port is a number from 0 to 65535"),
+            ("basement:http", "the port is a number from 0 to 65535"),
+            ("basement", "the port is missing"),
+            ("basement:", "the port is missing"),
+            (":5003", "the host is missing"),
+            ("pi:5003\n", "the port is a number from 0 to 65535"),
+            ("pi/:5003", "a name or address alone"),
+            ("[::1:5003", "with one pair of brackets"),
+            ("[::1]5003", "with one pair of brackets"),
+            ("192.168.1.300:5003", "the parts of an address go to 255"),
+            ("[fe80::1]:5003", "with its network interface: [fe80::1%eth0]:5003"),
+            ("[febf::1]:5003", "with its network interface: [febf::1%eth0]:5003"),
+            ("[12:34]:5003", "an IPv6 address is like fe80::1%eth0 or [2001:db8::1]:5003"),
+        ):
+            with self.subTest(text), self.assertRaises(ValueError) as caught:
+                split_address(text)
+            self.assertEqual(str(caught.exception), f"takes HOST:PORT, as in 192.168.1.20:5003 or [::]:5003 ({fault})")
 
     def test_loopback(self):
         for host in ("127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1"):

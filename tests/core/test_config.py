@@ -10,7 +10,7 @@ import unittest
 from unittest import mock
 
 from pigeonpost.core import config
-from pigeonpost.core.config import Option, Setting, add_flags, load, read_flags, read_options
+from pigeonpost.core.config import Option, Setting, Written, add_flags, load, read_flags, read_options
 from pigeonpost.core.errors import SettingsError
 from tests.support import ROOT, temp_folder
 
@@ -29,6 +29,7 @@ class Loading(unittest.TestCase):
     def setUp(self):
         self.folder = temp_folder(self)
         self.default_file = os.path.join(self.folder, "node.toml")
+        self.folders = [""]
 
     def write(self, text, name="node.toml"):
         path = os.path.join(self.folder, name)
@@ -39,7 +40,9 @@ class Loading(unittest.TestCase):
     def load(self, *flags, **environment):
         parser = argparse.ArgumentParser()
         add_flags(parser, ROWS)
-        return load(ROWS, parser.parse_args(flags), self.default_file, ("sensor",), environment)
+        elsewhere = {"server": "server.toml", "alert": "server.toml"}
+        flags = parser.parse_args(flags)
+        return load(ROWS, flags, self.default_file, ("sensor",), environment, self.folders, elsewhere)
 
     def refused(self, *flags, **environment):
         with self.assertRaises(SettingsError) as caught:
@@ -137,12 +140,86 @@ class Precedence(Loading):
         self.write('[web]\nlisten = ["a:1", "b"]\n')
         self.assertEqual(self.load()["web", "listen"], [("a", 1), ("b", 8080)])
         self.assertEqual(self.load(PIGEONPOST_WEB_LISTEN="c:3, d:4 ,")["web", "listen"], [("c", 3), ("d", 4)])
-        self.assertEqual(self.load(PIGEONPOST_WEB_LISTEN="")["web", "listen"], [])
+        self.assertEqual(self.load(PIGEONPOST_WEB_LISTEN=",")["web", "listen"], [])
         self.assertEqual(self.load("--web", "e:5", "--web", "[::1]:6")["web", "listen"], [("e", 5), ("::1", 6)])
+
+    def test_an_empty_variable_is_not_given(self):
+        """Docker compose and balena pass on as empty what is not set."""
+        self.write('[node]\nname = "file"\n[web]\nlisten = ["a:1"]\n')
+        loaded = self.load(PIGEONPOST_NODE_NAME="", PIGEONPOST_WEB_LISTEN=" ", PIGEONPOST_NODE_EVERY="")
+        self.assertEqual(loaded["node", "name"], "file")
+        self.assertEqual(loaded["web", "listen"], [("a", 1)])
+        self.assertEqual(loaded.origin("node", "every"), "default")
 
     def test_arrays_of_tables(self):
         self.write('[[sensor]]\nkind = "machine"\n[[sensor]]\nkind = "adc"\n')
         self.assertEqual(self.load().tables, {"sensor": [{"kind": "machine"}, {"kind": "adc"}]})
+
+
+class Search(Loading):
+    """Where the file is found, and what is said about it."""
+
+    def setUp(self):
+        super().setUp()
+        self.folders = [os.path.join(self.folder, name) for name in ("current", "program", "system")]
+        for folder in self.folders:
+            os.mkdir(folder)
+        self.default_file = "node.toml"
+
+    def load(self, *flags, **environment):
+        loaded = super().load(*flags, **environment)
+        return loaded["node", "every"], loaded.source
+
+    def test_the_first_folder_that_has_it(self):
+        nowhere = f"no node.toml in {', '.join(self.folders)}: defaults, variables and flags"
+        self.assertEqual(self.load(), (10.0, nowhere))
+        for every, name in ((3, "system"), (2, "program"), (1, "current")):
+            path = self.write(f"[node]\nevery = {every}\n", f"{name}/node.toml")
+            self.assertEqual(self.load(), (every, path))
+        other = self.write("", "other.toml")
+        self.assertEqual(self.load("--config", other), (10.0, other))
+        self.write("[node]\nevry = 1\n", "current/node.toml")
+        self.assertIn(f"{self.folders[0]}/node.toml, line 2: [node]: unknown key", self.refused())
+
+    def test_the_folders_of_a_program(self):
+        with mock.patch.object(sys, "argv", ["/opt/there/node.py"]):
+            self.assertEqual(config.search_folders(), ("", "/opt/there", "/etc/pigeonpost"))
+
+    def test_a_variable_with_the_text_takes_the_place_of_the_file(self):
+        path = self.write("[node]\nevery = 2\nname = 'file'\n", "system/node.toml")
+        text = "node.every = 4"
+        self.assertEqual(
+            self.load(PIGEONPOST_NODE_TOML=text), (4.0, f"the variable PIGEONPOST_NODE_TOML, in place of {path}")
+        )
+        os.remove(path)
+        self.assertEqual(self.load(PIGEONPOST_NODE_TOML=text), (4.0, "the variable PIGEONPOST_NODE_TOML"))
+        self.assertEqual(self.load(PIGEONPOST_NODE_TOML=text, PIGEONPOST_NODE_EVERY="5")[0], 5.0)
+        other = self.write("[node]\nevery = 6\n", "other.toml")
+        self.assertEqual(self.load("--config", other, PIGEONPOST_NODE_TOML=text), (6.0, other))
+
+    def test_an_empty_variable_is_none(self):
+        path = self.write("[node]\nevery = 2\n", "system/node.toml")
+        for text in ("", " \n"):
+            self.assertEqual(self.load(PIGEONPOST_NODE_TOML=text), (2.0, path))
+
+    def test_the_variable_of_the_other_program_is_not_read(self):
+        self.assertEqual(self.load(PIGEONPOST_SERVER_TOML="nonsense")[0], 10.0)
+
+    def test_a_fault_in_the_variable_names_it_and_the_line(self):
+        self.assertIn(
+            "PIGEONPOST_NODE_TOML, line 2: [node] every takes a number",
+            self.refused(PIGEONPOST_NODE_TOML="[node]\nevery = 0"),
+        )
+        self.assertEqual(
+            'PIGEONPOST_NODE_TOML, line 1: not TOML: put text in quotes: name = "x"',
+            self.refused(PIGEONPOST_NODE_TOML="name = x"),
+        )
+
+    def test_a_byte_order_mark(self):
+        path = os.path.join(self.folders[0], "node.toml")
+        with open(path, "wb") as file:
+            file.write("[node]\nevery = 3\n".encode("utf-8-sig"))
+        self.assertEqual(self.load(), (3.0, path))
 
 
 class Refusals(Loading):
@@ -151,7 +228,7 @@ class Refusals(Loading):
     def test_from_every_origin(self):
         self.write("[node]\nevery = 0\n")
         words = "[node] every takes a number from 0.01 to 86400, not"
-        self.assertEqual(self.refused(), f"{self.default_file}: {words} 0")
+        self.assertEqual(self.refused(), f"{self.default_file}, line 2: {words} 0")
         os.remove(self.default_file)
         self.assertEqual(self.refused(PIGEONPOST_NODE_EVERY="often"), f"PIGEONPOST_NODE_EVERY: {words} 'often'")
         self.assertEqual(self.refused("--every", "1e9"), f"--every: {words} '1e9'")
@@ -168,20 +245,23 @@ class Refusals(Loading):
             ("[node]\nsimulate = 1\n", "[node] simulate takes true or false, not 1"),
             ('[node]\nsimulate = "maybe"\n', "[node] simulate takes true or false, not 'maybe'"),
             ("[outbox]\nslots = 64.5\n", "[outbox] slots takes a whole number from 64 to 1.67772e+07, not 64.5"),
-            ('[outbox]\nslots = "64.0"\n', "[outbox] slots takes a whole number"),
+            ('[outbox]\nslots = "64.0"\n', "[outbox] slots takes a whole number from 64 to 1.67772e+07, not '64.0'"),
+            ('[outbox]\nslots = "64"\n', "slots takes a whole number from 64 to 1.67772e+07, without quotes, not '64'"),
+            ('[node]\nevery = "5"\n', "[node] every takes a number from 0.01 to 86400, without quotes, not '5'"),
+            ('[node]\nsimulate = "on"\n', "[node] simulate takes true or false, without quotes, not 'on'"),
             (f"[outbox]\nslots = {'9' * 400}\n", "[outbox] slots takes a whole number"),
             ("[outbox]\nslots = inf\n", "[outbox] slots takes a whole number"),
             ('[web]\nlisten = "a:1"\n', "[web] listen takes a list, not 'a:1'"),
             ("[web]\nlisten = [1]\n", "[web] listen takes HOST:PORT, not 1"),
             (
                 '[web]\nlisten = ["a:1", ":9"]\n',
-                "[web] listen takes HOST:PORT, as in 192.168.1.20:5003 or [::]:5003, not ':9'",
+                "[web] listen takes HOST:PORT, as in 192.168.1.20:5003 or [::]:5003 (the host is missing), not ':9'",
             ),
         ):
             with self.subTest(text[:40]):
                 self.write(text)
                 self.assertIn(words, self.refused())
-                self.assertTrue(self.refused().startswith(f"{self.default_file}: ["))
+                self.assertTrue(self.refused().startswith(f"{self.default_file}, line 2: ["))
 
     def test_secrets_in_tables_are_not_shown(self):
         path = os.path.join(temp_folder(self), "a.toml")
@@ -217,14 +297,21 @@ class Refusals(Loading):
         for text, words in (
             ("[node]\nevry = 1\n", "[node]: unknown key 'evry'; did you mean \"every\"?"),
             ("[node]\nx = 1\n", "[node]: unknown key 'x'; it takes name, every, simulate, token"),
-            ("[outbox]\nevery = 1\n", "[outbox]: unknown key 'every'; it takes slots"),
+            ("[outbox]\nevery = 1\n", "[outbox]: unknown key 'every'; it belongs in [node]"),
+            ("[outbox]\nx = 1\n", "[outbox]: unknown key 'x'; it takes slots"),
             ("[nodes]\nevery = 1\n", ": unknown key 'nodes'; did you mean \"node\"?"),
-            ("every = 1\n", ": unknown key 'every'; it takes node, web, outbox, sensor"),
+            ("every = 1\n", ", line 1: every is in no table: write [node] in a line above it"),
+            ("x = 1\n", ", line 1: unknown key 'x'; it takes node, web, outbox, sensor"),
+            ("[x]\n", ", line 1: unknown key 'x'; it takes node, web, outbox, sensor"),
+            ("[server]\n", ", line 1: [server] belongs in server.toml"),
+            ("server.name = 1\n", ", line 1: [server] belongs in server.toml"),
+            ("\n[[alert]]\n", ", line 2: [[alert]] belongs in server.toml"),
             ("node = 1\n", ": node is a table, written [node]"),
             ("sensor = 1\n", ": sensor is written [[sensor]], once for each"),
             ("[sensor]\nkind = 1\n", ": sensor is written [[sensor]], once for each"),
-            ("[node\n", ": not TOML: "),
-            ("\0", ": not TOML: "),
+            ("[node\n", ", line 1: not TOML: the line of a table is [node]"),
+            ("\0", ", line 1: not TOML: '\\x00' is no key"),
+            ("= 1", ", line 1: not TOML: a line begins with the name of its key"),
             (f"[node]\nevery = {'9' * 5000}\n", ": not TOML: "),
         ):
             with self.subTest(text):
@@ -238,7 +325,7 @@ class Refusals(Loading):
         self.assertEqual(self.refused("--config", self.folder), f"{self.folder}: Is a directory")
         with open(self.default_file, "wb") as file:
             file.write(b'[node]\nname = "\xff"\n')
-        self.assertIn("not TOML", self.refused())
+        self.assertIn(", line 2: not TOML: byte 0xff (perhaps 'ÿ') is not UTF-8", self.refused())
 
     def test_a_wrong_secret_is_not_repeated(self):
         for arguments in ({"PIGEONPOST_NODE_TOKEN": "abc"}, {}):
@@ -307,12 +394,13 @@ class Options(unittest.TestCase):
 class Numbers(unittest.TestCase):
     def test_both_ends_are_included(self):
         parse = config.number(0.5, 2)
-        for given, value in ((0.5, 0.5), (2, 2.0), ("1e0", 1.0), ("0.5", 0.5)):
+        for given, value in ((0.5, 0.5), (2, 2.0), (Written("1e0"), 1.0), (Written("0.5"), 0.5)):
             self.assertEqual(parse(given), value)
         whole = config.number(1, 3, whole=True)
-        for given in (1, 3, "2", 3.0):
+        for given in (1, 3, Written("2"), 3.0):
             self.assertEqual((whole(given), type(whole(given))), (int(float(given)), int))
-        for given in (0, 4, "4", 0.999, "", " ", "x", None, [], {}, True, "nan", float("nan"), 10**400, "9" * 5000):
+        texts = ("2", Written("4"), Written(""), Written(" "), Written("x"), Written("nan"), Written("9" * 5000))
+        for given in (0, 4, 0.999, None, [], {}, True, float("nan"), 10**400, *texts):
             with self.assertRaises(ValueError):
                 whole(given)
 

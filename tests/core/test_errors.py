@@ -35,7 +35,7 @@ class Errors(unittest.TestCase):
     def test_exit_statuses(self):
         statuses = {error.__name__: error.exit_status for error in all_errors() if error.exit_status != 1}
         self.assertEqual(statuses, {
-            "SettingsError": 2, "DamagedFile": 2, "DiskError": 74, "StoreDamaged": 74, "InUse": 75,
+            "SettingsError": 2, "MissingLibrary": 2, "DamagedFile": 2, "DiskError": 74, "StoreDamaged": 74, "InUse": 75,
         })  # fmt: skip
 
 

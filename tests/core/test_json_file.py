@@ -121,8 +121,10 @@ class Files(FileCase):
     def test_a_file_that_may_not_be_read(self):
         self.file.write({"a": "5"})
         no = mock.patch("builtins.open", side_effect=PermissionError(13, "Permission denied"))
-        with no, self.assertRaisesRegex(DamagedFile, r"cannot be read \(Permission denied\); .*chown .*chmod 600"):
-            self.file.now()
+        for user, remedy in ((0, "chown .*chmod 600"), (1000, "put sudo before the command")):
+            told = self.assertRaisesRegex(DamagedFile, rf"cannot be read \(Permission denied\); .*{remedy}")
+            with no, mock.patch("os.geteuid", return_value=user), told:
+                self.file.now()
 
 
 class Copies(FileCase):
@@ -163,6 +165,15 @@ class Copies(FileCase):
             self.lay(text)
             file.now()
             self.assertEqual(self.text(self.copy), text)
+
+    def test_server_and_a_command_renew_the_copy_at_the_same_time(self):
+        """Each by a file of its own: else one takes away what the other is about to rename."""
+        numbers = self.open(faults=self.faults)
+        self.lay('{"a": 7}')
+        self.lay("half of what the comm", f"{self.copy}.new")  # which control.py is writing just now
+        self.assertEqual(numbers.now(), {"a": 7})
+        self.assertEqual(self.text(f"{self.copy}.new"), "half of what the comm")
+        self.assertEqual(self.text(self.copy), '{"a": 7}')
 
     def test_copy_that_cannot_be_renewed_does_no_harm(self):
         file = self.open(faults=self.faults)

@@ -1,7 +1,5 @@
 """How a program runs: parts in order, ended by a signal or a fault, stopped in reverse whatever happens."""
 
-import io
-import logging
 import os
 import signal
 import socket
@@ -15,7 +13,7 @@ from unittest import mock
 
 from pigeonpost.core import lifecycle
 from pigeonpost.core.errors import DiskError, InUse, SettingsError
-from pigeonpost.core.lifecycle import Lifecycle, LifecycleComponent, start_logging
+from pigeonpost.core.lifecycle import Lifecycle, LifecycleComponent
 from tests.support import LIMIT_S, ROOT, clean_environment, rounds, temp_folder, wait_until
 
 
@@ -131,6 +129,17 @@ class Order(InThisProcess):
         self.assertIn("writer died", logged.output[0])
         self.assertIn("KeyError: 'a fault of ours'", logged.output[0])
         self.assertEqual(self.calls, ["start a", "stop a"])
+
+    def test_why_it_ended_is_logged_once(self):
+        for end, lines in (
+            (lambda program: program.end("told to by SIGTERM"), ["INFO:ended: told to by SIGTERM"]),
+            (lambda program: program.end(), ["INFO:ended"]),
+            (lambda program: program.fail(DiskError("full")), ["CRITICAL:full", "INFO:ended with exit status 74"]),
+        ):
+            program = Lifecycle([])
+            with self.assertLogs("pigeonpost.core.lifecycle", "INFO") as logged:
+                program.run(lambda program=program, end=end: end(program))
+            self.assertEqual([line.replace("pigeonpost.core.lifecycle:", "") for line in logged.output], lines)
 
     def test_a_failing_disk_ends_it_with_its_status(self):
         program = Lifecycle([self.part("a")])
@@ -285,39 +294,6 @@ class Systemd(InThisProcess):
         for text in ("", "often", "-1"):
             with mock.patch.dict(os.environ, WATCHDOG_USEC=text):
                 self.assertIsNone(lifecycle._watchdog_s())
-
-
-class Logging(unittest.TestCase):
-    def logged(self, *arguments, exc_info=None, **environment):
-        stream = io.StringIO()
-        root = logging.Logger("root")
-        with (
-            mock.patch.object(sys, "stderr", stream),
-            mock.patch.object(logging, "root", root),
-            mock.patch.dict(os.environ, environment),
-        ):
-            if not environment:
-                os.environ.pop("JOURNAL_STREAM", None)
-            start_logging()
-            root.info(*arguments, exc_info=exc_info)
-        return stream.getvalue()
-
-    def test_a_line_each(self):
-        self.assertRegex(self.logged("%d samples", 3), r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d INFO 3 samples\n$")
-
-    def test_the_journal_has_its_own_time(self):
-        self.assertEqual(self.logged("hello", JOURNAL_STREAM="8:1"), "INFO hello\n")
-
-    def test_a_strangers_text_cannot_make_a_line_of_its_own(self):
-        line = self.logged("%s", "a\nCRITICAL b\r\x1b[2J\x85\x00°", JOURNAL_STREAM="8:1")
-        self.assertEqual(line, "INFO a\\x0aCRITICAL b\\x0d\\x1b[2J\\x85\\x00°\n")
-
-    def test_a_traceback_keeps_its_lines(self):
-        try:
-            raise KeyError("x")
-        except KeyError as error:
-            text = self.logged("died", exc_info=error)
-        self.assertIn("\nKeyError: 'x'\n", text)
 
 
 class Waiting(unittest.TestCase):

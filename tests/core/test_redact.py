@@ -10,7 +10,7 @@ from pigeonpost.core.errors import SensorError, SettingsError
 from pigeonpost.core.faults import Faults
 from pigeonpost.core.http_client import split_url
 from pigeonpost.core.json_fetch import _status_error, decoded
-from pigeonpost.core.lifecycle import _OneLine
+from pigeonpost.core.logs import _OneLine
 from pigeonpost.core.redact import hide_secrets
 from tests.forked import Forked
 

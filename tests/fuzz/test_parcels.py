@@ -92,7 +92,7 @@ class Announcements(Target, unittest.TestCase):
         links = []
         context = SimpleNamespace(
             clock=clock, tokens={"basement": LinkKey(TOKEN)}, links=links, collect=mock.Mock(),
-            unnumbered_sources=mock.Mock(),
+            unnumbered_sources=mock.Mock(), current=lambda name: name,
         )  # fmt: skip
         end = DiscoveryServerTransport(context, ("239.255.50.3", 5003))
         self.addCleanup(end._wake_pipe.close)

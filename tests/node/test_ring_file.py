@@ -179,9 +179,18 @@ class Fitting(unittest.TestCase):
                 (slot,) = ring.read(ring.last, 1)
                 self.assertEqual(json.loads("{" + slot.body + "}")["values"], sample.values)
 
-    def test_one_sensor_needs_the_smallest(self):
-        self.assertEqual(slot_bytes_for(["t"]), 128)
-        self.assertEqual(slot_bytes_for(["temperature", "light"]), 256)
+    def test_the_reason_why_a_sensor_fails_has_room_beside_usual_values(self):
+        text = "/dev/spidev0.0 may not be opened: join the group spi"
+        for names in (["t"], ["temperature", "light"], ["temperature", "light", "load", "memory_free", "disk_free"]):
+            size = slot_bytes_for(names)
+            self.assertEqual(size, 256)  # 16 MiB of a card
+            ring = open_ring(MemoryDisk(), slot_bytes=size)
+            values = dict.fromkeys(names, 23_395.25) | {names[0]: None}
+            ring.append(EPOCH, 1, BOOT, [taken(values=values, errors={names[0]: text})])
+            body = json.loads("{" + ring.read(1, 1)[0].body + "}")
+            self.assertEqual(body["values"], values)
+            self.assertGreaterEqual(len(body["errors"][names[0]]), 20)
+            self.assertTrue(text.startswith(body["errors"][names[0]]))
 
     def test_too_many_sensors(self):
         self.assertEqual(slot_bytes_for([f"sensor_{k}" for k in range(800)]), LARGEST_SLOT)

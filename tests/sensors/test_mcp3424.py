@@ -215,9 +215,16 @@ class Trouble(Case):
 
 class Tables(Case):
     def test_without_smbus2(self):
-        gone = mock.patch.dict(sys.modules, {"smbus2": None})
-        with gone, self.assertRaisesRegex(SettingsError, "here: the Python module smbus2 is missing: sudo apt install"):
-            mcp3424.make({"channels": {"a": {"input": 1}}}, "here")
+        """The source fails, with the remedy, and the node goes on; once it is installed, the source does too."""
+        source = self.source(Wires({0x68: Chip(lambda n: 1.0)}), {"a": {"input": 1}})
+        with (
+            mock.patch.dict(sys.modules, {"smbus2": None}),
+            self.assertRaisesRegex(
+                SensorError, "^the Python module smbus2 is missing: sudo apt install python3-smbus2$"
+            ),
+        ):
+            source.read()
+        self.assertAlmostEqual(source.read()["a"], 2.471, delta=0.001)
 
     def test_what_is_missing_or_wrong(self):
         for channel, options, words in (

@@ -304,10 +304,18 @@ class Connections(Case):
 
 class Tables(Case):
     def test_without_paho(self):
-        gone = mock.patch.dict(sys.modules, dict.fromkeys(("paho", "paho.mqtt", "paho.mqtt.client")))
+        """The source fails, with the remedy, and the node goes on; once it is installed, the source does too."""
         words = 'here: kind = "mqtt": the Python module paho is missing: sudo apt install python3-paho-mqtt'
-        with gone, self.assertRaisesRegex(SettingsError, words):
-            make()
+        with mock.patch.dict(sys.modules, dict.fromkeys(("paho", "paho.mqtt", "paho.mqtt.client"))):
+            source = make()
+            for _ in range(2):
+                with self.assertRaisesRegex(SensorError, words):
+                    source.read()
+            source.close()
+        use_paho(self)
+        with mock.patch.object(mqtt, "FIRST_WAIT_S", 0.0):
+            self.assertIn("stale: nothing on", str(next(iter(source.read().values()))))
+        source.close()
 
     def test_what_is_missing_or_wrong(self):
         use_paho(self)

@@ -40,6 +40,7 @@ from pigeonpost.storage.csv.format import (
     log_name,
     log_rows,
     logged_rows,
+    names_as_one,
     rows_written,
 )
 from pigeonpost.storage.models import EpochCommit, LogMark, SampleBatch
@@ -307,7 +308,8 @@ class CsvLog:
         if zlib.crc32(os.pread(fd, mark.size - tail_at, tail_at)) != mark.tail:
             log.warning("%s was changed by hand: it is left alone, and what it lacked opens the next log", path)
             return owed
-        found = rows_written(fd, mark.size, [rows for _, rows in owed])
+        alias = names_as_one(self._store.node_records().former)
+        found = rows_written(fd, mark.size, [rows for _, rows in owed], alias)
         at, rest, size = mark.size + sum(map(len, found)), owed[len(found) :], os.fstat(fd).st_size
         if not is_left_by_crash(os.pread(fd, size - at, at), b"".join(rows for _, rows in rest)):
             log.warning("%s was added to by hand: it is left alone, and what it lacked opens the next log", path)

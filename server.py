@@ -9,8 +9,12 @@ Exit status: 2 for wrong settings, 74 when the disk fails, 75 when another serve
 
 from __future__ import annotations
 
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036 - older versions do not read our own imports
+    sys.exit("Pigeonpost needs Python 3.11, as Raspberry Pi OS bookworm has it; this is %d.%d" % sys.version_info[:2])
+
 import argparse
-import functools
 import gc
 import json
 import logging
@@ -19,13 +23,14 @@ import resource
 import secrets
 import shutil
 import socket
-import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from csvbuffer import CsvLog
+from pigeonpost.alerts.registry import alert_rules, make_notifier
+from pigeonpost.auth.api_tokens import ApiTokens
 from pigeonpost.auth.throttle import LoginThrottle
 from pigeonpost.auth.token_watch import TokenWatch
 from pigeonpost.auth.tokens import Tokens
@@ -36,34 +41,40 @@ from pigeonpost.core import config
 from pigeonpost.core.addresses import join_address, own_address, own_name
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import Settings
+from pigeonpost.core.container import is_named_by_id
 from pigeonpost.core.data_folder import RUNNING, SERVER_LOCK
 from pigeonpost.core.errors import DiskError, PigeonpostError, SettingsError
 from pigeonpost.core.faults import Faults
 from pigeonpost.core.files import close_to_others, lock_data_dir, replace_file
-from pigeonpost.core.lifecycle import Lifecycle, LifecycleComponent, start_logging
-from pigeonpost.core.redact import hide_secrets
+from pigeonpost.core.lifecycle import Lifecycle, LifecycleComponent
+from pigeonpost.core.logs import print_error, start_logging
 from pigeonpost.core.version import VERSION
 from pigeonpost.server.damage_check import DamageCheck, make_check, open_despite_damage, show_lost_rows
 from pigeonpost.server.demo_node import DemoNode
 from pigeonpost.server.disk_usage import DiskUsageMonitor
 from pigeonpost.server.ingest import Ingestor
 from pigeonpost.server.limit_warnings import LimitWarnings
+from pigeonpost.server.node_admin import NodeAdmin
 from pigeonpost.server.node_limits import NodeLimits
 from pigeonpost.server.node_names import CopyWatch, NodeNames
+from pigeonpost.server.node_register import ByPresentName, NodeRegister
 from pigeonpost.server.node_settings import read_nodes
 from pigeonpost.server.node_status import NodeLink
 from pigeonpost.server.quality import QualityChecks, read_rules
+from pigeonpost.server.scheduled_backup import make_scheduled_backup
 from pigeonpost.server.unnumbered_sources import UnnumberedSources
-from pigeonpost.settings import SERVER, SERVER_ARRAYS
+from pigeonpost.settings import SERVER, load_server, warn_of_variables
 from pigeonpost.storage.maintenance import MaintenanceWorker
 from pigeonpost.transports import registry
 from pigeonpost.transports.contract import ServerContext, Transport
+from pigeonpost.transports.state_publisher import make_publisher
 from pigeonpost.transports.tcp_server import TcpServerTransport
 from pigeonpost.views.context import Route, WebContext
+from pigeonpost.web.host_names import names_origin
+from pigeonpost.web.socket_activation import passed_addresses
 from webui import WebInterface
 
 if TYPE_CHECKING:
-    from pigeonpost.alerts.contract import AlertChannel
     from pigeonpost.storage.contract import Store
     from pigeonpost.web.tls import Tls
 
@@ -130,18 +141,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.umask(0o077)  # what this program makes is its owner's alone: SQLite's files too
     start_logging()
     try:
-        settings = config.load(SERVER, chosen, "server.toml", SERVER_ARRAYS)
+        settings = load_server(chosen, folders=("",) if chosen.demo else None)  # a trial has no part in an installation
+        start_logging(settings["log", "level"])
         if chosen.show:
             print(settings.show())
             return 0
+        warn_of_variables()
         make_room()
-        if chosen.demo:
+        return _run(settings, chosen.demo)
+    except PigeonpostError as error:
+        print_error("server.py", error)
+        return error.exit_status
+
+
+def _run(settings: Settings, is_demo: bool) -> int:
+    try:
+        if is_demo:
             return run_demo(settings)
         data = config.data_folder(settings["server", "data"])
-        return Server(settings, data, read_nodes(settings)[0], _web_addresses(settings)).run()
-    except PigeonpostError as error:
-        print(f"server.py: {hide_secrets(str(error))}", file=sys.stderr)
-        return error.exit_status
+        server = Server(settings, data, read_nodes(settings)[0], _web_addresses(settings))
+        log.info("settings: %s", settings.source)
+        return server.run()
+    except SettingsError as error:
+        raise settings.with_line(error) from None
 
 
 def make_room() -> None:
@@ -192,14 +214,18 @@ class Server:
         show_lost_rows(store, csv, faults)
         links: list[NodeLink] = []
         warnings = LimitWarnings(links, faults, clock)
-        ingestor = self._make_ingestor(settings, store, csv, clock, warnings)
+        tokens, self._api_tokens = Tokens(data, faults), ApiTokens(data, faults, clock)
+        register = NodeRegister(store, tokens.text_of)
+        ingestor = self._make_ingestor(settings, store, csv, clock, warnings, register)
         maintenance = MaintenanceWorker(store, ingestor, clock, settings["store", "keep"])
-        tokens = Tokens(data, faults)
         self._token_watch = TokenWatch(tokens, self._recheck_tokens)
         # The nodes that are collected from over TCP, then those that connect to us or are found.
         self._links: list[TcpServerTransport] = []
-        self._clients = unnumbered_sources = UnnumberedSources(ingestor, links, clock, tokens, faults, throttle)
-        names, pins = NodeNames(links), read_nodes(settings)[1]
+        self._clients = unnumbered_sources = UnnumberedSources(
+            ingestor, links, clock, tokens, faults, throttle, register.current
+        )
+        names, pins = NodeNames(links, register.current), ByPresentName(read_nodes(settings)[1], register.current)
+        register.on_rename += [names.on_rename, unnumbered_sources.on_rename]
 
         def collect(expected: str, address: tuple[str, int]) -> TcpServerTransport:
             link = TcpServerTransport(address, expected, name, ingestor, tokens, clock, pins, names)
@@ -213,21 +239,30 @@ class Server:
         for expected, address in nodes:
             collect(expected, address)
         context = ServerContext(
-            name, data, clock, settings, store, ingestor, tokens, unnumbered_sources, links, collect, faults, throttle
-        )
-        transports = _make_transports(context)
-        quality = _subscribe_checks(context)
-        others = {**_make_publisher(context, transports), **_make_notifier(context)}
-        self.app = WebContext(
-            name=name, data=data, clock=clock, store=store, csv=csv, ingestor=ingestor, links=links, stop=self._end,
-            users=Users(data, faults), control=self._control, started_ms=clock.wall_ms(), quality=quality,
-            disk=DiskUsageMonitor(data, clock), faults=faults, throttle=throttle, names=settings["web", "names"],
-            transports={**transports, **others}, check=check,
+            name, data, clock, settings, store, ingestor, tokens, unnumbered_sources, links, collect, faults, throttle,
+            register, self._api_tokens,
         )  # fmt: skip
+        transports = _make_transports(context)
+        parts = {**transports, **_make_others(context, transports)}
+        self.app = self._web_context(context, csv, check, parts)
         endpoints = [one for transport in transports.values() for one in transport.endpoints]
         self._tls = _tls(settings)
         self.web = WebInterface(web, self.app, None, endpoints, self._tls, settings["web", "plain"], compat_pages())
-        self._running = Lifecycle(self._components(store, csv, ingestor, maintenance, check, {**transports, **others}))
+        self._running = Lifecycle(self._components(store, csv, ingestor, maintenance, check, parts))
+
+    def _web_context(
+        self, context: ServerContext, csv: CsvLog, check: DamageCheck, parts: Mapping[str, Any]
+    ) -> WebContext:
+        """Return what the pages get."""
+        data, settings, clock, faults = context.data, context.settings, context.clock, context.faults
+        return WebContext(
+            name=context.name, data=data, clock=clock, store=context.store, csv=csv, ingestor=context.ingestor,
+            links=context.links, stop=self._end, users=Users(data, faults), control=self._control,
+            api_tokens=self._api_tokens, started_ms=clock.wall_ms(), quality=_subscribe_checks(context),
+            disk=DiskUsageMonitor(data, clock), faults=faults, throttle=context.throttle, transports=parts,
+            names=settings["web", "names"], names_origin=names_origin(settings), proxies=settings["web", "proxies"],
+            prefix=settings["web", "prefix"], rules=alert_rules(settings), admin=_make_admin(context), check=check,
+        )  # fmt: skip
 
     def _components(
         self,
@@ -263,7 +298,7 @@ class Server:
         count = "1 node" if len(app.links) == 1 else f"{len(app.links)} nodes"
         log.info("server %s: %s to collect from; data in %s", app.name, count, app.data)
         if demo is not None:
-            log.info("a demonstration: node `demo` has a simulated chip (and tells this computer's true readings)")
+            log.info("demonstration: node `demo` has a simulated chip, and true readings of this computer")
         for scheme, host, port in self.web.urls:
             for line in _page_addresses(scheme, host, port, self.web.first_key):
                 print(f"the page is at {line}", flush=True)
@@ -310,11 +345,17 @@ class Server:
         self._running.end(reason)
 
     def _make_ingestor(
-        self, settings: Settings, store: Store, csv: CsvLog, clock: Clock, warnings: LimitWarnings
+        self,
+        settings: Settings,
+        store: Store,
+        csv: CsvLog,
+        clock: Clock,
+        warnings: LimitWarnings,
+        register: NodeRegister,
     ) -> Ingestor:
         limits = NodeLimits(store, settings["store", "channels_per_sample"], settings["store", "channels_per_node"])
         commit_s, buffer_samples = settings["store", "commit"], settings["store", "buffer"]
-        return Ingestor(store, csv, clock, commit_s, buffer_samples, self._fail, limits, warnings.warn)
+        return Ingestor(store, csv, clock, commit_s, buffer_samples, self._fail, limits, warnings.warn, register)
 
     def _fail(self, error: BaseException) -> None:
         self._running.fail(error)
@@ -322,78 +363,45 @@ class Server:
 
 def _make_transports(context: ServerContext) -> dict[str, Transport]:
     """Make the transports that are switched on, by name."""
-    return {name: make(context) for name, setting, make in TRANSPORTS if setting is None or context.settings[setting]}
+    return {
+        name: registry.make_or_explain(make, context)
+        for name, setting, make in TRANSPORTS if setting is None or context.settings[setting]
+    }  # fmt: skip
+
+
+def _make_others(context: ServerContext, transports: Mapping[str, Transport]) -> dict[str, Any]:
+    """Make the parts with a thread of their own that are no transports, as far as they are set, by name."""
+    backups = make_scheduled_backup(context.settings, context.data, context.name, context.faults, context.clock)
+    return {**make_publisher(context, transports), **make_notifier(context), **backups}
+
+
+def _make_admin(context: ServerContext) -> NodeAdmin:
+    """Make what renames, retires and relabels nodes. A rename that was interrupted is completed."""
+    admin = NodeAdmin(context.store, context.ingestor, context.tokens, context.clock)
+    admin.finish()
+    return admin
 
 
 def _subscribe_checks(context: ServerContext) -> QualityChecks:
     """Have each commit looked at: what is wrong with its values, and whether two senders use one name."""
-    quality = QualityChecks(context.links, read_rules(context.settings.tables.get("limits", ()), context.settings.file))
+    said = read_rules(context.settings.tables.get("limits", ()), context.settings.file)
+    # Tables that name a node by a former name count for it, too; one with its present name goes before.
+    rules = {(context.current(node), sensor): limits for (node, sensor), limits in said.items()}
+    quality = QualityChecks(context.links, {**rules, **said})
     context.ingestor.subscribe(quality.on_commit)
+    if context.names is not None:
+        context.names.on_rename.append(quality.on_rename)
     context.ingestor.subscribe(CopyWatch(context.links, context.clock).on_commit)
     return quality
 
 
-def _make_notifier(context: ServerContext) -> dict[str, Any]:
-    """Make the Notifier of alerts and reports, if any are set."""
-    tables, every_h = context.settings.tables.get("alert", ()), context.settings["report", "every"]
-    if not tables and not every_h:
-        return {}
-    from pigeonpost.alerts.notifier import Notifier
-    from pigeonpost.alerts.report import report
-    from pigeonpost.alerts.rules import Alerts, read_rules
-
-    alerts = Alerts(read_rules(tables, context.settings.file), context.links, context.clock)
-    if tables:
-        context.ingestor.subscribe(alerts.on_commit)
-    make_report = functools.partial(report, context.store, context.name)
-    channels = _alert_channels(context.settings)
-    return {"watch": Notifier(channels, alerts.look, make_report, every_h * 3600, context.clock)}
-
-
-def _alert_channels(settings: Settings) -> list[AlertChannel]:
-    """Make the channels that are set. Raises SettingsError where there is none."""
-    channels: list[AlertChannel] = []
-    if to := settings["mail", "to"]:
-        from pigeonpost.alerts.email_channel import EmailChannel
-
-        host, port, tls, user, password = (settings["mail", key] for key in ("host", "port", "tls", "user", "password"))
-        channels.append(EmailChannel(host, port, tls, user, password, settings["mail", "from"] or to[0], to))
-    if url := settings["webhook", "url"]:
-        from pigeonpost.alerts.webhook_channel import WebhookChannel
-
-        channels.append(WebhookChannel(url))
-    if not channels:
-        raise SettingsError("there are alerts or reports, but nobody to be told: set [mail] to, or [webhook] url")
-    return channels
-
-
-def _make_publisher(context: ServerContext, transports: Mapping[str, Transport]) -> dict[str, Any]:
-    """Make the RedisPublisher, if Redis is set."""
-    if not context.settings["redis", "url"]:
-        return {}
-    from pigeonpost.storage.redis_publisher import RedisPublisher
-
-    def nodes() -> dict[str, dict[str, Any]]:
-        states = [link.state for link in list(context.links)]
-        return {
-            state.name: {
-                "IsActive": bool(state.connected and state.on), "ITimestamp": state.checked_ms,
-                "TDuration": state.round_trip_ms,
-            } for state in states
-        }  # fmt: skip
-
-    def others() -> dict[str, Any]:
-        report = transports["bus"].report() if "bus" in transports else None
-        return dict((report or {}).get("codifiers", {}))
-
-    url, prefix = context.settings["redis", "url"], context.settings["redis", "prefix"]
-    publisher = RedisPublisher(url, prefix, context.name, context.clock, context.store, nodes, others)
-    context.ingestor.subscribe(publisher.on_commit)
-    return {"redis": publisher}
-
-
 def _web_addresses(settings: Settings) -> list[tuple[str, int]]:
-    """Return the addresses as set. The default on balena is port 80, to which its public address leads."""
+    """Return the addresses that systemd has opened; else those that are set.
+
+    The default on balena is port 80, to which its public address leads.
+    """
+    if passed := passed_addresses():
+        return passed
     addresses: list[tuple[str, int]] = settings["web", "listen"]
     if settings.origin("web", "listen") == "default" and "BALENA" in os.environ:
         return [("0.0.0.0", 80)]
@@ -430,7 +438,9 @@ def _page_addresses(scheme: str, host: str, port: int, first_key: str) -> list[s
         return [f"{scheme}://{join_address(host, port)}/{key}"]
     found = [f"{scheme}://127.0.0.1:{port}/{key}"]
     elsewhere = own_address()
-    if elsewhere:
+    if is_named_by_id():  # in a network of the container's own
+        found.append(f"{scheme}://HOST:PORT/{key} (from elsewhere: the container's host, and the port published there)")
+    elif elsewhere:
         once = " (from another machine; the key lets one browser in)" if key else ""
         found.append(f"{scheme}://{join_address(elsewhere, port)}/{key}{once}")
     return found

@@ -10,10 +10,14 @@ import sqlite3
 import threading
 import time
 import unittest
+from types import SimpleNamespace
+from unittest import mock
 
 import server
 from pigeonpost.auth.users import Users
+from pigeonpost.core.clock import FakeClock
 from pigeonpost.server import demo_node
+from pigeonpost.server.node_status import NodeState
 from pigeonpost.settings import SERVER
 from pigeonpost.storage.csv.checksums import logs_in
 from tests.forked import Forked
@@ -148,6 +152,24 @@ class Demo(ServerCase):
         wait_until(lambda: not is_there(node), "the node has ended")
 
 
+class Limits(unittest.TestCase):
+    def test_limits_under_a_former_name_count_for_the_renamed_node(self):
+        """After a restart too: `control.py rename` says that the settings need not be changed."""
+        link = SimpleNamespace(state=NodeState("10.0.0.5:5003", "b"))
+        link.state.name = "b"
+        tables = {"limits": [
+            {"node": "a", "sensor": "one", "high": 40}, {"node": "a", "sensor": "two", "high": 40},
+            {"node": "b", "sensor": "two", "high": 50},
+        ]}  # fmt: skip
+        context = SimpleNamespace(
+            links=[link], names=None, clock=FakeClock(), ingestor=mock.Mock(),
+            current=lambda name: {"a": "b"}.get(name, name),
+            settings=SimpleNamespace(tables=tables, file="server.toml"),
+        )  # fmt: skip
+        quality = server._subscribe_checks(context)
+        self.assertEqual([quality.of("b", sensor, 0).limits["high"] for sensor in ("one", "two")], [40, 50])
+
+
 class Stopping(ServerCase):
     def test_a_signal_ends_it_in_time_whoever_is_connected_and_all_is_flushed(self):
         """An idle browser, one that listens, half a request; a node that samples, and one that never says a word."""
@@ -257,7 +279,7 @@ class Refusing(ServerCase):
                 file.write(content)
             status, said, _ = self.told("--config", path, "--show")
             self.assertEqual(status, 2, content)
-            self.assertTrue(said.startswith(f"server.py: {path}: "), said)
+            self.assertTrue(said.startswith(f"server.py: {path}, line "), said)
             self.assertIn(wanted, said)
             self.assertNotIn("\n", said)
         self.assertEqual(self.refused("--config", path), (2, said))

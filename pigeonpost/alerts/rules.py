@@ -17,10 +17,12 @@ from pigeonpost.alerts.contract import AlertMessage
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.config import Option, matching, number, read_options
 from pigeonpost.core.errors import SettingsError
+from pigeonpost.server.node_register import move_key
 from protocol import NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME, SENSOR_NAME_TAKES
 
 if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
+    from pigeonpost.server.node_register import NodeRegister
     from pigeonpost.server.node_status import NodeLink
     from pigeonpost.storage.models import EpochCommit
 
@@ -84,9 +86,16 @@ def read_rules(tables: Iterable[Mapping[str, Any]], where: str) -> list[Rule]:
 class Alerts:
     """The rules, with the state of each for each node."""
 
-    def __init__(self, rules: Sequence[Rule], links: Sequence[NodeLink], clock: Clock) -> None:
-        """links: each with the `state` of a node; may grow"""
-        self._rules, self._links, self._clock = rules, links, clock
+    def __init__(
+        self, rules: Sequence[Rule], links: Sequence[NodeLink], clock: Clock, names: NodeRegister | None = None
+    ) -> None:
+        """
+        links  each with the `state` of a node; may grow
+        names  which nodes were renamed or retired; None: none was
+        """
+        self._rules, self._links, self._clock, self._names = rules, links, clock, names
+        if names is not None:
+            names.on_rename.append(self._on_rename)
         self._lock = threading.Lock()
         self._states: dict[tuple[Rule, str], _RuleState] = {}
         self._latest_ms: dict[tuple[str, str], int] = {}  # of node and sensor, when the value that was seen was taken
@@ -103,9 +112,25 @@ class Alerts:
                         self._heard_s[epoch_commit.node] = now_s
                         self._record_sample(epoch_commit.node, sample, epoch_commit.units, now_s)
 
+    def _on_rename(self, node: str, new: str) -> None:
+        with self._lock:
+            self._states = {(rule, new if name == node else name): one for (rule, name), one in self._states.items()}
+            latest = self._latest_ms.items()
+            self._latest_ms = {(new if name == node else name, sensor): ms for (name, sensor), ms in latest}
+            move_key(self._heard_s, node, new)
+
+    def _is_about(self, rule: Rule, node: str) -> bool:
+        return rule.node in ("", node) or self._present(rule.node) == node
+
+    def _present(self, node: str) -> str:
+        return node if self._names is None else self._names.current(node)
+
+    def _is_retired(self, node: str) -> bool:
+        return self._names is not None and self._names.retired_ms(node) is not None
+
     def _record_sample(self, node: str, sample: Any, units: Mapping[str, str], now_s: float) -> None:
         for rule in self._rules:
-            value = sample.values.get(rule.sensor) if rule.sensor and rule.node in ("", node) else None
+            value = sample.values.get(rule.sensor) if rule.sensor and self._is_about(rule, node) else None
             if value is None or sample.time_ms < self._latest_ms.get((node, rule.sensor), 0):
                 continue
             self._latest_ms[node, rule.sensor] = sample.time_ms
@@ -127,12 +152,18 @@ class Alerts:
             for rule in self._rules:
                 if rule.silent_s is not None:
                     self._look_for_silence(rule, rule.silent_s, now_s)
+            for key in [key for key in self._states if self._is_retired(key[1])]:
+                del self._states[key]
             found = [self._message_about(rule, node, state, now_s) for (rule, node), state in self._states.items()]
         return [message for message in found if message is not None]
 
     def _look_for_silence(self, rule: Rule, silent_s: float, now_s: float) -> None:
-        names = [rule.node] if rule.node else [link.state.name for link in list(self._links) if link.state.name]
+        states = [link.state for link in list(self._links)]
+        names = [self._present(rule.node)] if rule.node else [state.name for state in states if state.name]
         for name in names:
+            if self._is_retired(name):
+                self._heard_s[name] = now_s  # one that is in use again has its time
+                continue
             heard_s = self._heard_s.get(name, self._began_s)
             state = self._states.setdefault((rule, name), _RuleState())
             if now_s - heard_s < silent_s:

@@ -27,7 +27,18 @@ from collections.abc import Callable, Container, Iterator
 from typing import IO, NamedTuple
 from urllib.parse import quote
 
-from pigeonpost.core.data_folder import DATABASE, FILES, LOG_CHECKSUMS, LOGS, PI_IDS, SAVED_CHARTS, TOKENS, USERS
+from pigeonpost.core.data_folder import (
+    API_TOKENS,
+    DATABASE,
+    FILES,
+    LOG_CHECKSUMS,
+    LOGS,
+    PI_IDS,
+    PREFERENCES,
+    SAVED_CHARTS,
+    TOKENS,
+    USERS,
+)
 from pigeonpost.core.errors import PigeonpostError, StoreDamaged
 from pigeonpost.server.tar_reader import BadArchive, Content, Member, read_members
 from pigeonpost.storage.csv.checksums import read_sums, sums_text
@@ -36,7 +47,7 @@ from pigeonpost.storage.sqlite.integrity import damage_text, is_damage, refuse_f
 from pigeonpost.storage.sqlite.schema import VERSION
 from pigeonpost.storage.sqlite.store import SqliteStore
 
-KEPT = (TOKENS, USERS, SAVED_CHARTS, PI_IDS)  # small files, beside the database
+KEPT = (TOKENS, USERS, API_TOKENS, SAVED_CHARTS, PREFERENCES, PI_IDS)  # small files, beside the database
 _NO = r"/\0\n\\\ud800-\udfff"  # in no name; surrogates: bytes that are not UTF-8
 _MEMBER = re.compile(rf"(?:{LOGS}|{FILES})/[^.{_NO}][^{_NO}]{{0,250}}|{'|'.join(map(re.escape, KEPT))}").fullmatch
 _PAGES_AT_ONCE = 1024

@@ -18,6 +18,7 @@ from pigeonpost.core.data_folder import COMMANDS
 from pigeonpost.core.errors import DamagedFile, DiskError
 from pigeonpost.core.faults import Faults
 from pigeonpost.core.json_file import JsonFile
+from pigeonpost.server.node_register import move_key
 
 if TYPE_CHECKING:
     from pigeonpost.server.node_status import AskNode
@@ -53,6 +54,17 @@ class CommandQueue:
                 if self._wanted.get(node) is on:
                     self._write({name: wanted for name, wanted in self._wanted.items() if name != node})
             self._changed.notify_all()
+
+    def on_rename(self, node: str, new: str) -> None:
+        """Keep the command of a node for its new name."""
+        with self._changed:
+            move_key(self._said, node, new)
+            move_key(self._calls, node, new)
+            if node in self._wanted:
+                try:
+                    self._write({new if name == node else name: on for name, on in self._wanted.items()})
+                except DiskError as error:
+                    log.warning("%s: the command to %s is kept under its former name: %s", new, node, error)
 
     def give(self, node: str, on: bool, limit_s: float) -> bool:
         """Tell the node so when it calls; whether it has called within `limit_s` seconds, and is."""

@@ -23,6 +23,9 @@ name = "demo"
 every = 1
 simulate = true
 
+[log]
+level = "warning"  # its lines would stand among the server's
+
 [[sensor]]  # simulated: there is no chip
 kind = "adc"
 [sensor.channels]
@@ -32,8 +35,9 @@ light = {input = 2, convert = "counts"}
 [[sensor]]  # real: this computer itself
 kind = "machine"
 """
-# Where node.py is: three folders up, pigeonpost/server/demo_node.py.
+# Where the module `node` is: three folders up, pigeonpost/server/demo_node.py; a folder, or one file of all modules.
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_MAIN = "import node, sys; sys.exit(node.main())"
 
 
 class DemoNode:
@@ -48,12 +52,15 @@ class DemoNode:
         """Start it; its address once it listens."""
         settings = os.path.join(self._folder, "node.toml")
         replace_file(settings, _SETTINGS.encode())
-        program = os.path.join(_ROOT, "node.py")
+        # -P: a node.py in the working folder is another program's.
+        program = [sys.executable, "-P", "-c", _MAIN]
         self._process = subprocess.Popen(
-            [sys.executable, program, "--config", settings, "--listen", "127.0.0.1:0", "--data", self._folder],
+            [*program, "--config", settings, "--listen", "127.0.0.1:0", "--data", self._folder],
+            env={**os.environ, "PYTHONPATH": _ROOT},
             stdout=subprocess.PIPE,
             text=True,
             preexec_fn=_end_with_parent,
+            process_group=0,  # Ctrl-C is for the server, which then ends the node: not both at once
         )
         line = _first_line(self._process)
         if not line.startswith("listening on "):

@@ -2,20 +2,28 @@
 
 May be used by any thread; `_lock` guards the last measurement, and is held while a new one is made.
 What cannot be measured is None.
+
+SQLite's write-ahead log takes up to 16 MiB after each start, and is then written from its beginning again: it is stored
+data, but no growth. What grows is the database with what is in that log, which SQLite tells (PRAGMA page_count).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import threading
 from collections import deque
 from typing import NamedTuple
+from urllib.parse import quote
 
 from pigeonpost.core.clock import Clock
+from pigeonpost.core.data_folder import DATABASE
 
 _FRESH_S = 60.0
 _LOOK_S, _LOOKS = 600.0, 145  # sizes are remembered so far apart, for a day
-_LEAST_S = 600.0  # after which the size of a day is calculated from what is known
+_LEAST_S = 3600.0  # after which the growth of a day is calculated from what is known: files grow in steps
+_OF_SQLITE = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm")
 _DAY_S = 86_400.0
 
 
@@ -45,7 +53,7 @@ class DiskUsageMonitor:
         self._io = os.path.join(process, "io")
         self._lock = threading.Lock()
         self._began_s, self._began_written = clock.monotonic(), self._written()
-        self._sizes: deque[tuple[float, int]] = deque([(self._began_s, _size(folder))], maxlen=_LOOKS)
+        self._sizes: deque[tuple[float, int]] = deque([(self._began_s, _sizes(folder)[1])], maxlen=_LOOKS)
         self._last: DiskUsage | None = None
         self._measured_s = 0.0
 
@@ -58,14 +66,14 @@ class DiskUsageMonitor:
             return self._last
 
     def _measure(self, now_s: float) -> DiskUsage:
-        stored, room = _size(self._folder), os.statvfs(self._folder)
+        (stored, data), room = _sizes(self._folder), os.statvfs(self._folder)
         free = room.f_bavail * room.f_frsize
         then_s, before = self._sizes[0]
         if now_s - self._sizes[-1][0] >= _LOOK_S:
-            self._sizes.append((now_s, stored))
+            self._sizes.append((now_s, data))
         grows = written = days = None
-        if now_s - then_s >= _LEAST_S and stored > before:
-            grows = (stored - before) / (now_s - then_s) * _DAY_S
+        if now_s - then_s >= _LEAST_S and data > before:
+            grows = (data - before) / (now_s - then_s) * _DAY_S
             days = free / grows
         now_written = self._written()
         if now_s - self._began_s >= _LEAST_S and now_written is not None and self._began_written is not None:
@@ -80,13 +88,29 @@ class DiskUsageMonitor:
             return None  # not every kernel counts, and in some containers nobody may ask
 
 
-def _size(folder: str) -> int:
-    """What the files of a folder take up."""
-    total = 0
+def _sizes(folder: str) -> tuple[int, int]:
+    """Return what the files of a folder take up, and the same with the content of the database for SQLite's files."""
+    stored = of_sqlite = 0
     for where, _, names in os.walk(folder):
         for name in names:
             try:
-                total += os.lstat(os.path.join(where, name)).st_blocks * 512
-            except FileNotFoundError:
-                pass  # gone meanwhile: SQLite's own, or a log that somebody tidies up
-    return total
+                size = os.lstat(os.path.join(where, name)).st_blocks * 512
+            except FileNotFoundError:  # gone meanwhile: SQLite's own, or a log that somebody tidies up
+                continue
+            stored += size
+            of_sqlite += size if where == folder and name in _OF_SQLITE else 0
+    content = _database_bytes(os.path.join(folder, DATABASE))
+    return stored, stored - of_sqlite + content if content is not None else stored
+
+
+def _database_bytes(path: str) -> int | None:
+    """Return the size of the database, with what is still in its write-ahead log; None: there is none that can be read.
+
+    The connection cannot write, so it never checkpoints either (storage.sqlite.store).
+    """
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)) as db:
+            (pages,), (page_bytes,) = (db.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size"))
+            return int(pages) * int(page_bytes)
+    except sqlite3.Error:  # none yet, or a damaged one, which the store reports
+        return None

@@ -26,7 +26,8 @@ class Event(NamedTuple):
     """One event.
 
     node  empty: this server
-    kind  "reached", "lost", "on", "off", "started", "fault", "mended"; of what is durable also "gap"
+    kind  "reached", "lost", "on", "off", "started", "fault", "mended"; what an operator did: "retired", "renamed",
+          "relabelled"; of what is durable also "gap"
     """
 
     time_ms: int
@@ -77,6 +78,17 @@ class EventLog:
             first = next((item.samples[0] for item in epoch_commit.items if isinstance(item, SampleBatch)), None)
             if first is not None and first.seq == 1 and epoch_commit.outbox:
                 self._add(first.time_ms, epoch_commit.node, "started", "the node was started")
+
+    def note(self, node: str, kind: str, words: str) -> None:
+        """Add an event that happens now."""
+        self._add(self._clock.wall_ms(), node, kind, words)
+
+    def on_rename(self, node: str, new: str) -> None:
+        """Show the events of a node under its new name."""
+        with self._lock:
+            renamed = [event._replace(node=new) if event.node == node else event for event in self._all]
+            self._all.clear()
+            self._all.extend(renamed)
 
     def look(self) -> None:
         """Compare how things are with how they were when it last looked."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from csvbuffer import CsvLog
@@ -20,7 +20,8 @@ from pigeonpost.core.errors import DiskError, NotStored
 from pigeonpost.core.redact import hide_secrets
 from pigeonpost.server.commit_plan import outbox_of, plan_commit
 from pigeonpost.server.node_limits import REFUSED, NodeLimits
-from pigeonpost.storage.contract import Store
+from pigeonpost.server.node_register import NodeRegister, move_key
+from pigeonpost.storage.contract import FormerNamesUsed, Store
 from pigeonpost.storage.models import EpochCommit, HighWaterMark, SampleBatch
 from protocol import IMPORTED, WINDOW_SAMPLES, Batch, Gap, Sample
 
@@ -44,10 +45,10 @@ Subscriber = Callable[[Sequence[EpochCommit]], Any]
 
 
 class _Task:
-    """A job for the writer thread, and its result."""
+    """A job for the writer thread, and its result; see Ingestor.run."""
 
-    def __init__(self, job: Callable[[], Any]) -> None:
-        self.job = job
+    def __init__(self, job: Callable[[], Any], then: Callable[[], object], is_logged: bool) -> None:
+        self.job, self.then, self.is_logged = job, then, is_logged
         self.result: Any = None
         self.error: Exception | None = None
         self.is_done = False
@@ -66,6 +67,7 @@ class Ingestor:
         failed: Callable[[BaseException], Any] = lambda error: None,
         limits: NodeLimits | None = None,
         warn: Callable[[str, str, str], Any] = lambda node, kind, text: None,
+        names: NodeRegister | None = None,
     ) -> None:
         """
         commit_s        seconds between two commits; sooner while nodes catch up
@@ -73,8 +75,10 @@ class Ingestor:
         failed          told when the disk fails; ends the program
         limits          of what a node may store; None: the usual ones
         warn            told (node, kind of limit, text) when something of a node is over a limit
+        names           the present names of nodes; None: those that the store knows
         """
         self.identity = store.identity
+        self.names = names or NodeRegister(store)
         self.latest: dict[str, LatestSample] = {}
         self.fault = ""  # why nothing can be stored now; empty when all is well
         self.stored = self.repeated = self.commits = 0  # of this run
@@ -138,12 +142,21 @@ class Ingestor:
 
     # --------------------------------------------------------------------------------- from any thread
 
-    def run(self, job: Callable[[], Any], limit_s: float) -> Any:
+    def run(
+        self,
+        job: Callable[[], Any],
+        limit_s: float,
+        then: Callable[[], object] = lambda: None,
+        is_logged: bool = False,
+    ) -> Any:
         """Run `job`, which changes the store, in a transaction of the writer thread. Returns its result, or raises.
+
+        then       is called after the transaction, before anything else is committed
+        is_logged  before it all that was submitted is committed, and the CSV log written and recorded
 
         Raises NotStored when it could not begin within `limit_s` seconds; then it is not run.
         """
-        task = _Task(job)
+        task = _Task(job, then, is_logged)
         with self._changed:
             self._tasks.append(task)
             self._changed.notify_all()
@@ -157,8 +170,11 @@ class Ingestor:
         return task.result
 
     def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, HighWaterMark]]:
-        """Return the marks of what is durable, so not of what still waits here; see Store.marks."""
-        return self._store.marks(node, outbox, epochs)
+        """Return the marks of what is durable, so not of what still waits here; see Store.marks.
+
+        node: its present name, or a former one
+        """
+        return self._store.marks(self.names.current(node), outbox, epochs)
 
     def submit(self, batch: Batch, urgent: bool = False, limit_s: float | None = None) -> bool:
         """Queue a batch for the next commit, waiting while too much is queued. Returns False if it was not taken.
@@ -210,6 +226,14 @@ class Ingestor:
 
     # ----------------------------------------------------------------------------------- the writer's part
 
+    def announce_renames(self) -> None:
+        """Have all parts know renamed nodes by their new names: right after the store does, or another server told."""
+        for node, new in self.names.take_renames():
+            self._limits.undo((node, new))
+            move_key(self.latest, node, new)
+            for hook in self.names.on_rename:
+                hook(node, new)
+
     def commit(self) -> None:
         """Store what was submitted so far, answer it, and call the subscribers.
 
@@ -220,10 +244,32 @@ class Ingestor:
             self._in_hand = len(batches)
             self._urgent = False
         try:
-            self._store_all(batches)
+            self.names.require()
+            self.announce_renames()
+            try:
+                self._store_all(self._present(batches))
+            except FormerNamesUsed as error:
+                self._learn_names(error.names)
+                self._store_all(self._present(batches))
         finally:
             with self._changed:
                 self._in_hand = 0
+
+    def _present(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Return the batches under the present names of their nodes, which may have been renamed meanwhile."""
+        return [
+            batch if (name := self.names.current(batch.node)) == batch.node else batch._replace(node=name)
+            for batch in batches
+        ]
+
+    def _learn_names(self, used: Collection[str]) -> None:
+        """Learn what another server has renamed; those of `used` that are nodes, by a token, get their names."""
+        self.names.refresh()
+        self.names.require()
+        own = [name for name in used if self.names.current(name) == name]
+        with self._store.writing(()):
+            for name in own:
+                self._store.release(name)
 
     def _store_all(self, batches: Sequence[Batch]) -> None:
         noted_ms = self.clock.wall_ms()
@@ -307,8 +353,12 @@ class Ingestor:
         if task is None:
             return
         try:
+            if task.is_logged:
+                self.commit()
+                self._csv.record()
             with self._store.writing(()):
                 task.result = task.job()
+            task.then()
         except DiskError as error:
             task.error = error
             raise

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from pigeonpost.server.node_register import move_key
 from pigeonpost.storage.models import EpochCommit, LateRange, SampleBatch
 
 if TYPE_CHECKING:
@@ -44,6 +45,11 @@ class LateDataTracker:
                 if isinstance(item, SampleBatch):
                     for span in self._judged(epoch_commit.node, item.samples, now_ms):
                         self._add(epoch_commit.node, span)
+
+    def on_rename(self, node: str, new: str) -> None:
+        """Know the ranges of a node by its new name."""
+        with self._lock:
+            move_key(self._spans, node, new)
 
     def within(self, node: str, from_ms: int, to_ms: int) -> list[LateRange]:
         """The spans of `node` that lie in [from_ms, to_ms) or reach into it, the oldest first."""

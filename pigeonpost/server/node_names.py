@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from pigeonpost.core.clock import Clock
+from pigeonpost.server.node_register import move_key
 from pigeonpost.server.node_status import NodeLink, NodeState
 from pigeonpost.storage.models import EpochCommit
 from protocol import IMPORTED
@@ -30,8 +31,9 @@ MOST_NAMES = 16  # without proof, of one address for which the settings give no 
 class NodeNames:
     """Which link has which name, of those on which this server connects to a node."""
 
-    def __init__(self, links: Sequence[NodeLink]) -> None:
-        self._links = links
+    def __init__(self, links: Sequence[NodeLink], current: Callable[[str], str] = lambda name: name) -> None:
+        """current: returns the present name of a node that says it has this one; see NodeRegister"""
+        self._links, self.current = links, current
         self._lock = threading.Lock()
         self._owners: dict[str, NodeState] = {}
         self._used: dict[NodeState, set[str]] = {}  # names that a link had without proof, in this run
@@ -39,19 +41,21 @@ class NodeNames:
     def claim(self, state: NodeState, name: str, is_proven: bool) -> str:
         """Give `name` to the link with `state`. Returns why it cannot have it; empty when it has it from now on.
 
+        name       its present one, where it says a former one
         is_proven  the node has proved the token of that name: it may have moved from an address that is silent now
 
         The settings decide; between links without a name in the settings the first one has it.
         """
         with self._lock:
-            if state.expected != name:
+            is_expected = bool(state.expected) and self.current(state.expected) == name
+            if not is_expected:
                 for other in [link.state for link in list(self._links)]:
                     if other is not state and other.address and self._has(other, name, is_proven):
                         return (
                             f"calls itself {name}, which is the node at {other.address}: give it another name"
                             f" (--name), or name it in the settings"
                         )
-            if not is_proven and state.expected != name:
+            if not is_proven and not is_expected:
                 used = self._used.setdefault(state, set())
                 if len(used | {name}) > MOST_NAMES:
                     return f"calls itself {name} after {MOST_NAMES} other names: name the node here in the settings"
@@ -63,8 +67,16 @@ class NodeNames:
 
     def _has(self, other: NodeState, name: str, is_proven: bool) -> bool:
         if other.expected:
-            return other.expected == name
+            return self.current(other.expected) == name
         return self._owners.get(name) is other and (other.connected or not is_proven)
+
+    def on_rename(self, node: str, new: str) -> None:
+        """Know the links to a node by its new name."""
+        with self._lock:
+            move_key(self._owners, node, new)
+            for state in [link.state for link in list(self._links)]:
+                if state.name == node:
+                    state.name = new
 
 
 class Alternation(Generic[T]):

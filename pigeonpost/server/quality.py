@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pigeonpost.core.config import Option, matching, number, read_options
 from pigeonpost.core.errors import SettingsError
+from pigeonpost.server.node_register import move_key
 from pigeonpost.storage.models import EpochCommit, SampleBatch
 from protocol import NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME, SENSOR_NAME_TAKES, Number, Sample
 
@@ -142,6 +143,12 @@ class QualityChecks:
                 for item in epoch_commit.items:
                     if isinstance(item, SampleBatch):
                         node.judge(epoch_commit.epoch, item.samples)
+
+    def on_rename(self, node: str, new: str) -> None:
+        """Know the limits and flags of a node by its new name."""
+        with self._lock:
+            move_key(self._rules, node, new)
+            move_key(self._nodes, node, new)
 
     def of(self, node: str, sensor: str, now_ms: int, is_expected: bool = True) -> JudgedValue | None:
         """How a sensor is; None for one without limits.

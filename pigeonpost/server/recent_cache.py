@@ -99,6 +99,13 @@ class RecentCache:
                     low, high = self._touched.get(epoch_commit.node, (times[0], times[0]))
                     self._touched[epoch_commit.node] = min(low, *times), max(high, *times)
 
+    def on_rename(self, node: str, new: str) -> None:
+        """Forget a node that has another name now: what is shown of it is read again."""
+        with self._touching:
+            self._touched.pop(node, None)
+        with self._lock:
+            self._books.pop(node, None)
+
     def day(self, node: str, first_ms: int | None, now_ms: int, sensors: Iterable[str]) -> RecentColumns:
         """The last day of `node`, whose first sample is from `first_ms` (None: it has none).
 

@@ -20,7 +20,7 @@ import logging
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -111,10 +111,12 @@ class UnnumberedSources:
         tokens: Collection[str],
         faults: Faults,
         throttle: LoginThrottle,
+        current: Callable[[str], str] = lambda name: name,
     ) -> None:
         """
         links   everybody who is collected from, as the pages show them; a new caller is added
         tokens  names of the nodes that have a token; looked up each time
+        current returns the present name of a node that says it has this one; see NodeRegister
         """
         self._ingestor = ingestor
         self._links = links
@@ -122,6 +124,7 @@ class UnnumberedSources:
         self._tokens = tokens
         self._faults = faults
         self._throttle = throttle
+        self._current = current
         self._lock = threading.Lock()
         self._callers: dict[str, ExternalClient] = {}
         self._unproven_sensors: Counter[str] = Counter()  # by transport
@@ -152,7 +155,7 @@ class UnnumberedSources:
     def check(self, claim: Claim) -> None:
         """Raise AuthFailed where the node has a token and the client has not proved it."""
         try:
-            has_token = claim.node in self._tokens
+            has_token = self._current(claim.node) in self._tokens
         except SettingsError as error:  # tokens that do not read: nobody knows who may write what
             raise NotStored(str(error)) from None
         if has_token and not claim.is_proven:
@@ -163,6 +166,7 @@ class UnnumberedSources:
 
     def forget_unproven(self, node: str) -> None:
         """Show no more of a client that came before its node had a token, and has not proved that."""
+        node = self._current(node)
         with self._lock:
             caller = self._callers.get(node)
             if caller is not None and not caller.claim.is_proven:
@@ -177,20 +181,30 @@ class UnnumberedSources:
                 caller.state.connected, caller.state.since_ms = False, self._clock.wall_ms()
                 caller.state.fault = f"its token was revoked: `control.py token {node}` makes another one"
 
+    def on_rename(self, node: str, new: str) -> None:
+        """Know a client by its new name."""
+        with self._lock:
+            caller = self._callers.pop(node, None)
+            if caller is not None:
+                caller.claim, caller.state.name = caller.claim._replace(node=new), new
+                caller.ask, caller.state.takes_orders = _no_answer, False  # until it calls: `let_ask` knew its old name
+                self._callers[new] = caller
+
     def find(self, node: str) -> NodeState | None:
         """Return what the pages show of `node`; None: it has not called in this run."""
-        caller = self._callers.get(node)
+        caller = self._callers.get(self._current(node))
         return caller.state if caller is not None else None
 
     def let_ask(self, node: str, ask: AskNode) -> None:
         """Make `node`, which has called, one that can be asked, by `ask`."""
-        caller = self._callers.get(node)
+        caller = self._callers.get(self._current(node))
         if caller is not None:  # else `forget_unproven` came first
             caller.ask = ask
             caller.state.takes_orders = True
 
     def _caller(self, claim: Claim, sensors: Iterable[str]) -> ExternalClient:
         self.check(claim)
+        claim = claim._replace(node=self._current(claim.node))
         with self._lock:
             caller = self._callers.get(claim.node)
             if claim.is_proven or claim.is_listed:

@@ -14,12 +14,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import AbstractContextManager
 from typing import Any
 
+from pigeonpost.core.errors import NotStored
 from pigeonpost.storage.models import (
     Bucket,
     EpochCommit,
     HighWaterMark,
     LogEntry,
     LogMark,
+    NodeRecords,
     NodeUsage,
     Rollup,
     StoredSample,
@@ -29,11 +31,20 @@ from pigeonpost.storage.models import (
 MOST_LISTED = 10_000  # sensors of a node; a store of before they were limited may have more
 
 
+class FormerNamesUsed(NotStored):
+    """Names under which nothing was stored: since the records were read, another server has renamed their nodes."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__(f"renamed by another server just now: {', '.join(sorted(names))}")
+        self.names = names
+
+
 class Store:
     """A store of samples. Every backend implements this interface, and one test class proves it of each."""
 
     identity: str  # 16 hex digits drawn when the store was made: a deleted or restored one is told by them
     description: str  # the kind of store, for people
+    is_shared = False  # whether other servers may write to it too
     is_checked = False  # whether `check_pieces` reads it
     found_at_start = ""  # damage that the start found, and after which storing goes on
     damage = ""  # why nothing may be written to it any more; empty: it may be
@@ -47,6 +58,7 @@ class Store:
         """Return a transaction, committed durably at the end of the block, or not at all when that raises.
 
         Its value is the marks of the (node, epoch) pairs as they are in this transaction; those not stored are absent.
+        Raises FormerNamesUsed where other servers write to the store too: a name that is only a former one is no node.
         """
         raise NotImplementedError
 
@@ -81,6 +93,26 @@ class Store:
         """
         raise NotImplementedError
 
+    def rename(self, node: str, new: str, now_ms: int) -> None:
+        """Within `writing`: give all that is stored of `node` the name `new`, and record the former one. Nothing that
+        the CSV log still owes may be of that node.
+
+        Raises LookupError when nothing of `node` is stored; ValueError when something of `new` is.
+        """
+        raise NotImplementedError
+
+    def release(self, name: str) -> None:
+        """Within `writing`: record that what has `name` from now on is none of the nodes that were called so."""
+        raise NotImplementedError
+
+    def retire(self, node: str, at_ms: int | None) -> None:
+        """Within `writing`: record since when `node` is retired; None: it is in use. Raises LookupError as `rename`."""
+        raise NotImplementedError
+
+    def relabel(self, node: str, sensor: str, label: str) -> None:
+        """Within `writing`: record the label of a sensor; empty: it has none. Raises LookupError as `rename`."""
+        raise NotImplementedError
+
     def close(self) -> None:
         """Close the store."""
         raise NotImplementedError
@@ -97,6 +129,10 @@ class Store:
 
     def channels(self, node: str, most: int) -> set[str]:
         """Return the names of the channels that `node` ever had; of more than `most` so many of them."""
+        raise NotImplementedError
+
+    def node_records(self) -> NodeRecords:
+        """Return what operators have said of nodes."""
         raise NotImplementedError
 
     def log_mark(self) -> LogMark | None:

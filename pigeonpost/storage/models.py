@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from protocol import Batch, Gap, Sample, Values
@@ -114,6 +115,31 @@ class StoredSample(NamedTuple):
     seq: int
     values: Values
     clock: str
+
+
+class FormerName(NamedTuple):
+    """A name that a node had until it was renamed, and when that was (ms since 1970).
+
+    is_released  what says that it has this name is not that node any more
+    """
+
+    name: str
+    node: str
+    until_ms: int
+    is_released: bool = False
+
+
+class NodeRecords(NamedTuple):
+    """What operators have said of nodes.
+
+    former   former names, the earliest first; the same name may be there for several nodes
+    retired  since when a node is retired (ms since 1970); absent: it is in use
+    labels   (node, sensor) to the text that people see in place of the sensor's name
+    """
+
+    former: Sequence[FormerName] = ()
+    retired: Mapping[str, int] = MappingProxyType({})
+    labels: Mapping[tuple[str, str], str] = MappingProxyType({})
 
 
 class Bucket(NamedTuple):

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pigeonpost.core.clock import Clock
-from pigeonpost.core.errors import NotStored, SettingsError
+from pigeonpost.core.errors import MissingLibrary, NotStored, SettingsError
 from pigeonpost.core.redact import hide_secrets
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.models import EpochCommit, SampleBatch
@@ -66,7 +66,7 @@ class RedisPublisher:
         try:
             import redis
         except ImportError:
-            raise SettingsError(
+            raise MissingLibrary(
                 "[redis] url needs redis-py: `sudo apt install python3-redis`, or `pip install redis`"
             ) from None
         self.fault = ""

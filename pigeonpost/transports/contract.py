@@ -16,6 +16,7 @@ from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from typing import Any
 
+    from pigeonpost.auth.api_tokens import ApiTokens
     from pigeonpost.auth.throttle import LoginThrottle
     from pigeonpost.auth.tokens import Tokens
     from pigeonpost.core.clock import Clock
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pigeonpost.core.faults import Faults
     from pigeonpost.http.message import Endpoint
     from pigeonpost.server.ingest import Ingestor
+    from pigeonpost.server.node_register import NodeRegister
     from pigeonpost.server.node_status import MovableLink, NodeLink
     from pigeonpost.server.unnumbered_sources import UnnumberedSources
     from pigeonpost.storage.contract import Store
@@ -35,6 +37,8 @@ class ServerContext(NamedTuple):
     collect  (node's name, address) begins to collect from a node over TCP; returns that link
     faults   what is wrong with this server
     throttle counts failed attempts with every kind of secret
+    names    the present names of nodes; None: no node was ever renamed
+    api_tokens  the tokens of programs; None: no program may write
     """
 
     name: str
@@ -49,6 +53,12 @@ class ServerContext(NamedTuple):
     collect: Callable[[str, tuple[str, int]], MovableLink]
     faults: Faults
     throttle: LoginThrottle
+    names: NodeRegister | None = None
+    api_tokens: ApiTokens | None = None
+
+    def current(self, name: str) -> str:
+        """Return the present name of the node that says it is `name`."""
+        return name if self.names is None else self.names.current(name)
 
 
 class Transport:

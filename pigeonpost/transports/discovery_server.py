@@ -41,8 +41,17 @@ DATAGRAMS_A_S = 100  # of one source that are looked at, so that a flood costs n
 AT_ONCE = 4000  # and so many where none came before: a short flood hides nothing
 SOURCES = 4  # that much of both for all sources together; those that were believed have room of their own
 MOST_SOURCES = 256  # that are told apart
+MOST_NAMED = 256  # nodes, each with a reason, whose ignored announcements are counted one by one in the log
 _REMEMBERED = 32  # nonces of each node
 _NAMELESS_S = 60.0  # that addresses without a name get to tell who is there
+
+# Reasons to ignore an announcement that are part of normal operation: networks repeat, and so do several interfaces.
+_USUAL = ("heard before", "of this machine, by another way", "older than what was heard")
+_REMEDIES = {
+    "wrong token": "; `control.py get-token {node}` shows the one that the node takes as PIGEONPOST_NODE_TOKEN",
+    "from a node without a token here": "; to collect from it: `control.py token {node}`",
+    "of another time": "; its clock or this server's is wrong",
+}
 
 
 class Budget:
@@ -98,6 +107,8 @@ class DiscoveryServerTransport(DatagramLoop):
         self._budget = Budget()
         self._listeners: dict[tuple[str, str], socket.socket] = {}  # by interface and address; of the thread alone
         self._own: set[str] = set()  # this machine's addresses, when it is heard on the loopback interface
+        self._node = ""  # that the datagram received last is about; empty: not known
+        self._logged: Counter[tuple[str, str]] = Counter()  # ignored ones, by reason and node
         self.believed = 0
         self.ignored: Counter[str] = Counter()  # why, and how many
 
@@ -140,13 +151,23 @@ class DiscoveryServerTransport(DatagramLoop):
             return  # another one took it, or its interface is gone
         why = self.receive(data, source[0], ear)
         if why:
-            self.ignored[why] += 1
-            count = self.ignored[why]
-            if str(count).rstrip("0") == "1":
-                log.info("%s: an announcement is ignored: %s (%d so far)", source[0], why, count)
+            self._ignore(why, source[0])
+
+    def _ignore(self, why: str, source: str) -> None:
+        """Count the announcement received last as ignored; log the first, tenth, hundredth ... of each node."""
+        self.ignored[why] += 1
+        node = self._node if (why, self._node) in self._logged or len(self._logged) < MOST_NAMED else ""
+        self._logged[why, node] += 1
+        count = self._logged[why, node]
+        if str(count).rstrip("0") == "1":
+            who = f"{source} {node}".rstrip()
+            remedy = _REMEDIES.get(why, "").format(node=node or "NODE")
+            level = logging.DEBUG if why in _USUAL else logging.INFO
+            log.log(level, "%s: an announcement is ignored: %s (%d so far)%s", who, why, count, remedy)
 
     def receive(self, data: bytes, source: str, ear: str = "") -> str:
         """One datagram from `source`, which came to our address `ear`: why it is ignored; empty when it is believed."""
+        self._node = ""
         mac, body = split_signature(data)
         if not mac or len(data) > DATAGRAM_BYTES:
             return "not sealed"
@@ -156,6 +177,8 @@ class DiscoveryServerTransport(DatagramLoop):
             return "too many"
         try:
             call = read_announcement(body)
+            call = call._replace(node=self._context.current(call.node))
+            self._node = call.node
             key = self._context.tokens.get(call.node)
         except BadArgument:
             return "not readable"

@@ -240,7 +240,7 @@ class Conversation:
         self._begin_again(Trigger.REJECTION, "")
 
     def _on_hole(self, answer: Hole) -> None:
-        log.info("MQTT %s: a hole at the server; it is asked what it has", self._place)
+        log.debug("MQTT %s: a hole at the server; it is asked what it has", self._place)
         self.acked = {} if answer.have is None else {**self.acked, **answer.have}
         self._again_s = self._clock.monotonic() + random.uniform(0.05, 0.2)
         # One by one at first: servers that share a store may have taken two bodies in the wrong order.
@@ -287,5 +287,5 @@ class Conversation:
 
     def _log_success(self, server: str) -> None:
         """Log that a server has answered a question."""
-        log.info("MQTT %s: %s takes the samples, %d are due", self._place, server, self._cursor.due())
+        log.info("MQTT %s: %s takes the samples; to send: %d", self._place, server, self._cursor.due())
         self._fault, self._answer_s = "", ANSWER_S

@@ -100,7 +100,7 @@ class MqttServerTransport(Transport):
         node_session = self._sessions.get(node)
         if state is None or node_session is None:
             return False  # it has not called
-        if self._signed and node_session.key is None and node in self._context.tokens:
+        if self._signed and node_session.key is None and self._context.current(node) in self._context.tokens:
             return False  # it has not proved the token that it has meanwhile
         give_up_s, told = clock.monotonic() + limit_s, None
         with self._called:
@@ -155,7 +155,8 @@ class MqttServerTransport(Transport):
     def _state_of(self, batch_payload: BatchPayload, is_signed: bool) -> NodeState:
         """Return what the pages show of a node. Raises AuthFailed or NotStored, see UnnumberedSources.caller."""
         node, names = batch_payload.node, set(batch_payload.units)
-        is_proven = is_signed or (not self._signed and node in self._context.tokens)  # the broker has checked it then
+        has_token = self._context.current(node) in self._context.tokens
+        is_proven = is_signed or (not self._signed and has_token)  # the broker has checked it then
         if not is_proven:
             samples = (sample for piece in batch_payload.pieces if not isinstance(piece, Gap) for sample in piece)
             names.update(*(sample.values for sample in samples))
@@ -174,15 +175,16 @@ class MqttServerTransport(Transport):
     def _key_of(self, node: str, payload: bytes) -> tuple[Key | None, str, bytes]:
         """Return the key that signs the answers, the signature, which is verified, and the body."""
         mac, body = split_signature(payload)
-        key = self._context.tokens.get(node) if self._signed else None
+        known = self._context.current(node)  # under which its token is here
+        key = self._context.tokens.get(known) if self._signed else None
         if key is None and mac and self._signed:
-            raise AuthFailed(f"node {node} has a token that this server does not know: control.py token {node} --set")
+            raise AuthFailed(f"node {node} has a token that this server does not know: control.py token {known} --set")
         if key is None:
             return None, mac, body
         proven = key.sealing(mac, PURPOSE, body)
         if proven is None:
             raise AuthFailed(
-                f"not signed with the token that this server has for node {node}: `control.py get-token {node}` on the"
+                f"not signed with the token that this server has for node {node}: `control.py get-token {known}` on the"
                 " server shows it; give it to the node as PIGEONPOST_NODE_TOKEN"
             )
         return proven, mac, body
@@ -213,7 +215,7 @@ class MqttServerTransport(Transport):
         if isinstance(error, BeyondLimit):
             self._refuse(batch_payload.node, error)
             return
-        log.info("MQTT %s: %s: %s; the node is asked for it", self._broker.place, batch_payload.node, error)
+        log.debug("MQTT %s: %s: %s; the node is asked for it", self._broker.place, batch_payload.node, error)
         node_session.say({"epoch": batch_payload.epoch, "have": batch_payload.stored_seq(self._context.ingestor)})
 
     def _record(self, batch_payload: BatchPayload, state: NodeState) -> None:

@@ -99,7 +99,7 @@ class PushNodeTransport(Transport):
         self._client.connect()
         self._resume()
         if self._fault or not self._came_through:
-            log.info("%s: brings samples there, %d are due", self._client.place, self._stream.due())
+            log.info("%s: takes the samples; to send: %d", self._client.place, self._stream.due())
         self._fault = ""
         while not self._stopping.is_set():
             self._woken.clear()

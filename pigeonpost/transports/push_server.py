@@ -6,8 +6,9 @@ For a node behind a router, to which no server can connect.
     POST /api/v1/samples  {"node": "basement", "outbox": ..., "epoch": ..., "gaps": [], "samples": [...]}
                                                                        ->  {"ack": 170}
 
-Both with `Authorization: Bearer <the node's token>`; docs/protocol.md has the rest. Runs in the threads of the web
-server. Errors: each request gets its response.
+Both with `Authorization: Bearer <the node's token>`, or with the API token of a program that may write (Bearer or
+Basic): it writes as any node that has no token of its own. docs/protocol.md has the rest. Runs in the threads of the
+web server. Errors: each request gets its response.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pigeonpost.core.clock import rfc3339
-from pigeonpost.core.errors import BeyondLimit, DiskError, NotStored, TooLong, WireError
+from pigeonpost.core.errors import AuthFailed, BeyondLimit, DiskError, NotStored, TooLong, WireError
 from pigeonpost.core.strict_json import write_json
+from pigeonpost.http.credentials import Credentials, is_browser, read_credentials
 from pigeonpost.http.message import JSON, BodyConsumer, Endpoint, HTTPError, Request, Response
 from pigeonpost.server.command_queue import CommandQueue
 from pigeonpost.server.commit_waiter import CommitWaiter
@@ -26,7 +28,7 @@ from pigeonpost.server.unnumbered_sources import Claim
 from pigeonpost.transports.contract import PassiveTransport
 from pigeonpost.transports.payload import MOST_EPOCHS, PAYLOAD_BYTES, BatchPayload, read_body
 from pigeonpost.transports.refusals import RefusedNodes
-from protocol import HEX_16
+from protocol import HEX_16, NODE_NAME
 
 if TYPE_CHECKING:
     from pigeonpost.server.node_status import NodeState
@@ -65,6 +67,8 @@ class PushServerTransport(PassiveTransport):
         self._context = context
         self._refused_nodes = RefusedNodes("push", context)
         self._commands = CommandQueue(context.data, context.faults)
+        if context.names is not None:
+            context.names.on_rename.append(self._commands.on_rename)
         self.endpoints: Sequence[Endpoint] = [
             Endpoint("POST", "/api/v1/samples", self._no_body, PAYLOAD_BYTES, receive=self._receive),
             Endpoint("GET", "/api/v1/samples/resume", self.resume),
@@ -79,27 +83,56 @@ class PushServerTransport(PassiveTransport):
         raise AssertionError("a body is taken by its receiver")
 
     def node_of(self, request: Request) -> str:
-        """Return the node whose token a request has. Raises HTTPError 401; 429 after many wrong tokens.
+        """Return the node whose token a request has; empty: it has a program's, which may write.
+
+        Raises HTTPError 401; 403 for a program that may only read; 429 after many wrong tokens.
 
         A right token is never refused: other nodes may be behind the same address as one with a wrong token.
         """
-        kind, _, token = request.headers.get("authorization", "").partition(" ")
-        node = self._context.tokens.node_of(token.strip()) if kind.lower() == "bearer" else None
+        shown = read_credentials(request)
+        node = self._context.tokens.node_of(shown.secret) if shown is not None and shown.scheme == "bearer" else None
+        if node is None and shown is not None and self._is_writer(request, shown):
+            return ""
         if node is None:
-            if kind.lower() == "bearer":  # what asks with another scheme has not tried a token
+            if shown is not None and shown.scheme in ("bearer", "basic"):  # with another scheme no token is tried
                 self._context.throttle.delay_or_refuse(request.peer)
                 self._context.throttle.log_failure(log, request.peer, "a token that is no node's here")
                 name = request.query.get("node", "")
-                remedy = f"give it the one that `control.py get-token {name}` shows, as PIGEONPOST_NODE_TOKEN"
+                known = self._context.current(name)
+                remedy = f"give it the one that `control.py get-token {known}` shows, as PIGEONPOST_NODE_TOKEN"
                 self._refused_nodes.refused(name, request.peer, f"its token is not that of {name}; {remedy}")
-            said = "That is no node's token here" if kind else "A node shows its token: Authorization: Bearer TOKEN"
+            said = "That is no node's token here" if shown else "A node shows its token: Authorization: Bearer TOKEN"
             text = f"{said}. On the server, `control.py get-token NODE` tells it."
             raise HTTPError(401, text, "token", {"WWW-Authenticate": "Bearer"})
-        return node
+        return self._context.current(node)
 
-    def _check_name(self, said: str, node: str) -> None:
-        if said != node:
+    def _is_writer(self, request: Request, shown: Credentials) -> bool:
+        """Return True for a program's API token with which it may write; False where it shows no API token.
+
+        Raises HTTPError 403 for a token that may only read, and for a browser.
+        """
+        found = self._context.api_tokens.find(shown.secret) if self._context.api_tokens is not None else None
+        if found is None:
+            return False
+        if found.role == "viewer":
+            text = f"This token ({found.name}) has the role viewer; to send readings takes the role writer."
+            raise HTTPError(403, text, "role")
+        # A browser adds a login (Basic) to each request by itself, also to those that a page of another site makes.
+        if shown.scheme == "basic" and is_browser(request):
+            raise HTTPError(403, "A browser sends no readings with a token as password.", "browser")
+        return True
+
+    def _check_name(self, said: str, node: str) -> str:
+        """Return the present name of the node that a request names. Raises HTTPError for one that is not `node`.
+
+        node  whose token was shown; empty: any that has none
+        """
+        if not NODE_NAME(said):
+            raise HTTPError(400, "node is the name of a node.", "node")
+        current = self._context.current(said)
+        if node and current != node:
             raise HTTPError(403, f"That token is the one of node {node}, not of another.", "token")
+        return current
 
     # ---------------------------------------------------------------------------------------------- samples
 
@@ -109,8 +142,9 @@ class PushServerTransport(PassiveTransport):
             batch_payload = read_body(data)
         except WireError as error:
             raise HTTPError(413 if isinstance(error, TooLong) else 400, f"{error}.", error.code) from None
-        self._check_name(batch_payload.node, node)
-        self._record_payload(batch_payload)
+        is_proven, node = bool(node), self._check_name(batch_payload.node, node)
+        batch_payload = batch_payload._replace(node=node)
+        self._record_payload(batch_payload, is_proven)
         if not batch_payload.pieces:
             return self._answer(200, {"ack": batch_payload.stored_seq(self._context.ingestor), **self._order(node)})
         try:
@@ -147,13 +181,13 @@ class PushServerTransport(PassiveTransport):
         """What is stored of an epoch, or of several (with commas between); and what the time is."""
         node, query = self.node_of(request), request.query
         epochs = query.get("epoch", "").split(",")
-        self._check_name(query.get("node", ""), node)
+        is_proven, node = bool(node), self._check_name(query.get("node", ""), node)
         if not 0 < len(epochs) <= MOST_EPOCHS or not all(map(HEX_16, epochs)):
             raise HTTPError(400, "epoch is 16 hex digits (0-9, a-f).", "epoch")
         outbox = query.get("outbox", "0" * 16)
         if not HEX_16(outbox):
             raise HTTPError(400, "outbox is 16 hex digits (0-9, a-f).", "outbox")
-        self._record(node, {"true": True, "false": False}.get(query.get("on", "")))
+        self._record(node, {"true": True, "false": False}.get(query.get("on", "")), is_proven)
         top, marks = self._context.ingestor.marks(node, outbox, epochs)
         have, up_ms = marks.get(epochs[-1], (0, None))
         clock = self._context.clock
@@ -167,10 +201,12 @@ class PushServerTransport(PassiveTransport):
 
     # --------------------------------------------------------------------------------------------- who calls
 
-    def _record(self, node: str, on: object) -> NodeState:
+    def _record(self, node: str, on: object, is_proven: bool) -> NodeState:
         """The node has called; what the pages show of it."""
         try:
-            state = self._context.unnumbered_sources.caller(Claim(node, "push", is_proven=True))
+            state = self._context.unnumbered_sources.caller(Claim(node, "push", is_proven))
+        except AuthFailed as error:
+            raise HTTPError(403, f"{error}.", "token") from None
         except NotStored as error:
             raise HTTPError(503, f"{error}.", "busy", {"Retry-After": str(_BUSY_S)}) from None
         if not state.takes_orders:
@@ -185,10 +221,9 @@ class PushServerTransport(PassiveTransport):
             log.warning("%s: an order that was carried out is not struck out: %s", node, error)
         return state
 
-    def _record_payload(self, batch_payload: BatchPayload) -> None:
-        batch_payload.tell(
-            self._record(batch_payload.node, batch_payload.said.get("on")), self._context.clock.wall_ms()
-        )
+    def _record_payload(self, batch_payload: BatchPayload, is_proven: bool) -> None:
+        state = self._record(batch_payload.node, batch_payload.said.get("on"), is_proven)
+        batch_payload.tell(state, self._context.clock.wall_ms())
 
     def _order(self, node: str) -> dict[str, bool]:
         on = self._commands.of(node)

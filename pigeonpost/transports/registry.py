@@ -5,8 +5,10 @@ Each function imports its module when it is called: what is switched off costs n
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
+from pigeonpost.core.errors import MissingLibrary
 from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
 from pigeonpost.transports.contract import PassiveTransport
 
@@ -16,6 +18,25 @@ if TYPE_CHECKING:
     from pigeonpost.node.node_info import NodeInfo
     from pigeonpost.node.outbox import Outbox
     from pigeonpost.transports.contract import ServerContext, Transport
+
+
+log = logging.getLogger(__name__)
+
+
+def make_or_explain(make: Callable[..., Transport], *arguments: object) -> Transport:
+    """Make a transport, or one without work in its place where its library is missing: the others go on."""
+    try:
+        return make(*arguments)
+    except MissingLibrary as error:
+        return without_library(error)
+
+
+def without_library(error: MissingLibrary) -> Transport:
+    """Return what stands for a transport whose library is missing: its fault shows the remedy. It is logged here."""
+    log.error("%s; everything else goes on", error)
+    missing = PassiveTransport()
+    missing.fault = str(error)
+    return missing
 
 
 class NodeTransportEntry(NamedTuple):

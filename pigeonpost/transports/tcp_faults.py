@@ -15,12 +15,17 @@ _MAKE = "`control.py token {node}` makes one; start the node with PIGEONPOST_NOD
 
 WRONG_TOKEN = "does not have the token that this server has for it: " + _GIVE
 NO_TOKEN = "has no token, but this server has one for it: " + _GIVE + ", or `control.py revoke {node}`"
-UNKNOWN_TOKEN = "has a token that this server does not know: " + _TAKE
+UNKNOWN_TOKEN = (
+    "has a token that this server does not know: " + _TAKE + "; if it was renamed, `control.py rename FORMER {node}`"
+)
 REVOKED = "is not collected from, its token was revoked: " + _MAKE
 REPLACED = "still has the token before the last `control.py rotate`: " + _GIVE
 REJECTED = "does not accept this server's token: " + _GIVE
 PROTECTED = "has no token, so it answers only its own machine: " + _MAKE
-OTHER_NODE = "answers as node {other}: correct {node}@HOST:PORT in --node or [server] nodes"
+OTHER_NODE = (
+    "answers as node {other}: correct {node}@HOST:PORT in --node or [server] nodes; or, if it was renamed, `control.py"
+    " rename {node} {other}`"
+)
 OTHER_VERSION = "speaks another version of the link: update the older one of node and server ({text})"
 OTHER_CERTIFICATE = (
     "shows another certificate: expected SHA-256 {expected}, found {found}; if it has a new one (`node.py --show` there"

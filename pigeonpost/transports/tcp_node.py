@@ -50,8 +50,9 @@ MOST_HOSTS = 1024  # whose failed proofs are counted, and that are remembered as
 class _Connection:
     """State of one connection that is served."""
 
-    def __init__(self, host: str, peer: str, wire: LineConnection) -> None:
+    def __init__(self, host: str, peer: str, wire: LineConnection, is_own: bool) -> None:
         self.host = host
+        self.is_own = is_own  # it comes from the address that it was accepted on
         self.peer = peer
         self.wire = wire
         self.thread = threading.current_thread()  # until it has its own
@@ -131,11 +132,12 @@ class TcpNodeTransport(Transport):
     def _accept(self, sock: socket.socket, peer_address: Any) -> None:
         """Give a new connection its slot and its thread, or tell the peer why not, and close it."""
         host, peer = str(peer_address[0]), f"{peer_address[0]}:{peer_address[1]}"
+        is_own = host == sock.getsockname()[0]
         if self._info.key is None and not is_loopback(host):  # answered here: it takes no slot and no thread
-            self._turn_away(sock, peer, Protected(HOW_TO_PROTECT))
+            self._turn_away(sock, peer, Protected(HOW_TO_PROTECT), is_own)
             return
         try:
-            connection = _Connection(host, peer, self._connect(sock))
+            connection = _Connection(host, peer, self._connect(sock), is_own)
         except OSError as error:  # no descriptor for its pipe, or the peer has gone
             sock.close()
             self._make_way(error)
@@ -145,21 +147,30 @@ class TcpNodeTransport(Transport):
             self._admit(connection)
             connection.thread.start()
         except TooMany as error:
-            self._turn_away(sock, peer, error)
+            self._turn_away(sock, peer, error, is_own)
             connection.wire.close()
         except (RuntimeError, MemoryError) as error:  # no thread can be started: threading raises RuntimeError
             self._dismiss(connection)
             connection.wire.close()
             self._make_way(error)
 
-    def _turn_away(self, sock: socket.socket, peer: str, error: WireError) -> None:
-        self._rare_log.say(logging.WARNING, error.code, f"{peer}: {error.code}: {error}")
+    def _turn_away(self, sock: socket.socket, peer: str, error: WireError, is_own: bool) -> None:
+        self._log_refusal(error.code, peer, error, is_own)
         try:
             sock.setblocking(False)
             sock.send(error_line(error, b""))
         except OSError:
             pass  # the peer has gone, which is what is wanted
         sock.close()
+
+    def _log_refusal(self, kind: str, peer: str, error: WireError, is_own: bool) -> None:
+        """Log why a peer is refused, unless it is a health check: that asks in plain text, and takes any answer.
+
+        is_own  it comes from this end's own address. That does not make it trusted: rootless Podman gives the address
+                of the container to every peer of a published port
+        """
+        if not (is_own and isinstance(error, Protected)):
+            self._rare_log.say(logging.WARNING, kind, f"{peer}: {error.code}: {error}")
 
     def _make_way(self, error: BaseException) -> None:
         """Close a connection that has proven nothing: there is no descriptor, memory or thread for a new one."""
@@ -228,7 +239,7 @@ class TcpNodeTransport(Transport):
                 wire, session, session.stream, functools.partial(self._is_over, connection, session), self._clock
             )
         except (TooMany, Protected) as error:  # evicted; or plain text where it must be TLS
-            self._rare_log.say(logging.WARNING, f"{error.code} after all", f"{peer}: {error.code}: {error}")
+            self._log_refusal(f"{error.code} after all", peer, error, connection.is_own)
             self._send_last(wire, error)
         except OSError as error:
             if connection.is_proven:
@@ -295,7 +306,7 @@ class TcpNodeTransport(Transport):
             self._collectors[session.server] = connection
             connection.seated = True
         if sitting is not None:
-            log.info("%s: takes the place of the session before it", session.peer)
+            log.info("%s: replaces its connection from before", session.peer)
             sitting.wire.wake()
         return False
 

@@ -205,7 +205,7 @@ class NodeSession(LinkSession):
         self._stream.begin(number if is_count(number) else None, have)
         self._resume = {}
         self._collecting = self._live = True
-        log.info("%s: %s collects, %d samples are due", self.peer, self._server, self._stream.due())
+        log.info("%s: %s collects; samples to send: %d", self.peer, self._server, self._stream.due())
 
     def _resumed_at(self, epoch: str, entry: Any) -> int:
         """The seq that the server has of `epoch`; a sample of ours with that seq but another `up` is a fork's."""
@@ -237,7 +237,8 @@ class NodeSession(LinkSession):
         sent_ms = self._info.last_sent_ms
         at = time.strftime("%H:%M:%S", time.localtime(sent_ms / 1000)) if sent_ms is not None else None
         now = rfc3339(self.clock.wall_ms())
-        self._queue_message("STATUS", self._outbox.on, at, {"time": now, **self._info.details()})
+        waiting = {"waiting": self._stream.waiting()} if self._collecting else {}
+        self._queue_message("STATUS", self._outbox.on, at, {"time": now, **self._info.details(), **waiting})
 
     def _on_ack(self, epoch: str, seq: int) -> None:
         if not self._collecting:
@@ -260,7 +261,8 @@ class NodeSession(LinkSession):
             if not self._collecting:  # nobody acknowledges in a plain session
                 self._stream.record_ack(piece.epoch, self._stream.sent[piece.epoch])
         elif piece is not None:
-            log.warning("%s: samples %d to %d of epoch %s are %s", self.peer, *piece[1:3], piece.epoch, piece.why)
+            first, last = piece[1:3]
+            log.warning("%s: %d samples are %s (numbers %d to %d)", self.peer, last - first + 1, piece.why, first, last)
             self._queue_message("GAP", piece.epoch, piece.as_json())
         return piece is not None
 

@@ -56,6 +56,8 @@ class TcpServerTransport(Transport):
         names     which link has which name; None: this is the only one
         """
         self.state = NodeState(join_address(*address), expected)
+        if names is not None:
+            self.state.name = names.current(expected)
         self._home = self._good = address  # as it was told first, and where the node was reached last
         self._server = server
         self._ledger = ledger
@@ -184,7 +186,7 @@ class TcpServerTransport(Transport):
             return False
         session = ServerSession(
             self._server, self._ledger, self._keys, self.state, self._clock, wire.wake, self._record_answer,
-            fingerprint, self._pins, self._names.claim,
+            fingerprint, self._pins, self._names.claim, self._names.current,
         )  # fmt: skip
         with self._lock:
             self._current = wire, session
@@ -205,7 +207,7 @@ class TcpServerTransport(Transport):
         pinned = self._pins[name]
         if pinned and pinned != fingerprint:
             return tcp_faults.describe(tcp_faults.OTHER_CERTIFICATE, name, expected=pinned, found=fingerprint)
-        if not pinned and name not in self._keys:
+        if not pinned and self._names.current(name) not in self._keys:
             return tcp_faults.describe(tcp_faults.UNPROVEN, name)
         return ""
 
@@ -216,7 +218,9 @@ class TcpServerTransport(Transport):
     def _lost(self, fault: str) -> None:
         state = self.state
         if state.connected or fault != state.fault:
-            log.warning("%s %s: %s", state.address, state.name, fault)
+            is_ours = self._stopping.is_set()  # this server ends the connection: no reason to warn
+            level = logging.DEBUG if is_ours else logging.WARNING
+            log.log(level, "%s: %s", f"{state.address} {state.name or state.expected}".rstrip(), fault)
         if state.connected or state.since_ms is None:
             state.since_ms = self._clock.wall_ms()
         state.connected, state.fault = False, fault

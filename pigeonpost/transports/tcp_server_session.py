@@ -78,6 +78,7 @@ class ServerSession(LinkSession):
         fingerprint: str = "",
         pins: Mapping[str, str] = MappingProxyType({}),
         claim: Callable[[NodeState, str, bool], str] = lambda state, name, is_proven: "",
+        current: Callable[[str], str] = lambda name: name,
     ) -> None:
         """
         server       this server's name
@@ -88,11 +89,12 @@ class ServerSession(LinkSession):
         fingerprint  of the certificate that the node has shown; empty: the connection is not encrypted
         pins         nodes that are reached by TLS only, by name, each with its certificate's fingerprint (empty: any)
         claim        NodeNames.claim: why the node may not have its name; empty: it may
+        current      NodeRegister.current: the present name of a node that says it has this one
         """
         super().__init__(clock, state.address)
         self._server, self._ledger, self._keys, self._state = server, ledger, keys, state
         self._wake, self._answered = wake, answered
-        self._fingerprint, self._pins, self._claim = fingerprint, pins, claim
+        self._fingerprint, self._pins, self._claim, self._current = fingerprint, pins, claim, current
         self.fault = ""  # why the connection ends, as tcp_faults has it
         self._key: Key | None = None  # that the node has proven
         self._proved_s: float | None = None  # when this end has sent its own proof
@@ -100,7 +102,7 @@ class ServerSession(LinkSession):
         self._is_doubted = False  # it is to be asked whether it is still here,
         self._doubted_s = -1.0  # and when it was
         self._began_ms = clock.wall_ms()
-        self._nonce = os.urandom(16).hex() if (state.expected in keys if state.expected else keys) else ""
+        self._nonce = os.urandom(16).hex() if (current(state.expected) in keys if state.expected else keys) else ""
         self._hello: dict[str, Any] = {}
         self._bases: dict[str, int] = {}  # epoch to the running number of its seq 0
         self._next: dict[str, int] = {}  # epoch to the seq that comes next
@@ -211,7 +213,7 @@ class ServerSession(LinkSession):
         name, outbox = hello.get("node"), hello.get("outbox")
         if not isinstance(name, str) or not NODE_NAME(name):
             raise BadArgument("HELLO without the node's name")
-        if self._state.expected not in ("", name):
+        if self._state.expected and self._current(self._state.expected) != self._current(name):
             self.fault = self._described(tcp_faults.OTHER_NODE, other=name)
             raise Unexpected(f"this is node {name!r}, but the settings say that {self._state.expected!r} is here")
         if not isinstance(outbox, str) or not HEX_16(outbox):
@@ -222,12 +224,12 @@ class ServerSession(LinkSession):
         state = self._state
         self.peer = f"{state.address} {name}"
         self._prove(name, outbox, hello)  # before any of it is believed
-        self.fault = self._claim(state, name, self._key is not None)
+        self.fault = self._claim(state, self._current(name), self._key is not None)
         if self.fault:
             raise Unexpected(f"this node {self.fault}")
         self._record_sensors(hello.get("sensors"))
         every = hello.get("every")
-        state.name = name
+        state.name = self._current(name)
         state.every_s = float(every) if isinstance(every, int | float) and 0 < every < 1e9 else None
         state.round_trip_ms = (self.clock.monotonic() - self._began_s) * 1000
         self._record_offset(hello.get("time"), self._began_ms)
@@ -249,13 +251,14 @@ class ServerSession(LinkSession):
             self._state.offset_ms = None
 
     def _prove(self, name: str, outbox: str, hello: Mapping[str, Any]) -> None:
-        key, mac, nonce = self._keys.get(name), hello.get("mac"), hello.get("nonce")
+        known = self._current(name)  # under which its token is here
+        key, mac, nonce = self._keys.get(known), hello.get("mac"), hello.get("nonce")
         if key is None:
             if mac is not None:
-                self.fault = tcp_faults.describe(tcp_faults.UNKNOWN_TOKEN, name)
-                raise AuthFailed(f"this server does not know the token of node {name}: control.py token {name} --set")
+                self.fault = tcp_faults.describe(tcp_faults.UNKNOWN_TOKEN, known)
+                raise AuthFailed(f"this server does not know the token of node {name}: control.py token {known} --set")
             if self._fingerprint and not self._pins.get(name):  # the token was revoked since the connection was made
-                self.fault = tcp_faults.describe(tcp_faults.UNPROVEN, name)
+                self.fault = tcp_faults.describe(tcp_faults.UNPROVEN, known)
                 raise AuthFailed(f"node {name} has no token on the server that would prove it")
             return
         names, nonces = (self._server, name, outbox), (self._nonce, str(nonce), *tls_binding(self._fingerprint))
@@ -263,9 +266,9 @@ class ServerSession(LinkSession):
         if self._key is None:
             wrong = tcp_faults.IN_BETWEEN if self._fingerprint else tcp_faults.WRONG_TOKEN
             fault = wrong if mac is not None else tcp_faults.NO_TOKEN
-            self.fault = tcp_faults.describe(fault, name, found=self._fingerprint)
+            self.fault = tcp_faults.describe(fault, known, found=self._fingerprint)
             raise AuthFailed(
-                f"node {name} does not know the token that this server has for it: `control.py get-token {name}` on"
+                f"node {name} does not know the token that this server has for it: `control.py get-token {known}` on"
                 " the server shows it; give it to the node as PIGEONPOST_NODE_TOKEN"
             )
         self._queue_message("AUTH", {"mac": self._key.sign("server", *names, nonces)})
@@ -312,7 +315,8 @@ class ServerSession(LinkSession):
         self.collecting = True
         self._state.connected, self._state.fault = True, ""
         self._state.since_ms = self.clock.wall_ms()
-        log.info("%s: collecting; %d of %d epochs known", self.peer, len(marks), len(self._bases))
+        log.info("%s: collecting; %s", self.peer, "after what is stored" if marks else "from its oldest sample")
+        log.debug("%s: %d of %d epochs known", self.peer, len(marks), len(self._bases))
         self._ask("CHECK")
 
     # -------------------------------------------------------------------------------------------- samples
@@ -397,7 +401,7 @@ class ServerSession(LinkSession):
         return how
 
     def _described(self, fault: str, **more: object) -> str:
-        return tcp_faults.describe(fault, self._state.expected or self._state.name, **more)
+        return tcp_faults.describe(fault, self._current(self._state.expected or self._state.name), **more)
 
     _HANDLERS: ClassVar[dict[str, Callable[..., None]]] = {
         "HELLO": _on_hello, "HELD": _on_held, "SENDBACK": _on_sendback, "STATUS": _on_status, "SENSORS": _on_sensors,

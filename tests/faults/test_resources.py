@@ -64,7 +64,7 @@ def flows(house: House) -> None:
 
 
 class OneCall(unittest.TestCase):
-    def fail(self, house: House, program: Program, kind: str, at: int) -> bool:  # type: ignore[override]
+    def fail_call(self, house: House, program: Program, kind: str, at: int) -> bool:
         """Run a program whose `at`-th call fails. Returns False if it has made no such call.
 
         Ends when the program does its work again: by itself, or started again where it has ended.
@@ -108,7 +108,7 @@ class OneCall(unittest.TestCase):
         with trial(f"{which}: {kind} fails") as (house, _):
             program = house.server if which == "server" else house.node
             for at in places or range(1, 1000):
-                is_made = self.fail(house, program, kind, at)
+                is_made = self.fail_call(house, program, kind, at)
                 if not is_made and places is None:  # there are no more
                     break
                 done += is_made
@@ -117,8 +117,8 @@ class OneCall(unittest.TestCase):
 
     def test_one_call_of_each_kind(self):
         with trial("one call fails") as (house, _):
-            self.assertTrue(self.fail(house, house.server, "thread", random.randrange(1, 6)))
-            self.assertTrue(self.fail(house, house.node, "call", random.randrange(1, 2000)))
+            self.assertTrue(self.fail_call(house, house.server, "thread", random.randrange(1, 6)))
+            self.assertTrue(self.fail_call(house, house.node, "call", random.randrange(1, 2000)))
 
     @long
     def test_server_that_cannot_start_a_thread(self):

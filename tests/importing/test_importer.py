@@ -3,6 +3,7 @@
 import hashlib
 import io
 import random
+import time
 import unittest
 from unittest import mock
 
@@ -100,7 +101,7 @@ class Bringing(Case):
     def test_a_node_of_which_only_files_came_shows_their_newest(self):
         for start, newest in ((1_795_000_000, 2), (1_796_000_000, 9), (1_794_000_000, 9)):
             self.bring(table(newest + 1 if start != 1_794_000_000 else 5, start))
-            node = next(node for node in self.web.web._snapshots._take().nodes if node.name == "attic")
+            node = next(node for node in self.web.web._snapshots._take(time.monotonic()).nodes if node.name == "attic")
             self.assertEqual(node.sensors[0].value, newest)
 
     def test_the_csv_log_has_it_too(self):

@@ -7,10 +7,12 @@ import unittest
 from unittest import mock
 
 from csvbuffer import CsvLog
+from pigeonpost.auth.tokens import Tokens
 from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.core.data_folder import SERVER_ID
 from pigeonpost.core.errors import DiskError, InUse, NotStored, SettingsError, StoreDamaged
 from pigeonpost.server.ingest import Ingestor
+from pigeonpost.server.node_register import NodeRegister
 from pigeonpost.storage.csv.verify import verify_logs
 from pigeonpost.storage.models import NOTHING, EpochCommit, HighWaterMark, LogMark
 from pigeonpost.storage.postgres import schema
@@ -52,6 +54,23 @@ class Case:
         store = self.make(temp_folder(self), **options)
         self.addCleanup(store.close)
         return store
+
+
+class Migration(Case, unittest.TestCase):
+    def test_database_of_version_1_gets_the_records_of_nodes(self):
+        old = schema.SCRIPT.replace(schema._RECORDS, "").replace(f"('version', '{schema.VERSION}')", "('version', '1')")
+        self.assertNotIn("former_names", old)
+        DATABASE.do(old)
+        with self.assertRaisesRegex(SettingsError, "made by an older Pigeonpost"):
+            self.make(look_only=True)
+        store = self.make()
+        self.addCleanup(store.close)
+        file(store, batch(1, 3))
+        with store.writing(()):
+            store.rename("a", "b", 1000)
+        looking = self.another(look_only=True)
+        self.assertEqual(list(looking.node_records().former), [("a", "b", 1000, False)])
+        self.assertEqual(looking.marks("b", OUTBOX, [E1])[0], 3)
 
 
 class ContractTest(Case, StoreContract, unittest.TestCase):
@@ -221,6 +240,61 @@ class Several(One):
         self.assertEqual(sum(ingestor.stored for ingestor in servers), 8 * 350)
         self.assertEqual(list(self.store.verify()), [])
         self.assertEqual(sum(1 for _ in self.store.every_sample()), 8 * 350)
+
+    def collecting(self, store, tokens=None):
+        """A server on `store`: its Ingestor, which knows the names as they are now."""
+        csv = CsvLog(temp_folder(self), store, Clock())
+        csv.start()
+        self.addCleanup(csv.close)
+        names = NodeRegister(store, tokens.text_of) if tokens is not None else None
+        return Ingestor(store, csv, Clock(), names=names)
+
+    def bring(self, ingestor, *made):
+        for one in made:
+            ingestor.submit(one._replace(on_committed=lambda *answer: None, on_rejected=lambda error: None))
+        ingestor.commit()
+
+    def rename(self, ingestor, node, new):
+        ingestor._csv.record()
+        with ingestor._store.writing(()):
+            ingestor._store.rename(node, new, 0)
+        ingestor.names.refresh()
+
+    def test_rename_by_another_server_makes_no_second_node_of_the_former_name(self):
+        """Also within the seconds in which this one does not know of it yet."""
+        one, other = self.collecting(self.store), self.collecting(self.other)
+        self.bring(one, batch(1, 5), batch(1, 5, node="c"))
+        self.bring(other, batch(6, 6))  # it has stored of this node in this run; of c it has not
+        self.rename(one, "a", "b")
+        self.rename(one, "c", "d")
+        self.bring(other, batch(6, 9), batch(6, 9, node="c"))
+        self.bring(other, batch(1, 12), batch(1, 12, node="c"))
+        self.assertEqual({node["name"]: node["samples"] for node in self.store.nodes()}, {"b": 12, "d": 12})
+        self.assertEqual(other.names.current("a"), "b")
+        self.assertEqual(list(self.store.verify()), [])
+
+    def test_own_token_makes_the_former_name_a_node_again_also_after_the_token(self):
+        tokens = Tokens(temp_folder(self))
+        one, other = self.collecting(self.store), self.collecting(self.other, tokens)
+        self.bring(one, batch(1, 5))
+        self.rename(one, "a", "b")
+        tokens.make("a")
+        self.bring(other, batch(1, 3, epoch=E2))
+        self.assertEqual({node["name"]: node["samples"] for node in self.store.nodes()}, {"a": 3, "b": 5})
+        self.assertTrue(self.store.node_records().former[0].is_released)
+
+    def test_log_of_the_other_server_is_completed_after_a_rename(self):
+        """Its rows of before have the former name; none is written again under the new one after a kill."""
+        one, other = self.collecting(self.store), self.collecting(self.other)
+        self.bring(other, batch(1, 5))
+        self.bring(other, batch(6, 8))
+        self.rename(one, "a", "b")
+        self.bring(other, batch(9, 10))
+        log = CsvLog(os.path.dirname(other._csv._folder), self.other, Clock())  # as after a kill
+        log.start()
+        self.addCleanup(log.close)
+        self.assertEqual(log.beyond_store, "")
+        self.assertEqual(list(verify_logs(other._csv._folder, self.other)), [])
 
     def test_a_gap_of_older_epochs_is_counted_once_by_both(self):
         """The other has counted it after this one's batch came, and before this one's turn with the node."""

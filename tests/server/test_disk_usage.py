@@ -1,10 +1,13 @@
 """How full the disk is and gets, measured on files of our own."""
 
+import contextlib
 import os
+import sqlite3
 import unittest
 from unittest import mock
 
 from pigeonpost.core.clock import FakeClock
+from pigeonpost.core.data_folder import DATABASE
 from pigeonpost.server import disk_usage
 from pigeonpost.server.disk_usage import DiskUsageMonitor
 from tests.support import temp_folder
@@ -38,19 +41,56 @@ class DiskUseTest(unittest.TestCase):
 
     def test_how_fast_it_fills_and_is_written_to(self):
         disk = DiskUsageMonitor(self.folder, self.clock, self.process)
-        self.clock.sleep(1200)
+        self.clock.sleep(7200)
         self.put("a", 1_000_000)
         self.count_writes(3001)
         use = disk.use()
-        self.assertAlmostEqual(use.grows / 1e6, 72, delta=1)
-        self.assertAlmostEqual(use.written, 2001 * 72)
+        self.assertAlmostEqual(use.grows / 1e6, 12, delta=1)
+        self.assertAlmostEqual(use.written, 2001 * 12)
         self.assertAlmostEqual(use.days, use.free / use.grows)
+
+    def test_nothing_is_said_of_a_day_in_the_first_hour(self):
+        disk = DiskUsageMonitor(self.folder, self.clock, self.process)
+        self.put("a", 1_000_000)
+        self.count_writes(3001)
+        self.clock.sleep(3500)
+        self.assertEqual(disk.use()[2:], (None, None, None))
+        self.clock.sleep(200)
+        self.assertNotIn(None, disk.use())
+
+    def test_the_write_ahead_log_is_stored_but_no_growth(self):
+        """After each start SQLite's log takes up to 16 MiB, and then nothing more."""
+        path = os.path.join(self.folder, DATABASE)
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA wal_autocheckpoint = 0")
+            db.execute("CREATE TABLE samples (body BLOB)")
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            disk = DiskUsageMonitor(self.folder, self.clock, self.process)
+            stored = disk.use().stored
+            self.clock.sleep(24 * 3600)
+            for _ in range(300):  # a page and a little each: the log gets the same pages again and again
+                db.execute("INSERT INTO samples VALUES (zeroblob(3000))")
+            use = disk.use()
+            self.assertGreater(os.path.getsize(f"{path}-wal"), 2_400_000)
+            self.assertGreater(use.stored - stored, 2_400_000)
+            self.assertAlmostEqual(use.grows, 300 * 4096, delta=30_000)
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self.clock.sleep(61)
+            self.assertAlmostEqual(disk.use().grows, 300 * 4096, delta=30_000)
+
+    def test_a_damaged_database_is_measured_as_a_file(self):
+        self.put(DATABASE, 500_000)
+        disk = DiskUsageMonitor(self.folder, self.clock, self.process)
+        self.put(DATABASE, 1_000_000)
+        self.clock.sleep(24 * 3600)
+        self.assertAlmostEqual(disk.use().grows, 500_000, delta=10_000)
 
     def test_one_that_gets_smaller_has_no_end(self):
         self.put("a", 1_000_000)
         disk = DiskUsageMonitor(self.folder, self.clock, self.process)
         self.put("a", 10)
-        self.clock.sleep(1200)
+        self.clock.sleep(7200)
         self.assertEqual((disk.use().grows, disk.use().days), (None, None))
 
     def test_the_last_day_counts(self):
@@ -63,7 +103,7 @@ class DiskUseTest(unittest.TestCase):
 
     def test_it_is_measured_once_a_minute(self):
         disk = DiskUsageMonitor(self.folder, self.clock, self.process)
-        with mock.patch.object(disk_usage, "_size", wraps=disk_usage._size) as size:
+        with mock.patch.object(disk_usage, "_sizes", wraps=disk_usage._sizes) as size:
             for _ in range(5):
                 disk.use()
             self.assertEqual(size.call_count, 1)
@@ -75,7 +115,7 @@ class DiskUseTest(unittest.TestCase):
         for prepare in (lambda: os.unlink(os.path.join(self.process, "io")), lambda: self.count_writes("x")):
             disk = DiskUsageMonitor(self.folder, self.clock, self.process)
             prepare()
-            self.clock.sleep(1200)
+            self.clock.sleep(7200)
             self.assertIsNone(disk.use().written)
             self.assertIsNone(DiskUsageMonitor(self.folder, self.clock, self.process).use().written)
             self.count_writes(1)

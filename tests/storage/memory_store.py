@@ -18,9 +18,11 @@ from pigeonpost.storage.models import (
     SPANS_MS,
     Bucket,
     EpochCommit,
+    FormerName,
     HighWaterMark,
     LogEntry,
     LogMark,
+    NodeRecords,
     NodeUsage,
     Rollup,
     SampleBatch,
@@ -50,6 +52,7 @@ class MemoryStore(Store):
         self.summed: dict[tuple[str, int, int], dict[str, Rollup]] = {}
         self.kept_from: dict[str, int] = {}
         self.expired: dict[tuple[str, str], int] = {}
+        self.records = NodeRecords()
         self._staged: list[Any] = []
 
     # --------------------------------------------------------------------------------------- writing
@@ -96,12 +99,16 @@ class MemoryStore(Store):
                 self.windows[node, span, window_end(time_ms, span)] = self.last_filed
 
     def replace_rollups(self, window: Window, summaries: Mapping[str, Rollup]) -> None:
+        if window.node not in {node for node, _ in self.epochs}:
+            return
         key = window.node, window.span_ms, window.end_ms
         self.summed[key] = dict(summaries)
         if self.windows.get(key, 0) <= window.as_of:
             self.windows.pop(key, None)
 
     def merge_late_rollups(self, window: Window, parts: Mapping[int, Mapping[str, list[Rollup]]]) -> bool:
+        if window.node not in {node for node, _ in self.epochs}:
+            return False
         start, end = window.end_ms - window.span_ms, window.end_ms
         keys = [key for key in self.windows if key[0] == window.node and start < key[2] <= end]
         if self._owes(window.node, start, end) or any(self.windows[key] > window.as_of for key in keys):
@@ -147,6 +154,54 @@ class MemoryStore(Store):
         self.samples = [entry for entry in self.samples if id(entry) not in doomed]
         for node, epoch, _ in entries:
             self.expired[node, epoch] = self.expired.get((node, epoch), 0) + 1
+
+    def rename(self, node: str, new: str, now_ms: int) -> None:
+        self._require(node)
+        if any(new == known for known, _ in self.epochs):
+            raise ValueError(f"something of a node {new} is stored")
+
+        def key(old: tuple[Any, ...]) -> Any:
+            return (new if old[0] == node else old[0], *old[1:])
+
+        for name in ("epochs", "tops", "windows", "summed", "expired"):
+            setattr(self, name, {key(old): value for old, value in getattr(self, name).items()})
+        for name in ("units", "kept_from"):
+            setattr(self, name, {key((old,))[0]: value for old, value in getattr(self, name).items()})
+        self.samples, self.gap_rows = list(map(key, self.samples)), list(map(key, self.gap_rows))
+        self.epoch_commits = [(entry[0], *key(entry[1:])) for entry in self.epoch_commits]
+        former, retired, labels = self.records
+        former = [
+            FormerName(one.name, *key(one[1:3]), one.is_released or one.name == node)
+            for one in former if (one.name, one.node) != (new, node)
+        ]  # fmt: skip
+        self.records = NodeRecords(
+            [*former, FormerName(node, new, now_ms)],
+            {key((old,))[0]: at_ms for old, at_ms in retired.items()},
+            {key(old): label for old, label in labels.items()},
+        )
+
+    def release(self, name: str) -> None:
+        former = [one._replace(is_released=one.is_released or one.name == name) for one in self.records.former]
+        self.records = self.records._replace(former=former)
+
+    def retire(self, node: str, at_ms: int | None) -> None:
+        self._require(node)
+        rest = {name: at for name, at in self.records.retired.items() if name != node}
+        self.records = self.records._replace(retired=rest | ({node: at_ms} if at_ms is not None else {}))
+
+    def relabel(self, node: str, sensor: str, label: str) -> None:
+        self._require(node)
+        rest = {key: text for key, text in self.records.labels.items() if key != (node, sensor)}
+        self.records = self.records._replace(labels=rest | ({(node, sensor): label} if label else {}))
+
+    def _require(self, node: str) -> None:
+        if not any(node == known for known, _ in self.epochs):
+            raise LookupError(f"nothing of a node {node} is stored")
+
+    def node_records(self) -> NodeRecords:
+        known = {node for node, _ in self.epochs}
+        former = [one._replace(is_released=one.is_released or one.name in known) for one in self.records.former]
+        return self.records._replace(former=former)
 
     def close(self) -> None:
         pass

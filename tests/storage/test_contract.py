@@ -105,6 +105,91 @@ class StoreContract:
         self.assertEqual(self.store.downsample("a", "temperature", 0, 1 << 60, 10), [])
         self.assertEqual(list(self.store.verify()), [])
 
+    def change(self, job):
+        """Change something within a transaction."""
+        with self.store.writing(()):
+            job()
+
+    def test_renamed_node_keeps_everything_under_its_new_name(self):
+        file(self.store, batch(1, 3), gap(4, 6), batch(7, 8), batch(1, 1, node="b"))
+        before = self.store.points("a", 0, 1 << 60, 100)
+        about = next(one for one in self.store.nodes() if one["name"] == "a")
+        MaintenanceWorker(self.store, Direct(self.store), FakeClock(wall_ms=before[-1].time_ms + 10**8)).work()
+        rollups = self.store.summaries("a", "temperature", SPANS_MS[1], 0, 1 << 60)
+        self.assertNotEqual(rollups, [])
+        self.change(lambda: self.store.rename("a", "c", 1000))
+        for _ in range(2):
+            self.assertEqual(self.store.points("a", 0, 1 << 60, 100), [])
+            self.assertEqual(self.store.points("c", 0, 1 << 60, 100), [one._replace(node="c") for one in before])
+            self.assertEqual([one["name"] for one in self.store.nodes()], ["b", "c"])
+            self.assertEqual(next(one for one in self.store.nodes() if one["name"] == "c"), {**about, "name": "c"})
+            self.assertEqual(self.store.marks("c", OUTBOX, [E1]), (8, {E1: HighWaterMark(8, 8000)}))
+            self.assertEqual(self.store.summaries("c", "temperature", SPANS_MS[1], 0, 1 << 60), rollups)
+            self.assertEqual([one["node"] for one in self.store.gaps(-1)], ["c"])
+            self.assertEqual(list(self.store.node_records().former), [("a", "c", 1000, False)])
+            self.assertEqual(list(self.store.verify()), [])
+            self.reopen()
+
+    def test_batches_after_a_rename_follow_those_before(self):
+        file(self.store, batch(1, 3))
+        self.change(lambda: self.store.rename("a", "c", 1000))
+        self.change(lambda: self.store.release("a"))
+        file(self.store, batch(4, 5, node="c"), batch(1, 1, node="a", epoch=E2))
+        self.assertEqual([one.seq for one in self.store.points("c", 0, 1 << 60, 100)], [1, 2, 3, 4, 5])
+        self.assertEqual([one.epoch for one in self.store.points("a", 0, 1 << 60, 100)], [E2])
+
+    def test_rename_to_a_name_in_use_or_of_nothing_changes_nothing(self):
+        file(self.store, batch(1, 3), batch(1, 1, node="b"))
+        for node, new, error in (("a", "b", ValueError), ("z", "y", LookupError)):
+            with self.subTest(node=node), self.assertRaises(error):
+                self.change(lambda: self.store.rename(node, new, 1000))  # noqa: B023
+        self.assertEqual(list(self.store.node_records().former), [])
+        self.assertEqual(self.store.marks("a", OUTBOX, [E1])[0], 3)
+
+    def test_renamed_back_the_later_name_is_the_former_one(self):
+        file(self.store, batch(1, 3))
+        self.change(lambda: self.store.rename("a", "b", 1000))
+        self.change(lambda: self.store.rename("b", "a", 2000))
+        self.assertEqual(list(self.store.node_records().former), [("b", "a", 2000, False)])
+        self.change(lambda: self.store.release("b"))
+        self.assertEqual(list(self.store.node_records().former), [("b", "a", 2000, True)])
+
+    def test_of_two_nodes_that_had_a_name_the_last_one_is_meant_whatever_the_clock_said(self):
+        file(self.store, batch(1, 3))
+        self.change(lambda: self.store.rename("a", "b", 5000))
+        self.change(lambda: self.store.release("a"))
+        file(self.store, batch(1, 1, epoch=E2))
+        self.change(lambda: self.store.rename("b", "a1", 5500))
+        self.change(lambda: self.store.rename("a", "c", 1000))
+        unreleased = {one.name: one.node for one in self.store.node_records().former if not one.is_released}
+        self.assertEqual(unreleased, {"a": "c", "b": "a1"})
+
+    def test_windows_of_a_node_renamed_meanwhile_are_found_again(self):
+        file(self.store, batch(1, 3))
+        far_ms = self.store.points("a", 0, 1 << 60, 1)[0].time_ms + 10**8
+        old = self.store.dirty_windows(far_ms, 10)
+        self.change(lambda: self.store.rename("a", "b", 1000))
+        for window in old:
+            self.change(lambda: self.store.replace_rollups(window, {}))  # noqa: B023
+            self.change(lambda: self.assertFalse(self.store.merge_late_rollups(window, {})))  # noqa: B023
+        self.assertEqual([one.node for one in self.store.dirty_windows(far_ms, 10)], ["b"] * len(old))
+
+    def test_retired_nodes_and_labels_survive_a_rename_and_a_start(self):
+        file(self.store, batch(1, 3))
+        self.change(lambda: self.store.retire("a", 5000))
+        self.change(lambda: self.store.relabel("a", "temperature", "North wall"))
+        self.change(lambda: self.store.rename("a", "b", 6000))
+        self.reopen()
+        records = self.store.node_records()
+        self.assertEqual(dict(records.retired), {"b": 5000})
+        self.assertEqual(dict(records.labels), {("b", "temperature"): "North wall"})
+        self.change(lambda: self.store.retire("b", None))
+        self.change(lambda: self.store.relabel("b", "temperature", ""))
+        records = self.store.node_records()
+        self.assertEqual((dict(records.retired), dict(records.labels)), ({}, {}))
+        with self.assertRaises(LookupError):
+            self.change(lambda: self.store.retire("z", 1))
+
     def test_marks_are_those_of_the_last_commit_and_survive(self):
         file(self.store, batch(1, 3), batch(1, 2, epoch=E2, base=3), batch(1, 5, node="b"))
         identity = self.store.identity

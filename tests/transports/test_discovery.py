@@ -156,7 +156,7 @@ class Hearing(unittest.TestCase):
         self.sources = UnnumberedSources(None, self.links, self.clock, self.tokens, Faults(), LoginThrottle(self.clock))
         self.context = SimpleNamespace(
             clock=self.clock, tokens=self.tokens, links=self.links, collect=self.collect,
-            unnumbered_sources=self.sources,
+            unnumbered_sources=self.sources, current=lambda name: name,
         )  # fmt: skip
         self.end = DiscoveryServerTransport(self.context, ("239.255.50.3", 5003))
         self.addCleanup(self.end._wake_pipe.close)
@@ -171,6 +171,12 @@ class Hearing(unittest.TestCase):
     def receive(self, data, source="192.168.1.20"):
         self.clock.sleep(LEAST_MOVE_S)  # so that only those tests are about it that say so
         return self.end.receive(data, source)
+
+    def test_renamed_node_is_collected_from_by_its_present_name(self):
+        self.context.current = {"basement": "cellar"}.get
+        self.tokens["cellar"] = self.tokens.pop("basement")
+        self.assertEqual(self.receive(self.call()), "")
+        self.assertEqual([link.state.expected or link.state.name for link in self.links], ["cellar"])
 
     def test_a_node_is_collected_from_where_it_is(self):
         self.assertEqual(self.receive(self.call()), "")
@@ -281,6 +287,23 @@ class Hearing(unittest.TestCase):
         self.ignored(self.call() + b" " * DATAGRAM_BYTES, "not sealed")
         self.ignored(b'{"mac":"%s","x":1}' % (b"0" * 64), "not readable")
         self.assertEqual(self.end.believed, 0)
+
+    def test_ignored_ones_are_logged_by_node_with_the_remedy(self):
+        self.addCleanup(logging.disable, logging.CRITICAL)
+        logging.disable(logging.NOTSET)
+        first = self.call()
+        with self.assertLogs("pigeonpost.transports.discovery_server", "INFO") as logged:
+            for data in (self.call(node="attic"), self.call(node="attic"), self.call(node="shed"), first, first, b"x"):
+                if why := self.receive(data):
+                    self.end._ignore(why, "192.168.1.20")
+        said, end = "an announcement is ignored: from a node without a token here (1 so far); to collect from it", "`"
+        self.assertEqual([line.partition("server:")[2] for line in logged.output], [
+            f"192.168.1.20 attic: {said}: `control.py token attic{end}",
+            f"192.168.1.20 shed: {said}: `control.py token shed{end}",
+            "node basement has announced itself: collecting from 192.168.1.20:5003",
+            "192.168.1.20: an announcement is ignored: not sealed (1 so far)",
+        ])  # fmt: skip
+        self.assertEqual(self.end.report()["ignored"]["from a node without a token here"], 3)
 
     def test_an_old_one_that_somebody_says_again(self):
         first = self.call(("192.168.1.66", 5003))
@@ -544,7 +567,8 @@ class Programs(unittest.TestCase):
         self.kind, self.more = Program, {}
         server = self.start_server()
         self.start_node("another-token-than-that")
-        server.logs("an announcement is ignored: wrong token (1 so far)")
+        line = server.logs("an announcement is ignored: wrong token (1 so far)")
+        self.assertRegex(line, r" [0-9.]+ basement: an announcement .*; `control.py get-token basement` shows the one ")
         self.assertEqual(self.rows(), 0)
 
     def test_a_node_without_a_token_does_not_say_where_it_is(self):

@@ -123,7 +123,7 @@ class MqttCase(unittest.TestCase):
         context = SimpleNamespace(
             name=name, settings=self.settings, clock=self.clock, tokens=self.tokens, ingestor=ingestor, links=links,
             unnumbered_sources=UnnumberedSources(ingestor, links, self.clock, self.tokens, self.faults, throttle),
-            throttle=throttle, faults=self.faults,
+            throttle=throttle, faults=self.faults, current=lambda name: name,
         )  # fmt: skip
         end = MqttServerTransport(context)
         end.context = context
@@ -174,6 +174,16 @@ class OneServer(MqttCase):
         self.talk()
         self.assertEqual(len(self.ingestor.rows), 3005)
         self.assertEqual(self.ingestor.repeats, 16)  # those that came with the question
+
+    def test_renamed_node_is_shown_by_its_present_name_and_answered_by_its_own(self):
+        context = self.end.context
+        context.current = context.unnumbered_sources._current = {"basement": "cellar"}.get
+        self.start_node()
+        self.take(3)
+        self.talk()
+        self.assertEqual(len(self.ingestor.rows), 3)
+        self.assertEqual([link.state.name for link in context.links], ["cellar"])
+        self.assertEqual(self.outbox.ring.runs[0].last, 3)
 
     def test_what_is_stored_of_earlier_runs_is_not_sent_again(self):
         self.start_node()

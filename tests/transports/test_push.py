@@ -1,5 +1,6 @@
 """Samples over HTTP: what the server takes, refuses and acknowledges, and how a node brings what it has."""
 
+import base64
 import gc
 import itertools
 import json
@@ -266,6 +267,18 @@ class Refused(PushCase):
             right = {"Authorization": f"Bearer {self.token}"}
             self.assertEqual(self.web.request("GET", path, right)[0], 200)
         self.assertEqual(len(logged.output), 1, logged.output)
+
+    def test_wrong_passwords_count_as_wrong_tokens_do(self):
+        """A program may show its API token as the password of Basic authentication."""
+        path = f"/api/v1/samples/resume?node=attic&epoch={EPOCH}"
+        with (
+            mock.patch.object(self.web.app.throttle, "_clock", FakeClock()),
+            self.assertLogs("pigeonpost.transports.push_server", "WARNING"),
+        ):
+            for number in range(MOST + 1):
+                pair = base64.b64encode(f"any:{number:040x}".encode()).decode()
+                status, _, _ = self.web.request("GET", path, {"Authorization": f"Basic {pair}"})
+                self.assertEqual(status, 401 if number < MOST else 429)
 
     def test_a_revoked_token(self):
         self.web.tokens.revoke("attic")

@@ -1112,6 +1112,21 @@ class Timing(unittest.TestCase):
         self.assertEqual(self.wire.sent, [(0, "HELLO")])
 
 
+class Renamed(unittest.TestCase):
+    def test_remedies_name_the_node_by_the_name_under_which_its_token_is(self):
+        """It says `basement`, and is called `cellar` here."""
+        state = NodeState("192.0.2.5:5003", "basement")
+        hello = encode("HELLO", {"link": 1, "node": "basement", "outbox": OUTBOX, "held": [], "sensors": []})
+        session = ServerSession(
+            "home", FakeLedger(), {"cellar": LinkKey(TOKEN)}, state, FakeClock(), lambda: None,
+            current={"basement": "cellar"}.get,
+        )  # fmt: skip
+        with self.assertLogs("pigeonpost", "WARNING"):
+            session.receive(hello)
+        self.assertIn(b"control.py get-token cellar", session.take_output())
+        self.assertIn("`control.py get-token cellar`", session.fault_at_end(""))
+
+
 class Mutator:
     """Lines that are right, wrong and in between, for either end."""
 

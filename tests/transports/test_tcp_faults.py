@@ -169,7 +169,7 @@ class Sentences(SessionCase):
                 self.assert_remedy(server.fault, "has TLS, but neither token nor fingerprint", "token basement`")
 
     def test_each_fits_behind_a_name(self):
-        from pigeonpost.views.snapshot import _VERBS
+        from pigeonpost.views.summary import _VERBS
 
         for name, text in vars(tcp_faults).items():
             if name.isupper() and not name.startswith("_"):

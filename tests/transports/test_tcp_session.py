@@ -459,6 +459,21 @@ class Streaming(SessionCase):
             lengths = [last - first + 1 for _, first, last in self.lines(self.streamed(node))]
             self.assertEqual(lengths, [16, 32, 64, 128, 256, 500, 500, 500, 4])
 
+    def test_status_says_how_many_samples_wait_for_an_ack(self):
+        self.start_node(slots=8192)
+        self.take(40)
+        node = self.node()
+        self.say(node, "CHECK")
+        self.assertNotIn("waiting", self.heard(node)[-1].args[2])  # nobody collects in this session
+        self.open_as_server(node, {"id": 0})
+        self.streamed(node)
+        for acked in (0, 16, 40):
+            if acked:
+                self.say(node, "ACK", E[0], acked)
+            self.say(node, "CHECK")
+            (status,) = [message for message in self.heard(node) if message.word == "STATUS"]
+            self.assertEqual(status.args[2]["waiting"], 40 - acked)
+
     @LONG_LINES
     def test_500_samples_a_line_and_5000_ahead(self):
         self.start_node(slots=8192)

@@ -1,6 +1,7 @@
 """TLS on the TCP link: both ends, certificates, who is refused, and a man in the middle."""
 
 import contextlib
+import functools
 import logging
 import os
 import random
@@ -289,6 +290,8 @@ class NeverPlain(TlsCase):
     def test_of_many_such_peers_one_line_is_logged(self):
         node = self.start_node(LinkKey(TOKEN))
         self.elsewhere()
+        from_another = functools.partial(socket.create_connection, source_address=("127.0.0.2", 0))
+        self.enterContext(mock.patch("socket.create_connection", from_another))
         logging.disable(logging.NOTSET)
         with self.assertLogs("pigeonpost.transports.tcp_node", "INFO") as logged:
             for said in (b"CHECK\n", b"\x16\x03\x01\x00\x05hello") * 10:
@@ -300,6 +303,20 @@ class NeverPlain(TlsCase):
             wait_until(lambda: not node._connections)
         logging.disable(logging.CRITICAL)
         self.assertEqual(len(logged.output), 2, logged.output)
+
+    def test_a_health_check_from_its_own_address_is_refused_without_a_line(self):
+        """[node] listen = an address of the network: the check comes from there, and takes any answer."""
+        for key in (LinkKey(TOKEN), None):
+            node = self.start_node(key)
+            self.elsewhere()
+            logging.disable(logging.NOTSET)
+            with self.subTest(key), self.assertNoLogs("pigeonpost.transports.tcp_node"):
+                with Talk(node.address) as talk:
+                    if key is not None:  # without a token it is turned away at once
+                        talk.send(b"CHECK\n")
+                    self.assertEqual([error.args[0] for error in talk.rest()], ["protected"])
+                wait_until(lambda node=node: not node._connections)
+            logging.disable(logging.CRITICAL)
 
     def test_its_own_machine_may_speak_either(self):
         node = self.start_node(LinkKey(TOKEN))

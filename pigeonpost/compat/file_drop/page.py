@@ -93,8 +93,10 @@ class FilesPage:
 
 
 def _pis(context: RequestContext) -> Mapping[str, Pi]:
+    """Return every Pi by its id, with the present name of its node."""
+    current = context.app.ingestor.names.current
     try:
-        return PiIds(context.app.data).all()
+        return {pi_id: pi._replace(node=current(pi.node)) for pi_id, pi in PiIds(context.app.data).all().items()}
     except SettingsError as error:
         raise HTTPError(503, f"{error}. Files are taken again when it does.", "pi-ids") from None
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from pigeonpost.core.clock import parse_rfc3339
-from pigeonpost.storage.models import LogEntry, SampleBatch
+from pigeonpost.storage.models import FormerName, LogEntry, SampleBatch
 from protocol import Gap
 
 HEADER = "time,node,sensor,value,unit\n"
@@ -17,15 +18,32 @@ HEADER = "time,node,sensor,value,unit\n"
 TAIL_BYTES = 4096
 
 
-def rows_written(fd: int, at: int, wanted: Sequence[bytes]) -> list[bytes]:
+def names_as_one(former: Iterable[FormerName]) -> Mapping[str, str]:
+    """Return of each name of renamed nodes the one under which their readings are counted.
+
+    A log keeps the name that its node had. A former name may have been given to another node since, so that a row does
+    not tell whose it is: nodes that ever shared a name are counted together.
+    """
+    alias: dict[str, str] = {}
+    for one in former:
+        first, second = (alias.get(name, name) for name in (one.node, one.name))
+        alias.update({name: first for name, known in alias.items() if known == second})
+        alias.update({one.node: first, one.name: first})
+    return alias
+
+
+def rows_written(
+    fd: int, at: int, wanted: Sequence[bytes], alias: Mapping[str, str] = MappingProxyType({})
+) -> list[bytes]:
     """Return the first items of `wanted` as a log has them from byte `at` on, up to the first that differs.
 
     wanted  whole rows in their order, one or several in each item
+    alias   see names_as_one: rows may stand there under a former name, where another server has renamed the node
     """
     found: list[bytes] = []
     for rows in wanted:
         there = os.pread(fd, 2 * len(rows), at)
-        length = _says_the_same(there, rows)
+        length = _says_the_same(there, rows, alias)
         if not length:
             break
         found.append(rows if there.startswith(rows) else there[:length])
@@ -33,7 +51,7 @@ def rows_written(fd: int, at: int, wanted: Sequence[bytes]) -> list[bytes]:
     return found
 
 
-def _says_the_same(there: bytes, rows: bytes) -> int:
+def _says_the_same(there: bytes, rows: bytes, alias: Mapping[str, str]) -> int:
     """Return how many bytes of `there` have the meaning of `rows`; 0 where they have another.
 
     Time zone and unit may differ from those when a row was written, and the length with them.
@@ -42,12 +60,16 @@ def _says_the_same(there: bytes, rows: bytes) -> int:
         return len(rows)
     wanted = rows.splitlines(keepends=True)
     found = there.splitlines(keepends=True)[: len(wanted)]
-    same = len(found) == len(wanted) and all(map(_is_same_row, found, wanted))
+    same = len(found) == len(wanted) and all(_is_same_row(*rows, alias) for rows in zip(found, wanted, strict=True))
     return sum(map(len, found)) if same else 0
 
 
-def _is_same_row(one: bytes, other: bytes) -> bool:
-    return one.endswith(b"\n") and meaning(one) == meaning(other)
+def _is_same_row(one: bytes, other: bytes, alias: Mapping[str, str]) -> bool:
+    return one.endswith(b"\n") and _under_one_name(meaning(one), alias) == _under_one_name(meaning(other), alias)
+
+
+def _under_one_name(said: Any, alias: Mapping[str, str]) -> Any:
+    return (said[0], alias.get(said[1], said[1]), *said[2:]) if isinstance(said, tuple) else said
 
 
 def meaning(row: bytes) -> Any:
@@ -101,11 +123,15 @@ def _unit(units: Mapping[str, str], name: str) -> str:
 
 def cell(text: str) -> str:
     """Return a text as a CSV cell (RFC 4180) that no spreadsheet takes for a formula."""
-    if text.startswith(("=", "+", "-", "@", "\t", "\r")):
-        text = "'" + text
+    text = guarded(text)
     if any(mark in text for mark in ',"\r\n'):
         text = '"' + text.replace('"', '""') + '"'
     return text
+
+
+def guarded(text: str) -> str:
+    """Return a text that no spreadsheet takes for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def log_name(time_ms: int) -> str:

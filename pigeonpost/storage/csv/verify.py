@@ -9,6 +9,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from types import MappingProxyType
 from typing import Any
 
 from pigeonpost.core.clock import Clock, parse_rfc3339
@@ -22,6 +23,7 @@ from pigeonpost.storage.csv.format import (
     log_rows,
     logged_rows,
     meaning,
+    names_as_one,
     rows_written,
 )
 from pigeonpost.storage.models import LogMark, SampleBatch, StoredSample
@@ -45,17 +47,20 @@ class Tally:
 class LogTally(Tally):
     """Tally of CSV logs. Its methods yield one line per fault while they count."""
 
-    def __init__(self, expired_ms: Mapping[str, int]) -> None:
-        """expired_ms: node to the time up to which its readings are not counted"""
+    def __init__(self, expired_ms: Mapping[str, int], alias: Mapping[str, str] = MappingProxyType({})) -> None:
+        """
+        expired_ms  node to the time up to which its readings are not counted
+        alias       of nodes that were renamed each name that they had, to the one under which they are counted
+        """
         super().__init__()
-        self._expired_ms = expired_ms
+        self._expired_ms, self._alias = expired_ms, alias
 
     def count_log(self, path: str, mark: LogMark | None, owed: Sequence[bytes]) -> Iterator[str]:
         """Count the readings of one log; where rows are owed to it, as it will be after the next start."""
         name = os.path.basename(path)
         with open(path, "rb") as log:
             if mark is not None and os.fstat(log.fileno()).st_size >= mark.size:
-                found = rows_written(log.fileno(), mark.size, owed)
+                found = rows_written(log.fileno(), mark.size, owed, self._alias)
                 rest = b"".join(owed[len(found) :])
                 behind = os.pread(log.fileno(), len(rest) + 1, mark.size + sum(map(len, found)))
                 if is_left_by_crash(behind, rest):
@@ -71,8 +76,11 @@ class LogTally(Tally):
                 yield f"{name}: a torn row: {line.decode(errors='replace').strip()[:60]!r}"
             elif said[2] == "gap" and b"samples " in line:
                 self.gaps += 1
-            elif said[0] > self._expired_ms.get(said[1], 0):
-                self.add(said)
+            else:
+                time_ms, node, *rest = said
+                node = self._alias.get(node, node)
+                if time_ms > self._expired_ms.get(node, 0):
+                    self.add((time_ms, node, *rest))
 
 
 def verify_logs(folder: str, store: Store) -> Iterator[str]:
@@ -80,8 +88,9 @@ def verify_logs(folder: str, store: Store) -> Iterator[str]:
 
     What a crash of the last run kept out of its log is no fault: the next start writes it there.
     """
-    expired_ms = _expired(store)
-    written, stored = LogTally(expired_ms), Tally()
+    alias = names_as_one(store.node_records().former)
+    expired_ms = _expired(store, alias)
+    written, stored = LogTally(expired_ms, alias), Tally()
     mark = store.log_mark()
     for name in logs_in(folder):
         owed = list(_owed(store, mark)) if mark is not None and mark.name == name else []
@@ -89,8 +98,9 @@ def verify_logs(folder: str, store: Store) -> Iterator[str]:
     if mark is not None and mark.name not in logs_in(folder):
         yield from written.count_lines(mark.name, _owed(store, mark))
     for point in store.own_samples():
-        for sensor, value in point.values.items() if point.time_ms > expired_ms[point.node] else ():
-            stored.add((point.time_ms, point.node, sensor, "" if value is None else repr(value)))
+        node = alias.get(point.node, point.node)
+        for sensor, value in point.values.items() if point.time_ms > expired_ms[node] else ():
+            stored.add((point.time_ms, node, sensor, "" if value is None else repr(value)))
     if (written.readings, written.sum) != (stored.readings, stored.sum):
         yield (
             f"the logs hold {written.readings} readings and the store {stored.readings};"
@@ -100,9 +110,13 @@ def verify_logs(folder: str, store: Store) -> Iterator[str]:
         yield f"the logs tell of {written.gaps} gaps and the store of {gaps}"
 
 
-def _expired(store: Store) -> Mapping[str, int]:
+def _expired(store: Store, alias: Mapping[str, str]) -> Mapping[str, int]:
     """Return the time up to which samples of each node may have been deleted as expired."""
-    return {node["name"]: node.get("kept_from_ms", 0) for node in store.nodes()}
+    found: dict[str, int] = {}
+    for node in store.nodes():
+        name = alias.get(node["name"], node["name"])
+        found[name] = max(found.get(name, 0), node.get("kept_from_ms", 0))
+    return found
 
 
 def _owed(store: Store, mark: LogMark) -> Iterator[bytes]:

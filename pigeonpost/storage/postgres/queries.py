@@ -16,12 +16,14 @@ from pigeonpost.storage.models import (
     HighWaterMark,
     LogEntry,
     LogMark,
+    NodeRecords,
     NodeUsage,
     Rollup,
     SampleBatch,
     StoredSample,
     Window,
 )
+from pigeonpost.storage.node_records import RecordTables
 from pigeonpost.storage.postgres import rollups as statistics
 from pigeonpost.storage.postgres.pool import PostgresConnection
 from pigeonpost.storage.shapes import ShapeNames
@@ -33,10 +35,13 @@ _AT_ONCE = 5_000  # rows that are fetched of a long answer
 class Reader(Store):
     """The part of the Store interface that any thread may call."""
 
+    is_shared = True
+
     def __init__(self, link: PostgresConnection) -> None:
         self._link = link
         self._server = -1  # this server's number in the database; -1: it has stored nothing yet
         self._shape_names = ShapeNames("%s")
+        self._records = RecordTables("%s")
         self.identity = ""
 
     def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, HighWaterMark]]:
@@ -62,6 +67,10 @@ class Reader(Store):
                 (node, most),
             ).fetchall()
         return {name for (name,) in rows}
+
+    def node_records(self) -> NodeRecords:
+        with self._link.reading() as db:
+            return self._records.read(db)
 
     def log_mark(self) -> LogMark | None:
         with self._link.reading() as db:

@@ -15,8 +15,19 @@ from typing import Any
 from pigeonpost.core.errors import SettingsError
 
 SCHEMA = "pigeonpost"
-VERSION = 1
+VERSION = 2
 OLDEST = 130_000  # of PostgreSQL: gen_random_uuid() came with it
+
+# What version 2 has more: since when a node is retired; what it was called, until when (both ms since 1970), and if
+# another node may have that name now; what people see in place of a sensor's name. New tables alone: the role of the
+# servers may make these.
+_RECORDS = """\
+CREATE TABLE IF NOT EXISTS retired (node int PRIMARY KEY, at bigint NOT NULL);
+CREATE TABLE IF NOT EXISTS former_names (
+    name text, node int, until bigint NOT NULL, released int NOT NULL, PRIMARY KEY (name, node)
+);
+CREATE TABLE IF NOT EXISTS labels (node int, sensor text, label text NOT NULL, PRIMARY KEY (node, sensor));
+"""
 
 SCRIPT = f"""\
 -- The tables of Pigeonpost, for PostgreSQL 13 or newer. A server makes them by itself where it may;
@@ -91,6 +102,8 @@ CREATE VIEW readings AS
     CROSS JOIN json_array_elements_text(p.names::json) WITH ORDINALITY AS j (sensor, place)
     LEFT JOIN sensors u ON u.node = s.node AND u.name = j.sensor;
 
+-- What operators have said of nodes: retired, renamed, labels of sensors.
+{_RECORDS}
 -- A sample is there once. Where TimescaleDB cuts the table into weeks, a key must hold the time too; the rows of
 -- `epochs` then see to it alone.
 DO $do$
@@ -122,11 +135,23 @@ def bring_up_to_date(db: Any) -> None:
             db.execute(_ALONE)
             if not _is_made(db):
                 db.execute(SCRIPT)
-    refuse_newer(db)
+    if refuse_newer(db) < VERSION:
+        with db.transaction():
+            db.execute(_ALONE)
+            db.execute(f"SET LOCAL search_path = {SCHEMA}; {_RECORDS}")
+            db.execute(f"UPDATE {SCHEMA}.meta SET value = '{VERSION}' WHERE key = 'version'")
 
 
-def refuse_newer(db: Any) -> None:
-    """Raise SettingsError when the tables are those of a newer program, or missing."""
+def refuse_other(db: Any) -> None:
+    """Raise SettingsError when the tables are missing, or not of this program's version: for read-only use."""
+    if refuse_newer(db) < VERSION:
+        raise SettingsError(
+            "the database was made by an older Pigeonpost: start this one's server once, which brings it up to date"
+        )
+
+
+def refuse_newer(db: Any) -> int:
+    """Return the version of the tables. Raises SettingsError when it is a newer program's, or they are missing."""
     if not _is_made(db):
         raise SettingsError(
             "the database has no tables of Pigeonpost yet: start a server on it, or `control.py schema`"
@@ -137,6 +162,7 @@ def refuse_newer(db: Any) -> None:
             f"the database was made by a newer Pigeonpost (format {version}; this one knows {VERSION}):"
             " use that program, or another database"
         )
+    return int(version)
 
 
 def check_server(db: Any) -> None:

@@ -29,11 +29,12 @@ from typing import Any
 from pigeonpost.core.data_folder import SERVER_ID
 from pigeonpost.core.errors import DiskError, InUse, NotStored, StoreDamaged
 from pigeonpost.core.files import replace_file
+from pigeonpost.storage.contract import FormerNamesUsed
 from pigeonpost.storage.models import SPANS_MS, EpochCommit, HighWaterMark, LogMark, Rollup, SampleBatch, Window
 from pigeonpost.storage.postgres import rollups as statistics
 from pigeonpost.storage.postgres.pool import PostgresConnection, words_of
 from pigeonpost.storage.postgres.queries import Reader
-from pigeonpost.storage.postgres.schema import bring_up_to_date, refuse_newer
+from pigeonpost.storage.postgres.schema import bring_up_to_date, refuse_other
 from pigeonpost.storage.shapes import ShapeIds, StoredUnits
 from protocol import Gap
 
@@ -96,7 +97,7 @@ class PostgresStore(Reader):
 
     def _look(self) -> None:
         with self._link.reading() as db:
-            refuse_newer(db)
+            refuse_other(db)
             self._learn_who(db)
 
     def _writer(self) -> Any:
@@ -194,16 +195,19 @@ class PostgresStore(Reader):
         names = sorted({node for node, _ in wanted})
         new = [name for name in names if name not in self._nodes]
         if new:
-            self._db.execute(
+            made = self._db.execute(
                 "INSERT INTO nodes (name) SELECT k.name FROM unnest(%s::text[]) k (name)"
-                " WHERE NOT EXISTS (SELECT FROM nodes n WHERE n.name = k.name) ON CONFLICT DO NOTHING",
+                " WHERE NOT EXISTS (SELECT FROM nodes n WHERE n.name = k.name) ON CONFLICT DO NOTHING RETURNING name",
                 (new,),
-            )
-        self._nodes.update(
-            self._db.execute(
-                "SELECT name, id FROM nodes WHERE name = ANY(%s) ORDER BY name FOR NO KEY UPDATE", (names,)
             ).fetchall()
-        )
+            if made and (former := self._records.unreleased(self._db, [name for (name,) in made])):
+                raise FormerNamesUsed(former)
+        locked = self._db.execute(
+            "SELECT name, id FROM nodes WHERE name = ANY(%s) ORDER BY name FOR NO KEY UPDATE", (names,)
+        ).fetchall()
+        if len(locked) < len(names):  # renamed since they were learned
+            raise FormerNamesUsed({*names}.difference(name for name, _ in locked))
+        self._nodes.update(locked)
         known = self._db.execute(
             "SELECT k.place, e.id, e.seq, e.up"
             " FROM unnest(%s::int[], %s::text[]) WITH ORDINALITY k (node, epoch, place)"
@@ -378,19 +382,39 @@ class PostgresStore(Reader):
 
     def replace_rollups(self, window: Window, summaries: Mapping[str, Rollup]) -> None:
         with self._link.our_errors():
-            statistics.put(self._db, self._hold_node(window.node), window, summaries)
+            if (node := self._hold_node(window.node)) is not None:
+                statistics.put(self._db, node, window, summaries)
 
     def merge_late_rollups(self, window: Window, parts: Mapping[int, Mapping[str, list[Rollup]]]) -> bool:
         with self._link.our_errors():
-            return statistics.merge_late_rollups(self._db, self._hold_node(window.node), window, parts)
+            node = self._hold_node(window.node)
+            return node is not None and statistics.merge_late_rollups(self._db, node, window, parts)
 
     def delete_expired(self, before_ms: int, most: int) -> int:
         with self._link.our_errors():
             return statistics.delete_expired(self._db, before_ms, most)
 
-    def _hold_node(self, name: str) -> int:
-        (id,) = self._db.execute("SELECT id FROM nodes WHERE name = %s FOR NO KEY UPDATE", (name,)).fetchone()
-        return int(id)
+    def rename(self, node: str, new: str, now_ms: int) -> None:
+        with self._link.our_errors():
+            self._forget_learned()  # its caches know nodes by their names
+            self._records.rename(self._db, node, new, now_ms)
+
+    def release(self, name: str) -> None:
+        with self._link.our_errors():
+            self._records.release(self._db, name)
+
+    def retire(self, node: str, at_ms: int | None) -> None:
+        with self._link.our_errors():
+            self._records.retire(self._db, node, at_ms)
+
+    def relabel(self, node: str, sensor: str, label: str) -> None:
+        with self._link.our_errors():
+            self._records.relabel(self._db, node, sensor, _storable(label))
+
+    def _hold_node(self, name: str) -> int | None:
+        """Lock a node's row. Returns its id; None where there is none of that name: it was renamed."""
+        row = self._db.execute("SELECT id FROM nodes WHERE name = %s FOR NO KEY UPDATE", (name,)).fetchone()
+        return int(row[0]) if row else None
 
 
 _NULL = r"\N"  # as COPY writes it

@@ -27,7 +27,10 @@ PIECE_ROWS = 1000  # read at once by the check in pieces: some milliseconds
 _COMPARED_EPOCHS = 100_000  # the newest ones, in which a WAL of another file shows
 _WAL_HEAD_BYTES = 32
 # Read wholly at each start. All others grow with the samples, and are read in pieces.
-_SMALL = ("sqlite_schema", "meta", "nodes", "outboxes", "epochs", "sensors", "shapes", "logs", "filings", "gaps")
+_SMALL = (
+    "sqlite_schema", "meta", "nodes", "outboxes", "epochs", "sensors", "shapes", "logs", "filings", "gaps", "retired",
+    "former_names", "labels",
+)  # fmt: skip
 _LARGE = {
     "summaries": ("node", "sensor", "span", '"end"'),
     "unsummed": ("node", "span", '"end"'),
@@ -226,6 +229,10 @@ _SENSE = {
     "logs: a row without a size": "SELECT 1 FROM logs WHERE typeof(name) != 'text' OR typeof(size) != 'integer' OR"
     " typeof(tail) != 'integer' OR typeof(filed) != 'integer'",
     "filings: a row without its epoch": "SELECT 1 FROM filings WHERE epoch NOT IN (SELECT id FROM epochs)",
+    "former_names: a row without a name or time": "SELECT 1 FROM former_names WHERE typeof(name) != 'text' OR"
+    " typeof(until) != 'integer'",
+    "retired: a row without a time": "SELECT 1 FROM retired WHERE typeof(at) != 'integer'",
+    "labels: a row without a text": "SELECT 1 FROM labels WHERE typeof(sensor) != 'text' OR typeof(label) != 'text'",
 }  # fmt: skip
 
 

@@ -115,6 +115,8 @@ def dirty_windows(db: sqlite3.Connection, before_ms: int, most: int) -> list[Win
 def put(db: sqlite3.Connection, marks: DirtyWindows, window: Window, found: Mapping[str, Rollup]) -> None:
     """Replace the rollups of a window, for Store.replace_rollups."""
     (node,) = db.execute(f"SELECT {_NODE}", (window.node,)).fetchone()
+    if node is None:
+        return  # renamed since `dirty_windows`, which finds the window again
     key = node, window.span_ms, window.end_ms
     sensors = [name for (name,) in db.execute("SELECT name FROM sensors WHERE node = ?", (node,))]
     db.executemany(
@@ -134,6 +136,8 @@ def merge_late_rollups(
 ) -> bool:
     """Merge late samples into the rollups of an hour, for Store.merge_late_rollups."""
     (node,) = db.execute(f"SELECT {_NODE}", (window.node,)).fetchone()
+    if node is None:
+        return False  # renamed since `dirty_windows`
     start, end = window.end_ms - window.span_ms, window.end_ms
     keys: list[Key] = [
         (node, span, key_end)

@@ -16,7 +16,7 @@ from pigeonpost.core.errors import SettingsError, StoreDamaged
 from pigeonpost.core.files import give_to_owner, sync_folder
 from pigeonpost.storage.sqlite.integrity import damage_text, has_rows, refuse_empty, refuse_foreign_wal, start_faults
 
-VERSION = 2  # PRAGMA user_version
+VERSION = 3  # PRAGMA user_version
 _MOST_VERSIONS = 1000  # a number above is none of a newer program, but damage
 
 _FIRST = """
@@ -76,7 +76,16 @@ ALTER TABLE epochs ADD COLUMN forgotten INTEGER NOT NULL DEFAULT 0;
 INSERT OR IGNORE INTO unsummed SELECT node, 600000, (time + 599999) / 600000 * 600000 FROM samples;
 INSERT OR IGNORE INTO unsummed SELECT node, 3600000, ("end" + 3599999) / 3600000 * 3600000 FROM unsummed;
 """
-_STEPS = (_FIRST, _STATISTICS)  # what each version adds to the one before
+_RECORDS = """
+-- What operators have said: since when a node is retired; what it was called, until when (both ms since 1970), and
+-- whether another node may have that name now; what people see in place of a sensor's name.
+CREATE TABLE retired (node INTEGER PRIMARY KEY, at INTEGER NOT NULL);
+CREATE TABLE former_names (
+    name TEXT, node INTEGER, until INTEGER NOT NULL, released INTEGER NOT NULL, PRIMARY KEY (name, node)
+) WITHOUT ROWID;
+CREATE TABLE labels (node INTEGER, sensor TEXT, label TEXT NOT NULL, PRIMARY KEY (node, sensor)) WITHOUT ROWID;
+"""
+_STEPS = (_FIRST, _STATISTICS, _RECORDS)  # what each version adds to the one before
 
 
 def make_tables(db: sqlite3.Connection) -> None:

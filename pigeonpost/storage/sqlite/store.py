@@ -37,16 +37,18 @@ from pigeonpost.storage.models import (
     HighWaterMark,
     LogEntry,
     LogMark,
+    NodeRecords,
     NodeUsage,
     Rollup,
     SampleBatch,
     StoredSample,
     Window,
 )
+from pigeonpost.storage.node_records import RecordTables
 from pigeonpost.storage.shapes import ShapeIds, ShapeNames, StoredUnits
-from pigeonpost.storage.sqlite import counts, integrity, rollups, wal
+from pigeonpost.storage.sqlite import counts, integrity, queries, rollups, wal
 from pigeonpost.storage.sqlite.schema import bring_up_to_date, make_tables, refuse_headless, refuse_other
-from protocol import Gap, Sample
+from protocol import Gap
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +79,7 @@ class SqliteStore(Store):
         self._room = threading.Semaphore(_MOST_READERS)
         self._marks = rollups.DirtyWindows()
         self._shape_names = ShapeNames("?")
+        self._records = RecordTables("?")
         self._files: wal.OpenFiles | None = None
         self._forget()
         integrity.refuse_empty(folder)
@@ -134,7 +137,7 @@ class SqliteStore(Store):
             self._db.execute("BEGIN IMMEDIATE")
             self._marks.begin()
             try:
-                yield {key: mark for key in epochs if (mark := _mark(self._db, *key))}
+                yield {key: mark for key in epochs if (mark := queries.mark(self._db, *key))}
                 self._db.execute("COMMIT")
             except BaseException:
                 self._forget()
@@ -247,6 +250,19 @@ class SqliteStore(Store):
     def delete_expired(self, before_ms: int, most: int) -> int:
         return rollups.delete_expired(self._db, before_ms, most)
 
+    def rename(self, node: str, new: str, now_ms: int) -> None:
+        self._forget()  # its caches know nodes by their names
+        self._records.rename(self._db, node, new, now_ms)
+
+    def release(self, name: str) -> None:
+        self._records.release(self._db, name)
+
+    def retire(self, node: str, at_ms: int | None) -> None:
+        self._records.retire(self._db, node, at_ms)
+
+    def relabel(self, node: str, sensor: str, label: str) -> None:
+        self._records.relabel(self._db, node, sensor, label)
+
     def close(self) -> None:
         for db in self._idle:
             db.close()
@@ -259,7 +275,7 @@ class SqliteStore(Store):
             top = db.execute(
                 "SELECT top FROM outboxes JOIN nodes ON id = node WHERE name = ? AND outbox = ?", (node, outbox)
             ).fetchone()
-            return top[0] if top else 0, {e: mark for e in epochs if (mark := _mark(db, node, e))}
+            return top[0] if top else 0, {e: mark for e in epochs if (mark := queries.mark(db, node, e))}
 
     def log_mark(self) -> LogMark | None:
         with self._reading() as db:
@@ -271,30 +287,8 @@ class SqliteStore(Store):
             owed = db.execute("SELECT id FROM filings WHERE id > ? ORDER BY id", (filed,)).fetchall()
         for (id,) in owed:  # one at a time: there may be many, and no cursor stays open meanwhile
             with self._reading() as db:
-                logged = self._logged(db, id)
+                logged = queries.logged(db, id)
             yield logged
-
-    def _logged(self, db: sqlite3.Connection, id: int) -> LogEntry:
-        node, name, epoch, code, first, last, low, high, gap = db.execute(
-            "SELECT n.id, n.name, e.id, e.epoch, f.first, f.last, f.low, f.high, f.gap FROM filings f"
-            " JOIN epochs e ON e.id = f.epoch JOIN nodes n ON n.id = e.node WHERE f.id = ?",
-            (id,),
-        ).fetchone()
-        units = dict(db.execute("SELECT name, unit FROM sensors WHERE node = ?", (node,)))
-        if gap is not None:
-            *gap, noted_ms = db.execute(
-                "SELECT first, last, before, why, noted FROM gaps WHERE id = ?", (gap,)
-            ).fetchone()
-            return LogEntry(id, name, code, Gap(*gap), noted_ms, units)
-        samples = [
-            Sample(seq, time_ms, 0, dict(zip(json.loads(names), json.loads(values))), {}, clock or "")
-            for seq, time_ms, names, values, clock in db.execute(
-                'SELECT s.seq, s.time, p.names, s."values", s.clock FROM samples s JOIN shapes p ON p.id = s.shape'
-                " WHERE s.node = ? AND s.time BETWEEN ? AND ? AND s.epoch = ? AND s.seq BETWEEN ? AND ? ORDER BY s.seq",
-                (node, low, high, epoch, first, last),
-            )
-        ]
-        return LogEntry(id, name, code, SampleBatch(samples), 0, units)
 
     def nodes(self) -> list[dict[str, Any]]:
         with self._reading() as db:
@@ -349,12 +343,11 @@ class SqliteStore(Store):
 
     def gaps(self, limit: int) -> list[dict[str, Any]]:
         with self._reading() as db:
-            rows = db.execute(
-                "SELECT n.name, e.epoch, g.first, g.last, g.before, g.why, g.noted FROM gaps g"
-                " JOIN epochs e ON e.id = g.epoch JOIN nodes n ON n.id = e.node ORDER BY g.id DESC LIMIT ?",
-                (limit,),
-            ).fetchall()
-        return [dict(zip(("node", "epoch", "from", "to", "before", "why", "noted_ms"), row)) for row in rows]
+            return queries.gaps(db, limit)
+
+    def node_records(self) -> NodeRecords:
+        with self._reading() as db:
+            return self._records.read(db)
 
     def every_sample(self) -> Iterator[StoredSample]:
         with self._reading() as db:
@@ -440,10 +433,3 @@ class SqliteStore(Store):
             text = f"{self._path}: {error}; `dmesg` says what the disk did"
             self.on_damage(text)
             raise DiskError(text) from error
-
-
-def _mark(db: sqlite3.Connection, node: str, epoch: str) -> HighWaterMark | None:
-    row = db.execute(
-        "SELECT seq, up FROM epochs WHERE node = (SELECT id FROM nodes WHERE name = ?) AND epoch = ?", (node, epoch)
-    ).fetchone()
-    return HighWaterMark(*row) if row else None

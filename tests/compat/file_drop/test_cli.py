@@ -140,7 +140,7 @@ class ToOurs(Case):
         self.assertEqual(len(files(self.house.folder)), 2)
 
     def house_sessions(self):
-        end = next(endpoint.answer.__self__ for _, endpoint in self.house.web._endpoints if endpoint.path == "/")
+        end = next(endpoint.answer.__self__ for _, endpoint in self.house.web.routes.endpoints if endpoint.path == "/")
         return end._sessions
 
     def test_the_same_name_put_away_twice(self):

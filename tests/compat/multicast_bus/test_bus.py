@@ -338,7 +338,7 @@ class Defaults(unittest.TestCase):
 
 class MakingNodes(unittest.TestCase):
     def make(self, old=None, **given):
-        outbox = Outbox(Ring("/card", 64, 128, MemoryDisk()), BOOT)
+        outbox = Outbox(Ring("/card", 64, 256, MemoryDisk()), BOOT)
         self.info = Facts("temperature", "light")
         with mock.patch(
             "pigeonpost.compat.multicast_bus.component.load",

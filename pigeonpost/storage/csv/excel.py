@@ -1,0 +1,79 @@
+"""CSV for Excel and other spreadsheets, made of the CSV of the logs and exports.
+
+Excel takes a CSV file without a byte order mark for one of its old code pages, a time in RFC 3339 for a text, and reads
+numbers and columns as the region of its machine has them: where decimals have a comma, columns end with semicolons. So
+here: UTF-8 with a mark, CRLF, local times as `2026-11-20 16:36:10`, which every region takes for a date, and texts
+that no spreadsheet takes for a formula. Parts of seconds are left out: with them a time is a text in many regions.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import time
+from collections.abc import Iterable, Iterator
+
+from pigeonpost.core.clock import parse_rfc3339
+from pigeonpost.storage.csv.format import guarded
+
+MARK = "\ufeff"
+MOST_ROWS = 1_048_576  # of a sheet; https://support.microsoft.com, "Excel specifications and limits"
+# Languages of browsers in whose regions the decimal mark is a comma (Unicode CLDR, symbols-numberSystem-latn).
+_WITH_COMMA = frozenset((
+    "af", "be", "bg", "bs", "ca", "cs", "da", "de", "el", "es", "et", "eu", "fi", "fo", "fr", "gl", "hr", "hu", "hy",
+    "id", "is", "it", "ka", "kk", "lt", "lv", "mk", "nb", "nl", "nn", "no", "pl", "pt", "ro", "ru", "sk", "sl", "sq",
+    "sr", "sv", "tr", "uk", "uz", "vi",
+))  # fmt: skip
+_WITH_POINT = frozenset(("de-ch", "de-li", "it-ch", "es-mx", "es-us", "es-pr", "es-gt", "es-hn", "es-ni", "es-pa"))
+_NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?").fullmatch
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]{8,16}(?:Z|[+-][0-9]{2}:[0-9]{2})").fullmatch
+
+
+def has_comma(languages: str) -> bool:
+    """Return True if the first of a browser's languages (Accept-Language) writes decimals with a comma."""
+    first = languages.split(",")[0].split(";")[0].strip().lower()
+    return first not in _WITH_POINT and first.partition("-")[0] in _WITH_COMMA
+
+
+def for_excel(texts: Iterable[str], comma: bool) -> Iterator[str]:
+    """Yield whole lines of CSV as Excel reads them.
+
+    texts  the same as the logs have it, each of them whole lines
+    comma  decimals have a comma, and columns end with semicolons
+    """
+    between = ";" if comma else ","
+    yield MARK
+    times: dict[str, str] = {}  # of the last row: those of one sample follow each other
+    for text in texts:
+        lines = []
+        for line in text.removesuffix("\n").split("\n"):
+            cells = _cells(line)
+            if cells and cells[0] not in times:
+                times = {cells[0]: _cell(cells[0], between)}
+            lines.append(between.join([times[cell] if cell in times else _cell(cell, between) for cell in cells]))
+        yield "\r\n".join([*lines, ""])
+
+
+def _cells(line: str) -> list[str]:
+    if '"' not in line:
+        return line.split(",")
+    try:
+        return next(csv.reader([line]))
+    except csv.Error:  # a torn row: as it stands
+        return [line]
+
+
+def _cell(text: str, between: str) -> str:
+    if _NUMBER(text):
+        return text.replace(".", ",") if between == ";" else text
+    if _TIME(text):
+        return _local(text)
+    text = guarded(" ".join(text.splitlines()))
+    return '"' + text.replace('"', '""') + '"' if between in text or '"' in text else text
+
+
+def _local(text: str) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(parse_rfc3339(text) // 1000))
+    except (ValueError, OverflowError, OSError):  # no date that there is: as it stands
+        return text

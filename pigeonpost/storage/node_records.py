@@ -1,0 +1,88 @@
+"""Records of what operators have said of nodes: the SQL, which is the same for SQLite and PostgreSQL.
+
+Functions on an open connection; those that change something run within a transaction of the writer. Errors: those of
+the database; LookupError for a node without stored data, ValueError for a new name that is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from pigeonpost.storage.models import FormerName, NodeRecords
+
+
+class RecordTables:
+    """The tables `retired`, `former_names` and `labels`."""
+
+    def __init__(self, parameter: str) -> None:
+        """parameter: how the database writes a parameter in SQL"""
+        self._parameter = parameter
+
+    def read(self, db: Any) -> NodeRecords:
+        """Return all of it, for Store.node_records."""
+        former = self._rows(
+            db,
+            # A name that another node has by now was taken by a token of its own, or by a release.
+            "SELECT f.name, n.name, f.until, CASE WHEN o.id IS NULL THEN f.released ELSE 1 END"
+            " FROM former_names f JOIN nodes n ON n.id = f.node LEFT JOIN nodes o ON o.name = f.name"
+            " ORDER BY f.until, f.name, n.name",
+        )
+        retired = self._rows(db, "SELECT n.name, r.at FROM retired r JOIN nodes n ON n.id = r.node")
+        labels = self._rows(db, "SELECT n.name, l.sensor, l.label FROM labels l JOIN nodes n ON n.id = l.node")
+        return NodeRecords(
+            [FormerName(name, node, until_ms, bool(released)) for name, node, until_ms, released in former],
+            dict(retired),
+            {(node, sensor): label for node, sensor, label in labels},
+        )
+
+    def unreleased(self, db: Any, names: Collection[str]) -> set[str]:
+        """Return which of these names are former ones that no other node may have yet."""
+        rows = self._rows(db, "SELECT DISTINCT name FROM former_names WHERE released = 0")
+        return {name for (name,) in rows if name in names}
+
+    def rename(self, db: Any, node: str, new: str, now_ms: int) -> None:
+        """Give a node another name, for Store.rename."""
+        id = self._id(db, node)
+        if self._rows(db, "SELECT id FROM nodes WHERE name = ?", new):
+            raise ValueError(f"something of a node {new} is stored")
+        self._run(db, "UPDATE nodes SET name = ? WHERE id = ?", new, id)
+        self._run(db, "DELETE FROM former_names WHERE name = ? AND node = ?", new, id)
+        self.release(db, node)  # of those that had it before: the clock does not tell whose name it was last
+        self._run(
+            db,
+            "INSERT INTO former_names (name, node, until, released) VALUES (?, ?, ?, 0)"
+            " ON CONFLICT (name, node) DO UPDATE SET until = excluded.until, released = 0",
+            node, id, now_ms,
+        )  # fmt: skip
+
+    def release(self, db: Any, name: str) -> None:
+        """Release a former name, for Store.release."""
+        self._run(db, "UPDATE former_names SET released = 1 WHERE name = ?", name)
+
+    def retire(self, db: Any, node: str, at_ms: int | None) -> None:
+        """Record or undo a retirement, for Store.retire."""
+        id = self._id(db, node)
+        self._run(db, "DELETE FROM retired WHERE node = ?", id)
+        if at_ms is not None:
+            self._run(db, "INSERT INTO retired (node, at) VALUES (?, ?)", id, at_ms)
+
+    def relabel(self, db: Any, node: str, sensor: str, label: str) -> None:
+        """Record the label of a sensor, for Store.relabel."""
+        id = self._id(db, node)
+        self._run(db, "DELETE FROM labels WHERE node = ? AND sensor = ?", id, sensor)
+        if label:
+            self._run(db, "INSERT INTO labels (node, sensor, label) VALUES (?, ?, ?)", id, sensor, label)
+
+    def _id(self, db: Any, node: str) -> int:
+        rows = self._rows(db, "SELECT id FROM nodes WHERE name = ?", node)
+        if not rows:
+            raise LookupError(f"nothing of a node {node} is stored")
+        return int(rows[0][0])
+
+    def _rows(self, db: Any, query: str, *values: Any) -> list[Any]:
+        found: list[Any] = self._run(db, query, *values).fetchall()
+        return found
+
+    def _run(self, db: Any, query: str, *values: Any) -> Any:
+        return db.execute(query.replace("?", self._parameter), values)

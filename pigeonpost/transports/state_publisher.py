@@ -1,0 +1,43 @@
+"""The RedisPublisher as the settings ask for it, with the states of nodes and of the bus that it publishes as well.
+
+redis_publisher is imported only then: what is switched off costs nothing. Errors: those of storage.redis_publisher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pigeonpost.core.errors import MissingLibrary
+from pigeonpost.transports import registry
+
+if TYPE_CHECKING:
+    from pigeonpost.transports.contract import ServerContext, Transport
+
+
+def make_publisher(context: ServerContext, transports: Mapping[str, Transport]) -> dict[str, Any]:
+    """Make the RedisPublisher, if Redis is set; by its name, "redis"."""
+    if not context.settings["redis", "url"]:
+        return {}
+    from pigeonpost.storage.redis_publisher import RedisPublisher
+
+    def nodes() -> dict[str, dict[str, Any]]:
+        states = [link.state for link in list(context.links)]
+        return {
+            state.name: {
+                "IsActive": bool(state.connected and state.on), "ITimestamp": state.checked_ms,
+                "TDuration": state.round_trip_ms,
+            } for state in states
+        }  # fmt: skip
+
+    def others() -> dict[str, Any]:
+        report = transports["bus"].report() if "bus" in transports else None
+        return dict((report or {}).get("codifiers", {}))
+
+    url, prefix = context.settings["redis", "url"], context.settings["redis", "prefix"]
+    try:
+        publisher = RedisPublisher(url, prefix, context.name, context.clock, context.store, nodes, others)
+    except MissingLibrary as error:  # a mirror: the store has everything
+        return {"redis": registry.without_library(error)}
+    context.ingestor.subscribe(publisher.on_commit)
+    return {"redis": publisher}

@@ -8,14 +8,14 @@ Errors: SettingsError when an address cannot be bound; HTTPError for requests, s
 from __future__ import annotations
 
 import importlib.resources
-import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pigeonpost.core.addresses import join_address
 from pigeonpost.core.errors import PigeonpostError, SettingsError
+from pigeonpost.http.credentials import may_use_any_name
 from pigeonpost.http.message import BODY_BYTES, JSON, BodyConsumer, Endpoint, HTTPError, Request, Response, form_of
 from pigeonpost.server.event_log import EventLog
 from pigeonpost.server.recent_cache import RecentCache
@@ -24,17 +24,24 @@ from pigeonpost.views import (
     api,
     csv_logs,
     dashboard,
+    exit_page,
     gaps_and_events,
+    help_page,
     login,
     metrics,
     node,
     node_actions,
+    operators,
+    preferences_page,
 )
 from pigeonpost.views.chart import Charts
 from pigeonpost.views.chart_page import ChartPage
 from pigeonpost.views.context import TABLE_FORMS, RequestContext, Route, WebContext
+from pigeonpost.views.excel import as_excel, is_wanted
 from pigeonpost.views.html import see_other
 from pigeonpost.views.models import StatusSnapshot
+from pigeonpost.views.preferences import PreferenceStore
+from pigeonpost.views.routing import RouteTable
 from pigeonpost.views.saved_charts import SavedCharts
 from pigeonpost.views.sensor import SensorPages
 from pigeonpost.views.snapshot import SnapshotBuilder
@@ -42,19 +49,17 @@ from pigeonpost.views.sse import EventStream
 from pigeonpost.views.statistics import StatisticsReader
 from pigeonpost.web.access import LOCAL, NOBODY, AccessControl, Principal
 from pigeonpost.web.connection_limits import Connections, Limits
+from pigeonpost.web.host_names import HostNames
 from pigeonpost.web.http_server import RequestHandler
 from pigeonpost.web.listener import Listener
+from pigeonpost.web.prefix import placed
+from pigeonpost.web.proxies import Proxies
 
 if TYPE_CHECKING:
     from pigeonpost.web.tls import Tls
 
 _PASSWORD_BYTES = 16 << 10  # a form with the longest password, every letter of it as %XX
 _KEPT_PAGES = 64
-# Addresses of routes whose clients cannot use a login page: those with these endings, and two more. A button of a page
-# opens the log, so its address is for browsers.
-_DATA_FORMS = (".json", ".csv", ".svg")
-_ALSO_FOR_PROGRAMS = {"/events", "/metrics"}
-_FOR_BROWSERS = {"/log.csv"}
 _POLL_S = 0.2  # how soon a listener sees that it is to stop
 
 
@@ -64,6 +69,17 @@ class PageHandler(RequestHandler):
     def __init__(self, web: WebInterface, request: Any, client_address: Any, server: Listener) -> None:
         self.web = web
         super().__init__(request, client_address, server)  # which serves the connection
+
+    def parse_request(self) -> bool:
+        """Read the head; what a proxy tells in it is taken over."""
+        is_read = super().parse_request()
+        if self.message is not None:
+            self.web.proxies.read(self.message)
+        return is_read
+
+    def send(self, response: Response) -> None:
+        """Send a response, its addresses as the client reaches them."""
+        super().send(placed(response, self.message))
 
     def do_GET(self) -> None:
         self._dispatch(self._get)
@@ -77,7 +93,7 @@ class PageHandler(RequestHandler):
     def _dispatch(self, page: Callable[[Request], Response]) -> None:
         request = self.message
         assert request is not None
-        request.endpoint = self.web.find_endpoint(request)
+        request.endpoint = self.web.routes.find_endpoint(request)
         self.serve(self._to_endpoint if request.endpoint is not None else page)
 
     def _to_endpoint(self, request: Request) -> Response:
@@ -86,8 +102,8 @@ class PageHandler(RequestHandler):
 
     def _get(self, request: Request) -> Response:
         access = self.web.access
-        access.check_host(request)
-        route, args = self.web.find_route(request)
+        self._check_host(request)
+        route, args = self.web.routes.find_page(request)
         if request.path == "/" and request.method == "GET" and "key" in request.query:
             return self._sign_in_with_key(request, request.query["key"])
         visitor = access.authorize(request, route.role) if route.role else NOBODY
@@ -96,15 +112,21 @@ class PageHandler(RequestHandler):
     def _post(self, request: Request) -> Response:
         """Requests that change something must come from a page of ours, or from a program with a token."""
         access = self.web.access
-        access.check_host(request)
-        route, args = self.web.find_route(request)
-        access.check_origin(request)
+        self._check_host(request)
+        route, args = self.web.routes.find_page(request)
+        self.web.hosts.check_origin(request)
         visitor = access.authorize(request, route.role) if route.role else NOBODY
         if request.path.startswith("/api/"):
             access.check_program(request, visitor)
         elif route.role:
             access.check_csrf(request, visitor)
         return self.web.page(request, route, args, visitor)
+
+    def _check_host(self, request: Request) -> None:
+        # A browser that shows the page of this very error asks for its style.
+        is_style = request.path == "/style.css" and "text/css" in request.headers.get("accept", "")
+        if not is_style and not may_use_any_name(request):
+            self.web.hosts.check_host(request)
 
     def _sign_in_with_key(self, request: Request, key: str) -> Response:
         session = self.web.access.open_with_key(request, key)
@@ -123,10 +145,12 @@ class PageHandler(RequestHandler):
 
     def error_page(self, request: Request | None, error: HTTPError) -> Response:
         """An error for people or for programs; a browser that must sign in is sent to the login page instead."""
+        if request is not None and exit_page.is_reloaded(request, error):
+            return see_other("/")
         if (
             request is not None
             and error.code in ("log-in", "session-over")
-            and not self.web.is_for_programs(request.path)
+            and not self.web.routes.is_for_programs(request.path)
         ):
             return see_other("/login", self.web.access.cookie(request, None) if error.code == "session-over" else {})
         return login.refusal_page(request, error)
@@ -155,6 +179,7 @@ class WebInterface:
         """
         self._asked = [(address, tls) for address in addresses] + [(address, None) for address in plain]
         self._app = app
+        self.hosts = HostNames(app.names, app.names_origin, app.clock)
         self._limits = limits or Limits()
         self._connections = Connections(self._limits)
         self._recent_cache = RecentCache(app.store)
@@ -165,6 +190,7 @@ class WebInterface:
         self._chart_page = ChartPage(self._charts, statistics)
         self._sensors = SensorPages(statistics, self._chart_page.part)
         self._graphs = SavedCharts(app.data)
+        self._preferences = PreferenceStore(app.data, app.faults)
         self._event_log = EventLog(app.links, self._faults, app.clock)
         self._listeners: list[Listener] = []
         self._threads: list[threading.Thread] = []
@@ -172,16 +198,13 @@ class WebInterface:
         self._lock = threading.Lock()
         self._kept: dict[object, Response] = {}
         self._kept_of: StatusSnapshot | None = None
-        table = [*self._table(), *pages]
-        self._programs = _ALSO_FOR_PROGRAMS | {route.path for route in table if route.path.endswith(_DATA_FORMS)}
-        self._programs -= _FOR_BROWSERS
-        self._routes = _compiled(table)
-        self._endpoints = [(_pattern(endpoint.path), endpoint) for endpoint in endpoints]
+        self.routes = RouteTable([*self._table(), *pages], endpoints)
+        self.proxies = Proxies(app.proxies, app.prefix, self.routes.is_known)
 
     def _table(self) -> list[Route]:
         """Every address there is. NAME stands for a node's name."""
         return [
-            Route("GET", "/", "viewer", dashboard.front, kept=True),
+            *dashboard.ROUTES,
             Route("GET", "/nodes/NAME", "viewer", node.node_page, kept=True),
             Route("POST", "/nodes/NAME/on", "operator", node_actions.switch_on, changes=True),
             Route("POST", "/nodes/NAME/off", "operator", node_actions.switch_off, changes=True),
@@ -213,7 +236,9 @@ class WebInterface:
             Route("GET", "/password", "viewer", login.password_page),
             Route("POST", "/password", "viewer", self._change_password),
             Route("GET", "/events", "viewer", self._listen),
-            Route("POST", "/exit", "operator", node_actions.leave),
+            *preferences_page.ROUTES,
+            *help_page.ROUTES,
+            *exit_page.ROUTES,
             Route("GET", "/login", "", login.login_page),
             Route("POST", "/login", "", self._log_in),
             Route("POST", "/logout", "viewer", self._log_out),
@@ -221,6 +246,7 @@ class WebInterface:
             Route("GET", "/api/v1/nodes/NAME", "viewer", api.one_node),
             Route("POST", "/api/v1/nodes/NAME/send", "operator", node_actions.send, changes=True),
             Route("POST", "/api/v1/nodes/NAME/check", "operator", node_actions.check, changes=True),
+            *operators.routes(self._event_log),
             Route("GET", "/api/v1/samples", "viewer", api.samples),
             Route("GET", "/api/v1/statistics", "viewer", api.statistics),
             Route("GET", "/api/v1/health", "viewer", api.health),
@@ -262,14 +288,17 @@ class WebInterface:
                     listener.server_close()
                 where = join_address(host, port)
                 raise SettingsError(
-                    f"the page cannot be at {where}: {error.strerror or error}. --web HOST:PORT takes another address"
+                    f"the page cannot be at {where}: {error.strerror or error}. --web HOST:PORT takes another"
+                    " address. Does a server run here already, as the service pigeonpost-server?"
                 ) from error
         app = self._app
         self.access = AccessControl(
-            app.users, app.control, app.names, app.clock, self.addresses[0][1], app.throttle, app.data
+            app.users, app.control, app.clock, self.addresses[0][1], app.throttle, app.api_tokens, app.data
         )
         for part in (self._recent_cache, self._snapshots, self._charts.late, self._live, self._event_log):
             app.ingestor.subscribe(part.on_commit)
+        for part in (self._recent_cache, self._charts.late, self._event_log):
+            app.ingestor.names.on_rename.append(part.on_rename)
         self._live.start()
         self._event_log.start()
         for listener in self._listeners:
@@ -284,6 +313,7 @@ class WebInterface:
             listener.server_close()
         self._event_log.stop(limit_s)
         self._live.stop(limit_s)
+        self._app.api_tokens.stop(limit_s)
         return self._connections.stop(limit_s)
 
     def _faults(self) -> dict[str, str]:
@@ -296,55 +326,25 @@ class WebInterface:
 
     def page(self, request: Request, route: Route, args: Sequence[str], visitor: Principal) -> Response:
         """Return the response of a route to a request that was let in. Raises HTTPError."""
+        if route.path.startswith(("/nodes/NAME", "/api/v1/nodes/NAME")) and not route.path.endswith("/rename"):
+            args = (self._app.ingestor.names.current(args[0]), *args[1:])
         context = RequestContext(
             self._app, request, args, self._snapshots.snapshot, visitor.role, visitor.name, visitor.csrf,
-            visitor is LOCAL,
+            visitor is LOCAL, self._preferences,
         )  # fmt: skip
         if route.kept:
             return self._kept_page(context, route)
         try:
-            return route.answer(context)
+            answer = route.answer(context)
+            return as_excel(request, answer, self._app.data) if is_wanted(request, answer) else answer
         finally:
             if route.changes:
                 self._snapshots.invalidate()
 
-    def is_for_programs(self, path: str) -> bool:
-        """Return True for a path whose clients cannot use a login page."""
-        is_of_sensor = path.startswith("/nodes/") and path.count("/") == 3 and path.endswith((".json", ".csv"))
-        return path.startswith("/api/") or path in self._programs or is_of_sensor
-
-    def find_endpoint(self, request: Request) -> Endpoint | None:
-        """Return the endpoint that a request is meant for, if any; request.args then has the parts of its path."""
-        for match, endpoint in self._endpoints:
-            found = match(request.path) if request.method == endpoint.method else None
-            if found and endpoint.claims(request):
-                request.args = found.groups()
-                return endpoint
-        return None
-
-    def find_route(self, request: Request) -> tuple[Route, Sequence[str]]:
-        """Return the route of a request and the parts of its path, by exact patterns. Raises HTTPError 404 or 405."""
-        methods: Mapping[str, Route] = {}
-        args: Sequence[str] = ()
-        for match, routes in self._routes:
-            found = match(request.path)
-            if found:
-                methods, args = routes, found.groups()
-                break
-        method = "GET" if request.method == "HEAD" else request.method
-        if method in methods:
-            return methods[method], args
-        allowed = [*methods, *(["HEAD"] if "GET" in methods else [])]
-        allowed += [endpoint.method for match, endpoint in self._endpoints if match(request.path)]
-        allowed = list(dict.fromkeys(allowed))  # an address may be a page and an endpoint
-        if not allowed:
-            raise HTTPError(404, "There is nothing at that address.")
-        raise HTTPError(405, f"This address takes {' and '.join(allowed)}.", headers={"Allow": ", ".join(allowed)})
-
     def _kept_page(self, context: RequestContext, route: Route) -> Response:
         """Return a page as it was last made for the same visitor, while nothing that it shows has changed."""
         request, snapshot = context.request, context.snapshot()
-        key = request.path, request.query_text, request.wants_html, request.headers.get("host"), context[4:]
+        key = request.path, request.query_text, request.wants_html, request.site, context[4:]
         with self._lock:
             if self._kept_of is not snapshot:  # an older one is large, and is never shown again
                 self._kept_of, self._kept = snapshot, {}
@@ -388,26 +388,11 @@ class WebInterface:
     def _listen(self, context: RequestContext) -> Response:
         def still_in() -> bool:
             try:
-                self.access.authorize(context.request, "viewer")
-            except PigeonpostError:  # also when the users' file does not read: then nobody is let in
+                return self.access.find(context.request) is not None
+            except PigeonpostError:  # a file of users or of tokens does not read: then nobody is let in
                 return False
-            return True
 
         return self._live.answer(context, still_in)
-
-
-def _compiled(routes: Sequence[Route]) -> list[tuple[Callable[[str], re.Match[str] | None], Mapping[str, Route]]]:
-    """Return a pattern for each path, with its routes by method."""
-    by_path: dict[str, dict[str, Route]] = {}
-    for route in routes:
-        by_path.setdefault(route.path, {})[route.method] = route
-    return [(_pattern(path), found) for path, found in by_path.items()]
-
-
-def _pattern(path: str) -> Callable[[str], re.Match[str] | None]:
-    """Return the matcher of an address in the tables."""
-    exact = re.escape(path).replace("NAME", r"([A-Za-z0-9][A-Za-z0-9._-]{0,62})")
-    return re.compile(exact.replace("WORD", r"([A-Za-z0-9._-]{1,200})")).fullmatch
 
 
 def _file(name: str, kind: str) -> Callable[[RequestContext], Response]:

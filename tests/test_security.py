@@ -376,7 +376,8 @@ class Logins(SecurityCase):
         "/events",
                      "/chart.svg"):  # fmt: skip
             status, headers, text = self.house.request("GET", path)
-            self.assertEqual((status, headers["www-authenticate"]), (401, "Bearer"), path)
+            challenges = 'Basic realm="pigeonpost", Bearer realm="pigeonpost"'
+            self.assertEqual((status, headers["www-authenticate"]), (401, challenges), path)
             self.assertNotIn(b"basement", text)
         for path in Changes.CHANGES:
             self.assertEqual(self.house.post_form(path, {"sure": "yes"})[0], 303)
@@ -434,7 +435,8 @@ class Logins(SecurityCase):
         key = self.house.bearer["Authorization"]
         for said in (key[:-1], key[:-1] + "X", key + "X", key[7:], "Bearer ", "Basic YWRtaW46YWRtaW4="):
             status, headers, text = self.house.request("GET", "/api/v1/nodes", {"Authorization": said})
-            self.assertEqual((status, headers["www-authenticate"]), (401, "Bearer"))
+            self.assertEqual(status, 401)
+            self.assertIn("Bearer", headers["www-authenticate"])
             self.assertEqual(json.loads(text)["error"]["code"], "key")
 
     def test_a_role_that_looks(self):

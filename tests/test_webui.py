@@ -529,7 +529,7 @@ class Nodes(WebCase):
         self.assertEqual((today["low"], today["high"]), (21.5, 22.25))
         self.assertLess(today["low_time"], found["time"])
         self.assertEqual(node["sensors"][0], {
-            "name": "temperature", "unit": "°C", "simulated": False, "value": 22.25, "fault": "",
+            "name": "temperature", "label": "", "unit": "°C", "simulated": False, "value": 22.25, "fault": "",
             "trend": None, "verdicts": [], "verdict_counts": {}, "limits": {},
         })  # fmt: skip
 
@@ -1090,7 +1090,9 @@ class Addresses(WebCase):
     def test_every_route_is_asked_for(self):
         """Here, or in the file of its page."""
         ours = ""
-        views = (f"views/test_{name}.py" for name in ("chart_page", "saved_charts", "sensor", "table_pages", "openapi"))
+        pages = ("chart_page", "front", "help_page", "openapi", "operators", "preferences", "saved_charts", "sensor",
+                 "table_pages")  # fmt: skip
+        views = (f"views/test_{name}.py" for name in pages)
         for name in ("test_webui.py", *views):
             with open(os.path.join(os.path.dirname(__file__), name), encoding="utf-8") as file:
                 ours += file.read()
@@ -1130,7 +1132,7 @@ class Addresses(WebCase):
         self.assertEqual(
             str(caught.exception),
             f"the page cannot be at 127.0.0.1:{taken[1]}: Address already in use."
-            " --web HOST:PORT takes another address",
+            " --web HOST:PORT takes another address. Does a server run here already, as the service pigeonpost-server?",
         )
 
 

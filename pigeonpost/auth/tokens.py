@@ -83,6 +83,15 @@ class Tokens(Mapping[str, LinkKey]):
             self._file.write({**self._file.now(), node: token})
         return token
 
+    def share(self, node: str, new: str) -> None:
+        """Let `new` have the token of `node`, and the replaced one that is still accepted, if there are any."""
+        with changes_locked(self._folder):
+            entries, tokens = self._replaced_entries(), self._file.now()
+            if node in entries:
+                self._write_replaced({**entries, new: entries[node]})
+            if node in tokens:
+                self._file.write({**tokens, new: tokens[node]})
+
     def revoke(self, node: str) -> bool:
         """Delete the node's token. Returns True if it had one."""
         with changes_locked(self._folder):
@@ -150,7 +159,10 @@ class Tokens(Mapping[str, LinkKey]):
     def _nodes(self) -> dict[bytes, str]:
         tokens = self._file.now()
         if self._by_digest is None or self._by_digest[0] is not tokens:
-            found = {hashlib.sha256(token.encode()).digest(): node for node, token in tokens.items()}
+            found: dict[bytes, str] = {}
+            # Of two with one token the first: the other is a name to come, see `share`.
+            for node, token in tokens.items():
+                found.setdefault(hashlib.sha256(token.encode()).digest(), node)
             self._by_digest = tokens, found
         return self._by_digest[1]
 

@@ -1,6 +1,7 @@
 """HTTP requests and responses without a socket: strict parsing of heads, forms and ranges; response headers.
 
-Errors: HTTPError, with the status of the response. Its text never repeats what the client sent.
+Errors: HTTPError, with the status of the response. Its text never repeats what the client sent, but for a host name of
+letters, digits, dots and hyphens (web/host_names.py).
 
 Where RFC 9112 lets a recipient guess (bare LF, folded lines, space before a colon, two lengths), this refuses: requests
 that two programs read differently are how requests are smuggled past one of them.
@@ -50,8 +51,11 @@ class Request:
         self.version = version
         self.headers = headers
         self.body = b""
-        self.peer = ""  # the client's address, without its port
-        self.is_secure = False  # it came through TLS
+        self.peer = ""  # the client's address, without its port; also where it comes through a trusted proxy
+        self.proxy = ""  # the address of that proxy
+        self.is_secure = False  # it came through TLS, here or at that proxy
+        self.asked_host = ""  # Host as the client sent it to that proxy, in lower case; empty: the proxy does not tell
+        self.prefix = ""  # the path below which the client has this server, as /sensors
         self.endpoint: Endpoint | None = None  # that it is meant for, once it was looked for
         self.args: Sequence[str] = ()  # what that address's pattern found in the path
         self.consumer: BodyConsumer | None = None  # who took the body as it came; `body` is empty then
@@ -63,6 +67,12 @@ class Request:
         if self._query is None:
             self._query = parse_form(self.query_text)
         return self._query
+
+    @property
+    def site(self) -> str:
+        """The address of this server as the client wrote it, without a slash at its end; for texts."""
+        host = self.asked_host or self.headers.get("host", "localhost")
+        return f"{'https' if self.is_secure else 'http'}://{host}{self.prefix}"
 
     @property
     def wants_html(self) -> bool:

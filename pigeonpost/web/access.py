@@ -3,9 +3,14 @@
 May be used by any thread; `_lock` guards whether the one-time key was used, and is held while it is compared.
 Errors: HTTPError. Codes `log-in` and `session-over` say that a login would help; webui redirects browsers to it.
 
-Four ways to authenticate: the key of control.py (Authorization: Bearer); a session, begun with a password or with the
-one-time key; and, while no password is set, being on this machine, which is enough to read and never to change
-anything: a proxy on this machine may connect for others without a sign of it.
+Four ways to authenticate: the key of control.py (Authorization: Bearer); a program's API token (Bearer, or Basic with
+the token as password); a session, begun with a password or with the one-time key; and, while no password is set, being
+on this machine, which is enough to read and never to change anything: a proxy on this machine may connect for others
+without a sign of it.
+
+A token begins no session. One that is wrong is an attempt; a right one is taken from any address, also from one where
+others guess. A browser that shows a login which is no API token has logged in at a proxy before us, which passes that
+on: it is treated as if it showed nothing.
 
 The one-time key is printed with the page's address while no password is set. On this machine it works until the server
 stops or a password is set, since its owner opens the printed address in another browser, or a day later. From
@@ -20,17 +25,17 @@ import os
 import re
 import secrets
 import shlex
-import socket
 import threading
-from collections.abc import Iterable
 from typing import NamedTuple
 
+from pigeonpost.auth.api_tokens import ApiTokens, is_api_token
 from pigeonpost.auth.sessions import UserSession, UserSessions
 from pigeonpost.auth.throttle import LoginThrottle
 from pigeonpost.auth.users import User, Users
-from pigeonpost.core.addresses import is_loopback, own_name
 from pigeonpost.core.clock import Clock
+from pigeonpost.http.credentials import Credentials, challenge, is_browser, read_credentials
 from pigeonpost.http.message import JSON, HTTPError, Request, form_of
+from pigeonpost.web.host_names import is_of_another_site, is_this_machine
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +46,9 @@ NO_PASSWORD = (
     "    {}\n"
     "Or open the address with the one-time key (/?key=...) that the server printed when it last started."
 )
+_THROUGH_PROXY = (
+    "Behind a proxy, the page needs a password.\nWithout one, everybody who reaches the proxy could read it.\n"
+)
 NO_KEY = (
     "Being on this machine is enough to read, not to change anything.\n"
     "Open the address with the key (/?key=...) that the server printed when it last started; it may have been restarted"
@@ -49,7 +57,15 @@ NO_KEY = (
 )
 _PASSWORD_COMMAND = "python3 control.py {}password"
 _DATA = "data"  # the folder that control.py takes by itself
-_BEARER = {"WWW-Authenticate": "Bearer"}
+_ROLES = {"viewer": 0, "writer": 1, "operator": 2}  # each may do what those before it may
+_READING = ("GET", "HEAD")
+
+
+WRONG_TOKEN = (
+    "That is no API token of this server; it may have been revoked. Passwords are for /login.\n"
+    "On the server's machine, this makes one:\n"
+    "    python3 control.py api-token NAME"
+)
 
 
 def password_command(data: str) -> str:
@@ -57,27 +73,33 @@ def password_command(data: str) -> str:
     return _PASSWORD_COMMAND.format("" if data == _DATA else f"--data {shlex.quote(os.path.abspath(data))} ")
 
 
-def no_password(data: str) -> str:
-    """Return what those are told who may not know the path of the data folder."""
+def no_password(data: str, request: Request | None = None) -> str:
+    """Return what those are told who may not know the path of the data folder.
+
+    request  that is refused: one through a proxy is told why it is not taken for this machine's own
+    """
+    before = _THROUGH_PROXY if request is not None and request.proxy else ""
     if data == _DATA:
-        return NO_PASSWORD.format("", password_command(data))
+        return before + NO_PASSWORD.format("", password_command(data))
     command = _PASSWORD_COMMAND.format("--data FOLDER ")
-    return NO_PASSWORD.format(" (FOLDER: the data folder, which the server's log names)", command)
+    return before + NO_PASSWORD.format(" (FOLDER: the data folder, which the server's log names)", command)
 
 
 class Principal(NamedTuple):
     """The client of a request, authenticated.
 
     name     for people
-    role     "viewer" or "operator"
+    role     "viewer", "writer" (programs only) or "operator"
     csrf     the token that its forms must carry; empty: none is needed
     session  of a browser that has signed in
+    scheme   by which a program has shown its API token: "bearer" or "basic"; empty: it is no such program
     """
 
     name: str
     role: str
     csrf: str
     session: UserSession | None = None
+    scheme: str = ""
 
 
 NOBODY = Principal("", "", "")
@@ -93,28 +115,28 @@ class AccessControl:
         self,
         users: Users,
         control: str,
-        names: Iterable[str],
         clock: Clock,
         port: int,
         throttle: LoginThrottle,
+        api_tokens: ApiTokens,
         data: str = _DATA,
     ) -> None:
         """
         control   the key of control.py
-        names     by which browsers may call this server, beside its addresses and this machine's own names
         port      where the page is: cookies are not kept apart by port, so the name of ours has it
         throttle  counts failed attempts with every kind of secret
         data      the data folder, for the command that sets a password
         """
         self._users = users
         self._control = control.encode()
-        self._names = {name.lower() for name in names} | _own_names()
         self._cookie = f"pigeonpost-{port}"
         value = rf"{self._cookie}=([A-Za-z0-9_-]{{43}})(?:;|\Z)"
         self._cookie_value = re.compile(rf"(?:^|;) ?{value}").search
-        self._secure_value = re.compile(rf"(?:^|;) ?__Host-{value}").search
+        self._host_value = re.compile(rf"(?:^|;) ?__Host-{value}").search
+        self._secure_value = re.compile(rf"(?:^|;) ?__(?:Host|Secure)-{value}").search
         self._sessions = UserSessions(clock)
         self._throttle = throttle
+        self._api_tokens = api_tokens
         self._data = data
         self._lock = threading.Lock()
         self._key = secrets.token_urlsafe(16) if users.are_none() else ""
@@ -130,42 +152,21 @@ class AccessControl:
         """Return True if any user has a password. Else clients on this machine may read, and others have no access."""
         return len(self._users) > 0
 
-    # ------------------------------------------------------------------------------------------ host and origin
-
-    def check_host(self, request: Request) -> None:
-        """Refuse a request for another name: a hostile page's own name may lead here (DNS rebinding)."""
-        host = request.headers.get("host")
-        if host is not None and not self._is_ours(host):
-            raise HTTPError(
-                421, "This server does not go by that name. Names that it may have are listed in [web] names.", "name"
-            )
-
-    def _is_ours(self, host: str) -> bool:
-        found = _HOST(host.lower())
-        if not found:
-            return False
-        bracketed, name = found.groups()
-        if bracketed is not None:
-            return _is_address(socket.AF_INET6, bracketed)
-        return name.removesuffix(".") in self._names or _is_address(socket.AF_INET, name)
-
-    def check_origin(self, request: Request) -> None:
-        """Refuse a change that another site's page asks for."""
-        origin, host = request.headers.get("origin"), request.headers.get("host", "")
-        if origin is not None and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
-            raise HTTPError(403, "A page of another site may change nothing here.", "cross-site")
-        if _is_of_another_site(request):
-            raise HTTPError(403, "A page of another site may change nothing here.", "cross-site")
-
     # ------------------------------------------------------------------------------------------ authorization
 
     def authorize(self, request: Request, role: str) -> Principal:
         """Authenticate a request. Raises HTTPError where it is not allowed to do what takes `role`."""
         visitor = self._visitor(request)
-        if visitor is LOCAL and request.method not in ("GET", "HEAD"):
+        is_reading = request.method in _READING
+        if visitor is LOCAL and not is_reading:
             raise HTTPError(403, NO_KEY.format(password_command(self._data)), "no-key")
-        if role == "operator" and visitor.role != "operator":
-            raise HTTPError(403, "Your role is viewer; this takes the role operator.", "role")
+        # Of a token all that its role may change is in the routes that name this role.
+        needed = "operator" if visitor.scheme and role == "viewer" and not is_reading else role
+        if _ROLES[visitor.role] < _ROLES[needed]:
+            raise HTTPError(403, _role_text(visitor, needed), "role")
+        if visitor.scheme == "basic" and not is_reading and is_browser(request):
+            # It adds a login to each request by itself, also to those that a page of another site makes.
+            raise HTTPError(403, "A browser changes nothing with a token as password: log in at /login.", "browser")
         return visitor
 
     def check_csrf(self, request: Request, visitor: Principal) -> None:
@@ -187,27 +188,40 @@ class AccessControl:
         if kind != JSON and visitor.session is not None:
             raise HTTPError(415, f"The body comes as Content-Type: {JSON}.", "content-type")
 
-    def _visitor(self, request: Request) -> Principal:
-        said = request.headers.get("authorization")
-        if said is not None:
-            scheme, _, token = said.partition(" ")
-            if scheme.lower() == "bearer":
-                if hmac.compare_digest(token.strip().encode(), self._control):
-                    return Principal("control.py", "operator", "")
-                self._throttle.delay_or_refuse(request.peer)
-                self._throttle.log_failure(log, request.peer, "wrong key")
-            raise HTTPError(401, "That is not this server's key.", "key", _BEARER)
+    def find(self, request: Request) -> Principal | None:
+        """Return the client of a request; None: it may not even read. A wrong secret does not count as an attempt."""
+        shown = read_credentials(request)
+        if shown is not None and not _is_of_a_proxy(request, shown):
+            return self._holder(shown)
         id = self._session_id(request)
         session = self._sessions.find(id) if id else None
         if session is not None and self._still_holds(session):
             return Principal(session.user or ONE_TIME_KEY, session.role, session.csrf, session)
+        if shown is None and not self.has_password and is_this_machine(request):
+            return LOCAL
+        return None
+
+    def _holder(self, shown: Credentials) -> Principal | None:
+        """Return the program whose key or token this is."""
+        if shown.scheme == "bearer" and hmac.compare_digest(shown.secret.encode(), self._control):
+            return Principal("control.py", "operator", "")
+        found = self._api_tokens.find(shown.secret) if shown.secret else None
+        return Principal(f"token {found.name}", found.role, "", None, shown.scheme) if found is not None else None
+
+    def _visitor(self, request: Request) -> Principal:
+        visitor = self.find(request)
+        if visitor is not None:
+            return visitor
+        shown = read_credentials(request)
+        if shown is not None and not _is_of_a_proxy(request, shown):
+            self._throttle.delay_or_refuse(request.peer)
+            self._throttle.log_failure(log, request.peer, "wrong key or API token")
+            raise HTTPError(401, WRONG_TOKEN, "key", challenge(request))
         if not self.has_password:
-            if _is_this_machine(request):
-                return LOCAL
-            raise HTTPError(403, no_password(self._data), "no-password")
-        if id:
-            raise HTTPError(401, "The session is over. Log in again.", "session-over", _BEARER)
-        raise HTTPError(401, "Log in first.", "log-in", _BEARER)
+            raise HTTPError(403, no_password(self._data, request), "no-password")
+        if self._session_id(request):
+            raise HTTPError(401, "The session is over. Log in again.", "session-over", challenge(request))
+        raise HTTPError(401, "Log in first; a program shows an API token.", "log-in", challenge(request))
 
     def _still_holds(self, session: UserSession) -> bool:
         if not session.user:
@@ -218,7 +232,9 @@ class AccessControl:
     def _session_id(self, request: Request) -> str:
         """Return the session id in the cookie; by a strict pattern: http.cookies takes 1.3 s for 32 kB (measured)."""
         # Through TLS only what was set through TLS counts: no page of another port or scheme can have put it there.
-        value = self._secure_value if request.is_secure else self._cookie_value
+        # One of a sub-domain can set a cookie called __Secure-, so that is looked at where we set it: below a path.
+        below = self._secure_value if _cookie_path(request) else self._host_value
+        value = below if request.is_secure else self._cookie_value
         found = value(request.headers.get("cookie", ""))
         return found[1] if found else ""
 
@@ -228,14 +244,14 @@ class AccessControl:
         """Begin a session for a browser with the one-time key, on this machine or the first elsewhere; else None."""
         if not self._key or self.has_password:
             return None
-        is_local = _is_this_machine(request)
+        is_local = is_this_machine(request)
         with self._lock:
             right = hmac.compare_digest(key.encode(), self._key.encode()) and (is_local or not self._key_is_used)
             self._key_is_used |= right and not is_local
         if not right:
             # A page of another site could close the login by links to here. Who evades the throttle by this header
             # has 128 random bits to guess.
-            if not _is_of_another_site(request):
+            if not is_of_another_site(request):
                 self._throttle.delay_or_refuse(request.peer)
                 self._throttle.log_failure(log, request.peer, "a key that is not the one-time key")
             return None
@@ -289,74 +305,41 @@ class AccessControl:
     def cookie(self, request: Request, session: UserSession | None) -> dict[str, str]:
         """Return the header that sets the session's cookie in the browser, or without a session deletes it."""
         value, age = (session.id, "") if session else ("", "; Max-Age=0")
-        before, secure = ("__Host-", "; Secure") if request.is_secure else ("", "")
-        return {"Set-Cookie": f"{before}{self._cookie}={value}; Path=/; HttpOnly{secure}; SameSite=Strict{age}"}
+        path = _cookie_path(request)
+        before = "" if not request.is_secure else "__Secure-" if path else "__Host-"
+        secure = "; Secure" if request.is_secure else ""
+        return {
+            "Set-Cookie": f"{before}{self._cookie}={value}; Path={path or '/'}; HttpOnly{secure}; SameSite=Strict{age}"
+        }
 
     def _user_with(self, request: Request, name: str, password: str, failure: str) -> User | None:
         """Return the user if that is the password; else None, logged as `failure`. Delayed after several failures."""
         account = name or "-"  # an attempt without a name is one at a password all the same
         self._users.refuse_if_busy()
-        self._throttle.delay_or_refuse(request.peer, account)
+        self._throttle.delay_or_refuse(request.peer, account, request.proxy)
         user = self._users.check(name, password)
         if user is None:
             self._throttle.log_failure(log, request.peer, failure)
             return None
-        self._throttle.succeeded(request.peer, account)
+        self._throttle.succeeded(request.peer, account, request.proxy)
         return user
 
 
-def _is_this_machine(request: Request) -> bool:
-    """Return True for a client on this machine that shows no sign of a proxy, which would connect for others.
+def _cookie_path(request: Request) -> str:
+    """Return the path for which the session's cookie is; empty: for the whole server, as a cookie called __Host- is.
 
-    nginx by default adds no header, but asks with HTTP/1.0 and the name of its upstream; others add headers.
+    Beside a proxy's path are those of other programs, perhaps of another Pigeonpost: a cookie called __Host- goes to
+    all of them (RFC 6265bis, section 4.1.3.2).
     """
-    return (
-        is_loopback(request.peer)
-        and request.version == "1.1"
-        and _is_loopback_name(request.headers.get("host", "").lower())
-        and not any(_is_of_proxy(name.replace("_", "-")) for name in request.headers)
-    )
+    return request.prefix if request.proxy else ""
 
 
-def _is_of_proxy(name: str) -> bool:
-    return name.startswith(_PROXY_HEADERS) and name not in _PAGE_HEADERS
+def _is_of_a_proxy(request: Request, shown: Credentials) -> bool:
+    """Return True for a browser with the login of a proxy before us: no API token, so it can be no attempt at one."""
+    return shown.scheme != "bearer" and is_browser(request) and not is_api_token(shown.secret)
 
 
-def _is_of_another_site(request: Request) -> bool:
-    """Return True if a browser says that the page of another site made this request (Fetch Metadata)."""
-    return request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
-
-
-def _is_loopback_name(host: str) -> bool:
-    found = _HOST(host)
-    if not found:
-        return False
-    name = (found[1] or found[2]).removesuffix(".")
-    return name in ("localhost", "::1") or (is_loopback(name) and _is_address(socket.AF_INET, name))
-
-
-def _is_address(family: int, text: str) -> bool:
-    try:
-        socket.inet_pton(family, text)
-    except OSError:
-        return False
-    return True
-
-
-def _own_names() -> set[str]:
-    """Return this machine's names that need no look-up: its host name, whole and short, also as mDNS has it."""
-    names = {"localhost"}
-    for name in (socket.gethostname().lower(), own_name().lower()):
-        short = name.partition(".")[0]
-        names |= {name, short, f"{short}.local"}
-    return names
-
-
-_HOST = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([a-z0-9][a-z0-9._-]{0,252}))(?::[0-9]{1,5})?").fullmatch
-# Beginnings of the names of headers with which proxies and content delivery networks tell for whom they ask. Each has
-# its own, nearly all with x-; browsers send none of those by themselves, and scripts of pages these two.
-_PROXY_HEADERS = (
-    "x-", "proxy-", "forwarded", "via", "cf-", "cdn-loop", "fastly-", "fly-", "tailscale-", "true-client-", "client-ip",
-    "max-forwards",
-)  # fmt: skip
-_PAGE_HEADERS = ("x-csrf-token", "x-requested-with")
+def _role_text(visitor: Principal, needed: str) -> str:
+    who = f"This token ({visitor.name.removeprefix('token ')})" if visitor.scheme else "Your role"
+    has = "has the role" if visitor.scheme else "is"
+    return f"{who} {has} {visitor.role}; this takes the role {needed}."

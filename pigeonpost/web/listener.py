@@ -1,4 +1,4 @@
-"""Listening socket of the HTTP server: one address, and a thread for each connection.
+"""Listening socket of the HTTP server: one address, opened here or by systemd, and a thread for each connection.
 
 Threads: one for each listening address, which the owner runs (`serve_forever`); one for each connection.
 Errors: OSError when the address cannot be bound; a connection for which there is no descriptor or thread is not served.
@@ -18,6 +18,7 @@ from pigeonpost.core.clock import Clock
 from pigeonpost.core.rare_log import RareLog
 from pigeonpost.core.shortage import PAUSE_S, SHORTAGE
 from pigeonpost.web.connection_limits import Connections, Limits
+from pigeonpost.web.socket_activation import passed_socket
 
 if TYPE_CHECKING:
     from pigeonpost.web.tls import Tls
@@ -50,7 +51,12 @@ class Listener(http.server.ThreadingHTTPServer):
 
     def server_bind(self) -> None:
         """Bind without HTTPServer's lookup of the host's name, which can take a minute where no DNS server answers."""
-        socketserver.TCPServer.server_bind(self)
+        passed = passed_socket((str(self.server_address[0]), int(self.server_address[1])))
+        if passed is None:
+            socketserver.TCPServer.server_bind(self)
+        else:
+            self.socket.close()
+            self.socket = passed
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def get_request(self) -> tuple[socket.socket, Any]:

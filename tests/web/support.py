@@ -25,6 +25,7 @@ import server
 import webui
 from csvbuffer import CsvLog
 from pigeonpost.auth import users as users_module
+from pigeonpost.auth.api_tokens import ApiTokens
 from pigeonpost.auth.throttle import LoginThrottle
 from pigeonpost.auth.tokens import Tokens
 from pigeonpost.auth.users import FIRST_USER, Users
@@ -94,6 +95,8 @@ class WebHouse:
         clock: Clock | None = None,
         listen: str = "127.0.0.1",
         names: Sequence[str] = (),
+        prefix: str = "",
+        proxies: Sequence[str] = (),
         transports: Sequence[Callable[[ServerContext], Transport]] = (),
         settings: str = "",
         tls: Any = None,
@@ -122,6 +125,7 @@ class WebHouse:
         self.ingestor = Ingestor(self.store, self.csv, clock, commit_s=0.01)
         self.tokens, self.links = Tokens(self.folder), list(links)
         self.faults, self.throttle = Faults(), LoginThrottle(clock)
+        self.api_tokens = ApiTokens(self.folder, self.faults, clock)
         self.unnumbered_sources = UnnumberedSources(
             self.ingestor, self.links, clock, self.tokens, self.faults, self.throttle
         )
@@ -129,7 +133,8 @@ class WebHouse:
         self.ingestor.subscribe(quality.on_commit)
         self.app = WebContext(
             name="house", data=self.folder, clock=clock, store=self.store, csv=self.csv, ingestor=self.ingestor,
-            links=self.links, users=self.users, control=CONTROL_KEY, started_ms=clock.wall_ms(), names=names,
+            links=self.links, users=self.users, api_tokens=self.api_tokens, control=CONTROL_KEY,
+            started_ms=clock.wall_ms(), names=names, proxies=proxies, prefix=prefix,
             stop=self.stopped.append, quality=quality, disk=DiskUsageMonitor(self.folder, clock),
             faults=self.faults, throttle=self.throttle,
         )  # fmt: skip
@@ -163,7 +168,7 @@ class WebHouse:
         return ServerContext(
             "house", self.folder, self.app.clock, found, self.store, self.ingestor, self.tokens,
             self.unnumbered_sources, self.links, lambda name, address: None, self.app.faults,
-            self.app.throttle,
+            self.app.throttle, api_tokens=self.api_tokens,
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------------ samples

@@ -2,13 +2,13 @@
 
 import logging
 import os
-import socket
 import threading
 import time
 import unittest
 from unittest import mock
 
 from pigeonpost.auth import users as gate_users
+from pigeonpost.auth.api_tokens import ApiTokens
 from pigeonpost.auth.sessions import IDLE_S
 from pigeonpost.auth.throttle import CLOSED_S, FREE, MOST, LoginThrottle
 from pigeonpost.auth.users import Users
@@ -19,7 +19,7 @@ from pigeonpost.http.message import JSON, HTTPError, Request
 from pigeonpost.views.sse import EventStream
 from pigeonpost.web.access import NOBODY, AccessControl, no_password, password_command
 from tests.page_support import use_memory_disk
-from tests.support import temp_folder, wait_until
+from tests.support import LIMIT_S, temp_folder, wait_until
 from tests.web.support import CONTROL_KEY, FakeLink, WebHouse, parse_response, read_all
 
 PASSWORD = "correct horse"
@@ -53,10 +53,12 @@ class DoorCase(unittest.TestCase):
         if self.password:
             self.users.set_password("admin", self.password)
             self.users.set_password("guest", PASSWORD, "viewer")
+        self.api_tokens = ApiTokens(self.folder)
+        self.addCleanup(self.api_tokens.stop, LIMIT_S)
         self.door = self.make()
 
-    def make(self, names=(), port=8080):
-        return AccessControl(self.users, CONTROL_KEY, names, self.clock, port, LoginThrottle(self.clock))
+    def make(self, port=8080):
+        return AccessControl(self.users, CONTROL_KEY, self.clock, port, LoginThrottle(self.clock), self.api_tokens)
 
     def request(self, peer="127.0.0.1", method="GET", body=b"", **headers):
         """A request as the web server hands it on; `_` in a header's name stands for `-`."""
@@ -81,57 +83,7 @@ class DoorCase(unittest.TestCase):
         return self.door.authorize(self.request(peer, cookie=self.cookie(session)), role)
 
 
-class Names(DoorCase):
-    """A hostile page's own name may lead here (DNS rebinding): only names of ours are answered."""
-
-    def test_ours(self):
-        own = socket.gethostname()
-        door = self.make(names=["Page.Example.org"])
-        for host in (
-            "localhost", "LOCALHOST:8080", "127.0.0.1", "127.0.0.1:1", "192.168.1.20:8080", "[::1]", "[fe80::1]:80",
-            "0.0.0.0",
-            own, f"{own.partition('.')[0]}.local:8080", f"{own.upper()}.", "page.example.org:99999",
-            "page.example.ORG.",
-        ):  # fmt: skip
-            door.check_host(self.request(host=host))
-        door.check_host(self.request(host=None))  # HTTP/1.0: no browser
-
-    def test_others(self):
-        for host in (
-            "evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example", "evil-localhost",
-            "", " ",
-            "localhost:", "localhost:80:80", "localhost:999999", "user@localhost", "localhost/",
-            "localhost,localhost", "1.2.3",
-            "0x7f000001", "127.1", "1.2.3.4.5", "256.0.0.1", "[::1", "::1", "[]", "[evil]", "[::1]evil", "[1.2.3.4]",
-            ".", "..",
-            "local", "localhost..", "\u0131localhost", "x" * 300, "[" + ":" * 45 + "]", "127.0.0.1\t", "example.org",
-        ):  # fmt: skip
-            with self.subTest(host):
-                self.refused(421, "name", self.door.check_host, self.request(host=host))
-
-
 class OtherSites(DoorCase):
-    def test_our_own_pages(self):
-        for headers in (
-            {}, {"origin": "http://localhost:8080"}, {"origin": "https://LOCALHOST:8080"},
-            {"sec_fetch_site": "same-origin"},
-            {"sec_fetch_site": "none"}, {"host": "10.0.0.5", "origin": "http://10.0.0.5"},
-        ):  # fmt: skip
-            self.door.check_origin(self.request(**headers))
-
-    def test_pages_of_others(self):
-        for headers in (
-            {"origin": "http://evil.example"}, {"origin": "null"}, {"origin": ""}, {"origin": "http://localhost"},
-            {"origin": "http://localhost:8081"}, {"origin": "http://localhost:8080.evil.example"},
-            {"origin": "http://localhost:8080/"}, {"origin": "localhost:8080"}, {"origin": "ftp://localhost:8080"},
-            {"origin": "http://evil.example http://localhost:8080"}, {"sec_fetch_site": "cross-site"},
-            {"sec_fetch_site": "same-site"}, {"sec_fetch_site": ""}, {"sec_fetch_site": "Same-Origin, none"},
-            {"origin": "http://localhost:8080", "sec_fetch_site": "cross-site"}, {"host": None,
-            "origin": "http://evil.example"},
-        ):  # fmt: skip
-            with self.subTest(headers):
-                self.refused(403, "cross-site", self.door.check_origin, self.request(**headers))
-
     def test_a_form_carries_what_only_our_pages_know(self):
         visitor = self.visit(self.log_in())
         self.assertGreaterEqual(len(visitor.csrf) * 6, 128)
@@ -195,7 +147,7 @@ class Bearer(DoorCase):
                     self.clock.sleep(CLOSED_S)
                     request = self.request(authorization=said, cookie=self.cookie(session))
                     found = self.refused(401, "key", door.authorize, request, "viewer")
-                    self.assertEqual(found.headers["WWW-Authenticate"], "Bearer")
+                    self.assertIn("Bearer", found.headers["WWW-Authenticate"])
 
     def wrong(self, peer=ELSEWHERE):
         return lambda: self.door.authorize(self.request(peer, authorization="Bearer x"), "viewer")
@@ -223,8 +175,8 @@ class Bearer(DoorCase):
 
     def test_a_login_at_a_proxy_before_us_is_no_attempt(self):
         for _ in range(MOST + 1):
-            request = self.request(ELSEWHERE, authorization="Basic YTpi")
-            self.refused(401, "key", self.door.authorize, request, "viewer")
+            request = self.request(ELSEWHERE, authorization="Basic YTpi", accept="text/html")
+            self.refused(401, "log-in", self.door.authorize, request, "viewer")
 
     def test_a_line_of_the_log_a_minute(self):
         logging.getLogger("pigeonpost.web.access").setLevel(logging.NOTSET)
@@ -393,7 +345,7 @@ class Sessions(DoorCase):
     def test_who_has_none(self):
         for peer in ("127.0.0.1", ELSEWHERE):
             found = self.refused(401, "log-in", self.door.authorize, self.request(peer), "viewer")
-            self.assertEqual(found.headers["WWW-Authenticate"], "Bearer")
+            self.assertIn("Bearer", found.headers["WWW-Authenticate"])
         self.assertEqual((NOBODY.role, NOBODY.csrf), ("", ""))
 
     def test_a_login(self):

@@ -164,6 +164,9 @@ def main_here(program: types.ModuleType, *arguments: str, said: str = "", **envi
         mock.patch("sys.stdin", io.StringIO(said)),
         mock.patch.object(program, "start_logging", create=True),
         mock.patch.dict(os.environ, clean_environment(**environment), clear=True),
+        # What is installed on this machine has no part in a test.
+        mock.patch("pigeonpost.core.config.SYSTEM_FOLDER", "/nonexistent"),
+        mock.patch.object(program, "SERVICE_DATA", "/nonexistent", create=True),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore", ResourceWarning)  # a store that failed to open leaves files unclosed

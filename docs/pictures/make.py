@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from csvbuffer import CsvLog
+from pigeonpost.auth.api_tokens import ApiTokens
 from pigeonpost.auth.throttle import LoginThrottle
 from pigeonpost.auth.users import Users
 from pigeonpost.core.clock import Clock
@@ -122,7 +123,8 @@ def served() -> Iterator[str]:
         app = WebContext(
             name="home", data=data, clock=clock, store=store, csv=csv,
             ingestor=Ingestor(store, csv, clock), links=links,
-            users=Users(data), control="", started_ms=NOW_MS - 3 * DAY_MS, names=(), stop=lambda reason: None,
+            users=Users(data), api_tokens=ApiTokens(data), control="",
+            started_ms=NOW_MS - 3 * DAY_MS, names=(), stop=lambda reason: None,
             disk=DiskUsageMonitor(data, clock), faults=Faults(), throttle=LoginThrottle(clock),
         )  # fmt: skip
         web = WebInterface([("127.0.0.1", 0)], app)

@@ -75,7 +75,9 @@ def _y_range(columns: Sequence[Bucket]) -> tuple[float, float, float]:
     power = 10.0 ** math.floor(math.log10(span / 4))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= span / 4 * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return first * step, (last if last > first else first + 1) * step, step
+    if last == first:  # a value that stays the same: a line at half height, but nothing below zero for zero
+        first, last = first - bool(first), last + 1
+    return first * step, last * step, step
 
 
 def left_axis(axis: Axis, frame: Frame) -> Iterator[str]:

@@ -28,10 +28,11 @@ def sparkline(columns: Sequence[Bucket], count: int, colour: int) -> Html:
     if len(means) < 2:
         return Html('<svg class="spark"></svg>')
     low, high = min(means.values()), max(means.values())
+    middle = (low + high) / 2  # a value that stays the same is a line at half height
     scale = (_SPARK_HEIGHT - 4) / max(high - low, max(high, -low) * 1e-12, 1e-290)
     path, before = [], -9
     for place, mean in sorted(means.items()):
-        path.append(f"{'L' if place - before <= 2 else 'M'}{place} {_SPARK_HEIGHT - 2 - (mean - low) * scale:.1f}")
+        path.append(f"{'L' if place - before <= 2 else 'M'}{place} {_SPARK_HEIGHT / 2 - (mean - middle) * scale:.1f}")
         before = place
     return Html(
         '<svg class="spark s{}" viewBox="0 0 {} {}" preserveAspectRatio="none" aria-hidden="true"><path d="{}"/></svg>'

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pigeonpost.charts.axes import Axis, Frame, Scale, axis_of, left_axis, right_axis, x_axis
 from pigeonpost.core.format import clock, number, with_unit
 from pigeonpost.core.html import escaped
+from pigeonpost.core.units import AS_MEASURED, Conversion
 from pigeonpost.storage.models import LateRange
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ STYLE = (
 class Series(NamedTuple):
     """A series to draw: its names, and those of `places` columns from `from_ms` to `to_ms` that have values.
 
+    name   of the sensor for people; empty: `sensor`
+    unit, columns  as they are shown, which `conversion` has made of what was measured
     late  which of its samples came late, or have no sure time
     """
 
@@ -52,6 +55,13 @@ class Series(NamedTuple):
     to_ms: int
     every_ms: float | None
     late: Sequence[LateRange] = ()
+    conversion: Conversion = AS_MEASURED
+    name: str = ""
+
+    @property
+    def words(self) -> str:
+        """The sensor's name for people."""
+        return self.name or self.sensor.replace("_", " ")
 
 
 def fitted(frame: Frame, count: int, units: int) -> Frame:
@@ -79,7 +89,8 @@ def draw(all_series: Sequence[Series], frame: Frame, now_ms: int) -> str:
         *x_axis(first.from_ms, first.to_ms, frame),
         *_late(all_series, frame),
         *(_curves(first, frame, axes[0].scale(frame), True) if is_alone else _many(all_series, axes, frame)),
-        f'<text x="{middle}" y="{frame.height // 2}" text-anchor="middle">nothing stored</text>' if is_empty else "",
+        f'<text x="{middle}" y="{frame.height // 2 - 6}" text-anchor="middle">nothing stored</text>'
+        if is_empty else "",
         "</svg>",
     ))  # fmt: skip
 
@@ -94,8 +105,18 @@ def _axes(all_series: Sequence[Series]) -> list[Axis]:
 
 
 def _head_of_one(series: Series, right: int) -> Iterator[str]:
-    yield f'<text x="0" y="12">{escaped(series.sensor)}{escaped(f", {series.unit}" if series.unit else "")}</text>'
-    yield f'<text x="{right}" y="12" text-anchor="end">{escaped(series.node)}</text>'
+    """Draw the sensor's name with its unit on the left, and on the right as much of the node's as there is room for."""
+    name = f"{series.words}, {series.unit}" if series.unit else series.words
+    yield f'<text x="0" y="12">{escaped(name)}</text>'
+    node = _shortened(series.node, int(right / _LETTER_PX) - len(name) - 2)
+    yield f'<text x="{right}" y="12" text-anchor="end">{escaped(node)}</text>'
+
+
+def _shortened(text: str, most: int) -> str:
+    """Return at most `most` letters of a text; nothing where that would say too little."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most - 1]}…" if most > 4 else ""
 
 
 def _head_of_many(axes: Sequence[Axis], right: int) -> Iterator[str]:
@@ -125,7 +146,7 @@ def _many(all_series: Sequence[Series], axes: Sequence[Axis], frame: Frame) -> I
 def label(series: Series, others: Sequence[Series], with_its_unit: bool) -> str:
     """Return the label that distinguishes a series from the others of its chart."""
     nodes, sensors = {one.node for one in others}, {one.sensor for one in others}
-    name = series.sensor if len(nodes) == 1 else series.node if len(sensors) == 1 else f"{series.sensor} {series.node}"
+    name = series.words if len(nodes) == 1 else series.node if len(sensors) == 1 else f"{series.words} {series.node}"
     return f"{name}, {series.unit}" if with_its_unit and series.unit else name
 
 
@@ -213,7 +234,7 @@ def title(all_series: Sequence[Series], now_ms: int) -> str:
     nodes = dict.fromkeys(series.node for series in all_series)
     parts = []
     for node in nodes:
-        parts.append(f"{_and([series.sensor for series in all_series if series.node == node])} of {node}")
+        parts.append(f"{_and([series.words for series in all_series if series.node == node])} of {node}")
     first = all_series[0]
     return f"{_and(parts)}, {clock(first.from_ms, now_ms)} to {clock(first.to_ms, now_ms)}"
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from pigeonpost.core.clock import rfc3339
-from pigeonpost.core.format import age, aligned, clock, size
+from pigeonpost.core.clock import parse_rfc3339, rfc3339
+from pigeonpost.core.container import in_container
+from pigeonpost.core.format import age, aligned, clock, size, zone_name
 from pigeonpost.core.html import Html, join_html
 from pigeonpost.core.version import VERSION
 from pigeonpost.http.message import Response
@@ -82,15 +85,32 @@ def _info(context: RequestContext) -> Iterator[tuple[str, str]]:
     yield "name", app.name
     since = clock(app.started_ms, now_ms)
     yield "started", f"{since}, {age((now_ms - app.started_ms) / 1000)} ago"
+    yield "time zone", zone_name(now_ms) + _zone_hint()
     yield "data", app.data
     yield "store", app.store.description
     yield "checked", _checked(context)
+    if (backups := app.transports.get("backup")) is not None:
+        yield "backup", _last_backup(backups.report() or {}, now_ms)
     yield "this run", f"{app.ingestor.stored:,} samples stored, {app.ingestor.repeated:,} came again"
     yield "disk", f"{size(use.stored)} stored, {size(use.free)} free"
     if use.days is not None:
         yield "room for", "years" if use.days > 1000 else f"{use.days:.0f} days, at the pace of the last day"
     if use.written is not None:
         yield "written", f"{size(use.written)} a day"
+
+
+def _last_backup(report: Mapping[str, Any], now_ms: int) -> str:
+    """Return when the last backup was made, and where it is."""
+    if report["made"] is None:
+        return f"none yet in {report['to']}"
+    made_ms = parse_rfc3339(report["made"])
+    where = f"{report['file']}, checked; made {clock(made_ms, now_ms)}, {age((now_ms - made_ms) / 1000)} ago"
+    return where + ("; on the disk of the data, and lost with it" if report["same_disk"] else "")
+
+
+def _zone_hint() -> str:
+    """Return how a container gets another zone, where it has got none: images come with UTC."""
+    return ". Set TZ, as in TZ=Europe/Vienna" if in_container() and not os.environ.get("TZ") else ""
 
 
 def _checked(context: RequestContext) -> str:
@@ -110,6 +130,7 @@ def _for_programs(context: RequestContext) -> dict[str, object]:
     return {
         "version": VERSION, "server": app.name, "started": rfc3339(app.started_ms), "data": app.data,
         "store": app.store.description,
+        "backup": backups.report() if (backups := app.transports.get("backup")) is not None else None,
         "checked": rfc3339(app.check.checked_ms) if app.check and app.check.checked_ms else None,
         "promise": " ".join(PROMISE), "samples_stored": app.ingestor.stored,
         "samples_repeated": app.ingestor.repeated, "stored_bytes": use.stored, "free_bytes": use.free,

@@ -57,6 +57,7 @@ def _node(context: RequestContext, node: NodeView) -> dict[str, Any]:
         "since": _time(node.since_ms), "last_sample": _last_sample(context, node), "samples": node.samples,
         "missing": node.missing, "held": node.held, "slots": node.slots, "clock_offset_ms": node.shift_ms,
         "round_trip_ms": node.round_trip_ms, "version": node.version, "warnings": list(node.warnings),
+        "machine": dict(node.machine),
         "sensors": [_sensor(sensor) for sensor in node.sensors],
     }  # fmt: skip
 
@@ -73,7 +74,8 @@ def _last_sample(context: RequestContext, node: NodeView) -> dict[str, Any] | No
 
 def _sensor(sensor: SensorView) -> dict[str, Any]:
     return {
-        "name": sensor.name, "unit": sensor.unit, "simulated": sensor.simulated, "value": sensor.value,
+        "name": sensor.name, "label": sensor.label, "unit": sensor.unit, "simulated": sensor.simulated,
+        "value": sensor.value,
         "verdicts": [{"kind": kind, "text": text} for kind, text in sensor.odd.items()],
         "verdict_counts": dict(sensor.counts), "limits": dict(sensor.limits),
         "fault": sensor.fault, "today": {
@@ -96,7 +98,7 @@ def samples(context: RequestContext) -> Response:
     Without `step` the last `limit` samples of the span, oldest first; with it (`10m`, `1h`) one summary a step.
     """
     query, app = context.request.query, context.app
-    node, sensor = name_in(query, "node", NODE_NAME), name_in(query, "sensor", SENSOR_NAME)
+    node, sensor = _named(context)
     from_ms = moment(query["from"]) if "from" in query else None
     to_ms = moment(query["to"]) if "to" in query else _FAR_MS
     form = _form(query)
@@ -142,7 +144,7 @@ def statistics(context: RequestContext) -> Response:
     A window is (start, end] and has the time of its end; the last 1000 of those that end in (from, to].
     """
     query, store = context.request.query, context.app.store
-    node, sensor = name_in(query, "node", NODE_NAME), name_in(query, "sensor", SENSOR_NAME)
+    node, sensor = _named(context)
     window_ms = _WINDOWS_MS.get(query.get("span", "1h"), 0)
     if not node or not sensor:
         raise HTTPError(400, "One node and one sensor are to be named.", "node")
@@ -163,6 +165,13 @@ def statistics(context: RequestContext) -> Response:
             "mode": one.mode, "low": one.low, "high": one.high, "deviation": one.deviation,
         } for one in found],
     })  # fmt: skip
+
+
+def _named(context: RequestContext) -> tuple[str, str]:
+    """Return the node, by its present name, and the sensor in a query; empty without one. Raises HTTPError 400."""
+    query = context.request.query
+    node = name_in(query, "node", NODE_NAME)
+    return context.app.ingestor.names.current(node), name_in(query, "sensor", SENSOR_NAME)
 
 
 def _form(query: Mapping[str, str]) -> str:
@@ -223,7 +232,7 @@ def health(context: RequestContext) -> Response:
     faults += [
         f"{sensor.node} {sensor.name}: {sensor.fault}"
         for node in snapshot.nodes if node.state == "reporting"
-        for sensor in node.sensors if sensor.fault
+        for sensor in node.readings if sensor.fault
     ]  # fmt: skip
     faults += [f"{name}: {transport.fault}" for name, transport in context.app.transports.items() if transport.fault]
     use = context.app.disk.use()

@@ -19,11 +19,13 @@ from pigeonpost.charts.axes import LARGE, SMALL, WIDE, Frame
 from pigeonpost.charts.svg import COLOURS, MOST_SERIES, STYLE, Series, draw, fitted
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.strict_json import write_json
+from pigeonpost.core.units import conversion
 from pigeonpost.http.message import SAFE_HEADERS, HTTPError, Response, parse_form
 from pigeonpost.server.late_data import LateDataTracker
 from pigeonpost.storage.csv.format import local_time
 from pigeonpost.views.context import RequestContext
 from pigeonpost.views.query import moment, name_in, span_ms
+from pigeonpost.views.sensor_units import bucket_in
 from protocol import NODE_NAME, SENSOR_NAME
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ _LEAST = 1e-300  # what is nearer to 0 is drawn at 0
 LONGEST_MS = 12 * 366 * 86_400_000
 _KEPT = 64  # series, drawn charts, lists of numbers; up to 6 x 450 columns each
 _FRAMES = {"small": SMALL, "large": LARGE}
+_AS_MEASURED: Mapping[str, str] = {}
 T = TypeVar("T")
 
 
@@ -90,29 +93,49 @@ class Charts:
 
         `size=small` is for a phone, or for two side by side; `size=large` for a page of its own.
         """
-        svg = self._made(context, "svg", lambda all_series, frame, now_ms: draw(all_series, frame, now_ms).encode())
+        svg = self._made(
+            context, "svg", lambda all_series, frame, now_ms: draw(all_series, frame, now_ms).encode(),
+            context.preferences.units,
+        )  # fmt: skip
         return Response(svg, "image/svg+xml", headers=self._headers)
 
     def as_json(self, context: RequestContext) -> Response:
-        """`/chart.json?...`: the columns that the same `/chart.svg?...` draws, and where in it they are."""
-        return Response(self._made(context, "json", _json), "application/json", headers={"Cache-Control": "no-store"})
+        """`/chart.json?...`: the columns that the same `/chart.svg?...` draws, and where in it they are.
+
+        Values are as measured; with `units=shown` in the units that the user has chosen, like the picture.
+        """
+        units = context.preferences.units if context.request.query.get("units") == "shown" else _AS_MEASURED
+        body = self._made(context, "json", _json, units)
+        return Response(body, "application/json", headers={"Cache-Control": "no-store"})
 
     def as_csv(self, context: RequestContext) -> Response:
-        """`/chart.csv?...`: the same, a line a column of each series."""
-        return Response(
-            self._made(context, "csv", _csv), "text/csv; charset=utf-8", headers={"Cache-Control": "no-store"}
-        )
+        """`/chart.csv?...`: the same, a line a column of each series; as measured."""
+        body = self._made(context, "csv", _csv, _AS_MEASURED)
+        return Response(body, "text/csv; charset=utf-8", headers={"Cache-Control": "no-store"})
 
-    def series(self, context: RequestContext, what: Asked, frame: Frame) -> list[Series]:
-        """Return the series of the chart, from the cache or from the store."""
-        return self._once(context, "series", what, frame, lambda: self._read(context, what, frame))
+    def series(self, context: RequestContext, what: Asked, frame: Frame, units: Mapping[str, str]) -> list[Series]:
+        """Return the series of the chart, from the cache or from the store.
 
-    def _made(self, context: RequestContext, kind: str, make: Callable[[Sequence[Series], Frame, int], bytes]) -> bytes:
-        what, frame = asked(context, _FRAMES.get(context.request.query.get("size", ""), WIDE))
+        units  in which they are shown, as Preferences.units
+        """
+        measured = self._once(context, "series", what, frame, lambda: self._read(context, what, frame))
+        return [_in_units(one, units) for one in measured]
+
+    def _made(
+        self,
+        context: RequestContext,
+        kind: str,
+        make: Callable[[Sequence[Series], Frame, int], bytes],
+        units: Mapping[str, str],
+    ) -> bytes:
+        what, frame = asked(context, _FRAMES.get(context.request.query.get("size", ""), WIDE), units)
         now_ms = context.app.clock.wall_ms()
-        return self._once(context, kind, what, frame, lambda: make(self.series(context, what, frame), frame, now_ms))
+        return self._once(
+            context, (kind, *sorted(units.items())), what, frame,
+            lambda: make(self.series(context, what, frame, units), frame, now_ms),
+        )  # fmt: skip
 
-    def _once(self, context: RequestContext, kind: str, what: Asked, frame: Frame, make: Callable[[], T]) -> T:
+    def _once(self, context: RequestContext, kind: object, what: Asked, frame: Frame, make: Callable[[], T]) -> T:
         """Return the result of `make`, cached for a quarter of a column's time, at most a minute."""
         now_s = context.app.clock.monotonic()
         key = kind, what.names, what.from_ms, what.to_ms, frame
@@ -151,8 +174,16 @@ class Charts:
         late = self.late.within(node, what.from_ms, what.to_ms) if columns else ()
         return Series(
             node, sensor, unit, place if len(what.names) > 1 else number % COLOURS, columns, frame.columns,
-            what.from_ms, what.to_ms, every_ms, late,
+            what.from_ms, what.to_ms, every_ms, late, name=known.label if known else "",
         )  # fmt: skip
+
+
+def _in_units(series: Series, units: Mapping[str, str]) -> Series:
+    to = conversion(series.unit, units)
+    if not to.changes:
+        return series
+    columns = [bucket_in(column, to) for column in series.columns]
+    return series._replace(unit=to.unit, columns=columns, conversion=to)
 
 
 def _tamed(column: Bucket) -> Bucket:
@@ -171,15 +202,22 @@ def _is_tiny(column: Bucket) -> bool:
 
 
 def asked(
-    context: RequestContext, frame: Frame, query: Mapping[str, str] | None = None, when: Callable[[str], int] = moment
+    context: RequestContext,
+    frame: Frame,
+    units: Mapping[str, str],
+    query: Mapping[str, str] | None = None,
+    when: Callable[[str], int] = moment,
 ) -> tuple[Asked, Frame]:
     """Return the chart that is requested, and its frame. Raises HTTPError.
 
-    when: reads a time
+    units  in which it is shown, as Preferences.units: each has an axis
+    query  None: that of the request
+    when   reads a time
     """
     query = context.request.query if query is None else query
-    names, now_ms = names_in(query), context.app.clock.wall_ms()
-    frame = fitted(frame, len(names), len(_units(context, names)))
+    current, now_ms = context.app.ingestor.names.current, context.app.clock.wall_ms()
+    names = tuple((current(node), sensor) for node, sensor in names_in(query))
+    frame = fitted(frame, len(names), len(_units(context, names, units)))
     to_ms = when(query["to"]) if "to" in query else now_ms
     from_ms = when(query["from"]) if "from" in query else to_ms - span_ms(query.get("span", SPAN))
     if not 0 <= from_ms < to_ms or to_ms - from_ms > LONGEST_MS:
@@ -205,14 +243,15 @@ def names_in(query: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     return names
 
 
-def _units(context: RequestContext, names: Sequence[tuple[str, str]]) -> set[str]:
+def _units(context: RequestContext, names: Sequence[tuple[str, str]], shown: Mapping[str, str]) -> set[str]:
     """Return the units of the series, one per axis. Raises HTTPError for an unknown node, and for too many units."""
     snapshot, units = context.snapshot(), set()
     for node, sensor in names:
         view = snapshot.node(node) if sensor else None
         if view is None:
             raise HTTPError(404, "A chart is of a node and a sensor: /chart.svg?node=NAME&sensor=NAME", "unknown-node")
-        units.add(next((one.unit for one in view.sensors if one.name == sensor), ""))
+        measured = next((one.unit for one in view.sensors if one.name == sensor), "")
+        units.add(conversion(measured, shown).unit)
     if len(units) > 2:
         raise HTTPError(400, "A chart has two axes, so its series have at most two units.", "units")
     return units

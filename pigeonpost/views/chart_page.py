@@ -10,18 +10,22 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from itertools import chain, islice
 
 from pigeonpost.charts.axes import LARGE, ticks
 from pigeonpost.charts.svg import MOST_SERIES, Series, description, label, late_words, numbers, title
 from pigeonpost.core.format import clock, number
 from pigeonpost.core.html import Html, join_html
+from pigeonpost.core.units import conversion
 from pigeonpost.http.message import HTTPError, Response
 from pigeonpost.storage.csv.format import local_time
 from pigeonpost.storage.models import Bucket
 from pigeonpost.views.chart import LONGEST_MS, Asked, Charts, asked
 from pigeonpost.views.context import RequestContext
 from pigeonpost.views.html import disabled, html_page, key_notice, sensor_path, span_links, text_page
+from pigeonpost.views.models import SensorView
 from pigeonpost.views.query import moment
+from pigeonpost.views.sensor_units import statistics_in
 from pigeonpost.views.statistics import (
     Row,
     Statistics,
@@ -50,8 +54,9 @@ class ChartPage:
     def answer(self, context: RequestContext) -> Response:
         """`/chart?series=NODE/SENSOR,...&span=24h`, or `from=` and `to=`: local time here, if no zone is said."""
         query = {key: value for key, value in context.request.query.items() if value or key not in ("from", "to")}
-        what, frame = asked(context, LARGE, query, local_moment)
-        all_series, now_ms = self._charts.series(context, what, frame), context.app.clock.wall_ms()
+        units, now_ms = context.preferences.units, context.app.clock.wall_ms()
+        what, frame = asked(context, LARGE, units, query, local_moment)
+        all_series = self._charts.series(context, what, frame, units)
         name = title(all_series, now_ms)
         if not context.request.wants_html:
             return text_page("\n".join(self._text(context, what, all_series, now_ms)) + "\n")
@@ -74,8 +79,9 @@ class ChartPage:
     def part(self, context: RequestContext, node: str, sensor: str, span: str) -> Html:
         """Return the chart of one sensor, for the page about it. Raises HTTPError for an invalid span."""
         query = {"series": f"{node}/{sensor}", "span": span}
-        what, frame = asked(context, LARGE, query)
-        all_series, now_ms = self._charts.series(context, what, frame), context.app.clock.wall_ms()
+        units, now_ms = context.preferences.units, context.app.clock.wall_ms()
+        what, frame = asked(context, LARGE, units, query)
+        all_series = self._charts.series(context, what, frame, units)
         return Html("{}\n{}<p class=links>{}</p>{}").format(
             _chart_image(what, all_series, now_ms), _ways(what, now_ms), _links(what),
             Html('<script src="/zoom.js" defer></script>'),
@@ -84,12 +90,13 @@ class ChartPage:
     def _rows(self, all_series: Sequence[Series]) -> Iterator[Row]:
         """Yield name, statistics and unit of each series, as `statistics_table` takes them."""
         for series in all_series:
-            text = label(series, all_series, False) if len(all_series) > 1 else series.sensor
+            text = label(series, all_series, False) if len(all_series) > 1 else series.words
             link = Html('<a href="{}">{}</a>').format(sensor_path(series.node, series.sensor), text)
             yield link, self._of(series), series.unit
 
     def _of(self, series: Series) -> Statistics | None:
         found = self._statistics.of(series.node, series.sensor, series.from_ms, series.to_ms)
+        found = statistics_in(found, series.conversion)
         return found or statistics_of_buckets(series.columns, series.from_ms, series.to_ms, series.places)
 
     def _text(self, context: RequestContext, what: Asked, all_series: Sequence[Series], now_ms: int) -> Iterator[str]:
@@ -97,7 +104,7 @@ class ChartPage:
         yield ""
         yield description(all_series, now_ms)
         yield ""
-        names = [label(series, all_series, True) if len(all_series) > 1 else series.sensor for series in all_series]
+        names = [label(series, all_series, True) if len(all_series) > 1 else series.words for series in all_series]
         yield from statistics_text("series", [(n, self._of(one), "") for n, one in zip(names, all_series)], now_ms)
         yield ""
         rows = [("TIME", *(name.upper() for name in names)), *_number_rows(all_series, now_ms)]
@@ -105,8 +112,8 @@ class ChartPage:
         for row in rows:
             yield "  ".join(f"{text:<{width}}" for text, width in zip(row, widths)).rstrip()
         yield ""
-        here = context.request.headers.get("host", "localhost")
-        yield f"Every column:  curl 'http://{here}/chart.csv?{what.query(size='large')}'"
+        here = context.request.site
+        yield f"Every column:  curl '{here}/chart.csv?{what.query(size='large')}'"
 
 
 def local_moment(text: str) -> int:
@@ -133,11 +140,21 @@ def _chart_image(what: Asked, all_series: Sequence[Series], now_ms: int) -> Html
         '<figure class="plot" data-page="{page}"><picture>'
         '<source media="(max-width: 40rem)" srcset="/chart.svg?{small}" width="420" height="190">'
         '<img src="/chart.svg?{large}" alt="{said}" width="960" height="340"></picture></figure></section>'
-        '<p class="late" data-piece="late">{late}</p>'
+        '{key}<p class="late" data-piece="late">{late}</p>'
     ).format(
         large=what.query(size="large"), small=what.query(size="small"), page=what.query(),
-        said=description(all_series, now_ms), late=" ".join(late_words(all_series, now_ms)),
+        said=description(all_series, now_ms), late=" ".join(late_words(all_series, now_ms)), key=_key(all_series),
     )  # fmt: skip
+
+
+def _key(all_series: Sequence[Series]) -> Html:
+    """Return the names of several series in their colours, for narrow screens: the chart itself shortens them there."""
+    if len(all_series) < 2:
+        return Html("")
+    names = join_html(
+        Html('<li class="s{}">{}</li>').format(series.colour, label(series, all_series, True)) for series in all_series
+    )
+    return Html('<ul class="key">{}</ul>').format(names)
 
 
 def _span_links(what: Asked) -> Html:
@@ -185,14 +202,14 @@ def _field(time_ms: int) -> str:
 def _links(what: Asked) -> Html:
     query = what.query(size="large")
     return Html(
-        'Every column as <a href="/chart.csv?{0}">CSV</a> or <a href="/chart.json?{0}">JSON</a>;'
-        ' <a href="/chart.svg?{0}">the picture alone</a>.'
+        'Download: <a href="/chart.csv?{0}">CSV</a> · <a href="/chart.csv?{0}&amp;for=excel">for Excel</a>'
+        ' · <a href="/chart.json?{0}">JSON</a> · <a href="/chart.svg?{0}">SVG</a>'
     ).format(query)
 
 
 def _numbers(all_series: Sequence[Series], now_ms: int) -> Html:
     """Return a table with mean and range of every series, one row for each round span of time."""
-    names = [label(series, all_series, True) if len(all_series) > 1 else series.sensor for series in all_series]
+    names = [label(series, all_series, True) if len(all_series) > 1 else series.words for series in all_series]
     head = join_html(Html("<th scope=col>{}</th>").format(name) for name in ("from", *names))
     rows = join_html(
         Html("<tr><th scope=row>{}</th>{}</tr>\n").format(when, join_html(
@@ -228,27 +245,38 @@ def _cell(columns: Sequence[Bucket]) -> str:
 
 def _choice(context: RequestContext, what: Asked) -> Html:
     """Return links that remove a shown sensor, or add one whose unit has an axis or can get one."""
-    offered: list[Html] = []
-    units = {
-        one.unit for node in context.snapshot().nodes for one in node.sensors if (node.name, one.name) in what.names
-    }
-    for node in context.snapshot().nodes:
-        for one in node.sensors:
-            key = node.name, one.name
-            fits = len(what.names) < MOST_SERIES and (len(units) < 2 or one.unit in units)
-            if key in what.names and len(what.names) > 1:
-                words, names = "– {} of {}", tuple(name for name in what.names if name != key)
-            elif key not in what.names and fits and node.name:
-                words, names = "+ {} of {}", (*what.names, key)
-            else:
-                continue
-            offered.append(Html('<a href="/chart?{}">{}</a>').format(
-                what._replace(names=names).query(), words.format(one.name, node.name)))  # fmt: skip
-    if not offered:
+    links = join_html(Html("<li>{}</li>").format(link) for link in islice(_choices(context, what), _MOST_OFFERED))
+    if not links:
         return Html("")
     return Html(
         '<details class="choice"><summary>Add or take away a series</summary><ul data-piece="choice">{}</ul></details>'
-    ).format(join_html(Html("<li>{}</li>").format(link) for link in offered[:_MOST_OFFERED]))
+    ).format(links)
+
+
+def _choices(context: RequestContext, what: Asked) -> Iterator[Html]:
+    """Yield these links: to remove one first, since of many sensors only some are offered.
+
+    A day is read of the shown nodes alone; of thousands that takes seconds.
+    """
+    snapshot, preferred, names = context.snapshot(), context.preferences.units, dict(what.names)
+    nodes = [node for name in names if (node := snapshot.node(name))]
+    known = {(node.name, one.name): one for node in nodes for one in node.sensors}
+    shown = {key: known[key] for key in what.names if key in known}
+    units = {conversion(one.unit, preferred).unit for one in shown.values()}
+    if len(what.names) > 1:
+        for key, one in shown.items():
+            yield _choice_link(what, "–", one, tuple(other for other in what.names if other != key))
+    if len(what.names) < MOST_SERIES:
+        others = (one for node in snapshot.nodes if node.name and node.name not in names for one in node.readings)
+        for one in chain(known.values(), others):
+            key, fits = (one.node, one.name), len(units) < 2 or conversion(one.unit, preferred).unit in units
+            if fits and key not in what.names:
+                yield _choice_link(what, "+", one, (*what.names, key))
+
+
+def _choice_link(what: Asked, sign: str, sensor: SensorView, names: tuple[tuple[str, str], ...]) -> Html:
+    words = f"{sign} {sensor.label or sensor.name} of {sensor.node}"
+    return Html('<a href="/chart?{}">{}</a>').format(what._replace(names=names).query(), words)
 
 
 def _save_form(context: RequestContext, what: Asked, name: str) -> Html:

@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pigeonpost.http.message import Request, Response
 from pigeonpost.views.models import StatusSnapshot
+from pigeonpost.views.preferences import DEFAULTS, Preferences, PreferenceStore
+from pigeonpost.web.host_names import NamesOrigin
 
 if TYPE_CHECKING:
     from csvbuffer import CsvLog
+    from pigeonpost.alerts.rules import Rule
+    from pigeonpost.auth.api_tokens import ApiTokens
     from pigeonpost.auth.throttle import LoginThrottle
     from pigeonpost.auth.users import Users
     from pigeonpost.core.clock import Clock
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from pigeonpost.server.damage_check import DamageCheck
     from pigeonpost.server.disk_usage import DiskUsageMonitor
     from pigeonpost.server.ingest import Ingestor
+    from pigeonpost.server.node_admin import NodeAdmin
     from pigeonpost.server.node_status import NodeLink
     from pigeonpost.server.quality import QualityChecks
     from pigeonpost.storage.contract import Store
@@ -34,8 +39,11 @@ class WebContext(NamedTuple):
     data        the folder of its data
     links       one for each node it collects from: `state` to read, `ask` to send
     users       who may sign in; without any, only this machine may
+    api_tokens  the tokens of programs
     control     the key by which control.py on this machine is known (Authorization: Bearer ...)
-    names       by which browsers may call this server, beside the usual ones
+    names       by which browsers may call this server, beside the usual ones; names_origin: where they are set
+    proxies     addresses and networks of proxies on other machines that are trusted
+    prefix      path below which a proxy has this server; empty: none, or the proxy tells
     stop        asks the program to end; the reason is logged
     disk        how full the disk is
     faults      what is wrong with this server
@@ -43,6 +51,8 @@ class WebContext(NamedTuple):
     transports  the server's transports beside TCP, by name: `report` returns their state
     quality     the quality checks; None: there are none
     check       the check of what is stored; None: there is none
+    rules       the alert rules of the settings
+    admin       renames, retires and relabels nodes; None: nobody may
     """
 
     name: str
@@ -53,6 +63,7 @@ class WebContext(NamedTuple):
     ingestor: Ingestor
     links: Sequence[NodeLink]
     users: Users
+    api_tokens: ApiTokens
     control: str
     started_ms: int
     names: Sequence[str]
@@ -61,8 +72,13 @@ class WebContext(NamedTuple):
     faults: Faults
     throttle: LoginThrottle
     transports: Mapping[str, Transport] = MappingProxyType({})
+    names_origin: NamesOrigin = NamesOrigin()
+    proxies: Sequence[str] = ()
+    prefix: str = ""
     quality: QualityChecks | None = None
     check: DamageCheck | None = None
+    rules: Sequence[Rule] = ()
+    admin: NodeAdmin | None = None
 
 
 class RequestContext(NamedTuple):
@@ -70,10 +86,11 @@ class RequestContext(NamedTuple):
 
     args      what the route's pattern found in the path
     snapshot  returns the status snapshot
-    role      "viewer" or "operator"
+    role      "viewer", "writer" (programs only) or "operator"
     user      name of the user, for people
     csrf      what forms carry; empty where none is needed
     needs_key this client may read only, until it shows the one-time key: buttons are shown, disabled
+    store     the preferences of all users; None: there are none, and none can be saved
     """
 
     app: WebContext
@@ -84,6 +101,20 @@ class RequestContext(NamedTuple):
     user: str = ""
     csrf: str = ""
     needs_key: bool = False
+    store: PreferenceStore | None = None
+
+    @property
+    def preferences(self) -> Preferences:
+        """The preferences of the user of this request."""
+        return self.store.of(self.user) if self.store is not None else DEFAULTS
+
+    def save_preferences(self, change: Callable[[Preferences], Preferences]) -> None:
+        """Change the preferences of the user of this request, see PreferenceStore.save.
+
+        Raises HTTPError 503 where the disk takes no change.
+        """
+        if self.store is not None:
+            self.store.save(self.user, change)
 
 
 class Route(NamedTuple):

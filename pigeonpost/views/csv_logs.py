@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from csvbuffer import RecentSample
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.data_folder import LOGS
 from pigeonpost.core.format import clock, number, size, with_unit
 from pigeonpost.core.html import Html, join_html
+from pigeonpost.core.units import conversion
 from pigeonpost.http.message import FilePart, HTTPError, Response, byte_range
 from pigeonpost.storage.csv.checksums import logs_in, read_sums
 from pigeonpost.storage.csv.format import local_time
@@ -27,15 +28,16 @@ def log_check(context: RequestContext) -> Response:
     """`/log`: the last ten samples of this run, the newest first."""
     shown = context.app.csv.last()[::-1]
     path, length = context.app.csv.whole()
-    name = os.path.basename(path)
+    name, units = os.path.basename(path), context.preferences.units
     if not context.request.wants_html:
         return text_page("\n".join([f"{name}, {size(length)}; its last {len(shown)} samples, newest first:", "",
-                                    *(_line(one) for one in shown)]) + "\n")  # fmt: skip
-    rows = join_html(Html("<tr><td>{}</td><td>{}</td><td>{}</td></tr>\n").format(*_cells(one)) for one in shown)
+                                    *(_line(one, units) for one in shown)]) + "\n")  # fmt: skip
+    rows = join_html(Html("<tr><td>{}</td><td>{}</td><td>{}</td></tr>\n").format(*_cells(one, units)) for one in shown)
     body = Html(
         '<h1>Log Check</h1>\n<div data-piece="log"><p>The last {count} samples of this run, newest first. All of them'
-        ' are in <a href="/log.csv">{name}</a>, {size}.</p>\n<table class="log"><thead><tr><th>time</th><th>node</th>'
-        "<th>values</th></tr></thead><tbody>\n{rows}</tbody></table></div>"
+        ' are in <a href="/log.csv">{name}</a>, {size} (<a href="/log.csv?for=excel">for Excel</a>).</p>\n'
+        '<table class="log"><thead><tr><th>time</th><th>node</th><th>values</th></tr></thead><tbody>\n{rows}</tbody>'
+        "</table></div>"
     ).format(count=len(shown), name=name, size=size(length), rows=rows)
     if not shown:
         body = Html('<h1>Log Check</h1>\n<div data-piece="log"><p>No sample has come in this run yet.</p></div>')
@@ -66,7 +68,7 @@ def logs(context: RequestContext) -> Response:
     own = os.path.basename(app.csv.whole()[0])
     more = Html(
         '<div class="buttons"><a class="button" href="/log">Log Check</a><a class="button" href="/log.csv">Log Download'
-        "</a></div>\n"
+        '</a><a class="button" href="/log.csv?for=excel">For Excel</a></div>\n'
     )
     total = sum(length for _, length, _ in found)
     return render_table(context, TablePage(
@@ -138,17 +140,18 @@ def _part(context: RequestContext, fd: int, name: str, length: int) -> Response:
     return Response(kind="text/csv; charset=utf-8", status=206, headers=headers, file=FilePart(fd, start, count))
 
 
-def _cells(shown: RecentSample) -> Iterator[str]:
+def _cells(shown: RecentSample, units: Mapping[str, str]) -> Iterator[str]:
     yield time.strftime("%H:%M:%S", time.localtime(shown.sample.time_ms // 1000))
     yield shown.node
-    yield ", ".join(_values(shown))
+    yield ", ".join(_values(shown, units))
 
 
-def _line(shown: RecentSample) -> str:
-    return f"{local_time(shown.sample.time_ms)}  {shown.node}  {', '.join(_values(shown))}"
+def _line(shown: RecentSample, units: Mapping[str, str]) -> str:
+    return f"{local_time(shown.sample.time_ms)}  {shown.node}  {', '.join(_values(shown, units))}"
 
 
-def _values(shown: RecentSample) -> Iterator[str]:
+def _values(shown: RecentSample, units: Mapping[str, str]) -> Iterator[str]:
     for name, value in shown.sample.values.items():
-        said = with_unit(number(value), shown.units.get(name, "")) if value is not None else "failed"
+        to = conversion(shown.units.get(name, ""), units)
+        said = with_unit(number(to.value(value)), to.unit) if value is not None else "failed"
         yield f"{name} {said}"

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pigeonpost.core.errors import BadArgument
+from pigeonpost.core.format import zone_name
 from pigeonpost.core.html import Html, join_html
 from pigeonpost.core.strict_json import read_json, write_json
 from pigeonpost.http.message import HTML, JSON, TEXT, HTTPError, Request, Response
@@ -24,15 +25,22 @@ _FRAME = Html(
     '<meta name="color-scheme" content="light dark"><meta name="referrer" content="same-origin">\n'
     '<link rel="icon" href="/favicon.svg" type="image/svg+xml"><link rel="stylesheet" href="/style.css">'
     '<script src="/script.js" defer></script></head>\n'
-    "<body{live}>\n<header><a class=brand href=/>{brand}</a>{nav}</header>\n"
+    '<body data-root="/"{live}>\n<header><a class="brand" href="/">{brand}</a>{nav}</header>\n'
     "<main>\n{body}\n</main>\n{foot}</body></html>\n"
 )
 
-_NAV = Html(
-    '<nav><a href="/">Now</a> <a href="/graphs">Graphs</a> <a href="/logs">Logs</a> <a href="/files">Files</a>'
-    ' <a href="/about">About</a></nav>'
+# Address and words of each part; then other addresses of pages that belong to it.
+_MENU = (
+    ("/", "Now"),
+    ("/graphs", "Graphs", "/chart"),
+    ("/logs", "Logs", "/log"),
+    ("/files", "Files"),
+    ("/gaps", "Gaps"),
+    ("/happenings", "Events"),
+    ("/settings", "Preferences"),
+    ("/about", "About", "/password"),
+    ("/help", "Help"),
 )
-
 
 _KEY_NOTICE = Html(
     '<p class="notice">Buttons are disabled, as this page was opened without the key. Open the address that the'
@@ -55,12 +63,27 @@ def html_page(
     live     the script keeps the page up to date
     """
     text = _FRAME.format(
-        title=title, body=body, foot=foot,
+        title=title, body=body, foot=foot or (_zone_foot(context) if context else ""),
         brand=f"Pigeonpost {context.app.name}" if context else "Pigeonpost",
-        nav=_NAV if context else "",
+        nav=_menu(context.request.path) if context else "",
         live=Html(' data-now="{}"').format(context.app.clock.wall_ms()) if live and context else "",
     )  # fmt: skip
     return Response(text.encode(), HTML, status, PAGE_HEADERS)
+
+
+def _zone_foot(context: RequestContext) -> Html:
+    """Return the foot of a page that has no other: the zone of its times."""
+    return Html("<footer>Times are {}.</footer>\n").format(zone_name(context.app.clock.wall_ms()))
+
+
+def _menu(path: str) -> Html:
+    """Return the links to all parts of the page, with that of the shown page marked."""
+    links = join_html((
+        Html('<a href="{}"{}>{}</a>').format(
+            to, Html(' aria-current="page"') if path == to or path in others else "", words)
+        for to, words, *others in _MENU
+    ), " ")  # fmt: skip
+    return Html('<nav aria-label="Pages">{}</nav>').format(links)
 
 
 def key_notice(context: RequestContext) -> Html:

@@ -44,9 +44,9 @@ def password_page(context: RequestContext, said: str = "", status: int = 200) ->
         ' value="{csrf}"><input type="hidden" name="user" value="{user}" autocomplete="username">'
         '<label>Old password <input name="old" type="password" autocomplete="current-password" maxlength="1024"'
         ' required></label><label>New password <input name="new" type="password" autocomplete="new-password"'
-        ' minlength="8" maxlength="1024" required></label><label>The new one once more <input name="again"'
+        ' minlength="8" maxlength="1024" required></label><label>Repeat the new password <input name="again"'
         ' type="password" autocomplete="new-password" minlength="8" maxlength="1024" required></label>'
-        "<button>Change it</button></form>"
+        "<button>Change password</button></form>"
     ).format(user=context.user, notice=notice, csrf=context.csrf)
     return html_page("Password", body, context, status=status)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from pigeonpost.core.clock import parse_rfc3339
 from pigeonpost.core.version import VERSION
 from pigeonpost.http.message import TEXT, Response
 from pigeonpost.server.damage_check import DATABASE_FAULT, LOGS_FAULT
@@ -65,6 +66,10 @@ def _of_server(app: WebContext, snapshot: StatusSnapshot) -> Iterator[Metric]:
         text = "When the last check of the whole database ended."
         checked_ms = app.check.checked_ms if app.store.is_checked else None
         yield one("database_checked_timestamp_seconds", "gauge", text, _seconds(checked_ms))
+    if (backups := app.transports.get("backup")) is not None:
+        made = (backups.report() or {}).get("made")
+        text = "When the last backup that was found good was made."
+        yield one("backup_timestamp_seconds", "gauge", text, parse_rfc3339(made) / 1000 if made else None)
     yield one("log_bytes", "gauge", "Size of this run's CSV log.", app.csv.whole()[1])
     use = app.disk.use()
     yield one("stored_bytes", "gauge", "What the data folder takes up.", use.stored)
@@ -90,7 +95,7 @@ def _of_nodes(snapshot: StatusSnapshot) -> Iterator[Metric]:
 
 
 def _of_sensors(snapshot: StatusSnapshot) -> Iterator[Metric]:
-    sensors = [(node.name, sensor) for node in snapshot.nodes for sensor in node.sensors]
+    sensors = [(node.name, sensor) for node in snapshot.nodes for sensor in node.readings]
     yield Metric("reading", "gauge", "The last value of each sensor.", [
         ({"node": node, "sensor": sensor.name, "unit": sensor.unit}, sensor.value) for node, sensor in sensors
     ])  # fmt: skip

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
 from pigeonpost.core.clock import rfc3339
-from pigeonpost.core.format import age, aligned, clock, size
+from pigeonpost.core.format import age, aligned, clock, size, zone_minutes
 from pigeonpost.core.html import Html, join_html
+from pigeonpost.core.units import conversion
 from pigeonpost.http.message import HTTPError, Response
 from pigeonpost.views.context import RequestContext
-from pigeonpost.views.dashboard import (
-    ON_OFF,
-    SPANS,
-    chart_images,
-    clock_offset,
-    default_span,
-    footer,
-    node_buttons,
-    node_level,
-    sensor_card,
-    sensor_lines,
-)
+from pigeonpost.views.dashboard import footer
+from pigeonpost.views.front_charts import chart_images, default_span
+from pigeonpost.views.front_query import SPANS
 from pigeonpost.views.gaps_and_events import gap_text
 from pigeonpost.views.html import html_page, key_notice, span_links, text_page
 from pigeonpost.views.models import NodeView, StatusSnapshot
+from pigeonpost.views.node_buttons import ON_OFF, node_buttons
+from pigeonpost.views.node_table import backlog, clock_offset, node_level, trouble_words
 from pigeonpost.views.quality_flags import flag_counts, flags_table, limits_of
+from pigeonpost.views.sensor_card import cards_section, sensor_card, sensor_lines
+from pigeonpost.views.sensor_units import in_units
 
 _NOTICES = {
     "on": "{node} is on: it samples.",
@@ -42,29 +38,46 @@ def node_page(context: RequestContext) -> Response:
     node = snapshot.node(context.args[0])
     if node is None or not node.name:
         raise HTTPError(404, "There is no node of that name.", "unknown-node")
+    units = context.preferences.units
+    node = node._replace(sensors=[in_units(sensor, units) for sensor in node.sensors])
     missing = [gap for gap in context.app.store.gaps(200) if gap["node"] == node.name]
     if not context.request.wants_html:
         return text_page(_node_text(context, snapshot, node, missing))
     span = context.request.query.get("span", "")
-    span = span if span in dict(SPANS) else default_span(node.sensors[0]) if node.sensors else "24h"
+    span = span if span in dict(SPANS) else _usual_span(node)
     body = join_html((
         Html("<h1>{}</h1>").format(node.name),
         _notice(context, node),
-        Html('<p class="verdict {}" data-piece="verdict">{}.</p>').format(node_level(node), _says(node)),
+        Html('<p class="verdict {}" data-piece="verdict">{}.</p>').format(_level(node), _says(node)),
         Html('<div class="buttons" data-piece="buttons">{}</div>').format(node_buttons(context, node)),
         key_notice(context),
-        Html('<section class="cards" aria-label="Sensors" data-piece="cards">{}</section>').format(
-            join_html(sensor_card(sensor, False) for sensor in node.sensors)
+        cards_section(
+            [sensor_card(sensor, False) for sensor in node.sensors] or [_NO_SENSOR], zone_minutes(snapshot.now_ms)
         ),
-        span_links(((f"/nodes/{quote(node.name)}?span={key}", words, key == span) for key, words in SPANS), "charts"),
+        span_links(((f"/nodes/{quote(node.name)}?span={key}", words, key == span) for key, words in SPANS), "charts")
+        if node.sensors else "",
         chart_images(node.sensors, span),
         flags_table(node.sensors),
-        Html('<section data-piece="about"><h2>About this node</h2><table class="facts">{}</table></section>').format(
-            join_html(Html("<tr><th>{}</th><td>{}</td></tr>").format(*fact) for fact in _info(node, snapshot.now_ms))
-        ),
+        _about(node, snapshot.now_ms, units),
         _missing(missing, snapshot.now_ms),
     ), "\n")  # fmt: skip
     return html_page(node.name, body, context, live=True, foot=footer(context))
+
+
+def _usual_span(node: NodeView) -> str:
+    """Return the span of the charts where none is asked for: that of a sensor with values, if there is one."""
+    shown = next((sensor for sensor in node.sensors if sensor.columns), None)
+    return default_span(shown) if shown is not None else "24h"
+
+
+_NO_SENSOR = Html("<p>No sensor of this node is known yet. It tells them when it is connected.</p>")
+
+
+def _about(node: NodeView, now_ms: int, units: Mapping[str, str]) -> Html:
+    rows = join_html(Html("<tr><th>{}</th><td>{}</td></tr>").format(*fact) for fact in _info(node, now_ms, units))
+    return Html('<section data-piece="about"><h2>About this node</h2><table class="facts">{}</table></section>').format(
+        rows
+    )
 
 
 def _missing(gaps: Sequence[dict[str, Any]], now_ms: int) -> Html:
@@ -91,12 +104,22 @@ def _notice(context: RequestContext, node: NodeView) -> Html:
     return Html('<p class="notice" role="status">{}</p>').format(words.format(node=node.name, on=on, sent=sent))
 
 
+def _level(node: NodeView) -> str:
+    """Return the class of the sentence about a node: a node that reports may have a fault, and its sensors as well."""
+    level = node_level(node)
+    if level != "good":
+        return level
+    return "bad" if node.warnings else "wait" if node.troubles else "good"
+
+
 def _says(node: NodeView) -> str:
+    """Return the sentence about a node, without its full stop; with the first of its sensors' troubles."""
     last = f"; last sample {age(node.age_s)} ago" if node.age_s is not None else ""
-    return f"{node.words[:1].upper()}{node.words[1:]}{last}"
+    trouble = f"; {trouble_words(node)}" if node.troubles else ""
+    return f"{node.words[:1].upper()}{node.words[1:]}{trouble}{last}"
 
 
-def _info(node: NodeView, now_ms: int) -> Iterator[tuple[str, str]]:
+def _info(node: NodeView, now_ms: int, units: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     yield "address", node.address or "–"
     yield "state", node.words + (f", since {clock(node.since_ms, now_ms)}" if node.since_ms is not None else "")
     yield from (("warning", text) for text in node.warnings)
@@ -107,20 +130,22 @@ def _info(node: NodeView, now_ms: int) -> Iterator[tuple[str, str]]:
     yield "stored here", f"{node.samples:,} samples"
     yield "missing", f"{node.missing:,} samples" if node.missing else "none"
     room = f" of {node.slots:,}" if node.slots else ""
+    yield "waiting to be sent", backlog(node)
     yield "in its outbox", f"{node.held:,}{room}" if node.held is not None else "–"
     yield "its clock", clock_offset(node.shift_ms)
     yield "answers in", f"{node.round_trip_ms:.1f} ms" if node.round_trip_ms is not None else "–"
     if node.machine:
-        yield "its computer", ", ".join(_of_machine(node))
+        yield "its computer", ", ".join(_of_machine(node, units))
     if node.certificate:
         yield "link", f"TLS; SHA-256 of its certificate: {node.certificate}"
     yield "version", node.version or "–"
 
 
-def _of_machine(node: NodeView) -> Iterator[str]:
+def _of_machine(node: NodeView, units: Mapping[str, str]) -> Iterator[str]:
     told = node.machine
     if "cpu_temperature" in told:
-        yield f"processor at {told['cpu_temperature']:.0f} °C"
+        to = conversion("°C", units)
+        yield f"processor at {to.value(told['cpu_temperature']):.0f} {to.unit}"
     if "load" in told:
         yield f"load {told['load']:.2f}"
     for key, words in (("memory_free", "memory"), ("disk_free", "disk")):
@@ -132,7 +157,7 @@ def _node_text(
     context: RequestContext, snapshot: StatusSnapshot, node: NodeView, missing: Sequence[dict[str, Any]]
 ) -> str:
     lines = [f"{node.name}: {_says(node)}.", "", *sensor_lines(node.sensors), ""]
-    lines += [f"{name:<20}{value}" for name, value in _info(node, snapshot.now_ms)]
+    lines += [f"{name:<20}{value}" for name, value in _info(node, snapshot.now_ms, context.preferences.units)]
     judged = [(sensor.name, limits_of(sensor), flag_counts(sensor)) for sensor in node.sensors if sensor.limits]
     lines += ["", *aligned(("SENSOR", "LIMITS", "BEYOND THEM, IN THIS RUN"), judged, "<<<")] if judged else []
     lines += ["", "Missing:", *(f"  {gap_text(gap)}: {gap['why']}" for gap in missing)] if missing else []

@@ -1,25 +1,20 @@
-"""Actions: turning a node on or off, asking for its status, ending this server; for the buttons and for the JSON API.
+"""Actions: turning a node on or off, asking for its status; for the buttons and for the JSON API.
 
 webui has checked access before. The thread of the request waits for the node's answer. Errors: HTTPError.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pigeonpost.core.clock import rfc3339
-from pigeonpost.core.format import size
-from pigeonpost.core.html import Html
-from pigeonpost.http.message import HTTPError, Response, form_of
+from pigeonpost.http.message import HTTPError, Response
 from pigeonpost.views.context import RequestContext
-from pigeonpost.views.html import html_page, json_answer, json_body, see_other, text_page
+from pigeonpost.views.html import json_answer, json_body, see_other
 
 if TYPE_CHECKING:
     from pigeonpost.server.node_status import NodeLink
-
-_FLUSH_S = 3.0
 
 
 # ------------------------------------------------------------------------------------------------------- the buttons
@@ -42,43 +37,6 @@ def ask_status(context: RequestContext) -> Response:
 
 def _back(context: RequestContext, notice: str, answered: bool) -> Response:
     return see_other(f"/nodes/{context.args[0]}?notice={notice if answered else 'silent'}")
-
-
-def leave(context: RequestContext) -> Response:
-    """`POST /exit`: asks first; then has everything written that is in hand, says what, and ends the program."""
-    if form_of(context.request).get("sure") != "yes":
-        return _are_you_sure(context)
-    report = _flush(context)
-    context.app.stop(f"Exit, by {context.user or 'the page'} at {context.request.peer}")
-    if not context.request.wants_html:
-        return text_page(f"exited\n{report}\n")
-    body = Html(
-        "<h1>exited</h1>\n<p>{}</p>\n<p>The server has ended. The nodes go on sampling, and bring what they hold when"
-        " it is started again.</p>"
-    ).format(report)
-    return html_page("exited", body)
-
-
-def _are_you_sure(context: RequestContext) -> Response:
-    if not context.request.wants_html:
-        return text_page("This stops the server. Are you sure? Then send the form field sure=yes.\n")
-    body = Html(
-        "<h1>Stop this server?</h1>\n<p>It writes what it has in hand, and ends. The nodes go on sampling and keep"
-        ' their samples until it is started again.</p>\n<div class="buttons"><form method="post" action="/exit">'
-        '<input type="hidden" name="csrf" value="{}"><input type="hidden" name="sure" value="yes">'
-        '<button class="danger">Exit</button></form><a class="button" href="/">No, go back</a></div>'
-    ).format(context.csrf)
-    return html_page("Exit", body, context)
-
-
-def _flush(context: RequestContext) -> str:
-    """Have everything stored and logged that was received. Returns a sentence about it."""
-    ingestor = context.app.ingestor
-    if not ingestor.flush(_FLUSH_S):
-        return f"Not everything could be stored ({ingestor.fault or 'the disk is slow'}); the nodes keep the rest."
-    path, length = context.app.csv.whole()
-    count = "1 sample of this run is" if ingestor.stored == 1 else f"{ingestor.stored:,} samples of this run are"
-    return f"Flushed: {count} stored; the log {os.path.basename(path)} is whole, {size(length)}."
 
 
 # ------------------------------------------------------------------------------------------------ the JSON interface

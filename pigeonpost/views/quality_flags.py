@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pigeonpost.core.format import age, number, with_unit
 from pigeonpost.core.html import Html, join_html
 from pigeonpost.views.models import SensorView
+
+if TYPE_CHECKING:
+    from pigeonpost.server.quality import QualityFlag
 
 
 def flags_table(sensors: Sequence[SensorView]) -> Html:
@@ -14,7 +18,7 @@ def flags_table(sensors: Sequence[SensorView]) -> Html:
     rows = join_html(
         Html('<tr><th>{}</th><td data-label="limits">{}</td><td data-label="now">{}</td><td data-label="in this run">{}'
              "</td></tr>").format(
-            sensor.name.replace("_", " "), limits_of(sensor), flags_of(sensor) or "as it should be",
+            sensor.title, limits_of(sensor), flags_of(sensor) or "as it should be",
             flag_counts(sensor))
         for sensor in sensors if sensor.limits
     )  # fmt: skip
@@ -57,6 +61,17 @@ def flag_counts(sensor: SensorView) -> str:
 _KINDS = {
     "range": "out of range", "jump": "jumped", "stuck": "stuck", "rail": "at the rail", "stale": "without a value",
 }  # fmt: skip
+
+
+def flag_words(flag: QualityFlag, unit: str) -> str:
+    """Return a flag in a few words, to show beside the value; `unit` is that of the flag's limit and value."""
+    if flag.kind == "range":
+        return f"{'above' if flag.found > flag.limit else 'below'} {with_unit(number(flag.limit), unit)}"
+    if flag.kind == "jump":
+        return f"jumped by {with_unit(number(flag.found), unit)}"
+    if flag.kind == "rail":
+        return "at the rail"
+    return f"{'stuck' if flag.kind == 'stuck' else 'no value'} for {age(flag.found)}"
 
 
 def flags_of(sensor: SensorView) -> Html:

@@ -67,8 +67,9 @@ class SavedCharts:
     def as_json(self, context: RequestContext) -> Response:
         """`/graphs.json`: the same for programs."""
         own, others = self._seen_by(context)
+        chart = f"{context.request.prefix}/chart"
         return json_answer({"graphs": [
-            {"id": one.id, "name": one.name, "chart": f"/chart?{one.query}", "owner": one.user, "shared": one.shared}
+            {"id": one.id, "name": one.name, "chart": f"{chart}?{one.query}", "owner": one.user, "shared": one.shared}
             for one in (*own, *others)
         ]})  # fmt: skip
 
@@ -207,6 +208,7 @@ def _name(text: str) -> str:
 
 
 def _own(context: RequestContext, graphs: Iterable[SavedChart]) -> Html:
+    where = f"{context.request.prefix}/graphs"
     rows = join_html(
         Html(
             '<tr><th scope=row>{link}</th><td><form class="fields" method="post" action="/graphs/{id}/rename">'
@@ -219,13 +221,14 @@ def _own(context: RequestContext, graphs: Iterable[SavedChart]) -> Html:
             share=button(f"/graphs/{one.id}/{'unshare' if one.shared else 'share'}",
                          "Stop sharing" if one.shared else "Share", context, one.name),
             delete=button(f"/graphs/{one.id}/delete", "Delete", context, one.name),
-            address=Html("<small>shared as <code>/graphs/{}</code></small>").format(one.id) if one.shared else "",
+            address=Html("<small>shared as <code>{}/{}</code></small>").format(where, one.id) if one.shared else "",
         )
         for one in graphs
     )  # fmt: skip
     if not rows:
         return Html(
-            "<p>You have saved none yet. Every sensor's page leads to a chart, and each chart can be saved.</p>\n"
+            '<p>You have saved none yet. Open a sensor on <a href="/">the front page</a>, then its chart: there'
+            " it can be saved.</p>\n"
         )
     return Html(
         '<table class="graphs"><thead><tr><th>graph</th><th>name</th><td></td></tr></thead>'
@@ -238,7 +241,7 @@ def _link(graph: SavedChart) -> Html:
 
 
 def _text(context: RequestContext, own: Iterable[SavedChart], others: Iterable[SavedChart]) -> Iterator[str]:
-    here = context.request.headers.get("host", "localhost")
-    lines = [f"{one.name}{', shared' if one.shared else ''}\n  http://{here}/chart?{one.query}" for one in own]
-    lines += [f"{one.name}, shared by {one.user}\n  http://{here}/graphs/{one.id}" for one in others]
+    here = context.request.site
+    lines = [f"{one.name}{', shared' if one.shared else ''}\n  {here}/chart?{one.query}" for one in own]
+    lines += [f"{one.name}, shared by {one.user}\n  {here}/graphs/{one.id}" for one in others]
     yield from lines or ["No graph is saved yet."]

@@ -12,11 +12,13 @@ from typing import Any
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.format import age, number, with_unit
 from pigeonpost.core.html import Html, join_html
+from pigeonpost.core.units import conversion
 from pigeonpost.http.message import HTTPError, Response
 from pigeonpost.views.context import RequestContext
 from pigeonpost.views.html import html_page, json_answer, sensor_path, span_links, text_page
 from pigeonpost.views.models import SensorView
 from pigeonpost.views.quality_flags import flags_table, flags_text
+from pigeonpost.views.sensor_units import in_units, statistics_in
 from pigeonpost.views.statistics import (
     Row,
     Statistics,
@@ -27,11 +29,12 @@ from pigeonpost.views.statistics import (
 )
 from protocol import SENSOR_NAME
 
-_DAY_MS = 86_400_000
+_HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
 SPANS = (("day", "last 24 hours", 1), ("week", "last 7 days", 7), ("month", "last 30 days", 30),
          ("year", "last 365 days", 365))  # fmt: skip
 _CHARTS = (("1h", "hour"), ("24h", "day"), ("7d", "week"), ("30d", "30 days"), ("366d", "year"), ("1830d", "5 years"))
 _KINDS = (".json", ".csv", ".html")
+Figures = Sequence[tuple[str, "Statistics | None"]]  # words of the span, and what is known of it
 
 
 class SensorPages:
@@ -51,9 +54,14 @@ class SensorPages:
             return self._json(context, view)
         if kind == ".csv":
             return self._csv(context, view)
+        units = context.preferences.units
+        to = conversion(view.unit, units)
+        figures = [(words, statistics_in(found, to)) for _, words, found in self._statistics(context, view)]
+        shown = in_units(view, units)
         if not context.request.wants_html:
-            return text_page("\n".join(self._text(context, view)) + "\n")
-        return html_page(f"{view.name} of {node}", self._body(context, view), context, live=True)
+            return text_page("\n".join(_text(context, shown, figures)) + "\n")
+        title = f"{view.title} of {node}"
+        return html_page(title, self._body(context, shown, figures), context, live=True)
 
     def _statistics(self, context: RequestContext, view: SensorView) -> list[tuple[str, str, Statistics | None]]:
         now_ms = context.app.clock.wall_ms()
@@ -62,14 +70,14 @@ class SensorPages:
             for name, words, days in SPANS
         ]
 
-    def _body(self, context: RequestContext, view: SensorView) -> Html:
+    def _body(self, context: RequestContext, view: SensorView, figures: Figures) -> Html:
         span = context.request.query.get("span", "")
-        span = span if span in dict(_CHARTS) else "24h"
+        span = span if span in dict(_CHARTS) else "24h" if view.span_ms > _HOUR_MS else "1h"
         path, now_ms = sensor_path(view.node, view.name), context.app.clock.wall_ms()
         data = f"/nodes/{view.node}/{view.name}"
-        rows = [(words, found, view.unit) for _, words, found in self._statistics(context, view)]
+        rows = [(words, found, view.unit) for words, found in figures]
         return join_html((
-            Html('<h1>{} of <a href="/nodes/{}">{}</a></h1>').format(view.name, view.node, view.node),
+            Html('<h1>{} of <a href="/nodes/{}">{}</a></h1>').format(view.title, view.node, view.node),
             _now(view, now_ms),
             span_links(((f"{path}?span={key}", words, key == span) for key, words in _CHARTS), "chart"),
             self._chart(context, view.node, view.name, span),
@@ -78,20 +86,6 @@ class SensorPages:
                 statistics_table("span", rows, now_ms), data, data, _about(rows)),
             flags_table([view]),
         ), "\n")  # fmt: skip
-
-    def _text(self, context: RequestContext, view: SensorView) -> Iterator[str]:
-        now_ms = context.app.clock.wall_ms()
-        here = context.request.headers.get("host", "localhost")
-        yield f"{view.name} of {view.node}: {_value(view)}{_age(view, now_ms)}."
-        yield ""
-        yield from statistics_text(
-            "span", [(words, found, "") for _, words, found in self._statistics(context, view)], now_ms
-        )
-        judged = flags_text(view)
-        yield from ["", *judged] if judged else []
-        yield ""
-        yield f"Its last day, in numbers:  curl 'http://{here}/chart?series={view.node}/{view.name}'"
-        yield f"For programs:              curl http://{here}/nodes/{view.node}/{view.name}.json"
 
     def _json(self, context: RequestContext, view: SensorView) -> Response:
         return json_answer({
@@ -112,6 +106,19 @@ class SensorPages:
                 lines.append(",".join([name, *map(_csv_text, told.values())]))
         headers = {"Cache-Control": "no-store"}
         return Response(("\n".join(lines) + "\n").encode(), "text/csv; charset=utf-8", headers=headers)
+
+
+def _text(context: RequestContext, view: SensorView, figures: Figures) -> Iterator[str]:
+    now_ms = context.app.clock.wall_ms()
+    here = context.request.site
+    yield f"{view.name} of {view.node}: {_value(view)}{_age(view, now_ms)}."
+    yield ""
+    yield from statistics_text("span", [(words, found, "") for words, found in figures], now_ms)
+    judged = flags_text(view)
+    yield from ["", *judged] if judged else []
+    yield ""
+    yield f"Its last day, in numbers:  curl '{here}/chart?series={view.node}/{view.name}'"
+    yield f"For programs:              curl {here}/nodes/{view.node}/{view.name}.json"
 
 
 def _csv_text(value: Any) -> str:
@@ -140,11 +147,12 @@ def _now(view: SensorView, now_ms: int) -> Html:
     odd = join_html((Html('<span class="odd">{}</span>').format(text) for text in view.odd.values()), " ")
     return Html(
         '<p class="now {}" data-piece="now"><b data-live="{}/{}">{}</b> <span class="unit">{}</span> {}'
-        '<span class="day">{}{}</span></p>'
+        "{}{}</p>"
     ).format(
-        "stale" if view.is_late or view.value is None else "", view.node, view.name, number(view.value), view.unit,
-        Html("{} ").format(odd) if odd else "",
-        view.fault, _age(view, now_ms) if view.fault else _age(view, now_ms).removeprefix(", "),
+        "stale" if view.is_late or view.value is None else "", view.node, view.name, number(view.value),
+        view.unit if view.value is not None else "", Html("{} ").format(odd) if odd else "",
+        Html('<span class="fault">{}</span> ').format(view.fault) if view.fault else "",
+        Html('<span class="day">{}</span>').format(_age(view, now_ms).removeprefix(", ")),
     )  # fmt: skip
 
 
@@ -153,7 +161,8 @@ def _value(view: SensorView) -> str:
 
 
 def _age(view: SensorView, now_ms: int) -> str:
-    return f", {age(max(0, now_ms - view.time_ms) / 1000)} ago" if view.time_ms is not None else ""
+    taken_ms = view.time_ms if view.taken_ms is None else view.taken_ms
+    return f", {age(max(0, now_ms - taken_ms) / 1000)} ago" if taken_ms is not None else ""
 
 
 def _about(rows: Sequence[Row]) -> str:

@@ -16,14 +16,16 @@ import selectors
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pigeonpost.core.format import number, with_unit
 from pigeonpost.core.strict_json import write_json
+from pigeonpost.core.units import conversion
 from pigeonpost.core.wake_pipe import WakePipe
 from pigeonpost.http.message import HTTPError, Response
 from pigeonpost.views.context import RequestContext, WebContext
+from protocol import NODE_NAME
 
 if TYPE_CHECKING:
     from pigeonpost.server.ingest import LatestSample
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST_CLIENTS = 200
+MOST_NODES = 60  # that a page can ask for by name
 HEARTBEAT_S = 15.0  # a client hears something so often; whether it may still listen is checked at each event too
 _REMEMBERED = 64  # events, for clients that come back
 _UNSENT_BYTES = 64 << 10
@@ -42,10 +45,43 @@ _KIND = "text/event-stream; charset=utf-8"
 class _Client:
     """One open page."""
 
-    def __init__(self, sock: socket.socket, still_in: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        still_in: Callable[[], bool],
+        units: Callable[[], Mapping[str, str]],
+        nodes: frozenset[str] = frozenset(),
+    ) -> None:
+        """
+        units  returns the units in which its user wants to see values, as Preferences.units
+        nodes  that it shows; none: all
+        """
         self.sock = sock
         self.still_in = still_in
+        self.units = units
+        self.nodes = nodes
         self.unsent = b""
+
+
+class _Event:
+    """The latest samples of some nodes, and the text of the event for each kind of client that was sent it."""
+
+    def __init__(self, id: str, samples: Sequence[tuple[str, LatestSample]]) -> None:
+        self._id = id
+        self._samples = samples
+        self._texts: dict[object, bytes] = {}
+
+    def text(self, client: _Client) -> bytes:
+        """Return the event as it is sent to a client: in its units, of the nodes that it shows. Empty: of none."""
+        units = client.units()
+        shown = [(node, latest) for node, latest in self._samples if not client.nodes or node in client.nodes]
+        if self._samples and not shown:
+            return b""
+        key = frozenset(units.items()), client.nodes
+        if key not in self._texts:
+            samples = [_latest_as_json(node, latest, units) for node, latest in shown]
+            self._texts[key] = f"id: {self._id}\ndata: {write_json({'samples': samples})}\n\n".encode()
+        return self._texts[key]
 
 
 class EventStream:
@@ -57,7 +93,7 @@ class EventStream:
         self._most_clients = most_clients
         self._run = secrets.token_hex(3)  # of this start, so that numbers of an earlier one are not taken for ours
         self._number = 0
-        self._events: deque[tuple[int, bytes]] = deque(maxlen=_REMEMBERED)
+        self._events: deque[tuple[int, _Event]] = deque(maxlen=_REMEMBERED)
         self._lock = threading.Lock()
         self._changed: dict[str, None] = {}
         self._coming: list[tuple[_Client, str]] = []
@@ -95,14 +131,18 @@ class EventStream:
         self._wake_pipe.wake()
 
     def answer(self, context: RequestContext, still_in: Callable[[], bool]) -> Response:
-        """`/events`: a stream that goes on as long as `still_in` says; resumes behind Last-Event-ID."""
+        """`/events`: a stream that goes on as long as `still_in` says; resumes behind Last-Event-ID.
+
+        `?nodes=NAME,NAME`: of these nodes alone.
+        """
+        nodes = _nodes_in(context.request.query.get("nodes", ""))
         if self.clients >= self._most_clients or self._stopping.is_set():
             raise HTTPError(503, "Too many pages listen; this one is refreshed instead.", "busy", {"Retry-After": "30"})
         last_id = context.request.headers.get("last-event-id", "")
 
         def adopt(sock: socket.socket) -> None:
             with self._lock:
-                self._coming.append((_Client(sock, still_in), last_id))
+                self._coming.append((_Client(sock, still_in, lambda: context.preferences.units, nodes), last_id))
             self._wake_pipe.wake()
 
         return Response(kind=_KIND, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}, live=adopt)
@@ -132,39 +172,42 @@ class EventStream:
             changed, self._changed = self._changed, {}
             coming, self._coming = self._coming, []
         if changed:
-            event = self._event(list(changed))
+            self._number += 1
+            event = self._event(changed)
             self._events.append((self._number, event))
-            self._send_to_all(event)
+            self._send_to_all(event.text)
         for client, last_id in coming:
             client.sock.setblocking(False)
             self._clients.add(client)
             self._chooser.register(client.sock, selectors.EVENT_READ, client)
-            self._send(client, f"retry: {_RETRY_MS}\n\n".encode() + self._missed(last_id))
+            self._send(client, f"retry: {_RETRY_MS}\n\n".encode() + self._missed(last_id, client))
 
-    def _event(self, nodes: Sequence[str]) -> bytes:
-        self._number += 1
+    def _event(self, nodes: Iterable[str]) -> _Event:
         latest = self._app.ingestor.latest
-        samples = [_latest_as_json(node, latest[node]) for node in nodes if node in latest]
-        return f"id: {self._run}-{self._number}\ndata: {write_json({'samples': samples})}\n\n".encode()
+        return _Event(f"{self._run}-{self._number}", [(node, latest[node]) for node in nodes if node in latest])
 
-    def _missed(self, last_id: str) -> bytes:
+    def _missed(self, last_id: str, client: _Client) -> bytes:
         """Return the events after `last_id`; or, where these are not known, the present state."""
         run, _, said = last_id.partition("-")
         if run == self._run and said.isascii() and said.isdigit() and len(said) < 16:
             first_kept = self._events[0][0] if self._events else self._number + 1
             if first_kept <= int(said) + 1 <= self._number + 1:
-                return b"".join(event for number, event in self._events if number > int(said))
-        samples = [_latest_as_json(node, latest) for node, latest in list(self._app.ingestor.latest.items())]
-        return f"id: {self._run}-{self._number}\ndata: {write_json({'samples': samples})}\n\n".encode()
+                return b"".join(event.text(client) for number, event in self._events if number > int(said))
+        return self._event(list(self._app.ingestor.latest)).text(client)
 
     def _beat(self) -> None:
-        self._send_to_all(b":\n\n")
+        self._send_to_all(lambda client: b":\n\n")
 
-    def _send_to_all(self, data: bytes) -> None:
-        """Send to every page whose session goes on; nothing more goes to one whose session is over."""
+    def _send_to_all(self, text: Callable[[_Client], bytes]) -> None:
+        """Send to every page whose session goes on; nothing more goes to one whose session is over.
+
+        text: returns what is sent to a client; empty: nothing
+        """
         for client in list(self._clients):
             if client.still_in():
-                self._send(client, data)
+                data = text(client)
+                if data:
+                    self._send(client, data)
             else:
                 self._drop(client)
 
@@ -207,10 +250,18 @@ class EventStream:
             client.sock.close()
 
 
-def _latest_as_json(node: str, latest: LatestSample) -> dict[str, Any]:
+def _nodes_in(text: str) -> frozenset[str]:
+    """Return the nodes named in a query, with commas between them. Raises HTTPError 400."""
+    names = frozenset(text.split(",")) if text else frozenset()
+    if len(names) > MOST_NODES or not all(map(NODE_NAME, names)):
+        raise HTTPError(400, f"nodes= takes up to {MOST_NODES} names of nodes, with commas between them.", "nodes")
+    return names
+
+
+def _latest_as_json(node: str, latest: LatestSample, units: Mapping[str, str]) -> dict[str, Any]:
     """Return a sample as the page shows it: formatted texts, which the script only inserts."""
-    values = {
-        name: with_unit(number(value), latest.units.get(name, "")) if value is not None else "–"
-        for name, value in latest.sample.values.items()
-    }
+    values = {}
+    for name, value in latest.sample.values.items():
+        to = conversion(latest.units.get(name, ""), units)
+        values[name] = with_unit(number(to.value(value)), to.unit) if value is not None else "–"
     return {"node": node, "time_ms": latest.sample.time_ms, "values": values}

@@ -14,6 +14,7 @@ from pigeonpost.views.context import RequestContext
 from pigeonpost.views.html import html_page, json_answer, text_page
 
 _WIDTH = 79  # of a terminal
+_SHORT = 12  # letters of a cell that is not broken into lines: `156.1 kB`
 
 
 class TablePage(NamedTuple):
@@ -78,7 +79,8 @@ def _table(listing: TablePage) -> Html:
     links = listing.links or [""] * len(listing.rows)
     rows = join_html(
         Html("<tr>{}</tr>\n").format(join_html(
-            Html('<td data-label="{}">{}</td>').format(label, _linked(said, link if place == 0 else ""))
+            Html('<td data-label="{}"{}>{}</td>').format(
+                label, Html(' class="short"') if len(said) <= _SHORT else "", _linked(said, link if place == 0 else ""))
             for place, (label, said) in enumerate(zip(listing.head, row))
         ))
         for row, link in zip(listing.rows, links)
@@ -93,8 +95,9 @@ def _linked(said: str, link: str) -> Html:
 
 def other_forms(context: RequestContext, *suffixes: str) -> Html:
     """Return links to the formats for programs."""
-    path = context.request.path
-    links = join_html((Html('<a href="{0}{1}">{0}{1}</a>').format(path, suffix) for suffix in suffixes), ", ")
+    path, prefix = context.request.path, context.request.prefix
+    link = Html('<a href="{0}{1}">{2}{0}{1}</a>')
+    links = join_html((link.format(path, suffix, prefix) for suffix in suffixes), ", ")
     return Html('<p class="links">The same for programs: {}</p>').format(links)
 
 

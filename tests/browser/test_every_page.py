@@ -18,7 +18,8 @@ except ImportError:
 
 PAGES = (
     "/", "/nodes/demo", "/nodes/demo/temperature", "/chart?series=demo/temperature,demo/light", "/graphs", "/log",
-    "/logs", "/files", "/gaps", "/happenings", "/bus", "/about", "/password", "/login",
+    "/logs", "/files", "/gaps", "/happenings", "/bus", "/settings", "/about", "/password", "/help", "/help/tutorial.md",
+    "/login",
 )  # fmt: skip
 
 
@@ -96,7 +97,7 @@ class EveryPage(BrowserCase):
             waiting += [urlsplit(link).path for link in links if urlsplit(link).path not in ("/metrics", "/chart")]
         for path in PAGES:
             if path != "/login":
-                self.assertTrue(urlsplit(path).path in seen or path.startswith("/chart"), path)
+                self.assertTrue(urlsplit(path).path in seen or path.startswith(("/chart", "/help/")), path)
 
     def test_another_password_and_back(self):
         self.expected = ("403",)
@@ -115,9 +116,9 @@ class EveryPage(BrowserCase):
         self.assertEqual(urlsplit(other.url).path, "/login")
 
     def fill_new(self, page, password):
-        page.get_by_label("New password").fill(password)
-        page.get_by_label("The new one once more").fill(password)
-        page.get_by_role("button", name="Change it").click()
+        page.get_by_label("New password", exact=True).fill(password)
+        page.get_by_label("Repeat the new password").fill(password)
+        page.get_by_role("button", name="Change password").click()
 
     def test_a_log_of_the_list_is_downloaded(self):
         page = self.log_in()

@@ -13,7 +13,7 @@ from tests.support import temp_folder, wait_until
 try:
     from playwright.sync_api import Error, expect, sync_playwright
 except ImportError:
-    sync_playwright = None
+    sync_playwright = expect = None
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LIMIT_MS = 30_000
@@ -168,7 +168,7 @@ class Demo(BrowserCase):
     def test_charts_are_drawn(self):
         page = self.open(self.server)
         charts = page.locator(".charts img")
-        expect(charts).to_have_count(4)
+        expect(charts).to_have_count(page.locator(".card").count())  # one of every sensor
         for chart in charts.all():
             chart.scroll_into_view_if_needed()
             page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=chart.element_handle())

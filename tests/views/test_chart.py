@@ -171,6 +171,11 @@ class Numbers(unittest.TestCase):
             low, high, step = _y_range([column(0, value)])
             self.assertTrue(low <= value <= high and low < high and step > 0, value)
 
+    def test_what_never_changes_is_never_at_the_edge_unless_it_is_zero(self):
+        self.assertEqual(self.range(24_400, 24_400), (24_200, 24_600, 200))
+        self.assertEqual(self.range(-5, -5)[0] + self.range(-5, -5)[1], -10)
+        self.assertEqual(self.range(0, 0)[0], 0)
+
     def test_nothing_has_one_from_zero_to_one(self):
         self.assertEqual(_y_range([])[:2], (0.0, 1.0))
 
@@ -280,6 +285,14 @@ class Whole(unittest.TestCase):
         self.assertNotIn("<script", text)
         self.assertNotIn("<b>", text)
 
+    def test_a_long_name_of_a_node_does_not_run_into_that_of_the_sensor(self):
+        long = "a" * 63
+        for size, length in ((SMALL, 44), (LARGE, 63)):
+            svg = draw([series([], frame=size, node=long)], size, WALL_MS)
+            shown = re.search(r'text-anchor="end">(a+…?)</text>', svg)[1]
+            self.assertEqual(len(shown), length)
+            self.assertIn(f"of {long}", svg)  # whole for who does not see it
+
     def test_everything_is_on_the_sheet(self):
         for frame in (WIDE, SMALL):
             for span_ms in (600_000, 3_600_000, 86_400_000, 7 * 86_400_000):
@@ -323,7 +336,7 @@ class Several(unittest.TestCase):
         self.assertEqual([group.get("class") for group in groups], ["s0", "s1", "s2", "s3"])
         for group, one in zip(groups, made):
             (name,) = group.findall(f"{SVG}text")
-            self.assertEqual(name.text, one.sensor)
+            self.assertEqual(name.text, one.sensor.replace("_", " "))
             self.assertGreater(float(name.get("x")), frame.left + frame.plot)
             end = points(group.findall(f"{SVG}path")[0].get("d"))[-1]
             self.assertAlmostEqual(float(name.get("y")) - 4, end[2], delta=15)
@@ -438,14 +451,17 @@ class Asking(unittest.TestCase):
         set_zone(self, "UTC")
         self.store, self.clock = CountingStore(), FakeClock()
         self.charts = Charts(self.clock)
-        sensor = SimpleNamespace(name="temperature", unit="°C", number=5)
-        others = [SimpleNamespace(name=f"s{k}", unit=unit, number=k) for k, unit in enumerate(("°C", "%", "lux"))]
+        sensor = SimpleNamespace(name="temperature", unit="°C", number=5, label="")
+        others = [
+            SimpleNamespace(name=f"s{k}", unit=unit, number=k, label="") for k, unit in enumerate(("°C", "%", "lux"))
+        ]
         view = SimpleNamespace(sensors=[sensor, *others], every_s=10.0)
         self.snapshot = SimpleNamespace(node={"basement": view}.get)
 
     def ask(self, query="node=basement&sensor=temperature", how=None):
         request = Request("GET", f"/chart.svg?{query}", "1.1", {})
-        house = SimpleNamespace(clock=self.clock, store=self.store)
+        ingestor = SimpleNamespace(names=SimpleNamespace(current=str))
+        house = SimpleNamespace(clock=self.clock, store=self.store, ingestor=ingestor)
         return (how or self.charts.answer)(RequestContext(house, request, (), lambda: self.snapshot))
 
     def assert_refused(self, query, status, code):

@@ -3,10 +3,12 @@
 import html
 import re
 import unittest
+from unittest import mock
 from urllib.parse import parse_qs, urlsplit
 
 from pigeonpost.core.clock import parse_rfc3339, rfc3339
 from pigeonpost.http.message import HTTPError
+from pigeonpost.views import chart_page
 from pigeonpost.views.chart_page import local_moment
 from protocol import Sample
 from tests.page_support import Afternoon, set_zone, use_memory_disk
@@ -71,6 +73,29 @@ class Page(unittest.TestCase):
             for link, text in re.findall(r'<a[^>]* href="([^"]+)"[^>]*>([^<]+)</a>', page)
         }
 
+    def choice(self, query):
+        links = self.links(self.page(query).partition('data-piece="choice"')[2].partition("</ul>")[0])
+        return {text: parse_qs(urlsplit(link).query)["series"][0] for text, link in links.items()}
+
+    def test_series_to_add_and_to_take_away(self):
+        series = "basement/temperature,basement/light"
+        self.assertEqual(self.choice(f"series={series}&span=1h"), {
+            "– temperature of basement": "basement/light",
+            "– light of basement": "basement/temperature",
+            "+ temperature of attic": f"{series},attic/temperature", "+ light of attic": f"{series},attic/light",
+        })  # fmt: skip
+
+    def test_series_that_are_shown_are_offered_first_when_there_are_many(self):
+        with mock.patch.object(chart_page, "_MOST_OFFERED", 3):
+            offered = list(self.choice("series=attic/temperature,basement/temperature&span=1h"))
+        self.assertEqual(offered[:2], ["– temperature of attic", "– temperature of basement"])
+        self.assertEqual(len(offered), 3)
+
+    def test_the_day_of_the_shown_nodes_alone_is_read(self):
+        with mock.patch.object(self.web.store, "downsample_all", wraps=self.web.store.downsample_all) as read:
+            self.assertIn("+ temperature of attic", self.choice("series=basement/temperature&span=1h"))
+        self.assertEqual({call.args[0] for call in read.call_args_list}, {"basement"})
+
     def test_what_it_shows(self):
         page = self.page("series=basement/temperature,basement/light&span=1h")
         self.assertIn("<h1>temperature and light of basement</h1>", page)
@@ -87,13 +112,19 @@ class Page(unittest.TestCase):
     def test_its_pictures_and_numbers_are_there(self):
         page = self.page("series=basement/temperature,attic/temperature&span=6h")
         found = re.findall(r'(?:src|srcset|href)="(/chart\.[^"]+)"', page)
-        self.assertEqual(len(found), 5)
+        self.assertEqual(len(found), 6)
         for address in found:
             status, _, body = self.web.request("GET", html.unescape(address))
             self.assertEqual(status, 200, address)
             self.assertGreater(len(body), 1000)
         for path in ("/chart.json", "/chart.csv", "/chart.svg"):
             self.assertTrue(any(address.startswith(path) for address in found))
+
+    def test_several_series_have_a_key_for_narrow_screens(self):
+        page = self.page("series=basement/temperature,basement/light")
+        names = re.findall(r'<li class="s\d">([^<]+)</li>', page)
+        self.assertEqual(names, ["temperature, °C", "light, counts"])
+        self.assertNotIn('class="key"', self.page("series=basement/temperature"))
 
     def test_ways_through_time(self):
         page = self.page("series=basement/temperature&from=2026-11-01T12:00&to=2026-11-01T14:00")

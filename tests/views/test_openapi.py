@@ -32,9 +32,9 @@ class Document(WebCase):
 
     def test_every_address_is_described_and_none_besides(self):
         house = WebHouse(self, links=[FakeLink("basement")], transports=[push_server.PushServerTransport])
-        routes = [route for _, by_method in house.web._routes for route in by_method.values()]
+        routes = [route for _, by_method in house.web.routes.pages for route in by_method.values()]
         served = {(route.method, route.path.replace("NAME", "{name}")) for route in routes}
-        served |= {(endpoint.method, endpoint.path) for _, endpoint in house.web._endpoints}
+        served |= {(endpoint.method, endpoint.path) for _, endpoint in house.web.routes.endpoints}
         self.assertEqual(self.described(), {one for one in served if one[1].startswith("/api/")})
 
     def test_the_manual_has_every_address(self):

@@ -53,6 +53,12 @@ class SensorPage(unittest.TestCase):
         self.assertIn("out of range 1 time", page)
         self.assertIn(" data-now=", page)
 
+    def test_a_young_sensor_begins_with_a_chart_of_an_hour(self):
+        young = FakeLink("shed", {"new": "V"})
+        self.web.links.append(young)
+        self.web.store_samples("shed", [{"new": 1.5}], {"new": "V"})
+        self.assertIn("span=1h&amp;size=large", self.get("/nodes/shed/new", html=True))
+
     def test_spans_of_its_chart(self):
         page = self.get("/nodes/basement/temperature?span=7d", html=True)
         self.assertIn("span=7d&amp;size=large", page)
@@ -88,7 +94,7 @@ class SensorPage(unittest.TestCase):
 
     def test_a_sensor_that_fails(self):
         page = self.get("/nodes/basement/light", html=True)
-        self.assertIn("&lt;broken&gt;, 0 s ago", page)
+        self.assertIn('<span class="fault">&lt;broken&gt;</span> <span class="day">0 s ago</span>', page)
         self.assertNotIn("<broken>", page)
         self.assertIn("light of basement: <broken>, 0 s ago.", self.get("/nodes/basement/light"))
 

@@ -4,15 +4,19 @@ import threading
 import unittest
 from types import SimpleNamespace
 
+from pigeonpost.alerts.rules import read_rules as alert_rules
 from pigeonpost.auth.throttle import LoginThrottle
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.faults import Faults
 from pigeonpost.server.ingest import LatestSample
+from pigeonpost.server.node_register import NodeRegister
 from pigeonpost.server.node_status import NodeState
+from pigeonpost.server.quality import QualityChecks
 from pigeonpost.server.recent_cache import RecentCache
-from pigeonpost.storage.models import NOTHING, EpochCommit
+from pigeonpost.storage.models import NOTHING, Bucket, EpochCommit, NodeRecords
 from pigeonpost.storage.sqlite.store import SqliteStore
 from pigeonpost.views.context import WebContext
+from pigeonpost.views.failures import FailureTracker
 from pigeonpost.views.snapshot import FRESH_S, SnapshotBuilder
 from protocol import Batch, Gap, Sample
 from tests.page_support import set_zone, use_memory_disk
@@ -42,17 +46,17 @@ class OverviewCase(unittest.TestCase):
         self.clock = FakeClock()  # 2026-11-20 15:36:10 UTC
         self.store = CountingStore(temp_folder(self))
         self.addCleanup(self.store.close)
-        self.ingestor = SimpleNamespace(latest={}, fault="")
+        self.ingestor = SimpleNamespace(latest={}, fault="", names=NodeRegister(self.store))
         self.csv = SimpleNamespace(fault="")
         self.links = []
         self.seqs = {}
-        house = WebContext(
+        self.house = WebContext(
             name="house", data="", clock=self.clock, store=self.store, csv=self.csv, ingestor=self.ingestor,
-            links=self.links, users=(), control="", started_ms=0, names=(), stop=print, disk=None,
+            links=self.links, users=(), api_tokens=None, control="", started_ms=0, names=(), stop=print, disk=None,
             faults=Faults(), throttle=LoginThrottle(self.clock),
         )  # fmt: skip
         self.book = RecentCache(self.store)
-        self.overview = SnapshotBuilder(house, self.book.day)
+        self.overview = SnapshotBuilder(self.house, self.book.day)
 
     def node(self, name="basement", connected=True, on=True, ago_s=3600, sensors=("temperature",), **more):
         """A node that this server collects from, and how its link is since `ago_s`."""
@@ -73,6 +77,7 @@ class OverviewCase(unittest.TestCase):
         made = Sample(seq, self.clock.wall_ms() - int(ago_s * 1000), seq, values, errors or {}, "")
         units = {"temperature": "°C"} if units is None else units
         epoch_commit = self.file(node, Batch(node, OUTBOX, EPOCH, 0, [made], None, units, print, print))
+        self.committed = [epoch_commit]
         if heard:
             self.ingestor.latest[node] = LatestSample(made, units, self.clock.wall_ms())
             self.book.on_commit([epoch_commit])
@@ -260,7 +265,165 @@ class Verdicts(OverviewCase):
                 self.assertRegex(verdict, r"^[A-Z].*[^.]$")
 
 
+class Troubles(OverviewCase):
+    """A sensor that fails or is out of range makes the headline amber, and is named."""
+
+    def limit(self, **limits):
+        quality = QualityChecks(self.links, {("basement", "temperature"): limits})
+        self.builder_with(quality=quality)
+        return quality
+
+    def builder_with(self, **parts):
+        self.house = self.house._replace(**parts)
+        self.overview = SnapshotBuilder(self.house, self.book.day)
+
+    def test_a_sensor_that_fails_is_named(self):
+        self.node(sensors=("temperature", "inner_light"))
+        self.put(
+            values={"temperature": 20, "inner_light": None}, errors={"inner_light": "no permission to open /dev/x"}
+        )
+        self.assert_says("wait", "Sensor inner light of basement: no permission to open /dev/x")
+        self.put(values={"temperature": 20, "inner_light": 3})
+        self.assert_says("good", "Node basement is reporting")
+
+    def test_of_several_the_first_is_named_and_all_are_counted(self):
+        for name in ("attic", "basement"):
+            self.node(name)
+            self.put(name, values={"temperature": None})
+        self.assert_says("wait", "2 sensors fail or are out of range; the first is temperature of attic: no reading")
+
+    def test_a_node_that_is_lost_is_worse(self):
+        self.node("attic")
+        self.put("attic", values={"temperature": None})
+        self.node("basement", connected=False, ago_s=0)
+        self.assertEqual(self.snapshot().level, "bad")
+
+    def test_a_node_that_does_not_report_has_no_sensor_in_trouble(self):
+        self.node(on=False)
+        self.put(values={"temperature": None})
+        self.assert_says("wait", "Node basement is switched off")
+
+    def test_a_sensor_that_was_taken_away_is_no_trouble(self):
+        self.node()
+        self.put(ago_s=60, values={"temperature": 20.0, "light": 700}, units={"temperature": "°C", "light": "counts"})
+        self.put(values={"temperature": 20.0, "light": None})
+        self.assert_says("good", "Node basement is reporting")
+
+    def test_out_of_range(self):
+        self.node()
+        quality = self.limit(high=30)
+        for value, level, words in ((31, "wait", "above 30 °C"), (29, "good", "")):
+            self.put(values={"temperature": value})
+            quality.on_commit(self.committed)
+            text = f"Sensor temperature of basement: {words}" if words else "Node basement is reporting"
+            self.assert_says(level, text)
+
+    def test_a_value_that_has_become_stale(self):
+        self.node(every_s=10.0)
+        quality = self.limit(high=30, every=1)
+        self.put()
+        quality.on_commit(self.committed)
+        self.assert_says("good", "Node basement is reporting")
+        self.clock.sleep(9)  # with time alone
+        self.assertEqual(self.overview.snapshot().summary, "Sensor temperature of basement: no value for 9 s")
+
+    def test_beyond_the_threshold_of_an_alert(self):
+        table = {"sensor": "temperature", "above": 20, "below": -5}
+        self.builder_with(rules=alert_rules([table], "server.toml"))
+        self.node()
+        for value, words in ((21, "above 20 °C"), (-6, "below -5 °C")):
+            self.put(values={"temperature": value})
+            self.assert_says("wait", f"Sensor temperature of basement: {words.replace('-', '−')}")
+        self.put(values={"temperature": 20})
+        self.assert_says("good", "Node basement is reporting")
+
+    def test_an_alert_for_the_former_name_of_a_node(self):
+        self.node("cellar")
+        self.put("cellar", values={"temperature": 21})
+        with self.store.writing(()):
+            self.store.rename("cellar", "basement", self.clock.wall_ms())
+        self.ingestor.names.refresh()
+        self.links[0].state.name = "basement"
+        self.ingestor.latest["basement"] = self.ingestor.latest.pop("cellar")
+        for node, level in (("cellar", "wait"), ("basement", "wait"), ("attic", "good")):
+            self.builder_with(rules=alert_rules([{"node": node, "sensor": "temperature", "above": 20}], "server.toml"))
+            self.assertEqual(self.snapshot().level, level, node)
+
+    def test_what_is_the_same_is_not_made_again(self):
+        state = self.node()
+        self.put()
+        first = self.snapshot().summaries[0]
+        self.overview.on_commit([])
+        self.assertIs(self.overview.snapshot().summaries[0], first)
+        state.warn("outbox", "the card is full")
+        self.overview.on_commit([])
+        self.assertEqual(self.overview.snapshot().summary, "basement: the card is full")
+        state.warn("outbox", "")
+        self.clock.sleep(36)  # the time alone
+        self.assertEqual(self.overview.snapshot().summaries[0].condition, "late")
+
+    def test_since_when_a_sensor_fails(self):
+        self.node()
+        for ago_s, value in ((50, 20.0), (40, None), (30, 21.0), (20, None), (10, None), (0, None)):
+            self.put(ago_s=ago_s, values={"temperature": value})
+            self.overview.on_commit(self.committed)
+        self.assertEqual(self.card().since_ms, self.clock.wall_ms() - 20_000)
+        self.put(values={"temperature": 22.0})
+        self.overview.on_commit(self.committed)
+        self.assertIsNone(self.card().since_ms)
+
+    def test_since_when_it_fails_is_known_after_a_restart(self):
+        self.node(offset_ms=1000)
+        for ago_s, value in ((50, 20.0), (40, None), (0, None)):
+            self.put(ago_s=ago_s, values={"temperature": value})
+        self.builder_with()
+        self.assertEqual(self.card().since_ms, self.clock.wall_ms() - 41_000)
+
+    def test_since_within_a_batch(self):
+        tracker = FailureTracker(self.store)
+        self.node()
+        now_ms = self.clock.wall_ms()
+        samples = [
+            Sample(seq, now_ms + seq, seq, {"temperature": value}, {}, "")
+            for seq, value in enumerate((1.0, None, 2.0, None, None), 1)
+        ]
+        commit = EpochCommit("basement", OUTBOX, EPOCH, NOTHING)
+        commit.add(Batch("basement", OUTBOX, EPOCH, 0, samples, None, {}, print, print), 0)
+        tracker.on_commit([commit])
+        self.assertEqual(tracker.since_ms("basement", "temperature"), now_ms + 4)
+
+    def test_one_that_fails_for_long_is_looked_up_by_the_hour(self):
+        hours = [Bucket(700, 5, 1.0, 1.0, 1.0)]
+        points = [SimpleNamespace(values={"t": None}, time_ms=HOUR * 1000 + place) for place in range(500)]
+        store = SimpleNamespace(points=lambda *asked: points, downsample=lambda *asked: hours)
+        self.assertEqual(FailureTracker(store).since_ms("basement", "t"), (1000 - 720 + 701) * HOUR)
+        hours.clear()
+        self.assertEqual(FailureTracker(store).since_ms("basement", "t"), HOUR * 1000)
+
+
 class Nodes(OverviewCase):
+    def test_what_waits_in_its_outbox_is_what_was_not_acknowledged(self):
+        state = self.node(details={"held": 500, "slots": 65536, "waiting": 120})
+        self.put()
+        self.assertEqual(self.view().waiting, 0)  # the oldest is sent first, so all before this one has come
+        self.clock.sleep(3600)
+        self.assertEqual(self.view().waiting, 120)
+        for told in ("many", -1, None, True):
+            state.details = {"held": 500, "waiting": told}
+            self.assertIsNone(self.view().waiting, told)
+        state.connected = False
+        self.assertIsNone(self.view().waiting)
+
+    def test_a_retired_node_is_watched_no_more(self):
+        self.node("attic", connected=False)
+        self.node("basement")
+        self.put("basement")
+        self.put("attic", ago_s=-60)
+        self.ingestor.names._records = NodeRecords(retired={"attic": self.clock.wall_ms()})
+        self.assert_says("good", "Node basement is reporting")
+        self.assertEqual((self.view("attic").state, self.view("attic").words), ("retired", "retired on 20 Nov 2026"))
+        self.assertEqual(self.snapshot().last_ms, self.clock.wall_ms())
+
     def test_its_age_is_by_our_clock(self):
         self.node(offset_ms=90_000)
         self.put(ago_s=-85)  # its clock is 90 s ahead: the sample is 5 s old
@@ -376,6 +539,14 @@ class Cards(OverviewCase):
         self.put(ago_s=3600, values={"temperature": 25.5})
         self.put()
         self.assertEqual((self.card().low, self.card().high), (5.5, 25.5))
+
+    def test_a_value_ahead_of_our_clock_is_among_lowest_and_highest(self):
+        self.node(offset_ms=700_000)
+        self.put(ago_s=600, values={"temperature": 20.0})
+        self.put(ago_s=-690, values={"temperature": 25.5})
+        card = self.card()
+        self.assertEqual((card.low, card.high, card.high_ms), (20.0, 25.5, self.clock.wall_ms() + 690_000))
+        self.assertEqual(card.taken_ms, self.clock.wall_ms() - 10_000)
 
     def test_the_trend(self):
         self.node(every_s=60.0)

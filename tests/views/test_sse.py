@@ -67,18 +67,18 @@ class LiveCase(unittest.TestCase):
         live.start()
         return live
 
-    def visit(self, last_id=None):
+    def visit(self, last_id=None, path="/events"):
         headers = {} if last_id is None else {"last-event-id": last_id}
-        return RequestContext(self.house, Request("GET", "/events", "1.1", headers), (), print)
+        return RequestContext(self.house, Request("GET", path, "1.1", headers), (), print)
 
-    def page(self, last_id=None, still_in=lambda: True, live=None, wait=True, buffer=None):
+    def page(self, last_id=None, still_in=lambda: True, live=None, wait=True, buffer=None, path="/events"):
         """Open a page, and wait until it is served: what is noted from then on comes to it as an event."""
         ours, theirs = socket.socketpair()
         self.addCleanup(ours.close)
         if buffer:
             theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
         live = live or self.live
-        answer = live.answer(self.visit(last_id), still_in)
+        answer = live.answer(self.visit(last_id, path), still_in)
         self.assertEqual(answer.kind, "text/event-stream; charset=utf-8")
         self.assertEqual(answer.headers["Cache-Control"], "no-store")
         answer.live(theirs)
@@ -293,6 +293,49 @@ class Clients(LiveCase):
         self.store("basement")
         self.assertEqual([sample["node"] for sample in other.samples()], ["basement"])
         self.assertIsNone(guest.block())
+
+
+class SomeNodes(LiveCase):
+    """`/events?nodes=...`: a page that shows some of thousands of nodes hears of these alone."""
+
+    def nodes(self, page):
+        return [sample["node"] for sample in page.samples()]
+
+    def test_only_the_named_nodes_come(self):
+        for node in ("attic", "basement", "shed"):
+            self.store(node)
+        page, all_nodes = self.page(path="/events?nodes=shed,attic"), self.page()
+        self.assertEqual(self.nodes(page), ["attic", "shed"])
+        self.assertEqual(self.nodes(all_nodes), ["attic", "basement", "shed"])
+        for node in ("basement", "shed"):
+            self.store(node)
+            self.assertEqual(self.nodes(all_nodes), [node])
+        self.assertEqual(self.nodes(page), ["shed"])
+
+    def test_who_comes_back_misses_nothing_of_them(self):
+        page = self.page(path="/events?nodes=shed,attic")
+        self.assertEqual(page.samples(), [])
+        watcher = self.page()
+        watcher.samples()
+        for node in ("shed", "basement", "attic"):
+            self.store(node)
+            watcher.samples()
+        again = self.page(page.last_id, path="/events?nodes=shed,attic")
+        self.assertEqual([self.nodes(again), self.nodes(again)], [["shed"], ["attic"]])
+
+    def test_of_thousands_the_first_event_is_small(self):
+        for k in range(3000):
+            self.latest[f"n{k}"] = LatestSample(Sample(1, WALL_MS, 1, {"t": k}, {}, ""), {"t": "°C"}, WALL_MS)
+        page = self.page(path="/events?nodes=" + ",".join(f"n{k}" for k in range(60)))
+        self.assertEqual(len(page.samples()), 60)
+        self.store("n7")
+        self.assertEqual(self.nodes(page), ["n7"])
+
+    def test_names_are_checked(self):
+        for query in (",", "a,<b>", "../x", ",".join(f"n{k}" for k in range(61))):
+            with self.assertRaises(HTTPError) as raised:
+                self.live.answer(self.visit(path=f"/events?nodes={query}"), lambda: True)
+            self.assertEqual(raised.exception.status, 400)
 
 
 class Ending(LiveCase):

@@ -2,21 +2,46 @@
 "use strict";
 (() => {
   const shift = Number(document.body.dataset.now) - Date.now();  // the server's clock minus this one's
+  // The page "exited" was the answer to a form: reloading it shall lead home, and not send the form to the next run.
+  if (document.querySelector("[data-home]")) history.replaceState(null, "", document.querySelector(".brand").href);
   if (!document.body.dataset.now) return;
   const FRESH_MS = 5000, CHARTS_MS = 15000;
 
   // New values go where the page has a place for them, as the server has written them: "23.4 °C".
   function show(samples) {
     for (const { node, time_ms, values } of samples) {
+      let taken = time_ms;  // by the server's clock, as far as the page knows the difference
       for (const [name, text] of Object.entries(values)) {
         const place = document.querySelector(`[data-live="${CSS.escape(`${node}/${name}`)}"]`);
-        if (place) place.textContent = text.split(" ")[0];
+        if (!place) continue;
+        const [value, ...unit] = text.split(" "), card = place.closest(".card");
+        place.textContent = value;
+        const its = place.parentElement.querySelector(".unit"), age = card?.querySelector(".age");
+        if (its && value !== "–") its.textContent = unit.join(" ");
+        if (age && value !== "–") age.dataset.time = taken = time_ms - Number(age.dataset.shift || 0);
+        if (card) widen(card, value, time_ms);
       }
       for (const last of document.querySelectorAll('[data-live="last"]')) {
-        last.dataset.time = Math.max(Number(last.dataset.time), time_ms);
+        last.dataset.time = Math.max(Number(last.dataset.time), taken);
       }
     }
     tick();
+  }
+
+  // A value beyond the day's lowest or highest is the new one.
+  function widen(card, text, time_ms) {
+    const day = card.querySelector("[data-low]"), zone = card.parentElement.dataset.zone;
+    const value = Number(text.replace("−", "-").replaceAll(",", ""));
+    if (!day || zone === undefined || Number.isNaN(value)) return;
+    const at = new Date(time_ms + zone * 60000).toISOString().slice(11, 16), [low, , high] = day.childNodes;
+    if (value < Number(day.dataset.low)) {
+      day.dataset.low = value;
+      low.data = `low ${text} at ${at}`;
+    }
+    if (value > Number(day.dataset.high)) {
+      day.dataset.high = value;
+      high.data = `high ${text} at ${at}`;
+    }
   }
 
   function words(seconds) {
@@ -36,6 +61,7 @@
   // What is more than a value comes with a fresh copy of the page, piece by piece, but for the piece in use.
   async function refresh() {
     if (document.hidden) return;
+    const before = changes;
     let fresh;
     try {
       const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
@@ -43,15 +69,8 @@
       if (answer.redirected) { location.reload(); return; }
       fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
     } catch { return; }  // the server is away: the ages go on, and tell it
-    for (const piece of document.querySelectorAll("[data-piece]")) {
-      const other = fresh.querySelector(`[data-piece="${piece.dataset.piece}"]`);
-      if (!other || piece.isEqualNode(other)) continue;  // a button that stays as it is stays under the finger, too
-      if (!piece.contains(document.activeElement)) piece.replaceWith(other);
-    }
-    // Charts stay as long as they are the same ones, and are only drawn anew: others than before are put in their place.
-    const charts = document.querySelector(".charts"), others = fresh.querySelector(".charts");
-    const names = (section) => [...section.querySelectorAll("img:not(.plot img)")].map((image) => image.alt).join("\n");
-    if (charts && others && names(charts) !== names(others)) charts.replaceWith(others);
+    if (changes !== before) return;  // this copy is of before a form was sent
+    exchange(fresh);
     for (const image of document.querySelectorAll(".charts img, .charts source")) {
       const key = image.tagName === "IMG" ? "src" : "srcset", address = new URL(image[key], location.href);
       address.searchParams.set("at", String(Math.floor(Date.now() / CHARTS_MS)));
@@ -59,7 +78,57 @@
     }
   }
 
-  const events = new EventSource("/events");
+  function exchange(fresh) {
+    for (const piece of document.querySelectorAll("[data-piece]")) {
+      const other = fresh.querySelector(`[data-piece="${piece.dataset.piece}"]`);
+      if (!other || piece.isEqualNode(other)) continue;  // a button that stays as it is stays under the finger, too
+      if (!piece.contains(document.activeElement)) piece.replaceWith(other);
+    }
+    // Charts stay as long as they are the same ones, and are only drawn anew: others than before are put in their place.
+    const [charts, others] = [document, fresh].map((one) => one.querySelector("#charts") ?? one.querySelector(".charts"));
+    if (charts && others && shownIn(charts) !== shownIn(others)) charts.replaceWith(others);
+  }
+
+  function shownIn(charts) {
+    const all = charts.querySelectorAll("img:not(.plot img), .folded");
+    return [...all].map((one) => one.alt ?? one.dataset.chart).join("\n");
+  }
+
+  // Forms that change only this page are sent without leaving it. Where that fails, they are sent as any other.
+  let changes = 0;
+  async function send(form, fields) {
+    changes++;
+    try {
+      const headers = { Accept: "text/html" }, body = new URLSearchParams(fields);
+      const answer = await fetch(form.action, { method: "POST", headers, body });
+      if (!answer.ok) throw new Error(String(answer.status));
+      changes++;
+      history.replaceState(null, "", answer.url.split("#")[0]);
+      exchange(new DOMParser().parseFromString(await answer.text(), "text/html"));
+      return true;
+    } catch { return false; }
+  }
+
+  document.addEventListener("submit", async (event) => {
+    const form = event.target, pressed = event.submitter;
+    if (!form.matches(".charts") || !pressed) return;
+    event.preventDefault();
+    const fields = [...new FormData(form), [pressed.name, pressed.value]];
+    if (!await send(form, fields)) { location.reload(); return; }
+    const others = { fold: "unfold", unfold: "fold", up: "down", down: "up" };
+    const again = (name) => document.querySelector(`.charts [name="${name}"][value="${CSS.escape(pressed.value)}"]`);
+    (again(pressed.name) ?? again(others[pressed.name]))?.focus();
+  });
+
+  // The buttons follow the list of nodes at once.
+  document.addEventListener("change", (event) => {
+    const form = event.target.closest(".chooser");
+    if (form) send(form, [...new FormData(form), ["do", "choose"]]);
+  });
+
+  // A page of a few of very many nodes asks for these alone.
+  const only = document.querySelector("[data-nodes]")?.dataset.nodes;
+  const events = new EventSource(`${document.body.dataset.root}events${only ? `?nodes=${only}` : ""}`);
   events.onmessage = (event) => show(JSON.parse(event.data).samples);
   setInterval(tick, 1000);
   setInterval(refresh, FRESH_MS);

@@ -36,7 +36,7 @@
     async function numbers() {
       if (data) return data;
       asking ??= (async () => {
-        const answer = await fetch(image.currentSrc.replace("/chart.svg", "/chart.json"));
+        const answer = await fetch(`${image.currentSrc.replace("/chart.svg", "/chart.json")}&units=shown`);
         if (!answer.ok) throw new Error(String(answer.status));
         return answer.json();
       })();
@@ -107,7 +107,7 @@
       query.delete("span");
       query.set("from", new Date(begin + first * width).toISOString());
       query.set("to", new Date(begin + (last + 1) * width).toISOString());
-      location.href = `/chart?${query}`;
+      location.href = `${document.body.dataset.root}chart?${query}`;
     }
 
     plot.addEventListener("pointermove", async (event) => {

@@ -1,0 +1,58 @@
+"""Metrics and the health check: what they say of sensors, without reading a day of each."""
+
+import json
+import unittest
+from unittest import mock
+
+from tests.page_support import use_memory_disk
+from tests.web.support import FakeLink, WebHouse
+
+UNITS = {"temperature": "°C", "light": "counts"}
+
+
+def setUpModule():
+    use_memory_disk()
+
+
+class Readings(unittest.TestCase):
+    def setUp(self):
+        self.links = [FakeLink(name, UNITS) for name in ("attic", "basement")]
+        self.web = WebHouse(self, links=self.links)
+        for name in ("attic", "basement", "cellar"):  # nobody collects from the last one
+            self.web.store_samples(name, [{"temperature": 18.5, "light": 0}], UNITS)
+
+    def get(self, path):
+        self.web.web._snapshots.invalidate()
+        status, _, body = self.web.request("GET", path)
+        self.assertEqual(status, 200, body[:300])
+        return body.decode()
+
+    def readings(self):
+        return {line.partition("{")[2] for line in self.get("/metrics").splitlines() if "_reading{" in line}
+
+    def test_the_last_value_of_every_sensor(self):
+        self.assertEqual(self.readings(), {
+            f'node="{node}",sensor="{sensor}",unit="{UNITS[sensor]}"}} {value}'
+            for node in ("attic", "basement", "cellar") for sensor, value in (("temperature", 18.5), ("light", 0))
+        })  # fmt: skip
+
+    def test_a_sensor_that_was_taken_away_stays_until_the_next_sample(self):
+        self.links[0].state.sensors = [{"name": "temperature", "unit": "°C"}]
+        self.assertIn('node="attic",sensor="light",unit="counts"} 0', self.readings())
+        self.web.store_samples("attic", [{"temperature": 19}])
+        self.assertEqual({line for line in self.readings() if "attic" in line},
+                         {'node="attic",sensor="temperature",unit="°C"} 19'})  # fmt: skip
+
+    def test_no_day_is_read(self):
+        with mock.patch.object(self.web.store, "downsample_all", side_effect=AssertionError("it is read")):
+            self.assertEqual(len(self.readings()), 6)
+            self.assertTrue(json.loads(self.get("/api/v1/health"))["well"])
+
+    def test_a_failing_sensor_is_a_fault_and_one_taken_away_is_none(self):
+        self.links[0].state.sensors = [{"name": "temperature", "unit": "°C"}]
+        self.web.store_samples("attic", [{"temperature": None}])
+        self.assertEqual(json.loads(self.get("/api/v1/health"))["faults"], ["attic temperature: no reading"])
+
+
+if __name__ == "__main__":
+    unittest.main()

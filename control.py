@@ -10,44 +10,59 @@ Exit status: 0 done; 1 failed, with one line per fault; 2 wrong usage or setting
 
 from __future__ import annotations
 
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036 - older versions do not read our own imports
+    sys.exit("Pigeonpost needs Python 3.11, as Raspberry Pi OS bookworm has it; this is %d.%d" % sys.version_info[:2])
+
 import argparse
 import functools
-import sys
+import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pigeonpost.cli import (
+    alive,
     backup,
+    bundle,
     certificate,
     doctor,
     export,
     import_,
+    install,
     list_nodes,
+    operators,
     read_outbox,
     scan,
     schema,
     status,
     tokens,
 )
-from pigeonpost.cli.contract import Command, Context
+from pigeonpost.cli.contract import Command, Context, discard_output
 from pigeonpost.compat.file_drop import cli as file_drop
 from pigeonpost.compat.file_drop.storage import node_of_file
 from pigeonpost.compat.multicast_bus import cli as multicast_bus
 from pigeonpost.compat.multicast_bus import convert_config
 from pigeonpost.core import config
+from pigeonpost.core.config import Settings
 from pigeonpost.core.errors import PigeonpostError, SettingsError
 from pigeonpost.core.redact import hide_secrets
 from pigeonpost.core.version import VERSION
-from pigeonpost.settings import SERVER, SERVER_ARRAYS
+from pigeonpost.settings import load_server
 
 COMMANDS: Mapping[str, Command] = {
     **tokens.COMMANDS,
     **status.COMMANDS,
+    **alive.COMMANDS,
     **backup.COMMANDS,
     **export.COMMANDS,
     **import_.COMMANDS,
     **schema.COMMANDS,
     **certificate.COMMANDS,
+    **bundle.COMMANDS,
+    **install.COMMANDS,
     **list_nodes.COMMANDS,
+    **operators.COMMANDS,
     **file_drop.COMMANDS,
     **multicast_bus.COMMANDS,
     **convert_config.COMMANDS,
@@ -56,9 +71,16 @@ COMMANDS: Mapping[str, Command] = {
     **doctor.COMMANDS,
 }
 
+SERVICE_DATA = "/var/lib/pigeonpost-server"  # deploy/pigeonpost-server.service
+# Flags that mean the same before and after the command.
+_EVERYWHERE: Sequence[tuple[str, Mapping[str, Any]]] = (
+    ("--data", {"metavar": "DIR", "help": "the server's data folder (./data, else the installed service's)"}),
+    ("--config", {"metavar": "FILE", "help": "the server's settings file"}),
+)
+
 _EXAMPLES = """examples:
   python3 control.py token basement
-  python3 control.py --data /var/lib/pigeonpost status
+  python3 control.py --data /var/lib/pigeonpost-server status
   python3 control.py send basement off
   python3 control.py watch --from C4
   python3 control.py backup /mnt/usb/
@@ -67,29 +89,48 @@ _EXAMPLES = """examples:
   */5 * * * * python3 control.py check || mail -s pigeonpost you@example.org"""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Do one command; the exit status."""
+def data_folder(settings: Settings) -> str:
+    """Return the server's data folder: as chosen, else ./data, else that of the service that is installed here."""
+    folder = config.data_folder(settings["server", "data"])
+    is_chosen = settings["server", "data"] or "STATE_DIRECTORY" in os.environ
+    # lexists: it is a link into a folder that only root may look into.
+    return SERVICE_DATA if not is_chosen and not os.path.isdir(folder) and os.path.lexists(SERVICE_DATA) else folder
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; what it parses has the command's function as `run`."""
     parser = argparse.ArgumentParser(
         prog="control.py", description="Look after Pigeonpost: tokens, password, status, data.",
         epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--data", metavar="DIR", help="the data folder (as the server's)")
-    parser.add_argument("--config", metavar="FILE", help="the server's settings file")
+    for flag, options in _EVERYWHERE:
+        parser.add_argument(flag, **options)
     parser.add_argument("--version", action="version", version=f"pigeonpost {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         sub = commands.add_parser(name, help=command.help, description=command.run.__doc__, aliases=command.aliases)
-        sub.set_defaults(run=command.run)
+        sub.set_defaults(run=command.run, loads_settings=command.loads_settings)
+        for flag, options in _EVERYWHERE:  # suppressed: what stands before the command would be overwritten else
+            sub.add_argument(flag, **options, default=argparse.SUPPRESS)
         for argument, options in command.arguments:
             sub.add_argument(argument, **options)
-    chosen = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do one command; the exit status."""
+    chosen = make_parser().parse_args(arguments)
     try:
         flags = argparse.Namespace(config=chosen.config, server_data=chosen.data)
-        settings = config.load(SERVER, flags, "server.toml", SERVER_ARRAYS)
-        data = config.data_folder(settings["server", "data"])
+        settings = Settings() if chosen.loads_settings else load_server(flags)
+        data = "" if chosen.loads_settings else data_folder(settings)
         context = Context(data, chosen, settings, functools.partial(node_of_file, data))
         exit_status: int = chosen.run(context)
+        sys.stdout.flush()  # while a reader that has ended is still no fault
         return exit_status
+    except BrokenPipeError:  # the reader of the output has ended, as `head`
+        discard_output()
+        return 1
     except KeyboardInterrupt:
         return 130  # as a shell tells a program that SIGINT ended
     except (PigeonpostError, ValueError) as error:

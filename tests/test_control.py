@@ -1,5 +1,6 @@
 """The operator's command line, against a real server and a real node."""
 
+import argparse
 import http.client
 import io
 import json
@@ -13,7 +14,6 @@ import unittest
 from unittest import mock
 
 import control
-from pigeonpost.cli import status as status_commands
 from pigeonpost.storage.csv.checksums import logs_in
 from tests import page_support
 from tests.page_support import Node, Server, for_class, use_memory_disk
@@ -43,6 +43,25 @@ class ControlCase(unittest.TestCase):
         self.assertEqual(found, status, told)
         self.assertIn(text, told or out)
         self.assertNotIn("Traceback", told)
+
+
+class DataFolder(unittest.TestCase):
+    def test_is_here_else_the_installed_services(self):
+        folder = temp_folder(self)
+        service = os.path.join(folder, "service")
+        settings = control.load_server(argparse.Namespace(config=None), {}, ())
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(folder)
+        with mock.patch.object(control, "SERVICE_DATA", service), mock.patch.dict(os.environ):
+            os.environ.pop("STATE_DIRECTORY", None)
+            self.assertEqual(control.data_folder(settings), "data")
+            os.symlink("/nonexistent/private", service)  # as root's own folder looks to others
+            self.assertEqual(control.data_folder(settings), service)
+            os.environ["STATE_DIRECTORY"] = "/state"
+            self.assertEqual(control.data_folder(settings), "/state")
+            del os.environ["STATE_DIRECTORY"]
+            os.mkdir("data")
+            self.assertEqual(control.data_folder(settings), "data")
 
 
 class Tokens(ControlCase):
@@ -189,10 +208,11 @@ class Running(ControlCase):
         finally:
             self.assertEqual(self.done("send", "basement", "on", "--link", self.node.place), "SENDBACK ON\n")
 
-    def test_alive_without_a_server_asks_the_node_here(self):
-        port = int(self.node.place.rpartition(":")[2])
-        with mock.patch.object(status_commands, "DEFAULT_PORT", port):
-            self.assertEqual(self.run_("alive", data=temp_folder(self)), (0, "", ""))
+    def test_alive_without_a_server_asks_the_node_at_the_address_of_its_settings(self):
+        port = self.node.place.rpartition(":")[2]
+        for listen in (f"127.0.0.1:{port}", f"0.0.0.0:{port}"):
+            found = self.run_("alive", data=temp_folder(self), PIGEONPOST_NODE_LISTEN=listen)
+            self.assertEqual(found, (0, "", ""))
 
     def test_the_key_is_only_for_who_may_read_it(self):
         with open(os.path.join(self.data, "running.json"), encoding="utf-8") as file:
@@ -207,7 +227,7 @@ class Running(ControlCase):
 class Trouble(ControlCase):
     def test_no_server(self):
         for command in (("status",), ("send", "basement", "on"), ("check",)):
-            self.assert_fails(1, f"no server runs on {self.data} (--data DIR, before the command,", *command)
+            self.assert_fails(1, f"no server runs on {self.data} (--data DIR names another folder)", *command)
 
     def test_a_damaged_file_of_the_running_server_is_named(self):
         for text in ("", "{", "[]", "5", '{"pid": 1}', '{"pid": 1, "web": 5, "key": "x"}', '{"web": [[1]], "key": 2}'):

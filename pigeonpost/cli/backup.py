@@ -13,18 +13,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from pigeonpost.auth.api_tokens import read_api_token
 from pigeonpost.auth.tokens import read_replaced, read_token
 from pigeonpost.auth.users import read_user
 from pigeonpost.cli.contract import Bar, Command, Context, Failed, look, require_store
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.data_folder import (
+    API_TOKENS,
     BEFORE_RESTORE,
     COPY,
     DATABASE,
@@ -39,9 +40,10 @@ from pigeonpost.core.data_folder import (
 from pigeonpost.core.errors import DiskError, InUse, NotStored, SettingsError, StoreDamaged
 from pigeonpost.core.files import give_to_owner, lock_data_dir, make_folder, replace_file, sync_folder
 from pigeonpost.server import backup as server_backup
+from pigeonpost.server.backup_file import contents_of, contents_text, make_backup_file
+from pigeonpost.server.work_folder import work_folder
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.csv import checksums
-from pigeonpost.storage.csv.checksums import logs_in
 from pigeonpost.storage.csv.format import log_name
 from pigeonpost.storage.csv.verify import rebuild_log, verify_logs
 from pigeonpost.storage.sqlite.schema import VERSION
@@ -56,25 +58,20 @@ _STAGING = ".restoring"
 def backup(context: Context) -> int:
     """Copy everything that the server keeps into FILE, while it runs. FILE is replaced only when the copy is checked.
 
-    The database alone when FILE ends in .sqlite3; else a tar file of the database, logs, dropped files, tokens and
-    users: keep it as you keep passwords. A folder gets a new file, named by date and time.
+    The database alone when FILE ends in .sqlite3; else a tar file of the database, logs, dropped files, tokens, API
+    tokens and users: keep it as you keep passwords. A folder gets a new file, named by date and time.
     """
     data = context.data
     _require_sqlite(context)
     target = _target(context.arguments.file, data)
-    with _showing() as progress, _failing(target), _folder_for(os.path.dirname(target), _staging_of(target)) as staging:
-        logs = logs_in(os.path.join(data, LOGS))  # before the database: it knows of all of these
-        copy = os.path.join(staging, DATABASE)
-        server_backup.copy_database(os.path.join(data, DATABASE), copy, progress)
-        _refuse_faults(staging, "no backup was made")
-        about = _about(staging)
-        if not target.endswith(".sqlite3"):
-            made = os.path.join(staging, "made.tar")
-            server_backup.pack(data, staging, logs, made, progress)
-            server_backup.unpack(made, None, progress)
-            copy = made
-        os.rename(copy, target)
-        sync_folder(target)
+    with _showing() as progress, _failing(target):
+        try:
+            about = make_backup_file(data, target, f".{os.path.basename(target)}.making", progress)
+        except server_backup.BadBackup as error:
+            *faults, text = str(error).splitlines()
+            for fault in faults:
+                print(fault)
+            raise Failed(text) from None
     print(f"{target}: {about}; {os.path.getsize(target):,} bytes, checked")
     return 0
 
@@ -91,10 +88,6 @@ def _target(said: str, data: str) -> str:
     if os.path.join(os.path.realpath(folder), "").startswith(inside):
         raise SettingsError(f"{said} lies in the data folder, and would be lost with it: choose another place")
     return target
-
-
-def _staging_of(target: str) -> str:
-    return f".{os.path.basename(target)}.making"
 
 
 # ------------------------------------------------------------------------------------------------------ restore
@@ -116,7 +109,7 @@ def restore(context: Context) -> int:
     except InUse as error:
         raise Failed(f"the server runs ({error}): stop it, then restore") from None
     try:
-        with _showing() as progress, _failing(data), _folder_for(data, _STAGING) as staging:
+        with _showing() as progress, _failing(data), work_folder(data, _STAGING) as staging:
             names = _unpacked(file, staging, progress)
             aside = _put_in_place(data, staging, names)
         with contextlib.closing(SqliteStore(data, look_only=True)) as store:
@@ -125,7 +118,7 @@ def restore(context: Context) -> int:
         os.close(lock)
     for fault in faults:
         print(fault)
-    print(f"{data}: {_about(data)}")
+    print(f"{data}: {contents_of(data)}")
     print(f"What was there before is in {aside}." if aside else "There was nothing there before.", file=sys.stderr)
     print("Start the server: the nodes bring what they have taken since, by themselves.", file=sys.stderr)
     return 1 if faults else 0
@@ -241,9 +234,9 @@ def verify(context: Context) -> int:
     """
     data, file = context.data, context.arguments.file
     if file:
-        with _showing() as progress, _failing(file), _folder_for(data, f"{_STAGING}-{os.getpid()}") as staging:
+        with _showing() as progress, _failing(file), work_folder(data, f"{_STAGING}-{os.getpid()}") as staging:
             _unpacked(os.path.abspath(file), staging, progress)
-            print(f"{file}: {_about(staging)}")
+            print(f"{file}: {contents_of(staging)}")
         return 0
     look(context).close()
     try:
@@ -256,7 +249,7 @@ def verify(context: Context) -> int:
     try:
         with contextlib.closing(look(context)) as store:
             faults = list(_faults(store, data, with_logs=lock >= 0))
-            about = _contents_text(store) if not faults else ""
+            about = contents_text(store) if not faults else ""
     finally:
         if lock >= 0:
             os.close(lock)
@@ -281,27 +274,6 @@ def _faults(store: Store, data: str, with_logs: bool) -> Iterator[str]:
             yield "the logs are not compared with the store, which cannot be read wholly"
 
 
-def _about(folder: str) -> str:
-    """What a database that was found sound holds, in a line."""
-    if server_backup.version_of(folder) < VERSION:
-        return "of an older version, which the server's start brings up to date; sound as SQLite sees it"
-    with contextlib.closing(SqliteStore(folder, look_only=True)) as store:
-        return _contents_text(store)
-
-
-def _contents_text(store: Store) -> str:
-    """The same, of a store."""
-    nodes, gaps = store.nodes(), store.gaps(-1)
-    expired = sum(node["forgotten"] for node in nodes)
-    text = f"{sum(node['samples'] for node in nodes) - expired} samples of {len(nodes)} nodes: all there, each once"
-    if expired:
-        text += f"; {expired} older ones were deleted as set"
-    if gaps:
-        missing = sum(gap["to"] - gap["from"] + 1 + gap["before"] for gap in gaps)
-        text += f"; {missing} more are noted as missing, in {len(gaps)} gaps"
-    return text
-
-
 # ------------------------------------------------------------------------------------------------- what they share
 
 
@@ -320,43 +292,6 @@ def _refuse_faults(folder: str, so: str) -> None:
         print(fault)
     if faults:
         raise Failed(f"the database is damaged: {so}")
-
-
-@contextlib.contextmanager
-def _folder_for(parent: str, name: str) -> Iterator[str]:
-    """An empty folder to work in, gone afterwards; also what a run that was killed has left in it.
-
-    Nothing is followed or emptied through a symbolic link: root may work in a folder of somebody else. Files that are
-    made meanwhile are for their owner alone.
-    """
-    path = os.path.join(parent, name)
-    make_folder(parent)
-    if os.path.islink(path):
-        raise Failed(f"{path} is a symbolic link, where a folder of this command's own should be: remove it")
-    try:
-        os.makedirs(path, 0o700, exist_ok=True)  # root's own, whosever the folder is that it is in
-    except OSError as error:
-        raise Failed(f"{parent} cannot be written: {error.strerror}") from None
-    try:
-        lock = lock_data_dir(os.path.join(path, "lock"))
-    except InUse as error:
-        raise Failed(f"another command works on the same: {error}") from None
-    except DiskError as error:
-        raise Failed(f"{parent} cannot be written: {getattr(error.__cause__, 'strerror', error)}") from None
-    try:
-        for left in os.listdir(path):
-            if left != "lock":
-                whole = os.path.join(path, left)
-                is_folder = os.path.isdir(whole) and not os.path.islink(whole)
-                shutil.rmtree(whole) if is_folder else os.unlink(whole)
-        umask = os.umask(0o077)
-        try:
-            yield path
-        finally:
-            os.umask(umask)
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(lock)
 
 
 @contextlib.contextmanager
@@ -394,6 +329,7 @@ def _showing() -> Iterator[server_backup.Progress]:
 # What each should be, and how an entry of it is checked.
 _SMALL_FILES: Mapping[str, tuple[str, Callable[[Any], object]]] = {
     TOKENS: ("list of tokens", read_token),
+    API_TOKENS: ("list of API tokens", read_api_token),
     REPLACED_TOKENS: ("list of replaced tokens", read_replaced),
     USERS: ("list of users", read_user),
     PI_IDS: ("list of Pi ids", lambda entry: entry["node"]),

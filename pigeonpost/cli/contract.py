@@ -25,12 +25,16 @@ class Failed(PigeonpostError):
 
 
 class Command(NamedTuple):
-    """One command: its help in one line, its arguments for argparse, its function, and its former names."""
+    """One command: its help in one line, its arguments for argparse, its function, and its former names.
+
+    loads_settings  it loads the settings itself, whatever is wrong with them: its context has neither them nor `data`
+    """
 
     help: str
     arguments: Sequence[tuple[str, dict[str, Any]]]
     run: Callable[[Context], int]
     aliases: Sequence[str] = ()
+    loads_settings: bool = False
 
 
 class Context(NamedTuple):
@@ -56,7 +60,7 @@ def has_store(context: Context) -> bool:
 def require_store(context: Context) -> None:
     """Raise SettingsError where there is no store."""
     if not has_store(context):
-        raise SettingsError(f"there is no database in {context.data}; --data DIR, before the command, names its folder")
+        raise SettingsError(f"there is no database in {context.data}; --data DIR names its folder")
 
 
 def discard_output() -> None:

@@ -1,56 +1,43 @@
 """Command that checks this machine's set-up, and names the exact remedy for each fault.
 
-What is checked depends on what this machine is: a node where there is a node.toml or on a Raspberry Pi, a server where
-there is a server.toml or its data. `control.py doctor node` and `control.py doctor server` check one of them. Sensors
+What is checked depends on what this machine is: a node where there is a node.toml, a server where there is a
+server.toml or its data; a Raspberry Pi that is neither is taken for a node. Where a program is installed as a service
+of systemd, that is checked, with the settings, the folder and the rights that it has. `control.py doctor node` and
+`control.py doctor server` check one of them; --data, --config or --node-config what runs by hand with those. Sensors
 are read once, ports and other machines tried once. Errors: none; a failure is a finding.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-import importlib.util
-import json
 import os
-import platform
-import re
-import shutil
-import socket
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
-from pigeonpost.auth.tokens import Tokens
-from pigeonpost.auth.users import Users
+from pigeonpost.cli import doctor_service_files, doctor_systemd
 from pigeonpost.cli.contract import Command, Context
-from pigeonpost.cli.doctor_checks import REACH_S, Finding, database, device, folder, in_group, port, private, reach
-from pigeonpost.cli.remote import local_host
+from pigeonpost.cli.doctor_checks import SERVICE_DISK, Finding, as_root, control, folder, is_hidden
+from pigeonpost.cli.doctor_node import node
+from pigeonpost.cli.doctor_program import Container, container, find_container, machine, program
+from pigeonpost.cli.doctor_server import server
+from pigeonpost.cli.doctor_service import Service, find_service
+from pigeonpost.cli.program_files import FOLDER
 from pigeonpost.core import config
-from pigeonpost.core.addresses import is_loopback
-from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import Settings
-from pigeonpost.core.data_folder import DATABASE, LINK_CERTIFICATE, RUNNING, TOKENS, USERS
-from pigeonpost.core.errors import DamagedFile, PigeonpostError, SensorError
-from pigeonpost.core.http_client import split_url
-from pigeonpost.core.mqtt_client import broker_address
-from pigeonpost.sensors.contract import DerivedSource
-from pigeonpost.sensors.registry import KINDS, make_source
-from pigeonpost.server.node_settings import read_nodes
-from pigeonpost.settings import NODE
-from protocol import NODE_NAME, decode, encode
+from pigeonpost.core.data_folder import DATABASE, OUTBOX
+from pigeonpost.core.errors import PigeonpostError, SettingsError
+from pigeonpost.settings import load_node, load_server
 
-_NEWEST_WRONG = (3, 10)
-_LIBRARIES = {"adc": ("spidev", "python3-spidev"), "mcp3424": ("smbus2", "python3-smbus2"),
-              "mqtt": ("paho.mqtt.client", "python3-paho-mqtt")}  # fmt: skip
+_MAIN_FILE = {"node": OUTBOX, "server": DATABASE}
 
 
 def doctor(context: Context) -> int:
     """Look at this machine's set-up: what is well, what is wrong, and the remedy. Exit 0: nothing is wrong; else 1."""
     wrong = 0
-    for heading, findings in _parts(context):
+    for heading, findings in _parts(context.arguments):
         print(heading)
         for finding in _safely(findings):
-            print(f"  {finding.word:5}  {finding.about}")
+            print(f"  {finding.word:5}  {finding.about}", flush=True)
             if finding.remedy:
                 print(f"         {'remedy: ' if finding.word == 'wrong' else ''}{finding.remedy}")
             wrong += finding.word == "wrong"
@@ -58,27 +45,82 @@ def doctor(context: Context) -> int:
     return 1 if wrong else 0
 
 
-def _parts(context: Context) -> Iterator[tuple[str, Iterator[Finding]]]:
-    chosen = context.arguments
+class _Setup(NamedTuple):
+    """One program on this machine: what the command line says of it, and its service."""
+
+    program: str
+    chosen: argparse.Namespace
+    service: Service | None
+    container: Container | None
+
+    @property
+    def is_by_hand(self) -> bool:
+        """True if the command line names files of a program that runs by hand."""
+        if self.program == "node":
+            return bool(self.chosen.node_config)
+        data = getattr(self.chosen, "data", None)
+        is_of_service = (
+            self.service is not None and data and os.path.realpath(data) == os.path.realpath(self.service.data)
+        )
+        return bool(getattr(self.chosen, "config", None) or (data and not is_of_service))
+
+    def load(self) -> Settings:
+        """Return the settings with which it runs by hand. Raises SettingsError."""
+        if self.program == "node":
+            return load_node(argparse.Namespace(config=self.chosen.node_config))
+        data = getattr(self.chosen, "data", None)
+        return load_server(argparse.Namespace(config=getattr(self.chosen, "config", None), server_data=data))
+
+
+def _parts(chosen: argparse.Namespace) -> Iterator[tuple[str, Iterator[Finding]]]:
     yield "This machine", machine()
-    is_node, is_server = _is_node(chosen), _is_server(context)
-    if chosen.what == "node" or (chosen.what is None and is_node):
-        yield "As a node", _node(chosen)
-    if chosen.what == "server" or (chosen.what is None and is_server):
-        yield "As a server", server(context.settings, context.data)
-    if chosen.what is None and not (is_node or is_server):
+    found = find_container(chosen.root)
+    setups = [_Setup(name, chosen, find_service(name, chosen.root), found) for name in ("node", "server")]
+    parts = [part for setup in setups if chosen.what in (None, setup.program) and (part := _part(setup))]
+    model = _first_line(os.path.join(chosen.root, "proc/device-tree/model"))
+    if not parts and model.startswith("Raspberry Pi"):
+        parts = [("As a node, as a Raspberry Pi usually is", _by_hand(setups[0]))]
+    if not parts:
         more = "`control.py doctor node` and `control.py doctor server` say what each would need"
-        yield "What it is for", iter([Finding("note", "nothing is set up here yet", more)])
+        parts = [("What it is for", iter([Finding("note", "nothing is set up here yet", more)]))]
+    yield from parts
 
 
-def _is_node(chosen: argparse.Namespace) -> bool:
-    model = os.path.join(chosen.root, "proc/device-tree/model")
-    return bool(chosen.node_config) or os.path.exists("node.toml") or _first_line(model).startswith("Raspberry Pi")
+def _part(setup: _Setup) -> tuple[str, Iterator[Finding]] | None:
+    """Return heading and findings of one program; None where this machine is not set up for it."""
+    name, service = setup.program, setup.service
+    if service is not None and not setup.is_by_hand and not service.is_unused:
+        return f"As a {name}, by its service {service.unit}", _by_service(setup, service)
+    if setup.chosen.what == name or _is_set_up(setup):
+        return f"As a {name}", _by_hand(setup)
+    if service is not None:
+        return f"As a {name}", iter([_unused(service)])
+    return None
 
 
-def _is_server(context: Context) -> bool:
-    data = os.path.join(context.data, DATABASE)
-    return bool(context.settings.file or context.settings["server", "nodes"]) or os.path.exists(data)
+def _is_set_up(setup: _Setup) -> bool:
+    """Return True if this machine is meant to run a program by hand, or in this container."""
+    if setup.is_by_hand or (setup.container is not None and f"{setup.program}.py" in setup.container.command):
+        return True
+    if setup.container is not None and setup.container.command:
+        return False
+    if os.environ.get(config.variable_of_file(f"{setup.program}.toml"), "").strip():
+        return True
+    # The package has empty settings in the last folder.
+    folders = config.search_folders()[: 2 if setup.service is not None else 3]
+    if any(os.path.exists(os.path.join(place, f"{setup.program}.toml")) for place in folders):
+        return True
+    if setup.program == "node":
+        return False
+    try:
+        settings = setup.load()
+    except SettingsError:  # of a variable; what is wrong with it is said then
+        return True
+    return bool(settings["server", "nodes"]) or os.path.exists(os.path.join(_data(setup, settings), DATABASE))
+
+
+def _data(setup: _Setup, settings: Settings) -> str:
+    return config.data_folder(settings[setup.program, "data"])
 
 
 def _safely(findings: Iterator[Finding]) -> Iterator[Finding]:
@@ -88,241 +130,109 @@ def _safely(findings: Iterator[Finding]) -> Iterator[Finding]:
         yield Finding("wrong", f"this could not be looked at to its end: {error}")
 
 
-# --------------------------------------------------------------------------------------------- whatever it is
-
-
-def machine() -> Iterator[Finding]:
-    """Python and the clock."""
-    if sys.version_info[:2] <= _NEWEST_WRONG:
-        yield Finding("wrong", f"Python is {platform.python_version()}, and has to be 3.11 or later",
-                      "Raspberry Pi OS of October 2023 (bookworm) or later has it")  # fmt: skip
-    else:
-        yield Finding("ok", f"Python {platform.python_version()}")
-    if Clock().is_set():
-        yield Finding("ok", "the date is known to be right")
-    else:
-        yield Finding("wrong", "nobody keeps this machine's clock right",
-                      "sudo timedatectl set-ntp true (then `timedatectl` says: synchronized: yes)")  # fmt: skip
-
-
-# ------------------------------------------------------------------------------------------------------ a node
-
-
-def _node(chosen: argparse.Namespace) -> Iterator[Finding]:
-    flags = argparse.Namespace(config=chosen.node_config)
-    try:
-        settings = config.load(NODE, flags, "node.toml", ("sensor",))
-    except PigeonpostError as error:
-        yield Finding("wrong", str(error), "node.default.toml has every key, docs/settings.md says what each takes")
-        return
-    yield Finding("ok", f"settings: {settings.file or 'none, so the defaults'}")
-    yield from node(settings, chosen.root)
-
-
-def node(settings: Settings, root: str = "/") -> Iterator[Finding]:
-    """What a node needs."""
-    yield from folder(config.data_folder(settings["node", "data"]))
-    yield from sensors(settings, root)
-    yield from _node_token(settings)
-    yield from _node_tls(settings)
-    address = settings["node", "listen"]
-    yield port(address, "--listen", lambda: _ask_node(address))
-    if settings["push", "to"]:
-        push = split_url(settings["push", "to"])
-        remedy = "is it running, and is its port open? `[push] to` in node.toml says where it is"
-        yield reach((push.host, push.port), "the server", remedy)
-    yield from _broker(settings, "node.toml")
-
-
-def sensors(settings: Settings, root: str) -> Iterator[Finding]:
-    """Each source: what it needs, and then what it reads."""
-    tables = settings.tables.get("sensor")
-    if not tables and not settings["node", "simulate"]:
-        channels = {"temperature": {"input": 1, "convert": "mcp9700"}, "light": {"input": 2}}
-        tables = [{"kind": "adc", "channels": channels}]
-    for count, table in enumerate(tables or (), 1):
-        kind = str(table.get("kind"))
-        if kind == "adc" and settings["node", "simulate"]:
-            continue
-        about = (
-            f"[[sensor]] {count}, {kind}" if settings.tables.get("sensor") else "the MCP3008 that is read by default"
+def _unused(service: Service) -> Finding:
+    """Describe a unit that nobody has switched on."""
+    if service.state.get("LoadState") == "masked":
+        return Finding(
+            "note", f"{service.unit} is masked, so it never starts", as_root(f"systemctl unmask {service.unit}")
         )
-        needs = list(_needs(kind, table, root))
-        yield from (need._replace(about=f"{about}: {need.about}") for need in needs)
-        if all(need.word == "ok" for need in needs):
-            yield from _readings(about, kind, table)
-    yield _interfaces(root)
-    yield from in_group("gpio", "nothing of Pigeonpost needs it, but a command that it runs may")
+    start = as_root(f"systemctl enable --now {service.unit}")
+    return Finding("note", f"the package has {service.unit}, and it is not switched on",
+                   f"to make this machine a {service.program}: {start}")  # fmt: skip
 
 
-def _interfaces(root: str) -> Finding:
-    """Which of a Pi's buses are switched on, whether or not the settings need them."""
-    found = {
-        "SPI": _names(root, "dev", r"spidev[0-9]+\.[0-9]+"), "I2C": _names(root, "dev", r"i2c-[0-9]+"),
-        "1-wire": _names(root, "sys/bus/w1/devices", r"w1_bus_master[0-9]+"),
-    }  # fmt: skip
-    on = ", ".join(f"{bus} ({', '.join(names)})" for bus, names in found.items() if names)
-    off = ", ".join(bus for bus, names in found.items() if not names)
-    return Finding("note", f"switched on: {on or 'none'}; not: {off or 'none'}")
+# ------------------------------------------------------------------------------------------------------- by hand
 
 
-def _names(root: str, folder: str, pattern: str) -> list[str]:
+def _by_hand(setup: _Setup) -> Iterator[Finding]:
+    """Check a program that runs by hand, or in a container."""
     try:
-        return sorted(name for name in os.listdir(os.path.join(root, folder)) if re.fullmatch(pattern, name))
-    except OSError:
-        return []
-
-
-def _needs(kind: str, table: Mapping[str, Any], root: str) -> Iterator[Finding]:
-    if kind in _LIBRARIES:
-        module, package = _LIBRARIES[kind]
-        if not _is_installed(module):
-            yield Finding(
-                "wrong", f"the Python module {module.partition('.')[0]} is missing", f"sudo apt install {package}"
-            )
-    if kind == "adc":
-        path = os.path.join(root, f"dev/spidev{table.get('bus', 0)}.{table.get('device', 0)}")
-        yield device(path, "sudo raspi-config nonint do_spi 0, then sudo reboot")
-    elif kind == "mcp3424":
-        path = os.path.join(root, f"dev/i2c-{table.get('bus', 1)}")
-        yield device(path, "sudo raspi-config nonint do_i2c 0, then sudo reboot")
-    elif kind == "kernel" and any(str(its.get("from", "")).startswith("w1/") for its in _channels(table)):
-        path = os.path.join(root, "sys/bus/w1/devices")
-        if not os.path.isdir(path):
-            yield Finding("wrong", "1-wire is not switched on",
-                          "sudo raspi-config nonint do_onewire 0, then sudo reboot")  # fmt: skip
-
-
-def _channels(table: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
-    channels = table.get("channels")
-    return [its for its in channels.values() if isinstance(its, dict)] if isinstance(channels, dict) else []
-
-
-def _readings(about: str, kind: str, table: Mapping[str, Any]) -> Iterator[Finding]:
-    options = {key: value for key, value in table.items() if key != "kind"}
-    if kind not in KINDS:
-        yield Finding("wrong", f"{about}: there is no such kind", "docs/sensors.md lists them")
+        settings = setup.load()
+    except SettingsError as error:
+        yield _wrong_settings(setup.program, error)
         return
-    try:
-        source = make_source(kind, options, about)
-    except PigeonpostError as error:
-        yield Finding("wrong", str(error), "docs/settings.md has the keys of each kind")
-        return
-    if isinstance(source, DerivedSource):
-        return
-    try:
-        for channel, value in source.read().items():
-            if isinstance(value, SensorError):
-                yield Finding("wrong", f"{about}: {channel} does not read: {value}")
-            else:
-                yield Finding("ok", f"{about}: {channel} reads {value:g}")
-    except SensorError as error:
-        yield Finding("wrong", f"{about} does not read: {error}")
-    finally:
-        source.close()
-
-
-def _node_token(settings: Settings) -> Iterator[Finding]:
-    origin = settings.origin("node", "token")
-    if not settings["node", "token"]:
-        if not is_loopback(settings["node", "listen"][0]):
-            yield Finding("note", "no token: only servers on this machine may collect",
-                          "`control.py token NAME` on the server makes one; docs/tutorial.md")  # fmt: skip
-    elif origin == settings.file:
-        yield private(settings.file, "which holds the token")
+    yield Finding("ok", f"settings: {settings.source}")
+    yield from _two_files(setup, settings)
+    data = _data(setup, settings)
+    if setup.container is not None:
+        yield from container(setup.container, data)
+    if setup.service is not None and setup.service.is_unused:
+        yield _unused(setup.service)
+    if setup.program == "node":
+        yield from node(settings, setup.chosen.root)
     else:
-        yield Finding("ok", f"a token is set, by {origin}")
+        yield from server(settings, data)
 
 
-def _node_tls(settings: Settings) -> Iterator[Finding]:
-    if not settings["link", "tls"]:
+def _wrong_settings(program_: str, error: SettingsError) -> Finding:
+    return Finding("wrong", str(error), f"{program_}.default.toml has every key, docs/settings.md says what each takes")
+
+
+def _two_files(setup: _Setup, settings: Settings) -> Iterator[Finding]:
+    """Note a second settings file that is not read."""
+    name = f"{setup.program}.toml"
+    there = [os.path.abspath(os.path.join(place, name)) for place in config.search_folders()]
+    others = [path for path in dict.fromkeys(there) if os.path.exists(path)]
+    if settings.file and not setup.is_by_hand:
+        others = [path for path in others if os.path.realpath(path) != os.path.realpath(settings.file)]
+        if others:
+            verb = "is" if len(others) == 1 else "are"
+            yield Finding("note", f"{', '.join(others)} {verb} not read: {settings.source} is, from this folder",
+                          f"--config {others[0]} reads it")  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------------- by its service
+
+
+def _by_service(setup: _Setup, service: Service) -> Iterator[Finding]:
+    """Check a program that systemd runs, as that meets it."""
+    findings = list(doctor_systemd.service(service))
+    yield from findings
+    place = service.path(os.path.dirname(service.script))
+    if os.path.realpath(place) != os.path.realpath(FOLDER):
+        yield from program(place, doctor_systemd.reinstall(service))
+    try:
+        settings = service.load_settings()
+    except SettingsError as error:
+        yield from doctor_service_files.unreadable(service)
+        path = service.path(f"/etc/pigeonpost/{service.program}.toml")
+        if os.path.exists(path) and not os.access(path, os.R_OK):
+            yield Finding("note", f"run doctor with sudo to see {path}")
+        elif not any(str(error) in finding.about for finding in findings):  # as the last line of its log
+            yield _wrong_settings(service.program, error)
         return
-    path = settings["link", "certificate"] or os.path.join(
-        config.data_folder(settings["node", "data"]), LINK_CERTIFICATE
-    )
-    if os.path.exists(path):
-        yield private(settings["link", "key"] or path, "the key of the link's certificate")
-    elif shutil.which("openssl") is None:
-        yield Finding("wrong", "there is no program openssl, with which a node makes its certificate",
-                      "sudo apt install openssl; or [link] certificate and key")  # fmt: skip
+    yield from doctor_service_files.files(service, settings)
+    yield from _left_by_hand(setup, service)
+    if service.program == "node":
+        if is_hidden(service.data):
+            yield Finding("note", f"run doctor with sudo to see {service.data}, which is for the service alone")
+        elif os.path.isdir(service.data):
+            yield from folder(service.data, SERVICE_DISK)
+        yield from node(settings, setup.chosen.root, service)
+    else:
+        yield from server(settings, service.data, service)
 
 
-def _ask_node(address: tuple[str, int]) -> str:
-    """Who of ours answers there; empty: nobody."""
-    host, number = address
-    try:
-        with socket.create_connection((local_host(host), number), REACH_S) as link:
-            link.sendall(encode("CHECK"))
-            said = decode(link.makefile("rb").readline(1 << 16))
-    except (OSError, PigeonpostError):
-        return ""
-    if said is None or said.word not in ("STATUS", "ERROR"):
-        return ""
-    collectors = said.args[2].get("collectors") if said.word == "STATUS" else None
-    if not isinstance(collectors, list):
-        return "this machine's node answers"
-    who = ", ".join(str(name) for name in collectors if NODE_NAME(str(name))) or "no server"
-    return f"this machine's node answers; {who} collects from it"
-
-
-# ---------------------------------------------------------------------------------------------------- a server
-
-
-def server(settings: Settings, data: str) -> Iterator[Finding]:
-    """What a server needs."""
-    yield Finding("ok", f"settings: {settings.file or 'none, so the defaults'}")
-    yield from folder(data)
-    if not settings["store", "postgres"]:
-        yield from database(data)
-    known: set[str] = set()
-    yield from _secrets(os.path.join(data, TOKENS), "the tokens of the nodes", lambda: known.update(Tokens(data)))
-    yield from _secrets(os.path.join(data, USERS), "the users of the page", Users(data).roles)
-    for address in settings["web", "listen"]:
-        yield port(address, "--web", functools.partial(_running, data, address))
-    for name, address in read_nodes(settings)[0]:
-        who = f"node {name}" if name else "the node"
-        yield reach(address, who, "there: `python3 control.py doctor node`; is node.py running, and its port open?")
-        if name and name not in known and not is_loopback(address[0]):
-            yield Finding("note", f"{who} has no token here, so it will refuse",
-                          f"python3 control.py token {name}, and give it to the node")  # fmt: skip
-    yield from _broker(settings, "server.toml")
-
-
-def _secrets(path: str, what: str, read: Callable[[], object]) -> Iterator[Finding]:
-    """Check that `read` can read a file with secrets, and that nobody else can."""
-    try:
-        read()
-    except DamagedFile as error:
-        about, _, remedy = str(error).partition("; ")
-        yield Finding("wrong", about, remedy)
-        return
-    if os.path.exists(path):
-        yield private(path, what)
-
-
-def _running(data: str, address: tuple[str, int]) -> str:
-    """Who of ours has the page's address; empty: nobody."""
-    try:
-        with open(os.path.join(data, RUNNING), encoding="utf-8") as file:
-            about = json.load(file)
-        os.kill(about["pid"], 0)
-        is_there = any(found[1] == address[1] for found in about["web"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return ""
-    return "this server's page is there" if is_there else ""
-
-
-def _broker(settings: Settings, file: str) -> Iterator[Finding]:
-    if settings["mqtt", "host"]:
-        remedy = f"is it running, and is its port open? `[mqtt] host` in {file} says where it is"
-        yield reach(broker_address(settings), "the broker", remedy)
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
+def _left_by_hand(setup: _Setup, service: Service) -> Iterator[Finding]:
+    """Note settings and data of a trial by hand, which the service does not use."""
+    name, main = f"{service.program}.toml", _MAIN_FILE[service.program]
+    places = list(dict.fromkeys(os.path.abspath(place) for place in config.search_folders()[:2]))
+    used = {os.path.realpath(service.path(place)) for place in ("/etc/pigeonpost", os.path.dirname(service.script))}
+    for place in places:
+        path = os.path.join(place, name)
+        if os.path.exists(path) and os.path.realpath(place) not in used:
+            yield Finding("note", f"{path} is read by hand alone; the service reads /etc/pigeonpost/{name}",
+                          f"the same in both: {as_root(f'install -m 644 {path} /etc/pigeonpost/{name}')}")  # fmt: skip
+    for place in places:
+        data = os.path.join(place, "data")
+        if not os.path.exists(os.path.join(data, main)) or os.path.realpath(data) == os.path.realpath(service.data):
+            continue
+        if is_hidden(service.data) or os.path.exists(os.path.join(service.data, main)):
+            yield Finding("note", f"{data} has data of a trial by hand, and the service its own in {service.data}:"
+                          " they are not mixed", f"{control('verify', data=data)} looks at the first")  # fmt: skip
+        else:
+            move = control(f"install {service.program} --move-data --write", as_root=True, data=data)
+            yield Finding("note", f"{data} has data of a trial by hand, which the service does not see", move)
 
 
 def _first_line(path: str) -> str:
@@ -343,5 +253,6 @@ COMMANDS: Mapping[str, Command] = {
             ("--root", {"metavar": "FOLDER", "default": "/", "help": "where dev, proc and sys are (/)"}),
         ],
         doctor,
+        loads_settings=True,
     ),
 }  # fmt: skip

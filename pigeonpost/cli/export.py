@@ -22,13 +22,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from pigeonpost.auth.tokens import Tokens
 from pigeonpost.cli.contract import Bar, Command, Context, Failed, discard_output, look, node_name, sensor_name
 from pigeonpost.core.clock import rfc3339
-from pigeonpost.core.errors import StoreDamaged
+from pigeonpost.core.errors import SettingsError, StoreDamaged
 from pigeonpost.core.files import sync_folder
 from pigeonpost.core.strict_json import write_json
+from pigeonpost.server.node_register import NodeRegister
 from pigeonpost.storage.contract import Store
-from pigeonpost.storage.csv.format import HEADER, local_time, log_rows
+from pigeonpost.storage.csv.excel import MOST_ROWS, for_excel
+from pigeonpost.storage.csv.format import HEADER, cell, local_time, log_rows
 from pigeonpost.storage.models import SampleBatch, StoredSample
 from protocol import Sample
 
@@ -150,7 +153,7 @@ def _units_of(names: Iterable[str], units: Units) -> str:
 
 
 FORMATS: Mapping[str, Callable[[Sequence[str], Units], Callable[[Points], str]]] = {
-    "csv": as_log, "wide": as_table, "jsonl": as_json,
+    "csv": as_log, "wide": as_table, "jsonl": as_json, "excel": as_table,
 }  # fmt: skip
 
 
@@ -168,21 +171,28 @@ def _only(points: Points, sensors: frozenset[str]) -> Points:
 
 
 def export(context: Context) -> int:
-    """Write what is stored: one row per value as in the log, or per sample one row (wide) or JSON object (jsonl).
+    """Write what is stored: a row per value as in the log, or per sample a row (wide, excel) or a JSON object (jsonl).
 
     Times are given as 2026-11-20, 2026-11-20T15:36 (local time), 2026-11-20T15:36:10Z, or 7d, 24h, 90m ago.
     """
     chosen = context.arguments
+    if chosen.labels and chosen.format != "csv":
+        raise SettingsError("--labels adds a column to --format csv; excel has the labels above its columns")
     lost: list[tuple[str, int, int]] = []
     with contextlib.closing(look(context)) as store:
-        nodes = _chosen_nodes(_nodes(store), chosen.node)
+        names = NodeRegister(store, Tokens(context.data).text_of)
+        nodes = _chosen_nodes(_nodes(store), chosen.node, names.current)
         wanted = _chosen_sensors(store, nodes, chosen.sensor)
+        bar = Bar(os.path.basename(chosen.out or ""))
+        progress = bar.show if chosen.out else lambda done, total: None
+        texts = _texts(store, nodes, wanted, chosen, progress, lost)
+        if chosen.format == "excel":
+            texts = _for_excel(texts, chosen.decimal == "comma")
         if chosen.out is None:
-            _to_standard_output(_texts(store, nodes, wanted, chosen, lambda done, total: None, lost))
+            _to_standard_output(texts)
         else:
-            bar = Bar(os.path.basename(chosen.out))
             try:
-                size = _to_file(chosen.out, _texts(store, nodes, wanted, chosen, bar.show, lost))
+                size = _to_file(chosen.out, texts)
             finally:
                 bar.end()
             print(f"{chosen.out}: {size:,} bytes", file=sys.stderr)
@@ -210,9 +220,13 @@ def _add_lost(lost: list[tuple[str, int, int]], node: str, from_ms: int, to_ms: 
     lost.append((node, from_ms, to_ms))
 
 
-def _chosen_nodes(nodes: list[dict[str, Any]], names: Sequence[str] | None) -> list[dict[str, Any]]:
+def _chosen_nodes(
+    nodes: list[dict[str, Any]], names: Sequence[str] | None, current: Callable[[str], str]
+) -> list[dict[str, Any]]:
+    """Return the nodes of these names, which may be former ones; all without any. current: NodeRegister.current"""
     known = [node["name"] for node in nodes]
-    for name in names or ():
+    names = [name if name in known else current(name) for name in names or ()]
+    for name in names:
         if name not in known:
             raise Failed(f"there is nothing of a node {name}; there is of {', '.join(known) or 'none'}")
     return [node for node in nodes if not names or node["name"] in names]
@@ -237,13 +251,19 @@ def _texts(
 ) -> Iterator[str]:  # fmt: skip
     """The whole export, piece by piece. `lost` gets what cannot be read."""
     spans = [(node, *_span(node, chosen)) for node in nodes if node["first_ms"] is not None]
-    columns = sorted(wanted or _all_sensors(store, spans)) if chosen.format == "wide" else []
-    if chosen.format != "jsonl":
-        yield HEADER if chosen.format == "csv" else ",".join(["time", "node", *columns]) + "\n"
+    columns = sorted(wanted or _all_sensors(store, spans)) if chosen.format in ("wide", "excel") else []
+    labels = store.node_records().labels if chosen.labels else {}
+    if chosen.format == "csv":
+        yield HEADER.replace("\n", ",label\n") if chosen.labels else HEADER
+    elif columns or chosen.format != "jsonl":
+        heads = _titles(store, nodes, columns) if chosen.format == "excel" else columns
+        yield ",".join(["time", "node", *map(cell, heads)]) + "\n"
     total = max(1, sum(node["samples"] for node, _, _ in spans))
     done = 0
     for node, from_ms, to_ms in spans:
         rows = FORMATS[chosen.format](columns, node["sensors"])
+        if chosen.labels:
+            rows = _labelled(rows, {sensor: text for (name, sensor), text in labels.items() if name == node["name"]})
         for end_ms, points in walk(store, node["name"], from_ms, to_ms, lost):
             found = points if wanted is None else _only(points, wanted)
             if found:
@@ -251,6 +271,39 @@ def _texts(
             progress(done + node["samples"] * (end_ms - from_ms) // (to_ms - from_ms), total)
         done += node["samples"]
     progress(total, total)
+
+
+def _labelled(rows: Callable[[Points], str], labels: Mapping[str, str]) -> Callable[[Points], str]:
+    """Return what makes the rows of `as_log` with the label of each sensor in one more column."""
+
+    def labelled(points: Points) -> str:
+        lines = rows(points).splitlines()
+        return "".join([f"{line},{cell(labels.get(line.split(',', 3)[2], ''))}\n" for line in lines])
+
+    return labelled
+
+
+def _titles(store: Store, nodes: list[dict[str, Any]], columns: Sequence[str]) -> list[str]:
+    """Return what people see above each column: the sensor's label or name, and its unit, where all nodes agree."""
+    labels = store.node_records().labels
+    titles = []
+    for sensor in columns:
+        mine = [node for node in nodes if sensor in node["sensors"]]
+        named = {labels.get((node["name"], sensor), sensor) for node in mine}
+        units = {node["sensors"][sensor] for node in mine}
+        unit = units.pop() if len(units) == 1 else ""
+        titles.append((named.pop() if len(named) == 1 else sensor) + (f" ({unit})" if unit else ""))
+    return titles
+
+
+def _for_excel(texts: Iterable[str], comma: bool) -> Iterator[str]:
+    """Yield an export as Excel reads it; standard error gets a line where a sheet cannot show all of it."""
+    rows = 0
+    for text in for_excel(texts, comma):
+        rows += text.count("\n")
+        yield text
+    if rows > MOST_ROWS:
+        print(f"{rows:,} rows: Excel shows the first {MOST_ROWS:,}; --from and --to choose fewer", file=sys.stderr)
 
 
 def _span(node: dict[str, Any], chosen: argparse.Namespace) -> tuple[int, int]:
@@ -311,10 +364,14 @@ def _to_standard_output(texts: Iterable[str]) -> None:
 _AGAIN = "may be given again"
 COMMANDS: Mapping[str, Command] = {
     "export": Command(
-        "write what is stored as CSV or JSON lines",
+        "write what is stored as CSV, for Excel, or as JSON lines",
         [
             ("--format", {"choices": list(FORMATS), "default": "csv",
-                          "help": "csv: a row per value, as the log; wide: one per sample; jsonl: JSON lines (csv)"}),
+                          "help": "csv: a row per value, as the log; wide: one per sample; jsonl: JSON lines; excel: as"
+                          " wide, for spreadsheets (csv)"}),
+            ("--labels", {"action": "store_true", "help": "csv: one more column, the sensor's label"}),
+            ("--decimal", {"choices": ["point", "comma"], "default": "point",
+                           "help": "excel: as its region writes numbers; with a comma, columns end with semicolons"}),
             ("--node", {"metavar": "NODE", "action": "append", "type": node_name, "help": f"only of that; {_AGAIN}"}),
             ("--sensor", {"metavar": "SENSOR", "action": "append", "type": sensor_name,
                           "help": f"only of that; {_AGAIN}"}),

@@ -23,9 +23,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from csvbuffer import CsvLog
 from pigeonpost.cli.contract import Bar, Command, Context, Failed, matching, node_name, sensor_name
-from pigeonpost.core.clock import Clock, rfc3339
+from pigeonpost.cli.open_to_write import open_to_write
+from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.data_folder import SERVER_LOCK
 from pigeonpost.core.errors import InUse, NotStored, SettingsError
 from pigeonpost.core.files import lock_data_dir
@@ -33,10 +33,8 @@ from pigeonpost.importing.foreign_postgres import IS_URL, place, postgres_lines
 from pigeonpost.importing.foreign_sqlite import BadTable, ForeignColumns, sqlite_lines
 from pigeonpost.importing.importer import BadFile, import_readings, inspect_readings
 from pigeonpost.server.ingest import Ingestor
-from pigeonpost.storage.registry import open_store
 from protocol import UNIT
 
-STOP_S = 60.0
 _SQLITE = b"SQLite format 3\0"
 
 
@@ -90,35 +88,14 @@ def import_files(context: Context) -> int:
             " its page, under Files"
         ) from None
     try:
-        with _access(context) as (ingestor, units):
+        with open_to_write(context) as (store, ingestor):
+            units = {about["name"]: about["sensors"] for about in store.nodes()}
             wrong = [path for path in chosen.file if not _import_one(path, context, ingestor, units)]
     finally:
         os.close(lock)
     if wrong:
         raise Failed(f"not imported: {', '.join(map(_display_name, wrong))}")
     return 0
-
-
-@contextlib.contextmanager
-def _access(context: Context) -> Iterator[tuple[Ingestor, Mapping[str, Mapping[str, str]]]]:
-    """The way into the store, as the server has it: one writer, and the log written with it; and the units known."""
-    store, clock = open_store(context.settings, context.data), Clock()
-    try:
-        if store.damage:
-            raise Failed(store.damage)
-        csv = CsvLog(context.data, store, clock)
-        ingestor = Ingestor(store, csv, clock, commit_s=0.05)
-        csv.start()
-        ingestor.start()
-        try:
-            yield ingestor, {about["name"]: about["sensors"] for about in store.nodes()}
-        finally:
-            undone = ingestor.stop(STOP_S)
-            csv.close()
-        if undone:
-            raise Failed(undone)
-    finally:
-        store.close()
 
 
 def _display_name(path: str) -> str:

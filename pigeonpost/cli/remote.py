@@ -53,9 +53,10 @@ def _running(data: str) -> tuple[str, int, str, str]:
         host, port = about["web"][0]
         return str(host), int(port), str(about["key"]), str(about.get("certificate", ""))
     except FileNotFoundError:
-        raise Failed(f"no server runs on {data} (--data DIR, before the command, names another folder)") from None
+        raise Failed(f"no server runs on {data} (--data DIR names another folder)") from None
     except PermissionError:
-        raise Failed(f"{data}/{RUNNING} may be read only by the user who runs the server") from None
+        text = f"{data}/{RUNNING} may be read only by the user who runs the server: put sudo before the command"
+        raise Failed(text) from None
     except (ValueError, TypeError, LookupError, AttributeError):
         text = f"{data}/{RUNNING} is damaged: restart the server, which writes it at each start"
         raise Failed(text) from None

@@ -1,4 +1,4 @@
-"""Commands that ask a running server, or with --link a node itself: its state, ON and OFF, and health checks.
+"""Commands that ask a running server, or with --link a node itself: its state, ON and OFF, faults.
 
 Errors: Failed where it does not answer, or refuses.
 """
@@ -6,7 +6,6 @@ Errors: Failed where it does not answer, or refuses.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -14,7 +13,6 @@ from urllib.parse import quote
 from pigeonpost.cli.contract import NODE, Command, Context, Failed
 from pigeonpost.cli.remote import ask_node, ask_server
 from pigeonpost.core.addresses import split_address
-from pigeonpost.core.data_folder import RUNNING
 from pigeonpost.settings import fingerprint
 from protocol import DEFAULT_PORT
 
@@ -56,16 +54,6 @@ def check(context: Context) -> int:
     return 1 if faults else 0
 
 
-def alive(context: Context) -> int:
-    """Exit 0 when the program in this container or on this data answers. For health checks."""
-    if os.path.exists(os.path.join(context.data, RUNNING)):
-        ask_server(context.data, "GET", "/healthz")
-    else:
-        context.arguments.link = "127.0.0.1", DEFAULT_PORT
-        ask_node(context, "CHECK")
-    return 0
-
-
 def describe(node: dict[str, Any]) -> str:
     """A node, as the JSON interface tells it, in one line."""
     if not node["connected"]:
@@ -102,5 +90,4 @@ COMMANDS: Mapping[str, Command] = {
     "status": Command("how the nodes are", [("node", {"metavar": "NODE", "nargs": "?"}), _LINK, _FINGERPRINT], status),
     "send": Command("turn a node on or off", [NODE, ("state", {"choices": ["on", "off"]}), _LINK, _FINGERPRINT], send),
     "check": Command("exit 0 when all is well, else 1 and one line per fault (for cron)", [], check),
-    "alive": Command("exit 0 when the program answers (for health checks)", [], alive),
 }

@@ -12,7 +12,15 @@ from unittest import mock
 
 from pigeonpost.auth.tokens import Tokens
 from pigeonpost.auth.users import Users
-from pigeonpost.cli import doctor, doctor_checks
+from pigeonpost.cli import (
+    doctor,
+    doctor_checks,
+    doctor_libraries,
+    doctor_node,
+    doctor_program,
+    doctor_server,
+    doctor_web,
+)
 from pigeonpost.cli.doctor_checks import Finding
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import load
@@ -27,6 +35,8 @@ class Case(unittest.TestCase):
         self.folder = temp_folder(self)
         # Whatever this machine's own temporary folder is on.
         self.patch(doctor_checks, "kind_of_filesystem", lambda folder: "ext4")
+        self.patch(doctor_web, "running_proxies", lambda folder="/proc": [])  # nor whatever runs on it
+        self.patch(sys, "prefix", sys.base_prefix)  # nor whether the tests run in an environment of their own
 
     def patch(self, where, name, value):
         patch = mock.patch.object(where, name, value)
@@ -71,7 +81,7 @@ class Case(unittest.TestCase):
 class Machine(Case):
     def test_python(self):
         self.assert_ok(doctor.machine(), r"^Python 3\.")
-        self.patch(doctor, "_NEWEST_WRONG", (9, 9))
+        self.patch(doctor_program, "_NEWEST_WRONG", (9, 9))
         self.assert_wrong(doctor.machine(), "has to be 3.11 or later", "bookworm")
 
     def test_the_clock(self):
@@ -102,7 +112,7 @@ class Folders(Case):
         self.assert_wrong(self.look(), "only [0-9]+ MiB are free", "--data DIR")
 
     def test_one_that_may_not_be_written(self):
-        self.patch(doctor.os, "access", lambda path, mode: False)
+        self.patch(os, "access", lambda path, mode: False)
         self.assert_wrong(self.look(), "may not write there", "install -d -o .*--data DIR")
         self.assert_wrong(self.look(self.put("file")), "may not write there", "--data DIR")
 
@@ -125,13 +135,15 @@ class Ports(Case):
             [doctor_checks.port(("192.0.2.1", 8080), "--web", str)], "cannot be listened on", "`ip address`"
         )
         denied = mock.Mock(side_effect=PermissionError(errno.EACCES, "Permission denied"))
-        self.patch(doctor.socket, "create_server", denied)
-        self.assert_wrong([doctor_checks.port(("0.0.0.0", 80), "--web", str)], "Permission denied", "from 1024 on")
+        self.patch(socket, "create_server", denied)
+        self.assert_wrong(
+            [doctor_checks.port(("0.0.0.0", 80), "--web", str)], "Permission denied", "below 1024.*--port-80"
+        )
 
 
 class Nodes(Case):
     def test_nothing_of_the_chip_is_there(self):
-        self.patch(doctor, "_is_installed", lambda module: False)
+        self.patch(doctor_libraries, "is_installed", lambda module, service=None: False)
         findings = self.node()
         self.assert_wrong(findings, "by default: the Python module spidev is missing", "apt install python3-spidev")
         self.assert_wrong(findings, r"by default: .*dev/spidev0\.0 is not there", "do_spi 0, then sudo reboot")
@@ -141,7 +153,7 @@ class Nodes(Case):
         self.put("dev/spidev0.0")
         chip = SimulatedChip(room(lambda: 5.0))
         spi = types.SimpleNamespace(open=lambda *place: None, xfer2=chip.xfer2, close=lambda: None)
-        self.patch(doctor, "_is_installed", lambda module: True)
+        self.patch(doctor_libraries, "is_installed", lambda module, service=None: True)
         with mock.patch.dict(sys.modules, {"spidev": types.SimpleNamespace(SpiDev=lambda: spi)}):
             findings = self.node()
         for words in (r"spidev0\.0 may be opened", r"temperature reads 2[0-9]", "light reads [0-9]+"):
@@ -156,7 +168,7 @@ class Nodes(Case):
             '[[sensor]]\nkind = "mcp3424"\nbus = 3\nchannels.a.input = 1\n[[sensor]]\nkind = "kernel"\n'
             f'root = "{self.folder}"\nchannels.w.from = "w1/28-0316a2794bff"\n'
         )
-        self.patch(doctor, "_is_installed", lambda module: module != "smbus2")
+        self.patch(doctor_libraries, "is_installed", lambda module, service=None: module != "smbus2")
         findings = self.node(tables)
         self.assert_wrong(
             findings, r"\[\[sensor\]\] 1, mcp3424: .*dev/i2c-3 is not there", "do_i2c 0, then sudo reboot"
@@ -177,9 +189,21 @@ class Nodes(Case):
         self.assertEqual(found.about, f"switched on: {on}; not: none")
 
     def test_mqtt_needs_paho(self):
-        self.patch(doctor, "_is_installed", lambda module: False)
+        self.patch(doctor_libraries, "is_installed", lambda module, service=None: False)
         findings = self.node('[[sensor]]\nkind = "mqtt"\nchannels.a.topic = "x"\n')
         self.assert_wrong(findings, "mqtt: the Python module paho is missing", "apt install python3-paho-mqtt")
+
+    def test_libraries_of_brokers_and_databases(self):
+        self.patch(doctor_libraries, "is_installed", lambda module, service=None: False)
+        tables = '[mqtt]\nhost = "127.0.0.1"\nport = 1\n'
+        self.assert_wrong(self.node(tables), r"\[mqtt\] host: the Python module paho", "apt install python3-paho-mqtt")
+        tables += '[redis]\nurl = "redis://127.0.0.1:1"\n[store]\npostgres = "postgresql://127.0.0.1:1/x"\n'
+        findings = self.server(tables)
+        for words, remedy in (("mqtt. host", "python3-paho-mqtt"), ("redis. url", "python3-redis"),
+                              ("store. postgres", "python3-psycopg")):  # fmt: skip
+            self.assert_wrong(findings, f"{words}: the Python module", f"apt install {remedy}")
+        self.patch(sys, "prefix", "/an/environment")
+        self.assert_wrong(self.server(tables), "store. postgres", r"-m pip install 'psycopg\[binary\]'")
 
     def test_each_reading_and_each_failure(self):
         findings = self.node(
@@ -194,9 +218,26 @@ class Nodes(Case):
             self.assertEqual(self.find(findings, words).word, "wrong")
         self.assertFalse([finding for finding in findings if " 5, " in finding.about])
 
+    def test_root_runs_no_command_of_a_file_that_others_may_write(self):
+        path = os.path.join(self.folder, "mine")
+        table = f'[[sensor]]\nkind = "command"\ncommand = ["touch", "{path}"]\nchannels.a = {{}}\n'
+        self.patch(doctor_node, "_is_anothers", lambda file: True)
+        self.assertEqual(self.find(self.node(table), "root runs no command of").word, "note")
+        self.assertFalse(os.path.exists(path))
+
+    def test_files_that_others_may_write(self):
+        path = self.put("node.toml", mode=0o644)
+        self.patch(os, "geteuid", lambda: 0)
+        for uid, mode, is_anothers in ((0, 0o644, False), (1000, 0o644, True), (0, 0o664, True), (0, 0o646, True)):
+            with mock.patch("os.stat", lambda name, uid=uid, mode=mode: mock.Mock(st_uid=uid, st_mode=mode)):
+                self.assertEqual(doctor_node._is_anothers(path), is_anothers, f"{uid} {mode:o}")
+        self.assertFalse(doctor_node._is_anothers("PIGEONPOST_NODE_TOML"))
+        self.patch(os, "geteuid", lambda: 1000)
+        self.assertFalse(doctor_node._is_anothers(path))
+
     def test_a_device_that_may_not_be_opened(self):
         path = self.put("dev/spidev0.0")
-        self.patch(doctor.os, "access", lambda path, mode: False)
+        self.patch(os, "access", lambda path, mode: False)
         self.patch(doctor_checks, "_user", lambda: "pat")
         self.patch(doctor_checks, "_group_name", lambda number: "spi")
         self.patch(doctor_checks, "_members", lambda group: [])
@@ -209,7 +250,7 @@ class Nodes(Case):
     def test_group_gpio_is_only_mentioned(self):
         self.patch(doctor_checks, "_exists", lambda group: True)
         self.patch(doctor_checks, "_members", lambda group: [])
-        self.patch(doctor.os, "getuid", lambda: 12345)
+        self.patch(os, "getuid", lambda: 12345)
         found = self.find(self.node("simulate = true"), "not in group gpio")
         self.assertEqual((found.word, found.remedy), ("note", "sudo usermod -aG gpio 12345"))
         self.patch(doctor_checks, "_exists", lambda group: False)
@@ -259,7 +300,7 @@ class Servers(Case):
             self.server(), r"tokens of the nodes, may be read by others \(mode 0640\)", f"chmod 600 {path}"
         )
         real = os.access
-        self.patch(doctor.os, "access", lambda name, mode: name != path and real(name, mode))
+        self.patch(os, "access", lambda name, mode: name != path and real(name, mode))
         self.assert_wrong(self.server(), "may not be read by", "sudo chown .*tokens.json")
 
     def test_a_spoilt_tokens_file_ends_in_a_finding(self):
@@ -289,12 +330,20 @@ class Servers(Case):
             self.assert_ok(self.server(nodes), "node basement at .* can be reached")
         self.assert_wrong(self.server(nodes), "node basement at .* cannot be reached", "control.py doctor node")
         away = mock.Mock(side_effect=TimeoutError("timed out"))
-        self.patch(doctor.socket, "create_connection", away)
+        self.patch(socket, "create_connection", away)
         findings = self.server('[server]\nnodes = ["attic@192.0.2.7"]\n')
         self.assert_wrong(findings, "node attic at 192.0.2.7:5003 cannot be reached: timed out", "doctor node")
         self.assertEqual(
             self.find(findings, "has no token here").remedy, "python3 control.py token attic, and give it to the node"
         )
+
+
+class Running(Case):
+    def test_server_of_another_user_is_there_all_the_same(self):
+        self.put("running.json", '{"pid": 1, "web": [["0.0.0.0", 8080]]}')
+        for error, says in ((PermissionError(), "this server's page is there"), (ProcessLookupError(), "")):
+            self.patch(os, "kill", mock.Mock(side_effect=error))
+            self.assertEqual(doctor_server._running(self.folder, ("127.0.0.1", 8080)), says)
 
 
 class Programs(unittest.TestCase):
@@ -339,6 +388,15 @@ class Programs(unittest.TestCase):
         self.assertEqual(status, 0)
         self.assertRegex(said, r"--node-config FILE\b")
         self.assertRegex(said, r"--root FOLDER\b")
+
+    def test_wrong_settings_of_the_server_are_a_finding(self):
+        config = os.path.join(temp_folder(self), "server.toml")
+        with open(config, "wb") as file:
+            file.write("[server]\n".encode("utf-16"))
+        status, said, errors = control_here("doctor", "--config", config)
+        self.assertEqual((status, errors), (1, ""))
+        self.assertIn("server.toml: is UTF-16", said)
+        self.assertIn("As a node", control_here("doctor", "node", "--config", config)[1])
 
     def test_wrong_settings_are_a_finding(self):
         config = os.path.join(temp_folder(self), "node.toml")

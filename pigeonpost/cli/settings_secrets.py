@@ -1,0 +1,59 @@
+"""Secrets that stand in a settings file, which a service can read only where every user of its machine may."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from pigeonpost.cli.install_files import SETTINGS
+from pigeonpost.core.config import Settings, variable_of_file
+from pigeonpost.core.redact import SECRET_KEYS
+from pigeonpost.settings import NODE, SERVER
+
+if TYPE_CHECKING:
+    from typing import Any
+
+TOKEN = f"{SETTINGS}/node-token"
+_ELSEWHERE = ("env:", "file:")  # beginnings of values that only name where the secret is (docs/sensors.md)
+
+
+class Secret(NamedTuple):
+    """One secret: table and key of the file, and where the service takes it from instead, both in words."""
+
+    name: str
+    place: str
+
+
+def secrets_in_file(program: str, settings: Settings) -> list[Secret]:
+    """Return the secrets in the settings file of the node or the server, those within arrays of tables too."""
+    environment = f"{SETTINGS}/{program}.env"
+    found = []
+    for row in NODE if program == "node" else SERVER:
+        if row.secret and settings[row.table, row.key] and settings.origin(row.table, row.key) == settings.file:
+            is_token = (row.table, row.key) == ("node", "token")
+            place = TOKEN if is_token else f"{environment}, as the variable {row.variable}"
+            found.append(Secret(f"[{row.table}] {row.key}", place))
+    variable = variable_of_file(f"{program}.toml")
+    place = (
+        f"{environment}, with the whole text of this file: {variable}='...', which takes the place of the file (an HTTP"
+        f' sensor takes "env:NAME" as well, with the line NAME=... in {environment})'
+    )
+    for array, tables in settings.tables.items():
+        for n, table in enumerate(tables, 1):
+            found += [Secret(f"[[{array}]] {n}: {key}", place) for key in _secret_keys(table)]
+    return found
+
+
+def _secret_keys(value: Any) -> Iterator[str]:
+    """Yield the keys of secrets in a table, as far down as they stand."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _secret_keys(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            is_text = isinstance(item, str)
+            texts = item.values() if isinstance(item, dict) and key.endswith("headers") else [item] * is_text
+            if key.endswith(SECRET_KEYS) and any(text and not str(text).startswith(_ELSEWHERE) for text in texts):
+                yield key
+            else:
+                yield from _secret_keys(item)

@@ -1,0 +1,91 @@
+"""control.py bundle, and the files that make up the program."""
+
+import os
+import shutil
+import subprocess
+import sys
+import unittest
+import zipfile
+
+from pigeonpost.cli import program_files
+from pigeonpost.cli.bundle import bundle_of
+from pigeonpost.core.errors import PigeonpostError
+from tests.support import LIMIT_S, ROOT, clean_environment, temp_folder
+
+
+class ProgramFiles(unittest.TestCase):
+    def test_are_code_settings_and_what_install_writes_and_nothing_else(self):
+        names = [name for name, _ in program_files.program_files()]
+        self.assertEqual(names, sorted(set(names)))
+        for name in ("node.py", "control.py", "server.default.toml", "LICENSE", "pigeonpost/views/static/style.css",
+                     "pigeonpost/core/config.py", "deploy/pigeonpost-node.service"):  # fmt: skip
+            self.assertIn(name, names)
+        for name in names:
+            self.assertFalse(name.startswith(("tests", "bench", "docs", ".", "data")) or "__pycache__" in name, name)
+
+    def test_each_module_at_the_root_is_listed(self):
+        found = {name.removesuffix(".py") for name in os.listdir(ROOT) if name.endswith(".py")}
+        self.assertEqual(found, set(program_files.MODULES))
+
+    def test_half_a_copy_is_not_copied_on(self):
+        folder = temp_folder(self)
+        shutil.copytree(os.path.join(ROOT, "pigeonpost"), os.path.join(folder, "pigeonpost"))
+        for name in ("control.py", "protocol.py", "server.default.toml"):
+            shutil.copy(os.path.join(ROOT, name), folder)
+        self.addCleanup(setattr, program_files, "FOLDER", program_files.FOLDER)
+        program_files.FOLDER = folder
+        with self.assertRaisesRegex(PigeonpostError, r"node\.py is missing: copy the whole folder"):
+            list(program_files.program_files())
+
+
+class Bundle(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.content = bundle_of("control")
+
+    def run_(self, *arguments):
+        return subprocess.run(
+            [sys.executable, *arguments], cwd=self.folder, env=clean_environment(), stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=LIMIT_S,
+        )  # fmt: skip
+
+    def setUp(self):
+        self.folder = temp_folder(self)
+        self.control = os.path.join(self.folder, "control.pyz")
+        with open(self.control, "wb") as file:
+            file.write(self.content)
+
+    def test_it_is_the_program_and_makes_the_same_bundle_again(self):
+        result = self.run_("control.pyz", "bundle", "node", "node.pyz")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertRegex(result.stdout, r"^node\.pyz: 0\.\d MB; copy it, and run it: python3 node\.pyz\n$")
+        self.assertTrue(os.access(os.path.join(self.folder, "node.pyz"), os.X_OK))
+        with open(os.path.join(self.folder, "node.pyz"), "rb") as file:
+            self.assertEqual(file.read(), bundle_of("node"))
+        self.assertRegex(self.run_("node.pyz", "--version").stdout, r"^pigeonpost \d")
+        self.assertEqual(sorted(os.listdir(self.folder)), ["control.pyz", "node.pyz"])  # nothing beside them
+
+    def test_a_name_with_a_blank_is_printed_as_a_shell_takes_it(self):
+        result = self.run_("control.pyz", "bundle", "node", "my node.pyz")
+        self.assertTrue(result.stdout.endswith("run it: python3 'my node.pyz'\n"), result)
+
+    def test_it_holds_each_file_once(self):
+        with zipfile.ZipFile(self.control) as archive:
+            names = archive.namelist()
+            self.assertIsNone(archive.testzip())
+        self.assertEqual(names, ["__main__.py", *sorted(names[1:])])
+        self.assertEqual(len(names), len(set(names)))
+
+    def test_wrong_file_names_say_what_to_give(self):
+        result = self.run_("control.pyz", "bundle", "node", ".")
+        self.assertEqual(
+            (result.returncode, result.stderr[:60]), (2, "control.py: . is a folder: name the file, as ./node.pyz\n")
+        )
+        result = self.run_("control.pyz", "bundle", "node", "control.pyz/node.pyz")
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("control.pyz/node.pyz", result.stderr)
+        self.assertNotIn("Traceback", result.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,234 @@
+"""`control.py rename`, `retire`, `relabel`, `export --format excel`: with a server and without one, and when killed."""
+
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import unittest
+
+from pigeonpost.core.data_folder import DATABASE, RUNNING
+from pigeonpost.storage.sqlite.store import SqliteStore
+from tests.cli.test_data_commands import fill
+from tests.page_support import Node, Server, set_zone, use_memory_disk
+from tests.storage.test_contract import E2, batch
+from tests.support import LIMIT_S, ROOT, clean_environment, free_port, rounds, temp_folder, wait_until
+from tests.test_control import ControlCase
+
+FAR_MS = 1 << 60
+
+
+def setUpModule():
+    use_memory_disk()
+
+
+class WithoutAServer(ControlCase):
+    def seqs(self, node):
+        store = SqliteStore(self.data, look_only=True)
+        try:
+            return [point.seq for point in store.points(node, 0, FAR_MS, 1000)]
+        finally:
+            store.close()
+
+    def test_rename(self):
+        fill(self.data, batch(1, 5))
+        token = self.done("token", "a")
+        out = self.done("rename", "a", "b")
+        self.assertIn("a is called b now, with all that is stored of it", out)
+        self.assertIn('[node] name = "b" in node.toml', out)
+        self.assertEqual(self.seqs("b"), [1, 2, 3, 4, 5])
+        for name in ("b", "a"):  # a token of its own would make the former name another node
+            self.assertEqual(self.done("get-token", name), token)
+        self.assertEqual(self.done("rotate", "a"), self.done("get-token", "b"))
+        self.assertEqual(self.done("tokens"), "b\n")
+        self.done("revoke", "a")
+        self.assertEqual(self.done("tokens"), "")
+        self.assertRegex(self.done("verify"), "^5 samples of 1 nodes: all there, each once")
+        fill(self.data, batch(4, 7))  # by its former name
+        self.assertEqual(self.seqs("b"), list(range(1, 8)))
+        self.assertRegex(self.done("verify"), "^7 samples of 1 nodes: all there, each once")
+        self.assertIn("no longer a former name", self.done("rename", "a", "--release"))
+        fill(self.data, batch(1, 2, epoch=E2))
+        self.assertEqual(self.seqs("a"), [1, 2])
+
+    def test_a_token_of_its_own_makes_a_former_name_another_node(self):
+        fill(self.data, batch(1, 5))
+        self.done("rename", "a", "b")
+        status, _, told = self.run_("token", "a")
+        self.assertEqual(status, 0)
+        self.assertIn("a is a former name of b: with this token it is another node from now on", told)
+
+    def test_tokens_need_no_database(self):
+        with open(os.path.join(self.data, "pigeonpost.sqlite3"), "wb") as file:
+            file.write(b"damaged" * 1000)
+        token = self.done("get-token", "a")
+        self.assertEqual(self.done("get-token", "a"), token)
+
+    def test_export_knows_a_former_name(self):
+        fill(self.data, batch(1, 2))
+        self.done("rename", "a", "b")
+        self.assertIn(",b,light,1,\n", self.done("export", "--node", "a"))
+        self.assertEqual(self.done("export", "--node", "a"), self.done("export", "--node", "b"))
+        fill(self.data, batch(1, 1, node="c", epoch=E2))
+        self.assert_fails(1, "there is nothing of a node d; there is of b, c", "export", "--node", "d")
+
+    def test_damaged_labels_keep_no_sample_from_being_exported(self):
+        fill(self.data, batch(1, 3))
+        with contextlib.closing(sqlite3.connect(os.path.join(self.data, DATABASE))) as database:
+            ((page,),) = database.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'labels'").fetchall()
+            ((size,),) = database.execute("PRAGMA page_size").fetchall()
+        with open(os.path.join(self.data, DATABASE), "r+b") as file:
+            file.seek((page - 1) * size)
+            file.write(b"\xff" * size)
+        status, out, told = self.run_("export")
+        self.assertEqual((status, len(out.splitlines())), (1, 7))
+        self.assertIn("what can be read was written", told)
+
+    def test_retire_and_relabel(self):
+        fill(self.data, batch(1, 5))
+        self.assertIn("a is retired", self.done("retire", "a"))
+        self.assertIn("retired", self.done("list"))
+        self.assertIn("a is in use again", self.done("retire", "a", "--undo"))
+        self.assertIn("temperature of a is shown as North wall", self.done("relabel", "a", "temperature", "North wall"))
+        rows = self.done("export", "--labels").splitlines()
+        self.assertEqual(rows[0], "time,node,sensor,value,unit,label")
+        self.assertTrue(rows[1].endswith(",a,temperature,20.5,°C,North wall"), rows[1])
+        self.assertTrue(rows[2].endswith(",a,light,1,,"), rows[2])
+        self.assert_fails(2, "--labels adds a column to --format csv", "export", "--labels", "--format", "wide")
+        head = self.done("export", "--format", "excel").splitlines()[0]
+        self.assertEqual(head, "\ufefftime,node,light,North wall (°C)")
+
+    def test_settings_that_still_name_the_node_are_told(self):
+        fill(self.data, batch(1, 5))
+        out = self.done("rename", "a", "b", PIGEONPOST_SERVER_NODES="a@10.0.0.5")
+        self.assertIn("[server] nodes (PIGEONPOST_SERVER_NODES) still says a, which works; write b there", out)
+        out = self.done("retire", "b", PIGEONPOST_SERVER_NODES="b@10.0.0.5")
+        self.assertIn("still names b: the server goes on collecting from it", out)
+
+    def test_refused(self):
+        fill(self.data, batch(1, 5), batch(1, 1, node="b", epoch=E2))
+        self.assert_fails(1, "there is a node b already", "rename", "a", "b")
+        self.assert_fails(1, "nothing of a node z is stored", "retire", "z")
+        self.assert_fails(1, "never had a sensor x", "relabel", "a", "x", "X")
+        self.assert_fails(1, "takes NODE and its NEW name", "rename", "a")
+        self.assert_fails(1, "a is no former name", "rename", "a", "--release")
+
+    def test_kill_leaves_the_old_name_or_the_new_one(self):
+        random.seed(14)
+        fill(self.data, batch(1, 30))
+        token = self.done("token", "a").strip()
+        old, new = "a", "b"
+        for number in range(rounds("PIGEONPOST_TEST_RENAMES", 2, 40)):
+            command = [sys.executable, "control.py", "--data", self.data, "rename", old, new]
+            process = subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stdout=subprocess.DEVNULL)
+            try:
+                process.wait(random.uniform(0.15, 0.6))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait(LIMIT_S)
+            found = [name for name in ("a", "b") if self.seqs(name)]
+            self.assertEqual(len(found), 1, f"round {number}")
+            self.assertEqual(self.seqs(found[0]), list(range(1, 31)))
+            self.assertEqual(self.done("get-token", found[0]).strip(), token)
+            old, new = found[0], "b" if found[0] == "a" else "a"
+        self.done("rename", old, new)
+        self.assertRegex(self.done("verify"), "^30 samples of 1 nodes: all there, each once")
+        with open(os.path.join(self.data, "tokens.json"), encoding="utf-8") as file:
+            self.assertEqual(json.load(file), {new: token})
+
+
+class WithAServer(ControlCase):
+    def test_node_is_collected_from_without_a_pause_whatever_it_says(self):
+        token = self.done("token", "alpha").strip()
+        node = Node(self, name="alpha", PIGEONPOST_NODE_TOKEN=token)
+        server = Server(self, "--node", node.at, data=self.data)
+        server.page  # noqa: B018  # waits until it listens
+        wait_until(lambda: self.count(server, "alpha") > 3, "samples of alpha")
+        self.done("rename", "alpha", "beta")
+        before = self.count(server, "beta")
+        self.assertGreater(before, 3)
+        wait_until(lambda: self.count(server, "beta") > before + 3, "more samples, under the new name")
+        self.done("relabel", "beta", "temperature", "North wall")
+        self.assertEqual(self.node(server, "alpha")["name"], "beta")  # addresses of before lead to it
+        self.assertEqual(self.node(server, "beta")["sensors"][0]["label"], "North wall")
+        self.assertRegex(self.done("nodes"), r"NODE +STATE .*\nbeta +reporting +\S+ +127\.0\.0\.1:\d+ +[+-]\d")
+        self.assertEqual(json.loads(self.done("nodes", "--json"))[0]["name"], "beta")
+        self.done("retire", "beta")
+        self.assertEqual(self.node(server, "beta")["state"], "retired")
+        self.assertEqual(self.done("check"), "")
+        self.done("retire", "beta", "--undo")
+        self.assert_fails(1, "nothing of a node zeta is stored", "rename", "zeta", "eta")
+        events = self.get(server, "/happenings.json")["happenings"]
+        self.assertEqual(
+            [one["text"] for one in events if one["kind"] in ("renamed", "relabelled", "retired")][::-1],
+            ["was called alpha until now", "temperature is shown as North wall", "retired", "in use again"],
+        )
+        server.kill()
+        self.assertRegex(self.done("verify"), "all there, each once")
+
+    def test_pi_that_was_renamed_first_waits_and_loses_nothing(self):
+        token, folder, place = self.done("token", "alpha").strip(), temp_folder(self), f"127.0.0.1:{free_port()}"
+        more = {"PIGEONPOST_NODE_TOKEN": token}
+        node = Node(self, "--data", folder, "--listen", place, name="alpha", **more)
+        server = Server(self, "--node", f"alpha@{place}", data=self.data)
+        server.page  # noqa: B018  # waits until it listens
+        wait_until(lambda: self.count(server, "alpha") > 3, "samples of alpha")
+        node.kill()
+        Node(self, "--data", folder, "--listen", place, name="beta", **more)
+        wait_until(lambda: "answers as node beta" in self.node(server, "alpha")["fault"], "that it is refused")
+        before = self.count(server, "alpha")
+        self.done("rename", "alpha", "beta")
+        wait_until(lambda: self.count(server, "beta") > before + 3, "more samples, under the new name")
+        self.assertEqual(self.count(server, "alpha"), 0)
+        self.assertEqual(self.node(server, "beta")["missing"], 0)
+        server.kill()
+        self.assertRegex(self.done("verify"), "of 1 nodes: all there, each once")
+
+    def test_node_that_pushes_goes_on_under_its_old_name(self):
+        token = self.done("token", "alpha").strip()
+        server = Server(self, data=self.data)
+        more = {"PIGEONPOST_NODE_TOKEN": token, "PIGEONPOST_PUSH_TO": "http://{}:{}".format(*server.page)}
+        Node(self, name="alpha", **more)
+        wait_until(lambda: self.count(server, "alpha") > 3, "samples of alpha")
+        self.done("rename", "alpha", "beta")
+        before = self.count(server, "beta")
+        wait_until(lambda: self.count(server, "beta") > before + 3, "more samples, under the new name")
+        self.done("send", "beta", "off")
+        self.assertEqual([one["name"] for one in self.get(server, "/api/v1/nodes")["nodes"]], ["beta"])
+
+    def get(self, server, path):
+        with open(os.path.join(self.data, RUNNING), encoding="utf-8") as file:
+            key = json.load(file)["key"]
+        status, text = server.get(path, {"Authorization": f"Bearer {key}"})
+        self.assertEqual(status, 200, text)
+        return json.loads(text)
+
+    def node(self, server, name):
+        return self.get(server, f"/api/v1/nodes/{name}")
+
+    def count(self, server, name):
+        nodes = self.get(server, "/api/v1/nodes")["nodes"]
+        return next((node["samples"] for node in nodes if node["name"] == name), 0)
+
+
+class Excel(ControlCase):
+    def test_export(self):
+        set_zone(self, "Europe/Vienna")
+        fill(self.data, batch(1, 2))
+        path = os.path.join(self.data, "x.csv")
+        self.done("export", "--format", "excel", "--out", path)
+        with open(path, "rb") as file:
+            content = file.read()
+        self.assertTrue(content.startswith(b"\xef\xbb\xbftime,node,light,temperature (\xc2\xb0C)\r\n"))
+        rows = content.decode("utf-8-sig").split("\r\n")
+        self.assertRegex(rows[1], r"^2026-\d\d-\d\d \d\d:\d\d:\d\d,a,1,20\.5$")
+        out = self.done("export", "--format", "excel", "--decimal", "comma")
+        self.assertTrue(re.search(r";a;1;20,5\r?$", out, re.M), out)
+
+
+if __name__ == "__main__":
+    unittest.main()

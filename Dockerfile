@@ -1,27 +1,30 @@
 # One image for both programs: `docker run ... python3 server.py` (the default) or `python3 node.py`.
-# The official image also comes for arm32v5, which a Pi Zero runs.
-FROM python:3.13-slim-trixie AS build
-# spidev, the node's only library, is compiled here: the image itself gets no compiler.
+# Debian's own Python and spidev: nothing is compiled, and the image for linux/arm/v5 runs on a Pi Zero.
+ARG BASE=debian:trixie-slim
+FROM ${BASE}
+# More packages, for what is optional: --build-arg EXTRA="python3-paho-mqtt python3-psycopg python3-redis python3-smbus2"
+ARG EXTRA=""
 RUN apt-get update \
- && apt-get install -y --no-install-recommends gcc libc6-dev \
- && pip install --no-cache-dir --target /spidev spidev
-
-FROM python:3.13-slim-trixie
-COPY --from=build /spidev /usr/local/lib/python3.13/site-packages
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+      python3 python3-spidev ca-certificates openssl tzdata ${EXTRA} \
+ && rm -rf /var/lib/apt/lists/*
 # A new volume gets the owner and the mode of the folder that it is mounted on.
 RUN groupadd --gid 10001 pigeonpost \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin pigeonpost \
- && install --directory --owner pigeonpost --group pigeonpost --mode 0700 /data
+ && install --directory --owner pigeonpost --group pigeonpost --mode 0700 /data /backup
 WORKDIR /app
 COPY . .
-RUN chmod -R a+rX /app
-ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PIGEONPOST_NODE_DATA=/data PIGEONPOST_SERVER_DATA=/data
+# Compiled here: where it runs, the root is read-only, and every start would compile all modules anew.
+RUN chmod -R a+rX /app && python3 -m compileall -q /app
+# Where the root is read-only SQLite has no other place for its temporary files, which it deletes as it opens them.
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PIGEONPOST_NODE_DATA=/data PIGEONPOST_SERVER_DATA=/data \
+    SQLITE_TMPDIR=/data
 VOLUME /data
 EXPOSE 80 8080 5003
 STOPSIGNAL SIGTERM
 USER pigeonpost
-# It changes the user only where a container is started as root, as the node's in docker-compose.yml.
+# It changes the user only where a container is started as root, as those in docker-compose.yml.
 ENTRYPOINT ["sh", "/app/deploy/container.sh"]
-HEALTHCHECK --interval=30s --timeout=10s --start-period=20s \
-  CMD ["sh", "/app/deploy/container.sh", "python3", "control.py", "alive"]
+HEALTHCHECK --interval=60s --timeout=30s --start-period=60s \
+  CMD ["sh", "/app/deploy/container.sh", "python3", "-m", "pigeonpost.cli.alive", "/data"]
 CMD ["python3", "server.py"]

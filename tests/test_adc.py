@@ -1,6 +1,7 @@
 """The MCP3008: the bits of the data sheet, what becomes of the counts, and what one is told when there is no chip."""
 
 import math
+import os
 import random
 import sys
 import types
@@ -327,9 +328,17 @@ class Spidev(unittest.TestCase):
         self.assertIn("/dev/spidev1.2", text)
         self.assertIn("`sudo raspi-config nonint do_spi 0`", text)
 
+    def test_without_the_device_in_a_container(self):
+        self.install(FileNotFoundError(2, "No such file or directory"))
+        with mock.patch.dict(os.environ, BALENA="1"):
+            text = self.told(1, 2)
+        self.assertIn('`devices: ["/dev/spidev1.2:/dev/spidev1.2"]` in docker-compose.yml', text)
+
     def test_without_the_right_to_it(self):
         self.install(PermissionError(13, "Permission denied"))
         self.assertIn("`sudo usermod -aG spi $USER`", self.told())
+        with mock.patch.dict(os.environ, STATE_DIRECTORY="/var/lib/pigeonpost-node"):
+            self.assertIn("`sudo python3 /opt/pigeonpost/control.py install node --write`", self.told())
 
     def test_any_other_error_in_its_own_words(self):
         self.install(OSError(16, "Device or resource busy"))

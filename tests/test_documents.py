@@ -19,6 +19,7 @@ NO_LIMITS = {
     "pigeonpost.compat.multicast_bus.packets._LARGEST_TIME",  # of the packet's format
     "pigeonpost.compat.multicast_bus.node._LARGEST_F32",  # of the format of a 32-bit float
     "pigeonpost.node.ring_file._LONGEST_NUMBER",  # digits of a float
+    "pigeonpost.node.ring_file._SHORTEST_REASON",  # what the size of a slot is calculated with
     "pigeonpost.sensors.mcp3424._LONGEST_S",  # conversion times from the data sheet
     "pigeonpost.compat.multicast_bus.component.MOST_AT_ONCE",  # how a loop is cut into pieces
     "pigeonpost.compat.multicast_bus.router._MOST_AT_ONCE",  # likewise

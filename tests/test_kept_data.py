@@ -6,6 +6,7 @@ seconds, a server that collected from it over TCP with a token, two users, a sav
 
 import json
 import os
+import shutil
 import tarfile
 import unittest
 
@@ -32,7 +33,9 @@ class KeptData(unittest.TestCase):
             archive.extractall(self.folder)
         self.data = os.path.join(self.folder, "server")
         self.token = self.read("token").strip()
-        store = SqliteStore(self.data, look_only=True)
+        copy = os.path.join(self.folder, "copy")
+        shutil.copytree(self.data, copy)
+        store = SqliteStore(copy)  # which brings it up to date
         self.before = store.points("basement", 0, FAR_MS, 10_000)
         store.close()
 
@@ -78,6 +81,7 @@ class KeptData(unittest.TestCase):
         self.run_both()
         status, out, told = control_here("--data", self.data, "verify")
         self.assertEqual((status, told), (0, ""), out)
+        self.assertTrue(os.path.exists(os.path.join(self.data, "pigeonpost.sqlite3.v2")))  # before it was changed
 
     def test_former_roles_of_users_are_read(self):
         self.assertIn('"role": "look"', self.read("server/users.json"))

@@ -39,6 +39,7 @@ LEVELS = (
 )
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
 LONGEST_FUNCTION = 60
+GUARDS = ("TYPE_CHECKING", "__name__ == '__main__'", "sys.version_info < (3, 11)")  # `if`s outside of functions
 LONGEST_FILE = 450
 # A node without a token loads none of these: on a Pi Zero each costs memory that the samples could have.
 NOT_ON_A_NODE = (
@@ -157,7 +158,7 @@ def actions_of(tree):
     found = []
     for node in tree.body:
         docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        guard = isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'")
+        guard = isinstance(node, ast.If) and ast.unparse(node.test) in GUARDS
         fills_a_table = isinstance(node, ast.Expr) and ".update(" in ast.unparse(node)[:40]
         if not (docstring or guard or fills_a_table or isinstance(node, allowed)):
             found.append((node.lineno, ast.unparse(node)[:80]))
@@ -311,6 +312,15 @@ class Files(unittest.TestCase):
         for module, path in FILES.items():
             with self.subTest(path):
                 self.assertRegex(info(module).docstring.splitlines()[0], r"^[A-Z0-9].*[.:,\w]$")
+
+    def test_programs_tell_an_older_python_which_one_they_need(self):
+        """The version is looked at before our own imports, and Python 3.8 reads the file up to there."""
+        for program in PROGRAMS:
+            with open(os.path.join(ROOT, f"{program}.py"), encoding="utf-8") as file:
+                tree = ast.parse(file.read(), feature_version=(3, 8))
+            first = [ast.unparse(node) for node in tree.body[1:4]]
+            self.assertEqual(first[:2], ["from __future__ import annotations", "import sys"])
+            self.assertTrue(first[2].startswith("if sys.version_info < (3, 11):"), first[2])
 
     def test_nothing_is_done_when_a_file_is_loaded(self):
         """Definitions only: no call whose result nobody keeps, no loop, no file, no thread."""

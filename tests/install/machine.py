@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -15,6 +16,8 @@ from tests.support import LIMIT_S, ROOT, wait_until
 Result = subprocess.CompletedProcess[str]
 _BOOT_S = 120.0
 _STOP_S = 10.0
+_CGROUPS = "/sys/fs/cgroup"
+_UNIFIED = f"{_CGROUPS}/unified"  # where the host has both hierarchies
 
 
 class Machine:
@@ -35,12 +38,18 @@ class Machine:
             os.mkdir(folder)
         layers = f"lowerdir={lower},upperdir={upper},workdir={work}"
         subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, self.root], check=True)
-        name = os.path.basename(self._folder).replace("_", "-")  # it becomes the host name, too
-        command = [
-            "systemd-nspawn", "--boot", f"--directory={self.root}", f"--machine={name}",
-            "--register=no", "--keep-unit", "--console=pipe", *([] if network else ["--private-network"]),
-        ]  # fmt: skip
+        name = os.path.basename(self._folder).replace("_", "0")  # a host name: no "_", and no "-" at its end
+        command = ["systemd-nspawn", "--boot", f"--directory={self.root}", f"--machine={name}"]
+        command += ["--register=no", "--keep-unit", "--console=pipe"]
+        # systemd gives units their devices by BPF programs; where it may load none, each unit has every device.
+        command += ["--system-call-filter=bpf"]
+        if not network:
+            command += ["--private-network"]
         environment = {**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
+        # A control group of its own: machines that share one stop each other's services.
+        self._cgroup = os.path.join(_UNIFIED if os.path.isdir(_UNIFIED) else _CGROUPS, name)
+        os.mkdir(self._cgroup)
+        command = ["sh", "-c", 'echo $$ > "$0/cgroup.procs"; exec "$@"', self._cgroup, *command]
         with open(os.path.join(self._folder, "console"), "wb") as console:
             self._nspawn = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=console, stderr=console
@@ -59,9 +68,13 @@ class Machine:
                 raise AssertionError(f"systemd-nspawn ended with {self._nspawn.returncode}: {console.read()[-2000:]}")
         listed = subprocess.run(["pgrep", "-P", str(self._nspawn.pid)], capture_output=True, text=True)
         for pid in map(int, listed.stdout.split()):
-            with open(f"/proc/{pid}/comm", encoding="ascii", errors="replace") as file:
-                if file.read().strip() == "systemd":  # before that it is nspawn's own, which prepares the root
-                    return pid
+            try:
+                with open(f"/proc/{pid}/comm", encoding="ascii", errors="replace") as file:
+                    name = file.read().strip()
+            except FileNotFoundError:
+                continue  # nspawn's own, which has just ended
+            if name == "systemd":  # before that it is nspawn's own, which prepares the root
+                return pid
         return 0
 
     def _has_booted(self) -> bool:
@@ -150,6 +163,9 @@ class Machine:
         except subprocess.TimeoutExpired:
             self._nspawn.kill()  # its processes end with it
             self._nspawn.wait()
+        for folder, _, _ in os.walk(self._cgroup, topdown=False):
+            with contextlib.suppress(OSError):  # a process that is just ending
+                os.rmdir(folder)
         subprocess.run(["umount", "--lazy", self.root], check=False)
         shutil.rmtree(self._folder, ignore_errors=True)
 

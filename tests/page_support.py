@@ -157,7 +157,7 @@ def main_here(program: types.ModuleType, *arguments: str, said: str = "", **envi
     said     standard input
     Returns exit status, standard output and standard error.
     """
-    out, told, interval_s = io.StringIO(), io.StringIO(), sys.getswitchinterval()
+    out, told, interval_s, mask = io.StringIO(), io.StringIO(), sys.getswitchinterval(), os.umask(0o022)
     with (
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(told),
@@ -176,6 +176,7 @@ def main_here(program: types.ModuleType, *arguments: str, said: str = "", **envi
             status = end.code
         finally:
             sys.setswitchinterval(interval_s)
+            os.umask(mask)
     return status, out.getvalue(), told.getvalue()
 
 

@@ -10,6 +10,7 @@ import glob
 import grp
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -132,8 +133,7 @@ def copy_program(layout: Layout) -> int:
             file.write(content)
         os.chmod(path, 0o644)
         count += 1
-    # The units write no compiled modules, and a Pi Zero compiles for seconds at each start.
-    compileall.compile_dir(new, quiet=2, stripdir=new, prependdir=target)
+    _compile(new, target)
     os.sync()  # before the renames: else a power cut could leave names without content
     for name in _former(target):
         os.rename(os.path.join(target, name), os.path.join(old, name))
@@ -166,6 +166,16 @@ def read(path: str) -> bytes:
     """Return the content of a file."""
     with open(path, "rb") as file:
         return file.read()
+
+
+def _compile(folder: str, target: str) -> None:
+    """Compile the modules of a folder that will be `target`: the units let the programs write none, and a Pi Zero
+    compiles for seconds at each start."""
+    prefix, sys.pycache_prefix = sys.pycache_prefix, None  # of root's PYTHONPYCACHEPREFIX the service knows nothing
+    try:
+        compileall.compile_dir(folder, quiet=2, stripdir=folder, prependdir=target)
+    finally:
+        sys.pycache_prefix = prefix
 
 
 def _former(target: str) -> list[str]:

@@ -49,6 +49,7 @@ class Machine(unittest.TestCase):
 
     def setUp(self):
         self.root = temp_folder(self)
+        self.addCleanup(os.umask, os.umask(0o022))  # a program that ran in this process has set another
         self.state = dict(RUNS)
         self.socket_state = {}
         for name in ("opt/pigeonpost/node.py", "opt/pigeonpost/server.py"):

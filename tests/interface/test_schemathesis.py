@@ -30,7 +30,9 @@ class Described(unittest.TestCase):
         made = control(self, "--data", data, "get_token", "attic")
         self.assertEqual(made[0], 0, made)
         self.token = made[1].strip().splitlines()[-1].split()[-1]
-        self.server = Server(self, "--demo", data=data)
+        # It tries a wrong key at each operation, and there are more of them than wrong keys that are answered.
+        constants = {"pigeonpost.auth.throttle.MOST": 1000, "pigeonpost.auth.throttle.LONGEST_DELAY_S": 0.01}
+        self.server = Server(self, "--demo", data=data, constants=constants)
         self.base = "http://{}:{}".format(*self.server.page)
         with open(os.path.join(data, "running.json"), encoding="utf-8") as file:
             key = json.load(file)["key"]
@@ -40,7 +42,8 @@ class Described(unittest.TestCase):
         with open(self.document, "w", encoding="utf-8") as file:
             file.write(self.server.get("/api/v1/openapi.json", self.control)[1])
 
-    def run_it(self, token, *more):
+    def run_it(self, token, *more, words="is reporting"):
+        """words: on the page afterwards; it is alive, and so is its node"""
         folder = temp_folder(self)
         done = subprocess.run(
             [PROGRAM, "run", self.document, "--url", self.base, "-H", f"Authorization: {token}", "--checks", CHECKS,
@@ -49,15 +52,18 @@ class Described(unittest.TestCase):
             capture_output=True, text=True, timeout=LIMIT, cwd=folder, env=clean_environment(),
         )  # fmt: skip
         self.assertEqual(done.returncode, 0, f"{done.stdout[-12000:]}\n{done.stderr[-3000:]}")
-        self.assertIn("is reporting", self.server.get("/", self.control)[1])  # it is alive, and so is its node
+        self.assertIn(words, self.server.get("/", self.control)[1])
         self.assertNotRegex("".join(self.server.logged), r"fault [0-9a-f]{8} in")
 
     def test_as_a_program_with_the_servers_key(self):
         self.run_it(self.control["Authorization"], "--exclude-path-regex", "resume$", "--exclude-operation-id", "push",
-                    "--exclude-operation-id", "send")  # fmt: skip
+                    "--exclude-operation-id", "send", "--exclude-operation-id", "retire")  # fmt: skip
 
     def test_a_node_turned_on_and_off(self):
         self.run_it(self.control["Authorization"], "--include-operation-id", "send")
+
+    def test_a_node_retired_and_taken_back(self):
+        self.run_it(self.control["Authorization"], "--include-operation-id", "retire", words="Pigeonpost")
 
     def test_as_a_node_with_its_token(self):
         self.run_it(f"Bearer {self.token}", "--include-operation-id", "push", "--include-operation-id", "resume")

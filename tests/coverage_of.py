@@ -56,7 +56,7 @@ GROUPS = (
         "tests.transports.test_tcp_session tests.transports.test_tcp_faults tests.server.test_node_names",
         95,
     ),
-    Group(("pigeonpost/server/ingest.py",), "tests.server.test_ingest", 95),
+    Group(("pigeonpost/server/ingest.py",), "tests.server.test_ingest tests.server.test_node_admin", 95),
     Group(("csvbuffer.py",), "tests.test_csvbuffer", 95),
     Group(("pigeonpost/storage/csv/verify.py",), "tests.storage.csv.test_verify", 95),
 )

@@ -18,6 +18,7 @@ from pigeonpost.server.node_names import NodeNames
 from pigeonpost.server.node_register import READ_S, ByPresentName, NodeRegister
 from pigeonpost.server.node_status import NodeState
 from pigeonpost.server.recent_cache import RecentCache
+from pigeonpost.storage.contract import FormerNamesUsed
 from pigeonpost.storage.csv.verify import verify_logs
 from tests.page_support import use_memory_disk
 from tests.server.test_ingest import IngestCase
@@ -328,6 +329,43 @@ class Register(AdminCase):
         now[0] += READ_S + 1
         self.bring(batch(4, 4))
         self.assertEqual((links[0].state.name, list(self.ingestor.latest)), ("a", ["a"]))
+
+    def refuse_former(self, released):
+        """Have the store refuse the former name `a`, as one that several servers share does, until it is released."""
+        writing, release = self.store.writing, self.store.release
+
+        def refusing(keys):
+            used = {name for name, _ in keys if name == "a"} - set(released)
+            if used:
+                raise FormerNamesUsed(used)
+            return writing(keys)
+
+        def note(name):
+            released.append(name)
+            release(name)
+
+        for name, done in (("writing", refusing), ("release", note)):
+            patch = mock.patch.object(self.store, name, side_effect=done)
+            patch.start()
+            self.addCleanup(patch.stop)
+
+    def test_what_another_server_has_renamed_just_now_is_stored_under_its_present_name(self):
+        self.bring(batch(1, 5))
+        self.ingestor.run(lambda: self.store.rename("a", "b", 1000), LIMIT_S)
+        released = []
+        self.refuse_former(released)
+        self.bring(batch(4, 8))
+        self.assertEqual((self.seqs("b"), self.seqs("a")), (list(range(1, 9)), []))
+        self.assertEqual((self.ingestor.repeated, released), (2, []))
+
+    def test_former_name_with_a_token_of_its_own_is_released_and_stays_a_node(self):
+        self.bring(batch(1, 5))
+        self.ingestor.run(lambda: self.store.rename("a", "b", 1000), LIMIT_S)
+        self.tokens.make("a")
+        released = []
+        self.refuse_former(released)
+        self.bring(batch(1, 3, epoch=E2))
+        self.assertEqual((self.seqs("b"), self.seqs("a", E2), released), ([1, 2, 3, 4, 5], [1, 2, 3], ["a"]))
 
     def test_tokens_that_do_not_read_end_nothing(self):
         self.bring(batch(1, 2))

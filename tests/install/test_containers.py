@@ -214,11 +214,9 @@ class Documented(unittest.TestCase):
         (settings,) = [
             block for block in self.blocks("Sensors and other tables") if block.startswith("PIGEONPOST_NODE")
         ]
-        self.write_env(
-            variables + settings.replace('[[sensor]]\nkind = "kernel"\n', "") + "PIGEONPOST_SERVER_NODES=127.0.0.1\n"
-        )
+        self.write_env(f"{variables}{settings}PIGEONPOST_SERVER_NODES=127.0.0.1\n")
         self.do("docker compose up -d")
-        logged = HOST.wait_for_log(NODE, "node basement: temperature")
+        logged = HOST.wait_for_log(NODE, " temperature, every 10 s")
         self.assertIn("PIGEONPOST_NODE_TOML", logged)
         HOST.wait_for_log(SERVER, "the page is at ")
         self.do("docker compose exec server python3 control.py alive")

@@ -36,6 +36,7 @@ cp deploy/pigeonpost.rules "$root/usr/lib/udev/rules.d/60-pigeonpost.rules"
 
 cp -R README.md SECURITY.md docs "$documents"
 rm -rf "$documents/docs/pictures"
+ln -s ../doc/pigeonpost/docs "$program/docs" # the page shows them as /help
 gzip -9 -n -c CHANGES.md >"$documents/CHANGES.md.gz"
 cp LICENSE "$documents/copyright"
 

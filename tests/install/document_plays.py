@@ -262,9 +262,8 @@ PLAYS = {
         setup=f"install -d -o pi /mnt/usb\n{_COLLECTING}",
         steps={
             "backup /mnt/usb/pigeonpost.tar": Step(then="test -s /mnt/usb/pigeonpost.tar"),
-            "groupadd": Step(first=f"{_STOP}{_INSTALLED}"),
             "restore /var/lib/pigeonpost-server/tokens.json.bak": Step(
-                first="python3 control.py --data /var/lib/pigeonpost-server token attic"),
+                first=f"{_STOP}{_INSTALLED}python3 control.py --data /var/lib/pigeonpost-server token attic"),
             "restore /mnt/usb/pigeonpost.tar": Step(shows="samples"),
             "start pigeonpost-server": Step(then=_HAS_SAMPLES),
             "find * -type f": Step(first=_UNPACKED, cwd="unpacked", then="python3 control.py verify NEW.tar"),

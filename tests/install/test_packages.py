@@ -61,6 +61,7 @@ class Package:
         default = machine.read("/usr/share/pigeonpost/node.default.toml")
         self.assertEqual(machine.read("/etc/pigeonpost/node.toml"), default)
         self.assertTrue(machine.run("ls", "/usr/share/pigeonpost/__pycache__").stdout)  # compiled once, for all starts
+        machine.run("test", "-s", "/usr/share/pigeonpost/docs/tutorial.md")  # the manual of /help
         self.collects_and_shows()
         self.backs_up_and_restores()
         before = self.rows()

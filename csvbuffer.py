@@ -31,6 +31,7 @@ from pigeonpost.core.clock import Clock
 from pigeonpost.core.data_folder import LOGS
 from pigeonpost.core.errors import DiskError, NotStored, StoreDamaged
 from pigeonpost.core.files import give_to_owner, make_folder, sync_folder
+from pigeonpost.link.samples import Sample, SampleBatch
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.csv.checksums import LogChecksums
 from pigeonpost.storage.csv.format import (
@@ -43,8 +44,7 @@ from pigeonpost.storage.csv.format import (
     names_as_one,
     rows_written,
 )
-from pigeonpost.storage.models import EpochCommit, LogMark, SampleBatch
-from protocol import Sample
+from pigeonpost.storage.models import EpochCommit, LogMark
 
 log = logging.getLogger(__name__)
 
@@ -129,9 +129,8 @@ class CsvLog:
             self._buffer += rows
             for item in epoch_commit.items[-SHOWN:]:
                 if isinstance(item, SampleBatch):
-                    self._shown.extend(
-                        RecentSample(epoch_commit.node, sample, epoch_commit.units) for sample in item.samples[-SHOWN:]
-                    )
+                    last = item.part(max(0, len(item) - SHOWN))
+                    self._shown.extend(RecentSample(epoch_commit.node, sample, epoch_commit.units) for sample in last)
 
     def flush(self, filed: int) -> None:
         """After a commit: write the buffer to the file, which then has all rows up to filing number `filed`."""

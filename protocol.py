@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 from pigeonpost.core.clock import parse_rfc3339, rfc3339
 from pigeonpost.core.errors import BadArgument, NotUtf8, TooLong, UnknownWord, WireError
 from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
 from pigeonpost.core.strict_json import finite, read_json, read_json_with, write_json
+
+# What the messages carry is this module's too, for all who use it.
+from pigeonpost.link.samples import Gap as Gap
+from pigeonpost.link.samples import Number as Number
+from pigeonpost.link.samples import Sample as Sample
+from pigeonpost.link.samples import SampleBatch as SampleBatch
+from pigeonpost.link.samples import Values as Values
+from pigeonpost.link.samples import batches_of
 
 if TYPE_CHECKING:
     from typing import Any, TypeGuard
@@ -37,37 +45,6 @@ NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}").fullmatch
 UNIT = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{0,32}").fullmatch
 HEX_16 = re.compile(r"[0-9a-f]{16}").fullmatch
 
-Number = int | float
-Values = dict[str, Number | None]
-
-
-class Sample(NamedTuple):
-    """All readings taken at one moment.
-
-    seq      1, 2, 3 ... within the epoch
-    time_ms  when it was taken: UTC, milliseconds since 1970
-    up_ms    the same moment in milliseconds since the node's boot
-    values   sensor name to number, or None when that sensor failed
-    errors   sensor name to what was wrong, for the None values
-    clock    "" (the node's own set clock), "unset" or "server"
-    """
-
-    seq: int
-    time_ms: int
-    up_ms: int
-    values: Values
-    errors: Mapping[str, str]
-    clock: str
-
-
-class Gap(NamedTuple):
-    """Samples that will never come: seq `first` to `last`, and `before` others of earlier epochs (link: GAP)."""
-
-    first: int
-    last: int
-    before: int
-    why: str
-
 
 def _ignore_answer(*_: object) -> None:
     """Do nothing: the default of both callbacks of a Batch."""
@@ -76,6 +53,8 @@ def _ignore_answer(*_: object) -> None:
 class Batch(NamedTuple):
     """What a transport submits to the server's ingestor: samples of one epoch, or a gap in it.
 
+    samples       None: it is a gap
+    gap           None: it is samples
     base          the running number of seq 0 of this epoch within its outbox; None if the node did not send it
     units         sensor name to unit, as the node sent them
     on_committed  called with (epoch, seq) when everything up to seq is durable; returns at once, from any thread
@@ -86,11 +65,24 @@ class Batch(NamedTuple):
     outbox: str
     epoch: str
     base: int | None
-    samples: Sequence[Sample]
+    samples: SampleBatch | None
     gap: Gap | None
     units: Mapping[str, str]
     on_committed: Callable[[str, int], Any] = _ignore_answer
     on_rejected: Callable[[WireError], Any] = _ignore_answer
+
+    @property
+    def sample_count(self) -> int:
+        """How many samples it brings."""
+        return 0 if self.samples is None else len(self.samples)
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The first and the last sequence number that it speaks of."""
+        if self.samples is not None:
+            return self.samples.seq, self.samples.last
+        assert self.gap is not None, "a batch brings samples or a gap"
+        return self.gap.first, self.gap.last
 
 
 class Message(NamedTuple):
@@ -318,7 +310,7 @@ def _read_object(text: str) -> dict[str, Any]:
     return value
 
 
-def _read_sample_array(text: str) -> list[Sample]:
+def _read_sample_array(text: str) -> list[SampleBatch]:
     items = read_json_with(text, _SAMPLES_DECODER)
     samples = read_samples(items)
     # This decoder lets a key stand twice, for speed. So the quotes in the text are counted: each key and each text has
@@ -328,7 +320,7 @@ def _read_sample_array(text: str) -> list[Sample]:
         for _, _, _, values, errors, clock in samples
     ]):  # fmt: skip
         samples = read_samples(read_json(text))
-    return samples
+    return batches_of(samples)
 
 
 def _write_sample_array(texts: Iterable[str]) -> str:

@@ -26,7 +26,8 @@ from bench.machine import cpu_s, rss_mib, table
 from bench.node import Node
 from bench.sensors import put
 from bench.web import Client, download, fresh_page_ms, long_log
-from pigeonpost.storage.models import EpochCommit, HighWaterMark, SampleBatch
+from pigeonpost.link.samples import SampleBatch
+from pigeonpost.storage.models import EpochCommit, HighWaterMark
 from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Sample
 
@@ -88,7 +89,7 @@ def a_day(data: str, names: list[str]) -> None:
     ]  # fmt: skip
     epoch_commit = EpochCommit("fifty", "0" * 16, "1" * 16, HighWaterMark(1439, samples[-1].up_ms))
     epoch_commit.units = dict.fromkeys(names, "°C")
-    epoch_commit.items = [SampleBatch(samples)]
+    epoch_commit.items = [SampleBatch.of(samples)]
     store = SqliteStore(data)
     with store.writing(()):
         store.put([epoch_commit], now_ms, None)

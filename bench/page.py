@@ -26,11 +26,12 @@ from pigeonpost.auth.throttle import LoginThrottle
 from pigeonpost.auth.users import Users
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.faults import Faults
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.disk_usage import DiskUsageMonitor
 from pigeonpost.server.ingest import Ingestor
 from pigeonpost.server.node_status import NodeState
 from pigeonpost.server.quality import QualityChecks
-from pigeonpost.storage.models import EpochCommit, HighWaterMark, SampleBatch
+from pigeonpost.storage.models import EpochCommit, HighWaterMark
 from pigeonpost.storage.sqlite.store import SqliteStore
 from pigeonpost.views.context import WebContext
 from protocol import Batch, Sample
@@ -65,7 +66,7 @@ def _fill(store: SqliteStore, links: list[_Link], now_ms: int) -> None:
     for link in links:
         samples = [_sample(seq, now_ms - (_HOURS * 6 - seq) * step_ms, link) for seq in range(1, _HOURS * 6)]
         epoch_commit = EpochCommit(link.state.name, "0" * 16, "1" * 16, HighWaterMark(len(samples), samples[-1].up_ms))
-        epoch_commit.units, epoch_commit.items = _UNITS, [SampleBatch(samples)]
+        epoch_commit.units, epoch_commit.items = _UNITS, [SampleBatch.of(samples)]
         with store.writing(()):
             store.put([epoch_commit], now_ms, None)
 
@@ -88,7 +89,9 @@ def _send(ingestor: Ingestor, links: list[_Link], clock: Clock, stopping: thread
             name = link.state.name
             seqs[name] += 1
             sample = _sample(seqs[name], clock.wall_ms(), link)
-            ingestor.submit(Batch(name, "0" * 16, "1" * 16, None, [sample], None, _UNITS, lambda *_: None, print))
+            ingestor.submit(
+                Batch(name, "0" * 16, "1" * 16, None, SampleBatch.of([sample]), None, _UNITS, lambda *_: None, print)
+            )
         place += 1
 
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench.machine import table
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.models import NOTHING, EpochCommit
 from pigeonpost.storage.sqlite.schema import bring_up_to_date
@@ -56,7 +57,7 @@ def through_store(store: Store, made: Sequence[list[Sample]]) -> float:
                 part = of_node[commit * AT_ONCE : (commit + 1) * AT_ONCE]
                 epoch_commit = EpochCommit(name, "f" * 16, epoch, marks.get((name, epoch), NOTHING))
                 epoch_commit.units = units
-                epoch_commit.add(Batch(name, "f" * 16, epoch, 0, part, None, units, print, print), 0)
+                epoch_commit.add(Batch(name, "f" * 16, epoch, 0, SampleBatch.of(part), None, units, print, print), 0)
                 epoch_commits.append(epoch_commit)
             store.put(epoch_commits, _START_MS, None)
     return time.perf_counter() - began_s

@@ -47,8 +47,8 @@ class _Counter:
         return 0, {}
 
     def submit(self, batch: Batch) -> None:
-        self.count += len(batch.samples)
-        batch.on_committed(batch.epoch, batch.samples[-1].seq)
+        self.count += batch.sample_count
+        batch.on_committed(batch.epoch, batch.ends[1])
         if self.count >= SAMPLES:
             self.has_all.set()
 

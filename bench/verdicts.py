@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.machine import table
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.node_status import NodeState
 from pigeonpost.server.quality import QualityChecks
-from pigeonpost.storage.models import NOTHING, EpochCommit, SampleBatch
+from pigeonpost.storage.models import NOTHING, EpochCommit
 from protocol import Sample
 
 SENSORS, SAMPLES, COMMIT = 5, 200_000, 5000
@@ -36,7 +37,7 @@ def samples_a_second(limited: int, limits: Mapping[str, Any]) -> float:
         began_s = time.monotonic()
         for start in range(0, SAMPLES, COMMIT):
             epoch_commit = EpochCommit("node", "outbox", "0123456789abcdef", NOTHING)
-            epoch_commit.items.append(SampleBatch(samples[start : start + COMMIT]))
+            epoch_commit.items.append(SampleBatch.of(samples[start : start + COMMIT]))
             quality.on_commit([epoch_commit])
         best_s = min(best_s, time.monotonic() - began_s)
     return SAMPLES / best_s

@@ -18,7 +18,8 @@ import threading
 import time
 
 from bench.machine import rss_mib, table
-from pigeonpost.storage.models import EpochCommit, HighWaterMark, SampleBatch
+from pigeonpost.link.samples import SampleBatch
+from pigeonpost.storage.models import EpochCommit, HighWaterMark
 from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Sample
 
@@ -104,7 +105,7 @@ def long_log(data: str) -> None:
     ]
     for epoch in range(24):  # 24 x 20,000 x 40 rows of 58 bytes
         epoch_commit = EpochCommit("long", "0" * 16, f"{epoch:016x}", HighWaterMark(20_000, 0))
-        epoch_commit.items = [SampleBatch(samples)]
+        epoch_commit.items = [SampleBatch.of(samples)]
         with store.writing(()):
             store.put([epoch_commit], 0, None)
     store.close()

@@ -22,6 +22,7 @@ from typing import Any
 from bench.machine import table
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.data_folder import DATABASE
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage.maintenance import MaintenanceWorker
 from pigeonpost.storage.models import EpochCommit, HighWaterMark, LogMark, Window
 from pigeonpost.storage.sqlite.store import SqliteStore
@@ -77,7 +78,7 @@ def _epoch_commits(node: int, count: int, end_ms: int) -> Iterator[EpochCommit]:
         ]  # fmt: skip
         epoch_commit = EpochCommit(name, epoch, epoch, HighWaterMark(first - 1, None))
         epoch_commit.units = {"temperature": "°C", "light": "counts"}
-        epoch_commit.add(Batch(name, epoch, epoch, 0, made, None, epoch_commit.units, print, print), 0)
+        epoch_commit.add(Batch(name, epoch, epoch, 0, SampleBatch.of(made), None, epoch_commit.units, print, print), 0)
         yield epoch_commit
 
 

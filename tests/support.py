@@ -299,10 +299,7 @@ class FakeLedger:
 
     def _store(self, batch: Batch) -> Callable[[], Any]:
         have, up_ms = self.stored.get((batch.node, batch.epoch), (0, None))
-        if batch.gap is not None:
-            first, last = batch.gap.first, batch.gap.last
-        else:
-            first, last = batch.samples[0].seq, batch.samples[-1].seq
+        first, last = batch.ends
         if first > have + 1:
             error = Unexpected(f"sample {have + 1} comes next, not {first}")
             return lambda: batch.on_rejected(error)
@@ -312,8 +309,9 @@ class FakeLedger:
                 self.gaps.append((batch.node, batch.epoch, new, last, batch.gap.before, batch.gap.why))
             mark = (last, None) if last > have else (have, up_ms)
         else:
+            assert batch.samples is not None
             fresh = [sample for sample in batch.samples if sample.seq > have]
-            self.repeats += len(batch.samples) - len(fresh)
+            self.repeats += batch.sample_count - len(fresh)
             self.rows += [(batch.node, batch.epoch, sample) for sample in fresh]
             mark = (last, batch.samples[-1].up_ms) if fresh else (have, up_ms)
         self.stored[batch.node, batch.epoch] = mark

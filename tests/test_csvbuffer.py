@@ -14,10 +14,11 @@ import csvbuffer
 from csvbuffer import CsvLog
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import DiskError, NotStored
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage.csv import format
 from pigeonpost.storage.csv.checksums import logs_in
 from pigeonpost.storage.csv.format import HEADER, local_time
-from pigeonpost.storage.models import NOTHING, EpochCommit, LogMark, SampleBatch
+from pigeonpost.storage.models import NOTHING, EpochCommit, LogMark
 from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Gap, Sample
 from tests.page_support import use_memory_disk
@@ -652,7 +653,7 @@ class Pieces(unittest.TestCase):
         self.assertIn(",n,gap,5,", row)
 
     def test_sample_of_no_units(self):
-        row = format.log_rows("n", E1, SampleBatch([Sample(1, 0, 0, {"x": 1}, {}, "")]), {}, 0)
+        row = format.log_rows("n", E1, SampleBatch.of([Sample(1, 0, 0, {"x": 1}, {}, "")]), {}, 0)
         self.assertTrue(row.endswith(",n,x,1,\n"))
 
 

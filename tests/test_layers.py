@@ -21,6 +21,7 @@ PROGRAMS = ("node", "server", "control")
 # below `pigeonpost` or at the root; the longest that fits counts, so sensors.contract is lower than sensors.
 LEVELS = (
     "core",
+    "link",
     "protocol http",
     "settings auth sensors.contract storage.models",
     "charts adc sensors",

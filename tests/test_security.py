@@ -554,7 +554,7 @@ class Inputs(SecurityCase):
         """A gap in an epoch of its own."""
         done = threading.Event()
         self.house.ingestor.submit(
-            Batch("basement", "00000000000000bb", E2, 0, (), Gap(1, 5, 0, why), {}, lambda *_: done.set(), print)
+            Batch("basement", "00000000000000bb", E2, 0, None, Gap(1, 5, 0, why), {}, lambda *_: done.set(), print)
         )
         self.assertTrue(done.wait(LIMIT_S))
 

@@ -5,7 +5,8 @@ import sqlite3
 import unittest
 
 from bench.soak import Measured, account, unflat
-from pigeonpost.storage.models import EpochCommit, HighWaterMark, SampleBatch
+from pigeonpost.link.samples import SampleBatch
+from pigeonpost.storage.models import EpochCommit, HighWaterMark
 from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Gap, Sample
 from tests.support import temp_folder
@@ -52,7 +53,7 @@ class TestAccount(unittest.TestCase):
         """Node n took ten samples of one epoch, of which two are in a gap; and three of another, which is gone."""
         self.folder = temp_folder(self)
         epoch_commit = EpochCommit("n", "0" * 16, EPOCHS[1], HighWaterMark(10, None))
-        epoch_commit.items = [SampleBatch([self.sample(seq) for seq in range(1, 9)]), Gap(9, 10, 3, "overwritten")]
+        epoch_commit.items = [SampleBatch.of([self.sample(seq) for seq in range(1, 9)]), Gap(9, 10, 3, "overwritten")]
         store = SqliteStore(self.folder)
         with store.writing(()):
             store.put([epoch_commit], 0, None)

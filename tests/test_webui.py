@@ -18,6 +18,7 @@ import webui
 from pigeonpost.core.clock import parse_rfc3339
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.http.message import HTTPError, Request
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage.maintenance import MaintenanceWorker
 from pigeonpost.views import csv_logs
 from pigeonpost.views.context import RequestContext
@@ -243,7 +244,7 @@ class NodePage(WebCase):
         self.assertIn("Off:  python3 control.py send basement off\n", text)
 
     def test_what_is_missing_and_why(self):
-        batch = Batch("basement", "0" * 16, "0123456789abcdef", 0, (), Gap(3, 9, 0, "overwritten"), UNITS,
+        batch = Batch("basement", "0" * 16, "0123456789abcdef", 0, None, Gap(3, 9, 0, "overwritten"), UNITS,
                       lambda *_: None, print)  # fmt: skip
         self.web.ingestor.submit(batch)
         wait_until(lambda: self.web.store.gaps(5), "the gap is stored")
@@ -351,7 +352,9 @@ class Exit(WebCase):
         for seq in (2, 3):
             values = {"light": seq}
             one = Sample(seq, WALL_MS, seq, values, {}, "")
-            batch = Batch("basement", "0" * 16, "0123456789abcdef", 0, [one], None, {}, lambda *_: None, print)
+            batch = Batch(
+                "basement", "0" * 16, "0123456789abcdef", 0, SampleBatch.of([one]), None, {}, lambda *_: None, print
+            )
             web.ingestor.submit(batch)
         _, _, body = web.post_form("/exit", {"csrf": web.csrf(web.browser), "sure": "yes"}, web.browser)
         self.assertIn(b"Flushed: 3 samples", body)
@@ -537,7 +540,7 @@ class Nodes(WebCase):
         self.link.state.details = {"held": 250, "taken": 7}
         found = self.json("/api/v1/nodes/basement")
         self.assertEqual((found["name"], found["details"], found["gaps"]), ("basement", {"held": 250, "taken": 7}, []))
-        batch = Batch("basement", "0" * 16, "0123456789abcdef", 0, (), Gap(3, 9, 0, "overwritten"), UNITS,
+        batch = Batch("basement", "0" * 16, "0123456789abcdef", 0, None, Gap(3, 9, 0, "overwritten"), UNITS,
                       lambda *_: None, print)  # fmt: skip
         self.web.ingestor.submit(batch)
         wait_until(lambda: self.web.store.gaps(5), "the gap is stored")

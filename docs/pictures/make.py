@@ -26,10 +26,11 @@ from pigeonpost.auth.users import Users
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.faults import Faults
 from pigeonpost.core.version import VERSION
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.disk_usage import DiskUsageMonitor
 from pigeonpost.server.ingest import Ingestor
 from pigeonpost.server.node_status import NodeState
-from pigeonpost.storage.models import EpochCommit, HighWaterMark, SampleBatch
+from pigeonpost.storage.models import EpochCommit, HighWaterMark
 from pigeonpost.storage.sqlite.store import SqliteStore
 from pigeonpost.views.context import WebContext
 from protocol import Sample
@@ -101,7 +102,7 @@ def fill(store: SqliteStore) -> None:
         Sample(seq, time_ms, seq * MINUTE_MS, values_at(time_ms), {}, "") for seq, time_ms in enumerate(times, 1)
     ]
     epoch_commit = EpochCommit("demo", "0" * 16, "1" * 16, HighWaterMark(samples[-1].seq, samples[-1].up_ms))
-    epoch_commit.units, epoch_commit.items = UNITS, [SampleBatch(samples)]
+    epoch_commit.units, epoch_commit.items = UNITS, [SampleBatch.of(samples)]
     with store.writing(()):
         store.put([epoch_commit], NOW_MS, None)
 

@@ -17,6 +17,7 @@ from pigeonpost.alerts.contract import AlertMessage
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.config import Option, matching, number, read_options
 from pigeonpost.core.errors import SettingsError
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.node_register import move_key
 from protocol import NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME, SENSOR_NAME_TAKES
 
@@ -108,7 +109,7 @@ class Alerts:
         with self._lock:
             for epoch_commit in epoch_commits:
                 for item in epoch_commit.items:
-                    for sample in getattr(item, "samples", ()):
+                    for sample in item if isinstance(item, SampleBatch) else ():
                         self._heard_s[epoch_commit.node] = now_s
                         self._record_sample(epoch_commit.node, sample, epoch_commit.units, now_s)
 

@@ -28,11 +28,12 @@ from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.errors import SettingsError, StoreDamaged
 from pigeonpost.core.files import sync_folder
 from pigeonpost.core.strict_json import write_json
+from pigeonpost.link.samples import batches_of
 from pigeonpost.server.node_register import NodeRegister
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.csv.excel import MOST_ROWS, for_excel
 from pigeonpost.storage.csv.format import HEADER, cell, local_time, log_rows
-from pigeonpost.storage.models import SampleBatch, StoredSample
+from pigeonpost.storage.models import StoredSample
 from protocol import Sample
 
 AT_ONCE = 4000  # samples asked for together
@@ -107,7 +108,7 @@ def as_log(sensors: Sequence[str], units: Units) -> Callable[[Points], str]:
 
     def rows(points: Points) -> str:
         samples = [Sample(point.seq, point.time_ms, 0, point.values, {}, point.clock) for point in points]
-        return log_rows(points[0].node, "", SampleBatch(samples), units, 0)
+        return "".join([log_rows(points[0].node, "", batch, units, 0) for batch in batches_of(samples)])
 
     return rows
 

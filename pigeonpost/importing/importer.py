@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from pigeonpost.core.errors import BeyondLimit, NotStored, PigeonpostError, WireError
 from pigeonpost.importing.readers import Fault, ImportedReading, readings
+from pigeonpost.link.samples import Sample, batches_of
 from pigeonpost.server.commit_waiter import CommitWaiter
-from protocol import BATCH_SAMPLES, IMPORTED, Batch, Sample
+from protocol import BATCH_SAMPLES, IMPORTED, Batch
 
 if TYPE_CHECKING:
     from pigeonpost.server.ingest import Ingestor
@@ -111,10 +112,11 @@ def import_readings(
     piles: dict[str, _Pile] = {}
 
     def hand_over(pile: _Pile, urgent: bool) -> None:
-        batch = Batch(pile.node, IMPORTED, epoch, None, pile.samples, None, dict(pile.units))
-        pile.samples = []
-        if not waiter.submit(batch, urgent=urgent, limit_s=STORE_S):
-            raise NotStored(ingestor.fault or "the server stops")
+        alike, pile.samples = batches_of(pile.samples), []
+        for samples in alike:
+            batch = Batch(pile.node, IMPORTED, epoch, None, samples, None, dict(pile.units))
+            if not waiter.submit(batch, urgent=urgent, limit_s=STORE_S):
+                raise NotStored(ingestor.fault or "the server stops")
 
     for one in readings(file, name):
         if isinstance(one, ImportedReading):

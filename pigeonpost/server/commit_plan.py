@@ -57,7 +57,7 @@ def plan_commit(
             epoch_commit = epoch_commits[key] = EpochCommit(*outbox_of(batch), batch.epoch, marks.get(key, NOTHING))
         mark = epoch_commit.mark
         batch = _numbered(batch, mark)
-        first, last = ends_of(batch)
+        first, last = batch.ends
         if first > mark.seq + 1:
             error = Unexpected(f"sample {mark.seq + 1} of epoch {batch.epoch} comes next, not {first}")
             rejections.append((batch, error))
@@ -84,17 +84,9 @@ def plan_commit(
 
 def _numbered(batch: Batch, mark: HighWaterMark) -> Batch:
     """Number the samples of a client that sends no sequence numbers."""
-    if not batch.samples or batch.samples[0].seq:
+    if batch.samples is None or batch.samples.seq:
         return batch
-    return batch._replace(samples=[s._replace(seq=n) for n, s in enumerate(batch.samples, mark.seq + 1)])
-
-
-def ends_of(batch: Batch) -> tuple[int, int]:
-    """Return the first and the last sequence number."""
-    if batch.samples:
-        return batch.samples[0].seq, batch.samples[-1].seq
-    assert batch.gap is not None, "a batch brings samples or a gap"
-    return batch.gap.first, batch.gap.last
+    return batch._replace(samples=batch.samples.numbered(mark.seq + 1))
 
 
 def _without_counted(batch: Batch, gap: Gap, top: int, is_known: bool) -> Batch:

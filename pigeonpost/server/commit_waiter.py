@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from pigeonpost.core.errors import WireError, detach
-from pigeonpost.server.commit_plan import ends_of
 from protocol import Batch
 
 if TYPE_CHECKING:
@@ -124,5 +123,5 @@ class _Stream:
     def on_committed(self, epoch: str, seq: int) -> None:
         """Remove what is durable. A batch without numbers ends with sequence number 0: any answer is its own."""
         with self._answered:
-            self.waiting = [batch for batch in self.waiting if ends_of(batch)[1] > seq]
+            self.waiting = [batch for batch in self.waiting if batch.ends[1] > seq]
             self._answered.notify_all()

@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from pigeonpost.storage.models import EpochCommit, SampleBatch
+from pigeonpost.link.samples import SampleBatch
+from pigeonpost.storage.models import EpochCommit
 
 if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
@@ -75,7 +76,7 @@ class EventLog:
     def on_commit(self, epoch_commits: Sequence[EpochCommit]) -> None:
         """Take a commit of the Ingestor: sample 1 of an epoch is the first after a start of its node."""
         for epoch_commit in epoch_commits:
-            first = next((item.samples[0] for item in epoch_commit.items if isinstance(item, SampleBatch)), None)
+            first = next((item[0] for item in epoch_commit.items if isinstance(item, SampleBatch)), None)
             if first is not None and first.seq == 1 and epoch_commit.outbox:
                 self._add(first.time_ms, epoch_commit.node, "started", "the node was started")
 

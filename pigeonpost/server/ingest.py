@@ -18,11 +18,12 @@ from csvbuffer import CsvLog
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import DiskError, NotStored
 from pigeonpost.core.redact import hide_secrets
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.commit_plan import outbox_of, plan_commit
 from pigeonpost.server.node_limits import REFUSED, NodeLimits
 from pigeonpost.server.node_register import NodeRegister, move_key
 from pigeonpost.storage.contract import FormerNamesUsed, Store
-from pigeonpost.storage.models import EpochCommit, HighWaterMark, SampleBatch
+from pigeonpost.storage.models import EpochCommit, HighWaterMark
 from protocol import IMPORTED, WINDOW_SAMPLES, Batch, Gap, Sample
 
 log = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ class Ingestor:
         if not self._thread.is_alive():
             return None
         with self._changed:
-            count = sum(len(batch.samples) for batch in self._batches)
+            count = sum(batch.sample_count for batch in self._batches)
         return f"{count} samples were not stored; their nodes keep them"
 
     def flush(self, limit_s: float) -> bool:
@@ -217,8 +218,8 @@ class Ingestor:
         return False
 
     def _count(self, batch: Batch) -> None:
-        count = len(batch.samples)
-        count = max(count, sum([len(sample.values) for sample in batch.samples]) // VALUES_PER_SAMPLE, 1)
+        values = 0 if batch.samples is None else batch.sample_count * len(batch.samples.values)
+        count = max(batch.sample_count, values // VALUES_PER_SAMPLE, 1)
         self._waiting += count
         of_node = self._waiting_of.get(batch.node, 0) + count
         self._waiting_of[batch.node] = of_node
@@ -296,7 +297,7 @@ class Ingestor:
         for batch, error in plan.rejections:
             batch.on_rejected(error)
         self._hand_on(plan.epoch_commits, filed, noted_ms)
-        self.repeated += sum(len(batch.samples) for batch in batches)
+        self.repeated += sum(batch.sample_count for batch in batches)
         self.repeated -= sum(epoch_commit.count for epoch_commit in plan.epoch_commits)
         self.repeated -= sum(
             item.last - item.first + 1
@@ -317,7 +318,7 @@ class Ingestor:
             self._csv.add(epoch_commit, noted_ms)
             sample_batch = next((item for item in reversed(epoch_commit.items) if isinstance(item, SampleBatch)), None)
             if sample_batch and epoch_commit.outbox != IMPORTED:  # what was read from a file is no news
-                self.latest[epoch_commit.node] = LatestSample(sample_batch.samples[-1], epoch_commit.units, noted_ms)
+                self.latest[epoch_commit.node] = LatestSample(sample_batch[-1], epoch_commit.units, noted_ms)
         self._csv.flush(filed)
         for subscriber in self._subscribers:
             subscriber(epoch_commits)

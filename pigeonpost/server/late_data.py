@@ -13,13 +13,13 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.node_register import move_key
-from pigeonpost.storage.models import EpochCommit, LateRange, SampleBatch
+from pigeonpost.storage.models import EpochCommit, LateRange
 
 if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
     from pigeonpost.server.node_status import NodeLink
-    from protocol import Sample
 
 LATE_MS = 300_000
 _JOIN_MS = 600_000  # two spans that are no farther apart are one
@@ -43,7 +43,7 @@ class LateDataTracker:
         for epoch_commit in epoch_commits:
             for item in epoch_commit.items:
                 if isinstance(item, SampleBatch):
-                    for span in self._judged(epoch_commit.node, item.samples, now_ms):
+                    for span in self._judged(epoch_commit.node, item, now_ms):
                         self._add(epoch_commit.node, span)
 
     def on_rename(self, node: str, new: str) -> None:
@@ -56,7 +56,7 @@ class LateDataTracker:
         with self._lock:
             return [span for span in self._spans.get(node, ()) if span.last_ms >= from_ms and span.first_ms < to_ms]
 
-    def _judged(self, node: str, samples: Sequence[Sample], now_ms: int) -> Iterable[LateRange]:
+    def _judged(self, node: str, samples: SampleBatch, now_ms: int) -> Iterable[LateRange]:
         first, last = samples[0], samples[-1]
         if first.clock == "unset" or last.clock == "unset":  # a boot has one answer: one of them tells
             times = [sample.time_ms for sample in samples if sample.clock == "unset"]

@@ -11,12 +11,13 @@ gap with the reason `refused` is stored, so that the node goes on. A node that i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pigeonpost.core.errors import BeyondLimit
+from pigeonpost.link.samples import Gap, Number, SampleBatch
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.models import NodeUsage
-from protocol import LONGEST_WHY, Batch, Gap, Sample, Values
+from protocol import LONGEST_WHY, Batch
 
 LARGEST_GAP = 10**12  # samples in a gap, those of earlier epochs included,
 MOST_MISSING = 10**15  # and in all gaps of a node: a hundred a second for 300,000 years
@@ -88,23 +89,22 @@ class NodeLimits:
         Raises BeyondLimit when it cannot be stored at all.
         """
         node = self._node(batch.node)
-        pieces: Sequence[Batch]
+        pieces: Sequence[Batch] = ()
+        gaps: Sequence[Gap] = ()
+        new = 0
         if batch.gap is not None:
-            pieces = [batch._replace(gap=batch.gap._replace(why=_plain(batch.gap.why, LONGEST_WHY)))]
-            gaps = [pieces[0].gap]
+            gaps = [batch.gap._replace(why=_plain(batch.gap.why, LONGEST_WHY))]
+            pieces = [batch._replace(gap=gaps[0])]
             new = max(0, batch.gap.last - batch.gap.first + 1 - known) + batch.gap.before
-        else:
-            samples = batch.samples[known:]
-            names = node.channels
-            if all(
-                len(sample.values) <= self._per_sample and not sample.errors and names.issuperset(sample.values)
-                for sample in samples
-            ):
-                pieces = [batch._replace(samples=samples)]
+        elif batch.samples is not None:
+            samples = batch.samples.part(known) if known else batch.samples
+            names = samples.values.keys()
+            if len(names) > self._per_sample or samples.errors or not names <= node.channels:
+                pieces = [self._within(batch, samples, node)]
             else:
-                pieces = list(self._cut(batch, samples, node))
+                pieces = [batch._replace(samples=samples)]
             gaps = [piece.gap for piece in pieces if piece.gap is not None]
-            new = sum(gap.last - gap.first + 1 for gap in gaps if gap is not None)
+            new = sum(gap.last - gap.first + 1 for gap in gaps)
         if gaps or is_new_epoch:
             self._count(batch.node, int(is_new_epoch), len(gaps), new)
         return pieces, self._units(node, batch)
@@ -136,49 +136,34 @@ class NodeLimits:
             self._kept += 1
         return True
 
-    def _cut(self, batch: Batch, samples: Sequence[Sample], node: _Node) -> Iterator[Batch]:
-        """Yield samples without what is over a limit, and gaps where nothing is left."""
-        run: list[Sample] = []
-        refused: Gap | None = None
-        for sample in samples:
-            left = self._within(batch.node, node, sample)
-            if left is None:
-                if run:
-                    yield batch._replace(samples=run)
-                    run = []
-                first = sample.seq if refused is None else refused.first
-                refused = Gap(first, sample.seq, 0, REFUSED)
-                continue
-            if refused is not None:
-                yield batch._replace(samples=(), gap=refused)
-                refused = None
-            run.append(left)
-        if run:
-            yield batch._replace(samples=run)
-        if refused is not None:
-            yield batch._replace(samples=(), gap=refused)
-
-    def _within(self, name: str, node: _Node, sample: Sample) -> Sample | None:
-        """Return a sample without its values that are over a limit; None if there are no others."""
-        kept: Values = {}
+    def _within(self, batch: Batch, samples: SampleBatch, node: _Node) -> Batch:
+        """Return samples without their channels that are over a limit; a gap if there are no others."""
+        kept: dict[str, list[Number | None]] = {}
         surplus = why = ""
-        for channel, value in sample.values.items():
+        for channel, column in samples.values.items():
             if len(kept) >= self._per_sample:
                 limit = f"a sample has {self._per_sample} channels at most ([store] channels_per_sample)"
             elif not self._admit(node, channel):
                 limit = f"a node has {self._per_node} channels at most in its life ([store] channels_per_node)"
             else:
-                kept[channel] = value
+                kept[channel] = column
                 continue
             surplus, why = surplus or channel, why or limit
-        errors = {channel: _plain(text, LONGEST_ERROR) for channel, text in sample.errors.items() if channel in kept}
+        errors = {
+            channel: {place: _plain(text, LONGEST_ERROR) for place, text in texts.items()}
+            for channel, texts in samples.errors.items()
+            if channel in kept
+        }
         if surplus:
-            count = len(sample.values) - len(kept)
-            errors[surplus] = f"not stored{f', as {count - 1} others' if count > 1 else ''}: {why}"
-            self.faults[name, "channels"] = (
-                f"sends too many channels: of sample {sample.seq}, {count} values were not stored: {why}"
+            count = len(samples.values) - len(kept)
+            text = f"not stored{f', as {count - 1} others' if count > 1 else ''}: {why}"
+            errors[surplus] = dict.fromkeys(range(len(samples)), text)
+            self.faults[batch.node, "channels"] = (
+                f"sends too many channels: of sample {samples.seq}, {count} values were not stored: {why}"
             )
-        return sample._replace(values=kept, errors=errors) if kept else None
+        if not kept:
+            return batch._replace(samples=None, gap=Gap(samples.seq, samples.last, 0, REFUSED))
+        return batch._replace(samples=SampleBatch(samples.seq, samples.times, samples.ups, kept, errors, samples.clock))
 
     def _units(self, node: _Node, batch: Batch) -> Mapping[str, str]:
         """Return the units of the channels of a node that are to be stored: also of new ones that it tells no unit of.

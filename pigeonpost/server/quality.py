@@ -32,8 +32,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pigeonpost.core.config import Option, matching, number, read_options
 from pigeonpost.core.errors import SettingsError
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.node_register import move_key
-from pigeonpost.storage.models import EpochCommit, SampleBatch
+from pigeonpost.storage.models import EpochCommit
 from protocol import NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME, SENSOR_NAME_TAKES, Number, Sample
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ class QualityChecks:
                     continue
                 for item in epoch_commit.items:
                     if isinstance(item, SampleBatch):
-                        node.judge(epoch_commit.epoch, item.samples)
+                        node.judge(epoch_commit.epoch, list(item))
 
     def on_rename(self, node: str, new: str) -> None:
         """Know the limits and flags of a node by its new name."""

@@ -18,8 +18,9 @@ from itertools import islice
 from operator import attrgetter
 from typing import NamedTuple
 
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage.contract import Store
-from pigeonpost.storage.models import Bucket, EpochCommit, SampleBatch
+from pigeonpost.storage.models import Bucket, EpochCommit
 
 _SPANS = ((600_000, 10_000), (3_600_000, 60_000), (86_400_000, 600_000))  # ms
 _PLACE = attrgetter("place")
@@ -142,5 +143,5 @@ class RecentCache:
 def _ends(epoch_commit: EpochCommit) -> Iterable[int]:
     for item in epoch_commit.items:
         if isinstance(item, SampleBatch):
-            yield item.samples[0].time_ms
-            yield item.samples[-1].time_ms
+            yield min(item.times)
+            yield max(item.times)

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import AuthFailed, BeyondLimit, NotStored, SettingsError
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.commit_waiter import CommitWaiter
 from pigeonpost.server.node_status import AskNode, NodeLink, NodeState
 from protocol import Batch, Number, Sample
@@ -253,4 +254,4 @@ class UnnumberedSources:
             caller.state.sensors = [*caller.state.sensors, *new][:MOST_SHOWN]
         sample = Sample(0, now_ms if time_ms is None else time_ms, clock.up_ms(), dict(values), errors or {}, "")
         identity = self._ingestor.identity
-        return Batch(claim.node, identity, caller.epoch, None, [sample], None, units)
+        return Batch(claim.node, identity, caller.epoch, None, SampleBatch.of([sample]), None, units)

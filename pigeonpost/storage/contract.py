@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from pigeonpost.core.errors import NotStored
+from pigeonpost.link.samples import Number, SampleBatch
 from pigeonpost.storage.models import (
     Bucket,
     EpochCommit,
@@ -24,6 +25,7 @@ from pigeonpost.storage.models import (
     NodeRecords,
     NodeUsage,
     Rollup,
+    StoredBatch,
     StoredSample,
     Window,
 )
@@ -37,6 +39,11 @@ class FormerNamesUsed(NotStored):
     def __init__(self, names: Collection[str]) -> None:
         super().__init__(f"renamed by another server just now: {', '.join(sorted(names))}")
         self.names = names
+
+
+def _as_batch(point: StoredSample) -> StoredBatch:
+    values: dict[str, list[Number | None]] = {name: [value] for name, value in point.values.items()}
+    return StoredBatch(point.node, point.epoch, SampleBatch(point.seq, [point.time_ms], [], values, clock=point.clock))
 
 
 class Store:
@@ -65,7 +72,8 @@ class Store:
     def put(self, epoch_commits: Sequence[EpochCommit], noted_ms: int, log: LogMark | None) -> int:
         """Within `writing`: store the commits, and that the CSV log is written as far as `log` says.
 
-        Each of their items gets the number that follows the last one: its filing number. Returns the number of the
+        Each of their items, which are stretches (see models.stretches) and gaps, gets the number that follows the last
+        one: its filing number. Returns the number of the
         last: the log owes everything after `log.filed` up to it.
         """
         raise NotImplementedError
@@ -184,6 +192,20 @@ class Store:
     def every_sample(self) -> Iterator[StoredSample]:
         """Yield all samples, node by node in the order of their times: for verification, not for pages."""
         raise NotImplementedError
+
+    def stored_batches(self, node: str, from_ms: int, to_ms: int) -> Iterator[StoredBatch]:
+        """Yield the samples of `node` taken in [from_ms, to_ms), by column, in the order of their first times.
+
+        Those of one epoch follow each other by seq. Where a clock stepped, or several epochs wrote at the same time,
+        the times of batches may overlap.
+        """
+        for point in self.points(node, from_ms, to_ms, -1):
+            yield _as_batch(point)
+
+    def every_batch(self) -> Iterator[StoredBatch]:
+        """Yield all samples by column, node by node, otherwise as `stored_batches`: for export and verification."""
+        for point in self.every_sample():
+            yield _as_batch(point)
 
     def own_samples(self) -> Iterator[StoredSample]:
         """Yield the samples that this server has stored, and so has in its CSV logs: there may be other servers."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from protocol import Batch, Gap, Sample, Values
+from pigeonpost.link.samples import Gap, SampleBatch, Values
+from protocol import Batch
 
 _FLOAT_MAX = sys.float_info.max
 
@@ -34,23 +36,41 @@ class HighWaterMark(NamedTuple):
 NOTHING = HighWaterMark(0, None)
 
 
-class SampleBatch:
-    """Samples of one epoch that follow each other, and their values as texts, made once for the store and the log."""
+HOUR_MS = 3_600_000
+STRETCH_SAMPLES = 4_096  # in a stretch at most
 
-    def __init__(self, samples: list[Sample]) -> None:
-        self.samples = samples
-        self._texts: list[tuple[str, ...]] = []
 
-    @property
-    def texts(self) -> list[tuple[str, ...]]:
-        """The values of each sample as Python writes them: like JSON, except for `None`."""
-        if len(self._texts) != len(self.samples):
-            self._texts = [tuple(map(repr, sample.values.values())) for sample in self.samples]
-        return self._texts
+def stretches(batch: SampleBatch) -> list[SampleBatch]:
+    """Return a batch cut into stretches: each within one hour of UTC, of STRETCH_SAMPLES at most.
+
+    The times need not rise: a clock may step back between two samples.
+    """
+    times = batch.times
+    count = len(times)
+    if min(times) // HOUR_MS == max(times) // HOUR_MS:
+        cuts = list(range(0, count, STRETCH_SAMPLES))
+    else:
+        cuts = [start + extra for start, stop in _hours(times) for extra in range(0, stop - start, STRETCH_SAMPLES)]
+    if len(cuts) == 1:
+        return [batch]
+    return [batch.part(start, stop) for start, stop in zip(cuts, [*cuts[1:], count], strict=True)]
+
+
+def _hours(times: list[int]) -> list[tuple[int, int]]:
+    """Return the places where a new hour begins, each with the place of the next one."""
+    count = len(times)
+    starts = [0]
+    if times == sorted(times):
+        while (next_hour := (times[starts[-1]] // HOUR_MS + 1) * HOUR_MS) <= times[-1]:
+            starts.append(bisect_left(times, next_hour, starts[-1]))
+    else:
+        hours = [time_ms // HOUR_MS for time_ms in times]
+        starts += [place for place in range(1, count) if hours[place] != hours[place - 1]]
+    return list(zip(starts, [*starts[1:], count], strict=True))
 
 
 class EpochCommit:
-    """What one commit adds to one epoch, in the order of the log."""
+    """What one commit adds to one epoch, in the order of the log: stretches of samples, and gaps."""
 
     def __init__(self, node: str, outbox: str, epoch: str, mark: HighWaterMark) -> None:
         self.node = node
@@ -61,6 +81,7 @@ class EpochCommit:
         self.units: Mapping[str, str] = {}
         self.items: list[SampleBatch | Gap] = []
         self.count = 0  # samples in them
+        self._is_own = False  # whether nobody else has the last of them
 
     def add(self, batch: Batch, known: int) -> None:
         """Add what is new in `batch`: all but the first `known` of its samples, or of its gap."""
@@ -71,16 +92,29 @@ class EpochCommit:
             self.mark = HighWaterMark(
                 max(gap.last, self.mark.seq), None if gap.last > self.mark.seq else self.mark.up_ms
             )
-        else:
-            new = batch.samples[known:]
-            if self.items and isinstance(self.items[-1], SampleBatch):
-                self.items[-1].samples += new
-            else:
-                self.items.append(SampleBatch(list(new)))
-            self.mark = HighWaterMark(new[-1].seq, new[-1].up_ms)
-            self.count += len(new)
+        elif batch.samples is not None:
+            for stretch in stretches(batch.samples.part(known) if known else batch.samples):
+                self._add_stretch(stretch)
         if batch.base is not None:
             self.top = max(self.top, batch.base + self.mark.seq)
+
+    def _add_stretch(self, new: SampleBatch) -> None:
+        before = self.items[-1] if self.items else None
+        if (
+            isinstance(before, SampleBatch)
+            and before.is_followed_by(new)
+            and before.times[0] // HOUR_MS == new.times[0] // HOUR_MS
+            and len(before) + len(new) <= STRETCH_SAMPLES
+        ):
+            if not self._is_own:  # the batch that was submitted stays as it is: the commit may have to be repeated
+                before = self.items[-1] = before.part(0)
+                self._is_own = True
+            before.extend(new)
+        else:
+            self.items.append(new)
+            self._is_own = False
+        self.mark = HighWaterMark(new.last, new.last_up_ms)
+        self.count += len(new)
 
 
 class LogMark(NamedTuple):
@@ -96,12 +130,15 @@ class LogMark(NamedTuple):
 
 
 class LogEntry(NamedTuple):
-    """One entry that the log owes, read back from the store: samples of one epoch, or a gap in it."""
+    """One entry that the log owes, read back from the store: samples of one epoch, or a gap in it.
+
+    items  one; of an entry that an older program made there may be several
+    """
 
     filed: int
     node: str
     epoch: str
-    item: SampleBatch | Gap
+    items: Sequence[SampleBatch | Gap]
     noted_ms: int
     units: Mapping[str, str]
 
@@ -115,6 +152,14 @@ class StoredSample(NamedTuple):
     seq: int
     values: Values
     clock: str
+
+
+class StoredBatch(NamedTuple):
+    """Samples of one epoch read back from the store, by column; they have no `ups`."""
+
+    node: str
+    epoch: str
+    samples: SampleBatch
 
 
 class FormerName(NamedTuple):

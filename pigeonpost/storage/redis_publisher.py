@@ -26,8 +26,9 @@ from typing import Any
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import MissingLibrary, NotStored, SettingsError
 from pigeonpost.core.redact import hide_secrets
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage.contract import Store
-from pigeonpost.storage.models import EpochCommit, SampleBatch
+from pigeonpost.storage.models import EpochCommit
 
 log = logging.getLogger(__name__)
 
@@ -254,7 +255,7 @@ def _newest(epoch_commit: EpochCommit) -> tuple[dict[str, State], int]:
             lost += item.last - item.first + 1 + item.before
             continue
         names: Any = None
-        for sample in reversed(item.samples):
+        for sample in reversed(list(item)):
             if sample.values.keys() == names:
                 continue  # of the same sensors, and older
             names = sample.values.keys()

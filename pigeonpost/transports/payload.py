@@ -19,6 +19,7 @@ from pigeonpost.core.clock import Clock, parse_rfc3339, rfc3339
 from pigeonpost.core.errors import BadArgument, NotUtf8, TooLong
 from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
 from pigeonpost.core.strict_json import read_json, write_json
+from pigeonpost.link.samples import Gap, SampleBatch, batches_of
 from protocol import (
     BATCH_SAMPLES,
     HEX_16,
@@ -30,8 +31,6 @@ from protocol import (
     UNIT,
     WINDOW_SAMPLES,
     Batch,
-    Gap,
-    Sample,
     preview,
     read_samples,
 )
@@ -53,7 +52,7 @@ _LONGEST_EVERY_S = 1e9
 
 _SEAL = re.compile(rb'\{"mac":"([0-9a-f]{64})",').match
 
-Piece = Sequence[Sample] | Gap
+Piece = SampleBatch | Gap
 
 
 class BatchPayload(NamedTuple):
@@ -79,7 +78,7 @@ class BatchPayload(NamedTuple):
         if not self.pieces:
             return 0
         piece = self.pieces[-1]
-        return piece.last if isinstance(piece, Gap) else piece[-1].seq
+        return piece.last
 
     def tell(self, state: NodeState, now_ms: int) -> None:
         """Record in `state` that the node is connected, and what the body reports of it beside the samples."""
@@ -103,7 +102,7 @@ class BatchPayload(NamedTuple):
         units = self.units
         return [
             Batch(
-                self.node, self.outbox, self.epoch, self.base, () if isinstance(piece, Gap) else piece,
+                self.node, self.outbox, self.epoch, self.base, None if isinstance(piece, Gap) else piece,
                 piece if isinstance(piece, Gap) else None, units,
             )
             for piece in self.pieces
@@ -244,7 +243,7 @@ def _runs(items: Sequence[Any], expected: int) -> list[Piece]:
             raise BadArgument(
                 f"sample {run[0].seq} where {expected + start} comes next; seq has no holes within one body"
             )
-        runs.append(run)
+        runs += batches_of(run)
     return runs
 
 

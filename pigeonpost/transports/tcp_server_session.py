@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
@@ -32,7 +32,7 @@ from protocol import (
     Batch,
     Gap,
     Message,
-    Sample,
+    SampleBatch,
     is_count,
 )
 
@@ -109,7 +109,7 @@ class ServerSession(LinkSession):
         self._units: dict[str, str] = {}
         self._from_others: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self._acks: dict[str, int] = {}
-        self._samples: list[Sample] = []  # that came since the last output, of one epoch
+        self._samples: SampleBatch | None = None  # that came since the last output, of one epoch
         self._samples_epoch = ""
         self.collecting = False
         hello = {
@@ -321,14 +321,17 @@ class ServerSession(LinkSession):
 
     # -------------------------------------------------------------------------------------------- samples
 
-    def _on_sensors(self, epoch: str, samples: list[Sample]) -> None:
-        self._expect(epoch, samples[0].seq)
+    def _on_sensors(self, epoch: str, batches: list[SampleBatch]) -> None:
+        self._expect(epoch, batches[0].seq)
         # Lines that came together go to the Ingestor together: with one sample a line that is three times as fast.
-        if self._samples and (epoch != self._samples_epoch or samples[0].seq != self._samples[-1].seq + 1):
-            self._hand_on_samples()
-        self._samples_epoch = epoch
-        self._samples += samples
-        self._next[epoch] = max(samples[-1].seq + 1, self._next.get(epoch, 1))
+        for samples in batches:
+            before = self._samples
+            if before is not None and epoch == self._samples_epoch and before.is_followed_by(samples):
+                before.extend(samples)
+            else:
+                self._hand_on_samples()
+                self._samples, self._samples_epoch = samples, epoch
+        self._next[epoch] = max(batches[-1].last + 1, self._next.get(epoch, 1))
 
     def _on_gap(self, epoch: str, gap: Mapping[str, Any]) -> None:
         numbers = [gap.get("from"), gap.get("to"), gap.get("before", 0)]
@@ -338,7 +341,7 @@ class ServerSession(LinkSession):
         self._expect(epoch, first)
         self._hand_on_samples()
         self._next[epoch] = max(last + 1, self._next.get(epoch, 1))
-        self._hand_on(epoch, (), Gap(first, last, before, str(gap.get("why", ""))[:LONGEST_WHY]))
+        self._hand_on(epoch, None, Gap(first, last, before, str(gap.get("why", ""))[:LONGEST_WHY]))
 
     def _expect(self, epoch: str, first: int) -> None:
         if not self.collecting:
@@ -348,11 +351,11 @@ class ServerSession(LinkSession):
             raise Unexpected(f"sample {expected} of epoch {epoch} comes next, not {first}; a hole needs a GAP")
 
     def _hand_on_samples(self) -> None:
-        if self._samples:
-            samples, self._samples = self._samples, []
+        if self._samples is not None:
+            samples, self._samples = self._samples, None
             self._hand_on(self._samples_epoch, samples, None)
 
-    def _hand_on(self, epoch: str, samples: Sequence[Sample], gap: Gap | None) -> None:
+    def _hand_on(self, epoch: str, samples: SampleBatch | None, gap: Gap | None) -> None:
         name, outbox, base = self._state.name, self._hello["outbox"], self._bases.get(epoch)
         self._ledger.submit(Batch(name, outbox, epoch, base, samples, gap, self._units, self.committed, self.refused))
 

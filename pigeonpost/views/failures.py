@@ -10,7 +10,8 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pigeonpost.storage.models import EpochCommit, SampleBatch
+from pigeonpost.link.samples import SampleBatch
+from pigeonpost.storage.models import EpochCommit
 
 if TYPE_CHECKING:
     from pigeonpost.storage.contract import Store
@@ -35,7 +36,7 @@ class FailureTracker:
         for epoch_commit in epoch_commits:
             for item in epoch_commit.items:
                 if isinstance(item, SampleBatch):
-                    self._record(epoch_commit.node, item.samples)
+                    self._record(epoch_commit.node, list(item))
 
     def _record(self, node: str, samples: Sequence[Sample]) -> None:
         last = samples[-1].values

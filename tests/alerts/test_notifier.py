@@ -18,6 +18,7 @@ from pigeonpost.alerts.rules import Alerts, read_rules
 from pigeonpost.alerts.webhook_channel import WebhookChannel
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import DiskError, NotStored, SettingsError
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage.models import NOTHING, EpochCommit
 from protocol import Batch
 from tests.forked import Forked
@@ -48,7 +49,7 @@ class AlertCase(unittest.TestCase):
         made = sample(self.seq, value, self.clock.wall_ms() if time_ms is None else time_ms)
         epoch_commit = EpochCommit(node, OUTBOX, E1, NOTHING)
         epoch_commit.units = {"temperature": "°C"}
-        epoch_commit.add(Batch(node, OUTBOX, E1, 0, [made], None, epoch_commit.units, print, print), 0)
+        epoch_commit.add(Batch(node, OUTBOX, E1, 0, SampleBatch.of([made]), None, epoch_commit.units, print, print), 0)
         self.made.on_commit([epoch_commit])
 
     def subjects(self):
@@ -172,7 +173,12 @@ class Reports(unittest.TestCase):
     def test_reports_at_an_interval(self):
         store = MemoryStore()
         made = [sample(n, 20 + n, 1_795_000_000_000 + n * 60_000) for n in range(1, 5)]
-        file(store, Batch("attic", OUTBOX, E1, 0, made, None, {"temperature": "°C", "humidity": "%"}, print, print))
+        file(
+            store,
+            Batch(
+                "attic", OUTBOX, E1, 0, SampleBatch.of(made), None, {"temperature": "°C", "humidity": "%"}, print, print
+            ),
+        )
         file(store, gap(1, 7, node="cellar"))
         message = report(store, "home", 1_795_000_000_000, 1_795_000_200_000)
         self.assertRegex(message.subject, "^Report of home, 2026-11-18T")

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 from unittest import mock
 
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage.contract import Store
-from pigeonpost.storage.models import EpochCommit, HighWaterMark, LogMark, SampleBatch
+from pigeonpost.storage.models import EpochCommit, HighWaterMark, LogMark
 from tests.faults.sim_disk import Died
 from tests.faults.sim_machines import SimStore
 from tests.faults.sim_oracle import Oracle, Violation
@@ -119,7 +120,7 @@ class ShadowStore(SimStore):
             epoch_commit = EpochCommit(node, "", epoch, mark)
             epoch_commit.units = self.units.get(node, {})
             samples = [sample for *key, sample in self.samples if key == [node, epoch]]
-            epoch_commit.items = [SampleBatch(samples)] if samples else []
+            epoch_commit.items = [SampleBatch.of(samples)] if samples else []
             epoch_commits.append(epoch_commit)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.real.writing(list(self.epochs)))

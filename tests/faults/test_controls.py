@@ -8,6 +8,7 @@ from pathlib import Path
 import control
 from csvbuffer import CsvLog
 from pigeonpost.core.clock import Clock
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.node.ring_file import Ring
 from pigeonpost.server.ingest import Ingestor
 from pigeonpost.storage.sqlite.store import SqliteStore
@@ -65,7 +66,9 @@ class Controls(unittest.TestCase):
         csv = CsvLog(data, store, Clock())
         csv.start()
         ingestor = Ingestor(store, csv, Clock())
-        ingestor.submit(Batch("n", ring.identity, EPOCH, 0, samples, None, {}, lambda *_: None, self.fail))
+        ingestor.submit(
+            Batch("n", ring.identity, EPOCH, 0, SampleBatch.of(samples), None, {}, lambda *_: None, self.fail)
+        )
         ingestor.start()
         self.assertIsNone(ingestor.stop(LIMIT_S))
         csv.close()

@@ -21,6 +21,7 @@ from pigeonpost.core.config import load
 from pigeonpost.core.data_folder import DATABASE
 from pigeonpost.core.errors import DiskError, StoreDamaged
 from pigeonpost.core.faults import Faults
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server import damage_check
 from pigeonpost.server.damage_check import DATABASE_FAULT, LOST_FAULT, make_check
 from pigeonpost.settings import SERVER, SERVER_ARRAYS
@@ -87,8 +88,9 @@ class _Module:
 def bring(house, node, samples, gap=None):
     """Bring samples; returns whether they were acknowledged."""
     acked = []
+    made = SampleBatch.of(samples) if samples else None
     house.ingestor.submit(
-        Batch(node, OUTBOX, EPOCH, 0, samples, gap, {"t": "°C"}, lambda _, seq: acked.append(seq), acked.append)
+        Batch(node, OUTBOX, EPOCH, 0, made, gap, {"t": "°C"}, lambda _, seq: acked.append(seq), acked.append)
     )
     wait_until(lambda: acked or house.ingestor.fault, "an answer, or a fault")
     return bool(acked) and acked[-1] == (gap.last if gap else samples[-1].seq)
@@ -267,7 +269,7 @@ class WalOfAnother(Damage):
         copy = os.path.join(temp_folder(self), "data")
         with contextlib.closing(SqliteStore(folder)) as store:
             for seq in range(first, last + 1):
-                file(store, Batch("a", OUTBOX, EPOCH, 0, [sample(seq, 1.0)], None, {}, print, print))
+                file(store, Batch("a", OUTBOX, EPOCH, 0, SampleBatch.of([sample(seq, 1.0)]), None, {}, print, print))
             shutil.copytree(folder, copy)
         return copy
 
@@ -305,7 +307,7 @@ class WalOfAnother(Damage):
             self.assertRegex(faults.present()[LOST_FAULT], "WAL, whose last [0-9]+ transactions are lost.*restore")
             seq = store.marks("a", OUTBOX, [EPOCH])[1][EPOCH].seq
             self.assertTrue(COUNT + 7 <= seq < COUNT + 30)
-            file(store, Batch("a", OUTBOX, EPOCH, 0, [sample(seq + 1, 1.0)], None, {}, print, print))
+            file(store, Batch("a", OUTBOX, EPOCH, 0, SampleBatch.of([sample(seq + 1, 1.0)]), None, {}, print, print))
 
     def test_a_torn_last_commit_is_no_damage(self):
         crashed = self.crashed(self.folder, COUNT + 7, COUNT + 30)
@@ -337,11 +339,11 @@ class WalOfAnother(Damage):
         with contextlib.closing(SqliteStore(crashed)) as store:
             store.on_damage = told.append
             for seq in (COUNT + 31, COUNT + 32):
-                file(store, Batch("a", OUTBOX, EPOCH, 0, [sample(seq, 1.0)], None, {}, print, print))
+                file(store, Batch("a", OUTBOX, EPOCH, 0, SampleBatch.of([sample(seq, 1.0)]), None, {}, print, print))
                 with open(os.path.join(crashed, DATABASE) + "-wal", "r+b") as wal:
                     wal.seek(20)
                     wal.write(b"\xff\xff")
-            file(store, Batch("a", OUTBOX, EPOCH, 0, [sample(seq + 1, 1.0)], None, {}, print, print))
+            file(store, Batch("a", OUTBOX, EPOCH, 0, SampleBatch.of([sample(seq + 1, 1.0)]), None, {}, print, print))
             killed = shutil.copytree(crashed, os.path.join(temp_folder(self), "data"))  # as kill -9 leaves it
         self.assertIn("the head of its WAL; its content was saved", told[0])
         with contextlib.closing(SqliteStore(killed)) as store:
@@ -351,10 +353,13 @@ class WalOfAnother(Damage):
     def test_nothing_is_stored_into_one_that_was_removed(self):
         crashed = self.crashed(self.folder, COUNT + 7, COUNT + 30)
         with contextlib.closing(SqliteStore(crashed)) as store:
-            file(store, Batch("a", OUTBOX, EPOCH, 0, [sample(COUNT + 31, 1.0)], None, {}, print, print))
+            file(store, Batch("a", OUTBOX, EPOCH, 0, SampleBatch.of([sample(COUNT + 31, 1.0)]), None, {}, print, print))
             os.remove(os.path.join(crashed, DATABASE) + "-wal")
             with self.assertRaisesRegex(DiskError, "sqlite3-wal was removed or replaced"):
-                file(store, Batch("a", OUTBOX, EPOCH, 0, [sample(COUNT + 32, 1.0)], None, {}, print, print))
+                file(
+                    store,
+                    Batch("a", OUTBOX, EPOCH, 0, SampleBatch.of([sample(COUNT + 32, 1.0)]), None, {}, print, print),
+                )
 
     def test_garbage_in_its_place_changes_nothing(self):
         with open(self.path + "-wal", "wb") as wal:
@@ -479,7 +484,7 @@ class WhileItRuns(Damage):
         other = temp_folder(self)
         with contextlib.closing(SqliteStore(other)) as store:
             for seq in range(1, 800):
-                file(store, Batch("x", OUTBOX, EPOCH, 0, [sample(seq, 1.0)], None, {}, print, print))
+                file(store, Batch("x", OUTBOX, EPOCH, 0, SampleBatch.of([sample(seq, 1.0)]), None, {}, print, print))
         with self.house() as house:
             self.assertTrue(bring(house, "a", [sample(COUNT + 7, 1.0)]))
             with open(os.path.join(other, DATABASE), "rb") as copied:

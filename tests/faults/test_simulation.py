@@ -86,7 +86,7 @@ class HastyIntake(Ingestor):
 
     def submit(self, batch):
         super().submit(batch)
-        batch.on_committed(batch.epoch, batch.samples[-1].seq if batch.samples else batch.gap.last)
+        batch.on_committed(batch.epoch, batch.samples.last if batch.samples else batch.gap.last)
 
 
 class ForgetfulIntake(Ingestor):
@@ -100,7 +100,7 @@ class ForgetfulIntake(Ingestor):
 def _plan_for_all(batches, marks, *rest, real=ingest.plan_commit):
     marks = {}
     for batch in batches:
-        first = batch.samples[0].seq if batch.samples else batch.gap.first
+        first = batch.samples.seq if batch.samples else batch.gap.first
         marks.setdefault((batch.node, batch.epoch), HighWaterMark(first - 1, None))
     return real(batches, marks, *rest)
 

@@ -6,10 +6,11 @@ import types
 import unittest
 
 from pigeonpost.core.errors import SensorError
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.sensors.mqtt import value_in
 from pigeonpost.server.node_status import NodeState
 from pigeonpost.server.quality import KINDS, QualityChecks
-from pigeonpost.storage.models import NOTHING, EpochCommit, SampleBatch
+from pigeonpost.storage.models import NOTHING, EpochCommit
 from protocol import Sample
 from tests.fuzz import Target, fuzzed, mutated, st
 from tests.fuzz.test_samples import json_texts
@@ -74,7 +75,7 @@ class Limits(Target, unittest.TestCase):
         quality = QualityChecks([types.SimpleNamespace(state=state)])
         epoch_commit = EpochCommit("node", "outbox", "0123456789abcdef", NOTHING)
         epoch_commit.items.append(
-            SampleBatch([Sample(k, 1000 * k, 1000 * k, {"t": v}, {}, "") for k, v in enumerate(VALUES, 1)])
+            SampleBatch.of([Sample(k, 1000 * k, 1000 * k, {"t": v}, {}, "") for k, v in enumerate(VALUES, 1)])
         )
         with self.bounded():
             quality.on_commit([epoch_commit])

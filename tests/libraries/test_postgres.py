@@ -11,6 +11,7 @@ from pigeonpost.auth.tokens import Tokens
 from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.core.data_folder import SERVER_ID
 from pigeonpost.core.errors import DiskError, InUse, NotStored, SettingsError, StoreDamaged
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.ingest import Ingestor
 from pigeonpost.server.node_register import NodeRegister
 from pigeonpost.storage.csv.verify import verify_logs
@@ -97,7 +98,7 @@ class Values(One):
         """A sum of floats that passes their range is an error in PostgreSQL, and so is one that comes to nothing."""
         odd = [1.7976931348623157e308, -1.7976931348623157e308, 5e-324, 2**63 - 1, 1e200, 0, 1.7e308, None]
         made = [Sample(n, n, n, {"x": value}, {}, "") for n, value in enumerate(odd, 1)]
-        file(self.store, Batch("a", OUTBOX, E1, 0, made, None, {}, print, print))
+        file(self.store, Batch("a", OUTBOX, E1, 0, SampleBatch.of(made), None, {}, print, print))
         self.assertEqual([point.values["x"] for point in self.store.points("a", 0, FAR, 99)], odd)
         (column,) = self.store.downsample("a", "x", 0, 100, 1)
         self.assertEqual((column.values, column.low, column.high), (7, odd[1], odd[0]))
@@ -107,7 +108,7 @@ class Values(One):
 
     def test_texts_of_strangers_are_kept_as_far_as_they_can_be(self):
         one = Sample(1, 5, 5, {"x": None}, {"x": "no\0thing\t\\N\n; DROP TABLE samples"}, "")
-        file(self.store, Batch("a", OUTBOX, E1, 0, [one], None, {"x": "\\N\t"}, print, print))
+        file(self.store, Batch("a", OUTBOX, E1, 0, SampleBatch.of([one]), None, {"x": "\\N\t"}, print, print))
         file(self.store, gap(2, 3, why="a\0b"))
         self.assertEqual(DATABASE.do("SELECT text FROM failures"), [("no\ufffdthing\t\\N\n; DROP TABLE samples",)])
         self.assertEqual(self.store.gaps(9)[0]["why"], "a\ufffdb")
@@ -314,7 +315,7 @@ class Several(One):
     def test_each_owes_its_own_logs_and_a_new_one_owes_nothing(self):
         last = file(self.store, batch(1, 3), gap(4, 5))
         file(self.other, batch(6, 7), batch(1, 1, node="b"))
-        self.assertEqual([logged.item.samples[0].seq for logged in self.other.logged_after(0)], [6, 1])
+        self.assertEqual([logged.items[0][0].seq for logged in self.other.logged_after(0)], [6, 1])
         self.assertEqual([logged.filed for logged in self.store.logged_after(0)], [1, 2])
         mark = LogMark("one.csv", 100, 7, last)
         file(self.store, log=mark)
@@ -456,7 +457,7 @@ class Faults(One):
             DATABASE._do(f"ALTER DATABASE {DATABASE.name} SET {setting}")
         store = self.another()
         one = Sample(1, 5, 5, {"x": 0.1234567890123456}, {}, "")
-        file(store, Batch("a", OUTBOX, E1, 0, [one], None, {}, print, print))
+        file(store, Batch("a", OUTBOX, E1, 0, SampleBatch.of([one]), None, {}, print, print))
         self.assertEqual(store.points("a", 0, FAR, 9)[0].values, one.values)
 
     def test_what_worked_once_is_tried_again_whatever_is_said_against_it(self):

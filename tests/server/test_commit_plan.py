@@ -22,7 +22,7 @@ class Plans(unittest.TestCase):
         return (
             {commit.epoch: commit.count for commit in plan.epoch_commits},
             {epoch: seq for (_, epoch), seq in plan.acknowledgements.items()},
-            [rejected.samples[0].seq for rejected, _ in plan.rejections],
+            [rejected.samples.seq for rejected, _ in plan.rejections],
         )
 
     def test_batches_of_an_epoch_become_one_commit_and_one_acknowledgement(self):
@@ -43,7 +43,7 @@ class Plans(unittest.TestCase):
 
     def test_samples_without_numbers_get_the_next_ones(self):
         made = batch(1, 2)
-        unnumbered = made._replace(samples=[sample._replace(seq=0) for sample in made.samples])
+        unnumbered = made._replace(samples=made.samples.numbered(0))
         self.assertEqual(self.plan(unnumbered, unnumbered, marks=stored(7)), ({E1: 4}, {E1: 11}, []))
 
     def test_nothing_is_nothing(self):

@@ -71,7 +71,7 @@ class Waiting(WaiterCase):
     def test_samples_without_numbers_are_waited_for(self):
         for _ in range(2):
             unnumbered = batch(1, 1)
-            self.waiter.submit(unnumbered._replace(samples=[unnumbered.samples[0]._replace(seq=0)]))
+            self.waiter.submit(unnumbered._replace(samples=unnumbered.samples.numbered(0)))
             self.assertFalse(self.waiter.wait(0.0))
             self.ingestor.commit()
             self.assertTrue(self.waiter.wait(0.0))
@@ -115,7 +115,7 @@ class Cancelling(WaiterCase):
             self.ingestor, "cancel", lambda one, real=self.ingestor.cancel: cancelled.append(one) or real(one)
         ):
             self.assertTrue(self.waiter.cancel())
-        self.assertEqual([one.samples[0].seq for one in cancelled], [5, 3, 1])
+        self.assertEqual([one.samples.seq for one in cancelled], [5, 3, 1])
         self.ingestor.commit()
         self.assertEqual(self.seqs(), [])
         self.assertTrue(self.waiter.wait(0.0))

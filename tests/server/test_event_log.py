@@ -5,10 +5,11 @@ import unittest
 from types import SimpleNamespace
 
 from pigeonpost.core.clock import FakeClock
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server import event_log
 from pigeonpost.server.event_log import MOST, EventLog
 from pigeonpost.server.node_status import NodeState
-from pigeonpost.storage.models import NOTHING, EpochCommit, SampleBatch
+from pigeonpost.storage.models import NOTHING, EpochCommit
 from protocol import Gap, Sample
 from tests.support import LIMIT_S, wait_until
 
@@ -124,7 +125,7 @@ class Stored(DiaryCase):
     def epoch_commit(self, first, outbox="a" * 16, gap=False):
         epoch_commit = EpochCommit("basement", outbox, "b" * 16, NOTHING)
         samples = [Sample(first, 5000, 1, {"t": 1}, {}, ""), Sample(first + 1, 6000, 2, {"t": 1}, {}, "")]
-        epoch_commit.items = [Gap(1, 3, 0, "lost"), SampleBatch(samples)] if gap else [SampleBatch(samples)]
+        epoch_commit.items = [Gap(1, 3, 0, "lost"), SampleBatch.of(samples)] if gap else [SampleBatch.of(samples)]
         return epoch_commit
 
     def test_sample_1_tells_of_a_start(self):

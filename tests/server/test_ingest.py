@@ -10,6 +10,7 @@ from unittest import mock
 from csvbuffer import CsvLog
 from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.core.errors import DiskError, NotStored
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.ingest import Ingestor
 from pigeonpost.storage.models import HighWaterMark, Rollup, Window
 from pigeonpost.storage.sqlite.store import SqliteStore
@@ -79,7 +80,7 @@ class IngestCase(unittest.TestCase):
 
 class Waiting(IngestCase):
     def test_samples_with_many_values_and_gaps_fill_the_buffer_too(self):
-        wide = batch(1, 1)._replace(samples=[Sample(1, 0, 0, {f"n{k}": 1 for k in range(400)}, {}, "")])
+        wide = batch(1, 1)._replace(samples=SampleBatch.of([Sample(1, 0, 0, {f"n{k}": 1 for k in range(400)}, {}, "")]))
         for one, room in ((batch(1, 1), 1000), (wide, 10), (gap(1, 1), 1000)):
             with self.subTest(room=room):
                 self.ingestor = Ingestor(self.store, self.log, self.clock, buffer_samples=1000)
@@ -191,7 +192,7 @@ class Committing(IngestCase):
         """As from a program that sends readings, and counts nothing."""
         for first, last in ((1, 2), (11, 13)):
             made = batch(first, last)
-            self.submit(made._replace(samples=[one._replace(seq=0) for one in made.samples]))
+            self.submit(made._replace(samples=made.samples.numbered(0)))
         self.ingestor.commit()
         self.assertEqual((self.answers.acks, self.seqs()), ([(E1, 5)], [1, 2, 3, 4, 5]))
         ups = [point.time_ms for point in self.store.points("a", 0, 1 << 60, 10)]

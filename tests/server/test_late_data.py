@@ -4,15 +4,16 @@ import unittest
 from types import SimpleNamespace
 
 from pigeonpost.core.clock import FakeClock
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.late_data import LATE_MS, LateDataTracker
-from pigeonpost.storage.models import EpochCommit, HighWaterMark, LateRange, SampleBatch
+from pigeonpost.storage.models import EpochCommit, HighWaterMark, LateRange
 from protocol import Gap, Sample
 
 MINUTE_MS = 60_000
 
 
 def sample_batch(times, clock=""):
-    return SampleBatch([Sample(seq, time_ms, seq, {"t": 1}, {}, clock) for seq, time_ms in enumerate(times, 1)])
+    return SampleBatch.of([Sample(seq, time_ms, seq, {"t": 1}, {}, clock) for seq, time_ms in enumerate(times, 1)])
 
 
 def epoch_commit(node, *items):

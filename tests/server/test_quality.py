@@ -7,9 +7,10 @@ import types
 import unittest
 
 from pigeonpost.core.errors import SettingsError
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.node_status import NodeState
 from pigeonpost.server.quality import KINDS, QualityChecks, QualityFlag, read_rules
-from pigeonpost.storage.models import NOTHING, EpochCommit, SampleBatch
+from pigeonpost.storage.models import NOTHING, EpochCommit
 from protocol import Sample
 from tests.page_support import Server, set_zone, use_memory_disk
 from tests.support import temp_folder, wait_until
@@ -51,7 +52,7 @@ class Node:
 
     def file(self, samples, epoch=EPOCH):
         epoch_commit = EpochCommit(self.state.name, "outbox", epoch, NOTHING)
-        epoch_commit.items.append(SampleBatch(samples))
+        epoch_commit.items.append(SampleBatch.of(samples))
         self.quality.on_commit([epoch_commit])
 
     def judged(self, later_s=0.0, is_expected=True):

@@ -6,6 +6,7 @@ import unittest
 
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import NotStored
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.recent_cache import MOST_SENSORS, RecentCache
 from pigeonpost.storage.models import NOTHING, EpochCommit
 from pigeonpost.storage.sqlite.store import SqliteStore
@@ -56,7 +57,7 @@ class BookCase(unittest.TestCase):
             made.append(Sample(seq, time_ms, seq, values, {}, ""))
             self.first_ms[node] = min(time_ms, self.first_ms.get(node, time_ms))
         epoch_commit = EpochCommit(node, OUTBOX, EPOCH, NOTHING)
-        epoch_commit.add(Batch(node, OUTBOX, EPOCH, 0, made, None, {}, print, print), 0)
+        epoch_commit.add(Batch(node, OUTBOX, EPOCH, 0, SampleBatch.of(made), None, {}, print, print), 0)
         with self.store.writing(()):
             self.store.put([epoch_commit], self.clock.wall_ms(), None)
         if told:
@@ -195,7 +196,7 @@ class Freshness(BookCase):
 
     def test_a_gap_brings_no_value(self):
         epoch_commit = EpochCommit("a", OUTBOX, EPOCH, NOTHING)
-        epoch_commit.add(Batch("a", OUTBOX, EPOCH, 0, (), Gap(1, 5, 0, "overwritten"), {}, print, print), 0)
+        epoch_commit.add(Batch("a", OUTBOX, EPOCH, 0, None, Gap(1, 5, 0, "overwritten"), {}, print, print), 0)
         self.book.on_commit([epoch_commit])
         self.assertEqual(self.day().columns, {})
 

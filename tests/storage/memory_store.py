@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pigeonpost.core.errors import NotStored
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.maintenance import rollup
 from pigeonpost.storage.models import (
@@ -25,7 +26,6 @@ from pigeonpost.storage.models import (
     NodeRecords,
     NodeUsage,
     Rollup,
-    SampleBatch,
     StoredSample,
     Window,
     merge_rollups,
@@ -87,8 +87,8 @@ class MemoryStore(Store):
                 if isinstance(item, Gap):
                     self.gap_rows.append((*key, item, noted_ms))
                 else:
-                    self.samples += [(*key, sample) for sample in item.samples]
-                    self._touch(epoch_commit.node, {sample.time_ms for sample in item.samples})
+                    self.samples += [(*key, sample) for sample in item]
+                    self._touch(epoch_commit.node, {sample.time_ms for sample in item})
         if log is not None:
             self.logs = [other for other in self.logs if other.name != log.name] + [log]
             self.epoch_commits = [entry for entry in self.epoch_commits if entry[0] > log.filed]
@@ -126,12 +126,12 @@ class MemoryStore(Store):
     def _owes(self, node: str, start: int, end: int) -> bool:
         return any(
             entry[1] == node and isinstance(entry[3], SampleBatch)
-            and any(start < sample.time_ms <= end for sample in entry[3].samples)
+            and any(start < sample.time_ms <= end for sample in entry[3])
             for entry in self.epoch_commits
         )  # fmt: skip
 
     def delete_expired(self, before_ms: int, most: int) -> int:
-        owed = [s.time_ms for e in self.epoch_commits if isinstance(e[3], SampleBatch) for s in e[3].samples]
+        owed = [s.time_ms for e in self.epoch_commits if isinstance(e[3], SampleBatch) for s in e[3]]
         gone = 0
         for node in sorted({node for node, _ in self.epochs}):
             dirty_windows = [end - span for name, span, end in self.windows if name == node]
@@ -239,7 +239,7 @@ class MemoryStore(Store):
     def logged_after(self, filed: int) -> Iterator[LogEntry]:
         for number, node, epoch, item, noted_ms in self.epoch_commits:
             if number > filed:
-                yield LogEntry(number, node, epoch, item, noted_ms, self.units.get(node, {}))
+                yield LogEntry(number, node, epoch, [item], noted_ms, self.units.get(node, {}))
 
     def nodes(self) -> list[dict[str, Any]]:
         found = []

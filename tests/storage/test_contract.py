@@ -15,6 +15,7 @@ from unittest import mock
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.data_folder import DATABASE
 from pigeonpost.core.errors import DiskError, NotStored, SettingsError, StoreDamaged
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage import maintenance, shapes
 from pigeonpost.storage.maintenance import MaintenanceWorker
 from pigeonpost.storage.models import (
@@ -24,7 +25,6 @@ from pigeonpost.storage.models import (
     HighWaterMark,
     LogMark,
     NodeUsage,
-    SampleBatch,
     window_end,
 )
 from pigeonpost.storage.sqlite import rollups, schema
@@ -51,11 +51,11 @@ def sample(seq, temperature=20.5, time_ms=None, errors=None, clock=""):
 
 def batch(first, last, node="a", epoch=E1, base=0, units=None, **more):
     samples = [sample(seq, **more) for seq in range(first, last + 1)]
-    return Batch(node, OUTBOX, epoch, base, samples, None, units or {"temperature": "°C"}, print, print)
+    return Batch(node, OUTBOX, epoch, base, SampleBatch.of(samples), None, units or {"temperature": "°C"}, print, print)
 
 
 def gap(first, last, node="a", epoch=E1, base=0, before=0, why="overwritten"):
-    return Batch(node, OUTBOX, epoch, base, (), Gap(first, last, before, why), {}, print, print)
+    return Batch(node, OUTBOX, epoch, base, None, Gap(first, last, before, why), {}, print, print)
 
 
 def file(store, *batches, log=None):
@@ -268,7 +268,7 @@ class StoreContract:
             self.assertEqual(self.store.usage("a"), NodeUsage(2, 12, 12, 24 * LARGEST_SEQ))
             self.assertEqual(len(self.store.gaps(-1)), 12)
             self.assertEqual(self.store.marks("a", OUTBOX, epochs[:1])[0], 2 * LARGEST_SEQ)
-            self.assertEqual(list(self.store.logged_after(1))[-1].item.before, LARGEST_SEQ)
+            self.assertEqual(list(self.store.logged_after(1))[-1].items[0].before, LARGEST_SEQ)
             self.reopen()
 
     def test_usage_counts_nodes_epochs_and_gaps(self):
@@ -330,7 +330,7 @@ class StoreContract:
         last = file(self.store, batch(6, 7))
         owed = list(self.store.logged_after(0))
         kinds = [
-            (logged.node, logged.item if isinstance(logged.item, Gap) else [s.seq for s in logged.item.samples])
+            (logged.node, logged.items[0] if isinstance(logged.items[0], Gap) else [s.seq for s in logged.items[0]])
             for logged in owed
         ]
         self.assertEqual(
@@ -338,8 +338,8 @@ class StoreContract:
         )
         self.assertEqual(owed[-1].filed, last)
         self.assertEqual([logged.filed for logged in self.store.logged_after(owed[2].filed)], [owed[3].filed, last])
-        self.assertIsInstance(owed[0].item, SampleBatch)
-        self.assertEqual(owed[0].item.samples[0].values, {"temperature": 20.5, "light": 1})
+        self.assertIsInstance(owed[0].items[0], SampleBatch)
+        self.assertEqual(owed[0].items[0][0].values, {"temperature": 20.5, "light": 1})
         self.assertEqual(owed[0].units, {"temperature": "°C"})
 
     def test_what_the_log_has_is_forgotten_with_the_mark(self):
@@ -358,7 +358,7 @@ class StoreContract:
     def test_values_come_back_as_they_went(self):
         odd = {"a": 0, "b": -0.0, "c": 1e-300, "d": 123456789012345678, "e": None, "f": 0.1, "g": -5, "h": 1.0}
         one = Sample(1, 1_795_000_000_001, 5, odd, {"e": "no response"}, "unset")
-        file(self.store, Batch("a", OUTBOX, E1, 0, [one], None, {}, print, print))
+        file(self.store, Batch("a", OUTBOX, E1, 0, SampleBatch.of([one]), None, {}, print, print))
         (point,) = self.store.points("a", 0, 1 << 60, 5)
         self.assertEqual(list(point.values.items()), list(odd.items()))
         self.assertEqual([type(v) for v in point.values.values()], [type(v) for v in odd.values()])
@@ -380,7 +380,7 @@ class StoreContract:
         one = Sample(1, 1000, 5, {"x": 1, "t": 2.5}, {}, "")
         two = Sample(2, 2000, 6, {"t": None, "x": 4}, {"t": "no"}, "")
         three = Sample(3, 3000, 7, {"t": 3.5}, {}, "")
-        file(self.store, Batch("a", OUTBOX, E1, 0, [one, two, three], None, {}, print, print))
+        file(self.store, Batch("a", OUTBOX, E1, 0, SampleBatch.of([one, two, three]), None, {}, print, print))
         self.assertEqual([tuple(c) for c in self.store.downsample("a", "t", 0, 4000, 1)], [(0, 2, 2.5, 3.5, 3.0)])
         self.assertEqual(
             [tuple(c) for c in self.store.downsample("a", "x", 0, 4000, 4)], [(1, 1, 1, 1, 1.0), (2, 1, 4, 4, 4.0)]
@@ -399,7 +399,11 @@ class StoreContract:
     def put(self, *times_ms, first=1, values=None, log=None, node="a"):
         """Samples taken then, with values 1, 2, 3 ...; their windows."""
         made = [sample(first + n, (values or range(1, 1000))[n], time_ms) for n, time_ms in enumerate(times_ms)]
-        return file(self.store, Batch(node, OUTBOX, E1, 0, made, None, {"temperature": "°C"}, print, print), log=log)
+        return file(
+            self.store,
+            Batch(node, OUTBOX, E1, 0, SampleBatch.of(made), None, {"temperature": "°C"}, print, print),
+            log=log,
+        )
 
     def log_all(self, filed):
         return LogMark("a.csv", 1, 0, filed)
@@ -467,7 +471,10 @@ class StoreContract:
             time_ms = self.NOON + chance.choice((-1, 1)) * chance.randrange(3 * self.HOUR)
             value = chance.choice((None, chance.randrange(5), chance.uniform(-1e6, 1e6)))
             taken.append((time_ms, value))
-            file(self.store, Batch("a", OUTBOX, E1, 0, [sample(seq, value, time_ms)], None, {}, print, print))
+            file(
+                self.store,
+                Batch("a", OUTBOX, E1, 0, SampleBatch.of([sample(seq, value, time_ms)]), None, {}, print, print),
+            )
             if chance.random() < 0.1:
                 self.sum_up()
         self.sum_up()
@@ -655,7 +662,7 @@ class SqliteTest(StoreContract, unittest.TestCase):
         for seq in range(1, 301):
             values = {name: float(seq) for k, name in enumerate(names) if seq >> k & 1} | {"t": float(seq)}
             one = batch(seq, seq)
-            file(self.store, one._replace(samples=[one.samples[0]._replace(values=values)]))
+            file(self.store, one._replace(samples=SampleBatch.of([one.samples[0]._replace(values=values)])))
         file(self.store, batch(1, 4, node="b"))
         start_ms = 1_795_000_000_000
         with mock.patch.object(shapes, "MOST_NAMES", 200):

@@ -10,6 +10,7 @@ from unittest import mock
 
 from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.core.errors import DiskError, NotStored
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage import maintenance
 from pigeonpost.storage.maintenance import MaintenanceWorker, rollup, rollups_of
 from pigeonpost.storage.models import SPANS_MS, StoredSample, merge_rollups
@@ -25,7 +26,7 @@ HOUR = SPANS_MS[-1]
 
 def put(store, *times_ms, first=1, value=20.5):
     made = [sample(first + n, value, time_ms) for n, time_ms in enumerate(times_ms)]
-    file(store, Batch("a", OUTBOX, E1, 0, made, None, {"temperature": "°C"}, print, print))
+    file(store, Batch("a", OUTBOX, E1, 0, SampleBatch.of(made), None, {"temperature": "°C"}, print, print))
 
 
 class Reckoning(unittest.TestCase):
@@ -202,7 +203,7 @@ class WithAnIngestor(IngestCase):
             thread.start()
         self.addCleanup(lambda: [thread.join(LIMIT_S) for thread in threads])
         self.addCleanup(stop.set)
-        put_one = self.answers.of(Batch("b", OUTBOX, E1, 0, [sample(1)], None, {}, print, print))
+        put_one = self.answers.of(Batch("b", OUTBOX, E1, 0, SampleBatch.of([sample(1)]), None, {}, print, print))
         self.ingestor.submit(put_one, urgent=True)
         wait_until(lambda: self.answers.acks, "it is committed")
 

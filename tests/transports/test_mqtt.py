@@ -239,7 +239,7 @@ class OneServer(MqttCase):
         for _ in range(30):
             self.turn()
             self.net.settle()
-        self.assertLess(sum(len(batch.samples) for batch in self.ingestor._waiting), 5_000)
+        self.assertLess(sum(batch.sample_count for batch in self.ingestor._waiting), 5_000)
 
     def test_no_server_is_there(self):
         self.net.clients.remove(self.end._broker)

@@ -154,7 +154,7 @@ class BothEnds(TcpCase):
         self.take(12_000)
         self.ledger.at_once = False
         self.start_server(self.start_node().address)
-        wait_until(lambda: sum(len(batch.samples) for batch in self.ledger._waiting) == 5000)
+        wait_until(lambda: sum(batch.sample_count for batch in self.ledger._waiting) == 5000)
         while len(self.ledger.rows) < 12_000:
             wait_until(lambda: self.ledger._waiting)
             self.ledger.commit()

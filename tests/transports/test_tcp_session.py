@@ -746,7 +746,7 @@ class Receiving(SessionCase):
             self.session.receive(sensors_line(E[0], first, 2 + (first == 1)))
         self.session.receive(sensors_line(E[1], 1, 1))
         self.session.take_output()
-        batches = [(b.epoch, b.base, len(b.samples)) for b in self.ledger._waiting]
+        batches = [(b.epoch, b.base, b.sample_count) for b in self.ledger._waiting]
         self.assertEqual(batches, [(E[0], 0, 7), (E[1], None, 1)])
         batch = self.ledger._waiting[0]
         self.assertEqual((batch.node, batch.outbox, batch.units), ("basement", "0b" * 8, {"temperature": "°C"}))

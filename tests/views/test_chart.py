@@ -13,7 +13,8 @@ from pigeonpost.charts.axes import LARGE, SMALL, WIDE, _y_range, ticks
 from pigeonpost.charts.svg import MOST_SERIES, STYLE, Series, draw, fitted, label
 from pigeonpost.core.clock import FakeClock, parse_rfc3339
 from pigeonpost.http.message import HTTPError, Request
-from pigeonpost.storage.models import Bucket, EpochCommit, HighWaterMark, LateRange, SampleBatch
+from pigeonpost.link.samples import SampleBatch
+from pigeonpost.storage.models import Bucket, EpochCommit, HighWaterMark, LateRange
 from pigeonpost.views.chart import Charts, plain_query
 from pigeonpost.views.context import RequestContext
 from protocol import Sample
@@ -542,7 +543,7 @@ class Asking(unittest.TestCase):
 
     def test_what_came_late(self):
         epoch_commit = EpochCommit("basement", "0" * 16, "0" * 16, HighWaterMark(1, 1))
-        epoch_commit.items = [SampleBatch([Sample(1, self.clock.wall_ms() - 7_200_000, 1, {}, {}, "")])]
+        epoch_commit.items = [SampleBatch.of([Sample(1, self.clock.wall_ms() - 7_200_000, 1, {}, {}, "")])]
         self.charts.late.on_commit([epoch_commit])
         self.assertIn("came late", self.ask().body.decode())
         (one,) = json.loads(self.ask("node=basement&sensor=temperature", self.charts.as_json).body)["series"]

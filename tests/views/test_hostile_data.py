@@ -10,6 +10,7 @@ from csvbuffer import CsvLog
 from pigeonpost.alerts.report import report
 from pigeonpost.charts.axes import axis_of
 from pigeonpost.core.clock import FakeClock
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.node_limits import NodeLimits
 from pigeonpost.server.quality import QualityChecks
 from pigeonpost.storage.models import NOTHING, Bucket, EpochCommit, Rollup, merge_rollups
@@ -43,7 +44,7 @@ def store_gaps(store):
     commits = []
     for n in range(12):
         commit = EpochCommit("evil", EVIL, f"{n:016x}", NOTHING)
-        commit.add(Batch("evil", EVIL, commit.epoch, LARGEST_SEQ, (), Gap(1, LARGEST_SEQ, LARGEST_SEQ, "x"), {}), 0)
+        commit.add(Batch("evil", EVIL, commit.epoch, LARGEST_SEQ, None, Gap(1, LARGEST_SEQ, LARGEST_SEQ, "x"), {}), 0)
         commits.append(commit)
     with store.writing(()):
         store.put(commits, 1_795_000_000_000, None)
@@ -93,7 +94,7 @@ class OverflowingCommands(ControlCase):
         store_gaps(store)
         commit = EpochCommit("basement", EVIL, EVIL, NOTHING)
         samples = [Sample(seq, 1_795_000_000_000 + seq, seq, {"t": 1.0}, {}, "") for seq in range(1, 4)]
-        commit.add(Batch("basement", EVIL, EVIL, 0, samples, None, {}), 0)
+        commit.add(Batch("basement", EVIL, EVIL, 0, SampleBatch.of(samples), None, {}), 0)
         with store.writing(()):
             store.put([commit], 0, None)
         csv.close()
@@ -179,7 +180,7 @@ class Arithmetic(unittest.TestCase):
         checks = QualityChecks([link])
         commit = EpochCommit("evil", EVIL, EVIL, NOTHING)
         samples = [Sample(seq, seq * 1000, seq * 1000, {"t": HUGE * (-1) ** seq}, {}, "") for seq in (1, 2)]
-        commit.add(Batch("evil", EVIL, EVIL, 0, samples, None, {}), 0)
+        commit.add(Batch("evil", EVIL, EVIL, 0, SampleBatch.of(samples), None, {}), 0)
         checks.on_commit([commit])
         judged = checks.of("evil", "t", 2000)
         self.assertEqual([(flag.kind, flag.found) for flag in judged.findings], [("jump", HUGE)])

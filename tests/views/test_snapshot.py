@@ -8,6 +8,7 @@ from pigeonpost.alerts.rules import read_rules as alert_rules
 from pigeonpost.auth.throttle import LoginThrottle
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.faults import Faults
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.ingest import LatestSample
 from pigeonpost.server.node_register import NodeRegister
 from pigeonpost.server.node_status import NodeState
@@ -76,7 +77,7 @@ class OverviewCase(unittest.TestCase):
         values = {"temperature": 21.5} if values is None else values
         made = Sample(seq, self.clock.wall_ms() - int(ago_s * 1000), seq, values, errors or {}, "")
         units = {"temperature": "°C"} if units is None else units
-        epoch_commit = self.file(node, Batch(node, OUTBOX, EPOCH, 0, [made], None, units, print, print))
+        epoch_commit = self.file(node, Batch(node, OUTBOX, EPOCH, 0, SampleBatch.of([made]), None, units, print, print))
         self.committed = [epoch_commit]
         if heard:
             self.ingestor.latest[node] = LatestSample(made, units, self.clock.wall_ms())
@@ -388,7 +389,7 @@ class Troubles(OverviewCase):
             for seq, value in enumerate((1.0, None, 2.0, None, None), 1)
         ]
         commit = EpochCommit("basement", OUTBOX, EPOCH, NOTHING)
-        commit.add(Batch("basement", OUTBOX, EPOCH, 0, samples, None, {}, print, print), 0)
+        commit.add(Batch("basement", OUTBOX, EPOCH, 0, SampleBatch.of(samples), None, {}, print, print), 0)
         tracker.on_commit([commit])
         self.assertEqual(tracker.since_ms("basement", "temperature"), now_ms + 4)
 
@@ -462,7 +463,7 @@ class Nodes(OverviewCase):
     def test_what_is_missing_is_counted(self):
         self.node()
         self.put()
-        self.file("basement", Batch("basement", OUTBOX, EPOCH, 0, (), Gap(2, 8, 3, "x"), {}, print, print))
+        self.file("basement", Batch("basement", OUTBOX, EPOCH, 0, None, Gap(2, 8, 3, "x"), {}, print, print))
         self.assertEqual((self.view().samples, self.view().missing), (1, 10))
 
     def test_after_a_restart_the_last_sample_is_the_stored_one(self):

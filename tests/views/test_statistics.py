@@ -6,6 +6,7 @@ import unittest
 
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.http.message import HTTPError
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage.maintenance import MaintenanceWorker
 from pigeonpost.storage.models import EpochCommit, HighWaterMark, LogMark
 from pigeonpost.storage.sqlite.store import SqliteStore
@@ -49,7 +50,7 @@ class Reckoning(unittest.TestCase):
             Sample(self.seq + k, at, k, {"t": value}, {}, "") for k, (at, value) in enumerate(zip(times, values), 1)
         ]
         epoch_commit = EpochCommit("n", "0" * 16, "0" * 16, HighWaterMark(self.seq, None))
-        epoch_commit.add(Batch("n", "0" * 16, "0" * 16, 0, samples, None, {}, print, print), 0)
+        epoch_commit.add(Batch("n", "0" * 16, "0" * 16, 0, SampleBatch.of(samples), None, {}, print, print), 0)
         with self.store.writing(()):
             self.store.put([epoch_commit], self.now_ms, LogMark("a.csv", 1, 0, 1 << 40))
         self.seq += len(samples)

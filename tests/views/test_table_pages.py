@@ -29,7 +29,7 @@ class ListCase(WebCase):
     def missing(self, why="overwritten before it was delivered", node="basement"):
         gap = Gap(3, 9, 0, why)
         self.web.ingestor.submit(
-            Batch(node, f"{sum(node.encode()):016x}", "0123456789abcdef", 2, (), gap, UNITS, lambda *_: None, print)
+            Batch(node, f"{sum(node.encode()):016x}", "0123456789abcdef", 2, None, gap, UNITS, lambda *_: None, print)
         )
         wait_until(lambda: self.web.store.gaps(5), "the gap is stored")
 

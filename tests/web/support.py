@@ -32,6 +32,7 @@ from pigeonpost.auth.users import FIRST_USER, Users
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import load
 from pigeonpost.core.faults import Faults
+from pigeonpost.link.samples import batches_of
 from pigeonpost.server.disk_usage import DiskUsageMonitor
 from pigeonpost.server.ingest import Ingestor
 from pigeonpost.server.node_status import NodeState
@@ -190,9 +191,10 @@ class WebHouse:
         self._seqs[node] = made[-1].seq
         refused: list[BaseException] = []
         outbox = f"{sum(node.encode()):016x}"
-        self.ingestor.submit(
-            Batch(node, outbox, "0123456789abcdef", 0, made, None, units or {}, lambda *_: None, refused.append)
-        )
+        for alike in batches_of(made):
+            self.ingestor.submit(
+                Batch(node, outbox, "0123456789abcdef", 0, alike, None, units or {}, lambda *_: None, refused.append)
+            )
         with self._handed_on:
             if not self._handed_on.wait_for(lambda: self._seen.get(node, 0) >= made[-1].seq, LIMIT_S):
                 raise AssertionError(f"{node}: not stored within {LIMIT_S:g} s: {refused or self.ingestor.fault}")

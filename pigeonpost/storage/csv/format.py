@@ -10,8 +10,8 @@ from types import MappingProxyType
 from typing import Any
 
 from pigeonpost.core.clock import parse_rfc3339
-from pigeonpost.storage.models import FormerName, LogEntry, SampleBatch
-from protocol import Gap
+from pigeonpost.link.samples import Gap, SampleBatch
+from pigeonpost.storage.models import FormerName, LogEntry
 
 HEADER = "time,node,sensor,value,unit\n"
 
@@ -94,7 +94,8 @@ def is_left_by_crash(there: bytes, wanted: bytes) -> bool:
 
 def logged_rows(logged: LogEntry) -> bytes:
     """Return the rows of an entry that the log owes."""
-    return log_rows(logged.node, logged.epoch, logged.item, logged.units, logged.noted_ms).encode()
+    rows = [log_rows(logged.node, logged.epoch, item, logged.units, logged.noted_ms) for item in logged.items]
+    return "".join(rows).encode()
 
 
 def log_rows(node: str, epoch: str, item: SampleBatch | Gap, units: Mapping[str, str], noted_ms: int) -> str:
@@ -104,17 +105,12 @@ def log_rows(node: str, epoch: str, item: SampleBatch | Gap, units: Mapping[str,
         which = f"samples {item.first} to {item.last} of epoch {epoch}"
         more = f" and {item.before} of earlier epochs" if item.before else ""
         return f"{local_time(noted_ms)},{node},gap,{count},{cell(f'{which}{more}: {item.why}')}\n"
-    templates: dict[tuple[str, ...], str] = {}
-    rows = []
-    for (_, time_ms, _, values, _, _), texts in zip(item.samples, item.texts):
-        names = tuple(values)
-        template = templates.get(names)
-        if template is None:
-            template = templates[names] = "".join([f"\0,{node},{name},%s,{_unit(units, name)}\n" for name in names])
-        if "None" in texts:
-            texts = tuple(["" if text == "None" else text for text in texts])
-        rows.append((template % texts).replace("\0", local_time(time_ms)))
-    return "".join(rows)
+    template = "".join([f"\0,{node},{name},%s,{_unit(units, name)}\n" for name in item.values])
+    rows = [
+        (template % texts).replace("\0", local_time(time_ms)) for time_ms, texts in zip(item.times, zip(*item.texts))
+    ]
+    text = "".join(rows)
+    return text.replace(",None,", ",,") if None in [None for c in item.values.values() if None in c] else text
 
 
 def _unit(units: Mapping[str, str], name: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from pigeonpost.core.clock import Clock, parse_rfc3339
 from pigeonpost.core.files import make_folder, sync_folder
+from pigeonpost.link.samples import batches_of
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.csv.checksums import logs_in
 from pigeonpost.storage.csv.format import (
@@ -26,7 +27,7 @@ from pigeonpost.storage.csv.format import (
     names_as_one,
     rows_written,
 )
-from pigeonpost.storage.models import LogMark, SampleBatch, StoredSample
+from pigeonpost.storage.models import LogMark, StoredSample
 from protocol import LONGEST_WHY, Gap, Sample
 
 _AT_ONCE = 1000  # samples that are made rows together
@@ -207,4 +208,5 @@ def _all_rows(store: Store) -> Iterator[bytes]:
 def _block(points: list[StoredSample], units: Mapping[str, Mapping[str, str]]) -> bytes:
     node = points[0].node
     samples = [Sample(point.seq, point.time_ms, 0, point.values, {}, point.clock) for point in points]
-    return log_rows(node, points[0].epoch, SampleBatch(samples), units.get(node, {}), 0).encode()
+    rows = [log_rows(node, points[0].epoch, batch, units.get(node, {}), 0) for batch in batches_of(samples)]
+    return "".join(rows).encode()

@@ -10,6 +10,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
+from pigeonpost.link.samples import Gap, Sample, batches_of
 from pigeonpost.storage.contract import MOST_LISTED, Store
 from pigeonpost.storage.models import (
     Bucket,
@@ -19,7 +20,6 @@ from pigeonpost.storage.models import (
     NodeRecords,
     NodeUsage,
     Rollup,
-    SampleBatch,
     StoredSample,
     Window,
 )
@@ -27,7 +27,6 @@ from pigeonpost.storage.node_records import RecordTables
 from pigeonpost.storage.postgres import rollups as statistics
 from pigeonpost.storage.postgres.pool import PostgresConnection
 from pigeonpost.storage.shapes import ShapeNames
-from protocol import Gap, Sample
 
 _AT_ONCE = 5_000  # rows that are fetched of a long answer
 
@@ -100,7 +99,7 @@ class Reader(Store):
             *gap, noted_ms = db.execute(
                 "SELECT first, last, before, why, noted FROM gaps WHERE id = %s", (gap,)
             ).fetchone()
-            return LogEntry(id, name, code, Gap(*gap), noted_ms, units)
+            return LogEntry(id, name, code, [Gap(*gap)], noted_ms, units)
         samples = [
             Sample(seq, time_ms, 0, dict(zip(json.loads(names), values)), {}, clock or "")
             for seq, time_ms, names, values, clock in db.execute(
@@ -109,7 +108,7 @@ class Reader(Store):
                 (epoch, first, last, low, high),
             ).fetchall()
         ]
-        return LogEntry(id, name, code, SampleBatch(samples), 0, units)
+        return LogEntry(id, name, code, batches_of(samples), 0, units)
 
     def nodes(self) -> list[dict[str, Any]]:
         with self._link.reading() as db:

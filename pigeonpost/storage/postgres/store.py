@@ -29,8 +29,9 @@ from typing import Any
 from pigeonpost.core.data_folder import SERVER_ID
 from pigeonpost.core.errors import DiskError, InUse, NotStored, StoreDamaged
 from pigeonpost.core.files import replace_file
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage.contract import FormerNamesUsed
-from pigeonpost.storage.models import SPANS_MS, EpochCommit, HighWaterMark, LogMark, Rollup, SampleBatch, Window
+from pigeonpost.storage.models import SPANS_MS, EpochCommit, HighWaterMark, LogMark, Rollup, Window
 from pigeonpost.storage.postgres import rollups as statistics
 from pigeonpost.storage.postgres.pool import PostgresConnection, words_of
 from pigeonpost.storage.postgres.queries import Reader
@@ -311,10 +312,8 @@ class PostgresStore(Reader):
                     filed.append((number, epoch, None, None, None, None, gap))
                 else:
                     self._lay_out(samples, failures, node, epoch, item)
-                    times = [sample.time_ms for sample in item.samples]
-                    touched.update([(node, -(-time_ms // _SPAN_MS) * _SPAN_MS) for time_ms in times])
-                    seqs = item.samples[0].seq, item.samples[-1].seq
-                    filed.append((number, epoch, *seqs, min(times), max(times), None))
+                    touched.update([(node, -(-time_ms // _SPAN_MS) * _SPAN_MS) for time_ms in item.times])
+                    filed.append((number, epoch, item.seq, item.last, min(item.times), max(item.times), None))
         if samples:
             self._copy(samples)
             statistics.touch(self._db, touched)
@@ -329,16 +328,15 @@ class PostgresStore(Reader):
         self, rows: list[str], failures: list[tuple[Any, ...]], node: int, epoch: int, sample_batch: SampleBatch
     ) -> None:
         """Add samples as lines of COPY: numbers and JSON punctuation, in which nothing needs to be escaped."""
-        shapes, server = self._shapes, self._server
-        for (seq, time_ms, _, values, errors, clock), texts in zip(sample_batch.samples, sample_batch.texts):
-            names = tuple(values)
-            shape = shapes.get(names) or self._shape(names)
+        names, first, server = sample_batch.names, sample_batch.seq, self._server
+        shape, clock = self._shapes.get(names) or self._shape(names), sample_batch.clock or _NULL
+        for seq, (time_ms, texts) in enumerate(zip(sample_batch.times, zip(*sample_batch.texts)), first):
             text = ",".join(texts)
             if "None" in text:
                 text = text.replace("None", "null")
-            rows.append(f"{time_ms}\t{epoch}\t{seq}\t{node}\t{shape}\t{server}\t{clock or _NULL}\t[{text}]\n")
-            if errors:
-                failures += [(epoch, seq, name, _storable(error)) for name, error in errors.items()]
+            rows.append(f"{time_ms}\t{epoch}\t{seq}\t{node}\t{shape}\t{server}\t{clock}\t[{text}]\n")
+        for name, errors in sample_batch.errors.items():
+            failures += [(epoch, first + place, name, _storable(error)) for place, error in errors.items()]
 
     def _copy(self, rows: Sequence[str]) -> None:
         """Store new samples. Any that exist in spite of the marks are left unchanged."""

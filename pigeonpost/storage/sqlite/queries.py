@@ -9,8 +9,8 @@ import json
 import sqlite3
 from typing import Any
 
-from pigeonpost.storage.models import HighWaterMark, LogEntry, SampleBatch
-from protocol import Gap, Sample
+from pigeonpost.link.samples import Gap, Sample, batches_of
+from pigeonpost.storage.models import HighWaterMark, LogEntry
 
 
 def mark(db: sqlite3.Connection, node: str, epoch: str) -> HighWaterMark | None:
@@ -31,7 +31,7 @@ def logged(db: sqlite3.Connection, id: int) -> LogEntry:
     units = dict(db.execute("SELECT name, unit FROM sensors WHERE node = ?", (node,)))
     if gap is not None:
         *gap, noted_ms = db.execute("SELECT first, last, before, why, noted FROM gaps WHERE id = ?", (gap,)).fetchone()
-        return LogEntry(id, name, code, Gap(*gap), noted_ms, units)
+        return LogEntry(id, name, code, [Gap(*gap)], noted_ms, units)
     samples = [
         Sample(seq, time_ms, 0, dict(zip(json.loads(names), json.loads(values))), {}, clock or "")
         for seq, time_ms, names, values, clock in db.execute(
@@ -40,7 +40,7 @@ def logged(db: sqlite3.Connection, id: int) -> LogEntry:
             (node, low, high, epoch, first, last),
         )
     ]
-    return LogEntry(id, name, code, SampleBatch(samples), 0, units)
+    return LogEntry(id, name, code, batches_of(samples), 0, units)
 
 
 def gaps(db: sqlite3.Connection, limit: int) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ from urllib.parse import quote
 from pigeonpost.core.data_folder import DATABASE
 from pigeonpost.core.errors import DiskError, NotStored, PigeonpostError, StoreDamaged
 from pigeonpost.core.files import give_to_owner
+from pigeonpost.link.samples import Gap, SampleBatch
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.models import (
     Bucket,
@@ -40,7 +41,6 @@ from pigeonpost.storage.models import (
     NodeRecords,
     NodeUsage,
     Rollup,
-    SampleBatch,
     StoredSample,
     Window,
 )
@@ -48,7 +48,6 @@ from pigeonpost.storage.node_records import RecordTables
 from pigeonpost.storage.shapes import ShapeIds, ShapeNames, StoredUnits
 from pigeonpost.storage.sqlite import counts, integrity, queries, rollups, wal
 from pigeonpost.storage.sqlite.schema import bring_up_to_date, make_tables, refuse_headless, refuse_other
-from protocol import Gap
 
 log = logging.getLogger(__name__)
 
@@ -192,21 +191,19 @@ class SqliteStore(Store):
         return node, epoch
 
     def _put_samples(self, rows: list[Any], node: int, epoch: int, sample_batch: SampleBatch) -> None:
-        shapes, samples = self._shapes, sample_batch.samples
-        for (seq, time_ms, _, values, errors, clock), texts in zip(samples, sample_batch.texts):
-            names = tuple(values)
-            shape = shapes.get(names) or self._shape(names)
+        names, times, first = sample_batch.names, sample_batch.times, sample_batch.seq
+        shape, clock = self._shapes.get(names) or self._shape(names), sample_batch.clock or None
+        for seq, (time_ms, texts) in enumerate(zip(times, zip(*sample_batch.texts)), first):
             text = f"[{','.join(texts)}]"
-            rows += (node, time_ms, epoch, seq, shape, clock or None, text.replace("None", "null"))
-            if errors:
-                self._db.executemany(
-                    "INSERT INTO failures VALUES (?, ?, ?, ?)",
-                    [(epoch, seq, name, error) for name, error in errors.items()],
-                )
-        times = [sample.time_ms for sample in samples]
+            rows += (node, time_ms, epoch, seq, shape, clock, text.replace("None", "null"))
+        for name, errors in sample_batch.errors.items():
+            self._db.executemany(
+                "INSERT INTO failures VALUES (?, ?, ?, ?)",
+                [(epoch, first + place, name, error) for place, error in errors.items()],
+            )
         filed = self._db.execute(
             "INSERT INTO filings (epoch, first, last, low, high) VALUES (?, ?, ?, ?, ?)",
-            (epoch, samples[0].seq, samples[-1].seq, min(times), max(times)),
+            (epoch, first, sample_batch.last, min(times), max(times)),
         ).lastrowid
         self._marks.touch(self._db, node, times, filed or 0)
 

@@ -333,7 +333,7 @@ class WritingALog(unittest.TestCase):
         self.assertEqual(list(self.store.logged_after(mark.filed)), [])
         file(self.store, batch(51, 51))
         (owed,) = self.store.logged_after(mark.filed)
-        self.assertEqual([sample.seq for sample in owed.item.samples], [51])
+        self.assertEqual([sample.seq for sample in owed.items[0]], [51])
 
     def test_a_log_of_that_name_is_not_overwritten(self):
         os.makedirs(self.logs)

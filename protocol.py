@@ -6,22 +6,31 @@ prose. Errors: the WireError family of core.errors, each with its code on the wi
 
 from __future__ import annotations
 
-import json
+import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 
-from pigeonpost.core.clock import parse_rfc3339, rfc3339
 from pigeonpost.core.errors import BadArgument, NotUtf8, TooLong, UnknownWord, WireError
 from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
-from pigeonpost.core.strict_json import finite, read_json, read_json_with, write_json
+from pigeonpost.core.strict_json import read_json, write_json
 
 # What the messages carry is this module's too, for all who use it.
+from pigeonpost.link.checks import BATCH_SAMPLES as BATCH_SAMPLES
+from pigeonpost.link.checks import COLUMN_SAMPLES as COLUMN_SAMPLES
+from pigeonpost.link.checks import LARGEST_INTEGER as LARGEST_INTEGER
+from pigeonpost.link.checks import LARGEST_SEQ as LARGEST_SEQ
+from pigeonpost.link.checks import SENSOR_NAME as SENSOR_NAME
+from pigeonpost.link.checks import SENSOR_NAME_TAKES as SENSOR_NAME_TAKES
+from pigeonpost.link.checks import preview as preview
+from pigeonpost.link.sample_text import sample_body as sample_body
+from pigeonpost.link.sample_text import sample_text as sample_text
+from pigeonpost.link.sample_text import write_sample_array
 from pigeonpost.link.samples import Gap as Gap
 from pigeonpost.link.samples import Number as Number
 from pigeonpost.link.samples import Sample as Sample
 from pigeonpost.link.samples import SampleBatch as SampleBatch
 from pigeonpost.link.samples import Values as Values
-from pigeonpost.link.samples import batches_of
 
 if TYPE_CHECKING:
     from typing import Any, TypeGuard
@@ -31,17 +40,17 @@ IMPORTED = "imported"  # the outbox of samples that were read from a file; no no
 DEFAULT_PORT = 5003
 
 LINE_BYTES = 65_536  # a line at most, its LF included
-BATCH_SAMPLES = 500  # samples in one SENSORS line at most
-WINDOW_SAMPLES = 5_000  # samples that a node sends ahead of the last ACK at most
+VALUES_PER_SAMPLE = 4  # a sample that waits on the server counts as several if it has more: it takes more memory
+WINDOW_SAMPLES = 5_000  # samples that a node sends ahead of the last ACK at most, when nothing else was agreed
+COLUMNS_WINDOW = 65_536  # that this server says beside `"columns": true`
+LARGEST_WINDOW = 1_000_000  # that a node believes
 CHECK_AFTER_S = 15.0  # a server that said nothing for so long says CHECK
 SILENCE_S = 45.0  # who hears nothing for so long closes
 AUTH_S = 5.0  # authentication is done within this, or the connection is closed
 LONGEST_WHY = 80  # characters of the reason of a gap
-LARGEST_INTEGER = 2**63 - 1  # of a value, either sign
-LARGEST_SEQ = 10**18 - 1  # what an ACK can say; also of every other count, so that the sum of two fits 64 bits
 
-SENSOR_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}").fullmatch
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}").fullmatch
+NODE_NAME_TAKES = "a letter or digit, then up to 62 letters, digits, dots, _ and -"
 UNIT = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{0,32}").fullmatch
 HEX_16 = re.compile(r"[0-9a-f]{16}").fullmatch
 
@@ -59,6 +68,7 @@ class Batch(NamedTuple):
     units         sensor name to unit, as the node sent them
     on_committed  called with (epoch, seq) when everything up to seq is durable; returns at once, from any thread
     on_rejected   called instead, with the error, when the samples would leave a hole
+    window        samples that its node sends ahead of the last acknowledgement at most
     """
 
     node: str
@@ -70,11 +80,18 @@ class Batch(NamedTuple):
     units: Mapping[str, str]
     on_committed: Callable[[str, int], Any] = _ignore_answer
     on_rejected: Callable[[WireError], Any] = _ignore_answer
+    window: int = WINDOW_SAMPLES
 
     @property
     def sample_count(self) -> int:
         """How many samples it brings."""
         return 0 if self.samples is None else len(self.samples)
+
+    @property
+    def weight(self) -> int:
+        """How many samples of a few values take as much memory while they wait; a gap counts as one."""
+        values = 0 if self.samples is None else len(self.samples) * len(self.samples.values)
+        return max(self.sample_count, values // VALUES_PER_SAMPLE, 1)
 
     @property
     def ends(self) -> tuple[int, int]:
@@ -150,6 +167,24 @@ def decode(line: bytes) -> Message | None:
     return Message(said, tuple([shape.read(part) for shape, part in zip(shapes, parts)]))
 
 
+def decode_joined(lines: Sequence[bytes]) -> Message | None:
+    """Decode SENSORS lines of one sample each that came together, all of one epoch, as if it were one line.
+
+    lines  without their ends; the first 27 bytes of each are the same
+    None if anything is not as usual: then `decode` of one after another tells. It is exact: see read_joined.
+    """
+    found = _JOINED_HEAD(lines[0])
+    if found is None or set(map(_LAST_TWO, lines)) != {b"}]"}:
+        return None
+    batch = _readers()[1]([line[JOINED_HEAD_BYTES - 2 :] for line in lines])
+    return Message("SENSORS", (found[1].decode(), [batch])) if batch is not None else None
+
+
+JOINED_HEAD_BYTES = len("SENSORS 0123456789abcdef [{")
+_JOINED_HEAD = re.compile(rb"SENSORS ([0-9a-f]{16}) \[\{").match
+_LAST_TWO = itemgetter(slice(-2, None))
+
+
 def error_line(error: WireError, line: bytes) -> bytes:
     """Return the ERROR line that tells the peer the fault of `line`."""
     text = str(error)[:_LONGEST_TEXT].encode(errors="replace").decode()
@@ -163,108 +198,6 @@ def _capitals(text: str) -> str:
 
 
 _LONGEST_TEXT = 1000  # letters of an ERROR's text; each may need six bytes
-
-
-# ----------------------------------------------------------------------------------------------------------- JSON
-
-
-# For arrays of samples, all in C: `_sample` looks at the numbers, `_read_sample_array` at the keys.
-_SAMPLES_DECODER = json.JSONDecoder(parse_constant=finite)
-
-
-# -------------------------------------------------------------------------------------------------------- samples
-
-
-def read_samples(items: Any) -> list[Sample]:
-    """Return the samples of one epoch in a decoded JSON array: one or more, `seq` without holes.
-
-    Every transport carries samples in this form. Raises BadArgument, naming the sample and the key.
-    """
-    if type(items) is not list or not 0 < len(items) <= BATCH_SAMPLES:
-        raise BadArgument(f"samples come as a JSON array of 1 to {BATCH_SAMPLES}")
-    samples = [_sample(item) for item in items]
-    first = samples[0].seq
-    for expected, sample in enumerate(samples, first):
-        if sample[0] != expected:
-            raise BadArgument(f"sample {sample.seq} follows {expected - 1}; seq has no holes within one line")
-    return samples
-
-
-def _sample(item: Any) -> Sample:
-    try:
-        seq, time, up_ms, values = item["seq"], item["time"], item["up"], item["values"]
-    except (KeyError, TypeError):
-        raise BadArgument("a sample is an object with seq, time, up and values") from None
-    if type(seq) is not int or not 0 < seq <= LARGEST_SEQ:
-        raise BadArgument(f"seq is a whole number from 1, not {preview(seq)}")
-    if type(up_ms) is not int or not 0 <= up_ms <= LARGEST_INTEGER:
-        raise BadArgument(f"sample {seq}: up is milliseconds since boot, a whole number from 0, not {preview(up_ms)}")
-    try:
-        time_ms = parse_rfc3339(time)
-    except (ValueError, TypeError, OverflowError):
-        raise BadArgument(f"sample {seq}: time is like 2026-11-20T15:36:10.123Z, not {preview(time)}") from None
-    _check_values(seq, values)
-    if len(item) == 4:  # the usual case, made without the detour of a NamedTuple's constructor
-        return _new_tuple(Sample, (seq, time_ms, up_ms, values, _NO_ERRORS, ""))
-    clock = item.get("clock", "")
-    if clock not in _CLOCKS:
-        raise BadArgument(f'sample {seq}: clock is "unset" or "server" or absent, not {preview(clock)}')
-    return Sample(seq, time_ms, up_ms, values, _errors(seq, item.get("errors"), values), clock)
-
-
-def _check_values(seq: int, values: Any) -> None:
-    if type(values) is not dict or not values:
-        raise BadArgument(f"sample {seq}: values is an object of sensor names and numbers")
-    names = tuple(values)
-    if names not in _good_names:
-        for name in names:
-            if not SENSOR_NAME(name):
-                raise BadArgument(f"sample {seq}: {preview(name)} is no sensor name ({SENSOR_NAME_TAKES})")
-        if len(_good_names) >= _MOST_REMEMBERED:
-            _good_names.clear()
-        if len(names) <= _MOST_REMEMBERED:
-            _good_names.add(names)
-    for name, value in values.items():
-        kind = type(value)
-        if (kind is float and value - value == 0) or (kind is int and -LARGEST_INTEGER <= value <= LARGEST_INTEGER):
-            continue
-        if value is not None:
-            raise BadArgument(f"sample {seq}: {name} is a finite number or null, not {preview(value)}")
-
-
-def _errors(seq: int, errors: Any, values: Values) -> Mapping[str, str]:
-    if errors is None:
-        return _NO_ERRORS
-    if type(errors) is not dict or not all(name in values and type(text) is str for name, text in errors.items()):
-        raise BadArgument(f"sample {seq}: errors is an object of sensor names of this sample and texts")
-    return errors
-
-
-def sample_body(values: Mapping[str, Number | None], errors: Mapping[str, str]) -> str:
-    """Return the part of a sample's JSON that never changes: `"values":{...}` and, if any, `,"errors":{...}`."""
-    body = '"values":' + write_json(values)
-    return body + ',"errors":' + write_json(errors) if errors else body
-
-
-def sample_text(seq: int, time_ms: int, up_ms: int, body: str, clock: str) -> str:
-    """Return a sample as JSON, from the `body` that `sample_body` made when it was taken."""
-    flag = f',"clock":"{clock}"' if clock else ""
-    return f'{{"seq":{seq},"time":"{rfc3339(time_ms)}","up":{up_ms},{body}{flag}}}'
-
-
-def preview(value: Any) -> str:
-    """Return an untrusted value for an error text: short, and in one line."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-SENSOR_NAME_TAKES = "a small letter, then up to 31 small letters, digits and _"
-NODE_NAME_TAKES = "a letter or digit, then up to 62 letters, digits, dots, _ and -"
-_CLOCKS = ("", "unset", "server")
-_NO_ERRORS: Mapping[str, str] = {}
-_new_tuple = tuple.__new__
-_good_names: set[tuple[str, ...]] = set()  # the names of a sample's values, found right before
-_MOST_REMEMBERED = 256  # of them, and of names in each: a peer may make them up
 
 
 # --------------------------------------------------------------------------------------------- shapes and the table
@@ -310,21 +243,24 @@ def _read_object(text: str) -> dict[str, Any]:
     return value
 
 
-def _read_sample_array(text: str) -> list[SampleBatch]:
-    items = read_json_with(text, _SAMPLES_DECODER)
-    samples = read_samples(items)
-    # This decoder lets a key stand twice, for speed. So the quotes in the text are counted: each key and each text has
-    # two. Where there are more (a key twice, one that is not known, a quote in a text) the strict decoder decides.
-    if text.count('"') != 10 * len(samples) + sum([
-        2 * len(values) + (2 + 4 * len(errors) if errors else 0) + (4 if clock else 0)
-        for _, _, _, values, errors, clock in samples
-    ]):  # fmt: skip
-        samples = read_samples(read_json(text))
-    return batches_of(samples)
+def _read_samples(text: str) -> list[SampleBatch]:
+    return _readers()[0](text)
 
 
-def _write_sample_array(texts: Iterable[str]) -> str:
-    return "[" + ",".join(texts) + "]"
+@functools.cache
+def _readers() -> tuple[Callable[[str], list[SampleBatch]], Callable[[Sequence[bytes]], SampleBatch | None]]:
+    """What reads one line of samples, and many together. Loaded when it is needed: no node needs its 0.1 MiB."""
+    from pigeonpost.link.columns import decode_columns, read_columns
+    from pigeonpost.link.sample_json import read_joined, read_sample_array
+
+    def read(text: str) -> list[SampleBatch]:
+        return [read_columns(decode_columns(text))] if text.startswith("{") else read_sample_array(text)
+
+    return read, read_joined
+
+
+def _write_samples(samples: str | Sequence[str]) -> str:
+    return samples if isinstance(samples, str) else write_sample_array(samples)
 
 
 _CLOCK_TIME = re.compile(r"[0-2][0-9]:[0-5][0-9]:[0-6][0-9]").fullmatch
@@ -337,7 +273,8 @@ _EPOCH = Shape("an epoch (16 hex digits)", _read_epoch, str)
 _NUMBER = Shape("a sequence number", _read_seq, str)
 _ERROR = Shape("a code", _read_code, str)
 _OBJECT = Shape("a JSON object", _read_object, write_json)
-_SAMPLES = Shape("a JSON array of samples", _read_sample_array, _write_sample_array)
+# Written from the texts of single samples, or from the text that columns_text has made of many.
+_SAMPLES = Shape("a JSON array of samples, or an object of columns", _read_samples, _write_samples)
 
 WORDS: Mapping[str, Word] = {
     "HELLO": Word("both", (_OBJECT,), "opens a collecting session"),

@@ -10,24 +10,30 @@ import time
 import tracemalloc
 import unittest
 
-import protocol
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.errors import BadArgument, NotUtf8, TooLong, UnknownWord, WireError, WrongVersion
 from pigeonpost.core.strict_json import DEEPEST_JSON, read_json, write_json
+from pigeonpost.link import checks
+from pigeonpost.link.sample_json import read_samples
 from protocol import (
     BATCH_SAMPLES,
     LINE_BYTES,
+    VALUES_PER_SAMPLE,
     WORDS,
+    Batch,
+    Gap,
     Message,
     Sample,
+    SampleBatch,
     decode,
+    decode_joined,
     encode,
     error_line,
-    read_samples,
+    is_count,
     sample_body,
     sample_text,
 )
-from tests.support import EPOCH, WALL_MS, rounds, sensors_line
+from tests.support import EPOCH, WALL_MS, rounds, samples_of, sensors_line
 
 TIME = "2026-11-20T15:36:10.123Z"
 
@@ -80,7 +86,7 @@ class Words(Refusing):
                 self.assertEqual(line.count(b"\n"), 1)
                 expected = args
                 if word == "SENSORS":
-                    expected = (EPOCH, [Sample(7, WALL_MS, 9, {"a": 1}, {}, "")])
+                    expected = (EPOCH, [SampleBatch(7, [WALL_MS], [9], {"a": [1]})])
                 for given in (line, line[:-1], line[:-1] + b"\r\n", line[:-1] + b"\r"):
                     self.assertEqual(decode(given), Message(word, expected))
 
@@ -159,8 +165,9 @@ class Words(Refusing):
             (b"HELLO 1", "a JSON object, not 1"),
             (b"HELLO null", "a JSON object, not None"),
             (b'HELLO "x"', "a JSON object, not 'x'"),
-            (b"SENSORS " + e + b" {}", "samples come as a JSON array of 1 to 500"),
+            (b"SENSORS " + e + b" {}", "columns are an object with seq, time, up and values"),
             (b"SENSORS " + e + b" []", "samples come as a JSON array of 1 to 500"),
+            (b"SENSORS " + e + b" 7", "samples come as a JSON array of 1 to 500"),
         ):
             with self.subTest(line):
                 self.assertEqual(self.refused(line, BadArgument, words).code, "bad-argument")
@@ -262,6 +269,7 @@ class Json(Refusing):
         """A thread of ours may have a stack of 256 KiB; Python 3.11's and 3.13's C parsers use it differently."""
         lines = [b"[" * 100_000, b'{"a":' * 100_000, b"[{" * 50_000, b"[" * 100_000 + b"]" * 100_000,
                  b'["' + b"[" * 100_000, b'{"a":["\\"' * 10_000,
+                 b'{"":{"}}":' * 10_000, b'{"\\"":{"\\"}}":' * 10_000, b'{"":["]}":' * 10_000 + b"1",
                   b'{"a":' * 100_000 + b"1" + b"}" * 100_000]  # fmt: skip
         found = []
 
@@ -323,7 +331,8 @@ class Samples(Refusing):
             ({"values": {"a": -(2**63 - 1)}, "time": "2026-11-20T16:36:10.123456+01:00"},
              Sample(1, WALL_MS, 48_211_903, {"a": -(2**63 - 1)}, {}, "")),
         ):  # fmt: skip
-            self.assertEqual(decode(sensors(sample(**changes))).args, (EPOCH, [expected]))
+            self.assertEqual(decode(sensors(sample(**changes))).args[0], EPOCH)
+            self.assertEqual(samples_of(sensors(sample(**changes))), [expected])
 
     def test_what_is_no_sample(self):
         for item, words in (
@@ -383,10 +392,10 @@ class Samples(Refusing):
 
     def test_times_that_are_far_off_are_times(self):
         for value in ("0001-01-01T00:00:00.000Z", "9999-12-31T23:59:59.999Z", "1970-01-01T00:00:00.000Z"):
-            self.assertEqual(rfc3339(decode(sensors(sample(time=value))).args[1][0].time_ms), value)
+            self.assertEqual(rfc3339(samples_of(sensors(sample(time=value)))[0].time_ms), value)
 
     def test_seq_has_no_holes_within_a_line(self):
-        self.assertEqual([s.seq for s in decode(sensors(sample(seq=5), sample(seq=6))).args[1]], [5, 6])
+        self.assertEqual([s.seq for s in samples_of(sensors(sample(seq=5), sample(seq=6)))], [5, 6])
         for second in (5, 4, 7):
             words = f"sample {second} follows 5; seq has no holes within one line"
             self.refused(sensors(sample(seq=5), sample(seq=second)), BadArgument, words)
@@ -394,7 +403,7 @@ class Samples(Refusing):
     def test_five_hundred_samples_a_line_and_no_more(self):
         line = sensors_line(EPOCH, 1, BATCH_SAMPLES)
         self.assertLess(len(line), LINE_BYTES)
-        self.assertEqual(len(decode(line).args[1]), BATCH_SAMPLES)
+        self.assertEqual(len(samples_of(line)), BATCH_SAMPLES)
         items = [{"seq": k, "time": TIME, "up": 1, "values": {"a": 1}} for k in range(1, BATCH_SAMPLES + 2)]
         with self.assertRaises(BadArgument):
             read_samples(items)
@@ -422,7 +431,7 @@ class Samples(Refusing):
         item = sample(values={"a": None}, errors={"a": 'told "x": "\\", }":{ [[['}, note={'k":': ['":', {"z": 1}]})
         expected = [Sample(1, WALL_MS, 48_211_903, {"a": None}, item["errors"], "")]
         for text in (json.dumps([item], indent=1), json.dumps([item], separators=(" ,", " : ")), json.dumps([item])):
-            self.assertEqual(decode(f"SENSORS {EPOCH} ".encode() + text.encode()).args[1], expected)
+            self.assertEqual(samples_of(f"SENSORS {EPOCH} ".encode() + text.encode()), expected)
 
     def test_numbers_of_unknown_keys_are_finite_too(self):
         line = f"SENSORS {EPOCH} [{json.dumps(sample(more=0))}]".replace('"more": 0', '"more": 1e999')
@@ -438,6 +447,43 @@ class Samples(Refusing):
             sample_text(151, WALL_MS, 48_211_903, sample_body({"temperature": 23.4, "light": 512}, {}), ""),
             '{"seq":151,"time":"2026-11-20T15:36:10.123Z","up":48211903,"values":{"temperature":23.4,"light":512}}',
         )
+
+
+class Batches(unittest.TestCase):
+    def of(self, samples, gap=None):
+        return Batch("a", "0" * 16, EPOCH, 0, samples, gap, {})
+
+    def test_of_samples(self):
+        one = SampleBatch(5, [1, 2, 3], [1, 2, 3], {"a": [1, 2, 3]})
+        batch = self.of(one)
+        self.assertEqual((batch.sample_count, batch.ends, batch.weight), (3, (5, 7), 3))
+        wide = SampleBatch(5, [1], [1], {f"n{k}": [k] for k in range(10 * VALUES_PER_SAMPLE)})
+        self.assertEqual((self.of(wide).sample_count, self.of(wide).weight), (1, 10))
+
+    def test_of_a_gap(self):
+        batch = self.of(None, Gap(3, 9, 0, "overwritten"))
+        self.assertEqual((batch.sample_count, batch.ends, batch.weight), (0, (3, 9), 1))
+
+
+class Joined(unittest.TestCase):
+    def lines(self, *seqs):
+        return [f"SENSORS {EPOCH} {json.dumps([sample(seq=seq)], separators=(',', ':'))}".encode() for seq in seqs]
+
+    def test_lines_that_came_together_are_one(self):
+        message = decode_joined(self.lines(1, 2, 3))
+        self.assertEqual((message.word, message.args[0]), ("SENSORS", EPOCH))
+        (batch,) = message.args[1]
+        self.assertEqual((batch.seq, len(batch), batch.values["light"]), (1, 3, [512, 512, 512]))
+
+    def test_whatever_is_unusual_is_left_to_the_decoder_of_single_lines(self):
+        first, second = self.lines(1, 2)
+        for one in (second[:-1], second + b" ", second.replace(b"up", b"uq"), first):
+            self.assertIsNone(decode_joined([first, one]), one)
+        self.assertIsNone(decode_joined([b"GAP" + first[7:], b"GAP" + second[7:]]))
+
+    def test_what_is_a_count(self):
+        self.assertTrue(is_count(0) and is_count(checks.LARGEST_SEQ))
+        self.assertFalse(any(map(is_count, (-1, 1.0, True, None, "1", checks.LARGEST_SEQ + 1))))
 
 
 class ErrorLines(unittest.TestCase):
@@ -490,18 +536,18 @@ class Memory(unittest.TestCase):
             kept, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-            protocol._good_names.clear()
+            checks._good_names.clear()
         self.assertLess(kept, 2 << 20)
 
     def test_no_more_than_256_sets_of_sensor_names_are_remembered(self):
-        self.addCleanup(protocol._good_names.clear)
-        protocol._good_names.clear()
+        self.addCleanup(checks._good_names.clear)
+        checks._good_names.clear()
         for k in range(600):
             decode(sensors(sample(values={f"a{k}": 1})))
-            self.assertLessEqual(len(protocol._good_names), 256)
+            self.assertLessEqual(len(checks._good_names), 256)
         with self.assertRaises(BadArgument):
             decode(sensors(sample(values={"A": 1})))
-        self.assertEqual(decode(sensors(sample(values={"a1": 2}))).args[1][0].values, {"a1": 2})
+        self.assertEqual(samples_of(sensors(sample(values={"a1": 2})))[0].values, {"a1": 2})
 
     def test_a_line_costs_the_memory_of_a_line(self):
         lines = [

@@ -29,7 +29,7 @@ def write_json(value: Any) -> str:
 
 def read_json_with(text: str, decoder: json.JSONDecoder) -> Any:
     # The C parser recurses once a level, and a thread's stack is small: deep nesting must not reach it.
-    if _depth_left(text) and _depth_left(_STRING.sub("", text)):
+    if _is_too_deep(text):
         raise BadArgument(f"JSON nested deeper than {DEEPEST_JSON}")
     try:
         value, end = decoder.scan_once(text, 0)  # type: ignore[attr-defined]  # as decode() does, but for the search for space before and after
@@ -48,11 +48,14 @@ def read_json_with(text: str, decoder: json.JSONDecoder) -> Any:
     return value
 
 
-def _depth_left(text: str) -> bool:
-    """Return True if brackets are left after removing innermost pairs DEEPEST_JSON times (some may be in strings)."""
-    brackets = text.encode().translate(_AS_BRACES, _NO_BRACKETS)
-    if len(brackets) <= 2 * DEEPEST_JSON:
+def _is_too_deep(text: str) -> bool:
+    """Return True if brackets outside of strings are left after removing innermost pairs DEEPEST_JSON times."""
+    marks = text.encode().translate(_AS_BRACES, _NO_MARKS)
+    if marks.count(b"{") <= DEEPEST_JSON:
         return False
+    brackets = marks.replace(b'""', b"")
+    if b'"' in brackets or '\\"' in text:  # a string has brackets in it, or may have; else each was two quotes
+        brackets = _STRING.sub("", text).encode().translate(_AS_BRACES, _NO_MARKS)
     for _ in range(DEEPEST_JSON):
         brackets = brackets.replace(b"{}", b"")
         if not brackets:
@@ -60,7 +63,7 @@ def _depth_left(text: str) -> bool:
     return True
 
 
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()
@@ -76,7 +79,7 @@ def finite(literal: str) -> float:
     return number
 
 
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
 
 _AS_BRACES = bytes.maketrans(b"[]", b"{}")
 
@@ -85,6 +88,6 @@ _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_no_key_twice, parse_float=finite, parse_constant=finite)
+_DECODER = json.JSONDecoder(object_pairs_hook=no_key_twice, parse_float=finite, parse_constant=finite)
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))

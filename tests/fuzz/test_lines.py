@@ -6,6 +6,8 @@ import protocol
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import WireError
+from pigeonpost.link.columns import write_columns
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.node.node_info import NodeInfo
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
@@ -23,14 +25,15 @@ EPOCHS = [f"{n:016x}" for n in range(0xF00, 0xF10)]
 SENSORS = [{"name": "temperature", "unit": "°C"}]
 NODE_HELLO = {"link": 1, "node": "basement", "outbox": "0b" * 8, "held": [[EPOCH, 1, 9, 1]], "every": 10.0,
               "sensors": SENSORS, "time": TIME}  # fmt: skip
-SERVER_HELLO = {"link": 1, "server": "home", "time": TIME, "clock": "set", "nonce": "5e" * 16}
+SERVER_HELLO = {"link": 1, "server": "home", "time": TIME, "clock": "set", "nonce": "5e" * 16, "columns": True}
+COLUMNS = '{"seq":2,"time":[1795188970123,1],"up":5,"values":{"temperature":[1.5,null]}}'
 SEEDS = [line[:-1] for line in (
     encode("HELLO", NODE_HELLO), encode("HELLO", SERVER_HELLO), encode("AUTH", {"token": TOKEN}),
     encode("AUTH", {"mac": "ab" * 32}), encode("HELD", {"held": [[EPOCH, 1, 9, 1]], "more": True}),
     encode("RESUME", {"id": 3, EPOCH: [2, 2]}), encode("RESUME", {"id": 0, "more": True}), encode("SEND", True),
     encode("SENDBACK", False), encode("CHECK"), encode("STATUS", True, "15:36:10", {"time": TIME, "held": 1}),
     sensors_line(EPOCH, 1, 3), sensors_line(EPOCH, 2, 1), encode("ACK", EPOCH, 3), encode("BYE"),
-    encode("STATUS", False, None, {}),
+    encode("STATUS", False, None, {}), encode("SENSORS", EPOCH, COLUMNS),
     encode("GAP", EPOCH, {"from": 1, "to": 5, "why": "wet", "before": 2}), encode("ERROR", "auth", {"text": ""}),
 )]  # fmt: skip
 
@@ -51,7 +54,14 @@ def conversations():
 
 def again(word, args):
     """What is read of the line that says what was read."""
-    return decode(encode(word, *([text(one) for one in arg] if isinstance(arg, list) else arg for arg in args)))
+    return decode(encode(word, *(texts(arg) if isinstance(arg, list) else arg for arg in args)))
+
+
+def texts(batches):
+    """What a line of these samples has: columns where they are alike, and more than one."""
+    if len(batches) == 1 and len(batches[0]) > 1:
+        return write_columns(batches[0])
+    return [text(sample) for batch in batches for sample in batch]
 
 
 def text(sample):
@@ -125,7 +135,7 @@ class Sessions(Target, unittest.TestCase):
         """What came to be stored can be told on, stands there once, and is nothing where nothing was proved."""
         self.assertFalse(key and (ledger.rows or ledger.gaps))
         for _, epoch, sample in ledger.rows:
-            self.assertEqual(again("SENSORS", (epoch, [sample])).args[1], [sample])
+            self.assertEqual(again("SENSORS", (epoch, [SampleBatch.of([sample])])).args[1], [SampleBatch.of([sample])])
             self.assertEqual(ledger.seqs(epoch), sorted(set(ledger.seqs(epoch))))
         for _, _, first, last, before, why in ledger.gaps:
             self.assertTrue(0 < first <= last + 1 <= LARGEST_SEQ + 1 and 0 <= before <= LARGEST_SEQ and len(why) <= 80)

@@ -20,19 +20,21 @@ from protocol import Gap, sample_body, sample_text
 from tests.fuzz import Target, fuzzed, mutated, st
 from tests.support import BOOT, EPOCH, MemoryDisk, taken
 from tests.test_protocol import INSERTS
-from tests.transports.test_payload import HEAD, gap, texts
+from tests.transports.test_payload import HEAD, body, columns, gap, texts, written
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 SENSORS = [{"name": "temperature", "unit": "°C"}]
 BODIES = (
-    write_body({**HEAD, "every": 10.0, "sensors": SENSORS}, EPOCH, 3, [gap(1, 2, before=3), gap(5, 5)],
-               texts(3, 2) + texts(6, 1)),
-    write_body({**HEAD, "session": "x", "held": [[EPOCH, 1, 5, 9]]}, EPOCH, None, [], []),
-    sign(write_body(HEAD, EPOCH, None, [], texts(1, 1)), "0" * 64),
+    written({**HEAD, "every": 10.0, "sensors": SENSORS}, EPOCH, 3, [gap(1, 2, before=3), gap(5, 5)],
+            texts(3, 2) + texts(6, 1)),
+    write_body({**HEAD, "session": "x", "held": [[EPOCH, 1, 5, 9]]}, EPOCH),
+    sign(written(HEAD, EPOCH, None, [], texts(1, 1)), "0" * 64),
+    body(samples=columns(3, 3, errors={"temperature": {"1": "x"}}, clock="unset"), gaps=[gap(1, 2)]),
 )  # fmt: skip
 PIECES = (
     *INSERTS, b'"gaps":[{"from":1,"to":2}]', b'"samples":[]', b'"from":0', b'"to":999999999999999999', b'"before":-1',
     b'"base":1e3', b'"every":1e999', b'{"mac":"', b"[" * 60, b"1" * 5000, b'"node":"a"', b'"sensors":[{"name":7}]',
+    b'"samples":{}',
 )  # fmt: skip
 
 
@@ -72,7 +74,7 @@ class Parcels(Target, unittest.TestCase):
         again = [sample_text(s.seq, s.time_ms, s.up_ms, sample_body(s.values, s.errors), s.clock) for s in samples]
         head = {"node": batch_payload.node, "outbox": batch_payload.outbox, "sensors": batch_payload.sensors}
         self.assertEqual(
-            read_body(write_body(head, batch_payload.epoch, batch_payload.base, gaps, again)).pieces,
+            read_body(written(head, batch_payload.epoch, batch_payload.base, gaps, again)).pieces,
             batch_payload.pieces,
         )
         batches = batch_payload.batches()

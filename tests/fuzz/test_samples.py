@@ -3,9 +3,12 @@
 import json
 import unittest
 
+from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.errors import BadArgument
 from pigeonpost.core.strict_json import DEEPEST_JSON, read_json, write_json
-from protocol import LARGEST_SEQ, LINE_BYTES, SENSOR_NAME, decode, read_samples
+from pigeonpost.link.columns import write_columns
+from pigeonpost.link.sample_json import read_samples
+from protocol import LARGEST_SEQ, LINE_BYTES, SENSOR_NAME, decode, decode_joined, encode
 from tests.fuzz import Target, fuzzed, mutated, st
 from tests.support import EPOCH
 from tests.test_protocol import INSERTS, TIME
@@ -28,6 +31,7 @@ NAMES = (
     "held",
     "\\ud800",
 )
+HALVES = (b'"}]\n[{', b"}]\n[{", b"},{", b'"}]\n[{"', b'"x":"}]\n[{"')
 PIECES = (*INSERTS, *(text.encode() for text in (*NUMBERS, *TIMES)))
 
 
@@ -68,6 +72,25 @@ def sample_texts():
     return st.tuples(sample(1), st.just("") | sample(2)).map(lambda two: f"[{','.join(filter(None, two))}]")
 
 
+def column_texts():
+    """An object of columns of two samples: right ones but for a key or two more."""
+    values = st.sampled_from(('{"a":[1,2]}', '{"a":[1.5,null],"light":[0,-3]}', '{"a":[1,1e999]}', '{"a":[1]}'))
+    errors = st.sampled_from(("{}", "null", '{"a":{"1":"x"}}', '{"a":{"2":"x"}}', '{"a":{"0":"x","\\u0030":"y"}}'))
+    ups = st.sampled_from(("5", "[5,10]", "[5,-6]", "[5]", "null"))
+    more = st.lists(st.tuples(st.just("errors"), errors) | st.tuples(st.sampled_from(NAMES), json_texts()), max_size=2)
+    return st.tuples(ups, values, more).map(
+        lambda three: as_object(
+            [("seq", "1"), ("time", "[1795188970123,10000]"), ("up", three[0]), ("values", three[1]), *three[2]]
+        )
+    )
+
+
+def joined_texts():
+    """Arrays of one sample each, one per line, which follow each other."""
+    sample = f'[{{"seq":{{}},"time":"{TIME}","up":5,"values":{{"a":1.5,"b":null}}}}]'
+    return st.integers(2, 4).map(lambda count: "\n".join(sample.replace("{}", str(seq)) for seq in range(1, count + 1)))
+
+
 class Samples(Target, unittest.TestCase):
     corpus = "samples"
 
@@ -75,7 +98,7 @@ class Samples(Target, unittest.TestCase):
         text = data.decode(errors="replace").rstrip("\r\n")
         with self.bounded():
             strict = self.outcome(lambda: read_samples(read_json(text)))
-            fast = self.outcome(lambda: decode(f"SENSORS {EPOCH} {text}".encode()).args[1])
+            fast = self.outcome(lambda: self.decoded(text))
         self.assertEqual(fast, strict, "the fast way reads it otherwise than the strict one")
         value = self.outcome(lambda: read_json(text))
         if value is not None:
@@ -87,6 +110,11 @@ class Samples(Target, unittest.TestCase):
             self.assertTrue(0 < seq <= LARGEST_SEQ and 0 <= sample.up_ms < 1 << 63 and sample.values)
             self.assertTrue(all(map(SENSOR_NAME, sample.values)) and set(sample.errors) <= set(sample.values))
             self.assertTrue(all(value is None or abs(value) < 1.8e308 for value in sample.values.values()))
+
+    def decoded(self, text):
+        """What a line with this array says; of columns, which are no array, nothing."""
+        batches = decode(f"SENSORS {EPOCH} {text}".encode()).args[1]
+        return None if text.startswith("{") else [sample for batch in batches for sample in batch]
 
     def outcome(self, read):
         try:
@@ -107,6 +135,57 @@ class Samples(Target, unittest.TestCase):
         self.check(data)
 
     @fuzzed(lambda: mutated(sample_texts().map(str.encode), PIECES, LINE_BYTES))
+    def test_mutated(self, data):
+        self.check(data)
+
+
+class Columns(Target, unittest.TestCase):
+    """Columns say what the same samples say one by one, or are refused."""
+
+    corpus = "columns"
+
+    def check(self, data):
+        text = data.decode(errors="replace").rstrip("\r\n")
+        if not text.startswith("{"):
+            return  # an array, as above
+        with self.bounded():
+            try:
+                (batch,) = decode(f"SENSORS {EPOCH} {text}".encode()).args[1]
+            except BadArgument:
+                return
+        samples = list(batch)
+        items = [
+            {"seq": s.seq, "time": rfc3339(s.time_ms), "up": s.up_ms, "values": s.values, "errors": dict(s.errors)}
+            | ({"clock": s.clock} if s.clock else {})
+            for s in samples
+        ]
+        read = [sample for start in range(0, len(items), 500) for sample in read_samples(items[start : start + 500])]
+        self.assertEqual(repr(read), repr(samples))
+        self.assertEqual(decode(encode("SENSORS", EPOCH, write_columns(batch))).args[1], [batch])
+
+    @fuzzed(lambda: mutated(column_texts().map(str.encode), (*PIECES, b"],[", b",", b"null,"), LINE_BYTES))
+    def test_mutated(self, data):
+        self.check(data)
+
+
+class JoinedLines(Target, unittest.TestCase):
+    """Lines that are decoded together say what each says alone: no halves of broken JSON are joined."""
+
+    corpus = "joined"
+
+    def check(self, data):
+        head = f"SENSORS {EPOCH} ".encode()
+        lines = [head + array for array in data.split(b"\n") if array.startswith(b"[{")]
+        if not lines:
+            return
+        with self.bounded():
+            message = decode_joined(lines)
+        if message is not None:
+            batches = [batch for line in lines for batch in decode(line).args[1]]
+            self.assertEqual([len(batch) for batch in batches], [1] * len(lines))
+            self.assertEqual(list(message.args[1][0]), [batch[0] for batch in batches])
+
+    @fuzzed(lambda: mutated(joined_texts().map(str.encode), (*PIECES, *HALVES), LINE_BYTES))
     def test_mutated(self, data):
         self.check(data)
 

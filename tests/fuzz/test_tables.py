@@ -3,11 +3,12 @@
 import io
 import unittest
 
+from pigeonpost.importing.cells import MOST_COLUMNS, Fault
 from pigeonpost.importing.importer import BadFile, inspect_readings
-from pigeonpost.importing.readers import MOST_COLUMNS, Fault, readings
+from pigeonpost.importing.readers import readings
 from protocol import LARGEST_INTEGER, NODE_NAME, SENSOR_NAME, UNIT
 from tests.fuzz import Target, fuzzed, mutated, st
-from tests.importing.test_readers import LOG
+from tests.importing.test_readers import LOG, by_node, row_by_row
 
 MOST_BYTES = 100_000
 JSON = b'{"node": "x", "units": {"A": "V"}, "readings": [{"time": 1795188970, "A": 1, "b": "2.5"}, {"date": "x"}]}'
@@ -34,6 +35,8 @@ class Files(Target, unittest.TestCase):
     def check(self, data):
         for name in ("x.csv", "x.json", "x.jsonl"):
             with self.bounded():
+                by_column = list(readings(io.BytesIO(data), name))
+            with self.bounded(), row_by_row():
                 found = list(readings(io.BytesIO(data), name))
             for one in found:
                 self.assertLess(len(one.where), 30)
@@ -43,6 +46,13 @@ class Files(Target, unittest.TestCase):
                 else:
                     self.check_reading(one)
             faults = sum(isinstance(one, Fault) for one in found)
+            if faults:
+                self.assertEqual(
+                    [one for one in by_column if isinstance(one, Fault)],
+                    [one for one in found if isinstance(one, Fault)],
+                )
+            else:
+                self.assertEqual(by_node(by_column), by_node(found))
             try:
                 summary = inspect_readings(io.BytesIO(data), name)
             except BadFile as error:

@@ -24,7 +24,17 @@ from pigeonpost.settings import NODE
 from pigeonpost.transports.tcp_server import TcpServerTransport
 from tests.forked import Forked
 from tests.page_support import main_here, use_memory_disk
-from tests.support import LIMIT_S, ROOT, FakeLedger, Program, Talk, clean_environment, temp_folder, wait_until
+from tests.support import (
+    LIMIT_S,
+    ROOT,
+    FakeLedger,
+    Program,
+    Talk,
+    clean_environment,
+    samples_of,
+    temp_folder,
+    wait_until,
+)
 
 
 def setUpModule():
@@ -153,8 +163,8 @@ class Starting(NodeCase):
         self.assertTrue(any(remedy in line for remedy in remedies), line)
         with Talk(address) as talk:
             talk.say("SEND", True)
-            _, samples = talk.until("SENSORS").args
-        values, errors = samples[0].values, samples[0].errors
+            first = samples_of(talk.until("SENSORS"))[0]
+        values, errors = first.values, first.errors
         self.assertIsNone(values["temperature"])
         said = line.partition("temperature: ")[2]
         self.assertTrue(len(errors["temperature"]) >= 20 and said.startswith(errors["temperature"]), (errors, said))

@@ -26,7 +26,7 @@ from pigeonpost.core.light_typing import TYPE_CHECKING
 from pigeonpost.node import ring_format as layout
 from pigeonpost.node.ring_format import MARK_BYTES, SLOT_HEAD, SLOTS_AT, TAG_BYTES, VERSION, Header
 from pigeonpost.node.ring_records import SeqRange, Slot, UnnumberedSample
-from pigeonpost.node.ring_scan import find_header, find_runs, forked, guess_header, joined, place, read_slot, read_state
+from pigeonpost.node.ring_scan import find_header, find_runs, forked, get_slots, guess_header, joined, place, read_state
 from protocol import sample_body
 
 if TYPE_CHECKING:
@@ -146,8 +146,7 @@ class Ring:
         count = min(count, self.last + 1 - number, self.slots - number % self.slots)
         with self._named_errors():
             block = self._read(count * self.slot_bytes, self._place(number))
-        size = self.slot_bytes
-        return [read_slot(block[k * size : (k + 1) * size], number + k, self._tag) for k in range(count)]
+        return get_slots(block.ljust(count * self.slot_bytes, b"\0"), number, self._header)
 
     def _place(self, number: int) -> int:
         return place(self._header, number)
@@ -291,7 +290,6 @@ class Ring:
         for at in layout.HEADER_AT:
             self._write(self._fd, layout.pack_header(header), at)
         self._disk.fsync(self._fd)
-        self._header = header
 
     def _widen(self, slot_bytes: int) -> None:
         """Copy all into a file with larger slots: the same samples under the same numbers, whole or not at all."""

@@ -5,10 +5,12 @@ Only reads, through a function `read(count, at)` that returns fewer bytes at the
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import struct
 from collections.abc import Callable, Sequence
+from zlib import crc32
 
 from pigeonpost.core.light_typing import TYPE_CHECKING
 from pigeonpost.node import ring_format as layout
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 18
 _SLOTS_UP_TO = 1 << 24  # as the setting [outbox] slots
 _NUMBER = struct.Struct("<Q")
+_new_tuple = tuple.__new__  # without the detour of a NamedTuple's constructor
 
 Read = Callable[[int, int], bytes]
 
@@ -79,6 +82,33 @@ def read_slot(slot: bytes, number: int, tag: bytes) -> Slot | None:
         return None
     body = slot[layout.SLOT_HEAD : layout.SLOT_HEAD + length].decode()
     return Slot(number, wall_ms, up_ms, boot, bool(flags & layout.CLOCK_SET), body)
+
+
+def get_slots(block: bytes, number: int, header: Header) -> list[Slot | None]:
+    """Return the samples in the slots of `block`, as `read_slot` reads each, with the running numbers from `number`."""
+    size, tag = header.slot_bytes, header.tag
+    slots: list[Slot | None] = []
+    view = memoryview(block)
+    content_end, tag_at = size - layout.MARK_BYTES, size - layout.MARK_BYTES - layout.TAG_BYTES
+    at = 0
+    for crc, found, _, _, wall_ms, up_ms, boot, flags, length, rest in _slot_struct(size).iter_unpack(block):
+        has_mark = flags & layout.HAS_MARK
+        is_whole = crc32(view[at + layout.CRC.size : at + (content_end if has_mark else size)]) == crc
+        if is_whole and found == number and (not has_mark or block[at + tag_at : at + content_end] == tag):
+            body = rest[:length].decode()
+            clock_set = bool(flags & layout.CLOCK_SET)
+            slots.append(_new_tuple(Slot, (number, wall_ms, up_ms, boot, clock_set, body)))
+        else:
+            slots.append(None)
+        number += 1
+        at += size
+    return slots
+
+
+@functools.lru_cache(maxsize=2)
+def _slot_struct(size: int) -> struct.Struct:
+    """Return the layout of a slot: its CRC, the fields of layout.SLOT, and the rest of it."""
+    return struct.Struct(f"{layout.CRC.format}{layout.SLOT.format[1:]}{size - layout.SLOT_HEAD}s")
 
 
 def find_runs(read: Read, header: Header) -> list[SeqRange]:

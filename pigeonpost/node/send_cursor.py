@@ -3,40 +3,50 @@
 Belongs to the thread that sends. Errors: DiskError of the outbox.
 
 One rule for every transport: epoch by epoch in the order of the outbox, from the number after what the receiver has; a
-gap first where that is no longer held; never more than WINDOW_SAMPLES ahead of the acknowledgement.
+gap first where that is no longer held; never more than the window ahead of the acknowledgement.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
+from operator import attrgetter
 
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.light_typing import NamedTuple
+from pigeonpost.link.sample_text import sample_text, write_sample_array
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_records import SeqRange, Slot
-from protocol import BATCH_SAMPLES, LINE_BYTES, WINDOW_SAMPLES, is_count, sample_text
+from pigeonpost.node.slot_columns import ColumnsWriter
+from protocol import BATCH_SAMPLES, COLUMN_SAMPLES, LINE_BYTES, WINDOW_SAMPLES, is_count
 
 # Every stream begins with short pieces, each twice as long as the one before: over a network that cuts every connection
 # after some kilobytes a backlog would never get smaller if it always came in the longest pieces.
 FIRST_SAMPLES = 16
+_READ_SLOTS = 128  # at once, so that a long piece needs no more memory than a short one
+_CLOCK_SET = attrgetter("clock_set")
 
 
 class OutgoingBatch(NamedTuple):
-    """Samples of one epoch: `seq` from `first` on without holes, each as JSON.
+    """Samples of one epoch: `seq` from `first` on without holes.
 
-    number   the running number of the first     last_ms  when the last of them was taken
+    number        the running number of the first
+    sample_count  how many they are
+    text          they as JSON: an array of single samples, or an object of columns
+    last_ms       when the last of them was taken
     """
 
     epoch: str
     first: int
     number: int
-    texts: list[str]
+    sample_count: int
+    text: str
     last_ms: int
 
     @property
     def last(self) -> int:
         """The seq of the last sample."""
-        return self.first + len(self.texts) - 1
+        return self.first + self.sample_count - 1
 
 
 class OutgoingGap(NamedTuple):
@@ -63,7 +73,9 @@ class SendCursor:
     """The samples of one outbox on their way to one receiver."""
 
     def __init__(self, outbox: Outbox, clock: Clock, room_bytes: int = LINE_BYTES) -> None:
-        """room_bytes: for the samples of one piece, with a comma after each."""
+        """room_bytes: for the text of one piece."""
+        self.takes_columns = False  # the receiver; set once it has said so
+        self.window = WINDOW_SAMPLES  # samples that are sent ahead of the last acknowledgement at most
         self.sent: dict[str, int] = {}  # of each epoch the highest seq that the receiver has or was sent
         self.offset_ms: int | None = None  # the receiver's date minus our uptime, where it has told the date
         self._outbox = outbox
@@ -72,7 +84,9 @@ class SendCursor:
         self._accounted = 0  # the highest running number that the receiver has, was sent, or was told to be lost
         self._next_number = 1
         self._most = FIRST_SAMPLES  # in the next piece
-        self._unacked: list[tuple[str, int, int]] = []  # epoch, last seq, how many: what was sent, oldest first
+        # Of each epoch last seq, how many: what was sent, oldest first; samples that follow each other are one entry.
+        self._unacked: dict[str, list[tuple[int, int]]] = {}
+        self._unacked_count = 0  # samples in it: there may be as many epochs as samples
 
     # ---------------------------------------------------------------------------------------- where to begin
 
@@ -87,7 +101,7 @@ class SendCursor:
         self.sent = dict(have)
         self._next_number = 1
         self._most = FIRST_SAMPLES
-        self._unacked = []
+        self._unacked, self._unacked_count = {}, 0
 
     def fork_if_other(self, epoch: str, seq: int, up_ms: object) -> str:
         """The receiver has `epoch` up to `seq`, a sample taken at `up_ms` (None: it does not say). Where ours of that
@@ -112,13 +126,13 @@ class SendCursor:
 
     def waiting(self) -> int:
         """How many samples are held that the receiver has not acknowledged."""
-        return self.due() + sum(count for _, _, count in self._unacked)
+        return self.due() + self._unacked_count
 
     # --------------------------------------------------------------------------------------------- what comes next
 
     def next(self) -> OutgoingBatch | OutgoingGap | None:
         """The next piece, which counts as sent; None when there is none to send now."""
-        room = WINDOW_SAMPLES - sum(count for _, _, count in self._unacked)
+        room = self.window - self._unacked_count
         if room <= 0:
             return None
         run = self._outbox.run_at(self._next_number)
@@ -136,19 +150,18 @@ class SendCursor:
             return self._lost(
                 run, have + 1, first - 1, before, self._why(run.number - (first - 1 - have) - before, run)
             )
-        most = min(self._most, BATCH_SAMPLES, room, run.last - first + 1)
-        self._most = min(2 * self._most, BATCH_SAMPLES)
+        longest = COLUMN_SAMPLES if self.takes_columns else BATCH_SAMPLES
+        most = min(self._most, longest, room, run.last - first + 1)
+        self._most = min(2 * self._most, longest)
         return self._samples(run, first, most)
 
     def record_ack(self, epoch: str, seq: int) -> None:
         """The receiver has stored everything of `epoch` up to `seq`."""
-        unacked = []
-        for e, last, count in self._unacked:
-            if e == epoch:
-                count = min(count, last - seq)
-            if count > 0:
-                unacked.append((e, last, count))
-        self._unacked = unacked
+        before = self._unacked.pop(epoch, [])
+        left = [(last, min(count, last - seq)) for last, count in before if last > seq]
+        if left:
+            self._unacked[epoch] = left
+        self._unacked_count -= sum(count for _, count in before) - sum(count for _, count in left)
 
     def _why(self, number: int, run: SeqRange) -> str:
         """Why the samples with the running numbers from `number` to the beginning of `run` are lost."""
@@ -163,9 +176,26 @@ class SendCursor:
 
     def _samples(self, run: SeqRange, first: int, most: int) -> OutgoingBatch | OutgoingGap | None:
         number = run.number + first - run.first
-        slots = self._outbox.read(number, most)
+        made = self._columns(number, first, most) if self.takes_columns and most > 1 else None
+        if made is None:  # a single sample, or one that is not as usual: in an array it is sent as it is
+            slots = self._outbox.read(number, min(most, BATCH_SAMPLES))
+            made = self._array(slots, first)
+            if made is None:
+                return self._damaged(run, first, slots)
+        text, count, last_ms = made
+        last = first + count - 1
+        self.sent[run.epoch] = last
+        self._accounted = max(self._accounted, number + count - 1)
+        of_epoch = self._unacked.setdefault(run.epoch, [])
+        before = of_epoch.pop() if of_epoch and of_epoch[-1][0] == first - 1 else (0, 0)
+        of_epoch.append((last, before[1] + count))
+        self._unacked_count += count
+        return OutgoingBatch(run.epoch, first, number, count, text, last_ms)
+
+    def _array(self, slots: Sequence[Slot | None], first: int) -> tuple[str, int, int] | None:
+        """Return JSON of the samples before the first damaged one, their number, and when the last was taken."""
         texts: list[str] = []
-        room, last_ms = self._room_bytes, 0
+        room, last_ms = self._room_bytes - len("[]"), 0
         for seq, slot in enumerate(slots, first):
             if slot is None:
                 break
@@ -176,12 +206,39 @@ class SendCursor:
                 break
             texts.append(text)
             last_ms = time_ms
-        if not texts:
-            return self._damaged(run, first, slots)
-        self.sent[run.epoch] = first + len(texts) - 1
-        self._accounted = max(self._accounted, number + len(texts) - 1)
-        self._unacked.append((run.epoch, first + len(texts) - 1, len(texts)))
-        return OutgoingBatch(run.epoch, first, number, texts, last_ms)
+        return (write_sample_array(texts), len(texts), last_ms) if texts else None
+
+    def _columns(self, number: int, first: int, most: int) -> tuple[str, int, int] | None:
+        """As `_array`, of as many samples as are alike, `most` at most."""
+        writer: ColumnsWriter | None = None
+        count = 0
+        while count < most:
+            read = self._outbox.read(number + count, min(_READ_SLOTS, most - count))
+            slots = list(_until_damaged(read))
+            if not slots:
+                break
+            times, flag = self._dates(slots)
+            if writer is None:
+                writer = ColumnsWriter(first, flag, self._room_bytes)
+            elif flag != writer.clock:
+                break
+            added = writer.add(slots[: len(times)], times)
+            count += added
+            if added < len(read):
+                break
+        if writer is None or not count:
+            return None
+        if count < most and not writer.is_full:
+            self._most = FIRST_SAMPLES  # samples that differ often would be read again for each piece
+        return writer.text(), count, writer.last_ms
+
+    def _dates(self, slots: Sequence[Slot]) -> tuple[list[int], str]:
+        """When the samples were taken, up to the first with another flag than the first of them; and its flag."""
+        if all(map(_CLOCK_SET, slots)):
+            return [slot.wall_ms for slot in slots], ""
+        dated = map(self._dated, slots)  # each once: the clock may be set meanwhile
+        first_ms, flag = next(dated)
+        return [first_ms, *[time_ms for time_ms, _ in takewhile(lambda entry: entry[1] == flag, dated)]], flag
 
     def _damaged(self, run: SeqRange, first: int, slots: Sequence[Slot | None]) -> OutgoingBatch | OutgoingGap | None:
         now = self._outbox.run_of(run.epoch)
@@ -200,3 +257,10 @@ class SendCursor:
             if self.offset_ms is not None:
                 return slot.up_ms + self.offset_ms, "server"
         return slot.wall_ms, "unset"
+
+
+def _until_damaged(slots: Iterable[Slot | None]) -> Iterator[Slot]:
+    for slot in slots:
+        if slot is None:
+            return
+        yield slot

@@ -22,6 +22,7 @@ from pigeonpost.node.send_cursor import OutgoingBatch, SendCursor
 from pigeonpost.transports.tcp_session import LinkSession, parts, tls_binding
 from protocol import (
     AUTH_S,
+    LARGEST_WINDOW,
     LINE_BYTES,
     NODE_NAME,
     SILENCE_S,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ROOM_BYTES = LINE_BYTES - len("SENSORS 0123456789abcdef []\n")  # for the samples of a line
+_ROOM_BYTES = LINE_BYTES - len("SENSORS 0123456789abcdef \n")  # for the samples of a line
 
 
 class NodeSession(LinkSession):
@@ -135,11 +136,14 @@ class NodeSession(LinkSession):
         if not isinstance(server, str) or not NODE_NAME(server):
             raise BadArgument("HELLO without the server's name")
         self._record_time(hello)
+        self._agree(hello)
         info, outbox = self._info, self._outbox
         answer = {
             "link": VERSION, "node": info.name, "outbox": outbox.ring.identity,
             "every": info.every_s, "sensors": list(info.sensors), "time": rfc3339(self.clock.wall_ms()),
         }  # fmt: skip
+        if self._stream.takes_columns:
+            answer["columns"] = True
         if info.key is not None:
             answer |= self._prove(info.key, server, hello.get("nonce"))
         self._server = server
@@ -148,6 +152,13 @@ class NodeSession(LinkSession):
         for held, more in parts(everything):
             self._queue_message("HELLO" if answer else "HELD", {**answer, "held": held, **more})
             answer = {}
+
+    def _agree(self, hello: dict[str, Any]) -> None:
+        """Take what the server offers beyond what every server understands: columns, and a longer window."""
+        window = hello.get("window")
+        self._stream.takes_columns = hello.get("columns") is True
+        if self._stream.takes_columns and is_count(window) and window > 0:
+            self._stream.window = min(window, LARGEST_WINDOW)
 
     def _prove(self, key: Key, server: str, nonce: Any) -> dict[str, str]:
         if not isinstance(nonce, str) or not 16 <= len(nonce) <= 128 or "|" in nonce:
@@ -256,7 +267,7 @@ class NodeSession(LinkSession):
             return False
         piece = self._stream.next()
         if isinstance(piece, OutgoingBatch):
-            self._queue_message("SENSORS", piece.epoch, piece.texts)
+            self._queue_message("SENSORS", piece.epoch, piece.text)
             self._info.last_sent_ms = piece.last_ms
             if not self._collecting:  # nobody acknowledges in a plain session
                 self._stream.record_ack(piece.epoch, self._stream.sent[piece.epoch])

@@ -1,6 +1,7 @@
 """The outbox's file: what the disk has confirmed is there after any crash, and what a crash tore is no sample."""
 
 import errno
+import itertools
 import json
 import os
 import random
@@ -9,7 +10,7 @@ import unittest
 from pigeonpost.core.data_folder import OUTBOX
 from pigeonpost.core.errors import DiskError
 from pigeonpost.node.ring_file import Ring, slot_bytes_for
-from pigeonpost.node.ring_format import LARGEST_SLOT, MARK_BYTES
+from pigeonpost.node.ring_format import LARGEST_SLOT, MARK_BYTES, SLOT_HEAD, TAG_BYTES
 from pigeonpost.node.ring_records import SeqRange, UnnumberedSample
 from tests.support import BOOT, EPOCH, Killed, MemoryDisk, rounds, taken, temp_folder
 
@@ -71,6 +72,24 @@ class Appending(unittest.TestCase):
         self.assertEqual(size, SLOTS_AT + 8 * 128)
         fill(open_ring(self.disk), 8)
         self.assertEqual(len(self.disk.content(PATH)), size)
+
+    def test_no_later_write_goes_where_none_was_when_it_was_made(self):
+        """A file may have holes, which need room on the disk once they are written."""
+        written, pwrite = set(), self.disk.pwrite
+
+        def noted(fd, data, at):
+            written.update(range(at, at + len(data)))
+            return pwrite(fd, data, at)
+
+        self.disk.pwrite = noted
+        ring = open_ring(self.disk)
+        made = set(written)
+        written.clear()
+        for _ in range(9):
+            fill(ring, 1)
+        ring.change_state(forks=[[1, 2, EPOCH]] * 50)
+        open_ring(self.disk)
+        self.assertLessEqual(written, made)
 
     def test_what_was_appended_is_read_as_it_was(self):
         ring = open_ring(self.disk, slot_bytes=256)
@@ -192,6 +211,16 @@ class Fitting(unittest.TestCase):
             self.assertGreaterEqual(len(body["errors"][names[0]]), 20)
             self.assertTrue(text.startswith(body["errors"][names[0]]))
 
+    def test_the_reason_why_one_of_several_fails_is_not_cut(self):
+        text = "/dev/spidev0.0 may not be open"
+        for count, digits in itertools.product(range(1, 10), range(1, 32)):
+            names = [f"n{k:0{digits}}" for k in range(count)]
+            ring = open_ring(MemoryDisk(), slot_bytes=slot_bytes_for(names))
+            values = dict.fromkeys(names, 23_395.25) | {names[-1]: None}
+            ring.append(EPOCH, 1, BOOT, [taken(values=values, errors={names[-1]: text})])
+            body = json.loads("{" + ring.read(1, 1)[0].body + "}")
+            self.assertEqual(body, {"values": values, "errors": {names[-1]: text}})
+
     def test_too_many_sensors(self):
         self.assertEqual(slot_bytes_for([f"sensor_{k}" for k in range(800)]), LARGEST_SLOT)
         with self.assertRaisesRegex(ValueError, "1200 sensors are too many for one node"):
@@ -208,6 +237,15 @@ class Fitting(unittest.TestCase):
                 self.assertEqual(body["values"], sample.values)
                 for name, text in body.get("errors", {}).items():
                     self.assertTrue(errors[name].startswith(text))
+
+    def test_an_error_text_that_fits_is_not_cut(self):
+        room = 256 - SLOT_HEAD - MARK_BYTES - TAG_BYTES
+        left = room - len('"values":{"n":null},"errors":{"n":""}')
+        ring = open_ring(MemoryDisk(), slot_bytes=256)
+        for length, is_cut in ((left - 1, False), (left, False), (left + 1, True)):
+            ring.append(EPOCH, ring.last + 1, BOOT, [taken(values={"n": None}, errors={"n": "x" * length})])
+            body = ring.read(ring.last, 1)[0].body
+            self.assertEqual(len(json.loads("{" + body + "}")["errors"]["n"]) < length, is_cut, length)
 
     def test_a_text_of_several_sensors_is_said_once_before_it_is_cut(self):
         ring = open_ring(MemoryDisk(), slot_bytes=256)
@@ -456,6 +494,35 @@ class SickDisks(unittest.TestCase):
             ring.change_state(on=False)
         self.assertTrue(ring.state["on"])
 
+    def test_what_a_failed_sync_has_left_in_memory_is_made_durable_before_it_is_seen(self):
+        """The kernel tells the error once, and does not write these bytes again by itself."""
+
+        def fail(call):
+            if call == "fdatasync":
+                raise OSError(errno.EIO, "Input/output error")
+
+        for before in range(10):
+            for count in (1, 2, 4):
+                disk = MemoryDisk()
+                ring = open_ring(disk)
+                for _ in range(before):
+                    fill(ring, 1)
+                disk.fault = fail
+                with self.assertRaises(DiskError):
+                    fill(ring, count)
+                disk.kill()
+                disk.names[PATH].unsynced.clear()
+                seen = content(open_ring(disk))
+                self.assertEqual(max(seen), before + count)
+                disk.cut_power()
+                self.assertEqual(content(open_ring(disk)), seen)
+
+    def test_no_descriptor_is_left(self):
+        disk = MemoryDisk()
+        for slot_bytes in (128, 256):  # a new file, and one that is made wider
+            open_ring(disk, slot_bytes=slot_bytes).close()
+            self.assertEqual(disk._open, {})
+
     def test_short_writes_are_gone_on_with(self):
         chance = random.Random(3)
         for short in (lambda length: 1, lambda length: chance.randint(1, length), lambda length: max(1, length - 1)):
@@ -474,6 +541,28 @@ class SickDisks(unittest.TestCase):
         disk.short = lambda length: 0
         with self.assertRaisesRegex(DiskError, f"^{PATH}: the disk took no more$"):
             fill(ring, 1)
+
+    def test_a_disk_that_takes_some_bytes_and_then_none_is_the_same(self):
+        disk = MemoryDisk()
+        ring = open_ring(disk)
+        lengths = iter((40, 0))
+        disk.short = lambda length: next(lengths, length)
+        with self.assertRaisesRegex(DiskError, f"^{PATH}: the disk took no more$"):
+            fill(ring, 1)
+
+    def test_a_sample_of_which_the_disk_took_the_mark_alone_does_not_count_as_a_damaged_one(self):
+        for before in range(9):
+            disk = MemoryDisk()
+            ring = open_ring(disk)
+            for _ in range(before):
+                fill(ring, 1)
+            lengths = iter((MARK_BYTES, 0))
+            disk.short = lambda length, lengths=lengths: next(lengths, length)
+            with self.assertRaises(DiskError):
+                fill(ring, 1)
+            disk.kill()
+            again = open_ring(disk)
+            self.assertEqual((again.last, content(again)), (before, held(max(1, before - 7), before)))
 
     def test_a_folder_that_is_not_there(self):
         folder = os.path.join(temp_folder(self), "nowhere")
@@ -521,6 +610,19 @@ class States(unittest.TestCase):
 
     def test_without_any_whole_copy_it_is_on(self):
         self.assertEqual(self.spoil(self.changed(False, False), self.A + 20, self.B + 20), {"on": True, "forks": []})
+
+    def test_the_only_whole_copy_is_overwritten_last(self):
+        for damaged in (self.A, self.B):
+            for call in range(6):
+                disk = self.changed(True, False)
+                ring = open_ring(disk)
+                disk.pwrite(ring._fd, b"\xff" * 64, damaged)
+                disk.fdatasync(ring._fd)
+                disk.die_at(call)
+                with self.assertRaises(Killed):
+                    ring.change_state(forks=[[1, 2, EPOCH]])
+                disk.cut_power()
+                self.assertFalse(open_ring(disk).state["on"])
 
     def test_a_state_that_does_not_fit_is_refused_whole(self):
         ring = open_ring(MemoryDisk())

@@ -111,6 +111,13 @@ class Headers(DamagedCase):
         self.assertIn("8 samples of it were read and are kept", ring.faults[0])
         self.assertIn("control.py read-outbox /card/outbox.ring.damaged-", ring.faults[0])
 
+    def test_all_copies_and_the_setting_says_fewer_slots_now(self):
+        disk = MemoryDisk()
+        disk.lay(PATH, bytes(layout.SLOTS_AT) + self.whole[layout.SLOTS_AT :])
+        with self.silence():
+            ring = open_ring(disk, slots=4)
+        self.assertEqual([slot.wall_ms for slot in ring.read(1, 7) + ring.read(8, 1)], list(range(6, 14)))
+
     def test_all_copies_and_the_end_of_the_file(self):
         file = bytes(layout.SLOTS_AT) + self.whole[layout.SLOTS_AT : place(12)]  # 8 to 11 are left of it
         ring = self.open(file)
@@ -219,6 +226,23 @@ class Files(DamagedCase):
             str(caught.exception), "is shorter than it was made, and a new one .*: No space left on device. Make room"
         )
 
+    def test_a_damaged_one_that_cannot_be_kept_is_not_replaced(self):
+        def link(old, new):
+            raise OSError(errno.EIO, "Input/output error")
+
+        disk = MemoryDisk()
+        disk.lay(PATH, b"junk")
+        disk.link = link
+        with self.assertRaisesRegex(DiskError, "Input/output error"):
+            open_ring(disk)
+        self.assertEqual(disk.content(PATH), b"junk")
+
+    def test_no_descriptor_is_left(self):
+        for file in (self.whole, self.whole[: place(9)], bytes(layout.SLOTS_AT) + self.whole[layout.SLOTS_AT :], b""):
+            self.says = file != self.whole
+            self.open(file).close()
+            self.assertEqual(self.disk._open, {})
+
     def test_a_file_system_without_links(self):
         def link(old, new):
             raise PermissionError(1, "Operation not permitted")
@@ -323,11 +347,12 @@ class Others(DamagedCase):
         long = taken(values={"temperature_x": -1.2345678901234567e-300}, up_ms=5)
         for seq in range(1, 12):
             ring.append(EPOCH, seq, BOOT, [long if seq % 3 else taken(values={"n": 1})])
+        ring.append(EPOCH, 12, BOOT, [taken(values={"n": 1}), long, taken(values={"n": 1}), long])
         again = open_ring(disk)
-        self.assertEqual([slot is not None for n in range(4, 12) for slot in again.read(n, 1)], [True] * 8)
-        self.assertEqual(again.runs, [SeqRange(EPOCH, 4, 11, 4)])
+        self.assertEqual([slot is not None for n in range(8, 16) for slot in again.read(n, 1)], [True] * 8)
+        self.assertEqual(again.runs, [SeqRange(EPOCH, 8, 15, 8)])
         wide = open_ring(disk, slot_bytes=256)
-        self.assertEqual([slot is not None for n in range(4, 12) for slot in wide.read(n, 1)], [True] * 8)
+        self.assertEqual([slot is not None for n in range(8, 16) for slot in wide.read(n, 1)], [True] * 8)
 
     def test_both_copies_of_the_state(self):
         for one in layout.STATE_AT:

@@ -40,7 +40,7 @@ class StreamCase(unittest.TestCase):
     def assert_pieces(self, stream, *expected):
         """(epoch, first, last, number of the first) of samples; and what is lost, as it is."""
         found = [
-            (int(piece.epoch, 16), piece.first, piece.first + len(piece.texts) - 1, piece.number)
+            (int(piece.epoch, 16), piece.first, piece.first + piece.sample_count - 1, piece.number)
             if isinstance(piece, OutgoingBatch)
             else piece
             for piece in self.all(stream)
@@ -54,14 +54,14 @@ class Pieces(StreamCase):
 
     def test_they_begin_short_and_get_longer(self):
         self.take(3000)
-        lengths = [len(piece.texts) for piece in self.all(self.stream())]
+        lengths = [piece.sample_count for piece in self.all(self.stream())]
         self.assertEqual(lengths[:6], [FIRST_SAMPLES, 32, 64, 128, 256, BATCH_SAMPLES])
         self.assertEqual(sum(lengths), 3000)
 
     def test_samples_are_json_in_order(self):
         self.take(20)
-        texts = [text for piece in self.all(self.stream()) for text in piece.texts]
-        self.assertEqual([json.loads(text)["seq"] for text in texts], list(range(1, 21)))
+        samples = [sample for piece in self.all(self.stream()) for sample in json.loads(piece.text)]
+        self.assertEqual([sample["seq"] for sample in samples], list(range(1, 21)))
 
     def test_epoch_by_epoch_with_running_numbers(self):
         self.take(5)
@@ -72,11 +72,34 @@ class Pieces(StreamCase):
         self.assert_pieces(self.stream(5, {f"{1:016x}": 5}), (2, 1, 3, 6))
 
     def test_a_piece_is_never_longer_than_its_room(self):
-        self.take(100)
-        text = len(self.stream().next().texts[0].encode()) + 1
+        self.take(1)
+        text = len(self.stream().next().text.encode()) + 1
+        self.take(99)
         pieces = self.all(self.stream(room_bytes=text * 10))
-        self.assertTrue(all(sum(len(one.encode()) + 1 for one in piece.texts) <= text * 10 for piece in pieces))
-        self.assertEqual(sum(len(piece.texts) for piece in pieces), 100)
+        self.assertTrue(all(len(piece.text.encode()) <= text * 10 for piece in pieces))
+        self.assertEqual(sum(piece.sample_count for piece in pieces), 100)
+
+    def test_a_piece_fills_its_room(self):
+        self.take(FIRST_SAMPLES)
+        whole = len(self.stream().next().text.encode())
+        for room, count in ((whole - 50, 15), (whole - 1, 15), (whole + 1, 16)):
+            piece = self.stream(room_bytes=room).next()
+            self.assertEqual(piece.sample_count, count)
+            self.assertLessEqual(len(piece.text.encode()), room)
+
+    def test_it_knows_when_its_last_sample_was_taken(self):
+        for wall_ms in range(1_795_188_970_001, 1_795_188_970_018):
+            self.outbox.put(taken(wall_ms=wall_ms))
+        self.outbox.commit()
+        pieces = self.all(self.stream())
+        self.assertEqual([piece.last_ms for piece in pieces], [1_795_188_970_016, 1_795_188_970_017])
+
+    def test_how_many_are_due(self):
+        self.take(5)
+        self.start()
+        self.take(3)
+        self.assertEqual(self.stream().due(), 8)
+        self.assertEqual(self.stream(5, {f"{1:016x}": 5}).due(), 3)
 
     def test_only_what_comes_from_now_on(self):
         self.take(5)
@@ -84,6 +107,15 @@ class Pieces(StreamCase):
         stream.begin_now(self.outbox.ring.runs)
         self.take(2)
         self.assert_pieces(stream, (1, 6, 7, 6))
+
+    def test_only_what_comes_from_now_on_when_there_are_earlier_epochs(self):
+        self.take(5)
+        self.start()
+        self.take(3)
+        stream = SendCursor(self.outbox, self.clock)
+        stream.begin_now(self.outbox.ring.runs)
+        self.take(2)
+        self.assert_pieces(stream, (2, 4, 5, 9))
 
 
 class Losses(StreamCase):
@@ -166,6 +198,29 @@ class Losses(StreamCase):
         self.assertEqual(self.outbox.ring.runs[0].number, 6)
         self.assertEqual(self.stream().next(), OutgoingGap(epoch, 1, 0, 6, 5, "overwritten or damaged"))
         self.assertEqual(self.stream(2).next(), OutgoingGap(epoch, 1, 0, 6, 3, "damaged"))
+        self.assertEqual(self.stream(1).next(), OutgoingGap(epoch, 1, 0, 6, 4, "damaged"))  # 2 is the oldest held
+
+    def test_the_beginning_of_an_epoch_is_damaged_and_its_marks_are(self):
+        self.disk = MemoryDisk()
+        self.start(slots=64)
+        self.take(64)
+        epoch = self.outbox.epoch
+        self.damage(*range(1, 6), whole=True)
+        self.start(slots=64)
+        self.assertEqual(self.outbox.ring.runs[0].number, 6)
+        self.assertEqual(self.stream(2, {epoch: 2}).next(), OutgoingGap(epoch, 3, 5, 3, 0, "damaged"))
+
+    def test_what_was_sent_of_an_epoch_before_it_was_overwritten_is_not_lost(self):
+        for sent in (1, FIRST_SAMPLES):
+            self.disk = MemoryDisk()
+            self.start(slots=64)
+            self.take(40)
+            stream = self.stream()
+            stream.window = sent
+            stream.record_ack(self.outbox.epoch, stream.next().last)
+            self.outbox.fork(self.outbox.epoch, 41)  # another session has found a copy of this card
+            self.take(64)
+            self.assertEqual(stream.next(), OutgoingGap(self.outbox.epoch, 1, 0, 41, 40 - sent, "overwritten"))
 
     def damage(self, *numbers, whole=False):
         """Change a byte of each of these samples on the disk; `whole`: all of it, and of its mark."""
@@ -182,7 +237,7 @@ class Window(StreamCase):
     def test_no_more_than_the_window_ahead_of_what_is_acknowledged(self):
         self.take(WINDOW_SAMPLES + 100)
         stream = self.stream()
-        self.assertEqual(sum(len(piece.texts) for piece in self.all(stream)), WINDOW_SAMPLES)
+        self.assertEqual(sum(piece.sample_count for piece in self.all(stream)), WINDOW_SAMPLES)
         stream.record_ack(self.outbox.epoch, 40)
         self.assert_pieces(stream, (1, WINDOW_SAMPLES + 1, WINDOW_SAMPLES + 40, WINDOW_SAMPLES + 1))
         self.assertEqual(stream.due(), 60)
@@ -193,8 +248,8 @@ class Window(StreamCase):
         self.all(stream)
         stream.begin(10, {self.outbox.epoch: 10})
         again = self.all(stream)
-        self.assertEqual((again[0].first, len(again[0].texts)), (11, FIRST_SAMPLES))
-        self.assertEqual(sum(len(piece.texts) for piece in again), WINDOW_SAMPLES - 10)
+        self.assertEqual((again[0].first, again[0].sample_count), (11, FIRST_SAMPLES))
+        self.assertEqual(sum(piece.sample_count for piece in again), WINDOW_SAMPLES - 10)
 
     def test_acknowledging_one_epoch_leaves_the_others_in_the_window(self):
         self.take(3000)
@@ -204,10 +259,106 @@ class Window(StreamCase):
         self.all(stream)
         first, second = (run.epoch for run in self.outbox.ring.runs)
         stream.record_ack(second, 2000)
-        self.assertEqual(sum(len(piece.texts) for piece in self.all(stream)), 2000)
+        self.assertEqual(sum(piece.sample_count for piece in self.all(stream)), 2000)
         stream.record_ack(first, 3000)
         self.assert_pieces(stream, (2, 4001, 4500, 7001), (2, 4501, 5000, 7501))
         self.assertEqual(stream.due(), 0)
+
+    def test_one_sample_is_waited_for_and_fills_the_window(self):
+        self.take(17)
+        stream = self.stream()
+        stream.window = 17
+        self.assertEqual(self.all(stream)[-1].sample_count, 1)
+        stream.record_ack(self.outbox.epoch, 16)
+        self.take(20)
+        self.assertEqual((stream.waiting(), self.all(stream)[-1].last), (21, 33))
+        self.assertEqual((stream.waiting(), stream.due()), (21, 4))
+
+    def test_of_many_epochs_an_acknowledgement_concerns_its_own_alone(self):
+        for _ in range(20):
+            self.take(3)
+            self.start()
+        stream = self.stream()
+        stream.window = 60
+        epochs = [piece.epoch for piece in self.all(stream)]
+        self.assertEqual((len(epochs), stream.waiting()), (20, 60))
+        for k, epoch in enumerate(reversed(epochs)):
+            stream.record_ack(epoch, 1)
+            stream.record_ack(epoch, 1)
+            self.assertEqual(stream.waiting(), 59 - 3 * k)
+            stream.record_ack(epoch, 3)
+            stream.record_ack(epoch, 2)  # an older one that comes late
+            self.assertEqual(stream.waiting(), 57 - 3 * k)
+
+    def test_single_samples_that_follow_each_other_are_one_entry(self):
+        stream = self.stream()
+        for _ in range(100):
+            self.take(1)
+            stream.next()
+        self.assertEqual(stream._unacked, {self.outbox.epoch: [(100, 100)]})
+
+
+class Columns(StreamCase):
+    """To a receiver that takes them."""
+
+    def stream(self, *args, **more):
+        stream = super().stream(*args, **more)
+        stream.takes_columns = True
+        return stream
+
+    def seqs(self, piece):
+        """Of the samples of a piece, which is an object of columns if they are several."""
+        told = json.loads(piece.text)
+        if isinstance(told, list):
+            return [sample["seq"] for sample in told]
+        return list(range(told["seq"], told["seq"] + len(told["time"])))
+
+    def test_they_begin_short_and_get_longer(self):
+        self.take(6000)
+        stream = self.stream()
+        stream.window = 10_000
+        pieces = self.all(stream)
+        self.assertEqual([piece.sample_count for piece in pieces][:9], [16, 32, 64, 128, 256, 512, 1024, 2048, 1920])
+        for piece in pieces:
+            self.assertEqual(self.seqs(piece), list(range(piece.first, piece.last + 1)))
+        self.assertEqual(pieces[-1].last_ms, self.outbox.read(6000, 1)[0].wall_ms)
+
+    def test_no_more_than_the_window(self):
+        self.take(6000)
+        for window in (1, 2, 17, 240, 5000):
+            stream = self.stream()
+            stream.window = window
+            pieces = self.all(stream)
+            self.assertEqual(sum(len(self.seqs(piece)) for piece in pieces), window)
+
+    def test_two_samples_are_columns_and_one_is_a_sample(self):
+        self.take(3)
+        stream = self.stream()
+        stream.window = 2
+        self.assertEqual(json.loads(stream.next().text)["seq"], 1)
+        stream.record_ack(self.outbox.epoch, 2)
+        self.assertEqual(json.loads(stream.next().text)[0]["seq"], 3)
+
+    def test_damaged_samples_end_a_piece(self):
+        self.take(300)
+        for number in (5, 6, 200, 300):
+            ring = self.outbox.ring
+            self.disk.pwrite(ring._fd, b"\xff" * 20, ring._place(number) + 40)
+        pieces = self.all(self.stream())
+        gaps = [(piece.first, piece.last) for piece in pieces if isinstance(piece, OutgoingGap)]
+        self.assertEqual(gaps, [(5, 6), (200, 200), (300, 300)])
+        seqs = [seq for piece in pieces if isinstance(piece, OutgoingBatch) for seq in self.seqs(piece)]
+        self.assertEqual(seqs, [seq for seq in range(1, 300) if seq not in (5, 6, 200)])
+
+    def test_where_sensors_change_often_pieces_stay_short(self):
+        for number in range(400):
+            self.outbox.put(taken(values={"a": 1} if number % 100 else {"a": 1, "b": 2}))
+        while self.outbox.commit():
+            pass
+        pieces = self.all(self.stream())
+        self.assertEqual([seq for piece in pieces for seq in self.seqs(piece)], list(range(1, 401)))
+        lasts = [1, 17, 49, 100, 101, 117, 149, 200, 201, 217, 249, 300, 301, 317, 349, 400]
+        self.assertEqual([piece.last for piece in pieces], lasts)
 
 
 class OtherCopy(StreamCase):
@@ -272,7 +423,7 @@ class Dates(StreamCase):
         stream = SendCursor(self.outbox, self.clock)
         stream.offset_ms = offset_ms
         stream.begin(0, {})
-        sample = json.loads(stream.next().texts[-1])
+        sample = json.loads(stream.next().text)[-1]
         return self.clock.wall_ms() - parse_rfc3339(sample["time"]), sample.get("clock", "")
 
     def test_a_clock_that_was_set_is_believed(self):

@@ -66,6 +66,7 @@ from pigeonpost.server.unnumbered_sources import UnnumberedSources
 from pigeonpost.settings import SERVER, load_server, warn_of_variables
 from pigeonpost.storage.maintenance import MaintenanceWorker
 from pigeonpost.transports import registry
+from pigeonpost.transports.connection_loop import ConnectionLoop
 from pigeonpost.transports.contract import ServerContext, Transport
 from pigeonpost.transports.state_publisher import make_publisher
 from pigeonpost.transports.tcp_server import TcpServerTransport
@@ -169,7 +170,7 @@ def _run(settings: Settings, is_demo: bool) -> int:
 def make_room() -> None:
     """Set this process up for many connections and many samples."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection takes three
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each connection takes one
     threading.stack_size(_STACK_BYTES)
     # What waits for a commit is many small objects, none of them in a cycle: a collection that walks them finds
     # nothing, and at full speed took a sixth of the time.
@@ -207,7 +208,7 @@ class Server:
         name, clock = settings["server", "name"] or own_name(), Clock()
         self._running_file = os.path.join(data, RUNNING)
         self._control = secrets.token_urlsafe(24)
-        faults, throttle = Faults(), LoginThrottle(clock)
+        faults, throttle, loop = Faults(), LoginThrottle(clock), ConnectionLoop(clock)
         store = open_despite_damage(settings, data, faults)
         csv = CsvLog(data, store, clock)
         check = make_check(data, store, csv, faults, clock)
@@ -228,7 +229,7 @@ class Server:
         register.on_rename += [names.on_rename, unnumbered_sources.on_rename]
 
         def collect(expected: str, address: tuple[str, int]) -> TcpServerTransport:
-            link = TcpServerTransport(address, expected, name, ingestor, tokens, clock, pins, names)
+            link = TcpServerTransport(address, expected, name, ingestor, tokens, clock, pins, names, loop)
             self._links.append(link)
             links.append(link)
             if self._collecting:
@@ -283,7 +284,7 @@ class Server:
             LifecycleComponent("links", self._start_links, self._stop_links),
             *[LifecycleComponent(name, part.start, part.stop) for name, part in parts.items()],
             LifecycleComponent("ingest", ingestor.start, ingestor.stop),
-            LifecycleComponent("statistics", maintenance.start, maintenance.stop),
+            LifecycleComponent("maintenance", maintenance.start, maintenance.stop),
             LifecycleComponent("damage check", check.start, check.stop),
             LifecycleComponent("page", self.web.start, self.web.stop),
             LifecycleComponent("control", self._open_to_control, self._close_to_control),
@@ -345,17 +346,11 @@ class Server:
         self._running.end(reason)
 
     def _make_ingestor(
-        self,
-        settings: Settings,
-        store: Store,
-        csv: CsvLog,
-        clock: Clock,
-        warnings: LimitWarnings,
-        register: NodeRegister,
+        self, settings: Settings, store: Store, csv: CsvLog, clock: Clock, warnings: LimitWarnings, names: NodeRegister
     ) -> Ingestor:
         limits = NodeLimits(store, settings["store", "channels_per_sample"], settings["store", "channels_per_node"])
         commit_s, buffer_samples = settings["store", "commit"], settings["store", "buffer"]
-        return Ingestor(store, csv, clock, commit_s, buffer_samples, self._fail, limits, warnings.warn, register)
+        return Ingestor(store, csv, clock, commit_s, buffer_samples, self._fail, limits, warnings.warn, names)
 
     def _fail(self, error: BaseException) -> None:
         self._running.fail(error)

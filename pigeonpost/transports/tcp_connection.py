@@ -1,4 +1,4 @@
-"""Line-based connection over a socket, and the loop that runs one link session on it.
+"""Line-based connection over a socket, and the loop that runs one link session on it in a thread of its own.
 
 A connection belongs to the thread that serves it, which alone reads and writes it; any other may call `wake`.
 Errors: OSError when the connection breaks; TooLong for a line over the limit.
@@ -27,8 +27,11 @@ _TLS = {
 }
 
 
-class LineConnection:
-    """A socket: whole lines in, bytes out. Only `wait` blocks."""
+class LineSocket:
+    """A non-blocking socket: whole lines in, bytes out. Its owner waits until it can be read or written."""
+
+    fingerprint = ""  # SHA-256 of the certificate that the peer has shown; empty: plain text
+    is_closed = False  # the peer has said that nothing more comes, which the socket does not tell
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -38,6 +41,77 @@ class LineConnection:
         self._unsent = bytearray()
         self._part = b""  # of a line that has not ended
         self._has_read = False
+        self.is_full = False  # the last read filled the buffer: more is there
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor; -1 when it is closed."""
+        return self._sock.fileno()
+
+    def handshake_left_s(self, waited_s: float) -> float:
+        """Go on with the handshake, `waited_s` seconds after its beginning. Returns 0.0 when lines can be said, else
+        the seconds that it may still take. Raises OSError."""
+        return 0.0
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the network has not taken yet."""
+        return len(self._unsent)
+
+    def send(self, data: bytes) -> None:
+        """Send as much as goes now; the rest goes with later calls. Raises OSError when the connection is gone."""
+        self._unsent += data
+        if self._unsent:
+            try:
+                del self._unsent[: self._sock.send(self._unsent)]
+            except BlockingIOError:
+                pass
+            if len(self._unsent) > STUCK_BYTES:
+                raise TimeoutError("the peer takes nothing")
+
+    def receive(self) -> list[bytes]:
+        """Return whole lines that have come.
+
+        Raises TooLong for a line over the limit, Protected for TLS, ConnectionError when the peer has closed.
+        """
+        block = self._received()
+        if block and not self._has_read:
+            self._has_read = True
+            if block[0] in _TLS:
+                raise Protected(_TLS[block[0]])
+        return self._lines(block)
+
+    def _received(self) -> bytes:
+        """Return what has come; empty: nothing yet. Raises ConnectionError when the peer has closed."""
+        try:
+            block = self._sock.recv(READ_BYTES)
+        except BlockingIOError:
+            self.is_full = False
+            return b""
+        if not block:
+            raise ConnectionResetError("closed by the peer")
+        self.is_full = len(block) == READ_BYTES
+        return block
+
+    def _lines(self, block: bytes) -> list[bytes]:
+        *lines, self._part = (self._part + block).split(b"\n")
+        if len(self._part) >= LINE_BYTES or (lines and max(map(len, lines)) >= LINE_BYTES):
+            raise TooLong(f"a line is at most {LINE_BYTES} bytes long, its end included")
+        return lines
+
+    def close(self) -> None:
+        """Close it; closing twice is fine."""
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # gone already
+        self._sock.close()
+
+
+class LineConnection(LineSocket):
+    """A LineSocket with a thread of its own, which `wait` blocks."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
         self._wake_pipe = WakePipe()
         self._wake_fd = self._wake_pipe.fileno()
         self.wake = self._wake_pipe.wake  # makes `wait` return; from any thread, at any time
@@ -55,26 +129,10 @@ class LineConnection:
         """
         return ""
 
-    @property
-    def unsent(self) -> int:
-        """Bytes that the network has not taken yet."""
-        return len(self._unsent)
-
-    def send(self, data: bytes) -> None:
-        """Send as much as goes now; the rest goes while waiting. Raises OSError when the connection is gone."""
-        self._unsent += data
-        if self._unsent:
-            try:
-                del self._unsent[: self._sock.send(self._unsent)]
-            except BlockingIOError:
-                pass
-            if len(self._unsent) > STUCK_BYTES:
-                raise TimeoutError("the peer takes nothing")
-
     def wait(self, seconds: float) -> list[bytes]:
         """Whole lines that have come, after at most `seconds`; none of them when woken, or when only sending went on.
 
-        Raises TooLong for a line over the limit, ConnectionError when the peer has closed.
+        Raises what `receive` raises.
         """
         if self._polls_for_room != bool(self._unsent):
             self._polls_for_room = bool(self._unsent)
@@ -87,41 +145,12 @@ class LineConnection:
             if events & select.POLLOUT:
                 self.send(b"")
             if events & ~select.POLLOUT:
-                lines = self._read()
-        return lines
-
-    def _received(self) -> bytes:
-        """Return what has come; empty: nothing yet. Raises ConnectionError when the peer has closed."""
-        try:
-            block = self._sock.recv(READ_BYTES)
-        except BlockingIOError:
-            return b""
-        if not block:
-            raise ConnectionResetError("closed by the peer")
-        return block
-
-    def _read(self) -> list[bytes]:
-        block = self._received()
-        if block and not self._has_read:
-            self._has_read = True
-            if block[0] in _TLS:
-                raise Protected(_TLS[block[0]])
-        return self._lines(block)
-
-    def _lines(self, block: bytes) -> list[bytes]:
-        *lines, self._part = (self._part + block).split(b"\n")
-        if len(self._part) >= LINE_BYTES or any(len(line) >= LINE_BYTES for line in lines):
-            raise TooLong(f"a line is at most {LINE_BYTES} bytes long, its end included")
+                lines = self.receive()
         return lines
 
     def close(self) -> None:
-        """Close it; closing twice is fine."""
         self._wake_pipe.close()
-        try:
-            self._sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # gone already
-        self._sock.close()
+        super().close()
 
 
 def run_session(

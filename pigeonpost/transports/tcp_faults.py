@@ -40,6 +40,7 @@ SILENT = "has said nothing for {text}"
 NO_WORD = "closes the connection without a word: is it a Pigeonpost node that listens there?"
 NO_WORD_TO_PROOF = "closes the connection without a word on this server's token: " + _GIVE
 STORE_DAMAGED = "is not collected from: this server's database is damaged"
+INTERNAL = "is not collected from: a fault of this server, its log has more ({text})"
 
 # The wire's codes of ERROR for which there is a better sentence than the node's own.
 _OF_CODE = {"version": OTHER_VERSION, "too-many": NO_ROOM}

@@ -6,10 +6,13 @@ thread: each appends to a deque, which `take_output` empties in the owner's thre
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
@@ -20,19 +23,23 @@ from pigeonpost.core.strict_json import write_json
 from pigeonpost.server.node_status import NodeState
 from pigeonpost.transports import tcp_faults
 from pigeonpost.transports.payload import MOST_SENSORS, read_sensors
-from pigeonpost.transports.tcp_session import LinkSession, parts, tls_binding
+from pigeonpost.transports.tcp_session import LinkSession, Marks, Resume, find_resume, tls_binding
 from protocol import (
     AUTH_S,
     CHECK_AFTER_S,
+    COLUMNS_WINDOW,
     HEX_16,
+    JOINED_HEAD_BYTES,
     LONGEST_WHY,
     NODE_NAME,
     SILENCE_S,
     VERSION,
+    WINDOW_SAMPLES,
     Batch,
     Gap,
     Message,
     SampleBatch,
+    decode_joined,
     is_count,
 )
 
@@ -45,9 +52,10 @@ DOUBT_S = 5.0  # that a node which is said to be elsewhere gets to be heard from
 _ENDS = frozenset(error.code for error in WireError.__subclasses__() if error.closes)
 
 LONGEST_DETAILS = 4096  # characters of the JSON of STATUS that are kept
+_JOINED_HEAD_OF = itemgetter(slice(JOINED_HEAD_BYTES))
 MOST_EPOCHS = 100_000  # that a node may list; an outbox of the usual size holds 65,536 samples
 
-Marks = tuple[int, Mapping[str, tuple[int, int | None]]]
+RunApart = Callable[[Callable[[], Resume], Callable[[Callable[[], Resume]], None]], object]  # see HelperThreads.run
 
 
 class IngestProtocol(Protocol):
@@ -79,6 +87,7 @@ class ServerSession(LinkSession):
         pins: Mapping[str, str] = MappingProxyType({}),
         claim: Callable[[NodeState, str, bool], str] = lambda state, name, is_proven: "",
         current: Callable[[str], str] = lambda name: name,
+        run_apart: RunApart | None = None,
     ) -> None:
         """
         server       this server's name
@@ -90,11 +99,13 @@ class ServerSession(LinkSession):
         pins         nodes that are reached by TLS only, by name, each with its certificate's fingerprint (empty: any)
         claim        NodeNames.claim: why the node may not have its name; empty: it may
         current      NodeRegister.current: the present name of a node that says it has this one
+        run_apart    asks the store, which may take its time, in another thread; None: here, at once
         """
         super().__init__(clock, state.address)
         self._server, self._ledger, self._keys, self._state = server, ledger, keys, state
         self._wake, self._answered = wake, answered
         self._fingerprint, self._pins, self._claim, self._current = fingerprint, pins, claim, current
+        self._run_apart = run_apart or (lambda find, answer: self._resume(find))
         self.fault = ""  # why the connection ends, as tcp_faults has it
         self._key: Key | None = None  # that the node has proven
         self._proved_s: float | None = None  # when this end has sent its own proof
@@ -107,17 +118,20 @@ class ServerSession(LinkSession):
         self._bases: dict[str, int] = {}  # epoch to the running number of its seq 0
         self._next: dict[str, int] = {}  # epoch to the seq that comes next
         self._units: dict[str, str] = {}
+        self._window = WINDOW_SAMPLES  # that was agreed with the node
         self._from_others: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self._acks: dict[str, int] = {}
         self._samples: SampleBatch | None = None  # that came since the last output, of one epoch
         self._samples_epoch = ""
-        self.collecting = False
+        self.collecting = self.is_resuming = False  # resuming: the store is being asked what it has
         hello = {
             "link": VERSION,
             "server": server,
             "ledger": ledger.identity,
             "time": rfc3339(self._began_ms),
             "clock": "set" if clock.is_set() else "unset",
+            "columns": True,
+            "window": COLUMNS_WINDOW,
         }
         self._queue_message("HELLO", hello | ({"nonce": self._nonce} if self._nonce else {}))
 
@@ -149,6 +163,20 @@ class ServerSession(LinkSession):
         self._wake()
 
     # ----------------------------------------------------------------------------------- the owner's part
+
+    def receive_lines(self, lines: Sequence[bytes]) -> None:
+        """Take lines that have come together; those of one sample each are decoded together, which is much faster."""
+        for _, group in groupby(lines, _JOINED_HEAD_OF):
+            alike = list(group)
+            message = decode_joined(alike) if len(alike) > 1 and not self.closing else None
+            if message is None:
+                super().receive_lines(alike)
+                continue
+            self._heard_s = self.clock.monotonic()
+            try:
+                self._take(message)
+            except WireError as error:
+                self.refuse(error, alike[0])
 
     def take_output(self) -> bytes:
         self._hand_on_samples()
@@ -228,6 +256,8 @@ class ServerSession(LinkSession):
         if self.fault:
             raise Unexpected(f"this node {self.fault}")
         self._record_sensors(hello.get("sensors"))
+        if hello.get("columns") is True:
+            self._window = COLUMNS_WINDOW
         every = hello.get("every")
         state.name = self._current(name)
         state.every_s = float(every) if isinstance(every, int | float) and 0 < every < 1e9 else None
@@ -302,17 +332,19 @@ class ServerSession(LinkSession):
             ) from None
         if len(self._bases) > MOST_EPOCHS:
             raise Unexpected(f"a node lists {MOST_EPOCHS} epochs at most")
-        if held.get("more") is not True and not self.collecting:
-            self._resume()
+        if held.get("more") is not True and not (self.collecting or self.is_resuming):
+            self.is_resuming = True
+            asked = self._state.name, self._hello["outbox"], tuple(self._bases)
+            find = functools.partial(find_resume, self._ledger.marks, *asked)
+            self._run_apart(find, functools.partial(self._leave, self._resume))
 
-    def _resume(self) -> None:
-        top, marks = self._ledger.marks(self._state.name, self._hello["outbox"], self._bases)
+    def _resume(self, find: Callable[[], Resume]) -> None:
+        marks, lines = find()
+        if self.closing:
+            return
         self._next = {epoch: seq + 1 for epoch, (seq, _) in marks.items()}
-        first = {"id": top}
-        for part, more in parts([(epoch, list(mark)) for epoch, mark in marks.items()]):
-            self._queue_message("RESUME", {**first, **dict(part), **more})
-            first = {}
-        self.collecting = True
+        self._out += lines
+        self.collecting, self.is_resuming = True, False
         self._state.connected, self._state.fault = True, ""
         self._state.since_ms = self.clock.wall_ms()
         log.info("%s: collecting; %s", self.peer, "after what is stored" if marks else "from its oldest sample")
@@ -357,7 +389,9 @@ class ServerSession(LinkSession):
 
     def _hand_on(self, epoch: str, samples: SampleBatch | None, gap: Gap | None) -> None:
         name, outbox, base = self._state.name, self._hello["outbox"], self._bases.get(epoch)
-        self._ledger.submit(Batch(name, outbox, epoch, base, samples, gap, self._units, self.committed, self.refused))
+        self._ledger.submit(Batch(
+            name, outbox, epoch, base, samples, gap, self._units, self.committed, self.refused, self._window
+        ))  # fmt: skip
 
     # ------------------------------------------------------------------------------------------- answers
 

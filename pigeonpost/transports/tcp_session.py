@@ -7,7 +7,7 @@ Errors: what is wrong with the peer's lines becomes an ERROR line to it, and set
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import WireError
@@ -21,6 +21,10 @@ log = logging.getLogger(__name__)
 
 ENTRIES_A_LINE = 500  # of the lists in HELD and RESUME: 64 bytes each at most, with room to spare
 MOST_WARNINGS = 20  # of one session in the log, so that a peer cannot fill the disk with nonsense
+
+Mark = tuple[int, int | None]  # the highest seq stored of an epoch, and that sample's `up`; None: a gap ended there
+Marks = tuple[int, Mapping[str, Mark]]  # the highest running number stored of an outbox, and what of each epoch
+Resume = tuple[Mapping[str, Mark], Sequence[bytes]]
 
 
 class LinkSession:
@@ -46,6 +50,11 @@ class LinkSession:
                 self._take(message)
         except WireError as error:
             self.refuse(error, line)
+
+    def receive_lines(self, lines: Sequence[bytes]) -> None:
+        """Take lines that have come together, as `receive` takes each."""
+        for line in lines:
+            self.receive(line)
 
     def take_output(self) -> bytes:
         """The lines that are to be sent now; each is handed out once."""
@@ -105,3 +114,13 @@ def parts(items: Sequence[Any]) -> list[tuple[Sequence[Any], dict[str, bool]]]:
         (items[start : start + ENTRIES_A_LINE], {"more": True} if start + ENTRIES_A_LINE < len(items) else {})
         for start in starts
     ]
+
+
+def find_resume(marks: Callable[..., Marks], *of: object) -> Resume:
+    """Return what `marks(*of)` knows of epochs, and the RESUME lines that say so; of many epochs both take a while."""
+    top, known = marks(*of)
+    first, lines = {"id": top}, []
+    for part, more in parts([(epoch, list(mark)) for epoch, mark in known.items()]):
+        lines.append(encode("RESUME", {**first, **dict(part), **more}))
+        first = {}
+    return known, lines

@@ -1,8 +1,9 @@
 """TLS 1.3 on the TCP link: both ends of a connection, and the node's certificate.
 
-The lines are the same as without TLS. A connection belongs to the thread that serves it, the handshake too: a peer that
-is silent in it costs that thread HANDSHAKE_S. The node shows a certificate that it made itself. What proves it is its
-SHA-256: pinned by the server, or at the end of the text that both sign with the node's token (docs/protocol.md).
+The lines are the same as without TLS. A connection belongs to the thread that serves it, the handshake too: on a node a
+peer that is silent in it costs that connection's thread HANDSHAKE_S, on a server nobody waits for it. The node shows a
+certificate that it made itself. What proves it is its SHA-256: pinned by the server, or at the end of the text that
+both sign with the node's token (docs/protocol.md).
 
 This module imports ssl; an end without TLS does not import it.
 Errors: SettingsError for certificate files; OSError (ssl.SSLError is one) when a handshake or a connection fails;
@@ -28,7 +29,7 @@ from pigeonpost.core.clock import Clock
 from pigeonpost.core.data_folder import LINK_CERTIFICATE
 from pigeonpost.core.errors import Protected, SettingsError, WireError
 from pigeonpost.core.files import replace_file
-from pigeonpost.transports.tcp_connection import READ_BYTES, LineConnection
+from pigeonpost.transports.tcp_connection import READ_BYTES, LineConnection, LineSocket
 from protocol import decode
 
 log = logging.getLogger(__name__)
@@ -39,10 +40,10 @@ _HANDSHAKE, _ALERT = 22, 21  # the first byte of a TLS record (RFC 8446, 5.1) at
 FIRST_BYTES = 512  # of what a peer says instead of TLS, to tell why
 
 
-class TlsConnection(LineConnection):
-    """A LineConnection that encrypts: plain text until the handshake is done. Base of both ends.
+class TlsSocket(LineSocket):
+    """A LineSocket that encrypts: plain text until the handshake is done. Base of both ends.
 
-    ssl only transforms bytes here; the socket is read, written and polled by LineConnection, as without TLS.
+    ssl only transforms bytes here; the socket is read, written and waited for as without TLS.
     """
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, is_node: bool) -> None:
@@ -50,23 +51,11 @@ class TlsConnection(LineConnection):
         super().__init__(sock)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=is_node)
-        self._is_shaking = self._is_encrypted = self._is_closed = False
+        self._is_shaking = self._is_encrypted = False
         self._first = b""  # what the peer said first, in the handshake
 
-    def _shake_hands(self, clock: Clock, is_over: Callable[[], bool], give_up_s: float) -> None:
-        """Do the handshake, until `give_up_s` of the clock. `wake` and `is_over` end it.
-
-        Raises OSError: TimeoutError, ConnectionError; NotTls when the peer speaks something else.
-        """
-        self._is_shaking = True
-        while not self._has_shaken():
-            left_s = give_up_s - clock.monotonic()
-            if left_s <= 0 or is_over():
-                raise TimeoutError(_TOO_LATE)
-            super().wait(left_s)
-        self._is_shaking, self._is_encrypted = False, True
-
     def _has_shaken(self) -> bool:
+        """Go on with the handshake. Raises OSError: ConnectionError; NotTls when the peer speaks something else."""
         try:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
@@ -77,6 +66,7 @@ class TlsConnection(LineConnection):
             raise ConnectionAbortedError(f"no TLS: {error.reason or error}") from error
         finally:
             super().send(self._outgoing.read())  # also the alert of a handshake that failed
+        self._is_shaking, self._is_encrypted = False, True
         return True
 
     def send(self, data: bytes) -> None:
@@ -88,16 +78,9 @@ class TlsConnection(LineConnection):
             left = left[self._tls.write(left) :]
         super().send(self._outgoing.read())
 
-    def wait(self, seconds: float) -> list[bytes]:
-        if self._is_closed:
-            raise ConnectionResetError("closed by the peer")
-        if self._is_encrypted and self._incoming.pending:  # it came with the end of the handshake: poll does not tell
-            return self._lines(self._decrypted())
-        return super().wait(seconds)
-
-    def _read(self) -> list[bytes]:
+    def receive(self) -> list[bytes]:
         if not self._is_shaking and not self._is_encrypted:
-            return super()._read()
+            return super().receive()
         block = self._received()
         self._incoming.write(block)
         if self._is_shaking:
@@ -110,7 +93,7 @@ class TlsConnection(LineConnection):
         try:
             while part := self._tls.read(READ_BYTES):
                 found.append(part)
-            self._is_closed = True  # the peer has said that nothing more comes: what it said before is answered first
+            self.is_closed = True  # the peer has said that nothing more comes: what it said before is answered first
         except ssl.SSLWantReadError:
             pass
         super().send(self._outgoing.read())  # the answer to a new key of the peer's
@@ -149,8 +132,8 @@ def _reason_in(said: bytes) -> str:
     return f"{message.args[1].get('text', '')!s:.200}"
 
 
-class TlsNodeConnection(TlsConnection):
-    """The node's end: TLS, or plain text with its own machine."""
+class TlsNodeConnection(TlsSocket, LineConnection):
+    """The node's end, with its thread: TLS, or plain text with its own machine."""
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, fingerprint: str) -> None:
         super().__init__(sock, context, is_node=True)
@@ -166,8 +149,20 @@ class TlsNodeConnection(TlsConnection):
             raise TimeoutError(_TOO_LATE)
         if first != _HANDSHAKE:
             raise Protected(_PLAIN_TEXT)
-        self._shake_hands(clock, is_over, give_up_s)
+        self._is_shaking = True
+        while not self._has_shaken():
+            left_s = give_up_s - clock.monotonic()
+            if left_s <= 0 or is_over():
+                raise TimeoutError(_TOO_LATE)
+            self.wait(left_s)
         return self._fingerprint
+
+    def wait(self, seconds: float) -> list[bytes]:
+        if self.is_closed:
+            raise ConnectionResetError("closed by the peer")
+        if self._is_encrypted and self._incoming.pending:  # it came with the end of the handshake: poll does not tell
+            return self._lines(self._decrypted())
+        return super().wait(seconds)
 
     def _peek(self, clock: Clock, is_over: Callable[[], bool], give_up_s: float) -> int | None:
         """Return the first byte of the peer's, which stays to be read; None when none has come in time."""
@@ -184,16 +179,22 @@ class TlsNodeConnection(TlsConnection):
         return None
 
 
-class TlsServerConnection(TlsConnection):
+class TlsServerSocket(TlsSocket):
     """The server's end."""
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
         super().__init__(sock, context, is_node=False)
+        self._is_shaking = True
 
-    def begin(self, is_local: bool, clock: Clock, is_over: Callable[[], bool]) -> str:
-        """As LineConnection.begin: the fingerprint of what the node has shown, which is not judged yet."""
-        self._shake_hands(clock, is_over, clock.monotonic() + HANDSHAKE_S)
-        return fingerprint_of_der(self._tls.getpeercert(binary_form=True) or b"")
+    def handshake_left_s(self, waited_s: float) -> float:
+        """As LineSocket.handshake_left_s; then `fingerprint` is of what the node has shown, which is not judged yet."""
+        if not self._is_encrypted:
+            if not self._has_shaken():
+                if waited_s >= HANDSHAKE_S:
+                    raise TimeoutError(_TOO_LATE)
+                return HANDSHAKE_S - waited_s
+            self.fingerprint = fingerprint_of_der(self._tls.getpeercert(binary_form=True) or b"")
+        return 0.0
 
 
 def node_connections(certificate: str, key: str) -> tuple[Callable[[socket.socket], LineConnection], str]:
@@ -207,10 +208,10 @@ def node_connections(certificate: str, key: str) -> tuple[Callable[[socket.socke
     return (lambda sock: TlsNodeConnection(sock, context, fingerprint)), fingerprint
 
 
-def server_connections() -> Callable[[socket.socket], LineConnection]:
+def server_connections() -> Callable[[socket.socket], LineSocket]:
     """Return what makes the server's end of a connection."""
     context = pinning_context(ssl.TLSVersion.TLSv1_3)
-    return lambda sock: TlsServerConnection(sock, context)
+    return lambda sock: TlsServerSocket(sock, context)
 
 
 def own_certificate(data: str, name: str) -> str:

@@ -302,7 +302,8 @@ class OverTcp(TcpCase):
 
     def test_damaged_database_is_a_short_fault_of_the_node(self):
         node = self.start_node()
-        with mock.patch.object(tcp_server, "run_session", side_effect=StoreDamaged("what is wrong, and a long remedy")):
+        damaged = StoreDamaged("what is wrong, and a long remedy")
+        with mock.patch.object(tcp_server.ServerSession, "receive_lines", side_effect=damaged):
             server = self.start_server(node.address)
             wait_until(lambda: server.state.fault == tcp_faults.STORE_DAMAGED)
 

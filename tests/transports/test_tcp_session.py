@@ -2,11 +2,13 @@
 
 import copy
 import itertools
+import json
 import logging
 import random
 import unittest
 from unittest import mock
 
+from csvbuffer import CsvLog
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core.clock import FakeClock, rfc3339
 from pigeonpost.core.data_folder import OUTBOX
@@ -14,13 +16,16 @@ from pigeonpost.core.errors import Unexpected
 from pigeonpost.node.node_info import NodeInfo
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
+from pigeonpost.server.ingest import Ingestor
 from pigeonpost.server.node_status import NodeState
-from pigeonpost.transports import tcp_server_session
+from pigeonpost.storage.sqlite.store import SqliteStore
+from pigeonpost.transports import tcp_faults, tcp_node_session, tcp_server_session
 from pigeonpost.transports.tcp_node_session import NodeSession
 from pigeonpost.transports.tcp_server_session import ServerSession
 from pigeonpost.transports.tcp_session import MOST_WARNINGS, parts
 from protocol import BATCH_SAMPLES, LINE_BYTES, WINDOW_SAMPLES, Message, decode, encode, is_count
-from tests.support import WALL_MS, FakeLedger, Killed, MemoryDisk, rounds, sensors_line, taken
+from tests.page_support import use_memory_disk
+from tests.support import WALL_MS, FakeLedger, Killed, MemoryDisk, rounds, samples_of, sensors_line, taken, temp_folder
 
 TOKEN = "a token of 16 letters or more"
 NONCE = "5e" * 16
@@ -66,7 +71,7 @@ class SessionCase(unittest.TestCase):
     def node(self, local=True):
         return NodeSession(self.info, self.outbox, self.clock, "192.0.2.7:1234", local)
 
-    def server(self, keys=None, expected="basement", ledger=None, name="home"):
+    def server(self, keys=None, expected="basement", ledger=None, name="home", **more):
         self.state = NodeState("192.0.2.5:5003", expected)
         self.answers = []
         return ServerSession(
@@ -77,6 +82,7 @@ class SessionCase(unittest.TestCase):
             self.server_clock,
             lambda: None,
             self.note_answer,
+            **more,
         )
 
     def note_answer(self, *answer):
@@ -106,9 +112,8 @@ class SessionCase(unittest.TestCase):
             while node.stream():
                 pass
             to_server = node.take_output()
-            for line in to_server.splitlines():
-                said.append(("node", decode(line)))
-                server.receive(line)
+            said += [("node", decode(line)) for line in to_server.splitlines()]
+            server.receive_lines(to_server.splitlines())
             if not to_node and not to_server:
                 return said
 
@@ -165,16 +170,16 @@ class Opening(SessionCase):
         hello, answer, resume, _, status, samples, ack = [message.args for _, message in said]
         self.assertEqual(hello[0], {
             "link": 1, "server": "home", "ledger": self.ledger.identity,
-            "time": "2026-11-20T15:36:15.123Z", "clock": "set",
+            "time": "2026-11-20T15:36:15.123Z", "clock": "set", "columns": True, "window": 65_536,
         })  # fmt: skip
         self.assertEqual(answer[0], {
             "link": 1, "node": "basement", "outbox": self.outbox.ring.identity, "held": [[E[0], 1, 3, 1]],
-            "every": 10.0, "sensors": SENSORS, "time": "2026-11-20T15:36:10.123Z",
+            "every": 10.0, "sensors": SENSORS, "time": "2026-11-20T15:36:10.123Z", "columns": True,
         })  # fmt: skip
         self.assertEqual(resume[0], {"id": 0})
         self.assertEqual(status[:2], (True, None))
         self.assertEqual(samples[0], E[0])
-        self.assertEqual([(s.seq, s.time_ms, s.up_ms, s.values) for s in samples[1]], [
+        self.assertEqual([(s.seq, s.time_ms, s.up_ms, s.values) for s in samples[1][0]], [
             (n, WALL_MS + n, n, {"temperature": n}) for n in (1, 2, 3)
         ])  # fmt: skip
         self.assertEqual(ack, (E[0], 3))
@@ -398,6 +403,27 @@ class Opening(SessionCase):
         self.assertEqual((self.state.connected, self.state.fault), (True, ""))
         self.assertEqual(self.state.offset_ms, -5000)
 
+    def test_how_long_hello_took_and_since_when_it_collects(self):
+        self.start_node()
+        node, server = self.node(), self.server()
+        for line in server.take_output().splitlines():
+            node.receive(line)
+        self.server_clock.sleep(0.25)
+        for line in node.take_output().splitlines():
+            server.receive(line)
+        self.assertEqual((self.state.round_trip_ms, self.state.offset_ms), (250.0, -5125))
+        server.take_output()
+        self.assertEqual(self.state.since_ms, self.server_clock.wall_ms())
+
+    def test_a_node_that_is_collected_from_by_tls_is_not_believed_without(self):
+        for pin in ("", "ab" * 32):
+            server = self.server(pins={"basement": pin})
+            answer = self.open_as_node(server)[-1]
+            self.assertEqual(answer.args[0], "expected")
+            self.assertIn("by TLS only", answer.args[1]["text"])
+            self.assertTrue(server.closing)
+            self.assertEqual(server.fault, tcp_faults.describe(tcp_faults.PLAIN_TEXT, "basement"))
+
     @mock.patch("pigeonpost.transports.tcp_server_session.MOST_EPOCHS", 10_000)
     def test_lists_without_end_cost_no_memory(self):
         most_epochs = tcp_server_session.MOST_EPOCHS
@@ -441,7 +467,7 @@ class Streaming(SessionCase):
         short = []
         for word, args in messages:
             if word == "SENSORS":
-                epoch, first, last = args[0], args[1][0].seq, args[1][-1].seq
+                epoch, first, last = args[0], args[1][0].seq, args[1][-1].last
                 if short and (short[-1][0], short[-1][-1]) == (epoch, first - 1) and last - short[-1][1] < 16:
                     first = short.pop()[1]
                 short.append((epoch, first, last))
@@ -526,9 +552,12 @@ class Streaming(SessionCase):
         self.assertTrue(
             all(LINE_BYTES - 4096 < len(line) <= LINE_BYTES for line in lines[:-1]), [len(x) for x in lines]
         )
-        samples = [s for line in lines for s in decode(line).args[1]]
+        samples = [s for line in lines for s in samples_of(line)]
         self.assertEqual([s.seq for s in samples], list(range(1, 101)))
         self.assertEqual(samples[50].values, values)
+
+    def test_the_room_of_a_line_is_what_its_head_leaves(self):
+        self.assertEqual(len(encode("SENSORS", E[0], "x" * tcp_node_session._ROOM_BYTES)), LINE_BYTES)
 
     def test_every_length_of_line_up_to_the_limit(self):
         """The reckoning of what fits is exact: with bodies of any length no line is refused as too long."""
@@ -543,7 +572,7 @@ class Streaming(SessionCase):
             lines = node.take_output().splitlines(keepends=True)
             longest = max(map(len, lines))
             self.assertTrue(LINE_BYTES - 512 < longest <= LINE_BYTES, longest)
-            self.assertEqual(sum(len(decode(line).args[1]) for line in lines), 500)
+            self.assertEqual(sum(len(samples_of(line)) for line in lines), 500)
 
     def test_a_gap_where_the_next_one_is_overwritten(self):
         self.start_node(slots=8)
@@ -670,6 +699,305 @@ class Streaming(SessionCase):
         self.assertEqual((self.ledger.repeats, self.ledger.gaps), (0, []))
 
 
+class StreamingColumns(Streaming):
+    """The same, to a server that takes columns."""
+
+    def open_as_server(self, node, resume, server="home", **hello):
+        return super().open_as_server(node, resume, server, columns=True, **hello)
+
+    def test_the_first_lines_are_short(self):
+        self.start_node(slots=16_384)
+        self.take(10_000)
+        for _ in range(2):  # in every session anew
+            node = self.node()
+            self.open_as_server(node, {"id": 0}, window=65_536)
+            messages = self.streamed(node)
+            lengths = [last - first + 1 for _, first, last in self.lines(messages)]
+            self.assertEqual(lengths[:8], [16, 32, 64, 128, 256, 512, 1024, 2048])
+            self.assertEqual((sum(lengths), max(lengths)), (10_000, 4096))
+            self.assertEqual([len(message.args[1]) for message in messages], [1] * len(messages))
+
+    def test_500_samples_a_line_and_5000_ahead(self):
+        """A window of 5,000 where the server says none; of what it says at most 1,000,000 are believed."""
+        self.start_node(slots=16_384)
+        self.take(6200)
+        for window, believed in (
+            (None, 5000), (1, 1), (0, 5000), (-1, 5000), (True, 5000), ("9", 5000), (1e6, 5000), (10**30, 5000),
+            (65_536, 65_536), (10**17, 1_000_000),
+        ):  # fmt: skip
+            node = self.node()
+            self.open_as_server(node, {"id": 0}, window=window)
+            self.assertEqual(node._stream.window, believed, window)
+        node = self.node()
+        self.open_as_server(node, {"id": 0}, window=5500)
+        self.assertEqual(sum(len(samples_of(line)) for line in self.streamed(node)), 5500)
+        node = self.node()  # no server that does not say "columns" has a wider window
+        super().open_as_server(node, {"id": 0}, columns=1, window=65_536)
+        self.assertEqual(sum(len(samples_of(line)) for line in self.streamed(node)), 5000)
+
+    def test_the_window_is_over_all_epochs_together(self):
+        self.start_node(slots=16_384)
+        self.take(3000)
+        self.start_node()
+        self.take(3000)
+        node = self.node()
+        self.open_as_server(node, {"id": 0})
+        self.assertEqual(self.lines(self.streamed(node))[-1], (E[1], 1, 2000))
+        self.say(node, "ACK", E[1], 2000)  # as it may be, when epochs are committed in any order
+        self.assertEqual(self.lines(self.streamed(node))[-1], (E[1], 2001, 3000))
+
+    @mock.patch("pigeonpost.node.send_cursor.COLUMN_SAMPLES", 50)
+    def test_what_is_overwritten_while_the_server_is_slow_is_a_gap(self):
+        super().test_what_is_overwritten_while_the_server_is_slow_is_a_gap()
+
+    @LONG_LINES
+    def test_every_length_of_line_up_to_the_limit(self):
+        """What is calculated for an error's place is what it needs at most: no line is refused as too long."""
+        for length in range(90, 150, 9):
+            self.setUp()
+            self.start_node(slots=1024, width=512)
+            self.take(700, values={"t": None}, errors={"t": "°" * length})
+            node = self.node()
+            self.open_as_server(node, {"id": 0})
+            while node.stream():
+                pass
+            lines = node.take_output().splitlines(keepends=True)
+            longest = max(map(len, lines))
+            self.assertTrue(LINE_BYTES - 4096 < longest <= LINE_BYTES, longest)
+            self.assertEqual(sum(len(samples_of(line)) for line in lines), 700)
+
+    def test_a_piece_across_the_ends_of_the_file_is_one_line(self):
+        self.start_node(slots=1024)
+        self.take(1500)  # 477 to 1023 are behind 1024 to 1500
+        node = self.node()
+        self.open_as_server(node, {"id": 1000, E[0]: [1000, 1000]})
+        messages = self.streamed(node)
+        self.assertEqual([len(m.args[1][0]) for m in messages], [16, 32, 64, 128, 256, 4])
+        seqs = [sample.seq for message in messages for sample in samples_of(message)]
+        self.assertEqual(seqs, list(range(1001, 1501)))
+
+    def test_a_single_sample_is_one_readable_object(self):
+        self.start_node()
+        node = self.node()
+        self.open_as_server(node, {"id": 0})
+        self.take(1)
+        self.assertTrue(node.stream())
+        self.assertIn(b' [{"seq":1,"time":"2026-', node.take_output())
+        self.take(2)
+        self.assertTrue(node.stream())
+        line = node.take_output()
+        self.assertIn(b' {"seq":2,"time":[', line)
+        self.assertEqual([sample.values for sample in samples_of(line)], [{"temperature": 2}, {"temperature": 3}])
+
+    def test_a_line_ends_where_the_clock_state_changes(self):
+        self.start_node()
+        self.take(3, clock_set=False)
+        self.outbox._boot_id = "b" * 16  # of an earlier boot
+        self.take(2, clock_set=False)
+        self.take(4)
+        self.clock.known = False
+        node = self.node()
+        self.open_as_server(node, {"id": 0}, clock="set", time=rfc3339(WALL_MS))
+        found = [(batch.seq, batch.last, batch.clock) for m in self.streamed(node) for batch in m.args[1]]
+        self.assertEqual(found, [(1, 3, "server"), (4, 5, "unset"), (6, 9, "")])
+
+    def test_a_line_ends_where_the_sensors_change(self):
+        self.start_node()
+        self.take(3)
+        self.take(2, values={"temperature": 1, "light": 2})
+        self.take(1, values={"light": 2, "temperature": 1})
+        self.take(20)
+        node = self.node()
+        self.open_as_server(node, {"id": 0})
+        found = [(batch.seq, batch.last, batch.names) for m in self.streamed(node) for batch in m.args[1]]
+        self.assertEqual(found[:3], [(1, 3, ("temperature",)), (4, 5, ("temperature", "light")),
+                                     (6, 6, ("light", "temperature"))])  # fmt: skip
+        self.assertEqual((found[3][0], found[-1][1]), (7, 26))
+
+    def test_failed_sensors_keep_their_texts(self):
+        self.start_node(width=256)
+        taken = []
+        for number in range(1, 41):
+            fails = number % 3 == 0
+            values = {"a": None if fails else number / 8, "b": None if number % 5 == 0 else -number}
+            errors = {name: f'no "{name}", {number} °' for name, value in values.items() if value is None}
+            taken.append((number, values, errors))
+            self.take(1, values=values, errors=errors)
+        node = self.node()
+        self.open_as_server(node, {"id": 0})
+        messages = self.streamed(node)
+        self.assertEqual([len(m.args[1]) for m in messages], [1, 1])
+        samples = [sample for message in messages for sample in samples_of(message)]
+        self.assertEqual([(s.seq, s.values, s.errors) for s in samples], taken)
+
+    @LONG_LINES
+    def test_fewer_samples_where_the_line_would_be_too_long(self):
+        self.start_node(slots=256, width=4096)
+        values = {f"a_rather_long_name_for_a_{k}": k / 7 for k in range(60)}
+        self.take(150, values=values)
+        node = self.node()
+        self.open_as_server(node, {"id": 0})
+        while node.stream():
+            pass
+        lines = node.take_output().splitlines(keepends=True)
+        self.assertTrue(all(LINE_BYTES - 1500 < len(line) <= LINE_BYTES for line in lines[:-1]), list(map(len, lines)))
+        samples = [sample for line in lines for sample in samples_of(line)]
+        self.assertEqual([s.seq for s in samples], list(range(1, 151)))
+        self.assertEqual(samples[50].values, values)
+
+
+class ColumnsReceived(SessionCase):
+    """What a server makes of columns, of lines that came together, and of nodes that know neither."""
+
+    def setUp(self):
+        super().setUp()
+        self.ledger.at_once = False
+
+    def columns(self, first, last, epoch=E[0], **changes):
+        """A line of columns with these samples."""
+        count = last - first + 1
+        value = {"seq": first, "time": [WALL_MS + first] + [1] * (count - 1), "up": first,
+                 "values": {"temperature": list(range(first, last + 1))}, **changes}  # fmt: skip
+        return f"SENSORS {epoch} {json.dumps(value)}".encode()
+
+    def test_the_window_that_was_agreed_is_told_with_each_batch(self):
+        for columns, window in ((True, 65_536), (False, 5000), (None, 5000), (1, 5000)):
+            server = self.server()
+            self.open_as_node(server, [E[0], 1, 9, 1], columns=columns)
+            server.receive(sensors_line(E[0], 1, 3))
+            server.receive(encode("GAP", E[0], {"from": 4, "to": 5}))
+            server.take_output()
+            self.assertEqual([batch.window for batch in self.ledger._waiting], [window] * 2)
+            self.ledger.forget()
+
+    def test_the_previous_node_and_the_present_server(self):
+        """It passes over what it does not know of HELLO, and sends arrays."""
+        server = self.server()
+        (resume, _) = self.open_as_node(server, [E[0], 1, 1000, 1])
+        self.assertEqual(resume, Message("RESUME", ({"id": 0},)))
+        server.receive_lines([sensors_line(E[0], 1, 500)[:-1], sensors_line(E[0], 501, 1)[:-1]])
+        server.take_output()
+        self.ledger.commit()
+        self.assertEqual(self.heard(server), [Message("ACK", (E[0], 501))])
+        self.assertEqual(self.ledger.seqs(E[0]), list(range(1, 502)))
+
+    def test_columns_are_handed_on_as_they_are(self):
+        server = self.server()
+        self.open_as_node(server, [E[0], 1, 9, 1], columns=True)
+        server.receive_lines([self.columns(1, 40), self.columns(41, 4136), self.columns(1, 5, E[1])])
+        server.take_output()
+        self.assertEqual([(b.epoch, b.ends, b.sample_count) for b in self.ledger._waiting],
+                         [(E[0], (1, 4136), 4136), (E[1], (1, 5), 5)])  # fmt: skip
+
+    def test_a_line_that_overlaps_what_is_stored_loses_its_head(self):
+        """With the real ingestor and the real store."""
+        use_memory_disk()
+        folder = temp_folder(self)
+        store = SqliteStore(folder)
+        self.addCleanup(store.close)
+        log = CsvLog(folder, store, self.server_clock)
+        self.addCleanup(log.close)
+        log.start()
+        ingestor = Ingestor(store, log, self.server_clock)
+        server = self.server(ledger=ingestor)
+        self.open_as_node(server, [E[0], 1, 200, 1], columns=True)
+        stored = []
+        for first, last in ((1, 100), (51, 150), (1, 20), (150, 151), (100, 160)):
+            server.receive_lines([self.columns(first, last)])
+            server.take_output()
+            ingestor.commit()
+            stored = [sample for batch in store.stored_batches("basement", 0, 1 << 60) for sample in batch.samples]
+            self.assertEqual(self.heard(server), [Message("ACK", (E[0], last))])
+        self.assertEqual([s.seq for s in stored], list(range(1, 161)))
+        self.assertEqual([s.values["temperature"] for s in stored], list(range(1, 161)))
+        self.assertEqual([s.time_ms for s in stored], [WALL_MS + seq for seq in range(1, 161)])
+        self.assertEqual(ingestor.repeated, 50 + 20 + 1 + 52)
+        server.receive(self.columns(162, 163))
+        self.assert_refused(server, "expected", "sample 161 of epoch", closes=True)
+
+    def test_bad_columns_end_nothing_and_store_nothing(self):
+        server = self.server()
+        self.open_as_node(server, [E[0], 1, 9, 1], columns=True)
+        for changes in (
+            {"time": [WALL_MS, 10**300, 1]}, {"time": [WALL_MS]}, {"up": [1, 2]}, {"up": -1},
+            {"values": {"A": [1, 2, 3]}}, {"values": {"a": [1, 2]}}, {"values": {"a": [1, True, 3]}},
+            {"values": {"a": [1, [[[[]]]], 3]}}, {"errors": {"temperature": {"3": "x"}}}, {"clock": "set"}, {"seq": 0},
+        ):  # fmt: skip
+            server.receive_lines([self.columns(1, 3, **changes)])
+            self.assert_refused(server, "bad-argument")
+        server.receive_lines([self.columns(1, 3).replace(b"[1, 2, 3]", b"[1, NaN, 3]")])
+        self.assert_refused(server, "bad-argument", "NaN is not a finite number")
+        self.assertEqual((self.ledger._waiting, server.collecting), ([], True))
+        server.receive(self.columns(1, 3))
+        server.take_output()
+        self.assertEqual(self.ledger._waiting[0].ends, (1, 3))
+
+    def test_before_resume_columns_are_refused(self):
+        for lines in ([self.columns(1, 3)], [sensors_line(E[0], seq, 1)[:-1] for seq in (1, 2)]):
+            server = self.server()
+            server.receive_lines(lines)
+            self.assert_refused(server, "expected", "after RESUME", closes=True)
+
+    def test_lines_that_came_together_do_what_each_does_alone(self):
+        """Usual ones, and among them holes, repeats, other epochs, other words and nonsense."""
+        together = 0
+        for seed in range(rounds("PIGEONPOST_TEST_LINES_TOGETHER", 60, 2000)):
+            chance = random.Random(f"together {seed}")
+            lines, seq = [], 1
+            for _ in range(chance.choice((2, 5, 40))):
+                epoch = E[0] if chance.random() < 0.9 else E[1]
+                odd = chance.random() < 0.15
+                lines.append(chance.choice((
+                    sensors_line(epoch, seq + chance.choice((-2, -1, 1)), 1), sensors_line(epoch, seq, 3), b"CHECK",
+                    b"nonsense", b"", sensors_line(epoch, seq, 1).replace(b"values", b"valves"),
+                    self.columns(seq, seq + 1), encode("GAP", epoch, {"from": seq, "to": seq + 3}),
+                    sensors_line(epoch, seq, 1).lower(), encode("STATUS", True, None, {}),
+                    sensors_line(epoch, seq, 1).replace(b"}]", b'}],"'),
+                )).rstrip() if odd else sensors_line(epoch, seq, 1)[:-1])  # fmt: skip
+                seq += 1
+            results = []
+            for take_together in (True, False):
+                self.ledger = FakeLedger(at_once=False)
+                server = self.server()
+                self.open_as_node(server, [E[0], 1, 50, 1])
+                with mock.patch.object(
+                    tcp_server_session, "decode_joined", wraps=tcp_server_session.decode_joined
+                ) as joined:
+                    if take_together:
+                        server.receive_lines(lines)
+                        together += joined.called
+                    else:
+                        for line in lines:
+                            server.receive(line)
+                said = server.take_output()
+                batches = [(b.epoch, b.ends, b.samples, b.gap) for b in self.ledger._waiting]
+                results.append((said, batches, server.closing, dict(server._next)))
+            self.assertEqual(results[0], results[1], f"seed {seed}")
+        self.assertGreater(together, 30)
+
+    def test_a_node_that_sends_only_lines_that_come_together_is_heard(self):
+        server = self.server()
+        self.open_as_node(server, [E[0], 1, 9, 1])
+        for seq in range(1, 9, 2):
+            self.server_clock.sleep(30)
+            server.receive_lines([sensors_line(E[0], seq, 1)[:-1], sensors_line(E[0], seq + 1, 1)[:-1]])
+            server.tick()
+        self.assertFalse(server.closing)
+        self.server_clock.sleep(46)
+        server.tick()
+        self.assertTrue(server.closing)
+
+    def test_samples_taken_one_by_one_arrive_as_one_batch(self):
+        server = self.server()
+        self.open_as_node(server, [E[0], 1, 9, 1])
+        server.receive_lines([sensors_line(E[0], seq, 1)[:-1] for seq in range(1, 601)])
+        server.take_output()
+        (batch,) = self.ledger._waiting
+        self.assertEqual(
+            (batch.ends, batch.samples.values), ((1, 600), {"temperature": [n / 4 for n in range(1, 601)]})
+        )
+
+
 class Acknowledging(SessionCase):
     def test_of_what_was_never_sent_it_closes(self):
         self.start_node()
@@ -735,6 +1063,10 @@ class Receiving(SessionCase):
         self.say(server, "GAP", E[0], {"from": 1, "to": 2})
         self.assert_refused(server, "expected", closes=True)
 
+    def test_an_epoch_that_is_not_known_begins_with_its_first_sample(self):
+        self.session.receive(sensors_line(E[1], 2, 1))
+        self.assert_refused(self.session, "expected", "sample 1 of epoch", closes=True)
+
     def test_held_before_hello_is_refused(self):
         server = self.server()
         self.say(server, "HELD", {"held": []})
@@ -794,10 +1126,27 @@ class Receiving(SessionCase):
 
     def test_the_ledgers_mark_says_what_comes_next(self):
         self.ledger.stored["basement", E[0]] = (20, 5)
+        self.ledger.at_once = False  # it would refuse it too
         server = self.server()
         self.open_as_node(server, [E[0], 1, 50, 1])
         server.receive(sensors_line(E[0], 22, 1))
         self.assert_refused(server, "expected", "sample 21", closes=True)
+
+    def test_after_a_gap_the_next_number_comes(self):
+        self.ledger.at_once = False
+        self.say(self.session, "GAP", E[0], {"from": 1, "to": 6})
+        self.session.receive(sensors_line(E[0], 8, 1))
+        self.assert_refused(self.session, "expected", "sample 7 of epoch", closes=True)
+
+    def test_what_is_said_from_other_threads_wakes_the_session(self):
+        self.session._wake = woken = mock.Mock()
+        for call, args in (
+            (self.session.committed, (E[0], 1)), (self.session.refused, (Unexpected("no"),)), (self.session.doubt, ()),
+            (self.session.ask, ("CHECK",)), (self.session.recheck_token, ()),
+        ):  # fmt: skip
+            call(*args)
+            woken.assert_called_once_with()
+            woken.reset_mock()
 
     def test_a_status_is_noted(self):
         self.heard(self.session)
@@ -1057,6 +1406,22 @@ class Tokens(SessionCase):
         self.assertTrue(server.closing)
         self.assertEqual(self.ledger.rows, [])
 
+    def test_a_wrong_proof_by_tls_tells_of_a_man_in_the_middle(self):
+        for fingerprint, fault in (("ab" * 32, tcp_faults.IN_BETWEEN), ("", tcp_faults.WRONG_TOKEN)):
+            node = NodeSession(self.info, self.outbox, self.clock, "192.0.2.7:1234", False, "cd" * 32)
+            server = self.server({"basement": self.key}, fingerprint=fingerprint)
+            self.pump(node, server)
+            self.assertTrue(server.closing)
+            self.assertEqual(server.fault, tcp_faults.describe(fault, "basement", found=fingerprint))
+
+    def test_a_token_that_is_revoked_is_told_of_the_node_that_has_said_its_name_itself(self):
+        keys = {"basement": self.key}
+        _, server = self.collect(keys=keys, expected="")
+        keys.clear()
+        server.recheck_token()
+        self.assert_refused(server, "auth", "the token of node basement was revoked", closes=True)
+        self.assertEqual(server.fault, tcp_faults.describe(tcp_faults.REVOKED, "basement"))
+
     def test_a_server_without_the_token_is_told_what_to_do(self):
         node, server = self.node(), self.server()
         self.pump(node, server)
@@ -1069,10 +1434,46 @@ class Tokens(SessionCase):
         self.assertTrue(server.closing)
 
     def test_nonces_of_a_wrong_kind_close(self):
-        for nonce in ("", "short", "x" * 129, 5, None, ["x" * 32]):
+        for nonce in ("", "short", "x" * 15, "x" * 129, "x" * 16 + "|", 5, None, ["x" * 32]):
             node = self.node()
             self.say(node, "HELLO", {"link": 1, "server": "home", "nonce": nonce})
             self.assert_refused(node, "auth", closes=True)
+        for nonce in ("x" * 16, "x" * 128):
+            self.assertEqual(self.hello(self.node(), nonce=nonce)["node"], "basement")
+
+    def test_who_has_proven_it_is_known(self):
+        node = self.node()
+        self.assertFalse(node.is_proven)
+        self.say(node, "AUTH", {"token": TOKEN})
+        self.assertTrue(node.is_proven)
+        node, server = self.node(), self.server({"basement": self.key})
+        self.pump(node, server)
+        self.assertTrue(node.is_proven)
+        self.start_node(key=None)  # where there is none, who collects counts as one who has
+        node = self.node()
+        self.say(node, "HELLO", {"link": 1, "server": "home"})
+        self.assertEqual((node.is_proven, node.server), (False, ""))
+        self.say(node, "RESUME", {"id": 0})
+        self.assertEqual((node.is_proven, node.server), (True, "home"))
+
+    def test_a_proof_after_the_right_one_means_nothing(self):
+        node, server = self.node(), self.server({"basement": self.key})
+        self.pump(node, server)
+        self.say(node, "AUTH", {"mac": "0" * 64})
+        self.assertEqual((self.heard(node), node.closing, node.is_proven), ([], False, True))
+
+    def test_what_a_stranger_causes_is_logged_rarely_and_what_a_server_causes_is_logged(self):
+        rare = mock.Mock()
+        session = NodeSession(self.info, self.outbox, self.clock, "192.0.2.7:1234", False, rare_log=rare)
+        session.receive(b"nonsense")
+        self.say(session, "ERROR", "made-up", {"text": "no"})
+        kinds = [call.args[1] for call in rare.say.call_args_list]
+        self.assertEqual(kinds, ["unknown-word", "says"])
+        self.say(session, "AUTH", {"token": TOKEN})
+        logging.disable(logging.NOTSET)
+        with self.assertLogs("pigeonpost.transports.tcp_session", "WARNING"):
+            session.receive(b"nonsense")
+        self.assertEqual(len(rare.say.call_args_list), 2)
 
     def test_nothing_else_is_answered_before_it(self):
         for line in (b"CHECK", b"SEND OFF", b"SEND ON", b'RESUME {"id":0}', b"ACK %s 1" % E[0].encode()):
@@ -1139,7 +1540,7 @@ class Time(SessionCase):
             server.tick()
             self.assertEqual(self.heard(server), [])
             self.server_clock.sleep(0.2)
-            server.tick()
+            self.assertEqual(server.tick(), 15.0)
             self.assertEqual([m.word for _, m in self.pump(node, server)], ["CHECK", "STATUS"])
 
     def test_a_server_that_acknowledges_need_not_check_so_often(self):
@@ -1173,7 +1574,7 @@ class Time(SessionCase):
             self.assertEqual([m.word for _, m in self.pump(node, server)], ["CHECK", "STATUS"])
             self.server_clock.sleep(10)
             server.tick()
-            self.assertFalse(server.closing)
+            self.assertEqual((server.closing, self.heard(server)), (False, []))
         server.doubt()
         self.assertAlmostEqual(server.tick(), 5.0)  # whoever waits so long has said it before, as `converse` does
         self.assertEqual([m.word for m in self.heard(server)], ["CHECK"])
@@ -1276,7 +1677,7 @@ class Plain(SessionCase):
         for seq in (4, 5, 6):
             self.take(1)
             ((word, (epoch, samples)),) = self.streamed(self.session)
-            self.assertEqual((word, epoch, [s.seq for s in samples]), ("SENSORS", E[0], [seq]))
+            self.assertEqual((word, epoch, [s.seq for s in samples[0]]), ("SENSORS", E[0], [seq]))
 
     def test_from_the_first_sample_of_an_epoch_too(self):
         for fresh in (False, True):
@@ -1286,7 +1687,7 @@ class Plain(SessionCase):
             self.say(session, "SEND", True)
             self.heard(session)
             self.take(2)
-            self.assertEqual([[s.seq for s in m.args[1]] for m in self.streamed(session)], [[1, 2]])
+            self.assertEqual([[s.seq for s in samples_of(m)] for m in self.streamed(session)], [[1, 2]])
 
     def test_before_send_on_none_come(self):
         self.say(self.session, "SEND", False)
@@ -1305,7 +1706,7 @@ class Plain(SessionCase):
         seen = 0
         for _ in range(120):
             self.take(50)
-            seen += sum(len(m.args[1]) for m in self.streamed(self.session) if m.word == "SENSORS")
+            seen += sum(len(samples_of(m)) for m in self.streamed(self.session) if m.word == "SENSORS")
         self.assertEqual(seen, 6000)
 
     def test_it_collects_nothing(self):
@@ -1333,7 +1734,7 @@ class Dating(SessionCase):
         """(time, clock) of the samples that a server now gets."""
         node = self.node()
         self.open_as_server(node, {"id": 0}, **hello)
-        return [(s.time_ms, s.clock) for m in self.streamed(node) for s in m.args[1]]
+        return [(s.time_ms, s.clock) for m in self.streamed(node) for s in samples_of(m)]
 
     def test_a_set_clock_is_believed(self):
         self.start_node()
@@ -1387,7 +1788,7 @@ class Dating(SessionCase):
             self.clock.known = known
             node = self.node()
             self.open_as_server(node, {"id": 0})
-            self.assertEqual(self.streamed(node)[0].args[1][0].up_ms, 5000)
+            self.assertEqual(samples_of(self.streamed(node)[0])[0].up_ms, 5000)
 
 
 class CutAnywhere(SessionCase):
@@ -1468,13 +1869,10 @@ class _Life:
 
     def feed(self, session, buffer):
         count = self.chance.choice((1, 7, 100, 2000, 1 << 20))
-        while count > 0 and buffer:
-            end = buffer.find(b"\n")
-            if end < 0 or end >= count:
-                return  # the line is not whole: it waits, and is lost when the connection is
-            session.receive(bytes(buffer[: end + 1]))
+        end = buffer.rfind(b"\n", 0, count)  # a line that is not whole waits, and is lost when the connection is
+        if end >= 0:
+            session.receive_lines(bytes(buffer[:end]).split(b"\n"))
             del buffer[: end + 1]
-            count -= end + 1
 
     def commit(self):
         self.case.ledger.commit(self.chance.choice((None, 1, 3)))

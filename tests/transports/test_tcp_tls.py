@@ -80,7 +80,6 @@ class TlsCase(TcpCase):
         expected = options.pop("expected", "basement")
         end = TcpServerTransport(address, expected, "home", self.ledger, keys or {}, Clock(), pins)
         end.start()
-        self.addCleanup(end._thread.join, LIMIT_S)
         self.addCleanup(end.stop, LIMIT_S)
         return end
 

@@ -172,6 +172,9 @@ class Tokens(Mapping[str, LinkKey]):
             return LinkKey(token)
         return LinkKey(token, LinkKey(replaced), functools.partial(self._retire, node))
 
+    def __contains__(self, node: object) -> bool:
+        return node in self._file.now()  # without a LinkKey, which Mapping would make: each push asks
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._file.now())
 

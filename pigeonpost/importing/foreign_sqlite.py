@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.errors import PigeonpostError
-from pigeonpost.importing.readers import read_time, read_value, sensor_name
+from pigeonpost.importing.cells import read_time, read_value, sensor_name
 from pigeonpost.storage.csv.format import HEADER, cell
 from protocol import UNIT
 

@@ -29,6 +29,7 @@ class Resume(NamedTuple):
     ledger    id of the server's store; empty: it has none
     commit_s  how long an acknowledgement may take; 0: not told
     time_ms   the server's date; None: its clock is not set
+    columns   it takes samples by column
     """
 
     number: int | None
@@ -38,6 +39,7 @@ class Resume(NamedTuple):
     server: str
     commit_s: float
     time_ms: int | None
+    columns: bool
 
 
 class Ack(NamedTuple):
@@ -55,9 +57,10 @@ class Hole(NamedTuple):
 
 
 class Rejection(NamedTuple):
-    """The server does not take a body."""
+    """The server does not take a body. `code`: of the error; empty: none was told."""
 
     error: str
+    code: str
 
 
 class Order(NamedTuple):
@@ -73,7 +76,8 @@ Answer = Resume | Ack | Hole | Rejection | Order
 def read_answer(message: Mapping[str, Any]) -> Answer:
     """Return the answer in a JSON object. Raises one of NOT_AN_ANSWER."""
     if "error" in message:
-        return Rejection(str(message["error"])[:300])
+        error = message["error"]
+        return Rejection(str(error)[:300], str(error.get("code", "")) if type(error) is dict else "")
     if "resume" in message:
         return _read_resume(message)
     if "have" in message:
@@ -105,4 +109,5 @@ def _read_resume(message: Mapping[str, Any]) -> Resume:
         str(message.get("server", "a server"))[:63],
         commit_s if isinstance(commit_s, int | float) and commit_s < _LONGEST_COMMIT_S else 0.0,
         parse_rfc3339(message["time"]) if message.get("clock") == "set" else None,
+        message.get("columns") is True,
     )

@@ -11,7 +11,7 @@ import logging
 import os
 import random
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from pigeonpost.auth.key import Key
 from pigeonpost.core.clock import Clock
@@ -24,6 +24,7 @@ from pigeonpost.transports.mqtt_answers import NOT_AN_ANSWER, Ack, Answer, Hole,
 from pigeonpost.transports.mqtt_states import State, Trigger, next_state
 from pigeonpost.transports.mqtt_topics import MOST_HELD, PURPOSE, ROOT, sign_with_key
 from pigeonpost.transports.payload import PAYLOAD_BYTES, node_head, split_signature, write_body
+from protocol import COLUMN_SAMPLES, WINDOW_SAMPLES
 
 if TYPE_CHECKING:
     from typing import Any
@@ -53,25 +54,24 @@ class BodyPublisher:
 
     def publish(self, piece: OutgoingBatch | OutgoingGap, more: Mapping[str, Any] | None = None) -> int:
         """Publish samples or a gap, and `more` beside them. Returns the last sequence number."""
-        base = piece.number - piece.first
+        head, base = self._head(more), piece.number - piece.first
         if isinstance(piece, OutgoingBatch):
-            self._send(piece.epoch, base, [], piece.texts, more)
+            self._send(write_body(head, piece.epoch, base, samples=piece.text))
             self._info.last_sent_ms = piece.last_ms
         else:
-            self._send(piece.epoch, base, [piece.as_json()], [], more)
+            self._send(write_body(head, piece.epoch, base, [piece.as_json()]))
         return piece.last
 
     def publish_state(self, more: Mapping[str, Any] | None = None) -> None:
         """Publish a body without samples, which tells whether the node is sampling."""
-        self._send(self._outbox.epoch, None, [], [], more)
+        self._send(write_body(self._head(more), self._outbox.epoch))
 
-    def _send(
-        self, epoch: str, base: int | None, gaps: Sequence[Mapping[str, Any]], texts: Sequence[str],
-        more: Mapping[str, Any] | None,
-    ) -> None:  # fmt: skip
-        head = {**node_head(self._info, self._outbox, self._clock), "session": self.session, **(more or {})}
+    def _head(self, more: Mapping[str, Any] | None) -> dict[str, Any]:
+        return {**node_head(self._info, self._outbox, self._clock), "session": self.session, **(more or {})}
+
+    def _send(self, body: bytes) -> None:
         topic = f"{ROOT}/{self._info.name}/samples" + (f"/{self.ledger}" if self.ledger else "")
-        self._broker.publish(topic, sign_with_key(write_body(head, epoch, base, gaps, texts), self._key))
+        self._broker.publish(topic, sign_with_key(body, self._key))
 
 
 class SendWindow:
@@ -120,6 +120,7 @@ class Conversation:
         self._ack_s = ACK_S
         self._obeyed: deque[object] = deque(maxlen=MOST_ANSWERS)  # orders
         self._fault = ""  # logged last; empty after an answer
+        self._columns_refused = False  # by one of several servers of one store: it is older than the others
 
     def _enter(self, event: Trigger) -> None:
         self.state = next_state(self.state, event)
@@ -177,6 +178,7 @@ class Conversation:
         A server that answers only with `ack`, as the simplest one does, is sent everything after that.
         """
         self._bodies.rename(self._bodies.ledger)
+        self._allow_columns(False)  # until the server that answers says that it takes them
         self._cursor.begin(None, {} if self._ledger else self.acked)
         self._enter(Trigger.QUESTION)
         held = {"held": self._outbox.held()[-MOST_HELD:]}
@@ -187,6 +189,11 @@ class Conversation:
         else:
             epoch, last = piece.epoch, self._bodies.publish(piece, held)
         self._window.add(epoch, last, self._clock.monotonic() + self._answer_s)
+
+    def _allow_columns(self, are_taken: bool) -> None:
+        """Send samples by column if they are taken, and as many ahead of the acknowledgement as fit all bodies."""
+        self._cursor.takes_columns = are_taken
+        self._cursor.window = MOST_BODIES * COLUMN_SAMPLES if are_taken else WINDOW_SAMPLES
 
     def _publish(self, piece: OutgoingBatch | OutgoingGap) -> None:
         last = self._bodies.publish(piece)
@@ -236,6 +243,8 @@ class Conversation:
 
     def _on_rejection(self, answer: Rejection) -> None:
         self._log_fault(f"the server refuses: {answer.error}")
+        if self._cursor.takes_columns and answer.code == BadArgument.code:
+            self._columns_refused = True
         self._ask_later(self._answer_s)
         self._begin_again(Trigger.REJECTION, "")
 
@@ -265,6 +274,7 @@ class Conversation:
         self._ack_s = max(ACK_S, 3.0 * answer.commit_s)
         if answer.time_ms is not None:
             self._cursor.offset_ms = answer.time_ms - self._clock.up_ms()
+        self._allow_columns(answer.columns and not self._columns_refused)
         self._cursor.begin(answer.number, answer.have)
         self._log_success(answer.server)
         # What was sent with the question is sent again, under another name.

@@ -158,8 +158,7 @@ class MqttServerTransport(Transport):
         has_token = self._context.current(node) in self._context.tokens
         is_proven = is_signed or (not self._signed and has_token)  # the broker has checked it then
         if not is_proven:
-            samples = (sample for piece in batch_payload.pieces if not isinstance(piece, Gap) for sample in piece)
-            names.update(*(sample.values for sample in samples))
+            names.update(*(piece.values for piece in batch_payload.pieces if not isinstance(piece, Gap)))
         return self._context.unnumbered_sources.caller(Claim(node, "mqtt", is_proven), names)
 
     def _is_old(self, mac: str, session: str, batch_payload: BatchPayload) -> bool:
@@ -207,7 +206,7 @@ class MqttServerTransport(Transport):
         node_session.say({
             "epoch": batch_payload.epoch, "resume": {"id": top, **{epoch: list(mark) for epoch, mark in marks.items()}},
             "time": rfc3339(clock.wall_ms()), "clock": "set" if clock.is_set() else "unset",
-            "commit": self._context.settings["store", "commit"],
+            "commit": self._context.settings["store", "commit"], "columns": True,
         })  # fmt: skip
 
     def _hole(self, batch_payload: BatchPayload, node_session: _NodeSession, error: WireError) -> None:

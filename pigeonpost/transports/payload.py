@@ -4,24 +4,27 @@
      "sensors": [{"name": "temperature", "unit": "°C"}], "gaps": [{"from": 1, "to": 8, "why": "overwritten"}],
      "samples": [{"seq": 9, "time": "...", "up": 48211903, "values": {"temperature": 23.4}}]}
 
-`node`, `outbox` and `epoch` are required. `base` is the running number, within the outbox, of the epoch's seq 0. Gaps
-and samples follow each other by their numbers without a hole. A body without either asks what is stored.
+`node`, `outbox` and `epoch` are required. `base` is the running number, within the outbox, of the epoch's seq 0.
+`samples` may also be one object of columns (link/columns.py), for a server that has said that it takes them. Gaps and
+samples follow each other by their numbers without a hole. A body without either asks what is stored.
 
 Errors: BadArgument, TooLong and NotUtf8, which name the sample and the key.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pigeonpost.core.clock import Clock, parse_rfc3339, rfc3339
 from pigeonpost.core.errors import BadArgument, NotUtf8, TooLong
 from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
-from pigeonpost.core.strict_json import read_json, write_json
+from pigeonpost.core.strict_json import finite, read_json, read_json_with, write_json
+from pigeonpost.link.columns import read_columns
+from pigeonpost.link.sample_json import read_alike, read_samples
 from pigeonpost.link.samples import Gap, SampleBatch, batches_of
 from protocol import (
-    BATCH_SAMPLES,
     HEX_16,
     LARGEST_SEQ,
     LONGEST_WHY,
@@ -32,7 +35,6 @@ from protocol import (
     WINDOW_SAMPLES,
     Batch,
     preview,
-    read_samples,
 )
 
 if TYPE_CHECKING:
@@ -44,11 +46,15 @@ if TYPE_CHECKING:
     from pigeonpost.server.node_status import NodeState
 
 PAYLOAD_BYTES = 1 << 20  # a body at most
-MOST_SAMPLES = WINDOW_SAMPLES  # in a body,
+MOST_SAMPLES = WINDOW_SAMPLES  # in the array of a body; columns have their own limit
 MOST_GAPS = 500
 MOST_SENSORS = 1000
 MOST_EPOCHS = 400  # in one question of HTTP push: an address has 8 KiB at most
+_FEW = 3  # samples that are read faster one by one
 _LONGEST_EVERY_S = 1e9
+
+# All in C, for arrays of samples: it lets a key stand twice, and makes infinities of numbers too large for a float.
+_DECODER = json.JSONDecoder(parse_constant=finite)
 
 _SEAL = re.compile(rb'\{"mac":"([0-9a-f]{64})",').match
 
@@ -56,7 +62,11 @@ Piece = SampleBatch | Gap
 
 
 class BatchPayload(NamedTuple):
-    """A decoded body. `pieces` are in the order of their numbers; `said` is all of it, for what one transport adds."""
+    """A decoded body.
+
+    pieces  samples and gaps, in the order of their numbers
+    said    all but the samples, for what one transport adds
+    """
 
     node: str
     outbox: str
@@ -118,18 +128,22 @@ def node_head(info: NodeInfo, outbox: Outbox, clock: Clock) -> dict[str, Any]:
 
 
 def write_body(
-    head: Mapping[str, Any], epoch: str, base: int | None, gaps: Sequence[Mapping[str, Any]], texts: Sequence[str]
+    head: Mapping[str, Any],
+    epoch: str,
+    base: int | None = None,
+    gaps: Sequence[Mapping[str, Any]] = (),
+    samples: str = "[]",
 ) -> bytes:
     """The body with these gaps and samples of one epoch.
 
-    head   the node_head, and what one transport adds
-    base   the running number of the epoch's seq 0; None: not told
-    gaps   as the link's GAP has them
-    texts  samples as JSON (protocol.sample_text), oldest first
+    head     the node_head, and what one transport adds
+    base     the running number of the epoch's seq 0; None: not told
+    gaps     as the link's GAP has them
+    samples  their JSON, as OutgoingBatch has it: an array, or columns
     """
     more = {} if base is None else {"base": base}
     rest = write_json({**head, "epoch": epoch, **more, "gaps": list(gaps)})
-    return f'{rest[:-1]},"samples":[{",".join(texts)}]}}'.encode()
+    return f'{rest[:-1]},"samples":{samples}}}'.encode()
 
 
 def read_body(data: bytes | bytearray | memoryview) -> BatchPayload:
@@ -137,18 +151,17 @@ def read_body(data: bytes | bytearray | memoryview) -> BatchPayload:
     if len(data) > PAYLOAD_BYTES:
         raise TooLong(f"a body is at most {PAYLOAD_BYTES} bytes long, not {len(data)}")
     try:
-        said = read_json(str(data, "utf-8"))
+        text = str(data, "utf-8")
     except UnicodeDecodeError as error:
         raise NotUtf8(f"byte {error.start} is not UTF-8: {error.reason}") from None
-    if type(said) is not dict:
-        raise BadArgument("a body is a JSON object with node, outbox, epoch and samples")
+    said, batches = _decode(text)
     node, base = said.get("node"), said.get("base")
     if type(node) is not str or not NODE_NAME(node):
         raise BadArgument(f"node is the node's name ({NODE_NAME_TAKES}), not {preview(node)}")
     if base is not None and (type(base) is not int or abs(base) > LARGEST_SEQ):
         raise BadArgument(f"base is a whole number, not {preview(base)}")
     every_s = _interval(said.get("every"))
-    pieces = _in_order(_gaps(said.get("gaps", [])), _items(said.get("samples", [])))
+    pieces = _in_order(_gaps(said.get("gaps", [])), batches)
     outbox, epoch, sensors = _hex_16(said, "outbox"), _hex_16(said, "epoch"), read_sensors(said.get("sensors", []))
     return BatchPayload(node, outbox, epoch, base, every_s, sensors, pieces, said)
 
@@ -209,42 +222,81 @@ def _gaps(items: Any) -> list[Gap]:
     return gaps
 
 
-def _items(items: Any) -> list[Any]:
-    if type(items) is not list or len(items) > MOST_SAMPLES:
-        raise BadArgument(f"samples is an array of up to {MOST_SAMPLES} samples")
-    return items
+def _decode(text: str) -> tuple[dict[str, Any], list[SampleBatch]]:
+    """Return the JSON object in `text` without its samples, and these."""
+    said = read_json_with(text, _DECODER)
+    batches = _samples(said)
+    if not _is_strict(text, said, batches):
+        said = read_json(text)
+        batches = _samples(said)
+    said.pop("samples", None)  # an object for each of them, which would stay until they are committed
+    return said, batches
 
 
-def _in_order(gaps: Sequence[Gap], items: Sequence[Any]) -> list[Piece]:
-    """Gaps and runs of samples as their numbers have them; BadArgument when these leave a hole, or overlap."""
-    expected = read_samples(list(items[:1]))[0].seq if items else 0
-    if gaps and (not items or gaps[0].first < expected):
-        expected = gaps[0].first
+def _samples(said: Any) -> list[SampleBatch]:
+    if type(said) is not dict:
+        raise BadArgument("a body is a JSON object with node, outbox, epoch and samples")
+    samples = said.get("samples", [])
+    if type(samples) is dict:
+        return [read_columns(samples)]
+    if type(samples) is not list or len(samples) > MOST_SAMPLES:
+        raise BadArgument(f"samples is an array of up to {MOST_SAMPLES} samples, or an object of columns")
+    alike = read_alike(samples) if len(samples) > _FEW else None
+    return batches_of(read_samples([item])[0] for item in samples) if alike is None else [alike]
+
+
+def _is_strict(text: str, said: Mapping[str, Any], batches: Sequence[SampleBatch]) -> bool:
+    """Return True if the strict decoder would decode `text` to `said` too, whose samples are `batches`.
+
+    Its numbers are finite where it can be encoded; those of the samples were checked. A key that stands twice is in the
+    text, but not in what was decoded: the text has more quotes then. Where a string may have a quote in it, or samples
+    have keys that are not known here, this returns False: the strict decoder decides.
+    """
+    try:
+        rest = write_json({**said, "samples": None} if "samples" in said else said)
+    except ValueError:
+        return False
+    if "\\" in rest or '\\"' in text:
+        return False
+    count = _quotes_of_columns if type(said.get("samples")) is dict else _quotes_of_array
+    return text.count('"') == rest.count('"') + sum(map(count, batches))
+
+
+def _quotes_of_array(batch: SampleBatch) -> int:
+    """Return the number of quotes in a JSON array of these samples."""
+    texts = sum(map(len, batch.errors.values()))
+    with_errors = len({place for of_sensor in batch.errors.values() for place in of_sensor})
+    each = 10 + 2 * len(batch.values) + (4 if batch.clock else 0)
+    return each * len(batch) + 2 * with_errors + 4 * texts
+
+
+def _quotes_of_columns(batch: SampleBatch) -> int:
+    """Return the number of quotes in a JSON object of columns of these samples."""
+    texts = sum(map(len, batch.errors.values()))
+    errors = 2 + 2 * len(batch.errors) + 4 * texts if batch.errors else 0
+    return 8 + 2 * len(batch.values) + errors + (4 if batch.clock else 0)
+
+
+def _in_order(gaps: Iterable[Gap], batches: Iterable[SampleBatch]) -> list[Piece]:
+    """Gaps and samples in the order of their numbers; BadArgument when these leave a hole, or overlap."""
     pieces: list[Piece] = []
-    at = 0
+    left = list(batches)[::-1]
     for gap in gaps:
-        count = gap.first - expected
-        if not 0 <= count <= len(items) - at:
-            comes = expected + max(0, min(count, len(items) - at))
-            raise BadArgument(f"a gap from {gap.first} where {comes} comes next; seq has no holes within one body")
-        pieces += _runs(items[at : at + count], expected)
+        while left and left[-1].seq < gap.first:
+            batch = left.pop()
+            if gap.first <= batch.last:  # right for a gap without samples, which only counts those of earlier epochs
+                left.append(batch.part(gap.first - batch.seq))
+                batch = batch.part(0, gap.first - batch.seq)
+            pieces.append(batch)
         pieces.append(gap)
-        at += count
-        expected = gap.last + 1
-    return pieces + _runs(items[at:], expected)
-
-
-def _runs(items: Sequence[Any], expected: int) -> list[Piece]:
-    """`items` as samples in runs of the length of a batch, the first of them numbered `expected`."""
-    runs: list[Piece] = []
-    for start in range(0, len(items), BATCH_SAMPLES):
-        run = read_samples(list(items[start : start + BATCH_SAMPLES]))
-        if run[0].seq != expected + start:
-            raise BadArgument(
-                f"sample {run[0].seq} where {expected + start} comes next; seq has no holes within one body"
-            )
-        runs += batches_of(run)
-    return runs
+    pieces += reversed(left)
+    expected = 0
+    for piece in pieces:
+        first, what = (piece.first, "a gap from") if isinstance(piece, Gap) else (piece.seq, "sample")
+        if first != (expected or first):
+            raise BadArgument(f"{what} {first} where {expected} comes next; seq has no holes within one body")
+        expected = piece.last + 1
+    return pieces
 
 
 def sign(body: bytes, mac: str) -> bytes:

@@ -55,6 +55,7 @@ class PushNodeTransport(Transport):
         self._stopping = threading.Event()
         self._fault = ""  # what was said last, so that it is said once
         self._came_through = False  # something, over this connection
+        self._columns_refused = False  # by one of several servers behind the address: it is older than the others
         self._thread = threading.Thread(target=self._run, name="push", daemon=True)
 
     def start(self) -> None:
@@ -126,6 +127,7 @@ class PushNodeTransport(Transport):
                 have[epoch] = seq
                 self._look_for_a_fork(epoch, seq, up_ms)
             number = told["id"] if is_count(told.get("id")) else None
+            self._stream.takes_columns = told.get("columns") is True and not self._columns_refused
             self._record_time(told)
         self._stream.begin(number, have)
 
@@ -163,20 +165,21 @@ class PushNodeTransport(Transport):
     # ------------------------------------------------------------------------------------------------- samples
 
     def _push(self, piece: OutgoingBatch | OutgoingGap) -> None:
-        """Send a piece, and wait until it is acknowledged."""
-        gaps: list[Mapping[str, Any]] = []
-        texts: list[str] = []
+        """Send a piece, and wait until it is acknowledged. Raises RequestRefused, HttpError."""
+        head, base = node_head(self._info, self._outbox, self._clock), piece.number - piece.first
         if isinstance(piece, OutgoingBatch):
-            texts = piece.texts
+            body = write_body(head, piece.epoch, base, samples=piece.text)
         else:
-            gaps = [piece.as_json()]
+            body = write_body(head, piece.epoch, base, [piece.as_json()])
             log.warning(
                 "%s: samples %d to %d of epoch %s are %s",
                 self._client.place, piece.first, piece.last, piece.epoch, piece.why,
             )  # fmt: skip
-        head = node_head(self._info, self._outbox, self._clock)
-        body = write_body(head, piece.epoch, piece.number - piece.first, gaps, texts)
-        told = self._client.ask("POST", "/api/v1/samples", body)
+        try:
+            told = self._client.ask("POST", "/api/v1/samples", body)
+        except RequestRefused as error:
+            self._columns_refused = self._columns_refused or (self._stream.takes_columns and error.status == 400)
+            raise
         if told.get("ack") != piece.last:
             raise RequestRefused(
                 f"acknowledges {told.get('ack')!r:.40} of epoch {piece.epoch}, not {piece.last}", rarely=False

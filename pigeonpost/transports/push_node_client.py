@@ -30,12 +30,14 @@ class RequestRefused(WireError):
 
     code = "refused"
 
-    def __init__(self, text: str, rarely: bool, wait_s: float = 0.0) -> None:
+    def __init__(self, text: str, rarely: bool, wait_s: float = 0.0, status: int = 0) -> None:
         """
         rarely  the next attempt would fail too: wait for LONGEST_RETRY_S
         wait_s  how long the server asks to wait
+        status  of the server's answer; 0: another than 200 is not what was wrong
         """
         super().__init__(text)
+        self.status = status
         self.wait_s = LONGEST_RETRY_S if rarely else wait_s
 
 
@@ -116,4 +118,6 @@ def _refused(status: int, told: Mapping[str, Any], retry_after: str) -> RequestR
     if status == 409:
         return RequestRefused(f"lacks samples before those that came: {text}", rarely=False)
     wait_s = float(retry_after) if retry_after.isascii() and retry_after.isdigit() and len(retry_after) < 6 else 0.0
-    return RequestRefused(f"answers {status}: {text}", rarely=status < 500, wait_s=min(wait_s, LONGEST_RETRY_S))
+    return RequestRefused(
+        f"answers {status}: {text}", rarely=status < 500, wait_s=min(wait_s, LONGEST_RETRY_S), status=status
+    )

@@ -193,6 +193,7 @@ class PushServerTransport(PassiveTransport):
         clock = self._context.clock
         told: dict[str, Any] = {"have": have, "up": up_ms, "time": rfc3339(clock.wall_ms())}
         told["clock"] = "set" if clock.is_set() else "unset"
+        told["columns"] = True
         if "outbox" in query:
             told["id"] = top
         if len(epochs) > 1:

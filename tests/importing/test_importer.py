@@ -8,10 +8,11 @@ import unittest
 from unittest import mock
 
 from pigeonpost.core.errors import NotStored
-from pigeonpost.importing import importer
+from pigeonpost.importing import importer, tables
 from pigeonpost.importing.importer import FAULTS_SHOWN, BadFile, import_readings, inspect_readings
 from pigeonpost.server import ingest
 from protocol import IMPORTED
+from tests.importing.test_readers import row_by_row
 from tests.support import rounds, wait_until
 from tests.web.support import WebHouse
 
@@ -47,7 +48,22 @@ class Bringing(Case):
         self.assertEqual({point.epoch for point in points}, {epoch})
         self.assertEqual(list(self.web.store.verify()), [])
 
+    def test_readings_are_numbered_alike_by_column_and_row_by_row(self):
+        """Or a file that an earlier version imported would not be recognised."""
+        self.enterContext(mock.patch.object(tables, "BLOCK_ROWS", 64))
+        text = "time,a,b\n" + "".join(
+            f"{1_795_000_000 + row},{'+' if row % 200 > 150 else ''}{row},{row if row % 100 > 30 else ''}\n"
+            for row in range(1000)
+        )
+        self.assertEqual(self.bring(text), (1000, 1000))
+        by_column = self.stored()
+        with row_by_row():
+            self.assertEqual(self.bring(text), (1000, 0))
+            self.assertEqual(self.bring(text, node="cellar"), (1000, 1000))
+        self.assertEqual([point._replace(node="attic") for point in self.stored("cellar")], by_column)
+
     def test_stopped_in_the_middle_it_goes_on_behind(self):
+        self.enterContext(mock.patch.object(tables, "BLOCK_ROWS", 500))
         chance = random.Random(7)
         text, total = table(5000), 0
         real = self.web.ingestor.submit
@@ -78,6 +94,11 @@ class Bringing(Case):
             wait_until(lambda: "storing again" in "".join(logged.output), "the disk has room again")
         self.assertEqual(self.bring(table(3))[0], 3)
         self.assertEqual(len(self.stored()), 3)
+
+    def test_last_batch_does_not_wait_for_the_next_commit(self):
+        self.enterContext(mock.patch.object(self.web.ingestor, "_commit_s", 3600.0))
+        self.enterContext(mock.patch.object(importer, "STORE_S", 2.0))
+        self.assertEqual([self.bring(table(rows)) for rows in (3, 4)], [(3, 3), (4, 4)])
 
     def test_several_nodes_of_a_log(self):
         text = "time,node,sensor,value,unit\n" + "".join(

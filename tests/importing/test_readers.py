@@ -1,18 +1,23 @@
 import io
 import os
+import random
 import time
 import unittest
+from unittest import mock
 
 from pigeonpost.core.clock import parse_rfc3339
-from pigeonpost.importing.readers import (
-    JSON_BYTES,
+from pigeonpost.importing import tables
+from pigeonpost.importing.cells import (
     Fault,
     ImportedReading,
+    ReadingColumns,
     read_time,
+    read_times,
     read_value,
-    readings,
+    read_values,
     sensor_name,
 )
+from pigeonpost.importing.readers import JSON_BYTES, readings
 
 LOG = """time,node,sensor,value,unit
 2026-11-20T16:36:10.123+01:00,basement,temperature,23.4,°C
@@ -26,8 +31,40 @@ LOG = """time,node,sensor,value,unit
 T = parse_rfc3339("2026-11-20T15:36:10.123Z")
 
 
-def read(text, name="x.csv"):
+def found_in(text, name="x.csv"):
+    """What there is in a file: columns, readings and faults."""
     return list(readings(io.BytesIO(text if isinstance(text, bytes) else text.encode()), name))
+
+
+def row_by_row():
+    """Nothing is usual enough to be read by column."""
+    return mock.patch.multiple(tables, _log_columns=lambda block: None, _table_columns=lambda block, table: None)
+
+
+def read(text, name="x.csv"):
+    """The readings and the faults in a file, read row by row."""
+    with row_by_row():
+        return found_in(text, name)
+
+
+def by_node(found):
+    """The readings of each node in their order, without their places, whether they came by column or not."""
+    nodes = {}
+    for one in found:
+        assert not isinstance(one, Fault), one
+        rows = [one]
+        if isinstance(one, ReadingColumns):
+            rows = [
+                ImportedReading(
+                    "", one.node, time_ms, {name: column[k] for name, column in one.values.items()}, one.units
+                )
+                for k, time_ms in enumerate(one.times)
+            ]
+        nodes.setdefault(one.node, []).extend(
+            (row.time_ms, list(row.values.items()), {name: row.units.get(name, "") for name in row.values})
+            for row in rows
+        )
+    return nodes
 
 
 def values(text, name="x.csv"):
@@ -140,6 +177,110 @@ class Tables(unittest.TestCase):
         rows = "".join(f"1795188970,{'x' if number % 2 else number}\n" for number in range(10))
         self.assertEqual([fault.partition(":")[0] for fault in faults("time,a\n" + rows)],
                          [f"line {line}" for line in (3, 5, 7, 9, 11)])  # fmt: skip
+
+
+class ByColumn(unittest.TestCase):
+    """What is read by column is what is read row by row."""
+
+    def same(self, text):
+        found = found_in(text)
+        self.assertEqual(by_node(found), by_node(read(text)))
+        return found
+
+    def test_usual_files_are_read_by_column(self):
+        for head, row in (
+            ("time,node,sensor,value,unit\n", "2026-11-20T16:36:{k:02}.123+01:00,n{n},t,{k}.5,°C\n"
+             "2026-11-20T16:36:{k:02}.123+01:00,n{n},u,{n},\n"),
+            ("time,a [V],node,b\n", "2026-11-20 15:36:{k:02}Z,{k},n{n},-{n}.25\n".replace(" ", "T")),
+            ("time;a;node;b\n", "17951889{k:02};{k},5;n{n};\n"),
+        ):  # fmt: skip
+            text = head + "".join(row.format(k=k, n=n) for k in range(60) for n in range(3))
+            with self.subTest(head):
+                found = self.same(text)
+                self.assertEqual({type(one) for one in found}, {ReadingColumns})
+                self.assertEqual(sum(len(one.times) for one in found), 180)
+                self.assertLessEqual(len(found), 4)  # the last reading of a log may go on in the next block
+                wheres = [one.where for one in found[:3]]
+                self.assertEqual(wheres, [f"line {2 + n * row.count(chr(10))}" for n in range(3)])
+
+    def test_readings_that_blocks_divide(self):
+        rows = "".join(f"17951889{k:02},n{k // 7},{'tuvw'[s]},{k},\n" for k in range(90) for s in range(k % 4 + 1))
+        rows += '1795189999,n1,gap,12,"samples 3 to 14 of epoch 0:\n overwritten"\n' * 3
+        text = "time,node,sensor,value,unit\n" + rows.replace("1795188950,", "1795188949,")
+        wanted = by_node(read(text))
+        for size in (1, 2, 3, 7, 64, 4096):
+            with self.subTest(size), mock.patch.multiple(tables, BLOCK_ROWS=size, _STEP_ROWS=min(size, 5)):
+                self.assertEqual(by_node(found_in(text)), wanted)
+        with mock.patch.object(tables, "BLOCK_ROWS", 16), mock.patch.object(tables, "_STEP_ROWS", 4):
+            self.assertEqual(
+                faults(text + "1795189999,n1,t,x,\n"), [f"line {text.count(chr(10)) + 1}: t takes a number, not 'x'"]
+            )
+
+    def test_block_is_bounded_in_characters_and_cells(self):
+        for row in ("17951889{:02}," + "0" * 60_000, "{}" + "," * 60_000):
+            text = "time,a\n" + "".join(row.format(k) + "\n" for k in range(99))
+            with mock.patch.object(tables, "_table_columns", side_effect=tables._table_columns) as columns:
+                self.assertEqual(len(found_in(text)), 99)
+            self.assertGreater(len(columns.mock_calls), 2)
+
+    def test_rows_of_one_moment_are_not_held_for_longer_than_a_reading(self):
+        text = "time,node,sensor,value,unit\n" + "1795188970,n,t,1,\n1795188970,n,u,2,\n" * 100
+        with (
+            mock.patch.multiple(tables, BLOCK_ROWS=16, _STEP_ROWS=4),
+            mock.patch.object(tables, "_log_columns", side_effect=tables._log_columns) as columns,
+        ):
+            self.same(text)
+        self.assertLessEqual(max(len(call.args[0].rows) for call in columns.mock_calls), 18)
+
+    def test_random_files(self):
+        seed = random.randrange(1 << 32)
+        rng = random.Random(seed)
+        cells = ["1", "-2.5", "0.125", "", " 7 ", "1e3", "+4", "null", "007", "9" * 18, '"5"', "-0", "-0.0"]
+        for _ in range(150):
+            few = rng.sample(cells, rng.randint(1, 4))
+            if rng.random() < 0.5:
+                rows = ["time,node,sensor,value,unit"] + [
+                    f"17951889{rng.randint(10, 12)},n{rng.randint(1, 2)},{rng.choice('ttu')},{rng.choice(few)},"
+                    + rng.choice(["", "V"])
+                    for _ in range(rng.randint(1, 30))
+                ]
+            else:
+                rows = ["time,a,node,b"] + [
+                    f"2026-11-20T15:36:{rng.randint(10, 59)}{rng.choice(['Z', '.5Z', '+01:00'])},{rng.choice(few)},"
+                    f"n{rng.randint(1, 2)},{rng.choice(few)}"
+                    for _ in range(rng.randint(1, 30))
+                ]
+            with self.subTest(seed=seed), mock.patch.object(tables, "BLOCK_ROWS", rng.choice([2, 8, 4096])):
+                self.same("\n".join(rows) + "\n")
+
+    def test_many_values_are_those_read_one_by_one_or_not_read(self):
+        right = ["1", "-2.5", "", " 7 ", "null", "0", "-0", "9223372036854775807", "0." + "1" * 38]
+        values = read_values(right)
+        self.assertEqual(
+            [(value, type(value)) for value in values], [(v := read_value(c, "x"), type(v)) for c in right]
+        )
+        for odd in (
+            "9223372036854775808", "1e3", "1E3", "NaN", "-Infinity", "true", "[1", "1]", '"1', "1,2", "{", "-", "+1",
+            ".5", "5.", "0x1", "1_0", "1" * 41, "1 2", "\u0661",
+        ):  # fmt: skip
+            for cells in ([odd], ["1", odd, "2"], [odd, odd], ["1", odd, ""]):
+                self.assertIsNone(read_values(cells), cells)
+        for cells in (['"1', '2"'], ["[1", "2]"], ["1,2", '"a', 'b"'], ["1,2", "[3", "4]"]):
+            self.assertIsNone(read_values(cells), cells)
+
+    def test_many_times_are_those_read_one_by_one_or_not_read(self):
+        for right in (
+            ["1795188970", "1795188970123", "999999999"], ["2026-11-20T15:36:10.123Z", "2026-11-20T15:36Z"],
+            ["2026-11-20T16:36:10.1239+01:00", "2026-11-20t15:36:10-0130", "2026-03-29T02:30:00"],
+        ):  # fmt: skip
+            self.assertEqual(read_times(right), [read_time(cell) for cell in right])
+        for odd in (
+            "", "x", "2026-11-20", "2026-11-20 15:36Z", "2026-11-20T15:36:10,5Z", "2026-11-20T25:00Z",
+            "2026-W01-1T15:36Z", "1969-12-31T23:59:59Z", "9999-12-31T23:59:59-12:00", "12345678", "1795188970.5",
+            "\u0661" * 10,
+        ):  # fmt: skip
+            for cells in ([odd], ["1795188970", odd], ["2026-11-20T15:36:10Z", odd]):
+                self.assertIsNone(read_times(cells), cells)
 
 
 class Json(unittest.TestCase):

@@ -16,19 +16,20 @@ from unittest import mock
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.auth.throttle import LoginThrottle
 from pigeonpost.core.clock import FakeClock
-from pigeonpost.core.errors import BeyondLimit, NotStored, SettingsError
+from pigeonpost.core.errors import BadArgument, BeyondLimit, NotStored, SettingsError
 from pigeonpost.core.faults import Faults
+from pigeonpost.link.sample_text import write_sample_array
 from pigeonpost.node.node_info import NodeInfo
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
 from pigeonpost.server.unnumbered_sources import UnnumberedSources
 from pigeonpost.transports import mqtt_node, mqtt_server
-from pigeonpost.transports.mqtt_conversation import ACK_S, ANSWER_S, LONGEST_ANSWER_S
+from pigeonpost.transports.mqtt_conversation import ACK_S, ANSWER_S, LONGEST_ANSWER_S, MOST_BODIES
 from pigeonpost.transports.mqtt_node import MqttNodeTransport
 from pigeonpost.transports.mqtt_server import MqttServerTransport
 from pigeonpost.transports.mqtt_states import State
 from pigeonpost.transports.payload import read_body, sign, split_signature, write_body
-from protocol import sample_body, sample_text
+from protocol import WINDOW_SAMPLES, sample_body, sample_text
 from tests.support import BOOT, EPOCH, LIMIT_S, WALL_MS, FakeLedger, MemoryDisk, rounds, taken
 
 TOKEN = "0123456789abcdef0123456789abcdef"
@@ -233,13 +234,70 @@ class OneServer(MqttCase):
         self.assertEqual(self.ingestor.seqs(self.outbox.epoch), list(range(1, 101)))
 
     def test_a_few_bodies_are_ahead_of_their_acknowledgement_and_no_more(self):
+        self.make_outbox(16_384)
         self.start_node()
         self.ingestor.at_once = False
-        self.take(20_000)
+        self.take(16_000)
         for _ in range(30):
             self.turn()
             self.net.settle()
-        self.assertLess(sum(batch.sample_count for batch in self.ingestor._waiting), 5_000)
+        # One came with the question, and most of the others are as long as columns may be.
+        self.assertEqual(len(self.ingestor._waiting), MOST_BODIES + 1)
+        self.assertGreater(sum(batch.sample_count for batch in self.ingestor._waiting), 2 * WINDOW_SAMPLES)
+
+    def bodies(self):
+        """Talk, and return the samples of each body that came."""
+        seen = []
+        real = self.end.take
+        with mock.patch.object(self.end, "take", lambda node, data: (seen.append(data), real(node, data))):
+            self.talk()
+        return [json.loads(split_signature(data)[1])["samples"] for data in seen]
+
+    def test_columns_go_to_a_server_that_takes_them(self):
+        self.start_node()
+        self.take(3000)
+        question, *others = self.bodies()
+        self.assertEqual(([sample["seq"] for sample in question][-1], {type(other) for other in others}), (16, {dict}))
+        self.assertEqual(self.ingestor.seqs(self.outbox.epoch), list(range(1, 3001)))
+        self.take(1)
+        self.assertEqual([[sample["seq"] for sample in body] for body in self.bodies()], [[3001]])
+        self.node.conversation.reconnect()
+        self.take(5)
+        question, *others = self.bodies()  # whoever answers next may be an older server
+        self.assertEqual([type(question), *map(type, others)], [list, dict])
+
+    def test_an_older_server_gets_arrays(self):
+        real = MqttServerTransport._resume
+
+        def resume(end, batch_payload, node_session):
+            node_session = SimpleNamespace(say=lambda told: say({k: v for k, v in told.items() if k != "columns"}))
+            say = end._sessions[batch_payload.node].say
+            real(end, batch_payload, node_session)
+
+        self.enterContext(mock.patch.object(MqttServerTransport, "_resume", resume))
+        self.start_node()
+        self.take(1000)
+        self.assertEqual({type(body) for body in self.bodies()}, {list})
+        self.assertEqual(self.ingestor.seqs(self.outbox.epoch), list(range(1, 1001)))
+
+    def test_columns_that_an_older_server_of_the_same_store_refuses_are_sent_as_arrays(self):
+        """The one that answered takes them, but the broker gives bodies to the other one too."""
+        real, refused = self.end.take, []
+
+        def take(node, data):
+            if type(json.loads(data)["samples"]) is dict:
+                refused.append(data)
+                raise BadArgument("samples is an array of up to 5000 samples")
+            real(node, data)
+
+        self.enterContext(mock.patch.object(self.end, "take", take))
+        self.start_node()
+        self.take(1000)
+        for _ in range(3):
+            self.talk()
+            self.clock.sleep(ACK_S + 1)
+        self.assertTrue(refused)
+        self.assertEqual(self.ingestor.seqs(self.outbox.epoch), list(range(1, 1001)))
 
     def test_no_server_is_there(self):
         self.net.clients.remove(self.end._broker)
@@ -393,7 +451,7 @@ def body(first=1, count=2, node="basement", **more):
         sample_text(seq, WALL_MS + seq, 1000 + seq, sample_body({"temperature": seq / 4}, {}), "")
         for seq in range(first, first + count)
     ]
-    return write_body({"node": node, "outbox": OUTBOX, **more}, EPOCH, None, [], texts)
+    return write_body({"node": node, "outbox": OUTBOX, **more}, EPOCH, samples=write_sample_array(texts))
 
 
 class ByHand(MqttCase):

@@ -15,7 +15,8 @@ class Answers(unittest.TestCase):
             ({"epoch": EPOCH, "ack": 3, "ledger": LEDGER}, Ack(EPOCH, 3, True)),
             ({"epoch": EPOCH, "have": 3}, Hole({EPOCH: 3})),
             ({"epoch": EPOCH, "have": "3"}, Hole(None)),
-            ({"error": {"code": "auth"}}, Rejection("{'code': 'auth'}")),
+            ({"error": {"code": "auth"}}, Rejection("{'code': 'auth'}", "auth")),
+            ({"error": "no"}, Rejection("no", "")),
             ({"order": "x", "on": False}, Order("x", False)),
             ({"order": "x"}, Order("x", None)),
             ({"order": "x", "on": 1}, Order("x", None)),
@@ -26,16 +27,22 @@ class Answers(unittest.TestCase):
     def test_resume_with_all_that_it_may_tell(self):
         message = {
             "resume": {"id": 40, EPOCH: [7, 1234]}, "ledger": LEDGER, "server": "home", "commit": 2.5,
-            "time": "2026-11-20T15:36:10.123Z", "clock": "set",
+            "time": "2026-11-20T15:36:10.123Z", "clock": "set", "columns": True,
         }  # fmt: skip
-        expected = Resume(40, {EPOCH: 7}, {EPOCH: 1234}, LEDGER, "home", 2.5, 1_795_188_970_123)
+        expected = Resume(40, {EPOCH: 7}, {EPOCH: 1234}, LEDGER, "home", 2.5, 1_795_188_970_123, True)
         self.assertEqual(read_answer(message), expected)
 
     def test_resume_with_the_least(self):
-        for more in ({}, {"commit": 1e9}, {"commit": "1"}, {"time": "2026-11-20T15:36:10.123Z", "clock": "unset"}):
+        for more in (
+            {},
+            {"commit": 1e9},
+            {"commit": "1"},
+            {"columns": 1},
+            {"time": "2026-11-20T15:36:10.123Z", "clock": "unset"},
+        ):
             with self.subTest(more):
                 answer = read_answer({"resume": {}, "ledger": "", **more})
-                self.assertEqual(answer, Resume(None, {}, {}, "", "a server", 0.0, None))
+                self.assertEqual(answer, Resume(None, {}, {}, "", "a server", 0.0, None, False))
 
     def test_what_is_no_answer(self):
         for message in (

@@ -4,9 +4,14 @@ import json
 import random
 import time
 import unittest
+from unittest import mock
 
 from pigeonpost.core.errors import BadArgument, NotUtf8, TooLong, WireError
+from pigeonpost.link.checks import COLUMN_SAMPLES
+from pigeonpost.link.columns import write_columns
+from pigeonpost.link.sample_text import write_sample_array
 from pigeonpost.server.node_status import NodeState
+from pigeonpost.transports import payload
 from pigeonpost.transports.payload import (
     MOST_GAPS,
     MOST_SAMPLES,
@@ -17,7 +22,7 @@ from pigeonpost.transports.payload import (
     split_signature,
     write_body,
 )
-from protocol import BATCH_SAMPLES, LARGEST_SEQ, Gap, sample_body, sample_text
+from protocol import BATCH_SAMPLES, LARGEST_SEQ, Gap, SampleBatch, sample_body, sample_text
 from tests.support import EPOCH, WALL_MS
 from tests.test_protocol import sample
 
@@ -30,6 +35,11 @@ def texts(first, count):
         sample_text(seq, WALL_MS + seq, 1000 + seq, sample_body({"temperature": seq / 4}, {}), "")
         for seq in range(first, first + count)
     ]
+
+
+def written(head, epoch, base, gaps, texts):
+    """A body with an array of samples."""
+    return write_body(head, epoch, base, gaps, write_sample_array(texts))
 
 
 def gap(first, last, **more):
@@ -55,7 +65,7 @@ class WhatWasWritten(unittest.TestCase):
         sensors = [{"name": "temperature", "unit": "°C", "limits": {"low": 2}},
                    {"name": "light", "unit": "", "simulated": True}]  # fmt: skip
         head = {**HEAD, "every": 10.0, "sensors": sensors, "more": "of one transport"}
-        batch_payload = read_body(write_body(head, EPOCH, 150, [], texts(9, 3)))
+        batch_payload = read_body(written(head, EPOCH, 150, [], texts(9, 3)))
         self.assertEqual(batch_payload[:6], ("basement", OUTBOX, EPOCH, 150, 10.0, sensors))
         self.assertEqual(batch_payload.units, {"temperature": "°C", "light": ""})
         self.assertEqual(batch_payload.said["more"], "of one transport")
@@ -64,7 +74,7 @@ class WhatWasWritten(unittest.TestCase):
         self.assertEqual(first, (9, WALL_MS + 9, 1009, {"temperature": 2.25}, {}, ""))
 
     def test_gaps_and_samples_come_back_in_the_order_of_their_numbers(self):
-        data = write_body(HEAD, EPOCH, None, [gap(1, 8, before=3), gap(12, 12)], texts(9, 3) + texts(13, 2))
+        data = written(HEAD, EPOCH, None, [gap(1, 8, before=3), gap(12, 12)], texts(9, 3) + texts(13, 2))
         batch_payload = read_body(data)
         self.assertEqual(
             shape(batch_payload), [("gap", 1, 8), ("samples", 9, 11), ("gap", 12, 12), ("samples", 13, 14)]
@@ -73,24 +83,38 @@ class WhatWasWritten(unittest.TestCase):
         self.assertEqual(batch_payload.last, 14)
 
     def test_a_gap_alone_also_an_empty_one_that_only_counts_earlier_epochs(self):
-        self.assertEqual(shape(read_body(write_body(HEAD, EPOCH, 7, [gap(5, 9)], []))), [("gap", 5, 9)])
-        batch_payload = read_body(write_body(HEAD, EPOCH, 7, [gap(1, 0, before=70)], texts(1, 1)))
+        self.assertEqual(shape(read_body(written(HEAD, EPOCH, 7, [gap(5, 9)], []))), [("gap", 5, 9)])
+        batch_payload = read_body(written(HEAD, EPOCH, 7, [gap(1, 0, before=70)], texts(1, 1)))
         self.assertEqual(shape(batch_payload), [("gap", 1, 0), ("samples", 1, 1)])
 
     def test_a_body_without_samples_asks(self):
-        for data in (write_body(HEAD, EPOCH, None, [], []), body(samples=..., gaps=...)):
+        for data in (write_body(HEAD, EPOCH), body(samples=..., gaps=...)):
             batch_payload = read_body(data)
             self.assertEqual((batch_payload.pieces, batch_payload.last, batch_payload.batches()), ([], 0, []))
 
-    def test_long_bodies_are_cut_into_what_the_ingestor_takes(self):
-        batch_payload = read_body(write_body(HEAD, EPOCH, None, [], texts(1, 2 * BATCH_SAMPLES + 1)))
-        self.assertEqual(shape(batch_payload), [("samples", 1, 500), ("samples", 501, 1000), ("samples", 1001, 1001)])
+    def test_long_array_of_alike_samples_is_one_batch(self):
+        batch_payload = read_body(written(HEAD, EPOCH, None, [], texts(1, 2 * BATCH_SAMPLES + 1)))
+        self.assertEqual(shape(batch_payload), [("samples", 1, 2 * BATCH_SAMPLES + 1)])
+
+    def test_batch_ends_where_sensors_or_clock_state_change(self):
+        items = [sample(seq=seq, values={name: seq}) for seq, name in enumerate("aabba", 1)]
+        items[1]["clock"] = "unset"
+        self.assertEqual(
+            shape(read_body(body(samples=items))),
+            [("samples", 1, 1), ("samples", 2, 2), ("samples", 3, 4), ("samples", 5, 5)],
+        )
+
+    def test_body_without_the_spaces_of_json_or_with_escapes_is_the_same(self):
+        said = {**HEAD, "epoch": EPOCH, "gaps": [], "samples": [sample(seq=seq) for seq in range(1, 9)],
+                "sensors": [{"name": "t", "unit": "°C"}], "more": 'a "b" \\'}  # fmt: skip
+        for text in (json.dumps(said), json.dumps(said, ensure_ascii=False, separators=(",", ":"))):
+            self.assertEqual(read_body(text.encode()), read_body(json.dumps(said, indent=1).encode()))
 
     def test_batches_carry_all_that_the_ingestor_needs(self):
         head = {**HEAD, "sensors": [{"name": "temperature", "unit": "°C"}]}
-        first, second = read_body(write_body(head, EPOCH, 4, [gap(1, 2)], texts(3, 2))).batches()
-        self.assertEqual((first.gap, len(first.samples)), (Gap(1, 2, 0, "overwritten"), 0))
-        self.assertEqual((second.gap, [s.seq for s in second.samples]), (None, [3, 4]))
+        first, second = read_body(written(head, EPOCH, 4, [gap(1, 2)], texts(3, 2))).batches()
+        self.assertEqual((first.gap, first.samples), (Gap(1, 2, 0, "overwritten"), None))
+        self.assertEqual((second.gap, second.ends), (None, (3, 4)))
         for batch in (first, second):
             self.assertEqual(batch[:4], ("basement", OUTBOX, EPOCH, 4))
             self.assertEqual(batch.units, {"temperature": "°C"})
@@ -125,7 +149,138 @@ class WhatWasWritten(unittest.TestCase):
                         wanted.append(("samples", seq, seq + count - 1))
                 seq += count
             with self.subTest(seed=seed, first=first):
-                self.assertEqual(shape(read_body(write_body(HEAD, EPOCH, None, gaps, all_texts))), wanted)
+                self.assertEqual(shape(read_body(written(HEAD, EPOCH, None, gaps, all_texts))), wanted)
+
+
+def columns(first, count, **more):
+    """Columns of the samples that `texts` has."""
+    steps = [1] * (count - 1)
+    return {
+        "seq": first, "time": [WALL_MS + first, *steps], "up": 1000 + first,
+        "values": {"temperature": [seq / 4 for seq in range(first, first + count)]}, **more,
+    }  # fmt: skip
+
+
+class Columns(unittest.TestCase):
+    def test_columns_are_the_same_samples_as_an_array(self):
+        as_array = read_body(written(HEAD, EPOCH, 5, [], texts(9, 100)))
+        as_columns = read_body(body(base=5, samples=columns(9, 100)))
+        self.assertEqual(as_columns.pieces, as_array.pieces)
+        self.assertEqual((as_columns.last, as_columns.batches()[0].ends), (108, (9, 108)))
+
+    def test_written_columns_are_read(self):
+        batch = SampleBatch(
+            3, [WALL_MS, WALL_MS + 7], [5, 12], {"t": [1.5, None]}, {"t": {1: 'no "answer" \\'}}, "unset"
+        )
+        data = write_body(HEAD, EPOCH, 5, [gap(1, 2)], write_columns(batch))
+        self.assertEqual(read_body(data).pieces, [Gap(1, 2, 0, "overwritten"), batch])
+
+    def test_gaps_come_before_and_after_columns(self):
+        gaps = [gap(1, 0, before=70), gap(1, 8), gap(19, 20)]
+        batch_payload = read_body(body(gaps=gaps, samples=columns(9, 10)))
+        self.assertEqual(shape(batch_payload), [("gap", 1, 0), ("gap", 1, 8), ("samples", 9, 18), ("gap", 19, 20)])
+
+    def test_gap_that_only_counts_earlier_epochs_cuts_columns(self):
+        batch_payload = read_body(body(gaps=[gap(12, 11, before=7)], samples=columns(9, 5)))
+        self.assertEqual(shape(batch_payload), [("samples", 9, 11), ("gap", 12, 11), ("samples", 12, 13)])
+
+    def test_gaps_that_overlap_columns_or_leave_a_hole_are_refused(self):
+        for wrong in (gap(1, 7), gap(1, 9), gap(10, 12), gap(18, 20), gap(20, 21), gap(9, 18)):
+            with self.subTest(wrong), self.assertRaisesRegex(BadArgument, "comes next"):
+                read_body(body(gaps=[wrong], samples=columns(9, 10)))
+
+    def test_too_many_columns_and_wrong_values_name_the_sample(self):
+        cases = (
+            (columns(9, COLUMN_SAMPLES + 1), "from 9: time is a list of 1 to 4096"),
+            (columns(9, 3, values={"temperature": [1, "2", 3]}), "sample 10: temperature is a finite number"),
+            (columns(9, 3, time=[WALL_MS, 1]), "samples from 9: temperature"),
+            ({}, "columns are an object"),
+        )  # fmt: skip
+        for samples, text in cases:
+            with self.subTest(text), self.assertRaisesRegex(BadArgument, text):
+                read_body(body(samples=samples))
+
+    def test_key_that_stands_twice_and_infinite_number_are_refused_anywhere(self):
+        right = body(samples=columns(1, 2, clock="unset"), sensors=[{"name": "t", "unit": "°"}], every=5.0)
+        read_body(right)
+        for key in (b'"node": ', b'"seq": ', b'"up": ', b'"temperature": ', b'"clock": ', b'"name": '):
+            self.assertEqual(right.count(key), 1)
+            with self.subTest(key), self.assertRaisesRegex(BadArgument, "stands twice"):
+                read_body(right.replace(key, key + b"7, " + key))
+        for number in (b"1e400", b"NaN", b"-Infinity"):
+            with self.subTest(number), self.assertRaisesRegex(BadArgument, "finite"):
+                read_body(right.replace(b"5.0", number))
+            with self.subTest(number), self.assertRaisesRegex(BadArgument, "finite"):
+                read_body(right.replace(b"0.25", number))
+
+    def test_quotes_written_as_escapes_do_not_hide_a_key_that_stands_twice(self):
+        for more in (
+            '"more": "\\u0022\\u0022\\u0022\\u0022"',
+            '"more": {"\\u0022": "\\u0022\\u0022\\u0022"}',
+            '"more": "\\""',
+        ):
+            for samples in (columns(1, 2), [sample(seq=seq) for seq in range(1, 9)]):
+                data = body(samples=samples)[:-1] + f", {more}}}".encode()
+                read_body(data)
+                with self.subTest(more), self.assertRaisesRegex(BadArgument, "stands twice"):
+                    read_body(data.replace(b'"epoch"', b'"epoch": "x", "epoch"'))
+
+
+class BothDecoders(unittest.TestCase):
+    """The fast decoder accepts what the strict one accepts, and nothing else."""
+
+    def outcome(self, data, is_strict):
+        with mock.patch.object(payload, "_is_strict", is_strict):
+            try:
+                return read_body(data)
+            except WireError:
+                return None
+
+    def test_mutated_bodies_are_decoded_alike(self):
+        seed = random.randrange(1 << 32)
+        rng = random.Random(seed)
+        sensors = [{"name": "t", "unit": "\u00b0"}]
+        right = [
+            body(samples=[sample(seq=3), sample(seq=4, values={"t": None}, errors={"t": 'a "b"'})], gaps=[gap(1, 2)]),
+            body(samples=columns(3, 2, errors={"temperature": {"1": "x"}}, clock="unset"), sensors=sensors),
+            written(HEAD, EPOCH, 3, [gap(1, 2)], texts(3, 5)),
+        ]
+        parts = [
+            b'"',
+            b"\\",
+            b'\\"',
+            b"\\u0022",
+            b',"t":1',
+            b'"seq":3,',
+            b'"node": "x",',
+            b"{}",
+            b"[",
+            b"1e999",
+            b":",
+            b",",
+        ]
+        accepted = 0
+        for _ in range(1500):
+            data = bytearray(rng.choice(right))
+            for _ in range(rng.randint(1, 3)):
+                at = rng.randrange(len(data))
+                data[at : at + rng.randint(0, 2)] = rng.choice(parts)
+            fast = self.outcome(bytes(data), payload._is_strict)
+            accepted += fast is not None
+            with self.subTest(seed=seed, data=bytes(data)):
+                self.assertEqual(fast, self.outcome(bytes(data), lambda *_: False))
+        self.assertGreater(accepted, 20)
+
+    def test_usual_bodies_are_decoded_once(self):
+        usual = (
+            written({**HEAD, "sensors": [{"name": "t", "unit": "°C"}]}, EPOCH, 3, [gap(1, 2)], texts(3, 5)),
+            body(samples=columns(3, 2, errors={"temperature": {"1": "x"}}, clock="unset")),
+            body(samples=[sample(values={"t": None}, errors={"t": "x"}, clock="server")], gaps=...),
+            body(samples=..., sensors=[{"name": "t", "unit": "°"}]),
+        )  # fmt: skip
+        with mock.patch.object(payload, "read_json", side_effect=AssertionError("decoded again")):
+            for data in usual:
+                read_body(data)
 
 
 class WhatIsRefused(unittest.TestCase):
@@ -154,9 +309,9 @@ class WhatIsRefused(unittest.TestCase):
                 self.refused(body(base=value), BadArgument, "base is a whole number")
 
     def test_samples(self):
-        self.refused(body(samples={}), BadArgument, "samples is an array")
+        self.refused(body(samples=7), BadArgument, "samples is an array")
         self.refused(body(samples=[sample(seq=n) for n in range(1, MOST_SAMPLES + 2)]), BadArgument, "samples is an")
-        self.refused(body(samples=[sample(), sample(seq=3)]), BadArgument, "sample 3 follows 1")
+        self.refused(body(samples=[sample(), sample(seq=3)]), BadArgument, "sample 3 where 2 comes next")
         self.refused(body(samples=[sample(), sample(seq=2, up="x")]), BadArgument, "sample 2", "up is")
         self.refused(body(samples=[sample(values={"light": float("1e400")})]), BadArgument)
         run = [sample(seq=n) for n in (*range(1, BATCH_SAMPLES + 1), BATCH_SAMPLES + 2)]
@@ -222,7 +377,7 @@ class WhatIsRefused(unittest.TestCase):
     def test_mutated_bodies_are_read_or_refused(self):
         seed = random.randrange(1 << 32)
         rng = random.Random(seed)
-        right = write_body({**HEAD, "sensors": [{"name": "t", "unit": ""}]}, EPOCH, 3, [gap(1, 2)], texts(3, 2))
+        right = written({**HEAD, "sensors": [{"name": "t", "unit": ""}]}, EPOCH, 3, [gap(1, 2)], texts(3, 2))
         for _ in range(3000):
             data = bytearray(right)
             for _ in range(rng.randint(1, 4)):

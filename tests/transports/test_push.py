@@ -24,7 +24,7 @@ from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
 from pigeonpost.server import command_queue, ingest, unnumbered_sources
 from pigeonpost.settings import NODE
-from pigeonpost.transports import push_node, push_server
+from pigeonpost.transports import push_node, push_node_client, push_server
 from pigeonpost.transports.payload import PAYLOAD_BYTES
 from pigeonpost.transports.push_node_client import PushClient
 from pigeonpost.web.tls import Tls, fingerprint_of
@@ -47,6 +47,14 @@ def samples(first, count):
         {"seq": seq, "time": "2026-11-20T15:36:10.123Z", "up": 1000 * seq, "values": {"temperature": seq / 4}}
         for seq in range(first, first + count)
     ]
+
+
+def columns(first, count):
+    """The samples that `samples` has, as columns."""
+    return {
+        "seq": first, "time": [WALL_MS] + [0] * (count - 1), "up": [1000 * first] + [1000] * (count - 1),
+        "values": {"temperature": [seq / 4 for seq in range(first, first + count)]},
+    }  # fmt: skip
 
 
 def body(first=1, count=3, **more):
@@ -172,6 +180,24 @@ class Stored(PushCase):
         count = 3 * BATCH_SAMPLES + 7
         self.assertEqual(self.post(body(1, count))[:2], (200, {"ack": count}))
         self.assertEqual(self.stored(), list(range(1, count + 1)))
+
+    def test_columns_are_stored_as_the_same_samples_of_an_array(self):
+        self.assertIs(self.resume()[1]["columns"], True)
+        self.assertEqual(self.post(body(samples=columns(1, 100)))[:2], (200, {"ack": 100}))
+        self.post(body(1, 100, epoch="ab" * 8))
+        points = self.web.store.points("attic", 0, 1 << 60, 1000)
+        by_epoch = [[point._replace(epoch="") for point in points if point.epoch == e] for e in (EPOCH, "ab" * 8)]
+        self.assertEqual(len(by_epoch[0]), 100)
+        self.assertEqual(*by_epoch)
+
+    def test_of_columns_only_what_is_new_is_stored(self):
+        self.post(body(1, 3))
+        self.assertEqual(self.post(body(samples=columns(2, 10)))[:2], (200, {"ack": 11}))
+        self.assertEqual(self.post(body(samples=columns(5, 3)))[:2], (200, {"ack": 7}))
+        self.assertEqual(self.post(body(samples=columns(13, 2)))[0], 409)
+        gap = {"from": 12, "to": 12, "why": "overwritten"}
+        self.assertEqual(self.post(body(samples=columns(13, 2), gaps=[gap]))[:2], (200, {"ack": 14}))
+        self.assertEqual(self.stored(), [*range(1, 12), 13, 14])
 
     def test_a_failed_sensor_and_a_clock_that_was_not_set(self):
         item = {**samples(1, 1)[0], "values": {"temperature": None}, "errors": {"temperature": "no answer"}}
@@ -306,7 +332,10 @@ class Refused(PushCase):
             ({"samples": [{**good, "clock": "hers"}]}, "sample 7: clock"),
             ({"samples": [{**good, "seq": 0}]}, "seq"),
             ({"samples": ["x"]}, "a sample is an object"),
-            ({"samples": {}}, "samples"), ({"gaps": [{"from": 2}]}, "a gap is"), ({"gaps": 3}, "gaps"),
+            ({"samples": {}}, "columns are an object"), ({"samples": 7}, "samples"),
+            ({"samples": {**columns(7, 2), "up": [1]}}, "samples from 7: up"),
+            ({"samples": {**columns(7, 2), "values": {"temperature": [1, "21"]}}}, "sample 8: temperature"),
+            ({"gaps": [{"from": 2}]}, "a gap is"), ({"gaps": 3}, "gaps"),
             ({"epoch": "xyz"}, "epoch"), ({"epoch": ...}, "epoch"), ({"outbox": 5}, "outbox"), ({"node": ...}, "node"),
             ({"sensors": [{"name": "Bad Name"}]}, "sensors"), ({"base": "x"}, "base"),
             ({"samples": samples(1, 2) + samples(5, 1)}, "5"),
@@ -770,6 +799,35 @@ class Answers(NodeCase):
             [said[key] for key in ("node", "outbox", "epoch", "gaps", "base")], ["attic", outbox, epoch, [], 0]
         )
         self.assertEqual([sample["seq"] for sample in said["samples"]], [1, 2, 3])
+
+    def pushed(self, server):
+        """The samples of each body that came."""
+        return [json.loads(data)["samples"] for head, data in server.requests if head.startswith(b"POST")]
+
+    def test_columns_go_to_a_server_that_takes_them_but_a_single_sample_stays_readable(self):
+        server = Scripted(
+            self, answer(200, {"have": 0, "columns": True}), answer(200, {"ack": 3}), answer(200, {"ack": 4})
+        )
+        self.start(server.url)
+        wait_until(lambda: len(server.requests) == 2)
+        self.take()
+        wait_until(lambda: len(server.requests) == 3)
+        many, single = self.pushed(server)
+        self.assertEqual((many["seq"], len(many["time"]), many["values"]), (1, 3, {"temperature": [1, 2, 3]}))
+        self.assertEqual([sample["seq"] for sample in single], [4])
+
+    def test_columns_that_an_older_server_behind_the_address_refuses_are_sent_as_an_array(self):
+        self.enterContext(mock.patch.object(push_node_client, "LONGEST_RETRY_S", 0.005))
+        resumed = answer(200, {"have": 0, "columns": True})
+        server = Scripted(
+            self, resumed, answer(400, {"error": {"text": "samples is an array"}}), resumed, answer(200, {"ack": 3})
+        )
+        logging.disable(logging.CRITICAL)
+        self.addCleanup(logging.disable, logging.NOTSET)
+        self.start(server.url)
+        wait_until(lambda: len(server.requests) == 4)
+        refused, taken_ = self.pushed(server)
+        self.assertEqual((type(refused), [sample["seq"] for sample in taken_]), (dict, [1, 2, 3]))
 
     def test_it_goes_on_from_what_the_server_has(self):
         server = Scripted(self, answer(200, {"have": 2}), answer(200, {"ack": 3}))

@@ -8,11 +8,11 @@ the name, whole length and checksum of the file; it is held while these are chan
 Errors: none that stop a running server, since the store has everything: `fault` says why rows wait in the store.
 DiskError at the start, when the last run's file cannot be synced.
 
-How it stays whole. A commit stores samples and, in the same transaction, a numbered record (a *filing*) of each entry
-that they make in the log. Then the rows are written to the file. Now and then the file is synced, and the next
-transaction records its length (`LogMark`) and deletes the filings that this covers; a new file gets no rows before it
-is recorded. After a crash the remaining filings tell which bytes belong behind that length: what is there and right is
-kept, the rest is cut, and what is missing is written. A file that somebody changed is left alone, and what it lacks
+How it stays whole. A commit stores stretches of samples and gaps, each under a number that follows the last one: its
+*filing number*. Then their rows are written to the file, in this order. Now and then the file is synced, and the next
+transaction records its length and the number up to which it has all rows (`LogMark`); a new file gets no rows before it
+is recorded. After a crash what has higher numbers tells which bytes belong behind that length: what is there and right
+is kept, the rest is cut, and what is missing is written. A file that somebody changed is left alone, and what it lacks
 opens the next one. A file that is closed, and complete, gets its line in logs/SHA256SUMS.
 """
 
@@ -71,7 +71,7 @@ class CsvLog:
         self._store = store
         self._clock = clock
         self._lock = threading.Lock()
-        self._buffer: list[str] = []
+        self._buffer: list[bytes] = []
         self._shown: deque[RecentSample] = deque(maxlen=SHOWN)
         self._fd = -1
         self._behind = False  # whether the file lacks rows that are no longer in memory
@@ -152,7 +152,7 @@ class CsvLog:
             elif self._behind:
                 self._catch_up()
             else:
-                self._write("".join(rows).encode(), filed)
+                self._write(b"".join(rows), filed)
             self.fault = ""
         except OSError as error:
             self._behind = True

@@ -138,6 +138,34 @@ class Rows(LogCase):
             self.assertEqual(local_time(1_795_188_970_123), "2026-11-20T15:36:10.123+00:00")
         format._minutes.clear()
 
+    def test_rows_of_a_batch_are_those_of_its_samples(self):
+        self.addCleanup(format._minutes.clear)
+        self.addCleanup(time.tzset)
+        dice = random.Random(14)
+        values = [None, 0, -1, 1.5, 1e300, -1e-7, 2**63 - 1, 21.37]
+        units = {"t": "°C", "u": "None", "v": '=☃,"None",%s'}
+        for zone, at_ms in (
+            ("Europe/Berlin", 1_792_888_200_000), ("Asia/Kolkata", 1_795_188_970_123),
+            ("America/St_Johns", 1_795_188_970_123), ("Australia/Lord_Howe", 1_759_590_000_000 - 1_800_000),
+            ("XXX+00:44:30", 1_795_188_970_123), ("UTC", -62_135_596_800_000), ("XXX+5", -62_135_590_000_000),
+            ("XXX-5", 253_402_300_799_999 - 9_000_000),
+        ):  # fmt: skip
+            with mock.patch.dict(os.environ, {"TZ": zone}):
+                time.tzset()
+                format._minutes.clear()
+                for step_ms in (1, 617, 60_000):
+                    samples, time_ms = [], at_ms
+                    for seq in range(1, 150):
+                        time_ms += step_ms if dice.random() < 0.95 else -step_ms if time_ms > at_ms + step_ms else 0
+                        samples.append(Sample(seq, time_ms, seq, {name: dice.choice(values) for name in "tuv"}, {}, ""))
+                    rows = format.log_rows("None", E1, SampleBatch.of(samples), units, 0)
+                    wanted = [
+                        f"{local_time(one.time_ms)},None,{name},{'' if value is None else value},"
+                        f"{format.cell(units[name])}\n"
+                        for one in samples for name, value in one.values.items()
+                    ]  # fmt: skip
+                    self.assertEqual(rows.decode(), "".join(wanted), (zone, step_ms))
+
     def test_the_cache_of_minutes_is_bounded(self):
         for minute in range(10_000):
             local_time(minute * 60_000)
@@ -649,11 +677,11 @@ class Pieces(unittest.TestCase):
         self.assertFalse(is_left(b"abcd", b"abc"))
 
     def test_gap_without_more(self):
-        row = format.log_rows("n", E1, Gap(1, 0, 5, "x"), {}, 0)
+        row = format.log_rows("n", E1, Gap(1, 0, 5, "x"), {}, 0).decode()
         self.assertIn(",n,gap,5,", row)
 
     def test_sample_of_no_units(self):
-        row = format.log_rows("n", E1, SampleBatch.of([Sample(1, 0, 0, {"x": 1}, {}, "")]), {}, 0)
+        row = format.log_rows("n", E1, SampleBatch.of([Sample(1, 0, 0, {"x": 1}, {}, "")]), {}, 0).decode()
         self.assertTrue(row.endswith(",n,x,1,\n"))
 
 

@@ -17,7 +17,7 @@ from pigeonpost.alerts.contract import AlertMessage
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.config import Option, matching, number, read_options
 from pigeonpost.core.errors import SettingsError
-from pigeonpost.link.samples import SampleBatch
+from pigeonpost.link.samples import Number, SampleBatch
 from pigeonpost.server.node_register import move_key
 from protocol import NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME, SENSOR_NAME_TAKES
 
@@ -69,6 +69,29 @@ class _RuleState:
         self.words = self.peak = ""
 
 
+class _Readings(NamedTuple):
+    """Values of one sensor, in the order in which they were taken, and their times in ms since 1970."""
+
+    times: Sequence[int]
+    values: Sequence[Number]
+
+    def words(self, place: int, node: str, sensor: str, unit: str) -> str:
+        value = f"{self.values[place]:g}{f' {unit}' if unit else ''}"
+        return f"{sensor} of {node} is {value} at {rfc3339(self.times[place])}"
+
+
+def _newer(times: Sequence[int], column: Sequence[Number | None], latest_ms: int) -> _Readings:
+    """Return the values in a column, each of which was not taken before any that comes before it, or `latest_ms`."""
+    if times[0] >= latest_ms and None not in column and times == sorted(times):
+        return _Readings(times, column)  # type: ignore[arg-type]  # there is no None
+    kept: list[tuple[int, Number]] = []
+    for time_ms, value in zip(times, column, strict=True):
+        if value is not None and time_ms >= latest_ms:
+            kept.append((time_ms, value))
+            latest_ms = time_ms
+    return _Readings([time_ms for time_ms, _ in kept], [value for _, value in kept])
+
+
 def read_rules(tables: Iterable[Mapping[str, Any]], where: str) -> list[Rule]:
     """Return the rules in [[alert]] tables. Raises SettingsError, which begins with `where`."""
     rules = []
@@ -109,9 +132,9 @@ class Alerts:
         with self._lock:
             for epoch_commit in epoch_commits:
                 for item in epoch_commit.items:
-                    for sample in item if isinstance(item, SampleBatch) else ():
+                    if isinstance(item, SampleBatch):
                         self._heard_s[epoch_commit.node] = now_s
-                        self._record_sample(epoch_commit.node, sample, epoch_commit.units, now_s)
+                        self._record(epoch_commit.node, item, epoch_commit.units, now_s)
 
     def _on_rename(self, node: str, new: str) -> None:
         with self._lock:
@@ -129,22 +152,30 @@ class Alerts:
     def _is_retired(self, node: str) -> bool:
         return self._names is not None and self._names.retired_ms(node) is not None
 
-    def _record_sample(self, node: str, sample: Any, units: Mapping[str, str], now_s: float) -> None:
-        for rule in self._rules:
-            value = sample.values.get(rule.sensor) if rule.sensor and self._is_about(rule, node) else None
-            if value is None or sample.time_ms < self._latest_ms.get((node, rule.sensor), 0):
-                continue
-            self._latest_ms[node, rule.sensor] = sample.time_ms
-            state = self._states.setdefault((rule, node), _RuleState())
-            unit = units.get(rule.sensor, "")
-            state.words = (
-                f"{rule.sensor} of {node} is {value:g}{f' {unit}' if unit else ''} at {rfc3339(sample.time_ms)}"
-            )
-            if not rule.is_met(value):
-                state.since_s = None
-            else:
-                state.since_s = now_s if state.since_s is None else state.since_s
-                state.peak = "" if rule.for_s or state.said_s is not None else state.words
+    def _record(self, node: str, samples: SampleBatch, units: Mapping[str, str], now_s: float) -> None:
+        rules = [rule for rule in self._rules if rule.sensor in samples.values and self._is_about(rule, node)]
+        for sensor in dict.fromkeys([rule.sensor for rule in rules]):
+            newer = _newer(samples.times, samples.values[sensor], self._latest_ms.get((node, sensor), 0))
+            if newer.values:
+                self._latest_ms[node, sensor] = newer.times[-1]
+                for rule in rules:
+                    if rule.sensor == sensor:
+                        self._judge(rule, node, newer, units.get(sensor, ""), now_s)
+
+    def _judge(self, rule: Rule, node: str, newer: _Readings, unit: str, now_s: float) -> None:
+        """Take the values of one sensor for one rule."""
+        state = self._states.setdefault((rule, node), _RuleState())
+        state.words = newer.words(-1, node, rule.sensor, unit)
+        if not (rule.is_met(min(newer.values)) or rule.is_met(max(newer.values))):
+            state.since_s = None
+            return
+        met = list(map(rule.is_met, newer.values))
+        last = len(met) - 1 - met[::-1].index(True)
+        state.peak = "" if rule.for_s or state.said_s is not None else newer.words(last, node, rule.sensor, unit)
+        if not met[-1]:
+            state.since_s = None
+        elif state.since_s is None or not all(met):
+            state.since_s = now_s
 
     def look(self) -> list[AlertMessage]:
         """Return the messages that are due now."""

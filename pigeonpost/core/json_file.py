@@ -55,6 +55,7 @@ class JsonFile(Generic[V]):
                    by hand, which only its copy still has
         """
         self.path = path
+        self._name = os.path.basename(path)
         self._what, self._read, self._faults, self._is_mended = what, read, faults, is_mended
         self._writing = threading.Lock()
         self._found: dict[str, V] = {}
@@ -176,7 +177,7 @@ class JsonFile(Generic[V]):
 
     def _record(self, text: str) -> None:
         if self._faults is not None:
-            self._faults.set(os.path.basename(self.path), text)
+            self._faults.set(self._name, text)
 
 
 @contextlib.contextmanager

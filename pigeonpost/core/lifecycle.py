@@ -155,6 +155,11 @@ def _notify(state: str) -> None:
                 log.warning("systemd could not be told %s: %s", state, error)
 
 
+def extend_start(seconds: float) -> None:
+    """Have systemd wait `seconds` more for the program to be ready (EXTEND_TIMEOUT_USEC in sd_notify(3))."""
+    _notify(f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}")
+
+
 def _watchdog_s() -> float | None:
     """Half of the interval in which systemd wants to hear of us (sd_watchdog_enabled(3)); None: it does not."""
     microseconds = os.environ.get("WATCHDOG_USEC", "")

@@ -76,9 +76,9 @@ class EventLog:
     def on_commit(self, epoch_commits: Sequence[EpochCommit]) -> None:
         """Take a commit of the Ingestor: sample 1 of an epoch is the first after a start of its node."""
         for epoch_commit in epoch_commits:
-            first = next((item[0] for item in epoch_commit.items if isinstance(item, SampleBatch)), None)
+            first = next((item for item in epoch_commit.items if isinstance(item, SampleBatch)), None)
             if first is not None and first.seq == 1 and epoch_commit.outbox:
-                self._add(first.time_ms, epoch_commit.node, "started", "the node was started")
+                self._add(first.times[0], epoch_commit.node, "started", "the node was started")
 
     def note(self, node: str, kind: str, words: str) -> None:
         """Add an event that happens now."""

@@ -24,13 +24,13 @@ from pigeonpost.server.node_limits import REFUSED, NodeLimits
 from pigeonpost.server.node_register import NodeRegister, move_key
 from pigeonpost.storage.contract import FormerNamesUsed, Store
 from pigeonpost.storage.models import EpochCommit, HighWaterMark
-from protocol import IMPORTED, WINDOW_SAMPLES, Batch, Gap, Sample
+from protocol import IMPORTED, Batch, Gap, Sample
 
 log = logging.getLogger(__name__)
 
-_HASTE_SAMPLES = WINDOW_SAMPLES // 2  # of one node: so many wait for their ACK that it soon must not send more
-VALUES_PER_SAMPLE = 4  # that are waiting for a commit: samples with more count as several, since they take more memory
 _RETRY_S = 1.0
+_CATCH_UP_S = 1.0  # after a commit of a backlog: so long more of it is expected,
+_DRY_S = 0.02  # and what has come is committed once nothing more came for so long
 _MOST_WARNED = 1000  # lines of log about limits, one for each node and kind of limit
 
 
@@ -98,8 +98,10 @@ class Ingestor:
         self._changed = threading.Condition()
         self._batches: list[Batch] = []
         self._waiting = 0  # samples in them, with many values more,
-        self._waiting_of: dict[str, int] = {}  # and of each node
-        self._hurry = False
+        self._waiting_of: dict[str, int] = {}  # and samples of each node
+        self._hurry = False  # whether the next commit is at once,
+        self._has_backlog = False  # since so much is waiting that nodes soon must not send more
+        self._backlog_s = self._came_s = -_CATCH_UP_S  # when a backlog was last committed, and when a batch last came
         self._urgent = False  # somebody waits for a batch that came after those in hand
         self._tasks: list[_Task] = []  # of others, for the writer
         self._in_hand = 0  # of the batches, the first: so many are being stored just now
@@ -136,6 +138,11 @@ class Ingestor:
                     return False
                 self._changed.wait(left_s)
         return True
+
+    @property
+    def is_catching_up(self) -> bool:
+        """Whether nodes send what they have held: faster than it is committed otherwise."""
+        return self._has_backlog or self.clock.monotonic() - self._backlog_s < _CATCH_UP_S
 
     def subscribe(self, subscriber: Subscriber) -> None:
         """Call `subscriber` with every commit, once it is durable; it must not wait."""
@@ -196,6 +203,7 @@ class Ingestor:
             if self._stopping.is_set():
                 return False
             self._batches.append(batch)
+            self._came_s = self.clock.monotonic()
             was_calm = not self._hurry
             self._hurry = self._hurry or urgent
             self._urgent = self._urgent or urgent
@@ -218,12 +226,11 @@ class Ingestor:
         return False
 
     def _count(self, batch: Batch) -> None:
-        values = 0 if batch.samples is None else batch.sample_count * len(batch.samples.values)
-        count = max(batch.sample_count, values // VALUES_PER_SAMPLE, 1)
-        self._waiting += count
-        of_node = self._waiting_of.get(batch.node, 0) + count
+        self._waiting += batch.weight
+        of_node = self._waiting_of.get(batch.node, 0) + batch.sample_count
         self._waiting_of[batch.node] = of_node
-        self._hurry = self._hurry or of_node >= _HASTE_SAMPLES or self._waiting >= self._buffer_samples
+        if of_node >= batch.window // 2 or self._waiting >= self._buffer_samples // 2:
+            self._hurry = self._has_backlog = True
 
     # ----------------------------------------------------------------------------------- the writer's part
 
@@ -288,7 +295,9 @@ class Ingestor:
         with self._changed:
             del self._batches[: len(batches)]
             self._in_hand = 0
-            self._waiting, self._waiting_of, self._hurry = 0, {}, self._urgent
+            if self._has_backlog:
+                self._backlog_s = self.clock.monotonic()
+            self._waiting, self._waiting_of, self._hurry, self._has_backlog = 0, {}, self._urgent, False
             for batch in self._batches:
                 self._count(batch)
             self._changed.notify_all()
@@ -341,11 +350,16 @@ class Ingestor:
             while not self._stopping.is_set():
                 if self._tasks or self._is_due(next_s):
                     return True
-                self._changed.wait(max(next_s - self.clock.monotonic(), 0.001) if self._batches else None)
+                wait_s = self._due_s(next_s) - self.clock.monotonic()
+                self._changed.wait(max(wait_s, 0.001) if self._batches else None)
             return False
 
     def _is_due(self, next_s: float) -> bool:
-        return bool(self._batches) and (self._hurry or self.clock.monotonic() >= next_s)
+        return bool(self._batches) and (self._hurry or self.clock.monotonic() >= self._due_s(next_s))
+
+    def _due_s(self, next_s: float) -> float:
+        """Return when to commit what is waiting: the end of a backlog does not wait for `next_s`."""
+        return min(next_s, self._came_s + _DRY_S) if self.is_catching_up else next_s
 
     def _do_task(self) -> None:
         """One of them, if there is one: commits come between two."""

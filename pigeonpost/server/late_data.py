@@ -57,13 +57,13 @@ class LateDataTracker:
             return [span for span in self._spans.get(node, ()) if span.last_ms >= from_ms and span.first_ms < to_ms]
 
     def _judged(self, node: str, samples: SampleBatch, now_ms: int) -> Iterable[LateRange]:
-        first, last = samples[0], samples[-1]
-        if first.clock == "unset" or last.clock == "unset":  # a boot has one answer: one of them tells
-            times = [sample.time_ms for sample in samples if sample.clock == "unset"]
+        times = samples.times
+        if samples.clock == "unset":
             yield LateRange(min(times), max(times), False)
-        if first.time_ms < now_ms - LATE_MS:  # else not even by a clock that is right
+        elif times[0] < now_ms - LATE_MS:  # else not even by a clock that is right
             before_ms = now_ms + self._shift_ms(node) - LATE_MS
-            times = [sample.time_ms for sample in samples if sample.time_ms < before_ms and sample.clock != "unset"]
+            if max(times) >= before_ms:
+                times = [time_ms for time_ms in times if time_ms < before_ms]
             if times:
                 yield LateRange(min(times), max(times), True)
 

@@ -102,7 +102,7 @@ class NodeLimits:
             if len(names) > self._per_sample or samples.errors or not names <= node.channels:
                 pieces = [self._within(batch, samples, node)]
             else:
-                pieces = [batch._replace(samples=samples)]
+                pieces = [batch._replace(samples=samples) if known else batch]
             gaps = [piece.gap for piece in pieces if piece.gap is not None]
             new = sum(gap.last - gap.first + 1 for gap in gaps)
         if gaps or is_new_epoch:

@@ -10,7 +10,6 @@ called by the ingestor's writer alone.
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -36,6 +35,7 @@ class NodeNames:
         self._links, self.current = links, current
         self._lock = threading.Lock()
         self._owners: dict[str, NodeState] = {}
+        self._owned: dict[NodeState, str] = {}  # the same, by link
         self._used: dict[NodeState, set[str]] = {}  # names that a link had without proof, in this run
 
     def claim(self, state: NodeState, name: str, is_proven: bool) -> str:
@@ -60,9 +60,10 @@ class NodeNames:
                 if len(used | {name}) > MOST_NAMES:
                     return f"calls itself {name} after {MOST_NAMES} other names: name the node here in the settings"
                 used.add(name)
-            for owned in [owned for owned, owner in self._owners.items() if owner is state]:
-                del self._owners[owned]
-            self._owners[name] = state
+            before = self._owned.get(state)
+            if before is not None and self._owners.get(before) is state:
+                del self._owners[before]
+            self._owners[name], self._owned[state] = state, name
         return ""
 
     def _has(self, other: NodeState, name: str, is_proven: bool) -> bool:
@@ -74,6 +75,8 @@ class NodeNames:
         """Know the links to a node by its new name."""
         with self._lock:
             move_key(self._owners, node, new)
+            if new in self._owners:
+                self._owned[self._owners[new]] = new
             for state in [link.state for link in list(self._links)]:
                 if state.name == node:
                     state.name = new
@@ -83,23 +86,27 @@ class Alternation(Generic[T]):
     """Tells from the senders of one node, in the order in which they were heard, whether two are there in turn."""
 
     def __init__(self) -> None:
-        self._senders: deque[T] = deque(maxlen=MOST_SENDERS)  # the latest last
-        self._returns_s: deque[float] = deque(maxlen=RETURNS)
+        # Not deques: there is one of these for each node, and an empty deque has 600 bytes.
+        self._senders: list[T] = []  # the latest last
+        self._returns_s: list[float] = []
 
     def note(self, sender: T, now_s: float) -> None:
         """Take note of the sender that was heard now."""
         if self._senders and self._senders[-1] == sender:
             return
         if sender in self._senders:
-            self._returns_s.append(now_s)
+            self._returns_s = [*self._returns_s, now_s][-RETURNS:]
             self._senders.remove(sender)
-        self._senders.append(sender)
+        self._senders = [*self._senders, sender][-MOST_SENDERS:]
+
+    def has_returned(self, now_s: float) -> bool:
+        """Return True if an earlier sender has come again within RETURNS_S."""
+        return bool(self._returns_s) and now_s - self._returns_s[-1] <= RETURNS_S
 
     def senders(self, now_s: float) -> list[T]:
         """Return the two last senders while they come in turn; else nothing."""
-        is_recent = self._returns_s and now_s - self._returns_s[-1] <= RETURNS_S
         is_often = len(self._returns_s) == RETURNS and self._returns_s[-1] - self._returns_s[0] <= RETURNS_S
-        return list(self._senders)[-2:] if is_recent and is_often else []
+        return self._senders[-2:] if is_often and self.has_returned(now_s) else []
 
 
 class CopyWatch:
@@ -108,6 +115,7 @@ class CopyWatch:
     def __init__(self, links: Sequence[NodeLink], clock: Clock) -> None:
         self._links, self._clock = links, clock
         self._nodes: dict[str, Alternation[tuple[str, str]]] = {}  # by epoch and outbox
+        self._suspects: set[str] = set()  # nodes that have an earlier sender again: alone looked at in a commit
 
     def on_commit(self, epoch_commits: Sequence[EpochCommit]) -> None:
         """Take a commit of the Ingestor."""
@@ -116,10 +124,13 @@ class CopyWatch:
             if commit.count and commit.outbox != IMPORTED:
                 node = self._nodes.setdefault(commit.node, Alternation())
                 node.note((commit.epoch, commit.outbox), now_s)
-        for link in list(self._links):
-            state = link.state
-            if state.name in self._nodes:
-                self._warn(state, self._nodes[state.name].senders(now_s))
+                if node.has_returned(now_s):
+                    self._suspects.add(commit.node)
+        if self._suspects:
+            for state in [link.state for link in list(self._links)]:
+                if state.name in self._suspects:
+                    self._warn(state, self._nodes[state.name].senders(now_s))
+            self._suspects = {name for name in self._suspects if self._nodes[name].has_returned(now_s)}
 
     def _warn(self, state: NodeState, senders: Sequence[tuple[str, str]]) -> None:
         if senders:

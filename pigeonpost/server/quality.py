@@ -28,6 +28,8 @@ import math
 import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress, islice, repeat
+from operator import ne, sub
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pigeonpost.core.config import Option, matching, number, read_options
@@ -35,7 +37,7 @@ from pigeonpost.core.errors import SettingsError
 from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.node_register import move_key
 from pigeonpost.storage.models import EpochCommit
-from protocol import NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME, SENSOR_NAME_TAKES, Number, Sample
+from protocol import NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME, SENSOR_NAME_TAKES, Number
 
 if TYPE_CHECKING:
     from pigeonpost.server.node_status import NodeLink, NodeState
@@ -143,7 +145,7 @@ class QualityChecks:
                     continue
                 for item in epoch_commit.items:
                     if isinstance(item, SampleBatch):
-                        node.judge(epoch_commit.epoch, list(item))
+                        node.judge(epoch_commit.epoch, item)
 
     def on_rename(self, node: str, new: str) -> None:
         """Know the limits and flags of a node by its new name."""
@@ -215,23 +217,25 @@ class _Node:
         every_s: float | None = track.limits.get("every") or (self.state.every_s if self.state else None)
         return None if every_s is None else LATE_INTERVALS * every_s + LATE_S
 
-    def judge(self, epoch: str, samples: Sequence[Sample]) -> None:
-        for name, track in self.tracks.items():
-            track.judge(name, epoch, samples, self.late_s(track))
+    def judge(self, epoch: str, samples: SampleBatch) -> None:
+        for name, column in samples.values.items():
+            track = self.tracks.get(name)
+            if track is not None:
+                track.judge(column, epoch, samples, self.late_s(track))
 
 
 class _Track:
     """One sensor: its last value, and its present flags."""
 
-    __slots__ = ("_bounds", "_limits", "counts", "epoch", "findings", "last", "same_s", "value")
+    __slots__ = ("_bounds", "_limits", "counts", "epoch", "findings", "same_ms", "time_ms", "up_ms", "value")
 
     def __init__(self, limits: Mapping[str, Any]) -> None:
         self.limits = limits
         self.counts = dict.fromkeys(KINDS, 0)
         self.findings: list[QualityFlag] = []
         self.value: Number | None = None  # the last one that there was,
-        self.epoch, self.last = "", _NO_SAMPLE  # and where it stood
-        self.same_s = 0.0  # for how long it has been the same
+        self.epoch, self.time_ms, self.up_ms = "", 0, 0  # and where it stood
+        self.same_ms = 0  # for how long it has been the same
 
     @property
     def limits(self) -> Mapping[str, Any]:
@@ -244,62 +248,121 @@ class _Track:
         ends = (limits.get("low", -math.inf), limits.get("high", math.inf), *limits.get("rail", (-math.inf, math.inf)))
         self._bounds = (*ends, limits.get("jump"), limits.get("stuck"))
 
-    def judge(self, name: str, epoch: str, samples: Sequence[Sample], late_s: float | None) -> None:
-        """Take what these samples, which follow each other, say of this sensor. On the way of every sample: short."""
+    def judge(self, column: Sequence[Number | None], epoch: str, samples: SampleBatch, late_s: float | None) -> None:
+        """Take the values of this sensor in samples that follow each other: `column` is theirs.
+
+        The first is compared with the one before it. The others are looked at one by one only where one of them may be
+        beyond a limit, or there is none.
+        """
+        times, ups = samples.times, samples.ups
+        self._take(column[0], epoch, times[0], ups[0] if ups else 0, late_s)
+        if len(column) == 1:
+            return
+        if self._are_good(column, times, ups, late_s):
+            self.value, self.epoch, self.findings = column[-1], epoch, []
+            self.time_ms, self.up_ms = times[-1], ups[-1] if ups else 0
+            return
+        for value, time_ms, up_ms in islice(zip(column, times, ups or repeat(0)), 1, None):
+            self._take(value, epoch, time_ms, up_ms, late_s)
+
+    def _are_good(
+        self, column: Sequence[Number | None], times: Sequence[int], ups: Sequence[int], late_s: float | None
+    ) -> bool:
+        """Return True if it is certain that none of these values, after the first, is beyond a limit. The time for
+        which the last one has been the same is right then.
+        """
+        if column[0] is None or None in column:
+            return False
+        values: Sequence[Number] = column  # type: ignore[assignment]
+        least, most = min(values), max(values)
         low, high, rail_low, rail_high, jump, stuck = self._bounds
-        for sample in samples:
-            value = sample.values.get(name, _ABSENT)
-            if value is None:
-                self._miss(epoch, sample, late_s)
-            if value is None or value is _ABSENT:
-                continue
-            findings = []
-            if not low <= value <= high:
-                findings.append(QualityFlag("range", low if value < low else high, value))
-            if jump is not None or stuck is not None:
-                passed_s = self._seconds_since(epoch, sample)
-                if jump is not None and passed_s is not None and self.value is not None:
-                    change = float(value) - float(self.value)
-                    if abs(change) > _FLOAT_MAX:
-                        change = math.copysign(_FLOAT_MAX, change)
-                    if abs(change) > jump * (passed_s if passed_s > _AT_LEAST_S else _AT_LEAST_S):
-                        findings.append(QualityFlag("jump", jump, change))
-                if stuck is not None and self._is_stuck(value, passed_s, stuck, late_s):
-                    findings.append(QualityFlag("stuck", stuck, self.same_s))
-            if not rail_low < value < rail_high:
-                findings.append(QualityFlag("rail", rail_low if value <= rail_low else rail_high, value))
-            self.value, self.epoch, self.last, self.findings = value, epoch, sample, findings
-            for finding in findings:
-                self.counts[finding.kind] += 1
+        if not (low <= least and most <= high and rail_low < least and most < rail_high):
+            return False
+        is_calm = jump is None or float(most) - float(least) <= jump * _AT_LEAST_S
+        if is_calm and stuck is None:
+            return True
+        # The differences of `ups` are the seconds between values; of samples without them those of `times`.
+        moments = ups if ups and min(ups) != max(ups) else times
+        passed = list(map(sub, islice(moments, 1, None), moments))
+        shortest_ms = min(passed)
+        if shortest_ms <= 0:
+            return False
+        if not is_calm:
+            steepest = max(map(abs, map(sub, map(float, islice(values, 1, None)), map(float, values))))
+            if not steepest <= jump * max(shortest_ms / 1000, _AT_LEAST_S):
+                return False
+        return stuck is None or self._is_alive(values, moments, max(passed), stuck, late_s)
+
+    def _is_alive(
+        self, values: Sequence[Number], moments: Sequence[int], longest_ms: int, stuck: float, late_s: float | None
+    ) -> bool:
+        """Return True if it is certain that no value stays the same for `stuck` seconds. See _are_good.
+
+        longest_ms  the longest time between two values
+        """
+        if longest_ms / 1000 > (late_s or stuck):
+            return False
+        changes = list(compress(range(1, len(values)), map(ne, islice(values, 1, None), values)))
+        first_ms = self.same_ms + moments[changes[0] - 1 if changes else -1] - moments[0]
+        most = max(map(sub, [*changes, len(values)], [0, *changes])) - 1  # steps in which nothing changes
+        if max(first_ms, most * longest_ms) >= stuck * 1000:
+            return False
+        self.same_ms = moments[-1] - moments[changes[-1]] if changes else first_ms
+        return True
+
+    def _take(self, value: Number | None, epoch: str, time_ms: int, up_ms: int, late_s: float | None) -> None:
+        """Take one value."""
+        if value is None:
+            self._miss(epoch, time_ms, up_ms, late_s)
+            return
+        low, high, rail_low, rail_high, jump, stuck = self._bounds
+        findings = []
+        if not low <= value <= high:
+            findings.append(QualityFlag("range", low if value < low else high, value))
+        if jump is not None or stuck is not None:
+            passed_ms = self._since(epoch, time_ms, up_ms)
+            if jump is not None and passed_ms is not None and self.value is not None:
+                change = float(value) - float(self.value)
+                if abs(change) > _FLOAT_MAX:
+                    change = math.copysign(_FLOAT_MAX, change)
+                if abs(change) > jump * max(passed_ms / 1000, _AT_LEAST_S):
+                    findings.append(QualityFlag("jump", jump, change))
+            if stuck is not None and self._is_stuck(value, passed_ms, stuck, late_s):
+                findings.append(QualityFlag("stuck", stuck, self.same_ms / 1000))
+        if not rail_low < value < rail_high:
+            findings.append(QualityFlag("rail", rail_low if value <= rail_low else rail_high, value))
+        self.value, self.epoch, self.time_ms, self.up_ms, self.findings = value, epoch, time_ms, up_ms, findings
+        for finding in findings:
+            self.counts[finding.kind] += 1
 
     def look(self, now_ms: int, late_s: float | None) -> None:
         """It may have become stale since."""
         if self.value is not None:
-            self._find_stale((now_ms - self.last.time_ms) / 1000, late_s)
+            self._find_stale((now_ms - self.time_ms) / 1000, late_s)
 
-    def _miss(self, epoch: str, sample: Sample, late_s: float | None) -> None:
+    def _miss(self, epoch: str, time_ms: int, up_ms: int, late_s: float | None) -> None:
         """The sensor failed: what its last value was is no news, but it may have become stale."""
         self.findings = [finding for finding in self.findings if finding.kind == "stale"]
-        passed_s = self._seconds_since(epoch, sample)
-        if passed_s is not None:
-            self._find_stale(passed_s, late_s)
+        passed_ms = self._since(epoch, time_ms, up_ms)
+        if passed_ms is not None:
+            self._find_stale(passed_ms / 1000, late_s)
 
-    def _seconds_since(self, epoch: str, sample: Sample) -> float | None:
-        """From the last value to this sample; None where that is not known. Of one epoch both have a clock that never
-        steps; between two there are only their dates, which may."""
+    def _since(self, epoch: str, time_ms: int, up_ms: int) -> int | None:
+        """From the last value to this sample, in ms; None where that is not known. Of one epoch both have a clock that
+        never steps; between two there are only their dates, which may."""
         if self.value is None:
             return None
-        passed_ms = sample.up_ms - self.last.up_ms if epoch == self.epoch else 0
+        passed_ms = up_ms - self.up_ms if epoch == self.epoch else 0
         if passed_ms <= 0:
-            passed_ms = sample.time_ms - self.last.time_ms
-        return passed_ms / 1000 if passed_ms > 0 else None
+            passed_ms = time_ms - self.time_ms
+        return passed_ms if passed_ms > 0 else None
 
-    def _is_stuck(self, value: Number, passed_s: float | None, stuck: float, late_s: float | None) -> bool:
-        if value != self.value or (passed_s is not None and passed_s > (late_s or stuck)):
-            self.same_s = 0.0  # also after a pause without values, which says nothing of whether it would have changed
+    def _is_stuck(self, value: Number, passed_ms: int | None, stuck: float, late_s: float | None) -> bool:
+        if value != self.value or (passed_ms is not None and passed_ms / 1000 > (late_s or stuck)):
+            self.same_ms = 0  # also after a pause without values, which says nothing of whether it would have changed
             return False
-        self.same_s += passed_s or 0.0
-        return self.same_s >= stuck
+        self.same_ms += passed_ms or 0
+        return self.same_ms >= stuck * 1000
 
     def _find_stale(self, seconds: float, late_s: float | None) -> None:
         """Counted when it begins."""
@@ -308,7 +371,3 @@ class _Track:
         if late_s is not None and seconds > late_s:
             self.findings.append(QualityFlag("stale", late_s, seconds))
             self.counts["stale"] += not was
-
-
-_NO_SAMPLE = Sample(0, 0, 0, {}, {}, "")
-_ABSENT: Any = object()

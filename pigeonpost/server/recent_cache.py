@@ -94,11 +94,12 @@ class RecentCache:
     def on_commit(self, epoch_commits: Sequence[EpochCommit]) -> None:
         """Remember that these were stored; called by the writer, so it only notes from when to when."""
         for epoch_commit in epoch_commits:
-            times = list(_ends(epoch_commit))
-            if times:
+            batches = [item.times for item in epoch_commit.items if isinstance(item, SampleBatch)]
+            if batches:
+                first, last = min(map(min, batches)), max(map(max, batches))
                 with self._touching:
-                    low, high = self._touched.get(epoch_commit.node, (times[0], times[0]))
-                    self._touched[epoch_commit.node] = min(low, *times), max(high, *times)
+                    low, high = self._touched.get(epoch_commit.node, (first, last))
+                    self._touched[epoch_commit.node] = min(low, first), max(high, last)
 
     def on_rename(self, node: str, new: str) -> None:
         """Forget a node that has another name now: what is shown of it is read again."""
@@ -138,10 +139,3 @@ class RecentCache:
             self._books[node] = book
             columns = book.shown(first, last, changed)
         return RecentColumns(first * width_ms, span_ms, width_ms, columns)
-
-
-def _ends(epoch_commit: EpochCommit) -> Iterable[int]:
-    for item in epoch_commit.items:
-        if isinstance(item, SampleBatch):
-            yield min(item.times)
-            yield max(item.times)

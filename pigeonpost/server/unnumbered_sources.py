@@ -29,7 +29,7 @@ from pigeonpost.core.errors import AuthFailed, BeyondLimit, NotStored, SettingsE
 from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.commit_waiter import CommitWaiter
 from pigeonpost.server.node_status import AskNode, NodeLink, NodeState
-from protocol import Batch, Number, Sample
+from protocol import Batch, Number
 
 if TYPE_CHECKING:
     from pigeonpost.auth.throttle import LoginThrottle
@@ -252,6 +252,7 @@ class UnnumberedSources:
         if not known.issuperset(values):
             new = [{"name": name, "unit": units.get(name, "")} for name in values if name not in known]
             caller.state.sensors = [*caller.state.sensors, *new][:MOST_SHOWN]
-        sample = Sample(0, now_ms if time_ms is None else time_ms, clock.up_ms(), dict(values), errors or {}, "")
-        identity = self._ingestor.identity
-        return Batch(claim.node, identity, caller.epoch, None, SampleBatch.of([sample]), None, units)
+        columns = {name: [value] for name, value in values.items()}
+        texts = {name: {0: text} for name, text in (errors or {}).items()}
+        samples = SampleBatch(0, [now_ms if time_ms is None else time_ms], [clock.up_ms()], columns, texts)
+        return Batch(claim.node, self._ingestor.identity, caller.epoch, None, samples, None, units)

@@ -249,22 +249,21 @@ class RedisPublisher:
 def _newest(epoch_commit: EpochCommit) -> tuple[dict[str, State], int]:
     """Return the last value of each sensor in what one commit adds to an epoch, and the number of lost samples."""
     states: dict[str, State] = {}
+    names: tuple[str, ...] = ()
     lost = 0
     for item in reversed(epoch_commit.items):
         if not isinstance(item, SampleBatch):
             lost += item.last - item.first + 1 + item.before
             continue
-        names: Any = None
-        for sample in reversed(list(item)):
-            if sample.values.keys() == names:
-                continue  # of the same sensors, and older
-            names = sample.values.keys()
-            for sensor, value in sample.values.items():
-                if f"{epoch_commit.node}:{sensor}" not in states:
-                    unit, error = epoch_commit.units.get(sensor, ""), sample.errors.get(sensor, "")
-                    states[f"{epoch_commit.node}:{sensor}"] = _state(
-                        epoch_commit.node, sensor, value, sample.time_ms, unit, error, sample.clock
-                    )
+        if item.names == names:
+            continue  # of the same sensors, and older
+        names, sample = item.names, item[-1]
+        for sensor, value in sample.values.items():
+            if f"{epoch_commit.node}:{sensor}" not in states:
+                unit, error = epoch_commit.units.get(sensor, ""), sample.errors.get(sensor, "")
+                states[f"{epoch_commit.node}:{sensor}"] = _state(
+                    epoch_commit.node, sensor, value, sample.time_ms, unit, error, sample.clock
+                )
     return states, lost
 
 

@@ -3,6 +3,7 @@
 import http.server
 import json
 import logging
+import random
 import socketserver
 import threading
 import unittest
@@ -46,10 +47,12 @@ class AlertCase(unittest.TestCase):
 
     def bring(self, value, node="attic", time_ms=None):
         self.seq += 1
-        made = sample(self.seq, value, self.clock.wall_ms() if time_ms is None else time_ms)
+        self.file([sample(self.seq, value, self.clock.wall_ms() if time_ms is None else time_ms)], node)
+
+    def file(self, samples, node="attic"):
         epoch_commit = EpochCommit(node, OUTBOX, E1, NOTHING)
         epoch_commit.units = {"temperature": "°C"}
-        epoch_commit.add(Batch(node, OUTBOX, E1, 0, SampleBatch.of([made]), None, epoch_commit.units, print, print), 0)
+        epoch_commit.items.append(SampleBatch.of(samples))
         self.made.on_commit([epoch_commit])
 
     def subjects(self):
@@ -79,6 +82,31 @@ class Thresholds(AlertCase):
         self.bring(51, "attic")
         self.assertEqual(len(self.subjects()), 2)
 
+    def test_a_batch_says_the_same_as_its_samples_one_by_one(self):
+        dice = random.Random(14)
+        tables = [
+            {"sensor": "temperature", "above": 40}, {"sensor": "temperature", "above": 45, "below": -5, "for": 5},
+            {"sensor": "light", "below": 1, "node": "attic", "again": 10}, {"node": "attic", "silent": 20},
+        ]  # fmt: skip
+        told = 0
+        for _ in range(30):
+            made = [self.alerts(*tables) for _ in range(2)]
+            time_ms, last = self.clock.wall_ms(), 0
+            for _ in range(6):
+                values, samples = dice.choice([(20, 30), (50, 60), (None,), (20, 50, None), (-10, 44)]), []
+                for seq in range(last + 1, last + dice.randrange(2, 20)):
+                    time_ms += 1000 if dice.random() < 0.9 else -5000
+                    samples.append(sample(seq, dice.choice(values), time_ms))
+                last = samples[-1].seq
+                for self.made, some in zip(made, ([samples], [[one] for one in samples])):
+                    for part in some:
+                        self.file(part)
+                self.clock.sleep(dice.choice([1, 4, 30]))
+                said = [sorted(message.subject for message in alerts.look()) for alerts in made]
+                self.assertEqual(*said)
+                told += len(said[0])
+        self.assertGreater(told, 50)
+
     def test_how_long_it_must_last(self):
         self.alerts({**self.HOT, "for": 60})
         self.bring(50)
@@ -86,6 +114,17 @@ class Thresholds(AlertCase):
         self.bring(50)
         self.assertEqual(self.subjects(), [])
         self.clock.sleep(1)
+        self.assertEqual(len(self.subjects()), 1)
+
+    def test_what_ends_within_a_batch_begins_again(self):
+        self.alerts({**self.HOT, "for": 60})
+        self.bring(50)
+        self.clock.sleep(40)
+        time_ms = self.clock.wall_ms()
+        self.file([sample(seq, value, time_ms + seq) for seq, value in enumerate((50, 20, 50), 2)])
+        self.clock.sleep(40)
+        self.assertEqual(self.subjects(), [])
+        self.clock.sleep(20)
         self.assertEqual(len(self.subjects()), 1)
 
     def test_what_ends_before_is_nothing(self):

@@ -210,6 +210,13 @@ class Committing(IngestCase):
         self.assertFalse(self.ingestor.flush(0.0))
         self.assertEqual(self.seqs(), [])
 
+    def test_what_follows_an_urgent_batch_is_not_urgent_itself(self):
+        self.ingestor.submit(self.answers.of(batch(1, 3)), urgent=True)
+        self.assertTrue(self.ingestor._hurry)
+        self.ingestor.commit()
+        self.submit(batch(4, 4))
+        self.assertFalse(self.ingestor._hurry)
+
     def test_two_servers_of_one_node_are_each_acknowledged_what_they_sent(self):
         other = Answers()
         self.submit(batch(1, 5))
@@ -298,6 +305,7 @@ class Withdrawing(IngestCase):
         refused = self.answers.of(batch(13, 13))
         self.assertFalse(self.ingestor.submit(refused, limit_s=0.0))
         self.assertTrue(self.cancel(1))
+        self.assertEqual((self.ingestor._waiting, self.ingestor._waiting_of), (4, {"a": 4}))
         self.assertTrue(self.ingestor.submit(self.answers.of(batch(5, 5)), limit_s=0.0))
         self.ingestor.commit()
         self.assertEqual(self.seqs(), [1, 2, 3, 4, 5])
@@ -350,6 +358,15 @@ class Running(RunningCase):
         self.submit(batch(4, 4))
         self.assertTrue(self.answers.wait_for(lambda: (E1, 4) in self.answers.acks))
 
+    def test_between_two_commits_it_waits(self):
+        self.start(commit_s=600)
+        self.submit(batch(1, 3))
+        self.assertTrue(self.answers.wait_for(lambda: (E1, 3) in self.answers.acks))  # the first one goes at once
+        self.submit(batch(4, 6))
+        for _ in range(3):
+            self.ingestor.run(lambda: None, LIMIT_S)  # after each the writer looks whether a commit is due
+        self.assertEqual((self.answers.acks, self.ingestor.commits), ([(E1, 3)], 1))
+
     def test_who_is_in_a_hurry_while_a_commit_is_under_way_has_the_next_one(self):
         """Whoever waits for the disk came a moment too late for this commit; the next is not to be 600 s later."""
         self.start(commit_s=600)
@@ -396,6 +413,54 @@ class Running(RunningCase):
         for first in range(11, 5011, 500):
             self.submit(batch(first, first + 499))
         self.assertTrue(self.answers.wait_for(lambda: any(seq >= 2510 for _, seq in self.answers.acks)))
+
+    def test_what_is_settled_does_not_wait_for_the_next_commit(self):
+        self.start(commit_s=600)
+        self.submit(batch(1, 10))
+        self.assertTrue(self.answers.wait_for(lambda: (E1, 10) in self.answers.acks))  # the first one goes at once
+        self.submit(batch(11, 12))
+        self.assertTrue(self.ingestor.flush(LIMIT_S))
+        self.assertEqual(len(self.seqs()), 12)
+
+    def test_the_batch_that_fills_half_of_the_window_wakes_the_writer_itself(self):
+        self.start(commit_s=600)
+        self.submit(batch(1, 10))
+        self.assertTrue(self.answers.wait_for(lambda: (E1, 10) in self.answers.acks))  # the first one goes at once
+        self.submit(batch(11, 20), batch(21, 2510))
+        self.assertTrue(self.answers.wait_for(lambda: (E1, 2510) in self.answers.acks))
+
+    def test_half_of_the_agreed_window_is_committed_at_once(self):
+        self.start(commit_s=600)
+        self.submit(batch(1, 10))
+        self.assertTrue(self.answers.wait_for(lambda: (E1, 10) in self.answers.acks))  # the first one goes at once
+        self.submit(batch(11, 2509)._replace(window=20_000), batch(1, 50, node="b", epoch=E2)._replace(window=102))
+        self.assertFalse(self.ingestor._hurry)
+        self.submit(batch(51, 51, node="b", epoch=E2)._replace(window=102))
+        self.assertTrue(self.answers.wait_for(lambda: {(E1, 2509), (E2, 51)} <= set(self.answers.acks)))
+
+    def test_the_end_of_a_backlog_does_not_wait_for_the_next_commit(self):
+        self.start(commit_s=600)
+        self.submit(batch(1, 10))
+        self.assertTrue(self.answers.wait_for(lambda: (E1, 10) in self.answers.acks))
+        self.assertFalse(self.ingestor.is_catching_up)
+        for first, last in ((11, 2520), (2521, 2530), (2531, 2531)):  # the latter two after a commit, and a calm one
+            self.submit(batch(first, last))
+            self.assertTrue(self.answers.wait_for(lambda last=last: (E1, last) in self.answers.acks))
+            self.assertTrue(self.ingestor.is_catching_up)
+
+    def test_it_ends_with_the_backlog(self):
+        self.store.close()
+        self.clock = FakeClock()
+        self.open()
+        self.submit(batch(1, 2500))
+        self.assertTrue(self.ingestor.is_catching_up)
+        self.ingestor.commit()
+        self.submit(batch(2501, 2501))
+        self.assertTrue(self.ingestor.is_catching_up)
+        self.clock.sleep(2)
+        self.assertFalse(self.ingestor.is_catching_up)
+        self.ingestor.commit()
+        self.assertFalse(self.ingestor.is_catching_up)
 
     def test_stop_stores_what_was_accepted(self):
         self.start(commit_s=600)
@@ -531,6 +596,13 @@ class Tasks(RunningCase):
     def test_a_task_is_done_by_the_writer_and_its_result_is_returned(self):
         self.assertEqual(self.ingestor.run(self.summarise, LIMIT_S), "ingest")
         self.assertEqual(self.summaries(), [SUMMARY])
+
+    def test_before_a_task_of_the_log_all_that_was_submitted_is_stored_and_recorded_in_it(self):
+        self.submit(batch(3, 4))
+        seqs, owed = self.ingestor.run(
+            lambda: (self.seqs(), list(self.store.logged_after(self.store.log_mark().filed))), LIMIT_S, is_logged=True
+        )
+        self.assertEqual((seqs, owed), ([1, 2, 3, 4], []))
 
     def test_an_error_of_a_task_is_raised_by_the_caller_and_undoes_the_task(self):
         def fail():

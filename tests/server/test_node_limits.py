@@ -6,6 +6,7 @@ import random
 from unittest import mock
 
 from pigeonpost.core.errors import BeyondLimit, NotStored
+from pigeonpost.link.samples import batches_of
 from pigeonpost.server import node_limits
 from pigeonpost.server.node_limits import LARGEST_GAP, MOST_MISSING, REFUSED, NodeLimits
 from pigeonpost.storage.csv.verify import verify_logs
@@ -21,11 +22,12 @@ def setUpModule():
 
 
 def made(first, *values, node="a", epoch=E1, units=None, errors=None):
-    """A batch of samples with these values."""
+    """Batches of samples with these values: one for those of the same sensors."""
     samples = [
         Sample(seq, 1_795_000_000_000 + seq * 1000, seq, one, errors or {}, "") for seq, one in enumerate(values, first)
     ]
-    return batch(1, 1, node=node, epoch=epoch)._replace(samples=samples, units=units or {})
+    one = batch(1, 1, node=node, epoch=epoch)._replace(units=units or {})
+    return [one._replace(samples=samples) for samples in batches_of(samples)]
 
 
 def names(first, count):
@@ -46,7 +48,7 @@ class LimitsCase(IngestCase):
 
     def commit(self, *batches):
         self.answers.acks.clear()
-        self.submit(*batches)
+        self.submit(*[one for some in batches for one in (some if isinstance(some, list) else [some])])
         self.ingestor.commit()
 
     def stored(self, node="a"):
@@ -76,13 +78,13 @@ class Channels(LimitsCase):
     def test_of_a_sample_that_has_nothing_else_a_gap_is_stored_and_the_node_goes_on(self):
         self.commit(made(1, names(0, 4), names(4, 4), names(8, 4), names(9, 3), {"n1": 7.0}, {"x": 1, "n2": 2.0}))
         self.assertEqual(self.stored(), {1: names(0, 4), 2: names(4, 4), 5: {"n1": 7.0}, 6: {"n2": 2.0}})
-        (found,) = self.store.gaps(10)
-        self.assertEqual((found["from"], found["to"], found["why"]), (3, 4, REFUSED))
+        found = [(one["from"], one["to"], one["why"]) for one in self.store.gaps(10)]
+        self.assertEqual(found, [(4, 4, REFUSED), (3, 3, REFUSED)])  # one for samples of the same channels
         self.assertEqual(self.answers.acks, [(E1, 6)])
         self.assertEqual(list(self.store.verify()), [])
         self.assertEqual(self.ingestor.repeated, 0)
         self.commit(made(7, names(20, 2)))
-        self.assertEqual([(one["from"], one["to"]) for one in self.store.gaps(10)], [(7, 7), (3, 4)])
+        self.assertEqual([(one["from"], one["to"]) for one in self.store.gaps(10)], [(7, 7), (4, 4), (3, 3)])
         self.commit(made(8, {"n0": 1.0}))
         self.assertEqual((self.stored()[8], self.answers.acks), ({"n0": 1.0}, [(E1, 8)]))
 

@@ -107,7 +107,6 @@ class OverTcp(unittest.TestCase):
         link = TcpServerTransport(address, expected, "home", self.ledger, keys, clock, names=self.names)
         self.links.append(link)
         link.start()
-        self.addCleanup(link._thread.join, LIMIT_S)
         self.addCleanup(link.stop, LIMIT_S)
         return link.state
 

@@ -46,7 +46,7 @@ class Node:
         samples = []
         for value in values:
             self.now_ms += int(every_s * 1000)
-            samples.append(Sample(1, self.now_ms, self.now_ms - T0, {"light": 5, sensor: value}, {}, ""))
+            samples.append(Sample(len(samples) + 1, self.now_ms, self.now_ms - T0, {"light": 5, sensor: value}, {}, ""))
         self.file(samples, epoch)
         return self.kinds()
 
@@ -201,6 +201,48 @@ class Order(unittest.TestCase):
         node = Node({"jump": 1})
         node.file([Sample(1, T0, 0, {"t": 5}, {}, ""), Sample(2, T0 + 10_000, 0, {"t": 50}, {}, "")])
         self.assertEqual([one.kind for one in node.quality.of("basement", "t", T0).findings], ["jump"])
+
+    def test_what_is_stuck_within_a_batch_is_counted(self):
+        node = Node({"stuck": 60})
+        self.assertEqual(node.say(1, 2, *[5] * 8, 1, 2), [])
+        self.assertEqual(node.counts(), {"stuck": 2})
+
+    def test_a_pause_or_a_step_of_the_clock_within_a_batch_counts_for_nothing(self):
+        for pause_ms, more in ((40_000, 57), (-300_000, 56)):  # the same for 20 s since the pause, or 39 s in all
+            node = Node({"stuck": 600})
+            times = [1000, 10_000, 20_000, *[20_000 + pause_ms + place * 10_000 for place in range(3)]]
+            node.file([Sample(seq, T0 + ms, ms + 10**6, {"t": 5}, {}, "") for seq, ms in enumerate(times, 1)])
+            node.now_ms = T0 + 10**6 + times[-1]
+            self.assertEqual((node.say(*[5] * more), node.say(5)), ([], ["stuck"]))
+
+    def test_a_batch_is_judged_as_its_samples_one_by_one(self):
+        dice = random.Random(14)
+        kinds = {
+            "calm": lambda: 5 + dice.random() / 8, "whole": lambda: dice.randrange(3), "same": lambda: 7,
+            "peaks": lambda: 5 if dice.random() < 0.97 else 50, "fails": lambda: dice.choice([5, 5.5, None]),
+            "wild": lambda: dice.choice([2**62, 2**62 + 700, -(2**62), 1.7e308, -1.7e308, 1023, 0]),
+        }  # fmt: skip
+        found = set()
+        for _ in range(100):
+            limits = {"low": -5, "high": 20, "jump": dice.choice([0.1, 3, 600]), "stuck": dice.choice([2, 40, 500]),
+                      "rail": [-10, 30]}  # fmt: skip
+            limits = {key: limits[key] for key in limits if dice.random() < 0.6}
+            at_once, one_by_one = Node(limits), Node(limits)
+            value, step_ms, now_ms, last = kinds[dice.choice(list(kinds))], dice.choice([10, 1000, 10_000]), T0, 0
+            for _ in range(3):
+                samples, has_ups = [], dice.random() < 0.8
+                for seq in range(last + 1, last + dice.randrange(2, 90)):
+                    now_ms += step_ms if dice.random() < 0.98 else dice.choice([0, -5000, 60_000])
+                    samples.append(Sample(seq, now_ms, now_ms - T0 + 10**6 if has_ups else 0, {"t": value()}, {}, ""))
+                at_once.file(samples)
+                last = samples[-1].seq
+                for sample in samples:
+                    one_by_one.file([sample])
+                judged = [node.quality.of("basement", "t", now_ms) for node in (at_once, one_by_one)]
+                self.assertEqual(*judged)
+                if judged[0]:
+                    found.update(kind for kind, count in judged[0].counts.items() if count)
+        self.assertEqual(found, set(KINDS))
 
 
 class Tellings(unittest.TestCase):

@@ -6,7 +6,7 @@ import unittest
 
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import NotStored
-from pigeonpost.link.samples import SampleBatch
+from pigeonpost.link.samples import batches_of
 from pigeonpost.server.recent_cache import MOST_SENSORS, RecentCache
 from pigeonpost.storage.models import NOTHING, EpochCommit
 from pigeonpost.storage.sqlite.store import SqliteStore
@@ -57,7 +57,8 @@ class BookCase(unittest.TestCase):
             made.append(Sample(seq, time_ms, seq, values, {}, ""))
             self.first_ms[node] = min(time_ms, self.first_ms.get(node, time_ms))
         epoch_commit = EpochCommit(node, OUTBOX, EPOCH, NOTHING)
-        epoch_commit.add(Batch(node, OUTBOX, EPOCH, 0, SampleBatch.of(made), None, {}, print, print), 0)
+        for samples in batches_of(made):
+            epoch_commit.add(Batch(node, OUTBOX, EPOCH, 0, samples, None, {}, print, print), 0)
         with self.store.writing(()):
             self.store.put([epoch_commit], self.clock.wall_ms(), None)
         if told:
@@ -123,6 +124,14 @@ class Spans(BookCase):
 
 
 class Freshness(BookCase):
+    def test_a_batch_changes_all_columns_from_its_first_time_to_its_last(self):
+        now_ms = self.clock.wall_ms()
+        self.put((now_ms - 5 * HOUR, 1.0))
+        self.assert_as_stored()
+        start_ms = (now_ms // HOUR - 3) * HOUR
+        self.put((start_ms + 5 * MINUTE, 2.0), (start_ms + 45 * MINUTE, 3.0), (start_ms + 25 * MINUTE, 4.0))
+        self.assertEqual(len(self.assert_as_stored().columns["t"]), 4)
+
     def test_hundreds_of_random_days_are_as_stored(self):
         """Samples now, of long ago (a node catches up) and of soon (its clock is ahead), and time that passes."""
         chance = random.Random(11)

@@ -250,6 +250,7 @@ class EveryWay(unittest.TestCase):
             "pigeonpost/server/unnumbered_sources.py",  # checks
             "pigeonpost/server/commit_waiter.py",  # for the others
             "pigeonpost/transports/tcp_server_session.py",  # has the token proved, and the name claimed
+            "pigeonpost/transports/held_batches.py",  # passes on those of tcp_server_session
             "pigeonpost/transports/mqtt_server.py",  # asks UnnumberedSources
             "pigeonpost/transports/push_server.py",  # the same
             "pigeonpost/importing/importer.py",  # for the operator

@@ -6,12 +6,13 @@ import csv
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
 from pigeonpost.core.clock import parse_rfc3339
 from pigeonpost.link.samples import Gap, SampleBatch
-from pigeonpost.storage.models import FormerName, LogEntry
+from pigeonpost.storage.models import HOUR_MS, FormerName, LogEntry, stretches
 
 HEADER = "time,node,sensor,value,unit\n"
 
@@ -94,33 +95,48 @@ def is_left_by_crash(there: bytes, wanted: bytes) -> bool:
 
 def logged_rows(logged: LogEntry) -> bytes:
     """Return the rows of an entry that the log owes."""
-    rows = [log_rows(logged.node, logged.epoch, item, logged.units, logged.noted_ms) for item in logged.items]
-    return "".join(rows).encode()
+    return b"".join([
+        log_rows(logged.node, logged.epoch, item, logged.units, logged.noted_ms) for item in logged.items
+    ])  # fmt: skip
 
 
-def log_rows(node: str, epoch: str, item: SampleBatch | Gap, units: Mapping[str, str], noted_ms: int) -> str:
+def log_rows(node: str, epoch: str, item: SampleBatch | Gap, units: Mapping[str, str], noted_ms: int) -> bytes:
     """Return the rows of samples, one per value, empty where a sensor failed; or of a gap, one with the count."""
-    if isinstance(item, Gap):
-        count = item.last - item.first + 1 + item.before
-        which = f"samples {item.first} to {item.last} of epoch {epoch}"
-        more = f" and {item.before} of earlier epochs" if item.before else ""
-        return f"{local_time(noted_ms)},{node},gap,{count},{cell(f'{which}{more}: {item.why}')}\n"
-    template = "".join([f"\0,{node},{name},%s,{_unit(units, name)}\n" for name in item.values])
-    rows = [
-        (template % texts).replace("\0", local_time(time_ms)) for time_ms, texts in zip(item.times, zip(*item.texts))
-    ]
-    text = "".join(rows)
-    return text.replace(",None,", ",,") if None in [None for c in item.values.values() if None in c] else text
+    if isinstance(item, SampleBatch):
+        return b"".join([_sample_rows(node, stretch, units) for stretch in stretches(item)])
+    count = item.last - item.first + 1 + item.before
+    which = f"samples {item.first} to {item.last} of epoch {epoch}"
+    more = f" and {item.before} of earlier epochs" if item.before else ""
+    return f"{local_time(noted_ms)},{node},gap,{count},{cell(f'{which}{more}: {item.why}')}\n".encode()
 
 
-def _unit(units: Mapping[str, str], name: str) -> str:
-    return cell(units.get(name, "")).replace("%", "%%")
+def _sample_rows(node: str, samples: SampleBatch, units: Mapping[str, str]) -> bytes:
+    """Return the rows of samples of one hour of UTC.
+
+    All cells are put into one list, a column at a time, and joined once: the interpreter does nothing for each row.
+    """
+    count, width = len(samples), 4 * len(samples.values)
+    times = local_times(samples.times)
+    pieces = [""] * (count * width)
+    for place, (name, texts) in enumerate(zip(samples.values, samples.texts, strict=True)):
+        pieces[4 * place :: width] = times
+        pieces[4 * place + 1 :: width] = [_one_per_byte(f",{node},{name},")] * count
+        pieces[4 * place + 2 :: width] = (
+            ["" if text == "None" else text for text in texts] if "None" in texts else texts
+        )  # fmt: skip
+        pieces[4 * place + 3 :: width] = [_one_per_byte(f",{cell(units.get(name, ''))}\n")] * count
+    return "".join(pieces).encode("latin-1")  # which copies; UTF-8 would look at every character
+
+
+def _one_per_byte(text: str) -> str:
+    """Return a text that has a character for each byte of `text` in UTF-8."""
+    return text if text.isascii() else text.encode().decode("latin-1")
 
 
 def cell(text: str) -> str:
     """Return a text as a CSV cell (RFC 4180) that no spreadsheet takes for a formula."""
     text = guarded(text)
-    if any(mark in text for mark in ',"\r\n'):
+    if "," in text or '"' in text or "\r" in text or "\n" in text:
         text = '"' + text.replace('"', '""') + '"'
     return text
 
@@ -138,6 +154,44 @@ def log_name(time_ms: int) -> str:
 def local_time(time_ms: int) -> str:
     """Return RFC 3339 with this machine's offset from UTC at that time: `2026-11-20T16:36:10.123+01:00`."""
     minute, rest = divmod(time_ms, 60_000)
+    begin, offset = _minute_ends(minute)
+    return "%s%06.3f%s" % (begin, rest / 1000, offset)
+
+
+def local_times(times: Sequence[int]) -> list[str]:
+    """Return the `local_time` of each of these times, which lie in one hour of UTC."""
+    if len(times) == 1:
+        return [local_time(times[0])]
+    hour = times[0] // HOUR_MS
+    (begin, offset), (end, later) = _minute_ends(60 * hour), _minute_ends(60 * hour + 59)
+    if offset != later:  # no zone changes its offset and back within an hour: where both are equal, all are
+        return [local_time(time_ms) for time_ms in times]
+    start_ms = hour * HOUR_MS - int(begin[14:16]) * 60_000  # of the hour by the local clock
+    seconds, heads = _seconds_of_hour(), (begin[:14], end[:14])
+    if heads[0] == heads[1]:
+        head = heads[0]
+        return [
+            "%s%s%s%s" % (head, seconds[(ms := time_ms - start_ms) // 1000], _MILLISECONDS[ms % 1000], offset)
+            for time_ms in times
+        ]
+    return [
+        "%s%s%s%s"
+        % (heads[(ms := time_ms - start_ms) // HOUR_MS], seconds[ms // 1000 % 3600], _MILLISECONDS[ms % 1000], offset)
+        for time_ms in times
+    ]
+
+
+@cache
+def _seconds_of_hour() -> list[str]:
+    """Return how each second of an hour is written, with a point for what follows: `36:10.`."""
+    return [f"{second // 60:02d}:{second % 60:02d}." for second in range(3600)]
+
+
+_MILLISECONDS = [f"{ms:03d}" for ms in range(1000)]
+
+
+def _minute_ends(minute: int) -> tuple[str, str]:
+    """Return how times in a minute (since 1970) begin, and their offset: `2026-11-20T16:36:` and `+01:00`."""
     ends = _minutes.get(minute)
     if ends is None:
         if len(_minutes) >= 4096:
@@ -149,7 +203,7 @@ def local_time(time_ms: int) -> str:
         hours, minutes = divmod(abs(t.tm_gmtoff) // 60, 60)
         sign = "-" if t.tm_gmtoff < 0 else "+"
         ends = _minutes[minute] = "%04d-%02d-%02dT%02d:%02d:" % t[:5], f"{sign}{hours:02d}:{minutes:02d}"
-    return "%s%06.3f%s" % (ends[0], rest / 1000, ends[1])
+    return ends
 
 
 # Minutes since 1970 to how their times begin and end: the zone is asked once a minute of log, not once a row.

@@ -31,7 +31,7 @@ def stored(data):
     try:
         with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
             return database.execute(
-                "SELECT e.epoch, s.seq FROM samples s JOIN epochs e ON e.id = s.epoch ORDER BY e.id, s.seq"
+                "SELECT s.epoch, s.seq FROM samples s JOIN epochs e ON e.epoch = s.epoch ORDER BY e.id, s.seq"
             ).fetchall()
     except sqlite3.OperationalError:
         return []  # not made yet

@@ -16,7 +16,7 @@ from pigeonpost.server.ingest import Ingestor
 from pigeonpost.server.node_register import NodeRegister
 from pigeonpost.storage.csv.verify import verify_logs
 from pigeonpost.storage.models import NOTHING, EpochCommit, HighWaterMark, LogMark
-from pigeonpost.storage.postgres import schema
+from pigeonpost.storage.postgres import queries, schema
 from pigeonpost.storage.postgres import store as postgres_store
 from pigeonpost.storage.postgres.store import PostgresStore
 from protocol import Batch, Sample
@@ -57,23 +57,6 @@ class Case:
         return store
 
 
-class Migration(Case, unittest.TestCase):
-    def test_database_of_version_1_gets_the_records_of_nodes(self):
-        old = schema.SCRIPT.replace(schema._RECORDS, "").replace(f"('version', '{schema.VERSION}')", "('version', '1')")
-        self.assertNotIn("former_names", old)
-        DATABASE.do(old)
-        with self.assertRaisesRegex(SettingsError, "made by an older Pigeonpost"):
-            self.make(look_only=True)
-        store = self.make()
-        self.addCleanup(store.close)
-        file(store, batch(1, 3))
-        with store.writing(()):
-            store.rename("a", "b", 1000)
-        looking = self.another(look_only=True)
-        self.assertEqual(list(looking.node_records().former), [("a", "b", 1000, False)])
-        self.assertEqual(looking.marks("b", OUTBOX, [E1])[0], 3)
-
-
 class ContractTest(Case, StoreContract, unittest.TestCase):
     pass
 
@@ -86,14 +69,6 @@ class One(Case, unittest.TestCase):
 
 
 class Values(One):
-    def test_people_can_read_it(self):
-        file(self.store, batch(1, 1))
-        when = "to_char(time, 'YYYY-MM-DD\"T\"HH24:MI:SS.MS')"
-        rows = DATABASE.do(f"SELECT {when}, node, sensor, value, unit FROM readings ORDER BY sensor")
-        self.assertEqual([(*row[:3], float(row[3]), row[4]) for row in rows],
-                         [("2026-11-18T11:06:41.000", "a", "light", 1, ""),
-                          ("2026-11-18T11:06:41.000", "a", "temperature", 20.5, "°C")])  # fmt: skip
-
     def test_the_largest_and_the_smallest_come_back_and_do_no_harm_to_charts(self):
         """A sum of floats that passes their range is an error in PostgreSQL, and so is one that comes to nothing."""
         odd = [1.7976931348623157e308, -1.7976931348623157e308, 5e-324, 2**63 - 1, 1e200, 0, 1.7e308, None]
@@ -105,6 +80,16 @@ class Values(One):
         self.assertEqual(self.store.downsample_all("a", 0, 100, 1, {"x"}), {"x": [column]})
         for span in (1, 2):
             self.assertTrue(self.store.downsample("a", "x", span, 100, 50))
+
+    def test_a_node_that_is_renamed_meanwhile_is_read_to_its_end(self):
+        file(self.store, batch(1, 10))
+        with mock.patch.object(queries, "_AT_ONCE", 4):
+            reading = self.store.stored_batches("a", 0, FAR)
+            seqs = list(range(next(reading).samples.seq, 5))
+            with self.store.writing(()):
+                self.store.rename("a", "b", 1)
+            seqs += [seq for one in reading for seq in range(one.samples.seq, one.samples.last + 1)]
+        self.assertEqual(seqs, list(range(1, 11)))
 
     def test_texts_of_strangers_are_kept_as_far_as_they_can_be(self):
         one = Sample(1, 5, 5, {"x": None}, {"x": "no\0thing\t\\N\n; DROP TABLE samples"}, "")
@@ -122,9 +107,12 @@ class Values(One):
         DATABASE.do("DELETE FROM samples WHERE seq = 4 AND node = (SELECT id FROM nodes WHERE name = 'b')")
         DATABASE.do("UPDATE epochs SET seq = 8 WHERE node = (SELECT id FROM nodes WHERE name = 'c')")
         DATABASE.do("DELETE FROM epochs WHERE node = (SELECT id FROM nodes WHERE name = 'd')")
+        DATABASE.do("UPDATE samples SET \"values\" = '[1]' WHERE seq = 5 AND node ="
+                    " (SELECT id FROM nodes WHERE name = 'a')")  # fmt: skip
         found = list(self.store.verify())
-        self.assertEqual(len(found), 4, found)
-        for line, words in zip(found, ("node a", "node b", "node c", "9 samples belong to epoch")):
+        self.assertEqual(len(found), 5, found)
+        expected = "node a", "node b", "node c", "9 samples belong to epoch", "1 samples have not as many values"
+        for line, words in zip(found, expected):
             self.assertIn(words, line)
 
     def test_no_sample_is_there_twice_whatever_became_of_the_marks(self):
@@ -323,6 +311,8 @@ class Several(One):
         self.assertEqual(len(list(self.other.logged_after(0))), 2)
         self.assertEqual([p.seq for p in self.store.own_samples()], [1, 2, 3])
         self.assertEqual([p.seq for p in self.other.own_samples()], [6, 7, 1])
+        own = [(one.node, one.samples.seq, one.samples.last) for one in self.other.own_batches()]
+        self.assertEqual(own, [("a", 6, 7), ("b", 1, 1)])
         self.assertEqual((self.store.own_gaps(), self.other.own_gaps()), (1, 0))
         new = self.another()
         self.assertEqual((new.log_mark(), list(new.logged_after(0)), list(new.own_samples())), (None, [], []))
@@ -590,26 +580,6 @@ class Opening(Case, unittest.TestCase):
         with open(path, "w") as known:
             known.write("what is this")
         self.assertIn(SERVER_ID, self.refusal(error=DiskError))
-
-    def test_time_is_cut_into_weeks_where_timescale_is(self):
-        """Played by another extension, and a function that notes what it is told."""
-        DATABASE.do("CREATE SCHEMA IF NOT EXISTS ts")
-        DATABASE.do("CREATE EXTENSION IF NOT EXISTS btree_gist SCHEMA ts")
-        DATABASE.do("CREATE OR REPLACE FUNCTION ts.create_hypertable(relation regclass, time_column name,"
-                    " chunk_time_interval bigint, create_default_indexes boolean) RETURNS int LANGUAGE plpgsql AS $$"
-                    " BEGIN CREATE TABLE told AS SELECT relation::text, time_column::text, chunk_time_interval;"
-                    " RETURN 1; END $$")  # fmt: skip
-        self.addCleanup(DATABASE.do, "DROP SCHEMA ts CASCADE")
-        script = schema.SCRIPT.replace("'timescaledb'", "'btree_gist'")
-        with mock.patch.object(schema, "SCRIPT", script):
-            store = self.make()
-        self.addCleanup(store.close)
-        self.assertEqual(DATABASE.do("SELECT * FROM told"), [("samples", "time", 604_800_000)])
-        file(store, batch(1, 9))
-        keys = DATABASE.do("SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'samples'::regclass"
-                           " AND contype = 'p'")  # fmt: skip
-        self.assertEqual(keys, [('PRIMARY KEY (epoch, seq, "time")',)])
-        self.assertEqual(list(store.verify()), [])
 
 
 class Commands(One):

@@ -10,7 +10,7 @@ from unittest import mock
 from pigeonpost.core.errors import SensorError
 from pigeonpost.sensors import mqtt
 from tests.libraries import Broker, need_broker, paho
-from tests.support import LIMIT_S, Program, Talk, free_port, temp_folder, wait_until
+from tests.support import LIMIT_S, Program, Talk, free_port, samples_of, temp_folder, wait_until
 
 ZIGBEE = b'{"battery":97,"humidity":48.2,"linkquality":120,"temperature":21.43,"update":{"state":"idle"}}'
 ZWAVE = b'{"time":1795188970123,"value":9.5,"nodeName":"cellar"}'
@@ -146,7 +146,7 @@ class Programs(Case):
             talk.say("SEND", True)
             values = {}
             while values.get("kitchen") is None:  # the first slots may pass while it connects
-                values = talk.until("SENSORS").args[1][-1].values
+                values = samples_of(talk.until("SENSORS"))[-1].values
         self.assertEqual(values, {"kitchen": 42.86, "kitchen_raw": 21.43})
         program.terminate()
         self.assertEqual(program.wait(), 0)

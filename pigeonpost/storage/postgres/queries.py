@@ -6,11 +6,10 @@ Errors: NotStored while the database cannot be reached; DiskError.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
-from pigeonpost.link.samples import Gap, Sample, batches_of
+from pigeonpost.link.samples import Gap
 from pigeonpost.storage.contract import MOST_LISTED, Store
 from pigeonpost.storage.models import (
     Bucket,
@@ -20,15 +19,19 @@ from pigeonpost.storage.models import (
     NodeRecords,
     NodeUsage,
     Rollup,
+    StoredBatch,
     StoredSample,
     Window,
 )
 from pigeonpost.storage.node_records import RecordTables
 from pigeonpost.storage.postgres import rollups as statistics
 from pigeonpost.storage.postgres.pool import PostgresConnection
+from pigeonpost.storage.postgres.rows import COLUMNS, Page
+from pigeonpost.storage.postgres.schema import MOMENT, TAKEN
 from pigeonpost.storage.shapes import ShapeNames
 
-_AT_ONCE = 5_000  # rows that are fetched of a long answer
+_AT_ONCE = 4_096  # rows that are fetched of a long answer
+_FAR_MS = 1 << 50  # beyond all times
 
 
 class Reader(Store):
@@ -100,23 +103,24 @@ class Reader(Store):
                 "SELECT first, last, before, why, noted FROM gaps WHERE id = %s", (gap,)
             ).fetchone()
             return LogEntry(id, name, code, [Gap(*gap)], noted_ms, units)
-        samples = [
-            Sample(seq, time_ms, 0, dict(zip(json.loads(names), values)), {}, clock or "")
-            for seq, time_ms, names, values, clock in db.execute(
-                'SELECT s.seq, s.time, p.names, s."values", s.clock FROM samples s JOIN shapes p ON p.id = s.shape'
-                " WHERE s.epoch = %s AND s.seq BETWEEN %s AND %s AND s.time BETWEEN %s AND %s ORDER BY s.seq",
+        page = Page(
+            db.execute(
+                f"SELECT {COLUMNS} FROM (SELECT * FROM samples WHERE epoch = %s AND seq BETWEEN %s AND %s"
+                " AND time BETWEEN %s AND %s ORDER BY seq) s",
                 (epoch, first, last, low, high),
-            ).fetchall()
-        ]
-        return LogEntry(id, name, code, batches_of(samples), 0, units)
+            ).fetchone()
+        )
+        batches = sorted(page.batches(db, self._shape_names), key=lambda found: found[1].seq)
+        return LogEntry(id, name, code, [batch for _, batch in batches], 0, units)
 
     def nodes(self) -> list[dict[str, Any]]:
         with self._link.reading() as db:
             rows = db.execute(_NODES).fetchall()
         return [
             {"name": name, "samples": int(high - within), "missing": int(within + before), "forgotten": int(expired),
-             "kept_from_ms": kept_from, "first_ms": first, "last_ms": last, "sensors": dict(sorted(sensors.items()))}
-            for name, kept_from, high, expired, within, before, first, last, sensors in rows
+             "kept_from_ms": kept_from, "old_edges_ms": old_edges, "first_ms": first, "last_ms": last,
+             "sensors": dict(sorted(sensors.items()))}
+            for name, kept_from, old_edges, high, expired, within, before, first, last, sensors in rows
         ]  # fmt: skip
 
     def points(self, node: str, from_ms: int, to_ms: int, limit: int) -> list[StoredSample]:
@@ -124,9 +128,8 @@ class Reader(Store):
             rows = db.execute(
                 'SELECT s.time, e.epoch, s.seq, s.shape, s."values", s.clock FROM samples s'
                 " JOIN epochs e ON e.id = s.epoch"
-                " WHERE s.node = (SELECT id FROM nodes WHERE name = %s) AND s.time >= %s AND s.time < %s"
-                " ORDER BY s.time DESC, s.epoch DESC, s.seq DESC LIMIT %s",
-                (node, from_ms, to_ms, limit),
+                f" WHERE s.{TAKEN} ORDER BY {MOMENT} DESC, s.epoch DESC, s.seq DESC LIMIT %(limit)s",
+                {"node": self._node(db, node), "from": from_ms, "to": to_ms, "limit": limit if limit >= 0 else None},
             ).fetchall()
             named = self._shape_names.of(db, {row[3] for row in rows})
         return [
@@ -160,6 +163,64 @@ class Reader(Store):
     def every_sample(self) -> Iterator[StoredSample]:
         return self._all_samples("true")
 
+    def stored_batches(self, node: str, from_ms: int, to_ms: int) -> Iterator[StoredBatch]:
+        after, id = None, 0
+        while True:  # a page at a time: no transaction stays open meanwhile
+            with self._link.reading() as db:
+                id = id or self._node(db, node)  # it may be renamed meanwhile
+                page = self._page(db, id, from_ms, to_ms, after)
+                codes = self._codes(db, page)
+                found = [StoredBatch(node, codes[epoch], batch) for epoch, batch in page.batches(db, self._shape_names)]
+            yield from found
+            if page.count < _AT_ONCE:
+                return
+            after = page.last
+
+    def every_batch(self) -> Iterator[StoredBatch]:
+        return self._all_batches("")
+
+    def own_batches(self) -> Iterator[StoredBatch]:
+        return self._all_batches(f"AND server = {self._server}")
+
+    def _all_batches(self, which: str) -> Iterator[StoredBatch]:
+        with self._link.reading() as db:  # all of one moment
+            for id, name in db.execute("SELECT id, name FROM nodes ORDER BY name").fetchall():
+                page = self._page(db, id, -_FAR_MS, _FAR_MS, None, which)
+                while page.count:
+                    codes = self._codes(db, page)
+                    for epoch, batch in page.batches(db, self._shape_names):
+                        yield StoredBatch(name, codes[epoch], batch)
+                    page = self._page(db, id, -_FAR_MS, _FAR_MS, page.last, which)
+
+    def _node(self, db: Any, name: str) -> int:
+        """Return the id of a node; 0, which none has, where there is none of that name."""
+        row = db.execute("SELECT id FROM nodes WHERE name = %s", (name,)).fetchone()
+        return int(row[0]) if row else 0
+
+    def _page(
+        self, db: Any, node: int, from_ms: int, to_ms: int, after: tuple[int, int, int] | None, which: str = ""
+    ) -> Page:
+        """Return the first _AT_ONCE samples of a node in [from_ms, to_ms) that come after one: its time, epoch, seq.
+
+        which  a further condition, which begins with AND
+        """
+        ask = {"node": node, "from": from_ms, "to": to_ms, "most": _AT_ONCE}
+        if after is not None:
+            which += " AND (time, epoch, seq) > (%(time)s, %(epoch)s, %(seq)s)"
+            ask |= {"from": after[0], "time": after[0], "epoch": after[1], "seq": after[2]}
+        return Page(
+            db.execute(
+                f"SELECT {COLUMNS} FROM (SELECT * FROM samples WHERE {TAKEN} {which}"
+                f" ORDER BY {MOMENT}, epoch, seq LIMIT %(most)s) s",
+                ask,
+            ).fetchone()
+        )
+
+    def _codes(self, db: Any, page: Page) -> dict[int, str]:
+        """Return what the epochs of a page are called, by their numbers."""
+        epochs = list(set(page.epochs))
+        return dict(db.execute("SELECT id, epoch FROM epochs WHERE id = ANY(%s)", (epochs,)).fetchall())
+
     def own_samples(self) -> Iterator[StoredSample]:
         return self._all_samples(f"s.server = {self._server}")
 
@@ -177,7 +238,7 @@ class Reader(Store):
                     cursor.itersize = _AT_ONCE
                     cursor.execute(
                         'SELECT s.time, s.epoch, s.seq, s.shape, s."values", s.clock FROM samples s'
-                        f" WHERE s.node = %s AND {which} ORDER BY s.time, s.epoch, s.seq",
+                        f" WHERE s.node = %s AND {which} ORDER BY {MOMENT}, s.epoch, s.seq",
                         (node,),
                     )
                     for time_ms, epoch, seq, shape, values, clock in cursor:
@@ -198,12 +259,18 @@ class Reader(Store):
                 " GROUP BY epoch"
             ).fetchall():
                 yield f"{count} samples belong to epoch number {epoch}, which nobody knows"
+            for shape, count in db.execute(
+                "SELECT s.shape, count(*) FROM samples s LEFT JOIN shapes p ON p.id = s.shape"
+                ' WHERE json_array_length(s."values") IS DISTINCT FROM json_array_length(p.names::json)'
+                " GROUP BY s.shape"
+            ).fetchall():
+                yield f"{count} samples have not as many values as the names of shape number {shape}"
 
 
 _NODES = f"""
-SELECT n.name, n.kept_from, e.high, e.forgotten, coalesce(g.within, 0), coalesce(g.before, 0),
-    (SELECT min(time) FROM samples WHERE node = n.id),
-    (SELECT max(time) FROM samples WHERE node = n.id),
+SELECT n.name, n.kept_from, n.old_edges, e.high, e.forgotten, coalesce(g.within, 0), coalesce(g.before, 0),
+    (SELECT time FROM samples WHERE node = n.id ORDER BY {MOMENT} LIMIT 1),
+    (SELECT time FROM samples WHERE node = n.id ORDER BY {MOMENT} DESC LIMIT 1),
     (SELECT coalesce(json_object_agg(name, unit), '{{}}') FROM (
         SELECT name, unit FROM sensors WHERE node = n.id ORDER BY name LIMIT {MOST_LISTED}
     ) s)

@@ -11,12 +11,12 @@ send any values.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from pigeonpost.storage.models import (
+    HOUR_MS,
     SPANS_MS,
     Bucket,
     Rollup,
@@ -27,24 +27,38 @@ from pigeonpost.storage.models import (
     whole_hours,
     window_end,
 )
+from pigeonpost.storage.postgres.rows import int_array
+from pigeonpost.storage.postgres.schema import MOMENT, TAKEN, moment
 from pigeonpost.storage.shapes import MOST_PLACES, ShapeNames
 
 _SUMMARY = '"end", "values", mean, median, mode, low, high, deviation'
 _GONE = "30 days"  # that a server was not seen; then nothing waits any more for what its log owes
+_DELETE_AT_ONCE = 4_000  # samples, in one transaction: some 50 ms, in which nothing is stored
+_FAR_MS = 1 << 50  # beyond all times
 _NODES_AT_ONCE = 100  # that are locked to forget something of them
+
+
+def window_ends(times_ms: Sequence[int], low_ms: int, high_ms: int) -> Iterable[int]:
+    """Return the ends of the windows of the shortest span of samples of these times, whose least and greatest are low
+    and high. Of a stretch, which lies in one hour, also those between them: one without samples is rolled up at once.
+    """
+    span = SPANS_MS[0]
+    if high_ms - low_ms <= SPANS_MS[-1]:
+        return range(window_end(low_ms, span), window_end(high_ms, span) + 1, span)
+    return {window_end(time_ms, span) for time_ms in times_ms}
 
 
 def touch(db: Any, windows: Iterable[tuple[int, int]]) -> None:
     """Mark these (node, end) windows of the shortest span, and the longer ones around them, as dirty."""
     short, *longer = SPANS_MS
     keys = {(node, short, end) for node, end in windows}
-    keys |= {(node, span, window_end(end, span)) for node, _, end in keys for span in longer}
+    keys |= {(node, span, window_end(end - short, span)) for node, _, end in keys for span in longer}
     if keys:
         db.execute(
             "INSERT INTO unsummed SELECT k.*, c.change FROM (SELECT nextval('changes') AS change) c,"
             " unnest(%s::int[], %s::int[], %s::bigint[]) k"
             ' ON CONFLICT (node, span, "end") DO UPDATE SET change = excluded.change',
-            list(map(list, zip(*sorted(keys)))),
+            list(map(int_array, zip(*sorted(keys)))),
         )
 
 
@@ -52,7 +66,7 @@ def dirty_windows(db: Any, server: int, before_ms: int, most: int) -> list[Windo
     """Return dirty windows, for Store.dirty_windows; each server begins with other nodes, to share the work."""
     rows = db.execute(
         'SELECT n.name, u.span, u."end", (SELECT max(o.change) FROM unsummed o WHERE o.node = u.node),'
-        ' u."end" <= n.kept_from FROM unsummed u JOIN nodes n ON n.id = u.node'
+        ' n.kept_from > 0 AND u."end" <= n.kept_from FROM unsummed u JOIN nodes n ON n.id = u.node'
         ' WHERE u."end" < %s ORDER BY hashint4(u.node # %s), u."end" LIMIT %s',
         (before_ms, server, most),
     )
@@ -93,7 +107,7 @@ def merge_late_rollups(db: Any, node: int, window: Window, parts: Mapping[int, M
     ).fetchone()
     owed = db.execute(
         "SELECT FROM filings f JOIN epochs e ON e.id = f.epoch JOIN servers s ON s.id = f.server"
-        f" WHERE e.node = %s AND f.low <= %s AND f.high > %s AND s.seen > now() - interval '{_GONE}'",
+        f" WHERE e.node = %s AND f.low < %s AND f.high >= %s AND s.seen > now() - interval '{_GONE}'",
         (node, end, start),
     ).fetchone()
     if change is None or change > window.as_of or owed is not None:
@@ -107,68 +121,67 @@ def merge_late_rollups(db: Any, node: int, window: Window, parts: Mapping[int, M
                     (node, sensor, span, part.end_ms),
                 ).fetchone()
                 _insert(db, node, sensor, span, merge_rollups(Rollup(*row), part) if row else part)
-    _delete(db, db.execute(
-        "SELECT epoch, seq FROM samples WHERE node = %s AND time > %s AND time <= %s", (node, start, end)
-    ).fetchall(), start, end)  # fmt: skip
+    _delete(db, node, start, end)
     db.execute('DELETE FROM unsummed WHERE node = %s AND "end" > %s AND "end" <= %s', (node, start, end))
     return True
 
 
 def delete_expired(db: Any, before_ms: int, most: int) -> int:
     """Delete expired samples for Store.delete_expired: whole hours, of some nodes at a time."""
+    limits = {"before": before_ms, "hour": HOUR_MS, "nodes": _NODES_AT_ONCE}
     nodes = [id for (id,) in db.execute(
-        f"SELECT n.id FROM {_KEPT} WHERE EXISTS (SELECT FROM samples s WHERE s.node = n.id AND s.time <= {_UNTIL})"
-        " ORDER BY n.id LIMIT %(nodes)s",
-        {"last": before_ms - 1, "hour": SPANS_MS[-1], "nodes": _NODES_AT_ONCE},
+        f"SELECT n.id FROM {_KEPT} WHERE EXISTS"
+        f" (SELECT FROM samples s WHERE s.node = n.id AND {MOMENT} < {moment(_UNTIL)}) ORDER BY n.id LIMIT %(nodes)s",
+        limits,
     ).fetchall()]  # fmt: skip
     db.execute("SELECT FROM nodes WHERE id = ANY(%s) ORDER BY name FOR NO KEY UPDATE", (nodes,))
-    left = most
+    most = left = min(most, _DELETE_AT_ONCE)
     # Asked again, now that nobody else can change it.
     for node, kept_from, until_ms in db.execute(
         f"SELECT n.id, n.kept_from, {_UNTIL} FROM {_KEPT} WHERE n.id = ANY(%(nodes)s) ORDER BY n.id",
-        {"last": before_ms - 1, "hour": SPANS_MS[-1], "nodes": nodes},
+        limits | {"nodes": nodes},
     ).fetchall():
         if left <= 0 or until_ms <= 0:
             continue
-        ask = "SELECT epoch, seq, time FROM samples WHERE node = %s AND time <= %s ORDER BY time LIMIT %s"
-        rows = db.execute(ask, (node, until_ms, left)).fetchall()
-        if not rows:
+        first_ms, last_ms, count = db.execute(
+            f"SELECT min(time), max(time), count(*) FROM (SELECT time FROM samples WHERE {TAKEN}"
+            f" ORDER BY {MOMENT} LIMIT %(most)s) s",
+            {"node": node, "from": -_FAR_MS, "to": until_ms, "most": left},
+        ).fetchone()
+        if not count:
             continue
-        if len(rows) == left:
-            until_ms = whole_hours(rows[0][2], rows[-1][2])
-            rows = db.execute(ask, (node, until_ms, None)).fetchall()
+        if count == left:
+            until_ms = whole_hours(first_ms, last_ms)
         if until_ms > kept_from:
             db.execute("UPDATE nodes SET kept_from = %s WHERE id = %s", (until_ms, node))
-        _delete(db, [row[:2] for row in rows], rows[0][2] - 1, rows[-1][2])
-        left -= len(rows)
-    return most - left
+        left -= _delete(db, node, first_ms, until_ms)
+    return int(most - left)
 
 
-# Every node with the last moment up to which everything is summed up, and owed to no log; down to a whole hour.
+# Every node with the moment before which everything is summed up, and owed to no log; down to a whole hour.
 _KEPT = f"""
 nodes n LEFT JOIN LATERAL (SELECT min("end" - span) AS at FROM unsummed WHERE node = n.id) u ON true
 LEFT JOIN LATERAL (
-    SELECT min(f.low) - 1 AS at FROM filings f JOIN epochs e ON e.id = f.epoch JOIN servers s ON s.id = f.server
+    SELECT min(f.low) AS at FROM filings f JOIN epochs e ON e.id = f.epoch JOIN servers s ON s.id = f.server
     WHERE e.node = n.id AND s.seen > now() - interval '{_GONE}'
 ) f ON true"""
-_UNTIL = "least(%(last)s::bigint, u.at, f.at) / %(hour)s * %(hour)s"
+_UNTIL = "least(%(before)s::bigint, u.at, f.at) / %(hour)s * %(hour)s"
 
 
-def _delete(db: Any, rows: Sequence[tuple[int, int]], after_ms: int, until_ms: int) -> None:
-    """Delete samples by (epoch, seq), all taken in that time, which spares TimescaleDB a look into every week."""
-    if not rows:
-        return
-    epochs, seqs = map(list, zip(*rows))
-    keys = "(SELECT * FROM unnest(%s::bigint[], %s::bigint[]))"
-    db.execute(f"DELETE FROM samples WHERE (epoch, seq) IN {keys} AND time > %s AND time <= %s",
-               (epochs, seqs, after_ms, until_ms))  # fmt: skip
-    db.execute(f"DELETE FROM failures WHERE (epoch, seq) IN {keys}", (epochs, seqs))
-    of_epoch = Counter(epochs)
-    db.execute(
-        "UPDATE epochs e SET forgotten = e.forgotten + k.count FROM unnest(%s::bigint[], %s::bigint[]) k (id, count)"
-        " WHERE e.id = k.id",
-        (list(of_epoch), list(of_epoch.values())),
-    )
+def _delete(db: Any, node: int, from_ms: int, to_ms: int) -> int:
+    """Delete a node's samples taken in [from_ms, to_ms), with the texts of their failures. Returns their number.
+
+    The condition on the column `time` itself spares TimescaleDB a look into every week.
+    """
+    (count,) = db.execute(
+        f"WITH gone AS (DELETE FROM samples WHERE {TAKEN} AND time >= %(from)s AND time < %(to)s RETURNING epoch, seq),"
+        " texts AS (DELETE FROM failures f USING gone g WHERE f.epoch = g.epoch AND f.seq = g.seq),"
+        " counts AS (SELECT epoch, count(*) AS count FROM gone GROUP BY epoch),"
+        " told AS (UPDATE epochs e SET forgotten = e.forgotten + c.count FROM counts c WHERE e.id = c.epoch)"
+        " SELECT coalesce(sum(count), 0) FROM counts",
+        {"node": node, "from": from_ms, "to": to_ms},
+    ).fetchone()
+    return int(count)
 
 
 def summaries(db: Any, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Rollup]:
@@ -190,10 +203,10 @@ def downsample(
         return []
     id, kept_from = row
     found: dict[int, Bucket] = {}
-    ask = {"from": from_ms, "to": to_ms, "count": count, "node": id, "sensor": sensor}
+    ask = {"start": from_ms, "width": to_ms - from_ms, "count": count, "node": id, "sensor": sensor}
     dirty_ends = partial(_dirty_ends, db, id)
-    for span_ms, after_ms, until_ms in pieces_to_read(from_ms, to_ms, count, kept_from, dirty_ends):
-        ask |= {"after": after_ms, "until": until_ms, "span": span_ms}
+    for span_ms, first_ms, end_ms in pieces_to_read(from_ms, to_ms, count, kept_from, dirty_ends):
+        ask |= {"from": first_ms, "to": end_ms, "span": span_ms}
         for place, values, low, high, mean in _of_windows(db, ask) if span_ms else _of_samples(db, shapes, ask):
             column = bucket(place, int(values), float(low), float(high), float(mean))
             other = found.get(place)
@@ -209,15 +222,15 @@ def _dirty_ends(db: Any, node: int, span_ms: int, after_ms: int, until_ms: int) 
     return [end_ms for (end_ms,) in rows]
 
 
-_PLACE = "* %(count)s::bigint / (%(to)s::bigint - %(from)s::bigint)"
+_PLACE = "* %(count)s::bigint / %(width)s::bigint"
 
 
 def _of_windows(db: Any, ask: Mapping[str, Any]) -> Iterable[tuple[Any, ...]]:
     rows: Iterable[tuple[Any, ...]] = db.execute(
-        f'SELECT ("end" - %(span)s - %(from)s::bigint) {_PLACE} AS i, sum("values"), min(low), max(high),'
+        f'SELECT ("end" - %(span)s - %(start)s::bigint) {_PLACE} AS i, sum("values"), min(low), max(high),'
         ' sum(mean::numeric * "values") / sum("values") FROM summaries'
         " WHERE node = %(node)s AND sensor = %(sensor)s AND span = %(span)s"
-        ' AND "end" > %(after)s AND "end" <= %(until)s'
+        ' AND "end" > %(from)s AND "end" <= %(to)s'
         " GROUP BY i ORDER BY i",
         ask,
     ).fetchall()
@@ -225,9 +238,7 @@ def _of_windows(db: Any, ask: Mapping[str, Any]) -> Iterable[tuple[Any, ...]]:
 
 
 def _of_samples(db: Any, shapes: ShapeNames, ask: Mapping[str, Any]) -> Iterable[tuple[Any, ...]]:
-    ids = db.execute(
-        "SELECT DISTINCT shape FROM samples WHERE node = %(node)s AND time > %(after)s AND time <= %(until)s", ask
-    ).fetchall()
+    ids = db.execute(f"SELECT DISTINCT shape FROM samples WHERE {TAKEN}", ask).fetchall()
     places = shapes.places(db, [id for (id,) in ids], ask["sensor"])
     if not places:
         return ()
@@ -239,9 +250,8 @@ def _of_samples(db: Any, shapes: ShapeNames, ask: Mapping[str, Any]) -> Iterable
         " WHERE p.id = shape AND j.name = %(sensor)s)"
     )  # fmt: skip
     rows: Iterable[tuple[Any, ...]] = db.execute(
-        f"SELECT (time - %(from)s::bigint) {_PLACE} AS i, count(v), min(v), max(v), avg(v) FROM ("
-        f"  SELECT time, ({value})::numeric AS v FROM samples"
-        "   WHERE node = %(node)s AND time > %(after)s AND time <= %(until)s"
+        f"SELECT (time - %(start)s::bigint) {_PLACE} AS i, count(v), min(v), max(v), avg(v) FROM ("
+        f"  SELECT time, ({value})::numeric AS v FROM samples WHERE {TAKEN}"
         ") s WHERE v IS NOT NULL GROUP BY i ORDER BY i",
         ask,
     ).fetchall()
@@ -254,12 +264,12 @@ def downsample_all(
     """Return the buckets of several sensors, for Store.downsample_all."""
     found: dict[str, list[Bucket]] = {}
     for place, shape, key, values, low, high, mean in db.execute(
-        f"SELECT (time - %(from)s::bigint) {_PLACE} AS i, shape, place, count(v), min(v), max(v), avg(v) FROM ("
+        f"SELECT (time - %(start)s::bigint) {_PLACE} AS i, shape, place, count(v), min(v), max(v), avg(v) FROM ("
         "  SELECT time, shape, j.place, j.v::numeric AS v FROM samples,"
         '   json_array_elements_text("values") WITH ORDINALITY j (v, place)'
-        "   WHERE node = (SELECT id FROM nodes WHERE name = %(node)s) AND time >= %(from)s AND time < %(to)s"
+        f"  WHERE {TAKEN.replace('%(node)s', '(SELECT id FROM nodes WHERE name = %(node)s)')}"
         ") s WHERE v IS NOT NULL GROUP BY i, shape, place ORDER BY i",
-        {"from": from_ms, "to": to_ms, "count": count, "node": node},
+        {"start": from_ms, "width": to_ms - from_ms, "from": from_ms, "to": to_ms, "count": count, "node": node},
     ).fetchall():
         name = shapes.one(db, shape)[key - 1]
         if name not in sensors:

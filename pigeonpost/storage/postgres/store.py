@@ -29,12 +29,12 @@ from typing import Any
 from pigeonpost.core.data_folder import SERVER_ID
 from pigeonpost.core.errors import DiskError, InUse, NotStored, StoreDamaged
 from pigeonpost.core.files import replace_file
-from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage.contract import FormerNamesUsed
-from pigeonpost.storage.models import SPANS_MS, EpochCommit, HighWaterMark, LogMark, Rollup, Window
+from pigeonpost.storage.models import EpochCommit, HighWaterMark, LogMark, Rollup, Window
 from pigeonpost.storage.postgres import rollups as statistics
 from pigeonpost.storage.postgres.pool import PostgresConnection, words_of
 from pigeonpost.storage.postgres.queries import Reader
+from pigeonpost.storage.postgres.rows import COPY, Placed, copy_lines, int_array
 from pigeonpost.storage.postgres.schema import bring_up_to_date, refuse_other
 from pigeonpost.storage.shapes import ShapeIds, StoredUnits
 from protocol import Gap
@@ -43,8 +43,7 @@ log = logging.getLogger(__name__)
 
 START_S = 30.0  # that a server waits at its start for a database that is not there yet
 PLACE_S = 10.0  # that the connection of this server's last run may take to be gone
-_COPY = 'COPY {} (time, epoch, seq, node, shape, server, clock, "values") FROM STDIN'
-_SPAN_MS = SPANS_MS[0]
+_BLOCK_SAMPLES = 1_000  # that are sent to the database together
 
 Epoch = tuple[str, str]  # node and epoch, by name
 
@@ -213,7 +212,7 @@ class PostgresStore(Reader):
             "SELECT k.place, e.id, e.seq, e.up"
             " FROM unnest(%s::int[], %s::text[]) WITH ORDINALITY k (node, epoch, place)"
             " JOIN epochs e ON e.node = k.node AND e.epoch = k.epoch",
-            ([self._nodes[node] for node, _ in wanted], [epoch for _, epoch in wanted]),
+            (int_array([self._nodes[node] for node, _ in wanted]), [epoch for _, epoch in wanted]),
         ).fetchall()
         self._epochs.update(dict.fromkeys(wanted, (0, None)))
         self._epochs.update({wanted[place - 1]: (id, HighWaterMark(seq, up)) for place, id, seq, up in known})
@@ -249,7 +248,7 @@ class PostgresStore(Reader):
             self._db.execute(
                 "UPDATE epochs e SET seq = k.seq, up = k.up FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[])"
                 " k (id, seq, up) WHERE e.id = k.id",
-                (ids, seqs, ups),
+                (int_array(ids), int_array(seqs), int_array(ups)),
             )
         if new:
             _, nodes, epochs, seqs, ups = map(list, zip(*new))
@@ -295,7 +294,7 @@ class PostgresStore(Reader):
             if count else "SELECT filed + %s FROM servers WHERE id = %s",
             (count, self._server),
         ).fetchone()  # fmt: skip
-        samples: list[str] = []
+        samples: list[Placed] = []
         touched: set[tuple[int, int]] = set()
         failures: list[tuple[Any, ...]] = []
         filed: list[tuple[Any, ...]] = []
@@ -310,10 +309,14 @@ class PostgresStore(Reader):
                         (epoch, self._server, *item._replace(why=_storable(item.why)), noted_ms),
                     ).fetchone()
                     filed.append((number, epoch, None, None, None, None, gap))
-                else:
-                    self._lay_out(samples, failures, node, epoch, item)
-                    touched.update([(node, -(-time_ms // _SPAN_MS) * _SPAN_MS) for time_ms in item.times])
-                    filed.append((number, epoch, item.seq, item.last, min(item.times), max(item.times), None))
+                    continue
+                shape = self._shapes.get(item.names) or self._shape(item.names)
+                samples.append(Placed(item, epoch, node, shape, self._server))
+                low, high = min(item.times), max(item.times)
+                touched.update([(node, end) for end in statistics.window_ends(item.times, low, high)])
+                filed.append((number, epoch, item.seq, item.last, low, high, None))
+                for name, errors in item.errors.items():
+                    failures += [(epoch, item.seq + place, name, _storable(text)) for place, text in errors.items()]
         if samples:
             self._copy(samples)
             statistics.touch(self._db, touched)
@@ -324,43 +327,40 @@ class PostgresStore(Reader):
             self._unnest("filings", "int bigint bigint bigint bigint bigint bigint bigint", rows)
         return int(last)
 
-    def _lay_out(
-        self, rows: list[str], failures: list[tuple[Any, ...]], node: int, epoch: int, sample_batch: SampleBatch
-    ) -> None:
-        """Add samples as lines of COPY: numbers and JSON punctuation, in which nothing needs to be escaped."""
-        names, first, server = sample_batch.names, sample_batch.seq, self._server
-        shape, clock = self._shapes.get(names) or self._shape(names), sample_batch.clock or _NULL
-        for seq, (time_ms, texts) in enumerate(zip(sample_batch.times, zip(*sample_batch.texts)), first):
-            text = ",".join(texts)
-            if "None" in text:
-                text = text.replace("None", "null")
-            rows.append(f"{time_ms}\t{epoch}\t{seq}\t{node}\t{shape}\t{server}\t{clock}\t[{text}]\n")
-        for name, errors in sample_batch.errors.items():
-            failures += [(epoch, first + place, name, _storable(error)) for place, error in errors.items()]
-
-    def _copy(self, rows: Sequence[str]) -> None:
+    def _copy(self, samples: Sequence[Placed]) -> None:
         """Store new samples. Any that exist in spite of the marks are left unchanged."""
-        text = "".join(rows)
         self._db.execute("SAVEPOINT copying")
         try:
-            self._copy_to("samples", text)
+            self._copy_to("samples", samples)
             return
         except self._psycopg.errors.UniqueViolation as error:
             log.warning("%s: samples that the marks do not know, as if changed by hand: %s", self._link.place,
                         words_of(error))  # fmt: skip
         self._db.execute("ROLLBACK TO copying")
         self._db.execute("CREATE TEMP TABLE copied (LIKE samples) ON COMMIT DROP")
-        self._copy_to("copied", text)
+        self._copy_to("copied", samples)
         self._db.execute("INSERT INTO samples SELECT * FROM copied ON CONFLICT DO NOTHING")
 
-    def _copy_to(self, table: str, text: str) -> None:
-        with self._db.cursor() as cursor, cursor.copy(_COPY.format(table)) as copy:
-            copy.write(text)
+    def _copy_to(self, table: str, samples: Sequence[Placed]) -> None:
+        """Store samples in blocks: the database works on one while the next is made."""
+        with self._db.cursor() as cursor, cursor.copy(COPY.format(table)) as copy:
+            block, count = [], 0
+            for placed in samples:
+                block.append(copy_lines(placed))
+                count += len(placed.samples)
+                if count >= _BLOCK_SAMPLES:
+                    copy.write("".join(block))
+                    block, count = [], 0
+            if block:
+                copy.write("".join(block))
 
     def _unnest(self, table: str, types: str, rows: Sequence[tuple[Any, ...]], rest: str = "") -> None:
         """Insert many rows in one statement."""
         arrays = ", ".join([f"%s::{kind}[]" for kind in types.split()])
-        self._db.execute(f"INSERT INTO {table} SELECT * FROM unnest({arrays}) {rest}", list(map(list, zip(*rows))))
+        columns = [
+            list(column) if kind == "text" else int_array(column) for kind, column in zip(types.split(), zip(*rows))
+        ]
+        self._db.execute(f"INSERT INTO {table} SELECT * FROM unnest({arrays}) {rest}", columns)
 
     def _shape(self, names: tuple[str, ...]) -> int:
         text = json.dumps(names)
@@ -415,7 +415,6 @@ class PostgresStore(Reader):
         return int(row[0]) if row else None
 
 
-_NULL = r"\N"  # as COPY writes it
 _HEX_16 = re.compile(r"[0-9a-f]{16}").fullmatch
 
 

@@ -46,6 +46,7 @@ from pigeonpost.storage.contract import Store
 from pigeonpost.storage.csv import checksums
 from pigeonpost.storage.csv.format import log_name
 from pigeonpost.storage.csv.verify import rebuild_log, verify_logs
+from pigeonpost.storage.sqlite.migration import migrate
 from pigeonpost.storage.sqlite.schema import VERSION
 from pigeonpost.storage.sqlite.store import SqliteStore
 
@@ -113,7 +114,7 @@ def restore(context: Context) -> int:
             names = _unpacked(file, staging, progress)
             aside = _put_in_place(data, staging, names)
         with contextlib.closing(SqliteStore(data, look_only=True)) as store:
-            faults = list(_faults(store, data, with_logs=True))
+            faults = list(_log_faults(store, data, with_rows=True))  # the database itself was looked through before
     finally:
         os.close(lock)
     for fault in faults:
@@ -157,7 +158,7 @@ def _unpacked(file: str, staging: str, progress: server_backup.Progress) -> list
     if server_backup.version_of(staging) == 0:
         raise server_backup.BadBackup(f"{file}: is the database of another program")
     if server_backup.version_of(staging) < VERSION:
-        SqliteStore(staging).close()  # brings it up to date, as the server's start would
+        migrate(os.path.join(staging, DATABASE), lambda done, total: progress("new format", done, total))
     _refuse_faults(staging, "nothing was changed")
     return names
 
@@ -248,7 +249,7 @@ def verify(context: Context) -> int:
         )
     try:
         with contextlib.closing(look(context)) as store:
-            faults = list(_faults(store, data, with_logs=lock >= 0))
+            faults = list(_faults(store, data, with_rows=lock >= 0))
             about = contents_text(store) if not faults else ""
     finally:
         if lock >= 0:
@@ -260,18 +261,22 @@ def verify(context: Context) -> int:
     return 1 if faults else 0
 
 
-def _faults(store: Store, data: str, with_logs: bool) -> Iterator[str]:
-    logs = os.path.join(data, LOGS)
+def _faults(store: Store, data: str, with_rows: bool) -> Iterator[str]:
     try:
         yield from store.verify()
     except StoreDamaged as error:
         yield str(error)
+    yield from _log_faults(store, data, with_rows)
+
+
+def _log_faults(store: Store, data: str, with_rows: bool) -> Iterator[str]:
+    logs = os.path.join(data, LOGS)
     yield from checksums.faults(logs)
-    if with_logs:
+    if with_rows:
         try:
             yield from verify_logs(logs, store)
-        except StoreDamaged:
-            yield "the logs are not compared with the store, which cannot be read wholly"
+        except StoreDamaged as error:
+            yield f"the logs are not compared with the store, which cannot be read wholly: {error}"
 
 
 # ------------------------------------------------------------------------------------------------- what they share

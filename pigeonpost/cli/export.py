@@ -1,13 +1,11 @@
-"""Command that exports what is stored, as a table or as JSON, also beside a running server.
+"""Command that exports what is stored, as a table, as JSON or as SQLite, also beside a running server.
 
     python3 control.py export --out all.csv
     python3 control.py export --format wide --node basement --from 2026-11-01 --to 2026-12-01 --out november.csv
     python3 control.py export --format jsonl --sensor temperature --from 7d | gzip > week.jsonl.gz
+    python3 control.py export --format sqlite plain.sqlite3
 
 Errors: Failed, for unknown names and for a full disk: then FILE is unchanged.
-
-A few thousand samples are queried and written at a time, however many there are, and no query stays open meanwhile,
-which would keep the server from truncating its WAL.
 """
 
 from __future__ import annotations
@@ -16,74 +14,32 @@ import argparse
 import contextlib
 import os
 import re
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from pigeonpost.auth.tokens import Tokens
 from pigeonpost.cli.contract import Bar, Command, Context, Failed, discard_output, look, node_name, sensor_name
-from pigeonpost.core.clock import rfc3339
-from pigeonpost.core.errors import SettingsError, StoreDamaged
+from pigeonpost.cli.export_rows import FORMATS, LostSpan, Rows, labelled, only, walk
+from pigeonpost.cli.export_sqlite import write_sqlite
+from pigeonpost.core.clock import FIRST_MS, rfc3339
+from pigeonpost.core.errors import PigeonpostError, SettingsError, StoreDamaged
 from pigeonpost.core.files import sync_folder
-from pigeonpost.core.strict_json import write_json
-from pigeonpost.link.samples import batches_of
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.node_register import NodeRegister
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.csv.excel import MOST_ROWS, for_excel
-from pigeonpost.storage.csv.format import HEADER, cell, local_time, log_rows
-from pigeonpost.storage.models import StoredSample
-from protocol import Sample
+from pigeonpost.storage.csv.format import HEADER, cell
+from pigeonpost.storage.models import stretches
 
-AT_ONCE = 4000  # samples asked for together
-_LEAST_LOST_S = 1.0  # of a span that cannot be read
 _NEVER_MS = 253_402_300_800_000  # the year 10000
 _SPAN = re.compile(r"([0-9]{1,9})([smhd])").fullmatch
 _SPANS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-
-Points = Sequence[StoredSample]  # of one node
-Units = Mapping[str, str]
-
-
-# --------------------------------------------------------------------------------------------------------- asking
-
-
-def walk(
-    store: Store, node: str, from_ms: int, to_ms: int, lost: list[tuple[str, int, int]] | None = None
-) -> Iterator[tuple[int, Points]]:
-    """All samples of `node` taken in [from_ms, to_ms), oldest first, some at a time: up to when they go, and they.
-
-    How long a span is asked for follows from how many samples the last one had.
-
-    lost: gets (node, from, to) of each span that a damaged store cannot read: a little longer than it is, for speed
-    """
-    at_ms, width_ms, lost_ms = from_ms, 60_000, 0
-    while at_ms < to_ms:
-        end_ms = min(to_ms, at_ms + width_ms)
-        try:
-            points = store.points(node, at_ms, end_ms, AT_ONCE + 1)
-        except StoreDamaged:
-            if lost is None:
-                raise
-            least_ms = max(int(_LEAST_LOST_S * 1000), lost_ms // 16)
-            if end_ms - at_ms > least_ms:
-                width_ms = max(least_ms, (end_ms - at_ms) // 4)
-                continue
-            _add_lost(lost, node, at_ms, end_ms)
-            lost_ms += end_ms - at_ms
-            at_ms, width_ms = end_ms, max(int(_LEAST_LOST_S * 1000), lost_ms // 16)
-            continue
-        lost_ms = 0
-        if len(points) > AT_ONCE:
-            if end_ms - at_ms > 1:
-                width_ms = max(1, (end_ms - at_ms) // 4)
-                continue
-            points = store.points(node, at_ms, end_ms, 1 << 62)  # all of one millisecond
-        yield end_ms, points
-        at_ms = end_ms
-        if len(points) <= AT_ONCE // 4:
-            width_ms *= 2
+_SQLITE = "sqlite"
+_TABLES = ("wide", "excel")
 
 
 def moment(text: str) -> int:
@@ -100,74 +56,6 @@ def moment(text: str) -> int:
         ) from None
 
 
-# -------------------------------------------------------------------------------------------------------- writing
-
-
-def as_log(sensors: Sequence[str], units: Units) -> Callable[[Points], str]:
-    """Make rows as the log has them: one per value."""
-
-    def rows(points: Points) -> str:
-        samples = [Sample(point.seq, point.time_ms, 0, point.values, {}, point.clock) for point in points]
-        return "".join([log_rows(points[0].node, "", batch, units, 0) for batch in batches_of(samples)])
-
-    return rows
-
-
-def as_table(sensors: Sequence[str], units: Units) -> Callable[[Points], str]:
-    """Make one row per sample, with a cell for each of `sensors`; empty where it failed, or was not there."""
-
-    def rows(points: Points) -> str:
-        lines = []
-        for point in points:
-            values = [point.values.get(name) for name in sensors]
-            cells = ["" if value is None else repr(value) for value in values]
-            lines.append(f"{local_time(point.time_ms)},{point.node},{','.join(cells)}\n")
-        return "".join(lines)
-
-    return rows
-
-
-def as_json(sensors: Sequence[str], units: Units) -> Callable[[Points], str]:
-    """Make one line per sample: a JSON object."""
-    shapes: dict[tuple[str, ...], tuple[str, str]] = {}  # of each list of sensors a template of its values, its units
-
-    def rows(points: Points) -> str:
-        lines = []
-        for node, time_ms, _, _, values, clock in points:
-            names = tuple(values)
-            shape = shapes.get(names)
-            if shape is None:
-                shape = shapes[names] = ",".join([f'"{name}":%s' for name in names]), _units_of(names, units)
-            texts = tuple(["null" if value is None else repr(value) for value in values.values()])
-            more = f',"clock":"{clock}"' if clock else ""
-            lines.append(
-                f'{{"time":"{rfc3339(time_ms)}","node":"{node}","values":{{{shape[0] % texts}}}{shape[1]}{more}}}\n'
-            )
-        return "".join(lines)
-
-    return rows
-
-
-def _units_of(names: Iterable[str], units: Units) -> str:
-    named = {name: units[name] for name in names if units.get(name)}
-    return f',"units":{write_json(named)}' if named else ""
-
-
-FORMATS: Mapping[str, Callable[[Sequence[str], Units], Callable[[Points], str]]] = {
-    "csv": as_log, "wide": as_table, "jsonl": as_json, "excel": as_table,
-}  # fmt: skip
-
-
-def _only(points: Points, sensors: frozenset[str]) -> Points:
-    """Of each sample only those sensors; samples that have none of them are left out."""
-    found = []
-    for point in points:
-        values = {name: value for name, value in point.values.items() if name in sensors}
-        if values:
-            found.append(point._replace(values=values))
-    return found
-
-
 # ------------------------------------------------------------------------------------------------------- together
 
 
@@ -179,29 +67,86 @@ def export(context: Context) -> int:
     chosen = context.arguments
     if chosen.labels and chosen.format != "csv":
         raise SettingsError("--labels adds a column to --format csv; excel has the labels above its columns")
-    lost: list[tuple[str, int, int]] = []
+    if chosen.out and chosen.file:
+        raise SettingsError(f"FILE and --out are the same: leave out {chosen.file} or --out {chosen.out}")
+    out = chosen.out or chosen.file
+    if chosen.format == _SQLITE and not out:
+        raise SettingsError("--format sqlite needs the name of the file: control.py export --format sqlite FILE")
+    lost: list[LostSpan] = []
+    met: list[str] = []
     with contextlib.closing(look(context)) as store:
+        store.on_damage = met.append
         names = NodeRegister(store, Tokens(context.data).text_of)
         nodes = _chosen_nodes(_nodes(store), chosen.node, names.current)
         wanted = _chosen_sensors(store, nodes, chosen.sensor)
-        bar = Bar(os.path.basename(chosen.out or ""))
-        progress = bar.show if chosen.out else lambda done, total: None
-        texts = _texts(store, nodes, wanted, chosen, progress, lost)
-        if chosen.format == "excel":
-            texts = _for_excel(texts, chosen.decimal == "comma")
-        if chosen.out is None:
-            _to_standard_output(texts)
-        else:
-            try:
-                size = _to_file(chosen.out, texts)
-            finally:
-                bar.end()
-            print(f"{chosen.out}: {size:,} bytes", file=sys.stderr)
+        bar = Bar(os.path.basename(out or ""))
+        found = _Found(store, nodes, wanted, chosen, bar.show if out else lambda done, total: None, lost)
+        try:
+            size = _write(found, out)
+        finally:
+            bar.end()
+        if out is not None:
+            print(f"{out}: {size:,} bytes", file=sys.stderr)
     for node, from_ms, to_ms in lost:
         print(f"not readable: node {node}, from {rfc3339(from_ms)} to {rfc3339(to_ms)}", file=sys.stderr)
     if store.damage or lost:
-        print(f"what can be read was written. {store.damage}", file=sys.stderr)
+        print(f"what can be read was written. {store.damage or met[-1]}", file=sys.stderr)
     return 1 if store.damage or lost else 0
+
+
+class _Found(NamedTuple):
+    """What is exported.
+
+    wanted    names of sensors; None: all
+    progress  called with the number of samples that are done, and of all
+    lost      gets what cannot be read
+    """
+
+    store: Store
+    nodes: list[dict[str, Any]]
+    wanted: frozenset[str] | None
+    chosen: argparse.Namespace
+    progress: Callable[[int, int], None]
+    lost: list[LostSpan]
+
+    def spans(self) -> list[tuple[dict[str, Any], int, int]]:
+        """Return the nodes, each with the time range in which there may be something that is wanted."""
+        from_ms = FIRST_MS if self.chosen.since is None else self.chosen.since
+        to_ms = _NEVER_MS if self.chosen.until is None else self.chosen.until
+        return [
+            (node, max(from_ms, node["first_ms"]), min(to_ms, node["last_ms"] + 1))
+            for node in self.nodes if node["first_ms"] is not None
+        ]  # fmt: skip
+
+    def parts(self) -> Iterator[tuple[dict[str, Any], list[SampleBatch]]]:
+        """Yield the samples of each node, some at a time."""
+        spans = self.spans()
+        total = max(1, sum(node["samples"] for node, _, _ in spans))
+        done = 0
+        for node, from_ms, to_ms in spans:
+            for end_ms, batches in walk(self.store, node["name"], from_ms, to_ms, self.lost):
+                yield node, batches if self.wanted is None else only(batches, self.wanted)
+                self.progress(done + node["samples"] * (end_ms - from_ms) // (to_ms - from_ms), total)
+            done += node["samples"]
+        self.progress(total, total)
+
+
+def _write(found: _Found, out: str | None) -> int:
+    """Write the export to the file `out`, and return its size; or to standard output."""
+    chosen = found.chosen
+    if chosen.format == _SQLITE:
+        assert out is not None
+        parts = ((node["name"], node["sensors"], batches) for node, batches in found.parts())
+        with _failing(out):
+            return write_sqlite(out, parts)
+    texts = _texts(found)
+    if chosen.format == "excel":
+        texts = _for_excel(texts, chosen.decimal == "comma")
+    if out is None:
+        _to_standard_output(texts)
+        return 0
+    with _failing(out):
+        return _to_file(out, texts)
 
 
 def _nodes(store: Store) -> list[dict[str, Any]]:
@@ -212,13 +157,6 @@ def _nodes(store: Store) -> list[dict[str, Any]]:
         found = store.known_units()
     ever = {"samples": 0, "first_ms": 0, "last_ms": int(time.time() * 1000) + _SPANS_MS["d"]}
     return [{"name": name, "sensors": units, **ever} for name, units in found.items()]
-
-
-def _add_lost(lost: list[tuple[str, int, int]], node: str, from_ms: int, to_ms: int) -> None:
-    """Note a span that cannot be read, as one with the last where it goes on there."""
-    if lost and lost[-1][0] == node and lost[-1][2] == from_ms:
-        from_ms = lost.pop()[1]
-    lost.append((node, from_ms, to_ms))
 
 
 def _chosen_nodes(
@@ -246,42 +184,27 @@ def _chosen_sensors(
     return frozenset(names) if names else None
 
 
-def _texts(
-    store: Store, nodes: list[dict[str, Any]], wanted: frozenset[str] | None, chosen: argparse.Namespace,
-    progress: Callable[[int, int], None], lost: list[tuple[str, int, int]],
-) -> Iterator[str]:  # fmt: skip
-    """The whole export, piece by piece. `lost` gets what cannot be read."""
-    spans = [(node, *_span(node, chosen)) for node in nodes if node["first_ms"] is not None]
-    columns = sorted(wanted or _all_sensors(store, spans)) if chosen.format in ("wide", "excel") else []
-    labels = store.node_records().labels if chosen.labels else {}
+def _texts(found: _Found) -> Iterator[bytes]:
+    """Yield the whole export, piece by piece."""
+    chosen = found.chosen
+    columns = sorted(found.wanted or _all_sensors(found.store, found.spans())) if chosen.format in _TABLES else []
+    labels = found.store.node_records().labels if chosen.labels else {}
     if chosen.format == "csv":
-        yield HEADER.replace("\n", ",label\n") if chosen.labels else HEADER
+        yield (HEADER.replace("\n", ",label\n") if chosen.labels else HEADER).encode()
     elif columns or chosen.format != "jsonl":
-        heads = _titles(store, nodes, columns) if chosen.format == "excel" else columns
-        yield ",".join(["time", "node", *map(cell, heads)]) + "\n"
-    total = max(1, sum(node["samples"] for node, _, _ in spans))
-    done = 0
-    for node, from_ms, to_ms in spans:
-        rows = FORMATS[chosen.format](columns, node["sensors"])
-        if chosen.labels:
-            rows = _labelled(rows, {sensor: text for (name, sensor), text in labels.items() if name == node["name"]})
-        for end_ms, points in walk(store, node["name"], from_ms, to_ms, lost):
-            found = points if wanted is None else _only(points, wanted)
-            if found:
-                yield rows(found)
-            progress(done + node["samples"] * (end_ms - from_ms) // (to_ms - from_ms), total)
-        done += node["samples"]
-    progress(total, total)
-
-
-def _labelled(rows: Callable[[Points], str], labels: Mapping[str, str]) -> Callable[[Points], str]:
-    """Return what makes the rows of `as_log` with the label of each sensor in one more column."""
-
-    def labelled(points: Points) -> str:
-        lines = rows(points).splitlines()
-        return "".join([f"{line},{cell(labels.get(line.split(',', 3)[2], ''))}\n" for line in lines])
-
-    return labelled
+        heads = _titles(found.store, found.nodes, columns) if chosen.format == "excel" else columns
+        yield (",".join(["time", "node", *map(cell, heads)]) + "\n").encode()
+    rows: dict[str, Rows] = {}
+    for node, batches in found.parts():
+        name = node["name"]
+        if name not in rows:
+            rows[name] = FORMATS[chosen.format](name, columns, node["sensors"])
+            if chosen.labels:
+                mine = {sensor: text for (of, sensor), text in labels.items() if of == name}
+                rows[name] = labelled(rows[name], mine)
+        for batch in batches:
+            for stretch in stretches(batch):  # of one hour each
+                yield rows[name](stretch)
 
 
 def _titles(store: Store, nodes: list[dict[str, Any]], columns: Sequence[str]) -> list[str]:
@@ -297,20 +220,14 @@ def _titles(store: Store, nodes: list[dict[str, Any]], columns: Sequence[str]) -
     return titles
 
 
-def _for_excel(texts: Iterable[str], comma: bool) -> Iterator[str]:
+def _for_excel(texts: Iterable[bytes], comma: bool) -> Iterator[bytes]:
     """Yield an export as Excel reads it; standard error gets a line where a sheet cannot show all of it."""
     rows = 0
-    for text in for_excel(texts, comma):
+    for text in for_excel((text.decode() for text in texts), comma):
         rows += text.count("\n")
-        yield text
+        yield text.encode()
     if rows > MOST_ROWS:
         print(f"{rows:,} rows: Excel shows the first {MOST_ROWS:,}; --from and --to choose fewer", file=sys.stderr)
-
-
-def _span(node: dict[str, Any], chosen: argparse.Namespace) -> tuple[int, int]:
-    """From when to when there is something of the node that is wanted."""
-    from_ms, to_ms = chosen.since or 0, _NEVER_MS if chosen.until is None else chosen.until
-    return max(from_ms, node["first_ms"]), min(to_ms, node["last_ms"] + 1)
 
 
 def _all_sensors(store: Store, spans: Iterable[tuple[dict[str, Any], int, int]]) -> set[str]:
@@ -318,16 +235,16 @@ def _all_sensors(store: Store, spans: Iterable[tuple[dict[str, Any], int, int]])
     found: set[str] = set()
     shapes: set[tuple[str, ...]] = set()
     for node, from_ms, to_ms in spans:
-        for _, points in walk(store, node["name"], from_ms, to_ms, []):
-            shapes.update([tuple(point.values) for point in points])
+        for _, batches in walk(store, node["name"], from_ms, to_ms, []):
+            shapes.update([batch.names for batch in batches])
     return found.union(*shapes)
 
 
-def _to_file(path: str, texts: Iterable[str]) -> int:
-    """Write a file, or leave the one that is there as it was; its size."""
+def _to_file(path: str, texts: Iterable[bytes]) -> int:
+    """Write a file, or leave the one that is there as it was. Returns its size."""
     new = f"{path}.part"
     try:
-        with open(new, "w", encoding="utf-8", newline="") as file:
+        with open(new, "wb") as file:
             for text in texts:
                 file.write(text)
             file.flush()
@@ -335,24 +252,33 @@ def _to_file(path: str, texts: Iterable[str]) -> int:
             size = file.tell()
         os.rename(new, path)
         sync_folder(path)
-    except StoreDamaged as error:
-        raise Failed(str(error)) from None
-    except OSError as error:
-        raise Failed(f"{path}: {error.strerror}") from None
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(new)
     return size
 
 
-def _to_standard_output(texts: Iterable[str]) -> None:
+@contextlib.contextmanager
+def _failing(path: str) -> Iterator[None]:
+    """Name the file where the disk, or the store, does not do its part."""
+    try:
+        yield
+    except PigeonpostError as error:
+        raise Failed(str(error)) from None
+    except OSError as error:
+        raise Failed(f"{path}: {error.strerror}") from None
+    except sqlite3.Error as error:
+        raise Failed(f"{path}: {error}") from None
+
+
+def _to_standard_output(texts: Iterable[bytes]) -> None:
     out = getattr(sys.stdout, "buffer", None)
     try:
         for text in texts:
             if out is None:
-                sys.stdout.write(text)
+                sys.stdout.write(text.decode())
             else:
-                out.write(text.encode())
+                out.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
         discard_output()
@@ -365,11 +291,12 @@ def _to_standard_output(texts: Iterable[str]) -> None:
 _AGAIN = "may be given again"
 COMMANDS: Mapping[str, Command] = {
     "export": Command(
-        "write what is stored as CSV, for Excel, or as JSON lines",
+        "write what is stored as CSV, for Excel, as JSON lines, or as SQLite",
         [
-            ("--format", {"choices": list(FORMATS), "default": "csv",
+            ("file", {"metavar": "FILE", "nargs": "?", "help": "as --out"}),
+            ("--format", {"choices": [*FORMATS, _SQLITE], "default": "csv",
                           "help": "csv: a row per value, as the log; wide: one per sample; jsonl: JSON lines; excel: as"
-                          " wide, for spreadsheets (csv)"}),
+                          " wide, for spreadsheets; sqlite: one plain table (csv)"}),
             ("--labels", {"action": "store_true", "help": "csv: one more column, the sensor's label"}),
             ("--decimal", {"choices": ["point", "comma"], "default": "point",
                            "help": "excel: as its region writes numbers; with a comma, columns end with semicolons"}),

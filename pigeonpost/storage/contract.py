@@ -73,8 +73,7 @@ class Store:
         """Within `writing`: store the commits, and that the CSV log is written as far as `log` says.
 
         Each of their items, which are stretches (see models.stretches) and gaps, gets the number that follows the last
-        one: its filing number. Returns the number of the
-        last: the log owes everything after `log.filed` up to it.
+        one: its filing number. Returns the number of the last: the log owes everything after `log.filed` up to it.
         """
         raise NotImplementedError
 
@@ -100,6 +99,14 @@ class Store:
         Marks and gaps stay for ever.
         """
         raise NotImplementedError
+
+    def compaction(self, now_ms: int) -> Callable[[], int] | None:
+        """Prepare the next part of rewriting more compactly what was stored. One thread at a time may call this.
+
+        Returns what is to be called within `writing`, which returns the number of samples it has rewritten: 0 when
+        something has changed meanwhile. None: there is nothing to do now.
+        """
+        return None
 
     def rename(self, node: str, new: str, now_ms: int) -> None:
         """Within `writing`: give all that is stored of `node` the name `new`, and record the former one. Nothing that
@@ -155,7 +162,8 @@ class Store:
         """Return every node ever stored: name, samples, gaps, first and last time (ms), sensors with their units, of
         which MOST_LISTED at most.
 
-        Also how many samples are expired, and the time (ms) up to which samples may be; 0: none is.
+        Also how many samples are expired, and the time (ms) before which samples may be; 0: none is. Where a store
+        has rollups that were made as (start, end], `old_edges_ms` is the end (ms) of the last of them.
         """
         raise NotImplementedError
 
@@ -166,10 +174,16 @@ class Store:
     def downsample(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
         """Downsample one sensor's values in [from_ms, to_ms) to `count` equal buckets; empty ones are absent.
 
-        Where buckets are as wide as windows, they are made from rollups where there are any: a value at the very end of
-        a window then counts in the bucket in which the window began.
+        Where buckets are as wide as windows, they are made from rollups where there are any: a value then counts in the
+        bucket in which its window began.
         """
         raise NotImplementedError
+
+    def downsample_several(
+        self, node: str, from_ms: int, to_ms: int, count: int, sensors: Collection[str]
+    ) -> dict[str, list[Bucket]]:
+        """Return what `downsample` does of each of these sensors of `node`."""
+        return {sensor: self.downsample(node, sensor, from_ms, to_ms, count) for sensor in sensors}
 
     def downsample_all(
         self, node: str, from_ms: int, to_ms: int, count: int, sensors: Collection[str]
@@ -197,7 +211,9 @@ class Store:
         """Yield the samples of `node` taken in [from_ms, to_ms), by column, in the order of their first times.
 
         Those of one epoch follow each other by seq. Where a clock stepped, or several epochs wrote at the same time,
-        the times of batches may overlap.
+        the times of batches may overlap. What is yielded is one state of the store (PostgreSQL: each page of it is),
+        and until the end one of the few connections that read is in use: take it at once, and never wait for a client
+        meanwhile.
         """
         for point in self.points(node, from_ms, to_ms, -1):
             yield _as_batch(point)
@@ -210,6 +226,10 @@ class Store:
     def own_samples(self) -> Iterator[StoredSample]:
         """Yield the samples that this server has stored, and so has in its CSV logs: there may be other servers."""
         return self.every_sample()
+
+    def own_batches(self) -> Iterator[StoredBatch]:
+        """Yield by column the samples that this server has stored."""
+        return map(_as_batch, self.own_samples()) if self.is_shared else self.every_batch()
 
     def own_gaps(self) -> int:
         """Return the number of gaps in the logs of this server."""

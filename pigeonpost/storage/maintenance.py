@@ -1,10 +1,12 @@
-"""Background maintenance of the store: rollups of ten minutes and of an hour, and deletion of expired samples.
+"""Background maintenance of the store: rollups of ten minutes and of an hour, compaction, and deletion of expired
+samples.
 
-A thread of its own reads and calculates. Its results are written by the Ingestor's writer thread, a few windows at a
-time, so collecting never waits for longer than that.
-Errors: after NotStored the work is tried again later; DiskError ends the program through the Ingestor.
+A thread of its own reads and calculates. Its results are written by the Ingestor's writer thread, a little at a time,
+so collecting never waits for longer than that; and the thread rests while nodes catch up.
+Errors: after NotStored the work is tried again later; DiskError ends the program through the Ingestor. An hour that
+cannot be read stays as it is, and all others go on.
 
-A window is (start, end] and is named by its end. It is rolled up once it is past, from the samples themselves, and
+A window is [start, end) and is named by its end. It is rolled up once it is past, from the samples themselves, and
 again when a late sample falls into it. So a rollup always equals a recount, in whatever order samples came. Only where
 the samples are deleted already (`keep`) is a late one merged into the rollup: count, mean, minimum, maximum and
 deviation stay exact, median and mode stay those of the larger part.
@@ -16,83 +18,106 @@ import logging
 import math
 import threading
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import mul
 from typing import Any, Protocol
 
 from pigeonpost.core.clock import Clock
-from pigeonpost.core.errors import DiskError, NotStored
+from pigeonpost.core.errors import DiskError, NotStored, StoreDamaged
+from pigeonpost.link.samples import Number, SampleBatch
 from pigeonpost.storage.contract import Store
-from pigeonpost.storage.models import SPANS_MS, Rollup, StoredSample, Window, scale_of, unscaled, window_end
+from pigeonpost.storage.models import HOUR_MS, SPANS_MS, Rollup, Window, runs, scale_of, unscaled, window_end
 
 log = logging.getLogger(__name__)
 
 GRACE_MS = 15_000  # after a window's end: samples on their way still belong into it
 LOOK_S = 10.0  # between two looks at what there is to do
+_WRITE_S = 10.0  # until the writer thread begins with a part; later it is made anew
 _AT_ONCE = 200  # windows looked up together
-_WRITTEN_TOGETHER = 10  # of them, in one transaction: some milliseconds
-_FORGET_AT_ONCE = 2_000  # samples deleted in one transaction, or those of an hour: some milliseconds a thousand
-_READ_TOGETHER = 2_000  # samples of a window,
-_MOST_SAME_DATE = 20_000  # or those with the same date, as of a node without a clock
+_WRITTEN_TOGETHER = 14  # of them, in one transaction: some milliseconds
+_FORGET_AT_ONCE = 20_000  # samples deleted in one transaction, or those of an hour: a row has up to 4,096 of them
+_FORGET_AGAIN_MS = 600_000  # within an hour, for what was owed to the log or not yet rolled up
 _MOST_VALUES = 8_000_000  # of a node in an hour: 22 channels at 100 Hz
+_MOST_REST_S = 60.0  # while nodes catch up; then something is done all the same,
+_BETWEEN_RESTS_S = 5.0  # for so long
+_SQUARES = 1e150  # numbers up to here have squares that are floats, and so has their sum,
+_NO_SQUARES = 1e-150  # and numbers from here on have squares that are not 0
+
+Columns = dict[str, "array[float]"]  # of each sensor its values, in eight bytes each: a node may have brought millions
 
 
 class Writer(Protocol):
     """What MaintenanceWorker needs of the Ingestor."""
 
+    @property
+    def is_catching_up(self) -> bool:
+        """Whether nodes send what they have held."""
+
     def run(self, job: Callable[[], Any], limit_s: float) -> Any:
         """Run `job` within a transaction of the writer thread. Returns its result, or raises its exception."""
 
 
-def rollups_of(points: Iterable[StoredSample], end_ms: int) -> dict[str, Rollup]:
-    """Return the rollup of each sensor that has a value in `points`, which are all of one window."""
-    values: dict[str, array[float]] = {}  # in eight bytes each: a node may have brought millions
-    for point in points:
-        for name, value in point.values.items():
-            if value is not None:
-                if name not in values:
-                    values[name] = array("d")
-                values[name].append(value)
-    return {name: rollup(values.pop(name).tolist(), end_ms) for name in list(values)}
+def add_values(found: Columns, values: Mapping[str, Sequence[Number | None]]) -> None:
+    """Add columns of samples to the values found so far; None is no value."""
+    for name, column in values.items():
+        numbers = [value for value in column if value is not None] if None in column else column
+        if numbers:
+            found.setdefault(name, array("d")).extend(numbers)  # type: ignore[arg-type]
+
+
+def rollups_of(batches: Iterable[SampleBatch], end_ms: int) -> dict[str, Rollup]:
+    """Return the rollup of each sensor that has a value in `batches`, which are all of one window."""
+    found: Columns = {}
+    for batch in batches:
+        add_values(found, batch.values)
+    return {name: rollup(column.tolist(), end_ms) for name, column in found.items()}
 
 
 def rollup(values: list[float], end_ms: int) -> Rollup:
-    """Return the rollup of at least one value."""
+    """Return the rollup of at least one value. `values` is sorted then."""
     values.sort()
-    count = len(values)
-    scale = scale_of(values[0], values[-1])
-    mean = math.fsum(value / scale for value in values) / count
-    deviation = math.sqrt(math.fsum((value / scale - mean) ** 2 for value in values) / count)
+    count, low, high = len(values), values[0], values[-1]
     middle = values[(count - 1) // 2] / 2 + values[count // 2] / 2 if count % 2 == 0 else values[count // 2]
-    mode = max(groupby(values), key=lambda group: len(list(group[1])))[0]
-    mean = unscaled(mean, scale, values[0], values[-1])
-    return Rollup(end_ms, count, mean, middle, mode, values[0], values[-1], unscaled(deviation, scale))
+    times = Counter(values)
+    most = max(times.values())
+    mode = next(value for value, count in times.items() if count == most)  # in the order of the values: the lowest
+    largest = max(-low, high)
+    scale = 1.0 if _NO_SQUARES < largest < _SQUARES or not largest else scale_of(low, high)
+    scaled = values if scale == 1.0 else [value / scale for value in values]
+    mean = math.fsum(scaled) / count
+    apart = [value - mean for value in scaled]
+    deviation = math.sqrt(math.fsum(map(mul, apart, apart)) / count)
+    mean = unscaled(mean, scale, low, high)
+    return Rollup(end_ms, count, mean, middle, mode, low, high, unscaled(deviation, scale))
 
 
-def _hour(window: Window) -> Window:
-    """Return the window of the longest span that contains a window."""
-    return window._replace(span_ms=SPANS_MS[-1], end_ms=window_end(window.end_ms, SPANS_MS[-1]))
+def _hour_end(window: Window) -> int:
+    """Return the end of the hour that contains a window."""
+    return window_end(window.end_ms - 1, HOUR_MS)
 
 
 class MaintenanceWorker:
-    """Thread that makes rollups and deletes expired samples, whenever there is something to do."""
+    """Thread that makes rollups, compacts what was stored and deletes expired samples, whenever there is something to
+    do."""
 
     def __init__(self, store: Store, writer: Writer, clock: Clock, keep_days: float = 0.0) -> None:
         """keep_days: how long samples are kept, in days; 0: for ever. Rollups are kept for ever."""
-        self.summed = self.expired = 0  # windows and samples, in this run
+        self.summed = self.compacted = self.expired = 0  # windows and samples, in this run
         self._store = store
         self._writer = writer
         self._clock = clock
         self._keep_ms = int(keep_days * 86_400_000)
+        self._nothing_before_ms = -1  # when nothing was to be deleted
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="summaries", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="maintenance", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
 
     def stop(self, limit_s: float) -> str | None:
-        """End after the present window; the next run of the program goes on with the rest."""
+        """End after the present part; the next run of the program goes on with the rest."""
         self._stopping.set()
         self._thread.join(limit_s)
         return "still summing up" if self._thread.is_alive() else None
@@ -101,75 +126,118 @@ class MaintenanceWorker:
         """Do a part of the work. Returns True if there may be more to do at once."""
         now_ms = self._clock.wall_ms()
         windows = self._store.dirty_windows(now_ms - GRACE_MS, _AT_ONCE)
+        late = {(window.node, _hour_end(window)): window for window in windows if window.is_late}
         done = 0
-        for hour in dict.fromkeys(_hour(window) for window in windows if window.is_late):  # each once
+        for (_, end_ms), window in late.items():
             if self._stopping.is_set():
                 return False
-            done += self._add_late(hour)
-        on_time = [window for window in windows if not window.is_late]
-        for start in range(0, len(on_time), _WRITTEN_TOGETHER):
-            if self._stopping.is_set():
-                return False
-            done += self._sum_up(on_time[start : start + _WRITTEN_TOGETHER])
-        if done:
-            self.summed += done
-            return True
+            try:
+                done += self._add_late(window._replace(span_ms=HOUR_MS, end_ms=end_ms))
+            except StoreDamaged:  # of which the store has told: the others go on
+                if self._store.damage:
+                    raise
+        done += self._sum_up([window for window in windows if not window.is_late])
+        self.summed += done
+        moved = 0 if self._stopping.is_set() else self._compact(now_ms)
+        if done or moved or self._stopping.is_set():
+            return not self._stopping.is_set()
         return self._keep_ms > 0 and self._forget(now_ms - self._keep_ms)
 
     def _sum_up(self, windows: Sequence[Window]) -> int:
-        """Roll up some windows, which are written together. Returns their number."""
-        found = [(window, rollups_of(self._points(window), window.end_ms)) for window in windows]
+        """Roll up windows, some together in a transaction: those of an hour are read together. Returns their number."""
+        of_hours: dict[tuple[str, int], list[Window]] = {}
+        for window in windows:
+            of_hours.setdefault((window.node, _hour_end(window)), []).append(window)
+        found: list[tuple[Window, dict[str, Rollup]]] = []
+        done = 0
+        for of_hour in of_hours.values():
+            if self._stopping.is_set():
+                return done
+            try:
+                found += self._rollups_of_hour(of_hour)
+            except StoreDamaged:  # of which the store has told: the others go on
+                if self._store.damage:
+                    raise
+            if len(found) >= _WRITTEN_TOGETHER:
+                done += self._put(found)
+                found = []
+        return done + self._put(found)
 
+    def _put(self, found: Sequence[tuple[Window, dict[str, Rollup]]]) -> int:
         def put() -> None:
             for window, summaries in found:
                 self._store.replace_rollups(window, summaries)
 
-        self._writer.run(put, LOOK_S)
+        if found:
+            self._writer.run(put, _WRITE_S)
         return len(found)
+
+    def _rollups_of_hour(self, windows: Sequence[Window]) -> list[tuple[Window, dict[str, Rollup]]]:
+        """Return the rollups of some windows, which are of one node and lie in one hour."""
+        from_ms = min(window.end_ms - window.span_ms for window in windows)
+        parts = self._values(windows[0].node, from_ms, max(window.end_ms for window in windows))
+        found = []
+        for window in sorted(windows, key=lambda window: window.span_ms):
+            inside = [parts[end_ms] for end_ms in parts if window.end_ms - window.span_ms < end_ms <= window.end_ms]
+            found.append((window, _rollups_of_parts(inside, window.end_ms)))
+        return found
 
     def _add_late(self, hour: Window) -> bool:
         """Merge samples that came after those of their window were deleted: a whole hour at once; then delete them."""
-        points = list(self._points(hour))
+        found = self._values(hour.node, hour.end_ms - hour.span_ms, hour.end_ms)
         parts: dict[int, dict[str, list[Rollup]]] = {}
         for span_ms in SPANS_MS:
-            of_window: dict[int, list[StoredSample]] = {}
-            for point in points:
-                of_window.setdefault(window_end(point.time_ms, span_ms), []).append(point)
-            for end_ms, found in of_window.items():
-                for sensor, part in rollups_of(found, end_ms).items():
+            for end_ms in {window_end(short_ms - 1, span_ms) for short_ms in found}:
+                inside = [found[short_ms] for short_ms in found if end_ms - span_ms < short_ms <= end_ms]
+                for sensor, part in _rollups_of_parts(inside, end_ms).items():
                     parts.setdefault(span_ms, {}).setdefault(sensor, []).append(part)
-        done: bool = self._writer.run(lambda: self._store.merge_late_rollups(hour, parts), LOOK_S)
+        done: bool = self._writer.run(lambda: self._store.merge_late_rollups(hour, parts), _WRITE_S)
         return done
 
-    def _points(self, window: Window) -> Iterator[StoredSample]:
-        start_ms, left = window.end_ms - window.span_ms, _MOST_VALUES
-        for point in self._between(window.node, start_ms + 1, window.end_ms + 1):
-            left -= len(point.values)
+    def _values(self, node: str, from_ms: int, to_ms: int) -> dict[int, Columns]:
+        """Return all values of a node in [from_ms, to_ms): by the end of the shortest window, and by sensor."""
+        found: dict[int, Columns] = {}
+        left = _MOST_VALUES
+        for _, _, batch in self._store.stored_batches(node, from_ms, to_ms):
+            left -= len(batch) * len(batch.values)
             if left < 0:
-                return
-            yield point
+                break
+            pieces = runs(batch.times, SPANS_MS[0])
+            for start, stop in pieces:
+                columns = found.setdefault(window_end(batch.times[start], SPANS_MS[0]), {})
+                add_values(columns, batch.values if len(pieces) == 1 else batch.part(start, stop).values)
+        return found
 
-    def _between(self, node: str, from_ms: int, to_ms: int) -> Iterator[StoredSample]:
-        """Yield the samples taken in [from_ms, to_ms), oldest first; in memory are _READ_TOGETHER of them."""
-        limit = _READ_TOGETHER if to_ms - from_ms > 1 else _MOST_SAME_DATE
-        found = self._store.points(node, from_ms, to_ms, limit + 1)
-        if len(found) <= limit or to_ms - from_ms == 1:
-            yield from found[:limit]
-            return
-        found, middle_ms = [], (from_ms + to_ms) // 2
-        yield from self._between(node, from_ms, middle_ms)
-        yield from self._between(node, middle_ms, to_ms)
+    def _compact(self, now_ms: int) -> int:
+        job = self._store.compaction(now_ms)
+        if job is None:
+            return 0
+        moved: int = self._writer.run(job, _WRITE_S)
+        self.compacted += moved
+        return moved
 
     def _forget(self, before_ms: int) -> bool:
-        gone: int = self._writer.run(lambda: self._store.delete_expired(before_ms, _FORGET_AT_ONCE), LOOK_S)
+        """Delete some expired samples: only whole hours go, so that is seldom worth a look of the writer thread."""
+        last_ms = self._nothing_before_ms
+        if before_ms // HOUR_MS == last_ms // HOUR_MS and 0 <= before_ms - last_ms < _FORGET_AGAIN_MS:
+            return False
+        gone: int = self._writer.run(lambda: self._store.delete_expired(before_ms, _FORGET_AT_ONCE), _WRITE_S)
         self.expired += gone
+        if not gone:
+            self._nothing_before_ms = before_ms
         return gone > 0
 
     def _run(self) -> None:
         told = ""
+        rested_s = 0.0
         while not self._stopping.wait(LOOK_S):
+            if self._writer.is_catching_up and rested_s < _MOST_REST_S:
+                rested_s += LOOK_S
+                continue
+            rested_s = 0.0
+            end_s = self._clock.monotonic() + _BETWEEN_RESTS_S
             try:
-                while self.work():
+                while self.work() and not (self._writer.is_catching_up and self._clock.monotonic() > end_s):
                     # Collecting comes first: a thread that calculates without a pause would take half of the time.
                     self._stopping.wait(0.02)
                 told = ""
@@ -179,3 +247,17 @@ class MaintenanceWorker:
                 if told != str(error):
                     log.warning("statistics wait: %s", error)
                 told = str(error)
+
+
+def _rollups_of_parts(parts: Sequence[Columns], end_ms: int) -> dict[str, Rollup]:
+    """Return the rollup of each sensor that has a value in parts of a window."""
+    found: dict[str, Rollup] = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        values: list[float] = []
+        for part in parts:
+            if name in part:
+                values += part[name]
+        found[name] = rollup(values, end_ms)
+        if len(parts) == 1:
+            parts[0][name] = array("d", values)  # sorted now: those of the hour are soon sorted, too
+    return found

@@ -37,35 +37,41 @@ NOTHING = HighWaterMark(0, None)
 
 
 HOUR_MS = 3_600_000
-STRETCH_SAMPLES = 4_096  # in a stretch at most
+STRETCH_SAMPLES = 4_096  # in a stretch at most,
+STRETCH_VALUES = 65_536  # and values, unless one sample has more: a stretch is read as a whole
+
+
+def stretch_samples(sensors: int) -> int:
+    """Return how many samples of so many sensors a stretch has at most."""
+    return max(1, min(STRETCH_SAMPLES, STRETCH_VALUES // max(1, sensors)))
 
 
 def stretches(batch: SampleBatch) -> list[SampleBatch]:
-    """Return a batch cut into stretches: each within one hour of UTC, of STRETCH_SAMPLES at most.
+    """Return a batch cut into stretches: each within one hour of UTC, of `stretch_samples` at most.
 
     The times need not rise: a clock may step back between two samples.
     """
     times = batch.times
-    count = len(times)
+    count, most = len(times), stretch_samples(len(batch.values))
     if min(times) // HOUR_MS == max(times) // HOUR_MS:
-        cuts = list(range(0, count, STRETCH_SAMPLES))
+        cuts = list(range(0, count, most))
     else:
-        cuts = [start + extra for start, stop in _hours(times) for extra in range(0, stop - start, STRETCH_SAMPLES)]
+        cuts = [start + extra for start, stop in runs(times, HOUR_MS) for extra in range(0, stop - start, most)]
     if len(cuts) == 1:
         return [batch]
     return [batch.part(start, stop) for start, stop in zip(cuts, [*cuts[1:], count], strict=True)]
 
 
-def _hours(times: list[int]) -> list[tuple[int, int]]:
-    """Return the places where a new hour begins, each with the place of the next one."""
+def runs(times: list[int], span_ms: int) -> list[tuple[int, int]]:
+    """Return the places where a run begins and ends: of samples that follow each other within one window of a span."""
     count = len(times)
     starts = [0]
     if times == sorted(times):
-        while (next_hour := (times[starts[-1]] // HOUR_MS + 1) * HOUR_MS) <= times[-1]:
-            starts.append(bisect_left(times, next_hour, starts[-1]))
+        while (end_ms := window_end(times[starts[-1]], span_ms)) <= times[-1]:
+            starts.append(bisect_left(times, end_ms, starts[-1]))
     else:
-        hours = [time_ms // HOUR_MS for time_ms in times]
-        starts += [place for place in range(1, count) if hours[place] != hours[place - 1]]
+        windows = [time_ms // span_ms for time_ms in times]
+        starts += [place for place in range(1, count) if windows[place] != windows[place - 1]]
     return list(zip(starts, [*starts[1:], count], strict=True))
 
 
@@ -104,7 +110,7 @@ class EpochCommit:
             isinstance(before, SampleBatch)
             and before.is_followed_by(new)
             and before.times[0] // HOUR_MS == new.times[0] // HOUR_MS
-            and len(before) + len(new) <= STRETCH_SAMPLES
+            and len(before) + len(new) <= stretch_samples(len(new.values))
         ):
             if not self._is_own:  # the batch that was submitted stays as it is: the commit may have to be repeated
                 before = self.items[-1] = before.part(0)
@@ -211,7 +217,7 @@ def bucket(place: int, values: int, low: float, high: float, mean: float) -> Buc
 
 
 class Rollup(NamedTuple):
-    """One sensor's values within a window: those taken after its start, up to and including its end.
+    """One sensor's values within a window [start, end).
 
     values     how many there are
     median     the middle one, or the mean of the two in the middle
@@ -229,7 +235,7 @@ class Rollup(NamedTuple):
     deviation: float
 
 
-SPANS_MS = (600_000, 3_600_000)  # of the windows that are summed up: ten minutes and an hour, counted from 1970
+SPANS_MS = (600_000, HOUR_MS)  # of the windows that are summed up: ten minutes and an hour, counted from 1970
 
 
 class NodeUsage(NamedTuple):
@@ -259,6 +265,11 @@ class Window(NamedTuple):
     end_ms: int
     as_of: int
     is_late: bool = False
+
+
+def is_late(end_ms: int, kept_from_ms: int) -> bool:
+    """Return True if the samples of a window that ends then may have been deleted; kept_from_ms 0: none was."""
+    return kept_from_ms > 0 and end_ms <= kept_from_ms
 
 
 def merge_rollups(one: Rollup, other: Rollup) -> Rollup:
@@ -295,43 +306,53 @@ def unscaled(value: float, scale: float, low: float = -_FLOAT_MAX, high: float =
 
 
 def window_end(time_ms: int, span_ms: int) -> int:
-    """Return the end of the window of a sample: windows are (start, end]."""
-    return -(-time_ms // span_ms) * span_ms
+    """Return the end of the window of a sample: windows are [start, end), and have the names of their ends."""
+    return (time_ms // span_ms + 1) * span_ms
 
 
 def whole_hours(first_ms: int, last_ms: int) -> int:
-    """Return the end of a whole hour up to which samples may be deleted. If an hour lost only some of its samples, one
+    """Return the end of a whole hour before which samples may be deleted. If an hour lost only some of its samples, one
     that comes late could not be told from those that are left, which are in the rollups already.
 
     first_ms, last_ms  when the first and the last of the oldest samples were taken, of as many as are to go
     """
-    end_ms = window_end(last_ms, SPANS_MS[-1])
-    start_ms = end_ms - SPANS_MS[-1]
-    return start_ms if first_ms <= start_ms else end_ms
+    end_ms = window_end(last_ms, HOUR_MS)
+    start_ms = end_ms - HOUR_MS
+    return start_ms if first_ms < start_ms else end_ms
 
 
 def pieces_to_read(
     from_ms: int, to_ms: int, count: int, kept_from_ms: int, dirty_ends: Callable[[int, int, int], Iterable[int]]
 ) -> list[tuple[int, int, int]]:
-    """Return what to read for `count` buckets of [from_ms, to_ms): (span, after, until) of windows; a span of 0 stands
-    for the samples themselves.
+    """Return what to read for `count` buckets of [from_ms, to_ms): (span, from, to), which stands for the windows of
+    that span within [from, to); a span of 0 for the samples taken in [from, to).
 
-    Rollups where buckets are as wide, and where the samples are deleted; but not the windows that are dirty.
+    Rollups where buckets are as wide, and where the samples are deleted; but not the windows that are dirty. A dirty
+    window whose samples are deleted is both: its rollup, and what has come since.
 
-    kept_from_ms  samples up to here may have been deleted
+    kept_from_ms  samples before it may have been deleted; 0: none was
     dirty_ends    returns the ends of the dirty windows of a span that end in (after, until], oldest first
     """
     width_ms = (to_ms - from_ms) / count
     span_ms = max((span for span in SPANS_MS if span <= width_ms), default=0)
-    summed_to_ms = to_ms if span_ms else min(to_ms, kept_from_ms)
+    summed_to_ms = to_ms if span_ms else min(to_ms, kept_from_ms) if kept_from_ms > 0 else from_ms
     span_ms = span_ms or SPANS_MS[0]
-    low_ms = window_end(from_ms, span_ms)
+    low_ms = -(-from_ms // span_ms) * span_ms
     high_ms = summed_to_ms // span_ms * span_ms
     if high_ms <= low_ms:
-        return [(0, from_ms - 1, to_ms - 1)]
-    pieces, at_ms = [(0, from_ms - 1, low_ms)], low_ms
+        return [(0, from_ms, to_ms)]
+    pieces, at_ms = [(0, from_ms, low_ms)], low_ms
     for end_ms in dirty_ends(span_ms, low_ms, high_ms):
-        pieces += [(span_ms, at_ms, end_ms - span_ms), (0, end_ms - span_ms, end_ms)]
+        summed_ms = end_ms if is_late(end_ms, kept_from_ms) else end_ms - span_ms
+        pieces += [(span_ms, at_ms, summed_ms), (0, end_ms - span_ms, end_ms)]
         at_ms = end_ms
-    pieces += [(span_ms, at_ms, high_ms), (0, high_ms, to_ms - 1)]
-    return [piece for piece in pieces if piece[1] < piece[2]]
+    pieces += [(span_ms, at_ms, high_ms), (0, high_ms, to_ms)]
+    found: list[tuple[int, int, int]] = []
+    for piece in pieces:
+        if piece[1] >= piece[2]:
+            continue
+        if found and not piece[0] and not found[-1][0]:  # dirty windows side by side are read at once
+            found[-1] = (0, found[-1][1], piece[2])
+        else:
+            found.append(piece)
+    return found

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pigeonpost.core.clock import rfc3339
+from pigeonpost.core.clock import FIRST_MS, rfc3339
 from pigeonpost.http.message import HTTPError, Response
 from pigeonpost.views.context import RequestContext
 from pigeonpost.views.html import json_answer, text_page
 from pigeonpost.views.models import NodeView, SensorView
 from pigeonpost.views.query import moment, name_in, span_ms
+from pigeonpost.views.statistics import closed_right
 from protocol import NODE_NAME, SENSOR_NAME
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ def samples(context: RequestContext) -> Response:
     if "step" in query:
         return _summed_up(context, node, sensor, from_ms, to_ms, form)
     limit, names = _limit(query), [node] if node else known
-    found = [point for name in names for point in app.store.points(name, from_ms or 0, to_ms, limit)]
+    start_ms = FIRST_MS if from_ms is None else from_ms
+    found = [point for name in names for point in app.store.points(name, start_ms, to_ms, limit)]
     found.sort(key=lambda point: point.time_ms)
     points = [_only(sensor, point) for point in found[-limit:] if not sensor or sensor in point.values]
     if form == "csv":
@@ -139,31 +141,43 @@ def _summed_up(context: RequestContext, node: str, sensor: str, from_ms: int | N
 
 
 def statistics(context: RequestContext) -> Response:
-    """`GET /api/v1/statistics?node=&sensor=&span=10m|1h&from=&to=&format=json|csv`: the windows that are summed up.
+    """`GET /api/v1/statistics?node=&sensor=&span=10m|1h&from=&to=&closed=left|right&format=json|csv`: the windows that
+    are summed up.
 
-    A window is (start, end] and has the time of its end; the last 1000 of those that end in (from, to].
+    A window is [start, end) and has the time of its end; the last 1000 of those that end in (from, to]. With
+    `closed=right` it is (start, end], counted from the samples. Where these are deleted, it is what it was made as.
     """
     query, store = context.request.query, context.app.store
     node, sensor = _named(context)
-    window_ms = _WINDOWS_MS.get(query.get("span", "1h"), 0)
+    window_ms, closed = _WINDOWS_MS.get(query.get("span", "1h"), 0), query.get("closed", "left")
     if not node or not sensor:
         raise HTTPError(400, "One node and one sensor are to be named.", "node")
     if not window_ms:
         raise HTTPError(400, "The span is 10m or 1h.", "span")
+    if closed not in ("left", "right"):
+        raise HTTPError(400, "Windows are closed on the left or on the right.", "closed")
     to_ms = moment(query["to"]) if "to" in query else context.app.clock.wall_ms()
     from_ms = moment(query["from"]) if "from" in query else to_ms - USUAL_SAMPLES * window_ms
     if not 0 <= to_ms - from_ms <= MOST_SAMPLES * window_ms:
         raise HTTPError(400, f"From `from` to `to` there are at most {MOST_SAMPLES} windows.", "span")
-    found = store.summaries(node, sensor, window_ms, from_ms, to_ms)
+    about: dict[str, Any] = next((one for one in store.nodes() if one["name"] == node), {})
+    found = [
+        (one, "right" if one.end_ms <= about.get("old_edges_ms", 0) else "left")
+        for one in store.summaries(node, sensor, window_ms, from_ms, to_ms)
+    ]
+    if closed == "right" and about:
+        found = [(one, edge) for one, edge in found if one.end_ms <= about["kept_from_ms"]]
+        from_ms = max(from_ms, about["kept_from_ms"])
+        found += [(one, "right") for one in closed_right(store, node, sensor, window_ms, from_ms, to_ms)]
     if _form(query) == "csv":
-        lines = [",".join([rfc3339(one.end_ms), *map(str, one[1:])]) for one in found]
+        lines = [",".join([rfc3339(one.end_ms), *map(str, one[1:])]) for one, _ in found]
         return _csv("time,count,mean,median,mode,low,high,deviation", [lines])
     return json_answer({
-        "node": node, "sensor": sensor, "span_s": window_ms / 1000,
+        "node": node, "sensor": sensor, "span_s": window_ms / 1000, "closed": closed,
         "windows": [{
             "time": rfc3339(one.end_ms), "count": one.values, "mean": one.mean, "median": one.median,
             "mode": one.mode, "low": one.low, "high": one.high, "deviation": one.deviation,
-        } for one in found],
+        } | ({"closed": edge} if edge != closed else {}) for one, edge in found],
     })  # fmt: skip
 
 

@@ -156,18 +156,25 @@ class Charts:
         if not self._drawing.acquire(timeout=5):
             raise HTTPError(503, "Too many charts at once; try again in a moment.", "busy", {"Retry-After": "2"})
         try:
-            return [self._one(context, what, frame, place) for place in range(len(what.names))]
+            store, found = context.app.store, {}
+            for node in dict.fromkeys(node for node, _ in what.names):
+                sensors = [sensor for other, sensor in what.names if other == node]
+                found[node] = store.downsample_several(node, what.from_ms, what.to_ms, frame.columns, sensors)
+            return [
+                self._one(context, what, frame, place, found[node][sensor])
+                for place, (node, sensor) in enumerate(what.names)
+            ]
         finally:
             self._drawing.release()
 
-    def _one(self, context: RequestContext, what: Asked, frame: Frame, place: int) -> Series:
+    def _one(self, context: RequestContext, what: Asked, frame: Frame, place: int, found: Sequence[Bucket]) -> Series:
         node, sensor = what.names[place]
         view = context.snapshot().node(node)
         assert view is not None, "looked up before"
         known = next((one for one in view.sensors if one.name == sensor), None)
         columns = [
             column if column.high < _MOST and column.low > -_MOST and not _is_tiny(column) else _tamed(column)
-            for column in context.app.store.downsample(node, sensor, what.from_ms, what.to_ms, frame.columns)
+            for column in found
         ]
         every_ms = view.every_s * 1000 if view.every_s else None
         unit, number = (known.unit, known.number) if known else ("", 0)

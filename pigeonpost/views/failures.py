@@ -10,12 +10,13 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pigeonpost.core.clock import FIRST_MS
 from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage.models import EpochCommit
 
 if TYPE_CHECKING:
     from pigeonpost.storage.contract import Store
-    from protocol import Sample
+    from protocol import Number
 
 _LOOKED_AT = 500  # samples in the store, the last ones; before that the last hour with a value counts
 _DAYS = 30
@@ -36,17 +37,18 @@ class FailureTracker:
         for epoch_commit in epoch_commits:
             for item in epoch_commit.items:
                 if isinstance(item, SampleBatch):
-                    self._record(epoch_commit.node, list(item))
+                    self._record(epoch_commit.node, item)
 
-    def _record(self, node: str, samples: Sequence[Sample]) -> None:
-        last = samples[-1].values
-        if node not in self._since and None not in last.values():
+    def _record(self, node: str, samples: SampleBatch) -> None:
+        columns = samples.values
+        failing = [sensor for sensor, column in columns.items() if column[-1] is None]
+        if node not in self._since and not failing:
             return
         with self._lock:
             known = self._since.get(node, {})
-            found = {sensor: since_ms for sensor, since_ms in known.items() if sensor not in last}
-            for sensor in [sensor for sensor, value in last.items() if value is None]:
-                since_ms = _first_failure_ms(samples, sensor, known.get(sensor))
+            found = {sensor: since_ms for sensor, since_ms in known.items() if sensor not in columns}
+            for sensor in failing:
+                since_ms = _first_failure_ms(samples, columns[sensor], known.get(sensor))
                 if since_ms is not None:  # else it fails for longer than we have looked: the store knows
                     found[sensor] = since_ms
             self._since.pop(node, None)
@@ -68,7 +70,7 @@ class FailureTracker:
         return found
 
     def _look_up(self, node: str, sensor: str) -> int | None:
-        points = self._store.points(node, 0, _FAR_MS, _LOOKED_AT)
+        points = self._store.points(node, FIRST_MS, _FAR_MS, _LOOKED_AT)
         since_ms = None
         for point in reversed(points):
             if point.values.get(sensor) is not None:
@@ -82,12 +84,12 @@ class FailureTracker:
         return min(since_ms, from_ms + (hours[-1].place + 1) * _HOUR_MS) if hours else since_ms
 
 
-def _first_failure_ms(samples: Sequence[Sample], sensor: str, known_ms: int | None) -> int | None:
-    """Return since when a sensor fails that has no value in the last of these samples.
+def _first_failure_ms(samples: SampleBatch, column: Sequence[Number | None], known_ms: int | None) -> int | None:
+    """Return since when a sensor fails that has no value in the last of these samples: `column` is its values.
 
     known_ms  since when it has failed before these; None: it did not, or nobody knows
     """
-    for place in range(len(samples) - 2, -1, -1):
-        if samples[place].values.get(sensor) is not None:
-            return samples[place + 1].time_ms
+    for place in range(len(column) - 2, -1, -1):
+        if column[place] is not None:
+            return samples.times[place + 1]
     return known_ms

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pigeonpost.core.clock import FIRST_MS
 from pigeonpost.core.errors import DiskError, NotStored, StoreDamaged
 from pigeonpost.core.format import number, with_unit
 from pigeonpost.server.recent_cache import RecentColumns
@@ -194,7 +195,7 @@ class SnapshotBuilder:
         last_ms, known = self._stored.get(name, {}).get("last_ms"), self._last.get(name)
         if last_ms is not None and (known is None or known.time_ms != last_ms):  # by an import it may become later
             try:
-                for point in self._app.store.points(name, 0, _FAR_MS, 1):
+                for point in self._app.store.points(name, FIRST_MS, _FAR_MS, 1):
                     self._last[name] = Sample(point.seq, point.time_ms, 0, point.values, {}, point.clock)
             except (StoreDamaged, DiskError) as error:
                 log.debug("no last sample of %s: %s", name, error)

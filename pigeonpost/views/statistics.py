@@ -15,6 +15,7 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pigeonpost.core.clock import rfc3339
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _SAMPLES_MS = 2 * 86_400_000  # up to so long the samples are read,
 _MOST_SAMPLES = 20_000  # as long as they are no more than these
 _MOST_VALUES = 1_280_000  # in these samples, of all channels: 64 channels of 20,000 samples
+_MOST_RECOUNTED = 1_000_000  # samples, for windows (start, end]
 _SHORT_MS, _LONG_MS = 600_000, 3_600_000  # windows
 _SHORT_UP_TO_MS = 14 * 86_400_000
 LONGEST_MS = 370 * 86_400_000
@@ -112,14 +114,19 @@ class StatisticsReader:
         return self._of_windows(node, sensor, from_ms, to_ms)
 
     def _values(self, node: str, sensor: str, from_ms: int, to_ms: int) -> list[tuple[int, float]] | None:
-        """Return time and value of each reading; None: there are too many."""
+        """Return time and value of each reading, oldest first; None: there are too many."""
         channels = len(self._store.channels(node, MOST_LISTED))
-        most = min(_MOST_SAMPLES, _MOST_VALUES // max(channels, 1))
-        points = self._store.points(node, from_ms, to_ms, most + 1)
-        if len(points) > most:
-            return None
-        read = [(point.time_ms, point.values.get(sensor)) for point in points]
-        return [(time_ms, value) for time_ms, value in read if value is not None]
+        left = min(_MOST_SAMPLES, _MOST_VALUES // max(channels, 1))
+        found: list[tuple[int, float]] = []
+        for _, _, batch in self._store.stored_batches(node, from_ms, to_ms):
+            left -= len(batch)
+            if left < 0:
+                return None
+            column = batch.values.get(sensor)
+            if column:
+                found += [(time_ms, value) for time_ms, value in zip(batch.times, column) if value is not None]
+        found.sort(key=itemgetter(0))  # batches may overlap
+        return found
 
     def _exactly(self, found: Sequence[tuple[int, float]], from_ms: int, to_ms: int) -> Statistics | None:
         if not found:
@@ -160,15 +167,15 @@ class StatisticsReader:
         low_ms, high_ms = -(-from_ms // span_ms) * span_ms, to_ms // span_ms * span_ms
         windows = {one.end_ms: one for one in self._store.summaries(node, sensor, span_ms, low_ms, high_ms)}
         pending = [
-            window.end_ms for window in self._store.dirty_windows(to_ms, _MOST_PENDING)
+            window.end_ms for window in self._store.dirty_windows(to_ms + 1, _MOST_PENDING)
             if window.node == node and window.span_ms == span_ms and not window.is_late
             and low_ms < window.end_ms <= high_ms
         ]  # fmt: skip
         for end_ms in pending[-_MOST_CALCULATED:]:
             windows.pop(end_ms, None)
-            self._add(windows, node, sensor, end_ms - span_ms + 1, end_ms + 1, end_ms)
-        self._add(windows, node, sensor, from_ms, min(low_ms + 1, to_ms), low_ms)
-        self._add(windows, node, sensor, high_ms + 1, to_ms, high_ms + span_ms)
+            self._add(windows, node, sensor, end_ms - span_ms, end_ms, end_ms)
+        self._add(windows, node, sensor, from_ms, min(low_ms, to_ms), low_ms)
+        self._add(windows, node, sensor, high_ms, to_ms, high_ms + span_ms)
         return [windows[end_ms] for end_ms in sorted(windows)]
 
     def _add(self, windows: dict[int, Rollup], node: str, sensor: str, from_ms: int, to_ms: int, end_ms: int) -> None:
@@ -178,8 +185,26 @@ class StatisticsReader:
 
     def _when(self, node: str, sensor: str, value: float, end_ms: int, span_ms: int) -> int:
         """Return the time of a window's extreme; its end, where the samples are deleted."""
-        found = self._values(node, sensor, end_ms - span_ms + 1, end_ms + 1) or ()
+        found = self._values(node, sensor, end_ms - span_ms, end_ms) or ()
         return next((time_ms for time_ms, one in found if one == value), end_ms)
+
+
+def closed_right(store: Store, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Rollup]:
+    """Return the rollups of windows (start, end] that end in (from_ms, to_ms], oldest first, made from the samples.
+
+    Raises HTTPError where there are too many of these.
+    """
+    low_ms, high_ms = from_ms // span_ms * span_ms, to_ms // span_ms * span_ms
+    found: dict[int, list[float]] = {}
+    left = _MOST_RECOUNTED
+    for _, _, batch in store.stored_batches(node, low_ms + 1, high_ms + 1):
+        left -= len(batch)
+        if left < 0:
+            raise HTTPError(400, f"There are more than {_MOST_RECOUNTED:,} samples in it: ask for less.", "span")
+        for time_ms, value in zip(batch.times, batch.values.get(sensor, ())):
+            if value is not None:
+                found.setdefault(-(-time_ms // span_ms) * span_ms, []).append(value)
+    return [rollup(found[end_ms], end_ms) for end_ms in sorted(found)]
 
 
 def statistics_of_buckets(columns: Sequence[Bucket], from_ms: int, to_ms: int, places: int) -> Statistics | None:

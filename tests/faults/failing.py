@@ -88,9 +88,9 @@ def fail_at(kind: str, failing: Failing, is_ready: Callable[[], bool]) -> None:
 
         failing.wrap(Outbox, "put")
     else:
-        from pigeonpost.transports.tcp_connection import LineConnection
+        from pigeonpost.transports.tcp_connection import LineSocket
 
-        failing.wrap(LineConnection, "_read")
+        failing.wrap(LineSocket, "receive")
 
 
 def main(kind: str, at: int, *program: str) -> int:

@@ -194,7 +194,7 @@ class House:
 
     def stored(self) -> list[tuple[str, int]]:
         """(epoch, seq) of everything stored, as it lies in the store."""
-        return self.query("SELECT e.epoch, s.seq FROM samples s JOIN epochs e ON e.id = s.epoch")
+        return self.query("SELECT epoch, seq FROM samples")
 
     def is_stored(self, count: int) -> bool:
         """Whether the first `count` samples that were heard are stored."""
@@ -308,9 +308,8 @@ class House:
 
     def _wanted_rows(self, store: sqlite3.Connection) -> Iterator[tuple[int, str, str]]:
         """What the store says that the logs must have."""
-        shapes = {id: json.loads(names) for id, names in store.execute("SELECT id, names FROM shapes")}
-        for time_ms, shape, values in store.execute('SELECT time, shape, "values" FROM samples'):
-            for name, value in zip(shapes[shape], json.loads(values)):
+        for time_ms, names, values in store.execute('SELECT time_ms, sensors, "values" FROM samples'):
+            for name, value in zip(json.loads(names), json.loads(values)):
                 yield time_ms, name, "" if value is None else repr(value)
 
     def _csv_rows(self) -> list[tuple[str, ...]]:

@@ -1,6 +1,7 @@
 """Runs node.py or server.py with shorter pauses: `impatient.py node.py ARGUMENTS`.
 
-Only how long a program waits before it tries again, and how soon a listener sees that it is to stop, are changed.
+Only how long a program waits before it tries again, how soon a listener sees that it is to stop, and how often the
+server compacts what it has stored, are changed.
 Tests that kill the programs hundreds of times would spend most of their time in these pauses.
 """
 
@@ -32,6 +33,9 @@ def main(script: str, arguments: list[str]) -> int:
     socketserver.BaseServer.serve_forever = lambda listener, poll_interval=0.5: serve(listener, STOP_POLL_S)  # type: ignore[assignment]
     if script == "server.py":
         shorten("pigeonpost.server.ingest", _RETRY_S=RETRY_S)
+        # Rows become chunks all the time, so that a kill meets this too.
+        shorten("pigeonpost.storage.maintenance", LOOK_S=0.1, _MOST_REST_S=0.1)
+        shorten("pigeonpost.storage.sqlite.compaction", _MOST_FRESH=5, _LOOK_ROWS=1)
     elif os.environ.get("PIGEONPOST_PUSH_TO"):
         shorten("pigeonpost.transports.push_node_client", LONGEST_RETRY_S=LONGEST_RETRY_S)
         shorten("pigeonpost.transports.push_node", RETRY_S=RETRY_S, LONGEST_RETRY_S=LONGEST_RETRY_S)

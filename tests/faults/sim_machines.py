@@ -229,7 +229,7 @@ class ServerMachine:
 def other_version(output: bytes, drops: Iterable[str] = ()) -> bytes:
     """What a program of another version would say: objects with more keys than are known here, and without some.
 
-    Of those that a version may leave out RESUME's `id` alone changes what the other end does.
+    Of those that a version may leave out RESUME's `id` and HELLO's `columns` alone change what the other end does.
     """
     lines = []
     for line in output.split(b"\n"):
@@ -238,7 +238,7 @@ def other_version(output: bytes, drops: Iterable[str] = ()) -> bytes:
         if word in (b"HELLO", b"HELD", b"RESUME", b"GAP", b"STATUS") and brace:
             content = json.loads(brace + text)
             content |= {"later": [1, {"more": True}], "z": None}
-            for key in drops if word == b"RESUME" else ("every",):
+            for key in drops if word == b"RESUME" else ("every", "columns", "window"):
                 content.pop(key, None)
             line = b" ".join((word, head + json.dumps(content).encode()))
         lines.append(line)
@@ -294,13 +294,13 @@ class Connection:
                 self.node.die(power=self.world.chance.random() < 0.5)
             return
         output = b"".join(sent)
-        if b"GAP " in output or b"HELD " in output or b'"more"' in output or b'"clock":"' in output:
+        if any(word in output for word in (b"GAP ", b"HELD ", b'"more"', b'"clock":"', b" {")):
             self._look_at(output)
         self.to_server += other_version(output) if self.node.other_keys else output
 
     def _from_server(self, output: bytes) -> bytes:
         if not self.server.other_keys:
-            return output
+            return other_version(output) if self.node.other_keys else output  # what an older node passes over
         if b"RESUME " in output:
             self.server.tells_no_id = True
         return other_version(output, ("id",))
@@ -317,6 +317,7 @@ class Connection:
             counts["fork"] += line.startswith(b"HELD ") and self.server_end.collecting
             counts["held with more"] += line.startswith((b"HELLO ", b"HELD ")) and b'"more":true' in line
             if line.startswith(b"SENSORS "):
+                counts["columns"] += b" {" in line
                 counts["dated by the server's clock"] += b'"clock":"server"' in line
                 counts["sent with clock unset"] += b'"clock":"unset"' in line
 
@@ -324,8 +325,7 @@ class Connection:
         """Let `count` bytes arrive, and the server do what it does then."""
         *lines, self._part_server = (self._part_server + self.to_server[:count]).split(b"\n")
         self.to_server = self.to_server[count:]
-        for line in lines:
-            self.server_end.receive(line)
+        self.server_end.receive_lines(lines)
         self.take_server_output()
 
     def take_server_output(self) -> None:

@@ -484,7 +484,7 @@ def _goes_on(line: bytes, end: ServerSession) -> bool:
     if message is None or message.word not in ("SENSORS", "GAP"):
         return False
     epoch, content = message.args
-    first, last = (content["from"], content["to"]) if message.word == "GAP" else (content[0].seq, content[-1].seq)
+    first, last = (content["from"], content["to"]) if message.word == "GAP" else (content[0].seq, content[-1].last)
     expected = end._next.get(epoch)
     return expected is None or first <= expected <= last
 
@@ -528,6 +528,8 @@ def _small_limits(chance: random.Random) -> Iterator[None]:
         mock.patch("os.urandom", chance.randbytes),
         mock.patch("pigeonpost.node.send_cursor.WINDOW_SAMPLES", chance.choice((10, 40, 5_000))),
         mock.patch("pigeonpost.node.send_cursor.BATCH_SAMPLES", chance.choice((3, 20, 500))),
+        mock.patch("pigeonpost.node.send_cursor.COLUMN_SAMPLES", chance.choice((3, 20, 4_096))),
+        mock.patch("pigeonpost.transports.tcp_server_session.COLUMNS_WINDOW", chance.choice((10, 40, 65_536))),
         mock.patch("pigeonpost.transports.tcp_session.ENTRIES_A_LINE", chance.choice((1, 2, 500))),
     ):
         yield

@@ -83,7 +83,7 @@ class Steps(unittest.TestCase):
 
     def years_between(self, house):
         """Returns how many years lie between the earliest and the latest sample stored."""
-        dates = [time_ms / 1000 for (time_ms,) in house.query("SELECT time FROM samples")]
+        dates = [time_ms / 1000 for (time_ms,) in house.query("SELECT time_ms FROM samples")]
         return (max(dates) - min(dates)) / YEAR_S
 
     def test_a_date_that_steps_loses_and_repeats_nothing(self):

@@ -49,7 +49,7 @@ class Kills(MqttCase):
             with open(os.path.join(folder, name), encoding="utf-8", newline="") as file:
                 logged.update((parse_rfc3339(row["time"]), row["sensor"]) for row in csv.DictReader(file))
         with sqlite3.connect(f"file:{data}/pigeonpost.sqlite3?mode=ro", uri=True) as database:
-            times = [time_ms for (time_ms,) in database.execute("SELECT time FROM samples")]
+            times = [time_ms for (time_ms,) in database.execute("SELECT time_ms FROM samples")]
         # Not each time once: after a stall two samples may be taken within a millisecond.
         self.assertEqual(logged, Counter((time_ms, name) for time_ms in times for name in ("temperature", "light")))
         return len(rows)

@@ -38,7 +38,7 @@ BOOT = "00000000000000b0"
 HAPPENS = [
     "accepted", "stored", "missing", "two servers", "ring overrun", "gap", "gap with `before`", "gap: damaged",
     "connection cut", "session replaced", "session closed by an end", "line of an earlier session", "resume with more",
-    "held with more", "fork", "dated by the server's clock", "sent with clock unset", "clock stepped",
+    "held with more", "columns", "fork", "dated by the server's clock", "sent with clock unset", "clock stepped",
     "node: killed", "node: power cut", "node: killed in a disk call", "node: ended while it started",
     "node: a write torn by a power cut", "node: short write", "node: I/O error", "node: no space left on its disk",
     "node: its cache shows what is not on the card", "slots made wider", "card copied", "card set back", "card wiped",

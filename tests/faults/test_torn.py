@@ -147,7 +147,7 @@ class Rotten(RingCase):
         sent, damaged, other = set(), set(), set()
         while piece := cursor.next():
             if isinstance(piece, OutgoingBatch):
-                sent |= set(range(piece.number, piece.number + len(piece.texts)))
+                sent |= set(range(piece.number, piece.number + piece.sample_count))
                 continue
             lost = range(piece.number - piece.before, piece.number + piece.last - piece.first + 1)
             (damaged if piece.why == "damaged" else other).update(lost)

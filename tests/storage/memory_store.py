@@ -28,6 +28,7 @@ from pigeonpost.storage.models import (
     Rollup,
     StoredSample,
     Window,
+    is_late,
     merge_rollups,
     whole_hours,
     window_end,
@@ -118,7 +119,7 @@ class MemoryStore(Store):
                 for part in found:
                     known = self.summed.setdefault((window.node, span, part.end_ms), {})
                     known[sensor] = merge_rollups(known[sensor], part) if sensor in known else part
-        self._delete([e for e in self.samples if e[0] == window.node and start < e[2].time_ms <= end])
+        self._delete([e for e in self.samples if e[0] == window.node and start <= e[2].time_ms < end])
         for key in keys:
             del self.windows[key]
         return True
@@ -126,7 +127,7 @@ class MemoryStore(Store):
     def _owes(self, node: str, start: int, end: int) -> bool:
         return any(
             entry[1] == node and isinstance(entry[3], SampleBatch)
-            and any(start < sample.time_ms <= end for sample in entry[3])
+            and any(start <= sample.time_ms < end for sample in entry[3])
             for entry in self.epoch_commits
         )  # fmt: skip
 
@@ -135,15 +136,13 @@ class MemoryStore(Store):
         gone = 0
         for node in sorted({node for node, _ in self.epochs}):
             dirty_windows = [end - span for name, span, end in self.windows if name == node]
-            until = (
-                min([before_ms - 1, *(time_ms - 1 for time_ms in owed), *dirty_windows]) // SPANS_MS[-1] * SPANS_MS[-1]
-            )
-            times = sorted(e[2].time_ms for e in self.samples if e[0] == node and e[2].time_ms <= until)[: most - gone]
+            until = min([before_ms, *owed, *dirty_windows]) // SPANS_MS[-1] * SPANS_MS[-1]
+            times = sorted(e[2].time_ms for e in self.samples if e[0] == node and e[2].time_ms < until)[: most - gone]
             if not times or gone >= most:
                 continue
             if len(times) == most - gone:
                 until = whole_hours(times[0], times[-1])
-            mine = [e for e in self.samples if e[0] == node and e[2].time_ms <= until]
+            mine = [e for e in self.samples if e[0] == node and e[2].time_ms < until]
             self.kept_from[node] = max(until, self.kept_from.get(node, 0))
             self._delete(mine)
             gone += len(mine)
@@ -259,7 +258,7 @@ class MemoryStore(Store):
 
     def points(self, node: str, from_ms: int, to_ms: int, limit: int) -> list[StoredSample]:
         found = [point for point in self.every_sample() if point.node == node and from_ms <= point.time_ms < to_ms]
-        return found[-limit:]
+        return found if limit < 0 else found[-limit:]
 
     def downsample(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
         """From the samples alone: what was forgotten is not in them."""
@@ -272,7 +271,7 @@ class MemoryStore(Store):
 
     def dirty_windows(self, before_ms: int, most: int) -> list[Window]:
         found = [
-            Window(node, span, end, self.last_filed, end <= self.kept_from.get(node, 0))
+            Window(node, span, end, self.last_filed, is_late(end, self.kept_from.get(node, 0)))
             for node, span, end in self.windows
             if end < before_ms
         ]

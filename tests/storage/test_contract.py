@@ -15,8 +15,8 @@ from unittest import mock
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.data_folder import DATABASE
 from pigeonpost.core.errors import DiskError, NotStored, SettingsError, StoreDamaged
-from pigeonpost.link.samples import SampleBatch
-from pigeonpost.storage import maintenance, shapes
+from pigeonpost.link.samples import SampleBatch, batches_of
+from pigeonpost.storage import shapes
 from pigeonpost.storage.maintenance import MaintenanceWorker
 from pigeonpost.storage.models import (
     NOTHING,
@@ -25,9 +25,10 @@ from pigeonpost.storage.models import (
     HighWaterMark,
     LogMark,
     NodeUsage,
+    pieces_to_read,
     window_end,
 )
-from pigeonpost.storage.sqlite import rollups, schema
+from pigeonpost.storage.sqlite import rollups, runs
 from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import LARGEST_SEQ, Batch, Gap, Sample
 from tests.page_support import use_memory_disk
@@ -52,6 +53,11 @@ def sample(seq, temperature=20.5, time_ms=None, errors=None, clock=""):
 def batch(first, last, node="a", epoch=E1, base=0, units=None, **more):
     samples = [sample(seq, **more) for seq in range(first, last + 1)]
     return Batch(node, OUTBOX, epoch, base, SampleBatch.of(samples), None, units or {"temperature": "°C"}, print, print)
+
+
+def wrapped(samples, node="a", epoch=E1):
+    """Samples of any sensors as the batches that a link would make of them."""
+    return [Batch(node, OUTBOX, epoch, 0, part, None, {}, print, print) for part in batches_of(samples)]
 
 
 def gap(first, last, node="a", epoch=E1, base=0, before=0, why="overwritten"):
@@ -203,6 +209,19 @@ class StoreContract:
             self.assertEqual(self.store.identity, identity)
             self.reopen()
 
+    def test_the_number_of_an_outbox_outlives_an_epoch_that_goes_on_in_another_one(self):
+        """As after a card was copied: each has sent samples of it."""
+        other = "00000000000000bb"
+        file(self.store, batch(1, 3, base=10))
+        file(self.store, batch(4, 4, base=100)._replace(outbox=other))
+        for _ in range(2):
+            self.assertEqual([self.store.marks("a", outbox, ())[0] for outbox in (OUTBOX, other)], [13, 104])
+            self.reopen()
+        file(self.store, batch(5, 5, base=1))
+        self.assertEqual([self.store.marks("a", outbox, ())[0] for outbox in (OUTBOX, other)], [13, 104])
+        file(self.store, batch(6, 6, base=None), batch(1, 1, epoch=E2, base=20))
+        self.assertEqual([self.store.marks("a", outbox, ())[0] for outbox in (OUTBOX, other)], [21, 104])
+
     def test_marks_within_a_transaction(self):
         file(self.store, batch(1, 3))
         with self.store.writing([("a", E1), ("a", E2), ("b", E1)]) as marks:
@@ -234,7 +253,7 @@ class StoreContract:
         )
         self.assertEqual(list(self.store.verify()), [])
 
-    def test_rollups_are_the_same_when_a_window_is_read_in_parts(self):
+    def test_rollups_are_those_of_all_samples_of_a_window(self):
         start_ms, chance = 1_795_000_000_000 // 3_600_000 * 3_600_000, random.Random(3)
         times = sorted(start_ms + chance.choice((1, 5, 700, 600_000, 3_000_000)) * (1 + n % 3) // 2 for n in range(60))
         for node in "ab":
@@ -243,14 +262,13 @@ class StoreContract:
                 batch(seq, seq, node=node, temperature=5, time_ms=at) for seq, at in enumerate(times, 1)
             ))  # fmt: skip
         worker = MaintenanceWorker(self.store, Direct(self.store), FakeClock())
-        with mock.patch.object(maintenance, "_READ_TOGETHER", 7):
-            while worker.work():
-                pass
+        while worker.work():
+            pass
         values = {point.time_ms: [] for point in self.store.points("a", 0, FAR_MS, 1000)}
         for point in self.store.points("a", 0, FAR_MS, 1000):
             values[point.time_ms].append(point.values["temperature"])
         (found,) = self.store.summaries("a", "temperature", 3_600_000, start_ms, start_ms + 3_600_000)
-        inside = [value for at, some in values.items() for value in some if start_ms < at <= start_ms + 3_600_000]
+        inside = [value for at, some in values.items() for value in some if start_ms <= at < start_ms + 3_600_000]
         self.assertEqual((found.values, found.median), (len(inside), statistics.median(inside)))
         self.assertEqual(found.mode, min(statistics.multimode(inside)))
         self.assertAlmostEqual(found.deviation, statistics.pstdev(inside), 9)
@@ -288,7 +306,7 @@ class StoreContract:
 
     def test_means_of_values_near_the_largest_float_are_finite(self):
         for n, values in enumerate(
-            ([HUGE, HUGE, HUGE], [-HUGE, HUGE, HUGE], [HUGE, 5e-324, 1.0], [5e-324] * 3, [-HUGE] * 2)
+            ([HUGE, HUGE, HUGE], [HUGE, HUGE, 1.0], [-HUGE, HUGE, HUGE], [HUGE, 5e-324, 1.0], [5e-324] * 3, [-HUGE] * 2)
         ):
             with self.subTest(values=values):
                 node = f"n{n}"
@@ -380,7 +398,7 @@ class StoreContract:
         one = Sample(1, 1000, 5, {"x": 1, "t": 2.5}, {}, "")
         two = Sample(2, 2000, 6, {"t": None, "x": 4}, {"t": "no"}, "")
         three = Sample(3, 3000, 7, {"t": 3.5}, {}, "")
-        file(self.store, Batch("a", OUTBOX, E1, 0, SampleBatch.of([one, two, three]), None, {}, print, print))
+        file(self.store, *wrapped([one, two, three]))
         self.assertEqual([tuple(c) for c in self.store.downsample("a", "t", 0, 4000, 1)], [(0, 2, 2.5, 3.5, 3.0)])
         self.assertEqual(
             [tuple(c) for c in self.store.downsample("a", "x", 0, 4000, 4)], [(1, 1, 1, 1, 1.0), (2, 1, 4, 4, 4.0)]
@@ -390,6 +408,158 @@ class StoreContract:
         file(self.store, batch(1, 5, time_ms=1_795_000_000_000), batch(1, 5, epoch=E2, time_ms=1_795_000_000_000))
         self.assertEqual(len(self.store.points("a", 0, 1 << 60, 100)), 10)
         self.assertEqual(list(self.store.verify()), [])
+
+    # --- by column
+
+    def compact(self, filed):
+        """Rewrite all that the log does not owe, as a MaintenanceWorker does; a store may have nothing to rewrite."""
+        file(self.store, log=LogMark("a.csv", 1, 0, filed))
+        while job := self.store.compaction(FAR_MS):
+            self.assertGreater(self.run_in(job), 0)
+
+    def history(self, chance):
+        """Samples of two epochs at the same time: over hours, with other sensors now and then, clocks that are set and
+        stepped, late ones, and batches of one. Returns (epoch, sample) in the order of the commits."""
+        taken, seqs = [], {E1: 0, E2: 0}
+        for epoch in chance.choices((E1, E2), k=12):
+            at_ms = self.NOON + chance.randrange(-3 * self.HOUR, self.HOUR)
+            every_ms = chance.choice((1, 1000, 60_000))
+            names = chance.choice((["t"], ["t", "l"], ["l", "t"], []))
+            clock = chance.choice(("", "", "unset"))
+            for place in range(chance.choice((1, 1, 7, 60))):
+                seqs[epoch] += 1
+                at_ms += every_ms + chance.choice((0, 0, 0, 3, -2 * every_ms, -self.HOUR if place == 30 else 1))
+                values = {name: chance.choice((None, chance.randrange(9), chance.uniform(-50, 50))) for name in names}
+                taken.append((epoch, Sample(seqs[epoch], at_ms, 0, values, {}, clock)))
+        return taken
+
+    def put_history(self, taken):
+        at, filed = 0, 0
+        while at < len(taken):
+            part = taken[at : at + 23]
+            at += 23
+            epochs = {epoch: [one for code, one in part if code == epoch] for epoch, _ in part}
+            filed = file(self.store, *(b for epoch, some in epochs.items() for b in wrapped(some, epoch=epoch)))
+        return filed
+
+    def read_by_column(self, from_ms, to_ms):
+        """Returns (time, epoch, seq, values, clock) of each sample, in their order."""
+        found, last = [], {}
+        for node, epoch, part in self.store.stored_batches("a", from_ms, to_ms):
+            self.assertEqual((node, part.ups), ("a", []))
+            if type(self.store) is SqliteStore:
+                self.assertGreater(part.seq, last.get(epoch, 0))
+            last[epoch] = part.last
+            found += [(one.time_ms, epoch, one.seq, one.values, one.clock) for one in part]
+        return sorted(found, key=lambda row: row[:3])
+
+    def test_histories_are_read_as_they_were_taken(self):
+        chance = random.Random(11)
+        taken = self.history(chance)
+        filed = self.put_history(taken)
+        expected = sorted(((one.time_ms, epoch, one.seq, one.values, one.clock) for epoch, one in taken),
+                          key=lambda row: row[:3])  # fmt: skip
+        times = [row[0] for row in expected]
+        spans = [(0, FAR_MS), (self.NOON - self.HOUR, self.NOON)]
+        spans += [sorted(chance.sample(range(times[0] - 5, times[-1] + 5), 2)) for _ in range(3)]
+        spans += [(chance.choice(times), chance.choice(times) + 1) for _ in range(2)]
+        for _ in range(2):
+            for from_ms, to_ms in spans:
+                inside = [row for row in expected if from_ms <= row[0] < to_ms]
+                self.assertEqual(self.read_by_column(from_ms, to_ms), inside)
+                for limit in (-1, 1, 5):
+                    found = [
+                        (p.time_ms, p.epoch, p.seq, p.values, p.clock)
+                        for p in self.store.points("a", from_ms, to_ms, limit)
+                    ]
+                    self.assertEqual(found, inside if limit < 0 else inside[-limit:])
+                self.check_buckets(inside, from_ms, to_ms)
+            self.assertEqual(sum(len(part.samples) for part in self.store.every_batch()), len(expected))
+            self.assertEqual(sorted((p.time_ms, p.epoch, p.seq) for p in self.store.every_sample()),
+                             [row[:3] for row in expected])  # fmt: skip
+            (about,) = self.store.nodes()
+            self.assertEqual((about["samples"], about["first_ms"], about["last_ms"]), (len(taken), times[0], times[-1]))
+            self.assertEqual(list(self.store.verify()), [])
+            self.assertEqual([fault for fault in self.store.check_pieces() if fault], [])
+            self.compact(filed)
+            self.reopen()
+
+    def test_rows_of_nodes_with_many_sensors_stay_small(self):
+        names = [f"c{k}" for k in range(400)]
+        times = list(range(self.NOON, self.NOON + 1000))
+        many = SampleBatch(1, times, times, {name: [k % 7 for k in times] for name in names})
+        filed = file(self.store, Batch("a", OUTBOX, E1, 0, many, None, {}, print, print))
+        for _ in range(2):
+            found = list(self.store.stored_batches("a", 0, FAR_MS))
+            self.assertEqual([seq for _, _, part in found for seq in range(part.seq, part.last + 1)],
+                             list(range(1, 1001)))  # fmt: skip
+            self.assertEqual([value for _, _, part in found for value in part.values["c9"]], many.values["c9"])
+            if type(self.store) is SqliteStore:
+                for table in ("fresh", "chunks"):
+                    (most,) = self.shell().execute(f"SELECT max(length(data)) FROM {table}").fetchone()
+                    self.assertLess(most or 0, 200_000)
+            self.compact(filed)
+
+    def test_samples_on_the_edges_of_hours_are_read_once(self):
+        times = [self.NOON + n * self.HOUR // 2 for n in range(-4, 5)]
+        filed = self.put(*times)
+        noon, hour = self.NOON, self.HOUR
+        for _ in range(2):
+            for limit in (-1, 1, 2, 3, 8, 9):
+                found = [point.time_ms for point in self.store.points("a", 0, FAR_MS, limit)]
+                self.assertEqual(found, times if limit < 0 else times[-limit:])
+            for from_ms, to_ms in ((noon, noon + hour), (noon - 1, noon + 1), (times[0], times[-1])):
+                inside = [time_ms for time_ms in times if from_ms <= time_ms < to_ms]
+                self.assertEqual([row[0] for row in self.read_by_column(from_ms, to_ms)], inside)
+                self.assertEqual([point.time_ms for point in self.store.points("a", from_ms, to_ms, -1)], inside)
+            self.compact(filed)
+
+    def check_buckets(self, inside, from_ms, to_ms):
+        if to_ms <= from_ms:
+            return
+        values = {}
+        for time_ms, _, _, by_name, _ in inside:
+            if by_name.get("t") is not None:
+                values.setdefault((time_ms - from_ms) * 7 // (to_ms - from_ms), []).append(by_name["t"])
+        found = self.store.downsample("a", "t", from_ms, to_ms, 7)
+        self.assertEqual(
+            [(b.place, b.values, b.low, b.high) for b in found],
+            [(place, len(some), min(some), max(some)) for place, some in sorted(values.items())],
+        )
+        several = self.store.downsample_several("a", from_ms, to_ms, 7, ("l", "t", "nothing"))
+        self.assertEqual(several, {
+            sensor: self.store.downsample("a", sensor, from_ms, to_ms, 7) for sensor in ("l", "t", "nothing")
+        })  # fmt: skip
+        for b in found:
+            self.assertAlmostEqual(b.mean, statistics.fmean(values[b.place]), 9)
+        if type(self.store) is not MemoryStore:
+            together = self.store.downsample_all("a", from_ms, to_ms, 7, {"t", "nothing"})
+            self.assertEqual([b[:4] for b in together.get("t", [])], [b[:4] for b in found])
+            self.assertNotIn("nothing", together)
+
+    def test_what_the_log_owes_of_a_history_is_what_was_taken(self):
+        taken = self.history(random.Random(12))
+        self.put_history(taken)
+        owed = [(logged.epoch, one.seq, one.time_ms, one.values) for logged in self.store.logged_after(0)
+                for one in logged.items[0]]  # fmt: skip
+        for epoch in (E1, E2):
+            self.assertEqual(
+                [row[1:] for row in owed if row[0] == epoch],
+                [(one.seq, one.time_ms, one.values) for code, one in taken if code == epoch],
+            )
+
+    def test_filing_numbers_are_never_given_twice(self):
+        last = file(self.store, batch(1, 3), gap(4, 5), batch(6, 7))
+        self.compact(last)
+        self.reopen()
+        self.assertEqual(list(self.store.logged_after(0 if type(self.store) is MemoryStore else last)), [])
+        self.assertEqual(file(self.store, batch(8, 8)), last + 1)
+        self.assertEqual(file(self.store, gap(9, 9)), last + 2)
+        self.reopen()
+        with self.assertRaises(ZeroDivisionError), self.store.writing(()):
+            self.store.put([], 0, LogMark("x.csv", 1, 2, 3))
+            raise ZeroDivisionError
+        self.assertEqual(file(self.store, batch(10, 10)), last + 3)
 
     # --- statistics
 
@@ -423,7 +593,7 @@ class StoreContract:
 
     def test_what_was_stored_is_to_be_summed_up(self):
         noon, ten = self.NOON, SPANS_MS[0]
-        self.put(noon - 1, noon, noon + 1)
+        self.put(noon - 2, noon - 1, noon)
         expected = [("a", span, noon + plus * span, False) for span in SPANS_MS for plus in (0, 1)]
         self.assertEqual(self.windows(), expected)
         self.assertEqual(self.windows(noon + 1), [("a", span, noon, False) for span in SPANS_MS])
@@ -432,9 +602,9 @@ class StoreContract:
         self.assertEqual(len(self.store.dirty_windows(1 << 60, 3)), 3)
         self.assertEqual(ten, 600_000)
 
-    def test_windows_are_from_after_their_start_to_their_end(self):
+    def test_windows_are_from_their_start_to_before_their_end(self):
         noon = self.NOON
-        self.put(noon - SPANS_MS[0], noon - SPANS_MS[0] + 1, noon, noon + 1, values=[1, 2, 4, 8])
+        self.put(noon - SPANS_MS[0] - 1, noon - SPANS_MS[0], noon - 1, noon, values=[1, 2, 4, 8])
         self.sum_up()
         self.assertEqual(self.windows(), [])
         ten = self.store.summaries("a", "temperature", SPANS_MS[0], noon - SPANS_MS[0], noon)
@@ -493,7 +663,7 @@ class StoreContract:
                 self.assertAlmostEqual(one.deviation, statistics.pstdev(values), delta=1e-6)
 
     def test_columns_of_summaries_are_those_of_the_samples(self):
-        times = [self.NOON + n * 60_000 + 1 for n in range(600)]
+        times = [self.NOON + n * 60_000 for n in range(600)]
         self.put(*times)
         ask = "a", "temperature", self.NOON, self.NOON + 10 * self.HOUR
         for late, count in enumerate((1, 5, 10, 20, 60, 200), 601):
@@ -502,6 +672,10 @@ class StoreContract:
             self.assertEqual(self.columns_of(*ask, count), plain)
             self.sum_up()
             self.assertEqual(self.columns_of(*ask, count), plain)
+            several = self.store.downsample_several("a", *ask[2:], count, ("temperature", "light"))
+            self.assertEqual(several, {
+                sensor: self.store.downsample("a", sensor, *ask[2:], count) for sensor in ("temperature", "light")
+            })  # fmt: skip
             self.put(self.NOON + 3 * self.HOUR + late, first=late, values=[5])  # and one comes late
         shifted = "a", "temperature", self.NOON + 123_456, self.NOON + 9 * self.HOUR + 654_321
         self.assertEqual(sum(c.values for c in self.store.downsample(*shifted, 3)),
@@ -524,12 +698,12 @@ class StoreContract:
                          [self.NOON - hour, self.NOON, self.NOON + hour])  # fmt: skip
         node = self.store.nodes()[0]
         self.assertEqual((list(self.store.verify()), node["samples"]), ([], 5))
-        self.assertEqual((node["forgotten"], node["kept_from_ms"]), (2, self.NOON - 2 * hour))
+        self.assertEqual((node["forgotten"], node["kept_from_ms"]), (2, self.NOON - hour))
         self.assertEqual(len(self.store.summaries("a", "temperature", hour, 0, 1 << 60)), 4)
 
     def test_a_little_at_a_time_and_always_whole_hours(self):
         hour = self.HOUR
-        filed = self.put(*(self.NOON - n * hour - k for n in range(4) for k in range(5 - n)))  # 5, 4, 3 and 2 of them
+        filed = self.put(*(self.NOON - 1 - n * hour - k for n in range(4) for k in range(5 - n)))  # 5, 4, 3, 2
         self.put(self.NOON + hour, first=15, log=self.log_all(filed))
         self.sum_up()
         gone = [self.run_in(lambda: self.store.delete_expired(self.NOON + 1, 4)) for _ in range(5)]
@@ -537,7 +711,7 @@ class StoreContract:
         self.assertEqual(list(self.store.verify()), [])
 
     def test_what_comes_late_between_two_steps_is_counted_once(self):
-        times = [self.NOON - n * 60_000 for n in range(10)]
+        times = [self.NOON - 1 - n * 60_000 for n in range(10)]
         filed = self.put(*times, values=range(10))
         self.sum_up()
         self.put(self.NOON + self.HOUR, first=11, log=self.log_all(filed))
@@ -550,7 +724,7 @@ class StoreContract:
         self.assertEqual((found.values, found.high), (11, 100))
 
     def test_what_comes_after_that_is_added_to_the_statistics(self):
-        filed = self.put(*(self.NOON - n * 1000 for n in range(10)), values=range(10))
+        filed = self.put(*(self.NOON - 1 - n * 1000 for n in range(10)), values=range(10))
         self.sum_up()
         self.put(self.NOON + self.HOUR, first=11, log=self.log_all(filed))
         self.sum_up()
@@ -570,6 +744,42 @@ class StoreContract:
         ten = self.store.summaries("a", "temperature", SPANS_MS[0], 0, self.NOON)
         self.assertEqual([(s.values, s.high) for s in ten], [(1, 200), (11, 100)])
         self.assertEqual(len(self.store.points("a", 0, self.NOON + 1, 10)), 0)
+        self.assertEqual(list(self.store.verify()), [])
+
+    def test_charts_have_what_came_late_and_what_was_deleted(self):
+        """Also until a late sample is merged into its rollup, which waits for the log and for nodes that catch up."""
+        hour = self.HOUR
+        filed = self.put(*(self.NOON - hour + n * 1000 for n in range(900)))
+        self.put(self.NOON + hour, first=901, log=self.log_all(filed))
+        self.sum_up()
+        self.assertEqual(self.run_in(lambda: self.store.delete_expired(self.NOON + 1, 10_000)), 900)
+        filed = self.put(self.NOON - hour + 500, self.NOON - 1, first=902, values=[5000, 6000])
+        ask = "a", "temperature", self.NOON - 2 * hour, self.NOON
+
+        def charts():
+            return [[(c.place, c.values, c.high) for c in self.store.downsample(*ask, count)] for count in (2, 12, 120)]
+
+        whole, wide = [(1, 902, 6000)], [(6, 601, 5000), (7, 300, 900), (11, 1, 6000)]
+        self.assertEqual(charts(), [whole, wide, [(60, 601, 5000), (70, 300, 900), (119, 1, 6000)]])
+        self.put(self.NOON + hour, first=904, log=self.log_all(filed))
+        self.sum_up()
+        self.assertEqual(self.store.points("a", 0, self.NOON, 10), [])
+        self.assertEqual(charts(), [whole, wide, [(60, 601, 5000), (70, 300, 900), (110, 1, 6000)]])
+
+    def test_what_is_dated_before_1970_is_summed_up_stays_and_keeps_nothing_else(self):
+        """As by a clock that was never set: a node of which nothing was deleted has no late samples there."""
+        hour = self.HOUR
+        early = -1, -hour, -SPANS_MS[0] // 2
+        filed = self.put(*early, self.NOON - 1)
+        filed = self.put(self.NOON + hour, first=5, log=self.log_all(filed))
+        self.sum_up(self.NOON + 2 * hour)
+        self.assertEqual(self.windows(self.NOON), [])
+        self.assertEqual([p.time_ms for p in self.store.points("a", -FAR_MS, 0, 10)], sorted(early))
+        (found,) = self.store.summaries("a", "temperature", hour, -FAR_MS, 0)
+        self.assertEqual((found.end_ms, found.values), (0, 3))
+        fine = self.store.downsample("a", "temperature", -hour, 0, 3600)  # each in its own second
+        self.assertEqual([(c.place, c.values) for c in fine], [(0, 1), (3300, 1), (3599, 1)])
+        self.assertEqual(self.run_in(lambda: self.store.delete_expired(self.NOON + hour, 100)), 4)
         self.assertEqual(list(self.store.verify()), [])
 
     def test_random_commits_add_up(self):
@@ -607,8 +817,9 @@ class SqliteTest(StoreContract, unittest.TestCase):
     def test_people_can_read_it(self):
         file(self.store, batch(1, 1))
         rows = self.shell().execute("SELECT * FROM readings").fetchall()
-        self.assertEqual(rows, [("2026-11-18T11:06:41.000Z", "a", "temperature", 20.5, "°C"),
-                                ("2026-11-18T11:06:41.000Z", "a", "light", 1, "")])  # fmt: skip
+        time_ms = 1_795_000_001_000
+        when = "2026-11-18T11:06:41.000Z", time_ms, time_ms, time_ms
+        self.assertEqual(rows, [("a", "temperature", 20.5, "°C", *when), ("a", "light", 1, "", *when)])
 
     def test_failures_keep_their_texts(self):
         file(self.store, batch(1, 1, temperature=None, errors={"temperature": "no response"}))
@@ -619,14 +830,14 @@ class SqliteTest(StoreContract, unittest.TestCase):
     def test_verify_tells_a_repeat_a_loss_and_a_broken_mark(self):
         file(self.store, batch(1, 9), batch(1, 9, node="b"), batch(1, 9, node="c"))
         db = self.shell()
-        db.execute("INSERT INTO samples SELECT node, time + 1, epoch, seq, shape, clock, \"values\" FROM samples"
-                   " WHERE node = 1 AND seq = 4")  # fmt: skip
-        db.execute("DELETE FROM samples WHERE node = 2 AND seq = 4")
+        columns = "node, low, epoch, first, count, high, step, shape, clock, arrived, crc, data"
+        db.execute(f"INSERT INTO chunks ({columns}) SELECT {columns} FROM fresh WHERE node = 1")
+        db.execute("DELETE FROM fresh WHERE node = 2")
         db.execute("UPDATE epochs SET seq = 8 WHERE node = 3")
-        found = list(self.store.verify())
+        found = sorted(self.store.verify())
         self.assertEqual(len(found), 3, found)
         self.assertIn("node a", found[0])
-        self.assertIn("stored twice", found[0])
+        self.assertIn("9 samples are stored twice", found[0])
         self.assertIn("node b", found[1])
         self.assertIn("node c", found[2])
 
@@ -662,7 +873,7 @@ class SqliteTest(StoreContract, unittest.TestCase):
         for seq in range(1, 301):
             values = {name: float(seq) for k, name in enumerate(names) if seq >> k & 1} | {"t": float(seq)}
             one = batch(seq, seq)
-            file(self.store, one._replace(samples=SampleBatch.of([one.samples[0]._replace(values=values)])))
+            file(self.store, *wrapped([one.samples[0]._replace(values=values)]))
         file(self.store, batch(1, 4, node="b"))
         start_ms = 1_795_000_000_000
         with mock.patch.object(shapes, "MOST_NAMES", 200):
@@ -710,45 +921,29 @@ class SqliteTest(StoreContract, unittest.TestCase):
             for node in "ab":
                 self.assertEqual(len(self.store.summaries(node, "temperature", 600_000, 0, FAR_MS)), 40)
 
-    def make_old(self, folder):
-        """A file as the first version had it, with a sample in it."""
-        db = sqlite3.connect(os.path.join(folder, DATABASE))
-        db.executescript(schema._STEPS[0])
-        db.executescript(f"""
-            PRAGMA user_version = 1;
-            INSERT INTO meta VALUES ('identity', '00000000000000ff');
-            INSERT INTO nodes VALUES (1, 'a');
-            INSERT INTO epochs VALUES (1, 1, '{E1}', 1, 1000);
-            INSERT INTO shapes VALUES (1, '["temperature"]');
-            INSERT INTO samples VALUES (1, {self.NOON}, 1, 1, 1, NULL, '[20.5]');
-        """)
-        db.close()
+    def test_the_last_samples_of_a_dense_hour_are_read_without_the_hour(self):
+        times = list(range(self.NOON, self.NOON + self.HOUR, 100))  # ten a second: nine rows
+        one = SampleBatch(1, times, times, {"temperature": list(range(len(times)))})
+        file(self.store, Batch("a", OUTBOX, E1, 0, one, None, {}, print, print))
+        unpack = self.enterContext(mock.patch.object(runs, "unpack", wraps=runs.unpack))
+        for limit, most in ((1, 4096), (1000, 4096), (5000, 3 * 4096)):
+            unpack.reset_mock()
+            found = self.store.points("a", self.NOON, FAR_MS, limit)
+            self.assertEqual([point.time_ms for point in found], times[-limit:])
+            self.assertLessEqual(sum(row.count for call in unpack.call_args_list for row in call.args[0]), most)
 
-    def test_an_older_file_is_brought_up_to_date_after_a_copy_was_made(self):
-        with tempfile.TemporaryDirectory() as folder:
-            self.make_old(folder)
-            self.assertRaises(SettingsError, SqliteStore, folder, look_only=True)
-            store = SqliteStore(folder)
-            self.addCleanup(store.close)
-            self.assertEqual(store.identity, "00000000000000ff")
-            self.assertEqual([p.values for p in store.points("a", 0, 1 << 60, 5)], [{"temperature": 20.5}])
-            windows = [(w.span_ms, w.end_ms) for w in store.dirty_windows(1 << 60, 9)]
-            self.assertEqual(windows, [(span, self.NOON) for span in SPANS_MS])
-            self.assertEqual(list(store.verify()), [])
-            copy = sqlite3.connect(os.path.join(folder, DATABASE + ".v1"))
-            self.assertEqual(copy.execute("PRAGMA user_version").fetchone(), (1,))
-            self.assertEqual(copy.execute("SELECT count(*) FROM samples").fetchone(), (1,))
-            copy.close()
+    def test_a_damaged_row_that_is_to_be_deleted_is_named(self):
+        filed = self.put(self.NOON - 1)
+        self.put(self.NOON + self.HOUR, first=2, log=self.log_all(filed))
+        self.sum_up()
+        self.shell().execute("UPDATE chunks SET count = 'x' WHERE first = 1")
+        with self.assertLogs(), self.assertRaisesRegex(StoreDamaged, "a row that Pigeonpost never writes"):
+            self.run_in(lambda: self.store.delete_expired(self.NOON + self.HOUR, 10))
 
-    def test_a_change_of_format_that_is_cut_short_is_begun_again(self):
-        with tempfile.TemporaryDirectory() as folder:
-            self.make_old(folder)
-            with mock.patch.object(schema, "_STEPS", (*schema._STEPS, "CREATE TABLE nodes (id);")):
-                self.assertRaises(StoreDamaged, SqliteStore, folder)
-            store = SqliteStore(folder)
-            self.addCleanup(store.close)
-            self.assertEqual(len(store.dirty_windows(1 << 60, 9)), 2)
-            self.assertEqual(sorted(os.listdir(folder))[:2], [DATABASE, DATABASE + "-shm"])
+    def test_a_library_that_is_too_old_is_named(self):
+        self.enterContext(mock.patch.multiple(sqlite3, sqlite_version_info=(3, 37, 2), sqlite_version="3.37.2"))
+        with self.assertRaisesRegex(SettingsError, "needs SQLite 3.38 or newer; this Python has 3.37.2"):
+            self.make()
 
     def test_a_newer_file_is_refused_politely(self):
         self.shell().execute("PRAGMA user_version = 99")
@@ -813,7 +1008,7 @@ class SqliteTest(StoreContract, unittest.TestCase):
 
     def test_readers_cannot_write(self):
         with self.store._reading() as db, self.assertRaises(sqlite3.OperationalError):
-            db.execute("DELETE FROM samples")
+            db.execute("DELETE FROM fresh")
 
     def test_a_folder_with_odd_letters(self):
         with tempfile.TemporaryDirectory(prefix="a b#?%&é") as folder:
@@ -824,7 +1019,9 @@ class SqliteTest(StoreContract, unittest.TestCase):
 
 
 class MemoryTest(StoreContract, unittest.TestCase):
-    """The store that the simulation uses keeps the same contract."""
+    """The store that the simulation uses keeps the same contract; its charts are made of samples alone."""
+
+    test_charts_have_what_came_late_and_what_was_deleted = None
 
     def setUp(self):
         self.kept = MemoryStore()
@@ -832,6 +1029,22 @@ class MemoryTest(StoreContract, unittest.TestCase):
 
     def make(self):
         return self.kept
+
+
+class PiecesTest(unittest.TestCase):
+    def test_dirty_windows_side_by_side_are_one_piece(self):
+        hour = SPANS_MS[1]
+        dirty = [1, 2, 3, 5, 8, 9]  # by their ends
+
+        def ends(span_ms, after_ms, until_ms):
+            self.assertEqual((span_ms, after_ms, until_ms), (hour, 0, 9 * hour))
+            return [end * hour for end in dirty]
+
+        found = pieces_to_read(-5, 9 * hour + 5, 2, 0, ends)
+        self.assertEqual(found, [
+            (0, -5, 3 * hour), (hour, 3 * hour, 4 * hour), (0, 4 * hour, 5 * hour), (hour, 5 * hour, 7 * hour),
+            (0, 7 * hour, 9 * hour + 5),
+        ])  # fmt: skip
 
 
 if __name__ == "__main__":

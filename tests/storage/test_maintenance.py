@@ -13,12 +13,13 @@ from pigeonpost.core.errors import DiskError, NotStored
 from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage import maintenance
 from pigeonpost.storage.maintenance import MaintenanceWorker, rollup, rollups_of
-from pigeonpost.storage.models import SPANS_MS, StoredSample, merge_rollups
+from pigeonpost.storage.models import NOTHING, SPANS_MS, EpochCommit, LogMark, merge_rollups
+from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Batch
 from tests.server.test_ingest import E1, IngestCase
 from tests.storage.memory_store import MemoryStore
 from tests.storage.test_contract import OUTBOX, Direct, file, sample
-from tests.support import LIMIT_S, wait_until
+from tests.support import LIMIT_S, temp_folder, wait_until
 
 NOON = 1_795_003_200_000
 HOUR = SPANS_MS[-1]
@@ -77,11 +78,11 @@ class Reckoning(unittest.TestCase):
                 self.assertAlmostEqual(getattr(both, name), getattr(whole, name), msg=name)
 
     def test_each_sensor_of_its_own_values_and_none_without(self):
-        points = [
-            StoredSample("a", 1, E1, 1, {"t": 1, "x": None}, ""), StoredSample("a", 2, E1, 2, {"t": None, "u": 5}, ""),
-            StoredSample("a", 3, E1, 3, {"t": 3}, ""),
+        batches = [
+            SampleBatch(1, [1, 2], [], {"t": [1, None], "x": [None, None]}),
+            SampleBatch(3, [2], [], {"t": [None], "u": [5]}), SampleBatch(4, [3], [], {"t": [3]}),
         ]  # fmt: skip
-        found = rollups_of(points, NOON)
+        found = rollups_of(batches, NOON)
         self.assertEqual({name: (one.values, one.mean) for name, one in found.items()}, {"t": (2, 2.0), "u": (1, 5.0)})
 
 
@@ -108,14 +109,31 @@ class Caring(unittest.TestCase):
         self.assertEqual(self.maintenance.summed, 2)
 
     def test_samples_go_when_their_time_is_over(self):
-        put(self.store, NOON - 1000, NOON)
+        put(self.store, NOON - 1000, NOON - 1, NOON)
         self.store.epoch_commits = []
-        self.clock.sleep(86_400)
+        self.clock.sleep(86_399.999)
         self.work()
-        self.assertEqual(len(self.store.samples), 2)
-        self.clock.sleep(0.002)
+        self.assertEqual(len(self.store.samples), 3)
+        self.clock.sleep(0.001)
         self.work()
-        self.assertEqual((len(self.store.samples), self.maintenance.expired), (0, 2))
+        self.assertEqual((len(self.store.samples), self.maintenance.expired), (1, 2))
+        self.clock.sleep(3600)
+        self.work()
+        self.assertEqual((len(self.store.samples), self.maintenance.expired), (0, 3))
+
+    def test_the_writer_is_asked_seldom_whether_there_is_something_to_delete(self):
+        put(self.store, NOON - 1000)
+        self.clock.sleep(86_400 + 60)
+        self.work()  # the log owes it still
+        self.store.epoch_commits = []
+        with mock.patch.object(self.store, "delete_expired", wraps=self.store.delete_expired) as asked:
+            for _ in range(59):
+                self.clock.sleep(10)
+                self.work()
+            self.assertEqual((asked.call_count, self.maintenance.expired), (0, 0))
+            self.clock.sleep(10)
+            self.work()
+        self.assertEqual(self.maintenance.expired, 1)
 
     def test_for_ever_is_for_ever(self):
         worker = MaintenanceWorker(self.store, Direct(self.store), self.clock)
@@ -135,6 +153,176 @@ class Caring(unittest.TestCase):
                 steps += 1
         self.assertEqual((len(self.store.samples), self.maintenance.expired), (0, 10))
         self.assertGreaterEqual(steps, 4)
+
+
+class Busy(Direct):
+    """A writer of a server to which nodes send what they have held."""
+
+    def __init__(self, store):
+        super().__init__(store)
+        self.asked, self.is_busy = 0, True
+
+    @property
+    def is_catching_up(self):
+        self.asked += 1
+        return self.is_busy
+
+
+class Resting(unittest.TestCase):
+    def run_worker(self, most_rest_s):
+        store = MemoryStore()
+        put(store, NOON - 1000)
+        writer = Busy(store)
+        for name, value in (("LOOK_S", 0.001), ("_MOST_REST_S", most_rest_s)):
+            patched = mock.patch.object(maintenance, name, value)
+            patched.start()
+            self.addCleanup(patched.stop)
+        worker = MaintenanceWorker(store, writer, FakeClock(NOON + HOUR))
+        worker.start()
+        self.addCleanup(worker.stop, LIMIT_S)
+        return worker, writer
+
+    def test_it_rests_while_nodes_catch_up(self):
+        worker, writer = self.run_worker(1e9)
+        wait_until(lambda: writer.asked > 5, "it has looked several times")
+        self.assertEqual(worker.summed, 0)
+        writer.is_busy = False
+        wait_until(lambda: worker.summed == 2, "it works again")
+
+    def test_but_not_for_ever(self):
+        worker, writer = self.run_worker(0.005)
+        wait_until(lambda: worker.summed == 2, "something is done all the same")
+        self.assertTrue(writer.is_busy)
+
+
+class Edges(unittest.TestCase):
+    """A sample on the edge of a window is in the one that begins there: before it is summed up, after it, and after
+    the samples are deleted."""
+
+    def setUp(self):
+        self.store = SqliteStore(temp_folder(self))
+        self.addCleanup(self.store.close)
+        self.clock = FakeClock(NOON + 2 * HOUR)
+
+    def work(self, keep_days=0.0):
+        worker = MaintenanceWorker(self.store, Direct(self.store), self.clock, keep_days)
+        while worker.work():
+            pass
+
+    def counts(self, step_ms):
+        count = 2 * HOUR // step_ms
+        found = self.store.downsample("a", "temperature", NOON - HOUR, NOON + HOUR, count)
+        return [(one.place, one.values, one.low, one.high) for one in found]
+
+    def test_the_same_before_and_after_it_is_summed_up_and_without_samples(self):
+        times = range(NOON - HOUR, NOON + HOUR, 10_000)
+        made = [sample(n, n, time_ms) for n, time_ms in enumerate(times, 1)]
+        filed = file(self.store, Batch("a", OUTBOX, E1, 0, SampleBatch.of(made), None, {}, print, print))
+        before = {step_ms: self.counts(step_ms) for step_ms in (60_000, *SPANS_MS)}
+        self.assertEqual(before[600_000], [(n, 60, n * 60 + 1, n * 60 + 60) for n in range(12)])
+        self.work()
+        for step_ms, counts in before.items():
+            self.assertEqual(self.counts(step_ms), counts, step_ms)
+        ten = self.store.summaries("a", "temperature", 600_000, NOON - HOUR, NOON + HOUR)
+        self.assertEqual([(one.end_ms, one.values, one.low) for one in ten],
+                         [(NOON - HOUR + (n + 1) * 600_000, 60, n * 60 + 1) for n in range(12)])  # fmt: skip
+        file(self.store, log=LogMark("a.csv", 1, 0, filed))
+        self.clock.sleep(86_400)
+        self.work(keep_days=1)
+        self.assertEqual(self.store.points("a", 0, 1 << 60, 1), [])
+        for step_ms in SPANS_MS:
+            self.assertEqual(self.counts(step_ms), before[step_ms], step_ms)
+        file(self.store, Batch("a", OUTBOX, E1, 0, SampleBatch.of([sample(721, 5000, NOON)]), None, {}, print, print),
+             log=LogMark("a.csv", 1, 0, filed + 1))  # fmt: skip
+        self.work(keep_days=1)
+        late = [
+            (one.place, one.values, one.high)
+            for one in self.store.downsample("a", "temperature", NOON - HOUR, NOON + HOUR, 2)
+        ]
+        self.assertEqual(late, [(0, 360, 360), (1, 361, 5000)])
+
+    def put_logged(self, seq, time_ms, value=20.5):
+        filed = file(
+            self.store,
+            Batch("a", OUTBOX, E1, 0, SampleBatch.of([sample(seq, value, time_ms)]), None, {}, print, print),
+        )
+        file(self.store, log=LogMark("a.csv", 1, 0, filed))
+
+    def test_what_is_not_summed_up_is_not_deleted(self):
+        self.put_logged(1, NOON - HOUR)
+        with self.store.writing(()):
+            self.assertEqual(self.store.delete_expired(NOON + HOUR, 10), 0)
+        self.work()
+        with self.store.writing(()):
+            self.assertEqual(self.store.delete_expired(NOON + HOUR, 10), 1)
+
+    def test_what_comes_late_while_late_samples_are_summed_up_is_not_overlooked(self):
+        self.put_logged(1, NOON - HOUR, value=1)
+        self.clock.sleep(2 * 86_400)
+        self.work(keep_days=1)
+        self.put_logged(2, NOON - HOUR + 1, value=2)
+        real = self.store.merge_late_rollups
+
+        def merge(*arguments):
+            if self.store.merge_late_rollups is merge:
+                self.store.merge_late_rollups = real
+                self.put_beside(3, NOON - HOUR + 2, value=3)
+            return real(*arguments)
+
+        self.store.merge_late_rollups = merge
+        self.work(keep_days=1)
+        self.assertEqual(self.store.nodes()[0]["forgotten"], 1)
+        self.work(keep_days=1)
+        (hour,) = self.store.summaries("a", "temperature", HOUR, 0, 1 << 60)
+        self.assertEqual((hour.values, hour.low, hour.high), (3, 1, 3))
+        self.assertEqual((self.store.nodes()[0]["forgotten"], list(self.store.verify())), (3, []))
+
+    def put_beside(self, seq, time_ms, value):
+        """Store a sample within the transaction that is open, and that the log has it."""
+        commit = EpochCommit("a", OUTBOX, E1, NOTHING)
+        commit.add(Batch("a", OUTBOX, E1, 0, SampleBatch.of([sample(seq, value, time_ms)]), None, {}, print, print), 0)
+        filed = self.store.put([commit], 1, None)
+        self.store.put([], 1, LogMark("a.csv", 1, 0, filed))
+
+    def test_hours_are_deleted_up_to_their_end(self):
+        filed = file(self.store, *(
+            Batch("a", OUTBOX, E1, 0, SampleBatch.of([sample(n, n, time_ms)]), None, {}, print, print)
+            for n, time_ms in enumerate((NOON - 1, NOON, NOON + 1), 1)
+        ))  # fmt: skip
+        file(self.store, log=LogMark("a.csv", 1, 0, filed))
+        self.clock.sleep(86_400 - 7200)
+        self.work(keep_days=1)
+        self.assertEqual([point.time_ms for point in self.store.points("a", 0, 1 << 60, 9)], [NOON, NOON + 1])
+        (about,) = self.store.nodes()
+        self.assertEqual((about["kept_from_ms"], about["forgotten"]), (NOON, 1))
+        self.assertEqual(list(self.store.verify()), [])
+
+
+class Damaged(unittest.TestCase):
+    def test_an_hour_that_cannot_be_read_keeps_nothing_else_waiting(self):
+        """Its own windows stay to be summed up, and what is there of it stays, late or not."""
+        store = SqliteStore(temp_folder(self))
+        self.addCleanup(store.close)
+        for n in range(4):
+            put(store, NOON + n * HOUR, first=n + 1)
+        with store.writing(()):
+            store.put([], 0, LogMark("a.csv", 1, 0, 4))
+            store._db.execute("UPDATE fresh SET data = replace(data, '20.5', '21.5') WHERE first IN (1, 3)")
+            store._db.execute("UPDATE nodes SET kept_from = ?", (NOON + HOUR,))
+        logging.disable(logging.CRITICAL)
+        self.addCleanup(logging.disable, logging.NOTSET)
+        worker = MaintenanceWorker(store, Direct(store), FakeClock(NOON + 10 * HOUR), keep_days=0.05)
+        for _ in range(20):
+            if not worker.work():
+                break
+        else:
+            self.fail("it goes on for ever")
+        found = store.summaries("a", "temperature", HOUR, 0, 1 << 60)
+        self.assertEqual([one.end_ms for one in found], [NOON + 2 * HOUR, NOON + 4 * HOUR])
+        left = {one.end_ms for one in store.dirty_windows(1 << 60, 99) if one.span_ms == HOUR}
+        self.assertEqual(left, {NOON + HOUR, NOON + 3 * HOUR})
+        self.assertEqual(store._db.execute("SELECT count(*) FROM chunks").fetchone(), (4,))
+        self.assertEqual(store._db.execute("SELECT count(*) FROM fresh").fetchone(), (0,))
 
 
 class WithAnIngestor(IngestCase):

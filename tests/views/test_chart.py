@@ -14,6 +14,7 @@ from pigeonpost.charts.svg import MOST_SERIES, STYLE, Series, draw, fitted, labe
 from pigeonpost.core.clock import FakeClock, parse_rfc3339
 from pigeonpost.http.message import HTTPError, Request
 from pigeonpost.link.samples import SampleBatch
+from pigeonpost.storage.contract import Store
 from pigeonpost.storage.models import Bucket, EpochCommit, HighWaterMark, LateRange
 from pigeonpost.views.chart import Charts, plain_query
 from pigeonpost.views.context import RequestContext
@@ -436,7 +437,7 @@ class Several(unittest.TestCase):
         self.assertIn("nothing stored", texts(svg))
 
 
-class CountingStore:
+class CountingStore(Store):
     """Has a value in every column, and counts how often it is asked."""
 
     def __init__(self):

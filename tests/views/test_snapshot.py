@@ -372,6 +372,10 @@ class Troubles(OverviewCase):
         self.put(values={"temperature": 22.0})
         self.overview.on_commit(self.committed)
         self.assertIsNone(self.card().since_ms)
+        self.clock.sleep(10)
+        self.put(values={"temperature": None})
+        self.overview.on_commit(self.committed)
+        self.assertEqual(self.card().since_ms, self.clock.wall_ms())
 
     def test_since_when_it_fails_is_known_after_a_restart(self):
         self.node(offset_ms=1000)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, compress, repeat
 from types import MappingProxyType
-from typing import Any
+from typing import Any, BinaryIO
 
 from pigeonpost.core.clock import Clock, parse_rfc3339
 from pigeonpost.core.files import make_folder, sync_folder
-from pigeonpost.link.samples import batches_of
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.csv.checksums import logs_in
 from pigeonpost.storage.csv.format import (
@@ -27,10 +27,10 @@ from pigeonpost.storage.csv.format import (
     names_as_one,
     rows_written,
 )
-from pigeonpost.storage.models import LogMark, StoredSample
-from protocol import LONGEST_WHY, Gap, Sample
+from pigeonpost.storage.models import LogMark
+from protocol import LONGEST_WHY, Gap
 
-_AT_ONCE = 1000  # samples that are made rows together
+_BLOCK_BYTES = 1 << 20
 
 
 class Tally:
@@ -44,13 +44,52 @@ class Tally:
         self.readings += 1
         self.sum += hash(reading)
 
+    def add_batch(self, node: str, batch: SampleBatch, expired_ms: Mapping[str, int]) -> None:
+        """Count samples of `node`, but for those whose time to be kept is over."""
+        times, until_ms = batch.times, expired_ms.get(node, 0)
+        kept = None if not until_ms or min(times) >= until_ms else [time_ms >= until_ms for time_ms in times]
+        for sensor, texts in zip(batch.values, batch.texts, strict=True):
+            values = ["" if text == "None" else text for text in texts] if "None" in texts else texts
+            readings = zip(times, repeat(node), repeat(sensor), values)
+            self.sum += sum(map(hash, readings if kept is None else compress(readings, kept)))
+            self.readings += len(times) if kept is None else sum(kept)
+
+
+class LineTally:
+    """Count of lines as they are written, but for headers and gaps, with the sum of their hashes; and of gaps."""
+
+    def __init__(self) -> None:
+        self.lines = self.sum = self.gaps = 0
+
+    def add(self, rows: bytes) -> None:
+        """Count whole lines."""
+        lines = rows.splitlines(keepends=True)
+        if HEADER.encode() in rows or b",gap," in rows:
+            gaps = [line for line in lines if line.split(b",", 3)[2:3] == [b"gap"] and b"samples " in line]
+            self.gaps += len(gaps)
+            left_out = {HEADER.encode(), *gaps}
+            lines = [line for line in lines if line not in left_out]
+        self.lines += len(lines)
+        self.sum += sum(map(hash, lines))
+
+    def add_file(self, log: BinaryIO, size: int) -> None:
+        """Count the lines in the first `size` bytes of a file."""
+        rest = b""
+        while block := log.read(min(_BLOCK_BYTES, size)):
+            size -= len(block)
+            whole, end, after = (rest + block).rpartition(b"\n")
+            self.add(whole + end)
+            rest = after
+        if rest:
+            self.add(rest)
+
 
 class LogTally(Tally):
     """Tally of CSV logs. Its methods yield one line per fault while they count."""
 
     def __init__(self, expired_ms: Mapping[str, int], alias: Mapping[str, str] = MappingProxyType({})) -> None:
         """
-        expired_ms  node to the time up to which its readings are not counted
+        expired_ms  node to the time before which its readings are not counted
         alias       of nodes that were renamed each name that they had, to the one under which they are counted
         """
         super().__init__()
@@ -80,28 +119,52 @@ class LogTally(Tally):
             else:
                 time_ms, node, *rest = said
                 node = self._alias.get(node, node)
-                if time_ms > self._expired_ms.get(node, 0):
+                if time_ms >= self._expired_ms.get(node, 0):
                     self.add((time_ms, node, *rest))
 
 
 def verify_logs(folder: str, store: Store) -> Iterator[str]:
     """Compare all logs in `folder` with what this server has stored. Yields one line per fault.
 
-    What a crash of the last run kept out of its log is no fault: the next start writes it there.
+    What a crash of the last run kept out of its log is no fault: the next start writes it there. Mostly all lines are,
+    byte by byte, what would be written now; only where they are not, each is read for its meaning.
     """
+    mark = store.log_mark()
+    owed = b"".join(map(logged_rows, store.logged_after(mark.filed))) if mark is not None else b""
+    if not _are_same_lines(folder, store, mark, owed):
+        yield from _compare_meanings(folder, store, mark, owed.splitlines(keepends=True))
+
+
+def _are_same_lines(folder: str, store: Store, mark: LogMark | None, owed: bytes) -> bool:
+    """Return True if the lines of all logs, in any order, are those that would be written of what is stored."""
+    written, stored = LineTally(), LineTally()
+    for name in logs_in(folder):
+        with open(os.path.join(folder, name), "rb") as log:
+            size = os.fstat(log.fileno()).st_size
+            if mark is not None and mark.name == name and owed and size >= mark.size:
+                if not is_left_by_crash(os.pread(log.fileno(), len(owed) + 1, mark.size), owed):
+                    return False
+                size = mark.size
+            written.add_file(log, size)
+    if owed:
+        written.add(owed)
+    units = {node["name"]: node["sensors"] for node in store.nodes()}
+    for node, epoch, batch in store.own_batches():
+        stored.add(log_rows(node, epoch, batch, units.get(node, {}), 0))
+    return (written.lines, written.sum, written.gaps) == (stored.lines, stored.sum, store.own_gaps())
+
+
+def _compare_meanings(folder: str, store: Store, mark: LogMark | None, owed: Sequence[bytes]) -> Iterator[str]:
     alias = names_as_one(store.node_records().former)
     expired_ms = _expired(store, alias)
     written, stored = LogTally(expired_ms, alias), Tally()
-    mark = store.log_mark()
     for name in logs_in(folder):
-        owed = list(_owed(store, mark)) if mark is not None and mark.name == name else []
-        yield from written.count_log(os.path.join(folder, name), mark if owed else None, owed)
+        of_log = owed if mark is not None and mark.name == name else ()
+        yield from written.count_log(os.path.join(folder, name), mark if of_log else None, of_log)
     if mark is not None and mark.name not in logs_in(folder):
-        yield from written.count_lines(mark.name, _owed(store, mark))
-    for point in store.own_samples():
-        node = alias.get(point.node, point.node)
-        for sensor, value in point.values.items() if point.time_ms > expired_ms[node] else ():
-            stored.add((point.time_ms, node, sensor, "" if value is None else repr(value)))
+        yield from written.count_lines(mark.name, owed)
+    for node, _, batch in store.own_batches():
+        stored.add_batch(alias.get(node, node), batch, expired_ms)
     if (written.readings, written.sum) != (stored.readings, stored.sum):
         yield (
             f"the logs hold {written.readings} readings and the store {stored.readings};"
@@ -112,18 +175,14 @@ def verify_logs(folder: str, store: Store) -> Iterator[str]:
 
 
 def _expired(store: Store, alias: Mapping[str, str]) -> Mapping[str, int]:
-    """Return the time up to which samples of each node may have been deleted as expired."""
+    """Return the time before which samples of each node may have been deleted as expired."""
     found: dict[str, int] = {}
     for node in store.nodes():
-        name = alias.get(node["name"], node["name"])
-        found[name] = max(found.get(name, 0), node.get("kept_from_ms", 0))
+        name, until_ms = alias.get(node["name"], node["name"]), node.get("kept_from_ms", 0)
+        # Format 3 deleted samples of that very time too.
+        is_of_format_3 = until_ms and until_ms == node.get("old_edges_ms", 0)
+        found[name] = max(found.get(name, 0), until_ms + 1 if is_of_format_3 else until_ms)
     return found
-
-
-def _owed(store: Store, mark: LogMark) -> Iterator[bytes]:
-    """Yield the rows that the last run stored and is not known to have written."""
-    for logged in store.logged_after(mark.filed):
-        yield from logged_rows(logged).splitlines(keepends=True)
 
 
 def _lines(log: Iterable[bytes], size: int) -> Iterator[bytes]:
@@ -192,21 +251,8 @@ def rebuild_log(folder: str, name: str, store: Store, clock: Clock) -> None:
 def _all_rows(store: Store) -> Iterator[bytes]:
     yield HEADER.encode()
     units = {node["name"]: node["sensors"] for node in store.nodes()}
-    waiting: list[StoredSample] = []
-    for point in store.every_sample():
-        if waiting and (waiting[0].node != point.node or len(waiting) >= _AT_ONCE):
-            yield _block(waiting, units)
-            waiting = []
-        waiting.append(point)
-    if waiting:
-        yield _block(waiting, units)
+    for node, epoch, batch in store.every_batch():
+        yield log_rows(node, epoch, batch, units.get(node, {}), 0)
     for told in reversed(store.gaps(-1)):
         gap = Gap(told["from"], told["to"], told["before"], told["why"])
-        yield log_rows(told["node"], told["epoch"], gap, {}, told["noted_ms"]).encode()
-
-
-def _block(points: list[StoredSample], units: Mapping[str, Mapping[str, str]]) -> bytes:
-    node = points[0].node
-    samples = [Sample(point.seq, point.time_ms, 0, point.values, {}, point.clock) for point in points]
-    rows = [log_rows(node, points[0].epoch, batch, units.get(node, {}), 0) for batch in batches_of(samples)]
-    return "".join(rows).encode()
+        yield log_rows(told["node"], told["epoch"], gap, {}, told["noted_ms"])

@@ -1,10 +1,9 @@
-"""Damage of the SQLite file: what counts as damage, its remedy, the check of each start, and the check in pieces.
+"""Damage of the SQLite file: what counts as damage, its remedy, and the check of each start.
 
 Errors: StoreDamaged; those of SQLite, which `is_damage` sorts.
 
-SQLite keeps no checksums of pages, so these checks see what no longer fits together: a page that is no page of its
-table, rows out of order, a text that is no JSON, samples that do not add up to their epoch's mark. A digit that another
-one replaced is seen only by `control.py verify`, which compares every row with the CSV logs.
+SQLite keeps no checksums of pages, so this sees what no longer fits together, as a page that is no page of its table.
+Samples have a checksum of their own, which is compared whenever they are read (see storage.chunks and pieces).
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import contextlib
 import os
 import re
 import sqlite3
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
@@ -23,24 +21,20 @@ from pigeonpost.core.errors import StoreDamaged
 from pigeonpost.storage.csv.checksums import logs_in
 from pigeonpost.storage.csv.format import HEADER
 
-PIECE_ROWS = 1000  # read at once by the check in pieces: some milliseconds
 _COMPARED_EPOCHS = 100_000  # the newest ones, in which a WAL of another file shows
 _WAL_HEAD_BYTES = 32
 # Read wholly at each start. All others grow with the samples, and are read in pieces.
 _SMALL = (
-    "sqlite_schema", "meta", "nodes", "outboxes", "epochs", "sensors", "shapes", "logs", "filings", "gaps", "retired",
+    "sqlite_schema", "meta", "nodes", "outboxes", "epochs", "sensors", "shapes", "logs", "gaps", "retired",
     "former_names", "labels",
 )  # fmt: skip
-_LARGE = {
-    "summaries": ("node", "sensor", "span", '"end"'),
-    "unsummed": ("node", "span", '"end"'),
-    "failures": ("epoch", "seq", "sensor"),
-}
 _STRUCTURE = (
     sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_CONSTRAINT,
     sqlite3.SQLITE_MISMATCH,
 )  # fmt: skip
-_ODD_SCHEMA = re.compile(r"no such (table|column)|unsupported file format|(table|view) .* already exists|duplicate")
+_ODD_SCHEMA = re.compile(
+    r"no such (table|column|index)|unsupported file format|(table|view) .* already exists|duplicate"
+)
 _ODD_CONTENT = re.compile(r"malformed JSON|JSON|decode to UTF-8|string or blob too big|not stored by Pigeonpost")
 
 
@@ -82,10 +76,26 @@ def plain_numbers(rows: Rows) -> Rows:
 
 
 def plain_nodes(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what is stored of every node. Raises the error of `odd` where a time is no number."""
+    """Return what is stored of every node. Raises the error of `odd` where a time is no number, or a name no text."""
     for about in nodes:
         plain_numbers([(about[key] or 0 for key in ("first_ms", "last_ms", "kept_from_ms"))])
+        plain_texts([(about["name"], *about["sensors"], *about["sensors"].values())])
     return nodes
+
+
+def plain_gaps(gaps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return gaps. Raises the error of `odd` where one has other numbers and texts than gaps have."""
+    plain_numbers([[gap[key] for key in ("from", "to", "before", "noted_ms")] for gap in gaps])
+    plain_texts([[gap[key] for key in ("node", "epoch", "why")] for gap in gaps])
+    return gaps
+
+
+def plain_texts(rows: Iterable[Iterable[Any]]) -> None:
+    """Raise the error of `odd` where a row has more than texts."""
+    for row in rows:
+        for value in row:
+            if type(value) is not str:
+                raise odd(f"{value!r:.100}")
 
 
 def known_units(db: sqlite3.Connection) -> dict[str, dict[str, str]]:
@@ -93,9 +103,10 @@ def known_units(db: sqlite3.Connection) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     query = "SELECT n.name, s.name, s.unit FROM nodes n LEFT JOIN sensors s ON s.node = n.id"
     for node, sensor, unit in db.execute(query):
-        units = found.setdefault(node, {})
-        if sensor is not None:
-            units[sensor] = unit or ""
+        if isinstance(node, str):
+            units = found.setdefault(node, {})
+            if isinstance(sensor, str):
+                units[sensor] = unit if isinstance(unit, str) else ""
     return found
 
 
@@ -180,7 +191,8 @@ def _state(path: str, how: str) -> _State:
     """Read the state by a connection that is opened as `how` says, and changes nothing."""
     with contextlib.closing(sqlite3.connect(f"file:{quote(path)}?{how}", uri=True)) as db:
         (identity,) = db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()
-        rows = db.execute("SELECT id, epoch, seq FROM epochs ORDER BY id DESC LIMIT ?", (_COMPARED_EPOCHS,))
+        query = "SELECT id, epoch, seq FROM epochs ORDER BY id DESC LIMIT ?"
+        rows = db.execute(query, (_COMPARED_EPOCHS,)).fetchall()
         return _State(identity, {id: (epoch, seq) for id, epoch, seq in rows})
 
 
@@ -218,7 +230,7 @@ def _columns(db: sqlite3.Connection) -> set[tuple[str, str]]:
 _SENSE = {
     "meta: no identity": "SELECT 1 WHERE (SELECT count(*) FROM meta WHERE key = 'identity' AND length(value) = 16) = 0",
     "epochs: a row without its node, or without a mark": "SELECT 1 FROM epochs WHERE typeof(seq) != 'integer' OR"
-    " typeof(epoch) != 'text' OR seq < 0 OR node NOT IN (SELECT id FROM nodes)",
+    " typeof(top) != 'integer' OR typeof(epoch) != 'text' OR seq < 0 OR node NOT IN (SELECT id FROM nodes)",
     "outboxes: a row without a number": "SELECT 1 FROM outboxes WHERE typeof(top) != 'integer'",
     "nodes: a name that is none": "SELECT 1 FROM nodes WHERE typeof(name) != 'text' OR typeof(kept_from) != 'integer'",
     "shapes: a list that is none": "SELECT 1 FROM shapes WHERE CASE WHEN json_valid(names) THEN"
@@ -228,108 +240,8 @@ _SENSE = {
     " OR epoch NOT IN (SELECT id FROM epochs)",
     "logs: a row without a size": "SELECT 1 FROM logs WHERE typeof(name) != 'text' OR typeof(size) != 'integer' OR"
     " typeof(tail) != 'integer' OR typeof(filed) != 'integer'",
-    "filings: a row without its epoch": "SELECT 1 FROM filings WHERE epoch NOT IN (SELECT id FROM epochs)",
     "former_names: a row without a name or time": "SELECT 1 FROM former_names WHERE typeof(name) != 'text' OR"
     " typeof(until) != 'integer'",
     "retired: a row without a time": "SELECT 1 FROM retired WHERE typeof(at) != 'integer'",
     "labels: a row without a text": "SELECT 1 FROM labels WHERE typeof(sensor) != 'text' OR typeof(label) != 'text'",
 }  # fmt: skip
-
-
-# ------------------------------------------------------------------------------------------------------ in pieces
-
-
-def check_pieces(open_db: Callable[[], contextlib.AbstractContextManager[sqlite3.Connection]]) -> Iterator[str]:
-    """Read all large tables in pieces. Yields after each: a fault, or "".
-
-    open_db: lends a new connection for one piece: an old one has pages in memory, as they were
-    """
-    with open_db():
-        pass  # which finds a file that was copied over this one, at the cost of a millisecond
-    yield ""
-    yield from _check_samples(open_db)
-    for table, key in _LARGE.items():
-        numbers = " AND ".join(f"typeof({name}) IN ('integer', 'real')" for name in _NUMBERS.get(table, ()))
-        for rows in _walk(open_db, table, key, f"*, {numbers or 1}"):
-            yield f"{table}: rows are not in order" if rows is None else _odd_row(table, rows)
-
-
-_NUMBERS = {"summaries": ('"values"', "mean", "median", "mode", "low", "high", "deviation")}
-
-
-def _odd_row(table: str, rows: list[Any]) -> str:
-    return next((f"{table}: a row without its numbers, {row[:4]}" for row in rows if not row[-1]), "")
-
-
-def _walk(
-    open_db: Callable[[], contextlib.AbstractContextManager[sqlite3.Connection]],
-    table: str,
-    key: tuple[str, ...],
-    what: str,
-) -> Iterator[list[Any] | None]:
-    """Yield the rows of a table in the order of its key, some at a time; None, as the last, where they have no order.
-
-    what  columns; those of the key come first in the rows
-    """
-    names, marks = ", ".join(key), ", ".join("?" * len(key))
-    last: tuple[Any, ...] | None = None
-    while True:
-        where = f"WHERE ({names}) > ({marks})" if last is not None else ""
-        with open_db() as db:
-            rows = db.execute(f"SELECT {what} FROM {table} {where} ORDER BY {names} LIMIT {PIECE_ROWS}", last or ())
-            found = rows.fetchall()
-        for row in found:
-            try:
-                if last is not None and not last < row[: len(key)]:
-                    yield None
-                    return
-            except TypeError:
-                yield None
-                return
-            last = row[: len(key)]
-        yield found
-        if len(found) < PIECE_ROWS:
-            return
-
-
-_SAMPLE = (
-    'node, time, epoch, seq, CASE WHEN json_valid("values") THEN json_array_length("values") END'
-    " IS (SELECT json_array_length(names) FROM shapes WHERE id = shape)"
-)
-
-
-def _check_samples(open_db: Callable[[], contextlib.AbstractContextManager[sqlite3.Connection]]) -> Iterator[str]:
-    """Read every sample, and compare them with each epoch's mark: their number and, where none is deleted yet, the sum
-    of theirs."""
-    with open_db() as db:
-        marks = {id: tuple(rest) for id, *rest in db.execute("SELECT id, seq, forgotten, node FROM epochs")}
-        counts, sums = Counter[int](), Counter[int]()
-        for epoch, first, last in db.execute("SELECT epoch, first, last FROM gaps"):
-            counts[epoch] += last - first + 1
-            sums[epoch] += (first + last) * (last - first + 1) // 2
-    yield ""
-    for rows in _walk(open_db, "samples", ("node", "time", "epoch", "seq"), _SAMPLE):
-        if rows is None:
-            yield "samples: rows are not in order"
-            return
-        fault = ""
-        for node, time_ms, epoch, seq, is_whole in rows:
-            mark, _, owner = marks.get(epoch, (0, 0, node))
-            if not is_whole or owner != node or type(time_ms) is not int or type(seq) is not int:
-                fault = f"samples: a row that Pigeonpost never writes, of node {node}, time {time_ms}"
-            elif seq <= mark:  # later ones came meanwhile
-                counts[epoch] += 1
-                sums[epoch] += seq
-        yield fault
-    with open_db() as db:
-        now = dict(db.execute("SELECT id, forgotten FROM epochs"))
-        names = dict(
-            db.execute("SELECT e.id, n.name || ', epoch ' || e.epoch FROM epochs e JOIN nodes n ON n.id = e.node")
-        )
-    for id, (mark, expired, _) in marks.items():
-        if now.get(id) != expired:
-            continue  # some were deleted meanwhile, being expired
-        if counts[id] + expired != mark:
-            yield f"node {names.get(id, id)}: {counts[id] + expired} of its {mark} samples are there"
-        elif not expired and sums[id] != mark * (mark + 1) // 2:
-            yield f"node {names.get(id, id)}: the numbers of its samples are not 1 to {mark}"

@@ -1,16 +1,17 @@
-"""Read queries of the SQLite store: marks, rows owed to the CSV log, gaps. Functions on an open connection.
+"""Queries of the SQLite store: marks, rows owed to the CSV log, gaps. Functions on an open connection.
 
 Errors: those of SQLite.
 """
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from typing import Any
 
-from pigeonpost.link.samples import Gap, Sample, batches_of
-from pigeonpost.storage.models import HighWaterMark, LogEntry
+from pigeonpost.link.samples import Gap, SampleBatch
+from pigeonpost.storage.chunks import COLUMNS, ChunkRow
+from pigeonpost.storage.models import EpochCommit, HighWaterMark, LogEntry
+from pigeonpost.storage.shapes import ShapeNames
 
 
 def mark(db: sqlite3.Connection, node: str, epoch: str) -> HighWaterMark | None:
@@ -21,26 +22,60 @@ def mark(db: sqlite3.Connection, node: str, epoch: str) -> HighWaterMark | None:
     return HighWaterMark(*row) if row else None
 
 
-def logged(db: sqlite3.Connection, id: int) -> LogEntry:
-    """Return what the CSV log owes under a filing number, for Store.logged_after."""
-    node, name, epoch, code, first, last, low, high, gap = db.execute(
-        "SELECT n.id, n.name, e.id, e.epoch, f.first, f.last, f.low, f.high, f.gap FROM filings f"
-        " JOIN epochs e ON e.id = f.epoch JOIN nodes n ON n.id = e.node WHERE f.id = ?",
-        (id,),
+def put_mark(db: sqlite3.Connection, node: int, epoch_commit: EpochCommit) -> int:
+    """Within the writer's transaction: store the mark of an epoch, and what it says of its outbox. Returns its id."""
+    # The epoch's own row has the running number too, which changes with each commit: one page less to write.
+    outbox, top = (epoch_commit.outbox, epoch_commit.top) if epoch_commit.top else (None, 0)
+    db.execute(
+        "INSERT INTO outboxes SELECT node, outbox, top FROM epochs WHERE node = ? AND epoch = ? AND outbox != ?"
+        " ON CONFLICT DO UPDATE SET top = max(top, excluded.top)",
+        (node, epoch_commit.epoch, outbox),
+    )
+    (epoch,) = db.execute(
+        "INSERT INTO epochs (node, epoch, seq, up, outbox, top) VALUES (?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT DO UPDATE SET seq = excluded.seq, up = excluded.up,"
+        " top = CASE WHEN excluded.outbox IS NULL THEN top WHEN outbox = excluded.outbox"
+        " THEN max(top, excluded.top) ELSE excluded.top END,"
+        " outbox = coalesce(excluded.outbox, outbox) RETURNING id",
+        (node, epoch_commit.epoch, *epoch_commit.mark, outbox, top),
+    ).fetchone()
+    return int(epoch)
+
+
+def last_filed(db: sqlite3.Connection) -> int:
+    """Return the last filing number given: see the module `store`."""
+    (found,) = db.execute(
+        "SELECT max(coalesce((SELECT max(id) FROM fresh), 0), coalesce((SELECT max(id) FROM gaps), 0),"
+        " coalesce((SELECT max(filed) FROM logs), 0))"
+    ).fetchone()
+    return int(found)
+
+
+def filed_after(db: sqlite3.Connection, filed: int) -> list[tuple[int, bool]]:
+    """Return the filing numbers after `filed`, in their order, each with whether it is a gap's."""
+    samples = [(id, False) for (id,) in db.execute("SELECT id FROM fresh WHERE id > ?", (filed,))]
+    return sorted(samples + [(id, True) for (id,) in db.execute("SELECT id FROM gaps WHERE id > ?", (filed,))])
+
+
+def logged(db: sqlite3.Connection, shapes: ShapeNames, id: int, is_gap: bool) -> LogEntry | None:
+    """Return what the CSV log owes under a filing number, for Store.logged_after; None: it is owed no longer."""
+    item: SampleBatch | Gap
+    noted_ms = 0
+    if is_gap:
+        query = "SELECT epoch, noted, first, last, before, why FROM gaps WHERE id = ?"
+        epoch, noted_ms, *gap = db.execute(query, (id,)).fetchone()
+        item = Gap(*gap)
+    else:
+        found = db.execute(f"SELECT {COLUMNS} FROM fresh WHERE id = ?", (id,)).fetchone()
+        if found is None:
+            return None
+        row = ChunkRow(*found)
+        epoch, item = row.epoch, row.unpack(shapes.one(db, row.shape))
+    node, name, code = db.execute(
+        "SELECT n.id, n.name, e.epoch FROM epochs e JOIN nodes n ON n.id = e.node WHERE e.id = ?", (epoch,)
     ).fetchone()
     units = dict(db.execute("SELECT name, unit FROM sensors WHERE node = ?", (node,)))
-    if gap is not None:
-        *gap, noted_ms = db.execute("SELECT first, last, before, why, noted FROM gaps WHERE id = ?", (gap,)).fetchone()
-        return LogEntry(id, name, code, [Gap(*gap)], noted_ms, units)
-    samples = [
-        Sample(seq, time_ms, 0, dict(zip(json.loads(names), json.loads(values))), {}, clock or "")
-        for seq, time_ms, names, values, clock in db.execute(
-            'SELECT s.seq, s.time, p.names, s."values", s.clock FROM samples s JOIN shapes p ON p.id = s.shape'
-            " WHERE s.node = ? AND s.time BETWEEN ? AND ? AND s.epoch = ? AND s.seq BETWEEN ? AND ? ORDER BY s.seq",
-            (node, low, high, epoch, first, last),
-        )
-    ]
-    return LogEntry(id, name, code, batches_of(samples), 0, units)
+    return LogEntry(id, name, code, [item], noted_ms, units)
 
 
 def gaps(db: sqlite3.Connection, limit: int) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Rollups, buckets and expiry in the SQLite store: functions on an open connection.
+"""Rollups and expiry in the SQLite store: functions on an open connection.
 
 `DirtyWindows` belongs to the Ingestor's writer thread. Errors: those of SQLite.
 """
@@ -7,29 +7,28 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from heapq import merge
+from itertools import groupby
+from operator import itemgetter
+from typing import NamedTuple
 
 from pigeonpost.storage.models import (
+    HOUR_MS,
     SPANS_MS,
-    Bucket,
     Rollup,
     Window,
-    bucket,
+    is_late,
     merge_rollups,
-    pieces_to_read,
-    whole_hours,
     window_end,
 )
-from pigeonpost.storage.shapes import MOST_PLACES, ShapeNames
 
 _NODE = "(SELECT id FROM nodes WHERE name = ?)"
 _SUMMARY = '"end", "values", mean, median, mode, low, high, deviation'
 MOST_WINDOWS, MOST_WINDOWS_IN_ALL = 5_000, 50_000
-_SMALL = 2.0**-64
+_LEAST = -(1 << 62)  # before all windows
+_MANY = 64  # samples of a commit: then their windows are not looked for one by one
 Key = tuple[int, int, int]  # node, span, end
-Row = tuple[Any, ...]
 
 
 class DirtyWindows:
@@ -55,12 +54,12 @@ class DirtyWindows:
             self._pop(key)
         self._added = []
 
-    def touch(self, db: sqlite3.Connection, node: int, times_ms: Iterable[int], filed: int) -> None:
+    def touch(self, db: sqlite3.Connection, node: int, times_ms: Sequence[int], filed: int) -> None:
         """Mark the windows of samples of these times, which have the filing number `filed`."""
-        short, *longer = SPANS_MS
-        ends = {-(-time_ms // short) * short for time_ms in times_ms}
-        keys = [(node, short, end) for end in ends]
-        keys += [(node, span, end) for span in longer for end in {window_end(end, span) for end in ends}]
+        short, hour = SPANS_MS
+        ends = {time_ms // short for time_ms in (times_ms if len(times_ms) < _MANY else _spread(times_ms))}
+        keys = [(node, short, (end + 1) * short) for end in ends]
+        keys += [(node, hour, end) for end in {window_end(end * short, hour) for end in ends}]
         touched = self._touched.setdefault(node, {})
         for key in keys:
             if key not in touched:
@@ -97,19 +96,41 @@ class DirtyWindows:
         return filed or 0
 
 
-def dirty_windows(db: sqlite3.Connection, before_ms: int, most: int) -> list[Window]:
-    """Return dirty windows, for Store.dirty_windows: of each node that has some, so that none waits for another."""
-    (as_of,) = db.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'filings'").fetchone()
+def _spread(times_ms: Sequence[int]) -> Sequence[int]:
+    """Return times in all short windows from the first to the last one: a stretch lies in one hour and has six at most,
+    and one without samples is rolled up in no time."""
+    return range(min(times_ms) // SPANS_MS[0] * SPANS_MS[0], max(times_ms) + 1, SPANS_MS[0])
+
+
+def dirty_windows(db: sqlite3.Connection, before_ms: int, most: int, as_of: int) -> list[Window]:
+    """Return dirty windows, for Store.dirty_windows: of each node that has some, so that none waits for another.
+
+    as_of  the filing number of the last commit, or of one before it
+    """
     nodes = db.execute('SELECT DISTINCT node FROM unsummed WHERE "end" < ? LIMIT ?', (before_ms, most)).fetchall()
     found: list[Window] = []
     for place, (node,) in enumerate(nodes):
-        rows = db.execute(
-            'SELECT n.name, u.span, u."end", u."end" <= n.kept_from FROM unsummed u JOIN nodes n ON n.id = u.node'
-            ' WHERE u.node = ? AND u."end" < ? LIMIT ?',
-            (node, before_ms, (most - len(found)) // (len(nodes) - place)),
-        )
-        found += [Window(name, span, end, as_of or 0, bool(is_late)) for name, span, end, is_late in rows]
+        name, kept_from = db.execute("SELECT name, kept_from FROM nodes WHERE id = ?", (node,)).fetchone()
+        ends = _dirty_ends_of(db, node, before_ms, (most - len(found)) // (len(nodes) - place))
+        found += [Window(name, span, end, as_of, is_late(end, kept_from)) for span, end in ends]
     return found
+
+
+def _dirty_ends_of(db: sqlite3.Connection, node: int, before_ms: int, most: int) -> list[tuple[int, int]]:
+    """Return (span, end) of windows of a node: hour by hour, so that an hour is read once; then those of hours that are
+    not past."""
+    short, hour = SPANS_MS
+    ask = 'SELECT "end" FROM unsummed WHERE node = ? AND span = ? AND "end" > ? AND "end" {} ? ORDER BY "end" LIMIT ?'
+    found: dict[tuple[int, int], None] = {}
+    for (end,) in db.execute(ask.format("<"), (node, hour, _LEAST, before_ms, most)).fetchall():
+        if len(found) >= most:
+            break
+        found[hour, end] = None
+        found.update({(short, one): None for (one,) in db.execute(ask.format("<="), (node, short, end - hour, end, 6))})
+    if len(found) < most:
+        rest = db.execute(ask.format("<"), (node, short, _LEAST, before_ms, most))
+        found.update({(short, one): None for (one,) in rest})
+    return list(found)[:most]
 
 
 def put(db: sqlite3.Connection, marks: DirtyWindows, window: Window, found: Mapping[str, Rollup]) -> None:
@@ -121,7 +142,7 @@ def put(db: sqlite3.Connection, marks: DirtyWindows, window: Window, found: Mapp
     sensors = [name for (name,) in db.execute("SELECT name FROM sensors WHERE node = ?", (node,))]
     db.executemany(
         'DELETE FROM summaries WHERE node = ? AND sensor = ? AND span = ? AND "end" = ?',
-        [(node, sensor, *key[1:]) for sensor in {*sensors, *found}],
+        [(node, sensor, *key[1:]) for sensor in sensors if sensor not in found],
     )
     db.executemany(_INSERT, [(node, sensor, window.span_ms, *summary) for sensor, summary in found.items()])
     if marks.is_as_of(key, window.as_of):
@@ -145,9 +166,9 @@ def merge_late_rollups(
             'SELECT span, "end" FROM unsummed WHERE node = ? AND "end" > ? AND "end" <= ?', (node, start, end)
         )
     ]
+    inside = node, start, end
     owed = db.execute(
-        "SELECT 1 FROM filings f JOIN epochs e ON e.id = f.epoch WHERE e.node = ? AND f.low <= ? AND f.high > ?",
-        (node, end, start),
+        "SELECT 1 FROM fresh WHERE id > ? AND node = ? AND low >= ? AND low < ? LIMIT 1", (logged(db), *inside)
     ).fetchone()
     if owed or not all(marks.is_as_of(key, window.as_of) for key in keys):
         return False
@@ -159,49 +180,98 @@ def merge_late_rollups(
                     (node, sensor, span, part.end_ms),
                 ).fetchone()
                 db.execute(_INSERT, (node, sensor, span, *(merge_rollups(Rollup(*row), part) if row else part)))
-    _delete(db, node, db.execute(
-        "SELECT time, epoch, seq FROM samples WHERE node = ? AND time > ? AND time <= ?", (node, start, end)
-    ).fetchall())  # fmt: skip
+    _delete(db, [
+        Run(table, *row)
+        for table in ("fresh", "chunks")
+        for row in db.execute(f"SELECT {_RUN} FROM {table} WHERE node = ? AND low >= ? AND low < ?", inside)
+    ])  # fmt: skip
     for key in keys:
         marks.clear(db, key)
     return True
 
 
+class Run(NamedTuple):
+    """A row of `fresh` or `chunks`, without its samples."""
+
+    table: str
+    id: int
+    epoch: int
+    first: int
+    samples: int
+    low: int
+
+
+_RUN = "id, epoch, first, count, low"
+
+
+def logged(db: sqlite3.Connection) -> int:
+    """Return the filing number up to which the CSV log is recorded as written."""
+    row = db.execute("SELECT filed FROM logs ORDER BY id DESC LIMIT 1").fetchone()
+    return row[0] if row else 0
+
+
 def delete_expired(db: sqlite3.Connection, before_ms: int, most: int) -> int:
     """Delete expired samples for Store.delete_expired: whole hours, of one node at a time."""
-    (owed_ms,) = db.execute("SELECT min(low) FROM filings").fetchone()
-    last_ms = min(before_ms, before_ms if owed_ms is None else owed_ms) - 1
+    (owed_ms,) = db.execute("SELECT min(low) FROM fresh WHERE id > ?", (logged(db),)).fetchone()
+    before_ms = before_ms if owed_ms is None else min(before_ms, owed_ms)
+    fresh: dict[int, list[Run]] = {}
+    for node, *row in db.execute(f"SELECT node, {_RUN} FROM fresh WHERE low < ? ORDER BY low", (before_ms,)):
+        fresh.setdefault(node, []).append(Run("fresh", *row))
     left = most
     for node, kept_from in db.execute("SELECT id, kept_from FROM nodes").fetchall():
         (unsummed_ms,) = db.execute('SELECT min("end" - span) FROM unsummed WHERE node = ?', (node,)).fetchone()
-        until_ms = min(last_ms, last_ms if unsummed_ms is None else unsummed_ms)
-        until_ms = until_ms // SPANS_MS[-1] * SPANS_MS[-1]
+        until_ms = (before_ms if unsummed_ms is None else min(before_ms, unsummed_ms)) // HOUR_MS * HOUR_MS
         if left <= 0 or until_ms <= 0:
             continue
-        ask = "SELECT time, epoch, seq FROM samples WHERE node = ? AND time <= ? ORDER BY time, epoch, seq LIMIT ?"
-        rows = db.execute(ask, (node, until_ms, left)).fetchall()
-        if not rows:
+        chunks = db.execute(f"SELECT {_RUN} FROM chunks WHERE node = ? AND low < ? ORDER BY low", (node, until_ms))
+        rows = merge((run for run in fresh.get(node, ()) if run.low < until_ms),
+                     (Run("chunks", *row) for row in chunks), key=_LOW)  # fmt: skip
+        doomed, until_ms = _whole_hours(rows, left, until_ms)
+        if not doomed:
             continue
-        if len(rows) == left:
-            until_ms = whole_hours(rows[0][0], rows[-1][0])
-            rows = db.execute(ask, (node, until_ms, -1)).fetchall()
         if until_ms > kept_from:
             db.execute("UPDATE nodes SET kept_from = ? WHERE id = ?", (until_ms, node))
-        _delete(db, node, rows)
-        left -= len(rows)
+        left -= _delete(db, doomed)
     return most - left
 
 
-def _delete(db: sqlite3.Connection, node: int, rows: list[tuple[int, int, int]]) -> None:
-    db.executemany(
-        "DELETE FROM samples WHERE node = ? AND time = ? AND epoch = ? AND seq = ?", [(node, *row) for row in rows]
-    )
-    db.executemany("DELETE FROM failures WHERE epoch = ? AND seq = ?", [row[1:] for row in rows])
-    of_epoch = Counter(epoch for _, epoch, _ in rows)
+_LOW = itemgetter(Run._fields.index("low"))
+
+
+def _whole_hours(rows: Iterable[Run], most: int, until_ms: int) -> tuple[list[Run], int]:
+    """Return the first of some rows, oldest first, of up to `most` samples, but all of an hour and one hour at least;
+    and the end of the last hour: `until_ms` when these are all.
+
+    If an hour lost only some of its samples, one that comes late could not be told from those that are left, which are
+    in the rollups already.
+    """
+    found: list[Run] = []
+    count = 0
+    for hour, of_hour in groupby(rows, lambda run: run.low // HOUR_MS):
+        inside = []
+        for run in of_hour:
+            inside.append(run)
+            count += run.samples
+            if found and count > most:
+                return found, hour * HOUR_MS
+        found += inside
+    return found, until_ms
+
+
+def _delete(db: sqlite3.Connection, runs: Sequence[Run]) -> int:
+    """Delete rows with the texts of their failures. Returns the number of samples in them."""
+    for table in ("fresh", "chunks"):
+        db.executemany(f"DELETE FROM {table} WHERE id = ?", [(run.id,) for run in runs if run.table == table])
+    db.executemany("DELETE FROM failures WHERE epoch = ? AND seq BETWEEN ? AND ?",
+                   [(run.epoch, run.first, run.first + run.samples - 1) for run in runs])  # fmt: skip
+    of_epoch: Counter[int] = Counter()
+    for run in runs:
+        of_epoch[run.epoch] += run.samples
     db.executemany(
         "UPDATE epochs SET forgotten = forgotten + ? WHERE id = ?",
         [(count, epoch) for epoch, count in of_epoch.items()],
     )
+    return sum(of_epoch.values())
 
 
 def summaries(db: sqlite3.Connection, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Rollup]:
@@ -212,112 +282,3 @@ def summaries(db: sqlite3.Connection, node: str, sensor: str, span_ms: int, from
         (node, sensor, span_ms, from_ms, to_ms),
     )
     return [Rollup(*row) for row in rows]
-
-
-def downsample(
-    db: sqlite3.Connection, shapes: ShapeNames, node: str, sensor: str, from_ms: int, to_ms: int, count: int
-) -> list[Bucket]:
-    """Return the buckets of one sensor, for Store.downsample."""
-    if to_ms <= from_ms:
-        return []
-    found: dict[int, Bucket] = {}
-    (kept_from,) = db.execute("SELECT max(kept_from) FROM nodes WHERE name = ?", (node,)).fetchone()
-    dirty_ends = partial(_dirty_ends, db, node)
-    for span_ms, after_ms, until_ms in pieces_to_read(from_ms, to_ms, count, kept_from or 0, dirty_ends):
-        ask = (from_ms, to_ms, count, node, sensor, after_ms, until_ms)
-        read = partial(_of_windows, db, *ask, span_ms) if span_ms else partial(_of_samples, db, shapes, *ask)
-        for row in with_finite_means(read):
-            column = bucket(*row)
-            other = found.get(column.place)
-            found[column.place] = column.with_other(other) if other else column
-    return [found[place] for place in sorted(found)]
-
-
-def with_finite_means(read: Callable[[float], Iterable[Row]]) -> Sequence[Row]:
-    """Return the rows of `read`, whose last value is a mean.
-
-    read  takes a factor for the values that are summed up: the sum of values near the largest float is infinite, and
-          that of both infinities nothing. Then it is called again with a small one.
-    """
-    rows = list(read(1.0))
-    if all(row[-1] is not None and row[-1] - row[-1] == 0 for row in rows):
-        return rows
-    return [(*row, mean / _SMALL) for *row, mean in read(_SMALL)]
-
-
-def _dirty_ends(db: sqlite3.Connection, node: str, span_ms: int, after_ms: int, until_ms: int) -> list[int]:
-    rows = db.execute(
-        f'SELECT "end" FROM unsummed WHERE node = {_NODE} AND span = ? AND "end" > ? AND "end" <= ? ORDER BY "end"',
-        (node, span_ms, after_ms, until_ms),
-    )
-    return [end_ms for (end_ms,) in rows]
-
-
-def _of_windows(
-    db: sqlite3.Connection, from_ms: int, to_ms: int, count: int, node: str, sensor: str, after_ms: int, until_ms: int,
-    span_ms: int, scale: float,
-) -> Iterable[Row]:  # fmt: skip
-    return db.execute(
-        'SELECT ("end" - ?8 - ?1) * ?3 / (?2 - ?1) AS i, sum("values"), min(low), max(high),'
-        ' sum(mean * ?9 * "values") / sum("values")'
-        " FROM summaries WHERE node = (SELECT id FROM nodes WHERE name = ?4) AND sensor = ?5 AND span = ?8"
-        ' AND "end" > ?6 AND "end" <= ?7 GROUP BY i ORDER BY i',
-        (from_ms, to_ms, count, node, sensor, after_ms, until_ms, span_ms, scale),
-    )
-
-
-def _of_samples(
-    db: sqlite3.Connection, shapes: ShapeNames, from_ms: int, to_ms: int, count: int, node: str, sensor: str,
-    after_ms: int, until_ms: int, scale: float,
-) -> Iterable[Row]:  # fmt: skip
-    rows = db.execute(
-        f"SELECT DISTINCT shape FROM samples WHERE node = {_NODE} AND time > ? AND time <= ?",
-        (node, after_ms, until_ms),
-    )
-    places = shapes.places(db, [id for (id,) in rows], sensor)
-    if not places:
-        return ()
-    # Of its own shapes the sensor's place in the array is known: no search for its name in every row.
-    value = " ".join([f"""WHEN {id} THEN json_extract("values", '$[{place}]')""" for id, place in places])
-    value = f"CASE shape {value} END" if len(places) <= MOST_PLACES else (
-        """(SELECT json_extract("values", '$[' || j.key || ']') FROM shapes p, json_each(p.names) j"""
-        " WHERE p.id = shape AND j.value = ?7)"
-    )  # fmt: skip
-    return db.execute(
-        "SELECT (time - ?1) * ?3 / (?2 - ?1) AS i, count(v), min(v), max(v), avg(v * ?8) FROM ("
-        f"  SELECT time, {value} AS v FROM samples"
-        "   WHERE node = (SELECT id FROM nodes WHERE name = ?4) AND time > ?5 AND time <= ?6"
-        ") WHERE v IS NOT NULL GROUP BY i ORDER BY i",
-        (from_ms, to_ms, count, node, after_ms, until_ms, sensor, scale),
-    )
-
-
-def downsample_all(
-    db: sqlite3.Connection, shapes: ShapeNames, node: str, from_ms: int, to_ms: int, count: int,
-    sensors: Collection[str],
-) -> dict[str, list[Bucket]]:  # fmt: skip
-    """Return the buckets of several sensors, for Store.downsample_all."""
-    for scale in (1.0, _SMALL):
-        found: dict[str, list[Bucket]] = {}
-        is_finite = True
-        for place, shape, key, values, low, high, mean in db.execute(
-            "SELECT (time - ?1) * ?3 / (?2 - ?1) AS i, shape, j.key, count(*), min(j.value), max(j.value),"
-            ' avg(j.value * ?5) FROM samples, json_each("values") j'
-            " WHERE node = (SELECT id FROM nodes WHERE name = ?4) AND time >= ?1 AND time < ?2"
-            " AND j.value IS NOT NULL GROUP BY i, shape, j.key ORDER BY i",
-            (from_ms, to_ms, count, node, scale),
-        ):
-            if mean is None or mean - mean != 0:
-                is_finite = False
-                break
-            name = shapes.one(db, shape)[key]
-            if name not in sensors:
-                continue
-            columns = found.setdefault(name, [])
-            column = bucket(place, values, low, high, mean / scale)
-            if columns and columns[-1].place == place:  # of two shapes, as after a sensor was added
-                column = columns.pop().with_other(column)
-            columns.append(column)
-        if is_finite:
-            return found
-    raise ValueError("a mean that is no number, although the values are small")

@@ -1,4 +1,4 @@
-"""Tables of the SQLite store, and the migration of older files.
+"""Tables of the SQLite store.
 
 Errors: SettingsError for a file of a newer program; StoreDamaged; those of SQLite.
 """
@@ -13,33 +13,34 @@ from urllib.parse import quote
 
 from pigeonpost.core.data_folder import DATABASE
 from pigeonpost.core.errors import SettingsError, StoreDamaged
-from pigeonpost.core.files import give_to_owner, sync_folder
+from pigeonpost.core.files import sync_folder
 from pigeonpost.storage.sqlite.integrity import damage_text, has_rows, refuse_empty, refuse_foreign_wal, start_faults
 
-VERSION = 3  # PRAGMA user_version
+VERSION = 4  # PRAGMA user_version
+UNFINISHED = 1000  # in its place while a file is converted in place (see migration): older programs refuse it
 _MOST_VERSIONS = 1000  # a number above is none of a newer program, but damage
 
-_FIRST = """
+_TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE nodes (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
--- The highest running number stored of each outbox.
+-- Samples before kept_from may have been deleted: their time to be kept was over. Windows are [start, end); those that
+-- end at or before old_edges are (start, end], as format 3 made them, since their samples are gone.
+CREATE TABLE nodes (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, kept_from INTEGER NOT NULL DEFAULT 0,
+    old_edges INTEGER NOT NULL DEFAULT 0
+);
+-- The highest running number stored of each outbox, where it is not in an epoch of that outbox.
 CREATE TABLE outboxes (node INTEGER, outbox TEXT, top INTEGER NOT NULL, PRIMARY KEY (node, outbox)) WITHOUT ROWID;
--- The high-water marks: everything of the epoch up to seq is in samples, or in gaps.
+-- The high-water marks: everything of the epoch up to seq is in fresh, chunks or gaps, or was deleted (forgotten).
 CREATE TABLE epochs (
     id INTEGER PRIMARY KEY, node INTEGER NOT NULL, epoch TEXT NOT NULL, seq INTEGER NOT NULL, up INTEGER,
-    UNIQUE (node, epoch)
+    forgotten INTEGER NOT NULL DEFAULT 0, outbox TEXT, top INTEGER NOT NULL DEFAULT 0, UNIQUE (node, epoch)
 );
 CREATE TABLE sensors (node INTEGER, name TEXT, unit TEXT NOT NULL, PRIMARY KEY (node, name)) WITHOUT ROWID;
 CREATE TABLE shapes (id INTEGER PRIMARY KEY, names TEXT NOT NULL UNIQUE);
-CREATE TABLE samples (
-    node INTEGER, time INTEGER, epoch INTEGER, seq INTEGER, shape INTEGER NOT NULL,
-    clock TEXT, -- NULL: the node's own set clock; "unset" or "server" as the link says
-    "values" TEXT NOT NULL, -- a JSON array; null where a sensor failed
-    PRIMARY KEY (node, time, epoch, seq)
-) WITHOUT ROWID;
 CREATE TABLE failures (
     epoch INTEGER, seq INTEGER, sensor TEXT, text TEXT, PRIMARY KEY (epoch, seq, sensor)
 ) WITHOUT ROWID;
+-- The id is the filing number, which fresh and gaps have in common.
 CREATE TABLE gaps (
     id INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
     before INTEGER NOT NULL, why TEXT NOT NULL, noted INTEGER NOT NULL
@@ -49,19 +50,7 @@ CREATE TABLE logs (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, size INTEGER NOT NULL, tail INTEGER NOT NULL,
     filed INTEGER NOT NULL
 );
--- What the log owes since then, in its order: samples first to last of an epoch, taken from low to high; or a gap.
-CREATE TABLE filings (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, epoch INTEGER NOT NULL,
-    first INTEGER, last INTEGER, low INTEGER, high INTEGER, gap INTEGER
-);
-CREATE VIEW readings AS
-    SELECT strftime('%Y-%m-%dT%H:%M:%fZ', s.time / 1000.0, 'unixepoch') AS time, n.name AS node, j.value AS sensor,
-           json_extract(s."values", '$[' || j.key || ']') AS value, coalesce(u.unit, '') AS unit
-    FROM samples s JOIN nodes n ON n.id = s.node JOIN shapes p ON p.id = s.shape, json_each(p.names) j
-    LEFT JOIN sensors u ON u.node = s.node AND u.name = j.value;
-"""
-_STATISTICS = """
--- Windows (start, end] of samples, each with its span in ms: of which sensor what.
+-- Windows of samples, each with its span in ms: of which sensor what.
 CREATE TABLE summaries (
     node INTEGER, sensor TEXT, span INTEGER, "end" INTEGER, "values" INTEGER NOT NULL, mean REAL NOT NULL,
     median REAL NOT NULL, mode REAL NOT NULL, low REAL NOT NULL, high REAL NOT NULL, deviation REAL NOT NULL,
@@ -69,14 +58,6 @@ CREATE TABLE summaries (
 ) WITHOUT ROWID;
 -- Windows into which something came since they were summed up.
 CREATE TABLE unsummed (node INTEGER, span INTEGER, "end" INTEGER, PRIMARY KEY (node, span, "end")) WITHOUT ROWID;
--- Samples up to here may have been deleted, with their number in each epoch: their time to be kept was over.
-ALTER TABLE nodes ADD COLUMN kept_from INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE epochs ADD COLUMN forgotten INTEGER NOT NULL DEFAULT 0;
--- Of what was stored before there were statistics, they are made now.
-INSERT OR IGNORE INTO unsummed SELECT node, 600000, (time + 599999) / 600000 * 600000 FROM samples;
-INSERT OR IGNORE INTO unsummed SELECT node, 3600000, ("end" + 3599999) / 3600000 * 3600000 FROM unsummed;
-"""
-_RECORDS = """
 -- What operators have said: since when a node is retired; what it was called, until when (both ms since 1970), and
 -- whether another node may have that name now; what people see in place of a sensor's name.
 CREATE TABLE retired (node INTEGER PRIMARY KEY, at INTEGER NOT NULL);
@@ -85,12 +66,51 @@ CREATE TABLE former_names (
 ) WITHOUT ROWID;
 CREATE TABLE labels (node INTEGER, sensor TEXT, label TEXT NOT NULL, PRIMARY KEY (node, sensor)) WITHOUT ROWID;
 """
-_STEPS = (_FIRST, _STATISTICS, _RECORDS)  # what each version adds to the one before
+# A run of samples that are alike, of one epoch and hour (storage.chunks). In fresh they are as they were committed, and
+# the id is the filing number; chunks are made of them later.
+_RUNS = """
+CREATE TABLE fresh (id INTEGER PRIMARY KEY, {columns});
+CREATE TABLE chunks (id INTEGER PRIMARY KEY, {columns});
+""".format(
+    columns="node INTEGER NOT NULL, low INTEGER NOT NULL, epoch INTEGER NOT NULL, first INTEGER NOT NULL,"
+    " count INTEGER NOT NULL, high INTEGER NOT NULL, step INTEGER NOT NULL, shape INTEGER NOT NULL, clock TEXT,"
+    " arrived INTEGER, crc INTEGER NOT NULL, data TEXT NOT NULL"
+)
+_INDEXES = """
+CREATE UNIQUE INDEX chunks_of_node ON chunks(node, low, epoch, first);
+CREATE INDEX chunks_by_time ON chunks(low);
+"""
+# For people. `low + k * step + r`: see storage.chunks. No CROSS JOIN: it would read every chunk for each question.
+_VIEWS = """
+CREATE VIEW readings AS
+SELECT n.name AS node, s.value AS sensor, j.value ->> (s.key + 1) AS value, coalesce(u.unit, '') AS unit,
+  strftime('%Y-%m-%dT%H:%M:%fZ', (c.low + j.key * c.step + (j.value ->> 0)) / 1000.0, 'unixepoch') AS time,
+  c.low + j.key * c.step + (j.value ->> 0) AS time_ms, c.low AS chunk_low, c.high AS chunk_high
+FROM (SELECT node, low, high, step, shape, data FROM chunks
+      UNION ALL SELECT node, low, high, step, shape, data FROM fresh) c
+JOIN nodes n ON n.id = c.node JOIN shapes p ON p.id = c.shape, json_each(c.data) j, json_each(p.names) s
+LEFT JOIN sensors u ON u.node = c.node AND u.name = s.value;
+CREATE VIEW samples AS
+SELECT n.name AS node, e.epoch AS epoch, c.first + j.key AS seq,
+  strftime('%Y-%m-%dT%H:%M:%fZ', (c.low + j.key * c.step + (j.value ->> 0)) / 1000.0, 'unixepoch') AS time,
+  c.low + j.key * c.step + (j.value ->> 0) AS time_ms, coalesce(c.clock, '') AS clock, p.names AS sensors,
+  json_remove(j.value, '$[0]') AS "values", c.low AS chunk_low, c.high AS chunk_high
+FROM (SELECT node, low, epoch, first, high, step, shape, clock, data FROM chunks
+      UNION ALL SELECT node, low, epoch, first, high, step, shape, clock, data FROM fresh) c
+JOIN nodes n ON n.id = c.node JOIN shapes p ON p.id = c.shape JOIN epochs e ON e.id = c.epoch, json_each(c.data) j;
+CREATE VIEW statistics AS
+SELECT n.name AS node, s.sensor AS sensor, coalesce(u.unit, '') AS unit, s.span / 60000 AS minutes,
+  strftime('%Y-%m-%dT%H:%M:%SZ', (s."end" - s.span) / 1000, 'unixepoch') AS start,
+  strftime('%Y-%m-%dT%H:%M:%SZ', s."end" / 1000, 'unixepoch') AS "end", s."end" AS end_ms, s."values" AS "values",
+  s.mean AS mean, s.median AS median, s.mode AS mode, s.low AS low, s.high AS high, s.deviation AS deviation
+FROM summaries s JOIN nodes n ON n.id = s.node LEFT JOIN sensors u ON u.node = s.node AND u.name = s.sensor;
+"""
+TABLES = _TABLES + _RUNS + _INDEXES + _VIEWS
 
 
 def make_tables(db: sqlite3.Connection) -> None:
-    """Make all tables, as the newest version has them."""
-    db.executescript("".join(_STEPS))
+    """Make all tables, indexes and views."""
+    db.executescript(TABLES)
 
 
 def refuse_newer(db: sqlite3.Connection, path: str) -> int:
@@ -98,6 +118,8 @@ def refuse_newer(db: sqlite3.Connection, path: str) -> int:
     version = _version(db)
     if not 0 <= version <= _MOST_VERSIONS:
         raise StoreDamaged(damage_text(os.path.dirname(path), f"its header says format {version}, which there is not"))
+    if version == UNFINISHED:
+        raise SettingsError(f"{path} is being brought up to date: start the server, which goes on with that")
     if version > VERSION:
         raise SettingsError(
             f"{path} was made by a newer Pigeonpost (format {version}; this one knows {VERSION}):"
@@ -123,19 +145,14 @@ def _version(db: sqlite3.Connection) -> int:
 
 
 def bring_up_to_date(db: sqlite3.Connection, path: str) -> None:
-    """Make the tables, or migrate an older file after copying it."""
-    version = refuse_newer(db, path)
-    if version == VERSION:
-        return
-    if version:
-        _copy(db, f"{path}.v{version}")
-    steps = "".join(_STEPS[version:])
-    # In one transaction with the version: a file is of the old format or of the new one, whenever the plug is pulled.
-    db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {VERSION};")
-    if version == 0:
+    """Make the tables in a new file. Raises SettingsError for one of another version (see migration)."""
+    if refuse_newer(db, path) == 0:
+        # In one transaction with the version: a file has all tables or none, whenever the plug is pulled.
+        db.executescript(f"BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION};")
         db.execute("INSERT INTO meta VALUES ('identity', ?)", (os.urandom(8).hex(),))
-    db.execute("COMMIT")
-    sync_folder(path)
+        db.execute("COMMIT")
+        sync_folder(path)
+    refuse_other(db, path)
 
 
 def refuse_headless(db: sqlite3.Connection, path: str) -> None:
@@ -168,25 +185,3 @@ def quick_faults(folder: str, is_in_use: bool) -> Iterator[str]:
         yield str(error)
     except sqlite3.Error as error:
         yield damage_text(folder, str(error))
-
-
-def _copy(db: sqlite3.Connection, path: str) -> None:
-    """Copy the whole file under another name, durably, before anything is changed."""
-    partial = f"{path}.part"
-    if os.path.exists(path):
-        return  # made when the change was begun before, and did not end
-    if os.path.exists(partial):
-        os.unlink(partial)
-    copy = sqlite3.connect(partial)
-    try:
-        db.backup(copy, pages=-1)
-    finally:
-        copy.close()
-    fd = os.open(partial, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    give_to_owner(partial)
-    os.rename(partial, path)
-    sync_folder(path)

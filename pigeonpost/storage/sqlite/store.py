@@ -8,9 +8,10 @@ query from `_idle`, a deque whose append and pop are atomic; `_room` limits how 
 Errors: NotStored for a full disk or a locked file; StoreDamaged for a file that is damaged (see integrity), after which
 no transaction begins any more; DiskError for I/O errors, and a file that was removed or replaced.
 
-Samples are one row each, in the order in which they are queried, node and time; their values are a JSON array beside
-the id of their `shape`, the list of their names. Measured: 17 bytes per value, against 25 with one row per value, and
-twice as fast to write. The view `readings` shows one row per value to people.
+Samples are in rows of up to some thousand that follow each other (see storage.chunks). A commit appends to `fresh`,
+where the id of a row is its filing number; compaction makes rows of `chunks` of them. Gaps have filing numbers too. The
+last one given is the highest of `fresh`, `gaps` and what the CSV log is recorded to have: whatever is deleted from
+`fresh` is in the log by then, so no number is ever given twice. Views show one row per value, or sample, to people.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ import os
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
 from pigeonpost.core.data_folder import DATABASE
-from pigeonpost.core.errors import DiskError, NotStored, PigeonpostError, StoreDamaged
+from pigeonpost.core.errors import DiskError, NotStored, PigeonpostError, SettingsError, StoreDamaged
 from pigeonpost.core.files import give_to_owner
 from pigeonpost.link.samples import Gap, SampleBatch
+from pigeonpost.storage.chunks import COLUMNS, MARKS, ChunkRow, DamagedRow
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.models import (
     Bucket,
@@ -41,22 +43,25 @@ from pigeonpost.storage.models import (
     NodeRecords,
     NodeUsage,
     Rollup,
+    StoredBatch,
     StoredSample,
     Window,
 )
 from pigeonpost.storage.node_records import RecordTables
 from pigeonpost.storage.shapes import ShapeIds, ShapeNames, StoredUnits
-from pigeonpost.storage.sqlite import counts, integrity, queries, rollups, wal
+from pigeonpost.storage.sqlite import buckets, counts, integrity, migration, pieces, queries, rollups, wal
+from pigeonpost.storage.sqlite.compaction import Compactor, Rewrite, rewrite
+from pigeonpost.storage.sqlite.fresh import FreshIndex
+from pigeonpost.storage.sqlite.runs import RunReader
 from pigeonpost.storage.sqlite.schema import bring_up_to_date, make_tables, refuse_headless, refuse_other
 
 log = logging.getLogger(__name__)
 
-_SAMPLE = "(?,?,?,?,?,?,?)"
-# Many rows in one statement: SQLite then works through them without Python's lock, and other threads go on.
-_INSERTS = [(rows, f"INSERT INTO samples VALUES {','.join([_SAMPLE] * rows)}") for rows in (256, 32, 4, 1)]
-_VALUES: Any = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # as loads, of what we wrote ourselves
+_INSERT = f"INSERT INTO fresh (id, {COLUMNS}) VALUES (?,{MARKS})"
 _MOST_READERS = 8  # each keeps two files open and some pages in memory
 _READER_PAGES_KIB = 512
+_LOGGED_TOGETHER = 64  # entries that the log owes: some MiB at most
+_OLDEST = 3, 38, 0  # of the library: the views need its operator ->>
 _TRY_AGAIN = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
@@ -65,27 +70,36 @@ class SqliteStore(Store):
 
     description = f"SQLite, {DATABASE} in the data folder"
     is_checked = True
+    _filed: int | None  # the last filing number given; None: to be read
 
     def __init__(self, folder: str, look_only: bool = False) -> None:
         """
         look_only  change nothing, not even by making the file: for looking beside a server that runs
 
-        Raises SettingsError for a file of a newer program, StoreDamaged for one that cannot be opened or is no store of
-        ours, DiskError for one that cannot be used. One that opens and has damage is opened: `damage` says what.
+        Raises SettingsError for a file of a newer program and where the library is too old, StoreDamaged for one that
+        cannot be opened or is no store of ours, DiskError for one that cannot be used. One that opens and has damage is
+        opened: `damage` says what.
         """
+        if sqlite3.sqlite_version_info < _OLDEST:
+            raise SettingsError(f"the database needs SQLite 3.38 or newer; this Python has {sqlite3.sqlite_version}")
         self._folder, self._path = folder, os.path.join(folder, DATABASE)
         self._idle: deque[sqlite3.Connection] = deque()
         self._room = threading.Semaphore(_MOST_READERS)
         self._marks = rollups.DirtyWindows()
         self._shape_names = ShapeNames("?")
+        self._fresh = FreshIndex()
+        self._compactor = Compactor(self._shape_names, self._note_odd_row)
         self._records = RecordTables("?")
         self._files: wal.OpenFiles | None = None
+        self._lost: integrity.Damage | None = None  # of its WAL, found by the migration
         self._forget()
         integrity.refuse_empty(folder)
         with self._our_errors():
             is_new = not os.path.lexists(self._path)
             if not look_only:
                 integrity.refuse_foreign_wal(folder)
+                if migration.is_old(self._path):
+                    self._lost = migration.migrate(self._path)
             self._db = self._open_to_read() if look_only else self._connect(self._path)
             try:
                 if look_only:
@@ -108,7 +122,7 @@ class SqliteStore(Store):
         bring_up_to_date(self._db, self._path)
         row = self._db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()
         self.identity = str(row[0]) if row else os.urandom(8).hex()
-        if lost := wal.lost_commits(self._db, self._path):
+        if lost := self._lost or wal.lost_commits(self._db, self._path):
             self.found_at_start = self._note_damage(lost)
         elif is_new and integrity.has_rows(self._folder):
             self.found_at_start = integrity.missing_text(self._folder)
@@ -122,6 +136,9 @@ class SqliteStore(Store):
             self.damage = self.damage or text
         self.on_damage(self.damage or text)
         return text
+
+    def _note_odd_row(self, text: str) -> str:
+        return self._note_damage(integrity.Damage(f"a row that Pigeonpost never writes: {text:.200}", False))
 
     # -------------------------------------------------------------------------------------------- writing
 
@@ -146,42 +163,31 @@ class SqliteStore(Store):
                 raise
 
     def put(self, epoch_commits: Sequence[EpochCommit], noted_ms: int, log: LogMark | None) -> int:
-        rows: list[Any] = []
+        rows: list[tuple[int | str | None, ...]] = []
+        if self._filed is None:
+            self._filed = queries.last_filed(self._db)
         for epoch_commit in epoch_commits:
             node, epoch = self._put_marks(epoch_commit)
             for item in epoch_commit.items:
+                self._filed += 1
                 if isinstance(item, Gap):
-                    self._put_gap(epoch, item, noted_ms)
+                    self._db.execute(
+                        "INSERT INTO gaps VALUES (?, ?, ?, ?, ?, ?, ?)", (self._filed, epoch, *item, noted_ms)
+                    )
                 else:
-                    self._put_samples(rows, node, epoch, item)
-        for many, insert in _INSERTS:
-            size = many * _SAMPLE.count("?")
-            whole = len(rows) // size * size
-            for start in range(0, whole, size):
-                self._db.execute(insert, rows[start : start + size])
-            rows = rows[whole:]
+                    rows.append((self._filed, *self._fresh_row(node, epoch, item, noted_ms)))
+        self._db.executemany(_INSERT, rows)
         if log is not None:
-            self._db.execute(
-                "INSERT INTO logs (name, size, tail, filed) VALUES (?, ?, ?, ?) ON CONFLICT (name)"
-                " DO UPDATE SET size = excluded.size, tail = excluded.tail, filed = excluded.filed",
-                log,
-            )
-            self._db.execute("DELETE FROM filings WHERE id <= ?", (log.filed,))
-        (last,) = self._db.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'filings'").fetchone()
-        return last or 0
+            # Replaced, and so the newest: a log may have the name of an older one that was moved away.
+            newest = "name = ? AND id = (SELECT max(id) FROM logs)"
+            same = self._db.execute(f"UPDATE logs SET size = ?, tail = ?, filed = ? WHERE {newest}", (*log[1:], log[0]))
+            if not same.rowcount:
+                self._db.execute("INSERT OR REPLACE INTO logs (name, size, tail, filed) VALUES (?, ?, ?, ?)", log)
+        return self._filed
 
     def _put_marks(self, epoch_commit: EpochCommit) -> tuple[int, int]:
         node = self._node(epoch_commit.node)
-        (epoch,) = self._db.execute(
-            "INSERT INTO epochs (node, epoch, seq, up) VALUES (?, ?, ?, ?)"
-            " ON CONFLICT DO UPDATE SET seq = excluded.seq, up = excluded.up RETURNING id",
-            (node, epoch_commit.epoch, *epoch_commit.mark),
-        ).fetchone()
-        if epoch_commit.top:
-            self._db.execute(
-                "INSERT INTO outboxes VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET top = max(top, excluded.top)",
-                (node, epoch_commit.outbox, epoch_commit.top),
-            )
+        epoch = queries.put_mark(self._db, node, epoch_commit)
         if self._units.get(epoch_commit.node) is not epoch_commit.units:
             self._db.executemany(
                 "INSERT OR REPLACE INTO sensors VALUES (?, ?, ?)",
@@ -190,29 +196,16 @@ class SqliteStore(Store):
             self._units.keep(epoch_commit.node, epoch_commit.units)
         return node, epoch
 
-    def _put_samples(self, rows: list[Any], node: int, epoch: int, sample_batch: SampleBatch) -> None:
-        names, times, first = sample_batch.names, sample_batch.times, sample_batch.seq
-        shape, clock = self._shapes.get(names) or self._shape(names), sample_batch.clock or None
-        for seq, (time_ms, texts) in enumerate(zip(times, zip(*sample_batch.texts)), first):
-            text = f"[{','.join(texts)}]"
-            rows += (node, time_ms, epoch, seq, shape, clock, text.replace("None", "null"))
-        for name, errors in sample_batch.errors.items():
+    def _fresh_row(self, node: int, epoch: int, batch: SampleBatch, noted_ms: int) -> ChunkRow:
+        """Return the row of a stretch, and store what else belongs to it."""
+        names, first = batch.names, batch.seq
+        for name, errors in batch.errors.items():
             self._db.executemany(
                 "INSERT INTO failures VALUES (?, ?, ?, ?)",
                 [(epoch, first + place, name, error) for place, error in errors.items()],
             )
-        filed = self._db.execute(
-            "INSERT INTO filings (epoch, first, last, low, high) VALUES (?, ?, ?, ?, ?)",
-            (epoch, first, sample_batch.last, min(times), max(times)),
-        ).lastrowid
-        self._marks.touch(self._db, node, times, filed or 0)
-
-    def _put_gap(self, epoch: int, gap: Gap, noted_ms: int) -> None:
-        cursor = self._db.execute(
-            "INSERT INTO gaps (epoch, first, last, before, why, noted) VALUES (?, ?, ?, ?, ?, ?)",
-            (epoch, *gap, noted_ms),
-        )
-        self._db.execute("INSERT INTO filings (epoch, gap) VALUES (?, ?)", (epoch, cursor.lastrowid))
+        self._marks.touch(self._db, node, batch.times, self._filed or 0)
+        return ChunkRow.pack(node, epoch, self._shapes.get(names) or self._shape(names), batch, noted_ms)
 
     def _node(self, name: str) -> int:
         if name not in self._nodes:
@@ -230,6 +223,7 @@ class SqliteStore(Store):
         self._nodes: dict[str, int] = {}
         self._shapes = ShapeIds()
         self._units = StoredUnits()
+        self._filed = None
 
     def _refuse_removed(self) -> None:
         if self._files is not None and (path := self._files.replaced()):
@@ -245,7 +239,20 @@ class SqliteStore(Store):
             return rollups.merge_late_rollups(self._db, self._marks, window, parts)
 
     def delete_expired(self, before_ms: int, most: int) -> int:
-        return rollups.delete_expired(self._db, before_ms, most)
+        with self._odd_rows():
+            return rollups.delete_expired(self._db, before_ms, most)
+
+    def compaction(self, now_ms: int) -> Callable[[], int] | None:
+        with self._reading() as db:
+            found = self._compactor.next_part(db, now_ms)
+        return (lambda: self._rewrite(found)) if found else None
+
+    def _rewrite(self, found: Sequence[Rewrite]) -> int:
+        with self._odd_rows():
+            count = rewrite(self._db, found)
+        if not count:
+            self._compactor.give_up()
+        return count
 
     def rename(self, node: str, new: str, now_ms: int) -> None:
         self._forget()  # its caches know nodes by their names
@@ -269,10 +276,12 @@ class SqliteStore(Store):
 
     def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, HighWaterMark]]:
         with self._reading() as db:
-            top = db.execute(
-                "SELECT top FROM outboxes JOIN nodes ON id = node WHERE name = ? AND outbox = ?", (node, outbox)
+            of_node = "WHERE node = (SELECT id FROM nodes WHERE name = ?1) AND outbox = ?2"
+            (top,) = db.execute(
+                f"SELECT max(top) FROM (SELECT top FROM outboxes {of_node} UNION ALL SELECT top FROM epochs {of_node})",
+                (node, outbox),
             ).fetchone()
-            return top[0] if top else 0, {e: mark for e in epochs if (mark := queries.mark(db, node, e))}
+            return top or 0, {e: mark for e in epochs if (mark := queries.mark(db, node, e))}
 
     def log_mark(self) -> LogMark | None:
         with self._reading() as db:
@@ -281,15 +290,16 @@ class SqliteStore(Store):
 
     def logged_after(self, filed: int) -> Iterator[LogEntry]:
         with self._reading() as db:
-            owed = db.execute("SELECT id FROM filings WHERE id > ? ORDER BY id", (filed,)).fetchall()
-        for (id,) in owed:  # one at a time: there may be many, and no cursor stays open meanwhile
+            owed = queries.filed_after(db, filed)
+        for start in range(0, len(owed), _LOGGED_TOGETHER):  # there may be many, and no snapshot stays open meanwhile
             with self._reading() as db:
-                logged = queries.logged(db, id)
-            yield logged
+                part = owed[start : start + _LOGGED_TOGETHER]
+                logged = [queries.logged(db, self._shape_names, id, is_gap) for id, is_gap in part]
+            yield from (entry for entry in logged if entry is not None)
 
     def nodes(self) -> list[dict[str, Any]]:
-        with self._reading() as db:
-            return integrity.plain_nodes(counts.nodes(db))
+        with self._reading_runs() as reader:
+            return integrity.plain_nodes(counts.nodes(reader.db, reader.ends))
 
     def usage(self, node: str) -> NodeUsage:
         with self._reading() as db:
@@ -300,39 +310,39 @@ class SqliteStore(Store):
             return counts.channels(db, node, most)
 
     def points(self, node: str, from_ms: int, to_ms: int, limit: int) -> list[StoredSample]:
-        with self._reading() as db:
-            rows = db.execute(
-                'SELECT s.time, e.epoch, s.seq, s.shape, s."values", s.clock FROM samples s'
-                " JOIN epochs e ON e.id = s.epoch"
-                " WHERE s.node = (SELECT id FROM nodes WHERE name = ?) AND s.time >= ? AND s.time < ?"
-                " ORDER BY s.time DESC, s.epoch DESC, s.seq DESC LIMIT ?",
-                (node, from_ms, to_ms, limit),
-            ).fetchall()
-            named = self._shape_names.of(db, {row[3] for row in rows})
-        with self._our_errors(), self._odd_rows():
-            integrity.plain_numbers((row[0], row[2]) for row in rows)
-            return [
-                StoredSample(node, time_ms, epoch, seq, dict(zip(named[shape], _VALUES(values, 0)[0])), clock or "")
-                for time_ms, epoch, seq, shape, values, clock in reversed(rows)
-            ]
+        with self._reading_runs() as reader:
+            return reader.newest(node, from_ms, to_ms, limit)
+
+    def stored_batches(self, node: str, from_ms: int, to_ms: int) -> Iterator[StoredBatch]:
+        with self._reading_runs() as reader:
+            yield from reader.batches(node, from_ms, to_ms)
+
+    def every_batch(self) -> Iterator[StoredBatch]:
+        with self._reading_runs() as reader:
+            yield from reader.every_batch()
+
+    def every_sample(self) -> Iterator[StoredSample]:
+        with self._reading_runs() as reader:
+            yield from reader.every_sample()
 
     def downsample(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
-        with self._reading() as db:
-            return integrity.plain_numbers(
-                rollups.downsample(db, self._shape_names, node, sensor, from_ms, to_ms, count)
-            )
+        return self.downsample_several(node, from_ms, to_ms, count, (sensor,))[sensor]
+
+    def downsample_several(
+        self, node: str, from_ms: int, to_ms: int, count: int, sensors: Collection[str]
+    ) -> dict[str, list[Bucket]]:
+        with self._reading_runs() as reader:
+            return buckets.downsample(reader, node, from_ms, to_ms, count, sensors)
 
     def downsample_all(
         self, node: str, from_ms: int, to_ms: int, count: int, sensors: Collection[str]
     ) -> dict[str, list[Bucket]]:
-        with self._reading() as db:
-            found = rollups.downsample_all(db, self._shape_names, node, from_ms, to_ms, count, sensors)
-            integrity.plain_numbers(column for columns in found.values() for column in columns)
-            return found
+        with self._reading_runs() as reader:
+            return buckets.downsample_all(reader, node, from_ms, to_ms, count, sensors)
 
     def dirty_windows(self, before_ms: int, most: int) -> list[Window]:
         with self._reading() as db:
-            return rollups.dirty_windows(db, before_ms, most)
+            return rollups.dirty_windows(db, before_ms, most, queries.last_filed(db))
 
     def summaries(self, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Rollup]:
         with self._reading() as db:
@@ -340,26 +350,18 @@ class SqliteStore(Store):
 
     def gaps(self, limit: int) -> list[dict[str, Any]]:
         with self._reading() as db:
-            return queries.gaps(db, limit)
+            return integrity.plain_gaps(queries.gaps(db, limit))
 
     def node_records(self) -> NodeRecords:
         with self._reading() as db:
             return self._records.read(db)
-
-    def every_sample(self) -> Iterator[StoredSample]:
-        with self._reading() as db:
-            nodes = dict(db.execute("SELECT id, name FROM nodes"))
-            epochs = dict(db.execute("SELECT id, epoch FROM epochs"))
-            for node, time_ms, epoch, seq, shape, clock, values in db.execute("SELECT * FROM samples"):
-                named = dict(zip(self._shape_names.one(db, shape), _VALUES(values, 0)[0]))
-                yield StoredSample(nodes[node], time_ms, epochs[epoch], seq, named, clock or "")
 
     def known_units(self) -> dict[str, dict[str, str]]:
         with self._reading() as db:
             return integrity.known_units(db)
 
     def check_pieces(self) -> Iterator[str]:
-        return integrity.check_pieces(self._new_reading)
+        return pieces.check(self._new_reading)
 
     @contextmanager
     def _new_reading(self) -> Iterator[sqlite3.Connection]:
@@ -374,7 +376,7 @@ class SqliteStore(Store):
 
     def verify(self) -> Iterator[str]:
         with self._reading() as db:
-            yield from counts.verify(db)
+            yield from pieces.verify(db)
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -395,6 +397,15 @@ class SqliteStore(Store):
             self._idle.append(db)
 
     @contextmanager
+    def _reading_runs(self) -> Iterator[RunReader]:
+        """Likewise, for samples."""
+        index = self._fresh  # taken before the snapshot begins
+        with self._reading() as db:
+            yield RunReader(db, index, self._shape_names)
+        if index.is_worn and index is self._fresh:
+            self._fresh = FreshIndex()
+
+    @contextmanager
     def _odd_rows(self) -> Iterator[None]:
         """While rows are read: what does not fit this program's own rows is damage."""
         try:
@@ -402,8 +413,9 @@ class SqliteStore(Store):
         except PigeonpostError:
             raise
         except (ValueError, TypeError, LookupError, StopIteration) as error:
-            text = self._note_damage(integrity.Damage(f"a row that Pigeonpost never writes: {error!r:.200}", False))
-            log.error("%s", error, exc_info=True)
+            text = self._note_odd_row(repr(error))
+            if not isinstance(error, DamagedRow):  # of those no place in the program tells more
+                log.error("%s", error, exc_info=True)
             raise StoreDamaged(text) from error
 
     def _open_to_read(self) -> sqlite3.Connection:

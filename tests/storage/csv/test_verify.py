@@ -2,10 +2,11 @@
 
 import os
 import unittest
+from unittest import mock
 
 from csvbuffer import CsvLog
 from pigeonpost.core.clock import FakeClock, parse_rfc3339
-from pigeonpost.storage.csv import format
+from pigeonpost.storage.csv import format, verify
 from pigeonpost.storage.csv.format import HEADER, _minutes, local_time, log_name
 from pigeonpost.storage.csv.verify import rebuild_log, verify_logs
 from pigeonpost.storage.sqlite.store import SqliteStore
@@ -153,13 +154,25 @@ class Verifying(LogFileCase):
 
     def test_a_sensor_called_gap_is_a_sensor(self):
         with_gap = batch(41, 42)
-        for sample in with_gap.samples:
-            sample.values["gap"] = sample.seq / 4
+        with_gap.samples.values["gap"] = [10.25, 10.5]
         self.commit(with_gap)
         self.log.record()
         self.assertEqual(self.faults(), [])
-        self.replace(b",a,gap,10.25,", b",a,gap,10.5,")
+        self.replace(b",a,gap,10.25,", b",a,gap,10.75,")
         self.assertEqual(len(self.faults()), 1)
+
+
+class VerifyingLines(LogFileCase):
+    def test_lines_as_they_would_be_written_are_not_read_one_by_one(self):
+        self.commit(batch(1, 5), gap(6, 8), batch(9, 12))
+        self.log.record()
+        self.commit(gap(13, 14), batch(15, 20))
+        self.crashed()  # so that rows are owed to the log
+        with mock.patch.object(verify, "_compare_meanings", side_effect=AssertionError):
+            self.assertEqual(self.faults(), [])
+            with open(self.path(), "r+b") as log:
+                log.truncate(self.store.log_mark().size)
+            self.assertEqual(self.faults(), [])
 
 
 class VerifyingAfterACrash(LogFileCase):

@@ -1,0 +1,73 @@
+"""Export to a SQLite file of one plain table with a row per value, for other programs.
+
+    readings(time, node, sensor, value, unit)    time: RFC 3339 in UTC; value: NULL where the sensor failed
+
+Indexes are on time, and on node, sensor and time. Errors: those of SQLite, and OSError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterable, Mapping
+from itertools import repeat
+
+from pigeonpost.cli.export_rows import utc_times
+from pigeonpost.core.files import sync_folder
+from pigeonpost.link.samples import SampleBatch
+from pigeonpost.storage.models import stretches
+
+_TABLE = (
+    "CREATE TABLE readings (time TEXT NOT NULL, node TEXT NOT NULL, sensor TEXT NOT NULL, value, unit TEXT NOT NULL)"
+)
+_INDEXES = (
+    "CREATE INDEX readings_by_time ON readings (time)",
+    "CREATE INDEX readings_of_sensor ON readings (node, sensor, time)",
+)
+
+
+def write_sqlite(path: str, parts: Iterable[tuple[str, Mapping[str, str], list[SampleBatch]]]) -> int:
+    """Write a new file, or leave the one that is there as it was. Returns its size in bytes.
+
+    parts  of each node its name, its units by sensor, and samples
+    """
+    new = f"{path}.part"
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)
+        with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as db:
+            # Used only when it is whole: it needs no journal meanwhile, and is synced at the end.
+            db.execute("PRAGMA journal_mode = OFF")
+            db.execute("PRAGMA synchronous = OFF")
+            db.execute(_TABLE)
+            db.execute("BEGIN")
+            for node, units, batches in parts:
+                for batch in batches:
+                    _insert(db, node, units, batch)
+            for index in _INDEXES:
+                db.execute(index)
+            db.execute("COMMIT")
+        fd = os.open(new, os.O_RDWR)
+        try:
+            os.fsync(fd)
+            size = os.fstat(fd).st_size
+        finally:
+            os.close(fd)
+        os.rename(new, path)
+        sync_folder(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)
+    return size
+
+
+def _insert(db: sqlite3.Connection, node: str, units: Mapping[str, str], batch: SampleBatch) -> None:
+    """Store samples in the order of their times, as the CSV log has them."""
+    for stretch in stretches(batch):
+        times = utc_times(stretch.times)
+        columns = [
+            zip(times, repeat(node), repeat(name), column, repeat(units.get(name, "")))
+            for name, column in stretch.values.items()
+        ]
+        db.executemany("INSERT INTO readings VALUES (?, ?, ?, ?, ?)", [row for rows in zip(*columns) for row in rows])

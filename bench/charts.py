@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from bench.machine import table
-from bench.years import DAY_MS, EVERY_MS, Direct, _epoch_commits
+from bench.years import DAY_MS, EVERY_MS, TOGETHER, Direct, epoch_commits
 from pigeonpost.core.clock import Clock
 from pigeonpost.http.message import Request
 from pigeonpost.storage.maintenance import MaintenanceWorker
@@ -35,9 +35,9 @@ _SPANS = (("1h", "an hour"), ("24h", "a day"), ("49h", "49 hours"), ("7d", "a we
 
 def build(store: SqliteStore, days: int, end_ms: int) -> None:
     """Two nodes of so many days, and their statistics."""
-    filed = 0
+    filed, count = 0, days * DAY_MS // EVERY_MS
     for node in range(2):
-        for epoch_commit in _epoch_commits(node, days * DAY_MS // EVERY_MS, end_ms):
+        for epoch_commit in epoch_commits(node, range(1, count + 1), TOGETHER, end_ms - count * EVERY_MS):
             with store.writing(()):
                 filed = store.put([epoch_commit], end_ms, LogMark("a.csv", 1, 0, filed))
     worker = MaintenanceWorker(store, Direct(store), Clock())
@@ -48,9 +48,12 @@ def build(store: SqliteStore, days: int, end_ms: int) -> None:
 def visit_to(store: SqliteStore, query: str) -> RequestContext:
     """A request for a chart, with the parts of a WebContext that it needs."""
     units = {"temperature": "°C", "light": "counts"}
-    sensors = [SimpleNamespace(name=name, unit=unit, number=k) for k, (name, unit) in enumerate(units.items())]
+    sensors = [
+        SimpleNamespace(name=name, unit=unit, label="", number=k) for k, (name, unit) in enumerate(units.items())
+    ]
     nodes: Mapping[str, Any] = {f"n{k}": SimpleNamespace(sensors=sensors, every_s=EVERY_MS / 1000) for k in range(2)}
-    app: Any = SimpleNamespace(store=store, clock=Clock())
+    names = SimpleNamespace(current=lambda name: name)
+    app: Any = SimpleNamespace(store=store, clock=Clock(), ingestor=SimpleNamespace(names=names))
     snapshot: Any = SimpleNamespace(node=nodes.get)
     return RequestContext(app, Request("GET", f"/chart.svg?{query}", "1.1", {}), (), lambda: snapshot)
 

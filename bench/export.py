@@ -1,10 +1,11 @@
-"""Export and backup: how fast, in how much memory, of a million samples of two values.
+"""Export, backup, restore and migration: how fast, in how much memory, of a million samples of two values.
 
     python3 -m bench.export                 ten nodes, 100,000 samples each
     python3 -m bench.export --millions 10
 
 Each command is a process of its own, writing to a file in a temporary folder. A bare `SELECT` beside them is what
-SQLite and Python give at best.
+SQLite and Python give at best. The migration is that of a file of format 3, with a row per sample, as a server's start
+does it.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import tempfile
 import time
 
 from bench.machine import table
-from bench.years import build
+from bench.years import EVERY_MS, NODES, build
 from pigeonpost.core.data_folder import DATABASE
+from tests.old_store import OldStore
 
 END_MS = 1_795_000_000_000
 # ru_maxrss would count what this process had when it forked.
@@ -29,8 +31,12 @@ _CODE += "print(rss_mib(os.getpid(), peak=True))"
 
 def run(*arguments: str) -> tuple[float, float, float]:
     """One command of control.py: seconds, seconds of processor time, and MiB at most."""
+    return _run(_CODE, *arguments)
+
+
+def _run(code: str, *arguments: str) -> tuple[float, float, float]:
     began_s, before = time.perf_counter(), os.times()
-    done = subprocess.run([sys.executable, "-c", _CODE, *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     after = os.times()
     cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
     return time.perf_counter() - began_s, cpu_s, float(done.stdout.split()[-1])
@@ -40,14 +46,49 @@ def _seconds(took_s: float, cpu_s: float) -> str:
     return f"{took_s:.1f} s ({cpu_s:.1f} s CPU)"
 
 
-def bare_rows_s(folder: str) -> float:
-    """Rows a second of a cursor that only fetches."""
+def bare_samples_s(folder: str) -> float:
+    """Samples a second of a cursor that only fetches."""
     db = sqlite3.connect(f"file:{folder}/{DATABASE}?mode=ro", uri=True)
     began_s, count = time.perf_counter(), 0
-    for _ in db.execute('SELECT node, time, "values" FROM samples'):
-        count += 1
+    for more, _ in db.execute("SELECT count, data FROM fresh UNION ALL SELECT count, data FROM chunks"):
+        count += more
     db.close()
     return count / (time.perf_counter() - began_s)
+
+
+def migration(folder: str, samples: int) -> tuple[str, str]:
+    """Migrate a file of format 3: seconds, memory and the sizes before and after."""
+    build_old(folder, samples)
+    path = os.path.join(folder, DATABASE)
+    before = os.path.getsize(path)
+    os.sync()
+    code = "import os, sys; from bench.machine import rss_mib; from pigeonpost.storage.sqlite.migration import migrate;"
+    code += " migrate(sys.argv[1]); print(rss_mib(os.getpid(), peak=True))"
+    took_s, cpu_s, most_mib = _run(code, path)
+    after = os.path.getsize(path)
+    return (
+        "migration of format 3",
+        f"{_seconds(took_s, cpu_s)}, {samples / took_s:,.0f} samples/s; {before / 1e6:,.0f} MB to {after / 1e6:,.0f};"
+        f" {most_mib:.0f} MiB",
+    )
+
+
+def build_old(folder: str, samples: int) -> None:
+    """Write a file of format 3 with the samples that `bench.years` has."""
+    with OldStore(folder) as old:
+        db, each = old.db, samples // NODES
+        db.execute("BEGIN")
+        db.execute("INSERT INTO shapes VALUES (1, ?)", ('["temperature", "light"]',))
+        for node in range(NODES):
+            db.execute("INSERT INTO nodes (id, name) VALUES (?, ?)", (node + 1, f"n{node}"))
+            db.execute("INSERT INTO epochs (id, node, epoch, seq) VALUES (?, ?, ?, ?)",
+                       (node + 1, node + 1, f"{node:016x}", each))  # fmt: skip
+            start_ms = END_MS - each * EVERY_MS + 123
+            db.executemany("INSERT INTO samples VALUES (?, ?, ?, ?, 1, NULL, ?)", (
+                (node + 1, start_ms + seq * EVERY_MS, node + 1, seq, f"[{20 + seq % 1000 / 100},{seq % 1024}]")
+                for seq in range(1, each + 1)
+            ))  # fmt: skip
+        db.execute("COMMIT")
 
 
 def main() -> None:
@@ -56,8 +97,8 @@ def main() -> None:
     samples = int(parser.parse_args().millions * 1e6)
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as place:
         build(folder, samples, END_MS)
-        rows = [("SQLite alone, rows fetched and dropped", f"{bare_rows_s(folder):,.0f} samples/s")]
-        for form in ("csv", "wide", "jsonl"):
+        rows = [("SQLite alone, rows fetched and dropped", f"{bare_samples_s(folder):,.0f} samples/s")]
+        for form in ("csv", "wide", "jsonl", "sqlite"):
             out = os.path.join(place, form)
             took_s, cpu_s, most_mib = run("--data", folder, "export", "--format", form, "--out", out)
             size = os.path.getsize(out)
@@ -75,7 +116,11 @@ def main() -> None:
         data = os.path.join(place, "new")
         took_s, cpu_s, most_mib = run("--data", data, "restore", os.path.join(place, "b.sqlite3"))
         told = f"{_seconds(took_s, cpu_s)}; {most_mib:.0f} MiB"
-        rows.append(("`restore b.sqlite3`: logs written anew, each row compared", told))
+        rows.append(("`restore b.sqlite3`: logs written again, each row compared", told))
+        took_s, cpu_s, most_mib = run("--data", data, "verify")
+        rows.append(("`verify`, with the logs", f"{_seconds(took_s, cpu_s)}; {most_mib:.0f} MiB"))
+    with tempfile.TemporaryDirectory() as folder:
+        rows.append(migration(folder, samples))
     table(f"{samples:,} samples of two values, ten nodes", rows)
 
 

@@ -1,6 +1,7 @@
 """Many nodes in one cheap process: what the server's benchmarks collect from.
 
-    python3 -m bench.fleet --nodes 100 --samples 5000 --per-line 500      catching up
+    python3 -m bench.fleet --nodes 100 --samples 30000                    catching up, in columns
+    python3 -m bench.fleet --nodes 100 --samples 5000 --per-line 500      in arrays of single samples
     python3 -m bench.fleet --nodes 100 --rate 10 --seconds 30             live
 
 It prints the port on which all of them listen (each connection is served as the next node), and at the end one line
@@ -11,6 +12,7 @@ second core is nearly all the server's. It checks what it is told: an ACK beyond
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import selectors
@@ -20,32 +22,53 @@ from typing import Any
 
 from pigeonpost.core.clock import rfc3339
 
-WINDOW = 5_000
+WINDOW = 5_000  # where the server tells of no other
+COLUMN_SAMPLES = 4_096  # in one line at most,
+LINE_BYTES = 65_000  # and so many bytes
+_SEND_BYTES = 256 << 10
+_SENSORS = ("temperature", "light", "humidity", "pressure", "cpu_temperature", "co2", "wind", "rain", "voltage", "load")
 
 
 class FakeNode:
     """One node's conversation, over a non-blocking socket."""
 
-    def __init__(self, sock: socket.socket, number: int, samples: int, per_line: int) -> None:
+    def __init__(self, sock: socket.socket, number: int, options: argparse.Namespace) -> None:
         self.sock = sock
         self.name = f"n{number:04d}"
         self.epoch = os.urandom(8).hex()
         self.started = False
         self.sent = self.acked = 0
-        self.unsent = b""
+        self.unsent = memoryview(b"")
+        self._window = WINDOW
+        self._speaks_columns = not (options.per_line or options.rate)
+        self._names = _SENSORS[: options.values]
+        self._said = b""  # what is sent between two lines of samples
         self._part = b""
-        self._offsets: list[tuple[int, int]] = []  # last seq of a line, and where it ends in the block
-        self._block = b""
-        self._at = 0
         self.latencies: list[float] = []
         self._taken: list[float] = []
         first_ms = 1_795_000_000_000 + number
-        for first in range(1, samples + 1, per_line):
-            last = min(first + per_line - 1, samples)
-            texts = [_sample(seq, first_ms) for seq in range(first, last + 1)]
-            self._block += f"SENSORS {self.epoch} [{','.join(texts)}]\n".encode()
-            self._offsets.append((last, len(self._block)))
-        self._lines_sent = 0
+        lines: list[bytes] = []
+        self._offsets: list[tuple[int, int]] = []  # last seq of a line, and where it ends in the block
+        end = 0
+        for last, text in self._texts(options, first_ms):
+            lines.append(f"SENSORS {self.epoch} {text}\n".encode())
+            end += len(lines[-1])
+            self._offsets.append((last, end))
+        self._block = memoryview(b"".join(lines))
+        self._lines_sent = self._at = 0
+
+    def _texts(self, options: argparse.Namespace, first_ms: int) -> Any:
+        """Yield the last seq of each line, and its samples."""
+        if options.per_line:
+            for first in range(1, options.samples + 1, options.per_line):
+                last = min(first + options.per_line - 1, options.samples)
+                yield last, f"[{','.join([_sample(seq, first_ms, self._names) for seq in range(first, last + 1)])}]"
+            return
+        first, count = 1, min(COLUMN_SAMPLES, LINE_BYTES // (6 + 6 * len(self._names)))
+        while first <= options.samples:
+            last = min(first + count - 1, options.samples)
+            yield last, _columns(first, last, first_ms, self._names)
+            first = last + 1
 
     def receive(self) -> bool:
         """Read and answer; False when the connection has ended."""
@@ -58,6 +81,8 @@ class FakeNode:
             if word == b"ACK":
                 self._take_ack(int(rest.split(b" ")[1]))
             elif word == b"HELLO":
+                if self._speaks_columns:
+                    self._window = json.loads(rest)["window"]
                 self.say("HELLO", self._hello())
             elif word == b"RESUME":
                 self.started = True
@@ -79,47 +104,76 @@ class FakeNode:
         last = self._offsets[-1][0] if self._offsets else 0
         return {
             "link": 1, "node": self.name, "outbox": self.epoch, "held": [[self.epoch, 1, last, 1]], "every": 10.0,
-            "sensors": [{"name": "temperature", "unit": "°C"}, {"name": "light", "unit": "counts"}],
-            "time": rfc3339(time.time_ns() // 1_000_000),
+            "sensors": [{"name": name, "unit": "" if name == "light" else "°C"} for name in self._names],
+            "time": rfc3339(time.time_ns() // 1_000_000), "columns": self._speaks_columns,
         }  # fmt: skip
 
     def say(self, words: str, content: dict[str, Any]) -> None:
-        self.unsent += f"{words} {json.dumps(content)}\n".encode()
+        self._said += f"{words} {json.dumps(content)}\n".encode()
 
     def take_live(self, now_s: float) -> None:
         """Take a sample now and send it."""
         self._taken.append(now_s)
         self.sent += 1
-        self.unsent += f"SENSORS {self.epoch} [{_sample(self.sent, int(time.time() * 1000), 0)}]\n".encode()
+        text = _sample(self.sent, int(time.time() * 1000), self._names, 0)
+        self._said += f"SENSORS {self.epoch} [{text}]\n".encode()
 
     def send(self) -> bool:
         """Send what the window allows; whether more would go if the socket took it."""
-        if self.started:
-            start = self._at
-            while self._lines_sent < len(self._offsets) and self._offsets[self._lines_sent][0] - self.acked <= WINDOW:
-                self.sent, self._at = self._offsets[self._lines_sent]
-                self._lines_sent += 1
-            if self._at > start:
-                self.unsent += self._block[start : self._at]
-        if self.unsent:
+        while True:
+            if not self.unsent:
+                self.unsent = self._next()
+            if not self.unsent:
+                return False
             try:
                 self.unsent = self.unsent[self.sock.send(self.unsent) :]
             except BlockingIOError:
-                pass
-        return bool(self.unsent)
+                return True
+
+    def _next(self) -> memoryview:
+        """What is sent next: whole lines."""
+        if self._said:
+            said, self._said = self._said, b""
+            return memoryview(said)
+        start = self._at
+        if self.started:
+            while (
+                self._lines_sent < len(self._offsets)
+                and self._at - start < _SEND_BYTES
+                and self._offsets[self._lines_sent][0] - self.acked <= self._window
+            ):
+                self.sent, self._at = self._offsets[self._lines_sent]
+                self._lines_sent += 1
+        return self._block[start : self._at]
 
 
-def _sample(seq: int, first_ms: int, step_ms: int = 10_000) -> str:
-    values = f'{{"temperature":{20 + seq % 97 * 0.11:.2f},"light":{seq * 37 % 1024}}}'
+def _value(name: str, seq: int) -> str:
+    return str(seq * 37 % 1024) if name == "light" else f"{20 + seq % 97 * 0.11:.2f}"
+
+
+def _sample(seq: int, first_ms: int, names: tuple[str, ...], step_ms: int = 10_000) -> str:
+    values = ",".join([f'"{name}":{_value(name, seq)}' for name in names])
     time_ms = first_ms + seq * step_ms
-    return f'{{"seq":{seq},"time":"{rfc3339(time_ms)}","up":{time_ms % 10**9},"values":{values}}}'
+    return f'{{"seq":{seq},"time":"{rfc3339(time_ms)}","up":{time_ms % 10**9},"values":{{{values}}}}}'
+
+
+def _columns(first: int, last: int, first_ms: int, names: tuple[str, ...]) -> str:
+    """The samples `first` to `last`, whose clock is a millisecond off now and then."""
+    times = [first_ms + seq * 10_000 + (seq % 7 == 0) for seq in range(first, last + 1)]
+    steps = ",".join([str(after - before) for before, after in itertools.pairwise(times)])
+    time_text = f"[{times[0]},{steps}]" if steps else f"[{times[0]}]"
+    values = ",".join([
+        f'"{name}":[{",".join([_value(name, seq) for seq in range(first, last + 1)])}]' for name in names
+    ])  # fmt: skip
+    return f'{{"seq":{first},"time":{time_text},"up":{times[0] % 10**9},"values":{{{values}}}}}'
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--samples", type=int, default=0, help="that each node holds when it is connected")
-    parser.add_argument("--per-line", type=int, default=500)
+    parser.add_argument("--per-line", type=int, default=0, help="samples in an array; without it they go in columns")
+    parser.add_argument("--values", type=int, default=2, choices=range(1, len(_SENSORS) + 1), help="of each sample")
     parser.add_argument("--rate", type=float, default=0.0, help="live samples a second of each node")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long live samples are taken")
     run(parser.parse_args())
@@ -131,7 +185,7 @@ def run(options: argparse.Namespace) -> None:
     listener.setblocking(False)
     chooser = selectors.DefaultSelector()
     chooser.register(listener, selectors.EVENT_READ)
-    prepared = [FakeNode(listener, n, options.samples, options.per_line) for n in range(options.nodes)]
+    prepared = [FakeNode(listener, n, options) for n in range(options.nodes)]
     print(listener.getsockname()[1], flush=True)
     nodes: list[FakeNode] = []
     began_s = end_s = next_s = 0.0

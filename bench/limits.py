@@ -3,7 +3,7 @@
     python3 -m bench.limits
 
 The empty loop tells how much of a processor there is: on a rented machine that differs by the hour. `sqlite` writes
-ready rows as the SQLite store has them, in transactions of 10,000, and does nothing else. `probe` is a server of thirty
+ready rows, one per sample, in transactions of 10,000, and does nothing else. `probe` is a server of thirty
 lines: it collects from bench/fleet.py with plain json.loads, one table, a commit before each ACK - and has no identity,
 no repair, no log, no limits, no page.
 """
@@ -22,18 +22,21 @@ import time
 from typing import Any
 
 from bench.machine import table
-from pigeonpost.storage.sqlite.schema import _STEPS
 
 TURNS = 30_000_000
 ROWS = 500_000
+TABLE = """
+CREATE TABLE samples (
+    node INTEGER, time INTEGER, epoch INTEGER, seq INTEGER, shape INTEGER NOT NULL, clock TEXT, "values" TEXT NOT NULL,
+    PRIMARY KEY (node, time, epoch, seq)
+) WITHOUT ROWID;
+"""
 INSERT = "INSERT INTO samples VALUES (?,?,?,?,?,?,?)"
 
 
 def database(folder: str) -> sqlite3.Connection:
     db = sqlite3.connect(os.path.join(folder, "limit.sqlite3"), isolation_level=None, check_same_thread=False)
-    db.executescript(
-        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000;" + "".join(_STEPS)
-    )
+    db.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000;" + TABLE)
     return db
 
 
@@ -98,8 +101,9 @@ class Probe:
                 sock.sendall(f"ACK {epoch} {samples[-1]['seq']}\n".encode())
 
 
-def probe(nodes: int, *arguments: str) -> float:
+def probe(nodes: int, samples: int, per_line: int) -> float:
     """Samples a second that the probe takes from the fleet."""
+    arguments = ["--samples", str(samples), "--per-line", str(per_line)]
     with tempfile.TemporaryDirectory() as folder:
         fleet = subprocess.Popen(
             [sys.executable, "-m", "bench.fleet", "--nodes", str(nodes), *arguments], stdout=subprocess.PIPE, text=True
@@ -116,10 +120,9 @@ def main() -> None:
     table("the limits", [
         ("Python alone, an empty loop", f"{python_alone() / 1e6:.0f} million turns/s"),
         ("SQLite alone, ready rows of two values, 10,000 a transaction", f"{sqlite_alone():,.0f} rows/s"),
-        ("bare probe, one node, 500 samples a line", f"{probe(1, '--samples', '300000'):,.0f} samples/s"),
-        ("bare probe, 100 nodes, 500 samples a line", f"{probe(100, '--samples', '3000'):,.0f} samples/s"),
-        ("bare probe, 100 nodes, one sample a line",
-         f"{probe(100, '--samples', '1500', '--per-line', '1'):,.0f} samples/s"),
+        ("bare probe, one node, 500 samples a line", f"{probe(1, 300_000, 500):,.0f} samples/s"),
+        ("bare probe, 100 nodes, 500 samples a line", f"{probe(100, 3000, 500):,.0f} samples/s"),
+        ("bare probe, 100 nodes, one sample a line", f"{probe(100, 1500, 1):,.0f} samples/s"),
     ])  # fmt: skip
     os._exit(0)  # the probe's threads still listen
 

@@ -1,12 +1,16 @@
 """Throughput of the MQTT transport: samples from outboxes, through Mosquitto, until the server has them durably.
 
-    python3 -m bench.mqtt                 needs mosquitto, and paho-mqtt for this Python
+    python3 -m bench.mqtt                 all rows; needs mosquitto, and paho-mqtt for this Python
+    python3 -m bench.mqtt 1node 4nodes    real programs: node.py for each node, mosquitto, server.py
+    python3 -m bench.mqtt array100 columns1000
+                                          clients that publish bodies that are quickly made, as bench.push has them
 
-Real programs: node.py for each node, mosquitto, server.py; two values a sample, all over loopback.
+Two values a sample, all over loopback.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,15 +19,20 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 from bench.machine import cpu_s, rss_mib, table
+from bench.push import CASES, CLIENTS, SECONDS, body_start
+from pigeonpost.core.mqtt_client import MqttConnection
 from pigeonpost.node.ring_file import Ring
 from pigeonpost.node.ring_records import UnnumberedSample
 
 SAMPLES = 60_000  # in each outbox
-CASES = ((1, "1 node catching up, up to 500 samples a message"), (4, "4 nodes catching up"))
+NODES = {"1node": 1, "4nodes": 4}  # cases with real nodes
+AHEAD = 10  # bodies that a client publishes ahead of the acknowledgement, or as many as have
+AHEAD_SAMPLES = 5_000  # so many samples
 
 
 def fill(card: str) -> None:
@@ -49,8 +58,51 @@ def durable(data: str) -> int:
         return 0  # it is only being made
 
 
-def measure(nodes: int) -> str:
+def publish(case: str, port: int) -> float:
+    """Publish bodies for SECONDS, AHEAD of their acknowledgement. Returns the samples acknowledged per second."""
+    make, size, _ = CASES[case]
+    ahead = max(AHEAD * size, AHEAD_SAMPLES)
+    counts = [0] * CLIENTS
+    began_s = time.monotonic()
+
+    def client(number: int) -> None:
+        node, acked, answered = f"node{number}", threading.Condition(), threading.Event()
+
+        def heard(topic: str, payload: bytes) -> None:
+            with acked:
+                counts[number] = json.loads(payload)["ack"]
+                acked.notify()
+            answered.set()
+
+        settings = {("mqtt", key): value for key, value in _SETTINGS.items()} | {("mqtt", "port"): port}
+        broker = MqttConnection(settings, node, [f"pigeonpost/{node}/ack"], heard)
+        broker.start()
+        while not answered.wait(0.2):  # the server has subscribed, and answers this question
+            broker.publish(f"pigeonpost/{node}/samples", f"{body_start(node)}[]}}".encode())
+        body, sent = make(size, "", node)[1], 0
+        while time.monotonic() < began_s + SECONDS:
+            broker.publish(f"pigeonpost/{node}/samples", body(sent))
+            sent += 1
+            give_up_s = time.monotonic() + 30
+            with acked:
+                while counts[number] < sent * size - ahead:
+                    assert acked.wait(give_up_s - time.monotonic()), f"{counts[number]} of {sent * size} acknowledged"
+        broker.stop(5)
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / (time.monotonic() - began_s)
+
+
+_SETTINGS = {"host": "127.0.0.1", "user": "", "password": "", "tls": False, "ca": ""}
+
+
+def measure(case: str) -> str:
     """One case, from the first commit to the last."""
+    nodes = NODES.get(case, 0)
     with tempfile.TemporaryDirectory() as folder:
         data = os.path.join(folder, "data")
         cards = [os.path.join(folder, f"card{n}") for n in range(nodes)]
@@ -74,9 +126,10 @@ def measure(nodes: int) -> str:
             try:
                 for command in commands:
                     running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-                    if len(running) < 3:
+                    if len(running) <= 2:
                         time.sleep(1.0)  # so that the broker listens, and then the server; the nodes start together
-                return _watch(data, nodes * SAMPLES, [process.pid for process in running])
+                pids = [process.pid for process in running]
+                return _watch(data, nodes * SAMPLES, pids) if nodes else _send(case, int(port), pids)
             except TimeoutError:
                 raise SystemExit(Path(folder, "log").read_text()[-3000:]) from None
             finally:
@@ -104,8 +157,30 @@ def _watch(data: str, wanted: int, pids: list[int]) -> str:
     )
 
 
+def _send(case: str, port: int, pids: list[int]) -> str:
+    before_s = [cpu_s(pid) for pid in pids]
+    code = f"import json; from bench.mqtt import publish; print(publish({case!r}, {port}))"
+    a_second = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    used = [(cpu_s(pid) - before) / (a_second * SECONDS) * 1e6 for pid, before in zip(pids, before_s)]
+    return (
+        f"{a_second:,.0f} samples/s ({used[1]:.1f} µs CPU a sample on the server, {used[0]:.1f} in the broker; server"
+        f" {rss_mib(pids[1], peak=True):.0f} MiB at most)"
+    )
+
+
+_TITLES = {
+    "1node": "1 node catching up, as many samples a message as it sends",
+    "4nodes": "4 nodes catching up",
+    "array100": f"arrays of 100 from {CLIENTS} clients, up to {AHEAD_SAMPLES:,} samples of each under way",
+    "columns1000": f"columns of 1,000 from {CLIENTS} clients, up to {AHEAD} messages of each under way",
+    "columns4096": f"columns of 4,096 from {CLIENTS} clients",
+}
+
+
 def main() -> None:
-    table("MQTT: samples acknowledged and durable", [(name, measure(nodes)) for nodes, name in CASES])
+    table(
+        "MQTT: samples acknowledged and durable", [(_TITLES[case], measure(case)) for case in sys.argv[1:] or _TITLES]
+    )
 
 
 if __name__ == "__main__":

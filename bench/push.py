@@ -1,7 +1,8 @@
 """How fast the server takes what is brought over HTTP, each answer only when it is durable.
 
-    python3 -m bench.push                   both rows of bench/README.md
-    python3 -m bench.push push              samples in arrays of 100
+    python3 -m bench.push                   all rows of bench/README.md
+    python3 -m bench.push array100          samples in arrays of 100; also array500
+    python3 -m bench.push columns1000       samples in columns of 1,000; also columns4096
     python3 -m bench.push temp              tmon's `POST /temp`, from 8 clients that keep their connections
 
 The clients are raw sockets in a process of their own: what a client library costs is not the server's.
@@ -24,33 +25,67 @@ from bench.machine import cpu_s, rss_mib, table
 from pigeonpost.auth.tokens import Tokens
 from pigeonpost.core.clock import rfc3339
 
-CLIENTS, ARRAY, SECONDS = 8, 100, 10.0
-_START_MS = 1_795_188_970_123
+CLIENTS, SECONDS = 8, 10.0
+_START_MS = 1_795_188_970_000
+
+Body = Callable[[int], bytes]  # of the n-th request
 
 
-def bodies(token: str, node: str) -> tuple[str, Callable[[int], bytes]]:
-    """Of a push: the head's first lines, and the body of the n-th array of this node."""
+def arrays(count: int, token: str, node: str) -> tuple[str, Body]:
+    """Pushes of `count` samples in an array, each body of one second: the head's first lines, and the bodies."""
+    places = range(count)
+    text = ",".join([
+        f'{{"seq":%d,"time":"%s.{k * 1000 // count:03}Z","up":%d,"values":{json.dumps(_values(k))}}}' for k in places
+    ])  # fmt: skip
+    body = f"{body_start(node)}[{text}]}}"
 
-    def body(number: int) -> bytes:
-        samples = [
-            {"seq": seq, "time": rfc3339(_START_MS + 100 * seq), "up": 100 * seq,
-             "values": {"temperature": 20 + seq % 100 / 8, "light": 500 + seq % 40}}
-            for seq in range(number * ARRAY + 1, (number + 1) * ARRAY + 1)
-        ]  # fmt: skip
-        sensors = [{"name": "temperature", "unit": "°C"}, {"name": "light", "unit": "counts"}]
-        said = {"node": node, "outbox": "0b" * 8, "epoch": "ab" * 8, "base": 0, "sensors": sensors, "gaps": []}
-        return json.dumps({**said, "samples": samples}).encode()
+    def of(number: int) -> bytes:
+        seq, second = number * count + 1, rfc3339(_START_MS + 1000 * number)[:19]
+        return (body % tuple([part for k in places for part in (seq + k, second, 1000 * number + k)])).encode()
 
-    return f"POST /api/v1/samples HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n", body
+    return _head(token), of
 
 
-def temperatures(token: str, node: str) -> tuple[str, Callable[[int], bytes]]:
-    """Of tmon's report, the same."""
+def columns(count: int, token: str, node: str) -> tuple[str, Body]:
+    """The same with columns."""
+    steps = "".join(f",{(k + 1) * 1000 // count - k * 1000 // count}" for k in range(count - 1))
+    values = json.dumps({name: [_values(k)[name] for k in range(count)] for name in _values(0)})
+    body = f'{body_start(node)}{{"seq":%d,"time":[%d{steps}],"up":%d,"values":{values}}}}}'
+
+    def of(number: int) -> bytes:
+        return (body % (number * count + 1, _START_MS + 1000 * number, 1000 * number)).encode()
+
+    return _head(token), of
+
+
+def _values(k: int) -> dict[str, float]:
+    return {"temperature": 20 + k % 100 / 8, "light": 500 + k % 40}
+
+
+def body_start(node: str) -> str:
+    """Return what a body begins with; samples and } follow."""
+    sensors = [{"name": "temperature", "unit": "°C"}, {"name": "light", "unit": "counts"}]
+    said = {"node": node, "outbox": "0b" * 8, "epoch": "ab" * 8, "base": 0, "sensors": sensors, "gaps": []}
+    return json.dumps(said)[:-1] + ', "samples": '
+
+
+def _head(token: str) -> str:
+    return f"POST /api/v1/samples HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n"
+
+
+def temperatures(count: int, token: str, node: str) -> tuple[str, Body]:
+    """The same with tmon's report."""
     text = json.dumps({"type": "temperature", "token": token, "data": {"temperature": "20812"}}).encode()
     return "POST /temp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n", lambda number: text
 
 
-CASES = {"push": (bodies, ARRAY, "samples/s"), "temp": (temperatures, 1, "requests/s")}
+CASES = {
+    "array100": (arrays, 100, "samples/s"),
+    "array500": (arrays, 500, "samples/s"),
+    "columns1000": (columns, 1000, "samples/s"),
+    "columns4096": (columns, 4096, "samples/s"),
+    "temp": (temperatures, 1, "requests/s"),
+}
 
 
 def send(case: str, port: int, tokens: list[str]) -> dict[str, float]:
@@ -59,7 +94,8 @@ def send(case: str, port: int, tokens: list[str]) -> dict[str, float]:
     end_s = time.monotonic() + SECONDS
 
     def client(number: int, token: str) -> None:
-        head, body = CASES[case][0](token, f"node{number}")
+        make, size, _ = CASES[case]
+        head, body = make(size, token, f"node{number}")
         sock = socket.create_connection(("127.0.0.1", port))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         count = 0
@@ -107,21 +143,28 @@ def measure(case: str) -> str:
             [sys.executable, "control.py", "--data", data, "verify"], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        each, unit = CASES[case][1:]
+        size, unit = CASES[case][1:]
+        a_second = told["a_second"] * size
+        each_us = used / SECONDS / a_second * 1e6
         return (
-            f"{told['a_second'] * each:,.0f} {unit}; an answer in {told['p50_ms']:.0f} ms"
+            f"{a_second:,.0f} {unit} ({each_us:.1f} µs CPU each); an answer in {told['p50_ms']:.0f} ms"
             f" (p99 {told['p99_ms']:.0f} ms); {used / SECONDS * 100:.0f} % of a core; {most:.0f} MiB at most"
         )
 
 
 _TITLES = {
-    "push": f"pushed in arrays of {ARRAY} by {CLIENTS} nodes, a durable answer to each",
-    "temp": f"tmon's `POST /temp` from {CLIENTS} kept-alive clients, a durable answer to each",
+    "array": "pushed in arrays of {} by {} nodes, a durable answer to each",
+    "columns": "pushed in columns of {} by {} nodes, a durable answer to each",
+    "temp": "tmon's `POST /temp` from {1} kept-alive clients, a durable answer to each",
 }
 
 
+def _title(case: str) -> str:
+    return _TITLES[case.rstrip("0123456789")].format(CASES[case][1], CLIENTS)
+
+
 def main() -> None:
-    table("server: what is brought over HTTP", [(_TITLES[case], measure(case)) for case in sys.argv[1:] or CASES])
+    table("server: what is brought over HTTP", [(_title(case), measure(case)) for case in sys.argv[1:] or CASES])
 
 
 if __name__ == "__main__":

@@ -152,9 +152,9 @@ class Soak:
         found = re.search(r"Threads:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
         assert found
         threads, files = int(found[1]), len(os.listdir(f"/proc/{pid}/fd"))
-        files -= 3 * sum(node.sock is not None for node in self.nodes) + visitors  # a node: its socket and a pipe
+        files -= sum(node.sock is not None for node in self.nodes) + visitors
         wal = os.path.getsize(f"{self._data}/pigeonpost.sqlite3-wal") / (1 << 20)
-        threads -= len(self.nodes) + sum(visitor.takes_thread for visitor in self._visitors)
+        threads -= sum(visitor.takes_thread for visitor in self._visitors)
         return Measured(rss_mib(pid), threads, files, wal)
 
     def _tell(self, after_s: float) -> None:
@@ -227,8 +227,8 @@ def account(data: str, accepted: Mapping[tuple[str, str], int]) -> dict[str, int
     with closing(open_store(data)) as db:
         epochs = {id: (name, epoch) for id, name, epoch in db.execute(
             "SELECT e.id, n.name, e.epoch FROM epochs e JOIN nodes n ON n.id = e.node")}  # fmt: skip
-        for epoch, seq, values in db.execute('SELECT epoch, seq, "values" FROM samples'):
-            note(epochs[epoch], seq)
+        for node, code, seq, values in db.execute('SELECT node, epoch, seq, "values" FROM samples'):
+            note((node, code), seq)
             figures["astray"] += not values.startswith(f"[{seq},")
         for epoch, first, last, before in db.execute("SELECT epoch, first, last, before FROM gaps"):
             for seq in range(first, last + 1):

@@ -5,12 +5,14 @@
 
 Samples of two values, 500 of each of 20 nodes a transaction, in batches as the Ingestor has them: marks, filings for
 the log and windows for the statistics are written too. Beside it the bare rows, made before: `executemany` into the
-same table of SQLite, COPY into the same table of PostgreSQL with its two indexes. The two take turns, five times each;
-the figures are those of the medians. So much a writer thread can do alone: bench/ingest.py measures the whole server.
+same table of SQLite (a row is a run of 500 samples), COPY into the same table of PostgreSQL with its two indexes. The
+two take turns, five times each; the figures are those of the medians. So much a writer thread can do alone:
+bench/ingest.py measures the whole server.
 """
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import statistics
 import sys
@@ -21,6 +23,7 @@ from typing import Any
 
 from bench.machine import table
 from pigeonpost.link.samples import SampleBatch
+from pigeonpost.storage.chunks import COLUMNS, MARKS, ChunkRow
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.models import NOTHING, EpochCommit
 from pigeonpost.storage.sqlite.schema import bring_up_to_date
@@ -45,19 +48,26 @@ def samples(turn: int) -> list[list[Sample]]:
     ]  # fmt: skip
 
 
-def through_store(store: Store, made: Sequence[list[Sample]]) -> float:
+def batches(made: Sequence[list[Sample]]) -> list[list[SampleBatch]]:
+    """The same as the transports hand them over: of each commit one batch of each node."""
+    return [
+        [SampleBatch.of(of_node[start : start + AT_ONCE]) for of_node in made]
+        for start in range(0, COMMITS * AT_ONCE, AT_ONCE)
+    ]
+
+
+def through_store(store: Store, made: Sequence[Sequence[SampleBatch]]) -> float:
     """Return the seconds of one turn, done as the Ingestor does it."""
     epochs = [(f"node{node}", f"{node:016x}") for node in range(NODES)]
     units = {"temperature": "°C"}
     began_s = time.perf_counter()
-    for commit in range(COMMITS):
+    for of_commit in made:
         with store.writing(epochs) as marks:
             epoch_commits = []
-            for (name, epoch), of_node in zip(epochs, made):
-                part = of_node[commit * AT_ONCE : (commit + 1) * AT_ONCE]
+            for (name, epoch), batch in zip(epochs, of_commit):
                 epoch_commit = EpochCommit(name, "f" * 16, epoch, marks.get((name, epoch), NOTHING))
                 epoch_commit.units = units
-                epoch_commit.add(Batch(name, "f" * 16, epoch, 0, SampleBatch.of(part), None, units, print, print), 0)
+                epoch_commit.add(Batch(name, "f" * 16, epoch, 0, batch, None, units, print, print), 0)
                 epoch_commits.append(epoch_commit)
             store.put(epoch_commits, _START_MS, None)
     return time.perf_counter() - began_s
@@ -78,7 +88,7 @@ def compare(store: Store, bare: Callable[[list[tuple[int, int, int, int, str]]],
     for turn in range(TURNS):
         made = samples(turn)
         ready = rows(made)
-        took.append((through_store(store, made), bare(ready)))
+        took.append((through_store(store, batches(made)), bare(ready)))
     faults = list(store.verify())
     if faults:
         raise SystemExit(f"what was stored is not right: {faults[0]}")
@@ -92,6 +102,14 @@ def parts(ready: list[Any]) -> list[list[Any]]:
     return [ready[start : start + size] for start in range(0, len(ready), size)]
 
 
+def chunk_row(ready: list[tuple[int, int, int, int, str]]) -> ChunkRow:
+    """The row that SqliteStore makes of samples of one node."""
+    node, _, epoch, seq, _ = ready[0]
+    columns = [list(column) for column in zip(*(json.loads(text) for *_, text in ready))]
+    batch = SampleBatch(seq, [time_ms for _, time_ms, *_ in ready], [], dict(zip(("temperature", "light"), columns)))
+    return ChunkRow.pack(node, epoch, 1, batch, _START_MS)
+
+
 def sqlite() -> tuple[float, float]:
     """Of SQLite."""
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as other:
@@ -101,11 +119,14 @@ def sqlite() -> tuple[float, float]:
         bring_up_to_date(db, f"{other}/bare.sqlite3")
 
         def bare(ready: list[tuple[int, int, int, int, str]]) -> float:
-            blocks = parts([(node, time_ms, epoch, seq, 1, None, text) for node, time_ms, epoch, seq, text in ready])
+            blocks = [
+                [chunk_row(block[start : start + AT_ONCE]) for start in range(0, len(block), AT_ONCE)]
+                for block in parts(ready)
+            ]
             began_s = time.perf_counter()
             for block in blocks:
                 db.execute("BEGIN IMMEDIATE")
-                db.executemany("INSERT INTO samples VALUES (?,?,?,?,?,?,?)", block)
+                db.executemany(f"INSERT INTO fresh ({COLUMNS}) VALUES ({MARKS})", block)
                 db.execute("COMMIT")
             return time.perf_counter() - began_s
 

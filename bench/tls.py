@@ -46,11 +46,12 @@ class _Counter:
     def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, Any]]:
         return 0, {}
 
-    def submit(self, batch: Batch) -> None:
+    def submit(self, batch: Batch, urgent: bool = False, limit_s: float | None = None) -> bool:
         self.count += batch.sample_count
         batch.on_committed(batch.epoch, batch.ends[1])
         if self.count >= SAMPLES:
             self.has_all.set()
+        return True
 
 
 def _start_node(folder: str, tls: bool) -> tuple[int, tuple[str, int]]:

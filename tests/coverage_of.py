@@ -37,6 +37,11 @@ class Group(NamedTuple):
 GROUPS = (
     Group(("protocol.py",), "tests.test_protocol", 95),
     Group(
+        ("pigeonpost/link/checks.py", "pigeonpost/link/columns.py", "pigeonpost/link/sample_json.py"),
+        "tests.link.test_columns tests.link.test_sample_json tests.test_protocol",
+        95,
+    ),
+    Group(
         (
             "pigeonpost/node/ring_file.py",
             "pigeonpost/node/ring_format.py",
@@ -57,6 +62,18 @@ GROUPS = (
         95,
     ),
     Group(("pigeonpost/server/ingest.py",), "tests.server.test_ingest tests.server.test_node_admin", 95),
+    Group(
+        (
+            "pigeonpost/storage/chunks.py",
+            "pigeonpost/storage/sqlite/compaction.py",
+            "pigeonpost/storage/sqlite/fresh.py",
+            "pigeonpost/storage/sqlite/migration.py",
+            "pigeonpost/storage/sqlite/row_conversion.py",
+        ),
+        "tests.storage.test_chunks tests.storage.test_contract tests.storage.sqlite.test_compaction"
+        " tests.storage.sqlite.test_fresh tests.storage.sqlite.test_migration",
+        95,
+    ),
     Group(("csvbuffer.py",), "tests.test_csvbuffer", 95),
     Group(("pigeonpost/storage/csv/verify.py",), "tests.storage.csv.test_verify", 95),
 )

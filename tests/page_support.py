@@ -17,6 +17,7 @@ from unittest import mock
 
 import control as control_program
 from pigeonpost.core.clock import Clock
+from pigeonpost.storage.csv import format
 from tests.forked import Forked
 from tests.support import LIMIT_S, ROOT, WALL_MS, Program, clean_environment, memory_disk, temp_folder
 
@@ -30,11 +31,15 @@ def set_zone(test: unittest.TestCase, zone: str) -> None:
         os.environ.pop("TZ", None)
         if before is not None:
             os.environ["TZ"] = before
+        take_over()
+
+    def take_over():
         time.tzset()
+        format._minutes.clear()  # of the log, which remembers the zone's offset of a minute
 
     test.addCleanup(put_back)
     os.environ["TZ"] = zone
-    time.tzset()
+    take_over()
 
 
 class Afternoon(Clock):

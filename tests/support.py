@@ -105,6 +105,13 @@ def sensors_line(epoch: str, first: int, count: int, up_ms: int = 1000) -> bytes
     return encode("SENSORS", epoch, texts)
 
 
+def samples_of(line: bytes | Message) -> list[Sample]:
+    """The samples of a SENSORS line, one by one."""
+    message = line if isinstance(line, Message) else decode(line)
+    assert message is not None and message.word == "SENSORS", message
+    return [sample for batch in message.args[1] for sample in batch]
+
+
 # ------------------------------------------------------------------------------------------------------- a disk
 
 
@@ -277,11 +284,12 @@ class FakeLedger:
             known = {epoch: self.stored[node, epoch] for epoch in epochs if (node, epoch) in self.stored}
             return self.tops.get(outbox, 0), known
 
-    def submit(self, batch: Batch) -> None:
+    def submit(self, batch: Batch, urgent: bool = False, limit_s: float | None = None) -> bool:
         with self.changed:
             self._waiting.append(batch)
         if self.at_once:
             self.commit()
+        return True
 
     def forget(self) -> None:
         """The program died: what was not committed is gone."""

@@ -11,9 +11,11 @@ import sqlite3
 import stat
 import threading
 import unittest
+from contextlib import closing
 from unittest import mock
 
 import control
+from pigeonpost.storage.chunks import COLUMNS, ChunkRow
 from pigeonpost.storage.csv.checksums import logs_in
 from tests import page_support
 from tests.page_support import Node, Server, for_class, use_memory_disk
@@ -349,12 +351,22 @@ class Verify(ControlCase):
         self.assertRegex(out, r"^\d\d+ samples of 1 nodes: all there, each once\n$")
 
     def test_a_sample_that_is_gone(self):
-        self.change("DELETE FROM samples WHERE seq = 5")
+        self.change("DELETE FROM fresh WHERE first <= 5 AND first + count > 5")
         first, *_ = self.faults()
         self.assertRegex(first, r"^node basement, epoch [0-9a-f]{16}: \d+ samples and 0 in gaps do not add up to \d+$")
 
     def test_a_value_that_was_changed(self):
-        self.change("""UPDATE samples SET "values" = '[99.5,1]' WHERE seq = 5""")
+        """By a card; and by a program that writes a row as Pigeonpost does, which only the logs tell."""
+        with closing(sqlite3.connect(os.path.join(self.data, "pigeonpost.sqlite3"), isolation_level=None)) as db:
+            id, *columns = db.execute(f"SELECT id, {COLUMNS} FROM fresh ORDER BY id LIMIT 1").fetchone()
+            names = [name for (text,) in db.execute("SELECT names FROM shapes") for name in json.loads(text)]
+            row = ChunkRow(*columns)
+            batch = row.unpack(names)
+            batch.values[names[0]][0] = 99.5
+            changed = ChunkRow.pack(row.node, row.epoch, row.shape, batch, row.arrived)
+            db.execute("UPDATE fresh SET data = ? WHERE id = ?", (changed.data, id))
+            self.assertIn("were changed", self.faults()[0])
+            db.execute("UPDATE fresh SET crc = ? WHERE id = ?", (changed.crc, id))
         (line,) = self.faults()
         self.assertRegex(line, r"^the logs hold (\d+) readings and the store \1; they are not the same")
 

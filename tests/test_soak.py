@@ -6,6 +6,7 @@ import unittest
 
 from bench.soak import Measured, account, unflat
 from pigeonpost.link.samples import SampleBatch
+from pigeonpost.storage.chunks import COLUMNS
 from pigeonpost.storage.models import EpochCommit, HighWaterMark
 from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Gap, Sample
@@ -53,7 +54,8 @@ class TestAccount(unittest.TestCase):
         """Node n took ten samples of one epoch, of which two are in a gap; and three of another, which is gone."""
         self.folder = temp_folder(self)
         epoch_commit = EpochCommit("n", "0" * 16, EPOCHS[1], HighWaterMark(10, None))
-        epoch_commit.items = [SampleBatch.of([self.sample(seq) for seq in range(1, 9)]), Gap(9, 10, 3, "overwritten")]
+        epoch_commit.items = [SampleBatch.of([self.sample(seq)]) for seq in range(1, 9)]
+        epoch_commit.items.append(Gap(9, 10, 3, "overwritten"))
         store = SqliteStore(self.folder)
         with store.writing(()):
             store.put([epoch_commit], 0, None)
@@ -76,14 +78,14 @@ class TestAccount(unittest.TestCase):
         self.assertEqual(found, {"accepted": 13, "gaps": 5, "lost": 0, "repeated": 0, "astray": 0})
 
     def test_each_fault_is_told(self):
-        columns = 'node, time + 1, epoch, {}, shape, clock, "values"'
-        again = f"INSERT INTO samples SELECT {columns} FROM samples WHERE seq = 4"
+        values = COLUMNS.replace("first", "{}").replace("low", "low + 1")
+        again = f"INSERT INTO chunks ({COLUMNS}) SELECT {values} FROM fresh WHERE first = 4"
         for what, sql, figures in (
-            ("a lost sample", "DELETE FROM samples WHERE seq = 4", (1, 0, 0)),
-            ("the same at another time", again.format("seq"), (0, 1, 0)),
+            ("a lost sample", "DELETE FROM fresh WHERE first = 4", (1, 0, 0)),
+            ("the same at another time", again.format("first"), (0, 1, 0)),
             ("one that is in a gap too", again.format("9"), (0, 1, 1)),
             ("one that no node took", again.format("11"), (0, 0, 2)),
-            ("another's value", "UPDATE samples SET \"values\" = '[5,0.5]' WHERE seq = 4", (0, 0, 1)),
+            ("another's value", "UPDATE fresh SET data = '[[0,5,0.5]]' WHERE first = 4", (0, 0, 1)),
             ("a gap that is too short", "UPDATE gaps SET last = 9", (1, 0, 0)),
             ("a gap over what is stored", "UPDATE gaps SET first = 8", (0, 1, 0)),
             ("a gap of too few epochs", "UPDATE gaps SET before = 2", (1, 0, 0)),

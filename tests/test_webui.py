@@ -12,6 +12,7 @@ import socket
 import time
 import unittest
 from types import SimpleNamespace
+from unittest import mock
 from urllib.parse import urlencode
 
 import webui
@@ -20,7 +21,7 @@ from pigeonpost.core.errors import SettingsError
 from pigeonpost.http.message import HTTPError, Request
 from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage.maintenance import MaintenanceWorker
-from pigeonpost.views import csv_logs
+from pigeonpost.views import csv_logs, statistics
 from pigeonpost.views.context import RequestContext
 from pigeonpost.views.models import StatusSnapshot
 from protocol import Batch, Gap, Sample
@@ -579,8 +580,18 @@ class Statistics(WebCase):
         return self.json(f"/api/v1/statistics?{urlencode({'node': 'attic', 'sensor': 'temperature', **query})}", status)
 
     def test_ten_minutes(self):
-        found = self.ask(span="10m", from_="2026-09-21T00:00:00Z", to="2026-09-22T00:00:00Z")
-        self.assertEqual(found["span_s"], 600)
+        query = {"span": "10m", "from_": "2026-09-21T00:00:00Z", "to": "2026-09-22T00:00:00Z"}
+        found = self.ask(**query)
+        self.assertEqual((found["span_s"], found["closed"]), (600, "left"))
+        self.assertEqual(found["windows"], [
+            {"time": "2026-09-21T14:40:00.000Z", "count": 9, "mean": 5.0, "median": 5.0, "mode": 1, "low": 1,
+             "high": 9, "deviation": 2.581988897471611},
+            {"time": "2026-09-21T14:50:00.000Z", "count": 6, "mean": 12.5, "median": 12.5, "mode": 10, "low": 10,
+             "high": 15, "deviation": 1.707825127659933},
+        ])  # fmt: skip
+        # As "multi-sensor" counted: a sample on the edge is in the window that ends there.
+        found = self.ask(closed="right", **query)
+        self.assertEqual((found["span_s"], found["closed"]), (600, "right"))
         self.assertEqual(found["windows"], [
             {"time": "2026-09-21T14:40:00.000Z", "count": 10, "mean": 5.5, "median": 5.5, "mode": 1, "low": 1,
              "high": 10, "deviation": 2.8722813232690143},
@@ -598,10 +609,53 @@ class Statistics(WebCase):
         )  # fmt: skip
 
     def test_what_cannot_be_asked(self):
-        for query in ({"node": ""}, {"sensor": ""}, {"span": "5m"}, {"from_": "2020-01-01T00:00:00Z"},
+        for query in ({"node": ""}, {"sensor": ""}, {"span": "5m"}, {"closed": "both"},
+                      {"from_": "2020-01-01T00:00:00Z"},
                       {"from_": "2027-01-01T00:00:00Z", "to": "2026-01-01T00:00:00Z"}):  # fmt: skip
             self.ask(400, **query)
         self.assertEqual(self.ask(node="nobody")["windows"], [])
+        self.assertEqual(self.ask(node="nobody", closed="right")["windows"], [])
+
+    def test_windows_whose_samples_are_deleted_say_which_edges_they_have(self):
+        edge = parse_rfc3339("2026-09-21T15:00:00Z")
+        nodes = self.web.store.nodes
+
+        def later():
+            return [about | {"kept_from_ms": edge, "old_edges_ms": edge - 600_000} for about in nodes()]
+
+        query = {"span": "10m", "from_": "2026-09-21T00:00:00Z", "to": "2026-09-22T00:00:00Z"}
+        with mock.patch.object(self.web.store, "nodes", later):
+            for closed, edges in (("left", ["right", "right"]), ("right", [None, None])):
+                found = self.ask(closed=closed, **query)["windows"]
+                self.assertEqual([(one["count"], one.get("closed")) for one in found], list(zip((9, 6), edges)))
+            edge -= 600_000
+            found = self.ask(closed="left", **query)["windows"]
+            self.assertEqual([(one["count"], one.get("closed")) for one in found], [(9, "right"), (6, None)])
+
+    def test_too_many_samples_to_count_again(self):
+        with mock.patch.object(statistics, "_MOST_RECOUNTED", 14):
+            self.ask(400, closed="right", span="10m", from_="2026-09-21T00:00:00Z", to="2026-09-22T00:00:00Z")
+
+
+class Edges(WebCase):
+    def test_a_sample_on_an_edge_counts_the_same_before_and_after_it_is_summed_up(self):
+        start = self.web.app.clock.wall_ms() // 3_600_000 * 3_600_000 - 7_200_000
+        self.web.store_samples("attic", [
+            Sample(n + 1, start + n * 10_000, n, {"temperature": float(n)}, {}, "") for n in range(180)
+        ], UNITS)  # fmt: skip
+        query = f"node=attic&sensor=temperature&from={start}&to={start + 1_800_000}"
+        paths = [f"/api/v1/samples?{query}&step={step}" for step in ("10m", "5m", "30m")]
+        paths.append(f"/chart.csv?{query}")
+        before = [self.get(path) for path in paths]
+        columns = json.loads(before[0])["columns"]
+        self.assertEqual([(one["count"], one["low"], one["high"]) for one in columns],
+                         [(60, 0, 59), (60, 60, 119), (60, 120, 179)])  # fmt: skip
+        worker = MaintenanceWorker(self.web.store, self.web.ingestor, self.web.app.clock)
+        while worker.work():
+            pass
+        self.assertEqual(len(self.json(f"/api/v1/statistics?{query}&span=10m")["windows"]), 3)
+        for path, text in zip(paths, before):
+            self.assertEqual(self.get(path), text, path)
 
 
 class Samples(WebCase):
@@ -625,6 +679,10 @@ class Samples(WebCase):
 
     def test_all_oldest_first(self):
         self.assertEqual(self.seqs(), [("attic", 1), ("attic", 2), ("attic", 3), ("basement", 1), ("basement", 2)])
+
+    def test_also_those_dated_before_1970(self):
+        self.web.store_samples("attic", [Sample(4, -1, 4, {"temperature": 1}, {}, "unset")], UNITS)
+        self.assertEqual(self.seqs(node="attic"), [("attic", 4), ("attic", 1), ("attic", 2), ("attic", 3)])
 
     def test_each_as_it_is_stored(self):
         first, second, third = self.ask(node="attic")["samples"]

@@ -88,8 +88,8 @@ class Ring:
         self._disk = disk or FileOps()
         self._folder = folder
         self.faults: list[str] = []
-        self.runs: list[SeqRange] = []
-        self.last = 0  # the highest running number
+        self.runs: list[SeqRange]
+        self.last: int  # the highest running number
         self.state: dict[str, Any] = {"on": True, "forks": []}
         self._state_count = 0
         self._path = os.path.join(folder, OUTBOX)
@@ -217,7 +217,7 @@ class Ring:
 
     def _open(self, slots: int, slot_bytes: int, is_new: bool = False) -> None:
         """`slots`, `slot_bytes`: of a new file, where this one cannot be used; where that is the case `is_new`."""
-        self._fd = self._disk.open(self._path, os.O_RDWR, 0)
+        self._fd = self._disk.open(self._path, os.O_RDWR)
         header = find_header(self._read)
         if header and header.version > VERSION:
             raise DiskError(
@@ -265,7 +265,7 @@ class Ring:
             self._write(self._fd, self._read(MARK_BYTES + count * self.slot_bytes, at), at)
             first += count
         self._disk.fdatasync(self._fd)
-        folder = self._disk.open(self._folder, os.O_RDONLY, 0)
+        folder = self._disk.open(self._folder, os.O_RDONLY)
         self._disk.fsync(folder)  # and the file's name
         self._disk.close(folder)
 

@@ -238,6 +238,16 @@ class Fitting(unittest.TestCase):
                 for name, text in body.get("errors", {}).items():
                     self.assertTrue(errors[name].startswith(text))
 
+    def test_the_lengths_to_which_error_texts_are_cut(self):
+        seen = set()
+        for count, digits, slot_bytes in itertools.product((1, 2, 3), range(1, 32), (256, 512)):
+            names = [f"n{k:0{digits}}" for k in range(count)]
+            ring = open_ring(MemoryDisk(), slot_bytes=slot_bytes)
+            errors = {name: name + "x" * 300 for name in names}
+            ring.append(EPOCH, 1, BOOT, [taken(values=dict.fromkeys(names), errors=errors)])
+            seen |= {len(text) for text in json.loads("{" + ring.read(1, 1)[0].body + "}").get("errors", {}).values()}
+        self.assertEqual(seen, {200, 160, 120, 100, 80, 60, 40, 20})
+
     def test_an_error_text_that_fits_is_not_cut(self):
         room = 256 - SLOT_HEAD - MARK_BYTES - TAG_BYTES
         left = room - len('"values":{"n":null},"errors":{"n":""}')
@@ -516,6 +526,26 @@ class SickDisks(unittest.TestCase):
                 self.assertEqual(max(seen), before + count)
                 disk.cut_power()
                 self.assertEqual(content(open_ring(disk)), seen)
+
+    def test_a_state_that_a_failed_sync_has_left_in_memory_is_made_durable_too(self):
+        disk = MemoryDisk()
+        ring = open_ring(disk)
+        disk.die_at(3, OSError(errno.EIO, "Input/output error"))  # two reads, the first copy, its sync
+        with self.assertRaises(DiskError):
+            ring.change_state(on=False)
+        self.assertEqual(disk.calls[-1], "fdatasync")
+        disk.kill()
+        disk.names[PATH].unsynced.clear()
+        self.assertFalse(open_ring(disk).state["on"])
+        disk.cut_power()
+        self.assertFalse(open_ring(disk).state["on"])
+
+    def test_a_file_that_was_cut_while_it_is_open_reads_as_damaged(self):
+        disk = MemoryDisk()
+        ring = open_ring(disk)
+        fill(ring, 5)
+        del disk.names[PATH].seen[SLOTS_AT + 4 * 128 + 50 :]
+        self.assertEqual([slot and slot.number for slot in ring.read(3, 3)], [3, None, None])
 
     def test_no_descriptor_is_left(self):
         disk = MemoryDisk()

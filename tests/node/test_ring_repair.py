@@ -226,6 +226,13 @@ class Files(DamagedCase):
             str(caught.exception), "is shorter than it was made, and a new one .*: No space left on device. Make room"
         )
 
+    def test_a_disk_that_reads_other_bytes_than_were_written_is_an_error_and_no_endless_loop(self):
+        disk = MemoryDisk()
+        pread = disk.pread
+        disk.pread = lambda fd, count, at: bytes(len(pread(fd, count, at)))
+        with self.assertRaisesRegex(DiskError, "not what is read; the disk is broken"):
+            open_ring(disk)
+
     def test_a_damaged_one_that_cannot_be_kept_is_not_replaced(self):
         def link(old, new):
             raise OSError(errno.EIO, "Input/output error")
@@ -347,12 +354,13 @@ class Others(DamagedCase):
         long = taken(values={"temperature_x": -1.2345678901234567e-300}, up_ms=5)
         for seq in range(1, 12):
             ring.append(EPOCH, seq, BOOT, [long if seq % 3 else taken(values={"n": 1})])
-        ring.append(EPOCH, 12, BOOT, [taken(values={"n": 1}), long, taken(values={"n": 1}), long])
+        ring.append(EPOCH, 12, BOOT, [taken(values={"n": 1})])
+        ring.append(EPOCH, 13, BOOT, [long, taken(values={"n": 1}), long, long])
         again = open_ring(disk)
-        self.assertEqual([slot is not None for n in range(8, 16) for slot in again.read(n, 1)], [True] * 8)
-        self.assertEqual(again.runs, [SeqRange(EPOCH, 8, 15, 8)])
+        self.assertEqual([slot is not None for n in range(9, 17) for slot in again.read(n, 1)], [True] * 8)
+        self.assertEqual(again.runs, [SeqRange(EPOCH, 9, 16, 9)])
         wide = open_ring(disk, slot_bytes=256)
-        self.assertEqual([slot is not None for n in range(8, 16) for slot in wide.read(n, 1)], [True] * 8)
+        self.assertEqual([slot is not None for n in range(9, 17) for slot in wide.read(n, 1)], [True] * 8)
 
     def test_both_copies_of_the_state(self):
         for one in layout.STATE_AT:

@@ -96,6 +96,7 @@ class Committing(IngestCase):
         self.assertEqual((self.answers.acks, self.seqs()), ([], []))
         self.ingestor.commit()
         self.assertEqual((self.answers.acks, self.seqs()), ([(E1, 3)], [1, 2, 3]))
+        self.assertEqual((self.ingestor._waiting, self.ingestor._waiting_of), (0, {}))
 
     def test_a_repeat_is_acknowledged_and_not_stored_again(self):
         self.submit(batch(1, 5))
@@ -418,7 +419,9 @@ class Running(RunningCase):
         self.start(commit_s=600)
         self.submit(batch(1, 10))
         self.assertTrue(self.answers.wait_for(lambda: (E1, 10) in self.answers.acks))  # the first one goes at once
+        waiting = self.waiting_threads()
         self.submit(batch(11, 12))
+        wait_until(lambda: self.ingestor._thread in waiting, "the writer waits")
         self.assertTrue(self.ingestor.flush(LIMIT_S))
         self.assertEqual(len(self.seqs()), 12)
 
@@ -426,7 +429,10 @@ class Running(RunningCase):
         self.start(commit_s=600)
         self.submit(batch(1, 10))
         self.assertTrue(self.answers.wait_for(lambda: (E1, 10) in self.answers.acks))  # the first one goes at once
-        self.submit(batch(11, 20), batch(21, 2510))
+        waiting = self.waiting_threads()
+        self.submit(batch(11, 20))
+        wait_until(lambda: self.ingestor._thread in waiting, "the writer waits")
+        self.submit(batch(21, 2510))
         self.assertTrue(self.answers.wait_for(lambda: (E1, 2510) in self.answers.acks))
 
     def test_half_of_the_agreed_window_is_committed_at_once(self):
@@ -596,6 +602,16 @@ class Tasks(RunningCase):
     def test_a_task_is_done_by_the_writer_and_its_result_is_returned(self):
         self.assertEqual(self.ingestor.run(self.summarise, LIMIT_S), "ingest")
         self.assertEqual(self.summaries(), [SUMMARY])
+
+    def test_what_follows_a_task_is_done_once_it_is_durable_and_not_when_it_failed(self):
+        seen = []
+        self.ingestor.run(
+            self.summarise, LIMIT_S, lambda: seen.append((self.store._db.in_transaction, self.summaries()))
+        )
+        self.assertEqual(seen, [(False, [SUMMARY])])
+        with self.assertRaises(ZeroDivisionError):
+            self.ingestor.run(lambda: 1 // 0, LIMIT_S, lambda: seen.append(1))
+        self.assertEqual(len(seen), 1)
 
     def test_before_a_task_of_the_log_all_that_was_submitted_is_stored_and_recorded_in_it(self):
         self.submit(batch(3, 4))

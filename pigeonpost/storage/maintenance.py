@@ -37,6 +37,8 @@ _WRITE_S = 10.0  # until the writer thread begins with a part; later it is made 
 _AT_ONCE = 200  # windows looked up together
 _WRITTEN_TOGETHER = 14  # of them, in one transaction: some milliseconds
 _FORGET_AT_ONCE = 20_000  # samples deleted in one transaction, or those of an hour: a row has up to 4,096 of them
+_PARTS_BETWEEN = 500  # two deletions, where there is always something else to do: a node's clock may be wrong, and all
+# that it sends late
 _FORGET_AGAIN_MS = 600_000  # within an hour, for what was owed to the log or not yet rolled up
 _MOST_VALUES = 8_000_000  # of a node in an hour: 22 channels at 100 Hz
 _MOST_REST_S = 60.0  # while nodes catch up; then something is done all the same,
@@ -109,6 +111,7 @@ class MaintenanceWorker:
         self._clock = clock
         self._keep_ms = int(keep_days * 86_400_000)
         self._nothing_before_ms = -1  # when nothing was to be deleted
+        self._parts = 0  # of the work, other than deletion
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="maintenance", daemon=True)
 
@@ -139,8 +142,14 @@ class MaintenanceWorker:
         done += self._sum_up([window for window in windows if not window.is_late])
         self.summed += done
         moved = 0 if self._stopping.is_set() else self._compact(now_ms)
-        if done or moved or self._stopping.is_set():
-            return not self._stopping.is_set()
+        if self._stopping.is_set():
+            return False
+        if done or moved:
+            self._parts += 1
+            if self._keep_ms and self._parts % _PARTS_BETWEEN == 0:
+                self._forget(now_ms - self._keep_ms)
+                self._nothing_before_ms = -1  # something may have been left that was not yet summed up
+            return True
         return self._keep_ms > 0 and self._forget(now_ms - self._keep_ms)
 
     def _sum_up(self, windows: Sequence[Window]) -> int:

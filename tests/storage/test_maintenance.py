@@ -16,7 +16,7 @@ from pigeonpost.storage.maintenance import MaintenanceWorker, rollup, rollups_of
 from pigeonpost.storage.models import NOTHING, SPANS_MS, EpochCommit, LogMark, merge_rollups
 from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Batch
-from tests.server.test_ingest import E1, IngestCase
+from tests.server.test_ingest import E1, E2, IngestCase
 from tests.storage.memory_store import MemoryStore
 from tests.storage.test_contract import OUTBOX, Direct, file, sample
 from tests.support import LIMIT_S, temp_folder, wait_until
@@ -154,6 +154,17 @@ class Caring(unittest.TestCase):
         self.assertEqual((len(self.store.samples), self.maintenance.expired), (0, 10))
         self.assertGreaterEqual(steps, 4)
 
+    def test_a_node_that_always_brings_something_old_keeps_no_other_one_from_being_deleted(self):
+        with mock.patch.object(maintenance, "_PARTS_BETWEEN", 5):
+            put(self.store, NOON - 1000)
+            self.clock.sleep(2 * 86_400)
+            for seq in range(1, 12):
+                made = SampleBatch.of([sample(seq, time_ms=NOON + 30 * HOUR)])
+                file(self.store, Batch("b", OUTBOX, E2, 0, made, None, {}, print, print))
+                self.store.epoch_commits = []
+                self.assertTrue(self.maintenance.work())
+        self.assertEqual((len(self.store.samples), self.maintenance.expired), (11, 1))
+
 
 class Busy(Direct):
     """A writer of a server to which nodes send what they have held."""
@@ -255,6 +266,15 @@ class Edges(unittest.TestCase):
         self.work()
         with self.store.writing(()):
             self.assertEqual(self.store.delete_expired(NOON + HOUR, 10), 1)
+
+    def test_what_the_log_owes_of_one_node_keeps_no_other_one_from_being_deleted(self):
+        self.put_logged(1, NOON - HOUR)
+        old = SampleBatch.of([sample(1, time_ms=NOON - 9 * HOUR)])  # its clock is wrong, and its row the newest
+        file(self.store, Batch("b", OUTBOX, E2, 0, old, None, {}, print, print))
+        self.work()
+        with self.store.writing(()):
+            self.assertEqual(self.store.delete_expired(NOON + HOUR, 10), 1)
+        self.assertEqual({node["name"]: node["forgotten"] for node in self.store.nodes()}, {"a": 1, "b": 0})
 
     def test_what_comes_late_while_late_samples_are_summed_up_is_not_overlooked(self):
         self.put_logged(1, NOON - HOUR, value=1)

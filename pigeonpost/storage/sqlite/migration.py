@@ -215,7 +215,7 @@ def _lacks_room(path: str) -> str:
 
 def _no_room(path: str, needed: int) -> str:
     return (
-        f"{path} is brought up to date in place, and no copy of the old format is kept: that needs {needed:,} bytes,"
+        f"{path} is brought up to date in place, and no copy of the old format is kept: one needs {needed:,} bytes,"
         f" and {_free_bytes(path):,} are free"
     )
 

@@ -212,15 +212,16 @@ def logged(db: sqlite3.Connection) -> int:
 
 def delete_expired(db: sqlite3.Connection, before_ms: int, most: int) -> int:
     """Delete expired samples for Store.delete_expired: whole hours, of one node at a time."""
-    (owed_ms,) = db.execute("SELECT min(low) FROM fresh WHERE id > ?", (logged(db),)).fetchone()
-    before_ms = before_ms if owed_ms is None else min(before_ms, owed_ms)
+    # Of each node: the last commit is always owed, and one of them may date what it takes long ago.
+    owed = dict(db.execute("SELECT node, min(low) FROM fresh WHERE id > ? GROUP BY node", (logged(db),)))
     fresh: dict[int, list[Run]] = {}
     for node, *row in db.execute(f"SELECT node, {_RUN} FROM fresh WHERE low < ? ORDER BY low", (before_ms,)):
         fresh.setdefault(node, []).append(Run("fresh", *row))
     left = most
     for node, kept_from in db.execute("SELECT id, kept_from FROM nodes").fetchall():
         (unsummed_ms,) = db.execute('SELECT min("end" - span) FROM unsummed WHERE node = ?', (node,)).fetchone()
-        until_ms = (before_ms if unsummed_ms is None else min(before_ms, unsummed_ms)) // HOUR_MS * HOUR_MS
+        known = [before_ms, *(ms for ms in (unsummed_ms, owed.get(node)) if ms is not None)]
+        until_ms = min(known) // HOUR_MS * HOUR_MS
         if left <= 0 or until_ms <= 0:
             continue
         chunks = db.execute(f"SELECT {_RUN} FROM chunks WHERE node = ? AND low < ? ORDER BY low", (node, until_ms))

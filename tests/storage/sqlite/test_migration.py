@@ -378,7 +378,7 @@ class Room(Case):
         self.free_bytes = 40 << 20
         with mock.patch.object(migration, "_SPARE_BYTES", 41 << 20):
             migration.migrate(self.path)
-        self.assertIn("no copy of the old format is kept: that needs", self.warnings.call_args.args[1])
+        self.assertIn("no copy of the old format is kept: one needs", self.warnings.call_args.args[1])
         self.assertEqual(self.read()[0], self.expected(commits))
         self.assertEqual([name for name in os.listdir(self.folder) if "-" not in name], ["pigeonpost.sqlite3"])
 

@@ -1,4 +1,4 @@
-"""Mutation testing: does a test fail when one place of the code is wrong? Not in CI: it takes about twenty minutes.
+"""Mutation testing: does a test fail when one place of the code is wrong? Not in CI: it takes half an hour.
 
     python3 -m tests.mutate                          150 mutants of each module in TARGETS
     python3 -m tests.mutate ring_file --count 20     of one of them, fewer

@@ -26,6 +26,14 @@ class Mutants(unittest.TestCase):
     def test_what_is_only_said_is_left_out(self):
         lines = {line for line, _ in places(ast.parse(SOURCE))}
         self.assertNotIn(5, lines)
+        silent = """def f(a: "int" | None) -> 3:
+    "text"
+    if TYPE_CHECKING:
+        import b
+    log.info(a + 1)
+    raise ValueError(a + 1)
+"""
+        self.assertEqual([line for line, _ in places(ast.parse(silent))], [6])  # that it is raised
 
 
 if __name__ == "__main__":

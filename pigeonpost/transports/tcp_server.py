@@ -228,6 +228,7 @@ class TcpServerTransport(Transport, LoopMember):
             self._collect(select.EPOLLIN, wire, session)  # what came with the end of the handshake
 
     def _ask_store(self, find: Callable[[], Resume], answer: Callable[[Callable[[], Resume]], None]) -> None:
+        self._loop.call_in(self, min(CHECK_AFTER_S, STORE_S))  # for the node that waits: see _tick
         try:
             self._loop.helpers.run(find, answer)
         except RuntimeError:  # no thread can be started: then all wait for the store

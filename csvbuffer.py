@@ -78,7 +78,8 @@ class CsvLog:
         self._tail = b""  # the last bytes of the file,
         self._sum = hashlib.sha256()  # and the sum of all
         self._sums = LogChecksums(self._folder)
-        self._filed = 0  # the filing number up to which the file has all rows
+        self._filed = 0  # the filing number up to which the file has all rows,
+        self._filed_before = 0  # and that up to which the files before it have them
         self._recorded = LogMark("", 0, 0, 0)
         self._due: LogMark | None = None  # handed to a transaction that is not known to be committed yet
         self._is_unsynced = False  # whether a sync failed: then what it did not write, no later one would write
@@ -229,6 +230,7 @@ class CsvLog:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         give_to_owner(path)
         self._close_file()
+        self._filed_before = self._filed
         with self._lock:
             self._fd, self.name, self.size, self._tail = fd, name, 0, b""
             self._sum = hashlib.sha256()
@@ -261,7 +263,9 @@ class CsvLog:
         The kernel marks pages that it could not write as clean, so the next sync would succeed without them
         (Linux, Documentation/filesystems/vfs.rst, "Handling errors during writeback").
         """
-        size = self._recorded.size if self._recorded.name == self.name else 0
+        size, filed = 0, self._filed_before
+        if self._recorded.name == self.name:
+            size, filed = self._recorded.size, self._recorded.filed
         total, at = hashlib.sha256(), 0
         while block := os.pread(self._fd, min(_BLOCK_BYTES, size - at), at):
             total.update(block)
@@ -270,7 +274,7 @@ class CsvLog:
         with self._lock:
             self.size, self._sum = size, total
         self._tail = os.pread(self._fd, TAIL_BYTES, max(0, size - TAIL_BYTES))
-        self._filed, self._behind, self._is_unsynced = self._recorded.filed, True, False
+        self._filed, self._behind, self._is_unsynced = filed, True, False
 
     def _catch_up(self) -> None:
         for logged in self._store.logged_after(self._filed):

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import logging
 import os
 import random
 import shutil
@@ -561,6 +562,23 @@ class Faults(LogCase):
         self.assertIsNone(self.log.due(now=True))
         self.commit(batch(6, 7))
         self.assertIsInstance(self.log.due(now=True), LogMark)
+
+
+class FailingFirstSyncs(LogCase):
+    def test_they_write_nothing_again_that_the_logs_before_have(self):
+        self.commit(batch(1, 5))
+        self.log.record()
+        self.commit(batch(6, 9))  # which the log before owes at the next start
+        logging.disable(logging.CRITICAL)
+        self.addCleanup(logging.disable, logging.NOTSET)
+        for fails_at in (2, 3):  # the first is that of the log before
+            self.crash()
+            answers = iter([None] * (fails_at - 1) + [OSError(errno.EIO, "I/O error")] + [None] * 9)
+            with mock.patch("csvbuffer.os.fsync", side_effect=answers) as fsync:
+                self.open()
+            self.assertGreater(fsync.call_count, fails_at)
+            self.commit(batch(8 + fails_at, 8 + fails_at))
+            self.assertEqual(self.all_lights(), list(range(1, 9 + fails_at)))
 
 
 class LostPages:

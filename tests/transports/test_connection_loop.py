@@ -514,7 +514,7 @@ class NoRoom(LoopCase):
         link, nodes = self.fill()
         with mock.patch.object(tcp_server_session, "SILENCE_S", 0.05):
             before = nodes.nodes[0].checks
-            wait_until(lambda: nodes.nodes[0].checks > before + 12)
+            wait_until(lambda: nodes.nodes[0].checks > before + 4)
         self.assertTrue(link.state.connected)
         self.ledger.is_full = False
         self.wait_for_acks(nodes, 1)

@@ -207,7 +207,7 @@ def run(options: argparse.Namespace) -> None:
         if began_s and (sum(n.acked for n in nodes) == total if not options.rate else now_s > end_s + 3):
             break
         wait_s = max(0.0, min(next_s - now_s, 0.05)) if options.rate and began_s else 0.05
-        for key, _ in chooser.select(wait_s):
+        for key, events in chooser.select(wait_s):
             if key.fileobj is listener:
                 sock, _ = listener.accept()
                 sock.setblocking(False)
@@ -216,7 +216,7 @@ def run(options: argparse.Namespace) -> None:
                 node.sock = sock
                 nodes.append(node)
                 chooser.register(sock, selectors.EVENT_READ, node)
-            elif not key.data.receive():
+            elif events & selectors.EVENT_READ and not key.data.receive():
                 raise SystemExit(f"{key.data.name}: the server closed the connection")
     took_s = time.monotonic() - began_s
     late = sorted(latency for node in nodes for latency in node.latencies)

@@ -420,7 +420,11 @@ class SqliteStore(Store):
 
     def _open_to_read(self) -> sqlite3.Connection:
         db = self._connect(f"file:{quote(self._path)}?mode=ro", uri=True)
-        db.execute(f"PRAGMA cache_size = -{_READER_PAGES_KIB}")
+        try:
+            db.execute(f"PRAGMA cache_size = -{_READER_PAGES_KIB}")
+        except BaseException:  # it reads the file
+            db.close()
+            raise
         return db
 
     @staticmethod

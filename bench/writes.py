@@ -16,10 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from typing import Any
 
 from bench.machine import table
+from bench.years import Direct
 from csvbuffer import CsvLog
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.link.samples import SampleBatch, Values
@@ -33,19 +32,6 @@ _EVERY_S = 10
 _HOUR_S = 3600
 _START_MS = 1_795_003_200_000  # an hour begins
 _COMMITS = ("1", "60")
-
-
-class _Direct:
-    """In place of the Ingestor's writer thread: does the jobs of a MaintenanceWorker itself."""
-
-    is_catching_up = False
-
-    def __init__(self, store: SqliteStore) -> None:
-        self._store = store
-
-    def run(self, job: Callable[[], Any], limit_s: float) -> Any:
-        with self._store.writing(()):
-            return job()
 
 
 def written(pid: int) -> int:
@@ -66,7 +52,7 @@ def stepped(folder: str, commit_s: int, hours: int) -> float:
     csv = CsvLog(folder, store, clock)
     csv.start()
     ingestor = Ingestor(store, csv, clock, commit_s)
-    worker = MaintenanceWorker(store, _Direct(store), clock)
+    worker = MaintenanceWorker(store, Direct(store), clock)
     units = {"temperature": "°C", "humidity": "%", "light": ""}
     before = 0
     for seq in range(1, (hours + 1) * _HOUR_S // _EVERY_S + 1):

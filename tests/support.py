@@ -20,13 +20,16 @@ import tempfile
 import threading
 import time
 import unittest
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from pigeonpost.core.errors import Unexpected
+from pigeonpost.core.strict_json import write_json
+from pigeonpost.link.sample_text import columns_text, steps_text
 from pigeonpost.node.ring_file import FileOps
 from pigeonpost.node.ring_records import UnnumberedSample
-from protocol import Batch, Message, Sample, decode, encode, sample_body, sample_text
+from pigeonpost.storage.models import StoredBatch, StoredSample
+from protocol import Batch, Message, Sample, SampleBatch, decode, encode, sample_body, sample_text
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LIMIT_S = 60.0  # for anything that takes milliseconds on a quiet machine
@@ -110,6 +113,19 @@ def samples_of(line: bytes | Message) -> list[Sample]:
     message = line if isinstance(line, Message) else decode(line)
     assert message is not None and message.word == "SENSORS", message
     return [sample for batch in message.args[1] for sample in batch]
+
+
+def stored_samples(batches: Iterable[StoredBatch]) -> Iterator[StoredSample]:
+    """The samples that a store has yielded by column, one by one."""
+    for node, epoch, batch in batches:
+        for sample in batch:
+            yield StoredSample(node, sample.time_ms, epoch, sample.seq, sample.values, sample.clock)
+
+
+def write_columns(batch: SampleBatch) -> str:
+    """A batch, whose `ups` are known, as a JSON object of columns."""
+    values = {name: write_json(column)[1:-1] for name, column in batch.values.items()}
+    return columns_text(batch.seq, steps_text(batch.times), steps_text(batch.ups), values, batch.errors, batch.clock)
 
 
 # ------------------------------------------------------------------------------------------------------- a disk

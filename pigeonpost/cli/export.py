@@ -27,7 +27,7 @@ from pigeonpost.cli.export_rows import FORMATS, LostSpan, Rows, labelled, only, 
 from pigeonpost.cli.export_sqlite import write_sqlite
 from pigeonpost.core.clock import FIRST_MS, rfc3339
 from pigeonpost.core.errors import PigeonpostError, SettingsError, StoreDamaged
-from pigeonpost.core.files import sync_folder
+from pigeonpost.core.files import replacement_of
 from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.node_register import NodeRegister
 from pigeonpost.storage.contract import Store
@@ -242,20 +242,10 @@ def _all_sensors(store: Store, spans: Iterable[tuple[dict[str, Any], int, int]])
 
 def _to_file(path: str, texts: Iterable[bytes]) -> int:
     """Write a file, or leave the one that is there as it was. Returns its size."""
-    new = f"{path}.part"
-    try:
-        with open(new, "wb") as file:
-            for text in texts:
-                file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            size = file.tell()
-        os.rename(new, path)
-        sync_folder(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(new)
-    return size
+    with replacement_of(path) as new, open(new, "wb") as file:
+        for text in texts:
+            file.write(text)
+    return os.path.getsize(path)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from itertools import repeat
 
 from pigeonpost.cli.export_rows import utc_times
-from pigeonpost.core.files import sync_folder
+from pigeonpost.core.files import replacement_of
 from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage.models import stretches
 
@@ -32,34 +32,19 @@ def write_sqlite(path: str, parts: Iterable[tuple[str, Mapping[str, str], list[S
 
     parts  of each node its name, its units by sensor, and samples
     """
-    new = f"{path}.part"
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(new)
-        with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as db:
-            # Used only when it is whole: it needs no journal meanwhile, and is synced at the end.
-            db.execute("PRAGMA journal_mode = OFF")
-            db.execute("PRAGMA synchronous = OFF")
-            db.execute(_TABLE)
-            db.execute("BEGIN")
-            for node, units, batches in parts:
-                for batch in batches:
-                    _insert(db, node, units, batch)
-            for index in _INDEXES:
-                db.execute(index)
-            db.execute("COMMIT")
-        fd = os.open(new, os.O_RDWR)
-        try:
-            os.fsync(fd)
-            size = os.fstat(fd).st_size
-        finally:
-            os.close(fd)
-        os.rename(new, path)
-        sync_folder(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(new)
-    return size
+    with replacement_of(path) as new, contextlib.closing(sqlite3.connect(new, isolation_level=None)) as db:
+        # Used only when it is whole: it needs no journal meanwhile, and is synced at the end.
+        db.execute("PRAGMA journal_mode = OFF")
+        db.execute("PRAGMA synchronous = OFF")
+        db.execute(_TABLE)
+        db.execute("BEGIN")
+        for node, units, batches in parts:
+            for batch in batches:
+                _insert(db, node, units, batch)
+        for index in _INDEXES:
+            db.execute(index)
+        db.execute("COMMIT")
+    return os.path.getsize(path)
 
 
 def _insert(db: sqlite3.Connection, node: str, units: Mapping[str, str], batch: SampleBatch) -> None:

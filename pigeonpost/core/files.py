@@ -7,10 +7,12 @@ flock(2), open(2), write(2), proc(5).
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
 import stat
+from collections.abc import Iterator
 
 from pigeonpost.core.data_folder import NAMES
 from pigeonpost.core.errors import DiskError, InUse
@@ -143,6 +145,27 @@ def write_all(fd: int, content: bytes) -> None:
     left = memoryview(content)
     while left:  # a disk that fills up takes a part, and reports the error at the next write only (write(2))
         left = left[os.write(fd, left) :]
+
+
+@contextlib.contextmanager
+def replacement_of(path: str) -> Iterator[str]:
+    """Yield where to write a file that takes the place of `path`, atomically and durably, when the block ends. Where it
+    raises, what it has written is removed, and `path` is as before. Raises OSError."""
+    new = f"{path}.part"
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)
+        yield new
+        fd = os.open(new, os.O_RDWR)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(new, path)
+        sync_folder(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)
 
 
 def replace_file(path: str, content: bytes, mode: int = 0o600, unfinished: str = ".new") -> None:

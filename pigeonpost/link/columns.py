@@ -20,7 +20,7 @@ from itertools import accumulate
 from pigeonpost.core.clock import FIRST_MS, LAST_MS
 from pigeonpost.core.errors import BadArgument
 from pigeonpost.core.light_typing import TYPE_CHECKING
-from pigeonpost.core.strict_json import finite, no_key_twice, read_json_with, write_json
+from pigeonpost.core.strict_json import finite, no_key_twice, read_json_with
 from pigeonpost.link.checks import (
     COLUMN_SAMPLES,
     INT,
@@ -34,7 +34,6 @@ from pigeonpost.link.checks import (
     check_value,
     preview,
 )
-from pigeonpost.link.sample_text import columns_text, steps_text
 from pigeonpost.link.samples import NO_ERRORS, Errors, SampleBatch
 
 if TYPE_CHECKING:
@@ -43,9 +42,6 @@ if TYPE_CHECKING:
 # Objects are few here, so that a key that stands twice is looked for in each. Floats are many: those too large become
 # infinities in C, and are found by the checks.
 _DECODER = json.JSONDecoder(object_pairs_hook=no_key_twice, parse_constant=finite)
-
-
-# ------------------------------------------------------------------------------------------------------------ reading
 
 
 def decode_columns(text: str) -> Any:
@@ -148,12 +144,3 @@ def _place(seq: int, name: str, key: str, count: int) -> int:
             f"samples from {seq}: an error of {name} is at a place from 0 to {count - 1}, not {preview(key)}"
         )
     return place
-
-
-# ------------------------------------------------------------------------------------------------------------ writing
-
-
-def write_columns(batch: SampleBatch) -> str:
-    """Return `batch`, whose `ups` are known, as JSON."""
-    values = {name: write_json(column)[1:-1] for name, column in batch.values.items()}
-    return columns_text(batch.seq, steps_text(batch.times), steps_text(batch.ups), values, batch.errors, batch.clock)

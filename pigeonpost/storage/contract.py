@@ -15,7 +15,6 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from pigeonpost.core.errors import NotStored
-from pigeonpost.link.samples import Number, SampleBatch
 from pigeonpost.storage.models import (
     Bucket,
     EpochCommit,
@@ -39,11 +38,6 @@ class FormerNamesUsed(NotStored):
     def __init__(self, names: Collection[str]) -> None:
         super().__init__(f"renamed by another server just now: {', '.join(sorted(names))}")
         self.names = names
-
-
-def _as_batch(point: StoredSample) -> StoredBatch:
-    values: dict[str, list[Number | None]] = {name: [value] for name, value in point.values.items()}
-    return StoredBatch(point.node, point.epoch, SampleBatch(point.seq, [point.time_ms], [], values, clock=point.clock))
 
 
 class Store:
@@ -203,10 +197,6 @@ class Store:
         """Return the newest `limit` gaps (-1: all), with their reasons."""
         raise NotImplementedError
 
-    def every_sample(self) -> Iterator[StoredSample]:
-        """Yield all samples, node by node in the order of their times: for verification, not for pages."""
-        raise NotImplementedError
-
     def stored_batches(self, node: str, from_ms: int, to_ms: int) -> Iterator[StoredBatch]:
         """Yield the samples of `node` taken in [from_ms, to_ms), by column, in the order of their first times.
 
@@ -215,21 +205,15 @@ class Store:
         and until the end one of the few connections that read is in use: take it at once, and never wait for a client
         meanwhile.
         """
-        for point in self.points(node, from_ms, to_ms, -1):
-            yield _as_batch(point)
+        raise NotImplementedError
 
     def every_batch(self) -> Iterator[StoredBatch]:
         """Yield all samples by column, node by node, otherwise as `stored_batches`: for export and verification."""
-        for point in self.every_sample():
-            yield _as_batch(point)
-
-    def own_samples(self) -> Iterator[StoredSample]:
-        """Yield the samples that this server has stored, and so has in its CSV logs: there may be other servers."""
-        return self.every_sample()
+        raise NotImplementedError
 
     def own_batches(self) -> Iterator[StoredBatch]:
-        """Yield by column the samples that this server has stored."""
-        return map(_as_batch, self.own_samples()) if self.is_shared else self.every_batch()
+        """Yield the samples that this server has stored, and so has in its CSV logs: there may be other servers."""
+        return self.every_batch()
 
     def own_gaps(self) -> int:
         """Return the number of gaps in the logs of this server."""

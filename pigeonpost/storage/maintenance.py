@@ -19,13 +19,13 @@ import math
 import threading
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import mul
 from typing import Any, Protocol
 
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import DiskError, NotStored, StoreDamaged
-from pigeonpost.link.samples import Number, SampleBatch
+from pigeonpost.link.samples import Number
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.models import HOUR_MS, SPANS_MS, Rollup, Window, runs, scale_of, unscaled, window_end
 
@@ -66,14 +66,6 @@ def add_values(found: Columns, values: Mapping[str, Sequence[Number | None]]) ->
         numbers = [value for value in column if value is not None] if None in column else column
         if numbers:
             found.setdefault(name, array("d")).extend(numbers)  # type: ignore[arg-type]
-
-
-def rollups_of(batches: Iterable[SampleBatch], end_ms: int) -> dict[str, Rollup]:
-    """Return the rollup of each sensor that has a value in `batches`, which are all of one window."""
-    found: Columns = {}
-    for batch in batches:
-        add_values(found, batch.values)
-    return {name: rollup(column.tolist(), end_ms) for name, column in found.items()}
 
 
 def rollup(values: list[float], end_ms: int) -> Rollup:

@@ -959,7 +959,7 @@ class Export(DataCase):
         self.assert_fails(2, "FILE and --out are the same", "export", "--out", self.tar, self.copy)
         with open(self.copy, "w") as file:
             file.write("precious")
-        with mock.patch("pigeonpost.cli.export_sqlite.sync_folder"), mock.patch(
+        with mock.patch("pigeonpost.core.files.sync_folder"), mock.patch(
             "pigeonpost.cli.export_sqlite._insert", side_effect=sqlite3.OperationalError("database or disk is full")
         ):  # fmt: skip
             self.assert_fails(1, "b.sqlite3: database or disk is full", "export", "--format", "sqlite", self.copy)

@@ -16,12 +16,13 @@ from unittest import mock
 
 from pigeonpost.link.samples import batches_of
 from pigeonpost.storage.contract import Store
-from pigeonpost.storage.models import EpochCommit, HighWaterMark, LogMark, StoredSample, stretches
+from pigeonpost.storage.models import EpochCommit, HighWaterMark, LogMark, stretches
 from tests.faults.sim_disk import Died
 from tests.faults.sim_machines import SimStore
 from tests.faults.sim_oracle import Oracle, Violation
 from tests.faults.simulate import play
 from tests.storage.memory_store import MemoryStore
+from tests.support import stored_samples
 
 
 def play_on(seed: int, make: Callable[[], Store], counts: dict[str, int]) -> None:
@@ -102,14 +103,8 @@ class ShadowStore(SimStore):
             raise Violation(f"{name}: {fault}")
         edges = {"old_edges_ms": 0}  # which the one in memory need not have
         self._agree("nodes", [edges | about for about in self.real.nodes()], [edges | about for about in self.nodes()])
-        samples = list(self.every_sample())
-        self._agree("samples", sorted(map(repr, self.real.every_sample())), sorted(map(repr, samples)))
-        by_column = [
-            StoredSample(node, sample.time_ms, epoch, sample.seq, sample.values, sample.clock)
-            for node, epoch, batch in self.real.every_batch()
-            for sample in batch
-        ]
-        self._agree("batches", sorted(map(repr, by_column)), sorted(map(repr, samples)))
+        samples = sorted(map(repr, stored_samples(self.every_batch())))
+        self._agree("samples", sorted(map(repr, stored_samples(self.real.every_batch()))), samples)
         self._agree("gaps", sorted(map(repr, self.real.gaps(-1))), sorted(map(repr, self.gaps(-1))))
         self._count("samples", len(samples))
 

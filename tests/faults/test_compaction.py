@@ -30,6 +30,7 @@ from pigeonpost.storage.sqlite import compaction
 from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Batch, Gap, Sample
 from tests.faults.test_syscalls import injecting, may_trace
+from tests.storage.test_contract import Direct
 from tests.support import LIMIT_S, ROOT, long, memory_disk, rounds, temp_folder
 
 HISTORIES = rounds("PIGEONPOST_TEST_HISTORIES", 5, 200)
@@ -40,15 +41,6 @@ EPOCHS = {"a": ("00000000000000e1", "00000000000000e2"), "b": ("00000000000000e3
 DAY_MS = 24 * HOUR_MS
 FAR_MS = 1 << 52
 SETS = (("temperature", "light"), ("temperature",), ("light", "temperature", "wind"))
-
-
-class Direct:
-    def __init__(self, store):
-        self.store = store
-
-    def run(self, job, limit_s):
-        with self.store.writing(()):
-            return job()
 
 
 def maintain(store, now_ms, keep_days=0.0):

@@ -25,13 +25,13 @@ from pigeonpost.server import damage_check
 from pigeonpost.server.damage_check import DATABASE_FAULT, LOST_FAULT, make_check
 from pigeonpost.settings import SERVER, SERVER_ARRAYS
 from pigeonpost.storage.damaged_store import DamagedStore
-from pigeonpost.storage.maintenance import rollups_of
 from pigeonpost.storage.models import Window, window_end
 from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Batch, Gap, Sample
 from tests.page_support import Server, control_here, use_memory_disk
 from tests.storage.test_contract import file
-from tests.support import WALL_MS, long, temp_folder, wait_until
+from tests.storage.test_maintenance import rollups_of
+from tests.support import WALL_MS, long, stored_samples, temp_folder, wait_until
 from tests.web import support
 from tests.web.support import WebHouse
 
@@ -106,7 +106,8 @@ def bring(house, node, samples, gap=None):
 def stored(folder):
     """Everything that can be read: (node, epoch, seq) to values."""
     with contextlib.closing(SqliteStore(folder, look_only=True)) as store:
-        return {(one.node, one.epoch, one.seq): (one.time_ms, one.values) for one in store.every_sample()}
+        found = stored_samples(store.every_batch())
+        return {(one.node, one.epoch, one.seq): (one.time_ms, one.values) for one in found}
 
 
 class Damage(unittest.TestCase):

@@ -17,7 +17,7 @@ from pigeonpost.storage.sqlite.store import SqliteStore
 from tests.faults.test_syscalls import injecting, may_trace
 from tests.old_store import OldStore
 from tests.storage.sqlite.test_migration import UNITS, history
-from tests.support import LIMIT_S, ROOT, clean_environment, memory_disk, rounds, temp_folder
+from tests.support import LIMIT_S, ROOT, clean_environment, memory_disk, rounds, stored_samples, temp_folder
 
 CALLS = ("pwrite64", "fdatasync", "fsync", "link", "rename", "unlink", "ftruncate")
 LAST = rounds("PIGEONPOST_TEST_MIGRATION_CALLS", 0, 1000)  # 0: one call only
@@ -66,7 +66,7 @@ class KilledInACall(unittest.TestCase):
     def assert_whole(self):
         self.assertTrue(os.path.exists(os.path.join(self.folder, DATABASE)))
         with contextlib.closing(SqliteStore(self.folder)) as store:
-            found = sorted((p.node, p.epoch, p.seq, p.time_ms, p.values) for p in store.every_sample())
+            found = sorted((p.node, p.epoch, p.seq, p.time_ms, p.values) for p in stored_samples(store.every_batch()))
             self.assertEqual(found, self.wanted)
             self.assertEqual((store.damage, list(store.verify())), ("", []))
         self.assertFalse([name for name in os.listdir(self.folder) if "migrating" in name])

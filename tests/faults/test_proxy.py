@@ -28,7 +28,7 @@ from pigeonpost.transports import tcp_server
 from pigeonpost.transports.tcp_node import TcpNodeTransport
 from pigeonpost.transports.tcp_server import TcpServerTransport
 from tests.faults.house import DISK
-from tests.support import rounds, wait_until
+from tests.support import rounds, stored_samples, wait_until
 
 CUTS = rounds("PIGEONPOST_TEST_NET_CUTS", 6, 1000)
 
@@ -146,7 +146,7 @@ class Network(unittest.TestCase):
             wait_until(lambda: self.ingestor.stored >= last, f"seed {self.seed}: all {last} are stored", 60)
         self.server.stop(5)
         self.ingestor.stop(5)
-        stored = [point.values["x"] for point in self.store.every_sample()]
+        stored = [point.values["x"] for point in stored_samples(self.store.every_batch())]
         self.assertEqual(len(stored), last)
         self.assertEqual(sorted(stored), list(range(1, last + 1)))
         self.assertEqual(list(self.store.verify()), [])

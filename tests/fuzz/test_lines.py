@@ -6,7 +6,6 @@ import protocol
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import WireError
-from pigeonpost.link.columns import write_columns
 from pigeonpost.link.samples import SampleBatch
 from pigeonpost.node.node_info import NodeInfo
 from pigeonpost.node.outbox import Outbox
@@ -17,7 +16,7 @@ from pigeonpost.transports.tcp_server_session import ServerSession
 from protocol import LARGEST_SEQ, LINE_BYTES, WORDS, decode, encode
 from tests.fuzz import Target, fuzzed, mutated, st
 from tests.fuzz.test_samples import PIECES, json_texts, sample_texts
-from tests.support import BOOT, EPOCH, FakeLedger, MemoryDisk, sensors_line, taken
+from tests.support import BOOT, EPOCH, FakeLedger, MemoryDisk, sensors_line, taken, write_columns
 from tests.test_protocol import TIME
 
 TOKEN = "a token of 16 letters or more"

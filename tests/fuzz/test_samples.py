@@ -6,11 +6,10 @@ import unittest
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.errors import BadArgument
 from pigeonpost.core.strict_json import DEEPEST_JSON, read_json, write_json
-from pigeonpost.link.columns import write_columns
 from pigeonpost.link.sample_json import read_samples
 from protocol import LARGEST_SEQ, LINE_BYTES, SENSOR_NAME, decode, decode_joined, encode
 from tests.fuzz import Target, fuzzed, mutated, st
-from tests.support import EPOCH
+from tests.support import EPOCH, write_columns
 from tests.test_protocol import INSERTS, TIME
 
 NUMBERS = ("0", "1", "-0", "1.5", "1e5", "1e999", "NaN", "-Infinity", "9" * 18, "9" * 19, "9" * 4301, str(2**63))

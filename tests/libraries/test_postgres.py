@@ -22,7 +22,7 @@ from pigeonpost.storage.postgres.store import PostgresStore
 from protocol import Batch, Sample
 from tests.libraries.databases import Cluster, Database, need_postgres, psycopg
 from tests.storage.test_contract import E1, E2, OUTBOX, StoreContract, batch, file, gap
-from tests.support import LIMIT_S, Program, temp_folder, wait_until
+from tests.support import LIMIT_S, Program, stored_samples, temp_folder, wait_until
 
 FAR = 1 << 60
 
@@ -228,7 +228,7 @@ class Several(One):
             ingestor._csv.close()
         self.assertEqual(sum(ingestor.stored for ingestor in servers), 8 * 350)
         self.assertEqual(list(self.store.verify()), [])
-        self.assertEqual(sum(1 for _ in self.store.every_sample()), 8 * 350)
+        self.assertEqual(sum(1 for _ in stored_samples(self.store.every_batch())), 8 * 350)
 
     def collecting(self, store, tokens=None):
         """A server on `store`: its Ingestor, which knows the names as they are now."""
@@ -309,14 +309,14 @@ class Several(One):
         file(self.store, log=mark)
         self.assertEqual((self.store.log_mark(), self.other.log_mark()), (mark, None))
         self.assertEqual(len(list(self.other.logged_after(0))), 2)
-        self.assertEqual([p.seq for p in self.store.own_samples()], [1, 2, 3])
-        self.assertEqual([p.seq for p in self.other.own_samples()], [6, 7, 1])
+        self.assertEqual([p.seq for p in stored_samples(self.store.own_batches())], [1, 2, 3])
+        self.assertEqual([p.seq for p in stored_samples(self.other.own_batches())], [6, 7, 1])
         own = [(one.node, one.samples.seq, one.samples.last) for one in self.other.own_batches()]
         self.assertEqual(own, [("a", 6, 7), ("b", 1, 1)])
         self.assertEqual((self.store.own_gaps(), self.other.own_gaps()), (1, 0))
         new = self.another()
-        self.assertEqual((new.log_mark(), list(new.logged_after(0)), list(new.own_samples())), (None, [], []))
-        self.assertEqual(len(list(new.every_sample())), 6)
+        self.assertEqual((new.log_mark(), list(new.logged_after(0)), list(new.own_batches())), (None, [], []))
+        self.assertEqual(len(list(stored_samples(new.every_batch()))), 6)
 
     def test_a_copied_folder_is_no_second_server(self):
         with mock.patch.object(postgres_store, "PLACE_S", 0.1), self.assertRaises(InUse) as caught:
@@ -385,10 +385,10 @@ class Faults(One):
     def test_a_reader_in_the_midst_of_an_answer(self):
         file(self.store, batch(1, 100))
         with self.assertRaises(NotStored), mock.patch("pigeonpost.storage.postgres.queries._AT_ONCE", 10):
-            for point in self.store.every_sample():
+            for point in stored_samples(self.store.every_batch()):
                 if point.seq == 5:
                     DATABASE.cut()
-        self.assertEqual(len(list(self.store.every_sample())), 100)
+        self.assertEqual(len(list(stored_samples(self.store.every_batch()))), 100)
 
     def test_a_commit_of_which_the_answer_is_lost(self):
         """It was done, and nobody was told: the batch comes again, is a repeat, and its rows are in the log."""
@@ -566,10 +566,10 @@ class Opening(Case, unittest.TestCase):
         file(server, batch(1, 3))
         beside = self.make(look_only=True)
         self.addCleanup(beside.close)
-        self.assertEqual((beside.nodes()[0]["samples"], len(list(beside.own_samples()))), (3, 3))
+        self.assertEqual((beside.nodes()[0]["samples"], len(list(stored_samples(beside.own_batches())))), (3, 3))
         elsewhere = self.make(temp_folder(self), look_only=True)
         self.addCleanup(elsewhere.close)
-        self.assertEqual((list(elsewhere.own_samples()), elsewhere.log_mark()), ([], None))
+        self.assertEqual((list(stored_samples(elsewhere.own_batches())), elsewhere.log_mark()), ([], None))
         self.assertEqual(DATABASE.do("SELECT count(*) FROM servers"), [(1,)])
 
     def test_a_server_is_known_by_its_folder(self):

@@ -7,11 +7,11 @@ import unittest
 from pigeonpost.core.clock import FIRST_MS, LAST_MS, rfc3339
 from pigeonpost.core.errors import BadArgument
 from pigeonpost.link.checks import COLUMN_SAMPLES
-from pigeonpost.link.columns import decode_columns, read_columns, write_columns
+from pigeonpost.link.columns import decode_columns, read_columns
 from pigeonpost.link.sample_json import read_samples
 from pigeonpost.link.samples import SampleBatch
 from protocol import LINE_BYTES, decode, encode
-from tests.support import EPOCH, WALL_MS
+from tests.support import EPOCH, WALL_MS, write_columns
 
 DEEP = "[" * 9 + "]" * 9
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pigeonpost.core.errors import NotStored
-from pigeonpost.link.samples import SampleBatch
+from pigeonpost.link.samples import Number, SampleBatch
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.maintenance import rollup
 from pigeonpost.storage.models import (
@@ -26,6 +26,7 @@ from pigeonpost.storage.models import (
     NodeRecords,
     NodeUsage,
     Rollup,
+    StoredBatch,
     StoredSample,
     Window,
     is_late,
@@ -34,6 +35,11 @@ from pigeonpost.storage.models import (
     window_end,
 )
 from protocol import Gap, Sample
+
+
+def _as_batch(point: StoredSample) -> StoredBatch:
+    values: dict[str, list[Number | None]] = {name: [value] for name, value in point.values.items()}
+    return StoredBatch(point.node, point.epoch, SampleBatch(point.seq, [point.time_ms], [], values, clock=point.clock))
 
 
 class MemoryStore(Store):
@@ -257,7 +263,7 @@ class MemoryStore(Store):
         return found
 
     def points(self, node: str, from_ms: int, to_ms: int, limit: int) -> list[StoredSample]:
-        found = [point for point in self.every_sample() if point.node == node and from_ms <= point.time_ms < to_ms]
+        found = [point for point in self._points() if point.node == node and from_ms <= point.time_ms < to_ms]
         return found if limit < 0 else found[-limit:]
 
     def downsample(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
@@ -292,7 +298,13 @@ class MemoryStore(Store):
         ]  # fmt: skip
         return rows if limit < 0 else rows[:limit]
 
-    def every_sample(self) -> Iterator[StoredSample]:
+    def stored_batches(self, node: str, from_ms: int, to_ms: int) -> Iterator[StoredBatch]:
+        return map(_as_batch, self.points(node, from_ms, to_ms, -1))
+
+    def every_batch(self) -> Iterator[StoredBatch]:
+        return map(_as_batch, self._points())
+
+    def _points(self) -> Iterator[StoredSample]:
         order = sorted(self.samples, key=lambda entry: (entry[0], entry[2].time_ms, entry[1], entry[2].seq))
         for node, epoch, sample in order:
             yield StoredSample(node, sample.time_ms, epoch, sample.seq, sample.values, sample.clock)

@@ -33,7 +33,7 @@ from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import LARGEST_SEQ, Batch, Gap, Sample
 from tests.page_support import use_memory_disk
 from tests.storage.memory_store import MemoryStore
-from tests.support import LIMIT_S, rounds
+from tests.support import LIMIT_S, rounds, stored_samples, temp_folder
 
 OUTBOX = "00000000000000aa"
 E1, E2 = "0000000000000001", "0000000000000002"
@@ -475,7 +475,7 @@ class StoreContract:
                     self.assertEqual(found, inside if limit < 0 else inside[-limit:])
                 self.check_buckets(inside, from_ms, to_ms)
             self.assertEqual(sum(len(part.samples) for part in self.store.every_batch()), len(expected))
-            self.assertEqual(sorted((p.time_ms, p.epoch, p.seq) for p in self.store.every_sample()),
+            self.assertEqual(sorted((p.time_ms, p.epoch, p.seq) for p in stored_samples(self.store.every_batch())),
                              [row[:3] for row in expected])  # fmt: skip
             (about,) = self.store.nodes()
             self.assertEqual((about["samples"], about["first_ms"], about["last_ms"]), (len(taken), times[0], times[-1]))
@@ -814,6 +814,22 @@ class SqliteTest(StoreContract, unittest.TestCase):
         self.addCleanup(db.close)
         return db
 
+    def test_a_connection_that_cannot_read_the_file_is_closed(self):
+        folder, made, connect = temp_folder(self), [], SqliteStore._connect
+        with open(os.path.join(folder, DATABASE), "wb") as file:
+            file.write(b"no database" * 100)
+
+        def note(*place, **how):
+            made.append(connect(*place, **how))
+            return made[-1]
+
+        with mock.patch.object(SqliteStore, "_connect", staticmethod(note)), self.assertRaises(StoreDamaged):
+            SqliteStore(folder, look_only=True)
+        for db in made:
+            with self.assertRaisesRegex(sqlite3.ProgrammingError, "closed"):
+                db.execute("SELECT 1")
+        self.assertTrue(made)
+
     def test_people_can_read_it(self):
         file(self.store, batch(1, 1))
         rows = self.shell().execute("SELECT * FROM readings").fetchall()
@@ -885,7 +901,7 @@ class SqliteTest(StoreContract, unittest.TestCase):
             every = self.store.downsample_all("a", start_ms, start_ms + 301_000, 1, {"t", "c8"})
             self.assertEqual([every["t"][0].values, every["c8"]], [300, [found]])
             self.assertEqual([point.values["t"] for point in self.store.points("a", 0, FAR_MS, 400)][-1], 300.0)
-            self.assertEqual(sum(1 for _ in self.store.every_sample()), 304)
+            self.assertEqual(sum(1 for _ in stored_samples(self.store.every_batch())), 304)
             file(self.store, *(batch(seq, seq) for seq in range(301, 304)))
             self.assertLessEqual(sum(map(len, self.store._shape_names._names.values())), 200)
             with mock.patch.object(shapes.ShapeNames, "one", side_effect=AssertionError("looked up")) as one:

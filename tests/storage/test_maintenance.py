@@ -12,7 +12,7 @@ from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.core.errors import DiskError, NotStored
 from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage import maintenance
-from pigeonpost.storage.maintenance import MaintenanceWorker, rollup, rollups_of
+from pigeonpost.storage.maintenance import MaintenanceWorker, rollup
 from pigeonpost.storage.models import NOTHING, SPANS_MS, EpochCommit, LogMark, merge_rollups
 from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Batch
@@ -23,6 +23,14 @@ from tests.support import LIMIT_S, temp_folder, wait_until
 
 NOON = 1_795_003_200_000
 HOUR = SPANS_MS[-1]
+
+
+def rollups_of(batches, end_ms):
+    """The rollup of each sensor that has a value in `batches`, which are all of one window."""
+    found = {}
+    for one in batches:
+        maintenance.add_values(found, one.values)
+    return maintenance._rollups_of_parts([found], end_ms)
 
 
 def put(store, *times_ms, first=1, value=20.5):

@@ -8,7 +8,6 @@ from unittest import mock
 
 from pigeonpost.core.errors import BadArgument, NotUtf8, TooLong, WireError
 from pigeonpost.link.checks import COLUMN_SAMPLES
-from pigeonpost.link.columns import write_columns
 from pigeonpost.link.sample_text import write_sample_array
 from pigeonpost.server.node_status import NodeState
 from pigeonpost.transports import payload
@@ -23,7 +22,7 @@ from pigeonpost.transports.payload import (
     write_body,
 )
 from protocol import BATCH_SAMPLES, LARGEST_SEQ, Gap, SampleBatch, sample_body, sample_text
-from tests.support import EPOCH, WALL_MS
+from tests.support import EPOCH, WALL_MS, write_columns
 from tests.test_protocol import sample
 
 OUTBOX = "00000000000000ab"

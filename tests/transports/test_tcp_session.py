@@ -559,20 +559,24 @@ class Streaming(SessionCase):
     def test_the_room_of_a_line_is_what_its_head_leaves(self):
         self.assertEqual(len(encode("SENSORS", E[0], "x" * tcp_node_session._ROOM_BYTES)), LINE_BYTES)
 
-    def test_every_length_of_line_up_to_the_limit(self):
-        """The reckoning of what fits is exact: with bodies of any length no line is refused as too long."""
-        for length in range(100, 160, 9):
+    def check_lengths(self, lengths, count, slots, left):
+        """What a line has room for is calculated exactly enough: with errors of any length no line is refused as too
+        long, and in the longest fewer than `left` bytes are free."""
+        for length in lengths:
             self.setUp()
-            self.start_node(slots=512, width=512)
-            self.take(500, values={"t": None}, errors={"t": "°" * length})
+            self.start_node(slots=slots, width=512)
+            self.take(count, values={"t": None}, errors={"t": "°" * length})
             node = self.node()
             self.open_as_server(node, {"id": 0})
             while node.stream():
                 pass
             lines = node.take_output().splitlines(keepends=True)
             longest = max(map(len, lines))
-            self.assertTrue(LINE_BYTES - 512 < longest <= LINE_BYTES, longest)
-            self.assertEqual(sum(len(samples_of(line)) for line in lines), 500)
+            self.assertTrue(LINE_BYTES - left < longest <= LINE_BYTES, longest)
+            self.assertEqual(sum(len(samples_of(line)) for line in lines), count)
+
+    def test_every_length_of_line_up_to_the_limit(self):
+        self.check_lengths(range(100, 160, 9), 500, 512, left=512)
 
     def test_a_gap_where_the_next_one_is_overwritten(self):
         self.start_node(slots=8)
@@ -752,19 +756,8 @@ class StreamingColumns(Streaming):
 
     @LONG_LINES
     def test_every_length_of_line_up_to_the_limit(self):
-        """What is calculated for an error's place is what it needs at most: no line is refused as too long."""
-        for length in range(90, 150, 9):
-            self.setUp()
-            self.start_node(slots=1024, width=512)
-            self.take(700, values={"t": None}, errors={"t": "°" * length})
-            node = self.node()
-            self.open_as_server(node, {"id": 0})
-            while node.stream():
-                pass
-            lines = node.take_output().splitlines(keepends=True)
-            longest = max(map(len, lines))
-            self.assertTrue(LINE_BYTES - 4096 < longest <= LINE_BYTES, longest)
-            self.assertEqual(sum(len(samples_of(line)) for line in lines), 700)
+        """An error's place counts as the longest that there is, so more is left."""
+        self.check_lengths(range(90, 150, 9), 700, 1024, left=4096)
 
     def test_a_piece_across_the_ends_of_the_file_is_one_line(self):
         self.start_node(slots=1024)

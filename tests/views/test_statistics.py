@@ -14,6 +14,7 @@ from pigeonpost.views import statistics as views_statistics
 from pigeonpost.views.statistics import StatisticsReader
 from protocol import Batch, Sample
 from tests.page_support import set_zone, use_memory_disk
+from tests.storage.test_contract import Direct
 from tests.support import temp_folder
 
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
@@ -21,15 +22,6 @@ MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 
 def setUpModule():
     use_memory_disk()
-
-
-class Direct:
-    def __init__(self, store):
-        self.store = store
-
-    def run(self, job, limit_s):
-        with self.store.writing(()):
-            return job()
 
 
 class Reckoning(unittest.TestCase):

@@ -160,9 +160,6 @@ class Reader(Store):
             rows = db.execute(_GAPS + " ORDER BY g.id DESC LIMIT %s", (limit if limit >= 0 else None,)).fetchall()
         return [dict(zip(("node", "epoch", "from", "to", "before", "why", "noted_ms"), row)) for row in rows]
 
-    def every_sample(self) -> Iterator[StoredSample]:
-        return self._all_samples("true")
-
     def stored_batches(self, node: str, from_ms: int, to_ms: int) -> Iterator[StoredBatch]:
         after, id = None, 0
         while True:  # a page at a time: no transaction stays open meanwhile
@@ -221,29 +218,10 @@ class Reader(Store):
         epochs = list(set(page.epochs))
         return dict(db.execute("SELECT id, epoch FROM epochs WHERE id = ANY(%s)", (epochs,)).fetchall())
 
-    def own_samples(self) -> Iterator[StoredSample]:
-        return self._all_samples(f"s.server = {self._server}")
-
     def own_gaps(self) -> int:
         with self._link.reading() as db:
             (count,) = db.execute("SELECT count(*) FROM gaps WHERE server = %s", (self._server,)).fetchone()
         return int(count)
-
-    def _all_samples(self, which: str) -> Iterator[StoredSample]:
-        """Yield samples node by node through a server-side cursor, so that neither side holds all of them."""
-        with self._link.reading() as db:
-            for node, name in db.execute("SELECT id, name FROM nodes ORDER BY name").fetchall():
-                epochs = dict(db.execute("SELECT id, epoch FROM epochs WHERE node = %s", (node,)).fetchall())
-                with db.cursor(name="all_samples") as cursor:
-                    cursor.itersize = _AT_ONCE
-                    cursor.execute(
-                        'SELECT s.time, s.epoch, s.seq, s.shape, s."values", s.clock FROM samples s'
-                        f" WHERE s.node = %s AND {which} ORDER BY {MOMENT}, s.epoch, s.seq",
-                        (node,),
-                    )
-                    for time_ms, epoch, seq, shape, values, clock in cursor:
-                        named = dict(zip(self._shape_names.one(db, shape), values))
-                        yield StoredSample(name, time_ms, epochs[epoch], seq, named, clock or "")
 
     def verify(self) -> Iterator[str]:
         with self._link.reading() as db:

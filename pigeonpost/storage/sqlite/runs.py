@@ -58,13 +58,6 @@ class RunReader:
         for (node,) in self.db.execute("SELECT name FROM nodes ORDER BY id").fetchall():
             yield from self.batches(node, *EVER_MS)
 
-    def every_sample(self) -> Iterator[StoredSample]:
-        """Yield all samples, for Store.every_sample."""
-        for (node,) in self.db.execute("SELECT name FROM nodes ORDER BY id").fetchall():
-            places = sorted(self._places(node, *EVER_MS))
-            for _, of_hour in groupby(places, key=lambda place: place.low // HOUR_MS):
-                yield from self._samples(node, list(self._runs(of_hour, *EVER_MS)), -1)
-
     def newest(self, node: str, from_ms: int, to_ms: int, limit: int) -> list[StoredSample]:
         """Return the last `limit` (-1: all) samples of a node taken in [from_ms, to_ms), for Store.points."""
         parts: list[list[StoredSample]] = []

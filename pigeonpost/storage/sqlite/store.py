@@ -321,10 +321,6 @@ class SqliteStore(Store):
         with self._reading_runs() as reader:
             yield from reader.every_batch()
 
-    def every_sample(self) -> Iterator[StoredSample]:
-        with self._reading_runs() as reader:
-            yield from reader.every_sample()
-
     def downsample(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
         return self.downsample_several(node, from_ms, to_ms, count, (sensor,))[sensor]
 

@@ -3,9 +3,10 @@
     python3 -m bench.years                  builds the data in a temporary folder: some minutes, 0.8 GB
     python3 -m bench.years --millions 1     a small one
 
-Ten nodes, two values every ten seconds; all is in chunks but the last hour, of which each sample is a commit of its
-own. The statistics of the first node are made as the server makes them; those of the others would take as long each.
-Each question is asked five times of a store just opened, which has read where fresh rows are; the median is told.
+Ten nodes, two values every ten seconds; all samples are in chunks, except those of the last hour, each of which was a
+commit of its own. The statistics of the first node are made as the server makes them; those of each other one would
+take as long. Each query runs five times on a store that was just opened and has read its index of `fresh`; the table
+has the median.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ def _sample(item: Any) -> Sample:
         raise BadArgument(f"sample {seq}: values is an object of sensor names and numbers")
     check_names(seq, tuple(values))
     for name, value in values.items():
-        kind = type(value)
+        kind = type(value)  # what `check_value` accepts, without a call for each value
         if (kind is float and value - value == 0) or (kind is int and -LARGEST_INTEGER <= value <= LARGEST_INTEGER):
             continue
         check_value(seq, name, value)

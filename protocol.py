@@ -68,7 +68,8 @@ class Batch(NamedTuple):
     units         sensor name to unit, as the node sent them
     on_committed  called with (epoch, seq) when everything up to seq is durable; returns at once, from any thread
     on_rejected   called instead, with the error, when the samples would leave a hole
-    window        samples that its node sends ahead of the last acknowledgement at most
+    window        samples that its node sends ahead of the last acknowledgement, or fewer: half of them are committed at
+                  once. Where it counts bodies of any size in place of samples, as over MQTT, it is the smallest
     """
 
     node: str

@@ -208,7 +208,7 @@ class Server:
         name, clock = settings["server", "name"] or own_name(), Clock()
         self._running_file = os.path.join(data, RUNNING)
         self._control = secrets.token_urlsafe(24)
-        faults, throttle, loop = Faults(), LoginThrottle(clock), ConnectionLoop(clock)
+        faults, throttle = Faults(), LoginThrottle(clock)
         store = open_despite_damage(settings, data, faults)
         csv = CsvLog(data, store, clock)
         check = make_check(data, store, csv, faults, clock)
@@ -218,6 +218,7 @@ class Server:
         tokens, self._api_tokens = Tokens(data, faults), ApiTokens(data, faults, clock)
         register = NodeRegister(store, tokens.text_of)
         ingestor = self._make_ingestor(settings, store, csv, clock, warnings, register)
+        loop = ConnectionLoop(clock, ingestor.next_commit_s)
         maintenance = MaintenanceWorker(store, ingestor, clock, settings["store", "keep"])
         self._token_watch = TokenWatch(tokens, self._recheck_tokens)
         # The nodes that are collected from over TCP, then those that connect to us or are found.

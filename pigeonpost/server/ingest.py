@@ -102,6 +102,7 @@ class Ingestor:
         self._hurry = False  # whether the next commit is at once,
         self._has_backlog = False  # since so much is waiting that nodes soon must not send more
         self._backlog_s = self._came_s = -_CATCH_UP_S  # when a backlog was last committed, and when a batch last came
+        self._next_s = 0.0  # when the next commit is, at the latest, if something waits
         self._urgent = False  # somebody waits for a batch that came after those in hand
         self._tasks: list[_Task] = []  # of others, for the writer
         self._in_hand = 0  # of the batches, the first: so many are being stored just now
@@ -143,6 +144,10 @@ class Ingestor:
     def is_catching_up(self) -> bool:
         """Whether nodes send what they have held: faster than it is committed otherwise."""
         return self._has_backlog or self.clock.monotonic() - self._backlog_s < _CATCH_UP_S
+
+    def next_commit_s(self) -> float:
+        """Return when what is submitted next is committed, by `clock.monotonic`; past: as soon as possible."""
+        return 0.0 if self._hurry or self.is_catching_up else self._next_s
 
     def subscribe(self, subscriber: Subscriber) -> None:
         """Call `subscriber` with every commit, once it is durable; it must not wait."""
@@ -334,32 +339,31 @@ class Ingestor:
 
     def _run(self) -> None:
         try:
-            next_s = self.clock.monotonic()
-            while self._gather(next_s):
+            while self._gather():
                 self._do_task()
-                if self._is_due(next_s):
-                    next_s = self.clock.monotonic() + self._commit_s
+                if self._is_due():
+                    self._next_s = self.clock.monotonic() + self._commit_s
                     self._commit_or_wait()
             self._finish()
         except DiskError as error:
             self._failed(error)
 
-    def _gather(self, next_s: float) -> bool:
+    def _gather(self) -> bool:
         """Wait until it is time to commit, or to do a task; False when the program stops."""
         with self._changed:
             while not self._stopping.is_set():
-                if self._tasks or self._is_due(next_s):
+                if self._tasks or self._is_due():
                     return True
-                wait_s = self._due_s(next_s) - self.clock.monotonic()
+                wait_s = self._due_s() - self.clock.monotonic()
                 self._changed.wait(max(wait_s, 0.001) if self._batches else None)
             return False
 
-    def _is_due(self, next_s: float) -> bool:
-        return bool(self._batches) and (self._hurry or self.clock.monotonic() >= self._due_s(next_s))
+    def _is_due(self) -> bool:
+        return bool(self._batches) and (self._hurry or self.clock.monotonic() >= self._due_s())
 
-    def _due_s(self, next_s: float) -> float:
-        """Return when to commit what is waiting: the end of a backlog does not wait for `next_s`."""
-        return min(next_s, self._came_s + _DRY_S) if self.is_catching_up else next_s
+    def _due_s(self) -> float:
+        """Return when to commit what is waiting: the end of a backlog does not wait for `_next_s`."""
+        return min(self._next_s, self._came_s + _DRY_S) if self.is_catching_up else self._next_s
 
     def _do_task(self) -> None:
         """One of them, if there is one: commits come between two."""

@@ -6,7 +6,9 @@ is a member and whether the thread runs; it is held for one change. The thread l
 A member does what can be done at once and never waits. Samples for which there is no room it holds (`hold`), so that
 the next are decoded while those before are being stored; when members hold MOST_HELD together, none is read (`pause`),
 and their peers wait. Many peers that send a little each are read together, every ROUND_S: to wake a thread costs
-several times what one sample does.
+several times what one sample does. Of live samples it only matters that they are read before the next commit: while
+there is nothing else, all are read every CALM_S and shortly before it, and what a peer has sent until then is decoded
+together. Who is woken meanwhile is served.
 Errors: what `serve` raises is told to the member (`fail`), and concerns no other. What is raised beside that is logged,
 and all members are looked at again.
 """
@@ -35,6 +37,10 @@ log = logging.getLogger(__name__)
 
 ROUND_S = 0.02  # from one round to the next, at least, when there are more members than FEW
 FEW = 8
+CALM_S = 0.5  # the same, at most, while members have live samples only,
+AHEAD_S = 0.04  # and so long before the next commit, which is to have them
+STIR_S = 1.0  # so long that is not so after a member has read more at once,
+EXPECT_S = 2.0  # and while it waits for an answer: a peer that gives none must not keep all others busy
 HURRY_S = 0.1  # so long there is no rest after a member has read as much as it can at once
 FULL_S = 0.05  # after which it is tried again whether there is room, should nobody wake the loop
 MOST_HELD = 32_768  # samples, of all members together
@@ -68,8 +74,12 @@ class LoopMember:
 class ConnectionLoop:
     """The thread and its members."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, next_commit_s: Callable[[], float] = lambda: 0.0) -> None:
+        """
+        next_commit_s  returns when what members hand on is committed next, by `clock.monotonic`; past: as it comes
+        """
         self.clock = clock
+        self._next_commit_s = next_commit_s
         self.lookup = NameLookup()
         self.helpers = HelperThreads("ask the store", MOST_HELPERS)  # which may wait for it
         self._changed = threading.Condition()
@@ -87,7 +97,8 @@ class ConnectionLoop:
         self._held: dict[LoopMember, int] = {}  # samples,
         self._held_count = 0  # and their sum
         self._paused: dict[LoopMember, None] = {}
-        self._began_s = self._hurried_s = 0.0
+        self._expecting: dict[LoopMember, float] = {}  # since when, the newest last
+        self._began_s = self._hurried_s = self._stirred_s = 0.0  # the last round; when `hurry` and `stir` were called
         self.rare_log = RareLog(log, clock)
 
     # ------------------------------------------------------------------------------------ from any thread
@@ -179,10 +190,22 @@ class ConnectionLoop:
         """`member` has nothing to hand on or to read any more."""
         self.hold(member, 0)
         self._paused.pop(member, None)
+        self._expecting.pop(member, None)
+
+    def expect(self, member: LoopMember, is_expecting: bool) -> None:
+        """Note whether `member` waits for its peer: then it is read soon after something has come."""
+        if is_expecting:
+            self._expecting.setdefault(member, self.clock.monotonic())
+        else:
+            self._expecting.pop(member, None)
+
+    def stir(self) -> None:
+        """A member has read more than live samples are: all are read often for a while."""
+        self._stirred_s = self.clock.monotonic()
 
     def hurry(self) -> None:
         """A member has more to read than it read now: no rest for a while."""
-        self._hurried_s = self.clock.monotonic()
+        self._hurried_s = self._stirred_s = self.clock.monotonic()
 
     def remove(self, member: LoopMember) -> None:
         """Serve `member` no more."""
@@ -213,7 +236,11 @@ class ConnectionLoop:
                     return
 
     def _serve_round(self, epoll: Any, pipe: WakePipe) -> None:
-        self._rest()
+        if self._rest(pipe):
+            pipe.drain()
+            self._serve_woken()
+            return
+        self._began_s = self.clock.monotonic()
         ready = epoll.poll(self._wait_s(), len(self._watched) + 1)
         for holder in list(self._held):  # before others bring more: what came first is first to be taken
             self._call(holder, holder.hand_on)
@@ -223,15 +250,7 @@ class ConnectionLoop:
                 self._serve(member, events)
             elif fd == pipe.fileno():
                 pipe.drain()
-        self._is_woken = False  # before the list is read: who adds to it from here on writes to the pipe
-        if self._woken or self._serves_all:
-            woken = self._woken[:]
-            del self._woken[: len(woken)]  # others may have added meanwhile
-            if self._serves_all:
-                woken += self._members
-                self._serves_all = False
-            for member in dict.fromkeys(woken):
-                self._serve(member, 0)
+        self._serve_woken()
         now_s = self.clock.monotonic()
         while self._due and self._due[0][0] <= now_s:
             due_s, _, member = heapq.heappop(self._due)
@@ -243,13 +262,47 @@ class ConnectionLoop:
                 self._paused.pop(member, None)
                 self._call(member, member.resume)
 
-    def _rest(self) -> None:
+    def _serve_woken(self) -> None:
+        self._is_woken = False  # before the list is read: who adds to it from here on writes to the pipe
+        if self._woken or self._serves_all:
+            woken = self._woken[:]
+            del self._woken[: len(woken)]  # others may have added meanwhile
+            if self._serves_all:
+                woken += self._members
+                self._serves_all = False
+            for member in dict.fromkeys(woken):
+                self._serve(member, 0)
+
+    def _rest(self, pipe: WakePipe) -> bool:
+        """Wait until it is time for the next round. Returns True if members were woken before: only they are served."""
         now_s = self.clock.monotonic()
+        if len(self._members) <= FEW or now_s - self._hurried_s <= HURRY_S:
+            return False
+        left_s = self._calm_s(now_s)
+        if left_s > ROUND_S:
+            is_woken = self._wait_for_wake(pipe, left_s)
+            if is_woken:
+                time.sleep(ROUND_S)  # others soon are, too: a commit wakes all
+            return is_woken
         left_s = self._began_s + ROUND_S - now_s
-        if left_s > 0 and len(self._members) > FEW and now_s - self._hurried_s > HURRY_S:
+        if left_s > 0:
             time.sleep(min(left_s, ROUND_S))
-            now_s += left_s
-        self._began_s = now_s
+        return False
+
+    @staticmethod
+    def _wait_for_wake(pipe: WakePipe, limit_s: float) -> bool:
+        poll = select.poll()
+        poll.register(pipe, select.POLLIN)
+        return bool(poll.poll(limit_s * 1000))
+
+    def _calm_s(self, now_s: float) -> float:
+        """Return the seconds in which nobody needs to be read; 0 or less: there are none."""
+        expected_s = next(reversed(self._expecting.values()), -math.inf)
+        if self._held or self._paused or self._serves_all or now_s - expected_s <= EXPECT_S:
+            return 0.0
+        if now_s - self._stirred_s <= STIR_S:
+            return 0.0
+        return min(self._began_s + CALM_S, self._next_commit_s() - AHEAD_S) - now_s
 
     def _wait_s(self) -> float:
         """Seconds for which to wait for events; -1: without a limit."""

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 RETRY_S, LONGEST_RETRY_S = 1.0, 60.0
 STORE_S = 120.0  # for the store to say what it has of a node
+LIVE_BYTES = 4096  # read at once of one node: more are not only live samples
 MOST_LINES = 1024  # that are taken at once: more than are read of a node that sends a sample a line
 
 
@@ -202,6 +203,7 @@ class TcpServerTransport(Transport, LoopMember):
             sock.close()
             raise
         self._began_s = self._loop.clock.monotonic()
+        self._loop.expect(self, True)  # and not before: a node that is switched off must not keep all others busy
         self._shake_hands(0, self._wire)
 
     def _shake_hands(self, events: int, wire: LineSocket) -> None:
@@ -269,6 +271,7 @@ class TcpServerTransport(Transport, LoopMember):
             raise ConnectionResetError("closed by the peer")
         if self._held.count:
             self._loop.hold(self, self._held.count)
+        self._loop.expect(self, session.is_asked or wire.unsent > 0)
         self._watch(wire, session)
 
     def _watch(self, wire: LineSocket, session: ServerSession) -> None:
@@ -288,6 +291,8 @@ class TcpServerTransport(Transport, LoopMember):
             return
         try:
             self._lines = self._lines or wire.receive()
+            if sum(map(len, self._lines)) > LIVE_BYTES:
+                self._loop.stir()
             self._take_lines(session)
         except WireError as error:
             session.refuse(error)
@@ -343,6 +348,7 @@ class TcpServerTransport(Transport, LoopMember):
                 self._give_up_s = self._loop.clock.monotonic()
         wire.send(session.take_output())
         if wire.unsent and self._loop.clock.monotonic() < self._give_up_s:
+            self._loop.expect(self, True)
             self._loop.watch(self, wire.fileno(), select.EPOLLIN | select.EPOLLOUT)
         else:
             self._disconnect(session.fault or "closed")

@@ -74,6 +74,8 @@ class IngestProtocol(Protocol):
 class ServerSession(LinkSession):
     """The server's end of one connection; says HELLO at once."""
 
+    is_asked = True  # the node, for something beside its samples (HELLO, CHECK, SEND), and it has not answered
+
     def __init__(
         self,
         server: str,
@@ -110,8 +112,7 @@ class ServerSession(LinkSession):
         self._key: Key | None = None  # that the node has proven
         self._proved_s: float | None = None  # when this end has sent its own proof
         self._began_s = self._checked_s = clock.monotonic()
-        self._is_doubted = False  # it is to be asked whether it is still here,
-        self._doubted_s = -1.0  # and when it was
+        self._is_doubted, self._doubted_s = False, -1.0  # it is to be asked whether it is still here; when it was
         self._began_ms = clock.wall_ms()
         self._nonce = os.urandom(16).hex() if (current(state.expected) in keys if state.expected else keys) else ""
         self._hello: dict[str, Any] = {}
@@ -220,6 +221,7 @@ class ServerSession(LinkSession):
             self._doubted_s = self.clock.monotonic()
 
     def _ask(self, word: str, *args: Any) -> None:
+        self.is_asked = True
         if word == "CHECK":
             self._checked_s = self.clock.monotonic()
         self._queue_message(word, *args)
@@ -397,6 +399,7 @@ class ServerSession(LinkSession):
 
     def _on_status(self, on: bool, last_sent: str | None, details: dict[str, Any]) -> None:
         state = self._state
+        self.is_asked = False
         state.on, state.last_sent, state.checked_ms = on, last_sent, self.clock.wall_ms()
         state.details = details if len(write_json(details)) <= LONGEST_DETAILS else {}
         faults = state.details.get("faults")  # of its outbox
@@ -408,6 +411,7 @@ class ServerSession(LinkSession):
         self._answered("STATUS")
 
     def _on_sendback(self, on: bool) -> None:
+        self.is_asked = False
         self._state.on = on
         self._answered("SENDBACK", on)
 

@@ -461,6 +461,51 @@ class Opening(SessionCase):
         self.assertIn("expected", logged.output[-1])  # why it ended is always said
 
 
+class Resuming(SessionCase):
+    """The store is asked in another thread, and takes its time."""
+
+    def open(self, **hello):
+        self.asked = []
+        server = self.server(run_apart=lambda find, answer: self.asked.append((find, answer)))
+        self.open_as_node(server, [E[0], 1, 9, 1], **hello)
+        return server
+
+    def test_it_lasts_until_the_owner_has_taken_the_answer(self):
+        server = self.open()
+        self.assertEqual((server.is_resuming, server.collecting, self.heard(server)), (True, False, []))
+        ((find, answer),) = self.asked
+        answer(find)
+        self.assertEqual((server.is_resuming, server.collecting), (True, False))  # that was another thread
+        self.assertEqual([message.word for message in self.heard(server)], ["RESUME", "CHECK"])
+        self.assertEqual((server.is_resuming, server.collecting), (False, True))
+
+    def test_the_store_is_asked_once_when_all_epochs_are_told(self):
+        server = self.open(more=True)
+        self.assertEqual((self.asked, server.is_resuming), ([], False))
+        for number in (10, 11, 12):  # what follows the last one changes nothing, before the answer and after it
+            self.say(server, "HELD", {"held": [[E[1], 1, 9, number]]})
+            ((find, answer),) = self.asked
+            self.assertIs(server.is_resuming, number < 12)
+            if number == 11:
+                answer(find)
+                self.heard(server)
+
+    def test_what_is_expected_of_the_node(self):
+        """Beside samples: its HELLO, then answers to what it is asked."""
+        server = self.server()
+        self.assertTrue(server.is_asked)
+        self.open_as_node(server, [E[0], 1, 9, 1])
+        self.assertTrue(server.is_asked)  # CHECK
+        self.say(server, "STATUS", True, None, {})
+        for words, answer in ((("CHECK",), ("STATUS", True, None, {})), (("SEND", False), ("SENDBACK", False))):
+            self.assertFalse(server.is_asked)
+            server.ask(*words)
+            self.heard(server)
+            self.assertTrue(server.is_asked)
+            self.say(server, *answer)
+        self.assertFalse(server.is_asked)
+
+
 class Streaming(SessionCase):
     def lines(self, messages):
         """SENSORS and GAP lines in short; two lines of samples that only the end of the file parts are one."""

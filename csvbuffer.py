@@ -13,7 +13,8 @@ How it stays whole. A commit stores stretches of samples and gaps, each under a 
 transaction records its length and the number up to which it has all rows (`LogMark`); a new file gets no rows before it
 is recorded. After a crash what has higher numbers tells which bytes belong behind that length: what is there and right
 is kept, the rest is cut, and what is missing is written. A file that somebody changed is left alone, and what it lacks
-opens the next one. A file that is closed, and complete, gets its line in logs/SHA256SUMS.
+opens the next one. An entry that a card has damaged in the store is left out: `Store.unlogged` has its number, and the
+first start at which it can be read writes it. A file that is closed, and complete, gets its line in logs/SHA256SUMS.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from pigeonpost.storage.csv.format import (
     names_as_one,
     rows_written,
 )
-from pigeonpost.storage.models import EpochCommit, LogMark
+from pigeonpost.storage.models import EpochCommit, LogMark, LostRows
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,9 @@ SHOWN = 10  # samples that Log Check shows
 SYNC_S = 60.0  # the file is synced when rows have waited so long,
 SYNC_BYTES = 16 << 20  # or when there are so many
 _BLOCK_BYTES = 1 << 20
+
+
+Owed = tuple[int, bytes | LostRows]  # filing number and rows
 
 
 class RecentSample(NamedTuple):
@@ -72,7 +76,7 @@ class CsvLog:
         self._clock = clock
         self._lock = threading.Lock()
         self._buffer: list[bytes] = []
-        self._shown: deque[RecentSample] = deque(maxlen=SHOWN)
+        self._shown: deque[tuple[str, SampleBatch, Mapping[str, str]]] = deque(maxlen=SHOWN)  # the ends of batches
         self._fd = -1
         self._behind = False  # whether the file lacks rows that are no longer in memory
         self._tail = b""  # the last bytes of the file,
@@ -130,8 +134,8 @@ class CsvLog:
             self._buffer += rows
             for item in epoch_commit.items[-SHOWN:]:
                 if isinstance(item, SampleBatch):
-                    last = item.part(max(0, len(item) - SHOWN))
-                    self._shown.extend(RecentSample(epoch_commit.node, sample, epoch_commit.units) for sample in last)
+                    part = item.part(max(0, len(item) - SHOWN))
+                    self._shown.append((epoch_commit.node, part, epoch_commit.units))
 
     def flush(self, filed: int) -> None:
         """After a commit: write the buffer to the file, which then has all rows up to filing number `filed`."""
@@ -201,7 +205,8 @@ class CsvLog:
     def last(self) -> list[RecentSample]:
         """Return the last samples of this run, oldest first."""
         with self._lock:
-            return list(self._shown)
+            ends = list(self._shown)
+        return [RecentSample(node, sample, units) for node, part, units in ends for sample in part][-SHOWN:]
 
     def whole(self) -> tuple[str, int]:
         """Return the path of this run's file, and how many bytes of it are whole rows."""
@@ -255,7 +260,13 @@ class CsvLog:
             self.size = size
             self._sum.update(data)
         self._tail = (self._tail + data[-TAIL_BYTES:])[-TAIL_BYTES:]
-        self._filed = filed
+        self._filed = max(self._filed, filed)
+
+    def _note(self, filed: int, is_logged: bool) -> None:
+        """Note that an entry of the store is logged; or is not, being damaged: what follows it goes on, and the first
+        start at which it can be read writes it."""
+        self._store.unlogged = self._store.unlogged - {filed} if is_logged else self._store.unlogged | {filed}
+        self._filed = max(self._filed, filed)
 
     def _cut_back(self) -> None:
         """Cut the file back to what is recorded of it, after a failed sync: `_catch_up` writes the rest again.
@@ -278,14 +289,20 @@ class CsvLog:
 
     def _catch_up(self) -> None:
         for logged in self._store.logged_after(self._filed):
-            self._write(logged_rows(logged), logged.filed)
+            if logged.filed > self._filed:  # what it lacked before is for a start, after which nothing is out of order
+                self._write(logged_rows(logged), logged.filed)
+                self._note(logged.filed, is_logged=not logged.lost)
         self._behind = False
 
     # ------------------------------------------------------------------------------------------ mending
 
     def _mend(self, mark: LogMark) -> None:
         """Complete the file of `mark` from the store; what cannot be written there is left for the next file."""
-        owed = [(logged.filed, logged_rows(logged)) for logged in self._store.logged_after(mark.filed)]
+        owed: list[Owed] = [
+            (logged.filed, logged.lost or logged_rows(logged))
+            for logged in self._store.logged_after(mark.filed)
+            if not (logged.lost and logged.filed in self._store.unlogged)  # which is known not to be there
+        ]
         path = os.path.join(self._folder, mark.name)
         try:
             fd = os.open(path, os.O_RDWR)
@@ -305,7 +322,7 @@ class CsvLog:
                 os.close(fd)
         self._behind = bool(owed)
 
-    def _mend_open(self, fd: int, path: str, mark: LogMark, owed: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    def _mend_open(self, fd: int, path: str, mark: LogMark, owed: list[Owed]) -> list[Owed]:
         """The same, with the file open. Returns what the file could not be given."""
         tail_at = max(0, mark.size - TAIL_BYTES)
         if zlib.crc32(os.pread(fd, mark.size - tail_at, tail_at)) != mark.tail:
@@ -313,25 +330,32 @@ class CsvLog:
             return owed
         alias = names_as_one(self._store.node_records().former)
         found = rows_written(fd, mark.size, [rows for _, rows in owed], alias)
+        # A row whose id was changed stands there at its place, and is owed once more under its new number.
+        known = {there for (_, rows), there in zip(owed, found) if there and not isinstance(rows, bytes)}
+        owed[len(found) :] = [(filed, b"" if rows in known else rows) for filed, rows in owed[len(found) :]]
         at, rest, size = mark.size + sum(map(len, found)), owed[len(found) :], os.fstat(fd).st_size
-        if not is_left_by_crash(os.pread(fd, size - at, at), b"".join(rows for _, rows in rest)):
+        if not is_left_by_crash(
+            os.pread(fd, size - at, at), b"".join([rows for _, rows in rest if isinstance(rows, bytes)])
+        ):
             log.warning("%s was added to by hand: it is left alone, and what it lacked opens the next log", path)
             self.beyond_store = (
                 f"{path} has lines that the database does not have. Somebody added them; or the database has lost its"
                 " last transactions, or is an older copy. Nodes send again what their outboxes hold; `control.py"
                 " verify` compares both. This is shown until the next start"
             )
-            self._filed = owed[len(found) - 1][0] if found else self._filed
+            for (filed, wanted), there in zip(owed, found):
+                self._note(filed, is_logged=bool(there) or isinstance(wanted, bytes))
             return rest
         if rest or at != size:
             self._sums.unseal(mark.name)
-        owed[: len(found)] = [(filed, rows) for (filed, _), rows in zip(owed, found)]
+        owed[: len(found)] = [(filed, there or wanted) for (filed, wanted), there in zip(owed, found)]
+        os.ftruncate(fd, at)  # not to mark.size: the lines of a damaged entry may be nowhere else
         at = mark.size
-        os.ftruncate(fd, at)
         while owed:  # rows that stand there are written again too, since a sync may have failed: see _cut_back
             filed, rows = owed[0]
-            at = _append(fd, rows, at)
-            self._filed = filed
+            if isinstance(rows, bytes):
+                at = _append(fd, rows, at)
+            self._note(filed, is_logged=isinstance(rows, bytes))
             del owed[0]
         return []
 

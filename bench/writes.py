@@ -1,24 +1,28 @@
 """What is written to the card in a day: a node that samples every ten seconds, and a server that collects from it.
 
     python3 -m bench.writes                 a server's hours on a clock that is stepped: under a minute
+    python3 -m bench.writes --nodes 1000    of so many nodes: minutes
     python3 -m bench.writes --real 600      node and servers as programs, for ten minutes
 
 As the kernel counts it for each process (proc_pid_io(5): write_bytes), with the database committed at once and, on a
 second server, once a minute. On the stepped clock the server is its store, its log and its maintenance, which compacts
-each hour once it is past.
+each hour once it is past; and every 30 s of it the pages that changed, also those of the WAL's index, are written back,
+as Linux does with its usual settings (proc_sys_vm(5): dirty_expire_centisecs).
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import random
 import subprocess
 import sys
 import tempfile
 import time
+from typing import NamedTuple
 
 from bench.machine import table
-from bench.years import Direct
+from bench.years_mixed import Direct
 from csvbuffer import CsvLog
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.link.samples import SampleBatch, Values
@@ -32,6 +36,8 @@ _EVERY_S = 10
 _HOUR_S = 3600
 _START_MS = 1_795_003_200_000  # an hour begins
 _COMMITS = ("1", "60")
+_UNITS = {"temperature": "°C", "humidity": "%", "light": ""}
+_WRITEBACK_S = 30
 
 
 def written(pid: int) -> int:
@@ -45,35 +51,61 @@ def mib_a_day(count: float, seconds: float) -> float:
     return count / seconds * 86_400 / 2**20
 
 
-def stepped(folder: str, commit_s: int, hours: int) -> float:
-    """Let a server collect for so many hours, after one to settle; MiB that are written in a day."""
+class Stepped(NamedTuple):
+    """What a server on the stepped clock has written."""
+
+    mib_a_day: float
+    to_chunks: float  # times that a sample was written to chunks
+
+
+def stepped(folder: str, commit_s: int, hours: int, nodes: int) -> Stepped:
+    """Let a server collect for so many hours, after one to settle."""
     clock = FakeClock(_START_MS)
     store = SqliteStore(folder)
     csv = CsvLog(folder, store, clock)
     csv.start()
-    ingestor = Ingestor(store, csv, clock, commit_s)
+    ingestor = Ingestor(store, csv, clock, commit_s, buffer_samples=60 * nodes)
     worker = MaintenanceWorker(store, Direct(store), clock)
-    units = {"temperature": "°C", "humidity": "%", "light": ""}
-    before = 0
-    for seq in range(1, (hours + 1) * _HOUR_S // _EVERY_S + 1):
-        values: Values = {
-            "temperature": 20 + seq * 7919 % 97 / 10,
-            "humidity": 40 + seq * 104_729 % 89 / 10,
-            "light": seq % 1024,
-        }
-        sample = Sample(seq, clock.wall_ms() + seq % 3, seq * _EVERY_S * 1000, values, {}, "")
-        epoch = "0123456789abcdef"
-        ingestor.submit(Batch("n", epoch, epoch, 0, SampleBatch.of([sample]), None, units, _ignore, print))
-        if seq * _EVERY_S % commit_s == 0:
+    order = random.Random(1).sample(range(nodes), nodes)  # in which they sample: not that of their ids
+    before = stored = compacted = 0
+    is_waiting = False
+    for second in range((hours + 1) * _HOUR_S):
+        for node in order[second % _EVERY_S :: _EVERY_S]:
+            ingestor.submit(_batch(node, second // _EVERY_S + 1, clock.wall_ms()))
+            is_waiting = True
+        if is_waiting and second % commit_s == commit_s - 1:
             ingestor.commit()
-        while worker.work():
-            pass
-        clock.sleep(_EVERY_S)
-        if seq == _HOUR_S // _EVERY_S:
-            before = written(os.getpid())
+            is_waiting = False
+        if second % _EVERY_S == _EVERY_S - 1:
+            while worker.work():
+                pass
+        clock.sleep(1)
+        if second % _WRITEBACK_S == _WRITEBACK_S - 1:
+            _write_back(folder)
+        if second == _HOUR_S - 1:
+            before, stored, compacted = written(os.getpid()), ingestor.stored, worker.compacted
     took = written(os.getpid()) - before
     store.close()
-    return mib_a_day(took, hours * _HOUR_S)
+    to_chunks = (worker.compacted - compacted) / (ingestor.stored - stored)
+    return Stepped(mib_a_day(took, hours * _HOUR_S), to_chunks)
+
+
+def _batch(node: int, seq: int, time_ms: int) -> Batch:
+    values: Values = {
+        "temperature": 20 + seq * 7919 % 97 / 10,
+        "humidity": 40 + seq * 104_729 % 89 / 10,
+        "light": seq % 1024,
+    }
+    sample = Sample(seq, time_ms + seq % 3, seq * _EVERY_S * 1000, values, {}, "")
+    epoch = f"{node:016x}"
+    return Batch(f"n{node}", epoch, epoch, 0, SampleBatch.of([sample]), None, _UNITS, _ignore, print)
+
+
+def _write_back(folder: str) -> None:
+    """Have the changed pages of all files written; by another process, since to close a file of SQLite's here would
+    end its locks."""
+    files = [os.path.join(path, name) for path, _, names in os.walk(folder) for name in names]
+    subprocess.run(["sync", "--data", *files], check=True)
 
 
 def _ignore(epoch: str, seq: int) -> None:
@@ -115,22 +147,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", type=float, metavar="SECONDS", help="run the programs for so long")
     parser.add_argument("--hours", type=int, default=5, help="on the stepped clock")
+    parser.add_argument("--nodes", type=int, default=1, help="on the stepped clock")
     parser.add_argument("--commit", type=int, help=argparse.SUPPRESS)  # one server, in a process of its own
     options = parser.parse_args()
     if options.commit:
         with tempfile.TemporaryDirectory() as folder:
-            print(stepped(folder, options.commit, options.hours))
+            print(*stepped(folder, options.commit, options.hours, options.nodes))
         return
     names = ["the node", "a server that commits at once", "a server that commits once a minute"]
     if options.real:
-        took = real(options.real)
+        rows = [(name, f"{mib:.0f} MiB a day") for name, mib in zip(names, real(options.real))]
     else:
-        command = [sys.executable, "-m", "bench.writes", "--hours", str(options.hours), "--commit"]
-        took = [float(subprocess.check_output([*command, commit], text=True)) for commit in _COMMITS]
-        del names[0]
-    table(
-        "written to the disk, one sample every 10 s", [(name, f"{mib:.0f} MiB a day") for name, mib in zip(names, took)]
-    )
+        command = [sys.executable, "-m", "bench.writes", "--hours", str(options.hours), "--nodes", str(options.nodes)]
+        rows = []
+        for name, commit in zip(names[1:], _COMMITS):
+            mib, to_chunks = subprocess.check_output([*command, "--commit", commit], text=True).split()
+            rows.append((name, f"{float(mib):.0f} MiB a day, each sample {float(to_chunks):.2f} times to chunks"))
+    table(f"written to the disk, nodes: {options.nodes}, each a sample every {_EVERY_S} s", rows)
 
 
 if __name__ == "__main__":

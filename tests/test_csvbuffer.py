@@ -1,11 +1,13 @@
 """The CSV log: its rows, and that it is whole again after whatever happened to it."""
 
+import contextlib
 import csv
 import errno
 import logging
 import os
 import random
 import shutil
+import sqlite3
 import tempfile
 import time
 import unittest
@@ -14,18 +16,19 @@ from unittest import mock
 import csvbuffer
 from csvbuffer import CsvLog
 from pigeonpost.core.clock import FakeClock
-from pigeonpost.core.errors import DiskError, NotStored
+from pigeonpost.core.errors import DiskError, NotStored, StoreDamaged
 from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage.csv import format
 from pigeonpost.storage.csv.checksums import logs_in
 from pigeonpost.storage.csv.format import HEADER, local_time
 from pigeonpost.storage.models import NOTHING, EpochCommit, LogMark
+from pigeonpost.storage.sqlite import queries
 from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Gap, Sample
 from tests.page_support import use_memory_disk
 from tests.storage.memory_store import MemoryStore
 from tests.storage.test_contract import E1, batch, file, gap
-from tests.support import long, rounds
+from tests.support import LONG, long, rounds
 
 
 def setUpModule():
@@ -437,6 +440,274 @@ class PartialWriteWithMemoryStore(PartialWrite):
 
     def test_at_every_byte(self):
         self.check_copies(range(self.written_before, len(self.whole) + 1))
+
+
+CHANGES = (
+    ("low", "low + 1000000"), ("high", "high - 1500"), ("epoch", "epoch + 100"), ("shape", "99"),
+    ("count", "count + 1"), ("count", "count - 1"), ("count", "'x'"), ("count", "1 << 44"), ("count", "-count"),
+)  # fmt: skip
+
+
+class DamagedRows(LogCase):
+    """Rows that the log owes, of which a card has changed a digit: it lacks exactly these, until they are right."""
+
+    def setUp(self):
+        self.told = []
+        super().setUp()
+
+    def open_store(self):
+        store = super().open_store()
+        store.on_damage = self.told.append
+        return store
+
+    def change(self, first, column="data", value="replace(data, '.5', '.4')"):
+        """Damage the row in `fresh` that begins with this seq. Returns what mends it."""
+        db = sqlite3.connect(os.path.join(self.folder, "pigeonpost.sqlite3"), isolation_level=None)
+        self.addCleanup(db.close)
+        (old,) = db.execute(f"SELECT {column} FROM fresh WHERE first = ?", (first,)).fetchone()
+        db.execute(f"UPDATE fresh SET {column} = {value} WHERE first = ?", (first,))
+        return lambda: db.execute(f"UPDATE fresh SET {column} = ? WHERE first = ?", (old, first))
+
+    def restart(self):
+        self.crash()
+        self.open()
+
+    def test_what_follows_is_logged_and_it_too_once_it_is_mended(self):
+        self.commit(batch(1, 5))
+        full = OSError(errno.ENOSPC, "No space left on device")
+        with mock.patch("csvbuffer.os.pwrite", side_effect=full), self.assertLogs("csvbuffer", "ERROR"):
+            for first in (6, 8, 10):
+                self.commit(batch(first, first + 1))
+        mend = self.change(8)
+        self.commit(batch(12, 12))
+        without = [*range(1, 8), 10, 11, 12]
+        self.assertEqual((self.log.fault, self.all_lights()), ("", without))
+        self.assertRegex(self.told[-1], r"3 of node a, which the CSV log may lack: 2 samples from 8 on.*restore BACKUP")
+        for _ in range(2):
+            self.log.record()
+            self.restart()
+            without.append(without[-1] + 1)
+            self.commit(batch(without[-1], without[-1]))
+            self.assertEqual((self.all_lights(), self.store.unlogged), (without, {3}))
+            self.assertIn("the CSV log may lack", self.told[-1])
+        mend()
+        self.told.clear()
+        self.restart()
+        self.assertEqual(sorted(self.all_lights()), list(range(1, 15)))
+        for _ in range(2):
+            self.assertEqual((self.store.unlogged, self.told), (frozenset(), []))
+            self.restart()
+        self.assertEqual(sorted(self.all_lights()), list(range(1, 15)))
+
+    def test_its_lines_that_a_crash_left_in_the_log_stay_there(self):
+        digit, byte = "replace(data, '.5', '.4')", "CAST(x'80' AS TEXT)"
+        for column, value, *damaged in (
+            ("data", digit, 4), ("data", digit, 6), ("data", byte, 8), ("data", byte, 6, 8), ("crc", "7", 4, 6, 8),
+        ):  # fmt: skip
+            with self.subTest(value, damaged=damaged), tempfile.TemporaryDirectory() as self.folder:
+                self.open()
+                for first in (1, 4, 6, 8):
+                    self.commit(batch(first, first + 1 + (first == 1)))
+                with open(self.path(), "rb") as log:
+                    whole, name = log.read(), self.log.name
+                for first in damaged:
+                    self.change(first, column, value)
+                self.crash()
+                self.open()
+                with open(self.path(name), "rb") as log:
+                    self.assertEqual(log.read(), whole)
+                self.assertEqual((self.rows(), self.store.unlogged), ([], frozenset()))
+                self.commit(batch(10, 10))
+                self.assertEqual(self.all_lights(), list(range(1, 11)))
+                self.log.close()
+                self.store.close()
+
+    def test_they_stay_there_whatever_was_changed(self):
+        """Also where several are damaged, or nothing follows."""
+        for first in (1, 4, 6, 8):
+            self.commit(batch(first, first + 1 + (first == 1)))
+        with open(self.path(), "rb") as log:
+            whole, name, crashed = log.read(), self.log.name, self.folder
+        self.crash()
+        places = ((6,), (8,), (6, 8), (4, 6))
+        for n, (column, value) in enumerate((*CHANGES, ("id", "77"))):
+            for damaged in places if LONG else places[n % 4 :][:1]:
+                damaged = damaged[: 1 if column == "id" else None]
+                with self.subTest(f"{column} = {value}", damaged=damaged), tempfile.TemporaryDirectory() as self.folder:
+                    shutil.copytree(crashed, self.folder, dirs_exist_ok=True)
+                    mends = [self.change(first, column, value) for first in damaged]
+                    self.open()
+                    with open(self.path(name), "rb") as log:
+                        self.assertEqual(log.read(), whole)
+                    self.assertEqual((self.rows(), self.store.unlogged), ([], frozenset()))
+                    for mend in mends:
+                        mend()
+                    self.restart()
+                    self.assertEqual(self.all_lights(), list(range(1, 10)))
+                    self.log.close()
+                    self.store.close()
+
+    def test_they_stay_there_where_a_sector_cannot_be_read(self):
+        for lost in ({3}, {2, 3}, {4}):
+            with self.subTest(lost=lost), tempfile.TemporaryDirectory() as self.folder:
+                self.open()
+                for first in (1, 4, 6, 8):
+                    self.commit(batch(first, first + 1 + (first == 1)))
+                with open(self.path(), "a", encoding="utf-8") as log:
+                    log.write("2026-11")  # of the rows of a commit that was to come
+                file(self.store, batch(10, 11))
+                with self.unreadable(*lost):
+                    self.restart()
+                self.assertEqual((self.all_lights(), self.store.unlogged), (list(range(1, 12)), frozenset()))
+                self.log.close()
+                self.store.close()
+
+    @contextlib.contextmanager
+    def unreadable(self, *ids):
+        read = queries._logged
+
+        def fail(db, shapes, id, is_gap):
+            if id in ids:
+                error = sqlite3.DatabaseError("a row cannot be read")
+                error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+                raise error
+            return read(db, shapes, id, is_gap)
+
+        with mock.patch.object(queries, "_logged", fail):
+            yield
+
+    def test_a_line_added_by_hand_is_not_taken_for_theirs(self):
+        self.commit(batch(1, 5))
+        file(self.store, batch(6, 7))  # stored, and then the power went
+        with open(self.path(), "a", encoding="utf-8") as log:
+            log.write("my own note\n")
+        mend = self.change(6, "epoch", "100")
+        with self.assertLogs("csvbuffer", "WARNING"):
+            self.restart()
+        self.assertEqual(self.store.unlogged, {2})
+        mend()
+        self.restart()
+        with open(self.path(self.names()[0]), encoding="utf-8") as log:
+            self.assertIn("my own note\n", log.read())
+        self.assertEqual([row[3] for row in self.rows(self.names()[1]) if row[2] == "light"], ["6", "7"])
+
+    def test_a_torn_line_of_theirs_is_not_gone_on_with(self):
+        for first in (1, 4):
+            self.commit(batch(first, first + 1 + (first == 1)))
+        os.truncate(self.path(), self.log.size - 1)
+        file(self.store, batch(6, 7))
+        self.change(4, "low", "low + 1000000")
+        with self.assertLogs("csvbuffer", "WARNING"):
+            self.restart()
+        self.assertEqual((self.all_lights(), self.store.unlogged), (list(range(1, 8)), {2}))
+
+    def test_they_stay_there_in_another_time_zone(self):
+        self.addCleanup(format._minutes.clear)
+        self.addCleanup(time.tzset)
+        for first in (1, 4, 6):
+            self.commit(batch(first, first + 1 + (first == 1)))
+        self.change(4, "low", "low + 1000000")
+        with mock.patch.dict(os.environ, {"TZ": "Asia/Tokyo"}):
+            time.tzset()
+            format._minutes.clear()
+            self.restart()
+        self.assertEqual((self.all_lights(), self.store.unlogged), (list(range(1, 8)), frozenset()))
+
+    def test_a_kill_while_the_log_is_completed_leaves_their_lines(self):
+        for first in (1, 4, 6, 8):
+            self.commit(batch(first, first + 1 + (first == 1)))
+        file(self.store, batch(10, 11))
+        for first in (6, 8):
+            self.change(first)
+        for killed in range(5):
+            self.crash()
+            self.store = self.open_store()
+            self.log = CsvLog(self.folder, self.store, self.clock)
+            writes = [mock.DEFAULT] * killed + [KeyboardInterrupt]
+            with mock.patch("csvbuffer._append", wraps=csvbuffer._append, side_effect=writes):
+                self.assertRaises(KeyboardInterrupt, self.log.start)
+        self.restart()
+        self.assertEqual((self.all_lights(), self.store.unlogged), (list(range(1, 12)), frozenset()))
+
+    def test_lines_that_a_crash_kept_out_of_the_log(self):
+        for written, damaged in ((0, 8), (1, 6), (1, 8), (1, 10), (2, 10), (3, 10)):
+            with self.subTest(written=written, damaged=damaged), tempfile.TemporaryDirectory() as self.folder:
+                self.open()
+                self.commit(batch(1, 5))
+                for place, first in enumerate((6, 8, 10)):
+                    (self.commit if place < written else lambda one: file(self.store, one))(batch(first, first + 1))
+                mend = self.change(damaged)
+                self.restart()
+                is_logged = (damaged - 6) // 2 < written
+                lost = set() if is_logged else {damaged, damaged + 1}
+                self.assertEqual(self.all_lights(), [seq for seq in range(1, 12) if seq not in lost])
+                mend()
+                self.restart()
+                self.assertEqual(sorted(self.all_lights()), list(range(1, 12)))
+                self.log.close()
+                self.store.close()
+
+    def test_any_of_them_at_any_time(self):
+        """Many changed digits of samples; or one row of which something else was changed."""
+        for seed in range(rounds("PIGEONPOST_TEST_DAMAGED_ROWS", 2, 100)):
+            chance, mends, last, self.lasts = random.Random(seed), [], 0, {}
+            change = chance.choice(CHANGES) if seed % 2 else ()
+            with self.subTest(seed=seed), tempfile.TemporaryDirectory() as self.folder:
+                self.open()
+                for _ in range(30):
+                    done = chance.random()
+                    if done < 0.6:
+                        first, last = last + 1, last + chance.randint(1, 3)
+                        self.lasts[first] = last
+                        (self.commit if chance.random() < 0.8 else lambda one: file(self.store, one))(
+                            batch(first, last)
+                        )
+                    elif done < 0.75:
+                        ids = self.store._db.execute("SELECT first FROM fresh WHERE data NOT LIKE '%.4%'").fetchall()
+                        if ids and not (change and mends):
+                            mends.append(self.change(*chance.choice(ids), *change))
+                    elif done < 0.85:
+                        self.clock.sleep(61)
+                    else:
+                        self.restart()
+                for _ in range(2):
+                    self.restart()
+                    lights = self.all_lights()
+                    self.assertEqual(len(set(lights)), len(lights))
+                    self.assertEqual(set(range(1, last + 1)) - set(lights), self.lacking())
+                for mend in mends:
+                    mend()
+                for _ in range(2):
+                    self.restart()
+                    self.assertEqual(sorted(self.all_lights()), list(range(1, last + 1)))
+                    self.assertEqual(self.lacking(), set())
+                self.log.close()
+                self.store.close()
+
+    def lacking(self):
+        """The seqs in the rows that the log lacks."""
+        rows = self.store._db.execute("SELECT id, first FROM fresh").fetchall()
+        return {seq for id, first in rows if id in self.store.unlogged for seq in range(first, self.lasts[first] + 1)}
+
+    def test_a_sector_that_cannot_be_read_is_such_a_row_and_damage_of_the_structure_stops_the_log(self):
+        for first in (1, 3, 5):
+            file(self.store, batch(first, first + 1))
+        read = queries._logged
+        for code, owed in ((sqlite3.SQLITE_IOERR, [1, 0, 1]), (sqlite3.SQLITE_CORRUPT, None)):
+            error = sqlite3.DatabaseError("the second row cannot be read")
+            error.sqlite_errorcode = code
+
+            def fail(db, shapes, id, is_gap, error=error):
+                if id == 2:
+                    raise error
+                return read(db, shapes, id, is_gap)
+
+            with mock.patch.object(queries, "_logged", fail):
+                if owed:
+                    self.assertEqual([len(entry.items) for entry in self.store.logged_after(0)], owed)
+                    self.assertEqual(self.store.damage, "")
+                else:
+                    self.assertRaises(StoreDamaged, list, self.store.logged_after(0))
 
 
 class Faults(LogCase):

@@ -60,8 +60,10 @@ class NodeAdmin:
 
         def job() -> None:
             mark = self._store.log_mark()
-            # Its rows would be completed under the new name after a crash, beside those of the former one.
-            if next(iter(self._store.logged_after(mark.filed if mark else 0)), None) is not None:
+            filed = mark.filed if mark else 0
+            # Its rows would be completed under the new name after a crash, beside those of the former one. Damaged
+            # entries have none, and what is up to the mark was damaged: the next start writes it.
+            if any(entry.items and entry.filed > filed for entry in self._store.logged_after(filed)):
                 raise NotStored("the CSV log waits for the disk: try again when it is written")
             self._store.rename(node, new, self._clock.wall_ms())
 

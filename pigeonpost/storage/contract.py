@@ -49,6 +49,7 @@ class Store:
     is_checked = False  # whether `check_pieces` reads it
     found_at_start = ""  # damage that the start found, and after which storing goes on
     damage = ""  # why nothing may be written to it any more; empty: it may be
+    unlogged: frozenset[int] = frozenset()  # filing numbers up to the log's mark that it lacks, since they are damaged
     on_damage: Callable[[str], object] = staticmethod(lambda text: None)  # told of damage that anybody meets
 
     # ----------------------------------------------------------------------------------- the writer's part
@@ -64,7 +65,7 @@ class Store:
         raise NotImplementedError
 
     def put(self, epoch_commits: Sequence[EpochCommit], noted_ms: int, log: LogMark | None) -> int:
-        """Within `writing`: store the commits, and that the CSV log is written as far as `log` says.
+        """Within `writing`: store the commits, and that the CSV log is written as far as `log` says, but `unlogged`.
 
         Each of their items, which are stretches (see models.stretches) and gaps, gets the number that follows the last
         one: its filing number. Returns the number of the last: the log owes everything after `log.filed` up to it.
@@ -149,7 +150,8 @@ class Store:
         raise NotImplementedError
 
     def logged_after(self, filed: int) -> Iterator[LogEntry]:
-        """Return what the CSV log owes after the filing number `filed`, in its order."""
+        """Yield what the CSV log owes after the filing number `filed`, in its order; then what is recorded as
+        `unlogged`. A damaged entry, which `on_damage` is told of, has no items."""
         raise NotImplementedError
 
     def nodes(self) -> list[dict[str, Any]]:
@@ -190,8 +192,18 @@ class Store:
         raise NotImplementedError
 
     def summaries(self, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Rollup]:
-        """Return one sensor's rollups of windows of `span_ms` that end in (from_ms, to_ms], oldest first."""
+        """Return one sensor's rollups of windows of `span_ms` that end in (from_ms, to_ms], oldest first.
+
+        Those of dirty windows are missing, or outdated: maintenance.current_rollups has them as they will be.
+        """
         raise NotImplementedError
+
+    def dirty_ends(self, node: str, span_ms: int, from_ms: int, to_ms: int) -> list[int]:
+        """Return the ends of a node's dirty windows of `span_ms` that end in (from_ms, to_ms], oldest first."""
+        found = self.dirty_windows(to_ms + 1, 1 << 31)
+        return sorted([
+            one.end_ms for one in found if (one.node, one.span_ms) == (node, span_ms) and from_ms < one.end_ms <= to_ms
+        ])  # fmt: skip
 
     def gaps(self, limit: int) -> list[dict[str, Any]]:
         """Return the newest `limit` gaps (-1: all), with their reasons."""

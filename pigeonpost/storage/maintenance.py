@@ -20,6 +20,7 @@ import threading
 from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from operator import mul
 from typing import Any, Protocol
 
@@ -27,7 +28,18 @@ from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import DiskError, NotStored, StoreDamaged
 from pigeonpost.link.samples import Number
 from pigeonpost.storage.contract import Store
-from pigeonpost.storage.models import HOUR_MS, SPANS_MS, Rollup, Window, runs, scale_of, unscaled, window_end
+from pigeonpost.storage.models import (
+    HOUR_MS,
+    SPANS_MS,
+    Rollup,
+    Window,
+    is_late,
+    merge_rollups,
+    runs,
+    scale_of,
+    unscaled,
+    window_end,
+)
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +47,8 @@ GRACE_MS = 15_000  # after a window's end: samples on their way still belong int
 LOOK_S = 10.0  # between two looks at what there is to do
 _WRITE_S = 10.0  # until the writer thread begins with a part; later it is made anew
 _AT_ONCE = 200  # windows looked up together
+_WINDOWS_OF_HOUR = 7
+_UNREADABLE_S = 3600.0  # until an hour that could not be read is tried again
 _WRITTEN_TOGETHER = 14  # of them, in one transaction: some milliseconds
 _FORGET_AT_ONCE = 20_000  # samples deleted in one transaction, or those of an hour: a row has up to 4,096 of them
 _PARTS_BETWEEN = 500  # two deletions, where there is always something else to do: a node's clock may be wrong, and all
@@ -86,6 +100,58 @@ def rollup(values: list[float], end_ms: int) -> Rollup:
     return Rollup(end_ms, count, mean, middle, mode, low, high, unscaled(deviation, scale))
 
 
+def current_rollups(
+    store: Store, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int, kept_from_ms: int, most: int
+) -> list[Rollup] | None:
+    """Return one sensor's rollups of windows of `span_ms` that end in (from_ms, to_ms], oldest first, as they will be
+    when all of these are rolled up: those of dirty windows are made from the samples.
+
+    kept_from_ms  samples before it may have been deleted: to the rollups of these windows what came since is added
+    most          samples that are read for that; None is returned where there are more
+
+    Windows of an hour that is damaged, of which the store tells, are as they were stored.
+    """
+    told: list[Rollup] | None = None
+    for _ in range(2):  # what is late may be merged, and its samples deleted, between the looks at both
+        dirty = store.dirty_ends(node, span_ms, from_ms, to_ms)
+        told = _with_dirty(store, node, sensor, span_ms, from_ms, to_ms, kept_from_ms, most, dirty)
+        if not dirty or set(dirty) <= set(store.dirty_ends(node, span_ms, from_ms, to_ms)):
+            break
+    return told
+
+
+def _with_dirty(
+    store: Store, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int, kept_from_ms: int, most: int,
+    dirty: Sequence[int],
+) -> list[Rollup] | None:  # fmt: skip
+    """Return rollups for `current_rollups`. dirty: the ends of those windows that are made from the samples"""
+    found = {one.end_ms: one for one in store.summaries(node, sensor, span_ms, from_ms, to_ms)}
+    for _, of_hour in groupby(dirty, lambda end_ms: window_end(end_ms - 1, HOUR_MS)):  # a row lies in an hour
+        ends = list(of_hour)
+        values: dict[int, array[float]] = {end_ms: array("d") for end_ms in ends}
+        try:
+            for _, _, batch in store.stored_batches(node, ends[0] - span_ms, ends[-1]):
+                most -= len(batch)
+                if most < 0:
+                    return None
+                for time_ms, value in zip(batch.times, batch.values.get(sensor, ())):
+                    end_ms = window_end(time_ms, span_ms)
+                    if value is not None and end_ms in values:
+                        values[end_ms].append(value)
+        except StoreDamaged:
+            if store.damage:
+                raise
+            continue
+        for end_ms in ends:
+            known = found.pop(end_ms, None)
+            if known and is_late(end_ms, kept_from_ms):
+                found[end_ms] = known
+            if values[end_ms]:
+                new, old = rollup(list(values[end_ms]), end_ms), found.get(end_ms)
+                found[end_ms] = merge_rollups(old, new) if old else new
+    return [found[end_ms] for end_ms in sorted(found)]
+
+
 def _hour_end(window: Window) -> int:
     """Return the end of the hour that contains a window."""
     return window_end(window.end_ms - 1, HOUR_MS)
@@ -103,6 +169,7 @@ class MaintenanceWorker:
         self._clock = clock
         self._keep_ms = int(keep_days * 86_400_000)
         self._nothing_before_ms = -1  # when nothing was to be deleted
+        self._unreadable: dict[tuple[str, int], float] = {}  # hours, by node and end: until when they are left alone
         self._parts = 0  # of the work, other than deletion
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="maintenance", daemon=True)
@@ -120,7 +187,7 @@ class MaintenanceWorker:
     def work(self) -> bool:
         """Do a part of the work. Returns True if there may be more to do at once."""
         now_ms = self._clock.wall_ms()
-        windows = self._store.dirty_windows(now_ms - GRACE_MS, _AT_ONCE)
+        windows = self._readable_windows(now_ms - GRACE_MS)
         late = {(window.node, _hour_end(window)): window for window in windows if window.is_late}
         done = 0
         for (_, end_ms), window in late.items():
@@ -128,9 +195,8 @@ class MaintenanceWorker:
                 return False
             try:
                 done += self._add_late(window._replace(span_ms=HOUR_MS, end_ms=end_ms))
-            except StoreDamaged:  # of which the store has told: the others go on
-                if self._store.damage:
-                    raise
+            except StoreDamaged as error:
+                self._leave_hour(window, error)
         done += self._sum_up([window for window in windows if not window.is_late])
         self.summed += done
         moved = 0 if self._stopping.is_set() else self._compact(now_ms)
@@ -144,6 +210,19 @@ class MaintenanceWorker:
             return True
         return self._keep_ms > 0 and self._forget(now_ms - self._keep_ms)
 
+    def _readable_windows(self, before_ms: int) -> list[Window]:
+        """Return dirty windows but those of hours that could not be read, which would keep all later ones waiting."""
+        now_s = self._clock.monotonic()
+        self._unreadable = {hour: until_s for hour, until_s in self._unreadable.items() if until_s > now_s}
+        windows = self._store.dirty_windows(before_ms, _AT_ONCE + _WINDOWS_OF_HOUR * len(self._unreadable))
+        return [window for window in windows if (window.node, _hour_end(window)) not in self._unreadable]
+
+    def _leave_hour(self, window: Window, error: StoreDamaged) -> None:
+        """Leave the hour of a window, which cannot be read, alone: the store has told of it, and the others go on."""
+        if self._store.damage:
+            raise error
+        self._unreadable[window.node, _hour_end(window)] = self._clock.monotonic() + _UNREADABLE_S
+
     def _sum_up(self, windows: Sequence[Window]) -> int:
         """Roll up windows, some together in a transaction: those of an hour are read together. Returns their number."""
         of_hours: dict[tuple[str, int], list[Window]] = {}
@@ -156,9 +235,8 @@ class MaintenanceWorker:
                 return done
             try:
                 found += self._rollups_of_hour(of_hour)
-            except StoreDamaged:  # of which the store has told: the others go on
-                if self._store.damage:
-                    raise
+            except StoreDamaged as error:
+                self._leave_hour(of_hour[0], error)
             if len(found) >= _WRITTEN_TOGETHER:
                 done += self._put(found)
                 found = []
@@ -210,7 +288,12 @@ class MaintenanceWorker:
         return found
 
     def _compact(self, now_ms: int) -> int:
-        job = self._store.compaction(now_ms)
+        try:
+            job = self._store.compaction(now_ms)
+        except StoreDamaged:  # of which the store has told
+            if self._store.damage:
+                raise
+            return 0
         if job is None:
             return 0
         moved: int = self._writer.run(job, _WRITE_S)

@@ -135,10 +135,20 @@ class LogMark(NamedTuple):
     filed: int
 
 
+class LostRows(NamedTuple):
+    """Rows of the log that nobody can write again: so many lines (0: not known) of a node, dated from first to last."""
+
+    node: str
+    lines: int
+    first_ms: int
+    last_ms: int
+
+
 class LogEntry(NamedTuple):
     """One entry that the log owes, read back from the store: samples of one epoch, or a gap in it.
 
-    items  one; of an entry that an older program made there may be several
+    items  one; of an entry that an older program made there may be several, and of a damaged one there are none
+    lost   of a damaged entry the rows that it had
     """
 
     filed: int
@@ -147,6 +157,7 @@ class LogEntry(NamedTuple):
     items: Sequence[SampleBatch | Gap]
     noted_ms: int
     units: Mapping[str, str]
+    lost: LostRows | None = None
 
 
 class StoredSample(NamedTuple):

@@ -14,7 +14,7 @@ from pigeonpost.views.context import RequestContext
 from pigeonpost.views.html import json_answer, text_page
 from pigeonpost.views.models import NodeView, SensorView
 from pigeonpost.views.query import moment, name_in, span_ms
-from pigeonpost.views.statistics import closed_right
+from pigeonpost.views.statistics import closed_left, closed_right
 from protocol import NODE_NAME, SENSOR_NAME
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _summed_up(context: RequestContext, node: str, sensor: str, from_ms: int | N
 
 def statistics(context: RequestContext) -> Response:
     """`GET /api/v1/statistics?node=&sensor=&span=10m|1h&from=&to=&closed=left|right&format=json|csv`: the windows that
-    are summed up.
+    are over.
 
     A window is [start, end) and has the time of its end; the last 1000 of those that end in (from, to]. With
     `closed=right` it is (start, end], counted from the samples. Where these are deleted, it is what it was made as.
@@ -161,12 +161,14 @@ def statistics(context: RequestContext) -> Response:
     if not 0 <= to_ms - from_ms <= MOST_SAMPLES * window_ms:
         raise HTTPError(400, f"From `from` to `to` there are at most {MOST_SAMPLES} windows.", "span")
     about: dict[str, Any] = next((one for one in store.nodes() if one["name"] == node), {})
+    kept_from_ms, now_ms = about.get("kept_from_ms", 0), context.app.clock.wall_ms()
+    # With closed=right only those whose samples are deleted: the others are counted from the samples.
+    last_ms = min(to_ms, kept_from_ms) if closed == "right" and about else to_ms
     found = [
         (one, "right" if one.end_ms <= about.get("old_edges_ms", 0) else "left")
-        for one in store.summaries(node, sensor, window_ms, from_ms, to_ms)
+        for one in closed_left(store, node, sensor, window_ms, from_ms, last_ms, kept_from_ms, now_ms)
     ]
     if closed == "right" and about:
-        found = [(one, edge) for one, edge in found if one.end_ms <= about["kept_from_ms"]]
         from_ms = max(from_ms, about["kept_from_ms"])
         found += [(one, "right") for one in closed_right(store, node, sensor, window_ms, from_ms, to_ms)]
     if _form(query) == "csv":

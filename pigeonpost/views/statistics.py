@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import threading
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
@@ -23,7 +24,7 @@ from pigeonpost.core.format import clock, number, with_unit
 from pigeonpost.core.html import Html, join_html
 from pigeonpost.http.message import HTTPError
 from pigeonpost.storage.contract import MOST_LISTED
-from pigeonpost.storage.maintenance import rollup
+from pigeonpost.storage.maintenance import GRACE_MS, current_rollups, rollup
 from pigeonpost.storage.models import scale_of, unscaled
 
 if TYPE_CHECKING:
@@ -34,11 +35,10 @@ if TYPE_CHECKING:
 _SAMPLES_MS = 2 * 86_400_000  # up to so long the samples are read,
 _MOST_SAMPLES = 20_000  # as long as they are no more than these
 _MOST_VALUES = 1_280_000  # in these samples, of all channels: 64 channels of 20,000 samples
-_MOST_RECOUNTED = 1_000_000  # samples, for windows (start, end]
+_MOST_RECOUNTED = 1_000_000  # samples, for windows (start, end], and those that are not summed up yet
 _SHORT_MS, _LONG_MS = 600_000, 3_600_000  # windows
 _SHORT_UP_TO_MS = 14 * 86_400_000
 LONGEST_MS = 370 * 86_400_000
-_MOST_PENDING, _MOST_CALCULATED = 5000, 50
 _KEEP_S, _MOST_KEPT = 60.0, 256
 
 
@@ -111,7 +111,7 @@ class StatisticsReader:
             found = self._values(node, sensor, from_ms, to_ms)
             if found is not None:
                 return self._exactly(found, from_ms, to_ms)
-        return self._of_windows(node, sensor, from_ms, to_ms)
+        return self._of_windows(node, sensor, from_ms, to_ms, about.get("kept_from_ms") or 0)
 
     def _values(self, node: str, sensor: str, from_ms: int, to_ms: int) -> list[tuple[int, float]] | None:
         """Return time and value of each reading, oldest first; None: there are too many."""
@@ -139,54 +139,91 @@ class StatisticsReader:
             one.deviation, True,
         )  # fmt: skip
 
-    def _of_windows(self, node: str, sensor: str, from_ms: int, to_ms: int) -> Statistics | None:
-        whole = next(iter(self._store.downsample(node, sensor, from_ms, to_ms, 1)), None)
+    def _of_windows(self, node: str, sensor: str, from_ms: int, to_ms: int, kept_from_ms: int) -> Statistics | None:
         span_ms = _SHORT_MS if to_ms - from_ms <= _SHORT_UP_TO_MS else _LONG_MS
-        parts = self._parts(node, sensor, from_ms, to_ms, span_ms)
-        if whole is None or not parts:
+        low_ms, high_ms = -(-from_ms // span_ms) * span_ms, to_ms // span_ms * span_ms
+        # Whole windows, and what is before and after them. A chart's buckets have what is not summed up yet.
+        spans = [(from_ms, low_ms), (low_ms, high_ms), (high_ms, to_ms)] if low_ms <= high_ms else [(from_ms, to_ms)]
+        columns = [
+            (start_ms + one.place * span_ms, one)
+            for start_ms, end_ms in spans
+            if start_ms < end_ms
+            for one in self._store.downsample(node, sensor, start_ms, end_ms, -(-(end_ms - start_ms) // span_ms))
+        ]
+        if not columns:
             return None
-        low, high = min(parts, key=lambda part: part.low), max(parts, key=lambda part: part.high)
-        count = sum(part.values for part in parts)
-        deviation = _deviation(parts, count, scale_of(low.low, high.high))
+        low, high = min(columns, key=lambda column: column[1].low), max(columns, key=lambda column: column[1].high)
+        count = sum(one.values for _, one in columns)
+        mean = math.fsum([one.mean * (one.values / count) for _, one in columns])
         found = Statistics(
-            from_ms, to_ms, whole.values, whole.mean, None, None,
-            whole.low, self._when(node, sensor, low.low, low.end_ms, span_ms),
-            whole.high, self._when(node, sensor, high.high, high.end_ms, span_ms), None, len(parts) == 1,
+            from_ms, to_ms, count, min(max(mean, low[1].low), high[1].high), None, None,
+            low[1].low, self._when(node, sensor, low[1].low, low[0], min(low[0] + span_ms, to_ms)),
+            high[1].high, self._when(node, sensor, high[1].high, high[0], min(high[0] + span_ms, to_ms)), None, False,
         )  # fmt: skip
-        if count < 0.99 * whole.values:  # not more than came since; else rollups of years are still missing
+        parts = self._parts(node, sensor, spans, span_ms, kept_from_ms)
+        known = sum(part.values for part in parts)
+        if abs(known - count) > 0.01 * count:  # not what came since; else too much is not summed up yet
             return found
         modes: Counter[float] = Counter()
         for part in parts:
             modes[part.mode] += part.values
         most = max(modes.values())
         mode = min(mode for mode in modes if modes[mode] == most)
-        return found._replace(median=_median(parts, count), mode=mode, deviation=deviation)
+        deviation = _deviation(parts, known, scale_of(low[1].low, high[1].high))
+        return found._replace(median=_median(parts, known), mode=mode, deviation=deviation, is_exact=len(parts) == 1)
 
-    def _parts(self, node: str, sensor: str, from_ms: int, to_ms: int, span_ms: int) -> list[Rollup]:
-        """Return the rollups of a span, with those of the samples before the first and after the last window."""
-        low_ms, high_ms = -(-from_ms // span_ms) * span_ms, to_ms // span_ms * span_ms
-        windows = {one.end_ms: one for one in self._store.summaries(node, sensor, span_ms, low_ms, high_ms)}
-        pending = [
-            window.end_ms for window in self._store.dirty_windows(to_ms + 1, _MOST_PENDING)
-            if window.node == node and window.span_ms == span_ms and not window.is_late
-            and low_ms < window.end_ms <= high_ms
-        ]  # fmt: skip
-        for end_ms in pending[-_MOST_CALCULATED:]:
-            windows.pop(end_ms, None)
-            self._add(windows, node, sensor, end_ms - span_ms, end_ms, end_ms)
-        self._add(windows, node, sensor, from_ms, min(low_ms, to_ms), low_ms)
-        self._add(windows, node, sensor, high_ms, to_ms, high_ms + span_ms)
-        return [windows[end_ms] for end_ms in sorted(windows)]
+    def _parts(
+        self, node: str, sensor: str, spans: Sequence[tuple[int, int]], span_ms: int, kept_from_ms: int
+    ) -> list[Rollup]:
+        """Return the rollups of a span; none where too many samples would have to be read for them."""
+        found: list[Rollup] = []
+        for start_ms, end_ms in spans:
+            if start_ms % span_ms == 0 == end_ms % span_ms:
+                windows = current_rollups(
+                    self._store, node, sensor, span_ms, start_ms, end_ms, kept_from_ms, _MOST_RECOUNTED
+                )
+                if windows is None:
+                    return []
+                found += windows
+                continue
+            values = array("d")  # which is not rolled up
+            for _, _, batch in self._store.stored_batches(node, start_ms, end_ms):
+                values.extend([value for value in batch.values.get(sensor, ()) if value is not None])
+                if len(values) > _MOST_RECOUNTED:
+                    return []
+            if values:
+                found.append(rollup(list(values), end_ms))
+        return found
 
-    def _add(self, windows: dict[int, Rollup], node: str, sensor: str, from_ms: int, to_ms: int, end_ms: int) -> None:
-        found = self._values(node, sensor, from_ms, to_ms) if from_ms < to_ms else None
-        if found:
-            windows[end_ms] = rollup([value for _, value in found], end_ms)
+    def _when(self, node: str, sensor: str, value: float, from_ms: int, to_ms: int) -> int:
+        """Return when a value of a window was taken, for the first time; its end, where the samples are deleted."""
+        return min(
+            (
+                time_ms
+                for _, _, batch in self._store.stored_batches(node, from_ms, to_ms)
+                for time_ms, one in zip(batch.times, batch.values.get(sensor, ()))
+                if one == value
+            ),
+            default=to_ms,
+        )
 
-    def _when(self, node: str, sensor: str, value: float, end_ms: int, span_ms: int) -> int:
-        """Return the time of a window's extreme; its end, where the samples are deleted."""
-        found = self._values(node, sensor, end_ms - span_ms, end_ms) or ()
-        return next((time_ms for time_ms, one in found if one == value), end_ms)
+
+def closed_left(
+    store: Store, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int, kept_from_ms: int, now_ms: int
+) -> list[Rollup]:
+    """Return the rollups of windows [start, end) that end in (from_ms, to_ms], oldest first. Those that are over, as
+    maintenance has it, and not rolled up yet are made from the samples.
+
+    Raises HTTPError where there are too many of these.
+    """
+    if to_ms <= from_ms:
+        return []
+    over_ms = max(from_ms, min(to_ms, now_ms - GRACE_MS))
+    found = current_rollups(store, node, sensor, span_ms, from_ms, over_ms, kept_from_ms, _MOST_RECOUNTED)
+    if found is None:
+        text = f"More than {_MOST_RECOUNTED:,} samples are still being summed up: ask for less, or again in a minute."
+        raise HTTPError(503, text, "busy", {"Retry-After": "60"})
+    return found + store.summaries(node, sensor, span_ms, over_ms, to_ms)
 
 
 def closed_right(store: Store, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Rollup]:

@@ -333,7 +333,7 @@ class Kills(unittest.TestCase):
         history.commit_some("a", history.now_ms, 5)
         history.now_ms += HOUR_MS
         history.commit_some("a", history.now_ms, 2)
-        history.now_ms += 120_000
+        history.now_ms += compaction._GRACE_MS
         history.store.close()
 
     def round(self, kill):

@@ -10,6 +10,7 @@ from pigeonpost.alerts.rules import Alerts, Rule
 from pigeonpost.auth.tokens import Tokens
 from pigeonpost.cli import remote
 from pigeonpost.core.errors import NotStored
+from pigeonpost.link.samples import Gap
 from pigeonpost.server import node_admin
 from pigeonpost.server.event_log import EventLog
 from pigeonpost.server.late_data import LateDataTracker
@@ -20,9 +21,10 @@ from pigeonpost.server.node_status import NodeState
 from pigeonpost.server.recent_cache import RecentCache
 from pigeonpost.storage.contract import FormerNamesUsed
 from pigeonpost.storage.csv.verify import verify_logs
+from pigeonpost.storage.models import LogEntry, LostRows
 from tests.page_support import use_memory_disk
 from tests.server.test_ingest import IngestCase
-from tests.storage.test_contract import E2, batch
+from tests.storage.test_contract import E1, E2, batch
 from tests.support import LIMIT_S
 
 
@@ -147,10 +149,19 @@ class Rename(AdminCase):
 
     def test_rename_waits_while_the_log_owes_rows(self):
         self.bring(batch(1, 2))
-        with mock.patch.object(self.store, "logged_after", lambda filed: iter(["owed"])), self.assertRaises(NotStored):
+        rows = [LogEntry(1 << 40, "a", E1, [Gap(1, 2, 0, "full")], 0, {})]
+        with mock.patch.object(self.store, "logged_after", lambda filed: rows), self.assertRaises(NotStored):
             self.admin.rename("a", "b")
         self.assertEqual(self.seqs("a"), [1, 2])
         self.admin.rename("a", "b")  # although the new name has the token already
+        self.assertEqual(self.seqs("b"), [1, 2])
+
+    def test_rename_does_not_wait_for_a_damaged_row_which_no_log_gets(self):
+        self.bring(batch(1, 2))
+        damaged = LogEntry(1 << 40, "a", E1, (), 0, {}, LostRows("a", 1, 0, 0))
+        readable_again = LogEntry(1, "a", E1, [Gap(1, 2, 0, "full")], 0, {})
+        with mock.patch.object(self.store, "logged_after", lambda filed: [damaged, readable_again]):
+            self.admin.rename("a", "b")
         self.assertEqual(self.seqs("b"), [1, 2])
 
     def test_token_goes_along(self):

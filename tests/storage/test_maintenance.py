@@ -9,7 +9,7 @@ import unittest
 from unittest import mock
 
 from pigeonpost.core.clock import Clock, FakeClock
-from pigeonpost.core.errors import DiskError, NotStored
+from pigeonpost.core.errors import DiskError, NotStored, StoreDamaged
 from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage import maintenance
 from pigeonpost.storage.maintenance import MaintenanceWorker, rollup
@@ -351,6 +351,76 @@ class Damaged(unittest.TestCase):
         self.assertEqual(left, {NOON + HOUR, NOON + 3 * HOUR})
         self.assertEqual(store._db.execute("SELECT count(*) FROM chunks").fetchone(), (4,))
         self.assertEqual(store._db.execute("SELECT count(*) FROM fresh").fetchone(), (0,))
+
+    def test_many_hours_that_cannot_be_read_keep_nothing_else_waiting_and_are_tried_again(self):
+        store, clock = SqliteStore(temp_folder(self)), FakeClock(NOON + 20 * HOUR)
+        self.addCleanup(store.close)
+        for n in range(6):
+            put(store, NOON + n * HOUR, first=n + 1)
+        whole = store._db.execute("SELECT id, data FROM fresh WHERE first < 6").fetchall()
+        store._db.execute("UPDATE fresh SET data = replace(data, '20.5', '21.5') WHERE first < 6")
+        worker = MaintenanceWorker(store, Direct(store), clock)
+        read = self.enterContext(mock.patch.object(store, "stored_batches", wraps=store.stored_batches))
+
+        def summed():
+            while worker.work():
+                pass
+            return [one.end_ms for one in store.summaries("a", "temperature", HOUR, 0, 1 << 60)]
+
+        with mock.patch.object(maintenance, "_AT_ONCE", 4):
+            for _ in range(6):
+                found = summed()
+            self.assertEqual(found, [NOON + 6 * HOUR])
+            told = maintenance.current_rollups(store, "a", "temperature", HOUR, 0, 1 << 60, 0, 99)
+            self.assertEqual([one.end_ms for one in told], found)
+            read.reset_mock()
+            self.assertEqual((summed(), read.call_count), (found, 0))
+            store._db.executemany("UPDATE fresh SET data = ?2 WHERE id = ?1", whole)
+            clock.sleep(3601)
+            for _ in range(6):
+                found = summed()
+        self.assertEqual(found, [NOON + n * HOUR for n in range(1, 7)])
+
+    def test_what_is_merged_and_deleted_while_a_window_is_read_is_counted_once(self):
+        store, clock = SqliteStore(temp_folder(self)), FakeClock(NOON + 100 * HOUR)
+        self.addCleanup(store.close)
+        worker = MaintenanceWorker(store, Direct(store), clock, keep_days=1)
+
+        def work(first):
+            with store.writing(()):
+                store.put([], 0, LogMark("a.csv", first, 0, first))
+            while worker.work():
+                pass
+
+        put(store, NOON, NOON + 1000)
+        work(1)
+        put(store, NOON + 2000, first=3, value=7.5)
+        read, late = store.stored_batches, [2]
+
+        def read_late(*where):
+            while late:
+                work(late.pop())
+            return read(*where)
+
+        with mock.patch.object(store, "stored_batches", read_late):
+            (one,) = maintenance.current_rollups(store, "a", "temperature", HOUR, 0, 1 << 60, NOON + HOUR, 99)
+        self.assertEqual((one.values, one.low), (3, 7.5))
+        self.assertEqual(worker.expired, 2)
+
+    def test_compaction_that_meets_damage_keeps_what_is_expired_from_staying(self):
+        store = SqliteStore(temp_folder(self))
+        self.addCleanup(store.close)
+        put(store, NOON)
+        with store.writing(()):
+            store.put([], 0, LogMark("a.csv", 1, 0, 1))
+        worker = MaintenanceWorker(store, Direct(store), FakeClock(NOON + 100 * HOUR), keep_days=1)
+        with mock.patch.object(store, "compaction", side_effect=StoreDamaged("a row")):
+            while worker.work():
+                pass
+            self.assertEqual(worker.expired, 1)
+            store.damage = "a page"
+            with self.assertRaises(StoreDamaged):
+                worker.work()
 
 
 class WithAnIngestor(IngestCase):

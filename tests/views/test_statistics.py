@@ -3,6 +3,7 @@
 import math
 import statistics
 import unittest
+from unittest import mock
 
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.http.message import HTTPError
@@ -82,22 +83,31 @@ class Reckoning(unittest.TestCase):
             for days in (7, 30):
                 self.figures._kept.clear()
                 found = self.of(days)
-                if summed:
-                    self.assert_right(found, put)
-                    values = [value for at, value in put if found.from_ms <= at]
-                    self.assertAlmostEqual(found.median, statistics.median(values), delta=0.5)
-                    self.assertFalse(found.is_exact)
-                else:  # most windows are not summed up yet: what would be of a part alone is not told
-                    values = [value for at, value in put if found.from_ms <= at]
-                    self.assertEqual((found.values, found.low), (len(values), min(values)))
-                    self.assertAlmostEqual(found.mean, statistics.fmean(values), 9)
-                    self.assertEqual((found.median, found.mode, found.deviation), (None, None, None))
+                self.assert_right(found, put)
+                values = [value for at, value in put if found.from_ms <= at]
+                self.assertAlmostEqual(found.median, statistics.median(values), delta=0.5)
+                self.assertFalse(found.is_exact)
 
-    def test_a_few_windows_that_wait_are_reckoned_at_once(self):
-        put = self.put([float(k % 50) for k in range(3000)], 5 * MINUTE_MS, self.now_ms - HOUR_MS)
+    def test_windows_that_wait_to_be_summed_up_are_counted(self):
+        put = self.put([float(k % 50) for k in range(240)], 40 * MINUTE_MS, self.now_ms - HOUR_MS)
         self.sum_up()
-        put += self.put([1000.0], MINUTE_MS, self.now_ms - 3 * DAY_MS)
-        self.assert_right(self.of(7), put)
+        put += self.put([100.0 + k % 50 for k in range(120)], 61 * MINUTE_MS, self.now_ms - DAY_MS)
+        before = self.of(7)
+        self.assert_right(before, put)
+        self.sum_up()
+        self.assertEqual(self.store.dirty_ends("n", HOUR_MS, 0, self.now_ms), [])
+        self.figures._kept.clear()
+        self.assertEqual(self.figures.of("n", "t", before.from_ms, before.to_ms), before)
+
+    def test_where_too_much_waits_median_mode_and_deviation_are_not_told(self):
+        put = self.put([float(k % 50) for k in range(3000)], 5 * MINUTE_MS)
+        values = [value for at, value in put if self.now_ms - 7 * DAY_MS <= at]
+        with mock.patch.object(views_statistics, "_MOST_RECOUNTED", 1000):
+            found = self.of(7)
+        self.assertEqual((found.values, found.low, found.high), (len(values), min(values), max(values)))
+        self.assertAlmostEqual(found.mean, statistics.fmean(values), 9)
+        self.assertIn((found.high_ms, found.high), put)
+        self.assertEqual((found.median, found.mode, found.deviation), (None, None, None))
 
     def test_failed_readings_do_not_count(self):
         put = self.put([1.0, None, 3.0], MINUTE_MS)

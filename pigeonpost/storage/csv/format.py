@@ -5,18 +5,20 @@ from __future__ import annotations
 import csv
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
+from itertools import takewhile
 from types import MappingProxyType
 from typing import Any
 
 from pigeonpost.core.clock import parse_rfc3339
 from pigeonpost.link.samples import Gap, SampleBatch
-from pigeonpost.storage.models import HOUR_MS, FormerName, LogEntry, stretches
+from pigeonpost.storage.models import HOUR_MS, FormerName, LogEntry, LostRows, stretches
 
 HEADER = "time,node,sensor,value,unit\n"
 
 TAIL_BYTES = 4096
+_LOST_BYTES = 16 << 20  # that are read for the rows of damaged entries: a log is synced after so many
 
 
 def names_as_one(former: Iterable[FormerName]) -> Mapping[str, str]:
@@ -34,22 +36,95 @@ def names_as_one(former: Iterable[FormerName]) -> Mapping[str, str]:
 
 
 def rows_written(
-    fd: int, at: int, wanted: Sequence[bytes], alias: Mapping[str, str] = MappingProxyType({})
+    fd: int, at: int, wanted: Sequence[bytes | LostRows], alias: Mapping[str, str] = MappingProxyType({})
 ) -> list[bytes]:
     """Return the first items of `wanted` as a log has them from byte `at` on, up to the first that differs.
 
-    wanted  whole rows in their order, one or several in each item
+    wanted  whole rows in their order, one or several in each item; LostRows are found where what follows them is right,
+            else as b""
     alias   see names_as_one: rows may stand there under a former name, where another server has renamed the node
     """
     found: list[bytes] = []
-    for rows in wanted:
-        there = os.pread(fd, 2 * len(rows), at)
-        length = _says_the_same(there, rows, alias)
-        if not length:
-            break
-        found.append(rows if there.startswith(rows) else there[:length])
-        at += length
+    while len(found) < len(wanted):
+        rows = wanted[len(found)]
+        if isinstance(rows, bytes):
+            there = os.pread(fd, 2 * len(rows), at)
+            length = _says_the_same(there, rows, alias)
+            if not length:
+                break
+            some = [rows if there.startswith(rows) else there[:length]]
+        else:
+            lost = [one for one in takewhile(_is_lost, wanted[len(found) :]) if isinstance(one, LostRows)]
+            following = next((one for one in wanted[len(found) + len(lost) :] if isinstance(one, bytes) and one), b"")
+            some = _lost_rows(os.pread(fd, _LOST_BYTES, at), lost, following, alias)
+        found += some
+        at += sum(map(len, some))
     return found
+
+
+def _is_lost(rows: bytes | LostRows) -> bool:
+    return isinstance(rows, LostRows)
+
+
+def _lost_rows(there: bytes, lost: Sequence[LostRows], following: bytes, alias: Mapping[str, str]) -> list[bytes]:
+    """Return the rows of damaged entries that follow each other, each b"" where they are not there.
+
+    there      what the log has at their place
+    following  the rows of the entry after them; empty: there is none
+    """
+    if following and _says_the_same(there[: 2 * len(following)], following, alias):
+        return [b""] * len(lost)
+    lines = there.splitlines(keepends=True)
+    found = _as_told(lines, lost, alias)
+    end = sum(map(len, found))
+    if _begins(there[end : end + 2 * len(following)] if following else there[end:], following, alias):
+        return found
+    # What is told of one of them was changed, too: then all that is there before what follows is theirs.
+    end = _begin_of(following, there, lines, alias)
+    lines = there[:end].splitlines(keepends=True)
+    if not all(line.endswith(b"\n") and isinstance(meaning(line), tuple) for line in lines):
+        return found
+    shared: list[bytes] = []
+    for left in reversed(range(len(lost))):  # at least one line each; they are only written again, and as one
+        count = min(max(lost[len(shared)].lines, 1), max(len(lines) - left, 1)) if left else len(lines)
+        shared.append(b"".join(lines[:count]))
+        del lines[:count]
+    return shared
+
+
+def _as_told(lines: Sequence[bytes], lost: Iterable[LostRows], alias: Mapping[str, str]) -> list[bytes]:
+    """Return the rows of damaged entries by what is told of each; b"" where the next lines are others."""
+    found: list[bytes] = []
+    at = 0
+    for one in lost:
+        some = lines[at : at + max(one.lines, 0)]
+        name = alias.get(one.node, one.node)
+        said = [_under_one_name(meaning(line), alias) for line in some if line.endswith(b"\n")]
+        is_there = len(said) == one.lines and all(
+            isinstance(row, tuple) and row[1] == name and one.first_ms <= row[0] <= one.last_ms for row in said
+        )
+        found.append(b"".join(some) if is_there else b"")
+        at += len(some) if is_there else 0
+    return found
+
+
+def _begin_of(rows: bytes, there: bytes, lines: Sequence[bytes], alias: Mapping[str, str]) -> int:
+    """Return the byte of `there`, in lines, at which rows begin that are written wholly, or as far as a crash let them:
+    its end where they are not."""
+    if rows and (place := there.find(b"\n" + rows)) >= 0:
+        return place + 1
+    first = rows[: rows.find(b"\n") + 1]
+    at = 0
+    for line in lines if rows else ():
+        if _begins(line, first, alias) and _begins(there[at : at + 2 * len(rows)], rows, alias):
+            return at
+        at += len(line)
+    return len(there)
+
+
+def _begins(there: bytes, rows: bytes, alias: Mapping[str, str]) -> bool:
+    """Return True if rows stand at the beginning of `there`, wholly or as far as a crash let them."""
+    return is_left_by_crash(there[: len(rows)] if rows else there, rows) or _says_the_same(there, rows, alias) > 0
 
 
 def _says_the_same(there: bytes, rows: bytes, alias: Mapping[str, str]) -> int:
@@ -90,6 +165,14 @@ def is_left_by_crash(there: bytes, wanted: bytes) -> bool:
         there[k : k + step] == wanted[k : k + step]
         or all(a in (0, b) for a, b in zip(there[k : k + step], wanted[k : k + step], strict=True))
         for k in range(0, len(there), step)
+    )
+
+
+def lacking(filed: Collection[int]) -> str:
+    """Return what is said of damaged entries that the log lacks. filed: their numbers, one at least"""
+    more = f", and {len(filed) - 1} more" if len(filed) > 1 else ""
+    return (
+        f"the CSV log lacks damaged rows of fresh, and later samples of their nodes do not expire: {min(filed)}{more}"
     )
 
 

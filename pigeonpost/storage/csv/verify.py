@@ -5,6 +5,7 @@ Errors: OSError of the disk; those of the store.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,14 +14,16 @@ from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from pigeonpost.core.clock import Clock, parse_rfc3339
-from pigeonpost.core.files import make_folder, sync_folder
+from pigeonpost.core.data_folder import LOG_CHECKSUMS
+from pigeonpost.core.files import make_folder, replace_file, sync_folder
 from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage.contract import Store
-from pigeonpost.storage.csv.checksums import logs_in
+from pigeonpost.storage.csv.checksums import logs_in, sums_text
 from pigeonpost.storage.csv.format import (
     HEADER,
     TAIL_BYTES,
     is_left_by_crash,
+    lacking,
     log_rows,
     logged_rows,
     meaning,
@@ -62,10 +65,11 @@ class LineTally:
         self.lines = self.sum = self.gaps = 0
 
     def add(self, rows: bytes) -> None:
-        """Count whole lines."""
+        """Count lines. One of a gap without its end is a line as any other, which nothing that is stored matches."""
         lines = rows.splitlines(keepends=True)
         if HEADER.encode() in rows or b",gap," in rows:
             gaps = [line for line in lines if line.split(b",", 3)[2:3] == [b"gap"] and b"samples " in line]
+            gaps = [line for line in gaps if line.endswith(b"\n")]
             self.gaps += len(gaps)
             left_out = {HEADER.encode(), *gaps}
             lines = [line for line in lines if line not in left_out]
@@ -129,6 +133,8 @@ def verify_logs(folder: str, store: Store) -> Iterator[str]:
     What a crash of the last run kept out of its log is no fault: the next start writes it there. Mostly all lines are,
     byte by byte, what would be written now; only where they are not, each is read for its meaning.
     """
+    if store.unlogged:
+        yield lacking(store.unlogged)
     mark = store.log_mark()
     owed = b"".join(map(logged_rows, store.logged_after(mark.filed))) if mark is not None else b""
     if not _are_same_lines(folder, store, mark, owed):
@@ -231,20 +237,24 @@ def _readings(lines: Iterable[bytes]) -> Iterator[tuple[bytes, Any]]:
 def rebuild_log(folder: str, name: str, store: Store, clock: Clock) -> None:
     """Write one log with all that is stored, node by node, and record that nothing is owed any more.
 
-    For a database that came without its logs. `folder` must have no log yet.
+    For a database that came without its logs. `folder` must have no log yet. It gets the log's checksum too, by which
+    `checksums.faults` tells whether the disk has what was written.
     """
     make_folder(folder)
     path = os.path.join(folder, name)
-    size, tail = 0, b""
+    size, tail, total = 0, b"", hashlib.sha256()
     with open(path, "xb") as log:
         for block in _all_rows(store):
             log.write(block)
+            total.update(block)
             size, tail = size + len(block), (tail + block[-TAIL_BYTES:])[-TAIL_BYTES:]
         log.flush()
         os.fsync(log.fileno())
     sync_folder(path)
+    replace_file(os.path.join(folder, LOG_CHECKSUMS), sums_text({name: total.hexdigest()}))
     with store.writing(()):
         filed = store.put((), clock.wall_ms(), None)
+        store.unlogged = frozenset()
         store.put((), clock.wall_ms(), LogMark(name, size, zlib.crc32(tail), filed))
 
 

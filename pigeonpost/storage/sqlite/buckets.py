@@ -16,6 +16,7 @@ from typing import Any
 from pigeonpost.link.samples import Number, SampleBatch
 from pigeonpost.storage.models import Bucket, bucket, pieces_to_read
 from pigeonpost.storage.sqlite.integrity import plain_numbers
+from pigeonpost.storage.sqlite.rollups import dirty_ends
 from pigeonpost.storage.sqlite.runs import RunReader
 
 _SMALL = 2.0**-64
@@ -47,8 +48,8 @@ def downsample(
     if to_ms > from_ms:
         db, places = reader.db, _Places(from_ms, to_ms, count)
         (kept_from,) = db.execute("SELECT max(kept_from) FROM nodes WHERE name = ?", (node,)).fetchone()
-        dirty_ends = partial(_dirty_ends, db, node)
-        for span_ms, start_ms, end_ms in pieces_to_read(from_ms, to_ms, count, kept_from or 0, dirty_ends):
+        dirty = partial(dirty_ends, db, node)
+        for span_ms, start_ms, end_ms in pieces_to_read(from_ms, to_ms, count, kept_from or 0, dirty):
             if not span_ms:
                 _of_samples(reader, places, node, start_ms, end_ms, found)
                 continue
@@ -122,15 +123,6 @@ def with_finite_means(read: Callable[[float], Iterable[Row]]) -> Sequence[Row]:
     if all(row[-1] is not None and row[-1] - row[-1] == 0 for row in rows):
         return rows
     return [(*row, mean / _SMALL) for *row, mean in read(_SMALL)]
-
-
-def _dirty_ends(db: sqlite3.Connection, node: str, span_ms: int, after_ms: int, until_ms: int) -> list[int]:
-    rows = db.execute(
-        'SELECT "end" FROM unsummed WHERE node = (SELECT id FROM nodes WHERE name = ?) AND span = ? AND "end" > ?'
-        ' AND "end" <= ? ORDER BY "end"',
-        (node, span_ms, after_ms, until_ms),
-    ).fetchall()
-    return [end_ms for (end_ms,) in rows]
 
 
 def _of_windows(

@@ -5,8 +5,11 @@ returns inserts and deletes within one. The job changes exactly the rows that we
 longer owes: where something has changed meanwhile it does nothing, and it is tried later.
 
 A chunk is a run of consecutive samples of one epoch, hour, shape and clock state. Late rows are merged with a chunk
-only when their seqs follow those of the chunk, or precede them.
-Errors: those of SQLite. A row that cannot be read is moved as it is, where it fits a chunk, and `on_damage` is told.
+only when their seqs follow those of the chunk, or precede them. While an hour goes on, chunks of it stay as they are
+until they are filled; once it is past they become as few as possible. So each sample is written to chunks at most
+twice, and once more where rows come late.
+Errors: those of SQLite. A row that cannot be read is moved as it is, where it fits a chunk, and `on_damage` is told;
+those that the CSV log lacks stay.
 """
 
 from __future__ import annotations
@@ -14,24 +17,27 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise
+from enum import Enum
+from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 from pigeonpost.storage.chunks import COLUMNS, MARKS, ChunkRow, unpack
 from pigeonpost.storage.models import HOUR_MS, STRETCH_SAMPLES, stretch_samples
 from pigeonpost.storage.shapes import ShapeNames
-from pigeonpost.storage.sqlite.rollups import logged
+from pigeonpost.storage.sqlite.queries import ROW, UNLOGGED, logged, row_of, unlogged
 
-_GRACE_MS = 120_000  # after an hour: what a server that commits once a minute gets late is merged at once
+# After an hour: with a commit once a minute its last rows come late, and the CSV log records some minutes later that
+# it has them. What comes after that rewrites the hour.
+_GRACE_MS = 360_000
 _MOST_FRESH = 50_000  # rows; above, those of the nodes with most are merged although their hours are not past
 # Rows of a node; from here on they are merged, since a question about the node reads each of them, in 8 µs. With a
 # commit each second, a node of eight samples a second or more fills a chunk before.
 _MOST_OF_NODE = 512
 _LOOK_ROWS = 128  # that came since the last look, or an eighth of all: then it is worth another one
 _MOST_LISTED = 100_000  # of these rows, without their data, in memory: the oldest
-_TOGETHER = 65_536  # samples rewritten in one transaction: some milliseconds
+_TOGETHER = 65_536  # samples rewritten in one transaction: some tens of milliseconds,
 _SAMPLE_BYTES = 16  # of text, with two values
-_ROW_SAMPLES = 48  # that are written in the time in which a row is found and deleted
+_ROW_SAMPLES = 8  # and a row counts as so many: each of a node is on a page of its own, which a transaction writes once
 _FEW = 64  # rows looked up at once
 
 
@@ -52,23 +58,32 @@ class Piece(NamedTuple):
 
 _PIECE = "id, first, count, shape, clock"
 # Not of rows that fit no chunk, or whose numbers fit no sum: they stay where they are, and `verify` names them.
-_IS_WHOLE = (
-    "typeof(node + low + epoch + first + count + high + step + shape + crc) = 'integer' AND typeof(data) = 'text'"
-    " AND typeof(arrived) IN ('integer', 'null')"
+_NUMBERS = "node", "low", "epoch", "first", "count", "high", "step", "shape", "crc"
+_IS_WHOLE = (  # a text counts as 0 in a sum, but is more than all numbers
+    f"typeof({' + '.join(_NUMBERS)}) = 'integer' AND typeof(max({', '.join(_NUMBERS)})) = 'integer'"
+    " AND typeof(data) = 'text' AND typeof(arrived) IN ('integer', 'null')"
+    " AND coalesce(clock, 'unset') IN ('unset', 'server') AND shape IN (SELECT id FROM shapes)"
 )
+# Nor those that the CSV log lacks.
+_MAY_GO = f"id <= ? AND {_IS_WHOLE} AND id NOT IN ({UNLOGGED})"
 _HOUR = f"(low / {HOUR_MS} - (low % {HOUR_MS} < 0))"  # rounded down, also before 1970
 
 
-class Group(NamedTuple):
-    """Rows of `fresh` of one node, epoch and hour.
+class Due(Enum):
+    """Why rows of `fresh` are rewritten, and what becomes of them."""
 
-    is_whole  their hour is past, or there are too many, of the node or in all: then the last chunk need not be full
-    """
+    PAST = "their hour is past: they and all chunks of the hour become as few chunks as possible"
+    MUCH = "there are too many, of the node or in all: those that fill no chunk become one that is not full"
+    FULL = "they fill a chunk"
+
+
+class Group(NamedTuple):
+    """Rows of `fresh` of one node, epoch and hour, in the order of seq."""
 
     node: int
     epoch: int
     hour: int
-    is_whole: bool
+    due: Due
     pieces: list[Piece]
 
 
@@ -100,8 +115,7 @@ class Compactor:
         try:
             while count < _TOGETHER and (self._bins or self._groups):
                 if not self._bins:
-                    group = self._groups.popleft()
-                    self._bins.extend((group, pieces) for pieces in _bins_of(db, group))
+                    self._take(db, self._groups.popleft())
                     continue
                 group, pieces = self._bins.popleft()
                 rewrites = self._rewrites(db, group, pieces)
@@ -126,49 +140,78 @@ class Compactor:
         is_early = 0 < self._due_ms - now_ms <= HOUR_MS + _GRACE_MS
         if last is None or (last < self._next and is_early):
             return
-        listed = "SELECT id FROM fresh WHERE id <= ? ORDER BY id LIMIT ?"
+        listed = f"SELECT id FROM fresh WHERE {_MAY_GO} ORDER BY id LIMIT ?"
         (last,) = db.execute(f"SELECT max(id) FROM ({listed})", (filed, _MOST_LISTED)).fetchone()
+        if last is None:
+            return
         rows = db.execute(
-            f"SELECT node, epoch, {_HOUR}, count(*), sum(count), min(arrived) FROM fresh WHERE id <= ?"
-            f" AND {_IS_WHOLE} GROUP BY 1, 2, 3 ORDER BY 4 DESC",
+            f"SELECT node, epoch, {_HOUR}, count(*), sum(count), min(arrived) FROM fresh WHERE {_MAY_GO}"
+            " GROUP BY 1, 2, 3 ORDER BY 4 DESC",
             (last,),
         ).fetchall()
         self._next = last + max(_LOOK_ROWS, sum(row[3] for row in rows) // 8)
         self._due_ms = (now_ms - _GRACE_MS) // HOUR_MS * HOUR_MS + HOUR_MS + _GRACE_MS
-        groups = {key: Group(*key, is_whole, []) for key, is_whole in _due(rows, now_ms).items()}
+        groups = {key: Group(*key, due, []) for key, due in _due(rows, now_ms).items()}
         if groups:
             for node, epoch, hour, *piece in db.execute(
-                f"SELECT node, epoch, {_HOUR}, {_PIECE} FROM fresh WHERE id <= ? AND {_IS_WHOLE} ORDER BY epoch, first",
+                f"SELECT node, epoch, {_HOUR}, {_PIECE} FROM fresh WHERE {_MAY_GO} ORDER BY epoch, first",
                 (last,),
             ):
                 if group := groups.get((node, epoch, hour)):
                     group.pieces.append(Piece("fresh", *piece))
-            self._groups.extend(groups.values())
+            for key in sorted(groups):  # chunks that are next to each other on the disk are deleted together
+                group = groups[key]
+                if group.due is Due.MUCH and len(group.pieces) > 1:
+                    # It stays, so that the hour is met again when it is past. A single row is moved: it is met again
+                    # when others come.
+                    del group.pieces[-1]
+                self._groups.append(group)
 
     # -------------------------------------------------------------------------------------- what becomes of it
 
-    def _rewrites(self, db: sqlite3.Connection, group: Group, pieces: Sequence[Piece]) -> list[Rewrite]:
-        if len(pieces) == 1:
-            return [Rewrite(group.epoch, pieces, None)]
+    def _take(self, db: sqlite3.Connection, group: Group) -> None:
         try:
-            return [Rewrite(group.epoch, pieces, self._merged(db, group, pieces))]
-        except ValueError as error:
-            self._on_damage(str(error))
-            return [Rewrite(group.epoch, [piece], None) for piece in pieces if piece.table == "fresh"]
+            self._bins += [(group, pieces) for pieces in _bins_of(db, group)]
+        except (ValueError, TypeError, LookupError) as error:  # a changed number: the other groups go on
+            self._on_damage(f"rows of epoch {group.epoch} that fit no chunk: {error}")
 
-    def _merged(self, db: sqlite3.Connection, group: Group, pieces: Sequence[Piece]) -> ChunkRow:
-        """Return the chunk of several rows. Raises ValueError where one cannot be read."""
+    def _rewrites(self, db: sqlite3.Connection, group: Group, pieces: Sequence[Piece]) -> list[Rewrite]:
+        """Return what becomes of rows of one chunk: those before and behind a damaged one are chunks of their own."""
+        if len(pieces) == 1:
+            return [Rewrite(group.epoch, pieces, None)] if pieces[0].table == "fresh" else []
         rows = list(_read(db, pieces))
-        for one, other in pairwise(rows):
-            if not one.is_followed_by(other):
-                raise ValueError(f"sample {other.first} of epoch {other.epoch} does not follow those before it")
-        merged = unpack(rows, self._names.one(db, pieces[0].shape))
-        arrived = [row.arrived for row in rows if row.arrived is not None]
-        return ChunkRow.pack(group.node, group.epoch, pieces[0].shape, merged, max(arrived, default=None))
+        names = self._names.one(db, pieces[0].shape)
+        try:
+            return [Rewrite(group.epoch, pieces, _merged(group, rows, names))]
+        except (ValueError, TypeError) as error:
+            self._on_damage(str(error))
+        found: list[Rewrite] = []
+        for is_whole, part in groupby(zip(pieces, rows, strict=True), lambda one: _is_readable(one[1], names)):
+            some = [piece for piece, _ in part]
+            parts = [some] if is_whole and len(some) < len(pieces) else [[piece] for piece in some]
+            found += [rewrite for one in parts for rewrite in self._rewrites(db, group, one)]
+        return found
 
 
-def _due(rows: Sequence[tuple[Any, ...]], now_ms: int) -> dict[tuple[int, int, int], bool]:
-    """Return (node, epoch, hour) of groups that are due; True: all of them, False: as many as fill chunks.
+def _merged(group: Group, rows: Sequence[ChunkRow], names: Sequence[str]) -> ChunkRow:
+    """Return the chunk of several rows. Raises ValueError where one cannot be read."""
+    for one, other in pairwise(rows):
+        if not one.is_followed_by(other):
+            raise ValueError(f"sample {other.first} of epoch {other.epoch} does not follow those before it")
+    arrived = [row.arrived for row in rows if row.arrived is not None]
+    return ChunkRow.pack(group.node, group.epoch, rows[0].shape, unpack(rows, names), max(arrived, default=None))
+
+
+def _is_readable(row: ChunkRow, names: Sequence[str]) -> bool:
+    try:
+        row.unpack(names)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def _due(rows: Sequence[tuple[Any, ...]], now_ms: int) -> dict[tuple[int, int, int], Due]:
+    """Return which groups (node, epoch, hour) are due.
 
     rows  node, epoch, hour, rows, samples and first arrival of each group; those with most rows first
     """
@@ -177,28 +220,36 @@ def _due(rows: Sequence[tuple[Any, ...]], now_ms: int) -> dict[tuple[int, int, i
         of_node[node] += count
     excess = sum(of_node.values()) - _MOST_FRESH
     left = excess + _MOST_FRESH // 2
-    found: dict[tuple[int, int, int], bool] = {}
+    found: dict[tuple[int, int, int], Due] = {}
     for node, epoch, hour, count, samples, arrived_ms in rows:
-        is_past = _is_past(hour, arrived_ms, now_ms)
-        is_much = of_node[node] >= _MOST_OF_NODE or (excess > 0 and left > 0)
-        if is_past or is_much:
+        if _is_past(hour, arrived_ms, now_ms):
+            due = Due.PAST
+        elif of_node[node] >= _MOST_OF_NODE or (excess > 0 and left > 0):
+            due = Due.MUCH
+        elif samples >= STRETCH_SAMPLES:
+            due = Due.FULL
+        else:
+            continue
+        if due is not Due.FULL:
             left -= count
-        if is_past or is_much or samples >= STRETCH_SAMPLES:
-            found[node, epoch, hour] = is_past or is_much
+        found[node, epoch, hour] = due
     return found
 
 
 def _bins_of(db: sqlite3.Connection, group: Group) -> Iterator[list[Piece]]:
-    """Yield the rows of each chunk that is to be made of a group, and of the chunks beside it."""
-    beside: dict[int, Piece] = {}  # a chunk may be between two runs
-    for run in _runs(group.pieces):
-        beside |= {piece.id: piece for piece in _neighbours(db, group, run)}
-    for run in _runs(sorted([*group.pieces, *beside.values()], key=lambda piece: piece.first)):
+    """Yield the rows of each chunk that is to be made of a group and of the chunks of its hour.
+
+    A chunk that is not full is rewritten where that fills it, and when the hour is past, but not because more came: so
+    a sample is written twice, and not once more with each part of the hour.
+    """
+    for run in _runs(sorted([*group.pieces, *_chunks(db, group)], key=lambda piece: piece.first)):
         (sensors,) = db.execute("SELECT json_array_length(names) FROM shapes WHERE id = ?", (run[0].shape,)).fetchone()
         most = min(STRETCH_SAMPLES, stretch_samples(sensors))
         bins = list(_bins(run, most))
-        if not group.is_whole and sum(piece.samples for piece in bins[-1]) < most:
-            del bins[-1]
+        if group.due is not Due.PAST and sum(piece.samples for piece in bins[-1]) < most:
+            rest = bins.pop()
+            if group.due is Due.MUCH:
+                bins += [list(pieces) for table, pieces in groupby(rest, lambda piece: piece.table) if table == "fresh"]
         yield from (pieces for pieces in bins if len(pieces) > 1 or pieces[0].table == "fresh")
 
 
@@ -236,16 +287,14 @@ def _follows(one: Piece, other: Piece) -> bool:
     return one.first + one.samples == other.first and one.shape == other.shape and one.clock == other.clock
 
 
-def _neighbours(db: sqlite3.Connection, group: Group, run: Sequence[Piece]) -> list[Piece]:
-    """Return the chunk right before a run and the one right after it, as far as they are like it."""
+def _chunks(db: sqlite3.Connection, group: Group) -> list[Piece]:
+    """Return the chunks that are there of a group's hour."""
     begin_ms = group.hour * HOUR_MS
     rows = db.execute(
-        f"SELECT {_PIECE} FROM chunks WHERE node = ? AND low >= ? AND low < ? AND epoch = ?"
-        " AND (first + count = ? OR first = ?)",
-        (group.node, begin_ms, begin_ms + HOUR_MS, group.epoch, run[0].first, run[-1].first + run[-1].samples),
+        f"SELECT {_PIECE} FROM chunks WHERE node = ? AND low >= ? AND low < ? AND epoch = ? AND {_IS_WHOLE}",
+        (group.node, begin_ms, begin_ms + HOUR_MS, group.epoch),
     )
-    found = [Piece("chunks", *row) for row in rows]
-    return [piece for piece in found if _follows(piece, run[0]) or _follows(run[-1], piece)]
+    return [Piece("chunks", *row) for row in rows]
 
 
 def _bins(pieces: Iterable[Piece], most: int) -> Iterator[list[Piece]]:
@@ -269,8 +318,8 @@ def _read(db: sqlite3.Connection, pieces: Sequence[Piece]) -> Iterator[ChunkRow]
         for table in {piece.table for piece in some}:
             ids = [piece.id for piece in some if piece.table == table]
             marks = ",".join("?" * len(ids))
-            for id, *row in db.execute(f"SELECT id, {COLUMNS} FROM {table} WHERE id IN ({marks})", ids):
-                rows[table, id] = ChunkRow(*row)
+            for id, *row in db.execute(f"SELECT id, {ROW} FROM {table} WHERE id IN ({marks})", ids):
+                rows[table, id] = row_of(row)
         for piece in some:
             if (piece.table, piece.id) not in rows:
                 raise _ChangedError
@@ -280,35 +329,30 @@ def _read(db: sqlite3.Connection, pieces: Sequence[Piece]) -> Iterator[ChunkRow]
 def rewrite(db: sqlite3.Connection, rewrites: Sequence[Rewrite]) -> int:
     """Within the writer's transaction: insert the chunks, and delete what they were made of. Returns the number of
     samples in them; 0, and nothing is done, where a row is not as it was read."""
-    if not _are_there(db, rewrites):
+    gone = sorted((piece, one.epoch) for one in rewrites for piece in one.pieces)  # in the order of the pages
+    if not _are_there(db, gone):
         return 0
-    count = 0
     for _, pieces, row in rewrites:
         if row is None:
             db.execute(f"INSERT INTO chunks ({COLUMNS}) SELECT {COLUMNS} FROM fresh WHERE id = ?", (pieces[0].id,))
-        for table in ("fresh", "chunks"):
-            db.executemany(
-                f"DELETE FROM {table} WHERE id = ?", [(piece.id,) for piece in pieces if piece.table == table]
-            )
-        if row is not None:
-            db.execute(f"INSERT INTO chunks ({COLUMNS}) VALUES ({MARKS})", row)
-        count += sum(piece.samples for piece in pieces)
-    return count
-
-
-def _are_there(db: sqlite3.Connection, rewrites: Sequence[Rewrite]) -> bool:
-    """Return True if all rows are as they were read, and the log owes none of them."""
-    wanted = {(one.table, one.id): (epoch, one.first, one.samples) for epoch, pieces, _ in rewrites for one in pieces}
-    filed = logged(db)
-    if any(table == "fresh" and id > filed for table, id in wanted):
-        return False
     for table in ("fresh", "chunks"):
-        ids = [id for name, id in wanted if name == table]
-        for start in range(0, len(ids), _FEW):
-            some = ids[start : start + _FEW]
-            rows = db.execute(
-                f"SELECT id, epoch, first, count FROM {table} WHERE id IN ({','.join('?' * len(some))})", some
-            ).fetchall()
-            if len(rows) != len(some) or any(wanted[table, row[0]] != row[1:] for row in rows):
+        db.executemany(f"DELETE FROM {table} WHERE id = ?", [(piece.id,) for piece, _ in gone if piece.table == table])
+    db.executemany(
+        f"INSERT INTO chunks ({COLUMNS}) VALUES ({MARKS})", [row for _, _, row in rewrites if row is not None]
+    )
+    return sum(piece.samples for piece, _ in gone)
+
+
+def _are_there(db: sqlite3.Connection, gone: Sequence[tuple[Piece, int]]) -> bool:
+    """Return True if all rows, each with its epoch, are as they were read, and the log owes none of them."""
+    filed, lacking = logged(db), unlogged(db)
+    for table in ("fresh", "chunks"):
+        wanted = [(one.id, epoch, one.first, one.samples) for one, epoch in gone if one.table == table]
+        if table == "fresh" and any(id > filed or id in lacking for id, *_ in wanted):
+            return False
+        for start in range(0, len(wanted), _FEW):
+            some = wanted[start : start + _FEW]
+            query = f"SELECT id, epoch, first, count FROM {table} WHERE id IN ({','.join('?' * len(some))}) ORDER BY id"
+            if db.execute(query, [id for id, *_ in some]).fetchall() != some:
                 return False
     return True

@@ -5,13 +5,31 @@ Errors: those of SQLite.
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pigeonpost.link.samples import Gap, SampleBatch
 from pigeonpost.storage.chunks import COLUMNS, ChunkRow
-from pigeonpost.storage.models import EpochCommit, HighWaterMark, LogEntry
+from pigeonpost.storage.models import EpochCommit, HighWaterMark, LogEntry, LogMark, LostRows
 from pigeonpost.storage.shapes import ShapeNames
+
+_MOST_MISSING = 16  # filing numbers in a row that are named as missing: an id that was changed may be any
+ROW = f"{COLUMNS.removesuffix(', data')}, CAST(data AS BLOB)"  # for `row_of`
+
+
+def row_of(columns: Iterable[Any]) -> ChunkRow:
+    """Return the row of the columns ROW: one whose text is no UTF-8 any more, or gone, is not as it was written. Read
+    as text it would end the query, and be damage of all rows that are read with it."""
+    *rest, data = columns
+    return ChunkRow._make((*rest, (data or b"").decode(errors="replace")))
+
+
+def identity(db: sqlite3.Connection) -> str:
+    """Return the identity of the store; empty: it has none."""
+    row = db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()
+    return str(row[0]) if row else ""
 
 
 def mark(db: sqlite3.Connection, node: str, epoch: str) -> HighWaterMark | None:
@@ -20,6 +38,16 @@ def mark(db: sqlite3.Connection, node: str, epoch: str) -> HighWaterMark | None:
         "SELECT seq, up FROM epochs WHERE node = (SELECT id FROM nodes WHERE name = ?) AND epoch = ?", (node, epoch)
     ).fetchone()
     return HighWaterMark(*row) if row else None
+
+
+def top(db: sqlite3.Connection, node: str, outbox: str) -> int:
+    """Return the highest running number stored of an outbox; 0: none."""
+    of_node = "WHERE node = (SELECT id FROM nodes WHERE name = ?1) AND outbox = ?2"
+    (found,) = db.execute(
+        f"SELECT max(top) FROM (SELECT top FROM outboxes {of_node} UNION ALL SELECT top FROM epochs {of_node})",
+        (node, outbox),
+    ).fetchone()
+    return found or 0
 
 
 def put_mark(db: sqlite3.Connection, node: int, epoch_commit: EpochCommit) -> int:
@@ -51,14 +79,104 @@ def last_filed(db: sqlite3.Connection) -> int:
     return int(found)
 
 
-def filed_after(db: sqlite3.Connection, filed: int) -> list[tuple[int, bool]]:
-    """Return the filing numbers after `filed`, in their order, each with whether it is a gap's."""
-    samples = [(id, False) for (id,) in db.execute("SELECT id FROM fresh WHERE id > ?", (filed,))]
-    return sorted(samples + [(id, True) for (id,) in db.execute("SELECT id FROM gaps WHERE id > ?", (filed,))])
+# Rows that the CSV log lacks although it is written beyond them, since they are damaged: they stay where they are. Of a
+# list that is damaged itself as much as can be read, so that everything else goes on: see `odd_unlogged`.
+_LIST = "SELECT CASE WHEN typeof(value) = 'text' AND json_valid(value) THEN value END FROM meta WHERE key = 'unlogged'"
+UNLOGGED = f"SELECT value FROM json_each(({_LIST})) WHERE typeof(value) = 'integer'"
 
 
-def logged(db: sqlite3.Connection, shapes: ShapeNames, id: int, is_gap: bool) -> LogEntry | None:
-    """Return what the CSV log owes under a filing number, for Store.logged_after; None: it is owed no longer."""
+def unlogged(db: sqlite3.Connection) -> frozenset[int]:
+    """Return the filing numbers in Store.unlogged, as they are recorded."""
+    return frozenset([id for (id,) in db.execute(UNLOGGED)])
+
+
+def odd_unlogged(db: sqlite3.Connection) -> str:
+    """Return what is wrong with that record; empty: nothing."""
+    row = db.execute("SELECT CAST(value AS BLOB) FROM meta WHERE key = 'unlogged'").fetchone()
+    is_whole = row is None or row[0] == json.dumps(sorted(unlogged(db))).encode()
+    return "" if is_whole else "meta: the list of rows that the CSV log lacks"
+
+
+def put_log_mark(db: sqlite3.Connection, log: LogMark, lacking: frozenset[int]) -> None:
+    """Within the writer's transaction: store how far the CSV log is written, and what it lacks of that."""
+    # Replaced, and so the newest: a log may have the name of an older one that was moved away.
+    newest = "name = ? AND id = (SELECT max(id) FROM logs)"
+    same = db.execute(f"UPDATE logs SET size = ?, tail = ?, filed = ? WHERE {newest}", (*log[1:], log[0]))
+    if not same.rowcount:
+        db.execute("INSERT OR REPLACE INTO logs (name, size, tail, filed) VALUES (?, ?, ?, ?)", log)
+    if lacking != unlogged(db):
+        db.execute("INSERT OR REPLACE INTO meta VALUES ('unlogged', ?)", (json.dumps(sorted(lacking)),))
+
+
+def log_mark(db: sqlite3.Connection) -> LogMark | None:
+    """Return how far the CSV log is recorded as written, for Store.log_mark."""
+    row = db.execute("SELECT name, size, tail, filed FROM logs ORDER BY id DESC LIMIT 1").fetchone()
+    return LogMark(*row) if row else None
+
+
+def logged(db: sqlite3.Connection) -> int:
+    """Return the filing number up to which the CSV log is recorded as written."""
+    row = db.execute("SELECT filed FROM logs ORDER BY id DESC LIMIT 1").fetchone()
+    return int(row[0]) if row else 0
+
+
+def owed_after(db: sqlite3.Connection, filed: int) -> list[tuple[int, bool]]:
+    """Return the filing numbers after `filed` and those in UNLOGGED, in this order, each with whether it is a gap's."""
+    late = unlogged(db)
+    found = dict.fromkeys(late, False)
+    for table, is_gap in (("fresh", False), ("gaps", True)):
+        query = f"SELECT id FROM {table} WHERE id > ? OR id IN ({UNLOGGED})"
+        found.update(dict.fromkeys([id for (id,) in db.execute(query, (filed,))], is_gap))
+    # Numbers follow each other: one that is not there was changed in a damaged page, and its row is not found. Behind a
+    # larger hole is what it was changed to.
+    expected = max(filed, logged(db)) + 1
+    for id in sorted(id for id in found if id >= expected):
+        if id - expected <= _MOST_MISSING:
+            found |= dict.fromkeys(range(expected, id), False)
+        expected = id + 1
+    return sorted(found.items(), key=lambda one: (one[0] in late, one[0]))
+
+
+def entries(
+    db: sqlite3.Connection, shapes: ShapeNames, owed: Iterable[tuple[int, bool]], on_damage: Callable[[str], object]
+) -> list[LogEntry]:
+    """Return what the CSV log owes under filing numbers, for Store.logged_after."""
+    found: list[LogEntry] = []
+    for id, is_gap in owed:
+        try:
+            entry = _logged(db, shapes, id, is_gap)
+            if entry is None and (id > logged(db) or id in unlogged(db)):
+                raise LookupError("it is not there")
+        except (ValueError, TypeError, LookupError) as error:
+            entry = _damaged(db, id, is_gap)
+            on_damage(f"{id} of node {entry.node or 'unknown'}, which the CSV log may lack: {error}")
+        if entry is not None:  # else it was logged meanwhile, and moved to a chunk
+            found.append(entry)
+    return found
+
+
+def lost(id: int) -> LogEntry:
+    """Return the entry of a row of which nothing can be read."""
+    return LogEntry(id, "", "", (), 0, {}, LostRows("", 0, 0, 0))
+
+
+def _damaged(db: sqlite3.Connection, id: int, is_gap: bool) -> LogEntry:
+    """Return the entry of a row that was changed, with what can be said of it."""
+    lines = "count * (SELECT json_array_length(names) FROM shapes WHERE id = shape), low, high FROM fresh"
+    row = db.execute(
+        f"SELECT n.name, e.epoch, {'1, noted, noted FROM gaps' if is_gap else lines} o"
+        " LEFT JOIN epochs e ON e.id = o.epoch LEFT JOIN nodes n ON n.id = e.node WHERE o.id = ?",
+        (id,),
+    ).fetchone()
+    if row is None:
+        return lost(id)
+    name, code, *numbers = row
+    rows = LostRows(name or "", *(numbers if all(type(number) is int for number in numbers) else (0, 0, 0)))
+    return lost(id)._replace(node=rows.node, epoch=code or "", lost=rows)
+
+
+def _logged(db: sqlite3.Connection, shapes: ShapeNames, id: int, is_gap: bool) -> LogEntry | None:
+    """Return one entry; None: it is owed no longer."""
     item: SampleBatch | Gap
     noted_ms = 0
     if is_gap:
@@ -66,10 +184,10 @@ def logged(db: sqlite3.Connection, shapes: ShapeNames, id: int, is_gap: bool) ->
         epoch, noted_ms, *gap = db.execute(query, (id,)).fetchone()
         item = Gap(*gap)
     else:
-        found = db.execute(f"SELECT {COLUMNS} FROM fresh WHERE id = ?", (id,)).fetchone()
+        found = db.execute(f"SELECT {ROW} FROM fresh WHERE id = ?", (id,)).fetchone()
         if found is None:
             return None
-        row = ChunkRow(*found)
+        row = row_of(found)
         epoch, item = row.epoch, row.unpack(shapes.one(db, row.shape))
     node, name, code = db.execute(
         "SELECT n.id, n.name, e.epoch FROM epochs e JOIN nodes n ON n.id = e.node WHERE e.id = ?", (epoch,)

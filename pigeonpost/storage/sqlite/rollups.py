@@ -22,6 +22,7 @@ from pigeonpost.storage.models import (
     merge_rollups,
     window_end,
 )
+from pigeonpost.storage.sqlite.queries import UNLOGGED, logged
 
 _NODE = "(SELECT id FROM nodes WHERE name = ?)"
 _SUMMARY = '"end", "values", mean, median, mode, low, high, deviation'
@@ -133,6 +134,15 @@ def _dirty_ends_of(db: sqlite3.Connection, node: int, before_ms: int, most: int)
     return list(found)[:most]
 
 
+def dirty_ends(db: sqlite3.Connection, node: str, span_ms: int, from_ms: int, to_ms: int) -> list[int]:
+    """Return the ends of a node's dirty windows, for Store.dirty_ends."""
+    rows = db.execute(
+        f'SELECT "end" FROM unsummed WHERE node = {_NODE} AND span = ? AND "end" > ? AND "end" <= ? ORDER BY "end"',
+        (node, span_ms, from_ms, to_ms),
+    )
+    return [end_ms for (end_ms,) in rows]
+
+
 def put(db: sqlite3.Connection, marks: DirtyWindows, window: Window, found: Mapping[str, Rollup]) -> None:
     """Replace the rollups of a window, for Store.replace_rollups."""
     (node,) = db.execute(f"SELECT {_NODE}", (window.node,)).fetchone()
@@ -168,7 +178,7 @@ def merge_late_rollups(
     ]
     inside = node, start, end
     owed = db.execute(
-        "SELECT 1 FROM fresh WHERE id > ? AND node = ? AND low >= ? AND low < ? LIMIT 1", (logged(db), *inside)
+        f"SELECT 1 FROM fresh WHERE {_OWED} AND node = ? AND low >= ? AND low < ? LIMIT 1", (logged(db), *inside)
     ).fetchone()
     if owed or not all(marks.is_as_of(key, window.as_of) for key in keys):
         return False
@@ -202,18 +212,15 @@ class Run(NamedTuple):
 
 
 _RUN = "id, epoch, first, count, low"
-
-
-def logged(db: sqlite3.Connection) -> int:
-    """Return the filing number up to which the CSV log is recorded as written."""
-    row = db.execute("SELECT filed FROM logs ORDER BY id DESC LIMIT 1").fetchone()
-    return row[0] if row else 0
+_OWED = f"(id > ? OR id IN ({UNLOGGED}))"  # to the CSV log
 
 
 def delete_expired(db: sqlite3.Connection, before_ms: int, most: int) -> int:
     """Delete expired samples for Store.delete_expired: whole hours, of one node at a time."""
     # Of each node: the last commit is always owed, and one of them may date what it takes long ago.
-    owed = dict(db.execute("SELECT node, min(low) FROM fresh WHERE id > ? GROUP BY node", (logged(db),)))
+    owed = dict(
+        db.execute(f"SELECT node, min(low) FROM fresh WHERE {_OWED} AND low < ? GROUP BY node", (logged(db), before_ms))
+    )
     fresh: dict[int, list[Run]] = {}
     for node, *row in db.execute(f"SELECT node, {_RUN} FROM fresh WHERE low < ? ORDER BY low", (before_ms,)):
         fresh.setdefault(node, []).append(Run("fresh", *row))

@@ -14,6 +14,8 @@ from urllib.parse import quote
 from pigeonpost.core.data_folder import DATABASE
 from pigeonpost.core.errors import SettingsError, StoreDamaged
 from pigeonpost.core.files import sync_folder
+from pigeonpost.storage.csv.format import lacking
+from pigeonpost.storage.sqlite import queries
 from pigeonpost.storage.sqlite.integrity import damage_text, has_rows, refuse_empty, refuse_foreign_wal, start_faults
 
 VERSION = 4  # PRAGMA user_version
@@ -81,6 +83,8 @@ CREATE UNIQUE INDEX chunks_of_node ON chunks(node, low, epoch, first);
 CREATE INDEX chunks_by_time ON chunks(low);
 """
 # For people. `low + k * step + r`: see storage.chunks. No CROSS JOIN: it would read every chunk for each question.
+# `closed`: 'left' is [start, end), 'right' is (start, end]. `outdated`: something came since; windows that were never
+# summed up are not there.
 _VIEWS = """
 CREATE VIEW readings AS
 SELECT n.name AS node, s.value AS sensor, j.value ->> (s.key + 1) AS value, coalesce(u.unit, '') AS unit,
@@ -102,7 +106,9 @@ CREATE VIEW statistics AS
 SELECT n.name AS node, s.sensor AS sensor, coalesce(u.unit, '') AS unit, s.span / 60000 AS minutes,
   strftime('%Y-%m-%dT%H:%M:%SZ', (s."end" - s.span) / 1000, 'unixepoch') AS start,
   strftime('%Y-%m-%dT%H:%M:%SZ', s."end" / 1000, 'unixepoch') AS "end", s."end" AS end_ms, s."values" AS "values",
-  s.mean AS mean, s.median AS median, s.mode AS mode, s.low AS low, s.high AS high, s.deviation AS deviation
+  s.mean AS mean, s.median AS median, s.mode AS mode, s.low AS low, s.high AS high, s.deviation AS deviation,
+  CASE WHEN s."end" <= n.old_edges THEN 'right' ELSE 'left' END AS closed,
+  EXISTS (SELECT * FROM unsummed d WHERE d.node = s.node AND d.span = s.span AND d."end" = s."end") AS outdated
 FROM summaries s JOIN nodes n ON n.id = s.node LEFT JOIN sensors u ON u.node = s.node AND u.name = s.sensor;
 """
 TABLES = _TABLES + _RUNS + _INDEXES + _VIEWS
@@ -181,6 +187,9 @@ def quick_faults(folder: str, is_in_use: bool) -> Iterator[str]:
                 refuse_other(db, path)
             if refuse_newer(db, path) == VERSION:
                 yield from (damage_text(folder, fault) for fault in start_faults(db, make_tables))
+                unlogged = queries.unlogged(db)
+                faults = filter(None, (queries.odd_unlogged(db), lacking(unlogged) if unlogged else ""))
+                yield from (damage_text(folder, fault, ends_writing=False) for fault in faults)
     except StoreDamaged as error:
         yield str(error)
     except sqlite3.Error as error:

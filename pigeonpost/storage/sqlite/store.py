@@ -34,6 +34,7 @@ from pigeonpost.core.files import give_to_owner
 from pigeonpost.link.samples import Gap, SampleBatch
 from pigeonpost.storage.chunks import COLUMNS, MARKS, ChunkRow, DamagedRow
 from pigeonpost.storage.contract import Store
+from pigeonpost.storage.csv.format import lacking
 from pigeonpost.storage.models import (
     Bucket,
     EpochCommit,
@@ -58,6 +59,7 @@ from pigeonpost.storage.sqlite.schema import bring_up_to_date, make_tables, refu
 log = logging.getLogger(__name__)
 
 _INSERT = f"INSERT INTO fresh (id, {COLUMNS}) VALUES (?,{MARKS})"
+_INSERT_GAP = "INSERT INTO gaps VALUES (?, ?, ?, ?, ?, ?, ?)"
 _MOST_READERS = 8  # each keeps two files open and some pages in memory
 _READER_PAGES_KIB = 512
 _LOGGED_TOGETHER = 64  # entries that the log owes: some MiB at most
@@ -106,6 +108,8 @@ class SqliteStore(Store):
                     refuse_other(self._db, self._path)
                 else:
                     self._prepare(is_new)
+                with contextlib.suppress(sqlite3.Error):  # of a damaged file, which is looked at
+                    self.unlogged = queries.unlogged(self._db)
                 self._files = wal.OpenFiles(self._path, not look_only)
             except BaseException:
                 self._db.close()
@@ -120,12 +124,13 @@ class SqliteStore(Store):
         # Pages that grow are written back once in 16 MiB of log, not once in 4: 15 % faster, and kinder to a card.
         self._db.execute("PRAGMA wal_autocheckpoint = 4000")
         bring_up_to_date(self._db, self._path)
-        row = self._db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()
-        self.identity = str(row[0]) if row else os.urandom(8).hex()
+        self.identity = queries.identity(self._db) or os.urandom(8).hex()
         if lost := self._lost or wal.lost_commits(self._db, self._path):
             self.found_at_start = self._note_damage(lost)
         elif is_new and integrity.has_rows(self._folder):
             self.found_at_start = integrity.missing_text(self._folder)
+        elif odd := queries.odd_unlogged(self._db):
+            self.found_at_start = self._note_damage(integrity.Damage(odd, False))
         for fault in integrity.start_faults(self._db, make_tables):
             self._note_damage(integrity.Damage(fault, True))
 
@@ -171,28 +176,20 @@ class SqliteStore(Store):
             for item in epoch_commit.items:
                 self._filed += 1
                 if isinstance(item, Gap):
-                    self._db.execute(
-                        "INSERT INTO gaps VALUES (?, ?, ?, ?, ?, ?, ?)", (self._filed, epoch, *item, noted_ms)
-                    )
+                    self._db.execute(_INSERT_GAP, (self._filed, epoch, *item, noted_ms))
                 else:
                     rows.append((self._filed, *self._fresh_row(node, epoch, item, noted_ms)))
         self._db.executemany(_INSERT, rows)
         if log is not None:
-            # Replaced, and so the newest: a log may have the name of an older one that was moved away.
-            newest = "name = ? AND id = (SELECT max(id) FROM logs)"
-            same = self._db.execute(f"UPDATE logs SET size = ?, tail = ?, filed = ? WHERE {newest}", (*log[1:], log[0]))
-            if not same.rowcount:
-                self._db.execute("INSERT OR REPLACE INTO logs (name, size, tail, filed) VALUES (?, ?, ?, ?)", log)
+            queries.put_log_mark(self._db, log, self.unlogged)
         return self._filed
 
     def _put_marks(self, epoch_commit: EpochCommit) -> tuple[int, int]:
         node = self._node(epoch_commit.node)
         epoch = queries.put_mark(self._db, node, epoch_commit)
         if self._units.get(epoch_commit.node) is not epoch_commit.units:
-            self._db.executemany(
-                "INSERT OR REPLACE INTO sensors VALUES (?, ?, ?)",
-                [(node, name, unit) for name, unit in epoch_commit.units.items()],
-            )
+            units = [(node, name, unit) for name, unit in epoch_commit.units.items()]
+            self._db.executemany("INSERT OR REPLACE INTO sensors VALUES (?, ?, ?)", units)
             self._units.keep(epoch_commit.node, epoch_commit.units)
         return node, epoch
 
@@ -276,26 +273,29 @@ class SqliteStore(Store):
 
     def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, HighWaterMark]]:
         with self._reading() as db:
-            of_node = "WHERE node = (SELECT id FROM nodes WHERE name = ?1) AND outbox = ?2"
-            (top,) = db.execute(
-                f"SELECT max(top) FROM (SELECT top FROM outboxes {of_node} UNION ALL SELECT top FROM epochs {of_node})",
-                (node, outbox),
-            ).fetchone()
-            return top or 0, {e: mark for e in epochs if (mark := queries.mark(db, node, e))}
+            top = queries.top(db, node, outbox)
+            return top, {e: mark for e in epochs if (mark := queries.mark(db, node, e))}
 
     def log_mark(self) -> LogMark | None:
         with self._reading() as db:
-            row = db.execute("SELECT name, size, tail, filed FROM logs ORDER BY id DESC LIMIT 1").fetchone()
-            return LogMark(*row) if row else None
+            return queries.log_mark(db)
 
     def logged_after(self, filed: int) -> Iterator[LogEntry]:
         with self._reading() as db:
-            owed = queries.filed_after(db, filed)
+            owed = queries.owed_after(db, filed)
         for start in range(0, len(owed), _LOGGED_TOGETHER):  # there may be many, and no snapshot stays open meanwhile
+            yield from self._logged(owed[start : start + _LOGGED_TOGETHER])
+
+    def _logged(self, owed: Sequence[tuple[int, bool]]) -> list[LogEntry]:
+        try:
             with self._reading() as db:
-                part = owed[start : start + _LOGGED_TOGETHER]
-                logged = [queries.logged(db, self._shape_names, id, is_gap) for id, is_gap in part]
-            yield from (entry for entry in logged if entry is not None)
+                return queries.entries(db, self._shape_names, owed, self._note_odd_row)
+        except StoreDamaged:  # as where a sector cannot be read
+            if self.damage:
+                raise
+        if len(owed) == 1:
+            return [queries.lost(owed[0][0])]
+        return [entry for one in owed for entry in self._logged([one])]
 
     def nodes(self) -> list[dict[str, Any]]:
         with self._reading_runs() as reader:
@@ -344,6 +344,10 @@ class SqliteStore(Store):
         with self._reading() as db:
             return integrity.plain_numbers(rollups.summaries(db, node, sensor, span_ms, from_ms, to_ms))
 
+    def dirty_ends(self, node: str, span_ms: int, from_ms: int, to_ms: int) -> list[int]:
+        with self._reading() as db:
+            return rollups.dirty_ends(db, node, span_ms, from_ms, to_ms)
+
     def gaps(self, limit: int) -> list[dict[str, Any]]:
         with self._reading() as db:
             return integrity.plain_gaps(queries.gaps(db, limit))
@@ -357,7 +361,9 @@ class SqliteStore(Store):
             return integrity.known_units(db)
 
     def check_pieces(self) -> Iterator[str]:
-        return pieces.check(self._new_reading)
+        yield from pieces.check(self._new_reading)
+        if self.unlogged:
+            yield lacking(self.unlogged)
 
     @contextmanager
     def _new_reading(self) -> Iterator[sqlite3.Connection]:
@@ -408,7 +414,7 @@ class SqliteStore(Store):
             yield
         except PigeonpostError:
             raise
-        except (ValueError, TypeError, LookupError, StopIteration) as error:
+        except (ValueError, TypeError, LookupError, StopIteration, OverflowError) as error:
             text = self._note_odd_row(repr(error))
             if not isinstance(error, DamagedRow):  # of those no place in the program tells more
                 log.error("%s", error, exc_info=True)

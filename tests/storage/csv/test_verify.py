@@ -7,8 +7,10 @@ from unittest import mock
 from csvbuffer import CsvLog
 from pigeonpost.core.clock import FakeClock, parse_rfc3339
 from pigeonpost.storage.csv import format, verify
+from pigeonpost.storage.csv.checksums import faults, read_sums
 from pigeonpost.storage.csv.format import HEADER, _minutes, local_time, log_name
 from pigeonpost.storage.csv.verify import rebuild_log, verify_logs
+from pigeonpost.storage.models import LogMark
 from pigeonpost.storage.sqlite.store import SqliteStore
 from tests.page_support import set_zone, use_memory_disk
 from tests.storage.memory_store import MemoryStore
@@ -131,6 +133,16 @@ class Verifying(LogFileCase):
         (row,) = [row for row in self.content().splitlines(keepends=True) if b",gap," in row]
         self.replace(row, b"")
         self.assertEqual(self.faults(), ["the logs tell of 0 gaps and the store of 1"])
+
+    def test_a_gap_whose_row_is_torn_is_shown(self):
+        whole = self.content()
+        (row,) = [row for row in whole.splitlines(keepends=True) if b",gap," in row]
+        for length in (len(row) - 1, row.index(b"samples ") + 9):
+            with self.subTest(length):
+                self.write(whole.replace(row, b"") + row[:length])
+                torn, count = self.faults()
+                self.assertEqual(torn, f"{self.log.name}: a torn row: {row[:length].decode().strip()[:60]!r}")
+                self.assertEqual(count, "the logs tell of 0 gaps and the store of 1")
 
     def test_a_row_that_is_torn_or_no_row_is_shown(self):
         whole, name = self.content(), self.log.name
@@ -311,6 +323,17 @@ class WritingALog(unittest.TestCase):
         self.assertEqual(self.write_log(), HEADER)
         self.assertEqual(list(verify_logs(self.logs, self.store)), [])
 
+    def test_its_checksum_tells_whether_the_disk_has_what_was_written(self):
+        file(self.store, batch(1, 2))
+        written = self.write_log()
+        self.assertEqual(list(read_sums(self.logs)), [self.name])
+        self.assertEqual(list(faults(self.logs)), [])
+        self.assert_next_run_adds_nothing()
+        self.assertEqual(list(faults(self.logs)), [])
+        with open(os.path.join(self.logs, self.name), "w", encoding="utf-8") as log:
+            log.write(written.replace(",1,", ",3,"))
+        self.assertRegex(next(iter(faults(self.logs))), f"{self.name}: changed since it was closed")
+
     def test_it_says_all_that_is_stored_node_by_node(self):
         for one in (batch(1, 2, units=UNITS), gap(3, 9, before=4), batch(10, 10)):
             file(self.store, one)
@@ -339,7 +362,8 @@ class WritingALog(unittest.TestCase):
         self.assert_next_run_adds_nothing()
 
     def test_nothing_that_is_stored_is_owed_to_the_log_any_more(self):
-        file(self.store, batch(1, 50))
+        self.store.unlogged = frozenset({file(self.store, batch(1, 50))})
+        file(self.store, log=LogMark("one that is gone.csv", 1, 0, 1))
         size = len(self.write_log().encode())
         mark = self.store.log_mark()
         self.assertEqual((mark.name, mark.size), (self.name, size))

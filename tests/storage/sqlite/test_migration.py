@@ -245,7 +245,7 @@ class Content(Case):
         with (
             contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as systemd,
             mock.patch.dict(os.environ, NOTIFY_SOCKET=place),
-            mock.patch.object(migration.time, "monotonic", lambda: next(ticks)),
+            mock.patch.object(migration, "time", mock.Mock(monotonic=lambda: next(ticks))),  # for no other thread
             mock.patch.object(migration, "log") as log,
         ):
             systemd.bind(place)

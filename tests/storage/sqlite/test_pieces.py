@@ -3,11 +3,13 @@
 import os
 import sqlite3
 import unittest
+from unittest import mock
 
 from pigeonpost.core.data_folder import DATABASE
 from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage.chunks import COLUMNS, MARKS, ChunkRow
 from pigeonpost.storage.models import HOUR_MS, LogMark
+from pigeonpost.storage.sqlite import pieces
 from pigeonpost.storage.sqlite.store import SqliteStore
 from tests.page_support import use_memory_disk
 from tests.storage.test_contract import FAR_MS, batch, file, gap
@@ -67,6 +69,20 @@ class Check(unittest.TestCase):
                     self.assertRegex("\n".join(self.faults()), f"{table}: .*{id}: .* were changed")
                     self.db.execute(f"UPDATE {table} SET {column} = ? WHERE id = {id}", (before,))
                     self.assertEqual(self.faults(), [])
+
+    def test_rows_that_are_not_in_the_order_of_their_ids_are_named(self):
+        """A changed id is in no checksum, and SQLite does not find the row by it."""
+        rows = pieces._rows
+        with mock.patch.object(pieces, "_rows", lambda *place: rows(*place)[::-1]):
+            found = [fault for fault in self.store.check_pieces() if fault]
+        self.assertEqual(found, ["fresh: rows are not in order", "chunks: rows are not in order"])
+
+    def test_a_text_that_is_no_utf_8_any_more_is_a_fault_of_its_row(self):
+        """A flipped bit often makes that of a digit: SQLite would end the query."""
+        for table in ("fresh", "chunks"):
+            (id,) = self.db.execute(f"SELECT min(id) FROM {table}").fetchone()
+            self.db.execute(f"UPDATE {table} SET data = CAST(x'5b80' || CAST(data AS BLOB) AS TEXT) WHERE id = {id}")
+            self.assertRegex("\n".join(self.faults()), f"{table}: .*{id}: .* were changed")
 
     def test_samples_that_are_there_twice_or_not_at_all_are_named(self):
         self.db.execute("DELETE FROM fresh WHERE node = 1")

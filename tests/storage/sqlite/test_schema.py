@@ -141,8 +141,14 @@ class Views(unittest.TestCase):
             self.assertEqual(
                 db.execute("SELECT * FROM statistics").fetchall(),
                 [("a", "t", "°C", 10, "2026-11-18T11:50:00Z", "2026-11-18T12:00:00Z", START_MS, 60, 2.0, 1.5, 1.0, 0.0,
-                  9.0, 3.0)],
+                  9.0, 3.0, "left", 0)],
             )  # fmt: skip
+            asked = "SELECT closed, outdated FROM statistics"
+            db.execute("INSERT INTO unsummed VALUES (1, 600000, ?)", (START_MS,))
+            self.assertEqual(db.execute(asked).fetchall(), [("left", 1)])
+            for edge, closed in ((START_MS - 1, "left"), (START_MS, "right")):
+                db.execute("UPDATE nodes SET old_edges = ?", (edge,))
+                self.assertEqual(db.execute(asked).fetchall(), [(closed, 1)])
 
 
 class Versions(unittest.TestCase):

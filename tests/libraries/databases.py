@@ -7,6 +7,7 @@ PostgreSQL to be used instead (its user may create databases); what kills a data
 from __future__ import annotations
 
 import atexit
+import contextlib
 import glob
 import importlib
 import os
@@ -99,12 +100,17 @@ class Cluster:
         return True
 
     def kill(self) -> None:
-        """kill -9 of all its processes."""
+        """kill -9 of all its processes: each that serves a connection is a session of its own."""
         assert self._process is not None
+        pid = self._process.pid
         try:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+            with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as children:
+                everybody = [pid, *map(int, children.read().split())]
+        except OSError:  # it has ended
+            everybody = []
+        for one in everybody:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one, signal.SIGKILL)
         self._process.wait()
 
     def restart(self) -> None:

@@ -1,5 +1,6 @@
 """The contract of a store, kept by PostgreSQL; what is special to it: several servers, a database that goes away."""
 
+import contextlib
 import os
 import sys
 import threading
@@ -14,9 +15,10 @@ from pigeonpost.core.errors import DiskError, InUse, NotStored, SettingsError, S
 from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.ingest import Ingestor
 from pigeonpost.server.node_register import NodeRegister
+from pigeonpost.storage.csv.checksums import logs_in
 from pigeonpost.storage.csv.verify import verify_logs
 from pigeonpost.storage.models import NOTHING, EpochCommit, HighWaterMark, LogMark
-from pigeonpost.storage.postgres import queries, schema
+from pigeonpost.storage.postgres import pool, queries, schema
 from pigeonpost.storage.postgres import store as postgres_store
 from pigeonpost.storage.postgres.store import PostgresStore
 from protocol import Batch, Sample
@@ -365,6 +367,32 @@ class Several(One):
         self.assertEqual(len(self.store.dirty_windows(FAR, 9)), 2)
 
 
+class Ending:
+    """A connection that the database ends just before the statement of a number is sent, COPY included."""
+
+    def __init__(self, db, at):
+        self._db = db
+        self.at = at
+        self.statements = 0
+
+    def _count(self):
+        self.statements += 1
+        if self.statements == self.at:
+            pid = self._db.info.backend_pid
+            DATABASE.do("SELECT pg_terminate_backend(%s, 5000)", pid)
+
+    def execute(self, *arguments):
+        self._count()
+        return self._db.execute(*arguments)
+
+    def cursor(self):
+        self._count()
+        return self._db.cursor()
+
+    def __getattr__(self, name):
+        return getattr(self._db, name)
+
+
 class Faults(One):
     def test_a_connection_that_breaks_costs_an_attempt_and_nothing_else(self):
         file(self.store, batch(1, 3))
@@ -424,6 +452,68 @@ class Faults(One):
         log.close()
         self.assertEqual(list(verify_logs(os.path.join(self.folder, "logs"), self.store)), [])
 
+    def test_a_connection_that_is_ended_at_each_statement_of_a_commit(self):
+        """Whichever it is: nothing of the commit is there, the next attempt stores it, and the log has it once."""
+        clock = FakeClock()
+        log = CsvLog(self.folder, self.store, clock)
+        log.start()
+        ingestor = Ingestor(self.store, log, clock)
+        answers = []
+        first, ended_at, statements = 1, 0, 0
+        while ended_at == statements:  # until a commit has no statement of that number
+            ended_at += 1
+            one = Sample(first, first * 1000, 5, {"x": None}, {"x": "no answer"}, "")
+            samples = Batch("a", OUTBOX, E1, 0, SampleBatch.of([one]), None, {"x": "V"}, print, print)
+            for made in (samples, gap(first + 1, first + 2), batch(1, 1, node="b", epoch=f"{ended_at:016x}")):
+                ingestor.submit(made._replace(on_committed=lambda *answer: answers.append(answer)))
+            self.store._db = ending = Ending(self.store._writer(), ended_at)
+            try:
+                ingestor.commit()
+            except NotStored:
+                self.assertEqual(answers, [])
+                ingestor.commit()
+            statements = ending.statements
+            self.assertEqual(sorted(answers), sorted([(E1, first), (E1, first + 2), (f"{ended_at:016x}", 1)]))
+            answers.clear()
+            first += 3
+        ending.at = 0
+        self.assertGreater(statements, 9)
+        ingestor.submit(quiet(batch(first, first)))
+        ingestor.commit()
+        log.close()
+        self.assertEqual(list(self.store.verify()), [])
+        self.assertEqual(self.store.marks("a", OUTBOX, [E1])[1][E1].seq, first)
+        self.assertEqual(list(verify_logs(os.path.join(self.folder, "logs"), self.store)), [])
+
+    def test_what_fails_at_any_table_is_said_as_what_it_is(self):
+        """Also of statements that are sent without waiting for the answers of those before."""
+        file(self.store, batch(1, 1))
+        for table in ("epochs", "outboxes", "servers", "samples", "unsummed", "filings"):
+            for code, error in (("disk_full", NotStored), ("query_canceled", NotStored),
+                                ("deadlock_detected", NotStored),
+                                ("undefined_column", StoreDamaged), ("data_corrupted", StoreDamaged)):  # fmt: skip
+                DATABASE.do(
+                    "CREATE FUNCTION fails() RETURNS trigger LANGUAGE plpgsql AS"
+                    f" $$ BEGIN RAISE 'what {table} says' USING ERRCODE = '{code}'; END $$;"
+                    f" CREATE TRIGGER fails BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION fails()"
+                )
+                with self.subTest(table=table, code=code), self.assertRaisesRegex(error, f"what {table} says"):
+                    file(self.store, batch(2, 2, base=1))
+                DATABASE.do("DROP FUNCTION fails CASCADE")
+                self.store.damage = ""
+        file(self.store, batch(2, 2, base=1))
+        self.assertEqual(self.store.nodes()[0]["samples"], 2)
+        self.assertEqual(list(self.store.verify()), [])
+
+    def test_who_finds_all_connections_in_use_is_told_so_in_time(self):
+        """As while the database is frozen: those who ask it wait, and others are told."""
+        with contextlib.ExitStack() as held, mock.patch.object(pool, "_ROOM_S", 0.01):
+            for _ in range(pool._MOST_READERS):
+                held.enter_context(self.store._link.reading())
+            with self.assertRaisesRegex(NotStored, "has answered none of 8 questions"):
+                self.store.nodes()
+        self.assertEqual(self.store.nodes(), [])
+
     def test_who_holds_a_node_for_ever_is_not_waited_for_for_ever(self):
         file(self.store, batch(1, 1))
         with DATABASE.connect() as db:
@@ -479,6 +569,47 @@ class Faults(One):
             file(self.store, batch(1, 1))
         with self.assertRaises(DiskError):
             file(self.store, batch(1, 1))
+
+    def test_a_backup_that_is_restored_under_a_server_makes_it_start_again(self):
+        """Or the log of this run would be given a second time what the nodes send again."""
+        clock = FakeClock()
+        log = CsvLog(self.folder, self.store, clock)
+        log.start()
+        ingestor = Ingestor(self.store, log, clock)
+        ingestor.submit(quiet(batch(1, 3)))
+        ingestor.commit()
+        ingestor.submit(quiet(batch(4, 6)))
+        tables = "epochs", "samples", "unsummed", "servers", "logs", "filings"
+        for table in tables:
+            DATABASE.do(f"CREATE TABLE backup_{table} AS SELECT * FROM {table}")
+        ingestor.commit()
+        for table in tables:
+            older = f"INSERT INTO {table} OVERRIDING SYSTEM VALUE SELECT * FROM backup_{table}"
+            DATABASE.do(f"DELETE FROM {table}; {older}")
+        DATABASE.cut()
+        ingestor.submit(quiet(batch(4, 6)))
+        self.assertRaises(NotStored, ingestor.commit)
+        with self.assertRaisesRegex(DiskError, "older state"):
+            ingestor.commit()
+        self.assertRaisesRegex(DiskError, "older state", self.store._writer)
+        self.store.close()
+        store = self.make()
+        self.addCleanup(store.close)
+        log = CsvLog(self.folder, store, clock)
+        with self.assertLogs(level="WARNING") as said:
+            log.start()
+        self.assertIn("is left alone", said.output[0])
+        ingestor = Ingestor(store, log, clock)
+        ingestor.submit(quiet(batch(4, 6)))
+        ingestor.commit()
+        log.close()
+        rows = []
+        for name in sorted(logs_in(os.path.join(self.folder, "logs"))):
+            with open(os.path.join(self.folder, "logs", name), encoding="utf-8") as text:
+                rows.append(text.read().splitlines()[1:])
+        self.assertEqual([len(of_log) for of_log in rows], [12, 6])  # the older one has what is not stored any more
+        self.assertEqual([len(set(of_log)) for of_log in rows], [12, 6])
+        self.assertEqual(list(store.verify()), [])
 
     def test_tables_that_are_gone_are_named_and_nothing_is_stored(self):
         told = []

@@ -77,7 +77,7 @@ class Batches(One):
     def test_what_the_log_owes_comes_back_as_it_was_filed(self):
         one = Sample(1, 3000, 1000, {"x": 1.25, "y": None}, {}, "unset")
         self.put(one, one._replace(seq=2, time_ms=1000), one._replace(seq=3, time_ms=2000))
-        ((_, node, epoch, (owed,), _, _),) = self.store.logged_after(0)
+        ((_, node, epoch, (owed,), *_),) = self.store.logged_after(0)
         self.assertEqual((node, epoch), ("a", E1))
         self.assertEqual(
             owed, SampleBatch(1, [3000, 1000, 2000], [], {"x": [1.25] * 3, "y": [None] * 3}, clock="unset")

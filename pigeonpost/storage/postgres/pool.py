@@ -9,16 +9,18 @@ says that its data is damaged, or a table is gone; DiskError for everything else
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from pigeonpost.core.errors import DiskError, NotStored, PigeonpostError, SettingsError, StoreDamaged
 from pigeonpost.storage.postgres.schema import SCHEMA, check_server
 
 _MOST_READERS = 8
+_ROOM_S = 30.0  # that a reader waits for one of them, as while the database does not answer
 # Of libpq: how long a connection may take, and when one is given up over which nothing comes any more.
 _PATIENCE = {
     "connect_timeout": "5", "keepalives_idle": "10", "keepalives_interval": "5", "keepalives_count": "3",
@@ -60,6 +62,8 @@ class PostgresConnection:
                 "[store] postgres needs psycopg 3: `sudo apt install python3-psycopg`, or `pip install psycopg[binary]`"
             ) from None
         self.psycopg: Any = psycopg
+        logging.getLogger("psycopg").setLevel(logging.ERROR)  # its warnings are of errors that we tell of
+        self._has_pipelines = hasattr(psycopg, "Pipeline") and psycopg.Pipeline.is_supported()  # libpq 14
         try:
             given = self.psycopg.conninfo.conninfo_to_dict(address)
         except self.psycopg.Error:  # whose text may show the password
@@ -95,15 +99,20 @@ class PostgresConnection:
     @contextmanager
     def reading(self) -> Iterator[Any]:
         """Borrow a read-only connection with a snapshot of the database, for one short query."""
-        with self._room, self.our_errors(reads=True):
-            db = self._borrow()
-            try:
-                yield db
-                db.execute("ROLLBACK")
-            except BaseException:
-                db.close()  # in the middle of something, or dead
-                raise
-            self._idle.append(db)
+        if not self._room.acquire(timeout=_ROOM_S):
+            raise NotStored(f"{self.place} has answered none of {_MOST_READERS} questions for {_ROOM_S:g} s")
+        try:
+            with self.our_errors(reads=True):
+                db = self._borrow()
+                try:
+                    yield db
+                    db.execute("ROLLBACK")
+                except BaseException:
+                    db.close()  # in the middle of something, or dead
+                    raise
+                self._idle.append(db)
+        finally:
+            self._room.release()
 
     def _borrow(self) -> Any:
         """Return a connection in a new transaction. Those in the pool may be dead after a restart of the database."""
@@ -119,6 +128,13 @@ class PostgresConnection:
                 return db
             except self.psycopg.Error:
                 db.close()
+
+    def at_once(self, db: Any) -> AbstractContextManager[Any]:
+        """Return a context in which statements are sent without waiting for the answers of those before.
+
+        Who fetches rows of one in it waits for that; after it all are done. An error is that of the first that failed.
+        """
+        return db.pipeline() if self._has_pipelines else nullcontext()
 
     def close(self) -> None:
         """Close all connections that are not in use."""

@@ -155,6 +155,10 @@ class Reader(Store):
         with self._link.reading() as db:
             return statistics.summaries(db, node, sensor, span_ms, from_ms, to_ms)
 
+    def dirty_ends(self, node: str, span_ms: int, from_ms: int, to_ms: int) -> list[int]:
+        with self._link.reading() as db:
+            return statistics.dirty_ends(db, self._node(db, node), span_ms, from_ms, to_ms)
+
     def gaps(self, limit: int) -> list[dict[str, Any]]:
         with self._link.reading() as db:
             rows = db.execute(_GAPS + " ORDER BY g.id DESC LIMIT %s", (limit if limit >= 0 else None,)).fetchall()

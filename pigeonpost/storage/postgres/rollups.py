@@ -11,7 +11,7 @@ send any values.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -38,28 +38,23 @@ _FAR_MS = 1 << 50  # beyond all times
 _NODES_AT_ONCE = 100  # that are locked to forget something of them
 
 
-def window_ends(times_ms: Sequence[int], low_ms: int, high_ms: int) -> Iterable[int]:
-    """Return the ends of the windows of the shortest span of samples of these times, whose least and greatest are low
-    and high. Of a stretch, which lies in one hour, also those between them: one without samples is rolled up at once.
+def touch(db: Any, stretches: Iterable[tuple[int, int, int]]) -> None:
+    """Mark the windows as dirty in which samples were taken.
+
+    stretches  node, and the least and the greatest time of samples within an hour. Also a window between those that
+               has no samples is marked: it is rolled up at once
     """
-    span = SPANS_MS[0]
-    if high_ms - low_ms <= SPANS_MS[-1]:
-        return range(window_end(low_ms, span), window_end(high_ms, span) + 1, span)
-    return {window_end(time_ms, span) for time_ms in times_ms}
-
-
-def touch(db: Any, windows: Iterable[tuple[int, int]]) -> None:
-    """Mark these (node, end) windows of the shortest span, and the longer ones around them, as dirty."""
-    short, *longer = SPANS_MS
-    keys = {(node, short, end) for node, end in windows}
-    keys |= {(node, span, window_end(end - short, span)) for node, _, end in keys for span in longer}
-    if keys:
-        db.execute(
-            "INSERT INTO unsummed SELECT k.*, c.change FROM (SELECT nextval('changes') AS change) c,"
-            " unnest(%s::int[], %s::int[], %s::bigint[]) k"
-            ' ON CONFLICT (node, span, "end") DO UPDATE SET change = excluded.change',
-            list(map(int_array, zip(*sorted(keys)))),
-        )
+    ranges = {
+        (node, span, window_end(low_ms, span), window_end(high_ms, span))
+        for node, low_ms, high_ms in stretches for span in SPANS_MS
+    }  # fmt: skip
+    db.execute(
+        "INSERT INTO unsummed SELECT k.*, c.change FROM (SELECT nextval('changes') AS change) c,"
+        ' (SELECT DISTINCT r.node, r.span, "end" FROM unnest(%s::int[], %s::int[], %s::bigint[], %s::bigint[])'
+        '  r (node, span, first, last), generate_series(first, last, span) "end") k'
+        ' ON CONFLICT (node, span, "end") DO UPDATE SET change = excluded.change',
+        list(map(int_array, zip(*ranges))),
+    )
 
 
 def dirty_windows(db: Any, server: int, before_ms: int, most: int) -> list[Window]:
@@ -169,12 +164,9 @@ _UNTIL = "least(%(before)s::bigint, u.at, f.at) / %(hour)s * %(hour)s"
 
 
 def _delete(db: Any, node: int, from_ms: int, to_ms: int) -> int:
-    """Delete a node's samples taken in [from_ms, to_ms), with the texts of their failures. Returns their number.
-
-    The condition on the column `time` itself spares TimescaleDB a look into every week.
-    """
+    """Delete a node's samples taken in [from_ms, to_ms), with the texts of their failures. Returns their number."""
     (count,) = db.execute(
-        f"WITH gone AS (DELETE FROM samples WHERE {TAKEN} AND time >= %(from)s AND time < %(to)s RETURNING epoch, seq),"
+        f"WITH gone AS (DELETE FROM samples WHERE {TAKEN} RETURNING epoch, seq),"
         " texts AS (DELETE FROM failures f USING gone g WHERE f.epoch = g.epoch AND f.seq = g.seq),"
         " counts AS (SELECT epoch, count(*) AS count FROM gone GROUP BY epoch),"
         " told AS (UPDATE epochs e SET forgotten = e.forgotten + c.count FROM counts c WHERE e.id = c.epoch)"
@@ -204,8 +196,8 @@ def downsample(
     id, kept_from = row
     found: dict[int, Bucket] = {}
     ask = {"start": from_ms, "width": to_ms - from_ms, "count": count, "node": id, "sensor": sensor}
-    dirty_ends = partial(_dirty_ends, db, id)
-    for span_ms, first_ms, end_ms in pieces_to_read(from_ms, to_ms, count, kept_from, dirty_ends):
+    ends_of = partial(dirty_ends, db, id)
+    for span_ms, first_ms, end_ms in pieces_to_read(from_ms, to_ms, count, kept_from, ends_of):
         ask |= {"from": first_ms, "to": end_ms, "span": span_ms}
         for place, values, low, high, mean in _of_windows(db, ask) if span_ms else _of_samples(db, shapes, ask):
             column = bucket(place, int(values), float(low), float(high), float(mean))
@@ -214,7 +206,8 @@ def downsample(
     return [found[place] for place in sorted(found)]
 
 
-def _dirty_ends(db: Any, node: int, span_ms: int, after_ms: int, until_ms: int) -> list[int]:
+def dirty_ends(db: Any, node: int, span_ms: int, after_ms: int, until_ms: int) -> list[int]:
+    """Return the ends of a node's dirty windows, for Store.dirty_ends."""
     rows = db.execute(
         'SELECT "end" FROM unsummed WHERE node = %s AND span = %s AND "end" > %s AND "end" <= %s ORDER BY "end"',
         (node, span_ms, after_ms, until_ms),

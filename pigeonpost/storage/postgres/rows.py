@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from operator import sub
 from typing import Any, NamedTuple
 
@@ -13,30 +13,52 @@ from pigeonpost.storage.shapes import ShapeNames
 
 COPY = 'COPY {} (time, epoch, seq, node, shape, server, clock, "values") FROM STDIN'
 _NULL = r"\N"  # as COPY writes it
+_BLOCK_SAMPLES = 1_000  # that are sent to the database together
 
 
 class Placed(NamedTuple):
-    """Samples to be stored, with the numbers that their rows have of epoch, node, shape and server."""
+    """Samples to be stored, with the numbers that their rows have of epoch, node, shape and server; and the least and
+    the greatest of their times."""
 
     samples: SampleBatch
     epoch: int
     node: int
     shape: int
     server: int
+    low: int
+    high: int
 
 
 def copy_lines(placed: Placed) -> str:
     """Return samples as lines of COPY: numbers and JSON punctuation, in which nothing needs to be escaped."""
-    batch, epoch, node, shape, server = placed
+    batch, epoch, node, shape, server = placed[:5]
     values = ",".join(["%s"] * len(batch.values))
-    line = f"%d\t{epoch}\t%d\t{node}\t{shape}\t{server}\t{batch.clock or _NULL}\t[{values}]\n"
-    text = "".join(map(line.__mod__, zip(batch.times, range(batch.seq, batch.last + 1), *batch.texts)))
+    line = f"%s\t{epoch}\t%s\t{node}\t{shape}\t{server}\t{batch.clock or _NULL}\t[{values}]\n"
+    columns = batch.times, range(batch.seq, batch.last + 1), *batch.texts
+    text = line * len(batch) % tuple(chain.from_iterable(zip(*columns, strict=True)))
     return text.replace("None", "null") if "None" in text else text
+
+
+def copy_blocks(samples: Iterable[Placed]) -> Iterator[str]:
+    """Yield the lines of all samples, in blocks: the database works on one while the next is made."""
+    lines, count = [], 0
+    for placed in samples:
+        lines.append(copy_lines(placed))
+        count += len(placed.samples)
+        if count >= _BLOCK_SAMPLES:
+            yield "".join(lines)
+            lines, count = [], 0
+    yield "".join(lines)
 
 
 def int_array(numbers: Iterable[int | None]) -> str:
     """Return numbers as the text of an array: psycopg looks at each of them for characters to be escaped."""
     return f"{{{repr(list(numbers))[1:-1].replace('None', 'NULL')}}}"
+
+
+def storable(text: str) -> str:
+    """Return an untrusted text as PostgreSQL can store it: without NUL."""
+    return text.replace("\0", "\ufffd")
 
 
 # Many rows in the texts of one, of which JSON makes lists at once: fetching them one by one takes longer than all else.

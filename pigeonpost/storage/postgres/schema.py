@@ -37,8 +37,12 @@ def moment(time_ms: str) -> str:
     return f"to_timestamp(least(greatest(({time_ms})::float8, -2e14), 9e15) / 1000)"
 
 
-# Of a query: samples of `node` taken in [from, to).
-TAKEN = f"node = %(node)s AND {MOMENT} >= {moment('%(from)s')} AND {MOMENT} < {moment('%(to)s')}"
+# Of a query: samples of `node` taken in [from, to). By the number too, which spares TimescaleDB to look into each week:
+# those that are compressed have no index by the moment.
+TAKEN = (
+    f"node = %(node)s AND {MOMENT} >= {moment('%(from)s')} AND {MOMENT} < {moment('%(to)s')}"
+    " AND time >= %(from)s AND time < %(to)s"
+)
 
 # For people; the columns have the names of the SQLite store's views. New ones come last: others may depend on a view.
 _VIEWS = """\
@@ -152,9 +156,14 @@ DECLARE
     now bigint;
 BEGIN
     IF version IS NULL THEN
-        IF EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb') THEN
-            PERFORM use_timescaledb();
-        ELSE
+        BEGIN
+            IF EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb') THEN
+                PERFORM use_timescaledb();
+            END IF;
+        EXCEPTION WHEN OTHERS THEN
+            RAISE WARNING 'samples is no hypertable: %', SQLERRM;
+        END;
+        IF NOT EXISTS (SELECT FROM pg_constraint WHERE conrelid = 'samples'::regclass AND contype = 'p') THEN
             ALTER TABLE samples ADD PRIMARY KEY (epoch, seq);
         END IF;
     ELSIF version < 3 THEN
@@ -200,9 +209,18 @@ def bring_up_to_date(db: Any) -> None:
             log.info("bringing the tables in PostgreSQL to format %d; an index of all samples is made", VERSION)
             extend_start(_EXTEND_S)
         if older or not _is_made(db):
-            db.execute(SCRIPT)
+            db.add_notice_handler(_log_notice)  # a TimescaleDB that refuses a hypertable
+            try:
+                db.execute(SCRIPT)
+            finally:
+                db.remove_notice_handler(_log_notice)
     if older:
         db.execute(_END_WRITERS)
+
+
+def _log_notice(diagnostic: Any) -> None:
+    if diagnostic.severity_nonlocalized == "WARNING":
+        log.warning("PostgreSQL: %s", diagnostic.message_primary)
 
 
 def refuse_other(db: Any) -> None:

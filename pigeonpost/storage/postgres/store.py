@@ -29,12 +29,13 @@ from typing import Any
 from pigeonpost.core.data_folder import SERVER_ID
 from pigeonpost.core.errors import DiskError, InUse, NotStored, StoreDamaged
 from pigeonpost.core.files import replace_file
+from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage.contract import FormerNamesUsed
 from pigeonpost.storage.models import EpochCommit, HighWaterMark, LogMark, Rollup, Window
 from pigeonpost.storage.postgres import rollups as statistics
 from pigeonpost.storage.postgres.pool import PostgresConnection, words_of
 from pigeonpost.storage.postgres.queries import Reader
-from pigeonpost.storage.postgres.rows import COPY, Placed, copy_lines, int_array
+from pigeonpost.storage.postgres.rows import COPY, Placed, copy_blocks, int_array, storable
 from pigeonpost.storage.postgres.schema import bring_up_to_date, refuse_other
 from pigeonpost.storage.shapes import ShapeIds, StoredUnits
 from protocol import Gap
@@ -43,7 +44,6 @@ log = logging.getLogger(__name__)
 
 START_S = 30.0  # that a server waits at its start for a database that is not there yet
 PLACE_S = 10.0  # that the connection of this server's last run may take to be gone
-_BLOCK_SAMPLES = 1_000  # that are sent to the database together
 
 Epoch = tuple[str, str]  # node and epoch, by name
 
@@ -65,6 +65,7 @@ class PostgresStore(Reader):
         self._link.on_damage = self._note_damage
         self._key = _server_key(folder, make=not look_only)
         self._db: Any = None  # the connection that writes
+        self._filed = 0  # the last filing number that is known to be committed
         self._forget_learned()
         try:
             self._open(self._look if look_only else self._writer, start_s)
@@ -131,8 +132,10 @@ class PostgresStore(Reader):
         if self.identity not in ("", identity):
             raise DiskError(f"{self._link.place} is not the database that it was: its identity is another")
         self.identity = identity
-        row = db.execute("SELECT id FROM servers WHERE key = %s", (self._key,)).fetchone()
-        self._server = row[0] if row else -1
+        row = db.execute("SELECT id, filed FROM servers WHERE key = %s", (self._key,)).fetchone()
+        self._server, filed = row or (-1, 0)
+        if filed < self._filed:  # the log of this run would be given again what the nodes send again
+            raise DiskError(f"{self._link.place} is in an older state again, as after a restore: restart the server")
 
     def _take_place(self, db: Any) -> None:
         """Lock this server's id against other processes. Our own former connection may hold it for a moment."""
@@ -163,12 +166,14 @@ class PostgresStore(Reader):
         with self._link.our_errors():
             db = self._writer()
             try:
-                db.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
-                self._epochs.clear()
-                self._hold(epochs)
+                with self._link.at_once(db):
+                    db.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
+                    self._epochs.clear()
+                    self._hold(epochs)
                 yield {key: mark for key, (_, mark) in self._epochs.items() if mark is not None}
                 if db.execute("COMMIT").statusmessage != "COMMIT":
                     raise NotStored(f"{self._link.place}: the transaction had failed")
+                self._filed = max(self._filed, self._filed_here)
             except BaseException:
                 self._give_up()
                 raise
@@ -202,36 +207,59 @@ class PostgresStore(Reader):
             ).fetchall()
             if made and (former := self._records.unreleased(self._db, [name for (name,) in made])):
                 raise FormerNamesUsed(former)
-        locked = self._db.execute(
+        locking = self._db.execute(
             "SELECT name, id FROM nodes WHERE name = ANY(%s) ORDER BY name FOR NO KEY UPDATE", (names,)
-        ).fetchall()
+        )
+        marks = self._db.execute(  # a statement of its own: it sees what was committed while the one before waited
+            "SELECT k.place, e.id, e.seq, e.up"
+            " FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY k (node, epoch, place)"
+            " JOIN nodes n ON n.name = k.node JOIN epochs e ON e.node = n.id AND e.epoch = k.epoch",
+            list(map(list, zip(*wanted))),
+        )
+        locked = locking.fetchall()
         if len(locked) < len(names):  # renamed since they were learned
             raise FormerNamesUsed({*names}.difference(name for name, _ in locked))
         self._nodes.update(locked)
-        known = self._db.execute(
-            "SELECT k.place, e.id, e.seq, e.up"
-            " FROM unnest(%s::int[], %s::text[]) WITH ORDINALITY k (node, epoch, place)"
-            " JOIN epochs e ON e.node = k.node AND e.epoch = k.epoch",
-            (int_array([self._nodes[node] for node, _ in wanted]), [epoch for _, epoch in wanted]),
-        ).fetchall()
         self._epochs.update(dict.fromkeys(wanted, (0, None)))
-        self._epochs.update({wanted[place - 1]: (id, HighWaterMark(seq, up)) for place, id, seq, up in known})
+        self._epochs.update({wanted[at - 1]: (id, HighWaterMark(seq, up)) for at, id, seq, up in marks.fetchall()})
 
     def put(self, epoch_commits: Sequence[EpochCommit], noted_ms: int, log: LogMark | None) -> int:
         with self._link.our_errors():
-            self._hold([(epoch_commit.node, epoch_commit.epoch) for epoch_commit in epoch_commits])
-            self._put_marks(epoch_commits)
-            self._put_units(epoch_commits)
-            filed = self._put_items(epoch_commits, noted_ms)
-            if log is not None:
-                self._db.execute(
-                    "INSERT INTO logs (server, name, size, tail, filed) VALUES (%s, %s, %s, %s, %s)"
-                    " ON CONFLICT (server, name) DO UPDATE"
-                    " SET size = excluded.size, tail = excluded.tail, filed = excluded.filed",
-                    (self._server, *log),
-                )
-                self._db.execute("DELETE FROM filings WHERE server = %s AND id <= %s", (self._server, log.filed))
-            return filed
+            items = [(epoch_commit, item) for epoch_commit in epoch_commits for item in epoch_commit.items]
+            with self._link.at_once(self._db):
+                self._hold([(epoch_commit.node, epoch_commit.epoch) for epoch_commit in epoch_commits])
+                counting = self._db.execute(
+                    "UPDATE servers SET filed = filed + %s, seen = now() WHERE id = %s RETURNING filed"
+                    if items else "SELECT filed + %s FROM servers WHERE id = %s",
+                    (len(items), self._server),
+                )  # fmt: skip
+                self._put_marks(epoch_commits)
+                self._put_units(epoch_commits)
+                samples, filings = self._place(items, noted_ms)
+                if samples:
+                    self._db.execute("SAVEPOINT copying")
+            if samples:
+                self._copy(samples)
+            last = self._filed_here = int(counting.fetchone()[0])
+            with self._link.at_once(self._db):
+                if samples:
+                    self._put_errors(samples)
+                    statistics.touch(self._db, [(one.node, one.low, one.high) for one in samples])
+                if filings:
+                    rows = [(self._server, number, *row) for number, row in enumerate(filings, last - len(filings) + 1)]
+                    self._unnest("filings", "int bigint bigint bigint bigint bigint bigint bigint", rows)
+                if log is not None:
+                    self._put_log(log)
+            return last
+
+    def _put_log(self, log: LogMark) -> None:
+        self._db.execute(
+            "INSERT INTO logs (server, name, size, tail, filed) VALUES (%s, %s, %s, %s, %s)"
+            " ON CONFLICT (server, name) DO UPDATE"
+            " SET size = excluded.size, tail = excluded.tail, filed = excluded.filed",
+            (self._server, *log),
+        )
+        self._db.execute("DELETE FROM filings WHERE server = %s AND id <= %s", (self._server, log.filed))
 
     def _put_marks(self, epoch_commits: Sequence[EpochCommit]) -> None:
         if not epoch_commits:
@@ -286,50 +314,38 @@ class PostgresStore(Reader):
                 ([node for node, _ in units], [name for _, name in units], list(units.values())),
             )
 
-    def _put_items(self, epoch_commits: Sequence[EpochCommit], noted_ms: int) -> int:
-        """Store samples and gaps, and that the log owes them. Returns the last filing number."""
-        count = sum(len(epoch_commit.items) for epoch_commit in epoch_commits)
-        (last,) = self._db.execute(
-            "UPDATE servers SET filed = filed + %s, seen = now() WHERE id = %s RETURNING filed"
-            if count else "SELECT filed + %s FROM servers WHERE id = %s",
-            (count, self._server),
-        ).fetchone()  # fmt: skip
+    def _place(
+        self, items: Sequence[tuple[EpochCommit, SampleBatch | Gap]], noted_ms: int
+    ) -> tuple[list[Placed], list[tuple[Any, ...]]]:
+        """Store the gaps. Returns the samples, and what the log owes: rows of `filings` without server and number."""
         samples: list[Placed] = []
-        touched: set[tuple[int, int]] = set()
-        failures: list[tuple[Any, ...]] = []
-        filed: list[tuple[Any, ...]] = []
-        for epoch_commit in epoch_commits:
+        filings: list[tuple[Any, ...]] = []
+        for epoch_commit, item in items:
             node, (epoch, _) = self._nodes[epoch_commit.node], self._epochs[epoch_commit.node, epoch_commit.epoch]
-            for item in epoch_commit.items:
-                number = last - count + len(filed) + 1
-                if isinstance(item, Gap):
-                    (gap,) = self._db.execute(
-                        "INSERT INTO gaps (epoch, server, first, last, before, why, noted)"
-                        " VALUES (%s, %s, %s, %s, %s, %s, %s) RETURNING id",
-                        (epoch, self._server, *item._replace(why=_storable(item.why)), noted_ms),
-                    ).fetchone()
-                    filed.append((number, epoch, None, None, None, None, gap))
-                    continue
+            if isinstance(item, Gap):
+                (gap,) = self._db.execute(
+                    "INSERT INTO gaps (epoch, server, first, last, before, why, noted)"
+                    " VALUES (%s, %s, %s, %s, %s, %s, %s) RETURNING id",
+                    (epoch, self._server, *item._replace(why=storable(item.why)), noted_ms),
+                ).fetchone()
+                filings.append((epoch, None, None, None, None, gap))
+            else:
                 shape = self._shapes.get(item.names) or self._shape(item.names)
-                samples.append(Placed(item, epoch, node, shape, self._server))
                 low, high = min(item.times), max(item.times)
-                touched.update([(node, end) for end in statistics.window_ends(item.times, low, high)])
-                filed.append((number, epoch, item.seq, item.last, low, high, None))
-                for name, errors in item.errors.items():
-                    failures += [(epoch, item.seq + place, name, _storable(text)) for place, text in errors.items()]
-        if samples:
-            self._copy(samples)
-            statistics.touch(self._db, touched)
-        if failures:
-            self._unnest("failures", "bigint bigint text text", failures, "ON CONFLICT DO NOTHING")
-        if filed:
-            rows = [(self._server, *row) for row in filed]
-            self._unnest("filings", "int bigint bigint bigint bigint bigint bigint bigint", rows)
-        return int(last)
+                samples.append(Placed(item, epoch, node, shape, self._server, low, high))
+                filings.append((epoch, item.seq, item.last, low, high, None))
+        return samples, filings
+
+    def _put_errors(self, samples: Iterable[Placed]) -> None:
+        rows = [
+            (one.epoch, one.samples.seq + place, name, storable(text))
+            for one in samples for name, errors in one.samples.errors.items() for place, text in errors.items()
+        ]  # fmt: skip
+        if rows:
+            self._unnest("failures", "bigint bigint text text", rows, "ON CONFLICT DO NOTHING")
 
     def _copy(self, samples: Sequence[Placed]) -> None:
-        """Store new samples. Any that exist in spite of the marks are left unchanged."""
-        self._db.execute("SAVEPOINT copying")
+        """Store new samples, after a savepoint. Any that exist in spite of the marks are left unchanged."""
         try:
             self._copy_to("samples", samples)
             return
@@ -342,17 +358,9 @@ class PostgresStore(Reader):
         self._db.execute("INSERT INTO samples SELECT * FROM copied ON CONFLICT DO NOTHING")
 
     def _copy_to(self, table: str, samples: Sequence[Placed]) -> None:
-        """Store samples in blocks: the database works on one while the next is made."""
         with self._db.cursor() as cursor, cursor.copy(COPY.format(table)) as copy:
-            block, count = [], 0
-            for placed in samples:
-                block.append(copy_lines(placed))
-                count += len(placed.samples)
-                if count >= _BLOCK_SAMPLES:
-                    copy.write("".join(block))
-                    block, count = [], 0
-            if block:
-                copy.write("".join(block))
+            for block in copy_blocks(samples):
+                copy.write(block)
 
     def _unnest(self, table: str, types: str, rows: Sequence[tuple[Any, ...]], rest: str = "") -> None:
         """Insert many rows in one statement."""
@@ -377,6 +385,7 @@ class PostgresStore(Reader):
         self._epochs: dict[Epoch, tuple[int, HighWaterMark | None]] = {}  # of this transaction: id and mark
         self._shapes = ShapeIds()
         self._units = StoredUnits()
+        self._filed_here = 0
 
     def replace_rollups(self, window: Window, summaries: Mapping[str, Rollup]) -> None:
         with self._link.our_errors():
@@ -407,7 +416,7 @@ class PostgresStore(Reader):
 
     def relabel(self, node: str, sensor: str, label: str) -> None:
         with self._link.our_errors():
-            self._records.relabel(self._db, node, sensor, _storable(label))
+            self._records.relabel(self._db, node, sensor, storable(label))
 
     def _hold_node(self, name: str) -> int | None:
         """Lock a node's row. Returns its id; None where there is none of that name: it was renamed."""
@@ -434,8 +443,3 @@ def _server_key(folder: str, make: bool) -> str:
     if not _HEX_16(key):
         raise DiskError(f"{path} does not hold 16 hex digits; without it this server is a new one to the database")
     return key
-
-
-def _storable(text: str) -> str:
-    """Return an untrusted text as PostgreSQL can store it: without NUL."""
-    return text.replace("\0", "\ufffd")

@@ -1,9 +1,11 @@
 """How fast the server takes what is brought over HTTP, each answer only when it is durable.
 
     python3 -m bench.push                   all rows of bench/README.md
-    python3 -m bench.push array100          samples in arrays of 100; also array500
+    python3 -m bench.push array100          samples in arrays of 100; also array10, array500, array1000
     python3 -m bench.push columns1000       samples in columns of 1,000; also columns4096
     python3 -m bench.push temp              tmon's `POST /temp`, from 8 clients that keep their connections
+    python3 -m bench.push floor100          what there is to reach: the same arrays, read and answered by a server that
+                                            does nothing else (push_floor.py); also commit100, which stores their text
 
 The clients are raw sockets in a process of their own: what a client library costs is not the server's.
 """
@@ -80,12 +82,17 @@ def temperatures(count: int, token: str, node: str) -> tuple[str, Body]:
 
 
 CASES = {
+    "array10": (arrays, 10, "samples/s"),
     "array100": (arrays, 100, "samples/s"),
     "array500": (arrays, 500, "samples/s"),
+    "array1000": (arrays, 1000, "samples/s"),
     "columns1000": (columns, 1000, "samples/s"),
     "columns4096": (columns, 4096, "samples/s"),
     "temp": (temperatures, 1, "requests/s"),
+    "floor100": (arrays, 100, "samples/s"),
+    "commit100": (arrays, 100, "samples/s"),
 }
+_FLOORS: dict[str, list[str]] = {"floor100": [], "commit100": ["commit"]}  # to their server's arguments
 
 
 def send(case: str, port: int, tokens: list[str]) -> dict[str, float]:
@@ -122,27 +129,30 @@ def send(case: str, port: int, tokens: list[str]) -> dict[str, float]:
 
 
 def measure(case: str) -> str:
-    """One case against a real server."""
+    """One case against a real server; its start is not counted."""
     with tempfile.TemporaryDirectory() as data:
         tokens = Tokens(data)
         texts = [tokens.make(f"node{number}") for number in range(CLIENTS)]
-        command = [sys.executable, "server.py", "--data", data, "--web", "127.0.0.1:0"]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        command = ["server.py", "--data", data, "--web", "127.0.0.1:0"]
+        if case in _FLOORS:
+            command = ["-m", "bench.push_floor", data, *_FLOORS[case]]
+        server = subprocess.Popen(
+            [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
         try:
             assert server.stdout is not None
             found = re.search(r":(\d+)/", server.stdout.readline())
             assert found, "the server did not start"
+            before_s = cpu_s(server.pid)
             code = f"import json; from bench.push import send; print(json.dumps(send({case!r}, {found[1]}, {texts!r})))"
             sender = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
             told = json.loads(sender.stdout)
-            used, most = cpu_s(server.pid), rss_mib(server.pid, peak=True)
+            used, most = cpu_s(server.pid) - before_s, rss_mib(server.pid, peak=True)
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait(20)
-        done = subprocess.run(
-            [sys.executable, "control.py", "--data", data, "verify"], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        if case not in _FLOORS:
+            _verify(data)
         size, unit = CASES[case][1:]
         a_second = told["a_second"] * size
         each_us = used / SECONDS / a_second * 1e6
@@ -152,10 +162,19 @@ def measure(case: str) -> str:
         )
 
 
+def _verify(data: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "control.py", "--data", data, "verify"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 _TITLES = {
     "array": "pushed in arrays of {} by {} nodes, a durable answer to each",
     "columns": "pushed in columns of {} by {} nodes, a durable answer to each",
     "temp": "tmon's `POST /temp` from {1} kept-alive clients, a durable answer to each",
+    "floor": "floor: http.server that reads the JSON of the same arrays of {} and answers",
+    "commit": "floor: the same, which stores the text of what waits in one transaction before it answers",
 }
 
 

@@ -59,6 +59,8 @@ class Tokens(Mapping[str, LinkKey]):
         self._file = JsonFile(os.path.join(data, TOKENS), "a list of tokens", read_token, faults)
         # The tokens, and their nodes by digest: a lookup compares digests only, so its time reveals nothing of a token.
         self._by_digest: tuple[dict[str, str], dict[bytes, str]] | None = None
+        # Nodes whose token before the last rotation was looked for since the file was read: a rotation changes it.
+        self._looked_for: tuple[dict[str, str], set[str]] = {}, set()
 
     def make(self, node: str, token: str = "") -> str:
         """Give `node` a new token, or this one; any that it had is accepted no more. Returns the token."""
@@ -130,10 +132,15 @@ class Tokens(Mapping[str, LinkKey]):
         now_ms = self._wall_ms()
         self._replaced_file.write({node: one._asdict() for node, one in entries.items() if one.until_ms > now_ms})
 
-    def _retire(self, node: str) -> None:
-        """Accept the token before the last rotation no more: `node` has used the new one."""
+    def _retire(self, node: str, token: str) -> None:
+        """Accept the token before the last rotation no more, if `token`, which `node` has used, is the new one.
+
+        It is the old one where a rotation has written only the first of its two files yet.
+        """
         try:
             with changes_locked(self._folder):
+                if self._file.now().get(node) != token:
+                    return
                 self._forget_replaced(node)
         except DiskError as error:
             log.warning("%s: its token before the last rotation is accepted a while yet: %s", node, error)
@@ -147,17 +154,31 @@ class Tokens(Mapping[str, LinkKey]):
     def node_of(self, token: str) -> str | None:
         """Return the node that has this token, or None. A nearly right token takes no longer than any other."""
         digest = hashlib.sha256(token.encode(errors="replace")).digest()
-        node = self._nodes().get(digest)
-        replaced = self._replaced()
+        tokens = self._file.now()
+        node = self._nodes(tokens).get(digest)
         if node is not None:
-            if node in replaced:
-                self._retire(node)
+            self._retire_once(node, tokens)
             return node
+        replaced = self._replaced()
         old = {hashlib.sha256(token.encode()).digest(): node for node, token in replaced.items() if node in self}
         return old.get(digest)
 
-    def _nodes(self) -> dict[bytes, str]:
-        tokens = self._file.now()
+    def _retire_once(self, node: str, tokens: dict[str, str]) -> None:
+        """Retire the token before the last rotation, if there is one: `node` has used its own of `tokens`.
+
+        It is looked for once, since the system has to tell the status of two files for it, and each push asks.
+        """
+        if self._looked_for[0] is not tokens:
+            self._looked_for = tokens, set()
+        looked_for = self._looked_for[1]
+        if node in looked_for:
+            return
+        if node in self._replaced():
+            self._retire(node, tokens[node])
+        elif node not in self._replaced_entries():  # else it may be accepted again, once the clock is set
+            looked_for.add(node)
+
+    def _nodes(self, tokens: dict[str, str]) -> dict[bytes, str]:
         if self._by_digest is None or self._by_digest[0] is not tokens:
             found: dict[bytes, str] = {}
             # Of two with one token the first: the other is a name to come, see `share`.
@@ -170,7 +191,7 @@ class Tokens(Mapping[str, LinkKey]):
         token, replaced = self._file.now()[node], self._replaced().get(node)
         if replaced is None:
             return LinkKey(token)
-        return LinkKey(token, LinkKey(replaced), functools.partial(self._retire, node))
+        return LinkKey(token, LinkKey(replaced), functools.partial(self._retire, node, token))
 
     def __contains__(self, node: object) -> bool:
         return node in self._file.now()  # without a LinkKey, which Mapping would make: each push asks

@@ -35,7 +35,7 @@ def read_json_with(text: str, decoder: json.JSONDecoder) -> Any:
         value, end = decoder.scan_once(text, 0)  # type: ignore[attr-defined]  # as decode() does, but for the search for space before and after
         if end != len(text):
             value = decoder.decode(text)
-        if "\\u" in text and _SURROGATE.search(text):
+        if has_escaped(text, "u") and _SURROGATE.search(text, 0, text.rfind("\\") + 6):
             write_json(value).encode()
     except WireError:
         raise
@@ -53,14 +53,20 @@ def _is_too_deep(text: str) -> bool:
     marks = text.encode().translate(_AS_BRACES, _NO_MARKS)
     if marks.count(b"{") <= DEEPEST_JSON:
         return False
-    brackets = marks.replace(b'""', b"")
-    if b'"' in brackets or '\\"' in text:  # a string has brackets in it, or may have; else each was two quotes
+    brackets = marks.translate(None, b'"')
+    # A string has brackets in it, or may have, unless the quotes of each are side by side, and no quote is escaped.
+    if 2 * marks.count(b'""') != len(marks) - len(brackets) or has_escaped(text, '"'):
         brackets = _STRING.sub("", text).encode().translate(_AS_BRACES, _NO_MARKS)
     for _ in range(DEEPEST_JSON):
         brackets = brackets.replace(b"{}", b"")
         if not brackets:
             return False
     return True
+
+
+def has_escaped(text: str, letter: str) -> bool:
+    """Return True if there is a backslash with `letter` behind it. Fast where backslashes are few, or early."""
+    return text.find(f"\\{letter}", 0, text.rfind("\\") + 2) >= 0
 
 
 def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -140,7 +140,7 @@ class SampleBatch:
     def texts(self) -> list[list[str]]:
         """The values of each column as Python writes them: like JSON, except for `None`. Made once."""
         if not self._texts:
-            self._texts = [repr(column)[1:-1].split(", ") for column in self.values.values()]
+            self._texts = [list(map(repr, column)) for column in self.values.values()]
         return self._texts
 
     def part(self, start: int, stop: int | None = None) -> Self:

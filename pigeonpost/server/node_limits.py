@@ -170,7 +170,7 @@ class NodeLimits:
 
         The same mapping as long as nothing has changed, by which a store knows that it has them.
         """
-        if node.told is not batch.units:
+        if node.told is not batch.units and node.told != batch.units:  # clients that push tell them with each batch
             units = {name: unit for name, unit in batch.units.items() if self._admit(node, name)}
             node.units = {name: "" for name in node.new if name not in units} | units
             node.told = batch.units

@@ -20,7 +20,7 @@ import logging
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -133,15 +133,18 @@ class UnnumberedSources:
     def store(self, reading: ExternalReading) -> None:
         """Make a reading durable. Raises NotStored when that takes longer than STORE_S seconds; AuthFailed."""
         try:
-            is_stored = CommitWaiter(self._ingestor, self._clock).store([self._batch(reading)], STORE_S)
+            is_stored = CommitWaiter(self._ingestor, self._clock).store([self._batch([reading])], STORE_S)
         except BeyondLimit as error:
             raise NotStored(str(error)) from None
         if not is_stored:
             raise NotStored(self._ingestor.fault or f"it was not stored within {STORE_S:g} s")
 
-    def leave(self, reading: ExternalReading) -> bool:
-        """Submit a reading without waiting for its commit. Returns False if there is no room for it."""
-        return self._ingestor.submit(self._batch(reading), limit_s=0.0)
+    def leave(self, *readings: ExternalReading) -> bool:
+        """Submit readings of one client, which have the same sensors, as one batch, without waiting for its commit.
+
+        Returns False if there is no room for it.
+        """
+        return self._ingestor.submit(self._batch(readings), limit_s=0.0)
 
     def caller(self, claim: Claim, sensors: Iterable[str] = ()) -> NodeState:
         """Return what the pages show of a client; made when it first comes.
@@ -155,11 +158,13 @@ class UnnumberedSources:
 
     def check(self, claim: Claim) -> None:
         """Raise AuthFailed where the node has a token and the client has not proved it."""
+        if claim.is_proven:
+            return
         try:
             has_token = self._current(claim.node) in self._tokens
         except SettingsError as error:  # tokens that do not read: nobody knows who may write what
             raise NotStored(str(error)) from None
-        if has_token and not claim.is_proven:
+        if has_token:
             self.forget_unproven(claim.node)
             text = f"node {claim.node} has a token, and is only written by who proves it"
             self._throttle.log_failure(log, claim.transport, f"refused: {text}")
@@ -243,8 +248,8 @@ class UnnumberedSources:
         self._faults.set(f"{claim.transport} clients", f"{text}; {remedy}")
         raise NotStored(text)
 
-    def _batch(self, reading: ExternalReading) -> Batch:
-        claim, values, units, time_ms, errors = reading
+    def _batch(self, readings: Sequence[ExternalReading]) -> Batch:
+        claim, values, units = readings[0][:3]
         caller, clock = self._caller(claim, values), self._clock
         now_ms = clock.wall_ms()
         caller.record_call(clock.monotonic(), now_ms)
@@ -252,7 +257,11 @@ class UnnumberedSources:
         if not known.issuperset(values):
             new = [{"name": name, "unit": units.get(name, "")} for name in values if name not in known]
             caller.state.sensors = [*caller.state.sensors, *new][:MOST_SHOWN]
-        columns = {name: [value] for name, value in values.items()}
-        texts = {name: {0: text} for name, text in (errors or {}).items()}
-        samples = SampleBatch(0, [now_ms if time_ms is None else time_ms], [clock.up_ms()], columns, texts)
+        times = [now_ms if reading.time_ms is None else reading.time_ms for reading in readings]
+        columns = {name: [reading.values[name] for reading in readings] for name in values}
+        errors: dict[str, dict[int, str]] = {}
+        for place, reading in enumerate(readings):
+            for name, text in (reading.errors or {}).items():
+                errors.setdefault(name, {})[place] = text
+        samples = SampleBatch(0, times, [clock.up_ms()] * len(readings), columns, errors)
         return Batch(claim.node, self._ingestor.identity, caller.epoch, None, samples, None, units)

@@ -155,8 +155,8 @@ class MqttServerTransport(Transport):
     def _state_of(self, batch_payload: BatchPayload, is_signed: bool) -> NodeState:
         """Return what the pages show of a node. Raises AuthFailed or NotStored, see UnnumberedSources.caller."""
         node, names = batch_payload.node, set(batch_payload.units)
-        has_token = self._context.current(node) in self._context.tokens
-        is_proven = is_signed or (not self._signed and has_token)  # the broker has checked it then
+        # Where nodes do not sign, the broker has checked those that have a token.
+        is_proven = is_signed or (not self._signed and self._context.current(node) in self._context.tokens)
         if not is_proven:
             names.update(*(piece.values for piece in batch_payload.pieces if not isinstance(piece, Gap)))
         return self._context.unnumbered_sources.caller(Claim(node, "mqtt", is_proven), names)

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pigeonpost.core.clock import Clock, parse_rfc3339, rfc3339
 from pigeonpost.core.errors import BadArgument, NotUtf8, TooLong
 from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
-from pigeonpost.core.strict_json import finite, read_json, read_json_with, write_json
+from pigeonpost.core.strict_json import finite, has_escaped, read_json, read_json_with, write_json
 from pigeonpost.link.columns import read_columns
 from pigeonpost.link.sample_json import read_alike, read_samples
 from pigeonpost.link.samples import Gap, SampleBatch, batches_of
@@ -256,7 +256,7 @@ def _is_strict(text: str, said: Mapping[str, Any], batches: Sequence[SampleBatch
         rest = write_json({**said, "samples": None} if "samples" in said else said)
     except ValueError:
         return False
-    if "\\" in rest or '\\"' in text:
+    if "\\" in rest or has_escaped(text, '"'):
         return False
     count = _quotes_of_columns if type(said.get("samples")) is dict else _quotes_of_array
     return text.count('"') == rest.count('"') + sum(map(count, batches))

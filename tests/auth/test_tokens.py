@@ -10,8 +10,10 @@ import unittest
 from unittest import mock
 
 from pigeonpost.auth import link_key, token_watch
+from pigeonpost.auth import tokens as tokens_module
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.auth.tokens import REPLACED_S, Tokens
+from pigeonpost.core import json_file
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.data_folder import REPLACED_TOKENS, TOKENS
 from pigeonpost.core.errors import DiskError, SettingsError
@@ -236,6 +238,45 @@ class Rotation(unittest.TestCase):
         self.tokens.rotate("basement")
         self.clock.step(-86_400)
         self.assertEqual((self.proofs(self.old), self.bearers(self.old)), ([False], [None]))
+
+    def test_a_token_that_is_used_again_costs_one_look_at_a_file(self):
+        for token in (self.old, None):
+            token = token or self.tokens.rotate("basement")
+            self.assertEqual(self.bearers(token, token), ["basement", "basement"])  # the one before is retired, if any
+            with mock.patch.object(json_file.os, "stat", side_effect=os.stat) as asked:
+                self.assertEqual(self.bearers(token, token, token), ["basement"] * 3)
+            self.assertEqual(asked.call_count, 3)
+
+    def test_one_that_is_used_in_the_midst_of_a_rotation_is_not_retired_by_it(self):
+        servers, waiting = Tokens(self.folder, wall_ms=self.clock.wall_ms), threading.Event()
+        user = threading.Thread(target=servers.node_of, args=(self.old,))
+        write, lock = self.tokens._write_replaced, tokens_module.changes_locked
+
+        def locking(folder):
+            if threading.current_thread() is user:
+                waiting.set()
+            return lock(folder)
+
+        def write_the_first(entries):
+            write(entries)
+            user.start()
+            self.assertTrue(waiting.wait(LIMIT_S))
+
+        with (
+            mock.patch.object(tokens_module, "changes_locked", locking),
+            mock.patch.object(self.tokens, "_write_replaced", write_the_first),
+        ):
+            new = self.tokens.rotate("basement")
+            user.join(LIMIT_S)
+        self.assertEqual(self.bearers(self.old, new, self.old), ["basement", "basement", None])
+
+    def test_a_clock_that_is_set_after_the_new_one_was_used_does_not_bring_the_old_one_back(self):
+        """As on a Pi without a clock of its own, which has restarted since the rotation."""
+        new = self.tokens.rotate("basement")
+        self.clock.step(-600)
+        self.assertEqual(self.bearers(new), ["basement"])
+        self.clock.step(600)
+        self.assertEqual(self.bearers(new, self.old), ["basement", None])
 
     def test_revoked_both_are_gone(self):
         new = self.tokens.rotate("basement")

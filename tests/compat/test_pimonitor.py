@@ -33,7 +33,7 @@ from pigeonpost.server import unnumbered_sources
 from protocol import NODE_NAME, SENSOR_NAME
 from tests.forked import Forked
 from tests.page_support import use_memory_disk
-from tests.support import LIMIT_S, ROOT, Program, clean_environment, temp_folder, wait_until
+from tests.support import LIMIT_S, ROOT, clean_environment, temp_folder, wait_until
 from tests.web.support import WebHouse, parse_response
 
 CLIENT = os.path.join(ROOT, "tests", "compat", "pimonitor_client.py")
@@ -421,7 +421,7 @@ class TheDevice(PimonitorCase):
 
     def test_a_server_with_nothing_but_a_key_takes_it(self):
         data = temp_folder(self)
-        server = Program(
+        server = Forked(
             self, "server.py", "--data", data, "--web", "127.0.0.1:0", TZ="America/New_York",
             PIGEONPOST_PIMONITOR_API_KEY=KEY,
         )  # fmt: skip

@@ -136,7 +136,7 @@ class Freshness(BookCase):
         """Samples now, of long ago (a node catches up) and of soon (its clock is ahead), and time that passes."""
         chance = random.Random(11)
         self.put((self.clock.wall_ms() - chance.choice((0, 20 * MINUTE, 2 * HOUR)), 0))
-        for _ in range(300):
+        for _ in range(200):
             if chance.random() < 0.5:
                 shift_ms = chance.choice((0, 0, 0, -5_000, -45 * MINUTE, -20 * HOUR, 25_000, 70_000))
                 step = chance.randint(1, 4000)

@@ -120,6 +120,22 @@ class NotStoredInTime(Real):
         with self.assertRaisesRegex(NotStored, "disk full"):
             self.unnumbered_sources.store(ExternalReading(ATTIC, {"temperature": 1}, C))
 
+    def test_several_readings_of_one_client_at_once(self):
+        self.run_ingestor()
+        readings = [
+            ExternalReading(
+                ATTIC, {"temperature": value}, C, time_ms, {"temperature": "cold"} if value is None else None
+            )
+            for value, time_ms in ((1, 1000), (None, 1500), (3, 2000))
+        ]
+        self.assertTrue(self.unnumbered_sources.leave(*readings))
+        self.assertTrue(self.ingestor.flush(LIMIT_S))
+        self.assertEqual(
+            [(point.seq, point.time_ms, point.values["temperature"]) for point in self.points("attic")],
+            [(1, 1000, 1), (2, 1500, None), (3, 2000, 3)],
+        )
+        self.assertEqual(self.ingestor.latest["attic"].sample.values, {"temperature": 3})
+
     def test_no_room(self):
         self.ingestor._buffer_samples = 1
         self.assertTrue(self.unnumbered_sources.leave(ExternalReading(ATTIC, {"temperature": 1}, C)))

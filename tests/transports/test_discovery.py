@@ -335,10 +335,10 @@ class Hearing(unittest.TestCase):
         self.assertEqual(self.end.receive(self.call(), "192.168.1.20", "127.0.0.1"), "")
 
     def test_a_flood_is_not_even_looked_at(self):
-        began_s = time.monotonic()
+        began_s = time.thread_time()
         whys = [self.end.receive(JUNK, "6.6.6.6") for _ in range(20_000)]
         self.assertEqual(whys.count("too many"), 20_000 - AT_ONCE)
-        self.assertLess(time.monotonic() - began_s, 5.0)
+        self.assertLess(time.thread_time() - began_s, 5.0)
         self.assertEqual(self.end.receive(self.call(), "192.168.1.20"), "")
         self.clock.sleep(1)
         whys = [self.end.receive(JUNK, "6.6.6.6") for _ in range(1000)]
@@ -505,6 +505,8 @@ QUICK = {
     "pigeonpost.transports.tcp_server.RETRY_S": 0.1,
     "pigeonpost.transports.tcp_server_session.DOUBT_S": 0.2,
 }
+# As long a silence as that is never waited for: what is healed, is healed by an announcement.
+PATIENT = {"pigeonpost.transports.tcp_server_session.SILENCE_S": 10 * LIMIT_S}
 
 
 class Programs(unittest.TestCase):
@@ -564,7 +566,7 @@ class Programs(unittest.TestCase):
         wait_until(self.rows)
 
     def test_a_node_with_another_token_is_not_collected_from(self):
-        self.kind, self.more = Program, {}
+        self.more = {}
         server = self.start_server()
         self.start_node("another-token-than-that")
         line = server.logs("an announcement is ignored: wrong token (1 so far)")
@@ -615,6 +617,8 @@ class Networks(Programs):
     test_a_node_with_another_token_is_not_collected_from = None
     test_a_node_without_a_token_does_not_say_where_it_is = None
 
+    more = {"constants": {**QUICK, **PATIENT}}
+
     def setUp(self):
         need_namespaces()
         super().setUp()
@@ -648,18 +652,16 @@ class Networks(Programs):
         # As when a router hands out another address: the connection is not closed, it just leads nowhere.
         self.ip("-n", self.a, "addr", "flush", "dev", self.dev_a, "scope", "global")
         self.ip("-n", self.a, "addr", "add", "10.77.0.9/24", "dev", self.dev_a)
-        began_s = time.monotonic()
         server.logs("node basement has announced itself at 10.77.0.9:5003")
         before = self.rows()
-        wait_until(lambda: self.rows() > before + 10, "rows by the new address")
-        self.assertLess(time.monotonic() - began_s, 25.0)  # on a quiet machine 1, and 11 at full length
+        wait_until(lambda: self.rows() > before + 10, "rows by the new address")  # after 1 s, and 11 at full length
 
 
 @long
 class NetworksAtFullLength(Networks):
     """With the intervals that the programs really have."""
 
-    more = {}
+    more = {"constants": PATIENT}
 
 
 def setUpModule():

@@ -259,7 +259,9 @@ class BothDecoders(unittest.TestCase):
             b",",
         ]
         accepted = 0
-        for _ in range(1500):
+        for number in range(15_000):
+            if number >= 1500 and accepted > 20:  # 44 are accepted, give or take 7
+                break
             data = bytearray(rng.choice(right))
             for _ in range(rng.randint(1, 3)):
                 at = rng.randrange(len(data))
@@ -360,7 +362,7 @@ class WhatIsRefused(unittest.TestCase):
         self.assertEqual(len(read_body(body(gaps=[gap(2, 3) | {"why": "x" * 9999}])).pieces[1].why), 80)
 
     def test_hostile_bodies_cost_no_time(self):
-        began_s = time.monotonic()
+        began_s = time.thread_time()
         hostile = (
             b"[" * PAYLOAD_BYTES,
             b'{"a":' * 200_000, b'"' * PAYLOAD_BYTES, b'{"samples":[' + b"{}," * 300_000 + b"{}]}",
@@ -371,7 +373,7 @@ class WhatIsRefused(unittest.TestCase):
                 read_body(data)
             except WireError:
                 pass
-        self.assertLess(time.monotonic() - began_s, 20.0)
+        self.assertLess(time.thread_time() - began_s, 2.0)
 
     def test_mutated_bodies_are_read_or_refused(self):
         seed = random.randrange(1 << 32)

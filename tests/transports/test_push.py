@@ -31,7 +31,18 @@ from pigeonpost.web.tls import Tls, fingerprint_of
 from protocol import BATCH_SAMPLES
 from tests.http_servers import certificates
 from tests.page_support import use_memory_disk
-from tests.support import BOOT, EPOCH, LIMIT_S, WALL_MS, MemoryDisk, rounds, taken, temp_folder, wait_until
+from tests.support import (
+    BOOT,
+    EPOCH,
+    LIMIT_S,
+    WALL_MS,
+    MemoryDisk,
+    free_port,
+    rounds,
+    taken,
+    temp_folder,
+    wait_until,
+)
 from tests.web.support import FakeLink, WebHouse, next_response, parse_response
 
 OUTBOX = "0b" * 8
@@ -375,11 +386,11 @@ class Refused(PushCase):
 class NotStoredNow(PushCase):
     def setUp(self):
         self.open()
-        self.enterContext(mock.patch.object(push_server, "STORE_S", 0.1))
         logging.disable(logging.CRITICAL)
         self.addCleanup(logging.disable, logging.NOTSET)
 
     def test_503_and_nothing_is_acknowledged_or_stored_later(self):
+        self.enterContext(mock.patch.object(push_server, "STORE_S", 0.1))
         self.enterContext(mock.patch.object(ingest, "_RETRY_S", 0.02))
 
         def says_why():
@@ -615,8 +626,7 @@ class Brought(NodeCase):
         self.assertEqual(len({point.epoch for point in self.web.store.points("attic", 0, 1 << 60, 100)}), 2)
 
     def test_it_waits_for_a_server_that_is_not_there_yet(self):
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
+        port = free_port()
         self.token = "0" * 32
         with self.assertLogs("pigeonpost.transports.push_node", "WARNING") as logs:
             node = self.start(f"http://127.0.0.1:{port}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import random
@@ -12,7 +13,6 @@ import ssl
 import stat
 import tempfile
 import threading
-import time
 import unittest
 from unittest import mock
 
@@ -28,7 +28,7 @@ from pigeonpost.transports.tcp_tls import node_connections, own_certificate
 from protocol import decode, encode
 from tests.forked import Forked
 from tests.page_support import use_memory_disk
-from tests.support import LIMIT_S, Talk, rounds, temp_folder, wait_until
+from tests.support import LIMIT_S, Leftovers, Talk, rounds, temp_folder, wait_until
 from tests.transports.test_tcp import HELLO, SENSORS, TOKEN, FakeNode, TcpCase
 
 OWN, OTHER = [], []  # path and fingerprint of the certificate of all tests, and of another one
@@ -165,6 +165,8 @@ class BothEnds(TlsCase):
 
     def test_cut_at_any_byte_everything_arrives_once(self):
         chance = random.Random(7)
+        # By turns, not by chance: the first three connections cannot carry 1,500 samples, and each sixth can.
+        allowances = itertools.cycle((50, 600, 3000, 10_000, 1500, 200_000))
         key = LinkKey(TOKEN)
         self.make_outbox(slots=4096)
         self.take(1500)
@@ -172,7 +174,7 @@ class BothEnds(TlsCase):
         self.elsewhere()
 
         def serve(sock):
-            left = chance.choice((50, 600, 1500, 3000, 40_000, 200_000))
+            left = next(allowances)
             with socket.create_connection(node.address, LIMIT_S) as onward:
                 pair = {sock: onward, onward: sock}
                 while left > 0:
@@ -187,7 +189,7 @@ class BothEnds(TlsCase):
             proxy = FakeNode(self, serve)
             self.start_server(proxy.address, {"basement": key})
             self.ledger.wait_for(1500)
-            self.assertGreater(proxy.connections, 2)
+            self.assertGreater(proxy.connections, 3)
             self.assertEqual(self.ledger.seqs(self.outbox.epoch), list(range(1, 1501)))
 
     def test_many_samples_arrive_in_order(self):
@@ -201,14 +203,13 @@ class BothEnds(TlsCase):
 
     def test_nothing_is_left_of_a_connection(self):
         node = self.start_node()
-        before_fds, before_threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+        left = Leftovers()
         for _ in range(20):
             with TlsTalk(node.address) as talk:
                 talk.say("CHECK")
                 talk.until("STATUS")
         wait_until(lambda: not node._connections)
-        wait_until(lambda: threading.active_count() <= before_threads)
-        wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before_fds)
+        left.wait_for_none()
 
 
 class ManInTheMiddle(TlsCase):
@@ -329,7 +330,7 @@ class NeverPlain(TlsCase):
         with mock.patch.object(tcp_tls, "HANDSHAKE_S", 0.01):
             node = self.start_node()
             with Talk(node.address) as talk:
-                wait_until(lambda: any(one.session for one in node._connections))
+                wait_until(lambda: any(one.session for one in list(node._connections)))
                 talk.send(b"CHECK\n")
                 self.assertEqual(talk.message().word, "STATUS")
 
@@ -391,14 +392,13 @@ class Handshake(TlsCase):
             talk.until("STATUS")
 
     def test_peers_that_are_silent_in_it_keep_nobody_waiting(self):
+        self.enterContext(mock.patch.object(tcp_tls, "HANDSHAKE_S", 10 * LIMIT_S))
         node = self.start_node()
         silent = [socket.create_connection(node.address, LIMIT_S) for _ in range(20)]
         for number, sock in enumerate(silent):
             self.addCleanup(sock.close)
             sock.sendall(b"\x16\x03\x01\x01\x00"[: number % 6])
-        began_s = time.monotonic()
         self.is_well(node)
-        self.assertLess(time.monotonic() - began_s, tcp_tls.HANDSHAKE_S)
 
     def test_one_that_does_not_end_in_time_is_closed(self):
         node = self.start_node(LinkKey(TOKEN))
@@ -407,7 +407,8 @@ class Handshake(TlsCase):
             for said in (b"", b"\x16", b"\x16\x03\x01\x01\x00\x01"):
                 with self.subTest(said), Talk(node.address) as talk:
                     talk.send(said)
-                    self.assertEqual(talk.sock.recv(100), b"")
+                    with contextlib.suppress(ConnectionResetError):  # where it was closed before that was read
+                        self.assertEqual(talk.sock.recv(100), b"")
 
     def test_one_that_dribbles_has_no_longer(self):
         node = self.start_node(LinkKey(TOKEN))
@@ -578,7 +579,7 @@ class Handshake(TlsCase):
             TlsTalk(node.address) as talk,
             self.assertRaises(OSError),
         ):
-            for connection in node._connections:  # else the kernel takes megabytes for it
+            for connection in list(node._connections):  # else the kernel takes megabytes for it
                 connection.wire._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             talk.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             while True:

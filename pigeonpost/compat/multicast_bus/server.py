@@ -11,6 +11,7 @@ samples is TCP.
 from __future__ import annotations
 
 import logging
+import math
 import socket
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 
 MOST_BESIDE = 7  # numbers of one JSON reading that are stored beside its value
 MOST_HELD = 50_000  # readings that wait for a store that is busy, 25 MiB
-RETRY_STORE_S = 0.02
+GATHER_S = 0.02  # that readings are gathered, and until the store is tried again where it had no room
 
 
 class Place(NamedTuple):
@@ -51,7 +52,12 @@ class BusServerTransport(BusTransport):
         self.state = BusState(self._alive_s_of, self._is_listed)
         self.stored = 0
         self.unstored = 0  # readings for which there was no room
-        self._held: deque[tuple[Place, ReceivedReading]] = deque()  # readings that wait for the store
+        # Readings that wait for the store, as the batches that they will be there: to submit one takes as long as to
+        # submit a hundred together (32 µs in all, of this thread and of the one that stores).
+        self._held: deque[list[ExternalReading]] = deque()
+        self._growing: dict[str, list[ExternalReading]] = {}  # by codifier, those of them that take its next reading
+        self._held_count = 0  # readings in all of them
+        self._next_s = -math.inf  # when they are submitted next, as Clock.monotonic has it
         self._data_drain = Drain(MOST_AT_ONCE, PACKET_BYTES + 1)
         self._places: dict[str, Place | None] = {}
         self._alike: Counter[str] = Counter()  # how many components of the configuration have one name
@@ -67,10 +73,14 @@ class BusServerTransport(BusTransport):
 
     def stop(self, limit_s: float) -> str | None:
         undone = super().stop(limit_s)
-        return undone or (f"{len(self._held)} readings of the bus were not stored" if self._held else None)
+        if not undone:
+            self._next_s = -math.inf
+            self._due()
+        return undone or (f"{self._held_count} readings of the bus were not stored" if self._held else None)
 
     def _opened(self) -> list[socket.socket]:
         self._places = {}
+        self._growing.clear()  # a codifier may have another name or unit from here on
         old = self.bus.old.sensors if self.bus.old else {}
         self._alike = Counter(node_name(sensor.short_name, 50) for sensor in old.values())
         return [listener(self.bus.data, self.bus.path)]
@@ -82,8 +92,19 @@ class BusServerTransport(BusTransport):
                 self._places[heard.codifier] = self._place_of(heard.codifier)
             place = self._places[heard.codifier]
             if place is not None:
-                self._held.append((place, heard))
-        self._due()
+                self._hold(place, heard)
+
+    def _hold(self, place: Place, heard: ReceivedReading) -> None:
+        """Hold a reading for the store: in a batch with the one before of its codifier, where that is held too."""
+        values = {**_beside(heard.more, place.sensor), place.sensor: heard.value}
+        batch = self._growing.get(heard.codifier)
+        if batch is None or batch[0].values.keys() != values.keys() or len(batch) >= MOST_AT_ONCE:
+            batch = self._growing[heard.codifier] = []
+            self._held.append(batch)
+        errors = {place.sensor: heard.error} if heard.error else None
+        claim = Claim(place.node, "bus", is_listed=self._is_listed(heard.codifier))
+        batch.append(ExternalReading(claim, values, {place.sensor: place.unit}, heard.time_ms, errors))
+        self._held_count += 1
 
     def _control_came(self, packets: list[Packet]) -> None:
         self.state.receive(packets, self._clock.wall_ms())
@@ -94,34 +115,42 @@ class BusServerTransport(BusTransport):
         self.state.refuse(count, why)
 
     def _due(self) -> float | None:
-        """Store what is held, as far as there is room."""
-        held = self._held
-        while held:
+        """Store what is held, as far as there is room; at most once in GATHER_S seconds, so that batches are long."""
+        if not self._held:
+            return None
+        wait_s = self._next_s - self._clock.monotonic()
+        if wait_s > 0:
+            return wait_s
+        self._next_s = self._clock.monotonic() + GATHER_S
+        while self._held:
+            batch = self._held[0]
             try:
-                taken = self._leave(*held[0])
+                if not self._context.unnumbered_sources.leave(*batch):
+                    self._lose(self._held_count - MOST_HELD, "the store does not keep up")
+                    return GATHER_S
+                self.stored += len(batch)
+                self._drop(len(batch))
             except (AuthFailed, NotStored) as error:  # neither is better the next time
-                self._lose(1, str(error))
-                continue
-            if not taken:
-                if len(held) > MOST_HELD:
-                    self._lose(len(held) - MOST_HELD, "the store does not keep up")
-                return RETRY_STORE_S if held else None
-            held.popleft()
-            self.stored += 1
+                self._lose(len(batch), str(error))
         return None
 
-    def _leave(self, place: Place, heard: ReceivedReading) -> bool:
-        values = {**_beside(heard.more, place.sensor), place.sensor: heard.value}
-        errors = {place.sensor: heard.error} if heard.error else None
-        units = {place.sensor: place.unit}
-        claim = Claim(place.node, "bus", is_listed=self._is_listed(heard.codifier))
-        reading = ExternalReading(claim, values, units, heard.time_ms, errors)
-        return self._context.unnumbered_sources.leave(reading)
+    def _drop(self, count: int) -> None:
+        """Hold so many of the oldest readings no more."""
+        self._held_count -= count
+        while count:
+            oldest = self._held[0]
+            gone = min(count, len(oldest))
+            del oldest[:gone]
+            count -= gone
+            if not oldest:
+                self._held.popleft()
+                self._growing.clear()  # it may be one of these
 
     def _lose(self, count: int, why: str) -> None:
         """Give up the oldest that are held."""
-        for _ in range(count):
-            self._held.popleft()
+        if count <= 0:
+            return
+        self._drop(count)
         if not self.unstored:
             log.error("bus: readings are not stored: %s; further ones are only counted", why)
         self.unstored += count

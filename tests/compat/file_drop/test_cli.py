@@ -249,10 +249,11 @@ class ToOthers(Case):
 
     def test_nobody_there(self):
         self.put(a__csv=b"1")
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
-        said = f"http://127.0.0.1:{port} could not be reached\n"
-        self.assertEqual(self.send(("127.0.0.1", port)), (1, "", said))
+        with socket.socket() as silent:
+            silent.bind(("127.0.0.1", 0))  # and does not listen: nobody else gets this port meanwhile
+            port = silent.getsockname()[1]
+            said = f"http://127.0.0.1:{port} could not be reached\n"
+            self.assertEqual(self.send(("127.0.0.1", port)), (1, "", said))
         with mock.patch("socket.create_connection", side_effect=OSError):
             self.assertEqual(self.send("server")[2], "http://server:3500 could not be reached\n")
         self.assertEqual(self.left(), ["a.csv"])

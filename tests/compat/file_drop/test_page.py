@@ -58,7 +58,8 @@ class List(Case):
         for text in (name, other, "attic", checksum(CSV), f"/files/{name}/import", "The 2 files"):
             self.assertIn(text, page)
         text = self.get("/files", html=False)[2]
-        self.assertRegex(text, rf"(?m)^\d\d:\d\d  {name}  {len(CSV)} bytes  from attic  {checksum(CSV)}$")
+        when = r"(\d+ \w+ )?\d\d:\d\d"  # with its date, if midnight has passed since
+        self.assertRegex(text, rf"(?m)^{when}  {name}  {len(CSV)} bytes  from attic  {checksum(CSV)}$")
         self.assertEqual(self.get("/files", html=False)[1]["content-type"], "text/plain; charset=utf-8")
 
     def test_every_page_leads_there(self):

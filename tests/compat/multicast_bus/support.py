@@ -62,7 +62,8 @@ def taken_apart(data):
 
 def free_groups(count=2):
     """Groups that no other test has, each with a port that is free."""
-    return [(f"239.{random.randrange(255)}.{os.getpid() % 255}.{random.randrange(1, 255)}", _free_port())
+    chance = random.SystemRandom()  # not by what a test has seeded
+    return [(f"239.{chance.randrange(255)}.{os.getpid() % 255}.{chance.randrange(1, 255)}", _free_port())
             for _ in range(count)]  # fmt: skip
 
 

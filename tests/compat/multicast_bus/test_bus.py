@@ -141,6 +141,7 @@ class Node(OnTheBus):
         self.assertEqual(self.control.until("T").control[0], 7.0)  # and that to ZZ was left alone
 
     def test_nobody_can_make_it_shout(self):
+        self.clock.monotonic = lambda: 100.0  # all of it comes within one second
         self.start()
         self.control.say(*[control("P", "R1", "C4", number=float(n)) for n in range(400)])
         self.end.wake()
@@ -521,6 +522,38 @@ class Server(OnTheBus):
         self.data.say(*[reading("i", n, sequence=n, time_ms=now_ms + n) for n in range(20)])
         self.assertEqual([values["value"] for _, values, _ in self.stored(20)], list(range(20)))
         self.assertEqual(self.end.report()["unstored"], 0)
+
+    def test_readings_that_come_together_are_one_batch_for_each_codifier(self):
+        self.start()
+        self.end.stop(LIMIT_S)  # from here on this thread is its thread
+        leave, batches = self.end._context.unnumbered_sources.leave, []
+        self.end._context.unnumbered_sources.leave = lambda *batch: batches.append(len(batch)) or leave(*batch)
+        now_ms = self.clock.wall_ms()
+        alike = [reading("i", n, ("C4", "C5")[n % 2], n, now_ms + n) for n in range(20)]
+        other = reading("j", b'{"value": 20, "pressure": 1010}', "C4", 20, now_ms + 20)
+        alone = reading("i", 21, "C4", 21, now_ms + 21)
+        for datagrams in (alike[:7], [*alike[7:], other, alone]):
+            self.end._data_drain = lambda sock, datagrams=datagrams: datagrams
+            self.end._came(None)
+        self.end.stop(LIMIT_S)  # submits what is held
+        self.assertEqual(batches, [10, 10, 1, 1])
+        found = [(name, values["value"]) for name, values, _ in self.stored(22)]
+        self.assertEqual(found, [("bus-C4", n) for n in (*range(0, 20, 2), 20, 21)]
+                         + [("bus-C5", n) for n in range(1, 20, 2)])  # fmt: skip
+
+    def test_what_comes_after_the_configuration_was_read_again_is_another_batch(self):
+        self.start()
+        self.end.stop(LIMIT_S)  # from here on this thread is its thread
+        batches = []
+        self.end._context.unnumbered_sources.leave = lambda *batch: batches.append(len(batch)) or True
+        for n in range(4):
+            self.end._data_drain = lambda sock, n=n: [reading("i", n, "C4", n, self.clock.wall_ms() + n)]
+            self.end._came(None)
+            if n == 2:
+                for sock in self.end._opened():
+                    sock.close()
+        self.end.stop(LIMIT_S)
+        self.assertEqual(batches, [3, 1])
 
     def test_what_there_is_no_room_for_at_all_is_counted_and_said_once(self):
         self.start()

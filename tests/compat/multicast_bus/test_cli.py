@@ -16,7 +16,8 @@ import control as program
 from pigeonpost.compat.multicast_bus import cli as bus_commands
 from tests.compat.multicast_bus.support import LOOPBACK, Ear, control, free_groups, packet, reading
 from tests.forked import Forked
-from tests.support import LIMIT_S, ROOT, Program, clean_environment, temp_folder, wait_until
+from tests.page_support import control_here
+from tests.support import LIMIT_S, ROOT, clean_environment, temp_folder, wait_until
 
 NOW = 1_795_188_970_123  # 2026-11-20T15:36:10.123Z
 
@@ -31,8 +32,8 @@ class Commands(unittest.TestCase):
             "PIGEONPOST_BUS_INTERFACE": LOOPBACK,
         }  # fmt: skip
 
-    def run_it(self, *words, kind=Forked, **more):
-        return kind(self, "control.py", *words, **{**self.environment, **more})
+    def run_it(self, *words, **more):
+        return Forked(self, "control.py", *words, **{**self.environment, **more})
 
     def watch(self, *words):
         running = self.run_it("watch", *words)
@@ -139,9 +140,8 @@ class Commands(unittest.TestCase):
 
     def test_say_sends_and_exits(self):
         for word, letter in (("halt", "H"), ("start", "S"), ("config", "C"), ("h", "H"), ("alive", "I"), ("T", "T")):
-            running = self.run_it("say", word, "C4")
+            self.assertEqual(control_here("say", word, "C4", **self.environment), (0, "", ""))
             first, second = self.control.until("N"), self.control.until(letter)
-            self.ended(running)
             self.assertEqual((first.source, first.to), ("PP", "@@"))
             self.assertEqual((second.source, second.to, second.sequence), ("PP", "C4", first.sequence + 1))
             self.assertTrue(second.control[1])
@@ -157,7 +157,7 @@ class Commands(unittest.TestCase):
         self.assertEqual(running.logged, ["control.py: say A takes a VALUE too, as in `say A FJ 21.5`"])
 
     def test_ping_waits_for_the_answer_and_prints_the_time(self):
-        running = self.run_it("say", "ping", "C4", kind=Program)
+        running = self.run_it("say", "ping", "C4", "--wait", f"{LIMIT_S:g}")
         ping = self.control.until("P")
         for wrong in (control("T", "C4", "PP", number=1.0), control("T", "C5", "PP", number=ping.control[0]),
                       control("T", "C4", "R1", number=ping.control[0]), b"junk"):  # fmt: skip
@@ -202,9 +202,9 @@ class Commands(unittest.TestCase):
             (["watch", "--interface", "nowhere9"], "this machine has no interface 'nowhere9'"),
         ):  # fmt: skip
             with self.subTest(words):
-                running = self.run_it(*words)
-                self.ended(running, 2)
-                self.assertIn(text, " ".join(running.logged))
+                status, _, told = control_here(*words, **self.environment)
+                self.assertEqual(status, 2)
+                self.assertIn(text, " ".join(told.split()))
 
     def test_the_groups_of_the_old_configuration_are_used(self):
         path = os.path.join(temp_folder(self), "config.json")
@@ -252,7 +252,7 @@ class Programs(unittest.TestCase):
                 return json.load(answer)["codifiers"]
 
         wait_until(lambda: state().get("C4", {}).get("IsActive") is not None and "C5" in state(), "both are heard")
-        self.assertRegex(say("ping", "C4")[0], "^C4 answered in ")
+        self.assertRegex(say("ping", "C4", "--wait", f"{LIMIT_S:g}")[0], "^C4 answered in ")
         wait_until(lambda: state()["C4"].get("RoundTrip") is not None, "the server saw the ping and its answer")
         say("set", "FJ", "21.5")
         wait_until(lambda: state().get("FJ", {}).get("Value") == 21.5, "the value was set")
@@ -270,9 +270,9 @@ class RouterCommand(unittest.TestCase):
         groups = free_groups(4)
         names = [f"{host}:{port}" for host, port in groups]
         near, far = Ear(self, groups[0]), Ear(self, groups[2])
-        running = Program(self, "control.py", "router", "--control-group", names[0], "--data-group", names[1],
-                          "--interface", LOOPBACK, "--other-control-group", names[2], "--other-data-group", names[3],
-                          "--ttl", "1")  # fmt: skip
+        running = Forked(self, "control.py", "router", "--control-group", names[0], "--data-group", names[1],
+                         "--interface", LOOPBACK, "--other-control-group", names[2], "--other-data-group", names[3],
+                         "--ttl", "1")  # fmt: skip
         self.assertEqual(running.line(), f"joining {names[0]} {names[1]} and {names[2]} {names[3]}")
         data = control("I", "C4", sequence=5)
         near.say(data)

@@ -18,7 +18,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from bench.machine import table
-from bench.years import DAY_MS, EVERY_MS, TOGETHER, Direct, epoch_commits
+from bench.years import TOGETHER, epoch_commits
+from bench.years_mixed import DAY_MS, EVERY_MS, Direct
 from pigeonpost.core.clock import Clock
 from pigeonpost.http.message import Request
 from pigeonpost.storage.maintenance import MaintenanceWorker

@@ -13,33 +13,16 @@ from __future__ import annotations
 import argparse
 import os
 import sqlite3
-import subprocess
-import sys
 import tempfile
 import time
 
 from bench.machine import table
-from bench.years import EVERY_MS, NODES, build
+from bench.years import build, command, run
+from bench.years_mixed import EVERY_MS, NODES
 from pigeonpost.core.data_folder import DATABASE
 from tests.old_store import OldStore
 
 END_MS = 1_795_000_000_000
-# ru_maxrss would count what this process had when it forked.
-_CODE = "import os, sys, control; from bench.machine import rss_mib; control.main(sys.argv[1:]); "
-_CODE += "print(rss_mib(os.getpid(), peak=True))"
-
-
-def run(*arguments: str) -> tuple[float, float, float]:
-    """One command of control.py: seconds, seconds of processor time, and MiB at most."""
-    return _run(_CODE, *arguments)
-
-
-def _run(code: str, *arguments: str) -> tuple[float, float, float]:
-    began_s, before = time.perf_counter(), os.times()
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-    after = os.times()
-    cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
-    return time.perf_counter() - began_s, cpu_s, float(done.stdout.split()[-1])
 
 
 def _seconds(took_s: float, cpu_s: float) -> str:
@@ -62,9 +45,8 @@ def migration(folder: str, samples: int) -> tuple[str, str]:
     path = os.path.join(folder, DATABASE)
     before = os.path.getsize(path)
     os.sync()
-    code = "import os, sys; from bench.machine import rss_mib; from pigeonpost.storage.sqlite.migration import migrate;"
-    code += " migrate(sys.argv[1]); print(rss_mib(os.getpid(), peak=True))"
-    took_s, cpu_s, most_mib = _run(code, path)
+    code = "import sys; from pigeonpost.storage.sqlite.migration import migrate; migrate(sys.argv[1])"
+    took_s, cpu_s, most_mib = run(code, path)
     after = os.path.getsize(path)
     return (
         "migration of format 3",
@@ -100,7 +82,7 @@ def main() -> None:
         rows = [("SQLite alone, rows fetched and dropped", f"{bare_samples_s(folder):,.0f} samples/s")]
         for form in ("csv", "wide", "jsonl", "sqlite"):
             out = os.path.join(place, form)
-            took_s, cpu_s, most_mib = run("--data", folder, "export", "--format", form, "--out", out)
+            took_s, cpu_s, most_mib = command("--data", folder, "export", "--format", form, "--out", out)
             size = os.path.getsize(out)
             rows.append((
                 f"`export --format {form}`",
@@ -108,16 +90,16 @@ def main() -> None:
                 f" {size / 1e6:,.0f} MB; {most_mib:.0f} MiB at most",
             ))  # fmt: skip
         for name in ("b.sqlite3", "b.tar"):
-            took_s, cpu_s, most_mib = run("--data", folder, "backup", os.path.join(place, name))
+            took_s, cpu_s, most_mib = command("--data", folder, "backup", os.path.join(place, name))
             megabytes = os.path.getsize(os.path.join(place, name)) / 1e6
             rows.append(
                 (f"`backup {name}`, checked", f"{_seconds(took_s, cpu_s)} for {megabytes:,.0f} MB; {most_mib:.0f} MiB")
             )
         data = os.path.join(place, "new")
-        took_s, cpu_s, most_mib = run("--data", data, "restore", os.path.join(place, "b.sqlite3"))
+        took_s, cpu_s, most_mib = command("--data", data, "restore", os.path.join(place, "b.sqlite3"))
         told = f"{_seconds(took_s, cpu_s)}; {most_mib:.0f} MiB"
-        rows.append(("`restore b.sqlite3`: logs written again, each row compared", told))
-        took_s, cpu_s, most_mib = run("--data", data, "verify")
+        rows.append(("`restore b.sqlite3`: logs written again, and read again", told))
+        took_s, cpu_s, most_mib = command("--data", data, "verify")
         rows.append(("`verify`, with the logs", f"{_seconds(took_s, cpu_s)}; {most_mib:.0f} MiB"))
     with tempfile.TemporaryDirectory() as folder:
         rows.append(migration(folder, samples))

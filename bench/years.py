@@ -1,12 +1,11 @@
-"""What years of samples cost: size on disk, start of the server, charts; 100 million readings.
+"""What years of samples cost, live and late ones mixed: size, start, checks, charts, export, late values, retention.
 
-    python3 -m bench.years                  builds the data in a temporary folder: some minutes, 0.8 GB
+    python3 -m bench.years                  100 million readings in a temporary folder: a quarter of an hour, 1.1 GB
     python3 -m bench.years --millions 1     a small one
 
-Ten nodes, two values every ten seconds; all samples are in chunks, except those of the last hour, each of which was a
-commit of its own. The statistics of the first node are made as the server makes them; those of each other one would
-take as long. Each query runs five times on a store that was just opened and has read its index of `fresh`; the table
-has the median.
+Ten nodes, two values every ten seconds; `bench.years_mixed` says how they come. What is stored is compared with sums
+that were kept aside, and a difference ends the program. Each query runs five times on a store that was just opened and
+has read its index of `fresh`; the table has the median, with the processor time in brackets.
 """
 
 from __future__ import annotations
@@ -21,73 +20,37 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
-from bench.machine import table
+from bench.machine import cpu_s, rss_mib, table
+from bench.years_mixed import DAY_MS, EVERY_MS, NODES, Builder, Card, Sums, build_mixed
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.data_folder import DATABASE
 from pigeonpost.link.samples import SampleBatch
-from pigeonpost.storage.maintenance import MaintenanceWorker
-from pigeonpost.storage.models import HOUR_MS, EpochCommit, HighWaterMark, LogMark, Window
+from pigeonpost.storage.models import HOUR_MS, EpochCommit, HighWaterMark, LogMark
 from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Batch
 
-NODES, EVERY_MS = 10, 10_000
 TOGETHER = 5000
-DAY_MS = 86_400_000
+_FORGET_AT_ONCE = 20_000  # samples, as the server's maintenance
+_MONTH = 30
+# ru_maxrss would count what this process had when it forked.
+_TELL = "; import os; from bench.machine import rss_mib; print(rss_mib(os.getpid(), peak=True), file=sys.stderr)"
 
 
-class Direct:
-    """In place of the Ingestor's writer thread: does the jobs of a MaintenanceWorker itself."""
-
-    is_catching_up = False
-
-    def __init__(self, store: SqliteStore) -> None:
-        self._store = store
-
-    def run(self, job: Callable[[], Any], limit_s: float) -> Any:
-        with self._store.writing(()):
-            return job()
-
-
-class OneNode(MaintenanceWorker):
-    """Sums up the first node only."""
-
-    def __init__(self, store: SqliteStore) -> None:
-        super().__init__(store, Direct(store), Clock())
-        self._all = store.dirty_windows
-        store.dirty_windows = self._of_one  # type: ignore[method-assign]
-
-    def _of_one(self, before_ms: int, most: int) -> list[Window]:
-        return [window for window in self._all(before_ms, most) if window.node == "n0"]
-
-
-class Built(NamedTuple):
-    """How fast a store was filled and compacted, and its size in between."""
-
-    readings_s: float
-    compacted_s: float  # samples a second
-    size: int
-
-
-def build(folder: str, samples: int, end_ms: int) -> Built:
-    """Fill a store."""
+def build(folder: str, samples: int, end_ms: int) -> None:
+    """Fill a store with regular samples of ten nodes, one after another; the last hour in a commit for each sample."""
     count, store = samples // NODES, SqliteStore(folder)
-    began_s, filed = time.monotonic(), 0
+    filed = 0
     for node in range(NODES):
         for epoch_commit in epoch_commits(node, range(1, count + 1), TOGETHER, end_ms - count * EVERY_MS):
             with store.writing(()):
                 filed = store.put([epoch_commit], end_ms, LogMark("a.csv", 1, 0, filed))
-    stored_s, began_s = time.monotonic() - began_s, time.monotonic()
     with store.writing(()):
         store.put([], end_ms, LogMark("a.csv", 1, 0, filed))
     while job := store.compaction(end_ms + 2 * HOUR_MS):
         with store.writing(()):
             job()
-    compacted_s = time.monotonic() - began_s
-    store.close()
-    size = os.path.getsize(os.path.join(folder, DATABASE))
-    store = SqliteStore(folder)
     for node in range(NODES):
         live = range(count + 1, count + 1 + HOUR_MS // EVERY_MS)
         for epoch_commit in epoch_commits(node, live, 1, end_ms - count * EVERY_MS):
@@ -96,7 +59,6 @@ def build(folder: str, samples: int, end_ms: int) -> Built:
     with store.writing(()):
         store.put([], end_ms, LogMark("a.csv", 1, 0, filed))
     store.close()
-    return Built(2 * samples / stored_s, samples / compacted_s, size)
 
 
 def epoch_commits(node: int, seqs: range, together: int, zero_ms: int) -> Iterator[EpochCommit]:
@@ -113,51 +75,94 @@ def epoch_commits(node: int, seqs: range, together: int, zero_ms: int) -> Iterat
         yield epoch_commit
 
 
-def median_ms(folder: str, ask: Callable[[SqliteStore], Any]) -> float:
+# ---------------------------------------------------------------------------------------------------- measuring
+
+
+def cost(work: Callable[[], object]) -> tuple[float, float]:
+    """Return the seconds, and the seconds of processor time, that something takes."""
+    began_s, began_cpu_s = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - began_s, time.process_time() - began_cpu_s
+
+
+def told_ms(took: list[tuple[float, float]], choose: Callable[[list[float]], float] = statistics.median) -> str:
+    """Return costs as text: the median of each kind, or what `choose` chooses."""
+    wall_s, busy_s = (choose(list(kind)) for kind in zip(*took))
+    return f"{wall_s * 1000:.1f} ms ({busy_s * 1000:.1f})"
+
+
+def asked(folder: str, ask: Callable[[SqliteStore], Any]) -> str:
     """How long one question takes, of a store just opened."""
     took = []
     for _ in range(5):
-        store = SqliteStore(folder, look_only=True)
-        store.points("n1", 0, 1, 1)
-        began_s = time.perf_counter()
-        ask(store)
-        took.append((time.perf_counter() - began_s) * 1000)
-        store.close()
-    return statistics.median(took)
+        with contextlib.closing(SqliteStore(folder, look_only=True)) as store:
+            store.points("n1", 0, 1, 1)
+            took.append(cost(lambda store=store: ask(store)))  # type: ignore[misc]
+    return told_ms(took)
 
 
-def start_s(folder: str) -> float:
+def command(*arguments: str) -> tuple[float, float, float]:
+    """One command of control.py, its output thrown away: seconds, seconds of processor time, and MiB at most."""
+    return run("import sys, control; control.main(sys.argv[1:])", *arguments)
+
+
+def run(code: str, *arguments: str) -> tuple[float, float, float]:
+    """The same of Python code, which imports sys."""
+    began_s, before = time.perf_counter(), os.times()
+    done = subprocess.run(
+        [sys.executable, "-c", code + _TELL, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr or f"{arguments} ended with {done.returncode}")
+    after = os.times()
+    busy_s = after.children_user + after.children_system - before.children_user - before.children_system
+    return time.perf_counter() - began_s, busy_s, float(done.stderr.split()[-1])
+
+
+def start(folder: str) -> str:
     """From calling the server to its page."""
     took = []
     for _ in range(3):
         began_s = time.perf_counter()
-        server = subprocess.Popen(
-            [sys.executable, "server.py", "--data", folder, "--web", "127.0.0.1:0"], stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
+        with open(os.devnull, "w") as nowhere:
+            server = subprocess.Popen(
+                [sys.executable, "server.py", "--data", folder, "--web", "127.0.0.1:0"], stdout=subprocess.PIPE,
+                stderr=nowhere, text=True,
+            )  # fmt: skip
         assert server.stdout is not None
         server.stdout.readline()
-        took.append(time.perf_counter() - began_s)
+        took.append((time.perf_counter() - began_s, cpu_s(server.pid)))
+        most_mib = rss_mib(server.pid, peak=True)
         server.terminate()
         server.wait(60)
-    return statistics.median(took)
+    return f"{told_ms(took)}; {most_mib:.0f} MiB"
 
 
-def forgetting_ms(folder: str, end_ms: int) -> float:
-    """How long collecting waits at most while samples are deleted."""
-    store, took = SqliteStore(folder), []
-    for _ in range(50):
-        began_s = time.perf_counter()
-        with store.writing(()):
-            if not store.delete_expired(end_ms, 2000):
-                break  # a small store
-        took.append((time.perf_counter() - began_s) * 1000)
-    store.close()
-    return max(took)
+# ---------------------------------------------------------------------------------------------------- questions
 
 
-def questions(folder: str, to_ms: int) -> list[tuple[str, Callable[[SqliteStore], Any]]]:
-    """Return what else is asked, by the server and in SQL."""
+def differences(store: SqliteStore, sums: Sums, from_day: int = 0) -> list[tuple[str, int]]:
+    """Return (node, day) of what is not stored as the sums say, from one day (since 1970) on."""
+    found = Sums()
+    for node, _, batch in store.every_batch():
+        found.add(node, batch)
+    keys = {key for key in {*sums.found, *found.found} if key[1] >= from_day}
+    return sorted(key for key in keys if sums.found.get(key) != found.found.get(key))
+
+
+def checked(store: SqliteStore, sums: Sums, from_day: int = 0) -> str:
+    """Compare all that is stored with the sums, and look it through. Ends the program where something is wrong."""
+
+    def check() -> None:
+        if wrong := [*differences(store, sums, from_day), *store.verify()]:
+            raise SystemExit(f"not as it was sent: {wrong[:10]}")
+
+    wall_s, busy_s = cost(check)
+    return f"{wall_s:.1f} s ({busy_s:.1f} s CPU)"
+
+
+def questions(folder: str, to_ms: int, days: float) -> list[tuple[str, str]]:
+    """What is asked, by the server and in SQL, as rows."""
     both = {"temperature", "light"}
 
     def sql(rest: str) -> Callable[[SqliteStore], Any]:
@@ -167,13 +172,88 @@ def questions(folder: str, to_ms: int) -> list[tuple[str, Callable[[SqliteStore]
 
         return ask
 
-    return [
-        ("columns of a chart of a day, 2 series", lambda s: s.downsample_all("n0", to_ms - DAY_MS, to_ms, 327, both)),
+    def chart(span_days: float) -> Callable[[SqliteStore], Any]:
+        return lambda s: s.downsample_several("n0", to_ms - int(span_days * DAY_MS), to_ms, 327, both)
+
+    asks = [
+        (f"columns of a chart of {words}, 2 series", chart(span_days))
+        for words, span_days in (("an hour", 1 / 24), ("a day", 1), ("a month", 30), ("a year", 365), ("all", days))
+    ]
+    asks += [
         ("the last 100 samples of a node", lambda s: s.points("n3", 0, to_ms, 100)),
         ("what is stored of every node", lambda s: s.nodes()),
         ("in SQL: the newest hour of a node", sql(f"AND chunk_low >= {to_ms - HOUR_MS}")),
         ("in SQL: its newest 100 readings", sql("ORDER BY chunk_low DESC, time DESC LIMIT 100")),
     ]
+    return [(words, asked(folder, ask)) for words, ask in asks]
+
+
+def exports(folder: str, samples: int, to_ms: int) -> Iterator[tuple[str, str]]:
+    """Export a day of all nodes, and everything, as rows."""
+    day = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime((to_ms - 2 * DAY_MS) / 1000)), NODES * DAY_MS // EVERY_MS
+    until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime((to_ms - DAY_MS) / 1000))
+    for words, count, more in (
+        ("a day", day[1], ("--from", day[0], "--to", until)),
+        ("everything", samples, ()),
+    ):
+        took_s, busy_s, most_mib = command("--data", folder, "export", *more)
+        yield (
+            f"`export --format csv` of {words}",
+            f"{took_s:.1f} s ({busy_s:.1f} s CPU): {count / took_s:,.0f} samples/s; {most_mib:.0f} MiB",
+        )
+
+
+# ------------------------------------------------------------------------------------------------------ changes
+
+
+def chunks(folder: str) -> set[tuple[int, int]]:
+    """Return id and number of samples of all chunks: the id of a deleted one is given again."""
+    with contextlib.closing(sqlite3.connect(f"file:{folder}/{DATABASE}?mode=ro", uri=True)) as db:
+        return set(db.execute("SELECT id, count FROM chunks"))
+
+
+def late(folder: str, builder: Builder, day: int) -> Iterator[tuple[str, str]]:
+    """What comes late for days of long ago, from cards that were not sent then, as rows."""
+    a_day, half_an_hour = DAY_MS // EVERY_MS, HOUR_MS // EVERY_MS // 2
+    whole, halves = Card("n3", 1), Card("n3", 2)
+    for words, card, from_ms, count in (
+        ("a day from an old card", whole, day * DAY_MS, a_day),
+        ("half an hour", halves, (day + 1) * DAY_MS, half_an_hour),
+        ("the half hour after it", halves, (day + 1) * DAY_MS + HOUR_MS // 2, half_an_hour),
+    ):
+        before = chunks(folder)
+        took = cost(lambda: builder.bring(card, from_ms, count)), cost(builder.maintain)  # noqa: B023
+        after = chunks(folder)
+        told = "; ".join(told_ms([one]) for one in took)
+        change = f"{len(before - after)} chunks gone, {len(after - before)} new"
+        yield f"late: {words}, {count} samples; the maintenance after it", f"{told}; {change}"
+
+
+def forgetting(store: SqliteStore, before_ms: int) -> tuple[str, int]:
+    """Delete what was taken before a time, as the server does. Returns the costs as text, and the number of samples."""
+
+    def delete() -> None:
+        with store.writing(()):
+            gone.append(store.delete_expired(before_ms, _FORGET_AT_ONCE))
+
+    gone: list[int] = []
+    took = [cost(delete)]
+    while gone[-1]:
+        took.append(cost(delete))
+    return f"{told_ms(took)}; at most {told_ms(took, max)}; {len(took)} transactions", sum(gone)
+
+
+def changes(folder: str, store: SqliteStore, builder: Builder, first_day: int, last_day: int) -> list[tuple[str, str]]:
+    """Late values, and the end of the oldest month, as rows. What is stored is compared with the sums after both."""
+    rows = list(late(folder, builder, (first_day + last_day) // 2))
+    rows.append(("all that is stored compared with the sums, and `verify`", checked(store, builder.sums)))
+    from_day = first_day + min(_MONTH, (last_day - first_day) // 2)
+    told, gone = forgetting(store, from_day * DAY_MS)
+    if gone != (wanted := sum(day[0] for (_, number), day in builder.sums.found.items() if number < from_day)):
+        raise SystemExit(f"{gone} samples were deleted, not {wanted}")
+    rows.append((f"retention: the oldest days, {gone:,} samples, a transaction", told))
+    rows.append(("the same comparison after it", checked(store, builder.sums, from_day)))
+    return rows
 
 
 def main() -> None:
@@ -181,41 +261,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--millions", type=float, default=100, help="of readings")
     millions = parser.parse_args().millions
-    end_ms = Clock().wall_ms() // 3_600_000 * 3_600_000
+    end_ms = Clock().wall_ms() // HOUR_MS * HOUR_MS
     with tempfile.TemporaryDirectory() as folder:
-        samples = int(millions * 500_000)
-        built = build(folder, samples, end_ms)
-        store = SqliteStore(folder)
-        worker, began_s = OneNode(store), time.monotonic()
-        while worker.work():
-            pass
-        summing_s = time.monotonic() - began_s
-        store.close()
+        found: list[Builder] = []
+        with contextlib.closing(SqliteStore(folder)) as store:
+            took_s, busy_s = cost(lambda: found.append(build_mixed(store, int(millions * 500_000), end_ms)))
+        builder, samples = found[0], found[0].samples
+        size = os.path.getsize(os.path.join(folder, DATABASE))
+        with contextlib.closing(sqlite3.connect(os.path.join(folder, DATABASE))) as db:
+            (in_runs,) = db.execute(
+                "SELECT sum(pgsize) FROM dbstat WHERE name GLOB 'chunks*' OR name = 'fresh'"
+            ).fetchone()
+        first_day, last_day = (choose(day for _, day in builder.sums.found) for choose in (min, max))
         rows = [
-            (f"stored, two values a sample, {TOGETHER} samples a commit", f"{built.readings_s:,.0f} readings/s"),
-            ("made chunks of", f"{built.compacted_s:,.0f} samples/s"),
-            ("size on disk", f"{built.size / 2 / samples:.1f} bytes a reading"),
-            (f"statistics of {samples // NODES:,} samples", f"{samples / NODES / summing_s:,.0f} samples/s"),
-            ("start of the server, to its page", f"{start_s(folder):.2f} s"),
-        ]
-        to_ms = end_ms + HOUR_MS
-        for words, days in (
-            ("a day", 1),
-            ("a month", 30),
-            ("a year", 365),
-            ("all", samples / NODES * EVERY_MS / DAY_MS),
-        ):
-            from_ms = to_ms - int(days * DAY_MS)
-            took_ms = median_ms(
-                folder,
-                lambda asked, from_ms=from_ms: asked.downsample("n0", "temperature", from_ms, to_ms, 327),  # type: ignore[misc]
-            )
-            rows.append((f"columns of a chart of {words} ({days:.0f} days)", f"{took_ms:.1f} ms"))
-        rows += [(words, f"{median_ms(folder, ask):.1f} ms") for words, ask in questions(folder, to_ms)]
-        rows.append(
-            ("deleting 2,000 old samples at once, the longest of 50", f"{forgetting_ms(folder, end_ms):.1f} ms")
-        )
-    table(f"{millions:g} million readings in SQLite", rows)
+            ("stored, made chunks of and summed up", f"{samples:,} samples, {took_s:.0f} s ({busy_s:.0f} s CPU)"),
+            ("sent again", f"{builder.ingestor.repeated:,} samples"),
+            ("bytes a reading: samples; the whole file, with statistics",
+             f"{in_runs / 2 / samples:.2f}; {size / 2 / samples:.2f}"),
+            ("start of the server, to its page", start(folder)),
+        ]  # fmt: skip
+        rows += questions(folder, end_ms, samples / NODES * EVERY_MS / DAY_MS)
+        rows += exports(folder, samples, end_ms)
+        with contextlib.closing(SqliteStore(folder)) as store:
+            builder.reopen(store)
+            rows += changes(folder, store, builder, first_day, last_day)
+    table(f"{millions:g} million readings in SQLite: time (processor time)", rows)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,8 @@ def restore(context: Context) -> int:
             names = _unpacked(file, staging, progress)
             aside = _put_in_place(data, staging, names)
         with contextlib.closing(SqliteStore(data, look_only=True)) as store:
-            faults = list(_log_faults(store, data, with_rows=True))  # the database itself was looked through before
+            # The database itself was looked through before. A log that was written of it is read again by its checksum.
+            faults = list(_log_faults(store, data, with_rows=_has_logs(names)))
     finally:
         os.close(lock)
     for fault in faults:
@@ -169,7 +170,7 @@ def _put_in_place(data: str, staging: str, names: Sequence[str]) -> str:
     The database goes first, as one file, and comes last: so in no moment could a server take a half of it, or a WAL of
     another one. A restore that is interrupted here is repeated.
     """
-    if not any(name.startswith(f"{LOGS}/") for name in names):
+    if not _has_logs(names):
         os.makedirs(os.path.join(staging, LOGS), exist_ok=True)
         with contextlib.closing(SqliteStore(staging)) as store:
             clock = Clock()
@@ -189,6 +190,10 @@ def _put_in_place(data: str, staging: str, names: Sequence[str]) -> str:
     for name in [LOGS, *own, DATABASE]:
         _place(staging, data, name)
     return gone
+
+
+def _has_logs(names: Sequence[str]) -> bool:
+    return any(name.startswith(f"{LOGS}/") for name in names)
 
 
 def _move_aside(data: str, names: Sequence[str]) -> str:

@@ -31,6 +31,7 @@ from pigeonpost.server import backup as server_backup
 from pigeonpost.server.ingest import Ingestor
 from pigeonpost.storage.csv import format
 from pigeonpost.storage.csv.checksums import logs_in
+from pigeonpost.storage.csv.verify import rebuild_log
 from pigeonpost.storage.sqlite.store import SqliteStore
 from tests import page_support
 from tests.faults.house import House
@@ -396,6 +397,16 @@ class Restore(DataCase):
             self.assert_sound(60)
             fill(self.data, batch(61, 70))
             self.assert_sound(70)
+
+    def test_a_log_that_the_disk_does_not_have_as_it_was_written_is_told(self):
+        def torn(folder, name, *rest):
+            rebuild_log(folder, name, *rest)
+            os.truncate(os.path.join(folder, name), os.path.getsize(os.path.join(folder, name)) - 1)
+
+        with mock.patch.object(data_commands, "rebuild_log", torn):
+            status, out, told = self.run_("restore", self.copy)
+        self.assertEqual(status, 1, told)
+        self.assertRegex(out, r"^sensorlog_\S+: changed since it was closed")
 
     def test_only_while_no_server_runs(self):
         before = tree(self.data)
@@ -1071,7 +1082,9 @@ class Export(DataCase):
         folders = []
         for count in (80_000, 160_000):  # both more than are asked for at once
             folders.append(temp_folder(self))
-            (samples,) = batches_of(test_contract.sample(n, time_ms=WALL_MS + 100 * n) for n in range(1, count + 1))
+            times = [WALL_MS + 100 * n for n in range(count)]
+            values = {"temperature": [20.5] * count, "light": [n % 1024 for n in range(count)]}
+            samples = SampleBatch(1, times, times, values)
             test_contract.file(store := SqliteStore(folders[-1]), batch(1, 1, node="c")._replace(samples=samples))
             store.close()
         code = (

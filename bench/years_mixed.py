@@ -1,0 +1,222 @@
+"""Builds a store of years as it comes about: live and late samples mixed, some of them sent again, and sums kept aside.
+
+All goes through the Ingestor and the maintenance of the server, with a clock that is set: what is sent twice is cut at
+the high-water mark, hours that are past become chunks and statistics. Only the CSV log is not written (6 GB of 100
+million readings).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pigeonpost.core.clock import Clock
+from pigeonpost.link.samples import Number, SampleBatch
+from pigeonpost.server.ingest import Ingestor
+from pigeonpost.storage.maintenance import MaintenanceWorker
+from pigeonpost.storage.models import HOUR_MS, LogMark, stretches
+from pigeonpost.storage.sqlite.store import SqliteStore
+from protocol import Batch, Gap
+
+NODES, EVERY_MS, DAY_MS = 10, 10_000, 86_400_000
+OF_HOUR = HOUR_MS // EVERY_MS
+UNITS = {"temperature": "°C", "light": "counts"}
+_TEMPERATURES: list[Number | None] = [*(20 + k / 100 for k in range(1000))] * 6
+_LIGHTS: list[Number | None] = [*range(1024)] * 6
+_LINE = 4096  # samples that a node that comes back sends together
+_LOOK_HOURS = 6  # between two rounds of maintenance
+
+
+class SetClock(Clock):
+    """A clock whose date is set."""
+
+    now_ms = 0
+
+    def wall_ms(self) -> int:
+        """Return the date that was set."""
+        return self.now_ms
+
+
+class Direct:
+    """In place of the Ingestor's writer thread: does the jobs of a MaintenanceWorker itself."""
+
+    is_catching_up = False
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+
+    def run(self, job: Callable[[], Any], limit_s: float) -> Any:
+        """Do the job in a transaction."""
+        with self._store.writing(()):
+            return job()
+
+
+class NoLog:
+    """In place of the CSV log: says that all is written."""
+
+    def __init__(self, filed: int) -> None:
+        """filed: up to which filing number all is written"""
+        self._filed = filed
+
+    def due(self) -> LogMark:
+        """Return what the next transaction records."""
+        return LogMark("none.csv", 1, 0, self._filed)
+
+    def add(self, *_: object) -> None:
+        """Take what was stored."""
+
+    def flush(self, filed: int) -> None:
+        """Note up to where all is written."""
+        self._filed = filed
+
+
+class Sums:
+    """Of each node and day of UTC: how many samples, and the sums of times (ms), hundredths of a degree, and light."""
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[str, int], array[int]] = {}
+
+    def add(self, node: str, batch: SampleBatch) -> None:
+        """Add samples."""
+        for part in stretches(batch):  # of one hour each
+            day = self.found.setdefault((node, part.times[0] // DAY_MS), array("q", [0] * 4))
+            day[0] += len(part)
+            day[1] += sum(part.times)
+            day[2] += round(100 * sum(part.values["temperature"]))  # type: ignore[arg-type]
+            day[3] += sum(part.values["light"])  # type: ignore[arg-type]
+
+
+class Card:
+    """What a node has taken, in one epoch, and not yet sent."""
+
+    def __init__(self, node: str, number: int) -> None:
+        self.node, self.epoch = node, f"{int(node[1:]):08x}{number:08x}"
+        self.seq = 0
+        self.held: list[SampleBatch] = []
+
+    def take(self, from_ms: int, count: int) -> SampleBatch:
+        """Take samples, a few ms late each."""
+        first, self.seq = self.seq + 1, self.seq + count
+        batch = SampleBatch(
+            first, [from_ms + k * EVERY_MS + (first + k) * 7919 % 5 for k in range(count)], list(range(count)),
+            {"temperature": _TEMPERATURES[first % 1000 :][:count], "light": _LIGHTS[first % 1024 :][:count]},
+        )  # fmt: skip
+        self.held.append(batch)
+        return batch
+
+    def to_send(self) -> Iterator[Batch]:
+        """Yield all that is held, in lines; some of it twice."""
+        while self.held:
+            line = self.held.pop(0).part(0)
+            while self.held and len(line) + len(self.held[0]) <= _LINE:
+                line.extend(self.held.pop(0))
+            batch = Batch(self.node, self.epoch, self.epoch, 0, line, None, UNITS)
+            yield batch
+            if line.seq // 60 % 7 == 0:
+                yield batch
+            elif line.seq // 60 % 7 == 1:
+                yield batch._replace(samples=line.part(len(line) // 2))
+
+    def lose(self, count: int) -> Batch:
+        """Return a gap: so many of the next samples never come."""
+        first, self.seq = self.seq + 1, self.seq + count
+        return Batch(self.node, self.epoch, self.epoch, 0, None, Gap(first, self.seq, 0, "overwritten"), UNITS)
+
+
+class Builder:
+    """Ten nodes over hours: five live; three that are away for three of ten days; one whose clock goes back an hour
+    each week; one whose card is replaced each month, and the old one read out twenty days later."""
+
+    def __init__(self, store: SqliteStore, from_ms: int) -> None:
+        self.sums, self.clock = Sums(), SetClock()
+        self.clock.now_ms = from_ms
+        self.samples = 0
+        self.reopen(store)
+        self._cards = [Card(f"n{k}", 0) for k in range(NODES)]
+        self._old: list[tuple[int, Card]] = []  # cards, and the hour in which each is read out
+
+    def reopen(self, store: SqliteStore) -> None:
+        """Go on with a store that was opened anew."""
+        mark = store.log_mark()
+        log: Any = NoLog(mark.filed if mark else 0)
+        self.ingestor = Ingestor(store, log, self.clock, buffer_samples=1 << 30)
+        self.worker = MaintenanceWorker(store, Direct(store), self.clock)
+
+    def hour(self, number: int, parts: int) -> None:
+        """All nodes take an hour of samples; those that are there send them, in so many commits."""
+        begin_ms = self.clock.now_ms
+        for part in range(parts):
+            count = OF_HOUR // parts
+            for k, card in enumerate(self._cards):
+                at_ms = begin_ms + part * count * EVERY_MS
+                if k == 8 and number // 24 % 7 == 0 and number % 24 >= 12:
+                    at_ms -= HOUR_MS
+                self._took(card, card.take(at_ms, count))
+            self.clock.now_ms = begin_ms + (part + 1) * count * EVERY_MS
+            for k, card in enumerate(self._cards):
+                if not self._is_away(k, number):
+                    self._send(card)
+            if part == 0:
+                self._change_cards(number)
+            self.ingestor.commit()
+
+    def finish(self) -> None:
+        """All that is held is sent."""
+        for card in [*self._cards, *(old for _, old in self._old)]:
+            self._send(card)
+        self._commit()
+
+    def bring(self, card: Card, at_ms: int, count: int) -> None:
+        """Samples of a card, taken from a moment on, come now; then some hours pass."""
+        for start in range(0, count, OF_HOUR):
+            self._took(card, card.take(at_ms + start * EVERY_MS, min(OF_HOUR, count - start)))
+        self._send(card)
+        self._commit()
+        self.clock.now_ms += 3 * HOUR_MS
+
+    def maintain(self) -> None:
+        """Do what the server's maintenance has to do."""
+        while self.worker.work():
+            pass
+
+    @staticmethod
+    def _is_away(k: int, number: int) -> bool:
+        if k == 9:  # its last two days on a card are read out later
+            return number % 720 >= 672
+        return k in (5, 6, 7) and (number // 24 + 3 * k) % 10 < 3
+
+    def _change_cards(self, number: int) -> None:
+        if number % 720 == 719:
+            self._old.append((number + 480, self._cards[9]))
+            self._cards[9] = Card("n9", number // 720 + 1)
+        if self._old and self._old[0][0] <= number:
+            self._send(self._old.pop(0)[1])
+        if number % 240 == 100:
+            self.ingestor.submit(self._cards[0].lose(50))
+
+    def _commit(self) -> None:
+        for _ in range(2):  # the second one records that the log has what the first one stored
+            self.ingestor.commit()
+
+    def _took(self, card: Card, batch: SampleBatch) -> None:
+        self.samples += len(batch)
+        self.sums.add(card.node, batch)
+
+    def _send(self, card: Card) -> None:
+        for batch in card.to_send():
+            self.ingestor.submit(batch)
+
+
+def build_mixed(store: SqliteStore, samples: int, end_ms: int) -> Builder:
+    """Fill a store with samples that end at the full hour `end_ms`; the last hour in a commit for each sample."""
+    hours = -(-samples // (NODES * OF_HOUR))
+    builder = Builder(store, end_ms - hours * HOUR_MS)
+    for number in range(hours):
+        is_last = number == hours - 1
+        builder.hour(number, OF_HOUR if is_last else 60 if number % 24 == 7 else 1)
+        if number % _LOOK_HOURS == 0:
+            builder.maintain()
+    builder.finish()
+    builder.maintain()
+    return builder

@@ -34,6 +34,7 @@ from typing import Any, NoReturn
 from tests.support import LIMIT_S, ROOT, Program, clean_environment
 
 _PROGRAMS = ("control.py", "server.py", "node.py")
+_IMPATIENT = "tests/faults/impatient.py"  # which runs one of them
 _REQUEST_BYTES = 1 << 18
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 
@@ -105,6 +106,25 @@ class _Process:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
 
+class LoggedProcess(_Process):
+    """A forked program that writes both of its outputs to a file."""
+
+    def __init__(self, arguments: list[str], folder: str, environment: dict[str, str], log: int) -> None:
+        """
+        arguments  the program's path, or that of impatient.py, and what it is given
+        folder     where it runs
+        log        descriptor of the file
+        """
+        self.args = arguments
+        self.returncode = None
+        self._status, write = os.pipe()
+        request = {"arguments": arguments, "folder": folder, "environment": environment}
+        try:
+            self.pid, self._pidfd = _parent().fork({**request, "namespace": "", "constants": {}}, [log, log, write])
+        finally:
+            os.close(write)
+
+
 class _Parent:
     """The process from which the programs are forked, seen from the tests."""
 
@@ -157,6 +177,7 @@ def serve(fd: int) -> None:
     codes = {}
     for program in _PROGRAMS:
         importlib.import_module(program.removesuffix(".py"))
+    for program in (*_PROGRAMS, _IMPATIENT):
         path = os.path.join(ROOT, program)
         with open(path, "rb") as file:
             codes[path] = compile(file.read(), path, "exec")

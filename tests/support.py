@@ -6,6 +6,7 @@ Nothing here sleeps in the hope that something has happened: every wait is for a
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
 import functools
 import os
@@ -78,6 +79,39 @@ def wait_until(condition: Callable[[], Any], what: str = "the condition", limit_
         time.sleep(pause_s)
         pause_s = min(1.2 * pause_s, 0.05)  # what takes long may be looked for less often
     return found
+
+
+class Leftovers:
+    """Threads and descriptors of this process that were not there when this was made.
+
+    Their numbers alone would not do: what an earlier test has left may end meanwhile, such as the thread that hashes
+    passwords, which lives some seconds longer than there are any.
+    """
+
+    def __init__(self) -> None:
+        self._threads, self._files = set(threading.enumerate()), self._open_files()
+
+    @property
+    def threads(self) -> set[threading.Thread]:
+        """The threads that run."""
+        return set(threading.enumerate()) - self._threads
+
+    @property
+    def files(self) -> set[str]:
+        """What is open; a socket or a pipe is never taken for one of before, even where it has its number."""
+        return self._open_files() - self._files
+
+    @staticmethod
+    def _open_files() -> set[str]:
+        found = set()
+        for number in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+                found.add(f"{number} {os.readlink(f'/proc/self/fd/{number}')}")
+        return found
+
+    def wait_for_none(self) -> None:
+        """Until all have gone."""
+        wait_until(lambda: not self.threads and not self.files, "no thread and no descriptor is left")
 
 
 def free_port() -> int:

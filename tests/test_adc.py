@@ -143,8 +143,8 @@ class Conversions(unittest.TestCase):
                 entry |= {"gain": chance.choice((-1e9, 0, 1e-9, 1e9)), "offset": chance.choice((-1e9, 0, 1e9))}
             counts = chance.choice((0, 1, 2, 512, 1000, 1021, 1022, 1023))
             source = adc.make({"channels": {"x": entry}}, "here", Bus(lambda n, counts=counts: counts if n < 8 else 0))
-            with mock.patch.object(source, "_refuse_silence"):
-                reading = source.read()["x"]
+            source._refuse_silence = lambda *_: None
+            reading = source.read()["x"]
             self.assertTrue(isinstance(reading, SensorError) or math.isfinite(reading), (entry, counts, reading))
 
 

@@ -19,7 +19,7 @@ from pigeonpost.storage.chunks import COLUMNS, ChunkRow
 from pigeonpost.storage.csv.checksums import logs_in
 from tests import page_support
 from tests.page_support import Node, Server, for_class, use_memory_disk
-from tests.support import LIMIT_S, temp_folder, wait_until
+from tests.support import LIMIT_S, free_port, temp_folder, wait_until
 
 
 def setUpModule():
@@ -243,8 +243,7 @@ class Trouble(ControlCase):
             json.dump({"pid": 1, "web": [["0.0.0.0", port]], "key": "x"}, file)
 
     def test_a_server_that_was_killed(self):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         self.pretend(port)
         for command in ("status", "check", "alive"):
             self.assert_fails(1, f"the server at 127.0.0.1:{port} does not answer: Connection refused", command)
@@ -267,14 +266,12 @@ class Trouble(ControlCase):
                 thread.join(LIMIT_S)
 
     def test_a_node_that_cannot_be_reached(self):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            place = f"127.0.0.1:{free.getsockname()[1]}"
+        place = f"127.0.0.1:{free_port()}"
         self.assert_fails(1, f"control.py: {place}: Connection refused", "status", "--link", place)
         self.assert_fails(2, "--link: takes HOST:PORT", "status", "--link", "127.0.0.1:99999")
 
     def test_what_is_wrong_is_told_a_line_each(self):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            place = f"127.0.0.1:{free.getsockname()[1]}"
+        place = f"127.0.0.1:{free_port()}"
         server = Server(self, "--node", f"attic@{place}")
         self.assertTrue(server.page)
         wait_until(lambda: "cannot be reached" in server.get("/")[1], "the node is missed")

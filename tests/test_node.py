@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import unittest
 from itertools import pairwise
@@ -30,7 +28,6 @@ from tests.support import (
     FakeLedger,
     Program,
     Talk,
-    clean_environment,
     samples_of,
     temp_folder,
     wait_until,
@@ -43,12 +40,10 @@ def setUpModule():
 
 def run(test, *arguments, **environment):
     """A node that ends by itself: its exit status, output and errors."""
-    result = subprocess.run(
-        [sys.executable, os.path.join(ROOT, "node.py"), *arguments], cwd=temp_folder(test),
-        env=clean_environment(**environment), stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=LIMIT_S,
-    )  # fmt: skip
-    return result.returncode, result.stdout, result.stderr
+    program = Forked(test, "node.py", *arguments, **environment)
+    status = program.wait()
+    said, logged = ("".join(f"{line}\n" for line in lines) for lines in (program.said, program.logged))
+    return status, said, logged
 
 
 def run_here(test, *arguments, **environment):
@@ -337,7 +332,7 @@ class Ending(NodeCase):
         self.assertGreaterEqual(self.ring().last, before)
 
     def test_sigint_too(self):
-        program = self.start(kind=Program)
+        program = self.start()
         program.address()
         program.process.send_signal(signal.SIGINT)
         self.assertEqual(program.wait(), 0)

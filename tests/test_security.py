@@ -45,7 +45,7 @@ def setUpModule():
 
 class SecurityCase(unittest.TestCase):
     password: str | None = None
-    limits = Limits(head_s=5.0, body_s=5.0)
+    limits = Limits(head_s=LIMIT_S, body_s=LIMIT_S)  # which no test waits for
 
     def setUp(self):
         for name in (

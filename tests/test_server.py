@@ -22,7 +22,7 @@ from pigeonpost.settings import SERVER
 from pigeonpost.storage.csv.checksums import logs_in
 from tests.forked import Forked
 from tests.page_support import Node, Server, StartedNode, StartedServer, control_here, main_here, use_memory_disk
-from tests.support import LIMIT_S, Program, temp_folder, wait_until
+from tests.support import LIMIT_S, temp_folder, wait_until
 
 
 def setUpModule():
@@ -78,7 +78,7 @@ def is_there(pid):
 class ServerCase(unittest.TestCase):
     def refused(self, *arguments):
         """Run server.py to its end: exit status, and what it said on standard error."""
-        program = Program(self, "server.py", *arguments)
+        program = Forked(self, "server.py", *arguments)
         status = program.wait()
         return status, "\n".join(program.logged)
 
@@ -360,16 +360,23 @@ class Killed(ServerCase):
         """Also when that has torn its last row, or the disk has lost the last few."""
         node = Node(self, "--every", "0.02")
         data = temp_folder(self)
+        logs, others = os.path.join(data, "logs"), set()
         for cut in (7, 150):
             server = Server(self, "--node", node.at, data=data)
             self.assertTrue(server.page)
-            before = stored(data) if os.path.exists(os.path.join(data, "logs")) else 0
-            wait_until(lambda before=before: has(data, before + 10), "samples are stored")
+
+            def own_log(others=frozenset(others)):  # once it has more rows than are cut off
+                for name in set(logs_in(logs)) - others:
+                    path = os.path.join(logs, name)
+                    if os.path.getsize(path) > 500:
+                        return path
+                return None
+
+            log = wait_until(own_log, "samples are stored and logged")
             server.process.kill()
             server.process.wait(LIMIT_S)
-            logs = os.path.join(data, "logs")
-            newest = max((os.path.join(logs, name) for name in logs_in(logs)), key=os.path.getmtime)
-            os.truncate(newest, os.path.getsize(newest) - cut)
+            others = set(logs_in(logs))
+            os.truncate(log, os.path.getsize(log) - cut)
             self.assertTrue(os.path.exists(os.path.join(data, "running.json")))
         last = Server(self, "--node", node.at, data=data)
         self.assertTrue(last.page)

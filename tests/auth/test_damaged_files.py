@@ -29,7 +29,8 @@ class DamagedFiles(ControlCase):
             file.write(text)
 
     def start(self, *arguments):
-        return Server(self, *arguments, data=self.data)
+        retry_s = {f"pigeonpost.transports.tcp_server.{name}": 0.1 for name in ("RETRY_S", "LONGEST_RETRY_S")}
+        return Server(self, *arguments, data=self.data, constants=retry_s)
 
     def log_in(self, server):
         """Log in with the right password. Returns the status, the text, and the cookie."""

@@ -3,12 +3,11 @@
 import os
 import re
 import shutil
-import socket
 import unittest
 from urllib.parse import urlsplit
 
 from tests.page_support import Node, Server, control
-from tests.support import temp_folder, wait_until
+from tests.support import free_port, temp_folder, wait_until
 
 try:
     from playwright.sync_api import Error, expect, sync_playwright
@@ -283,9 +282,9 @@ class Alone(BrowserCase):
 
     def test_a_page_that_was_opened_before_anything_was_there(self):
         """Buttons, cards and charts come by themselves when the node does."""
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            place = f"127.0.0.1:{free.getsockname()[1]}"
-        server = Server(self, "--node", f"basement@{place}")
+        place = f"127.0.0.1:{free_port()}"
+        often = {"pigeonpost.transports.tcp_server.LONGEST_RETRY_S": 1.0}
+        server = Server(self, "--node", f"basement@{place}", constants=often)
         page = self.open(server)
         log = self.open(server, "/log")
         page.evaluate("window.same = true")

@@ -10,6 +10,7 @@ import zipfile
 from pigeonpost.cli import program_files
 from pigeonpost.cli.bundle import bundle_of
 from pigeonpost.core.errors import PigeonpostError
+from tests.page_support import control_here
 from tests.support import LIMIT_S, ROOT, clean_environment, temp_folder
 
 
@@ -66,8 +67,8 @@ class Bundle(unittest.TestCase):
         self.assertEqual(sorted(os.listdir(self.folder)), ["control.pyz", "node.pyz"])  # nothing beside them
 
     def test_a_name_with_a_blank_is_printed_as_a_shell_takes_it(self):
-        result = self.run_("control.pyz", "bundle", "node", "my node.pyz")
-        self.assertTrue(result.stdout.endswith("run it: python3 'my node.pyz'\n"), result)
+        _, said, _ = control_here("bundle", "node", os.path.join(self.folder, "my node.pyz"))
+        self.assertTrue(said.endswith("run it: python3 'my node.pyz'\n"), said)
 
     def test_it_holds_each_file_once(self):
         with zipfile.ZipFile(self.control) as archive:
@@ -77,14 +78,11 @@ class Bundle(unittest.TestCase):
         self.assertEqual(len(names), len(set(names)))
 
     def test_wrong_file_names_say_what_to_give(self):
-        result = self.run_("control.pyz", "bundle", "node", ".")
-        self.assertEqual(
-            (result.returncode, result.stderr[:60]), (2, "control.py: . is a folder: name the file, as ./node.pyz\n")
-        )
-        result = self.run_("control.pyz", "bundle", "node", "control.pyz/node.pyz")
-        self.assertEqual(result.returncode, 1)
-        self.assertIn("control.pyz/node.pyz", result.stderr)
-        self.assertNotIn("Traceback", result.stderr)
+        status, _, said = control_here("bundle", "node", ".")
+        self.assertEqual((status, said), (2, "control.py: . is a folder: name the file, as ./node.pyz\n"))
+        status, _, said = control_here("bundle", "node", f"{self.control}/node.pyz")
+        self.assertEqual((status, said.count("\n")), (1, 1), said)
+        self.assertIn("control.pyz/node.pyz", said)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from pigeonpost.core.config import load
 from pigeonpost.sensors.simulated import SimulatedChip, room
 from pigeonpost.settings import NODE, SERVER, SERVER_ARRAYS
 from tests.page_support import Node, Server, control, control_here
-from tests.support import temp_folder
+from tests.support import LIMIT_S, temp_folder
 
 
 class Case(unittest.TestCase):
@@ -363,7 +363,10 @@ class Programs(unittest.TestCase):
         own = os.path.join(server.data, "node.toml")
         with open(own, "w", encoding="utf-8") as file:
             file.write(f'[node]\nlisten = "{node.place}"\nsimulate = true\ndata = "{server.data}"\n')
-        status, said, errors = control_here("--data", server.data, "--config", config, "doctor", "--node-config", own)
+        with mock.patch.object(doctor_node, "REACH_S", LIMIT_S):
+            status, said, errors = control_here(
+                "--data", server.data, "--config", config, "doctor", "--node-config", own
+            )  # fmt: skip
         self.assertEqual(errors, "")
         self.assertIn(f"ok     {host}:{port}: this server's page is there", said)
         self.assertRegex(

@@ -11,7 +11,7 @@ from unittest import mock
 from pigeonpost.cli import doctor, doctor_checks, doctor_libraries, doctor_node, doctor_program
 from pigeonpost.cli.doctor_checks import Account, may_use
 from pigeonpost.cli.install_files import PACKAGED
-from tests.page_support import control, use_memory_disk
+from tests.page_support import control_here, use_memory_disk
 from tests.support import ROOT, temp_folder
 
 
@@ -113,7 +113,7 @@ class Variables(Case):
         self.assertEqual((found.word, found.remedy), ("note", "did you mean PIGEONPOST_WEB_LISTEN?"))
 
     def test_wrong_one_ends_in_a_finding(self):
-        status, said, errors = control(self, "doctor", "node", PIGEONPOST_NODE_EVERY="never")
+        status, said, errors = control_here("doctor", "node", PIGEONPOST_NODE_EVERY="never")
         self.assertEqual((status, errors), (1, ""))
         self.assertIn("wrong  PIGEONPOST_NODE_EVERY", said)
 

@@ -18,7 +18,7 @@ from pigeonpost.cli.install_files import DROP_INS, PROGRAM, Layout, copy_program
 from pigeonpost.cli.move_data import check_move
 from pigeonpost.core.errors import DiskError, InUse
 from pigeonpost.core.files import lock_data_dir
-from tests.page_support import control_here
+from tests.page_support import main_here
 from tests.support import memory_disk, temp_folder
 
 
@@ -143,7 +143,7 @@ class Printed(unittest.TestCase):
 
     def run_(self, *arguments, program="control.py"):
         with mock.patch("sys.argv", [program]):
-            return control_here("--data", "data", *arguments)
+            return main_here(control_program, "--data", "data", *arguments)  # with a parser of its own: see `machine`
 
     def test_install_prints_files_and_commands_and_changes_nothing(self):
         for program in ("node", "server"):

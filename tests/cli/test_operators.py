@@ -118,7 +118,7 @@ class WithoutAServer(ControlCase):
         self.assert_fails(1, "a is no former name", "rename", "a", "--release")
 
     def test_kill_leaves_the_old_name_or_the_new_one(self):
-        random.seed(14)
+        chance = random.Random(14)
         fill(self.data, batch(1, 30))
         token = self.done("token", "a").strip()
         old, new = "a", "b"
@@ -126,7 +126,7 @@ class WithoutAServer(ControlCase):
             command = [sys.executable, "control.py", "--data", self.data, "rename", old, new]
             process = subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stdout=subprocess.DEVNULL)
             try:
-                process.wait(random.uniform(0.15, 0.6))
+                process.wait(chance.uniform(0.15, 0.6))
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.wait(LIMIT_S)
@@ -174,7 +174,8 @@ class WithAServer(ControlCase):
         token, folder, place = self.done("token", "alpha").strip(), temp_folder(self), f"127.0.0.1:{free_port()}"
         more = {"PIGEONPOST_NODE_TOKEN": token}
         node = Node(self, "--data", folder, "--listen", place, name="alpha", **more)
-        server = Server(self, "--node", f"alpha@{place}", data=self.data)
+        soon = {"pigeonpost.transports.tcp_server.RETRY_S": 0.05}
+        server = Server(self, "--node", f"alpha@{place}", data=self.data, constants=soon)
         server.page  # noqa: B018  # waits until it listens
         wait_until(lambda: self.count(server, "alpha") > 3, "samples of alpha")
         node.kill()

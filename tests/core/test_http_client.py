@@ -30,7 +30,7 @@ from pigeonpost.core.http_client import (
 )
 from pigeonpost.web.tls import fingerprint_of
 from tests.http_servers import Server, certificates, raw_server, says
-from tests.support import LIMIT_S, wait_until
+from tests.support import LIMIT_S, free_port, wait_until
 from tests.test_layers import FILES, info
 
 HTTP = "pigeonpost.core.http_client"
@@ -138,8 +138,7 @@ class Connections(ConnectionCase):
         self.assertNotIn(b"cookie", b"".join(call.args[0] for call in sent.mock_calls).lower())
 
     def test_nobody_there(self):
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
+        port = free_port()
         with self.assertRaisesRegex(HttpError, "^Connection refused$") as caught:
             self.get(self.connect(f"http://127.0.0.1:{port}"))
         self.assertEqual(caught.exception.server, f"http://127.0.0.1:{port}")
@@ -309,6 +308,7 @@ class Tls(ConnectionCase):
     def test_the_pinned_certificate(self):
         url, asked = self.serve(self.first)
         self.assertEqual(self.get(self.connect(url, trust=ServerTrust(self.fingerprints[0]))).body, b"ok")
+        wait_until(lambda: asked)
         self.assertIn(b"X-Key: secret", asked[0])
 
     def test_another_one_is_refused_before_anything_is_sent(self):

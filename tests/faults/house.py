@@ -27,9 +27,12 @@ from typing import Any
 
 from pigeonpost.core.clock import parse_rfc3339
 from pigeonpost.node.ring_file import FileOps, Ring
+from tests.forked import LoggedProcess
 from tests.support import LIMIT_S, LONG, clean_environment, free_port, memory_disk, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+IMPATIENT = str(ROOT / "tests" / "faults" / "impatient.py")
+IS_FORKED = not LONG  # a test sets it to False that needs an interpreter of its own
 ORACLE = "127.0.0.2", 0  # from where it connects: what is done to the connections of 127.0.0.1 spares it
 
 
@@ -52,23 +55,30 @@ class OnlyLooks(FileOps):
 
 
 class Program:
-    """One of the two programs: started, killed, started again, its log kept in one file."""
+    """One of the two programs: started, killed, started again, its log kept in one file.
+
+    In the quick suite it is forked (tests/forked.py), which saves half of the processor time of most tests here; with
+    PIGEONPOST_TEST_LONG=1, and where a test needs that, an interpreter starts it as people do.
+    """
 
     def __init__(
         self, folder: Path, script: str, *arguments: str, wrapper: tuple[str, ...] = (), is_impatient: bool = True
     ) -> None:
         """is_impatient: it runs with shorter pauses (impatient.py); else exactly as people start it"""
-        impatient = ROOT / "tests" / "faults" / "impatient.py"
-        program = [str(impatient), script] if is_impatient else [str(ROOT / script)]
+        program = [IMPATIENT, script] if is_impatient else [str(ROOT / script)]
         self.command = [sys.executable, *program, *arguments]
         self.wrapper = wrapper
         self.log = folder / f"{script}.log"
         self.environment = clean_environment()
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | LoggedProcess | None = None
         self.kills = 0
 
     def start(self) -> None:
         with open(self.log, "ab") as log:
+            if IS_FORKED and not self.wrapper and self.command[1] == IMPATIENT:
+                folder = str(self.log.parent)
+                self.process = LoggedProcess(self.command[1:], folder, self.environment, log.fileno())
+                return
             self.process = subprocess.Popen(
                 [*self.wrapper, *self.command],
                 stdout=log,
@@ -355,7 +365,8 @@ def kill_at_random(house: House, kills: int, chance: random.Random) -> None:
     """
     while (done := house.node.kills + house.server.kills) < kills:
         wait_until(lambda done=done: len(house.heard) > 2 * done, "samples flow between the kills")
-        time.sleep(chance.uniform(0.02, 0.4))  # mischief at random moments: nothing is waited for here
+        # Mischief at random moments, of which some are within a start: nothing is waited for here.
+        time.sleep(chance.uniform(0.01, 0.25) if IS_FORKED else chance.uniform(0.02, 0.4))
         victims = chance.choice(([house.node], [house.server], [house.node, house.server]))
         for victim in victims:
             victim.kill()

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import time
 import unittest
+from unittest import mock
 
 from tests.faults.house import House, trial
 from tests.support import LIMIT_S, LONG, rounds, wait_until
@@ -31,6 +32,7 @@ class Loss(unittest.TestCase):
         if self.libc.unshare(_CLONE_NEWNET):  # this thread, and what it starts
             raise OSError(ctypes.get_errno(), "unshare")
         self.addCleanup(self.libc.setns, before, _CLONE_NEWNET)
+        self.enterContext(mock.patch("tests.faults.house.IS_FORKED", False))
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         nft("add table inet t; add chain inet t link { type filter hook input priority 0; }")
 

@@ -130,6 +130,7 @@ class Network(unittest.TestCase):
                 last += 1
                 self.outbox.put(UnnumberedSample(self.clock.wall_ms(), self.clock.up_ms(), True, {"x": last}, {}))
 
+        self.addCleanup(ended.set)
         sampling = threading.Thread(target=sample)
         sampling.start()
         with mock.patch.object(tcp_server, "RETRY_S", 0.005), mock.patch.object(tcp_server, "LONGEST_RETRY_S", 0.01):

@@ -179,7 +179,7 @@ class Absence(Case):
         began_s = time.monotonic()
         for seq in range(2, 2002):
             publisher.on_commit(epoch_commits(batch(seq, seq, temperature=seq)))
-        self.assertLess(time.monotonic() - began_s, 5)
+        self.assertLess(time.monotonic() - began_s, LIMIT_S / 2)
         self.assertEqual(publisher.report()["series"], 2)
         wait_until(lambda: publisher.fault, "a fault")
         self.server.thaw()
@@ -194,7 +194,7 @@ class Absence(Case):
         publisher.on_commit(epoch_commits(batch(2, 2, temperature=3)))
         began_s = time.monotonic()
         self.assertIn("not told", publisher.stop(0.3))
-        self.assertLess(time.monotonic() - began_s, 5)
+        self.assertLess(time.monotonic() - began_s, LIMIT_S / 2)
         self.server.thaw()
 
     def test_a_key_of_another_kind_is_a_fault_and_no_end(self):

@@ -13,7 +13,7 @@ from pigeonpost.core.errors import SensorError
 from pigeonpost.node.sampler import LONGEST_WAIT_S, Metronome, Sampler, _Reader
 from pigeonpost.sensors.contract import Channel, DerivedSource, LatestReadings, SensorSource
 from protocol import LARGEST_INTEGER
-from tests.support import LIMIT_S, WALL_MS, rounds, wait_until
+from tests.support import LIMIT_S, WALL_MS, Leftovers, rounds, wait_until
 
 
 class Thing(SensorSource):
@@ -320,7 +320,8 @@ class Failures(SamplerCase):
                 sampler.sample()
             self.assertEqual(slow.reads, 1)
             stuck.let_go.set()
-            wait_until(lambda: sampler._answers)
+            # And the fast one too may have been late for the last sample.
+            wait_until(lambda: sum(one.busy for one in sampler._readers) == len(sampler._answers) > 0)
             slow.does = lambda: {"slow": 7}
             sampler._patience_s = LIMIT_S
             sampler.sample()
@@ -361,11 +362,11 @@ class SingleSource(SamplerCase):
     def test_it_has_no_thread(self):
         sampler = self.single()
         sampler.start()
-        threads = threading.active_count()
+        left = Leftovers()
         for _ in range(3):
             sampler.sample()
             sampler.check()
-        self.assertEqual(threading.active_count(), threads)
+        self.assertEqual(left.threads, set())
         self.assertEqual(self.source.threads, {threading.current_thread().name})
         self.assertEqual([one.values for one in self.taken], [{"a": 1.5}] * 3)
         self.assertIsNone(sampler.stop(LIMIT_S))
@@ -496,9 +497,14 @@ class Running(unittest.TestCase):
         self.assertEqual({tuple(one.values) for one in taken}, {("a",)})
 
     def test_a_single_source_that_is_stuck_and_comes_back(self):
-        stuck, taken = Stuck(self), []
+        stuck, taken, slots = Stuck(self), [], []
+
+        def deliver(one):
+            taken.append(one)
+            slots.append((sampler.taken + sampler.missed, sampler._metronome.position[1] + 1))
+
         source = Thing("slow")
-        sampler = Sampler([source], taken.append, 0.02, Clock(), is_checked=True)
+        sampler = Sampler([source], deliver, 0.02, Clock(), is_checked=True)
         sampler.start()
         wait_until(lambda: len(taken) >= 3)
         source.does = stuck
@@ -510,9 +516,11 @@ class Running(unittest.TestCase):
         self.assertIsNone(sampler.stop(LIMIT_S))
         self.assertEqual(source.closed, 1)
         self.assertNotIn(99, [one.values["slow"] for one in taken])
-        dates = [one.up_ms for one in taken]
-        self.assertTrue(all(b - a >= 3 for a, b in pairwise(dates)), dates)
-        self.assertLessEqual(abs(dates[-1] - dates[0] - 20 * (len(taken) + sampler.missed - 1)), 20)
+        # A busy machine delays any of them; that no slot is lost or taken twice is seen in their number.
+        self.assertEqual([one.up_ms for one in taken], sorted({one.up_ms for one in taken}))
+        for one, (done, passed) in zip(taken, slots, strict=True):
+            if one.values["slow"] == 5:
+                self.assertEqual(done, passed)
 
     def test_a_single_source_that_does_not_let_go_is_named(self):
         for checked in (False, True):

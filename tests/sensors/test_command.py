@@ -10,7 +10,7 @@ from pigeonpost.core.errors import SensorError, SettingsError
 from pigeonpost.sensors import command
 from pigeonpost.sensors.contract import Channel
 from tests.sensors.test_contract import Contract
-from tests.support import LIMIT_S, temp_folder, wait_until
+from tests.support import LIMIT_S, Leftovers, temp_folder, wait_until
 
 
 def python(code):
@@ -19,7 +19,7 @@ def python(code):
 
 
 def make(words=None, channels=None, **more):
-    given = {} if words is None else {"command": words}
+    given = {"timeout": LIMIT_S} if words is None else {"timeout": LIMIT_S, "command": words}
     return command.make({**given, "channels": {"x": {}} if channels is None else channels, **more}, "here")
 
 
@@ -124,10 +124,10 @@ class Trouble(unittest.TestCase):
         self.assertEqual(read(["wc", "-c"]), 0)
 
     def test_nothing_is_left_behind(self):
-        source, before = make(["echo", "1"]), len(os.listdir("/proc/self/fd"))
+        source, leftovers = make(["echo", "1"]), Leftovers()
         for _ in range(20):
             source.read()
-        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+        leftovers.wait_for_none()
 
 
 def is_running(pid):

@@ -283,10 +283,10 @@ class Trouble(JsonCase):
                     tracemalloc.stop()
 
     def test_nobody_there(self):
-        listener = socket.create_server(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-        listener.close()
-        self.assert_fails(f"http://127.0.0.1:{port}: Connection refused", url=f"http://127.0.0.1:{port}/secret?key=1")
+        with socket.socket() as silent:
+            silent.bind(("127.0.0.1", 0))  # and does not listen: nobody else gets this port meanwhile
+            url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            self.assert_fails(f"{url}: Connection refused", url=f"{url}/secret?key=1")
         self.assert_fails("http://no.such.host.invalid: ", url="http://no.such.host.invalid/")
 
     def test_no_error_tells_what_may_be_secret(self):

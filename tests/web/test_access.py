@@ -459,9 +459,12 @@ class Cookies(DoorCase):
             ";" * 32_768, "a=b; " * 6500, name * 2048, f"{name}{'x' * 43}! ;" * 520, "; " * 16_000 + name, "x" * 32_768,
             f"{name}{'x' * 32_000}", " ;" * 16_384, '"\\' * 16_384, f"{name}{'x' * 42};" * 550,
         ):  # fmt: skip
-            began_s = time.thread_time()
-            self.assertEqual(self.found(cookie), "")
-            self.assertLess(time.thread_time() - began_s, 0.05, cookie[:40])
+            took_s = []
+            for _ in range(3):  # into one of them a garbage collection may fall
+                began_s = time.thread_time()
+                self.assertEqual(self.found(cookie), "")
+                took_s.append(time.thread_time() - began_s)
+            self.assertLess(min(took_s), 0.05, cookie[:40])
         ours = "a=b; " * 6500 + self.cookie(self.session)
         self.assertEqual(self.found(ours), self.session.id)
 

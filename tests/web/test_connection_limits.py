@@ -7,7 +7,7 @@ from pigeonpost.transports.push_server import PushServerTransport
 from pigeonpost.web.connection_limits import Connections, Limits
 from tests.support import LIMIT_S, wait_until
 from tests.transports.test_push import body
-from tests.web.support import WebHouse, next_response, read_all
+from tests.web.support import PATIENT, WebHouse, next_response, read_all
 
 OPEN = 6
 
@@ -65,7 +65,7 @@ class Crowded(unittest.TestCase):
     """The real server, all its connections taken by silent clients of many addresses, which come again and again."""
 
     def setUp(self):
-        self.house = WebHouse(self, limits=Limits(open=OPEN, head_s=LIMIT_S), transports=[PushServerTransport])
+        self.house = WebHouse(self, limits=PATIENT._replace(open=OPEN), transports=[PushServerTransport])
         self.token = self.house.tokens.make("attic")
 
     def crowd(self, said=b""):
@@ -95,6 +95,8 @@ class Crowded(unittest.TestCase):
         data = body(1, 30)
         with socket.create_connection(self.house.address, LIMIT_S) as sock:
             sock.sendall(self.head(len(data)) + data[:100])
+            there = self.house.web._connections._all
+            wait_until(lambda: any(one.is_proven for one in list(there)), "its head was read")
             self.crowd()
             sock.sendall(data[100:])
             sock.settimeout(LIMIT_S)

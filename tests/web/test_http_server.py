@@ -25,8 +25,10 @@ from pigeonpost.web.listener import Listener
 from tests.support import LIMIT_S, wait_until
 from tests.web.support import exchange, next_response, parse_response, read_all
 
+# Times are longer than any wait of a test: whoever had to wait for one of them would fail.
 LIMITS = Limits(
-    head_s=5.0, body_s=5.0, idle_s=10.0, send_s=5.0, at_work=4, queue_s=0.2, open=32, downloads=2
+    head_s=9 * LIMIT_S, body_s=9 * LIMIT_S, idle_s=9 * LIMIT_S, send_s=9 * LIMIT_S, queue_s=9 * LIMIT_S, at_work=4,
+    open=32, downloads=2,
 )  # fmt: skip
 
 
@@ -189,11 +191,9 @@ class ServerCase(unittest.TestCase):
             found.append(status)
         return found
 
-    def is_served(self, within_s=LIMIT_S):
-        """An honest client has its answer."""
-        began_s = time.monotonic()
+    def is_served(self):
+        """An honest client has its answer, within LIMIT_S."""
         self.assertEqual(self.get("/honest")[::2], (200, b"/honest"))
-        self.assertLess(time.monotonic() - began_s, within_s)
 
 
 class OneAfterTheOther(ServerCase):
@@ -400,13 +400,10 @@ class Deadlines(ServerCase):
     def patiently(self, attempt):
         """What `attempt` reads. On a busy machine its first byte may come too late: then nothing is said, and it is
         tried again."""
-        for _ in range(20):
-            began_s = time.monotonic()
-            data = attempt()
-            if data:
-                self.assertGreater(time.monotonic() - began_s, 0.045)
-                return data
-        return self.fail("not one answer")
+        began_s = []
+        data = wait_until(lambda: began_s.append(time.monotonic()) or attempt(), "an answer")
+        self.assertGreater(time.monotonic() - began_s[-1], 0.045)
+        return data
 
     def drip(self, first, rest):
         """Say `first`, then a byte now and then until there is an answer; all of that."""
@@ -472,7 +469,7 @@ class Unread(ServerCase):
 
 
 class Slowloris(ServerCase):
-    limits = LIMITS._replace(head_s=60.0, open=48)
+    limits = LIMITS._replace(open=48)
 
     def test_400_half_requests_cost_nobody_else_an_answer(self):
         socks = []
@@ -484,12 +481,12 @@ class Slowloris(ServerCase):
             sock.sendall(b"GET /slow HTTP/1.1\r\nX-a: b")
             socks.append(sock)
             if number % 50 == 49:
-                self.is_served(within_s=10.0)
+                self.is_served()
         self.assertLessEqual(self.counts["open"], self.limits.open)
         wait_until(lambda: self.counts["cut_off"] >= 400 - self.limits.open, "the longest waiting are cut off")
         wait_until(lambda: threading.active_count() < 2 * self.limits.open, "and their threads end")
         for _ in range(10):
-            self.is_served(within_s=10.0)
+            self.is_served()
         self.assertEqual(self.app.seen, [("GET", "/honest", b"", "127.0.0.1")] * 18)
 
     def test_it_is_one_of_whoever_has_most(self):
@@ -505,7 +502,7 @@ class Slowloris(ServerCase):
 
     def test_when_nobody_waits_there_is_no_room(self):
         """All that are open are being answered: one more is told to come again."""
-        self.connections._limits = self.limits._replace(open=2, at_work=2)
+        self.connections._limits = self.limits._replace(open=2, at_work=2, queue_s=0.02)
         for _ in range(2):
             self.connect(self.ask("/wait"))
         wait_until(lambda: self.counts["at_work"] == 2, "both are at work")
@@ -530,7 +527,6 @@ class AtWork(ServerCase):
         self.assertEqual(self.counts["cut_off"], 0)
 
     def test_who_waits_for_a_place_gets_it(self):
-        self.connections._limits = self.limits._replace(queue_s=2 * LIMIT_S)
         socks = [self.connect(self.ask("/wait")) for _ in range(self.limits.at_work + 3)]
         wait_until(lambda: len(self.app.seen) == self.limits.at_work, "all places are taken")
         self.app.gate.set()
@@ -546,6 +542,7 @@ class AtWork(ServerCase):
         self.is_served()
 
     def test_those_who_do_not_read_are_cut_off_for_those_who_do(self):
+        self.connections._limits = self.limits._replace(queue_s=0.2)
         with mock.patch.object(connection_limits, "_STUCK_S", 0.05):
             for _ in range(self.limits.at_work):
                 self.connect(self.ask("/huge"))
@@ -679,7 +676,7 @@ class Files(ServerCase):
         wait_until(lambda: self.counts["downloads"] == self.limits.downloads, "all are under way")
         self.assertEqual(self.counts["at_work"], 0)
         for _ in range(2 * self.limits.at_work):
-            self.is_served(within_s=10.0)
+            self.is_served()
         status, headers, _ = self.get("/file")
         self.assertEqual((status, headers["retry-after"], headers["connection"]), (503, "1", "close"))
 
@@ -747,11 +744,9 @@ class Stopping(ServerCase):
         socks = [self.connect(), self.connect(b"GET / HT"), self.connect(self.ask("/", close=False))]
         wait_until(lambda: self.counts["open"] == 3 and self.counts["answers"], "all are there")
         wait_until(lambda: self.counts["at_work"] == 0, "nobody is at work")
-        began_s = time.monotonic()
         self.listener.shutdown()
         self.listener.server_close()
         self.assertIsNone(self.connections.stop(LIMIT_S))
-        self.assertLess(time.monotonic() - began_s, 3.0)
         for sock in socks:
             read_all(sock)
 

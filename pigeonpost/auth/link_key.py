@@ -49,7 +49,7 @@ class LinkKey:
 
     def _found(self, is_it: Callable[[LinkKey], bool], is_use: bool = True) -> LinkKey | None:
         if is_it(self):
-            if is_use and self._replaced is not None and self._retire is not None:
+            if is_use and self._retire is not None:
                 self._retire()
             return self
         return self._replaced if self._replaced is not None and is_it(self._replaced) else None

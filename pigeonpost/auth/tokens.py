@@ -173,9 +173,9 @@ class Tokens(Mapping[str, LinkKey]):
         looked_for = self._looked_for[1]
         if node in looked_for:
             return
-        if node in self._replaced():
+        if node in self._replaced_entries():  # also one that is not accepted now: it may be, once the clock is set
             self._retire(node, tokens[node])
-        elif node not in self._replaced_entries():  # else it may be accepted again, once the clock is set
+        else:
             looked_for.add(node)
 
     def _nodes(self, tokens: dict[str, str]) -> dict[bytes, str]:
@@ -188,10 +188,11 @@ class Tokens(Mapping[str, LinkKey]):
         return self._by_digest[1]
 
     def __getitem__(self, node: str) -> LinkKey:
-        token, replaced = self._file.now()[node], self._replaced().get(node)
-        if replaced is None:
+        token = self._file.now()[node]
+        if node not in self._replaced_entries():
             return LinkKey(token)
-        return LinkKey(token, LinkKey(replaced), functools.partial(self._retire, node, token))
+        replaced = self._replaced().get(node)
+        return LinkKey(token, LinkKey(replaced) if replaced else None, functools.partial(self._retire, node, token))
 
     def __contains__(self, node: object) -> bool:
         return node in self._file.now()  # without a LinkKey, which Mapping would make: each push asks

@@ -47,7 +47,7 @@ GRACE_MS = 15_000  # after a window's end: samples on their way still belong int
 LOOK_S = 10.0  # between two looks at what there is to do
 _WRITE_S = 10.0  # until the writer thread begins with a part; later it is made anew
 _AT_ONCE = 200  # windows looked up together
-_WINDOWS_OF_HOUR = 7
+_WINDOWS_OF_HOUR = sum(HOUR_MS // span_ms for span_ms in SPANS_MS)
 _UNREADABLE_S = 3600.0  # until an hour that could not be read is tried again
 _WRITTEN_TOGETHER = 14  # of them, in one transaction: some milliseconds
 _FORGET_AT_ONCE = 20_000  # samples deleted in one transaction, or those of an hour: a row has up to 4,096 of them
@@ -109,15 +109,15 @@ def current_rollups(
     kept_from_ms  samples before it may have been deleted: to the rollups of these windows what came since is added
     most          samples that are read for that; None is returned where there are more
 
-    Windows of an hour that is damaged, of which the store tells, are as they were stored.
+    Windows of a damaged hour, which the store reports, are as they were stored.
     """
-    told: list[Rollup] | None = None
+    found: list[Rollup] | None = None
     for _ in range(2):  # what is late may be merged, and its samples deleted, between the looks at both
         dirty = store.dirty_ends(node, span_ms, from_ms, to_ms)
-        told = _with_dirty(store, node, sensor, span_ms, from_ms, to_ms, kept_from_ms, most, dirty)
+        found = _with_dirty(store, node, sensor, span_ms, from_ms, to_ms, kept_from_ms, most, dirty)
         if not dirty or set(dirty) <= set(store.dirty_ends(node, span_ms, from_ms, to_ms)):
             break
-    return told
+    return found
 
 
 def _with_dirty(
@@ -143,9 +143,8 @@ def _with_dirty(
                 raise
             continue
         for end_ms in ends:
-            known = found.pop(end_ms, None)
-            if known and is_late(end_ms, kept_from_ms):
-                found[end_ms] = known
+            if not is_late(end_ms, kept_from_ms):
+                found.pop(end_ms, None)
             if values[end_ms]:
                 new, old = rollup(list(values[end_ms]), end_ms), found.get(end_ms)
                 found[end_ms] = merge_rollups(old, new) if old else new
@@ -214,11 +213,13 @@ class MaintenanceWorker:
         """Return dirty windows but those of hours that could not be read, which would keep all later ones waiting."""
         now_s = self._clock.monotonic()
         self._unreadable = {hour: until_s for hour, until_s in self._unreadable.items() if until_s > now_s}
-        windows = self._store.dirty_windows(before_ms, _AT_ONCE + _WINDOWS_OF_HOUR * len(self._unreadable))
+        nodes = {node for node, _ in self._unreadable}  # a store may share out what it lists among them
+        most = _AT_ONCE + _WINDOWS_OF_HOUR * len(self._unreadable) * len(nodes)
+        windows = self._store.dirty_windows(before_ms, most)
         return [window for window in windows if (window.node, _hour_end(window)) not in self._unreadable]
 
     def _leave_hour(self, window: Window, error: StoreDamaged) -> None:
-        """Leave the hour of a window, which cannot be read, alone: the store has told of it, and the others go on."""
+        """Leave the hour of a window alone, which cannot be read and which the store has reported: the others go on."""
         if self._store.damage:
             raise error
         self._unreadable[window.node, _hour_end(window)] = self._clock.monotonic() + _UNREADABLE_S
@@ -290,7 +291,7 @@ class MaintenanceWorker:
     def _compact(self, now_ms: int) -> int:
         try:
             job = self._store.compaction(now_ms)
-        except StoreDamaged:  # of which the store has told
+        except StoreDamaged:  # which the store has reported
             if self._store.damage:
                 raise
             return 0

@@ -357,8 +357,11 @@ class Damaged(unittest.TestCase):
         self.addCleanup(store.close)
         for n in range(6):
             put(store, NOON + n * HOUR, first=n + 1)
-        whole = store._db.execute("SELECT id, data FROM fresh WHERE first < 6").fetchall()
-        store._db.execute("UPDATE fresh SET data = replace(data, '20.5', '21.5') WHERE first < 6")
+        other = Batch("b", OUTBOX, E2, 0, SampleBatch.of([sample(1, 20.5, NOON)]), None, {}, print, print)
+        file(store, other)  # of another node an hour that cannot be read, too
+        store._db.execute("UPDATE fresh SET data = replace(data, '20.5', '21.5') WHERE id = 7")
+        whole = store._db.execute("SELECT id, data FROM fresh WHERE id < 6").fetchall()
+        store._db.execute("UPDATE fresh SET data = replace(data, '20.5', '21.5') WHERE id < 6")
         worker = MaintenanceWorker(store, Direct(store), clock)
         read = self.enterContext(mock.patch.object(store, "stored_batches", wraps=store.stored_batches))
 
@@ -367,7 +370,10 @@ class Damaged(unittest.TestCase):
                 pass
             return [one.end_ms for one in store.summaries("a", "temperature", HOUR, 0, 1 << 60)]
 
-        with mock.patch.object(maintenance, "_AT_ONCE", 4):
+        with (
+            mock.patch.object(maintenance, "_AT_ONCE", 4),
+            mock.patch.object(maintenance, "_WINDOWS_OF_HOUR", 2),  # so many are dirty here
+        ):
             for _ in range(6):
                 found = summed()
             self.assertEqual(found, [NOON + 6 * HOUR])

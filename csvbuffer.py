@@ -13,8 +13,8 @@ How it stays whole. A commit stores stretches of samples and gaps, each under a 
 transaction records its length and the number up to which it has all rows (`LogMark`); a new file gets no rows before it
 is recorded. After a crash what has higher numbers tells which bytes belong behind that length: what is there and right
 is kept, the rest is cut, and what is missing is written. A file that somebody changed is left alone, and what it lacks
-opens the next one. An entry that a card has damaged in the store is left out: `Store.unlogged` has its number, and the
-first start at which it can be read writes it. A file that is closed, and complete, gets its line in logs/SHA256SUMS.
+opens the next one. An entry that a card has damaged in the store is left out: `Store.unlogged` has its number, and a
+later start, at which it can be read, writes it. A file that is closed, and complete, gets its line in logs/SHA256SUMS.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ SYNC_BYTES = 16 << 20  # or when there are so many
 _BLOCK_BYTES = 1 << 20
 
 
-Owed = tuple[int, bytes | LostRows]  # filing number and rows
+_Owed = tuple[int, bytes | LostRows]  # filing number and rows
 
 
 class RecentSample(NamedTuple):
@@ -263,8 +263,8 @@ class CsvLog:
         self._filed = max(self._filed, filed)
 
     def _note(self, filed: int, is_logged: bool) -> None:
-        """Note that an entry of the store is logged; or is not, being damaged: what follows it goes on, and the first
-        start at which it can be read writes it."""
+        """Record whether an entry of the store is logged. A damaged one is not: a later start writes it, when it can be
+        read."""
         self._store.unlogged = self._store.unlogged - {filed} if is_logged else self._store.unlogged | {filed}
         self._filed = max(self._filed, filed)
 
@@ -289,7 +289,7 @@ class CsvLog:
 
     def _catch_up(self) -> None:
         for logged in self._store.logged_after(self._filed):
-            if logged.filed > self._filed:  # what it lacked before is for a start, after which nothing is out of order
+            if logged.filed > self._filed:  # `_mend` writes those in `unlogged`, at a start
                 self._write(logged_rows(logged), logged.filed)
                 self._note(logged.filed, is_logged=not logged.lost)
         self._behind = False
@@ -298,7 +298,7 @@ class CsvLog:
 
     def _mend(self, mark: LogMark) -> None:
         """Complete the file of `mark` from the store; what cannot be written there is left for the next file."""
-        owed: list[Owed] = [
+        owed: list[_Owed] = [
             (logged.filed, logged.lost or logged_rows(logged))
             for logged in self._store.logged_after(mark.filed)
             if not (logged.lost and logged.filed in self._store.unlogged)  # which is known not to be there
@@ -322,7 +322,7 @@ class CsvLog:
                 os.close(fd)
         self._behind = bool(owed)
 
-    def _mend_open(self, fd: int, path: str, mark: LogMark, owed: list[Owed]) -> list[Owed]:
+    def _mend_open(self, fd: int, path: str, mark: LogMark, owed: list[_Owed]) -> list[_Owed]:
         """The same, with the file open. Returns what the file could not be given."""
         tail_at = max(0, mark.size - TAIL_BYTES)
         if zlib.crc32(os.pread(fd, mark.size - tail_at, tail_at)) != mark.tail:

@@ -68,8 +68,8 @@ class Batch(NamedTuple):
     units         sensor name to unit, as the node sent them
     on_committed  called with (epoch, seq) when everything up to seq is durable; returns at once, from any thread
     on_rejected   called instead, with the error, when the samples would leave a hole
-    window        samples that its node sends ahead of the last acknowledgement, or fewer: half of them are committed at
-                  once. Where it counts bodies of any size in place of samples, as over MQTT, it is the smallest
+    window        samples that its node may send ahead of the last acknowledgement; when half of them wait, they are
+                  committed at once. Over MQTT, where bodies are counted, it is the smallest window of the link
     """
 
     node: str

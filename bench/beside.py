@@ -114,7 +114,7 @@ def fifty_sensors(folder: str) -> Iterator[tuple[str, str]]:
         time.sleep(4)
         took_ms = fresh_page_ms(port)
         length = Client(port).get()
-        yield f"`/` with {SENSORS} sensors, drawn anew, median of 15", f"{took_ms:.1f} ms, {length / 1000:.1f} kB"
+        yield f"`/` with {SENSORS} sensors, drawn again, median of 15", f"{took_ms:.1f} ms, {length / 1000:.1f} kB"
     node.stop()
 
 

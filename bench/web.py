@@ -122,7 +122,7 @@ def main() -> None:
             assert found, "the server did not start"
             port = int(found[1])
             time.sleep(3)
-            rows = [("`/`, drawn anew, median", f"{fresh_page_ms(port):.1f} ms, {Client(port).get() / 1000:.1f} kB")]
+            rows = [("`/`, drawn again, median", f"{fresh_page_ms(port):.1f} ms, {Client(port).get() / 1000:.1f} kB")]
             rows += [
                 (f"`/` kept alive, {clients} at once", f"{from_another_process(port, clients):,.0f} requests/s")
                 for clients in (1, 8)

@@ -24,7 +24,7 @@ from typing import Any
 
 from bench.machine import cpu_s, rss_mib, table
 from bench.years_mixed import DAY_MS, EVERY_MS, NODES, Builder, Card, Sums, build_mixed
-from pigeonpost.core.clock import Clock
+from pigeonpost.core.clock import Clock, rfc3339
 from pigeonpost.core.data_folder import DATABASE
 from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage.models import HOUR_MS, EpochCommit, HighWaterMark, LogMark
@@ -190,10 +190,9 @@ def questions(folder: str, to_ms: int, days: float) -> list[tuple[str, str]]:
 
 def exports(folder: str, samples: int, to_ms: int) -> Iterator[tuple[str, str]]:
     """Export a day of all nodes, and everything, as rows."""
-    day = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime((to_ms - 2 * DAY_MS) / 1000)), NODES * DAY_MS // EVERY_MS
-    until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime((to_ms - DAY_MS) / 1000))
+    since, until = rfc3339(to_ms - 2 * DAY_MS), rfc3339(to_ms - DAY_MS)
     for words, count, more in (
-        ("a day", day[1], ("--from", day[0], "--to", until)),
+        ("a day", NODES * DAY_MS // EVERY_MS, ("--from", since, "--to", until)),
         ("everything", samples, ()),
     ):
         took_s, busy_s, most_mib = command("--data", folder, "export", *more)

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pigeonpost.core.clock import Clock
+from pigeonpost.core.clock import FakeClock
 from pigeonpost.link.samples import Number, SampleBatch
 from pigeonpost.server.ingest import Ingestor
 from pigeonpost.storage.maintenance import MaintenanceWorker
@@ -26,16 +26,6 @@ _TEMPERATURES: list[Number | None] = [*(20 + k / 100 for k in range(1000))] * 6
 _LIGHTS: list[Number | None] = [*range(1024)] * 6
 _LINE = 4096  # samples that a node that comes back sends together
 _LOOK_HOURS = 6  # between two rounds of maintenance
-
-
-class SetClock(Clock):
-    """A clock whose date is set."""
-
-    now_ms = 0
-
-    def wall_ms(self) -> int:
-        """Return the date that was set."""
-        return self.now_ms
 
 
 class Direct:
@@ -129,15 +119,14 @@ class Builder:
     each week; one whose card is replaced each month, and the old one read out twenty days later."""
 
     def __init__(self, store: SqliteStore, from_ms: int) -> None:
-        self.sums, self.clock = Sums(), SetClock()
-        self.clock.now_ms = from_ms
+        self.sums, self.clock = Sums(), FakeClock(from_ms, from_ms)
         self.samples = 0
         self.reopen(store)
         self._cards = [Card(f"n{k}", 0) for k in range(NODES)]
         self._old: list[tuple[int, Card]] = []  # cards, and the hour in which each is read out
 
     def reopen(self, store: SqliteStore) -> None:
-        """Go on with a store that was opened anew."""
+        """Continue with a store that was opened again."""
         mark = store.log_mark()
         log: Any = NoLog(mark.filed if mark else 0)
         self.ingestor = Ingestor(store, log, self.clock, buffer_samples=1 << 30)
@@ -145,7 +134,7 @@ class Builder:
 
     def hour(self, number: int, parts: int) -> None:
         """All nodes take an hour of samples; those that are there send them, in so many commits."""
-        begin_ms = self.clock.now_ms
+        begin_ms = self.clock.wall_ms()
         for part in range(parts):
             count = OF_HOUR // parts
             for k, card in enumerate(self._cards):

@@ -61,16 +61,22 @@ class _Process:
     """A forked program, with what is used of subprocess.Popen."""
 
     def __init__(self, request: dict[str, Any]) -> None:
-        self.args = request["arguments"]
-        self.returncode: int | None = None
-        pipes = [os.pipe() for _ in range(3)]  # standard output, standard error, exit status
+        pipes = [os.pipe() for _ in range(2)]  # standard output, standard error
         try:
-            self.pid, self._pidfd = _parent().fork(request, [write for _, write in pipes])
+            self._fork(request, [write for _, write in pipes])
         finally:
             for _, write in pipes:
                 os.close(write)
-        self.stdout, self.stderr = (os.fdopen(read, encoding="utf-8") for read, _ in pipes[:2])
-        self._status = pipes[2][0]
+        self.stdout, self.stderr = (os.fdopen(read, encoding="utf-8") for read, _ in pipes)
+
+    def _fork(self, request: dict[str, Any], outputs: list[int]) -> None:
+        self.args = request["arguments"]
+        self.returncode: int | None = None
+        self._status, write = os.pipe()
+        try:
+            self.pid, self._pidfd = _parent().fork(request, [*outputs, write])
+        finally:
+            os.close(write)
 
     def poll(self) -> int | None:
         """The exit status; None while it runs."""
@@ -115,14 +121,8 @@ class LoggedProcess(_Process):
         folder     where it runs
         log        descriptor of the file
         """
-        self.args = arguments
-        self.returncode = None
-        self._status, write = os.pipe()
         request = {"arguments": arguments, "folder": folder, "environment": environment}
-        try:
-            self.pid, self._pidfd = _parent().fork({**request, "namespace": "", "constants": {}}, [log, log, write])
-        finally:
-            os.close(write)
+        self._fork({**request, "namespace": "", "constants": {}}, [log, log])
 
 
 class _Parent:

@@ -85,7 +85,7 @@ class Leftovers:
     """Threads and descriptors of this process that were not there when this was made.
 
     Their numbers alone would not do: what an earlier test has left may end meanwhile, such as the thread that hashes
-    passwords, which lives some seconds longer than there are any.
+    passwords, which ends some seconds after its last job.
     """
 
     def __init__(self) -> None:

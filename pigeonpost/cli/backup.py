@@ -114,7 +114,7 @@ def restore(context: Context) -> int:
             names = _unpacked(file, staging, progress)
             aside = _put_in_place(data, staging, names)
         with contextlib.closing(SqliteStore(data, look_only=True)) as store:
-            # The database itself was looked through before. A log that was written of it is read again by its checksum.
+            # The database was checked before. A log that was written from it is checked against its checksum.
             faults = list(_log_faults(store, data, with_rows=_has_logs(names)))
     finally:
         os.close(lock)

@@ -43,6 +43,7 @@ from pigeonpost.core.errors import PigeonpostError, StoreDamaged
 from pigeonpost.server.tar_reader import BadArchive, Content, Member, read_members
 from pigeonpost.storage.csv.checksums import read_sums, sums_text
 from pigeonpost.storage.models import LogMark
+from pigeonpost.storage.sqlite import queries
 from pigeonpost.storage.sqlite.integrity import damage_text, is_damage, refuse_foreign_wal
 from pigeonpost.storage.sqlite.schema import VERSION
 from pigeonpost.storage.sqlite.store import SqliteStore
@@ -137,8 +138,7 @@ def faults_of(folder: str) -> Iterator[str]:
 def log_mark(folder: str) -> LogMark | None:
     """How far the last log is written, as the database of `folder`, which may be an older one, knows it."""
     with contextlib.closing(open_to_read(os.path.join(folder, DATABASE))) as db:
-        row = db.execute("SELECT name, size, tail, filed FROM logs ORDER BY id DESC LIMIT 1").fetchone()
-        return LogMark(*row) if row else None
+        return queries.log_mark(db)
 
 
 # ------------------------------------------------------------------------------------------------------ packing

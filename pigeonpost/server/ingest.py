@@ -102,7 +102,7 @@ class Ingestor:
         self._hurry = False  # whether the next commit is at once,
         self._has_backlog = False  # since so much is waiting that nodes soon must not send more
         self._backlog_s = self._came_s = -_CATCH_UP_S  # when a backlog was last committed, and when a batch last came
-        self._next_s = 0.0  # when the next commit is, at the latest, if something waits
+        self._next_s = 0.0  # when the next commit is, at the latest, if a batch waits
         self._urgent = False  # somebody waits for a batch that came after those in hand
         self._tasks: list[_Task] = []  # of others, for the writer
         self._in_hand = 0  # of the batches, the first: so many are being stored just now

@@ -61,8 +61,8 @@ class NodeAdmin:
         def job() -> None:
             mark = self._store.log_mark()
             filed = mark.filed if mark else 0
-            # Its rows would be completed under the new name after a crash, beside those of the former one. Damaged
-            # entries have none, and what is up to the mark was damaged: the next start writes it.
+            # After a crash its rows would be completed under the new name, beside those of the former one. Damaged
+            # entries have no rows; entries up to the mark were damaged before, and the next start writes them.
             if any(entry.items and entry.filed > filed for entry in self._store.logged_after(filed)):
                 raise NotStored("the CSV log waits for the disk: try again when it is written")
             self._store.rename(node, new, self._clock.wall_ms())

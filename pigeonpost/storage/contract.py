@@ -65,7 +65,7 @@ class Store:
         raise NotImplementedError
 
     def put(self, epoch_commits: Sequence[EpochCommit], noted_ms: int, log: LogMark | None) -> int:
-        """Within `writing`: store the commits, and that the CSV log is written as far as `log` says, but `unlogged`.
+        """Within `writing`: store the commits, and how far the CSV log is written: as `log` says, except `unlogged`.
 
         Each of their items, which are stretches (see models.stretches) and gaps, gets the number that follows the last
         one: its filing number. Returns the number of the last: the log owes everything after `log.filed` up to it.
@@ -150,8 +150,8 @@ class Store:
         raise NotImplementedError
 
     def logged_after(self, filed: int) -> Iterator[LogEntry]:
-        """Yield what the CSV log owes after the filing number `filed`, in its order; then what is recorded as
-        `unlogged`. A damaged entry, which `on_damage` is told of, has no items."""
+        """Yield what the CSV log owes after the filing number `filed`, in its order; then the entries in
+        `unlogged`. A damaged entry has no items, and is reported to `on_damage`."""
         raise NotImplementedError
 
     def nodes(self) -> list[dict[str, Any]]:
@@ -200,10 +200,7 @@ class Store:
 
     def dirty_ends(self, node: str, span_ms: int, from_ms: int, to_ms: int) -> list[int]:
         """Return the ends of a node's dirty windows of `span_ms` that end in (from_ms, to_ms], oldest first."""
-        found = self.dirty_windows(to_ms + 1, 1 << 31)
-        return sorted([
-            one.end_ms for one in found if (one.node, one.span_ms) == (node, span_ms) and from_ms < one.end_ms <= to_ms
-        ])  # fmt: skip
+        raise NotImplementedError
 
     def gaps(self, limit: int) -> list[dict[str, Any]]:
         """Return the newest `limit` gaps (-1: all), with their reasons."""

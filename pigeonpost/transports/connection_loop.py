@@ -7,8 +7,8 @@ A member does what can be done at once and never waits. Samples for which there 
 the next are decoded while those before are being stored; when members hold MOST_HELD together, none is read (`pause`),
 and their peers wait. Many peers that send a little each are read together, every ROUND_S: to wake a thread costs
 several times what one sample does. Of live samples it only matters that they are read before the next commit: while
-there is nothing else, all are read every CALM_S and shortly before it, and what a peer has sent until then is decoded
-together. Who is woken meanwhile is served.
+there is nothing else, sockets and times are looked at every CALM_S and shortly before each commit, and what a peer has
+sent until then is decoded together. Members that are woken are served at once.
 Errors: what `serve` raises is told to the member (`fail`), and concerns no other. What is raised beside that is logged,
 and all members are looked at again.
 """
@@ -37,10 +37,10 @@ log = logging.getLogger(__name__)
 
 ROUND_S = 0.02  # from one round to the next, at least, when there are more members than FEW
 FEW = 8
-CALM_S = 0.5  # the same, at most, while members have live samples only,
-AHEAD_S = 0.04  # and so long before the next commit, which is to have them
-STIR_S = 1.0  # so long that is not so after a member has read more at once,
-EXPECT_S = 2.0  # and while it waits for an answer: a peer that gives none must not keep all others busy
+CALM_S = 0.5  # the longest rest while members have only live samples
+AHEAD_S = 0.04  # this rest ends so long before the next commit, which is to have them
+STIR_S = 1.0  # there is none for so long after a member has read more than live samples,
+EXPECT_S = 2.0  # nor while it waits for an answer, at most so long: a silent peer must not keep all others busy
 HURRY_S = 0.1  # so long there is no rest after a member has read as much as it can at once
 FULL_S = 0.05  # after which it is tried again whether there is room, should nobody wake the loop
 MOST_HELD = 32_768  # samples, of all members together
@@ -76,7 +76,8 @@ class ConnectionLoop:
 
     def __init__(self, clock: Clock, next_commit_s: Callable[[], float] = lambda: 0.0) -> None:
         """
-        next_commit_s  returns when what members hand on is committed next, by `clock.monotonic`; past: as it comes
+        next_commit_s  returns when what members hand on is committed next, by `clock.monotonic`; a time in
+                        the past: as soon as possible
         """
         self.clock = clock
         self._next_commit_s = next_commit_s

@@ -74,7 +74,7 @@ class IngestProtocol(Protocol):
 class ServerSession(LinkSession):
     """The server's end of one connection; says HELLO at once."""
 
-    is_asked = True  # the node, for something beside its samples (HELLO, CHECK, SEND), and it has not answered
+    is_asked = True  # an answer of the node is due: HELLO, STATUS or SENDBACK
 
     def __init__(
         self,

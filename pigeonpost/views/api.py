@@ -169,7 +169,7 @@ def statistics(context: RequestContext) -> Response:
         for one in closed_left(store, node, sensor, window_ms, from_ms, last_ms, kept_from_ms, now_ms)
     ]
     if closed == "right" and about:
-        from_ms = max(from_ms, about["kept_from_ms"])
+        from_ms = max(from_ms, kept_from_ms)
         found += [(one, "right") for one in closed_right(store, node, sensor, window_ms, from_ms, to_ms)]
     if _form(query) == "csv":
         lines = [",".join([rfc3339(one.end_ms), *map(str, one[1:])]) for one, _ in found]

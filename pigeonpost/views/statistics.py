@@ -16,6 +16,7 @@ import threading
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -143,11 +144,11 @@ class StatisticsReader:
         span_ms = _SHORT_MS if to_ms - from_ms <= _SHORT_UP_TO_MS else _LONG_MS
         low_ms, high_ms = -(-from_ms // span_ms) * span_ms, to_ms // span_ms * span_ms
         # Whole windows, and what is before and after them. A chart's buckets have what is not summed up yet.
-        spans = [(from_ms, low_ms), (low_ms, high_ms), (high_ms, to_ms)] if low_ms <= high_ms else [(from_ms, to_ms)]
+        edges = [from_ms, low_ms, high_ms, to_ms] if low_ms <= high_ms else [from_ms, to_ms]
+        spans = [span for span in pairwise(edges) if span[0] < span[1]]
         columns = [
             (start_ms + one.place * span_ms, one)
             for start_ms, end_ms in spans
-            if start_ms < end_ms
             for one in self._store.downsample(node, sensor, start_ms, end_ms, -(-(end_ms - start_ms) // span_ms))
         ]
         if not columns:
@@ -162,7 +163,7 @@ class StatisticsReader:
         )  # fmt: skip
         parts = self._parts(node, sensor, spans, span_ms, kept_from_ms)
         known = sum(part.values for part in parts)
-        if abs(known - count) > 0.01 * count:  # not what came since; else too much is not summed up yet
+        if abs(known - count) > 0.01 * count:  # too many samples to read, or a damaged hour: more than came since
             return found
         modes: Counter[float] = Counter()
         for part in parts:

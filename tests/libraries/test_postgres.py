@@ -418,12 +418,16 @@ class Faults(One):
                     DATABASE.cut()
         self.assertEqual(len(list(stored_samples(self.store.every_batch()))), 100)
 
-    def test_a_commit_of_which_the_answer_is_lost(self):
-        """It was done, and nobody was told: the batch comes again, is a repeat, and its rows are in the log."""
+    def with_log(self):
+        """A clock, a log that is open, and what commits to both."""
         clock = FakeClock()
         log = CsvLog(self.folder, self.store, clock)
         log.start()
-        ingestor = Ingestor(self.store, log, clock)
+        return clock, log, Ingestor(self.store, log, clock)
+
+    def test_a_commit_of_which_the_answer_is_lost(self):
+        """It was done, and nobody was told: the batch comes again, is a repeat, and its rows are in the log."""
+        _, log, ingestor = self.with_log()
         ingestor.submit(quiet(batch(1, 3)))
         ingestor.commit()
         db, answers = self.store._db, []
@@ -454,10 +458,7 @@ class Faults(One):
 
     def test_a_connection_that_is_ended_at_each_statement_of_a_commit(self):
         """Whichever it is: nothing of the commit is there, the next attempt stores it, and the log has it once."""
-        clock = FakeClock()
-        log = CsvLog(self.folder, self.store, clock)
-        log.start()
-        ingestor = Ingestor(self.store, log, clock)
+        _, log, ingestor = self.with_log()
         answers = []
         first, ended_at, statements = 1, 0, 0
         while ended_at == statements:  # until a commit has no statement of that number
@@ -510,7 +511,7 @@ class Faults(One):
         with contextlib.ExitStack() as held, mock.patch.object(pool, "_ROOM_S", 0.01):
             for _ in range(pool._MOST_READERS):
                 held.enter_context(self.store._link.reading())
-            with self.assertRaisesRegex(NotStored, "has answered none of 8 questions"):
+            with self.assertRaisesRegex(NotStored, "none of the 8 reading connections was free for 0.01 s"):
                 self.store.nodes()
         self.assertEqual(self.store.nodes(), [])
 
@@ -572,10 +573,7 @@ class Faults(One):
 
     def test_a_backup_that_is_restored_under_a_server_makes_it_start_again(self):
         """Or the log of this run would be given a second time what the nodes send again."""
-        clock = FakeClock()
-        log = CsvLog(self.folder, self.store, clock)
-        log.start()
-        ingestor = Ingestor(self.store, log, clock)
+        clock, log, ingestor = self.with_log()
         ingestor.submit(quiet(batch(1, 3)))
         ingestor.commit()
         ingestor.submit(quiet(batch(4, 6)))

@@ -283,6 +283,11 @@ class MemoryStore(Store):
         ]
         return found[:most]
 
+    def dirty_ends(self, node: str, span_ms: int, from_ms: int, to_ms: int) -> list[int]:
+        return sorted(
+            end for name, span, end in self.windows if (name, span) == (node, span_ms) and from_ms < end <= to_ms
+        )
+
     def summaries(self, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Rollup]:
         return [
             found[sensor]

@@ -44,7 +44,7 @@ class Play:
     def __init__(self, test, seed, keep_days=0.0):
         self.chance = random.Random(seed)
         self.keep_days = keep_days
-        self.folder = temp_folder(test, "/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
+        self.folder = temp_folder(test)
         self.clock = FakeClock(NOON)
         self.samples = []  # StoredSample
         self.gaps = []

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 MOST_BESIDE = 7  # numbers of one JSON reading that are stored beside its value
 MOST_HELD = 50_000  # readings that wait for a store that is busy, 25 MiB
-GATHER_S = 0.02  # that readings are gathered, and until the store is tried again where it had no room
+GATHER_S = 0.02  # between two submissions to the store, also after one for which it had no room
 
 
 class Place(NamedTuple):
@@ -101,9 +101,12 @@ class BusServerTransport(BusTransport):
         if batch is None or batch[0].values.keys() != values.keys() or len(batch) >= MOST_AT_ONCE:
             batch = self._growing[heard.codifier] = []
             self._held.append(batch)
+            claim = Claim(place.node, "bus", is_listed=self._is_listed(heard.codifier))
+            units: Mapping[str, str] = {place.sensor: place.unit}
+        else:
+            claim, units = batch[0].claim, batch[0].units
         errors = {place.sensor: heard.error} if heard.error else None
-        claim = Claim(place.node, "bus", is_listed=self._is_listed(heard.codifier))
-        batch.append(ExternalReading(claim, values, {place.sensor: place.unit}, heard.time_ms, errors))
+        batch.append(ExternalReading(claim, values, units, heard.time_ms, errors))
         self._held_count += 1
 
     def _control_came(self, packets: list[Packet]) -> None:

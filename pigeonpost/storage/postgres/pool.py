@@ -62,7 +62,7 @@ class PostgresConnection:
                 "[store] postgres needs psycopg 3: `sudo apt install python3-psycopg`, or `pip install psycopg[binary]`"
             ) from None
         self.psycopg: Any = psycopg
-        logging.getLogger("psycopg").setLevel(logging.ERROR)  # its warnings are of errors that we tell of
+        logging.getLogger("psycopg").setLevel(logging.ERROR)  # its warnings repeat errors that we report
         self._has_pipelines = hasattr(psycopg, "Pipeline") and psycopg.Pipeline.is_supported()  # libpq 14
         try:
             given = self.psycopg.conninfo.conninfo_to_dict(address)
@@ -100,7 +100,7 @@ class PostgresConnection:
     def reading(self) -> Iterator[Any]:
         """Borrow a read-only connection with a snapshot of the database, for one short query."""
         if not self._room.acquire(timeout=_ROOM_S):
-            raise NotStored(f"{self.place} has answered none of {_MOST_READERS} questions for {_ROOM_S:g} s")
+            raise NotStored(f"{self.place}: none of the {_MOST_READERS} reading connections was free for {_ROOM_S:g} s")
         try:
             with self.our_errors(reads=True):
                 db = self._borrow()
@@ -132,7 +132,8 @@ class PostgresConnection:
     def at_once(self, db: Any) -> AbstractContextManager[Any]:
         """Return a context in which statements are sent without waiting for the answers of those before.
 
-        Who fetches rows of one in it waits for that; after it all are done. An error is that of the first that failed.
+        Fetching the rows of a statement waits for its answer, and leaving the context for all of them. The error
+        raised is that of the first statement that failed.
         """
         return db.pipeline() if self._has_pipelines else nullcontext()
 

@@ -41,8 +41,8 @@ _NODES_AT_ONCE = 100  # that are locked to forget something of them
 def touch(db: Any, stretches: Iterable[tuple[int, int, int]]) -> None:
     """Mark the windows as dirty in which samples were taken.
 
-    stretches  node, and the least and the greatest time of samples within an hour. Also a window between those that
-               has no samples is marked: it is rolled up at once
+    stretches  node, and the least and the greatest time of samples within an hour. Windows between these
+               are marked even without samples: rolling them up takes no time
     """
     ranges = {
         (node, span, window_end(low_ms, span), window_end(high_ms, span))

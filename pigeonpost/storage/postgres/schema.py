@@ -37,7 +37,7 @@ def moment(time_ms: str) -> str:
     return f"to_timestamp(least(greatest(({time_ms})::float8, -2e14), 9e15) / 1000)"
 
 
-# Of a query: samples of `node` taken in [from, to). By the number too, which spares TimescaleDB to look into each week:
+# Of a query: samples of `node` taken in [from, to). By the number too, so that TimescaleDB skips other weeks:
 # those that are compressed have no index by the moment.
 TAKEN = (
     f"node = %(node)s AND {MOMENT} >= {moment('%(from)s')} AND {MOMENT} < {moment('%(to)s')}"

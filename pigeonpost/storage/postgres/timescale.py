@@ -4,8 +4,8 @@ They are in every database, so that somebody who adds the extension later can ca
 is stored already, during which nobody can store anything: so nothing but a person, or an empty database, calls it.
 
 Deleting from compressed weeks, and a key that is respected there, came with TimescaleDB 2.11; the builds under the
-Apache license have no compression at all. Without it the weeks stay as they are. The words are those of all versions
-up to 2.23, with which it was tried; where a later one refuses them, the table stays as it was.
+Apache license have no compression at all. Without it the weeks stay as they are. The SQL was tried
+with version 2.23; where another one refuses it, the table stays as it was.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ A chunk is a run of consecutive samples of one epoch, hour, shape and clock stat
 only when their seqs follow those of the chunk, or precede them. While an hour goes on, chunks of it stay as they are
 until they are filled; once it is past they become as few as possible. So each sample is written to chunks at most
 twice, and once more where rows come late.
-Errors: those of SQLite. A row that cannot be read is moved as it is, where it fits a chunk, and `on_damage` is told;
-those that the CSV log lacks stay.
+Errors: those of SQLite. A row that cannot be read is moved as it is, where it fits a chunk, and reported to
+`on_damage`; those that the CSV log lacks stay.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _MOST_FRESH = 50_000  # rows; above, those of the nodes with most are merged alt
 _MOST_OF_NODE = 512
 _LOOK_ROWS = 128  # that came since the last look, or an eighth of all: then it is worth another one
 _MOST_LISTED = 100_000  # of these rows, without their data, in memory: the oldest
-_TOGETHER = 65_536  # samples rewritten in one transaction: some tens of milliseconds,
+_TOGETHER = 65_536  # samples rewritten in one transaction: some tens of milliseconds
 _SAMPLE_BYTES = 16  # of text, with two values
-_ROW_SAMPLES = 8  # and a row counts as so many: each of a node is on a page of its own, which a transaction writes once
+_ROW_SAMPLES = 8  # as which each row counts at least: rows of one node are on different pages, each of which is written
 _FEW = 64  # rows looked up at once
 
 

@@ -116,8 +116,8 @@ def log_mark(db: sqlite3.Connection) -> LogMark | None:
 
 def logged(db: sqlite3.Connection) -> int:
     """Return the filing number up to which the CSV log is recorded as written."""
-    row = db.execute("SELECT filed FROM logs ORDER BY id DESC LIMIT 1").fetchone()
-    return int(row[0]) if row else 0
+    mark = log_mark(db)
+    return mark.filed if mark else 0
 
 
 def owed_after(db: sqlite3.Connection, filed: int) -> list[tuple[int, bool]]:
@@ -156,7 +156,7 @@ def entries(
 
 
 def lost(id: int) -> LogEntry:
-    """Return the entry of a row of which nothing can be read."""
+    """Return the entry of a row that cannot be read at all."""
     return LogEntry(id, "", "", (), 0, {}, LostRows("", 0, 0, 0))
 
 
@@ -172,11 +172,11 @@ def _damaged(db: sqlite3.Connection, id: int, is_gap: bool) -> LogEntry:
         return lost(id)
     name, code, *numbers = row
     rows = LostRows(name or "", *(numbers if all(type(number) is int for number in numbers) else (0, 0, 0)))
-    return lost(id)._replace(node=rows.node, epoch=code or "", lost=rows)
+    return LogEntry(id, rows.node, code or "", (), 0, {}, rows)
 
 
 def _logged(db: sqlite3.Connection, shapes: ShapeNames, id: int, is_gap: bool) -> LogEntry | None:
-    """Return one entry; None: it is owed no longer."""
+    """Return one entry; None: its row is not in `fresh`."""
     item: SampleBatch | Gap
     noted_ms = 0
     if is_gap:

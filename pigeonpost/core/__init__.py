@@ -1,1 +1,1 @@
-"""Foundations that know nothing of samples: errors, clock, settings files, start and stop, disk, network."""
+"""Modules that do not depend on samples: errors, clock, settings files, start and stop, disk, network."""

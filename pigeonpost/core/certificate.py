@@ -1,8 +1,9 @@
-"""Certificates in PEM files: made with the program openssl, loaded for TLS, known by the SHA-256 of their DER form.
+"""Certificates in PEM files: creation with the program openssl, TLS contexts, and SHA-256 fingerprints.
 
-The only module that makes certificates: of the server's page (`control.py certificate`) and of a node's TCP link.
-It imports ssl and hashlib; a node without TLS does not import it.
-Errors: SettingsError, which names the file and the remedy. Sources: RFC 5280 (4.2.1.9, 4.2.1.3), openssl-req(1).
+This is the only module that creates certificates: for the server's page (`control.py certificate`) and for a node's TCP
+link. It imports ssl and hashlib, so a node without TLS does not import it.
+
+Errors: SettingsError, which contains the file and the remedy. Sources: RFC 5280 (4.2.1.9, 4.2.1.3), openssl-req(1).
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from collections.abc import Sequence
 
 from pigeonpost.core.errors import SettingsError
 
-_DAYS = 3650  # that a new certificate is good for
+_DAYS = 3650  # validity of a new certificate
 
-OPENSSL_S = 60.0  # that openssl gets to make one
+OPENSSL_S = 60.0  # time limit for openssl
 
 IS_ADDRESS = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*").fullmatch
 
-# openssl reads this in place of the system's own file, whose section for `req -x509` makes an authority (CA:TRUE):
-# who trusts such a certificate would also trust every other one that its key signs.
+# openssl reads this instead of the system's configuration, with which it would create an authority (CA:TRUE).
+# A client that trusts an authority would also trust every other certificate that its key signs.
 _CONFIGURATION = """[req]
 prompt = no
 distinguished_name = name
@@ -39,11 +40,14 @@ subjectAltName = {alternatives}
 
 
 def make_certificate(folder: str, names: Sequence[str]) -> tuple[bytes, bytes]:
-    """Return a new self-signed certificate and its key, as PEM.
+    """Return a new self-signed certificate and its key, both in PEM form.
 
-    folder  where openssl leaves both for a moment, in a folder that only this user can read
-    names   host names and addresses that it is for: letters, digits and ". _ - :"
-    Raises SettingsError when openssl is missing or fails.
+    Args:
+        folder: Folder for temporary files. They are written to a subfolder that only this user can read.
+        names: Host names and addresses of the certificate. Allowed are letters, digits and ". _ - :".
+
+    Raises:
+        SettingsError: openssl is missing or fails.
     """
     import subprocess
     import tempfile
@@ -63,39 +67,53 @@ def make_certificate(folder: str, names: Sequence[str]) -> tuple[bytes, bytes]:
                 command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=OPENSSL_S, check=False
             )
         except FileNotFoundError:
-            raise SettingsError("there is no program openssl here; `sudo apt install openssl` brings it") from None
+            raise SettingsError("the program openssl is missing; install it with `sudo apt install openssl`") from None
         except subprocess.TimeoutExpired:
-            raise SettingsError(f"openssl did not end within {OPENSSL_S:.0f} s") from None
+            raise SettingsError(f"openssl did not finish within {OPENSSL_S:.0f} s") from None
         if done.returncode:
-            raise SettingsError(f"openssl ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+            raise SettingsError(f"openssl failed with exit status {done.returncode}: {done.stderr.strip()[-300:]}")
         return _content(certificate), _content(key)
 
 
 def fingerprint_of(certificate: str, remedy: str) -> str:
-    """Return the SHA-256 of the (first) certificate in a PEM file, as 64 hex digits. Raises SettingsError."""
+    """Return the SHA-256 of the first certificate in a PEM file, as 64 hex digits.
+
+    Args:
+        certificate: Path of the file.
+        remedy: Remedy for the error text.
+
+    Raises:
+        SettingsError: The file cannot be read, or contains no certificate.
+    """
     try:
         with open(certificate, encoding="ascii", errors="replace") as file:
             text = file.read()
         begin, end = text.index("-----BEGIN CERTIFICATE-----"), text.index("-----END CERTIFICATE-----")
         return fingerprint_of_der(ssl.PEM_cert_to_DER_cert(text[begin:end] + "-----END CERTIFICATE-----\n"))
     except (OSError, ValueError) as error:
-        raise SettingsError(f"{certificate}: no certificate in PEM form ({remedy}): {error}") from None
+        raise SettingsError(f"{certificate}: not a certificate in PEM form ({remedy}): {error}") from None
 
 
 def fingerprint_of_der(certificate: bytes) -> str:
-    """Return the SHA-256 of a certificate in DER form, as 64 hex digits."""
+    """Return the SHA-256 of `certificate`, which is in DER form, as 64 hex digits."""
     return hashlib.sha256(certificate).hexdigest()
 
 
 def listening_context(certificate: str, key: str, least: ssl.TLSVersion, remedy: str) -> ssl.SSLContext:
-    """Return the context of the end that shows a certificate. Raises SettingsError for files that do not fit.
+    """Return the TLS context for a listening socket, which presents a certificate to its clients.
 
-    least   the lowest version of TLS that is spoken
-    remedy  how to make new files, for the error
+    Args:
+        certificate: Path of the certificate (PEM).
+        key: Path of its key (PEM).
+        least: Lowest accepted version of TLS.
+        remedy: How to create new files, for the error text.
+
+    Raises:
+        SettingsError: The files cannot be read or do not belong together.
     """
 
     def no_password() -> str:
-        raise SettingsError(f"{key}: the key has a password, which nobody is there to type; take one without")
+        raise SettingsError(f"{key}: the key has a password, which a service cannot enter; use a key without one")
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = least
@@ -103,7 +121,7 @@ def listening_context(certificate: str, key: str, least: ssl.TLSVersion, remedy:
     try:
         context.load_cert_chain(certificate, key, no_password)
     except ssl.SSLError as error:
-        why = "the key is not the certificate's" if "MISMATCH" in str(error.reason) else "not PEM, or damaged"
+        why = "the key does not belong to the certificate" if "MISMATCH" in str(error.reason) else "not PEM, or damaged"
         raise SettingsError(f"{certificate} and {key}: {why}; {remedy} ({error.reason})") from None
     except OSError as error:
         raise SettingsError(f"{certificate} and {key}: {error.strerror}; {remedy}") from None
@@ -111,7 +129,10 @@ def listening_context(certificate: str, key: str, least: ssl.TLSVersion, remedy:
 
 
 def pinning_context(least: ssl.TLSVersion) -> ssl.SSLContext:
-    """Return the context of an end that takes any certificate: its caller compares the fingerprint, or binds it."""
+    """Return a TLS client context that accepts any certificate and at least the TLS version `least`.
+
+    The caller must compare the certificate's fingerprint, or bind the session to it.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.minimum_version = least

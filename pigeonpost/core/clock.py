@@ -1,10 +1,10 @@
-"""Wall clock, uptime and how far the date can be trusted; a fake clock for tests.
+"""Wall clock, uptime, and the check whether the date is reliable; also a fake clock for tests.
 
-A Clock may be used by any thread.
+Any thread may use a Clock.
 
-A Raspberry Pi has no clock that runs while it is off. So a sample carries two times: `wall`, the date as it was
-believed to be, and `up`, the milliseconds since the machine's boot, which no correction changes; and the id of that
-boot. Once the date is known, samples taken before it in the same boot can be dated again.
+A Raspberry Pi has no clock that runs while it is off. So each sample has two times: `wall`, the date according to the
+machine, and `up`, the milliseconds since the machine's boot, which no correction of the date changes. It also has the
+id of that boot. Once the date is reliable, earlier samples of the same boot can be dated correctly.
 
 Sources: adjtimex(2), clock_gettime(2), Documentation/ABI/testing/sysfs-class-rtc of the Linux kernel, RFC 3339.
 """
@@ -30,40 +30,47 @@ _TIME_ERROR = 5
 _TIMESYNCD_DONE = "/run/systemd/timesync/synchronized"
 _BATTERY_CLOCK = "/sys/class/rtc/rtc0/since_epoch"  # seconds, UTC (Documentation/ABI/testing/sysfs-class-rtc)
 _PC = ("x86_64", "i686", "i386", "amd64")
-# A clock that says it is before this program was written is wrong, even if a time daemon vouches for it.
+# A date before this program was written is wrong, even if a time daemon has confirmed it.
 _EARLIEST_MS = 1_793_491_200_000  # 2026-11-01T00:00:00Z
 
-FIRST_MS, LAST_MS = -62_135_596_800_000, 253_402_300_799_999  # of the years 1 and 9999
+FIRST_MS, LAST_MS = -62_135_596_800_000, 253_402_300_799_999  # first ms of year 1 and last ms of year 9999 (UTC)
 
 
-_MARKS = itemgetter(7, 10, 23)  # of a time as `rfc3339` writes it
+_MARKS = itemgetter(7, 10, 23)  # the characters -, T and Z in the output of `rfc3339`
 
 
 class Clock:
-    """The real clock. Every module takes one as an argument, so that tests can hand in `FakeClock`."""
+    """The real clock. Each module receives a clock as an argument, so that tests can pass a `FakeClock`.
+
+    Attributes:
+        boot_id: 16 hex digits that identify the machine's current boot.
+    """
 
     def __init__(self) -> None:
         self.boot_id = _read_boot_id()
         self._known_set = False
 
     def wall_ms(self) -> int:
-        """Return the time in milliseconds since 1970-01-01 UTC; to be trusted if `is_set`."""
+        """Return the time in milliseconds since 1970-01-01 UTC. It is reliable only if `is_set` returns True."""
         return time.time_ns() // 1_000_000
 
     def up_ms(self) -> int:
-        """Return milliseconds since this machine's boot, with suspended time (clock_gettime(2), CLOCK_BOOTTIME)."""
+        """Return the milliseconds since this machine's boot, including suspended time.
+
+        Source: clock_gettime(2), CLOCK_BOOTTIME.
+        """
         return time.clock_gettime_ns(_UP_CLOCK) // 1_000_000
 
     def monotonic(self) -> float:
-        """Return seconds that never step, for deadlines."""
+        """Return a number of seconds that never steps, for deadlines."""
         return time.monotonic()
 
     def wait(self, event: threading.Event, seconds: float) -> bool:
-        """Wait until `event` is set, at most `seconds`. Returns True if it is set."""
+        """Wait until `event` is set, for at most `seconds`. Return True if it is set."""
         return event.wait(max(0.0, seconds))
 
     def is_set(self) -> bool:
-        """Return True if the date can be trusted; once True it stays True for the life of the program."""
+        """Return True if the date is reliable. The result stays True until the program ends."""
         if not self._known_set:
             now_ms = self.wall_ms()
             self._known_set = now_ms >= _EARLIEST_MS and _clock_is_kept(now_ms)
@@ -71,7 +78,13 @@ class Clock:
 
 
 class FakeClock(Clock):
-    """A clock that moves only when told: `sleep(seconds)`, or by being waited on."""
+    """A clock that moves only when a test calls `sleep`, or when a thread calls `wait`.
+
+    Args:
+        wall_ms: Initial time in milliseconds since 1970 (UTC).
+        up_ms: Initial milliseconds since boot.
+        known: Result of `is_set`: True if the date is reliable.
+    """
 
     def __init__(self, wall_ms: int = 1_795_188_970_123, up_ms: int = 48_000_000, known: bool = True) -> None:
         self.boot_id = "0123456789abcdef"
@@ -101,7 +114,7 @@ class FakeClock(Clock):
         self.now_ms += seconds * 1000
 
     def step(self, seconds: float) -> None:
-        """Set the date forward (or back) without time passing, as a time daemon or a person would."""
+        """Move the date by `seconds` (backwards if negative) while no time passes, as a time daemon or a user does."""
         self.offset_ms += int(seconds * 1000)
 
 
@@ -113,29 +126,34 @@ def rfc3339(time_ms: int) -> str:
 
 
 def parse_rfc3339(text: str) -> int:
-    """Return a time as `rfc3339` writes it in UTC milliseconds since 1970.
+    """Return the time in `text` in milliseconds since 1970 (UTC).
 
-    Also takes other fractions and offsets that RFC 3339 allows; ValueError says what was wrong.
+    The text has the form that `rfc3339` writes, or another form of RFC 3339, with any fraction of a second and any
+    offset. Fractions of a millisecond are dropped.
+
+    Raises:
+        ValueError: The text is not a valid time, has no offset from UTC, or is outside of the years 1 to 9999.
     """
-    # fromisoformat reads the usual 24 characters in C, but also takes week dates and times without an offset, which
-    # are no RFC 3339; so the marks that tell are looked at first.
+    # fromisoformat is fast, because it is written in C. But it also accepts week dates and times without an offset,
+    # which RFC 3339 does not allow. So the characters that distinguish these forms are checked.
     if type(text) is not str or len(text) < 20 or text[10] not in "Tt " or text[7] != "-":
         raise ValueError(f"{text!r:.40} is not a time like 2026-11-20T15:36:10.123Z")
     kind, epoch = _datetime()
-    moment = kind.fromisoformat(text)
-    if moment.tzinfo is None:
+    found = kind.fromisoformat(text)
+    if found.tzinfo is None:
         raise ValueError(f"{text[:40]!r} has no time zone; end it with Z for UTC")
-    since = moment - epoch
+    since = found - epoch
     time_ms = (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
-    if not FIRST_MS <= time_ms <= LAST_MS:  # by its offset, which `rfc3339` could not write
+    if not FIRST_MS <= time_ms <= LAST_MS:  # because of its offset; `rfc3339` could not write such a time
         raise ValueError(f"{text[:40]!r} is not within the years 1 to 9999 of UTC")
     return time_ms
 
 
 def parse_usual_times(texts: Sequence[Any]) -> list[int] | None:
-    """Return many times as `rfc3339` writes them in UTC milliseconds since 1970, calculated in C.
+    """Return the times in `texts` in milliseconds since 1970 (UTC), or None if one does not have the usual form.
 
-    None if one of them is written in another way or is wrong: `parse_rfc3339` tells about each.
+    The usual form is that of `rfc3339`. The conversion runs completely in C. If the result is None, `parse_rfc3339`
+    converts each text, or raises the error.
     """
     if set(map(type, texts)) != {str} or set(map(len, texts)) != {24} or set(map(_MARKS, texts)) != {("-", "T", "Z")}:
         return None
@@ -149,19 +167,19 @@ def parse_usual_times(texts: Sequence[Any]) -> list[int] | None:
 
 @functools.cache
 def _datetime() -> tuple[type[datetime], datetime]:
-    """The class, and the epoch. Loaded when it is needed: it costs 0.35 MiB, which no node without a server needs."""
+    """Return the class datetime and the epoch. The import needs 0.35 MiB, which a node without a server saves."""
     from datetime import UTC, datetime
 
     return datetime, datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def _clock_is_kept(now_ms: int) -> bool:
-    """Return True if this machine's date is kept: by its mainboard, a battery or a time daemon."""
+    """Return True if this machine keeps the date: with its mainboard's clock, a battery clock or a time daemon."""
     return (
         os.uname().machine in _PC  # a PC boots with the date of its CMOS clock, a virtual one with its host's
         or os.path.exists(_TIMESYNCD_DONE)
         or _battery_clock_agrees(now_ms)
-        or _kernel_says_synchronised()
+        or _kernel_clock_is_synchronised()
     )
 
 
@@ -174,19 +192,22 @@ def _battery_clock_agrees(now_ms: int) -> bool:
         return False
 
 
-def _kernel_says_synchronised() -> bool:
-    """Ask adjtimex(2) without setting anything (`modes`, the first field of struct timex, is zero)."""
+def _kernel_clock_is_synchronised() -> bool:
+    """Return True if adjtimex(2) reports a synchronised clock.
+
+    `modes`, the first field of struct timex, is 0: set nothing.
+    """
     import ctypes
 
     libc = ctypes.CDLL(None)
-    if not hasattr(libc, "adjtimex"):  # not Linux: such machines have a battery
+    if not hasattr(libc, "adjtimex"):  # not Linux: such machines have a battery clock
         return True
     buffer = ctypes.create_string_buffer(512)  # larger than struct timex on any machine
     return libc.adjtimex(buffer) not in (-1, _TIME_ERROR)
 
 
 def _read_boot_id() -> str:
-    """Return 16 hex digits that differ at every boot (proc(5), random/boot_id), or of this process without those."""
+    """Return 16 hex digits that differ at each boot: from random/boot_id (proc(5)), or else random ones."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().replace("-", "")[:16]

@@ -1,9 +1,9 @@
-"""Settings of a program: a flag overrides an environment variable, which overrides a TOML file, then the default.
+"""Settings of a program, from flags, environment variables, a TOML file and defaults, in this order of priority.
 
-Errors: SettingsError, which names file, table and key (or flag, or variable), the value, and what is accepted.
+Errors: SettingsError, which contains file, table and key (or flag, or variable), the value, and what is accepted.
 
-A program lists its settings as `Setting` rows, one per key. tomllib is imported only when there is a file: it costs
-0.6 MiB.
+A program lists its settings as `Setting` rows, one per key. tomllib is imported only if there is a file, because it
+needs 0.6 MiB of memory.
 """
 
 from __future__ import annotations
@@ -26,11 +26,23 @@ if TYPE_CHECKING:
 
 Parse = Callable[["Any"], "Any"]
 
-SYSTEM_FOLDER = "/etc/pigeonpost"  # where settings are looked for last
+SYSTEM_FOLDER = "/etc/pigeonpost"  # last folder that is searched for settings files
 
 
 class Setting(NamedTuple):
-    """One setting. `parse` converts the value of a file or a text; it raises ValueError with what it takes."""
+    """One setting.
+
+    Attributes:
+        table: Table of the settings file.
+        key: Key in that table.
+        parse: Converts a value of the file, or a text; raises ValueError with a description of what is accepted.
+        default: Default value, in the form in which a file has it.
+        help: Description for `--help`.
+        flag: Flag on the command line, or an empty string if there is none.
+        metavar: Name of the flag's value in `--help`.
+        many: True for a list. The flag may then be repeated, and the variable separates items with commas.
+        secret: True if the value must not be shown.
+    """
 
     table: str
     key: str
@@ -39,17 +51,24 @@ class Setting(NamedTuple):
     help: str
     flag: str = ""
     metavar: str = ""
-    many: bool = False  # a list: the flag may be given again and again, the variable holds commas
+    many: bool = False
     secret: bool = False
 
     @property
     def variable(self) -> str:
-        """The environment variable that gives it."""
+        """Environment variable of the setting, for example PIGEONPOST_NODE_EVERY."""
         return f"PIGEONPOST_{self.table}_{self.key}".upper()
 
 
 class Option(NamedTuple):
-    """One key of a table in an array of tables, as [[sensor]]; a default of None: it need not be there, or must be."""
+    """One key of a table in an array of tables, such as [[sensor]].
+
+    Attributes:
+        key: Name of the key.
+        parse: Converts the value; raises ValueError with a description of what is accepted.
+        default: Default value; None if there is no default, or if the key is required.
+        help: Description.
+    """
 
     key: str
     parse: Parse
@@ -58,7 +77,16 @@ class Option(NamedTuple):
 
 
 def read_options(table: Mapping[str, Any], options: Sequence[Option], where: str) -> dict[str, Any]:
-    """The values of one such table, all keys present. `where` names it in a SettingsError."""
+    """Return the values of one table of an array of tables. All keys in `options` are present.
+
+    Args:
+        table: The table.
+        options: The keys that the table may have.
+        where: Description of the table for errors.
+
+    Raises:
+        SettingsError: A key is unknown, or a value is invalid.
+    """
     check_keys(table, [option.key for option in options], where)
     found = {option.key: option.default for option in options}
     for option in options:
@@ -72,27 +100,43 @@ def read_options(table: Mapping[str, Any], options: Sequence[Option], where: str
 
 
 class Settings:
-    """The values in force. `settings["node", "every"]`; `origin` tells where a value is from."""
+    """The effective settings of a program: `settings["node", "every"]`.
+
+    Attributes:
+        file: Path of the settings file, or the name of the variable that contains its text, or an empty string.
+        text: Content of that file or variable.
+        source: Description of the file or variable that was read.
+        tables: Arrays of tables, such as [[sensor]], by name.
+    """
 
     def __init__(self) -> None:
         self._values: dict[tuple[str, str], Any] = {}
-        self._given: dict[tuple[str, str], Any] = {}  # as they were written
+        self._given: dict[tuple[str, str], Any] = {}  # in the form in which they were written
         self._origins: dict[tuple[str, str], str] = {}
         self._secrets: set[tuple[str, str]] = set()
-        self.file = ""  # as it was found, or the variable in its place
-        self.text = ""  # the content of that
-        self.source = ""  # which file was read, in words
-        self.tables: dict[str, list[dict[str, Any]]] = {}  # arrays of tables, as [[sensor]]
+        self.file = ""
+        self.text = ""
+        self.source = ""
+        self.tables: dict[str, list[dict[str, Any]]] = {}
 
     def __getitem__(self, key: tuple[str, str]) -> Any:
         return self._values[key]
 
     def origin(self, table: str, key: str) -> str:
-        """`default`, the file's name, the variable's or the flag's."""
+        """Return the origin of the value of `key` in `table`: the name of a file, variable or flag, or `default`."""
         return self._origins[table, key]
 
     def put(self, setting: Setting, value: Any, origin: str) -> None:
-        """Take `value` for a setting; SettingsError when it does not fit."""
+        """Set the value of a setting.
+
+        Args:
+            setting: The setting.
+            value: Value as the file, the variable or the flag has it.
+            origin: Name of the file, the variable or the flag, or `default`.
+
+        Raises:
+            SettingsError: The value is invalid (a ValueError of its parser, with `origin` and key).
+        """
         key = setting.table, setting.key
         items: list[Any] = value if setting.many and isinstance(value, list) else [value]
         parsed = []
@@ -102,7 +146,7 @@ class Settings:
                     raise ValueError("takes a list")
                 parsed.append(setting.parse(item))
             except ValueError as error:
-                shown = "what it got" if setting.secret else repr(item)
+                shown = "the given value" if setting.secret else repr(item)
                 text = f"{origin}: [{setting.table}] {setting.key} {error}, not {shown}"
                 raise SettingsError(hide_secrets(text)) from None
         self._given[key] = items if setting.many else items[0]
@@ -111,7 +155,7 @@ class Settings:
             self._secrets.add(key)
 
     def with_line(self, error: SettingsError) -> SettingsError:
-        """Return the error with the line that it is about, where it is about the file and the line is certain."""
+        """Return `error` with its line number in the settings file, if it is about the file and the line is certain."""
         if not self.file or not str(error).startswith(f"{self.file}: "):
             return error
         from pigeonpost.core.settings_file import with_line
@@ -119,13 +163,16 @@ class Settings:
         return SettingsError(with_line(str(error), self.text, self.file))
 
     def show(self) -> str:
-        """Return one line per setting: value and origin; secrets only as set or not, and none within an address."""
+        """Return one line per setting with its value and origin.
+
+        Secrets are shown only as "(set)" or "(not set)"; secrets within an address are hidden.
+        """
         lines = []
         for (table, key), value in sorted(self._given.items()):
             shown = as_toml(_without_secrets(value))
             if (table, key) in self._secrets:
                 shown = "(set)" if value else "(not set)"
-            elif key in ("certificate", "key") and "\n" in value:  # the file itself in place of its path
+            elif key in ("certificate", "key") and "\n" in value:  # the content of the file instead of its path
                 shown = HIDDEN
             lines.append(f"[{table}] {key} = {shown}  # {self._origins[table, key]}")
         for name, entries in self.tables.items():
@@ -134,7 +181,7 @@ class Settings:
 
 
 class Written(str):
-    """A value from a flag or a variable: text that may be a number or a switch. In a file those have no quotes."""
+    """Text of a flag or an environment variable. It may represent a number or a Boolean, as unquoted text in a file."""
 
 
 def load(
@@ -146,14 +193,21 @@ def load(
     folders: Sequence[str] | None = None,
     elsewhere: Mapping[str, str] = MappingProxyType({}),
 ) -> Settings:
-    """The settings in force.
+    """Return the effective settings.
 
-    arguments     as `read_flags` gives them, or argparse with the flags that `add_flags` made
-    default_file  read from the first of the folders that has it, when `--config` is not given; so, before it, is the
-                  variable PIGEONPOST_NODE_TOML (of node.toml), which holds the text itself
-    arrays        names of arrays of tables that the file may have; their keys are checked where they are used
-    folders       `search_folders()`
-    elsewhere     tables that belong in another file, with its name
+    Args:
+        settings: All settings of the program.
+        arguments: Result of `read_flags`, or of argparse with the flags of `add_flags`.
+        default_file: Name of the settings file, if `--config` is not given. The first of `folders` that contains it is
+            used. The environment variable of that file (PIGEONPOST_NODE_TOML for node.toml) has priority. It contains
+            the content of the file, not its path.
+        arrays: Names of arrays of tables that the file may contain. Their keys are checked where they are used.
+        environment: Environment variables; None for those of the process.
+        folders: Folders to search; None for `search_folders()`.
+        elsewhere: Tables that belong in another file, with the name of that file.
+
+    Raises:
+        SettingsError: The file cannot be read, or a setting is invalid.
     """
     environment = os.environ if environment is None else environment
     found = Settings()
@@ -163,12 +217,12 @@ def load(
     content = _read_file(found, arguments.config, default_file, environment, folders)
     if content:
         try:
-            _take_content(found, content, _FileKeys(settings, arrays, elsewhere))
+            _store_content(found, content, _FileKeys(settings, arrays, elsewhere))
         except SettingsError as error:
             raise found.with_line(error) from None
     for setting in settings:
         given = environment.get(setting.variable, "")
-        if given.strip():  # docker compose and balena pass on as empty what is not set
+        if given.strip():  # docker compose and balena pass unset variables as empty ones
             items = [Written(item.strip()) for item in given.split(",") if item.strip()]
             found.put(setting, items if setting.many else Written(given), setting.variable)
     for setting in settings:
@@ -180,41 +234,47 @@ def load(
 
 
 def search_folders() -> tuple[str, ...]:
-    """Return where a settings file is looked for: the current folder, the program's, the system's."""
+    """Return the folders to search for settings files: the current one, the program's and the system's."""
     return "", os.path.dirname(os.path.realpath(sys.argv[0])), SYSTEM_FOLDER
 
 
 def variable_of_file(name: str) -> str:
-    """Return the variable that may hold the text of a settings file: PIGEONPOST_NODE_TOML of node.toml."""
+    """Return the variable that may contain the text of the settings file `name`: PIGEONPOST_NODE_TOML for node.toml."""
     return f"PIGEONPOST_{os.path.basename(name).replace('.', '_')}".upper()
 
 
 def _read_file(
     found: Settings, chosen: str | None, default_file: str, environment: Mapping[str, str], folders: Sequence[str]
 ) -> dict[str, Any]:
-    """Find and parse the settings file, or the variable in its place; `source` says which, or where none was."""
-    places = [os.path.join(folder, default_file) for folder in folders] if default_file else []
-    there = next((path for path in places if os.path.exists(path)), "")
+    """Find the settings file, or the variable that replaces it, record its name in `found`, and return its content."""
+    paths = [os.path.join(folder, default_file) for folder in folders] if default_file else []
+    existing = next((path for path in paths if os.path.exists(path)), "")
     variable = variable_of_file(default_file)
     text = "" if chosen or not default_file else environment.get(variable, "")
-    if not text.strip() and not chosen and not there:
-        looked = ", ".join(dict.fromkeys(os.path.abspath(folder) for folder in folders))
-        found.source = f"no {os.path.basename(default_file)} in {looked}: defaults, variables and flags"
+    if not text.strip() and not chosen and not existing:
+        searched = ", ".join(dict.fromkeys(os.path.abspath(folder) for folder in folders))
+        found.source = f"no {os.path.basename(default_file)} in {searched}: using defaults, variables and flags"
         return {}
     from pigeonpost.core.settings_file import parse, read_text
 
     if text.strip():
         found.file, found.text = variable, text
-        found.source = f"the variable {variable}" + (f", in place of {os.path.abspath(there)}" if there else "")
+        found.source = f"the variable {variable}" + (f", instead of {os.path.abspath(existing)}" if existing else "")
     else:
-        found.file = chosen or os.path.abspath(there)
+        found.file = chosen or os.path.abspath(existing)
         found.text = read_text(found.file)
         found.source = os.path.abspath(found.file)
     return parse(found.text, found.file)
 
 
 class _FileKeys(NamedTuple):
-    """What a settings file may have: settings, arrays of tables; and tables that belong in another file, by name."""
+    """Allowed content of a settings file.
+
+    Attributes:
+        settings: The settings.
+        arrays: Names of arrays of tables.
+        elsewhere: Tables that belong in another file, with the name of that file.
+    """
 
     settings: Sequence[Setting]
     arrays: Sequence[str]
@@ -224,12 +284,12 @@ class _FileKeys(NamedTuple):
         return list(dict.fromkeys(setting.table for setting in self.settings))
 
     def tables_with(self, key: str) -> str:
-        """Return the tables that have such a key, in words."""
+        """Return the tables that have the key `key`, as text."""
         return " or ".join(f"[{setting.table}]" for setting in self.settings if setting.key == key)
 
 
-def _take_content(found: Settings, content: Mapping[str, Any], known: _FileKeys) -> None:
-    """Check what the file says, and put it in force."""
+def _store_content(found: Settings, content: Mapping[str, Any], known: _FileKeys) -> None:
+    """Check the content of the file, and store its values."""
     path = found.file
     for name, table in content.items():
         _check_table(name, table, known, path)
@@ -248,22 +308,22 @@ def _take_content(found: Settings, content: Mapping[str, Any], known: _FileKeys)
 
 
 def _check_table(name: str, table: Any, known: _FileKeys, path: str) -> None:
-    """Raise SettingsError for a table of another file, one in the wrong form, and a key above all tables."""
+    """Raise SettingsError for a table of another file, a table in the wrong form, or a key outside of all tables."""
     is_array = isinstance(table, list)
     if name in known.elsewhere and not (is_array and name in known.arrays):
         raise SettingsError(f"{path}: {f'[[{name}]]' if is_array else f'[{name}]'} belongs in {known.elsewhere[name]}")
     if name in known.arrays:
         if not is_array or not all(isinstance(entry, dict) for entry in table):
-            raise SettingsError(f"{path}: {name} is written [[{name}]], once for each")
+            raise SettingsError(f"{path}: {name} must be written as [[{name}]], once per entry")
     elif name in known.tables():
         if not isinstance(table, dict):
-            raise SettingsError(f"{path}: {name} is a table, written [{name}]")
+            raise SettingsError(f"{path}: {name} is a table and must be written as [{name}]")
     elif not isinstance(table, dict) and (tables := known.tables_with(name)):
-        raise SettingsError(f"{path}: {name} is in no table: write {tables} in a line above it")
+        raise SettingsError(f"{path}: {name} is not in a table: write {tables} on a line above it")
 
 
 def add_flags(parser: argparse.ArgumentParser, settings: Sequence[Setting]) -> None:
-    """Give `parser` the flags of those settings that have one, and --config."""
+    """Add --config and the flags of `settings` to `parser`."""
     parser.add_argument("--config", metavar="FILE", help="settings file (TOML)")
     for setting in settings:
         if not setting.flag:
@@ -278,10 +338,18 @@ def add_flags(parser: argparse.ArgumentParser, settings: Sequence[Setting]) -> N
 
 
 def read_flags(settings: Sequence[Setting], arguments: Sequence[str]) -> SimpleNamespace | None:
-    """Read plain arguments, `--flag value` and `--flag=value`, as argparse reads them with the flags of `add_flags`.
+    """Read simple command-line arguments without argparse, which needs 1.1 MiB of memory.
 
-    Returns None for all else: help, errors, short forms, values that begin with a dash. Then it is argparse's turn,
-    which costs 1.1 MiB with what it imports, and is the reference for what the arguments mean.
+    Simple arguments are `--flag value` and `--flag=value`. The result is the same as that of argparse with the flags of
+    `add_flags`. The caller must use argparse for all other arguments: help, errors, short forms, and values that begin
+    with a dash.
+
+    Args:
+        settings: All settings of the program.
+        arguments: Command-line arguments without the program's name.
+
+    Returns:
+        The values, or None if argparse is needed.
     """
     flags = {setting.flag: setting for setting in settings if setting.flag}
     chosen = SimpleNamespace(config=None, **{_name(setting): None for setting in flags.values()})
@@ -306,13 +374,13 @@ def read_flags(settings: Sequence[Setting], arguments: Sequence[str]) -> SimpleN
 
 
 def check_keys(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    """SettingsError for a key that is not known, with the nearest that is."""
+    """Raise SettingsError if `table` has a key that is not in `known`. `where` is the beginning of the message."""
     for key in table:
         if key not in known:
             import difflib
 
             near = difflib.get_close_matches(key, known, 1)
-            hint = f'did you mean "{near[0]}"?' if near else f"it takes {', '.join(known)}"
+            hint = f'did you mean "{near[0]}"?' if near else f"known keys: {', '.join(known)}"
             raise SettingsError(f"{where}: unknown key {key!r}; {hint}")
 
 
@@ -321,9 +389,9 @@ def _name(setting: Setting) -> str:
 
 
 def _without_secrets(value: Any, is_url: bool = False) -> Any:
-    """`value` with "(set)" in the place of every password, token and secret in it, as far down as they stand.
+    """Return `value` with "(set)" in place of each password, token and secret, at any depth.
 
-    is_url: it is an address, whose query is hidden
+    If `is_url` is True, `value` is an address, and its query is hidden.
     """
     if isinstance(value, dict):
         return {
@@ -332,18 +400,18 @@ def _without_secrets(value: Any, is_url: bool = False) -> Any:
         }
     if isinstance(value, str):
         address, mark, query = value.partition("?")
-        if is_url and query:  # any name there may be that of a key
+        if is_url and query:  # any parameter may be a key
             value = f"{address}{mark}{HIDDEN}"
         return hide_secrets(value)
     return [_without_secrets(item) for item in value] if isinstance(value, list) else value
 
 
 def as_toml(value: Any) -> str:
-    """`value` as it is written in a TOML file, on one line."""
+    """Return `value` as TOML on one line."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        # Its escapes are TOML's too, which allows no DEL besides.
+        # JSON and TOML have the same escapes, but TOML also requires one for DEL.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list):
         return "[" + ", ".join(map(as_toml, value)) + "]"
@@ -353,19 +421,23 @@ def as_toml(value: Any) -> str:
 
 
 def data_folder(chosen: str) -> str:
-    """Where a program keeps its data: as chosen, else where systemd wants it, else ./data."""
+    """Return the data folder: `chosen`, or if that is empty $STATE_DIRECTORY (set by systemd), or else ./data."""
     return chosen or os.environ.get("STATE_DIRECTORY", "").partition(":")[0] or "data"
 
 
 def text(value: Any) -> str:
-    """Any text."""
+    """Return `value` if it is a text. Raise ValueError otherwise."""
     if not isinstance(value, str):
         raise ValueError("takes a text")
     return value
 
 
 def switch(value: Any) -> bool:
-    """true or false; in the environment also 1, 0, yes, no, on, off."""
+    """Return the Boolean `value`. A `Written` text may be true, false, 1, 0, yes, no, on or off.
+
+    Raises:
+        ValueError: The value is not a Boolean, or it is in quotes in a file.
+    """
     if isinstance(value, bool):
         return value
     known = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
@@ -377,7 +449,10 @@ def switch(value: Any) -> bool:
 
 
 def number(low: float, high: float, whole: bool = False) -> Parse:
-    """A parser for numbers from `low` to `high`, both included. A text is one only where it is `Written`."""
+    """Return a parser for numbers from `low` to `high`, both included; for integers if `whole` is True.
+
+    The parser accepts a text only if it is `Written`.
+    """
 
     def parse(value: Any) -> float | int:
         takes = f"takes a {'whole ' if whole else ''}number from {low:g} to {high:g}"
@@ -397,7 +472,7 @@ def number(low: float, high: float, whole: bool = False) -> Parse:
 
 
 def one_of(*choices: str) -> Parse:
-    """A parser for one of a few words."""
+    """Return a parser that accepts only the words in `choices`."""
 
     def parse(value: Any) -> str:
         if value not in choices:
@@ -408,14 +483,14 @@ def one_of(*choices: str) -> Parse:
 
 
 def a_table(value: Any) -> dict[str, Any]:
-    """A parser for a table within one."""
+    """Return `value` if it is a table. Raise ValueError otherwise."""
     if not isinstance(value, dict):
         raise ValueError("takes a table")
     return value
 
 
 def matching(match: Callable[[str], object], takes: str) -> Parse:
-    """A parser for texts that a pattern matches."""
+    """Return a parser for texts for which `match` returns a true value. `takes` describes them for the error."""
 
     def parse(value: Any) -> str:
         if not isinstance(value, str) or not match(value):
@@ -426,7 +501,7 @@ def matching(match: Callable[[str], object], takes: str) -> Parse:
 
 
 def address(default_port: int | None = None) -> Parse:
-    """A parser for HOST:PORT; gives the pair."""
+    """Return a parser that converts HOST:PORT to a pair. With a `default_port` the port may be missing."""
 
     def parse(value: Any) -> tuple[str, int]:
         if not isinstance(value, str):

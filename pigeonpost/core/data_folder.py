@@ -1,36 +1,36 @@
-"""Names of all files and folders in the data folder, of the node and of the server."""
+"""Names of all files and folders in the data folder of a node or a server."""
 
 from __future__ import annotations
 
-# The node.
+# Node
 OUTBOX = "outbox.ring"
 OUTBOX_LOCK = "outbox.lock"
-LINK_CERTIFICATE = "link.pem"  # certificate and key of its TCP link, where that speaks TLS
-KEPT_NAME = "node-name"  # the node's name, where its host name is a container's id
-PI_ID = "pi_id"  # this Pi's id, for `control.py send-files`
+LINK_CERTIFICATE = "link.pem"  # certificate and key of its TCP link, if the link uses TLS
+KEPT_NAME = "node-name"  # the node's name, if the host name is a container's id, which changes
+PI_ID = "pi_id"  # id of this Pi, for `control.py send-files`
 
-# The server.
+# Server
 DATABASE = "pigeonpost.sqlite3"
-LOGS = "logs"  # the CSV logs, a file for each run
+LOGS = "logs"  # folder of the CSV logs, one file per run
 LOG_CHECKSUMS = "SHA256SUMS"  # in LOGS: the checksums of closed logs, as `sha256sum -c` reads them
-FILES = "files"  # dropped files
-TOKENS = "tokens.json"  # of nodes
-REPLACED_TOKENS = "replaced_tokens.json"  # those before `control.py rotate`, while they are still accepted
-USERS = "users.json"  # of the page
-API_TOKENS = "api_tokens.json"  # of programs that ask for pages and the JSON API
-API_TOKEN_USES = "api_token_uses.json"  # when each was last used
-COMMANDS = "orders.json"  # ON and OFF for nodes that connect to the server
+FILES = "files"  # folder of files that Pis have sent
+TOKENS = "tokens.json"  # tokens of nodes
+REPLACED_TOKENS = "replaced_tokens.json"  # tokens before `control.py rotate`, while they are still accepted
+USERS = "users.json"  # users of the web page
+API_TOKENS = "api_tokens.json"  # tokens of programs that use the pages and the JSON API
+API_TOKEN_USES = "api_token_uses.json"  # time of the last use of each API token
+COMMANDS = "orders.json"  # pending ON and OFF commands for nodes that connect to the server
 SAVED_CHARTS = "graphs.json"
-PREFERENCES = "preferences.json"  # of the page's users: units, order of charts
-PI_IDS = "pi_ids.json"  # of Pis that drop files
-PIMONITOR = "pimonitor.json"  # names of sensors of the older system PiMonitor
-LAST_BACKUP = "last_backup.json"  # of those that [backup] makes
-RUNNING = "running.json"  # while the server runs: how control.py reaches it
+PREFERENCES = "preferences.json"  # units and order of charts of each user
+PI_IDS = "pi_ids.json"  # ids of Pis that send files
+PIMONITOR = "pimonitor.json"  # names of sensors of the legacy system PiMonitor
+LAST_BACKUP = "last_backup.json"  # record of the last scheduled backup
+RUNNING = "running.json"  # exists while the server runs: its address, for control.py
 SERVER_LOCK = "server.lock"
-SERVER_ID = "server.id"  # by which PostgreSQL knows the server
-CERTIFICATE, CERTIFICATE_KEY = "certificate.pem", "certificate.key"  # as `control.py certificate` makes them
-COPY = ".bak"  # what the name of the copy of a small file ends with: tokens.json.bak
-BEFORE_RESTORE = "before-restore"  # with a date: what `control.py restore` has moved aside
+SERVER_ID = "server.id"  # id of this server in PostgreSQL
+CERTIFICATE, CERTIFICATE_KEY = "certificate.pem", "certificate.key"  # written by `control.py certificate`
+COPY = ".bak"  # suffix of the copy of a small file: tokens.json.bak
+BEFORE_RESTORE = "before-restore"  # with a date: folder of the files that `control.py restore` replaced
 
-# How the names of everything in a data folder begin; hidden files are of work in progress, "node" is a demonstration's.
+# Prefixes of all names in a data folder. Hidden files are temporary; "node" is the data folder of a demonstration node.
 NAMES = (".", "node", *(value for name, value in list(globals().items()) if name.isupper() and value != COPY))

@@ -1,77 +1,100 @@
-"""Exceptions of Pigeonpost, each with its code on the wire and the exit status of a program that it ends.
+"""Exceptions of Pigeonpost, with their error codes in the link protocol and their exit statuses.
 
-Each class is ours and a built-in at once, so that a caller can catch either. Exit statuses above 2 are those of
-sysexits.h (BSD), which systemd and other supervisors print by name.
+Each class is derived from `PigeonpostError` and, where possible, from a built-in exception, so that a caller can catch
+either. Exit statuses above 2 are those of sysexits.h (BSD), which systemd and other supervisors print by name.
 """
 
 from __future__ import annotations
 
 
 class PigeonpostError(Exception):
-    """The root of all of them. `exit_status` is what a program ends with when nobody handled it."""
+    """Base class of all exceptions of Pigeonpost.
+
+    Attributes:
+        exit_status: Exit status of a program that ends because of this exception.
+    """
 
     exit_status = 1
 
 
 def detach(error: BaseException) -> None:
-    """Take its traceback and the exception before it from `error`, for whoever keeps it, or has handled it.
+    """Remove the traceback, the cause and the context of `error`, for code that stores the exception or has handled it.
 
-    Frames in a traceback often have the exception itself in a variable: such a cycle would keep all their variables,
-    a request's body for example, until Python collects garbage.
+    Frames in a traceback often have the exception itself in a variable. Such a reference cycle would keep all variables
+    of these frames in memory, for example the body of a request, until the next garbage collection.
     """
     error.__traceback__ = error.__cause__ = error.__context__ = None
 
 
 class SettingsError(PigeonpostError, ValueError):
-    """A setting, a flag or a settings file is wrong. The message names file, table and key, and what would be right."""
+    """A setting, a flag or a settings file is invalid.
+
+    The message contains file, table and key, and what is accepted.
+    """
 
     exit_status = 2
 
 
 class MissingLibrary(SettingsError):
-    """An optional Python library that the settings need is missing. The message has the command that installs it."""
+    """A Python library that the settings require is not installed.
+
+    The message contains the command that installs it.
+    """
 
 
 class DamagedFile(SettingsError):
-    """A file of the data folder cannot be read as what it should be. The message names it, and the exact remedy."""
+    """A file of the data folder does not have the expected content.
+
+    The message contains its path and the exact remedy.
+    """
 
 
 class SensorError(PigeonpostError, OSError):
-    """A sensor gave no reading this time. The message says why and, where there is one, the exact remedy."""
+    """A sensor returned no reading this time.
+
+    The message contains the reason and, if there is one, the exact remedy.
+    """
 
 
 class DiskError(PigeonpostError, OSError):
-    """The disk did not take what must be durable. The program stops; its supervisor starts it again."""
+    """The disk could not store data that must be durable. The program ends, and its supervisor starts it again."""
 
     exit_status = 74  # EX_IOERR
 
 
 class NotStored(PigeonpostError, OSError):
-    """The store could not take it now: its disk is full, or it is locked. Nothing is acknowledged, the nodes keep
-    everything, and it is tried again."""
+    """The store cannot accept data now, because its disk is full or the database is locked.
+
+    Nothing is acknowledged, and the nodes keep all samples. The server tries again.
+    """
 
 
 class StoreDamaged(NotStored):
-    """What is stored is damaged, or is not what it was. The message names the file, what is wrong, and the remedy.
-    Nothing is acknowledged; trying again does not help."""
+    """The stored data are damaged, or were changed by another program.
+
+    The message contains the file, the damage, and the remedy. Nothing is acknowledged, and another attempt would fail
+    too.
+    """
 
     exit_status = 74  # EX_IOERR
 
 
 class InUse(PigeonpostError):
-    """Another process already works on the same data."""
+    """Another process already works with the same data."""
 
     exit_status = 75  # EX_TEMPFAIL
 
 
 class BadPacket(PigeonpostError, ValueError):
-    """A datagram that is no packet of the multicast bus, or a value that fits none."""
+    """A datagram is not a valid packet of the multicast bus, or a value does not fit into one."""
 
 
 class WireError(PigeonpostError, ValueError):
-    """What the other end said was wrong: a line, or a request.
+    """The peer sent an invalid line or request.
 
-    `code` is what `ERROR` names on the wire (docs/protocol.md); `closes` tells whether the connection ends with it.
+    Attributes:
+        code: Error code in the `ERROR` message of the link (docs/protocol.md).
+        closes: True if the connection is closed after this error.
     """
 
     code = "bad-argument"
@@ -79,29 +102,29 @@ class WireError(PigeonpostError, ValueError):
 
 
 class BadArgument(WireError):
-    """A known word with arguments that do not fit."""
+    """A known command has invalid arguments."""
 
 
 class BeyondLimit(BadArgument):
-    """Samples or a gap with which their node would pass a limit of the store: see server/node_limits.py."""
+    """Samples or a gap would exceed a limit of the store for their node: see server/node_limits.py."""
 
     closes = True
 
 
 class UnknownWord(WireError):
-    """A line that starts with none of the words of the link."""
+    """A line does not begin with a command of the link."""
 
     code = "unknown-word"
 
 
 class NotUtf8(WireError):
-    """A line whose bytes are not UTF-8."""
+    """A line is not valid UTF-8."""
 
     code = "not-utf8"
 
 
 class TooLong(WireError):
-    """A line over the limit. What follows it cannot be trusted to start at a line's beginning."""
+    """A line is longer than the limit. The bytes after it cannot be divided into lines reliably."""
 
     code = "too-long"
     closes = True
@@ -115,35 +138,35 @@ class AuthFailed(WireError):
 
 
 class Protected(WireError):
-    """The node has no token, so it answers only this machine."""
+    """The node has no token, so it answers only clients on its own machine."""
 
     code = "protected"
     closes = True
 
 
 class WrongVersion(WireError):
-    """The peer speaks another version of the link."""
+    """The peer uses another version of the link protocol."""
 
     code = "version"
     closes = True
 
 
 class Unexpected(WireError):
-    """A right word at the wrong moment, or samples that leave a hole."""
+    """A valid command arrived at the wrong time, or samples would leave a hole in the sequence."""
 
     code = "expected"
     closes = True
 
 
 class BadAck(WireError):
-    """An acknowledgement of something that was never sent."""
+    """The peer acknowledged a sample that was never sent."""
 
     code = "bad-ack"
     closes = True
 
 
 class TooMany(WireError):
-    """As many connections as are allowed are open already."""
+    """The maximum number of connections is open already."""
 
     code = "too-many"
     closes = True

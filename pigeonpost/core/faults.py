@@ -1,6 +1,6 @@
-"""Faults of this server that last until somebody or something mends them, by what they concern.
+"""Register of the faults of this server, which last until a user or another event repairs them.
 
-May be used by any thread; `_lock` guards the texts, and is held for one lookup or change.
+Any thread may use it. `_lock` guards the texts, and is held for one lookup or change.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Faults:
-    """The present faults: shown on the page, in `control.py check`, in /metrics and among the events."""
+    """Present faults, by subject. They are shown on the page, in `control.py check`, in /metrics and in the events."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -23,11 +23,17 @@ class Faults:
         self._checks: list[Callable[[], object]] = []
 
     def add_check(self, check: Callable[[], object]) -> None:
-        """Call `check`, which may set or clear a fault, before each look; it must not wait. Before the start only."""
+        """Register `check`, which is called before each query and may set or clear a fault. It must not block.
+
+        Call this before the start only.
+        """
         self._checks.append(check)
 
     def set(self, subject: str, text: str) -> None:
-        """Record what is wrong with `subject`, and the remedy; an empty text: nothing is. A new text is logged once."""
+        """Record the fault of `subject`: `text` contains the problem and the remedy, or is empty if there is no fault.
+
+        A new text is logged once.
+        """
         text = hide_secrets(text)
         with self._lock:
             if self._texts.get(subject, "") == text:
@@ -42,7 +48,7 @@ class Faults:
             log.warning("%s: works again", subject)
 
     def present(self) -> dict[str, str]:
-        """Return what is wrong now, by subject."""
+        """Return the present faults, by subject."""
         for check in self._checks:
             check()
         with self._lock:

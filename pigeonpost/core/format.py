@@ -1,4 +1,4 @@
-"""Numbers, times, sizes and tables as text for people."""
+"""Formatting of numbers, times, sizes and tables as text for people."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 def age(seconds: float) -> str:
-    """Return an age: `4 s`, `3 min`, `2 h`, `5 days`."""
+    """Return an age of `seconds` as text: `4 s`, `3 min`, `2 h`, `5 days`."""
     if seconds < 120:
         return f"{max(0.0, seconds):.0f} s"
     if seconds < 120 * 60:
@@ -19,7 +19,11 @@ def age(seconds: float) -> str:
 
 
 def number(value: float | None) -> str:
-    """Return a value with up to four significant digits, without an exponent."""
+    """Return `value` as text, rounded for display, or a dash for None.
+
+    Integers, and values from 1,000 on, have no decimals. Other values have up to four significant digits. Values from
+    1e15 on, and values below 0.0001, have an exponent.
+    """
     if value is None:
         return "–"
     if isinstance(value, int) or abs(value) >= 1000 or value == int(value):
@@ -30,8 +34,16 @@ def number(value: float | None) -> str:
     return f"{value:.{decimals}f}".rstrip("0").rstrip(".").replace("-", "−")
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Return `count` with its `noun`: `1 node`, `1,204 nodes`. Pass `plural` if it is not the noun with an s."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 def clock(time_ms: int, now_ms: int) -> str:
-    """Return a moment in local time: `16:36` today, else `20 Nov 16:36`, with the year where it differs."""
+    """Return `time_ms` in local time: `16:36` today, `20 Nov 16:36` in this year, or `20 Nov 2025`.
+
+    `now_ms` is the current time. Both are in milliseconds since 1970 (UTC).
+    """
     t, now = time.localtime(time_ms // 1000), time.localtime(now_ms // 1000)
     if t[:3] == now[:3]:
         return time.strftime("%H:%M", t)
@@ -40,7 +52,7 @@ def clock(time_ms: int, now_ms: int) -> str:
 
 
 def zone_name(time_ms: int) -> str:
-    """Return the zone of local times at a moment: `Europe/Vienna (UTC+1)`; `UTC` alone where that is the zone."""
+    """Return the local time zone at `time_ms` (ms since 1970, UTC): `Europe/Vienna (UTC+1)`, or `UTC`."""
     offset = _utc_offset(time.localtime(time_ms // 1000).tm_gmtoff)
     given = os.environ.get("TZ")
     name = (_zone_of_link() if given is None else given.removeprefix(":")) or "UTC"
@@ -50,12 +62,12 @@ def zone_name(time_ms: int) -> str:
 
 
 def zone_minutes(time_ms: int) -> int:
-    """Return how far local time is ahead of UTC at a moment, in minutes."""
+    """Return the offset of local time from UTC at `time_ms` (ms since 1970, UTC), in minutes."""
     return time.localtime(time_ms // 1000).tm_gmtoff // 60
 
 
 def _zone_of_link() -> str:
-    """Return the zone that /etc/localtime leads to; where that is a copy, its abbreviation."""
+    """Return the zone that /etc/localtime links to, or the abbreviation of the local zone if that is not a link."""
     _, found, name = os.path.realpath("/etc/localtime").rpartition("/zoneinfo/")
     return name if found else time.tzname[0]
 
@@ -67,7 +79,7 @@ def _zone_files(name: str) -> list[str]:
 
 
 def _utc_offset(seconds: int) -> str:
-    """Return an offset from UTC: `UTC`, `UTC+1`, `UTC+5:30`, `UTC−3:30`."""
+    """Return an offset from UTC as text: `UTC`, `UTC+1`, `UTC+5:30`, `UTC−3:30`."""
     if not seconds:
         return "UTC"
     hours, minutes = divmod(abs(seconds) // 60, 60)
@@ -75,7 +87,13 @@ def _utc_offset(seconds: int) -> str:
 
 
 def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> list[str]:
-    """Return a table for a terminal: columns as wide as their content, aligned left (<) or right (>)."""
+    """Return the lines of a table for a terminal. Each column is as wide as its longest text.
+
+    Args:
+        head: Headings of the columns.
+        rows: Texts of the rows.
+        sides: One character per column: `<` for left-aligned, `>` for right-aligned.
+    """
     widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
     lines = [
         "  ".join(f"{text:{side}{width}}" for text, side, width in zip(row, sides, widths)) for row in (head, *rows)
@@ -84,17 +102,17 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> l
 
 
 def with_unit(text: str, unit: str) -> str:
-    """Return a value with its unit: `23.4 °C`, `21 %`, `512`."""
+    """Return the value `text` with its `unit`: `23.4 °C`, `21 %`, `512`."""
     return f"{text} {unit}" if unit else text
 
 
 def size(count: float) -> str:
-    """Return a number of bytes with a unit: `12.3 kB`."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
+    """Return a size of `count` bytes as text, with a binary unit (IEC 80000-13): `12.3 KiB`."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
+        count /= 1024
+    return f"{count:.1f} GiB"
 
 
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")

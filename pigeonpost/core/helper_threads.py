@@ -1,8 +1,8 @@
-"""A few threads for calls that may have to wait, on behalf of a thread that must not; they live as long as there are
-calls to make.
+"""A small pool of threads for blocking calls of a thread that must not block. The threads end when no calls are left.
 
-`_lock` guards the calls that wait and the count of threads, and is held for one change.
-Errors: what a call raises is raised again where its answer is looked at; what `answer` raises is logged.
+`_lock` guards the waiting calls and the number of threads. It is held for one change.
+Errors: an exception of a call is raised again when the outcome of the call is read. An exception of the callback
+`answer` is logged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ T = TypeVar("T")
 
 
 class HelperThreads:
-    """Makes calls, the oldest first, `most` of them at the same time."""
+    """Pool that runs calls in their order.
+
+    Args:
+        name: Name of the threads.
+        most: Maximum number of threads.
+    """
 
     def __init__(self, name: str, most: int) -> None:
         self._name, self._most = name, most
@@ -29,10 +34,16 @@ class HelperThreads:
         self._threads = 0
 
     def run(self, call: Callable[[], T], answer: Callable[[Callable[[], T]], Any]) -> None:
-        """Make `call` in one of the threads, and there call `answer`, which returns at once, with its outcome: a
-        function that returns what it has returned, or raises what it has raised.
+        """Run a call in one of the threads.
 
-        Raises RuntimeError or MemoryError when there is no thread, and none can be started.
+        Args:
+            call: Function to run, which may block.
+            answer: Called in that thread with the outcome, and must not block. The outcome is a function that returns
+                the result of `call`, or raises its exception.
+
+        Raises:
+            RuntimeError: There is no thread, and none can be started.
+            MemoryError: There is no thread, and the memory is not sufficient to start one.
         """
 
         def job() -> None:
@@ -50,7 +61,7 @@ class HelperThreads:
             try:
                 threading.Thread(target=self._run, name=self._name, daemon=True).start()
             except BaseException:
-                if not self._threads:  # else one of those that run will take it
+                if not self._threads:  # otherwise one of the running threads will run the call
                     self._waiting.remove(job)
                     raise
             else:
@@ -65,7 +76,8 @@ class HelperThreads:
                 job = self._waiting.popleft()
             try:
                 job()
-            except Exception:  # of `answer`, for want of memory: the thread is needed for the others
+            # `answer` failed, for example for lack of memory: the thread must continue with the other calls.
+            except Exception:
                 with contextlib.suppress(MemoryError):
                     log.exception("%s: internal error", self._name)
 

@@ -1,11 +1,12 @@
 """HTTP client of nodes, servers and commands: connections, TLS and pinned certificates, deadlines, limits, redirects.
 
-Threads: an object belongs to one thread; `HttpConnection.cut` is for others.
-Errors: HttpError and the classes derived from it; their texts do not repeat the address, which may have a secret in it.
-Sources: RFC 9110, section 15.4 (redirects); RFC 9112, section 6.3 (the length of a body).
+Threads: only one thread may use an object, except that other threads may call `HttpConnection.cut`.
 
-Proxies, cookies and compression are not used. http.client, ssl and hashlib cost a node several MiB of memory: they are
-loaded when the first connection is made, the latter two only for https and a pinned certificate.
+Errors: HttpError and its subclasses. Their texts do not contain the full address, which may contain a secret.
+Sources: RFC 9110, section 15.4 (redirects); RFC 9112, section 6.3 (length of a body).
+
+Proxies, cookies and compression are not supported. http.client, ssl and hashlib need several MiB of a node's memory, so
+they are imported when the first connection is created; ssl and hashlib only for https and a pinned certificate.
 """
 
 from __future__ import annotations
@@ -32,11 +33,17 @@ if TYPE_CHECKING:
 USER_AGENT = f"pigeonpost/{VERSION}"
 MOST_REDIRECTS = 4
 _REDIRECTS = (301, 302, 303, 307, 308)
-_HEAD_BYTES = 64 << 10  # of an answer, beside twice its body's limit: chunks have heads of their own
+# A complete answer may have this many bytes for its head, in addition to twice the limit of its body. Twice, because
+# each chunk of the body has a head too.
+_HEAD_BYTES = 64 << 10
 
 
 class HttpError(PigeonpostError, OSError):
-    """No answer, or one that cannot be used. `server` is its scheme, host and port, and nothing more of the address."""
+    """No usable answer was received.
+
+    Attributes:
+        server: Scheme, host and port of the server, and no other part of the address.
+    """
 
     def __init__(self, text: str, server: str) -> None:
         super().__init__(text)
@@ -44,11 +51,15 @@ class HttpError(PigeonpostError, OSError):
 
 
 class AnswerTimeout(HttpError):
-    """No connection, or no complete answer, within the time limit."""
+    """There was no connection, or no complete answer, within the time limit."""
 
 
 class InvalidAnswer(HttpError):
-    """The server does not speak HTTP. `kind` is the name of http.client's error."""
+    """The server does not speak HTTP.
+
+    Attributes:
+        kind: Name of the exception of http.client.
+    """
 
     def __init__(self, error: Exception, server: str) -> None:
         super().__init__(str(error) or type(error).__name__, server)
@@ -56,11 +67,16 @@ class InvalidAnswer(HttpError):
 
 
 class AnswerCutOff(HttpError):
-    """The connection ended before the answer did."""
+    """The connection ended before the answer was complete."""
 
 
 class AnswerTooLong(HttpError):
-    """The body is longer than the limit. `response` has its beginning; None: the length that was declared is false."""
+    """The body is longer than the limit.
+
+    Attributes:
+        limit_bytes: The limit.
+        response: The answer with the beginning of its body, or None if its heads and chunks together were too long.
+    """
 
     def __init__(self, limit_bytes: int, server: str, response: HttpResponse | None) -> None:
         super().__init__(f"longer than {limit_bytes} bytes", server)
@@ -72,7 +88,11 @@ class BadRedirect(HttpError):
 
 
 class CertificateNotTrusted(HttpError):
-    """No trusted authority vouches for the server's certificate; `why` is what OpenSSL reports."""
+    """No trusted authority has signed the server's certificate.
+
+    Attributes:
+        why: Error message of OpenSSL.
+    """
 
     def __init__(self, text: str, why: str, server: str) -> None:
         super().__init__(text, server)
@@ -80,7 +100,12 @@ class CertificateNotTrusted(HttpError):
 
 
 class CertificateMismatch(HttpError):
-    """The server has another certificate than the pinned one: fingerprints `expected` and `found`."""
+    """The server's certificate differs from the pinned one.
+
+    Attributes:
+        expected: Pinned fingerprint.
+        found: Fingerprint of the server's certificate.
+    """
 
     def __init__(self, expected: str, found: str, server: str) -> None:
         super().__init__(f"another certificate: expected {expected}, found {found}", server)
@@ -88,7 +113,16 @@ class CertificateMismatch(HttpError):
 
 
 class Url(NamedTuple):
-    """The parts of an address; `shown` is how errors name the server. A user and password are not used."""
+    """Parts of an address. A user and password are not used.
+
+    Attributes:
+        secure: True for https.
+        host: Host name or address.
+        port: Port.
+        target: Path and query.
+        shown: Name of the server for errors: scheme, host and port.
+        has_user: True if the address contains a user.
+    """
 
     secure: bool
     host: str
@@ -99,7 +133,7 @@ class Url(NamedTuple):
 
 
 def split_url(url: str) -> Url:
-    """The parts of an http: or https: address; ValueError in words."""
+    """Return the parts of `url`, an http: or https: address. Raise ValueError if it is not valid."""
     from urllib.parse import quote, urlsplit
 
     parts = urlsplit(url)
@@ -108,7 +142,7 @@ def split_url(url: str) -> Url:
     secure = parts.scheme == "https"
     try:
         port = parts.port or (443 if secure else 80)
-    except ValueError:  # which quotes it: what stands there may be a part of a password
+    except ValueError:  # its text is not used: the part after the colon may belong to a password
         raise ValueError("takes an address whose port is a number up to 65535") from None
     try:
         host = _checked_host(parts.hostname.encode("idna").decode())
@@ -120,34 +154,42 @@ def split_url(url: str) -> Url:
 
 
 def server_url(host: str, port: int, secure: bool) -> Url:
-    """Return the address of a server's first page. Raises ValueError for an invalid host."""
+    """Return the address of the first page of the server at `host` and `port`, with https if `secure` is True.
+
+    Raises:
+        ValueError: The host is invalid.
+    """
     shown = f"http{'s' if secure else ''}://{join_address(_checked_host(host), port)}"
     return Url(secure, host, port, "/", shown, False)
 
 
 def _checked_host(host: str) -> str:
-    """Return the host. Raises ValueError for characters at which http.client raises InvalidURL."""
+    """Return the host. Raise ValueError for characters that http.client does not accept."""
     if re.search("[\0- \x7f]", host):
         raise ValueError("takes a host name without spaces and control characters")
     return host
 
 
 class ServerTrust:
-    """The servers that are trusted over TLS: by one certificate, or by the authorities of a file or of the system."""
+    """Trusted servers for TLS: those with one certificate, or those of certificate authorities.
+
+    Args:
+        fingerprint: SHA-256 of the server's certificate, 64 hex digits. If it is not empty, authorities are not used.
+        ca: File of certificates (PEM) to trust instead of the system's; None for the system's.
+    """
 
     def __init__(self, fingerprint: str = "", ca: str | None = None) -> None:
-        """
-        fingerprint  SHA-256 of the server's certificate, 64 hex digits; it takes the place of any authority
-        ca           file of certificates (PEM) to trust instead of the system's
-        """
         self.fingerprint, self._ca = fingerprint, ca
 
     @functools.cached_property
     def context(self) -> ssl.SSLContext:
-        """TLS 1.2 or later. Raises OSError for a file that cannot be read, or has no certificates in it."""
+        """TLS context for version 1.2 or later.
+
+        Raises OSError if the file cannot be read, or contains no certificates.
+        """
         import ssl
 
-        if self.fingerprint:  # compared once the server has shown its certificate: no authority has to be loaded
+        if self.fingerprint:  # the fingerprint is compared after the handshake, so authorities are not needed
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         else:
@@ -157,7 +199,7 @@ class ServerTrust:
         return context
 
     def check(self, sock: ssl.SSLSocket, server: str) -> None:
-        """Raises CertificateMismatch if a certificate is pinned and this is another one."""
+        """Raise CertificateMismatch if a certificate is pinned, and `sock` received another one from `server`."""
         if self.fingerprint:
             import hashlib
 
@@ -167,7 +209,14 @@ class ServerTrust:
 
 
 class HttpResponse(NamedTuple):
-    """A complete answer."""
+    """A complete answer.
+
+    Attributes:
+        status: HTTP status.
+        reason: Reason phrase.
+        headers: The headers.
+        body: The body.
+    """
 
     status: int
     reason: str
@@ -176,21 +225,26 @@ class HttpResponse(NamedTuple):
 
 
 class HttpConnection:
-    """A connection to one server, kept alive between requests where the server agrees."""
+    """Connection to one server, which stays open between requests if the server agrees.
+
+    Args:
+        url: Address with scheme, host and port of the server.
+        timeout_s: Time limit in seconds for connecting, and for each part of an answer.
+        trust: Trusted servers for https; None for those that the system trusts.
+        connect_timeout_s: Time limit in seconds for connecting with the TLS handshake, if it is less than `timeout_s`.
+        deadline_s: Value of time.monotonic() at which everything must be complete.
+
+    Raises:
+        OSError: The file of certificates cannot be read.
+
+    Attributes:
+        server: Scheme, host and port of the server.
+    """
 
     def __init__(
         self, url: Url, timeout_s: float, trust: ServerTrust | None = None, *,
         connect_timeout_s: float = math.inf, deadline_s: float = math.inf,
     ) -> None:  # fmt: skip
-        """
-        url                its scheme, host and port
-        timeout_s          to connect, and for each part of an answer
-        trust              for https; without it, servers that the system trusts
-        connect_timeout_s  to connect, with the TLS handshake, if that is less
-        deadline_s         when everything has to be over, as time.monotonic() counts
-
-        Raises OSError for a file of certificates that cannot be read.
-        """
         import http.client
 
         self.server = url.shown
@@ -203,10 +257,10 @@ class HttpConnection:
             if self._trust
             else http.client.HTTPConnection(url.host, url.port)
         )
-        self._link.auto_open = 0  # http.client would connect again without a look at the certificate
+        self._link.auto_open = 0  # http.client would connect again without checking the certificate
 
     def connect(self) -> None:
-        """Connect, and check the server's certificate: nothing is sent before. Raises HttpError."""
+        """Connect, and check the server's certificate before anything is sent. Raise HttpError if that fails."""
         self.close()
         try:
             with self._translated():
@@ -224,11 +278,21 @@ class HttpConnection:
         self, method: str, target: str, headers: Mapping[str, str], body: bytes | str | Iterable[bytes] | None = None,
         *, limit_bytes: int | None, until_close: bool = False,
     ) -> HttpResponse:  # fmt: skip
-        """Send a request and return the answer, whatever its status. Raises HttpError; the connection is closed then.
+        """Send a request and return the answer, regardless of its status. After an error the connection is closed.
 
-        limit_bytes  of the answer's body; None: the body is not read, and the connection is closed
-        until_close  whether a body without a length may end with the connection. Else that counts as cut off: a head
-                     that is cut off looks the same, and http.client reports neither.
+        Args:
+            method: HTTP method.
+            target: Path and query.
+            headers: HTTP headers.
+            body: Body of the request, or None.
+            limit_bytes: Maximum length of the answer's body. If it is None, the body is not read, and the connection is
+                closed.
+            until_close: True to accept a body without a declared length, which ends with the connection. If it is
+                False, such a body counts as cut off: after a truncated head the length is missing too, and http.client
+                does not report that.
+
+        Raises:
+            HttpError: There is no valid answer.
         """
         if self._link.sock is None:
             self.connect()
@@ -252,23 +316,23 @@ class HttpConnection:
         found = HttpResponse(response.status, response.reason, response.headers, body[:limit_bytes])
         if len(body) > limit_bytes:
             raise AnswerTooLong(limit_bytes, self.server, found)
-        # Of chunks http.client reports itself that they are cut off.
+        # http.client itself reports incomplete chunks.
         if response.length or (response.length is None and not (response.chunked or until_close)):
             raise AnswerCutOff("the answer was cut off", self.server)
         return found
 
     @contextlib.contextmanager
     def _translated(self, limit_bytes: int = 0) -> Iterator[None]:
-        """Turns the errors of http.client, ssl and sockets into HttpError."""
+        """Convert errors of http.client, ssl and sockets to HttpError."""
         try:
             yield
         except HttpError:
             raise
-        except self._invalid as error:  # before OSError: RemoteDisconnected is both
+        except self._invalid as error:  # before OSError, because RemoteDisconnected is both
             raise InvalidAnswer(error, self.server) from None
         except OverflowError:
             raise AnswerTooLong(limit_bytes, self.server, None) from None
-        except (OSError, ValueError) as error:  # ValueError: a host name or a header that cannot be sent
+        except (OSError, ValueError) as error:  # ValueError: an invalid host name or header
             text = getattr(error, "strerror", None) or str(error) or type(error).__name__
             if isinstance(error, TimeoutError):
                 raise AnswerTimeout(text, self.server) from None
@@ -278,21 +342,25 @@ class HttpConnection:
             raise HttpError(text, self.server) from None
 
     def close(self) -> None:
-        """End the connection; the next request opens another one."""
+        """Close the connection. The next request opens a new one."""
         self._link.close()
 
     def cut(self) -> None:
-        """Let the request that another thread waits for fail at once, which then closes the connection."""
+        """Abort the request of another thread. That request fails immediately, and then closes the connection."""
         sock = self._link.sock
         if sock is not None:
-            with contextlib.suppress(OSError):  # it was over
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # of TLS too: its own shutdown waits for the peer
+            with contextlib.suppress(OSError):  # the connection has ended
+                # For TLS too, because its own shutdown waits for the peer.
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def _parse(
     timeout_s: float, deadline_s: float, budget_bytes: int, sock: socket.socket, **options: Any
 ) -> http.client.HTTPResponse:  # fmt: skip
-    """The answer from `sock`, in whose place http.client gets a reader: it calls nothing but `makefile`."""
+    """Return the answer that is read from `sock`, with limits.
+
+    Instead of the socket, http.client receives a limited reader. It only calls the `makefile` of that reader.
+    """
     import http.client
 
     reader: Any = _LimitedReader(sock, timeout_s, deadline_s, budget_bytes)
@@ -300,9 +368,9 @@ def _parse(
 
 
 class _LimitedReader(io.RawIOBase):
-    """The bytes of one answer, limited: TimeoutError at the deadline, OverflowError beyond `budget_bytes`.
+    """The bytes of one answer. Raises TimeoutError at the deadline, and OverflowError after `budget_bytes`.
 
-    http.client itself reads without end what is sent in a chunk of the length -1, or as heads with status 100.
+    http.client itself has no limit for a chunk with the length -1, or for the number of heads with status 100.
     """
 
     def __init__(self, sock: socket.socket, timeout_s: float, deadline_s: float, budget_bytes: int) -> None:
@@ -334,26 +402,33 @@ class _LimitedReader(io.RawIOBase):
 
 
 class Fetched(NamedTuple):
-    """An answer, and the address that gave it in the end."""
+    """An answer, and the address of the document after redirects.
+
+    Attributes:
+        url: The address.
+        response: The answer.
+    """
 
     url: Url
     response: HttpResponse
 
 
 class HttpFetcher:
-    """Fetches documents, each over a connection of its own, and follows redirects where that is safe."""
+    """Client that fetches documents, each over a new connection, and follows redirects if that is safe.
+
+    Args:
+        timeout_s: Time limit in seconds for a complete answer, including redirects.
+        limit_bytes: Maximum length of an answer's body.
+        trust: Trusted servers for https; None for those that the system trusts.
+        headers: HTTP headers. They are not sent to another server after a redirect.
+        accept: Accepted types of content.
+    """
 
     def __init__(
         self, timeout_s: float, limit_bytes: int, trust: ServerTrust | None = None,
         headers: Mapping[str, str] | None = None, accept: str = "*/*",
     ) -> None:  # fmt: skip
-        """
-        timeout_s    for a whole answer, redirects included
-        limit_bytes  of the answer
-        headers      are sent as long as the server is the one that was meant
-        accept       types of content that are taken
-        """
-        import http.client  # noqa: F401  # now: the deadline of the first answer does not include it
+        import http.client  # noqa: F401  # imported now, so that it does not use the time limit of the first answer
 
         self.timeout_s, self._limit_bytes = timeout_s, limit_bytes
         self._trust = trust or ServerTrust()
@@ -363,10 +438,17 @@ class HttpFetcher:
         self._public = {name: value for name, value in public.items() if name.lower() not in given}
 
     def fetch(self, url: str, headers: Mapping[str, str] | None = None, form: str | None = None) -> Fetched:
-        """Return the answer, whatever its status. Raises HttpError; ValueError for an address that is none.
+        """Return the answer, regardless of its status.
 
-        headers  in addition to those of the fetcher
-        form     is sent by POST, and then no redirect is followed
+        Args:
+            url: Address of the document.
+            headers: HTTP headers in addition to those of the fetcher.
+            form: Text of a form, which is sent by POST; then no redirect is followed.
+
+        Raises:
+            ValueError: The address is invalid.
+            BadRedirect: The server redirects to an address that is not followed, or too often.
+            HttpError: There is no valid answer.
         """
         from urllib.parse import urljoin
 
@@ -381,13 +463,13 @@ class HttpFetcher:
                 url = urljoin(url, response.headers.get("Location", ""))
                 to = _without_user(url)
             except ValueError:
-                raise BadRedirect("sends us to something that is not http: or https:", at.shown) from None
+                raise BadRedirect("redirects to an address that is not a valid http or https URL", at.shown) from None
             if at.secure and not to.secure:
-                raise BadRedirect(f"sends us to {to.shown}, which is not encrypted", at.shown)
+                raise BadRedirect(f"redirects to {to.shown}, which is not encrypted", at.shown)
             if to.host != at.host or (to.port != at.port and (at.port, to.port) != (80, 443)):
                 sent = self._public
             at = to
-        raise BadRedirect("sends us from one address to the next without end", at.shown)
+        raise BadRedirect("redirects too often", at.shown)
 
     def _once(self, at: Url, headers: Mapping[str, str], form: str | None, deadline_s: float) -> HttpResponse:
         method = "GET" if form is None else "POST"
@@ -401,8 +483,8 @@ class HttpFetcher:
         except AnswerTooLong as error:
             if error.response is None or error.response.status not in _REDIRECTS:
                 raise
-            return error.response  # where it leads to is in its head
-        finally:  # now, not when the last reference to an error is dropped, whose traceback holds the connection
+            return error.response  # the target of the redirect is in its head
+        finally:  # close it here: otherwise it stays open as long as the traceback of an error exists
             connection.close()
 
 

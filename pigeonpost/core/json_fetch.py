@@ -1,8 +1,9 @@
-"""JSON from web servers, for sources: limits, and errors that say which setting to change.
+"""Client that requests JSON from web servers, for sensor sources. Its errors name the setting to change.
 
-Threads: a JsonFetcher may be used by one thread at a time.
-Errors: SensorError, and HttpStatusError with the HTTP status. They name the server, and nothing of the address behind
-  it nor of what was sent along: keys and passwords stand there.
+Threads: one thread at a time may use a JsonFetcher.
+
+Errors: SensorError, and HttpStatusError with the HTTP status. They contain the name of the server, but not the rest of
+the address nor any data that were sent, because these contain keys and passwords.
 """
 
 from __future__ import annotations
@@ -30,13 +31,17 @@ if TYPE_CHECKING:
 
 LONGEST_ANSWER = 1 << 20  # bytes
 _HINTS = {
-    401: ": it wants a token or password", 403: ": it does not let us", 404: ": there is no such address",
-    429: ": it is asked too often; set every",
+    401: ": it requires a token or password", 403: ": access denied", 404: ": the address does not exist",
+    429: ": too many requests; set a longer interval with every",
 }  # fmt: skip
 
 
 class HttpStatusError(SensorError):
-    """A web server answered with another status than 200 to 299."""
+    """A web server answered with a status other than 200 to 299.
+
+    Attributes:
+        status: The HTTP status.
+    """
 
     def __init__(self, text: str, status: int) -> None:
         super().__init__(text)
@@ -44,46 +49,58 @@ class HttpStatusError(SensorError):
 
 
 def decoded(data: bytes, origin: str) -> Any:
-    """Decode the JSON in `data`. SensorError, which names `origin`, for other text or more than LONGEST_ANSWER."""
+    """Return the value of the JSON text `data`.
+
+    Raises:
+        SensorError: The data are not JSON, or longer than LONGEST_ANSWER. The message begins with `origin`.
+    """
     if len(data) > LONGEST_ANSWER:
         raise SensorError(f"{origin}: longer than {LONGEST_ANSWER} bytes")
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
-        raise SensorError(hide_secrets(f"{origin}: no JSON, but {data[:60]!r}")) from None
+        raise SensorError(hide_secrets(f"{origin}: expected JSON, not {data[:60]!r}")) from None
 
 
 class JsonFetcher:
-    """Asks web servers for JSON, each time over a connection of its own."""
+    """Client for JSON, with a new connection for each request.
+
+    Args:
+        timeout_s: Time limit in seconds for a complete answer, including redirects.
+        ca: Path of a file of certificates (PEM) to trust instead of the system's; None for the system's.
+        headers: HTTP headers. They are not sent to another server after a redirect.
+
+    Raises:
+        SettingsError: The file does not contain certificates.
+    """
 
     def __init__(self, timeout_s: float, ca: str | None = None, headers: Mapping[str, str] | None = None) -> None:
-        """
-        timeout_s  for a whole answer, redirects included
-        ca         file of certificates to trust instead of the system's
-        headers    are sent as long as the server is the one that was meant
-
-        Raises SettingsError when the file is none of certificates.
-        """
         trust = ServerTrust(ca=ca)
         if ca:
             try:
-                trust.context  # noqa: B018  # which reads the file
+                trust.context  # noqa: B018  # reads the file
             except OSError as error:
                 raise SettingsError(f"ca takes a file of certificates (PEM), not {ca!r}: {error}") from None
         self._fetcher = HttpFetcher(timeout_s, LONGEST_ANSWER, trust, headers, accept="application/json")
 
     def ask(self, url: str, headers: Mapping[str, str] | None = None, form: str | None = None) -> Any:
-        """Return the answer's JSON. Raises SensorError; HttpStatusError for another status than 200 to 299.
+        """Return the JSON value of an answer.
 
-        headers  in addition to those of the fetcher
-        form     is sent by POST, and then no redirect is followed
+        Args:
+            url: Address to request.
+            headers: HTTP headers in addition to those of the fetcher.
+            form: Text of a form, which is sent by POST; then no redirect is followed.
+
+        Raises:
+            SensorError: There is no valid answer.
+            HttpStatusError: The status is not 200 to 299.
         """
         at, response = self._fetch(url, headers, form)
         if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise SensorError(f"{at.shown}: answers in a coding that it was not asked for")
+            raise SensorError(f"{at.shown}: the answer has a Content-Encoding that was not requested")
         if 200 <= response.status <= 299:
             return decoded(response.body, at.shown)
-        raise _status_error(at.shown, response.status, _servers_words(response.body))
+        raise _status_error(at.shown, response.status, _error_message(response.body))
 
     def _fetch(self, url: str, headers: Mapping[str, str] | None, form: str | None) -> Fetched:
         try:
@@ -96,26 +113,29 @@ class JsonFetcher:
             raise SensorError(f"{error.server}: {self._explained(error)}") from None
 
     def _explained(self, error: HttpError) -> str:
-        """An error in words that fit a source's settings."""
+        """Return the text of an error, in the terms of a source's settings."""
         match error:
             case AnswerTimeout():
                 return f"no answer within {self._fetcher.timeout_s:g} s"
             case InvalidAnswer():
-                return f"its answer is no HTTP ({error.kind})"
+                return f"its answer is not valid HTTP ({error.kind})"
             case AnswerCutOff():
-                return "its answer breaks off"
+                return "its answer is incomplete"
             case CertificateNotTrusted():
-                return f"{error.why}; a certificate that it has made itself can be named with ca"
+                return f"{error.why}; for a self-signed certificate set ca"
         return str(error)
 
 
-def _status_error(server: str, status: int, words: str = "") -> HttpStatusError:
-    # A server may repeat the address that it was asked for, with the key in it.
-    return HttpStatusError(hide_secrets(f"{server}: HTTP status {status}{words}{_HINTS.get(status, '')}"), status)
+def _status_error(server: str, status: int, message: str = "") -> HttpStatusError:
+    # The server's message may repeat the requested address, which may contain a key.
+    return HttpStatusError(hide_secrets(f"{server}: HTTP status {status}{message}{_HINTS.get(status, '')}"), status)
 
 
-def _servers_words(data: bytes) -> str:
-    """An error in the server's words, where it has one of the usual forms."""
+def _error_message(data: bytes) -> str:
+    """Return the error message in an answer with a leading comma, or an empty string if there is no message.
+
+    Only the usual forms of JSON error messages are recognised.
+    """
     try:
         answer = decoded(data, "")
     except SensorError:
@@ -123,6 +143,6 @@ def _servers_words(data: bytes) -> str:
     if not isinstance(answer, dict):
         return ""
     error = answer.get("error")
-    words = error.get("message") if isinstance(error, dict) else error
-    said = (words, answer.get("error_description"), answer.get("message"))
-    return "".join(f", {word!r:.120}" for word in said if word and isinstance(word, str))
+    message = error.get("message") if isinstance(error, dict) else error
+    messages = (message, answer.get("error_description"), answer.get("message"))
+    return "".join(f", {text!r:.120}" for text in messages if text and isinstance(text, str))

@@ -1,27 +1,27 @@
-"""NamedTuple and Protocol without the module typing, which would cost a node 0.8 MiB of memory.
+"""NamedTuple and Protocol without the module typing, which would need 0.8 MiB of a node's memory.
 
-A type checker sees typing's own. Modules that a node loads import all else of typing under TYPE_CHECKING.
-Source: "Typed version of namedtuple" in the documentation of typing; here without generic classes.
+A type checker uses the originals of typing. Modules that a node loads import all other names of typing only under
+TYPE_CHECKING. Source: "Typed version of namedtuple" in the documentation of typing. Generic classes are not supported.
 """
 
 from __future__ import annotations
 
 import collections
 
-TYPE_CHECKING = False  # what type checkers take for True by its name, as typing's
+TYPE_CHECKING = False  # type checkers assume True because of the name, as for typing.TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import Any, NamedTuple, Protocol
 else:
 
     class _NamedTupleMaker(type):
-        """Makes a collections.namedtuple of a class body: fields, defaults and methods."""
+        """Metaclass that turns a class body into a collections.namedtuple with its fields, defaults and methods."""
 
         def __new__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> type:
             fields = body.get("__annotations__", {})
             optional = [field for field in fields if field in body]
             if optional != list(fields)[len(fields) - len(optional) :]:
-                raise TypeError(f"{name}: a field without default follows one with")
+                raise TypeError(f"{name}: a field without a default follows a field with one")
             defaults = [body[field] for field in optional]
             made = collections.namedtuple(name, fields, defaults=defaults, module=body["__module__"])
             made.__doc__ = body.get("__doc__")
@@ -32,7 +32,7 @@ else:
             return made
 
     class Protocol:
-        """At run time only a base class."""
+        """Base class without any function at run time."""
 
     NamedTuple = type.__new__(_NamedTupleMaker, "NamedTuple", (), {})
 

@@ -1,4 +1,4 @@
-"""The log on standard error: one line per record, with the time, or for systemd's journal with the priority.
+"""Log on standard error: one line per record, with the time, or with the priority for systemd's journal.
 
 Sources: sd-daemon(3) for the priorities, systemd.exec(5) for JOURNAL_STREAM.
 """
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from typing import Any
 
 _SHOWN_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
-# Of levels, as syslog numbers them (sd-daemon(3)): SD_CRIT, SD_ERR, SD_WARNING, SD_INFO, SD_DEBUG.
+# Priorities of syslog by level (sd-daemon(3)): SD_CRIT, SD_ERR, SD_WARNING, SD_INFO, SD_DEBUG.
 _PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
 _TIME = "%Y-%m-%d %H:%M:%S"
 
 
 class _OneLine(logging.Formatter):
-    """Formats a record as one line, whatever is in it: control characters are escaped, and secrets hidden."""
+    """Formatter that writes each record on one line. Control characters are escaped, and secrets are hidden."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return hide_secrets(super().formatMessage(record)).translate(_SHOWN_CONTROLS)
@@ -32,14 +32,14 @@ class _OneLine(logging.Formatter):
 
 
 class _ForJournal(_OneLine):
-    """Begins each line with its priority, those of a traceback too; the journal adds the time."""
+    """Formatter that begins each line with its priority, also those of a traceback. The journal adds the time."""
 
     def format(self, record: logging.LogRecord) -> str:
         return _with_priority(super().format(record), record.levelno)
 
 
 def start_logging(level: str = "info") -> None:
-    """Log to standard error lines from this level up: debug, info, warning, error. May be called again."""
+    """Log on standard error from `level` up: debug, info, warning or error. Another call changes the level."""
     root = logging.getLogger()
     if not root.handlers:
         handler = logging.StreamHandler(sys.stderr)
@@ -50,16 +50,16 @@ def start_logging(level: str = "info") -> None:
 
 
 def print_error(program: str, error: BaseException) -> None:
-    """Print on standard error why a program ends; into the journal each line with its priority."""
+    """Print `error`, which ended `program`, on standard error. In systemd's journal each line has a priority."""
     text = f"{program}: {hide_secrets(str(error))}"
     sys.stderr.write(f"{_with_priority(text, logging.ERROR) if is_journal() else text}\n")
 
 
 def is_journal() -> bool:
-    """Return True if standard error is systemd's journal: the file whose numbers JOURNAL_STREAM has."""
+    """Return True if standard error is systemd's journal: the file whose device and inode are in JOURNAL_STREAM."""
     try:
         about = os.fstat(sys.stderr.fileno())
-    except (AttributeError, OSError, ValueError):  # closed, or replaced by an object that is no file
+    except (AttributeError, OSError, ValueError):  # closed, or replaced by an object that is not a file
         return False
     return os.environ.get("JOURNAL_STREAM") == f"{about.st_dev}:{about.st_ino}"
 

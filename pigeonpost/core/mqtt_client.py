@@ -1,11 +1,12 @@
-"""A connection to an MQTT broker that is kept up together with its subscriptions, on top of paho-mqtt.
+"""Permanent connection to an MQTT broker, with its subscriptions, based on paho-mqtt.
 
-paho-mqtt 1.6 (Debian 12) and 2.x are supported. It is imported when a connection is made, so that a program without
-MQTT does not pay for it.
+paho-mqtt 1.6 (Debian 12) and 2.x are supported. It is imported when a connection is created, so that a program without
+MQTT does not need its memory.
 
-Callbacks run in paho's own thread; `publish` may be called from any thread.
-Errors: MissingLibrary without paho-mqtt; SettingsError for a CA file without certificates. A broker that cannot be
-reached is logged once, and paho tries again after 1 s, doubling to 60 s.
+Callbacks run in paho's own thread. Any thread may call `publish`.
+
+Errors: MissingLibrary without paho-mqtt; SettingsError for a CA file without certificates. If a broker cannot be
+reached, this is logged once. paho then tries again after 1 s, and doubles the pause after each attempt, up to 60 s.
 """
 
 from __future__ import annotations
@@ -25,56 +26,66 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEEPALIVE_S = 60
-LARGEST_BYTES = 1 << 20  # of a payload that is taken
+LARGEST_BYTES = 1 << 20  # maximum size of a received payload
 QOS = 1
-_RETRY_S = 1, 60  # the first pause before connecting again, and the longest
+_RETRY_S = 1, 60  # first and longest pause before a new attempt to connect
 _PLAIN_PORT, _TLS_PORT = 1883, 8883
-_MQTT_5, _MQTT_3 = 5, 4  # as paho and the packets number them; the latter is MQTT 3.1.1
-_CONNECT = 1  # the packet that the properties belong to: MQTT 5.0, 2.1.2
+_MQTT_5, _MQTT_3 = 5, 4  # protocol levels in paho and in packets; 4 is MQTT 3.1.1
+_CONNECT = 1  # type of the packet CONNECT, for its properties (MQTT 5.0, 2.1.2)
 
-# Why a broker refuses, where it says so with a number only (MQTT 3.1.1, table 3.1).
+# Texts of the return codes of a broker that speaks MQTT 3.1.1 (table 3.1).
 _REFUSALS = {
-    1: "it does not speak MQTT 3.1.1", 2: "it does not like the client's name", 3: "it is not ready",
-    4: "user or password is wrong", 5: "user or password is wrong, or not enough",
+    1: "it does not support MQTT 3.1.1", 2: "the client's name is not accepted", 3: "it is not ready",
+    4: "user or password is wrong", 5: "user or password is wrong, or has no permission",
 }  # fmt: skip
 
 
 class MqttSettings(Protocol):
-    """Settings of a broker: ["mqtt", KEY] of host, port (0: the default one), user, password, tls, ca.
-    The program's Settings have this form, and so has a dict with such pairs as keys."""
+    """Settings of a broker: ["mqtt", KEY] with the keys host, port (0: the default), user, password, tls, ca.
+
+    Both the Settings of a program and a dictionary with such pairs as keys have this form.
+    """
 
     def __getitem__(self, key: tuple[str, str], /) -> Any: ...
 
 
 class MqttConnection:
-    """A connection to the broker that is kept up, together with its subscriptions.
+    """Permanent connection to a broker, with its subscriptions.
 
-    connected  it is there, and lets this user read
-    trouble    why it is not; empty when it is
+    Args:
+        settings: Settings of the broker.
+        name: Name of this client at the broker; random digits are appended.
+        topics: Topics to subscribe to.
+        on_message: Called in paho's thread with topic and payload of each message.
+        on_change: Called when `connected` has changed.
+        on_retained: Called instead of `on_message` for retained messages, whose age is unknown.
+        is_mqtt_3: True for MQTT 3.1.1, which every broker supports, instead of MQTT 5.
+        keepalive_s: MQTT keep-alive interval in seconds.
+        where: Beginning of error texts about the settings.
+
+    Attributes:
+        connected: True while the connection is established and its subscriptions are accepted.
+        fault: Reason why `connected` is False, or an empty string.
+        place: Address of the broker, HOST:PORT.
+
+    Raises:
+        MissingLibrary: paho-mqtt is not installed.
+        SettingsError: The settings are invalid.
     """
 
     def __init__(
-        self, settings: MqttSettings, name: str, topics: Sequence[str], heard: Callable[[str, bytes], Any],
-        changed: Callable[[], Any] = lambda: None, *, kept: Callable[[str, bytes], Any] | None = None,
-        old: bool = False, keepalive_s: int = KEEPALIVE_S, where: str = "[mqtt]",
+        self, settings: MqttSettings, name: str, topics: Sequence[str], on_message: Callable[[str, bytes], Any],
+        on_change: Callable[[], Any] = lambda: None, *, on_retained: Callable[[str, bytes], Any] | None = None,
+        is_mqtt_3: bool = False, keepalive_s: int = KEEPALIVE_S, where: str = "[mqtt]",
     ) -> None:  # fmt: skip
-        """
-        name     by which the broker knows this client, with something random after it
-        topics   that are subscribed to
-        heard    gets topic and payload of each message, in paho's thread
-        changed  called when `connected` has changed
-        kept     gets in its place what the broker had retained, whose age nobody knows
-        old      MQTT 3.1.1, which every broker speaks, instead of 5
-        where    what an error about the settings begins with
-        """
         self.connected = False
         self._address = broker_address(settings)
         self.place = join_address(*self._address)
         self._topics = [(topic, QOS) for topic in topics]
-        self._heard, self._kept, self._changed = heard, kept or heard, changed
-        self._old, self._keepalive_s, self._where = old, keepalive_s, where
-        self.trouble = "not connected yet"
-        self._paho, self._client = _client(settings, f"{name}-{os.urandom(4).hex()}", old, where)
+        self._on_received, self._on_retained, self._on_change = on_message, on_retained or on_message, on_change
+        self._is_mqtt_3, self._keepalive_s, self._where = is_mqtt_3, keepalive_s, where
+        self.fault = "not connected yet"
+        self._paho, self._client = _client(settings, f"{name}-{os.urandom(4).hex()}", is_mqtt_3, where)
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_connect_fail = self._on_connect_fail
@@ -82,12 +93,16 @@ class MqttConnection:
         self._client.on_message = self._on_message
 
     def start(self) -> None:
-        """Begin to connect. A broker that is not there is no reason not to start."""
+        """Start to connect, in paho's thread. A broker that cannot be reached is not an error.
+
+        Raises:
+            SettingsError: The name of the host is invalid.
+        """
         more = {}
-        if not self._old:
-            most = self._paho.Properties(_CONNECT)
-            most.MaximumPacketSize = LARGEST_BYTES + 1024  # a longer one the broker keeps to itself
-            more = {"clean_start": True, "properties": most}
+        if not self._is_mqtt_3:
+            properties = self._paho.Properties(_CONNECT)
+            properties.MaximumPacketSize = LARGEST_BYTES + 1024  # the broker then sends no longer packets
+            more = {"clean_start": True, "properties": properties}
         try:
             self._client.connect_async(*self._address, self._keepalive_s, **more)
         except ValueError as error:
@@ -95,44 +110,47 @@ class MqttConnection:
         self._client.loop_start()
 
     def stop(self, limit_s: float) -> str | None:
-        """Send what is due within `limit_s` seconds, and disconnect."""
-        self.connected = False  # on purpose: nothing to be told
+        """Send the queued messages, for at most `limit_s` seconds, and disconnect.
+
+        Return an error text, or None on success.
+        """
+        self.connected = False  # set first, so that _on_disconnect reports no error
         self._client.disconnect()
         ending = threading.Thread(target=self._client.loop_stop, name="mqtt ends", daemon=True)
         ending.start()
         ending.join(limit_s)
-        return f"the broker at {self.place} takes nothing" if ending.is_alive() else None
+        return f"the broker at {self.place} does not accept data" if ending.is_alive() else None
 
     def publish(self, topic: str, payload: bytes) -> None:
-        """Leave it to paho's thread; from any thread, returns at once."""
+        """Queue `payload` for `topic`. paho's thread sends it. Any thread may call this; it does not block."""
         self._client.publish(topic, payload, QOS)
 
-    # Called by paho. Its two interfaces, and the two versions of MQTT, give more or fewer arguments, and a reason as a
-    # number or as an object that has one; what is used of them stands at the same place in all.
+    # Callbacks of paho. Its two interfaces, and the two versions of MQTT, pass different numbers of arguments, and a
+    # reason as a number or as an object with a number. The arguments used here have the same position in all of them.
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: Any, *more: Any) -> None:
         if getattr(reason, "value", reason) != 0:
-            self._note(f"the broker refuses: {_REFUSALS.get(reason, reason) if type(reason) is int else reason}")
+            self._set_fault(f"the broker refuses: {_REFUSALS.get(reason, reason) if type(reason) is int else reason}")
             return
         self._client.subscribe(self._topics)
 
     def _on_subscribe(self, client: Any, userdata: Any, message_id: Any, granted: Sequence[Any], *more: Any) -> None:
         refused = [topic for (topic, _), code in zip(self._topics, granted) if getattr(code, "value", code) >= 0x80]
         if refused:  # MQTT 5.0, 3.9.3
-            self._note(f"the broker does not let this user read {', '.join(refused)}"[:300])
+            self._set_fault(f"the broker does not allow this user to read {', '.join(refused)}"[:300])
             return
-        self._note("")
+        self._set_fault("")
         self.connected = True
-        self._changed()
+        self._on_change()
 
     def _on_disconnect(self, *more: Any) -> None:
         if self.connected:
             self.connected = False
-            self._note("the connection to the broker is lost")
-            self._changed()
+            self._set_fault("the connection to the broker is lost")
+            self._on_change()
 
     def _on_connect_fail(self, *more: Any) -> None:
-        self._note("no connection to the broker")
+        self._set_fault("no connection to the broker")
 
     def _on_message(self, client: Any, userdata: Any, message: Any) -> None:
         try:
@@ -140,34 +158,35 @@ class MqttConnection:
         except UnicodeDecodeError:
             return
         if len(message.payload) <= LARGEST_BYTES:
-            (self._kept if message.retain else self._heard)(topic, message.payload)
+            (self._on_retained if message.retain else self._on_received)(topic, message.payload)
 
-    def _note(self, trouble: str) -> None:
-        if trouble != self.trouble:
-            self.trouble = trouble
-            if trouble:
-                log.warning("MQTT %s: %s; it is tried again", self.place, trouble)
+    def _set_fault(self, fault: str) -> None:
+        """Store the fault, or an empty string when the connection works, and log each change."""
+        if fault != self.fault:
+            self.fault = fault
+            if fault:
+                log.warning("MQTT %s: %s; trying again", self.place, fault)
             else:
                 log.info("MQTT %s: connected", self.place)
 
 
 def broker_address(settings: MqttSettings) -> tuple[str, int]:
-    """Return host and port of the broker."""
+    """Return host and port of the broker in `settings`, with the default port if none is set."""
     port: int = settings["mqtt", "port"] or (_TLS_PORT if settings["mqtt", "tls"] else _PLAIN_PORT)
     return settings["mqtt", "host"], port
 
 
-def _client(settings: MqttSettings, name: str, old: bool, where: str) -> tuple[Any, Any]:
-    """paho, and a client of it that is not connected yet. Its callbacks are the newest that it has."""
+def _client(settings: MqttSettings, name: str, is_mqtt_3: bool, where: str) -> tuple[Any, Any]:
+    """Return the module paho and a new client, which is not connected, with the newest callback interface."""
     try:
         import paho.mqtt.client as paho
     except ImportError:
         text = f"{where}: the Python module paho is missing: sudo apt install python3-paho-mqtt"
         raise MissingLibrary(text) from None
-    newest = getattr(paho, "CallbackAPIVersion", None)  # from 2.0 on the version has to be named
+    newest = getattr(paho, "CallbackAPIVersion", None)  # required from paho 2.0 on
     first = (newest.VERSION2,) if newest else ()
-    # MQTT 5, which has shared subscriptions, and tells the broker how much this client takes at once.
-    client = paho.Client(*first, client_id=name, protocol=_MQTT_3 if old else _MQTT_5)
+    # MQTT 5 has shared subscriptions, and the client can limit the size of packets.
+    client = paho.Client(*first, client_id=name, protocol=_MQTT_3 if is_mqtt_3 else _MQTT_5)
     client.reconnect_delay_set(*_RETRY_S)
     if settings["mqtt", "user"]:
         client.username_pw_set(settings["mqtt", "user"], settings["mqtt", "password"])
@@ -178,5 +197,5 @@ def _client(settings: MqttSettings, name: str, old: bool, where: str) -> tuple[A
         except OSError as error:  # ssl.SSLError is one
             raise SettingsError(f"{where} ca {ca!r}: {error.strerror or error}") from None
     elif settings["mqtt", "ca"]:
-        raise SettingsError(f"{where} ca is used with tls = true")
+        raise SettingsError(f"{where} ca requires tls = true")
     return paho, client

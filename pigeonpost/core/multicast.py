@@ -1,7 +1,8 @@
-"""Multicast sockets: one that receives from a group, one that sends to it, and a reader of many datagrams at once.
+"""Multicast sockets: a receiver and a sender of a group, and a reader of many datagrams with one system call.
 
-Errors: SettingsError where an interface or a group cannot be used; it names both, and the remedy.
-Sources: ip(7), IP_ADD_MEMBERSHIP and IP_MULTICAST_ALL; socket(7), SO_RCVBUF; recvmmsg(2); RFC 5771 (the addresses of
+Errors: SettingsError if an interface or a group cannot be used. Its message contains both and the remedy.
+
+Sources: ip(7), IP_ADD_MEMBERSHIP and IP_MULTICAST_ALL; socket(7), SO_RCVBUF; recvmmsg(2); RFC 5771 (addresses of
 groups).
 """
 
@@ -20,16 +21,17 @@ from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from typing import Any
 
-BUFFER_BYTES = 16 << 20  # that a listener asks for: more than a second at 20,000 small packets a second
+BUFFER_BYTES = 16 << 20  # requested receive buffer: enough for more than one second of 20,000 small packets per second
 _IP_MULTICAST_ALL, _SO_RCVBUFFORCE = 49, 33  # linux/in.h, asm-generic/socket.h; Python has no names for them
 
 
 class Path(NamedTuple):
-    """Interface and options by which a group is reached.
+    """Interface and options for a multicast group.
 
-    interface  an address of this machine or an interface's name; empty: as the routes lead
-    ttl        how many routers a packet may pass, plus one
-    loop       whether this machine hears what it says itself
+    Attributes:
+        interface: Address of this machine, or name of an interface; an empty string for the interface of the route.
+        ttl: Time to live: the number of routers that a packet may pass, plus one.
+        loop: True if this machine also receives what it sends.
     """
 
     interface: str = ""
@@ -38,13 +40,17 @@ class Path(NamedTuple):
 
 
 def listener(group: tuple[str, int], path: Path) -> socket.socket:
-    """Open a non-blocking socket that receives from `group`, and nothing else at its port."""
+    """Return a non-blocking socket that receives datagrams to `group`, and no others, via `path`.
+
+    Raises:
+        SettingsError: The group or the interface cannot be used.
+    """
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # everybody on this machine has the same port
-        _ask_for_room(sock)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # all programs of this machine share the port
+        _request_buffer(sock)
         sock.bind(group)
-        # Else it would also hear the group on interfaces where another program has joined it.
+        # Otherwise the socket would also receive on interfaces on which another program has joined the group.
         sock.setsockopt(socket.IPPROTO_IP, _IP_MULTICAST_ALL, 0)
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, _membership(group[0], path.interface))
         sock.setblocking(False)
@@ -55,7 +61,11 @@ def listener(group: tuple[str, int], path: Path) -> socket.socket:
 
 
 def speaker(group: tuple[str, int], path: Path) -> socket.socket:
-    """Open a socket whose `send` goes to `group`."""
+    """Return a socket whose `send` sends to `group` via `path`.
+
+    Raises:
+        SettingsError: The group or the interface cannot be used.
+    """
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, path.ttl)
@@ -70,11 +80,10 @@ def speaker(group: tuple[str, int], path: Path) -> socket.socket:
 
 
 def readable(files: Sequence[int | socket.socket], limit_s: float | None) -> list[int | socket.socket]:
-    """Wait until something can be read. Returns the descriptors and sockets that are ready; none after `limit_s`.
+    """Wait until some of `files` are readable. Return the readable ones, or an empty list after `limit_s` seconds.
 
-    limit_s  seconds, 0 or more; None: wait without limit
-
-    This is poll(2), since select(2) takes no descriptor above 1023, and a server with hundreds of nodes has those.
+    `files` are file descriptors and sockets. With a `limit_s` of None there is no time limit. This function uses
+    poll(2), because select(2) does not accept descriptors above 1023, which a server with hundreds of nodes has.
     """
     poll, known = select.poll(), {}
     for file in files:
@@ -85,22 +94,24 @@ def readable(files: Sequence[int | socket.socket], limit_s: float | None) -> lis
 
 
 class Drain:
-    """Receives the datagrams that wait at a socket, many with one call (recvmmsg(2)).
+    """Receives the waiting datagrams of a socket, many with one call of recvmmsg(2).
 
-    Python's own recv lets other threads run at each datagram, and where one of them is busy, as the server's writer is,
-    it is 5 ms until the next: 200 datagrams a second. This call lets nobody run; it does not wait either.
+    Python's own recv releases the interpreter lock at each datagram. If another thread is busy, such as the server's
+    writer, this thread gets the lock again only after 5 ms. That limits it to 200 datagrams per second. The call of
+    recvmmsg keeps the lock, and does not wait.
+
+    Args:
+        most: Maximum number of datagrams per call.
+        longest: Maximum length of a datagram in bytes; longer ones are cut.
     """
 
     def __init__(self, most: int, longest: int) -> None:
-        """
-        most     datagrams at a time
-        longest  bytes of one; what is longer is cut there
-        """
         self._most, self._longest = most, longest
         self._call: Any = None
         try:
             self._prepare()
-        except (ImportError, MemoryError, OSError):  # a Python without ctypes, or one that may not make code
+        # Python without ctypes, or without permission to create executable memory.
+        except (ImportError, MemoryError, OSError):
             self._call = None
 
     def _prepare(self) -> None:
@@ -135,7 +146,7 @@ class Drain:
         self._call = call
 
     def __call__(self, sock: socket.socket) -> list[bytes]:
-        """Return the waiting datagrams, oldest first; none when there is none, or when the interface is gone."""
+        """Return the waiting datagrams of `sock`, oldest first, or an empty list if there are none or no network."""
         if self._call is None:
             return self._one_by_one(sock)
         count = self._call(sock.fileno(), self._messages, self._most, socket.MSG_DONTWAIT, None)
@@ -152,21 +163,21 @@ class Drain:
         try:
             for _ in range(self._most):
                 found.append(sock.recv(self._longest))
-        except OSError:  # BlockingIOError: that was all
+        except OSError:  # BlockingIOError: no more datagrams are waiting
             pass
         return found
 
 
-def _ask_for_room(sock: socket.socket) -> None:
-    """Request as large a buffer as possible: it holds what arrives while this program does something else."""
+def _request_buffer(sock: socket.socket) -> None:
+    """Request a large receive buffer for the datagrams that arrive while this program is busy."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER_BYTES)
-    except OSError:  # not root: up to net.core.rmem_max then
+    except OSError:  # without root the size is limited to net.core.rmem_max
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
 
 
 def _membership(group: str, interface: str) -> bytes:
-    """Return a struct ip_mreqn: the group, and the interface by its address or its number."""
+    """Return a struct ip_mreqn: the group, and the interface by its address or its index."""
     address, number = "0.0.0.0", 0
     if interface:
         try:

@@ -1,7 +1,7 @@
-"""Look-up of host names without waiting: in a few threads that live as long as there are names to look up.
+"""Non-blocking lookup of host names, in a few threads that end when no names are left.
 
-A name server that does not answer keeps a thread for as long as the C library waits for it; addresses in numbers need
-no thread. Errors: an OSError of the look-up is the answer to who has asked.
+If a name server does not answer, a thread is blocked until the C library gives up. Numeric addresses need no thread.
+Errors: an OSError of the lookup is part of the outcome that the callback receives.
 """
 
 from __future__ import annotations
@@ -15,25 +15,28 @@ from pigeonpost.core.helper_threads import HelperThreads
 
 MOST_THREADS = 8
 
-Found = list[tuple[int, Any]]  # family, and address as socket.connect takes it
+Found = list[tuple[int, Any]]  # address family, and address for socket.connect
 Answer = Callable[[Callable[[], Found]], object]
 
 
 class NameLookup:
-    """Looks up the addresses of hosts."""
+    """Resolver of host names."""
 
     def __init__(self) -> None:
         self._helpers = HelperThreads("look up names", MOST_THREADS)
 
     def find(self, address: tuple[str, int], answer: Answer) -> None:
-        """Call `answer` with a function that returns the addresses of (host, port), or raises OSError; from another
-        thread, or at once.
+        """Look up `address`, a pair (host, port), and call `answer` with the outcome.
 
-        Raises RuntimeError when no thread can be started for it.
+        The outcome is a function that returns the addresses, or raises OSError. `answer` is called from another thread,
+        or immediately for a numeric address.
+
+        Raises:
+            RuntimeError: No thread can be started.
         """
         try:
             found = _addresses(address, socket.AI_NUMERICHOST)
-        except OSError:  # it is a name
+        except OSError:  # not a numeric address
             self._helpers.run(functools.partial(_addresses, address), answer)
         else:
             answer(lambda: found)
@@ -43,6 +46,6 @@ def _addresses(address: tuple[str, int], flags: int = 0) -> Found:
     host, port = address
     try:
         found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, flags)
-    except UnicodeError as error:  # no name at all: a part of it is empty, or too long
-        raise socket.gaierror(socket.EAI_NONAME, f"{host!r:.80} is no name of a host") from error
+    except UnicodeError as error:  # not a valid name: a label is empty or too long
+        raise socket.gaierror(socket.EAI_NONAME, f"{host!r:.80} is not a valid host name") from error
     return [(family, where) for family, _, _, _, where in found]

@@ -1,6 +1,6 @@
-"""Log lines that peers can cause at any rate: at most one per kind and minute, with the number of those left out.
+"""Log with a rate limit, for lines that peers can cause at any rate: one line per kind and minute.
 
-May be used by any thread; `_lock` guards the counts, and is held for one lookup or change.
+Any thread may use it. `_lock` guards the counts, and is held for one lookup or change.
 """
 
 from __future__ import annotations
@@ -9,30 +9,43 @@ import logging
 import threading
 
 from pigeonpost.core.clock import Clock
+from pigeonpost.core.format import counted
 
-LINE_EVERY_S = 60.0  # at most one line of a kind in this time
+LINE_EVERY_S = 60.0  # minimum time between two lines of a kind
 
 
 class RareLog:
-    """Logs the first message of each kind, and then at most one in LINE_EVERY_S."""
+    """Logs the first message of each kind, and then at most one message of this kind per LINE_EVERY_S seconds.
+
+    Args:
+        log: Logger for the lines.
+        clock: Clock of the program.
+    """
 
     def __init__(self, log: logging.Logger, clock: Clock) -> None:
         self._log = log
         self._clock = clock
         self._lock = threading.Lock()
-        self._lines: dict[str, tuple[float, int]] = {}  # by kind: when one was logged, and how many were not since
+        # By kind: time of the last line, and the number of messages suppressed since.
+        self._lines: dict[str, tuple[float, int]] = {}
 
-    def say(self, level: int, kind: str, text: str, is_traceback: bool = False) -> None:
-        """Log `text`, unless a line of this kind was logged within LINE_EVERY_S.
+    def log(self, level: int, kind: str, text: str, is_traceback: bool = False) -> None:
+        """Log a message, unless one of its kind was logged in the last LINE_EVERY_S seconds.
 
-        kind          a word of this program, never a peer's: each kind is remembered
-        is_traceback  an exception is being handled: log its traceback too
+        The next line of this kind contains the number of suppressed messages.
+
+        Args:
+            level: Level, as in the module logging.
+            kind: Kind of the message: a constant of this program, never text of a peer, because each kind is
+                remembered.
+            text: The message.
+            is_traceback: True to log the traceback of the current exception too.
         """
         now_s = self._clock.monotonic()
         with self._lock:
-            last_s, left_out = self._lines.get(kind, (now_s - LINE_EVERY_S, 0))
+            last_s, suppressed = self._lines.get(kind, (now_s - LINE_EVERY_S, 0))
             is_due = now_s - last_s >= LINE_EVERY_S
-            self._lines[kind] = (now_s, 0) if is_due else (last_s, left_out + 1)
+            self._lines[kind] = (now_s, 0) if is_due else (last_s, suppressed + 1)
         if is_due:
-            more = f" ({left_out} more lines of this kind were left out before it)" if left_out else ""
+            more = f" ({counted(suppressed, 'similar message')} suppressed before)" if suppressed else ""
             self._log.log(level, "%s%s", text, more, exc_info=is_traceback)

@@ -1,23 +1,23 @@
-"""Hiding of secrets in texts that people read: settings that are shown, errors, lines of the log."""
+"""Removal of secrets from texts that people read: displayed settings, errors and log lines."""
 
 from __future__ import annotations
 
 import re
 
 HIDDEN = "***"
-# Endings of the keys of settings whose values are secrets; the headers of a request may have a token.
+# Suffixes of settings keys whose values are secrets. The headers of a request may contain a token.
 SECRET_KEYS = ("password", "passwort", "token", "secret", "api_key", "headers")
 
 
 def hide_secrets(text: str) -> str:
-    """Return `text` with *** in the place of passwords and keys that it is seen to have.
+    """Return `text` with *** instead of the passwords and keys that are recognised in it.
 
-    Those are: user and password of an address (`https://user:pw@host`, also without a scheme), and values behind the
-    names that such values have, in queries (`?apikey=...`), connection strings (`password='...'`), and JSON; and a PEM
-    block, to its end.
+    It recognises user and password in an address (`https://user:pw@host`, also without a scheme), and PEM blocks. It
+    also recognises values after names that indicate a secret, in queries (`?apikey=...`), in connection strings
+    (`password='...'`) and in JSON.
     """
     if "=" not in text and "@" not in text and ":" not in text and "earer " not in text and _PEM_BEGIN not in text:
-        return text  # most lines of the log
+        return text  # fast path for most log lines
     text = _PEM.sub(HIDDEN, text)
     text = _USER.sub(lambda found: f"{found[1] or ''}{HIDDEN}@", text)
     return _BEARER.sub(rf"\1{HIDDEN}", _NAMED.sub(rf"\1{HIDDEN}", text))
@@ -25,8 +25,8 @@ def hide_secrets(text: str) -> str:
 
 _PEM_BEGIN = "-----BEGIN"  # RFC 7468, section 2
 _PEM = re.compile(rf"{_PEM_BEGIN}(?:.*?-----END[^-]{{0,80}}-----|.*)", re.DOTALL)
-# In an address up to the last @ before a slash; behind user and colon a password may have slashes, a port has none.
-# Lengths are bounded, so that a long text takes no longer than its length is worth.
+# In an address: everything up to the last @ before a slash. A password after "user:" may contain slashes; a port does
+# not. Lengths are bounded, so that the time grows only in proportion to the text's length.
 _USER = re.compile(
     r"""(//)(?:[^\s/"'?#@:]{0,256}:(?!\d+[/?#])[^\s"']{0,1024}@|[^\s/"'?#]{0,1024}@)"""
     r"""|(?<![^\s"'=(,\[])()[^\s:/@"'=,()\[]{1,256}:[^\s/@"']{1,1024}@(?=[A-Za-z0-9\[])"""

@@ -1,4 +1,4 @@
-"""Shortage of descriptors or memory: how a listener and a reader of files recognise it. Source: accept(2), open(2)."""
+"""Error numbers that report a shortage of file descriptors or memory. Sources: accept(2), open(2)."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ import errno
 
 SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
-PAUSE_S = 0.1  # before the next connection is accepted when there is no descriptor or thread for one
+PAUSE_S = 0.1  # pause before the next accept if there is no descriptor or thread for a connection

@@ -1,6 +1,6 @@
-"""JSON, read strictly: finite numbers, unique keys, limited nesting.
+"""Strict JSON decoder: finite numbers, unique keys, limited nesting.
 
-Errors: BadArgument, which says what is wrong with the text.
+Errors: BadArgument, which contains the reason.
 """
 
 from __future__ import annotations
@@ -14,25 +14,34 @@ from pigeonpost.core.light_typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Any
 
-DEEPEST_JSON = 8  # nesting of any JSON value on the link at most
+DEEPEST_JSON = 8  # maximum nesting of any JSON value on the link
 
 
 def read_json(text: str) -> Any:
-    """Decode one JSON value: finite numbers, no key twice, at most DEEPEST_JSON deep. Raises BadArgument."""
+    """Return the value of the JSON in `text`, with finite numbers, unique keys, and at most DEEPEST_JSON levels.
+
+    Raises:
+        BadArgument: The text is not valid.
+    """
     return read_json_with(text, _DECODER)
 
 
 def write_json(value: Any) -> str:
-    """Return `value` as JSON on one line, without spaces. ValueError for NaN and the infinities."""
+    """Return `value` as JSON on one line, without spaces. Raise ValueError for NaN and infinities."""
     return _ENCODER.encode(value)
 
 
 def read_json_with(text: str, decoder: json.JSONDecoder) -> Any:
-    # The C parser recurses once a level, and a thread's stack is small: deep nesting must not reach it.
+    """Return the value of the JSON in `text`, decoded by `decoder`.
+
+    Raises:
+        BadArgument: The text is not valid JSON or nested too deeply, or `decoder` refuses it.
+    """
+    # The C parser recurses at each level, and a thread's stack is small, so deep nesting must not reach it.
     if _is_too_deep(text):
         raise BadArgument(f"JSON nested deeper than {DEEPEST_JSON}")
     try:
-        value, end = decoder.scan_once(text, 0)  # type: ignore[attr-defined]  # as decode() does, but for the search for space before and after
+        value, end = decoder.scan_once(text, 0)  # type: ignore[attr-defined]  # as decode() does, without searching for surrounding space
         if end != len(text):
             value = decoder.decode(text)
         if has_escaped(text, "u") and _SURROGATE.search(text, 0, text.rfind("\\") + 6):
@@ -42,19 +51,19 @@ def read_json_with(text: str, decoder: json.JSONDecoder) -> Any:
     except StopIteration:
         raise BadArgument("JSON was expected here") from None
     except UnicodeEncodeError:
-        raise BadArgument("a text with half a surrogate pair, which is no Unicode") from None
+        raise BadArgument("a text contains half a surrogate pair, which is not valid Unicode") from None
     except ValueError as error:  # JSONDecodeError, and integers of more digits than Python converts
         raise BadArgument(f"not JSON: {error}") from None
     return value
 
 
 def _is_too_deep(text: str) -> bool:
-    """Return True if brackets outside of strings are left after removing innermost pairs DEEPEST_JSON times."""
+    """Return True if brackets outside of strings remain after removing innermost pairs DEEPEST_JSON times."""
     marks = text.encode().translate(_AS_BRACES, _NO_MARKS)
     if marks.count(b"{") <= DEEPEST_JSON:
         return False
     brackets = marks.translate(None, b'"')
-    # A string has brackets in it, or may have, unless the quotes of each are side by side, and no quote is escaped.
+    # Strings may contain brackets, unless the quotes of each string are adjacent here, and no quote is escaped.
     if 2 * marks.count(b'""') != len(marks) - len(brackets) or has_escaped(text, '"'):
         brackets = _STRING.sub("", text).encode().translate(_AS_BRACES, _NO_MARKS)
     for _ in range(DEEPEST_JSON):
@@ -65,20 +74,25 @@ def _is_too_deep(text: str) -> bool:
 
 
 def has_escaped(text: str, letter: str) -> bool:
-    """Return True if there is a backslash with `letter` behind it. Fast where backslashes are few, or early."""
+    """Return True if `text` contains a backslash followed by `letter`.
+
+    The search is fast if there are no backslashes, or only near the beginning.
+    """
     return text.find(f"\\{letter}", 0, text.rfind("\\") + 2) >= 0
 
 
 def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object with these `pairs`, for object_pairs_hook. Raise BadArgument if a key occurs twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise BadArgument(f"the key {twice[:40]!r} stands twice in one JSON object")
+        raise BadArgument(f"the key {twice[:40]!r} occurs twice in one JSON object")
     return found
 
 
 def finite(literal: str) -> float:
+    """Return the number in `literal`, for parse_float. Raise BadArgument if it is not finite."""
     number = float(literal)
     if number - number != 0:
         raise BadArgument(f"{literal[:40]} is not a finite number")
@@ -89,7 +103,7 @@ _NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
 
 _AS_BRACES = bytes.maketrans(b"[]", b"{}")
 
-# A string, or what was meant to be one; possessive, since backtracking costs a hostile line's length squared.
+# A string, possibly unterminated. Possessive, because with backtracking a hostile line costs its length squared.
 _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")

@@ -1,6 +1,6 @@
-"""What is wrong in a settings file that is not TOML, in words for a person who has never heard of TOML.
+"""Explanations of syntax errors in a settings file, for users who do not know TOML.
 
-Imported when there is such a file. The values of secrets are not repeated.
+It is imported only if there is such an error. Values of secrets are not repeated.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ _WORDS = {
 
 
 def explain(text: str, error: str) -> tuple[int | None, str]:
-    """Return the line of a fault in TOML text (None: not certain), and what to write instead.
+    """Return the line of a syntax error in a TOML text (None if it is not certain), and advice on the correction.
 
-    error  as tomllib says it
+    Args:
+        text: The TOML text.
+        error: Message of tomllib.
     """
     text = text.replace("\r\n", "\n")
     found = TomlLines(text)
@@ -36,10 +38,10 @@ def explain(text: str, error: str) -> tuple[int | None, str]:
         line = found.statement
     if not line:
         return None, plain
-    here = text.split("\n")[line - 1]
-    column = int(place[2]) if place and place[2] else len(here) + 1
+    content = text.split("\n")[line - 1]
+    column = int(place[2]) if place and place[2] else len(content) + 1
     for rule in _RULES if line in found.starts else _RULES_WITHIN:
-        if advice := rule(here, column, plain):
+        if advice := rule(content, column, plain):
             return line, advice
     return line, plain
 
@@ -51,23 +53,23 @@ def _repetition(path: Path, first: int, second: int, is_table: bool) -> str:
         shown = f"[{_dotted(path)}]" if is_table else _dotted(path)
     else:
         shown = f"[{path[0]}] {_dotted(path[1:])}"
-    at = "the same line" if first == second else f"line {first}"
-    return f"{shown} is there already, in {at}: keep one of them"
+    at = "on the same line" if first == second else f"in line {first}"
+    return f"{shown} is already set {at}: keep only one of them"
 
 
 def _dotted(path: Path) -> str:
     return ".".join(map(str, path))
 
 
-# Each rule gets the line, the column of the fault from 1, and tomllib's words, and returns advice or nothing.
+# Arguments of each rule: the line, the column of the error (from 1), and tomllib's message. It returns advice, or "".
 
 
 def _letters(line: str, column: int, error: str) -> str:
     code = re.sub(r"\"[^\"]*\"|'[^']*'|#.*", "", line)
     if quote := re.search("[=\\[,{(]\\s*([\u2018-\u201f\u00ab\u00bb\u2039\u203a`\u00b4])", code):
-        return f'{quote[1]} is no quotation mark here: put text in plain ones, as in name = "basement"'
+        return f'{quote[1]} is not a valid quotation mark: use plain ones, as in name = "basement"'
     if space := re.search("[\u00a0\u1680\u2000-\u200b\u202f\u205f\u3000\ufeff]", code):
-        return f"an unusual space (U+{ord(space[0]):04X}), as web pages have them: replace it by a plain one"
+        return f"a special space (U+{ord(space[0]):04X}), perhaps copied from a web page: replace it by a normal one"
     return ""
 
 
@@ -75,12 +77,12 @@ def _characters(line: str, column: int, error: str) -> str:
     if re.match(r"Illegal character (?!'\\n)", error):
         return f"{error[0].lower()}{error[1:]}: delete it"
     if re.match("Unescaped|Invalid hex|Escaped character", error):
-        return "a backslash in \"...\" has a meaning of its own: write two, or single quotes, as in 'C:\\data'"
+        return "a backslash has a special meaning in \"...\": write two, or use single quotes, as in 'C:\\data'"
     return ""
 
 
 def _element(line: str, column: int, error: str) -> str:
-    """Of a value that goes over several lines."""
+    """Return advice for an error within a value of several lines, or an empty string."""
     if error.startswith("Illegal character"):
         return "the closing quotation mark is missing"
     return "put each text of a list in quotes, with a comma between two" if error == "Invalid value" else ""
@@ -90,7 +92,7 @@ def _no_settings(line: str, column: int, error: str) -> str:
     if re.match(r"\s*(?://|;|--|/\*)", line):
         return "a comment begins with #"
     if re.match(r"\s*(?:\{|<|-\s)", line):
-        return 'is it JSON, XML or YAML? TOML has a line [table], then lines as name = "basement"'
+        return 'this looks like JSON, XML or YAML; TOML has a line [table], then lines such as name = "basement"'
     return ""
 
 
@@ -99,23 +101,23 @@ def _header(line: str, column: int, error: str) -> str:
     if header is None:
         return ""
     if not header[2]:
-        return "a table is written [node], one of several [[sensor]]"
+        return "the name of the table is missing: write [node], or [[sensor]] for one of several"
     wanted = f"{header[1]}{header[2]}{']' * len(header[1])}"
     if header[3] != "]" * len(header[1]):
-        return f"the line of a table is {wanted}"
-    return f"nothing follows {wanted} in its line: keys are below it, each in a line of its own" if header[4] else ""
+        return f"write the table as {wanted}"
+    return f"nothing may follow {wanted} on its line: write each key on a line of its own below it" if header[4] else ""
 
 
 def _assignment(line: str, column: int, error: str) -> str:
     key = re.match(r"\s*([^\s=:\"'\[\]{}]+)\s*(==|:=|:|)\s*(.*)", line)
     if re.match(r"\s*[=\"']", line):
-        return "a line begins with the name of its key, without quotes, as in every = 5"
+        return "a line must begin with a key, without quotes, as in every = 5"
     if key is None or re.match(r"\s*[A-Za-z0-9_.-]+\s*=(?!=)", line):
         return ""
     if key[2]:
-        return f"between key and value stands =, not {key[2]} (as in {key[1]} = ...)"
+        return f"write = between key and value, not {key[2]} (as in {key[1]} = ...)"
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", key[1]):
-        return f"{key[1]!r:.40} is no key: keys have the letters a to z, digits, - and _"
+        return f"{key[1]!r:.40} is not a valid key: keys consist of the letters a to z, digits, - and _"
     return f"= is missing between key and value (as in {key[1]} = ...)"
 
 
@@ -126,7 +128,7 @@ def _value(line: str, column: int, error: str) -> str:
     key, value = statement["key"], _without_comment(statement["value"])
     if not value:
         return f'the value of {key} is missing; an empty text is ""'
-    if key.endswith(SECRET_KEYS) and value[0] not in "\"'{[":  # a text, also where it looks like a number
+    if key.endswith(SECRET_KEYS) and value[0] not in "\"'{[":  # a secret is a text, even if it looks like a number
         return _unquoted(key, value)
     for rule in _VALUE_RULES:
         if advice := rule(key, value):
@@ -141,18 +143,18 @@ def _without_comment(value: str) -> str:
 def _word(key: str, value: str) -> str:
     if value.lower() in _WORDS:
         return f"write {key} = {_WORDS[value.lower()]}"
-    return f"there is no {value} here: leave the line out" if value.lower() in ("none", "null", "nil") else ""
+    return f"TOML has no {value}: delete the line" if value.lower() in ("none", "null", "nil") else ""
 
 
 def _number(key: str, value: str) -> str:
     if re.fullmatch(r"[+-]?[0-9]+,[0-9]+", value):
-        return f"a number has a decimal point: {key} = {value.replace(',', '.')}"
+        return f"use a decimal point: {key} = {value.replace(',', '.')}"
     if re.fullmatch(r"[+-]?(?:\.[0-9]+|[0-9]+\.|0[0-9]+(?:\.[0-9]*)?)", value):
-        return f"a number is written with digits on both sides of the point, and no 0 before: {key} = {float(value):g}"
+        return f"write digits on both sides of the decimal point, and no leading 0: {key} = {float(value):g}"
     if unit := re.fullmatch(
         r"([+-]?[0-9]+(?:\.[0-9]+)?)\s*(?:[smhdVC%]|ms|sec\w*|min\w*|hours?|days?|k?Hz|°C|°F)", value
     ):
-        return f"a number is written without its unit: {key} = {unit[1]} (docs/settings.md tells in what it counts)"
+        return f"write the number without its unit: {key} = {unit[1]} (docs/settings.md has the unit of each setting)"
     return ""
 
 
@@ -164,11 +166,11 @@ def _quotes(key: str, value: str) -> str:
         return f"the closing {quote} is missing"
     rest = value[value.index(quote, len(quote)) + len(quote) :].strip()
     if re.match(r"[,;]", rest):
-        return f"nothing follows the value: leave out the {rest[0]}"
+        return f"nothing may follow the value: delete the {rest[0]}"
     if re.match(r"[A-Za-z0-9_-]+\s*=", rest):
-        return "each NAME = VALUE has a line of its own"
+        return "write each NAME = VALUE on a line of its own"
     other = "'" if quote == '"' else '"'
-    return f"a {quote} within the text ends it: put the text in {other}...{other}"
+    return f"a {quote} in the text ends the text: put it in {other}...{other}"
 
 
 def _brackets(key: str, value: str) -> str:
@@ -176,20 +178,20 @@ def _brackets(key: str, value: str) -> str:
         return f'put a list in square brackets: {key} = ["...", "..."]'
     if value.startswith("["):
         if value.count("[") > value.count("]"):
-            return "the list that begins here has no closing ]"
+            return "the closing ] of the list that begins here is missing"
         return f'put each text of a list in quotes, with a comma between two: {key} = ["...", "..."]'
     if value.startswith("{"):
         if value.count("{") > value.count("}"):
-            return "write {...} on one line; or write a [table] of its own"
+            return "write {...} on one line, or use a [table]"
         return f'within {{...}} write NAME = VALUE, with commas between: {key} = {{input = 1, convert = "counts"}}'
     return ""
 
 
 def _several(key: str, value: str) -> str:
     if re.match(r"\S+\s+[A-Za-z0-9_-]+\s*=", value):
-        return "each NAME = VALUE has a line of its own"
+        return "write each NAME = VALUE on a line of its own"
     if re.fullmatch(r"[+-]?[0-9.]+\s*[,;]|(?:true|false)\s*[,;]", value):
-        return f"nothing follows the value: leave out the {value[-1]}"
+        return f"nothing may follow the value: delete the {value[-1]}"
     return ""
 
 

@@ -1,6 +1,6 @@
-"""Line numbers of the keys and tables in TOML text, for error messages: tomllib tells what is there, not where.
+"""Line numbers of the keys and tables in a TOML text, for error messages. tomllib does not report them.
 
-Reads what tomllib accepts; at anything else it ends, and what came before it is known.
+The reader accepts the same syntax as tomllib. At a syntax error it stops, and has the lines before the error.
 Source: TOML 1.0.0 (toml.io).
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 import tomllib
 
-Path = tuple["str | int", ...]  # keys, and numbers from 0 within arrays
+Path = tuple["str | int", ...]  # keys of tables, and indices (from 0) of arrays
 
-_DEEPEST = 20  # arrays and inline tables within each other
+_DEEPEST = 20  # nested arrays and inline tables
 
 _SPACE = re.compile(r"[ \t]*")
 _BLANK = re.compile(r"(?:[ \t\n]|#[^\n]*)*")  # within arrays, and between statements
@@ -20,20 +20,25 @@ _KEY = re.compile(r"""[A-Za-z0-9_-]+|"(?:\\.|[^"\\\n])*"|'[^'\n]*'""")
 _STRING = re.compile(
     r'''"""(?:\\.|[^\\])*?""""{0,2}|\'\'\'.*?\'\'\'\'{0,2}|"(?:\\.|[^"\\\n])*"|'[^'\n]*\'''', re.DOTALL
 )  # fmt: skip
-_WORD = re.compile(r"[^\s,\]}#\"'\[{=]+(?: [0-9]{2}:[0-9:.]+(?:Z|[+-][0-9:]+)?)?")  # with the time of a date
+_WORD = re.compile(r"[^\s,\]}#\"'\[{=]+(?: [0-9]{2}:[0-9:.]+(?:Z|[+-][0-9:]+)?)?")  # including a date and its time
 
 
 class _End(Exception):
-    """Nothing more can be read."""
+    """The rest of the text cannot be read."""
 
 
 class TomlLines:
-    """Where each key and table of a TOML text is.
+    """Line numbers of the keys and tables of a TOML text.
 
-    lines      line, from 1, by path: ("node", "every") for that key of [node], ("sensor", 1, ...) in the 2nd [[sensor]]
-    repeated   the first key or table that is there twice: its path and both lines; tomllib ends there
-    statement  line of the statement in which the reading ended; 0: it came to the end
-    starts     lines in which statements begin
+    Args:
+        text: The TOML text.
+
+    Attributes:
+        lines: Line (from 1) by path: ("node", "every") for that key of [node], ("sensor", 1, ...) in the second
+            [[sensor]].
+        repeated: First key or table that occurs twice: its path and both lines, or None. tomllib reports the same one.
+        statement: Line of the statement at which the reader stopped, or 0 if it read the complete text.
+        starts: Lines in which statements begin.
     """
 
     def __init__(self, text: str) -> None:
@@ -43,15 +48,15 @@ class TomlLines:
         self.starts: list[int] = []
         self._text, self._at = text.replace("\r\n", "\n"), 0
         self._table: Path = ()
-        self._sizes: dict[Path, int] = {}  # of arrays of tables
-        self._given: set[Path] = set()  # values, and tables that have a header
+        self._sizes: dict[Path, int] = {}  # number of tables in each array of tables
+        self._given: set[Path] = set()  # paths of values, and of tables with a header
         try:
             while self._blank() < len(self._text):
                 self.statement = self._line()
                 self.starts.append(self.statement)
                 self._read_statement()
             self.statement = 0
-        except (_End, tomllib.TOMLDecodeError):  # the latter: of a key in quotes
+        except (_End, tomllib.TOMLDecodeError):  # TOMLDecodeError: an invalid key in quotes
             pass
 
     def _read_statement(self) -> None:
@@ -76,7 +81,7 @@ class TomlLines:
             self.lines.setdefault(path, line)
         path = (*path, last)
         if path in self._given or (path in self._sizes and not is_array):
-            self._end_at_repetition(path, line)
+            self._stop_at_repetition(path, line)
         self.lines.setdefault(path, line)
         if is_array:
             number = self._sizes.get(path, 0)
@@ -88,7 +93,7 @@ class TomlLines:
         self._table = path
 
     def _inside(self, path: Path) -> Path:
-        """Return the path of the last table where this is an array of tables."""
+        """Return the path of the last table if `path` is an array of tables, or else `path`."""
         return (*path, self._sizes[path] - 1) if path in self._sizes else path
 
     def _read_pair(self, table: Path, depth: int) -> None:
@@ -100,17 +105,17 @@ class TomlLines:
         for part in parents:
             path = (*path, part)
             if path in self._given:
-                self._end_at_repetition(path, line)
+                self._stop_at_repetition(path, line)
             self.lines.setdefault(path, line)
         path = (*path, last)
         if path in self.lines:
-            self._end_at_repetition(path, line)
+            self._stop_at_repetition(path, line)
         self.lines[path] = line
         self._given.add(path)
         self._match(_SPACE)
         self._read_value(path, depth)
 
-    def _end_at_repetition(self, path: Path, line: int) -> None:
+    def _stop_at_repetition(self, path: Path, line: int) -> None:
         self.repeated = path, self.lines[path], line
         raise _End
 
@@ -151,7 +156,7 @@ class TomlLines:
                 raise _End
 
     def _key(self) -> list[str]:
-        """Return the parts of a key; what stands behind it is next."""
+        """Return the parts of a key, and move to the text after it."""
         parts = []
         while True:
             self._match(_SPACE)
@@ -171,12 +176,12 @@ class TomlLines:
         return found[0]
 
     def _take(self, text: str) -> bool:
-        is_there = self._text.startswith(text, self._at)
-        self._at += len(text) * is_there
-        return is_there
+        is_match = self._text.startswith(text, self._at)
+        self._at += len(text) * is_match
+        return is_match
 
     def _blank(self) -> int:
-        """Skip what is between statements. Returns the place after it."""
+        """Skip space and comments between statements. Return the new position."""
         self._match(_BLANK)
         return self._at
 

@@ -1,8 +1,7 @@
-"""Units of measurement in which values can be shown: conversion of values and of differences.
+"""Conversion of values, and of differences of values, to other units of measurement.
 
-Factors are exact by definition or those of NIST SP 811, appendix B.
-A sensor in kelvin is not converted: the kelvin is also the unit of temperature differences, and a difference of 5 K is
-not -268 °C.
+Factors are exact by definition, or are those of NIST SP 811, appendix B. Values in kelvin are not converted, because
+the kelvin is also the unit of temperature differences, and a difference of 5 K is not -268 °C.
 """
 
 from __future__ import annotations
@@ -13,7 +12,13 @@ from typing import NamedTuple
 
 
 class Conversion(NamedTuple):
-    """The way from a measured value to the one shown: `value * factor + offset`, in `unit`."""
+    """Conversion of measured values to a displayed unit: `value * factor + offset`.
+
+    Attributes:
+        unit: Displayed unit.
+        factor: Factor.
+        offset: Offset, in the displayed unit.
+    """
 
     unit: str
     factor: float = 1.0
@@ -21,21 +26,21 @@ class Conversion(NamedTuple):
 
     @property
     def changes(self) -> bool:
-        """Whether anything is shown differently than it was measured."""
+        """True if the displayed value can differ from the measured one."""
         return self.factor != 1 or self.offset != 0
 
     def value(self, measured: float) -> float:
-        """Return a value in the unit shown."""
+        """Return the value `measured`, converted to the displayed unit."""
         return measured * self.factor + self.offset if self.changes else measured
 
     def difference(self, measured: float) -> float:
-        """Return a difference of two values in the unit shown: a change, a range, a standard deviation."""
+        """Return a `measured` difference (a change, a range, a standard deviation) in the displayed unit."""
         return measured * self.factor if self.changes else measured
 
 
 AS_MEASURED = Conversion("")
 
-# Of each quantity the units, each with factor and offset to the same one: `value * factor + offset`.
+# One mapping per quantity: unit -> factor and offset that convert to its base unit (`value * factor + offset`).
 _INCH_M = 0.0254
 _QUANTITIES: tuple[Mapping[str, tuple[float, float]], ...] = (
     {"°C": (1, 0), "°F": (5 / 9, -160 / 9), "K": (1, -273.15)},
@@ -46,11 +51,14 @@ _QUANTITIES: tuple[Mapping[str, tuple[float, float]], ...] = (
     {"m/s": (1, 0), "km/h": (1 / 3.6, 0), "mph": (63_360 * _INCH_M / 3600, 0), "kn": (1852 / 3600, 0)},
 )  # fmt: skip
 _NOT_CONVERTED = ("K",)
-COMMON = ("°C", "hPa", "mm", "m", "m/s")  # units that sensors usually have, of each quantity
+COMMON = ("°C", "hPa", "mm", "m", "m/s")  # usual units of sensors, for each quantity
 
 
 def shown_units(measured: str) -> tuple[str, ...]:
-    """Return the units in which values measured in `measured` can be shown, itself first; none: in that unit only."""
+    """Return the units in which values measured in `measured` can be displayed, `measured` first.
+
+    The result is empty if there is no conversion from this unit.
+    """
     if measured in _NOT_CONVERTED:
         return ()
     return next(((measured, *(unit for unit in units if unit != measured))
@@ -58,10 +66,11 @@ def shown_units(measured: str) -> tuple[str, ...]:
 
 
 def conversion(measured: str, shown: Mapping[str, str]) -> Conversion:
-    """Return how values are shown.
+    """Return the conversion of values for display.
 
-    measured  the unit of the sensor
-    shown     the user's choice: the unit shown, by the unit measured. One that does not fit is not followed
+    Args:
+        measured: Unit of the sensor.
+        shown: The user's choice: displayed unit by measured unit. A unit that does not fit is ignored.
     """
     return _conversion(measured, shown.get(measured, measured))
 
@@ -76,10 +85,10 @@ def _conversion(measured: str, wanted: str) -> Conversion:
 
 
 def _rounded(value: float) -> float:
-    """Return a number without the last digits, which are rounding errors: 1.8, not 1.7999999999999998."""
+    """Return a number without its last digits, which are rounding errors: 1.8 instead of 1.7999999999999998."""
     return float(f"{value:.15g}")
 
 
 def measured_units(units: Iterable[str]) -> list[str]:
-    """Return those of `units` that can be shown in another unit, each once, and the common ones."""
+    """Return the usual units of sensors, followed by those of `units` that can be displayed in another unit."""
     return list(dict.fromkeys([*COMMON, *sorted(unit for unit in units if shown_units(unit))]))

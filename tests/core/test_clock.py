@@ -1,4 +1,4 @@
-"""What time it is, and how sure of it we are."""
+"""Tests of the clock: RFC 3339 times, reliability of the date, and the fake clock."""
 
 import contextlib
 import datetime
@@ -14,7 +14,7 @@ NOW_MS = 1_795_188_970_123
 
 
 class Dates(unittest.TestCase):
-    def test_written(self):
+    def test_times_are_written_and_read_in_rfc3339(self):
         for time_ms, text in (
             (NOW_MS, "2026-11-20T15:36:10.123Z"),
             (0, "1970-01-01T00:00:00.000Z"),
@@ -25,13 +25,13 @@ class Dates(unittest.TestCase):
             self.assertEqual(rfc3339(time_ms), text)
             self.assertEqual(parse_rfc3339(text), time_ms)
 
-    def test_agrees_with_the_standard_library(self):
+    def test_written_times_agree_with_the_standard_library(self):
         for days in range(-30_000, 30_000, 97):
             time_ms = days * 86_400_000 + 37_777_001 * (days % 3)
             expected = datetime.datetime.fromtimestamp(0, datetime.UTC) + datetime.timedelta(milliseconds=time_ms)
             self.assertEqual(rfc3339(time_ms), expected.isoformat(timespec="milliseconds").replace("+00:00", "Z"))
 
-    def test_read(self):
+    def test_times_with_offsets_and_fractions_are_read(self):
         for text in (
             "2026-11-20T15:36:10.123Z", "2026-11-20T15:36:10.123999Z", "2026-11-20T16:36:10.123+01:00",
             "2026-11-20T10:06:10.123-05:30", "2026-11-20 15:36:10.123Z", "2026-11-20T15:36:10.123+00:00",
@@ -39,7 +39,7 @@ class Dates(unittest.TestCase):
             self.assertEqual(parse_rfc3339(text), NOW_MS, text)
         self.assertEqual(parse_rfc3339("2026-11-20T15:36:10Z"), NOW_MS - 123)
 
-    def test_what_is_no_date(self):
+    def test_invalid_times_are_refused(self):
         for text in (
             "",
             "now",
@@ -57,8 +57,8 @@ class Dates(unittest.TestCase):
                 parse_rfc3339(value)
 
 
-class Real(unittest.TestCase):
-    def test_it_tells_the_time(self):
+class RealClock(unittest.TestCase):
+    def test_clock_agrees_with_the_system(self):
         real = Clock()
         self.assertLess(abs(real.wall_ms() - time.time() * 1000), 1000)
         self.assertGreaterEqual(real.up_ms(), int(real.monotonic() * 1000) - 1000)  # BOOTTIME counts sleep too
@@ -73,11 +73,14 @@ class Real(unittest.TestCase):
         self.assertTrue(Clock().wait(event, 60))
 
 
-class Set(unittest.TestCase):
-    """Whether the date can be believed."""
+class Reliability(unittest.TestCase):
+    """Tests whether the date counts as reliable on different machines."""
 
-    def believes(self, *, machine="aarch64", timesyncd=False, battery=None, adjtimex=5, now_ms=NOW_MS):
-        """What a Clock says on such a machine; `battery` is what rtc0 reads, in seconds."""
+    def is_set(self, *, machine="aarch64", timesyncd=False, battery=None, adjtimex=5, now_ms=NOW_MS):
+        """Return the result of Clock.is_set on such a machine.
+
+        `battery` is the content of the battery clock, in seconds.
+        """
         with contextlib.ExitStack() as stack:
             enter = stack.enter_context
             enter(mock.patch.object(clock.os, "uname", lambda: mock.Mock(machine=machine)))
@@ -88,27 +91,27 @@ class Set(unittest.TestCase):
             enter(mock.patch("ctypes.CDLL", lambda name: mock.Mock(adjtimex=lambda buffer: adjtimex)))
             return Clock().is_set()
 
-    def test_nobody_keeps_it(self):
-        self.assertFalse(self.believes())
-        self.assertFalse(self.believes(adjtimex=-1))
+    def test_date_is_unreliable_without_a_time_source(self):
+        self.assertFalse(self.is_set())
+        self.assertFalse(self.is_set(adjtimex=-1))
 
-    def test_a_time_daemon_keeps_it(self):
-        self.assertTrue(self.believes(timesyncd=True))
-        self.assertTrue(self.believes(adjtimex=0))
-        self.assertTrue(self.believes(adjtimex=1))  # TIME_INS: a leap second is coming
+    def test_date_is_reliable_with_a_time_daemon(self):
+        self.assertTrue(self.is_set(timesyncd=True))
+        self.assertTrue(self.is_set(adjtimex=0))
+        self.assertTrue(self.is_set(adjtimex=1))  # TIME_INS: a leap second is coming
 
-    def test_a_battery_keeps_it_when_it_agrees(self):
-        self.assertTrue(self.believes(battery=NOW_MS // 1000 + 50))
-        self.assertFalse(self.believes(battery=12))
-        self.assertFalse(self.believes(battery="what?"))
+    def test_date_is_reliable_if_a_battery_clock_agrees(self):
+        self.assertTrue(self.is_set(battery=NOW_MS // 1000 + 50))
+        self.assertFalse(self.is_set(battery=12))
+        self.assertFalse(self.is_set(battery="what?"))
 
-    def test_a_pc_keeps_it(self):
-        self.assertTrue(self.believes(machine="x86_64"))
+    def test_date_is_reliable_on_a_pc(self):
+        self.assertTrue(self.is_set(machine="x86_64"))
 
-    def test_a_date_before_this_program_was_written_is_wrong_whoever_vouches_for_it(self):
-        self.assertFalse(self.believes(machine="x86_64", timesyncd=True, adjtimex=0, now_ms=1_000_000_000_000))
+    def test_date_before_the_release_of_this_program_is_unreliable(self):
+        self.assertFalse(self.is_set(machine="x86_64", timesyncd=True, adjtimex=0, now_ms=1_000_000_000_000))
 
-    def test_once_believed_always_believed(self):
+    def test_reliable_date_stays_reliable(self):
         real = Clock()
         with mock.patch.object(clock, "_clock_is_kept", return_value=False) as kept:
             self.assertFalse(real.is_set())
@@ -117,23 +120,23 @@ class Set(unittest.TestCase):
             kept.return_value = False
             self.assertTrue(real.is_set())
 
-    def test_adjtimex_is_asked_as_it_is(self):
-        self.assertIsInstance(clock._kernel_says_synchronised(), bool)
+    def test_adjtimex_of_this_machine_can_be_called(self):
+        self.assertIsInstance(clock._kernel_clock_is_synchronised(), bool)
 
 
 class Fake(unittest.TestCase):
-    def test_it_moves_only_when_told(self):
+    def test_fake_clock_moves_only_in_sleep(self):
         fake = FakeClock(NOW_MS, 5000)
         self.assertEqual((fake.wall_ms(), fake.up_ms(), fake.monotonic()), (NOW_MS, 5000, 5.0))
         fake.sleep(1.5)
         self.assertEqual((fake.wall_ms(), fake.up_ms(), fake.monotonic()), (NOW_MS + 1500, 6500, 6.5))
 
-    def test_a_stepped_date_is_no_time_that_passed(self):
+    def test_step_changes_the_date_but_not_the_uptime(self):
         fake = FakeClock(NOW_MS, 5000)
         fake.step(-86_400)
         self.assertEqual((fake.wall_ms(), fake.up_ms(), fake.monotonic()), (NOW_MS - 86_400_000, 5000, 5.0))
 
-    def test_waiting_lets_the_time_pass(self):
+    def test_waiting_moves_the_fake_clock(self):
         fake, event = FakeClock(NOW_MS, 5000), threading.Event()
         self.assertFalse(fake.wait(event, 2))
         self.assertFalse(fake.wait(event, -2))

@@ -1,4 +1,4 @@
-"""Settings: what comes over what, from where, and what is said when something does not fit."""
+"""Tests of settings: precedence, files, and errors."""
 
 import argparse
 import io
@@ -51,7 +51,7 @@ class Loading(unittest.TestCase):
 
 
 class PlainFlags(unittest.TestCase):
-    """Arguments that are read without argparse: what argparse makes of them, or None."""
+    """Tests that arguments which are read without argparse have the meaning that argparse gives them."""
 
     def by_argparse(self, arguments):
         parser = argparse.ArgumentParser(exit_on_error=False)
@@ -62,7 +62,7 @@ class PlainFlags(unittest.TestCase):
         except (SystemExit, argparse.ArgumentError):
             return None
 
-    def test_plain_ones_are_read(self):
+    def test_simple_arguments_are_read(self):
         found = read_flags(
             ROWS, ["--name", "a b", "--every=2", "--simulate", "--web", ":1", "--web", ":2", "--config", "f"]
         )
@@ -75,14 +75,14 @@ class PlainFlags(unittest.TestCase):
         )  # fmt: skip
         self.assertEqual(vars(read_flags(ROWS, [])), self.by_argparse([]))
 
-    def test_all_else_is_left_to_argparse(self):
+    def test_complex_arguments_are_left_to_argparse(self):
         for arguments in (
             ["--help"], ["-h"], ["--nam", "a"], ["--name"], ["--name", "-x"], ["--name", "--every"], ["--name="],
             ["--"], ["--config"], ["--simulate=1"], ["basement"], [""], ["--every", "-1"], ["--show"], ["-"],
         ):  # fmt: skip
             self.assertIsNone(read_flags(ROWS, arguments), arguments)
 
-    def test_whatever_is_read_is_what_argparse_reads(self):
+    def test_simple_arguments_are_read_as_by_argparse(self):
         words = (
             "--name", "--every", "--simulate", "--token", "--web", "--config", "--name=x", "--every=-1", "--web==", "a",
             "--web=a=b", "--simulate=", "--na", "", "-1", "--", "-h", "x y", "=", "--config=f", "--token=-t", "- x",
@@ -98,7 +98,7 @@ class PlainFlags(unittest.TestCase):
 
 
 class Precedence(Loading):
-    def test_flag_over_environment_over_file_over_default(self):
+    def test_flag_overrides_environment_overrides_file_overrides_default(self):
         self.assertEqual(self.load()["node", "every"], 10.0)
         self.assertEqual(self.load().origin("node", "every"), "default")
         self.write("[node]\nevery = 4\n")
@@ -110,7 +110,7 @@ class Precedence(Loading):
         self.assertEqual(self.load("--every", "2", **given)["node", "every"], 2.0)
         self.assertEqual(self.load("--every", "2", **given).origin("node", "every"), "--every")
 
-    def test_each_key_for_itself(self):
+    def test_precedence_applies_to_each_key_separately(self):
         self.write('[node]\nevery = 4\nname = "file"\n')
         loaded = self.load("--name", "flag")
         self.assertEqual((loaded["node", "every"], loaded["node", "name"]), (4.0, "flag"))
@@ -128,14 +128,14 @@ class Precedence(Loading):
         )
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
-    def test_switches(self):
+    def test_switches_accept_words_in_the_environment(self):
         self.assertIs(self.load()["node", "simulate"], False)
         self.assertIs(self.load("--simulate")["node", "simulate"], True)
         for word, value in (("1", True), ("yes", True), ("On", True), ("TRUE", True), ("0", False), ("off", False)):
             self.assertIs(self.load(PIGEONPOST_NODE_SIMULATE=word)["node", "simulate"], value)
         self.assertIs(self.load("--simulate", PIGEONPOST_NODE_SIMULATE="0")["node", "simulate"], True)
 
-    def test_lists(self):
+    def test_lists_are_read_from_file_environment_and_flags(self):
         self.assertEqual(self.load()["web", "listen"], [("0.0.0.0", 8080)])
         self.write('[web]\nlisten = ["a:1", "b"]\n')
         self.assertEqual(self.load()["web", "listen"], [("a", 1), ("b", 8080)])
@@ -143,21 +143,21 @@ class Precedence(Loading):
         self.assertEqual(self.load(PIGEONPOST_WEB_LISTEN=",")["web", "listen"], [])
         self.assertEqual(self.load("--web", "e:5", "--web", "[::1]:6")["web", "listen"], [("e", 5), ("::1", 6)])
 
-    def test_an_empty_variable_is_not_given(self):
-        """Docker compose and balena pass on as empty what is not set."""
+    def test_empty_variables_are_ignored(self):
+        """Docker compose and balena pass unset variables as empty ones."""
         self.write('[node]\nname = "file"\n[web]\nlisten = ["a:1"]\n')
         loaded = self.load(PIGEONPOST_NODE_NAME="", PIGEONPOST_WEB_LISTEN=" ", PIGEONPOST_NODE_EVERY="")
         self.assertEqual(loaded["node", "name"], "file")
         self.assertEqual(loaded["web", "listen"], [("a", 1)])
         self.assertEqual(loaded.origin("node", "every"), "default")
 
-    def test_arrays_of_tables(self):
+    def test_arrays_of_tables_are_returned(self):
         self.write('[[sensor]]\nkind = "machine"\n[[sensor]]\nkind = "adc"\n')
         self.assertEqual(self.load().tables, {"sensor": [{"kind": "machine"}, {"kind": "adc"}]})
 
 
 class Search(Loading):
-    """Where the file is found, and what is said about it."""
+    """Tests of the search for the settings file, and of the description of its source."""
 
     def setUp(self):
         super().setUp()
@@ -170,8 +170,8 @@ class Search(Loading):
         loaded = super().load(*flags, **environment)
         return loaded["node", "every"], loaded.source
 
-    def test_the_first_folder_that_has_it(self):
-        nowhere = f"no node.toml in {', '.join(self.folders)}: defaults, variables and flags"
+    def test_file_of_the_first_folder_is_used(self):
+        nowhere = f"no node.toml in {', '.join(self.folders)}: using defaults, variables and flags"
         self.assertEqual(self.load(), (10.0, nowhere))
         for every, name in ((3, "system"), (2, "program"), (1, "current")):
             path = self.write(f"[node]\nevery = {every}\n", f"{name}/node.toml")
@@ -181,15 +181,15 @@ class Search(Loading):
         self.write("[node]\nevry = 1\n", "current/node.toml")
         self.assertIn(f"{self.folders[0]}/node.toml, line 2: [node]: unknown key", self.refused())
 
-    def test_the_folders_of_a_program(self):
+    def test_current_program_and_system_folders_are_searched(self):
         with mock.patch.object(sys, "argv", ["/opt/there/node.py"]):
             self.assertEqual(config.search_folders(), ("", "/opt/there", "/etc/pigeonpost"))
 
-    def test_a_variable_with_the_text_takes_the_place_of_the_file(self):
+    def test_variable_with_the_text_replaces_the_file(self):
         path = self.write("[node]\nevery = 2\nname = 'file'\n", "system/node.toml")
         text = "node.every = 4"
         self.assertEqual(
-            self.load(PIGEONPOST_NODE_TOML=text), (4.0, f"the variable PIGEONPOST_NODE_TOML, in place of {path}")
+            self.load(PIGEONPOST_NODE_TOML=text), (4.0, f"the variable PIGEONPOST_NODE_TOML, instead of {path}")
         )
         os.remove(path)
         self.assertEqual(self.load(PIGEONPOST_NODE_TOML=text), (4.0, "the variable PIGEONPOST_NODE_TOML"))
@@ -197,7 +197,7 @@ class Search(Loading):
         other = self.write("[node]\nevery = 6\n", "other.toml")
         self.assertEqual(self.load("--config", other, PIGEONPOST_NODE_TOML=text), (6.0, other))
 
-    def test_an_empty_variable_is_none(self):
+    def test_empty_variable_does_not_replace_the_file(self):
         path = self.write("[node]\nevery = 2\n", "system/node.toml")
         for text in ("", " \n"):
             self.assertEqual(self.load(PIGEONPOST_NODE_TOML=text), (2.0, path))
@@ -205,7 +205,7 @@ class Search(Loading):
     def test_the_variable_of_the_other_program_is_not_read(self):
         self.assertEqual(self.load(PIGEONPOST_SERVER_TOML="nonsense")[0], 10.0)
 
-    def test_a_fault_in_the_variable_names_it_and_the_line(self):
+    def test_error_in_the_variable_contains_its_name_and_the_line(self):
         self.assertIn(
             "PIGEONPOST_NODE_TOML, line 2: [node] every takes a number",
             self.refused(PIGEONPOST_NODE_TOML="[node]\nevery = 0"),
@@ -215,7 +215,7 @@ class Search(Loading):
             self.refused(PIGEONPOST_NODE_TOML="name = x"),
         )
 
-    def test_a_byte_order_mark(self):
+    def test_byte_order_mark_is_accepted(self):
         path = os.path.join(self.folders[0], "node.toml")
         with open(path, "wb") as file:
             file.write("[node]\nevery = 3\n".encode("utf-8-sig"))
@@ -223,9 +223,9 @@ class Search(Loading):
 
 
 class Refusals(Loading):
-    """Each names the place, the table, the key, what it takes and what it got."""
+    """Tests that each error contains the origin, the table, the key, the accepted values and the given value."""
 
-    def test_from_every_origin(self):
+    def test_errors_contain_the_origin(self):
         self.write("[node]\nevery = 0\n")
         words = "[node] every takes a number from 0.01 to 86400, not"
         self.assertEqual(self.refused(), f"{self.default_file}, line 2: {words} 0")
@@ -233,7 +233,7 @@ class Refusals(Loading):
         self.assertEqual(self.refused(PIGEONPOST_NODE_EVERY="often"), f"PIGEONPOST_NODE_EVERY: {words} 'often'")
         self.assertEqual(self.refused("--every", "1e9"), f"--every: {words} '1e9'")
 
-    def test_of_every_kind(self):
+    def test_errors_contain_the_accepted_values(self):
         for text, words in (
             ("[node]\nname = 7\n", "[node] name takes a text, not 7"),
             ("[node]\nevery = true\n", "[node] every takes a number from 0.01 to 86400, not True"),
@@ -281,37 +281,37 @@ class Refusals(Loading):
         ):
             self.assertIn(said, shown)
 
-    def test_what_only_a_reader_of_toml_can_bear(self):
+    def test_values_that_only_toml_allows_are_refused(self):
         for text, words in (
             (f"[node]\nname = {'[' * 5000}", "nested too deeply"),
             (f"[node]\n{'a.' * 3000}b = 1\n", "nested too deeply"),
-            (f"[node]\nevery = 0x{'f' * 5000}\n", "node: every: takes no number so large"),
-            ('[node]\nname = "\\u0000"\n', "node: name: takes no NUL character"),
+            (f"[node]\nevery = 0x{'f' * 5000}\n", "node: every: the number is too large"),
+            ('[node]\nname = "\\u0000"\n', "node: name: must not contain a NUL character"),
         ):
             with self.subTest(text[:40]):
                 self.write(text)
                 self.assertIn(words, self.refused())
                 self.assertLess(len(self.refused()), 500)
 
-    def test_unknown_keys_and_tables(self):
+    def test_unknown_keys_and_tables_are_refused(self):
         for text, words in (
             ("[node]\nevry = 1\n", "[node]: unknown key 'evry'; did you mean \"every\"?"),
-            ("[node]\nx = 1\n", "[node]: unknown key 'x'; it takes name, every, simulate, token"),
+            ("[node]\nx = 1\n", "[node]: unknown key 'x'; known keys: name, every, simulate, token"),
             ("[outbox]\nevery = 1\n", "[outbox]: unknown key 'every'; it belongs in [node]"),
-            ("[outbox]\nx = 1\n", "[outbox]: unknown key 'x'; it takes slots"),
+            ("[outbox]\nx = 1\n", "[outbox]: unknown key 'x'; known keys: slots"),
             ("[nodes]\nevery = 1\n", ": unknown key 'nodes'; did you mean \"node\"?"),
-            ("every = 1\n", ", line 1: every is in no table: write [node] in a line above it"),
-            ("x = 1\n", ", line 1: unknown key 'x'; it takes node, web, outbox, sensor"),
-            ("[x]\n", ", line 1: unknown key 'x'; it takes node, web, outbox, sensor"),
+            ("every = 1\n", ", line 1: every is not in a table: write [node] on a line above it"),
+            ("x = 1\n", ", line 1: unknown key 'x'; known keys: node, web, outbox, sensor"),
+            ("[x]\n", ", line 1: unknown key 'x'; known keys: node, web, outbox, sensor"),
             ("[server]\n", ", line 1: [server] belongs in server.toml"),
             ("server.name = 1\n", ", line 1: [server] belongs in server.toml"),
             ("\n[[alert]]\n", ", line 2: [[alert]] belongs in server.toml"),
-            ("node = 1\n", ": node is a table, written [node]"),
-            ("sensor = 1\n", ": sensor is written [[sensor]], once for each"),
-            ("[sensor]\nkind = 1\n", ": sensor is written [[sensor]], once for each"),
-            ("[node\n", ", line 1: not TOML: the line of a table is [node]"),
-            ("\0", ", line 1: not TOML: '\\x00' is no key"),
-            ("= 1", ", line 1: not TOML: a line begins with the name of its key"),
+            ("node = 1\n", ": node is a table and must be written as [node]"),
+            ("sensor = 1\n", ": sensor must be written as [[sensor]], once per entry"),
+            ("[sensor]\nkind = 1\n", ": sensor must be written as [[sensor]], once per entry"),
+            ("[node\n", ", line 1: not TOML: write the table as [node]"),
+            ("\0", ", line 1: not TOML: '\\x00' is not a valid key"),
+            ("= 1", ", line 1: not TOML: a line must begin with a key"),
             (f"[node]\nevery = {'9' * 5000}\n", ": not TOML: "),
         ):
             with self.subTest(text):
@@ -320,26 +320,26 @@ class Refusals(Loading):
                 self.assertIn(words, self.refused())
                 self.assertTrue(self.refused().startswith(self.default_file))
 
-    def test_files_that_do_not_read(self):
+    def test_unreadable_files_are_refused(self):
         self.assertEqual(self.refused("--config", "/nowhere.toml"), "/nowhere.toml: No such file or directory")
         self.assertEqual(self.refused("--config", self.folder), f"{self.folder}: Is a directory")
         with open(self.default_file, "wb") as file:
             file.write(b'[node]\nname = "\xff"\n')
         self.assertIn(", line 2: not TOML: byte 0xff (perhaps 'ÿ') is not UTF-8", self.refused())
 
-    def test_a_wrong_secret_is_not_repeated(self):
+    def test_invalid_secret_is_not_shown(self):
         for arguments in ({"PIGEONPOST_NODE_TOKEN": "abc"}, {}):
             if not arguments:
                 self.write('[node]\ntoken = "abc"\n')
             said = self.refused(**arguments)
             self.assertNotIn("abc", said)
-            self.assertIn("[node] token takes 4 characters or more, not what it got", said)
+            self.assertIn("[node] token takes 4 characters or more, not the given value", said)
         os.remove(self.default_file)
         self.assertNotIn("abc", self.refused("--token", "abc"))
 
 
 class Showing(Loading):
-    def test_a_line_each_with_its_origin_and_no_secret(self):
+    def test_settings_are_shown_with_their_origin_and_without_secrets(self):
         path = self.write(
             '[node]\nname = "a \\"b\\" \\\\ °"\ntoken = "sesame"\n[[sensor]]\nkind = "adc"\nx = {y = [1, true]}\n'
         )
@@ -356,14 +356,14 @@ class Showing(Loading):
         self.assertNotIn("sesame", shown)
         self.assertIn("[node] token = (not set)  # default", self.load("--config", "/dev/null").show())
 
-    def test_one_line_whatever_the_text(self):
+    def test_each_setting_is_shown_on_one_line(self):
         shown = self.load("--name", "a\nb\tc\x1b[2J").show()
         self.assertEqual(len(shown.splitlines()), len(ROWS))
         self.assertIn('name = "a\\nb\\tc\\u001b[2J"', shown)
 
 
 class Options(unittest.TestCase):
-    """The keys of a table in an array of tables."""
+    """Tests of the keys of a table in an array of tables."""
 
     OPTIONS = (
         Option("input", config.number(0, 7, whole=True), None, "which"),
@@ -371,12 +371,12 @@ class Options(unittest.TestCase):
         Option("more", config.a_table, None, "a table"),
     )
 
-    def test_all_keys_are_there(self):
+    def test_missing_keys_get_their_defaults(self):
         self.assertEqual(read_options({}, self.OPTIONS, "x"), {"input": None, "kind": "a", "more": None})
         given = {"input": 3, "kind": "b", "more": {"x": 1}}
         self.assertEqual(read_options(given, self.OPTIONS, "x"), given)
 
-    def test_refusals_name_the_place(self):
+    def test_errors_contain_the_position_of_the_table(self):
         where = "node.toml: [[sensor]] 2"
         for table, words in (
             ({"input": 8}, "input takes a whole number from 0 to 7, not 8"),
@@ -392,7 +392,7 @@ class Options(unittest.TestCase):
 
 
 class Numbers(unittest.TestCase):
-    def test_both_ends_are_included(self):
+    def test_both_ends_of_a_range_are_accepted(self):
         parse = config.number(0.5, 2)
         for given, value in ((0.5, 0.5), (2, 2.0), (Written("1e0"), 1.0), (Written("0.5"), 0.5)):
             self.assertEqual(parse(given), value)
@@ -405,8 +405,8 @@ class Numbers(unittest.TestCase):
                 whole(given)
 
 
-class Data(unittest.TestCase):
-    def test_the_folder(self):
+class DataFolder(unittest.TestCase):
+    def test_data_folder_is_chosen_or_that_of_systemd_or_the_default(self):
         with mock.patch.dict(os.environ, STATE_DIRECTORY="/var/lib/a:/var/lib/b"):
             self.assertEqual(config.data_folder("/here"), "/here")
             self.assertEqual(config.data_folder(""), "/var/lib/a")

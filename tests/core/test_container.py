@@ -1,4 +1,4 @@
-"""core.container and the name that a node keeps."""
+"""Tests of core.container, and of the name that a node keeps."""
 
 import os
 import unittest
@@ -25,18 +25,18 @@ class ContainerCase(unittest.TestCase):
             os.environ.pop(name, None)
 
     def enter(self):
-        """From now on this is a container."""
+        """Pretend that this is a container from now on."""
         with open(os.path.join(self.folder, "sign"), "w", encoding="ascii"):
             pass
 
     def named(self, host):
-        """The name of a node on a host of that name."""
+        """Return the name of a node on a host with this name."""
         with mock.patch("socket.gethostname", return_value=host):
             return node_name(self.folder)
 
 
 class Container(ContainerCase):
-    def test_it_is_known_by_its_file_or_by_a_variable_of_balena_or_podman(self):
+    def test_container_is_recognised_by_a_file_or_a_variable(self):
         self.assertFalse(container.in_container())
         for name, value in (("BALENA", "1"), ("container", "podman")):
             os.environ[name] = value
@@ -45,7 +45,7 @@ class Container(ContainerCase):
         self.enter()
         self.assertTrue(container.in_container())
 
-    def test_only_twelve_hex_digits_are_an_id(self):
+    def test_only_twelve_hex_digits_count_as_an_id(self):
         self.enter()
         for host, expected in ((ID, True), ("raspberrypi", False), (ID + "0", False), ("3f2a1b4c5d6g", False)):
             with mock.patch("socket.gethostname", return_value=host):
@@ -58,24 +58,26 @@ class KeptName(ContainerCase):
         self.assertEqual([self.named(ID), self.named(OTHER_ID)], [ID, ID])
         self.assertEqual(os.stat(os.path.join(self.folder, "node-name")).st_mode & 0o777, 0o600)
 
-    def test_host_name_is_followed_where_it_is_no_id(self):
+    def test_host_name_is_used_if_it_is_not_an_id(self):
         self.assertEqual([self.named("attic"), self.named(ID), self.named("cellar")], ["attic", ID, "cellar"])
         self.enter()
         self.assertEqual([self.named("attic"), self.named("cellar")], ["attic", "cellar"])
         self.assertEqual(os.listdir(self.folder), ["sign"])
 
-    def test_name_that_balena_gave_is_used(self):
+    def test_name_of_balena_is_used(self):
         os.environ["BALENA_DEVICE_NAME_AT_INIT"] = "quiet-river"
         self.enter()
         self.assertEqual(self.named(ID), "quiet-river")
 
-    def test_file_without_a_name_is_refused_for_a_new_name_would_be_a_new_node(self):
+    def test_file_without_a_valid_name_is_refused(self):
         self.enter()
         path = os.path.join(self.folder, "node-name")
         for content in (b"", b"two words\n", b"\xff\n"):
             with open(path, "wb") as file:
                 file.write(content)
-            with self.assertRaisesRegex(SettingsError, f"{path} holds no node name .* write the node's name into it"):
+            with self.assertRaisesRegex(
+                SettingsError, f"{path} does not contain a valid node name .* write one in this file"
+            ):
                 self.named(ID)
 
 

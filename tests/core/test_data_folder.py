@@ -1,4 +1,4 @@
-"""Modes and owners of everything that the programs make in their data folders."""
+"""Tests of modes and owners of all files that the programs create in their data folders."""
 
 import os
 import stat
@@ -9,7 +9,7 @@ from tests.page_support import Node, Server, control_here, use_memory_disk
 from tests.support import temp_folder, wait_until
 from tests.test_control import ControlCase
 
-OTHER = 4321, 4322  # user and group that nobody else has
+OTHER = 4321, 4322  # user and group ids that are not in use
 
 
 def setUpModule():
@@ -17,7 +17,7 @@ def setUpModule():
 
 
 def entries(folder):
-    """Yields the path and the status of a folder and of everything below it."""
+    """Yield the path and the status of a folder and of everything below it."""
     yield folder, os.lstat(folder)
     for place, folders, files in os.walk(folder):
         for name in folders + files:
@@ -30,7 +30,7 @@ def entries(folder):
 
 class DataFolders(ControlCase):
     def fill(self, server):
-        """Have every file made that there can be, by both programs and by commands."""
+        """Create every file that both programs and the commands can create."""
         self.assertTrue(server.page)
         wait_until(lambda: "basement" in self.done("status"), "samples have come")
         for command in (["token", "attic"], ["file-id", "0123456789abcdef", "attic"], ["certificate"], ["verify"]):
@@ -54,8 +54,8 @@ class DataFolders(ControlCase):
         )  # fmt: skip
         self.assertEqual(set(made) - names, set())
 
-    def test_everything_is_the_folders_owners_alone(self):
-        """Also what root makes in the folder of another user."""
+    def test_all_files_belong_to_the_owner_of_the_folder_only(self):
+        """This includes files that root creates in another user's folder."""
         card, is_root = temp_folder(self), os.geteuid() == 0
         owner = OTHER if is_root else (os.getuid(), os.getgid())
         for folder in (self.data, card):

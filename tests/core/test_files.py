@@ -1,4 +1,4 @@
-"""Files that are whole or as before, folders that are synced, and data that one process has to itself."""
+"""Tests of durable files: atomic replacement, synced folders, locks, modes and owners."""
 
 import contextlib
 import errno
@@ -31,18 +31,18 @@ class ReplaceFile(unittest.TestCase):
         with open(self.path, "rb") as file:
             return file.read()
 
-    def test_it_holds_what_was_given(self):
+    def test_file_contains_the_new_content(self):
         for content in (b"first", b"", b"second and longer"):
             replace_file(self.path, content)
             self.assertEqual(self.content(), content)
         self.assertEqual(os.listdir(os.path.dirname(self.path)), ["tokens.json"])
 
-    def test_the_mode_is_as_told_whatever_was_there(self):
+    def test_file_gets_the_given_mode(self):
         for mode in (0o600, 0o644, 0o600):
             replace_file(self.path, b"x", mode)
             self.assertEqual(os.stat(self.path).st_mode & 0o777, mode)
 
-    def test_a_secret_is_at_no_moment_for_everybodys_eyes(self):
+    def test_secret_is_never_readable_by_others(self):
         os.makedirs(os.path.dirname(self.path))
         with open(self.path + ".new", "w") as file:
             file.write("left by a crash")
@@ -59,14 +59,14 @@ class ReplaceFile(unittest.TestCase):
         self.assertEqual(set(modes), {0o600})
         self.assertEqual(self.content(), b"secret")
 
-    def test_a_disk_that_takes_less_than_it_was_given(self):
+    def test_short_writes_are_continued(self):
         replace_file(self.path, b"old")
         write = os.write
         with mock.patch.object(files.os, "write", lambda fd, data: write(fd, data[:3])):
             replace_file(self.path, b"new and whole")
         self.assertEqual(self.content(), b"new and whole")
 
-    def test_a_disk_that_is_full_half_way(self):
+    def test_full_disk_leaves_the_old_content(self):
         replace_file(self.path, b"old")
         write = os.write
         answers = iter([4])
@@ -81,7 +81,7 @@ class ReplaceFile(unittest.TestCase):
         self.assertEqual(str(caught.exception), f"{self.path}: No space left on device")
         self.assertEqual(self.content(), b"old")
 
-    def test_stopped_at_any_call_it_is_whole_or_as_before(self):
+    def test_failure_of_any_call_leaves_the_old_or_the_new_content(self):
         names = ("open", "fchmod", "write", "fsync", "close", "rename")
         for fault in (OSError(errno.EIO, "Input/output error"), Killed()):
             for name in names:
@@ -103,7 +103,7 @@ class ReplaceFile(unittest.TestCase):
                             pass
                     self.assertIn(self.content(), (b"old", b"new and whole"))
 
-    def test_it_is_durable_file_first_name_second(self):
+    def test_file_is_synced_before_the_rename_and_the_folder_after_it(self):
         calls = []
 
         def noting(name):
@@ -114,27 +114,27 @@ class ReplaceFile(unittest.TestCase):
             replace_file(self.path, b"x")
         self.assertEqual(calls, ["write", "fsync", "rename", "fsync"])
 
-    def test_where_nothing_can_be_written(self):
+    def test_unwritable_folder_raises_disk_error(self):
         with self.assertRaises(DiskError) as caught:
             replace_file("/proc/nothing/here", b"x")
         self.assertTrue(str(caught.exception).startswith("/proc/nothing/here: "))
 
 
-class OnlyOne(unittest.TestCase):
-    def test_one_and_not_another(self):
+class Locks(unittest.TestCase):
+    def test_second_lock_of_the_same_data_is_refused(self):
         path = os.path.join(temp_folder(self), "new", "outbox.lock")
         first = lock_data_dir(path)
         code = "import sys; from pigeonpost.core.files import lock_data_dir; lock_data_dir(sys.argv[1])"
         second = subprocess.run(
             [sys.executable, "-c", code, path], cwd=ROOT, env=clean_environment(), capture_output=True, text=True
         )
-        self.assertIn(f"InUse: {path} is held by process {os.getpid()}: two programs", second.stderr)
+        self.assertIn(f"InUse: {path} is locked by process {os.getpid()}: only one program", second.stderr)
         with self.assertRaises(InUse):
             lock_data_dir(path)
         os.close(first)
         os.close(lock_data_dir(path))
 
-    def test_on_a_full_disk_it_holds_all_the_same(self):
+    def test_lock_works_on_a_full_disk(self):
         path = os.path.join(temp_folder(self), "lock")
         with mock.patch.object(files.os, "pwrite", side_effect=OSError(errno.ENOSPC, "No space left on device")):
             fd = lock_data_dir(path)
@@ -142,63 +142,63 @@ class OnlyOne(unittest.TestCase):
             lock_data_dir(path)
         os.close(fd)
 
-    def test_the_descriptor_is_not_inherited(self):
+    def test_descriptor_of_a_lock_is_not_inherited(self):
         fd = lock_data_dir(os.path.join(temp_folder(self), "lock"))
         self.assertFalse(os.get_inheritable(fd))
         os.close(fd)
 
-    def test_a_folder_that_cannot_be(self):
+    def test_lock_in_an_impossible_folder_raises_disk_error(self):
         path = os.path.join(temp_folder(self), "file")
         with open(path, "w"):
             pass
         with self.assertRaises(DiskError) as caught:
             lock_data_dir(os.path.join(path, "sub", "lock"))
-        self.assertIn("choose a folder that can be written with --data DIR", str(caught.exception))
+        self.assertIn("choose a writable folder with --data DIR", str(caught.exception))
 
 
-class ClosedToOthers(unittest.TestCase):
+class PrivateFolders(unittest.TestCase):
     def setUp(self):
         self.folder = os.path.join(temp_folder(self), "above", "data")
 
     def mode(self):
         return os.stat(self.folder).st_mode & 0o777
 
-    def test_new_folder_is_its_owners_alone_without_a_word(self):
+    def test_new_folder_is_private_and_nothing_is_logged(self):
         with self.assertNoLogs():
             close_to_others(self.folder)
         self.assertEqual(self.mode(), 0o700)
 
-    def test_open_folder_is_closed_with_one_line(self):
+    def test_readable_folder_is_made_private_and_logged_once(self):
         os.makedirs(self.folder)
         for mode in (0o755, 0o710, 0o701, 0o2770):
             os.chmod(self.folder, mode)
             with self.assertLogs("pigeonpost.core.files", "INFO") as logged:
                 close_to_others(self.folder)
             self.assertEqual((self.mode(), len(logged.output)), (0o700, 1))
-            self.assertIn("could be read by other users", logged.output[0])
+            self.assertIn("was readable by other users", logged.output[0])
             with self.assertNoLogs():
                 close_to_others(self.folder)
 
-    def test_folder_that_others_use_too_stays_as_it_is(self):
+    def test_shared_folder_is_not_changed(self):
         os.makedirs(self.folder)
         for mode in (0o1777, 0o777, 0o1755):
             os.chmod(self.folder, mode)
-            self.assert_left_open(mode, "is not for Pigeonpost alone")
+            self.assert_left_open(mode, "is not used by Pigeonpost alone")
         os.chmod(self.folder, 0o755)
         with mock.patch.dict(os.environ, {"HOME": os.path.realpath(self.folder)}):
-            self.assert_left_open(0o755, "is not for Pigeonpost alone")
+            self.assert_left_open(0o755, "is not used by Pigeonpost alone")
         with open(os.path.join(self.folder, "of another program"), "w", encoding="ascii"):
             pass
         with mock.patch("os.geteuid", return_value=os.stat(self.folder).st_uid):
             os.chmod(self.folder, 0o755)
-            if os.geteuid() == 0:  # as it would /opt
-                self.assert_left_open(0o755, "has other files than Pigeonpost's")
+            if os.geteuid() == 0:  # as with /opt
+                self.assert_left_open(0o755, "contains files of other programs")
 
-    def test_file_system_without_modes_stops_nobody(self):
+    def test_file_system_without_modes_causes_only_a_warning(self):
         os.makedirs(self.folder)
         os.chmod(self.folder, 0o755)
         with mock.patch("os.chmod", side_effect=PermissionError(1, "Operation not permitted")):
-            self.assert_left_open(0o755, "cannot be closed")
+            self.assert_left_open(0o755, "cannot be made private")
 
     def assert_left_open(self, mode, why):
         with self.assertLogs("pigeonpost.core.files", "WARNING") as logged:
@@ -207,7 +207,7 @@ class ClosedToOthers(unittest.TestCase):
         self.assertIn(f"chmod 700 {self.folder}", logged.output[0])
         self.assertEqual(os.stat(self.folder).st_mode & 0o7777, mode)
 
-    def test_mounted_folder_and_that_of_another_user_stay_as_they_are(self):
+    def test_mounted_folder_and_folder_of_another_user_are_not_changed(self):
         os.makedirs(self.folder, 0o755)
         os.chmod(self.folder, 0o755)
         for name, there in (("path.ismount", True), ("geteuid", 4321)):
@@ -217,14 +217,14 @@ class ClosedToOthers(unittest.TestCase):
                 self.assertIn(f"chmod 700 {self.folder}", logged.output[0])
                 self.assertEqual(self.mode(), 0o755)
 
-    def test_folder_that_cannot_be_made(self):
-        with self.assertRaisesRegex(DiskError, "choose a folder that can be written with --data DIR"):
+    def test_impossible_data_folder_raises_disk_error(self):
+        with self.assertRaisesRegex(DiskError, "choose a writable folder with --data DIR"):
             close_to_others("/proc/nothing/here")
 
 
 @unittest.skipUnless(os.geteuid() == 0, "only root can give files to others")
-class RootsWork(unittest.TestCase):
-    """What root makes in another user's folder."""
+class FilesOfRoot(unittest.TestCase):
+    """Tests of the owner of files that root creates in another user's folder."""
 
     def setUp(self):
         self.folder = os.path.join(temp_folder(self), "data")
@@ -239,19 +239,19 @@ class RootsWork(unittest.TestCase):
             status = os.lstat(one)
             self.assertEqual((status.st_uid, status.st_gid), (1234, 1235), one)
 
-    def test_it_belongs_to_the_folders_owner(self):
+    def test_files_belong_to_the_owner_of_the_folder(self):
         replace_file(os.path.join(self.folder, "tokens.json"), b"x")
         os.close(lock_data_dir(os.path.join(self.folder, "server.lock")))
         make_folder(os.path.join(self.folder, "logs", "deep"))
         JsonFile(os.path.join(self.folder, "users.json"), "", str).write({})
         self.assert_given(self.folder, 7)
 
-    def test_in_roots_own_folder_it_is_roots(self):
+    def test_files_in_a_folder_of_root_belong_to_root(self):
         path = os.path.join(temp_folder(self), "x")
         replace_file(path, b"")
         self.assertEqual(os.stat(path).st_uid, 0)
 
-    def test_nothing_is_written_or_given_through_a_link_that_the_owner_has_laid(self):
+    def test_links_in_the_folder_are_not_followed(self):
         victim = os.path.join(temp_folder(self), "victim")
         with open(victim, "w", encoding="ascii") as file:
             file.write("root's own")
@@ -273,25 +273,25 @@ class RootsWork(unittest.TestCase):
                     self.assertEqual(file.read(), "root's own")
 
 
-class Filesystems(unittest.TestCase):
-    def test_kinds(self):
+class FileSystems(unittest.TestCase):
+    def test_type_of_a_file_system_is_returned(self):
         self.assertEqual(kind_of_filesystem("/proc"), "proc")
         self.assertEqual(kind_of_filesystem("/proc/self/fd"), "proc")
         link = os.path.join(temp_folder(self), "link")
         os.symlink("/proc/self", link)
         self.assertEqual(kind_of_filesystem(link), "proc")
 
-    def test_the_longest_mount_point_counts_and_not_one_that_only_begins_alike(self):
+    def test_longest_matching_mount_point_is_used(self):
         mounts = "none / ext4 rw 0 0\nnone /da overlay rw 0 0\nnone /data tmpfs rw 0 0\nnone /a\\040b vfat rw 0 0\n"
         with mock.patch.object(files, "open", mock.mock_open(read_data=mounts), create=True):
             for folder, kind in (("/data/x", "tmpfs"), ("/database", "ext4"), ("/", "ext4"), ("/a b/c", "vfat")):
                 self.assertEqual(kind_of_filesystem(folder), kind, folder)
 
-    def test_a_machine_that_does_not_tell(self):
+    def test_unknown_type_of_a_file_system_is_empty(self):
         with mock.patch.object(files, "open", mock.Mock(side_effect=OSError), create=True):
             self.assertEqual(kind_of_filesystem("/"), "")
 
-    def test_a_folder_is_synced(self):
+    def test_parent_folder_is_synced(self):
         synced = []
         folder = temp_folder(self)
         with mock.patch.object(files.os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}"))):

@@ -1,4 +1,4 @@
-"""Calls that may have to wait, made in a few threads."""
+"""Tests of the pool of threads for blocking calls."""
 
 import threading
 import unittest
@@ -21,13 +21,13 @@ class Helping(unittest.TestCase):
                 found.append(type(error))
         return found
 
-    def test_what_is_returned_or_raised_is_the_answer_and_no_thread_stays(self):
+    def test_outcome_of_a_call_is_passed_on_and_its_thread_ends(self):
         for call in (lambda: 1, lambda: int("x"), mock.Mock(side_effect=MemoryError), lambda: 2):
             self.helpers.run(call, self.answers.append)
             wait_until(lambda: not self.helpers._threads)
         self.assertEqual(self.outcomes(), [1, ValueError, MemoryError, 2])
 
-    def test_so_many_wait_at_the_same_time_and_the_others_come_after_them_in_order(self):
+    def test_further_calls_wait_and_are_made_in_order(self):
         ended, began = threading.Event(), []
         self.addCleanup(ended.set)
         for number in range(6):
@@ -38,7 +38,7 @@ class Helping(unittest.TestCase):
         wait_until(lambda: not self.helpers._threads)
         self.assertEqual((sorted(began), self.outcomes()), ([0, 1, 2, 3, 4, 5], [True] * 6))
 
-    def test_an_answer_that_cannot_be_given_costs_no_thread(self):
+    def test_error_of_a_callback_does_not_end_the_pool(self):
         with self.assertLogs("pigeonpost.core.helper_threads", "ERROR"):
             for _ in range(3):
                 self.helpers.run(lambda: 1, mock.Mock(side_effect=MemoryError))
@@ -46,7 +46,7 @@ class Helping(unittest.TestCase):
             wait_until(lambda: not self.helpers._threads)
         self.assertEqual(self.outcomes(), [2])
 
-    def test_without_a_thread_it_raises_and_makes_no_call(self):
+    def test_failed_start_of_the_only_thread_raises_and_drops_the_call(self):
         with (
             mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread")),
             self.assertRaises(RuntimeError),
@@ -56,7 +56,7 @@ class Helping(unittest.TestCase):
         wait_until(lambda: not self.helpers._threads)
         self.assertEqual(self.outcomes(), [2])
 
-    def test_without_a_further_thread_those_that_run_make_all_calls(self):
+    def test_running_threads_make_all_calls_if_no_further_one_can_be_started(self):
         ended = threading.Event()
         self.addCleanup(ended.set)
         self.helpers.run(lambda: ended.wait(LIMIT_S), self.answers.append)

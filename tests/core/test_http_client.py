@@ -1,4 +1,4 @@
-"""The HTTP client: certificates, deadlines, limits, answers that are cut off, redirects; it is the only one."""
+"""Tests of the HTTP client: certificates, deadlines, limits, truncated answers, redirects."""
 
 import contextlib
 import math
@@ -36,7 +36,7 @@ from tests.test_layers import FILES, info
 HTTP = "pigeonpost.core.http_client"
 
 
-class Only(unittest.TestCase):
+class SingleClient(unittest.TestCase):
     def test_no_other_module_opens_http_connections(self):
         for library in ("http.client", "urllib.request"):
             found = {module for module in FILES for entry in info(module).imports if entry.module == library}
@@ -44,7 +44,7 @@ class Only(unittest.TestCase):
 
 
 class Addresses(unittest.TestCase):
-    def test_parts(self):
+    def test_split_url_returns_the_parts_of_an_address(self):
         self.assertEqual(
             split_url("https://[::1]:8443/a b?c=d"),
             Url(True, "::1", 8443, "/a%20b?c=d", "https://[::1]:8443", False),
@@ -52,11 +52,11 @@ class Addresses(unittest.TestCase):
         self.assertEqual(split_url("http://pi.local"), Url(False, "pi.local", 80, "/", "http://pi.local", False))
         self.assertEqual(split_url("https://büro.example").host, "xn--bro-hoa.example")
 
-    def test_a_password_is_not_shown(self):
+    def test_split_url_does_not_show_the_password(self):
         url = split_url("http://me:secret@pi.local/")
         self.assertEqual((url.has_user, url.host, url.shown), (True, "pi.local", "http://pi.local"))
 
-    def test_what_is_none(self):
+    def test_split_url_refuses_invalid_addresses(self):
         for text in (
             "pi.local",
             "ftp://pi.local/",
@@ -72,7 +72,7 @@ class Addresses(unittest.TestCase):
             with self.subTest(text), self.assertRaises(ValueError):
                 split_url(text)
 
-    def test_of_a_host_and_a_port(self):
+    def test_server_url_is_made_of_host_and_port(self):
         self.assertEqual(server_url("::1", 80, secure=True), Url(True, "::1", 80, "/", "https://[::1]:80", False))
 
     def test_server_url_refuses_spaces_and_control_characters(self):
@@ -91,7 +91,7 @@ class ConnectionCase(unittest.TestCase):
         return connection.request("GET", target, {"X-Key": "secret"}, limit_bytes=limit_bytes, **options)
 
     def assert_fails(self, kind, talk, words="", **options):
-        """A request to a server of raw bytes raises this very class; returns the error."""
+        """Assert that a request to a raw server raises an error of exactly the class `kind`. Return the error."""
         connection = self.connect(raw_server(self, talk))
         with self.assertRaisesRegex(HttpError, words) as caught:
             self.get(connection, **options)
@@ -103,7 +103,7 @@ class ConnectionCase(unittest.TestCase):
 
 
 class Connections(ConnectionCase):
-    def test_an_answer_of_any_status(self):
+    def test_answers_of_any_status_are_returned(self):
         server = Server(self)
         server.answers["/x"] = (404, {"Retry-After": "5"}, b"none")
         found = self.get(self.connect(server.url), "/x")
@@ -111,7 +111,7 @@ class Connections(ConnectionCase):
         self.assertEqual(found.headers.get("retry-after"), "5")
         self.assertEqual(server.asked[0][2]["X-Key"], "secret")
 
-    def test_it_is_kept_alive_where_the_server_agrees(self):
+    def test_connection_stays_open_if_the_server_agrees(self):
         answers = [says(b"200 OK\r\nContent-Length: 1", b"%d" % number) for number in range(3)]
 
         def talk(sock):
@@ -123,11 +123,11 @@ class Connections(ConnectionCase):
         connection = self.connect(raw_server(self, talk))
         self.assertEqual([self.get(connection).body for _ in range(3)], [b"0", b"1", b"2"])
 
-    def test_it_connects_again_after_the_server_has_closed(self):
+    def test_client_reconnects_after_the_server_has_closed_the_connection(self):
         connection = self.connect(raw_server(self, says(b"200 OK\r\nConnection: close\r\nContent-Length: 1", b"x")))
         self.assertEqual([self.get(connection).body for _ in range(3)], [b"x"] * 3)
 
-    def test_no_proxy_and_no_cookie(self):
+    def test_proxies_and_cookies_are_not_used(self):
         url = raw_server(self, says(b"200 OK\r\nSet-Cookie: a=b\r\nContent-Length: 1", b"x"))
         with mock.patch.dict(os.environ, {"http_proxy": "http://127.0.0.1:1", "HTTP_PROXY": "http://127.0.0.1:1"}):
             connection = self.connect(url)
@@ -137,18 +137,18 @@ class Connections(ConnectionCase):
                 self.get(connection)
         self.assertNotIn(b"cookie", b"".join(call.args[0] for call in sent.mock_calls).lower())
 
-    def test_nobody_there(self):
+    def test_refused_connection_raises_http_error(self):
         port = free_port()
         with self.assertRaisesRegex(HttpError, "^Connection refused$") as caught:
             self.get(self.connect(f"http://127.0.0.1:{port}"))
         self.assertEqual(caught.exception.server, f"http://127.0.0.1:{port}")
 
-    def test_a_host_name_that_cannot_be_one(self):
+    def test_invalid_host_name_raises_http_error(self):
         for host in ("a..b", "x" * 64 + ".example"):
             with self.subTest(host), self.assertRaises(HttpError):
                 self.get(HttpConnection(server_url(host, 80, secure=False), 5))
 
-    def test_it_can_be_cut_by_another_thread(self):
+    def test_another_thread_can_abort_a_request(self):
         asked = threading.Event()
         connection = self.connect(raw_server(self, lambda sock: (asked.set(), sock.recv(1))))
         errors = []
@@ -167,38 +167,38 @@ class Connections(ConnectionCase):
         self.assertFalse(thread.is_alive())
         self.assertEqual(len(errors), 1)
         self.assertIsNone(connection._link.sock)
-        connection.cut()  # which was over
+        connection.cut()  # the connection has ended already
 
 
-class CutOff(ConnectionCase):
-    def test_in_the_body(self):
+class TruncatedAnswers(ConnectionCase):
+    def test_truncated_body_raises_answer_cut_off(self):
         self.assert_fails(AnswerCutOff, says(b"200 OK\r\nContent-Length: 9", b"half"), "the answer was cut off")
 
-    def test_in_the_head(self):
+    def test_truncated_head_raises_answer_cut_off(self):
         for head in (b"HTTP/1.1 200 OK\r\nServer:", b"HTTP/1.1 200 OK\r\nContent-Length: "):
             with self.subTest(head):
                 self.assert_fails(AnswerCutOff, lambda sock, head=head: sock.sendall(head))
 
-    def test_in_a_chunk(self):
+    def test_truncated_chunk_raises_invalid_answer(self):
         error = self.assert_fails(InvalidAnswer, says(b"200 OK\r\nTransfer-Encoding: chunked", b"5\r\nab"))
         self.assertEqual(error.kind, "IncompleteRead")
 
-    def test_before_it_began(self):
+    def test_missing_answer_raises_invalid_answer(self):
         error = self.assert_fails(InvalidAnswer, lambda sock: None, "closed connection")
         self.assertEqual(error.kind, "RemoteDisconnected")
 
-    def test_chunks_that_are_complete_are_no_such_answer(self):
+    def test_complete_chunks_are_returned(self):
         talk = says(b"200 OK\r\nTransfer-Encoding: chunked", b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n")
         self.assertEqual(self.get(self.connect(raw_server(self, talk))).body, b"abc")
 
-    def test_a_body_without_a_length_is_taken_where_that_is_said(self):
+    def test_body_without_length_is_accepted_only_with_until_close(self):
         talk = says(b"200 OK", b"abc")
         self.assert_fails(AnswerCutOff, talk)
         self.assertEqual(self.get(self.connect(raw_server(self, talk)), until_close=True).body, b"abc")
 
 
 class Limits(ConnectionCase):
-    def test_a_body_up_to_the_limit(self):
+    def test_body_longer_than_the_limit_is_refused(self):
         server = Server(self)
         server.answers["/x"] = (500, {}, b"x" * 1000)
         self.assertEqual(len(self.get(self.connect(server.url), "/x").body), 1000)
@@ -206,7 +206,7 @@ class Limits(ConnectionCase):
             self.get(self.connect(server.url), "/x", limit_bytes=999)
         self.assertEqual((caught.exception.response.status, len(caught.exception.response.body)), (500, 999))
 
-    def test_an_answer_without_end(self):
+    def test_endless_answer_is_refused_at_the_limit(self):
         def flood(head, piece):
             def talk(sock):
                 sock.sendall(b"HTTP/1.1 " + head)
@@ -225,7 +225,7 @@ class Limits(ConnectionCase):
             with self.subTest(head):
                 self.assert_fails(AnswerTooLong, flood(head, piece), "^longer than 1000 bytes$", until_close=True)
 
-    def test_a_body_that_nobody_wants_is_not_read(self):
+    def test_body_is_not_read_without_a_limit(self):
         talk = says(b"204 No Content\r\nContent-Length: 99999999999", b"x" * 9)
         connection = self.connect(raw_server(self, talk))
         found = self.get(connection, limit_bytes=None)
@@ -233,13 +233,13 @@ class Limits(ConnectionCase):
         self.assertIsNone(connection._link.sock)
 
 
-class Time(ConnectionCase):
-    def test_a_server_that_says_nothing(self):
+class TimeLimits(ConnectionCase):
+    def test_silent_server_causes_a_timeout(self):
         connection = self.connect(raw_server(self, lambda sock: sock.recv(1)), timeout_s=0.05)
         with self.assertRaisesRegex(AnswerTimeout, "timed out"):
             self.get(connection)
 
-    def test_the_deadline_is_for_all_of_it(self):
+    def test_deadline_applies_to_the_complete_answer(self):
         def dribble(sock):
             while True:
                 sock.sendall(b"x")
@@ -253,7 +253,7 @@ class Time(ConnectionCase):
                     self.get(self.connect(url, deadline_s=began_s + 0.1), limit_bytes=1 << 20)
                 self.assertLess(time.monotonic() - began_s, LIMIT_S / 2)
 
-    def test_each_part_may_take_its_time_without_a_deadline(self):
+    def test_timeout_applies_to_each_part_without_a_deadline(self):
         def slowly(sock):
             sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n")
             for _ in range(20):
@@ -262,7 +262,7 @@ class Time(ConnectionCase):
 
         self.assertEqual(len(self.get(self.connect(raw_server(self, slowly), timeout_s=LIMIT_S)).body), 20)
 
-    def test_to_connect_there_may_be_less(self):
+    def test_connect_timeout_is_the_shortest_limit(self):
         for limits, expected_s in (
             ({}, 60.0), ({"connect_timeout_s": 5.0}, 5.0), ({"connect_timeout_s": 90.0}, 60.0),
             ({"deadline_s": time.monotonic() - 1}, 0.001), ({"deadline_s": math.inf}, 60.0),
@@ -281,7 +281,7 @@ class Tls(ConnectionCase):
         cls.fingerprints = [fingerprint_of(paths[0]) for paths in (cls.first, cls.second)]
 
     def serve(self, *certificates):
-        """The address of a server that has one certificate after the other; what each connection asked."""
+        """Return the address of a server that presents one certificate after the other, and its list of requests."""
         contexts = []
         for paths in certificates:
             contexts.append(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
@@ -295,7 +295,7 @@ class Tls(ConnectionCase):
                 sock.settimeout(LIMIT_S)
                 request = b""
                 with contextlib.suppress(OSError), sock, context.wrap_socket(sock, server_side=True) as secured:
-                    request = secured.recv(65_536)  # nothing, or an error, where the client has gone
+                    request = secured.recv(65_536)  # empty, or an error, if the client has disconnected
                     secured.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
                 asked.append(request)
 
@@ -305,13 +305,13 @@ class Tls(ConnectionCase):
         self.addCleanup(listener.close)
         return f"https://127.0.0.1:{listener.getsockname()[1]}", asked
 
-    def test_the_pinned_certificate(self):
+    def test_pinned_certificate_is_accepted(self):
         url, asked = self.serve(self.first)
         self.assertEqual(self.get(self.connect(url, trust=ServerTrust(self.fingerprints[0]))).body, b"ok")
         wait_until(lambda: asked)
         self.assertIn(b"X-Key: secret", asked[0])
 
-    def test_another_one_is_refused_before_anything_is_sent(self):
+    def test_wrong_certificate_is_refused_before_anything_is_sent(self):
         url, asked = self.serve(self.second)
         connection = self.connect(url, trust=ServerTrust(self.fingerprints[0]))
         with self.assertRaises(CertificateMismatch) as caught:
@@ -321,8 +321,8 @@ class Tls(ConnectionCase):
         wait_until(lambda: asked)
         self.assertEqual(asked, [b""])
 
-    def test_the_certificate_is_checked_each_time_it_connects(self):
-        """http.client opens a connection by itself when the server has closed the one before, and checks nothing."""
+    def test_certificate_is_checked_at_each_connection(self):
+        """http.client reconnects after the server has closed the connection, and does not check the certificate."""
         url, asked = self.serve(self.first, self.second)
         connection = self.connect(url, trust=ServerTrust(self.fingerprints[0]))
         self.assertEqual(self.get(connection).body, b"ok")
@@ -331,24 +331,24 @@ class Tls(ConnectionCase):
         wait_until(lambda: len(asked) == 2)
         self.assertEqual(asked[1], b"")
 
-    def test_one_that_nobody_vouches_for(self):
+    def test_self_signed_certificate_is_not_trusted(self):
         url, _ = self.serve(self.first)
         with self.assertRaisesRegex(CertificateNotTrusted, "CERTIFICATE_VERIFY_FAILED") as caught:
             self.get(self.connect(url))
         self.assertIn("self-signed certificate", caught.exception.why.replace("self signed", "self-signed"))
 
-    def test_an_authority_of_ones_own(self):
+    def test_certificate_file_replaces_the_system_authorities(self):
         url, _ = self.serve(self.first)
         self.assertEqual(self.get(self.connect(url, trust=ServerTrust(ca=self.first[0]))).body, b"ok")
         with self.assertRaises(OSError):
             ServerTrust(ca=self.first[1]).context.get_ca_certs()
 
-    def test_plain_http_is_no_tls(self):
+    def test_plain_http_answer_to_tls_is_refused(self):
         url = raw_server(self, says(b"200 OK\r\nContent-Length: 2", b"ok")).replace("http:", "https:")
         connection = self.connect(url)
         with self.assertRaisesRegex(HttpError, "SSL"):
             self.get(connection)
-        self.assertIsNone(connection._link.sock)  # else the next request would go over it in the clear
+        self.assertIsNone(connection._link.sock)  # otherwise the next request would be sent unencrypted
 
     def test_old_versions_of_tls_are_refused(self):
         for trust in (ServerTrust(), ServerTrust("00" * 32), ServerTrust(ca=self.first[0])):
@@ -366,38 +366,38 @@ class Redirects(unittest.TestCase):
     def redirect(self, path, to, body=b"", status=302):
         self.server.answers[path] = (status, {"Location": to}, body)
 
-    def test_they_are_followed_with_the_secret_to_the_same_server(self):
-        self.redirect("/a", "/b", b"x" * 5000)  # however long that is
+    def test_redirect_to_the_same_server_keeps_the_headers(self):
+        self.redirect("/a", "/b", b"x" * 5000)  # longer than the limit for answers
         self.server.answers["/b"] = (200, {}, b"here")
         found = self.fetch(headers={"X-More": "1"})
         self.assertEqual((found.url.target, found.response.body), ("/b", b"here"))
         for _, _, headers, _ in self.server.asked:
             self.assertEqual((headers["X-Key"], headers["X-More"], headers["Connection"]), ("secret", "1", "close"))
 
-    def test_another_server_is_not_sent_the_secret(self):
+    def test_redirect_to_another_server_drops_the_headers(self):
         self.redirect("/a", f"{self.other.url}/b")
         self.other.answers["/b"] = (200, {}, b"here")
         self.assertEqual(self.fetch().response.body, b"here")
         self.assertIsNone(self.other.asked[0][2]["X-Key"])
         self.assertTrue(self.other.asked[0][2]["User-Agent"].startswith("pigeonpost/"))
 
-    def test_not_without_end(self):
+    def test_endless_redirects_are_refused(self):
         self.redirect("/a", "/a")
-        with self.assertRaisesRegex(BadRedirect, "without end"):
+        with self.assertRaisesRegex(BadRedirect, "too often"):
             self.fetch()
         self.assertEqual(len(self.server.asked), MOST_REDIRECTS)
 
-    def test_not_to_what_is_no_web_address(self):
+    def test_redirect_to_an_invalid_address_is_refused(self):
         for to in ("file:///etc/passwd", "ftp://x/", "http://me:secret@127.0.0.1/", "http://[::1/"):
             self.redirect("/a", to)
             with (
                 self.subTest(to),
-                self.assertRaisesRegex(BadRedirect, "to something that is not http") as got,
+                self.assertRaisesRegex(BadRedirect, "to an address that is not a valid http") as got,
             ):
                 self.fetch()
             self.assertEqual(got.exception.server, self.server.url)
 
-    def test_not_after_a_form(self):
+    def test_redirect_is_not_followed_after_a_form(self):
         self.redirect("/a", "/b")
         self.assertEqual(self.fetch(form="a=b").response.status, 302)
         method, _, headers, body = self.server.asked[0]
@@ -405,7 +405,7 @@ class Redirects(unittest.TestCase):
             (method, headers["Content-Type"], body), ("POST", "application/x-www-form-urlencoded", b"a=b")
         )  # fmt: skip
 
-    def test_the_deadline_is_for_all_of_them(self):
+    def test_deadline_includes_redirects(self):
         self.redirect("/a", "/a")
         self.fetcher = HttpFetcher(0.0, 1000)
         with self.assertRaises(AnswerTimeout):

@@ -1,4 +1,4 @@
-"""A file that is read again when it has changed, and its copy."""
+"""Tests of JsonFile: reading after changes, the copy, and damaged files."""
 
 import os
 import unittest
@@ -27,7 +27,7 @@ class FileCase(unittest.TestCase):
         self.read.append(entry)
         return int(entry)
 
-    def lay(self, text, path=None):
+    def write_text(self, text, path=None):
         with open(path or self.path, "w", encoding="latin-1") as file:
             file.write(text)
 
@@ -36,9 +36,9 @@ class FileCase(unittest.TestCase):
             return file.read()
 
     def damages(self):
-        """Damage the file in each way in which a disk, an editor or a hurried hand does."""
+        """Damage the file in every way that a disk, an editor or a careless user may. Yield a description of each."""
         for text in DAMAGED:
-            self.lay(text)
+            self.write_text(text)
             yield text[:10]
         os.unlink(self.path)
         yield "it is missing"
@@ -65,10 +65,10 @@ class Files(FileCase):
         super().setUp()
         self.file = self.open()
 
-    def test_without_a_file_there_is_nothing(self):
+    def test_missing_file_has_no_entries(self):
         self.assertEqual(self.file.now(), {})
 
-    def test_it_is_read_when_it_has_changed_and_only_then(self):
+    def test_file_is_read_again_only_after_a_change(self):
         for content in ({"a": "1"}, {"a": "2", "b": "3"}):
             JsonFile(self.path, "", str).write(content)
             first = self.file.now()
@@ -79,14 +79,14 @@ class Files(FileCase):
         os.unlink(self.copy)
         self.assertEqual(self.file.now(), {})
 
-    def test_file_and_copy_are_for_their_owner_only(self):
+    def test_file_and_copy_are_readable_by_their_owner_only(self):
         for _ in range(2):
             self.file.write({"a": 1})
             for path in (self.path, self.copy):
                 self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
                 os.chmod(path, 0o644)
 
-    def test_what_does_not_read_fails_as_long_as_it_is_so(self):
+    def test_damaged_file_raises_at_each_access_until_it_is_repaired(self):
         self.file.write({"a": "5"})
         for damage in self.damages():
             for _ in range(2):
@@ -95,46 +95,46 @@ class Files(FileCase):
         self.file.write({"a": "5"})
         self.assertEqual(self.file.now(), {"a": 5})
 
-    def test_error_names_the_command_that_puts_the_copy_back(self):
+    def test_error_contains_the_command_that_restores_the_copy(self):
         self.file.write({"a": "5"})
-        self.lay("")
+        self.write_text("")
         folder = os.path.dirname(self.path)
-        remedy = rf"damaged \(0 bytes\); `python3 control.py --data {folder} restore {self.copy}` puts"
+        remedy = rf"damaged \(0 bytes\); `python3 control.py --data {folder} restore {self.copy}` restores"
         with self.assertRaisesRegex(DamagedFile, remedy):
             self.file.now()
 
-    def test_error_without_a_copy_says_so(self):
-        self.lay("{")
-        with self.assertRaisesRegex(DamagedFile, r"damaged \(no JSON from line 1, column 2 on\); there is no copy"):
+    def test_error_reports_a_missing_copy(self):
+        self.write_text("{")
+        with self.assertRaisesRegex(DamagedFile, r"damaged \(invalid JSON at line 1, column 2\); it has no copy"):
             self.file.now()
 
-    def test_what_is_no_regular_file_is_named_so_and_recorded_once(self):
+    def test_special_file_is_refused_and_recorded_once(self):
         os.mkfifo(self.path)
         faults = Faults()
         with self.assertLogs("pigeonpost.core.faults") as logged:
             file = self.open(faults=faults)
             for _ in range(2):
-                with self.assertRaisesRegex(DamagedFile, r"x.json is no regular file; there is no copy of it"):
+                with self.assertRaisesRegex(DamagedFile, r"x.json is not a regular file; it has no copy"):
                     file.now()
         self.assertEqual(len(logged.output), 1)
 
-    def test_a_file_that_may_not_be_read(self):
+    def test_error_of_an_unreadable_file_contains_the_remedy(self):
         self.file.write({"a": "5"})
         no = mock.patch("builtins.open", side_effect=PermissionError(13, "Permission denied"))
-        for user, remedy in ((0, "chown .*chmod 600"), (1000, "put sudo before the command")):
+        for user, remedy in ((0, "chown .*chmod 600"), (1000, "run the command with sudo")):
             told = self.assertRaisesRegex(DamagedFile, rf"cannot be read \(Permission denied\); .*{remedy}")
             with no, mock.patch("os.geteuid", return_value=user), told:
                 self.file.now()
 
 
 class Copies(FileCase):
-    def test_new_file_comes_before_its_copy(self):
+    def test_new_file_is_written_before_its_copy(self):
         file, written = self.open(), []
         with mock.patch("pigeonpost.core.json_file.replace_file", side_effect=lambda path, data: written.append(path)):
             file.write({"a": 1})
-        self.assertEqual(written, [self.path, self.copy])  # a copy alone would say that the file is missing
+        self.assertEqual(written, [self.path, self.copy])  # a copy without a file would count as damage
 
-    def test_copy_is_written_first_so_that_it_never_has_less_than_the_file(self):
+    def test_copy_is_written_before_an_existing_file(self):
         file, written, replace = self.open(), [], files.replace_file
         file.write({"a": 0})
         with mock.patch("pigeonpost.core.json_file.replace_file", side_effect=lambda path, data: written.append(path)):
@@ -159,31 +159,34 @@ class Copies(FileCase):
             file.write({"a": 2})
         self.assertEqual((file.now(), self.text(), self.text(self.copy)), ({"a": 1}, *2 * ('{\n "a": 1\n}\n',)))
 
-    def test_server_copies_what_others_have_changed(self):
+    def test_server_copies_changes_of_other_programs(self):
         file = self.open(faults=self.faults)
         for text in ('{"a": 1}', '{"a": 2}'):
-            self.lay(text)
+            self.write_text(text)
             file.now()
             self.assertEqual(self.text(self.copy), text)
 
-    def test_server_and_a_command_renew_the_copy_at_the_same_time(self):
-        """Each by a file of its own: else one takes away what the other is about to rename."""
+    def test_server_and_command_write_the_copy_at_the_same_time(self):
+        """Each uses a temporary file of its own.
+
+        Otherwise one would delete the file that the other is about to rename.
+        """
         numbers = self.open(faults=self.faults)
-        self.lay('{"a": 7}')
-        self.lay("half of what the comm", f"{self.copy}.new")  # which control.py is writing just now
+        self.write_text('{"a": 7}')
+        self.write_text("half of what the comm", f"{self.copy}.new")  # control.py is writing this file
         self.assertEqual(numbers.now(), {"a": 7})
         self.assertEqual(self.text(f"{self.copy}.new"), "half of what the comm")
         self.assertEqual(self.text(self.copy), '{"a": 7}')
 
-    def test_copy_that_cannot_be_renewed_does_no_harm(self):
+    def test_file_is_read_even_if_its_copy_cannot_be_written(self):
         file = self.open(faults=self.faults)
-        self.lay('{"a": 1}')
+        self.write_text('{"a": 1}')
         full = mock.patch("pigeonpost.core.json_file.replace_file", side_effect=DiskError("full"))
         with full, self.assertLogs("pigeonpost.core.json_file", "WARNING"):
             self.assertEqual(file.now(), {"a": 1})
 
-    def test_look_of_a_command_changes_nothing(self):
-        self.lay('{"a": 1}')
+    def test_reading_by_a_command_writes_no_copy(self):
+        self.write_text('{"a": 1}')
         self.open().now()
         self.assertFalse(os.path.exists(self.copy))
 
@@ -193,18 +196,18 @@ class Servers(FileCase):
         super().setUp()
         self.enterContext(self.assertLogs("pigeonpost.core.faults", "WARNING"))
 
-    def test_running_server_goes_on_with_what_it_read_and_shows_the_fault(self):
+    def test_running_server_keeps_the_entries_of_a_damaged_file_and_shows_the_fault(self):
         file = self.open(faults=self.faults)
         file.write({"a": 1})
         file.now()
         for damage in self.damages():
             with self.subTest(damage):
-                self.assertRegex(self.faults.present()["x.json"], "is |cannot be read")  # before somebody uses it
+                self.assertRegex(self.faults.present()["x.json"], "is |cannot be read")  # before an entry is used
                 self.assertEqual(file.now(), {"a": 1})
-        self.lay('{"a": 2}')
+        self.write_text('{"a": 2}')
         self.assertEqual((self.faults.present(), file.now()), ({}, {"a": 2}))
 
-    def test_server_that_starts_with_a_damaged_file_takes_it_for_no_empty_one(self):
+    def test_damaged_file_at_the_start_is_not_treated_as_empty(self):
         self.open().write({"a": 1})
         for damage in self.damages():
             file = self.open(faults=self.faults)
@@ -212,17 +215,17 @@ class Servers(FileCase):
                 self.assertRaises(DamagedFile, file.now)
                 self.assertIn("x.json", self.faults.present())
 
-    def test_file_that_is_mended_is_replaced_by_its_copy(self):
+    def test_file_with_auto_restore_is_replaced_by_its_copy(self):
         self.open().write({"a": 1})
         self.enterContext(self.assertLogs("pigeonpost.core.json_file", "ERROR"))
         for text in DAMAGED:
-            self.lay(text)
-            file = self.open(faults=self.faults, is_mended=True)
+            self.write_text(text)
+            file = self.open(faults=self.faults, auto_restore=True)
             self.assertEqual((file.now(), self.faults.present()), ({"a": 1}, {}))
             self.assertEqual(self.open().now(), {"a": 1})
-        self.lay("", self.copy)
-        self.lay("")
-        self.assertRaises(DamagedFile, self.open(faults=self.faults, is_mended=True).now)
+        self.write_text("", self.copy)
+        self.write_text("")
+        self.assertRaises(DamagedFile, self.open(faults=self.faults, auto_restore=True).now)
         self.assertIn("x.json", self.faults.present())
 
 

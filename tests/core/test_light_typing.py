@@ -1,4 +1,4 @@
-"""NamedTuple without typing: the same classes as typing.NamedTuple makes."""
+"""Tests of NamedTuple without typing, which must make the same classes as typing.NamedTuple."""
 
 import pickle
 import typing
@@ -34,8 +34,8 @@ class Reference(typing.NamedTuple):
     label: str = ""
 
 
-class SameAsTypings(unittest.TestCase):
-    def test_fields_defaults_and_names(self):
+class SameAsTyping(unittest.TestCase):
+    def test_fields_defaults_and_names_are_those_of_typing(self):
         for name in ("_fields", "_field_defaults", "__match_args__", "__doc__", "__module__", "__bases__"):
             self.assertEqual(getattr(Point, name), getattr(Reference, name), name)
         self.assertEqual((Point.__name__, Point.__qualname__), ("Point", "Point"))
@@ -43,10 +43,10 @@ class SameAsTypings(unittest.TestCase):
         self.assertEqual(Point(1), Reference(1))
         self.assertEqual(repr(Point(1)), repr(Reference(1)).replace("Reference", "Point"))
 
-    def test_methods_properties_and_class_methods(self):
+    def test_methods_properties_and_class_methods_work(self):
         self.assertEqual((Point(1).sum, Point(1).moved(4), Point.origin()), (3, (5, 2, ""), (0, 0, "")))
 
-    def test_it_is_a_tuple_that_can_be_unpacked_matched_and_pickled(self):
+    def test_tuple_can_be_unpacked_matched_and_pickled(self):
         x, y, label = Point(1, label="a")
         self.assertEqual((x, y, label), (1, 2, "a"))
         match Point(3):
@@ -59,7 +59,7 @@ class SameAsTypings(unittest.TestCase):
             with self.assertRaises(TypeError):
                 Point(*arguments, **keywords)
 
-    def test_a_field_without_default_after_one_with_is_refused(self):
+    def test_field_without_default_after_a_default_is_refused(self):
         with self.assertRaises(TypeError):
 
             class Bad(NamedTuple):

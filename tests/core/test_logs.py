@@ -1,4 +1,4 @@
-"""Log lines: one each, with the time on a terminal and the priority in systemd's journal."""
+"""Tests of log lines: one line per record, with the time on a terminal and the priority in systemd's journal."""
 
 import io
 import logging
@@ -32,7 +32,7 @@ print_error("node.py", SettingsError("password=sesame\\n<0>z"))
 
 class LogCase(unittest.TestCase):
     def logged(self, *arguments, level="info", at=logging.INFO, exc_info=None, journal=False):
-        """What is written for one record."""
+        """Return the text that is written for one record."""
         stream = io.StringIO()
         root = logging.Logger("root")
         with (
@@ -48,23 +48,23 @@ class LogCase(unittest.TestCase):
 
 
 class Lines(LogCase):
-    def test_a_line_each(self):
+    def test_each_record_is_one_line_with_its_time(self):
         self.assertRegex(self.logged("%d samples", 3), r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d INFO 3 samples\n$")
 
-    def test_a_peers_text_cannot_make_a_line_of_its_own(self):
+    def test_text_of_a_peer_cannot_add_a_line(self):
         text = "a\nCRITICAL b\r\x1b[2J\x85\x00°"
         shown = "INFO a\\x0aCRITICAL b\\x0d\\x1b[2J\\x85\\x00°\n"
         self.assertEqual(self.logged("%s", text, journal=True), f"<6>{shown}")
         self.assertTrue(self.logged("%s", text).endswith(f" {shown}"))
 
-    def test_a_traceback_keeps_its_lines(self):
+    def test_traceback_keeps_its_lines(self):
         try:
             raise KeyError("x")
         except KeyError as error:
             text = self.logged("died", exc_info=error)
         self.assertIn("\nKeyError: 'x'\n", text)
 
-    def test_the_level_can_be_set_when_the_settings_are_read(self):
+    def test_level_can_be_changed_later(self):
         for level, seen in (("debug", 4), ("info", 3), ("warning", 2), ("error", 1)):
             lines = [self.logged("x", level=level, at=at) for at in (10, 20, 30, 40)]
             self.assertEqual([bool(line) for line in lines], [False] * (4 - seen) + [True] * seen)
@@ -76,7 +76,7 @@ class Journal(LogCase):
             [sys.executable, "-c", _LOG_ALL], cwd=ROOT, env=clean_environment(**environment), stderr=stderr, check=True
         )
 
-    def test_every_line_has_its_priority_those_of_a_traceback_too(self):
+    def test_each_line_has_its_priority_including_tracebacks(self):
         with tempfile.TemporaryFile("w+") as journal:
             about = os.fstat(journal.fileno())
             self.run_with(journal, JOURNAL_STREAM=f"{about.st_dev}:{about.st_ino}")
@@ -90,7 +90,7 @@ class Journal(LogCase):
         self.assertEqual(lines[-2], "<3>node.py: password=***")
         self.assertEqual(lines[-1], "<3><0>z")
 
-    def test_standard_error_that_is_not_the_journal_has_the_time(self):
+    def test_lines_have_the_time_outside_of_the_journal(self):
         with tempfile.TemporaryFile("w+") as other:
             self.run_with(other, JOURNAL_STREAM="8:1")
             other.seek(0)
@@ -98,12 +98,12 @@ class Journal(LogCase):
         self.assertRegex(lines[0], r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d DEBUG hello$")
         self.assertEqual(lines[-2], "node.py: password=***")
 
-    def test_a_standard_error_that_is_no_file(self):
+    def test_standard_error_without_a_file_is_not_the_journal(self):
         for stream in (io.StringIO(), None):
             with mock.patch.object(sys, "stderr", stream), mock.patch.dict(os.environ, JOURNAL_STREAM="8:1"):
                 self.assertFalse(is_journal())
 
-    def test_why_a_program_ends(self):
+    def test_print_error_writes_program_and_reason(self):
         with mock.patch.object(sys, "stderr", io.StringIO()) as said:
             print_error("node.py", SettingsError("x: [node] every takes a number"))
         self.assertEqual(said.getvalue(), "node.py: x: [node] every takes a number\n")

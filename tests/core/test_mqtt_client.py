@@ -1,4 +1,4 @@
-"""The connection to a broker, above a stand-in for paho: what is told of it, and when it counts as there."""
+"""Tests of the connection to an MQTT broker with a replacement for paho: log lines and states."""
 
 import logging
 import sys
@@ -11,7 +11,7 @@ from pigeonpost.core.mqtt_client import LARGEST_BYTES, MqttConnection
 
 
 class Code:
-    """A reason code, as both versions of paho give it with MQTT 5."""
+    """A reason code in the form that both versions of paho have for MQTT 5."""
 
     def __init__(self, value, text=""):
         self.value, self.text = value, text
@@ -21,7 +21,7 @@ class Code:
 
 
 class Client:
-    """What is used of paho.mqtt.client.Client; it remembers how."""
+    """Replacement for paho.mqtt.client.Client that records its calls."""
 
     def __init__(self, *arguments, **options):
         self.arguments, self.options, self.calls = arguments, options, []
@@ -46,15 +46,19 @@ class BrokerCase(unittest.TestCase):
             ("mqtt", "host"): "broker", ("mqtt", "port"): 0, ("mqtt", "user"): "", ("mqtt", "password"): "",
             ("mqtt", "tls"): False, ("mqtt", "ca"): "",
         }  # fmt: skip
-        self.heard, self.turns = [], []
+        self.received, self.turns = [], []
 
     def make(self):
         self.broker = MqttConnection(
-            self.settings, "node", ["a/+", "b"], lambda *said: self.heard.append(said), lambda: self.turns.append(1)
+            self.settings,
+            "node",
+            ["a/+", "b"],
+            lambda *message: self.received.append(message),
+            lambda: self.turns.append(1),
         )
         return self.broker._client
 
-    def test_it_is_there_when_the_subscriptions_are(self):
+    def test_client_is_connected_after_its_subscriptions_are_accepted(self):
         client = self.make()
         self.broker.start()
         with self.assertLogs("pigeonpost.core.mqtt_client", "INFO") as logged:
@@ -66,15 +70,15 @@ class BrokerCase(unittest.TestCase):
         self.assertEqual(self.turns, [1])
         self.assertEqual(logged.output, ["INFO:pigeonpost.core.mqtt_client:MQTT broker:1883: connected"])
 
-    def test_it_is_not_there_where_one_of_them_is_refused(self):
+    def test_client_is_not_connected_if_a_subscription_is_refused(self):
         client = self.make()
         with self.assertLogs("pigeonpost.core.mqtt_client", "WARNING") as logged:
             client.on_connect(client, None, {}, Code(0), None)
             client.on_subscribe(client, None, 1, [Code(1), Code(0x87)], None)
         self.assertFalse(self.broker.connected)
-        self.assertIn("does not let this user read b;", logged.output[0])
+        self.assertIn("does not allow this user to read b;", logged.output[0])
 
-    def test_a_refusal_is_told_once_in_the_brokers_words(self):
+    def test_refusal_is_logged_once_with_the_reason_of_the_broker(self):
         client = self.make()
         with self.assertLogs("pigeonpost.core.mqtt_client", "WARNING") as logged:
             for _ in range(5):
@@ -82,13 +86,10 @@ class BrokerCase(unittest.TestCase):
                 client.on_disconnect(client, None, Code(135))
         self.assertEqual(
             logged.output,
-            [
-                "WARNING:pigeonpost.core.mqtt_client:MQTT broker:1883: the broker refuses: Not authorized;"
-                " it is tried again"
-            ],
+            ["WARNING:pigeonpost.core.mqtt_client:MQTT broker:1883: the broker refuses: Not authorized; trying again"],
         )
 
-    def test_a_loss_is_told_and_by_both_kinds_of_callback(self):
+    def test_lost_connection_is_logged_with_both_callback_interfaces(self):
         for arguments in ((0, None), ({}, Code(0), None)):  # paho 1.6 and 2
             client = self.make()
             with self.assertLogs("pigeonpost.core.mqtt_client", "INFO") as logged:
@@ -99,7 +100,7 @@ class BrokerCase(unittest.TestCase):
             self.assertIn("the connection to the broker is lost", logged.output[1])
             self.assertIn("no connection to the broker", logged.output[2])
 
-    def test_messages(self):
+    def test_only_valid_messages_are_delivered(self):
         class Bad:
             payload, retain = b"", False
 
@@ -113,9 +114,9 @@ class BrokerCase(unittest.TestCase):
             types.SimpleNamespace(topic="b", payload=b"x" * (LARGEST_BYTES + 1), retain=False),
         ):  # fmt: skip
             client.on_message(client, None, message)
-        self.assertEqual(self.heard, [("b", b"x")])
+        self.assertEqual(self.received, [("b", b"x")])
 
-    def test_settings(self):
+    def test_settings_are_passed_to_paho(self):
         self.settings |= {("mqtt", "user"): "me", ("mqtt", "password"): "pw", ("mqtt", "tls"): True}
         client = self.make()
         self.assertEqual(self.broker.place, "broker:8883")
@@ -126,23 +127,23 @@ class BrokerCase(unittest.TestCase):
         del self.library.CallbackAPIVersion  # paho 1.6
         self.assertEqual(self.make().arguments, ())
         self.settings |= {("mqtt", "tls"): False, ("mqtt", "ca"): "ca.pem"}
-        with self.assertRaisesRegex(SettingsError, "ca is used with tls = true"):
+        with self.assertRaisesRegex(SettingsError, "ca requires tls = true"):
             self.make()
 
-    def test_without_paho(self):
+    def test_missing_paho_is_refused_with_the_remedy(self):
         with (
             mock.patch.dict(sys.modules, {"paho.mqtt.client": None, "paho.mqtt": None, "paho": None}),
             self.assertRaisesRegex(SettingsError, "sudo apt install python3-paho-mqtt"),
         ):
             self.make()
 
-    def test_a_host_that_is_none(self):
+    def test_invalid_host_is_refused(self):
         client = self.make()
         client.connect_async = mock.Mock(side_effect=ValueError("Invalid host."))
         with self.assertRaisesRegex(SettingsError, r"\[mqtt\] host 'broker': Invalid host"):
             self.broker.start()
 
-    def test_at_the_end_nothing_is_told(self):
+    def test_disconnecting_on_purpose_is_not_logged(self):
         client = self.make()
         with self.assertLogs("pigeonpost.core.mqtt_client", "INFO") as logged:
             client.on_subscribe(client, None, 1, [Code(1), Code(1)], None)

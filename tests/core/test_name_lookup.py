@@ -1,4 +1,4 @@
-"""Look-up of host names in a few threads."""
+"""Tests of the lookup of host names in threads."""
 
 import socket
 import threading
@@ -27,31 +27,31 @@ class NameLookups(unittest.TestCase):
     def setUp(self):
         self.lookup, self.answers = NameLookup(), Answers()
 
-    def test_addresses_in_numbers_are_answered_at_once_and_without_a_thread(self):
+    def test_numeric_addresses_need_no_thread(self):
         for host, family in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)):
             self.lookup.find((host, 5003), self.answers)
             self.assertEqual(self.answers.found.pop()[0][0], family)
         self.assertEqual(set(self.answers.threads), {threading.current_thread().name})
 
-    def test_names_are_looked_up_by_a_thread_which_then_ends(self):
+    def test_names_are_looked_up_by_a_thread_that_then_ends(self):
         self.lookup.find(("localhost", 5003), self.answers)
         wait_until(lambda: self.answers.found)
         self.assertIn((socket.AF_INET, ("127.0.0.1", 5003)), self.answers.found[0])
         wait_until(lambda: not self.lookup._helpers._threads)
 
-    def test_the_error_is_the_answer(self):
+    def test_error_is_passed_to_the_callback(self):
         with mock.patch.object(socket, "getaddrinfo", side_effect=socket.gaierror(-2, "Name or service not known")):
             self.lookup.find(("nowhere.invalid", 5003), self.answers)
             wait_until(lambda: self.answers.found)
         self.assertEqual(self.answers.found[0].strerror, "Name or service not known")
 
-    def test_what_can_be_no_name_is_an_error_like_another(self):
+    def test_invalid_name_is_an_error_like_any_other(self):
         for host in ("basement..example", "x" * 70):
             self.lookup.find((host, 5003), self.answers)
             wait_until(lambda: self.answers.found)
-            self.assertIn("is no name of a host", self.answers.found.pop().strerror)
+            self.assertIn("is not a valid host name", self.answers.found.pop().strerror)
 
-    def test_a_name_server_that_does_not_answer_takes_so_many_threads_and_no_more(self):
+    def test_silent_name_server_blocks_a_limited_number_of_threads(self):
         answered, asked = threading.Event(), []
 
         def ask(host, port, family=0, kind=0, protocol=0, flags=0):
@@ -71,7 +71,7 @@ class NameLookups(unittest.TestCase):
             wait_until(lambda: len(self.answers.found) == 20)
         self.assertEqual({found[0][1][0] for found in self.answers.found}, {f"n{number}" for number in range(20)})
 
-    def test_without_a_thread_it_raises_and_forgets_the_name(self):
+    def test_failed_start_of_a_thread_raises_and_drops_the_name(self):
         with (
             mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread")),
             self.assertRaises(RuntimeError),

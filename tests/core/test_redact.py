@@ -1,4 +1,4 @@
-"""Hiding of secrets: what is hidden, what stays, and that a long text is no burden."""
+"""Tests of the removal of secrets: hidden texts, unchanged texts, and the time for long texts."""
 
 import logging
 import sys
@@ -32,7 +32,7 @@ SHOWN = (
 
 
 class Hiding(unittest.TestCase):
-    def test_secrets_are_hidden_and_their_places_named(self):
+    def test_secrets_are_hidden_and_the_other_text_is_kept(self):
         for line in HIDDEN:
             with self.subTest(line):
                 shown = hide_secrets(f"cannot reach {line}: refused")
@@ -40,11 +40,11 @@ class Hiding(unittest.TestCase):
                 self.assertIn("***", shown)
                 self.assertTrue(shown.startswith("cannot reach ") and shown.endswith("refused"), shown)
 
-    def test_everything_else_stays(self):
+    def test_texts_without_secrets_are_unchanged(self):
         for line in SHOWN:
             self.assertEqual(hide_secrets(line), line)
 
-    def test_long_texts_take_no_long_time(self):
+    def test_long_texts_are_processed_quickly(self):
         for part in ("=@a:", "//", "token=", "x-", "'token':", "//a:", "token='\\", "token  ", "Bearer ", "a:b@",
                      "-----BEGIN "):  # fmt: skip
             began_s = time.thread_time()
@@ -52,10 +52,10 @@ class Hiding(unittest.TestCase):
             self.assertLess(time.thread_time() - began_s, 1.0, part)  # 0.12 s at most, measured
 
 
-class Where(unittest.TestCase):
+class Uses(unittest.TestCase):
     URL = "https://me:hunter2@host/x?apikey=hunter2"
 
-    def test_settings_that_are_shown(self):
+    def test_secrets_in_shown_settings_are_hidden(self):
         rows = [Setting("push", "server", text, "", "")]
         found = load(rows, _Flags(), "", environment={"PIGEONPOST_PUSH_SERVER": self.URL})
         found.tables["sensor"] = [{"kind": "json", "url": self.URL, "deep": [{"urls": [self.URL]}]}]
@@ -63,7 +63,7 @@ class Where(unittest.TestCase):
         self.assertIn("https://***@host/x?apikey=***", found.show())
         self.assertEqual(found["push", "server"], self.URL)
 
-    def test_queries_of_a_source_and_a_key_in_place_of_its_path(self):
+    def test_queries_of_a_source_and_a_key_as_text_are_hidden(self):
         path = Setting("web", "key", text, "", "")
         for pem in ("-----BEGIN hunter2", "-----BEGIN PRIVATE KEY-----\nhunter2\n", "hunter2\nhunter2\n"):
             shown = load([path], _Flags(), "", environment={path.variable: pem})
@@ -74,14 +74,14 @@ class Where(unittest.TestCase):
             self.assertRegex(shown.show(), r'\[web\] key = ("\*\*\*"|\*\*\*)  #')
             self.assertIn('url = "http://h/?***"', shown.show())
 
-    def test_faults_on_the_pages(self):
+    def test_secrets_in_faults_are_hidden(self):
         faults = Faults()
         faults.add_check(lambda: None)
         with self.assertLogs("pigeonpost.core.faults", "ERROR") as logged:
             faults.set("store", f"cannot reach {self.URL}")
         self.assertNotIn("hunter2", str(faults.present()) + str(logged.output))
 
-    def test_a_setting_that_is_wrong(self):
+    def test_secrets_in_errors_about_settings_are_hidden(self):
         def refuse(value):
             raise ValueError(f"cannot be {value}")
 
@@ -90,20 +90,20 @@ class Where(unittest.TestCase):
         self.assertNotIn("hunter2", str(caught.exception))
         self.assertIn("[push] server cannot be https://***@host/x", str(caught.exception))
 
-    def test_a_port_that_is_a_part_of_a_password(self):
+    def test_invalid_port_is_not_shown_because_it_may_be_a_password(self):
         with self.assertRaises(ValueError) as caught:
             split_url("https://me:hunter2/x@host/")
         self.assertNotIn("hunter2", str(caught.exception))
 
-    def test_a_server_that_repeats_the_key_it_was_asked_with(self):
+    def test_key_repeated_by_a_server_is_hidden(self):
         error = _status_error("http://host", 401, ", 'no such key: /x?apikey=hunter2'")
         self.assertNotIn("hunter2", str(error))
         with self.assertRaises(SensorError) as caught:
             decoded(b"<a href='/x?apikey=hunter2'>", "http://host")
         self.assertNotIn("hunter2", str(caught.exception))
 
-    def test_programs_that_are_told_a_wrong_setting(self):
-        """Their last words go to the journal."""
+    def test_secrets_in_the_last_log_line_of_a_program_are_hidden(self):
+        """The last line of a program goes to the journal."""
         for program, name, value in (
             ("server.py", "PIGEONPOST_SERVER_NODES", "me:hunter2@host:zz"),
             ("node.py", "PIGEONPOST_PUSH_TO", "ftp://me:hunter2@host/?token=hunter2"),
@@ -114,7 +114,7 @@ class Where(unittest.TestCase):
                 self.assertIn("***", "".join(done.logged))
                 self.assertNotIn("hunter2", "".join([*done.said, *done.logged]))
 
-    def test_lines_of_the_log_and_their_tracebacks(self):
+    def test_secrets_in_log_lines_and_tracebacks_are_hidden(self):
         try:
             raise OSError(f"cannot reach {self.URL}")
         except OSError:

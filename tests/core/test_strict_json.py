@@ -1,4 +1,4 @@
-"""Nesting of JSON: what is counted quickly, from the marks alone, is what is counted without the strings."""
+"""Tests of the limit for the nesting of JSON: the fast count must agree with a count after removal of all strings."""
 
 import json
 import random
@@ -9,7 +9,7 @@ from pigeonpost.core.strict_json import DEEPEST_JSON, has_escaped
 
 
 def is_too_deep_without_strings(text):
-    """As the module's docstring says it: strings are taken out first."""
+    """Return True if the nesting is too deep after the strings are removed."""
     brackets = "".join(mark for mark in strict_json._STRING.sub("", text) if mark in "[]{}")
     for _ in range(DEEPEST_JSON):
         brackets = brackets.replace("[", "{").replace("]", "}").replace("{}", "")
@@ -17,7 +17,7 @@ def is_too_deep_without_strings(text):
 
 
 class Nesting(unittest.TestCase):
-    def test_any_text_is_as_deep_as_without_its_strings(self):
+    def test_fast_count_agrees_with_count_without_strings(self):
         draw = random.Random(6)
         pieces = [*'[]{}"', "[" * 9, "]" * 9, '""', '"a"', '"["', '"]"', '"}{"', "\\", '\\"', '"\\""', "\\\\", ",", "é"]
         seen = set()
@@ -28,12 +28,12 @@ class Nesting(unittest.TestCase):
             seen.add(expected)
         self.assertEqual(seen, {True, False})
 
-    def test_brackets_in_strings_hide_no_depth(self):
+    def test_brackets_in_strings_do_not_hide_the_depth(self):
         deep = '["]",' * 20 + "1" + "]" * 20
         json.loads(deep)  # it is JSON
         self.assertTrue(strict_json._is_too_deep(deep))
 
-    def test_escaped_letters_are_found_wherever_they_stand(self):
+    def test_escaped_letters_are_found_at_any_position(self):
         for text in ("\\u", "a\\n\\u", "\\u \\n", "\\\\u"):
             self.assertTrue(has_escaped(text, "u"), text)
         for text in ("", "u", "\\", "a\\", '"\\n"u'):

@@ -1,4 +1,4 @@
-"""Line numbers in TOML text: right for whatever tomllib reads, or not given."""
+"""Tests of line numbers in TOML text: they are correct for all text that tomllib reads, or they are not given."""
 
 import random
 import tomllib
@@ -8,7 +8,7 @@ from pigeonpost.core.toml_lines import TomlLines
 
 
 def values(content, path=()):
-    """Yields path and value of each number in what tomllib made of a text."""
+    """Yield the path and the value of each number in the result of tomllib."""
     for key, value in content.items() if isinstance(content, dict) else enumerate(content):
         if isinstance(value, dict | list):
             yield from values(value, (*path, key))
@@ -17,15 +17,15 @@ def values(content, path=()):
 
 
 class Lines(unittest.TestCase):
-    def assert_right(self, text):
-        """Each number in the text is that of its line."""
+    def assert_lines(self, text):
+        """Assert that each number in the text is the number of its line."""
         found = TomlLines(text)
         self.assertEqual((found.statement, found.repeated), (0, None), text)
         for path, line in values(tomllib.loads(text)):
             self.assertEqual(found.lines.get(path), line, (path, text))
 
-    def test_tables_dotted_keys_arrays_and_inline_tables(self):
-        self.assert_right(
+    def test_lines_of_tables_dotted_keys_arrays_and_inline_tables_are_correct(self):
+        self.assert_lines(
             "top = 1\n"
             "# comment = 9\n"
             "[node]   # [other]\n"
@@ -45,14 +45,14 @@ class Lines(unittest.TestCase):
             "[a]\nz = 28"
         )
 
-    def test_texts_of_several_lines_and_dates(self):
-        self.assert_right(
+    def test_lines_after_multiline_strings_and_dates_are_correct(self):
+        self.assert_lines(
             "a = '''\nb = 9\n''''''\n".replace("''''''", "'''")
             + 'b = 4\nc = """x\\"""\n[no]\n"" """""\nd = 8\n'
             + "e = 1979-05-27 07:32:00Z\nf = 10\ng = [1979-05-27T07:32:00-08:00, 0.5, +1e3, inf, true]\nh = 12\n"
         )
 
-    def test_any_text_that_tomllib_reads(self):
+    def test_lines_of_random_text_are_correct(self):
         seed = random.Random(15)
         for _ in range(300):
             lines = []
@@ -64,9 +64,9 @@ class Lines(unittest.TestCase):
                     [f"{key} = [", f"{here + 1},", "# ]", f"{{z = {here + 3}, y = {here + 3}}}, ]"],
                     [f'{key} = """', "[x]", '"""'], [f"{key} = {{}} # '"], [f"{key} = []"],
                 ])  # fmt: skip
-            self.assert_right(seed.choice(["\n", "\r\n"]).join(lines))
+            self.assert_lines(seed.choice(["\n", "\r\n"]).join(lines))
 
-    def test_what_is_there_twice(self):
+    def test_repeated_keys_and_tables_are_found(self):
         for text, path, first, second in (
             ("[node]\nevery = 1\n\nevery = 2\n", ("node", "every"), 2, 4),
             ("[node]\na = 1\n[link]\n[node]\n", ("node",), 1, 4),
@@ -80,7 +80,7 @@ class Lines(unittest.TestCase):
                 self.assertRaises(tomllib.TOMLDecodeError, tomllib.loads, text)
                 self.assertEqual(TomlLines(text).repeated, (path, first, second))
 
-    def test_it_ends_at_what_it_cannot_read(self):
+    def test_reader_stops_at_invalid_text(self):
         for text, line in (
             ("a = 1\n\nb = x y\n", 3),
             ("a = 1\nb = [1,\n2\nc = 3\n", 2),

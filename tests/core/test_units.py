@@ -1,4 +1,4 @@
-"""Units in which values can be shown: known equalities, differences without offsets, and what is never converted."""
+"""Tests of unit conversion: known equalities, differences without offsets, and units that are never converted."""
 
 import unittest
 
@@ -14,14 +14,14 @@ EQUAL = (
 
 
 class Units(unittest.TestCase):
-    def test_known_equalities(self):
+    def test_known_equalities_are_met(self):
         for value, unit, expected, shown in EQUAL:
             with self.subTest(f"{value} {unit}"):
                 to = conversion(unit, {unit: shown})
                 self.assertEqual(to.unit, shown)
                 self.assertAlmostEqual(to.value(value), expected, delta=abs(expected) * 2e-5)
 
-    def test_there_and_back(self):
+    def test_conversion_and_its_reverse_return_the_value(self):
         for _, unit, _, shown in EQUAL:
             if shown != "K":
                 back = conversion(shown, {shown: unit})
@@ -36,22 +36,22 @@ class Units(unittest.TestCase):
         to = conversion("°C", {"°C": "°F"})
         self.assertEqual((to.factor, to.offset), (1.8, 32.0))
 
-    def test_nothing_changes_without_a_choice(self):
+    def test_values_are_not_converted_without_a_choice(self):
         for unit, choice in (("°C", {}), ("°C", {"hPa": "inHg"}), ("°C", {"°C": "°C"}), ("lx", {"lx": "°F"}), ("", {})):
             to = conversion(unit, choice)
             self.assertEqual((to.unit, to.changes), (unit, False))
             self.assertIs(type(to.value(512)), int)
             self.assertIs(type(to.difference(512)), int)
 
-    def test_a_choice_of_another_quantity_is_not_followed(self):
+    def test_choice_of_another_quantity_is_ignored(self):
         for choice in ("hPa", "nonsense", ""):
             self.assertEqual(conversion("°C", {"°C": choice}).unit, "°C")
 
-    def test_kelvin_may_be_a_difference_and_stays(self):
+    def test_kelvin_is_not_converted(self):
         self.assertEqual(conversion("K", {"K": "°C"}).unit, "K")
         self.assertEqual(shown_units("K"), ())
 
-    def test_what_is_offered(self):
+    def test_available_units_are_listed(self):
         self.assertEqual(shown_units("°C"), ("°C", "°F", "K"))
         self.assertEqual(shown_units("inHg")[:2], ("inHg", "hPa"))
         self.assertEqual(shown_units("lx"), ())

@@ -1,4 +1,4 @@
-"""A thread that waits for sockets is woken by others, by signals, and at any time."""
+"""Tests of the wake pipe: other threads and signals wake a thread that waits for sockets, at any time."""
 
 import os
 import selectors
@@ -11,7 +11,7 @@ from pigeonpost.core.wake_pipe import WakePipe
 from tests.support import LIMIT_S
 
 
-class Wakes(unittest.TestCase):
+class Waking(unittest.TestCase):
     def setUp(self):
         self.pipe = WakePipe()
         self.addCleanup(self.pipe.close)
@@ -19,26 +19,26 @@ class Wakes(unittest.TestCase):
     def is_awake(self, limit_s=0.0):
         return bool(readable([self.pipe.fileno()], limit_s))
 
-    def test_it_is_readable_from_a_wake_to_a_drain(self):
+    def test_pipe_is_readable_between_wake_and_drain(self):
         self.assertFalse(self.is_awake())
         self.pipe.wake()
         self.assertTrue(self.is_awake())
         self.pipe.drain()
         self.assertFalse(self.is_awake())
 
-    def test_python_wakes_it_at_a_signal(self):
+    def test_signal_makes_the_pipe_readable(self):
         self.addCleanup(signal.set_wakeup_fd, signal.set_wakeup_fd(self.pipe.writer_fileno()))
         self.addCleanup(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, lambda number, frame: None))
         signal.raise_signal(signal.SIGALRM)
         self.assertTrue(self.is_awake())
 
-    def test_several_wakes_are_one(self):
+    def test_drain_clears_several_wakes_at_once(self):
         for _ in range(100):
             self.pipe.wake()
         self.pipe.drain()
         self.assertFalse(self.is_awake())
 
-    def test_drain_without_a_wake_returns_at_once(self):
+    def test_drain_without_a_wake_does_not_block(self):
         self.pipe.drain()
         self.assertFalse(self.is_awake())
 
@@ -47,39 +47,39 @@ class Wakes(unittest.TestCase):
             self.pipe.wake()
         self.assertTrue(self.is_awake())
 
-    def test_another_thread_wakes_one_that_waits(self):
+    def test_another_thread_wakes_the_waiting_thread(self):
         threading.Timer(0.01, self.pipe.wake).start()
         self.assertTrue(self.is_awake(LIMIT_S))
 
-    def test_it_can_be_given_to_a_selector(self):
+    def test_pipe_can_be_registered_with_a_selector(self):
         with selectors.DefaultSelector() as selector:
             selector.register(self.pipe, selectors.EVENT_READ)
             self.pipe.wake()
             self.assertEqual([key.fileobj for key, _ in selector.select(LIMIT_S)], [self.pipe])
 
 
-class Closes(unittest.TestCase):
-    def test_closing_twice_is_fine_and_wakes_do_nothing_afterwards(self):
+class Closing(unittest.TestCase):
+    def test_closing_twice_and_waking_afterwards_do_nothing(self):
         pipe = WakePipe()
         reader = pipe.fileno()
         pipe.close()
         self.assertEqual(pipe.fileno(), -1)
-        other = WakePipe()  # whose descriptors have the numbers of the closed ones
+        other = WakePipe()  # its descriptors have the numbers of the closed ones
         self.addCleanup(other.close)
         self.assertEqual(other.fileno(), reader)
         pipe.close()
         pipe.wake()
         self.assertEqual(readable([other.fileno()], 0.0), [])
 
-    def test_it_closes_itself_when_it_is_forgotten(self):
+    def test_pipe_is_closed_when_it_is_garbage_collected(self):
         pipe = WakePipe()
         reader = pipe.fileno()
         del pipe
         with self.assertRaises(OSError):
             os.fstat(reader)
 
-    def test_a_signal_may_interrupt_whoever_wakes_or_closes(self):
-        """Its handler runs in the main thread, between two steps of `wake` or `close`, and wakes the same pipe."""
+    def test_signal_may_interrupt_wake_and_close(self):
+        """A handler runs in the main thread, between two steps of `wake` or `close`, and wakes the same pipe."""
         pipe, calls = WakePipe(), []
         self.addCleanup(pipe.close)
 
@@ -88,7 +88,7 @@ class Closes(unittest.TestCase):
             pipe.wake()
 
         self.addCleanup(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, handler))
-        with pipe._lock:  # as if it came in the middle of `wake`
+        with pipe._lock:  # as if the signal arrived during `wake`
             signal.raise_signal(signal.SIGALRM)
         self.assertEqual((len(calls), readable([pipe.fileno()], 0.0)), (1, [pipe.fileno()]))
         pipe.close()

@@ -1,4 +1,4 @@
-"""Wakeup and StopFlag: nothing that is set is missed, whenever the other thread waits."""
+"""Tests of Wakeup and StopFlag: no `set` is missed, no matter when the other thread waits."""
 
 import threading
 import unittest
@@ -8,7 +8,7 @@ from tests.support import LIMIT_S
 
 
 class Wakeups(unittest.TestCase):
-    def test_set_before_the_wait_ends_it_at_once_and_once_only(self):
+    def test_set_before_the_wait_ends_exactly_one_wait(self):
         wakeup = Wakeup()
         wakeup.set()
         wakeup.set()
@@ -16,8 +16,8 @@ class Wakeups(unittest.TestCase):
         self.assertFalse(wakeup.wait(0))
         self.assertFalse(wakeup.wait(0.001))
 
-    def test_nothing_handed_over_is_missed(self):
-        """What was appended before `set` is seen after the `wait` that it ends, by any interleaving."""
+    def test_items_appended_before_set_are_seen_after_wait(self):
+        """An item that was appended before `set` is seen after the `wait` that it ends, with any interleaving."""
         wakeup, items, seen = Wakeup(), [], []
 
         def take():
@@ -42,7 +42,7 @@ class Wakeups(unittest.TestCase):
 
 
 class StopFlags(unittest.TestCase):
-    def test_it_stays_set_for_every_thread_that_waits(self):
+    def test_stop_flag_stays_set_for_all_waiting_threads(self):
         flag = StopFlag()
         self.assertFalse(flag.wait(0))
         ended = []

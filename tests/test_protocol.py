@@ -1,4 +1,4 @@
-"""The words of the link: what is read, what is refused and in which words, and that nothing else gets through."""
+"""The words of the link: valid lines are read, and all others are refused with a clear text."""
 
 import gc
 import json
@@ -39,7 +39,7 @@ TIME = "2026-11-20T15:36:10.123Z"
 
 
 def sample(**changes):
-    """A sample's JSON object, with some keys other than usual; a value of ... leaves the key out."""
+    """Return a sample's JSON object with changed keys; a value of ... removes the key."""
     item = {"seq": 1, "time": TIME, "up": 48_211_903, "values": {"temperature": 23.4, "light": 512}, **changes}
     return {key: value for key, value in item.items() if value is not ...}
 
@@ -75,10 +75,10 @@ class Words(Refusing):
         "BYE": (),
     }
 
-    def test_there_is_an_example_of_every_word(self):
+    def test_every_word_has_an_example(self):
         self.assertEqual(list(self.EXAMPLES), list(WORDS))
 
-    def test_every_word_goes_over_and_comes_back(self):
+    def test_every_word_is_encoded_and_decoded(self):
         for word, args in self.EXAMPLES.items():
             with self.subTest(word):
                 line = encode(word, *args)
@@ -96,7 +96,7 @@ class Words(Refusing):
         self.assertEqual(decode(b"status off - {}"), Message("STATUS", (False, None, {})))
         self.assertEqual(decode(b"ack %s 3" % EPOCH.encode()), Message("ACK", (EPOCH, 3)))
 
-    def test_only_ascii_letters_are_letters(self):
+    def test_words_contain_only_ascii_letters(self):
         # "\u017f".upper() is "S", and "\ufb00".upper() is "FF".
         self.refused("\u017fEND ON".encode(), UnknownWord)
         self.refused("SEND o\ufb00".encode(), BadArgument, "ON or OFF")
@@ -105,11 +105,11 @@ class Words(Refusing):
         for line in (b"SENDACK ON", b"sendack on"):
             self.assertEqual(decode(line), Message("SENDBACK", (True,)))
 
-    def test_empty_lines_say_nothing(self):
+    def test_empty_lines_are_ignored(self):
         for line in (b"", b"\n", b"\r\n", b"   \n", b"\t"):
             self.assertIsNone(decode(line))
 
-    def test_unknown_words_are_told_the_words(self):
+    def test_error_for_an_unknown_word_lists_the_words(self):
         for line in (b"HELO {}", b"CHECK\t", b" CHECK", b"GET / HTTP/1.1", b"\xef\xbb\xbfCHECK", b"{}", b"\0"):
             with self.subTest(line):
                 error = self.refused(line, UnknownWord, "unknown word", "HELLO, AUTH, HELD")
@@ -118,12 +118,12 @@ class Words(Refusing):
     def test_a_long_unknown_word_is_shown_short(self):
         self.refused(b"x" * 60_000, UnknownWord, "'" + "x" * 50, "...")
 
-    def test_what_is_not_utf8(self):
+    def test_invalid_utf8_is_refused(self):
         for line, place in ((b"SEND \xff", "byte 5"), (b"\xed\xa0\x80", "byte 0"), (b"HELLO {}\xc3", "byte 8")):
             error = self.refused(line, NotUtf8, place)
             self.assertEqual((error.code, error.closes), ("not-utf8", False))
 
-    def test_the_number_of_arguments(self):
+    def test_wrong_number_of_arguments_is_refused(self):
         for line, takes in (
             (b"CHECK now", "CHECK takes no argument"),
             (b"BYE  ", "BYE takes no argument"),
@@ -139,40 +139,40 @@ class Words(Refusing):
                 error = self.refused(line, BadArgument, takes)
                 self.assertEqual((error.code, error.closes), ("bad-argument", False))
 
-    def test_every_shape_refuses_in_words(self):
+    def test_every_shape_explains_invalid_values(self):
         e = EPOCH.encode()
         for line, words in (
             (b"SEND 1", "ON or OFF, not '1'"),
             (b"SEND ON ", "ON or OFF, not 'ON '"),
             (b"SEND  ON", "ON or OFF, not ' ON'"),
             (b"SENDBACK YES", "ON or OFF"),
-            (b"STATUS ON 3:36:10 {}", "a time of day is like 15:36:10, or - for none, not '3:36:10'"),
+            (b"STATUS ON 3:36:10 {}", "a time of day must be like 15:36:10, or - for none, not '3:36:10'"),
             (b"STATUS ON 15:36:10.5 {}", "a time of day"),
             (b"STATUS ON 15:61:10 {}", "a time of day"),
-            (b"ACK 0123456789ABCDEF 1", "an epoch is 16 hex digits (0-9, a-f), not '0123456789ABCDEF'"),
+            (b"ACK 0123456789ABCDEF 1", "an epoch must be 16 hex digits (0-9, a-f), not '0123456789ABCDEF'"),
             (b"ACK 0123456789abcde 1", "an epoch"),
             (b"ACK 0123456789abcdef0 1", "an epoch"),
             (b"GAP \xc2\xb2" + e[1:] + b" {}", "an epoch"),
-            (b"ACK " + e + b" -1", "a sequence number is a whole number from 0, not '-1'"),
+            (b"ACK " + e + b" -1", "a sequence number must be a whole number of at least 0, not '-1'"),
             (b"ACK " + e + b" 1.0", "a sequence number"),
             (b"ACK " + e + b" 1e3", "a sequence number"),
             (b"ACK " + e + b" " + b"9" * 19, "a sequence number"),
             (b"ACK " + e + b" " + b"9" * 5000, "a sequence number"),
             (b"ACK " + e + " ١".encode(), "a sequence number"),
-            (b"ERROR Bad {}", "an error code is small letters and -, not 'Bad'"),
+            (b"ERROR Bad {}", "an error code must be lower-case letters, digits and -, not 'Bad'"),
             (b"ERROR " + b"a" * 33 + b" {}", "an error code"),
             (b"HELLO []", "a JSON object, not []"),
             (b"HELLO 1", "a JSON object, not 1"),
             (b"HELLO null", "a JSON object, not None"),
             (b'HELLO "x"', "a JSON object, not 'x'"),
-            (b"SENSORS " + e + b" {}", "columns are an object with seq, time, up and values"),
-            (b"SENSORS " + e + b" []", "samples come as a JSON array of 1 to 500"),
-            (b"SENSORS " + e + b" 7", "samples come as a JSON array of 1 to 500"),
+            (b"SENSORS " + e + b" {}", "columns must be an object with seq, time, up and values"),
+            (b"SENSORS " + e + b" []", "samples must be a JSON array of 1 to 500"),
+            (b"SENSORS " + e + b" 7", "samples must be a JSON array of 1 to 500"),
         ):
             with self.subTest(line):
                 self.assertEqual(self.refused(line, BadArgument, words).code, "bad-argument")
 
-    def test_encode_takes_what_the_table_says(self):
+    def test_encode_requires_the_arguments_of_the_table(self):
         for word, args in (("CHECK", (1,)), ("SEND", ()), ("GAP", (EPOCH,)), ("NOWORD", ())):
             with self.assertRaises((ValueError, KeyError)):
                 encode(word, *args)
@@ -180,7 +180,7 @@ class Words(Refusing):
             with self.assertRaises(ValueError):
                 encode("HELLO", {"x": number})
 
-    def test_a_line_of_the_greatest_length_goes_over_and_one_more_byte_does_not(self):
+    def test_line_of_maximum_length_is_encoded_and_a_longer_one_is_not(self):
         room = LINE_BYTES - len(encode("HELLO", {"x": ""}))
         line = encode("HELLO", {"x": "a" * room})
         self.assertEqual(len(line), LINE_BYTES)
@@ -190,11 +190,11 @@ class Words(Refusing):
         self.assertEqual((caught.exception.code, caught.exception.closes), ("too-long", True))
         self.assertIn("65537 bytes; at most 65536", str(caught.exception))
         with self.assertRaises(TooLong):
-            encode("HELLO", {"x": "°" * (room // 2 + 1)})  # bytes count, not letters
+            encode("HELLO", {"x": "°" * (room // 2 + 1)})  # the limit is in bytes, not characters
 
 
 class Json(Refusing):
-    def test_values(self):
+    def test_json_values_are_read(self):
         for text, value in (
             ("{}", {}),
             ('{"a" : [1, -2.5e3, true, false, null, "\\u00b0 \\ud83d\\ude00 [{"]}\t\r ',
@@ -206,14 +206,14 @@ class Json(Refusing):
         ):  # fmt: skip
             self.assertEqual(read_json(text), value)
 
-    def test_what_is_no_json(self):
+    def test_invalid_json_is_refused(self):
         for text in ("", " ", " {}", "{", "[", "{'a':1}", "{\"a\":1,}", "[1,]", "01", "1 2", "{} {}", "tru",
                      '"\n"', '"a', "\\", "+1", ".5", "0x1", "Nan", "[1}", "]",
                      "}"):  # fmt: skip
             with self.subTest(text):
                 self.refused(b"HELLO " + text.encode() if text else b"HELLO  ", BadArgument)
 
-    def test_numbers_are_finite(self):
+    def test_infinite_numbers_are_refused(self):
         for text in ("NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1" + "0" * 400 + ".0"):
             with self.subTest(text):
                 self.refused(b'HELLO {"x":%s}' % text.encode(), BadArgument, "is not a finite number")
@@ -221,26 +221,26 @@ class Json(Refusing):
                 line = sensors(sample(values={"a": 1})).replace(b'{"a": 1}', b'{"a": %s}' % text.encode())
                 self.refused(line, BadArgument, "finite number")
 
-    def test_an_integer_of_five_thousand_digits(self):
+    def test_integer_of_five_thousand_digits_is_refused(self):
         self.refused(b'HELLO {"x":%s}' % (b"7" * 5000), BadArgument, "not JSON")
         for key in (b'"up": 48211903', b'"seq": 1', b'"light": 512'):
             name = key.partition(b":")[0]
             self.refused(sensors(sample()).replace(key, name + b":" + b"7" * 5000), BadArgument)
             self.refused(sensors(sample()).replace(key, name + b":" + b"7" * 4000), BadArgument)
 
-    def test_no_key_twice(self):
+    def test_duplicate_keys_are_refused(self):
         for text in ('{"a":1,"a":1}', '{"b":{"a":1,"a":2}}', '[{"a":1},{"b":1,"b":1}]', '{"\\u0061":1,"a":1}'):
-            self.refused(b"HELLO " + text.encode(), BadArgument, "stands twice in one JSON object")
+            self.refused(b"HELLO " + text.encode(), BadArgument, "occurs twice in one JSON object")
 
-    def test_a_key_twice_among_very_many_is_found_in_no_more_time_than_they_take(self):
+    def test_duplicate_key_among_many_is_found_in_linear_time(self):
         keys = [f'"{k:x}":1' for k in range(7000)]
         line = ("HELLO {" + ",".join([*keys, keys[-1]]) + "}").encode()
         self.assertLess(len(line), LINE_BYTES)
         began_s = time.thread_time()
-        self.refused(line, BadArgument, "'1b57' stands twice")
+        self.refused(line, BadArgument, "'1b57' occurs twice")
         self.assertLess(time.thread_time() - began_s, 0.2)
 
-    def test_nesting_is_taken_to_its_limit_and_not_beyond(self):
+    def test_nesting_is_accepted_up_to_the_limit(self):
         opened = {
             "arrays": lambda depth: "[" * depth + "]" * depth,
             "objects": lambda depth: '{"a":' * depth + "1" + "}" * depth,
@@ -251,7 +251,7 @@ class Json(Refusing):
         }
         for name, nested in opened.items():
             with self.subTest(name):
-                json.loads(nested(DEEPEST_JSON))  # it is what it is meant to be
+                json.loads(nested(DEEPEST_JSON))  # check that the test's value is valid JSON
                 read_json(nested(DEEPEST_JSON))
                 for depth in (DEEPEST_JSON + 1, DEEPEST_JSON + 2, DEEPEST_JSON + 5, 100, 30_000):
                     if depth < 1000:
@@ -260,13 +260,13 @@ class Json(Refusing):
                         read_json(nested(depth))
                     self.assertEqual(str(caught.exception), f"JSON nested deeper than {DEEPEST_JSON}")
 
-    def test_brackets_in_texts_are_no_nesting(self):
+    def test_brackets_in_strings_are_not_nesting(self):
         text = "[{" * 200 + '\\" ]] \\\\'
         value = {"a": text, "[[[[[[[[[[": [{"]}": "{{{{{{{{{{"}]}
         self.assertEqual(read_json(json.dumps(value)), value)
 
     def test_deep_nesting_never_reaches_the_stack(self):
-        """A thread of ours may have a stack of 256 KiB; Python 3.11's and 3.13's C parsers use it differently."""
+        """A thread may have a stack of only 256 KiB; the C parsers of Python 3.11 and 3.13 use it differently."""
         lines = [b"[" * 100_000, b'{"a":' * 100_000, b"[{" * 50_000, b"[" * 100_000 + b"]" * 100_000,
                  b'["' + b"[" * 100_000, b'{"a":["\\"' * 10_000,
                  b'{"":{"}}":' * 10_000, b'{"\\"":{"\\"}}":' * 10_000, b'{"":["]}":' * 10_000 + b"1",
@@ -303,7 +303,7 @@ class Json(Refusing):
                 decode(b"HELLO " + b"[" * 9 + text)
             self.assertLess(time.thread_time() - began_s, 0.5, text[:10])
 
-    def test_half_a_surrogate_pair_is_no_text(self):
+    def test_half_a_surrogate_pair_is_refused(self):
         for text in (r'"\ud800"', r'"\udc00"', r'"\udc00\ud800"', r'"\uD83Dx"', r'{"\ud83d":1}'):
             with self.subTest(text):
                 self.refused(b'HELLO {"x":' + text.encode() + b"}", BadArgument, "surrogate")
@@ -312,7 +312,7 @@ class Json(Refusing):
         line = sensors(sample(values={"a": None}, errors={"a": "?"})).replace(b"?", rb"\ud800")
         self.refused(line, BadArgument, "surrogate")
 
-    def test_what_is_written_is_on_one_line_and_read_again(self):
+    def test_written_json_is_one_line_and_is_read_again(self):
         value = {"a": ["\n\r\0\u2028", 1.5, None, True, {"b": {}}]}
         text = write_json(value)
         self.assertNotIn("\n", text)
@@ -320,7 +320,7 @@ class Json(Refusing):
 
 
 class Samples(Refusing):
-    def test_a_sample(self):
+    def test_valid_samples_are_read(self):
         for changes, expected in (
             ({}, Sample(1, WALL_MS, 48_211_903, {"temperature": 23.4, "light": 512}, {}, "")),
             ({"clock": "unset"}, Sample(1, WALL_MS, 48_211_903, {"temperature": 23.4, "light": 512}, {}, "unset")),
@@ -334,73 +334,73 @@ class Samples(Refusing):
             self.assertEqual(decode(sensors(sample(**changes))).args[0], EPOCH)
             self.assertEqual(samples_of(sensors(sample(**changes))), [expected])
 
-    def test_what_is_no_sample(self):
+    def test_invalid_samples_are_refused(self):
         for item, words in (
-            (None, "a sample is an object with seq, time, up and values"),
-            ([1, 2, 3, 4], "a sample is an object"),
-            ("seq", "a sample is an object"),
-            (7, "a sample is an object"),
-            (sample(seq=...), "a sample is an object"),
-            (sample(up=...), "a sample is an object"),
-            (sample(values=...), "a sample is an object"),
-            (sample(time=...), "a sample is an object"),
-            (sample(seq=0), "seq is a whole number from 1, not 0"),
-            (sample(seq=-1), "seq is a whole number from 1"),
-            (sample(seq=1.0), "seq is a whole number from 1, not 1.0"),
-            (sample(seq="1"), "seq is a whole number from 1, not '1'"),
-            (sample(seq=True), "seq is a whole number from 1, not True"),
-            (sample(seq=10**18), "seq is a whole number from 1"),  # an ACK of it could not be said
-            (sample(up=-1), "sample 1: up is milliseconds since boot"),
-            (sample(up=False), "sample 1: up is"),
-            (sample(up=0.5), "sample 1: up is"),
-            (sample(up=2**63), "sample 1: up is"),
-            (sample(values={}), "sample 1: values is an object of sensor names and numbers"),
-            (sample(values=[1]), "sample 1: values is an object"),
-            (sample(values={"Temperature": 1}), "sample 1: 'Temperature' is no sensor name"),
-            (sample(values={"1a": 1}), "is no sensor name"),
-            (sample(values={"": 1}), "is no sensor name"),
-            (sample(values={"a" * 33: 1}), "is no sensor name"),
-            (sample(values={"a\n": 1}), "is no sensor name"),
-            (sample(values={"ä": 1}), "is no sensor name"),
-            (sample(values={"a": "1"}), "sample 1: a is a finite number or null, not '1'"),
-            (sample(values={"a": True}), "sample 1: a is a finite number or null, not True"),
-            (sample(values={"a": [1]}), "sample 1: a is a finite number"),
-            (sample(values={"a": {}}), "sample 1: a is a finite number"),
-            (sample(values={"a": 2**63}), "sample 1: a is a finite number"),
-            (sample(clock="set"), 'sample 1: clock is "unset" or "server" or absent, not \'set\''),
-            (sample(clock=None), "sample 1: clock is"),
-            (sample(clock=["unset"]), "sample 1: clock is"),
-            (sample(errors=[]), "sample 1: errors is an object"),
-            (sample(errors={"other": "x"}), "sample 1: errors is an object of sensor names of this sample and texts"),
-            (sample(errors={"light": 1}), "sample 1: errors is an object"),
+            (None, "a sample must be an object with seq, time, up and values"),
+            ([1, 2, 3, 4], "a sample must be an object"),
+            ("seq", "a sample must be an object"),
+            (7, "a sample must be an object"),
+            (sample(seq=...), "a sample must be an object"),
+            (sample(up=...), "a sample must be an object"),
+            (sample(values=...), "a sample must be an object"),
+            (sample(time=...), "a sample must be an object"),
+            (sample(seq=0), "seq must be a whole number of at least 1, not 0"),
+            (sample(seq=-1), "seq must be a whole number of at least 1"),
+            (sample(seq=1.0), "seq must be a whole number of at least 1, not 1.0"),
+            (sample(seq="1"), "seq must be a whole number of at least 1, not '1'"),
+            (sample(seq=True), "seq must be a whole number of at least 1, not True"),
+            (sample(seq=10**18), "seq must be a whole number of at least 1"),  # an ACK could not contain it
+            (sample(up=-1), "sample 1: up must be milliseconds since boot"),
+            (sample(up=False), "sample 1: up must be"),
+            (sample(up=0.5), "sample 1: up must be"),
+            (sample(up=2**63), "sample 1: up must be"),
+            (sample(values={}), "sample 1: values must be an object of sensor names and numbers"),
+            (sample(values=[1]), "sample 1: values must be an object"),
+            (sample(values={"Temperature": 1}), "sample 1: 'Temperature' is not a valid sensor name"),
+            (sample(values={"1a": 1}), "is not a valid sensor name"),
+            (sample(values={"": 1}), "is not a valid sensor name"),
+            (sample(values={"a" * 33: 1}), "is not a valid sensor name"),
+            (sample(values={"a\n": 1}), "is not a valid sensor name"),
+            (sample(values={"ä": 1}), "is not a valid sensor name"),
+            (sample(values={"a": "1"}), "sample 1: a must be a finite number or null, not '1'"),
+            (sample(values={"a": True}), "sample 1: a must be a finite number or null, not True"),
+            (sample(values={"a": [1]}), "sample 1: a must be a finite number"),
+            (sample(values={"a": {}}), "sample 1: a must be a finite number"),
+            (sample(values={"a": 2**63}), "sample 1: a must be a finite number"),
+            (sample(clock="set"), 'sample 1: clock must be "unset", "server" or absent, not \'set\''),
+            (sample(clock=None), "sample 1: clock must be"),
+            (sample(clock=["unset"]), "sample 1: clock must be"),
+            (sample(errors=[]), "sample 1: errors must map"),
+            (sample(errors={"other": "x"}), "sample 1: errors must map names of this sample's sensors to texts"),
+            (sample(errors={"light": 1}), "sample 1: errors must map"),
         ):
             with self.subTest(item):
                 self.refused(sensors(item), BadArgument, words)
 
-    def test_what_is_no_time(self):
+    def test_invalid_times_are_refused(self):
         keys = {str(k): 1 for k in range(30)}
         for value in (
             "", "2026-11-20", "2026-11-20T15:36:10.123", "2026-11-20 15:36", "20261120T153610.123Z+00", "x" * 24,
             "2026-13-20T15:36:10Z", "2026-11-20T25:36:10Z", "2026-W47-5T15:36:10Z", "0000-01-01T00:00:00Z",
-            "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59.999-23:59",  # in UTC of years that nothing can write
+            "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59.999-23:59",  # years in UTC that no library can write
             "T" * 60_000, "２026-11-20T15:36:10.123Z", 1_795_188_970_123, None, True, [], ["T"] * 24, keys, {},
         ):  # fmt: skip
             with self.subTest(str(value)[:40]):
                 self.refused(
-                    sensors(sample(time=value)), BadArgument, "sample 1: time is like 2026-11-20T15:36:10.123Z"
+                    sensors(sample(time=value)), BadArgument, "sample 1: time must be like 2026-11-20T15:36:10.123Z"
                 )
 
-    def test_times_that_are_far_off_are_times(self):
+    def test_distant_times_are_accepted(self):
         for value in ("0001-01-01T00:00:00.000Z", "9999-12-31T23:59:59.999Z", "1970-01-01T00:00:00.000Z"):
             self.assertEqual(rfc3339(samples_of(sensors(sample(time=value)))[0].time_ms), value)
 
-    def test_seq_has_no_holes_within_a_line(self):
+    def test_skipped_seq_within_a_line_is_refused(self):
         self.assertEqual([s.seq for s in samples_of(sensors(sample(seq=5), sample(seq=6)))], [5, 6])
         for second in (5, 4, 7):
-            words = f"sample {second} follows 5; seq has no holes within one line"
+            words = f"sample {second} follows 5; seq must not skip numbers within one line"
             self.refused(sensors(sample(seq=5), sample(seq=second)), BadArgument, words)
 
-    def test_five_hundred_samples_a_line_and_no_more(self):
+    def test_line_has_at_most_500_samples(self):
         line = sensors_line(EPOCH, 1, BATCH_SAMPLES)
         self.assertLess(len(line), LINE_BYTES)
         self.assertEqual(len(samples_of(line)), BATCH_SAMPLES)
@@ -408,11 +408,11 @@ class Samples(Refusing):
         with self.assertRaises(BadArgument):
             read_samples(items)
 
-    def test_a_key_twice_in_a_sample_is_found_however_it_is_hidden(self):
+    def test_duplicate_key_in_a_sample_is_found_in_any_spelling(self):
         usual = json.dumps(sample(), separators=(",", ":"))
         for text in (
             usual.replace('"seq":1', '"seq":1,"seq":1'),
-            usual.replace('"seq":1', '"seq":1,"seq" :2'),  # with the space, `":` stands as often as it should
+            usual.replace('"seq":1', '"seq":1,"seq" :2'),  # with the space, `":` occurs as often as in the usual sample
             usual.replace('"seq":1', '"seq" :1,"seq":2'),
             usual.replace('"seq":1', '"seq"\t:1,"seq"\t:2'),
             usual.replace('"seq":1', '"s\\u0065q":1,"seq":2'),
@@ -424,20 +424,20 @@ class Samples(Refusing):
             usual.replace('"up"', '"x":1,"x" :2,"up"'),
         ):
             with self.subTest(text):
-                self.refused(f"SENSORS {EPOCH} [{text}]".encode(), BadArgument, "stands twice in one JSON object")
+                self.refused(f"SENSORS {EPOCH} [{text}]".encode(), BadArgument, "occurs twice in one JSON object")
 
-    def test_the_strict_decoder_decides_where_keys_do_not_add_up(self):
-        """Texts with `":` in them, escapes and spaces make the fast count wrong; what they say is right."""
+    def test_strict_decoder_decides_if_the_count_of_keys_differs(self):
+        """Strings with `":`, escapes and spaces make the fast count wrong, although the sample is valid."""
         item = sample(values={"a": None}, errors={"a": 'told "x": "\\", }":{ [[['}, note={'k":': ['":', {"z": 1}]})
         expected = [Sample(1, WALL_MS, 48_211_903, {"a": None}, item["errors"], "")]
         for text in (json.dumps([item], indent=1), json.dumps([item], separators=(" ,", " : ")), json.dumps([item])):
             self.assertEqual(samples_of(f"SENSORS {EPOCH} ".encode() + text.encode()), expected)
 
-    def test_numbers_of_unknown_keys_are_finite_too(self):
+    def test_infinite_numbers_of_unknown_keys_are_refused(self):
         line = f"SENSORS {EPOCH} [{json.dumps(sample(more=0))}]".replace('"more": 0', '"more": 1e999')
         self.refused(line.encode(), BadArgument, "not a finite number")
 
-    def test_the_body_is_written_once_and_sent_as_it_stands(self):
+    def test_body_is_written_once_and_sent_unchanged(self):
         body = sample_body({"temperature": 23.4, "light": None}, {"light": 'no "response"'})
         for clock in ("", "unset", "server"):
             read = read_samples([json.loads(sample_text(151, WALL_MS, 48_211_903, body, clock))])
@@ -453,14 +453,14 @@ class Batches(unittest.TestCase):
     def of(self, samples, gap=None):
         return Batch("a", "0" * 16, EPOCH, 0, samples, gap, {})
 
-    def test_of_samples(self):
+    def test_batch_of_samples_has_their_ends_and_weight(self):
         one = SampleBatch(5, [1, 2, 3], [1, 2, 3], {"a": [1, 2, 3]})
         batch = self.of(one)
         self.assertEqual((batch.sample_count, batch.ends, batch.weight), (3, (5, 7), 3))
         wide = SampleBatch(5, [1], [1], {f"n{k}": [k] for k in range(10 * VALUES_PER_SAMPLE)})
         self.assertEqual((self.of(wide).sample_count, self.of(wide).weight), (1, 10))
 
-    def test_of_a_gap(self):
+    def test_batch_of_a_gap_has_its_ends_and_weight_1(self):
         batch = self.of(None, Gap(3, 9, 0, "overwritten"))
         self.assertEqual((batch.sample_count, batch.ends, batch.weight), (0, (3, 9), 1))
 
@@ -469,29 +469,29 @@ class Joined(unittest.TestCase):
     def lines(self, *seqs):
         return [f"SENSORS {EPOCH} {json.dumps([sample(seq=seq)], separators=(',', ':'))}".encode() for seq in seqs]
 
-    def test_lines_that_came_together_are_one(self):
+    def test_lines_received_together_are_one_message(self):
         message = decode_joined(self.lines(1, 2, 3))
         self.assertEqual((message.word, message.args[0]), ("SENSORS", EPOCH))
         (batch,) = message.args[1]
         self.assertEqual((batch.seq, len(batch), batch.values["light"]), (1, 3, [512, 512, 512]))
 
-    def test_whatever_is_unusual_is_left_to_the_decoder_of_single_lines(self):
+    def test_unusual_lines_are_left_to_the_decoder_of_single_lines(self):
         first, second = self.lines(1, 2)
         for one in (second[:-1], second + b" ", second.replace(b"up", b"uq"), first):
             self.assertIsNone(decode_joined([first, one]), one)
         self.assertIsNone(decode_joined([b"GAP" + first[7:], b"GAP" + second[7:]]))
 
-    def test_what_is_a_count(self):
+    def test_is_count_accepts_only_storable_whole_numbers(self):
         self.assertTrue(is_count(0) and is_count(checks.LARGEST_SEQ))
         self.assertFalse(any(map(is_count, (-1, 1.0, True, None, "1", checks.LARGEST_SEQ + 1))))
 
 
 class ErrorLines(unittest.TestCase):
-    def test_it_shows_what_was_wrong_and_the_line(self):
+    def test_error_line_contains_the_reason_and_the_line(self):
         line = error_line(BadArgument("ON or OFF, not 'x'"), b"SEND x\r\n")
         self.assertEqual(line, b'ERROR bad-argument {"text":"ON or OFF, not \'x\'","line":"SEND x"}\n')
 
-    def test_it_is_a_line_of_the_link_whatever_the_error_and_the_line(self):
+    def test_error_line_is_valid_for_any_error_and_line(self):
         texts = ["", "x" * 200_000, "\0" * 100_000, "😀" * 50_000, "\\" * 70_000, "\ud800" * 10, "a\nb\r\u2028"]
         lines = [
             b"",
@@ -512,18 +512,18 @@ class ErrorLines(unittest.TestCase):
                     self.assertEqual(code, error.code)
                     self.assertLessEqual(len(details["line"]), 80)
 
-    def test_the_first_eighty_characters(self):
+    def test_error_line_quotes_the_first_80_characters(self):
         for letter in ("a", "°", "😀"):
             details = decode(error_line(BadArgument("?"), (letter * 100).encode())).args[1]
             self.assertEqual(details["line"], letter * 80)
 
 
 class Memory(unittest.TestCase):
-    def test_sensor_names_that_strangers_make_up_are_not_remembered_without_limit(self):
+    def test_invented_sensor_names_are_not_remembered_without_limit(self):
         names = [f"a{k:x}" for k in range(4000)]
         body = ",".join(f'"{name}":1' for name in names)
         lines = []
-        for k in range(16):  # whose names together take more than 2 MiB
+        for k in range(16):  # the names together take more than 2 MiB
             values = f'"b{k}":1,{body}'
             lines.append(f'SENSORS {EPOCH} [{{"seq":1,"time":"{TIME}","up":1,"values":{{{values}}}}}]'.encode())
         decode(lines[0])
@@ -539,7 +539,7 @@ class Memory(unittest.TestCase):
             checks._good_names.clear()
         self.assertLess(kept, 2 << 20)
 
-    def test_no_more_than_256_sets_of_sensor_names_are_remembered(self):
+    def test_at_most_256_sets_of_sensor_names_are_remembered(self):
         self.addCleanup(checks._good_names.clear)
         checks._good_names.clear()
         for k in range(600):
@@ -549,7 +549,7 @@ class Memory(unittest.TestCase):
             decode(sensors(sample(values={"A": 1})))
         self.assertEqual(samples_of(sensors(sample(values={"a1": 2})))[0].values, {"a1": 2})
 
-    def test_a_line_costs_the_memory_of_a_line(self):
+    def test_decoding_needs_little_memory_beyond_the_line(self):
         lines = [
             b"HELLO " + b"[" * 65_000,
             b"HELLO {" + b",".join(b'"%x":[]' % k for k in range(6000)) + b"}",
@@ -572,7 +572,7 @@ class Memory(unittest.TestCase):
 
 
 def mutated(rng, line):
-    """`line` with a few bytes changed, cut, doubled or moved."""
+    """Return `line` with a few bytes changed, removed, repeated or moved."""
     line = bytearray(line)
     for _ in range(rng.randint(1, 4)):
         at = rng.randrange(len(line) + 1)
@@ -601,7 +601,7 @@ INSERTS = [text.encode("utf-8", "surrogatepass") for text in (
 
 
 def seeds():
-    """Lines of every word, as both ends say them, to be mutated."""
+    """Return lines of every word, as both ends send them, for mutation."""
     lines = [encode(word, *args) for word, args in Words.EXAMPLES.items()]
     lines += [sensors(sample()), sensors(sample(clock="unset"), sample(seq=2, values={"a": None}, errors={"a": "x"}))]
     lines += [encode("HELLO", {"link": 1, "server": "home", "time": TIME, "clock": "set", "nonce": "a" * 32})]
@@ -613,7 +613,7 @@ def seeds():
 
 
 def hostile_lines(seed, count):
-    """`count` random and mutated lines, the same for each seed."""
+    """Return `count` random and mutated lines, the same ones for each seed."""
     rng = random.Random(f"lines {seed}")
     known = seeds()
     for _ in range(count):

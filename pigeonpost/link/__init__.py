@@ -1,1 +1,1 @@
-"""Samples as they travel: their types, and how the link writes and reads them. No I/O, no clock."""
+"""Types of samples, and their encoding and decoding on the link; no I/O, no clock."""

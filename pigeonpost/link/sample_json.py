@@ -1,9 +1,9 @@
-"""Reader of samples as JSON objects, one per sample (sample_text writes them).
+"""Reader of samples as JSON objects, one per sample; the writer is sample_text.
 
     {"seq": 151, "time": "2026-11-20T15:36:10.123Z", "up": 48211903, "values": {"temperature": 23.4, "light": 512}}
 
-Samples that are alike are checked column by column, by functions in C; one after another where they are not, or where
-something is wrong. Errors: BadArgument, which names the sample and the key.
+Samples with the same sensors and clock state are checked column by column, with functions in C. Other samples, and
+those with an invalid part, are checked one after another. Errors: BadArgument, whose text names the sample and the key.
 """
 
 from __future__ import annotations
@@ -35,25 +35,29 @@ from pigeonpost.link.samples import Sample, SampleBatch, Values, batches_of
 if TYPE_CHECKING:
     from typing import Any
 
-_KEYS = ("seq", "time", "up", "values")  # of the usual sample, in the usual order
-_QUOTES = 10  # in it, for the keys and the time; the names of its sensors have two each
+_KEYS = ("seq", "time", "up", "values")  # keys of the usual sample, in the usual order
+_QUOTES = 10  # quotation marks of the keys and the time in a usual sample; each sensor name adds two
 _NO_ERRORS: Mapping[str, str] = {}
 _new_tuple = tuple.__new__
 
-# For arrays of samples, all in C: the checks look at the numbers, `read_sample_array` at the keys.
+# Decodes arrays of samples in C only. The checks validate the numbers, `read_sample_array` the keys.
 _DECODER = json.JSONDecoder(parse_constant=finite)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def read_sample_array(text: str) -> list[SampleBatch]:
-    """Return the samples of one epoch in the text of a JSON array: one or more, `seq` without holes.
+    """Return the samples of one epoch in `text`, a JSON array of one or more samples with consecutive `seq`.
 
-    Samples that are alike, with the same sensors in the same order and the same clock state, are one batch.
+    Samples that have the same sensors in the same order and the same clock state form one batch.
+
+    Raises:
+        BadArgument: The text is not valid JSON, or a sample is invalid.
     """
     items = read_json_with(text, _DECODER)
     batch = read_alike(items) if type(items) is list and 1 < len(items) <= BATCH_SAMPLES else None
-    # This decoder lets a key stand twice, for speed. So the quotes in the text are counted: each key and each text has
-    # two. Where there are more (a key twice, one that is not known, a quote in a text) the strict decoder decides.
+    # For speed, this decoder accepts duplicate keys. So the quotation marks in the text are counted: each key and each
+    # string has two. If there are more (a duplicate or unknown key, a quotation mark in a string), the strict decoder
+    # decides.
     if batch is not None and text.count('"') == len(items) * (_QUOTES + 2 * len(batch.values)):
         return [batch]
     samples = read_samples(items)
@@ -73,18 +77,25 @@ def _batch_of_one(
 
 
 def read_joined(arrays: Sequence[bytes]) -> SampleBatch | None:
-    """Return the samples in JSON arrays of one usual sample each, which follow each other and are alike: a batch of
-    all of them, decoded together. Each of `arrays` begins with `[{` and ends with `}]`.
+    """Return the samples in several JSON arrays of one sample each as one batch, decoded together.
 
-    None if anything is not as usual: then `read_sample_array` of one after another tells. What is returned is exactly
-    what it would return. For where `},{` is put between two of them, it must not be within a string, nor within an
-    object: that would hide the end of the one and the beginning of the other. It is in no string of what was decoded:
-    these are the known keys, times and names of sensors. It is in no string of what was dropped because its key stood
-    twice: that would be more quotes. And within an object it would be no JSON. So each of `arrays` is one or more whole
-    samples, and as there are as many samples as arrays, it is one.
+    The samples are exactly those that `read_sample_array` returns for each array. The proof: the arrays are joined with
+    commas before they are decoded. A joining comma
+
+    - is not in a decoded string, because those are known keys, times and sensor names, which contain no commas;
+    - is not in a string that the decoder dropped because of a duplicate key, because the quotation marks are counted;
+    - is not within an object, because `}` before it and `{` after it would make the JSON invalid.
+
+    So each array contains at least one complete sample. Since there are as many samples as arrays, it is exactly one.
+
+    Args:
+        arrays: JSON arrays that begin with `[{` and end with `}]`, with consecutive samples.
+
+    Returns:
+        The batch, or None if any sample is not of the usual form. Then the caller reads the arrays one after another.
     """
     joined = b"[" + b",".join([array[1:-1] for array in arrays]) + b"]"
-    # No nesting that is deeper than usual reaches the decoder, whose recursion is limited by the stack.
+    # Reject deeper nesting than usual before decoding: the decoder's recursion is limited only by the stack.
     if b"\\" in joined or joined.translate(None, _NO_BRACKETS) != b"[" + b"{{}}" * len(arrays) + b"]":
         return None
     try:
@@ -94,13 +105,18 @@ def read_joined(arrays: Sequence[bytes]) -> SampleBatch | None:
     if len(items) != len(arrays):
         return None
     batch = read_alike(items)
-    is_whole = batch is not None and joined.count(b'"') == len(items) * (_QUOTES + 2 * len(batch.values))
-    return batch if is_whole else None
+    is_complete = batch is not None and joined.count(b'"') == len(items) * (_QUOTES + 2 * len(batch.values))
+    return batch if is_complete else None
 
 
 def read_alike(items: list[Any]) -> SampleBatch | None:
-    """Return usual samples (without errors, their clocks set) with the same sensors as a batch; None if `items` are
-    not only these, or if anything is wrong with one of them."""
+    """Return `items`, decoded samples of the usual form with the same sensors, as one batch.
+
+    The usual form has neither errors nor a clock state.
+
+    Returns:
+        The batch, or None if a sample has another form or is invalid.
+    """
     if set(map(type, items)) != {dict} or set(map(tuple, items)) != {_KEYS}:
         return None
     seqs, texts, ups, readings = zip(*map(dict.values, items))
@@ -120,17 +136,18 @@ def read_alike(items: list[Any]) -> SampleBatch | None:
 
 
 def read_samples(items: Any) -> list[Sample]:
-    """Return the samples of one epoch in a decoded JSON array: one or more, `seq` without holes.
+    """Return the samples of one epoch in `items`, a decoded JSON array of one or more samples with consecutive `seq`.
 
-    Raises BadArgument, naming the sample and the key.
+    Raises:
+        BadArgument: A sample is invalid; the text names the sample and the key.
     """
     if type(items) is not list or not 0 < len(items) <= BATCH_SAMPLES:
-        raise BadArgument(f"samples come as a JSON array of 1 to {BATCH_SAMPLES}")
+        raise BadArgument(f"samples must be a JSON array of 1 to {BATCH_SAMPLES}")
     samples = [_sample(item) for item in items]
     first = samples[0].seq
     for expected, sample in enumerate(samples, first):
         if sample[0] != expected:
-            raise BadArgument(f"sample {sample.seq} follows {expected - 1}; seq has no holes within one line")
+            raise BadArgument(f"sample {sample.seq} follows {expected - 1}; seq must not skip numbers within one line")
     return samples
 
 
@@ -138,22 +155,22 @@ def _sample(item: Any) -> Sample:
     try:
         seq, time, up_ms, values = item["seq"], item["time"], item["up"], item["values"]
     except (KeyError, TypeError):
-        raise BadArgument("a sample is an object with seq, time, up and values") from None
+        raise BadArgument("a sample must be an object with seq, time, up and values") from None
     check_seq(seq)
     check_up(seq, up_ms)
     try:
         time_ms = parse_rfc3339(time)
     except (ValueError, TypeError, OverflowError):
-        raise BadArgument(f"sample {seq}: time is like 2026-11-20T15:36:10.123Z, not {preview(time)}") from None
+        raise BadArgument(f"sample {seq}: time must be like 2026-11-20T15:36:10.123Z, not {preview(time)}") from None
     if type(values) is not dict or not values:
-        raise BadArgument(f"sample {seq}: values is an object of sensor names and numbers")
+        raise BadArgument(f"sample {seq}: values must be an object of sensor names and numbers")
     check_names(seq, tuple(values))
     for name, value in values.items():
-        kind = type(value)  # what `check_value` accepts, without a call for each value
+        kind = type(value)  # the test of `check_value` inline: a call for each value is too slow
         if (kind is float and value - value == 0) or (kind is int and -LARGEST_INTEGER <= value <= LARGEST_INTEGER):
             continue
         check_value(seq, name, value)
-    if len(item) == 4:  # the usual case, made without the detour of a NamedTuple's constructor
+    if len(item) == 4:  # the usual case: tuple.__new__ is faster than the constructor of a NamedTuple
         return _new_tuple(Sample, (seq, time_ms, up_ms, values, _NO_ERRORS, ""))
     clock = item.get("clock", "")
     check_clock(seq, clock)
@@ -164,5 +181,5 @@ def _errors(seq: int, errors: Any, values: Values) -> Mapping[str, str]:
     if errors is None:
         return _NO_ERRORS
     if type(errors) is not dict or not all(name in values and type(text) is str for name, text in errors.items()):
-        raise BadArgument(f"sample {seq}: errors is an object of sensor names of this sample and texts")
+        raise BadArgument(f"sample {seq}: errors must map names of this sample's sensors to texts")
     return errors

@@ -1,4 +1,4 @@
-"""Samples as columns: the same are accepted as one by one, in the same words refused, and nothing else gets through."""
+"""Samples as columns: accepted and refused, with the same error texts, exactly as samples one by one."""
 
 import json
 import random
@@ -17,14 +17,14 @@ DEEP = "[" * 9 + "]" * 9
 
 
 def columns(**changes):
-    """A JSON object of three samples, with some keys other than usual; a value of ... leaves the key out."""
+    """Return a JSON object of three samples with changed keys; a value of ... removes the key."""
     usual = {"seq": 151, "time": [WALL_MS, 10_000, 10_001], "up": [48_211_903, 10_000, 10_000],
              "values": {"temperature": [23.4, None, -2.5], "light": [512, 511, 0]}}  # fmt: skip
     return {key: value for key, value in {**usual, **changes}.items() if value is not ...}
 
 
 def read(value):
-    """What a line with this JSON value, or with this text, says."""
+    """Return the samples in a line with this JSON value or text."""
     text = value if isinstance(value, str) else json.dumps(value)
     (batch,) = decode(f"SENSORS {EPOCH} {text}".encode()).args[1]
     return batch
@@ -45,14 +45,14 @@ def random_batch(chance):
 
 
 class RoundTrip(unittest.TestCase):
-    def test_the_documented_object(self):
+    def test_documented_object_is_read(self):
         batch = read(columns(errors={"temperature": {"1": "no response"}}, clock="unset"))
         self.assertEqual(batch, SampleBatch(
             151, [WALL_MS, WALL_MS + 10_000, WALL_MS + 20_001], [48_211_903, 48_221_903, 48_231_903],
             {"temperature": [23.4, None, -2.5], "light": [512, 511, 0]}, {"temperature": {1: "no response"}}, "unset",
         ))  # fmt: skip
 
-    def test_what_is_written_is_read_again(self):
+    def test_written_columns_are_read_again(self):
         for seed in range(200):
             batch = random_batch(random.Random(f"columns {seed}"))
             text = write_columns(batch)
@@ -60,7 +60,7 @@ class RoundTrip(unittest.TestCase):
             self.assertEqual(repr(list(read(text))), repr(list(batch)), f"seed {seed}")  # types, and -0.0
             self.assertNotIn("\n", text)
 
-    def test_up_is_one_number_where_its_differences_are_those_of_the_time(self):
+    def test_up_is_one_number_if_its_differences_equal_those_of_time(self):
         batch = SampleBatch(1, [WALL_MS, WALL_MS + 9, WALL_MS + 5], [7, 16, 12], {"a": [1, 2, 3]})
         self.assertIn('"up":7,', write_columns(batch))
         self.assertEqual(read(write_columns(batch)), batch)
@@ -68,19 +68,19 @@ class RoundTrip(unittest.TestCase):
         other = SampleBatch(1, [WALL_MS, WALL_MS + 9, WALL_MS + 5], [7, 16, 13], {"a": [1, 2, 3]})
         self.assertIn('"up":[7,9,-3],', write_columns(other))
 
-    def test_unknown_keys_are_passed_over(self):
+    def test_unknown_keys_are_ignored(self):
         self.assertEqual(read(columns(mood=["good"], errors=None)), read(columns()))
         self.assertEqual(read(columns(errors={"light": {}})), read(columns()))
         self.assertEqual(read(json.dumps(columns(), indent=1).replace("\n", " ") + " "), read(columns()))
 
-    def test_4096_samples_and_no_more(self):
+    def test_at_most_4096_samples_are_accepted(self):
         for count in (COLUMN_SAMPLES, COLUMN_SAMPLES + 1):
             value = columns(time=[WALL_MS] + [1] * (count - 1), up=1, values={"a": [1] * count})
             if count == COLUMN_SAMPLES:
                 self.assertEqual(len(read(value)), 4096)
                 self.assertLess(len(encode("SENSORS", EPOCH, write_columns(read(value)))), LINE_BYTES)
             else:
-                with self.assertRaisesRegex(BadArgument, "samples from 151: time is a list of 1 to 4096 numbers"):
+                with self.assertRaisesRegex(BadArgument, "samples from 151: time must be a list of 1 to 4096 numbers"):
                     read(value)
 
 
@@ -92,88 +92,102 @@ class Refusals(unittest.TestCase):
         self.assertLess(len(str(caught.exception)), 300)
         self.assertEqual(caught.exception.code, "bad-argument")
 
-    def test_shapes(self):
+    def test_invalid_parts_are_refused_with_sample_and_key(self):
         huge = 10**300
         for value, words in (
-            ({}, "columns are an object with seq, time, up and values"),
-            (columns(seq=...), "columns are an object"),
-            (columns(time=...), "columns are an object"),
-            (columns(up=...), "columns are an object"),
-            (columns(values=...), "columns are an object"),
-            (columns(seq=0), "seq is a whole number from 1, not 0"),
-            (columns(seq=True), "seq is a whole number from 1, not True"),
-            (columns(seq=1.0), "seq is a whole number from 1, not 1.0"),
-            (columns(seq=[1]), "seq is a whole number from 1"),
-            (columns(seq=huge), "seq is a whole number from 1"),
-            (columns(seq=10**18 - 2), "seq is a whole number from 1, not 1000000000000000000"),  # of the last sample
-            (columns(time=[]), "samples from 151: time is a list of 1 to 4096"),
-            (columns(time=WALL_MS), "time is a list"),
-            (columns(time={"0": WALL_MS}), "time is a list"),
-            (columns(time=[WALL_MS, 1]), "samples from 151: up is a whole number, or a list of as many as time has, 2"),
-            (columns(time=[rfc3339(WALL_MS), 1, 1]), "sample 151: time is milliseconds since 1970"),
-            (columns(time=[WALL_MS, True, 1]), "sample 152: time is milliseconds"),
-            (columns(time=[WALL_MS, 1.0, 1]), "sample 152: time is milliseconds"),
-            (columns(time=[WALL_MS, None, 1]), "sample 152: time is milliseconds"),
-            (columns(time=[WALL_MS, 1, [1]]), "sample 153: time is milliseconds"),
-            (columns(time=[WALL_MS, 1, huge]), "sample 153: time is milliseconds"),
-            (columns(time=[FIRST_MS, 1, -2]), "sample 153: time is milliseconds"),
-            (columns(time=[FIRST_MS - 1, 1, 1]), "sample 151: time is milliseconds"),
-            (columns(time=[LAST_MS, 1, -1]), "sample 152: time is milliseconds"),
-            (columns(up=[1, 1]), "up is a whole number, or a list of as many as time has, 3"),
-            (columns(up=None), "up is a whole number, or a list"),
-            (columns(up=True), "up is a whole number, or a list"),
-            (columns(up=1.5), "up is a whole number, or a list"),
-            (columns(up=-1), "sample 151: up is milliseconds since boot, a whole number from 0, not -1"),
-            (columns(up=[1, True, 1]), "sample 152: up is milliseconds since boot"),
-            (columns(up=[1, -2, 1]), "sample 152: up is milliseconds since boot, a whole number from 0, not -1"),
-            (columns(up=[2**63 - 1, 1, -1]), "sample 152: up is milliseconds since boot"),
-            (columns(up=[huge, 1, 1]), "sample 151: up is milliseconds since boot"),
-            (columns(up=["1", 1, 1]), "sample 151: up is milliseconds since boot"),
-            (columns(up=[1, 10**4300 - 1, 1]), "sample 152: up is milliseconds since boot"),  # no text of their sum
-            (columns(up=[1, 1 - 10**4300, 1]), "sample 152: up is milliseconds since boot"),
-            (columns(values=[]), "samples from 151: values is an object of sensor names and lists of numbers"),
-            (columns(values={}), "values is an object of sensor names"),
-            (columns(values=None), "values is an object of sensor names"),
-            (columns(values={"Light": [1, 2, 3]}), "sample 151: 'Light' is no sensor name"),
-            (columns(values={"a": 1}), "samples from 151: a is a list of as many numbers as time has, 3"),
-            (columns(values={"a": {"0": 1}}), "a is a list"),
-            (columns(values={"a": [1, 2]}), "a is a list of as many numbers as time has, 3"),
-            (columns(values={"a": [1, 2, 3, 4]}), "a is a list of as many numbers as time has, 3"),
-            (columns(values={"a": [1, 2, 3], "b": []}), "b is a list of as many numbers as time has, 3"),
-            (columns(clock="set"), 'sample 151: clock is "unset" or "server" or absent, not \'set\''),
-            (columns(clock=None), "sample 151: clock is"),
-            (columns(clock=["unset"]), "sample 151: clock is"),
+            ({}, "columns must be an object with seq, time, up and values"),
+            (columns(seq=...), "columns must be an object"),
+            (columns(time=...), "columns must be an object"),
+            (columns(up=...), "columns must be an object"),
+            (columns(values=...), "columns must be an object"),
+            (columns(seq=0), "seq must be a whole number of at least 1, not 0"),
+            (columns(seq=True), "seq must be a whole number of at least 1, not True"),
+            (columns(seq=1.0), "seq must be a whole number of at least 1, not 1.0"),
+            (columns(seq=[1]), "seq must be a whole number of at least 1"),
+            (columns(seq=huge), "seq must be a whole number of at least 1"),
+            (
+                columns(seq=10**18 - 2),
+                "seq must be a whole number of at least 1, not 1000000000000000000",
+            ),  # of the last sample
+            (columns(time=[]), "samples from 151: time must be a list of 1 to 4096"),
+            (columns(time=WALL_MS), "time must be a list"),
+            (columns(time={"0": WALL_MS}), "time must be a list"),
+            (
+                columns(time=[WALL_MS, 1]),
+                "samples from 151: up must be a whole number, or a list as long as time, which has 2",
+            ),
+            (columns(time=[rfc3339(WALL_MS), 1, 1]), "sample 151: time must be whole milliseconds since 1970"),
+            (columns(time=[WALL_MS, True, 1]), "sample 152: time must be whole milliseconds"),
+            (columns(time=[WALL_MS, 1.0, 1]), "sample 152: time must be whole milliseconds"),
+            (columns(time=[WALL_MS, None, 1]), "sample 152: time must be whole milliseconds"),
+            (columns(time=[WALL_MS, 1, [1]]), "sample 153: time must be whole milliseconds"),
+            (columns(time=[WALL_MS, 1, huge]), "sample 153: time must be whole milliseconds"),
+            (columns(time=[FIRST_MS, 1, -2]), "sample 153: time must be whole milliseconds"),
+            (columns(time=[FIRST_MS - 1, 1, 1]), "sample 151: time must be whole milliseconds"),
+            (columns(time=[LAST_MS, 1, -1]), "sample 152: time must be whole milliseconds"),
+            (columns(up=[1, 1]), "up must be a whole number, or a list as long as time, which has 3"),
+            (columns(up=None), "up must be a whole number, or a list"),
+            (columns(up=True), "up must be a whole number, or a list"),
+            (columns(up=1.5), "up must be a whole number, or a list"),
+            (columns(up=-1), "sample 151: up must be milliseconds since boot, a whole number of at least 0, not -1"),
+            (columns(up=[1, True, 1]), "sample 152: up must be milliseconds since boot"),
+            (
+                columns(up=[1, -2, 1]),
+                "sample 152: up must be milliseconds since boot, a whole number of at least 0, not -1",
+            ),
+            (columns(up=[2**63 - 1, 1, -1]), "sample 152: up must be milliseconds since boot"),
+            (columns(up=[huge, 1, 1]), "sample 151: up must be milliseconds since boot"),
+            (columns(up=["1", 1, 1]), "sample 151: up must be milliseconds since boot"),
+            (
+                columns(up=[1, 10**4300 - 1, 1]),
+                "sample 152: up must be milliseconds since boot",
+            ),  # no decimal text of their sum
+            (columns(up=[1, 1 - 10**4300, 1]), "sample 152: up must be milliseconds since boot"),
+            (columns(values=[]), "samples from 151: values must be an object of sensor names and lists of numbers"),
+            (columns(values={}), "values must be an object of sensor names"),
+            (columns(values=None), "values must be an object of sensor names"),
+            (columns(values={"Light": [1, 2, 3]}), "sample 151: 'Light' is not a valid sensor name"),
+            (columns(values={"a": 1}), "samples from 151: a must be a list as long as time, which has 3"),
+            (columns(values={"a": {"0": 1}}), "a must be a list"),
+            (columns(values={"a": [1, 2]}), "a must be a list as long as time, which has 3"),
+            (columns(values={"a": [1, 2, 3, 4]}), "a must be a list as long as time, which has 3"),
+            (columns(values={"a": [1, 2, 3], "b": []}), "b must be a list as long as time, which has 3"),
+            (columns(clock="set"), 'sample 151: clock must be "unset", "server" or absent, not \'set\''),
+            (columns(clock=None), "sample 151: clock must be"),
+            (columns(clock=["unset"]), "sample 151: clock must be"),
         ):
             with self.subTest(str(value)[:150]):
                 self.refused(value, words)
 
-    def test_errors_at_places_that_do_not_exist(self):
+    def test_errors_at_invalid_indexes_are_refused(self):
         for errors in (
             [], "x", {"other": {"0": "x"}}, {"light": "x"}, {"light": ["x"]}, {"light": {"0": 1}},
             {"light": {"0": None}}, {"light": {"0": {"0": "x"}}}, {"light": {"0": "x", "1": True}},
         ):  # fmt: skip
             with self.subTest(errors):
-                self.refused(columns(errors=errors), "samples from 151: errors is an object of names of these sensors")
+                self.refused(columns(errors=errors), "samples from 151: errors must map names of these sensors")
         for place in ("3", "-1", "01", "+1", "1.0", " 1", "", "x", "٢", "²", "1_0", "9" * 5000):
             with self.subTest(place[:9]):
-                self.refused(columns(errors={"light": {place: "x"}}), "an error of light is at a place from 0 to 2")
+                self.refused(columns(errors={"light": {place: "x"}}), "the index of an error of light must be 0 to 2")
 
-    def test_numbers_that_are_none(self):
+    def test_nan_and_infinity_are_refused(self):
         for literal in ("NaN", "Infinity", "-Infinity"):
             text = json.dumps(columns()).replace("-2.5", literal)
             self.refused(text, f"{literal} is not a finite number")
         for literal in ("1e999", "-1e999"):
-            self.refused(json.dumps(columns()).replace("-2.5", literal), "sample 153: temperature is a finite number")
             self.refused(
-                json.dumps(columns(more=0)).replace('"seq": 151', f'"seq": {literal}'), "seq is a whole number"
+                json.dumps(columns()).replace("-2.5", literal), "sample 153: temperature must be a finite number"
+            )
+            self.refused(
+                json.dumps(columns(more=0)).replace('"seq": 151', f'"seq": {literal}'), "seq must be a whole number"
             )
         self.refused(json.dumps(columns()).replace("-2.5", "9" * 5000), "not JSON")
-        nan = float("nan")  # from a decoder that lets it pass
+        nan = float("nan")  # from a decoder that accepts it
         for column in ([1.5, nan, 2.5], [nan, 1, 2.5], [1, 2.5, nan], [None, nan, None]):
-            with self.assertRaisesRegex(BadArgument, "a is a finite number or null, not nan"):
+            with self.assertRaisesRegex(BadArgument, "a must be a finite number or null, not nan"):
                 read_columns(columns(values={"a": column}))
 
-    def test_a_key_twice(self):
+    def test_duplicate_keys_are_refused(self):
         text = json.dumps(columns(errors={"light": {"0": "x"}}))
         for old, new in (
             ('"seq": 151', '"seq": 151, "seq": 151'),
@@ -186,43 +200,43 @@ class Refusals(unittest.TestCase):
         ):
             with self.subTest(new):
                 self.assertIn(old, text)
-                self.refused(text.replace(old, new), "stands twice in one JSON object")
+                self.refused(text.replace(old, new), "occurs twice in one JSON object")
 
-    def test_nesting(self):
+    def test_deep_nesting_is_refused(self):
         self.refused(json.dumps(columns(more=0)).replace('"more": 0', f'"more": {DEEP}'), "nested deeper than 8")
-        self.refused('{"":{"}}":' * 6000 + "1", "nested deeper than 8")  # brackets in texts are no balance
+        self.refused('{"":{"}}":' * 6000 + "1", "nested deeper than 8")  # brackets in strings do not close others
         self.refused("[{" * 20_000, "nested deeper than 8")
         many = json.dumps(columns(values={f"a{k}": [1, 2, 3] for k in range(500)}))
         self.assertEqual(len(read(many).values), 500)
 
-    def test_half_a_surrogate_pair(self):
+    def test_half_a_surrogate_pair_is_refused(self):
         text = json.dumps(columns(errors={"light": {"0": "?"}}))
         self.refused(text.replace("?", r"\ud800"), "surrogate")
         self.assertEqual(read(text.replace("?", r"\ud83d\ude00")).errors, {"light": {0: "😀"}})
         self.refused(text.replace("light", r"\udc00"), "surrogate")
 
-    def test_a_decoded_value_that_is_no_object(self):
+    def test_decoded_value_that_is_not_an_object_is_refused(self):
         for value in (None, 5, "seq", [], [1, 2, 3, 4], ["seq", "time", "up", "values"]):
-            with self.assertRaisesRegex(BadArgument, "columns are an object"):
+            with self.assertRaisesRegex(BadArgument, "columns must be an object"):
                 read_columns(value)
         self.assertEqual(read_columns(decode_columns(json.dumps(columns()))), read(columns()))
 
 
 class SameAsOneByOne(unittest.TestCase):
     VALUES = (
-        0, 1, -1, 0.5, -0.0, 1e300, -1.7e308, 5e-324, 2**53, 2**63 - 1, -(2**63 - 1), None,  # right
+        0, 1, -1, 0.5, -0.0, 1e300, -1.7e308, 5e-324, 2**53, 2**63 - 1, -(2**63 - 1), None,  # valid
         2**63, -(2**63), 10**300, True, False, "1", "", [1], [], {}, {"a": 1}, float("inf"), float("-inf"),
     )  # fmt: skip
 
     def one_by_one(self, seq, value):
-        """What is wrong with a single sample that has this value; empty: nothing."""
+        """Return the error of a single sample with this value, or an empty string."""
         try:
             read_samples([{"seq": seq, "time": rfc3339(WALL_MS), "up": 1, "values": {"a": value}}])
         except BadArgument as error:
             return str(error)
         return ""
 
-    def test_each_value_in_each_place_beside_others(self):
+    def test_each_value_is_judged_in_each_position_as_in_a_single_sample(self):
         for value in self.VALUES:
             for others in ([1, 2], [1.5, 2.5], [None, None], [1, 2.5], [None, 1e308], [2**63 - 1, 0.5]):
                 for place in range(3):
@@ -236,7 +250,7 @@ class SameAsOneByOne(unittest.TestCase):
                         else:
                             self.assertEqual((batch.values["a"], expected), (column, ""))
 
-    def test_floats_whose_sum_is_too_large(self):
+    def test_floats_whose_sum_overflows_are_accepted(self):
         column = [1.7e308, 1.7e308, 1.7e308]
         self.assertEqual(read(columns(values={"a": column})).values, {"a": column})
         column = [1.7e308, -1.7e308, 2**63 - 1]

@@ -1,4 +1,4 @@
-"""Arrays of samples: column by column they are read as one by one; lines that are decoded together, as each alone."""
+"""Arrays of samples: reading by column, or lines together, gives the same result as reading one by one."""
 
 import itertools
 import json
@@ -13,7 +13,7 @@ from protocol import decode, decode_joined
 from tests.support import EPOCH, WALL_MS, rounds, sensors_line
 from tests.test_protocol import TIME, sample
 
-PARTS = (  # of which lines are made up: an object is ended here and begun there
+PARTS = (  # fragments for random lines: some end an object, others begin one
     b"}", b"{", b"]", b"[", b'"', b"\\", b",", b":", b"},{", b'"},{"', b"1", b"null", b'"x":', b'"x":"', b'"seq":3,',
     b'"time":"', b'"values":{', b'"values":{"a":1}', b'"up":1,', b" ", b"1e999", b"\xff", b"\xc3", b"true", b'"a":2',
     TIME.encode(), b'"time":"%s"' % TIME.encode(), b'{"seq":2,"time":"%s","up":1,"values":{"a":1}}' % TIME.encode(),
@@ -25,7 +25,7 @@ def line(seq, **changes):
 
 
 def one_by_one(lines):
-    """The samples of all lines, None where one of them is refused or is no single sample."""
+    """Return the samples of all lines, or None if a line is refused or has several samples."""
     found = []
     for each in lines:
         try:
@@ -45,7 +45,7 @@ def one_by_one(lines):
 
 
 class Alike(unittest.TestCase):
-    """read_alike takes what read_samples takes, if it is alike; else it leaves it to that."""
+    """read_alike accepts what read_samples accepts if the samples are alike; otherwise it returns None."""
 
     def test_usual_samples_are_one_batch(self):
         items = [sample(seq=seq, up=seq, values={"a": seq, "b": None}) for seq in range(5, 9)]
@@ -53,7 +53,7 @@ class Alike(unittest.TestCase):
         self.assertEqual(list(batch), read_samples(items))
         self.assertEqual(read_sample_array(json.dumps(items)), [batch])
 
-    def test_whatever_is_not_as_usual_is_left_to_the_other(self):
+    def test_unusual_samples_are_left_to_read_samples(self):
         for changes in (
             {"seq": 3}, {"seq": True}, {"seq": 2.0}, {"seq": None}, {"time": TIME[:-1]}, {"time": 5},
             {"time": "T" * 24}, {"time": "2026-11-20T16:36:10.123+01:00"}, {"time": "2026-W47-5T15:36:10.123Z"},
@@ -70,7 +70,7 @@ class Alike(unittest.TestCase):
         self.assertIsNone(read_alike([sample(seq=10**18 - 1), sample(seq=10**18)]))
         self.assertIsNone(read_alike([sample(seq=0), sample(seq=1)]))
 
-    def test_of_random_samples_it_says_the_same_or_nothing(self):
+    def test_random_samples_give_the_result_of_read_samples_or_none(self):
         values = ({"a": 1}, {"a": 1.5}, {"a": None}, {"a": 1}, {"a": 1}, {"a": "x"}, {"b": 1}, {"a": 1, "b": 2})
         taken = 0
         for seed in range(500):
@@ -91,35 +91,35 @@ class Alike(unittest.TestCase):
                 self.assertEqual(list(batch), expected, f"seed {seed}")
         self.assertGreater(taken, 50)
 
-    def test_a_mixture_is_batches_in_their_order(self):
+    def test_mixed_samples_become_batches_in_order(self):
         items = [sample(), sample(seq=2, values={"a": 1}), sample(seq=3, values={"a": 2}, clock="unset")]
         self.assertEqual([batch.seq for batch in read_sample_array(json.dumps(items))], [1, 2, 3])
 
-    def test_a_key_twice_among_many_is_found(self):
+    def test_duplicate_key_in_one_of_many_samples_is_found(self):
         text = json.dumps([sample(seq=seq) for seq in range(1, 6)])
         for old, new in (('"seq": 3', '"seq": 9, "seq": 3'), ('"light": 512}', '"light": 512, "light": 512}')):
-            with self.assertRaisesRegex(BadArgument, "stands twice"):
+            with self.assertRaisesRegex(BadArgument, "occurs twice"):
                 read_sample_array(text.replace(old, new))
 
 
 class Joined(unittest.TestCase):
-    """Two halves of broken JSON must never join into something valid."""
+    """Two halves of invalid JSON must never be joined into valid JSON."""
 
     def check(self, lines):
-        """Whether the lines are taken together; then they are what each says alone."""
+        """Return True if the lines are read together; check that the result is that of the single lines."""
         message = decode_joined(lines)
         if message is None:
             return False
         self.assertEqual(message.args[1], [one_by_one(lines)], lines)
         return True
 
-    def test_usual_lines_are_taken_together(self):
+    def test_usual_lines_are_read_together(self):
         lines = [sensors_line(EPOCH, seq, 1)[:-1] for seq in range(7, 600)]
         self.assertTrue(self.check(lines))
         self.assertTrue(self.check([line(1), line(2, up=0)]))
         self.assertTrue(self.check([line(1).replace(b'"up"', b' "up" '), line(2).replace(b":", b" : ", 1)]))
 
-    def test_others_are_not(self):
+    def test_unusual_lines_are_not_read_together(self):
         for second in (
             line(1), line(3), line(2, clock="unset"), line(2, more=1), line(2, values={"light": 1, "temperature": 2}),
             line(2, values={"light": 1}), line(2, values={"temperature": None, "light": 1}, errors={"light": "x"}),
@@ -134,8 +134,8 @@ class Joined(unittest.TestCase):
         for head in (b"SENSORS 0123456789ABCDEF [{", b"sensors 0123456789abcdef [{", b"CHECK", b""):
             self.assertIsNone(decode_joined([head + line(seq)[27:] for seq in (1, 2)]))
 
-    def test_halves_of_objects(self):
-        """An object that is begun in one line and ended in the next, and a third line that makes up for the number."""
+    def test_halves_of_objects_in_two_lines_are_not_joined(self):
+        """One line begins an object, the next one ends it, and a third line makes the number of objects correct."""
         usual = line(1)[25:]
         cuts = [usual.index(b'"time"'), usual.index(b":10.123"), usual.index(b'"up"'), usual.index(b"23.4")]
         begins, ends = [usual[:k] for k in cuts], [usual[k:] for k in cuts]
@@ -147,17 +147,17 @@ class Joined(unittest.TestCase):
                 arrays = [begin + out, back + end, *more]
                 self.check([b"SENSORS " + EPOCH.encode() + b" " + array for array in arrays])
 
-    def test_a_hidden_half_and_two_objects_in_another_line(self):
-        """As many objects as lines, but not one in each: what a string hides shows in the number of quotes."""
+    def test_hidden_half_and_two_objects_in_another_line_are_not_joined(self):
+        """As many objects as lines, but not one in each; the number of quotation marks reveals the hidden half."""
         first = b'[{"seq":1,"time":"}]'
         second = b'[{","time":"%s","up":1,"values":{"temperature":1,"light":2}}]' % TIME.encode()
         third = b"[" + line(2)[26:-1] + b"," + line(3)[26:-1] + b"]"
         joined = json.loads(b"[" + b",".join(array[1:-1] for array in (first, second, third)) + b"]")
-        self.assertEqual([item["seq"] for item in joined], [1, 2, 3])  # it is JSON, with three objects
+        self.assertEqual([item["seq"] for item in joined], [1, 2, 3])  # valid JSON with three objects
         self.assertIsNone(read_joined([first, second, third]))
 
-    def test_made_up_lines_say_together_what_each_says_alone(self):
-        """Right lines, cut and mended at random."""
+    def test_random_lines_together_give_the_results_of_each_line(self):
+        """Valid lines with random changes."""
         together = 0
         for seed in range(rounds("PIGEONPOST_TEST_JOINED_LINES", 2000, 100_000)):
             chance = random.Random(f"joined {seed}")
@@ -171,13 +171,13 @@ class Joined(unittest.TestCase):
             together += self.check([bytes(each) for each in lines])
         self.assertGreater(together, 100)
 
-    def test_numbers_that_are_too_deep_or_too_long(self):
+    def test_deep_nesting_and_long_numbers_are_not_read_together(self):
         deep = line(2).replace(b"512", b"[" * 5000)
         self.assertIsNone(decode_joined([line(1), deep]))
         self.assertIsNone(decode_joined([line(1), line(2).replace(b"512", b"9" * 5000)]))
         self.assertIsNone(decode_joined([line(1).replace(b"512", b'{"":{"}}":' * 2000 + b"1"), line(2)]))
 
-    def test_the_whole_is_as_the_strict_decoder_reads_it(self):
+    def test_joined_lines_are_equal_for_the_strict_decoder(self):
         lines = [line(1, values={"a": -0.0}), line(2, values={"a": 10**18})]
         (batch,) = decode_joined(lines).args[1]
         expected = [read_samples(read_json(each[25:].decode()))[0] for each in lines]

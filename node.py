@@ -1,17 +1,18 @@
-"""The node: samples sensors on time, keeps the samples safe, and gives them to the servers that collect them.
+"""Program that samples sensors at fixed intervals, stores the samples in a durable outbox and sends them to servers.
 
     python3 node.py --simulate          try it without hardware
-    python3 node.py                     an MCP3008 on SPI 0.0: temperature on input 1, light on input 2
+    python3 node.py                     read an MCP3008 on SPI 0.0: temperature on input 1, light on input 2
 
-The main thread starts the components in order, waits, and stops them in reverse; each has its own threads.
-Exit status: 2 for wrong settings, 74 when the disk fails, 75 when another node uses the same data.
+The main thread starts the components in order, waits for a signal or a fatal error, and stops the components in reverse
+order. Each component has its own threads.
+Exit status: 2 for invalid settings, 74 for a disk error, 75 if another node uses the same data folder.
 """
 
 from __future__ import annotations
 
 import sys
 
-if sys.version_info < (3, 11):  # noqa: UP036 - older versions do not read our own imports
+if sys.version_info < (3, 11):  # noqa: UP036 - older versions cannot import our modules
     sys.exit("Pigeonpost needs Python 3.11, as Raspberry Pi OS bookworm has it; this is %d.%d" % sys.version_info[:2])
 
 import logging
@@ -26,6 +27,7 @@ from pigeonpost.core.config import Settings
 from pigeonpost.core.data_folder import OUTBOX, OUTBOX_LOCK
 from pigeonpost.core.errors import PigeonpostError, SettingsError
 from pigeonpost.core.files import close_to_others, give_to_owner, kind_of_filesystem, lock_data_dir
+from pigeonpost.core.format import counted
 from pigeonpost.core.lifecycle import Lifecycle, LifecycleComponent
 from pigeonpost.core.light_typing import TYPE_CHECKING
 from pigeonpost.core.logs import print_error, start_logging
@@ -53,9 +55,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("node")
 
-MOST_FAULTS = 5  # in STATUS: a server keeps 4,096 characters of it
+MOST_FAULTS = 5  # maximum number in the response to STATUS; a server stores only its first 4,096 characters
 
-# What a node reads when its settings do not say: the chip with the two sensors of the first practical, and the machine.
+# Sources of a node without [[sensor]] tables: an MCP3008 with a temperature and a light sensor, and this machine.
 _CHIP = {
     "kind": "adc",
     "channels": {"temperature": {"input": 1, "convert": "mcp9700"}, "light": {"input": 2, "convert": "counts"}},
@@ -74,16 +76,20 @@ TRANSPORTS = (*registry.NODE, registry.NodeTransportEntry("bus", ("bus", "enable
 _EXAMPLES = """examples:
   python3 node.py --simulate --every 1           try it without hardware
   python3 node.py --name basement --every 10     sample the chip every 10 s
-  PIGEONPOST_NODE_TOKEN=... python3 node.py      let a server on another machine collect"""
+  PIGEONPOST_NODE_TOKEN=... python3 node.py      allow a server on another machine to collect"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a node until it is told to stop; the exit status."""
+    """Run a node until it is stopped, and return the exit status.
+
+    Args:
+        arguments: Command-line arguments without the name of the program; None for those of this process.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     chosen = config.read_flags(NODE, arguments) or _parse(arguments)
-    os.umask(0o077)  # what this program makes is its owner's alone
+    os.umask(0o077)  # only the owner can read the files that this program creates
     start_logging()
-    sys.setswitchinterval(0.0005)  # so that a busy connection delays a sample by half a millisecond, not by five
+    sys.setswitchinterval(0.0005)  # a busy connection then delays a sample by 0.5 ms instead of 5 ms (the default)
     try:
         settings = load_node(chosen)
         start_logging(settings["log", "level"])
@@ -101,27 +107,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse all arguments; --help and wrong ones end the program."""
+    """Parse all arguments. `--help` and invalid arguments end the program."""
     import argparse
 
     parser = argparse.ArgumentParser(
-        prog="node.py", description="Sample sensors on time, keep the samples safe, give them to the servers that ask.",
+        prog="node.py", description="Sample sensors at fixed intervals, store the samples, and send them to servers.",
         epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     config.add_flags(parser, NODE)
-    parser.add_argument("--show", action="store_true", help="print every setting with its origin, and stop")
+    parser.add_argument("--show", action="store_true", help="print all settings with their origins, and exit")
     parser.add_argument("--version", action="version", version=f"pigeonpost {VERSION}")
     return parser.parse_args(arguments)
 
 
 class Node:
-    """All parts of a node, put together."""
+    """A node with all its components.
+
+    Args:
+        settings: The settings of the node.
+    """
 
     def __init__(self, settings: Settings) -> None:
         data = config.data_folder(settings["node", "data"])
         close_to_others(data)
         lock_data_dir(os.path.join(data, OUTBOX_LOCK))
-        _name_risky_filesystem(data)
+        _warn_of_volatile_filesystem(data)
         self.clock = Clock()
         self._data = data
         self._machine = MachineSource(disk=data)
@@ -145,7 +155,7 @@ class Node:
         self.link = TcpNodeTransport(settings["node", "listen"], info, self.outbox, self.clock, connect)
         self.info = info
         transports = _transports(settings, info, self.outbox, self.clock)
-        self._missing = [transport.fault for transport in transports.values() if transport.fault]
+        self._transport_faults = [transport.fault for transport in transports.values() if transport.fault]
         self._running = Lifecycle([
             LifecycleComponent("link", self.link.start, self.link.stop),
             *[LifecycleComponent(name, transport.start, transport.stop) for name, transport in transports.items()],
@@ -156,35 +166,38 @@ class Node:
         ])  # fmt: skip
 
     def run(self) -> int:
-        """Start, say where it listens, wait, stop; the exit status."""
-        return self._running.run(self._say_ready)
+        """Start all components, print the link address, wait for the end, and stop them. Return the exit status."""
+        return self._running.run(self._report_ready)
 
-    def _say_ready(self) -> None:
+    def _report_ready(self) -> None:
         log.info(
-            "node %s: %s, every %g s, %s; %d samples held",
+            "node %s: sensors %s, sampled every %g s; sampling is %s; %s in the outbox",
             self.info.name, ", ".join(sensor["name"] for sensor in self.info.sensors), self.every_s,
-            "on" if self.outbox.on else "OFF", self._held(),
+            "on" if self.outbox.on else "OFF", counted(self._held(), "sample"),
         )  # fmt: skip
         if self.info.key is None:
-            log.info("no token: only this machine is answered (control.py token %s makes one)", self.info.name)
+            log.info(
+                "no token: only programs on this machine can connect; `control.py token %s` creates a token",
+                self.info.name,
+            )
         if self._fingerprint:
-            log.info("the link speaks TLS; the certificate's SHA-256 fingerprint: %s", self._fingerprint)
-        # The one line on standard output: for scripts that asked for port 0.
+            log.info("the link uses TLS; SHA-256 fingerprint of the certificate: %s", self._fingerprint)
+        # The only line on standard output, for scripts that use port 0.
         print(f"listening on {join_address(*self.link.address)}", flush=True)
 
     def _held(self) -> int:
         return sum(run.last - run.first + 1 for run in self.ring.runs)
 
     def _details(self) -> dict[str, Any]:
-        """What STATUS tells beside ON or OFF."""
+        """Return the fields of the response to STATUS, in addition to ON or OFF."""
         return {
             "version": VERSION, "every": self.every_s, "held": self._held(), "slots": self.ring.slots,
             "taken": self.sampler.taken, "missed": self.sampler.missed, "failed": self.sampler.failed,
             "dropped": self.outbox.dropped, "collectors": self.link.collectors,
             "up": self.clock.up_ms(), "clock": "set" if self.clock.is_set() else "unset",
-            "machine": {key: told for key, told in self._machine.read().items() if not isinstance(told, Exception)},
+            "machine": {key: value for key, value in self._machine.read().items() if not isinstance(value, Exception)},
             **({"tls": self._fingerprint} if self._fingerprint else {}),
-            **_faults([*self._missing, *_outbox_faults(self._data, self.ring)]),
+            **_faults([*self._transport_faults, *_outbox_faults(self._data, self.ring)]),
         }  # fmt: skip
 
     def _fail(self, error: BaseException) -> None:
@@ -192,10 +205,10 @@ class Node:
 
 
 def _connections(settings: Settings, data: str, name: str) -> tuple[Callable[[socket.socket], LineConnection], str]:
-    """Return what makes a connection of the link, and the fingerprint of its certificate (empty: without TLS)."""
+    """Return the function that creates a link connection, and the certificate's fingerprint ("" without TLS)."""
     tls, certificate, key = (settings["link", setting] for setting in ("tls", "certificate", "key"))
     if (certificate or key) and not (tls and certificate):
-        raise SettingsError("[link] certificate takes tls = true beside it, and [link] key a certificate")
+        raise SettingsError("[link] certificate requires tls = true, and [link] key requires a certificate")
     if not tls:
         return LineConnection, ""
     from pigeonpost.transports.tcp_tls import node_connections, own_certificate
@@ -208,11 +221,12 @@ def _show_fingerprint(settings: Settings) -> None:
         from pigeonpost.transports.tcp_tls import fingerprint_for_show
 
         data = config.data_folder(settings["node", "data"])
-        print(f"# SHA-256 of the link's certificate: {fingerprint_for_show(data, settings['link', 'certificate'])}")
+        fingerprint = fingerprint_for_show(data, settings["link", "certificate"])
+        print(f"# SHA-256 fingerprint of the link's certificate: {fingerprint}")
 
 
 def _transports(settings: Settings, info: NodeInfo, outbox: Outbox, clock: Clock) -> dict[str, Transport]:
-    """Make the node's end of each transport that is switched on; a transport is imported only then."""
+    """Return the node transports that are enabled, by name. A transport is imported only if it is enabled."""
     return {
         name: registry.make_or_explain(make, settings, info, outbox, clock)
         for name, setting, make in TRANSPORTS if settings[setting]
@@ -220,10 +234,13 @@ def _transports(settings: Settings, info: NodeInfo, outbox: Outbox, clock: Clock
 
 
 def make_sources(settings: Settings) -> list[SensorSource]:
-    """The sources that the settings' [[sensor]] tables describe; without any, the chip and this machine.
+    """Return the sources for the [[sensor]] tables in `settings`; without tables, an MCP3008 and this machine.
 
-    With --simulate every "adc" is a simulated chip, and without tables it is the only source: then a trial says the
-    same on every machine. Raises SettingsError, also when two sources give a channel of one name.
+    With --simulate each source of kind "adc" reads a simulated chip. Without tables, the simulated chip is then the
+    only source, so that a trial has the same channels on every machine.
+
+    Raises:
+        SettingsError: A table is invalid, or two sources have a channel of the same name.
     """
     try:
         return _make_sources(settings)
@@ -239,9 +256,10 @@ def _make_sources(settings: Settings) -> list[SensorSource]:
     for source in sources:
         for channel in source.channels:
             if channel.name in seen:
-                raise SettingsError(f"{settings.file}: two sensors give a channel {channel.name!r}; rename one of them")
+                raise SettingsError(f"{settings.file}: two sensors have a channel {channel.name!r}; rename one of them")
             seen.add(channel.name)
-    for derived, name in in_order(sources):  # what is made of simulated values is simulated, and so on
+    # A channel that is calculated from a simulated channel is simulated too. The order makes this transitive.
+    for derived, name in in_order(sources):
         simulated = {channel.name for source in sources for channel in source.channels if channel.simulated}
         if not simulated.isdisjoint(derived.uses[name]):
             derived.channels = [c._replace(simulated=c.simulated or c.name == name) for c in derived.channels]
@@ -257,19 +275,19 @@ def _make_source(table: Mapping[str, Any], where: str, simulate: bool) -> Sensor
 
 
 def _channel_as_json(channel: Channel) -> dict[str, Any]:
-    """A channel as HELLO tells it."""
-    told: dict[str, Any] = {"name": channel.name, "unit": channel.unit}
+    """Return the description of a channel in HELLO."""
+    sensor: dict[str, Any] = {"name": channel.name, "unit": channel.unit}
     if channel.simulated:
-        told["simulated"] = True
+        sensor["simulated"] = True
     if channel.limits:
-        told["limits"] = dict(channel.limits)
-    return told
+        sensor["limits"] = dict(channel.limits)
+    return sensor
 
 
 def _refuse_too_many(channels: Sequence[Channel]) -> None:
-    """All sensors are told in one line, HELLO, and that has an end."""
+    """Raise SettingsError if the descriptions of the channels are too long for HELLO, which is one line."""
     if sum(len(write_json(_channel_as_json(channel))) + 30 for channel in channels) > LINE_BYTES // 2:
-        raise SettingsError(f"{len(channels)} sensors are too many for one node: give some of them to a second one")
+        raise SettingsError(f"{len(channels)} sensors are too many for one node: move some of them to a second node")
 
 
 def _slot_bytes(names: Sequence[str]) -> int:
@@ -280,7 +298,7 @@ def _slot_bytes(names: Sequence[str]) -> int:
 
 
 def _key(token: str) -> Key | None:
-    """The key of the token in the settings, or of systemd's credential node-token; None without either."""
+    """Return the key of the token in the settings or in systemd's credential node-token; None without a token."""
     folder = os.environ.get("CREDENTIALS_DIRECTORY", "")
     path = os.path.join(folder, "node-token")
     if not token and folder and os.path.exists(path):
@@ -288,8 +306,8 @@ def _key(token: str) -> Key | None:
             token = file.read().strip()
         if token and (len(token) < SHORTEST_TOKEN or "\ufffd" in token):
             raise SettingsError(
-                f"the credential node-token (of /etc/pigeonpost/node-token) takes {SHORTEST_TOKEN} characters or more,"
-                " as `control.py token NAME` prints them on the server"
+                f"the credential node-token (file /etc/pigeonpost/node-token) must have {SHORTEST_TOKEN} characters or"
+                " more; `control.py token NAME` on the server prints the token"
             )
     if not token:
         return None
@@ -299,24 +317,24 @@ def _key(token: str) -> Key | None:
 
 
 def _faults(faults: list[str]) -> dict[str, list[str]]:
-    """Return, for STATUS, what somebody has to mend."""
+    """Return the field of STATUS with the faults that a person must repair; empty if there is none."""
     return {"faults": faults[:MOST_FAULTS]} if faults else {}
 
 
 def _outbox_faults(data: str, ring: Ring) -> list[str]:
-    """Return what was wrong with the outbox at this start, and the damaged files of earlier starts."""
+    """Return the faults of the outbox at this start, and a fault for each damaged file kept at an earlier start."""
     kept = [os.path.join(data, name) for name in sorted(os.listdir(data)) if name.startswith(OUTBOX + ".damaged-")]
     return ring.faults + [
-        f"{path} is a damaged outbox that was put aside: python3 control.py read-outbox {path} prints what it holds;"
-        " then delete it"
+        f"{path} is a damaged outbox that was kept. `python3 control.py read-outbox {path}` prints its samples;"
+        " delete the file afterwards"
         for path in kept if not any(fault.endswith(f" {path}") for fault in ring.faults)
     ]  # fmt: skip
 
 
-def _name_risky_filesystem(data: str) -> None:
+def _warn_of_volatile_filesystem(data: str) -> None:
     kind = kind_of_filesystem(data)
     if kind in ("tmpfs", "ramfs", "overlay"):
-        log.warning("%s is on %s: what it holds is gone after a restart of the machine or container", data, kind)
+        log.warning("%s is on %s: a restart of the machine or the container deletes all samples in it", data, kind)
 
 
 if __name__ == "__main__":

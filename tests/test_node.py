@@ -1,4 +1,4 @@
-"""The node as a program: how it starts, what it says, how it ends, and what is there when it starts again."""
+"""Tests of node.py as a program: start, output, end, and restart."""
 
 import argparse
 import errno
@@ -39,7 +39,7 @@ def setUpModule():
 
 
 def run(test, *arguments, **environment):
-    """A node that ends by itself: its exit status, output and errors."""
+    """Run a node that ends on its own, and return its exit status, output and errors."""
     program = Forked(test, "node.py", *arguments, **environment)
     status = program.wait()
     said, logged = ("".join(f"{line}\n" for line in lines) for lines in (program.said, program.logged))
@@ -47,7 +47,7 @@ def run(test, *arguments, **environment):
 
 
 def run_here(test, *arguments, **environment):
-    """The same in this process."""
+    """Do the same in this process."""
     return main_here(node, *arguments, **environment)
 
 
@@ -56,14 +56,14 @@ class NodeCase(unittest.TestCase):
         self.data = temp_folder(self)
 
     def start(self, *arguments, kind=Forked, **environment):
-        """A simulated node, quick, on a free port, on this test's data."""
+        """Start a simulated node with a short interval, on a free port, with the data folder of this test."""
         return kind(
             self, "node.py", "--simulate", "--listen", "127.0.0.1:0", "--data", self.data, "--name", "basement",
             *(arguments or ("--every", "0.02")), **{"PIGEONPOST_OUTBOX_SLOTS": "1024", **environment},
         )  # fmt: skip
 
     def ring(self):
-        """The outbox's file, as another program sees it."""
+        """Return the contents of the outbox file, as another program reads them."""
         ring = Ring(self.data, 64, 128)
         self.addCleanup(ring.close)
         return ring
@@ -76,12 +76,12 @@ class NodeCase(unittest.TestCase):
             return talk.until("STATUS").args
 
     def held(self, address, token=None):
-        """How many samples it holds now, waiting until there are some."""
+        """Return the number of samples in the outbox, after waiting for the first."""
         return wait_until(lambda: self.status(address, token)[2]["held"])
 
 
 class Starting(NodeCase):
-    def test_it_says_where_it_listens_and_answers_there(self):
+    def test_node_prints_its_address_and_answers_there(self):
         program = self.start(kind=Program)
         host, port = program.address()
         self.assertEqual(host, "127.0.0.1")
@@ -90,11 +90,11 @@ class Starting(NodeCase):
         self.assertTrue(on)
         self.assertEqual((details["every"], details["slots"], details["collectors"]), (0.02, 1024, []))
         self.assertEqual(set(details["machine"]) - {"cpu_temperature"}, {"load", "memory_free", "disk_free"})
-        program.logs("node basement: temperature, light, every 0.02 s, on")
-        program.logs("no token: only this machine is answered (control.py token basement makes one)")
+        program.logs("node basement: sensors temperature, light, sampled every 0.02 s; sampling is on;")
+        program.logs("no token: only programs on this machine can connect; `control.py token basement` creates a token")
         self.assertEqual(program.said, [f"listening on 127.0.0.1:{port}"])
 
-    def test_a_damaged_outbox_is_put_aside_and_it_goes_on(self):
+    def test_damaged_outbox_is_kept_and_replaced(self):
         for damaged in (b"", bytes(10_000)):
             with open(os.path.join(self.data, "outbox.ring"), "wb") as file:
                 file.write(damaged)
@@ -102,26 +102,26 @@ class Starting(NodeCase):
             address = node.address()
             self.assertGreater(self.held(address), 0)
             faults = self.status(address)[2]["faults"]
-            self.assertRegex(faults[0], "is no outbox.*: python3 control.py read-outbox .*outbox.ring.damaged-")
-            node.logs("is no outbox, or its header is damaged; 0 samples of it were read and are kept")
+            self.assertRegex(faults[0], "is not an outbox.*: python3 control.py read-outbox .*outbox.ring.damaged-")
+            node.logs("is not an outbox, or its header is damaged; 0 samples could be read and copied to a new outbox")
             node.terminate()
             node.wait()
-        self.assertEqual(len(faults), 2)  # the first one is still there
-        self.assertIn("prints what it holds; then delete it", faults[1])
+        self.assertEqual(len(faults), 2)  # the first damaged file is still there
+        self.assertIn("prints its samples; delete the file afterwards", faults[1])
 
-    def test_it_takes_samples_and_keeps_them(self):
+    def test_samples_are_taken_and_stored(self):
         address = self.start().address()
         wait_until(lambda: self.status(address)[2]["taken"] >= 3)
         self.assertGreaterEqual(wait_until(lambda: self.status(address)[2]["held"] >= 3 and 3), 3)
 
-    def test_a_server_collects_what_was_taken(self):
+    def test_server_collects_the_samples_of_a_node(self):
         address = self.start().address()
         ledger = FakeLedger()
         end = TcpServerTransport(address, "basement", "home", ledger, {}, FakeClock())
         end.start()
         self.addCleanup(end.stop, LIMIT_S)
         ledger.wait_for(5)
-        with self.assertNoLogs("pigeonpost.transports.tcp_server", "INFO"):  # it is this server that ends it
+        with self.assertNoLogs("pigeonpost.transports.tcp_server", "INFO"):  # closed by this end
             end.stop(LIMIT_S)
         epoch = ledger.rows[0][1]
         seqs = ledger.seqs(epoch)
@@ -135,8 +135,8 @@ class Starting(NodeCase):
         ]
         self.assertEqual(end.state.sensors, simulated)
 
-    def test_it_runs_where_its_folder_cannot_be_written(self):
-        """Run by copying: nothing but the data folder is written, wherever it is started."""
+    def test_node_runs_from_a_read_only_program_folder(self):
+        """A copied program writes only to its data folder, in any current folder."""
         copy = os.path.join(temp_folder(self), "pigeonpost")
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "tests", "bench", "__pycache__", ".*"))
         before = sorted(os.walk(copy))
@@ -147,7 +147,7 @@ class Starting(NodeCase):
         self.assertEqual(program.wait(), 0)
         self.assertEqual(sorted(os.walk(copy)), before)
 
-    def test_without_a_chip_it_says_the_remedy_and_reads_the_machine(self):
+    def test_missing_chip_is_reported_with_the_remedy_and_the_machine_is_read(self):
         program = Program(
             self, "node.py", "--listen", "127.0.0.1:0", "--data", self.data, "--every", "0.05",
             PIGEONPOST_OUTBOX_SLOTS="64",
@@ -166,7 +166,7 @@ class Starting(NodeCase):
         self.assertIsNotNone(values["load"])
         self.assertIsNotNone(values["disk_free"])
 
-    def test_version_and_help(self):
+    def test_version_and_help_are_printed(self):
         status, said, _ = run(self, "--version")
         self.assertEqual(status, 0)
         self.assertRegex(said, r"^pigeonpost \d+\.\d+\.\d+\n$")
@@ -188,7 +188,7 @@ class Starting(NodeCase):
 
 class Settings_(NodeCase):
     def refused(self, *arguments, file=None, run=run_here, **environment):
-        """What it says on standard error, having ended with 2."""
+        """Return the standard error output of a node that ended with exit status 2."""
         if file is not None:
             path = os.path.join(self.data, "node.toml")
             with open(path, "w", encoding="utf-8") as out:
@@ -199,7 +199,7 @@ class Settings_(NodeCase):
         self.assertNotIn("Traceback", errors)
         return errors
 
-    def test_show_prints_every_setting_with_its_origin_and_stops(self):
+    def test_show_prints_all_settings_with_their_origins(self):
         status, said, errors = run_here(
             self, "--show", "--every", "3", "--token", "a secret of 16 letters", PIGEONPOST_OUTBOX_SLOTS="128"
         )
@@ -214,21 +214,21 @@ class Settings_(NodeCase):
         self.assertIn("[node] token = (set)  # --token", said)
         self.assertNotIn("a secret of", said)
 
-    def test_show_makes_nothing(self):
+    def test_show_creates_no_files(self):
         folder = os.path.join(self.data, "new")
         self.assertEqual(run_here(self, "--show", "--data", folder)[0], 0)
         self.assertFalse(os.path.exists(folder))
 
-    def test_a_wrong_value_names_file_table_and_key(self):
+    def test_invalid_value_is_reported_with_file_table_and_key(self):
         errors = self.refused(file="[node]\nevery = 'often'\n", run=run)
         path = os.path.join(self.data, "node.toml")
         words = "[node] every takes a number from 0.01 to 86400, not 'often'"
         self.assertEqual(errors, f"node.py: {path}, line 2: {words}\n")
 
-    def test_an_unknown_key_gets_a_hint(self):
+    def test_unknown_key_is_reported_with_a_hint(self):
         self.assertIn("[node]: unknown key 'evry'; did you mean \"every\"?", self.refused(file="[node]\nevry = 5\n"))
 
-    def test_wrong_flags_and_variables_are_named(self):
+    def test_invalid_flags_and_variables_are_reported(self):
         self.assertIn("--every: [node] every takes", self.refused("--every", "0"))
         errors = self.refused(PIGEONPOST_NODE_LISTEN="here:99999")
         self.assertIn("PIGEONPOST_NODE_LISTEN: [node] listen takes HOST:PORT", errors)
@@ -237,29 +237,32 @@ class Settings_(NodeCase):
         self.assertNotIn("too short", errors)
 
     def settings(self, file):
-        """As the program reads them, from a file alone."""
+        """Return the settings as the program reads them, from a file only."""
         path = os.path.join(self.data, "node.toml")
         with open(path, "w", encoding="utf-8") as out:
             out.write(file)
         no_flags = argparse.Namespace(config=path)
         return path, load(NODE, no_flags, "", ("sensor",), {})
 
-    def test_a_wrong_sensor_names_its_table(self):
+    def test_invalid_sensor_is_reported_with_its_table(self):
         for table, words in (
             (
                 '[[sensor]]\nkind = "barometer"',
-                "[[sensor]] 1: kind takes adc, command, formula, json, kernel, machine, mcp3424, mqtt",
+                "[[sensor]] 1: kind must be one of adc, command, formula, json, kernel, machine, mcp3424, mqtt",
             ),
             (
                 '[[sensor]]\nkind = "simulated"',
-                "kind takes adc, command, formula, json, kernel, machine, mcp3424, mqtt",
+                "kind must be one of adc, command, formula, json, kernel, machine, mcp3424, mqtt",
             ),
-            ("[[sensor]]", "kind takes adc, command, formula, json, kernel, machine, mcp3424, mqtt"),
-            ('[[sensor]]\nkind = ["adc"]', "kind takes adc, command, formula, json, kernel, machine, mcp3424, mqtt"),
+            ("[[sensor]]", "kind must be one of adc, command, formula, json, kernel, machine, mcp3424, mqtt"),
+            (
+                '[[sensor]]\nkind = ["adc"]',
+                "kind must be one of adc, command, formula, json, kernel, machine, mcp3424, mqtt",
+            ),
             ('[[sensor]]\nkind = "machine"\n[[sensor]]\nkind = "adc"', "[[sensor]] 2: channels is missing"),
             ('[[sensor]]\nkind = "machine"\ndsk = "/"', 'did you mean "disk"?'),
-            ('[[sensor]]\nkind = "machine"\n[[sensor]]\nkind = "machine"', "two sensors give a channel"),
-            ('[sensor]\nkind = "machine"', "sensor is written [[sensor]]"),
+            ('[[sensor]]\nkind = "machine"\n[[sensor]]\nkind = "machine"', "two sensors have a channel"),
+            ('[sensor]\nkind = "machine"', "sensor must be written as [[sensor]]"),
             (
                 '[[sensor]]\nkind = "formula"\nchannels.x.formula = "1 +"',
                 "[[sensor]] 1: channels.x: formula, column 4: ",
@@ -275,7 +278,7 @@ class Settings_(NodeCase):
             self.assertIn(words, str(caught.exception))
         self.assertIn("channels is missing", self.refused(file='[[sensor]]\nkind = "adc"', run=run))
 
-    def test_what_is_made_of_a_simulated_value_is_simulated(self):
+    def test_channel_calculated_from_a_simulated_one_is_simulated(self):
         adc = '[[sensor]]\nkind = "adc"\nchannels.t = {input = 1, convert = "mcp9700"}\n'
         formulas = (
             '[[sensor]]\nkind = "formula"\nchannels = {a = {formula = "b"}, b = {formula = "t"}, c = {formula = "1"}}'
@@ -285,22 +288,22 @@ class Settings_(NodeCase):
         self.assertEqual([(channel.name, channel.simulated) for channel in channels],
                          [("t", True), ("a", True), ("b", True), ("c", False)])  # fmt: skip
 
-    def test_an_address_that_is_taken(self):
+    def test_address_in_use_is_reported(self):
         address = self.start().address()
         errors = self.refused("--simulate", "--listen", f"127.0.0.1:{address[1]}", "--data", temp_folder(self), run=run)
         self.assertIn(f"cannot listen on 127.0.0.1:{address[1]}: Address already in use", errors)
         self.assertIn("--listen HOST:PORT", errors)
 
-    def test_a_file_that_is_not_there(self):
+    def test_missing_settings_file_is_reported(self):
         self.assertIn("nowhere.toml: No such file or directory", self.refused("--config", "nowhere.toml"))
 
-    def test_what_a_node_reads_when_nothing_is_said(self):
+    def test_default_sources_are_the_chip_and_the_machine(self):
         _, settings = self.settings("")
         names = [channel.name for source in node.make_sources(settings) for channel in source.channels]
         self.assertEqual(names[:2], ["temperature", "light"])
         self.assertEqual(set(names[2:]) - {"cpu_temperature"}, {"load", "memory_free", "disk_free"})
 
-    def test_every_kind_is_a_file(self):
+    def test_every_kind_has_a_module(self):
         self.assertEqual(
             set(KINDS) - {"adc"},
             {n[:-3] for n in os.listdir(os.path.join(ROOT, "pigeonpost", "sensors")) if n.endswith(".py")}
@@ -310,13 +313,13 @@ class Settings_(NodeCase):
     def test_too_many_sensors_are_refused(self):
         with self.assertRaisesRegex(SettingsError, "too many for one node"):
             node._slot_bytes([f"n{k}" for k in range(5000)])
-        with self.assertRaisesRegex(SettingsError, "600 sensors are too many for one node: give some of them"):
+        with self.assertRaisesRegex(SettingsError, "600 sensors are too many for one node: move some of them"):
             node._refuse_too_many([Channel(f"sensor_{k:03d}", "µg/m³") for k in range(600)])
         node._refuse_too_many([Channel(f"sensor_{k:03d}", "µg/m³") for k in range(300)])
 
 
 class Ending(NodeCase):
-    def test_sigterm_with_a_client_that_is_idle(self):
+    def test_sigterm_ends_a_node_with_an_idle_client(self):
         program = self.start(kind=Program)
         address = program.address()
         with Talk(address) as idle, Talk(address) as plain:
@@ -328,17 +331,17 @@ class Ending(NodeCase):
             self.assertEqual(program.wait(), 0)
             self.assertLess(time.monotonic() - began_s, 5)
             self.assertIsNone(idle.line())
-        program.logs("ended: told to by SIGTERM")
+        program.logs("ended: received SIGTERM")
         self.assertGreaterEqual(self.ring().last, before)
 
-    def test_sigint_too(self):
+    def test_sigint_ends_the_node(self):
         program = self.start()
         program.address()
         program.process.send_signal(signal.SIGINT)
         self.assertEqual(program.wait(), 0)
-        program.logs("ended: told to by SIGINT")
+        program.logs("ended: received SIGINT")
 
-    def test_what_gathered_is_written_at_the_end(self):
+    def test_queued_samples_are_written_at_the_end(self):
         program = self.start("--every", "0.02", PIGEONPOST_OUTBOX_SYNC="3600")
         address = program.address()
         taken = wait_until(lambda: (n := self.status(address)[2]["taken"]) >= 5 and n)
@@ -347,7 +350,7 @@ class Ending(NodeCase):
         self.assertEqual(program.wait(), 0)
         self.assertGreaterEqual(self.ring().last, taken)
 
-    def test_killed_it_goes_on_where_it_was_with_a_new_epoch(self):
+    def test_killed_node_continues_with_a_new_epoch(self):
         held = 0
         for _ in range(3):
             program = self.start()
@@ -361,7 +364,7 @@ class Ending(NodeCase):
         self.assertEqual([run.first for run in runs], [1, 1, 1])
         self.assertEqual([b.number - a.last_number for a, b in pairwise(runs)], [1, 1])
 
-    def test_off_it_stays_off(self):
+    def test_off_state_is_kept_after_a_restart(self):
         program = self.start()
         address = program.address()
         with Talk(address) as talk:
@@ -373,19 +376,19 @@ class Ending(NodeCase):
         self.assertEqual((on, details["taken"]), (False, 0))
         program.logs("OFF")
 
-    def test_a_second_one_on_the_same_data(self):
+    def test_second_node_on_the_same_data_exits_with_75(self):
         program = self.start()
         program.address()
         status, said, errors = run(self, "--simulate", "--listen", "127.0.0.1:0", "--data", self.data)
         self.assertEqual((status, said), (75, ""))
-        self.assertIn(f"outbox.lock is held by process {program.process.pid}", errors)
+        self.assertIn(f"outbox.lock is locked by process {program.process.pid}", errors)
         program.kill()
-        again = self.start()  # the lock dies with its holder
+        again = self.start()  # the lock ends with the process that holds it
         again.address()
 
 
-class SickDisks(NodeCase):
-    def test_a_folder_that_cannot_be_written(self):
+class DiskErrors(NodeCase):
+    def test_unwritable_data_folder_is_reported(self):
         path = os.path.join(self.data, "file")
         with open(path, "w", encoding="utf-8"):
             pass
@@ -394,7 +397,7 @@ class SickDisks(NodeCase):
         self.assertIn("--data DIR", errors)
 
     def failing(self, condition):
-        """A node whose writes fail with EIO from when `condition`, written in Python, holds."""
+        """Start a node whose writes fail with EIO once the Python expression `condition` is true."""
         code = f"""
 import os, sys, errno
 sys.path.insert(0, {ROOT!r})
@@ -418,15 +421,15 @@ sys.exit(node.main(sys.argv[1:]))
             PIGEONPOST_OUTBOX_SLOTS="64",
         )  # fmt: skip
 
-    def test_an_error_while_a_sample_is_written_ends_it_with_74(self):
+    def test_disk_error_during_a_sample_exits_with_74(self):
         program = self.failing("calls > 5")
         program.address()
         self.assertEqual(program.wait(), 74)
         program.logs("outbox.ring: " + os.strerror(errno.EIO))
         self.assertGreater(self.ring().last, 3)
 
-    def test_an_error_while_it_is_switched_off_ends_it_with_74(self):
-        """The connection's thread finds out, and must not take it for an error of its connection."""
+    def test_disk_error_during_off_exits_with_74(self):
+        """The thread of the connection gets the error, and must not treat it as an error of the connection."""
         program = self.failing("4096 <= at < 12288 and b'false' in bytes(data)")
         with Talk(program.address()) as talk:
             talk.say("SEND", False)
@@ -438,7 +441,7 @@ sys.exit(node.main(sys.argv[1:]))
 class Tokens(NodeCase):
     TOKEN = "a token of 16 letters or more"
 
-    def test_from_the_environment_the_flag_and_the_credential(self):
+    def test_token_is_read_from_variable_flag_and_credential(self):
         credentials = temp_folder(self)
         with open(os.path.join(credentials, "node-token"), "w", encoding="utf-8") as file:
             file.write(self.TOKEN + "\n")
@@ -451,15 +454,15 @@ class Tokens(NodeCase):
                 program = self.start("--every", "0.02", *arguments, **environment)
                 address = program.address()
                 self.assertTrue(self.held(address, self.TOKEN))
-                with Talk(address) as talk:  # afterwards, since whoever fails has to wait then
+                with Talk(address) as talk:  # last, because a client must wait after a failed attempt
                     talk.say("CHECK")
                     self.assertEqual([m.args[0] for m in talk.rest()], ["auth"])
                 self.assertFalse(any("no token" in line for line in program.logged))
                 program.kill()
 
-    def test_an_unusable_credential_is_refused_and_an_empty_one_is_no_token(self):
+    def test_invalid_credential_is_refused_and_an_empty_one_is_ignored(self):
         folder = temp_folder(self)
-        unusable = "takes 16 characters or more, as `control.py token"
+        unusable = "must have 16 characters or more; `control.py token"
         for content, words in ((b"short\n", unusable), (b"\xff" * 20, unusable), (b"\n", "")):
             with open(os.path.join(folder, "node-token"), "wb") as file:
                 file.write(content)
@@ -470,14 +473,14 @@ class Tokens(NodeCase):
                 else:
                     self.assertIsNone(node._key(""))
 
-    def test_a_credentials_folder_without_one_is_no_token(self):
+    def test_credentials_folder_without_a_token_is_ignored(self):
         program = self.start("--every", "5", CREDENTIALS_DIRECTORY=temp_folder(self))
         self.status(program.address())
         program.logs("no token")
 
 
-class Loaded(NodeCase):
-    """What a running node has loaded, which is what a Pi Zero pays for."""
+class LoadedModules(NodeCase):
+    """Modules loaded by a running node, which need memory on a Pi Zero."""
 
     NEVER = (
         "http",
@@ -499,11 +502,11 @@ class Loaded(NodeCase):
 import json, sys
 sys.path[0] = {ROOT!r}
 import node
-say = node.Node._say_ready
-def say_ready(self):
+report = node.Node._report_ready
+def report_ready(self):
     print(json.dumps(sorted(sys.modules)), flush=True)
-    say(self)
-node.Node._say_ready = say_ready
+    report(self)
+node.Node._report_ready = report_ready
 sys.exit(node.main(sys.argv[1:]))
 """
         path = os.path.join(self.data, "look.py")
@@ -522,10 +525,10 @@ sys.exit(node.main(sys.argv[1:]))
     def found(self, loaded, names):
         return sorted(name for name in loaded if any(name == bad or name.startswith(bad + ".") for bad in names))
 
-    def test_without_a_token(self):
+    def test_node_without_a_token_loads_no_unnecessary_modules(self):
         self.assertEqual(self.found(self.modules(), (*self.NEVER, "hashlib", "_hashlib", "hmac", "ssl", "gate")), [])
 
-    def test_with_one(self):
+    def test_node_with_a_token_loads_no_unnecessary_modules(self):
         loaded = self.modules(PIGEONPOST_NODE_TOKEN="a token of 16 letters")
         self.assertIn("hmac", loaded)
         self.assertEqual(self.found(loaded, (*self.NEVER, "ssl", "pigeonpost.auth.users")), [])

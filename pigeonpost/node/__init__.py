@@ -1,1 +1,1 @@
-"""The node: sampling, and the durable outbox."""
+"""Parts of the node: sampling and the durable outbox."""

@@ -1,8 +1,9 @@
-"""The name of a node whose settings give none: this machine's, and in a container the one of its first start.
+"""Default name of a node: the name of this machine or, in a container, the name at the first start.
 
-A container without a host name of its own has its id for one, which changes each time that the container is made, as by
-an update. The node's name must not: servers know its samples and its token by it. So the first one is kept in the data
-folder, which is the container's volume. Errors: DiskError; SettingsError for a file that holds no name.
+The default host name of a container is its id, which changes whenever the container is created again, for example by an
+update. The name of a node must not change, because servers find its samples and its token by that name. Therefore the
+first name is kept in the data folder, which is a volume of the container.
+Errors: DiskError; SettingsError for a file that does not contain a valid name.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ log = logging.getLogger(__name__)
 
 
 def node_name(data: str) -> str:
-    """Return the name of the node with that data folder, for settings without one."""
+    """Return the default name of the node whose data folder is `data`.
+
+    Raises:
+        DiskError: The name cannot be stored.
+        SettingsError: The stored name is not valid.
+    """
     name = own_name()
     if "BALENA_DEVICE_NAME_AT_INIT" in os.environ or not is_named_by_id():
         return name
@@ -31,8 +37,8 @@ def node_name(data: str) -> str:
             kept = file.read().strip()
     except FileNotFoundError:
         replace_file(path, f"{name}\n".encode())
-        log.info("named %s after this container's first start; PIGEONPOST_NODE_NAME gives a better name", name)
+        log.info("node name: %s, the container's id at its first start; set PIGEONPOST_NODE_NAME to change it", name)
         return name
     if not NODE_NAME(kept):
-        raise SettingsError(f"{path} holds no node name ({NODE_NAME_TAKES}): write the node's name into it")
+        raise SettingsError(f"{path} does not contain a valid node name ({NODE_NAME_TAKES}): write one in this file")
     return kept

@@ -1,4 +1,4 @@
-"""What a node reports of itself on every transport."""
+"""Description of a node, common to all its transports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
 
 class NodeInfo:
-    """Facts about a node that all its transports report, and the switch that they share."""
+    """Properties of a node that all its transports report, and the function that turns sampling on and off.
+
+    Attributes:
+        last_sent_ms: Time at which the last sample sent was taken, in milliseconds since 1970 (UTC), or None.
+        address: Host and port of the link, once it is listening; until then ("", 0).
+    """
 
     def __init__(
         self,
@@ -23,11 +28,15 @@ class NodeInfo:
         switch: Callable[[bool], Any],
         details: Callable[[], dict[str, Any]],
     ) -> None:
-        """
-        sensors  `{"name": ..., "unit": ...}` of each
-        key      of the node's token; None: this machine alone may ask
-        switch   turns sampling on or off, durably
-        details  what STATUS adds, as JSON
+        """Create the description.
+
+        Args:
+            name: Name of the node.
+            sensors: Description of each channel, as in HELLO: `{"name": ..., "unit": ...}`.
+            every_s: Sampling interval in seconds.
+            key: Key of the node's token. None admits only clients on this machine.
+            switch: Function that turns sampling on or off, durably.
+            details: Function that returns the additional fields of the response to STATUS.
         """
         self.name = name
         self.sensors = sensors
@@ -36,4 +45,4 @@ class NodeInfo:
         self.switch = switch
         self.details = details
         self.last_sent_ms: int | None = None
-        self.address = ("", 0)  # where it listens, once it does
+        self.address = ("", 0)

@@ -1,9 +1,11 @@
-"""The node's durable outbox: numbers samples, writes them to the ring file, and reads them as often as needed.
+"""Durable outbox of a node: numbers the samples, writes them to the ring file and reads them for the transports.
 
-A thread of its own alone appends to the ring; `put` only queues, so a slow disk never delays sampling. Reading needs no
-lock: the ring's list of runs is replaced, never changed. `_writing` serializes changes of the ring (samples, ON/OFF,
-forks), and is held until the disk has confirmed one. `_watching` guards the set of watchers, and is held for a moment.
-Errors: DiskError ends the program (`failed` is called with it): what is not durable was never accepted.
+Only the outbox's own thread appends samples to the ring. `put` only adds a sample to a queue, so a slow disk never
+delays sampling. Reading needs no lock, because the ring's list of runs (ranges of consecutive samples) is replaced as a
+whole and never modified.
+`_writing` serialises changes of the ring (samples, ON/OFF, forks) and is held until the disk has confirmed the change.
+`_watching` guards the set of watchers and is held only for a short time.
+Errors: DiskError ends the program (`failed` is called with it), because only durable samples are ever sent.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pigeonpost.core.errors import DiskError, Unexpected
+from pigeonpost.core.format import counted
 from pigeonpost.core.light_typing import TYPE_CHECKING
 from pigeonpost.core.wakeup import Wakeup
 from pigeonpost.node.ring_file import Ring
@@ -27,14 +30,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-QUEUE_SAMPLES = 10_000  # that may wait for the disk: a quarter of an hour at ten a second
-MOST_FORKS = 32
+QUEUE_SAMPLES = 10_000  # samples that can wait for the disk: about a quarter of an hour at ten samples per second
+MOST_FORKS = 32  # more are not plausible: the outbox is then probably copied while the node runs
 
 Wake = Callable[[], object]
 
 
 class Outbox:
-    """The outbox: the ring file and its writer thread."""
+    """The ring file and the thread that writes to it.
+
+    Attributes:
+        ring: The ring file.
+        epoch: Epoch of new samples, 16 hex digits. Each start of the node begins a new epoch.
+        dropped: Number of samples dropped because the queue was full.
+    """
 
     def __init__(
         self,
@@ -44,12 +53,15 @@ class Outbox:
         failed: Callable[[BaseException], Any] = lambda error: None,
         new_epoch: Callable[[], str] = lambda: os.urandom(8).hex(),
     ) -> None:
-        """
-        ring     the file
-        boot_id  16 hex digits that differ at every boot of this machine
-        sync_s   seconds that samples may gather before they are written together; 0: each as soon as the disk is free.
-                 A crash costs what has gathered, which was not accepted yet
-        failed   told when the disk fails; ends the program
+        """Create the outbox without starting its thread.
+
+        Args:
+            ring: The open ring file.
+            boot_id: 16 hex digits that are different at every boot of this machine.
+            sync_s: Time in seconds for which samples are collected before they are written together; 0 writes each
+                sample as soon as the disk is ready. A crash loses the samples that are not written yet.
+            failed: Function that is called with the exception when the disk fails; it ends the program.
+            new_epoch: Function that returns a new epoch.
         """
         self.ring = ring
         self.epoch = new_epoch()
@@ -67,33 +79,52 @@ class Outbox:
         self._watchers: frozenset[Wake] = frozenset()
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
 
-    # ------------------------------------------------------------------------------------------- in
+    # ---------------------------------------------------------------------------------------- writing
 
     def start(self) -> None:
-        """Begin to write what is put."""
+        """Start the thread that writes the samples of the queue."""
         self._thread.start()
 
     def stop(self, limit_s: float) -> str | None:
-        """Write what is queued and end; says so when that takes longer than `limit_s` seconds."""
+        """Write the samples of the queue and end the thread.
+
+        Args:
+            limit_s: Maximum time to wait, in seconds.
+
+        Returns:
+            None, or a message with the number of samples that are not written yet.
+        """
         self._stopping.set()
         self._arrived.set()
         self._thread.join(limit_s)
-        return f"{len(self._queue)} samples still wait for the disk" if self._thread.is_alive() else None
+        return f"{counted(len(self._queue), 'sample')} not yet written to the disk" if self._thread.is_alive() else None
 
-    def put(self, taken: UnnumberedSample) -> None:
-        """Queue a sample. It is accepted once the disk has confirmed it; a full queue drops it, and counts."""
+    def put(self, sample: UnnumberedSample) -> None:
+        """Add `sample` to the queue, or drop and count it if the queue is full.
+
+        The sample is accepted once the disk has confirmed that it is written.
+        """
         if len(self._queue) < QUEUE_SAMPLES:
-            self._queue.append(taken)
+            self._queue.append(sample)
             self._arrived.set()
             return
         if not self.dropped:
-            log.error("the disk keeps %d samples waiting: new ones are dropped until it goes on", QUEUE_SAMPLES)
+            log.error(
+                "%d samples wait for the disk: new samples are dropped until the disk responds again", QUEUE_SAMPLES
+            )
         self.dropped += 1
 
     def commit(self) -> int:
-        """Make durable what is queued, one batch at most; tell the watchers; how many samples it was."""
+        """Write samples of the queue durably, in one write, and call the watchers. Return the number of samples.
+
+        The ring limits the number of samples in one write (`Ring.most_at_once`).
+
+        Raises:
+            DiskError: The samples cannot be written.
+        """
         with self._writing:
-            # Never the whole ring: of a batch that a crash tears nothing may be left, nor of what it was written over.
+            # The limit is at most half of the ring. A crash during the write can damage all samples of the write, and
+            # it loses the samples that they overwrite. The other samples of the ring must remain.
             count = min(len(self._queue), self.ring.most_at_once)
             if not count:
                 return 0
@@ -114,18 +145,21 @@ class Outbox:
                 self._arrived.wait()
                 if self._sync_s:
                     self._stopping.wait(self._sync_s)
-                    self._arrived.wait(0)  # for what came meanwhile, which is written now
+                    self._arrived.wait(0)  # reset: the samples that arrived in the meantime are written now
                 while self._queue:
                     self.commit()
             while self._queue:
                 self.commit()
         except DiskError:
-            pass  # `commit` has said so, and the program ends
+            pass  # `commit` has reported the error, and the program ends
 
-    # ------------------------------------------------------------------------------------------ out
+    # ---------------------------------------------------------------------------------------- reading
 
     def held(self) -> list[list[Any]]:
-        """`[epoch, first, last, number of first]` of every epoch that is held, oldest first, the current one last."""
+        """Return `[epoch, first, last, number of first]` for each epoch in the outbox, oldest first.
+
+        `first` and `last` are sequence numbers. The current epoch is always the last entry, even without samples.
+        """
         runs = self.ring.runs
         held: list[list[Any]] = [[run.epoch, run.first, run.last, run.number] for run in runs]
         if not runs or runs[-1].epoch != self.epoch:
@@ -133,52 +167,67 @@ class Outbox:
         return held
 
     def run_at(self, number: int) -> SeqRange | None:
-        """The run that holds the sample with the running `number`; else the next one after it; None at the end."""
+        """Return the run that contains the sample with the running `number`, or else the next run; None at the end."""
         runs = self.ring.runs
         at = bisect_left(runs, number, key=lambda run: run.last_number)
         return runs[at] if at < len(runs) else None
 
     def run_of(self, epoch: str) -> SeqRange | None:
-        """The (latest) run of `epoch`, if any of it is held."""
+        """Return the latest run of `epoch`, or None if the outbox contains no sample of it."""
         return next((run for run in reversed(self.ring.runs) if run.epoch == epoch), None)
 
     def read(self, number: int, count: int) -> list[Slot | None]:
-        """Read up to `count` samples from the running `number` on; None for a damaged one."""
+        """Return up to `count` samples, beginning with the running `number`; None in place of a damaged sample.
+
+        Raises:
+            DiskError: The file cannot be read.
+        """
         with self._disk_errors():
             return self.ring.read(number, count)
 
     def watch(self, wake: Wake) -> None:
-        """Call `wake` (which must only set a flag) whenever samples were accepted."""
+        """Call `wake` after each commit of samples. It must return immediately, so it should only set a flag."""
         with self._watching:
             self._watchers |= {wake}
 
     def unwatch(self, wake: Wake) -> None:
-        """Do not call it any more."""
+        """Stop calling `wake`."""
         with self._watching:
             self._watchers -= {wake}
 
-    # ---------------------------------------------------------------------------------------- state
+    # ------------------------------------------------------------------------------------------ state
 
     @property
     def on(self) -> bool:
-        """Whether the node is to take samples; kept over restarts."""
+        """True if sampling is ON. The state is kept when the node restarts."""
         return bool(self.ring.state["on"])
 
     def switch(self, on: bool) -> None:
-        """Turn ON or OFF, durably."""
+        """Turn sampling ON if `on` is true, else OFF, durably.
+
+        Raises:
+            DiskError: The state cannot be written.
+        """
         with self._writing, self._disk_errors():
             if on != self.on:
                 self.ring.change_state(on=on)
 
     def fork(self, epoch: str, seq: int) -> str:
-        """Give what is held of `epoch` from `seq` on, and what follows, a new epoch; returns it.
+        """Move the samples of `epoch` from the sequence number `seq` on to a new epoch, and return the new epoch.
 
-        For a node that finds out that another live copy of its card has used these numbers. Raises Unexpected when
-        that was found out too often to be believed.
+        If `epoch` is the current epoch, samples that are not yet written also get the new epoch.
+
+        A node does this when it finds out that a copy of its outbox, for example on a copied SD card, has used the same
+        sequence numbers for other samples.
+
+        Raises:
+            DiskError: The fork cannot be stored.
+            Unexpected: The outbox has been forked too often.
         """
         with self._writing, self._disk_errors():
             if len(self.ring.forks_held()) >= MOST_FORKS:
-                raise Unexpected(f"this outbox has been forked {MOST_FORKS} times; is it copied while it runs?")
+                raise Unexpected(f"this outbox has been forked {MOST_FORKS} times; is it copied while the node runs?")
+            # Only epochs and sequence numbers change. The running numbers, and thus the slots, stay the same.
             new, run, held = self._new_epoch(), self.run_of(epoch), 0
             if run and seq <= run.last:
                 start = run.number + max(0, seq - run.first)
@@ -190,7 +239,10 @@ class Outbox:
 
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:
-        """A disk that fails ends the program also when a connection's thread finds out, which goes on to close only."""
+        """Pass a DiskError to `failed`, which ends the program.
+
+        The error alone would only close the connection whose thread has called the outbox.
+        """
         try:
             yield
         except DiskError as error:

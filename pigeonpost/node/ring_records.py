@@ -1,4 +1,4 @@
-"""Records of the outbox: a sample not yet numbered, a slot of the file, a range of sequence numbers."""
+"""Records of the outbox: a sample without a number, a sample in a slot of the file, and a range of samples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from protocol import Number
 
 
 class UnnumberedSample(NamedTuple):
-    """A sample as it was taken, before it has a number: the fields are those of protocol.Sample."""
+    """A sample before it has a sequence number. The fields are those of protocol.Sample."""
 
     wall_ms: int
     up_ms: int
@@ -19,7 +19,16 @@ class UnnumberedSample(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """A sample as the ring holds it. `number` runs over all epochs; `boot` is the id of the boot it was taken in."""
+    """A sample in the ring file.
+
+    Attributes:
+        number: Running number, which counts over all epochs.
+        wall_ms: Time of the sample in milliseconds since 1970 (UTC), according to the clock of the node.
+        up_ms: Uptime of the machine in milliseconds.
+        boot: Id of the boot during which the sample was taken.
+        clock_set: True if the clock of the node was set.
+        body: The part of the sample's JSON with values and errors.
+    """
 
     number: int
     wall_ms: int
@@ -30,7 +39,14 @@ class Slot(NamedTuple):
 
 
 class SeqRange(NamedTuple):
-    """Samples `first` to `last` (seq) of one epoch, which follow each other; `number` is the running one of `first`."""
+    """Consecutive samples of one epoch (a "run").
+
+    Attributes:
+        epoch: The epoch, 16 hex digits.
+        first: Sequence number of the first sample.
+        last: Sequence number of the last sample.
+        number: Running number of the first sample.
+    """
 
     epoch: str
     first: int
@@ -39,13 +55,13 @@ class SeqRange(NamedTuple):
 
     @property
     def last_number(self) -> int:
-        """The running number of the last sample."""
+        """Running number of the last sample."""
         return self.number + self.last - self.first
 
     def seq_of(self, number: int) -> int:
-        """The seq, in this epoch, of the sample with this running number."""
+        """Return the sequence number of the sample with the running `number`."""
         return self.first + number - self.number
 
     def cut(self, number: int) -> SeqRange:
-        """What is left of it from the running `number` on."""
+        """Return the part of the range that begins with the running `number`."""
         return self._replace(first=self.seq_of(number), number=number)

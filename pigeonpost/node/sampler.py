@@ -1,13 +1,21 @@
-"""Takes samples on time: every source at every slot, none waiting for another.
+"""Sampler of a node: reads all sources at fixed intervals and combines their readings to samples.
 
-Threads: `Metronome`, a threading.Timer on absolute deadlines, keeps the time and makes the samples, derived channels
-  last. With several sources each has a thread of its own, so that a slow one delays nobody. A single source needs none:
-  the metronome reads it, as long as it answers in time. When it does not, it gets its own thread, for good; where it is
-  stuck, `check` finds that out, gives the time to a new metronome, and no slot is lost. The source's thread begins to
-  read when the reading that was late has come to its end.
-`_lock` guards `_reading`: the metronome that set it, or `check`, clears it, and so delivers that sample.
-Errors: a source that fails or is late gives null, with the error beside it. Any exception of a source counts as its
-  failure.
+A slot is a time at which a sample is due.
+
+Threads: `Metronome`, a threading.Timer with absolute deadlines, takes a sample in each slot. It calculates the derived
+channels last.
+
+With several sources, each source has its own thread, so a slow source does not delay the others.
+
+A single source needs no thread: the metronome reads it, as long as it answers in time. A source that once answers late
+gets its own thread permanently. If the source does not answer at all, `check` notices it and starts a new metronome, so
+no slot is lost. The thread of the source then waits until the late reading has ended before it reads again.
+
+`_lock` guards `_reading`. Either the metronome that has set it or `check` clears it; the one that clears it delivers
+the sample.
+
+Errors: For a source that fails or is late, the sample contains null and the error text. Every exception in a source
+counts as a failure of that source.
 """
 
 from __future__ import annotations
@@ -23,7 +31,7 @@ from pigeonpost.core.errors import SensorError
 from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
 from pigeonpost.core.wakeup import StopFlag, Wakeup
 from pigeonpost.node.ring_records import UnnumberedSample
-from pigeonpost.sensors.contract import DerivedSource, LatestReadings, Readings, SensorSource, in_order
+from pigeonpost.sensors.contract import DerivedSource, LatestReading, Readings, SensorSource, in_order
 from protocol import LARGEST_INTEGER, Number
 
 if TYPE_CHECKING:
@@ -31,26 +39,32 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LONGEST_WAIT_S = 5.0  # for the slowest source, and never more than most of the interval
-_SHARE = 0.8
-# Where a busy machine wakes the metronome late, the sample is taken all the same, but for the last 2 ms before the next
-# slot (of short intervals the last fifth): two samples in one millisecond would have one date.
+LONGEST_WAIT_S = 5.0  # maximum time to wait for the slowest source
+_SHARE = 0.8  # maximum share of the interval to wait for the slowest source
+# If a busy machine wakes the metronome late, the sample is taken nevertheless, except in the last 2 ms before the next
+# slot (or the last fifth of a short interval): two samples within one millisecond would have the same time.
 _GUARD_S, _GUARD_SHARE = 0.002, 0.2
 
-_Answer = tuple["_Reader", int, "Readings | SensorError", float]  # reader, slot, answer, its time (Clock.monotonic)
+_Answer = tuple["_Reader", int, "Readings | SensorError", float]  # reader, slot, readings, time (Clock.monotonic)
 
 
 class Metronome(threading.Timer):
-    """A Timer that repeats. Its deadlines are multiples of the interval after the first, however long the function
-    takes, so it does not drift."""
+    """Repeating timer that does not drift.
+
+    Its deadlines are multiples of the interval after the first one, regardless of the time that the function takes.
+    """
 
     def __init__(
         self, interval: float, function: Callable[[int], Any], clock: Clock, after: tuple[float, int] | None = None
     ) -> None:
-        """
-        function  gets the number of slots that were missed before this one: a machine that stood still goes on with the
-                  next slot, and does not make up for what is past
-        after     the `position` of a metronome that this one goes on for
+        """Create the timer without starting it.
+
+        Args:
+            interval: Interval in seconds.
+            function: Function that is called in each slot, with the number of slots missed before it. After the machine
+                has been suspended or stopped, the timer continues with the next slot; it does not repeat missed slots.
+            clock: Clock of the node.
+            after: The `position` of the metronome that this one replaces, or None.
         """
         super().__init__(interval, function)
         self.finished = StopFlag()
@@ -62,10 +76,11 @@ class Metronome(threading.Timer):
 
     @property
     def position(self) -> tuple[float, int]:
-        """When the first slot was (Clock.monotonic), and the number of the one in progress, or waited for."""
+        """Time of the first slot (Clock.monotonic), and the number of the current or next slot."""
         return self._first_s, self._slot
 
     def run(self) -> None:
+        """Call the function in each slot until the timer is cancelled."""
         missed = 0
         if self._after is None:
             self._first_s = self._clock.monotonic()
@@ -73,19 +88,22 @@ class Metronome(threading.Timer):
             missed = self._advance()
         while not self._clock.wait(self.finished, self._first_s + self._slot * self.interval - self._clock.monotonic()):
             passed = self._skip(1.0 - min(_GUARD_SHARE, _GUARD_S / self.interval))
-            if passed:  # the wait took that much too long
+            if passed:  # the machine has woken this thread so late that slots have passed
                 missed += passed
             else:
                 self.function(missed)
                 missed = self._advance()
 
     def _advance(self) -> int:
-        """Go on to the next slot. Returns the number of slots missed before it."""
+        """Advance to the next slot. Return the number of slots missed before it."""
         self._slot += 1
         return self._skip(0.5)
 
     def _skip(self, latest: float) -> int:
-        """Skip slots whose time has passed by more than `latest` intervals: taken now they would crowd the next."""
+        """Skip the slots that are more than `latest` intervals late. Return their number.
+
+        Their samples would be too close to the next sample.
+        """
         passed = math.ceil((self._clock.monotonic() - self._first_s) / self.interval - latest) - self._slot
         if passed <= 0:
             return 0
@@ -94,79 +112,86 @@ class Metronome(threading.Timer):
 
 
 class _Reader:
-    """One source, and the thread that reads it if it has its own."""
+    """A source and, if it has its own, the thread that reads it."""
 
     def __init__(self, source: SensorSource, answer: Callable[[_Answer], Any], clock: Clock) -> None:
         self.source = source
         self.name = source.channels[0].name
-        self.busy = False  # asked, and has not answered yet
+        self.busy = False  # a reading has been requested and is not finished
         self._answer = answer
         self._clock = clock
-        self._slot: int | None = None  # to read for
+        self._slot: int | None = None  # the slot for which a reading is requested
         self._is_ending = False
-        self._asked = Wakeup()
+        self._requested = Wakeup()
         self._late: threading.Thread | None = None
         self._thread = threading.Thread(target=self._run, name=f"read {self.name}", daemon=True)
 
     def start(self, late: threading.Thread | None = None) -> None:
-        """Start the thread, which first lets the thread `late` finish what it reads."""
+        """Start the thread. It first waits until the thread `late`, if any, has finished its reading."""
         self._late = late
         self._thread.start()
 
-    def ask(self, slot: int) -> None:
-        """Read once, and answer with the slot's number."""
+    def request(self, slot: int) -> None:
+        """Request one reading for a slot."""
         self.busy = True
         self._slot = slot
-        self._asked.set()
+        self._requested.set()
 
     def stop(self, limit_s: float) -> bool:
         self._is_ending = True
-        self._asked.set()
+        self._requested.set()
         self._thread.join(limit_s)
         return not self._thread.is_alive()
 
     def read(self) -> Readings | SensorError:
-        """Read now. Every exception becomes a SensorError."""
+        """Read the source now. Every exception becomes a SensorError."""
         try:
             readings = self.source.read()
             if not isinstance(readings, Mapping):
-                raise TypeError(f"read() gave {readings!r:.80}")
+                raise TypeError(f"read() returned {readings!r:.80}")
             return readings
         except SensorError as error:
             return error
         except Exception as error:
-            log.exception("a fault in the code that reads %s", self.name)
-            return SensorError(f"a fault of the program: {error!r}")
+            log.exception("internal error while reading %s", self.name)
+            return SensorError(f"internal error: {error!r}")
 
     def _run(self) -> None:
         if self._late is not None:
             self._late.join()
             self._late = None
-        while self._slot is not None or not self._is_ending:  # what was asked before the end is answered
-            self._asked.wait()
+        while self._slot is not None or not self._is_ending:  # a request made before the end is still answered
+            self._requested.wait()
             slot, self._slot = self._slot, None
             if slot is not None:
                 self._answer((self, slot, self.read(), self._clock.monotonic()))
         self.source.close()
 
 
-class _Moment(NamedTuple):
-    """When a sample is taken, as it is dated."""
+class _SampleTime(NamedTuple):
+    """Time of a sample: date and uptime in milliseconds, and True if the clock is set."""
 
     wall_ms: int
     up_ms: int
     clock_set: bool
 
 
-class _Reading(NamedTuple):
-    """What the metronome reads itself just now: since when (Clock.monotonic), and the sample's date."""
+class _ReadingInProgress(NamedTuple):
+    """A reading that the metronome is making itself: its start (Clock.monotonic) and the time of the sample."""
 
     began_s: float
-    moment: _Moment
+    time: _SampleTime
 
 
 class Sampler:
-    """All sources of a node, sampled together every `every_s` seconds."""
+    """Samples all sources of a node together, every `every_s` seconds.
+
+    Attributes:
+        taken: Number of samples taken.
+        missed: Number of slots whose time passed while the machine was suspended or too busy.
+        failed: Number of readings without a value.
+        check_s: Interval in seconds at which `check` should be called.
+    """
 
     def __init__(
         self,
@@ -177,56 +202,69 @@ class Sampler:
         is_on: Callable[[], bool] = lambda: True,
         is_checked: bool = False,
     ) -> None:
-        """
-        deliver     takes each sample; it must not wait
-        every_s     sampling interval in seconds, from 0.01
-        is_on       whether to sample now; asked at every slot
-        is_checked  whether `check` is called every `check_s` seconds; else also a single source has a thread
+        """Create the sampler without starting it.
 
-        Raises SettingsError when a derived channel lacks what it is made of.
+        Args:
+            sources: The sources.
+            deliver: Function that is called with each sample. It must not block.
+            every_s: Sampling interval in seconds, at least 0.01.
+            clock: Clock of the node.
+            is_on: Function that returns True if sampling is on; called in every slot.
+            is_checked: True if `check` will be called every `check_s` seconds. If False, even a single source has its
+                own thread.
+
+        Raises:
+            SettingsError: A derived channel uses a channel that does not exist.
         """
         self.taken = 0
-        self.missed = 0  # slots whose time passed while the machine stood still
-        self.failed = 0  # readings that gave no value
+        self.missed = 0
+        self.failed = 0
         self._deliver = deliver
         self._clock = clock
         self._is_on = is_on
         self._slot = 0
         self._failing: set[str] = set()
         self._patience_s = min(LONGEST_WAIT_S, _SHARE * every_s)
-        self.check_s = max(1.0, self._patience_s)  # what it costs then does not show beside the samples
+        self.check_s = max(1.0, self._patience_s)  # not more often, so that its cost is negligible
         self._every_s = every_s
         self._names = [channel.name for source in sources for channel in source.channels]
         self._derived = in_order(sources)
-        self._latest: dict[str, LatestReadings] = {}  # kept only for those
+        self._latest: dict[str, LatestReading] = {}  # kept only if there are derived channels
         self._answers: deque[_Answer] = deque()
         self._answered = Wakeup()
         self._readers = [
-            _Reader(source, self._take_in, clock) for source in sources if not isinstance(source, DerivedSource)
+            _Reader(source, self._queue_answer, clock) for source in sources if not isinstance(source, DerivedSource)
         ]
         self._lock = threading.Lock()
         self._single = self._readers[0] if is_checked and len(self._readers) == 1 else None  # read by the metronome
-        self._reading: _Reading | None = None
+        self._reading: _ReadingInProgress | None = None
         self._is_stopping = False
-        self._is_behind = False  # the slots missed next passed while the metronome read
+        self._is_behind = False  # True if the slots that are reported as missed next passed during a late reading
         self._metronome = Metronome(every_s, self.sample, clock)
 
     def start(self) -> None:
-        """Take the first sample now, and go on."""
+        """Take the first sample now, and start the threads."""
         if self._single is None:
             for reader in self._readers:
                 reader.start()
         self._metronome.start()
 
     def stop(self, limit_s: float) -> str | None:
-        """Take no more; says so when a source does not let go within `limit_s` seconds."""
+        """Stop sampling and close the sources.
+
+        Args:
+            limit_s: Maximum time to wait, in seconds.
+
+        Returns:
+            None, or a message with the sources that are still being read.
+        """
         self._is_stopping = True
         self._metronome.cancel()
         share_s = limit_s / (len(self._readers) + 1)
-        if self._metronome.is_alive():  # so that the sample in progress has its answers
+        if self._metronome.is_alive():  # first, so that the sources still answer for the sample in progress
             self._metronome.join(share_s)
         is_reading = self._metronome.is_alive()
-        single = self._single  # read after that: a metronome that has ended gives no thread any more
+        single = self._single  # read only now: a metronome that has ended can no longer give the source a thread
         if single is None:
             stuck = [reader.name for reader in self._readers if not reader.stop(share_s)]
         elif is_reading:
@@ -239,41 +277,41 @@ class Sampler:
         return f"still reading: {', '.join(stuck)}" if stuck else None
 
     def check(self) -> None:
-        """Find out whether a single source is stuck, and have a new metronome go on without it.
+        """Replace the metronome if it is waiting for a single source that does not answer in time.
 
-        The samples that it should have been in are delivered now, with null. Called by the thread that calls `stop`.
+        The sample in progress is delivered now, with null. This method must be called by the same thread as `stop`.
         """
         reading = self._reading
         if reading is None or self._clock.monotonic() - reading.began_s <= self._patience_s:
             return
         with self._lock:
-            if self._reading is not reading:  # it has answered just now
+            if self._reading is not reading:  # the source has just answered
                 return
             self._reading = None
             late = self._metronome
             self._metronome = Metronome(self._every_s, self.sample, self._clock, late.position)
-            late.cancel()  # before it can go on to its next slot
+            late.cancel()  # before it can continue with its next slot
         self._give_thread(late)
-        self._deliver_sample(reading.moment, {})
+        self._deliver_sample(reading.time, {})
         self._metronome.start()
 
     def sample(self, missed: int = 0) -> None:
-        """Take one sample now and deliver it; `missed` slots before it were not taken."""
+        """Take one sample now and deliver it. `missed` is the number of slots missed before it."""
         if missed and self._is_behind:
-            missed -= self._make_up(missed)
+            missed -= self._fill_missed(missed)
         self._is_behind = False
         self.missed += missed
         if not self._is_on():
             return
-        moment = self._moment()
-        answers = self._ask_all() if self._single is None else self._read_single(self._single, moment)
+        time = self._sample_time()
+        answers = self._request_all() if self._single is None else self._read_single(self._single, time)
         if answers is not None:
-            self._deliver_sample(moment, answers)
+            self._deliver_sample(time, answers)
 
-    def _moment(self) -> _Moment:
-        return _Moment(self._clock.wall_ms(), self._clock.up_ms(), self._clock.is_set())
+    def _sample_time(self) -> _SampleTime:
+        return _SampleTime(self._clock.wall_ms(), self._clock.up_ms(), self._clock.is_set())
 
-    def _deliver_sample(self, moment: _Moment, answers: Mapping[_Reader, Readings | SensorError]) -> None:
+    def _deliver_sample(self, time: _SampleTime, answers: Mapping[_Reader, Readings | SensorError]) -> None:
         readings: dict[str, object] = {}
         for reader in self._readers:
             answer = answers.get(reader)
@@ -291,26 +329,26 @@ class Sampler:
                 values[name] = reading
             else:
                 values[name] = None
-                errors[name] = str(reading) if isinstance(reading, SensorError) else f"gave {reading!r}"
+                errors[name] = str(reading) if isinstance(reading, SensorError) else f"invalid value: {reading!r}"
         if errors or self._failing:
             self._record_failures(errors)
         self.taken += 1
-        self._deliver(UnnumberedSample(*moment, values, errors))
+        self._deliver(UnnumberedSample(*time, values, errors))
 
     # ------------------------------------------------------------------------ a single source, read by the metronome
 
-    def _read_single(self, single: _Reader, moment: _Moment) -> Mapping[_Reader, Readings | SensorError] | None:
-        """The single source's answer, if it was in time. Returns None if `check` did not wait for it."""
-        reading = _Reading(self._clock.monotonic(), moment)
+    def _read_single(self, single: _Reader, time: _SampleTime) -> Mapping[_Reader, Readings | SensorError] | None:
+        """Return the answer of the single source, {} if it is late, or None if `check` has delivered the sample."""
+        reading = _ReadingInProgress(self._clock.monotonic(), time)
         self._reading = reading
         answer = single.read()
         ended_s = self._clock.monotonic()
         with self._lock:
-            is_mine = self._reading is reading
-            if is_mine:
+            is_current = self._reading is reading
+            if is_current:
                 self._reading = None
-        if not is_mine:
-            self._take_in((single, 0, answer, ended_s))
+        if not is_current:
+            self._queue_answer((single, 0, answer, ended_s))
             return None
         self._keep_latest(answer, ended_s)
         if ended_s - reading.began_s <= self._patience_s:
@@ -319,76 +357,77 @@ class Sampler:
         return {}
 
     def _give_thread(self, late: threading.Thread | None) -> None:
-        """From now on the single source has its own thread; it is busy as long as `late` reads."""
+        """Give the single source its own thread. It is busy until the thread `late`, if any, has read it."""
         single = self._single
         if single is not None:
             single.busy = late is not None
             single.start(late)
-            self._single = None  # only now: `stop` ends it
-            if self._is_stopping:  # `stop` may have given up on it
+            self._single = None  # only after the start, because `stop` then ends the thread
+            if self._is_stopping:  # `stop` may already have stopped waiting for the source
                 single.stop(0.0)
         self._is_behind = True
 
-    def _make_up(self, missed: int) -> int:
-        """Deliver samples with null for the slots that passed while the metronome read. Returns their number.
+    def _fill_missed(self, missed: int) -> int:
+        """Deliver samples with null for the slots that passed during a late reading. Return their number.
 
-        They are those that `check` needs to find it out at most; for more than that this machine stood still.
+        Their number is at most the number of slots until `check` notices the late reading. More slots can only be
+        missed if the machine was suspended; these are not made up for.
         """
         count = min(missed, math.ceil((self.check_s + self._patience_s) / self._every_s)) if self._is_on() else 0
-        now = self._moment()
+        now = self._sample_time()
         for slots_ago in range(count, 0, -1):
             ago_ms = round(slots_ago * self._every_s * 1000)
-            self._deliver_sample(_Moment(now.wall_ms - ago_ms, now.up_ms - ago_ms, now.clock_set), {})
+            self._deliver_sample(_SampleTime(now.wall_ms - ago_ms, now.up_ms - ago_ms, now.clock_set), {})
         return count
 
     # ---------------------------------------------------------------------------------- sources with their own threads
 
-    def _ask_all(self) -> dict[_Reader, Readings | SensorError]:
-        """Ask every source that is not still busy, and wait for their answers as long as is right."""
+    def _request_all(self) -> dict[_Reader, Readings | SensorError]:
+        """Request a reading from every source that is not busy, and return the answers that arrive in time."""
         self._slot += 1
         give_up_s = self._clock.monotonic() + self._patience_s
-        self._take_answers(0.0, {})  # late ones, of slots before
+        self._take_answers(0.0, {})  # late answers for earlier slots
         waiting = [reader for reader in self._readers if not reader.busy]
         for reader in waiting:
-            reader.ask(self._slot)
+            reader.request(self._slot)
         answers: dict[_Reader, Readings | SensorError] = {}
         while len(answers) < len(waiting) and self._take_answers(give_up_s - self._clock.monotonic(), answers):
             pass
         return answers
 
-    def _take_in(self, answer: _Answer) -> None:
-        """Called by the source's thread."""
+    def _queue_answer(self, answer: _Answer) -> None:
+        """Queue an answer; called in the thread of the source."""
         self._answers.append(answer)
         self._answered.set()
 
     def _take_answers(self, seconds: float, answers: dict[_Reader, Readings | SensorError]) -> bool:
-        """Take what has come, after waiting at most `seconds` for one; False when none came."""
+        """Move the answers from the queue to `answers`. Return False if none arrives within `seconds`."""
         while not self._answers:
             if not self._answered.wait(max(0.0, seconds)):
                 return False
         while self._answers:
             reader, slot, answer, at_s = self._answers.popleft()
             reader.busy = False
-            self._keep_latest(answer, at_s)  # also a late one: derived channels judge its age
+            self._keep_latest(answer, at_s)  # also if it is late, because derived channels check its age
             if slot == self._slot:
                 answers[reader] = answer
         return True
 
     def _keep_latest(self, answer: Readings | SensorError, at_s: float) -> None:
         if self._derived and not isinstance(answer, SensorError):
-            self._latest |= {name: LatestReadings(value, at_s) for name, value in answer.items() if _is_number(value)}
+            self._latest |= {name: LatestReading(value, at_s) for name, value in answer.items() if _is_number(value)}
 
-    # -------------------------------------------------------------------------------------------------- what they give
+    # ---------------------------------------------------------------------------------- derived channels, failures
 
     def _derive(self, source: DerivedSource, name: str) -> Number | SensorError:
-        """The value of a derived channel, of what is there now."""
+        """Return the value of a derived channel, calculated from the latest readings."""
         try:
             made = source.derive(name, self._latest, self._clock.monotonic())
         except SensorError as error:
             return error
         except Exception as error:
-            log.exception("a fault in the code that makes %s", name)
-            return SensorError(f"a fault of the program: {error!r}")
+            log.exception("internal error while calculating %s", name)
+            return SensorError(f"internal error: {error!r}")
         if _is_number(made.value):
             self._latest[name] = made
         return made.value
@@ -399,12 +438,12 @@ class Sampler:
         for name in errors.keys() - self._failing:
             log.warning("%s: %s", name, errors[name])
         for name in self._failing - errors.keys():
-            log.info("%s: reads again", name)
+            log.info("%s: can be read again", name)
         self._failing = set(errors)
 
 
 def _is_number(reading: object) -> TypeGuard[Number]:
-    """Whether a reading can go over the link: a finite number that fits 64 bits; True and False are none."""
+    """Return True if a reading can be sent: a finite float or an integer of 64 bits, but not True or False."""
     if type(reading) is int:
         return -LARGEST_INTEGER <= reading <= LARGEST_INTEGER
     return type(reading) is float and math.isfinite(reading)

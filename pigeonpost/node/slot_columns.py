@@ -1,6 +1,6 @@
-"""Columns of samples, as the link carries them, made straight from the slots of the outbox.
+"""Writer of samples as JSON columns, directly from the slots of the outbox.
 
-The body of a slot has the text of each value, which is taken over as it is: nothing is decoded.
+The texts of the values are copied from the bodies of the slots without being decoded.
 """
 
 from __future__ import annotations
@@ -19,21 +19,28 @@ from pigeonpost.node.ring_records import Slot
 if TYPE_CHECKING:
     from typing import Any
 
-# More than the rest of the text: the keys, the first sequence number, and the absolute time and uptime.
+# Upper limit for the keys, the first sequence number, and the absolute time and uptime.
 _FRAME_BYTES = 200
-_PLACE_BYTES = len('{"4095":}')  # that an error's text needs beside what the body has of it
+_INDEX_BYTES = len('{"4095":}')  # additional length of an error text, which has an index in columns
 
 
 class ColumnsWriter:
-    """One object of columns, to which slots are added as long as they are alike and there is room.
+    """Writer of one JSON object of columns. Samples are added until it is full or a sample has different channels.
 
-    clock    their state, as the link has it
-    last_ms  when the last of them was taken
-    is_full  there is no room for the one that comes next
+    Attributes:
+        clock: Clock flag of all samples, as on the link: "", "server" or "unset".
+        last_ms: Time of the last sample in milliseconds since 1970 (UTC).
+        is_full: True if the next sample does not fit.
     """
 
     def __init__(self, seq: int, clock: str, room_bytes: int) -> None:
-        """seq, clock: of the first sample. room_bytes: for the text."""
+        """Create a writer without samples.
+
+        Args:
+            seq: Sequence number of the first sample.
+            clock: Clock flag of all samples.
+            room_bytes: Maximum length of the JSON text, in bytes.
+        """
         self.clock = clock
         self.last_ms = 0
         self.is_full = False
@@ -43,12 +50,18 @@ class ColumnsWriter:
         self._find: Callable[[str], list[tuple[str, ...]]] = lambda text: []
         self._count = 0
         self._last_up_ms = 0
-        self._parts: list[list[str]] = []  # of time, up and each sensor the texts that were added, oldest first
+        self._parts: list[list[str]] = []  # texts of time, up and each sensor, oldest first
         self._errors: dict[str, dict[int, str]] = {}
 
     def add(self, slots: Sequence[Slot], times: Sequence[int]) -> int:
-        """Add samples, taken at `times`; returns how many: fewer, or none, where others have other sensors, or the
-        room is used up."""
+        """Add consecutive samples and return the number of samples added.
+
+        The result is smaller than the number of `slots` if a sample has different channels, or if the object is full.
+
+        Args:
+            slots: The samples.
+            times: Time of each sample in milliseconds since 1970 (UTC).
+        """
         if not self._names:
             self._begin(slots[0].body)
         found = self._find("\n".join([slot.body for slot in slots]))
@@ -72,7 +85,7 @@ class ColumnsWriter:
         return count
 
     def text(self) -> str:
-        """Return the samples as JSON; there is at least one."""
+        """Return the samples as JSON. At least one sample must have been added."""
         time_steps, up_steps, *values = [",".join(parts) for parts in self._parts]
         return columns_text(self._seq, time_steps, up_steps, dict(zip(self._names, values)), self._errors, self.clock)
 
@@ -82,13 +95,13 @@ class ColumnsWriter:
         self._parts = [[] for _ in ("time", "up", *names)]
         self._left -= sum(len(name) + len('"":[],') for name in names)
 
-    def _steps(self, before: int, moments: Sequence[int]) -> tuple[str, ...]:
-        """Return the differences of `moments` from those that come before each; of the very first its own text."""
-        steps = steps_text([before, *moments] if self._count else moments).split(",")
+    def _steps(self, before: int, times: Sequence[int]) -> tuple[str, ...]:
+        """Return the difference between each time and the previous one; for the very first time, the time itself."""
+        steps = steps_text([before, *times] if self._count else times).split(",")
         return tuple(steps[1:] if self._count else steps)
 
     def _fitting(self, columns: Sequence[Sequence[str]], errors: Sequence[str]) -> int:
-        """Return how many of these samples there is room for, and take it."""
+        """Return the number of these samples that fit, and reserve the space for them."""
         count = len(errors)
         taken = sum([sum(map(len, column)) for column in columns]) + len(columns) * count
         if taken > self._left or any(errors):
@@ -101,19 +114,19 @@ class ColumnsWriter:
         return count
 
     def _add_errors(self, errors: Sequence[str]) -> None:
-        for place, text in enumerate(errors, self._count):
+        for index, text in enumerate(errors, self._count):
             for name, reason in json.loads(text).items() if text else ():
-                self._errors.setdefault(name, {})[place] = reason
+                self._errors.setdefault(name, {})[index] = reason
 
 
 def _error_bytes(text: str) -> int:
-    """Return how many bytes the errors of a sample need at most."""
-    return len(text.encode()) + _PLACE_BYTES * text.count('":"')
+    """Return the maximum number of bytes that the errors of a sample need."""
+    return len(text.encode()) + _INDEX_BYTES * text.count('":"')
 
 
 @functools.lru_cache(maxsize=8)
 def _finder(names: tuple[str, ...]) -> Callable[[str], list[tuple[Any, ...]]]:
-    """Return what finds, in bodies of these sensors, one a line, the texts of the values, and of the errors."""
+    """Return a function that finds the texts of the values and of the errors in bodies, one body per line."""
     values = ",".join([f'"{re.escape(name)}":([^,{{}}"]+)' for name in names])
     pattern = rf'^"values":\{{{values}\}}(?:,"errors":(\{{.*\}}))?$'
     return re.compile(pattern, re.MULTILINE).findall

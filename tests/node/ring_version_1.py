@@ -1,4 +1,4 @@
-"""Files of the outbox as version 1 of them was: one header, one copy of a state in force, no marks."""
+"""Outbox files of version 1, which have one header, one copy of the state in force, and no marks."""
 
 from pigeonpost.node import ring_format as layout
 
@@ -6,7 +6,7 @@ CRC = layout.CRC.size
 
 
 def as_version_1(content):
-    """Return what a program of version 1 would have written in place of `content`, a file of the present version."""
+    """Return the file of version 1 with the same samples as `content`, a file of the present version."""
     header = layout.parse_header(content)
     old = bytearray(content)
     for at in layout.HEADER_AT:
@@ -15,8 +15,8 @@ def as_version_1(content):
     old[layout.SLOTS_AT - layout.MARK_BYTES : layout.SLOTS_AT] = bytes(layout.MARK_BYTES)
     for at in range(layout.SLOTS_AT, len(content), header.slot_bytes):
         slot = content[at : at + header.slot_bytes]
-        packed = bytes(header.slot_bytes)  # a torn one: never mind how
-        if layout.is_whole(slot):
+        packed = bytes(header.slot_bytes)  # a torn slot stays damaged
+        if layout.is_undamaged(slot):
             *fields, flags, length = layout.SLOT.unpack_from(slot, CRC)
             head = layout.SLOT.pack(*fields, flags & layout.CLOCK_SET, length)
             body = slot[layout.SLOT_HEAD : layout.SLOT_HEAD + length]

@@ -1,4 +1,4 @@
-"""The outbox: a sample is accepted when it is durable, keeps its number, and can be read as often as needed."""
+"""Tests of the outbox: a durable sample is accepted, keeps its number, and can be read repeatedly."""
 
 import errno
 import os
@@ -28,7 +28,7 @@ class OutboxCase(unittest.TestCase):
         self.epochs = iter(E)
 
     def open(self, slots=8, **settings):
-        """An outbox as the program has it after its start: on the same disk, with the next epoch."""
+        """Return an outbox as after a start of the program, on the same disk and with the next epoch."""
         ring = Ring("/card", slots, 128, self.disk)
         return Outbox(ring, BOOT, failed=self.failures.append, new_epoch=self.epochs.__next__, **settings)
 
@@ -39,15 +39,15 @@ class OutboxCase(unittest.TestCase):
         return outbox
 
     def take(self, outbox, count, first=1):
-        """Put samples whose uptimes are `first`, `first` + 1 ..., and make them durable."""
+        """Put samples with the uptimes `first`, `first` + 1 ..., and commit them."""
         for n in range(first, first + count):
             outbox.put(taken(value=n, up_ms=n))
         while outbox.commit():
             pass
 
 
-class In(OutboxCase):
-    def test_put_waits_for_nothing_and_commit_makes_it_durable(self):
+class Writing(OutboxCase):
+    def test_put_does_not_wait_and_commit_writes_durably(self):
         outbox = self.open()
         calls = len(self.disk.calls)
         outbox.put(taken())
@@ -57,7 +57,7 @@ class In(OutboxCase):
         self.disk.cut_power()
         self.assertEqual(self.open().ring.last, 1)
 
-    def test_what_gathered_is_made_durable_together(self):
+    def test_queued_samples_are_committed_together(self):
         outbox = self.open(slots=4096)
         for n in range(MOST_AT_ONCE + 5):
             outbox.put(taken(up_ms=n))
@@ -66,13 +66,13 @@ class In(OutboxCase):
         self.assertEqual(self.disk.calls[calls:], ["pwrite", "fdatasync"] * 2)
         self.assertEqual(outbox.ring.runs, [SeqRange(E[0], 1, MOST_AT_ONCE + 5, 1)])
 
-    def test_more_than_the_ring_holds_goes_in_pieces(self):
+    def test_more_samples_than_the_ring_holds_are_written_in_batches(self):
         outbox = self.open(slots=8)
         self.take(outbox, 30)
         self.assertEqual(outbox.ring.runs, [SeqRange(E[0], 23, 30, 23)])
         self.assertEqual([slot.up_ms for slot in outbox.read(24, 100)], list(range(24, 31)))
 
-    def test_every_start_is_an_epoch_of_its_own_and_counts_from_one(self):
+    def test_every_start_begins_a_new_epoch_with_sequence_number_one(self):
         self.take(self.open(), 3)
         self.take(self.open(), 2)
         self.open()  # takes nothing
@@ -80,14 +80,14 @@ class In(OutboxCase):
         self.take(outbox, 1)
         self.assertEqual(outbox.ring.runs, [SeqRange(E[0], 1, 3, 1), SeqRange(E[1], 1, 2, 4), SeqRange(E[3], 1, 1, 6)])
 
-    def test_epochs_are_drawn_at_random(self):
+    def test_epochs_are_random(self):
         ring = Ring("/card", 8, 128, self.disk)
         epochs = {Outbox(ring, BOOT).epoch for _ in range(100)}
         self.assertEqual(len(epochs), 100)
         for epoch in epochs:
             self.assertRegex(epoch, "^[0-9a-f]{16}$")
 
-    def test_a_full_queue_drops_and_counts_and_says_so_once(self):
+    def test_full_queue_drops_and_counts_samples_and_logs_it_once(self):
         outbox = self.open()
         with self.assertLogs("pigeonpost.node.outbox", "ERROR") as logged:
             for n in range(QUEUE_SAMPLES + 7):
@@ -100,14 +100,14 @@ class In(OutboxCase):
 
 
 class Thread(OutboxCase):
-    def test_it_writes_what_is_put(self):
+    def test_thread_writes_samples_of_the_queue(self):
         outbox = self.started()
         outbox.put(taken())
         wait_until(lambda: outbox.ring.last == 1)
         outbox.put(taken())
         wait_until(lambda: outbox.ring.last == 2)
 
-    def test_stopping_writes_what_is_left(self):
+    def test_stop_writes_the_remaining_samples(self):
         outbox = self.open(sync_s=3600)
         outbox.start()
         for n in range(20):
@@ -116,7 +116,7 @@ class Thread(OutboxCase):
         self.assertEqual(outbox.ring.last, 20)
         self.assertIsNone(outbox.stop(LIMIT_S))
 
-    def test_samples_gather_for_sync_s_and_are_written_together(self):
+    def test_samples_are_collected_for_sync_s_and_written_together(self):
         outbox = self.started(slots=512, sync_s=30.0)
         waits, is_over, calls = [], threading.Event(), len(self.disk.calls)
         self.addCleanup(is_over.set)
@@ -136,20 +136,20 @@ class Thread(OutboxCase):
         self.assertEqual(waits, [30.0])
         self.assertEqual(self.disk.calls[calls:], ["pwrite", "fdatasync"])
 
-    def test_a_slow_disk_delays_nobody_who_puts(self):
+    def test_slow_disk_does_not_delay_put(self):
         goes_on = threading.Event()
         outbox = self.started()
         self.addCleanup(goes_on.set)
         self.disk.fault = lambda call: goes_on.wait(LIMIT_S)
         outbox.put(taken())
-        wait_until(lambda: not outbox._queue)  # the writer has it, and stands in the disk's call
+        wait_until(lambda: not outbox._queue)  # the writer thread is waiting for the disk
         for _ in range(50):
             outbox.put(taken())
-        self.assertEqual(outbox.stop(0.01), "50 samples still wait for the disk")
+        self.assertEqual(outbox.stop(0.01), "50 samples not yet written to the disk")
         goes_on.set()
         wait_until(lambda: outbox.ring.last == 51)
 
-    def test_a_disk_that_fails_ends_the_program(self):
+    def test_disk_error_ends_the_program(self):
         outbox = self.started()
         self.disk.die_at(0, OSError(errno.EIO, "Input/output error"))
         outbox.put(taken())
@@ -159,8 +159,8 @@ class Thread(OutboxCase):
         self.assertEqual(outbox.ring.last, 0)
 
 
-class Out(OutboxCase):
-    def test_held_lists_every_epoch_the_current_one_last(self):
+class Reading(OutboxCase):
+    def test_held_lists_all_epochs_with_the_current_one_last(self):
         outbox = self.open()
         self.assertEqual(outbox.held(), [[E[0], 1, 0, 1]])
         self.take(outbox, 3)
@@ -173,7 +173,7 @@ class Out(OutboxCase):
         self.assertEqual(outbox.held(), [[E[1], 1, 8, 4]])
         self.assertEqual(self.open().held(), [[E[1], 1, 8, 4], [E[2], 1, 0, 12]])
 
-    def test_the_run_at_a_number_or_the_next_one(self):
+    def test_run_at_returns_the_run_with_a_number_or_the_next_run(self):
         self.take(self.open(), 5)
         outbox = self.open()
         self.take(outbox, 5)  # 3 to 10 are held: 3 to 5 of the first epoch, 6 to 10 of the second
@@ -183,18 +183,18 @@ class Out(OutboxCase):
         self.assertEqual([outbox.run_of(epoch) for epoch in E[:3]], [first, second, None])
         self.assertIsNone(self.open(slots=8).run_at(11))
 
-    def test_an_empty_one_has_no_runs(self):
+    def test_empty_outbox_has_no_runs(self):
         outbox = self.open()
         self.assertEqual((outbox.run_at(1), outbox.run_of(E[0])), (None, None))
 
-    def test_reading_takes_nothing_away(self):
+    def test_reading_does_not_remove_samples(self):
         outbox = self.open()
         self.take(outbox, 5)
         for _ in range(3):
             self.assertEqual([slot.up_ms for slot in outbox.read(2, 3)], [2, 3, 4])
         self.assertEqual(outbox.ring.last, 5)
 
-    def test_watchers_are_told_after_the_disk_has_confirmed(self):
+    def test_watchers_are_called_after_the_disk_has_confirmed(self):
         outbox = self.open()
         told = []
 
@@ -209,13 +209,13 @@ class Out(OutboxCase):
         outbox.watch(b)
         self.take(outbox, 2)
         self.assertEqual(sorted(told), [("a", 2), ("b", 2)])
-        outbox.commit()  # nothing: nobody is told
+        outbox.commit()  # without samples, no watcher is called
         outbox.unwatch(a)
         outbox.unwatch(a)
         self.take(outbox, 1)
         self.assertEqual(told[2:], [("b", 3)])
 
-    def test_nobody_is_told_of_what_the_disk_refused(self):
+    def test_watchers_are_not_called_after_a_disk_error(self):
         outbox = self.open()
         outbox.watch(lambda: self.fail("told"))
         self.disk.die_at(1, OSError(errno.EIO, "Input/output error"))
@@ -225,7 +225,7 @@ class Out(OutboxCase):
 
 
 class Switching(OutboxCase):
-    def test_it_survives_a_restart(self):
+    def test_off_state_is_kept_after_a_restart(self):
         outbox = self.open()
         self.assertTrue(outbox.on)
         for on in (False, False, True, False):
@@ -235,14 +235,14 @@ class Switching(OutboxCase):
             outbox = self.open()
             self.assertEqual(outbox.on, on)
 
-    def test_nothing_is_written_for_the_state_that_is_in_force_already(self):
+    def test_unchanged_state_is_not_written(self):
         outbox = self.open()
         calls = len(self.disk.calls)
         outbox.switch(True)
         self.assertEqual(len(self.disk.calls), calls)
 
-    def test_a_disk_that_fails_ends_the_program_whoever_finds_out(self):
-        """A connection's thread would take it for an error of its connection, close that, and go on."""
+    def test_disk_error_in_any_thread_ends_the_program(self):
+        """The thread of a connection would treat it as an error of the connection, close that, and continue."""
         for call in (lambda o: o.switch(False), lambda o: o.fork(E[0], 1), lambda o: o.read(1, 1)):
             self.setUp()
             outbox = self.open()
@@ -255,7 +255,7 @@ class Switching(OutboxCase):
 
 
 class Forking(OutboxCase):
-    def test_the_current_epoch_from_a_sample_on(self):
+    def test_fork_renames_the_current_epoch_from_a_sample_on(self):
         outbox = self.open()
         self.take(outbox, 6)
         self.assertEqual(outbox.fork(E[0], 5), E[1])
@@ -267,7 +267,7 @@ class Forking(OutboxCase):
         self.disk.cut_power()
         self.assertEqual(self.open().held()[:2], [[E[0], 1, 4, 1], [E[1], 1, 3, 5]])
 
-    def test_beyond_what_was_taken_only_the_name_changes(self):
+    def test_fork_after_the_last_sample_changes_only_the_epoch(self):
         outbox = self.open()
         self.take(outbox, 3)
         self.assertEqual(outbox.fork(E[0], 10), E[1])
@@ -275,7 +275,7 @@ class Forking(OutboxCase):
         self.take(outbox, 2)
         self.assertEqual(outbox.held(), [[E[0], 1, 3, 1], [E[1], 1, 2, 4]])
 
-    def test_an_earlier_epoch_leaves_the_current_one_alone(self):
+    def test_fork_of_an_earlier_epoch_keeps_the_current_one(self):
         self.take(self.open(), 3)
         outbox = self.open()
         self.take(outbox, 2)
@@ -284,22 +284,22 @@ class Forking(OutboxCase):
         self.take(outbox, 1)
         self.assertEqual(outbox.held(), [[E[0], 1, 1, 1], [E[2], 1, 2, 2], [E[1], 1, 3, 4]])
 
-    def test_from_before_what_is_still_held(self):
+    def test_fork_from_an_overwritten_sample_renames_all_that_are_held(self):
         outbox = self.open()
         self.take(outbox, 12)
         outbox.fork(E[0], 1)
         self.assertEqual(outbox.held(), [[E[1], 1, 8, 5]])
 
-    def test_too_often_is_not_believed(self):
+    def test_too_many_forks_are_refused(self):
         outbox = self.open(slots=64)
         self.take(outbox, 50)
         for _ in range(MOST_FORKS):
             outbox.fork(outbox.epoch, 2)
-        with self.assertRaisesRegex(Unexpected, f"forked {MOST_FORKS} times; is it copied while it runs"):
+        with self.assertRaisesRegex(Unexpected, f"forked {MOST_FORKS} times; is it copied while the node runs"):
             outbox.fork(outbox.epoch, 2)
         self.assertEqual(self.failures, [])
 
-    def test_forks_that_are_overwritten_do_not_count(self):
+    def test_overwritten_forks_do_not_count(self):
         outbox = self.open(slots=64)
         self.take(outbox, 50)
         for _ in range(MOST_FORKS):
@@ -309,8 +309,8 @@ class Forking(OutboxCase):
         self.assertEqual(len(outbox.ring.state["forks"]), 1)
 
 
-class AtFullSize(unittest.TestCase):
-    def test_all_65536_slots_are_found_again(self):
+class FullSize(unittest.TestCase):
+    def test_all_65536_slots_are_found_after_a_restart(self):
         folder = temp_folder(self)
         ring = Ring(folder, 65_536, 128)
         outbox = Outbox(ring, BOOT)

@@ -1,4 +1,4 @@
-"""The outbox's file: what the disk has confirmed is there after any crash, and what a crash tore is no sample."""
+"""Tests of the ring file: confirmed samples survive every crash, and a torn slot is not a sample."""
 
 import errno
 import itertools
@@ -25,18 +25,18 @@ def open_ring(disk, slots=8, slot_bytes=128):
 
 
 def batch(first, count):
-    """Samples whose values tell their numbers."""
+    """Return samples whose values are their numbers."""
     return [taken(values={"n": n}, up_ms=1000 + n, wall_ms=n) for n in range(first, first + count)]
 
 
 def fill(ring, count, epoch=EPOCH, seq=None):
-    """Append `count` samples whose value is their running number; `seq` goes on as the number does, if not given."""
+    """Append `count` samples whose value is their running number. Without `seq`, the sequence numbers continue, too."""
     first = ring.last + 1
     ring.append(epoch, seq or first, BOOT, batch(first, count))
 
 
 def content(ring):
-    """All that the ring holds whole: running number to (epoch, seq, value)."""
+    """Return all undamaged samples of the ring: running number to (epoch, seq, value)."""
     found = {}
     for run in ring.runs:
         number = run.number
@@ -52,7 +52,7 @@ def content(ring):
 
 
 def held(first, last, epoch=EPOCH):
-    """`content` of a ring that `fill` filled."""
+    """Return the `content` of a ring filled by `fill`."""
     return {n: (epoch, n, n) for n in range(first, last + 1)}
 
 
@@ -60,21 +60,21 @@ class Appending(unittest.TestCase):
     def setUp(self):
         self.disk = MemoryDisk()
 
-    def test_a_new_one_is_empty(self):
+    def test_new_ring_is_empty(self):
         ring = open_ring(self.disk)
         self.assertEqual((ring.runs, ring.last, ring.slots, ring.slot_bytes), ([], 0, 8, 128))
         self.assertRegex(ring.identity, "^[0-9a-f]{16}$")
         self.assertNotEqual(open_ring(MemoryDisk()).identity, ring.identity)
 
-    def test_it_has_its_full_size_from_the_beginning(self):
+    def test_new_file_has_its_full_size(self):
         open_ring(self.disk)
         size = len(self.disk.content(PATH))
         self.assertEqual(size, SLOTS_AT + 8 * 128)
         fill(open_ring(self.disk), 8)
         self.assertEqual(len(self.disk.content(PATH)), size)
 
-    def test_no_later_write_goes_where_none_was_when_it_was_made(self):
-        """A file may have holes, which need room on the disk once they are written."""
+    def test_later_writes_go_only_to_preallocated_bytes(self):
+        """A file can have holes, which need space on the disk when they are written."""
         written, pwrite = set(), self.disk.pwrite
 
         def noted(fd, data, at):
@@ -91,7 +91,7 @@ class Appending(unittest.TestCase):
         open_ring(self.disk)
         self.assertLessEqual(written, made)
 
-    def test_what_was_appended_is_read_as_it_was(self):
+    def test_appended_samples_are_read_unchanged(self):
         ring = open_ring(self.disk, slot_bytes=256)
         given = UnnumberedSample(
             1_795_188_970_123, 48_000_000, False, {"a": -1.5, "b": None, "c": 2**63 - 1}, {"b": "no °C\n"}
@@ -101,25 +101,25 @@ class Appending(unittest.TestCase):
         self.assertEqual(slot[:5], (1, 1_795_188_970_123, 48_000_000, int(BOOT, 16), False))
         self.assertEqual(json.loads("{" + slot.body + "}"), {"values": given.values, "errors": given.errors})
 
-    def test_dates_before_1970_and_far_ones(self):
+    def test_dates_before_1970_and_far_in_the_future_are_kept(self):
         ring = open_ring(self.disk)
         ring.append(EPOCH, 1, BOOT, [taken(wall_ms=-(2**63)), taken(wall_ms=2**63 - 1, up_ms=2**64 - 1)])
         self.assertEqual([slot.wall_ms for slot in ring.read(1, 2)], [-(2**63), 2**63 - 1])
 
-    def test_a_sample_counts_only_when_the_disk_has_confirmed_it(self):
+    def test_sample_counts_only_after_the_disk_has_confirmed_it(self):
         ring = open_ring(self.disk)
         fill(ring, 2)
         self.assertEqual(self.disk.calls[-2:], ["pwrite", "fdatasync"])
         self.disk.cut_power()
         self.assertEqual(content(open_ring(self.disk)), held(1, 2))
 
-    def test_a_batch_costs_one_sync(self):
+    def test_batch_needs_only_one_sync(self):
         ring = open_ring(self.disk)
         del self.disk.calls[:]
         fill(ring, 5)
         self.assertEqual(self.disk.calls, ["pwrite", "fdatasync"])
 
-    def test_it_goes_round_and_keeps_the_last(self):
+    def test_full_ring_keeps_the_newest_samples(self):
         ring = open_ring(self.disk)
         for last in range(1, 30):
             fill(ring, 1)
@@ -127,7 +127,7 @@ class Appending(unittest.TestCase):
             self.assertEqual(content(open_ring(self.disk)), content(ring))
             self.assertEqual(open_ring(self.disk).runs, ring.runs)
 
-    def test_a_batch_that_passes_the_end_of_the_file_goes_on_at_its_beginning(self):
+    def test_batch_at_the_end_of_the_file_continues_at_its_beginning(self):
         for before in range(16):
             for count in range(1, 9):
                 disk = MemoryDisk()
@@ -139,21 +139,21 @@ class Appending(unittest.TestCase):
                 self.assertEqual(content(ring), held(max(1, last - 7), last))
                 self.assertEqual(content(open_ring(disk)), content(ring))
 
-    def test_reading_stops_at_the_end_of_the_file_and_of_the_samples(self):
+    def test_read_stops_at_the_end_of_the_file_and_of_the_samples(self):
         ring = open_ring(self.disk)
         fill(ring, 8)
-        fill(ring, 3)  # 4 to 11; number 8 stands first in the file
+        fill(ring, 3)  # 4 to 11; number 8 is the first in the file
         self.assertEqual([slot.number for slot in ring.read(5, 100)], [5, 6, 7])
         self.assertEqual([slot.number for slot in ring.read(8, 100)], [8, 9, 10, 11])
         self.assertEqual([slot.number for slot in ring.read(8, 2)], [8, 9])
 
-    def test_an_overwritten_number_reads_as_none(self):
+    def test_overwritten_number_is_read_as_none(self):
         ring = open_ring(self.disk)
         fill(ring, 8)
         fill(ring, 1)
         self.assertEqual(ring.read(1, 1), [None])
 
-    def test_epochs_follow_each_other(self):
+    def test_epochs_are_stored_one_after_the_other(self):
         ring = open_ring(self.disk)
         fill(ring, 3)
         fill(ring, 2, OTHER, seq=1)
@@ -163,12 +163,12 @@ class Appending(unittest.TestCase):
         self.assertEqual(ring.runs, [SeqRange(EPOCH, 2, 3, 2), SeqRange(OTHER, 1, 6, 4)])
         self.assertEqual(open_ring(self.disk).runs, ring.runs)
 
-    def test_a_run_knows_its_numbers(self):
+    def test_run_converts_numbers_and_sequence_numbers(self):
         run = SeqRange(EPOCH, 11, 20, 111)
         self.assertEqual((run.last_number, run.seq_of(115)), (120, 15))
         self.assertEqual(run.cut(115), SeqRange(EPOCH, 15, 20, 115))
 
-    def test_on_a_real_disk(self):
+    def test_ring_works_on_a_real_disk(self):
         folder = temp_folder(self)
         ring = Ring(folder, 8, 128)
         fill(ring, 8)
@@ -182,8 +182,8 @@ class Appending(unittest.TestCase):
         self.assertEqual(os.listdir(folder), [OUTBOX])
 
 
-class Fitting(unittest.TestCase):
-    def test_the_size_is_a_power_of_two_in_which_any_values_fit(self):
+class SlotSizes(unittest.TestCase):
+    def test_slot_size_is_a_power_of_two_that_fits_all_values(self):
         chance = random.Random(1)
         extremes = (-2.2250738585072014e-308, 1.7976931348623157e308, -(2**63), None, -1.2345678901234567e-300)
         for count in (1, 2, 3, 7, 20, 100):
@@ -198,11 +198,11 @@ class Fitting(unittest.TestCase):
                 (slot,) = ring.read(ring.last, 1)
                 self.assertEqual(json.loads("{" + slot.body + "}")["values"], sample.values)
 
-    def test_the_reason_why_a_sensor_fails_has_room_beside_usual_values(self):
+    def test_slot_fits_an_error_text_with_usual_values(self):
         text = "/dev/spidev0.0 may not be opened: join the group spi"
         for names in (["t"], ["temperature", "light"], ["temperature", "light", "load", "memory_free", "disk_free"]):
             size = slot_bytes_for(names)
-            self.assertEqual(size, 256)  # 16 MiB of a card
+            self.assertEqual(size, 256)  # 16 MiB on an SD card
             ring = open_ring(MemoryDisk(), slot_bytes=size)
             values = dict.fromkeys(names, 23_395.25) | {names[0]: None}
             ring.append(EPOCH, 1, BOOT, [taken(values=values, errors={names[0]: text})])
@@ -211,7 +211,7 @@ class Fitting(unittest.TestCase):
             self.assertGreaterEqual(len(body["errors"][names[0]]), 20)
             self.assertTrue(text.startswith(body["errors"][names[0]]))
 
-    def test_the_reason_why_one_of_several_fails_is_not_cut(self):
+    def test_error_text_of_one_of_several_sensors_is_not_shortened(self):
         text = "/dev/spidev0.0 may not be open"
         for count, digits in itertools.product(range(1, 10), range(1, 32)):
             names = [f"n{k:0{digits}}" for k in range(count)]
@@ -221,12 +221,12 @@ class Fitting(unittest.TestCase):
             body = json.loads("{" + ring.read(1, 1)[0].body + "}")
             self.assertEqual(body, {"values": values, "errors": {names[-1]: text}})
 
-    def test_too_many_sensors(self):
+    def test_too_many_sensors_raise_value_error(self):
         self.assertEqual(slot_bytes_for([f"sensor_{k}" for k in range(800)]), LARGEST_SLOT)
         with self.assertRaisesRegex(ValueError, "1200 sensors are too many for one node"):
             slot_bytes_for([f"sensor_{k}" for k in range(1200)])
 
-    def test_error_texts_are_cut_until_they_fit(self):
+    def test_error_texts_are_shortened_until_they_fit(self):
         ring = open_ring(MemoryDisk(), slot_bytes=256)
         for length in (10, 100, 1000, 100_000):
             for letter in ("x", "°", '"', "\n", "🕊"):
@@ -238,7 +238,7 @@ class Fitting(unittest.TestCase):
                 for name, text in body.get("errors", {}).items():
                     self.assertTrue(errors[name].startswith(text))
 
-    def test_the_lengths_to_which_error_texts_are_cut(self):
+    def test_error_texts_are_shortened_in_steps(self):
         seen = set()
         for count, digits, slot_bytes in itertools.product((1, 2, 3), range(1, 32), (256, 512)):
             names = [f"n{k:0{digits}}" for k in range(count)]
@@ -248,7 +248,7 @@ class Fitting(unittest.TestCase):
             seen |= {len(text) for text in json.loads("{" + ring.read(1, 1)[0].body + "}").get("errors", {}).values()}
         self.assertEqual(seen, {200, 160, 120, 100, 80, 60, 40, 20})
 
-    def test_an_error_text_that_fits_is_not_cut(self):
+    def test_error_text_that_fits_is_not_shortened(self):
         room = 256 - SLOT_HEAD - MARK_BYTES - TAG_BYTES
         left = room - len('"values":{"n":null},"errors":{"n":""}')
         ring = open_ring(MemoryDisk(), slot_bytes=256)
@@ -257,34 +257,34 @@ class Fitting(unittest.TestCase):
             body = ring.read(ring.last, 1)[0].body
             self.assertEqual(len(json.loads("{" + body + "}")["errors"]["n"]) < length, is_cut, length)
 
-    def test_a_text_of_several_sensors_is_said_once_before_it_is_cut(self):
+    def test_repeated_error_text_is_stored_once_before_it_is_shortened(self):
         ring = open_ring(MemoryDisk(), slot_bytes=256)
         remedy = "the Python module spidev is missing: sudo apt install python3-spidev"
         for errors, told in (
             ({"temperature": "short", "light": "short"}, {"temperature": "short", "light": "short"}),
-            ({"temperature": remedy, "light": remedy}, {"temperature": remedy, "light": "as temperature"}),
+            ({"temperature": remedy, "light": remedy}, {"temperature": remedy, "light": "see temperature"}),
         ):
             sample = taken(values={"temperature": None, "light": None}, errors=errors)
             ring.append(EPOCH, ring.last + 1, BOOT, [sample])
             self.assertEqual(json.loads("{" + ring.read(ring.last, 1)[0].body + "}")["errors"], told)
 
-    def test_an_error_text_that_is_no_unicode_is_kept_as_well_as_it_can_be(self):
-        """The name of a file may be any bytes, and Python shows those that are no UTF-8 as half surrogates."""
+    def test_error_text_that_is_not_unicode_is_stored_with_replacements(self):
+        """A file name can contain any bytes. Python represents bytes that are not UTF-8 as surrogates."""
         ring = open_ring(MemoryDisk(), slot_bytes=256)
         ring.append(EPOCH, 1, BOOT, [taken(values={"n": None}, errors={"n": "no file a\udcffb"})])
         self.assertEqual(json.loads("{" + ring.read(1, 1)[0].body + "}")["errors"], {"n": "no file a?b"})
 
 
-class Torn(unittest.TestCase):
-    """A slot of which only some bytes were written is no sample, whichever bytes they are."""
+class TornSlots(unittest.TestCase):
+    """A slot that was only partly written is not a sample, regardless of the bytes that were written."""
 
-    def test_at_every_byte(self):
+    def test_sample_torn_at_any_byte_is_not_read(self):
         disk = MemoryDisk()
         ring = open_ring(disk)
         fill(ring, 8)
         fill(ring, 3)
         old = disk.content(PATH)
-        fill(ring, 1)  # 12, in the place of 4
+        fill(ring, 1)  # 12, in the slot of 4
         new = disk.content(PATH)
         at = SLOTS_AT + 12 % 8 * 128 - MARK_BYTES
         self.assertEqual((old[:at], old[at + 128 :]), (new[:at], new[at + 128 :]))
@@ -318,7 +318,7 @@ class Torn(unittest.TestCase):
                     self.assertEqual(content(open_ring(disk)), expected)
         self.assertEqual(seen, {(4, 11), (5, 12), (5, 11)})
 
-    def test_every_bit_counts(self):
+    def test_every_changed_bit_is_detected(self):
         disk = MemoryDisk()
         fill(open_ring(disk), 5)
         whole = disk.content(PATH)
@@ -331,7 +331,7 @@ class Torn(unittest.TestCase):
             self.assertEqual(content(ring), held(1, 2) | held(4, 5))
             self.assertIsNone(ring.read(3, 1)[0])
 
-    def test_a_damaged_one_in_the_middle_keeps_its_number(self):
+    def test_damaged_sample_in_the_middle_keeps_its_number(self):
         disk = MemoryDisk()
         fill(open_ring(disk), 8)
         spoilt = bytearray(disk.content(PATH))
@@ -342,8 +342,8 @@ class Torn(unittest.TestCase):
         self.assertEqual(ring.runs, [SeqRange(EPOCH, 1, 8, 1)])
         self.assertEqual([slot and slot.number for slot in ring.read(1, 7)], [None, 2, 3, None, None, 6, 7])
 
-    def test_a_batch_of_which_only_the_last_slot_is_whole(self):
-        """Then an old sample and a new one of the same epoch stand side by side, what is between them elsewhere."""
+    def test_batch_with_only_the_last_slot_undamaged_keeps_its_numbers(self):
+        """An old sample and a new sample of the same epoch are then in adjacent slots."""
         disk = MemoryDisk()
         ring = open_ring(disk)
         fill(ring, 8)
@@ -362,7 +362,7 @@ class Torn(unittest.TestCase):
             self.assertEqual((ring.last, ring.runs[-1].last_number, len(ring.runs)), (last, last, 1))
             self.assertEqual(content(ring), held(9, 11) | held(whole, whole))
 
-    def test_an_old_sample_beside_the_new_one_does_not_hide_it(self):
+    def test_old_sample_next_to_a_new_one_does_not_hide_it(self):
         disk = MemoryDisk()
         ring = open_ring(disk)
         fill(ring, 8)
@@ -371,13 +371,13 @@ class Torn(unittest.TestCase):
         fill(ring, 2)
         new = disk.content(PATH)
         at = SLOTS_AT + 5 * 128
-        torn[at : at + 128] = new[at : at + 128]  # 13 is there, and in the place of 12 still 4
+        torn[at : at + 128] = new[at : at + 128]  # 13 is written, and the slot of 12 still contains 4
         disk.lay(PATH, bytes(torn))
         ring = open_ring(disk)
         self.assertEqual((ring.last, ring.runs[-1].last_number), (13, 13))
         self.assertEqual(content(ring), held(6, 11) | held(13, 13))
 
-    def test_a_slot_in_a_wrong_place_is_no_sample(self):
+    def test_slot_at_a_wrong_index_is_not_a_sample(self):
         disk = MemoryDisk()
         fill(open_ring(disk), 3)
         spoilt = bytearray(disk.content(PATH))
@@ -388,10 +388,10 @@ class Torn(unittest.TestCase):
 
 
 class Crashes(unittest.TestCase):
-    """The program dies at each of its disk calls in turn; or the power goes there."""
+    """The program is killed, or the power is cut, at each disk call in turn."""
 
     def live(self, disk, noted):
-        """A life in which everything happens; `noted` is told what was promised."""
+        """Run all operations once; `noted` receives everything that is durable."""
         ring = open_ring(disk)
         for step in range(14):
             noted["trying"] = ring.last + 3 if step % 3 == 2 else ring.last + 1
@@ -409,13 +409,13 @@ class Crashes(unittest.TestCase):
         noted["ended"] = True
 
     def look(self, disk, noted):
-        """Start again after the crash: what was promised is there, and no more than was tried."""
+        """Start again after the crash: all durable samples exist, and at most those that were attempted."""
         ring = open_ring(disk)
         last, trying = noted["last"], noted["trying"]
         found = {number: value for number, (_, _, value) in content(ring).items()}
         self.assertTrue(last <= ring.last <= max(last, trying), (last, ring.last, trying))
         self.assertEqual({n for n, value in found.items() if n != value}, set())
-        # What was tried may have taken the place of the oldest, and of no others.
+        # The attempted samples may have overwritten the oldest samples, and no others.
         self.assertLessEqual(set(range(max(1, trying - 7), last + 1)), set(found))
         self.assertIn(ring.state["on"], (noted["on"], noted["on_trying"]))
         if noted["forked"]:
@@ -441,14 +441,14 @@ class Crashes(unittest.TestCase):
                 return calls
             calls += 1
 
-    def test_killed_at_each_disk_call(self):
+    def test_kill_at_each_disk_call_loses_nothing_durable(self):
         self.assertGreater(self.crash_at_each_call(MemoryDisk.kill, 1), 60)
 
-    def test_power_cut_at_each_disk_call(self):
+    def test_power_cut_at_each_disk_call_loses_nothing_durable(self):
         self.assertGreater(self.crash_at_each_call(MemoryDisk.cut_power, rounds("PIGEONPOST_TEST_RING_CUTS", 2, 4)), 60)
 
-    def test_what_is_seen_after_a_kill_is_there_after_a_power_cut(self):
-        """A link must never look at a sample that the disk has not confirmed: it would be gone, and its number too."""
+    def test_samples_found_after_a_kill_survive_a_power_cut(self):
+        """A transport must never send a sample that is not durable: a power cut would lose it and its number."""
 
         def crash(disk):
             disk.kill()
@@ -458,15 +458,15 @@ class Crashes(unittest.TestCase):
 
         self.crash_at_each_call(crash, 1)
 
-    def test_a_file_half_made_is_made_again(self):
+    def test_incomplete_new_file_is_created_again(self):
         disk = MemoryDisk()
         disk.lay(PATH + ".new", b"half")
         self.assertEqual(open_ring(disk).runs, [])
         self.assertEqual(list(disk.names), [PATH])
 
 
-class SickDisks(unittest.TestCase):
-    def test_an_error_of_any_call_is_a_disk_error_that_names_the_file(self):
+class DiskErrors(unittest.TestCase):
+    def test_error_of_any_call_raises_disk_error_with_the_file_name(self):
         life = Crashes()
         for number, text in ((errno.EIO, "Input/output error"), (errno.ENOSPC, "No space left on device")):
             for call in range(1000):
@@ -479,13 +479,13 @@ class SickDisks(unittest.TestCase):
                 except DiskError as error:
                     self.assertEqual(str(error), f"{PATH}: {text}")
                 except OSError:
-                    self.assertEqual(disk.calls[-1], "close")  # at the very end, by who has no need of it any more
+                    self.assertEqual(disk.calls[-1], "close")  # the last call, whose result is no longer needed
                 disk.cut_power()
                 life.look(disk, noted)
             self.assertTrue(noted["ended"])
             self.assertGreater(call, 60)
 
-    def test_a_sample_that_the_disk_refused_does_not_count(self):
+    def test_sample_that_could_not_be_written_does_not_count(self):
         disk = MemoryDisk()
         ring = open_ring(disk)
         fill(ring, 2)
@@ -496,7 +496,7 @@ class SickDisks(unittest.TestCase):
             self.assertEqual(caught.exception.exit_status, 74)
             self.assertEqual((ring.last, ring.runs), (2, [SeqRange(EPOCH, 1, 2, 1)]))
 
-    def test_a_state_that_the_disk_refused_is_not_in_force(self):
+    def test_state_that_could_not_be_written_is_not_in_force(self):
         disk = MemoryDisk()
         ring = open_ring(disk)
         disk.die_at(1, OSError(errno.EIO, "Input/output error"))
@@ -504,8 +504,8 @@ class SickDisks(unittest.TestCase):
             ring.change_state(on=False)
         self.assertTrue(ring.state["on"])
 
-    def test_what_a_failed_sync_has_left_in_memory_is_made_durable_before_it_is_seen(self):
-        """The kernel tells the error once, and does not write these bytes again by itself."""
+    def test_samples_of_a_failed_sync_are_synced_again_before_they_count(self):
+        """The kernel reports the error once, and does not write these bytes again automatically."""
 
         def fail(call):
             if call == "fdatasync":
@@ -527,7 +527,7 @@ class SickDisks(unittest.TestCase):
                 disk.cut_power()
                 self.assertEqual(content(open_ring(disk)), seen)
 
-    def test_a_state_that_a_failed_sync_has_left_in_memory_is_made_durable_too(self):
+    def test_state_of_a_failed_sync_is_synced_again(self):
         disk = MemoryDisk()
         ring = open_ring(disk)
         disk.die_at(3, OSError(errno.EIO, "Input/output error"))  # two reads, the first copy, its sync
@@ -540,20 +540,20 @@ class SickDisks(unittest.TestCase):
         disk.cut_power()
         self.assertFalse(open_ring(disk).state["on"])
 
-    def test_a_file_that_was_cut_while_it_is_open_reads_as_damaged(self):
+    def test_file_truncated_while_open_is_read_as_damaged(self):
         disk = MemoryDisk()
         ring = open_ring(disk)
         fill(ring, 5)
         del disk.names[PATH].seen[SLOTS_AT + 4 * 128 + 50 :]
         self.assertEqual([slot and slot.number for slot in ring.read(3, 3)], [3, None, None])
 
-    def test_no_descriptor_is_left(self):
+    def test_no_file_descriptor_is_left_open(self):
         disk = MemoryDisk()
         for slot_bytes in (128, 256):  # a new file, and one that is made wider
             open_ring(disk, slot_bytes=slot_bytes).close()
             self.assertEqual(disk._open, {})
 
-    def test_short_writes_are_gone_on_with(self):
+    def test_short_writes_are_continued(self):
         chance = random.Random(3)
         for short in (lambda length: 1, lambda length: chance.randint(1, length), lambda length: max(1, length - 1)):
             disk = MemoryDisk()
@@ -565,22 +565,22 @@ class SickDisks(unittest.TestCase):
             again = open_ring(disk)
             self.assertEqual((content(again), again.state["on"]), (held(6, 13), False))
 
-    def test_a_disk_that_takes_no_byte_is_an_error_and_no_endless_loop(self):
+    def test_write_of_zero_bytes_raises_disk_error(self):
         disk = MemoryDisk()
         ring = open_ring(disk)
         disk.short = lambda length: 0
-        with self.assertRaisesRegex(DiskError, f"^{PATH}: the disk took no more$"):
+        with self.assertRaisesRegex(DiskError, f"^{PATH}: the disk accepted no more data$"):
             fill(ring, 1)
 
-    def test_a_disk_that_takes_some_bytes_and_then_none_is_the_same(self):
+    def test_write_of_zero_bytes_after_a_short_write_raises_disk_error(self):
         disk = MemoryDisk()
         ring = open_ring(disk)
         lengths = iter((40, 0))
         disk.short = lambda length: next(lengths, length)
-        with self.assertRaisesRegex(DiskError, f"^{PATH}: the disk took no more$"):
+        with self.assertRaisesRegex(DiskError, f"^{PATH}: the disk accepted no more data$"):
             fill(ring, 1)
 
-    def test_a_sample_of_which_the_disk_took_the_mark_alone_does_not_count_as_a_damaged_one(self):
+    def test_failed_sample_whose_mark_was_written_does_not_count_as_damaged(self):
         for before in range(9):
             disk = MemoryDisk()
             ring = open_ring(disk)
@@ -594,7 +594,7 @@ class SickDisks(unittest.TestCase):
             again = open_ring(disk)
             self.assertEqual((again.last, content(again)), (before, held(max(1, before - 7), before)))
 
-    def test_a_folder_that_is_not_there(self):
+    def test_missing_folder_raises_disk_error(self):
         folder = os.path.join(temp_folder(self), "nowhere")
         with self.assertRaisesRegex(DiskError, "outbox.ring: No such file or directory"):
             Ring(folder, 8, 128)
@@ -617,10 +617,10 @@ class States(unittest.TestCase):
         disk.lay(PATH, bytes(content))
         return open_ring(disk).state
 
-    def test_it_starts_on(self):
+    def test_new_ring_is_on(self):
         self.assertEqual(open_ring(MemoryDisk()).state, {"on": True, "forks": []})
 
-    def test_both_copies_are_written_one_after_the_other(self):
+    def test_copies_of_the_state_are_written_one_after_the_other(self):
         for states in ([False], [False, True]):
             disk = self.changed(*states)
             content = disk.content(PATH)
@@ -628,20 +628,20 @@ class States(unittest.TestCase):
             self.assertEqual(content[self.A : self.A + 3840], content[self.B : self.B + 3840])
             self.assertEqual(disk.calls[-4:], ["pwrite", "fdatasync"] * 2)
 
-    def test_the_later_copy_is_in_force(self):
+    def test_later_copy_of_the_state_is_in_force(self):
         for states in ([False], [False, True], [False, True, False], [True, True, True, False, True]):
             self.assertEqual(open_ring(self.changed(*states)).state["on"], states[-1])
 
-    def test_a_damaged_copy_leaves_the_other_one(self):
+    def test_damaged_copy_of_the_state_does_not_affect_the_other(self):
         for place in (0, 4, 12, 14, 20):
             for at in (self.A, self.B):
                 self.assertFalse(self.spoil(self.changed(True, False), at + place)["on"])
                 self.assertTrue(self.spoil(self.changed(False, True), at + place)["on"])
 
-    def test_without_any_whole_copy_it_is_on(self):
+    def test_sampling_is_on_if_both_copies_of_the_state_are_damaged(self):
         self.assertEqual(self.spoil(self.changed(False, False), self.A + 20, self.B + 20), {"on": True, "forks": []})
 
-    def test_the_only_whole_copy_is_overwritten_last(self):
+    def test_only_undamaged_copy_of_the_state_is_overwritten_last(self):
         for damaged in (self.A, self.B):
             for call in range(6):
                 disk = self.changed(True, False)
@@ -654,9 +654,9 @@ class States(unittest.TestCase):
                 disk.cut_power()
                 self.assertFalse(open_ring(disk).state["on"])
 
-    def test_a_state_that_does_not_fit_is_refused_whole(self):
+    def test_state_that_is_too_long_is_refused(self):
         ring = open_ring(MemoryDisk())
-        with self.assertRaisesRegex(DiskError, "the state does not fit"):
+        with self.assertRaisesRegex(DiskError, "the state is too long"):
             ring.change_state(forks=[[10**17, 10**17, EPOCH]] * 100)
         self.assertEqual(ring.state["forks"], [])
 
@@ -670,21 +670,21 @@ class Forks(unittest.TestCase):
         self.assertEqual(open_ring(self.disk).runs, self.ring.runs)
         self.assertEqual(content(open_ring(self.disk)), content(self.ring))
 
-    def test_the_end_of_a_run_gets_another_name(self):
+    def test_fork_renames_the_end_of_a_run(self):
         fill(self.ring, 6)
         self.ring.fork(5, 6, OTHER)
         self.assertEqual(self.ring.runs, [SeqRange(EPOCH, 1, 4, 1), SeqRange(OTHER, 1, 2, 5)])
         self.assertEqual(content(self.ring)[6], (OTHER, 2, 6))
         self.same_after_restart()
 
-    def test_what_follows_under_the_new_name_joins_it(self):
+    def test_later_samples_of_the_new_epoch_join_the_fork(self):
         fill(self.ring, 6)
         self.ring.fork(5, 6, OTHER)
         fill(self.ring, 2, OTHER, seq=3)
         self.assertEqual(self.ring.runs, [SeqRange(EPOCH, 1, 4, 1), SeqRange(OTHER, 1, 4, 5)])
         self.same_after_restart()
 
-    def test_a_whole_run_the_middle_and_the_beginning(self):
+    def test_fork_renames_a_complete_run_its_middle_or_its_beginning(self):
         for start, end, expected in (
             (1, 6, [SeqRange(OTHER, 1, 6, 1)]),
             (1, 2, [SeqRange(OTHER, 1, 2, 1), SeqRange(EPOCH, 3, 6, 3)]),
@@ -696,7 +696,7 @@ class Forks(unittest.TestCase):
             self.assertEqual(self.ring.runs, expected)
             self.same_after_restart()
 
-    def test_a_fork_of_a_fork(self):
+    def test_fork_can_be_forked_again(self):
         fill(self.ring, 8)
         self.ring.fork(3, 8, OTHER)
         self.ring.fork(6, 8, "00000000000000ee")
@@ -705,7 +705,7 @@ class Forks(unittest.TestCase):
         )
         self.same_after_restart()
 
-    def test_it_wanders_out_of_the_ring(self):
+    def test_fork_ends_when_its_samples_are_overwritten(self):
         fill(self.ring, 6)
         self.ring.fork(5, 6, OTHER)
         for n in range(1, 12):
@@ -713,9 +713,9 @@ class Forks(unittest.TestCase):
             self.same_after_restart()
         self.assertEqual({run.epoch for run in self.ring.runs}, {"00000000000000ee"})
         self.ring.fork(self.ring.last, self.ring.last, OTHER)
-        self.assertEqual(len(self.ring.state["forks"]), 1)  # the one that is overwritten is forgotten
+        self.assertEqual(len(self.ring.state["forks"]), 1)  # the overwritten fork is removed
 
-    def test_partly_overwritten_it_keeps_its_numbers(self):
+    def test_partly_overwritten_fork_keeps_its_numbers(self):
         fill(self.ring, 8)
         self.ring.fork(3, 8, OTHER)
         fill(self.ring, 4, "00000000000000ee", seq=1)
@@ -729,12 +729,12 @@ class Files(unittest.TestCase):
         fill(open_ring(self.disk), 5)
         self.content = self.disk.content(PATH)
 
-    def test_the_number_of_slots_is_that_of_the_file(self):
+    def test_number_of_slots_is_read_from_the_file(self):
         for slots in (4, 64, 65_536):
             ring = open_ring(self.disk, slots=slots)
             self.assertEqual((ring.slots, content(ring)), (8, held(1, 5)))
 
-    def test_larger_slots_are_kept(self):
+    def test_file_with_larger_slots_is_not_changed(self):
         disk = MemoryDisk()
         fill(open_ring(disk, slot_bytes=512), 3)
         ring = open_ring(disk, slot_bytes=128)
@@ -742,7 +742,7 @@ class Files(unittest.TestCase):
 
 
 class Widening(unittest.TestCase):
-    def test_the_same_samples_under_the_same_numbers(self):
+    def test_widening_keeps_all_samples_and_numbers(self):
         disk = MemoryDisk()
         ring = open_ring(disk)
         fill(ring, 8)
@@ -760,7 +760,7 @@ class Widening(unittest.TestCase):
         wide.change_state(on=True)
         self.assertTrue(open_ring(disk).state["on"])
 
-    def test_damaged_slots_stay_damaged(self):
+    def test_widening_keeps_damaged_slots_damaged(self):
         disk = MemoryDisk()
         fill(open_ring(disk), 5)
         spoilt = bytearray(disk.content(PATH))
@@ -770,7 +770,7 @@ class Widening(unittest.TestCase):
         self.assertEqual(content(ring), held(1, 2) | held(4, 5))
         self.assertIsNone(ring.read(3, 1)[0])
 
-    def test_on_a_real_disk(self):
+    def test_ring_works_on_a_real_disk(self):
         folder = temp_folder(self)
         ring = Ring(folder, 64, 128)
         fill(ring, 60)
@@ -783,10 +783,10 @@ class Widening(unittest.TestCase):
         self.assertEqual(os.listdir(folder), [OUTBOX])
 
 
-class AgainstAModel(unittest.TestCase):
-    """Random lives against the simplest thing that could be meant: a list, of which the last n are held."""
+class Model(unittest.TestCase):
+    """Random operations are compared with a simple model: a list whose last n entries are kept."""
 
-    def test_random_lives(self):
+    def test_random_operations_match_the_model(self):
         for seed in range(rounds("PIGEONPOST_TEST_RING_LIVES", 20, 50)):
             with self.subTest(seed=seed):
                 self.life(random.Random(f"ring {seed}"), seed)
@@ -832,9 +832,9 @@ class AgainstAModel(unittest.TestCase):
             self.assertEqual(ring.last, last)
 
     def die_while_appending(self, chance, disk, ring, model, epoch, seq, count):
-        """Afterwards `model` has what is there of the batch, and no more what it has spoilt; both only where it may.
+        """Crash during a batch, and update `model` with the samples that were written and overwritten.
 
-        Returns the last number then.
+        Assert that the crash affected only samples that it could affect. Return the last number.
         """
         first, slots = ring.last + 1, ring.slots
         disk.die_at(chance.randrange(3))
@@ -850,7 +850,7 @@ class AgainstAModel(unittest.TestCase):
         self.assertEqual({n: found.get(n) for n in safe}, safe)
         known = model | tried
         self.assertEqual({n: row for n, row in found.items() if known.get(n) != row}, {})
-        # What of its mark reached the disk tells that it was tried.
+        # A mark that has reached the disk shows that the sample was attempted.
         self.assertTrue(max(found, default=0) <= after.last < first + count, (after.last, found))
         model.clear()
         model.update(found)

@@ -1,4 +1,4 @@
-"""Damaged files of the outbox: every sample that can be read is kept, every other one is known to be missing."""
+"""Tests of damaged outbox files: all readable samples are kept, and the others are known to be missing."""
 
 import contextlib
 import errno
@@ -40,7 +40,7 @@ class DamagedCase(unittest.TestCase):
         self.whole, self.samples = disk.content(PATH), content(self.ring)
 
     def open(self, file):
-        """The ring that a start makes of `file`; `self.kept` are damaged files that it has put aside."""
+        """Return the ring after a start with `file`. `self.kept` is then the list of damaged files that were kept."""
         self.disk = MemoryDisk()
         self.disk.lay(PATH, file)
         with self.silence():
@@ -55,7 +55,7 @@ class DamagedCase(unittest.TestCase):
     says = True
 
     def assert_goes_on(self, ring, samples):
-        """It takes samples, and opened again it has them beside the others and no fault."""
+        """Assert that the ring accepts samples and, when opened again, contains all samples and reports no fault."""
         self.assertEqual(content(ring), samples)
         fill(ring, 1, THIRD, seq=1)
         again = open_ring(self.disk)
@@ -66,38 +66,38 @@ class Headers(DamagedCase):
     def assert_repaired(self, file):
         ring = self.open(file)
         self.assertEqual((ring.identity, ring.state), (self.ring.identity, {"on": False, "forks": []}))
-        self.assertIn("its header was damaged; it is repaired", ring.faults[0])
+        self.assertIn("the header was damaged; it is repaired", ring.faults[0])
         self.assertEqual(self.kept, [])
         self.assertEqual(self.disk.content(PATH), self.whole)
         self.assertEqual(content(ring), self.samples)
 
-    def test_any_byte_of_it(self):
+    def test_any_damaged_byte_is_repaired_or_marked(self):
         for at in range(layout.HEADER_BYTES):
             for bits in (1, 0xFF):
                 self.assert_repaired(with_bytes(self.whole, at, bytes([self.whole[at] ^ bits])))
 
-    def test_all_of_it_or_of_a_copy(self):
+    def test_completely_damaged_copy_of_the_header_is_repaired(self):
         for at in layout.HEADER_AT:
             for junk in (bytes(28), b"\xff" * 28, self.whole[place(9) : place(9) + 28]):
                 self.assert_repaired(with_bytes(self.whole, at, junk))
 
-    def test_the_first_block(self):
+    def test_damaged_first_block_is_repaired(self):
         for junk in (bytes(4096), os.urandom(4096)):
             ring = self.open(with_bytes(self.whole, 0, junk))
             self.assertEqual(ring.identity, self.ring.identity)
             self.assert_goes_on(ring, self.samples)
 
-    def test_any_byte_of_that_of_version_1_which_has_no_copy(self):
+    def test_any_damaged_byte_of_a_version_1_header_is_corrected(self):
         old = as_version_1(self.whole)
         for at in range(layout.HEADER_BYTES):
             for bits in (1, 0xFF):
                 ring = self.open(with_bytes(old, at, bytes([old[at] ^ bits])))
                 self.assertEqual(ring.identity, self.ring.identity)
                 self.assertEqual(content(ring), self.samples)
-                self.assertIn("its header was damaged; it is repaired", ring.faults[0])
+                self.assertIn("the header was damaged; it is repaired", ring.faults[0])
 
-    def test_all_copies(self):
-        """The samples go into a new file, which has another id, and numbers that begin at 1."""
+    def test_samples_are_copied_to_a_new_file_if_all_headers_are_damaged(self):
+        """The samples are copied to a new file, which has another id and numbers that begin at 1."""
         file = self.whole
         for at in layout.HEADER_AT:
             file = with_bytes(file, at, b"\xff" * 28)
@@ -108,23 +108,23 @@ class Headers(DamagedCase):
         slots = [ring.read(number, 1)[0] for number in range(1, 9)]
         self.assertEqual([slot.wall_ms for slot in slots], list(range(6, 14)))
         self.assertFalse(ring.state["on"])
-        self.assertIn("8 samples of it were read and are kept", ring.faults[0])
+        self.assertIn("8 samples could be read and copied", ring.faults[0])
         self.assertIn("control.py read-outbox /card/outbox.ring.damaged-", ring.faults[0])
 
-    def test_all_copies_and_the_setting_says_fewer_slots_now(self):
+    def test_new_file_has_enough_slots_although_the_setting_is_lower(self):
         disk = MemoryDisk()
         disk.lay(PATH, bytes(layout.SLOTS_AT) + self.whole[layout.SLOTS_AT :])
         with self.silence():
             ring = open_ring(disk, slots=4)
         self.assertEqual([slot.wall_ms for slot in ring.read(1, 7) + ring.read(8, 1)], list(range(6, 14)))
 
-    def test_all_copies_and_the_end_of_the_file(self):
+    def test_samples_are_copied_if_all_headers_and_the_end_are_missing(self):
         file = bytes(layout.SLOTS_AT) + self.whole[layout.SLOTS_AT : place(12)]  # 8 to 11 are left of it
         ring = self.open(file)
         self.assertEqual([slot.wall_ms for slot in ring.read(1, 4)], [8, 9, 10, 11])
         self.assertTrue(ring.state["on"])
 
-    def test_forks_keep_their_samples(self):
+    def test_forks_keep_their_samples_in_the_new_file(self):
         disk = MemoryDisk()
         disk.lay(PATH, self.whole)
         open_ring(disk).fork(10, 11, THIRD)
@@ -136,7 +136,7 @@ class Headers(DamagedCase):
 
 
 class Files(DamagedCase):
-    def test_cut_short_it_keeps_id_and_numbers(self):
+    def test_truncated_file_keeps_id_and_numbers(self):
         for length in (
             28,
             100,
@@ -153,34 +153,34 @@ class Files(DamagedCase):
                 ring = self.open(self.whole[:length])
                 self.assertEqual((ring.identity, ring.slots), (self.ring.identity, 8))
                 self.assertEqual(self.kept, [self.whole[:length]])
-                self.assertIn("shorter than it was made", ring.faults[0])
+                self.assertIn("has been truncated", ring.faults[0])
                 left = {n: row for n, row in self.samples.items() if place(n) + SLOT <= length}
                 self.assert_goes_on(ring, left)
 
-    def test_without_a_header_too_it_is_a_new_one(self):
+    def test_truncated_file_without_a_header_becomes_a_new_outbox(self):
         for length in (0, 1, 10, 27):
             ring = self.open(self.whole[:length])
             self.assertEqual(self.kept, [self.whole[:length]])
             self.assert_goes_on(ring, {})
 
-    def test_what_is_no_outbox_is_put_aside(self):
+    def test_file_that_is_not_an_outbox_is_kept_and_replaced(self):
         for other in (b"\0" * 100_000, b"SQLite format 3\0" + bytes(50_000), os.urandom(20_000)):
             ring = self.open(other)
             self.assertEqual(self.kept, [other])
-            self.assertIn("0 samples of it were read", ring.faults[0])
+            self.assertIn("0 samples could be read", ring.faults[0])
             self.assert_goes_on(ring, {})
 
-    def test_a_newer_version_is_refused_and_left_alone(self):
+    def test_newer_version_is_refused_and_not_changed(self):
         head = b"PGNPOST3" + self.whole[12:28]
         file = struct.pack("<I", zlib.crc32(head)) + head + self.whole[28:]
         disk = MemoryDisk()
         disk.lay(PATH, file)
-        with self.assertRaisesRegex(DiskError, r"newer version of this program \(3; this one knows 2\): update"):
+        with self.assertRaisesRegex(DiskError, r"newer version .* \(file version 3; this program supports 2\): update"):
             open_ring(disk)
         self.assertEqual((disk.content(PATH), list(disk.names)), (file, [PATH]))
 
-    def test_a_slot_of_another_outbox_is_no_sample(self):
-        """Its number may fit this place, and be any: of two nodes on a machine the other has taken more."""
+    def test_slot_of_another_outbox_is_not_a_sample(self):
+        """Its number can match the index of the slot by chance, for example that of a second node on this machine."""
         disk = MemoryDisk()
         other = open_ring(disk)
         fill(other, 8)
@@ -193,7 +193,7 @@ class Files(DamagedCase):
         self.assertEqual((ring.last, ring.runs), (13, self.ring.runs))
         self.assertEqual(content(ring), {n: row for n, row in self.samples.items() if n != 9})
 
-    def test_two_in_one_second_are_both_kept(self):
+    def test_two_damaged_files_in_one_second_are_both_kept(self):
         self.open(b"one")
         self.disk.lay(PATH, b"two")
         with self.silence():
@@ -201,7 +201,7 @@ class Files(DamagedCase):
         kept = {self.disk.content(name) for name in self.disk.names if ".damaged-" in name}
         self.assertEqual(kept, {b"one", b"two"})
 
-    def test_on_a_real_disk(self):
+    def test_damaged_file_is_replaced_on_a_real_disk(self):
         folder = temp_folder(self)
         path = os.path.join(folder, OUTBOX)
         with open(path, "wb") as file:
@@ -212,7 +212,7 @@ class Files(DamagedCase):
         ring.close()
         self.assertEqual(len(os.listdir(folder)), 2)
 
-    def test_without_room_for_a_new_one_it_says_what_is_wrong_and_what_to_do(self):
+    def test_full_disk_is_reported_with_the_remedy(self):
         for call in range(3, 12):
             disk = MemoryDisk()
             disk.lay(PATH, self.whole[: place(12)])
@@ -220,20 +220,20 @@ class Files(DamagedCase):
             with self.assertRaises(DiskError) as caught:
                 open_ring(disk)
             self.assertEqual(disk.content(PATH), self.whole[: place(12)])
-            if "cannot be made" in str(caught.exception):
+            if "cannot be created" in str(caught.exception):
                 break
         self.assertRegex(
-            str(caught.exception), "is shorter than it was made, and a new one .*: No space left on device. Make room"
+            str(caught.exception), "has been truncated, and a new file .*: No space left on device. Free space"
         )
 
-    def test_a_disk_that_reads_other_bytes_than_were_written_is_an_error_and_no_endless_loop(self):
+    def test_disk_that_returns_other_bytes_raises_disk_error(self):
         disk = MemoryDisk()
         pread = disk.pread
         disk.pread = lambda fd, count, at: bytes(len(pread(fd, count, at)))
-        with self.assertRaisesRegex(DiskError, "not what is read; the disk is broken"):
+        with self.assertRaisesRegex(DiskError, "differs from the data just written; the disk is broken"):
             open_ring(disk)
 
-    def test_a_damaged_one_that_cannot_be_kept_is_not_replaced(self):
+    def test_damaged_file_that_cannot_be_kept_is_not_replaced(self):
         def link(old, new):
             raise OSError(errno.EIO, "Input/output error")
 
@@ -244,13 +244,13 @@ class Files(DamagedCase):
             open_ring(disk)
         self.assertEqual(disk.content(PATH), b"junk")
 
-    def test_no_descriptor_is_left(self):
+    def test_no_file_descriptor_is_left_open(self):
         for file in (self.whole, self.whole[: place(9)], bytes(layout.SLOTS_AT) + self.whole[layout.SLOTS_AT :], b""):
             self.says = file != self.whole
             self.open(file).close()
             self.assertEqual(self.disk._open, {})
 
-    def test_a_file_system_without_links(self):
+    def test_damaged_file_is_kept_on_a_file_system_without_links(self):
         def link(old, new):
             raise PermissionError(1, "Operation not permitted")
 
@@ -262,13 +262,13 @@ class Files(DamagedCase):
         self.assertEqual(sorted(disk.content(name)[:4] == b"junk" for name in disk.names), [False, True])
 
 
-class Newest(DamagedCase):
-    """The newest sample has no successor whose number would tell that it was there; its mark does."""
+class NewestSample(DamagedCase):
+    """The newest sample has no successor whose number shows that it existed, but its mark does."""
 
     says = False
 
     def rings(self):
-        """Files whose newest sample is damaged, and what is in them: at each place, alone in its epoch or not."""
+        """Yield files whose newest sample is damaged, with their samples: in each slot, alone in its epoch or not."""
         for before in (0, 1, 2, 6, 7, 8, 12, 15):
             for epoch, seq in ((EPOCH, before + 1), (OTHER, 1)):
                 disk = MemoryDisk()
@@ -287,26 +287,26 @@ class Newest(DamagedCase):
         del expected[number]
         self.assertEqual(content(opened), expected)
 
-    def test_any_byte_of_it(self):
+    def test_any_damaged_byte_is_repaired_or_marked(self):
         file, ring = list(self.rings())[7]
         at = place(ring.last)
         for byte in range(SLOT - layout.MARK_BYTES):
             self.assert_missing(with_bytes(file, at + byte, bytes([file[at + byte] ^ 0x10])), ring)
 
-    def test_all_of_it(self):
+    def test_completely_damaged_newest_sample_is_known_to_be_missing(self):
         for file, ring in self.rings():
             at = place(ring.last)
             older = layout.pack_slot((ring.last - 1).to_bytes(8, "little").ljust(60, b"\0"), SLOT, b"tags")
             for junk in (bytes(SLOT), b"\xff" * SLOT, os.urandom(SLOT), older):
                 self.assert_missing(with_bytes(file, at, junk), ring)
 
-    def test_its_mark_alone(self):
+    def test_damaged_mark_loses_no_sample(self):
         for file, ring in self.rings():
             at = place(ring.last) - layout.MARK_BYTES
             opened = self.open(with_bytes(file, at, os.urandom(layout.MARK_BYTES)))
             self.assertEqual((content(opened), opened.runs), (content(ring), ring.runs))
 
-    def test_a_whole_batch(self):
+    def test_completely_damaged_newest_batch_is_known_to_be_missing(self):
         disk = MemoryDisk()
         ring = open_ring(disk)
         fill(ring, 5)
@@ -317,8 +317,8 @@ class Newest(DamagedCase):
         opened = self.open(file)
         self.assertEqual((opened.last, opened.runs, sorted(content(opened))), (9, ring.runs, [2, 3, 4, 5]))
 
-    def test_a_write_that_went_to_another_slot(self):
-        """Neither it nor its mark is where it belongs; it is whole, and its number tells that it was written."""
+    def test_write_to_a_wrong_slot_shows_that_the_number_was_used(self):
+        """Neither the sample nor its mark is in its slot, but the undamaged slot shows that its number was used."""
         disk = MemoryDisk()
         ring = open_ring(disk)
         fill(ring, 5)
@@ -330,25 +330,25 @@ class Newest(DamagedCase):
         self.assertEqual((opened.last, opened.runs, sorted(content(opened))), (6, ring.runs, [1, 3, 4, 5]))
 
 
-class Others(DamagedCase):
+class OtherSamples(DamagedCase):
     says = False
 
-    def test_any_slot_alone(self):
+    def test_any_single_damaged_slot_is_known_to_be_missing(self):
         for number in self.samples:
             for junk in (bytes(100), os.urandom(100), self.whole[place(number + 1) : place(number + 1) + 100]):
                 opened = self.open(with_bytes(self.whole, place(number), junk))
                 self.assertEqual(opened.runs, self.ring.runs)
                 self.assertEqual(content(opened), {n: row for n, row in self.samples.items() if n != number})
 
-    def test_neighbours_with_their_marks(self):
-        """What is left of the numbers tells how many are missing, where not of which epoch."""
+    def test_adjacent_damaged_slots_with_their_marks_are_counted(self):
+        """The remaining numbers show how many samples are missing, but not their epochs."""
         for first in range(7, 12):
             file = with_bytes(self.whole, place(first), bytes(2 * SLOT)[: len(self.whole) - place(first)])
             opened = self.open(file)
             self.assertEqual((opened.last, opened.runs[0].number), (13, 6))
             self.assertLessEqual(sum(run.last_number - run.number + 1 for run in self.ring.runs), 8)
 
-    def test_a_sample_that_needs_the_room_of_the_mark(self):
+    def test_damage_after_a_sample_without_a_mark_is_known(self):
         disk = MemoryDisk()
         ring = open_ring(disk)
         long = taken(values={"temperature_x": -1.2345678901234567e-300}, up_ms=5)
@@ -362,20 +362,20 @@ class Others(DamagedCase):
         wide = open_ring(disk, slot_bytes=256)
         self.assertEqual([slot is not None for n in range(9, 17) for slot in wide.read(n, 1)], [True] * 8)
 
-    def test_both_copies_of_the_state(self):
+    def test_damage_of_both_copies_of_the_state_is_reported(self):
         for one in layout.STATE_AT:
             self.assertFalse(self.open(with_bytes(self.whole, one, os.urandom(200))).state["on"])
         file = with_bytes(self.whole, 4100, b"\xff\xff\xff")
         self.says = True
         ring = self.open(with_bytes(file, 8200, b"\xff\xff\xff"))
         self.assertTrue(ring.state["on"])
-        self.assertIn("both copies of its state are damaged", ring.faults[0])
+        self.assertIn("both copies of the state are damaged", ring.faults[0])
 
 
 class Versions(DamagedCase):
     says = False
 
-    def test_a_file_of_version_1_is_used_as_it_is(self):
+    def test_version_1_file_is_used_unchanged(self):
         ring = self.open(as_version_1(self.whole))
         self.assertEqual((content(ring), ring.runs, ring.identity), (self.samples, self.ring.runs, self.ring.identity))
         self.assertFalse(ring.state["on"])
@@ -385,14 +385,14 @@ class Versions(DamagedCase):
             again = open_ring(self.disk)
             self.assertEqual((content(again), again.runs), (content(ring), ring.runs))
 
-    def test_it_is_no_version_1_any_more(self):
-        """A program that knows only version 1 looks for these bytes, and refuses another file."""
+    def test_used_version_1_file_has_the_present_version(self):
+        """A program that supports only version 1 checks these bytes and refuses the file."""
         old = as_version_1(self.whole)
         self.assertEqual(old[4:12], b"PGNPOST1")
         self.open(old)
         self.assertNotEqual(self.disk.content(PATH)[4:12], b"PGNPOST1")
 
-    def test_a_crash_at_any_call_of_its_first_start(self):
+    def test_crash_at_any_call_of_the_first_start_loses_nothing(self):
         for call in range(200):
             disk = MemoryDisk(call)
             disk.lay(PATH, as_version_1(self.whole))
@@ -414,7 +414,7 @@ class Versions(DamagedCase):
     def silence(self):
         return contextlib.nullcontext()
 
-    def test_a_crash_at_any_call_while_a_damaged_one_is_replaced(self):
+    def test_crash_at_any_call_during_a_replacement_loses_nothing(self):
         for call in range(300):
             disk = MemoryDisk(call)
             disk.lay(PATH, self.whole[: place(13)])

@@ -1,4 +1,4 @@
-"""The pieces of a stream, without any session: what comes next, from where on, and how far ahead."""
+"""Tests of the send cursor without a session: the next batch or gap, the starting position, and the window."""
 
 import json
 import unittest
@@ -12,7 +12,7 @@ from protocol import BATCH_SAMPLES, WINDOW_SAMPLES
 from tests.support import MemoryDisk, taken
 
 
-class StreamCase(unittest.TestCase):
+class CursorCase(unittest.TestCase):
     def setUp(self):
         self.clock = FakeClock()
         self.disk = MemoryDisk()
@@ -20,7 +20,7 @@ class StreamCase(unittest.TestCase):
         self.start()
 
     def start(self, slots=8192):
-        """The node starts: a new epoch."""
+        """Start the node again, which begins a new epoch."""
         self.outbox = Outbox(Ring("/data", slots, 128, self.disk), "0b" * 8, new_epoch=lambda: next(self.epochs))
 
     def take(self, count):
@@ -38,7 +38,7 @@ class StreamCase(unittest.TestCase):
         return list(iter(stream.next, None))
 
     def assert_pieces(self, stream, *expected):
-        """(epoch, first, last, number of the first) of samples; and what is lost, as it is."""
+        """Return (epoch, first, last, running number of the first) for each batch; gaps are returned unchanged."""
         found = [
             (int(piece.epoch, 16), piece.first, piece.first + piece.sample_count - 1, piece.number)
             if isinstance(piece, OutgoingBatch)
@@ -48,22 +48,22 @@ class StreamCase(unittest.TestCase):
         self.assertEqual(found, list(expected))
 
 
-class Pieces(StreamCase):
-    def test_nothing(self):
+class Batches(CursorCase):
+    def test_empty_outbox_has_nothing_to_send(self):
         self.assert_pieces(self.stream())
 
-    def test_they_begin_short_and_get_longer(self):
+    def test_batches_begin_short_and_get_longer(self):
         self.take(3000)
         lengths = [piece.sample_count for piece in self.all(self.stream())]
         self.assertEqual(lengths[:6], [FIRST_SAMPLES, 32, 64, 128, 256, BATCH_SAMPLES])
         self.assertEqual(sum(lengths), 3000)
 
-    def test_samples_are_json_in_order(self):
+    def test_samples_are_sent_as_json_in_order(self):
         self.take(20)
         samples = [sample for piece in self.all(self.stream()) for sample in json.loads(piece.text)]
         self.assertEqual([sample["seq"] for sample in samples], list(range(1, 21)))
 
-    def test_epoch_by_epoch_with_running_numbers(self):
+    def test_epochs_are_sent_in_order_with_running_numbers(self):
         self.take(5)
         self.start()
         self.take(3)
@@ -71,7 +71,7 @@ class Pieces(StreamCase):
         self.assert_pieces(self.stream(2, {f"{1:016x}": 2}), (1, 3, 5, 3), (2, 1, 3, 6))
         self.assert_pieces(self.stream(5, {f"{1:016x}": 5}), (2, 1, 3, 6))
 
-    def test_a_piece_is_never_longer_than_its_room(self):
+    def test_batch_is_never_longer_than_its_limit(self):
         self.take(1)
         text = len(self.stream().next().text.encode()) + 1
         self.take(99)
@@ -79,7 +79,7 @@ class Pieces(StreamCase):
         self.assertTrue(all(len(piece.text.encode()) <= text * 10 for piece in pieces))
         self.assertEqual(sum(piece.sample_count for piece in pieces), 100)
 
-    def test_a_piece_fills_its_room(self):
+    def test_batch_is_as_long_as_its_limit_allows(self):
         self.take(FIRST_SAMPLES)
         whole = len(self.stream().next().text.encode())
         for room, count in ((whole - 50, 15), (whole - 1, 15), (whole + 1, 16)):
@@ -87,28 +87,28 @@ class Pieces(StreamCase):
             self.assertEqual(piece.sample_count, count)
             self.assertLessEqual(len(piece.text.encode()), room)
 
-    def test_it_knows_when_its_last_sample_was_taken(self):
+    def test_batch_has_the_time_of_its_last_sample(self):
         for wall_ms in range(1_795_188_970_001, 1_795_188_970_018):
             self.outbox.put(taken(wall_ms=wall_ms))
         self.outbox.commit()
         pieces = self.all(self.stream())
         self.assertEqual([piece.last_ms for piece in pieces], [1_795_188_970_016, 1_795_188_970_017])
 
-    def test_how_many_are_due(self):
+    def test_due_counts_samples_not_sent_yet(self):
         self.take(5)
         self.start()
         self.take(3)
         self.assertEqual(self.stream().due(), 8)
         self.assertEqual(self.stream(5, {f"{1:016x}": 5}).due(), 3)
 
-    def test_only_what_comes_from_now_on(self):
+    def test_begin_now_sends_only_new_samples(self):
         self.take(5)
         stream = SendCursor(self.outbox, self.clock)
         stream.begin_now(self.outbox.ring.runs)
         self.take(2)
         self.assert_pieces(stream, (1, 6, 7, 6))
 
-    def test_only_what_comes_from_now_on_when_there_are_earlier_epochs(self):
+    def test_begin_now_skips_earlier_epochs(self):
         self.take(5)
         self.start()
         self.take(3)
@@ -118,8 +118,8 @@ class Pieces(StreamCase):
         self.assert_pieces(stream, (2, 4, 5, 9))
 
 
-class Losses(StreamCase):
-    def test_what_was_overwritten(self):
+class Gaps(CursorCase):
+    def test_overwritten_samples_are_sent_as_a_gap(self):
         self.disk = MemoryDisk()
         self.start(slots=64)
         self.take(70)
@@ -130,7 +130,7 @@ class Losses(StreamCase):
         self.assertEqual(stream.next(), lost._replace(first=4, number=4))
         self.assertEqual(stream.next().first, 7)
 
-    def test_whole_epochs_of_it_are_counted(self):
+    def test_overwritten_epochs_are_counted_in_the_gap(self):
         self.disk = MemoryDisk()
         self.start(slots=64)
         self.take(10)
@@ -140,8 +140,8 @@ class Losses(StreamCase):
         self.assertEqual(self.stream(4).next(), OutgoingGap(self.outbox.epoch, 1, 0, 11, 6, "overwritten"))
         self.assertIsInstance(self.stream(None).next(), OutgoingBatch)
 
-    def test_overwritten_while_it_is_read(self):
-        """Nobody would wake a sender that was told that there is nothing to send."""
+    def test_samples_overwritten_during_the_read_are_sent_as_a_gap(self):
+        """A sender that finds nothing to send would not be called again."""
         self.disk = MemoryDisk()
         self.start(slots=64)
         self.take(64)
@@ -156,7 +156,7 @@ class Losses(StreamCase):
         self.outbox.read = late
         self.assertEqual(stream.next(), OutgoingGap(self.outbox.epoch, 1, 32, 1, 0, "overwritten"))
 
-    def test_damaged_samples_are_lost_and_the_others_are_sent(self):
+    def test_damaged_samples_are_a_gap_and_the_others_are_sent(self):
         self.take(12)
         self.damage(1, 2, 6, 12)
         epoch = self.outbox.epoch
@@ -169,13 +169,13 @@ class Losses(StreamCase):
             OutgoingGap(epoch, 12, 12, 12, 0, "damaged"),
         )
 
-    def test_a_piece_of_damaged_samples_only_is_lost_as_a_whole(self):
+    def test_batch_of_only_damaged_samples_is_one_gap(self):
         self.take(FIRST_SAMPLES + 1)
         self.damage(*range(1, FIRST_SAMPLES + 1))
         lost = OutgoingGap(self.outbox.epoch, 1, FIRST_SAMPLES, 1, 0, "damaged")
         self.assert_pieces(self.stream(), lost, (1, FIRST_SAMPLES + 1, FIRST_SAMPLES + 1, FIRST_SAMPLES + 1))
 
-    def test_the_newest_is_damaged_when_the_node_starts_again(self):
+    def test_newest_sample_damaged_before_a_restart_is_a_gap(self):
         self.take(3)
         self.damage(3)
         self.start()
@@ -183,8 +183,8 @@ class Losses(StreamCase):
         self.assert_pieces(self.stream(), (1, 1, 2, 1), OutgoingGap(f"{1:016x}", 3, 3, 3, 0, "damaged"), (2, 1, 1, 4))
         self.assert_pieces(self.stream(3, {f"{1:016x}": 3}), (2, 1, 1, 4))
 
-    def test_a_whole_epoch_is_damaged_and_its_marks_are(self):
-        """Of which epoch they were is not known any more; how many they were is."""
+    def test_damaged_epoch_with_damaged_marks_is_counted_in_the_gap(self):
+        """The epochs of the samples are no longer known, but their number is."""
         self.disk = MemoryDisk()
         self.start(slots=64)
         self.take(2)
@@ -200,7 +200,7 @@ class Losses(StreamCase):
         self.assertEqual(self.stream(2).next(), OutgoingGap(epoch, 1, 0, 6, 3, "damaged"))
         self.assertEqual(self.stream(1).next(), OutgoingGap(epoch, 1, 0, 6, 4, "damaged"))  # 2 is the oldest held
 
-    def test_the_beginning_of_an_epoch_is_damaged_and_its_marks_are(self):
+    def test_damaged_beginning_of_an_epoch_with_damaged_marks_is_a_gap(self):
         self.disk = MemoryDisk()
         self.start(slots=64)
         self.take(64)
@@ -210,7 +210,7 @@ class Losses(StreamCase):
         self.assertEqual(self.outbox.ring.runs[0].number, 6)
         self.assertEqual(self.stream(2, {epoch: 2}).next(), OutgoingGap(epoch, 3, 5, 3, 0, "damaged"))
 
-    def test_what_was_sent_of_an_epoch_before_it_was_overwritten_is_not_lost(self):
+    def test_samples_sent_before_they_were_overwritten_are_not_a_gap(self):
         for sent in (1, FIRST_SAMPLES):
             self.disk = MemoryDisk()
             self.start(slots=64)
@@ -218,23 +218,23 @@ class Losses(StreamCase):
             stream = self.stream()
             stream.window = sent
             stream.record_ack(self.outbox.epoch, stream.next().last)
-            self.outbox.fork(self.outbox.epoch, 41)  # another session has found a copy of this card
+            self.outbox.fork(self.outbox.epoch, 41)  # another session has found a copy of the outbox
             self.take(64)
             self.assertEqual(stream.next(), OutgoingGap(self.outbox.epoch, 1, 0, 41, 40 - sent, "overwritten"))
 
     def damage(self, *numbers, whole=False):
-        """Change a byte of each of these samples on the disk; `whole`: all of it, and of its mark."""
+        """Change one byte of each sample on the disk or, if `whole` is true, all of its bytes and of its mark."""
         ring = self.outbox.ring
         for number in numbers if whole else ():
-            self.disk.pwrite(ring._fd, b"\xff" * (128 + 28), ring._place(number) - 28)
+            self.disk.pwrite(ring._fd, b"\xff" * (128 + 28), ring._position(number) - 28)
         for number in numbers:
-            at = ring._place(number) + 60
+            at = ring._position(number) + 60
             (byte,) = self.disk.pread(ring._fd, 1, at)
             self.disk.pwrite(ring._fd, bytes([byte ^ 1]), at)
 
 
-class Window(StreamCase):
-    def test_no_more_than_the_window_ahead_of_what_is_acknowledged(self):
+class Window(CursorCase):
+    def test_window_limits_the_samples_sent_ahead_of_the_acknowledgement(self):
         self.take(WINDOW_SAMPLES + 100)
         stream = self.stream()
         self.assertEqual(sum(piece.sample_count for piece in self.all(stream)), WINDOW_SAMPLES)
@@ -242,7 +242,7 @@ class Window(StreamCase):
         self.assert_pieces(stream, (1, WINDOW_SAMPLES + 1, WINDOW_SAMPLES + 40, WINDOW_SAMPLES + 1))
         self.assertEqual(stream.due(), 60)
 
-    def test_beginning_anew_forgets_what_was_under_way(self):
+    def test_begin_discards_unacknowledged_samples(self):
         self.take(WINDOW_SAMPLES)
         stream = self.stream()
         self.all(stream)
@@ -251,7 +251,7 @@ class Window(StreamCase):
         self.assertEqual((again[0].first, again[0].sample_count), (11, FIRST_SAMPLES))
         self.assertEqual(sum(piece.sample_count for piece in again), WINDOW_SAMPLES - 10)
 
-    def test_acknowledging_one_epoch_leaves_the_others_in_the_window(self):
+    def test_acknowledgement_of_one_epoch_keeps_the_others_in_the_window(self):
         self.take(3000)
         self.start()
         self.take(5000)
@@ -264,7 +264,7 @@ class Window(StreamCase):
         self.assert_pieces(stream, (2, 4001, 4500, 7001), (2, 4501, 5000, 7501))
         self.assertEqual(stream.due(), 0)
 
-    def test_one_sample_is_waited_for_and_fills_the_window(self):
+    def test_window_of_one_sample_waits_for_each_acknowledgement(self):
         self.take(17)
         stream = self.stream()
         stream.window = 17
@@ -274,7 +274,7 @@ class Window(StreamCase):
         self.assertEqual((stream.waiting(), self.all(stream)[-1].last), (21, 33))
         self.assertEqual((stream.waiting(), stream.due()), (21, 4))
 
-    def test_of_many_epochs_an_acknowledgement_concerns_its_own_alone(self):
+    def test_acknowledgement_affects_only_its_own_of_many_epochs(self):
         for _ in range(20):
             self.take(3)
             self.start()
@@ -287,10 +287,10 @@ class Window(StreamCase):
             stream.record_ack(epoch, 1)
             self.assertEqual(stream.waiting(), 59 - 3 * k)
             stream.record_ack(epoch, 3)
-            stream.record_ack(epoch, 2)  # an older one that comes late
+            stream.record_ack(epoch, 2)  # an older acknowledgement that arrives late
             self.assertEqual(stream.waiting(), 57 - 3 * k)
 
-    def test_single_samples_that_follow_each_other_are_one_entry(self):
+    def test_consecutive_single_samples_are_one_entry(self):
         stream = self.stream()
         for _ in range(100):
             self.take(1)
@@ -298,8 +298,8 @@ class Window(StreamCase):
         self.assertEqual(stream._unacked, {self.outbox.epoch: [(100, 100)]})
 
 
-class Columns(StreamCase):
-    """To a receiver that takes them."""
+class Columns(CursorCase):
+    """Batches for a receiver that accepts columns."""
 
     def stream(self, *args, **more):
         stream = super().stream(*args, **more)
@@ -307,13 +307,13 @@ class Columns(StreamCase):
         return stream
 
     def seqs(self, piece):
-        """Of the samples of a piece, which is an object of columns if they are several."""
+        """Return the samples of a batch, which is an object of columns if it contains several samples."""
         told = json.loads(piece.text)
         if isinstance(told, list):
             return [sample["seq"] for sample in told]
         return list(range(told["seq"], told["seq"] + len(told["time"])))
 
-    def test_they_begin_short_and_get_longer(self):
+    def test_batches_begin_short_and_get_longer(self):
         self.take(6000)
         stream = self.stream()
         stream.window = 10_000
@@ -323,7 +323,7 @@ class Columns(StreamCase):
             self.assertEqual(self.seqs(piece), list(range(piece.first, piece.last + 1)))
         self.assertEqual(pieces[-1].last_ms, self.outbox.read(6000, 1)[0].wall_ms)
 
-    def test_no_more_than_the_window(self):
+    def test_window_limits_the_samples_in_columns(self):
         self.take(6000)
         for window in (1, 2, 17, 240, 5000):
             stream = self.stream()
@@ -331,7 +331,7 @@ class Columns(StreamCase):
             pieces = self.all(stream)
             self.assertEqual(sum(len(self.seqs(piece)) for piece in pieces), window)
 
-    def test_two_samples_are_columns_and_one_is_a_sample(self):
+    def test_two_samples_are_columns_and_one_is_an_array(self):
         self.take(3)
         stream = self.stream()
         stream.window = 2
@@ -339,18 +339,18 @@ class Columns(StreamCase):
         stream.record_ack(self.outbox.epoch, 2)
         self.assertEqual(json.loads(stream.next().text)[0]["seq"], 3)
 
-    def test_damaged_samples_end_a_piece(self):
+    def test_damaged_sample_ends_a_batch(self):
         self.take(300)
         for number in (5, 6, 200, 300):
             ring = self.outbox.ring
-            self.disk.pwrite(ring._fd, b"\xff" * 20, ring._place(number) + 40)
+            self.disk.pwrite(ring._fd, b"\xff" * 20, ring._position(number) + 40)
         pieces = self.all(self.stream())
         gaps = [(piece.first, piece.last) for piece in pieces if isinstance(piece, OutgoingGap)]
         self.assertEqual(gaps, [(5, 6), (200, 200), (300, 300)])
         seqs = [seq for piece in pieces if isinstance(piece, OutgoingBatch) for seq in self.seqs(piece)]
         self.assertEqual(seqs, [seq for seq in range(1, 300) if seq not in (5, 6, 200)])
 
-    def test_where_sensors_change_often_pieces_stay_short(self):
+    def test_batches_stay_short_if_channels_change_often(self):
         for number in range(400):
             self.outbox.put(taken(values={"a": 1} if number % 100 else {"a": 1, "b": 2}))
         while self.outbox.commit():
@@ -361,8 +361,8 @@ class Columns(StreamCase):
         self.assertEqual([piece.last for piece in pieces], lasts)
 
 
-class OtherCopy(StreamCase):
-    """The receiver says which sample it has under our number: one that differs came from a copy of this card."""
+class CopiedOutbox(CursorCase):
+    """A receiver that has a different sample with the same number received it from a copy of the outbox."""
 
     def setUp(self):
         super().setUp()
@@ -374,48 +374,48 @@ class OtherCopy(StreamCase):
     def fork(self, seq, up_ms, epoch=None):
         return SendCursor(self.outbox, self.clock).fork_if_other(epoch or self.epoch, seq, up_ms)
 
-    def test_the_same_sample_needs_no_new_epoch(self):
+    def test_same_sample_needs_no_new_epoch(self):
         self.assertEqual(self.fork(7, 7), "")
         self.assertEqual(self.outbox.held(), [[self.epoch, 1, 10, 1]])
 
-    def test_another_sample_starts_a_new_epoch_with_ours_of_that_number(self):
+    def test_different_sample_starts_a_new_epoch_at_that_number(self):
         new = self.fork(7, 700)
         self.assertEqual(self.outbox.held(), [[self.epoch, 1, 6, 1], [new, 1, 4, 7]])
         self.assertEqual(self.outbox.epoch, new)
 
-    def test_without_an_uptime_the_sample_counts_as_the_same(self):
+    def test_sample_without_an_uptime_counts_as_the_same(self):
         for up_ms in (None, "7", -1, 7.5, True):
             self.assertEqual(self.fork(7, up_ms), "")
 
-    def test_a_receiver_that_is_ahead_of_us_has_samples_of_another_copy(self):
+    def test_receiver_that_is_ahead_starts_a_new_epoch(self):
         new = self.fork(11, 11)
         self.assertEqual(self.outbox.held(), [[self.epoch, 1, 10, 1], [new, 1, 0, 11]])
 
-    def test_before_the_first_sample_of_this_run_any_is_ahead_of_us(self):
+    def test_any_sequence_number_is_ahead_before_the_first_sample(self):
         self.start()
         fresh = self.outbox.epoch
         self.assertEqual(self.fork(0, None, fresh), "")
         new = self.fork(1, 1, fresh)
         self.assertEqual(self.outbox.held()[-1], [new, 1, 0, 11])
 
-    def test_epochs_that_are_not_held_stay_as_they_are(self):
+    def test_epochs_that_are_not_in_the_outbox_are_not_forked(self):
         before = self.outbox.held()
         self.assertEqual(self.fork(3, 300, "f" * 16), "")
         self.assertEqual(self.outbox.held(), before)
 
-    def test_an_earlier_epoch_is_compared_too(self):
+    def test_earlier_epoch_is_also_compared(self):
         self.start()
         self.take(2)
-        self.assertEqual(self.fork(20, 20), "")  # only the current epoch can be ahead of us
+        self.assertEqual(self.fork(20, 20), "")  # only in the current epoch can the receiver be ahead
         new = self.fork(10, 11)
         self.assertEqual(self.outbox.held(), [[self.epoch, 1, 9, 1], [new, 1, 1, 10], [self.outbox.epoch, 1, 2, 11]])
 
 
-class Dates(StreamCase):
-    """The time and the clock flag of a sample, as well as they are known when it is sent."""
+class SampleTimes(CursorCase):
+    """Time and clock flag of a sample, as they are known when it is sent."""
 
     def sent(self, clock_set, boot=None, offset_ms=None):
-        """(time in ms before now, clock) of a sample that was taken 5 s ago, its date one hour slow."""
+        """Return (time in ms before now, clock flag) of a sample taken 5 s ago, whose date is one hour slow."""
         self.outbox._boot_id = boot or self.clock.boot_id
         wall_ms, up_ms = self.clock.wall_ms() - 3_600_000 - 5000, self.clock.up_ms() - 5000
         self.outbox.put(taken(wall_ms=wall_ms, up_ms=up_ms, clock_set=clock_set))
@@ -426,21 +426,21 @@ class Dates(StreamCase):
         sample = json.loads(stream.next().text)[-1]
         return self.clock.wall_ms() - parse_rfc3339(sample["time"]), sample.get("clock", "")
 
-    def test_a_clock_that_was_set_is_believed(self):
+    def test_time_of_a_set_clock_is_used(self):
         self.assertEqual(self.sent(clock_set=True), (3_605_000, ""))
 
-    def test_a_clock_that_was_set_since_dates_the_samples_of_this_boot(self):
+    def test_clock_set_later_corrects_samples_of_this_boot(self):
         self.assertEqual(self.sent(clock_set=False), (5000, ""))
 
-    def test_samples_of_an_earlier_boot_keep_their_date_and_are_flagged(self):
+    def test_samples_of_an_earlier_boot_keep_their_time_and_are_flagged(self):
         self.assertEqual(self.sent(clock_set=False, boot="0b" * 8), (3_605_000, "unset"))
 
-    def test_without_a_clock_the_receivers_date_is_used_and_flagged(self):
+    def test_date_of_the_receiver_is_used_and_flagged_without_a_clock(self):
         self.clock.known = False
         offset_ms = self.clock.wall_ms() + 60_000 - self.clock.up_ms()  # it is a minute ahead
         self.assertEqual(self.sent(clock_set=False, offset_ms=offset_ms), (-55_000, "server"))
 
-    def test_without_any_clock_the_date_is_flagged(self):
+    def test_time_is_flagged_without_any_clock(self):
         self.clock.known = False
         self.assertEqual(self.sent(clock_set=False), (3_605_000, "unset"))
 

@@ -1,4 +1,4 @@
-"""Columns from slots: what they say is what the slots say, and they never need more room than there is."""
+"""Tests of columns made from slots: they contain the same samples and never exceed the length limit."""
 
 import json
 import random
@@ -24,7 +24,7 @@ def slots_of(count, values, errors, up_ms=0):
 
 class Writer(unittest.TestCase):
     def write(self, slots, times, room_bytes, seq=10**17, clock="server", at_once=100):
-        """The samples that fit, and the bytes of their text."""
+        """Return the samples that fit, and the length of their text in bytes."""
         writer, count = ColumnsWriter(seq, clock, room_bytes), 0
         while count < len(slots) and not writer.is_full:
             added = writer.add(slots[count : count + at_once], times[count : count + at_once])
@@ -38,8 +38,8 @@ class Writer(unittest.TestCase):
         self.assertEqual(batch.ups, [slot.up_ms for slot in slots[:count]])
         return batch, len(text.encode())
 
-    def test_the_text_fits_its_room_whatever_is_in_it(self):
-        start = -62_135_596_800_000  # with the longest numbers, each different from the one before
+    def test_text_never_exceeds_its_limit(self):
+        start = -62_135_596_800_000  # with the longest numbers, all different
         for names, failing in ((NAMES, True), (NAMES, False), ("a", True), ("a", False)):
             slots = slots_of(
                 4000,
@@ -53,24 +53,24 @@ class Writer(unittest.TestCase):
                 self.assertLessEqual(length, room, (names, failing))
                 self.assertTrue(length > 0.6 * room or room < 2000 or len(batch) == 4000, (names, failing, length))
 
-    def test_whatever_the_length_of_the_first(self):
+    def test_text_fits_with_a_first_sample_of_any_length(self):
         slots = slots_of(50, lambda k: {"a": k}, lambda k: {})
         for room in range(250, 400):
             self.write(slots, [WALL_MS + k for k in range(50)], room, at_once=7)
 
-    def test_texts_are_taken_over_as_they_are(self):
+    def test_texts_of_values_are_copied_unchanged(self):
         values = [1, -7, 0.5, 1e-7, -0.0, 1e300, 2**63 - 1, None, 123456789.123456789]
         slots = slots_of(9, lambda k: {"a": values[k], "b_2": values[-k]}, lambda k: {})
         batch, _ = self.write(slots, list(range(9)), 5000)
         self.assertEqual(repr(batch.values["a"]), repr(values))
 
-    def test_a_body_that_no_node_writes_is_not_taken(self):
+    def test_unexpected_body_is_not_accepted(self):
         writer = ColumnsWriter(1, "", 5000)
         self.assertEqual(writer.add([Slot(1, 0, 0, 0, True, '"values":{"a":{"b":1}}')], [0]), 0)
 
 
-class FromTheOutbox(unittest.TestCase):
-    """Random lives of an outbox: clocks that are set or not, sensors that come, fail and go, damage, a full ring."""
+class OutboxColumns(unittest.TestCase):
+    """Outbox after random operations: clock set or not, changing and failing sensors, damage, and a full ring."""
 
     def setUp(self):
         self.clock = FakeClock()
@@ -96,11 +96,11 @@ class FromTheOutbox(unittest.TestCase):
         held = range(max(1, len(given) - 63), len(given) + 1)
         damaged = set(chance.sample(held, chance.choice((0, 0, 1, 3))))
         for number in damaged:
-            at = outbox.ring._place(number) + 60
+            at = outbox.ring._position(number) + 60
             disk.pwrite(outbox.ring._fd, bytes([disk.pread(outbox.ring._fd, 1, at)[0] ^ 1]), at)
         return outbox, given, damaged
 
-    def test_every_sample_once_as_it_is_in_the_outbox(self):
+    def test_every_sample_is_sent_once_and_unchanged(self):
         columns = 0
         for seed in range(120):
             chance = random.Random(f"slots {seed}")
@@ -142,7 +142,7 @@ class FromTheOutbox(unittest.TestCase):
             ]
         return [(s.seq, s.time_ms, s.up_ms, s.values, s.errors, s.clock) for s in read_columns(value)]
 
-    def test_samples_that_all_differ_are_not_read_again_and_again(self):
+    def test_samples_with_different_channels_are_not_read_repeatedly(self):
         outbox = Outbox(Ring("/data", 1024, 256, MemoryDisk()), "0b" * 8)
         for number in range(1000):
             outbox.put(taken(values={"a": 1} if number % 2 else {"b": 1}))
@@ -157,7 +157,7 @@ class FromTheOutbox(unittest.TestCase):
         self.assertEqual(sum(piece.sample_count for piece in pieces), 1000)
         self.assertLess(sum(read), 17 * 1000)
 
-    def test_a_clock_that_is_set_while_samples_are_dated_changes_nothing_but_their_dates(self):
+    def test_clock_set_during_a_batch_changes_only_the_times(self):
         outbox = Outbox(Ring("/data", 64, 256, MemoryDisk()), self.clock.boot_id)
         for number in range(5):
             outbox.put(taken(up_ms=number, clock_set=False))
@@ -172,14 +172,14 @@ class FromTheOutbox(unittest.TestCase):
             samples = [sample for piece in pieces for sample in self.samples(piece)]
             self.assertEqual([sample[0] for sample in samples], [1, 2, 3, 4, 5], f"set after {looks} looks")
 
-    def test_what_waits_is_counted_without_the_gaps_in_it(self):
+    def test_waiting_counts_samples_without_gaps(self):
         disk = MemoryDisk()
         outbox = Outbox(Ring("/data", 64, 256, disk), "0b" * 8, new_epoch=lambda: "e" * 16)
         for _ in range(12):
             outbox.put(taken())
         outbox.commit()
         for number in (6, 7, 8):
-            disk.pwrite(outbox.ring._fd, b"\xff\xff", outbox.ring._place(number) + 60)
+            disk.pwrite(outbox.ring._fd, b"\xff\xff", outbox.ring._position(number) + 60)
         cursor = SendCursor(outbox, self.clock)
         cursor.begin(0, {})
         pieces = list(iter(cursor.next, None))

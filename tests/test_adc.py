@@ -1,4 +1,4 @@
-"""The MCP3008: the bits of the data sheet, what becomes of the counts, and what one is told when there is no chip."""
+"""Tests of the MCP3008 driver: bits of the data sheet, conversions, and errors without a chip."""
 
 import math
 import os
@@ -15,11 +15,11 @@ from pigeonpost.sensors.simulated import SimulatedChip
 
 
 class Bus:
-    """A chip as the data sheet has it: figure 5-1, a bit a clock. It notes what it was sent."""
+    """Fake SPI device that answers as in figure 5-1 of the data sheet and records the bytes sent."""
 
     def __init__(self, counts=lambda n: 0, silent=None):
         self.counts = counts
-        self.silent = silent  # the level of a line that nothing drives
+        self.silent = silent  # level of an undriven line
         self.sent = []
         self.lists = []
         self.closed = 0
@@ -31,7 +31,7 @@ class Bus:
             answer = [0xFF * self.silent] * len(values)
         else:
             answer = SimulatedChip(lambda n: self.counts(n), 1024).xfer2(values)
-        values[:] = answer  # some versions of spidev write into the list that they are given
+        values[:] = answer  # some versions of spidev write into the list that they receive
         return values
 
     def close(self):
@@ -39,8 +39,8 @@ class Bus:
 
 
 class Bits(unittest.TestCase):
-    def test_what_is_sent(self):
-        """DS21295, table 5-2 and figure 6-1: a start bit, single-ended or not, three bits of the input."""
+    def test_request_has_start_bit_mode_and_input(self):
+        """DS21295, table 5-2 and figure 6-1: start bit, single-ended or differential, and three bits for the input."""
         bus = Bus()
         chip = Mcp3008(bus)
         for plus in range(8):
@@ -52,7 +52,7 @@ class Bits(unittest.TestCase):
             chip.read(plus, plus ^ 1)
         self.assertEqual(bus.sent, [(0b0000_0001, plus << 4, 0) for plus in range(8)])
 
-    def test_what_comes_back(self):
+    def test_response_is_decoded_to_ten_bits(self):
         for answer, counts in (
             ([0, 0, 0], 0), ([0xFF, 0b1111_1011, 0xFF], 1023), ([0, 0b10, 0], 512), ([0, 0b01, 1], 257),
             ([0x5A, 0b1111_1000, 0x80], 128), ([0xFF, 0b1010_0010, 0b1010_1010], 682),
@@ -61,45 +61,45 @@ class Bits(unittest.TestCase):
             bus.xfer2.return_value = answer
             self.assertEqual(Mcp3008(bus).read(0), counts)
 
-    def test_every_count_of_every_input(self):
+    def test_every_count_of_every_input_is_read(self):
         for counts in range(1024):
             chip = Mcp3008(Bus(lambda n, counts=counts: counts if n == counts % 8 else 1023 - counts))
             self.assertEqual(chip.read(counts % 8), counts)
             self.assertEqual(chip.read((counts + 1) % 8), 1023 - counts)
 
-    def test_differential_readings_subtract_the_neighbour_and_end_at_zero(self):
+    def test_differential_reading_subtracts_the_neighbour_and_is_never_negative(self):
         chip = Mcp3008(Bus(lambda n: 100 * n))
         self.assertEqual([chip.read(n, n ^ 1) for n in range(8)], [0, 100, 0, 100, 0, 100, 0, 100])
 
-    def test_only_neighbours_are_compared(self):
+    def test_differential_reading_of_inputs_that_are_not_neighbours_raises_value_error(self):
         for plus in range(8):
             for minus in range(8):
                 if minus != plus ^ 1:
-                    with self.assertRaisesRegex(ValueError, "neighbours only"):
+                    with self.assertRaisesRegex(ValueError, "only neighbouring inputs"):
                         Mcp3008(Bus()).read(plus, minus)
 
-    def test_a_fresh_list_each_time(self):
-        """spidev may write the answer into the list, and the next question would be what came back."""
+    def test_each_transfer_sends_a_new_list(self):
+        """spidev can write the response into the list, which would then be sent as the next request."""
         bus = Bus(lambda n: 1000)
         chip = Mcp3008(bus)
         self.assertEqual([chip.read(3) for _ in range(5)], [1000] * 5)
         self.assertEqual(len({id(values) for values in bus.lists}), 5)
         self.assertEqual(len(set(bus.sent)), 1)
 
-    def test_the_null_bit_must_be_zero(self):
+    def test_null_bit_of_one_raises_sensor_error(self):
         bus = mock.Mock()
         bus.xfer2.return_value = [0, 0b100, 0]
         with self.assertRaisesRegex(SensorError, "the chip does not answer"):
             Mcp3008(bus).read(0)
 
-    def test_closing_gives_the_device_back(self):
+    def test_close_closes_the_spi_device(self):
         bus = Bus()
         Mcp3008(bus).close()
         self.assertEqual(bus.closed, 1)
 
 
 class Conversions(unittest.TestCase):
-    def test_temperatures_by_their_data_sheets(self):
+    def test_temperature_conversions_match_the_data_sheets(self):
         for volts, offset_mv, expected in (
             (0.5, 500, 0.0), (0.75, 500, 25.0), (0.1, 500, -40.0), (1.75, 500, 125.0),  # MCP9700, TMP36
             (0.25, 0, 25.0), (1.5, 0, 150.0), (0.02, 0, 2.0),  # LM35
@@ -107,31 +107,31 @@ class Conversions(unittest.TestCase):
             self.assertEqual(celsius(volts, offset_mv, 10.0), expected)
         self.assertEqual(celsius(1.0, 400.0, 19.5), 30.77)  # MCP9701
 
-    def test_a_divider_both_ways(self):
+    def test_ldr_resistance_is_calculated_for_both_positions_in_the_divider(self):
         self.assertEqual(ldr_ohms(512, 10_000, "supply"), 10_000.0)
         self.assertEqual(ldr_ohms(512, 10_000, "ground"), 10_000.0)
         self.assertEqual(ldr_ohms(256, 10_000, "supply"), 30_000.0)
         self.assertEqual(ldr_ohms(256, 10_000, "ground"), 3_333.3)
         self.assertEqual(ldr_ohms(768, 10_000, "ground"), 30_000.0)
 
-    def test_it_rises_with_the_light_on_one_side_and_falls_on_the_other(self):
+    def test_ldr_resistance_rises_with_counts_at_ground_and_falls_at_supply(self):
         supply = [ldr_ohms(counts, 10_000, "supply") for counts in range(1, 1023)]
         ground = [ldr_ohms(counts, 10_000, "ground") for counts in range(1, 1023)]
         self.assertEqual(supply, sorted(supply, reverse=True))
         self.assertEqual(ground, sorted(ground))
 
-    def test_the_ends_of_the_scale_tell_nothing(self):
+    def test_ldr_at_an_end_of_the_scale_raises_sensor_error(self):
         for side in ("supply", "ground"):
             for counts in (0, 0.4, 1022.6, 1023):
                 with self.assertRaisesRegex(SensorError, "end of the scale: too dark, too bright, or not connected"):
                     ldr_ohms(counts, 10_000, side)
 
-    def test_lux_by_the_data_sheet(self):
+    def test_lux_estimate_matches_the_data_sheet(self):
         self.assertEqual(ldr_lux(15_000, 15_000, 0.7), 10.0)
         self.assertEqual(ldr_lux(15_000 / 10**0.7, 15_000, 0.7), 100.0)
         self.assertEqual(ldr_lux(15_000 * 10**0.7, 15_000, 0.7), 1.0)
 
-    def test_whatever_the_settings_allow_is_a_number_or_an_error(self):
+    def test_every_allowed_setting_gives_a_finite_number_or_a_sensor_error(self):
         chance = random.Random(1)
         for _ in range(1000):
             entry = {
@@ -143,7 +143,7 @@ class Conversions(unittest.TestCase):
                 entry |= {"gain": chance.choice((-1e9, 0, 1e-9, 1e9)), "offset": chance.choice((-1e9, 0, 1e9))}
             counts = chance.choice((0, 1, 2, 512, 1000, 1021, 1022, 1023))
             source = adc.make({"channels": {"x": entry}}, "here", Bus(lambda n, counts=counts: counts if n < 8 else 0))
-            source._refuse_silence = lambda *_: None
+            source._check_chip_answers = lambda *_: None
             reading = source.read()["x"]
             self.assertTrue(isinstance(reading, SensorError) or math.isfinite(reading), (entry, counts, reading))
 
@@ -154,7 +154,7 @@ def source_of(channels, counts=lambda n: 100 * n + 7, bus=None, **settings):
 
 
 class Sources(unittest.TestCase):
-    def test_each_conversion(self):
+    def test_each_conversion_gives_its_value_and_unit(self):
         counts = {1: 233, 2: 512, 3: 128, 4: 256, 5: 512, 6: 512, 7: 77}.get
         source, _ = source_of(
             {
@@ -174,11 +174,11 @@ class Sources(unittest.TestCase):
             "a": "°C", "b": "°C", "c": "°C", "d": "V", "e": "counts", "f": "Ω", "g": "lx", "h": "counts", "i": "%",
         })  # fmt: skip
 
-    def test_the_reference_voltage_counts(self):
+    def test_reference_voltage_scales_the_value(self):
         source, _ = source_of({"v": {"input": 1, "convert": "volts"}}, lambda n: 512, vref_v=5)
         self.assertEqual(source.read(), {"v": 2.5})
 
-    def test_a_sensors_own_slope_and_offset(self):
+    def test_slope_and_offset_of_a_temperature_sensor_can_be_set(self):
         source, _ = source_of(
             {"t": {"input": 1, "convert": "mcp9700", "offset_mv": 400, "mv_per_c": 19.5}}, lambda n: 310
         )
@@ -186,13 +186,13 @@ class Sources(unittest.TestCase):
         source, _ = source_of({"t": {"input": 1, "convert": "tmp36", "offset_mv": 0}}, lambda n: 310)
         self.assertEqual(source.read(), {"t": 99.9})
 
-    def test_averaging_takes_as_many_conversions_as_asked(self):
+    def test_average_makes_the_given_number_of_conversions(self):
         values = iter(range(10, 1000))
         source, bus = source_of({"v": {"input": 3, "convert": "volts"}}, lambda n: next(values), average=20)
         self.assertEqual(source.read(), {"v": round(19.5 / 1024 * 3.3, 4)})
         self.assertEqual(len(bus.sent), 20)
 
-    def test_one_channel_at_the_end_of_its_scale_leaves_the_others(self):
+    def test_channel_at_the_end_of_its_scale_does_not_affect_the_others(self):
         source, _ = source_of(
             {"light": {"input": 2, "convert": "ldr_lux"}, "t": {"input": 1, "convert": "mcp9700"}},
             {1: 233, 2: 1023}.get,
@@ -201,25 +201,25 @@ class Sources(unittest.TestCase):
         self.assertIsInstance(readings["light"], SensorError)
         self.assertEqual(readings["t"], 25.09)
 
-    def test_a_line_that_nothing_drives_is_recognised(self):
+    def test_undriven_data_line_raises_sensor_error(self):
         for level, text in ((0, "every input reads 0"), (1, "every input reads 1023")):
             source, bus = source_of({"t": {"input": 1, "convert": "mcp9700"}}, bus=Bus(silent=level))
             with self.assertRaisesRegex(SensorError, text) as caught:
                 source.read()
-            self.assertIn("Look at the wiring: power, ground, DOUT to MISO, CS to CE0", str(caught.exception))
+            self.assertIn("Check the wiring: power, ground, DOUT to MISO, CS to CE0", str(caught.exception))
             self.assertEqual(bus.closed, 1)
 
-    def test_all_inputs_at_1023_are_recognised_where_the_null_bit_comes(self):
+    def test_all_inputs_at_1023_raise_sensor_error_although_the_null_bit_is_zero(self):
         source, _ = source_of({"t": {"input": 1}}, lambda n: 1023)
-        with self.assertRaisesRegex(SensorError, "every input reads 1023. Look"):
+        with self.assertRaisesRegex(SensorError, "every input reads 1023. Check"):
             source.read()
 
-    def test_one_input_at_the_end_of_its_scale_may_be_right(self):
+    def test_single_input_at_the_end_of_its_scale_is_a_valid_reading(self):
         for rail in (0, 1023):
             source, _ = source_of({"t": {"input": 1}}, lambda n, rail=rail: rail if n == 1 else 5)
             self.assertEqual(source.read(), {"t": rail})
 
-    def test_the_chip_is_opened_when_it_is_first_read_and_again_after_it_failed(self):
+    def test_chip_is_opened_at_the_first_reading_and_again_after_an_error(self):
         opened = []
         good, bad = Bus(lambda n: n), mock.Mock()
         bad.xfer2.side_effect = OSError(121, "Remote I/O error")
@@ -242,7 +242,7 @@ class Sources(unittest.TestCase):
         source.close()
         self.assertEqual(good.closed, 1)
 
-    def test_a_simulated_chip_says_so(self):
+    def test_channels_of_a_simulated_chip_are_marked(self):
         source, _ = source_of({"t": {"input": 1}})
         self.assertTrue(all(channel.simulated for channel in source.channels))
         source = adc.make({"channels": {"t": {"input": 1}}}, "here")
@@ -256,17 +256,17 @@ class Settings(unittest.TestCase):
         for word in ("node.toml: [[sensor]] 1", *words):
             self.assertIn(word, str(caught.exception))
 
-    def test_what_is_wrong_is_named(self):
+    def test_invalid_setting_is_named_in_the_error(self):
         for settings, words in (
             ({}, ["channels is missing", "channels.temperature = {input = 1}"]),
             ({"channels": {}}, ["channels is missing"]),
             ({"channels": 5}, ["channels takes a table, not 5"]),
-            ({"channels": {"T": {"input": 1}}}, ["channels.T", "a small letter"]),
-            ({"channels": {"t": 1}}, ["channels.t: a channel is a table"]),
+            ({"channels": {"T": {"input": 1}}}, ["channels.T", "a lower-case letter"]),
+            ({"channels": {"t": 1}}, ["channels.t: a channel must be a table"]),
             ({"channels": {"t": {}}}, ["channels.t: input is missing", "0 to 7"]),
             ({"channels": {"t": {"input": 8}}}, ["channels.t: input takes an input, 0 to 7", "not 8"]),
-            ({"channels": {"t": {"input": "0-2"}}}, ["two neighbours"]),
-            ({"channels": {"t": {"input": "1-2"}}}, ["two neighbours"]),
+            ({"channels": {"t": {"input": "0-2"}}}, ["two neighbouring inputs"]),
+            ({"channels": {"t": {"input": "1-2"}}}, ["two neighbouring inputs"]),
             ({"channels": {"t": {"input": -1}}}, ["not -1"]),
             ({"channels": {"t": {"input": 1, "convert": "kelvin"}}}, ["convert takes", "'mcp9700'", "not 'kelvin'"]),
             ({"channels": {"t": {"input": 1, "convrt": "volts"}}}, ['did you mean "convert"?']),
@@ -279,7 +279,7 @@ class Settings(unittest.TestCase):
             with self.subTest(settings):
                 self.refused(settings, *words)
 
-    def test_all_inputs_and_all_neighbours_are_taken(self):
+    def test_all_inputs_and_all_pairs_are_accepted(self):
         for n in range(8):
             for given in (n, str(n), f"{n}-{n ^ 1}"):
                 source, _ = source_of({"t": {"input": given}}, lambda n: 3 * n + 1)
@@ -287,7 +287,7 @@ class Settings(unittest.TestCase):
 
 
 class Spidev(unittest.TestCase):
-    """The module of the Pi, and how it fails on a Pi that is not set up."""
+    """The spidev module, and its errors on a Pi that is not set up."""
 
     def install(self, error=None):
         device = mock.Mock()
@@ -301,14 +301,14 @@ class Spidev(unittest.TestCase):
             open_spi(bus, device)
         return str(caught.exception)
 
-    def test_it_is_opened_with_its_speed_and_mode(self):
+    def test_device_is_opened_with_speed_and_mode_0(self):
         device = self.install()
         self.assertIs(open_spi(1, 2), device)
         device.open.assert_called_once_with(1, 2)
         self.assertEqual((device.max_speed_hz, device.mode), (MAX_SPEED_HZ, 0))
         self.assertEqual(MAX_SPEED_HZ, 1_000_000)
 
-    def test_the_settings_choose_bus_device_and_speed(self):
+    def test_settings_select_bus_device_and_speed(self):
         device = self.install()
         device.xfer2.return_value = [0, 1, 44]
         settings = {"channels": {"t": {"input": 1}}, "bus": 1, "device": 2, "max_speed_hz": 500_000}
@@ -316,31 +316,31 @@ class Spidev(unittest.TestCase):
         device.open.assert_called_once_with(1, 2)
         self.assertEqual(device.max_speed_hz, 500_000)
 
-    def test_without_the_module(self):
+    def test_missing_spidev_module_is_reported_with_the_remedy(self):
         self.enterContext(mock.patch.dict(sys.modules, {"spidev": None}))
         text = self.told()
         self.assertIn("sudo apt install python3-spidev", text)
         self.assertIn("python3 node.py --simulate", text)
 
-    def test_without_the_device(self):
+    def test_missing_device_is_reported_with_the_remedy(self):
         self.install(FileNotFoundError(2, "No such file or directory"))
         text = self.told(1, 2)
         self.assertIn("/dev/spidev1.2", text)
         self.assertIn("`sudo raspi-config nonint do_spi 0`", text)
 
-    def test_without_the_device_in_a_container(self):
+    def test_missing_device_in_a_container_is_reported_with_the_compose_line(self):
         self.install(FileNotFoundError(2, "No such file or directory"))
         with mock.patch.dict(os.environ, BALENA="1"):
             text = self.told(1, 2)
-        self.assertIn('`devices: ["/dev/spidev1.2:/dev/spidev1.2"]` in docker-compose.yml', text)
+        self.assertIn('`devices: ["/dev/spidev1.2:/dev/spidev1.2"]` to docker-compose.yml', text)
 
-    def test_without_the_right_to_it(self):
+    def test_missing_permission_is_reported_with_the_remedy(self):
         self.install(PermissionError(13, "Permission denied"))
         self.assertIn("`sudo usermod -aG spi $USER`", self.told())
         with mock.patch.dict(os.environ, STATE_DIRECTORY="/var/lib/pigeonpost-node"):
             self.assertIn("`sudo python3 /opt/pigeonpost/control.py install node --write`", self.told())
 
-    def test_any_other_error_in_its_own_words(self):
+    def test_error_of_the_system_is_reported_with_its_text(self):
         self.install(OSError(16, "Device or resource busy"))
         self.assertEqual(self.told(), "/dev/spidev0.0: Device or resource busy")
 

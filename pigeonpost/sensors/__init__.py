@@ -1,1 +1,1 @@
-"""Sensor sources: one module per kind."""
+"""Sensor sources, one module per kind."""

@@ -1,10 +1,11 @@
 """Sensor kind "command": numbers in the output of a program or in a file.
 
-Errors: SensorError with the exit status and the last output of the program, or with the text that holds no number.
-
     command = ["/usr/bin/sensor", "--once"]     the program and its arguments, without a shell
     command = "sensor | tail -n 1"              with `shell = true`: a command line for the shell
     file = "/run/boiler"                        instead of a command: a file that another program writes
+
+Errors: SensorError with the exit status and the last line of the program's error output, or with the text in which no
+number was found.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ LONGEST_OUTPUT = 65_536  # bytes
 Find = Callable[[str], Number]
 
 
-def _words(value: Any) -> str | list[str]:
+def _command(value: Any) -> str | list[str]:
     if isinstance(value, str) and value:
         return value
     if isinstance(value, list) and value and all(isinstance(word, str) for word in value):
         return value
-    raise ValueError('takes a list of texts, as ["/usr/bin/sensor", "--once"], or with shell = true a text')
+    raise ValueError('takes a list of strings, such as ["/usr/bin/sensor", "--once"], or a string with shell = true')
 
 
 def _pattern(value: Any) -> re.Pattern[str]:
@@ -43,102 +44,127 @@ def _pattern(value: Any) -> re.Pattern[str]:
     except (re.error, TypeError) as error:
         raise ValueError(f"takes a regular expression ({error})") from None
     if found.groups != 1:
-        raise ValueError('takes a regular expression with one group, the number, as in "temp=([-0-9.]+)"')
+        raise ValueError('takes a regular expression with one group for the number, such as "temp=([-0-9.]+)"')
     return found
 
 
 OPTIONS = (
-    Option("channels", a_table, None, "a table for each channel, by its name"),
-    Option("command", _words, None, "the program and its arguments"),
-    Option("file", text, None, "instead of a command: a file to read"),
-    Option("shell", switch, False, "whether a shell reads the command"),
-    Option("timeout", number(0.1, 3600), 10.0, "seconds after which it is killed"),
+    Option("channels", a_table, None, "one table per channel, by channel name"),
+    Option("command", _command, None, "the program and its arguments, as a list"),
+    Option("file", text, None, "file to read, instead of a command"),
+    Option("shell", switch, False, "run `command`, which is then a string, in a shell"),
+    Option("timeout", number(0.1, 3600), 10.0, "seconds after which the command is killed"),
 )
 CHANNEL_OPTIONS = (
     Option(
-        "pattern", _pattern, None, "where the number stands in the text, as its one group; without it the text is one"
+        "pattern",
+        _pattern,
+        None,
+        "regular expression whose group is the number; without it, the complete text is the number",
     ),
-    Option("unit", matching(UNIT, "a text up to 32 characters"), "", "of the value"),
+    Option("unit", matching(UNIT, "a text up to 32 characters"), "", "unit of the value"),
     *CALIBRATION,
 )
 
 
 class CommandSource(SensorSource):
-    """One text, and in it a number for each channel."""
+    """Source that finds a number for each channel in one text.
+
+    Args:
+        channels: The channels.
+        read_text: Function that returns the text.
+        find: For each channel, the function that finds its number in the text.
+    """
 
     def __init__(
-        self, channels: Sequence[Channel], ask: Callable[[], str], find: Mapping[str, Callable[[str], Number]]
+        self, channels: Sequence[Channel], read_text: Callable[[], str], find: Mapping[str, Callable[[str], Number]]
     ):
         self.channels = channels
-        self._ask = ask
+        self._read_text = read_text
         self._find = find
 
     def read(self) -> Readings:
-        said = self._ask()
+        text = self._read_text()
         readings: dict[str, Number | SensorError] = {}
         for channel in self.channels:
             try:
-                readings[channel.name] = self._find[channel.name](said)
+                readings[channel.name] = self._find[channel.name](text)
             except SensorError as error:
                 readings[channel.name] = error
         return readings
 
 
 def run(command: str | list[str], shell: bool, timeout_s: float) -> str:
-    """Return the output of `command`. SensorError when it cannot start, fails, takes too long or prints too much."""
+    """Run a command and return its standard output.
+
+    Args:
+        command: The program and its arguments, or a command line for the shell.
+        shell: True to run the command in a shell.
+        timeout_s: Time in seconds after which the command is killed.
+
+    Raises:
+        SensorError: The command cannot be started, fails, takes too long or prints too much.
+    """
     try:
         process = subprocess.Popen(
             command, shell=shell, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            start_new_session=True,  # so that what it has started is killed with it
+            start_new_session=True,  # so that the processes that it has started can be killed together with it
         )  # fmt: skip
     except (OSError, ValueError) as error:
-        raise SensorError(f"{_preview(command)} does not start: {error}") from error
+        raise SensorError(f"{_preview(command)} cannot be started: {error}") from error
     try:
-        said, complained = _listen(process, time.monotonic() + timeout_s)
+        output, errors = _read_output(process, time.monotonic() + timeout_s)
     except (TimeoutError, OverflowError) as error:
         os.killpg(process.pid, signal.SIGKILL)
-        what = f"was not done within {timeout_s:g} s" if isinstance(error, TimeoutError) else "prints without end"
-        raise SensorError(f"{_preview(command)} {what}, and was killed") from None
+        what = f"did not end within {timeout_s:g} s" if isinstance(error, TimeoutError) else "printed too much"
+        raise SensorError(f"{_preview(command)} {what} and was killed") from None
     finally:
         for pipe in (process.stdout, process.stderr):
             assert pipe is not None
             pipe.close()
         process.wait()
     if process.returncode:
-        words = complained.strip().splitlines()
+        lines = errors.strip().splitlines()
         how = f"exit status {process.returncode}" if process.returncode > 0 else f"signal {-process.returncode}"
-        raise SensorError(f"{_preview(command)} failed, {how}{': ' + words[-1][:200] if words else ''}")
-    return said
+        raise SensorError(f"{_preview(command)} failed with {how}{': ' + lines[-1][:200] if lines else ''}")
+    return output
 
 
-def _listen(process: subprocess.Popen[bytes], give_up_s: float) -> tuple[str, str]:
-    """Return standard output and standard error of a process, once it has ended."""
-    heard: dict[Any, bytearray] = {process.stdout: bytearray(), process.stderr: bytearray()}
-    with selectors.DefaultSelector() as chooser:
-        for pipe in heard:
-            chooser.register(pipe, selectors.EVENT_READ)
-        while chooser.get_map():
+def _read_output(process: subprocess.Popen[bytes], give_up_s: float) -> tuple[str, str]:
+    """Wait until a process has ended, and return its standard output and standard error.
+
+    Raises TimeoutError at the time `give_up_s` (time.monotonic), and OverflowError for more than LONGEST_OUTPUT bytes.
+    """
+    received: dict[Any, bytearray] = {process.stdout: bytearray(), process.stderr: bytearray()}
+    with selectors.DefaultSelector() as selector:
+        for pipe in received:
+            selector.register(pipe, selectors.EVENT_READ)
+        while selector.get_map():
             left_s = give_up_s - time.monotonic()
-            ready = chooser.select(left_s) if left_s > 0 else []
+            ready = selector.select(left_s) if left_s > 0 else []
             if not ready:
                 raise TimeoutError
             for key, _ in ready:
                 block = os.read(key.fd, 8192)
                 if not block:
-                    chooser.unregister(key.fileobj)
-                heard[key.fileobj] += block
-                if len(heard[key.fileobj]) > LONGEST_OUTPUT:
+                    selector.unregister(key.fileobj)
+                received[key.fileobj] += block
+                if len(received[key.fileobj]) > LONGEST_OUTPUT:
                     raise OverflowError
     try:
         process.wait(max(0.0, give_up_s - time.monotonic()))
     except subprocess.TimeoutExpired:
         raise TimeoutError from None
-    said, complained = (data.decode(errors="replace") for data in heard.values())
-    return said, complained
+    output, errors = (data.decode(errors="replace") for data in received.values())
+    return output, errors
 
 
 def read_file(path: str) -> str:
-    """Return the content of a file. Raises SensorError."""
+    """Return the contents of the file `path` as text.
+
+    Raises:
+        SensorError: The file cannot be read, or is longer than LONGEST_OUTPUT.
+    """
     try:
         with open(path, "rb") as file:
             data = file.read(LONGEST_OUTPUT + 1)
@@ -150,16 +176,21 @@ def read_file(path: str) -> str:
 
 
 def make(settings: Mapping[str, Any], where: str) -> CommandSource:
-    """The source that a [[sensor]] table with kind = "command" describes.
+    """Return the source for a [[sensor]] table with kind = "command".
 
-    Raises SettingsError, which begins with `where`.
+    Args:
+        settings: The keys and values of the table, without `kind`.
+        where: File and table, with which each error message begins.
+
+    Raises:
+        SettingsError: A setting is invalid.
     """
     options = read_options(settings, OPTIONS, where)
     command, path = options["command"], options["file"]
     if (command is None) == (path is None):
-        raise SettingsError(f"{where}: takes either a command or a file")
+        raise SettingsError(f"{where}: must have either `command` or `file`")
     if command is not None and isinstance(command, str) != options["shell"]:
-        raise SettingsError(f"{where}: command is a list of texts, or with shell = true a text")
+        raise SettingsError(f"{where}: command must be a list of strings, or a string with shell = true")
     find: dict[str, Find] = {}
     channels = []
     for name, chosen, _ in channel_tables(options["channels"], CHANNEL_OPTIONS, where, "boiler = {}"):
@@ -170,18 +201,18 @@ def make(settings: Mapping[str, Any], where: str) -> CommandSource:
     return CommandSource(channels, functools.partial(run, command, options["shell"], options["timeout"]), find)
 
 
-def _find(chosen: Mapping[str, Any], said: str) -> Number:
+def _find(chosen: Mapping[str, Any], text: str) -> Number:
     pattern: re.Pattern[str] | None = chosen["pattern"]
-    found = pattern.search(said) if pattern else None
+    found = pattern.search(text) if pattern else None
     if pattern and not found:
-        raise SensorError(f"{pattern.pattern!r} is not in {_preview(said)}")
-    number = (found[1] or "") if found else said
+        raise SensorError(f"{pattern.pattern!r} does not match {_preview(text)}")
+    number = (found[1] or "") if found else text
     try:
         return calibrated(float(number), chosen)
     except ValueError:
-        raise SensorError(f"no number: {_preview(number)}") from None
+        raise SensorError(f"not a number: {_preview(number)}") from None
 
 
-def _preview(said: str | list[str]) -> str:
-    shown = repr(said if isinstance(said, str) else " ".join(said))
+def _preview(text: str | list[str]) -> str:
+    shown = repr(text if isinstance(text, str) else " ".join(text))
     return shown if len(shown) <= 80 else shown[:77] + "..."

@@ -1,11 +1,12 @@
-"""What every kind of sensor source has in common: SensorSource, its channels, calibration, limits and raw values.
+"""Common parts of all kinds of sensor sources: SensorSource, channels, calibration, limits and raw values.
 
-A module of this package has `OPTIONS`, the keys of its [[sensor]] table, and `make(table, where)`, which makes a source
-from one. It may have `scan(root)`, which finds the devices of its kind. registry.py lists them; adc.py, the first
-kind, is at the root.
+Each kind is a module of this package, except `adc`, which is in adc.py in the root folder. Such a module contains
+`OPTIONS`, the keys of its [[sensor]] table, and `make(table, where)`, which creates a source from a table. It can
+contain `scan(root)`, which finds the devices of its kind. registry.py lists all kinds.
 
-A source is read by one thread at a time; `read` may block.
-Errors: SensorError, with the fault and the remedy; for a single channel it is returned in the place of the value.
+A source is read by one thread at a time, and `read` may block.
+Errors: SensorError, whose message contains the fault and the remedy. If only one channel fails, its SensorError is
+returned instead of its value.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from types import MappingProxyType
 
 from pigeonpost.core.config import Option, check_keys, matching, number, read_options, switch, text
 from pigeonpost.core.errors import SensorError, SettingsError
+from pigeonpost.core.format import counted
 from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
 from protocol import SENSOR_NAME, SENSOR_NAME_TAKES, UNIT, Number
 
@@ -26,10 +28,14 @@ if TYPE_CHECKING:
 
 
 class Channel(NamedTuple):
-    """One named value that a source gives: name and unit as they go over the link; `simulated` is told to people.
+    """Description of a channel, which is one named value of a source.
 
-    limits  what the value is judged by, as HELLO tells it: low, high, jump, stuck, and rail as [low, high]. All are in
-            terms of the value that is sent; a driver that knows the ends of its scale gives `rail` itself.
+    Attributes:
+        name: Name of the channel, as on the link.
+        unit: Unit of the value.
+        simulated: True if the value is simulated. The web interface shows this.
+        limits: Limits of the quality checks, as in HELLO: low, high, jump, stuck, and rail as [low, high]. They refer
+            to the value that is sent, after calibration. A driver that knows the ends of its scale sets `rail` itself.
     """
 
     name: str
@@ -42,83 +48,111 @@ Readings = Mapping[str, "Number | SensorError"]
 
 
 class SensorSource:
-    """One thing that is read at once, and gives a value for each of its channels."""
+    """Source of readings: one device or service whose channels are read together.
+
+    Attributes:
+        channels: The channels of the source.
+    """
 
     channels: Sequence[Channel]
 
     def read(self) -> Readings:
-        """Read all channels now: a finite number for each, or the SensorError of that one.
+        """Read all channels now.
 
-        Raises SensorError when no channel can be read.
+        Returns:
+            The reading of each channel by its name: a finite number, or a SensorError if that channel cannot be read.
+
+        Raises:
+            SensorError: No channel can be read.
         """
         raise NotImplementedError
 
     def close(self) -> None:
-        """Close the device. Closing twice is fine."""
+        """Close the device. It has no effect if the device is already closed."""
 
 
-class LatestReadings(NamedTuple):
-    """What a channel gave last, and when (Clock.monotonic)."""
+class LatestReading(NamedTuple):
+    """Latest reading of a channel, with its time (Clock.monotonic, in seconds)."""
 
     value: Number
     at_s: float
 
 
 class DerivedSource(SensorSource):
-    """A source that makes its values of what other channels gave. The sampler evaluates it in its own thread, after
-    the other sources have answered; so it must be quick."""
+    """Source whose channels are calculated from the readings of other channels.
 
-    uses: Mapping[str, Mapping[str, str]]  # of each of its channels those that it is made of, and where that is written
+    The sampler calculates them in its own thread, after the other sources have answered, so `derive` must be fast.
 
-    def derive(self, name: str, latest: Mapping[str, LatestReadings], now_s: float) -> LatestReadings:
-        """Return the value of its channel `name`, with the age of the oldest value used. Raises SensorError."""
+    Attributes:
+        uses: For each channel of this source, the names of the channels that it uses, each with its location in the
+            settings (for error messages).
+    """
+
+    uses: Mapping[str, Mapping[str, str]]
+
+    def derive(self, name: str, latest: Mapping[str, LatestReading], now_s: float) -> LatestReading:
+        """Calculate the value of a channel.
+
+        Args:
+            name: Name of a channel of this source.
+            latest: The latest reading of each channel of the node.
+            now_s: Present time (Clock.monotonic), in seconds.
+
+        Returns:
+            The value, with the time of the oldest reading used.
+
+        Raises:
+            SensorError: The value cannot be calculated.
+        """
         raise NotImplementedError
 
 
 def in_order(sources: Sequence[SensorSource]) -> list[tuple[DerivedSource, str]]:
-    """Return every derived channel of a node with its source, each after those that it is made of.
+    """Return all derived channels in `sources`, each with its source, in the order in which they must be calculated.
 
-    Raises SettingsError for a name that no source gives, and for channels that are made of each other.
+    Raises:
+        SettingsError: A channel uses a channel that does not exist, or channels depend on each other in a cycle.
     """
-    made = {name: source for source in sources if isinstance(source, DerivedSource) for name in source.uses}
-    if not made:
+    derived = {name: source for source in sources if isinstance(source, DerivedSource) for name in source.uses}
+    if not derived:
         return []
     import graphlib
 
     known = [channel.name for source in sources for channel in source.channels]
-    for name, source in made.items():
+    for name, source in derived.items():
         for used, where in source.uses[name].items():
             if used not in known:
                 raise SettingsError(f"{where}: no channel is called {used!r:.50}; {nearest(used, known)}")
     try:
-        sorter = graphlib.TopologicalSorter({name: source.uses[name].keys() for name, source in made.items()})
-        return [(made[name], name) for name in sorter.static_order() if name in made]
+        sorter = graphlib.TopologicalSorter({name: source.uses[name].keys() for name, source in derived.items()})
+        return [(derived[name], name) for name in sorter.static_order() if name in derived]
     except graphlib.CycleError as error:
-        around = error.args[1][::-1]  # the names in a cycle, each followed by one that needs it
-        where = made[around[0]].uses[around[0]][around[1]]
-        raise SettingsError(f"{where}: made of itself: {' needs '.join(around)}") from None
+        cycle = error.args[1][::-1]  # each name is followed by the name of a channel that it uses
+        where = derived[cycle[0]].uses[cycle[0]][cycle[1]]
+        raise SettingsError(f"{where}: the channels depend on each other: {' needs '.join(cycle)}") from None
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """Return a hint for a misspelt name: the nearest known one."""
+    """Return a hint for the misspelt `name`: the most similar name in `known`, or a list of all names."""
     import difflib
 
     near = difflib.get_close_matches(name, known, 1)
-    return f'did you mean "{near[0]}"?' if near else f"there are: {', '.join(sorted(known)[:50])}"
+    return f'did you mean "{near[0]}"?' if near else f"known names: {', '.join(sorted(known)[:50])}"
 
 
 def access_remedy(group: str) -> str:
-    """Return how this program gets the right to open the devices of a group, as "spi"."""
-    if os.environ.get("STATE_DIRECTORY"):  # a systemd unit has a user of its own, and its devices are listed there
+    """Return the commands that give this program access to the devices of `group`, such as "spi"."""
+    if os.environ.get("STATE_DIRECTORY"):  # a systemd unit runs as a separate user and lists its devices
         return "`sudo python3 /opt/pigeonpost/control.py install node --write`, then restart it (docs/install.md)"
     return f"`sudo usermod -aG {group} $USER`, then log in again"
 
 
 class FoundDevice(NamedTuple):
-    """Something that can be read here, as a member's `scan(root)` finds it: in words, and the table that reads it.
+    """Device found by the `scan(root)` of a kind, where `root` is the folder that contains dev, proc and sys.
 
-    root    where dev, proc and sys are
-    table   as it stands under [[sensor]], `kind` included; empty: there is something, but nothing to read yet
+    Attributes:
+        about: Description of the device for the user.
+        table: A [[sensor]] table, including `kind`, that reads the device; empty if the device cannot be read yet.
     """
 
     about: str
@@ -126,107 +160,137 @@ class FoundDevice(NamedTuple):
 
 
 def name_of(*parts: str) -> str:
-    """Return a valid name of a channel, made of any texts."""
+    """Return a valid channel name made from the texts `parts`."""
     made = "_".join("".join(letter if letter in _NAME_LETTERS else " " for letter in " ".join(parts).lower()).split())
     return (made if made[:1].isalpha() else f"s_{made}")[:28].rstrip("_")
 
 
 _NAME_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
-# What members with a table for each channel share.
+# Options of all kinds that have a table per channel.
 CALIBRATION = (
-    Option("gain", number(-1e9, 1e9), 1.0, "calibration: the value is multiplied by this,"),
-    Option("offset", number(-1e9, 1e9), 0.0, "and then this is added"),
+    Option("gain", number(-1e9, 1e9), 1.0, "calibration: factor by which the value is multiplied"),
+    Option("offset", number(-1e9, 1e9), 0.0, "calibration: added to the value after the multiplication"),
 )
 
 
 def calibrated(value: float, chosen: Mapping[str, Any]) -> float:
-    """Return `value` with the CALIBRATION options of its channel applied."""
+    """Return `value` after calibration with `gain` and `offset` in `chosen`, the options of its channel."""
     return round(value * float(chosen["gain"]) + float(chosen["offset"]), 6)
 
 
 def dotted_path(value: Any) -> tuple[str, ...]:
-    """Parser for a path in JSON: keys and list indices, separated by dots, as in `sensors.0.value`
-    (-1: the last); in quotes where a key contains a dot. An empty path is the whole document."""
+    """Return the parts of a path in JSON: keys and list indices separated by dots, such as `sensors.0.value`.
+
+    The index -1 is the last element. A key that contains a dot must be in quotes. An empty path is the complete
+    document.
+
+    Args:
+        value: The path, from the settings.
+
+    Raises:
+        ValueError: `value` is not a valid path.
+    """
     parts: list[str] = []
     rest = text(value)
     while rest:
         found = re.match(r"""(?:"([^"]*)"|'([^']*)'|([^."']+))(\.?)""", rest)
         if found is None or (found[4] == "") != (found.end() == len(rest)):
-            raise ValueError("takes keys and places with dots between, as in result.0.value or data.'a.b'.c")
+            raise ValueError("takes keys and indices separated by dots, as in result.0.value or data.'a.b'.c")
         parts.append(next(part for part in found.groups() if part is not None))
         rest = rest[found.end() :]
     return tuple(parts)
 
 
 def at_path(value: Any, path: Sequence[str]) -> Any:
-    """Return the value at a path in decoded JSON. Raises SensorError, which names the first part that is missing."""
+    """Return the value at `path` in decoded JSON.
+
+    Args:
+        value: The decoded JSON document.
+        path: Keys and list indices.
+
+    Raises:
+        SensorError: A part of the path does not exist; the message contains the first such part.
+    """
     for count, key in enumerate(path, 1):
         if isinstance(value, dict) and key in value:
             value = value[key]
         elif isinstance(value, list) and re.fullmatch("-?[0-9]{1,9}", key) and -len(value) <= int(key) < len(value):
             value = value[int(key)]
         else:
-            raise SensorError(f"there is no {'.'.join(path[:count])!r:.60}; there is {shown_json(value)}")
+            raise SensorError(f"there is no {'.'.join(path[:count])!r:.60}; found: {shown_json(value)}")
     return value
 
 
 def shown_json(value: Any) -> str:
-    """Return untrusted decoded JSON as a short text."""
+    """Return a short description of `value`, which is untrusted decoded JSON, for an error message."""
     if isinstance(value, dict):
         return (", ".join(f"{key!r:.40}" for key in list(value)[:10]) or "nothing") + ", ..." * (len(value) > 10)
-    return f"a list of {len(value)}" if isinstance(value, list) else f"{dumps(value):.60}"
+    return f"a list of {counted(len(value), 'element')}" if isinstance(value, list) else f"{dumps(value):.60}"
 
 
 def channel_tables(
     tables: Mapping[str, Any] | None, options: Sequence[Option], where: str, example: str
 ) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Yield the name and the options of each channel, and the beginning of an error about it.
+    """Yield the name and the options of each channel, and the text with which error messages about it begin.
 
-    tables   the `channels` of a [[sensor]]
-    example  of a channel, for the error when there is none
-    Raises SettingsError.
+    Args:
+        tables: The value of `channels` in a [[sensor]] table.
+        options: The options of a channel.
+        where: File and table, with which each error message begins.
+        example: Example of a channel, for the error message if there is no channel.
+
+    Raises:
+        SettingsError: There is no channel, or an option is invalid.
     """
     if not tables:
-        raise SettingsError(f"{where}: channels is missing, as in channels.{example}")
+        raise SettingsError(f"{where}: channels is missing; for example: channels.{example}")
     for name, entry in tables.items():
-        here = f"{where}: channels.{name}"
+        channel_where = f"{where}: channels.{name}"
         if not SENSOR_NAME(name) or not isinstance(entry, dict):
-            raise SettingsError(f"{here}: a channel is a table, named with {SENSOR_NAME_TAKES}")
-        # First against all keys that a channel may have, so that the hint for a misspelt one can name any of them.
-        check_keys(entry, [option.key for option in (*options, *LIMITS)], here)
-        yield name, read_options(entry, options, here), here
+            raise SettingsError(f"{channel_where}: a channel must be a table whose name is {SENSOR_NAME_TAKES}")
+        # First check against all keys that a channel can have, so that the hint for a misspelt key can be any of them.
+        check_keys(entry, [option.key for option in (*options, *LIMITS)], channel_where)
+        yield name, read_options(entry, options, channel_where), channel_where
 
 
 def _pair(value: Any) -> tuple[float, float]:
-    one = number(-1e15, 1e15)
+    parse = number(-1e15, 1e15)
     if not isinstance(value, list) or len(value) != 2:
-        raise ValueError("takes the two ends of a scale, as [0, 1023]")
-    low, high = one(value[0]), one(value[1])
+        raise ValueError("takes the two ends of a scale, such as [0, 1023]")
+    low, high = parse(value[0]), parse(value[1])
     if not low < high:
-        raise ValueError("takes the lower end first, as [0, 1023]")
+        raise ValueError("takes the lower end first, such as [0, 1023]")
     return low, high
 
 
-# What every kind with a table for each channel takes too. The node tells the limits; server.quality checks the values.
+# Additional options of all kinds that have a table per channel. The node sends the limits; server.quality checks them.
 LIMITS = (
-    Option("low", number(-1e15, 1e15), None, "verdict: less is out of range,"),
-    Option("high", number(-1e15, 1e15), None, "and so is more than this"),
-    Option("jump", number(1e-9, 1e15), None, "verdict: the most that it changes in a second"),
-    Option("stuck", number(1, 864_000), None, "verdict: seconds without any change"),
-    Option("rail", _pair, None, "verdict: the ends of the scale, [low, high], before calibration"),
-    Option("raw", switch, False, "whether NAME_raw, the value before calibration, is a channel too"),
+    Option("low", number(-1e15, 1e15), None, "quality limit: a value below this is out of range"),
+    Option("high", number(-1e15, 1e15), None, "quality limit: a value above this is out of range"),
+    Option("jump", number(1e-9, 1e15), None, "quality limit: largest change per second"),
+    Option(
+        "stuck", number(1, 864_000), None, "quality limit: seconds without any change, after which the sensor is stuck"
+    ),
+    Option("rail", _pair, None, "quality limit: the ends of the sensor's scale, [low, high], before calibration"),
+    Option("raw", switch, False, "add a channel NAME_raw with the value before calibration"),
 )
-_TOLD = ("low", "high", "jump", "stuck")
-# With `raw` these are taken from the member: what it then reads is the raw value, in its usual unit.
+_SENT = ("low", "high", "jump", "stuck")
+# With `raw` these options are not passed to the kind, so that it reads the raw value in its default unit.
 _CALIBRATING = (*CALIBRATION, Option("unit", matching(UNIT, "a text up to 32 characters"), None, "of the value"))
 
 
 class WithRaw(SensorSource):
-    """A source of which some channels are given raw as well. Those it reads uncalibrated, and calibrates here."""
+    """Source that adds a raw channel to some channels of another source.
+
+    The other source reads these channels without calibration, and this source calibrates them.
+
+    Args:
+        source: The other source.
+        chosen: Options of each channel that gets a raw channel, by channel name.
+    """
 
     def __init__(self, source: SensorSource, chosen: Mapping[str, Mapping[str, Any]]) -> None:
-        """chosen: of each such channel its options, by name"""
         self._source, self._calibrate = source, chosen
         self.channels = [made for channel in source.channels for made in self._channels(channel)]
 
@@ -236,7 +300,7 @@ class WithRaw(SensorSource):
             yield channel
             return
         limits = dict(channel.limits)
-        if "rail" in limits and not chosen["rail"]:  # as its driver knows it
+        if "rail" in limits and not chosen["rail"]:  # set by the driver
             limits["rail"] = sorted(_calibrated(end, chosen) for end in limits["rail"])
         yield channel._replace(limits=limits, unit=channel.unit if chosen["unit"] is None else chosen["unit"])
         yield Channel(f"{channel.name}_raw", channel.unit, channel.simulated)
@@ -258,49 +322,55 @@ class WithRaw(SensorSource):
 def with_limits(
     table: Mapping[str, Any], where: str, make: Callable[[Mapping[str, Any]], SensorSource]
 ) -> SensorSource:
-    """Make the source of a [[sensor]] table by `make`, with the limits and raw values that its channels have.
+    """Return the source for a [[sensor]] table, with the limits and the raw channels in the table.
 
-    Raises SettingsError, also those of `make`.
+    Args:
+        table: The keys and values of the table, without `kind`.
+        where: File and table, with which each error message begins.
+        make: Function that creates the source from the table without limits and raw channels.
+
+    Raises:
+        SettingsError: A setting is invalid.
     """
     entries = table.get("channels")
     if not isinstance(entries, dict):
-        return make(table)  # it may need none, or says what is wrong
+        return make(table)  # the kind needs no channels, or reports the error
     keys, plain, chosen = {option.key for option in LIMITS}, dict(entries), {}
     for name, entry in entries.items():
         if isinstance(entry, dict) and not keys.isdisjoint(entry):
             chosen[name] = _limits(entry, name, f"{where}: channels.{name}")
-            taken = keys | {option.key for option in _CALIBRATING if chosen[name]["raw"]}
-            plain[name] = {key: value for key, value in entry.items() if key not in taken}
+            removed = keys | {option.key for option in _CALIBRATING if chosen[name]["raw"]}
+            plain[name] = {key: value for key, value in entry.items() if key not in removed}
     source = make({**table, "channels": plain})
     if not chosen:
         return source
     source.channels = [_limited(channel, chosen.get(channel.name)) for channel in source.channels]
     with_raw = {name: options for name, options in chosen.items() if options["raw"]}
     if with_raw and isinstance(source, DerivedSource):
-        raise SettingsError(f"{where}: channels.{min(with_raw)}: raw is for what is measured")
+        raise SettingsError(f"{where}: channels.{min(with_raw)}: raw is not possible for a calculated channel")
     return WithRaw(source, with_raw) if with_raw else source
 
 
 def _limited(channel: Channel, chosen: Mapping[str, Any] | None) -> Channel:
     if chosen is None:
         return channel
-    limits = {**channel.limits, **{key: chosen[key] for key in _TOLD if chosen[key] is not None}}
-    if chosen["rail"]:  # which calibration may put the other way round
+    limits = {**channel.limits, **{key: chosen[key] for key in _SENT if chosen[key] is not None}}
+    if chosen["rail"]:  # sorted, because a negative gain exchanges the two ends
         limits["rail"] = sorted(_calibrated(end, chosen) for end in chosen["rail"])
     return channel._replace(limits=limits)
 
 
 def _limits(entry: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
     options = (*LIMITS, *_CALIBRATING)
-    its = {option.key for option in options}
-    chosen = read_options({key: value for key, value in entry.items() if key in its}, options, where)
+    keys = {option.key for option in options}
+    chosen = read_options({key: value for key, value in entry.items() if key in keys}, options, where)
     chosen["calibrates"] = "gain" in entry or "offset" in entry
     if None not in (chosen["low"], chosen["high"]) and chosen["low"] > chosen["high"]:
-        raise SettingsError(f"{where}: low is above high")
+        raise SettingsError(f"{where}: low must not be above high")
     if chosen["raw"] and not SENSOR_NAME(f"{name}_raw"):
-        raise SettingsError(f"{where}: with raw = true the name is followed by _raw, and takes {SENSOR_NAME_TAKES}")
+        raise SettingsError(f"{where}: the name is too long: with raw = true, {name}_raw must be {SENSOR_NAME_TAKES}")
     return chosen
 
 
 def _calibrated(value: Number, chosen: Mapping[str, Any]) -> Number:
-    return calibrated(value, chosen) if chosen["calibrates"] else value  # whole numbers stay whole
+    return calibrated(value, chosen) if chosen["calibrates"] else value  # so that integers stay integers

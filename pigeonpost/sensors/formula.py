@@ -3,12 +3,15 @@
     formula = "dew_point(room, humidity)"
     formula = "(flow - return_flow) * rate * 1.163 if pump > 0.5 else 0"
 
-Runs in the sampler's thread, after the other sources have answered.
-Errors: SettingsError with the column in the text, for everything that can be known before the start; SensorError with
-the column for what the values make impossible, such as a division by zero, and for a channel without a fresh value.
+The values are calculated in the sampler's thread, after the other sources have answered.
 
-Python's own parser reads the text; its syntax tree is compiled once into nested functions: there is no eval, and
-nothing but the tables below is possible. All numbers are floats, so none can grow: 9**9**9 overflows at once.
+Errors: SettingsError with the column in the formula, for each error that can be found when the node starts. SensorError
+with the column, for a calculation that is not possible with the present values, such as a division by zero. SensorError
+for a channel without a recent value.
+
+Python's parser reads the text, and its syntax tree is compiled once into nested functions. There is no eval, and only
+the operations and functions in the tables below are possible. All numbers are floats, which cannot grow without limit:
+9**9**9 overflows immediately.
 
 Sources: Magnus formula with the constants 17.62, 243.12 °C and 6.112 hPa: WMO-No. 8 (2018), volume I, annex 4.B.
 Absolute humidity: the gas law for water vapour, 461.5 J/(kg K), with that vapour pressure. Heat index: Rothfusz, US
@@ -26,20 +29,21 @@ from typing import Any, NamedTuple
 
 from pigeonpost.core.config import Option, a_table, matching, number, read_options, text
 from pigeonpost.core.errors import SensorError, SettingsError
-from pigeonpost.sensors.contract import Channel, DerivedSource, LatestReadings, Readings, channel_tables, nearest
+from pigeonpost.core.format import counted
+from pigeonpost.sensors.contract import Channel, DerivedSource, LatestReading, Readings, channel_tables, nearest
 from protocol import UNIT, Number
 
 LONGEST_TEXT = 1000  # characters
-MOST_PARTS = 250  # names, numbers, operations
-DEEPEST = 100  # operations within each other, of which a + b + c has two
+MOST_PARTS = 250  # names, numbers and operations
+DEEPEST = 100  # levels of nested operations; a + b + c has two
 
 OPTIONS = (
-    Option("channels", a_table, None, "a table for each channel, by its name"),
-    Option("fresh", number(0.01, 86_400), 20.0, "seconds for which the last value of a channel counts"),
+    Option("channels", a_table, None, "one table per channel, by channel name"),
+    Option("fresh", number(0.01, 86_400), 20.0, "seconds for which the latest value of a channel can be used"),
 )
 CHANNEL_OPTIONS = (
-    Option("formula", text, None, "what is calculated, of the names of other channels"),
-    Option("unit", matching(UNIT, "a text up to 32 characters"), "", "of the value"),
+    Option("formula", text, None, "expression with the names of other channels"),
+    Option("unit", matching(UNIT, "a text up to 32 characters"), "", "unit of the value"),
 )
 
 Values = Mapping[str, Number]
@@ -47,10 +51,12 @@ Evaluate = Callable[[Values], float]
 
 
 class Formula(NamedTuple):
-    """A text that was compiled.
+    """A compiled formula.
 
-    uses      each channel that it names, with the column where it does first
-    evaluate  makes the value of the channels' values; SensorError when they make it impossible
+    Attributes:
+        uses: Each channel in the formula, with the column of its first occurrence.
+        evaluate: Function that calculates the value from the values of the channels. It raises SensorError if that is
+            not possible.
     """
 
     uses: Mapping[str, int]
@@ -58,51 +64,86 @@ class Formula(NamedTuple):
 
 
 def compile_formula(text: str, names: Collection[str] | None = None) -> Formula:
-    """Make a formula of its text. `names` are the channels that there are; None: any name may be one.
+    """Compile a formula and return it.
 
-    Raises SettingsError, which names the column.
+    Args:
+        text: Text of the formula.
+        names: Names of the existing channels; None accepts every name.
+
+    Raises:
+        SettingsError: The formula is invalid; the message contains the column.
     """
     if len(text) > LONGEST_TEXT:
-        raise SettingsError(f"formula is longer than {LONGEST_TEXT} characters; make several channels of it")
+        raise SettingsError(f"formula is longer than {LONGEST_TEXT} characters; divide it into several channels")
     found = _Compiler(text, names)
     return Formula(found.uses, found.formula())
 
 
-# ------------------------------------------------------------------------------------------------ what may be called
+# ------------------------------------------------------------------------------------------------ functions
 
 
 def _vapour_hpa(t: float, rh: float) -> float:
-    """Pressure of the water vapour in air of `t` °C and `rh` %."""
-    if not 0 < rh <= 110:  # sensors say a little more than 100 in fog
+    """Return the water vapour pressure, in hPa, of air at `t` °C with `rh` % relative humidity."""
+    if not 0 < rh <= 110:  # in fog, sensors measure slightly more than 100 %
         raise ValueError(f"takes a relative humidity over 0 and up to 100 %, not {rh:g}")
     return rh / 100 * 6.112 * math.exp(17.62 * t / (243.12 + t))
 
 
 def dew_point(t: float, rh: float) -> float:
-    """°C at which air of `t` °C and `rh` % is saturated; good within 0.1 °C from -45 to 60 °C."""
+    """Return the dew point, in °C, of air at `t` °C with `rh` % relative humidity.
+
+    The error is less than 0.1 °C from -45 to 60 °C.
+
+    Raises:
+        ValueError: `rh` is out of range.
+    """
     gamma = math.log(_vapour_hpa(t, rh) / 6.112)
     return 243.12 * gamma / (17.62 - gamma)
 
 
 def absolute_humidity(t: float, rh: float) -> float:
-    """Grams of water in a cubic metre of such air."""
+    """Return the absolute humidity, in g/m³, of air at `t` °C with `rh` % relative humidity.
+
+    Raises:
+        ValueError: `rh` is out of range.
+    """
     return _vapour_hpa(t, rh) * 100 / (461.5 * (273.15 + t)) * 1000
 
 
 def mix(t1: float, flow1: float, t2: float, flow2: float) -> float:
-    """Temperature of two streams of the same stuff after they have met; flows in any unit, or as shares."""
+    """Return the temperature of a mixture of two streams of the same substance.
+
+    Args:
+        t1: Temperature of the first stream.
+        flow1: Flow of the first stream, in any unit.
+        t2: Temperature of the second stream.
+        flow2: Flow of the second stream, in the same unit as `flow1`.
+
+    Raises:
+        ValueError: A flow is negative, or both are zero.
+    """
     if flow1 < 0 or flow2 < 0 or flow1 + flow2 == 0:
         raise ValueError(f"takes flows that are not negative and not both zero, not {flow1:g} and {flow2:g}")
     return (t1 * flow1 + t2 * flow2) / (flow1 + flow2)
 
 
 def mix_share(t1: float, t2: float, mixed: float) -> float:
-    """Which share of the first stream makes `mixed` of both: how far a mixing valve is open, 0 to 1."""
+    """Return the share of the first stream in a mixture, 0 to 1; for example the opening of a mixing valve.
+
+    Args:
+        t1: Temperature of the first stream.
+        t2: Temperature of the second stream.
+        mixed: Temperature of the mixture.
+    """
     return (mixed - t2) / (t1 - t2)
 
 
 def heat_index(t: float, rh: float) -> float:
-    """°C that air of `t` °C and `rh` % feels like in the shade."""
+    """Return the heat index (apparent temperature in the shade), in °C, of air at `t` °C with `rh` % humidity.
+
+    Raises:
+        ValueError: `rh` is out of range.
+    """
     if not 0 <= rh <= 110:
         raise ValueError(f"takes a relative humidity from 0 to 100 %, not {rh:g}")
     f = t * 1.8 + 32
@@ -128,7 +169,7 @@ def _round(value: float, digits: float = 0.0) -> float:
 
 
 _MANY = 100
-# Each function with the fewest and the most values that it takes.
+# Each function with its minimum and maximum number of arguments.
 FUNCTIONS: Mapping[str, tuple[Callable[..., float], int, int]] = {
     "abs": (abs, 1, 1), "min": (min, 2, _MANY), "max": (max, 2, _MANY), "mean": (_mean, 1, _MANY),
     "round": (_round, 1, 2), "floor": (math.floor, 1, 1), "ceil": (math.ceil, 1, 1), "sqrt": (math.sqrt, 1, 1),
@@ -144,7 +185,7 @@ CONSTANTS = {"pi": math.pi, "e": math.e}
 _BINARY: Mapping[type[ast.operator], tuple[str, Callable[[float, float], float]]] = {
     ast.Add: ("+", operator.add), ast.Sub: ("-", operator.sub), ast.Mult: ("*", operator.mul),
     ast.Div: ("/", operator.truediv), ast.FloorDiv: ("//", operator.floordiv), ast.Mod: ("%", operator.mod),
-    ast.Pow: ("**", math.pow),  # which refuses what ** would make a complex number of
+    ast.Pow: ("**", math.pow),  # unlike **, it raises an error instead of returning a complex number
 }  # fmt: skip
 _COMPARED: Mapping[type[ast.cmpop], Callable[[float, float], bool]] = {
     ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge, ast.Eq: operator.eq,
@@ -155,11 +196,11 @@ _UNARY: Mapping[type[ast.unaryop], Callable[[float], float]] = {
 }  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------ from the text to functions
+# ------------------------------------------------------------------------------------------ compiler
 
 
 class _Compiler:
-    """One text on its way."""
+    """Compiler for one formula."""
 
     def __init__(self, text: str, names: Collection[str] | None) -> None:
         self.uses: dict[str, int] = {}
@@ -170,13 +211,13 @@ class _Compiler:
 
     def formula(self) -> Evaluate:
         if "#" in self._text:
-            raise SettingsError(f"formula, column {self._text.index('#') + 1}: takes no comment")
+            raise SettingsError(f"formula, column {self._text.index('#') + 1}: comments are not allowed")
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the parser's hints to programmers
+                warnings.simplefilter("ignore")  # the parser's warnings are about Python code, not formulas
                 tree = ast.parse(self._text.strip(), mode="eval")
         except SyntaxError as error:
-            # The parser says 0 where the text ended, and it wanted more.
+            # The offset is 0 if the text ends too early.
             column = self._lead + (error.offset or len(self._text.strip()) + 1)
             raise SettingsError(f"formula, column {column}: {error.msg}") from None
         except (ValueError, RecursionError, MemoryError) as error:
@@ -187,21 +228,21 @@ class _Compiler:
     def _compile(self, node: ast.expr, depth: int) -> Evaluate:
         self._parts += 1
         if depth > DEEPEST or self._parts > MOST_PARTS:
-            raise self._wrong(node, "is too large here; make several channels of it")
+            raise self._error(node, "the formula is too large; divide it into several channels")
         make = _KINDS.get(type(node))
         if make is None:
-            raise self._no_number(node)
+            raise self._unsupported(node)
         return make(self, node, depth + 1)
 
     def _number(self, node: ast.Constant, depth: int) -> Evaluate:
         if isinstance(node.value, bool) or not isinstance(node.value, int | float):
-            raise self._no_number(node)
+            raise self._unsupported(node)
         try:
             value = float(node.value)
         except OverflowError:
             value = math.inf
         if not math.isfinite(value):
-            raise self._wrong(node, "the number is too large")
+            raise self._error(node, "the number is too large")
         return lambda values: value
 
     def _name(self, node: ast.Name, depth: int) -> Evaluate:
@@ -210,33 +251,34 @@ class _Compiler:
             value = CONSTANTS[name]
             return lambda values: value
         if self._names is not None and name not in self._names:
-            raise self._wrong(node, f"no channel is called {name!r:.50}; {nearest(name, self._names)}")
+            raise self._error(node, f"no channel is called {name!r:.50}; {nearest(name, self._names)}")
         self.uses.setdefault(name, self._column(node))
         return lambda values: float(values[name])
 
     def _unary(self, node: ast.UnaryOp, depth: int) -> Evaluate:
         operate = _UNARY.get(type(node.op))
         if operate is None:
-            raise self._wrong(node, "takes no ~")
+            raise self._error(node, "the operator ~ is not supported")
         operand = self._compile(node.operand, depth)
         return lambda values: operate(operand(values))
 
     def _binary(self, node: ast.BinOp, depth: int) -> Evaluate:
         if type(node.op) not in _BINARY:
-            raise self._wrong(node, "takes + - * / // % ** between numbers")
+            raise self._error(node, "only the operators + - * / // % ** are supported")
         sign, operate = _BINARY[type(node.op)]
         return self._guarded(node, sign, operate, [self._compile(side, depth) for side in (node.left, node.right)])
 
     def _call(self, node: ast.Call, depth: int) -> Evaluate:
         if not isinstance(node.func, ast.Name):
-            raise self._wrong(node, "only functions are called, as min(a, b)")
+            raise self._error(node, "only functions can be called, as in min(a, b)")
         name = node.func.id
         if name not in FUNCTIONS:
-            raise self._wrong(node, f"no function is called {name!r:.50}; {nearest(name, FUNCTIONS)}")
+            raise self._error(node, f"no function is called {name!r:.50}; {nearest(name, FUNCTIONS)}")
         function, least, most = FUNCTIONS[name]
         if node.keywords or not least <= len(node.args) <= most:
-            takes = f"{least}" if least == most else f"{least} to {most}"
-            raise self._wrong(node, f"{name} takes {takes} values, separated by commas")
+            takes = counted(most, "argument") if least == most else f"{least} to {most} arguments"
+            takes += ", separated by commas" if most > 1 else ""
+            raise self._error(node, f"{name} takes {takes}")
         return self._guarded(node, name, function, [self._compile(argument, depth) for argument in node.args])
 
     def _guarded(
@@ -245,19 +287,19 @@ class _Compiler:
         where = f"formula, column {self._column(node)}: {name}"
 
         def evaluate(values: Values) -> float:
-            given = [operand(values) for operand in operands]
+            arguments = [operand(values) for operand in operands]
             try:
-                value = float(function(*given))
+                value = float(function(*arguments))
             except ZeroDivisionError:
                 raise SensorError(f"{where} divides by zero") from None
             except OverflowError:
                 value = math.inf
             except ValueError as error:
-                shown = ", ".join(f"{one:g}" for one in given)
+                shown = ", ".join(f"{argument:g}" for argument in arguments)
                 why = str(error) if str(error).startswith("takes ") else f"is not possible with {shown}"
                 raise SensorError(f"{where} {why}") from None
             if not math.isfinite(value):
-                raise SensorError(f"{where} becomes too large")
+                raise SensorError(f"{where}: the result is too large")
             return value
 
         return evaluate
@@ -266,15 +308,15 @@ class _Compiler:
         pairs: list[tuple[Callable[[float, float], bool], Evaluate]] = []
         for operation, side in zip(node.ops, node.comparators):
             if type(operation) not in _COMPARED:
-                raise self._wrong(node, "takes < <= > >= == != between numbers")
+                raise self._error(node, "only the comparisons < <= > >= == != are supported")
             pairs.append((_COMPARED[type(operation)], self._compile(side, depth)))
         first = self._compile(node.left, depth)
 
         def evaluate(values: Values) -> float:
             left = first(values)
-            for holds, side in pairs:
+            for comparison, side in pairs:
                 right = side(values)
-                if not holds(left, right):
+                if not comparison(left, right):
                     return 0.0
                 left = right
             return 1.0
@@ -283,8 +325,8 @@ class _Compiler:
 
     def _logic(self, node: ast.BoolOp, depth: int) -> Evaluate:
         sides = [self._compile(side, depth) for side in node.values]
-        together = all if isinstance(node.op, ast.And) else any
-        return lambda values: float(together(side(values) for side in sides))
+        combine = all if isinstance(node.op, ast.And) else any
+        return lambda values: float(combine(side(values) for side in sides))
 
     def _choice(self, node: ast.IfExp, depth: int) -> Evaluate:
         test, then, otherwise = (self._compile(part, depth) for part in (node.test, node.body, node.orelse))
@@ -294,11 +336,11 @@ class _Compiler:
         before = self._text.strip().encode(errors="replace")[: node.col_offset]  # the parser counts bytes
         return self._lead + len(before.decode(errors="replace")) + 1
 
-    def _no_number(self, node: ast.expr) -> SettingsError:
+    def _unsupported(self, node: ast.expr) -> SettingsError:
         shown = ast.get_source_segment(self._text.strip(), node)
-        return self._wrong(node, f"takes numbers, names of channels, operators and functions, not {shown!r:.40}")
+        return self._error(node, f"only numbers, channel names, operators and functions are allowed, not {shown!r:.40}")
 
-    def _wrong(self, node: ast.expr, what: str) -> SettingsError:
+    def _error(self, node: ast.expr, what: str) -> SettingsError:
         return SettingsError(f"formula, column {self._column(node)}: {what}")
 
 
@@ -313,12 +355,19 @@ _KINDS: Mapping[type[ast.expr], Callable[[_Compiler, Any, int], Evaluate]] = {
 
 
 class FormulaSource(DerivedSource):
-    """Formulas, a channel each."""
+    """Source with one formula per channel."""
 
     def __init__(
         self, channels: Sequence[Channel], formulas: Mapping[str, Formula], fresh_s: float, where: Mapping[str, str]
     ) -> None:
-        """where  of each channel, what an error about it begins with"""
+        """Create the source.
+
+        Args:
+            channels: The channels.
+            formulas: Formula of each channel, by channel name.
+            fresh_s: Time in seconds for which a value can be used.
+            where: For each channel, the text with which error messages about it begin.
+        """
         self.channels = channels
         self.uses = {
             name: {used: f"{where[name]}: formula, column {column}" for used, column in formula.uses.items()}
@@ -327,11 +376,11 @@ class FormulaSource(DerivedSource):
         self._formulas = formulas
         self._fresh_s = fresh_s
 
-    def derive(self, name: str, latest: Mapping[str, LatestReadings], now_s: float) -> LatestReadings:
+    def derive(self, name: str, latest: Mapping[str, LatestReading], now_s: float) -> LatestReading:
         fresh = _Fresh(latest, now_s, self._fresh_s)
         value = self._formulas[name].evaluate(fresh)
-        # The digits beyond are noise of the calculation, and would be stored for ever.
-        return LatestReadings(round(value, 6) if abs(value) >= 1 else float(format(value, ".6g")), fresh.oldest_s)
+        # More digits would only be rounding errors of the calculation, and would need space in the store.
+        return LatestReading(round(value, 6) if abs(value) >= 1 else float(format(value, ".6g")), fresh.oldest_s)
 
     def read(self) -> Readings:
         readings: dict[str, Number | SensorError] = {}
@@ -344,19 +393,19 @@ class FormulaSource(DerivedSource):
 
 
 class _Fresh(Mapping[str, Number]):
-    """The values that are fresh enough; remembers the oldest that was asked for."""
+    """Mapping of the values that are recent enough. It records the time of the oldest value used."""
 
-    def __init__(self, latest: Mapping[str, LatestReadings], now_s: float, fresh_s: float) -> None:
+    def __init__(self, latest: Mapping[str, LatestReading], now_s: float, fresh_s: float) -> None:
         self._latest, self._now_s, self._fresh_s = latest, now_s, fresh_s
         self.oldest_s = now_s
 
     def __getitem__(self, name: str) -> Number:
         found = self._latest.get(name)
         if found is None:
-            raise SensorError(f"{name} has not given a value yet")
+            raise SensorError(f"{name} has no value yet")
         if self._now_s - found.at_s > self._fresh_s:
             age_s = self._now_s - found.at_s
-            raise SensorError(f"the last value of {name} is {age_s:.0f} s old, and counts for {self._fresh_s:g} s")
+            raise SensorError(f"the latest value of {name} is {age_s:.0f} s old; the limit is {self._fresh_s:g} s")
         self.oldest_s = min(self.oldest_s, found.at_s)
         return found.value
 
@@ -368,22 +417,28 @@ class _Fresh(Mapping[str, Number]):
 
 
 def make(settings: Mapping[str, Any], where: str) -> FormulaSource:
-    """The source that a [[sensor]] table with kind = "formula" describes.
+    """Return the source for a [[sensor]] table with kind = "formula".
 
-    Raises SettingsError, which begins with `where`. Whether there are channels of these names is
-    checked by contract.in_order, which knows all sources.
+    The existence of the channels in the formulas is not checked here, but in contract.in_order, which has all sources.
+
+    Args:
+        settings: The keys and values of the table, without `kind`.
+        where: File and table, with which each error message begins.
+
+    Raises:
+        SettingsError: A setting is invalid.
     """
     options = read_options(settings, OPTIONS, where)
     formulas: dict[str, Formula] = {}
     channels, places = [], {}
     example = 'dew = {formula = "dew_point(room, humidity)"}'
-    for name, chosen, here in channel_tables(options["channels"], CHANNEL_OPTIONS, where, example):
+    for name, chosen, channel_where in channel_tables(options["channels"], CHANNEL_OPTIONS, where, example):
         if not (chosen["formula"] or "").strip():
-            raise SettingsError(f"{here}: formula is missing, as in channels.{example}")
+            raise SettingsError(f"{channel_where}: formula is missing; for example: channels.{example}")
         try:
             formulas[name] = compile_formula(chosen["formula"])
         except SettingsError as error:
-            raise SettingsError(f"{here}: {error}") from None
+            raise SettingsError(f"{channel_where}: {error}") from None
         channels.append(Channel(name, chosen["unit"]))
-        places[name] = here
+        places[name] = channel_where
     return FormulaSource(channels, formulas, options["fresh"], places)

@@ -1,9 +1,9 @@
 """Sensor kind "machine": processor temperature, load, free memory and free disk space of this computer.
 
     cpu_temperature  °C     /sys/class/thermal/thermal_zone*/temp, m°C (Documentation/ABI/testing/sysfs-class-thermal)
-    load             (none) /proc/loadavg, the mean of the last minute (proc_loadavg(5))
+    load             (none) /proc/loadavg, the average of the last minute (proc_loadavg(5))
     memory_free      MiB    /proc/meminfo, MemAvailable (proc_meminfo(5))
-    disk_free        MiB    statvfs(3) of `disk`, what a user without privileges may still write
+    disk_free        MiB    statvfs(3) of `disk`, the space available to users without privileges
 
 Errors: SensorError for a single channel whose file is missing or cannot be read.
 """
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 OPTIONS = (
-    Option("disk", text, "/", "the folder whose free space is read"),
-    Option("root", text, "/", "where proc and sys are"),
+    Option("disk", text, "/", "folder on the disk whose free space is read"),
+    Option("root", text, "/", "folder that contains proc and sys"),
 )
 
 _CHANNELS = (
@@ -36,7 +36,12 @@ _CHANNELS = (
 
 
 class MachineSource(SensorSource):
-    """The four readings of this machine; without cpu_temperature where the machine has no sensor for it."""
+    """Source with four readings of this machine, or three if it has no sensor for cpu_temperature.
+
+    Args:
+        root: Folder that contains proc and sys.
+        disk: Folder on the disk whose free space is read.
+    """
 
     def __init__(self, root: str = "/", disk: str = "/") -> None:
         self._root = root
@@ -56,7 +61,7 @@ class MachineSource(SensorSource):
             try:
                 readings[channel.name] = self._readers[channel.name]()
             except (OSError, ValueError, IndexError) as error:
-                readings[channel.name] = SensorError(f"this machine's {channel.name} does not read: {error}")
+                readings[channel.name] = SensorError(f"{channel.name} of this machine cannot be read: {error}")
         return readings
 
     def _text(self, name: str) -> str:
@@ -64,7 +69,7 @@ class MachineSource(SensorSource):
             return file.read()
 
     def _find_zone(self) -> str:
-        """Return the thermal zone of the processor: chosen by its type, since the numbers change from boot to boot."""
+        """Return the thermal zone of the processor, found by its type, because the number can change at every boot."""
         folder = os.path.join(self._root, "sys/class/thermal")
         try:
             zones = sorted(name for name in os.listdir(folder) if name.startswith("thermal_zone"))
@@ -84,7 +89,7 @@ class MachineSource(SensorSource):
 
     def _memory_free(self) -> Number:
         lines = self._text("proc/meminfo").splitlines()
-        line = next((line for line in lines if line.startswith("MemAvailable:")), "")  # not in every container
+        line = next((line for line in lines if line.startswith("MemAvailable:")), "")  # missing in some containers
         return int(line.split()[1]) // 1024
 
     def _disk_free(self) -> Number:
@@ -93,10 +98,18 @@ class MachineSource(SensorSource):
 
 
 def scan(root: str) -> Iterator[FoundDevice]:
-    """Return this machine as a found device."""
+    """Yield this machine as a found device. `root` is the folder that contains proc and sys."""
     yield FoundDevice("this computer", {"kind": "machine"} | ({} if root == "/" else {"root": root}))
 
 
 def make(settings: Mapping[str, Any], where: str) -> MachineSource:
-    """The source that a [[sensor]] table with kind = "machine" describes."""
+    """Return the source for a [[sensor]] table with kind = "machine".
+
+    Args:
+        settings: The keys and values of the table, without `kind`.
+        where: File and table, with which each error message begins.
+
+    Raises:
+        SettingsError: A setting is invalid.
+    """
     return MachineSource(**read_options(settings, OPTIONS, where))

@@ -1,18 +1,19 @@
-"""Sensor kind "mqtt": values that other programs publish on an MQTT broker, one topic for each channel.
+"""Sensor kind "mqtt": values that other programs publish through an MQTT broker, with one topic per channel.
 
     topic = "zigbee2mqtt/kitchen"    {"temperature": 21.4, "humidity": 48, "linkquality": 120}
     path = "temperature"
     topic = "zwave/cellar/49/0/Air_temperature"    {"time": 1795188970123, "value": 9.5}
     path = "value"
 
-Zigbee2MQTT, Z-Wave JS UI, Tasmota and any other program can be the publisher. mqtt_client, and with it paho-mqtt, is
-imported when the source is made; where paho-mqtt is missing, again whenever the source is read.
+The publisher can be Zigbee2MQTT, Z-Wave JS UI, Tasmota or any other program. mqtt_client, which uses paho-mqtt, is
+imported when the source is created. If paho-mqtt is missing, the import is tried again at each reading.
 
-paho's thread stores each message in `_heard`, whole, in one assignment; the source's thread reads it there. `_news`
-(an Event) tells the first reading that something has arrived.
-Errors: SensorError for a channel without a message for too long, with the fault of the broker, and for a last message
-without a number. A broker that cannot be reached does not prevent the start: it is tried again after 1 s, doubling to
-60 s.
+The thread of paho-mqtt stores each message in `_received` with one assignment, and the thread of the source reads it.
+The event `_news` is set for each message; the first reading waits for it.
+
+Errors: SensorError for a channel that has received no message for too long, with the fault of the connection, and for a
+message that does not contain a number. A broker that cannot be reached does not prevent the start. The connection is
+tried again after 1 s; this time doubles with each attempt, up to 60 s.
 """
 
 from __future__ import annotations
@@ -41,69 +42,82 @@ from protocol import UNIT, Number
 if TYPE_CHECKING:
     from pigeonpost.core.mqtt_client import MqttConnection
 
-LONGEST_PAYLOAD = 65_536  # bytes; of a longer one only its length is kept
+LONGEST_PAYLOAD = 65_536  # bytes; longer messages are not stored
 _STOP_S = 2.0
-FIRST_WAIT_S = 3.0  # the first reading waits so long for what the broker has retained
+FIRST_WAIT_S = 3.0  # maximum time for which the first reading waits for retained messages
 _WORDS = {"true": 1, "on": 1, "open": 1, "false": 0, "off": 0, "closed": 0}
 
 
 def _topic(value: Any) -> str:
-    # A topic filter with wildcards would let several devices speak for one channel (MQTT 3.1.1, 4.7).
+    # With wildcards (MQTT 3.1.1, section 4.7) several devices could send values for one channel.
     if not isinstance(value, str) or not 0 < len(value.encode()) < 65_536 or set("+#\0") & set(value):
         raise ValueError("takes one topic, without the wildcards + and #")
     return value
 
 
 OPTIONS = (
-    Option("channels", a_table, None, "a table for each channel, by its name"),
-    Option("host", text, "127.0.0.1", "the broker's name or address"),
-    Option("port", number(0, 65_535, whole=True), 0, "its port; 0: 1883, with TLS 8883"),
-    Option("user", text, "", "a user of the broker"),
-    Option("password", text, "", "and the password"),
-    Option("tls", switch, False, "whether the connection is encrypted, and the broker has to prove who it is"),
-    Option("ca", text, "", "the file of the authority that signed its certificate; without it the machine's own list"),
-    Option("keepalive", number(5, 3600, whole=True), 60, "seconds of silence after which the connection is tried"),
+    Option("channels", a_table, None, "one table per channel, by channel name"),
+    Option("host", text, "127.0.0.1", "host name or address of the broker"),
+    Option("port", number(0, 65_535, whole=True), 0, "port of the broker; 0: 1883, or 8883 with TLS"),
+    Option("user", text, "", "user name for the broker"),
+    Option("password", text, "", "password for the broker"),
+    Option("tls", switch, False, "encrypt the connection and verify the certificate of the broker"),
+    Option(
+        "ca", text, "", "PEM file of the authority that signed the broker's certificate (default: those of this system)"
+    ),
+    Option("keepalive", number(5, 3600, whole=True), 60, "seconds without data after which the connection is checked"),
 )
 CHANNEL_OPTIONS = (
-    Option("topic", _topic, None, "what is subscribed to"),
-    Option("path", dotted_path, (), "where the number stands in a JSON payload; without it the payload is the number"),
-    Option("fresh", number(1, 864_000), 3600.0, "seconds for which a value counts; then the channel is stale"),
-    Option("unit", matching(UNIT, "a text up to 32 characters"), "", "of the value"),
+    Option("topic", _topic, None, "topic to which the node subscribes"),
+    Option(
+        "path", dotted_path, (), "path of the number in a JSON message; without it, the complete message is the number"
+    ),
+    Option("fresh", number(1, 864_000), 3600.0, "seconds for which a value is used; after that, the channel is stale"),
+    Option("unit", matching(UNIT, "a text up to 32 characters"), "", "unit of the value"),
     *CALIBRATION,
 )
 
 
 class ReceivedMessage(NamedTuple):
-    """The last message of a topic. `payload` is None when it was too long."""
+    """Last message of a topic, with the time of its arrival (time.monotonic). `payload` is None if it is too long."""
 
     payload: bytes | None
     at_s: float
 
 
 class MqttSource(SensorSource):
-    """One connection to a broker, and the last message of each topic."""
+    """Source with one connection to a broker and the last message of each topic."""
 
     def __init__(self, options: Mapping[str, Any], chosen: Mapping[str, Mapping[str, Any]], where: str) -> None:
-        """chosen: of each channel its options. Raises SettingsError with a CA that is none."""
-        self.channels = [Channel(name, its["unit"]) for name, its in chosen.items()]
+        """Create the source without connecting.
+
+        Args:
+            options: Options of the source.
+            chosen: Options of each channel, by channel name.
+            where: File and table, with which each error message begins.
+
+        Raises:
+            SettingsError: The file in the option `ca` does not contain a certificate.
+        """
+        self.channels = [Channel(name, entry["unit"]) for name, entry in chosen.items()]
         self._chosen = chosen
-        self._topics = sorted({its["topic"] for its in chosen.values()})
-        self._heard: dict[str, ReceivedMessage] = {}
+        self._topics = sorted({entry["topic"] for entry in chosen.values()})
+        self._received: dict[str, ReceivedMessage] = {}
         self._news = Event()
         self._options, self._where = options, where
         self._started = False
         try:
             self._broker: MqttConnection | None = self._connection()
-        except MissingLibrary:  # it stops this source, not the node: the first reading shows it
+        except MissingLibrary:  # not an error of the settings: the readings report it, and other sources continue
             self._broker = None
 
     def _connection(self) -> MqttConnection:
-        """Make a connection that is not open yet. Raises MissingLibrary, SettingsError."""
-        from pigeonpost.core.mqtt_client import MqttConnection  # which costs what a node without it need not pay
+        """Return a connection that is not open yet."""
+        from pigeonpost.core.mqtt_client import MqttConnection  # imported only if needed, because it uses much memory
 
         access = {("mqtt", key): self._options[key] for key in ("host", "port", "user", "password", "tls", "ca")}
         return MqttConnection(
-            access, "pigeonpost-sensors", self._topics, self._on_message, kept=self._hear_kept, old=True,
+            access, "pigeonpost-sensors", self._topics, self._on_message, on_retained=self._on_retained, is_mqtt_3=True,
             keepalive_s=self._options["keepalive"], where=f'{self._where}: kind = "mqtt"',
         )  # fmt: skip
 
@@ -130,66 +144,76 @@ class MqttSource(SensorSource):
             self._broker.stop(_STOP_S)
 
     def _start(self, broker: MqttConnection) -> None:
-        """Connect, and wait a moment for retained messages, so that the first sample has their values."""
+        """Connect, and wait a short time for retained messages, so that the first sample contains their values."""
         self._started = True
         broker.start()
         give_up_s = time.monotonic() + FIRST_WAIT_S
-        while len(self._heard) < len(self._topics) and self._news.wait(max(0.0, give_up_s - time.monotonic())):
+        while len(self._received) < len(self._topics) and self._news.wait(max(0.0, give_up_s - time.monotonic())):
             self._news.clear()
 
     def _value(self, chosen: Mapping[str, Any], now_s: float, broker: MqttConnection) -> Number:
-        topic, heard = chosen["topic"], self._heard.get(chosen["topic"])
-        why = f" (MQTT {broker.place}: {broker.trouble})" if broker.trouble else ""
-        if heard is None:
-            raise SensorError(f"stale: nothing on {topic} yet{why}")
-        if now_s - heard.at_s > chosen["fresh"]:
-            raise SensorError(f"stale: nothing on {topic} for {now_s - heard.at_s:.0f} s{why}")
-        if heard.payload is None:
-            raise SensorError(f"{topic}: its message is longer than {LONGEST_PAYLOAD} bytes")
+        topic, received = chosen["topic"], self._received.get(chosen["topic"])
+        why = f" (MQTT {broker.place}: {broker.fault})" if broker.fault else ""
+        if received is None:
+            raise SensorError(f"stale: no message on {topic} yet{why}")
+        if now_s - received.at_s > chosen["fresh"]:
+            raise SensorError(f"stale: no message on {topic} for {now_s - received.at_s:.0f} s{why}")
+        if received.payload is None:
+            raise SensorError(f"{topic}: the message is longer than {LONGEST_PAYLOAD} bytes")
         try:
-            return calibrated(value_in(heard.payload, chosen["path"]), chosen)
+            return calibrated(value_in(received.payload, chosen["path"]), chosen)
         except SensorError as error:
             raise SensorError(f"{topic}: {error}") from None
 
     # Called by the broker's thread.
 
     def _on_message(self, topic: str, payload: bytes) -> None:
-        if topic in self._topics:  # else nobody asked for it, and it would stay in memory
-            self._heard[topic] = ReceivedMessage(payload if len(payload) <= LONGEST_PAYLOAD else None, time.monotonic())
+        if topic in self._topics:  # a message for any other topic would stay in memory permanently
+            self._received[topic] = ReceivedMessage(
+                payload if len(payload) <= LONGEST_PAYLOAD else None, time.monotonic()
+            )
             self._news.set()
 
-    def _hear_kept(self, topic: str, payload: bytes) -> None:
-        """Take a retained message, unless it is known: after a reconnection a device that died would seem alive."""
-        before = self._heard.get(topic)
+    def _on_retained(self, topic: str, payload: bytes) -> None:
+        """Store a retained message, unless its payload is already known.
+
+        After a reconnection the broker sends retained messages again, also those of devices that are no longer active.
+        """
+        before = self._received.get(topic)
         if before is None or before.payload != payload:
             self._on_message(topic, payload)
 
 
 def value_in(payload: bytes, path: Sequence[str]) -> float:
-    """Return the number in a message: alone, or at `path` in JSON; true and on are 1, false and off 0.
+    """Return the number in a message. The texts true, on and open are 1; false, off and closed are 0.
 
-    The payload is untrusted. Raises SensorError when it has no number.
+    Args:
+        payload: The message, which is untrusted.
+        path: Path of the number in a JSON message; empty if the complete message is the number.
+
+    Raises:
+        SensorError: The message does not contain a number.
     """
     try:
-        said = payload.decode()
+        content = payload.decode()
         if path:
-            found = at_path(read_json(said.strip()), path)
+            found = at_path(read_json(content.strip()), path)
         else:
-            found = said.strip()
+            found = content.strip()
         if isinstance(found, str) and found.lower() in _WORDS:
             return _WORDS[found.lower()]
         if not isinstance(found, str | int | float):
             raise ValueError
-        if "_" in str(found):  # which Python reads in numbers
+        if "_" in str(found):  # Python accepts underscores in numbers
             raise ValueError
         value = float(found)
     except (UnicodeDecodeError, BadArgument) as error:
-        raise SensorError(f"{_preview(payload)} does not read: {error}") from None
+        raise SensorError(f"{_preview(payload)} cannot be read: {error}") from None
     except (ValueError, OverflowError):
         at = f" at {'.'.join(path)!r}" if path else ""
-        raise SensorError(f"no number{at}: {_preview(payload)}") from None
+        raise SensorError(f"not a number{at}: {_preview(payload)}") from None
     if value - value != 0:
-        raise SensorError(f"no number: {_preview(payload)}")
+        raise SensorError(f"not a number: {_preview(payload)}")
     return value
 
 
@@ -198,21 +222,26 @@ def _preview(payload: bytes) -> str:
 
 
 def make(settings: Mapping[str, Any], where: str) -> MqttSource:
-    """The source that a [[sensor]] table with kind = "mqtt" describes; connects when it is first read.
+    """Return the source for a [[sensor]] table with kind = "mqtt". It connects at the first reading.
 
-    Raises SettingsError, which begins with `where`; not for a broker that is not there.
+    Args:
+        settings: The keys and values of the table, without `kind`.
+        where: File and table, with which each error message begins.
+
+    Raises:
+        SettingsError: A setting is invalid. A broker that cannot be reached is not an error here.
     """
     options = read_options(settings, OPTIONS, where)
     if not options["host"]:
-        raise SettingsError(f"{where}: host is missing: where is the broker?")
+        raise SettingsError(f"{where}: host is missing: the host name or address of the broker")
     if options["password"] and not options["user"]:
-        raise SettingsError(f"{where}: a password goes with a user")
+        raise SettingsError(f"{where}: a password requires a user")
     if options["tls"] and options["ca"] and not os.path.exists(options["ca"]):
         raise SettingsError(f"{where}: ca: {options['ca']}: No such file or directory")
     chosen = {}
     example = 'kitchen = {topic = "zigbee2mqtt/kitchen", path = "temperature"}'
-    for name, its, here in channel_tables(options["channels"], CHANNEL_OPTIONS, where, example):
-        if its["topic"] is None:
-            raise SettingsError(f"{here}: topic is missing: what does the device publish on?")
-        chosen[name] = its
+    for name, entry, channel_where in channel_tables(options["channels"], CHANNEL_OPTIONS, where, example):
+        if entry["topic"] is None:
+            raise SettingsError(f"{channel_where}: topic is missing: the topic on which the device publishes")
+        chosen[name] = entry
     return MqttSource(options, chosen, where)

@@ -1,6 +1,6 @@
-"""The kinds of sensor source: what `kind` takes in a [[sensor]] table, and how each kind is made.
+"""Registry of all kinds of sensor sources: the values of `kind` in a [[sensor]] table.
 
-Each function imports its module when it is called, so that a Pi Zero pays only for the kinds that it uses.
+Each function imports its module only when it is called, so that a Pi Zero needs memory only for the kinds that it uses.
 """
 
 from __future__ import annotations
@@ -18,21 +18,32 @@ Options = Mapping[str, "Any"]
 
 
 def make_source(kind: object, options: Options, where: str) -> SensorSource:
-    """Make the source that a [[sensor]] table describes.
+    """Return the source for a [[sensor]] table.
 
-    kind     the table's `kind`
-    options  its other keys
-    where    file and table, for errors
-    Raises SettingsError.
+    Args:
+        kind: The value of `kind` in the table.
+        options: The other keys and values of the table.
+        where: File and table, with which each error message begins.
+
+    Raises:
+        SettingsError: The kind does not exist, or a setting is invalid.
     """
     make = KINDS.get(kind) if isinstance(kind, str) else None
     if make is None:
-        raise SettingsError(f"{where}: kind takes {', '.join(sorted(KINDS))}, not {kind!r}")
+        raise SettingsError(f"{where}: kind must be one of {', '.join(sorted(KINDS))}, not {kind!r}")
     return with_limits(options, where, lambda plain: make(plain, where))
 
 
 def make_simulated_adc(options: Options, where: str) -> SensorSource:
-    """Make the source of an "adc" table on a simulated chip, for --simulate. Raises SettingsError."""
+    """Return a source of kind "adc" that reads a simulated chip, for --simulate.
+
+    Args:
+        options: The keys and values of the table, without `kind`.
+        where: File and table, with which each error message begins.
+
+    Raises:
+        SettingsError: A setting is invalid.
+    """
     import adc
     from pigeonpost.sensors import simulated
 
@@ -124,7 +135,7 @@ def _scan_mcp3424(root: str) -> Iterator[FoundDevice]:
     return mcp3424.scan(root)
 
 
-# What `control.py scan` looks for, in this order: the first has names that cannot be changed.
+# Scans of `control.py scan`, in this order. The machine is first, because its channel names cannot be changed.
 SCANS: Mapping[str, Callable[[str], Iterator[FoundDevice]]] = {
     "machine": _scan_machine,
     "kernel": _scan_kernel,

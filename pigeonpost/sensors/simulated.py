@@ -1,7 +1,7 @@
-"""Simulated MCP3008: answers SPI transfers bit by bit, from voltages that change like those in a room.
+"""Simulated MCP3008, which answers SPI transfers bit by bit and measures voltages like those of real sensors.
 
-Only the chip is simulated: the driver, the conversions and everything that follows are the real ones. It is never
-chosen silently (--simulate): its channels say `simulated` on the link, and the page shows it.
+Only the chip is simulated; the driver, the conversions and all other parts are real. It is used only with --simulate.
+Its channels are marked as simulated on the link and in the web interface.
 """
 
 from __future__ import annotations
@@ -10,27 +10,32 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-Volts = Callable[[int], float]  # of an input, 0 to 7
+Volts = Callable[[int], float]  # returns the voltage of an input, 0 to 7
 
 _DAY_S = 86_400
 
 
 class SimulatedChip:
-    """The chip below the driver, in the place of an open spidev.SpiDev; it handles bits only."""
+    """Simulated chip with the interface of an open `spidev.SpiDev`.
+
+    Args:
+        volts: Function that returns the voltage of an input, 0 to 7, in volts.
+        vref_v: Reference voltage in volts.
+    """
 
     def __init__(self, volts: Volts, vref_v: float = 3.3) -> None:
         self._volts = volts
         self._vref_v = vref_v
 
     def xfer2(self, values: list[int]) -> Sequence[int]:
-        """Clock bytes through: one bit in, one bit out, each clock (Microchip DS21295, figure 5-1)."""
-        word = int.from_bytes(values)  # what comes in, the first bit highest
-        answer = (1 << 8 * len(values) + 16) - 1  # pulled up while the chip says nothing; 16 clocks more than asked for
+        """Receive the bytes `values` and return the bytes sent at the same time (Microchip DS21295, figure 5-1)."""
+        word = int.from_bytes(values)  # the received bits; the first bit is the most significant
+        answer = (1 << 8 * len(values) + 16) - 1  # all ones (pull-up) until the chip answers; 16 additional clocks
         start = word.bit_length() - 1
-        if start >= 6:  # else not even the command is complete
+        if start >= 6:  # otherwise the command is not complete
             command = word >> start - 4
             code = self._convert(bool(command & 0b1000), command & 0b111)
-            # After the five bits of the command one clock to sample, then the null bit, then ten bits, highest first.
+            # After the five bits of the command: one clock for sampling, the null bit, and ten bits of the result.
             answer = answer & ~(0b111_1111_1111 << start) | code << start
         return list((answer >> 16).to_bytes(len(values)))
 
@@ -41,13 +46,17 @@ class SimulatedChip:
         return min(max(int(volts / self._vref_v * 1024), 0), 1023)
 
     def close(self) -> None:
-        """Do nothing, in the place of SpiDev.close."""
+        """Do nothing. It is part of the interface of SpiDev."""
 
 
 def room(now_s: Callable[[], float] = time.time) -> Volts:
-    """The voltages of a room: an MCP9700 on input 1 that swings round 21 °C, an LDR on input 2 that sees the day.
+    """Return a function that returns the voltages of two simulated sensors.
 
-    A day passes in ten minutes, so that somebody who watches sees it move.
+    On input 1 is an MCP9700 with about 21 °C, and on input 2 a light-dependent resistor in daylight. A simulated day
+    lasts ten minutes, so that changes are visible.
+
+    Args:
+        now_s: Clock that returns seconds.
     """
 
     def volts(number: int) -> float:
@@ -57,6 +66,6 @@ def room(now_s: Callable[[], float] = time.time) -> Volts:
             return 0.5 + 0.010 * (21 + 3 * math.sin(day)) + flicker
         if number == 2:
             return 1.65 + 1.3 * math.sin(day - 0.6) + 10 * flicker
-        return 0.02 + 4 * abs(flicker)  # nothing is connected, and it floats
+        return 0.02 + 4 * abs(flicker)  # an input without a connection, whose voltage floats
 
     return volts

@@ -1,10 +1,10 @@
-"""An MCP3424 for tests, below the library: it sees single bits on the wires of the bus, and knows the data sheet alone.
+"""Simulated MCP3424 below the library: it handles single bits on the bus, and follows only the data sheet.
 
     wires = Wires({0x68: Chip(lambda n: 1.0)})
-    wires.transfer(0x68, [0b1_00_0_11_00])              a byte to it
-    wires.transfer(0x68, count=4)                        bytes from it
+    wires.transfer(0x68, [0b1_00_0_11_00])              send a byte
+    wires.transfer(0x68, count=4)                        receive bytes
 
-`library(wires)` is what smbus2 is to the program; tests/libraries puts the same wires below smbus2 itself.
+`library(wires)` replaces smbus2; tests/libraries uses the same wires below the real smbus2.
 """
 
 import errno
@@ -13,10 +13,10 @@ import types
 
 
 class Chip:
-    """It takes and gives bits after its address was called. Conversions take `polls` reads."""
+    """Chip that receives and sends bits once it is addressed. A conversion takes `polls` reads."""
 
     def __init__(self, volts, polls=2):
-        """volts: of an input 0 to 3, at the chip's own pin"""
+        """Create the chip. `volts` returns the voltage at an input, 0 to 3."""
         self.volts = volts
         self.polls = polls
         self.ready, self.channel, self.continuous, self.size, self.amplifier = 1, 0, 1, 0, 0  # at power-on
@@ -25,7 +25,7 @@ class Chip:
         self.writes = []
 
     def take(self, bits):
-        """One byte of bits, the highest first: the configuration register."""
+        """Receive the configuration register: one byte, most significant bit first."""
         self.writes.append("".join(map(str, bits)))
         ready, c1, c0, continuous, s1, s0, g1, g0 = bits
         self.channel, self.continuous = c1 << 1 | c0, continuous
@@ -40,7 +40,7 @@ class Chip:
         return min(max(code, -(1 << bits - 1)), (1 << bits - 1) - 1)
 
     def give(self):
-        """Bits without end: the last conversion, and then the configuration again and again."""
+        """Yield bits without end: the last result, and then the configuration repeatedly."""
         if self.left:
             self.left -= 1
             if not self.left:
@@ -54,7 +54,7 @@ class Chip:
 
 
 class Wires:
-    """A bus with its chips, by address. `broken`: the number of the error with which all of it fails."""
+    """Bus with its chips, by address. `broken` is the number of the error with which every transfer fails."""
 
     def __init__(self, chips):
         self.chips = chips
@@ -67,7 +67,7 @@ class Wires:
             raise OSError(self.broken, os.strerror(self.broken))
         self.log.append((address, "write" if data is not None else "read"))
         chip = self.chips.get(address)
-        if chip is None:  # nobody pulls SDA down to acknowledge
+        if chip is None:  # no chip pulls SDA down to acknowledge
             raise OSError(errno.EREMOTEIO, "Remote I/O error")
         if data is not None:
             for byte in data:
@@ -94,7 +94,7 @@ class _Message:
 
 
 def library(wires):
-    """What the driver uses of smbus2."""
+    """The part of smbus2 that the driver uses."""
 
     class SMBus:
         def __init__(self, bus):

@@ -1,4 +1,4 @@
-"""Programs and files that are asked for readings: what they say, and every way in which they do not."""
+"""Tests of kind = "command": output of programs and files, and all their errors."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ from tests.support import LIMIT_S, Leftovers, temp_folder, wait_until
 
 
 def python(code):
-    """A command that runs `code`."""
+    """Return a command that runs `code`."""
     return [sys.executable, "-c", code]
 
 
@@ -37,31 +37,31 @@ class Command(Contract, unittest.TestCase):
         return make(["false"])
 
 
-class Said(unittest.TestCase):
-    def test_a_number_alone(self):
+class Output(unittest.TestCase):
+    def test_output_that_is_a_number_is_read(self):
         for said, value in (("21.5\\n", 21.5), ("  -3 ", -3), ("1e3", 1000)):
             self.assertEqual(read(["printf", said]), value)
 
-    def test_several_found_in_a_text(self):
+    def test_patterns_find_several_numbers_in_one_text(self):
         channels = {"x": {"pattern": "temp=([-0-9.]+)", "unit": "°C"}, "y": {"pattern": "^hum: (.*)%$", "gain": 0.5}}
         source = make(["printf", "temp=-1.5'C\\nhum: 40%%\\n"], channels)
         self.assertEqual(source.channels, [Channel("x", "°C"), Channel("y", "")])
         self.assertEqual(source.read(), {"x": -1.5, "y": 20})
 
-    def test_one_that_is_missing_costs_the_others_nothing(self):
+    def test_missing_number_does_not_affect_the_others(self):
         readings = make(["echo", "a=1"], {"x": {"pattern": "a=(.*)"}, "y": {"pattern": "b=(.*)"}}).read()
         self.assertEqual(readings["x"], 1)
-        self.assertEqual(str(readings["y"]), "'b=(.*)' is not in 'a=1\\n'")
+        self.assertEqual(str(readings["y"]), "'b=(.*)' does not match 'a=1\\n'")
 
-    def test_what_is_no_number(self):
-        self.assertEqual(str(read(["echo", "twenty"])), "no number: 'twenty\\n'")
-        self.assertIn("no number: ''", str(read(["true"])))
+    def test_output_that_is_not_a_number_is_an_error(self):
+        self.assertEqual(str(read(["echo", "twenty"])), "not a number: 'twenty\\n'")
+        self.assertIn("not a number: ''", str(read(["true"])))
         self.assertLess(len(str(read(["printf", "%0500d.x", "0"]))), 120)
 
-    def test_calibration(self):
+    def test_calibration_is_applied(self):
         self.assertEqual(read(["echo", "20812"], {"x": {"gain": 0.001, "offset": -0.5}}), 20.312)
 
-    def test_a_file(self):
+    def test_file_is_read(self):
         path = os.path.join(temp_folder(self), "boiler")
         source = make(file=path)
         with self.assertRaisesRegex(SensorError, "No such file"):
@@ -74,31 +74,31 @@ class Said(unittest.TestCase):
         with self.assertRaisesRegex(SensorError, "longer than 65536 bytes"):
             source.read()
 
-    def test_no_shell_unless_asked(self):
-        self.assertIn("no number: '$HOME;", str(read(["echo", "$HOME; echo 1"])))
+    def test_shell_is_used_only_if_set(self):
+        self.assertIn("not a number: '$HOME;", str(read(["echo", "$HOME; echo 1"])))
         self.assertEqual(read("echo 20 | tr 2 3", shell=True), 30)
 
 
-class Trouble(unittest.TestCase):
+class CommandErrors(unittest.TestCase):
     def assert_fails(self, words, *texts, **more):
         with self.assertRaises(SensorError) as caught:
             make(words, **more).read()
         for text in texts:
             self.assertIn(text, str(caught.exception))
 
-    def test_its_exit_status_and_its_last_words(self):
+    def test_exit_status_and_last_line_are_reported(self):
         code = "import sys; print(21); print('first', file=sys.stderr); sys.exit('no bus 1')"
-        self.assert_fails(python(code), "failed, exit status 1: no bus 1")
-        self.assert_fails(python("import os; os.kill(os.getpid(), 9)"), "failed, signal 9")
-        self.assert_fails(["/nowhere/at/all"], "'/nowhere/at/all' does not start: ", "No such file")
-        self.assert_fails(["a\0b"], "does not start: embedded null byte")
+        self.assert_fails(python(code), "failed with exit status 1: no bus 1")
+        self.assert_fails(python("import os; os.kill(os.getpid(), 9)"), "failed with signal 9")
+        self.assert_fails(["/nowhere/at/all"], "'/nowhere/at/all' cannot be started: ", "No such file")
+        self.assert_fails(["a\0b"], "cannot be started: embedded null byte")
 
-    def test_one_that_does_not_end_is_killed_with_all_that_it_started(self):
+    def test_command_that_takes_too_long_is_killed_with_its_children(self):
         path = os.path.join(temp_folder(self), "pid")
-        for timeout in (0.1, 1, 10, LIMIT_S):  # on a busy machine it may not have started anything in so short a time
+        for timeout in (0.1, 1, 10, LIMIT_S):  # on a busy machine it may not have started a child in such a short time
             began_s = time.monotonic()
             self.assert_fails(f"sleep 1000 & echo $! > {path}.new; mv {path}.new {path}; wait",
-                              f"was not done within {timeout:g} s, and was killed",
+                              f"did not end within {timeout:g} s and was killed",
                               shell=True, timeout=timeout)  # fmt: skip
             self.assertLess(time.monotonic() - began_s, timeout + LIMIT_S)
             if os.path.exists(path):
@@ -107,23 +107,23 @@ class Trouble(unittest.TestCase):
             child = int(file.read())
         wait_until(lambda: not is_running(child), "what it started has ended")
 
-    def test_one_that_closes_its_output_and_goes_on(self):
-        for timeout in (0.2, 1.0, 5.0, LIMIT_S):  # sh may take longer than the first to close its output
+    def test_command_that_closes_its_output_and_continues_is_killed(self):
+        for timeout in (0.2, 1.0, 5.0, LIMIT_S):  # sh can need longer than the first time limit to close its output
             with tempfile.TemporaryDirectory() as folder:
                 closed = os.path.join(folder, "closed")
                 self.assert_fails(f"exec >&- 2>&-; touch {closed}; exec sleep 1000",
-                                  f"was not done within {timeout:g} s", shell=True, timeout=timeout)  # fmt: skip
+                                  f"did not end within {timeout:g} s", shell=True, timeout=timeout)  # fmt: skip
                 if os.path.exists(closed):
                     return
         self.fail("its output was never closed in time")
 
-    def test_one_that_prints_without_end(self):
-        self.assert_fails(["yes"], "'yes' prints without end, and was killed")
+    def test_command_that_prints_too_much_is_killed(self):
+        self.assert_fails(["yes"], "'yes' printed too much and was killed")
 
-    def test_it_has_no_input(self):
+    def test_command_has_no_input(self):
         self.assertEqual(read(["wc", "-c"]), 0)
 
-    def test_nothing_is_left_behind(self):
+    def test_no_process_and_no_descriptor_is_left(self):
         source, leftovers = make(["echo", "1"]), Leftovers()
         for _ in range(20):
             source.read()
@@ -131,7 +131,7 @@ class Trouble(unittest.TestCase):
 
 
 def is_running(pid):
-    """Whether there is such a process, and it is no zombie."""
+    """Return True if the process exists and is not a zombie."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"
@@ -140,16 +140,16 @@ def is_running(pid):
 
 
 class Tables(unittest.TestCase):
-    def test_what_is_missing_or_wrong(self):
+    def test_invalid_tables_are_refused(self):
         for words, more, text in (
-            (None, {}, "takes either a command or a file"),
-            (["true"], {"file": "/x"}, "takes either a command or a file"),
-            ("true", {}, "command is a list of texts, or with shell = true a text"),
-            (["true"], {"shell": True}, "command is a list of texts, or with shell = true a text"),
-            ([], {}, 'command takes a list of texts, as ["/usr/bin/sensor", "--once"]'),
-            ([1], {}, "command takes a list of texts"),
+            (None, {}, "must have either `command` or `file`"),
+            (["true"], {"file": "/x"}, "must have either `command` or `file`"),
+            ("true", {}, "command must be a list of strings, or a string with shell = true"),
+            (["true"], {"shell": True}, "command must be a list of strings, or a string with shell = true"),
+            ([], {}, 'command takes a list of strings, such as ["/usr/bin/sensor", "--once"]'),
+            ([1], {}, "command takes a list of strings"),
             (["true"], {"timeout": 0}, "timeout takes a number from 0.1"),
-            (["true"], {"channels": {}}, "channels is missing, as in channels.boiler = {}"),
+            (["true"], {"channels": {}}, "channels is missing; for example: channels.boiler = {}"),
             (["true"], {"channels": {"x": {"pattern": "("}}}, "pattern takes a regular expression (missing )"),
             (["true"], {"channels": {"x": {"pattern": "a"}}}, "pattern takes a regular expression with one group"),
             (["true"], {"channels": {"x": {"pattern": 5}}}, "pattern takes a regular expression"),

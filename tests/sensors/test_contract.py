@@ -1,4 +1,4 @@
-"""The sources: each does what the sampler asks of any, and reads what it says that it reads."""
+"""Tests of all sources: each fulfils the contract of a source and reads its channels."""
 
 import math
 import os
@@ -14,17 +14,17 @@ from tests.support import temp_folder
 
 
 class Contract:
-    """What every source must do; each kind inherits these tests."""
+    """Tests of the contract of a source, which the tests of each kind inherit."""
 
     def make(self):
-        """A source that reads well."""
+        """Return a source that can be read."""
         raise NotImplementedError
 
     def make_broken(self):
-        """A source of which nothing reads."""
+        """Return a source that cannot be read."""
         raise NotImplementedError
 
-    def test_its_channels_have_names_and_units_that_the_link_takes(self):
+    def test_channels_have_valid_names_and_units(self):
         source = self.make()
         self.assertIsInstance(source, SensorSource)
         self.assertTrue(source.channels)
@@ -35,7 +35,7 @@ class Contract:
         names = [channel.name for channel in source.channels]
         self.assertEqual(len(set(names)), len(names))
 
-    def test_a_reading_has_a_finite_number_for_each_channel(self):
+    def test_reading_has_a_finite_number_for_each_channel(self):
         source = self.make()
         for _ in range(3):
             readings = source.read()
@@ -44,7 +44,7 @@ class Contract:
                 self.assertIn(type(value), (int, float), name)
                 self.assertTrue(math.isfinite(value), name)
 
-    def test_what_does_not_read_is_a_sensor_error_with_words(self):
+    def test_failing_source_raises_sensor_error_with_a_text(self):
         source = self.make_broken()
         try:
             readings = source.read()
@@ -55,12 +55,12 @@ class Contract:
             self.assertIsInstance(error, SensorError)
             self.assertGreater(len(str(error)), 10)
 
-    def test_closing_twice_is_fine(self):
+    def test_close_can_be_called_twice(self):
         for source in (self.make(), self.make_broken()):
             source.close()
             source.close()
 
-    def test_its_options_are_all_that_it_takes(self):
+    def test_unknown_options_are_refused(self):
         for option in self.module.OPTIONS:
             self.assertTrue(option.help)
         with self.assertRaisesRegex(SettingsError, "^here: unknown key 'nonsense'"):
@@ -91,7 +91,7 @@ class ThisMachine(Contract, unittest.TestCase):
 
 
 class MachineFiles(unittest.TestCase):
-    """Read from files of our own making."""
+    """Readings from files created by the test."""
 
     def setUp(self):
         self.root = temp_folder(self)
@@ -111,7 +111,7 @@ class MachineFiles(unittest.TestCase):
     def read(self, **settings):
         return machine.make({"root": self.root, "disk": self.root, **settings}, "here").read()
 
-    def test_the_values(self):
+    def test_values_are_read_from_the_files(self):
         self.zone(0, "cpu-thermal", 48_312)
         readings = self.read()
         status = os.statvfs(self.root)
@@ -119,7 +119,7 @@ class MachineFiles(unittest.TestCase):
         self.assertEqual((readings["cpu_temperature"], readings["load"], readings["memory_free"]), (48.3, 0.52, 200))
         self.assertAlmostEqual(readings["disk_free"], status.f_bavail * status.f_frsize / 2**20, delta=200)
 
-    def test_the_units(self):
+    def test_units_are_those_of_the_documentation(self):
         self.zone(0, "cpu-thermal", 48_312)
         source = machine.make({"root": self.root}, "here")
         self.assertEqual(list(source.channels), [
@@ -127,30 +127,30 @@ class MachineFiles(unittest.TestCase):
             Channel("memory_free", "MiB"), Channel("disk_free", "MiB"),
         ])  # fmt: skip
 
-    def test_the_zone_of_the_processor_is_found_by_its_type(self):
+    def test_thermal_zone_of_the_processor_is_found_by_its_type(self):
         for kind in ("cpu-thermal", "cpu_thermal", "x86_pkg_temp", "bigcpu"):
             self.zone(0, "gpu-thermal", 11_000)
             self.zone(1, kind, 55_000)
             self.zone(2, "acpitz", 22_000)
             self.assertEqual(self.read()["cpu_temperature"], 55.0)
 
-    def test_without_such_a_type_the_first_one_counts(self):
+    def test_first_thermal_zone_is_used_without_a_known_type(self):
         self.zone(3, "soc", 40_000)
         self.zone(5, "acpitz", 22_000)
         self.assertEqual(self.read()["cpu_temperature"], 40.0)
 
-    def test_below_zero(self):
+    def test_temperature_below_zero_is_read(self):
         self.zone(0, "cpu-thermal", -5250)
         self.assertEqual(self.read()["cpu_temperature"], -5.2)
 
-    def test_a_machine_without_a_sensor_has_no_such_channel(self):
+    def test_machine_without_a_thermal_zone_has_no_cpu_temperature(self):
         self.assertNotIn("cpu_temperature", self.read())
         os.makedirs(os.path.join(self.root, "sys/class/thermal/cooling_device0"))
         self.assertNotIn("cpu_temperature", self.read())
         os.makedirs(os.path.join(self.root, "sys/class/thermal/thermal_zone0"))  # a zone without a type
         self.assertNotIn("cpu_temperature", self.read())
 
-    def test_one_that_does_not_read_leaves_the_others(self):
+    def test_channel_that_cannot_be_read_does_not_affect_the_others(self):
         self.zone(0, "cpu-thermal", 48_312)
         good = {"cpu_temperature", "load", "memory_free", "disk_free"}
         for name, spoilt, texts in (
@@ -169,37 +169,37 @@ class MachineFiles(unittest.TestCase):
                 with self.subTest(name, text=text):
                     readings = self.read()
                     self.assertIsInstance(readings[name], SensorError)
-                    self.assertIn(f"this machine's {name} does not read", str(readings[name]))
+                    self.assertIn(f"{name} of this machine cannot be read", str(readings[name]))
                     failed = {key for key, value in readings.items() if isinstance(value, SensorError)}
                     self.assertEqual((failed, set(readings)), ({name}, good))
             self.write(spoilt, was)
 
-    def test_a_disk_that_is_not_there(self):
+    def test_missing_disk_is_reported(self):
         readings = self.read(disk=os.path.join(self.root, "nowhere"))
-        self.assertIn("disk_free does not read", str(readings["disk_free"]))
+        self.assertIn("disk_free of this machine cannot be read", str(readings["disk_free"]))
 
 
-class Simulated(unittest.TestCase):
-    def test_it_answers_bit_by_bit_as_the_chip_does(self):
+class SimulatedMcp3008(unittest.TestCase):
+    def test_simulated_chip_answers_like_the_real_one(self):
         chip = simulated.SimulatedChip(lambda n: n / 10, 1.0)
         for n in range(8):
             self.assertEqual(
                 chip.xfer2([1, 0x80 | n << 4, 0])[1:], [0b1111_1000 | n * 1024 // 10 >> 8, n * 1024 // 10 & 255]
             )
-        # The same 17 bits, begun anywhere in the bytes (DS21295, 5.1: leading zeros are let pass).
+        # The same 17 bits at any position in the bytes (DS21295, section 5.1: leading zeros are ignored).
         for shift in range(7):
             word = (0b1_1_011_0 << 18) >> shift
             answer = int.from_bytes(bytes(chip.xfer2(list(word.to_bytes(3, "big")))), "big")
             self.assertEqual(answer >> (7 - shift) & 0x7FF, 307, shift)
 
-    def test_without_a_start_bit_it_says_nothing(self):
+    def test_simulated_chip_ignores_a_transfer_without_a_start_bit(self):
         self.assertEqual(simulated.SimulatedChip(lambda n: 1.0).xfer2([0, 0, 0]), [255, 255, 255])
 
-    def test_its_scale_ends_at_the_rails(self):
+    def test_simulated_chip_limits_its_scale(self):
         for volts, counts in ((-1, 0), (0, 0), (3.2999, 1023), (3.3, 1023), (5, 1023)):
             self.assertEqual(adc.Mcp3008(simulated.SimulatedChip(lambda n, volts=volts: volts)).read(0), counts)
 
-    def test_a_room_is_as_rooms_are(self):
+    def test_simulated_voltages_are_plausible(self):
         now = [0.0]
         chip = adc.Mcp3008(simulated.SimulatedChip(simulated.room(lambda: now[0])))
         temperatures, light = [], []
@@ -212,7 +212,7 @@ class Simulated(unittest.TestCase):
             15 < min(temperatures) < 19 < 23 < max(temperatures) < 27, (min(temperatures), max(temperatures))
         )
         self.assertGreater(max(light) - min(light), 500)
-        self.assertGreater(len(set(temperatures)), 15)  # somebody who watches sees it move
+        self.assertGreater(len(set(temperatures)), 15)  # changes are visible
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""JSON over HTTP and from files: what is found in it, what presets ask, and every way in which an answer is none."""
+"""Tests of kind = "json": values in documents from HTTP and files, presets, and all errors."""
 
 import json
 import os
@@ -81,8 +81,8 @@ class Json(Contract, JsonCase):
         return JsonCase.make(self, url=self.server.url + "/gone")
 
 
-class Found(unittest.TestCase):
-    def test_paths(self):
+class Values(unittest.TestCase):
+    def test_paths_are_parsed(self):
         answer = {"result": [{"value": 5}, {"value": "6.5"}], "a.b": {"c": 7}, "0": 8, "": 9, "it's": 10}
         for path, value in (
             ("result.0.value", 5), ("result.-1.value", 6.5), ('"a.b".c', 7), ("'a.b'.c", 7), ("0", 8), ('""', 9),
@@ -93,7 +93,7 @@ class Found(unittest.TestCase):
         self.assertEqual(find("", 21.5), 21.5)
         self.assertEqual(find("-2", [1, 2, 3]), 2)
 
-    def test_what_is_a_number(self):
+    def test_numbers_are_found_in_numbers_texts_and_booleans(self):
         for there, value in (
             (5, 5), (-2.5, -2.5), ("21.5", 21.5), (" +3e2 ", 300), (".5", 0.5), ("5.", 5), (True, 1), (False, 0),
             (2**70, 2.0**70),
@@ -102,7 +102,7 @@ class Found(unittest.TestCase):
                 self.assertEqual(find("a", {"a": there}), value)
         self.assertEqual(find("a", {"a": "ON"}, ON=1, OFF=0), 1)
 
-    def test_what_is_none(self):
+    def test_values_that_are_not_numbers_are_errors(self):
         for there, shown in (
             (None, "null"), ({}, "nothing"), ([1, 2], "a list of 2"), ("warm", '"warm"'), ("", '""'), ("nan", '"nan"'),
             ("1_0", '"1_0"'), ("\u0663", '"\\u0663"'), ("1e999", '"1e999"'), (float("nan"), "NaN"),
@@ -110,20 +110,20 @@ class Found(unittest.TestCase):
         ):  # fmt: skip
             with self.subTest(shown), self.assertRaises(SensorError) as caught:
                 find("a", {"a": there})
-            self.assertIn(f"no number at 'a': there is {shown}", str(caught.exception))
+            self.assertIn(f"no number at 'a', found: {shown}", str(caught.exception))
             self.assertLess(len(str(caught.exception)), 200)
 
-    def test_what_is_there_instead(self):
+    def test_missing_path_is_reported_with_what_was_found(self):
         for path, answer, words in (
-            ("temp", {"temperature": 1, "h": 2}, "there is no 'temp'; there is 'temperature', 'h'"),
-            ("a.2", {"a": [1, 2]}, "there is no 'a.2'; there is a list of 2"),
-            ("a.-3", {"a": [1, 2]}, "there is no 'a.-3'; there is a list of 2"),
-            ("a.\u0661", {"a": [1, 2]}, "; there is a list of 2"),
-            ("a." + "9" * 5000, {"a": [1, 2]}, "; there is a list of 2"),
+            ("temp", {"temperature": 1, "h": 2}, "there is no 'temp'; found: 'temperature', 'h'"),
+            ("a.2", {"a": [1, 2]}, "there is no 'a.2'; found: a list of 2"),
+            ("a.-3", {"a": [1, 2]}, "there is no 'a.-3'; found: a list of 2 elements"),
+            ("a.\u0661", {"a": [1, 2]}, "; found: a list of 2"),
+            ("a." + "9" * 5000, {"a": [1, 2]}, "; found: a list of 2"),
             ("a", dict.fromkeys(map(str, range(5000))), "'9', ..."),
-            ("a", {"k" * 5000: 1}, "there is 'kkk"),
-            ("a", {"\x1b[2J": 1}, "there is '\\x1b[2J'"),
-            ("a", "s" * 5000, 'there is "sss'),
+            ("a", {"k" * 5000: 1}, "found: 'kkk"),
+            ("a", {"\x1b[2J": 1}, "found: '\\x1b[2J'"),
+            ("a", "s" * 5000, 'found: "sss'),
         ):
             with self.subTest(words), self.assertRaises(SensorError) as caught:
                 find(path, answer)
@@ -131,8 +131,8 @@ class Found(unittest.TestCase):
             self.assertLess(len(str(caught.exception)), 600)
 
 
-class Answers(JsonCase):
-    def test_several_values_of_one_request(self):
+class Responses(JsonCase):
+    def test_several_values_are_read_with_one_request(self):
         self.server.answers["/x"] = {"t": 21.5, "list": [{"on": True}], "h": "n/a"}
         source = self.make({
             "t": {"path": "t", "unit": "°C", "gain": 2, "offset": -1}, "on": {"path": "list.0.on"}, "h": {"path": "h"},
@@ -140,10 +140,10 @@ class Answers(JsonCase):
         self.assertEqual(source.channels, [Channel("t", "°C"), Channel("on", ""), Channel("h", "")])
         readings = source.read()
         self.assertEqual((readings["t"], readings["on"]), (42, 1))
-        self.assertEqual(str(readings["h"]), "no number at 'h': there is \"n/a\"; words says what texts stand for")
+        self.assertEqual(str(readings["h"]), "no number at 'h', found: \"n/a\"; set `words` to convert texts")
         self.assertEqual(len(self.server.asked), 1)
 
-    def test_what_is_sent(self):
+    def test_request_contains_the_headers(self):
         with mock.patch.dict(os.environ, {"MY_KEY": "sesame"}):
             headers = {"X-Api-Key": "env:MY_KEY", "accept": "text/json"}
             source = self.make(url=self.server.url + "/x y/ä?q=1 2&k=ü%20#part", headers=headers)
@@ -156,7 +156,7 @@ class Answers(JsonCase):
         self.assertRegex(sent["User-Agent"], "^pigeonpost/[0-9]")
         self.assertEqual(sent["Host"], self.server.url.removeprefix("http://"))
 
-    def test_the_last_answer_counts_until_it_may_be_asked_again(self):
+    def test_last_response_is_used_until_the_next_request(self):
         now, answers = [100.0], iter([1, SensorError("away"), 3])
 
         def ask():
@@ -167,14 +167,14 @@ class Answers(JsonCase):
 
         source = json_kind.JsonSource([Channel("x", "")], ask, {"x": lambda answer: answer}, 60, lambda: now[0])
         self.assertEqual([source.read(), source.read()], [{"x": 1}] * 2)
-        now[0] += 59.97  # one slot a little late, the next on time: it is its turn
+        now[0] += 59.97  # one slot is slightly late and the next is on time, so the next request is due
         for _ in range(2):
             with self.assertRaisesRegex(SensorError, "away"):
                 source.read()
         now[0] += 60
         self.assertEqual(source.read(), {"x": 3})
 
-    def test_a_file(self):
+    def test_file_is_read(self):
         name = os.path.join(temp_folder(self), "state.json")
         source = self.make(file=name)
         self.assert_fails("state.json: No such file", source=source)
@@ -186,14 +186,14 @@ class Answers(JsonCase):
             file.write(b" " * (LONGEST_ANSWER + 1))
         self.assert_fails("longer than 1048576 bytes", source=source)
 
-    def test_calibration_to_what_no_number_is(self):
-        self.assertIn("too large after gain", str(self.read({"a": 1e308}, gain=1e9)))
+    def test_calibration_result_that_is_not_finite_is_an_error(self):
+        self.assertIn("too large after calibration", str(self.read({"a": 1e308}, gain=1e9)))
 
-    def test_nothing_is_left_behind(self):
+    def test_no_socket_is_left_open(self):
         self.server.answers["/x"] = {"a": 1}
         source = self.make()
         before = len(os.listdir("/proc/self/fd"))
-        errors = []  # kept, as somebody might: they hold no connection
+        errors = []  # kept by the caller: they must not keep a connection open
         for n in range(20):
             source.read()
             self.server.answers["/long"] = (200, {"Transfer-Encoding": "chunked"} if n % 2 else {}, b"9" * 2_000_000)
@@ -203,48 +203,56 @@ class Answers(JsonCase):
         wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before, "all connections are closed")
 
 
-class Trouble(JsonCase):
-    def test_http_statuses_with_the_servers_words(self):
+class ResponseErrors(JsonCase):
+    def test_http_status_is_reported_with_the_message_of_the_server(self):
         for status, body, words in (
-            (404, b"<html>", "HTTP status 404: there is no such address"),
+            (404, b"<html>", "HTTP status 404: the address does not exist"),
             (500, b'{"error": {"code": 500, "message": "boiler\\u001b[2J fell"}}', "status 500, 'boiler\\x1b[2J fell'"),
-            (401, b'{"error": "no", "error_description": "token old"}', "401, 'no', 'token old': it wants a token"),
-            (429, b'{"message": "slower"}', "429, 'slower': it is asked too often; set every"),
-            (403, b'{"error": ["x"], "message": 5}', "403: it does not let us"),
+            (401, b'{"error": "no", "error_description": "token old"}', "401, 'no', 'token old': it requires a token"),
+            (429, b'{"message": "slower"}', "429, 'slower': too many requests; set a longer interval with every"),
+            (403, b'{"error": ["x"], "message": 5}', "403: access denied"),
             (304, b"", "HTTP status 304"),
         ):
             with self.subTest(status):
                 self.server.answers["/x"] = (status, {}, body)
                 self.assert_fails(words)
 
-    def test_what_is_no_json(self):
+    def test_response_that_is_not_json_is_an_error(self):
         for body, words in (
-            (b"<html>hello", "no JSON, but b'<html>hello'"), (b"", "no JSON, but b''"), (b'{"a": 5', "no JSON"),
-            (b"[" * 100_000, "no JSON, but b'[["), (b"\xff\xfe\x00", "no JSON"), (b"9" * 5000, "no JSON, but b'999"),
+            (b"<html>hello", "expected JSON, not b'<html>hello'"), (b"", "expected JSON, not b''"),
+            (b'{"a": 5', "expected JSON"),
+            (b"[" * 100_000, "expected JSON, not b'[["), (b"\xff\xfe\x00", "expected JSON"),
+            (b"9" * 5000, "expected JSON, not b'999"),
             (b" " * (LONGEST_ANSWER + 1), "longer than 1048576 bytes"),
         ):  # fmt: skip
             with self.subTest(words):
                 self.server.answers["/x"] = (200, {}, body)
                 self.assertLess(len(self.assert_fails(words)), 300)
 
-    def test_answers_that_are_no_http(self):
+    def test_response_that_is_not_http_is_an_error(self):
         for talk, words in (
-            (says(b"200 OK\r\nContent-Length: 100", b'{"a": 1}'), "its answer breaks off"),
-            (says(b"200 OK\r\nTransfer-Encoding: chunked", b"5\r\n[1,2"), "its answer is no HTTP (IncompleteRead)"),
-            (says(b"200 OK\r\nContent-Encoding: gzip", b"\x1f\x8b"), "in a coding that it was not asked for"),
-            (lambda sock: sock.sendall(b"SSH-2.0-OpenSSH\r\n"), "its answer is no HTTP (BadStatusLine)"),
-            (lambda sock: sock.sendall(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70_000), "is no HTTP (LineTooLong)"),
-            (lambda sock: sock.sendall(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200), "is no HTTP (HTTPException)"),
-            (lambda sock: None, "its answer is no HTTP (RemoteDisconnected)"),
+            (says(b"200 OK\r\nContent-Length: 100", b'{"a": 1}'), "its answer is incomplete"),
+            (
+                says(b"200 OK\r\nTransfer-Encoding: chunked", b"5\r\n[1,2"),
+                "its answer is not valid HTTP (IncompleteRead)",
+            ),
+            (says(b"200 OK\r\nContent-Encoding: gzip", b"\x1f\x8b"), "a Content-Encoding that was not requested"),
+            (lambda sock: sock.sendall(b"SSH-2.0-OpenSSH\r\n"), "its answer is not valid HTTP (BadStatusLine)"),
+            (lambda sock: sock.sendall(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70_000), "is not valid HTTP (LineTooLong)"),
+            (
+                lambda sock: sock.sendall(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200),
+                "is not valid HTTP (HTTPException)",
+            ),
+            (lambda sock: None, "its answer is not valid HTTP (RemoteDisconnected)"),
         ):
             with self.subTest(words):
                 self.assert_fails(words, url=raw_server(self, talk))
 
-    def test_the_deadline_is_for_the_whole_answer(self):
+    def test_time_limit_applies_to_the_complete_response(self):
         def dribble(sock):
             for _ in range(10_000):
                 sock.sendall(b" ")
-                time.sleep(0.005)  # so that no single read takes long
+                time.sleep(0.005)  # each single read is short
 
         def ask(talk):
             began_s = time.monotonic()
@@ -258,9 +266,9 @@ class Trouble(JsonCase):
             lambda sock: (sock.sendall(b"HTTP/1.1 200 OK\r\nX: "), dribble(sock)),
         )
         with ThreadPoolExecutor(len(talks)) as pool:
-            list(pool.map(ask, talks))  # which raises what one of them raises
+            list(pool.map(ask, talks))  # raises the exception of the threads
 
-    def test_whatever_is_said_of_its_length_no_more_is_taken(self):
+    def test_response_length_is_limited_regardless_of_its_header(self):
         def flood(head):
             def talk(sock):
                 sock.sendall(b"HTTP/1.1 200 OK\r\n" + head)
@@ -282,21 +290,21 @@ class Trouble(JsonCase):
                 finally:
                     tracemalloc.stop()
 
-    def test_nobody_there(self):
+    def test_unreachable_server_is_an_error(self):
         with socket.socket() as silent:
-            silent.bind(("127.0.0.1", 0))  # and does not listen: nobody else gets this port meanwhile
+            silent.bind(("127.0.0.1", 0))  # it does not listen; no other program can use this port in the meantime
             url = f"http://127.0.0.1:{silent.getsockname()[1]}"
             self.assert_fails(f"{url}: Connection refused", url=f"{url}/secret?key=1")
         self.assert_fails("http://no.such.host.invalid: ", url="http://no.such.host.invalid/")
 
-    def test_no_error_tells_what_may_be_secret(self):
+    def test_errors_contain_no_secrets(self):
         url = self.server.url + "/api/secret-user?key=secret-key"
         for answer in ((500, {}, b""), (200, {}, b"x"), (302, {"Location": "/?again=secret-again"}, b"")):
             for path in ("/api/secret-user", "/"):
                 self.server.answers[path] = answer
             self.assertNotIn("secret", self.assert_fails(url=url, headers={"Authorization": "secret"}))
 
-    def test_settings_that_are_shown_have_no_secret(self):
+    def test_shown_settings_contain_no_secrets(self):
         name = os.path.join(temp_folder(self), "node.toml")
         with open(name, "w") as file:
             file.write(
@@ -316,7 +324,7 @@ class Redirections(JsonCase):
     def moved(self, where, status=302):
         return (status, {"Location": where}, b"")
 
-    def test_they_are_followed_and_the_headers_stay_with_their_server(self):
+    def test_redirects_are_followed_without_sending_headers_to_other_servers(self):
         other = Server(self)
         self.server.answers["/x"] = self.moved("/y?z=1", 301)
         self.server.answers["/y"] = self.moved(other.url + "/z", 307)
@@ -325,22 +333,22 @@ class Redirections(JsonCase):
         self.assertEqual([sent["Authorization"] for _, _, sent, _ in self.server.asked], ["Bearer me"] * 2)
         self.assertEqual([(path, sent["Authorization"]) for _, path, sent, _ in other.asked], [("/z", None)])
 
-    def test_where_they_do_not_lead(self):
+    def test_invalid_redirects_are_errors(self):
         for where, words in (
-            ("file:///etc/passwd", "sends us to something that is not http: or https:"),
-            ("ftp://127.0.0.1/x", "sends us to something that is not http: or https:"),
-            ("http://[::1/", "sends us to something that is not http: or https:"),
-            ("http://me:too@127.0.0.1/", "sends us to something"),
+            ("file:///etc/passwd", "redirects to an address that is not a valid http or https URL"),
+            ("ftp://127.0.0.1/x", "redirects to an address that is not a valid http or https URL"),
+            ("http://[::1/", "redirects to an address that is not a valid http or https URL"),
+            ("http://me:too@127.0.0.1/", "redirects to an address that is not a valid"),
             ("http://a\x1b[2J b.invalid/", "http://"),
-            ("/x", "sends us from one address to the next without end"),
-            ("", "without end"),
+            ("/x", "redirects too often"),
+            ("", "redirects too often"),
         ):
             with self.subTest(where):
                 self.server.answers["/x"] = self.moved(where)
                 self.assertTrue(self.assert_fails(words).isprintable())
 
 
-class Encrypted(JsonCase):
+class Encryption(JsonCase):
     def setUp(self):
         if not shutil.which("openssl"):
             self.assertFalse(os.environ.get("CI"), "openssl is missing")
@@ -357,22 +365,22 @@ class Encrypted(JsonCase):
         self.server = Server(self, tls)
         self.server.answers["/x"] = {"a": 5}
 
-    def test_a_certificate_that_is_named_is_trusted_and_no_other(self):
+    def test_only_the_given_certificate_is_trusted(self):
         self.assertEqual(self.make(ca=self.certificate).read(), {"x": 5})
-        self.assert_fails("self-signed certificate", "can be named with ca")
+        self.assert_fails("self-signed certificate", "set ca")
 
-    def test_it_does_not_lead_to_what_is_not_encrypted(self):
+    def test_redirect_from_https_to_http_is_refused(self):
         plain = Server(self)
         self.server.answers["/x"] = (302, {"Location": plain.url + "/x"}, b"")
         self.assert_fails("which is not encrypted", source=self.make(ca=self.certificate))
         self.assertEqual(plain.asked, [])
 
-    def test_from_plain_to_encrypted(self):
+    def test_redirect_from_http_to_https_is_followed(self):
         plain = Server(self)
         plain.answers["/x"] = (302, {"Location": self.server.url + "/x"}, b"")
         self.assertEqual(self.make(url=plain.url + "/x", ca=self.certificate).read(), {"x": 5})
 
-    def test_a_file_that_is_none_of_certificates(self):
+    def test_invalid_ca_file_is_refused(self):
         for ca in ("/nowhere.pem", __file__):
             with self.assertRaisesRegex(SettingsError, "^here: ca takes a file of certificates"):
                 self.make(ca=ca)
@@ -385,14 +393,14 @@ class Dwarfpool(JsonCase):
         channels = {} if channels is None else {"channels": channels}
         return json_kind.make({"preset": "dwarfpool", "url": url, "timeout": LIMIT_S, **channels, **more}, "here")
 
-    def test_the_usual(self):
+    def test_default_channels_of_the_pool_are_read(self):
         source = self.make()
         self.assertEqual(source.channels, [Channel("hashrate", "MH/s"), Channel("balance", "")])
         self.assertEqual(source.read(), {"hashrate": 174, "balance": 0.786654})
         source.read()
         self.assertEqual([path for _, path, _, _ in self.server.asked], ["/x?wallet=0x4e2c&email=me@example.com"])
 
-    def test_of_one_worker_and_by_other_names(self):
+    def test_values_of_one_worker_can_have_other_names(self):
         readings = self.make({
             "rig": {"worker": "rig.1", "value": "hashrate"}, "alive": {"worker": "rig.1"},
             "age": {"worker": "rig.1", "value": "since_submit"},
@@ -400,22 +408,22 @@ class Dwarfpool(JsonCase):
             "made": {"value": "earning_24_hours", "gain": 1000}, "payout": {"path": "autopayout_from"},
             "gone": {"worker": "rig.2", "value": "hashrate"},
         }).read()  # fmt: skip
-        self.assertIn("there is no 'workers.rig.2'; there is 'rig.1'", str(readings.pop("gone")))
+        self.assertIn("there is no 'workers.rig.2'; found: 'rig.1'", str(readings.pop("gone")))
         self.assertEqual(readings, {"rig": 87.015, "alive": 1, "age": 342, "slow": 0, "made": 11.37842, "payout": 5})
 
-    def test_its_own_error(self):
+    def test_error_of_the_pool_is_reported(self):
         source = self.make()
         self.server.answers["/x"] = {"error": True, "error_code": "API_DOWN"}
-        self.assert_fails("the pool says 'API_DOWN'", source=source)
+        self.assert_fails("the pool reports the error 'API_DOWN'", source=source)
 
-    def test_every_value_is_there(self):
+    def test_every_value_of_the_preset_is_found(self):
         self.assertEqual(set(self.make({name: {} for name in json_kind.POOL}, every=0).read()), set(json_kind.POOL))
         readings = self.make({name: {"worker": "rig.1"} for name in json_kind.WORKER}).read()
         self.assertTrue(all(isinstance(value, float) for value in readings.values()), readings)
 
 
 class Nest(JsonCase):
-    """A thermostat and Google's two servers, in one."""
+    """Preset "nest", with one server in the roles of both Google servers."""
 
     def setUp(self):
         super().setUp()
@@ -453,7 +461,7 @@ class Nest(JsonCase):
     def requests(self):
         return [path for _, path, _, _ in self.server.asked]
 
-    def test_a_thermostat(self):
+    def test_default_channels_of_a_thermostat_are_read(self):
         source = self.make()
         self.assertEqual(source.channels, [Channel("temperature", "°C"), Channel("humidity", "%")])
         self.assertEqual(source.read(), {"temperature": 23.5, "humidity": 35})
@@ -463,7 +471,7 @@ class Nest(JsonCase):
             "client_id": "id&", "client_secret": "secret", "refresh_token": "1//refresh", "grant_type": "refresh_token",
         })  # fmt: skip
 
-    def test_all_that_it_tells(self):
+    def test_all_values_of_a_thermostat_are_read(self):
         self.answer = json.loads(json.dumps(THERMOSTAT))
         self.answer["traits"]["sdm.devices.traits.ThermostatTemperatureSetpoint"]["coolCelsius"] = 24.0
         self.assertEqual(self.make({name: {} for name in json_kind.NEST}).read(), {
@@ -471,17 +479,17 @@ class Nest(JsonCase):
             "eco": 0, "fan": 0, "online": 1,
         })  # fmt: skip
 
-    def test_what_it_tells_only_in_another_mode(self):
+    def test_value_of_another_mode_is_reported_as_missing(self):
         reading = self.make({"cool_setpoint": {}}).read()["cool_setpoint"]
-        self.assertIn("there is 'heatCelsius'", str(reading))
+        self.assertIn("found: 'heatCelsius'", str(reading))
 
-    def test_the_token_is_kept(self):
+    def test_access_token_is_reused(self):
         source = self.make()
         for _ in range(3):
             source.read()
         self.assertEqual(self.requests(), ["/token"] + ["/v1/enterprises/p/devices/d"] * 3)
 
-    def test_it_is_fetched_anew_shortly_before_it_expires(self):
+    def test_access_token_is_fetched_again_shortly_before_it_expires(self):
         now = [1000.0]
         token = json_kind.AccessToken(JsonFetcher(LIMIT_S), self.server.url + "/token", "form", lambda: now[0])
         for passes_s, wanted in ((0, "ya29.1"), (3538, "ya29.1"), (1.1, "ya29.2")):
@@ -496,17 +504,17 @@ class Nest(JsonCase):
             now[0] += 0.2
             self.assertNotEqual(token.get(), first, lasts_s)
 
-    def test_one_that_is_refused_is_fetched_anew_once(self):
+    def test_rejected_access_token_is_fetched_again_once(self):
         source = self.make()
         source.read()
         self.good = "revoked"
         self.assertEqual(source.read()["temperature"], 23.5)
         self.assertEqual(self.tokens, 2)
         self.server.answers["/v1/enterprises/p/devices/d"] = (401, {}, b"{}")
-        self.assert_fails("HTTP status 401: it wants a token", source=source)
+        self.assert_fails("HTTP status 401: it requires a token", source=source)
         self.assertEqual(self.tokens, 3)
 
-    def test_a_refresh_token_that_is_no_longer_good(self):
+    def test_invalid_refresh_token_is_reported(self):
         body = b'{"error": "invalid_grant", "error_description": "Token has been expired or revoked."}'
         self.server.answers["/token"] = (400, {}, body)
         said = self.assert_fails("400, 'invalid_grant', 'Token has been expired or revoked.'", "docs/sensors.md",
@@ -514,9 +522,9 @@ class Nest(JsonCase):
         self.assertNotIn("1//refresh", said)
         for answer in ({}, [], {"access_token": 5}, {"access_token": "a\r\nb"}, {"access_token": "ü"}):
             self.server.answers["/token"] = answer
-            self.assert_fails("answers without an access_token", source=self.make())
+            self.assert_fails("the response contains no access_token", source=self.make())
 
-    def test_it_asks_google_once_a_minute_unless_told_otherwise(self):
+    def test_nest_request_interval_is_one_minute_by_default(self):
         source = self.make(every=None)
         for _ in range(3):
             source.read()
@@ -524,7 +532,7 @@ class Nest(JsonCase):
         self.assertEqual(json_kind._NEST_URL, "https://smartdevicemanagement.googleapis.com/v1")
         self.assertEqual(json_kind._TOKEN_URL, "https://www.googleapis.com/oauth2/v4/token")
 
-    def test_secrets_from_the_environment_and_from_files(self):
+    def test_secrets_are_read_from_variables_and_files(self):
         folder = temp_folder(self)
         with open(os.path.join(folder, "refresh"), "w") as file:
             file.write("from-file \nsecond line\n")
@@ -534,9 +542,9 @@ class Nest(JsonCase):
         body = self.server.asked[0][3].decode()
         self.assertIn("client_secret=from-env&refresh_token=from-file&", body)
         for value, words in (
-            ("env:NOT_SET_ANYWHERE", "is to be found in the variable NOT_SET_ANYWHERE, which is not set"),
-            ("file:/nowhere", "is to be found in a file that does not read"),
-            ("", "takes a text of plain characters"),
+            ("env:NOT_SET_ANYWHERE", "refers to the variable NOT_SET_ANYWHERE, which is not set"),
+            ("file:/nowhere", "refers to a file that cannot be read"),
+            ("", "takes a text of ASCII characters"),
         ):
             with self.assertRaises(SettingsError) as caught:
                 self.make(client_secret=value)
@@ -544,34 +552,37 @@ class Nest(JsonCase):
 
 
 class Tables(JsonCase):
-    def test_what_is_missing_or_wrong(self):
+    def test_invalid_tables_are_refused(self):
         nest = {"preset": "nest", "project": "p", "device": "d", "client_id": "i", "client_secret": "s"}
         url = {"url": "http://a/"}
         channels = {"channels": {"x": {"path": "a"}}}
         for table, words in (
-            ({}, "takes either a url or a file"),
-            ({"url": "http://a", "file": "/x"}, "takes either a url or a file"),
-            (url, "channels is missing, as in channels.power ="),
+            ({}, "must have either `url` or `file`"),
+            ({"url": "http://a", "file": "/x"}, "must have either `url` or `file`"),
+            (url, "channels is missing; for example: channels.power ="),
             ({**url, "channels": {"x": {}}}, "channels.x: path is missing"),
-            ({**url, "channels": {"x": {"path": "a..b"}}}, "path takes keys and places with dots between"),
+            ({**url, "channels": {"x": {"path": "a..b"}}}, "path takes keys and indices separated by dots"),
             ({**url, "channels": {"x": {"path": 5}}}, "path takes a text"),
-            ({**url, "channels": {"x": {"path": "a", "worker": "b"}}}, 'worker is for preset = "dwarfpool"'),
-            ({**url, "channels": {"x": {"path": "a", "value": "b"}}}, "takes either a path, or a value of the preset"),
+            ({**url, "channels": {"x": {"path": "a", "worker": "b"}}}, 'worker is only for preset = "dwarfpool"'),
+            ({**url, "channels": {"x": {"path": "a", "value": "b"}}}, "must have either `path` or `value`, not both"),
             ({**url, "channels": {"x": {"path": "a", "words": {"ON": "x"}}}}, "words takes a number"),
             ({**channels, "url": "ftp://a/"}, "url takes an address that begins with http:// or https://"),
             ({**channels, "url": "http://"}, "url takes an address"),
             ({**channels, "url": "http://a:99999/"}, "url takes an address whose port is a number"),
             ({**channels, "url": "http://[::1/"}, "url Invalid IPv6 URL"),
-            ({**channels, "url": "http://me:sesame@a/"}, "url takes no user and password"),
+            ({**channels, "url": "http://me:sesame@a/"}, "url must not contain a user and a password"),
             ({**channels, **url, "timeout": 0}, "timeout takes a number from 0.1"),
             ({**channels, **url, "headers": {"a b": "c"}}, "headers takes names of HTTP headers as keys"),
-            ({**channels, **url, "headers": {"a": "b\r\nc: d"}}, "headers takes a text of plain characters"),
-            ({**channels, **url, "device": "d"}, 'device is for preset = "nest"'),
+            ({**channels, **url, "headers": {"a": "b\r\nc: d"}}, "headers takes a text of ASCII characters"),
+            ({**channels, **url, "device": "d"}, 'device is only for preset = "nest"'),
             ({**channels, **url, "preset": "tado"}, "preset takes 'nest' or 'dwarfpool'"),
-            ({"preset": "dwarfpool"}, "takes either a url or a file"),
-            ({"preset": "dwarfpool", **url, "channels": {"x": {}}}, "value takes hashrate, hashrate_calculated, "),
-            (nest, 'preset = "nest" needs refresh_token'),
-            ({**nest, "file": "/x"}, 'preset = "nest" takes no file'),
+            ({"preset": "dwarfpool"}, "must have either `url` or `file`"),
+            (
+                {"preset": "dwarfpool", **url, "channels": {"x": {}}},
+                "value must be one of hashrate, hashrate_calculated, ",
+            ),
+            (nest, 'preset = "nest" requires refresh_token'),
+            ({**nest, "file": "/x"}, 'preset = "nest" cannot have a `file`'),
             ({**nest, "refresh_token": "r", "token_url": "x"}, "token_url takes an address"),
         ):
             with self.subTest(words), self.assertRaises(SettingsError) as caught:
@@ -580,7 +591,7 @@ class Tables(JsonCase):
             self.assertIn(words, str(caught.exception))
             self.assertNotIn("sesame", str(caught.exception))
 
-    def test_the_library_of_its_name_is_not_hidden(self):
+    def test_module_does_not_hide_the_json_library(self):
         self.assertEqual((json_kind.__name__, json.__name__), ("pigeonpost.sensors.json", "json"))
         for code in (
             "from pigeonpost.sensors import json; json.make",
@@ -590,10 +601,10 @@ class Tables(JsonCase):
 
 
 class LongTexts(unittest.TestCase):
-    def test_a_long_text_that_is_no_number_takes_no_time(self):
+    def test_long_text_that_is_not_a_number_is_refused_quickly(self):
         began_s = time.process_time()
         self.assertFalse(json_kind._NUMBER("9" * 40_000 + "x"))
-        self.assertLess(time.process_time() - began_s, 1.0)  # it was its length squared: 50 s
+        self.assertLess(time.process_time() - began_s, 1.0)  # with quadratic time it was 50 s
 
 
 if __name__ == "__main__":

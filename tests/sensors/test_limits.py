@@ -1,4 +1,4 @@
-"""Limits and raw values of channels: what every kind with a table for each channel takes, and what it makes of them."""
+"""Tests of limits and raw channels, which every kind with a table per channel supports."""
 
 import unittest
 
@@ -12,7 +12,7 @@ from pigeonpost.sensors.simulated import SimulatedChip
 
 
 def said(number, **options):
-    """A source that reads `number`, by way of kind = "command"."""
+    """Return a source of kind "command" that reads `number`."""
     table = {"command": ["echo", str(number)], "channels": {"x": {"unit": "°C", **options}}}
     return with_limits(table, "here", lambda plain: command.make(plain, "here"))
 
@@ -23,7 +23,7 @@ def chip(volts, **options):
 
 
 class Limits(unittest.TestCase):
-    def test_they_are_told_with_the_channel(self):
+    def test_limits_are_part_of_the_channel(self):
         source = said(5, low=-10, high=35, jump=0.5, stuck=3600, rail=[-50, 100])
         limits = {"low": -10, "high": 35, "jump": 0.5, "stuck": 3600, "rail": [-50, 100]}
         self.assertEqual(source.channels, [Channel("x", "°C", False, limits)])
@@ -32,18 +32,18 @@ class Limits(unittest.TestCase):
         write_json(told)
         self.assertEqual(source.read(), {"x": 5})
 
-    def test_without_any_the_source_is_the_members_own(self):
+    def test_source_is_unchanged_without_limits(self):
         self.assertIsInstance(said(5), command.CommandSource)
         self.assertEqual(node._channel_as_json(said(5).channels[0]), {"name": "x", "unit": "°C"})
 
-    def test_the_rail_is_told_in_terms_of_the_value_that_is_sent(self):
+    def test_rail_is_calibrated_like_the_value(self):
         for options, rail in (({"gain": 0.5, "offset": 1}, [-24, 51]), ({"gain": -1}, [-100, 50]), ({}, [-50, 100])):
             source = said(5, rail=[-50, 100], **options)
             self.assertEqual(source.channels[0].limits, {"rail": rail})
             at_the_end = said(100, rail=[-50, 100], **options).read()["x"]
             self.assertIn(at_the_end, rail)
 
-    def test_a_temperature_sensor_on_the_chip_knows_its_rails(self):
+    def test_temperature_sensor_has_a_rail_by_default(self):
         for volts, end in ((0, 0), (3.3, 1)):
             source = chip(volts, convert="mcp9700")
             rail = source.channels[0].limits["rail"]
@@ -52,7 +52,7 @@ class Limits(unittest.TestCase):
         self.assertEqual(chip(1, convert="lm35", gain=-1).channels[0].limits["rail"], [-329.68, 0])
         self.assertEqual(chip(1).channels[0].limits, {})
 
-    def test_each_kind_takes_them(self):
+    def test_each_kind_accepts_limits(self):
         for member, table in (
             (command, {"command": ["true"], "channels": {"x": {"high": 1}}}),
             (kernel, {"channels": {"x": {"from": "thermal/cpu", "high": 1}}}),
@@ -61,10 +61,10 @@ class Limits(unittest.TestCase):
             source = with_limits(table, "here", lambda plain, member=member: member.make(plain, "here"))
             self.assertEqual(source.channels[0].limits, {"high": 1}, member)
 
-    def test_what_is_wrong_is_named(self):
+    def test_invalid_limit_is_named_in_the_error(self):
         for options, words in (
             ({"low": "cold"}, "here: channels.x: low takes a number"),
-            ({"low": 5, "high": 4}, "here: channels.x: low is above high"),
+            ({"low": 5, "high": 4}, "here: channels.x: low must not be above high"),
             ({"jump": 0}, "jump takes a number from 1e-09"),
             ({"stuck": 0}, "stuck takes a number from 1 to 864000"),
             ({"rail": 5}, "rail takes the two ends of a scale"),
@@ -79,32 +79,32 @@ class Limits(unittest.TestCase):
                 said(1, **options)
             self.assertIn(words, str(caught.exception))
         long = {"command": ["true"], "channels": {"x" * 30: {"raw": True}}}
-        with self.assertRaisesRegex(SettingsError, "followed by _raw"):
+        with self.assertRaisesRegex(SettingsError, "the name is too long"):
             with_limits(long, "here", lambda plain: command.make(plain, "here"))
 
-    def test_a_channel_that_is_no_table_is_the_members_to_refuse(self):
+    def test_channel_that_is_not_a_table_is_refused_by_the_kind(self):
         for channels in (5, {"x": 5}, {}):
             with self.assertRaises(SettingsError):
                 with_limits({"command": ["true"], "channels": channels}, "here", lambda t: command.make(t, "here"))
 
 
-class Raw(unittest.TestCase):
-    def test_the_value_before_calibration_stands_beside_it(self):
+class RawChannels(unittest.TestCase):
+    def test_raw_channel_has_the_value_before_calibration(self):
         source = said(20812, gain=0.001, offset=-0.5, raw=True)
         self.assertEqual(source.channels, [Channel("x", "°C"), Channel("x_raw", "")])
         self.assertEqual(source.read(), {"x": 20.312, "x_raw": 20812})
 
-    def test_it_has_the_usual_unit(self):
+    def test_raw_channel_has_the_default_unit(self):
         source = chip(1.65, convert="volts", unit="°C", gain=10, raw=True)
         self.assertEqual(source.channels, [Channel("x", "°C", True), Channel("x_raw", "V", True)])
         self.assertEqual(source.read(), {"x": 16.5, "x_raw": 1.65})
 
-    def test_without_calibration_both_are_the_same(self):
+    def test_raw_channel_equals_the_value_without_calibration(self):
         readings = chip(1.65, raw=True).read()
         self.assertEqual(readings, {"x": 512, "x_raw": 512})
         self.assertIs(type(readings["x"]), int)
 
-    def test_the_rail_that_a_driver_knows_is_calibrated(self):
+    def test_rail_of_a_driver_is_calibrated(self):
         source = chip(0, convert="mcp9700", offset=1.5, raw=True)
         self.assertEqual(source.channels[0].limits, {"rail": [-48.5, 281.18]})
         self.assertEqual(source.channels[1].limits, {})
@@ -112,31 +112,31 @@ class Raw(unittest.TestCase):
             source.channels[0].limits["rail"], chip(0, convert="mcp9700", offset=1.5).channels[0].limits["rail"]
         )
 
-    def test_what_is_calculated_has_none_but_may_have_limits(self):
+    def test_calculated_channel_can_have_limits_but_no_raw_channel(self):
         def calculated(**options):
             table = {"channels": {"x": {"formula": "a + 1", **options}}}
             return with_limits(table, "here", lambda plain: formula.make(plain, "here"))
 
         self.assertEqual(calculated(high=5).channels[0].limits, {"high": 5})
         self.assertIsInstance(calculated(high=5), DerivedSource)
-        with self.assertRaisesRegex(SettingsError, "here: channels.x: raw is for what is measured"):
+        with self.assertRaisesRegex(SettingsError, "here: channels.x: raw is not possible for a calculated channel"):
             calculated(raw=True)
 
-    def test_what_fails_fails_in_both(self):
+    def test_failure_affects_the_raw_channel_too(self):
         source = said("nothing", gain=2, raw=True)
         readings = source.read()
         self.assertEqual(list(readings), ["x", "x_raw"])
         for error in readings.values():
             self.assertIsInstance(error, SensorError)
 
-    def test_other_channels_are_left_alone(self):
+    def test_raw_does_not_affect_other_channels(self):
         table = {"channels": {"a": {"input": 0}, "b": {"input": 1, "raw": True, "gain": 2}, "c": {"input": 2}}}
         source = with_limits(table, "here", lambda plain: adc.make(plain, "here", SimulatedChip(lambda n: 1.65)))
         self.assertEqual(list(source.read()), ["a", "b", "b_raw", "c"])
         self.assertEqual([channel.name for channel in source.channels], ["a", "b", "b_raw", "c"])
         self.assertEqual(source.read()["b"], 1024)
 
-    def test_closing_closes_the_source_below(self):
+    def test_close_closes_the_inner_source(self):
         class Below(SensorSource):
             channels = [Channel("x", "")]
             closed = 0
@@ -150,16 +150,17 @@ class Raw(unittest.TestCase):
 
 
 class Paths(unittest.TestCase):
-    def test_what_stands_there(self):
+    def test_value_at_a_path_is_found(self):
         value = {"a": {"b": [1, {"c": 2}]}, "0": 3}
         for path, found in (("", value), ("a.b.0", 1), ("a.b.1.c", 2), ("a.b.-1.c", 2), ("0", 3)):
             self.assertEqual(at_path(value, dotted_path(path)), found)
 
-    def test_what_does_not_is_named_with_what_does(self):
+    def test_missing_path_is_reported_with_what_was_found(self):
         for path, words in (
-            ("a.x.y", "there is no 'a.x'; there is 'b', 'c'"), ("a.b.7", "there is no 'a.b.7'; there is a list of 1"),
-            ("a.b.z", "there is no 'a.b.z'"), ("n.m", "there is no 'n.m'; there is 5"),
-            ("a.c.x", "there is no 'a.c.x'; there is nothing"), ("z" * 999, "there is no 'zzz"),
+            ("a.x.y", "there is no 'a.x'; found: 'b', 'c'"),
+            ("a.b.7", "there is no 'a.b.7'; found: a list of 1 element"),
+            ("a.b.z", "there is no 'a.b.z'"), ("n.m", "there is no 'n.m'; found: 5"),
+            ("a.c.x", "there is no 'a.c.x'; found: nothing"), ("z" * 999, "there is no 'zzz"),
         ):  # fmt: skip
             with self.subTest(path[:9]), self.assertRaises(SensorError) as caught:
                 at_path({"a": {"b": [1], "c": {}}, "n": 5}, dotted_path(path))

@@ -1,4 +1,4 @@
-"""The driver of the MCP3424 above a chip that knows single bits: every size, amplifier, sign and end of the scale."""
+"""Tests of the MCP3424 driver with a simulated chip: all resolutions, gains, signs and ends of the scale."""
 
 import errno
 import os
@@ -16,11 +16,11 @@ from tests.support import LIMIT_S, temp_folder
 
 class Case(unittest.TestCase):
     def use(self, wires):
-        """For this test smbus2 is installed, and these wires hang on it. Nobody waits."""
+        """Install a fake smbus2 with these wires for the test. No call waits."""
         for patch in (
             mock.patch.dict(sys.modules, {"smbus2": library(wires)}),
             mock.patch.object(mcp3424, "_USUAL_S", (0.0,) * 4),
-            mock.patch.object(mcp3424, "_LONGEST_S", (LIMIT_S,) * 4),  # these chips count how often they are asked
+            mock.patch.object(mcp3424, "_LONGEST_S", (LIMIT_S,) * 4),  # these chips count their transfers
         ):
             patch.start()
             self.addCleanup(patch.stop)
@@ -28,13 +28,13 @@ class Case(unittest.TestCase):
 
     def source(self, wires, channels, **options):
         self.use(wires)
-        # Without a sys of our own a chip of this machine would be found.
+        # With the real sys, a chip of this machine would be found.
         made = mcp3424.make({"channels": channels, "root": temp_folder(self), **options}, "here")
         self.addCleanup(made.close)
         return made
 
     def chip(self, *chips, **more):
-        """A driver for the first chip, that does not wait; and the chip."""
+        """Return a driver that does not wait, and its chip."""
         chip = Chip(*chips, **more)
         bus = mcp3424._SmBus(library(Wires({0x68: chip})), 1)
         return mcp3424.Mcp3424(bus, 0x68, now_s=lambda: 0.0, sleep=lambda seconds: None), chip
@@ -52,7 +52,7 @@ class AdcPi(Contract, Case):
 
 
 class Conversions(Case):
-    def test_the_configuration_bit_by_bit(self):
+    def test_configuration_byte_has_the_expected_bits(self):
         for number, bits, amplifier, written in (
             (0, 12, 1, "10000000"), (1, 14, 2, "10100101"), (2, 16, 4, "11001010"), (3, 18, 8, "11101111"),
             (0, 18, 1, "10001100"),
@@ -61,7 +61,7 @@ class Conversions(Case):
             driver.read(number, bits, amplifier)
             self.assertEqual(chip.writes, [written])
 
-    def test_every_size_amplifier_and_sign(self):
+    def test_every_resolution_gain_and_sign_is_read(self):
         for bits in (12, 14, 16, 18):
             for amplifier in (1, 2, 4, 8):
                 for volts in (0.2, -0.2, 0.0, 0.2559, 2.048 / (1 << bits - 1) / amplifier, -0.2559):
@@ -70,28 +70,28 @@ class Conversions(Case):
                     step = 2.048 / (1 << bits - 1) / amplifier
                     self.assertAlmostEqual(code * step, volts, delta=step, msg=f"{bits} bits x{amplifier}")
 
-    def test_codes_of_the_data_sheet(self):
-        """Two's complement: all ones is -1, and the ends are one apart."""
+    def test_codes_of_the_data_sheet_are_decoded(self):
+        """Two's complement: all ones is -1, and the highest and lowest codes differ by one."""
         for bits in (12, 14, 16, 18):
             step = 2.048 / (1 << bits - 1)
             for volts, code in ((-step, -1), (step, 1), (3, (1 << bits - 1) - 1), (-3, -(1 << bits - 1)), (0, 0)):
                 driver, _ = self.chip(lambda n, v=volts: v)
                 self.assertEqual(driver.read(0, bits, 1), code)
 
-    def test_each_input_is_its_own(self):
+    def test_each_input_is_read_separately(self):
         driver, _ = self.chip(lambda n: 0.1 * (n + 1))
         self.assertEqual([round(driver.read(n, 12) * 0.001, 1) for n in range(4)], [0.1, 0.2, 0.3, 0.4])
 
-    def test_it_waits_until_the_chip_is_done(self):
+    def test_read_waits_until_the_conversion_has_finished(self):
         for polls in (1, 2, 7):
             driver, _ = self.chip(lambda n: 1.0, polls=polls)
-            driver.read(1, 12)  # another input before, whose answer must not be taken
+            driver.read(1, 12)  # an earlier conversion of another input, whose result must not be used
             driver, chip = self.chip(lambda n: n * 0.5, polls=polls)
             driver.read(3, 12)
             self.assertEqual(driver.read(2, 12), 1000)
             self.assertEqual(chip.left, 0)
 
-    def test_how_long_it_waits(self):
+    def test_waiting_time_is_limited(self):
         slept, now = [], [0.0]
 
         def sleep(seconds):
@@ -102,14 +102,14 @@ class Conversions(Case):
         driver = mcp3424.Mcp3424(bus, 0x68, lambda: now[0], sleep)
         for bits, usual, longest in ((12, 1 / 240, 1 / 176), (18, 1 / 3.75, 1 / 2.75)):
             slept.clear()
-            with self.assertRaisesRegex(SensorError, "the chip at 0x68 is not done after [0-9.]+ s"):
+            with self.assertRaisesRegex(SensorError, "the chip at 0x68 has not finished after [0-9.]+ s"):
                 driver.read(0, bits)
             self.assertEqual(slept[0], usual)
             self.assertTrue(2 * longest < sum(slept) < 2 * longest + usual, (bits, sum(slept)))
 
 
 class Volts(Case):
-    def test_before_the_boards_divider(self):
+    def test_value_is_the_voltage_before_the_divider(self):
         wires = Wires({0x68: Chip(lambda n: 1.0), 0x69: Chip(lambda n: 0.5)})
         source = self.source(wires, {"a": {"input": 2}, "b": {"input": 7, "gain": 10, "offset": 1, "unit": "A"}})
         readings = source.read()
@@ -119,7 +119,7 @@ class Volts(Case):
         bare = self.source(Wires({0x6A: Chip(lambda n: 1.0)}), {"a": {"input": 1, "pga": 2}}, divider=1, address=0x6A)
         self.assertAlmostEqual(bare.read()["a"], 1.0, delta=0.0001)
 
-    def test_which_chip_has_which_input(self):
+    def test_inputs_1_to_8_are_on_two_chips(self):
         wires = Wires({address: Chip(lambda n: 0.1) for address in range(0x68, 0x70)})
         channels = {f"i{n}": {"input": n, "bits": 12} for n in (1, 4, 5, 8)}
         for options, addresses in (
@@ -130,7 +130,7 @@ class Volts(Case):
             self.source(wires, channels, **options).read()
             self.assertEqual([address for address, way in wires.log if way == "write"], addresses)
 
-    def test_the_rail_is_where_the_scale_ends(self):
+    def test_rail_is_at_the_ends_of_the_scale(self):
         for volts in (5, -5):
             for channel in ({"bits": 12}, {"bits": 18, "pga": 8}, {"bits": 16, "gain": -2, "offset": 3}):
                 source = self.source(Wires({0x68: Chip(lambda n, v=volts: v)}), {"a": {"input": 1, **channel}})
@@ -142,7 +142,7 @@ class Volts(Case):
         self.assertTrue(low < source.read()["a"] < high)
         self.assertAlmostEqual(high, 2.048 * 2.471, delta=0.001)
 
-    def test_raw_and_limits_as_every_kind(self):
+    def test_raw_and_limits_are_supported(self):
         self.use(Wires({0x68: Chip(lambda n: 1.0)}))
         table = {
             "root": temp_folder(self),
@@ -154,8 +154,8 @@ class Volts(Case):
         self.assertEqual(source.channels[0].limits, {"rail": [-10.121216, 10.116274], "high": 5})
 
 
-class Trouble(Case):
-    def test_a_chip_that_is_not_there_costs_the_other_nothing(self):
+class BusErrors(Case):
+    def test_missing_chip_does_not_affect_the_other(self):
         wires = Wires({0x68: Chip(lambda n: 1.0)})
         source = self.source(wires, {"a": {"input": 1}, "b": {"input": 5}, "c": {"input": 6}})
         readings = source.read()
@@ -165,7 +165,7 @@ class Trouble(Case):
         self.assertEqual([address for address, _ in wires.log].count(0x69), 1)
         self.assertEqual(wires.open, 1)
 
-    def test_after_all_has_failed_the_bus_is_opened_anew(self):
+    def test_bus_is_opened_again_after_all_channels_have_failed(self):
         wires = Wires({0x68: Chip(lambda n: 1.0)})
         source = self.source(wires, {"a": {"input": 1}})
         wires.broken = errno.ETIMEDOUT
@@ -177,7 +177,7 @@ class Trouble(Case):
         self.assertAlmostEqual(source.read()["a"], 2.471, delta=0.001)
         self.assertEqual(wires.open, 1)
 
-    def test_another_chip_at_its_address(self):
+    def test_chip_of_another_kind_raises_sensor_error(self):
         """A clock of the DS1307 family has the same address."""
 
         class Clock(Chip):
@@ -186,11 +186,11 @@ class Trouble(Case):
                     yield from (0, 0, 1, 0, 0, 1, 0, 1)
 
         source = self.source(Wires({0x68: Clock(lambda n: 0)}), {"a": {"input": 1}})
-        self.assertIn("what is at 0x68 answers as no MCP3424 does", str(source.read()["a"]))
+        self.assertIn("the chip at 0x68 does not answer like an MCP3424", str(source.read()["a"]))
 
-    def test_a_bus_that_cannot_be_opened(self):
+    def test_bus_that_cannot_be_opened_is_reported_with_the_remedy(self):
         for error, words in (
-            (FileNotFoundError(2, "No such file"), "/dev/i2c-1 is not there: switch I2C on"),
+            (FileNotFoundError(2, "No such file"), "/dev/i2c-1 does not exist: enable I2C"),
             (PermissionError(13, "Permission denied"), "sudo usermod -aG i2c $USER"),
             (OSError(5, "Input/output error"), "/dev/i2c-1: Input/output error"),
         ):
@@ -198,14 +198,16 @@ class Trouble(Case):
                 self.source(error, {"a": {"input": 1}}).read()
             self.assertIn(words, str(caught.exception))
 
-    def test_one_that_the_kernel_reads_is_left_to_it(self):
+    def test_chip_with_a_kernel_driver_is_refused(self):
         root = temp_folder(self)
         device = os.path.join(root, "sys/bus/i2c/devices/1-0069")
         os.makedirs(os.path.join(root, "sys/bus/i2c/drivers/mcp3422"))
         os.makedirs(device)
         wires = Wires({0x68: Chip(lambda n: 1.0), 0x69: Chip(lambda n: 1.0)})
         source = self.source(wires, {"a": {"input": 5}}, root=root)
-        self.assertAlmostEqual(source.read()["a"], 2.471, delta=0.001)  # it is told of the chip, but has no driver
+        self.assertAlmostEqual(
+            source.read()["a"], 2.471, delta=0.001
+        )  # the kernel knows the chip, but has no driver for it
         source.close()
         os.symlink("../../drivers/mcp3422", os.path.join(device, "driver"))
         with self.assertRaisesRegex(SensorError, 'at 0x69 has a kernel driver, mcp3422: read it with kind = "kernel"'):
@@ -214,8 +216,8 @@ class Trouble(Case):
 
 
 class Tables(Case):
-    def test_without_smbus2(self):
-        """The source fails, with the remedy, and the node goes on; once it is installed, the source does too."""
+    def test_missing_smbus2_is_reported_with_the_remedy(self):
+        """The source fails with the remedy, and the node continues. After the installation the source works."""
         source = self.source(Wires({0x68: Chip(lambda n: 1.0)}), {"a": {"input": 1}})
         with (
             mock.patch.dict(sys.modules, {"smbus2": None}),
@@ -226,7 +228,7 @@ class Tables(Case):
             source.read()
         self.assertAlmostEqual(source.read()["a"], 2.471, delta=0.001)
 
-    def test_what_is_missing_or_wrong(self):
+    def test_invalid_tables_are_refused(self):
         for channel, options, words in (
             ({}, {}, "channels.a: input is missing"), ({"input": 0}, {}, "input takes a whole number from 1 to 8"),
             ({"input": 9}, {}, "input takes"), ({"input": 1, "bits": 13}, {}, "bits takes 12, 14, 16, 18, not 13"),

@@ -1,4 +1,4 @@
-"""kind = "mqtt" without a broker: messages as a stand-in for paho hands them over, in both versions of its callbacks.
+"""Tests of kind = "mqtt" without a broker: a fake paho delivers the messages, in both versions of its callbacks.
 
 tests/libraries/test_sensor_mqtt.py does the same with paho itself and a real broker.
 """
@@ -34,7 +34,7 @@ class Message:
 
 
 class Reason:
-    """As paho 2 has it."""
+    """Reason code of paho 2."""
 
     def __init__(self, value):
         self.value = value
@@ -44,9 +44,11 @@ class Reason:
 
 
 class Client:
-    """What the source uses of paho.mqtt.client.Client; it is connected as soon as its loop is started.
+    """The part of paho.mqtt.client.Client that the source uses. It is connected once its loop is started.
 
-    said  what the broker has retained    refuses  the code with which it refuses the connection
+    Attributes:
+        said: Messages that the broker has retained.
+        refuses: Code with which the broker refuses the connection.
     """
 
     said = {}
@@ -79,7 +81,7 @@ class Client:
 
 
 def use_paho(test, version=1, **attributes):
-    """For this test paho is installed, in a version of its interface, and its Clients have `attributes`."""
+    """Install a fake paho with one version of the interface, whose clients have `attributes`."""
     made = type("Client", (Client,), {"version": version, **attributes})
     library = types.SimpleNamespace(Client=made)
     if version == 2:
@@ -118,13 +120,13 @@ class Case(unittest.TestCase):
 
 
 class Messages(Case):
-    def test_values_of_all_devices(self):
+    def test_values_of_all_devices_are_read(self):
         for version in (1, 2):
             source = self.source(version=version, said=SAID)
             self.assertEqual(source.read(), {"kitchen": 21.43, "door": 1, "cellar": 9.5, "plain": 0.812})
             self.assertEqual(source.channels[0], Channel("kitchen", "°C"))
 
-    def test_one_topic_may_give_several_channels(self):
+    def test_message_of_one_topic_has_values_for_several_channels(self):
         channels = {
             "a": {"topic": "t", "path": "a.0"},
             "b": {"topic": "t", "path": "b.c"},
@@ -132,9 +134,9 @@ class Messages(Case):
         }
         readings = self.source(channels, said={"t": b'{"a":[1],"b":{"c":2}}'}).read()
         self.assertEqual((readings["a"], readings["b"]), (1, 2))
-        self.assertEqual(str(readings["d"]), "t: there is no 'd'; there is 'a', 'b'")
+        self.assertEqual(str(readings["d"]), "t: there is no 'd'; found: 'a', 'b'")
 
-    def test_what_holds_a_number(self):
+    def test_messages_with_a_number_are_read(self):
         for payload, path, value in (
             (b"21.5", "", 21.5), (b" -3 ", "", -3), (b"1e3", "", 1000), (b"true", "", 1), (b"OFF", "", 0),
             (b'{"v":"21.5"}', "v", 21.5), (b'{"v":false}', "v", 0), (b'{"v":"ON"}', "v", 1), (b"[7]", "0", 7),
@@ -142,22 +144,22 @@ class Messages(Case):
         ):  # fmt: skip
             self.assertEqual(mqtt.value_in(payload, dotted_path(path)), value)
 
-    def test_what_holds_none(self):
+    def test_messages_without_a_number_are_errors(self):
         for payload, path, words in (
-            (b"", "", "no number: ''"), (b"warm", "", "no number: 'warm'"), (b"nan", "", "no number: 'nan'"),
-            (b"1e999", "", "no number"), (b"1_0", "", "no number"), (b'{"v":null}', "v", "no number at 'v'"),
-            (b'{"v":{}}', "v", "no number at 'v'"), (b'{"v":NaN}', "v", "does not read"),
-            (b"\xff\xfe", "", "does not read"), (b'"' * 999, "v", "does not read"),
-            (b"[" * 60_000, "v", "does not read"), (b'{"v":' + b"9" * 5000 + b"}", "v", "does not read"),
-            (b'{"v":1,"v":2}', "v", "does not read"), (b"9" * 60_000, "", "no number"),
-            (b'{"v":1' + b"0" * 400 + b"}", "v", "no number"),
+            (b"", "", "not a number: ''"), (b"warm", "", "not a number: 'warm'"), (b"nan", "", "not a number: 'nan'"),
+            (b"1e999", "", "not a number"), (b"1_0", "", "not a number"), (b'{"v":null}', "v", "not a number at 'v'"),
+            (b'{"v":{}}', "v", "not a number at 'v'"), (b'{"v":NaN}', "v", "cannot be read"),
+            (b"\xff\xfe", "", "cannot be read"), (b'"' * 999, "v", "cannot be read"),
+            (b"[" * 60_000, "v", "cannot be read"), (b'{"v":' + b"9" * 5000 + b"}", "v", "cannot be read"),
+            (b'{"v":1,"v":2}', "v", "cannot be read"), (b"9" * 60_000, "", "not a number"),
+            (b'{"v":1' + b"0" * 400 + b"}", "v", "not a number"),
         ):  # fmt: skip
             with self.subTest(payload[:20]), self.assertRaises(SensorError) as caught:
                 mqtt.value_in(payload, dotted_path(path))
             self.assertIn(words, str(caught.exception))
             self.assertLess(len(str(caught.exception)), 400)
 
-    def test_whatever_comes_is_a_number_or_a_sensor_error(self):
+    def test_any_message_gives_a_number_or_a_sensor_error(self):
         dice = random.Random(4)
         pieces = [
             b"{",
@@ -184,15 +186,15 @@ class Messages(Case):
                 except SensorError as error:
                     self.assertTrue(str(error))
 
-    def test_a_long_one_is_not_kept(self):
+    def test_too_long_message_is_not_stored(self):
         source = self.source({"x": {"topic": "x"}}, said={"x": b"1" * (mqtt.LONGEST_PAYLOAD + 1)})
-        self.assertEqual(str(source.read()["x"]), "x: its message is longer than 65536 bytes")
-        self.assertIsNone(source._heard["x"].payload)
+        self.assertEqual(str(source.read()["x"]), "x: the message is longer than 65536 bytes")
+        self.assertIsNone(source._received["x"].payload)
 
-    def test_a_broker_that_sends_what_nobody_asked_for_fills_no_memory(self):
+    def test_messages_of_other_topics_are_not_stored(self):
         source = self.source({"x": {"topic": "x"}}, said={str(n): b"1" for n in range(1000)})
         source.read()
-        self.assertEqual(source._heard, {})
+        self.assertEqual(source._received, {})
 
         class Spoilt(Message):
             @property
@@ -204,89 +206,95 @@ class Messages(Case):
                 pass
 
         source._broker._client.on_message(None, None, Spoilt("", b"1"))
-        self.assertEqual(source._heard, {})
+        self.assertEqual(source._received, {})
 
 
 class Freshness(Case):
     def later(self, source, seconds):
-        with mock.patch.object(mqtt.time, "monotonic", lambda: source._heard["x"].at_s + seconds):
+        with mock.patch.object(mqtt.time, "monotonic", lambda: source._received["x"].at_s + seconds):
             return source.read()["x"]
 
-    def test_a_value_counts_as_long_as_is_set(self):
+    def test_value_is_used_for_the_time_fresh(self):
         source = self.source({"x": {"topic": "x", "fresh": 60}}, said={"x": b"5"})
         source.read()
         self.assertEqual(self.later(source, 59.9), 5)
         error = self.later(source, 61)
         self.assertIsInstance(error, SensorError)
-        self.assertEqual(str(error), "stale: nothing on x for 61 s")
+        self.assertEqual(str(error), "stale: no message on x for 61 s")
 
-    def test_without_saying_an_hour(self):
+    def test_value_is_used_for_an_hour_by_default(self):
         source = self.source({"x": {"topic": "x"}}, said={"x": b"5"})
         source.read()
         self.assertEqual(self.later(source, 3599.9), 5)
         self.assertIsInstance(self.later(source, 3601), SensorError)
 
-    def test_what_the_broker_had_kept_does_not_renew_it(self):
+    def test_retained_message_does_not_renew_a_value(self):
         source = self.source({"x": {"topic": "x"}}, said={"x": b"5"})
         source.read()
-        heard = source._heard["x"]
+        heard = source._received["x"]
         source._broker._client.on_message(None, None, Message("x", b"5", retain=True))
-        self.assertIs(source._heard["x"], heard)
-        source._broker._client.on_message(None, None, Message("x", b"6", retain=True))  # it spoke while we were away
-        self.assertIsNot(source._heard["x"], heard)
-        heard = source._heard["x"]
+        self.assertIs(source._received["x"], heard)
+        source._broker._client.on_message(
+            None, None, Message("x", b"6", retain=True)
+        )  # it was sent while the source was disconnected
+        self.assertIsNot(source._received["x"], heard)
+        heard = source._received["x"]
         source._broker._client.on_message(None, None, Message("x", b"6"))
-        self.assertIsNot(source._heard["x"], heard)
+        self.assertIsNot(source._received["x"], heard)
 
 
 class Connections(Case):
-    def test_all_topics_are_subscribed_to_at_each_connection(self):
+    def test_all_topics_are_subscribed_at_each_connection(self):
         source = self.source({"b": {"topic": "t/b"}, "a": {"topic": "t/a"}, "c": {"topic": "t/a", "path": "c"}})
         source.read()
         source._broker._client.loop_start()
         subscribed = [call for call in source._broker._client.calls if call[0] == "subscribe"]
         self.assertEqual(subscribed, [("subscribe", ([("t/a", 1), ("t/b", 1)],), {})] * 2)
 
-    def test_refusals_in_words(self):
+    def test_refused_connection_is_reported(self):
         for version, code, words in (
-            (1, 4, "the broker refuses: user or password is wrong"), (1, 2, "it does not like the client's name"),
+            (1, 4, "the broker refuses: user or password is wrong"), (1, 2, "the client's name is not accepted"),
             (2, 135, "the broker refuses: reason 135"), (2, 149, "the broker refuses: reason 149"),
         ):  # fmt: skip
             source = self.source({"x": {"topic": "x"}}, version, refuses=code)
             with self.assertLogs("pigeonpost.core.mqtt_client", "WARNING") as logs:
                 self.assertIn(words, str(source.read()["x"]))
                 source._broker._client.loop_start()
-            self.assertEqual(len(logs.output), 1)  # not at each try
+            self.assertEqual(len(logs.output), 1)  # not at each attempt
             self.assertFalse([call for call in source._broker._client.calls if call[0] == "subscribe"])
 
-    def test_a_topic_that_may_not_be_read(self):
+    def test_refused_subscription_is_reported(self):
         for version in (1, 2):
             source = self.source({"x": {"topic": "x"}, "y": {"topic": "y"}}, version)
             source.read()
             with self.assertLogs("pigeonpost.core.mqtt_client", "WARNING"):
                 source._broker._client.subscribed(0, 0x80)
-            self.assertIn("(MQTT 127.0.0.1:1883: the broker does not let this user read y)", str(source.read()["y"]))
+            self.assertIn(
+                "(MQTT 127.0.0.1:1883: the broker does not allow this user to read y)", str(source.read()["y"])
+            )
 
-    def test_a_lost_connection_is_told_beside_a_stale_value(self):
+    def test_lost_connection_is_reported_with_a_stale_value(self):
         for version, arguments in ((1, (7,)), (2, ({}, Reason(7), None))):
             source = self.source({"x": {"topic": "x"}}, version, said={"x": b"5"})
             source.read()
             with self.assertLogs("pigeonpost.core.mqtt_client", "WARNING"):
                 source._broker._client.on_disconnect(source._broker._client, None, *arguments)
-            self.assertEqual(source.read()["x"], 5)  # as long as it is fresh
-            source._heard.clear()
+            self.assertEqual(source.read()["x"], 5)  # while the value is recent
+            source._received.clear()
             self.assertEqual(
                 str(source.read()["x"]),
-                "stale: nothing on x yet (MQTT 127.0.0.1:1883: the connection to the broker is lost)",
+                "stale: no message on x yet (MQTT 127.0.0.1:1883: the connection to the broker is lost)",
             )
 
-    def test_what_paho_is_told(self):
+    def test_paho_receives_the_settings(self):
         options = {"host": "broker.local", "user": "reader", "password": "secret", "tls": True}
         source = self.source({"x": {"topic": "x"}}, 2, {**options, "keepalive": 30})
         source.read()
         client = source._broker._client
         self.assertEqual((client.arguments, client.options["protocol"]), (("version 2",), 4))
-        self.assertRegex(client.options["client_id"], "^pigeonpost-sensors-[0-9a-f]{8}$")  # others have others
+        self.assertRegex(
+            client.options["client_id"], "^pigeonpost-sensors-[0-9a-f]{8}$"
+        )  # other sources have other names
         calls = {name: arguments for name, arguments, _ in client.calls}
         self.assertEqual(calls["username_pw_set"], ("reader", "secret"))
         self.assertEqual(calls["connect_async"], ("broker.local", 8883, 30))
@@ -296,15 +304,15 @@ class Connections(Case):
         self.assertEqual([name for name, *_ in client.calls][-2:], ["disconnect", "loop_stop"])
         self.assertEqual(self.source().read() and self.source()._broker._client.arguments, ())
 
-    def test_nothing_is_connected_before_it_is_read(self):
+    def test_connection_is_made_at_the_first_reading(self):
         source = self.source()
         self.assertNotIn("connect_async", [name for name, *_ in source._broker._client.calls])
         source.close()
 
 
 class Tables(Case):
-    def test_without_paho(self):
-        """The source fails, with the remedy, and the node goes on; once it is installed, the source does too."""
+    def test_missing_paho_is_reported_with_the_remedy(self):
+        """The source fails with the remedy, and the node continues. After the installation the source works."""
         words = 'here: kind = "mqtt": the Python module paho is missing: sudo apt install python3-paho-mqtt'
         with mock.patch.dict(sys.modules, dict.fromkeys(("paho", "paho.mqtt", "paho.mqtt.client"))):
             source = make()
@@ -314,22 +322,22 @@ class Tables(Case):
             source.close()
         use_paho(self)
         with mock.patch.object(mqtt, "FIRST_WAIT_S", 0.0):
-            self.assertIn("stale: nothing on", str(next(iter(source.read().values()))))
+            self.assertIn("stale: no message on", str(next(iter(source.read().values()))))
         source.close()
 
-    def test_what_is_missing_or_wrong(self):
+    def test_invalid_tables_are_refused(self):
         use_paho(self)
         topic = {"x": {"topic": "x"}}
         for channels, options, words in (
-            ({}, {}, 'channels is missing, as in channels.kitchen = {topic = "zigbee2mqtt/kitchen"'),
+            ({}, {}, 'channels is missing; for example: channels.kitchen = {topic = "zigbee2mqtt/kitchen"'),
             ({"x": {}}, {}, "channels.x: topic is missing"),
             ({"x": {"topic": "a/+/b"}}, {}, "topic takes one topic, without the wildcards + and #"),
             ({"x": {"topic": ""}}, {}, "topic takes one topic"), ({"x": {"topic": 5}}, {}, "topic takes one topic"),
             ({"x": {"topic": "x", "fresh": 0}}, {}, "fresh takes a number from 1"),
             (topic, {"port": 70_000}, "port takes a whole number"), (topic, {"keepalive": 1}, "keepalive takes"),
             (topic, {"host": ""}, "host is missing"),
-            (topic, {"ca": "/x"}, "ca is used with tls = true"),
-            (topic, {"password": "x"}, "a password goes with a user"),
+            (topic, {"ca": "/x"}, "ca requires tls = true"),
+            (topic, {"password": "x"}, "a password requires a user"),
             (topic, {"ca": "/nowhere/ca.pem", "tls": True}, "here: ca: /nowhere/ca.pem: No such file"),
         ):  # fmt: skip
             with self.subTest(words), self.assertRaises(SettingsError) as caught:

@@ -1,20 +1,30 @@
-"""The CSV log of one run, and its lock-protected buffer; derived from the store, and always whole.
+"""The CSV log of one run, and its buffer, which a lock protects.
+
+The log is derived from the store. A torn (incomplete) row at its end, which a crash can leave, is repaired at the next
+start.
 
     time,node,sensor,value,unit
     2026-11-20T16:36:10.123+01:00,basement,temperature,23.4,°C
 
-The Ingestor's writer thread adds, flushes and syncs; web threads read. `_lock` guards the buffer, the last samples, and
-the name, whole length and checksum of the file; it is held while these are changed or copied, never during a disk call.
-Errors: none that stop a running server, since the store has everything: `fault` says why rows wait in the store.
-DiskError at the start, when the last run's file cannot be synced.
+The Ingestor's writer thread adds rows, flushes and syncs; web threads read. `_lock` guards the buffer, the last
+samples, and the name, length and checksum of the file. It is held while these are changed or copied, never during a
+disk call.
 
-How it stays whole. A commit stores stretches of samples and gaps, each under a number that follows the last one: its
-*filing number*. Then their rows are written to the file, in this order. Now and then the file is synced, and the next
-transaction records its length and the number up to which it has all rows (`LogMark`); a new file gets no rows before it
-is recorded. After a crash what has higher numbers tells which bytes belong behind that length: what is there and right
-is kept, the rest is cut, and what is missing is written. A file that somebody changed is left alone, and what it lacks
-opens the next one. An entry that a card has damaged in the store is left out: `Store.unlogged` has its number, and a
-later start, at which it can be read, writes it. A file that is closed, and complete, gets its line in logs/SHA256SUMS.
+Errors: none that stop a running server, because the store contains all data. `fault` is the reason why rows wait in the
+store. DiskError at the start if the last run's file cannot be synced.
+
+How the file stays consistent with the store:
+
+1. A commit stores batches of samples and gaps, each under the next number of a sequence, its *filing number*.
+2. After the commit their rows are written to the file, in the same order.
+3. From time to time the file is synced. The next transaction then records the file's length, and the filing number up
+   to which the file contains all rows (`LogMark`). A new file gets no rows before it is recorded.
+4. After a crash the entries with higher filing numbers determine which bytes must follow the recorded length. Correct
+   bytes are kept, all others are cut off, and missing rows are written.
+
+A file that a user or another program changed is not written to any more; its missing rows go to the next file. An entry
+that is damaged in the store is left out. `Store.unlogged` then contains its filing number, and a later start at which
+the entry can be read writes it. A file that is closed and complete gets its line in logs/SHA256SUMS.
 """
 
 from __future__ import annotations
@@ -49,17 +59,24 @@ from pigeonpost.storage.models import EpochCommit, LogMark, LostRows
 
 log = logging.getLogger(__name__)
 
-SHOWN = 10  # samples that Log Check shows
-SYNC_S = 60.0  # the file is synced when rows have waited so long,
-SYNC_BYTES = 16 << 20  # or when there are so many
+SHOWN = 10  # number of samples on the page Log Check
+# The file is synced when its last sync was SYNC_S ago, or when SYNC_BYTES were written since.
+SYNC_S = 60.0
+SYNC_BYTES = 16 << 20
 _BLOCK_BYTES = 1 << 20
 
 
-_Owed = tuple[int, bytes | LostRows]  # filing number and rows
+_Pending = tuple[int, bytes | LostRows]  # filing number and rows of an entry that the log lacks
 
 
 class RecentSample(NamedTuple):
-    """One of the last samples, as the page Log Check shows it."""
+    """One of the last samples, as the page Log Check shows it.
+
+    Attributes:
+        node: Name of the node.
+        sample: The sample.
+        units: Unit of each sensor.
+    """
 
     node: str
     sample: Sample
@@ -67,55 +84,67 @@ class RecentSample(NamedTuple):
 
 
 class CsvLog:
-    """The log of this run, and the repair of the one before."""
+    """The log of this run, and the repair of the last run's log.
+
+    Args:
+        data: Data folder, which contains `logs/`.
+        store: The store.
+        clock: Clock of the server.
+
+    Attributes:
+        name: Name of this run's file, or an empty string before it is created.
+        size: Length of the file in bytes. It always ends with a complete row.
+        fault: Reason why rows wait in the store, or an empty string.
+        beyond_store: Warning about rows that the start found in the log and not in the store, or an empty string.
+    """
 
     def __init__(self, data: str, store: Store, clock: Clock) -> None:
-        """data: the folder in which `logs/` is."""
         self._folder = os.path.join(data, LOGS)
         self._store = store
         self._clock = clock
         self._lock = threading.Lock()
         self._buffer: list[bytes] = []
-        self._shown: deque[tuple[str, SampleBatch, Mapping[str, str]]] = deque(maxlen=SHOWN)  # the ends of batches
+        # Node, samples and units of the last batches.
+        self._recent: deque[tuple[str, SampleBatch, Mapping[str, str]]] = deque(maxlen=SHOWN)
         self._fd = -1
-        self._behind = False  # whether the file lacks rows that are no longer in memory
-        self._tail = b""  # the last bytes of the file,
-        self._sum = hashlib.sha256()  # and the sum of all
+        self._behind = False  # True if the file lacks rows that are no longer in the buffer
+        self._tail = b""  # the last TAIL_BYTES of the file
+        self._sum = hashlib.sha256()  # of the complete file
         self._sums = LogChecksums(self._folder)
-        self._filed = 0  # the filing number up to which the file has all rows,
-        self._filed_before = 0  # and that up to which the files before it have them
+        self._filed = 0  # the filing number up to which the file contains all rows
+        self._filed_before = 0  # the filing number up to which the earlier files contain all rows
         self._recorded = LogMark("", 0, 0, 0)
-        self._due: LogMark | None = None  # handed to a transaction that is not known to be committed yet
-        self._is_unsynced = False  # whether a sync failed: then what it did not write, no later one would write
+        self._due: LogMark | None = None  # passed to a transaction that may not be committed yet
+        self._is_unsynced = False  # True after a failed sync: a later sync would not write its data (see _cut_back)
         self._synced_s = clock.monotonic()
         self.name = ""
-        self.size = 0  # so many bytes of it are whole rows
+        self.size = 0
         self.fault = ""
-        self.beyond_store = ""  # what the start found of rows that the store does not have
+        self.beyond_store = ""
 
-    # ------------------------------------------------------------------------------- the writer's part
+    # ----------------------------------------------------------------------------- for the writer thread
 
     def start(self) -> None:
-        """Repair the last run's file, and begin this run's; of a damaged store nothing is written anywhere."""
+        """Repair the last run's file, and begin this run's file. Write nothing if the store is damaged."""
         try:
             mark = None if self._store.damage else self._store.log_mark()
             if mark is not None:
                 self._filed = mark.filed
-                self._mend(mark)
+                self._repair(mark)
         except StoreDamaged as error:
-            log.debug("the CSV log does not begin: %s", error)  # the store has told of it
+            log.debug("the CSV log was not started: %s", error)  # the store has reported the damage
         if self._store.damage:
             self.fault = "the CSV log waits until the database is restored"
             return
         self.flush(self._filed)
         self.record()
-        if self.name and self._recorded.name == self.name:  # so no start writes to an older one any more
+        if self.name and self._recorded.name == self.name:  # then no later start writes to an older file
             self._sums.catch_up(self.name)
 
     def record(self) -> None:
-        """Sync the file and record it, in a transaction of its own: at the start and at the end of a run."""
+        """Sync the file and record it in a transaction of its own, at the start and at the end of a run."""
         try:
-            for _ in range(2):  # a file that has just begun is recorded empty, gets what it owes, is recorded again
+            for _ in range(2):  # a new file is recorded while it is empty, then gets its rows, and is recorded again
                 with self._store.writing(()):
                     filed = self._store.put((), self._clock.wall_ms(), self.due(now=True))
                 self._committed()
@@ -125,7 +154,10 @@ class CsvLog:
             log.warning("the CSV log is not recorded yet: %s", error)
 
     def add(self, epoch_commit: EpochCommit, noted_ms: int) -> None:
-        """Add what a commit has stored to the buffer."""
+        """Add the rows of `epoch_commit`, which was just stored, to the buffer.
+
+        `noted_ms` is its time (ms since 1970, UTC).
+        """
         rows = [
             log_rows(epoch_commit.node, epoch_commit.epoch, item, epoch_commit.units, noted_ms)
             for item in epoch_commit.items
@@ -135,15 +167,18 @@ class CsvLog:
             for item in epoch_commit.items[-SHOWN:]:
                 if isinstance(item, SampleBatch):
                     part = item.part(max(0, len(item) - SHOWN))
-                    self._shown.append((epoch_commit.node, part, epoch_commit.units))
+                    self._recent.append((epoch_commit.node, part, epoch_commit.units))
 
     def flush(self, filed: int) -> None:
-        """After a commit: write the buffer to the file, which then has all rows up to filing number `filed`."""
+        """Write the buffer to the file after a commit.
+
+        The file then contains all rows up to the filing number `filed`.
+        """
         self._committed()
         with self._lock:
             rows, self._buffer = self._buffer, []
         if self._filed + len(rows) != filed:
-            # Something was stored by a commit that seemed to fail: a connection broke in the midst of it.
+            # A commit seemed to fail, because its connection broke, but it did store its data.
             self._behind = True
         try:
             if self._fd < 0 or self._is_changed():
@@ -153,7 +188,7 @@ class CsvLog:
             if self.size == 0:
                 self._write(HEADER.encode(), self._filed)
             if self._recorded.name != self.name:
-                self._behind = True  # a crash now would not find these rows, and write them again
+                self._behind = True  # rows in an unrecorded file would be written twice after a crash
             elif self._behind:
                 self._catch_up()
             else:
@@ -162,11 +197,14 @@ class CsvLog:
         except OSError as error:
             self._behind = True
             if not self.fault:
-                log.error("the CSV log waits, its rows are safe in the database: %s", error)
+                log.error("the CSV log waits; its rows are safe in the database: %s", error)
             self.fault = f"the CSV log waits: {error.strerror or error}"
 
     def due(self, now: bool = False) -> LogMark | None:
-        """Sync the file if that is due (or `now`). Returns what the next transaction is to record then."""
+        """Sync the file if a sync is due, or if `now` is True.
+
+        Return the mark that the next transaction must record, or None if there was no sync.
+        """
         old, self._due = self._recorded, None
         grown = self.size - (old.size if old.name == self.name else 0)
         waited_s = self._clock.monotonic() - self._synced_s
@@ -183,13 +221,13 @@ class CsvLog:
         return self._due
 
     def _committed(self) -> None:
-        """Note that the transaction recorded what was due."""
+        """Note that the transaction has recorded the mark that `due` returned."""
         if self._due is not None:
             self._recorded, self._due = self._due, None
             self._synced_s = self._clock.monotonic()
 
     def close(self) -> None:
-        """Close the file; `due(now=True)` comes first."""
+        """Close the file. `due(now=True)` must be called first."""
         self._sums.stop()
         if self._fd >= 0 and not self._behind and self._recorded[:2] == (self.name, self.size):
             self._sums.seal(self.name, self._sum.hexdigest())
@@ -200,21 +238,24 @@ class CsvLog:
             os.close(self._fd)
             self._fd = -1
 
-    # ---------------------------------------------------------------------------------- anybody's part
+    # ---------------------------------------------------------------------------------- for any thread
 
     def last(self) -> list[RecentSample]:
         """Return the last samples of this run, oldest first."""
         with self._lock:
-            ends = list(self._shown)
-        return [RecentSample(node, sample, units) for node, part, units in ends for sample in part][-SHOWN:]
+            recent = list(self._recent)
+        return [RecentSample(node, sample, units) for node, part, units in recent for sample in part][-SHOWN:]
 
     def whole(self) -> tuple[str, int]:
-        """Return the path of this run's file, and how many bytes of it are whole rows."""
+        """Return the path of this run's file, and the length of its complete rows in bytes."""
         with self._lock:
             return self._path(), self.size
 
     def digest(self) -> tuple[str, int, str]:
-        """Return as `whole`, and the SHA-256 of those bytes as they were written."""
+        """Return path, length in bytes and SHA-256 (hex) of the complete rows of this run's file.
+
+        The checksum is that of the data as they were written, not as they are on the disk now.
+        """
         with self._lock:
             return self._path(), self.size, self._sum.hexdigest()
 
@@ -224,7 +265,7 @@ class CsvLog:
         return os.path.join(self._folder, self.name)
 
     def _begin(self) -> None:
-        """Begin a new file, named by the minute."""
+        """Create a new file, whose name contains the minute."""
         make_folder(self._folder)
         count, name = 1, log_name(self._clock.wall_ms())
         stem = name.removesuffix(".csv")
@@ -243,18 +284,20 @@ class CsvLog:
         sync_folder(self._path())
 
     def _is_changed(self) -> bool:
-        """Return True if another program wrote to this run's file, replaced it or removed it."""
+        """Return True if another program wrote to this run's file, replaced it or deleted it."""
         try:
             named, ours = os.stat(self._path()), os.fstat(self._fd)
             changed = named.st_ino != ours.st_ino or ours.st_size != self.size
         except FileNotFoundError:
             changed = True
         if changed:
-            log.warning("%s was changed by somebody else: it is left alone, and a new log begins", self._path())
+            log.warning(
+                "%s was changed by another program: it is not written to any more, and a new log begins", self._path()
+            )
         return changed
 
     def _write(self, data: bytes, filed: int) -> None:
-        """Append whole rows, or nothing."""
+        """Append complete rows, or nothing."""
         size = _append(self._fd, data, self.size)
         with self._lock:
             self.size = size
@@ -262,16 +305,18 @@ class CsvLog:
         self._tail = (self._tail + data[-TAIL_BYTES:])[-TAIL_BYTES:]
         self._filed = max(self._filed, filed)
 
-    def _note(self, filed: int, is_logged: bool) -> None:
-        """Record whether an entry of the store is logged. A damaged one is not: a later start writes it, when it can be
-        read."""
+    def _record_entry(self, filed: int, is_logged: bool) -> None:
+        """Record whether the log contains an entry of the store.
+
+        It does not contain a damaged entry. A later start writes that entry if it can be read then.
+        """
         self._store.unlogged = self._store.unlogged - {filed} if is_logged else self._store.unlogged | {filed}
         self._filed = max(self._filed, filed)
 
     def _cut_back(self) -> None:
-        """Cut the file back to what is recorded of it, after a failed sync: `_catch_up` writes the rest again.
+        """Truncate the file to its recorded length after a failed sync. `_catch_up` writes the rest again.
 
-        The kernel marks pages that it could not write as clean, so the next sync would succeed without them
+        The kernel marks pages that it could not write as clean, so the next sync would succeed without writing them
         (Linux, Documentation/filesystems/vfs.rst, "Handling errors during writeback").
         """
         size, filed = 0, self._filed_before
@@ -289,79 +334,86 @@ class CsvLog:
 
     def _catch_up(self) -> None:
         for logged in self._store.logged_after(self._filed):
-            if logged.filed > self._filed:  # `_mend` writes those in `unlogged`, at a start
+            if logged.filed > self._filed:  # those in `unlogged` are written by `_repair`, at a start
                 self._write(logged_rows(logged), logged.filed)
-                self._note(logged.filed, is_logged=not logged.lost)
+                self._record_entry(logged.filed, is_logged=not logged.lost)
         self._behind = False
 
-    # ------------------------------------------------------------------------------------------ mending
+    # ------------------------------------------------------------------------------------------- repair
 
-    def _mend(self, mark: LogMark) -> None:
-        """Complete the file of `mark` from the store; what cannot be written there is left for the next file."""
-        owed: list[_Owed] = [
+    def _repair(self, mark: LogMark) -> None:
+        """Complete the file of `mark` from the store. Rows that cannot be written there are left for the next file."""
+        pending: list[_Pending] = [
             (logged.filed, logged.lost or logged_rows(logged))
             for logged in self._store.logged_after(mark.filed)
-            if not (logged.lost and logged.filed in self._store.unlogged)  # which is known not to be there
+            if not (logged.lost and logged.filed in self._store.unlogged)  # known to be missing in the log
         ]
         path = os.path.join(self._folder, mark.name)
         try:
             fd = os.open(path, os.O_RDWR)
         except OSError as error:
-            if owed:
-                log.warning("%s: %s; what it lacked opens the next log", path, error.strerror)
+            if pending:
+                log.warning("%s: %s; its missing rows are written to the next log", path, error.strerror)
         else:
             try:
-                owed = self._mend_open(fd, path, mark, owed)
+                pending = self._repair_open(fd, path, mark, pending)
             except OSError as error:
-                log.warning("%s: %s; what it lacked opens the next log", path, error.strerror)
+                log.warning("%s: %s; its missing rows are written to the next log", path, error.strerror)
             try:
                 os.fsync(fd)
-            except OSError as error:  # whether its rows are durable is unknown: the next start completes it again
+            except OSError as error:  # it is unknown if its rows are durable: the next start repairs it again
                 raise DiskError(f"{path}: {error.strerror}") from error
             finally:
                 os.close(fd)
-        self._behind = bool(owed)
+        self._behind = bool(pending)
 
-    def _mend_open(self, fd: int, path: str, mark: LogMark, owed: list[_Owed]) -> list[_Owed]:
-        """The same, with the file open. Returns what the file could not be given."""
+    def _repair_open(self, fd: int, path: str, mark: LogMark, pending: list[_Pending]) -> list[_Pending]:
+        """Complete the open file. Return the rows that could not be written to it."""
         tail_at = max(0, mark.size - TAIL_BYTES)
         if zlib.crc32(os.pread(fd, mark.size - tail_at, tail_at)) != mark.tail:
-            log.warning("%s was changed by hand: it is left alone, and what it lacked opens the next log", path)
-            return owed
+            log.warning(
+                "%s was changed by hand: it is not written to any more, and its missing rows go to the next log", path
+            )
+            return pending
         alias = names_as_one(self._store.node_records().former)
-        found = rows_written(fd, mark.size, [rows for _, rows in owed], alias)
-        # A row whose id was changed stands there at its place, and is owed once more under its new number.
-        known = {there for (_, rows), there in zip(owed, found) if there and not isinstance(rows, bytes)}
-        owed[len(found) :] = [(filed, b"" if rows in known else rows) for filed, rows in owed[len(found) :]]
-        at, rest, size = mark.size + sum(map(len, found)), owed[len(found) :], os.fstat(fd).st_size
+        found = rows_written(fd, mark.size, [rows for _, rows in pending], alias)
+        # If damage changed the id of an entry, `pending` contains the entry twice: damaged under the old id, readable
+        # under the new id. If the log contains its rows already, they are not written again.
+        known = {present for (_, rows), present in zip(pending, found) if present and not isinstance(rows, bytes)}
+        pending[len(found) :] = [(filed, b"" if rows in known else rows) for filed, rows in pending[len(found) :]]
+        at, rest, size = mark.size + sum(map(len, found)), pending[len(found) :], os.fstat(fd).st_size
         if not is_left_by_crash(
             os.pread(fd, size - at, at), b"".join([rows for _, rows in rest if isinstance(rows, bytes)])
         ):
-            log.warning("%s was added to by hand: it is left alone, and what it lacked opens the next log", path)
-            self.beyond_store = (
-                f"{path} has lines that the database does not have. Somebody added them; or the database has lost its"
-                " last transactions, or is an older copy. Nodes send again what their outboxes hold; `control.py"
-                " verify` compares both. This is shown until the next start"
+            log.warning(
+                "%s has lines added by hand: it is not written to any more, and its missing rows go to the next log",
+                path,
             )
-            for (filed, wanted), there in zip(owed, found):
-                self._note(filed, is_logged=bool(there) or isinstance(wanted, bytes))
+            self.beyond_store = (
+                f"{path} has lines that the database does not have. Either a user added them, or the database has lost"
+                " its last transactions or is an older copy. The nodes send the samples in their outboxes again."
+                " `control.py verify` compares log and database. This is shown until the next start"
+            )
+            for (filed, wanted), present in zip(pending, found):
+                self._record_entry(filed, is_logged=bool(present) or isinstance(wanted, bytes))
             return rest
         if rest or at != size:
             self._sums.unseal(mark.name)
-        owed[: len(found)] = [(filed, there or wanted) for (filed, wanted), there in zip(owed, found)]
-        os.ftruncate(fd, at)  # not to mark.size: the lines of a damaged entry may be nowhere else
+        pending[: len(found)] = [(filed, present or wanted) for (filed, wanted), present in zip(pending, found)]
+        os.ftruncate(fd, at)  # not to mark.size: the lines of a damaged entry may exist nowhere else
         at = mark.size
-        while owed:  # rows that stand there are written again too, since a sync may have failed: see _cut_back
-            filed, rows = owed[0]
+        # Rows that are in the file already are written again, because a sync may have failed (see _cut_back).
+        while pending:
+            filed, rows = pending[0]
             if isinstance(rows, bytes):
                 at = _append(fd, rows, at)
-            self._note(filed, is_logged=isinstance(rows, bytes))
-            del owed[0]
+            self._record_entry(filed, is_logged=isinstance(rows, bytes))
+            del pending[0]
         return []
 
 
 def _append(fd: int, data: bytes, size: int) -> int:
-    """Write `data` at the end of a file of `size` bytes, wholly or not at all. Returns its new size."""
+    """Write `data` at the end of a file of `size` bytes, completely or not at all. Return the new size."""
     at, view = size, memoryview(data)
     try:
         while view:

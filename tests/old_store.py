@@ -1,4 +1,7 @@
-"""SQLite files as the programs of formats 1, 2 and 3 wrote them: a row per sample, and what the CSV log owes apart."""
+"""SQLite files as programs of formats 1, 2 and 3 wrote them.
+
+One row per sample, and separate rows owed to the CSV log.
+"""
 
 import contextlib
 import json
@@ -68,7 +71,7 @@ STEPS = (FIRST, SECOND, THIRD)
 
 
 class OldStore:
-    """A connection to such a file, in WAL mode as ever; a context manager that closes it."""
+    """A connection to such a file in WAL mode, as a context manager that closes it."""
 
     def __init__(self, folder: str, version: int = 3) -> None:
         self.path = os.path.join(folder, DATABASE)
@@ -88,8 +91,10 @@ class OldStore:
         self, node: str, epoch: str, *items: Gap | Sequence[Sample], units: Mapping[str, str] | None = None,
         noted_ms: int = 0,
     ) -> int:  # fmt: skip
-        """Store lists of samples, and gaps, of an epoch in one transaction; each is a filing. Returns the number of the
-        last one."""
+        """Store lists of samples, and gaps, of an epoch in one transaction; each has its own filing number.
+
+        Returns the last number.
+        """
         with self._transaction():
             self.db.execute("INSERT OR IGNORE INTO nodes (name) VALUES (?)", (node,))
             (node_id,) = self._one("SELECT id FROM nodes WHERE name = ?", node)
@@ -115,7 +120,7 @@ class OldStore:
         return int(filed)
 
     def record(self, name: str, size: int, tail: int, filed: int) -> None:
-        """Record how far the CSV log is written."""
+        """Record the position up to which the CSV log is written."""
         self.db.execute(
             "INSERT INTO logs (name, size, tail, filed) VALUES (?, ?, ?, ?) ON CONFLICT (name)"
             " DO UPDATE SET size = excluded.size, tail = excluded.tail, filed = excluded.filed",
@@ -131,7 +136,7 @@ class OldStore:
         self.db.execute("INSERT INTO filings (epoch, gap) VALUES (?, ?)", (epoch_id, id))
 
     def _put_samples(self, node_id: int, epoch_id: int, samples: Sequence[Sample]) -> None:
-        """Store samples, which need not be alike: each has its own shape and clock state."""
+        """Store samples, each with its own shape and clock state."""
         for seq, time_ms, _, values, errors, clock in samples:
             names = json.dumps(list(values))
             self.db.execute("INSERT OR IGNORE INTO shapes (names) VALUES (?)", (names,))

@@ -1,4 +1,4 @@
-"""The CSV log: its rows, and that it is whole again after whatever happened to it."""
+"""Tests of the CSV log: its rows, and its repair after crashes, failed writes and changes by other programs."""
 
 import contextlib
 import csv
@@ -44,11 +44,11 @@ class LogCase(unittest.TestCase):
         self.open()
 
     def open_store(self):
-        """The store as it was left in `self.folder`."""
+        """Return the store as it was left in `self.folder`."""
         return SqliteStore(self.folder)
 
     def open(self):
-        """Start as the server does: the store, then the log."""
+        """Start as the server does: first the store, then the log."""
         self.store = self.open_store()
         self.addCleanup(self.store.close)
         self.log = CsvLog(self.folder, self.store, self.clock)
@@ -56,14 +56,14 @@ class LogCase(unittest.TestCase):
         self.log.start()
 
     def crash(self):
-        """What a kill leaves: nothing is flushed, synced or recorded any more."""
+        """Simulate a kill: nothing more is flushed, synced or recorded."""
         self.log._sums.stop()
         self.log._close_file()
         self.store.close()
         self.clock.sleep(60)
 
     def commit(self, *batches):
-        """What the Ingestor does: record what is due, store, hand to the log, flush."""
+        """Commit as the Ingestor does: record the due mark, store the batches, add them to the log, flush."""
         epoch_commits = {}
         with self.store.writing({(b.node, b.epoch): None for b in batches}) as marks:
             for b in batches:
@@ -91,13 +91,13 @@ class LogCase(unittest.TestCase):
         return rows
 
     def all_lights(self, node="a"):
-        """Which samples stand in all logs together, told by their light, which is their seq."""
+        """Return the samples in all logs together, identified by their light, which is their seq."""
         rows = [row for name in self.names() for row in self.rows(name)]
         return [int(row[3]) for row in rows if row[1] == node and row[2] == "light"]
 
 
 class Rows(LogCase):
-    def test_a_row_a_value(self):
+    def test_each_value_has_one_row(self):
         self.commit(batch(1, 2))
         when = local_time(1_795_000_001_000)
         self.assertEqual(self.rows()[:2], [[when, "a", "temperature", "20.5", "°C"], [when, "a", "light", "1", ""]])
@@ -106,24 +106,24 @@ class Rows(LogCase):
         self.assertNotIn(b"\r", content)
         self.assertTrue(content.endswith(b"\n"))
 
-    def test_a_failed_reading_has_an_empty_value(self):
+    def test_failed_reading_has_an_empty_value(self):
         self.commit(batch(1, 1, temperature=None, errors={"temperature": "no response"}))
         self.assertEqual(self.rows()[0][2:], ["temperature", "", "°C"])
 
-    def test_a_gap_is_a_row_that_says_what_is_missing(self):
+    def test_gap_has_a_row_that_describes_it(self):
         self.commit(batch(1, 2), gap(3, 9, before=4))
         row = self.rows()[-1]
         self.assertEqual(row[1:4], ["a", "gap", "11"])
         self.assertEqual(row[4], f"samples 3 to 9 of epoch {E1} and 4 of earlier epochs: overwritten")
 
-    def test_no_cell_is_a_formula_and_every_text_is_quoted_right(self):
+    def test_cells_are_not_formulas_and_are_quoted(self):
         units = {"temperature": '=cmd|"x",%s', "light": "%"}
         self.commit(batch(1, 1, units=units))
         self.assertEqual([row[4] for row in self.rows()], ['\'=cmd|"x",%s', "%"])
         for start in "+-@\t":
             self.assertEqual(format.cell(start + "1"), "'" + start + "1")
 
-    def test_local_time_has_the_offset_of_its_own_moment(self):
+    def test_local_time_has_the_offset_at_that_time(self):
         self.addCleanup(time.tzset)
         with mock.patch.dict(os.environ, {"TZ": "Europe/Berlin"}):
             time.tzset()
@@ -137,12 +137,12 @@ class Rows(LogCase):
             format._minutes.clear()
             self.assertEqual(local_time(1_795_188_970_123), "2026-11-20T12:06:10.123-03:30")
         format._minutes.clear()
-        with mock.patch.dict(os.environ, {"TZ": "XXX+00:44:30"}):  # as Monrovia had until 1972
+        with mock.patch.dict(os.environ, {"TZ": "XXX+00:44:30"}):  # the offset of Monrovia until 1972
             time.tzset()
             self.assertEqual(local_time(1_795_188_970_123), "2026-11-20T15:36:10.123+00:00")
         format._minutes.clear()
 
-    def test_rows_of_a_batch_are_those_of_its_samples(self):
+    def test_rows_of_a_batch_are_those_of_its_single_samples(self):
         self.addCleanup(format._minutes.clear)
         self.addCleanup(time.tzset)
         dice = random.Random(14)
@@ -170,14 +170,14 @@ class Rows(LogCase):
                     ]  # fmt: skip
                     self.assertEqual(rows.decode(), "".join(wanted), (zone, step_ms))
 
-    def test_the_cache_of_minutes_is_bounded(self):
+    def test_cache_of_minutes_is_bounded(self):
         for minute in range(10_000):
             local_time(minute * 60_000)
         self.assertLessEqual(len(format._minutes), 4096)
 
 
 class Files(LogCase):
-    def test_one_a_run_named_by_the_minute(self):
+    def test_each_run_has_one_file_named_by_the_minute(self):
         stem = time.strftime("sensorlog_%d%m%y_%H%M", time.localtime(self.clock.wall_ms() / 1000))
         self.assertEqual(self.names(), [f"{stem}.csv"])
         self.log.close()
@@ -185,7 +185,7 @@ class Files(LogCase):
         self.open()
         self.assertEqual(self.names(), [f"{stem}.csv", f"{stem}_2.csv"])
 
-    def test_an_old_file_is_never_touched(self):
+    def test_old_files_are_never_changed(self):
         self.log.close()
         self.store.close()
         with open(self.path(), "w") as log:
@@ -196,15 +196,15 @@ class Files(LogCase):
         with open(self.path(name)) as log:
             self.assertEqual(log.read(), "mine")
 
-    def test_the_last_ten(self):
+    def test_last_ten_samples_are_returned(self):
         self.commit(batch(1, 7))
         self.commit(batch(8, 13), batch(1, 1, node="b"), gap(14, 20))
         self.assertEqual(
             [(s.node, s.sample.seq) for s in self.log.last()], [("a", n) for n in range(5, 14)] + [("b", 1)]
         )
 
-    def test_it_is_synced_and_recorded_now_and_then(self):
-        self.assertEqual(self.store.log_mark().size, len(HEADER))  # before it has any row
+    def test_log_is_synced_and_recorded_periodically(self):
+        self.assertEqual(self.store.log_mark().size, len(HEADER))  # recorded before it has any row
         self.commit(batch(1, 2))
         self.commit(batch(3, 4))
         self.assertEqual(self.store.log_mark().size, len(HEADER))
@@ -220,7 +220,7 @@ class Files(LogCase):
         when = local_time(1_795_000_000_000 + seq * 1000)
         return f"{when},a,temperature,20.5,°C\n{when},a,light,{seq},\n".encode()
 
-    def test_readers_see_whole_rows_only(self):
+    def test_readers_see_only_complete_rows(self):
         self.commit(batch(1, 50))
         path, size = self.log.whole()
         with open(path, "rb") as log:
@@ -228,14 +228,14 @@ class Files(LogCase):
 
 
 class Crashes(LogCase):
-    """After each, all logs together have each sample once, in order."""
+    """Tests that after each crash all logs together contain each sample once, in order."""
 
     def check(self, last):
         self.assertEqual(self.all_lights(), list(range(1, last + 1)))
 
-    def test_killed_before_the_rows_were_written(self):
+    def test_rows_that_were_not_written_before_a_kill_are_written_at_the_start(self):
         self.commit(batch(1, 5))
-        file(self.store, batch(6, 9))  # stored, and then the power went
+        file(self.store, batch(6, 9))  # stored just before a power cut
         self.crash()
         self.open()
         self.check(9)
@@ -243,7 +243,7 @@ class Crashes(LogCase):
         self.commit(batch(10, 12))
         self.check(12)
 
-    def test_blocks_that_were_never_written_are_zero(self):
+    def test_zeros_of_unwritten_blocks_are_replaced(self):
         self.commit(batch(1, 3))
         size = self.log.size
         self.commit(batch(4, 400))
@@ -259,7 +259,7 @@ class Crashes(LogCase):
         with open(self.path(name), "rb") as log:
             self.assertEqual(log.read(), whole)
 
-    def test_killed_again_and_again(self):
+    def test_repeated_kills_lose_and_repeat_nothing(self):
         chance = random.Random(3)
         last = 0
         for _ in range(rounds("PIGEONPOST_TEST_CSV_KILLS", 30, 60)):
@@ -278,10 +278,10 @@ class Crashes(LogCase):
             self.open()
         self.check(last)
 
-    def test_a_file_cut_by_hand_is_caught_and_nothing_is_lost(self):
+    def test_file_cut_by_hand_is_detected_and_nothing_is_lost(self):
         self.commit(batch(1, 5))
         self.clock.sleep(61)
-        self.commit(batch(6, 9))  # records the first five
+        self.commit(batch(6, 9))  # records the first five samples
         name = self.log.name
         os.truncate(self.path(), 70)
         self.crash()
@@ -291,7 +291,7 @@ class Crashes(LogCase):
         self.assertEqual(os.path.getsize(self.path(name)), 70)
         self.assertEqual([row[3] for row in self.rows() if row[2] == "light"], ["6", "7", "8", "9"])
 
-    def test_a_file_added_to_by_hand_is_left_alone(self):
+    def test_file_with_lines_added_by_hand_is_not_changed(self):
         self.commit(batch(1, 5))
         self.commit(batch(6, 9))
         name = self.log.name
@@ -305,11 +305,11 @@ class Crashes(LogCase):
             self.assertTrue(log.read().endswith("my own note\n"))
         self.assertEqual([row[3] for row in self.rows() if row[2] == "light"], ["10", "11"])
 
-    def test_a_long_block_that_was_never_written(self):
-        """A power cut may leave zeros where rows were to be; more of them than Python's reader takes for a cell."""
+    def test_long_unwritten_block_is_replaced(self):
+        """A power cut may leave zeros in place of rows: here more than the longest cell of Python's CSV reader."""
         self.commit(batch(1, 5))
         self.clock.sleep(61)
-        self.commit(batch(6, 9))  # records the first five
+        self.commit(batch(6, 9))  # records the first five samples
         self.commit(batch(10, 3000))
         self.commit(batch(3001, 5999))
         with open(self.path(), "r+b") as log:
@@ -319,7 +319,7 @@ class Crashes(LogCase):
         self.open()
         self.assertTrue(self.all_lights() == [seq % 1024 for seq in range(1, 6000)])
 
-    def test_a_removed_file(self):
+    def test_rows_of_a_deleted_file_go_to_the_next_one(self):
         self.commit(batch(1, 5))
         self.clock.sleep(61)
         self.commit(batch(6, 9))
@@ -329,7 +329,7 @@ class Crashes(LogCase):
             self.open()
         self.assertEqual([row[3] for row in self.rows() if row[2] == "light"], ["6", "7", "8", "9"])
 
-    def test_a_removed_file_that_lacked_nothing_needs_no_warning(self):
+    def test_deleted_file_without_missing_rows_causes_no_warning(self):
         self.commit(batch(1, 5))
         self.log.record()
         os.unlink(self.path())
@@ -340,14 +340,14 @@ class Crashes(LogCase):
         self.commit(batch(6, 7))
         self.assertEqual(self.all_lights(), [6, 7])
 
-    def test_a_disk_that_fills_up_while_a_log_is_completed_loses_and_doubles_nothing(self):
-        """What still fits is written to the log of the last run; the rest opens the next log."""
+    def test_full_disk_during_a_repair_loses_and_repeats_nothing(self):
+        """Rows that still fit are written to the last run's log, and the others to the next log."""
         self.commit(batch(1, 5))
         for first in (6, 8, 10):
-            file(self.store, batch(first, first + 1))  # stored, and then the power went
+            file(self.store, batch(first, first + 1))  # stored just before a power cut
         name, size, real = self.log.name, self.log.size, os.pwrite
         self.crash()
-        limit = size + 450  # the first two of them fit, and a part of the third
+        limit = size + 450  # two commits fit, and a part of the third
 
         def pwrite(fd, data, at):
             if not os.path.samestat(os.fstat(fd), os.stat(self.path(name))):
@@ -358,14 +358,16 @@ class Crashes(LogCase):
 
         with mock.patch("csvbuffer.os.pwrite", pwrite), self.assertLogs("csvbuffer", "WARNING") as logged:
             self.open()
-        self.assertIn(f"{name}: No space left on device; what it lacked opens the next log", logged.output[0])
+        self.assertIn(
+            f"{name}: No space left on device; its missing rows are written to the next log", logged.output[0]
+        )
         self.assertEqual([row[3] for row in self.rows(name) if row[2] == "light"], [str(n) for n in range(1, 10)])
         self.assertEqual([row[3] for row in self.rows() if row[2] == "light"], ["10", "11"])
         self.crash()
         self.open()
         self.check(11)
 
-    def test_another_time_zone_or_unit_is_no_other_row(self):
+    def test_rows_in_another_time_zone_or_unit_are_recognised(self):
         self.addCleanup(time.tzset)
         self.commit(batch(1, 5))
         self.commit(batch(6, 9, units={"temperature": "°C", "light": "lux"}))
@@ -383,7 +385,7 @@ class Crashes(LogCase):
 
 
 class PartialWrite(LogCase):
-    """A write that a kill stopped after any number of its bytes: the next start completes it."""
+    """Tests of writes that a kill stops after any number of bytes. The next start completes them."""
 
     def setUp(self):
         super().setUp()
@@ -396,21 +398,21 @@ class PartialWrite(LogCase):
         self.crash()
 
     def assert_completed(self, cut):
-        """Start with the log cut after `cut` bytes."""
+        """Assert that a start completes the log after it was cut to `cut` bytes of the write."""
         with open(self.path(self.name), "wb") as log:
             log.write(self.whole[:cut])
         self.open()
         with open(self.path(self.name), "rb") as log:
             self.assertEqual(log.read(), self.whole, cut)
-        self.assertEqual(self.rows(), [], cut)  # the next log repeats nothing
+        self.assertEqual(self.rows(), [], cut)  # the next log has no rows
         self.log.close()
         self.store.close()
 
-    def test_at_both_ends_and_in_the_middle(self):
+    def test_write_cut_at_its_ends_or_in_the_middle_is_completed(self):
         self.check_copies([self.written_before, (self.written_before + len(self.whole)) // 2, len(self.whole)])
 
     @long
-    def test_at_every_byte(self):
+    def test_write_cut_at_any_byte_is_completed(self):
         self.check_copies(range(self.written_before, len(self.whole) + 1))
 
     def check_copies(self, cuts):
@@ -422,7 +424,7 @@ class PartialWrite(LogCase):
 
 
 class PartialWriteWithMemoryStore(PartialWrite):
-    """The same at every byte, in less time."""
+    """The same tests for every byte, which need less time with this store."""
 
     def setUp(self):
         self.stored = MemoryStore()
@@ -436,9 +438,9 @@ class PartialWriteWithMemoryStore(PartialWrite):
         for cut in cuts:
             self.stored = crashed.backup()
             self.assert_completed(cut)
-            os.unlink(self.path())  # the log of that start
+            os.unlink(self.path())  # the log of this start
 
-    def test_at_every_byte(self):
+    def test_write_cut_at_any_byte_is_completed(self):
         self.check_copies(range(self.written_before, len(self.whole) + 1))
 
 
@@ -449,19 +451,22 @@ CHANGES = (
 
 
 class DamagedRows(LogCase):
-    """Rows that the log owes, of which a card has changed a digit: it lacks exactly these, until they are right."""
+    """Tests of rows that were damaged on the card before they were logged.
+
+    The log lacks only these, until they are repaired.
+    """
 
     def setUp(self):
-        self.told = []
+        self.reported = []
         super().setUp()
 
     def open_store(self):
         store = super().open_store()
-        store.on_damage = self.told.append
+        store.on_damage = self.reported.append
         return store
 
     def change(self, first, column="data", value="replace(data, '.5', '.4')"):
-        """Damage the row in `fresh` that begins with this seq. Returns what mends it."""
+        """Damage the row of `fresh` whose first sample is `first`. Return a function that repairs it."""
         db = sqlite3.connect(os.path.join(self.folder, "pigeonpost.sqlite3"), isolation_level=None)
         self.addCleanup(db.close)
         (old,) = db.execute(f"SELECT {column} FROM fresh WHERE first = ?", (first,)).fetchone()
@@ -472,34 +477,37 @@ class DamagedRows(LogCase):
         self.crash()
         self.open()
 
-    def test_what_follows_is_logged_and_it_too_once_it_is_mended(self):
+    def test_later_rows_are_logged_and_the_damaged_row_after_its_repair(self):
         self.commit(batch(1, 5))
         full = OSError(errno.ENOSPC, "No space left on device")
         with mock.patch("csvbuffer.os.pwrite", side_effect=full), self.assertLogs("csvbuffer", "ERROR"):
             for first in (6, 8, 10):
                 self.commit(batch(first, first + 1))
-        mend = self.change(8)
+        repair = self.change(8)
         self.commit(batch(12, 12))
         without = [*range(1, 8), 10, 11, 12]
         self.assertEqual((self.log.fault, self.all_lights()), ("", without))
-        self.assertRegex(self.told[-1], r"3 of node a, which the CSV log may lack: 2 samples from 8 on.*restore BACKUP")
+        self.assertRegex(
+            self.reported[-1],
+            r"3 of node a, which the CSV log may lack: 2 samples of epoch 1, from 8 on.*restore BACKUP",
+        )
         for _ in range(2):
             self.log.record()
             self.restart()
             without.append(without[-1] + 1)
             self.commit(batch(without[-1], without[-1]))
             self.assertEqual((self.all_lights(), self.store.unlogged), (without, {3}))
-            self.assertIn("the CSV log may lack", self.told[-1])
-        mend()
-        self.told.clear()
+            self.assertIn("the CSV log may lack", self.reported[-1])
+        repair()
+        self.reported.clear()
         self.restart()
         self.assertEqual(sorted(self.all_lights()), list(range(1, 15)))
         for _ in range(2):
-            self.assertEqual((self.store.unlogged, self.told), (frozenset(), []))
+            self.assertEqual((self.store.unlogged, self.reported), (frozenset(), []))
             self.restart()
         self.assertEqual(sorted(self.all_lights()), list(range(1, 15)))
 
-    def test_its_lines_that_a_crash_left_in_the_log_stay_there(self):
+    def test_lines_of_a_damaged_row_in_the_log_are_kept(self):
         digit, byte = "replace(data, '.5', '.4')", "CAST(x'80' AS TEXT)"
         for column, value, *damaged in (
             ("data", digit, 4), ("data", digit, 6), ("data", byte, 8), ("data", byte, 6, 8), ("crc", "7", 4, 6, 8),
@@ -522,8 +530,8 @@ class DamagedRows(LogCase):
                 self.log.close()
                 self.store.close()
 
-    def test_they_stay_there_whatever_was_changed(self):
-        """Also where several are damaged, or nothing follows."""
+    def test_lines_are_kept_no_matter_which_column_was_damaged(self):
+        """This includes several damaged rows, and damaged rows at the end."""
         for first in (1, 4, 6, 8):
             self.commit(batch(first, first + 1 + (first == 1)))
         with open(self.path(), "rb") as log:
@@ -535,26 +543,26 @@ class DamagedRows(LogCase):
                 damaged = damaged[: 1 if column == "id" else None]
                 with self.subTest(f"{column} = {value}", damaged=damaged), tempfile.TemporaryDirectory() as self.folder:
                     shutil.copytree(crashed, self.folder, dirs_exist_ok=True)
-                    mends = [self.change(first, column, value) for first in damaged]
+                    repairs = [self.change(first, column, value) for first in damaged]
                     self.open()
                     with open(self.path(name), "rb") as log:
                         self.assertEqual(log.read(), whole)
                     self.assertEqual((self.rows(), self.store.unlogged), ([], frozenset()))
-                    for mend in mends:
-                        mend()
+                    for repair in repairs:
+                        repair()
                     self.restart()
                     self.assertEqual(self.all_lights(), list(range(1, 10)))
                     self.log.close()
                     self.store.close()
 
-    def test_they_stay_there_where_a_sector_cannot_be_read(self):
+    def test_lines_are_kept_if_a_sector_cannot_be_read(self):
         for lost in ({3}, {2, 3}, {4}):
             with self.subTest(lost=lost), tempfile.TemporaryDirectory() as self.folder:
                 self.open()
                 for first in (1, 4, 6, 8):
                     self.commit(batch(first, first + 1 + (first == 1)))
                 with open(self.path(), "a", encoding="utf-8") as log:
-                    log.write("2026-11")  # of the rows of a commit that was to come
+                    log.write("2026-11")  # beginning of the rows of a later commit
                 file(self.store, batch(10, 11))
                 with self.unreadable(*lost):
                     self.restart()
@@ -576,22 +584,22 @@ class DamagedRows(LogCase):
         with mock.patch.object(queries, "_logged", fail):
             yield
 
-    def test_a_line_added_by_hand_is_not_taken_for_theirs(self):
+    def test_line_added_by_hand_is_not_counted_as_that_of_a_damaged_row(self):
         self.commit(batch(1, 5))
-        file(self.store, batch(6, 7))  # stored, and then the power went
+        file(self.store, batch(6, 7))  # stored just before a power cut
         with open(self.path(), "a", encoding="utf-8") as log:
             log.write("my own note\n")
-        mend = self.change(6, "epoch", "100")
+        repair = self.change(6, "epoch", "100")
         with self.assertLogs("csvbuffer", "WARNING"):
             self.restart()
         self.assertEqual(self.store.unlogged, {2})
-        mend()
+        repair()
         self.restart()
         with open(self.path(self.names()[0]), encoding="utf-8") as log:
             self.assertIn("my own note\n", log.read())
         self.assertEqual([row[3] for row in self.rows(self.names()[1]) if row[2] == "light"], ["6", "7"])
 
-    def test_a_torn_line_of_theirs_is_not_gone_on_with(self):
+    def test_torn_line_of_a_damaged_row_is_not_continued(self):
         for first in (1, 4):
             self.commit(batch(first, first + 1 + (first == 1)))
         os.truncate(self.path(), self.log.size - 1)
@@ -601,7 +609,7 @@ class DamagedRows(LogCase):
             self.restart()
         self.assertEqual((self.all_lights(), self.store.unlogged), (list(range(1, 8)), {2}))
 
-    def test_they_stay_there_in_another_time_zone(self):
+    def test_lines_are_kept_in_another_time_zone(self):
         self.addCleanup(format._minutes.clear)
         self.addCleanup(time.tzset)
         for first in (1, 4, 6):
@@ -613,7 +621,7 @@ class DamagedRows(LogCase):
             self.restart()
         self.assertEqual((self.all_lights(), self.store.unlogged), (list(range(1, 8)), frozenset()))
 
-    def test_a_kill_while_the_log_is_completed_leaves_their_lines(self):
+    def test_kill_during_the_repair_leaves_the_lines_of_damaged_rows(self):
         for first in (1, 4, 6, 8):
             self.commit(batch(first, first + 1 + (first == 1)))
         file(self.store, batch(10, 11))
@@ -629,28 +637,28 @@ class DamagedRows(LogCase):
         self.restart()
         self.assertEqual((self.all_lights(), self.store.unlogged), (list(range(1, 12)), frozenset()))
 
-    def test_lines_that_a_crash_kept_out_of_the_log(self):
+    def test_lines_of_damaged_rows_missing_in_the_log_are_recorded(self):
         for written, damaged in ((0, 8), (1, 6), (1, 8), (1, 10), (2, 10), (3, 10)):
             with self.subTest(written=written, damaged=damaged), tempfile.TemporaryDirectory() as self.folder:
                 self.open()
                 self.commit(batch(1, 5))
                 for place, first in enumerate((6, 8, 10)):
                     (self.commit if place < written else lambda one: file(self.store, one))(batch(first, first + 1))
-                mend = self.change(damaged)
+                repair = self.change(damaged)
                 self.restart()
                 is_logged = (damaged - 6) // 2 < written
                 lost = set() if is_logged else {damaged, damaged + 1}
                 self.assertEqual(self.all_lights(), [seq for seq in range(1, 12) if seq not in lost])
-                mend()
+                repair()
                 self.restart()
                 self.assertEqual(sorted(self.all_lights()), list(range(1, 12)))
                 self.log.close()
                 self.store.close()
 
-    def test_any_of_them_at_any_time(self):
-        """Many changed digits of samples; or one row of which something else was changed."""
+    def test_random_damage_loses_no_other_rows(self):
+        """Many digits of samples are changed, or another column of one row."""
         for seed in range(rounds("PIGEONPOST_TEST_DAMAGED_ROWS", 2, 100)):
-            chance, mends, last, self.lasts = random.Random(seed), [], 0, {}
+            chance, repairs, last, self.lasts = random.Random(seed), [], 0, {}
             change = chance.choice(CHANGES) if seed % 2 else ()
             with self.subTest(seed=seed), tempfile.TemporaryDirectory() as self.folder:
                 self.open()
@@ -664,8 +672,8 @@ class DamagedRows(LogCase):
                         )
                     elif done < 0.75:
                         ids = self.store._db.execute("SELECT first FROM fresh WHERE data NOT LIKE '%.4%'").fetchall()
-                        if ids and not (change and mends):
-                            mends.append(self.change(*chance.choice(ids), *change))
+                        if ids and not (change and repairs):
+                            repairs.append(self.change(*chance.choice(ids), *change))
                     elif done < 0.85:
                         self.clock.sleep(61)
                     else:
@@ -675,8 +683,8 @@ class DamagedRows(LogCase):
                     lights = self.all_lights()
                     self.assertEqual(len(set(lights)), len(lights))
                     self.assertEqual(set(range(1, last + 1)) - set(lights), self.lacking())
-                for mend in mends:
-                    mend()
+                for repair in repairs:
+                    repair()
                 for _ in range(2):
                     self.restart()
                     self.assertEqual(sorted(self.all_lights()), list(range(1, last + 1)))
@@ -685,11 +693,11 @@ class DamagedRows(LogCase):
                 self.store.close()
 
     def lacking(self):
-        """The seqs in the rows that the log lacks."""
+        """Return the seqs in the rows that the log lacks."""
         rows = self.store._db.execute("SELECT id, first FROM fresh").fetchall()
         return {seq for id, first in rows if id in self.store.unlogged for seq in range(first, self.lasts[first] + 1)}
 
-    def test_a_sector_that_cannot_be_read_is_such_a_row_and_damage_of_the_structure_stops_the_log(self):
+    def test_unreadable_sector_counts_as_a_damaged_row_but_a_damaged_structure_stops_the_log(self):
         for first in (1, 3, 5):
             file(self.store, batch(first, first + 1))
         read = queries._logged
@@ -710,8 +718,8 @@ class DamagedRows(LogCase):
                     self.assertRaises(StoreDamaged, list, self.store.logged_after(0))
 
 
-class Faults(LogCase):
-    def test_changed_while_it_is_written(self):
+class Failures(LogCase):
+    def test_file_changed_by_another_program_is_replaced_by_a_new_one(self):
         self.commit(batch(1, 2))
         with open(self.path(), "a") as log:
             log.write("note\n")
@@ -724,7 +732,7 @@ class Faults(LogCase):
         self.open()
         self.assertEqual(len(self.rows()), 0)
 
-    def test_removed_while_it_is_written(self):
+    def test_file_deleted_while_it_is_written_is_replaced_by_a_new_one(self):
         self.commit(batch(1, 2))
         os.unlink(self.path())
         with self.assertLogs("csvbuffer", "WARNING"):
@@ -732,7 +740,7 @@ class Faults(LogCase):
         self.log.record()
         self.assertEqual([row[3] for row in self.rows() if row[2] == "light"], ["3", "4"])
 
-    def test_a_full_disk_leaves_no_torn_row_and_loses_none(self):
+    def test_full_disk_leaves_no_torn_row_and_loses_none(self):
         self.commit(batch(1, 5))
         real, room = os.pwrite, [30]
 
@@ -753,7 +761,7 @@ class Faults(LogCase):
         self.assertEqual(self.log.fault, "")
         self.assertEqual(self.all_lights(), list(range(1, 14)))
 
-    def test_a_full_disk_at_the_start(self):
+    def test_full_disk_at_the_start_delays_the_log(self):
         self.commit(batch(1, 5))
         file(self.store, batch(6, 7))
         self.crash()
@@ -772,13 +780,13 @@ class Faults(LogCase):
         self.log.record()
         self.assertEqual(self.all_lights(), list(range(1, 10)))
 
-    def test_a_transaction_that_fails_records_nothing(self):
-        """A file that the store does not know gets no rows: after a crash they would be written a second time."""
+    def test_failed_transaction_records_nothing(self):
+        """A file that the store does not know gets no rows, because after a crash they would be written again."""
         self.commit(batch(1, 3))
         with open(self.path(), "a") as log:
             log.write("by,hand,not,by,us\n")
         with self.assertLogs("csvbuffer", "WARNING"):
-            self.commit(batch(4, 5))  # begins a new file, which is empty until it is recorded
+            self.commit(batch(4, 5))  # creates a new file, which stays empty until it is recorded
         with self.assertRaises(NotStored), mock.patch.object(self.store, "put", side_effect=NotStored("full")):
             self.commit(batch(6, 7))
         self.commit(batch(6, 7))
@@ -788,8 +796,8 @@ class Faults(LogCase):
         self.commit(batch(9, 9))
         self.assertEqual(sorted(self.all_lights()), [*range(1, 10)])
 
-    def test_a_commit_of_which_the_answer_was_lost_is_in_the_log(self):
-        """As when the connection to a database breaks: the samples come again, as repeats, and nobody hands them on."""
+    def test_commit_whose_confirmation_was_lost_is_logged(self):
+        """If the connection to a database breaks, the samples arrive again as repeats, which are not logged."""
         self.commit(batch(1, 3))
         file(self.store, batch(4, 6))
         with self.store.writing(()):
@@ -799,7 +807,7 @@ class Faults(LogCase):
         self.commit(batch(7, 8))
         self.assertEqual(self.all_lights(), [*range(1, 9)])
 
-    def test_a_store_that_is_full_at_the_start_leaves_the_log_to_the_first_commit(self):
+    def test_log_starts_at_the_first_commit_if_the_store_is_full_at_the_start(self):
         self.commit(batch(1, 5))
         file(self.store, batch(6, 7))
         self.crash()
@@ -815,7 +823,7 @@ class Faults(LogCase):
         self.open()
         self.assertEqual(self.all_lights(), [*range(1, 11)])
 
-    def test_a_store_that_is_full_at_the_end_leaves_the_record_to_the_next_start(self):
+    def test_next_start_records_the_log_if_the_store_is_full_at_the_end(self):
         self.commit(batch(1, 5))
         with mock.patch.object(self.store, "put", side_effect=NotStored("disk full")):
             with self.assertLogs("csvbuffer", "WARNING") as logged:
@@ -826,7 +834,7 @@ class Faults(LogCase):
         self.open()
         self.assertEqual((self.all_lights(), self.rows()), ([*range(1, 6)], []))
 
-    def test_a_sync_that_fails_records_nothing(self):
+    def test_failed_sync_records_nothing(self):
         self.commit(batch(1, 5))
         with failing_sync(), self.assertLogs("csvbuffer", "ERROR"):
             self.assertIsNone(self.log.due(now=True))
@@ -836,13 +844,13 @@ class Faults(LogCase):
 
 
 class FailingFirstSyncs(LogCase):
-    def test_they_write_nothing_again_that_the_logs_before_have(self):
+    def test_rows_of_earlier_logs_are_not_repeated(self):
         self.commit(batch(1, 5))
         self.log.record()
-        self.commit(batch(6, 9))  # which the log before owes at the next start
+        self.commit(batch(6, 9))  # the earlier log lacks these rows at the next start
         logging.disable(logging.CRITICAL)
         self.addCleanup(logging.disable, logging.NOTSET)
-        for fails_at in (2, 3):  # the first is that of the log before
+        for fails_at in (2, 3):  # the first sync is that of the earlier log
             self.crash()
             answers = iter([None] * (fails_at - 1) + [OSError(errno.EIO, "I/O error")] + [None] * 9)
             with mock.patch("csvbuffer.os.fsync", side_effect=answers) as fsync:
@@ -853,13 +861,13 @@ class FailingFirstSyncs(LogCase):
 
 
 class LostPages:
-    """What a disk has of the logs: what was written since the last sync that succeeded is not there after a power cut.
+    """Simulation of a disk that loses everything written after the last successful sync in a power cut.
 
-    A sync that fails forgets its pages, as Linux does: a later one succeeds without them.
+    A failed sync discards its pages, as Linux does: a later sync succeeds without them.
     """
 
     def __init__(self, test):
-        self.durable = {}  # by inode: the content
+        self.durable = {}  # durable content by inode
         self.fails = False
         self._dirty = {}
         self._real = {name: getattr(os, name) for name in ("pwrite", "ftruncate", "fsync")}
@@ -888,11 +896,11 @@ class LostPages:
                 content[at : at + len(data)] = data
         if self.fails:
             raise OSError(errno.EIO, "I/O error")
-        content.extend(bytes(max(0, status.st_size - len(content))))  # blocks that were allocated, and never written
+        content.extend(bytes(max(0, status.st_size - len(content))))  # blocks that were allocated but never written
         self._real["fsync"](fd)
 
     def cut_power(self, folder):
-        """Leave in each log what was durable."""
+        """Leave in each log only its durable content."""
         for name in logs_in(folder):
             path = os.path.join(folder, name)
             with open(path, "r+b") as file:
@@ -905,13 +913,13 @@ def failing_sync():
 
 
 class FailedSync(LogCase):
-    """After a sync that failed, what it did not write is written again, not only synced again."""
+    """Tests that data of a failed sync are written again, and not just synced again."""
 
     def setUp(self):
         self.disk = LostPages(self)
         super().setUp()
 
-    def test_while_the_server_runs(self):
+    def test_data_of_a_failed_sync_are_written_again_while_the_server_runs(self):
         self.commit(batch(1, 5))
         self.disk.fails = True
         with self.assertLogs("csvbuffer", "ERROR"):
@@ -921,14 +929,14 @@ class FailedSync(LogCase):
         self.clock.sleep(csvbuffer.SYNC_S)
         self.commit(batch(8, 9))
         self.clock.sleep(csvbuffer.SYNC_S)
-        self.commit(batch(10, 11))  # records what is there of 1 to 9
+        self.commit(batch(10, 11))  # records the samples 1 to 9
         self.crash()
         self.disk.cut_power(os.path.join(self.folder, "logs"))
         self.open()
         self.assertEqual(self.all_lights(), [*range(1, 12)])
         self.assertEqual(len(self.names()), 2)
 
-    def test_at_the_end_of_a_run(self):
+    def test_data_of_a_failed_sync_are_written_again_at_the_end_of_a_run(self):
         self.commit(batch(1, 5))
         self.disk.fails = True
         with self.assertLogs("csvbuffer", "ERROR"):
@@ -940,9 +948,9 @@ class FailedSync(LogCase):
         self.open()
         self.assertEqual(self.all_lights(), [*range(1, 6)])
 
-    def test_while_the_last_log_is_completed(self):
+    def test_data_of_a_failed_sync_are_written_again_during_the_repair(self):
         self.commit(batch(1, 5))
-        file(self.store, batch(6, 7))  # stored, and then the power went
+        file(self.store, batch(6, 7))  # stored just before a power cut
         self.crash()
         self.disk.fails = True
         with self.assertRaisesRegex(DiskError, "logs/.*: I/O error"):
@@ -956,8 +964,8 @@ class FailedSync(LogCase):
         self.assertEqual(self.all_lights(), [*range(1, 8)])
 
 
-class Pieces(unittest.TestCase):
-    def test_what_a_crash_leaves(self):
+class Format(unittest.TestCase):
+    def test_leftovers_of_a_crash_are_recognised(self):
         is_left = format.is_left_by_crash
         self.assertTrue(is_left(b"", b"abc"))
         self.assertTrue(is_left(b"ab", b"abc"))
@@ -965,11 +973,11 @@ class Pieces(unittest.TestCase):
         self.assertFalse(is_left(b"abx", b"abc"))
         self.assertFalse(is_left(b"abcd", b"abc"))
 
-    def test_gap_without_more(self):
+    def test_gap_of_earlier_epochs_is_counted(self):
         row = format.log_rows("n", E1, Gap(1, 0, 5, "x"), {}, 0).decode()
         self.assertIn(",n,gap,5,", row)
 
-    def test_sample_of_no_units(self):
+    def test_sample_without_units_is_written(self):
         row = format.log_rows("n", E1, SampleBatch.of([Sample(1, 0, 0, {"x": 1}, {}, "")]), {}, 0).decode()
         self.assertTrue(row.endswith(",n,x,1,\n"))
 

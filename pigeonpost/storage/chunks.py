@@ -1,11 +1,13 @@
-"""Text form of a run of samples, as a store keeps it in one row: JSON that every SQL tool reads.
+"""Conversion between a batch of samples and the JSON text that a store keeps in one row.
 
-`[[r, v1, v2], ...]`: a row per sample; its time is `low + k * step + r` for row k = 0, 1 ..., its values follow in the
-order of the shape's names, null where a sensor failed. `step` is 0 where the samples are not regular. All samples are
-of one epoch, consecutive, and have one shape and one clock state.
+The text is `[[r, v1, v2], ...]`, with one inner array per sample. The residual r is the difference between the sample's
+time and a regular series: the time of sample k (0, 1, ...) is `low + k * step + r`. The values v1, v2, ... are in the
+order of the shape's channel names, with null where a sensor failed. `step` is 0 if the samples are not at regular
+intervals. All samples of a row are consecutive, belong to one epoch, and have the same shape and clock state. Every SQL
+tool can read the text, because it is JSON.
 
-Both directions work by column: no statement of Python runs once per sample.
-Errors: DamagedRow, ValueError and TypeError for a row that `ChunkRow.pack` never made.
+Both directions convert column by column. No Python statement runs once per sample, because that would take most of the
+time. Errors: DamagedRow, ValueError or TypeError for a row that `ChunkRow.pack` did not produce.
 """
 
 from __future__ import annotations
@@ -19,33 +21,38 @@ from typing import Any, NamedTuple
 
 from pigeonpost.link.samples import SampleBatch
 
-_SHORT_MS = 100  # residuals below have one or two digits: no other step makes them much shorter
+_SHORT_MS = 100  # smaller residuals have one or two digits: another step would hardly shorten them
 COLUMNS = "node, low, epoch, first, count, high, step, shape, clock, arrived, crc, data"
-MARKS = ",".join("?" * len(COLUMNS.split(", ")))
+MARKS = ",".join("?" * len(COLUMNS.split(", ")))  # SQL placeholders for COLUMNS
 
 
 class DamagedRow(ValueError):
-    """A row that is not as it was written."""
+    """A row whose content differs from what was written."""
 
 
 class ChunkRow(NamedTuple):
-    """One row of the tables `fresh` and `chunks`, without its id: the columns COLUMNS.
+    """One row of the tables `fresh` and `chunks`, without its id: the columns in COLUMNS.
 
-    node, epoch, shape  their ids
-    low, high           earliest and latest time (ms since 1970): not the ends, where a clock stepped back
-    first, count        seq of the first sample, and the number of samples
-    step                milliseconds between two samples; 0: the residuals are counted from `low`
-    clock               None: the node's own set clock; "unset" or "server"
-    arrived             when its newest part was stored (ms since 1970); None: not known
-    crc                 CRC-32 of all columns but node, arrived and crc (see `checksum`)
-    data                the text
+    Attributes:
+        node: Id of the node.
+        low: Earliest time of a sample, in ms since 1970 (UTC). If the clock stepped, it may not be the first sample's.
+        epoch: Id of the epoch.
+        first: Sequence number of the first sample.
+        count: Number of samples.
+        high: Latest time of a sample, in ms since 1970 (UTC). If the clock stepped, it may not be the last sample's.
+        step: Regular interval of the samples in ms; 0 if all residuals are relative to `low`.
+        shape: Id of the shape.
+        clock: "unset" or "server"; None if the times are those of the node's own clock, which was set.
+        arrived: Time at which the newest part of the row was stored, in ms since 1970 (UTC); None if it is unknown.
+        crc: CRC-32 of all columns except `node`, `arrived` and `crc` (see `checksum`).
+        data: Text of the residuals and values.
     """
 
     node: int
     low: int
     epoch: int
     first: int
-    count: int  # type: ignore[assignment]  # in place of tuple's method
+    count: int  # type: ignore[assignment]  # replaces the method of tuple
     high: int
     step: int
     shape: int
@@ -56,18 +63,30 @@ class ChunkRow(NamedTuple):
 
     @classmethod
     def pack(cls, node: int, epoch: int, shape: int, batch: SampleBatch, arrived: int | None) -> ChunkRow:
-        """Return the row of a batch, which is not empty; `shape` is the id of its names."""
+        """Return the row of a batch.
+
+        Args:
+            node: Id of the node.
+            epoch: Id of the epoch.
+            shape: Id of the shape: the names of the batch's channels.
+            batch: The samples, at least one.
+            arrived: Time at which they were stored, in ms since 1970 (UTC); None if it is unknown.
+        """
         low, high, step, data = pack(batch)
         clock = batch.clock or None
         crc = checksum(low, epoch, batch.seq, len(batch), high, step, shape, clock, data)
         return cls(node, low, epoch, batch.seq, len(batch), high, step, shape, clock, arrived, crc, data)
 
     def unpack(self, names: Sequence[str]) -> SampleBatch:
-        """Return the samples; `names` are those of the shape. Raises DamagedRow where the row was changed."""
+        """Return the samples of the row. `names` are the channels of its shape.
+
+        Raises:
+            DamagedRow: The row was changed.
+        """
         return unpack((self,), names)
 
     def is_followed_by(self, other: ChunkRow) -> bool:
-        """Return True if the samples of `other` come next, and are alike: both can be one batch."""
+        """Return True if the samples of `other` directly follow those of this row and both fit in one batch."""
         return (
             other.first == self.first + self.count
             and other.epoch == self.epoch
@@ -79,12 +98,16 @@ class ChunkRow(NamedTuple):
 def checksum(
     low: int, epoch: int, first: int, count: int, high: int, step: int, shape: int, clock: str | None, data: str
 ) -> int:
-    """Return the CRC-32 of a row: of the numbers, the clock state ("" for none) and the text, with spaces between."""
+    """Return the CRC-32 of a row.
+
+    It is calculated over `low`, `epoch`, `first`, `count`, `high`, `step`, `shape`, `clock` (empty for None) and
+    `data`, as text separated by spaces.
+    """
     return zlib.crc32(f"{low} {epoch} {first} {count} {high} {step} {shape} {clock or ''} {data}".encode())
 
 
 def pack(batch: SampleBatch) -> tuple[int, int, int, str]:
-    """Return (low, high, step, data) of a batch, which is not empty."""
+    """Return the columns (low, high, step, data) of a ChunkRow for `batch`, which has at least one sample."""
     times = batch.times
     if len(times) == 1:
         low = high = times[0]
@@ -97,7 +120,7 @@ def pack(batch: SampleBatch) -> tuple[int, int, int, str]:
 
 
 def _regular(times: list[int], low: int) -> tuple[int, list[str]]:
-    """Return the step that makes the text of the residuals short, and their texts."""
+    """Return the step that makes the text of the residuals shortest, and the residuals as texts."""
     count = len(times)
     mean = round((times[-1] - times[0]) / (count - 1))
     residuals = _residuals(times, low, mean)
@@ -114,18 +137,24 @@ def _residuals(times: list[int], low: int, step: int) -> list[int]:
 
 
 def unpack(rows: Sequence[ChunkRow], names: Sequence[str], wanted: Collection[str] | None = None) -> SampleBatch:
-    """Return the samples of rows of which each is followed by the next one, as one batch.
+    """Return the samples of consecutive rows as one batch.
 
-    names   those of their shape
-    wanted  only these columns, of those that there are; None: all
+    Args:
+        rows: The rows. Each one must be followed by the next one (see `ChunkRow.is_followed_by`).
+        names: Channels of the shape of all rows.
+        wanted: Channels to return, if the shape has them; None for all channels.
+
+    Raises:
+        DamagedRow: A row was changed.
+        ValueError: The number of values does not match the number of samples.
     """
     texts: list[str] = []
-    lines: list[Iterable[int]] = []
+    bases: list[Iterable[int]] = []
     for _, low, epoch, first, samples, high, step, shape, clock, _, crc, data in rows:
         if checksum(low, epoch, first, samples, high, step, shape, clock, data) != crc:
-            raise DamagedRow(f"{samples} samples from {first} on, of epoch {epoch}, were changed")
+            raise DamagedRow(f"{samples} samples of epoch {epoch}, from {first} on, were changed")
         texts.append(data[1:-1])
-        lines.append(range(low, low + step * samples, step) if step else repeat(low, samples))
+        bases.append(range(low, low + step * samples, step) if step else repeat(low, samples))
     places = [place for place, name in enumerate(names, 1) if wanted is None or name in wanted]
     text = ",".join(texts)[1:-1].replace("],[", ",")
     width, count = len(names) + 1, sum([row.count for row in rows])
@@ -133,11 +162,13 @@ def unpack(rows: Sequence[ChunkRow], names: Sequence[str], wanted: Collection[st
     if 2 * (len(places) + 1) > width:
         cells = json.loads(f"[{text}]")
         columns = [cells[place::width] for place in (0, *places)]
-    else:  # most values are only passed over
+    else:  # most values are not requested: splitting the text is faster than parsing all of it
         cells = text.split(",")
         columns = [json.loads(f"[{','.join(cells[place::width])}]") for place in (0, *places)]
     if len(cells) != width * count:
-        raise ValueError(f"{len(cells)} numbers where {count} samples of {width - 1} values should be")
-    times = list(map(add, columns[0], chain.from_iterable(lines)))
+        raise ValueError(
+            f"the row contains {len(cells)} numbers, which do not match {count} samples with {width - 1} values each"
+        )
+    times = list(map(add, columns[0], chain.from_iterable(bases)))
     values = {names[place - 1]: column for place, column in zip(places, columns[1:], strict=True)}
     return SampleBatch(rows[0].first, times, [], values, clock=rows[0].clock or "")

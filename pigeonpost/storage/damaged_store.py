@@ -1,4 +1,4 @@
-"""Store in place of one that cannot be opened, so that the server can show why; every call raises StoreDamaged."""
+"""Substitute for a store that cannot be opened: every call raises StoreDamaged, and the server can show the reason."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pigeonpost.storage.contract import Store
 
 
 class DamagedStore(Store):
-    """A store of which nothing can be read. Nothing is stored either: the nodes keep everything."""
+    """Store from which nothing can be read. Nothing is stored in it either, so the nodes keep their samples."""
 
     def __init__(self, damage: str) -> None:
-        """damage: what is wrong, and the remedy"""
+        """Initialise the store. `damage` is the description of the damage, with the remedy."""
         self.identity = os.urandom(8).hex()
         self.description = "damaged: nothing can be read or stored"
         self.damage = damage
@@ -22,5 +22,5 @@ class DamagedStore(Store):
                 setattr(self, name, self._refuse)
         self.close = lambda: None  # type: ignore[method-assign]
 
-    def _refuse(self, *args: Any, **more: Any) -> NoReturn:
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise StoreDamaged(self.damage)

@@ -1,15 +1,15 @@
-"""Background maintenance of the store: rollups of ten minutes and of an hour, compaction, and deletion of expired
-samples.
+"""Background maintenance of the store: rollups, compaction, and deletion of expired samples.
 
-A thread of its own reads and calculates. Its results are written by the Ingestor's writer thread, a little at a time,
-so collecting never waits for longer than that; and the thread rests while nodes catch up.
-Errors: after NotStored the work is tried again later; DiskError ends the program through the Ingestor. An hour that
-cannot be read stays as it is, and all others go on.
+A separate thread reads and calculates. The Ingestor's writer thread writes the results in small steps, so collecting
+never waits for longer than one step. The maintenance thread pauses while nodes catch up.
+Errors: after NotStored the work is repeated later; DiskError ends the program through the Ingestor. An hour that
+cannot be read is left unchanged, and the work continues with all others.
 
-A window is [start, end) and is named by its end. It is rolled up once it is past, from the samples themselves, and
-again when a late sample falls into it. So a rollup always equals a recount, in whatever order samples came. Only where
-the samples are deleted already (`keep`) is a late one merged into the rollup: count, mean, minimum, maximum and
-deviation stay exact, median and mode stay those of the larger part.
+Rollups are calculated for windows of ten minutes and of one hour. A window is [start, end) and is identified by its
+end. It is rolled up from its samples when it is over, and again when a late sample is added to it. So a rollup always
+equals a recount, regardless of the order in which the samples arrived. There is one exception: if the samples of the
+window are already deleted (`keep`), a late sample is merged into the rollup. Count, mean, minimum, maximum and standard
+deviation then stay exact. Median and mode are taken from the larger of the two parts.
 """
 
 from __future__ import annotations
@@ -43,39 +43,45 @@ from pigeonpost.storage.models import (
 
 log = logging.getLogger(__name__)
 
-GRACE_MS = 15_000  # after a window's end: samples on their way still belong into it
-LOOK_S = 10.0  # between two looks at what there is to do
-_WRITE_S = 10.0  # until the writer thread begins with a part; later it is made anew
-_AT_ONCE = 200  # windows looked up together
+GRACE_MS = 15_000  # time from a window's end until it is rolled up: its last samples may still be on their way
+LOOK_S = 10.0  # interval between two checks for work
+_WRITE_S = 10.0  # maximum wait until the writer thread begins with a step; after that the step is calculated again
+_AT_ONCE = 200  # windows that are requested from the store together
 _WINDOWS_OF_HOUR = sum(HOUR_MS // span_ms for span_ms in SPANS_MS)
-_UNREADABLE_S = 3600.0  # until an hour that could not be read is tried again
-_WRITTEN_TOGETHER = 14  # of them, in one transaction: some milliseconds
-_FORGET_AT_ONCE = 20_000  # samples deleted in one transaction, or those of an hour: a row has up to 4,096 of them
-_PARTS_BETWEEN = 500  # two deletions, where there is always something else to do: a node's clock may be wrong, and all
-# that it sends late
-_FORGET_AGAIN_MS = 600_000  # within an hour, for what was owed to the log or not yet rolled up
-_MOST_VALUES = 8_000_000  # of a node in an hour: 22 channels at 100 Hz
-_MOST_REST_S = 60.0  # while nodes catch up; then something is done all the same,
-_BETWEEN_RESTS_S = 5.0  # for so long
-_SQUARES = 1e150  # numbers up to here have squares that are floats, and so has their sum,
-_NO_SQUARES = 1e-150  # and numbers from here on have squares that are not 0
+_UNREADABLE_S = 3600.0  # time until an hour that could not be read is tried again
+_WRITTEN_TOGETHER = 14  # windows that are written in one transaction, which then takes a few milliseconds
+_DELETE_AT_ONCE = 20_000  # samples that are deleted in one transaction: a row has up to 4,096 samples
+# Steps of other work after which expired samples are deleted even if there is more other work. There may always be
+# more: a node whose clock is wrong sends all its samples late.
+_PARTS_BETWEEN = 500
+_DELETE_AGAIN_MS = 600_000  # time until the same hour is tried again: its samples may be logged and rolled up then
+_MOST_VALUES = 8_000_000  # values of a node in one hour that are kept in memory: 22 channels at 100 Hz
+_MOST_REST_S = 60.0  # maximum pause while nodes catch up: maintenance must not be postponed without limit
+_BETWEEN_RESTS_S = 5.0  # maximum duration of the work between two such pauses
+_SQUARES = 1e150  # the squares of numbers up to this one, and their sum, are finite floats
+_NO_SQUARES = 1e-150  # the squares of numbers from this one on are not rounded to 0
 
-Columns = dict[str, "array[float]"]  # of each sensor its values, in eight bytes each: a node may have brought millions
+# Values by sensor, in eight bytes each: a node may have sent millions.
+Columns = dict[str, "array[float]"]
 
 
 class Writer(Protocol):
-    """What MaintenanceWorker needs of the Ingestor."""
+    """Interface of the Ingestor that MaintenanceWorker uses."""
 
     @property
     def is_catching_up(self) -> bool:
-        """Whether nodes send what they have held."""
+        """True while nodes send samples that they have buffered."""
 
     def run(self, job: Callable[[], Any], limit_s: float) -> Any:
-        """Run `job` within a transaction of the writer thread. Returns its result, or raises its exception."""
+        """Run `job` within a transaction of the writer thread, and return its result or raise its exception.
+
+        Raises:
+            NotStored: The writer thread did not begin with the job within `limit_s` seconds. The job is not run.
+        """
 
 
 def add_values(found: Columns, values: Mapping[str, Sequence[Number | None]]) -> None:
-    """Add columns of samples to the values found so far; None is no value."""
+    """Append the columns `values` of a batch of samples to `found`, without the values that are None."""
     for name, column in values.items():
         numbers = [value for value in column if value is not None] if None in column else column
         if numbers:
@@ -83,13 +89,13 @@ def add_values(found: Columns, values: Mapping[str, Sequence[Number | None]]) ->
 
 
 def rollup(values: list[float], end_ms: int) -> Rollup:
-    """Return the rollup of at least one value. `values` is sorted then."""
+    """Return the rollup of the window that ends at `end_ms`. Sorts `values`, which must contain at least one value."""
     values.sort()
     count, low, high = len(values), values[0], values[-1]
     middle = values[(count - 1) // 2] / 2 + values[count // 2] / 2 if count % 2 == 0 else values[count // 2]
-    times = Counter(values)
-    most = max(times.values())
-    mode = next(value for value, count in times.items() if count == most)  # in the order of the values: the lowest
+    frequencies = Counter(values)
+    most = max(frequencies.values())
+    mode = next(value for value, count in frequencies.items() if count == most)  # sorted: this is the lowest one
     largest = max(-low, high)
     scale = 1.0 if _NO_SQUARES < largest < _SQUARES or not largest else scale_of(low, high)
     scaled = values if scale == 1.0 else [value / scale for value in values]
@@ -103,16 +109,26 @@ def rollup(values: list[float], end_ms: int) -> Rollup:
 def current_rollups(
     store: Store, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int, kept_from_ms: int, most: int
 ) -> list[Rollup] | None:
-    """Return one sensor's rollups of windows of `span_ms` that end in (from_ms, to_ms], oldest first, as they will be
-    when all of these are rolled up: those of dirty windows are made from the samples.
+    """Return the up-to-date rollups of one sensor: those of dirty windows are calculated from the samples.
 
-    kept_from_ms  samples before it may have been deleted: to the rollups of these windows what came since is added
-    most          samples that are read for that; None is returned where there are more
+    The rollups of windows in a damaged hour are returned as they are stored. The store reports the damage.
 
-    Windows of a damaged hour, which the store reports, are as they were stored.
+    Args:
+        store: The store.
+        node: Name of the node.
+        sensor: Name of the sensor.
+        span_ms: Length of the windows in ms.
+        from_ms: Only windows that end after this time (ms since 1970, UTC) are returned.
+        to_ms: Only windows that end at or before this time are returned.
+        kept_from_ms: Time before which samples may have been deleted. Late samples of these windows are merged into the
+            stored rollups.
+        most: Maximum number of samples to read.
+
+    Returns:
+        The rollups, oldest first; None if more than `most` samples would have to be read.
     """
     found: list[Rollup] | None = None
-    for _ in range(2):  # what is late may be merged, and its samples deleted, between the looks at both
+    for _ in range(2):  # between reading rollups and samples, late samples may be merged and deleted: then read again
         dirty = store.dirty_ends(node, span_ms, from_ms, to_ms)
         found = _with_dirty(store, node, sensor, span_ms, from_ms, to_ms, kept_from_ms, most, dirty)
         if not dirty or set(dirty) <= set(store.dirty_ends(node, span_ms, from_ms, to_ms)):
@@ -124,9 +140,9 @@ def _with_dirty(
     store: Store, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int, kept_from_ms: int, most: int,
     dirty: Sequence[int],
 ) -> list[Rollup] | None:  # fmt: skip
-    """Return rollups for `current_rollups`. dirty: the ends of those windows that are made from the samples"""
+    """Return rollups for `current_rollups`. `dirty` are the ends of the windows that are calculated from samples."""
     found = {one.end_ms: one for one in store.summaries(node, sensor, span_ms, from_ms, to_ms)}
-    for _, of_hour in groupby(dirty, lambda end_ms: window_end(end_ms - 1, HOUR_MS)):  # a row lies in an hour
+    for _, of_hour in groupby(dirty, lambda end_ms: window_end(end_ms - 1, HOUR_MS)):  # rows never cross an hour
         ends = list(of_hour)
         values: dict[int, array[float]] = {end_ms: array("d") for end_ms in ends}
         try:
@@ -157,19 +173,31 @@ def _hour_end(window: Window) -> int:
 
 
 class MaintenanceWorker:
-    """Thread that makes rollups, compacts what was stored and deletes expired samples, whenever there is something to
-    do."""
+    """Thread that calculates rollups, compacts stored samples and deletes expired ones.
+
+    Attributes:
+        summed: Number of windows that were rolled up in this run.
+        compacted: Number of samples that were compacted in this run.
+        expired: Number of samples that were deleted in this run.
+    """
 
     def __init__(self, store: Store, writer: Writer, clock: Clock, keep_days: float = 0.0) -> None:
-        """keep_days: how long samples are kept, in days; 0: for ever. Rollups are kept for ever."""
-        self.summed = self.compacted = self.expired = 0  # windows and samples, in this run
+        """Initialise the worker without starting its thread.
+
+        Args:
+            store: The store to maintain.
+            writer: The Ingestor, which writes the results.
+            clock: Clock of the server.
+            keep_days: Time for which samples are kept, in days; 0 to keep them permanently. Rollups are always kept.
+        """
+        self.summed = self.compacted = self.expired = 0
         self._store = store
         self._writer = writer
         self._clock = clock
         self._keep_ms = int(keep_days * 86_400_000)
-        self._nothing_before_ms = -1  # when nothing was to be deleted
-        self._unreadable: dict[tuple[str, int], float] = {}  # hours, by node and end: until when they are left alone
-        self._parts = 0  # of the work, other than deletion
+        self._nothing_before_ms = -1  # cutoff of the last attempt that found nothing to delete
+        self._unreadable: dict[tuple[str, int], float] = {}  # (node, end of hour) to the time of the next attempt
+        self._parts = 0  # completed steps of work other than deletion
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="maintenance", daemon=True)
 
@@ -178,13 +206,16 @@ class MaintenanceWorker:
         self._thread.start()
 
     def stop(self, limit_s: float) -> str | None:
-        """End after the present part; the next run of the program goes on with the rest."""
+        """Stop after the present step. The next run of the program continues with the rest.
+
+        Returns a message if the thread has not stopped within `limit_s` seconds, otherwise None.
+        """
         self._stopping.set()
         self._thread.join(limit_s)
-        return "still summing up" if self._thread.is_alive() else None
+        return "still calculating rollups" if self._thread.is_alive() else None
 
     def work(self) -> bool:
-        """Do a part of the work. Returns True if there may be more to do at once."""
+        """Do one step of the work. Return True if there may be more work that need not wait."""
         now_ms = self._clock.wall_ms()
         windows = self._readable_windows(now_ms - GRACE_MS)
         late = {(window.node, _hour_end(window)): window for window in windows if window.is_late}
@@ -193,10 +224,10 @@ class MaintenanceWorker:
             if self._stopping.is_set():
                 return False
             try:
-                done += self._add_late(window._replace(span_ms=HOUR_MS, end_ms=end_ms))
+                done += self._merge_late(window._replace(span_ms=HOUR_MS, end_ms=end_ms))
             except StoreDamaged as error:
-                self._leave_hour(window, error)
-        done += self._sum_up([window for window in windows if not window.is_late])
+                self._skip_hour(window, error)
+        done += self._roll_up([window for window in windows if not window.is_late])
         self.summed += done
         moved = 0 if self._stopping.is_set() else self._compact(now_ms)
         if self._stopping.is_set():
@@ -204,28 +235,31 @@ class MaintenanceWorker:
         if done or moved:
             self._parts += 1
             if self._keep_ms and self._parts % _PARTS_BETWEEN == 0:
-                self._forget(now_ms - self._keep_ms)
-                self._nothing_before_ms = -1  # something may have been left that was not yet summed up
+                self._delete_expired(now_ms - self._keep_ms)
+                self._nothing_before_ms = -1  # some samples may have been kept because they were not rolled up yet
             return True
-        return self._keep_ms > 0 and self._forget(now_ms - self._keep_ms)
+        return self._keep_ms > 0 and self._delete_expired(now_ms - self._keep_ms)
 
     def _readable_windows(self, before_ms: int) -> list[Window]:
-        """Return dirty windows but those of hours that could not be read, which would keep all later ones waiting."""
+        """Return dirty windows, except those in hours that could not be read, which would block all later windows."""
         now_s = self._clock.monotonic()
         self._unreadable = {hour: until_s for hour, until_s in self._unreadable.items() if until_s > now_s}
-        nodes = {node for node, _ in self._unreadable}  # a store may share out what it lists among them
+        nodes = {node for node, _ in self._unreadable}  # the store may return equally many windows of each node
         most = _AT_ONCE + _WINDOWS_OF_HOUR * len(self._unreadable) * len(nodes)
         windows = self._store.dirty_windows(before_ms, most)
         return [window for window in windows if (window.node, _hour_end(window)) not in self._unreadable]
 
-    def _leave_hour(self, window: Window, error: StoreDamaged) -> None:
-        """Leave the hour of a window alone, which cannot be read and which the store has reported: the others go on."""
+    def _skip_hour(self, window: Window, error: StoreDamaged) -> None:
+        """Skip the hour of a window for some time: it cannot be read, and the store has reported that."""
         if self._store.damage:
             raise error
         self._unreadable[window.node, _hour_end(window)] = self._clock.monotonic() + _UNREADABLE_S
 
-    def _sum_up(self, windows: Sequence[Window]) -> int:
-        """Roll up windows, some together in a transaction: those of an hour are read together. Returns their number."""
+    def _roll_up(self, windows: Sequence[Window]) -> int:
+        """Roll up windows, and return their number.
+
+        The windows of one hour are read together, and several windows are written in one transaction.
+        """
         of_hours: dict[tuple[str, int], list[Window]] = {}
         for window in windows:
             of_hours.setdefault((window.node, _hour_end(window)), []).append(window)
@@ -237,7 +271,7 @@ class MaintenanceWorker:
             try:
                 found += self._rollups_of_hour(of_hour)
             except StoreDamaged as error:
-                self._leave_hour(of_hour[0], error)
+                self._skip_hour(of_hour[0], error)
             if len(found) >= _WRITTEN_TOGETHER:
                 done += self._put(found)
                 found = []
@@ -253,7 +287,7 @@ class MaintenanceWorker:
         return len(found)
 
     def _rollups_of_hour(self, windows: Sequence[Window]) -> list[tuple[Window, dict[str, Rollup]]]:
-        """Return the rollups of some windows, which are of one node and lie in one hour."""
+        """Return the rollups of several windows, all of one node and in one hour."""
         from_ms = min(window.end_ms - window.span_ms for window in windows)
         parts = self._values(windows[0].node, from_ms, max(window.end_ms for window in windows))
         found = []
@@ -262,8 +296,8 @@ class MaintenanceWorker:
             found.append((window, _rollups_of_parts(inside, window.end_ms)))
         return found
 
-    def _add_late(self, hour: Window) -> bool:
-        """Merge samples that came after those of their window were deleted: a whole hour at once; then delete them."""
+    def _merge_late(self, hour: Window) -> bool:
+        """Merge late samples of one hour whose other samples are deleted into the rollups, then delete them."""
         found = self._values(hour.node, hour.end_ms - hour.span_ms, hour.end_ms)
         parts: dict[int, dict[str, list[Rollup]]] = {}
         for span_ms in SPANS_MS:
@@ -275,7 +309,7 @@ class MaintenanceWorker:
         return done
 
     def _values(self, node: str, from_ms: int, to_ms: int) -> dict[int, Columns]:
-        """Return all values of a node in [from_ms, to_ms): by the end of the shortest window, and by sensor."""
+        """Return all values of a node in [from_ms, to_ms), by the end of their shortest window and by sensor."""
         found: dict[int, Columns] = {}
         left = _MOST_VALUES
         for _, _, batch in self._store.stored_batches(node, from_ms, to_ms):
@@ -291,7 +325,7 @@ class MaintenanceWorker:
     def _compact(self, now_ms: int) -> int:
         try:
             job = self._store.compaction(now_ms)
-        except StoreDamaged:  # which the store has reported
+        except StoreDamaged:  # the store has reported it
             if self._store.damage:
                 raise
             return 0
@@ -301,41 +335,44 @@ class MaintenanceWorker:
         self.compacted += moved
         return moved
 
-    def _forget(self, before_ms: int) -> bool:
-        """Delete some expired samples: only whole hours go, so that is seldom worth a look of the writer thread."""
+    def _delete_expired(self, before_ms: int) -> bool:
+        """Delete some expired samples. Return True if any were deleted.
+
+        Only complete hours are deleted, so the writer thread is not asked again for the same hour too often.
+        """
         last_ms = self._nothing_before_ms
-        if before_ms // HOUR_MS == last_ms // HOUR_MS and 0 <= before_ms - last_ms < _FORGET_AGAIN_MS:
+        if before_ms // HOUR_MS == last_ms // HOUR_MS and 0 <= before_ms - last_ms < _DELETE_AGAIN_MS:
             return False
-        gone: int = self._writer.run(lambda: self._store.delete_expired(before_ms, _FORGET_AT_ONCE), _WRITE_S)
-        self.expired += gone
-        if not gone:
+        deleted: int = self._writer.run(lambda: self._store.delete_expired(before_ms, _DELETE_AT_ONCE), _WRITE_S)
+        self.expired += deleted
+        if not deleted:
             self._nothing_before_ms = before_ms
-        return gone > 0
+        return deleted > 0
 
     def _run(self) -> None:
-        told = ""
-        rested_s = 0.0
+        reported = ""
+        paused_s = 0.0
         while not self._stopping.wait(LOOK_S):
-            if self._writer.is_catching_up and rested_s < _MOST_REST_S:
-                rested_s += LOOK_S
+            if self._writer.is_catching_up and paused_s < _MOST_REST_S:
+                paused_s += LOOK_S
                 continue
-            rested_s = 0.0
+            paused_s = 0.0
             end_s = self._clock.monotonic() + _BETWEEN_RESTS_S
             try:
                 while self.work() and not (self._writer.is_catching_up and self._clock.monotonic() > end_s):
-                    # Collecting comes first: a thread that calculates without a pause would take half of the time.
+                    # Collecting has priority: without a pause this thread would take half of the processor time.
                     self._stopping.wait(0.02)
-                told = ""
+                reported = ""
             except DiskError:
-                return  # the writer has met it too, or will, and ends the program
+                return  # the writer thread meets the same error, and ends the program
             except NotStored as error:
-                if told != str(error):
-                    log.warning("statistics wait: %s", error)
-                told = str(error)
+                if reported != str(error):
+                    log.warning("rollups are delayed: %s", error)
+                reported = str(error)
 
 
 def _rollups_of_parts(parts: Sequence[Columns], end_ms: int) -> dict[str, Rollup]:
-    """Return the rollup of each sensor that has a value in parts of a window."""
+    """Return the rollup of each sensor that has a value in any of the parts of a window."""
     found: dict[str, Rollup] = {}
     for name in dict.fromkeys(name for part in parts for name in part):
         values: list[float] = []
@@ -344,5 +381,5 @@ def _rollups_of_parts(parts: Sequence[Columns], end_ms: int) -> dict[str, Rollup
                 values += part[name]
         found[name] = rollup(values, end_ms)
         if len(parts) == 1:
-            parts[0][name] = array("d", values)  # sorted now: those of the hour are soon sorted, too
+            parts[0][name] = array("d", values)  # they are sorted now, which makes sorting those of the hour faster
     return found

@@ -1,4 +1,4 @@
-"""Data that every store takes and returns."""
+"""Data types that every store accepts and returns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ _FLOAT_MAX = sys.float_info.max
 
 
 class LateRange(NamedTuple):
-    """Time range of samples that came late; or, where `is_late` is False, whose times are uncertain."""
+    """Time range of samples that arrived late or, if `is_late` is False, whose times are uncertain.
+
+    Attributes:
+        first_ms: Time of the first sample, in ms since 1970 (UTC).
+        last_ms: Time of the last sample, in ms since 1970 (UTC).
+        is_late: True if the samples arrived late; False if the node's clock was not set.
+    """
 
     first_ms: int
     last_ms: int
@@ -24,9 +30,12 @@ class LateRange(NamedTuple):
 
 
 class HighWaterMark(NamedTuple):
-    """The high-water mark of one epoch: everything up to `seq` is stored, or is a recorded gap.
+    """High-water mark of one epoch: each sample up to `seq` is stored or is part of a recorded gap.
 
-    `up_ms` is sample `seq`'s, by which a node recognises that a copy of its card was here; None where a gap ended.
+    Attributes:
+        seq: The sequence number.
+        up_ms: Uptime of the node at sample `seq`, in ms; None if a gap ends there. With it a node detects that a copy
+            of its SD card has sent samples.
     """
 
     seq: int
@@ -37,33 +46,36 @@ NOTHING = HighWaterMark(0, None)
 
 
 HOUR_MS = 3_600_000
-STRETCH_SAMPLES = 4_096  # in a stretch at most,
-STRETCH_VALUES = 65_536  # and values, unless one sample has more: a stretch is read as a whole
+STRETCH_SAMPLES = 4_096  # maximum number of samples in a stretch
+STRETCH_VALUES = 65_536  # maximum number of values in a stretch of several samples, which is always read completely
 
 
 def stretch_samples(sensors: int) -> int:
-    """Return how many samples of so many sensors a stretch has at most."""
+    """Return the maximum number of samples in a stretch with this number of `sensors`."""
     return max(1, min(STRETCH_SAMPLES, STRETCH_VALUES // max(1, sensors)))
 
 
 def stretches(batch: SampleBatch) -> list[SampleBatch]:
-    """Return a batch cut into stretches: each within one hour of UTC, of `stretch_samples` at most.
+    """Return `batch`, divided into stretches: each is within one hour (UTC) and has at most `stretch_samples` samples.
 
-    The times need not rise: a clock may step back between two samples.
+    The times need not be in ascending order, because a clock may step back between two samples.
     """
     times = batch.times
     count, most = len(times), stretch_samples(len(batch.values))
     if min(times) // HOUR_MS == max(times) // HOUR_MS:
         cuts = list(range(0, count, most))
     else:
-        cuts = [start + extra for start, stop in runs(times, HOUR_MS) for extra in range(0, stop - start, most)]
+        cuts = [start + offset for start, stop in runs(times, HOUR_MS) for offset in range(0, stop - start, most)]
     if len(cuts) == 1:
         return [batch]
     return [batch.part(start, stop) for start, stop in zip(cuts, [*cuts[1:], count], strict=True)]
 
 
 def runs(times: list[int], span_ms: int) -> list[tuple[int, int]]:
-    """Return the places where a run begins and ends: of samples that follow each other within one window of a span."""
+    """Return the runs in `times`, as pairs of the first index and the index after the last one.
+
+    A run consists of consecutive samples in one window of `span_ms`.
+    """
     count = len(times)
     starts = [0]
     if times == sorted(times):
@@ -76,21 +88,33 @@ def runs(times: list[int], span_ms: int) -> list[tuple[int, int]]:
 
 
 class EpochCommit:
-    """What one commit adds to one epoch, in the order of the log: stretches of samples, and gaps."""
+    """Samples and gaps that one commit adds to one epoch.
+
+    Attributes:
+        node: Name of the node.
+        outbox: Id of the node's outbox.
+        epoch: Id of the epoch.
+        mark: High-water mark of the epoch after `items` are stored.
+        top: Highest running number of `outbox` that is accounted for; 0 if it is unknown.
+        units: Units by channel.
+        items: Stretches of samples and gaps, in the order of the CSV log.
+        count: Number of samples in `items`.
+    """
 
     def __init__(self, node: str, outbox: str, epoch: str, mark: HighWaterMark) -> None:
+        """Initialise a commit without items. `mark` is the present high-water mark of `epoch` of `node`'s `outbox`."""
         self.node = node
         self.outbox = outbox
         self.epoch = epoch
-        self.mark = mark  # in force once `items` are stored
-        self.top = 0  # the highest running number of `outbox` that is accounted for; 0: not known
+        self.mark = mark
+        self.top = 0
         self.units: Mapping[str, str] = {}
         self.items: list[SampleBatch | Gap] = []
-        self.count = 0  # samples in them
-        self._is_own = False  # whether nobody else has the last of them
+        self.count = 0
+        self._is_own = False  # True if the last item is a copy that no submitted batch shares
 
     def add(self, batch: Batch, known: int) -> None:
-        """Add what is new in `batch`: all but the first `known` of its samples, or of its gap."""
+        """Add the samples or the gap of `batch`, without the first `known` samples, which are stored already."""
         if batch.gap is not None:
             gap = batch.gap
             first = min(gap.first + known, gap.last + 1)
@@ -112,7 +136,7 @@ class EpochCommit:
             and before.times[0] // HOUR_MS == new.times[0] // HOUR_MS
             and len(before) + len(new) <= stretch_samples(len(new.values))
         ):
-            if not self._is_own:  # the batch that was submitted stays as it is: the commit may have to be repeated
+            if not self._is_own:  # the submitted batch must not change: the commit may have to be repeated
                 before = self.items[-1] = before.part(0)
                 self._is_own = True
             before.extend(new)
@@ -124,9 +148,13 @@ class EpochCommit:
 
 
 class LogMark(NamedTuple):
-    """How far a CSV log is written and synced: `size` bytes, which cover everything up to the filing number `filed`.
+    """Position up to which a CSV log is written and synced.
 
-    tail   CRC-32 of the last bytes before `size`, to see later whether somebody changed the file
+    Attributes:
+        name: File name of the log.
+        size: Number of bytes that are written and synced.
+        tail: CRC-32 of the last bytes before `size`. With it a later change of the file is detected.
+        filed: Filing number of the last entry in these bytes (see contract.py).
     """
 
     name: str
@@ -136,7 +164,14 @@ class LogMark(NamedTuple):
 
 
 class LostRows(NamedTuple):
-    """Rows of the log that nobody can write again: so many lines (0: not known) of a node, dated from first to last."""
+    """Rows that are missing in the CSV log and cannot be written again.
+
+    Attributes:
+        node: Name of the node.
+        lines: Number of rows; 0 if it is unknown.
+        first_ms: Time of the first row, in ms since 1970 (UTC).
+        last_ms: Time of the last row, in ms since 1970 (UTC).
+    """
 
     node: str
     lines: int
@@ -145,10 +180,16 @@ class LostRows(NamedTuple):
 
 
 class LogEntry(NamedTuple):
-    """One entry that the log owes, read back from the store: samples of one epoch, or a gap in it.
+    """Entry that the CSV log must still write, read back from the store: samples of one epoch, or a gap.
 
-    items  one; of an entry that an older program made there may be several, and of a damaged one there are none
-    lost   of a damaged entry the rows that it had
+    Attributes:
+        filed: Filing number.
+        node: Name of the node.
+        epoch: Id of the epoch.
+        items: The samples or the gap. An entry of an older version may contain several items. A damaged entry has none.
+        noted_ms: Time at which a gap was recorded, in ms since 1970 (UTC).
+        units: Units by channel.
+        lost: Rows of a damaged entry; None if the entry is not damaged.
     """
 
     filed: int
@@ -161,7 +202,16 @@ class LogEntry(NamedTuple):
 
 
 class StoredSample(NamedTuple):
-    """One sample read back from the store."""
+    """Sample that was read back from the store.
+
+    Attributes:
+        node: Name of the node.
+        time_ms: Time of the sample, in ms since 1970 (UTC).
+        epoch: Id of the epoch.
+        seq: Sequence number.
+        values: Values by channel; None for a channel that failed.
+        clock: Clock state: "unset", "server", or empty for the node's own clock, which was set.
+    """
 
     node: str
     time_ms: int
@@ -172,7 +222,13 @@ class StoredSample(NamedTuple):
 
 
 class StoredBatch(NamedTuple):
-    """Samples of one epoch read back from the store, by column; they have no `ups`."""
+    """Batch of samples of one epoch that was read back from the store. Its `samples` have no `ups`.
+
+    Attributes:
+        node: Name of the node.
+        epoch: Id of the epoch.
+        samples: The samples.
+    """
 
     node: str
     epoch: str
@@ -180,9 +236,13 @@ class StoredBatch(NamedTuple):
 
 
 class FormerName(NamedTuple):
-    """A name that a node had until it was renamed, and when that was (ms since 1970).
+    """Name that a node had until it was renamed.
 
-    is_released  what says that it has this name is not that node any more
+    Attributes:
+        name: The former name.
+        node: Present name of the node.
+        until_ms: Time of the renaming, in ms since 1970 (UTC).
+        is_released: True if a node that reports this name is a different node.
     """
 
     name: str
@@ -192,11 +252,12 @@ class FormerName(NamedTuple):
 
 
 class NodeRecords(NamedTuple):
-    """What operators have said of nodes.
+    """Records that operators have made about nodes.
 
-    former   former names, the earliest first; the same name may be there for several nodes
-    retired  since when a node is retired (ms since 1970); absent: it is in use
-    labels   (node, sensor) to the text that people see in place of the sensor's name
+    Attributes:
+        former: Former names, the earliest renaming first. Several nodes may have had the same name.
+        retired: Time since which a node is retired, in ms since 1970 (UTC), by node. Nodes in use are absent.
+        labels: Labels, which are displayed instead of the sensors' names, by (node, sensor).
     """
 
     former: Sequence[FormerName] = ()
@@ -205,7 +266,15 @@ class NodeRecords(NamedTuple):
 
 
 class Bucket(NamedTuple):
-    """Values of one of several equal spans: its place (0, 1 ...), their number, range and mean."""
+    """Values in one of several time ranges of equal length.
+
+    Attributes:
+        place: Index of the range (0, 1, ...).
+        values: Number of values.
+        low: Lowest value.
+        high: Highest value.
+        mean: Mean of the values.
+    """
 
     place: int
     values: int
@@ -214,26 +283,34 @@ class Bucket(NamedTuple):
     mean: float
 
     def with_other(self, other: Bucket) -> Bucket:
-        """Return this bucket merged with another one of the same place."""
+        """Return this bucket merged with the bucket `other` of the same place."""
         values = self.values + other.values
         mean = (self.mean * self.values + other.mean * other.values) / values
-        if mean - mean != 0:  # the sum left the range of floats
+        if mean - mean != 0:  # infinite or NaN: the sum exceeded the range of floats
             mean = self.mean * (self.values / values) + other.mean * (other.values / values)
         return bucket(self.place, values, min(self.low, other.low), max(self.high, other.high), mean)
 
 
 def bucket(place: int, values: int, low: float, high: float, mean: float) -> Bucket:
-    """Return a bucket whose mean lies within its range: a rounding may lead it out, at the ends even to infinity."""
+    """Return a bucket of `values` values at `place`, with `mean` limited to the range from `low` to `high`.
+
+    Rounding can move a mean out of its range, and even to infinity near the limits of floats.
+    """
     return Bucket(place, values, low, high, min(max(mean, low), high))
 
 
 class Rollup(NamedTuple):
-    """One sensor's values within a window [start, end).
+    """Statistics of one sensor's values in a window [start, end).
 
-    values     how many there are
-    median     the middle one, or the mean of the two in the middle
-    mode       the most frequent value; the lowest of several
-    deviation  the standard deviation of all of them (of the population, so divided by `values`)
+    Attributes:
+        end_ms: End of the window, in ms since 1970 (UTC).
+        values: Number of values.
+        mean: Mean of the values.
+        median: Middle value, or the mean of the two middle values.
+        mode: Most frequent value; the lowest one if there are several.
+        low: Lowest value.
+        high: Highest value.
+        deviation: Standard deviation of the population (the sum of squares is divided by `values`).
     """
 
     end_ms: int
@@ -246,16 +323,17 @@ class Rollup(NamedTuple):
     deviation: float
 
 
-SPANS_MS = (600_000, HOUR_MS)  # of the windows that are summed up: ten minutes and an hour, counted from 1970
+SPANS_MS = (600_000, HOUR_MS)  # lengths of the rollup windows: ten minutes and one hour, aligned to 1970 (UTC)
 
 
 class NodeUsage(NamedTuple):
-    """What a store has of a node, as far as it is limited: see server/node_limits.py.
+    """Usage of the limited resources of a store by one node: see server/node_limits.py.
 
-    nodes    nodes in the whole store
-    epochs   epochs of the node
-    gaps     gaps of the node
-    missing  samples in them, those of earlier epochs (`before`) included
+    Attributes:
+        nodes: Number of nodes in the complete store.
+        epochs: Number of epochs of the node.
+        gaps: Number of gaps of the node.
+        missing: Number of samples in these gaps, including those of earlier epochs (`before`).
     """
 
     nodes: int
@@ -265,10 +343,14 @@ class NodeUsage(NamedTuple):
 
 
 class Window(NamedTuple):
-    """A dirty window: its rollups are to be made (again).
+    """Dirty window: its rollups must be calculated for the first time or again.
 
-    as_of    what tells the store whether something came into it since
-    is_late  its samples may be gone already: what is there has come later
+    Attributes:
+        node: Name of the node.
+        span_ms: Length of the window, in ms.
+        end_ms: End of the window, in ms since 1970 (UTC).
+        as_of: Version of the window's content. With it the store detects samples that were added later.
+        is_late: True if samples of the window may have been deleted. The samples that are stored arrived after that.
     """
 
     node: str
@@ -279,15 +361,18 @@ class Window(NamedTuple):
 
 
 def is_late(end_ms: int, kept_from_ms: int) -> bool:
-    """Return True if the samples of a window that ends then may have been deleted; kept_from_ms 0: none was."""
+    """Return True if samples of the window that ends at `end_ms` may have been deleted.
+
+    `kept_from_ms` is the time before which samples may have been deleted, or 0 if none were.
+    """
     return kept_from_ms > 0 and end_ms <= kept_from_ms
 
 
 def merge_rollups(one: Rollup, other: Rollup) -> Rollup:
-    """Return the rollup of two parts of one window whose samples are not available.
+    """Return the rollup of a window from the rollups `one` and `other` of its two parts, without their samples.
 
-    Count, mean, minimum, maximum and deviation are exact (Chan, Golub and LeVeque 1979); median and mode are those of
-    the larger part.
+    Count, mean, minimum, maximum and deviation are exact (Chan, Golub and LeVeque 1979). Median and mode are taken from
+    the part with more values.
     """
     values = one.values + other.values
     low, high = min(one.low, other.low), max(one.high, other.high)
@@ -304,28 +389,35 @@ def merge_rollups(one: Rollup, other: Rollup) -> Rollup:
 
 
 def scale_of(low: float, high: float) -> float:
-    """Return a power of two that brings values from `low` to `high` to between -2 and 2, exactly.
+    """Return a power of two by which values from `low` to `high` are divided so that they are between -2 and 2.
 
-    Sums and squares of values near the ends of floats are no floats any more.
+    The division is exact. It is needed because sums and squares of very large values exceed the range of floats.
     """
     return 2.0 ** min(math.frexp(max(abs(low), abs(high)))[1], 1023)
 
 
 def unscaled(value: float, scale: float, low: float = -_FLOAT_MAX, high: float = _FLOAT_MAX) -> float:
-    """Return `value` times `scale`, within `low` and `high`: a rounding may lead it out, at the ends to infinity."""
+    """Return `value` times `scale`, limited to the range from `low` to `high`.
+
+    Rounding can move the product out of the range, and even to infinity near the limits of floats.
+    """
     return min(max(value * scale, low), high)
 
 
 def window_end(time_ms: int, span_ms: int) -> int:
-    """Return the end of the window of a sample: windows are [start, end), and have the names of their ends."""
+    """Return the end of the window of `span_ms` that contains `time_ms`. Windows are [start, end)."""
     return (time_ms // span_ms + 1) * span_ms
 
 
 def whole_hours(first_ms: int, last_ms: int) -> int:
-    """Return the end of a whole hour before which samples may be deleted. If an hour lost only some of its samples, one
-    that comes late could not be told from those that are left, which are in the rollups already.
+    """Return the time before which samples may be deleted: the end of a complete hour, in ms since 1970 (UTC).
 
-    first_ms, last_ms  when the first and the last of the oldest samples were taken, of as many as are to go
+    Only complete hours are deleted. If an hour lost only some of its samples, late samples could not be distinguished
+    from the remaining ones, which are included in the rollups already.
+
+    Args:
+        first_ms: Time of the oldest sample to delete, in ms since 1970 (UTC).
+        last_ms: Time of the newest sample to delete, in ms since 1970 (UTC).
     """
     end_ms = window_end(last_ms, HOUR_MS)
     start_ms = end_ms - HOUR_MS
@@ -335,14 +427,22 @@ def whole_hours(first_ms: int, last_ms: int) -> int:
 def pieces_to_read(
     from_ms: int, to_ms: int, count: int, kept_from_ms: int, dirty_ends: Callable[[int, int, int], Iterable[int]]
 ) -> list[tuple[int, int, int]]:
-    """Return what to read for `count` buckets of [from_ms, to_ms): (span, from, to), which stands for the windows of
-    that span within [from, to); a span of 0 for the samples taken in [from, to).
+    """Return the time ranges to read in order to make buckets, each from rollups or from samples.
 
-    Rollups where buckets are as wide, and where the samples are deleted; but not the windows that are dirty. A dirty
-    window whose samples are deleted is both: its rollup, and what has come since.
+    Rollups are used if the buckets are at least as wide as a window, and where samples are deleted. They are not used
+    for dirty windows. For a dirty window whose samples are deleted, both its rollup and its late samples are read.
 
-    kept_from_ms  samples before it may have been deleted; 0: none was
-    dirty_ends    returns the ends of the dirty windows of a span that end in (after, until], oldest first
+    Args:
+        from_ms: Start of all buckets, in ms since 1970 (UTC), inclusive.
+        to_ms: End of all buckets, exclusive.
+        count: Number of buckets.
+        kept_from_ms: Time before which samples may have been deleted; 0 if none were.
+        dirty_ends: Function (span, after, until) that returns the ends of the dirty windows of this span that end in
+            (after, until], oldest first. All times are in ms.
+
+    Returns:
+        Triples (span, from, to), oldest first. They select the windows of that span within [from, to) or, if the span
+        is 0, the samples in [from, to).
     """
     width_ms = (to_ms - from_ms) / count
     span_ms = max((span for span in SPANS_MS if span <= width_ms), default=0)
@@ -352,17 +452,17 @@ def pieces_to_read(
     high_ms = summed_to_ms // span_ms * span_ms
     if high_ms <= low_ms:
         return [(0, from_ms, to_ms)]
-    pieces, at_ms = [(0, from_ms, low_ms)], low_ms
+    pieces, next_ms = [(0, from_ms, low_ms)], low_ms
     for end_ms in dirty_ends(span_ms, low_ms, high_ms):
         summed_ms = end_ms if is_late(end_ms, kept_from_ms) else end_ms - span_ms
-        pieces += [(span_ms, at_ms, summed_ms), (0, end_ms - span_ms, end_ms)]
-        at_ms = end_ms
-    pieces += [(span_ms, at_ms, high_ms), (0, high_ms, to_ms)]
+        pieces += [(span_ms, next_ms, summed_ms), (0, end_ms - span_ms, end_ms)]
+        next_ms = end_ms
+    pieces += [(span_ms, next_ms, high_ms), (0, high_ms, to_ms)]
     found: list[tuple[int, int, int]] = []
     for piece in pieces:
         if piece[1] >= piece[2]:
             continue
-        if found and not piece[0] and not found[-1][0]:  # dirty windows side by side are read at once
+        if found and not piece[0] and not found[-1][0]:  # adjacent dirty windows are read together
             found[-1] = (0, found[-1][1], piece[2])
         else:
             found.append(piece)

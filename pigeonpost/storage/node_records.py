@@ -1,7 +1,8 @@
-"""Records of what operators have said of nodes: the SQL, which is the same for SQLite and PostgreSQL.
+"""SQL for the records that operators make about nodes: former names, retirements and labels.
 
-Functions on an open connection; those that change something run within a transaction of the writer. Errors: those of
-the database; LookupError for a node without stored data, ValueError for a new name that is taken.
+The SQL is the same for SQLite and PostgreSQL. All methods work on an open connection. Those that change something must
+run within a transaction of the writer thread.
+Errors: those of the database; LookupError for a node without stored data; ValueError for a new name that is in use.
 """
 
 from __future__ import annotations
@@ -13,17 +14,20 @@ from pigeonpost.storage.models import FormerName, NodeRecords
 
 
 class RecordTables:
-    """The tables `retired`, `former_names` and `labels`."""
+    """Access to the tables `retired`, `former_names` and `labels`.
+
+    The argument `db` of each method is an open connection to the database.
+    """
 
     def __init__(self, parameter: str) -> None:
-        """parameter: how the database writes a parameter in SQL"""
+        """Initialise the queries. `parameter` is the placeholder of the database, "?" or "%s"."""
         self._parameter = parameter
 
     def read(self, db: Any) -> NodeRecords:
-        """Return all of it, for Store.node_records."""
+        """Return all records in the database `db`, for Store.node_records."""
         former = self._rows(
             db,
-            # A name that another node has by now was taken by a token of its own, or by a release.
+            # Another node can only have received a former name through its own token or through a release.
             "SELECT f.name, n.name, f.until, CASE WHEN o.id IS NULL THEN f.released ELSE 1 END"
             " FROM former_names f JOIN nodes n ON n.id = f.node LEFT JOIN nodes o ON o.name = f.name"
             " ORDER BY f.until, f.name, n.name",
@@ -37,18 +41,29 @@ class RecordTables:
         )
 
     def unreleased(self, db: Any, names: Collection[str]) -> set[str]:
-        """Return which of these names are former ones that no other node may have yet."""
+        """Return those of `names` that are former names and are not yet released for another node, read from `db`."""
         rows = self._rows(db, "SELECT DISTINCT name FROM former_names WHERE released = 0")
         return {name for (name,) in rows if name in names}
 
     def rename(self, db: Any, node: str, new: str, now_ms: int) -> None:
-        """Give a node another name, for Store.rename."""
+        """Rename a node, for Store.rename.
+
+        Args:
+            db: Open connection, in a transaction.
+            node: Present name.
+            new: New name.
+            now_ms: Current time, in ms since 1970 (UTC).
+
+        Raises:
+            LookupError: Nothing is stored for `node`.
+            ValueError: Something is stored for `new`.
+        """
         id = self._id(db, node)
         if self._rows(db, "SELECT id FROM nodes WHERE name = ?", new):
-            raise ValueError(f"something of a node {new} is stored")
+            raise ValueError(f"data of a node {new} is already stored")
         self._run(db, "UPDATE nodes SET name = ? WHERE id = ?", new, id)
         self._run(db, "DELETE FROM former_names WHERE name = ? AND node = ?", new, id)
-        self.release(db, node)  # of those that had it before: the clock does not tell whose name it was last
+        self.release(db, node)  # earlier owners of this name: a clock that stepped cannot tell which node had it last
         self._run(
             db,
             "INSERT INTO former_names (name, node, until, released) VALUES (?, ?, ?, 0)"
@@ -57,18 +72,26 @@ class RecordTables:
         )  # fmt: skip
 
     def release(self, db: Any, name: str) -> None:
-        """Release a former name, for Store.release."""
+        """Release the former name `name` in `db`, for Store.release."""
         self._run(db, "UPDATE former_names SET released = 1 WHERE name = ?", name)
 
     def retire(self, db: Any, node: str, at_ms: int | None) -> None:
-        """Record or undo a retirement, for Store.retire."""
+        """Record in `db` that `node` is retired since `at_ms`, or in use if that is None, for Store.retire.
+
+        Raises:
+            LookupError: Nothing is stored for `node`.
+        """
         id = self._id(db, node)
         self._run(db, "DELETE FROM retired WHERE node = ?", id)
         if at_ms is not None:
             self._run(db, "INSERT INTO retired (node, at) VALUES (?, ?)", id, at_ms)
 
     def relabel(self, db: Any, node: str, sensor: str, label: str) -> None:
-        """Record the label of a sensor, for Store.relabel."""
+        """Record the `label` of a `sensor` of `node` in `db`; an empty label removes it. For Store.relabel.
+
+        Raises:
+            LookupError: Nothing is stored for `node`.
+        """
         id = self._id(db, node)
         self._run(db, "DELETE FROM labels WHERE node = ? AND sensor = ?", id, sensor)
         if label:
@@ -77,7 +100,7 @@ class RecordTables:
     def _id(self, db: Any, node: str) -> int:
         rows = self._rows(db, "SELECT id FROM nodes WHERE name = ?", node)
         if not rows:
-            raise LookupError(f"nothing of a node {node} is stored")
+            raise LookupError(f"nothing is stored for a node {node}")
         return int(rows[0][0])
 
     def _rows(self, db: Any, query: str, *values: Any) -> list[Any]:

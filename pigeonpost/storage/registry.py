@@ -1,4 +1,4 @@
-"""The kinds of store, and the choice between them by the settings."""
+"""Selection of the store that the settings configure: SQLite or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -7,9 +7,20 @@ from pigeonpost.storage.contract import Store
 
 
 def open_store(settings: Settings, data: str, look_only: bool = False) -> Store:
-    """Open the store that the settings name: PostgreSQL where `[store] postgres` has an address, else SQLite in `data`.
+    """Open the configured store and return it.
 
-    Raises SettingsError for one that cannot be used as it is set, DiskError for one that does not work.
+    It is PostgreSQL if `[store] postgres` contains an address, and SQLite otherwise.
+
+    Args:
+        settings: Settings of the server.
+        data: Path of the server's data folder, which contains the SQLite database.
+        look_only: True to open the store for reading only, for example while a server is running.
+
+    Raises:
+        SettingsError: The store cannot be used with these settings.
+        StoreDamaged: The store is damaged.
+        DiskError: The store cannot be opened or created.
+        InUse: Another process uses the store as this server.
     """
     address: str = settings["store", "postgres"]
     if address:

@@ -1,7 +1,7 @@
-"""A store in memory: keeps the whole contract but durability and threads, for tests that need thousands of it.
+"""Store in memory for tests that need thousands of stores: the complete contract except durability and threads.
 
-A transaction works on copies that are small: marks and tops of what it touches, and lists that are cut back to their
-old length when it fails. `backup` and `restored` are what `cp -a` of a data folder is.
+A transaction copies only the marks and tops that it changes. If it fails, lists are truncated to their old length.
+`backup` and `restored` correspond to `cp -a` of a data folder.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class MemoryStore(Store):
         self.last_filed = 0
         self.logs: list[LogMark] = []
         self.full = False
-        # (node, span, end) of each window that is not summed up, with the last filing that came into it
+        # (node, span, end) of each dirty window, with the last filing number that was added to it
         self.windows: dict[tuple[str, int, int], int] = {}
         self.summed: dict[tuple[str, int, int], dict[str, Rollup]] = {}
         self.kept_from: dict[str, int] = {}
@@ -163,7 +163,7 @@ class MemoryStore(Store):
     def rename(self, node: str, new: str, now_ms: int) -> None:
         self._require(node)
         if any(new == known for known, _ in self.epochs):
-            raise ValueError(f"something of a node {new} is stored")
+            raise ValueError(f"data of a node {new} is already stored")
 
         def key(old: tuple[Any, ...]) -> Any:
             return (new if old[0] == node else old[0], *old[1:])
@@ -201,7 +201,7 @@ class MemoryStore(Store):
 
     def _require(self, node: str) -> None:
         if not any(node == known for known, _ in self.epochs):
-            raise LookupError(f"nothing of a node {node} is stored")
+            raise LookupError(f"nothing is stored for a node {node}")
 
     def node_records(self) -> NodeRecords:
         known = {node for node, _ in self.epochs}
@@ -212,7 +212,7 @@ class MemoryStore(Store):
         pass
 
     def backup(self) -> MemoryStore:
-        """A copy of everything, as it is now."""
+        """Return a copy of the present state."""
         copy = MemoryStore(self.identity)
         copy.epochs, copy.tops, copy.samples = dict(self.epochs), dict(self.tops), list(self.samples)
         copy.gap_rows, copy.epoch_commits, copy.logs = list(self.gap_rows), list(self.epoch_commits), list(self.logs)
@@ -267,7 +267,7 @@ class MemoryStore(Store):
         return found if limit < 0 else found[-limit:]
 
     def downsample(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
-        """From the samples alone: what was forgotten is not in them."""
+        """Downsample the stored samples only, without the rollups of expired ones."""
         places: dict[int, list[Any]] = {}
         for point in self.points(node, from_ms, to_ms, 1 << 60):
             if point.values.get(sensor) is not None:
@@ -315,7 +315,7 @@ class MemoryStore(Store):
             yield StoredSample(node, sample.time_ms, epoch, sample.seq, sample.values, sample.clock)
 
     def verify(self) -> Iterator[str]:
-        """Every seq of every epoch up to its mark stored once, or in a gap."""
+        """Check that each seq of each epoch up to its mark is stored once or is in a gap."""
         seen: dict[tuple[str, str], list[int]] = {key: [] for key in self.epochs}
         for node, epoch, sample in self.samples:
             seen[node, epoch].append(sample.seq)

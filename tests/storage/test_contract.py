@@ -1,4 +1,4 @@
-"""The contract of a store, and what is special to SQLite."""
+"""Contract of a store, and properties of the SQLite store."""
 
 import os
 import random
@@ -56,7 +56,7 @@ def batch(first, last, node="a", epoch=E1, base=0, units=None, **more):
 
 
 def wrapped(samples, node="a", epoch=E1):
-    """Samples of any sensors as the batches that a link would make of them."""
+    """Return samples with any sensors as the batches that a link would create."""
     return [Batch(node, OUTBOX, epoch, 0, part, None, {}, print, print) for part in batches_of(samples)]
 
 
@@ -65,7 +65,7 @@ def gap(first, last, node="a", epoch=E1, base=0, before=0, why="overwritten"):
 
 
 def file(store, *batches, log=None):
-    """Commit `batches`, all of them new, by the contract alone. Returns the number of the last filing."""
+    """Commit `batches`, which must be new, through the interface only. Return the last filing number."""
     epoch_commits = {}
     with store.writing({(b.node, b.epoch): None for b in batches}) as marks:
         for b in batches:
@@ -79,7 +79,7 @@ def file(store, *batches, log=None):
 
 
 class Direct:
-    """Does a MaintenanceWorker's jobs at once, without an Ingestor."""
+    """Writer that runs jobs of a MaintenanceWorker immediately, without an Ingestor."""
 
     def __init__(self, store):
         self.store = store
@@ -90,7 +90,7 @@ class Direct:
 
 
 class StoreContract:
-    """What every store must do. A subclass makes them: `make` opens the same data again and again."""
+    """Tests of the contract, for all stores. `make` of the subclass opens the same data each time."""
 
     def setUp(self):
         self.store = self.make()
@@ -102,7 +102,7 @@ class StoreContract:
         self.store.close()
         self.store = self.make()
 
-    def test_nothing_is_known_of_an_empty_store(self):
+    def test_empty_store_returns_nothing(self):
         self.assertEqual(self.store.marks("a", OUTBOX, [E1]), (0, {}))
         self.assertEqual(self.store.nodes(), [])
         self.assertIsNone(self.store.log_mark())
@@ -112,11 +112,11 @@ class StoreContract:
         self.assertEqual(list(self.store.verify()), [])
 
     def change(self, job):
-        """Change something within a transaction."""
+        """Run a job within a transaction."""
         with self.store.writing(()):
             job()
 
-    def test_renamed_node_keeps_everything_under_its_new_name(self):
+    def test_renamed_node_keeps_all_data_under_its_new_name(self):
         file(self.store, batch(1, 3), gap(4, 6), batch(7, 8), batch(1, 1, node="b"))
         before = self.store.points("a", 0, 1 << 60, 100)
         about = next(one for one in self.store.nodes() if one["name"] == "a")
@@ -136,7 +136,7 @@ class StoreContract:
             self.assertEqual(list(self.store.verify()), [])
             self.reopen()
 
-    def test_batches_after_a_rename_follow_those_before(self):
+    def test_batches_after_a_rename_continue_those_before(self):
         file(self.store, batch(1, 3))
         self.change(lambda: self.store.rename("a", "c", 1000))
         self.change(lambda: self.store.release("a"))
@@ -144,7 +144,7 @@ class StoreContract:
         self.assertEqual([one.seq for one in self.store.points("c", 0, 1 << 60, 100)], [1, 2, 3, 4, 5])
         self.assertEqual([one.epoch for one in self.store.points("a", 0, 1 << 60, 100)], [E2])
 
-    def test_rename_to_a_name_in_use_or_of_nothing_changes_nothing(self):
+    def test_rename_to_a_used_name_or_of_an_unknown_node_changes_nothing(self):
         file(self.store, batch(1, 3), batch(1, 1, node="b"))
         for node, new, error in (("a", "b", ValueError), ("z", "y", LookupError)):
             with self.subTest(node=node), self.assertRaises(error):
@@ -152,7 +152,7 @@ class StoreContract:
         self.assertEqual(list(self.store.node_records().former), [])
         self.assertEqual(self.store.marks("a", OUTBOX, [E1])[0], 3)
 
-    def test_renamed_back_the_later_name_is_the_former_one(self):
+    def test_node_that_is_renamed_back_has_its_later_name_as_former_name(self):
         file(self.store, batch(1, 3))
         self.change(lambda: self.store.rename("a", "b", 1000))
         self.change(lambda: self.store.rename("b", "a", 2000))
@@ -160,7 +160,7 @@ class StoreContract:
         self.change(lambda: self.store.release("b"))
         self.assertEqual(list(self.store.node_records().former), [("b", "a", 2000, True)])
 
-    def test_of_two_nodes_that_had_a_name_the_last_one_is_meant_whatever_the_clock_said(self):
+    def test_former_name_of_two_nodes_means_the_last_one_even_after_a_clock_step(self):
         file(self.store, batch(1, 3))
         self.change(lambda: self.store.rename("a", "b", 5000))
         self.change(lambda: self.store.release("a"))
@@ -170,7 +170,7 @@ class StoreContract:
         unreleased = {one.name: one.node for one in self.store.node_records().former if not one.is_released}
         self.assertEqual(unreleased, {"a": "c", "b": "a1"})
 
-    def test_windows_of_a_node_renamed_meanwhile_are_found_again(self):
+    def test_dirty_windows_of_a_renamed_node_are_found_again(self):
         file(self.store, batch(1, 3))
         far_ms = self.store.points("a", 0, 1 << 60, 1)[0].time_ms + 10**8
         old = self.store.dirty_windows(far_ms, 10)
@@ -180,7 +180,7 @@ class StoreContract:
             self.change(lambda: self.assertFalse(self.store.merge_late_rollups(window, {})))  # noqa: B023
         self.assertEqual([one.node for one in self.store.dirty_windows(far_ms, 10)], ["b"] * len(old))
 
-    def test_retired_nodes_and_labels_survive_a_rename_and_a_start(self):
+    def test_retirement_and_labels_survive_a_rename_and_a_restart(self):
         file(self.store, batch(1, 3))
         self.change(lambda: self.store.retire("a", 5000))
         self.change(lambda: self.store.relabel("a", "temperature", "North wall"))
@@ -196,7 +196,7 @@ class StoreContract:
         with self.assertRaises(LookupError):
             self.change(lambda: self.store.retire("z", 1))
 
-    def test_marks_are_those_of_the_last_commit_and_survive(self):
+    def test_marks_of_the_last_commit_survive_a_restart(self):
         file(self.store, batch(1, 3), batch(1, 2, epoch=E2, base=3), batch(1, 5, node="b"))
         identity = self.store.identity
         for _ in range(2):
@@ -209,8 +209,8 @@ class StoreContract:
             self.assertEqual(self.store.identity, identity)
             self.reopen()
 
-    def test_the_number_of_an_outbox_outlives_an_epoch_that_goes_on_in_another_one(self):
-        """As after a card was copied: each has sent samples of it."""
+    def test_running_number_of_an_outbox_is_kept_if_its_epoch_continues_in_another_one(self):
+        """For example, a card was copied, and both copies have sent samples of the epoch."""
         other = "00000000000000bb"
         file(self.store, batch(1, 3, base=10))
         file(self.store, batch(4, 4, base=100)._replace(outbox=other))
@@ -222,12 +222,12 @@ class StoreContract:
         file(self.store, batch(6, 6, base=None), batch(1, 1, epoch=E2, base=20))
         self.assertEqual([self.store.marks("a", outbox, ())[0] for outbox in (OUTBOX, other)], [21, 104])
 
-    def test_marks_within_a_transaction(self):
+    def test_marks_are_readable_within_a_transaction(self):
         file(self.store, batch(1, 3))
         with self.store.writing([("a", E1), ("a", E2), ("b", E1)]) as marks:
             self.assertEqual(dict(marks), {("a", E1): HighWaterMark(3, 3000)})
 
-    def test_a_transaction_that_raises_leaves_nothing(self):
+    def test_transaction_that_raises_stores_nothing(self):
         file(self.store, batch(1, 3))
         with self.assertRaises(ZeroDivisionError), self.store.writing([("c", E2)]):
             new = EpochCommit("c", OUTBOX, E2, NOTHING)
@@ -240,7 +240,7 @@ class StoreContract:
         self.assertEqual(self.store.nodes()[1]["sensors"], {"temperature": "K"})
         self.assertEqual(list(self.store.verify()), [])
 
-    def test_a_gap_moves_the_mark_and_has_no_up(self):
+    def test_gap_moves_the_mark_and_has_no_uptime(self):
         file(self.store, batch(1, 3), gap(4, 9, before=2))
         self.assertEqual(self.store.marks("a", OUTBOX, [E1]), (9, {E1: HighWaterMark(9, None)}))
         file(self.store, batch(10, 10))
@@ -253,7 +253,7 @@ class StoreContract:
         )
         self.assertEqual(list(self.store.verify()), [])
 
-    def test_rollups_are_those_of_all_samples_of_a_window(self):
+    def test_rollups_contain_all_samples_of_a_window(self):
         start_ms, chance = 1_795_000_000_000 // 3_600_000 * 3_600_000, random.Random(3)
         times = sorted(start_ms + chance.choice((1, 5, 700, 600_000, 3_000_000)) * (1 + n % 3) // 2 for n in range(60))
         for node in "ab":
@@ -274,7 +274,7 @@ class StoreContract:
         self.assertAlmostEqual(found.deviation, statistics.pstdev(inside), 9)
 
     def test_sums_of_gaps_beyond_64_bits_are_exact(self):
-        """Servers of before 0.2 stored gaps of any size; what they have stored is still there."""
+        """Servers before version 0.2 accepted gaps of any size, which may still be stored."""
         epochs = [f"{n:016x}" for n in range(1, 13)]
         file(self.store, batch(1, 2, node="b"))
         for epoch in epochs:
@@ -334,16 +334,16 @@ class StoreContract:
             for found in self.store.summaries("a", "temperature", span_ms, 0, 1 << 60):
                 for figure in found:
                     self.assertTrue(abs(figure) <= HUGE, found)
-        if type(self.store) is not MemoryStore:  # which makes none from rollups
+        if type(self.store) is not MemoryStore:  # it uses no rollups
             (found,) = self.store.downsample("a", "temperature", start_ms, start_ms + hour_ms, 1)
             self.assertAlmostEqual(found.mean / (HUGE / 5 * (4 / 3)), 1.0, 12)
 
-    def test_a_gap_of_older_epochs_alone_moves_only_the_running_number(self):
+    def test_gap_that_contains_only_older_epochs_moves_only_the_running_number(self):
         file(self.store, gap(1, 0, base=70, before=70))
         self.assertEqual(self.store.marks("a", OUTBOX, [E1]), (70, {E1: HighWaterMark(0, None)}))
         self.assertEqual(self.store.nodes()[0]["missing"], 70)
 
-    def test_what_the_log_owes_comes_in_its_order(self):
+    def test_pending_log_entries_are_in_the_order_of_the_log(self):
         file(self.store, batch(1, 2), batch(1, 1, node="b"), gap(3, 4), batch(5, 5))
         last = file(self.store, batch(6, 7))
         owed = list(self.store.logged_after(0))
@@ -360,7 +360,7 @@ class StoreContract:
         self.assertEqual(owed[0].items[0][0].values, {"temperature": 20.5, "light": 1})
         self.assertEqual(owed[0].units, {"temperature": "°C"})
 
-    def test_what_the_log_has_is_forgotten_with_the_mark(self):
+    def test_entries_up_to_the_log_mark_are_not_pending(self):
         last = file(self.store, batch(1, 2))
         log = LogMark("one.csv", 100, 7, last)
         after = file(self.store, batch(3, 3), log=log)
@@ -373,7 +373,7 @@ class StoreContract:
         self.assertEqual(list(self.store.logged_after(after)), [])
         self.assertGreater(file(self.store, batch(4, 4)), after)
 
-    def test_values_come_back_as_they_went(self):
+    def test_values_are_returned_unchanged(self):
         odd = {"a": 0, "b": -0.0, "c": 1e-300, "d": 123456789012345678, "e": None, "f": 0.1, "g": -5, "h": 1.0}
         one = Sample(1, 1_795_000_000_001, 5, odd, {"e": "no response"}, "unset")
         file(self.store, Batch("a", OUTBOX, E1, 0, SampleBatch.of([one]), None, {}, print, print))
@@ -382,19 +382,19 @@ class StoreContract:
         self.assertEqual([type(v) for v in point.values.values()], [type(v) for v in odd.values()])
         self.assertEqual((point.time_ms, point.clock, point.epoch, point.seq), (1_795_000_000_001, "unset", E1, 1))
 
-    def test_points_are_the_last_of_the_span_oldest_first(self):
+    def test_points_are_the_last_of_the_range_oldest_first(self):
         file(self.store, batch(1, 100))
         points = self.store.points("a", 1_795_000_000_000, 1_795_000_051_000, 3)
         self.assertEqual([point.seq for point in points], [48, 49, 50])
         self.assertEqual(self.store.points("zz", 0, 1 << 60, 3), [])
 
-    def test_columns_sum_up(self):
+    def test_buckets_summarise_the_values(self):
         file(self.store, *[batch(seq, seq, temperature=seq) for seq in range(1, 11)])
         columns = self.store.downsample("a", "temperature", 1_795_000_001_000, 1_795_000_011_000, 2)
         self.assertEqual([tuple(column) for column in columns], [(0, 5, 1, 5, 3.0), (1, 5, 6, 10, 8.0)])
         self.assertEqual(self.store.downsample("a", "nothing", 0, 1 << 60, 2), [])
 
-    def test_columns_over_a_change_of_sensors(self):
+    def test_buckets_span_a_change_of_sensors(self):
         one = Sample(1, 1000, 5, {"x": 1, "t": 2.5}, {}, "")
         two = Sample(2, 2000, 6, {"t": None, "x": 4}, {"t": "no"}, "")
         three = Sample(3, 3000, 7, {"t": 3.5}, {}, "")
@@ -404,7 +404,7 @@ class StoreContract:
             [tuple(c) for c in self.store.downsample("a", "x", 0, 4000, 4)], [(1, 1, 1, 1, 1.0), (2, 1, 4, 4, 4.0)]
         )
 
-    def test_two_samples_of_one_moment_are_two(self):
+    def test_two_samples_with_one_time_are_both_stored(self):
         file(self.store, batch(1, 5, time_ms=1_795_000_000_000), batch(1, 5, epoch=E2, time_ms=1_795_000_000_000))
         self.assertEqual(len(self.store.points("a", 0, 1 << 60, 100)), 10)
         self.assertEqual(list(self.store.verify()), [])
@@ -412,14 +412,16 @@ class StoreContract:
     # --- by column
 
     def compact(self, filed):
-        """Rewrite all that the log does not owe, as a MaintenanceWorker does; a store may have nothing to rewrite."""
+        """Compact all logged samples, as a MaintenanceWorker does. Some stores do not need compaction."""
         file(self.store, log=LogMark("a.csv", 1, 0, filed))
         while job := self.store.compaction(FAR_MS):
             self.assertGreater(self.run_in(job), 0)
 
     def history(self, chance):
-        """Samples of two epochs at the same time: over hours, with other sensors now and then, clocks that are set and
-        stepped, late ones, and batches of one. Returns (epoch, sample) in the order of the commits."""
+        """Return random samples of two concurrent epochs, as pairs (epoch, sample) in the order of the commits.
+
+        They extend over hours, with changes of the sensors, clocks that are set or step, late samples, and single ones.
+        """
         taken, seqs = [], {E1: 0, E2: 0}
         for epoch in chance.choices((E1, E2), k=12):
             at_ms = self.NOON + chance.randrange(-3 * self.HOUR, self.HOUR)
@@ -443,7 +445,7 @@ class StoreContract:
         return filed
 
     def read_by_column(self, from_ms, to_ms):
-        """Returns (time, epoch, seq, values, clock) of each sample, in their order."""
+        """Return (time, epoch, seq, values, clock) of each sample, in order."""
         found, last = [], {}
         for node, epoch, part in self.store.stored_batches("a", from_ms, to_ms):
             self.assertEqual((node, part.ups), ("a", []))
@@ -453,7 +455,7 @@ class StoreContract:
             found += [(one.time_ms, epoch, one.seq, one.values, one.clock) for one in part]
         return sorted(found, key=lambda row: row[:3])
 
-    def test_histories_are_read_as_they_were_taken(self):
+    def test_random_histories_are_read_unchanged(self):
         chance = random.Random(11)
         taken = self.history(chance)
         filed = self.put_history(taken)
@@ -537,7 +539,7 @@ class StoreContract:
             self.assertEqual([b[:4] for b in together.get("t", [])], [b[:4] for b in found])
             self.assertNotIn("nothing", together)
 
-    def test_what_the_log_owes_of_a_history_is_what_was_taken(self):
+    def test_pending_log_entries_of_a_random_history_are_complete(self):
         taken = self.history(random.Random(12))
         self.put_history(taken)
         owed = [(logged.epoch, one.seq, one.time_ms, one.values) for logged in self.store.logged_after(0)
@@ -548,7 +550,7 @@ class StoreContract:
                 [(one.seq, one.time_ms, one.values) for code, one in taken if code == epoch],
             )
 
-    def test_filing_numbers_are_never_given_twice(self):
+    def test_filing_numbers_are_never_reused(self):
         last = file(self.store, batch(1, 3), gap(4, 5), batch(6, 7))
         self.compact(last)
         self.reopen()
@@ -567,7 +569,7 @@ class StoreContract:
     NOON = 1_795_003_200_000  # the end of an hour
 
     def put(self, *times_ms, first=1, values=None, log=None, node="a"):
-        """Samples taken then, with values 1, 2, 3 ...; their windows."""
+        """Store samples with these times and the values 1, 2, 3, ... Return the last filing number."""
         made = [sample(first + n, (values or range(1, 1000))[n], time_ms) for n, time_ms in enumerate(times_ms)]
         return file(
             self.store,
@@ -583,7 +585,7 @@ class StoreContract:
             return job()
 
     def sum_up(self, before_ms=1 << 60):
-        """As a MaintenanceWorker does, to the end."""
+        """Do all work of a MaintenanceWorker."""
         taker = MaintenanceWorker(self.store, Direct(self.store), FakeClock(before_ms))
         while taker.work():
             pass
@@ -591,7 +593,7 @@ class StoreContract:
     def windows(self, before_ms=1 << 60):
         return sorted((w.node, w.span_ms, w.end_ms, w.is_late) for w in self.store.dirty_windows(before_ms, 1000))
 
-    def test_what_was_stored_is_to_be_summed_up(self):
+    def test_windows_of_stored_samples_are_dirty(self):
         noon, ten = self.NOON, SPANS_MS[0]
         self.put(noon - 2, noon - 1, noon)
         expected = [("a", span, noon + plus * span, False) for span in SPANS_MS for plus in (0, 1)]
@@ -602,7 +604,7 @@ class StoreContract:
         self.assertEqual(len(self.store.dirty_windows(1 << 60, 3)), 3)
         self.assertEqual(ten, 600_000)
 
-    def test_windows_are_from_their_start_to_before_their_end(self):
+    def test_windows_include_their_start_and_exclude_their_end(self):
         noon = self.NOON
         self.put(noon - SPANS_MS[0] - 1, noon - SPANS_MS[0], noon - 1, noon, values=[1, 2, 4, 8])
         self.sum_up()
@@ -613,7 +615,7 @@ class StoreContract:
         self.assertEqual([(s.end_ms, s.values) for s in hours], [(noon, 3), (noon + self.HOUR, 1)])
         self.assertEqual(self.store.summaries("a", "nothing", self.HOUR, 0, 1 << 60), [])
 
-    def test_what_came_while_it_was_summed_up_is_not_overlooked(self):
+    def test_samples_added_during_a_rollup_leave_the_window_dirty(self):
         self.put(self.NOON)
         windows = self.store.dirty_windows(1 << 60, 10)
         self.put(self.NOON, first=2, values=[9])
@@ -624,7 +626,7 @@ class StoreContract:
         self.assertEqual(self.windows(), [])
         self.assertEqual(self.store.summaries("a", "temperature", self.HOUR, 0, 1 << 60)[0].values, 2)
 
-    def test_a_transaction_that_raises_marks_nothing_and_the_next_one_does(self):
+    def test_transaction_that_raises_marks_no_window_dirty(self):
         with self.assertRaises(KeyError), self.store.writing(()):
             epoch_commit = EpochCommit("a", OUTBOX, E1, NOTHING)
             epoch_commit.add(batch(1, 1), 0)
@@ -634,7 +636,7 @@ class StoreContract:
         self.put(sample(1).time_ms)
         self.assertEqual(len(self.windows()), 2)
 
-    def test_late_repeated_and_missing_data_give_what_a_recount_gives(self):
+    def test_rollups_with_late_repeated_and_missing_data_equal_a_recount(self):
         chance = random.Random(5)
         taken = []
         for seq in range(1, rounds("PIGEONPOST_TEST_LATE_SAMPLES", 150, 400)):
@@ -662,13 +664,13 @@ class StoreContract:
                 self.assertAlmostEqual(one.mean, statistics.fmean(values), delta=1e-9 * max(map(abs, values)))
                 self.assertAlmostEqual(one.deviation, statistics.pstdev(values), delta=1e-6)
 
-    def test_columns_of_summaries_are_those_of_the_samples(self):
+    def test_buckets_from_rollups_equal_those_from_samples(self):
         times = [self.NOON + n * 60_000 for n in range(600)]
         self.put(*times)
         ask = "a", "temperature", self.NOON, self.NOON + 10 * self.HOUR
         for late, count in enumerate((1, 5, 10, 20, 60, 200), 601):
             plain = self.columns_of(*ask, count)
-            self.sum_up(self.NOON + 5 * self.HOUR)  # half of them
+            self.sum_up(self.NOON + 5 * self.HOUR)  # half of the samples
             self.assertEqual(self.columns_of(*ask, count), plain)
             self.sum_up()
             self.assertEqual(self.columns_of(*ask, count), plain)
@@ -676,7 +678,7 @@ class StoreContract:
             self.assertEqual(several, {
                 sensor: self.store.downsample("a", sensor, *ask[2:], count) for sensor in ("temperature", "light")
             })  # fmt: skip
-            self.put(self.NOON + 3 * self.HOUR + late, first=late, values=[5])  # and one comes late
+            self.put(self.NOON + 3 * self.HOUR + late, first=late, values=[5])  # one sample arrives late
         shifted = "a", "temperature", self.NOON + 123_456, self.NOON + 9 * self.HOUR + 654_321
         self.assertEqual(sum(c.values for c in self.store.downsample(*shifted, 3)),
                          sum(c.values for c in self.store.downsample(*shifted, 5000)))  # fmt: skip
@@ -684,9 +686,9 @@ class StoreContract:
     def columns_of(self, *ask):
         return [(c.place, c.values, c.low, c.high, round(c.mean, 6)) for c in self.store.downsample(*ask)]
 
-    # --- forgetting
+    # --- deletion of expired samples
 
-    def test_only_what_is_logged_and_summed_up_is_forgotten(self):
+    def test_only_logged_and_rolled_up_samples_are_deleted(self):
         hour = self.HOUR
         filed = self.put(*(self.NOON - n * hour for n in range(4)))
         self.assertEqual(self.run_in(lambda: self.store.delete_expired(self.NOON + hour, 100)), 0)
@@ -701,7 +703,7 @@ class StoreContract:
         self.assertEqual((node["forgotten"], node["kept_from_ms"]), (2, self.NOON - hour))
         self.assertEqual(len(self.store.summaries("a", "temperature", hour, 0, 1 << 60)), 4)
 
-    def test_a_little_at_a_time_and_always_whole_hours(self):
+    def test_deletion_proceeds_in_steps_of_whole_hours(self):
         hour = self.HOUR
         filed = self.put(*(self.NOON - 1 - n * hour - k for n in range(4) for k in range(5 - n)))  # 5, 4, 3, 2
         self.put(self.NOON + hour, first=15, log=self.log_all(filed))
@@ -710,7 +712,7 @@ class StoreContract:
         self.assertEqual(gone, [2, 3, 4, 5, 0])
         self.assertEqual(list(self.store.verify()), [])
 
-    def test_what_comes_late_between_two_steps_is_counted_once(self):
+    def test_late_sample_between_two_deletions_is_counted_once(self):
         times = [self.NOON - 1 - n * 60_000 for n in range(10)]
         filed = self.put(*times, values=range(10))
         self.sum_up()
@@ -723,7 +725,7 @@ class StoreContract:
         (found,) = self.store.summaries("a", "temperature", self.HOUR, 0, self.NOON)
         self.assertEqual((found.values, found.high), (11, 100))
 
-    def test_what_comes_after_that_is_added_to_the_statistics(self):
+    def test_late_sample_after_the_deletion_is_merged_into_the_rollups(self):
         filed = self.put(*(self.NOON - 1 - n * 1000 for n in range(10)), values=range(10))
         self.sum_up()
         self.put(self.NOON + self.HOUR, first=11, log=self.log_all(filed))
@@ -731,7 +733,7 @@ class StoreContract:
         self.assertEqual(self.run_in(lambda: self.store.delete_expired(self.NOON + 1, 100)), 10)
         filed = self.put(self.NOON - 500, self.NOON - 1_200_000, first=12, values=[100, 200])
         self.assertEqual({late for _, _, _, late in self.windows()}, {True})
-        self.sum_up()  # the log owes them still
+        self.sum_up()  # they are not in the log yet
         self.assertEqual(len(self.windows()), 3)
         self.put(self.NOON + self.HOUR, first=14, log=self.log_all(filed))
         self.sum_up()
@@ -746,8 +748,8 @@ class StoreContract:
         self.assertEqual(len(self.store.points("a", 0, self.NOON + 1, 10)), 0)
         self.assertEqual(list(self.store.verify()), [])
 
-    def test_charts_have_what_came_late_and_what_was_deleted(self):
-        """Also until a late sample is merged into its rollup, which waits for the log and for nodes that catch up."""
+    def test_charts_contain_late_and_deleted_samples(self):
+        """This also applies before a late sample is merged, which waits for the log and for nodes that catch up."""
         hour = self.HOUR
         filed = self.put(*(self.NOON - hour + n * 1000 for n in range(900)))
         self.put(self.NOON + hour, first=901, log=self.log_all(filed))
@@ -766,8 +768,8 @@ class StoreContract:
         self.assertEqual(self.store.points("a", 0, self.NOON, 10), [])
         self.assertEqual(charts(), [whole, wide, [(60, 601, 5000), (70, 300, 900), (110, 1, 6000)]])
 
-    def test_what_is_dated_before_1970_is_summed_up_stays_and_keeps_nothing_else(self):
-        """As by a clock that was never set: a node of which nothing was deleted has no late samples there."""
+    def test_samples_before_1970_are_rolled_up_and_do_not_block_deletion(self):
+        """The clock was never set. If no samples of a node were deleted, these samples are not late."""
         hour = self.HOUR
         early = -1, -hour, -SPANS_MS[0] // 2
         filed = self.put(*early, self.NOON - 1)
@@ -777,12 +779,12 @@ class StoreContract:
         self.assertEqual([p.time_ms for p in self.store.points("a", -FAR_MS, 0, 10)], sorted(early))
         (found,) = self.store.summaries("a", "temperature", hour, -FAR_MS, 0)
         self.assertEqual((found.end_ms, found.values), (0, 3))
-        fine = self.store.downsample("a", "temperature", -hour, 0, 3600)  # each in its own second
+        fine = self.store.downsample("a", "temperature", -hour, 0, 3600)  # each one in a separate second
         self.assertEqual([(c.place, c.values) for c in fine], [(0, 1), (3300, 1), (3599, 1)])
         self.assertEqual(self.run_in(lambda: self.store.delete_expired(self.NOON + hour, 100)), 4)
         self.assertEqual(list(self.store.verify()), [])
 
-    def test_random_commits_add_up(self):
+    def test_random_commits_are_consistent(self):
         chance = random.Random(7)
         marks = {}
         for _ in range(rounds("PIGEONPOST_TEST_RANDOM_COMMITS", 100, 300)):
@@ -814,7 +816,7 @@ class SqliteTest(StoreContract, unittest.TestCase):
         self.addCleanup(db.close)
         return db
 
-    def test_a_connection_that_cannot_read_the_file_is_closed(self):
+    def test_connection_that_cannot_read_the_file_is_closed(self):
         folder, made, connect = temp_folder(self), [], SqliteStore._connect
         with open(os.path.join(folder, DATABASE), "wb") as file:
             file.write(b"no database" * 100)
@@ -830,20 +832,20 @@ class SqliteTest(StoreContract, unittest.TestCase):
                 db.execute("SELECT 1")
         self.assertTrue(made)
 
-    def test_people_can_read_it(self):
+    def test_view_readings_is_readable(self):
         file(self.store, batch(1, 1))
         rows = self.shell().execute("SELECT * FROM readings").fetchall()
         time_ms = 1_795_000_001_000
         when = "2026-11-18T11:06:41.000Z", time_ms, time_ms, time_ms
         self.assertEqual(rows, [("a", "temperature", 20.5, "°C", *when), ("a", "light", 1, "", *when)])
 
-    def test_failures_keep_their_texts(self):
+    def test_texts_of_sensor_errors_are_stored(self):
         file(self.store, batch(1, 1, temperature=None, errors={"temperature": "no response"}))
         self.assertEqual(
             self.shell().execute("SELECT sensor, text FROM failures").fetchall(), [("temperature", "no response")]
         )
 
-    def test_verify_tells_a_repeat_a_loss_and_a_broken_mark(self):
+    def test_verify_reports_duplicates_losses_and_wrong_marks(self):
         file(self.store, batch(1, 9), batch(1, 9, node="b"), batch(1, 9, node="c"))
         db = self.shell()
         columns = "node, low, epoch, first, count, high, step, shape, clock, arrived, crc, data"
@@ -853,11 +855,11 @@ class SqliteTest(StoreContract, unittest.TestCase):
         found = sorted(self.store.verify())
         self.assertEqual(len(found), 3, found)
         self.assertIn("node a", found[0])
-        self.assertIn("9 samples are stored twice", found[0])
+        self.assertIn("9 samples stored twice", found[0])
         self.assertIn("node b", found[1])
         self.assertIn("node c", found[2])
 
-    def test_a_locked_file_is_tried_again_and_says_so(self):
+    def test_locked_file_raises_not_stored_and_can_be_retried(self):
         other = self.shell()
         other.execute("BEGIN IMMEDIATE")
         self.store._db.execute("PRAGMA busy_timeout = 10")
@@ -867,7 +869,7 @@ class SqliteTest(StoreContract, unittest.TestCase):
         file(self.store, batch(1, 3))
         self.assertEqual(list(self.store.verify()), [])
 
-    def test_a_full_disk_stores_nothing_and_then_all(self):
+    def test_commit_on_a_full_disk_stores_nothing_and_can_be_retried(self):
         file(self.store, batch(1, 3))
         (pages,) = self.store._db.execute("PRAGMA page_count").fetchone()
         self.store._db.execute(f"PRAGMA max_page_count = {pages}")
@@ -878,13 +880,13 @@ class SqliteTest(StoreContract, unittest.TestCase):
         file(self.store, batch(4, 4000))
         self.assertEqual(self.store.nodes()[0]["samples"], 4000)
 
-    def test_a_removed_file_is_never_written_to(self):
+    def test_removed_file_is_never_written_to(self):
         os.rename(os.path.join(self.folder, DATABASE), os.path.join(self.folder, "moved"))
         with self.assertRaises(DiskError) as caught:
             file(self.store, batch(1, 3))
         self.assertIn("removed", str(caught.exception))
 
-    def test_a_node_with_many_shapes_costs_the_others_nothing_and_its_own_charts_are_right(self):
+    def test_node_with_many_shapes_has_correct_charts_and_does_not_slow_down_others(self):
         names = [f"c{k}" for k in range(9)]
         for seq in range(1, 301):
             values = {name: float(seq) for k, name in enumerate(names) if seq >> k & 1} | {"t": float(seq)}
@@ -910,7 +912,7 @@ class SqliteTest(StoreContract, unittest.TestCase):
                     self.store.downsample("b", "temperature", start_ms, start_ms + 10_000, 1)
                 self.assertEqual(one.call_count, 1)
 
-    def test_a_node_with_many_dirty_windows_keeps_no_other_one_waiting(self):
+    def test_node_with_many_dirty_windows_does_not_delay_others(self):
         for node, count in (("a", 60), ("b", 1), ("c", 60), ("d", 2)):
             file(self.store, *(batch(n, n, node=node, time_ms=n * 7_200_000) for n in range(1, count + 1)))
         found = [window.node for window in self.store.dirty_windows(FAR_MS, 20)]
@@ -919,7 +921,7 @@ class SqliteTest(StoreContract, unittest.TestCase):
         self.assertEqual(len(self.store.dirty_windows(FAR_MS, 3)), 3)
         self.assertEqual(self.store.dirty_windows(0, 3), [])
 
-    def test_dirty_windows_in_memory_are_bounded_and_none_is_forgotten(self):
+    def test_number_of_dirty_windows_in_memory_is_limited_and_none_is_lost(self):
         with (
             mock.patch.object(rollups, "MOST_WINDOWS", 10), mock.patch.object(rollups, "MOST_WINDOWS_IN_ALL", 15),
         ):  # fmt: skip
@@ -937,8 +939,8 @@ class SqliteTest(StoreContract, unittest.TestCase):
             for node in "ab":
                 self.assertEqual(len(self.store.summaries(node, "temperature", 600_000, 0, FAR_MS)), 40)
 
-    def test_the_last_samples_of_a_dense_hour_are_read_without_the_hour(self):
-        times = list(range(self.NOON, self.NOON + self.HOUR, 100))  # ten a second: nine rows
+    def test_last_samples_of_a_dense_hour_are_read_without_the_rest(self):
+        times = list(range(self.NOON, self.NOON + self.HOUR, 100))  # ten per second, in nine rows
         one = SampleBatch(1, times, times, {"temperature": list(range(len(times)))})
         file(self.store, Batch("a", OUTBOX, E1, 0, one, None, {}, print, print))
         unpack = self.enterContext(mock.patch.object(runs, "unpack", wraps=runs.unpack))
@@ -948,26 +950,26 @@ class SqliteTest(StoreContract, unittest.TestCase):
             self.assertEqual([point.time_ms for point in found], times[-limit:])
             self.assertLessEqual(sum(row.count for call in unpack.call_args_list for row in call.args[0]), most)
 
-    def test_a_damaged_row_that_is_to_be_deleted_is_named(self):
+    def test_damaged_row_found_by_deletion_is_reported(self):
         filed = self.put(self.NOON - 1)
         self.put(self.NOON + self.HOUR, first=2, log=self.log_all(filed))
         self.sum_up()
         self.shell().execute("UPDATE chunks SET count = 'x' WHERE first = 1")
-        with self.assertLogs(), self.assertRaisesRegex(StoreDamaged, "a row that Pigeonpost never writes"):
+        with self.assertLogs(), self.assertRaisesRegex(StoreDamaged, "a row has a form that Pigeonpost never writes"):
             self.run_in(lambda: self.store.delete_expired(self.NOON + self.HOUR, 10))
 
-    def test_a_library_that_is_too_old_is_named(self):
+    def test_sqlite_library_that_is_too_old_is_refused(self):
         self.enterContext(mock.patch.multiple(sqlite3, sqlite_version_info=(3, 37, 2), sqlite_version="3.37.2"))
         with self.assertRaisesRegex(SettingsError, "needs SQLite 3.38 or newer; this Python has 3.37.2"):
             self.make()
 
-    def test_a_newer_file_is_refused_politely(self):
+    def test_newer_file_is_refused_with_the_reason(self):
         self.shell().execute("PRAGMA user_version = 99")
         with self.assertRaises(SettingsError) as caught:
             SqliteStore(self.folder)
         self.assertIn("newer", str(caught.exception))
 
-    def test_reading_beside_writing(self):
+    def test_concurrent_readers_see_consistent_data(self):
         stop, wrong = threading.Event(), []
 
         def look():
@@ -988,7 +990,7 @@ class SqliteTest(StoreContract, unittest.TestCase):
         self.assertEqual(wrong, [])
 
     def test_many_readers_share_few_connections(self):
-        """Each has two files open and pages in memory; a thousand nodes that come at once must not keep a thousand."""
+        """Each connection has two open files and pages in memory, so a thousand nodes must not open a thousand."""
         opened, asked = [], threading.Barrier(30)
         connect = self.store._connect
 
@@ -996,7 +998,7 @@ class SqliteTest(StoreContract, unittest.TestCase):
             asked.wait(LIMIT_S)
             for _ in range(10):
                 with self.store._reading():
-                    time.sleep(0.001)  # so that others come meanwhile
+                    time.sleep(0.001)  # so that the threads overlap
 
         def open_one(place, **uri):
             opened.append(place)
@@ -1011,14 +1013,14 @@ class SqliteTest(StoreContract, unittest.TestCase):
         self.assertLessEqual(1, len(opened))
         self.assertLessEqual(len(opened), 8)
 
-    def test_what_is_no_database_is_refused(self):
+    def test_file_that_is_not_a_database_is_refused(self):
         with tempfile.TemporaryDirectory() as folder:
             with open(os.path.join(folder, DATABASE), "wb") as damaged:
                 damaged.write(b"not a database, but something of the same name" * 100)
             with self.assertRaises(StoreDamaged):
                 SqliteStore(folder)
 
-    def test_it_is_durable_as_promised(self):
+    def test_database_uses_wal_and_full_synchronisation(self):
         self.assertEqual(self.store._db.execute("PRAGMA journal_mode").fetchone(), ("wal",))
         self.assertEqual(self.store._db.execute("PRAGMA synchronous").fetchone(), (2,))
 
@@ -1026,7 +1028,7 @@ class SqliteTest(StoreContract, unittest.TestCase):
         with self.store._reading() as db, self.assertRaises(sqlite3.OperationalError):
             db.execute("DELETE FROM fresh")
 
-    def test_a_folder_with_odd_letters(self):
+    def test_folder_name_may_contain_special_characters(self):
         with tempfile.TemporaryDirectory(prefix="a b#?%&é") as folder:
             store = SqliteStore(folder)
             self.addCleanup(store.close)
@@ -1035,11 +1037,9 @@ class SqliteTest(StoreContract, unittest.TestCase):
 
 
 class MemoryTest(StoreContract, unittest.TestCase):
-    """The store that the simulation uses keeps the same contract; its charts are made of samples alone, which are no
-    rows of a table.
-    """
+    """Contract of the store in memory, for the simulation. It makes charts from samples only, and has no rows."""
 
-    test_charts_have_what_came_late_and_what_was_deleted = None
+    test_charts_contain_late_and_deleted_samples = None
     test_rows_of_nodes_with_many_sensors_stay_small = None
 
     def setUp(self):
@@ -1051,9 +1051,9 @@ class MemoryTest(StoreContract, unittest.TestCase):
 
 
 class PiecesTest(unittest.TestCase):
-    def test_dirty_windows_side_by_side_are_one_piece(self):
+    def test_adjacent_dirty_windows_are_read_together(self):
         hour = SPANS_MS[1]
-        dirty = [1, 2, 3, 5, 8, 9]  # by their ends
+        dirty = [1, 2, 3, 5, 8, 9]  # ends of the windows
 
         def ends(span_ms, after_ms, until_ms):
             self.assertEqual((span_ms, after_ms, until_ms), (hour, 0, 9 * hour))

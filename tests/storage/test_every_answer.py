@@ -1,7 +1,7 @@
-"""Every way of asking says the same as a plain list of samples: API functions, views, exports, statistics, CSV logs.
+"""Comparison of all queries with a plain list of samples: API functions, views, exports, statistics and CSV logs.
 
-A seed plays some minutes to hours from a full hour on: late samples, clocks that step, sensors that come and go or
-fail, restarts and kills; maintenance comes in between, or stops in the middle.
+A seed simulates minutes to hours from a full hour on: late samples, clocks that step, sensors that appear, disappear or
+fail, restarts and kills. Maintenance runs in between, or is interrupted.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ def setUpModule():
 
 
 class Play:
-    """What one seed does to a store, and the plain list of what is in it."""
+    """Simulation of one seed on a store, with a plain list of its content."""
 
     def __init__(self, test, seed, keep_days=0.0):
         self.chance = random.Random(seed)
@@ -49,7 +49,7 @@ class Play:
         self.samples = []  # StoredSample
         self.gaps = []
         self.seqs = {}
-        self.ranks = {}  # of epochs: the order in which they came to the store
+        self.ranks = {}  # order in which the epochs were first stored
         self.nodes = ["a", "b-c", "E"][: self.chance.randint(1, 3)]
         self.open()
 
@@ -76,12 +76,12 @@ class Play:
         ))  # fmt: skip
 
     def stretch(self, seq):
-        """Samples that follow each other: in time, late, ahead, or with a clock that steps."""
+        """Return consecutive samples: in time, late, ahead of time, or with a clock step."""
         start_ms = self.clock.wall_ms() - self.chance.choice(
             (0, 0, 0, 1, 60_000, 600_000, HOUR_MS, 3 * HOUR_MS, -70_000)
         )
         if self.chance.random() < 0.2:
-            start_ms = start_ms // SHORT_MS * SHORT_MS  # an edge
+            start_ms = start_ms // SHORT_MS * SHORT_MS  # an edge of two windows
         every_ms = self.chance.choice((0, 1, 100, 1000, 10_000, 60_000, 600_000, -1000))
         names = self.chance.sample(["t", "p", "l", "m"], self.chance.randint(1, 4))
         clock = self.chance.choice(("", "", "unset", "server"))
@@ -143,10 +143,10 @@ class Play:
         self.clock.sleep(self.chance.choice((1, 1, 10, 61, 300)))
 
 
-class EveryAnswer(unittest.TestCase):
+class EveryAnswerTest(unittest.TestCase):
     maxDiff = 2000
 
-    def test_is_that_of_a_plain_list(self):
+    def test_answers_equal_those_of_a_plain_list(self):
         for seed in range(FIRST, FIRST + SEEDS):
             with self.subTest(seed=seed):
                 self.play = Play(self, seed)
@@ -161,7 +161,7 @@ class EveryAnswer(unittest.TestCase):
                     self.play.close()
                 self.check_logs()
 
-    def test_statistics_count_what_was_deleted(self):
+    def test_statistics_include_deleted_samples(self):
         for seed in range(FIRST, FIRST + SEEDS):
             with self.subTest(seed=seed):
                 self.play = Play(self, seed, keep_days=0.05)
@@ -212,7 +212,7 @@ class EveryAnswer(unittest.TestCase):
                     )  # fmt: skip
 
     def windows(self, samples, sensor, span_ms):
-        """The rollup of each window of these samples."""
+        """Return the rollup of each window of these samples."""
         found = {}
         for one in samples:
             if one.values.get(sensor) is not None:
@@ -220,7 +220,7 @@ class EveryAnswer(unittest.TestCase):
         return [rollup(found[end_ms], end_ms) for end_ms in sorted(found)]
 
     def assert_windows(self, found, wanted):
-        """All but median and mode, which those that came late do not change."""
+        """Compare all fields except median and mode, which late samples do not change."""
         exact = [(one.end_ms, one.values, one.low, one.high) for one in wanted]
         self.assertEqual([(one.end_ms, one.values, one.low, one.high) for one in found], exact)
         for one, other in zip(found, wanted):
@@ -286,7 +286,7 @@ class EveryAnswer(unittest.TestCase):
         self.assert_in_order(found)
 
     def assert_buckets(self, node, sensor, from_ms, to_ms, values):
-        """Where rollups may be used, only buckets of whole windows are known exactly."""
+        """Compare buckets. If rollups may be used, only buckets of complete windows are compared exactly."""
         store, chance = self.play.store, self.play.chance
         count = chance.choice((1, 3, 7, 100))
         width_ms = (to_ms - from_ms) / count
@@ -348,7 +348,7 @@ class EveryAnswer(unittest.TestCase):
         return sqlite3.connect(f"file:{os.path.join(self.play.folder, DATABASE)}?mode=ro", uri=True)
 
     def check_beside(self):
-        """What other programs see: views and exports."""
+        """Check the views and exports that other programs use."""
         readings = sorted(
             (one.node, sensor, one.time_ms, repr(value), UNITS.get(sensor, ""))
             for one in self.samples for sensor, value in one.values.items()
@@ -398,7 +398,7 @@ class EveryAnswer(unittest.TestCase):
         return node, sensor, parse_rfc3339(time), value, unit
 
     def check_logs(self):
-        """After the run: each reading and each gap is in the logs, once, in the order of its epoch."""
+        """Check after the run that each reading and gap is in the logs once, in the order of its epoch."""
         folder, found, gaps = os.path.join(self.play.folder, "logs"), [], 0
         for name in sorted(logs_in(folder), key=lambda name: (name[:-4].partition("_")[0], len(name), name)):
             with open(os.path.join(folder, name), newline="", encoding="utf-8") as file:

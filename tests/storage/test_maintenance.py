@@ -1,4 +1,4 @@
-"""What a rollup says; when MaintenanceWorker makes it, and deletes expired samples."""
+"""Content of rollups, and the times at which MaintenanceWorker calculates them and deletes expired samples."""
 
 import logging
 import math
@@ -26,7 +26,7 @@ HOUR = SPANS_MS[-1]
 
 
 def rollups_of(batches, end_ms):
-    """The rollup of each sensor that has a value in `batches`, which are all of one window."""
+    """Return the rollup of each sensor that has a value in `batches`, which are in one window."""
     found = {}
     for one in batches:
         maintenance.add_values(found, one.values)
@@ -38,28 +38,28 @@ def put(store, *times_ms, first=1, value=20.5):
     file(store, Batch("a", OUTBOX, E1, 0, SampleBatch.of(made), None, {"temperature": "°C"}, print, print))
 
 
-class Reckoning(unittest.TestCase):
+class RollupTest(unittest.TestCase):
     def assert_says(self, values, **expected):
         found = rollup(list(values), NOON)
         self.assertEqual((found.end_ms, found.values), (NOON, len(values)))
         for name, value in expected.items():
             self.assertEqual(getattr(found, name), value, name)
 
-    def test_one(self):
+    def test_rollup_of_one_value_equals_it(self):
         self.assert_says([5], mean=5, median=5, mode=5, low=5, high=5, deviation=0)
 
-    def test_the_median_of_an_even_number_is_between_the_two_in_the_middle(self):
+    def test_median_of_an_even_number_is_the_mean_of_the_two_middle_values(self):
         self.assert_says([4, 1, 3, 2], median=2.5, mode=1)
         self.assert_says([9, 1, 5], median=5)
 
-    def test_the_mode_is_the_lowest_of_the_most_frequent(self):
+    def test_mode_is_the_lowest_of_the_most_frequent_values(self):
         self.assert_says([3, 3, 1, 1, 2], mode=1)
         self.assert_says([0, 0, 0, 7], mode=0, mean=1.75)
 
-    def test_the_deviation_is_that_of_the_population(self):
+    def test_deviation_is_that_of_the_population(self):
         self.assert_says([2, 4, 4, 4, 5, 5, 7, 9], mean=5, deviation=2)
 
-    def test_it_agrees_with_pythons_statistics(self):
+    def test_rollup_equals_the_results_of_pythons_statistics(self):
         chance = random.Random(1)
         for _ in range(200):
             values = [
@@ -71,12 +71,12 @@ class Reckoning(unittest.TestCase):
             self.assertTrue(math.isclose(found.mean, statistics.fmean(values), rel_tol=1e-12))
             self.assertTrue(math.isclose(found.deviation, statistics.pstdev(values), rel_tol=1e-6, abs_tol=1e-9))
 
-    def test_the_largest_values_that_there_are(self):
+    def test_rollup_of_the_largest_floats_is_finite(self):
         self.assert_says([1.7e308, -1.7e308], mean=0, median=0, deviation=1.7e308)
         self.assert_says([1.7e308, 1.7e308], mean=1.7e308, median=1.7e308, deviation=0)
         self.assert_says([5e-324, 5e-324], low=5e-324, deviation=0)
 
-    def test_two_parts_are_what_the_whole_is(self):
+    def test_merged_rollups_of_two_parts_equal_that_of_the_whole(self):
         chance = random.Random(2)
         for _ in range(100):
             one = [chance.uniform(-5, 50) for _ in range(chance.randrange(1, 30))]
@@ -85,7 +85,7 @@ class Reckoning(unittest.TestCase):
             for name in ("values", "mean", "low", "high", "deviation"):
                 self.assertAlmostEqual(getattr(both, name), getattr(whole, name), msg=name)
 
-    def test_each_sensor_of_its_own_values_and_none_without(self):
+    def test_each_sensor_with_values_has_its_own_rollup(self):
         batches = [
             SampleBatch(1, [1, 2], [], {"t": [1, None], "x": [None, None]}),
             SampleBatch(3, [2], [], {"t": [None], "u": [5]}), SampleBatch(4, [3], [], {"t": [3]}),
@@ -94,7 +94,7 @@ class Reckoning(unittest.TestCase):
         self.assertEqual({name: (one.values, one.mean) for name, one in found.items()}, {"t": (2, 2.0), "u": (1, 5.0)})
 
 
-class Caring(unittest.TestCase):
+class MaintenanceTest(unittest.TestCase):
     def setUp(self):
         self.store = MemoryStore()
         self.clock = FakeClock(NOON)
@@ -107,7 +107,7 @@ class Caring(unittest.TestCase):
     def ends(self):
         return sorted({(span, end) for _, span, end in self.store.summed})
 
-    def test_a_window_is_summed_up_when_it_is_past_and_a_little(self):
+    def test_window_is_rolled_up_after_its_end_and_a_grace_period(self):
         put(self.store, NOON - 1000)
         self.work()
         self.assertEqual(self.ends(), [])
@@ -116,7 +116,7 @@ class Caring(unittest.TestCase):
         self.assertEqual(self.ends(), [(span, NOON) for span in SPANS_MS])
         self.assertEqual(self.maintenance.summed, 2)
 
-    def test_samples_go_when_their_time_is_over(self):
+    def test_expired_samples_are_deleted(self):
         put(self.store, NOON - 1000, NOON - 1, NOON)
         self.store.epoch_commits = []
         self.clock.sleep(86_399.999)
@@ -129,10 +129,10 @@ class Caring(unittest.TestCase):
         self.work()
         self.assertEqual((len(self.store.samples), self.maintenance.expired), (0, 3))
 
-    def test_the_writer_is_asked_seldom_whether_there_is_something_to_delete(self):
+    def test_writer_is_seldom_asked_to_delete_samples(self):
         put(self.store, NOON - 1000)
         self.clock.sleep(86_400 + 60)
-        self.work()  # the log owes it still
+        self.work()  # it is not in the log yet
         self.store.epoch_commits = []
         with mock.patch.object(self.store, "delete_expired", wraps=self.store.delete_expired) as asked:
             for _ in range(59):
@@ -143,7 +143,7 @@ class Caring(unittest.TestCase):
             self.work()
         self.assertEqual(self.maintenance.expired, 1)
 
-    def test_for_ever_is_for_ever(self):
+    def test_samples_are_kept_permanently_without_a_limit(self):
         worker = MaintenanceWorker(self.store, Direct(self.store), self.clock)
         put(self.store, 1000)
         self.store.epoch_commits = []
@@ -151,8 +151,8 @@ class Caring(unittest.TestCase):
             pass
         self.assertEqual(len(self.store.samples), 1)
 
-    def test_many_go_a_little_at_a_time(self):
-        with mock.patch.object(maintenance, "_FORGET_AT_ONCE", 3):
+    def test_many_samples_are_deleted_in_small_steps(self):
+        with mock.patch.object(maintenance, "_DELETE_AT_ONCE", 3):
             put(self.store, *(NOON - n * HOUR for n in range(10)))
             self.store.epoch_commits = []
             self.clock.sleep(2 * 86_400)
@@ -162,7 +162,7 @@ class Caring(unittest.TestCase):
         self.assertEqual((len(self.store.samples), self.maintenance.expired), (0, 10))
         self.assertGreaterEqual(steps, 4)
 
-    def test_a_node_that_always_brings_something_old_keeps_no_other_one_from_being_deleted(self):
+    def test_node_that_always_sends_old_samples_does_not_prevent_deletion(self):
         with mock.patch.object(maintenance, "_PARTS_BETWEEN", 5):
             put(self.store, NOON - 1000)
             self.clock.sleep(2 * 86_400)
@@ -174,8 +174,8 @@ class Caring(unittest.TestCase):
         self.assertEqual((len(self.store.samples), self.maintenance.expired), (11, 1))
 
 
-class Busy(Direct):
-    """A writer of a server to which nodes send what they have held."""
+class BusyWriter(Direct):
+    """Writer of a server to which nodes send buffered samples."""
 
     def __init__(self, store):
         super().__init__(store)
@@ -187,11 +187,11 @@ class Busy(Direct):
         return self.is_busy
 
 
-class Resting(unittest.TestCase):
+class PauseTest(unittest.TestCase):
     def run_worker(self, most_rest_s):
         store = MemoryStore()
         put(store, NOON - 1000)
-        writer = Busy(store)
+        writer = BusyWriter(store)
         for name, value in (("LOOK_S", 0.001), ("_MOST_REST_S", most_rest_s)):
             patched = mock.patch.object(maintenance, name, value)
             patched.start()
@@ -201,22 +201,21 @@ class Resting(unittest.TestCase):
         self.addCleanup(worker.stop, LIMIT_S)
         return worker, writer
 
-    def test_it_rests_while_nodes_catch_up(self):
+    def test_worker_pauses_while_nodes_catch_up(self):
         worker, writer = self.run_worker(1e9)
         wait_until(lambda: writer.asked > 5, "it has looked several times")
         self.assertEqual(worker.summed, 0)
         writer.is_busy = False
         wait_until(lambda: worker.summed == 2, "it works again")
 
-    def test_but_not_for_ever(self):
+    def test_pause_while_nodes_catch_up_is_limited(self):
         worker, writer = self.run_worker(0.005)
         wait_until(lambda: worker.summed == 2, "something is done all the same")
         self.assertTrue(writer.is_busy)
 
 
-class Edges(unittest.TestCase):
-    """A sample on the edge of a window is in the one that begins there: before it is summed up, after it, and after
-    the samples are deleted."""
+class EdgeTest(unittest.TestCase):
+    """A sample on the edge between two windows is in the later one, before and after its rollup and its deletion."""
 
     def setUp(self):
         self.store = SqliteStore(temp_folder(self))
@@ -233,7 +232,7 @@ class Edges(unittest.TestCase):
         found = self.store.downsample("a", "temperature", NOON - HOUR, NOON + HOUR, count)
         return [(one.place, one.values, one.low, one.high) for one in found]
 
-    def test_the_same_before_and_after_it_is_summed_up_and_without_samples(self):
+    def test_edge_sample_is_in_the_same_window_before_and_after_rollup_and_deletion(self):
         times = range(NOON - HOUR, NOON + HOUR, 10_000)
         made = [sample(n, n, time_ms) for n, time_ms in enumerate(times, 1)]
         filed = file(self.store, Batch("a", OUTBOX, E1, 0, SampleBatch.of(made), None, {}, print, print))
@@ -267,7 +266,7 @@ class Edges(unittest.TestCase):
         )
         file(self.store, log=LogMark("a.csv", 1, 0, filed))
 
-    def test_what_is_not_summed_up_is_not_deleted(self):
+    def test_samples_without_rollups_are_not_deleted(self):
         self.put_logged(1, NOON - HOUR)
         with self.store.writing(()):
             self.assertEqual(self.store.delete_expired(NOON + HOUR, 10), 0)
@@ -275,16 +274,16 @@ class Edges(unittest.TestCase):
         with self.store.writing(()):
             self.assertEqual(self.store.delete_expired(NOON + HOUR, 10), 1)
 
-    def test_what_the_log_owes_of_one_node_keeps_no_other_one_from_being_deleted(self):
+    def test_pending_log_entries_of_one_node_do_not_prevent_deletion_of_another(self):
         self.put_logged(1, NOON - HOUR)
-        old = SampleBatch.of([sample(1, time_ms=NOON - 9 * HOUR)])  # its clock is wrong, and its row the newest
+        old = SampleBatch.of([sample(1, time_ms=NOON - 9 * HOUR)])  # its clock is wrong, and its row is the newest
         file(self.store, Batch("b", OUTBOX, E2, 0, old, None, {}, print, print))
         self.work()
         with self.store.writing(()):
             self.assertEqual(self.store.delete_expired(NOON + HOUR, 10), 1)
         self.assertEqual({node["name"]: node["forgotten"] for node in self.store.nodes()}, {"a": 1, "b": 0})
 
-    def test_what_comes_late_while_late_samples_are_summed_up_is_not_overlooked(self):
+    def test_late_sample_added_during_a_merge_is_merged_later(self):
         self.put_logged(1, NOON - HOUR, value=1)
         self.clock.sleep(2 * 86_400)
         self.work(keep_days=1)
@@ -306,7 +305,7 @@ class Edges(unittest.TestCase):
         self.assertEqual((self.store.nodes()[0]["forgotten"], list(self.store.verify())), (3, []))
 
     def put_beside(self, seq, time_ms, value):
-        """Store a sample within the transaction that is open, and that the log has it."""
+        """Store a logged sample within the open transaction."""
         commit = EpochCommit("a", OUTBOX, E1, NOTHING)
         commit.add(Batch("a", OUTBOX, E1, 0, SampleBatch.of([sample(seq, value, time_ms)]), None, {}, print, print), 0)
         filed = self.store.put([commit], 1, None)
@@ -326,9 +325,9 @@ class Edges(unittest.TestCase):
         self.assertEqual(list(self.store.verify()), [])
 
 
-class Damaged(unittest.TestCase):
-    def test_an_hour_that_cannot_be_read_keeps_nothing_else_waiting(self):
-        """Its own windows stay to be summed up, and what is there of it stays, late or not."""
+class DamageTest(unittest.TestCase):
+    def test_unreadable_hour_does_not_delay_others(self):
+        """Its own windows remain dirty, and its readable samples are kept, late or not."""
         store = SqliteStore(temp_folder(self))
         self.addCleanup(store.close)
         for n in range(4):
@@ -344,7 +343,7 @@ class Damaged(unittest.TestCase):
             if not worker.work():
                 break
         else:
-            self.fail("it goes on for ever")
+            self.fail("the work does not end")
         found = store.summaries("a", "temperature", HOUR, 0, 1 << 60)
         self.assertEqual([one.end_ms for one in found], [NOON + 2 * HOUR, NOON + 4 * HOUR])
         left = {one.end_ms for one in store.dirty_windows(1 << 60, 99) if one.span_ms == HOUR}
@@ -352,13 +351,13 @@ class Damaged(unittest.TestCase):
         self.assertEqual(store._db.execute("SELECT count(*) FROM chunks").fetchone(), (4,))
         self.assertEqual(store._db.execute("SELECT count(*) FROM fresh").fetchone(), (0,))
 
-    def test_many_hours_that_cannot_be_read_keep_nothing_else_waiting_and_are_tried_again(self):
+    def test_many_unreadable_hours_do_not_delay_others_and_are_tried_again(self):
         store, clock = SqliteStore(temp_folder(self)), FakeClock(NOON + 20 * HOUR)
         self.addCleanup(store.close)
         for n in range(6):
             put(store, NOON + n * HOUR, first=n + 1)
         other = Batch("b", OUTBOX, E2, 0, SampleBatch.of([sample(1, 20.5, NOON)]), None, {}, print, print)
-        file(store, other)  # of another node an hour that cannot be read, too
+        file(store, other)  # another node also has an unreadable hour
         store._db.execute("UPDATE fresh SET data = replace(data, '20.5', '21.5') WHERE id = 7")
         whole = store._db.execute("SELECT id, data FROM fresh WHERE id < 6").fetchall()
         store._db.execute("UPDATE fresh SET data = replace(data, '20.5', '21.5') WHERE id < 6")
@@ -372,7 +371,7 @@ class Damaged(unittest.TestCase):
 
         with (
             mock.patch.object(maintenance, "_AT_ONCE", 4),
-            mock.patch.object(maintenance, "_WINDOWS_OF_HOUR", 2),  # so many are dirty here
+            mock.patch.object(maintenance, "_WINDOWS_OF_HOUR", 2),  # number of dirty windows here
         ):
             for _ in range(6):
                 found = summed()
@@ -387,7 +386,7 @@ class Damaged(unittest.TestCase):
                 found = summed()
         self.assertEqual(found, [NOON + n * HOUR for n in range(1, 7)])
 
-    def test_what_is_merged_and_deleted_while_a_window_is_read_is_counted_once(self):
+    def test_samples_merged_while_a_window_is_read_are_counted_once(self):
         store, clock = SqliteStore(temp_folder(self)), FakeClock(NOON + 100 * HOUR)
         self.addCleanup(store.close)
         worker = MaintenanceWorker(store, Direct(store), clock, keep_days=1)
@@ -413,7 +412,7 @@ class Damaged(unittest.TestCase):
         self.assertEqual((one.values, one.low), (3, 7.5))
         self.assertEqual(worker.expired, 2)
 
-    def test_compaction_that_meets_damage_keeps_what_is_expired_from_staying(self):
+    def test_damage_found_by_compaction_does_not_prevent_deletion(self):
         store = SqliteStore(temp_folder(self))
         self.addCleanup(store.close)
         put(store, NOON)
@@ -429,8 +428,8 @@ class Damaged(unittest.TestCase):
                 worker.work()
 
 
-class WithAnIngestor(IngestCase):
-    """The real writer thread, and a store of which it alone writes."""
+class IngestorTest(IngestCase):
+    """Worker with a real writer thread."""
 
     clock_type = Clock
 
@@ -438,7 +437,7 @@ class WithAnIngestor(IngestCase):
         self.ingestor.start()
         self.addCleanup(self.ingestor.stop, LIMIT_S)
 
-    def test_it_works_by_itself(self):
+    def test_worker_runs_automatically(self):
         put(self.store, *(NOON + n * 1000 for n in range(3000)))
         self.start()
         with mock.patch.object(maintenance, "LOOK_S", 0.01):
@@ -449,7 +448,7 @@ class WithAnIngestor(IngestCase):
         found = self.store.summaries("a", "temperature", SPANS_MS[0], 0, 1 << 60)
         self.assertEqual(sum(one.values for one in found), 3000)
 
-    def test_a_full_disk_is_waited_for_and_a_broken_one_ends_it(self):
+    def test_worker_waits_for_a_full_disk_and_ends_after_a_disk_error(self):
         put(self.store, NOON)
         self.start()
         logging.disable(logging.CRITICAL)
@@ -462,18 +461,18 @@ class WithAnIngestor(IngestCase):
             worker.start()
             wait_until(lambda: tried.call_count > 2, "it is tried again")
             tried.side_effect = DiskError("broken")
-            wait_until(lambda: self.failures, "the program is told")
+            wait_until(lambda: self.failures, "the error is reported")
             worker._thread.join(LIMIT_S)
             self.assertFalse(worker._thread.is_alive())
 
-    def test_what_a_job_raises_is_raised_where_it_came_from(self):
+    def test_error_of_a_job_is_raised_in_the_calling_thread(self):
         self.start()
         with self.assertRaises(ZeroDivisionError):
             self.ingestor.run(lambda: 1 / 0, LIMIT_S)
         self.assertEqual(self.ingestor.run(lambda: 5, LIMIT_S), 5)
         self.assertEqual(self.failures, [])
 
-    def test_a_job_that_nobody_can_do_now_is_not_done_later(self):
+    def test_job_that_cannot_run_in_time_is_never_run(self):
         done = []
         with self.assertRaises(NotStored):
             self.ingestor.run(lambda: done.append(1), 0.02)
@@ -481,8 +480,8 @@ class WithAnIngestor(IngestCase):
         self.ingestor.run(lambda: done.append(2), LIMIT_S)
         self.assertEqual(done, [2])
 
-    def test_commits_come_between_jobs(self):
-        """However much there is to tidy, what is accepted is committed."""
+    def test_commits_run_between_jobs(self):
+        """Accepted batches are committed, regardless of the amount of maintenance."""
         self.start()
         stop = threading.Event()
 

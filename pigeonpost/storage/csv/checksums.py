@@ -1,8 +1,9 @@
 """SHA-256 checksums of closed CSV logs, in logs/SHA256SUMS, in the format of `sha256sum -c`.
 
-A temporary thread reads logs that a crash (or an older version) left without a checksum: a long log takes a while, and
-no start waits for that. `_lock` guards the file; it is held while the file is replaced.
-Errors: none that stop the server: a failure is logged, and the next start adds the missing checksum.
+A temporary thread reads the logs that have no checksum because of a crash or an older version. A start does not wait
+for it, because reading a long log takes time. `_lock` guards the file, and is held while the file is replaced.
+
+Errors: none that stop the server. A failure is logged, and the next start adds the missing checksum.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def logs_in(folder: str) -> list[str]:
 
 
 def read_sums(folder: str) -> dict[str, str]:
-    """Return name and SHA-256 (hex) of each closed log. Invalid lines are skipped."""
+    """Return the SHA-256 (hex) of each closed log in `folder`, by the name of the log. Invalid lines are skipped."""
     try:
         with open(os.path.join(folder, LOG_CHECKSUMS), encoding="utf-8", errors="replace") as file:
             found = [_LINE(line) for line in file]
@@ -42,28 +43,34 @@ def read_sums(folder: str) -> dict[str, str]:
 
 
 def sums_text(sums: dict[str, str]) -> bytes:
-    """Return the content of the checksum file."""
+    """Return the content of the checksum file for `sums`, which maps names of logs to their SHA-256 (hex)."""
     return "".join([f"{checksum}  {name}\n" for name, checksum in sorted(sums.items())]).encode()
 
 
 def faults(folder: str) -> Iterator[str]:
-    """Compare the closed logs with their checksums. Yields a line for each that has changed, or is missing."""
+    """Yield a line for each closed log in `folder` that differs from its checksum, or that cannot be read."""
     for name, expected in read_sums(folder).items():
         try:
             with open(os.path.join(folder, name), "rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            yield f"{name}: a closed log that cannot be read: {error.strerror}"
+            yield f"{name}: this closed log cannot be read: {error.strerror}"
             continue
         if found != expected:
-            yield f"{name}: changed since it was closed (its SHA-256 is {found}, and {LOG_CHECKSUMS} says {expected})"
+            yield f"{name}: changed since it was closed (its SHA-256 is {found}, but {LOG_CHECKSUMS} has {expected})"
 
 
 def check_pieces(folder: str, control: str) -> Iterator[str]:
-    """As `faults`, a block at a time. Yields after each: a fault with its remedy, or "". A log that somebody deleted is
-    told by `verify` alone: that was meant so.
+    """Compare the closed logs with their checksums, one block at a time.
 
-    control: how control.py is called for this data folder
+    A missing log is not a fault here, because a user may have deleted it on purpose. Only `verify` reports it.
+
+    Args:
+        folder: Folder of the logs.
+        control: Command line of control.py for this data folder, for the remedy.
+
+    Yields:
+        After each block, a fault with its remedy, or an empty string.
     """
     for name, expected in read_sums(folder).items():
         total = hashlib.sha256()
@@ -79,17 +86,22 @@ def check_pieces(folder: str, control: str) -> Iterator[str]:
             continue
         if total.hexdigest() != expected and read_sums(folder).get(name) == expected:
             yield (
-                f"{name} is not what it was when it was closed; {_remedy(control)}. If you changed it, remove its line"
-                f" from {LOG_CHECKSUMS} in its folder, and restart the server"
+                f"{name} has changed since it was closed; {_remedy(control)}. If you changed it, remove its line from"
+                f" {LOG_CHECKSUMS} in its folder, and restart the server"
             )
 
 
 def check_open_log(digest: Callable[[], tuple[str, int, str]], control: str) -> Iterator[str]:
-    """Compare the log that is being written with what was written, a block at a time. Yields as `check_pieces`.
+    """Compare the log of this run, which is still open, with the data that were written to it, one block at a time.
 
-    digest: returns its path, its length, and the SHA-256 of that
+    Args:
+        digest: Function that returns the path of the log, its length in bytes, and the SHA-256 of these bytes.
+        control: Command line of control.py for this data folder, for the remedy.
+
+    Yields:
+        After each block, a fault with its remedy, or an empty string.
     """
-    for is_last in (False, True):  # between the first two looks it may have been cut back and completed
+    for is_last in (False, True):  # a second pass, because the log may have been cut and completed during the first one
         path, size, expected = digest()
         total, left = hashlib.sha256(), size
         try:
@@ -99,11 +111,11 @@ def check_open_log(digest: Callable[[], tuple[str, int, str]], control: str) -> 
                     left -= len(block)
                     yield ""
         except OSError:
-            return  # the next flush tells of a log that is not there
+            return  # the next flush reports a missing log
         if not size or total.hexdigest() == expected:
             return
         if is_last:
-            yield f"{os.path.basename(path)} is not what was written to it; {_remedy(control)}"
+            yield f"{os.path.basename(path)} differs from what was written to it; {_remedy(control)}"
 
 
 def _remedy(control: str) -> str:
@@ -111,7 +123,7 @@ def _remedy(control: str) -> str:
 
 
 class LogChecksums:
-    """The checksum file in `folder`, which one server writes."""
+    """Checksum file in `folder`. Only one server writes it."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -120,11 +132,11 @@ class LogChecksums:
         self._thread: threading.Thread | None = None
 
     def seal(self, name: str, checksum: str) -> None:
-        """Add the checksum of a log, which is closed."""
+        """Add `checksum`, the SHA-256 (hex) of the closed log `name`."""
         self._change({name: checksum})
 
     def unseal(self, name: str) -> None:
-        """Remove the checksum of a closed log, to which more will be written."""
+        """Remove the checksum of the closed log `name`, because more rows will be written to it."""
         if name in read_sums(self._folder):
             self._change({name: ""})
 
@@ -135,29 +147,32 @@ class LogChecksums:
                 text = sums_text({name: checksum for name, checksum in sums.items() if checksum})
                 replace_file(os.path.join(self._folder, LOG_CHECKSUMS), text)
             except OSError as error:
-                log.warning("%s is not written, the next start tries it again: %s", LOG_CHECKSUMS, error)
+                log.warning("%s cannot be written, and the next start tries again: %s", LOG_CHECKSUMS, error)
 
     def catch_up(self, current: str) -> None:
-        """Start to calculate the missing checksums of all logs but `current`, in a thread."""
+        """Start a thread that calculates the missing checksums of all logs except `current`."""
         missing = [name for name in logs_in(self._folder) if name != current and name not in read_sums(self._folder)]
         if missing:
-            self._thread = threading.Thread(target=self._sum_up, args=(missing,), name="log sums", daemon=True)
+            self._thread = threading.Thread(target=self._add_missing, args=(missing,), name="log sums", daemon=True)
             self._thread.start()
 
     def stop(self, limit_s: float = 1.0) -> None:
-        """End the thread; the next start calculates the rest."""
+        """Stop the thread, and wait up to `limit_s` seconds for its end.
+
+        The next start calculates the remaining checksums.
+        """
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(limit_s)
 
-    def _sum_up(self, names: Sequence[str]) -> None:
+    def _add_missing(self, names: Sequence[str]) -> None:
         for name in names:
             checksum = self._read(name)
             if checksum:
                 self.seal(name, checksum)
 
     def _read(self, name: str) -> str:
-        """Return the SHA-256 of a log; empty when it cannot be read, or the program stops."""
+        """Return the SHA-256 (hex) of a log, or an empty string if the log cannot be read or the program stops."""
         total = hashlib.sha256()
         try:
             with open(os.path.join(self._folder, name), "rb", buffering=0) as file:

@@ -1,9 +1,11 @@
-"""CSV for Excel and other spreadsheets, made of the CSV of the logs and exports.
+"""Conversion of the CSV of logs and exports to CSV for Excel and other spreadsheets.
 
-Excel takes a CSV file without a byte order mark for one of its old code pages, a time in RFC 3339 for a text, and reads
-numbers and columns as the region of its machine has them: where decimals have a comma, columns end with semicolons. So
-here: UTF-8 with a mark, CRLF, local times as `2026-11-20 16:36:10`, which every region takes for a date, and texts
-that no spreadsheet takes for a formula. Parts of seconds are left out: with them a time is a text in many regions.
+Excel reads a CSV file without a byte order mark in an old code page, and a time in RFC 3339 as text. It reads numbers
+and columns in the format of the machine's region: where decimals have a comma, columns are separated by semicolons.
+
+So the output is UTF-8 with a byte order mark and CRLF. Times are local, as `2026-11-20 16:36:10`, which every region
+reads as a date. They have no fractions of a second, because Excel would read such a time as text in many regions. Text
+that Excel would read as a formula begins with an apostrophe.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pigeonpost.core.clock import parse_rfc3339
 from pigeonpost.storage.csv.format import guarded
 
 MARK = "\ufeff"
-MOST_ROWS = 1_048_576  # of a sheet; https://support.microsoft.com, "Excel specifications and limits"
+MOST_ROWS = 1_048_576  # rows of a sheet: https://support.microsoft.com, "Excel specifications and limits"
 # Languages of browsers in whose regions the decimal mark is a comma (Unicode CLDR, symbols-numberSystem-latn).
 _WITH_COMMA = frozenset((
     "af", "be", "bg", "bs", "ca", "cs", "da", "de", "el", "es", "et", "eu", "fi", "fo", "fr", "gl", "hr", "hu", "hy",
@@ -30,20 +32,21 @@ _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]{8,16}(?:Z|[+-][0-9]{2}:[
 
 
 def has_comma(languages: str) -> bool:
-    """Return True if the first of a browser's languages (Accept-Language) writes decimals with a comma."""
+    """Return True if decimals have a comma in the first of `languages`, the Accept-Language header of a browser."""
     first = languages.split(",")[0].split(";")[0].strip().lower()
     return first not in _WITH_POINT and first.partition("-")[0] in _WITH_COMMA
 
 
 def for_excel(texts: Iterable[str], comma: bool) -> Iterator[str]:
-    """Yield whole lines of CSV as Excel reads them.
+    """Yield the CSV converted for Excel, in parts.
 
-    texts  the same as the logs have it, each of them whole lines
-    comma  decimals have a comma, and columns end with semicolons
+    Args:
+        texts: Parts of CSV in the format of the logs. Each part consists of complete lines.
+        comma: True for decimals with a comma, and columns separated by semicolons.
     """
     between = ";" if comma else ","
     yield MARK
-    times: dict[str, str] = {}  # of the last row: those of one sample follow each other
+    times: dict[str, str] = {}  # the last time and its conversion: the rows of a sample follow each other
     for text in texts:
         lines = []
         for line in text.removesuffix("\n").split("\n"):
@@ -59,7 +62,7 @@ def _cells(line: str) -> list[str]:
         return line.split(",")
     try:
         return next(csv.reader([line]))
-    except csv.Error:  # a torn row: as it stands
+    except csv.Error:  # a torn row: leave it unchanged
         return [line]
 
 
@@ -75,5 +78,5 @@ def _cell(text: str, between: str) -> str:
 def _local(text: str) -> str:
     try:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(parse_rfc3339(text) // 1000))
-    except (ValueError, OverflowError, OSError):  # no date that there is: as it stands
+    except (ValueError, OverflowError, OSError):  # not a valid date: leave it unchanged
         return text

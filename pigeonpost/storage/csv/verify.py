@@ -1,6 +1,9 @@
-"""Comparison of the CSV logs on the disk with the store, and writing of a new log from it; no server runs meanwhile.
+"""Comparison of the CSV logs on the disk with the store, and creation of a new log from the store.
 
-Errors: OSError of the disk; those of the store.
+For use while the server is stopped.
+
+
+Errors: OSError of the disk; errors of the store.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import Any, BinaryIO
 from pigeonpost.core.clock import Clock, parse_rfc3339
 from pigeonpost.core.data_folder import LOG_CHECKSUMS
 from pigeonpost.core.files import make_folder, replace_file, sync_folder
+from pigeonpost.core.format import counted
 from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.csv.checksums import logs_in, sums_text
@@ -37,18 +41,24 @@ _BLOCK_BYTES = 1 << 20
 
 
 class Tally:
-    """Count of readings and gaps with the sum of their hashes, to compare two sets in any order."""
+    """Numbers of readings and gaps, and the sum of the readings' hashes, to compare two sets regardless of order."""
 
     def __init__(self) -> None:
         self.readings = self.gaps = self.sum = 0
 
     def add(self, reading: tuple[int, str, str, str]) -> None:
-        """Count one reading: time, node, sensor, value as text."""
+        """Count `reading`: time (ms since 1970, UTC), node, sensor, and value as text."""
         self.readings += 1
         self.sum += hash(reading)
 
     def add_batch(self, node: str, batch: SampleBatch, expired_ms: Mapping[str, int]) -> None:
-        """Count samples of `node`, but for those whose time to be kept is over."""
+        """Count samples, except expired ones.
+
+        Args:
+            node: Name of the node.
+            batch: The samples.
+            expired_ms: Time, by node, before which samples are expired, in milliseconds since 1970 (UTC).
+        """
         times, until_ms = batch.times, expired_ms.get(node, 0)
         kept = None if not until_ms or min(times) >= until_ms else [time_ms >= until_ms for time_ms in times]
         for sensor, texts in zip(batch.values, batch.texts, strict=True):
@@ -59,13 +69,16 @@ class Tally:
 
 
 class LineTally:
-    """Count of lines as they are written, but for headers and gaps, with the sum of their hashes; and of gaps."""
+    """Number of lines without headers and gaps, the sum of the lines' hashes, and the number of gaps."""
 
     def __init__(self) -> None:
         self.lines = self.sum = self.gaps = 0
 
     def add(self, rows: bytes) -> None:
-        """Count lines. One of a gap without its end is a line as any other, which nothing that is stored matches."""
+        """Count the lines of `rows`.
+
+        A gap without a line end counts as a normal line, which matches nothing in the store.
+        """
         lines = rows.splitlines(keepends=True)
         if HEADER.encode() in rows or b",gap," in rows:
             gaps = [line for line in lines if line.split(b",", 3)[2:3] == [b"gap"] and b"samples " in line]
@@ -77,7 +90,7 @@ class LineTally:
         self.sum += sum(map(hash, lines))
 
     def add_file(self, log: BinaryIO, size: int) -> None:
-        """Count the lines in the first `size` bytes of a file."""
+        """Count the lines in the first `size` bytes of the open file `log`."""
         rest = b""
         while block := log.read(min(_BLOCK_BYTES, size)):
             size -= len(block)
@@ -89,110 +102,124 @@ class LineTally:
 
 
 class LogTally(Tally):
-    """Tally of CSV logs. Its methods yield one line per fault while they count."""
+    """Tally of CSV logs. Its methods yield one line per fault while they count.
+
+    Args:
+        expired_ms: Time, by node, before which readings are not counted, in milliseconds since 1970 (UTC).
+        alias: Result of `names_as_one`.
+    """
 
     def __init__(self, expired_ms: Mapping[str, int], alias: Mapping[str, str] = MappingProxyType({})) -> None:
-        """
-        expired_ms  node to the time before which its readings are not counted
-        alias       of nodes that were renamed each name that they had, to the one under which they are counted
-        """
         super().__init__()
         self._expired_ms, self._alias = expired_ms, alias
 
-    def count_log(self, path: str, mark: LogMark | None, owed: Sequence[bytes]) -> Iterator[str]:
-        """Count the readings of one log; where rows are owed to it, as it will be after the next start."""
+    def count_log(self, path: str, mark: LogMark | None, pending: Sequence[bytes]) -> Iterator[str]:
+        """Count the readings of one log.
+
+        Rows that are missing because of a crash are counted too, because the next start will write them.
+
+        Args:
+            path: Path of the log.
+            mark: Recorded position of the log, or None if no rows are missing.
+            pending: Rows that the log lacks after this position.
+
+        Yields:
+            A line for each invalid row.
+        """
         name = os.path.basename(path)
         with open(path, "rb") as log:
             if mark is not None and os.fstat(log.fileno()).st_size >= mark.size:
-                found = rows_written(log.fileno(), mark.size, owed, self._alias)
-                rest = b"".join(owed[len(found) :])
-                behind = os.pread(log.fileno(), len(rest) + 1, mark.size + sum(map(len, found)))
-                if is_left_by_crash(behind, rest):
-                    yield from self.count_lines(name, chain(_lines(log, mark.size), owed))
+                found = rows_written(log.fileno(), mark.size, pending, self._alias)
+                rest = b"".join(pending[len(found) :])
+                after = os.pread(log.fileno(), len(rest) + 1, mark.size + sum(map(len, found)))
+                if is_left_by_crash(after, rest):
+                    yield from self.count_lines(name, chain(_lines(log, mark.size), pending))
                     return
             yield from self.count_lines(name, log)
 
     def count_lines(self, name: str, lines: Iterable[bytes]) -> Iterator[str]:
-        """Count the readings and gaps in the lines of the log `name`."""
+        """Count the readings and gaps in `lines` of the log `name`. Yield a line for each invalid row."""
         head = HEADER.encode()
-        for line, said in _readings(line for line in lines if line != head):
-            if not isinstance(said, tuple) or not line.endswith(b"\n"):
+        for line, row in _readings(line for line in lines if line != head):
+            if not isinstance(row, tuple) or not line.endswith(b"\n"):
                 yield f"{name}: a torn row: {line.decode(errors='replace').strip()[:60]!r}"
-            elif said[2] == "gap" and b"samples " in line:
+            elif row[2] == "gap" and b"samples " in line:
                 self.gaps += 1
             else:
-                time_ms, node, *rest = said
+                time_ms, node, *rest = row
                 node = self._alias.get(node, node)
                 if time_ms >= self._expired_ms.get(node, 0):
                     self.add((time_ms, node, *rest))
 
 
 def verify_logs(folder: str, store: Store) -> Iterator[str]:
-    """Compare all logs in `folder` with what this server has stored. Yields one line per fault.
+    """Compare all logs in `folder` with the readings and gaps that this server has in `store`.
 
-    What a crash of the last run kept out of its log is no fault: the next start writes it there. Mostly all lines are,
-    byte by byte, what would be written now; only where they are not, each is read for its meaning.
+    Yield one line per fault.
+
+    Rows that are missing in the last log because of a crash are not a fault, because the next start writes them.
+    Normally all lines have exactly the bytes that would be written now. The lines are parsed only if they differ.
     """
     if store.unlogged:
         yield lacking(store.unlogged)
     mark = store.log_mark()
-    owed = b"".join(map(logged_rows, store.logged_after(mark.filed))) if mark is not None else b""
-    if not _are_same_lines(folder, store, mark, owed):
-        yield from _compare_meanings(folder, store, mark, owed.splitlines(keepends=True))
+    pending = b"".join(map(logged_rows, store.logged_after(mark.filed))) if mark is not None else b""
+    if not _are_same_lines(folder, store, mark, pending):
+        yield from _compare_meanings(folder, store, mark, pending.splitlines(keepends=True))
 
 
-def _are_same_lines(folder: str, store: Store, mark: LogMark | None, owed: bytes) -> bool:
-    """Return True if the lines of all logs, in any order, are those that would be written of what is stored."""
+def _are_same_lines(folder: str, store: Store, mark: LogMark | None, pending: bytes) -> bool:
+    """Return True if the logs contain exactly the lines that would be written for the stored data, in any order."""
     written, stored = LineTally(), LineTally()
     for name in logs_in(folder):
         with open(os.path.join(folder, name), "rb") as log:
             size = os.fstat(log.fileno()).st_size
-            if mark is not None and mark.name == name and owed and size >= mark.size:
-                if not is_left_by_crash(os.pread(log.fileno(), len(owed) + 1, mark.size), owed):
+            if mark is not None and mark.name == name and pending and size >= mark.size:
+                if not is_left_by_crash(os.pread(log.fileno(), len(pending) + 1, mark.size), pending):
                     return False
                 size = mark.size
             written.add_file(log, size)
-    if owed:
-        written.add(owed)
+    if pending:
+        written.add(pending)
     units = {node["name"]: node["sensors"] for node in store.nodes()}
     for node, epoch, batch in store.own_batches():
         stored.add(log_rows(node, epoch, batch, units.get(node, {}), 0))
     return (written.lines, written.sum, written.gaps) == (stored.lines, stored.sum, store.own_gaps())
 
 
-def _compare_meanings(folder: str, store: Store, mark: LogMark | None, owed: Sequence[bytes]) -> Iterator[str]:
+def _compare_meanings(folder: str, store: Store, mark: LogMark | None, pending: Sequence[bytes]) -> Iterator[str]:
     alias = names_as_one(store.node_records().former)
     expired_ms = _expired(store, alias)
     written, stored = LogTally(expired_ms, alias), Tally()
     for name in logs_in(folder):
-        of_log = owed if mark is not None and mark.name == name else ()
+        of_log = pending if mark is not None and mark.name == name else ()
         yield from written.count_log(os.path.join(folder, name), mark if of_log else None, of_log)
     if mark is not None and mark.name not in logs_in(folder):
-        yield from written.count_lines(mark.name, owed)
+        yield from written.count_lines(mark.name, pending)
     for node, _, batch in store.own_batches():
         stored.add_batch(alias.get(node, node), batch, expired_ms)
     if (written.readings, written.sum) != (stored.readings, stored.sum):
         yield (
-            f"the logs hold {written.readings} readings and the store {stored.readings};"
-            " they are not the same (was a log changed?)"
+            f"the logs contain {counted(written.readings, 'reading')} and the store {stored.readings:,};"
+            " they differ (was a log changed?)"
         )
     if written.gaps != (gaps := store.own_gaps()):
-        yield f"the logs tell of {written.gaps} gaps and the store of {gaps}"
+        yield f"the logs contain {counted(written.gaps, 'gap')} and the store {gaps:,}"
 
 
 def _expired(store: Store, alias: Mapping[str, str]) -> Mapping[str, int]:
-    """Return the time before which samples of each node may have been deleted as expired."""
+    """Return, by node, the time before which samples may have been deleted as expired."""
     found: dict[str, int] = {}
     for node in store.nodes():
         name, until_ms = alias.get(node["name"], node["name"]), node.get("kept_from_ms", 0)
-        # Format 3 deleted samples of that very time too.
+        # Format 3 also deleted samples taken at exactly this time.
         is_of_format_3 = until_ms and until_ms == node.get("old_edges_ms", 0)
         found[name] = max(found.get(name, 0), until_ms + 1 if is_of_format_3 else until_ms)
     return found
 
 
 def _lines(log: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """Yield the lines in the first `size` bytes."""
+    """Yield the lines in the first `size` bytes of a log."""
     for line in log:
         size -= len(line)
         if size < 0:
@@ -201,7 +228,7 @@ def _lines(log: Iterable[bytes], size: int) -> Iterator[bytes]:
 
 
 def _rows(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield rows: a quoted cell may have line ends, as reasons of gaps had before these were one line."""
+    """Yield the rows. A quoted cell may contain line ends: in old logs, reasons of gaps could have several lines."""
     waiting: list[bytes] = []
     for line in lines:
         if not waiting and line.count(b'"') % 2 == 0:
@@ -211,14 +238,14 @@ def _rows(lines: Iterable[bytes]) -> Iterator[bytes]:
         if sum(part.count(b'"') for part in waiting) % 2 == 0:
             yield b"".join(waiting)
             waiting = []
-        elif len(waiting) > LONGEST_WHY:  # it is a torn row, and what follows it
+        elif len(waiting) > LONGEST_WHY:  # a torn row and the lines after it
             yield from waiting
             waiting = []
     yield from waiting
 
 
 def _readings(lines: Iterable[bytes]) -> Iterator[tuple[bytes, Any]]:
-    """Yield each line with its meaning; plain ones without a CSV reader, their time once for each sample."""
+    """Yield each line with its meaning. For speed, plain lines are split without a CSV reader."""
     last, last_ms = b"", 0
     for line in _rows(lines):
         cells = line.split(b",")
@@ -235,10 +262,16 @@ def _readings(lines: Iterable[bytes]) -> Iterator[tuple[bytes, Any]]:
 
 
 def rebuild_log(folder: str, name: str, store: Store, clock: Clock) -> None:
-    """Write one log with all that is stored, node by node, and record that nothing is owed any more.
+    """Write one log with all stored data, node by node, and record that no rows are missing.
 
-    For a database that came without its logs. `folder` must have no log yet. It gets the log's checksum too, by which
-    `checksums.faults` tells whether the disk has what was written.
+    For a database without logs.
+
+    Args:
+        folder: Folder for the log, in which there must be no log yet. The checksum file is written too, so that
+            `checksums.faults` can check the log on the disk.
+        name: Name of the log.
+        store: The store.
+        clock: Clock of the server.
     """
     make_folder(folder)
     path = os.path.join(folder, name)
@@ -263,6 +296,6 @@ def _all_rows(store: Store) -> Iterator[bytes]:
     units = {node["name"]: node["sensors"] for node in store.nodes()}
     for node, epoch, batch in store.every_batch():
         yield log_rows(node, epoch, batch, units.get(node, {}), 0)
-    for told in reversed(store.gaps(-1)):
-        gap = Gap(told["from"], told["to"], told["before"], told["why"])
-        yield log_rows(told["node"], told["epoch"], gap, {}, told["noted_ms"])
+    for row in reversed(store.gaps(-1)):
+        gap = Gap(row["from"], row["to"], row["before"], row["why"])
+        yield log_rows(row["node"], row["epoch"], gap, {}, row["noted_ms"])

@@ -1,7 +1,7 @@
-"""Read queries of the PostgreSQL store: marks, rows owed to the CSV log, samples, buckets, verification.
+"""Read queries of the PostgreSQL store: high-water marks, entries for the CSV log, samples, buckets and verification.
 
-May be used by any thread; each query borrows a connection from the pool.
-Errors: NotStored while the database cannot be reached; DiskError.
+Any thread may use them. Each query borrows a connection from the pool.
+Errors: those of the pool.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
+from pigeonpost.core.format import counted
 from pigeonpost.link.samples import Gap
 from pigeonpost.storage.contract import MOST_LISTED, Store
 from pigeonpost.storage.models import (
@@ -30,18 +31,19 @@ from pigeonpost.storage.postgres.rows import COLUMNS, Page
 from pigeonpost.storage.postgres.schema import MOMENT, TAKEN
 from pigeonpost.storage.shapes import ShapeNames
 
-_AT_ONCE = 4_096  # rows that are fetched of a long answer
-_FAR_MS = 1 << 50  # beyond all times
+_AT_ONCE = 4_096  # rows in one page of a long result
+_FAR_MS = 1 << 50  # later than all valid times
 
 
 class Reader(Store):
-    """The part of the Store interface that any thread may call."""
+    """Methods of the Store interface that any thread may call."""
 
     is_shared = True
 
     def __init__(self, link: PostgresConnection) -> None:
+        """Initialise the queries. `link` provides the connections to the database."""
         self._link = link
-        self._server = -1  # this server's number in the database; -1: it has stored nothing yet
+        self._server = -1  # id of this server in the database; -1 if it has stored nothing yet
         self._shape_names = ShapeNames("%s")
         self._records = RecordTables("%s")
         self.identity = ""
@@ -83,10 +85,10 @@ class Reader(Store):
 
     def logged_after(self, filed: int) -> Iterator[LogEntry]:
         with self._link.reading() as db:
-            owed = db.execute(
+            pending = db.execute(
                 "SELECT id FROM filings WHERE server = %s AND id > %s ORDER BY id", (self._server, filed)
             ).fetchall()
-        for (id,) in owed:  # one at a time: there may be many, and no transaction stays open meanwhile
+        for (id,) in pending:  # one entry per transaction: there may be many, and none stays open between them
             with self._link.reading() as db:
                 logged = self._logged(db, id)
             yield logged
@@ -166,12 +168,14 @@ class Reader(Store):
 
     def stored_batches(self, node: str, from_ms: int, to_ms: int) -> Iterator[StoredBatch]:
         after, id = None, 0
-        while True:  # a page at a time: no transaction stays open meanwhile
+        while True:  # one page per transaction: none stays open between them
             with self._link.reading() as db:
-                id = id or self._node(db, node)  # it may be renamed meanwhile
+                id = id or self._node(db, node)  # the node may be renamed between two pages
                 page = self._page(db, id, from_ms, to_ms, after)
-                codes = self._codes(db, page)
-                found = [StoredBatch(node, codes[epoch], batch) for epoch, batch in page.batches(db, self._shape_names)]
+                epoch_names = self._epoch_names(db, page)
+                found = [
+                    StoredBatch(node, epoch_names[epoch], batch) for epoch, batch in page.batches(db, self._shape_names)
+                ]
             yield from found
             if page.count < _AT_ONCE:
                 return
@@ -184,41 +188,47 @@ class Reader(Store):
         return self._all_batches(f"AND server = {self._server}")
 
     def _all_batches(self, which: str) -> Iterator[StoredBatch]:
-        with self._link.reading() as db:  # all of one moment
+        with self._link.reading() as db:  # one snapshot for all nodes
             for id, name in db.execute("SELECT id, name FROM nodes ORDER BY name").fetchall():
                 page = self._page(db, id, -_FAR_MS, _FAR_MS, None, which)
                 while page.count:
-                    codes = self._codes(db, page)
+                    epoch_names = self._epoch_names(db, page)
                     for epoch, batch in page.batches(db, self._shape_names):
-                        yield StoredBatch(name, codes[epoch], batch)
+                        yield StoredBatch(name, epoch_names[epoch], batch)
                     page = self._page(db, id, -_FAR_MS, _FAR_MS, page.last, which)
 
     def _node(self, db: Any, name: str) -> int:
-        """Return the id of a node; 0, which none has, where there is none of that name."""
+        """Return the id of a node; 0, which is never an id, if there is no such node."""
         row = db.execute("SELECT id FROM nodes WHERE name = %s", (name,)).fetchone()
         return int(row[0]) if row else 0
 
     def _page(
         self, db: Any, node: int, from_ms: int, to_ms: int, after: tuple[int, int, int] | None, which: str = ""
     ) -> Page:
-        """Return the first _AT_ONCE samples of a node in [from_ms, to_ms) that come after one: its time, epoch, seq.
+        """Return the first _AT_ONCE samples of a node in [from_ms, to_ms).
 
-        which  a further condition, which begins with AND
+        Args:
+            db: Open connection.
+            node: Id of the node.
+            from_ms: Start of the range in ms since 1970 (UTC), inclusive.
+            to_ms: End of the range, exclusive.
+            after: Time, epoch and seq of the last sample of the previous page; None for the first page.
+            which: Additional condition in SQL, which begins with AND.
         """
-        ask = {"node": node, "from": from_ms, "to": to_ms, "most": _AT_ONCE}
+        parameters = {"node": node, "from": from_ms, "to": to_ms, "most": _AT_ONCE}
         if after is not None:
             which += " AND (time, epoch, seq) > (%(time)s, %(epoch)s, %(seq)s)"
-            ask |= {"from": after[0], "time": after[0], "epoch": after[1], "seq": after[2]}
+            parameters |= {"from": after[0], "time": after[0], "epoch": after[1], "seq": after[2]}
         return Page(
             db.execute(
                 f"SELECT {COLUMNS} FROM (SELECT * FROM samples WHERE {TAKEN} {which}"
                 f" ORDER BY {MOMENT}, epoch, seq LIMIT %(most)s) s",
-                ask,
+                parameters,
             ).fetchone()
         )
 
-    def _codes(self, db: Any, page: Page) -> dict[int, str]:
-        """Return what the epochs of a page are called, by their numbers."""
+    def _epoch_names(self, db: Any, page: Page) -> dict[int, str]:
+        """Return the names of the epochs of a page, by id."""
         epochs = list(set(page.epochs))
         return dict(db.execute("SELECT id, epoch FROM epochs WHERE id = ANY(%s)", (epochs,)).fetchall())
 
@@ -232,21 +242,21 @@ class Reader(Store):
             for name, epoch, mark, expired, count, distinct, low, high, missing in db.execute(_MARKS).fetchall():
                 where = f"node {name}, epoch {epoch}"
                 if count != distinct:
-                    yield f"{where}: {count - distinct} samples are stored twice"
-                known = distinct + expired
-                if known + missing != mark or low < 1 or high > mark:
-                    yield f"{where}: {known} samples and {missing} in gaps do not add up to {mark}"
+                    yield f"{where}: {counted(count - distinct, 'sample')} stored twice"
+                stored = distinct + expired
+                if stored + missing != mark or low < 1 or high > mark:
+                    yield f"{where}: {stored} samples and {missing} in gaps do not add up to {mark}"
             for epoch, count in db.execute(
                 "SELECT epoch, count(*) FROM samples s WHERE NOT EXISTS (SELECT FROM epochs e WHERE e.id = s.epoch)"
                 " GROUP BY epoch"
             ).fetchall():
-                yield f"{count} samples belong to epoch number {epoch}, which nobody knows"
+                yield f"{counted(count, 'sample')} in the unknown epoch number {epoch}"
             for shape, count in db.execute(
                 "SELECT s.shape, count(*) FROM samples s LEFT JOIN shapes p ON p.id = s.shape"
                 ' WHERE json_array_length(s."values") IS DISTINCT FROM json_array_length(p.names::json)'
                 " GROUP BY s.shape"
             ).fetchall():
-                yield f"{count} samples have not as many values as the names of shape number {shape}"
+                yield f"{counted(count, 'sample')} of shape number {shape} with a wrong number of values"
 
 
 _NODES = f"""
@@ -264,7 +274,7 @@ FROM nodes n JOIN (
 ) g ON g.node = n.id
 ORDER BY n.name COLLATE "C"
 """
-# Sums of bigint are numeric, so they cannot overflow; the sum of two columns could.
+# sum() of bigint is numeric, so it cannot overflow. The sum of two bigint columns could.
 _USAGE = """
 SELECT (SELECT count(*) FROM nodes), (SELECT count(*) FROM epochs e JOIN n ON e.node = n.id),
     count(*), coalesce(sum(last - first + 1) + sum(before), 0)

@@ -1,12 +1,12 @@
-"""Rollups, buckets and expiry in the PostgreSQL store: functions on an open connection.
+"""Rollups, buckets and expiry in the PostgreSQL store.
 
-Errors: those of psycopg.
+The argument `db` of all functions is an open connection. Errors: those of psycopg.
 
-Several servers maintain one database. Writers lock the node's row, so that what they have read does not change; windows
-that another server has rolled up meanwhile are no longer dirty, and are left alone.
+Several servers may maintain one database. A writer locks the node's row, so the data that it has read does not change.
+A window that another server has rolled up in the meantime is no longer dirty, and is skipped.
 
-Values are calculated as `numeric`: a sum of floats that leaves their range is an error in PostgreSQL, and a node may
-send any values.
+Values are summed as `numeric`, because a sum of floats that exceeds their range is an error in PostgreSQL, and nodes
+may send any values.
 """
 
 from __future__ import annotations
@@ -32,17 +32,19 @@ from pigeonpost.storage.postgres.schema import MOMENT, TAKEN, moment
 from pigeonpost.storage.shapes import MOST_PLACES, ShapeNames
 
 _SUMMARY = '"end", "values", mean, median, mode, low, high, deviation'
-_GONE = "30 days"  # that a server was not seen; then nothing waits any more for what its log owes
-_DELETE_AT_ONCE = 4_000  # samples, in one transaction: some 50 ms, in which nothing is stored
-_FAR_MS = 1 << 50  # beyond all times
-_NODES_AT_ONCE = 100  # that are locked to forget something of them
+_ABANDONED = "30 days"  # after this time without contact, deletion no longer waits for the CSV log of a server
+_DELETE_AT_ONCE = 4_000  # samples that are deleted in one transaction: it blocks storing for about 50 ms
+_FAR_MS = 1 << 50  # later than all valid times
+_NODES_AT_ONCE = 100  # nodes that are locked together for deletion
 
 
 def touch(db: Any, stretches: Iterable[tuple[int, int, int]]) -> None:
-    """Mark the windows as dirty in which samples were taken.
+    """Mark the windows that contain new samples as dirty.
 
-    stretches  node, and the least and the greatest time of samples within an hour. Windows between these
-               are marked even without samples: rolling them up takes no time
+    Args:
+        db: Open connection of the writer, in a transaction.
+        stretches: Triples (id of the node, earliest time, latest time in ms) of samples within one hour. All windows
+            between the two times are marked, even those without samples: rolling these up takes almost no time.
     """
     ranges = {
         (node, span, window_end(low_ms, span), window_end(high_ms, span))
@@ -58,7 +60,10 @@ def touch(db: Any, stretches: Iterable[tuple[int, int, int]]) -> None:
 
 
 def dirty_windows(db: Any, server: int, before_ms: int, most: int) -> list[Window]:
-    """Return dirty windows, for Store.dirty_windows; each server begins with other nodes, to share the work."""
+    """Return up to `most` dirty windows in `db` that end before `before_ms`, for Store.dirty_windows.
+
+    `server` is the id of this server. Each server begins with different nodes, so that the servers share the work.
+    """
     rows = db.execute(
         'SELECT n.name, u.span, u."end", (SELECT max(o.change) FROM unsummed o WHERE o.node = u.node),'
         ' n.kept_from > 0 AND u."end" <= n.kept_from FROM unsummed u JOIN nodes n ON n.id = u.node'
@@ -69,7 +74,10 @@ def dirty_windows(db: Any, server: int, before_ms: int, most: int) -> list[Windo
 
 
 def put(db: Any, node: int, window: Window, found: Mapping[str, Rollup]) -> None:
-    """Replace the rollups of a window, for Store.replace_rollups; the node's row is locked."""
+    """Replace the rollups of a `window` by `found`, for Store.replace_rollups.
+
+    `db` is the connection of the writer, and `node` is the id of the node, whose row is locked.
+    """
     key = node, window.span_ms, window.end_ms
     row = db.execute('SELECT change FROM unsummed WHERE node = %s AND span = %s AND "end" = %s', key).fetchone()
     if row is None:
@@ -95,17 +103,21 @@ def _insert(db: Any, node: int, sensor: str, span_ms: int, summary: Rollup) -> N
 
 
 def merge_late_rollups(db: Any, node: int, window: Window, parts: Mapping[int, Mapping[str, list[Rollup]]]) -> bool:
-    """Merge late samples into rollups, for Store.merge_late_rollups; the node's row is locked."""
+    """Merge the rollups `parts` of late samples in `window`, for Store.merge_late_rollups.
+
+    `db` is the connection of the writer, and `node` is the id of the node, whose row is locked. Returns False if the
+    call must be repeated later.
+    """
     start, end = window.end_ms - window.span_ms, window.end_ms
     (change,) = db.execute(
         'SELECT max(change) FROM unsummed WHERE node = %s AND "end" > %s AND "end" <= %s', (node, start, end)
     ).fetchone()
-    owed = db.execute(
+    unlogged = db.execute(
         "SELECT FROM filings f JOIN epochs e ON e.id = f.epoch JOIN servers s ON s.id = f.server"
-        f" WHERE e.node = %s AND f.low < %s AND f.high >= %s AND s.seen > now() - interval '{_GONE}'",
+        f" WHERE e.node = %s AND f.low < %s AND f.high >= %s AND s.seen > now() - interval '{_ABANDONED}'",
         (node, end, start),
     ).fetchone()
-    if change is None or change > window.as_of or owed is not None:
+    if change is None or change > window.as_of or unlogged is not None:
         return False
     for span, by_sensor in parts.items():
         for sensor, found in by_sensor.items():
@@ -122,7 +134,10 @@ def merge_late_rollups(db: Any, node: int, window: Window, parts: Mapping[int, M
 
 
 def delete_expired(db: Any, before_ms: int, most: int) -> int:
-    """Delete expired samples for Store.delete_expired: whole hours, of some nodes at a time."""
+    """Delete up to about `most` samples before `before_ms` and return their number, for Store.delete_expired.
+
+    `db` is the connection of the writer. Only complete hours are deleted, and only some nodes at a time.
+    """
     limits = {"before": before_ms, "hour": HOUR_MS, "nodes": _NODES_AT_ONCE}
     nodes = [id for (id,) in db.execute(
         f"SELECT n.id FROM {_KEPT} WHERE EXISTS"
@@ -131,7 +146,7 @@ def delete_expired(db: Any, before_ms: int, most: int) -> int:
     ).fetchall()]  # fmt: skip
     db.execute("SELECT FROM nodes WHERE id = ANY(%s) ORDER BY name FOR NO KEY UPDATE", (nodes,))
     most = left = min(most, _DELETE_AT_ONCE)
-    # Asked again, now that nobody else can change it.
+    # Read the limits again: now that the nodes are locked, no other server can change them.
     for node, kept_from, until_ms in db.execute(
         f"SELECT n.id, n.kept_from, {_UNTIL} FROM {_KEPT} WHERE n.id = ANY(%(nodes)s) ORDER BY n.id",
         limits | {"nodes": nodes},
@@ -153,23 +168,24 @@ def delete_expired(db: Any, before_ms: int, most: int) -> int:
     return int(most - left)
 
 
-# Every node with the moment before which everything is summed up, and owed to no log; down to a whole hour.
+# _KEPT: all nodes, with the times before which all samples are rolled up and written to the CSV logs. _UNTIL: the time
+# before which samples can be deleted, rounded down to a full hour.
 _KEPT = f"""
 nodes n LEFT JOIN LATERAL (SELECT min("end" - span) AS at FROM unsummed WHERE node = n.id) u ON true
 LEFT JOIN LATERAL (
     SELECT min(f.low) AS at FROM filings f JOIN epochs e ON e.id = f.epoch JOIN servers s ON s.id = f.server
-    WHERE e.node = n.id AND s.seen > now() - interval '{_GONE}'
+    WHERE e.node = n.id AND s.seen > now() - interval '{_ABANDONED}'
 ) f ON true"""
 _UNTIL = "least(%(before)s::bigint, u.at, f.at) / %(hour)s * %(hour)s"
 
 
 def _delete(db: Any, node: int, from_ms: int, to_ms: int) -> int:
-    """Delete a node's samples taken in [from_ms, to_ms), with the texts of their failures. Returns their number."""
+    """Delete a node's samples in [from_ms, to_ms) and the texts of their errors. Return the number of samples."""
     (count,) = db.execute(
-        f"WITH gone AS (DELETE FROM samples WHERE {TAKEN} RETURNING epoch, seq),"
-        " texts AS (DELETE FROM failures f USING gone g WHERE f.epoch = g.epoch AND f.seq = g.seq),"
-        " counts AS (SELECT epoch, count(*) AS count FROM gone GROUP BY epoch),"
-        " told AS (UPDATE epochs e SET forgotten = e.forgotten + c.count FROM counts c WHERE e.id = c.epoch)"
+        f"WITH deleted AS (DELETE FROM samples WHERE {TAKEN} RETURNING epoch, seq),"
+        " texts AS (DELETE FROM failures f USING deleted d WHERE f.epoch = d.epoch AND f.seq = d.seq),"
+        " counts AS (SELECT epoch, count(*) AS count FROM deleted GROUP BY epoch),"
+        " updated AS (UPDATE epochs e SET forgotten = e.forgotten + c.count FROM counts c WHERE e.id = c.epoch)"
         " SELECT coalesce(sum(count), 0) FROM counts",
         {"node": node, "from": from_ms, "to": to_ms},
     ).fetchone()
@@ -177,7 +193,10 @@ def _delete(db: Any, node: int, from_ms: int, to_ms: int) -> int:
 
 
 def summaries(db: Any, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Rollup]:
-    """Return the rollups of one sensor, for Store.summaries."""
+    """Return the rollups of one `sensor` of `node` for windows of `span_ms` that end in (from_ms, to_ms].
+
+    For Store.summaries; `db` is an open connection.
+    """
     rows = db.execute(
         f"SELECT {_SUMMARY} FROM summaries WHERE node = (SELECT id FROM nodes WHERE name = %s) AND sensor = %s"
         ' AND span = %s AND "end" > %s AND "end" <= %s ORDER BY "end"',
@@ -189,17 +208,22 @@ def summaries(db: Any, node: str, sensor: str, span_ms: int, from_ms: int, to_ms
 def downsample(
     db: Any, shapes: ShapeNames, node: str, sensor: str, from_ms: int, to_ms: int, count: int
 ) -> list[Bucket]:
-    """Return the buckets of one sensor, for Store.downsample."""
+    """Return the values of one `sensor` of `node` in [from_ms, to_ms), downsampled to `count` buckets.
+
+    For Store.downsample; `db` is an open connection, and `shapes` is the cache of its shapes.
+    """
     row = db.execute("SELECT id, kept_from FROM nodes WHERE name = %s", (node,)).fetchone()
     if row is None or to_ms <= from_ms:
         return []
     id, kept_from = row
     found: dict[int, Bucket] = {}
-    ask = {"start": from_ms, "width": to_ms - from_ms, "count": count, "node": id, "sensor": sensor}
+    parameters = {"start": from_ms, "width": to_ms - from_ms, "count": count, "node": id, "sensor": sensor}
     ends_of = partial(dirty_ends, db, id)
     for span_ms, first_ms, end_ms in pieces_to_read(from_ms, to_ms, count, kept_from, ends_of):
-        ask |= {"from": first_ms, "to": end_ms, "span": span_ms}
-        for place, values, low, high, mean in _of_windows(db, ask) if span_ms else _of_samples(db, shapes, ask):
+        parameters |= {"from": first_ms, "to": end_ms, "span": span_ms}
+        for place, values, low, high, mean in (
+            _of_windows(db, parameters) if span_ms else _of_samples(db, shapes, parameters)
+        ):
             column = bucket(place, int(values), float(low), float(high), float(mean))
             other = found.get(place)
             found[place] = column.with_other(other) if other else column
@@ -207,7 +231,10 @@ def downsample(
 
 
 def dirty_ends(db: Any, node: int, span_ms: int, after_ms: int, until_ms: int) -> list[int]:
-    """Return the ends of a node's dirty windows, for Store.dirty_ends."""
+    """Return the ends of the dirty windows of `span_ms` that end in (after_ms, until_ms], for Store.dirty_ends.
+
+    `db` is an open connection, and `node` is the id of the node.
+    """
     rows = db.execute(
         'SELECT "end" FROM unsummed WHERE node = %s AND span = %s AND "end" > %s AND "end" <= %s ORDER BY "end"',
         (node, span_ms, after_ms, until_ms),
@@ -218,24 +245,24 @@ def dirty_ends(db: Any, node: int, span_ms: int, after_ms: int, until_ms: int) -
 _PLACE = "* %(count)s::bigint / %(width)s::bigint"
 
 
-def _of_windows(db: Any, ask: Mapping[str, Any]) -> Iterable[tuple[Any, ...]]:
+def _of_windows(db: Any, parameters: Mapping[str, Any]) -> Iterable[tuple[Any, ...]]:
     rows: Iterable[tuple[Any, ...]] = db.execute(
         f'SELECT ("end" - %(span)s - %(start)s::bigint) {_PLACE} AS i, sum("values"), min(low), max(high),'
         ' sum(mean::numeric * "values") / sum("values") FROM summaries'
         " WHERE node = %(node)s AND sensor = %(sensor)s AND span = %(span)s"
         ' AND "end" > %(from)s AND "end" <= %(to)s'
         " GROUP BY i ORDER BY i",
-        ask,
+        parameters,
     ).fetchall()
     return rows
 
 
-def _of_samples(db: Any, shapes: ShapeNames, ask: Mapping[str, Any]) -> Iterable[tuple[Any, ...]]:
-    ids = db.execute(f"SELECT DISTINCT shape FROM samples WHERE {TAKEN}", ask).fetchall()
-    places = shapes.places(db, [id for (id,) in ids], ask["sensor"])
+def _of_samples(db: Any, shapes: ShapeNames, parameters: Mapping[str, Any]) -> Iterable[tuple[Any, ...]]:
+    ids = db.execute(f"SELECT DISTINCT shape FROM samples WHERE {TAKEN}", parameters).fetchall()
+    places = shapes.places(db, [id for (id,) in ids], parameters["sensor"])
     if not places:
         return ()
-    # Of its own shapes the sensor's place in the array is known: no search for its name in every row.
+    # The index of the sensor in each shape is known, so SQL need not search for its name in every row.
     value = " ".join([f'WHEN {id} THEN "values" ->> {place}' for id, place in places])
     value = f"CASE shape {value} END" if len(places) <= MOST_PLACES else (
         """(SELECT "values" ->> (j.place - 1)::int FROM shapes p,"""
@@ -246,7 +273,7 @@ def _of_samples(db: Any, shapes: ShapeNames, ask: Mapping[str, Any]) -> Iterable
         f"SELECT (time - %(start)s::bigint) {_PLACE} AS i, count(v), min(v), max(v), avg(v) FROM ("
         f"  SELECT time, ({value})::numeric AS v FROM samples WHERE {TAKEN}"
         ") s WHERE v IS NOT NULL GROUP BY i ORDER BY i",
-        ask,
+        parameters,
     ).fetchall()
     return rows
 
@@ -254,7 +281,10 @@ def _of_samples(db: Any, shapes: ShapeNames, ask: Mapping[str, Any]) -> Iterable
 def downsample_all(
     db: Any, shapes: ShapeNames, node: str, from_ms: int, to_ms: int, count: int, sensors: Collection[str]
 ) -> dict[str, list[Bucket]]:
-    """Return the buckets of several sensors, for Store.downsample_all."""
+    """Return the values of `sensors` of `node` in [from_ms, to_ms), downsampled to `count` buckets each.
+
+    For Store.downsample_all; `db` is an open connection, and `shapes` is the cache of its shapes.
+    """
     found: dict[str, list[Bucket]] = {}
     for place, shape, key, values, low, high, mean in db.execute(
         f"SELECT (time - %(start)s::bigint) {_PLACE} AS i, shape, place, count(v), min(v), max(v), avg(v) FROM ("
@@ -269,7 +299,7 @@ def downsample_all(
             continue
         columns = found.setdefault(name, [])
         column = bucket(place, values, float(low), float(high), float(mean))
-        if columns and columns[-1].place == place:  # of two shapes, as after a sensor was added
+        if columns and columns[-1].place == place:  # samples of two shapes, for example after a sensor was added
             column = columns.pop().with_other(column)
         columns.append(column)
     return found

@@ -1,4 +1,4 @@
-"""Rows of the table `samples` from columns, and columns from rows; nothing here makes an object for each sample."""
+"""Conversion between batches of samples and rows of the table `samples`, without creating one object per sample."""
 
 from __future__ import annotations
 
@@ -12,13 +12,22 @@ from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage.shapes import ShapeNames
 
 COPY = 'COPY {} (time, epoch, seq, node, shape, server, clock, "values") FROM STDIN'
-_NULL = r"\N"  # as COPY writes it
-_BLOCK_SAMPLES = 1_000  # that are sent to the database together
+_NULL = r"\N"  # NULL in the text format of COPY
+_BLOCK_SAMPLES = 1_000  # samples that are sent to the database together
 
 
 class Placed(NamedTuple):
-    """Samples to be stored, with the numbers that their rows have of epoch, node, shape and server; and the least and
-    the greatest of their times."""
+    """Samples to be stored, with the ids for their rows.
+
+    Attributes:
+        samples: The samples.
+        epoch: Id of the epoch.
+        node: Id of the node.
+        shape: Id of the shape.
+        server: Id of this server.
+        low: Earliest time of the samples, in ms since 1970 (UTC).
+        high: Latest time of the samples, in ms since 1970 (UTC).
+    """
 
     samples: SampleBatch
     epoch: int
@@ -30,7 +39,7 @@ class Placed(NamedTuple):
 
 
 def copy_lines(placed: Placed) -> str:
-    """Return samples as lines of COPY: numbers and JSON punctuation, in which nothing needs to be escaped."""
+    """Return the samples `placed` as input lines of COPY: numbers and JSON, which need no escaping."""
     batch, epoch, node, shape, server = placed[:5]
     values = ",".join(["%s"] * len(batch.values))
     line = f"%s\t{epoch}\t%s\t{node}\t{shape}\t{server}\t{batch.clock or _NULL}\t[{values}]\n"
@@ -40,7 +49,7 @@ def copy_lines(placed: Placed) -> str:
 
 
 def copy_blocks(samples: Iterable[Placed]) -> Iterator[str]:
-    """Yield the lines of all samples, in blocks: the database works on one while the next is made."""
+    """Yield the lines of all `samples` in blocks: the database processes one while the next one is prepared."""
     lines, count = [], 0
     for placed in samples:
         lines.append(copy_lines(placed))
@@ -52,17 +61,18 @@ def copy_blocks(samples: Iterable[Placed]) -> Iterator[str]:
 
 
 def int_array(numbers: Iterable[int | None]) -> str:
-    """Return numbers as the text of an array: psycopg looks at each of them for characters to be escaped."""
+    """Return `numbers` as the text of an SQL array. This is faster than psycopg, which escapes each element."""
     return f"{{{repr(list(numbers))[1:-1].replace('None', 'NULL')}}}"
 
 
 def storable(text: str) -> str:
-    """Return an untrusted text as PostgreSQL can store it: without NUL."""
+    """Return an untrusted `text` without NUL characters, which PostgreSQL cannot store."""
     return text.replace("\0", "\ufffd")
 
 
-# Many rows in the texts of one, of which JSON makes lists at once: fetching them one by one takes longer than all else.
-# Rows that are alike, as nearly all are, say so by the least and the greatest of each column.
+# Aggregates many rows into one row of texts. Each text is parsed as one JSON list, because fetching the rows one by one
+# would take most of the time. The minimum and maximum of a column show if all rows have the same value. Almost always
+# they do, and then the column's list is not sent.
 COLUMNS = """\
 count(*), string_agg(time::text, ','), string_agg(seq::text, ','), string_agg("values"::text, ','),
 min(epoch), max(epoch), min(shape), max(shape), min(clock), max(clock), count(clock),
@@ -73,10 +83,10 @@ CASE WHEN count(clock) > 0 THEN string_agg(coalesce(clock, ''), ',') END
 
 
 class Page:
-    """Rows of samples of one node, by column, in the order in which they were asked for."""
+    """Columns of consecutive result rows of one node, in the order of the query."""
 
     def __init__(self, row: Sequence[Any]) -> None:
-        """row: what a query for COLUMNS returned"""
+        """Parse `row`, the result of a query for COLUMNS."""
         count, times, seqs, values, epoch, last_epoch, shape, last_shape, clock, last_clock, clocks = row[:11]
         self.count: int = count
         self.epochs: list[int] = []
@@ -89,28 +99,28 @@ class Page:
         self.epochs = _numbers(epochs) if epochs else [epoch] * count
         self.shapes = _numbers(shapes) if shapes else [shape] * count
         self.clocks: list[str] = states.split(",") if states else [""] * count
-        self.is_alike = (
+        self.is_uniform = (
             epoch == last_epoch and shape == last_shape and (not clocks or (clocks == count and clock == last_clock))
         )
 
     @property
     def last(self) -> tuple[int, int, int]:
-        """Time, epoch and seq of the last one."""
+        """Time, epoch and sequence number of the last sample."""
         return self.times[-1], self.epochs[-1], self.seqs[-1]
 
     def batches(self, db: Any, shapes: ShapeNames) -> Iterator[tuple[int, SampleBatch]]:
-        """Yield the samples as batches, each with the number of its epoch, in the order of their first times.
+        """Yield pairs (id of the epoch, batch), ordered by the time of their first sample.
 
-        db  an open connection, for the names of shapes
+        `db` is an open connection, and `shapes` is the cache of its shapes.
         """
         if not self.count:
             return
         first = self.seqs[0]
-        if self.is_alike and self.seqs == list(range(first, first + self.count)):
+        if self.is_uniform and self.seqs == list(range(first, first + self.count)):
             yield self.epochs[0], self._batch(db, shapes, range(self.count))
             return
         order = sorted(range(self.count), key=list(zip(self.epochs, self.seqs)).__getitem__)
-        # Of rows that are alike and follow each other, seq less place is the same.
+        # For consecutive rows of one batch, the difference between seq and index is constant.
         keys = list(
             zip(
                 [self.epochs[at] for at in order],
@@ -124,17 +134,17 @@ class Page:
             stop = start + sum(1 for _ in same)
             found.append((epoch, self._batch(db, shapes, order[start:stop])))
             start = stop
-        found.sort(key=lambda one: one[1].times[0])
+        found.sort(key=lambda pair: pair[1].times[0])
         yield from found
 
     def _batch(self, db: Any, shapes: ShapeNames, places: Sequence[int]) -> SampleBatch:
         first = places[0]
-        whole = isinstance(places, range)
-        rows = self.values if whole else [self.values[at] for at in places]
+        is_complete = isinstance(places, range)
+        rows = self.values if is_complete else [self.values[at] for at in places]
         names = shapes.one(db, self.shapes[first])
         return SampleBatch(
             self.seqs[first],
-            self.times if whole else [self.times[at] for at in places],
+            self.times if is_complete else [self.times[at] for at in places],
             [],
             dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)),
             clock=self.clocks[first],

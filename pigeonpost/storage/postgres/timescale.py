@@ -1,11 +1,12 @@
-"""SQL functions that make the table `samples` a hypertable of TimescaleDB: part of the script of the tables.
+"""SQL functions that convert the table `samples` into a TimescaleDB hypertable. They are part of the schema script.
 
-They are in every database, so that somebody who adds the extension later can call `use_timescaledb()`. That moves what
-is stored already, during which nobody can store anything: so nothing but a person, or an empty database, calls it.
+The functions are created in every database, so an administrator who adds the extension later can call
+`use_timescaledb()`. This moves all stored samples, and nothing can be stored during that time. So it is called only by
+an administrator, or automatically while the database is empty.
 
-Deleting from compressed weeks, and a key that is respected there, came with TimescaleDB 2.11; the builds under the
-Apache license have no compression at all. Without it the weeks stay as they are. The SQL was tried
-with version 2.23; where another one refuses it, the table stays as it was.
+Deletion from compressed chunks, and a primary key that is enforced there, require TimescaleDB 2.11. The builds under
+the Apache license have no compression. Without these features the chunks are not compressed. The SQL was tested with
+version 2.23. If another version rejects it, the table is not changed.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ _WEEK_MS = 7 * 86_400_000
 
 
 def timescale_script(schema: str) -> str:
-    """Return the SQL that makes the functions, in the schema of that name."""
+    """Return the SQL that creates the functions in `schema`."""
     return f"""\
--- A sample is there once. Where TimescaleDB cuts the table into weeks, a key must hold the time too; the rows of
--- `epochs` then see to it alone. Samples of a node are compressed together, in the order in which they are read.
--- A hypertable of TimescaleDB, a week a chunk: made at once where the extension is there before the tables. Else, with
--- no server at work:  SELECT {schema}.use_timescaledb();
+-- Each sample is stored once. The primary key of a TimescaleDB hypertable must include the time, so there only the
+-- high-water marks in `epochs` guarantee this. Samples of one node are compressed together, in the order in which they
+-- are read. Each chunk of the hypertable covers one week. It is created automatically if the extension is installed
+-- before the tables. Otherwise call, while no server is running:  SELECT {schema}.use_timescaledb();
 CREATE OR REPLACE FUNCTION now_ms() RETURNS bigint LANGUAGE sql STABLE AS
     $$ SELECT (extract(epoch FROM now()) * 1000)::bigint $$;
 CREATE OR REPLACE FUNCTION use_timescaledb() RETURNS text LANGUAGE plpgsql SET search_path = {schema} AS $function$
@@ -49,7 +50,7 @@ BEGIN
             ' timescaledb.compress_orderby = ''time, epoch, seq'')';
         EXECUTE format('SELECT %I.add_compression_policy(''samples'', compress_after => {2 * _WEEK_MS}::bigint,'
             ' if_not_exists => true)', place);
-    EXCEPTION WHEN OTHERS THEN -- a version that does it otherwise
+    EXCEPTION WHEN OTHERS THEN -- a version with a different interface
         RETURN 'a hypertable, not compressed: ' || SQLERRM;
     END;
     RETURN 'a hypertable, compressed after two weeks';

@@ -1,7 +1,9 @@
-"""Downsampling of samples and rollups to the buckets of a chart. Functions on the snapshot of a `RunReader`.
+"""Downsampling of samples and rollups to the buckets of a chart.
 
-Samples are read by column: where their times rise, each bucket is a slice of each column.
-Errors: those of `runs`.
+The functions work on the snapshot of a `RunReader`. They read samples column by column, in the order of their times, so
+the values of each bucket are a slice of a column.
+
+Errors: those of the module runs.
 """
 
 from __future__ import annotations
@@ -19,18 +21,21 @@ from pigeonpost.storage.sqlite.integrity import plain_numbers
 from pigeonpost.storage.sqlite.rollups import dirty_ends
 from pigeonpost.storage.sqlite.runs import RunReader
 
-_SMALL = 2.0**-64
+_SMALL = 2.0**-64  # factor that keeps sums of very large values finite; a power of two, so that scaling is exact
 Row = tuple[Any, ...]
 
 
-class _Places:
-    """The equal spans to which [from_ms, to_ms) is cut."""
+class _BucketRanges:
+    """Time ranges of the buckets: [from_ms, to_ms), divided into `count` equal parts."""
 
     def __init__(self, from_ms: int, to_ms: int, count: int) -> None:
         self._from_ms, self._width_ms, self._count = from_ms, to_ms - from_ms, count
 
     def cuts(self, times: list[int]) -> Iterator[tuple[int, int, int]]:
-        """Yield (place, start, stop) of each span in which there are some of `times`, which rise."""
+        """Yield (place, start, stop) for each bucket that contains some of `times`, which are in ascending order.
+
+        `place` is the index of the bucket. Its times are `times[start:stop]`.
+        """
         start, end = 0, len(times)
         while start < end:
             place = (times[start] - self._from_ms) * self._count // self._width_ms
@@ -43,19 +48,34 @@ class _Places:
 def downsample(
     reader: RunReader, node: str, from_ms: int, to_ms: int, count: int, sensors: Collection[str]
 ) -> dict[str, list[Bucket]]:
-    """Return the buckets of several sensors, for Store.downsample_several: from rollups where these are enough."""
+    """Return the buckets of several sensors, for Store.downsample_several.
+
+    Rollups are read where their windows are not wider than a bucket, and where the samples are deleted. Elsewhere the
+    samples are read.
+
+    Args:
+        reader: Reader of the snapshot.
+        node: Name of the node.
+        from_ms: Start of the range in milliseconds since 1970 (UTC), inclusive.
+        to_ms: End of the range in milliseconds since 1970 (UTC), exclusive.
+        count: Number of buckets.
+        sensors: Names of the sensors.
+
+    Returns:
+        The buckets that have values, by sensor, in the order of their times.
+    """
     found: dict[str, dict[int, Bucket]] = {sensor: {} for sensor in sensors}
     if to_ms > from_ms:
-        db, places = reader.db, _Places(from_ms, to_ms, count)
+        db, ranges = reader.db, _BucketRanges(from_ms, to_ms, count)
         (kept_from,) = db.execute("SELECT max(kept_from) FROM nodes WHERE name = ?", (node,)).fetchone()
         dirty = partial(dirty_ends, db, node)
         for span_ms, start_ms, end_ms in pieces_to_read(from_ms, to_ms, count, kept_from or 0, dirty):
             if not span_ms:
-                _of_samples(reader, places, node, start_ms, end_ms, found)
+                _add_samples(reader, ranges, node, start_ms, end_ms, found)
                 continue
             for sensor, of_sensor in found.items():
-                ask = (from_ms, to_ms, count, node, sensor, start_ms, end_ms, span_ms)
-                for row in plain_numbers(with_finite_means(partial(_of_windows, db, *ask))):
+                query = (from_ms, to_ms, count, node, sensor, start_ms, end_ms, span_ms)
+                for row in plain_numbers(with_finite_means(partial(_read_windows, db, *query))):
                     _add(of_sensor, bucket(*row))
     return {sensor: [of_sensor[place] for place in sorted(of_sensor)] for sensor, of_sensor in found.items()}
 
@@ -63,10 +83,22 @@ def downsample(
 def downsample_all(
     reader: RunReader, node: str, from_ms: int, to_ms: int, count: int, sensors: Collection[str]
 ) -> dict[str, list[Bucket]]:
-    """Return the buckets of several sensors, for Store.downsample_all."""
+    """Return the buckets of several sensors, from their samples alone, for Store.downsample_all.
+
+    Args:
+        reader: Reader of the snapshot.
+        node: Name of the node.
+        from_ms: Start of the range in milliseconds since 1970 (UTC), inclusive.
+        to_ms: End of the range in milliseconds since 1970 (UTC), exclusive.
+        count: Number of buckets.
+        sensors: Names of the sensors.
+
+    Returns:
+        The buckets that have values, by sensor, in the order of their times. Sensors without values are missing.
+    """
     found: dict[str, dict[int, Bucket]] = {sensor: {} for sensor in sensors}
     if to_ms > from_ms:
-        _of_samples(reader, _Places(from_ms, to_ms, count), node, from_ms, to_ms, found)
+        _add_samples(reader, _BucketRanges(from_ms, to_ms, count), node, from_ms, to_ms, found)
     return {
         sensor: [of_sensor[place] for place in sorted(of_sensor)] for sensor, of_sensor in found.items() if of_sensor
     }
@@ -77,30 +109,30 @@ def _add(found: dict[int, Bucket], new: Bucket) -> None:
     found[new.place] = new.with_other(other) if other else new
 
 
-def _of_samples(
-    reader: RunReader, places: _Places, node: str, from_ms: int, to_ms: int, found: dict[str, dict[int, Bucket]]
+def _add_samples(
+    reader: RunReader, ranges: _BucketRanges, node: str, from_ms: int, to_ms: int, found: dict[str, dict[int, Bucket]]
 ) -> None:
     """Add the samples of a node taken in [from_ms, to_ms) to the buckets of each sensor in `found`."""
     for _, _, batch in reader.batches(node, from_ms, to_ms, found):
         times, columns = _rising(batch)
-        cuts = list(places.cuts(times))
+        cuts = list(ranges.cuts(times))
         for name, column in zip(batch.names, columns, strict=True):
-            of_sensor, is_whole = found[name], None not in column
+            of_sensor, is_complete = found[name], None not in column
             for place, start, stop in cuts:
                 part = column[start:stop]
-                values = part if is_whole else [value for value in part if value is not None]
+                values = part if is_complete else [value for value in part if value is not None]
                 if values:
                     _add(of_sensor, _bucket_of(place, values))  # type: ignore[arg-type]
 
 
 def _rising(batch: SampleBatch) -> tuple[list[int], list[list[Number | None]]]:
-    """Return times that rise, and the columns in the same order."""
+    """Return the times of a batch in ascending order, and the columns in the same order."""
     times, columns = batch.times, list(batch.values.values())
     ordered = sorted(times)
     if ordered == times:
         return times, columns
     order = sorted(range(len(times)), key=times.__getitem__)
-    return ordered, [[column[place] for place in order] for column in columns]
+    return ordered, [[column[index] for index in order] for column in columns]
 
 
 def _bucket_of(place: int, values: list[Number]) -> Bucket:
@@ -108,16 +140,19 @@ def _bucket_of(place: int, values: list[Number]) -> Bucket:
     mean = sum(values) / count
     if low <= mean <= high:
         return Bucket(place, count, low, high, mean)
-    if mean - mean != 0:  # the sum left the range of floats
+    if mean - mean != 0:  # the sum is too large for a float
         mean = math.fsum(value * _SMALL for value in values) / count / _SMALL
     return bucket(place, count, low, high, mean)
 
 
 def with_finite_means(read: Callable[[float], Iterable[Row]]) -> Sequence[Row]:
-    """Return the rows of `read`, whose last value is a mean.
+    """Return the rows of `read`, whose last values are means, with finite means only.
 
-    read  takes a factor for the values that are summed up: the sum of values near the largest float is infinite, and
-          that of both infinities nothing. Then it is called again with a small one.
+    A sum of values near the largest float is infinite, or not a number. In this case `read` is called again with a
+    small factor, and the means are divided by it.
+
+    Args:
+        read: Function that returns the rows. It multiplies the values by its argument before it adds them.
     """
     rows = list(read(1.0))
     if all(row[-1] is not None and row[-1] - row[-1] == 0 for row in rows):
@@ -125,7 +160,7 @@ def with_finite_means(read: Callable[[float], Iterable[Row]]) -> Sequence[Row]:
     return [(*row, mean / _SMALL) for *row, mean in read(_SMALL)]
 
 
-def _of_windows(
+def _read_windows(
     db: sqlite3.Connection, from_ms: int, to_ms: int, count: int, node: str, sensor: str, start_ms: int, end_ms: int,
     span_ms: int, scale: float,
 ) -> Iterable[Row]:  # fmt: skip

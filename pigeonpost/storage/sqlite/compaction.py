@@ -1,15 +1,16 @@
-"""Compaction: rows of the table `fresh` become rows of `chunks`, each of up to STRETCH_SAMPLES samples.
+"""Compaction: turns rows of the table `fresh` into rows of `chunks`, each of up to STRETCH_SAMPLES samples.
 
-`next_part` reads and calculates outside of the writer's transaction, on a connection that only reads; the job that it
-returns inserts and deletes within one. The job changes exactly the rows that were read, and only what the CSV log no
-longer owes: where something has changed meanwhile it does nothing, and it is tried later.
+`next_part` reads and calculates on a read-only connection, outside the writer's transaction. The job that it returns
+inserts and deletes within a transaction. The job changes exactly the rows that were read, and none that the CSV log
+still lacks. If any row has changed since it was read, the job does nothing, and compaction tries again later.
 
-A chunk is a run of consecutive samples of one epoch, hour, shape and clock state. Late rows are merged with a chunk
-only when their seqs follow those of the chunk, or precede them. While an hour goes on, chunks of it stay as they are
-until they are filled; once it is past they become as few as possible. So each sample is written to chunks at most
-twice, and once more where rows come late.
-Errors: those of SQLite. A row that cannot be read is moved as it is, where it fits a chunk, and reported to
-`on_damage`; those that the CSV log lacks stay.
+A chunk is a run of consecutive samples of one epoch, hour, shape (list of sensors) and clock state. Late rows are
+merged with a chunk only if their sequence numbers directly follow or precede those of the chunk. During its hour a
+chunk is rewritten only if the rewrite fills it. After the hour all rows of the hour become as few chunks as possible.
+So each sample is written to `chunks` at most twice, and once more if rows of its hour arrive late.
+
+Errors: sqlite3.Error. A row whose data cannot be read is moved to `chunks` unchanged, and is reported to `on_damage`.
+Rows with columns of an invalid type, and rows that the CSV log lacks, stay in `fresh`.
 """
 
 from __future__ import annotations
@@ -26,27 +27,38 @@ from pigeonpost.storage.models import HOUR_MS, STRETCH_SAMPLES, stretch_samples
 from pigeonpost.storage.shapes import ShapeNames
 from pigeonpost.storage.sqlite.queries import ROW, UNLOGGED, logged, row_of, unlogged
 
-# After an hour: with a commit once a minute its last rows come late, and the CSV log records some minutes later that
-# it has them. What comes after that rewrites the hour.
+# Delay after the end of an hour. With one commit per minute the last rows of the hour arrive late, and the CSV log
+# records only minutes later that it contains them. Rows that arrive after this delay rewrite the hour.
 _GRACE_MS = 360_000
-_MOST_FRESH = 50_000  # rows; above, those of the nodes with most are merged although their hours are not past
-# Rows of a node; from here on they are merged, since a question about the node reads each of them, in 8 µs. With a
-# commit each second, a node of eight samples a second or more fills a chunk before.
+# Limit for the rows of all nodes. Beyond it, the nodes with the most rows are compacted before their hour is over.
+_MOST_FRESH = 50_000
+# Limit for the rows of one node. Beyond it, they are compacted before their hour is over, because each query about the
+# node reads all of them, which takes 8 µs per row. With one commit per second, a node that sends eight samples per
+# second or more fills a chunk before it reaches this limit.
 _MOST_OF_NODE = 512
-_LOOK_ROWS = 128  # that came since the last look, or an eighth of all: then it is worth another one
-_MOST_LISTED = 100_000  # of these rows, without their data, in memory: the oldest
-_TOGETHER = 65_536  # samples rewritten in one transaction: some tens of milliseconds
-_SAMPLE_BYTES = 16  # of text, with two values
-_ROW_SAMPLES = 8  # as which each row counts at least: rows of one node are on different pages, each of which is written
-_FEW = 64  # rows looked up at once
+_LOOK_ROWS = 128  # new rows before the next search for work, or an eighth of all rows if that is more
+_MOST_LISTED = 100_000  # maximum number of rows that one search lists in memory, without their data, oldest first
+_TOGETHER = 65_536  # samples rewritten in one transaction, which then takes a few tens of milliseconds
+_SAMPLE_BYTES = 16  # length of the text of a sample with two values
+_ROW_SAMPLES = 8  # minimum cost of a row, in samples: each row of a node is on a page of its own, which is written too
+_FEW = 64  # rows looked up in one query
 
 
 class _ChangedError(Exception):
-    """A row is not there any more."""
+    """A row that was listed no longer exists."""
 
 
 class Piece(NamedTuple):
-    """A row of `fresh` or `chunks` without its data."""
+    """A row of `fresh` or `chunks`, without its data.
+
+    Attributes:
+        table: Name of the table.
+        id: Id of the row.
+        first: Sequence number of its first sample.
+        samples: Number of samples.
+        shape: Id of the shape.
+        clock: Clock state, or None for the node's own clock.
+    """
 
     table: str
     id: int
@@ -57,28 +69,37 @@ class Piece(NamedTuple):
 
 
 _PIECE = "id, first, count, shape, clock"
-# Not of rows that fit no chunk, or whose numbers fit no sum: they stay where they are, and `verify` names them.
+# Rows with columns of an invalid type, or of an unknown shape, stay where they are; `verify` reports them.
 _NUMBERS = "node", "low", "epoch", "first", "count", "high", "step", "shape", "crc"
-_IS_WHOLE = (  # a text counts as 0 in a sum, but is more than all numbers
+# Text counts as 0 in a sum, but max() ranks it above every number: so the types of both results are checked.
+_IS_WHOLE = (
     f"typeof({' + '.join(_NUMBERS)}) = 'integer' AND typeof(max({', '.join(_NUMBERS)})) = 'integer'"
     " AND typeof(data) = 'text' AND typeof(arrived) IN ('integer', 'null')"
     " AND coalesce(clock, 'unset') IN ('unset', 'server') AND shape IN (SELECT id FROM shapes)"
 )
-# Nor those that the CSV log lacks.
+# Rows that the CSV log lacks stay too.
 _MAY_GO = f"id <= ? AND {_IS_WHOLE} AND id NOT IN ({UNLOGGED})"
 _HOUR = f"(low / {HOUR_MS} - (low % {HOUR_MS} < 0))"  # rounded down, also before 1970
 
 
 class Due(Enum):
-    """Why rows of `fresh` are rewritten, and what becomes of them."""
+    """Reason why rows of `fresh` are rewritten. The values describe the result."""
 
-    PAST = "their hour is past: they and all chunks of the hour become as few chunks as possible"
-    MUCH = "there are too many, of the node or in all: those that fill no chunk become one that is not full"
-    FULL = "they fill a chunk"
+    PAST = "the hour is over: its rows and chunks become as few chunks as possible"
+    MUCH = "the node or the table has too many rows: they become full chunks and a partly filled one"
+    FULL = "there are enough rows for a full chunk: only full chunks are made"
 
 
 class Group(NamedTuple):
-    """Rows of `fresh` of one node, epoch and hour, in the order of seq."""
+    """Rows of `fresh` of one node, epoch and hour, in the order of their sequence numbers.
+
+    Attributes:
+        node: Id of the node.
+        epoch: Id of the epoch.
+        hour: Number of the hour since 1970 (UTC).
+        due: Reason for the rewrite.
+        pieces: The rows.
+    """
 
     node: int
     epoch: int
@@ -88,7 +109,13 @@ class Group(NamedTuple):
 
 
 class Rewrite(NamedTuple):
-    """What becomes one chunk, in the order of seq; `row` is None where a single row is moved as it is."""
+    """Rows that become one chunk.
+
+    Attributes:
+        epoch: Id of the epoch.
+        pieces: The rows, in the order of their sequence numbers.
+        row: The chunk, or None if a single row is moved unchanged.
+    """
 
     epoch: int
     pieces: Sequence[Piece]
@@ -96,26 +123,36 @@ class Rewrite(NamedTuple):
 
 
 class Compactor:
-    """Finds what is due, and prepares it a part at a time. Used by one thread."""
+    """Finds the rows to compact, and prepares the chunks one part at a time. Used by one thread.
+
+    Args:
+        names: Cache of the shapes' sensor names.
+        on_damage: Called with a text for each damaged row.
+    """
 
     def __init__(self, names: ShapeNames, on_damage: Callable[[str], object]) -> None:
         self._names = names
         self._on_damage = on_damage
-        self._groups: deque[Group] = deque()  # that are due,
-        self._bins: deque[tuple[Group, list[Piece]]] = deque()  # and the rows of each chunk that is to be made
-        self._next = 0  # from this id on it is worth another look,
-        self._due_ms = 0  # or at this time
+        self._groups: deque[Group] = deque()  # groups to compact, whose rows are not yet divided into chunks
+        self._bins: deque[tuple[Group, list[Piece]]] = deque()  # the rows of each new chunk
+        # The next search for work begins when a row has the id `_next`, or at the time `_due_ms` (ms since 1970, UTC).
+        self._next = self._due_ms = 0
 
     def next_part(self, db: sqlite3.Connection, now_ms: int) -> list[Rewrite]:
-        """Return what to rewrite now; empty: nothing. `db` reads a snapshot."""
+        """Return the next rows to rewrite, or an empty list if there are none.
+
+        Args:
+            db: Read-only connection with a snapshot.
+            now_ms: Current time in milliseconds since 1970 (UTC).
+        """
         if not self._groups and not self._bins:
-            self._look(db, now_ms)
+            self._search(db, now_ms)
         found: list[Rewrite] = []
         count = 0
         try:
             while count < _TOGETHER and (self._bins or self._groups):
                 if not self._bins:
-                    self._take(db, self._groups.popleft())
+                    self._divide(db, self._groups.popleft())
                     continue
                 group, pieces = self._bins.popleft()
                 rewrites = self._rewrites(db, group, pieces)
@@ -127,14 +164,14 @@ class Compactor:
         return found
 
     def give_up(self) -> None:
-        """Look again, from the beginning: what was read has changed meanwhile."""
+        """Discard the prepared work and search again: the rows have changed since they were read."""
         self._groups.clear()
         self._bins.clear()
         self._next = self._due_ms = 0
 
-    # ----------------------------------------------------------------------------------------- what is due
+    # ---------------------------------------------------------------------------------------- search for work
 
-    def _look(self, db: sqlite3.Connection, now_ms: int) -> None:
+    def _search(self, db: sqlite3.Connection, now_ms: int) -> None:
         filed = logged(db)
         (last,) = db.execute("SELECT max(id) FROM fresh WHERE id <= ?", (filed,)).fetchone()
         is_early = 0 < self._due_ms - now_ms <= HOUR_MS + _GRACE_MS
@@ -159,24 +196,29 @@ class Compactor:
             ):
                 if group := groups.get((node, epoch, hour)):
                     group.pieces.append(Piece("fresh", *piece))
-            for key in sorted(groups):  # chunks that are next to each other on the disk are deleted together
+            for key in sorted(groups):  # in this order, chunks that are adjacent on the disk are deleted together
                 group = groups[key]
                 if group.due is Due.MUCH and len(group.pieces) > 1:
-                    # It stays, so that the hour is met again when it is past. A single row is moved: it is met again
-                    # when others come.
+                    # The last row stays in `fresh`, so that a search after the end of the hour finds this hour again. A
+                    # single row is moved, because only further rows can make another rewrite of the hour useful.
                     del group.pieces[-1]
                 self._groups.append(group)
 
-    # -------------------------------------------------------------------------------------- what becomes of it
+    # ------------------------------------------------------------------------------------ preparation of chunks
 
-    def _take(self, db: sqlite3.Connection, group: Group) -> None:
+    def _divide(self, db: sqlite3.Connection, group: Group) -> None:
+        """Divide the rows of a group into chunks."""
         try:
             self._bins += [(group, pieces) for pieces in _bins_of(db, group)]
-        except (ValueError, TypeError, LookupError) as error:  # a changed number: the other groups go on
-            self._on_damage(f"rows of epoch {group.epoch} that fit no chunk: {error}")
+        # A number was changed on the disk: continue with the other groups.
+        except (ValueError, TypeError, LookupError) as error:
+            self._on_damage(f"rows of epoch {group.epoch} cannot be divided into chunks: {error}")
 
     def _rewrites(self, db: sqlite3.Connection, group: Group, pieces: Sequence[Piece]) -> list[Rewrite]:
-        """Return what becomes of rows of one chunk: those before and behind a damaged one are chunks of their own."""
+        """Return the rewrites for the rows of one chunk.
+
+        If one of the rows is damaged, the rows before and after it become chunks of their own.
+        """
         if len(pieces) == 1:
             return [Rewrite(group.epoch, pieces, None)] if pieces[0].table == "fresh" else []
         rows = list(_read(db, pieces))
@@ -186,15 +228,15 @@ class Compactor:
         except (ValueError, TypeError) as error:
             self._on_damage(str(error))
         found: list[Rewrite] = []
-        for is_whole, part in groupby(zip(pieces, rows, strict=True), lambda one: _is_readable(one[1], names)):
+        for is_readable, part in groupby(zip(pieces, rows, strict=True), lambda one: _is_readable(one[1], names)):
             some = [piece for piece, _ in part]
-            parts = [some] if is_whole and len(some) < len(pieces) else [[piece] for piece in some]
+            parts = [some] if is_readable and len(some) < len(pieces) else [[piece] for piece in some]
             found += [rewrite for one in parts for rewrite in self._rewrites(db, group, one)]
         return found
 
 
 def _merged(group: Group, rows: Sequence[ChunkRow], names: Sequence[str]) -> ChunkRow:
-    """Return the chunk of several rows. Raises ValueError where one cannot be read."""
+    """Return the chunk made of several rows. Raise ValueError if one of them cannot be read."""
     for one, other in pairwise(rows):
         if not one.is_followed_by(other):
             raise ValueError(f"sample {other.first} of epoch {other.epoch} does not follow those before it")
@@ -211,9 +253,12 @@ def _is_readable(row: ChunkRow, names: Sequence[str]) -> bool:
 
 
 def _due(rows: Sequence[tuple[Any, ...]], now_ms: int) -> dict[tuple[int, int, int], Due]:
-    """Return which groups (node, epoch, hour) are due.
+    """Return the groups (node, epoch, hour) to compact, each with its reason.
 
-    rows  node, epoch, hour, rows, samples and first arrival of each group; those with most rows first
+    Args:
+        rows: (node, epoch, hour, number of rows, number of samples, first arrival) of each group; those with the most
+            rows first.
+        now_ms: Current time in milliseconds since 1970 (UTC).
     """
     of_node: Counter[int] = Counter()
     for node, _, _, count, _, _ in rows:
@@ -237,10 +282,10 @@ def _due(rows: Sequence[tuple[Any, ...]], now_ms: int) -> dict[tuple[int, int, i
 
 
 def _bins_of(db: sqlite3.Connection, group: Group) -> Iterator[list[Piece]]:
-    """Yield the rows of each chunk that is to be made of a group and of the chunks of its hour.
+    """Yield the rows of each new chunk, from a group and from the existing chunks of its hour.
 
-    A chunk that is not full is rewritten where that fills it, and when the hour is past, but not because more came: so
-    a sample is written twice, and not once more with each part of the hour.
+    During its hour a chunk is rewritten only if the rewrite fills it. Otherwise each part of the hour that arrives
+    would rewrite all earlier samples of the hour.
     """
     for run in _runs(sorted([*group.pieces, *_chunks(db, group)], key=lambda piece: piece.first)):
         (sensors,) = db.execute("SELECT json_array_length(names) FROM shapes WHERE id = ?", (run[0].shape,)).fetchone()
@@ -254,23 +299,26 @@ def _bins_of(db: sqlite3.Connection, group: Group) -> Iterator[list[Piece]]:
 
 
 def _weight(rewrite: Rewrite) -> int:
-    """Return how many samples of two values, in rows of many, this is as much work as."""
+    """Return the cost of a rewrite as an equivalent number of samples with two values."""
     samples = sum(piece.samples for piece in rewrite.pieces)
     text = len(rewrite.row.data) if rewrite.row else 0
     return max(samples, text // _SAMPLE_BYTES, len(rewrite.pieces) * _ROW_SAMPLES)
 
 
 def _is_past(hour: int, arrived_ms: int | None, now_ms: int) -> bool:
-    """Return True if the hour is past in which most samples of an hour arrive: their own; of what comes late, that in
-    which the first of them came; of what is dated ahead, the one after that."""
-    if arrived_ms is None or arrived_ms > now_ms + HOUR_MS:  # the clock of this machine was set back
+    """Return True if the hour in which most of a group's samples arrive is over.
+
+    For samples that arrive in time this is their own hour. For late samples it is the hour in which the first of them
+    arrived. For samples with future times it is the hour after their arrival.
+    """
+    if arrived_ms is None or arrived_ms > now_ms + HOUR_MS:  # the clock of this machine was set back since
         return True
     arrived = (arrived_ms - _GRACE_MS) // HOUR_MS
     return (min(max(arrived, hour), arrived + 1) + 1) * HOUR_MS + _GRACE_MS <= now_ms
 
 
 def _runs(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Yield runs of rows, which are in the order of seq: alike, and none missing between them."""
+    """Yield runs of rows: consecutive, with the same shape and clock state. `pieces` are in the order of seq."""
     run: list[Piece] = []
     for piece in pieces:
         if run and _follows(run[-1], piece):
@@ -288,7 +336,7 @@ def _follows(one: Piece, other: Piece) -> bool:
 
 
 def _chunks(db: sqlite3.Connection, group: Group) -> list[Piece]:
-    """Return the chunks that are there of a group's hour."""
+    """Return the existing chunks of a group's hour."""
     begin_ms = group.hour * HOUR_MS
     rows = db.execute(
         f"SELECT {_PIECE} FROM chunks WHERE node = ? AND low >= ? AND low < ? AND epoch = ? AND {_IS_WHOLE}",
@@ -298,7 +346,7 @@ def _chunks(db: sqlite3.Connection, group: Group) -> list[Piece]:
 
 
 def _bins(pieces: Iterable[Piece], most: int) -> Iterator[list[Piece]]:
-    """Yield the rows of each chunk, of `most` samples at most: as many as there is room for."""
+    """Yield the rows of each chunk: as many rows as fit into `most` samples."""
     found: list[Piece] = []
     count = 0
     for piece in pieces:
@@ -311,7 +359,7 @@ def _bins(pieces: Iterable[Piece], most: int) -> Iterator[list[Piece]]:
 
 
 def _read(db: sqlite3.Connection, pieces: Sequence[Piece]) -> Iterator[ChunkRow]:
-    """Yield rows with their data, in the order of `pieces`."""
+    """Yield the rows with their data, in the order of `pieces`."""
     for start in range(0, len(pieces), _FEW):
         some = pieces[start : start + _FEW]
         rows: dict[tuple[str, int], ChunkRow] = {}
@@ -327,31 +375,44 @@ def _read(db: sqlite3.Connection, pieces: Sequence[Piece]) -> Iterator[ChunkRow]
 
 
 def rewrite(db: sqlite3.Connection, rewrites: Sequence[Rewrite]) -> int:
-    """Within the writer's transaction: insert the chunks, and delete what they were made of. Returns the number of
-    samples in them; 0, and nothing is done, where a row is not as it was read."""
-    gone = sorted((piece, one.epoch) for one in rewrites for piece in one.pieces)  # in the order of the pages
-    if not _are_there(db, gone):
+    """Insert the chunks and delete the rows that they were made of, within the writer's transaction.
+
+    Args:
+        db: The writer's connection.
+        rewrites: Rewrites that `Compactor.next_part` returned.
+
+    Returns:
+        The number of samples in the chunks, or 0 if a row has changed since it was read; then nothing was changed.
+    """
+    # In the order of their pages in the file.
+    old_rows = sorted((piece, one.epoch) for one in rewrites for piece in one.pieces)
+    if not _are_unchanged(db, old_rows):
         return 0
     for _, pieces, row in rewrites:
         if row is None:
             db.execute(f"INSERT INTO chunks ({COLUMNS}) SELECT {COLUMNS} FROM fresh WHERE id = ?", (pieces[0].id,))
     for table in ("fresh", "chunks"):
-        db.executemany(f"DELETE FROM {table} WHERE id = ?", [(piece.id,) for piece, _ in gone if piece.table == table])
+        db.executemany(
+            f"DELETE FROM {table} WHERE id = ?", [(piece.id,) for piece, _ in old_rows if piece.table == table]
+        )
     db.executemany(
         f"INSERT INTO chunks ({COLUMNS}) VALUES ({MARKS})", [row for _, _, row in rewrites if row is not None]
     )
-    return sum(piece.samples for piece, _ in gone)
+    return sum(piece.samples for piece, _ in old_rows)
 
 
-def _are_there(db: sqlite3.Connection, gone: Sequence[tuple[Piece, int]]) -> bool:
-    """Return True if all rows, each with its epoch, are as they were read, and the log owes none of them."""
+def _are_unchanged(db: sqlite3.Connection, old_rows: Sequence[tuple[Piece, int]]) -> bool:
+    """Return True if all rows are as they were read, and the CSV log lacks none of them.
+
+    `old_rows` are pairs of a row and the id of its epoch.
+    """
     filed, lacking = logged(db), unlogged(db)
     for table in ("fresh", "chunks"):
-        wanted = [(one.id, epoch, one.first, one.samples) for one, epoch in gone if one.table == table]
-        if table == "fresh" and any(id > filed or id in lacking for id, *_ in wanted):
+        expected = [(one.id, epoch, one.first, one.samples) for one, epoch in old_rows if one.table == table]
+        if table == "fresh" and any(id > filed or id in lacking for id, *_ in expected):
             return False
-        for start in range(0, len(wanted), _FEW):
-            some = wanted[start : start + _FEW]
+        for start in range(0, len(expected), _FEW):
+            some = expected[start : start + _FEW]
             query = f"SELECT id, epoch, first, count FROM {table} WHERE id IN ({','.join('?' * len(some))}) ORDER BY id"
             if db.execute(query, [id for id, *_ in some]).fetchall() != some:
                 return False

@@ -1,9 +1,10 @@
-"""Counts of the SQLite store: nodes with their samples and gaps, and usage. Functions on an open connection.
+"""Numbers of samples, gaps and other rows in the SQLite store. Functions on an open connection.
 
-Errors: those of SQLite.
+Errors: sqlite3.Error.
 
-SQLite ends a query with "integer overflow" when a sum of integers leaves 64 bits. A client chooses the numbers of its
-epochs and gaps, and stores of before these were limited have any; so every sum of such numbers is that of two halves.
+SQLite ends a query with "integer overflow" if a sum of integers exceeds 64 bits. Clients choose the numbers of their
+epochs and gaps, and older versions stored such numbers without a limit. So each sum of them is calculated as two sums
+of 32-bit halves.
 """
 
 from __future__ import annotations
@@ -17,18 +18,21 @@ from pigeonpost.storage.models import NodeUsage
 
 
 def halves(expression: str) -> str:
-    """Return SQL for two sums of 32 bits each, which `whole` makes one number of."""
+    """Return SQL for the sums of the upper and the lower 32-bit halves of `expression`. `whole` adds up the results."""
     return f"coalesce(sum(({expression}) >> 32), 0), coalesce(sum(({expression}) & 4294967295), 0)"
 
 
 def whole(high: int, low: int) -> int:
+    """Return the sum of numbers from the sum `high` of their upper halves and the sum `low` of their lower halves."""
     return (high << 32) + low
 
 
 def nodes(db: sqlite3.Connection, ends: Callable[[str], tuple[int, int] | None]) -> list[dict[str, Any]]:
-    """Return what is stored of every node, for Store.nodes.
+    """Return a summary of each node's data, for Store.nodes.
 
-    ends  returns the first and the last time of a node's samples; None: it has none
+    Args:
+        db: Connection with a snapshot.
+        ends: Function that returns the first and the last time of a node's samples, or None if there are no samples.
     """
     counted = {node: rest for node, *rest in db.execute(
         f"SELECT node, {halves('seq')}, {halves('forgotten')} FROM epochs GROUP BY node"
@@ -56,7 +60,7 @@ def nodes(db: sqlite3.Connection, ends: Callable[[str], tuple[int, int] | None])
 
 
 def usage(db: sqlite3.Connection, node: str) -> NodeUsage:
-    """Return what is stored of a node, for Store.usage."""
+    """Return the usage of limited resources by the node named `node` in `db`, for Store.usage."""
     (count,) = db.execute("SELECT count(*) FROM nodes").fetchone()
     (epochs,) = db.execute(
         "SELECT count(*) FROM epochs WHERE node = (SELECT id FROM nodes WHERE name = ?)", (node,)
@@ -70,7 +74,7 @@ def usage(db: sqlite3.Connection, node: str) -> NodeUsage:
 
 
 def channels(db: sqlite3.Connection, node: str, most: int) -> set[str]:
-    """Return the names of a node's channels, for Store.channels."""
+    """Return the names of up to `most` channels of the node named `node` in `db`, for Store.channels."""
     rows = db.execute(
         "SELECT name FROM sensors WHERE node = (SELECT id FROM nodes WHERE name = ?) ORDER BY name LIMIT ?",
         (node, most),

@@ -1,12 +1,15 @@
-"""In-memory index of the table `fresh`, which has none in the file: it would be written with every commit.
+"""In-memory index of the table `fresh`. The file has no index of it, because each commit would have to write it.
 
-It is made of committed rows only: each reader adds what its snapshot has beyond the last row known. Nothing is ever
-removed from one, so it may name rows that are gone; where these are many, a new index takes its place. Rows leave
-`fresh` only into `chunks`, or for ever. A reader takes the index, and its snapshot begins in `catch_up`, under the
-lock: so no later snapshot was added before it, and it misses nothing. What the index does not name then was gone, or
-already in `chunks`, when the index was made, and so when the snapshot began.
+The index contains committed rows only. Each reader adds the rows of its snapshot that follow the last row in the index.
+Rows are never removed from an index, so it may contain rows that no longer exist in `fresh`. If there are many of
+these, a new index replaces it.
 
-`_lock` guards all of an index, and is held while rows are added or looked up. Errors: those of SQLite.
+A reader finds all rows, for the following reasons. A row leaves `fresh` only when it is moved to `chunks` or deleted
+permanently. A reader first fetches the index, and its snapshot then begins in `catch_up`, under the lock. So snapshots
+are added to an index in the order in which they begin. If a committed row is not in the index, it was already moved or
+deleted when the index was created, and therefore also when the reader's snapshot began.
+
+`_lock` guards all data of an index. It is held while rows are added or looked up. Errors: sqlite3.Error.
 """
 
 from __future__ import annotations
@@ -19,13 +22,22 @@ from typing import Any, NamedTuple
 
 from pigeonpost.storage.models import HOUR_MS
 
-_GONE_ROWS = 1000  # rows that readers look for in vain, before there is a new index
-_ADDED_ROWS = 20_000  # rows that are added to an index, beyond twice as many as it was made of, before there is one
-_ANY_MS = -(1 << 62), 1 << 62  # of a damaged row: whoever asks for its node meets it
+_MISSING_ROWS = 1000  # a new index is created after readers have looked for more missing rows than this
+_ADDED_ROWS = 20_000  # a new index is created when an index has this many rows more than twice its initial number
+_ANY_MS = -(1 << 62), 1 << 62  # time range of a damaged row: every query for its node reads it and reports the damage
 
 
 class Place(NamedTuple):
-    """Where a run of samples is: in the order in which runs are read."""
+    """Position of a run of samples. The order of the fields is the order in which runs are read.
+
+    Attributes:
+        low: Earliest time of a sample in milliseconds since 1970 (UTC).
+        epoch: Id of the epoch.
+        first: Sequence number of the first sample.
+        id: Id of the row.
+        high: Latest time of a sample in milliseconds since 1970 (UTC).
+        is_fresh: True for a row of `fresh`, False for a row of `chunks`.
+    """
 
     low: int
     epoch: int
@@ -43,7 +55,8 @@ class _Columns:
     def __init__(self) -> None:
         self.ids, self.lows, self.highs = array("q"), array("q"), array("q")
         self.epochs, self.firsts = array("q"), array("q")
-        self.is_rising = True  # whether `lows` rise: usual, but for late data and clocks that step back
+        # True while `lows` are in order: always, except with late data or a clock that was set back.
+        self.is_rising = True
 
     def add(self, id: int, low: Any, high: Any, epoch: Any, first: Any) -> None:
         if not type(low) is type(high) is type(epoch) is type(first) is int:
@@ -58,8 +71,10 @@ class _Columns:
         self.firsts.append(first)
 
     def part(self, oldest: int, from_ms: int, to_ms: int) -> slice:
-        """Return the places of the rows from the id `oldest` on that may have samples taken in [from_ms, to_ms); all of
-        them, where the times do not rise. A row is of one hour."""
+        """Return the slice of rows, from the id `oldest` on, that may have samples taken in [from_ms, to_ms).
+
+        If the times are not in order, the slice contains all of these rows. Each row lies within one hour.
+        """
         start, stop = bisect_left(self.ids, oldest), len(self.ids)
         if self.is_rising:
             start = bisect_left(self.lows, from_ms // HOUR_MS * HOUR_MS, start)
@@ -68,21 +83,25 @@ class _Columns:
 
 
 class FreshIndex:
-    """Rows of `fresh` by the id of their node."""
+    """Index of the rows of `fresh`, by the id of their node."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._nodes: dict[Any, _Columns] = {}
         self._last = 0  # the highest id that was added
-        self._count = self._made_of = self._gone = 0
+        self._count = self._initial_count = self._missing = 0
 
     @property
-    def is_worn(self) -> bool:
-        """Whether it names so many rows that are gone that a new one is better."""
-        return self._gone > _GONE_ROWS or self._count > 2 * self._made_of + _ADDED_ROWS
+    def is_stale(self) -> bool:
+        """True if the index contains so many missing rows that a new index should replace it."""
+        return self._missing > _MISSING_ROWS or self._count > 2 * self._initial_count + _ADDED_ROWS
 
     def catch_up(self, db: sqlite3.Connection) -> None:
-        """Add the rows that came since. `db` has begun a transaction and read nothing: its snapshot begins here."""
+        """Add the rows that were committed since the last call.
+
+        Args:
+            db: Connection in a transaction that has read nothing yet. Its snapshot begins here.
+        """
         with self._lock:
             is_first = not self._last
             query = "SELECT id, node, low, high, epoch, first FROM fresh WHERE id > ?"
@@ -94,10 +113,19 @@ class FreshIndex:
                 self._last = id
                 self._count += 1
             if is_first:
-                self._made_of = self._count
+                self._initial_count = self._count
 
     def between(self, db: sqlite3.Connection, node: int, from_ms: int, to_ms: int) -> list[Place]:
-        """Return the rows of a node that may have samples taken in [from_ms, to_ms), by id. Some may be gone."""
+        """Return the places of the rows of a node that may have samples taken in [from_ms, to_ms), by id.
+
+        Some of these rows may no longer exist.
+
+        Args:
+            db: Connection with the reader's snapshot.
+            node: Id of the node.
+            from_ms: Start of the range in milliseconds since 1970 (UTC), inclusive.
+            to_ms: End of the range in milliseconds since 1970 (UTC), exclusive.
+        """
         (oldest,) = db.execute("SELECT min(id) FROM fresh").fetchone()
         with self._lock:
             columns = self._nodes.get(node)
@@ -113,8 +141,15 @@ class FreshIndex:
         ]
 
     def ends(self, db: sqlite3.Connection, node: int) -> tuple[int, int] | None:
-        """Return the first and the last time of a node's rows; None: there is none. `is_worn` when one of them is gone:
-        then only a new index knows."""
+        """Return the first and the last time (ms since 1970, UTC) of a node's rows, or None if there are no rows.
+
+        If the row of one of these times no longer exists, `is_stale` becomes True: only a new index has the right
+        times.
+
+        Args:
+            db: Connection with the reader's snapshot.
+            node: Id of the node.
+        """
         (oldest,) = db.execute("SELECT min(id) FROM fresh").fetchone()
         with self._lock:
             columns = self._nodes.get(node)
@@ -126,10 +161,10 @@ class FreshIndex:
             ids = {columns.ids[start + lows.index(found[0])], columns.ids[start + highs.index(found[1])]}
             for id in ids:
                 if not db.execute("SELECT 1 FROM fresh WHERE id = ?", (id,)).fetchone():
-                    self._gone = _GONE_ROWS + 1
+                    self._missing = _MISSING_ROWS + 1
             return found
 
-    def note_gone(self, count: int) -> None:
-        """Note that `count` of the rows were looked for in vain."""
+    def note_missing(self, count: int) -> None:
+        """Count `count` rows that a reader looked for and did not find."""
         with self._lock:
-            self._gone += count
+            self._missing += count

@@ -1,9 +1,10 @@
-"""Damage of the SQLite file: what counts as damage, its remedy, and the check of each start.
+"""Detection of damage in the SQLite file, the error texts with their remedies, and the check at each start.
 
-Errors: StoreDamaged; those of SQLite, which `is_damage` sorts.
+SQLite stores no checksums of its pages. So these checks find only inconsistencies, for example a page that does not
+belong to its table. Each row of samples has a checksum of its own, which is compared whenever the row is read (see
+storage.chunks and pieces).
 
-SQLite keeps no checksums of pages, so this sees what no longer fits together, as a page that is no page of its table.
-Samples have a checksum of their own, which is compared whenever they are read (see storage.chunks and pieces).
+Errors: StoreDamaged; sqlite3.Error, which `reported_damage` classifies.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from pigeonpost.core.errors import StoreDamaged
 from pigeonpost.storage.csv.checksums import logs_in
 from pigeonpost.storage.csv.format import HEADER
 
-_COMPARED_EPOCHS = 100_000  # the newest ones, in which a WAL of another file shows
+_COMPARED_EPOCHS = 100_000  # the newest epochs: enough to recognise the WAL of another file
 _WAL_HEAD_BYTES = 32
-# Read wholly at each start. All others grow with the samples, and are read in pieces.
+# Tables that each start reads completely. All others grow with the number of samples, and are read in pieces.
 _SMALL = (
     "sqlite_schema", "meta", "nodes", "outboxes", "epochs", "sensors", "shapes", "logs", "gaps", "retired",
     "former_names", "labels",
@@ -32,51 +33,67 @@ _STRUCTURE = (
     sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_CONSTRAINT,
     sqlite3.SQLITE_MISMATCH,
 )  # fmt: skip
-_ODD_SCHEMA = re.compile(
+_SCHEMA_ERROR = re.compile(
     r"no such (table|column|index)|unsupported file format|(table|view) .* already exists|duplicate"
 )
-_ODD_CONTENT = re.compile(r"malformed JSON|JSON|decode to UTF-8|string or blob too big|not stored by Pigeonpost")
+_ROW_ERROR = re.compile(r"malformed JSON|JSON|decode to UTF-8|string or blob too big|not stored by Pigeonpost")
 
 
 Rows = TypeVar("Rows", bound=Iterable[Iterable[Any]])
 
 
 class Damage(NamedTuple):
-    """Damage that an error of SQLite reports. `ends_writing`: the structure of the file is wrong, not just a row."""
+    """Damage that was found in the database.
+
+    Attributes:
+        text: Description of the damage.
+        ends_writing: True if the structure of the file is damaged, and not just a row.
+    """
 
     text: str
     ends_writing: bool
 
 
-def is_damage(error: sqlite3.Error, reads: bool = False) -> Damage | None:
-    """Return what is damaged; None where it is another error. `reads`: it is that of a connection that only reads."""
+def reported_damage(error: sqlite3.Error, reads: bool = False) -> Damage | None:
+    """Return the damage that an error of SQLite reports, or None if it reports none.
+
+    Args:
+        error: The error.
+        reads: True if the connection only reads. An I/O error is then damage of the part that was read.
+    """
     code = getattr(error, "sqlite_errorcode", None)
     primary = 0 if code is None else code & 0xFF
-    if primary in _STRUCTURE or (primary == sqlite3.SQLITE_ERROR and _ODD_SCHEMA.search(str(error))):
+    if primary in _STRUCTURE or (primary == sqlite3.SQLITE_ERROR and _SCHEMA_ERROR.search(str(error))):
         return Damage(str(error), True)
     if reads and primary == sqlite3.SQLITE_IOERR:
-        return Damage(f"{error}: `dmesg` says what the disk did", False)
-    if primary in (0, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_TOOBIG) and _ODD_CONTENT.search(str(error)):
+        return Damage(f"{error}: `dmesg` shows the disk's error", False)
+    if primary in (0, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_TOOBIG) and _ROW_ERROR.search(str(error)):
         return Damage(str(error), False)
     return None
 
 
-def odd(what: str) -> sqlite3.DatabaseError:
-    """Return the error for a row that this program never writes."""
+def invalid_row(what: str) -> sqlite3.DatabaseError:
+    """Return the error for a row that this program never writes. `what` describes the row."""
     return sqlite3.DatabaseError(f"{what}: not stored by Pigeonpost in this form")
 
 
 def plain_numbers(rows: Rows) -> Rows:
-    """Return the rows. Raises the error of `odd` where one has more than numbers: columns of SQLite take any type."""
+    """Return `rows` if all their values are numbers. Raise the error of `invalid_row` otherwise.
+
+    The check is necessary because columns of SQLite accept values of any type.
+    """
     for row in rows:
         for value in row:
             if type(value) is not int and type(value) is not float:
-                raise odd(f"{row!r:.100}")
+                raise invalid_row(f"{row!r:.100}")
     return rows
 
 
 def plain_nodes(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what is stored of every node. Raises the error of `odd` where a time is no number, or a name no text."""
+    """Return `nodes`, the result of Store.nodes.
+
+    Raise the error of `invalid_row` if a time is not a number, or if a name or unit is not text.
+    """
     for about in nodes:
         plain_numbers([(about[key] or 0 for key in ("first_ms", "last_ms", "kept_from_ms"))])
         plain_texts([(about["name"], *about["sensors"], *about["sensors"].values())])
@@ -84,22 +101,25 @@ def plain_nodes(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def plain_gaps(gaps: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return gaps. Raises the error of `odd` where one has other numbers and texts than gaps have."""
+    """Return `gaps`, the result of Store.gaps.
+
+    Raise the error of `invalid_row` if a column has a value of another type.
+    """
     plain_numbers([[gap[key] for key in ("from", "to", "before", "noted_ms")] for gap in gaps])
     plain_texts([[gap[key] for key in ("node", "epoch", "why")] for gap in gaps])
     return gaps
 
 
 def plain_texts(rows: Iterable[Iterable[Any]]) -> None:
-    """Raise the error of `odd` where a row has more than texts."""
+    """Raise the error of `invalid_row` if a value in `rows` is not text."""
     for row in rows:
         for value in row:
             if type(value) is not str:
-                raise odd(f"{value!r:.100}")
+                raise invalid_row(f"{value!r:.100}")
 
 
 def known_units(db: sqlite3.Connection) -> dict[str, dict[str, str]]:
-    """Return the units by node and sensor, for Store.known_units."""
+    """Return the unit of each sensor in `db`, by node and sensor, for Store.known_units."""
     found: dict[str, dict[str, str]] = {}
     query = "SELECT n.name, s.name, s.unit FROM nodes n LEFT JOIN sensors s ON s.node = n.id"
     for node, sensor, unit in db.execute(query):
@@ -111,13 +131,19 @@ def known_units(db: sqlite3.Connection) -> dict[str, dict[str, str]]:
 
 
 def damage_text(folder: str, what: str, ends_writing: bool = True) -> str:
-    """Return what is wrong with the database in `folder`, and the remedy."""
+    """Return the error text for a damaged database, with the remedy.
+
+    Args:
+        folder: Data folder.
+        what: Description of the damage.
+        ends_writing: True if nothing more is stored.
+    """
     path, control = os.path.join(folder, DATABASE), f"python3 control.py --data {os.path.abspath(folder)}"
-    so = "nothing more is stored, the nodes keep their samples" if ends_writing else "storing goes on"
+    effect = "nothing more is stored, and the nodes keep their samples" if ends_writing else "storing continues"
     return (
-        f"{path} is damaged ({what}); {so}. Stop the server, then `{control} restore BACKUP`; without a backup move"
-        f" {DATABASE}* to another folder and start it again: the logs stay, and nodes send again what their outboxes"
-        f" hold (their last 65,536 samples). `{control} export --out FILE` saves what can be read"
+        f"{path} is damaged ({what}); {effect}. Stop the server, then run `{control} restore BACKUP`. Without a backup"
+        f" move {DATABASE}* to another folder and start the server again: the logs remain, and the nodes send the"
+        f" samples in their outboxes again (the last 65,536). `{control} export --out FILE` saves what can be read"
     )
 
 
@@ -125,21 +151,24 @@ def damage_text(folder: str, what: str, ends_writing: bool = True) -> str:
 
 
 def refuse_empty(folder: str) -> None:
-    """Raise StoreDamaged where there is a file without content beside logs with rows: SQLite would begin a new store in
-    it, and delete its WAL. A file that is not there was moved away by somebody."""
+    """Raise StoreDamaged if the database file in `folder` is empty although CSV logs have rows.
+
+    SQLite would create a new store in the empty file and delete its WAL. A missing file is not an error, because a user
+    may have moved it away.
+    """
     try:
         is_empty = os.path.getsize(os.path.join(folder, DATABASE)) == 0
     except FileNotFoundError:
         return
     if is_empty and has_rows(folder):
-        raise StoreDamaged(damage_text(folder, f"it has 0 bytes, though there are logs with rows in {LOGS}/"))
+        raise StoreDamaged(damage_text(folder, f"it has 0 bytes, although there are logs with rows in {LOGS}/"))
 
 
 def missing_text(folder: str) -> str:
-    """Return what is said where the database was not there, though logs have rows: somebody moved or deleted it."""
+    """Return the text for a database file that was missing in `folder` although CSV logs have rows."""
     return (
-        f"{os.path.join(folder, DATABASE)} was missing though there are logs with rows in {LOGS}/: a new one was made,"
-        f" and nodes send again what their outboxes hold. For what is older stop the server, then"
+        f"{os.path.join(folder, DATABASE)} was missing, although there are logs with rows in {LOGS}/. A new one was"
+        f" created, and the nodes send their outboxes again. For older samples stop the server, then run"
         f" `python3 control.py --data {os.path.abspath(folder)} restore BACKUP`. This is shown until the next start"
     )
 
@@ -151,18 +180,25 @@ def has_rows(folder: str) -> bool:
 
 
 class _State(NamedTuple):
-    """The identity of a database, and the marks (epoch, seq) of its newest epochs by their id."""
+    """State of a database, for the comparison of a file with its WAL.
+
+    Attributes:
+        identity: Identity of the store.
+        marks: Name and high-water mark of the newest epochs, by their id.
+    """
 
     identity: str
     marks: dict[int, tuple[str, int]]
 
 
 def refuse_foreign_wal(folder: str) -> None:
-    """Raise StoreDamaged where the WAL is not that of the file: SQLite would put its pages into the file.
+    """Raise StoreDamaged if the WAL in `folder` does not belong to the database file.
 
-    What the file says without its WAL is compared with what it says with it: epochs are never deleted, and their marks
-    never fall. Where the file alone makes no sense, as after a crash within a checkpoint, nothing is known. No other
-    connection of this process may be open.
+    SQLite would copy the pages of such a WAL into the file.
+
+    The function compares the state of the file alone with the state of file and WAL together. Epochs are never deleted,
+    and their high-water marks never decrease. If the file alone is not readable, for example after a crash during a
+    checkpoint, the function returns without a check. No other connection of this process may be open.
     """
     path = os.path.join(folder, DATABASE)
     try:
@@ -174,7 +210,7 @@ def refuse_foreign_wal(folder: str) -> None:
     try:
         now = _state(path, "mode=ro")
     except (sqlite3.Error, TypeError) as error:
-        if isinstance(error, sqlite3.Error) and not is_damage(error):
+        if isinstance(error, sqlite3.Error) and not reported_damage(error):
             raise
         now = _State("", {})
     oldest = min(now.marks, default=0)
@@ -183,12 +219,14 @@ def refuse_foreign_wal(folder: str) -> None:
         for id, (epoch, seq) in before.marks.items()
     ):
         raise StoreDamaged(
-            damage_text(folder, f"{DATABASE}-wal is that of another file, or of an older state: nothing was changed")
+            damage_text(
+                folder, f"{DATABASE}-wal belongs to another file, or to an older state of this one. Nothing was changed"
+            )
         )
 
 
 def _state(path: str, how: str) -> _State:
-    """Read the state by a connection that is opened as `how` says, and changes nothing."""
+    """Read the state with a connection that changes nothing. `how` is its URI parameter."""
     with contextlib.closing(sqlite3.connect(f"file:{quote(path)}?{how}", uri=True)) as db:
         (identity,) = db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()
         query = "SELECT id, epoch, seq FROM epochs ORDER BY id DESC LIMIT ?"
@@ -197,9 +235,14 @@ def _state(path: str, how: str) -> _State:
 
 
 def start_faults(db: sqlite3.Connection, expected: Callable[[sqlite3.Connection], object]) -> Iterator[str]:
-    """Check what is small: tables and columns, the small tables with their indexes, and that their rows make sense.
+    """Check the columns of all tables, and the complete content of the small tables and their indexes.
 
-    expected: makes all tables in an empty database
+    Args:
+        db: Connection to the database.
+        expected: Function that creates all tables in an empty database.
+
+    Yields:
+        A description of each fault.
     """
     with contextlib.closing(sqlite3.connect(":memory:")) as model:
         expected(model)
@@ -207,13 +250,13 @@ def start_faults(db: sqlite3.Connection, expected: Callable[[sqlite3.Connection]
     found = _columns(db)
     missing = sorted({table for table, _ in columns - found})
     if missing:
-        yield f"table {', '.join(missing)}: not as Pigeonpost makes it"
+        yield f"table {', '.join(missing)}: missing, or without a column that Pigeonpost needs"
         return
     for table in _SMALL:
         for (line,) in db.execute(f"PRAGMA integrity_check({table})"):
             if line != "ok":
                 yield f"{table}: {' '.join(line.split())}"
-    for what, query in _SENSE.items():
+    for what, query in _CONSISTENCY.items():
         if db.execute(f"SELECT EXISTS ({query})").fetchone()[0]:
             yield what
 
@@ -227,13 +270,15 @@ def _columns(db: sqlite3.Connection) -> set[tuple[str, str]]:
     )
 
 
-_SENSE = {
+_CONSISTENCY = {
     "meta: no identity": "SELECT 1 WHERE (SELECT count(*) FROM meta WHERE key = 'identity' AND length(value) = 16) = 0",
-    "epochs: a row without its node, or without a mark": "SELECT 1 FROM epochs WHERE typeof(seq) != 'integer' OR"
-    " typeof(top) != 'integer' OR typeof(epoch) != 'text' OR seq < 0 OR node NOT IN (SELECT id FROM nodes)",
+    "epochs: a row without its node, or without a high-water mark": "SELECT 1 FROM epochs WHERE"
+    " typeof(seq) != 'integer' OR typeof(top) != 'integer' OR typeof(epoch) != 'text' OR seq < 0 OR"
+    " node NOT IN (SELECT id FROM nodes)",
     "outboxes: a row without a number": "SELECT 1 FROM outboxes WHERE typeof(top) != 'integer'",
-    "nodes: a name that is none": "SELECT 1 FROM nodes WHERE typeof(name) != 'text' OR typeof(kept_from) != 'integer'",
-    "shapes: a list that is none": "SELECT 1 FROM shapes WHERE CASE WHEN json_valid(names) THEN"
+    "nodes: a name that is not text": "SELECT 1 FROM nodes WHERE typeof(name) != 'text' OR"
+    " typeof(kept_from) != 'integer'",
+    "shapes: a row that is not a list": "SELECT 1 FROM shapes WHERE CASE WHEN json_valid(names) THEN"
     " json_type(names) != 'array' ELSE 1 END",
     "gaps: a row without its epoch or range": "SELECT 1 FROM gaps WHERE typeof(first) != 'integer' OR"
     " typeof(last) != 'integer' OR typeof(before) != 'integer' OR typeof(noted) != 'integer' OR typeof(why) != 'text'"

@@ -1,14 +1,17 @@
-"""Migration of a SQLite file of formats 1 to 3, with a row per sample, to the present one (see schema).
+"""Migration of a SQLite file of formats 1 to 3, with one row per sample, to the present format (see schema).
 
-It goes into a new file, in transactions of some 20,000 samples, each with how far it is; then the new file is renamed,
-and the old one stays as `pigeonpost.sqlite3.v3`. Whenever it is stopped, the next start goes on with it.
+The data are converted into a new file, in transactions of about 20,000 samples that also store the progress. Then the
+new file is renamed, and the old one is kept as `pigeonpost.sqlite3.v3`. An interrupted migration continues at the next
+start.
 
-Where there is no room for a second file, the old one is converted in place, in the same transactions: each deletes the
-rows whose chunks it stores, and SQLite uses their pages again. So collecting goes on then too, but no copy is kept.
+If the disk has no space for a second file, the old file is converted in place, in transactions of the same size. Each
+transaction deletes the old rows of the chunks that it stores, and SQLite reuses their pages. So the server can start in
+this case too, but no copy of the old file is kept.
 
-One program works on the file: whoever calls this holds the lock of the data folder.
-Errors: NotStored where there is no room at all, or another program has the file open; StoreDamaged for rows that are
-not there any more; DiskError; those of SQLite.
+The caller holds the lock of the data folder, so no other program works on the file.
+
+Errors: NotStored if there is not even space for a conversion in place, or if another program has the file open.
+StoreDamaged if rows are missing or invalid. DiskError. sqlite3.Error.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from urllib.parse import quote
 
 from pigeonpost.core.errors import DiskError, NotStored, PigeonpostError, StoreDamaged
 from pigeonpost.core.files import give_to_owner, sync_folder
+from pigeonpost.core.format import counted
 from pigeonpost.core.lifecycle import extend_start
 from pigeonpost.storage.sqlite import wal
 from pigeonpost.storage.sqlite.integrity import Damage, damage_text
@@ -32,18 +36,20 @@ from pigeonpost.storage.sqlite.schema import UNFINISHED, VERSION
 log = logging.getLogger(__name__)
 
 _MAGIC, _HEAD_BYTES = b"SQLite format 3\0", 100  # sqlite.org/fileformat2.html, section 1.3; at 60 the user_version
-_SPARE_BYTES = 16 << 20  # beyond the size of what is to be written
-_IN_PLACE_BYTES = 32 << 20  # WAL of two transactions, and pages that only get free at the end of one
-_BUSY_S = 5.0  # for another program to end its question
-_REPORT_S = 10.0  # between two lines of the log
-_FIRST_S, _NEXT_S = 900.0, 120.0  # for the first transaction, which copies all but the samples; for each of the others
+_SPARE_BYTES = 16 << 20  # free space required beyond the size of the new file
+_IN_PLACE_BYTES = 32 << 20  # free space required in place: WAL of two transactions, and pages that one of them frees
+_BUSY_S = 5.0  # time limit for waiting until another program finishes its query
+_REPORT_S = 10.0  # time between two log lines
+# Time limits: first transaction, which copies all tables except the samples; each later one.
+_FIRST_S, _NEXT_S = 900.0, 120.0
 
 
 def is_old(path: str) -> bool:
-    """Return True if there is a file at `path` that has to be migrated before it is used.
+    """Return True if the file at `path` must be migrated before it is used.
 
-    No connection to it is open in this process. Without a WAL the header is read directly: a connection that cannot
-    write refuses a file whose last transaction has to be undone, and one that can would end a WAL.
+    No connection to the file may be open in this process. If there is no WAL, the header is read directly. A read-only
+    connection would refuse a file whose last transaction must be rolled back, and a read-write connection would delete
+    a WAL.
     """
     path = os.path.realpath(path)
     try:
@@ -66,12 +72,22 @@ def _is_old(version: int) -> bool:
 
 
 def migrate(path: str, progress: Progress | None = None) -> Damage | None:
-    """Bring the file at `path`, for which `is_old` is True, up to date.
+    """Convert the file at `path`, for which `is_old` is True, to the present format.
 
-    progress  called after each transaction; None: the log gets a line every 10 s
-    Returns the damage of its WAL, if any, of which the store that is opened next can find nothing.
+    Args:
+        path: Path of the database file.
+        progress: Called after each transaction with the number of converted samples and the total; None to write a log
+            line every 10 s.
+
+    Returns:
+        The damage of the file's WAL, or None. After the migration this damage can no longer be detected.
+
+    Raises:
+        NotStored: There is not enough free space, or another program has the file open.
+        StoreDamaged: Rows are missing or invalid.
+        DiskError: An I/O error.
     """
-    path = os.path.realpath(path)  # it may be a link to another disk, and stays there
+    path = os.path.realpath(path)  # if it is a symbolic link to another disk, the file stays there
     report = progress or _Report(path)
     try:
         with contextlib.closing(_write(path)) as db:
@@ -80,7 +96,7 @@ def migrate(path: str, progress: Progress | None = None) -> Damage | None:
             version = _version(db)
         if version == UNFINISHED:
             _in_place(path, report)
-        elif needed := _lacks_room(path):
+        elif needed := _lacks_space(path):
             log.warning("%s", needed)
             _in_place(path, report)
         else:
@@ -92,11 +108,11 @@ def migrate(path: str, progress: Progress | None = None) -> Damage | None:
         raise DiskError(f"{error.filename or path}: {error.strerror}") from error
     except (ValueError, TypeError) as error:
         raise StoreDamaged(
-            damage_text(os.path.dirname(path), f"a row that Pigeonpost never writes: {error!r:.200}")
+            damage_text(os.path.dirname(path), f"a row has a form that Pigeonpost never writes: {error!r:.200}")
         ) from error
 
 
-# ------------------------------------------------------------------------------------------- the two ways
+# ---------------------------------------------------------------------- conversion into a new file, or in place
 
 
 def _into_new_file(path: str, version: int, report: Progress) -> None:
@@ -113,21 +129,24 @@ def _into_new_file(path: str, version: int, report: Progress) -> None:
         _swap(path, new, version)
         return
     _remove(new)
-    if was_begun:  # from an older state of the old file, which another program has used since; or it is damaged
+    if was_begun:  # the new file was begun from an older state of the old one, or is damaged
         _into_new_file(path, version, report)
     else:
-        log.warning("%s", _no_room(path, os.path.getsize(path)))
+        log.warning("%s", _no_space(path, os.path.getsize(path)))
         _in_place(path, report)
 
 
 def _make_new_file(path: str, new: str, version: int, report: Progress) -> bool:
-    """Return False where an earlier run has begun with it, but not from this state of the old file."""
+    """Convert the old file into a new one.
+
+    Return False if an earlier run began the new file from another state of the old file.
+    """
     if os.path.islink(new):
-        os.unlink(new)  # root, in a folder of somebody else, would write to what it leads to
+        os.unlink(new)  # in another user's folder, root must not write to the target of a link
     with contextlib.closing(_write(new)) as db:
         give_to_owner(new)
         db.execute("PRAGMA journal_mode = WAL")
-        # A power cut may undo the last transactions, each with what it says of how far it is.
+        # NORMAL is enough: a power cut may undo the last transactions, but each together with its progress.
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute("ATTACH ? AS old", (f"file:{quote(path)}?immutable=1",))
         work = RowConversion(db, False, version, f"{os.path.getsize(path)} {os.stat(path).st_mtime_ns}", report)
@@ -140,7 +159,10 @@ def _make_new_file(path: str, new: str, version: int, report: Progress) -> bool:
 
 
 def _swap(path: str, new: str, version: int) -> None:
-    """Put the new file in its place, and the old one beside it. At each moment there is a whole one at `path`."""
+    """Move the new file to `path` and keep the old one under another name.
+
+    At any time there is a complete file at `path`.
+    """
     shutil.copymode(path, new)
     fd = os.open(new, os.O_RDONLY)
     try:
@@ -159,14 +181,14 @@ def _swap(path: str, new: str, version: int) -> None:
             os.unlink(left)  # the WAL is empty: see _fold_in_wal
     os.rename(new, path)
     sync_folder(path)
-    log.info("%s is of the new format now; the old file stays as %s, and may be deleted", path, kept)
+    log.info("%s has the new format now; the old file is kept as %s and may be deleted", path, kept)
 
 
 def _copy(path: str, target: str) -> None:
-    """Copy a file durably; it has its name when it is whole."""
+    """Copy a file durably. The copy gets its final name only when it is complete."""
     new = f"{target}.part"
     _remove(new)
-    # Neither is followed if it is a symbolic link: root may work in a folder of somebody else.
+    # O_NOFOLLOW, because root may work in another user's folder, where either name may be a symbolic link.
     with (
         open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as source,
         open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as copy,
@@ -179,7 +201,7 @@ def _copy(path: str, target: str) -> None:
 
 
 def _free_name(name: str, path: str) -> str:
-    """Return `name`, or with a number where something else than the file at `path` has it."""
+    """Return `name`, or `name` with a number if it belongs to another file than the one at `path`."""
     found, number = name, 1
     while os.path.exists(found) and not os.path.samefile(found, path):
         number += 1
@@ -192,31 +214,33 @@ def _in_place(path: str, report: Progress) -> None:
     free = _free_bytes(path)
     if free < _IN_PLACE_BYTES:
         raise NotStored(
-            f"{path} has to be brought up to date, which needs {_IN_PLACE_BYTES:,} bytes, and {free:,} are free:"
-            " nothing was changed, nodes keep their samples. Make room, then start it again"
+            f"{path} must be converted to the present format, which needs {_IN_PLACE_BYTES:,} bytes of free space, but"
+            f" only {free:,} are free. Nothing was changed, and the nodes keep their samples. Free some space, then"
+            " start the server again"
         )
     with contextlib.closing(_write(path)) as db:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         version = _version(db)
-        # A run that was killed in `_swap` may have given the file a second name: it would be no copy any more.
+        # A run that was killed in `_swap` may have left a hard link to this file, which would change with it and is no
+        # copy.
         if version != UNFINISHED and os.path.exists(second := _free_name(f"{path}.v{version}", path)):
             os.unlink(second)
         RowConversion(db, True, version, "", report).run()
 
 
-def _lacks_room(path: str) -> str:
-    """Return what to say where there is no room for a second file; empty: there is."""
+def _lacks_space(path: str) -> str:
+    """Return the text to log if there is no space for a second file, or an empty string if there is."""
     new = f"{path}.migrating"
     done = os.path.getsize(new) if os.path.exists(new) else 0
     needed = os.path.getsize(path) + _SPARE_BYTES - done
-    return _no_room(path, needed) if _free_bytes(path) < needed else ""
+    return _no_space(path, needed) if _free_bytes(path) < needed else ""
 
 
-def _no_room(path: str, needed: int) -> str:
+def _no_space(path: str, needed: int) -> str:
     return (
-        f"{path} is brought up to date in place, and no copy of the old format is kept: one needs {needed:,} bytes,"
-        f" and {_free_bytes(path):,} are free"
+        f"{path} is converted to the present format in place, and no copy of the old file is kept, because a copy needs"
+        f" {needed:,} bytes and {_free_bytes(path):,} are free"
     )
 
 
@@ -225,37 +249,37 @@ def _free_bytes(path: str) -> int:
     return disk.f_bavail * disk.f_frsize
 
 
-# ------------------------------------------------------------------------------------------ what both use
+# ----------------------------------------------------------------------------------------------- common parts
 
 
 class _Report:
-    """Lines in the log of how far it is, and more time from systemd, which would end a start that takes so long."""
+    """Progress of the migration. Writes log lines, and extends systemd's time limit for the start."""
 
     def __init__(self, path: str) -> None:
         extend_start(_FIRST_S)
         self._path = path
-        self._first = -1  # samples that were done when this run began
-        self._began_s = self._told_s = 0.0
+        self._first = -1  # samples that were converted when this run began; -1 before the first call
+        self._began_s = self._reported_s = 0.0
 
     def __call__(self, done: int, total: int) -> None:
         extend_start(_NEXT_S)
         now_s = time.monotonic()
         if self._first < 0:
-            self._first, self._began_s, self._told_s = done, now_s, now_s
-            log.info("%s: %s samples are brought into the new format", self._path, f"{total - done:,}")
-        elif now_s - self._told_s >= _REPORT_S and done > self._first:
+            self._first, self._began_s, self._reported_s = done, now_s, now_s
+            log.info("%s: converting %s to the new format", self._path, counted(total - done, "sample"))
+        elif now_s - self._reported_s >= _REPORT_S and done > self._first:
             left_s = (now_s - self._began_s) * (total - done) / (done - self._first)
-            log.info("%s: %d %% are in the new format; about %.0f s left", self._path, 100 * done // total, left_s)
-            self._told_s = now_s
+            log.info("%s: %d %% converted, about %.0f s left", self._path, 100 * done // total, left_s)
+            self._reported_s = now_s
 
 
 def _fold_in_wal(db: sqlite3.Connection, path: str) -> None:
-    """Make the file one that has everything, so that it can be read without its WAL."""
+    """Copy the complete WAL into the file, so that the file can be read alone."""
     busy, _, _ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     if busy:
         raise NotStored(
-            f"{path} has to be brought up to date, but another program has it open: end that (`fuser {path}` tells"
-            " which it is), then start this one again"
+            f"{path} must be converted to the present format, but another program has it open. End that program"
+            f" (`fuser {path}` shows which one it is), then start the server again"
         )
 
 

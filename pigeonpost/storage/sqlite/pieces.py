@@ -1,9 +1,10 @@
-"""Check of everything in the SQLite file: in pieces beside the work, and at once. Functions on open connections.
+"""Check of the complete content of the SQLite file, in small pieces while the server is running, or all at once.
 
-Each sample must be in exactly one row of `fresh` or `chunks`: the ranges of an epoch, with those of its gaps, neither
-overlap nor leave holes, but for as many samples as were deleted. Each row must be as it was written, and found by the
-indexes.
-Errors: those of SQLite.
+Each sample must be in exactly one row of `fresh` or `chunks`. So the ranges of sequence numbers of an epoch's rows and
+gaps must not overlap, and must leave no holes except for deleted samples. Each row must be as it was written, and the
+indexes must contain it.
+
+The functions work on open connections. Errors: sqlite3.Error.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
+from pigeonpost.core.format import counted
 from pigeonpost.storage.chunks import ChunkRow
 from pigeonpost.storage.models import HOUR_MS, STRETCH_SAMPLES
 from pigeonpost.storage.shapes import ShapeNames
 from pigeonpost.storage.sqlite.queries import ROW, row_of
 
-PIECE_ROWS = 1000  # read at once by the check in pieces: some milliseconds
-_PIECE_NODES = 64  # of which the ranges of all rows are compared at once
-_RUNS = {"fresh": 100, "chunks": 8}  # rows read at once of these, which may be long: some MiB at most
+PIECE_ROWS = 1000  # rows per piece: a few milliseconds
+_PIECE_NODES = 64  # nodes whose ranges are compared in one piece
+_RUNS = {"fresh": 100, "chunks": 8}  # rows per query of these tables, whose rows may be long: a few MiB at most
 _LARGE = {
     "summaries": ("node", "sensor", "span", '"end"'),
     "unsummed": ("node", "span", '"end"'),
@@ -34,12 +36,17 @@ OpenDb = Callable[[], AbstractContextManager[sqlite3.Connection]]
 
 
 def check(open_db: OpenDb) -> Iterator[str]:
-    """Read all large tables in pieces. Yields after each: a fault, or "".
+    """Read all large tables in pieces.
 
-    open_db: lends a new connection for one piece: an old one has pages in memory, as they were
+    Args:
+        open_db: Function that lends a new connection for one piece. An older connection may still have pages in memory,
+            and would not detect that the file has changed.
+
+    Yields:
+        After each piece, the description of a fault, or an empty string.
     """
     with open_db():
-        pass  # which finds a file that was copied over this one, at the cost of a millisecond
+        pass  # lending a connection detects, in a millisecond, that another file was copied over this one
     yield ""
     shapes = ShapeNames("?")
     for table, size in _RUNS.items():
@@ -48,7 +55,8 @@ def check(open_db: OpenDb) -> Iterator[str]:
             with open_db() as db:
                 rows = _rows(db, table, last, size)
                 fault = next(filter(None, (_row_fault(db, shapes, table, id, row) for id, row in rows)), "")
-            ids = [id for id, _ in rows]  # in no checksum; and what is not in its place, SQLite does not find
+            # No checksum includes the id, and SQLite does not find a row whose id is out of order.
+            ids = [id for id, _ in rows]
             yield fault or ("" if ids == sorted(set(ids)) else f"{table}: rows are not in order")
             if len(rows) < size:
                 break
@@ -67,11 +75,11 @@ def check(open_db: OpenDb) -> Iterator[str]:
     for name, key in _LARGE.items():
         numbers = " AND ".join(f"typeof({column}) IN ('integer', 'real')" for column in _NUMBERS.get(name, ()))
         for found in _walk(open_db, name, key, f"*, {numbers or 1}"):
-            yield f"{name}: rows are not in order" if found is None else _odd_row(name, found)
+            yield f"{name}: rows are not in order" if found is None else _number_fault(name, found)
 
 
 def verify(db: sqlite3.Connection) -> Iterator[str]:
-    """Yield the faults of the database, for Store.verify."""
+    """Yield the faults of the database `db`, for Store.verify."""
     for (line,) in db.execute("PRAGMA integrity_check"):
         if line != "ok":
             yield f"SQLite: {line}"
@@ -90,25 +98,25 @@ def verify(db: sqlite3.Connection) -> Iterator[str]:
 def _rows(db: sqlite3.Connection, table: str, last: int | None, size: int) -> list[tuple[int, ChunkRow]]:
     """Return the next rows after the id `last`."""
     query = f"SELECT id, {ROW} FROM {table} WHERE id > ? ORDER BY id LIMIT ?"
-    # No cursor stays in a frame: that of an error may live long, and with it the connection, although it was closed.
+    # fetchall, because a cursor in the frame of a stored traceback would keep a closed connection alive.
     rows = db.execute(query, (-(1 << 63) if last is None else last, size)).fetchall()
     return [(id, row_of(row)) for id, *row in rows]
 
 
 def _row_fault(db: sqlite3.Connection, shapes: ShapeNames, table: str, id: int, row: ChunkRow) -> str:
-    """Return what is wrong with a row; empty: nothing."""
+    """Return a description of the fault of a row, or an empty string if there is none."""
     try:
         batch = row.unpack(shapes.one(db, row.shape))
         (owner,) = db.execute("SELECT node FROM epochs WHERE id = ?", (row.epoch,)).fetchone()
-        is_ours = (
+        is_valid = (
             (row.low, row.high, row.node) == (min(batch.times), max(batch.times), owner)
             and row.low // HOUR_MS == row.high // HOUR_MS
             and row.count <= STRETCH_SAMPLES
         )
     except (ValueError, TypeError, LookupError) as error:
-        return f"{table}: a row that Pigeonpost never writes, {id}: {error}"
-    if not is_ours:
-        return f"{table}: a row that Pigeonpost never writes, {id}: of node {row.node}, time {row.low}"
+        return f"{table}: row {id} is damaged: {error}"
+    if not is_valid:
+        return f"{table}: row {id} is damaged: node {row.node}, first time {row.low} ms"
     if table == "chunks" and not all(_is_indexed(db, id, row)):
         return f"chunks: row {id} is not in the index"
     return ""
@@ -122,7 +130,7 @@ def _is_indexed(db: sqlite3.Connection, id: int, row: ChunkRow) -> Iterator[bool
 
 
 def _range_faults(db: sqlite3.Connection, first_node: int, last_node: int) -> Iterator[str]:
-    """Compare the ranges of each epoch of these nodes with its mark."""
+    """Yield the faults of the ranges of all epochs of the nodes with the ids from `first_node` to `last_node`."""
     nodes = first_node, last_node
     epochs = {
         id: rest
@@ -144,7 +152,7 @@ def _range_faults(db: sqlite3.Connection, first_node: int, last_node: int) -> It
             if id in epochs:
                 yield from _epoch_faults(of_epoch, *epochs.pop(id))
             else:
-                yield f"samples of epoch {id}, which there is not"
+                yield f"samples of epoch {id}, which does not exist"
     for rest in epochs.values():
         yield from _epoch_faults((), *rest)
 
@@ -156,7 +164,7 @@ def _epoch_faults(ranges: Iterable[tuple[Any, ...]], node: str, name: str, mark:
     end, is_outside = -(1 << 63), False
     for _, first, last, is_gap in ranges:
         if not type(first) is type(last) is int:
-            yield f"{where}: a range that Pigeonpost never writes, {first!r:.50} to {last!r:.50}"
+            yield f"{where}: a range has an invalid sequence number: {first!r:.50} to {last!r:.50}"
             return
         twice += max(0, min(end, last) - first + 1)
         is_outside = is_outside or first < 1 or last > mark
@@ -167,7 +175,7 @@ def _epoch_faults(ranges: Iterable[tuple[Any, ...]], node: str, name: str, mark:
         end = max(end, last)
     known = samples + expired - twice
     if twice:
-        yield f"{where}: {twice} samples are stored twice"
+        yield f"{where}: {counted(twice, 'sample')} stored twice"
     if known + missing != mark or is_outside:
         yield f"{where}: {known} samples and {missing} in gaps do not add up to {mark}"
 
@@ -175,21 +183,22 @@ def _epoch_faults(ranges: Iterable[tuple[Any, ...]], node: str, name: str, mark:
 # ---------------------------------------------------------------------------------------------------- other tables
 
 
-def _odd_row(table: str, rows: list[Any]) -> str:
-    return next((f"{table}: a row without its numbers, {row[:4]}" for row in rows if not row[-1]), "")
+def _number_fault(table: str, rows: list[Any]) -> str:
+    """Return a description of the first row whose numbers are not numbers, or an empty string if there is none."""
+    return next((f"{table}: a row has a value that is not a number: {row[:4]}" for row in rows if not row[-1]), "")
 
 
-def _walk(open_db: OpenDb, table: str, key: tuple[str, ...], what: str) -> Iterator[list[Any] | None]:
-    """Yield the rows of a table in the order of its key, some at a time; None, as the last, where they have no order.
+def _walk(open_db: OpenDb, table: str, key: tuple[str, ...], columns: str) -> Iterator[list[Any] | None]:
+    """Yield the rows of a table in the order of its key, PIECE_ROWS at a time.
 
-    what  columns; those of the key come first in the rows
+    If a row is not in order, yield None and stop. The first of the `columns` to read must be those of the key.
     """
     names, marks = ", ".join(key), ", ".join("?" * len(key))
     last: tuple[Any, ...] | None = None
     while True:
         where = f"WHERE ({names}) > ({marks})" if last is not None else ""
         with open_db() as db:
-            query = f"SELECT {what} FROM {table} {where} ORDER BY {names} LIMIT {PIECE_ROWS}"
+            query = f"SELECT {columns} FROM {table} {where} ORDER BY {names} LIMIT {PIECE_ROWS}"
             found = db.execute(query, last or ()).fetchall()
         for row in found:
             try:

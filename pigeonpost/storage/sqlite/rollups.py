@@ -1,6 +1,8 @@
-"""Rollups and expiry in the SQLite store: functions on an open connection.
+"""Rollups and retention in the SQLite store.
 
-`DirtyWindows` belongs to the Ingestor's writer thread. Errors: those of SQLite.
+The functions work on an open connection. Only the Ingestor's writer thread uses `DirtyWindows`.
+
+Errors: sqlite3.Error.
 """
 
 from __future__ import annotations
@@ -27,36 +29,46 @@ from pigeonpost.storage.sqlite.queries import UNLOGGED, logged
 _NODE = "(SELECT id FROM nodes WHERE name = ?)"
 _SUMMARY = '"end", "values", mean, median, mode, low, high, deviation'
 MOST_WINDOWS, MOST_WINDOWS_IN_ALL = 5_000, 50_000
-_LEAST = -(1 << 62)  # before all windows
-_MANY = 64  # samples of a commit: then their windows are not looked for one by one
-Key = tuple[int, int, int]  # node, span, end
+_LEAST = -(1 << 62)  # lower than the end of any window
+_MANY = 64  # number of samples in a batch from which all windows in its time range are marked
+Key = tuple[int, int, int]  # id of the node; span and end of the window in ms
 
 
 class DirtyWindows:
-    """The windows that are marked as dirty, and the last filing number that came into each: so that a live window
-    is marked once, and not at every commit.
+    """Cache of the dirty windows, each with the filing number of its last samples.
 
-    A node may date its samples as it likes: of each the last MOST_WINDOWS are remembered, of all MOST_WINDOWS_IN_ALL.
+    A dirty window is marked in the table `unsummed`. A window in the cache is not written there again at each commit.
+
+    Because a node may send samples with arbitrary times, the cache has at most MOST_WINDOWS windows of each node, and
+    at most MOST_WINDOWS_IN_ALL windows in total.
     """
 
     def __init__(self) -> None:
         self._touched: dict[int, dict[Key, int]] = {}  # by node
         self._count = 0
-        self._forgotten: dict[int, int] = {}  # node to the last filing number that came into a forgotten window
-        self._added: list[Key] = []  # in the transaction that is open
+        # By node: the highest filing number in a window that was removed from the cache.
+        self._dropped: dict[int, int] = {}
+        self._added: list[Key] = []  # in the open transaction
 
     def begin(self) -> None:
         """Note that a transaction begins."""
         self._added = []
 
     def undo(self) -> None:
-        """Undo what was marked in the transaction, which was rolled back."""
+        """Remove from the cache the windows that were marked in the transaction that was rolled back."""
         for key in self._added:
             self._pop(key)
         self._added = []
 
     def touch(self, db: sqlite3.Connection, node: int, times_ms: Sequence[int], filed: int) -> None:
-        """Mark the windows of samples of these times, which have the filing number `filed`."""
+        """Mark the windows of some samples as dirty.
+
+        Args:
+            db: The writer's connection.
+            node: Id of the node.
+            times_ms: Times of the samples in milliseconds since 1970 (UTC).
+            filed: Filing number of the samples.
+        """
         short, hour = SPANS_MS
         ends = {time_ms // short for time_ms in (times_ms if len(times_ms) < _MANY else _spread(times_ms))}
         keys = [(node, short, (end + 1) * short) for end in ends]
@@ -69,23 +81,26 @@ class DirtyWindows:
                 self._count += 1
             touched[key] = filed
         while len(touched) > MOST_WINDOWS:
-            self._forget(next(iter(touched)))
+            self._drop(next(iter(touched)))
         while self._count > MOST_WINDOWS_IN_ALL:
-            self._forget(next(iter(next(iter(self._touched.values())))))
+            self._drop(next(iter(next(iter(self._touched.values())))))
 
     def is_as_of(self, key: Key, as_of: int) -> bool:
-        """Return True if no samples came into a window after the filing number `as_of`."""
+        """Return True if the window `key` received no samples after the filing number `as_of`."""
         filed = self._touched.get(key[0], {}).get(key)
-        return (self._forgotten.get(key[0], 0) if filed is None else filed) <= as_of
+        return (self._dropped.get(key[0], 0) if filed is None else filed) <= as_of
 
     def clear(self, db: sqlite3.Connection, key: Key) -> None:
-        """Unmark a window, which has been rolled up."""
+        """Remove the mark of the window `key` from `db` and from the cache, after its rollups were made."""
         db.execute('DELETE FROM unsummed WHERE node = ? AND span = ? AND "end" = ?', key)
         self._pop(key)
 
-    def _forget(self, key: Key) -> None:
-        """Remember less: until later than what came last, the window counts as one that something came into."""
-        self._forgotten[key[0]] = max(self._forgotten.get(key[0], 0), self._pop(key))
+    def _drop(self, key: Key) -> None:
+        """Remove a window from the cache, because the cache is full.
+
+        From then on `is_as_of` assumes that it received samples up to the highest filing number of the removed windows.
+        """
+        self._dropped[key[0]] = max(self._dropped.get(key[0], 0), self._pop(key))
 
     def _pop(self, key: Key) -> int:
         touched = self._touched.get(key[0], {})
@@ -98,44 +113,65 @@ class DirtyWindows:
 
 
 def _spread(times_ms: Sequence[int]) -> Sequence[int]:
-    """Return times in all short windows from the first to the last one: a stretch lies in one hour and has six at most,
-    and one without samples is rolled up in no time."""
+    """Return one time in each short window from the first to the last sample, even if the window is empty.
+
+    A batch lies within one hour, so there are at most six windows. Making rollups of an empty window takes almost no
+    time.
+    """
     return range(min(times_ms) // SPANS_MS[0] * SPANS_MS[0], max(times_ms) + 1, SPANS_MS[0])
 
 
 def dirty_windows(db: sqlite3.Connection, before_ms: int, most: int, as_of: int) -> list[Window]:
-    """Return dirty windows, for Store.dirty_windows: of each node that has some, so that none waits for another.
+    """Return dirty windows, for Store.dirty_windows.
 
-    as_of  the filing number of the last commit, or of one before it
+    Each node that has dirty windows gets a share of the result, so that no node waits for others.
+
+    Args:
+        db: Connection with a snapshot.
+        before_ms: Return windows that end before this time, in milliseconds since 1970 (UTC).
+        most: Maximum number of windows.
+        as_of: Filing number of the last commit, or of an earlier one.
     """
     nodes = db.execute('SELECT DISTINCT node FROM unsummed WHERE "end" < ? LIMIT ?', (before_ms, most)).fetchall()
     found: list[Window] = []
-    for place, (node,) in enumerate(nodes):
+    for index, (node,) in enumerate(nodes):
         name, kept_from = db.execute("SELECT name, kept_from FROM nodes WHERE id = ?", (node,)).fetchone()
-        ends = _dirty_ends_of(db, node, before_ms, (most - len(found)) // (len(nodes) - place))
+        ends = _dirty_ends_of(db, node, before_ms, (most - len(found)) // (len(nodes) - index))
         found += [Window(name, span, end, as_of, is_late(end, kept_from)) for span, end in ends]
     return found
 
 
 def _dirty_ends_of(db: sqlite3.Connection, node: int, before_ms: int, most: int) -> list[tuple[int, int]]:
-    """Return (span, end) of windows of a node: hour by hour, so that an hour is read once; then those of hours that are
-    not past."""
+    """Return (span, end) of dirty windows of a node.
+
+    Windows of the same hour follow each other, so that the samples of an hour are read once. Short windows of
+    unfinished hours come last.
+    """
     short, hour = SPANS_MS
-    ask = 'SELECT "end" FROM unsummed WHERE node = ? AND span = ? AND "end" > ? AND "end" {} ? ORDER BY "end" LIMIT ?'
+    query = 'SELECT "end" FROM unsummed WHERE node = ? AND span = ? AND "end" > ? AND "end" {} ? ORDER BY "end" LIMIT ?'
     found: dict[tuple[int, int], None] = {}
-    for (end,) in db.execute(ask.format("<"), (node, hour, _LEAST, before_ms, most)).fetchall():
+    for (end,) in db.execute(query.format("<"), (node, hour, _LEAST, before_ms, most)).fetchall():
         if len(found) >= most:
             break
         found[hour, end] = None
-        found.update({(short, one): None for (one,) in db.execute(ask.format("<="), (node, short, end - hour, end, 6))})
+        inside = db.execute(query.format("<="), (node, short, end - hour, end, 6))
+        found.update({(short, one): None for (one,) in inside})
     if len(found) < most:
-        rest = db.execute(ask.format("<"), (node, short, _LEAST, before_ms, most))
+        rest = db.execute(query.format("<"), (node, short, _LEAST, before_ms, most))
         found.update({(short, one): None for (one,) in rest})
     return list(found)[:most]
 
 
 def dirty_ends(db: sqlite3.Connection, node: str, span_ms: int, from_ms: int, to_ms: int) -> list[int]:
-    """Return the ends of a node's dirty windows, for Store.dirty_ends."""
+    """Return the ends of dirty windows, for Store.dirty_ends.
+
+    Args:
+        db: Connection with a snapshot.
+        node: Name of the node.
+        span_ms: Width of the windows in milliseconds.
+        from_ms: Return windows that end after this time, in milliseconds since 1970 (UTC).
+        to_ms: Return windows that end at or before this time.
+    """
     rows = db.execute(
         f'SELECT "end" FROM unsummed WHERE node = {_NODE} AND span = ? AND "end" > ? AND "end" <= ? ORDER BY "end"',
         (node, span_ms, from_ms, to_ms),
@@ -144,10 +180,17 @@ def dirty_ends(db: sqlite3.Connection, node: str, span_ms: int, from_ms: int, to
 
 
 def put(db: sqlite3.Connection, marks: DirtyWindows, window: Window, found: Mapping[str, Rollup]) -> None:
-    """Replace the rollups of a window, for Store.replace_rollups."""
+    """Replace the rollups of a window, for Store.replace_rollups.
+
+    Args:
+        db: The writer's connection.
+        marks: Cache of the dirty windows.
+        window: The window.
+        found: Rollup of each sensor that has values in the window.
+    """
     (node,) = db.execute(f"SELECT {_NODE}", (window.node,)).fetchone()
     if node is None:
-        return  # renamed since `dirty_windows`, which finds the window again
+        return  # the node was renamed since; `dirty_windows` finds the window again
     key = node, window.span_ms, window.end_ms
     sensors = [name for (name,) in db.execute("SELECT name FROM sensors WHERE node = ?", (node,))]
     db.executemany(
@@ -165,10 +208,20 @@ _INSERT = "INSERT OR REPLACE INTO summaries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?
 def merge_late_rollups(
     db: sqlite3.Connection, marks: DirtyWindows, window: Window, parts: Mapping[int, Mapping[str, list[Rollup]]]
 ) -> bool:
-    """Merge late samples into the rollups of an hour, for Store.merge_late_rollups."""
+    """Merge late samples into the rollups of an hour, for Store.merge_late_rollups.
+
+    Args:
+        db: The writer's connection.
+        marks: Cache of the dirty windows.
+        window: Window of the hour.
+        parts: Rollups of the late samples, by span in milliseconds and by sensor.
+
+    Returns:
+        True if the samples were merged; False if this must be tried again later.
+    """
     (node,) = db.execute(f"SELECT {_NODE}", (window.node,)).fetchone()
     if node is None:
-        return False  # renamed since `dirty_windows`
+        return False  # the node was renamed since `dirty_windows`
     start, end = window.end_ms - window.span_ms, window.end_ms
     keys: list[Key] = [
         (node, span, key_end)
@@ -177,10 +230,10 @@ def merge_late_rollups(
         )
     ]
     inside = node, start, end
-    owed = db.execute(
-        f"SELECT 1 FROM fresh WHERE {_OWED} AND node = ? AND low >= ? AND low < ? LIMIT 1", (logged(db), *inside)
+    pending = db.execute(
+        f"SELECT 1 FROM fresh WHERE {_PENDING} AND node = ? AND low >= ? AND low < ? LIMIT 1", (logged(db), *inside)
     ).fetchone()
-    if owed or not all(marks.is_as_of(key, window.as_of) for key in keys):
+    if pending or not all(marks.is_as_of(key, window.as_of) for key in keys):
         return False
     for span, by_sensor in parts.items():
         for sensor, found in by_sensor.items():
@@ -201,7 +254,16 @@ def merge_late_rollups(
 
 
 class Run(NamedTuple):
-    """A row of `fresh` or `chunks`, without its samples."""
+    """A row of `fresh` or `chunks`, without its data.
+
+    Attributes:
+        table: Name of the table.
+        id: Id of the row.
+        epoch: Id of the epoch.
+        first: Sequence number of the first sample.
+        samples: Number of samples.
+        low: Earliest time of a sample in milliseconds since 1970 (UTC).
+    """
 
     table: str
     id: int
@@ -212,14 +274,26 @@ class Run(NamedTuple):
 
 
 _RUN = "id, epoch, first, count, low"
-_OWED = f"(id > ? OR id IN ({UNLOGGED}))"  # to the CSV log
+_PENDING = f"(id > ? OR id IN ({UNLOGGED}))"  # the CSV log lacks these rows
 
 
 def delete_expired(db: sqlite3.Connection, before_ms: int, most: int) -> int:
-    """Delete expired samples for Store.delete_expired: whole hours, of one node at a time."""
-    # Of each node: the last commit is always owed, and one of them may date what it takes long ago.
-    owed = dict(
-        db.execute(f"SELECT node, min(low) FROM fresh WHERE {_OWED} AND low < ? GROUP BY node", (logged(db), before_ms))
+    """Delete expired samples in whole hours, for Store.delete_expired.
+
+    Args:
+        db: The writer's connection.
+        before_ms: Delete samples taken before this time, in milliseconds since 1970 (UTC).
+        most: Number of samples after which the function stops.
+
+    Returns:
+        The number of deleted samples.
+    """
+    # The time limit is calculated per node: the CSV log always lacks the last commit, and one node may send samples
+    # with times far in the past, which must not stop the deletion for other nodes.
+    pending = dict(
+        db.execute(
+            f"SELECT node, min(low) FROM fresh WHERE {_PENDING} AND low < ? GROUP BY node", (logged(db), before_ms)
+        )
     )
     fresh: dict[int, list[Run]] = {}
     for node, *row in db.execute(f"SELECT node, {_RUN} FROM fresh WHERE low < ? ORDER BY low", (before_ms,)):
@@ -227,19 +301,19 @@ def delete_expired(db: sqlite3.Connection, before_ms: int, most: int) -> int:
     left = most
     for node, kept_from in db.execute("SELECT id, kept_from FROM nodes").fetchall():
         (unsummed_ms,) = db.execute('SELECT min("end" - span) FROM unsummed WHERE node = ?', (node,)).fetchone()
-        known = [before_ms, *(ms for ms in (unsummed_ms, owed.get(node)) if ms is not None)]
-        until_ms = min(known) // HOUR_MS * HOUR_MS
+        limits = [before_ms, *(ms for ms in (unsummed_ms, pending.get(node)) if ms is not None)]
+        until_ms = min(limits) // HOUR_MS * HOUR_MS
         if left <= 0 or until_ms <= 0:
             continue
         chunks = db.execute(f"SELECT {_RUN} FROM chunks WHERE node = ? AND low < ? ORDER BY low", (node, until_ms))
         rows = merge((run for run in fresh.get(node, ()) if run.low < until_ms),
                      (Run("chunks", *row) for row in chunks), key=_LOW)  # fmt: skip
-        doomed, until_ms = _whole_hours(rows, left, until_ms)
-        if not doomed:
+        expired, until_ms = _whole_hours(rows, left, until_ms)
+        if not expired:
             continue
         if until_ms > kept_from:
             db.execute("UPDATE nodes SET kept_from = ? WHERE id = ?", (until_ms, node))
-        left -= _delete(db, doomed)
+        left -= _delete(db, expired)
     return most - left
 
 
@@ -247,11 +321,11 @@ _LOW = itemgetter(Run._fields.index("low"))
 
 
 def _whole_hours(rows: Iterable[Run], most: int, until_ms: int) -> tuple[list[Run], int]:
-    """Return the first of some rows, oldest first, of up to `most` samples, but all of an hour and one hour at least;
-    and the end of the last hour: `until_ms` when these are all.
+    """Return the first `rows`, in whole hours, and the end of the last of these hours.
 
-    If an hour lost only some of its samples, one that comes late could not be told from those that are left, which are
-    in the rollups already.
+    The result has at most `most` samples, but always at least one hour. If it has all rows, the end is `until_ms`. Only
+    whole hours are deleted, because a late sample could not be merged into the rollups of a partly deleted hour: they
+    already include the remaining samples of the hour.
     """
     found: list[Run] = []
     count = 0
@@ -267,7 +341,7 @@ def _whole_hours(rows: Iterable[Run], most: int, until_ms: int) -> tuple[list[Ru
 
 
 def _delete(db: sqlite3.Connection, runs: Sequence[Run]) -> int:
-    """Delete rows with the texts of their failures. Returns the number of samples in them."""
+    """Delete rows and the error texts of their samples. Return the number of their samples."""
     for table in ("fresh", "chunks"):
         db.executemany(f"DELETE FROM {table} WHERE id = ?", [(run.id,) for run in runs if run.table == table])
     db.executemany("DELETE FROM failures WHERE epoch = ? AND seq BETWEEN ? AND ?",
@@ -283,7 +357,16 @@ def _delete(db: sqlite3.Connection, runs: Sequence[Run]) -> int:
 
 
 def summaries(db: sqlite3.Connection, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Rollup]:
-    """Return the rollups of one sensor, for Store.summaries."""
+    """Return the rollups of one sensor, for Store.summaries.
+
+    Args:
+        db: Connection with a snapshot.
+        node: Name of the node.
+        sensor: Name of the sensor.
+        span_ms: Width of the windows in milliseconds.
+        from_ms: Return windows that end after this time, in milliseconds since 1970 (UTC).
+        to_ms: Return windows that end at or before this time.
+    """
     rows = db.execute(
         f'SELECT {_SUMMARY} FROM summaries WHERE node = {_NODE} AND sensor = ? AND span = ? AND "end" > ?'
         ' AND "end" <= ? ORDER BY "end"',

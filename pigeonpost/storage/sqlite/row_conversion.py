@@ -1,11 +1,14 @@
-"""Conversion of the tables of formats 1 to 3, with a row per sample, to those of the present one: see migration.
+"""Conversion of tables of formats 1 to 3, with one row per sample, to the present format: see migration.
 
-Each transaction has what it stores and, in `meta`, how far it is: a later run goes on there. Samples that the CSV log
-still owes go to `fresh`, in the log's order; all others to `chunks`. Everything else is copied as it is.
+Each transaction stores its rows together with the progress, in `meta`; a later run continues from there. Samples that
+the CSV log still lacks are stored in `fresh`, in the log's order, and all others in `chunks`. All other tables are
+copied unchanged.
 
-Windows were (start, end] and are [start, end) now: where a sample lies exactly on an edge, both windows are made again.
-Rollups whose samples are deleted keep the old edges: `nodes.old_edges` says until when.
-Errors: those of SQLite; ValueError and TypeError for rows that Pigeonpost never writes.
+Windows were (start, end] in the old formats and are [start, end) now. So if a sample lies exactly on an edge, the
+rollups of both windows are made again. Rollups whose samples are deleted keep the old edges; `nodes.old_edges` is the
+end of the last of them.
+
+Errors: sqlite3.Error; ValueError and TypeError for rows that Pigeonpost never writes.
 """
 
 from __future__ import annotations
@@ -27,22 +30,28 @@ from pigeonpost.storage.sqlite.schema import TABLES, UNFINISHED, VERSION
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], object]  # samples that are done, of how many
-Row = tuple[int, int, int, int, str | None, str]  # the columns _ROW
+Progress = Callable[[int, int], object]  # called with the number of converted samples and the total
+Row = tuple[int, int, int, int, str | None, str]  # the columns in _ROW
 
 _ROW = 'time, epoch, seq, shape, clock, CAST("values" AS TEXT)'
-_STATE = "migration"  # key in meta, as long as it is unfinished
-_PIECE_ROWS = 20_000  # in a transaction: at a sample every 10 s, 55 hours of a node;
-_PIECE_BYTES = 8 << 20  # and their values: fewer rows where samples are long
+_STATE = "migration"  # key of the progress in meta, until the conversion is finished
+_PIECE_ROWS = 20_000  # maximum rows per transaction: 55 hours of a node that takes a sample every 10 s
+_PIECE_BYTES = 8 << 20  # maximum bytes of their values: a transaction with long samples has fewer rows
 _REPLACED = ("samples", "filings")  # tables whose rows become chunks and fresh
 _SHORT_MS = SPANS_MS[0]
 _LEAST = -(1 << 63)
 
 
 class Run(NamedTuple):
-    """Consecutive samples of one epoch that are alike, of one hour: they become one row.
+    """Consecutive samples of one epoch and hour with the same shape and clock state. They become one row.
 
-    texts  of each sample its values, as JSON without the brackets
+    Attributes:
+        epoch: Id of the epoch.
+        first: Sequence number of the first sample.
+        shape: Id of the shape.
+        clock: Clock state, or None for the node's own clock.
+        times: Time of each sample in milliseconds since 1970 (UTC).
+        texts: Values of each sample, as JSON without the brackets.
     """
 
     epoch: int
@@ -54,7 +63,7 @@ class Run(NamedTuple):
 
 
 class _RowTexts(SampleBatch):
-    """Samples of which only the text of all values together is known: it goes into the chunk as it is."""
+    """A batch that has only the JSON text of its values. The text is copied into the chunk unchanged."""
 
     __slots__ = ()
 
@@ -64,30 +73,39 @@ class _RowTexts(SampleBatch):
 
 
 class RowConversion:
-    """Conversion on an open connection to the file that gets the chunks."""
+    """Conversion of one database file.
+
+    Args:
+        db: Open connection to the file that receives the chunks.
+        is_in_place: True if the old tables are in the same file; False if they are in the attached database `old`.
+        version: Format of the old tables.
+        source: Text that identifies the old file and its state, for a later run.
+        report: Function to call after each transaction.
+    """
 
     def __init__(self, db: sqlite3.Connection, is_in_place: bool, version: int, source: str, report: Progress) -> None:
-        """
-        is_in_place  whether the old tables are in the same file; else they are in the attached one, `old`
-        version      format of the old tables
-        source       by what a later run recognises that it has the same old file
-        report       called after each transaction
-        """
         self._db, self._is_in_place, self._report = db, is_in_place, report
-        self._old = "main.old_" if is_in_place else "old."  # what the names of the old tables begin with
+        self._old = "main.old_" if is_in_place else "old."  # prefix of the old tables' names
         self._begun = {"version": version, "source": source}
         self._names = ShapeNames("?")
-        self._owed: dict[int, list[tuple[int, int]]] = {}  # epoch to the sorted ranges of seq that are in fresh
+        self._pending: dict[int, list[tuple[int, int]]] = {}  # by epoch: the sorted ranges of seq that are in fresh
         self._kept_from: dict[int, int] = {}
-        self._longest = _PIECE_BYTES // 1000  # of the last piece's rows; at first, before it is known, 1,000 are read
+        # Longest row of the last piece, in bytes; this initial value makes the first piece 1,000 rows.
+        self._longest = _PIECE_BYTES // 1000
 
     def fits(self) -> bool:
-        """Return False if an earlier run began with another old file, or another state of it; or had finished, and it
-        is not known with which."""
+        """Return True if this run can continue the work of an earlier one, or if there is none.
+
+        The result is False if the earlier run converted another old file or another state of it, or if it had finished.
+        """
         return "meta" not in _tables(self._db, "main") or self._state().get("source") == self._begun["source"]
 
     def run(self) -> None:
-        """Begin, or go on where an earlier run ended, and finish."""
+        """Convert all samples. Continue where an earlier run ended.
+
+        Raises:
+            ValueError: The numbers of samples before and after the conversion differ.
+        """
         if not self._state():
             with _transaction(self._db):
                 self._begin()
@@ -95,7 +113,7 @@ class RowConversion:
         for epoch, first, last in self._db.execute(
             "SELECT epoch, first, first + count - 1 FROM fresh ORDER BY epoch, first"
         ):
-            self._owed.setdefault(epoch, []).append((first, last))
+            self._pending.setdefault(epoch, []).append((first, last))
         self._kept_from = dict(self._db.execute("SELECT id, kept_from FROM nodes"))
         is_left = True
         while is_left:
@@ -117,7 +135,7 @@ class RowConversion:
     # ------------------------------------------------------------------------------------ the small tables
 
     def _begin(self) -> None:
-        """Make the new tables, with all but the samples; and with those that the CSV log owes."""
+        """Create the new tables, copy the small ones, and store the samples that the CSV log lacks."""
         with contextlib.closing(sqlite3.connect(":memory:")) as model:
             model.executescript(TABLES)
             self._make_tables(model)
@@ -149,23 +167,23 @@ class RowConversion:
                 self._db.execute(f"DROP TABLE old_{name}")
 
     def _copy(self, table: str, wanted: Sequence[str]) -> None:
-        """Copy the columns that the old and the new table have."""
+        """Copy the columns that the old and the new table have in common."""
         old = _columns(self._db, *(("main", f"old_{table}") if self._is_in_place else ("old", table)))
         names = ", ".join([f'"{name}"' for name in wanted if name in old])
         self._db.execute(f"INSERT INTO main.{table} ({names}) SELECT {names} FROM {self._old}{table}")
 
     def _make_fresh(self) -> None:
-        """Store what the CSV log owes, under new filing numbers: one filing may have become several rows."""
+        """Store the rows that the CSV log lacks, under new filing numbers: one old filing may become several rows."""
         filed = max(
             self._db.execute(f"SELECT coalesce(max({column}), 0) FROM {table}").fetchone()[0]
             for column, table in (("filed", "logs"), ("id", "main.gaps"), ("id", f"{self._old}filings"))
         )
         self._db.execute("UPDATE logs SET filed = ? WHERE id = (SELECT max(id) FROM logs)", (filed,))
-        owed = self._db.execute(
+        pending = self._db.execute(
             f"SELECT f.epoch, f.first, f.last, f.low, f.high, f.gap, e.node FROM {self._old}filings f"
             " JOIN main.epochs e ON e.id = f.epoch ORDER BY f.id"
         )
-        for epoch, first, last, low, high, gap, node in owed:
+        for epoch, first, last, low, high, gap, node in pending:
             if gap is not None:
                 filed += 1
                 self._db.execute("UPDATE main.gaps SET id = ? WHERE id = ?", (filed, gap))
@@ -183,8 +201,7 @@ class RowConversion:
     # ----------------------------------------------------------------------------------------- the samples
 
     def _piece(self, state: dict[str, Any]) -> bool:
-        """Store the chunks of the next samples of a node, and note in `state` how far it is. Returns False where there
-        are none any more."""
+        """Store the chunks of the next samples of a node, and the progress. Return False if no samples are left."""
         node, *after = state["key"]
         most = max(100, min(_PIECE_ROWS, _PIECE_BYTES // self._longest))
         rows: list[Row] = self._db.execute(
@@ -198,8 +215,8 @@ class RowConversion:
             return node is not None
         self._longest = max(len(row[5]) for row in rows) + 1
         if len(rows) == most and (whole := bisect_left(rows, (rows[-1][0] // HOUR_MS * HOUR_MS,))):
-            del rows[whole:]  # the rest of an hour comes with the next piece
-        kept = self._not_owed(rows)
+            del rows[whole:]  # the whole last hour is left for the next piece
+        kept = self._not_pending(rows)
         self._db.executemany(
             f"INSERT INTO chunks ({COLUMNS}) VALUES ({MARKS})", self._packed(node, _runs_by_hour(kept))
         )
@@ -214,21 +231,23 @@ class RowConversion:
         self._save(state)
         return True
 
-    def _not_owed(self, rows: list[Row]) -> list[Row]:
-        """Return the rows that are not in fresh already."""
-        if not self._owed or self._owed.keys().isdisjoint([row[1] for row in rows]):
+    def _not_pending(self, rows: list[Row]) -> list[Row]:
+        """Return the rows that are not yet in fresh."""
+        if not self._pending or self._pending.keys().isdisjoint([row[1] for row in rows]):
             return rows
         kept = []
         for row in rows:
-            ranges = self._owed.get(row[1], [])
-            place = bisect_right(ranges, (row[2], 1 << 64)) - 1
-            if place < 0 or ranges[place][1] < row[2]:
+            ranges = self._pending.get(row[1], [])
+            index = bisect_right(ranges, (row[2], 1 << 64)) - 1
+            if index < 0 or ranges[index][1] < row[2]:
                 kept.append(row)
         return kept
 
     def _packed(self, node: int, runs: Iterable[Run]) -> Iterator[ChunkRow]:
-        """Yield the row of each run, read back and compared. A sample whose values are no JSON gets a row of its own,
-        which is as unreadable as it was."""
+        """Yield the row of each run, after reading it back and comparing it.
+
+        A sample whose values are not valid JSON gets a row of its own, whose values cannot be read either.
+        """
         for run in runs:
             try:
                 made = self._pack(node, run)
@@ -242,7 +261,9 @@ class RowConversion:
                 half = len(run.times) // 2
                 yield from self._packed(node, [_part(run, 0, half), _part(run, half, len(run.times))])
             else:
-                log.warning("sample %d of epoch %d has values that are no JSON: they stay so", run.first, run.epoch)
+                log.warning(
+                    "sample %d of epoch %d has values that are not valid JSON; they are kept", run.first, run.epoch
+                )
                 yield self._pack(node, run)
 
     @staticmethod
@@ -250,7 +271,7 @@ class RowConversion:
         return ChunkRow.pack(node, run.epoch, run.shape, _RowTexts(run), None)
 
     def _mark_windows(self, node: int, times: list[int]) -> None:
-        """Mark the windows as dirty that have other samples by their new edges; all, where there were no rollups."""
+        """Mark windows as dirty if their samples differ with the new edges, or all windows if there were no rollups."""
         if self._begun["version"] == 1:
             marked = {(span, window_end(time_ms, span)) for time_ms in times for span in SPANS_MS}
         else:
@@ -262,17 +283,18 @@ class RowConversion:
         self._db.executemany("INSERT OR IGNORE INTO unsummed VALUES (?, ?, ?)", [(node, *key) for key in marked])
 
     def _finish(self) -> None:
-        """Compare the numbers of samples, and leave nothing but the new tables."""
+        """Compare the numbers of samples, and delete the old tables and the progress."""
         expected = self._expected()
         stored = dict(self._db.execute(
             "SELECT epoch, sum(count) FROM (SELECT epoch, count FROM chunks UNION ALL SELECT epoch, count FROM fresh)"
             " GROUP BY epoch"
         ))  # fmt: skip
-        # Some may have been missing before; or they are there, and are not found where they should be.
+        # There are two possible reasons for a difference. Either samples were missing before the conversion, or some
+        # were not read, because they are not in the order of the index.
         if self._is_in_place or any(stored.get(epoch, 0) != count for epoch, count in expected.items()):
             (left,) = self._db.execute(f"SELECT count(*) FROM {self._old}samples").fetchone()
             if left != (0 if self._is_in_place else sum(stored.values())):
-                raise ValueError(f"{left} samples are there, and some are not in the order of their times")
+                raise ValueError(f"some of the {left} samples in the old table are not in the order of their times")
         self._db.execute("DELETE FROM meta WHERE key = ?", (_STATE,))
         if self._is_in_place:
             for name in _REPLACED:
@@ -280,8 +302,9 @@ class RowConversion:
             self._db.execute(f"PRAGMA user_version = {VERSION}")
 
     def _expected(self) -> dict[int, int]:
-        """Return how many samples of each epoch there should be, by the marks."""
-        expected = {id: seq - gone for id, seq, gone in self._db.execute("SELECT id, seq, forgotten FROM main.epochs")}
+        """Return the expected number of samples of each epoch, from the high-water marks."""
+        marks = self._db.execute("SELECT id, seq, forgotten FROM main.epochs")
+        expected = {id: seq - deleted for id, seq, deleted in marks}
         for epoch, first, last in self._db.execute("SELECT epoch, first, last FROM main.gaps"):
             expected[epoch] = expected.get(epoch, 0) - (last - first + 1)
         return expected
@@ -310,7 +333,7 @@ def _runs_by_hour(rows: list[Row]) -> Iterator[Run]:
 
 
 def _runs(rows: Iterable[Row]) -> Iterator[Run]:
-    """Yield the runs of rows that are in the order of their epochs and numbers."""
+    """Yield the runs of rows that are in the order of their epochs and sequence numbers."""
     run: Run | None = None
     for time_ms, epoch, seq, shape, clock, text in rows:
         if (
@@ -329,7 +352,7 @@ def _runs(rows: Iterable[Row]) -> Iterator[Run]:
 
 
 def _most_samples(text: str) -> int:
-    """Return how many samples with as many values as this one has go into a row."""
+    """Return the number of samples that fit into one row, if they have as many values as this one."""
     return stretch_samples(text.count(",") + 1)
 
 

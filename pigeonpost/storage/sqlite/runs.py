@@ -1,8 +1,9 @@
-"""Reading of samples from the tables `chunks` and `fresh`, by column.
+"""Reader of samples from the tables `chunks` and `fresh`, column by column.
 
-Each row is a run of samples that are alike, of one epoch and hour (see storage.chunks), so what was taken in an hour is
-in the rows of that hour. A `RunReader` has one snapshot of the database, and is used by one thread.
-Errors: those of SQLite; ValueError, TypeError and LookupError for rows that this program never writes.
+Each row is a run of samples of one epoch, hour, shape and clock state (see storage.chunks). So the samples of an hour
+are in the rows of that hour. A `RunReader` reads one snapshot of the database, and one thread uses it.
+
+Errors: sqlite3.Error; ValueError, TypeError and LookupError for rows that this program never writes.
 """
 
 from __future__ import annotations
@@ -20,23 +21,34 @@ from pigeonpost.storage.shapes import ShapeNames
 from pigeonpost.storage.sqlite.fresh import FreshIndex, Place
 
 EVER_MS = -(1 << 62), 1 << 62
-_BATCH_LETTERS = 65_536  # letters of rows that become one batch
-_READ_TOGETHER = {True: 64, False: 8}  # rows, of fresh and of chunks: some MiB at most
-_Rank = tuple[int, int, int, int, int]  # time, epoch and seq of a sample; its batch, and its place there
+_BATCH_CHARACTERS = 65_536  # a batch ends with the row that reaches this length
+_READ_TOGETHER = {True: 64, False: 8}  # rows per query, by is_fresh: a few MiB at most
+# Time, epoch and seq of a sample; index of its batch, and its index in the batch.
+_Rank = tuple[int, int, int, int, int]
 
 
 class _Run(NamedTuple):
-    """Rows that follow each other, as one batch; with the id of their epoch."""
+    """Consecutive rows as one batch.
+
+    Attributes:
+        epoch: Id of the epoch.
+        batch: The samples.
+    """
 
     epoch: int
     batch: SampleBatch
 
 
 class RunReader:
-    """Reads samples within one snapshot."""
+    """Reader of samples within one snapshot.
+
+    Args:
+        db: Connection in a transaction that has read nothing yet. Its snapshot begins here.
+        index: Index of `fresh`. It must be fetched before the snapshot begins (see the module fresh).
+        shapes: Cache of the shapes' sensor names.
+    """
 
     def __init__(self, db: sqlite3.Connection, index: FreshIndex, shapes: ShapeNames) -> None:
-        """Begin the snapshot of `db`, which is in a transaction and has read nothing. index: taken before that"""
         self.db = db
         self._index = index
         self._shapes = shapes
@@ -46,9 +58,13 @@ class RunReader:
     def batches(
         self, node: str, from_ms: int, to_ms: int, wanted: Collection[str] | None = None
     ) -> Iterator[StoredBatch]:
-        """Yield the samples of a node taken in [from_ms, to_ms), for Store.stored_batches.
+        """Yield the samples of a node in a time range, for Store.stored_batches.
 
-        wanted: only these sensors, and only samples that have one of them; None: all
+        Args:
+            node: Name of the node.
+            from_ms: Start of the range in milliseconds since 1970 (UTC), inclusive.
+            to_ms: End of the range in milliseconds since 1970 (UTC), exclusive.
+            wanted: Sensors to read; samples without any of them are skipped. None for all sensors.
         """
         for run in self._runs(_in_order(self._places(node, from_ms, to_ms)), from_ms, to_ms, wanted):
             yield StoredBatch(node, self._epoch(run.epoch), run.batch)
@@ -59,7 +75,14 @@ class RunReader:
             yield from self.batches(node, *EVER_MS)
 
     def newest(self, node: str, from_ms: int, to_ms: int, limit: int) -> list[StoredSample]:
-        """Return the last `limit` (-1: all) samples of a node taken in [from_ms, to_ms), for Store.points."""
+        """Return the last samples of a node in a time range, for Store.points.
+
+        Args:
+            node: Name of the node.
+            from_ms: Start of the range in milliseconds since 1970 (UTC), inclusive.
+            to_ms: End of the range in milliseconds since 1970 (UTC), exclusive.
+            limit: Maximum number of samples; -1 for all.
+        """
         parts: list[list[StoredSample]] = []
         for of_hour in self._hours_back(node, from_ms, to_ms):
             runs = self._newest_runs(of_hour, from_ms, to_ms, limit)
@@ -71,7 +94,7 @@ class RunReader:
         return [sample for part in reversed(parts) for sample in part]
 
     def ends(self, node: str) -> tuple[int, int] | None:
-        """Return the first and the last time of a node's samples; None: it has none."""
+        """Return the first and the last time (ms since 1970, UTC) of samples of `node`, or None if it has none."""
         id = self._node(node)
         low, last_low = self.db.execute(
             "SELECT (SELECT min(low) FROM chunks WHERE node = ?1), (SELECT max(low) FROM chunks WHERE node = ?1)", (id,)
@@ -82,8 +105,8 @@ class RunReader:
                 "SELECT max(high) FROM chunks WHERE node = ? AND low >= ?", (id, last_low // HOUR_MS * HOUR_MS)
             ).fetchone()]  # fmt: skip
         fresh = self._index.ends(self.db, id) if id else None
-        if self._index.is_worn:
-            self._index = FreshIndex()  # of this snapshot, in which none is gone
+        if self._index.is_stale:
+            self._index = FreshIndex()  # a new index of this snapshot, in which no row is missing
             self._index.catch_up(self.db)
             return self.ends(node)
         found += fresh or ()
@@ -92,19 +115,19 @@ class RunReader:
     # ----------------------------------------------------------------------------------------------- places
 
     def _places(self, node: str, from_ms: int, to_ms: int) -> list[Place]:
-        """Return where samples of a node taken in [from_ms, to_ms) may be, in no order."""
+        """Return the places of all rows that may have samples taken in [from_ms, to_ms), in no particular order."""
         id = self._node(node)
         if id is None or to_ms <= from_ms:
             return []
         rows = self.db.execute(
             "SELECT low, epoch, first, id FROM chunks WHERE node = ? AND low >= ? AND low < ?",
             (id, from_ms // HOUR_MS * HOUR_MS, to_ms),
-        ).fetchall()  # from the index alone, so `high` stays open
+        ).fetchall()  # these columns are all in the SQL index; reading `high` too would read each row
         places = [Place._make((*row, EVER_MS[1], False)) for row in rows]
         return places + self._index.between(self.db, id, from_ms, to_ms)
 
     def _hours_back(self, node: str, from_ms: int, to_ms: int) -> Iterator[list[Place]]:
-        """Yield the places of each hour in which there are some, the newest hour first."""
+        """Yield the places of each hour that has any, the newest hour first."""
         id = self._node(node)
         if id is None or to_ms <= from_ms:
             return
@@ -138,7 +161,10 @@ class RunReader:
     # ------------------------------------------------------------------------------------------------- rows
 
     def _rows(self, places: Iterable[Place]) -> Iterator[ChunkRow]:
-        """Yield the rows of these places, in their order; those that are gone are in other ones."""
+        """Yield the rows of these places, in their order.
+
+        A missing row of `fresh` is skipped. It was deleted, or it is in `chunks` and has another place there.
+        """
         for is_fresh, alike in groupby(places, key=lambda place: place.is_fresh):
             ids = [place.id for place in alike]
             size = _READ_TOGETHER[is_fresh]
@@ -150,22 +176,22 @@ class RunReader:
                 part = ids[start : start + size]
                 found = {row[0]: row for row in self.db.execute(query, (str(part),))}
                 if is_fresh and len(found) < len(part):
-                    self._index.note_gone(len(part) - len(found))
+                    self._index.note_missing(len(part) - len(found))
                 for id in part:
                     row = found.get(id)
                     if row is not None:
                         yield ChunkRow._make(row[1:])
                     elif not is_fresh:
-                        raise LookupError(f"chunk {id} is in the index, but is not there")
+                        raise LookupError(f"chunk {id} is in the index, but its row is missing")
 
     def _runs(
         self, places: Iterable[Place], from_ms: int, to_ms: int, wanted: Collection[str] | None = None
     ) -> Iterator[_Run]:
-        """Yield the samples of these places taken in [from_ms, to_ms); rows that follow each other are one run."""
+        """Yield the samples of these places taken in [from_ms, to_ms). Consecutive rows become one run."""
         together: list[ChunkRow] = []
         length = 0
         for row in self._rows(places):
-            if together and not (length < _BATCH_LETTERS and together[-1].is_followed_by(row)):
+            if together and not (length < _BATCH_CHARACTERS and together[-1].is_followed_by(row)):
                 yield from self._unpacked(together, from_ms, to_ms, wanted)
                 together, length = [], 0
             together.append(row)
@@ -187,13 +213,13 @@ class RunReader:
                 yield _Run(rows[0].epoch, part)
 
     def _newest_runs(self, places: list[Place], from_ms: int, to_ms: int, limit: int) -> list[_Run]:
-        """Return as many runs of an hour, from its end, as have its last `limit` samples."""
+        """Return the last runs of an hour that together contain its last `limit` samples."""
         if limit < 0:
             return list(self._runs(sorted(places), from_ms, to_ms))
         places.sort(key=lambda place: place.high, reverse=True)
         found: list[_Run] = []
         at, left, until_ms = 0, limit, EVER_MS[1]
-        size = 1  # of a part: a row may have one sample, or thousands
+        size = 1  # rows per step; it doubles, because a row may have one sample or thousands
         while at < len(places) and (left > 0 or places[at].high >= until_ms):
             part = places[at : at + max(1, min(left, size))]
             for run in self._runs(sorted(part), from_ms, to_ms):
@@ -205,7 +231,7 @@ class RunReader:
         return found
 
     def _samples(self, node: str, runs: list[_Run], limit: int) -> list[StoredSample]:
-        """Return the last `limit` (-1: all) samples of these runs, in the order of their times."""
+        """Return the last `limit` samples (-1: all) of these runs, in the order of their times."""
         ranks: list[_Rank] = []
         for number, (epoch, batch) in enumerate(runs):
             seqs, count = range(batch.seq, batch.last + 1), len(batch)
@@ -223,7 +249,7 @@ class RunReader:
 
 
 def _in_order(places: list[Place]) -> list[Place]:
-    """Return the places in the order of their first times, but those of one epoch by seq."""
+    """Return the places in the order of their first times, except that those of one epoch are in the order of seq."""
     places.sort()
     last: dict[int, int] = {}
     for place in places:
@@ -240,7 +266,16 @@ def _in_order(places: list[Place]) -> list[Place]:
 
 
 def taken_between(batch: SampleBatch, from_ms: int, to_ms: int) -> list[SampleBatch]:
-    """Return the samples taken in [from_ms, to_ms): one batch, more where the clock stepped, or none."""
+    """Return the samples of a batch that were taken in a time range.
+
+    Args:
+        batch: The samples.
+        from_ms: Start of the range in milliseconds since 1970 (UTC), inclusive.
+        to_ms: End of the range in milliseconds since 1970 (UTC), exclusive.
+
+    Returns:
+        One batch, several if the clock stepped, or an empty list.
+    """
     times = batch.times
     if times == sorted(times):
         start, stop = bisect_left(times, from_ms), bisect_left(times, to_ms)

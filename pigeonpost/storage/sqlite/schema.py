@@ -1,6 +1,6 @@
-"""Tables of the SQLite store.
+"""Tables, indexes and views of the SQLite store, and checks of a file's format version.
 
-Errors: SettingsError for a file of a newer program; StoreDamaged; those of SQLite.
+Errors: SettingsError for a file of another version of this program; StoreDamaged; sqlite3.Error.
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ from pigeonpost.storage.sqlite import queries
 from pigeonpost.storage.sqlite.integrity import damage_text, has_rows, refuse_empty, refuse_foreign_wal, start_faults
 
 VERSION = 4  # PRAGMA user_version
-UNFINISHED = 1000  # in its place while a file is converted in place (see migration): older programs refuse it
-_MOST_VERSIONS = 1000  # a number above is none of a newer program, but damage
+UNFINISHED = 1000  # user_version while a file is converted in place (see migration), so that older programs refuse it
+_MOST_VERSIONS = 1000  # a higher number is damage, not the version of a newer program
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
--- Samples before kept_from may have been deleted: their time to be kept was over. Windows are [start, end); those that
--- end at or before old_edges are (start, end], as format 3 made them, since their samples are gone.
+-- Samples taken before kept_from may have been deleted, because their retention time was over. Windows are
+-- [start, end), but those that end at or before old_edges are (start, end]: format 3 made them, and their samples are
+-- deleted.
 CREATE TABLE nodes (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, kept_from INTEGER NOT NULL DEFAULT 0,
     old_edges INTEGER NOT NULL DEFAULT 0
 );
--- The highest running number stored of each outbox, where it is not in an epoch of that outbox.
+-- The highest running number stored of each outbox. If the outbox is named in `epochs`, its number is there instead.
 CREATE TABLE outboxes (node INTEGER, outbox TEXT, top INTEGER NOT NULL, PRIMARY KEY (node, outbox)) WITHOUT ROWID;
--- The high-water marks: everything of the epoch up to seq is in fresh, chunks or gaps, or was deleted (forgotten).
+-- The high-water marks: each sample of the epoch up to seq is in fresh, chunks or gaps, or was deleted. `forgotten` is
+-- the number of deleted samples.
 CREATE TABLE epochs (
     id INTEGER PRIMARY KEY, node INTEGER NOT NULL, epoch TEXT NOT NULL, seq INTEGER NOT NULL, up INTEGER,
     forgotten INTEGER NOT NULL DEFAULT 0, outbox TEXT, top INTEGER NOT NULL DEFAULT 0, UNIQUE (node, epoch)
@@ -42,34 +44,35 @@ CREATE TABLE shapes (id INTEGER PRIMARY KEY, names TEXT NOT NULL UNIQUE);
 CREATE TABLE failures (
     epoch INTEGER, seq INTEGER, sensor TEXT, text TEXT, PRIMARY KEY (epoch, seq, sensor)
 ) WITHOUT ROWID;
--- The id is the filing number, which fresh and gaps have in common.
+-- The id is the filing number. fresh and gaps share one sequence of filing numbers.
 CREATE TABLE gaps (
     id INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
     before INTEGER NOT NULL, why TEXT NOT NULL, noted INTEGER NOT NULL
 );
--- The CSV log of each run: how far it is written and synced (see csvbuffer).
+-- The CSV log of each run, with the position up to which it is written and synced (see csvbuffer).
 CREATE TABLE logs (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, size INTEGER NOT NULL, tail INTEGER NOT NULL,
     filed INTEGER NOT NULL
 );
--- Windows of samples, each with its span in ms: of which sensor what.
+-- Rollups: one row per node, sensor and window. `span` is the width of the window in ms.
 CREATE TABLE summaries (
     node INTEGER, sensor TEXT, span INTEGER, "end" INTEGER, "values" INTEGER NOT NULL, mean REAL NOT NULL,
     median REAL NOT NULL, mode REAL NOT NULL, low REAL NOT NULL, high REAL NOT NULL, deviation REAL NOT NULL,
     PRIMARY KEY (node, sensor, span, "end")
 ) WITHOUT ROWID;
--- Windows into which something came since they were summed up.
+-- Dirty windows: those whose samples have changed since their rollups were made.
 CREATE TABLE unsummed (node INTEGER, span INTEGER, "end" INTEGER, PRIMARY KEY (node, span, "end")) WITHOUT ROWID;
--- What operators have said: since when a node is retired; what it was called, until when (both ms since 1970), and
--- whether another node may have that name now; what people see in place of a sensor's name.
+-- Operators' records, with times in ms since 1970 (UTC). `retired`: retired nodes and the times of their retirement.
+-- `former_names`: former names of nodes; `until` is the time of the renaming, and `released` is 1 if another node may
+-- use the name now. `labels`: texts that are shown instead of sensors' names.
 CREATE TABLE retired (node INTEGER PRIMARY KEY, at INTEGER NOT NULL);
 CREATE TABLE former_names (
     name TEXT, node INTEGER, until INTEGER NOT NULL, released INTEGER NOT NULL, PRIMARY KEY (name, node)
 ) WITHOUT ROWID;
 CREATE TABLE labels (node INTEGER, sensor TEXT, label TEXT NOT NULL, PRIMARY KEY (node, sensor)) WITHOUT ROWID;
 """
-# A run of samples that are alike, of one epoch and hour (storage.chunks). In fresh they are as they were committed, and
-# the id is the filing number; chunks are made of them later.
+# One row is a run of consecutive samples of one epoch, hour, shape and clock state (storage.chunks). Rows of fresh are
+# as they were committed, and their id is the filing number. Compaction makes chunks of them.
 _RUNS = """
 CREATE TABLE fresh (id INTEGER PRIMARY KEY, {columns});
 CREATE TABLE chunks (id INTEGER PRIMARY KEY, {columns});
@@ -82,9 +85,9 @@ _INDEXES = """
 CREATE UNIQUE INDEX chunks_of_node ON chunks(node, low, epoch, first);
 CREATE INDEX chunks_by_time ON chunks(low);
 """
-# For people. `low + k * step + r`: see storage.chunks. No CROSS JOIN: it would read every chunk for each question.
-# `closed`: 'left' is [start, end), 'right' is (start, end]. `outdated`: something came since; windows that were never
-# summed up are not there.
+# Views for users. storage.chunks explains `low + k * step + r`. Do not write CROSS JOIN: each query would then read
+# every chunk. `closed` is 'left' for [start, end) and 'right' for (start, end]. `outdated` is 1 if samples arrived
+# after the rollup was made; a window that has no rollup yet has no row.
 _VIEWS = """
 CREATE VIEW readings AS
 SELECT n.name AS node, s.value AS sensor, j.value ->> (s.key + 1) AS value, coalesce(u.unit, '') AS unit,
@@ -115,33 +118,53 @@ TABLES = _TABLES + _RUNS + _INDEXES + _VIEWS
 
 
 def make_tables(db: sqlite3.Connection) -> None:
-    """Make all tables, indexes and views."""
+    """Create all tables, indexes and views in the empty database `db`."""
     db.executescript(TABLES)
 
 
 def refuse_newer(db: sqlite3.Connection, path: str) -> int:
-    """Return the version of the file. Raises SettingsError when it is newer than this program."""
+    """Return the format version of the database file, or raise an error if this program cannot use that version.
+
+    Args:
+        db: Open connection to the file.
+        path: Path of the file, for error texts.
+
+    Raises:
+        SettingsError: A newer program wrote the file, or its conversion to the present format is unfinished.
+        StoreDamaged: No version of this program uses this format version.
+    """
     version = _version(db)
     if not 0 <= version <= _MOST_VERSIONS:
-        raise StoreDamaged(damage_text(os.path.dirname(path), f"its header says format {version}, which there is not"))
+        raise StoreDamaged(
+            damage_text(os.path.dirname(path), f"its header states format {version}, which does not exist")
+        )
     if version == UNFINISHED:
-        raise SettingsError(f"{path} is being brought up to date: start the server, which goes on with that")
+        raise SettingsError(f"{path} is in the middle of a format conversion: start the server, which completes it")
     if version > VERSION:
         raise SettingsError(
-            f"{path} was made by a newer Pigeonpost (format {version}; this one knows {VERSION}):"
-            " use that program, or another --data folder"
+            f"{path} was made by a newer Pigeonpost (format {version}; this one supports {VERSION}):"
+            " use that version, or another --data folder"
         )
     return version
 
 
 def refuse_other(db: sqlite3.Connection, path: str) -> None:
-    """Raise SettingsError when the file is not of this program's version: for read-only use."""
+    """Raise an error unless the file has the format of this program. For read-only use.
+
+    Args:
+        db: Open connection to the file.
+        path: Path of the file, for error texts.
+
+    Raises:
+        SettingsError: The file has the format of another version.
+        StoreDamaged: The file has no tables of this program.
+    """
     version = refuse_newer(db, path)
     if version == 0:
         raise StoreDamaged(damage_text(os.path.dirname(path), "it has no tables of Pigeonpost"))
     if version < VERSION:
         raise SettingsError(
-            f"{path} was made by an older Pigeonpost: start this one's server once, which brings it up to date"
+            f"{path} was made by an older Pigeonpost: start the server of this version once, which converts it"
         )
 
 
@@ -151,9 +174,18 @@ def _version(db: sqlite3.Connection) -> int:
 
 
 def bring_up_to_date(db: sqlite3.Connection, path: str) -> None:
-    """Make the tables in a new file. Raises SettingsError for one of another version (see migration)."""
+    """Create the tables if the file is new.
+
+    Args:
+        db: Connection that may write to the file.
+        path: Path of the file.
+
+    Raises:
+        SettingsError: The file has the format of another version (see migration).
+        StoreDamaged: The header of the file is invalid.
+    """
     if refuse_newer(db, path) == 0:
-        # In one transaction with the version: a file has all tables or none, whenever the plug is pulled.
+        # One transaction for tables and version: after a power cut the file has all of them or none.
         db.executescript(f"BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION};")
         db.execute("INSERT INTO meta VALUES ('identity', ?)", (os.urandom(8).hex(),))
         db.execute("COMMIT")
@@ -162,20 +194,35 @@ def bring_up_to_date(db: sqlite3.Connection, path: str) -> None:
 
 
 def refuse_headless(db: sqlite3.Connection, path: str) -> None:
-    """Raise StoreDamaged for a file without a version that is no new one: with tables, or beside logs with rows."""
+    """Raise StoreDamaged if the file has no format version although it is not new.
+
+    Such a file has tables, or there are CSV logs with rows in its folder.
+
+    Args:
+        db: Open connection to the file.
+        path: Path of the file.
+    """
     folder = os.path.dirname(path)
     if _version(db):
         return
     if db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-        raise StoreDamaged(damage_text(folder, "it has tables, but no format: a changed header, or not ours"))
+        raise StoreDamaged(
+            damage_text(
+                folder, "it has tables, but no format version: its header was changed, or another program made it"
+            )
+        )
     if has_rows(folder):
-        raise StoreDamaged(damage_text(folder, "it is empty, though there are logs with rows beside it"))
+        raise StoreDamaged(damage_text(folder, "it is empty, although there are logs with rows"))
 
 
 def quick_faults(folder: str, is_in_use: bool) -> Iterator[str]:
-    """Check what each start checks, of a file that nobody has opened in this process. Nothing is changed.
+    """Yield the texts of the faults that a start of the server would find, without changing anything.
 
-    is_in_use: a server writes to it just now, so that its WAL is its own
+    No connection to the file may be open in this process.
+
+    Args:
+        folder: Data folder.
+        is_in_use: True if a running server writes to the file. The WAL is then certain to belong to the file.
     """
     path = os.path.join(folder, DATABASE)
     try:
@@ -188,7 +235,7 @@ def quick_faults(folder: str, is_in_use: bool) -> Iterator[str]:
             if refuse_newer(db, path) == VERSION:
                 yield from (damage_text(folder, fault) for fault in start_faults(db, make_tables))
                 unlogged = queries.unlogged(db)
-                faults = filter(None, (queries.odd_unlogged(db), lacking(unlogged) if unlogged else ""))
+                faults = filter(None, (queries.unlogged_fault(db), lacking(unlogged) if unlogged else ""))
                 yield from (damage_text(folder, fault, ends_writing=False) for fault in faults)
     except StoreDamaged as error:
         yield str(error)

@@ -1,17 +1,20 @@
-"""Store in one SQLite file, `pigeonpost.sqlite3`: the default, which needs nothing installed.
+"""The default store: one SQLite file, `pigeonpost.sqlite3`, which needs no other software.
 
-WAL mode with synchronous=FULL: a commit is on the disk when it returns.
+The file is in WAL mode with synchronous=FULL, so a commit is on the disk when it returns.
 
-One connection writes, and belongs to the Ingestor's writer thread. No other ever writes or checkpoints: SQLite 3.7.0 to
-3.51.2 can damage a file when two connections checkpoint at once. A reader borrows a read-only connection for one short
-query from `_idle`, a deque whose append and pop are atomic; `_room` limits how many readers query at once.
-Errors: NotStored for a full disk or a locked file; StoreDamaged for a file that is damaged (see integrity), after which
-no transaction begins any more; DiskError for I/O errors, and a file that was removed or replaced.
+Samples are stored in rows of up to several thousand consecutive samples (see storage.chunks). A commit appends rows to
+the table `fresh`, where the id of a row is its filing number. Compaction later turns them into rows of `chunks`. Gaps
+have filing numbers too. The last number in use is the highest of `fresh`, `gaps` and the recorded position of the CSV
+log. Rows are deleted from `fresh` only after the log contains them, so no filing number is ever used twice. SQL views
+show one row per value or per sample to users.
 
-Samples are in rows of up to some thousand that follow each other (see storage.chunks). A commit appends to `fresh`,
-where the id of a row is its filing number; compaction makes rows of `chunks` of them. Gaps have filing numbers too. The
-last one given is the highest of `fresh`, `gaps` and what the CSV log is recorded to have: whatever is deleted from
-`fresh` is in the log by then, so no number is ever given twice. Views show one row per value, or sample, to people.
+Threads: one connection writes; only the Ingestor's writer thread uses it. No other connection writes or runs a
+checkpoint, because SQLite 3.7.0 to 3.51.2 can damage a file when two connections do so at the same time. A reader
+borrows a read-only connection for one short query from `_idle`, a deque whose append and pop are atomic. The semaphore
+`_room` limits the number of simultaneous readers.
+
+Errors: NotStored for a full disk or a locked file. StoreDamaged for a damaged file (see integrity); after that no new
+transaction begins. DiskError for I/O errors and for a file that was removed or replaced.
 """
 
 from __future__ import annotations
@@ -61,27 +64,31 @@ log = logging.getLogger(__name__)
 _INSERT = f"INSERT INTO fresh (id, {COLUMNS}) VALUES (?,{MARKS})"
 _INSERT_GAP = "INSERT INTO gaps VALUES (?, ?, ?, ?, ?, ?, ?)"
 _MOST_READERS = 8  # each keeps two files open and some pages in memory
-_READER_PAGES_KIB = 512
-_LOGGED_TOGETHER = 64  # entries that the log owes: some MiB at most
-_OLDEST = 3, 38, 0  # of the library: the views need its operator ->>
+_READER_PAGES_KIB = 512  # page cache of each read-only connection
+_LOGGED_TOGETHER = 64  # entries that the CSV log lacks, read per query: a few MiB at most
+_OLDEST = 3, 38, 0  # SQLite library: the views use its operator ->>
 _TRY_AGAIN = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 class SqliteStore(Store):
-    """A store in the file in `folder`, which is made when it is missing."""
+    """A store in one SQLite file, which is created if it is missing.
+
+    Args:
+        folder: Data folder that contains the file.
+        look_only: True to change nothing and create no file. For use while a server is running.
+
+    Raises:
+        SettingsError: The file was written by a newer program, or the SQLite library is too old.
+        StoreDamaged: The file cannot be opened, or is not a store of this program. A damaged file that can be opened
+            is opened; the attribute `damage` then contains the reason.
+        DiskError: The file cannot be used.
+    """
 
     description = f"SQLite, {DATABASE} in the data folder"
     is_checked = True
-    _filed: int | None  # the last filing number given; None: to be read
+    _filed: int | None  # the last filing number in use; None if it must be read first
 
     def __init__(self, folder: str, look_only: bool = False) -> None:
-        """
-        look_only  change nothing, not even by making the file: for looking beside a server that runs
-
-        Raises SettingsError for a file of a newer program and where the library is too old, StoreDamaged for one that
-        cannot be opened or is no store of ours, DiskError for one that cannot be used. One that opens and has damage is
-        opened: `damage` says what.
-        """
         if sqlite3.sqlite_version_info < _OLDEST:
             raise SettingsError(f"the database needs SQLite 3.38 or newer; this Python has {sqlite3.sqlite_version}")
         self._folder, self._path = folder, os.path.join(folder, DATABASE)
@@ -90,13 +97,13 @@ class SqliteStore(Store):
         self._marks = rollups.DirtyWindows()
         self._shape_names = ShapeNames("?")
         self._fresh = FreshIndex()
-        self._compactor = Compactor(self._shape_names, self._note_odd_row)
+        self._compactor = Compactor(self._shape_names, self._record_invalid_row)
         self._records = RecordTables("?")
         self._files: wal.OpenFiles | None = None
-        self._lost: integrity.Damage | None = None  # of its WAL, found by the migration
-        self._forget()
+        self._lost: integrity.Damage | None = None  # damage of the WAL, found by the migration
+        self._clear_caches()
         integrity.refuse_empty(folder)
-        with self._our_errors():
+        with self._sqlite_errors():
             is_new = not os.path.lexists(self._path)
             if not look_only:
                 integrity.refuse_foreign_wal(folder)
@@ -108,7 +115,7 @@ class SqliteStore(Store):
                     refuse_other(self._db, self._path)
                 else:
                     self._prepare(is_new)
-                with contextlib.suppress(sqlite3.Error):  # of a damaged file, which is looked at
+                with contextlib.suppress(sqlite3.Error):  # even a damaged file is opened, for reading
                     self.unlogged = queries.unlogged(self._db)
                 self._files = wal.OpenFiles(self._path, not look_only)
             except BaseException:
@@ -116,34 +123,36 @@ class SqliteStore(Store):
                 raise
 
     def _prepare(self, is_new: bool) -> None:
-        give_to_owner(self._path)  # before its log is made, whose owner SQLite makes the same
+        give_to_owner(self._path)  # must be done first, because SQLite creates the WAL with the same owner
         if not is_new:
             refuse_headless(self._db, self._path)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
-        # Pages that grow are written back once in 16 MiB of log, not once in 4: 15 % faster, and kinder to a card.
+        # Checkpoint every 16 MiB of WAL instead of every 4 MiB: 15 % faster, and less wear of an SD card.
         self._db.execute("PRAGMA wal_autocheckpoint = 4000")
         bring_up_to_date(self._db, self._path)
         self.identity = queries.identity(self._db) or os.urandom(8).hex()
         if lost := self._lost or wal.lost_commits(self._db, self._path):
-            self.found_at_start = self._note_damage(lost)
+            self.found_at_start = self._record_damage(lost)
         elif is_new and integrity.has_rows(self._folder):
             self.found_at_start = integrity.missing_text(self._folder)
-        elif odd := queries.odd_unlogged(self._db):
-            self.found_at_start = self._note_damage(integrity.Damage(odd, False))
+        elif fault := queries.unlogged_fault(self._db):
+            self.found_at_start = self._record_damage(integrity.Damage(fault, False))
         for fault in integrity.start_faults(self._db, make_tables):
-            self._note_damage(integrity.Damage(fault, True))
+            self._record_damage(integrity.Damage(fault, True))
 
-    def _note_damage(self, found: integrity.Damage) -> str:
-        """Remember damage, after which nothing is written any more where it is in the structure. Returns the text."""
+    def _record_damage(self, found: integrity.Damage) -> str:
+        """Record damage and return its text. Damage of the file's structure ends all writing."""
         text = integrity.damage_text(self._folder, found.text, found.ends_writing)
         if found.ends_writing:
             self.damage = self.damage or text
         self.on_damage(self.damage or text)
         return text
 
-    def _note_odd_row(self, text: str) -> str:
-        return self._note_damage(integrity.Damage(f"a row that Pigeonpost never writes: {text:.200}", False))
+    def _record_invalid_row(self, text: str) -> str:
+        return self._record_damage(
+            integrity.Damage(f"a row has a form that Pigeonpost never writes: {text:.200}", False)
+        )
 
     # -------------------------------------------------------------------------------------------- writing
 
@@ -152,16 +161,16 @@ class SqliteStore(Store):
         if self.damage:
             raise StoreDamaged(self.damage)
         self._refuse_removed()
-        with self._our_errors():
+        with self._sqlite_errors():
             if saved := wal.save(self._db, self._path):
-                self._note_damage(saved)
+                self._record_damage(saved)
             self._db.execute("BEGIN IMMEDIATE")
             self._marks.begin()
             try:
                 yield {key: mark for key in epochs if (mark := queries.mark(self._db, *key))}
                 self._db.execute("COMMIT")
             except BaseException:
-                self._forget()
+                self._clear_caches()
                 self._marks.undo()
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
@@ -194,12 +203,12 @@ class SqliteStore(Store):
         return node, epoch
 
     def _fresh_row(self, node: int, epoch: int, batch: SampleBatch, noted_ms: int) -> ChunkRow:
-        """Return the row of a stretch, and store what else belongs to it."""
+        """Return the row of a batch, and store its error texts and dirty windows."""
         names, first = batch.names, batch.seq
         for name, errors in batch.errors.items():
             self._db.executemany(
                 "INSERT INTO failures VALUES (?, ?, ?, ?)",
-                [(epoch, first + place, name, error) for place, error in errors.items()],
+                [(epoch, first + index, name, error) for index, error in errors.items()],
             )
         self._marks.touch(self._db, node, batch.times, self._filed or 0)
         return ChunkRow.pack(node, epoch, self._shapes.get(names) or self._shape(names), batch, noted_ms)
@@ -215,8 +224,8 @@ class SqliteStore(Store):
         self._db.execute("INSERT OR IGNORE INTO shapes (names) VALUES (?)", (text,))
         return self._shapes.keep(names, *self._db.execute("SELECT id FROM shapes WHERE names = ?", (text,)).fetchone())
 
-    def _forget(self) -> None:
-        """Clear the caches after a rollback: what was learned in the transaction is no longer true."""
+    def _clear_caches(self) -> None:
+        """Clear all caches. They may contain data of a transaction that was rolled back."""
         self._nodes: dict[str, int] = {}
         self._shapes = ShapeIds()
         self._units = StoredUnits()
@@ -224,7 +233,9 @@ class SqliteStore(Store):
 
     def _refuse_removed(self) -> None:
         if self._files is not None and (path := self._files.replaced()):
-            text = f"{path} was removed or replaced while it was in use: the next start takes what is there then"
+            text = (
+                f"{path} was removed or replaced while it was in use. The next start uses the file that it finds there"
+            )
             self.on_damage(text)
             raise DiskError(text)
 
@@ -232,11 +243,11 @@ class SqliteStore(Store):
         rollups.put(self._db, self._marks, window, summaries)
 
     def merge_late_rollups(self, window: Window, parts: Mapping[int, Mapping[str, list[Rollup]]]) -> bool:
-        with self._odd_rows():
+        with self._row_errors():
             return rollups.merge_late_rollups(self._db, self._marks, window, parts)
 
     def delete_expired(self, before_ms: int, most: int) -> int:
-        with self._odd_rows():
+        with self._row_errors():
             return rollups.delete_expired(self._db, before_ms, most)
 
     def compaction(self, now_ms: int) -> Callable[[], int] | None:
@@ -245,14 +256,14 @@ class SqliteStore(Store):
         return (lambda: self._rewrite(found)) if found else None
 
     def _rewrite(self, found: Sequence[Rewrite]) -> int:
-        with self._odd_rows():
+        with self._row_errors():
             count = rewrite(self._db, found)
         if not count:
             self._compactor.give_up()
         return count
 
     def rename(self, node: str, new: str, now_ms: int) -> None:
-        self._forget()  # its caches know nodes by their names
+        self._clear_caches()  # they contain names of nodes
         self._records.rename(self._db, node, new, now_ms)
 
     def release(self, name: str) -> None:
@@ -282,20 +293,20 @@ class SqliteStore(Store):
 
     def logged_after(self, filed: int) -> Iterator[LogEntry]:
         with self._reading() as db:
-            owed = queries.owed_after(db, filed)
-        for start in range(0, len(owed), _LOGGED_TOGETHER):  # there may be many, and no snapshot stays open meanwhile
-            yield from self._logged(owed[start : start + _LOGGED_TOGETHER])
+            pending = queries.pending_after(db, filed)
+        for start in range(0, len(pending), _LOGGED_TOGETHER):  # in parts, so that no snapshot stays open for long
+            yield from self._logged(pending[start : start + _LOGGED_TOGETHER])
 
-    def _logged(self, owed: Sequence[tuple[int, bool]]) -> list[LogEntry]:
+    def _logged(self, pending: Sequence[tuple[int, bool]]) -> list[LogEntry]:
         try:
             with self._reading() as db:
-                return queries.entries(db, self._shape_names, owed, self._note_odd_row)
-        except StoreDamaged:  # as where a sector cannot be read
+                return queries.entries(db, self._shape_names, pending, self._record_invalid_row)
+        except StoreDamaged:  # for example an unreadable sector: the other rows are read one by one
             if self.damage:
                 raise
-        if len(owed) == 1:
-            return [queries.lost(owed[0][0])]
-        return [entry for one in owed for entry in self._logged([one])]
+        if len(pending) == 1:
+            return [queries.lost(pending[0][0])]
+        return [entry for one in pending for entry in self._logged([one])]
 
     def nodes(self) -> list[dict[str, Any]]:
         with self._reading_runs() as reader:
@@ -367,13 +378,13 @@ class SqliteStore(Store):
 
     @contextmanager
     def _new_reading(self) -> Iterator[sqlite3.Connection]:
-        """Lend a new connection, which has no pages in memory."""
+        """Lend a new read-only connection, which has no pages in memory."""
         self._refuse_removed()
-        with self._our_errors(reads=True), contextlib.closing(self._open_to_read()) as db:
+        with self._sqlite_errors(reads=True), contextlib.closing(self._open_to_read()) as db:
             db.execute("BEGIN")
             if db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone() != (self.identity,):
                 what = "another database was copied over it while it was in use"
-                raise StoreDamaged(self._note_damage(integrity.Damage(what, True)))
+                raise StoreDamaged(self._record_damage(integrity.Damage(what, True)))
             yield db
 
     def verify(self) -> Iterator[str]:
@@ -382,9 +393,9 @@ class SqliteStore(Store):
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        """Borrow a read-only connection with a snapshot of the database, for one short query."""
+        """Lend a read-only connection with a snapshot of the database, for one short query."""
         self._refuse_removed()
-        with self._room, self._our_errors(reads=True), self._odd_rows():
+        with self._room, self._sqlite_errors(reads=True), self._row_errors():
             try:
                 db = self._idle.pop()
             except IndexError:
@@ -394,29 +405,29 @@ class SqliteStore(Store):
                 yield db
                 db.execute("ROLLBACK")
             except BaseException:
-                db.close()  # after an error of the file it is not known what it has in memory
+                db.close()  # after an error the content of its cache is unknown
                 raise
             self._idle.append(db)
 
     @contextmanager
     def _reading_runs(self) -> Iterator[RunReader]:
-        """Likewise, for samples."""
-        index = self._fresh  # taken before the snapshot begins
+        """Lend a RunReader with a snapshot of the database."""
+        index = self._fresh  # fetched before the snapshot begins: see fresh
         with self._reading() as db:
             yield RunReader(db, index, self._shape_names)
-        if index.is_worn and index is self._fresh:
+        if index.is_stale and index is self._fresh:
             self._fresh = FreshIndex()
 
     @contextmanager
-    def _odd_rows(self) -> Iterator[None]:
-        """While rows are read: what does not fit this program's own rows is damage."""
+    def _row_errors(self) -> Iterator[None]:
+        """Convert Python errors to StoreDamaged. Rows of an unexpected form cause them."""
         try:
             yield
         except PigeonpostError:
             raise
         except (ValueError, TypeError, LookupError, StopIteration, OverflowError) as error:
-            text = self._note_odd_row(repr(error))
-            if not isinstance(error, DamagedRow):  # of those no place in the program tells more
+            text = self._record_invalid_row(repr(error))
+            if not isinstance(error, DamagedRow):  # a traceback adds nothing to that error
                 log.error("%s", error, exc_info=True)
             raise StoreDamaged(text) from error
 
@@ -424,27 +435,31 @@ class SqliteStore(Store):
         db = self._connect(f"file:{quote(self._path)}?mode=ro", uri=True)
         try:
             db.execute(f"PRAGMA cache_size = -{_READER_PAGES_KIB}")
-        except BaseException:  # it reads the file
+        except BaseException:  # PRAGMA reads the file, so it can fail
             db.close()
             raise
         return db
 
     @staticmethod
-    def _connect(place: str, uri: bool = False) -> sqlite3.Connection:
-        return sqlite3.connect(place, uri=uri, isolation_level=None, check_same_thread=False)
+    def _connect(path: str, uri: bool = False) -> sqlite3.Connection:
+        return sqlite3.connect(path, uri=uri, isolation_level=None, check_same_thread=False)
 
     @contextmanager
-    def _our_errors(self, reads: bool = False) -> Iterator[None]:
-        """reads: a sector that cannot be read is damage of what is on it; the writer may not go on after that"""
+    def _sqlite_errors(self, reads: bool = False) -> Iterator[None]:
+        """Convert errors of SQLite to those of this program.
+
+        For a reader (`reads` is True), an I/O error counts as damage of the rows that were read. For the writer it is a
+        DiskError, after which the program ends.
+        """
         try:
             yield
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            # A file that was open before cannot be opened once more where there is no descriptor.
+            # The file was open before, so SQLITE_CANTOPEN means that there are no free file descriptors.
             if code in _TRY_AGAIN or (code == sqlite3.SQLITE_CANTOPEN and self._files):
                 raise NotStored(f"{self._path}: {error}") from error
-            if found := integrity.is_damage(error, reads):
-                raise StoreDamaged(self._note_damage(found)) from error
-            text = f"{self._path}: {error}; `dmesg` says what the disk did"
+            if found := integrity.reported_damage(error, reads):
+                raise StoreDamaged(self._record_damage(found)) from error
+            text = f"{self._path}: {error}; `dmesg` shows the disk's error"
             self.on_damage(text)
             raise DiskError(text) from error

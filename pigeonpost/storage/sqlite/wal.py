@@ -1,7 +1,8 @@
-"""The write-ahead log (WAL) beside the SQLite file: what was committed last, and is not in that file yet.
+"""Checks of the write-ahead log (WAL) of the SQLite file: the last commits, which are not in that file yet.
 
-SQLite reads a WAL up to its first damaged place, and says nothing of what comes after it. It also goes on with a file
-that was removed, and commits into it. Source of the format: sqlite.org/fileformat2.html, section 4.
+SQLite reads a WAL up to its first damaged frame, and reports nothing about the frames after it. It also continues to
+use a file that was removed, and commits into it. These functions detect both cases. The format of the WAL is described
+in sqlite.org/fileformat2.html, section 4.
 """
 
 from __future__ import annotations
@@ -11,22 +12,29 @@ import os
 import sqlite3
 import struct
 
+from pigeonpost.core.format import counted
 from pigeonpost.storage.sqlite.integrity import Damage
 
 HEAD_BYTES, FRAME_HEAD_BYTES = 32, 24
 
-_MAGIC = {b"\x37\x7f\x06\x82": "<6I", b"\x37\x7f\x06\x83": ">6I"}  # and how its checksum takes numbers
+# Magic number, and the byte order of the numbers in the checksum.
+_MAGIC = {b"\x37\x7f\x06\x82": "<6I", b"\x37\x7f\x06\x83": ">6I"}
 
 
 class OpenFiles:
-    """The database and, of who writes to it, its WAL, as they were when they were opened."""
+    """Inode numbers of the open database file and its WAL, to detect that a file was removed or replaced.
+
+    Args:
+        path: Path of the database file.
+        with_wal: True to check the WAL too, for a connection that writes.
+    """
 
     def __init__(self, path: str, with_wal: bool) -> None:
         self._inodes = {path: os.stat(path).st_ino}
-        self._wal = f"{path}-wal" if with_wal else ""  # SQLite makes it when it is first needed
+        self._wal = f"{path}-wal" if with_wal else ""  # SQLite creates the WAL when it first needs it
 
     def replaced(self) -> str:
-        """Return the file that is no longer there, or is another one; empty: all are there."""
+        """Return the path of a file that was removed or replaced, or an empty string if there is none."""
         if self._wal and self._wal not in self._inodes and os.path.exists(self._wal):
             self._inodes[self._wal] = os.stat(self._wal).st_ino
         for path, inode in self._inodes.items():
@@ -39,17 +47,21 @@ class OpenFiles:
 
 
 def head_of(path: str) -> bytes:
-    """Return the head of the WAL of the database at `path`; empty: there is none yet."""
+    """Return the header of the WAL of the database at `path`, or empty bytes if there is none yet."""
     try:
-        with open(f"{path}-wal", "rb", buffering=0) as wal:  # SQLite holds no locks on it, which closing it would end
+        # Safe to close: SQLite has no POSIX locks on this file, which closing would release.
+        with open(f"{path}-wal", "rb", buffering=0) as wal:
             head = wal.read(HEAD_BYTES) or b""
     except FileNotFoundError:
         return b""
     return head if len(head) == HEAD_BYTES else b""
 
 
-def is_whole(head: bytes) -> bool:
-    """Return True if the head's checksum fits it, or there is none. SQLite ignores all that follows a broken one."""
+def is_valid_header(head: bytes) -> bool:
+    """Return True if `head`, the header of a WAL, is empty or has a correct checksum.
+
+    If the checksum is incorrect, SQLite ignores the complete WAL.
+    """
     if not head:
         return True
     if head[:4] not in _MAGIC:
@@ -63,31 +75,47 @@ def is_whole(head: bytes) -> bool:
 
 
 def save(db: sqlite3.Connection, path: str) -> Damage | None:
-    """Put what is in a WAL with a damaged head into the file, outside of a transaction. Returns the damage, if any.
+    """Copy the content of a WAL with a damaged header into the file, outside of a transaction.
 
-    This connection still knows what is in it, the next start would not. When all is saved, SQLite writes a new head.
+    The open connection can still read the WAL, but the next start would ignore it. After the copy SQLite writes a new
+    header.
+
+    Args:
+        db: The writer's connection.
+        path: Path of the database file.
+
+    Returns:
+        The damage, or None if the header is valid.
     """
     try:
-        if is_whole(head_of(path)):
+        if is_valid_header(head_of(path)):
             return None
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):  # SQLite needs no descriptor to go on; the next commit looks
+        if error.errno in (errno.EMFILE, errno.ENFILE):  # SQLite needs no new descriptor; the next commit checks again
             return None
         raise
     db.execute("PRAGMA wal_checkpoint(PASSIVE)")
-    return Damage("the head of its WAL; its content was saved", False)
+    return Damage("the header of its WAL; the content of the WAL was saved", False)
 
 
 def lost_commits(db: sqlite3.Connection, path: str) -> Damage | None:
-    """Return the damage where transactions in the WAL follow a damaged place, at which SQLite stops reading; or None.
+    """Return the damage if there are transactions in the WAL after a damaged frame, at which SQLite stops reading.
 
-    A crash can leave one, which was being written; of two the first was synced. Behind a damaged head all were. Called
-    before the first transaction; the WAL stays as it is.
+    A crash can leave one such transaction, which was being written. If there are two, the first one had been synced.
+    After a damaged header all of them had been synced. This must be called before the first transaction, and does not
+    change the WAL.
+
+    Args:
+        db: The writer's connection.
+        path: Path of the database file.
+
+    Returns:
+        The damage, or None if there are no lost transactions.
     """
     try:
         (_, frames, _) = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
     except sqlite3.OperationalError:
-        return None  # a full or broken disk: the first commit tells
+        return None  # a full or faulty disk: the first commit reports the error
     head = head_of(path)
     if not head:
         return None
@@ -96,17 +124,20 @@ def lost_commits(db: sqlite3.Connection, path: str) -> Damage | None:
     count = 0
     with open(f"{path}-wal", "rb") as wal:
         wal.seek(HEAD_BYTES)
-        salts = head[16:24] if is_whole(head) else wal.read(FRAME_HEAD_BYTES)[8:16]
+        salts = head[16:24] if is_valid_header(head) else wal.read(FRAME_HEAD_BYTES)[8:16]
         at = HEAD_BYTES + max(0, frames) * frame_bytes
         while True:
             wal.seek(at)
             frame = wal.read(FRAME_HEAD_BYTES)
             if len(frame) < FRAME_HEAD_BYTES:
                 break
-            count += frame[8:16] == salts and any(frame[4:8])  # the last of a transaction has the file's size
+            # Only the last frame of a transaction contains the size of the file.
+            count += frame[8:16] == salts and any(frame[4:8])
             at += frame_bytes
-    if count <= is_whole(head):
+    if count <= is_valid_header(head):
         return None
     return Damage(
-        f"its WAL, whose last {count} transactions are lost; nodes send again what their outboxes still hold", False
+        f"its WAL, whose last {counted(count, 'transaction')} cannot be read; the nodes send again the samples that are"
+        " still in their outboxes",
+        False,
     )

@@ -1,4 +1,4 @@
-"""When rows of `fresh` become chunks, and which."""
+"""Tests of compaction: the time at which rows of `fresh` become chunks, and the result."""
 
 import json
 import unittest
@@ -12,7 +12,7 @@ from protocol import Batch
 from tests.page_support import use_memory_disk
 from tests.support import temp_folder
 
-NOON = 1_795_003_200_000  # an hour begins
+NOON = 1_795_003_200_000  # start of an hour
 E1, E2 = "0000000000000001", "0000000000000002"
 MINUTE_MS, DAY_MS = 60_000, 24 * HOUR_MS
 GRACE_MS = compaction._GRACE_MS
@@ -26,11 +26,14 @@ class CompactionCase(unittest.TestCase):
     def setUp(self):
         self.store = SqliteStore(temp_folder(self))
         self.addCleanup(self.store.close)
-        self.filed, self.told = 0, []
-        self.store.on_damage = self.told.append
+        self.filed, self.reported = 0, []
+        self.store.on_damage = self.reported.append
 
     def put(self, first, count, time_ms, at_ms=None, node="a", epoch=E1, names=("t",), clock="", logged=True):
-        """Store a row: samples a second apart, which arrive at `at_ms`. The log has it, or what was before it."""
+        """Store a row of samples, one per second, which arrive at `at_ms`.
+
+        If `logged` is True, the log contains it afterwards.
+        """
         times = list(range(time_ms, time_ms + count * 1000, 1000))
         columns = {name: list(range(first, first + count)) for name in names}
         commit = EpochCommit(node, E1, epoch, NOTHING)
@@ -46,7 +49,7 @@ class CompactionCase(unittest.TestCase):
             self.store.put([], 0, LogMark("a.csv", self.filed, 0, self.filed))
 
     def compact(self, now_ms):
-        """Do all that is due. Returns the number of samples that were rewritten."""
+        """Compact until nothing is due. Return the number of rewritten samples."""
         count = 0
         while job := self.store.compaction(now_ms):
             with self.store.writing(()):
@@ -58,12 +61,12 @@ class CompactionCase(unittest.TestCase):
             return db.execute(f"SELECT first, count FROM {table} ORDER BY epoch, first").fetchall()
 
     def assert_whole(self, count):
-        self.assertEqual((list(self.store.verify()), self.told), ([], []))
+        self.assertEqual((list(self.store.verify()), self.reported), ([], []))
         self.assertEqual(sum(len(one.samples) for one in self.store.every_batch()), count)
 
 
-class WhatIsDue(CompactionCase):
-    def test_an_hour_some_minutes_after_its_end(self):
+class DueRows(CompactionCase):
+    def test_hour_is_compacted_some_minutes_after_its_end(self):
         for n in range(6):
             self.put(1 + n * 10, 10, NOON + n * 10_000)
         self.assertEqual(self.compact(NOON + HOUR_MS + GRACE_MS - 1), 0)
@@ -72,7 +75,7 @@ class WhatIsDue(CompactionCase):
         self.assertEqual(self.compact(NOON + 9 * HOUR_MS), 0)
         self.assert_whole(60)
 
-    def test_only_what_the_log_has(self):
+    def test_only_logged_rows_are_compacted(self):
         self.put(1, 10, NOON, logged=False)
         self.assertIsNone(self.store.compaction(NOON + DAY_MS))
         self.log_all()
@@ -82,7 +85,7 @@ class WhatIsDue(CompactionCase):
         (owed,) = self.store.logged_after(1)
         self.assertEqual((owed.filed, owed.items[0].seq, len(owed.items[0])), (2, 11, 10))
 
-    def test_full_chunks_of_an_hour_that_goes_on(self):
+    def test_full_chunks_are_made_during_the_hour(self):
         with mock.patch.object(compaction, "STRETCH_SAMPLES", 40), mock.patch.object(compaction, "_LOOK_ROWS", 1):
             for n in range(9):
                 self.put(1 + n * 10, 10, NOON + n * 10_000)
@@ -94,18 +97,18 @@ class WhatIsDue(CompactionCase):
         self.assertEqual(self.rows(), [(1, 40), (41, 40), (81, 20)])
         self.assert_whole(100)
 
-    def test_the_last_chunk_of_an_hour_that_goes_on_when_it_is_just_full(self):
+    def test_last_chunk_is_made_during_the_hour_if_it_is_exactly_full(self):
         with mock.patch.object(compaction, "STRETCH_SAMPLES", 40):
             for n in range(8):
                 self.put(1 + n * 10, 10, NOON + n * 10_000)
             self.assertEqual(self.compact(NOON + MINUTE_MS), 80)
         self.assertEqual((self.rows(), self.rows("fresh")), ([(1, 40), (41, 40)], []))
 
-    def test_it_looks_again_when_enough_has_come_or_an_hour_ends(self):
-        """A look reads the heads of all rows: it must not be had for each commit."""
+    def test_rows_are_searched_after_enough_new_rows_or_the_end_of_an_hour(self):
+        """A search reads the heads of all rows, so it must not be made at each commit."""
         due = mock.Mock(wraps=compaction._due)
 
-        def looks(now_ms):
+        def searches(now_ms):
             due.reset_mock()
             self.compact(now_ms)
             return due.call_count
@@ -117,22 +120,22 @@ class WhatIsDue(CompactionCase):
         now_ms = NOON + 10 * MINUTE_MS
         with mock.patch.object(compaction, "_due", due), mock.patch.object(compaction, "_LOOK_ROWS", 4):
             fill(1, 1)
-            self.assertEqual(looks(now_ms), 1)
+            self.assertEqual(searches(now_ms), 1)
             fill(2, 3)
-            self.assertEqual(looks(now_ms), 0)
+            self.assertEqual(searches(now_ms), 0)
             fill(5, 1)
-            self.assertEqual(looks(now_ms), 1)
+            self.assertEqual(searches(now_ms), 1)
             fill(6, 75)
-            self.assertEqual(looks(now_ms), 1)  # of 80 rows: the next look is worth it when another ten have come
+            self.assertEqual(searches(now_ms), 1)  # with 80 rows the next search is made after ten more rows
             fill(81, 9)
-            self.assertEqual(looks(now_ms), 0)
+            self.assertEqual(searches(now_ms), 0)
             fill(90, 1)
-            self.assertEqual(looks(now_ms), 1)
-            self.assertEqual(looks(NOON + HOUR_MS + GRACE_MS - 1), 0)
-            self.assertEqual(looks(NOON + HOUR_MS + GRACE_MS), 1)
+            self.assertEqual(searches(now_ms), 1)
+            self.assertEqual(searches(NOON + HOUR_MS + GRACE_MS - 1), 0)
+            self.assertEqual(searches(NOON + HOUR_MS + GRACE_MS), 1)
         self.assert_whole(180)
 
-    def test_the_nodes_with_most_rows_when_there_are_too_many(self):
+    def test_nodes_with_the_most_rows_are_compacted_if_there_are_too_many_rows(self):
         with mock.patch.object(compaction, "_MOST_FRESH", 10):
             for n in range(9):
                 self.put(n + 1, 1, NOON + n * 1000)
@@ -143,14 +146,14 @@ class WhatIsDue(CompactionCase):
             self.assertEqual(self.compact(NOON + MINUTE_MS), 8)
         self.assertEqual((self.rows(), self.rows("fresh")), ([(1, 8)], [(9, 1), (1, 1), (2, 1)]))
 
-    def test_of_too_many_rows_so_many_are_merged_that_half_is_left(self):
+    def test_compaction_of_too_many_rows_leaves_half_of_the_limit(self):
         hour = NOON // HOUR_MS
         for counts, due in (([4, 2, 2, 2, 2], 3), ([4, 3, 3, 2], 2), ([4, 3, 3], 0), ([11], 1)):
             rows = [(node, 1, hour, count, count, NOON) for node, count in enumerate(counts)]
             with mock.patch.object(compaction, "_MOST_FRESH", 10):
                 self.assertEqual(list(compaction._due(rows, NOON).values()), [compaction.Due.MUCH] * due, counts)
 
-    def test_a_node_that_commits_each_second_has_few_rows_and_few_chunks(self):
+    def test_node_with_a_commit_per_second_has_few_rows_and_chunks(self):
         written = most = 0
         for second in range(3600):
             self.put(1 + second, 1, NOON + second * 1000, logged=second % 60 == 59)
@@ -165,8 +168,8 @@ class WhatIsDue(CompactionCase):
         self.assertEqual(self.rows(), [(1, 3600)])
         self.assert_whole(3600)
 
-    def test_of_many_nodes_a_sample_is_written_to_chunks_twice_at_most(self):
-        """Else a card wears out: each part of an hour must not rewrite all that was before it."""
+    def test_samples_of_many_nodes_are_written_to_chunks_at_most_twice(self):
+        """To spare the SD card, each part of an hour must not rewrite all earlier parts."""
         nodes, rounds = 10, 90
         commits = {f"n{node}": EpochCommit(f"n{node}", E1, E1, NOTHING) for node in range(nodes)}
         written = most = 0
@@ -189,7 +192,7 @@ class WhatIsDue(CompactionCase):
         self.assertEqual((self.rows(), self.rows("fresh")), ([(1, rounds)] * nodes, []))
         self.assert_whole(nodes * rounds)
 
-    def test_a_node_with_many_rows_in_all_its_groups_and_no_other_one(self):
+    def test_only_the_node_with_many_rows_is_compacted(self):
         with mock.patch.object(compaction, "_MOST_OF_NODE", 5), mock.patch.object(compaction, "_LOOK_ROWS", 1):
             for n in range(4):
                 self.put(n + 1, 1, NOON + n // 3 * HOUR_MS, at_ms=NOON)
@@ -201,7 +204,7 @@ class WhatIsDue(CompactionCase):
         self.assertEqual(self.rows("fresh"), [(3, 1), (1, 1), (2, 1), (3, 1), (4, 1)])
         self.assert_whole(9)
 
-    def test_the_last_of_many_rows_of_a_node_that_falls_silent_bring_its_hour_together(self):
+    def test_last_row_of_a_silent_node_completes_its_hour(self):
         with mock.patch.object(compaction, "_MOST_OF_NODE", 5), mock.patch.object(compaction, "_LOOK_ROWS", 1):
             for n in range(13):
                 self.put(n + 1, 1, NOON + n * 1000)
@@ -211,7 +214,7 @@ class WhatIsDue(CompactionCase):
         self.assertEqual((self.rows(), self.rows("fresh")), ([(1, 13)], []))
         self.assert_whole(13)
 
-    def test_chunks_that_are_not_full_are_filled_before_the_hour_is_past(self):
+    def test_partly_filled_chunks_are_filled_during_the_hour(self):
         with mock.patch.object(compaction, "STRETCH_SAMPLES", 40), mock.patch.object(compaction, "_LOOK_ROWS", 1), \
              mock.patch.object(compaction, "_MOST_OF_NODE", 3):  # fmt: skip
             found = []
@@ -221,41 +224,44 @@ class WhatIsDue(CompactionCase):
         self.assertEqual(found[2:5], [(16, [(1, 16)]), (0, [(1, 16)]), (16, [(1, 16), (17, 16)])])
         self.assertEqual(found[6], (48, [(1, 40), (41, 8)]))
 
-    def test_late_samples_when_the_hour_is_past_in_which_they_came(self):
-        """Also of a node without a clock, whose samples are of 1970: else they were rewritten at each look."""
+    def test_late_samples_are_compacted_after_the_hour_of_their_arrival(self):
+        """This includes a node without a clock, whose samples are dated 1970.
+
+        Otherwise they would be rewritten at each search.
+        """
         for n, time_ms in enumerate((1000, NOON - DAY_MS, NOON + 90 * DAY_MS)):
             self.put(1 + n, 1, time_ms, at_ms=NOON + 30 * MINUTE_MS)
         self.assertEqual(self.compact(NOON + HOUR_MS + MINUTE_MS), 0)
         self.assertEqual(self.compact(NOON + HOUR_MS + GRACE_MS), 2)
-        self.assertEqual(self.rows("fresh"), [(3, 1)])  # dated ahead
+        self.assertEqual(self.rows("fresh"), [(3, 1)])  # dated in the future
         self.assertEqual(self.compact(NOON + 2 * HOUR_MS + GRACE_MS), 1)
         self.assert_whole(3)
 
-    def test_the_last_of_an_hour_that_came_in_the_next_one(self):
+    def test_rows_that_arrive_early_in_the_next_hour_belong_to_their_hour(self):
         self.put(1, 10, NOON)
         self.put(11, 10, NOON + HOUR_MS - 10_000, at_ms=NOON + HOUR_MS + 30_000)
         self.assertEqual(self.compact(NOON + HOUR_MS + GRACE_MS), 20)
         self.assertEqual(self.rows(), [(1, 20)])
 
-    def test_when_an_hour_is_past(self):
+    def test_hour_is_over_at_the_expected_time(self):
         hour, grace_ms = NOON // HOUR_MS, GRACE_MS
         for of_hour, arrived_ms, past_ms in (
             (hour, NOON, NOON + HOUR_MS),
             (hour, NOON + HOUR_MS + grace_ms - 1, NOON + HOUR_MS),
-            (hour, NOON + HOUR_MS + grace_ms, NOON + 2 * HOUR_MS),  # from here on it is late
+            (hour, NOON + HOUR_MS + grace_ms, NOON + 2 * HOUR_MS),  # late from here on
             (hour - 24, NOON + grace_ms - 1, NOON),
             (hour - 24, NOON + grace_ms, NOON + HOUR_MS),
-            (hour + 1, NOON + grace_ms, NOON + 2 * HOUR_MS),  # dated ahead
+            (hour + 1, NOON + grace_ms, NOON + 2 * HOUR_MS),  # dated in the future
             (hour + 99, NOON + grace_ms, NOON + 2 * HOUR_MS),
         ):
             due_ms = past_ms + grace_ms
             found = [compaction._is_past(of_hour, arrived_ms, now_ms) for now_ms in (due_ms - 1, due_ms)]
             self.assertEqual(found, [False, True], (of_hour - hour, arrived_ms - NOON))
         self.assertTrue(compaction._is_past(hour, None, NOON))
-        self.assertFalse(compaction._is_past(hour, NOON + HOUR_MS, NOON))  # a clock that was a little ahead
+        self.assertFalse(compaction._is_past(hour, NOON + HOUR_MS, NOON))  # a clock that was slightly fast
         self.assertTrue(compaction._is_past(hour, NOON + HOUR_MS + 1, NOON))
 
-    def test_of_very_many_rows_the_oldest_are_listed(self):
+    def test_only_the_oldest_of_very_many_rows_are_listed(self):
         with mock.patch.object(compaction, "_MOST_LISTED", 3):
             for n in range(6):
                 self.put(1 + n * 10, 10, NOON + n * 10_000)
@@ -264,13 +270,13 @@ class WhatIsDue(CompactionCase):
                 self.assertEqual(job(), 30)
         self.assertEqual((self.rows(), len(self.rows("fresh"))), ([(1, 30)], 3))
 
-    def test_a_clock_that_is_set_back_keeps_nothing_waiting(self):
+    def test_clock_that_is_set_back_does_not_delay_compaction(self):
         self.put(1, 10, NOON)
         self.assertEqual(self.compact(NOON + HOUR_MS + GRACE_MS), 10)
         self.put(11, 10, NOON - 9 * HOUR_MS, at_ms=NOON)
         self.assertEqual(self.compact(NOON - 5 * HOUR_MS), 10)
 
-    def test_a_part_at_a_time(self):
+    def test_compaction_works_in_parts(self):
         with mock.patch.object(compaction, "_TOGETHER", 2 * compaction._ROW_SAMPLES):
             for n in range(10):
                 self.put(1 + n * 10, 10, NOON + n * HOUR_MS)
@@ -281,9 +287,12 @@ class WhatIsDue(CompactionCase):
         self.assert_whole(100)
 
 
-class WhatItMakes(CompactionCase):
-    def test_runs_that_are_alike(self):
-        """A new chunk where sensors, clock state or hour change, or a number is missing; order is that of the seqs."""
+class NewChunks(CompactionCase):
+    def test_chunk_ends_where_samples_differ_or_are_not_consecutive(self):
+        """A new chunk begins where sensors, clock state or hour change, or a number is missing.
+
+        Samples are in the order of seq.
+        """
         self.put(1, 5, NOON)
         self.put(6, 5, NOON + 5000)
         self.put(11, 5, NOON + 10_000, names=("t", "u"))
@@ -295,7 +304,7 @@ class WhatItMakes(CompactionCase):
         self.assertEqual(self.rows(), [(1, 10), (11, 5), (16, 5), (21, 5), (26, 5), (1, 5)])
         self.assert_whole(35)
 
-    def test_hours_before_1970_are_hours_too(self):
+    def test_hours_before_1970_are_handled(self):
         self.put(1, 5, -5000, at_ms=NOON)
         self.put(6, 5, 0, at_ms=NOON)
         self.put(11, 5, -HOUR_MS, at_ms=NOON)
@@ -304,7 +313,7 @@ class WhatItMakes(CompactionCase):
         self.assertEqual(self.rows(), [(1, 5), (6, 5), (11, 10)])
         self.assert_whole(20)
 
-    def test_late_rows_join_only_the_chunks_next_to_them(self):
+    def test_late_rows_are_merged_only_with_adjacent_chunks(self):
         late = NOON + DAY_MS
         self.put(11, 10, NOON + 10_000)
         self.compact(late)
@@ -319,7 +328,7 @@ class WhatItMakes(CompactionCase):
         self.compact(late + 6 * HOUR_MS)
         self.assertEqual(self.rows(), [(1, 50)])
 
-    def test_a_chunk_between_two_late_rows_is_used_once(self):
+    def test_chunk_between_two_late_rows_is_merged_once(self):
         late = NOON + DAY_MS
         self.put(11, 10, NOON + 10_000)
         self.compact(late)
@@ -328,7 +337,7 @@ class WhatItMakes(CompactionCase):
         self.assertEqual(self.compact(late + 2 * HOUR_MS), 30)
         self.assertEqual(self.rows(), [(1, 30)])
 
-    def test_no_more_samples_than_there_is_room_for(self):
+    def test_chunks_do_not_exceed_their_limit(self):
         for n in range(3):
             self.put(1 + n * 3000, 3000, NOON + n)
         self.compact(NOON + DAY_MS)
@@ -338,7 +347,7 @@ class WhatItMakes(CompactionCase):
         self.compact(NOON + 2 * DAY_MS)
         self.assertEqual(self.rows(), [(1, 3000), (3001, 3000), (6001, 4000), (10_001, 2000)])
 
-    def test_the_time_at_which_the_newest_part_came(self):
+    def test_chunk_has_the_arrival_time_of_its_newest_part(self):
         self.put(1, 5, NOON, at_ms=NOON + 7)
         self.put(6, 5, NOON + 5000, at_ms=NOON + 9)
         self.put(11, 5, NOON + 10_000, at_ms=NOON + 8)
@@ -347,20 +356,20 @@ class WhatItMakes(CompactionCase):
             self.assertEqual(db.execute("SELECT arrived, low, high, step FROM chunks").fetchall(),
                              [(NOON + 9, NOON, NOON + 14_000, 1000)])  # fmt: skip
 
-    def test_a_damaged_row_is_moved_as_it_is(self):
+    def test_damaged_row_is_moved_unchanged(self):
         for n in range(3):
             self.put(1 + n * 5, 5, NOON + n * 5000)
         with self.store.writing(()):
             self.store._db.execute("UPDATE fresh SET data = replace(data, '7', '8') WHERE first = 6")
         self.compact(NOON + DAY_MS)
         self.assertEqual((self.rows(), self.rows("fresh")), ([(1, 5), (6, 5), (11, 5)], []))
-        self.assertIn("were changed", self.told[0])
+        self.assertIn("were changed", self.reported[0])
         with self.store._reading() as db:
             (data,) = db.execute("SELECT data FROM chunks WHERE first = 6").fetchone()
         self.assertEqual(json.loads(data), [[0, 6], [0, 8], [0, 8], [0, 9], [0, 10]])
 
-    def test_rows_before_and_behind_damaged_ones_are_merged(self):
-        """Also where the text of a row is no UTF-8 any more."""
+    def test_rows_around_damaged_ones_are_merged(self):
+        """This includes rows whose text is no longer valid UTF-8."""
         for change in ("replace(data, '1', '2')", "CAST(replace(data, '1', x'B1') AS TEXT)"):
             with self.subTest(change=change):
                 self.setUp()
@@ -370,13 +379,13 @@ class WhatItMakes(CompactionCase):
                     self.store._db.execute(f"UPDATE fresh SET data = {change} WHERE first IN (11, 21)")
                 self.assertEqual(self.compact(NOON + DAY_MS), 30)
                 self.assertEqual(self.rows(), [(1, 10), (11, 5), (16, 5), (21, 5), (26, 5)])
-                self.assertIn("were changed", self.told[0])
+                self.assertIn("were changed", self.reported[0])
                 self.put(31, 5, NOON + 30_000, at_ms=NOON + DAY_MS)
                 self.put(36, 5, NOON + 35_000, at_ms=NOON + DAY_MS)
-                self.assertEqual(self.compact(NOON + 2 * DAY_MS), 15)  # with a chunk behind damaged ones
+                self.assertEqual(self.compact(NOON + 2 * DAY_MS), 15)  # with a chunk after damaged ones
                 self.assertEqual(self.rows(), [(1, 10), (11, 5), (16, 5), (21, 5), (26, 15)])
 
-    def test_a_shape_that_there_is_not_stops_no_other_row(self):
+    def test_missing_shape_does_not_stop_other_rows(self):
         for node, epoch in (("a", E1), ("b", E2)):
             for n in range(2):
                 self.put(1 + n * 5, 5, NOON + n * 5000, node=node, epoch=epoch)
@@ -385,8 +394,8 @@ class WhatItMakes(CompactionCase):
         self.assertEqual(self.compact(NOON + DAY_MS), 15)
         self.assertEqual((self.rows(), self.rows("fresh")), ([(6, 5), (1, 10)], [(1, 5)]))
 
-    def test_what_the_log_lacks_stays(self):
-        """Such a row is damaged, and what is behind it logged."""
+    def test_rows_that_the_log_lacks_stay(self):
+        """Such a row is damaged, while later rows are logged."""
         for n in range(5):
             self.put(1 + n * 5, 5, NOON + n * 5000)
         job = self.store.compaction(NOON + DAY_MS)
@@ -397,7 +406,7 @@ class WhatItMakes(CompactionCase):
         self.assertEqual(self.compact(NOON + DAY_MS), 20)
         self.assertEqual((self.rows(), self.rows("fresh")), ([(1, 10), (16, 10)], [(11, 5)]))
 
-    def test_many_rows_that_stay_hide_none_behind_them(self):
+    def test_rows_that_stay_do_not_hide_later_ones(self):
         for n in range(5):
             self.put(1 + n * 5, 5, NOON + n * 5000)
         self.store.unlogged = frozenset([1])
@@ -410,8 +419,11 @@ class WhatItMakes(CompactionCase):
                 self.store._compactor.give_up()
         self.assertEqual((self.rows(), self.rows("fresh")), ([(11, 15)], [(1, 5), (6, 5)]))
 
-    def test_a_row_without_its_numbers_stays_where_it_is_and_stops_nothing(self):
-        """It fits no chunk: the attempt would be damage of the structure, after which nothing is stored any more."""
+    def test_row_without_valid_numbers_stays_and_stops_nothing(self):
+        """Such a row fits no chunk.
+
+        An attempt to move it would count as damage of the structure, which ends all writing.
+        """
         with self.store.writing(()):
             self.store._db.execute("PRAGMA writable_schema = 1")
             self.store._db.execute("UPDATE sqlite_schema SET sql = replace(sql, 'NOT NULL', '') WHERE name = 'fresh'")
@@ -432,7 +444,7 @@ class WhatItMakes(CompactionCase):
                 self.assertEqual((len(self.rows()), len(self.rows("fresh")), self.store.damage), (n + 1, n + 1, ""))
 
 
-class WhatChangedMeanwhile(CompactionCase):
+class ConcurrentChanges(CompactionCase):
     def prepared(self):
         for n in range(3):
             self.put(1 + n * 5, 5, NOON + n * 5000)
@@ -440,7 +452,7 @@ class WhatChangedMeanwhile(CompactionCase):
         self.assertIsNotNone(job)
         return job
 
-    def test_what_is_gone_is_not_made_again(self):
+    def test_job_does_nothing_if_a_row_has_changed(self):
         for sql in (
             "DELETE FROM fresh WHERE first = 1", "DELETE FROM fresh WHERE first = 6",
             "DELETE FROM fresh WHERE first = 11", "UPDATE fresh SET first = 7 WHERE first = 6",
@@ -456,7 +468,7 @@ class WhatChangedMeanwhile(CompactionCase):
                     self.assertEqual(job(), 0)
                 self.assertEqual((self.rows(), self.rows("fresh")), ([], before))
 
-    def test_what_comes_meanwhile_stays_for_the_next_time(self):
+    def test_rows_that_arrive_after_the_preparation_stay(self):
         job = self.prepared()
         self.put(16, 5, NOON + 15_000, at_ms=NOON + DAY_MS)
         with self.store.writing(()):
@@ -464,14 +476,14 @@ class WhatChangedMeanwhile(CompactionCase):
         self.assertEqual((self.rows(), self.rows("fresh")), ([(1, 15)], [(16, 5)]))
         self.assert_whole(20)
 
-    def test_a_job_that_is_done_twice(self):
+    def test_second_run_of_a_job_does_nothing(self):
         job = self.prepared()
         for count in (15, 0):
             with self.store.writing(()):
                 self.assertEqual(job(), count)
         self.assert_whole(15)
 
-    def test_a_transaction_that_is_undone(self):
+    def test_job_can_be_repeated_after_a_rollback(self):
         job = self.prepared()
         with self.assertRaises(ZeroDivisionError), self.store.writing(()):
             job()
@@ -481,8 +493,8 @@ class WhatChangedMeanwhile(CompactionCase):
         self.assertEqual(self.compact(NOON + DAY_MS), 15)
         self.assert_whole(15)
 
-    def test_between_two_parts_more_comes_and_what_was_listed_is_done_first(self):
-        """Or it is listed anew, when something went wrong: no row is in two lists."""
+    def test_listed_rows_are_compacted_before_later_ones(self):
+        """After an error the rows are listed again. No row is in two lists."""
         for gives_up, count in ((False, 20 + 10 + 20), (True, 20 + 20)):
             with mock.patch.object(compaction, "_TOGETHER", 1), mock.patch.object(compaction, "_LOOK_ROWS", 1), \
                  mock.patch.object(compaction, "STRETCH_SAMPLES", 20):  # fmt: skip
@@ -499,7 +511,7 @@ class WhatChangedMeanwhile(CompactionCase):
                 self.assertEqual(self.compact(NOON + DAY_MS), count + (20 if gives_up else 10 + 20))
             self.assertEqual(self.rows(), [(1, 20), (21, 20), (41, 20), (101, 20)])
 
-    def test_rows_that_went_before_they_were_read(self):
+    def test_rows_that_disappear_before_they_are_read_are_skipped(self):
         with mock.patch.object(compaction, "_TOGETHER", 1):
             for n in range(4):
                 self.put(1 + n * 5, 5, NOON + n // 2 * HOUR_MS + n % 2 * 5000)
@@ -507,7 +519,7 @@ class WhatChangedMeanwhile(CompactionCase):
                 self.assertEqual(self.store.compaction(NOON + DAY_MS)(), 10)
             with self.store.writing(()):
                 self.store._db.execute("DELETE FROM fresh WHERE first = 16")
-            self.assertIsNone(self.store.compaction(NOON + DAY_MS))  # what it had listed is not true any more
+            self.assertIsNone(self.store.compaction(NOON + DAY_MS))  # its list is no longer valid
             self.assertEqual(self.compact(NOON + DAY_MS), 5)
 
 

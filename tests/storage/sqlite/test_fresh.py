@@ -1,4 +1,4 @@
-"""Index of fresh rows: that no reader misses a sample, or has it twice, while rows move to chunks."""
+"""Tests of the index of fresh rows: readers see each sample exactly once while rows move to chunks."""
 
 import contextlib
 import threading
@@ -27,7 +27,7 @@ class Index(unittest.TestCase):
         self.now_ms = FAR_MS
 
     def compact(self):
-        """Move all that is there to chunks."""
+        """Move all rows to chunks."""
         file(self.store, log=LogMark("a.csv", 1, 0, file(self.store)))
         self.now_ms += 10 * HOUR_MS
         while job := self.store.compaction(self.now_ms):
@@ -48,7 +48,7 @@ class Index(unittest.TestCase):
 
         @contextlib.contextmanager
         def late_reading():
-            """What happens between the index and the snapshot."""
+            """Commit and compact between the fetch of the index and the snapshot."""
             with mock.patch.object(self.store, "_reading", reading):
                 file(self.store, batch(4, 5))
                 self.compact()
@@ -60,7 +60,7 @@ class Index(unittest.TestCase):
             self.assertEqual(self.seqs(), [1, 2, 3, 4, 5, 6])
         self.assertEqual(self.seqs(), [1, 2, 3, 4, 5, 6])
 
-    def test_rows_that_move_behind_a_snapshot_stay_in_it(self):
+    def test_rows_that_move_after_a_snapshot_stay_in_it(self):
         file(self.store, batch(1, 3), batch(1, 3, node="b"))
         with self.store._reading_runs() as reader:
             file(self.store, batch(4, 5))
@@ -69,8 +69,8 @@ class Index(unittest.TestCase):
             self.assertEqual(sum(len(part.samples) for part in reader.every_batch()), 6)
         self.assertEqual(self.seqs(), [1, 2, 3, 4, 5])
 
-    def test_an_index_that_others_replace_meanwhile_is_not_taken(self):
-        """It may lack what left `fresh` after the snapshot began."""
+    def test_reader_keeps_its_index_when_another_one_replaces_it(self):
+        """The new index may lack rows that left `fresh` after the snapshot began."""
         file(self.store, batch(1, 3))
         reading = self.store._reading
 
@@ -88,7 +88,7 @@ class Index(unittest.TestCase):
         with mock.patch.object(self.store, "_reading", slow_reading):
             self.assertEqual(self.seqs(), [1, 2, 3])
 
-    def test_another_process_sees_what_is_committed(self):
+    def test_another_process_sees_committed_rows(self):
         with contextlib.closing(SqliteStore(self.folder, look_only=True)) as other:
             for first in range(1, 40, 3):
                 file(self.store, batch(first, first + 2))
@@ -96,7 +96,7 @@ class Index(unittest.TestCase):
                 if first % 2:
                     self.compact()
 
-    def test_numbers_of_a_rolled_back_commit_belong_to_the_next_one(self):
+    def test_filing_numbers_of_a_rolled_back_commit_are_used_by_the_next_one(self):
         file(self.store, batch(1, 3))
         with self.assertRaises(KeyError), self.store.writing(()):
             rest = COLUMNS.removeprefix("node, ")
@@ -106,9 +106,9 @@ class Index(unittest.TestCase):
         file(self.store, batch(1, 1, node="b"))
         self.assertEqual((self.seqs(), self.seqs(node="b")), ([1, 2, 3], [1]))
 
-    def test_an_index_that_names_many_rows_that_are_gone_is_made_again(self):
-        file(self.store, batch(1, 1, node="z"))  # whose row stays, as the log owed it
-        with mock.patch.object(fresh, "_GONE_ROWS", 10):
+    def test_index_with_many_missing_rows_is_made_again(self):
+        file(self.store, batch(1, 1, node="z"))  # this row stays, as if the log lacked it
+        with mock.patch.object(fresh, "_MISSING_ROWS", 10):
             for seq in range(1, 31):
                 file(self.store, batch(seq, seq))
             self.assertEqual(self.seqs(), list(range(1, 31)))
@@ -122,7 +122,7 @@ class Index(unittest.TestCase):
             self.assertEqual(self.seqs(), list(range(1, 32)))
             self.assertEqual(self.store._fresh._count, 2)
 
-    def test_an_index_does_not_grow_with_what_was_stored_long_ago(self):
+    def test_index_does_not_grow_with_old_rows(self):
         with mock.patch.object(fresh, "_ADDED_ROWS", 10):
             for seq in range(1, 101):
                 file(self.store, batch(seq, seq))
@@ -131,7 +131,7 @@ class Index(unittest.TestCase):
                 self.assertLessEqual(self.store._fresh._count, 12)
         self.assertEqual(self.seqs(), list(range(1, 101)))
 
-    def test_the_rows_of_an_hour_are_found_without_looking_at_all_of_them(self):
+    def test_rows_of_an_hour_are_found_without_reading_all_rows(self):
         columns = fresh._Columns()
         for hour in range(1000):
             columns.add(hour + 1, hour * HOUR_MS + 5, hour * HOUR_MS + 9, 1, hour + 1)
@@ -141,26 +141,26 @@ class Index(unittest.TestCase):
         columns.add(1001, 3, 4, 2, 1)  # late
         self.assertEqual(columns.part(2, 500 * HOUR_MS, 501 * HOUR_MS), slice(1, 1001))
 
-    def test_first_and_last_time_are_those_of_samples_that_are_there(self):
+    def test_first_and_last_time_are_those_of_existing_samples(self):
         for first in (1, 4, 7, 10):
             file(self.store, batch(first, first + 2))
         first_ms, last_ms = (self.store.nodes()[0][key] for key in ("first_ms", "last_ms"))
         self.assertEqual((first_ms, last_ms), (1_795_000_001_000, 1_795_000_012_000))
         self.store._db.execute("DELETE FROM fresh WHERE first = 10")
         self.assertEqual(self.store.nodes()[0]["last_ms"], 1_795_000_009_000)
-        self.store._db.execute("DELETE FROM fresh WHERE first = 1")  # as if they were expired
+        self.store._db.execute("DELETE FROM fresh WHERE first = 1")  # as if it were expired
         self.assertEqual(self.store.nodes()[0]["first_ms"], 1_795_000_004_000)
         self.store._db.execute("DELETE FROM fresh")
         self.assertIsNone(self.store.nodes()[0]["first_ms"])
 
-    def test_a_damaged_row_is_met_by_those_who_ask_for_its_node(self):
+    def test_damaged_row_is_reported_to_readers_of_its_node_only(self):
         file(self.store, batch(1, 3), batch(1, 3, node="b"))
         self.store._db.execute("UPDATE fresh SET low = 'x' WHERE node = 1")
         self.assertEqual(self.seqs(node="b"), [1, 2, 3])
         with self.assertRaisesRegex(StoreDamaged, "were changed"):
             self.seqs()
 
-    def test_readers_beside_commits_and_compaction_see_every_sample_once(self):
+    def test_readers_see_each_sample_once_during_commits_and_compaction(self):
         stop, wrong, reads = threading.Event(), [], []
 
         def look(store):
@@ -175,7 +175,7 @@ class Index(unittest.TestCase):
 
         with contextlib.closing(SqliteStore(self.folder, look_only=True)) as other:
             readers = [threading.Thread(target=look, args=(store,)) for store in (self.store, self.store, other)]
-            with mock.patch.object(fresh, "_GONE_ROWS", 5):
+            with mock.patch.object(fresh, "_MISSING_ROWS", 5):
                 for reader in readers:
                     reader.start()
                 for first in range(1, 5 * rounds("PIGEONPOST_TEST_COMMITS_BESIDE_COMPACTION", 40, 300) + 1, 5):

@@ -1,4 +1,4 @@
-"""Migration of files of older formats: everything is there once, whenever it is stopped."""
+"""Tests of the migration of older formats: each sample is stored exactly once, wherever the migration is stopped."""
 
 import contextlib
 import gc
@@ -24,25 +24,26 @@ from tests.support import Killed, memory_disk, rounds, temp_folder
 
 NOON = 1_795_003_200_000 // HOUR_MS * HOUR_MS  # 12:00
 UNITS = {"temperature": "°C", "light": "counts"}
-STRIDE = rounds("PIGEONPOST_TEST_MIGRATION_STRIDE", 47, 1)  # of the statements at which it is stopped
+# Distance between the statements at which the migration is stopped.
+STRIDE = rounds("PIGEONPOST_TEST_MIGRATION_STRIDE", 47, 1)
 SEEDS = rounds("PIGEONPOST_TEST_MIGRATIONS", 2, 100)
 E1, E2, E3 = (f"{number:016x}" for number in (1, 2, 3))
 
 
 def samples(first, count, time_ms=NOON, step_ms=10_000, names=("temperature", "light"), clock="", errors=()):
-    """Return samples that follow each other; those whose seq is in `errors` failed."""
+    """Return consecutive samples. Those whose seq is in `errors` failed."""
     return [
         Sample(
-            seq, time_ms + place * step_ms, 1000 + seq,
+            seq, time_ms + path_of_socket * step_ms, 1000 + seq,
             {name: None if seq in errors else 20 + seq % 50 / 10 if name == "temperature" else seq for name in names},
             dict.fromkeys(names, "no response") if seq in errors else {}, clock,
         )
-        for place, seq in enumerate(range(first, first + count))
+        for path_of_socket, seq in enumerate(range(first, first + count))
     ]  # fmt: skip
 
 
 def history(seed):
-    """Return (node, epoch, items) of random commits: clock steps, other sensors, gaps, several epochs at a time."""
+    """Return (node, epoch, items) of random commits: with clock steps, other sensors, gaps and several epochs."""
     rnd = random.Random(seed)
     seqs, times, commits = {}, {}, []
     for _ in range(25):
@@ -82,7 +83,7 @@ class Case(unittest.TestCase):
         self.free_bytes = 1 << 40
 
     def make(self, commits, version=3, filed=0):
-        """Write an old file whose log is recorded up to the filing `filed`."""
+        """Write an old file whose log is recorded up to the filing number `filed`."""
         with OldStore(self.folder, version) as old:
             for node, epoch, items in commits:
                 old.put(node, epoch, *items, units=UNITS, noted_ms=NOON)
@@ -90,7 +91,7 @@ class Case(unittest.TestCase):
                 old.record("a.csv", 100, 7, filed)
 
     def read(self):
-        """Return all samples by (node, epoch, seq), each as (time, values as text, clock), and where each is."""
+        """Return all samples by (node, epoch, seq), each as (time, values as text, clock), and the table of each."""
         found, places = {}, {}
         with contextlib.closing(sqlite3.connect(self.path)) as db:
             nodes = dict(db.execute("SELECT id, name FROM nodes"))
@@ -121,7 +122,7 @@ class Case(unittest.TestCase):
 
 class Content(Case):
     def assert_whole(self, commits, filed):
-        """Check everything against what was stored."""
+        """Check everything against the stored commits."""
         found, places = self.read()
         self.assertEqual(found, self.expected(commits))
         filings = [(node, epoch, item) for node, epoch, items in commits for item in items]
@@ -164,7 +165,7 @@ class Content(Case):
         self.assertEqual(list(store.verify()), [])
         store.close()
 
-    def test_everything_is_there_once(self):
+    def test_each_sample_is_stored_once(self):
         for seed in range(SEEDS):
             for in_place in (False, True):
                 with self.subTest(seed=seed, in_place=in_place):
@@ -181,7 +182,7 @@ class Content(Case):
                     self.assertEqual(os.path.exists(f"{self.path}.v3"), not in_place)
                     self.assert_whole(commits, filed)
 
-    def test_of_formats_1_and_2(self):
+    def test_formats_1_and_2_are_migrated(self):
         for version in (1, 2):
             for in_place in (False, True):
                 with self.subTest(version=version, in_place=in_place):
@@ -195,12 +196,13 @@ class Content(Case):
                     self.assertFalse(migration.is_old(self.path))
                     self.assertEqual(os.path.exists(f"{self.path}.v{version}"), not in_place)
                     self.assert_whole(commits, 1)
-                    ends = [NOON + 600_000 * place for place in range(1, 6)] + [NOON + HOUR_MS]  # of 50 minutes
+                    # 50 minutes of samples.
+                    ends = [NOON + 600_000 * number for number in range(1, 6)] + [NOON + HOUR_MS]
                     self.assertEqual(self.ask('SELECT "end" FROM unsummed ORDER BY span, "end"'),
                                      [(end,) for end in ends])  # fmt: skip
 
-    def test_nothing_is_owed_again_where_the_name_of_a_log_was_taken_twice(self):
-        """Format 3 took the last new name for the last log: its mark may be older than what was written."""
+    def test_reused_name_of_a_log_repeats_no_rows(self):
+        """Format 3 counted the last new name as the last log, so its mark may be older than what was written."""
         with OldStore(self.folder) as old:
             filed = old.put("a", E1, samples(1, 5), *(Gap(seq, seq, 0, "lost") for seq in range(6, 10)), units=UNITS)
             old.record("a.csv", 1, 1, 1)
@@ -211,7 +213,7 @@ class Content(Case):
             owed = [item for logged in store.logged_after(store.log_mark().filed) for item in logged.items]
         self.assertEqual([(item.seq, len(item)) for item in owed], [(10, 3)])
 
-    def test_what_operators_said_stays(self):
+    def test_records_of_operators_are_kept(self):
         with OldStore(self.folder) as old:
             old.put("a", E1, samples(1, 3), units=UNITS)
             old.db.execute("INSERT INTO retired VALUES (1, 5)")
@@ -225,8 +227,8 @@ class Content(Case):
         ):  # fmt: skip
             self.assertEqual(self.ask(f"SELECT * FROM {table}"), [row])
 
-    def test_commits_that_are_only_in_the_wal_are_taken(self):
-        """As after `kill -9`: the file alone has nothing of them."""
+    def test_commits_that_are_only_in_the_wal_are_migrated(self):
+        """As after `kill -9`, the file alone contains none of them."""
         with OldStore(self.folder) as old:
             old.put("a", E1, samples(1, 30), units=UNITS)
             aside = temp_folder(self)
@@ -238,27 +240,27 @@ class Content(Case):
         self.assertIsNone(migration.migrate(self.path))
         self.assertEqual(len(self.read()[0]), 30)
 
-    def test_it_tells_how_far_it_is_and_systemd_waits(self):
+    def test_progress_is_logged_and_systemd_waits(self):
         self.make([("a", E1, [samples(1, 350)])], filed=1)
-        place = os.path.join(self.folder, "notify")
+        path_of_socket = os.path.join(self.folder, "notify")
         ticks = itertools.count(step=20)
         with (
             contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as systemd,
-            mock.patch.dict(os.environ, NOTIFY_SOCKET=place),
-            mock.patch.object(migration, "time", mock.Mock(monotonic=lambda: next(ticks))),  # for no other thread
+            mock.patch.dict(os.environ, NOTIFY_SOCKET=path_of_socket),
+            mock.patch.object(migration, "time", mock.Mock(monotonic=lambda: next(ticks))),  # not for other threads
             mock.patch.object(migration, "log") as log,
         ):
-            systemd.bind(place)
+            systemd.bind(path_of_socket)
             migration.migrate(self.path)
             systemd.setblocking(False)
-            told = [systemd.recv(100), systemd.recv(100)]
-        self.assertEqual(told, [b"EXTEND_TIMEOUT_USEC=900000000", b"EXTEND_TIMEOUT_USEC=120000000"])
+            received = [systemd.recv(100), systemd.recv(100)]
+        self.assertEqual(received, [b"EXTEND_TIMEOUT_USEC=900000000", b"EXTEND_TIMEOUT_USEC=120000000"])
         lines = [call.args[0] % call.args[1:] for call in log.info.call_args_list]
-        self.assertEqual(lines[0], f"{self.path}: 350 samples are brought into the new format")
-        self.assertEqual(lines[1], f"{self.path}: 28 % are in the new format; about 100 s left")
-        self.assertIn("the old file stays as", lines[-1])
+        self.assertEqual(lines[0], f"{self.path}: converting 350 samples to the new format")
+        self.assertEqual(lines[1], f"{self.path}: 28 % converted, about 100 s left")
+        self.assertIn("the old file is kept as", lines[-1])
 
-    def test_the_old_file_stays_as_it_was(self):
+    def test_old_file_is_kept_unchanged(self):
         commits = history(1)
         self.make(commits)
         with open(self.path, "rb") as file:
@@ -268,7 +270,7 @@ class Content(Case):
             self.assertEqual(file.read(), before)
         self.assertEqual(sorted(os.listdir(self.folder)), ["pigeonpost.sqlite3", "pigeonpost.sqlite3.v3"])
 
-    def test_a_copy_that_is_there_already_is_not_replaced(self):
+    def test_existing_copy_is_not_replaced(self):
         self.make(history(1))
         with open(f"{self.path}.v3", "w") as file:
             file.write("precious")
@@ -277,7 +279,7 @@ class Content(Case):
             self.assertEqual(file.read(), "precious")
         self.assertTrue(os.path.exists(f"{self.path}.v3_2"))
 
-    def test_without_hard_links_the_old_file_is_copied(self):
+    def test_old_file_is_copied_without_hard_links(self):
         self.make(history(1))
         with mock.patch.object(os, "link", side_effect=PermissionError):
             migration.migrate(self.path)
@@ -285,7 +287,7 @@ class Content(Case):
             self.assertEqual(db.execute("PRAGMA user_version").fetchone(), (3,))
         self.assertFalse(migration.is_old(self.path))
 
-    def test_a_database_on_another_disk_stays_there(self):
+    def test_database_on_another_disk_stays_there(self):
         self.make(history(1))
         elsewhere = os.path.join(temp_folder(self, memory_disk()), "x.sqlite3")
         os.rename(self.path, elsewhere)
@@ -307,7 +309,7 @@ class Content(Case):
         self.assertEqual(os.path.getsize(victim), 0)
         self.assertFalse(migration.is_old(self.path))
 
-    def test_windows_with_a_sample_on_an_edge_are_dirty(self):
+    def test_windows_with_a_sample_on_an_edge_become_dirty(self):
         hour = SPANS_MS[-1]
         with OldStore(self.folder) as old:
             old.put("a", E1, samples(1, 1, NOON), samples(2, 1, NOON + 600_000), samples(3, 1, NOON + 700_000),
@@ -317,13 +319,13 @@ class Content(Case):
             old.db.execute("UPDATE nodes SET kept_from = ?", (NOON - 2 * hour,))
         migration.migrate(self.path)
         short = SPANS_MS[0]
-        late = NOON - 3 * hour  # whose windows before it are gone, and keep their old edges
+        late = NOON - 3 * hour  # the samples of earlier windows are deleted, so these keep their old edges
         dirty = {(short, NOON), (hour, NOON), (short, NOON + short), (hour, NOON + hour), (short, NOON + 2 * short),
                  (short, late + short), (hour, late + hour)}  # fmt: skip
         self.assertEqual(set(self.ask('SELECT span, "end" FROM unsummed')), dirty)
         self.assertEqual(self.ask("SELECT kept_from, old_edges FROM nodes"), [(NOON - 2 * hour,) * 2])
 
-    def test_values_that_are_no_json_spoil_no_other_sample(self):
+    def test_invalid_json_does_not_affect_other_samples(self):
         self.make([("a", E1, [samples(1, 50)])], filed=1)
         with contextlib.closing(sqlite3.connect(self.path)) as db:
             db.execute("""UPDATE samples SET "values" = '[20.5, 1' WHERE seq = 20""")
@@ -341,7 +343,7 @@ class Content(Case):
                 found += [sample.seq for sample in row.unpack(["temperature", "light"])]
         self.assertEqual(found, [*range(1, 20), *range(21, 51)])
 
-    def test_a_row_without_a_time_is_damage_and_the_old_file_stays(self):
+    def test_row_without_a_time_is_damage_and_the_old_file_stays(self):
         self.make([("a", E1, [samples(1, 5)])], filed=1)
         with contextlib.closing(sqlite3.connect(self.path)) as db:
             db.execute("UPDATE samples SET time = 'noon' WHERE seq = 3")
@@ -362,7 +364,7 @@ class Content(Case):
             file.seek(os.path.getsize(f"{self.path}-wal") // 2)
             file.write(b"\xff" * 100)
         damage = migration.migrate(self.path)
-        self.assertIn("transactions are lost", damage.text)
+        self.assertIn("whose last 25 transactions cannot be read", damage.text)
         self.assertEqual({seq for _, _, seq in self.read()[0]}, set(range(1, len(self.read()[0]) + 1)))
 
 
@@ -371,19 +373,19 @@ def row_batches(filed):
     return [batches_of([sample])[0] for sample in filed]
 
 
-class Room(Case):
-    def test_without_room_for_two_files_it_is_converted_in_place(self):
+class DiskSpace(Case):
+    def test_file_is_converted_in_place_without_space_for_two(self):
         commits = history(2)
         self.make(commits)
         self.free_bytes = 40 << 20
         with mock.patch.object(migration, "_SPARE_BYTES", 41 << 20):
             migration.migrate(self.path)
-        self.assertIn("no copy of the old format is kept: one needs", self.warnings.call_args.args[1])
+        self.assertIn("no copy of the old file is kept, because a copy needs", self.warnings.call_args.args[1])
         self.assertEqual(self.read()[0], self.expected(commits))
         self.assertEqual([name for name in os.listdir(self.folder) if "-" not in name], ["pigeonpost.sqlite3"])
 
-    def test_a_second_name_of_the_file_does_not_stay_as_a_copy(self):
-        """As a kill leaves it between link and rename: two names of one database damage it when both are used."""
+    def test_second_name_of_the_file_is_not_kept_as_a_copy(self):
+        """A kill between link and rename leaves two names of one database, which is damaged if both are used."""
         commits = history(2)
         self.make(commits)
         with mock.patch.object(migration, "sync_folder", side_effect=Killed), self.assertRaises(Killed):
@@ -395,7 +397,7 @@ class Room(Case):
         self.assertEqual(self.read()[0], self.expected(commits))
         self.assertEqual(os.stat(self.path).st_nlink, 1)
 
-    def test_a_disk_that_fills_up_meanwhile_is_no_end(self):
+    def test_full_disk_during_the_migration_switches_to_conversion_in_place(self):
         commits = history(2)
         self.make(commits)
         full = sqlite3.OperationalError("database or disk is full")
@@ -403,22 +405,25 @@ class Room(Case):
         with mock.patch.object(row_conversion.RowConversion, "_finish", side_effect=[full, None]):
             migration.migrate(self.path)
         self.assertFalse(os.path.exists(f"{self.path}.migrating"))
-        migration.migrate(self.path)  # `_finish` did nothing above
+        migration.migrate(self.path)  # `_finish` was a mock above
         self.assertEqual(self.read()[0], self.expected(commits))
 
-    def test_without_any_room_nothing_is_changed(self):
+    def test_file_is_unchanged_without_any_space(self):
         self.make(history(2))
         with open(self.path, "rb") as file:
             before = file.read()
         self.free_bytes = 1000
         with self.assertRaises(NotStored) as caught:
             migration.migrate(self.path)
-        self.assertIn("which needs 33,554,432 bytes, and 1,000 are free: nothing was changed", str(caught.exception))
+        self.assertIn(
+            "which needs 33,554,432 bytes of free space, but only 1,000 are free. Nothing was changed",
+            str(caught.exception),
+        )
         with open(self.path, "rb") as file:
             self.assertEqual(file.read(), before)
 
     @mock.patch.object(migration, "_BUSY_S", 0.0)
-    def test_a_file_that_another_program_reads_is_left_alone(self):
+    def test_file_that_another_program_reads_is_not_migrated(self):
         with OldStore(self.folder) as old:
             old.put("a", E1, samples(1, 30), units=UNITS)
             with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as other:
@@ -430,7 +435,7 @@ class Room(Case):
         self.assertIn("another program has it open", str(caught.exception))
         self.assertEqual(len(self.ask("SELECT * FROM samples")), 33)
 
-    def test_an_error_of_the_disk_names_the_file(self):
+    def test_disk_error_contains_the_file(self):
         self.make(history(2))
         with (
             mock.patch.object(os, "rename", side_effect=OSError(5, "Input/output error", self.path)),
@@ -441,8 +446,8 @@ class Room(Case):
         self.assertTrue(migration.is_old(self.path))
 
 
-class Stopped(Case):
-    """Stopped at each of its statements, and at each call for the files; then again; nothing is lost or twice."""
+class Interruptions(Case):
+    """Tests that stop the migration at each statement and each file operation, and then run it again."""
 
     def stop_everywhere(self, is_in_place):
         commits = [*history(5)[:12], ("a", E3, [samples(1, 250)])]
@@ -464,7 +469,7 @@ class Stopped(Case):
                 break
             except Killed:
                 pass
-            gc.collect()  # the end of a process would close what the exception has kept open
+            gc.collect()  # close the files that the exception keeps open, as the end of a process would
             self.assertTrue(os.path.exists(self.path))
             if migration.is_old(self.path):
                 self.assertRaises(SettingsError, SqliteStore, self.folder, look_only=True)
@@ -475,22 +480,22 @@ class Stopped(Case):
             self.assertEqual(self.read()[0], self.expected(commits))
         return runs
 
-    def test_into_a_new_file(self):
+    def test_migration_into_a_new_file_survives_any_interruption(self):
         self.assertGreater(self.stop_everywhere(False), 100 // STRIDE)
         self.assertTrue(os.path.exists(f"{self.path}.v3"))
 
-    def test_in_place(self):
+    def test_conversion_in_place_survives_any_interruption(self):
         self.assertGreater(self.stop_everywhere(True), 100 // STRIDE)
 
-    def test_a_transaction_that_has_to_be_undone_first_is_no_error(self):
-        """As after a kill in the first moments of a store, when it has a rollback journal and no WAL yet."""
+    def test_transaction_that_must_be_rolled_back_first_is_no_error(self):
+        """A kill just after the creation of a store leaves such a rollback journal, because there is no WAL yet."""
         SqliteStore(self.folder).close()
         aside = temp_folder(self)
         with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as db:
             db.execute("PRAGMA journal_mode = DELETE")
             db.execute("PRAGMA cache_size = 1")
             db.execute("BEGIN")
-            for number in range(100):  # more than is kept in memory: so the journal is needed
+            for number in range(100):  # more than SQLite keeps in memory, so that it needs the journal
                 db.execute("INSERT INTO meta VALUES (?, ?)", (str(number), "x" * 3000))
             for end in ("", "-journal"):
                 shutil.copy(self.path + end, aside)
@@ -501,7 +506,7 @@ class Stopped(Case):
         SqliteStore(self.folder).close()
         self.assertEqual(self.ask("SELECT count(*) FROM meta WHERE length(value) > 100"), [(0,)])
 
-    def test_what_a_stopped_run_left_may_be_damaged(self):
+    def test_damaged_file_of_an_earlier_run_is_replaced(self):
         commits = [("a", E1, [samples(1, 250)])]
         self.make(commits)
         with open(f"{self.path}.migrating", "wb") as file:
@@ -510,7 +515,7 @@ class Stopped(Case):
         self.assertEqual(self.read()[0], self.expected(commits))
 
     def stop_after(self, pieces):
-        """Stop a migration in the transaction after so many."""
+        """Stop a migration in the transaction after `pieces` others."""
         real, done = row_conversion.RowConversion._piece, []
 
         def piece(work, state):
@@ -524,7 +529,7 @@ class Stopped(Case):
             migration.migrate(self.path)
         gc.collect()
 
-    def test_it_goes_on_where_it_was_stopped(self):
+    def test_migration_continues_where_it_was_stopped(self):
         commits = [("a", E1, [samples(1, 350)])]
         for in_place in (False, True):
             shutil.rmtree(self.folder)
@@ -532,13 +537,13 @@ class Stopped(Case):
             self.make(commits, filed=1)
             report = mock.Mock()
             with mock.patch.object(migration, "_SPARE_BYTES", (1 << 50) if in_place else 0):
-                self.stop_after(3)  # the first one finds the node
+                self.stop_after(3)  # the first piece only finds the node
                 migration.migrate(self.path, report)
             self.assertEqual([call.args for call in report.mock_calls], [(200, 350), (300, 350), (350, 350)])
             self.assertEqual(self.read()[0], self.expected(commits))
 
-    def test_what_an_old_program_stored_meanwhile_is_taken(self):
-        """After a first attempt somebody went back to the old program for a while."""
+    def test_samples_that_an_old_program_stored_in_between_are_migrated(self):
+        """After the first attempt a user returned to the old program for some time."""
         commits = [("a", E1, [samples(1, 250)])]
         self.make(commits, filed=1)
         self.stop_after(2)
@@ -555,7 +560,7 @@ class Stopped(Case):
         self.assertEqual(len(self.read()[0]), 251)
         self.assertEqual(self.ask("SELECT seq FROM epochs"), [(251,)])
 
-    def test_at_no_moment_there_is_no_file(self):
+    def test_database_file_exists_at_every_moment(self):
         self.make(history(2))
         with mock.patch.object(migration, "sync_folder", side_effect=Killed), self.assertRaises(Killed):
             migration.migrate(self.path)
@@ -563,7 +568,7 @@ class Stopped(Case):
 
 
 class Counter:
-    """Raises Killed in place of the k-th statement or change of a file name."""
+    """Raises Killed instead of executing the k-th statement or file operation."""
 
     def __init__(self, at):
         self.left = at

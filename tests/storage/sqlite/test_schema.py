@@ -1,4 +1,4 @@
-"""Tables and views of the SQLite store: what other programs see, and by which indexes."""
+"""Tests of the tables and views of the SQLite store: their content, and the indexes that queries use."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ from tests.page_support import use_memory_disk
 from tests.storage.test_contract import E1, E2, FAR_MS, file, wrapped
 from tests.support import temp_folder
 
-START_MS = 1_795_003_200_000  # the beginning of an hour
+START_MS = 1_795_003_200_000  # start of an hour
 
 
 def setUpModule():
@@ -27,7 +27,10 @@ def setUpModule():
 
 
 class Views(unittest.TestCase):
-    """Three hours of two nodes: two hours in chunks, the last one in fresh, with another sensor then."""
+    """Tests with three hours of two nodes.
+
+    Two hours are in chunks; the last one is in fresh, and has one more sensor.
+    """
 
     @classmethod
     def setUpClass(cls):
@@ -60,11 +63,11 @@ class Views(unittest.TestCase):
     def plan(self, query):
         return [row[3] for row in self.ask(f"EXPLAIN QUERY PLAN {query}")]
 
-    def test_both_tables_have_rows(self):
+    def test_fresh_and_chunks_both_have_rows(self):
         for table in ("fresh", "chunks"):
             self.assertGreater(self.ask(f"SELECT sum(count) FROM {table}")[0][0], 100)
 
-    def test_readings_are_all_values(self):
+    def test_readings_contain_all_values(self):
         expected = sorted(
             (node, name, one.time_ms, value)
             for node, samples in self.taken.items() for one in samples for name, value in one.values.items()
@@ -76,7 +79,7 @@ class Views(unittest.TestCase):
             (expected,) = self.ask("SELECT strftime('%Y-%m-%dT%H:%M:%fZ', ? / 1000.0, 'unixepoch')", time_ms)
             self.assertEqual(text, expected[0])
 
-    def test_samples_are_all_samples(self):
+    def test_samples_contain_all_samples(self):
         found = self.ask('SELECT node, epoch, seq, time_ms, clock, "values" FROM samples')
         expected = [
             (node, E1, one.seq, one.time_ms, one.clock,
@@ -85,7 +88,7 @@ class Views(unittest.TestCase):
         ]  # fmt: skip
         self.assertEqual(sorted(found), sorted(expected))
 
-    def test_questions_about_a_node_read_its_chunks_only(self):
+    def test_queries_about_a_node_read_its_chunks_only(self):
         low = START_MS + HOUR_MS
         for view in ("readings", "samples"):
             for condition in (
@@ -99,20 +102,20 @@ class Views(unittest.TestCase):
                     (search,) = [step for step in plan if step.startswith("SEARCH chunks")]
                     self.assertIn("USING INDEX chunks_of_node (node=?", search)
 
-    def test_questions_about_all_nodes_go_by_time(self):
+    def test_queries_about_all_nodes_use_the_index_by_time(self):
         for view in ("readings", "samples"):
             plan = self.plan(f"SELECT * FROM {view} ORDER BY chunk_low DESC LIMIT 101")
             self.assertIn("SCAN chunks USING INDEX chunks_by_time", plan)
             plan = self.plan(f"SELECT * FROM {view} WHERE chunk_low >= {START_MS}")
             self.assertIn("SEARCH chunks USING INDEX chunks_by_time (low>?)", plan)
 
-    def test_the_newest_readings_of_a_node(self):
+    def test_newest_readings_of_a_node_are_returned(self):
         found = self.ask("SELECT time_ms FROM readings WHERE node = 'a' AND sensor = 't'"
                          " ORDER BY chunk_low DESC, time DESC LIMIT 100")  # fmt: skip
         times = [one.time_ms for one in self.taken["a"]]
         self.assertEqual([time_ms for (time_ms,) in found], times[:-101:-1])
 
-    def test_questions_of_the_manual_are_answered_without_reading_all(self):
+    def test_queries_of_the_manual_do_not_read_all_chunks(self):
         blocks = [block.text for block in blocks_of("docs/data.md")]
         questions = [text.replace("'basement'", "'a'") for text in blocks if text.startswith("SELECT")]
         self.assertEqual(len(questions), 4)
@@ -130,7 +133,7 @@ class Views(unittest.TestCase):
         (query,) = re.findall(r'query = "(.*)"', program)
         self.assertEqual(len(self.ask(query, "a", START_MS)), 180 + 60)
 
-    def test_statistics(self):
+    def test_statistics_contain_windows_and_their_state(self):
         with contextlib.closing(sqlite3.connect(":memory:")) as db:
             schema.make_tables(db)
             db.execute("INSERT INTO nodes (id, name) VALUES (1, 'a')")
@@ -160,7 +163,7 @@ class Versions(unittest.TestCase):
         with contextlib.closing(sqlite3.connect(self.path)) as db:
             db.execute(f"PRAGMA user_version = {number}")
 
-    def test_a_new_file_has_all_tables_or_none(self):
+    def test_new_file_has_all_tables_or_none(self):
         with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as db:
             db.execute("CREATE TABLE labels (id)")
             with self.assertRaises(sqlite3.OperationalError):
@@ -169,18 +172,18 @@ class Versions(unittest.TestCase):
             self.assertEqual(db.execute("SELECT count(*) FROM sqlite_schema").fetchone(), (1,))
             self.assertEqual(db.execute("PRAGMA user_version").fetchone(), (0,))
 
-    def test_files_of_other_versions_are_named(self):
+    def test_files_of_other_versions_are_refused(self):
         SqliteStore(self.folder).close()
         for version, error, words in ((99, SettingsError, "newer Pigeonpost"), (5000, StoreDamaged, "format 5000"),
-                                      (1000, SettingsError, "being brought up to date")):  # fmt: skip
+                                      (1000, SettingsError, "in the middle of a format conversion")):  # fmt: skip
             self.version(version)
             with self.subTest(version), self.assertRaisesRegex(error, words):
                 SqliteStore(self.folder, look_only=True)
         self.version(3)
-        with self.assertRaisesRegex(SettingsError, "older Pigeonpost: start this one's server once"):
+        with self.assertRaisesRegex(SettingsError, "older Pigeonpost: start the server of this version once"):
             SqliteStore(self.folder, look_only=True)
 
-    def test_identity_stays(self):
+    def test_identity_is_permanent(self):
         with contextlib.closing(SqliteStore(self.folder)) as store:
             identity = store.identity
             file(store, *wrapped([Sample(1, START_MS, 0, {"t": 1}, {}, "")], epoch=E2))

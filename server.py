@@ -1,17 +1,18 @@
-"""The server: collects from nodes, stores each sample once, writes the CSV log, and serves the page.
+"""Program that collects samples from nodes, stores each sample once, writes the CSV log and serves the web interface.
 
-    python3 server.py --demo                             see it work, with a simulated node
-    python3 server.py --node basement@192.168.1.20       collect from a Pi
+    python3 server.py --demo                             demonstration with a simulated node
+    python3 server.py --node basement@192.168.1.20       collect from the node on a Pi
 
-The main thread starts the components in order, waits, and stops them in reverse; each has its own threads.
-Exit status: 2 for wrong settings, 74 when the disk fails, 75 when another server uses the same data.
+The main thread starts the components in order, waits for a stop request or a fatal error, and stops the components in
+reverse order. Each component has its own threads.
+Exit status: 2 for invalid settings, 74 for a disk error, 75 if another server uses the same data folder.
 """
 
 from __future__ import annotations
 
 import sys
 
-if sys.version_info < (3, 11):  # noqa: UP036 - older versions do not read our own imports
+if sys.version_info < (3, 11):  # noqa: UP036 - older versions cannot import our modules
     sys.exit("Pigeonpost needs Python 3.11, as Raspberry Pi OS bookworm has it; this is %d.%d" % sys.version_info[:2])
 
 import argparse
@@ -46,6 +47,7 @@ from pigeonpost.core.data_folder import RUNNING, SERVER_LOCK
 from pigeonpost.core.errors import DiskError, PigeonpostError, SettingsError
 from pigeonpost.core.faults import Faults
 from pigeonpost.core.files import close_to_others, lock_data_dir, replace_file
+from pigeonpost.core.format import counted
 from pigeonpost.core.lifecycle import Lifecycle, LifecycleComponent
 from pigeonpost.core.logs import print_error, start_logging
 from pigeonpost.core.version import VERSION
@@ -81,7 +83,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("server")
 
-_STACK_BYTES = 512 << 10  # of a thread: a thousand of them then fit the address space of a 32-bit Pi
+_STACK_BYTES = 512 << 10  # stack of a thread: a thousand threads then fit into the address space of a 32-bit Pi
 
 
 def _tmon(context: ServerContext) -> Transport:
@@ -118,31 +120,36 @@ TRANSPORTS = (
 
 
 def compat_pages() -> list[Route]:
-    """The pages of the older systems."""
+    """Return the routes of the web pages for the older systems' clients."""
     return [*file_drop_page.routes(), *multicast_bus_page.routes()]
 
 
 _EXAMPLES = """examples:
-  python3 server.py --demo                            see it work, without any hardware
-  python3 server.py --node basement@192.168.1.20      collect from a Pi (give it a token: control.py token basement)
+  python3 server.py --demo                            demonstration without any hardware
+  python3 server.py --node basement@192.168.1.20      collect from a Pi (create its token: control.py token basement)
   python3 server.py --node a@10.0.0.5 --node b@10.0.0.6:5003 --web 0.0.0.0:80"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a server until it is told to stop. Returns the exit status."""
+    """Run a server until it is stopped, and return the exit status.
+
+    Args:
+        arguments: Command-line arguments without the name of the program; None for those of this process.
+    """
     parser = argparse.ArgumentParser(
-        prog="server.py", description="Collect samples from nodes, keep each of them once, and show them.",
+        prog="server.py", description="Collect samples from nodes, store each sample once, and serve web pages.",
         epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     config.add_flags(parser, SERVER)
-    parser.add_argument("--demo", action="store_true", help="collect from a simulated node, started for the purpose")
-    parser.add_argument("--show", action="store_true", help="print every setting with its origin, and stop")
+    parser.add_argument("--demo", action="store_true", help="start a simulated node and collect from it")
+    parser.add_argument("--show", action="store_true", help="print all settings with their origins, and exit")
     parser.add_argument("--version", action="version", version=f"pigeonpost {VERSION}")
     chosen = parser.parse_args(arguments)
-    os.umask(0o077)  # what this program makes is its owner's alone: SQLite's files too
+    os.umask(0o077)  # only the owner can read the files that this program creates, including those of SQLite
     start_logging()
     try:
-        settings = load_server(chosen, folders=("",) if chosen.demo else None)  # a trial has no part in an installation
+        # A demonstration must not use the settings of an installation.
+        settings = load_server(chosen, folders=("",) if chosen.demo else None)
         start_logging(settings["log", "level"])
         if chosen.show:
             print(settings.show())
@@ -168,17 +175,20 @@ def _run(settings: Settings, is_demo: bool) -> int:
 
 
 def make_room() -> None:
-    """Set this process up for many connections and many samples."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each connection takes one
+    """Raise the limits of this process for many connections and many samples."""
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))  # each connection needs a file descriptor
     threading.stack_size(_STACK_BYTES)
-    # What waits for a commit is many small objects, none of them in a cycle: a collection that walks them finds
-    # nothing, and at full speed took a sixth of the time.
+    # Many small objects wait for a commit, and none of them is part of a reference cycle. The garbage collector found
+    # nothing in them, but used a sixth of the CPU time at full load.
     gc.set_threshold(200_000, 10, 10)
 
 
 def run_demo(settings: Settings) -> int:
-    """The same server with a simulated node beside it; in a temporary folder, gone at the end, unless --data."""
+    """Run a server and a simulated node until the server is stopped, and return the exit status.
+
+    The data is in a temporary folder, which is deleted at the end, unless `settings` name a data folder.
+    """
     folder = settings["server", "data"] or tempfile.mkdtemp(prefix="pigeonpost-demo-")
     demo = DemoNode(folder)
     try:
@@ -193,15 +203,18 @@ def run_demo(settings: Settings) -> int:
 
 
 class Server:
-    """All parts of a server, put together."""
+    """A server with all its components."""
 
     def __init__(
         self, settings: Settings, data: str, nodes: Sequence[tuple[str, tuple[str, int]]], web: list[tuple[str, int]]
     ) -> None:
-        """
-        data   folder of everything it keeps
-        nodes  name (or empty) and address of each node to collect from
-        web    addresses of the page
+        """Create all components without starting them.
+
+        Args:
+            settings: The settings of the server.
+            data: Data folder.
+            nodes: Name (or an empty string) and address of each node to collect from.
+            web: Addresses of the web interface.
         """
         close_to_others(data)
         self._lock = lock_data_dir(os.path.join(data, SERVER_LOCK))
@@ -221,7 +234,8 @@ class Server:
         loop = ConnectionLoop(clock, ingestor.next_commit_s)
         maintenance = MaintenanceWorker(store, ingestor, clock, settings["store", "keep"])
         self._token_watch = TokenWatch(tokens, self._recheck_tokens)
-        # The nodes that are collected from over TCP, then those that connect to us or are found.
+        # First the nodes in the settings, from which this server collects over TCP; then nodes that connect to it or
+        # announce themselves.
         self._links: list[TcpServerTransport] = []
         self._clients = unnumbered_sources = UnnumberedSources(
             ingestor, links, clock, tokens, faults, throttle, register.current
@@ -255,7 +269,7 @@ class Server:
     def _web_context(
         self, context: ServerContext, csv: CsvLog, check: DamageCheck, parts: Mapping[str, Any]
     ) -> WebContext:
-        """Return what the pages get."""
+        """Return the context of the web pages."""
         data, settings, clock, faults = context.data, context.settings, context.clock, context.faults
         return WebContext(
             name=context.name, data=data, clock=clock, store=context.store, csv=csv, ingestor=context.ingestor,
@@ -275,46 +289,52 @@ class Server:
         check: DamageCheck,
         parts: Mapping[str, Any],
     ) -> list[LifecycleComponent]:
-        """Return everything that is started, in that order, and stopped in the reverse one."""
+        """Return all components in the order in which they are started; they are stopped in reverse order."""
         return [
             LifecycleComponent("store", lambda: None, lambda limit_s: store.close()),
             LifecycleComponent("CSV log", csv.start, lambda limit_s: csv.close()),
-            # Before the links: else a token that changes meanwhile would not be seen to have changed.
+            # Before the links, so that no change of a token between the two starts is missed.
             LifecycleComponent("tokens", self._token_watch.start, self._token_watch.stop),
-            # The links stop after the Ingestor: the last samples are acknowledged only when they are committed.
+            # The links stop after the Ingestor, because the last samples are acknowledged only after their commit.
             LifecycleComponent("links", self._start_links, self._stop_links),
             *[LifecycleComponent(name, part.start, part.stop) for name, part in parts.items()],
             LifecycleComponent("ingest", ingestor.start, ingestor.stop),
             LifecycleComponent("maintenance", maintenance.start, maintenance.stop),
             LifecycleComponent("damage check", check.start, check.stop),
             LifecycleComponent("page", self.web.start, self.web.stop),
-            LifecycleComponent("control", self._open_to_control, self._close_to_control),
+            LifecycleComponent("control", self._write_running_file, self._delete_running_file),
         ]
 
     def run(self, demo: DemoNode | None = None) -> int:
-        """Start, print the addresses of the page, wait, stop. Returns the exit status."""
-        return self._running.run(lambda: self._say_ready(demo))
+        """Start all components, print the addresses of the web interface, wait for the end, and stop them.
 
-    def _say_ready(self, demo: DemoNode | None) -> None:
+        Args:
+            demo: The simulated node of a demonstration, or None.
+
+        Returns:
+            The exit status.
+        """
+        return self._running.run(lambda: self._report_ready(demo))
+
+    def _report_ready(self, demo: DemoNode | None) -> None:
         app = self.app
-        count = "1 node" if len(app.links) == 1 else f"{len(app.links)} nodes"
-        log.info("server %s: %s to collect from; data in %s", app.name, count, app.data)
+        log.info("server %s: collects from %s; data folder %s", app.name, counted(len(app.links), "node"), app.data)
         if demo is not None:
-            log.info("demonstration: node `demo` has a simulated chip, and true readings of this computer")
+            log.info("demonstration: node `demo` has simulated readings of a chip and real readings of this computer")
         for scheme, host, port in self.web.urls:
             for line in _page_addresses(scheme, host, port, self.web.first_key):
                 print(f"the page is at {line}", flush=True)
         if self._tls is not None:
-            log.info("the certificate's SHA-256 fingerprint: %s", self._tls.fingerprint)
+            log.info("SHA-256 fingerprint of the certificate: %s", self._tls.fingerprint)
 
     def _start_links(self) -> None:
-        """Begin to collect; no node waits for another."""
+        """Start to collect from all nodes. The nodes are independent of each other."""
         self._collecting = True
         for link in self._links:
             link.start()
 
     def _recheck_tokens(self, nodes: Set[str]) -> None:
-        """Check again what these nodes have proven: their tokens have changed."""
+        """Check the tokens of `nodes` again, because they have changed."""
         for link in list(self._links):
             if not link.state.name or link.state.name in nodes:
                 link.recheck_token()
@@ -324,24 +344,24 @@ class Server:
         give_up_s = self.app.clock.monotonic() + limit_s
         for link in self._links:
             link.end()
-        undone = [link.stop(max(0.0, give_up_s - self.app.clock.monotonic())) for link in self._links]
-        return "; ".join(text for text in undone if text) or None
+        unfinished = [link.stop(max(0.0, give_up_s - self.app.clock.monotonic())) for link in self._links]
+        return "; ".join(text for text in unfinished if text) or None
 
-    def _open_to_control(self) -> None:
+    def _write_running_file(self) -> None:
         about = {
             "pid": os.getpid(), "web": [list(address) for address in self.web.addresses], "key": self._control,
             "certificate": self._tls.path if self._tls is not None else "",
         }  # fmt: skip
         try:
             replace_file(self._running_file, json.dumps(about).encode())
-        except DiskError as error:  # a full disk: collecting goes on, and the page answers
+        except DiskError as error:  # disk full: collecting and the web interface continue
             log.warning("control.py cannot find this server: %s", error)
 
-    def _close_to_control(self, limit_s: float) -> None:
+    def _delete_running_file(self, limit_s: float) -> None:
         try:
             os.unlink(self._running_file)
         except FileNotFoundError:
-            pass  # somebody tidied up
+            pass  # another program or a user has already deleted it
 
     def _end(self, reason: str) -> None:
         self._running.end(reason)
@@ -358,7 +378,7 @@ class Server:
 
 
 def _make_transports(context: ServerContext) -> dict[str, Transport]:
-    """Make the transports that are switched on, by name."""
+    """Return the transports that are enabled, by name."""
     return {
         name: registry.make_or_explain(make, context)
         for name, setting, make in TRANSPORTS if setting is None or context.settings[setting]
@@ -366,24 +386,24 @@ def _make_transports(context: ServerContext) -> dict[str, Transport]:
 
 
 def _make_others(context: ServerContext, transports: Mapping[str, Transport]) -> dict[str, Any]:
-    """Make the parts with a thread of their own that are no transports, as far as they are set, by name."""
+    """Return the other optional components that are enabled, by name: publisher, notifier and backups."""
     backups = make_scheduled_backup(context.settings, context.data, context.name, context.faults, context.clock)
     return {**make_publisher(context, transports), **make_notifier(context), **backups}
 
 
 def _make_admin(context: ServerContext) -> NodeAdmin:
-    """Make what renames, retires and relabels nodes. A rename that was interrupted is completed."""
+    """Return the NodeAdmin, after completing a rename that was interrupted."""
     admin = NodeAdmin(context.store, context.ingestor, context.tokens, context.clock)
     admin.finish()
     return admin
 
 
 def _subscribe_checks(context: ServerContext) -> QualityChecks:
-    """Have each commit looked at: what is wrong with its values, and whether two senders use one name."""
-    said = read_rules(context.settings.tables.get("limits", ()), context.settings.file)
-    # Tables that name a node by a former name count for it, too; one with its present name goes before.
-    rules = {(context.current(node), sensor): limits for (node, sensor), limits in said.items()}
-    quality = QualityChecks(context.links, {**rules, **said})
+    """Subscribe the quality checks, and the check for two senders with the same name, to all commits."""
+    written = read_rules(context.settings.tables.get("limits", ()), context.settings.file)
+    # A table with a former name of a node applies to the node, too. A table with its present name has priority.
+    rules = {(context.current(node), sensor): limits for (node, sensor), limits in written.items()}
+    quality = QualityChecks(context.links, {**rules, **written})
     context.ingestor.subscribe(quality.on_commit)
     if context.names is not None:
         context.names.on_rename.append(quality.on_rename)
@@ -392,9 +412,9 @@ def _subscribe_checks(context: ServerContext) -> QualityChecks:
 
 
 def _web_addresses(settings: Settings) -> list[tuple[str, int]]:
-    """Return the addresses that systemd has opened; else those that are set.
+    """Return the addresses that systemd has opened, or else those in the settings.
 
-    The default on balena is port 80, to which its public address leads.
+    The default on balena is port 80, because balena's public device URL leads to that port.
     """
     if passed := passed_addresses():
         return passed
@@ -405,13 +425,13 @@ def _web_addresses(settings: Settings) -> list[tuple[str, int]]:
 
 
 def _tls(settings: Settings) -> Tls | None:
-    """Return the TLS of the page; None without a certificate. ssl is only loaded with one."""
+    """Return the TLS context of the web interface, or None without a certificate."""
     certificate, key = settings["web", "certificate"], settings["web", "key"]
     if not certificate:
         if key:
-            raise SettingsError(f"{settings.origin('web', 'key')}: [web] key takes a [web] certificate beside it")
+            raise SettingsError(f"{settings.origin('web', 'key')}: [web] key requires [web] certificate")
         return None
-    from pigeonpost.web.tls import Tls
+    from pigeonpost.web.tls import Tls  # imports ssl, which needs much memory
 
     return Tls(certificate, key)
 
@@ -425,20 +445,23 @@ def _is_free(address: tuple[str, int]) -> bool:
 
 
 def _page_addresses(scheme: str, host: str, port: int, first_key: str) -> list[str]:
-    """Return the addresses for a browser on this machine and, where the page is open to the network, elsewhere.
+    """Return the URLs for a browser on this machine and, if the web interface is open to the network, on others.
 
-    first_key  without it a browser may change nothing, and one elsewhere sees nothing; empty: a password is set
+    `first_key` is the one-time key, which is part of each URL; it is empty if a password is set. Without the key, a
+    browser on this machine can only read, and a browser on another machine cannot read either.
     """
     key = f"?key={first_key}" if first_key else ""
     if host not in ("0.0.0.0", "::"):
         return [f"{scheme}://{join_address(host, port)}/{key}"]
     found = [f"{scheme}://127.0.0.1:{port}/{key}"]
-    elsewhere = own_address()
-    if is_named_by_id():  # in a network of the container's own
-        found.append(f"{scheme}://HOST:PORT/{key} (from elsewhere: the container's host, and the port published there)")
-    elif elsewhere:
-        once = " (from another machine; the key lets one browser in)" if key else ""
-        found.append(f"{scheme}://{join_address(elsewhere, port)}/{key}{once}")
+    network_address = own_address()
+    if is_named_by_id():  # a container in its own network does not know the address of its host
+        found.append(
+            f"{scheme}://HOST:PORT/{key} (from another machine: HOST is the container host, PORT the published port)"
+        )
+    elif network_address:
+        once = " (from another machine; the key admits one browser)" if key else ""
+        found.append(f"{scheme}://{join_address(network_address, port)}/{key}{once}")
     return found
 
 

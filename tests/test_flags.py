@@ -1,4 +1,4 @@
-"""What a person types to all three programs: where flags stand, where settings are found, how much is logged."""
+"""Tests of the command line of all three programs: position of flags, settings files, and log level."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ def setUpModule():
 
 
 class Control(unittest.TestCase):
-    """--data and --config mean the same before and after the command."""
+    """--data and --config have the same meaning before and after the command."""
 
     def setUp(self):
         self.data = temp_folder(self)
@@ -25,13 +25,13 @@ class Control(unittest.TestCase):
         with open(self.file, "w", encoding="utf-8") as file:
             file.write(f"[server]\ndata = '{self.data}'\n")
 
-    def test_they_are_read_on_both_sides(self):
+    def test_flags_are_accepted_before_and_after_the_command(self):
         for flag, value in (("--data", self.data), ("--config", self.file)):
             for arguments in ((flag, value, "tokens"), ("tokens", flag, value), ("tokens", f"{flag}={value}")):
                 with self.subTest(arguments):
                     self.assertEqual(control_here(*arguments), (0, "shed\n", ""))
 
-    def test_one_on_each_side(self):
+    def test_flags_can_be_on_both_sides_of_the_command(self):
         empty = temp_folder(self)
         for arguments in (("--config", self.file, "tokens", "--data", empty), ("--data", empty, "tokens", "--config",
                           self.file), ("--data", self.data, "tokens", "--data", empty)):  # fmt: skip
@@ -39,7 +39,7 @@ class Control(unittest.TestCase):
                 status, said, _ = control_here(*arguments)
                 self.assertEqual((status, "shed" in said), (0, False))
 
-    def test_a_fault_in_the_file_names_its_line(self):
+    def test_error_in_the_settings_file_contains_its_line(self):
         with open(self.file, "a", encoding="utf-8") as file:
             file.write("[store]\ncommit = '1'\n")
         status, _, errors = control_here("tokens", "--config", self.file)
@@ -54,7 +54,7 @@ class Programs(unittest.TestCase):
         return Forked(self, program, *where, "--data", os.path.join(folder, "data"), *arguments, folder=folder,
                       **{"PIGEONPOST_OUTBOX_SLOTS": "64", **environment})  # fmt: skip
 
-    def test_it_says_at_the_start_where_the_settings_are_from_and_what_has_no_effect(self):
+    def test_program_logs_the_origin_of_its_settings_and_unknown_variables(self):
         for program, kind in (("node.py", "NODE"), ("server.py", "SERVER")):
             with self.subTest(program):
                 name = f"{kind.lower()}.toml"
@@ -66,7 +66,7 @@ class Programs(unittest.TestCase):
                 running.logs(f"INFO settings: the variable PIGEONPOST_{kind}_TOML")
                 running.kill()
 
-    def test_the_file_of_the_current_folder_is_read(self):
+    def test_settings_file_in_the_current_folder_is_read(self):
         folder = temp_folder(self)
         path = os.path.join(folder, "node.toml")
         with open(path, "w", encoding="utf-8-sig") as file:
@@ -75,7 +75,7 @@ class Programs(unittest.TestCase):
         running.logs(f"INFO settings: {path}")
         running.logs("INFO node attic: ")
 
-    def test_the_level_of_the_log(self):
+    def test_log_level_filters_log_lines(self):
         running = self.start("node.py", "--log-level", "warning", PIGEONPOST_FOO="1")
         running.address()
         running.terminate()
@@ -83,7 +83,7 @@ class Programs(unittest.TestCase):
         self.assertEqual([line for line in running.logged if " WARNING " not in line], [])
         self.assertIn(" WARNING unknown variable 'PIGEONPOST_FOO' has no effect", running.logged[0])
 
-    def test_in_the_journal_each_line_has_its_priority(self):
+    def test_journal_lines_have_a_priority(self):
         with tempfile.TemporaryFile("w+") as journal:
             about = os.fstat(journal.fileno())
             stream = f"{about.st_dev}:{about.st_ino}"

@@ -1,4 +1,4 @@
-"""server.py as people run it: a demonstration, wrong settings, a signal, two at once, kill -9."""
+"""Tests of server.py as a program: demonstration, invalid settings, signals, a second copy, and kill -9."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ def setUpModule():
 
 
 def rows(data):
-    """Every row of all logs in a data folder, in order; AssertionError for one that is torn."""
+    """Return all rows of all logs in a data folder, in order. An incomplete row raises AssertionError."""
     found = []
     for name in logs_in(os.path.join(data, "logs")):
         with open(os.path.join(data, "logs", name), newline="", encoding="utf-8") as file:
@@ -43,7 +43,7 @@ def rows(data):
 
 
 def stored(data):
-    """How many samples the database has."""
+    """Return the number of samples in the database."""
     path = os.path.join(data, "pigeonpost.sqlite3")
     db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
     try:
@@ -53,12 +53,12 @@ def stored(data):
 
 
 def has(data, count):
-    """Whether the database has that many samples; asked over and over, so it is not asked at full speed."""
+    """Return True if the database has that many samples. It waits a short time, because it is called in a loop."""
     time.sleep(0.03)
     try:
         return stored(data) >= count
     except sqlite3.Error:
-        return False  # it is only being made
+        return False  # the database is being created
 
 
 def children(pid):
@@ -67,7 +67,7 @@ def children(pid):
 
 
 def is_there(pid):
-    """Whether a process runs (one that has ended, and that nobody has asked after, does not)."""
+    """Return True if the process is running and is not a zombie."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"
@@ -77,13 +77,13 @@ def is_there(pid):
 
 class ServerCase(unittest.TestCase):
     def refused(self, *arguments):
-        """Run server.py to its end: exit status, and what it said on standard error."""
+        """Run server.py to its end, and return its exit status and standard error output."""
         program = Forked(self, "server.py", *arguments)
         status = program.wait()
         return status, "\n".join(program.logged)
 
     def told(self, *arguments, **environment):
-        """The same without a process, for what it says before it begins; and what it said on standard output."""
+        """Do the same in this process, for output before the start. Return the standard output, too."""
         status, said, told = main_here(server, *arguments, **environment)
         return status, told.rstrip("\n"), said
 
@@ -100,8 +100,8 @@ class Demo(ServerCase):
         "webui._POLL_S": 0.02,
     }
 
-    def test_live_samples_in_some_seconds_and_nothing_left_behind(self):
-        """Within 5 s on a quiet machine; here it has 20."""
+    def test_demo_shows_live_samples_and_leaves_no_files(self):
+        """It takes up to 5 s on an idle machine; the limit here is 20 s."""
         began_s = time.monotonic()
         place = temp_folder(self)
         fast = {"PIGEONPOST_STORE_COMMIT": "0.05", "TMPDIR": place}
@@ -135,7 +135,7 @@ class Demo(ServerCase):
         self.assertFalse(is_there(node))
         self.assertEqual(os.listdir(place), [])
 
-    def test_its_data_are_kept_where_a_folder_is_named(self):
+    def test_demo_keeps_its_data_in_the_given_folder(self):
         server = Server(self, "--demo", constants=self.OFTEN)
         self.collect(server, 1)
         server.terminate()
@@ -143,7 +143,7 @@ class Demo(ServerCase):
         self.assertGreaterEqual(stored(server.data), 1)
         self.assertTrue(os.path.exists(os.path.join(server.data, "node", "outbox.ring")))
 
-    def test_when_it_is_killed_its_node_ends_too(self):
+    def test_demo_node_ends_when_the_server_is_killed(self):
         server = StartedServer(self, "--demo")
         self.assertTrue(server.page)
         (node,) = children(server.process.pid)
@@ -153,8 +153,8 @@ class Demo(ServerCase):
 
 
 class Limits(unittest.TestCase):
-    def test_limits_under_a_former_name_count_for_the_renamed_node(self):
-        """After a restart too: `control.py rename` says that the settings need not be changed."""
+    def test_limits_with_a_former_name_apply_to_the_renamed_node(self):
+        """This also applies after a restart: `control.py rename` reports that the settings need not be changed."""
         link = SimpleNamespace(state=NodeState("10.0.0.5:5003", "b"))
         link.state.name = "b"
         tables = {"limits": [
@@ -170,9 +170,9 @@ class Limits(unittest.TestCase):
         self.assertEqual([quality.of("b", sensor, 0).limits["high"] for sensor in ("one", "two")], [40, 50])
 
 
-class Stopping(ServerCase):
-    def test_a_signal_ends_it_in_time_whoever_is_connected_and_all_is_flushed(self):
-        """An idle browser, one that listens, half a request; a node that samples, and one that never says a word."""
+class Stop(ServerCase):
+    def test_signal_ends_the_server_in_time_with_all_clients_and_data_flushed(self):
+        """Clients are an idle browser, one with an event stream, half a request, a sampling node and a silent node."""
         node = StartedNode(self, "--every", "0.02")
         silent = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(silent.close)
@@ -196,7 +196,7 @@ class Stopping(ServerCase):
         self.assertLess(time.monotonic() - began_s, 5.0)
         self.assertFalse(os.path.exists(running))
         self.assertEqual(len(rows(server.data)), 2 * stored(server.data))
-        # Nothing of what the server has stored is brought again: it was acknowledged, or is told by its mark.
+        # No stored sample is sent again: it was acknowledged, or the server reports its high-water mark.
         again = Server(self, "--node", node.at, data=server.data)
         before = stored(server.data)
         wait_until(lambda: has(server.data, before + 1), "it goes on")
@@ -205,7 +205,7 @@ class Stopping(ServerCase):
         self.assertEqual(len(rows(server.data)), 2 * stored(server.data))
         self.assertEqual(control_here("--data", server.data, "verify")[0], 0)
 
-    def test_a_node_with_idle_clients_ends_in_time_too(self):
+    def test_node_with_idle_clients_ends_in_time(self):
         node = Node(self)
         host, _, port = node.place.rpartition(":")
         sock = socket.create_connection((host, int(port)), LIMIT_S)
@@ -217,7 +217,7 @@ class Stopping(ServerCase):
         self.assertEqual(node.wait(), 0, node.logged)
         self.assertLess(time.monotonic() - began_s, 5.0)
 
-    def test_the_button_ends_it(self):
+    def test_exit_button_ends_the_server(self):
         server = Server(self)
         cookie = server.sign_in()
         status, page = server.get("/", {"Accept": "text/html", "Cookie": cookie})
@@ -232,9 +232,9 @@ class Stopping(ServerCase):
             answer = sock.makefile(encoding="utf-8").read()
         self.assertIn("<h1>exited</h1>", answer)
         self.assertEqual(server.wait(), 0)
-        self.assertIn("ended: Exit, by one-time key at 127.0.0.1", server.logged[-1])
+        self.assertIn("ended: Exit by one-time key at 127.0.0.1", server.logged[-1])
 
-    def test_when_somebody_has_removed_its_running_file(self):
+    def test_server_ends_normally_without_its_running_file(self):
         server = Server(self)
         self.assertTrue(server.page)
         os.unlink(os.path.join(server.data, "running.json"))
@@ -242,30 +242,31 @@ class Stopping(ServerCase):
         self.assertEqual(server.wait(), 0, server.logged)
 
 
-class Refusing(ServerCase):
-    def test_a_second_one_on_the_same_data(self):
+class Refusals(ServerCase):
+    def test_second_server_on_the_same_data_exits_with_75(self):
         server = Server(self)
         self.assertTrue(server.page)
         status, said = self.refused("--data", server.data, "--web", "127.0.0.1:0")
         self.assertEqual(status, 75)
         self.assertEqual(
             said,
-            f"server.py: {server.data}/server.lock is held by process {server.process.pid}:"
-            " two programs on the same data would spoil it",
+            f"server.py: {server.data}/server.lock is locked by process {server.process.pid}:"
+            " only one program can use these data at a time",
         )
         self.assertEqual(server.get("/healthz"), (200, "ok\n"))
 
-    def test_an_address_that_is_taken(self):
+    def test_address_in_use_is_reported(self):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             place = f"127.0.0.1:{taken.getsockname()[1]}"
             status, said = self.refused("--data", temp_folder(self), "--web", place)
         self.assertEqual(status, 2)
         self.assertIn(
-            f"the page cannot be at {place}: Address already in use. --web HOST:PORT takes another address", said
+            f"cannot listen on {place} for the web page: Address already in use. Choose another address with --web",
+            said,
         )
         self.assertNotIn("Traceback", said)
 
-    def test_wrong_settings_name_file_table_and_key(self):
+    def test_invalid_settings_are_reported_with_file_table_and_key(self):
         path = os.path.join(temp_folder(self), "my.toml")
         for content, wanted in (
             ('[store]\ncommit = "often"', "[store] commit takes a number from 0.05 to 600, not 'often'"),
@@ -284,7 +285,7 @@ class Refusing(ServerCase):
             self.assertNotIn("\n", said)
         self.assertEqual(self.refused("--config", path), (2, said))
 
-    def test_wrong_flags_and_variables_are_named(self):
+    def test_invalid_flags_and_variables_are_reported(self):
         status, said, _ = self.told("--web", "here:99999", "--show")
         self.assertEqual((status, said.startswith("server.py: --web: [web] listen takes HOST:PORT")), (2, True), said)
         status, said, _ = self.told("--show", PIGEONPOST_STORE_BUFFER="12")
@@ -294,13 +295,13 @@ class Refusing(ServerCase):
         self.assertEqual(status, 2)
         self.assertIn("unrecognized arguments: --wbe", said)
 
-    def test_a_file_that_is_not_there(self):
+    def test_missing_settings_file_is_reported(self):
         self.assertEqual(
             self.told("--config", "/nowhere/server.toml")[:2],
             (2, "server.py: /nowhere/server.toml: No such file or directory"),
         )
 
-    def test_a_database_of_a_newer_program(self):
+    def test_database_of_a_newer_program_is_refused(self):
         data = temp_folder(self)
         db = sqlite3.connect(os.path.join(data, "pigeonpost.sqlite3"))
         db.execute("PRAGMA user_version = 999")
@@ -310,8 +311,8 @@ class Refusing(ServerCase):
         self.assertIn("was made by a newer Pigeonpost (format 999", said)
 
 
-class Telling(ServerCase):
-    def test_show_tells_every_setting_and_where_it_is_from(self):
+class Output(ServerCase):
+    def test_show_prints_all_settings_with_their_origins(self):
         path = os.path.join(temp_folder(self), "my.toml")
         with open(path, "w", encoding="utf-8") as file:
             file.write('[server]\nname = "cellar"\n[store]\ncommit = 60\n')
@@ -326,38 +327,38 @@ class Telling(ServerCase):
         self.assertIn("[store] buffer = 20000  # default", lines)
         self.assertIn('[web] listen = ["0.0.0.0:8080"]  # default', lines)
 
-    def test_help_has_examples(self):
+    def test_help_contains_examples(self):
         status, _, text = self.told("--help")
         self.assertEqual(status, 0)
         self.assertIn("python3 server.py --demo", text)
         self.assertIn("python3 server.py --node basement@192.168.1.20", text)
         self.assertRegex(self.told("--version")[2], r"^pigeonpost \d+\.\d+")
 
-    def test_where_the_page_is(self):
+    def test_address_of_the_page_is_printed_with_a_key(self):
         server = Server(self, "--web", "127.0.0.1:0", "--web", "127.0.0.1:0")
         lines = [server.line(), server.line()]
         self.assertEqual(len(set(lines)), 2)
         for line in lines:
             self.assertRegex(line, r"^the page is at http://127\.0\.0\.1:\d+/\?key=\S{16,}$")
 
-    def test_with_a_password_it_has_no_key(self):
+    def test_address_has_no_key_if_a_password_is_set(self):
         data = temp_folder(self)
         Users(data).set_password("admin", "correct horse")
         self.assertRegex(Server(self, data=data).line(), r"^the page is at http://127\.0\.0\.1:\d+/$")
 
-    def test_a_page_for_the_network_has_a_key(self):
+    def test_addresses_for_the_network_have_a_key(self):
         server = Server(self, "--web", "0.0.0.0:0")
         self.assertTrue(server.page)
-        self.assertIn("nodes to collect from", server.logs("nodes to collect from"))
-        for line in server.said[1:]:  # there is one where this machine has a network
+        self.assertIn("collects from 0 nodes", server.logs("collects from 0 nodes"))
+        for line in server.said[1:]:  # a second line exists if this machine has a network
             self.assertRegex(
                 line, r"^the page is at http://[\d.]+:\d+/\?key=\S{16,} \(from another machine; the key .*\)$"
             )
 
 
 class Killed(ServerCase):
-    def test_after_kill_9_the_log_is_made_whole(self):
-        """Also when that has torn its last row, or the disk has lost the last few."""
+    def test_csv_log_is_completed_after_kill_9(self):
+        """This includes an incomplete last row, and last rows that the disk has lost."""
         node = Node(self, "--every", "0.02")
         data = temp_folder(self)
         logs, others = os.path.join(data, "logs"), set()
@@ -365,7 +366,7 @@ class Killed(ServerCase):
             server = Server(self, "--node", node.at, data=data)
             self.assertTrue(server.page)
 
-            def own_log(others=frozenset(others)):  # once it has more rows than are cut off
+            def own_log(others=frozenset(others)):  # once it has more rows than the test cuts off
                 for name in set(logs_in(logs)) - others:
                     path = os.path.join(logs, name)
                     if os.path.getsize(path) > 500:
@@ -384,9 +385,9 @@ class Killed(ServerCase):
         self.assertEqual(last.wait(), 0, last.logged)
         self.assertEqual(len(rows(data)), 2 * stored(data))
         status, said, _ = control_here("--data", data, "verify")
-        self.assertEqual((status, said), (0, f"{stored(data)} samples of 1 nodes: all there, each once\n"))
+        self.assertEqual((status, said), (0, f"{stored(data)} samples of 1 node: none missing, none stored twice\n"))
 
-    def test_a_reader_sees_whole_rows_meanwhile(self):
+    def test_reader_sees_only_complete_rows(self):
         node = Node(self, "--every", "0.01")
         server = Server(self, "--node", node.at)
         wrong, ended = [], threading.Event()

@@ -1,4 +1,4 @@
-"""The two default files are the whole manual of the settings: every key, with the default that is in force."""
+"""Tests of the settings: the default files and the documentation contain every key with its default."""
 
 import argparse
 import tomllib
@@ -31,18 +31,18 @@ class DefaultFiles(unittest.TestCase):
             )
             self.assertEqual(parsed, usual, f"{name}: [{setting.table}] {setting.key}")
 
-    def test_node(self):
+    def test_node_defaults_match_the_default_file(self):
         self.compare("node.default.toml", NODE, ("sensor",))
 
-    def test_server(self):
+    def test_server_defaults_match_the_default_file(self):
         self.compare("server.default.toml", SERVER)
 
-    def test_files_load_as_they_stand(self):
+    def test_default_files_can_be_loaded(self):
         for name, settings, arrays in (("node.default.toml", NODE, ("sensor",)), ("server.default.toml", SERVER, ())):
             loaded = load(settings, argparse.Namespace(config=str(ROOT / name)), "", arrays, environment={})
             self.assertEqual(loaded.origin(settings[0].table, settings[0].key), str(ROOT / name))
 
-    def test_sensor_blocks_are_what_a_node_reads_without_any(self):
+    def test_sensor_tables_of_the_default_file_match_the_default_sources(self):
         import node
 
         adc_table, machine_table = tomllib.loads((ROOT / "node.default.toml").read_text())["sensor"]
@@ -55,29 +55,29 @@ class DefaultFiles(unittest.TestCase):
 
 
 class Variables(unittest.TestCase):
-    def test_those_of_either_program_and_of_the_tests_are_known(self):
+    def test_variables_of_both_programs_and_of_the_tests_are_known(self):
         known = [setting.variable for setting in (*NODE, *SERVER)]
         others = ["PIGEONPOST_NODE_TOML", "PIGEONPOST_SERVER_TOML", "PIGEONPOST_TEST_LONG", "PIGEONPOST_PI_ID", "TZ"]
         self.assertEqual(unknown_variables(dict.fromkeys([*known, *others], "x")), [])
 
-    def test_an_unknown_one_is_named_with_the_nearest_and_without_its_value(self):
+    def test_unknown_variable_is_reported_with_the_nearest_name_and_without_its_value(self):
         said = unknown_variables({"PIGEONPOST_NODE_TOKN": "sesame", "PIGEONPOST_FOO": "", "PIGEONPOST_": ""})
         self.assertEqual(said, [
-            "unknown variable 'PIGEONPOST_' has no effect; docs/settings.md has all of them",
-            "unknown variable 'PIGEONPOST_FOO' has no effect; docs/settings.md has all of them",
+            "unknown variable 'PIGEONPOST_' has no effect; docs/settings.md lists all variables",
+            "unknown variable 'PIGEONPOST_FOO' has no effect; docs/settings.md lists all variables",
             "unknown variable 'PIGEONPOST_NODE_TOKN' has no effect; did you mean PIGEONPOST_NODE_TOKEN?",
         ])  # fmt: skip
 
 
-class OfTheOtherProgram(unittest.TestCase):
-    """Tables in the wrong one of the two files."""
+class TablesOfTheOtherProgram(unittest.TestCase):
+    """Tables in the settings file of the other program."""
 
     def refused(self, loader, name, text):
         with self.assertRaises(SettingsError) as caught:
             loader(argparse.Namespace(config=None), {f"PIGEONPOST_{name}_TOML": text}, ())
         return str(caught.exception)
 
-    def test_they_are_named_with_their_file_and_line(self):
+    def test_table_of_the_other_program_is_reported_with_file_and_line(self):
         for text in ("\n[web]\n", "\n[[alert]]\n", "\n[server]\nnodes = []", "\nserver.name = 'x'"):
             table = "[[alert]]" if "alert" in text else "[web]" if "web" in text else "[server]"
             self.assertEqual(
@@ -91,7 +91,7 @@ class OfTheOtherProgram(unittest.TestCase):
                 f"PIGEONPOST_SERVER_TOML, line 1: {table} belongs in node.toml",
             )
 
-    def test_tables_of_both_are_of_both(self):
+    def test_tables_common_to_both_programs_are_accepted_by_both(self):
         both = "[log]\nlevel = 'debug'\n[mqtt]\nport = 1\n[bus]\nttl = 3\n"
         for loader, name in ((load_node, "NODE"), (load_server, "SERVER")):
             loaded = loader(argparse.Namespace(config=None), {f"PIGEONPOST_{name}_TOML": both}, ())
@@ -99,7 +99,7 @@ class OfTheOtherProgram(unittest.TestCase):
 
 
 class Addresses(unittest.TestCase):
-    def test_a_node_of_the_server(self):
+    def test_node_addresses_are_parsed(self):
         for text, found in (
             ("basement@192.168.1.20", ("basement", ("192.168.1.20", 5003))),
             ("10.0.0.5:5004", ("", ("10.0.0.5", 5004))),
@@ -109,13 +109,13 @@ class Addresses(unittest.TestCase):
             environment = {"PIGEONPOST_SERVER_NODES": text}
             self.assertEqual(load_server(argparse.Namespace(config=None), environment, ())["server", "nodes"], [found])
 
-    def test_what_is_wrong_is_named(self):
+    def test_invalid_node_address_is_reported(self):
         place = "takes HOST:PORT, as in 192.168.1.20:5003 or [::]:5003"
         for text, words in (
-            ("a@http://10.0.0.5", f"{place} (without http://) behind a@"),
-            ("a@fe80::1", f"{place} (with its network interface: [fe80::1%eth0]:5003) behind a@"),
-            ("a@10.0.0.5:99999", f"{place} (the port is a number from 0 to 65535) behind a@"),
-            ("a@", f"{place} (the host is missing) behind a@"),
+            ("a@http://10.0.0.5", f"{place} (without http://) after a@"),
+            ("a@fe80::1", f"{place} (with its network interface: [fe80::1%eth0]:5003) after a@"),
+            ("a@10.0.0.5:99999", f"{place} (the port must be a number from 0 to 65535) after a@"),
+            ("a@", f"{place} (the host is missing) after a@"),
             ("my pi", "takes HOST:PORT without spaces and control characters, as in 192.168.1.20:5003"),
             ("@10.0.0.5", "takes NAME@HOST:PORT with a name before the @, or HOST:PORT without @"),
         ):
@@ -125,7 +125,7 @@ class Addresses(unittest.TestCase):
 
 
 class SettingsInDocs(unittest.TestCase):
-    def test_every_setting_and_option_is_in_the_manual(self):
+    def test_every_setting_and_option_is_documented(self):
         manual = (ROOT / "docs" / "settings.md").read_text()
         for setting in (*NODE, *SERVER):
             self.assertIn(f"`[{setting.table}] {setting.key}`", manual)

@@ -1,1 +1,1 @@
-"""The server: ingest of samples, state of the nodes, quality checks, events, backups."""
+"""Server: ingest of samples, state of the nodes, quality checks, events, backups."""

@@ -1,17 +1,18 @@
-"""Backup of a server's data: made while it runs, verified, and unpacked.
+"""Backup of a server's data: creation while the server is running, verification, and extraction.
 
 Errors: BadBackup, with the fault of a file; OSError and sqlite3.Error of the disk.
 
-Two forms: a `.sqlite3` file is the database alone; any other is a tar file:
+There are two forms. A `.sqlite3` file is a copy of the database. Any other file is a tar archive with these members:
 
-    pigeonpost.sqlite3              the database as it was at one moment
-    logs/, files/                   the CSV logs as far as that database knows them; files that Pis uploaded
-    tokens.json, users.json, ...    tokens of nodes, users of the page: so only its owner may read the file
-    SHA256SUMS                      of all these, in the format of `sha256sum -c`
+    pigeonpost.sqlite3              a snapshot of the database
+    logs/                           the CSV logs, up to the position that this database records
+    files/                          files that Pis uploaded
+    tokens.json, users.json, ...    secrets of nodes and users: only the owner may read the archive
+    SHA256SUMS                      checksums of all other members, in the format of `sha256sum -c`
 
-The database is read over a connection that cannot write, so it never checkpoints either (see storage.sqlite.store). It
-sees one moment until the end, so a server that commits meanwhile does not make it start again; its WAL grows by those
-commits until then.
+The database is read through a connection that cannot write, so it never runs a checkpoint (see storage.sqlite.store).
+It reads one snapshot, so commits of the server do not restart the copy. The WAL grows by these commits until the copy
+is complete.
 """
 
 from __future__ import annotations
@@ -44,68 +45,82 @@ from pigeonpost.server.tar_reader import BadArchive, Content, Member, read_membe
 from pigeonpost.storage.csv.checksums import read_sums, sums_text
 from pigeonpost.storage.models import LogMark
 from pigeonpost.storage.sqlite import queries
-from pigeonpost.storage.sqlite.integrity import damage_text, is_damage, refuse_foreign_wal
+from pigeonpost.storage.sqlite.integrity import damage_text, refuse_foreign_wal, reported_damage
 from pigeonpost.storage.sqlite.schema import VERSION
 from pigeonpost.storage.sqlite.store import SqliteStore
 
-KEPT = (TOKENS, USERS, API_TOKENS, SAVED_CHARTS, PREFERENCES, PI_IDS)  # small files, beside the database
-_NO = r"/\0\n\\\ud800-\udfff"  # in no name; surrogates: bytes that are not UTF-8
-_MEMBER = re.compile(rf"(?:{LOGS}|{FILES})/[^.{_NO}][^{_NO}]{{0,250}}|{'|'.join(map(re.escape, KEPT))}").fullmatch
+KEPT = (TOKENS, USERS, API_TOKENS, SAVED_CHARTS, PREFERENCES, PI_IDS)  # small files in the data folder
+_INVALID = r"/\0\n\\\ud800-\udfff"  # characters that no name contains; surrogates represent bytes that are not UTF-8
+_MEMBER = re.compile(
+    rf"(?:{LOGS}|{FILES})/[^.{_INVALID}][^{_INVALID}]{{0,250}}|{'|'.join(map(re.escape, KEPT))}"
+).fullmatch
 _PAGES_AT_ONCE = 1024
 _BLOCK_BYTES = 1 << 20
-_SUMS_BYTES = 64 << 20  # of a manifest at most: half a million files
+_SUMS_BYTES = 64 << 20  # maximum size of SHA256SUMS: half a million files
 
-Progress = Callable[[str, int, int], None]  # of what, how many of how many
+Progress = Callable[[str, int, int], None]  # arguments: the stage, the amount done, and the total amount
 
 
 class BadBackup(PigeonpostError, ValueError):
-    """A file that is no backup of ours, or is damaged."""
+    """File that is damaged or is not a backup of Pigeonpost."""
 
 
 # ------------------------------------------------------------------------------------------------- the database
 
 
 def copy_database(source: str, target: str, progress: Progress) -> None:
-    """Copy a database as it is now, also while a server writes to it, and sync the copy."""
+    """Copy a snapshot of a database, which a server may be writing to, and sync the copy.
+
+    Args:
+        source: Path of the database.
+        target: Path of the copy.
+        progress: Called with the number of copied pages.
+
+    Raises:
+        StoreDamaged: The database is damaged.
+    """
     with (
         _source_faults(source),
         contextlib.closing(open_to_read(source)) as old,
         contextlib.closing(sqlite3.connect(target)) as new,
     ):
         old.execute("BEGIN")
-        old.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # from here on it sees this moment
-        # The copy is used only when it is finished: it needs no journal meanwhile, and is synced at the end.
+        old.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # the snapshot begins here
+        # The copy is used only after it is complete. So it needs no journal, and one sync at the end is enough.
         new.execute("PRAGMA synchronous = OFF")
         old.backup(
             new,
             pages=_PAGES_AT_ONCE,
             progress=lambda _, left, total: progress("database", total - left, total),
         )
-        # A file by itself, which any program reads, also from where nothing can be written. The server undoes it.
+        # Without WAL the copy is one file, which can be read from a read-only medium. The server enables WAL again.
         new.execute("PRAGMA journal_mode = DELETE")
     _sync(target)
 
 
 @contextlib.contextmanager
 def _source_faults(source: str) -> Iterator[None]:
-    """Name the database that is copied where it is damaged."""
+    """Return a context in which an error that shows damage is raised as StoreDamaged, with the path of the database."""
     try:
         if os.path.getsize(source) == 0:
             raise StoreDamaged(damage_text(os.path.dirname(source), "it has 0 bytes"))
         yield
     except sqlite3.Error as error:
-        if found := is_damage(error):
+        if found := reported_damage(error):
             raise StoreDamaged(damage_text(os.path.dirname(source), found.text)) from error
         raise
 
 
 def open_to_read(path: str) -> sqlite3.Connection:
-    """A connection that cannot write."""
+    """Return a connection to the database `path` that cannot write."""
     return sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, isolation_level=None)
 
 
 def fold_in_wal(path: str) -> None:
-    """Make a database that nobody uses one file, as far as that is possible: of a damaged one all stays as it is."""
+    """Merge the WAL of the database `path` into its file. No other process may use the database.
+
+    A damaged database and its WAL are not changed.
+    """
     if os.path.exists(path) and os.path.getsize(path):  # SQLite deletes the WAL of an empty file
         with contextlib.suppress(sqlite3.Error, StoreDamaged):
             refuse_foreign_wal(os.path.dirname(path))
@@ -114,16 +129,16 @@ def fold_in_wal(path: str) -> None:
 
 
 def version_of(folder: str) -> int:
-    """The format of the database in `folder`; 0: it is none of ours."""
+    """Return the format of the database in `folder`; 0 if it is not a database of Pigeonpost."""
     with contextlib.closing(open_to_read(os.path.join(folder, DATABASE))) as db:
         version: int = db.execute("PRAGMA user_version").fetchone()[0]
         return version
 
 
 def faults_of(folder: str) -> Iterator[str]:
-    """Look at everything in the database of `folder`; a line for each fault. Nothing is changed.
+    """Check the database in `folder` without changing it. Yield one line per fault.
 
-    Of an older format, which the server's next start brings up to date, only what SQLite itself can say.
+    For a database of an older format, which the server converts at its next start, only SQLite's own check is made.
     """
     if version_of(folder) == 0:
         yield "it has no tables of Pigeonpost"
@@ -136,7 +151,7 @@ def faults_of(folder: str) -> Iterator[str]:
 
 
 def log_mark(folder: str) -> LogMark | None:
-    """How far the last log is written, as the database of `folder`, which may be an older one, knows it."""
+    """Return the position of the last CSV log that is recorded in the database in `folder`, also in an older format."""
     with contextlib.closing(open_to_read(os.path.join(folder, DATABASE))) as db:
         return queries.log_mark(db)
 
@@ -145,7 +160,13 @@ def log_mark(folder: str) -> LogMark | None:
 
 
 class Entry(NamedTuple):
-    """One file for the tar: its name there, and how many bytes of it (-1: all)."""
+    """File to add to the archive.
+
+    Attributes:
+        name: Name in the archive.
+        path: Path of the file.
+        size: Number of bytes to add, from the beginning; -1 for all bytes.
+    """
 
     name: str
     path: str
@@ -153,10 +174,15 @@ class Entry(NamedTuple):
 
 
 def pack(data: str, copy: str, logs: list[str], archive: str, progress: Progress) -> None:
-    """Write `archive` from a copy of the database, and the other files in `data`.
+    """Write an archive from a copy of the database and from the other files in the data folder.
 
-    copy  the folder of the copy
-    logs  those that there were before the copy was made: one that has begun since has nothing that the copy knows of
+    Args:
+        data: The data folder.
+        copy: Folder that contains the copy of the database.
+        logs: Names of the CSV logs that existed before the database was copied. Later logs may contain samples that the
+            copy lacks.
+        archive: Path of the archive.
+        progress: Called with the number of bytes written.
     """
     mark = log_mark(copy)
     entries = [entry for entry in _entries(data, copy, logs, mark) if entry.name == DATABASE or _MEMBER(entry.name)]
@@ -172,7 +198,7 @@ def pack(data: str, copy: str, logs: list[str], archive: str, progress: Progress
         closed = {
             name: checksum
             for name, checksum in read_sums(os.path.join(data, LOGS)).items()
-            # The last log may have been closed since, and got more before that.
+            # The last log may have grown and been closed after the database was copied.
             if found.get(f"{LOGS}/{name}", "")
             and (found[f"{LOGS}/{name}"] == checksum or not mark or name != mark.name)
         }
@@ -185,7 +211,7 @@ def _entries(data: str, copy: str, logs: list[str], mark: LogMark | None) -> Ite
     yield Entry(DATABASE, os.path.join(copy, DATABASE))
     for name in sorted({*logs, mark.name} if mark and mark.name else logs):
         path = os.path.join(data, LOGS, name)
-        # What the last log has beyond the copy's mark the copy owes it: the next start writes it there.
+        # The last log is only added up to the position in the copy. After a restore the next start writes the rest.
         if os.path.exists(path):
             yield Entry(f"{LOGS}/{name}", path, mark.size if mark and mark.name == name else -1)
     for name in KEPT:
@@ -201,11 +227,11 @@ def _size_of(entry: Entry) -> int:
     try:
         return os.stat(entry.path).st_size
     except FileNotFoundError:
-        return 0  # it has just gone, as a dropped file may
+        return 0  # it was deleted just now, which may happen to an uploaded file
 
 
-class _Summed:
-    """A file that is hashed while the tar reads it."""
+class _HashingReader:
+    """File that is hashed while it is read."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -218,25 +244,25 @@ class _Summed:
 
 
 def _add(tar: tarfile.TarFile, entry: Entry) -> str:
-    """Add a file; its SHA-256, empty when it has just gone."""
+    """Add a file, and return its SHA-256; an empty string if the file was deleted just now."""
     try:
         fd = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return ""
     with os.fdopen(fd, "rb") as file:
         status = os.fstat(fd)
-        about = tarfile.TarInfo(entry.name)
-        about.size = status.st_size if entry.size < 0 else min(entry.size, status.st_size)
-        about.mtime, about.mode = int(status.st_mtime), status.st_mode & 0o777
-        summed = _Summed(file)
-        tar.addfile(about, summed)  # type: ignore[arg-type]  # read is all it needs
-    return summed.sum.hexdigest()
+        info = tarfile.TarInfo(entry.name)
+        info.size = status.st_size if entry.size < 0 else min(entry.size, status.st_size)
+        info.mtime, info.mode = int(status.st_mtime), status.st_mode & 0o777
+        reader = _HashingReader(file)
+        tar.addfile(info, reader)  # type: ignore[arg-type]  # only `read` is called
+    return reader.sum.hexdigest()
 
 
 def _add_text(tar: tarfile.TarFile, name: str, text: bytes) -> str:
-    about = tarfile.TarInfo(name)
-    about.size, about.mode = len(text), 0o644
-    tar.addfile(about, io.BytesIO(text))
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(text), 0o644
+    tar.addfile(info, io.BytesIO(text))
     return hashlib.sha256(text).hexdigest()
 
 
@@ -244,20 +270,28 @@ def _add_text(tar: tarfile.TarFile, name: str, text: bytes) -> str:
 
 
 def is_database(path: str) -> bool:
-    """Whether a file is an SQLite database, by its first bytes; else it should be a tar file."""
+    """Return True if the file `path` begins like an SQLite database."""
     with open(path, "rb") as file:
         return file.read(16) == b"SQLite format 3\0"
 
 
 def unpack(archive: str, folder: str | None, progress: Progress) -> list[str]:
-    """Compare a tar archive with its manifest and, given a `folder`, extract its files there, durably.
+    """Compare a tar archive with its checksums and, if `folder` is not None, extract its files there.
 
-    archive   path of a regular file; untrusted input
-    folder    an empty folder that nobody else writes to, or None; nothing outside of it is touched
-    progress  called as each file begins
-    Returns the sorted names of all files but the manifest. Raises BadBackup for an archive that is damaged, is not as
-    it was when it was made, or has anything that `pack` does not write; OSError of the disk. What was extracted until
-    then stays in `folder`.
+    After an error, the files that were already extracted remain in the folder.
+
+    Args:
+        archive: Path of a regular file, which is untrusted input.
+        folder: Empty folder that no one else writes to, or None to extract nothing. Nothing outside of the folder is
+            changed. The files are synced to the disk.
+        progress: Called at the beginning of each file, with the position in the archive.
+
+    Returns:
+        The sorted names of all members except the checksums.
+
+    Raises:
+        BadBackup: The archive is damaged, was changed, or contains something that `pack` does not write.
+        OSError: A file cannot be read or written.
     """
     found: dict[str, str] = {}
     expected: dict[str, str] | None = None
@@ -272,32 +306,30 @@ def unpack(archive: str, folder: str | None, progress: Progress) -> list[str]:
                 elif expected is None:
                     expected = _read_manifest(archive, member)
                 else:
-                    raise BadBackup(f"{archive}: has {LOG_CHECKSUMS} twice")
+                    raise BadBackup(f"{archive}: contains {LOG_CHECKSUMS} twice")
         except BadArchive as error:
             raise BadBackup(str(error)) from error
     if expected is None:
-        raise BadBackup(f"{archive}: has no {LOG_CHECKSUMS}: it is no backup, or its end is missing")
+        raise BadBackup(f"{archive}: contains no {LOG_CHECKSUMS}: it is not a backup, or its end is missing")
     for name in sorted({*expected, *found}):
         if expected.get(name) != found.get(name):
-            raise BadBackup(f"{archive}: {name!r:.100} is not what it was when the backup was made")
+            raise BadBackup(f"{archive}: {name!r:.100} has changed since the backup was made")
     if DATABASE not in found:
-        raise BadBackup(f"{archive}: there is no database in it")
+        raise BadBackup(f"{archive}: contains no database")
     return sorted(found)
 
 
 def _check_name(archive: str, name: str, found: Container[str]) -> None:
     if not (_MEMBER(name) or name in (DATABASE, LOG_CHECKSUMS)):
-        raise BadBackup(f"{archive}: has {name!r:.100}, which is no part of a backup")
+        raise BadBackup(f"{archive}: contains {name!r:.100}, which does not belong in a backup")
     if name in found:
-        raise BadBackup(f"{archive}: has {name!r:.100} twice")
+        raise BadBackup(f"{archive}: contains {name!r:.100} twice")
 
 
 def _read_manifest(archive: str, member: Member) -> dict[str, str]:
-    """Returns the SHA-256 of each file, by its name."""
+    """Return the SHA-256 of each file, by name."""
     if member.size > _SUMS_BYTES:
-        raise BadBackup(
-            f"{archive}: its {LOG_CHECKSUMS} has {member.size:,} bytes, and at most {_SUMS_BYTES:,} are read"
-        )
+        raise BadBackup(f"{archive}: its {LOG_CHECKSUMS} has {member.size:,} bytes, which is more than {_SUMS_BYTES:,}")
     lines = b"".join(_blocks(member.source)).decode(errors="replace").split("\n")
     return {name: checksum for checksum, _, name in (line.partition("  ") for line in lines if line)}
 
@@ -309,11 +341,11 @@ def _blocks(source: Content) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def _new_files(folder: str | None) -> Iterator[Callable[[str], int] | None]:
-    """A function that makes a new file in `folder`, or in a new folder directly below it; None without a folder.
+    """Yield a function that creates a file in `folder`, or in a new folder directly below it; None without a folder.
 
-    It takes the file's name, returns a descriptor to write to, and raises OSError. Everything is opened relative to its
-    folder's descriptor and must not exist, so that no symbolic link is followed and nothing is overwritten, also where
-    somebody else can write to the folder. The directory entries are durable when the block has ended.
+    The function accepts the name of the file, returns a file descriptor for writing, and raises OSError. Each file is
+    opened relative to the descriptor of its folder and must not exist. So no symbolic link is followed and nothing is
+    overwritten, even if others can write to the folder. The directory entries are durable at the end of the block.
     """
     if folder is None:
         yield None
@@ -347,7 +379,7 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def _extract(member: Member, create: Callable[[str], int] | None) -> str:
-    """Write a file, unless `create` is None, and have it on the disk. Returns its SHA-256."""
+    """Write and sync a file, unless `create` is None, and return its SHA-256."""
     total = hashlib.sha256()
     if create is None:
         for block in _blocks(member.source):
@@ -359,7 +391,7 @@ def _extract(member: Member, create: Callable[[str], int] | None) -> str:
             file.write(block)
         file.flush()
         os.fsync(file.fileno())
-        with contextlib.suppress(OverflowError, ValueError):  # what is no time at all is not worth a refusal
+        with contextlib.suppress(OverflowError, ValueError):  # an invalid time is ignored
             os.utime(file.fileno(), (member.mtime, member.mtime))
     return total.hexdigest()
 

@@ -1,7 +1,8 @@
-"""A backup in one file: made beside a running server, checked, and only then put in its place.
+"""Backup in one file, made while the server is running.
 
-Errors: BadBackup for a database that is damaged; StoreDamaged, DiskError, OSError and sqlite3.Error of the disk. A file
-that was there before is then unchanged.
+The file is made and checked in a temporary folder. Only then is it renamed to its final path.
+Errors: BadBackup or StoreDamaged for a damaged database; DiskError, OSError and sqlite3.Error of the disk. An existing
+file is then unchanged.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 
 from pigeonpost.core.data_folder import DATABASE, LOGS
 from pigeonpost.core.files import sync_folder
+from pigeonpost.core.format import counted
 from pigeonpost.server import backup
 from pigeonpost.server.work_folder import work_folder
 from pigeonpost.storage.contract import Store
@@ -20,45 +22,54 @@ from pigeonpost.storage.sqlite.store import SqliteStore
 
 
 def make_backup_file(data: str, target: str, staging: str, progress: backup.Progress) -> str:
-    """Make `target` from the data folder `data`: of everything, or of the database alone where it ends in .sqlite3.
+    """Make a backup of a data folder, and check it.
 
-    staging   name of a folder to work in, beside the file
-    progress  called as it goes on; what it raises ends the work
-    Returns what is in it, in a line. Raises BadBackup with a line for each fault, and one more.
+    Args:
+        data: The data folder.
+        target: Path of the backup. If it ends in .sqlite3, the backup is a copy of the database only.
+        staging: Name of a temporary folder next to `target`.
+        progress: Called repeatedly. An exception that it raises cancels the backup.
+
+    Returns:
+        A description of the content of the backup, in one line.
+
+    Raises:
+        BadBackup: The database is damaged. The text has one line per fault, and a last line with the consequence.
     """
     with work_folder(os.path.dirname(target), staging) as folder:
-        logs = logs_in(os.path.join(data, LOGS))  # before the database: it knows of all of these
-        made = os.path.join(folder, DATABASE)
-        backup.copy_database(os.path.join(data, DATABASE), made, progress)
+        logs = logs_in(os.path.join(data, LOGS))  # before the copy: a later log may have samples that the copy lacks
+        result = os.path.join(folder, DATABASE)
+        backup.copy_database(os.path.join(data, DATABASE), result, progress)
         if faults := list(backup.faults_of(folder)):
             raise backup.BadBackup("\n".join([*faults, "the database is damaged: no backup was made"]))
-        about = contents_of(folder)
+        description = contents_of(folder)
         if not target.endswith(".sqlite3"):
             archive = os.path.join(folder, "made.tar")
             backup.pack(data, folder, logs, archive, progress)
             backup.unpack(archive, None, progress)
-            made = archive
-        os.rename(made, target)
+            result = archive
+        os.rename(result, target)
         sync_folder(target)
-    return about
+    return description
 
 
 def contents_of(folder: str) -> str:
-    """Return what the database in `folder`, which was found sound, holds, in a line."""
+    """Return a one-line description of the content of the database in `folder`, which has passed the check."""
     if backup.version_of(folder) < VERSION:
-        return "of an older version, which the server's start brings up to date; sound as SQLite sees it"
+        return "from an older version, which the server converts at its start; SQLite found no damage"
     with contextlib.closing(SqliteStore(folder, look_only=True)) as store:
         return contents_text(store)
 
 
 def contents_text(store: Store) -> str:
-    """Return what a store that was found sound holds, in a line."""
+    """Return a one-line description of the content of `store`, which has passed the check."""
     nodes, gaps = store.nodes(), store.gaps(-1)
     expired = sum(node["forgotten"] for node in nodes)
-    text = f"{sum(node['samples'] for node in nodes) - expired} samples of {len(nodes)} nodes: all there, each once"
+    samples = sum(node["samples"] for node in nodes) - expired
+    text = f"{samples} samples of {counted(len(nodes), 'node')}: none missing, none stored twice"
     if expired:
-        text += f"; {expired} older ones were deleted as set"
+        text += f"; {expired} expired samples were deleted"
     if gaps:
         missing = sum(gap["to"] - gap["from"] + 1 + gap["before"] for gap in gaps)
-        text += f"; {missing} more are noted as missing, in {len(gaps)} gaps"
+        text += f"; {missing} more samples were lost, in {counted(len(gaps), 'recorded gap')}"
     return text

@@ -1,6 +1,7 @@
-"""Plan of a commit: what is new in the waiting batches, which acknowledgements are due, which batches are rejected.
+"""Plan of a commit: the new samples and gaps in the queued batches, the acknowledgements and the rejections.
 
-No I/O but that of `admitted`, no clock, no thread.
+The calculation is separate from the Ingestor so that it can be tested alone. It uses no clock and no thread, and no I/O
+except in `admitted`.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ from pigeonpost.core.errors import BeyondLimit, Unexpected, WireError, detach
 from pigeonpost.storage.models import NOTHING, EpochCommit, HighWaterMark
 from protocol import Batch, Gap
 
-# Takes a batch, the number of its samples that are stored already, and whether its epoch is new; returns what is to be
-# stored of it, and the units. Raises BeyondLimit.
+# Function that applies the limits. Its arguments are a batch, the number of its samples that are stored already, and
+# True if its epoch is new. It returns the batches to store and the units, or raises BeyondLimit.
 Admitted = Callable[[Batch, int, bool], tuple[Sequence[Batch], Mapping[str, str]]]
 
 
 class CommitPlan(NamedTuple):
-    """The result of plan_commit.
+    """Result of `plan_commit`.
 
-    epoch_commits     what is new, one for each epoch
-    acknowledgements  Batch.on_committed and epoch, to the sequence number up to which the epoch is durable then
-    rejections        batches that would leave a hole, or pass a limit
+    Attributes:
+        epoch_commits: New samples and gaps, one object per epoch.
+        acknowledgements: Sequence number up to which an epoch is durable after the commit, by (Batch.on_committed,
+            epoch).
+        rejections: Batches that would leave a hole or exceed a limit, each with its error.
     """
 
     epoch_commits: Sequence[EpochCommit]
@@ -31,7 +34,7 @@ class CommitPlan(NamedTuple):
 
 
 def outbox_of(batch: Batch) -> tuple[str, str]:
-    """Return the node and its outbox."""
+    """Return the pair (node, outbox) of `batch`."""
     return batch.node, batch.outbox
 
 
@@ -41,11 +44,16 @@ def plan_commit(
     tops: Mapping[tuple[str, str], int],
     admitted: Admitted,
 ) -> CommitPlan:
-    """Compare `batches`, in their order, with what is stored.
+    """Compare batches with the stored high-water marks, and return the plan of their commit.
 
-    marks     node and epoch, to what is stored of it
-    tops      node and outbox, to its highest running number stored; for outboxes with a gap that counts earlier epochs
-    admitted  what the limits leave of a batch: NodeLimits.admitted
+    A repeated batch is acknowledged but not stored again: the node may not have received the first acknowledgement.
+
+    Args:
+        batches: The batches, in order.
+        marks: Stored high-water marks, by (node, epoch).
+        tops: Highest stored running number (see Store.marks), by (node, outbox). It is needed for each outbox that has
+            a gap which counts samples of earlier epochs.
+        admitted: Function that applies the limits: NodeLimits.admitted.
     """
     epoch_commits: dict[tuple[str, str], EpochCommit] = {}
     acknowledgements: dict[tuple[Callable[[str, int], Any], str], int] = {}
@@ -63,11 +71,9 @@ def plan_commit(
             rejections.append((batch, error))
             continue
         if batch.gap is not None and batch.gap.before:
-            of_outbox = [
-                other.top for other in epoch_commits.values() if (other.node, other.outbox) == outbox_of(batch)
-            ]
+            new_tops = [other.top for other in epoch_commits.values() if (other.node, other.outbox) == outbox_of(batch)]
             is_known = key in marks or bool(epoch_commit.items)
-            batch = _without_counted(batch, batch.gap, max(tops[outbox_of(batch)], *of_outbox), is_known)
+            batch = _without_counted(batch, batch.gap, max(tops[outbox_of(batch)], *new_tops), is_known)
         if last > mark.seq or (batch.gap is not None and batch.gap.before):
             known = mark.seq + 1 - first
             try:
@@ -83,17 +89,19 @@ def plan_commit(
 
 
 def _numbered(batch: Batch, mark: HighWaterMark) -> Batch:
-    """Number the samples of a client that sends no sequence numbers."""
+    """Assign the next sequence numbers to the samples of a client that sends none."""
     if batch.samples is None or batch.samples.seq:
         return batch
     return batch._replace(samples=batch.samples.numbered(mark.seq + 1))
 
 
 def _without_counted(batch: Batch, gap: Gap, top: int, is_known: bool) -> Batch:
-    """Reduce the samples of earlier epochs in a gap to those that are not accounted for: numbers above `top`.
+    """Reduce the number of samples of earlier epochs in a gap to those with running numbers above `top`.
 
-    The node counts from what was durable when the session began. Since then more may have been stored, or the same gap.
-    Where numbers are not sent, earlier epochs are counted with the first item of an epoch only (`is_known`: it came).
+    The node counts the missing samples from the state at the start of the session. Since then, more samples or the same
+    gap may have been stored. If the node sends no running numbers, samples of earlier epochs are counted only with the
+    first item of an epoch.
+    `is_known` is True if the store or this commit contains an item of the epoch.
     """
     left = (0 if is_known else gap.before) if batch.base is None else max(0, batch.base - top)
     return batch._replace(gap=gap._replace(before=min(gap.before, left)))

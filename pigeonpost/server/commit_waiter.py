@@ -1,8 +1,8 @@
-"""Submits batches to the ingestor and waits until they are committed, rejected or cancelled.
+"""Waiter that submits batches to the ingestor and waits until they are committed, rejected or cancelled.
 
-Threads: one thread submits and waits; the ingestor's writer thread answers. `_answered` guards the batches without an
-  answer and the error; it is held to add, to remove and to look, never while the ingestor is called.
-Errors: WireError, with which the ingestor rejected a batch.
+One thread submits and waits. The ingestor's writer thread calls the callbacks. `_answered` guards the batches without
+an answer and the error. It is held while these are changed or read, and never while the ingestor is called.
+Errors: the WireError with which the ingestor rejected a batch.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
     from pigeonpost.server.ingest import Ingestor
 
-_RETRY_CANCEL_S = 0.1  # a batch that is being stored cannot be cancelled: that ends soon, one way or the other
+_RETRY_CANCEL_S = 0.1  # a batch in the current commit cannot be cancelled, but this commit will soon succeed or fail
 
 
 class CommitWaiter:
-    """The batches that one client has submitted and waits for."""
+    """Batches that one client has submitted and waits for."""
 
     def __init__(self, ingestor: Ingestor, clock: Clock) -> None:
+        """Initialise a waiter without batches. `clock` is the clock of the `ingestor`."""
         self._ingestor = ingestor
         self._clock = clock
         self._answered = threading.Condition()
@@ -32,14 +33,20 @@ class CommitWaiter:
         self._error: WireError | None = None
 
     def store(self, batches: Iterable[Batch], limit_s: float, overtime_s: float | None = None) -> bool:
-        """Make `batches` durable. Returns False when that took longer than `limit_s`.
+        """Submit batches and wait until they are durable.
 
-        They are cancelled then; of several, one that is just being stored may still become durable.
+        Args:
+            batches: The batches.
+            limit_s: Time limit in seconds. After it, the remaining batches are cancelled. Batches that are being
+                committed at that time cannot be cancelled, and may still become durable.
+            overtime_s: Additional time limit in seconds while no batch can be cancelled, because all of them are being
+                committed. After it, they may still become durable. None for no limit.
 
-        overtime_s  time that a batch may take in addition if it is just being stored at the limit: it cannot be
-                    cancelled then. When that is over, too, it may still be stored after the return. None: no limit
+        Returns:
+            True if all batches are durable.
 
-        Raises WireError when one is rejected.
+        Raises:
+            WireError: A batch was rejected.
         """
         give_up_s = self._clock.monotonic() + limit_s
         for batch in batches:
@@ -56,21 +63,25 @@ class CommitWaiter:
         return True
 
     def submit(self, batch: Batch, urgent: bool = False, limit_s: float | None = None) -> bool:
-        """Submit a batch with this waiter's callbacks. Returns False if it was not taken, as Ingestor.submit does."""
+        """Submit `batch` with this waiter's callbacks. Return False if it was not accepted.
+
+        `urgent` and `limit_s` are those of Ingestor.submit.
+        """
         with self._answered:
             stream = self._streams.setdefault((batch.node, batch.epoch), _Stream(self._answered))
             batch = batch._replace(on_committed=stream.on_committed, on_rejected=self._on_rejected)
             stream.waiting.append(batch)  # before it is submitted: the answer may come before `submit` returns
-        is_taken = self._ingestor.submit(batch, urgent=urgent, limit_s=limit_s)
-        if not is_taken:
+        is_accepted = self._ingestor.submit(batch, urgent=urgent, limit_s=limit_s)
+        if not is_accepted:
             with self._answered:
                 stream.remove(batch)
-        return is_taken
+        return is_accepted
 
     def wait(self, limit_s: float) -> bool:
-        """Wait for the answers to all that was submitted. Returns True if all came within `limit_s` seconds.
+        """Wait for the answers to all submitted batches. Return True if all arrived within `limit_s` seconds.
 
-        Raises the WireError with which a batch was rejected, without waiting for the others.
+        Raises:
+            WireError: A batch was rejected. The other batches are not waited for.
         """
         with self._answered:
             is_answered = self._answered.wait_for(self._is_answered, limit_s)
@@ -79,7 +90,7 @@ class CommitWaiter:
             return is_answered
 
     def cancel(self) -> bool:
-        """Cancel what is not answered, the last first. Returns True if something was not being stored, and so is."""
+        """Cancel the batches without an answer, the last one first. Return True if at least one was cancelled."""
         with self._answered:
             waiting = [(stream, batch) for stream in self._streams.values() for batch in stream.waiting]
         cancelled = [(stream, batch) for stream, batch in reversed(waiting) if self._ingestor.cancel(batch)]
@@ -89,7 +100,7 @@ class CommitWaiter:
         return bool(cancelled)
 
     def _take_error(self) -> WireError:
-        """Return the error, and keep nothing: as `detach` says, it would keep this waiter, and batches keep streams."""
+        """Return the error and remove all batches. Otherwise they would keep each other in memory: see `detach`."""
         for stream in self._streams.values():
             stream.waiting = []
         error, self._error = self._error, None
@@ -102,7 +113,7 @@ class CommitWaiter:
 
     def _on_rejected(self, error: WireError) -> None:
         with self._answered:
-            self._error = self._error or error  # what follows it is rejected as well, for another reason
+            self._error = self._error or error  # the rejection of later batches is a consequence of the first error
             self._answered.notify_all()
 
     def _left_s(self, give_up_s: float) -> float:
@@ -110,18 +121,18 @@ class CommitWaiter:
 
 
 class _Stream:
-    """The batches of one epoch that have no answer."""
+    """Batches of one epoch without an answer."""
 
     def __init__(self, answered: threading.Condition) -> None:
         self.waiting: list[Batch] = []
         self._answered = answered
 
     def remove(self, batch: Batch) -> None:
-        """Remove a batch that was not taken, or was cancelled. The caller holds `_answered`."""
+        """Remove a batch that was not accepted or was cancelled. The caller holds `_answered`."""
         self.waiting = [other for other in self.waiting if other is not batch]
 
     def on_committed(self, epoch: str, seq: int) -> None:
-        """Remove what is durable. A batch without numbers ends with sequence number 0: any answer is its own."""
+        """Remove durable batches. A batch without sequence numbers ends with 0, so any answer is its answer."""
         with self._answered:
             self.waiting = [batch for batch in self.waiting if batch.ends[1] > seq]
             self._answered.notify_all()

@@ -1,8 +1,9 @@
-"""Check of everything stored, in the background and in small pieces: the database, and the closed CSV logs.
+"""Background check of all stored data: the database and the closed CSV logs.
 
-One thread. It pauses after each piece so long that it takes at most SHARE_PERCENT of one core, and begins a new pass
-PASS_S after the last one. `checked_ms` and the present faults may be read by any thread.
-Errors: none; what is wrong is a fault in `Faults`, with the remedy.
+A separate thread checks in small steps. It pauses after each step, so that it uses at most SHARE_PERCENT of one core,
+and begins a new pass PASS_S seconds after the end of the last one. Any thread may read `checked_ms` and the present
+faults.
+Errors: none. Damage is recorded as a fault in `Faults`, with the remedy.
 """
 
 from __future__ import annotations
@@ -29,22 +30,29 @@ from pigeonpost.storage.sqlite.integrity import damage_text
 log = logging.getLogger(__name__)
 
 DATABASE_FAULT, LOGS_FAULT = "database", "logs"  # subjects in Faults
-LOST_FAULT = "lost rows"  # that the start found to be missing: until the next one, since no check finds them again
-SHARE_PERCENT = 2.0  # of one core, at most
-PASS_S = 21_600.0  # from the end of a pass to the next one: a day of a 2 GB database on a Pi has room for it
-LOOK_S = 60.0  # between two looks whether it is still the same database
-FIRST_S = 5.0  # after the start: connecting to the nodes comes first
-_MOST_TEXTS = 3  # faults that are told of one subject; `control.py verify` tells all
+LOST_FAULT = "lost rows"  # the start finds them; the fault remains until the next start, as no later check finds them
+SHARE_PERCENT = 2.0  # maximum share of one core
+PASS_S = 21_600.0  # pause between two passes; a pass of 2 GB on a Pi and the pause take less than a day
+LOOK_S = 60.0  # interval between two checks that the database file is still the same
+FIRST_S = 5.0  # delay after the start, in which connecting to the nodes has priority
+_MOST_TEXTS = 3  # faults that are shown for one subject; `control.py verify` prints all
 
-Pieces = Callable[[], Iterator[str]]  # yields after each piece of work: a fault, or ""
+Pieces = Callable[[], Iterator[str]]  # a check in steps, which yields a fault or an empty string after each step
 
 
 def open_despite_damage(settings: Settings, data: str, faults: Faults) -> Store:
-    """Open the store that the settings name. Of a damaged one what can be read is shown, and nothing is stored: the
-    nodes keep everything, and a person sees what is wrong. Ending would only have the supervisor start it again.
+    """Open the configured store, also if it is damaged, and return it.
+
+    A damaged store is opened so that the server can show the readable data and the damage. Nothing is stored in it, and
+    the nodes keep their samples. If the program ended instead, the supervisor would start it again and again.
+
+    Args:
+        settings: Settings of the server.
+        data: The data folder.
+        faults: Receives the damage.
     """
     store = _opened(settings, data)
-    if store.damage:  # SQLite takes a page for damaged also where the disk failed to read it: is it so again?
+    if store.damage:  # try again: SQLite also reports damage if the disk failed to read a page once
         store.close()
         store = _opened(settings, data)
     store.on_damage = functools.partial(faults.set, DATABASE_FAULT)
@@ -61,12 +69,20 @@ def _opened(settings: Settings, data: str) -> Store:
 
 
 def show_lost_rows(store: Store, csv: CsvLog, faults: Faults) -> None:
-    """Show what a start finds to be missing of what was stored."""
+    """Add a fault to `faults` for stored rows that the start found to be missing in `store` or in the log `csv`."""
     faults.add_check(lambda: faults.set(LOST_FAULT, store.found_at_start or csv.beyond_store))
 
 
 def make_check(data: str, store: Store, csv: CsvLog, faults: Faults, clock: Clock) -> DamageCheck:
-    """Make the check of a server's data folder."""
+    """Return the check of a server's data folder.
+
+    Args:
+        data: The data folder.
+        store: The store.
+        csv: CSV log of this run.
+        faults: Receives the damage.
+        clock: Clock of the server.
+    """
     control = f"python3 control.py --data {os.path.abspath(data)}"
 
     def logs() -> Iterator[str]:
@@ -77,18 +93,34 @@ def make_check(data: str, store: Store, csv: CsvLog, faults: Faults, clock: Cloc
 
 
 class DamageCheck:
-    """The thread that checks, and the time and cost of its last complete pass."""
+    """Thread that checks all stored data.
+
+    Attributes:
+        checked_ms: Time of the end of the last complete pass, in ms since 1970 (UTC); None if there is none in this
+            run.
+        took_s: Processor time of the last pass, in seconds.
+    """
 
     def __init__(
-        self, store: Store, logs: Pieces, faults: Faults, clock: Clock, words: Callable[[str], str] = lambda text: text
+        self,
+        store: Store,
+        logs: Pieces,
+        faults: Faults,
+        clock: Clock,
+        with_remedy: Callable[[str], str] = lambda text: text,
     ) -> None:
+        """Initialise the check without starting its thread.
+
+        Args:
+            store: The store.
+            logs: Function that checks the CSV logs.
+            faults: Receives the damage.
+            clock: Clock of the server.
+            with_remedy: Function that adds the remedy to a description of damaged rows in the database.
         """
-        logs   checks the CSV logs
-        words  what is said of faults in the rows of the database, with the remedy
-        """
-        self.checked_ms: int | None = None  # the end of the last complete pass; None: there was none in this run
-        self.took_s = 0.0  # of processor time
-        self._store, self._logs, self._faults, self._clock, self._words = store, logs, faults, clock, words
+        self.checked_ms: int | None = None
+        self.took_s = 0.0
+        self._store, self._logs, self._faults, self._clock, self._with_remedy = store, logs, faults, clock, with_remedy
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="damage check", daemon=True)
 
@@ -97,33 +129,33 @@ class DamageCheck:
         self._thread.start()
 
     def stop(self, limit_s: float) -> str | None:
-        """End after the present piece."""
+        """Stop after the present step. Return a message if that takes longer than `limit_s` seconds."""
         self._stopping.set()
         self._thread.join(limit_s)
-        return "still checking what is stored" if self._thread.is_alive() else None
+        return "still checking the stored data" if self._thread.is_alive() else None
 
     def run_pass(self) -> None:
-        """Check everything once, and set or clear the faults."""
+        """Check all stored data once, and set or clear the faults."""
         self.took_s = 0.0
-        is_whole = self._check(LOGS_FAULT, self._logs, lambda text: text)
+        is_complete = self._check(LOGS_FAULT, self._logs, lambda text: text)
         if not self._store.damage:
-            is_whole &= self._check(DATABASE_FAULT, self._store.check_pieces, self._words)
-        if is_whole:
+            is_complete &= self._check(DATABASE_FAULT, self._store.check_pieces, self._with_remedy)
+        if is_complete:
             self.checked_ms = self._clock.wall_ms()
 
-    def _check(self, subject: str, pieces: Pieces, words: Callable[[str], str]) -> bool:
-        """Check one subject. Returns True if it came to its end."""
+    def _check(self, subject: str, pieces: Pieces, with_remedy: Callable[[str], str]) -> bool:
+        """Check one subject. Return True if the check is complete."""
         found: list[str] = []
         try:
-            for text in self._slowly(pieces()):
+            for text in self._paced(pieces()):
                 if text and text not in found:
                     found.append(text)
-                    self._faults.set(subject, words(_short(found)))
+                    self._faults.set(subject, with_remedy(_short(found)))
         except (StoreDamaged, DiskError) as error:
             self._faults.set(subject, str(error))
-            return True  # that is the result
-        except OSError as error:  # NotStored; or too many open files, and the like
-            log.debug("the check waits: %s", error)
+            return True  # the damage is the result of the check
+        except OSError as error:  # NotStored, or for example too many open files
+            log.debug("the check is delayed: %s", error)
             return False
         if self._stopping.is_set():
             return False
@@ -131,7 +163,7 @@ class DamageCheck:
             self._faults.set(subject, "")
         return True
 
-    def _slowly(self, pieces: Iterator[str]) -> Iterator[str]:
+    def _paced(self, pieces: Iterator[str]) -> Iterator[str]:
         while True:
             began_s = time.thread_time()
             text = next(pieces, None)
@@ -150,10 +182,10 @@ class DamageCheck:
                 self.run_pass()
                 next_s = self._clock.monotonic() + PASS_S
             elif not self._store.damage:
-                self._look()
+                self._check_file()
 
-    def _look(self) -> None:
-        """Do the first piece only: is it still the same file? What is wrong the store tells itself."""
+    def _check_file(self) -> None:
+        """Do only the first step: check that the database file is still the same. The store itself reports faults."""
         try:
             next(self._store.check_pieces(), "")
         except OSError as error:

@@ -1,6 +1,6 @@
-"""The simulated node of `server.py --demo`: node.py with a simulated chip, in a process of its own.
+"""Simulated node of `server.py --demo`: node.py with a simulated chip, in a separate process.
 
-Its output goes where the server's goes. Errors: SettingsError when it does not start.
+It shares the server's standard error. Errors: SettingsError if it does not start.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ every = 1
 simulate = true
 
 [log]
-level = "warning"  # its lines would stand among the server's
+level = "warning"  # its lines would be mixed with the server's
 
 [[sensor]]  # simulated: there is no chip
 kind = "adc"
@@ -35,24 +35,29 @@ light = {input = 2, convert = "counts"}
 [[sensor]]  # real: this computer itself
 kind = "machine"
 """
-# Where the module `node` is: three folders up, pigeonpost/server/demo_node.py; a folder, or one file of all modules.
+# Location of the module `node`, three levels above pigeonpost/server/demo_node.py: a folder, or a zip file of all
+# modules.
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _MAIN = "import node, sys; sys.exit(node.main())"
 
 
 class DemoNode:
-    """The process of the simulated node."""
+    """Process of the simulated node."""
 
     def __init__(self, folder: str) -> None:
-        """folder: of the demonstration; the node's part of it is folder/node."""
+        """Initialise the node. It will keep its data in the subfolder `node` of `folder`."""
         self._folder = os.path.join(folder, "node")
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> tuple[str, int]:
-        """Start it; its address once it listens."""
+        """Start the node, wait until it is listening, and return its address.
+
+        Raises:
+            SettingsError: The node did not start.
+        """
         settings = os.path.join(self._folder, "node.toml")
         replace_file(settings, _SETTINGS.encode())
-        # -P: a node.py in the working folder is another program's.
+        # -P: do not import a different node.py from the working directory.
         program = [sys.executable, "-P", "-c", _MAIN]
         self._process = subprocess.Popen(
             [*program, "--config", settings, "--listen", "127.0.0.1:0", "--data", self._folder],
@@ -60,15 +65,15 @@ class DemoNode:
             stdout=subprocess.PIPE,
             text=True,
             preexec_fn=_end_with_parent,
-            process_group=0,  # Ctrl-C is for the server, which then ends the node: not both at once
+            process_group=0,  # Ctrl-C must only reach the server, which then stops the node
         )
         line = _first_line(self._process)
         if not line.startswith("listening on "):
-            raise SettingsError(f"the demonstration's node did not start within {START_S:.0f} s; it says why above")
+            raise SettingsError(f"the demonstration's node did not start in {START_S:.0f} s: see its messages above")
         return split_address(line.removeprefix("listening on ").strip())
 
     def stop(self, limit_s: float) -> str | None:
-        """End it; as a Part's stop."""
+        """Stop the node. Return a message if it has to be killed after `limit_s` seconds."""
         if self._process is None or self._process.poll() is not None:
             return None
         self._process.terminate()
@@ -83,13 +88,13 @@ class DemoNode:
 
 def _first_line(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
-    with selectors.DefaultSelector() as chooser:
-        chooser.register(process.stdout, selectors.EVENT_READ)
-        return process.stdout.readline() if chooser.select(START_S) else ""
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        return process.stdout.readline() if selector.select(START_S) else ""
 
 
 def _end_with_parent() -> None:
-    """In the child, before it becomes the node: when the server is killed, the kernel ends the node too (prctl(2))."""
+    """Ask the kernel to stop the node if the server is killed (prctl(2)). Runs in the child process."""
     import ctypes
 
     libc = ctypes.CDLL(None)

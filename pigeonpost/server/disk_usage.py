@@ -1,10 +1,10 @@
 """Disk usage: free space, growth per day, and bytes written per day, which wear out an SD card.
 
-May be used by any thread; `_lock` guards the last measurement, and is held while a new one is made.
-What cannot be measured is None.
+Any thread may use it. `_lock` guards the last measurement, and is held while a new one is made.
+Values that cannot be measured are None.
 
-SQLite's write-ahead log takes up to 16 MiB after each start, and is then written from its beginning again: it is stored
-data, but no growth. What grows is the database with what is in that log, which SQLite tells (PRAGMA page_count).
+SQLite's write-ahead log grows to up to 16 MiB after each start and is then reused. It counts as stored data, but not as
+growth. In the calculation of the growth, the size of the database includes the pages in that log (PRAGMA page_count).
 """
 
 from __future__ import annotations
@@ -20,20 +20,24 @@ from urllib.parse import quote
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.data_folder import DATABASE
 
-_FRESH_S = 60.0
-_LOOK_S, _LOOKS = 600.0, 145  # sizes are remembered so far apart, for a day
-_LEAST_S = 3600.0  # after which the growth of a day is calculated from what is known: files grow in steps
+_FRESH_S = 60.0  # a measurement is used for this time
+_LOOK_S, _LOOKS = 600.0, 145  # interval and number of remembered sizes: one day
+_LEAST_S = 3600.0  # minimum observation time for the daily growth, because files grow in steps
 _OF_SQLITE = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm")
 _DAY_S = 86_400.0
 
 
 class DiskUsage(NamedTuple):
-    """Usage of the disk with the data folder, in bytes.
+    """Usage of the disk that contains the data folder.
 
-    stored   by everything in the folder         free     for this program
-    grows    the folder in a day; None: this server has not run for long enough, or it gets smaller
-    written  in a day by this process, as the kernel counts it (proc_pid_io(5): write_bytes); None as above
-    days     until it is full; None as above
+    Attributes:
+        stored: Size of the data folder, in bytes.
+        free: Free space for this program, in bytes.
+        grows: Growth of the folder, in bytes per day; None if the server has not run for long enough, or if the folder
+            does not grow.
+        written: Bytes written per day by this process, as counted by the kernel (proc_pid_io(5): write_bytes); None if
+            the server has not run for long enough, or if the kernel does not count.
+        days: Time until the disk is full, in days; None if `grows` is None.
     """
 
     stored: int
@@ -44,10 +48,16 @@ class DiskUsage(NamedTuple):
 
 
 class DiskUsageMonitor:
-    """Measures disk usage, at most once a minute."""
+    """Monitor of the disk usage, which is measured at most once a minute."""
 
     def __init__(self, folder: str, clock: Clock, process: str = "/proc/self") -> None:
-        """process: of the kernel's files about this process."""
+        """Initialise the monitor.
+
+        Args:
+            folder: The data folder.
+            clock: Clock of the server.
+            process: Folder of the kernel's files about this process.
+        """
         self._folder = folder
         self._clock = clock
         self._io = os.path.join(process, "io")
@@ -58,7 +68,7 @@ class DiskUsageMonitor:
         self._measured_s = 0.0
 
     def use(self) -> DiskUsage:
-        """How it is, at most a minute ago."""
+        """Return the disk usage, measured at most a minute ago."""
         with self._lock:
             now_s = self._clock.monotonic()
             if self._last is None or now_s - self._measured_s >= _FRESH_S:
@@ -66,14 +76,14 @@ class DiskUsageMonitor:
             return self._last
 
     def _measure(self, now_s: float) -> DiskUsage:
-        (stored, data), room = _sizes(self._folder), os.statvfs(self._folder)
-        free = room.f_bavail * room.f_frsize
+        (stored, content), disk = _sizes(self._folder), os.statvfs(self._folder)
+        free = disk.f_bavail * disk.f_frsize
         then_s, before = self._sizes[0]
         if now_s - self._sizes[-1][0] >= _LOOK_S:
-            self._sizes.append((now_s, data))
+            self._sizes.append((now_s, content))
         grows = written = days = None
-        if now_s - then_s >= _LEAST_S and data > before:
-            grows = (data - before) / (now_s - then_s) * _DAY_S
+        if now_s - then_s >= _LEAST_S and content > before:
+            grows = (content - before) / (now_s - then_s) * _DAY_S
             days = free / grows
         now_written = self._written()
         if now_s - self._began_s >= _LEAST_S and now_written is not None and self._began_written is not None:
@@ -85,32 +95,36 @@ class DiskUsageMonitor:
             with open(self._io, encoding="ascii") as file:
                 return next((int(line.split()[1]) for line in file if line.startswith("write_bytes:")), None)
         except (OSError, ValueError):
-            return None  # not every kernel counts, and in some containers nobody may ask
+            return None  # some kernels do not count, and some containers deny access
 
 
 def _sizes(folder: str) -> tuple[int, int]:
-    """Return what the files of a folder take up, and the same with the content of the database for SQLite's files."""
+    """Return two sizes of a folder in bytes.
+
+    The first one is the disk space of all files. In the second one, the size of the database's content replaces the
+    disk space of SQLite's files.
+    """
     stored = of_sqlite = 0
-    for where, _, names in os.walk(folder):
+    for directory, _, names in os.walk(folder):
         for name in names:
             try:
-                size = os.lstat(os.path.join(where, name)).st_blocks * 512
-            except FileNotFoundError:  # gone meanwhile: SQLite's own, or a log that somebody tidies up
+                size = os.lstat(os.path.join(directory, name)).st_blocks * 512
+            except FileNotFoundError:  # deleted just now: a file of SQLite, or a log that was removed
                 continue
             stored += size
-            of_sqlite += size if where == folder and name in _OF_SQLITE else 0
+            of_sqlite += size if directory == folder and name in _OF_SQLITE else 0
     content = _database_bytes(os.path.join(folder, DATABASE))
     return stored, stored - of_sqlite + content if content is not None else stored
 
 
 def _database_bytes(path: str) -> int | None:
-    """Return the size of the database, with what is still in its write-ahead log; None: there is none that can be read.
+    """Return the size of the database including its write-ahead log; None if it cannot be read.
 
-    The connection cannot write, so it never checkpoints either (storage.sqlite.store).
+    The connection cannot write, so it never runs a checkpoint (see storage.sqlite.store).
     """
     try:
         with contextlib.closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)) as db:
             (pages,), (page_bytes,) = (db.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size"))
             return int(pages) * int(page_bytes)
-    except sqlite3.Error:  # none yet, or a damaged one, which the store reports
+    except sqlite3.Error:  # missing, or damaged, which the store reports
         return None

@@ -1,8 +1,8 @@
-"""Log of the events of this run: nodes connected, lost, switched and restarted; faults, and their end.
+"""Log of the events of this run: nodes that were connected, lost, switched or started, and the start and end of faults.
 
-It is kept in memory only; gaps and CSV logs, which are durable, are shown beside it.
-Threads: one of its own compares the states once a second; `on_commit` runs in the ingestor's writer. `_lock` guards the
-  events, held to add or to copy.
+The log is in memory only. The page shows it together with gaps and CSV logs, which are durable.
+A separate thread compares the states once a second. `on_commit` runs in the Ingestor's writer thread. `_lock` guards
+the events, and is held while an event is added or the events are copied.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ if TYPE_CHECKING:
     from pigeonpost.core.clock import Clock
     from pigeonpost.server.node_status import NodeLink, NodeState
 
-MOST = 500
+MOST = 500  # events in memory
 _LOOK_S = 1.0
 
 
 class Event(NamedTuple):
-    """One event.
+    """Event of a node or of this server.
 
-    node  empty: this server
-    kind  "reached", "lost", "on", "off", "started", "fault", "mended"; what an operator did: "retired", "renamed",
-          "relabelled"; of what is durable also "gap"
+    Attributes:
+        time_ms: Time of the event, in ms since 1970 (UTC).
+        node: Name of the node; empty for this server.
+        kind: "reached", "lost", "on", "off", "started", "fault" or "mended"; "retired", "renamed" or "relabelled" for
+            an action of an operator; "gap" for a recorded gap.
+        words: Description for people.
     """
 
     time_ms: int
@@ -44,68 +47,74 @@ class _Seen(NamedTuple):
 
 
 class EventLog:
-    """The last events of this run."""
+    """Log of the last events of this run."""
 
     def __init__(self, links: Sequence[NodeLink], faults: Callable[[], Mapping[str, str]], clock: Clock) -> None:
-        """
-        links   each with the `state` of a node; may grow
-        faults  what is wrong now, by the part it is wrong with; an empty text: nothing
+        """Initialise an empty log without starting its thread.
+
+        Args:
+            links: Links to the nodes, each with a `state`. The sequence may grow.
+            faults: Function that returns the present faults by component; an empty text means no fault.
+            clock: Clock of the server.
         """
         self._links, self._faults, self._clock = links, faults, clock
         self._lock = threading.Lock()
         self._all: deque[Event] = deque(maxlen=MOST)
         self._seen: dict[NodeState, _Seen] = {}
-        self._wrong: dict[str, str] = {}
+        self._last_faults: dict[str, str] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="events", daemon=True)
 
     def start(self) -> None:
-        """Look from now on."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self, limit_s: float) -> None:
-        """Look no more."""
+        """Stop the thread. Wait for it for at most `limit_s` seconds."""
         self._stopping.set()
         self._thread.join(limit_s)
 
     def all(self) -> list[Event]:
-        """What happened, the latest last."""
+        """Return all events, the newest last."""
         with self._lock:
             return list(self._all)
 
     def on_commit(self, epoch_commits: Sequence[EpochCommit]) -> None:
-        """Take a commit of the Ingestor: sample 1 of an epoch is the first after a start of its node."""
+        """Add an event for each node whose first sample after a start is in `epoch_commits`.
+
+        This is sample 1 of an epoch. Called with each commit (see Ingestor.subscribe).
+        """
         for epoch_commit in epoch_commits:
             first = next((item for item in epoch_commit.items if isinstance(item, SampleBatch)), None)
             if first is not None and first.seq == 1 and epoch_commit.outbox:
                 self._add(first.times[0], epoch_commit.node, "started", "the node was started")
 
-    def note(self, node: str, kind: str, words: str) -> None:
-        """Add an event that happens now."""
+    def record(self, node: str, kind: str, words: str) -> None:
+        """Add an event of `node` at the present time, with the given `kind` and `words`."""
         self._add(self._clock.wall_ms(), node, kind, words)
 
     def on_rename(self, node: str, new: str) -> None:
-        """Show the events of a node under its new name."""
+        """Assign the events of `node` to its new name `new`."""
         with self._lock:
             renamed = [event._replace(node=new) if event.node == node else event for event in self._all]
             self._all.clear()
             self._all.extend(renamed)
 
-    def look(self) -> None:
-        """Compare how things are with how they were when it last looked."""
+    def update(self) -> None:
+        """Compare all states with those of the previous call, and add events for the differences."""
         for state in [link.state for link in self._links]:
             now = _Seen(state.connected, state.since_ms, state.on)
             before = self._seen.get(state)
             self._seen[state] = now
             self._compare(state, before or _Seen(False, None, None), now)
         now_ms = self._clock.wall_ms()
-        faults = {part: text for part, text in self._faults().items() if text}
-        for part, text in faults.items():
-            if part not in self._wrong:
-                self._add(now_ms, "", "fault", f"{part}: {text}")
-        for part in self._wrong.keys() - faults.keys():
-            self._add(now_ms, "", "mended", f"{part}: works again")
-        self._wrong = faults
+        faults = {component: text for component, text in self._faults().items() if text}
+        for component, text in faults.items():
+            if component not in self._last_faults:
+                self._add(now_ms, "", "fault", f"{component}: {text}")
+        for component in self._last_faults.keys() - faults.keys():
+            self._add(now_ms, "", "mended", f"{component}: works again")
+        self._last_faults = faults
 
     def _compare(self, state: NodeState, before: _Seen, now: _Seen) -> None:
         name, now_ms = state.name or state.address, self._clock.wall_ms()
@@ -115,7 +124,7 @@ class EventLog:
         elif now.connected and not before.connected:
             self._add(since_ms, name, "reached", "connected")
         elif now.connected and now.since_ms != before.since_ms:
-            self._add(since_ms, name, "reached", "connected anew, after less than a second")
+            self._add(since_ms, name, "reached", "connected again after less than a second")
         if now.on is not None and now.on != before.on and (before.on is not None or not now.on):
             self._add(now_ms, name, "on" if now.on else "off", f"switched {'on' if now.on else 'off'}")
 
@@ -125,4 +134,4 @@ class EventLog:
 
     def _watch(self) -> None:
         while not self._stopping.wait(_LOOK_S):
-            self.look()
+            self.update()

@@ -1,9 +1,19 @@
-"""Ingest of samples: a queue of batches, and one writer thread that commits them, then acknowledges them.
+"""Ingest of samples: a queue of batches, and one writer thread that commits and then acknowledges them.
 
-The writer thread alone commits. `_changed` (a Condition and its lock) guards the queue and its counts; it is held to
-add or take batches, never during a commit. While too much is uncommitted, transports wait in `submit` and so stop
-reading from their nodes, which keep everything.
-Errors: after NotStored the commit is tried again, and nothing is acknowledged meanwhile; DiskError ends the program
+Only the writer thread commits. `_changed` (a Condition and its lock) guards the queue and its counts. It is held while
+batches are added or removed, and never during a commit. While too many samples are uncommitted, transports wait in
+`submit`. So they stop reading from the nodes, and the nodes keep their samples.
+
+Each commit has this order:
+
+1. The transaction stores samples, gaps, high-water marks and the log position, and is durable when it ends.
+2. The batches are acknowledged. A node deletes a sample only after its acknowledgement. So a crash before this step
+   loses nothing: the node sends the samples again, and the high-water marks show that they are stored.
+3. The rows are written to the CSV log. This is safe after the acknowledgement, because the store records which rows the
+   log has not synced yet. After a crash the next start writes them from the store.
+4. The subscribers are called: caches, quality checks and other data that is not durable.
+
+Errors: after NotStored the commit is tried again, and nothing is acknowledged in between; DiskError ends the program
 (`failed` is called with it).
 """
 
@@ -17,6 +27,7 @@ from typing import Any, NamedTuple
 from csvbuffer import CsvLog
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import DiskError, NotStored
+from pigeonpost.core.format import counted
 from pigeonpost.core.redact import hide_secrets
 from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.commit_plan import outbox_of, plan_commit
@@ -29,13 +40,19 @@ from protocol import IMPORTED, Batch, Gap, Sample
 log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
-_CATCH_UP_S = 1.0  # after a commit of a backlog: so long more of it is expected,
-_DRY_S = 0.02  # and what has come is committed once nothing more came for so long
-_MOST_WARNED = 1000  # lines of log about limits, one for each node and kind of limit
+_CATCH_UP_S = 1.0  # time after the commit of a backlog for which more of the backlog is expected
+_DRY_S = 0.02  # while catching up, commit if no batch has arrived for this time: the backlog has then ended
+_MOST_WARNED = 1000  # maximum number of log lines about limits: one per node and kind of limit
 
 
 class LatestSample(NamedTuple):
-    """The last committed sample of a node, and the time of its commit."""
+    """The last committed sample of a node.
+
+    Attributes:
+        sample: The sample.
+        units: Units by channel.
+        committed_ms: Time of the commit, in ms since 1970 (UTC).
+    """
 
     sample: Sample
     units: Mapping[str, str]
@@ -46,7 +63,7 @@ Subscriber = Callable[[Sequence[EpochCommit]], Any]
 
 
 class _Task:
-    """A job for the writer thread, and its result; see Ingestor.run."""
+    """Job for the writer thread, and its result: see Ingestor.run."""
 
     def __init__(self, job: Callable[[], Any], then: Callable[[], object], is_logged: bool) -> None:
         self.job, self.then, self.is_logged = job, then, is_logged
@@ -56,7 +73,18 @@ class _Task:
 
 
 class Ingestor:
-    """The queue of batches, the writer thread, and the last committed sample of each node."""
+    """Queue of batches, with the writer thread and the last committed sample of each node.
+
+    Attributes:
+        identity: Identity of the store.
+        names: Present names of the nodes.
+        latest: Last committed sample of each node.
+        fault: Reason why nothing can be stored now; empty if samples can be stored.
+        stored: Number of samples stored in this run.
+        repeated: Number of samples in this run that were stored already.
+        commits: Number of commits in this run.
+        clock: Clock of the server.
+    """
 
     def __init__(
         self,
@@ -70,19 +98,24 @@ class Ingestor:
         warn: Callable[[str, str, str], Any] = lambda node, kind, text: None,
         names: NodeRegister | None = None,
     ) -> None:
-        """
-        commit_s        seconds between two commits; sooner while nodes catch up
-        buffer_samples  uncommitted samples at most
-        failed          told when the disk fails; ends the program
-        limits          of what a node may store; None: the usual ones
-        warn            told (node, kind of limit, text) when something of a node is over a limit
-        names           the present names of nodes; None: those that the store knows
+        """Initialise the ingestor without starting its thread.
+
+        Args:
+            store: The store.
+            csv: CSV log of this run.
+            clock: Clock of the server.
+            commit_s: Interval between two commits, in seconds. Commits are more frequent while nodes catch up.
+            buffer_samples: Maximum number of uncommitted samples.
+            failed: Called with the error if the disk fails. It must end the program.
+            limits: Limits of what a node may store; None for the default limits.
+            warn: Called with (node, kind of limit, text) if a node exceeds a limit.
+            names: Present names of the nodes; None for those in the store.
         """
         self.identity = store.identity
         self.names = names or NodeRegister(store)
         self.latest: dict[str, LatestSample] = {}
-        self.fault = ""  # why nothing can be stored now; empty when all is well
-        self.stored = self.repeated = self.commits = 0  # of this run
+        self.fault = ""
+        self.stored = self.repeated = self.commits = 0
         self._store = store
         if store.damage:
             self.fault = "nothing can be stored: the database is damaged"
@@ -93,28 +126,31 @@ class Ingestor:
         self._failed = failed
         self._limits = limits or NodeLimits(store)
         self._warn = warn
-        self._warned: set[tuple[str, str]] = set()  # node and kind of limit of which the log has told
+        self._warned: set[tuple[str, str]] = set()  # (node, kind of limit) that are logged already
         self._subscribers: list[Subscriber] = []
         self._changed = threading.Condition()
         self._batches: list[Batch] = []
-        self._waiting = 0  # samples in them, with many values more,
-        self._waiting_of: dict[str, int] = {}  # and samples of each node
-        self._hurry = False  # whether the next commit is at once,
-        self._has_backlog = False  # since so much is waiting that nodes soon must not send more
-        self._backlog_s = self._came_s = -_CATCH_UP_S  # when a backlog was last committed, and when a batch last came
-        self._next_s = 0.0  # when the next commit is, at the latest, if a batch waits
-        self._urgent = False  # somebody waits for a batch that came after those in hand
-        self._tasks: list[_Task] = []  # of others, for the writer
-        self._in_hand = 0  # of the batches, the first: so many are being stored just now
+        self._waiting = 0  # weight of the queued batches: a sample with many values counts as several samples
+        self._waiting_of: dict[str, int] = {}  # queued samples by node
+        self._hurry = False  # True if the next commit must not wait for `_next_s`
+        self._has_backlog = False  # True if so much is queued that nodes will soon have to stop sending
+        self._backlog_s = self._arrived_s = -_CATCH_UP_S  # times of the last commit of a backlog and of the last batch
+        self._next_s = 0.0  # latest time of the next commit if a batch is queued
+        self._urgent = False  # True if a client waits for a queued batch that is not in the current commit
+        self._tasks: list[_Task] = []  # jobs of other threads for the writer thread
+        self._in_commit = 0  # number of batches at the start of the queue that are being committed now
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
 
     def start(self) -> None:
-        """Begin to commit what is accepted."""
+        """Start the writer thread."""
         self._thread.start()
 
     def stop(self, limit_s: float) -> str | None:
-        """Take nothing more, commit what was taken, sync the log; says so when `limit_s` seconds were not enough."""
+        """Accept no more batches, commit the queue, sync the CSV log and stop.
+
+        Returns a message if this takes longer than `limit_s` seconds, otherwise None.
+        """
         self._stopping.set()
         with self._changed:
             self._changed.notify_all()
@@ -123,10 +159,10 @@ class Ingestor:
             return None
         with self._changed:
             count = sum(batch.sample_count for batch in self._batches)
-        return f"{count} samples were not stored; their nodes keep them"
+        return f"{counted(count, 'sample')} not stored; the nodes keep them"
 
     def flush(self, limit_s: float) -> bool:
-        """Commit what was submitted so far, at once. Returns True if that was done within `limit_s` seconds."""
+        """Commit all batches submitted so far without delay. Return True if this took at most `limit_s` seconds."""
         give_up_s = self.clock.monotonic() + limit_s
         with self._changed:
             last = self._batches[-1] if self._batches else None
@@ -142,15 +178,18 @@ class Ingestor:
 
     @property
     def is_catching_up(self) -> bool:
-        """Whether nodes send what they have held: faster than it is committed otherwise."""
+        """True while nodes send buffered samples, so that commits are needed more often than every `commit_s`."""
         return self._has_backlog or self.clock.monotonic() - self._backlog_s < _CATCH_UP_S
 
     def next_commit_s(self) -> float:
-        """Return when what is submitted next is committed, by `clock.monotonic`; past: as soon as possible."""
+        """Return the time of the next commit on the clock `clock.monotonic`, in seconds.
+
+        A time in the past means that the commit is made as soon as possible.
+        """
         return 0.0 if self._hurry or self.is_catching_up else self._next_s
 
     def subscribe(self, subscriber: Subscriber) -> None:
-        """Call `subscriber` with every commit, once it is durable; it must not wait."""
+        """Call `subscriber` with every commit from now on, after it is durable. It must not wait."""
         self._subscribers.append(subscriber)
 
     # --------------------------------------------------------------------------------- from any thread
@@ -162,12 +201,19 @@ class Ingestor:
         then: Callable[[], object] = lambda: None,
         is_logged: bool = False,
     ) -> Any:
-        """Run `job`, which changes the store, in a transaction of the writer thread. Returns its result, or raises.
+        """Run a function that changes the store in a transaction of the writer thread.
 
-        then       is called after the transaction, before anything else is committed
-        is_logged  before it all that was submitted is committed, and the CSV log written and recorded
+        Args:
+            job: The function.
+            limit_s: Maximum wait until the job begins, in seconds.
+            then: Called after the transaction, before the next commit.
+            is_logged: True to first commit all submitted batches, write the CSV log and record its position.
 
-        Raises NotStored when it could not begin within `limit_s` seconds; then it is not run.
+        Returns:
+            The result of `job`. An exception of `job` is raised in the caller.
+
+        Raises:
+            NotStored: The job could not begin within `limit_s` seconds. It is not run.
         """
         task = _Task(job, then, is_logged)
         with self._changed:
@@ -176,27 +222,35 @@ class Ingestor:
             self._changed.wait_for(lambda: task.is_done or self._stopping.is_set(), limit_s)
             if not task.is_done and task in self._tasks:
                 self._tasks.remove(task)
-                raise NotStored(f"the store was busy for {limit_s:g} s, or the program stops")
-            self._changed.wait_for(lambda: task.is_done)  # it is being done just now
+                raise NotStored(f"the store was busy for {limit_s:g} s, or the program is stopping")
+            self._changed.wait_for(lambda: task.is_done)  # the job is running
         if task.error is not None:
             raise task.error
         return task.result
 
     def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, HighWaterMark]]:
-        """Return the marks of what is durable, so not of what still waits here; see Store.marks.
+        """Return the durable high-water marks, without the queued batches: see Store.marks.
 
-        node: its present name, or a former one
+        Args:
+            node: Present or former name of the node.
+            outbox: Id of its outbox.
+            epochs: Ids of epochs.
         """
         return self._store.marks(self.names.current(node), outbox, epochs)
 
     def submit(self, batch: Batch, urgent: bool = False, limit_s: float | None = None) -> bool:
-        """Queue a batch for the next commit, waiting while too much is queued. Returns False if it was not taken.
+        """Queue a batch for the next commit. Wait while too many samples are queued.
 
-        urgent   a client waits for it: it is committed as soon as the writer is free
-        limit_s  how long to wait for room; None: without limit
+        One of the callbacks of the batch is called later. While the program is stopping, no batch is accepted and no
+        callback is called. The node keeps samples that are not acknowledged.
 
-        The batch is answered by one of its callbacks. While the program stops nothing is taken and nothing answered:
-        the node keeps what is not acknowledged.
+        Args:
+            batch: The batch.
+            urgent: True if a client waits for the batch. It is committed as soon as the writer thread is free.
+            limit_s: Maximum wait for space in the queue, in seconds; None for no limit.
+
+        Returns:
+            False if the batch was not accepted.
         """
         give_up_s = None if limit_s is None else self.clock.monotonic() + limit_s
         with self._changed:
@@ -208,7 +262,7 @@ class Ingestor:
             if self._stopping.is_set():
                 return False
             self._batches.append(batch)
-            self._came_s = self.clock.monotonic()
+            self._arrived_s = self.clock.monotonic()
             was_calm = not self._hurry
             self._hurry = self._hurry or urgent
             self._urgent = self._urgent or urgent
@@ -218,10 +272,10 @@ class Ingestor:
         return True
 
     def cancel(self, batch: Batch) -> bool:
-        """Remove a batch from the queue. Returns False if it is being stored just now, or is not there (any more)."""
+        """Remove `batch` from the queue. Return False if it is being committed or is not in the queue."""
         with self._changed:
             for place, waiting in enumerate(self._batches):
-                if waiting is batch and place >= self._in_hand:
+                if waiting is batch and place >= self._in_commit:
                     del self._batches[place]
                     self._waiting, self._waiting_of = 0, {}
                     for other in self._batches:
@@ -232,15 +286,18 @@ class Ingestor:
 
     def _count(self, batch: Batch) -> None:
         self._waiting += batch.weight
-        of_node = self._waiting_of.get(batch.node, 0) + batch.sample_count
-        self._waiting_of[batch.node] = of_node
-        if of_node >= batch.window // 2 or self._waiting >= self._buffer_samples // 2:
+        node_samples = self._waiting_of.get(batch.node, 0) + batch.sample_count
+        self._waiting_of[batch.node] = node_samples
+        if node_samples >= batch.window // 2 or self._waiting >= self._buffer_samples // 2:
             self._hurry = self._has_backlog = True
 
-    # ----------------------------------------------------------------------------------- the writer's part
+    # ---------------------------------------------------------------------------------- the writer thread
 
     def announce_renames(self) -> None:
-        """Have all parts know renamed nodes by their new names: right after the store does, or another server told."""
+        """Notify all components of renamed nodes.
+
+        This must be called directly after the store has renamed a node, or after a renaming by another server was read.
+        """
         for node, new in self.names.take_renames():
             self._limits.undo((node, new))
             move_key(self.latest, node, new)
@@ -248,13 +305,15 @@ class Ingestor:
                 hook(node, new)
 
     def commit(self) -> None:
-        """Store what was submitted so far, answer it, and call the subscribers.
+        """Commit the queue, call the callbacks of its batches, and call the subscribers.
 
-        Raises NotStored or DiskError; then all of it stays in the queue.
+        Raises:
+            NotStored: The commit failed, and a retry may succeed. All batches stay in the queue.
+            DiskError: The commit failed. All batches stay in the queue.
         """
         with self._changed:
             batches = list(self._batches)
-            self._in_hand = len(batches)
+            self._in_commit = len(batches)
             self._urgent = False
         try:
             self.names.require()
@@ -262,21 +321,24 @@ class Ingestor:
             try:
                 self._store_all(self._present(batches))
             except FormerNamesUsed as error:
-                self._learn_names(error.names)
+                self._refresh_names(error.names)
                 self._store_all(self._present(batches))
         finally:
             with self._changed:
-                self._in_hand = 0
+                self._in_commit = 0
 
     def _present(self, batches: Sequence[Batch]) -> list[Batch]:
-        """Return the batches under the present names of their nodes, which may have been renamed meanwhile."""
+        """Return the batches with the present names of their nodes, which may have been renamed since `submit`."""
         return [
             batch if (name := self.names.current(batch.node)) == batch.node else batch._replace(node=name)
             for batch in batches
         ]
 
-    def _learn_names(self, used: Collection[str]) -> None:
-        """Learn what another server has renamed; those of `used` that are nodes, by a token, get their names."""
+    def _refresh_names(self, used: Collection[str]) -> None:
+        """Read the names that another server has changed.
+
+        Release those of the `used` names that a token has given to a new node.
+        """
         self.names.refresh()
         self.names.require()
         own = [name for name in used if self.names.current(name) == name]
@@ -288,7 +350,7 @@ class Ingestor:
         noted_ms = self.clock.wall_ms()
         try:
             with self._store.writing({(batch.node, batch.epoch): None for batch in batches}) as marks:
-                # True as long as the transaction is open: until then nobody else stores something of these nodes.
+                # These numbers cannot change while the transaction is open: no other server stores data of these nodes.
                 counted = {outbox_of(batch) for batch in batches if batch.gap and batch.gap.before}
                 tops = {key: self._store.marks(*key, ())[0] for key in counted}
                 self._limits.begin()
@@ -299,7 +361,7 @@ class Ingestor:
             raise
         with self._changed:
             del self._batches[: len(batches)]
-            self._in_hand = 0
+            self._in_commit = 0
             if self._has_backlog:
                 self._backlog_s = self.clock.monotonic()
             self._waiting, self._waiting_of, self._hurry, self._has_backlog = 0, {}, self._urgent, False
@@ -310,7 +372,7 @@ class Ingestor:
             on_committed(epoch, seq)
         for batch, error in plan.rejections:
             batch.on_rejected(error)
-        self._hand_on(plan.epoch_commits, filed, noted_ms)
+        self._publish(plan.epoch_commits, filed, noted_ms)
         self.repeated += sum(batch.sample_count for batch in batches)
         self.repeated -= sum(epoch_commit.count for epoch_commit in plan.epoch_commits)
         self.repeated -= sum(
@@ -325,13 +387,13 @@ class Ingestor:
                 self._warned.add((node, kind))
                 log.warning("node %s: %s", node, text)
 
-    def _hand_on(self, epoch_commits: Sequence[EpochCommit], filed: int, noted_ms: int) -> None:
+    def _publish(self, epoch_commits: Sequence[EpochCommit], filed: int, noted_ms: int) -> None:
         self.commits += 1
         for epoch_commit in epoch_commits:
             self.stored += epoch_commit.count
             self._csv.add(epoch_commit, noted_ms)
             sample_batch = next((item for item in reversed(epoch_commit.items) if isinstance(item, SampleBatch)), None)
-            if sample_batch and epoch_commit.outbox != IMPORTED:  # what was read from a file is no news
+            if sample_batch and epoch_commit.outbox != IMPORTED:  # imported samples are not the latest
                 self.latest[epoch_commit.node] = LatestSample(sample_batch[-1], epoch_commit.units, noted_ms)
         self._csv.flush(filed)
         for subscriber in self._subscribers:
@@ -349,7 +411,7 @@ class Ingestor:
             self._failed(error)
 
     def _gather(self) -> bool:
-        """Wait until it is time to commit, or to do a task; False when the program stops."""
+        """Wait until a commit or a task is due. Return False if the program is stopping."""
         with self._changed:
             while not self._stopping.is_set():
                 if self._tasks or self._is_due():
@@ -362,11 +424,11 @@ class Ingestor:
         return bool(self._batches) and (self._hurry or self.clock.monotonic() >= self._due_s())
 
     def _due_s(self) -> float:
-        """Return when to commit what is waiting: the end of a backlog does not wait for `_next_s`."""
-        return min(self._next_s, self._came_s + _DRY_S) if self.is_catching_up else self._next_s
+        """Return the time at which to commit the queue. The end of a backlog does not wait for `_next_s`."""
+        return min(self._next_s, self._arrived_s + _DRY_S) if self.is_catching_up else self._next_s
 
     def _do_task(self) -> None:
-        """One of them, if there is one: commits come between two."""
+        """Run at most one task, so that many tasks do not delay commits."""
         with self._changed:
             task = self._tasks.pop(0) if self._tasks else None
         if task is None:
@@ -381,7 +443,7 @@ class Ingestor:
         except DiskError as error:
             task.error = error
             raise
-        except Exception as error:  # it is raised where the job came from: the writer goes on
+        except Exception as error:  # `run` raises it in the thread of its caller; the writer thread continues
             task.error = error
         finally:
             with self._changed:
@@ -393,20 +455,20 @@ class Ingestor:
             try:
                 self.commit()
                 if self.fault:
-                    log.warning("storing again")
+                    log.warning("samples are stored again")
                 self.fault = ""
                 return
             except NotStored as error:
                 if not self.fault:
-                    log.error("nothing can be stored, the nodes keep everything: %s", error)
+                    log.error("nothing can be stored, and the nodes keep their samples: %s", error)
                 why = "the database is damaged" if self._store.damage else hide_secrets(str(error))
                 self.fault = f"nothing can be stored: {why}"
             self._stopping.wait(_RETRY_S)
 
     def _finish(self) -> None:
-        """The last commit, and the log synced with it."""
+        """Make the last commit, and sync the CSV log."""
         try:
             self.commit()
             self._csv.record()
         except NotStored as error:
-            log.error("not stored: %s; the nodes keep it", error)
+            log.error("the last samples were not stored: %s; the nodes keep them", error)

@@ -1,6 +1,6 @@
-"""Warnings of nodes of which something was over a limit: shown until SHOWN_S after the last time.
+"""Warnings about nodes that exceeded a limit, shown until SHOWN_S seconds after the last time.
 
-May be used by any thread; `_lock` guards the times, and is held for one look at them.
+Any thread may use them. `_lock` guards the times, and is held while they are read or changed.
 """
 
 from __future__ import annotations
@@ -12,20 +12,27 @@ from pigeonpost.core.clock import Clock
 from pigeonpost.core.faults import Faults
 from pigeonpost.server.node_status import NodeLink
 
-SHOWN_S = 3600.0  # a node that was mended is well again after that
+SHOWN_S = 3600.0  # time after which the warning disappears if the node no longer exceeds the limit
 
 
 class LimitWarnings:
-    """Shows them on the pages of their nodes, and in `control.py check`."""
+    """Warnings on the pages of the nodes and in `control.py check`."""
 
     def __init__(self, links: Sequence[NodeLink], faults: Faults, clock: Clock) -> None:
+        """Initialise without warnings.
+
+        Args:
+            links: Links to the nodes. The sequence may grow.
+            faults: Its regular checks remove old warnings.
+            clock: Clock of the server.
+        """
         self._links, self._clock = links, clock
         self._lock = threading.Lock()
         self._last_s: dict[tuple[str, str], float] = {}  # by node and kind of limit
         faults.add_check(self._clear_old)
 
     def warn(self, node: str, kind: str, text: str) -> None:
-        """Show that something of a node was over a limit. Called by the Ingestor."""
+        """Show that `node` exceeded a limit of this `kind`, with the description `text`. Called by the Ingestor."""
         with self._lock:
             self._last_s[node, kind] = self._clock.monotonic()
             self._set(node, kind, text)

@@ -1,11 +1,16 @@
-"""Limits of what one node may store: channels, texts, gaps and epochs; for all transports, right before the commit.
+"""Limits of what one node may store: channels, texts, gaps and epochs. They are checked directly before each commit.
 
-Belongs to the Ingestor's writer thread. Errors: BeyondLimit for a batch of which nothing is stored; those of the store.
+The limits apply to all transports. Only the Ingestor's writer thread uses this module.
+Errors: BeyondLimit if nothing of a batch can be stored; those of the store.
 
-Clients choose the names of channels, the numbers in gaps and the ids of epochs. Each name that was ever stored takes
-memory on the server and a place on its pages, and a sum of gaps has to stay a number that programs can take. So a
-sample over a limit is stored without its surplus values and says so in `errors`; of samples that have nothing else a
-gap with the reason `refused` is stored, so that the node goes on. A node that is over another limit is refused.
+Clients choose the names of channels, the sizes of gaps and the ids of epochs, so the server must limit them. Each
+stored channel name takes memory on the server and space on its pages. The total size of all gaps must remain a number
+that all programs can process.
+
+A sample that exceeds a limit of channels is stored without its surplus values, and its `errors` state this. If no
+values remain, a gap with the reason `refused` is stored instead. Both are acknowledged: if the batch were rejected, the
+node would send it again and again, and could never deliver its later samples. Batches that exceed one of the other
+limits are rejected.
 """
 
 from __future__ import annotations
@@ -14,25 +19,28 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from pigeonpost.core.errors import BeyondLimit
+from pigeonpost.core.format import counted
 from pigeonpost.link.samples import Gap, Number, SampleBatch
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.models import NodeUsage
 from protocol import LONGEST_WHY, Batch
 
-LARGEST_GAP = 10**12  # samples in a gap, those of earlier epochs included,
-MOST_MISSING = 10**15  # and in all gaps of a node: a hundred a second for 300,000 years
-MOST_GAPS = 100_000  # of a node
-MOST_EPOCHS = 100_000  # of a node: one begins when an outbox is made, or copied, and with each run for older clients
-MOST_NODES = 10_000  # in a store
-CHANNELS_PER_SAMPLE, CHANNELS_PER_NODE = 256, 1024  # the defaults of the settings
-LONGEST_ERROR = 200  # characters of why a sensor failed
-REFUSED = "refused"  # the reason of a gap of samples that are over a limit
+LARGEST_GAP = 10**12  # samples in one gap, including those of earlier epochs
+MOST_MISSING = 10**15  # samples in all gaps of a node: 100 samples per second for 300,000 years
+MOST_GAPS = 100_000  # gaps of a node
+# Epochs of a node. An epoch begins when an outbox is created or copied; for older clients, it begins with each run of
+# the server.
+MOST_EPOCHS = 100_000
+MOST_NODES = 10_000  # nodes in a store
+CHANNELS_PER_SAMPLE, CHANNELS_PER_NODE = 256, 1024  # defaults of the settings
+LONGEST_ERROR = 200  # characters in the text of a sensor error
+REFUSED = "refused"  # reason of a gap that replaces samples which exceed a limit
 
-_MOST_KEPT = 65_536  # names in memory, of all nodes together: about 8 MiB
+_MOST_KEPT = 65_536  # channel names of all nodes in memory: about 8 MiB
 
 
 def _plain(text: str, longest: int) -> str:
-    """Return an untrusted text in one line, cut: a row of the CSV log is one line, which `verify` relies on."""
+    """Return an untrusted text as one line of limited length. `verify` relies on this: a CSV row must be one line."""
     return _CONTROL(" ", text[:longest])
 
 
@@ -40,53 +48,66 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]").sub
 
 
 class _Node:
-    """What is remembered of a node."""
+    """Cached channels and units of a node."""
 
     def __init__(self, channels: set[str]) -> None:
-        self.channels = channels  # that are stored, or will be with this commit
-        self.new: list[str] = []  # of them, those that the open transaction is the first to store
-        self.told: Mapping[str, str] | None = None  # the units of its last batch, as they came,
-        self.units: Mapping[str, str] = {}  # and those that are stored of them
+        self.channels = channels  # channels that are stored, or will be with this commit
+        self.new: list[str] = []  # the channels that the open transaction stores for the first time
+        self.received: Mapping[str, str] | None = None  # units in the last batch, as received
+        self.units: Mapping[str, str] = {}  # units to store, which are those of admitted channels
 
 
 class NodeLimits:
-    """The limits, and the names of the channels of the nodes that were last heard of."""
+    """The limits, and a cache of the channel names of the nodes that sent last.
+
+    Attributes:
+        faults: Description of what was refused in the open transaction, by (node, kind of limit).
+    """
 
     def __init__(self, store: Store, per_sample: int = CHANNELS_PER_SAMPLE, per_node: int = CHANNELS_PER_NODE) -> None:
-        """
-        per_sample  channels in a sample
-        per_node    channels of a node in its life
+        """Initialise the limits.
+
+        Args:
+            store: The store.
+            per_sample: Maximum number of channels in a sample.
+            per_node: Maximum number of channels that a node may ever have.
         """
         self._store = store
         self._per_sample, self._per_node = per_sample, per_node
-        self._nodes: dict[str, _Node] = {}  # the one that was heard of longest ago first
-        self._kept = 0  # names in them
-        # In the open transaction:
-        self._usage: dict[str, NodeUsage] = {}  # what is stored of a node, with what is added
-        self._made = 0  # new nodes
+        self._nodes: dict[str, _Node] = {}  # in the order of their last batch, the oldest first
+        self._kept = 0  # number of names in the cache
+        # State of the open transaction:
+        self._usage: dict[str, NodeUsage] = {}  # usage by node, including what the transaction adds
+        self._new_nodes = 0  # number of new nodes
         self._grown: list[_Node] = []  # nodes with new channels
-        self.faults: dict[tuple[str, str], str] = {}  # node and kind of limit to what was refused
+        self.faults: dict[tuple[str, str], str] = {}
 
     def begin(self) -> None:
-        """Note that a transaction begins."""
+        """Record that a transaction begins."""
         for node in self._grown:
             node.new.clear()
         while self._kept > _MOST_KEPT:
-            self._forget(next(iter(self._nodes)))
-        self._usage, self._made, self._grown, self.faults = {}, 0, [], {}
+            self._drop(next(iter(self._nodes)))
+        self._usage, self._new_nodes, self._grown, self.faults = {}, 0, [], {}
 
     def undo(self, nodes: Iterable[str]) -> None:
-        """Forget what was counted of these nodes in a transaction that was rolled back."""
+        """Discard what was counted for `nodes` in a transaction that was rolled back."""
         for name in nodes:
-            self._forget(name)
+            self._drop(name)
 
     def admitted(self, batch: Batch, known: int, is_new_epoch: bool) -> tuple[Sequence[Batch], Mapping[str, str]]:
-        """Return what is to be stored of a batch, in its order: samples, and gaps for those refused; and the units.
+        """Apply the limits to a batch.
 
-        known         so many of its samples, or of its gap, are stored already
-        is_new_epoch  the store has no mark of its epoch, and this commit nothing of it yet
+        Args:
+            batch: The batch.
+            known: Number of its samples, or of the samples in its gap, that are stored already.
+            is_new_epoch: True if neither the store nor this commit contains its epoch.
 
-        Raises BeyondLimit when it cannot be stored at all.
+        Returns:
+            The batches to store, in order, in which gaps replace refused samples; and the units to store.
+
+        Raises:
+            BeyondLimit: Nothing of the batch can be stored.
         """
         node = self._node(batch.node)
         pieces: Sequence[Batch] = ()
@@ -100,7 +121,7 @@ class NodeLimits:
             samples = batch.samples.part(known) if known else batch.samples
             names = samples.values.keys()
             if len(names) > self._per_sample or samples.errors or not names <= node.channels:
-                pieces = [self._within(batch, samples, node)]
+                pieces = [self._limited(batch, samples, node)]
             else:
                 pieces = [batch._replace(samples=samples) if known else batch]
             gaps = [piece.gap for piece in pieces if piece.gap is not None]
@@ -119,32 +140,32 @@ class NodeLimits:
         self._nodes[name] = node
         return node
 
-    def _forget(self, name: str) -> None:
+    def _drop(self, name: str) -> None:
         node = self._nodes.pop(name, None)
         if node is not None:
             self._kept -= len(node.channels)
 
     def _admit(self, node: _Node, name: str) -> bool:
-        """Return True if `name` is a channel of the node, or becomes one."""
+        """Return True if `name` is a channel of the node or can be added to its channels."""
         if name not in node.channels:
             if len(node.channels) >= self._per_node:
                 return False
             node.channels.add(name)
             node.new.append(name)
-            node.told = None
+            node.received = None
             self._grown.append(node)
             self._kept += 1
         return True
 
-    def _within(self, batch: Batch, samples: SampleBatch, node: _Node) -> Batch:
-        """Return samples without their channels that are over a limit; a gap if there are no others."""
+    def _limited(self, batch: Batch, samples: SampleBatch, node: _Node) -> Batch:
+        """Return samples without the channels that exceed a limit, or a gap if no channels remain."""
         kept: dict[str, list[Number | None]] = {}
         surplus = why = ""
         for channel, column in samples.values.items():
             if len(kept) >= self._per_sample:
-                limit = f"a sample has {self._per_sample} channels at most ([store] channels_per_sample)"
+                limit = f"a sample can have at most {self._per_sample} channels ([store] channels_per_sample)"
             elif not self._admit(node, channel):
-                limit = f"a node has {self._per_node} channels at most in its life ([store] channels_per_node)"
+                limit = f"a node can ever have at most {self._per_node} channels ([store] channels_per_node)"
             else:
                 kept[channel] = column
                 continue
@@ -156,49 +177,51 @@ class NodeLimits:
         }
         if surplus:
             count = len(samples.values) - len(kept)
-            text = f"not stored{f', as {count - 1} others' if count > 1 else ''}: {why}"
+            others = f", like {counted(count - 1, 'other channel')}" if count > 1 else ""
+            text = f"not stored{others}: {why}"
             errors[surplus] = dict.fromkeys(range(len(samples)), text)
             self.faults[batch.node, "channels"] = (
-                f"sends too many channels: of sample {samples.seq}, {count} values were not stored: {why}"
+                f"sends too many channels: {counted(count, 'value')} of sample {samples.seq} not stored: {why}"
             )
         if not kept:
             return batch._replace(samples=None, gap=Gap(samples.seq, samples.last, 0, REFUSED))
         return batch._replace(samples=SampleBatch(samples.seq, samples.times, samples.ups, kept, errors, samples.clock))
 
     def _units(self, node: _Node, batch: Batch) -> Mapping[str, str]:
-        """Return the units of the channels of a node that are to be stored: also of new ones that it tells no unit of.
+        """Return the units to store for a node. New channels without a unit are included.
 
-        The same mapping as long as nothing has changed, by which a store knows that it has them.
+        The same mapping object is returned until something changes, so a store can detect that it has stored it.
         """
-        if node.told is not batch.units and node.told != batch.units:  # clients that push tell them with each batch
+        # Push clients send an equal, but different object with each batch.
+        if node.received is not batch.units and node.received != batch.units:
             units = {name: unit for name, unit in batch.units.items() if self._admit(node, name)}
             node.units = {name: "" for name in node.new if name not in units} | units
-            node.told = batch.units
+            node.received = batch.units
         return node.units
 
     # ---------------------------------------------------------------------------------- gaps, epochs and nodes
 
     def _count(self, name: str, epochs: int, gaps: int, missing: int) -> None:
-        """Count what a batch adds to its node. Raises BeyondLimit."""
+        """Count what a batch adds to its node. Raise BeyondLimit if that exceeds a limit."""
         stored = self._usage.get(name) or self._store.usage(name)
         is_new = not stored.epochs
-        wanted = NodeUsage(stored.nodes, stored.epochs + epochs, stored.gaps + gaps, stored.missing + missing)
-        if is_new and stored.nodes + self._made >= MOST_NODES:
-            kind, text = "nodes", f"the store has {MOST_NODES:,} nodes, and takes no further one"
-        elif epochs and wanted.epochs > MOST_EPOCHS:
-            kind, text = "epochs", f"a node has {MOST_EPOCHS:,} epochs at most"
-        elif gaps and wanted.gaps > MOST_GAPS:
-            kind, text = "gaps", f"a node has {MOST_GAPS:,} gaps at most"
+        total = NodeUsage(stored.nodes, stored.epochs + epochs, stored.gaps + gaps, stored.missing + missing)
+        if is_new and stored.nodes + self._new_nodes >= MOST_NODES:
+            kind, text = "nodes", f"the store has {MOST_NODES:,} nodes already, which is the maximum"
+        elif epochs and total.epochs > MOST_EPOCHS:
+            kind, text = "epochs", f"a node can have at most {MOST_EPOCHS:,} epochs"
+        elif gaps and total.gaps > MOST_GAPS:
+            kind, text = "gaps", f"a node can have at most {MOST_GAPS:,} gaps"
         elif missing > LARGEST_GAP:
-            kind, text = "gaps", f"a gap is of {LARGEST_GAP:,} samples at most, not of {missing:,}"
-        elif missing and wanted.missing > MOST_MISSING:
+            kind, text = "gaps", f"a gap can have at most {LARGEST_GAP:,} samples, not {missing:,}"
+        elif missing and total.missing > MOST_MISSING:
             kind, text = (
                 "gaps",
-                f"the gaps of a node are of {MOST_MISSING:,} samples at most, not of {wanted.missing:,}",
+                f"the gaps of a node can have at most {MOST_MISSING:,} samples in total, not {total.missing:,}",
             )
         else:
-            self._usage[name] = wanted
-            self._made += is_new
+            self._usage[name] = total
+            self._new_nodes += is_new
             return
         self.faults[name, kind] = f"its samples are refused: {text}"
         raise BeyondLimit(text)

@@ -1,13 +1,13 @@
-"""Records of what operators have said of nodes: former names, retired nodes, labels of sensors; read from the store.
+"""Register of the operators' records about nodes: former names, retired nodes and sensor labels.
 
-May be used by any thread: the records are replaced as a whole; `_reading` is held while they are read, so that none
-read earlier replace them. `refresh` is called where they have changed: by the Ingestor's writer right after the
-transaction, so that no batch of a former name is committed under it. A store that other servers write to as well is
-read again every READ_S.
-Errors: none while a store cannot be read: then what was read before stays, and `require` raises.
+Any thread may use it, because the records are replaced as one object. `_reading` is held while they are read from the
+store, so older records never replace newer ones. `refresh` is called after each change: the Ingestor's writer thread
+calls it directly after the transaction, so no later batch is committed with a former name. If other servers write to
+the store too, the records are read again every READ_S seconds.
+Errors: none if the store cannot be read. The last records then remain in use, and `require` raises the error.
 
-After `rename A B`, what says that it is node A is node B: its Pi may go on saying A. Only a token of its own, made for
-A later, makes A a node again.
+After `rename A B`, a node that reports the name A is node B, because its Pi may continue to use A. A is a different
+node only if a separate token was created for A later.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pigeonpost.storage.models import NodeRecords
 
 log = logging.getLogger(__name__)
 
-READ_S = 10.0  # between two looks at a store that other servers write to
+READ_S = 10.0  # interval between two reads of a store that other servers write to
 V = TypeVar("V")
 
 
@@ -33,7 +33,12 @@ def _no_token(node: str) -> str | None:
 
 
 class NodeRegister:
-    """The records of a store, as they were read last."""
+    """Records about nodes, as they were last read from the store.
+
+    Attributes:
+        is_read: True if the last attempt to read was successful.
+        on_rename: Functions that the Ingestor's writer thread calls with (former name, new name) after a renaming.
+    """
 
     def __init__(
         self,
@@ -41,29 +46,40 @@ class NodeRegister:
         token_of: Callable[[str], str | None] = _no_token,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """token_of: returns the token of a node, None where it has none; looked up for former names alone"""
+        """Read the records.
+
+        Args:
+            store: The store.
+            token_of: Function that returns the token of a node, or None. It is only called for former names.
+            monotonic: Clock that counts seconds and never steps.
+        """
         self._store, self._token_of, self._monotonic = store, token_of, monotonic
         self._records = NodeRecords()
-        self._present: Mapping[str, str] = {}  # former name to the present one
-        self._own: set[str] = set()  # former names that have had a token of their own since
+        self._present: Mapping[str, str] = {}  # present names by former name
+        self._own: set[str] = set()  # former names that have a separate token now
         self._read_s = 0.0
-        self.is_read = False  # the last attempt to read succeeded
+        self.is_read = False
         self._reading = threading.Lock()
-        self._renames: list[tuple[str, str]] = []  # that were read, and are not taken yet
-        self.on_rename: list[Callable[[str, str], object]] = []  # called with both names, in the writer's thread
+        self._renames: list[tuple[str, str]] = []  # renamings that `take_renames` has not returned yet
+        self.on_rename: list[Callable[[str, str], object]] = []
         self.refresh()
-        self._renames.clear()  # of former runs
+        self._renames.clear()  # those of former runs
 
     def refresh(self) -> None:
         """Read the records again, if the store can be read."""
         try:
             self._read()
-        except (StoreDamaged, NotStored, DiskError) as error:  # which is shown elsewhere, with its remedy
+        except (StoreDamaged, NotStored, DiskError) as error:  # other parts show it, with its remedy
             log.debug("records of nodes: %s", error)
 
     def require(self) -> None:
-        """Read the records again if that is due or failed last, before something is stored: a batch of a former name
-        would make a second node of it. Raises NotStored or DiskError as long as it fails.
+        """Read the records again if this is due or the last attempt failed.
+
+        This is called before a commit: with outdated records, a batch with a former name would create a second node.
+
+        Raises:
+            NotStored: The store cannot be read now.
+            DiskError: The store cannot be read.
         """
         if self._is_due() or not self.is_read:
             self._read()
@@ -76,16 +92,15 @@ class NodeRegister:
             self._read_s, self.is_read = self._monotonic(), False
             records = self._store.node_records()
             before = self._present
-            # Of several the latest.
+            # If several nodes had the same name, the one that was renamed last counts.
             self._present = {former.name: former.node for former in records.former if not former.is_released}
             self._records, self._own, self.is_read = records, set(), True
-            # Each node that has another name than before, by the name under which it was known.
+            # Nodes whose name has changed, each with the name by which this server knew it.
             pairs = {before.get(name, name): node for name, node in self._present.items()}
             self._renames += [(known, node) for known, node in pairs.items() if known != node]
 
     def take_renames(self) -> list[tuple[str, str]]:
-        """Return the renames that were read since the last call: the name under which a node was known, and its new
-        one."""
+        """Return the renamings since the last call, as pairs of the last known name and the new name."""
         if not self._renames:
             return []
         with self._reading:
@@ -94,53 +109,53 @@ class NodeRegister:
 
     @property
     def records(self) -> NodeRecords:
-        """What operators have said, as far as this server knows."""
+        """Records about nodes. They are read again if this is due."""
         if self._is_due():
             self.refresh()
         return self._records
 
     def current(self, name: str) -> str:
-        """Return the present name of the node that says it is `name`."""
+        """Return the present name of the node that reports the name `name`."""
         if not self.records.former:
             return name
         node = self._present.get(name)
         if node is None or name in self._own:
             return name
         try:
-            own = self._token_of(name)
-            if own is not None and own != self._token_of(node):
+            token = self._token_of(name)
+            if token is not None and token != self._token_of(node):
                 self._own.add(name)
                 return name
-        except SettingsError as error:  # a fault of its own: it has none that is known
+        except SettingsError as error:  # unreadable tokens are reported elsewhere: continue as if there were no token
             log.debug("tokens: %s", error)
         return node
 
     def retired_ms(self, node: str) -> int | None:
-        """Return since when `node` is retired, in ms since 1970; None: it is in use."""
+        """Return the time since which `node` is retired, in ms since 1970 (UTC); None if it is in use."""
         return self.records.retired.get(node)
 
     def label(self, node: str, sensor: str) -> str:
-        """Return what people see in place of the sensor's name; empty: that name."""
+        """Return the label that is displayed instead of the name of a `sensor` of `node`; empty if there is none."""
         return self.records.labels.get((node, sensor), "")
 
 
 def move_key(entries: dict[str, V], node: str, new: str) -> None:
-    """Give the entry of a renamed node its new name, if there is one."""
+    """Move the entry of `node` in `entries` to the key `new`, if there is one."""
     if node in entries:
         entries[new] = entries.pop(node)
 
 
 class ByPresentName(Mapping[str, V]):
-    """A mapping of nodes, whose keys may be former names, looked up by any name of a node."""
+    """Mapping by node name, in which a node can be looked up by its present name or any former name."""
 
     def __init__(self, nodes: Mapping[str, V], current: Callable[[str], str]) -> None:
-        """current: NodeRegister.current"""
+        """Initialise the mapping from `nodes`. `current` is NodeRegister.current."""
         self._nodes, self._current = nodes, current
 
     def __getitem__(self, name: str) -> V:
-        wanted = self._current(name)
+        present = self._current(name)
         for key, value in self._nodes.items():
-            if self._current(key) == wanted:
+            if self._current(key) == present:
                 return value
         raise KeyError(name)
 

@@ -1,7 +1,7 @@
-"""The nodes that the settings name: `[server] nodes` and `--node`, and the [[node]] tables.
+"""Nodes in the settings: `[server] nodes`, `--node` and the [[node]] tables.
 
-A [[node]] table is for what an address cannot say. It is about the node of its name, wherever that is: at its own
-`address`, in `[server] nodes`, or found by its announcement.
+A [[node]] table contains settings of the node with its name. The address of that node is either in the table, in
+`[server] nodes`, or found through the node's announcement.
 Errors: SettingsError.
 """
 
@@ -16,18 +16,22 @@ from protocol import DEFAULT_PORT, NODE_NAME, NODE_NAME_TAKES
 
 NODE_OPTIONS = (
     Option("name", matching(NODE_NAME, NODE_NAME_TAKES), None, "the node's name"),
-    Option("address", address(DEFAULT_PORT), None, "where it is, where [server] nodes does not say that"),
-    Option("tls", switch, False, "whether it is collected from by TLS, and never in plain text"),
-    Option("fingerprint", fingerprint, "", "SHA-256 of its certificate: any other is refused. A node that has a token"
-           " here needs none"),
+    Option("address", address(DEFAULT_PORT), None, "its address, if it is not in [server] nodes"),
+    Option("tls", switch, False, "true to collect from it only through TLS, never in plain text"),
+    Option("fingerprint", fingerprint, "", "SHA-256 of its certificate; any other one is refused. Not needed for a node"
+           " that has a token on this server"),
 )  # fmt: skip
 
 
 def read_nodes(settings: Settings) -> tuple[Sequence[tuple[str, tuple[str, int]]], dict[str, str]]:
-    """Return the nodes to collect from, and those of them that are reached by TLS only.
+    """Return the nodes to collect from, and those of them that require TLS, from `settings`.
 
-    The first as name (or empty) and address of each; the second by name, with the fingerprint of the certificate that
-    is pinned (empty: none). Raises SettingsError.
+    Returns:
+        Pairs (name or empty, address) of all nodes; and the pinned fingerprint, which may be empty, by name of each
+        node that requires TLS.
+
+    Raises:
+        SettingsError: A [[node]] table is invalid.
     """
     nodes: list[tuple[str, tuple[str, int]]] = list(settings["server", "nodes"])
     pins: dict[str, str] = {}
@@ -37,15 +41,15 @@ def read_nodes(settings: Settings) -> tuple[Sequence[tuple[str, tuple[str, int]]
         found = read_options(table, NODE_OPTIONS, where)
         name = found["name"]
         if name is None:
-            raise SettingsError(f'{where}: takes a name, as name = "basement"')
+            raise SettingsError(f'{where}: the name is missing, for example name = "basement"')
         if name in seen:
-            raise SettingsError(f"{where}: there is a table for {name} already; put both into one")
+            raise SettingsError(f"{where}: a table for {name} exists already; put both into one")
         seen.add(name)
         if found["fingerprint"] and not found["tls"]:
-            raise SettingsError(f"{where}: fingerprint is of a certificate, and takes tls = true beside it")
+            raise SettingsError(f"{where}: fingerprint requires tls = true")
         if found["address"] is not None and (name, found["address"]) not in nodes:
             if any(name == other for other, _ in nodes):
-                raise SettingsError(f"{where}: {name} has another address in [server] nodes or --node; leave one out")
+                raise SettingsError(f"{where}: {name} has a different address in [server] nodes or --node; remove one")
             nodes.append((name, found["address"]))
         if found["tls"]:
             pins[name] = found["fingerprint"]

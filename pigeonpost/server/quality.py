@@ -1,11 +1,12 @@
-"""Quality checks of readings: range, rate of change, flat line, saturation, staleness. Values are never changed.
+"""Quality checks of readings: range, rate of change, flat line, saturation and staleness. Values are never changed.
 
-Runs in any thread: `on_commit` in the ingestor's writer, `of` in those of the pages. `_lock` guards all that is kept,
-  and is held while a commit is checked, or one sensor looked up.
-Errors: SettingsError for a [[limits]] table; none for what a node tells, of which only numbers are taken that are some.
+`on_commit` runs in the Ingestor's writer thread, and `of` in the threads of the pages. `_lock` guards all attributes.
+It is held while a commit is checked or one sensor is looked up.
+Errors: SettingsError for an invalid [[limits]] table. Invalid limits of a node are ignored.
 
-A node tells the limits of its sensors in HELLO, as `"limits": {"low": -10, "high": 35, "jump": 0.5, "stuck": 3600,
-"rail": [-50, 279.68]}` with a sensor (docs/protocol.md). Where it cannot, or the server knows better, server.toml does:
+A node reports the limits of its sensors in HELLO, for example `"limits": {"low": -10, "high": 35, "jump": 0.5, "stuck":
+3600, "rail": [-50, 279.68]}` with a sensor (docs/protocol.md). Limits in server.toml take precedence over these. They
+are also needed for nodes that report none:
 
     [[limits]]
     node = "greenhouse"
@@ -13,13 +14,15 @@ A node tells the limits of its sensors in HELLO, as `"limits": {"low": -10, "hig
     low = 2
     every = 60
 
-    range    below `low` or above `high`
-    jump     changed by more than `jump` a second since the value before; what lies closer together counts as a second
-    stuck    not changed at all for `stuck` seconds in which there were values
-    rail     at one end of what the sensor can show
-    stale    no value for longer than three intervals and five seconds (`every`, or the node's own interval)
+The checks, named by their quality flags:
 
-Nothing is done for sensors without limits. Samples are judged in the order in which they were committed, once each.
+    range    the value is below `low` or above `high`
+    jump     it changed by more than `jump` per second since the previous value; a shorter time counts as one second
+    stuck    it did not change for `stuck` seconds, although values arrived
+    rail     it is at or beyond one end of the sensor's scale
+    stale    there was no value for three intervals (`every`, or the node's own interval) plus five seconds
+
+Sensors without limits are not checked. Each sample is checked once, in the order of the commits.
 """
 
 from __future__ import annotations
@@ -43,17 +46,19 @@ if TYPE_CHECKING:
     from pigeonpost.server.node_status import NodeLink, NodeState
 
 KINDS = ("range", "jump", "stuck", "rail", "stale")
-LATE_INTERVALS, LATE_S = 3, 5.0  # what is older than so many intervals and seconds is late
+LATE_INTERVALS, LATE_S = 3, 5.0  # number of intervals, plus seconds, after which a value is late
 _FLOAT_MAX = sys.float_info.max
-_AT_LEAST_S = 1.0  # for a jump: noise between samples of a fast node is no fast change
+_AT_LEAST_S = 1.0  # minimum time for the check `jump`: noise between samples of a fast node is not a fast change
 
 
 class QualityFlag(NamedTuple):
-    """One check that the present value does not pass.
+    """Quality flag: a check that the present value has failed.
 
-    kind   one of KINDS
-    limit  which one it is over: the limit itself, of a rail the end that was reached; seconds, for stuck and stale
-    found  what was found in its place: the value; the change; seconds
+    Attributes:
+        kind: One of KINDS.
+        limit: The limit: a value for "range" and "jump", the end of the scale for "rail", seconds for "stuck" and
+            "stale".
+        found: The value for "range" and "rail", the change for "jump", seconds for "stuck" and "stale".
     """
 
     kind: str
@@ -62,7 +67,13 @@ class QualityFlag(NamedTuple):
 
 
 class JudgedValue(NamedTuple):
-    """A sensor with limits: its present flags, how often each was set in this run, and the limits."""
+    """Result of the checks of one sensor.
+
+    Attributes:
+        findings: Present quality flags.
+        counts: Number of times that each flag was set in this run, by kind.
+        limits: Limits of the sensor.
+    """
 
     findings: Sequence[QualityFlag]
     counts: Mapping[str, int]
@@ -70,51 +81,55 @@ class JudgedValue(NamedTuple):
 
 
 def _rail(value: Any) -> Sequence[float]:
-    if not isinstance(value, list) or _limits_told({"rail": value}) == {}:
-        raise ValueError("takes the two ends of a scale, the lower first, as [0, 1023]")
+    if not isinstance(value, list) or _reported_limits({"rail": value}) == {}:
+        raise ValueError("takes the two ends of a scale, lower end first, such as [0, 1023]")
     return value
 
 
 OPTIONS = (
     Option("node", matching(NODE_NAME, NODE_NAME_TAKES), None, "the node's name"),
     Option("sensor", matching(SENSOR_NAME, SENSOR_NAME_TAKES), None, "the sensor's name"),
-    Option("low", number(-1e15, 1e15), None, "less is out of range,"),
-    Option("high", number(-1e15, 1e15), None, "and so is more than this"),
-    Option("jump", number(1e-9, 1e15), None, "the most that it changes in a second"),
-    Option("stuck", number(1, 864_000), None, "seconds without any change"),
-    Option("rail", _rail, None, "the ends of the scale, [low, high]"),
-    Option("every", number(0.01, 864_000), None, "seconds in which a value is expected, where the node's differ"),
+    Option("low", number(-1e15, 1e15), None, "lowest value in the range"),
+    Option("high", number(-1e15, 1e15), None, "highest value in the range"),
+    Option("jump", number(1e-9, 1e15), None, "maximum change per second"),
+    Option("stuck", number(1, 864_000), None, "time without any change, in seconds"),
+    Option("rail", _rail, None, "ends of the scale, [low, high]"),
+    Option("every", number(0.01, 864_000), None, "expected interval of values, in seconds, if not the node's"),
 )
 Rules = Mapping[tuple[str, str], Mapping[str, Any]]
 
 
 def read_rules(tables: Iterable[Mapping[str, Any]], where: str) -> Rules:
-    """The [[limits]] tables, by node and sensor. Raises SettingsError, which begins with `where`."""
+    """Return the limits in the [[limits]] `tables`, by (node, sensor).
+
+    Raises:
+        SettingsError: A table is invalid. The text begins with `where`.
+    """
     rules: dict[tuple[str, str], Mapping[str, Any]] = {}
     for count, table in enumerate(tables, 1):
-        here = f"{where}: [[limits]] {count}"
-        chosen = {key: value for key, value in read_options(table, OPTIONS, here).items() if value is not None}
+        location = f"{where}: [[limits]] {count}"
+        chosen = {key: value for key, value in read_options(table, OPTIONS, location).items() if value is not None}
         try:
             key = chosen.pop("node"), chosen.pop("sensor")
         except KeyError as error:
-            raise SettingsError(f"{here}: {error.args[0]} is missing: whose limits are these?") from None
+            raise SettingsError(f"{location}: {error.args[0]} is missing") from None
         if not chosen:
-            raise SettingsError(f"{here}: no limit is set: low, high, jump, stuck, rail or every")
+            raise SettingsError(f"{location}: no limit is set; set low, high, jump, stuck, rail or every")
         if key in rules:
-            raise SettingsError(f"{here}: there are limits for {key[1]} of {key[0]} already")
+            raise SettingsError(f"{location}: a table for {key[1]} of {key[0]} exists already; put both into one")
         if chosen.get("low", -math.inf) > chosen.get("high", math.inf):
-            raise SettingsError(f"{here}: low is above high")
+            raise SettingsError(f"{location}: low is above high")
         rules[key] = chosen
     return rules
 
 
-def _limits_told(told: Any) -> dict[str, Any]:
-    """Return the limits that a node reports of a sensor, as far as they are valid: it is untrusted input."""
-    if not isinstance(told, dict):
+def _reported_limits(reported: Any) -> dict[str, Any]:
+    """Return the valid limits among those that a node reports for a sensor, which are untrusted input."""
+    if not isinstance(reported, dict):
         return {}
-    limits: dict[str, Any] = {key: told[key] for key in ("low", "high") if _is_finite(told.get(key))}
-    limits |= {key: told[key] for key in ("jump", "stuck") if _is_finite(told.get(key)) and told[key] > 0}
-    rail = told.get("rail")
+    limits: dict[str, Any] = {key: reported[key] for key in ("low", "high") if _is_finite(reported.get(key))}
+    limits |= {key: reported[key] for key in ("jump", "stuck") if _is_finite(reported.get(key)) and reported[key] > 0}
+    rail = reported.get("rail")
     if isinstance(rail, list) and len(rail) == 2 and all(map(_is_finite, rail)) and rail[0] < rail[1]:
         limits["rail"] = rail
     return limits
@@ -125,10 +140,15 @@ def _is_finite(value: Any) -> bool:
 
 
 class QualityChecks:
-    """The present quality flags of every sensor that has limits, and the counts of this run."""
+    """Quality flags of all sensors that have limits, and their counts in this run."""
 
     def __init__(self, links: Sequence[NodeLink], rules: Rules | None = None) -> None:
-        """links: everybody who is collected from; it may grow"""
+        """Initialise the checks.
+
+        Args:
+            links: Links to the nodes. The sequence may grow.
+            rules: Limits in the settings.
+        """
         self._links = links
         self._rules: dict[str, dict[str, Mapping[str, Any]]] = {}
         for (node, sensor), limits in (rules or {}).items():
@@ -137,7 +157,7 @@ class QualityChecks:
         self._nodes: dict[str, _Node] = {}
 
     def on_commit(self, epoch_commits: Sequence[EpochCommit]) -> None:
-        """Judge what was committed. For Ingestor.subscribe."""
+        """Check the samples in `epoch_commits`. Called with each commit (see Ingestor.subscribe)."""
         with self._lock:
             for epoch_commit in epoch_commits:
                 node = self._node(epoch_commit.node)
@@ -145,47 +165,50 @@ class QualityChecks:
                     continue
                 for item in epoch_commit.items:
                     if isinstance(item, SampleBatch):
-                        node.judge(epoch_commit.epoch, item)
+                        node.check(epoch_commit.epoch, item)
 
     def on_rename(self, node: str, new: str) -> None:
-        """Know the limits and flags of a node by its new name."""
+        """Assign the limits and flags of `node` to its new name `new`."""
         with self._lock:
             move_key(self._rules, node, new)
             move_key(self._nodes, node, new)
 
     def of(self, node: str, sensor: str, now_ms: int, is_expected: bool = True) -> JudgedValue | None:
-        """How a sensor is; None for one without limits.
+        """Return the result of the checks of a sensor; None if the sensor has no limits.
 
-        now_ms       now, by the node's clock
-        is_expected  False: the node need not send anything now, so that nothing of it is stale
+        Args:
+            node: Name of the node.
+            sensor: Name of the sensor.
+            now_ms: Current time by the node's clock, in ms since 1970 (UTC).
+            is_expected: False if the node need not send samples now, so that nothing is stale.
         """
         with self._lock:
-            its = self._node(node)
-            track = its.tracks.get(sensor) if its else None
-            if its is None or track is None:
+            entry = self._node(node)
+            track = entry.tracks.get(sensor) if entry else None
+            if entry is None or track is None:
                 return None
-            track.look(now_ms, its.late_s(track) if is_expected else None)
+            track.update_stale(now_ms, entry.late_s(track) if is_expected else None)
             return JudgedValue(list(track.findings), dict(track.counts), track.limits)
 
     def _node(self, name: str) -> _Node | None:
-        """What is kept of a node, by the limits that are in force now. None: it has never had any."""
+        """Return the tracks of a node, updated to its present limits; None if it has no link and no limits."""
         node = self._nodes.get(name)
         if node is None or node.state is None or node.state.name != name or not node.state.sensors:
             states = [link.state for link in self._links if link.state.name == name]
-            # It may be known by two transports, of which it has used one.
+            # The node may have two links and use only one of them.
             state = next((state for state in states if state.sensors), states[0] if states else None)
             if state is None and name not in self._rules:
                 return None
             if node is None:
-                self._forget_renamed()
+                self._remove_renamed()
                 node = self._nodes[name] = _Node(self._rules.get(name, {}))
             node.state = state
-        if node.state is not None and node.told is not node.state.sensors:
-            node.hear(node.state.sensors)
+        if node.state is not None and node.reported is not node.state.sensors:
+            node.update_limits(node.state.sensors)
         return node
 
-    def _forget_renamed(self) -> None:
-        """Keep no more nodes than there are links and rules: a link's other end may take a new name each time."""
+    def _remove_renamed(self) -> None:
+        """Remove entries of former names if there are many: a node may report a new name at each connection."""
         if len(self._nodes) > len(self._links) + len(self._rules):
             for name, node in list(self._nodes.items()):
                 if name not in self._rules and (node.state is None or node.state.name != name):
@@ -193,39 +216,39 @@ class QualityChecks:
 
 
 class _Node:
-    """One node and its sensors that have limits."""
+    """Sensors with limits of one node."""
 
     def __init__(self, rules: Mapping[str, Mapping[str, Any]]) -> None:
         self.state: NodeState | None = None
-        self.told: object = None  # its NodeState.sensors when the limits were read from it
+        self.reported: object = None  # the NodeState.sensors from which the limits were read
         self.tracks = {sensor: _Track(limits) for sensor, limits in rules.items()}
         self._rules = rules
 
-    def hear(self, sensors: Sequence[Mapping[str, Any]]) -> None:
-        """Take the limits that it tells now; what was counted so far stays."""
-        limits = {sensor["name"]: _limits_told(sensor.get("limits")) for sensor in sensors}
-        for sensor, rule in self._rules.items():  # which go before what the node says
+    def update_limits(self, sensors: Sequence[Mapping[str, Any]]) -> None:
+        """Replace the limits by those that the node reports now, and keep the counts."""
+        limits = {sensor["name"]: _reported_limits(sensor.get("limits")) for sensor in sensors}
+        for sensor, rule in self._rules.items():  # these take precedence over the node's limits
             limits[sensor] = {**limits.get(sensor, {}), **rule}
-        before, self.tracks, self.told = self.tracks, {}, sensors
-        for sensor, its in limits.items():
-            if its:
-                track = self.tracks[sensor] = before.get(sensor) or _Track(its)
-                track.limits = its
+        before, self.tracks, self.reported = self.tracks, {}, sensors
+        for sensor, sensor_limits in limits.items():
+            if sensor_limits:
+                track = self.tracks[sensor] = before.get(sensor) or _Track(sensor_limits)
+                track.limits = sensor_limits
 
     def late_s(self, track: _Track) -> float | None:
-        """How old a value may be; None: nobody knows how often one is due."""
+        """Return the maximum age of a value in seconds; None if the interval is unknown."""
         every_s: float | None = track.limits.get("every") or (self.state.every_s if self.state else None)
         return None if every_s is None else LATE_INTERVALS * every_s + LATE_S
 
-    def judge(self, epoch: str, samples: SampleBatch) -> None:
+    def check(self, epoch: str, samples: SampleBatch) -> None:
         for name, column in samples.values.items():
             track = self.tracks.get(name)
             if track is not None:
-                track.judge(column, epoch, samples, self.late_s(track))
+                track.check(column, epoch, samples, self.late_s(track))
 
 
 class _Track:
-    """One sensor: its last value, and its present flags."""
+    """Last value and present quality flags of one sensor."""
 
     __slots__ = ("_bounds", "_limits", "counts", "epoch", "findings", "same_ms", "time_ms", "up_ms", "value")
 
@@ -233,13 +256,13 @@ class _Track:
         self.limits = limits
         self.counts = dict.fromkeys(KINDS, 0)
         self.findings: list[QualityFlag] = []
-        self.value: Number | None = None  # the last one that there was,
-        self.epoch, self.time_ms, self.up_ms = "", 0, 0  # and where it stood
-        self.same_ms = 0  # for how long it has been the same
+        self.value: Number | None = None  # last value that is not None
+        self.epoch, self.time_ms, self.up_ms = "", 0, 0  # epoch and times of its sample
+        self.same_ms = 0  # time for which the value has not changed, in ms
 
     @property
     def limits(self) -> Mapping[str, Any]:
-        """The limits in force."""
+        """Present limits."""
         return self._limits
 
     @limits.setter
@@ -248,28 +271,29 @@ class _Track:
         ends = (limits.get("low", -math.inf), limits.get("high", math.inf), *limits.get("rail", (-math.inf, math.inf)))
         self._bounds = (*ends, limits.get("jump"), limits.get("stuck"))
 
-    def judge(self, column: Sequence[Number | None], epoch: str, samples: SampleBatch, late_s: float | None) -> None:
-        """Take the values of this sensor in samples that follow each other: `column` is theirs.
+    def check(self, column: Sequence[Number | None], epoch: str, samples: SampleBatch, late_s: float | None) -> None:
+        """Check the values `column` of this sensor in consecutive samples.
 
-        The first is compared with the one before it. The others are looked at one by one only where one of them may be
-        beyond a limit, or there is none.
+        The first value is compared with the previous one. The others are checked individually only if one of them
+        may exceed a limit or is missing. Otherwise a few operations on the complete column are enough.
         """
         times, ups = samples.times, samples.ups
-        self._take(column[0], epoch, times[0], ups[0] if ups else 0, late_s)
+        self._check_value(column[0], epoch, times[0], ups[0] if ups else 0, late_s)
         if len(column) == 1:
             return
-        if self._are_good(column, times, ups, late_s):
+        if self._are_in_limits(column, times, ups, late_s):
             self.value, self.epoch, self.findings = column[-1], epoch, []
             self.time_ms, self.up_ms = times[-1], ups[-1] if ups else 0
             return
         for value, time_ms, up_ms in islice(zip(column, times, ups or repeat(0)), 1, None):
-            self._take(value, epoch, time_ms, up_ms, late_s)
+            self._check_value(value, epoch, time_ms, up_ms, late_s)
 
-    def _are_good(
+    def _are_in_limits(
         self, column: Sequence[Number | None], times: Sequence[int], ups: Sequence[int], late_s: float | None
     ) -> bool:
-        """Return True if it is certain that none of these values, after the first, is beyond a limit. The time for
-        which the last one has been the same is right then.
+        """Return True if it is certain that none of these values after the first one exceeds a limit.
+
+        In this case `same_ms` is updated.
         """
         if column[0] is None or None in column:
             return False
@@ -278,42 +302,42 @@ class _Track:
         low, high, rail_low, rail_high, jump, stuck = self._bounds
         if not (low <= least and most <= high and rail_low < least and most < rail_high):
             return False
-        is_calm = jump is None or float(most) - float(least) <= jump * _AT_LEAST_S
-        if is_calm and stuck is None:
+        is_gradual = jump is None or float(most) - float(least) <= jump * _AT_LEAST_S
+        if is_gradual and stuck is None:
             return True
-        # The differences of `ups` are the seconds between values; of samples without them those of `times`.
-        moments = ups if ups and min(ups) != max(ups) else times
-        passed = list(map(sub, islice(moments, 1, None), moments))
-        shortest_ms = min(passed)
+        # Differences of `ups` are reliable times between values. Samples without them only have `times`.
+        stamps_ms = ups if ups and min(ups) != max(ups) else times
+        intervals_ms = list(map(sub, islice(stamps_ms, 1, None), stamps_ms))
+        shortest_ms = min(intervals_ms)
         if shortest_ms <= 0:
             return False
-        if not is_calm:
+        if not is_gradual:
             steepest = max(map(abs, map(sub, map(float, islice(values, 1, None)), map(float, values))))
             if not steepest <= jump * max(shortest_ms / 1000, _AT_LEAST_S):
                 return False
-        return stuck is None or self._is_alive(values, moments, max(passed), stuck, late_s)
+        return stuck is None or self._is_changing(values, stamps_ms, max(intervals_ms), stuck, late_s)
 
-    def _is_alive(
-        self, values: Sequence[Number], moments: Sequence[int], longest_ms: int, stuck: float, late_s: float | None
+    def _is_changing(
+        self, values: Sequence[Number], stamps_ms: Sequence[int], longest_ms: int, stuck: float, late_s: float | None
     ) -> bool:
-        """Return True if it is certain that no value stays the same for `stuck` seconds. See _are_good.
+        """Return True if it is certain that no value is unchanged for `stuck` seconds, for `_are_in_limits`.
 
-        longest_ms  the longest time between two values
+        `longest_ms` is the longest time between two values.
         """
         if longest_ms / 1000 > (late_s or stuck):
             return False
         changes = list(compress(range(1, len(values)), map(ne, islice(values, 1, None), values)))
-        first_ms = self.same_ms + moments[changes[0] - 1 if changes else -1] - moments[0]
-        most = max(map(sub, [*changes, len(values)], [0, *changes])) - 1  # steps in which nothing changes
+        first_ms = self.same_ms + stamps_ms[changes[0] - 1 if changes else -1] - stamps_ms[0]
+        most = max(map(sub, [*changes, len(values)], [0, *changes])) - 1  # consecutive steps without a change
         if max(first_ms, most * longest_ms) >= stuck * 1000:
             return False
-        self.same_ms = moments[-1] - moments[changes[-1]] if changes else first_ms
+        self.same_ms = stamps_ms[-1] - stamps_ms[changes[-1]] if changes else first_ms
         return True
 
-    def _take(self, value: Number | None, epoch: str, time_ms: int, up_ms: int, late_s: float | None) -> None:
-        """Take one value."""
+    def _check_value(self, value: Number | None, epoch: str, time_ms: int, up_ms: int, late_s: float | None) -> None:
+        """Check one value."""
         if value is None:
-            self._miss(epoch, time_ms, up_ms, late_s)
+            self._process_failure(epoch, time_ms, up_ms, late_s)
             return
         low, high, rail_low, rail_high, jump, stuck = self._bounds
         findings = []
@@ -335,21 +359,23 @@ class _Track:
         for finding in findings:
             self.counts[finding.kind] += 1
 
-    def look(self, now_ms: int, late_s: float | None) -> None:
-        """It may have become stale since."""
+    def update_stale(self, now_ms: int, late_s: float | None) -> None:
+        """Update the flag `stale` for the time `now_ms`."""
         if self.value is not None:
             self._find_stale((now_ms - self.time_ms) / 1000, late_s)
 
-    def _miss(self, epoch: str, time_ms: int, up_ms: int, late_s: float | None) -> None:
-        """The sensor failed: what its last value was is no news, but it may have become stale."""
+    def _process_failure(self, epoch: str, time_ms: int, up_ms: int, late_s: float | None) -> None:
+        """Process a sample in which the sensor failed: clear all flags except `stale`, which is updated."""
         self.findings = [finding for finding in self.findings if finding.kind == "stale"]
         passed_ms = self._since(epoch, time_ms, up_ms)
         if passed_ms is not None:
             self._find_stale(passed_ms / 1000, late_s)
 
     def _since(self, epoch: str, time_ms: int, up_ms: int) -> int | None:
-        """From the last value to this sample, in ms; None where that is not known. Of one epoch both have a clock that
-        never steps; between two there are only their dates, which may."""
+        """Return the time from the last value to this sample in ms; None if it is unknown.
+
+        Within one epoch the uptime is used, because it never steps. Between epochs only the wall-clock times are known.
+        """
         if self.value is None:
             return None
         passed_ms = up_ms - self.up_ms if epoch == self.epoch else 0
@@ -359,13 +385,13 @@ class _Track:
 
     def _is_stuck(self, value: Number, passed_ms: int | None, stuck: float, late_s: float | None) -> bool:
         if value != self.value or (passed_ms is not None and passed_ms / 1000 > (late_s or stuck)):
-            self.same_ms = 0  # also after a pause without values, which says nothing of whether it would have changed
+            self.same_ms = 0  # also after a pause in the values, during which the value may have changed
             return False
         self.same_ms += passed_ms or 0
         return self.same_ms >= stuck * 1000
 
     def _find_stale(self, seconds: float, late_s: float | None) -> None:
-        """Counted when it begins."""
+        """Set or clear the flag `stale`. It is counted when it is set."""
         was = any(finding.kind == "stale" for finding in self.findings)
         self.findings = [finding for finding in self.findings if finding.kind != "stale"]
         if late_s is not None and seconds > late_s:

@@ -1,17 +1,17 @@
-"""Clients that connect to us: who may write as which node, what the pages show of them, and their readings.
+"""Clients that connect to this server: their permissions, their states for the pages, and their readings.
 
-Every transport that nodes and older clients connect to asks here before it makes anything for a node name:
+Each transport to which nodes and older clients connect calls this module before it accepts data for a node name:
 
-- A node that has a token is only written by who proves the token. Everything else is refused (AuthFailed).
-- A transport lets in MOST_UNPROVEN names of nodes without a token, with MOST_UNPROVEN_SENSORS sensors in all
-  (NotStored beyond that). Nodes that have a token are not counted, so nobody else takes their places.
+- Only a client that proves the token of a node may write as that node. Other clients are refused (AuthFailed).
+- A transport admits up to MOST_UNPROVEN names of nodes without a token, with up to MOST_UNPROVEN_SENSORS sensors in
+  total (NotStored beyond that). Nodes with a token are not counted, so untrusted clients cannot exclude them.
 
-Runs in any thread. `_lock` guards the clients of this run; it is held to look one up, or to add it.
-Errors: NotStored if a reading could not be made durable in time; then it is not stored later either.
+Any thread may use it. `_lock` guards the clients of this run, and is held while one is looked up or added.
+Errors: NotStored if a reading could not be made durable in time. It is then not stored later either.
 
-A reading without epoch and sequence number gets the identity that a node would have given it: an epoch, drawn at
+A reading without epoch and sequence number receives the identity that a node would have assigned: an epoch, chosen at
 random for each client in each run of this server, and the next number in it. A reading that is sent twice is stored
-twice: a repetition cannot be told from a new reading.
+twice, because a repetition cannot be distinguished from a new reading.
 """
 
 from __future__ import annotations
@@ -38,19 +38,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STORE_S = 8.0  # for making a reading durable: the programs that bring one wait 10 s and more
-MOST_UNPROVEN = 128  # names of nodes without a token, of each transport, in one run,
-MOST_UNPROVEN_SENSORS = 512  # and names of sensors of all of them: anybody can invent both
-MOST_SHOWN = 1024  # sensors of a client
-_REMEMBERED = 4  # intervals between calls; the longest is the expected one
+STORE_S = 8.0  # time limit for making a reading durable: client programs wait for at least 10 s
+MOST_UNPROVEN = 128  # names of nodes without a token per transport and run: any client can invent names
+MOST_UNPROVEN_SENSORS = 512  # names of sensors of all these nodes, per transport and run
+MOST_SHOWN = 1024  # maximum number of sensors of a client on the pages
+_REMEMBERED = 4  # remembered intervals between calls; the longest one is the expected interval
 
 
 class Claim(NamedTuple):
-    """Who a client says it is.
+    """Identity that a client reports.
 
-    transport  the name of the transport that it came by: "mqtt"
-    is_proven  it has proved the node's token
-    is_listed  the settings of the older system name this node: its place is never taken by others
+    Attributes:
+        node: Name of the node.
+        transport: Name of the transport that the client uses, for example "mqtt".
+        is_proven: True if the client has proved the token of the node.
+        is_listed: True if the settings of the older system contain this node. It is then always admitted.
     """
 
     node: str
@@ -62,9 +64,12 @@ class Claim(NamedTuple):
 class ExternalReading(NamedTuple):
     """One sample of a client.
 
-    values   sensor name to number; None where a sensor failed
-    time_ms  when it was taken, in milliseconds since 1970 (UTC); None: now, by this machine's clock
-    errors   of the sensors that failed, in words
+    Attributes:
+        claim: Identity of the client.
+        values: Number by sensor name; None for a sensor that failed.
+        units: Unit by sensor name.
+        time_ms: Time of the sample, in ms since 1970 (UTC); None for the present time of the server.
+        errors: Descriptions of the errors of failed sensors, by sensor name.
     """
 
     claim: Claim
@@ -75,11 +80,20 @@ class ExternalReading(NamedTuple):
 
 
 class ExternalClient:
-    """A node that connects to us, as the pages see it: it cannot be asked, unless its transport has a way."""
+    """Client that connects to this server: the NodeLink of a node for the pages.
+
+    Attributes:
+        claim: Identity of the client.
+        sensors: Names of sensors that it sent without proving a token.
+        epoch: Epoch of its readings in this run.
+        state: State of the node.
+        ask: Function that sends a command to the node; it returns False if the transport does not support commands.
+    """
 
     def __init__(self, claim: Claim) -> None:
+        """Initialise a client that has not sent anything yet. `claim` is its identity."""
         self.claim = claim
-        self.sensors: set[str] = set()  # names that it brought while it proved nothing
+        self.sensors: set[str] = set()
         self.epoch = os.urandom(8).hex()
         self.state = NodeState("", claim.node)
         self.state.calls_in = True
@@ -87,7 +101,10 @@ class ExternalClient:
         self.ask: AskNode = _no_answer
 
     def record_call(self, now_s: float, now_ms: int) -> None:
-        """It has called now; how often it does is learned from that."""
+        """Record a call at `now_s` (monotonic clock, in s) and `now_ms` (ms since 1970, UTC).
+
+        The expected interval is calculated from the last calls.
+        """
         state = self.state
         self._calls.append(now_s)
         calls = list(self._calls)
@@ -97,12 +114,12 @@ class ExternalClient:
 
 
 def _no_answer(word: str, *args: bool, limit_s: float = 5.0) -> bool:
-    """Return False: this client sends, but cannot be asked."""
+    """Return False: this client sends readings, but does not accept commands."""
     return False
 
 
 class UnnumberedSources:
-    """The clients of this run that connect to us."""
+    """Clients that have connected to this server in this run."""
 
     def __init__(
         self,
@@ -114,10 +131,16 @@ class UnnumberedSources:
         throttle: LoginThrottle,
         current: Callable[[str], str] = lambda name: name,
     ) -> None:
-        """
-        links   everybody who is collected from, as the pages show them; a new caller is added
-        tokens  names of the nodes that have a token; looked up each time
-        current returns the present name of a node that says it has this one; see NodeRegister
+        """Initialise without clients.
+
+        Args:
+            ingestor: The ingestor.
+            links: Links to all nodes, for the pages. New clients are added to it.
+            clock: Clock of the server.
+            tokens: Names of the nodes that have a token. The collection may change.
+            faults: Receives a fault if too many unknown clients connect.
+            throttle: Limits the log lines about refused clients.
+            current: Function that returns the present name of the node that reports a name: see NodeRegister.
         """
         self._ingestor = ingestor
         self._links = links
@@ -131,7 +154,12 @@ class UnnumberedSources:
         self._unproven_sensors: Counter[str] = Counter()  # by transport
 
     def store(self, reading: ExternalReading) -> None:
-        """Make a reading durable. Raises NotStored when that takes longer than STORE_S seconds; AuthFailed."""
+        """Make `reading` durable.
+
+        Raises:
+            NotStored: This would take longer than STORE_S seconds, or a limit is exceeded.
+            AuthFailed: The node has a token that the client has not proved.
+        """
         try:
             is_stored = CommitWaiter(self._ingestor, self._clock).store([self._batch([reading])], STORE_S)
         except BeyondLimit as error:
@@ -139,39 +167,47 @@ class UnnumberedSources:
         if not is_stored:
             raise NotStored(self._ingestor.fault or f"it was not stored within {STORE_S:g} s")
 
-    def leave(self, *readings: ExternalReading) -> bool:
-        """Submit readings of one client, which have the same sensors, as one batch, without waiting for its commit.
+    def queue(self, *readings: ExternalReading) -> bool:
+        """Submit `readings` of one client as one batch, without waiting for its commit.
 
-        Returns False if there is no room for it.
+        All readings must have the same sensors. Returns False if the queue is full.
         """
         return self._ingestor.submit(self._batch(readings), limit_s=0.0)
 
     def caller(self, claim: Claim, sensors: Iterable[str] = ()) -> NodeState:
-        """Return what the pages show of a client; made when it first comes.
+        """Return the state of a client, which is created at its first call.
 
-        sensors  names of the sensors whose values it brings
+        Args:
+            claim: Identity of the client.
+            sensors: Names of the sensors whose values it sends.
 
-        Raises AuthFailed where the node has a token and the client has not proved it; NotStored where there is no room
-        for another node without a token, or for its sensors. Nothing is made then.
+        Raises:
+            AuthFailed: The node has a token that the client has not proved.
+            NotStored: There are too many nodes without a token, or too many sensors of such nodes.
         """
         return self._caller(claim, sensors).state
 
     def check(self, claim: Claim) -> None:
-        """Raise AuthFailed where the node has a token and the client has not proved it."""
+        """Check that the client with the identity `claim` may write as its node.
+
+        Raises:
+            AuthFailed: The node has a token that the client has not proved.
+            NotStored: The tokens cannot be read.
+        """
         if claim.is_proven:
             return
         try:
             has_token = self._current(claim.node) in self._tokens
-        except SettingsError as error:  # tokens that do not read: nobody knows who may write what
+        except SettingsError as error:  # unreadable tokens: it is unknown which nodes are protected
             raise NotStored(str(error)) from None
         if has_token:
             self.forget_unproven(claim.node)
-            text = f"node {claim.node} has a token, and is only written by who proves it"
+            text = f"node {claim.node} has a token, and the client has not proved it"
             self._throttle.log_failure(log, claim.transport, f"refused: {text}")
             raise AuthFailed(text)
 
     def forget_unproven(self, node: str) -> None:
-        """Show no more of a client that came before its node had a token, and has not proved that."""
+        """Remove the client of `node` if it has not proved a token: it connected before the node received one."""
         node = self._current(node)
         with self._lock:
             caller = self._callers.get(node)
@@ -180,31 +216,34 @@ class UnnumberedSources:
                 self._links.remove(caller)
 
     def recheck_tokens(self, nodes: Iterable[str]) -> None:
-        """Show which of these nodes, whose tokens have changed, have none any more, and so are refused."""
+        """Mark those of `nodes` that no longer have a token as not connected, because they are refused now.
+
+        `nodes` are the nodes whose tokens have changed.
+        """
         for node in nodes:
             caller = self._callers.get(node)
             if caller is not None and caller.claim.is_proven and caller.state.connected and node not in self._tokens:
                 caller.state.connected, caller.state.since_ms = False, self._clock.wall_ms()
-                caller.state.fault = f"its token was revoked: `control.py token {node}` makes another one"
+                caller.state.fault = f"its token was revoked: `control.py token {node}` creates a new one"
 
     def on_rename(self, node: str, new: str) -> None:
-        """Know a client by its new name."""
+        """Assign the client of `node` to its new name `new`."""
         with self._lock:
             caller = self._callers.pop(node, None)
             if caller is not None:
                 caller.claim, caller.state.name = caller.claim._replace(node=new), new
-                caller.ask, caller.state.takes_orders = _no_answer, False  # until it calls: `let_ask` knew its old name
+                caller.ask, caller.state.takes_orders = _no_answer, False  # until its next call
                 self._callers[new] = caller
 
     def find(self, node: str) -> NodeState | None:
-        """Return what the pages show of `node`; None: it has not called in this run."""
+        """Return the state of `node`; None if it has not called in this run."""
         caller = self._callers.get(self._current(node))
         return caller.state if caller is not None else None
 
-    def let_ask(self, node: str, ask: AskNode) -> None:
-        """Make `node`, which has called, one that can be asked, by `ask`."""
+    def set_ask(self, node: str, ask: AskNode) -> None:
+        """Set the function `ask`, which sends commands to `node`. The node has called before."""
         caller = self._callers.get(self._current(node))
-        if caller is not None:  # else `forget_unproven` came first
+        if caller is not None:  # None if `forget_unproven` was called first
             caller.ask = ask
             caller.state.takes_orders = True
 
@@ -219,7 +258,7 @@ class UnnumberedSources:
                 return caller
             new = set(sensors) if caller is None else set(sensors) - caller.sensors
             if caller is None or new:
-                self._check_room(claim, len(new), is_new=caller is None)
+                self._check_limits(claim, len(new), is_new=caller is None)
             caller = caller or self._add(claim)
             caller.sensors |= new
             self._unproven_sensors[claim.transport] += len(new)
@@ -230,12 +269,12 @@ class UnnumberedSources:
         self._links.append(caller)
         return caller
 
-    def _check_room(self, claim: Claim, new_sensors: int, is_new: bool) -> None:
-        """Raise NotStored where the nodes without a token of one transport are too many, or their sensors."""
-        known = set(self._tokens)
+    def _check_limits(self, claim: Claim, new_sensors: int, is_new: bool) -> None:
+        """Raise NotStored if a transport has too many nodes without a token, or too many sensors of these."""
+        protected = set(self._tokens)
         others = [
             caller for node, caller in self._callers.items()
-            if caller.claim.transport == claim.transport and not caller.claim.is_listed and node not in known
+            if caller.claim.transport == claim.transport and not caller.claim.is_listed and node not in protected
         ]  # fmt: skip
         if is_new and len(others) >= MOST_UNPROVEN:
             limit = f"{MOST_UNPROVEN} nodes without a token"
@@ -243,8 +282,8 @@ class UnnumberedSources:
             limit = f"{MOST_UNPROVEN_SENSORS} sensors of nodes without a token"
         else:
             return
-        text = f"{limit} have sent readings by {claim.transport} since the start, which is as many as are taken"
-        remedy = "further ones are refused. Give your nodes tokens (control.py token NODE), and restart the server"
+        text = f"{limit} have sent readings via {claim.transport} since the start, which is the maximum"
+        remedy = "others are refused. Create tokens for your nodes (control.py token NODE), and restart the server"
         self._faults.set(f"{claim.transport} clients", f"{text}; {remedy}")
         raise NotStored(text)
 

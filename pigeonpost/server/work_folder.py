@@ -1,6 +1,6 @@
-"""Temporary folder in which a backup is made, or laid out.
+"""Temporary folder in which a backup is made or extracted.
 
-Errors: DiskError, with what keeps it from being used.
+Errors: DiskError, with the reason why the folder cannot be used.
 """
 
 from __future__ import annotations
@@ -16,25 +16,28 @@ from pigeonpost.core.files import lock_data_dir, make_folder
 
 @contextlib.contextmanager
 def work_folder(parent: str, name: str) -> Iterator[str]:
-    """Lend the empty folder `name` in `parent`, removed afterwards; also what a run that was killed has left in it.
+    """Create the folder `name` in `parent` for the duration of the block, and yield its path.
 
-    Nothing is followed or emptied through a symbolic link: root may work in a folder of somebody else. Files that are
-    made meanwhile are for their owner alone.
+    Files that a killed run has left there are removed first. Symbolic links are not followed, because root may use a
+    folder of another user. New files can only be read by their owner while the block is running.
+
+    Raises:
+        DiskError: The folder cannot be used, or another process uses it.
     """
     path = os.path.join(parent, name)
     if os.path.islink(path):
-        raise DiskError(f"{path} is a symbolic link, where a folder of this command's own should be: remove it")
+        raise DiskError(f"{path} is a symbolic link, but must be a folder that this command creates: remove the link")
     try:
         make_folder(parent)
-        os.makedirs(path, 0o700, exist_ok=True)  # root's own, whosever the folder is that it is in
+        os.makedirs(path, 0o700, exist_ok=True)  # owned by this user, even if `parent` belongs to another one
     except OSError as error:
-        raise DiskError(f"{parent} cannot be written: {error.strerror}") from error
+        raise DiskError(f"cannot write to {parent}: {error.strerror}") from error
     try:
         lock = lock_data_dir(os.path.join(path, "lock"))
     except InUse as error:
-        raise DiskError(f"another command works on the same: {error}") from None
+        raise DiskError(f"another command is using the same folder: {error}") from None
     except DiskError as error:
-        raise DiskError(f"{parent} cannot be written: {getattr(error.__cause__, 'strerror', error)}") from error
+        raise DiskError(f"cannot write to {parent}: {getattr(error.__cause__, 'strerror', error)}") from error
     try:
         _empty(path)
         umask = os.umask(0o077)
@@ -48,8 +51,8 @@ def work_folder(parent: str, name: str) -> Iterator[str]:
 
 
 def _empty(path: str) -> None:
-    for left in os.listdir(path):
-        if left != "lock":
-            whole = os.path.join(path, left)
-            is_folder = os.path.isdir(whole) and not os.path.islink(whole)
-            shutil.rmtree(whole) if is_folder else os.unlink(whole)
+    for name in os.listdir(path):
+        if name != "lock":
+            child = os.path.join(path, name)
+            is_folder = os.path.isdir(child) and not os.path.islink(child)
+            shutil.rmtree(child) if is_folder else os.unlink(child)

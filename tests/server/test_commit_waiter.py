@@ -1,4 +1,4 @@
-"""A client waits for its batches: until they are committed, rejected or cancelled, and no longer than it wants."""
+"""Waiting for batches until they are committed, rejected or cancelled, for a limited time."""
 
 import threading
 from unittest import mock
@@ -23,7 +23,7 @@ class WaiterCase(IngestCase):
         self.addCleanup(self.ingestor.stop, LIMIT_S)
 
     def hang(self):
-        """Let the writer hang in its next commit, and `submit` return when it does. Returns what lets it go on."""
+        """Block the writer in its next commit until the returned event is set. `submit` returns when it is blocked."""
         entered, go_on, put, submit = threading.Event(), threading.Event(), self.store.put, self.ingestor.submit
 
         def slow(*args):
@@ -42,8 +42,8 @@ class WaiterCase(IngestCase):
         return go_on
 
 
-class Waiting(WaiterCase):
-    def test_of_several_batches_of_an_epoch_the_last_one_counts(self):
+class WaitTest(WaiterCase):
+    def test_last_of_several_batches_of_an_epoch_is_waited_for(self):
         for one in (batch(1, 2), batch(3, 4)):
             self.assertTrue(self.waiter.submit(one))
         first, last = self.ingestor._batches
@@ -52,7 +52,7 @@ class Waiting(WaiterCase):
         last.on_committed(E1, 4)
         self.assertTrue(self.waiter.wait(0.0))
 
-    def test_nodes_and_epochs_are_waited_for_apart(self):
+    def test_each_node_and_epoch_is_waited_for(self):
         self.waiter.submit(batch(1, 5))
         self.ingestor.commit()
         for one in (batch(1, 3, node="other"), batch(1, 2, epoch=E2)):
@@ -61,7 +61,7 @@ class Waiting(WaiterCase):
             self.ingestor.commit()
             self.assertTrue(self.waiter.wait(0.0), one)
 
-    def test_a_gap_is_waited_for(self):
+    def test_gap_is_waited_for(self):
         for one in (gap(1, 8), gap(9, 8, before=3)):
             self.waiter.submit(one)
             self.assertFalse(self.waiter.wait(0.0))
@@ -77,24 +77,24 @@ class Waiting(WaiterCase):
             self.assertTrue(self.waiter.wait(0.0))
         self.assertEqual(self.seqs(), [1, 2])
 
-    def test_nothing_submitted_is_nothing_to_wait_for(self):
+    def test_wait_without_batches_returns_immediately(self):
         self.assertTrue(self.waiter.wait(0.0))
         self.assertTrue(self.waiter.store([], 0.0))
 
-    def test_a_rejection_is_raised(self):
+    def test_rejection_is_raised(self):
         self.waiter.submit(batch(5, 6))
         self.ingestor.commit()
         with self.assertRaises(Unexpected):
             self.waiter.wait(0.0)
 
-    def test_a_batch_that_the_ingestor_does_not_take_is_not_waited_for(self):
+    def test_batch_that_the_ingestor_does_not_accept_is_not_waited_for(self):
         self.ingestor._buffer_samples = 1
         self.assertTrue(self.waiter.submit(batch(1, 2)))
         self.assertFalse(self.waiter.submit(batch(3, 4), limit_s=0.0))
         self.ingestor.commit()
         self.assertTrue(self.waiter.wait(0.0))
 
-    def test_the_answer_may_come_before_submit_returns(self):
+    def test_answer_may_arrive_before_submit_returns(self):
         real = self.ingestor.submit
 
         def at_once(one, **more):
@@ -106,8 +106,8 @@ class Waiting(WaiterCase):
             self.assertTrue(self.waiter.store([batch(1, 2), batch(3, 3)], 0.0))
 
 
-class Cancelling(WaiterCase):
-    def test_the_last_batch_is_cancelled_first(self):
+class CancelTest(WaiterCase):
+    def test_last_batch_is_cancelled_first(self):
         cancelled = []
         for one in (batch(1, 2), batch(3, 4), batch(5, 6)):
             self.waiter.submit(one)
@@ -120,13 +120,13 @@ class Cancelling(WaiterCase):
         self.assertEqual(self.seqs(), [])
         self.assertTrue(self.waiter.wait(0.0))
 
-    def test_what_is_committed_is_not_cancelled(self):
+    def test_committed_batch_is_not_cancelled(self):
         self.waiter.submit(batch(1, 2))
         self.ingestor.commit()
         self.assertFalse(self.waiter.cancel())
         self.assertEqual(self.seqs(), [1, 2])
 
-    def test_what_is_being_stored_is_not_cancelled(self):
+    def test_batch_in_the_current_commit_is_not_cancelled(self):
         self.start()
         go_on = self.hang()
         self.waiter.submit(batch(1, 2), urgent=True)
@@ -137,7 +137,7 @@ class Cancelling(WaiterCase):
         self.assertTrue(self.waiter.wait(LIMIT_S))
         self.assertEqual(self.seqs(), [1, 2])
 
-    def test_batches_of_others_stay(self):
+    def test_batches_of_other_clients_are_not_cancelled(self):
         self.submit(batch(1, 2))
         self.waiter.submit(batch(1, 3, node="other"))
         self.waiter.cancel()
@@ -145,25 +145,25 @@ class Cancelling(WaiterCase):
         self.assertEqual(self.answers.acks, [(E1, 2)])
 
 
-class Storing(WaiterCase):
-    def test_everything_is_durable_on_return(self):
-        self.ingestor._commit_s = 3600.0  # it does not wait for the usual commit
+class StoreTest(WaiterCase):
+    def test_all_batches_are_durable_on_return(self):
+        self.ingestor._commit_s = 3600.0  # it does not wait for the regular commit
         self.start()
         self.assertTrue(self.waiter.store([batch(1, 2), gap(3, 7), batch(8, 9)], LIMIT_S))
         self.assertEqual(self.seqs(), [1, 2, 8, 9])
 
-    def test_after_the_limit_nothing_is_stored_later(self):
+    def test_batches_are_not_stored_after_the_limit(self):
         self.assertFalse(self.waiter.store([batch(1, 2), batch(3, 4)], 0.01))
         self.ingestor.commit()
         self.assertEqual(self.seqs(), [])
 
-    def test_without_room_for_all_none_is_stored(self):
+    def test_no_batch_is_stored_if_the_queue_has_no_space_for_all(self):
         self.ingestor._buffer_samples = 2
         self.assertFalse(self.waiter.store([batch(1, 2), batch(3, 4)], 0.01))
         self.ingestor.commit()
         self.assertEqual(self.seqs(), [])
 
-    def test_while_commits_fail_it_is_cancelled(self):
+    def test_batches_are_cancelled_while_commits_fail(self):
         self.enterContext(mock.patch.object(ingest, "_RETRY_S", 0.02))
         with mock.patch.object(self.store, "put", side_effect=NotStored("full")), self.assertLogs("pigeonpost"):
             self.start()
@@ -173,12 +173,12 @@ class Storing(WaiterCase):
         self.assertTrue(self.ingestor.flush(LIMIT_S))
         self.assertEqual(self.seqs(), [])
 
-    def test_a_hole_is_raised(self):
+    def test_hole_is_raised(self):
         self.start()
         with self.assertRaises(Unexpected):
             self.waiter.store([batch(3, 4)], LIMIT_S)
 
-    def test_a_batch_that_is_being_stored_at_the_limit_is_waited_for(self):
+    def test_batch_that_is_being_stored_at_the_limit_is_waited_for(self):
         self.start()
         go_on, cancel = self.hang(), self.ingestor.cancel
 
@@ -191,7 +191,7 @@ class Storing(WaiterCase):
             self.assertTrue(self.waiter.store([batch(1, 2)], 0.0))
         self.assertEqual(self.seqs(), [1, 2])
 
-    def test_but_only_for_its_overtime(self):
+    def test_batch_that_is_being_stored_is_not_waited_for_after_the_overtime(self):
         self.start()
         go_on = self.hang()
         self.assertFalse(self.waiter.store([batch(1, 2)], 0.0, overtime_s=0.02))

@@ -29,7 +29,7 @@ class FakeStore:
             yield piece
 
 
-class Pass(unittest.TestCase):
+class PassTest(unittest.TestCase):
     def setUp(self):
         self.faults = Faults()
         logging.disable(logging.CRITICAL)
@@ -40,35 +40,35 @@ class Pass(unittest.TestCase):
         self.check.run_pass()
         return self.faults.present()
 
-    def test_nothing_is_wrong(self):
+    def test_pass_without_faults_clears_earlier_faults(self):
         self.assertEqual(self.run_pass(FakeStore("", ""), ["", ""]), {})
         self.assertIsNotNone(self.check.checked_ms)
 
-    def test_faults_are_told_shortly_and_go_when_they_are_gone(self):
+    def test_fault_text_is_short_and_is_cleared_after_the_repair(self):
         found = self.run_pass(FakeStore("", "a", "b", "b", "c", "d"), ["log x"])
         self.assertEqual(found, {DATABASE_FAULT: "damaged: a; b; c; and 1 more", LOGS_FAULT: "log x"})
         self.assertEqual(self.run_pass(FakeStore("")), {})
 
-    def test_damage_that_ends_the_pass_is_its_result(self):
+    def test_damage_that_ends_the_pass_is_a_fault(self):
         self.assertEqual(self.run_pass(FakeStore("", StoreDamaged("malformed"))), {DATABASE_FAULT: "malformed"})
         self.assertIsNotNone(self.check.checked_ms)
 
-    def test_a_store_that_cannot_be_asked_is_asked_later(self):
+    def test_store_that_cannot_be_read_is_checked_later(self):
         self.assertEqual(self.run_pass(FakeStore(NotStored("locked"))), {})
         self.assertIsNone(self.check.checked_ms)
 
-    def test_it_takes_a_fiftieth_of_a_core(self):
+    def test_check_uses_two_percent_of_a_core(self):
         check = DamageCheck(FakeStore(), lambda: iter(()), self.faults, Clock())
         paused = []
         check._stopping = mock.Mock(wait=lambda s: paused.append(s), is_set=lambda: False)
         with mock.patch("time.thread_time", side_effect=[0.0, 0.002, 0.002, 0.005, 0.005, 0.005]):
-            self.assertEqual(list(check._slowly(iter(["", ""]))), ["", ""])
+            self.assertEqual(list(check._paced(iter(["", ""]))), ["", ""])
         self.assertAlmostEqual(sum(paused), 0.005 * (100 / SHARE_PERCENT - 1))
         self.assertAlmostEqual(check.took_s, 0.005)
 
 
-class Shown(unittest.TestCase):
-    def test_the_time_of_the_last_pass_is_on_the_page_and_in_the_metrics(self):
+class DisplayTest(unittest.TestCase):
+    def test_time_of_the_last_pass_is_on_the_page_and_in_the_metrics(self):
         house = WebHouse(self)
         check = make_check(house.folder, house.store, house.csv, house.faults, house.app.clock)
         house.web._app = house.web._app._replace(check=check)

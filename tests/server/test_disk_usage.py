@@ -1,4 +1,4 @@
-"""How full the disk is and gets, measured on files of our own."""
+"""Disk usage and its growth, measured with test files."""
 
 import contextlib
 import os
@@ -29,9 +29,9 @@ class DiskUseTest(unittest.TestCase):
         with open(path, "wb") as file:
             file.write(b"x" * count)
             file.flush()
-            os.fsync(file.fileno())  # so that the file system has given it its blocks
+            os.fsync(file.fileno())  # so that the file system allocates its blocks
 
-    def test_what_is_stored_and_what_is_free(self):
+    def test_stored_and_free_bytes_are_measured(self):
         self.put("a", 100_000)
         self.put("logs/b", 200_000)
         use = DiskUsageMonitor(self.folder, self.clock, self.process).use()
@@ -39,7 +39,7 @@ class DiskUseTest(unittest.TestCase):
         self.assertGreater(use.free, 0)
         self.assertEqual((use.grows, use.written, use.days), (None, None, None))
 
-    def test_how_fast_it_fills_and_is_written_to(self):
+    def test_growth_and_writes_per_day_are_calculated(self):
         disk = DiskUsageMonitor(self.folder, self.clock, self.process)
         self.clock.sleep(7200)
         self.put("a", 1_000_000)
@@ -49,7 +49,7 @@ class DiskUseTest(unittest.TestCase):
         self.assertAlmostEqual(use.written, 2001 * 12)
         self.assertAlmostEqual(use.days, use.free / use.grows)
 
-    def test_nothing_is_said_of_a_day_in_the_first_hour(self):
+    def test_daily_values_are_unknown_in_the_first_hour(self):
         disk = DiskUsageMonitor(self.folder, self.clock, self.process)
         self.put("a", 1_000_000)
         self.count_writes(3001)
@@ -58,19 +58,19 @@ class DiskUseTest(unittest.TestCase):
         self.clock.sleep(200)
         self.assertNotIn(None, disk.use())
 
-    def test_the_write_ahead_log_is_stored_but_no_growth(self):
-        """After each start SQLite's log takes up to 16 MiB, and then nothing more."""
+    def test_write_ahead_log_is_stored_data_but_not_growth(self):
+        """SQLite's log grows to up to 16 MiB after each start and is then reused."""
         path = os.path.join(self.folder, DATABASE)
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
             db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = OFF")  # only sizes are tested
+            db.execute("PRAGMA synchronous = OFF")  # only sizes matter here
             db.execute("PRAGMA wal_autocheckpoint = 0")
             db.execute("CREATE TABLE samples (body BLOB)")
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             disk = DiskUsageMonitor(self.folder, self.clock, self.process)
             stored = disk.use().stored
             self.clock.sleep(24 * 3600)
-            for _ in range(300):  # a page and a little each: the log gets the same pages again and again
+            for _ in range(300):  # each row takes a little more than a page: the log contains the same pages repeatedly
                 db.execute("INSERT INTO samples VALUES (zeroblob(3000))")
             use = disk.use()
             self.assertGreater(os.path.getsize(f"{path}-wal"), 2_400_000)
@@ -80,21 +80,21 @@ class DiskUseTest(unittest.TestCase):
             self.clock.sleep(61)
             self.assertAlmostEqual(disk.use().grows, 300 * 4096, delta=30_000)
 
-    def test_a_damaged_database_is_measured_as_a_file(self):
+    def test_damaged_database_is_measured_as_a_file(self):
         self.put(DATABASE, 500_000)
         disk = DiskUsageMonitor(self.folder, self.clock, self.process)
         self.put(DATABASE, 1_000_000)
         self.clock.sleep(24 * 3600)
         self.assertAlmostEqual(disk.use().grows, 500_000, delta=10_000)
 
-    def test_one_that_gets_smaller_has_no_end(self):
+    def test_shrinking_folder_has_no_growth(self):
         self.put("a", 1_000_000)
         disk = DiskUsageMonitor(self.folder, self.clock, self.process)
         self.put("a", 10)
         self.clock.sleep(7200)
         self.assertEqual((disk.use().grows, disk.use().days), (None, None))
 
-    def test_the_last_day_counts(self):
+    def test_growth_is_that_of_the_last_day(self):
         disk = DiskUsageMonitor(self.folder, self.clock, self.process)
         self.put("a", 1_000_000)
         for _ in range(300):
@@ -102,7 +102,7 @@ class DiskUseTest(unittest.TestCase):
             disk.use()
         self.assertIsNone(disk.use().grows)
 
-    def test_it_is_measured_once_a_minute(self):
+    def test_usage_is_measured_at_most_once_a_minute(self):
         disk = DiskUsageMonitor(self.folder, self.clock, self.process)
         with mock.patch.object(disk_usage, "_sizes", wraps=disk_usage._sizes) as size:
             for _ in range(5):
@@ -112,7 +112,7 @@ class DiskUseTest(unittest.TestCase):
             disk.use()
             self.assertEqual(size.call_count, 2)
 
-    def test_a_kernel_that_does_not_count(self):
+    def test_writes_are_unknown_if_the_kernel_does_not_count_them(self):
         for prepare in (lambda: os.unlink(os.path.join(self.process, "io")), lambda: self.count_writes("x")):
             disk = DiskUsageMonitor(self.folder, self.clock, self.process)
             prepare()
@@ -121,7 +121,7 @@ class DiskUseTest(unittest.TestCase):
             self.assertIsNone(DiskUsageMonitor(self.folder, self.clock, self.process).use().written)
             self.count_writes(1)
 
-    def test_this_machine(self):
+    def test_free_space_of_this_machine_is_measured(self):
         use = DiskUsageMonitor(self.folder, self.clock).use()
         self.assertGreater(use.free, 0)
 

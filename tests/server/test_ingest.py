@@ -1,4 +1,4 @@
-"""Ingest: each sample once, in order; acknowledged only when durable."""
+"""Ingest: samples are stored once and in order, and are acknowledged only when they are durable."""
 
 import contextlib
 import random
@@ -25,7 +25,7 @@ def setUpModule():
 
 
 class Answers:
-    """Who was told what."""
+    """Recorder of acknowledgements and rejections."""
 
     def __init__(self):
         self.acks = []
@@ -78,8 +78,8 @@ class IngestCase(unittest.TestCase):
         return sorted(point.seq for point in self.store.points(node, 0, 1 << 60, 100_000) if point.epoch == epoch)
 
 
-class Waiting(IngestCase):
-    def test_samples_with_many_values_and_gaps_fill_the_buffer_too(self):
+class BufferTest(IngestCase):
+    def test_gaps_and_samples_with_many_values_count_in_the_buffer(self):
         wide = batch(1, 1)._replace(samples=SampleBatch.of([Sample(1, 0, 0, {f"n{k}": 1 for k in range(400)}, {}, "")]))
         for one, room in ((batch(1, 1), 1000), (wide, 10), (gap(1, 1), 1000)):
             with self.subTest(room=room):
@@ -90,15 +90,15 @@ class Waiting(IngestCase):
                 self.assertEqual(taken, room)
 
 
-class Committing(IngestCase):
-    def test_nothing_is_acknowledged_before_the_commit(self):
+class CommitTest(IngestCase):
+    def test_acknowledgement_follows_the_commit(self):
         self.submit(batch(1, 3))
         self.assertEqual((self.answers.acks, self.seqs()), ([], []))
         self.ingestor.commit()
         self.assertEqual((self.answers.acks, self.seqs()), ([(E1, 3)], [1, 2, 3]))
         self.assertEqual((self.ingestor._waiting, self.ingestor._waiting_of), (0, {}))
 
-    def test_a_repeat_is_acknowledged_and_not_stored_again(self):
+    def test_duplicate_batch_is_acknowledged_but_not_stored_again(self):
         self.submit(batch(1, 5))
         self.ingestor.commit()
         self.submit(batch(1, 3), batch(3, 7), batch(6, 7))
@@ -108,20 +108,20 @@ class Committing(IngestCase):
         self.assertEqual((self.ingestor.stored, self.ingestor.repeated), (7, 8))
         self.assertEqual(len(self.log.last()), 7)
 
-    def test_a_hole_is_refused_and_what_follows_too(self):
+    def test_batches_after_a_hole_are_rejected(self):
         self.submit(batch(1, 5), batch(7, 9), batch(8, 9), batch(6, 6))
         self.ingestor.commit()
         self.assertEqual(self.seqs(), [1, 2, 3, 4, 5, 6])
         self.assertEqual([error.code for error in self.answers.refusals], ["expected", "expected"])
         self.assertIn("sample 6 of epoch", str(self.answers.refusals[0]))
 
-    def test_a_gap_closes_a_hole(self):
+    def test_gap_closes_a_hole(self):
         self.submit(batch(1, 5), gap(6, 8), batch(9, 9))
         self.ingestor.commit()
         self.assertEqual(self.answers.acks, [(E1, 9)])
         self.assertEqual(self.ingestor.marks("a", OUTBOX, [E1]), (9, {E1: HighWaterMark(9, 9000)}))
 
-    def test_a_gap_over_what_is_stored_counts_only_what_is_missing(self):
+    def test_gap_that_overlaps_stored_samples_counts_only_the_missing_ones(self):
         self.submit(batch(1, 5))
         self.ingestor.commit()
         self.submit(gap(3, 8))
@@ -133,16 +133,16 @@ class Committing(IngestCase):
         self.assertEqual(self.store.nodes()[0]["missing"], 3)
         self.assertEqual(list(self.store.verify()), [])
 
-    def test_a_gap_of_older_epochs_is_recorded_once(self):
+    def test_gap_of_older_epochs_is_recorded_once(self):
         self.submit(gap(1, 0, base=70, before=70))
         self.ingestor.commit()
         self.assertEqual(self.ingestor.marks("a", OUTBOX, [E1])[0], 70)
 
-    def test_older_epochs_are_counted_once_when_a_gap_comes_again(self):
-        """By a session that ended before the commit, and by the one that took its place."""
+    def test_older_epochs_are_counted_once_if_a_gap_is_repeated(self):
+        """The gap is sent by a session that ended before the commit, and by the next session."""
         self.submit(batch(1, 10))
         self.ingestor.commit()
-        lost = gap(1, 86, epoch=E2, base=50, before=40)  # the numbers 11 to 50 were overwritten, and 51 to 136
+        lost = gap(1, 86, epoch=E2, base=50, before=40)  # the running numbers 11 to 50 and 51 to 136 were overwritten
         self.submit(lost, lost)
         self.ingestor.commit()
         self.submit(lost)
@@ -150,8 +150,8 @@ class Committing(IngestCase):
         self.assertEqual([(g["from"], g["to"], g["before"]) for g in self.store.gaps(5)], [(1, 86, 40)])
         self.assertEqual(self.ingestor.marks("a", OUTBOX, [E2]), (136, {E2: HighWaterMark(86, None)}))
 
-    def test_older_epochs_are_counted_once_where_numbers_are_not_told(self):
-        """As by a transport that delivers a message again."""
+    def test_older_epochs_are_counted_once_without_running_numbers(self):
+        """For example, a transport delivers a message twice."""
         for _ in range(2):
             self.submit(gap(1, 0, base=None, before=14))
             self.ingestor.commit()
@@ -160,8 +160,8 @@ class Committing(IngestCase):
         told = [(g["from"], g["to"], g["before"]) for g in self.store.gaps(5)]
         self.assertEqual(told, [(1, 2, 3), (1, 3, 0), (1, 0, 14)])
 
-    def test_what_was_stored_meanwhile_is_not_counted_as_lost(self):
-        """The node counted from what was durable; its samples that still waited for a commit came through."""
+    def test_samples_stored_since_the_node_counted_are_not_counted_as_lost(self):
+        """The node counted from the durable samples, but more samples were queued and were stored later."""
         self.submit(batch(1, 10))
         self.ingestor.commit()
         self.submit(batch(11, 45), gap(1, 86, epoch=E2, base=50, before=40))
@@ -171,7 +171,7 @@ class Committing(IngestCase):
         self.ingestor.commit()
         self.assertEqual(len(self.store.gaps(5)), 1)
 
-    def test_nodes_and_epochs_do_not_mix(self):
+    def test_nodes_and_epochs_are_kept_separate(self):
         other = Answers()
         self.ingestor.submit(other.of(batch(1, 3, node="b")))
         self.submit(batch(1, 2), batch(3, 3), batch(1, 4, epoch=E2, base=3))
@@ -180,7 +180,7 @@ class Committing(IngestCase):
         self.assertEqual((self.answers.acks, other.acks), ([(E1, 3), (E2, 4)], [(E1, 3)]))
         self.assertEqual({node: latest.sample.seq for node, latest in self.ingestor.latest.items()}, {"a": 4, "b": 3})
 
-    def test_a_full_store_acknowledges_nothing_and_keeps_everything(self):
+    def test_failed_commit_acknowledges_nothing_and_keeps_the_batches(self):
         self.submit(batch(1, 3))
         with mock.patch.object(self.store, "put", side_effect=NotStored("disk full")), self.assertRaises(NotStored):
             self.ingestor.commit()
@@ -189,8 +189,8 @@ class Committing(IngestCase):
         self.ingestor.commit()
         self.assertEqual((self.answers.acks, self.seqs()), ([(E1, 4)], [1, 2, 3, 4]))
 
-    def test_samples_without_numbers_continue_those_of_their_epoch(self):
-        """As from a program that sends readings, and counts nothing."""
+    def test_samples_without_numbers_continue_their_epoch(self):
+        """They are from a client that sends readings without sequence numbers."""
         for first, last in ((1, 2), (11, 13)):
             made = batch(first, last)
             self.submit(made._replace(samples=made.samples.numbered(0)))
@@ -200,32 +200,32 @@ class Committing(IngestCase):
         self.assertEqual(ups, sorted(ups))
         self.assertEqual(list(self.store.verify()), [])
 
-    def test_samples_read_from_a_file_are_stored_but_are_not_the_latest(self):
+    def test_imported_samples_are_stored_but_are_not_the_latest(self):
         self.submit(batch(1, 3)._replace(outbox=IMPORTED))
         self.ingestor.commit()
         self.assertEqual((self.seqs(), self.ingestor.latest), ([1, 2, 3], {}))
 
-    def test_settling_without_a_writer_gives_up_after_its_limit(self):
-        self.assertTrue(self.ingestor.flush(0.0))  # there is nothing to wait for
+    def test_flush_without_a_writer_thread_fails_after_its_limit(self):
+        self.assertTrue(self.ingestor.flush(0.0))  # the queue is empty
         self.submit(batch(1, 3))
         self.assertFalse(self.ingestor.flush(0.0))
         self.assertEqual(self.seqs(), [])
 
-    def test_what_follows_an_urgent_batch_is_not_urgent_itself(self):
+    def test_batch_after_an_urgent_one_is_not_urgent(self):
         self.ingestor.submit(self.answers.of(batch(1, 3)), urgent=True)
         self.assertTrue(self.ingestor._hurry)
         self.ingestor.commit()
         self.submit(batch(4, 4))
         self.assertFalse(self.ingestor._hurry)
 
-    def test_two_servers_of_one_node_are_each_acknowledged_what_they_sent(self):
+    def test_two_senders_of_one_node_each_receive_their_own_acknowledgement(self):
         other = Answers()
         self.submit(batch(1, 5))
         self.ingestor.submit(other.of(batch(1, 3)))
         self.ingestor.commit()
         self.assertEqual((self.answers.acks, other.acks), ([(E1, 5)], [(E1, 3)]))
 
-    def test_watchers_get_what_is_durable(self):
+    def test_subscribers_receive_durable_commits(self):
         seen = []
         self.ingestor.subscribe(
             lambda epoch_commits: seen.append([(f.node, f.mark.seq, self.seqs()) for f in epoch_commits])
@@ -234,8 +234,8 @@ class Committing(IngestCase):
         self.ingestor.commit()
         self.assertEqual(seen, [[("a", 3, [1, 2, 3])]])
 
-    def test_random_senders(self):
-        """Senders that repeat, restart and overlap, and commits that fail: each sample once."""
+    def test_random_senders_have_each_sample_stored_once(self):
+        """Senders repeat batches, restart and overlap, and commits fail."""
         for seed in range(rounds("PIGEONPOST_TEST_SENDERS", 8, 30)):
             with self.subTest(seed=seed), tempfile.TemporaryDirectory() as self.folder:
                 self.open()
@@ -263,19 +263,19 @@ class Committing(IngestCase):
         self.assertEqual(list(self.store.verify()), [])
 
 
-class Withdrawing(IngestCase):
+class CancelTest(IngestCase):
     def cancel(self, place):
         return self.ingestor.cancel(self.ingestor._batches[place])
 
-    def test_a_withdrawn_batch_is_neither_stored_nor_answered(self):
+    def test_cancelled_batch_is_neither_stored_nor_answered(self):
         self.submit(batch(1, 2), batch(3, 4), batch(5, 5))
         last = self.ingestor._batches[2]
         self.assertTrue(self.cancel(2))
-        self.assertFalse(self.ingestor.cancel(last))  # it is gone already
+        self.assertFalse(self.ingestor.cancel(last))  # it is cancelled already
         self.ingestor.commit()
         self.assertEqual((self.seqs(), self.answers.acks), ([1, 2, 3, 4], [(E1, 4)]))
 
-    def test_what_is_stored_or_being_stored_cannot_be_withdrawn(self):
+    def test_stored_batch_and_batch_being_stored_cannot_be_cancelled(self):
         self.submit(batch(1, 2))
         (first,) = self.ingestor._batches
         put, tried = self.store.put, []
@@ -291,7 +291,7 @@ class Withdrawing(IngestCase):
         self.assertFalse(self.ingestor.cancel(first))
         self.assertEqual((self.seqs(), self.answers.acks), ([1, 2], [(E1, 2)]))
 
-    def test_a_commit_that_failed_leaves_its_batches_to_be_withdrawn(self):
+    def test_batches_of_a_failed_commit_can_be_cancelled(self):
         self.submit(batch(1, 2))
         with mock.patch.object(self.store, "put", side_effect=NotStored("full")), self.assertRaises(NotStored):
             self.ingestor.commit()
@@ -299,7 +299,7 @@ class Withdrawing(IngestCase):
         self.ingestor.commit()
         self.assertEqual((self.seqs(), self.answers.acks), ([], []))
 
-    def test_withdrawing_makes_room(self):
+    def test_cancelling_frees_space_in_the_buffer(self):
         self.store.close()
         self.open(buffer_samples=10)
         self.submit(batch(1, 4), batch(5, 12))
@@ -326,7 +326,7 @@ class RunningCase(IngestCase):
 
     @contextlib.contextmanager
     def held_store(self):
-        """The store takes nothing before the end of the block."""
+        """Let the store accept nothing until the end of the block."""
         go_on, put = threading.Event(), self.store.put
 
         def held(*arguments):
@@ -340,7 +340,7 @@ class RunningCase(IngestCase):
                 go_on.set()
 
     def waiting_threads(self):
-        """From now on: the threads that have waited in the ingestor."""
+        """Return a set to which each thread that waits in the ingestor from now on is added."""
         waiting, wait = set(), self.ingestor._changed.wait
 
         def noted(limit_s=None):
@@ -351,28 +351,28 @@ class RunningCase(IngestCase):
         return waiting
 
 
-class Running(RunningCase):
-    def test_it_commits_after_commit_s(self):
+class WriterThreadTest(RunningCase):
+    def test_writer_commits_after_commit_s(self):
         self.start(commit_s=0.02)
         self.submit(batch(1, 3))
         self.assertTrue(self.answers.wait_for(lambda: (E1, 3) in self.answers.acks))
         self.submit(batch(4, 4))
         self.assertTrue(self.answers.wait_for(lambda: (E1, 4) in self.answers.acks))
 
-    def test_between_two_commits_it_waits(self):
+    def test_writer_waits_between_two_commits(self):
         self.start(commit_s=600)
         self.submit(batch(1, 3))
-        self.assertTrue(self.answers.wait_for(lambda: (E1, 3) in self.answers.acks))  # the first one goes at once
+        self.assertTrue(self.answers.wait_for(lambda: (E1, 3) in self.answers.acks))  # without delay
         self.submit(batch(4, 6))
         for _ in range(3):
-            self.ingestor.run(lambda: None, LIMIT_S)  # after each the writer looks whether a commit is due
+            self.ingestor.run(lambda: None, LIMIT_S)  # after each task the writer checks if a commit is due
         self.assertEqual((self.answers.acks, self.ingestor.commits), ([(E1, 3)], 1))
 
     @mock.patch("pigeonpost.server.ingest._CATCH_UP_S", 600.0)
-    def test_it_tells_when_the_next_commit_is(self):
-        """Never later than it is: what is not submitted by then waits for the one that follows."""
+    def test_next_commit_s_is_the_time_of_the_next_commit(self):
+        """It is never too late: batches that are submitted after this time would wait for the commit after that."""
         self.start(commit_s=600)
-        self.assertLess(self.ingestor.next_commit_s(), self.clock.monotonic())  # the first one goes at once
+        self.assertLess(self.ingestor.next_commit_s(), self.clock.monotonic())  # without delay
         began_s = self.clock.monotonic()
         self.submit(batch(1, 3))
         self.assertTrue(self.answers.wait_for(lambda: (E1, 3) in self.answers.acks))
@@ -387,8 +387,8 @@ class Running(RunningCase):
         self.assertTrue(self.answers.wait_for(lambda: (E1, 2504) in self.answers.acks))
         self.assertEqual(self.ingestor.next_commit_s(), 0.0)  # more is expected
 
-    def test_who_is_in_a_hurry_while_a_commit_is_under_way_has_the_next_one(self):
-        """Whoever waits for the disk came a moment too late for this commit; the next is not to be 600 s later."""
+    def test_urgent_batch_during_a_commit_is_in_the_next_commit_without_delay(self):
+        """The client is slightly too late for the present commit. The next one must not be 600 s later."""
         self.start(commit_s=600)
         put = self.store.put
         late = [batch(4, 6)]
@@ -402,7 +402,7 @@ class Running(RunningCase):
             self.ingestor.submit(self.answers.of(batch(1, 3)), urgent=True)
             self.assertTrue(self.answers.wait_for(lambda: (E1, 6) in self.answers.acks))
 
-    def test_settling_while_a_commit_is_under_way_is_not_forgotten_by_it(self):
+    def test_flush_during_a_commit_is_followed_by_another_commit(self):
         self.start(commit_s=600)
         put = self.store.put
         begun, settled = threading.Event(), []
@@ -426,55 +426,55 @@ class Running(RunningCase):
         settler.join(LIMIT_S)
         self.assertEqual(settled, [True])
 
-    def test_a_node_that_must_wait_for_its_ack_is_not_kept_waiting(self):
+    def test_node_that_waits_for_its_ack_receives_it_without_delay(self):
         self.start(commit_s=600)
         self.submit(batch(1, 10))
-        self.assertTrue(self.answers.wait_for(lambda: (E1, 10) in self.answers.acks))  # the first one goes at once
+        self.assertTrue(self.answers.wait_for(lambda: (E1, 10) in self.answers.acks))  # without delay
         for first in range(11, 5011, 500):
             self.submit(batch(first, first + 499))
         self.assertTrue(self.answers.wait_for(lambda: any(seq >= 2510 for _, seq in self.answers.acks)))
 
-    def test_what_is_settled_does_not_wait_for_the_next_commit(self):
+    def test_flush_does_not_wait_for_the_regular_commit(self):
         self.start(commit_s=600)
         self.submit(batch(1, 10))
-        self.assertTrue(self.answers.wait_for(lambda: (E1, 10) in self.answers.acks))  # the first one goes at once
+        self.assertTrue(self.answers.wait_for(lambda: (E1, 10) in self.answers.acks))  # without delay
         waiting = self.waiting_threads()
         self.submit(batch(11, 12))
         wait_until(lambda: self.ingestor._thread in waiting, "the writer waits")
         self.assertTrue(self.ingestor.flush(LIMIT_S))
         self.assertEqual(len(self.seqs()), 12)
 
-    def test_the_batch_that_fills_half_of_the_window_wakes_the_writer_itself(self):
+    def test_batch_that_fills_half_of_the_window_wakes_the_writer(self):
         self.start(commit_s=600)
         self.submit(batch(1, 10))
-        self.assertTrue(self.answers.wait_for(lambda: (E1, 10) in self.answers.acks))  # the first one goes at once
+        self.assertTrue(self.answers.wait_for(lambda: (E1, 10) in self.answers.acks))  # without delay
         waiting = self.waiting_threads()
         self.submit(batch(11, 20))
         wait_until(lambda: self.ingestor._thread in waiting, "the writer waits")
         self.submit(batch(21, 2510))
         self.assertTrue(self.answers.wait_for(lambda: (E1, 2510) in self.answers.acks))
 
-    def test_half_of_the_agreed_window_is_committed_at_once(self):
+    def test_half_of_the_agreed_window_is_committed_without_delay(self):
         self.start(commit_s=600)
         self.submit(batch(1, 10))
-        self.assertTrue(self.answers.wait_for(lambda: (E1, 10) in self.answers.acks))  # the first one goes at once
+        self.assertTrue(self.answers.wait_for(lambda: (E1, 10) in self.answers.acks))  # without delay
         self.submit(batch(11, 2509)._replace(window=20_000), batch(1, 50, node="b", epoch=E2)._replace(window=102))
         self.assertFalse(self.ingestor._hurry)
         self.submit(batch(51, 51, node="b", epoch=E2)._replace(window=102))
         self.assertTrue(self.answers.wait_for(lambda: {(E1, 2509), (E2, 51)} <= set(self.answers.acks)))
 
-    @mock.patch("pigeonpost.server.ingest._CATCH_UP_S", 600.0)  # else a slow machine takes longer for what follows
-    def test_the_end_of_a_backlog_does_not_wait_for_the_next_commit(self):
+    @mock.patch("pigeonpost.server.ingest._CATCH_UP_S", 600.0)  # otherwise a slow machine exceeds it below
+    def test_end_of_a_backlog_does_not_wait_for_the_regular_commit(self):
         self.start(commit_s=600)
         self.submit(batch(1, 10))
         self.assertTrue(self.answers.wait_for(lambda: (E1, 10) in self.answers.acks))
         self.assertFalse(self.ingestor.is_catching_up)
-        for first, last in ((11, 2520), (2521, 2530), (2531, 2531)):  # the latter two after a commit, and a calm one
+        for first, last in ((11, 2520), (2521, 2530), (2531, 2531)):  # the second and third after a commit
             self.submit(batch(first, last))
             self.assertTrue(self.answers.wait_for(lambda last=last: (E1, last) in self.answers.acks))
             self.assertTrue(self.ingestor.is_catching_up)
 
-    def test_it_ends_with_the_backlog(self):
+    def test_catching_up_ends_with_the_backlog(self):
         self.store.close()
         self.clock = FakeClock()
         self.open()
@@ -488,7 +488,7 @@ class Running(RunningCase):
         self.ingestor.commit()
         self.assertFalse(self.ingestor.is_catching_up)
 
-    def test_stop_stores_what_was_accepted(self):
+    def test_stop_stores_the_accepted_batches(self):
         self.start(commit_s=600)
         self.submit(batch(1, 10))
         self.answers.wait_for(lambda: self.answers.acks)
@@ -499,7 +499,7 @@ class Running(RunningCase):
         self.submit(batch(21, 30))  # too late: neither stored nor acknowledged
         self.assertEqual((self.answers.acks[-1], len(self.seqs())), ((E1, 20), 20))
 
-    def test_too_much_makes_the_senders_wait(self):
+    def test_senders_wait_while_the_buffer_is_full(self):
         self.start(commit_s=600, buffer_samples=1000)
         taken, waiting = [], self.waiting_threads()
 
@@ -519,7 +519,7 @@ class Running(RunningCase):
         self.assertTrue(self.answers.wait_for(lambda: (E1, 5000) in self.answers.acks))
         self.assertEqual(len(self.seqs()), 5000)
 
-    def test_a_full_disk_is_tried_again(self):
+    def test_commit_is_retried_after_a_full_disk(self):
         with mock.patch("pigeonpost.server.ingest._RETRY_S", 0.001):
             self.start(commit_s=0.001)
             real, calls = self.store.put, []
@@ -534,19 +534,19 @@ class Running(RunningCase):
                 self.submit(batch(1, 3))
                 self.assertTrue(self.answers.wait_for(lambda: (E1, 3) in self.answers.acks))
                 self.ingestor.stop(LIMIT_S)
-            self.assertEqual(len(logged.output), 2)  # when it began, and when it ended
+            self.assertEqual(len(logged.output), 2)  # at the beginning and the end of the fault
             self.assertEqual(self.ingestor.fault, "")
 
-    def test_a_stop_that_takes_too_long_says_what_is_not_stored(self):
+    def test_stop_that_takes_too_long_reports_the_samples_not_stored(self):
         self.start(commit_s=600)
         with self.held_store():
             self.submit(batch(1, 3))
-            wait_until(lambda: self.ingestor._in_hand, "it is being stored")
-            self.assertEqual(self.ingestor.stop(0.01), "3 samples were not stored; their nodes keep them")
+            wait_until(lambda: self.ingestor._in_commit, "it is being stored")
+            self.assertEqual(self.ingestor.stop(0.01), "3 samples not stored; the nodes keep them")
         self.assertIsNone(self.ingestor.stop(LIMIT_S))
         self.assertEqual((self.seqs(), self.answers.acks), ([1, 2, 3], [(E1, 3)]))
 
-    def test_a_sender_that_waits_for_room_is_sent_away_when_the_program_stops(self):
+    def test_waiting_sender_is_refused_when_the_program_stops(self):
         self.start(commit_s=600, buffer_samples=3)
         results, waiting = [], self.waiting_threads()
         late = threading.Thread(target=lambda: results.append(self.ingestor.submit(self.answers.of(batch(4, 4)))))
@@ -560,7 +560,7 @@ class Running(RunningCase):
         self.assertIsNone(self.ingestor.stop(LIMIT_S))
         self.assertEqual(self.answers.acks, [(E1, 3)])
 
-    def test_what_a_full_store_does_not_take_at_the_end_is_not_acknowledged(self):
+    def test_samples_that_cannot_be_stored_at_the_stop_are_not_acknowledged(self):
         self.start(commit_s=0.001)
         with mock.patch.object(self.store, "put", side_effect=NotStored("disk full")):
             with self.assertLogs("pigeonpost.server.ingest", "ERROR") as logged:
@@ -568,10 +568,13 @@ class Running(RunningCase):
                 wait_until(lambda: self.ingestor.fault, "it has tried")
                 self.assertIsNone(self.ingestor.stop(LIMIT_S))
             self.assertEqual(self.ingestor.fault, "nothing can be stored: disk full")
-        self.assertEqual(logged.output[-1], "ERROR:pigeonpost.server.ingest:not stored: disk full; the nodes keep it")
+        self.assertEqual(
+            logged.output[-1],
+            "ERROR:pigeonpost.server.ingest:the last samples were not stored: disk full; the nodes keep them",
+        )
         self.assertEqual((self.seqs(), self.answers.acks), ([], []))
 
-    def test_a_broken_disk_ends_the_program(self):
+    def test_disk_error_ends_the_program(self):
         self.start(commit_s=0.05)
         with mock.patch.object(self.store, "put", side_effect=DiskError("I/O error")):
             self.submit(batch(1, 3))
@@ -579,7 +582,7 @@ class Running(RunningCase):
         self.assertEqual(len(self.failures), 1)
         self.assertEqual(self.answers.acks, [])
 
-    def test_many_threads(self):
+    def test_batches_of_many_threads_are_stored_once(self):
         self.start(commit_s=0.01)
         names = [f"n{k}" for k in range(12)]
 
@@ -602,8 +605,8 @@ HOUR = Window("a", 3_600_000, 3_600_000, 0)
 SUMMARY = Rollup(3_600_000, 2, 20.5, 20.5, 20.0, 20.0, 21.0, 0.5)
 
 
-class Tasks(RunningCase):
-    """Jobs that others have the writer do."""
+class TaskTest(RunningCase):
+    """Jobs of other threads for the writer thread."""
 
     def summarise(self):
         self.store.replace_rollups(HOUR, {"temperature": SUMMARY})
@@ -617,13 +620,13 @@ class Tasks(RunningCase):
         self.start(commit_s=600)
         self.submit(batch(1, 2))
         self.assertTrue(self.ingestor.flush(LIMIT_S))
-        self.ingestor.run(lambda: None, LIMIT_S)  # so the commit is handed on too
+        self.ingestor.run(lambda: None, LIMIT_S)  # so that the commit is completely processed
 
-    def test_a_task_is_done_by_the_writer_and_its_result_is_returned(self):
+    def test_task_runs_in_the_writer_thread_and_returns_its_result(self):
         self.assertEqual(self.ingestor.run(self.summarise, LIMIT_S), "ingest")
         self.assertEqual(self.summaries(), [SUMMARY])
 
-    def test_what_follows_a_task_is_done_once_it_is_durable_and_not_when_it_failed(self):
+    def test_then_is_called_after_a_durable_task_but_not_after_a_failed_one(self):
         seen = []
         self.ingestor.run(
             self.summarise, LIMIT_S, lambda: seen.append((self.store._db.in_transaction, self.summaries()))
@@ -633,14 +636,14 @@ class Tasks(RunningCase):
             self.ingestor.run(lambda: 1 // 0, LIMIT_S, lambda: seen.append(1))
         self.assertEqual(len(seen), 1)
 
-    def test_before_a_task_of_the_log_all_that_was_submitted_is_stored_and_recorded_in_it(self):
+    def test_submitted_batches_are_stored_and_logged_before_a_task_with_is_logged(self):
         self.submit(batch(3, 4))
         seqs, owed = self.ingestor.run(
             lambda: (self.seqs(), list(self.store.logged_after(self.store.log_mark().filed))), LIMIT_S, is_logged=True
         )
         self.assertEqual((seqs, owed), ([1, 2, 3, 4], []))
 
-    def test_an_error_of_a_task_is_raised_by_the_caller_and_undoes_the_task(self):
+    def test_error_of_a_task_is_raised_in_the_caller_and_rolled_back(self):
         def fail():
             self.summarise()
             raise ZeroDivisionError("in the task")
@@ -648,9 +651,9 @@ class Tasks(RunningCase):
         with self.assertRaisesRegex(ZeroDivisionError, "in the task"):
             self.ingestor.run(fail, LIMIT_S)
         self.assertEqual(self.summaries(), [])
-        self.assertEqual(self.ingestor.run(lambda: 7, LIMIT_S), 7)  # the writer goes on
+        self.assertEqual(self.ingestor.run(lambda: 7, LIMIT_S), 7)  # the writer thread continues
 
-    def test_a_broken_disk_in_a_task_ends_the_program(self):
+    def test_disk_error_in_a_task_ends_the_program(self):
         error = DiskError("I/O error")
         with self.assertRaises(DiskError) as caught:
             self.ingestor.run(mock.Mock(side_effect=error), LIMIT_S)
@@ -658,16 +661,16 @@ class Tasks(RunningCase):
         self.ingestor._thread.join(LIMIT_S)
         self.assertEqual(self.failures, [error])
 
-    def test_a_task_that_was_not_begun_within_its_limit_is_never_done(self):
+    def test_task_that_did_not_begin_within_its_limit_is_never_run(self):
         with self.held_store():
             self.ingestor.submit(self.answers.of(batch(3, 3)), urgent=True)
-            wait_until(lambda: self.ingestor._in_hand, "the writer is busy")
+            wait_until(lambda: self.ingestor._in_commit, "the writer is busy")
             with self.assertRaisesRegex(NotStored, "the store was busy for 0.01 s"):
                 self.ingestor.run(self.summarise, 0.01)
         self.ingestor.run(lambda: None, LIMIT_S)
         self.assertEqual((self.summaries(), self.seqs()), ([], [1, 2, 3]))
 
-    def test_a_task_that_was_begun_within_its_limit_is_waited_for(self):
+    def test_task_that_began_within_its_limit_is_waited_for(self):
         begun, limit_is_over, wait_for = threading.Event(), threading.Event(), self.ingestor._changed.wait_for
 
         def wait_as_if_the_limit_were_over(condition, limit_s=None):
@@ -686,7 +689,7 @@ class Tasks(RunningCase):
             self.assertEqual(self.ingestor.run(job, 1.0), "ingest")
         self.assertEqual(self.summaries(), [SUMMARY])
 
-    def test_commits_come_between_two_tasks(self):
+    def test_commits_run_between_two_tasks(self):
         order = []
         self.ingestor.subscribe(lambda epoch_commits: order.append("commit"))
 
@@ -701,9 +704,9 @@ class Tasks(RunningCase):
         other.join(LIMIT_S)
         self.assertEqual(order, ["first", "commit", "second"])
 
-    def test_no_task_is_taken_while_the_program_stops(self):
+    def test_no_task_is_accepted_while_the_program_stops(self):
         self.ingestor.stop(LIMIT_S)
-        with self.assertRaisesRegex(NotStored, "or the program stops"):
+        with self.assertRaisesRegex(NotStored, "or the program is stopping"):
             self.ingestor.run(self.summarise, LIMIT_S)
         self.assertEqual(self.summaries(), [])
 

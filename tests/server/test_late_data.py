@@ -1,4 +1,4 @@
-"""What came late, and what has no sure time: marked for the charts, bounded, and judged by the node's own clock."""
+"""Time ranges of late samples and of uncertain times, limited in number and judged by the node's own clock."""
 
 import unittest
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ def epoch_commit(node, *items):
     return found
 
 
-class Lateness(unittest.TestCase):
+class LateDataTest(unittest.TestCase):
     def setUp(self):
         self.clock = FakeClock()
         self.now_ms = self.clock.wall_ms()
@@ -32,19 +32,19 @@ class Lateness(unittest.TestCase):
     def spans(self, node="basement"):
         return self.late.within(node, 0, 1 << 60)
 
-    def test_what_comes_at_once_is_not_late(self):
+    def test_samples_that_arrive_promptly_are_not_late(self):
         self.late.on_commit(
             [epoch_commit("basement", sample_batch([self.now_ms - LATE_MS, self.now_ms]), Gap(1, 2, 0, "why"))]
         )
         self.assertEqual(self.spans(), [])
 
-    def test_what_was_held_is_late_up_to_five_minutes_ago(self):
+    def test_buffered_samples_older_than_five_minutes_are_late(self):
         times = range(self.now_ms - 60 * MINUTE_MS, self.now_ms, MINUTE_MS)
         self.late.on_commit([epoch_commit("basement", sample_batch(times))])
         self.assertEqual(self.spans(), [LateRange(times[0], self.now_ms - LATE_MS - MINUTE_MS, True)])
         self.assertEqual(self.spans("attic"), [])
 
-    def test_a_backlog_in_pieces_is_one_span(self):
+    def test_backlog_of_several_batches_is_one_range(self):
         begin = self.now_ms - 600 * MINUTE_MS
         for k in (2, 0, 1):
             first = begin + k * 50 * MINUTE_MS
@@ -53,23 +53,23 @@ class Lateness(unittest.TestCase):
             )
         self.assertEqual(self.spans(), [LateRange(begin, begin + 149 * MINUTE_MS, True)])
 
-    def test_an_unset_clock_is_told_apart(self):
+    def test_range_of_an_unset_clock_is_separate(self):
         self.late.on_commit([epoch_commit("basement", sample_batch([1000, 2000], "unset"))])
         self.late.on_commit([epoch_commit("basement", sample_batch([1500, 2500], "server"))])
         self.assertEqual(self.spans(), [LateRange(1000, 2000, False), LateRange(1500, 2500, True)])
 
-    def test_only_what_is_asked_for(self):
+    def test_only_ranges_in_the_requested_time_are_returned(self):
         self.late.on_commit([epoch_commit("basement", sample_batch([1000, 2000]))])
         for from_ms, to_ms, count in ((0, 1000, 0), (0, 1001, 1), (1500, 1600, 1), (2000, 3000, 1), (2001, 3000, 0)):
             self.assertEqual(len(self.late.within("basement", from_ms, to_ms)), count, (from_ms, to_ms))
 
-    def test_a_clock_that_is_known_to_be_wrong_makes_nothing_late(self):
+    def test_known_clock_offset_does_not_make_samples_late(self):
         self.links.append(SimpleNamespace(state=SimpleNamespace(name="basement", offset_ms=-60 * MINUTE_MS)))
         for node in ("basement", "attic"):
             self.late.on_commit([epoch_commit(node, sample_batch([self.now_ms - 60 * MINUTE_MS]))])
         self.assertEqual((len(self.spans()), len(self.spans("attic"))), (0, 1))
 
-    def test_it_stays_small(self):
+    def test_number_of_ranges_is_limited(self):
         for k in range(300):
             self.late.on_commit([epoch_commit("basement", sample_batch([k * 10_000_000]))])
         self.assertEqual([span.first_ms for span in self.spans()], [k * 10_000_000 for k in range(200, 300)])

@@ -1,4 +1,4 @@
-"""Warnings of limits: shown on the node's page, and gone some time after the node was mended."""
+"""Warnings about exceeded limits, which disappear some time after the node was repaired."""
 
 import unittest
 from types import SimpleNamespace
@@ -9,8 +9,8 @@ from pigeonpost.server.limit_warnings import SHOWN_S, LimitWarnings
 from pigeonpost.server.node_status import NodeState
 
 
-class Warnings(unittest.TestCase):
-    def test_they_end_some_time_after_the_last_one(self):
+class LimitWarningsTest(unittest.TestCase):
+    def test_warning_ends_an_hour_after_the_last_one(self):
         clock, faults = FakeClock(), Faults()
         states = [NodeState("192.168.1.20:5003", "basement"), NodeState("192.168.1.21:5003", "attic")]
         warnings = LimitWarnings([SimpleNamespace(state=state) for state in states], faults, clock)

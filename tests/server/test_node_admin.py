@@ -1,4 +1,4 @@
-"""Renaming, retiring and relabelling nodes: nothing is lost or repeated, whichever side says the new name first."""
+"""Renaming, retiring and relabelling nodes. No sample is lost or repeated, whichever side uses the new name first."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def setUpModule():
 
 
 class Link:
-    """A node that is collected from."""
+    """Link to a node."""
 
     def __init__(self, name, expected=""):
         self.state = NodeState("10.0.0.5:5003", expected)
@@ -53,20 +53,20 @@ class AdminCase(IngestCase):
     def bring(self, *made):
         self.submit(*made)
         self.ingestor.flush(LIMIT_S)
-        self.ingestor.run(lambda: None, LIMIT_S)  # which comes after log and subscribers
+        self.ingestor.run(lambda: None, LIMIT_S)  # it is called after the log and the subscribers
 
     def rows(self):
         with open(self.log.whole()[0], encoding="utf-8") as log:
             return [line.split(",")[1] for line in log.read().splitlines()[1:]]
 
     def verify(self):
-        """What the next start says of logs and store."""
+        """Return the faults that the next start finds in logs and store."""
         self.ingestor.stop(LIMIT_S)
         return list(verify_logs(os.path.join(self.folder, "logs"), self.store))
 
 
-class Rename(AdminCase):
-    def test_pi_that_says_its_former_name_is_the_renamed_node(self):
+class RenameTest(AdminCase):
+    def test_pi_that_reports_its_former_name_is_the_renamed_node(self):
         self.bring(batch(1, 5))
         self.admin.rename("a", "b")
         self.assertEqual(self.ingestor.marks("a", "00000000000000aa", ["0000000000000001"])[0], 5)
@@ -77,7 +77,7 @@ class Rename(AdminCase):
         self.assertEqual(self.ingestor.latest["b"].sample.seq, 8)
         self.assertNotIn("a", self.ingestor.latest)
 
-    def test_of_two_nodes_that_want_a_name_at_once_one_gets_it_with_its_token(self):
+    def test_concurrent_renames_to_one_name_succeed_only_once(self):
         self.bring(batch(1, 5), batch(1, 3, node="c", epoch=E2))
         tokens = {name: self.tokens.make(name) for name in ("a", "c")}
         refused = []
@@ -99,11 +99,14 @@ class Rename(AdminCase):
         self.assertEqual(self.tokens.text_of(loser), tokens[loser])
         self.assertIsNone(self.tokens.text_of(winner))
 
-    def test_another_server_on_the_database_may_be_quicker(self):
+    def test_rename_fails_if_another_server_used_the_name_in_the_meantime(self):
         self.bring(batch(1, 5))
         token = self.tokens.make("a")
-        taken = mock.patch.object(self.store, "rename", side_effect=ValueError("something of a node b is stored"))
-        with taken, self.assertRaisesRegex(Refused, "a cannot be called b: something of a node b is stored"):
+        taken = mock.patch.object(self.store, "rename", side_effect=ValueError("data of a node b is already stored"))
+        with (
+            taken,
+            self.assertRaisesRegex(Refused, "node a cannot be renamed to b: data of a node b is already stored"),
+        ):
             self.admin.rename("a", "b")
         self.assertEqual((self.tokens.text_of("a"), self.tokens.text_of("b")), (token, None))
 
@@ -121,7 +124,7 @@ class Rename(AdminCase):
         self.assertEqual(self.seqs("b"), list(range(1, 10)))
         self.assertEqual(list(self.store.verify()), [])
 
-    def test_log_keeps_the_former_name_and_goes_on_with_the_new_one(self):
+    def test_log_keeps_the_former_name_and_continues_with_the_new_one(self):
         self.bring(batch(1, 2))
         self.admin.rename("a", "b")
         self.bring(batch(3, 3))
@@ -139,24 +142,24 @@ class Rename(AdminCase):
             log.write("2026-11-20T15:36:10.123Z,b,light,1,\n")
         self.assertEqual(len(list(verify_logs(os.path.join(self.folder, "logs"), self.store))), 1)
 
-    def test_crash_right_after_leaves_no_row_twice(self):
+    def test_crash_after_a_rename_leaves_no_duplicate_row(self):
         self.bring(batch(1, 2))
         self.admin.rename("a", "b")
-        self.ingestor.stop(LIMIT_S)  # what a kill leaves is the same: everything was recorded before the rename
+        self.ingestor.stop(LIMIT_S)  # the same state as after a kill: everything was recorded before the renaming
         self.open()
         self.assertEqual(self.log.beyond_store, "")
         self.assertEqual(list(verify_logs(os.path.join(self.folder, "logs"), self.store)), [])
 
-    def test_rename_waits_while_the_log_owes_rows(self):
+    def test_rename_is_refused_while_the_log_lacks_rows(self):
         self.bring(batch(1, 2))
         rows = [LogEntry(1 << 40, "a", E1, [Gap(1, 2, 0, "full")], 0, {})]
         with mock.patch.object(self.store, "logged_after", lambda filed: rows), self.assertRaises(NotStored):
             self.admin.rename("a", "b")
         self.assertEqual(self.seqs("a"), [1, 2])
-        self.admin.rename("a", "b")  # although the new name has the token already
+        self.admin.rename("a", "b")  # although the new name already has the token
         self.assertEqual(self.seqs("b"), [1, 2])
 
-    def test_rename_does_not_wait_for_a_damaged_row_which_no_log_gets(self):
+    def test_rename_is_not_refused_because_of_a_damaged_row(self):
         self.bring(batch(1, 2))
         damaged = LogEntry(1 << 40, "a", E1, (), 0, {}, LostRows("a", 1, 0, 0))
         readable_again = LogEntry(1, "a", E1, [Gap(1, 2, 0, "full")], 0, {})
@@ -164,7 +167,7 @@ class Rename(AdminCase):
             self.admin.rename("a", "b")
         self.assertEqual(self.seqs("b"), [1, 2])
 
-    def test_token_goes_along(self):
+    def test_token_is_moved_to_the_new_name(self):
         self.bring(batch(1, 2))
         token = self.tokens.make("a")
         self.admin.rename("a", "b")
@@ -181,14 +184,14 @@ class Rename(AdminCase):
         self.admin.finish()
         self.assertEqual((self.tokens.text_of("a"), self.tokens.text_of("b")), (None, token))
 
-    def test_rename_that_fails_leaves_the_token_to_the_former_name_alone(self):
+    def test_failed_rename_leaves_the_token_only_to_the_former_name(self):
         self.bring(batch(1, 2))
         token = self.tokens.make("a")
         with mock.patch.object(self.store, "rename", side_effect=NotStored("full")), self.assertRaises(NotStored):
             self.admin.rename("a", "b")
         self.assertEqual((list(self.tokens), self.tokens.text_of("a")), (["a"], token))
 
-    def test_client_waits_longer_than_the_rename_so_that_none_is_done_after_it_was_said_to_fail(self):
+    def test_client_waits_longer_than_the_limit_of_a_rename(self):
         self.assertLess(node_admin._LIMIT_S + 2.0, remote.ANSWER_S)
 
     def test_kill_before_the_transaction_leaves_the_node_as_it_was(self):
@@ -201,7 +204,7 @@ class Rename(AdminCase):
         self.admin.rename("a", "b")
         self.assertEqual(self.seqs("b"), [1, 2])
 
-    def test_own_token_makes_the_former_name_a_node_again(self):
+    def test_separate_token_makes_the_former_name_a_node_again(self):
         self.bring(batch(1, 2))
         self.tokens.make("a")
         self.admin.rename("a", "b")
@@ -210,10 +213,10 @@ class Rename(AdminCase):
         self.bring(batch(1, 3, epoch=E2))
         self.assertEqual(self.seqs("a", E2), [1, 2, 3])
         self.assertEqual(self.seqs("b"), [1, 2])
-        self.tokens.revoke("a")  # it stays one: what is stored of it would get a second name else
+        self.tokens.revoke("a")  # the name remains in use: otherwise its data would have two names
         self.assertEqual(self.names.current("a"), "a")
         self.assertEqual(NodeRegister(self.store, self.tokens.text_of).current("a"), "a")
-        self.clock.step(-86_400.0)  # the date of a rename does not tell which of two is meant
+        self.clock.step(-86_400.0)  # the date of a renaming must not decide which of the two is meant
         self.admin.rename("a", "c")
         self.assertEqual(self.names.current("a"), "c")
         self.assertEqual(self.verify(), [])
@@ -223,15 +226,16 @@ class Rename(AdminCase):
         self.tokens.make("d")
         self.admin.rename("c", "e")
         for node, new, text in (
-            ("a", "e", "there is a node e already"), ("a", "c", "c is a former name of e"),
-            ("a", "d", "another node d has a token"), ("a", "a", "is called a already"), ("a", "../x", "no node name"),
-            ("z", "y", "nothing of a node z is stored; there is of a, e"), ("c", "y", "node c is called e now"),
+            ("a", "e", "a node e exists already"), ("a", "c", "c is a former name of e"),
+            ("a", "d", "another node d has a token"), ("a", "a", "is a already"), ("a", "../x", "is not a valid"),
+            ("z", "y", "nothing is stored for a node z; the stored nodes are: a, e"),
+            ("c", "y", "node c was renamed to e"),
         ):  # fmt: skip
             with self.subTest(node=node, new=new), self.assertRaisesRegex(Refused, text):
                 self.admin.rename(node, new)
         self.assertEqual(sorted(self.tokens), ["d"])
 
-    def test_what_is_known_of_the_node_goes_along(self):
+    def test_all_components_know_the_node_by_its_new_name(self):
         links = [Link("a", "a")]
         names, late = NodeNames(links, self.names.current), LateDataTracker(self.clock)
         cache, events = RecentCache(self.store), EventLog(links, dict, self.clock)
@@ -239,19 +243,19 @@ class Rename(AdminCase):
         alerts = Alerts([rule], links, self.clock, self.names)
         self.ingestor.subscribe(alerts.on_commit)
         self.names.on_rename += [part.on_rename for part in (names, late, cache, events)]
-        events.note("a", "on", "switched on")
+        events.record("a", "on", "switched on")
         self.bring(batch(1, 2))
         self.assertIn("temperature of a is", alerts.look()[0].subject)
         self.admin.rename("a", "b")
         self.assertEqual(links[0].state.name, "b")
         self.assertEqual(names.claim(links[0].state, "b", False), "")
         self.assertEqual([event.node for event in events.all()], ["b"])
-        self.assertEqual(alerts.look(), [])  # it has said so already
+        self.assertEqual(alerts.look(), [])  # it has reported this already
         self.bring(batch(3, 3, temperature=5.0))
         self.assertIn("temperature of b is 5", alerts.look()[0].subject)
 
 
-class Retire(AdminCase):
+class RetireTest(AdminCase):
     def test_first_date_stays_and_undo_clears_it(self):
         self.bring(batch(1, 2))
         self.admin.retire("a", True)
@@ -268,7 +272,7 @@ class Retire(AdminCase):
         self.bring(batch(3, 4))
         self.assertEqual(self.seqs(), [1, 2, 3, 4])
 
-    def test_no_alert_is_of_a_retired_node(self):
+    def test_retired_node_causes_no_alert(self):
         rules = [Rule("a", "temperature", 10.0, None, None, 0.0, 0.0), Rule("", "", None, None, 60.0, 0.0, 0.0)]
         alerts = Alerts(rules, [Link("a")], self.clock, self.names)
         self.ingestor.subscribe(alerts.on_commit)
@@ -283,8 +287,8 @@ class Retire(AdminCase):
         self.assertIn("no sample of a for", alerts.look()[0].subject)
 
 
-class Relabel(AdminCase):
-    def test_label_is_kept_and_removed(self):
+class RelabelTest(AdminCase):
+    def test_label_is_stored_and_removed(self):
         self.bring(batch(1, 2))
         self.admin.relabel("a", "temperature", "  North wall ")
         self.assertEqual(self.names.label("a", "temperature"), "North wall")
@@ -293,15 +297,15 @@ class Relabel(AdminCase):
 
     def test_refused_with_the_reason(self):
         self.bring(batch(1, 2))
-        for sensor, label, text in (("x", "X", "never had a sensor x"), ("temperature", "a\nb", "a label is a line"),
-                                    ("temperature", "x" * 65, "up to 64")):  # fmt: skip
+        for sensor, label, text in (("x", "X", "has never had a sensor x"), ("temperature", "a\nb", "must be one line"),
+                                    ("temperature", "x" * 65, "at most 64")):  # fmt: skip
             with self.subTest(label=label), self.assertRaisesRegex(Refused, text):
                 self.admin.relabel("a", sensor, label)
 
 
-class Register(AdminCase):
-    def test_nothing_is_stored_while_the_names_cannot_be_read(self):
-        """Else what waits under the former name makes a second node of it."""
+class RegisterTest(AdminCase):
+    def test_commits_fail_while_the_names_cannot_be_read(self):
+        """Otherwise a queued batch with the former name would create a second node."""
         self.bring(batch(1, 2))
         with mock.patch.object(self.store, "node_records", side_effect=NotStored("busy")):
             self.admin.rename("a", "b")
@@ -312,7 +316,7 @@ class Register(AdminCase):
         self.assertEqual([node["name"] for node in self.store.nodes()], ["b"])
         self.assertEqual(self.seqs("b"), [1, 2, 3, 4])
 
-    def test_shared_store_is_read_again_after_a_while(self):
+    def test_shared_store_is_read_again_after_ten_seconds(self):
         now = [0.0]
         self.bring(batch(1, 2))
         self.store.is_shared = True
@@ -322,7 +326,7 @@ class Register(AdminCase):
         now[0] += READ_S + 1
         self.assertEqual(other.current("a"), "b")
 
-    def test_rename_by_another_server_is_known_to_all_parts_with_the_next_commit(self):
+    def test_rename_by_another_server_is_announced_with_the_next_commit(self):
         now, links = [0.0], [Link("a")]
         self.bring(batch(1, 2))
         self.store.is_shared = True
@@ -342,7 +346,7 @@ class Register(AdminCase):
         self.assertEqual((links[0].state.name, list(self.ingestor.latest)), ("a", ["a"]))
 
     def refuse_former(self, released):
-        """Have the store refuse the former name `a`, as one that several servers share does, until it is released."""
+        """Let the store refuse the former name `a` until it is released, as a shared store does."""
         writing, release = self.store.writing, self.store.release
 
         def refusing(keys):
@@ -360,7 +364,7 @@ class Register(AdminCase):
             patch.start()
             self.addCleanup(patch.stop)
 
-    def test_what_another_server_has_renamed_just_now_is_stored_under_its_present_name(self):
+    def test_batch_of_a_node_that_another_server_renamed_is_stored_under_the_new_name(self):
         self.bring(batch(1, 5))
         self.ingestor.run(lambda: self.store.rename("a", "b", 1000), LIMIT_S)
         released = []
@@ -369,7 +373,7 @@ class Register(AdminCase):
         self.assertEqual((self.seqs("b"), self.seqs("a")), (list(range(1, 9)), []))
         self.assertEqual((self.ingestor.repeated, released), (2, []))
 
-    def test_former_name_with_a_token_of_its_own_is_released_and_stays_a_node(self):
+    def test_former_name_with_a_separate_token_is_released_and_remains_a_node(self):
         self.bring(batch(1, 5))
         self.ingestor.run(lambda: self.store.rename("a", "b", 1000), LIMIT_S)
         self.tokens.make("a")
@@ -378,7 +382,7 @@ class Register(AdminCase):
         self.bring(batch(1, 3, epoch=E2))
         self.assertEqual((self.seqs("b"), self.seqs("a", E2), released), ([1, 2, 3, 4, 5], [1, 2, 3], ["a"]))
 
-    def test_tokens_that_do_not_read_end_nothing(self):
+    def test_unreadable_tokens_do_not_stop_the_server(self):
         self.bring(batch(1, 2))
         self.admin.rename("a", "b")
         with open(os.path.join(self.folder, "tokens.json"), "w", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Names of nodes: no address takes another one's, and two senders of one name are noticed."""
+"""Names of nodes: no address can take the name of another one, and two senders with one name are detected."""
 
 import logging
 import unittest
@@ -23,7 +23,7 @@ class Link:
         self.state.name = name or expected
 
 
-class Names(unittest.TestCase):
+class NodeNamesTest(unittest.TestCase):
     def setUp(self):
         self.links = []
         self.names = NodeNames(self.links)
@@ -32,17 +32,17 @@ class Names(unittest.TestCase):
         self.links.append(Link(address, expected))
         return self.links[-1].state
 
-    def test_the_settings_decide_also_who_comes_later(self):
+    def test_settings_have_priority_over_an_earlier_link(self):
         bare, named = self.link("192.168.1.30:5003"), self.link("192.168.1.20:5003", "basement")
         self.assertEqual(
             self.names.claim(bare, "basement", True),
-            "calls itself basement, which is the node at 192.168.1.20:5003: give it another name (--name), or name it"
-            " in the settings",
+            "reports the name basement, which the node at 192.168.1.20:5003 has: give it another name (--name), or"
+            " assign the name in the settings",
         )
         self.assertEqual(self.names.claim(named, "basement", False), "")
         self.assertEqual(self.names.claim(bare, "attic", False), "")
 
-    def test_without_the_settings_the_first_has_it(self):
+    def test_first_link_has_the_name_without_settings(self):
         first, second = self.link("192.168.1.20:5003"), self.link("192.168.1.30:5003")
         self.assertEqual(self.names.claim(first, "basement", False), "")
         first.connected = True
@@ -50,40 +50,40 @@ class Names(unittest.TestCase):
             self.assertIn("the node at 192.168.1.20:5003", self.names.claim(second, "basement", is_proven))
         self.assertEqual(self.names.claim(first, "basement", False), "")
 
-    def test_an_address_without_a_name_has_some_names_and_no_more(self):
+    def test_number_of_names_of_an_unconfigured_address_is_limited(self):
         bare, named = self.link("192.168.1.20:5003"), self.link("192.168.1.30:5003", "attic")
         for k in range(MOST_NAMES):
             self.assertEqual(self.names.claim(bare, f"n{k}", False), "")
         self.assertEqual(
             self.names.claim(bare, "more", False),
-            f"calls itself more after {MOST_NAMES} other names: name the node here in the settings",
+            f"reports the name more after {MOST_NAMES} other names: assign its name in the settings",
         )
         self.assertEqual(self.names.claim(bare, "n0", False), "")
         self.assertEqual(self.names.claim(bare, "proven", True), "")
         self.assertEqual(self.names.claim(named, "attic", False), "")
 
-    def test_a_silent_node_keeps_its_name_but_for_who_proves_it(self):
+    def test_disconnected_node_keeps_its_name_unless_another_proves_the_token(self):
         first, second = self.link("192.168.1.20:5003"), self.link("192.168.1.30:5003")
         self.names.claim(first, "basement", True)
-        self.assertIn("calls itself basement", self.names.claim(second, "basement", False))
+        self.assertIn("reports the name basement", self.names.claim(second, "basement", False))
         self.assertEqual(self.names.claim(second, "basement", True), "")  # it has moved, with its token
         second.connected = True
-        self.assertIn("calls itself basement", self.names.claim(first, "basement", True))
+        self.assertIn("reports the name basement", self.names.claim(first, "basement", True))
 
-    def test_a_link_whose_node_has_another_name_now_leaves_the_old_one(self):
+    def test_link_whose_node_changed_its_name_releases_the_old_name(self):
         first, second = self.link("192.168.1.20:5003"), self.link("192.168.1.30:5003")
         self.names.claim(first, "basement", False)
         self.names.claim(first, "attic", False)
         first.connected = True
         self.assertEqual(self.names.claim(second, "basement", False), "")
 
-    def test_two_addresses_of_one_node_may_be_in_the_settings(self):
+    def test_settings_may_contain_two_addresses_of_one_node(self):
         for address in ("192.168.1.20:5003", "10.0.0.5:5003"):
             self.assertEqual(self.names.claim(self.link(address, "basement"), "basement", True), "")
 
 
-class OverTcp(unittest.TestCase):
-    """Two nodes that call themselves basement, at two addresses."""
+class NamesOverTcpTest(unittest.TestCase):
+    """Two nodes at two addresses report the name basement."""
 
     def setUp(self):
         logging.disable(logging.CRITICAL)
@@ -110,22 +110,22 @@ class OverTcp(unittest.TestCase):
         self.addCleanup(link.stop, LIMIT_S)
         return link.state
 
-    def test_an_address_without_a_name_does_not_take_another_ones(self):
+    def test_unconfigured_address_does_not_receive_the_name_of_another_node(self):
         (true, epoch), (false, other) = self.node(), self.node()
         owner = self.collect(true)
         wait_until(lambda: owner.connected, "the first is collected from")
         state = self.collect(false)
-        wait_until(lambda: "calls itself" in state.fault, "the second is refused")
+        wait_until(lambda: "reports the name" in state.fault, "the second is refused")
         self.assertEqual(
             state.fault,
-            f"calls itself basement, which is the node at {owner.address}: give it another name (--name), or name it in"
-            " the settings",
+            f"reports the name basement, which the node at {owner.address} has: give it another name (--name), or"
+            " assign the name in the settings",
         )
         self.assertEqual((state.name, state.connected, owner.connected), ("", False, True))
         self.ledger.wait_for(1)
         self.assertEqual((self.ledger.seqs(epoch), self.ledger.seqs(other)), ([1], []))
 
-    def test_nobody_claims_the_name_of_a_node_with_a_token_without_proof(self):
+    def test_name_of_a_node_with_a_token_cannot_be_claimed_without_proof(self):
         address, epoch = self.node()
         self.tokens["basement"] = LinkKey("a token of 16 letters or more")
         state = self.collect(address)
@@ -133,7 +133,7 @@ class OverTcp(unittest.TestCase):
         self.assertEqual((state.name, state.connected, self.ledger.seqs(epoch)), ("", False, []))
 
 
-class Copies(unittest.TestCase):
+class CopyWatchTest(unittest.TestCase):
     def setUp(self):
         self.links = [Link("192.168.1.20:5003", "basement"), Link("192.168.1.21:5003", "attic")]
         self.clock = FakeClock()
@@ -149,12 +149,13 @@ class Copies(unittest.TestCase):
         self.assertEqual(self.links[1].state.warnings, {})
         return self.links[0].state.warnings.get("copy", "")
 
-    def test_two_copies_of_a_card_are_named_with_the_remedy_until_an_hour_after(self):
+    def test_two_copies_of_a_card_cause_a_warning_until_an_hour_after(self):
         for _ in range(RETURNS):
             self.assertEqual(self.warning(), "")
             self.commit("a")
             self.commit("b")
-        self.assertRegex(self.warning(), "^two copies of one card send as basement at the same time; give one of them")
+        text = "^two copies of one SD card send under the name basement at the same time; give one of them"
+        self.assertRegex(self.warning(), text)
         self.clock.sleep(RETURNS_S - 100)
         self.commit("b")
         self.assertNotEqual(self.warning(), "")
@@ -162,23 +163,23 @@ class Copies(unittest.TestCase):
         self.commit("b")
         self.assertEqual(self.warning(), "")
 
-    def test_two_nodes_of_one_name_are_told_from_copies(self):
+    def test_two_nodes_with_one_name_are_distinguished_from_copies(self):
         for _ in range(RETURNS):
             self.commit("a")
             self.commit("b", outbox="0c" * 8)
-        self.assertIn("two programs send as basement", self.warning())
+        self.assertIn("two programs send under the name basement", self.warning())
 
-    def test_both_in_every_commit(self):
+    def test_two_senders_in_each_commit_are_detected(self):
         for _ in range(RETURNS):
             both = [EpochCommit("basement", "0b" * 8, epoch, HighWaterMark(1, 1)) for epoch in "ab"]
             both[0].count = both[1].count = 1
             self.watch.on_commit(both)
         self.assertNotEqual(self.warning(), "")
 
-    def test_restarts_backlogs_and_what_brings_nothing_new_are_no_copies(self):
-        for epoch in "abcdefghijklmnopqrstuvwxyz":  # one start after the other, or a backlog of them
+    def test_restarts_backlogs_and_repeats_cause_no_warning(self):
+        for epoch in "abcdefghijklmnopqrstuvwxyz":  # several starts, or a backlog of several starts
             self.commit(epoch)
-        self.commit("y")  # a broker has turned two messages round
+        self.commit("y")  # a broker has reordered two messages
         self.commit("z")
         for _ in range(10):
             self.commit("a", count=0)

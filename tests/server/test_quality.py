@@ -1,4 +1,4 @@
-"""Verdicts: what is odd about a value, by limits that a stranger told or the settings say; and where people see it."""
+"""Quality flags of values, by limits that an untrusted node reports or the settings contain, and their display."""
 
 import json
 import math
@@ -25,7 +25,7 @@ def setUpModule():
 
 
 class Node:
-    """One node with one sensor, its limits, and the verdicts about it."""
+    """One node with one sensor, its limits and quality flags."""
 
     def __init__(self, limits=None, every_s=10.0, rules=None, name="basement"):
         self.state = NodeState("address", name)
@@ -36,13 +36,13 @@ class Node:
         self.now_ms = T0
 
     def tell(self, limits):
-        """A new HELLO."""
+        """Report limits in a new HELLO."""
         self.state.sensors = [{"name": "light", "unit": ""}, {"name": "t", "unit": "°C"}]
         if limits is not None:
             self.state.sensors[1]["limits"] = limits
 
     def say(self, *values, every_s=10.0, epoch=EPOCH, sensor="t"):
-        """Values, `every_s` apart, committed together; the kinds of findings after the last."""
+        """Commit values at intervals of `every_s` together, and return the kinds of flags of the last one."""
         samples = []
         for value in values:
             self.now_ms += int(every_s * 1000)
@@ -66,8 +66,8 @@ class Node:
         return {kind: count for kind, count in self.judged().counts.items() if count}
 
 
-class Judgements(unittest.TestCase):
-    def test_out_of_range(self):
+class CheckTest(unittest.TestCase):
+    def test_value_out_of_range_is_flagged(self):
         node = Node({"low": 2, "high": 30})
         for value, kinds in ((2, []), (30, []), (1.99, ["range"]), (30.01, ["range"]), (None, []), (20, [])):
             self.assertEqual(node.say(value), kinds, value)
@@ -77,7 +77,7 @@ class Judgements(unittest.TestCase):
         self.assertEqual(node.judged().findings, [QualityFlag("range", 2, 1)])
         self.assertEqual(node.counts(), {"range": 4})
 
-    def test_a_jump_is_a_change_in_the_time_that_it_took(self):
+    def test_jump_is_a_change_per_elapsed_time(self):
         node = Node({"jump": 0.5})
         self.assertEqual(node.say(20), [])
         self.assertEqual(node.say(25), [])  # 5 in 10 s
@@ -89,12 +89,12 @@ class Judgements(unittest.TestCase):
         self.assertEqual(node.say(59), [])  # 19 in 40 s
         self.assertEqual(node.counts(), {"jump": 2})
 
-    def test_noise_of_a_fast_node_is_no_jump(self):
+    def test_noise_of_a_fast_node_is_not_a_jump(self):
         node = Node({"jump": 0.5}, every_s=0.01)
         self.assertEqual(node.say(20, 20.4, 20, 20.4, every_s=0.01), [])
         self.assertEqual(node.say(21, every_s=0.01), ["jump"])
 
-    def test_stuck(self):
+    def test_unchanged_value_is_stuck(self):
         node = Node({"stuck": 60})
         self.assertEqual(node.say(*[5] * 6), [])
         self.assertEqual(node.say(5), ["stuck"])
@@ -102,15 +102,15 @@ class Judgements(unittest.TestCase):
         self.assertEqual(node.say(5, 5), ["stuck"])
         self.assertEqual(node.say(5.1), [])
         self.assertEqual(node.counts(), {"stuck": 3})
-        self.assertEqual(node.say(5.1, 5.1, None, 5.1, 5.1, 5.1), ["stuck"])  # what failed in between changed nothing
+        self.assertEqual(node.say(5.1, 5.1, None, 5.1, 5.1, 5.1), ["stuck"])  # the failure in between changes nothing
 
-    def test_a_pause_does_not_make_it_stuck(self):
+    def test_pause_does_not_make_a_value_stuck(self):
         node = Node({"stuck": 60})
         node.say(5, 5, 5)
         self.assertEqual(node.say(5, every_s=7200), [])
         self.assertEqual(node.say(*[5] * 6), ["stuck"])
 
-    def test_at_the_rail(self):
+    def test_value_at_the_end_of_the_scale_is_flagged(self):
         node = Node({"rail": [-50, 279.68]})
         for value, kinds in ((-50, ["rail"]), (-51, ["rail"]), (279.68, ["rail"]), (279.67, []), (-49.9, [])):
             self.assertEqual(node.say(value), kinds, value)
@@ -118,19 +118,19 @@ class Judgements(unittest.TestCase):
         self.assertEqual(node.judged().findings, [QualityFlag("rail", 279.68, 300)])
         self.assertEqual(node.counts(), {"rail": 4})
 
-    def test_stale(self):
+    def test_old_value_is_stale_and_counted_once(self):
         node = Node({"high": 100})
         node.say(5)
         self.assertEqual(node.kinds(35), [])
         self.assertEqual(node.kinds(35.1), ["stale"])
         self.assertEqual(node.kinds(100), ["stale"])
         self.assertEqual(node.judged(100).findings, [QualityFlag("stale", 35, 100)])
-        self.assertEqual(node.counts(), {"stale": 1})  # looked at twice, but it has become stale once
+        self.assertEqual(node.counts(), {"stale": 1})  # queried twice, but it has become stale once
         self.assertEqual(node.say(6, every_s=200), [])
         self.assertEqual(node.kinds(40), ["stale"])
         self.assertEqual(node.counts(), {"stale": 2})
 
-    def test_one_that_fails_while_the_others_go_on_becomes_stale_without_anybody_looking(self):
+    def test_failing_sensor_becomes_stale_without_a_query(self):
         node = Node({"high": 100})
         node.say(500, None, None, None)
         self.assertEqual(node.quality._nodes["basement"].tracks["t"].findings, [])
@@ -139,18 +139,18 @@ class Judgements(unittest.TestCase):
         self.assertEqual(node.say(5, 5), [])
         self.assertEqual(node.counts(), {"range": 1, "stale": 1})
 
-    def test_a_node_that_need_not_send_is_not_stale(self):
+    def test_node_that_need_not_send_is_not_stale(self):
         node = Node({"high": 100})
         node.say(5)
         self.assertEqual(node.kinds(1000), ["stale"])
         self.assertEqual(node.kinds(1000, is_expected=False), [])
 
-    def test_nobody_knows_how_often(self):
+    def test_sensor_with_unknown_interval_is_never_stale(self):
         node = Node({"high": 100}, every_s=None)
         node.say(5)
         self.assertEqual(node.kinds(1e6), [])
 
-    def test_several_at_once(self):
+    def test_value_can_have_several_flags(self):
         node = Node({"high": 30, "rail": [0, 40], "jump": 0.1})
         self.assertEqual(node.say(20, 40), ["range", "jump", "rail"])
         self.assertEqual(node.say(None), [])
@@ -164,8 +164,8 @@ class Judgements(unittest.TestCase):
         self.assertIsNone(node.quality.of("basement", "light", T0))
 
 
-class Bounds(unittest.TestCase):
-    def test_a_node_that_takes_a_new_name_each_time_is_remembered_under_a_few(self):
+class MemoryTest(unittest.TestCase):
+    def test_node_with_changing_names_is_kept_under_few_names(self):
         node = Node({"high": 5}, rules={("pinned", "t"): {"low": 0}})
         for n in range(50):
             node.state.name = f"n{n}"
@@ -173,49 +173,52 @@ class Bounds(unittest.TestCase):
         self.assertLessEqual(len(node.quality._nodes), 4)
 
 
-class Order(unittest.TestCase):
-    def test_between_two_epochs_only_dates_tell_and_only_forwards(self):
+class OrderTest(unittest.TestCase):
+    def test_only_dates_in_ascending_order_are_compared_between_epochs(self):
         node = Node({"jump": 1, "stuck": 15})
         node.say(5)
         self.assertEqual(node.say(100, epoch=OTHER), ["jump"])
-        node.now_ms -= 3_600_000  # the clock was wrong, or this is older: nobody knows how fast it changed
+        node.now_ms -= 3_600_000  # the clock was wrong, or this value is older: the rate of change is unknown
         self.assertEqual(node.say(5), [])
         self.assertEqual(node.say(5, 5), ["stuck"])
 
-    def test_within_an_epoch_the_date_may_step(self):
+    def test_step_of_the_date_within_an_epoch_is_ignored(self):
         node = Node({"jump": 1})
         node.file([Sample(1, T0, 1000, {"t": 5}, {}, ""), Sample(2, T0 - 10**12, 2000, {"t": 5.5}, {}, "")])
         self.assertEqual(node.quality.of("basement", "t", T0 - 10**12).findings, [])
         node.file([Sample(3, T0 + 10**12, 3000, {"t": 50}, {}, "")])
         self.assertEqual([finding.kind for finding in node.quality.of("basement", "t", T0 + 10**12).findings], ["jump"])
 
-    def test_a_backlog_is_judged_as_it_was_taken(self):
+    def test_backlog_is_checked_by_its_own_times(self):
         node = Node({"jump": 1, "high": 100})
         node.say(1)
         self.assertEqual(node.kinds(3600), ["stale"])
         self.assertEqual(node.say(*[20, 21, 22] * 100), [])
         self.assertEqual(node.counts(), {"jump": 1, "stale": 1})
 
-    def test_samples_without_a_running_clock(self):
-        """Those of clients without numbers: `up` is always the same."""
+    def test_samples_without_uptime_are_checked_by_their_dates(self):
+        """In samples of clients without sequence numbers, `up` is always the same."""
         node = Node({"jump": 1})
         node.file([Sample(1, T0, 0, {"t": 5}, {}, ""), Sample(2, T0 + 10_000, 0, {"t": 50}, {}, "")])
         self.assertEqual([one.kind for one in node.quality.of("basement", "t", T0).findings], ["jump"])
 
-    def test_what_is_stuck_within_a_batch_is_counted(self):
+    def test_stuck_values_within_a_batch_are_counted(self):
         node = Node({"stuck": 60})
         self.assertEqual(node.say(1, 2, *[5] * 8, 1, 2), [])
         self.assertEqual(node.counts(), {"stuck": 2})
 
-    def test_a_pause_or_a_step_of_the_clock_within_a_batch_counts_for_nothing(self):
-        for pause_ms, more in ((40_000, 57), (-300_000, 56)):  # the same for 20 s since the pause, or 39 s in all
+    def test_pause_or_clock_step_within_a_batch_is_not_counted_as_stuck(self):
+        for pause_ms, more in (
+            (40_000, 57),
+            (-300_000, 56),
+        ):  # unchanged for 20 s since the pause, or 39 s in total
             node = Node({"stuck": 600})
             times = [1000, 10_000, 20_000, *[20_000 + pause_ms + place * 10_000 for place in range(3)]]
             node.file([Sample(seq, T0 + ms, ms + 10**6, {"t": 5}, {}, "") for seq, ms in enumerate(times, 1)])
             node.now_ms = T0 + 10**6 + times[-1]
             self.assertEqual((node.say(*[5] * more), node.say(5)), ([], ["stuck"]))
 
-    def test_a_batch_is_judged_as_its_samples_one_by_one(self):
+    def test_batch_has_the_same_result_as_its_single_samples(self):
         dice = random.Random(14)
         kinds = {
             "calm": lambda: 5 + dice.random() / 8, "whole": lambda: dice.randrange(3), "same": lambda: 7,
@@ -245,8 +248,8 @@ class Order(unittest.TestCase):
         self.assertEqual(found, set(KINDS))
 
 
-class Tellings(unittest.TestCase):
-    def test_what_a_stranger_tells_is_taken_as_far_as_it_is_numbers(self):
+class ReportedLimitsTest(unittest.TestCase):
+    def test_only_valid_numbers_of_untrusted_limits_are_used(self):
         nan, huge = math.nan, 10**400
         for told, taken in (
             (None, None), ("low", None), ([], None), ({}, None), ({"low": "5"}, None), ({"low": True}, None),
@@ -255,14 +258,14 @@ class Tellings(unittest.TestCase):
             ({"rail": [nan, 2]}, None),
             ({"low": 5, "high": None, "else": {}}, {"low": 5}), ({"stuck": 1e-300}, {"stuck": 1e-300}),
             ({"low": 2**63, "rail": [0, 2**62]}, {"low": 2**63, "rail": [0, 2**62]}),
-            ({"every": 5, "jump": 1}, {"jump": 1}),  # the node's interval is told once, for all
+            ({"every": 5, "jump": 1}, {"jump": 1}),  # the node reports its interval once, for all sensors
         ):  # fmt: skip
             node = Node(told)
             node.say(5, -(2**63), None, 1.7e308, -1.7e308, 0)
             judged = node.judged(1e6)
             self.assertEqual(judged and judged.limits, taken, told)
 
-    def test_whatever_is_told_and_sent_nothing_breaks(self):
+    def test_random_limits_and_values_cause_no_error(self):
         dice = random.Random(7)
         pieces = [None, 0, 5, -5.5, 1e308, "x", True, [], {}, [0, 1], [1, 0], [0, [1]], math.nan, 2**70, {"low": 1}]
         node = Node({})
@@ -273,7 +276,7 @@ class Tellings(unittest.TestCase):
             judged = node.judged(dice.choice([0, 1e9, -1e9]))
             self.assertTrue(judged is None or set(judged.counts) == set(KINDS))
 
-    def test_a_new_hello_brings_new_limits_and_keeps_the_counts(self):
+    def test_new_hello_replaces_limits_and_keeps_the_counts(self):
         node = Node({"high": 10})
         node.say(20)
         node.tell({"high": 30})
@@ -282,14 +285,14 @@ class Tellings(unittest.TestCase):
         node.tell(None)
         self.assertIsNone(node.say(20))
 
-    def test_names_that_change_are_not_kept(self):
+    def test_former_sensor_names_are_removed(self):
         node = Node({"high": 10})
         for number in range(100):
             node.state.sensors = [{"name": f"s{number}", "unit": "", "limits": {"high": 1}}]
             node.say(5, sensor=f"s{number}")
         self.assertEqual(list(node.quality._nodes["basement"].tracks), ["s99"])
 
-    def test_a_node_that_is_known_later(self):
+    def test_node_whose_name_becomes_known_later_is_checked(self):
         node = Node({"high": 10}, name="")
         node.state.name = ""
         self.assertIsNone(node.quality.of("basement", "t", T0))
@@ -297,17 +300,17 @@ class Tellings(unittest.TestCase):
         self.assertEqual(node.say(20), ["range"])
         self.assertEqual(node.state.name, "basement")
 
-    def test_a_node_that_is_known_by_two_roads_and_came_by_one(self):
+    def test_limits_are_those_of_the_link_that_the_node_uses(self):
         node = Node({"high": 10})
-        waiting = types.SimpleNamespace(state=NodeState("where nobody answers", "basement"))
+        waiting = types.SimpleNamespace(state=NodeState("an address without a node", "basement"))
         node.links.insert(0, waiting)
         self.assertEqual(node.say(20), ["range"])
-        node.state.sensors = []  # and later by the other
+        node.state.sensors = []  # later it uses the other link
         waiting.state.sensors = [{"name": "t", "unit": "°C", "limits": {"high": 50}}]
         self.assertEqual(node.say(20), [])
         self.assertEqual(node.counts(), {"range": 1})
 
-    def test_a_node_by_another_link(self):
+    def test_node_on_a_new_link_keeps_its_counts(self):
         node = Node({"high": 10})
         node.say(20)
         node.state.name = "someone"
@@ -318,15 +321,15 @@ class Tellings(unittest.TestCase):
         self.assertEqual(node.quality.of("basement", "t", T0).counts["range"], 1)
 
 
-class Rules(unittest.TestCase):
-    def test_they_go_before_what_the_node_says(self):
+class SettingsTest(unittest.TestCase):
+    def test_settings_take_precedence_over_reported_limits(self):
         rules = read_rules([{"node": "basement", "sensor": "t", "high": 50, "every": 100}], "server.toml")
         node = Node({"high": 10, "low": 0}, rules=rules)
         self.assertEqual(node.say(20), [])
         self.assertEqual(node.judged().limits, {"low": 0, "high": 50, "every": 100})
         self.assertEqual((node.kinds(305), node.kinds(306)), ([], ["stale"]))
 
-    def test_for_a_node_that_tells_nothing(self):
+    def test_settings_apply_to_a_node_without_reported_limits(self):
         rules = read_rules([{"node": "basement", "sensor": "t", "high": 50}], "server.toml")
         node = Node(rules=rules)
         self.assertEqual(node.say(60), ["range"])
@@ -335,12 +338,12 @@ class Rules(unittest.TestCase):
         self.assertEqual(alone.of("basement", "t", T0).limits, {"high": 50})
         self.assertIsNone(alone.of("attic", "t", T0))
 
-    def test_what_is_missing_or_wrong(self):
+    def test_invalid_tables_are_refused(self):
         good = {"node": "a", "sensor": "t", "low": 1}
         for tables, words in (
             ([{"sensor": "t", "low": 1}], "server.toml: [[limits]] 1: node is missing"),
             ([{"node": "a", "low": 1}], "sensor is missing"), ([{"node": "a", "sensor": "t"}], "no limit is set"),
-            ([good, good], "[[limits]] 2: there are limits for t of a already"),
+            ([good, good], "[[limits]] 2: a table for t of a exists already"),
             ([{**good, "high": 0}], "low is above high"), ([{**good, "hihg": 0}], 'did you mean "high"?'),
             ([{**good, "rail": [2, 1]}], "rail takes the two ends of a scale"), ([{**good, "rail": 5}], "rail takes"),
             ([{**good, "node": "../x"}], "node takes"), ([{**good, "sensor": "T"}], "sensor takes"),
@@ -352,7 +355,7 @@ class Rules(unittest.TestCase):
         self.assertEqual(read_rules([], ""), {})
 
 
-class Pages(unittest.TestCase):
+class PageTest(unittest.TestCase):
     def setUp(self):
         set_zone(self, "UTC")
         self.link = FakeLink("basement", {"temperature": "°C", "light": "lx"})
@@ -366,25 +369,26 @@ class Pages(unittest.TestCase):
         self.assertEqual(status, 200, body)
         return body.decode()
 
-    def test_on_the_card(self):
+    def test_flags_are_on_the_card(self):
         card = self.get("/", html=True).partition('class="cards"')[2].partition("</section>")[0]
         first, _, second = card.partition("light")
         self.assertIn('<span class="odd">above 30 °C</span> <span class="odd">jumped by 21.75 °C</span>', first)
-        self.assertIn("43.25", first)  # beside the value, never instead of it
+        self.assertIn("43.25", first)  # next to the value, never instead of it
         self.assertNotIn("odd", second)
         self.assertRegex(self.get("/"), r"43\.25 °C .*above 30 °C, jumped by 21\.75 °C")
 
-    def test_on_the_nodes_page(self):
+    def test_flags_are_on_the_page_of_the_node(self):
         page = self.get("/nodes/basement", html=True)
-        table = page.partition("Limits, and what was beyond them")[2].partition("</section>")[0]
-        self.assertIn("2 to 30 °C; 0.5 °C a second; changes within 60 min; rail at −50 and 279.7 °C", table)
+        table = page.partition("Limits and quality flags")[2].partition("</section>")[0]
+        limits = "2 to 30 °C; change of at most 0.5 °C per second; must change within 60 min; saturated at −50"
+        self.assertIn(limits, table)
         self.assertIn("out of range 1 time, jumped 1 time", table)
         self.assertNotIn("light", table)
         self.assertRegex(self.get("/nodes/basement"), r"temperature +2 to 30 °C; .* out of range 1 time, jumped 1 time")
         self.web.store_samples("basement", [{"temperature": 21.5, "light": 5}, {"temperature": 21.6, "light": 5}])
-        self.assertIn("as it should be", self.get("/nodes/basement", html=True))
+        self.assertIn(">OK<", self.get("/nodes/basement", html=True))
 
-    def test_in_the_json_interface(self):
+    def test_flags_are_in_the_json_interface(self):
         temperature, light = json.loads(self.get("/api/v1/nodes"))["nodes"][0]["sensors"]
         self.assertEqual(temperature["verdicts"], [
             {"kind": "range", "text": "above 30 °C"}, {"kind": "jump", "text": "jumped by 21.75 °C"},
@@ -393,7 +397,7 @@ class Pages(unittest.TestCase):
         self.assertEqual(temperature["limits"]["rail"], [-50, 279.68])
         self.assertEqual((light["verdicts"], light["verdict_counts"], light["limits"]), ([], {}, {}))
 
-    def test_in_the_metrics(self):
+    def test_flags_are_in_the_metrics(self):
         metrics = self.get("/metrics").splitlines()
         for verdict, now, count in (("range", 1, 1), ("jump", 1, 1), ("stuck", 0, 0)):
             labels = f'{{node="basement",sensor="temperature",verdict="{verdict}"}}'
@@ -404,17 +408,17 @@ class Pages(unittest.TestCase):
             self.assertIn(f"pigeonpost_quality_flags_total{labels} {count}", metrics)
         self.assertFalse([line for line in metrics if ("verdict" in line or "flag" in line) and "light" in line])
 
-    def test_all_words(self):
+    def test_each_flag_has_a_text(self):
         self.link.state.sensors = [{"name": "temperature", "unit": "<b>", "limits": {"stuck": 1, "low": 50}}]
         self.web.store_samples("basement", [{"temperature": 43.25}] * 3)
         page = self.get("/nodes/basement", html=True)
         self.assertIn('<span class="odd">below 50 &lt;b&gt;</span> <span class="odd">stuck for 3 s</span>', page)
-        self.assertIn("at least 50 &lt;b&gt;; changes within 1 s", page)
+        self.assertIn("at least 50 &lt;b&gt;; must change within 1 s", page)
         self.link.state.sensors = [{"name": "temperature", "unit": "", "limits": {"rail": [0, 43], "high": 50}}]
         self.web.store_samples("basement", [{"temperature": 43.25}])
-        self.assertIn('<span class="odd">at the rail</span>', self.get("/", html=True))
+        self.assertIn('<span class="odd">saturated</span>', self.get("/", html=True))
         self.link.state.every_s = 0.01
-        self.link.state.offset_ms = -10_000_000  # its clock is behind, and its samples are as old as they look
+        self.link.state.offset_ms = -10_000_000  # its clock is slow, but its samples really are that old
 
         self.web.store_samples(
             "basement",
@@ -426,8 +430,8 @@ class Pages(unittest.TestCase):
         self.assertNotIn("no value for", self.get("/", html=True))
 
 
-class Programs(unittest.TestCase):
-    def test_a_server_reads_its_limits(self):
+class ServerTest(unittest.TestCase):
+    def test_server_reads_its_limits(self):
         path = f"{temp_folder(self)}/server.toml"
         with open(path, "w", encoding="utf-8") as file:
             file.write('[[limits]]\nnode = "demo"\nsensor = "temperature"\nlow = 1000\n')
@@ -444,7 +448,7 @@ class Programs(unittest.TestCase):
 
         return wait_until(found, "the server judges what the demo sends")
 
-    def test_a_wrong_one_is_named(self):
+    def test_invalid_limit_is_named_in_the_error(self):
         path = f"{temp_folder(self)}/server.toml"
         with open(path, "w", encoding="utf-8") as file:
             file.write('[[limits]]\nnode = "demo"\n')

@@ -1,4 +1,4 @@
-"""The last day in columns: always what the store would say, asked of it only where something is new."""
+"""Cache of the last day: always equal to the store, which is only read where there are new samples."""
 
 import random
 import threading
@@ -26,7 +26,7 @@ SENSORS = ("t", "u", "a", "b", "c", "x", "y")
 
 
 class WatchedStore(SqliteStore):
-    """Notes which stretches of time it is asked for."""
+    """Store that records the time ranges that are read."""
 
     def __init__(self, folder):
         super().__init__(folder)
@@ -39,7 +39,7 @@ class WatchedStore(SqliteStore):
         return super().downsample_all(node, from_ms, to_ms, count, sensors)
 
 
-class BookCase(unittest.TestCase):
+class CacheCase(unittest.TestCase):
     def setUp(self):
         self.clock = FakeClock()
         self.store = WatchedStore(temp_folder(self))
@@ -49,7 +49,7 @@ class BookCase(unittest.TestCase):
         self.first_ms = {}
 
     def put(self, *samples, node="a", told=True):
-        """Store samples of (time in ms, value), or (time in ms, values); the book hears of them, unless not `told`."""
+        """Store samples (time in ms, value) or (time in ms, values), and notify the cache if `told` is True."""
         made = []
         for time_ms, value in samples:
             seq = self.seqs[node] = self.seqs.get(node, 0) + 1
@@ -68,7 +68,7 @@ class BookCase(unittest.TestCase):
         return self.book.day(node, first_ms or self.first_ms.get(node), self.clock.wall_ms(), SENSORS)
 
     def assert_as_stored(self, node="a", first_ms=None):
-        """The day is what one question for all of it would bring."""
+        """Check that the cached day equals one query for the complete day."""
         day = self.day(node, first_ms)
         count = day.span_ms // day.width_ms
         wanted = SqliteStore.downsample_all(self.store, node, day.from_ms, day.from_ms + day.span_ms, count, SENSORS)
@@ -76,12 +76,12 @@ class BookCase(unittest.TestCase):
         return day
 
 
-class Spans(BookCase):
-    def test_a_node_that_nothing_is_stored_of(self):
+class TimeRangeTest(CacheCase):
+    def test_node_without_samples_has_no_buckets(self):
         day = self.day()
         self.assertEqual((day.span_ms, day.width_ms, day.columns), (10 * MINUTE, 10_000, {}))
 
-    def test_the_span_grows_with_the_age_of_the_first_sample(self):
+    def test_time_range_grows_with_the_age_of_the_first_sample(self):
         for old_ms, span_ms, width_ms in (
             (-5 * MINUTE, 10 * MINUTE, 10_000),  # a node whose clock is ahead
             (0, 10 * MINUTE, 10_000),
@@ -94,19 +94,19 @@ class Spans(BookCase):
             day = self.day(first_ms=self.clock.wall_ms() - old_ms)
             self.assertEqual((day.span_ms, day.width_ms), (span_ms, width_ms), old_ms)
 
-    def test_it_ends_with_the_column_that_is_now(self):
+    def test_last_bucket_contains_the_present_time(self):
         self.put((self.clock.wall_ms(), 21.5))
         day = self.day()
         self.assertEqual([column.place for column in day.columns["t"]], [59])
         self.assertEqual(day.from_ms % day.width_ms, 0)
         self.assertTrue(day.from_ms + 59 * day.width_ms <= self.clock.wall_ms() < day.from_ms + 60 * day.width_ms)
 
-    def test_what_is_older_than_the_span_is_not_in_it(self):
+    def test_samples_older_than_the_time_range_are_omitted(self):
         now_ms = self.clock.wall_ms()
         self.put((now_ms - 2 * DAY, 1.0), (now_ms - DAY - 10 * MINUTE, 2.0), (now_ms - DAY + 20 * MINUTE, 3.0))
         self.assertEqual([column.mean for column in self.assert_as_stored().columns["t"]], [3.0])
 
-    def test_it_moves_with_time(self):
+    def test_buckets_move_as_time_passes(self):
         self.put((self.clock.wall_ms(), 21.5))
         self.day()
         self.clock.sleep(30)
@@ -114,7 +114,7 @@ class Spans(BookCase):
         self.clock.sleep(570)
         self.assertEqual(self.day(first_ms=self.clock.wall_ms() - 1).columns, {"t": []})
 
-    def test_when_a_span_is_outgrown_nothing_is_lost(self):
+    def test_change_to_a_longer_time_range_loses_no_sample(self):
         start_ms = self.clock.wall_ms()
         for _ in range(100):
             self.put((self.clock.wall_ms(), self.clock.wall_ms() - start_ms))
@@ -123,8 +123,8 @@ class Spans(BookCase):
         self.assertEqual(sum(column.values for column in self.day().columns["t"]), 100)
 
 
-class Freshness(BookCase):
-    def test_a_batch_changes_all_columns_from_its_first_time_to_its_last(self):
+class UpdateTest(CacheCase):
+    def test_batch_updates_all_buckets_from_its_first_to_its_last_time(self):
         now_ms = self.clock.wall_ms()
         self.put((now_ms - 5 * HOUR, 1.0))
         self.assert_as_stored()
@@ -132,8 +132,8 @@ class Freshness(BookCase):
         self.put((start_ms + 5 * MINUTE, 2.0), (start_ms + 45 * MINUTE, 3.0), (start_ms + 25 * MINUTE, 4.0))
         self.assertEqual(len(self.assert_as_stored().columns["t"]), 4)
 
-    def test_hundreds_of_random_days_are_as_stored(self):
-        """Samples now, of long ago (a node catches up) and of soon (its clock is ahead), and time that passes."""
+    def test_random_samples_appear_as_in_the_store(self):
+        """The times are present, long past (a node catches up) and future (its clock is ahead), and time passes."""
         chance = random.Random(11)
         self.put((self.clock.wall_ms() - chance.choice((0, 20 * MINUTE, 2 * HOUR)), 0))
         for _ in range(200):
@@ -145,19 +145,19 @@ class Freshness(BookCase):
             self.clock.sleep(chance.choice((0, 0.2, 1, 9, 40)))
             self.assert_as_stored()
 
-    def test_a_clock_that_is_ahead_is_seen_when_its_time_comes(self):
+    def test_sample_with_a_future_time_appears_at_that_time(self):
         self.put((self.clock.wall_ms() + 30_000, 21.5))
         self.assertEqual(self.day().columns.get("t", []), [])
         self.clock.sleep(35)
         self.assertEqual([column.values for column in self.day().columns["t"]], [1])
 
-    def test_so_is_one_that_was_ahead_when_the_server_started(self):
+    def test_sample_with_a_future_time_from_before_the_start_appears_at_that_time(self):
         self.put((self.clock.wall_ms() + 30_000, 21.5), told=False)
         self.day()
         self.clock.sleep(35)
         self.assertEqual([column.values for column in self.day().columns["t"]], [1])
 
-    def test_nothing_new_is_asked_of_nobody(self):
+    def test_store_is_not_read_without_new_samples(self):
         self.put((self.clock.wall_ms(), 21.5))
         first = self.day()
         self.store.asked.clear()
@@ -165,7 +165,7 @@ class Freshness(BookCase):
             self.assertEqual(self.day(), first)
         self.assertEqual(self.store.asked, [])
 
-    def test_only_the_columns_with_something_new_are_read(self):
+    def test_only_buckets_with_new_samples_are_read(self):
         self.put((self.clock.wall_ms() - 5 * HOUR, 1.0), (self.clock.wall_ms(), 2.0))
         self.day()
         self.store.asked.clear()
@@ -174,7 +174,7 @@ class Freshness(BookCase):
         ((node, from_ms, to_ms),) = self.store.asked
         self.assertEqual((node, to_ms - from_ms), ("a", 10 * MINUTE))
 
-    def test_a_node_that_catches_up_changes_old_columns(self):
+    def test_backlog_of_a_node_updates_old_buckets(self):
         now_ms = self.clock.wall_ms()
         self.put((now_ms - 3 * HOUR, 1.0), (now_ms, 2.0))
         self.day()
@@ -182,20 +182,20 @@ class Freshness(BookCase):
         self.put((now_ms - HOUR, 6.0))
         self.assertEqual([column.mean for column in self.assert_as_stored().columns["t"]], [1.0, 5.0, 6.0, 2.0])
 
-    def test_nodes_are_kept_apart(self):
+    def test_nodes_are_cached_separately(self):
         self.put((self.clock.wall_ms(), 1.0))
         self.put((self.clock.wall_ms(), 2.0), node="b")
         self.assertEqual([column.mean for column in self.day("a").columns["t"]], [1.0])
         self.assertEqual([column.mean for column in self.day("b").columns["t"]], [2.0])
 
-    def test_a_clock_set_back_is_followed(self):
+    def test_cache_follows_a_clock_that_is_set_back(self):
         self.put((self.clock.wall_ms(), 1.0))
         self.day()
         self.clock.step(-120)
         self.put((self.clock.wall_ms(), 2.0))
         self.assertEqual([column.mean for column in self.assert_as_stored().columns["t"]], [2.0])
 
-    def test_every_hour_all_is_read_anew(self):
+    def test_complete_cache_is_read_again_every_hour(self):
         self.put((self.clock.wall_ms() - 5 * HOUR, 1.0))
         self.day()
         self.put((self.clock.wall_ms() - 4 * HOUR, 2.0), told=False)
@@ -203,15 +203,15 @@ class Freshness(BookCase):
         self.clock.sleep(3600)
         self.assertEqual(len(self.day().columns["t"]), 2)
 
-    def test_a_gap_brings_no_value(self):
+    def test_gap_adds_no_value(self):
         epoch_commit = EpochCommit("a", OUTBOX, EPOCH, NOTHING)
         epoch_commit.add(Batch("a", OUTBOX, EPOCH, 0, None, Gap(1, 5, 0, "overwritten"), {}, print, print), 0)
         self.book.on_commit([epoch_commit])
         self.assertEqual(self.day().columns, {})
 
 
-class Trouble(BookCase):
-    def test_what_could_not_be_read_is_read_the_next_time(self):
+class ErrorTest(CacheCase):
+    def test_failed_read_is_repeated_at_the_next_query(self):
         now_ms = self.clock.wall_ms()
         self.put((now_ms - 5 * HOUR, 1.0))
         self.day()
@@ -226,7 +226,7 @@ class Trouble(BookCase):
         self.store.before = lambda: None
         self.assertEqual(len(self.assert_as_stored().columns["t"]), 2)
 
-    def test_the_writer_does_not_wait_for_a_reader(self):
+    def test_writer_does_not_wait_for_a_reader(self):
         self.put((self.clock.wall_ms(), 1.0))
         reading, go_on = threading.Event(), threading.Event()
         self.addCleanup(go_on.set)
@@ -239,7 +239,7 @@ class Trouble(BookCase):
         reader = threading.Thread(target=self.day)
         reader.start()
         self.assertTrue(reading.wait(LIMIT_S))
-        self.put((self.clock.wall_ms(), 2.0))  # would stand still here
+        self.put((self.clock.wall_ms(), 2.0))  # this must not block
         self.assertTrue(reader.is_alive())
         self.store.before = lambda: None
         go_on.set()
@@ -247,8 +247,8 @@ class Trouble(BookCase):
         self.assertEqual(self.assert_as_stored().columns["t"][0].values, 2)
 
 
-class Bounds(BookCase):
-    def test_of_many_sensors_the_first_ones_are_kept(self):
+class LimitTest(CacheCase):
+    def test_only_the_first_of_many_sensors_are_cached(self):
         names = [f"n{k:03d}" for k in range(MOST_SENSORS + 50)]
         now_ms = self.clock.wall_ms()
         self.put(*((now_ms - k * 1000, dict.fromkeys(names, float(k))) for k in range(5)))

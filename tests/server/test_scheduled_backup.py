@@ -1,4 +1,4 @@
-"""Scheduled backups: once a day, checked, the last ones kept; a failed one is a fault with its remedy."""
+"""Scheduled backups: one per day, checked, only the newest ones kept. A failure is a fault with its remedy."""
 
 import argparse
 import errno
@@ -40,7 +40,7 @@ def at(text):
 class BackupCase(unittest.TestCase):
     def setUp(self):
         set_zone(self, "Europe/Vienna")
-        self.enterContext(mock.patch("pigeonpost.core.faults.log"))  # which tells of each fault
+        self.enterContext(mock.patch("pigeonpost.core.faults.log"))  # its log lines contain each fault
         self.data, self.place = temp_folder(self), temp_folder(self)
         self.clock = FakeClock(wall_ms=at("2026-11-20T15:36:10Z"))
         self.faults = Faults()
@@ -72,26 +72,26 @@ class BackupCase(unittest.TestCase):
         return self.faults.present().get("backup", "")
 
 
-class Schedule(BackupCase):
-    def test_first_one_is_made_at_once_and_then_one_a_day(self):
-        self.backups.look()
+class ScheduleTest(BackupCase):
+    def test_first_backup_is_made_immediately_and_then_one_per_day(self):
+        self.backups.make_if_due()
         self.assertEqual(self.names(), ["pigeonpost-backup-house-2026-11-20T153610Z.tar"])
         self.now("2026-11-21T01:59:00Z")
-        self.backups.look()
+        self.backups.make_if_due()
         self.assertEqual(len(self.names()), 1)
         self.now("2026-11-21T02:00:01Z")  # 03:00:01 in Vienna
-        self.backups.look()
-        self.backups.look()
+        self.backups.make_if_due()
+        self.backups.make_if_due()
         self.assertEqual(self.names()[1:], ["pigeonpost-backup-house-2026-11-21T020001Z.tar"])
 
-    def test_missed_one_is_made_at_the_next_start(self):
-        self.backups.look()
+    def test_missed_backup_is_made_at_the_next_start(self):
+        self.backups.make_if_due()
         self.now("2026-11-23T11:00:00Z")
-        self.make().look()
+        self.make().make_if_due()
         self.assertEqual(len(self.names()), 2)
 
-    def test_change_of_the_clocks_makes_one_a_day(self):
-        """02:30 is not there on 29 March, and twice on 25 October."""
+    def test_days_of_daylight_saving_changes_have_one_backup(self):
+        """02:30 does not exist on 29 March, and exists twice on 25 October."""
         for first, days in (("2026-03-27T12:00:00Z", 4), ("2026-10-23T12:00:00Z", 4)):
             with self.subTest(first=first):
                 self.clock = FakeClock(wall_ms=at(first))
@@ -104,7 +104,7 @@ class Schedule(BackupCase):
                 dates = {time.localtime(ms / 1000)[:3] for ms in due}
                 self.assertEqual(len(dates), days + 1)
 
-    def test_newest_are_kept_and_nothing_else_is_deleted(self):
+    def test_newest_backups_are_kept_and_other_files_are_not_deleted(self):
         others = ["pigeonpost-2026-11-20_030000.tar", "pigeonpost-backup-attic-2026-01-01T000000Z.tar",
                   "pigeonpost-backup-house-2026-13-01T000000Z.tar", "photo.jpg"]  # fmt: skip
         for name in others:
@@ -112,38 +112,38 @@ class Schedule(BackupCase):
                 pass
         for day in range(20, 26):
             self.now(f"2026-11-{day}T16:00:00Z")
-            self.backups.look()
+            self.backups.make_if_due()
         made = [name for name in self.names() if name not in others]
         self.assertEqual(made, [f"pigeonpost-backup-house-2026-11-{day}T160000Z.tar" for day in (23, 24, 25)])
         self.assertEqual(set(others) - set(self.names()), set())
 
-    def test_no_date_is_known_before_the_clock_is_set(self):
+    def test_no_backup_is_made_before_the_clock_is_set(self):
         self.clock.known = False
-        self.backups.look()
+        self.backups.make_if_due()
         self.assertEqual(self.names(), [])
 
-    def test_file_of_a_time_to_come_keeps_none_from_being_made(self):
+    def test_file_with_a_future_time_does_not_prevent_a_backup(self):
         with open(os.path.join(self.place, "pigeonpost-backup-house-2037-01-01T000000Z.tar"), "w", encoding="utf-8"):
             pass
-        self.backups.look()
+        self.backups.make_if_due()
         self.assertEqual(len(self.names()), 2)
 
-    def test_those_of_a_wrong_clock_are_deleted_first_and_never_the_one_just_made(self):
+    def test_backups_with_a_future_time_are_deleted_first_but_never_the_new_one(self):
         for year in (2035, 2036, 2037):
             path = os.path.join(self.place, f"pigeonpost-backup-house-{year}-01-01T000000Z.tar")
             with open(path, "w", encoding="utf-8"):
                 pass
-        self.make(keep=2).look()
+        self.make(keep=2).make_if_due()
         made = "pigeonpost-backup-house-2026-11-20T153610Z.tar"
         self.assertEqual(self.names(), [made, "pigeonpost-backup-house-2037-01-01T000000Z.tar"])
-        self.make(keep=1).look()  # one of today is there
+        self.make(keep=1).make_if_due()  # one of today exists
         self.now("2026-11-21T12:00:00Z")
-        self.make(keep=1).look()
+        self.make(keep=1).make_if_due()
         self.assertEqual(self.names(), ["pigeonpost-backup-house-2026-11-21T120000Z.tar"])
 
-    def test_older_ones_that_cannot_be_deleted_are_named(self):
+    def test_backup_that_cannot_be_deleted_is_named_in_the_fault(self):
         self.backups = self.make(keep=1)
-        self.backups.look()
+        self.backups.make_if_due()
         self.now("2026-11-21T12:00:00Z")
         real = os.unlink
 
@@ -153,23 +153,23 @@ class Schedule(BackupCase):
             real(path, **more)
 
         with mock.patch.object(os, "unlink", unlink):
-            self.backups.look()
-        self.assertIn("a backup was made, but older ones cannot be deleted", self.fault())
+            self.backups.make_if_due()
+        self.assertIn("a backup was made, but an older one cannot be deleted", self.fault())
         self.assertEqual(len(self.names()), 2)
         self.now("2026-11-22T12:00:00Z")
-        self.backups.look()
+        self.backups.make_if_due()
         self.assertEqual((len(self.names()), self.fault()), (1, ""))
 
-    def test_thread_makes_one_and_stops(self):
+    def test_thread_makes_a_backup_and_stops(self):
         with mock.patch.object(scheduled_backup, "FIRST_S", 0.01), mock.patch.object(scheduled_backup, "LOOK_S", 0.01):
             backups = self.make()
             with self.assertLogs("pigeonpost.server.scheduled_backup", "WARNING") as told:
                 backups.start()
                 wait_until(lambda: [name for name in self.names() if name.endswith(".tar")], "a backup")
             self.assertIsNone(backups.stop(LIMIT_S))
-        self.assertIn("is on the disk of the data, and is lost with it", told.output[0])
+        self.assertIn("is on the same disk as the data, and would be lost with it", told.output[0])
 
-    def test_stop_gives_up_the_one_that_is_being_made(self):
+    def test_stop_cancels_a_backup_that_is_being_made(self):
         begun = threading.Event()
 
         def copy(source, target, progress):
@@ -186,26 +186,26 @@ class Schedule(BackupCase):
         self.assertEqual((self.names(), self.fault()), ([], ""))
 
 
-class Restored(BackupCase):
-    def test_everything_comes_back(self):
+class RestoreTest(BackupCase):
+    def test_backup_restores_samples_tokens_and_users(self):
         token = Tokens(self.data).make("a")
         api_token = ApiTokens(self.data, Faults(), self.clock).make("grafana", "viewer")
         Users(self.data).set_password("admin", "correct horse")
-        self.backups.look()
+        self.backups.make_if_due()
         file = os.path.join(self.place, self.names()[0])
         self.assertEqual(stat.S_IMODE(os.stat(file).st_mode), 0o600)
         other = temp_folder(self)
         status, out, told = control_here("--data", other, "restore", file)
         self.assertEqual(status, 0, told)
-        self.assertIn("5 samples of 1 nodes: all there, each once", out)
+        self.assertIn("5 samples of 1 node: none missing, none stored twice", out)
         self.assertEqual(Tokens(other).text_of("a"), token)
         self.assertTrue(Users(other).find("admin"))
         self.assertIsNotNone(ApiTokens(other, Faults(), self.clock).find(api_token))
         self.assertEqual(control_here("--data", other, "verify")[0], 0)
 
-    def test_last_one_is_told_also_after_a_start(self):
+    def test_last_backup_is_reported_after_a_restart(self):
         self.assertEqual(self.backups.report()["made"], None)
-        self.backups.look()
+        self.backups.make_if_due()
         report = self.make().report()
         self.assertEqual(report["made"], "2026-11-20T15:36:10.000Z")
         self.assertEqual((report["to"], report["same_disk"]), (self.place, True))
@@ -215,47 +215,48 @@ class Restored(BackupCase):
         self.assertIsNone(self.make().report()["made"])
 
 
-class Failing(BackupCase):
-    def test_folder_that_is_not_there(self):
+class FailureTest(BackupCase):
+    def test_missing_folder_is_a_fault_until_it_exists(self):
         gone = os.path.join(self.place, "usb")
         backups = self.make(folder=gone)
-        backups.look()
-        self.assertIn(f"mount its disk, or make the folder {gone}", self.fault())
+        backups.make_if_due()
+        self.assertIn(f"mount its disk, or create the folder {gone}", self.fault())
         os.mkdir(gone)
         self.clock.sleep(RETRY_S + 1)
-        backups.look()
+        backups.make_if_due()
         self.assertEqual(self.fault(), "")
         self.assertEqual(len(os.listdir(gone)), 1)
 
-    def test_it_is_tried_again_after_a_while_only(self):
+    def test_failed_backup_is_retried_after_half_an_hour(self):
         with mock.patch.object(scheduled_backup, "make_backup_file", side_effect=OSError(errno.ENOSPC, "full")) as make:
             for _ in range(3):
-                self.backups.look()
+                self.backups.make_if_due()
             self.assertEqual(make.call_count, 1)
             self.clock.sleep(RETRY_S + 1)
-            self.backups.look()
+            self.backups.make_if_due()
             self.assertEqual(make.call_count, 2)
 
-    def test_remedies(self):
+    def test_each_error_has_its_remedy(self):
         for code, text in (
             (errno.EACCES, f"ReadWritePaths={self.place}"), (errno.EROFS, "ReadWritePaths="),
-            (errno.ENOSPC, "make room on the disk"), (errno.EFBIG, "FAT ends at 4 GB"), (errno.EIO, "tries it by hand"),
+            (errno.ENOSPC, "free space on the disk"), (errno.EFBIG, "FAT is limited to 4 GB"),
+            (errno.EIO, "test it with"),
         ):  # fmt: skip
             with self.subTest(code=code):
                 error = OSError(code, os.strerror(code))
                 with mock.patch.object(scheduled_backup, "make_backup_file", side_effect=error):
-                    self.backups.look()
+                    self.backups.make_if_due()
                 self.assertIn(text, self.fault())
                 self.assertIn(os.strerror(code), self.fault())
                 self.clock.sleep(RETRY_S + 1)
 
-    def test_too_little_memory_is_a_fault_of_the_backup_alone(self):
+    def test_lack_of_memory_is_only_a_fault_of_the_backup(self):
         with mock.patch.object(scheduled_backup, "make_backup_file", side_effect=MemoryError):
-            self.backups.look()
+            self.backups.make_if_due()
         self.assertIn("no backup could be made: MemoryError", self.fault())
 
-    def test_damaged_database_leaves_the_backups_that_are_there(self):
-        self.backups.look()
+    def test_damaged_database_leaves_the_existing_backups(self):
+        self.backups.make_if_due()
         before = self.names()
         path = os.path.join(self.data, DATABASE)
         size = os.path.getsize(path)
@@ -263,43 +264,43 @@ class Failing(BackupCase):
             file.seek(4096)
             file.write(b"\xff" * (size - 4096))
         self.now("2026-11-22T12:00:00Z")
-        self.backups.look()
-        self.assertIn(f"`python3 control.py --data {self.data} verify` says what is wrong", self.fault())
+        self.backups.make_if_due()
+        self.assertIn(f"`python3 control.py --data {self.data} verify` shows the damage", self.fault())
         self.assertEqual(self.names(), before)
 
-    def test_disk_that_is_not_mounted_is_told_from_one_that_never_was(self):
+    def test_unmounted_disk_is_distinguished_from_a_folder_on_the_same_disk(self):
         with mock.patch.object(ScheduledBackup, "_is_same_disk", return_value=False):
-            self.backups.look()
+            self.backups.make_if_due()
         self.now("2026-11-22T12:00:00Z")
-        self.backups.look()
-        self.assertIn(f"the disk that had the backups is not at {self.place}; mount it", self.fault())
+        self.backups.make_if_due()
+        self.assertIn(f"the disk with the backups is not mounted at {self.place}; mount it", self.fault())
         self.assertEqual(len(self.names()), 1)
 
-    def test_what_a_kill_left_is_removed(self):
+    def test_files_left_by_a_kill_are_removed(self):
         left = os.path.join(self.place, ".pigeonpost-backup-house-making")
         os.mkdir(left)
         with open(os.path.join(left, DATABASE), "w", encoding="utf-8") as file:
             file.write("half")
-        self.backups.look()
+        self.backups.make_if_due()
         self.assertEqual(self.names(), ["pigeonpost-backup-house-2026-11-20T153610Z.tar"])
 
 
-class Set(unittest.TestCase):
+class SettingsTest(unittest.TestCase):
     def settings(self, text):
         path = os.path.join(temp_folder(self), "server.toml")
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
         return load(SERVER, argparse.Namespace(config=path), "", SERVER_ARRAYS, environment={})
 
-    def test_only_where_they_are_set(self):
+    def test_backups_are_only_made_if_they_are_configured(self):
         self.assertEqual(make_scheduled_backup(self.settings(""), "/data", "house", Faults(), FakeClock()), {})
         settings = self.settings('[backup]\nto = "/mnt/usb"')
         found = make_scheduled_backup(settings, "/data", "house", Faults(), FakeClock())
         self.assertEqual(list(found), ["backup"])
 
-    def test_refused(self):
+    def test_invalid_settings_are_refused(self):
         for text, why in (
-            ('[backup]\nto = "/data/backups"', "lies in the data folder"),
+            ('[backup]\nto = "/data/backups"', "is in the data folder"),
             ('[backup]\nto = "/mnt/usb"\n[store]\npostgres = "postgresql://x/y"', "pg_dump"),
         ):
             with self.subTest(text=text), self.assertRaisesRegex(SettingsError, why):

@@ -1,4 +1,4 @@
-"""Readings without identity: each stored once, durable before it is answered, and not at all when that fails."""
+"""Readings without sequence numbers: each is stored once and durable before the answer, or not stored at all."""
 
 import glob
 import os
@@ -47,8 +47,8 @@ class Real(IngestCase):
         return self.store.points(node, 0, 1 << 60, 100_000)
 
 
-class Stored(Real):
-    def test_what_is_answered_is_durable(self):
+class StoreTest(Real):
+    def test_reading_is_durable_when_it_is_answered(self):
         self.run_ingestor()
         for n in range(3):
             self.unnumbered_sources.store(ExternalReading(ATTIC, {"temperature": 20.5 + n}, C, 1_700_000_000_000 + n))
@@ -58,7 +58,7 @@ class Stored(Real):
         self.assertEqual((last.time_ms, last.values), (1_700_000_000_002, {"temperature": 22.5}))
         self.assertEqual(self.store.nodes()[0]["sensors"], C)
 
-    def test_without_a_time_it_is_now(self):
+    def test_reading_without_a_time_has_the_present_time(self):
         self.run_ingestor()
         before = self.clock.wall_ms()
         self.unnumbered_sources.store(
@@ -66,7 +66,7 @@ class Stored(Real):
         )
         self.assertTrue(before <= self.points("attic")[0].time_ms <= self.clock.wall_ms())
 
-    def test_beyond_a_limit_it_is_not_stored_and_says_why(self):
+    def test_reading_that_exceeds_a_limit_is_refused_with_the_reason(self):
         self.run_ingestor()
         with mock.patch.object(node_limits, "MOST_NODES", 0), self.assertRaisesRegex(NotStored, "has 0 nodes"):
             self.unnumbered_sources.store(ExternalReading(ATTIC, {"temperature": 1.0}, C))
@@ -74,13 +74,13 @@ class Stored(Real):
         self.unnumbered_sources.store(ExternalReading(ATTIC, many, {}))
         self.assertEqual(len(self.points("attic")[0].values), 256)
 
-    def test_it_does_not_wait_for_the_usual_commit(self):
+    def test_reading_does_not_wait_for_the_regular_commit(self):
         self.ingestor._commit_s = 3600.0
         self.run_ingestor()
         for n in range(5):
             self.unnumbered_sources.store(ExternalReading(ATTIC, {"temperature": n}, C))
 
-    def test_many_at_once_are_numbered_without_holes(self):
+    def test_concurrent_readings_are_numbered_without_holes(self):
         self.run_ingestor()
 
         def bring(node):
@@ -95,32 +95,32 @@ class Stored(Real):
         for node in ("a", "b"):
             self.assertEqual(sorted(point.seq for point in self.points(node)), list(range(1, 101)))
 
-    def test_another_run_of_the_server_has_another_epoch(self):
+    def test_each_run_of_the_server_has_a_new_epoch(self):
         self.run_ingestor()
         self.unnumbered_sources.store(ExternalReading(ATTIC, {"temperature": 1}, C))
         self.make().store(ExternalReading(ATTIC, {"temperature": 2}, C))
         self.assertEqual(len({point.epoch for point in self.points("attic")}), 2)
 
 
-class NotStoredInTime(Real):
+class TimeoutTest(Real):
     def setUp(self):
         super().setUp()
         self.enterContext(mock.patch.object(unnumbered_sources, "STORE_S", 0.02))
 
-    def test_it_is_said_and_never_stored_later(self):
+    def test_timeout_is_reported_and_the_reading_is_not_stored_later(self):
         with self.assertRaisesRegex(NotStored, "within 0.02 s"):
             self.unnumbered_sources.store(ExternalReading(ATTIC, {"temperature": 1}, C))
         self.run_ingestor()
-        self.unnumbered_sources.leave(ExternalReading(ATTIC, {"temperature": 2}, C))
+        self.unnumbered_sources.queue(ExternalReading(ATTIC, {"temperature": 2}, C))
         self.assertTrue(self.ingestor.flush(LIMIT_S))
         self.assertEqual([(point.seq, point.values) for point in self.points("attic")], [(1, {"temperature": 2})])
 
-    def test_the_reason_is_told(self):
+    def test_reason_of_the_failure_is_reported(self):
         self.ingestor.fault = "nothing can be stored: disk full"
         with self.assertRaisesRegex(NotStored, "disk full"):
             self.unnumbered_sources.store(ExternalReading(ATTIC, {"temperature": 1}, C))
 
-    def test_several_readings_of_one_client_at_once(self):
+    def test_several_readings_of_one_client_are_one_batch(self):
         self.run_ingestor()
         readings = [
             ExternalReading(
@@ -128,7 +128,7 @@ class NotStoredInTime(Real):
             )
             for value, time_ms in ((1, 1000), (None, 1500), (3, 2000))
         ]
-        self.assertTrue(self.unnumbered_sources.leave(*readings))
+        self.assertTrue(self.unnumbered_sources.queue(*readings))
         self.assertTrue(self.ingestor.flush(LIMIT_S))
         self.assertEqual(
             [(point.seq, point.time_ms, point.values["temperature"]) for point in self.points("attic")],
@@ -136,14 +136,14 @@ class NotStoredInTime(Real):
         )
         self.assertEqual(self.ingestor.latest["attic"].sample.values, {"temperature": 3})
 
-    def test_no_room(self):
+    def test_reading_is_refused_if_the_buffer_is_full(self):
         self.ingestor._buffer_samples = 1
-        self.assertTrue(self.unnumbered_sources.leave(ExternalReading(ATTIC, {"temperature": 1}, C)))
-        self.assertFalse(self.unnumbered_sources.leave(ExternalReading(ATTIC, {"temperature": 2}, C)))
+        self.assertTrue(self.unnumbered_sources.queue(ExternalReading(ATTIC, {"temperature": 1}, C)))
+        self.assertFalse(self.unnumbered_sources.queue(ExternalReading(ATTIC, {"temperature": 2}, C)))
         with self.assertRaises(NotStored):
             self.unnumbered_sources.store(ExternalReading(ATTIC, {"temperature": 3}, C))
 
-    def test_what_is_being_stored_is_waited_for(self):
+    def test_reading_that_is_being_stored_is_waited_for(self):
         entered, go_on, put = threading.Event(), threading.Event(), self.store.put
 
         def slow(*args):
@@ -158,7 +158,7 @@ class NotStoredInTime(Real):
             if len(waits) > 1:
                 return wait(waiter, seconds)
             self.assertTrue(entered.wait(LIMIT_S))
-            return False  # STORE_S is over while it is being stored
+            return False  # STORE_S expires while it is being stored
 
         with mock.patch.object(self.store, "put", slow), mock.patch.object(CommitWaiter, "wait", impatient):
             self.run_ingestor()
@@ -173,70 +173,70 @@ class NotStoredInTime(Real):
         self.assertEqual(len(self.points("attic")), 1)
 
 
-class Callers(Real):
-    def test_a_caller_appears_once_with_its_sensors(self):
-        self.unnumbered_sources.leave(ExternalReading(ATTIC, {"temperature": 1}, C))
-        self.unnumbered_sources.leave(ExternalReading(ATTIC, {"temperature": 1, "humidity": 2}, {**C, "humidity": "%"}))
+class ClientTest(Real):
+    def test_client_appears_once_with_its_sensors(self):
+        self.unnumbered_sources.queue(ExternalReading(ATTIC, {"temperature": 1}, C))
+        self.unnumbered_sources.queue(ExternalReading(ATTIC, {"temperature": 1, "humidity": 2}, {**C, "humidity": "%"}))
         (link,) = self.links
         self.assertEqual(link.state.sensors, [{"name": "temperature", "unit": "°C"}, {"name": "humidity", "unit": "%"}])
         self.assertIs(self.unnumbered_sources.find("attic"), link.state)
         self.assertEqual((link.state.name, link.state.calls_in, link.state.connected), ("attic", True, True))
         self.assertFalse(link.ask("SEND", True))
 
-    def test_how_often_it_calls_is_learned(self):
+    def test_interval_of_calls_is_calculated(self):
         now = [100.0]
         with mock.patch.object(self.clock, "monotonic", lambda: now[0]):
-            self.unnumbered_sources.leave(ExternalReading(ATTIC, {"temperature": 1}, C))
+            self.unnumbered_sources.queue(ExternalReading(ATTIC, {"temperature": 1}, C))
             state = self.unnumbered_sources.find("attic")
             self.assertIsNone(state.every_s)
             for step, expected in ((60, 60.0), (300, 300.0), (60, 300.0), (60, 300.0), (60, 300.0), (60, 60.0)):
                 now[0] += step
-                self.unnumbered_sources.leave(ExternalReading(ATTIC, {"temperature": 1}, C))
+                self.unnumbered_sources.queue(ExternalReading(ATTIC, {"temperature": 1}, C))
                 self.assertEqual(state.every_s, expected)
 
 
-class Proof(Real):
-    """Who may write as which node, on every transport that clients connect to."""
+class ProofTest(Real):
+    """Permission to write as a node, on all transports to which clients connect."""
 
-    def test_a_node_with_a_token_is_only_written_by_who_proves_it(self):
+    def test_node_with_a_token_is_only_written_with_proof(self):
         self.tokens["attic"] = object()
         for transport in ("mqtt", "pimonitor", "bus", "a new one"):
             claim = Claim("attic", transport, is_listed=transport == "bus")
             reading = ExternalReading(claim, {"temperature": 1}, C)
             sources = self.unnumbered_sources
-            for write, what in ((sources.store, reading), (sources.leave, reading), (sources.caller, claim)):
+            for write, what in ((sources.store, reading), (sources.queue, reading), (sources.caller, claim)):
                 with self.assertRaisesRegex(AuthFailed, "attic has a token"):
                     write(what)
         self.assertEqual((self.links, self.ingestor._batches), ([], []))
-        self.unnumbered_sources.leave(ExternalReading(Claim("attic", "tmon", True), {"temperature": 1}, C))
+        self.unnumbered_sources.queue(ExternalReading(Claim("attic", "tmon", True), {"temperature": 1}, C))
         self.assertEqual(len(self.ingestor._batches), 1)
 
-    def test_also_a_node_that_had_none_when_it_came(self):
-        self.unnumbered_sources.leave(ExternalReading(ATTIC, {"temperature": 1}, C))
+    def test_token_created_after_the_first_call_must_be_proved(self):
+        self.unnumbered_sources.queue(ExternalReading(ATTIC, {"temperature": 1}, C))
         self.tokens["attic"] = object()
         with self.assertRaises(AuthFailed):
-            self.unnumbered_sources.leave(ExternalReading(ATTIC, {"temperature": 2}, C))
-        self.assertEqual(self.links, [])  # nor is it shown, or asked
+            self.unnumbered_sources.queue(ExternalReading(ATTIC, {"temperature": 2}, C))
+        self.assertEqual(self.links, [])  # it is not shown, and commands are not sent to it
         self.unnumbered_sources.caller(Claim("attic", "push", True))
         with self.assertRaises(AuthFailed):
-            self.unnumbered_sources.leave(ExternalReading(ATTIC, {"temperature": 2}, C))
+            self.unnumbered_sources.queue(ExternalReading(ATTIC, {"temperature": 2}, C))
         self.assertEqual(len(self.links), 1)
 
-    def test_a_node_whose_token_was_revoked_is_shown_as_refused(self):
+    def test_node_whose_token_was_revoked_is_shown_as_refused(self):
         self.tokens["attic"] = object()
         state = self.unnumbered_sources.caller(Claim("attic", "push", True))
         state.record_contact(0)
-        self.unnumbered_sources.recheck_tokens({"attic", "unknown"})  # it has another one
+        self.unnumbered_sources.recheck_tokens({"attic", "unknown"})  # it has a new token
         self.assertTrue(state.connected)
         del self.tokens["attic"]
         self.unnumbered_sources.recheck_tokens({"attic", "unknown"})
         self.assertFalse(state.connected)
-        self.assertEqual(state.fault, "its token was revoked: `control.py token attic` makes another one")
+        self.assertEqual(state.fault, "its token was revoked: `control.py token attic` creates a new one")
 
-    def test_a_proof_is_never_assumed(self):
+    def test_claim_is_not_proven_by_default(self):
         self.assertFalse(Claim("attic", "a new one").is_proven)
 
-    def test_it_is_logged_once_a_minute(self):
+    def test_refusal_is_logged_once_a_minute(self):
         self.tokens["attic"] = object()
         with self.assertLogs("pigeonpost.server.unnumbered_sources", "WARNING") as logs:
             for _ in range(100):
@@ -244,7 +244,7 @@ class Proof(Real):
                     self.unnumbered_sources.caller(ATTIC)
         self.assertEqual(len(logs.output), 1)
 
-    def test_tokens_that_do_not_read_let_nobody_in(self):
+    def test_unreadable_tokens_refuse_all_clients(self):
         class Broken(dict):
             def __contains__(self, node):
                 raise SettingsError("tokens.json does not read")
@@ -254,9 +254,9 @@ class Proof(Real):
             self.unnumbered_sources.caller(ATTIC)
 
 
-class EveryWay(unittest.TestCase):
-    def test_samples_are_submitted_only_where_it_is_known_who_sends_them(self):
-        """A new transport brings its samples through UnnumberedSources, or is added here with its proof."""
+class TransportTest(unittest.TestCase):
+    def test_samples_are_submitted_only_where_the_sender_is_known(self):
+        """A new transport submits its samples through UnnumberedSources, or is added here with its proof."""
         found = {
             os.path.relpath(path, ROOT): set(re.findall(r"(\w+)\.submit\(|(CommitWaiter)\(", text))
             for path in glob.glob(f"{ROOT}/pigeonpost/**/*.py", recursive=True)
@@ -276,30 +276,30 @@ class EveryWay(unittest.TestCase):
             self.assertIn("unnumbered_sources.caller(Claim(", text)
 
 
-class Room(Real):
-    """Names cost nothing, so they are counted; those of nodes with a token are not."""
+class UnprovenLimitTest(Real):
+    """Names can be invented, so they are counted, except for those of nodes with a token."""
 
     def caller(self, node, transport="mqtt", sensors=(), **more):
         return self.unnumbered_sources.caller(Claim(node, transport, **more), sensors)
 
-    def test_invented_names_take_no_place_of_anybody_else(self):
+    def test_invented_names_do_not_displace_other_nodes(self):
         with mock.patch.object(unnumbered_sources, "MOST_UNPROVEN", 3):
             for n in range(3):
                 self.caller(f"n{n}")
             for n in range(100):
                 with self.assertRaisesRegex(NotStored, "3 nodes without a token"):
                     self.caller(f"x{n}")
-            self.caller("n1")  # it has its place
-            self.caller("kitchen", "pimonitor")  # another transport has places of its own
-            self.caller("cellar", is_listed=True)  # the settings name it
+            self.caller("n1")  # it is admitted already
+            self.caller("kitchen", "pimonitor")  # another transport has a separate limit
+            self.caller("cellar", is_listed=True)  # it is in the settings
             for n in range(10):
                 self.tokens[f"t{n}"] = object()
                 self.caller(f"t{n}", is_proven=True)
-            self.tokens["n2"] = object()  # who has a token now takes no place
+            self.tokens["n2"] = object()  # a node that has a token now is not counted
             self.caller("n3")
         self.assertEqual(len(self.links), 3 + 1 + 1 + 10 + 1)
 
-    def test_the_surplus_is_a_fault_with_its_remedy_and_is_shown_once(self):
+    def test_too_many_clients_are_one_fault_with_its_remedy(self):
         with mock.patch.object(unnumbered_sources, "MOST_UNPROVEN", 3), self.assertLogs() as logs:
             for n in range(1000):
                 try:
@@ -308,9 +308,9 @@ class Room(Real):
                     pass
         self.assertEqual(len(logs.output), 1)
         (text,) = self.faults.present().values()
-        self.assertRegex(text, r"3 nodes without a token .* by mqtt .*control.py token NODE")
+        self.assertRegex(text, r"3 nodes without a token .* via mqtt .*control.py token NODE")
 
-    def test_sensors_are_counted_over_all_nodes_of_a_transport(self):
+    def test_sensors_are_counted_across_all_nodes_of_a_transport(self):
         with mock.patch.object(unnumbered_sources, "MOST_UNPROVEN_SENSORS", 6):
             self.caller("a", sensors=["t1", "t2", "t3"])
             self.caller("b", sensors=["t1", "t2"])
@@ -320,15 +320,15 @@ class Room(Real):
             self.caller("a", sensors=["t1", "t2", "t3"])  # as before
             self.caller("c", "bus", sensors=["t8", "t9"])
             self.caller("e", "pimonitor", sensors=["t1"], is_listed=True)
-            with self.assertRaises(NotStored):  # a name that the settings of another transport list does not help
+            with self.assertRaises(NotStored):  # being in the settings of another transport has no effect
                 self.caller("e", sensors=["t8", "t9"])
             self.tokens["d"] = object()
             self.caller("d", sensors=[f"s{n}" for n in range(100)], is_proven=True)
         self.assertEqual([link.state.name for link in self.links], ["a", "b", "c", "e", "d"])
 
 
-class NoRoom(Real):
-    def test_submit_gives_up_when_there_is_no_room_or_the_program_stops(self):
+class FullBufferTest(Real):
+    def test_submit_fails_if_the_buffer_is_full_or_the_program_stops(self):
         self.ingestor._buffer_samples = 1
         self.assertTrue(self.ingestor.submit(self.answers.of(batch(1, 2))))
         self.assertFalse(self.ingestor.submit(self.answers.of(batch(3, 4)), limit_s=0.01))
